@@ -1,0 +1,102 @@
+"""One component to one ONNX file with its weights beside it."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldmrt.model import Checkpoint
+from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.specs import TensorSpec
+
+from .components import DIMS, Component, example, split_symbol
+
+OPSET = 23  # native GroupNormalization and Attention
+INLINE = 1024  # bytes: smaller constants stay in the graph, which shape inference reads
+
+
+def to_onnx(component: Component, checkpoint: Checkpoint, folder: Path) -> Path:
+    """Write FOLDER/model.onnx and model.onnx_data, checked, with the dimensions named as in the specs."""
+    import onnx
+    import onnx_ir
+
+    inputs, outputs = component.inputs(checkpoint), component.outputs(checkpoint)
+    step = 2 ** (len(checkpoint.unet.config.block_out_channels) - 1) * checkpoint.vae.config.factor
+    sizes = {
+        "batch": 2,
+        "height": 4 * step,
+        "width": 6 * step,
+    }  # unlike numbers: no two dimensions may be confused
+    feeds = {name: torch.from_numpy(array) for name, array in example(inputs, sizes, checkpoint).items()}
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            component.module(checkpoint).eval(),
+            (),
+            kwargs=feeds,
+            dynamo=True,
+            dynamic_shapes={spec.name: _dynamic(spec, step) for spec in inputs},
+            input_names=[spec.name for spec in inputs],
+            output_names=[spec.name for spec in outputs],
+            opset_version=OPSET,
+        )
+    assert program is not None
+    model: Any = program.model
+    _strip(model)
+    for values, specs in ((model.graph.inputs, inputs), (model.graph.outputs, outputs)):
+        for value, spec in zip(values, specs, strict=True):
+            value.shape = onnx_ir.Shape(spec.shape)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "model.onnx"
+    onnx_ir.save(model, path, external_data="model.onnx_data", size_threshold_bytes=INLINE)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:
+        raise LdmrtError(component.name, "the exported graph is not valid", found=str(error).splitlines()[0]) from None
+    return path
+
+
+def _dynamic(spec: TensorSpec, step: int) -> dict[int, Any]:
+    """torch's dynamic dimensions of one input. A side is a multiple of `step` pixels: the U-Net halves it."""
+    dims: dict[int, Any] = {}
+    for axis, dim in enumerate(spec.shape):
+        if isinstance(dim, str):
+            name, divisor = split_symbol(dim)
+            if name in ("height", "width"):
+                dims[axis] = (step // divisor) * torch.export.Dim(name, min=1, max=DIMS[name].max // step)
+            else:
+                dims[axis] = torch.export.Dim(name, min=DIMS[name].min, max=DIMS[name].max)
+    return dims
+
+
+def _strip(model: Any) -> None:
+    """Remove what the tracer left behind: stack traces with paths of the machine that exported."""
+    for graph in (model.graph, *model.functions.values()):
+        for node in graph:
+            node.metadata_props.clear()
+            node.doc_string = None
+        for value in (*graph.inputs, *graph.outputs, *getattr(graph, "initializers", {}).values()):
+            value.metadata_props.clear()
+        graph.metadata_props.clear()
+        graph.doc_string = None
+    model.metadata_props.clear()
+    model.doc_string = None
+    model.producer_name, model.producer_version = "ldmrt", ""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's own log and warnings, kept from the user: the checker and parity say what matters."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,85 @@
+"""Does the bundle compute what the checkpoint does? Component by component, then picture against picture."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldmrt.model import Checkpoint
+from ldmrt.runtime.bundle import Bundle
+from ldmrt.runtime.engine_ort import OrtEngine
+from ldmrt.runtime.pipeline import open_pipeline
+
+from .components import COMPONENTS, Component, example
+from .reference import torch_pipeline
+
+# The same float32 latents through 20 rows and the decoder, twice: 60 dB is a mean error of a quarter of a grey level.
+PICTURE_DB = 60.0
+STEPS, GUIDANCE = 20, 5.0
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One row of the report: `value` in `unit`, and whether it is within the tolerance."""
+
+    what: str
+    value: float
+    limit: float
+    unit: str  # "of the largest value" or "dB"
+
+    @property
+    def within(self) -> bool:
+        """Decibels have to reach the limit, differences must not pass it; what is not a number is never within."""
+        return self.value >= self.limit if self.unit == "dB" else self.value <= self.limit
+
+
+def compare(bundle: Path, checkpoint: Checkpoint, prompt: str, seed: int = 0) -> Iterator[Difference]:
+    """Every component of the bundle on ONNX Runtime against PyTorch, then the final picture from the same latents."""
+    opened = Bundle.open(bundle)
+    for name in opened.components:
+        component = COMPONENTS[name]
+        engine = OrtEngine(name, opened.model(name))
+        yield Difference(
+            name,
+            component_difference(component, checkpoint, engine),
+            component.tolerance,
+            "of the largest value",
+        )
+        engine.close()
+    pictures = []
+    for pipeline in (open_pipeline(bundle, check=False), torch_pipeline(checkpoint)):
+        result = pipeline(prompt, steps=STEPS, guidance=GUIDANCE, seed=seed)
+        pictures.append(result.images)
+        pipeline.close()
+    yield Difference("picture", psnr(*pictures), PICTURE_DB, "dB")
+
+
+def component_difference(component: Component, checkpoint: Checkpoint, engine: OrtEngine) -> float:
+    """The largest difference over the cases, relative to the largest value of the reference's output."""
+    reference, worst = component.engine(checkpoint), 0.0
+    for seed, sizes in enumerate(cases(checkpoint)):
+        feeds = example(component.inputs(checkpoint), sizes, checkpoint, seed)
+        expected, found = reference(**feeds), engine(**feeds)
+        for name, value in expected.items():
+            difference = np.abs(found[name].astype(np.float64) - value).max() / max(np.abs(value).max(), 1e-30)
+            worst = max(worst, float(difference)) if np.isfinite(difference) else float("inf")
+    return worst
+
+
+def cases(checkpoint: Checkpoint) -> list[dict[str, int]]:
+    """Sizes to compare at: one picture, an odd batch, and a shape that is not square."""
+    unit = checkpoint.vae.config.factor * 2 ** (len(checkpoint.unet.config.block_out_channels) - 1)
+    side = max(unit, min(256, (checkpoint.unet.config.sample_size or 64) * checkpoint.vae.config.factor))
+    return [
+        {"batch": 1, "height": side, "width": side},
+        {"batch": 3, "height": side, "width": side},
+        {"batch": 2, "height": side, "width": side + unit},
+    ]
+
+
+def psnr(a: NDArray, b: NDArray) -> float:
+    """Peak signal-to-noise ratio of two uint8 pictures in dB; infinite where they are equal."""
+    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+    return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))

@@ -1,0 +1,180 @@
+"""The KL autoencoder between pictures and latents (Rombach et al. 2022, section 3.1; Kingma & Welling 2013).
+
+State-dict keys and config fields are those of diffusers' AutoencoderKL.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldmrt.runtime import LdmrtError
+
+from .attention import SpatialAttention
+from .blocks import Downsample, ResnetBlock, Upsample
+from .config import from_config
+
+EPS = 1e-6  # of every norm: fixed in diffusers
+
+# Config keys of diffusers that ask for something else than the blocks below, with the value that asks for nothing.
+NEUTRAL: dict[str, Any] = {
+    "act_fn": "silu",
+    "latents_mean": None,
+    "latents_std": None,
+    "mid_block_add_attention": True,
+    "shift_factor": None,
+    "use_post_quant_conv": True,
+    "use_quant_conv": True,
+}
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """What of diffusers' config is read; the defaults are Stable Diffusion's."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",) * 4
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",) * 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    sample_size: int = 512
+    scaling_factor: float = 0.18215
+    force_upcast: bool = True
+
+    def __post_init__(self) -> None:
+        for name, block in (
+            ("down_block_types", "DownEncoderBlock2D"),
+            ("up_block_types", "UpDecoderBlock2D"),
+        ):
+            types = getattr(self, name)
+            if types != (block,) * len(self.block_out_channels):
+                raise LdmrtError(
+                    "vae",
+                    f"{name} is not supported",
+                    expected=f"{len(self.block_out_channels)} x {block}",
+                    found=types,
+                )
+
+    @classmethod
+    def read(cls, config: dict[str, Any]) -> "AutoencoderConfig":
+        """From the dict in diffusers' config.json."""
+        return from_config(cls, config, NEUTRAL, "vae")
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent, along one side."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+def _stack(widths: list[int], groups: int) -> nn.ModuleList:
+    """One resnet between each width and the next."""
+    return nn.ModuleList(ResnetBlock(a, b, groups=groups, eps=EPS) for a, b in pairwise(widths))
+
+
+def _middle(width: int, groups: int) -> nn.Module:
+    block = nn.Module()
+    block.resnets = _stack([width] * 3, groups)
+    block.attentions = nn.ModuleList([SpatialAttention(width, groups=groups, eps=EPS)])
+    return block
+
+
+def _run_middle(block: nn.Module, x: Tensor) -> Tensor:
+    return block.resnets[1](block.attentions[0](block.resnets[0](x)))
+
+
+class Encoder(nn.Module):
+    """(B, in, H, W) -> (B, 2 * latent, H/f, W/f)."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        inner = widths[0]
+        for level, width in enumerate(widths):
+            block = nn.Module()
+            block.resnets = _stack([inner] + [width] * config.layers_per_block, groups)
+            if level < len(widths) - 1:
+                block.downsamplers = nn.ModuleList([Downsample(width, padding=0)])
+            self.down_blocks.append(block)
+            inner = width
+        self.mid_block = _middle(inner, groups)
+        self.conv_norm_out = nn.GroupNorm(groups, inner, EPS)
+        self.conv_out = nn.Conv2d(inner, 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            for resnet in block.resnets:
+                x = resnet(x)
+            if hasattr(block, "downsamplers"):
+                x = block.downsamplers[0](x)
+        x = _run_middle(self.mid_block, x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Decoder(nn.Module):
+    """(B, latent, h, w) -> (B, out, f*h, f*w)."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = _middle(widths[0], groups)
+        self.up_blocks = nn.ModuleList()
+        inner = widths[0]
+        for level, width in enumerate(widths):
+            block = nn.Module()
+            block.resnets = _stack([inner] + [width] * (config.layers_per_block + 1), groups)
+            if level < len(widths) - 1:
+                block.upsamplers = nn.ModuleList([Upsample(width)])
+            self.up_blocks.append(block)
+            inner = width
+        self.conv_norm_out = nn.GroupNorm(groups, inner, EPS)
+        self.conv_out = nn.Conv2d(inner, config.out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = _run_middle(self.mid_block, self.conv_in(x))
+        for block in self.up_blocks:
+            for resnet in block.resnets:
+                x = resnet(x)
+            if hasattr(block, "upsamplers"):
+                x = block.upsamplers[0](x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Autoencoder(nn.Module):
+    """Pictures (B, 3, H, W) in [-1, 1] to and from latents (B, C, H/f, W/f), before the scaling factor."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+
+    def encode(self, picture: Tensor) -> Tensor:
+        """(B, 3, H, W) -> mean and log-variance of the latents, (B, 2C, H/f, W/f)."""
+        return self.quant_conv(self.encoder(picture))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, 3, f*h, f*w)."""
+        return self.decoder(self.post_quant_conv(latent))
+
+
+def moments(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance, the latter clamped to [-30, 20] as in the reference: (B, 2C, h, w) -> 2 x (B, C, h, w)."""
+    mean, log_variance = parameters.chunk(2, dim=1)
+    return mean, log_variance.clamp(-30.0, 20.0)
+
+
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(q || N(0, 1)) in nats, mean over all elements (Kingma & Welling 2013, appendix B)."""
+    return 0.5 * torch.mean(mean.square() + log_variance.exp() - 1.0 - log_variance)

@@ -1,0 +1,84 @@
+"""The convolutional blocks that the U-Net and the autoencoder share. Attribute names are diffusers' state-dict keys."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ResnetBlock(nn.Module):
+    """norm, SiLU, conv, twice, with the time embedding added between: (B, in, H, W) -> (B, out, H, W).
+
+    `time_channels` is None where there is no time (the autoencoder).
+    """
+
+    def __init__(self, inner: int, outer: int, *, groups: int, eps: float, time_channels: int | None = None) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, inner, eps)
+        self.conv1 = nn.Conv2d(inner, outer, 3, padding=1)
+        if time_channels is not None:
+            self.time_emb_proj = nn.Linear(time_channels, outer)
+        self.norm2 = nn.GroupNorm(groups, outer, eps)
+        self.conv2 = nn.Conv2d(outer, outer, 3, padding=1)
+        if inner != outer:
+            self.conv_shortcut = nn.Conv2d(inner, outer, 1)
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        if time is not None:
+            h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
+
+
+class Downsample(nn.Module):
+    """Strided 3x3 convolution: (B, C, H, W) -> (B, C, H/2, W/2).
+
+    `padding` 0 pads on the right and below only, as the autoencoder was trained.
+    """
+
+    def __init__(self, channels: int, *, padding: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.conv.padding == (0, 0):
+            x = F.pad(x, (0, 1, 0, 1))
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour, then a 3x3 convolution: (B, C, H, W) -> (B, C, 2H, 2W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers on the sinusoidal features: (B, in) -> (B, out)."""
+
+    def __init__(self, inner: int, outer: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(inner, outer)
+        self.linear_2 = nn.Linear(outer, outer)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(features)))
+
+
+def sinusoids(t: Tensor, channels: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
+    """Sinusoidal features of the timestep (Vaswani et al. 2017, section 3.5): (B,) -> (B, channels), float32.
+
+    The angles reach 1000 and need float32 whatever the model's precision: in float16 they are wrong by 0.42.
+    """
+    half = channels // 2
+    frequencies = torch.exp(
+        -9.210340371976184 * torch.arange(half, dtype=torch.float32, device=t.device) / (half - freq_shift)
+    )
+    angles = t.float()[:, None] * frequencies[None, :]
+    sin, cos = torch.sin(angles), torch.cos(angles)
+    features = torch.cat([cos, sin] if flip_sin_to_cos else [sin, cos], dim=-1)
+    return F.pad(features, (0, 1)) if channels % 2 else features

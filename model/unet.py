@@ -1,0 +1,231 @@
+"""The U-Net that predicts the noise (Rombach et al. 2022, arXiv:2112.10752; Ho et al. 2020, arXiv:2006.11239).
+
+State-dict keys and config fields are those of diffusers' UNet2DConditionModel.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldmrt.runtime import LdmrtError
+
+from .attention import Transformer2D
+from .blocks import Downsample, ResnetBlock, TimestepEmbedding, Upsample, sinusoids
+from .config import from_config
+
+PerLevel = int | tuple[int, ...]
+
+# Config keys of diffusers that ask for something else than the blocks below, with the value that asks for nothing.
+NEUTRAL: dict[str, Any] = {
+    "act_fn": "silu",
+    "addition_embed_type": None,
+    "addition_embed_type_num_heads": 64,
+    "addition_time_embed_dim": None,
+    "attention_type": "default",
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "class_embeddings_concat": False,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "cross_attention_norm": None,
+    "dropout": 0.0,
+    "dual_cross_attention": False,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "mid_block_only_cross_attention": None,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "projection_class_embeddings_input_dim": None,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "resnet_time_scale_shift": "default",
+    "reverse_transformer_layers_per_block": None,
+    "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None,
+    "time_embedding_dim": None,
+    "time_embedding_type": "positional",
+    "timestep_post_act": None,
+    "upcast_attention": False,
+}
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """What of diffusers' config is read; the defaults are diffusers'. `PerLevel` is one number or one a level."""
+
+    sample_size: int | None = None
+    in_channels: int = 4
+    out_channels: int = 4
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: PerLevel = 2
+    downsample_padding: int = 1
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    cross_attention_dim: int = 1280
+    transformer_layers_per_block: PerLevel = 1
+    attention_head_dim: PerLevel = 8  # the number of heads: diffusers keeps an old misnomer
+    num_attention_heads: PerLevel | None = None
+    use_linear_projection: bool = False
+
+    def __post_init__(self) -> None:
+        levels = len(self.block_out_channels)
+        for name, allowed in (("down_block_types", DOWN), ("up_block_types", UP)):
+            types = getattr(self, name)
+            if len(types) != levels:
+                raise LdmrtError(
+                    "unet",
+                    f"{name} does not fit block_out_channels",
+                    expected=f"{levels} blocks",
+                    found=types,
+                )
+            if unknown := [block for block in types if block not in allowed]:
+                raise LdmrtError(
+                    "unet", f"{name} asks for {unknown[0]}, which is not here", expected=" or ".join(allowed)
+                )
+        for width, heads in zip(self.block_out_channels, self.heads, strict=True):
+            if width % self.norm_num_groups or width % heads:
+                raise LdmrtError(
+                    "unet",
+                    f"block_out_channels {width} cannot be split",
+                    expected=f"a multiple of {self.norm_num_groups} groups and of {heads} heads",
+                )
+
+    @classmethod
+    def read(cls, config: dict[str, Any]) -> "UNetConfig":
+        """From the dict in diffusers' config.json."""
+        return from_config(cls, config, NEUTRAL, "unet")
+
+    def per_level(self, value: PerLevel) -> tuple[int, ...]:
+        """`value` once a level."""
+        levels = len(self.block_out_channels)
+        values = (value,) * levels if isinstance(value, int) else tuple(value)
+        if len(values) != levels:
+            raise LdmrtError(
+                "unet", "a list does not fit block_out_channels", expected=f"{levels} values", found=values
+            )
+        return values
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """The number of attention heads of each level."""
+        return self.per_level(self.num_attention_heads or self.attention_head_dim)
+
+
+DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")
+UP = ("CrossAttnUpBlock2D", "UpBlock2D")
+
+
+class UNet(nn.Module):
+    """Noise prediction: sample (B, in, H, W), timestep (B,), context (B, M, cross) -> (B, out, H, W).
+
+    H and W are multiples of 2 ** (levels - 1).
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.block_out_channels
+        levels = range(len(widths))
+        layers = config.per_level(config.layers_per_block)
+        depths = config.per_level(config.transformer_layers_per_block)
+        last = len(widths) - 1
+
+        def resnet(inner: int, outer: int) -> ResnetBlock:
+            return ResnetBlock(
+                inner, outer, groups=config.norm_num_groups, eps=config.norm_eps, time_channels=4 * widths[0]
+            )
+
+        def transformers(level: int, count: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                Transformer2D(
+                    widths[level],
+                    config.heads[level],
+                    config.cross_attention_dim,
+                    depth=depths[level],
+                    groups=config.norm_num_groups,
+                    linear=config.use_linear_projection,
+                )
+                for _ in range(count)
+            )
+
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
+
+        self.down_blocks = nn.ModuleList()
+        skips = [widths[0]]  # channels of each skip connection, in the order that they are made
+        for level in levels:
+            block = nn.Module()
+            inner = [skips[-1], *[widths[level]] * (layers[level] - 1)]
+            block.resnets = nn.ModuleList(resnet(width, widths[level]) for width in inner)
+            if config.down_block_types[level] == "CrossAttnDownBlock2D":
+                block.attentions = transformers(level, layers[level])
+            if level < last:
+                block.downsamplers = nn.ModuleList([Downsample(widths[level], padding=config.downsample_padding)])
+            skips += [widths[level]] * (layers[level] + (level < last))
+            self.down_blocks.append(block)
+
+        self.mid_block = nn.Module()
+        self.mid_block.resnets = nn.ModuleList(resnet(widths[-1], widths[-1]) for _ in range(2))
+        self.mid_block.attentions = transformers(last, 1)
+
+        self.up_blocks = nn.ModuleList()
+        width = widths[-1]
+        for level, kind in zip(reversed(levels), config.up_block_types, strict=True):
+            block = nn.Module()
+            block.resnets = nn.ModuleList()
+            for _ in range(layers[level] + 1):
+                block.resnets.append(resnet(width + skips.pop(), widths[level]))
+                width = widths[level]
+            if kind == "CrossAttnUpBlock2D":
+                block.attentions = transformers(level, layers[level] + 1)
+            if level > 0:
+                block.upsamplers = nn.ModuleList([Upsample(width)])
+            self.up_blocks.append(block)
+
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+
+    def forward(self, sample: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        config = self.config
+        features = sinusoids(
+            timestep,
+            config.block_out_channels[0],
+            flip_sin_to_cos=config.flip_sin_to_cos,
+            freq_shift=config.freq_shift,
+        )
+        time = self.time_embedding(features.to(sample.dtype))
+
+        x = self.conv_in(sample)
+        skips = [x]
+        for block in self.down_blocks:
+            for i, resnet in enumerate(block.resnets):
+                x = resnet(x, time)
+                if hasattr(block, "attentions"):
+                    x = block.attentions[i](x, context)
+                skips.append(x)
+            if hasattr(block, "downsamplers"):
+                x = block.downsamplers[0](x)
+                skips.append(x)
+
+        x = self.mid_block.resnets[0](x, time)
+        x = self.mid_block.attentions[0](x, context)
+        x = self.mid_block.resnets[1](x, time)
+
+        for block in self.up_blocks:
+            for i, resnet in enumerate(block.resnets):
+                x = resnet(torch.cat([x, skips.pop()], dim=1), time)
+                if hasattr(block, "attentions"):
+                    x = block.attentions[i](x, context)
+            if hasattr(block, "upsamplers"):
+                x = block.upsamplers[0](x)
+
+        return self.conv_out(F.silu(self.conv_norm_out(x)))

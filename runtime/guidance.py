@@ -1,0 +1,32 @@
+"""Guidance as a matrix: the network runs on N rows of contexts, and m = W @ out weighs them per latent."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Which latent each of N network rows sees, and how their outputs combine."""
+
+    idx: NDArray[np.int64]  # (N,)
+    weights: NDArray[np.float32]  # (batch, N)
+
+    def combine(self, out: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N, ...) -> (batch, ...)."""
+        if len(self.idx) == len(self.weights):
+            return out
+        return np.tensordot(self.weights, out, axes=1)
+
+
+def classifier_free(batch: int, scale: float) -> Guidance:
+    """Ho & Salimans 2022, arXiv:2207.12598: (1 - g) * negative + g * positive.
+
+    The first `batch` rows have the negative prompts; at scale 1 there are only positive ones.
+    """
+    one = np.eye(batch, dtype=np.float32)
+    latent = np.arange(batch)
+    if scale == 1.0:
+        return Guidance(latent, one)
+    return Guidance(np.concatenate([latent, latent]), np.concatenate([(1 - scale) * one, scale * one], axis=1))

@@ -1,0 +1,84 @@
+"""What a user asks for, checked once at the door."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import LdmrtError
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of the pipeline: `count` pictures of each prompt.
+
+    `seed` is the first picture's, the next ones count up; or a sequence with one a picture. `guidance` 1 is none.
+    `width` and `height` are pixels, the model's own size where left out. `scheduler` is an everyday name, the
+    bundle's own where left out. `latents` are unit noise (pictures, C, height/f, width/f) in place of the seeds'.
+    """
+
+    prompt: str | Sequence[str]
+    negative_prompt: str | Sequence[str] = ""
+    count: int = 1
+    steps: int = 20
+    guidance: float = 5.0
+    seed: int | Sequence[int] = 0
+    width: int | None = None
+    height: int | None = None
+    scheduler: str | None = None
+    eta: float | None = None
+    latents: NDArray[Any] | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise LdmrtError("request", "impossible count", expected="at least 1", found=self.count)
+        if self.steps < 1:
+            raise LdmrtError("request", "impossible number of steps", expected="at least 1", found=self.steps)
+        if not np.isfinite(self.guidance):
+            raise LdmrtError("request", "impossible guidance", expected="a number", found=self.guidance)
+        if not self.prompts:
+            raise LdmrtError("request", "no prompt")
+        if len(self.negative_prompts) != len(self.prompts):
+            raise LdmrtError(
+                "request",
+                "as many negative prompts as pictures",
+                expected=len(self.prompts),
+                found=len(self.negative_prompts),
+            )
+        if len(self.seeds) != len(self.prompts):
+            raise LdmrtError("request", "one seed a picture", expected=len(self.prompts), found=len(self.seeds))
+
+    @property
+    def prompts(self) -> list[str]:
+        """One a picture."""
+        return self._each(self.prompt)
+
+    @property
+    def negative_prompts(self) -> list[str]:
+        """One a picture."""
+        if isinstance(self.negative_prompt, str):
+            return [self.negative_prompt] * len(self.prompts)
+        return self._each(self.negative_prompt)
+
+    @property
+    def seeds(self) -> list[int]:
+        """One a picture."""
+        if isinstance(self.seed, (int, np.integer)):
+            return [int(self.seed) + i for i in range(len(self.prompts))]
+        return [int(seed) for seed in self.seed]
+
+    def _each(self, text: str | Sequence[str]) -> list[str]:
+        texts = [text] if isinstance(text, str) else list(text)
+        return [t for t in texts for _ in range(self.count)]
+
+    def latent_size(self, size: int, factor: int) -> tuple[int, int]:
+        """(height, width) of the latents, for a model of `size` pixels and `factor` pixels a latent."""
+        sides = []
+        for name, given in (("height", self.height), ("width", self.width)):
+            pixels = size if given is None else given
+            if pixels < factor or pixels % factor:
+                raise LdmrtError("request", f"impossible {name}", expected=f"a multiple of {factor}", found=pixels)
+            sides.append(pixels // factor)
+        return sides[0], sides[1]

@@ -1,0 +1,106 @@
+"""CLIP's tokenizer: text to ids, from the files that diffusers and transformers write."""
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import LdmrtError, LdmrtWarning
+
+# Radford et al. 2021: contractions, words, single digits, runs of signs
+PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+class Tokenizer:
+    """Byte-pair encoding to a fixed length, with start and end tokens and padding."""
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        """`files` are those of a tokenizer folder: vocab.json and merges.txt, or tokenizer.json, and the configs."""
+        config, special = (_json(files, name) for name in ("tokenizer_config.json", "special_tokens_map.json"))
+        try:
+            if "vocab.json" in files and "merges.txt" in files:
+                merges = files["merges.txt"].decode().splitlines()
+                pairs = [tuple(line.split()) for line in merges if line and not line.startswith("#version")]
+                self._backend = clip_bpe(json.loads(files["vocab.json"]), pairs)
+            else:
+                from tokenizers import Tokenizer as Backend
+
+                self._backend = Backend.from_str(files["tokenizer.json"].decode())
+        except Exception as error:  # tokenizers raises bare Exception
+            raise LdmrtError(
+                "tokenizer",
+                "cannot read the vocabulary",
+                expected="vocab.json and merges.txt, or tokenizer.json",
+                found=(str(error) or repr(error)).splitlines()[0],
+            ) from None
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self.size = int(self._backend.get_vocab_size())
+        self.length = int(config.get("model_max_length", 77))
+        pad = special.get("pad_token") or config.get("pad_token") or END
+        self.start, self.end = self._id(START), self._id(END)
+        self.pad = self._id(pad["content"] if isinstance(pad, dict) else pad)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Tokenizer":
+        """From a folder."""
+        if not folder.is_dir():
+            raise LdmrtError("tokenizer", "missing folder", expected=folder)
+        return cls({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
+
+    def _id(self, token: str) -> int:
+        found = self._backend.token_to_id(token)
+        if found is None:
+            raise LdmrtError("tokenizer", f"no token {token!r} in the vocabulary")
+        return int(found)
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Ids, (len(texts), length). A text that is too long is cut, with a warning that says what was lost."""
+        rows = np.full((len(texts), self.length), self.pad, np.int64)
+        for row, text, encoding in zip(rows, texts, self._backend.encode_batch(list(texts)), strict=True):
+            ids = encoding.ids
+            if len(ids) > self.length:
+                lost = text[encoding.offsets[self.length - 1][0] :].strip()
+                message = f"tokenizer: prompt has {len(ids) - 2} tokens, {self.length - 2} fit; left out: {lost!r}"
+                warnings.warn(message, LdmrtWarning, stacklevel=2)
+                ids = [*ids[: self.length - 1], self.end]
+            row[: len(ids)] = ids
+        return rows
+
+
+def clip_bpe(vocab: Mapping[str, int], merges: Sequence[tuple[str, ...]]) -> Any:
+    """The CLIP pipeline around a vocabulary: lower case, split by `PATTERN`, bytes, merges, start and end tokens."""
+    try:
+        from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    except ImportError:
+        raise LdmrtError("tokenizer", "tokenizers is not installed", hint="pip install tokenizers") from None
+
+    backend: Any = Tokenizer(models.BPE(dict(vocab), list(merges), end_of_word_suffix="</w>", unk_token=END))
+    backend.add_special_tokens([START, END])
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    start, end = backend.token_to_id(START), backend.token_to_id(END)
+    backend.post_processor = processors.RobertaProcessing(
+        (END, end), (START, start), trim_offsets=False, add_prefix_space=False
+    )
+    return backend
+
+
+def _json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(files.get(name, b"{}")))
+    except (ValueError, TypeError) as error:
+        raise LdmrtError("tokenizer", f"cannot read {name}", expected="a JSON object", found=error) from None

@@ -1,0 +1,74 @@
+"""The command line. Each command is imported when it runs, so that `ldmrt --help` stays instant."""
+
+import importlib
+import sys
+import warnings
+
+import click
+
+# name -> module of ldmrt.tools, attribute, one line of help
+COMMANDS = {
+    "generate": ("generate", "generate", "Make pictures from a bundle."),
+    "export": ("export", "export", "Turn a checkpoint into a bundle of ONNX files."),
+    "verify": ("verify", "verify", "Prove that a bundle computes what its checkpoint does."),
+    "inspect": ("inspect", "inspect", "Show what a bundle holds."),
+    "data": ("data", "data", "Build a training set."),
+    "train": ("train", "train", "Train an autoencoder, then a diffusion model in its latents."),
+    "evaluate": (
+        "evaluate",
+        "evaluate",
+        "Score the pictures of an emoji model against what its prompts say.",
+    ),
+}
+
+
+class Lazy(click.Group):
+    """A group that knows its commands' names and imports one only to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[name]
+        return getattr(importlib.import_module(f"ldmrt.tools.{module}"), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="ldmrt", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Latent diffusion from PyTorch to ONNX to TensorRT: exported, proven unchanged, and run without torch.
+
+    Example: ldmrt export CHECKPOINT BUNDLE && ldmrt generate BUNDLE "a red apple, noto style, blue background"
+    """
+
+
+def main() -> None:
+    """Run the command line: an `LdmrtError` becomes its one or two lines and exit code 2."""
+    from ldmrt.runtime import LdmrtError, LdmrtWarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: object) -> None:
+        if issubclass(category, LdmrtWarning):
+            click.secho(f"warning: {message}", fg="yellow", err=True)
+
+    warnings.showwarning = show  # type: ignore[assignment]
+    try:
+        sys.exit(cli(standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except LdmrtError as error:
+        click.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""`ldmrt evaluate`: the score of an emoji model."""
+
+import json
+from pathlib import Path
+
+import click
+import numpy as np
+
+BATCH = 10  # pictures a call
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--data", "folder", type=click.Path(path_type=Path), required=True, help="Built by `ldmrt data emoji`.")
+@click.option("--style", default="noto", show_default=True)
+@click.option("--group", "groups", multiple=True, help="Emoji groups the model was trained on; all where left out.")
+@click.option("--prompts", "count", default=300, show_default=True, help="Of trained and of held-out pairs each.")
+@click.option("--steps", default=20, show_default=True)
+@click.option("--guidance", default=3.0, show_default=True)
+@click.option("--scheduler", help="The bundle's own where left out.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def evaluate(bundle: Path, folder: Path, style: str, groups: tuple[str, ...], count: int, steps: int, guidance: float,
+             scheduler: str | None, seed: int, as_json: bool) -> None:  # fmt: skip
+    """Make pictures of emoji with BUNDLE and measure how often background and identity are what the prompt says.
+
+    Identity is told among all sprites of the style; the last row gives the same pictures other pictures' prompts.
+
+    Example: ldmrt evaluate out/emoji64 --data data/emoji --group animals-nature --group food-drink
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from ldmrt.model.data import Emoji
+    from ldmrt.runtime.pipeline import open_pipeline
+
+    from .progress import watched
+    from .scoring import References
+
+    pipeline = open_pipeline(bundle)
+    references = References(*_of_style(folder, style))
+    scores: dict[str, dict[str, float]] = {}
+    for title, subset in (("trained pairs", "train"), ("held-out pairs", "held-out")):
+        pairs = Emoji.open(folder, styles=[style], groups=groups, subset=subset).pairs
+        chosen = [pairs[i] for i in np.random.default_rng(seed).permutation(len(pairs))[:count]]
+        found = []
+        batches = [list(range(i, min(i + BATCH, len(chosen)))) for i in range(0, len(chosen), BATCH)]
+        for rows in watched(batches, len(batches), title):
+            prompts = [Emoji.prompt(*chosen[i]) for i in rows]
+            seeds = [seed + i for i in rows]
+            result = pipeline(prompts, seed=seeds, steps=steps, guidance=guidance, scheduler=scheduler)
+            found += [references.identify(image) for image in result.images]
+        scores[title] = score(chosen, found)
+        if subset == "train":
+            scores["trained pairs, shuffled prompts"] = score([*chosen[1:], chosen[0]], found)
+    if as_json:
+        click.echo(json.dumps(scores, indent=2))
+        return
+    table = Table("", "pictures", "background", "identity")
+    for title, row in scores.items():
+        table.add_row(title, f"{row['pictures']:.0f}", f"{row['background']:.3f}", f"{row['identity']:.3f}")
+    Console().print(table)
+
+
+def score(asked: list, found: list) -> dict[str, float]:
+    """Shares of (sprite, background) asked for that were found as (background, sprite)."""
+    background = np.mean([b == name for (_, b), (name, _) in zip(asked, found, strict=True)])
+    identity = np.mean([s.code == sprite.code for (s, _), (_, sprite) in zip(asked, found, strict=True)])
+    return {"pictures": len(asked), "background": float(background), "identity": float(identity)}
+
+
+def _of_style(folder: Path, style: str) -> tuple:
+    from ldmrt.model.data import load_sprites
+
+    pictures, sprites = load_sprites(folder)
+    return pictures, [sprite for sprite in sprites if sprite.style == style]

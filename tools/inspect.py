@@ -1,0 +1,39 @@
+"""`ldmrt inspect`: what a bundle holds."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+def inspect(bundle: Path) -> None:
+    """Check the files of BUNDLE against its manifest and show components, inputs, outputs and what made them.
+
+    Example: ldmrt inspect out/emoji64
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from ldmrt.runtime.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    files = opened.manifest.get("files", {})
+    table = Table("component", "precision", "size", "inputs", "outputs", show_lines=True)
+    for name in opened.components:
+        size = sum(path.stat().st_size for path in opened.model(name).parent.iterdir())
+        inputs, outputs, precision = "", "", ""
+        if opened.manifest:
+            specs = opened.specs(name)
+            inputs, outputs = ("\n".join(map(str, side)) for side in specs)
+            precision = opened.manifest["components"][name]["precision"]
+        table.add_row(name, precision, f"{size / 1e6:.1f} MB", inputs, outputs)
+    Console().print(table)
+    prediction = opened.scheduler.get("prediction_type", "epsilon")
+    click.echo(f"{opened.size}x{opened.size} pixels, latents of {opened.channels} channels at 1/{opened.factor}")
+    click.echo(f"{opened.scheduler['_class_name']}, predicts {prediction}, scaling factor {opened.scaling_factor:.5g}")
+    if opened.manifest:
+        click.echo("made by " + ", ".join(f"{name} {version}" for name, version in opened.manifest["made_by"].items()))
+        click.echo(f"{len(files)} files are as the manifest says")
+    else:
+        click.echo("no manifest: nothing could be checked, and nobody has proven these files")

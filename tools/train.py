@@ -1,0 +1,187 @@
+"""`ldmrt train`: the loops of ldmrt.model.train, watched, saved and resumed."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from ldmrt.runtime import LdmrtError
+
+from .pictures import grid, save_png
+from .progress import console, watched
+
+STATE = Path("training") / "state.pt"
+
+
+def _options(steps: int, batch: int, rate: float) -> Callable[[Any], Any]:
+    """The options that both trainings share, with their own defaults."""
+    options = [
+        click.option("--data", "folder", type=click.Path(path_type=Path), required=True,
+                     help="Sprites built by `ldmrt data emoji`, or a folder of pictures with metadata.jsonl."),
+        click.option("--style", "styles", multiple=True, help="Emoji styles to use; all where left out."),
+        click.option("--group", "groups", multiple=True, help="Emoji groups to use; all where left out."),
+        click.option("--layout", "layouts", multiple=True, default=["large"], show_default=True,
+                     help="Emoji layouts: large, small, pair."),
+        click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run."),
+        click.option("--steps", default=steps, show_default=True),
+        click.option("--batch", default=batch, show_default=True),
+        click.option("--learning-rate", default=rate, show_default=True),
+        click.option("--seed", default=0, show_default=True),
+        click.option("--device", default="cpu", show_default=True, help="cpu or cuda."),
+        click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True),
+        click.option("--save-every", default=500, show_default=True, help="Steps between checkpoints."),
+        click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out."),
+    ]  # fmt: skip
+
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+@click.group()
+def train() -> None:
+    """Train an autoencoder, then a diffusion model in its latents.
+
+    Example: ldmrt train autoencoder --data data/emoji --style noto --out runs/ae
+    """
+
+
+@train.command()
+@_options(steps=12000, batch=8, rate=1e-3)
+def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts: tuple[str, ...], out: Path,
+                steps: int, batch: int, learning_rate: float, seed: int, device: str, precision: str, save_every: int,
+                resume: bool) -> None:  # fmt: skip
+    """Learn to turn pictures into latents and back; writes OUT/vae.
+
+    Example: ldmrt train autoencoder --data data/emoji --style noto --out runs/ae
+    """
+    import torch
+
+    from ldmrt.model import presets
+    from ldmrt.model.autoencoder import Autoencoder, moments
+    from ldmrt.model.checkpoint import save_network, with_scaling_factor
+    from ldmrt.model.config import to_config
+    from ldmrt.model.train import Run, Settings, initialise, to_tensor, train_autoencoder
+
+    data = open_data(folder, styles, groups, layouts)
+    torch.manual_seed(seed)
+    network = Autoencoder(presets.AUTOENCODER)
+    initialise(network)
+    run = Run(network, Settings(steps, batch, learning_rate, seed=seed, device=device, precision=precision))
+    shown = np.stack([data.draw(seed + 1, i).picture for i in range(64)])
+
+    @torch.no_grad()
+    def keep() -> None:
+        vae = run.averaged()
+        x = to_tensor(list(shown), device)
+        mean, _ = moments(vae.encode(x))
+        back = vae.decode(mean).clamp(-1, 1)
+        psnr = -10 * ((back - x) / 2).square().mean().log10().item()
+        console.print(f"step {run.step}: PSNR {psnr:.2f} dB over {len(shown)} pictures", highlight=False)
+        pictures = np.rint((back.cpu().permute(0, 2, 3, 1).numpy() + 1) * 127.5).astype(np.uint8)
+        pairs = np.stack([shown[:32], pictures[:32]], axis=1).reshape(64, *shown.shape[1:])
+        save_png(out / "training" / f"autoencoder-{run.step:06d}.png", grid(pairs, 8))
+        with_scaling_factor(vae, 1.0 / mean.std().item())  # Rombach et al. 2022, appendix G: unit variance
+        save_network(out / "vae", vae, to_config("AutoencoderKL", vae.config), torch.float32)
+
+    walk(run, train_autoencoder(run, data), out, save_every, resume, keep)
+
+
+@train.command()
+@_options(steps=8000, batch=32, rate=8e-4)
+@click.option("--autoencoder", "vae_folder", type=click.Path(path_type=Path), required=True,
+              help="A folder with vae/, such as the autoencoder's run.")  # fmt: skip
+@click.option("--prediction", type=click.Choice(["epsilon", "v_prediction"]), default="epsilon", show_default=True)
+@click.option("--vocabulary", default=2048, show_default=True, help="Entries of the BPE tokenizer, at most 4096.")
+def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts: tuple[str, ...], out: Path,
+        steps: int, batch: int, learning_rate: float, seed: int, device: str, precision: str, save_every: int,
+        resume: bool, vae_folder: Path, prediction: str, vocabulary: int) -> None:  # fmt: skip
+    """Learn to denoise latents by caption; writes a whole checkpoint to OUT.
+
+    Example: ldmrt train ldm --data data/emoji --style noto --autoencoder runs/ae --out runs/ldm
+    """
+    import torch
+
+    from ldmrt.export import torch_pipeline
+    from ldmrt.model import UNet, presets
+    from ldmrt.model.checkpoint import Checkpoint, load_autoencoder, text_encoder
+    from ldmrt.model.tokenizer import train_tokenizer
+    from ldmrt.model.train import Denoiser, Run, Settings, initialise, train_ldm
+    from ldmrt.runtime.tokenizer import Tokenizer
+
+    if not 600 <= vocabulary <= 4096:
+        raise LdmrtError("train", "impossible --vocabulary", expected="600 to 4096", found=vocabulary)
+    data = open_data(folder, styles, groups, layouts)
+    vae = load_autoencoder(vae_folder).to(device)
+    length = presets.TEXT_ENCODER["max_position_embeddings"]
+    tokens = out / "tokenizer"
+    if not (tokens / "vocab.json").is_file():
+        files = train_tokenizer((data.draw(seed, i).caption for i in range(20_000)), entries=vocabulary, length=length)
+        tokens.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (tokens / name).write_bytes(content)
+    files = {path.name: path.read_bytes() for path in sorted(tokens.iterdir())}
+    tokenizer = Tokenizer(files)
+    scheduler = {**presets.SCHEDULER, "prediction_type": prediction}
+
+    torch.manual_seed(seed)
+    ids = {"vocab_size": tokenizer.size, "bos_token_id": tokenizer.start, "eos_token_id": tokenizer.end}
+    denoiser = Denoiser(
+        UNet(presets.UNET), text_encoder({**presets.TEXT_ENCODER, **ids, "pad_token_id": tokenizer.pad})
+    )
+    initialise(denoiser.unet)
+    run = Run(denoiser, Settings(steps, batch, learning_rate, seed=seed, device=device, precision=precision))
+    prompts = [data.draw(seed + 1, i).caption for i in range(32)]
+
+    def keep() -> None:
+        networks = run.averaged()
+        checkpoint = Checkpoint(networks.unet.cpu(), vae, networks.text_encoder.cpu(), files, scheduler)
+        pipeline = torch_pipeline(checkpoint)
+        pictures = pipeline(prompts, guidance=3.0).images
+        save_png(out / "training" / f"ldm-{run.step:06d}.png", grid(pictures, 8), {"prompts": prompts})
+        checkpoint.save(out)
+
+    walk(run, train_ldm(run, data, vae, tokenizer, scheduler), out, save_every, resume, keep)
+
+
+def open_data(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts: tuple[str, ...]) -> Any:
+    """A stream of captioned pictures: one's own where there is a metadata.jsonl, emoji otherwise."""
+    from ldmrt.model.data import Emoji, PictureFolder
+
+    if (folder / "metadata.jsonl").is_file():
+        return PictureFolder.open(folder)
+    return Emoji.open(folder, styles=styles, groups=groups, layouts=layouts)
+
+
+def walk(run: Any, loop: Iterator[Any], out: Path, every: int, resume: bool, keep: Callable[[], None]) -> None:
+    """Walk a training loop; every so often and at the end save its state and `keep` what it has learned. Ctrl-C saves
+    the state of the last whole step.
+    """
+    state, steps = out / STATE, run.settings.steps
+    if resume:
+        run.resume(state)
+    elif state.exists():
+        raise LdmrtError("train", f"{state} is there already", hint="--resume to go on with it, or another --out")
+    begin, asked = time.perf_counter(), threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: asked.set())  # a step is never cut in two
+    try:
+        for _ in watched(loop, steps, lambda p: f"loss {p.loss:.4f}, {p.rate:.0f} pictures/s", start=run.step):
+            if run.step % every == 0 or run.step == steps:
+                run.save(state)
+                keep()
+            elif asked.is_set():
+                run.save(state)
+            if asked.is_set():
+                console.print(f"stopped at step {run.step}; go on with --resume", highlight=False)
+                raise KeyboardInterrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
+    console.print(f"{run.step} steps in {(time.perf_counter() - begin) / 60:.1f} min: {out}", highlight=False)
