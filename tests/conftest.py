@@ -1,0 +1,91 @@
+"""What the tests share: a tiny checkpoint with random weights and its bundle, made once."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TINY_LENGTH = 16  # tokens
+
+
+def tiny_checkpoint() -> Any:
+    """A whole model small enough to export in seconds: 16x16 pictures, 8x8 latents of 4 channels."""
+    import torch
+
+    from ldmrt.model import Autoencoder, AutoencoderConfig, Checkpoint, UNet, UNetConfig
+    from ldmrt.model.checkpoint import text_encoder
+    from ldmrt.model.tokenizer import train_tokenizer
+    from ldmrt.runtime.tokenizer import Tokenizer
+
+    torch.manual_seed(0)
+    captions = ["a red apple, noto style, blue background", "a penguin on a yellow background", "two pears"] * 3
+    files = train_tokenizer(captions, entries=600, length=TINY_LENGTH)
+    tokenizer = Tokenizer(files)
+    unet = UNetConfig(
+        sample_size=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=24,
+        attention_head_dim=2,
+    )
+    vae = AutoencoderConfig(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+    text = {
+        "vocab_size": tokenizer.size,
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "projection_dim": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": TINY_LENGTH,
+        "bos_token_id": tokenizer.start,
+        "eos_token_id": tokenizer.end,
+        "pad_token_id": tokenizer.pad,
+    }
+    scheduler = {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        "prediction_type": "epsilon",
+    }
+    return Checkpoint(UNet(unet).eval(), Autoencoder(vae).eval(), text_encoder(text), files, scheduler)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny checkpoint. Do not write into it."""
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    tiny_checkpoint().save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """The tiny checkpoint's bundle. Do not write into it: copy it first.
+
+    LDMRT_TEST_BUNDLE names one that is already made, for the run that has no torch to make it with.
+    """
+    if made := os.environ.get("LDMRT_TEST_BUNDLE"):
+        return Path(made)
+    from ldmrt.export import export_bundle
+    from ldmrt.model import load
+
+    folder = tmp_path_factory.mktemp("tiny") / "bundle"
+    for _ in export_bundle(load(request.getfixturevalue("checkpoint")), folder):
+        pass
+    return folder
