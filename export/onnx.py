@@ -26,12 +26,8 @@ def to_onnx(component: Component, checkpoint: Checkpoint, folder: Path) -> Path:
     import onnx_ir
 
     inputs, outputs = component.inputs(checkpoint), component.outputs(checkpoint)
-    step = 2 ** (len(checkpoint.unet.config.block_out_channels) - 1) * checkpoint.vae.config.factor
-    sizes = {
-        "batch": 2,
-        "height": 4 * step,
-        "width": 6 * step,
-    }  # unlike numbers: no two dimensions may be confused
+    factor = checkpoint.vae.config.factor
+    sizes = {"batch": 2, "height": 9 * factor, "width": 13 * factor}  # odd and unlike: nothing is taken for granted
     feeds = {name: torch.from_numpy(array) for name, array in example(inputs, sizes, checkpoint).items()}
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -39,7 +35,7 @@ def to_onnx(component: Component, checkpoint: Checkpoint, folder: Path) -> Path:
             (),
             kwargs=feeds,
             dynamo=True,
-            dynamic_shapes={spec.name: _dynamic(spec, step) for spec in inputs},
+            dynamic_shapes={spec.name: _dynamic(spec, factor) for spec in inputs},
             input_names=[spec.name for spec in inputs],
             output_names=[spec.name for spec in outputs],
             opset_version=OPSET,
@@ -60,14 +56,15 @@ def to_onnx(component: Component, checkpoint: Checkpoint, folder: Path) -> Path:
     return path
 
 
-def _dynamic(spec: TensorSpec, step: int) -> dict[int, Any]:
-    """torch's dynamic dimensions of one input. A side is a multiple of `step` pixels: the U-Net halves it."""
+def _dynamic(spec: TensorSpec, factor: int) -> dict[int, Any]:
+    """torch's dynamic dimensions of one input, in units of latents, of which a picture's side has `factor` pixels."""
     dims: dict[int, Any] = {}
     for axis, dim in enumerate(spec.shape):
         if isinstance(dim, str):
             name, divisor = split_symbol(dim)
             if name in ("height", "width"):
-                dims[axis] = (step // divisor) * torch.export.Dim(name, min=1, max=DIMS[name].max // step)
+                latents = torch.export.Dim(name[0], min=2, max=DIMS[name].max // factor)
+                dims[axis] = latents if divisor == factor else factor // divisor * latents
             else:
                 dims[axis] = torch.export.Dim(name, min=DIMS[name].min, max=DIMS[name].max)
     return dims

@@ -5,7 +5,7 @@ State-dict keys and config fields are those of diffusers' AutoencoderKL.
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ldmrt.runtime import LdmrtError
 
 from .attention import SpatialAttention
-from .blocks import Downsample, ResnetBlock, Upsample
+from .blocks import Downsample, Level, ResnetBlock, Upsample
 from .config import from_config
 
 EPS = 1e-6  # of every norm: fixed in diffusers
@@ -72,20 +72,25 @@ class AutoencoderConfig:
         return 2 ** (len(self.block_out_channels) - 1)
 
 
-def _stack(widths: list[int], groups: int) -> nn.ModuleList:
+def _stack(widths: list[int], groups: int) -> list[nn.Module]:
     """One resnet between each width and the next."""
-    return nn.ModuleList(ResnetBlock(a, b, groups=groups, eps=EPS) for a, b in pairwise(widths))
+    return [ResnetBlock(a, b, groups=groups, eps=EPS) for a, b in pairwise(widths)]
 
 
-def _middle(width: int, groups: int) -> nn.Module:
-    block = nn.Module()
-    block.resnets = _stack([width] * 3, groups)
-    block.attentions = nn.ModuleList([SpatialAttention(width, groups=groups, eps=EPS)])
-    return block
+def _middle(width: int, groups: int) -> Level:
+    return Level(_stack([width] * 3, groups), [SpatialAttention(width, groups=groups, eps=EPS)])
 
 
-def _run_middle(block: nn.Module, x: Tensor) -> Tensor:
-    return block.resnets[1](block.attentions[0](block.resnets[0](x)))
+def _run(level: Level, x: Tensor) -> Tensor:
+    """Resnets with the attentions, if any, between them; then the change of size."""
+    for i, resnet in enumerate(level.resnets):
+        x = resnet(x)
+        if level.attentions is not None and i < len(level.attentions):
+            x = level.attentions[i](x)
+    for change in (level.downsamplers, level.upsamplers):
+        if change is not None:
+            x = change[0](x)
+    return x
 
 
 class Encoder(nn.Module):
@@ -98,11 +103,8 @@ class Encoder(nn.Module):
         self.down_blocks = nn.ModuleList()
         inner = widths[0]
         for level, width in enumerate(widths):
-            block = nn.Module()
-            block.resnets = _stack([inner] + [width] * config.layers_per_block, groups)
-            if level < len(widths) - 1:
-                block.downsamplers = nn.ModuleList([Downsample(width, padding=0)])
-            self.down_blocks.append(block)
+            smaller = Downsample(width, padding=0) if level < len(widths) - 1 else None
+            self.down_blocks.append(Level(_stack([inner] + [width] * config.layers_per_block, groups), down=smaller))
             inner = width
         self.mid_block = _middle(inner, groups)
         self.conv_norm_out = nn.GroupNorm(groups, inner, EPS)
@@ -110,12 +112,8 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
-        for block in self.down_blocks:
-            for resnet in block.resnets:
-                x = resnet(x)
-            if hasattr(block, "downsamplers"):
-                x = block.downsamplers[0](x)
-        x = _run_middle(self.mid_block, x)
+        for level in (*self.down_blocks, self.mid_block):
+            x = _run(cast(Level, level), x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
@@ -130,22 +128,16 @@ class Decoder(nn.Module):
         self.up_blocks = nn.ModuleList()
         inner = widths[0]
         for level, width in enumerate(widths):
-            block = nn.Module()
-            block.resnets = _stack([inner] + [width] * (config.layers_per_block + 1), groups)
-            if level < len(widths) - 1:
-                block.upsamplers = nn.ModuleList([Upsample(width)])
-            self.up_blocks.append(block)
+            larger = Upsample(width) if level < len(widths) - 1 else None
+            self.up_blocks.append(Level(_stack([inner] + [width] * (config.layers_per_block + 1), groups), up=larger))
             inner = width
         self.conv_norm_out = nn.GroupNorm(groups, inner, EPS)
         self.conv_out = nn.Conv2d(inner, config.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _run_middle(self.mid_block, self.conv_in(x))
-        for block in self.up_blocks:
-            for resnet in block.resnets:
-                x = resnet(x)
-            if hasattr(block, "upsamplers"):
-                x = block.upsamplers[0](x)
+        x = self.conv_in(x)
+        for level in (self.mid_block, *self.up_blocks):
+            x = _run(cast(Level, level), x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 

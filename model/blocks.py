@@ -1,5 +1,7 @@
 """The convolutional blocks that the U-Net and the autoencoder share. Attribute names are diffusers' state-dict keys."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,14 +49,36 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest neighbour, then a 3x3 convolution: (B, C, H, W) -> (B, C, 2H, 2W)."""
+    """Nearest neighbour, then a 3x3 convolution: (B, C, H, W) -> (B, C, 2H, 2W), or the `size` that is given, which
+    is one less where a side was odd before it was halved.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    def forward(self, x: Tensor, size: torch.Size | None = None) -> Tensor:
+        if size is None:
+            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+class Level(nn.Module):
+    """One resolution of a network: resnets, their attentions if any, then a change of size if any."""
+
+    def __init__(
+        self,
+        resnets: Iterable[nn.Module],
+        attentions: Iterable[nn.Module] | None = None,
+        *,
+        down: nn.Module | None = None,
+        up: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = None if attentions is None else nn.ModuleList(attentions)
+        self.downsamplers = None if down is None else nn.ModuleList([down])
+        self.upsamplers = None if up is None else nn.ModuleList([up])
 
 
 class TimestepEmbedding(nn.Module):

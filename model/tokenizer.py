@@ -28,7 +28,8 @@ def train_tokenizer(captions: Iterable[str], *, entries: int, length: int) -> di
         show_progress=False,
     )
     learner.train_from_iterator(captions, trainer)
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]][: entries - len(alphabet) - 2]
+    learned = json.loads(learner.to_str())["model"]["merges"]
+    merges = [(left, right) for left, right in learned][: entries - len(alphabet) - 2]
     tokens = dict.fromkeys([*alphabet, *(a + b for a, b in merges), START, END])
     vocab = {token: i for i, token in enumerate(tokens)}
     config = {

@@ -4,7 +4,7 @@ State-dict keys and config fields are those of diffusers' UNet2DConditionModel.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ldmrt.runtime import LdmrtError
 
 from .attention import Transformer2D
-from .blocks import Downsample, ResnetBlock, TimestepEmbedding, Upsample, sinusoids
+from .blocks import Downsample, Level, ResnetBlock, TimestepEmbedding, Upsample, sinusoids
 from .config import from_config
 
 PerLevel = int | tuple[int, ...]
@@ -125,10 +125,7 @@ UP = ("CrossAttnUpBlock2D", "UpBlock2D")
 
 
 class UNet(nn.Module):
-    """Noise prediction: sample (B, in, H, W), timestep (B,), context (B, M, cross) -> (B, out, H, W).
-
-    H and W are multiples of 2 ** (levels - 1).
-    """
+    """Noise prediction: sample (B, in, H, W), timestep (B,), context (B, M, cross) -> (B, out, H, W)."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -144,8 +141,10 @@ class UNet(nn.Module):
                 inner, outer, groups=config.norm_num_groups, eps=config.norm_eps, time_channels=4 * widths[0]
             )
 
-        def transformers(level: int, count: int) -> nn.ModuleList:
-            return nn.ModuleList(
+        def transformers(level: int, kind: str, count: int) -> list[nn.Module] | None:
+            if not kind.startswith("CrossAttn"):
+                return None
+            return [
                 Transformer2D(
                     widths[level],
                     config.heads[level],
@@ -155,41 +154,31 @@ class UNet(nn.Module):
                     linear=config.use_linear_projection,
                 )
                 for _ in range(count)
-            )
+            ]
 
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
 
-        self.down_blocks = nn.ModuleList()
-        skips = [widths[0]]  # channels of each skip connection, in the order that they are made
-        for level in levels:
-            block = nn.Module()
-            inner = [skips[-1], *[widths[level]] * (layers[level] - 1)]
-            block.resnets = nn.ModuleList(resnet(width, widths[level]) for width in inner)
-            if config.down_block_types[level] == "CrossAttnDownBlock2D":
-                block.attentions = transformers(level, layers[level])
-            if level < last:
-                block.downsamplers = nn.ModuleList([Downsample(widths[level], padding=config.downsample_padding)])
-            skips += [widths[level]] * (layers[level] + (level < last))
-            self.down_blocks.append(block)
+        down, skips = [], [widths[0]]  # channels of each skip connection, in the order that they are made
+        for level, kind in zip(levels, config.down_block_types, strict=True):
+            width, count = widths[level], layers[level]
+            resnets = [resnet(skips[-1] if i == 0 else width, width) for i in range(count)]
+            smaller = Downsample(width, padding=config.downsample_padding) if level < last else None
+            down.append(Level(resnets, transformers(level, kind, count), down=smaller))
+            skips += [width] * (count + (level < last))
+        self.down_blocks = nn.ModuleList(down)
 
-        self.mid_block = nn.Module()
-        self.mid_block.resnets = nn.ModuleList(resnet(widths[-1], widths[-1]) for _ in range(2))
-        self.mid_block.attentions = transformers(last, 1)
+        middle = [resnet(widths[last], widths[last]) for _ in range(2)]
+        self.mid_block = Level(middle, transformers(last, "CrossAttn", 1))
 
-        self.up_blocks = nn.ModuleList()
-        width = widths[-1]
+        up, inner = [], widths[last]
         for level, kind in zip(reversed(levels), config.up_block_types, strict=True):
-            block = nn.Module()
-            block.resnets = nn.ModuleList()
-            for _ in range(layers[level] + 1):
-                block.resnets.append(resnet(width + skips.pop(), widths[level]))
-                width = widths[level]
-            if kind == "CrossAttnUpBlock2D":
-                block.attentions = transformers(level, layers[level] + 1)
-            if level > 0:
-                block.upsamplers = nn.ModuleList([Upsample(width)])
-            self.up_blocks.append(block)
+            width, count = widths[level], layers[level] + 1
+            resnets = [resnet((inner if i == 0 else width) + skips.pop(), width) for i in range(count)]
+            larger = Upsample(width) if level > 0 else None
+            up.append(Level(resnets, transformers(level, kind, count), up=larger))
+            inner = width
+        self.up_blocks = nn.ModuleList(up)
 
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
@@ -206,26 +195,30 @@ class UNet(nn.Module):
 
         x = self.conv_in(sample)
         skips = [x]
-        for block in self.down_blocks:
-            for i, resnet in enumerate(block.resnets):
+        for level in _levels(self.down_blocks):
+            for i, resnet in enumerate(level.resnets):
                 x = resnet(x, time)
-                if hasattr(block, "attentions"):
-                    x = block.attentions[i](x, context)
+                if level.attentions is not None:
+                    x = level.attentions[i](x, context)
                 skips.append(x)
-            if hasattr(block, "downsamplers"):
-                x = block.downsamplers[0](x)
+            if level.downsamplers is not None:
+                x = level.downsamplers[0](x)
                 skips.append(x)
 
-        x = self.mid_block.resnets[0](x, time)
-        x = self.mid_block.attentions[0](x, context)
-        x = self.mid_block.resnets[1](x, time)
+        first, second = self.mid_block.resnets
+        assert self.mid_block.attentions is not None
+        x = second(self.mid_block.attentions[0](first(x, time), context), time)
 
-        for block in self.up_blocks:
-            for i, resnet in enumerate(block.resnets):
+        for level in _levels(self.up_blocks):
+            for i, resnet in enumerate(level.resnets):
                 x = resnet(torch.cat([x, skips.pop()], dim=1), time)
-                if hasattr(block, "attentions"):
-                    x = block.attentions[i](x, context)
-            if hasattr(block, "upsamplers"):
-                x = block.upsamplers[0](x)
+                if level.attentions is not None:
+                    x = level.attentions[i](x, context)
+            if level.upsamplers is not None:
+                x = level.upsamplers[0](x, skips[-1].shape[2:])
 
         return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+def _levels(blocks: nn.ModuleList) -> list[Level]:
+    return cast(list[Level], list(blocks))

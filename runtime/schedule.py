@@ -43,7 +43,7 @@ def betas(config: Mapping[str, Any]) -> Floats:
     if kind == "linear":  # Ho et al. 2020
         return np.linspace(first, last, steps)
     if kind == "scaled_linear":  # Rombach et al. 2022
-        return np.linspace(first**0.5, last**0.5, steps) ** 2
+        return np.square(np.linspace(first**0.5, last**0.5, steps))
     if kind == "squaredcos_cap_v2":  # Nichol & Dhariwal 2021, equation 17
         edges = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
         return np.minimum(1.0 - edges[1:] / edges[:-1], 0.999)
@@ -52,7 +52,7 @@ def betas(config: Mapping[str, Any]) -> Floats:
 
 def alphas_cumprod(config: Mapping[str, Any]) -> Floats:
     """alpha_bar_t, the share of signal power after t + 1 steps of noising, (T,)."""
-    return np.cumprod(1.0 - betas(config))
+    return np.cumprod(1.0 - betas(config), dtype=np.float64)
 
 
 def _spaced(config: Mapping[str, Any], steps: int, default: str, *, extra: int) -> Floats:
@@ -62,7 +62,7 @@ def _spaced(config: Mapping[str, Any], steps: int, default: str, *, extra: int) 
     if not 1 <= steps <= total:
         raise LdmrtError("scheduler", "impossible number of steps", expected=f"1 to {total}", found=steps)
     if spacing == "linspace":
-        return np.linspace(0, total - 1, steps + extra)[::-1][:steps]
+        return np.linspace(0, total - 1, steps + extra, dtype=np.float64)[::-1][:steps]
     if spacing == "leading":
         stride = total // (steps + extra)
         return (np.arange(steps + extra) * float(stride))[::-1][:steps] + float(config.get("steps_offset", 0))

@@ -25,7 +25,7 @@ class Tokenizer:
         try:
             if "vocab.json" in files and "merges.txt" in files:
                 merges = files["merges.txt"].decode().splitlines()
-                pairs = [tuple(line.split()) for line in merges if line and not line.startswith("#version")]
+                pairs = [split_merge(line) for line in merges if line and not line.startswith("#version")]
                 self._backend = clip_bpe(json.loads(files["vocab.json"]), pairs)
             else:
                 from tokenizers import Tokenizer as Backend
@@ -73,7 +73,7 @@ class Tokenizer:
         return rows
 
 
-def clip_bpe(vocab: Mapping[str, int], merges: Sequence[tuple[str, ...]]) -> Any:
+def clip_bpe(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> Any:
     """The CLIP pipeline around a vocabulary: lower case, split by `PATTERN`, bytes, merges, start and end tokens."""
     try:
         from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -97,6 +97,12 @@ def clip_bpe(vocab: Mapping[str, int], merges: Sequence[tuple[str, ...]]) -> Any
         (END, end), (START, start), trim_offsets=False, add_prefix_space=False
     )
     return backend
+
+
+def split_merge(line: str) -> tuple[str, str]:
+    """A line of merges.txt: two symbols."""
+    left, right = line.split()
+    return left, right
 
 
 def _json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
