@@ -121,36 +121,31 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def _filled(component: str, build: Any, config: Any, path: Path) -> Any:
-    """A network built on no memory, then given the weights of `path`, each checked by name, shape and finiteness."""
+    """A network in eval mode with the weights of `path`, each checked by name, shape and finiteness."""
     if not path.is_file():
         raise LdmrtError(component, "missing file", expected=path)
     try:
-        state = load_file(path)
+        state = {_bare(key): value for key, value in load_file(path).items()}
     except Exception as error:  # safetensors raises its own class
         raise LdmrtError(component, f"cannot read {path}", expected="a whole safetensors file", found=error) from None
     network = build(config)
     wanted = network.state_dict()
-    state = (
-        {key.removeprefix("text_model."): value for key, value in state.items()}
-        if component == "text_encoder"
-        else state
-    )
-    wanted_keys = (
-        {key.removeprefix("text_model."): key for key in wanted}
-        if component == "text_encoder"
-        else {k: k for k in wanted}
-    )
-    if missing := sorted(wanted_keys.keys() - state.keys()):
+    names = {_bare(key): key for key in wanted}
+    state.pop("embeddings.position_ids", None)  # old transformers saved what is no weight
+    if missing := sorted(names.keys() - state.keys()):
         raise LdmrtError(component, f"{len(missing)} tensors are missing from {path}", expected=missing[0])
-    if surplus := sorted(state.keys() - wanted_keys.keys()):
+    if surplus := sorted(state.keys() - names.keys()):
         raise LdmrtError(component, f"{len(surplus)} tensors of {path} have no place", found=surplus[0])
     for key, value in state.items():
-        if value.shape != wanted[wanted_keys[key]].shape:
-            expected = tuple(wanted[wanted_keys[key]].shape)
+        if value.shape != wanted[names[key]].shape:
+            expected = tuple(wanted[names[key]].shape)
             raise LdmrtError(component, f"wrong shape of {key} in {path}", expected=expected, found=tuple(value.shape))
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        if not torch.isfinite(value).all():
             raise LdmrtError(component, f"{key} in {path} is not finite", hint="use another copy of the checkpoint")
-    network.load_state_dict(
-        {wanted_keys[key]: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    )
+    network.load_state_dict({names[key]: value.float() for key, value in state.items()})
     return network.eval()
+
+
+def _bare(key: str) -> str:
+    """transformers 5 dropped the prefix that version 4 gave a text encoder's weights."""
+    return key.removeprefix("text_model.")

@@ -65,7 +65,8 @@ def _spaced(config: Mapping[str, Any], steps: int, default: str, *, extra: int) 
         return np.linspace(0, total - 1, steps + extra, dtype=np.float64)[::-1][:steps]
     if spacing == "leading":
         stride = total // (steps + extra)
-        return (np.arange(steps + extra) * float(stride))[::-1][:steps] + float(config.get("steps_offset", 0))
+        grid: Floats = np.arange(steps + extra, dtype=np.float64) * stride
+        return grid[::-1][:steps] + float(config.get("steps_offset", 0))
     if spacing == "trailing":
         return np.round(np.arange(total, 0, -total / steps))[:steps] - 1.0
     raise LdmrtError("scheduler", f"no timestep_spacing {spacing!r}", expected=", ".join(SPACINGS))

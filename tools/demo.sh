@@ -3,14 +3,20 @@
 set -eu
 cd "$(dirname "$0")/.."
 . tools/venv.sh demo
+
+pairs=(
+  "a red apple:blue" "a penguin:yellow" "a hamburger:cyan" "a sunflower:purple"
+  "a fox:green" "a doughnut:white" "an octopus:black" "a cactus:pink"
+  "a butterfly:gray" "an avocado:red" "a panda:orange" "a watermelon:brown"
+  "a tropical fish:white" "a birthday cake:green" "a frog:pink" "a pizza:blue"
+  "a rooster:cyan" "a lobster:yellow" "a mushroom:black" "a koala:purple"
+  "a strawberry:gray" "an owl:red" "an ice cream:orange" "a tulip:blue"
+)
+prompts=()
+for pair in "${pairs[@]}"; do prompts+=("${pair%:*}, noto style, ${pair#*:} background"); done
+
 ldmrt export model/pretrained/emoji64 out/emoji64
 ldmrt verify out/emoji64 --against model/pretrained/emoji64
-ldmrt generate out/emoji64 --seed 1 --columns 4 --out out/demo.png \
-  "a red apple, noto style, blue background" \
-  "a penguin, noto style, yellow background" \
-  "a hamburger, noto style, cyan background" \
-  "a sunflower, noto style, purple background" \
-  "a fox, noto style, green background" \
-  "a doughnut, noto style, white background" \
-  "an octopus, noto style, black background" \
-  "a cactus, noto style, pink background"
+ldmrt generate out/emoji64 "${prompts[@]}" --seed 1 --columns 8 --out out/demo/each.png > /dev/null
+mv out/demo/each.png out/demo.png
+echo "the pictures: out/demo.png, and one by one out/demo/each-00.png ..."

@@ -45,7 +45,7 @@ def evaluate(bundle: Path, folder: Path, style: str, groups: tuple[str, ...], co
         chosen = [pairs[i] for i in np.random.default_rng(seed).permutation(len(pairs))[:count]]
         found = []
         batches = [list(range(i, min(i + BATCH, len(chosen)))) for i in range(0, len(chosen), BATCH)]
-        for rows in watched(batches, len(batches), title):
+        for rows in watched(batches, len(batches), lambda _, title=title: title):
             prompts = [Emoji.prompt(*chosen[i]) for i in rows]
             seeds = [seed + i for i in rows]
             result = pipeline(prompts, seed=seeds, steps=steps, guidance=guidance, scheduler=scheduler)

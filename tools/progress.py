@@ -1,7 +1,7 @@
 """Progress for people: a bar on a terminal, a line now and then in a log."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
@@ -12,16 +12,15 @@ console = Console(stderr=True)
 LOG_EVERY = 10.0  # seconds, where there is no terminal
 
 
-def watched(items: Iterable[T], total: int, describe: "object", *, start: int = 0) -> Iterator[T]:
+def watched(items: Iterable[T], total: int, describe: Callable[[T], str], *, start: int = 0) -> Iterator[T]:
     """Pass `items` on; `describe(item)` is the text beside the bar."""
-    text = describe if callable(describe) else (lambda _: str(describe))
     if not console.is_terminal:
         told = time.monotonic()
         for done, item in enumerate(items, start + 1):
             yield item
             if time.monotonic() - told >= LOG_EVERY or done == total:
                 told = time.monotonic()
-                console.print(f"{done}/{total} {text(item)}", highlight=False)
+                console.print(f"{done}/{total} {describe(item)}", highlight=False)
         return
     columns = (
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
@@ -33,4 +32,4 @@ def watched(items: Iterable[T], total: int, describe: "object", *, start: int = 
         task = bar.add_task("", total=total, completed=start)
         for item in items:
             yield item
-            bar.update(task, advance=1, description=text(item))
+            bar.update(task, advance=1, description=describe(item))

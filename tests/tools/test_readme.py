@@ -1,0 +1,74 @@
+"""Every command of the README runs. What needs downloads or training runs with -m slow, on fewer steps."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ldmrt.tools import cli
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [shlex.split(line) for line in re.findall(r"^    (ldmrt .*)$", README, re.MULTILINE)]
+COMMANDS += [shlex.split(line) for line in re.findall(r"`(ldmrt inspect [^`]*)`", README)]
+SHORTER = {"autoencoder": "--steps 4 --batch 2", "ldm": "--steps 4 --batch 4", "evaluate": "--prompts 2 --steps 2"}
+TRAINS = ("data", "train", "evaluate")
+
+
+def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder like the checkout, without what earlier commands left in it."""
+    (tmp_path / "model").symlink_to(ROOT / "model")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = [words for words in COMMANDS if words[1] not in TRAINS and "out/ldm" not in words]
+    commands.sort(key=lambda words: words[1] != "export")  # the demo's script has exported by then
+    assert {words[1] for words in commands} == {"export", "generate", "verify", "inspect"}
+    for words in commands:
+        assert run(words, monkeypatch) == 0, words
+    assert Image.open(place / "out/apple-03.png").size == (64, 64)
+
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict = {}
+    exec(snippet, names)
+    assert names["result"].images.shape == (1, 64, 64, 3)
+
+
+@pytest.mark.slow
+def test_walk_from_packages_to_scores(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = [words for words in COMMANDS if words[1] in TRAINS or "out/ldm" in words]
+    assert [words[1] for words in commands] == ["data", "train", "train", "export", "evaluate"]
+    for words in commands:
+        extra = [option for word in words[1:3] for option in SHORTER.get(word, "").split()]
+        assert run([*words, *extra], monkeypatch) == 0, words
+
+
+@pytest.mark.slow
+def test_scores_of_the_shipped_model(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The scores that the model is shipped for, on fewer prompts: 100 leave 3 standard errors of room below .97."""
+    import json
+
+    assert run(["ldmrt", "data", "emoji", "data/emoji"], monkeypatch) == 0
+    assert run(["ldmrt", "export", "model/pretrained/emoji64", "out/emoji64"], monkeypatch) == 0
+    capsys.readouterr()
+    words = "ldmrt evaluate out/emoji64 --data data/emoji --group animals-nature --group food-drink --prompts 100 --json"
+    assert run(words.split(), monkeypatch) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["trained pairs"]["identity"] >= 0.90
+    assert scores["held-out pairs"]["identity"] >= 0.80
+    assert scores["trained pairs"]["background"] >= 0.97
+    assert scores["trained pairs, shuffled prompts"]["identity"] <= 0.05
