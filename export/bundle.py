@@ -17,7 +17,7 @@ import torch
 from ldmrt.model import Checkpoint
 from ldmrt.model.checkpoint import write_json
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.bundle import MANIFEST, SCHEMA, check_files
+from ldmrt.runtime.bundle import MANIFEST, SCHEMA, Bundle
 from ldmrt.runtime.files import sha256
 from ldmrt.runtime.specs import TensorSpec
 
@@ -47,24 +47,24 @@ class Exported:
 def export_bundle(checkpoint: Checkpoint, path: Path) -> Iterator[Exported]:
     """Export every component to a bundle at `path` and yield after each.
 
-    A component whose weights, config and exporter are those of the bundle already there is taken from it. The bundle
-    changes only after the last one: until then, and after any failure, the old one stands.
+    A component whose weights, config and exporter are those of the bundle already there is taken from it, and files
+    that the old manifest does not name stay. The bundle changes only after the last component: until then, and after
+    any failure, the old one stands.
     """
-    path = path.absolute()
-    old = _old_components(path)
+    path = path.resolve()
+    old = _old_manifest(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:
         rows: dict[str, Any] = {}
         for name, component in COMPONENTS.items():
-            source = source_hash(component, checkpoint)
-            reused = old.get(name, {}).get("source") == source
+            rows[name] = _row(component, checkpoint)
+            reused = old.get("made_by") == made_by() and old["components"].get(name) == rows[name]
             if reused:
                 shutil.copytree(path / name, work / name)
             else:
                 to_onnx(component, checkpoint, work / name)
                 write_json(work / name / "config.json", component.config(checkpoint))
-            rows[name] = _row(component, checkpoint, source)
             yield Exported(name, reused)
         for name, content in checkpoint.tokenizer.items():
             (work / "tokenizer").mkdir(exist_ok=True)
@@ -73,22 +73,26 @@ def export_bundle(checkpoint: Checkpoint, path: Path) -> Iterator[Exported]:
         scheduler = ["diffusers", checkpoint.scheduler["_class_name"]]
         write_json(work / "model_index.json", {**MODEL_INDEX, "scheduler": scheduler})
         write_json(work / MANIFEST, _manifest(checkpoint, rows, work))
+        _carry_over(path, work, {MANIFEST, *old.get("files", {})})
         _swap(work, path)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def source_hash(component: Component, checkpoint: Checkpoint) -> str:
-    """What a component is made of: its weights, its config, and the versions that export it."""
-    digest = hashlib.sha256(json.dumps([component.config(checkpoint), made_by(), OPSET], sort_keys=True).encode())
-    for key, value in sorted(component.module(checkpoint).state_dict().items()):
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(
-            value.detach().contiguous().view(torch.uint8).numpy().data
-            if value.ndim
-            else bytes(str(value.item()), "ascii")
-        )
-    return digest.hexdigest()
+def fingerprint(component: Component, checkpoint: Checkpoint) -> dict[str, str]:
+    """What a component is made of: the SHA-256 of its weights, and of its config with its inputs and outputs."""
+    module = component.module(checkpoint)
+    weights = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        weights.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        weights.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+    described = [
+        component.config(checkpoint),
+        _specs(component.inputs(checkpoint)),
+        _specs(component.outputs(checkpoint)),
+    ]
+    config = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    return {"weights": weights.hexdigest(), "config": config.hexdigest()}
 
 
 def made_by() -> dict[str, str]:
@@ -96,31 +100,31 @@ def made_by() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("ldmrt", "torch", "onnx", "onnxscript", "transformers")}
 
 
-def _old_components(path: Path) -> dict[str, Any]:
-    """The components of a bundle that is already there and whole; a folder of anything else is not touched."""
+def _old_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a bundle that is already there and whole; a folder of anything else is not touched."""
     if not path.exists():
         return {}
     if not path.is_dir() or (any(path.iterdir()) and not (path / MANIFEST).is_file()):
         raise LdmrtError("export", f"{path} is there and is no bundle", expected="a new folder or an old bundle")
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        check_files(path, manifest["files"])
-        return dict(manifest["components"])
-    except (LdmrtError, OSError, ValueError, KeyError, TypeError):
+        opened = Bundle.open(path)
+        return {"components": {}, **opened.manifest}
+    except LdmrtError:
         return {}  # damaged: made anew
 
 
-def _row(component: Component, checkpoint: Checkpoint, source: str) -> dict[str, Any]:
-    def rows(specs: tuple[TensorSpec, ...]) -> list[Any]:
-        return [[spec.name, spec.dtype, list(spec.shape)] for spec in specs]
-
+def _row(component: Component, checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "precision": "fp32",
         "opset": OPSET,
-        "source": source,
-        "inputs": rows(component.inputs(checkpoint)),
-        "outputs": rows(component.outputs(checkpoint)),
+        **fingerprint(component, checkpoint),
+        "inputs": _specs(component.inputs(checkpoint)),
+        "outputs": _specs(component.outputs(checkpoint)),
     }
+
+
+def _specs(specs: tuple[TensorSpec, ...]) -> list[Any]:
+    return [[spec.name, spec.dtype, list(spec.shape)] for spec in specs]
 
 
 def _manifest(checkpoint: Checkpoint, rows: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -135,6 +139,15 @@ def _manifest(checkpoint: Checkpoint, rows: dict[str, Any], folder: Path) -> dic
             file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256(file)} for file in files
         },
     }
+
+
+def _carry_over(old: Path, new: Path, made: set[str]) -> None:
+    """Keep what a user, or a build of engines, has put into the old bundle."""
+    for file in old.rglob("*") if old.is_dir() else ():
+        name = file.relative_to(old)
+        if file.is_file() and name.as_posix() not in made and not (new / name).exists():
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, new / name)
 
 
 def _swap(new: Path, place: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from ldmrt.model import Checkpoint
 from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.errors import first_line
 from ldmrt.runtime.specs import TensorSpec
 
 from .components import DIMS, Component, example, split_symbol
@@ -52,7 +53,7 @@ def to_onnx(component: Component, checkpoint: Checkpoint, folder: Path) -> Path:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
-        raise LdmrtError(component.name, "the exported graph is not valid", found=str(error).splitlines()[0]) from None
+        raise LdmrtError(component.name, "the exported graph is not valid", found=first_line(error)) from None
     return path
 
 

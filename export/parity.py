@@ -12,12 +12,14 @@ from ldmrt.runtime.bundle import Bundle
 from ldmrt.runtime.engine_ort import OrtEngine
 from ldmrt.runtime.pipeline import open_pipeline
 
+from .bundle import fingerprint
 from .components import COMPONENTS, Component, example
 from .reference import torch_pipeline
 
 # The same float32 latents through 20 rows and the decoder, twice: 60 dB is a mean error of a quarter of a grey level.
 PICTURE_DB = 60.0
 STEPS, GUIDANCE = 20, 5.0
+RELATIVE, DB, FACTS = "of the largest value", "dB", "facts"
 
 
 @dataclass(frozen=True)
@@ -27,33 +29,50 @@ class Difference:
     what: str
     value: float
     limit: float
-    unit: str  # "of the largest value" or "dB"
+    unit: str
+    detail: str = ""
 
     @property
     def within(self) -> bool:
         """Decibels have to reach the limit, differences must not pass it; what is not a number is never within."""
-        return self.value >= self.limit if self.unit == "dB" else self.value <= self.limit
+        return self.value >= self.limit if self.unit == DB else self.value <= self.limit
 
 
 def compare(bundle: Path, checkpoint: Checkpoint, prompt: str, seed: int = 0) -> Iterator[Difference]:
-    """Every component of the bundle on ONNX Runtime against PyTorch, then the final picture from the same latents."""
+    """The bundle against its checkpoint: what it says it was made of, every component on ONNX Runtime against
+    PyTorch, then the final picture from the same latents.
+    """
     opened = Bundle.open(bundle)
+    if opened.manifest:
+        others = other_origin(opened, checkpoint)
+        yield Difference("origin", len(others), 0, FACTS, ", ".join(others))
     for name in opened.components:
         component = COMPONENTS[name]
         engine = OrtEngine(name, opened.model(name))
-        yield Difference(
-            name,
-            component_difference(component, checkpoint, engine),
-            component.tolerance,
-            "of the largest value",
-        )
+        yield Difference(name, component_difference(component, checkpoint, engine), component.tolerance, RELATIVE)
         engine.close()
     pictures = []
     for pipeline in (open_pipeline(bundle, check=False), torch_pipeline(checkpoint)):
         result = pipeline(prompt, steps=STEPS, guidance=GUIDANCE, seed=seed)
         pictures.append(result.images)
         pipeline.close()
-    yield Difference("picture", psnr(*pictures), PICTURE_DB, "dB")
+    yield Difference("picture", psnr(*pictures), PICTURE_DB, DB)
+
+
+def other_origin(bundle: Bundle, checkpoint: Checkpoint) -> list[str]:
+    """What of the bundle was not made from this checkpoint, exactly: weights, configs, scheduler, tokenizer."""
+    differ = []
+    for name in bundle.components:
+        for key, value in fingerprint(COMPONENTS[name], checkpoint).items():
+            if bundle.manifest["components"].get(name, {}).get(key) != value:
+                differ.append(f"{key} of {name}")
+    if dict(bundle.scheduler) != checkpoint.scheduler:
+        differ.append("scheduler")
+    for name, content in checkpoint.tokenizer.items():
+        path = bundle.path / "tokenizer" / name
+        if not path.is_file() or path.read_bytes() != content:
+            differ.append(f"tokenizer/{name}")
+    return differ
 
 
 def component_difference(component: Component, checkpoint: Checkpoint, engine: OrtEngine) -> float:
@@ -63,6 +82,8 @@ def component_difference(component: Component, checkpoint: Checkpoint, engine: O
         feeds = example(component.inputs(checkpoint), sizes, checkpoint, seed)
         expected, found = reference(**feeds), engine(**feeds)
         for name, value in expected.items():
+            if found[name].shape != value.shape:
+                return float("inf")
             difference = np.abs(found[name].astype(np.float64) - value).max() / max(np.abs(value).max(), 1e-30)
             worst = max(worst, float(difference)) if np.isfinite(difference) else float("inf")
     return worst

@@ -15,7 +15,7 @@ from ldmrt.runtime import LdmrtError
 
 from .attention import SpatialAttention
 from .blocks import Downsample, Level, ResnetBlock, Upsample
-from .config import from_config
+from .config import from_config, positive
 
 EPS = 1e-6  # of every norm: fixed in diffusers
 
@@ -48,6 +48,11 @@ class AutoencoderConfig:
     force_upcast: bool = True
 
     def __post_init__(self) -> None:
+        positive("vae", self, "in_channels", "out_channels", "block_out_channels", "layers_per_block")
+        positive("vae", self, "latent_channels", "norm_num_groups")
+        if odd := [width for width in self.block_out_channels if width % self.norm_num_groups]:
+            expected = f"a multiple of norm_num_groups, {self.norm_num_groups}"
+            raise LdmrtError("vae", f"block_out_channels {odd[0]} cannot be split", expected=expected)
         for name, block in (
             ("down_block_types", "DownEncoderBlock2D"),
             ("up_block_types", "UpDecoderBlock2D"),

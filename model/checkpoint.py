@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from ldmrt.runtime import LdmrtError, write_atomically
+from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.tokenizer import Tokenizer
 
 from .autoencoder import Autoencoder, AutoencoderConfig
 from .config import read_json, to_config
@@ -75,11 +77,23 @@ def load(folder: str | Path) -> Checkpoint:
         tokenizer,
         scheduler,
     )
-    if checkpoint.vae.config.latent_channels != unet_config.in_channels:
+    text = checkpoint.text_encoder.config
+    for problem, expected, found in (
+        ("in_channels is not the autoencoder's latent_channels", vae_config.latent_channels, unet_config.in_channels),
+        (
+            "cross_attention_dim is not the text encoder's hidden_size",
+            text.hidden_size,
+            unet_config.cross_attention_dim,
+        ),
+    ):
+        if expected != found:
+            raise LdmrtError("unet", problem, expected=expected, found=found)
+    tokens = Tokenizer(tokenizer)
+    if tokens.size > text.vocab_size or tokens.length > text.max_position_embeddings:
+        expected = f"at most {text.vocab_size} entries and {text.max_position_embeddings} tokens"
         raise LdmrtError(
-            "unet", "in_channels is not the autoencoder's latent_channels", expected=vae_config.latent_channels,
-            found=unet_config.in_channels,
-        )  # fmt: skip
+            "tokenizer", "does not fit the text encoder", expected=expected, found=f"{tokens.size} and {tokens.length}"
+        )
     return checkpoint
 
 
@@ -87,9 +101,11 @@ def text_encoder(config: dict[str, Any]) -> Any:
     """A `CLIPTextModel` of transformers with random weights, in eval mode."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    return CLIPTextModel(
-        CLIPTextConfig(**{k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")})
-    ).eval()
+    wanted = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
+    try:
+        return CLIPTextModel(CLIPTextConfig(**wanted)).eval()
+    except Exception as error:  # transformers checks its configs in many ways
+        raise LdmrtError("text_encoder", "impossible config", found=first_line(error)) from None
 
 
 def load_autoencoder(folder: Path) -> Autoencoder:
@@ -109,6 +125,8 @@ def save_network(
 ) -> None:
     """Weights as safetensors of `dtype`, then the config: each replaced at once."""
     state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in network.state_dict().items()}
+    if lost := [key for key, value in state.items() if not torch.isfinite(value).all()]:
+        raise LdmrtError(folder.name, f"{lost[0]} is not finite in {dtype}", hint="save as float32")
     with write_atomically(folder / name) as file:
         file.write(save(state, metadata={"format": "pt"}))
     write_json(folder / "config.json", config)
@@ -147,5 +165,10 @@ def _filled(component: str, build: Any, config: Any, path: Path) -> Any:
 
 
 def _bare(key: str) -> str:
-    """transformers 5 dropped the prefix that version 4 gave a text encoder's weights."""
-    return key.removeprefix("text_model.")
+    """A key as it is written today: transformers 5 dropped the prefix of a text encoder's weights, and the hub's
+    autoencoders of 2022 name the attention's projections otherwise.
+    """
+    key = key.removeprefix("text_model.")
+    for old, new in ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")):
+        key = key.replace(f".attentions.0{old}", f".attentions.0{new}")
+    return key

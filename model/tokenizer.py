@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.tokenizer import END, START, clip_bpe
 
 
@@ -14,6 +15,8 @@ def train_tokenizer(captions: Iterable[str], *, entries: int, length: int) -> di
     Order of the vocabulary as in CLIP: 256 bytes, the same at a word's end, the merges, start and end: the end token
     has the highest id, on which old CLIP configs rely.
     """
+    if entries < 514:
+        raise LdmrtError("tokenizer", "too few entries", expected="at least 512 bytes and two tokens", found=entries)
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())  # the printable characters that stand for the 256 bytes
     alphabet = [*symbols, *(symbol + "</w>" for symbol in symbols)]
     pipeline = clip_bpe({token: i for i, token in enumerate([*alphabet, START, END])}, [])

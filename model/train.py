@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldmrt.runtime import LdmrtError, write_atomically
+from ldmrt.runtime.errors import first_line
 from ldmrt.runtime.schedule import alphas_cumprod
 
 from .attention import Transformer2D
@@ -64,7 +65,9 @@ def learning_rate(settings: Settings, step: int) -> float:
 class Run(Generic[M]):
     """A module in training: its weights, their moving average, the optimiser, and the number of steps taken."""
 
-    def __init__(self, module: M, settings: Settings) -> None:
+    def __init__(self, module: M, settings: Settings, about: dict[str, Any] | None = None) -> None:
+        """`about` is what a resumed run must have in common with the one that was saved."""
+        self.about = about or {}
         self.settings = settings
         self.module = module.to(settings.device).train()
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -86,16 +89,16 @@ class Run(Generic[M]):
                 group["lr"] = learning_rate(settings, self.step)
             with torch.autocast(settings.device, torch.bfloat16, enabled=settings.precision == "bf16"):
                 loss = loss_of(self.generator())
-            if not math.isfinite(loss.item()):
-                raise LdmrtError(
-                    "train",
-                    f"the loss of step {self.step} is not finite",
-                    found=loss.item(),
-                    hint="--resume with a lower --learning-rate",
-                )
             self.optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(self.module.parameters(), settings.clip)
+            norm = nn.utils.clip_grad_norm_(self.module.parameters(), settings.clip)
+            if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+                raise LdmrtError(
+                    "train",
+                    f"step {self.step} is not finite",
+                    found=f"loss {loss.item()}, gradient norm {norm.item()}",
+                    hint="--resume with a lower --learning-rate",
+                )
             self.optimizer.step()
             self.step += 1
             self._update_average()
@@ -122,6 +125,7 @@ class Run(Generic[M]):
         """Everything that `resume` needs, in one file, replaced at once."""
         state = {
             "step": self.step,
+            "about": self.about,
             "module": self.module.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
@@ -133,17 +137,26 @@ class Run(Generic[M]):
         """Go on where `save` left off."""
         try:
             state: dict[str, Any] = torch.load(path, map_location=self.settings.device, weights_only=True)
+            about = state["about"]
+        except FileNotFoundError:
+            raise LdmrtError("train", "nothing to resume", expected=path, hint="leave out --resume") from None
+        except Exception as error:
+            raise LdmrtError("train", f"cannot read {path}", found=first_line(error), hint="another --out") from None
+        for key, value in self.about.items():
+            if about.get(key) != value:
+                raise LdmrtError(
+                    "train", f"{path} was trained with another {key}", expected=about.get(key), found=value
+                )
+        try:
             self.module.load_state_dict(state["module"])
             self.average = state["average"]
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = state["step"]
-        except FileNotFoundError:
-            raise LdmrtError("train", "nothing to resume", expected=path, hint="leave out --resume") from None
         except Exception as error:
             raise LdmrtError(
                 "train",
                 f"cannot resume from {path}",
-                found=str(error).splitlines()[0],
+                found=first_line(error),
                 hint="leave out --resume",
             ) from None
 
@@ -219,12 +232,20 @@ class LatentCache:
         """(B, 2C, h, w) of the pictures."""
         missing = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in self.known}
         found = {key: self.known[key] for key in keys if key in self.known}
-        if missing:
-            encoded = self.vae.encode(to_tensor(list(missing.values()), self.device)).float()
-            found.update(zip(missing, encoded, strict=True))
-            if len(self.known) + len(missing) <= self.entries:
-                self.known.update(zip(missing, encoded, strict=True))
+        with torch.autocast(self.device, enabled=False):
+            for key, picture in missing.items():  # one by one: the bits of a sum depend on the size of the batch
+                found[key] = self.vae.encode(to_tensor([picture], self.device))[0]
+                if len(self.known) < self.entries:
+                    self.known[key] = found[key]
         return torch.stack([found[key] for key in keys])
+
+
+# What the U-Net learns to say, by prediction type, of (alpha, sigma, x0, eps).
+TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "epsilon": lambda alpha, sigma, x0, eps: eps,
+    "v_prediction": lambda alpha, sigma, x0, eps: alpha * eps - sigma * x0,  # Salimans & Ho 2022, appendix D
+    "sample": lambda alpha, sigma, x0, eps: x0,
+}
 
 
 def train_ldm(
@@ -238,7 +259,10 @@ def train_ldm(
     denoiser, settings = run.module, run.settings
     abar = torch.tensor(alphas_cumprod(scheduler), dtype=torch.float32, device=settings.device)
     cache = LatentCache(vae, settings.device)
-    velocity = scheduler["prediction_type"] == "v_prediction"
+    target_of = TARGETS.get(scheduler.get("prediction_type", "epsilon"))
+    if target_of is None:
+        found = scheduler["prediction_type"]
+        raise LdmrtError("train", "cannot train this prediction_type", expected=", ".join(TARGETS), found=found)
 
     def loss_of(random: torch.Generator) -> Tensor:
         first = run.step * settings.batch
@@ -254,7 +278,6 @@ def train_ldm(
         eps = torch.randn(x0.shape, generator=random, device=device)
         alpha, sigma = abar[t].sqrt()[:, None, None, None], (1.0 - abar[t]).sqrt()[:, None, None, None]
         noised = (alpha * x0 + sigma * eps).contiguous(memory_format=torch.channels_last)
-        target = alpha * eps - sigma * x0 if velocity else eps
-        return F.mse_loss(denoiser.unet(noised, t, context).float(), target)
+        return F.mse_loss(denoiser.unet(noised, t, context).float(), target_of(alpha, sigma, x0, eps))
 
     return run.optimise(loss_of)

@@ -14,7 +14,7 @@ from ldmrt.runtime import LdmrtError
 
 from .attention import Transformer2D
 from .blocks import Downsample, Level, ResnetBlock, TimestepEmbedding, Upsample, sinusoids
-from .config import from_config
+from .config import from_config, positive
 
 PerLevel = int | tuple[int, ...]
 
@@ -50,7 +50,6 @@ NEUTRAL: dict[str, Any] = {
     "time_embedding_dim": None,
     "time_embedding_type": "positional",
     "timestep_post_act": None,
-    "upcast_attention": False,
 }
 
 
@@ -75,8 +74,12 @@ class UNetConfig:
     attention_head_dim: PerLevel = 8  # the number of heads: diffusers keeps an old misnomer
     num_attention_heads: PerLevel | None = None
     use_linear_projection: bool = False
+    upcast_attention: bool = False  # asks for float32 attention in a float16 model; in float32 there is nothing to do
 
     def __post_init__(self) -> None:
+        positive("unet", self, "in_channels", "out_channels", "block_out_channels", "layers_per_block", "sample_size")
+        positive("unet", self, "norm_num_groups", "cross_attention_dim", "transformer_layers_per_block")
+        positive("unet", self, "attention_head_dim", "num_attention_heads")
         levels = len(self.block_out_channels)
         for name, allowed in (("down_block_types", DOWN), ("up_block_types", UP)):
             types = getattr(self, name)

@@ -34,13 +34,10 @@ class Bundle:
         """Read the manifest and the configs. `check` compares every file with its size and SHA-256."""
         if not path.is_dir():
             raise LdmrtError("bundle", f"no directory {path}", hint=f"ldmrt export CHECKPOINT {path}")
-        manifest = _json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
-        if manifest:
-            if manifest.get("schema") != SCHEMA:
-                raise LdmrtError(
-                    "bundle", f"{MANIFEST} has another schema", expected=SCHEMA, found=manifest.get("schema"),
-                    hint="export again, or install the ldmrt that made it",
-                )  # fmt: skip
+        manifest: dict[str, Any] = {}
+        if (path / MANIFEST).is_file():
+            manifest = _json(path / MANIFEST)
+            check_manifest(manifest)
             if check:
                 check_files(path, manifest["files"])
         for name in REQUIRED:
@@ -66,7 +63,10 @@ class Bundle:
     @property
     def factor(self) -> int:
         """Pixels a latent, along one side."""
-        return 2 ** (len(self.vae["block_out_channels"]) - 1)
+        widths = self.vae.get("block_out_channels")
+        if not isinstance(widths, list) or not widths:
+            raise LdmrtError("bundle", "vae_decoder/config.json has no block_out_channels", found=widths)
+        return 2 ** (len(widths) - 1)
 
     @property
     def channels(self) -> int:
@@ -94,11 +94,28 @@ class Bundle:
         return inputs, outputs
 
 
+def check_manifest(manifest: Mapping[str, Any]) -> None:
+    """Refuse what is not a manifest of this schema."""
+    hint = "export again, or install the ldmrt that made it"
+    if manifest.get("schema") != SCHEMA:
+        found = manifest.get("schema")
+        raise LdmrtError("bundle", f"{MANIFEST} has another schema", expected=SCHEMA, found=found, hint=hint)
+    for key in ("files", "components", "made_by"):
+        if not isinstance(manifest.get(key), dict):
+            raise LdmrtError("bundle", f"{MANIFEST} has no {key}", expected="a JSON object", hint=hint)
+    for name, entry in manifest["files"].items():
+        if not isinstance(entry, dict) or entry.keys() != {"size", "sha256"}:
+            raise LdmrtError("bundle", f"{MANIFEST} is damaged at {name}", expected="size and sha256", hint=hint)
+    for name in REQUIRED:
+        if f"{name}/model.onnx" not in manifest["files"] or not isinstance(manifest["components"].get(name), dict):
+            raise LdmrtError("bundle", f"{MANIFEST} does not name {name}", hint=hint)
+
+
 def check_files(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     """Compare files with their recorded size and SHA-256; the first that differs is an `LdmrtError`."""
     for name, entry in files.items():
         pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts:
+        if pure.is_absolute() or ".." in pure.parts or "\\" in name:
             raise LdmrtError("bundle", f"{MANIFEST} names {name!r}", expected="a path inside the bundle")
         file = path / pure
         hint = "export again, or copy the bundle again"

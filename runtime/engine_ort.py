@@ -5,7 +5,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from .errors import LdmrtError
+from .errors import LdmrtError, first_line
 from .specs import TensorSpec, conform
 
 DTYPES = {
@@ -43,7 +43,7 @@ class OrtEngine:
             self._session: Any = ort.InferenceSession(str(path), options, providers=[provider])
         except Exception as error:  # onnxruntime raises its own classes, none public
             raise LdmrtError(
-                component, f"cannot load {path}", found=_first_line(error), hint="export the bundle again"
+                component, f"cannot load {path}", found=first_line(error), hint="export the bundle again"
             ) from None
         self.component = component
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
@@ -56,7 +56,7 @@ class OrtEngine:
         try:
             results = self._session.run(self._names, feeds)
         except Exception as error:
-            raise LdmrtError(self.component, "ONNX Runtime failed", found=_first_line(error)) from None
+            raise LdmrtError(self.component, "ONNX Runtime failed", found=first_line(error)) from None
         return dict(zip(self._names, results, strict=True))
 
     def close(self) -> None:
@@ -66,7 +66,3 @@ class OrtEngine:
 
 def _spec(node: Any) -> TensorSpec:
     return TensorSpec(node.name, DTYPES.get(node.type, node.type), tuple(node.shape))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300]

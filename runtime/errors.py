@@ -25,5 +25,10 @@ class LdmrtError(Exception):
         super().__init__("; ".join(parts) + (f"\n  try: {hint}" if hint else ""))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, or what the error is where it says nothing."""
+    return (str(error).strip() or repr(error)).splitlines()[0][:300]
+
+
 class LdmrtWarning(UserWarning):
     """Something was changed or left out of what the user asked for; the result is still valid."""

@@ -12,10 +12,11 @@ class Guidance:
 
     idx: NDArray[np.int64]  # (N,)
     weights: NDArray[np.float32]  # (batch, N)
+    plain: bool = False  # the weights are the identity: there is nothing to combine
 
     def combine(self, out: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N, ...) -> (batch, ...)."""
-        if len(self.idx) == len(self.weights):
+        if self.plain:
             return out
         return np.tensordot(self.weights, out, axes=1)
 
@@ -25,8 +26,8 @@ def classifier_free(batch: int, scale: float) -> Guidance:
 
     The first `batch` rows have the negative prompts; at scale 1 there are only positive ones.
     """
-    one = np.eye(batch, dtype=np.float32)
+    scale, one = float(scale), np.eye(batch, dtype=np.float32)
     latent = np.arange(batch)
     if scale == 1.0:
-        return Guidance(latent, one)
+        return Guidance(latent, one, plain=True)
     return Guidance(np.concatenate([latent, latent]), np.concatenate([(1 - scale) * one, scale * one], axis=1))

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +87,10 @@ class Pipeline:
     @staticmethod
     def request(prompt: Any, options: Mapping[str, Any]) -> Request:
         """A `Request` from what a caller gave."""
-        if isinstance(prompt, Request) and not options:
-            return prompt
         if unknown := [name for name in options if name not in Request.__dataclass_fields__]:
             raise LdmrtError("request", f"no option {unknown[0]!r}", expected=", ".join(Request.__dataclass_fields__))
+        if isinstance(prompt, Request):
+            return replace(prompt, **options)
         return Request(prompt, **options)
 
     def encode(self, texts: list[str]) -> NDArray:

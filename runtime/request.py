@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -32,23 +33,28 @@ class Request:
     latents: NDArray[Any] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise LdmrtError("request", "impossible count", expected="at least 1", found=self.count)
-        if self.steps < 1:
-            raise LdmrtError("request", "impossible number of steps", expected="at least 1", found=self.steps)
-        if not np.isfinite(self.guidance):
+        for name in ("prompt", "negative_prompt"):
+            given = getattr(self, name)
+            texts = [given] if isinstance(given, str) else given
+            if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+                raise LdmrtError("request", f"impossible {name}", expected="text, or a list of texts", found=given)
+        _whole("count", self.count, least=1)
+        _whole("number of steps", self.steps, least=1)
+        for name in ("width", "height"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name))
+        if not isinstance(self.guidance, Real) or not np.isfinite(self.guidance):
             raise LdmrtError("request", "impossible guidance", expected="a number", found=self.guidance)
         if not self.prompts:
             raise LdmrtError("request", "no prompt")
-        if len(self.negative_prompts) != len(self.prompts):
-            raise LdmrtError(
-                "request",
-                "as many negative prompts as pictures",
-                expected=len(self.prompts),
-                found=len(self.negative_prompts),
-            )
-        if len(self.seeds) != len(self.prompts):
-            raise LdmrtError("request", "one seed a picture", expected=len(self.prompts), found=len(self.seeds))
+        pictures, negative = len(self.prompts), len(self.negative_prompts)
+        if negative != pictures:
+            raise LdmrtError("request", "as many negative prompts as pictures", expected=pictures, found=negative)
+        if len(self.seeds) != pictures:
+            raise LdmrtError("request", "one seed a picture", expected=pictures, found=len(self.seeds))
+        for seed in self.seeds:
+            if seed >= 2**64:
+                raise LdmrtError("request", "impossible seed", expected="0 to 2**64 - 1", found=seed)
 
     @property
     def prompts(self) -> list[str]:
@@ -65,9 +71,9 @@ class Request:
     @property
     def seeds(self) -> list[int]:
         """One a picture."""
-        if isinstance(self.seed, (int, np.integer)):
-            return [int(self.seed) + i for i in range(len(self.prompts))]
-        return [int(seed) for seed in self.seed]
+        if isinstance(self.seed, (Sequence, np.ndarray)):
+            return [_whole("seed", seed, least=0) for seed in self.seed]
+        return [_whole("seed", self.seed, least=0) + i for i in range(len(self.prompts))]
 
     def _each(self, text: str | Sequence[str]) -> list[str]:
         texts = [text] if isinstance(text, str) else list(text)
@@ -82,3 +88,12 @@ class Request:
                 raise LdmrtError("request", f"impossible {name}", expected=f"a multiple of {factor}", found=pixels)
             sides.append(pixels // factor)
         return sides[0], sides[1]
+
+
+def _whole(name: str, value: object, *, least: int | None = None) -> int:
+    """A whole number, of at least `least`, or an `LdmrtError`."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise LdmrtError("request", f"impossible {name}", expected="a whole number", found=value)
+    if least is not None and int(value) < least:
+        raise LdmrtError("request", f"impossible {name}", expected=f"at least {least}", found=value)
+    return int(value)

@@ -76,7 +76,7 @@ def steps(plan: Plan, x: Latents, model: Model, noise: Noise | None = None) -> I
         moved = plan.table[row].astype(np.float32) @ registers.reshape(8, -1)
         registers[X], registers[S] = moved.reshape(2, *x.shape)
         yield State(row, plan.rows, registers[X].copy(), registers[D0].copy())
-        registers[D1:Z] = registers[D0 : Z - 1].copy()
+        registers[D1:Z] = registers[D0 : Z - 1]  # NumPy minds the overlap
 
 
 def sample(plan: Plan, x: Latents, model: Model, noise: Noise | None = None) -> Latents:
@@ -113,20 +113,19 @@ def euler(nodes: Nodes, eta: float) -> Floats:
     return table
 
 
-def dpmpp_2m(nodes: Nodes, lower_order_final: bool) -> Floats:
+def dpmpp_2m(nodes: Nodes, first_order_final: bool) -> Floats:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, algorithm 2), with lambda = log(alpha / sigma):
     x' = s'/s x - a' (exp(-h) - 1) ((1 + 1/2r) x0 - 1/2r x0_before), r = h_before / h.
     """
     a, s, a1, s1 = nodes.alpha, nodes.sigma, nodes.to_alpha, nodes.to_sigma
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         h = np.log(a1 / s1) - np.log(a / s)  # infinite where the step ends at sigma = 0
     table = np.zeros((len(nodes), 2, 8))
     table[:, X, X] = s1 / s
     pull = -a1 * np.expm1(-h)
     table[:, X, D0] = pull
     for i in range(1, len(nodes)):
-        last = i == len(nodes) - 1
-        if np.isinf(h[i]) or (last and lower_order_final and len(nodes) < 15):
+        if np.isinf(h[i]) or (first_order_final and i == len(nodes) - 1):
             continue
         half = h[i] / h[i - 1] / 2
         table[i, X, D0] = pull[i] * (1 + half)

@@ -78,6 +78,8 @@ def whole_nodes(config: Mapping[str, Any], steps: int, *, strided: bool) -> Node
     """
     abar = alphas_cumprod(config)
     t = np.round(_spaced(config, steps, "leading", extra=0)).astype(int)
+    if t.max() >= len(abar):
+        raise LdmrtError("scheduler", "the grid leaves the schedule", expected="fewer steps", found=steps)
     before = t - len(abar) // steps if strided else np.append(t[1:], -1)
     final = abar[0] if strided and not config.get("set_alpha_to_one", True) else 1.0
     here, there = abar[t], np.where(before >= 0, abar[before.clip(0)], final)

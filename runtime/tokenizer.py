@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import LdmrtError, LdmrtWarning
+from .errors import LdmrtError, LdmrtWarning, first_line
 
 # Radford et al. 2021: contractions, words, single digits, runs of signs
 PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 START, END = "<|startoftext|>", "<|endoftext|>"
+CLIP_LENGTH = 77
 
 
 class Tokenizer:
@@ -36,12 +37,14 @@ class Tokenizer:
                 "tokenizer",
                 "cannot read the vocabulary",
                 expected="vocab.json and merges.txt, or tokenizer.json",
-                found=(str(error) or repr(error)).splitlines()[0],
+                found=first_line(error),
             ) from None
         self._backend.no_padding()
         self._backend.no_truncation()
         self.size = int(self._backend.get_vocab_size())
-        self.length = int(config.get("model_max_length", 77))
+        length = config.get("model_max_length", CLIP_LENGTH)
+        # transformers writes 1e30 where nobody set a limit
+        self.length = length if isinstance(length, int) and 2 < length < 10**6 else CLIP_LENGTH
         pad = special.get("pad_token") or config.get("pad_token") or END
         self.start, self.end = self._id(START), self._id(END)
         self.pad = self._id(pad["content"] if isinstance(pad, dict) else pad)
@@ -62,6 +65,9 @@ class Tokenizer:
     def __call__(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Ids, (len(texts), length). A text that is too long is cut, with a warning that says what was lost."""
         rows = np.full((len(texts), self.length), self.pad, np.int64)
+        for text in texts:
+            if not isinstance(text, str) or _broken(text):
+                raise LdmrtError("tokenizer", "a prompt is not text", found=repr(text))
         for row, text, encoding in zip(rows, texts, self._backend.encode_batch(list(texts)), strict=True):
             ids = encoding.ids
             if len(ids) > self.length:
@@ -80,6 +86,8 @@ def clip_bpe(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> Any
     except ImportError:
         raise LdmrtError("tokenizer", "tokenizers is not installed", hint="pip install tokenizers") from None
 
+    if missing := {START, END} - vocab.keys():
+        raise LdmrtError("tokenizer", f"no token {min(missing)!r} in the vocabulary")
     backend: Any = Tokenizer(models.BPE(dict(vocab), list(merges), end_of_word_suffix="</w>", unk_token=END))
     backend.add_special_tokens([START, END])
     backend.normalizer = normalizers.Sequence(
@@ -97,6 +105,11 @@ def clip_bpe(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> Any
         (END, end), (START, start), trim_offsets=False, add_prefix_space=False
     )
     return backend
+
+
+def _broken(text: str) -> bool:
+    """Whether a string holds half of a character, as what was no UTF-8 leaves behind."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def split_merge(line: str) -> tuple[str, str]:

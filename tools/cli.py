@@ -58,14 +58,14 @@ def main() -> None:
 
     warnings.showwarning = show  # type: ignore[assignment]
     try:
-        sys.exit(cli(standalone_mode=False))
+        sys.exit(cli(prog_name="ldmrt", standalone_mode=False))
     except click.ClickException as error:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
         sys.exit(130)
-    except LdmrtError as error:
+    except (LdmrtError, OSError) as error:
         click.secho(f"error: {error}", fg="red", err=True)
         sys.exit(2)
 

@@ -31,7 +31,7 @@ def evaluate(bundle: Path, folder: Path, style: str, groups: tuple[str, ...], co
     from rich.console import Console
     from rich.table import Table
 
-    from ldmrt.model.data import Emoji
+    from ldmrt.model.emoji import Emoji
     from ldmrt.runtime.pipeline import open_pipeline
 
     from .progress import watched
@@ -44,8 +44,8 @@ def evaluate(bundle: Path, folder: Path, style: str, groups: tuple[str, ...], co
         pairs = Emoji.open(folder, styles=[style], groups=groups, subset=subset).pairs
         chosen = [pairs[i] for i in np.random.default_rng(seed).permutation(len(pairs))[:count]]
         found = []
-        batches = [list(range(i, min(i + BATCH, len(chosen)))) for i in range(0, len(chosen), BATCH)]
-        for rows in watched(batches, len(batches), lambda _, title=title: title):
+        batches = [range(i, min(i + BATCH, len(chosen))) for i in range(0, len(chosen), BATCH)]
+        for rows in watched(batches, len(batches), lambda rows: f"pictures to {rows.stop}"):
             prompts = [Emoji.prompt(*chosen[i]) for i in rows]
             seeds = [seed + i for i in rows]
             result = pipeline(prompts, seed=seeds, steps=steps, guidance=guidance, scheduler=scheduler)
@@ -70,7 +70,7 @@ def score(asked: list, found: list) -> dict[str, float]:
 
 
 def _of_style(folder: Path, style: str) -> tuple:
-    from ldmrt.model.data import load_sprites
+    from ldmrt.model.emoji import load_sprites
 
     pictures, sprites = load_sprites(folder)
     return pictures, [sprite for sprite in sprites if sprite.style == style]

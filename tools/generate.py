@@ -2,6 +2,7 @@
 
 import json
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("prompts", nargs=-1, required=True)
 @click.option("--negative", "negative_prompt", default="", help="What the picture should not be.")
-@click.option("-n", "count", default=1, show_default=True, help="Pictures a prompt.")
+@click.option("-n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures a prompt.")
 @click.option("--steps", default=20, show_default=True)
 @click.option("--guidance", default=5.0, show_default=True, help="1 is none.")
 @click.option("--seed", default=0, show_default=True, help="Of the first picture; the next ones count up.")
@@ -24,7 +25,7 @@ import numpy as np
 )
 @click.option("--eta", type=float, help="Share of fresh noise in each step, 0 to 1.")
 @click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime, onnxruntime-cuda.")
-@click.option("--columns", type=int, help="Of the grid; as square as it gets where left out.")
+@click.option("--columns", type=click.IntRange(min=1), help="Of the grid; as square as it gets where left out.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("out.png"), show_default=True)
 def generate(bundle: Path, prompts: tuple[str, ...], negative_prompt: str, count: int, steps: int, guidance: float,
              seed: int, width: int | None, height: int | None, scheduler: str | None, eta: float | None, backend: str,
@@ -38,12 +39,14 @@ def generate(bundle: Path, prompts: tuple[str, ...], negative_prompt: str, count
     from ldmrt.runtime import LdmrtError
     from ldmrt.runtime.pipeline import open_pipeline
     from ldmrt.runtime.request import Request
+    from ldmrt.runtime.schedulers import everyday_name
 
     from .pictures import grid, save_png
     from .progress import console, watched
 
-    if out.suffix.lower() != ".png":
-        raise LdmrtError("generate", "impossible --out", expected="a name that ends in .png", found=out)
+    if out.suffix.lower() != ".png" or out.is_dir():
+        raise LdmrtError("generate", "impossible --out", expected="a file name that ends in .png", found=out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     request = Request(prompts, negative_prompt=negative_prompt, count=count, steps=steps, guidance=guidance, seed=seed,
                       width=width, height=height, scheduler=scheduler, eta=eta)  # fmt: skip
     begin = time.perf_counter()
@@ -57,9 +60,17 @@ def generate(bundle: Path, prompts: tuple[str, ...], negative_prompt: str, count
     images = pipeline.decode(x)
     decoded = time.perf_counter()
 
-    shared: dict[str, Any] = {"bundle": bundle.name, "negative_prompt": negative_prompt, "steps": steps}
-    shared |= {"guidance": guidance, "scheduler": scheduler or pipeline.scheduler["_class_name"], "eta": eta}
-    shared |= {"height": images.shape[1], "width": images.shape[2]}
+    shared: dict[str, Any] = {
+        "ldmrt": version("ldmrt"),
+        "bundle": bundle.name,
+        "negative_prompt": negative_prompt,
+        "steps": steps,
+        "guidance": guidance,
+        "scheduler": scheduler or everyday_name(pipeline.scheduler),
+        "eta": eta,
+        "height": images.shape[1],
+        "width": images.shape[2],
+    }
     written = [out]
     if len(images) == 1:
         save_png(out, images[0], notes({**shared, "prompt": request.prompts[0], "seed": request.seeds[0]}))

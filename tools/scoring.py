@@ -10,7 +10,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmrt.model.data import MARGIN, SIZE, Emoji, Sprite, composite
+from ldmrt.model.data import SIZE
+from ldmrt.model.emoji import MARGIN, Emoji, Sprite, composite
 from ldmrt.model.palette import nearest_colour
 
 SHIFT = 3  # pixels

@@ -1,9 +1,11 @@
 """`ldmrt train`: the loops of ldmrt.model.train, watched, saved and resumed."""
 
+import copy
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from .pictures import grid, save_png
 from .progress import console, watched
 
 STATE = Path("training") / "state.pt"
+RATE = click.FloatRange(0, 1, min_open=True)
 
 
 def _options(steps: int, batch: int, rate: float) -> Callable[[Any], Any]:
@@ -28,13 +31,14 @@ def _options(steps: int, batch: int, rate: float) -> Callable[[Any], Any]:
         click.option("--layout", "layouts", multiple=True, default=["large"], show_default=True,
                      help="Emoji layouts: large, small, pair."),
         click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run."),
-        click.option("--steps", default=steps, show_default=True),
-        click.option("--batch", default=batch, show_default=True),
-        click.option("--learning-rate", default=rate, show_default=True),
-        click.option("--seed", default=0, show_default=True),
-        click.option("--device", default="cpu", show_default=True, help="cpu or cuda."),
+        click.option("--steps", type=click.IntRange(min=1), default=steps, show_default=True),
+        click.option("--batch", type=click.IntRange(min=1), default=batch, show_default=True),
+        click.option("--learning-rate", type=RATE, default=rate, show_default=True),
+        click.option("--seed", type=click.IntRange(0, 2**32), default=0, show_default=True),
+        click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
         click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True),
-        click.option("--save-every", default=500, show_default=True, help="Steps between checkpoints."),
+        click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True,
+                     help="Steps between checkpoints."),
         click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out."),
     ]  # fmt: skip
 
@@ -71,11 +75,13 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
     from ldmrt.model.config import to_config
     from ldmrt.model.train import Run, Settings, initialise, to_tensor, train_autoencoder
 
+    check(out, resume, device)
     data = open_data(folder, styles, groups, layouts)
     torch.manual_seed(seed)
     network = Autoencoder(presets.AUTOENCODER)
     initialise(network)
-    run = Run(network, Settings(steps, batch, learning_rate, seed=seed, device=device, precision=precision))
+    settings = Settings(steps, batch, learning_rate, seed=seed, device=device, precision=precision)
+    run = Run(network, settings, {"task": "autoencoder", "seed": seed, "batch": batch})
     shown = np.stack([data.draw(seed + 1, i).picture for i in range(64)])
 
     @torch.no_grad()
@@ -100,7 +106,13 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
 @click.option("--autoencoder", "vae_folder", type=click.Path(path_type=Path), required=True,
               help="A folder with vae/, such as the autoencoder's run.")  # fmt: skip
 @click.option("--prediction", type=click.Choice(["epsilon", "v_prediction"]), default="epsilon", show_default=True)
-@click.option("--vocabulary", default=2048, show_default=True, help="Entries of the BPE tokenizer, at most 4096.")
+@click.option(
+    "--vocabulary",
+    type=click.IntRange(600, 4096),
+    default=2048,
+    show_default=True,
+    help="Entries of the BPE tokenizer.",
+)
 def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts: tuple[str, ...], out: Path,
         steps: int, batch: int, learning_rate: float, seed: int, device: str, precision: str, save_every: int,
         resume: bool, vae_folder: Path, prediction: str, vocabulary: int) -> None:  # fmt: skip
@@ -117,14 +129,13 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
     from ldmrt.model.train import Denoiser, Run, Settings, initialise, train_ldm
     from ldmrt.runtime.tokenizer import Tokenizer
 
-    if not 600 <= vocabulary <= 4096:
-        raise LdmrtError("train", "impossible --vocabulary", expected="600 to 4096", found=vocabulary)
+    check(out, resume, device)
     data = open_data(folder, styles, groups, layouts)
     vae = load_autoencoder(vae_folder).to(device)
     length = presets.TEXT_ENCODER["max_position_embeddings"]
     tokens = out / "tokenizer"
     if not (tokens / "vocab.json").is_file():
-        files = train_tokenizer((data.draw(seed, i).caption for i in range(20_000)), entries=vocabulary, length=length)
+        files = train_tokenizer((data.caption(seed, i) for i in range(20_000)), entries=vocabulary, length=length)
         tokens.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             (tokens / name).write_bytes(content)
@@ -134,16 +145,20 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
 
     torch.manual_seed(seed)
     ids = {"vocab_size": tokenizer.size, "bos_token_id": tokenizer.start, "eos_token_id": tokenizer.end}
-    denoiser = Denoiser(
-        UNet(presets.UNET), text_encoder({**presets.TEXT_ENCODER, **ids, "pad_token_id": tokenizer.pad})
-    )
+    channels, side = vae.config.latent_channels, vae.config.sample_size // vae.config.factor
+    unet = replace(presets.UNET, in_channels=channels, out_channels=channels, sample_size=side)
+    denoiser = Denoiser(UNet(unet), text_encoder({**presets.TEXT_ENCODER, **ids, "pad_token_id": tokenizer.pad}))
     initialise(denoiser.unet)
-    run = Run(denoiser, Settings(steps, batch, learning_rate, seed=seed, device=device, precision=precision))
+    settings = Settings(steps, batch, learning_rate, seed=seed, device=device, precision=precision)
+    about = {"task": "ldm", "seed": seed, "batch": batch, "prediction": prediction, "vocabulary": tokenizer.size}
+    run = Run(denoiser, settings, {**about, "scaling_factor": vae.config.scaling_factor})
     prompts = [data.draw(seed + 1, i).caption for i in range(32)]
 
     def keep() -> None:
         networks = run.averaged()
-        checkpoint = Checkpoint(networks.unet.cpu(), vae, networks.text_encoder.cpu(), files, scheduler)
+        checkpoint = Checkpoint(
+            networks.unet.cpu(), copy.deepcopy(vae).cpu(), networks.text_encoder.cpu(), files, scheduler
+        )
         pipeline = torch_pipeline(checkpoint)
         pictures = pipeline(prompts, guidance=3.0).images
         save_png(out / "training" / f"ldm-{run.step:06d}.png", grid(pictures, 8), {"prompts": prompts})
@@ -152,9 +167,22 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
     walk(run, train_ldm(run, data, vae, tokenizer, scheduler), out, save_every, resume, keep)
 
 
+def check(out: Path, resume: bool, device: str) -> None:
+    """Refuse what cannot be trained, before any work."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise LdmrtError("train", "this PyTorch sees no CUDA device", hint="--device cpu")
+    if resume and not (out / STATE).is_file():
+        raise LdmrtError("train", "nothing to resume", expected=out / STATE, hint="leave out --resume")
+    if not resume and (out / STATE).exists():
+        raise LdmrtError("train", f"{out / STATE} is there already", hint="--resume to go on, or another --out")
+
+
 def open_data(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts: tuple[str, ...]) -> Any:
     """A stream of captioned pictures: one's own where there is a metadata.jsonl, emoji otherwise."""
-    from ldmrt.model.data import Emoji, PictureFolder
+    from ldmrt.model.data import PictureFolder
+    from ldmrt.model.emoji import Emoji
 
     if (folder / "metadata.jsonl").is_file():
         return PictureFolder.open(folder)
@@ -168,8 +196,6 @@ def walk(run: Any, loop: Iterator[Any], out: Path, every: int, resume: bool, kee
     state, steps = out / STATE, run.settings.steps
     if resume:
         run.resume(state)
-    elif state.exists():
-        raise LdmrtError("train", f"{state} is there already", hint="--resume to go on with it, or another --out")
     begin, asked = time.perf_counter(), threading.Event()
     before = signal.signal(signal.SIGINT, lambda *_: asked.set())  # a step is never cut in two
     try:

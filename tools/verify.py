@@ -4,8 +4,12 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from ldmrt.export import Difference
 
 
 @click.command()
@@ -33,13 +37,8 @@ def verify(bundle: Path, checkpoint: Path, prompt: str, seed: int) -> None:
     with console.status("comparing") as status:
         for row in compare(bundle, loaded, prompt, seed):
             seconds, begin = time.perf_counter() - begin, time.perf_counter()
-            value = (
-                ("identical" if math.isinf(row.value) else f"{row.value:.1f} dB")
-                if row.unit == "dB"
-                else f"{row.value:.1e}"
-            )
-            limit = f">= {row.limit:g} dB" if row.unit == "dB" else f"<= {row.limit:g}"
-            verdict = "[green]ok[/]" if row.within else "[red]FAILED[/]"
+            value, limit = shown(row)
+            verdict = "[green]ok[/]" if row.within else f"[red]FAILED[/] {row.detail}"
             table.add_row(row.what, value, limit, f"{seconds:.1f} s", verdict)
             status.update(f"compared {row.what}")
             failed += [] if row.within else [row.what]
@@ -48,3 +47,14 @@ def verify(bundle: Path, checkpoint: Path, prompt: str, seed: int) -> None:
     if failed:
         click.secho(f"past tolerance: {', '.join(failed)}", fg="red", err=True)
         sys.exit(1)
+
+
+def shown(row: "Difference") -> tuple[str, str]:
+    """A row's value and limit in words."""
+    from ldmrt.export.parity import DB, FACTS
+
+    if row.unit == FACTS:
+        return (f"{row.value:.0f} facts differ" if row.value else "the same"), "the same"
+    if row.unit == DB:
+        return ("identical" if math.isinf(row.value) else f"{row.value:.1f} dB"), f">= {row.limit:g} dB"
+    return f"{row.value:.1e}", f"<= {row.limit:g}"

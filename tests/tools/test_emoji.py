@@ -16,7 +16,8 @@ from PIL import Image
 
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 from ldmrt.tools import emoji
-from ldmrt.tools.emoji import Package
+from ldmrt.tools import packages as packages_module
+from ldmrt.tools.packages import Package
 
 posix = pytest.mark.skipif(os.name != "posix", reason="the stand-in for npm is a shell script")
 
@@ -109,7 +110,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     served = Registry()
     packages = {name: Package("npm", name, "1", hashlib.sha256(data).hexdigest()) for name, data in CONTENTS.items()}
     monkeypatch.setattr(emoji, "PACKAGES", packages)
-    monkeypatch.setattr(emoji, "download", served.download)
+    monkeypatch.setattr(packages_module, "download", served.download)
     return served
 
 

@@ -1,0 +1,31 @@
+"""What the tests of the bundle share."""
+
+from pathlib import Path
+
+import pytest
+
+from ldmrt.export import bundle as module
+from ldmrt.export.components import Component
+from ldmrt.model import Checkpoint, load
+
+
+@pytest.fixture
+def exported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of what the stand-in exported; "!NAME" put in front makes it fail there."""
+    names: list[str] = []
+
+    def stand_in(component: Component, checkpoint: Checkpoint, folder: Path) -> Path:
+        folder.mkdir(parents=True)
+        (folder / "model.onnx").write_text(f"{component.name} {len(names)}")
+        if f"!{component.name}" in names:
+            raise RuntimeError("no space left on device")
+        names.append(component.name)
+        return folder / "model.onnx"
+
+    monkeypatch.setattr(module, "to_onnx", stand_in)
+    return names
+
+
+@pytest.fixture
+def loaded(checkpoint: Path) -> Checkpoint:
+    return load(checkpoint)

@@ -1,0 +1,84 @@
+"""A folder of one's own pictures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldmrt.model.data import PictureFolder
+from ldmrt.runtime import LdmrtError
+
+
+def write(folder: Path, *rows: object) -> Path:
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A wide picture, red with blue ends, and a green square in a folder below."""
+    inner = tmp_path / "pictures"
+    (inner / "more").mkdir(parents=True)
+    wide = np.full((32, 96, 3), (0, 0, 255), np.uint8)
+    wide[:, 32:64] = (255, 0, 0)
+    Image.fromarray(wide).save(inner / "wide.png")
+    Image.new("RGB", (10, 10), (0, 255, 0)).save(inner / "more" / "green.png")
+    Image.new("RGB", (10, 10)).save(tmp_path / "outside.png")
+    rows = ({"file_name": "wide.png", "text": "red"}, {"file_name": "more/green.png", "text": "green", "id": 1})
+    return write(inner, *rows)
+
+
+def test_pictures_are_cropped_to_the_centre_and_resized(folder: Path) -> None:
+    data = PictureFolder.open(folder, size=16)
+    seen = {}
+    for i in range(20):
+        sample = data.draw(3, i)
+        assert sample.picture.shape == (16, 16, 3)
+        assert sample.picture.dtype == np.uint8
+        again = PictureFolder.open(folder, size=16).draw(3, i)
+        assert (again.caption, again.key) == (sample.caption, sample.key)
+        np.testing.assert_array_equal(again.picture, sample.picture)
+        seen[sample.caption] = sample.picture
+    assert (seen["red"][:, 3:-3] == (255, 0, 0)).all()  # Lanczos reaches three pixels beyond the square
+    assert (seen["green"] == (0, 255, 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        ([], "empty"),
+        ([{"file_name": "none.png", "text": "a"}], "none.png"),
+        ([{"file_name": "../outside.png", "text": "a"}], "outside.png"),
+        ([{"file_name": "OUTSIDE", "text": "a"}], "outside.png"),
+        ([{"file_name": "link.png", "text": "a"}], "link.png"),
+        ([{"file_name": "more", "text": "a"}], "more"),
+        ([{"file_name": "wide.png"}], "text"),
+        (["wide.png"], "metadata.jsonl"),
+        pytest.param(
+            [{"file_name": "a\0b", "text": "a"}],
+            "metadata.jsonl",
+        ),
+    ],
+)
+def test_rows_that_name_no_picture_inside_are_refused(rows: list, named: str, folder: Path) -> None:
+    (folder / "link.png").symlink_to(folder.parent / "outside.png")
+    text = json.dumps(rows).replace("OUTSIDE", str(folder.parent / "outside.png"))
+    write(folder, *json.loads(text))
+    with pytest.raises(LdmrtError, match=named):
+        PictureFolder.open(folder)
+
+
+def test_missing_metadata_is_one_error(tmp_path: Path) -> None:
+    with pytest.raises(LdmrtError, match=r"metadata\.jsonl"):
+        PictureFolder.open(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"no picture", b"half"])
+def test_unreadable_picture_is_one_error(content: bytes, folder: Path) -> None:
+    path = folder / "wide.png"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content == b"half" else content)
+    data = PictureFolder.open(write(folder, {"file_name": "wide.png", "text": "red"}))
+    with pytest.raises(LdmrtError, match=r"wide\.png"):
+        data.draw(0, 0)

@@ -1,0 +1,51 @@
+"""Guidance as a matrix against the formula of the paper."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ldmrt.runtime.guidance import Guidance, classifier_free
+
+
+def rows(n: int) -> NDArray[Any]:
+    return np.random.default_rng(n).standard_normal((n, 4, 3, 5), dtype=np.float32)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("scale", [0.0, 0.5, 3.0, 7.5, -1.0])
+def test_matrix_is_the_formula(batch: int, scale: float) -> None:
+    guidance, out = classifier_free(batch, scale), rows(2 * batch)
+    negative, positive = out[:batch], out[batch:]
+    found = guidance.combine(out)
+    assert guidance.idx.tolist() == [*range(batch), *range(batch)]
+    assert found.dtype == np.float32
+    # (1 - g) u + g p and u + g (p - u) round differently: a few units in the last place of |g| times the values
+    expected = negative + np.float32(scale) * (positive - negative)
+    np.testing.assert_allclose(found, expected, atol=4 * 2.0**-23 * (1 + abs(scale)) * np.abs(out).max())
+
+
+def test_no_guidance_runs_half_the_rows() -> None:
+    guidance, out = classifier_free(3, 1.0), rows(3)
+    assert guidance.idx.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(guidance.combine(out), out)
+
+
+def test_each_latent_has_its_own_weights() -> None:
+    """Two requests in one batch, one of guidance 2, one of two prompts that weigh a quarter and three."""
+    weights = np.array([[-1.0, 2.0, 0, 0], [0, 0, 0.25, 0.75]], np.float32)
+    guidance, out = Guidance(np.array([0, 0, 1, 1]), weights), rows(4)
+    found = guidance.combine(out)
+    np.testing.assert_allclose(found[0], 2 * out[1] - out[0], rtol=1e-6, atol=1e-6)  # sums of two float32
+    np.testing.assert_allclose(found[1], 0.25 * out[2] + 0.75 * out[3], rtol=1e-6, atol=1e-6)
+
+
+def test_weights_count_where_there_are_as_many_rows_as_latents() -> None:
+    guidance, out = Guidance(np.array([0, 1]), np.array([[0.5, 0.5], [0.0, 2.0]], np.float32)), rows(2)
+    found = guidance.combine(out)
+    np.testing.assert_allclose(found, np.stack([(out[0] + out[1]) / 2, 2 * out[1]]), rtol=1e-6, atol=1e-6)
+
+
+def test_weights_are_float32_whatever_the_scale_is() -> None:
+    assert classifier_free(1, np.float64(3.0)).weights.dtype == np.float32

@@ -1,0 +1,86 @@
+"""The runtime needs NumPy alone, and works where torch, transformers and diffusers cannot be imported."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ldmrt.runtime
+
+SOURCE = sorted(Path(ldmrt.runtime.__file__).parent.glob("*.py"))
+BLOCKED = ("torch", "transformers", "diffusers")
+# What a file may import, each inside the function that needs it.
+MAY = {"engine_ort.py": {"onnxruntime"}, "tokenizer.py": {"tokenizers"}}
+
+
+def python(program: str, *arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    env = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=env)
+
+
+def test_import_loads_numpy_alone() -> None:
+    program = "import sys, json, ldmrt.runtime; print(json.dumps(sorted({m.partition('.')[0] for m in sys.modules})))"
+    ran = python(program)
+    assert ran.returncode == 0, ran.stderr
+    loaded = set(json.loads(ran.stdout))
+    assert {"ldmrt", "numpy"} <= loaded
+    assert not loaded & {"onnxruntime", "PIL", "tokenizers", "rich", "click", "onnx", "tensorrt", "cuda", *BLOCKED}
+
+
+def imports(tree: ast.AST) -> list[tuple[str, ast.stmt]]:
+    """The modules that a file imports, as top-level names; those of its own room as "."."""
+    found: list[tuple[str, ast.stmt]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append(("." if node.level == 1 else node.module or "..", node))
+    return [(name if name == "." else name.partition(".")[0], node) for name, node in found]
+
+
+@pytest.mark.parametrize("path", SOURCE, ids=lambda path: path.name)
+def test_source_imports_only_what_it_may(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    everywhere = sys.stdlib_module_names | {"numpy", "."}
+    assert {name for name, _ in imports(tree)} - everywhere <= MAY.get(path.name, set())
+    inside = {n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+    assert [name for name, node in imports(tree) if name not in everywhere and node not in inside] == []
+
+
+def test_every_source_file_was_looked_at() -> None:
+    assert {"__init__.py", "pipeline.py", *MAY} <= {path.name for path in SOURCE}
+
+
+SUITE = """
+import sys
+sys.modules.update(dict.fromkeys({blocked!r}))  # importing one is now an ImportError
+import pytest
+code = pytest.main(["-q", "-p", "no:cacheprovider", "-m", "not oracle and not slow", *sys.argv[1:]])
+loaded = sorted(name for name in {blocked!r} if sys.modules[name] is not None)
+sys.exit(f"loaded after all: {{loaded}}" if loaded else code)
+"""
+
+
+def test_suite_passes_without_torch(bundle: Path) -> None:
+    """Every other test of this folder, but for those that compare with torch's world."""
+    here = Path(__file__)
+    ran = python(
+        SUITE.format(blocked=BLOCKED), here.parent, f"--ignore={here}", f"--rootdir={here.parents[2]}",
+        LDMRT_TEST_BUNDLE=str(bundle),
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (\w+)", ran.stdout.splitlines()[-1])}
+    assert counts["passed"] > 200
+    assert counts["deselected"] > 20  # the oracles, and nothing was skipped in their place
+    assert "skipped" not in counts
+
+
+def test_blocking_blocks() -> None:
+    ran = python(f"import sys; sys.modules.update(dict.fromkeys({BLOCKED!r})); import torch")
+    assert "ModuleNotFoundError" in ran.stderr

@@ -1,0 +1,160 @@
+"""`ldmrt train`: what it refuses, how it stops and goes on, and the whole way from pictures to pictures."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldmrt.tools.train import STATE, walk
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight squares with captions."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rows = []
+    for i in range(8):
+        pixels = np.full((64, 64, 3), 255, np.uint8)
+        pixels[8 + 2 * i : 40 + 2 * i, 16:48] = np.random.default_rng(i).integers(0, 256, 3)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        rows.append(json.dumps({"file_name": f"{i}.png", "text": f"square number {i} on white"}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["autoencoder"], "Missing option '--data'"),
+        (["autoencoder", "--data", "nowhere"], "data: no sprite set here; expected nowhere/sprites.jsonl"),
+        (["autoencoder", "--data", "pictures", "--precision", "fp8"], "'fp8' is not one of 'fp32', 'bf16'"),
+        (["autoencoder", "--data", "pictures", "--resume"], "nothing to resume; expected out/training/state.pt"),
+        (["ldm", "--data", "pictures"], "Missing option '--autoencoder'"),
+        (["ldm", "--data", "pictures", "--autoencoder", "nowhere"], "missing file; expected nowhere/vae/config.json"),
+        (["ldm", "--data", "pictures", "--autoencoder", "x", "--vocabulary", "10"],
+         "impossible --vocabulary; expected 600 to 4096; found 10"),
+        *(
+            pytest.param(["autoencoder", "--data", "pictures", *words], message)
+            for words, message in (
+                (["--steps", "0"], "--steps"),
+                (["--batch", "0"], "--batch"),
+                (["--save-every", "0"], "--save-every"),
+                (["--learning-rate", "nan"], "--learning-rate"),
+                (["--seed", "-1"], "--seed"),
+                (["--device", "typewriter"], "--device"),
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_bad_words(
+    ldmrt: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    (tmp_path / "pictures").symlink_to(pictures)
+    monkeypatch.chdir(tmp_path)
+    ran = ldmrt("train", *words[:1], "--out", "out", "--steps", 1, "--batch", 1, *words[1:])
+    assert message in ran.error
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+def test_autoencoder_of_other_channels(ldmrt: Any, pictures: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """The tiny checkpoint's has 4, the demo's U-Net wants 16."""
+    out = tmp_path / "out"
+    ran = ldmrt(
+        "train", "ldm", "--data", pictures, "--autoencoder", checkpoint, "--out", out, "--steps", 1, "--batch", 1
+    )
+    assert "channels" in ran.error
+    assert not out.exists()
+
+
+def test_the_whole_way(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+    """Pictures to autoencoder to diffusion model to bundle to a picture, in the demo's own size."""
+    ae, ldm, bundle, out = (tmp_path / name for name in ("ae", "ldm", "bundle", "out.png"))
+    short = ["--data", pictures, "--steps", 2, "--batch", 2]
+    ran = ldmrt("train", "autoencoder", *short, "--out", ae)
+    assert ran.code == 0, ran.err
+    assert "step 2: PSNR " in ran.err
+    with Image.open(ae / "training" / "autoencoder-000002.png") as sheet:
+        assert sheet.size == (8 * 66 - 2, 8 * 66 - 2)
+
+    again = ldmrt("train", "autoencoder", *short, "--out", ae)
+    assert f"{ae / STATE} is there already" in again.error
+    assert "--resume to go on with it, or another --out" in again.err
+
+    ran = ldmrt("train", "ldm", *short, "--out", ldm, "--autoencoder", ae)
+    assert ran.code == 0, ran.err
+    assert (ldm / "training" / "ldm-000002.png").is_file()
+    assert ldmrt("export", ldm, bundle).out == f"{bundle}\n"
+    ran = ldmrt("generate", bundle, "square number 3 on white", "--steps", 2, "-o", out)
+    assert (ran.code, ran.out) == (0, f"{out}\n")
+    with Image.open(out) as image:
+        assert image.size == (64, 64)
+
+
+def test_ctrl_c_saves_and_resume_goes_on(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+    import torch
+
+    words = ["train", "autoencoder", "--data", str(pictures), "--out", str(tmp_path), "--batch", "1"]
+    command = [sys.executable, "-m", "ldmrt.tools.cli", *words, "--steps", "100000", "--save-every", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120  # of a machine under load; it takes seconds
+        while not (tmp_path / STATE).exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert (process.returncode, out) == (130, ""), err
+    assert "Traceback" not in err
+    step = torch.load(tmp_path / STATE, weights_only=True)["step"]
+    assert step >= 1
+    assert f"stopped at step {step}; go on with --resume" in err
+
+    ran = ldmrt(*words, "--steps", step + 2, "--resume")
+    assert ran.code == 0, ran.err
+    assert f"{step + 2} steps in " in ran.err
+    assert torch.load(tmp_path / STATE, weights_only=True)["step"] == step + 2
+
+
+class Steps:
+    """A training run that only counts, and is told to stop in step 5."""
+
+    def __init__(self, begin: int = 0) -> None:
+        self.step, self.settings = begin, SimpleNamespace(steps=8)
+        self.saved: list[int] = []
+
+    def save(self, path: Path) -> None:
+        self.saved.append(self.step)
+
+    def resume(self, path: Path) -> None:
+        self.step = 5
+
+    def loop(self, interrupted: int) -> Iterator[Any]:
+        while self.step < self.settings.steps:
+            if self.step + 1 == interrupted:
+                signal.raise_signal(signal.SIGINT)
+            self.step += 1  # a step is never cut in two
+            yield SimpleNamespace(loss=0.0, rate=0.0)
+
+
+def test_ctrl_c_ends_the_step_first(tmp_path: Path) -> None:
+    run, kept, before = Steps(), [], signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        walk(run, run.loop(5), tmp_path, 3, False, lambda: kept.append(run.step))
+    assert (run.saved, kept) == ([3, 5], [3])  # every third step, and the one in which it was stopped
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_resumed_walk_keeps_its_last_step(tmp_path: Path) -> None:
+    run, kept = Steps(), []
+    walk(run, run.loop(0), tmp_path, 3, True, lambda: kept.append(run.step))
+    assert run.saved == kept == [6, 8]
