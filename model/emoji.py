@@ -176,7 +176,7 @@ class Emoji:
         picture = self.canvas(background)
         subject = self._subject(sprite, rng)
         if layout == "large":
-            composite(self.pictures[sprite.index], picture, MARGIN, MARGIN)
+            picture = self.compose(self.pictures, sprite, background)
             return Sample(picture, self._caption(subject, sprite, background, rng), (layout, sprite.index, background))
         if layout == "small":
             place = int(rng.integers(5))
@@ -222,6 +222,13 @@ class Emoji:
             f"{subject} on a {background} background{kind}",
             f"{sprite.style} emoji of {subject}, {background} background",
         ][rng.integers(4)]
+
+    @classmethod
+    def compose(cls, pictures: NDArray[np.uint8], sprite: Sprite, background: str) -> NDArray[np.uint8]:
+        """One large object on its background, (64, 64, 3)."""
+        picture = cls.canvas(background)
+        composite(pictures[sprite.index], picture, MARGIN, MARGIN)
+        return picture
 
     @staticmethod
     def prompt(sprite: Sprite, background: str) -> str:

@@ -16,7 +16,9 @@ def train_tokenizer(captions: Iterable[str], *, entries: int, length: int) -> di
     has the highest id, on which old CLIP configs rely.
     """
     if entries < 514:
-        raise LdmrtError("tokenizer", "too few entries", expected="at least 512 bytes and two tokens", found=entries)
+        raise LdmrtError(
+            "tokenizer", "too few entries", expected="at least 514: the bytes, start and end", found=entries
+        )
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())  # the printable characters that stand for the 256 bytes
     alphabet = [*symbols, *(symbol + "</w>" for symbol in symbols)]
     pipeline = clip_bpe({token: i for i, token in enumerate([*alphabet, START, END])}, [])

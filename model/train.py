@@ -134,30 +134,23 @@ class Run(Generic[M]):
             torch.save(state, file)
 
     def resume(self, path: Path) -> None:
-        """Go on where `save` left off."""
+        """Go on where `save` left off, with the data and the task of the saved run."""
         try:
             state: dict[str, Any] = torch.load(path, map_location=self.settings.device, weights_only=True)
-            about = state["about"]
-        except FileNotFoundError:
-            raise LdmrtError("train", "nothing to resume", expected=path, hint="leave out --resume") from None
-        except Exception as error:
-            raise LdmrtError("train", f"cannot read {path}", found=first_line(error), hint="another --out") from None
-        for key, value in self.about.items():
-            if about.get(key) != value:
-                raise LdmrtError(
-                    "train", f"{path} was trained with another {key}", expected=about.get(key), found=value
-                )
-        try:
+            for key, value in self.about.items():
+                if (before := state["about"].get(key)) != value:
+                    raise LdmrtError("train", f"{path} was trained with another {key}", expected=before, found=value)
             self.module.load_state_dict(state["module"])
             self.average = state["average"]
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = state["step"]
-        except Exception as error:
+        except LdmrtError:
+            raise
+        except FileNotFoundError:
+            raise LdmrtError("train", "nothing to resume", expected=path, hint="leave out --resume") from None
+        except Exception as error:  # a damaged file can fail in any way
             raise LdmrtError(
-                "train",
-                f"cannot resume from {path}",
-                found=first_line(error),
-                hint="leave out --resume",
+                "train", f"cannot resume from {path}", found=first_line(error), hint="leave out --resume"
             ) from None
 
 
@@ -166,8 +159,6 @@ def initialise(module: nn.Module) -> None:
     """Weights to learn fast from: every residual branch begins at zero (Goyal et al. 2017, section 5.1), and the path
     beside the branches keeps the variance of what flows through it (Glorot & Bengio 2010), which PyTorch's default
     shrinks by three at every convolution.
-
-    Measured on the demo autoencoder after a minute of training: 19.3 dB against 15.7 with the default.
     """
     branch: set[nn.Module] = set()
     inner: set[nn.Module] = set()

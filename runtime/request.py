@@ -53,7 +53,7 @@ class Request:
         if len(self.seeds) != pictures:
             raise LdmrtError("request", "one seed a picture", expected=pictures, found=len(self.seeds))
         for seed in self.seeds:
-            if seed >= 2**64:
+            if not 0 <= seed < 2**64:
                 raise LdmrtError("request", "impossible seed", expected="0 to 2**64 - 1", found=seed)
 
     @property
@@ -72,8 +72,8 @@ class Request:
     def seeds(self) -> list[int]:
         """One a picture."""
         if isinstance(self.seed, (Sequence, np.ndarray)):
-            return [_whole("seed", seed, least=0) for seed in self.seed]
-        return [_whole("seed", self.seed, least=0) + i for i in range(len(self.prompts))]
+            return [_whole("seed", seed) for seed in self.seed]
+        return [_whole("seed", self.seed) + i for i in range(len(self.prompts))]
 
     def _each(self, text: str | Sequence[str]) -> list[str]:
         texts = [text] if isinstance(text, str) else list(text)

@@ -43,8 +43,9 @@ class Tokenizer:
         self._backend.no_truncation()
         self.size = int(self._backend.get_vocab_size())
         length = config.get("model_max_length", CLIP_LENGTH)
-        # transformers writes 1e30 where nobody set a limit
-        self.length = length if isinstance(length, int) and 2 < length < 10**6 else CLIP_LENGTH
+        if not isinstance(length, (int, float)) or length < 2:
+            raise LdmrtError("tokenizer", "impossible model_max_length", expected="at least 2", found=length)
+        self.length = int(length) if length < 10**6 else CLIP_LENGTH  # 1e30 is transformers' word for "nobody said"
         pad = special.get("pad_token") or config.get("pad_token") or END
         self.start, self.end = self._id(START), self._id(END)
         self.pad = self._id(pad["content"] if isinstance(pad, dict) else pad)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
 BATCH = 10  # pictures a call
 
@@ -53,13 +54,29 @@ def evaluate(bundle: Path, folder: Path, style: str, groups: tuple[str, ...], co
         scores[title] = score(chosen, found)
         if subset == "train":
             scores["trained pairs, shuffled prompts"] = score([*chosen[1:], chosen[0]], found)
+    shown = [Emoji.compose(references.pictures, *pair) for pair in chosen[:100]]
+    psnr = autoencoder_psnr(bundle, np.stack(shown))
     if as_json:
-        click.echo(json.dumps(scores, indent=2))
+        click.echo(json.dumps({**scores, "autoencoder": {"pictures": len(shown), "psnr": psnr}}, indent=2))
         return
     table = Table("", "pictures", "background", "identity")
     for title, row in scores.items():
         table.add_row(title, f"{row['pictures']:.0f}", f"{row['background']:.3f}", f"{row['identity']:.3f}")
     Console().print(table)
+    click.echo(f"autoencoder: PSNR {psnr:.1f} dB over {len(shown)} pictures of held-out pairs")
+
+
+def autoencoder_psnr(bundle: Path, pictures: NDArray[np.uint8]) -> float:
+    """Mean PSNR in dB of pictures (N, H, W, 3) through the bundle's encoder, its mean, and the decoder."""
+    from ldmrt.runtime.bundle import Bundle
+    from ldmrt.runtime.engine_ort import OrtEngine
+
+    opened = Bundle.open(bundle, check=False)
+    encoder, decoder = (OrtEngine(name, opened.model(name)) for name in ("vae_encoder", "vae_decoder"))
+    x = pictures.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+    mean = encoder(sample=x)["latent_parameters"][:, : opened.channels]
+    error = decoder(latent_sample=mean)["sample"].clip(-1, 1) - x
+    return float(np.mean(-10 * np.log10(np.square(error / 2).mean(axis=(1, 2, 3)))))
 
 
 def score(asked: list, found: list) -> dict[str, float]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.model.data import SIZE
-from ldmrt.model.emoji import MARGIN, Emoji, Sprite, composite
+from ldmrt.model.emoji import MARGIN, Emoji, Sprite
 from ldmrt.model.palette import nearest_colour
 
 SHIFT = 3  # pixels
@@ -42,9 +42,7 @@ class References:
         """The sprites on a background, (sprites, 3072)."""
         rows = np.empty((len(self.sprites), HALF * HALF * 3), np.float32)
         for row, sprite in zip(rows, self.sprites, strict=True):
-            canvas = Emoji.canvas(background)
-            composite(self.pictures[sprite.index], canvas, MARGIN, MARGIN)
-            row[:] = halved(canvas[None])[0]
+            row[:] = halved(Emoji.compose(self.pictures, sprite, background)[None])[0]
         return rows
 
     def identify(self, picture: NDArray[np.uint8]) -> tuple[str, Sprite]:

@@ -1,6 +1,7 @@
 """`ldmrt train`: the loops of ldmrt.model.train, watched, saved and resumed."""
 
 import copy
+import math
 import signal
 import threading
 import time
@@ -21,6 +22,13 @@ STATE = Path("training") / "state.pt"
 RATE = click.FloatRange(0, 1, min_open=True)
 
 
+def _finite(ctx: click.Context, option: click.Parameter, value: float) -> float:
+    """Not-a-number passes every range."""
+    if not math.isfinite(value):
+        raise click.BadParameter("not a number")
+    return value
+
+
 def _options(steps: int, batch: int, rate: float) -> Callable[[Any], Any]:
     """The options that both trainings share, with their own defaults."""
     options = [
@@ -33,7 +41,8 @@ def _options(steps: int, batch: int, rate: float) -> Callable[[Any], Any]:
         click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run."),
         click.option("--steps", type=click.IntRange(min=1), default=steps, show_default=True),
         click.option("--batch", type=click.IntRange(min=1), default=batch, show_default=True),
-        click.option("--learning-rate", type=RATE, default=rate, show_default=True),
+        click.option("--learning-rate", type=RATE, default=rate, show_default=True,
+                     callback=_finite),
         click.option("--seed", type=click.IntRange(0, 2**32), default=0, show_default=True),
         click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
         click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True),
@@ -59,7 +68,7 @@ def train() -> None:
 
 
 @train.command()
-@_options(steps=12000, batch=8, rate=1e-3)
+@_options(steps=6000, batch=8, rate=1e-3)
 def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts: tuple[str, ...], out: Path,
                 steps: int, batch: int, learning_rate: float, seed: int, device: str, precision: str, save_every: int,
                 resume: bool) -> None:  # fmt: skip
@@ -102,7 +111,7 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
 
 
 @train.command()
-@_options(steps=8000, batch=32, rate=8e-4)
+@_options(steps=5500, batch=32, rate=8e-4)
 @click.option("--autoencoder", "vae_folder", type=click.Path(path_type=Path), required=True,
               help="A folder with vae/, such as the autoencoder's run.")  # fmt: skip
 @click.option("--prediction", type=click.Choice(["epsilon", "v_prediction"]), default="epsilon", show_default=True)
@@ -176,7 +185,7 @@ def check(out: Path, resume: bool, device: str) -> None:
     if resume and not (out / STATE).is_file():
         raise LdmrtError("train", "nothing to resume", expected=out / STATE, hint="leave out --resume")
     if not resume and (out / STATE).exists():
-        raise LdmrtError("train", f"{out / STATE} is there already", hint="--resume to go on, or another --out")
+        raise LdmrtError("train", f"{out / STATE} is there already", hint="--resume to go on with it, or another --out")
 
 
 def open_data(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts: tuple[str, ...]) -> Any:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ldmrt.model.data import Emoji, Sprite, article, composite
+from ldmrt.model.emoji import Emoji, Sprite, article, composite
 
 
 def test_composite_equals_a_slow_twin() -> None:

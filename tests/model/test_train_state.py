@@ -94,7 +94,7 @@ def test_loss_that_is_not_finite_stops_the_run(value: float) -> None:
     next(loop)
     assert not torch.equal(run.module.weight, before["weight"])
     before = copy.deepcopy(run.module.state_dict())
-    with pytest.raises(LdmrtError, match="loss of step 1 is not finite"):
+    with pytest.raises(LdmrtError, match="step 1 is not finite"):
         next(loop)
     assert all(torch.equal(v, before[k]) for k, v in run.module.state_dict().items())
 

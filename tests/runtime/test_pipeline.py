@@ -78,9 +78,9 @@ def test_request_and_its_fields_are_the_same_call(pipeline: Pipeline) -> None:
     assert pipeline(request).images.tobytes() == pipeline(PROMPT, steps=2, guidance=2.0, seed=4).images.tobytes()
 
 
-def test_request_and_more_options_are_refused(pipeline: Pipeline) -> None:
-    with pytest.raises(LdmrtError, match="request"):
-        pipeline(Request(PROMPT), steps=2)
+def test_options_beside_a_request_replace_its_fields(pipeline: Pipeline) -> None:
+    images = pipeline(Request(PROMPT, seed=3), steps=2).images
+    assert images.tobytes() == pipeline(PROMPT, seed=3, steps=2).images.tobytes()
 
 
 @pytest.mark.parametrize(("width", "height"), [(24, 16), (16, 32), (18, 10)])

@@ -116,7 +116,7 @@ def test_inspect(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
 def test_verify_a_true_bundle(ldmrt: Any, bundle: Path, checkpoint: Path) -> None:
     ran = ldmrt("verify", bundle, "--against", checkpoint)
     assert ran.code == 0, ran.out + ran.err
-    assert ran.out.count(" ok ") == 5  # four components and the picture
+    assert ran.out.count(" ok ") == 6  # origin, four components and the picture
     assert "FAILED" not in ran.out
 
 
@@ -127,8 +127,9 @@ def test_verify_finds_a_planted_fault(ldmrt: Any, bundle: Path, copy: Path) -> N
     weights(copy, plant)
     ran = ldmrt("verify", bundle, "--against", copy)
     assert ran.code == 1
-    assert "past tolerance: vae_decoder, picture" in ran.err
-    assert (ran.out.count("FAILED"), ran.out.count(" ok ")) == (2, 3)
+    assert "past tolerance: origin, vae_decoder, picture" in ran.err
+    assert "weights of vae_decoder" in ran.out
+    assert (ran.out.count("FAILED"), ran.out.count(" ok ")) == (3, 3)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

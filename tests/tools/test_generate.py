@@ -93,7 +93,7 @@ def test_prompt_that_is_too_long_is_a_warning(ldmrt: Any, bundle: Path, tmp_path
         (["--steps", "-1"], "request: impossible number of steps; expected at least 1; found -1"),
         (["--steps", "many"], "Invalid value for '--steps'"),
         (["--steps", "1001"], "impossible number of steps; expected 1 to 1000"),
-        (["-n", "0"], "impossible count"),
+        (["-n", "0"], "Invalid value for '-n'"),
         (["--guidance", "nan"], "impossible guidance"),
         (["--seed", "-1"], "impossible seed; expected 0 to 2**64 - 1; found -1"),
         (["--width", "15"], "impossible width; expected a multiple of 2; found 15"),
@@ -101,7 +101,7 @@ def test_prompt_that_is_too_long_is_a_warning(ldmrt: Any, bundle: Path, tmp_path
         (["--scheduler", "heun"], "unknown scheduler 'heun'; expected ddim"),
         (["--eta", "2"], "impossible eta"),
         (["--backend", "cuda"], "no backend 'cuda'"),
-        (["-o", "out.jpg"], "impossible --out; expected a name that ends in .png; found out.jpg"),
+        (["-o", "out.jpg"], "impossible --out; expected a file name that ends in .png; found out.jpg"),
         (["-o", "out"], "impossible --out"),
         *(
             pytest.param(options, message)

@@ -7,7 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from ldmrt.model.data import MARGIN, SIZE, SPRITE, Emoji, Sprite, composite
+from ldmrt.model.data import SIZE
+from ldmrt.model.emoji import MARGIN, SPRITE, Emoji, Sprite, composite
 from ldmrt.model.palette import PALETTE, nearest_colour
 from ldmrt.tools.evaluate import score
 from ldmrt.tools.scoring import References, background_of, halved
