@@ -48,7 +48,7 @@ SCHEDULER: dict[str, Any] = {
     "beta_schedule": "scaled_linear",
     "clip_sample": False,
     "set_alpha_to_one": True,
-    "steps_offset": 0,
+    "steps_offset": 1,  # of no effect on this spacing; diffusers warns of anything else
     "timestep_spacing": "trailing",
     "prediction_type": "epsilon",
 }

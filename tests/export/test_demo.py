@@ -1,0 +1,60 @@
+"""The shipped model, at its own size: parity, diffusers' pictures, one seed one picture."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+from ldmrt.export import compare, export_bundle
+from ldmrt.export.parity import psnr
+from ldmrt.model import load
+from ldmrt.runtime import Pipeline
+from ldmrt.runtime import open as open_pipeline
+
+SHIPPED = Path(__file__).parents[2] / "model" / "pretrained" / "emoji64"
+PROMPT = "a panda, noto style, orange background"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "bundle"
+    assert [row.reused for row in export_bundle(load(SHIPPED), folder)] == [False] * 4
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(demo: Path) -> Pipeline:
+    return open_pipeline(demo)
+
+
+def test_parity(demo: Path) -> None:
+    rows = {row.what: row for row in compare(demo, load(SHIPPED), PROMPT)}
+    assert [name for name, row in rows.items() if not row.within] == []
+    assert rows["picture"].value >= 60.0
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpmpp_2m"])
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
+def test_draws_what_diffusers_draws(scheduler: str, pipeline: Pipeline) -> None:
+    theirs = StableDiffusionPipeline.from_pretrained(SHIPPED, safety_checker=None, torch_dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    if scheduler == "dpmpp_2m":
+        theirs.scheduler = DPMSolverMultistepScheduler.from_config(theirs.scheduler.config)
+    latents = np.random.default_rng(5).standard_normal((1, 16, 8, 8), dtype=np.float32)
+    expected = theirs(
+        PROMPT, num_inference_steps=20, guidance_scale=5.0, latents=torch.from_numpy(latents), output_type="np"
+    ).images
+    found = pipeline(PROMPT, steps=20, guidance=5.0, latents=latents, scheduler=scheduler).images
+    assert psnr(found, np.rint(expected * 255)) >= 60.0  # an error of a quarter of a grey level on average
+
+
+def test_picture_of_a_batch_is_its_single_twin(pipeline: Pipeline) -> None:
+    batch = pipeline(PROMPT, count=4, seed=7)
+    assert batch.seeds == [7, 8, 9, 10]
+    assert batch.images.tobytes() == pipeline(PROMPT, count=4, seed=7).images.tobytes()
+    for seed, picture in zip(batch.seeds, batch.images, strict=True):
+        twin = pipeline(PROMPT, seed=seed).images[0]
+        # sums are taken in another order in another batch size: a value at a rounding edge may fall to either side
+        assert np.abs(twin.astype(int) - picture).max() <= 1
