@@ -13,7 +13,7 @@ from typing import Any
 import click
 import numpy as np
 
-from ldmrt.runtime import LdmrtError
+from ldmrt.runtime import LdmrtError, write_atomically
 
 from .pictures import grid, save_png
 from .progress import console, watched
@@ -143,11 +143,11 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
     vae = load_autoencoder(vae_folder).to(device)
     length = presets.TEXT_ENCODER["max_position_embeddings"]
     tokens = out / "tokenizer"
-    if not (tokens / "vocab.json").is_file():
+    if not resume:
         files = train_tokenizer((data.caption(seed, i) for i in range(20_000)), entries=vocabulary, length=length)
-        tokens.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            (tokens / name).write_bytes(content)
+            with write_atomically(tokens / name) as file:
+                file.write(content)
     files = {path.name: path.read_bytes() for path in sorted(tokens.iterdir())}
     tokenizer = Tokenizer(files)
     scheduler = {**presets.SCHEDULER, "prediction_type": prediction}
