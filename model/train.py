@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ldmrt.runtime import LdmrtError, write_atomically
 from ldmrt.runtime.errors import first_line
 from ldmrt.runtime.schedule import alphas_cumprod
+from ldmrt.runtime.scheduler_config import resolve
 
 from .attention import Transformer2D
 from .autoencoder import Autoencoder, kl_divergence, moments
@@ -248,7 +249,9 @@ def train_ldm(
 ) -> Iterator[Progress]:
     """Denoising loss (Ho et al. 2020, equation 14) on latents, on the prediction type of the scheduler's config."""
     denoiser, settings = run.module, run.settings
-    abar = torch.tensor(alphas_cumprod(scheduler), dtype=torch.float32, device=settings.device)
+    abar = torch.tensor(
+        alphas_cumprod(resolve(scheduler, "DDPMScheduler")), dtype=torch.float32, device=settings.device
+    )
     cache = LatentCache(vae, settings.device)
     target_of = TARGETS.get(scheduler.get("prediction_type", "epsilon"))
     if target_of is None:

@@ -1,38 +1,47 @@
-"""A sampler is a table: one row per network evaluation, run by one loop that keeps no state but the rows' registers.
+"""A sampler is a table: one row per network evaluation, run by one loop that keeps no state but its registers.
 
-With x = alpha * x0 + sigma * eps in the model's own space, a row is
+With x = alpha * x0 + sigma * eps in the model's own space, a row is a small matrix,
 
-    d0     = kx * x + km * m                                    what the network says, as x0
-    (x, s) = C @ (x, s, d0, d1, d2, d3, d4, z)                  2 x 8 numbers; then the history d shifts by one
+    (x, s1 .. sk)' = T @ (m, x, s1 .. sk, z, x0)
 
-m is the (guided) network output, s one saved latent, d0..d4 the history of x0, z unit noise.
+where s1 .. sk are latents saved by earlier rows, m the (guided) network output, z unit noise, and x0 what the network
+says as a clean picture, kx * x + km * m, clipped where the plan clips.
 """
 
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LdmrtError
-from .schedule import Floats, Nodes
+from .files import write_atomically
+from .schedule import Floats
 
-X, S, D0, D1, Z = 0, 1, 2, 3, 7  # columns of a row
-Latents = NDArray[np.float32]
+Latents = NDArray[Any]  # float32; float64 where the caller hands in float64
 Model = Callable[[Latents, float], Latents]
 Noise = Callable[[int], Latents]
+M, X, Z, X0 = 0, 1, -2, -1  # columns of a row, and registers; the saved latents stand between x and z
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """A sampler, solved for one grid. Computed in float64; the state it moves is float32."""
 
     t: Floats = field(repr=False)  # (rows,) model time
-    read: Floats = field(repr=False)  # (rows, 2): kx, km
-    table: Floats = field(repr=False)  # (rows, 2, 8)
     alpha: Floats = field(repr=False)  # (rows,) of the nodes
     sigma: Floats = field(repr=False)
+    read: Floats = field(repr=False)  # (rows, 2): kx, km of x0
+    table: Floats = field(repr=False)  # (rows, k + 1, k + 4)
     prior_scale: float = 1.0  # the first latents are this times unit noise
+    clip: float | None = None  # x0 is held within +- this
+    threshold: tuple[float, float] | None = None  # quantile and maximum (Saharia et al. 2022, section 2.3)
+    learned: str = ""  # the network's second half is the variance ("learned"), or a place in its "learned_range"
+    spread: Floats | None = field(default=None, repr=False)  # (rows,) of that range: largest by smallest
 
     @property
     def rows(self) -> int:
@@ -41,11 +50,65 @@ class Plan:
 
     def draws(self, row: int) -> bool:
         """Whether a row needs fresh noise."""
-        return bool(self.table[row, :, Z].any())
+        return self._draws[row]
+
+    @cached_property
+    def _draws(self) -> list[bool]:
+        return [bool(row[:, Z].any()) for row in self.table]
 
     def noised(self, x0: Latents, noise: Latents) -> Latents:
         """The latents at the first node, for a plan that starts from a picture."""
-        return (self.alpha[0] * x0 + self.sigma[0] * noise).astype(np.float32)
+        return (self.alpha[0] * x0 + self.sigma[0] * noise).astype(_dtype(x0))
+
+    @property
+    def hooked(self) -> bool:
+        """Whether something that is not linear stands between the network and the row."""
+        return self.clip is not None or self.threshold is not None
+
+    @cached_property
+    def folded(self) -> Floats:
+        """The table with x0 = kx * x + km * m put in: what a plan without hooks computes, (rows, k + 1, k + 3)."""
+        out = self.table[..., :X0].copy()
+        out[:, :, X] += self.table[..., X0] * self.read[:, :1]
+        out[:, :, M] += self.table[..., X0] * self.read[:, 1:]
+        return out
+
+    @cached_property
+    def _matrices(self) -> dict[Any, list[Latents]]:
+        """By dtype, what each row multiplies its registers with, without the columns and rows of zeros at its end."""
+        rows = []
+        for full in self.table if self.hooked else self.folded:
+            out, columns = (np.flatnonzero(full.any(axis))[-1] + 1 for axis in (1, 0))
+            rows.append(full[:out, :columns])
+        return {np.dtype(d): [np.ascontiguousarray(row, d) for row in rows] for d in (np.float32, np.float64)}
+
+    def save(self, path: Path) -> None:
+        """As JSON, in full precision."""
+        state = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in asdict(self).items()}
+        with write_atomically(Path(path)) as file:
+            file.write(json.dumps(state).encode())
+
+    @staticmethod
+    def load(path: Path) -> "Plan":
+        """What `save` wrote."""
+        try:
+            state = json.loads(Path(path).read_text())
+            arrays = {key: np.array(value) for key, value in state.items() if isinstance(value, list)}
+            return Plan(**{**state, **arrays, "threshold": state["threshold"] and tuple(state["threshold"])})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise LdmrtError("plan", f"{path} cannot be read", expected="what Plan.save wrote", found=error) from error
+
+    def __str__(self) -> str:
+        saved = [f"s{i}" for i in range(1, self.table.shape[1])]
+        inputs = ["m", "x", *saved, "z", "x0"]
+        lines = [f"{'row':>3} {'t':>9} {'alpha':>8} {'sigma':>8}"]
+        for row in range(self.rows):
+            lines.append(f"{row:>3} {self.t[row]:>9.3f} {self.alpha[row]:>8.5f} {self.sigma[row]:>8.5f}")
+            for output, weights in zip(["x", *saved], self.table[row], strict=True):
+                terms = [f"{w:+.6g} {name}" for w, name in zip(weights, inputs, strict=True) if w]
+                if terms:
+                    lines[-1] += f"   {output}' = {' '.join(terms)}"
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -55,79 +118,92 @@ class State:
     row: int
     rows: int
     x: Latents = field(repr=False)  # (B, C, h, w)
-    x0: Latents = field(repr=False)  # the same, as a clean picture: the preview
+    _seen: Callable[[], Latents] = field(repr=False)
+
+    @property
+    def x0(self) -> Latents:
+        """The network's word at this row as a clean picture: the preview. Ask before the sampler's next row."""
+        return self._seen()
 
 
-def steps(plan: Plan, x: Latents, model: Model, noise: Noise | None = None) -> Iterator[State]:
-    """Run a plan from the latents `x`, (B, C, h, w), and yield after every row.
+def _dtype(x: Latents) -> Any:
+    return np.float64 if x.dtype == np.float64 else np.float32
 
-    `model(x, t)` is given latents in the model's own space; `noise(row)` is unit noise like x, asked for only where
-    the plan draws.
+
+def registers(plan: Plan, x: Latents) -> Latents:
+    """The registers before the first row, (k + 4, B, C, h, w)."""
+    out = np.zeros((plan.table.shape[2], *x.shape), _dtype(x))
+    out[X] = x
+    return out
+
+
+def move(plan: Plan, row: int, before: Latents, m: Latents, z: Latents | None = None, *, out: Latents) -> Latents:
+    """Everything a sampler does between two evaluations of the network: the latents after a row.
+
+    `before` are the registers, into which m, z and x0 are written; `out`, others of their shape, become those of the
+    next row. Nothing is allocated.
     """
-    registers = np.zeros((8, *x.shape), np.float32)
-    registers[X] = x
-    for row in range(plan.rows):
-        kx, km = plan.read[row].astype(np.float32)
-        registers[D0] = kx * registers[X] + km * model(registers[X], float(plan.t[row]))
-        if plan.draws(row):
-            if noise is None:
-                raise LdmrtError("sampler", "this plan draws noise", expected="noise(row)", found=None)
-            registers[Z] = noise(row)
-        moved = plan.table[row].astype(np.float32) @ registers.reshape(8, -1)
-        registers[X], registers[S] = moved.reshape(2, *x.shape)
-        yield State(row, plan.rows, registers[X].copy(), registers[D0].copy())
-        registers[D1:Z] = registers[D0 : Z - 1]  # NumPy minds the overlap
+    if plan.learned and m.shape[1] == 2 * before.shape[2]:
+        m, variance = np.split(m, 2, axis=1)
+        if plan.spread is not None and z is not None:  # Nichol & Dhariwal 2021, equation 15
+            z = z * plan.spread[row] ** ((variance + 1) / 4)
+        elif z is not None and plan.learned == "learned":
+            z = z * np.sqrt(variance)
+    before[M] = m
+    if plan.draws(row):
+        if z is None:
+            raise LdmrtError("sampler", "this plan draws noise", expected="noise(row)", found=None)
+        before[Z] = z
+    if plan.hooked:
+        before[X0] = seen(plan, row, before)
+    matrix = plan._matrices[before.dtype][row]
+    height, width = matrix.shape
+    np.matmul(matrix, before[:width].reshape(width, -1), out=out[X : X + height].reshape(height, -1))
+    return out[X]
 
 
-def sample(plan: Plan, x: Latents, model: Model, noise: Noise | None = None) -> Latents:
+def seen(plan: Plan, row: int, registers: Latents) -> Latents:
+    """x0 of a row that has been given m, through the plan's hooks."""
+    kx, km = plan.read[row].astype(registers.dtype)
+    x0 = kx * registers[X] + km * registers[M]
+    if plan.threshold is not None:
+        share, most = plan.threshold
+        axes = tuple(range(1, x0.ndim))
+        bound = np.clip(np.quantile(np.abs(x0), share, axis=axes, keepdims=True), 1, most).astype(x0.dtype)
+        x0 = np.clip(x0, -bound, bound) / bound
+    elif plan.clip is not None:
+        x0 = np.clip(x0, -plan.clip, plan.clip)
+    return x0
+
+
+def steps(
+    plan: Plan, x: Latents, model: Model, noise: Noise | None = None, init: Latents | None = None
+) -> Iterator[State]:
+    """Run a plan and yield after every row.
+
+    `x` are the first latents, (B, C, h, w): unit noise times `plan.prior_scale`; with `init`, the latents of a picture
+    to start from, unit noise. `model(x, t)` is given latents in the model's own space, which it may not keep;
+    `noise(row)` is unit noise like x, asked for only where the plan draws.
+    """
+    now = registers(plan, x if init is None else plan.noised(init, x))
+    after = np.zeros_like(now)
+    latest = -1
+
+    def look(row: int) -> Latents:
+        if row != latest:
+            raise LdmrtError("sampler", f"x0 of row {row} is gone", expected="asking before the next row", found=latest)
+        return seen(plan, row, after)  # which are the registers that the row began with
+
+    for latest in range(plan.rows):
+        m = model(now[X], float(plan.t[latest]))
+        z = noise(latest) if noise is not None and plan.draws(latest) else None
+        x = move(plan, latest, now, m, z, out=after).copy()
+        now, after = after, now
+        yield State(latest, plan.rows, x, partial(look, latest))
+
+
+def sample(plan: Plan, x: Latents, model: Model, noise: Noise | None = None, init: Latents | None = None) -> Latents:
     """The latents after the last row of `steps`."""
-    for state in steps(plan, x, model, noise):
+    for state in steps(plan, x, model, noise, init):
         x = state.x
     return x
-
-
-def read(prediction: str, nodes: Nodes) -> Floats:
-    """(kx, km) of d0 = kx * x + km * m = x0, by what the network predicts."""
-    alpha, sigma = nodes.alpha, nodes.sigma
-    reads = {
-        "epsilon": (1 / alpha, -sigma / alpha),
-        "sample": (0 * alpha, 1 + 0 * alpha),
-        "v_prediction": (alpha, -sigma),  # Salimans & Ho 2022, appendix D
-    }
-    if prediction not in reads:
-        raise LdmrtError("scheduler", f"no prediction_type {prediction!r}", expected=", ".join(reads))
-    return np.stack(reads[prediction], axis=-1)
-
-
-def euler(nodes: Nodes, eta: float) -> Floats:
-    """DDIM (Song et al. 2021, equation 12), which is Euler's method on the probability flow; eta = 1 is DDPM and
-    Euler ancestral. x' = a' x0 + sqrt(s'^2 - n^2) eps + n z, with eps = (x - a x0) / s.
-    """
-    a, s, a1, s1 = nodes.alpha, nodes.sigma, nodes.to_alpha, nodes.to_sigma
-    n = eta * s1 / s * np.sqrt(np.maximum(0.0, 1 - (a / a1) ** 2))
-    toward = np.sqrt(np.maximum(0.0, s1**2 - n**2)) / s
-    table = np.zeros((len(nodes), 2, 8))
-    table[:, X, X] = toward
-    table[:, X, D0] = a1 - toward * a
-    table[:, X, Z] = n
-    return table
-
-
-def dpmpp_2m(nodes: Nodes, first_order_final: bool) -> Floats:
-    """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, algorithm 2), with lambda = log(alpha / sigma):
-    x' = s'/s x - a' (exp(-h) - 1) ((1 + 1/2r) x0 - 1/2r x0_before), r = h_before / h.
-    """
-    a, s, a1, s1 = nodes.alpha, nodes.sigma, nodes.to_alpha, nodes.to_sigma
-    with np.errstate(divide="ignore", invalid="ignore"):
-        h = np.log(a1 / s1) - np.log(a / s)  # infinite where the step ends at sigma = 0
-    table = np.zeros((len(nodes), 2, 8))
-    table[:, X, X] = s1 / s
-    pull = -a1 * np.expm1(-h)
-    table[:, X, D0] = pull
-    for i in range(1, len(nodes)):
-        if np.isinf(h[i]) or (first_order_final and i == len(nodes) - 1):
-            continue
-        half = h[i] / h[i - 1] / 2
-        table[i, X, D0] = pull[i] * (1 + half)
-        table[i, X, D1] = -pull[i] * half
-    return table

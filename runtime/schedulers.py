@@ -1,105 +1,101 @@
 """The table of schedulers, and the door from a diffusers scheduler config to a plan."""
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
+from . import solvers
 from .errors import LdmrtError
-from .sampler import Plan, dpmpp_2m, euler, read
-from .schedule import Floats, Nodes, sigma_nodes, whole_nodes
-
-Config = Mapping[str, Any]
+from .sampler import Plan
+from .schedule import Nodes, distilled_nodes, edm_nodes, level_nodes, sine_nodes, whole_nodes
+from .scheduler_config import Config, resolve
 
 
 @dataclass(frozen=True)
 class Scheduler:
-    """One line of the table: how a config becomes nodes, and the nodes a table of rows."""
+    """One line of the table: how a config becomes nodes, and the nodes rows."""
 
     class_name: str  # in diffusers
-    nodes: Callable[[Config, int], Nodes]
-    solve: Callable[[Nodes, Config, float, int], Floats]  # nodes, config, eta, steps of the whole grid
-    eta: float | None  # the share of a step's noise drawn afresh where the caller does not say; None: draws none
-    only: Config  # the values that a config may ask for, of keys that would change the sampler
-    scaled_prior: bool = False  # first latents of variance sigma^2 instead of 1
+    order: int  # of accuracy
+    nodes: Callable[..., Nodes]  # of config, steps and the grids in `given`
+    solve: Callable[[Nodes], Iterator[solvers.Row]]
+    given: tuple[str, ...] = ()  # the grids that a caller may hand in
+    eta: float | None = None  # the share of noise drawn afresh where the caller does not say; None: not adjustable
+    fixed: Config = field(default_factory=dict)  # what the class does without a key for it
+    asks: Config = field(default_factory=dict)  # what the everyday name asks of the config
 
 
-_BETAS = {"trained_betas": None, "rescale_betas_zero_snr": False}
-_CLIP = {"clip_sample": False, "thresholding": False}
-_SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
-_EULER = {"interpolation_type": "linear", "timestep_type": "discrete", "final_sigmas_type": "zero"}
-_DPM = {
-    "algorithm_type": "dpmsolver++",
-    "solver_order": 2,
-    "solver_type": "midpoint",
-    "euler_at_final": False,
-}
-_DPM |= {"use_lu_lambdas": False, "use_flow_sigmas": False, "variance_type": None, "thresholding": False}
-_DPM |= {"lambda_min_clipped": -math.inf}
-# What diffusers takes for a key that a config leaves out, where that is not the value asked for above.
-_LEFT_OUT = {"clip_sample": True}
+def _multistep(order: int, algorithm: str = "dpmsolver++", **asks: object) -> Scheduler:
+    asks |= {"solver_order": order, "algorithm_type": algorithm}
+    return Scheduler("DPMSolverMultistepScheduler", order, level_nodes, solvers.dpm_multistep, _T, asks=asks)
 
 
-def _euler(nodes: Nodes, config: Config, eta: float, steps: int) -> Floats:
-    return euler(nodes, eta)
+def _singlestep(order: int) -> Scheduler:
+    asks = {"solver_order": order, "algorithm_type": "dpmsolver++"}
+    return Scheduler("DPMSolverSinglestepScheduler", order, level_nodes, solvers.dpm_singlestep, _T, asks=asks)
 
 
-# By everyday name. A new scheduler is one function and its line here.
+_SDE, _T, _TS = "sde-dpmsolver++", ("timesteps",), ("timesteps", "sigmas")
+_ZERO, _TO_MIN = {"final_sigmas_type": "zero"}, {"final_sigmas_type": "sigma_min"}
+_DEIS = _TO_MIN | {"algorithm_type": "deis", "solver_type": "heun", "euler_at_final": False}
+_UNCLIPPED = {"clip_sample": False, "thresholding": False}
+_early, _dpm2 = partial(level_nodes, early=True, whole=False), partial(level_nodes, early=True)
+_own_end = partial(level_nodes, own_end=True)
+_strided = partial(whole_nodes, strided=True)
+_lcm, _tcd = partial(distilled_nodes, last=None), partial(distilled_nodes, last=0)
+
+# By everyday name; the first line of a class also serves a config that names the class. A new scheduler is one
+# function in solvers.py, its keys in scheduler_config.py and its line here.
 SCHEDULERS: dict[str, Scheduler] = {
-    "ddim": Scheduler(
-        "DDIMScheduler",
-        lambda config, steps: whole_nodes(config, steps, strided=True),
-        _euler,
-        eta=0.0,
-        only=_BETAS | _CLIP,
-    ),
-    "ddpm": Scheduler(
-        "DDPMScheduler",
-        lambda config, steps: whole_nodes(config, steps, strided=False),
-        _euler,
-        eta=1.0,
-        only=_BETAS | _CLIP | {"variance_type": "fixed_small"},
-    ),
-    "euler": Scheduler(
-        "EulerDiscreteScheduler",
-        lambda config, steps: sigma_nodes(config, steps, extra=0, rounded=False),
-        _euler,
-        eta=0.0,
-        only=_BETAS | _SIGMAS | _EULER,
-        scaled_prior=True,
-    ),
-    "euler_a": Scheduler(
-        "EulerAncestralDiscreteScheduler",
-        lambda config, steps: sigma_nodes({**config, "final_sigmas_type": "zero"}, steps, extra=0, rounded=False),
-        _euler,
-        eta=1.0,
-        only=_BETAS,
-        scaled_prior=True,
-    ),
-    "dpmpp_2m": Scheduler(
-        "DPMSolverMultistepScheduler",
-        lambda config, steps: sigma_nodes(config, steps, extra=1, rounded=True),
-        lambda nodes, config, eta, steps: dpmpp_2m(nodes, bool(config.get("lower_order_final", True)) and steps < 15),
-        eta=None,
-        only=_BETAS | _SIGMAS | _DPM,
-    ),
+    "ddim": Scheduler("DDIMScheduler", 1, _strided, solvers.ddim, eta=0.0),
+    "ddpm": Scheduler("DDPMScheduler", 1, whole_nodes, solvers.ddpm, _T),
+    "pndm": Scheduler("PNDMScheduler", 4, whole_nodes, solvers.pndm),
+    "plms": Scheduler("PNDMScheduler", 4, whole_nodes, solvers.pndm, asks={"skip_prk_steps": True}),
+    "lms": Scheduler("LMSDiscreteScheduler", 4, _early, solvers.lms, _TS, fixed=_ZERO),
+    "euler": Scheduler("EulerDiscreteScheduler", 1, _early, solvers.euler, _TS),
+    "euler_a": Scheduler("EulerAncestralDiscreteScheduler", 1, _early, solvers.ddim, _TS, 1.0, _ZERO),
+    "heun": Scheduler("HeunDiscreteScheduler", 2, _early, solvers.heun, _TS, fixed=_ZERO),
+    "dpm2": Scheduler("KDPM2DiscreteScheduler", 2, _dpm2, solvers.dpm2, _TS, fixed=_ZERO | {"eta": 0.0}),
+    "dpm2_a": Scheduler("KDPM2AncestralDiscreteScheduler", 2, _dpm2, solvers.dpm2, _TS, 1.0, _ZERO),
+    "dpmpp_sde": Scheduler("DPMSolverSDEScheduler", 2, _early, solvers.dpm_sde, _TS, fixed=_ZERO),
+    "dpmpp_2m": _multistep(2),
+    "dpmpp_3m": _multistep(3),
+    "dpmpp_2m_sde": _multistep(2, _SDE),
+    "dpmpp_3m_sde": _multistep(3, _SDE),
+    "dpm_2m": _multistep(2, "dpmsolver", **_TO_MIN),
+    "dpm_3m": _multistep(3, "dpmsolver", **_TO_MIN),
+    "dpmpp_2s": _singlestep(2),
+    "dpmpp_3s": _singlestep(3),
+    "unipc": Scheduler("UniPCMultistepScheduler", 2, _own_end, solvers.unipc, _T),
+    "deis": Scheduler("DEISMultistepScheduler", 2, _own_end, solvers.dpm_multistep, _T, fixed=_DEIS),
+    "ipndm": Scheduler("IPNDMScheduler", 4, sine_nodes, solvers.ipndm, fixed={"prediction_type": "v_prediction"}),
+    "lcm": Scheduler("LCMScheduler", 1, _lcm, solvers.lcm, _T),
+    "tcd": Scheduler("TCDScheduler", 1, _tcd, solvers.tcd, _T, 0.3, _UNCLIPPED),
+    "edm_euler": Scheduler("EDMEulerScheduler", 1, partial(edm_nodes, own_end=True), solvers.euler),
+    "edm_dpmpp_2m": Scheduler("EDMDPMSolverMultistepScheduler", 2, edm_nodes, solvers.dpm_multistep),
 }
-BY_CLASS = {scheduler.class_name: name for name, scheduler in SCHEDULERS.items()}
+BY_CLASS = {scheduler.class_name: name for name, scheduler in reversed(SCHEDULERS.items())}
+SPACINGS = ("karras", "exponential", "beta")  # may follow a name: dpmpp_2m_karras
 
 
-def find_scheduler(config: Config, name: str | None = None) -> Scheduler:
-    """By everyday name, or by the class that the config names."""
+def find_scheduler(config: Config, name: str | None = None) -> tuple[Scheduler, Config]:
+    """By everyday name, or by the class that the config names; and what the name asks of the config."""
     wanted = everyday_name(config) if name is None else name
-    if wanted not in SCHEDULERS:
+    base, _, spacing = (wanted or "").rpartition("_") if (wanted or "").endswith(SPACINGS) else (wanted, "", "")
+    if base not in SCHEDULERS:
         raise LdmrtError(
             "scheduler",
             f"unknown scheduler {config.get('_class_name') if name is None else name!r}",
             expected=", ".join(SCHEDULERS),
             hint="--scheduler ddim",
         )
-    return SCHEDULERS[wanted]
+    scheduler = SCHEDULERS[base]
+    if name is None:
+        return scheduler, {}
+    respaced = {f"use_{kind}_sigmas": kind == spacing for kind in SPACINGS} if spacing else {}
+    return scheduler, {**scheduler.asks, **respaced}
 
 
 def everyday_name(config: Config) -> str | None:
@@ -108,37 +104,83 @@ def everyday_name(config: Config) -> str | None:
 
 
 def plan_from_config(
-    config: Config, steps: int, *, name: str | None = None, strength: float = 1.0, eta: float | None = None
+    config: Config,
+    steps: int,
+    *,
+    name: str | None = None,
+    strength: float = 1.0,
+    timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
+    eta: float | None = None,
 ) -> Plan:
     """The plan of a diffusers scheduler_config.json.
 
     `name` takes another scheduler on the same config, as diffusers' `from_config` does. `strength` below 1 starts
-    later, as its img2img pipelines count it. `eta` is the share of fresh noise, 0 to 1.
+    later, as its img2img pipelines count it. `timesteps`, or `sigmas` with the last one to arrive at, take the place of
+    the grid and of `steps`. `eta` is the share of fresh noise, 0 to 1.
     """
-    scheduler = find_scheduler(config, name)
-    for key, value in scheduler.only.items():
-        found = config.get(key, _LEFT_OUT.get(key, value))
-        if found != value:
-            problem = f"{scheduler.class_name} with this {key} is not supported"
-            raise LdmrtError("scheduler", problem, expected=value, found=found)
+    scheduler, asked = find_scheduler(config, name)
+    own = resolve({**config, **asked}, scheduler.class_name)
+    if missing := [key for key, value in asked.items() if own.get(key) != value]:
+        raise LdmrtError(
+            "scheduler", f"{scheduler.class_name} has no {missing[0]}", expected="another scheduler", found=name
+        )
     if not 0.0 < strength <= 1.0:
         raise LdmrtError("scheduler", "impossible strength", expected="above 0, at most 1", found=strength)
-    if eta and scheduler.eta is None:
-        raise LdmrtError("scheduler", f"{scheduler.class_name} draws no noise", expected="no eta", found=eta)
-    eta = eta if eta is not None else scheduler.eta or 0.0
-    if not 0.0 <= eta <= 1.0:
+    if eta is not None and scheduler.eta is None and eta:
+        raise LdmrtError("scheduler", f"{scheduler.class_name} has no eta to choose", expected="no eta", found=eta)
+    if not 0.0 <= (eta or 0.0) <= 1.0:
         raise LdmrtError("scheduler", "impossible eta", expected="0 to 1", found=eta)
-    whole = scheduler.nodes(config, steps)
-    nodes = whole[steps - max(1, int(steps * strength)) :]
-    table = scheduler.solve(nodes, config, eta, steps)
-    if (np.diff(whole.t) >= 0).any() or not np.isfinite(table).all():
-        raise LdmrtError("scheduler", "the grid is too fine for this scheduler", expected="fewer steps", found=steps)
-    scaled = scheduler.scaled_prior and config.get("timestep_spacing", "linspace") != "leading"
+    c = {**own, "eta": scheduler.eta if eta is None else eta, **scheduler.fixed}
+    nodes = scheduler.nodes(c, steps, **_handed(scheduler, timesteps, sigmas))
+    begin = len(nodes) - max(1, int(len(nodes) * strength))
+    return _plan(Nodes(nodes.steps, nodes.abar, c, begin), scheduler)
+
+
+def _handed(scheduler: Scheduler, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> Config:
+    """The grids that the caller hands in, checked."""
+    grids = {name: grid for name, grid in (("timesteps", timesteps), ("sigmas", sigmas)) if grid is not None}
+    if len(grids) > 1:
+        raise LdmrtError("scheduler", "two grids", expected="timesteps or sigmas", found="both")
+    for name, grid in grids.items():
+        if name not in scheduler.given:
+            raise LdmrtError("scheduler", f"{scheduler.class_name} takes no {name}", expected="steps alone", found=name)
+        if len(grid) < 1 + (name == "sigmas") or (np.diff(np.asarray(grid, np.float64)) >= 0).any():
+            raise LdmrtError("scheduler", f"impossible {name}", expected="numbers that descend", found=list(grid))
+    return grids
+
+
+def _plan(nodes: Nodes, scheduler: Scheduler) -> Plan:
+    c = nodes.config
+    if c["prediction_type"] == "epsilon" and any(node.alpha == 0 for node, _ in nodes.walk()):
+        problem = "zero terminal SNR starts from noise alone, of which epsilon says nothing"
+        raise LdmrtError("scheduler", problem, expected="prediction_type v_prediction or sample", found="epsilon")
+    with np.errstate(all="ignore"):
+        rows = list(scheduler.solve(nodes))
+        x, m = np.eye(2)
+        read = np.array([solvers.read(c, node, x, m) for node, _ in rows])
+    t, alpha, sigma = np.array([node for node, _ in rows]).T
+    table = np.array([state for _, state in rows])
+    if not np.isfinite(table).all() or not np.isfinite(read).all():
+        raise LdmrtError(
+            "scheduler", "the grid is too fine for this scheduler", expected="fewer steps", found=len(nodes)
+        )
+    first, prior = nodes.steps[0][0], 1.0
+    if "sigma_data" in c:
+        prior = first.alpha * float(np.hypot(1, c["sigma_max"]))
+    elif scheduler.nodes in (_early, _dpm2) and c["timestep_spacing"] != "leading":
+        prior = first.sigma
+    learned = str(c.get("variance_type") or "")
+    spread = [solvers.spread(node, to) for node, to in nodes.walk()] if learned == "learned_range" else None
     return Plan(
-        t=nodes.t,
-        read=read(str(config.get("prediction_type", "epsilon")), nodes),
+        t=t,
+        alpha=alpha,
+        sigma=sigma,
+        read=read,
         table=table,
-        alpha=nodes.alpha,
-        sigma=nodes.sigma,
-        prior_scale=float(nodes.sigma[0]) if scaled else 1.0,
+        prior_scale=prior,
+        clip=float(c["clip_sample_range"]) if c.get("clip_sample") else None,
+        threshold=(c["dynamic_thresholding_ratio"], c["sample_max_value"]) if c.get("thresholding") else None,
+        learned=learned if learned.startswith("learned") else "",
+        spread=None if spread is None else np.array(spread),
     )
