@@ -13,15 +13,26 @@ class Guidance:
     idx: NDArray[np.int64]  # (N,)
     weights: NDArray[np.float32]  # (batch, N)
     plain: bool = False  # the weights are the identity: there is nothing to combine
+    rescale: float = 0.0
 
     def combine(self, out: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(N, ...) -> (batch, ...)."""
+        """(N, ...) -> (batch, ...).
+
+        `rescale` moves the deviation of each back to that of its last row, the positive prompt's, by this share: strong
+        guidance overexposes (Lin et al. 2023, arXiv:2305.08891, equations 15 and 16).
+        """
         if self.plain:
             return out
-        return np.tensordot(self.weights, out, axes=1)
+        guided = np.tensordot(self.weights, out, axes=1)
+        if self.rescale:
+            axes = tuple(range(1, out.ndim))
+            positive = out[-len(guided) :].std(axes, ddof=1, keepdims=True)
+            excess = positive / guided.std(axes, ddof=1, keepdims=True)
+            guided *= 1 + self.rescale * (excess - 1)
+        return guided
 
 
-def classifier_free(batch: int, scale: float) -> Guidance:
+def classifier_free(batch: int, scale: float, rescale: float = 0.0) -> Guidance:
     """Ho & Salimans 2022, arXiv:2207.12598: (1 - g) * negative + g * positive.
 
     The first `batch` rows have the negative prompts; at scale 1 there are only positive ones.
@@ -30,4 +41,6 @@ def classifier_free(batch: int, scale: float) -> Guidance:
     latent = np.arange(batch)
     if scale == 1.0:
         return Guidance(latent, one, plain=True)
-    return Guidance(np.concatenate([latent, latent]), np.concatenate([(1 - scale) * one, scale * one], axis=1))
+    return Guidance(
+        np.concatenate([latent, latent]), np.concatenate([(1 - scale) * one, scale * one], axis=1), rescale=rescale
+    )

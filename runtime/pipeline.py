@@ -58,7 +58,8 @@ class Pipeline:
         """The generator behind a call: the state after every row. Walk it for progress, previews, or to stop."""
         request = self.request(prompt, options)
         plan = self.plan(request)
-        seeds, guidance = request.seeds, classifier_free(len(request.seeds), request.guidance)
+        seeds = request.seeds
+        guidance = classifier_free(len(seeds), request.guidance, request.guidance_rescale)
         shape = (self.channels, *request.latent_size(self.size, self.factor))
         texts = request.prompts if request.guidance == 1.0 else request.negative_prompts + request.prompts
         context = self.encode(texts)

@@ -15,7 +15,8 @@ from .errors import LdmrtError
 class Request:
     """One call of the pipeline: `count` pictures of each prompt.
 
-    `seed` is the first picture's, the next ones count up; or a sequence with one a picture. `guidance` 1 is none.
+    `seed` is the first picture's, the next ones count up; or a sequence with one a picture. `guidance` 1 is none;
+    `guidance_rescale` takes back its excess of contrast, 0 to 1.
     `width` and `height` are pixels, the model's own size where left out. `scheduler` is an everyday name, the
     bundle's own where left out. `latents` are unit noise (pictures, C, height/f, width/f) in place of the seeds'.
     """
@@ -25,6 +26,7 @@ class Request:
     count: int = 1
     steps: int = 20
     guidance: float = 5.0
+    guidance_rescale: float = 0.0
     seed: int | Sequence[int] = 0
     width: int | None = None
     height: int | None = None
@@ -45,6 +47,9 @@ class Request:
                 _whole(name, getattr(self, name))
         if not isinstance(self.guidance, Real) or not np.isfinite(self.guidance):
             raise LdmrtError("request", "impossible guidance", expected="a number", found=self.guidance)
+        if not isinstance(self.guidance_rescale, Real) or not 0 <= self.guidance_rescale <= 1:
+            problem = "impossible guidance_rescale"
+            raise LdmrtError("request", problem, expected="0 to 1", found=self.guidance_rescale)
         if not self.prompts:
             raise LdmrtError("request", "no prompt")
         pictures, negative = len(self.prompts), len(self.negative_prompts)

@@ -142,7 +142,8 @@ def spaced(c: Config, steps: int, *, extra: int = 0) -> Floats:
         grid: Floats = np.arange(steps + extra, dtype=np.float64) * (last // (steps + extra))
         return grid[::-1][:steps] + float(c["steps_offset"])
     if spacing == "trailing":
-        return np.round(np.arange(last, 0, -total / steps, dtype=np.float64))[:steps] - 1.0
+        down: Floats = np.arange(last, 0, -total / steps)
+        return down[:steps].round() - 1.0
     raise LdmrtError("scheduler", f"no timestep_spacing {spacing!r}", expected="leading, linspace or trailing")
 
 

@@ -17,6 +17,7 @@ import numpy as np
 @click.option("-n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures a prompt.")
 @click.option("--steps", default=20, show_default=True)
 @click.option("--guidance", default=5.0, show_default=True, help="1 is none.")
+@click.option("--guidance-rescale", default=0.0, help="Share of guidance's excess of contrast to take back, 0 to 1.")
 @click.option("--seed", default=0, show_default=True, help="Of the first picture; the next ones count up.")
 @click.option("--width", type=int, help="Pixels; the model's own size where left out.")
 @click.option("--height", type=int)
@@ -28,8 +29,8 @@ import numpy as np
 @click.option("--columns", type=click.IntRange(min=1), help="Of the grid; as square as it gets where left out.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("out.png"), show_default=True)
 def generate(bundle: Path, prompts: tuple[str, ...], negative_prompt: str, count: int, steps: int, guidance: float,
-             seed: int, width: int | None, height: int | None, scheduler: str | None, eta: float | None, backend: str,
-             columns: int | None, out: Path) -> None:  # fmt: skip
+             guidance_rescale: float, seed: int, width: int | None, height: int | None, scheduler: str | None,
+             eta: float | None, backend: str, columns: int | None, out: Path) -> None:  # fmt: skip
     """Make pictures of PROMPTS with BUNDLE: OUT, or OUT as a grid and a numbered file for each.
 
     Every parameter stands in the PNG's text chunk "ldmrt".
@@ -47,8 +48,9 @@ def generate(bundle: Path, prompts: tuple[str, ...], negative_prompt: str, count
     if out.suffix.lower() != ".png" or out.is_dir():
         raise LdmrtError("generate", "impossible --out", expected="a file name that ends in .png", found=out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    request = Request(prompts, negative_prompt=negative_prompt, count=count, steps=steps, guidance=guidance, seed=seed,
-                      width=width, height=height, scheduler=scheduler, eta=eta)  # fmt: skip
+    request = Request(prompts, negative_prompt=negative_prompt, count=count, steps=steps, guidance=guidance,
+                      guidance_rescale=guidance_rescale, seed=seed, width=width, height=height, scheduler=scheduler,
+                      eta=eta)  # fmt: skip
     begin = time.perf_counter()
     pipeline = open_pipeline(bundle, backend)
     opened = time.perf_counter()
@@ -66,6 +68,7 @@ def generate(bundle: Path, prompts: tuple[str, ...], negative_prompt: str, count
         "negative_prompt": negative_prompt,
         "steps": steps,
         "guidance": guidance,
+        "guidance_rescale": guidance_rescale,
         "scheduler": scheduler or everyday_name(pipeline.scheduler),
         "eta": eta,
         "height": images.shape[1],

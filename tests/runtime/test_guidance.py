@@ -49,3 +49,14 @@ def test_weights_count_where_there_are_as_many_rows_as_latents() -> None:
 
 def test_weights_are_float32_whatever_the_scale_is() -> None:
     assert classifier_free(1, np.float64(3.0)).weights.dtype == np.float32
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_rescaled_guidance_has_the_contrast_of_the_positive_prompt(share: float) -> None:
+    """Lin et al. 2023, equations 15 and 16, one latent after the other."""
+    out = rows(6)
+    guided = classifier_free(3, 7.5).combine(out)
+    found = classifier_free(3, 7.5, share).combine(out)
+    for one, own, positive in zip(found, guided, out[3:], strict=True):
+        level = own * (positive.std(ddof=1) / own.std(ddof=1))
+        np.testing.assert_allclose(one, share * level + (1 - share) * own, rtol=2e-6)  # a dozen roundings of float32

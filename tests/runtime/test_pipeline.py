@@ -125,7 +125,8 @@ def test_walk_can_be_stopped(pipeline: Pipeline) -> None:
     ("options", "where", "words"),
     [
         ({"stepz": 3}, "request", "no option 'stepz'; expected prompt, negative_prompt"),
-        ({"scheduler": "heun"}, "scheduler", "unknown scheduler 'heun'; expected ddim"),
+        ({"scheduler": "heron"}, "scheduler", "unknown scheduler 'heron'; expected ddim"),
+        ({"guidance_rescale": 1.5}, "request", "impossible guidance_rescale; expected 0 to 1; found 1.5"),
         ({"steps": 1001}, "scheduler", "impossible number of steps; expected 1 to 1000; found 1001"),
         ({"eta": 2.0}, "scheduler", "impossible eta"),
         ({"width": 15}, "request", "impossible width; expected a multiple of 2; found 15"),

@@ -98,7 +98,7 @@ def test_prompt_that_is_too_long_is_a_warning(ldmrt: Any, bundle: Path, tmp_path
         (["--seed", "-1"], "impossible seed; expected 0 to 2**64 - 1; found -1"),
         (["--width", "15"], "impossible width; expected a multiple of 2; found 15"),
         (["--height", "-16"], "impossible height"),
-        (["--scheduler", "heun"], "unknown scheduler 'heun'; expected ddim"),
+        (["--scheduler", "heron"], "unknown scheduler 'heron'; expected ddim"),
         (["--eta", "2"], "impossible eta"),
         (["--backend", "cuda"], "no backend 'cuda'"),
         (["-o", "out.jpg"], "impossible --out; expected a file name that ends in .png; found out.jpg"),
