@@ -15,8 +15,20 @@ from .specs import TensorSpec
 
 MANIFEST = "ldmrt.json"
 SCHEMA = 1
-COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
-REQUIRED = ("text_encoder", "unet", "vae_decoder")
+REQUIRED = ("unet", "vae_decoder")
+ORDER = ("text_encoder", "unet", "vae", "controlnet")  # of the components, by how their names begin
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the runtime knows of a model beside its networks."""
+
+    channels: int  # of the latents
+    factor: int  # pixels a latent, along one side
+    scaling_factor: float  # the U-Net sees the autoencoder's latents times this
+    size: int  # the side, in pixels, that the model was trained on
+    zeros: bool = False  # no negative prompt means no words at all, not the words "" (SDXL)
+    scored: bool = False  # time_ids end with an aesthetic score (SDXL's refiner)
 
 
 @dataclass(frozen=True)
@@ -26,8 +38,7 @@ class Bundle:
     path: Path
     manifest: Mapping[str, Any] = field(repr=False)
     scheduler: Mapping[str, Any] = field(repr=False)
-    unet: Mapping[str, Any] = field(repr=False)  # the component's config.json
-    vae: Mapping[str, Any] = field(repr=False)
+    shape: Shape
 
     @classmethod
     def open(cls, path: Path, *, check: bool = True) -> "Bundle":
@@ -43,13 +54,11 @@ class Bundle:
         for name in REQUIRED:
             if not (path / name / "model.onnx").is_file():
                 raise LdmrtError("bundle", "missing file", expected=path / name / "model.onnx", hint="export again")
-        return cls(
-            path,
-            manifest,
-            _json(path / "scheduler" / "scheduler_config.json"),
-            _json(path / "unet" / "config.json"),
-            _json(path / "vae_decoder" / "config.json"),
-        )
+        if not any(path.glob("text_encoder*/model.onnx")):
+            raise LdmrtError(
+                "bundle", "missing file", expected=path / "text_encoder" / "model.onnx", hint="export again"
+            )
+        return cls(path, manifest, _json(path / "scheduler" / "scheduler_config.json"), _shape(path))
 
     def model(self, component: str) -> Path:
         """The ONNX file of a component."""
@@ -58,31 +67,14 @@ class Bundle:
     @property
     def components(self) -> tuple[str, ...]:
         """What is here to run."""
-        return tuple(name for name in COMPONENTS if self.model(name).is_file())
+        names = [file.parent.name for file in self.path.glob("*/model.onnx")]
+        known = [(place, name) for name in names for place, kind in enumerate(ORDER) if name.startswith(kind)]
+        return tuple(name for _, name in sorted(known))
 
     @property
-    def factor(self) -> int:
-        """Pixels a latent, along one side."""
-        widths = self.vae.get("block_out_channels")
-        if not isinstance(widths, list) or not widths:
-            raise LdmrtError("bundle", "vae_decoder/config.json has no block_out_channels", found=widths)
-        return 2 ** (len(widths) - 1)
-
-    @property
-    def channels(self) -> int:
-        """Channels of the latents."""
-        return int(self.vae.get("latent_channels", 4))
-
-    @property
-    def scaling_factor(self) -> float:
-        """The U-Net sees the autoencoder's latents times this."""
-        return float(self.vae.get("scaling_factor") or 0.18215)
-
-    @property
-    def size(self) -> int:
-        """The side, in pixels, that the model was trained on."""
-        sample = self.unet.get("sample_size") or 64
-        return int(sample) * self.factor
+    def tokenizers(self) -> tuple[Path, ...]:
+        """Their folders."""
+        return tuple(sorted(path for path in self.path.glob("tokenizer*") if path.is_dir()))
 
     def specs(self, component: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Inputs and outputs of a component, as the manifest states them."""
@@ -92,6 +84,24 @@ class Bundle:
             for key in ("inputs", "outputs")
         )
         return inputs, outputs
+
+
+def _shape(path: Path) -> Shape:
+    """From the configs that diffusers wrote."""
+    unet, vae = _json(path / "unet" / "config.json"), _json(path / "vae_decoder" / "config.json")
+    index = _json(path / "model_index.json") if (path / "model_index.json").is_file() else {}
+    widths = vae.get("block_out_channels")
+    if not isinstance(widths, list) or not widths:
+        raise LdmrtError("bundle", "vae_decoder/config.json has no block_out_channels", found=widths)
+    factor = 2 ** (len(widths) - 1)
+    return Shape(
+        channels=int(vae.get("latent_channels", 4)),
+        factor=factor,
+        scaling_factor=float(vae.get("scaling_factor") or 0.18215),
+        size=int(unet.get("sample_size") or 64) * factor,
+        zeros=bool(index.get("force_zeros_for_empty_prompt", False)),
+        scored=bool(index.get("requires_aesthetics_score", False)),
+    )
 
 
 def check_manifest(manifest: Mapping[str, Any]) -> None:

@@ -3,21 +3,27 @@
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import Bundle
+from .bundle import Bundle, Shape
+from .conditions import encode, guidance_embedding, time_ids
+from .control import open_controls
+from .engines import Engines
 from .errors import LdmrtError
-from .guidance import classifier_free
-from .noise import FIRST, noise
+from .guidance import Guidance, classifier_free
+from .noise import noise
 from .request import Request
 from .sampler import Latents, Plan, State, steps
 from .schedulers import plan_from_config
-from .specs import Engine
+from .start import Start, begin
 from .tokenizer import Tokenizer
+
+FINITE_HINT = "ldmrt verify BUNDLE --against CHECKPOINT"
 
 
 @dataclass(frozen=True)
@@ -34,56 +40,60 @@ class Result:
 class Pipeline:
     """The networks of one model and what turns a request into calls of them."""
 
-    engines: Mapping[str, Engine]
-    tokenizer: Tokenizer
+    engines: Engines
+    tokenizers: Mapping[str, Tokenizer]
     scheduler: Mapping[str, Any]  # diffusers' scheduler_config.json
-    channels: int
-    factor: int  # pixels a latent
-    scaling_factor: float
-    size: int  # pixels
+    shape: Shape
 
     def __call__(self, prompt: Any, **options: Any) -> Result:
         """The pictures of a `Request`, given whole or as its prompt and fields."""
         request = self.request(prompt, options)
-        begin = time.perf_counter()
+        called = time.perf_counter()
         x = np.empty(0, np.float32)
         for state in self.steps(request):
             x = state.x
         sampled = time.perf_counter()
         images = self.decode(x)
-        seconds = {"latents": sampled - begin, "decode": time.perf_counter() - sampled}
+        seconds = {"latents": sampled - called, "decode": time.perf_counter() - sampled}
         return Result(images, x, request.seeds, seconds)
 
     def steps(self, prompt: Any, **options: Any) -> Iterator[State]:
         """The generator behind a call: the state after every row. Walk it for progress, previews, or to stop."""
         request = self.request(prompt, options)
-        plan = self.plan(request)
-        seeds = request.seeds
-        guidance = classifier_free(len(seeds), request.guidance, request.guidance_rescale)
-        shape = (self.channels, *request.latent_size(self.size, self.factor))
-        texts = request.prompts if request.guidance == 1.0 else request.negative_prompts + request.prompts
-        context = self.encode(texts)
-        unet = self.engines["unet"]
+        plan, seeds = self.plan(request), request.seeds
+        extra = int(self._inputs["sample"][1]) - self.shape.channels
+        start = begin(request, plan, self.engines, self.shape, extra=extra)
+        distilled = "timestep_cond" in self._inputs  # such a model takes the strength of guidance as an input
+        scale = 1.0 if distilled else max(1.0, request.guidance)
+        guidance = classifier_free(len(seeds), scale, request.guidance_rescale)
+        words = self._words(request, guidance, start)
+        if distilled:
+            width = self._inputs["timestep_cond"][-1]
+            words["timestep_cond"] = guidance_embedding(request.guidance, int(width)).repeat(len(seeds), axis=0)
+        controls = open_controls(self.engines, request.controls, start.size, guidance, words)
+        unet, idx = self.engines["unet"], guidance.idx
 
         def model(x: Latents, t: float) -> Latents:
-            out = unet(sample=x[guidance.idx], timestep=np.full(len(guidance.idx), t), encoder_hidden_states=context)
+            x, times = x[idx], np.full(len(idx), t, np.float32)
+            seen = x if start.beside is None else np.concatenate([x, start.beside[idx]], axis=1)
+            out = unet(sample=seen, timestep=times, **words, **controls(x, times))
             return guidance.combine(out["out_sample"].astype(np.float32, copy=False))
 
         def fresh(row: int) -> Latents:
-            return noise(seeds, row + 1, shape)
+            return noise(seeds, row + 1, start.x.shape[1:])
 
-        for state in steps(plan, self._first(request, shape) * np.float32(plan.prior_scale), model, fresh):
+        x = start.x if start.init is not None else start.x * np.float32(plan.prior_scale)
+        for state in steps(plan, x, model, fresh, start.init, blend=start.blend):
             if not np.isfinite(state.x).all():
-                raise LdmrtError(
-                    "unet",
-                    f"latents are not finite after row {state.row}",
-                    hint="ldmrt verify BUNDLE --against CHECKPOINT",
-                )
+                raise LdmrtError("unet", f"latents are not finite after row {state.row}", hint=FINITE_HINT)
             yield state
 
     def plan(self, request: Request) -> Plan:
         """The sampler's table for a request."""
-        return plan_from_config(self.scheduler, request.steps, name=request.scheduler, eta=request.eta)
+        strength = request.strength if request.image is not None else 1.0
+        return plan_from_config(
+            self.scheduler, request.steps, name=request.scheduler, eta=request.eta, strength=strength
+        )
 
     @staticmethod
     def request(prompt: Any, options: Mapping[str, Any]) -> Request:
@@ -94,37 +104,34 @@ class Pipeline:
             return replace(prompt, **options)
         return Request(prompt, **options)
 
-    def encode(self, texts: list[str]) -> NDArray:
-        """Contexts of the texts, (len(texts), tokens, width). Equal texts are encoded once."""
-        unique = list(dict.fromkeys(texts))
-        context = self.engines["text_encoder"](input_ids=self.tokenizer(unique))["last_hidden_state"]
-        if not np.isfinite(context).all():
-            raise LdmrtError("text_encoder", "the context is not finite", hint="check the checkpoint's weights")
-        return context[[unique.index(text) for text in texts]]
-
     def decode(self, latents: Latents) -> NDArray[np.uint8]:
         """Latents (N, C, h, w) to pictures (N, H, W, 3), one at a time: memory stays that of one picture."""
-        decoder = self.engines["vae_decoder"]
-        pictures = [decoder(latent_sample=one[None] / np.float32(self.scaling_factor))["sample"][0] for one in latents]
-        out = np.stack(pictures).astype(np.float32, copy=False)
+        decoder, scale = self.engines["vae_decoder"], np.float32(self.shape.scaling_factor)
+        out = np.stack([decoder(latent_sample=one[None] / scale)["sample"][0] for one in latents])
         if not np.isfinite(out).all():
-            raise LdmrtError(
-                "vae_decoder", "the picture is not finite", hint="ldmrt verify BUNDLE --against CHECKPOINT"
-            )
-        return np.rint((out / 2 + 0.5).clip(0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
-
-    def _first(self, request: Request, shape: tuple[int, ...]) -> Latents:
-        if request.latents is None:
-            return noise(request.seeds, FIRST, shape)
-        expected = (len(request.seeds), *shape)
-        if np.shape(request.latents) != expected:
-            raise LdmrtError("request", "wrong shape of latents", expected=expected, found=np.shape(request.latents))
-        return np.asarray(request.latents, np.float32)
+            raise LdmrtError("vae_decoder", "the picture is not finite", hint=FINITE_HINT)
+        return np.rint((out.astype(np.float32) / 2 + 0.5).clip(0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
     def close(self) -> None:
         """Free the engines."""
-        for engine in self.engines.values():
-            engine.close()
+        self.engines.close()
+
+    @property
+    def _inputs(self) -> dict[str, tuple[int | str, ...]]:
+        return {spec.name: spec.shape for spec in self.engines["unet"].inputs}
+
+    def _words(self, request: Request, guidance: Guidance, start: Start) -> dict[str, NDArray[Any]]:
+        """The U-Net's inputs that follow from prompts and sizes: of the negative prompts, then of the positive."""
+        xl, zeros = "text_embeds" in self._inputs, self.shape.zeros
+        texts = list(request.texts) if guidance.plain else [*request.negative_texts(zeros=zeros), *request.texts]
+        encoders = {name: self.engines[name] for name in self.engines if name.startswith("text_encoder")}
+        words = encode(encoders, self.tokenizers, texts, xl=xl, skip=request.clip_skip)
+        inputs: dict[str, NDArray[Any]] = {"encoder_hidden_states": words.context}
+        if xl and words.pooled is not None:
+            width = int(self._inputs["time_ids"][-1])
+            ids = time_ids(request, len(request.seeds), start.size, width, scored=self.shape.scored)
+            inputs |= {"text_embeds": words.pooled, "time_ids": ids[1] if guidance.plain else np.concatenate(ids)}
+        return inputs
 
 
 BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda")
@@ -137,16 +144,7 @@ def open_pipeline(bundle: str | Path, backend: str = "auto", *, check: bool = Tr
     if backend not in BACKENDS:
         raise LdmrtError("backend", f"no backend {backend!r}", expected=", ".join(BACKENDS))
     opened = Bundle.open(Path(bundle), check=check)
-    engines = {
-        name: OrtEngine(name, opened.model(name), "onnxruntime" if backend == "auto" else backend)
-        for name in ("text_encoder", "unet", "vae_decoder")
-    }
-    return Pipeline(
-        engines,
-        Tokenizer.open(opened.path / "tokenizer"),
-        opened.scheduler,
-        opened.channels,
-        opened.factor,
-        opened.scaling_factor,
-        opened.size,
-    )
+    provider = "onnxruntime" if backend == "auto" else backend
+    engines = Engines({name: partial(OrtEngine, name, opened.model(name), provider) for name in opened.components})
+    tokenizers = {path.name: Tokenizer.open(path) for path in opened.tokenizers}
+    return Pipeline(engines, tokenizers, opened.scheduler, opened.shape)

@@ -25,6 +25,7 @@ from .schedule import Floats
 Latents = NDArray[Any]  # float32; float64 where the caller hands in float64
 Model = Callable[[Latents, float], Latents]
 Noise = Callable[[int], Latents]
+Blend = Callable[[int, Latents], Latents]
 M, X, Z, X0 = 0, 1, -2, -1  # columns of a row, and registers; the saved latents stand between x and z
 
 
@@ -177,13 +178,20 @@ def seen(plan: Plan, row: int, registers: Latents) -> Latents:
 
 
 def steps(
-    plan: Plan, x: Latents, model: Model, noise: Noise | None = None, init: Latents | None = None
+    plan: Plan,
+    x: Latents,
+    model: Model,
+    noise: Noise | None = None,
+    init: Latents | None = None,
+    *,
+    blend: Blend | None = None,
 ) -> Iterator[State]:
     """Run a plan and yield after every row.
 
     `x` are the first latents, (B, C, h, w): unit noise times `plan.prior_scale`; with `init`, the latents of a picture
     to start from, unit noise. `model(x, t)` is given latents in the model's own space, which it may not keep;
-    `noise(row)` is unit noise like x, asked for only where the plan draws.
+    `noise(row)` is unit noise like x, asked for only where the plan draws. `blend(row, x)` has the last word on the
+    latents after a row: inpainting keeps a part.
     """
     now = registers(plan, x if init is None else plan.noised(init, x))
     after = np.zeros_like(now)
@@ -197,7 +205,10 @@ def steps(
     for latest in range(plan.rows):
         m = model(now[X], float(plan.t[latest]))
         z = noise(latest) if noise is not None and plan.draws(latest) else None
-        x = move(plan, latest, now, m, z, out=after).copy()
+        x = move(plan, latest, now, m, z, out=after)
+        if blend is not None:
+            x[...] = blend(latest, x)
+        x = x.copy()
         now, after = after, now
         yield State(latest, plan.rows, x, partial(look, latest))
 

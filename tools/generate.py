@@ -4,33 +4,70 @@ import json
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ldmrt.runtime import Pipeline
+
+STRIP = 10  # at most as many pictures of the denoising side by side
+
+
+class Control(click.ParamType):
+    """NAME=PICTURE or NAME=PICTURE:SCALE."""
+
+    name = "name=picture[:scale]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[str, float]]:
+        name, equals, rest = value.partition("=")
+        picture, colon, scale = rest.rpartition(":")
+        try:
+            number = float(scale) if colon else 1.0
+        except ValueError:  # the colon belongs to the path
+            picture, number = rest, 1.0
+        if not equals or not name or not rest:
+            self.fail(f"{value!r} is not NAME=PICTURE or NAME=PICTURE:SCALE, such as canny=edges.png:0.8", param, ctx)
+        return name, ((picture or rest) if colon else rest, number)
+
+
+PICTURE = click.Path(exists=True, dir_okay=False, path_type=Path)
+SIZE = click.Tuple([int, int])
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("prompts", nargs=-1, required=True)
-@click.option("--negative", "negative_prompt", default="", help="What the picture should not be.")
+@click.option("--negative", "negative_prompt", help="What the picture should not be.")
 @click.option("-n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures a prompt.")
 @click.option("--steps", default=20, show_default=True)
 @click.option("--guidance", default=5.0, show_default=True, help="1 is none.")
 @click.option("--guidance-rescale", default=0.0, help="Share of guidance's excess of contrast to take back, 0 to 1.")
 @click.option("--seed", default=0, show_default=True, help="Of the first picture; the next ones count up.")
-@click.option("--width", type=int, help="Pixels; the model's own size where left out.")
+@click.option("--width", type=int, help="Pixels; the picture's or the model's own size where left out.")
 @click.option("--height", type=int)
-@click.option(
-    "--scheduler", help="Everyday name, such as ddim, euler, euler_a, dpmpp_2m; the bundle's own where left out."
-)
+@click.option("--scheduler", help="Everyday name, see `ldmrt samplers`; the bundle's own where left out.")
 @click.option("--eta", type=float, help="Share of fresh noise in each step, 0 to 1.")
+@click.option("--clip-skip", default=0, show_default=True, help="Last layers of the text encoder to leave out.")
+@click.option("--image", type=PICTURE, help="Start from this picture.")
+@click.option("--strength", default=0.8, show_default=True, help="How much of the way to noise the picture goes.")
+@click.option("--mask", type=PICTURE, help="White where the picture shall change.")
+@click.option("--control", "controls", type=Control(), multiple=True, help="Steer with a ControlNet of the bundle.")
+@click.option("--prompt-2", help="SDXL: what the second text encoder reads.")
+@click.option("--negative-2", "negative_prompt_2", help="SDXL: the same for the negative prompt.")
+@click.option("--original-size", type=SIZE, help="SDXL: height and width to tell it; the picture's where left out.")
+@click.option("--target-size", type=SIZE, help="SDXL: the same.")
+@click.option("--crop", type=SIZE, default=(0, 0), help="SDXL: top and left of the crop to tell it.")
+@click.option("--save-steps", is_flag=True, help="Also what the network sees in each row, and a strip of them.")
 @click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime, onnxruntime-cuda.")
 @click.option("--columns", type=click.IntRange(min=1), help="Of the grid; as square as it gets where left out.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("out.png"), show_default=True)
-def generate(bundle: Path, prompts: tuple[str, ...], negative_prompt: str, count: int, steps: int, guidance: float,
-             guidance_rescale: float, seed: int, width: int | None, height: int | None, scheduler: str | None,
-             eta: float | None, backend: str, columns: int | None, out: Path) -> None:  # fmt: skip
+def generate(
+    bundle: Path, prompts: tuple[str, ...], save_steps: bool, backend: str, columns: int | None, out: Path,
+    controls: tuple[tuple[str, Any], ...], **asked: Any,
+) -> None:  # fmt: skip
     """Make pictures of PROMPTS with BUNDLE: OUT, or OUT as a grid and a numbered file for each.
 
     Every parameter stands in the PNG's text chunk "ldmrt".
@@ -48,41 +85,35 @@ def generate(bundle: Path, prompts: tuple[str, ...], negative_prompt: str, count
     if out.suffix.lower() != ".png" or out.is_dir():
         raise LdmrtError("generate", "impossible --out", expected="a file name that ends in .png", found=out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    request = Request(prompts, negative_prompt=negative_prompt, count=count, steps=steps, guidance=guidance,
-                      guidance_rescale=guidance_rescale, seed=seed, width=width, height=height, scheduler=scheduler,
-                      eta=eta)  # fmt: skip
+    request = Request(prompts, controls=dict(controls), **asked)
     begin = time.perf_counter()
     pipeline = open_pipeline(bundle, backend)
     opened = time.perf_counter()
     rows, x = pipeline.plan(request).rows, None
+    previews: list[NDArray[Any]] = []
     for state in watched(pipeline.steps(request), rows, lambda s: f"row {s.row + 1} of {s.rows}"):
         x = state.x
+        if save_steps:
+            previews.append(state.x0)
     sampled = time.perf_counter()
     assert x is not None
     images = pipeline.decode(x)
     decoded = time.perf_counter()
 
-    shared: dict[str, Any] = {
-        "ldmrt": version("ldmrt"),
-        "bundle": bundle.name,
-        "negative_prompt": negative_prompt,
-        "steps": steps,
-        "guidance": guidance,
-        "guidance_rescale": guidance_rescale,
-        "scheduler": scheduler or everyday_name(pipeline.scheduler),
-        "eta": eta,
-        "height": images.shape[1],
-        "width": images.shape[2],
-    }
+    shared = {"ldmrt": version("ldmrt"), "bundle": bundle.name} | noted(asked, controls)
+    shared |= {"scheduler": request.scheduler or everyday_name(pipeline.scheduler)}
+    shared |= {"height": images.shape[1], "width": images.shape[2]}
     written = [out]
     if len(images) == 1:
         save_png(out, images[0], notes({**shared, "prompt": request.prompts[0], "seed": request.seeds[0]}))
     else:
-        wide = columns or (count if len(prompts) > 1 else int(np.ceil(np.sqrt(len(images)))))
+        wide = columns or (request.count if len(prompts) > 1 else int(np.ceil(np.sqrt(len(images)))))
         save_png(out, grid(images, wide), notes({**shared, "prompts": request.prompts, "seeds": request.seeds}))
         for i, (image, prompt, own) in enumerate(zip(images, request.prompts, request.seeds, strict=True)):
             written.append(out.with_name(f"{out.stem}-{i:02d}.png"))
             save_png(written[-1], image, notes({**shared, "prompt": prompt, "seed": own}))
+    if save_steps:
+        written += save_rows(pipeline, previews, out)
     pipeline.close()
     console.print(
         f"opened {opened - begin:.2f} s, {rows} rows {sampled - opened:.2f} s, decoded {decoded - sampled:.2f} s",
@@ -90,6 +121,30 @@ def generate(bundle: Path, prompts: tuple[str, ...], negative_prompt: str, count
     )
     for path in written:
         click.echo(path)
+
+
+def save_rows(pipeline: "Pipeline", previews: list[NDArray[Any]], out: Path) -> list[Path]:
+    """The network's word at each row, in a folder beside OUT, and a strip of some: a line a picture."""
+    from .pictures import grid, save_png
+
+    decoded = [pipeline.decode(x0) for x0 in previews]
+    folder, strip = out.with_name(f"{out.stem}-steps"), out.with_name(f"{out.stem}-steps.png")
+    folder.mkdir(exist_ok=True)
+    written = []
+    for row, images in enumerate(decoded):
+        written.append(folder / f"{row:03d}.png")
+        save_png(written[-1], grid(images, len(images)))
+    shown = np.unique(np.linspace(0, len(decoded) - 1, STRIP).round().astype(int))
+    pictures = [decoded[row][i] for i in range(len(decoded[0])) for row in shown]
+    save_png(strip, grid(np.stack(pictures), len(shown)))
+    return [*written, strip]
+
+
+def noted(asked: dict[str, Any], controls: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    """What stands in a picture's text chunk of what was asked: files by their name alone."""
+    plain = {key: value.name if isinstance(value, Path) else value for key, value in asked.items()}
+    plain.pop("seed"), plain.pop("count")
+    return plain | {"controls": {name: [Path(picture).name, scale] for name, (picture, scale) in controls}}
 
 
 def notes(parameters: dict[str, Any]) -> dict[str, str]:

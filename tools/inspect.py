@@ -30,8 +30,9 @@ def inspect(bundle: Path) -> None:
         table.add_row(name, precision, f"{size / 1e6:.1f} MB", inputs, outputs)
     Console().print(table)
     prediction = opened.scheduler.get("prediction_type", "epsilon")
-    click.echo(f"{opened.size}x{opened.size} pixels, latents of {opened.channels} channels at 1/{opened.factor}")
-    click.echo(f"{opened.scheduler['_class_name']}, predicts {prediction}, scaling factor {opened.scaling_factor:.5g}")
+    shape = opened.shape
+    click.echo(f"{shape.size}x{shape.size} pixels, latents of {shape.channels} channels at 1/{shape.factor}")
+    click.echo(f"{opened.scheduler['_class_name']}, predicts {prediction}, scaling factor {shape.scaling_factor:.5g}")
     if opened.manifest:
         click.echo("made by " + ", ".join(f"{name} {version}" for name, version in opened.manifest["made_by"].items()))
         click.echo(f"{len(files)} files are as the manifest says")

@@ -38,7 +38,7 @@ def test_manifest_lists_every_file(bundle: Path, loaded: Checkpoint) -> None:
         loaded.tokenizer
     )
     opened = Bundle.open(bundle)
-    assert (opened.factor, opened.channels, opened.size) == (2, 4, 16)
+    assert (opened.shape.factor, opened.shape.channels, opened.shape.size) == (2, 4, 16)
 
 
 def test_second_export_reuses_all(bundle: Path, loaded: Checkpoint, exported: list[str], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What the pipeline asks of its engines, with engines that count and lie."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from ldmrt.runtime import LdmrtError, Pipeline
+from ldmrt.runtime.bundle import Shape
+from ldmrt.runtime.engines import Engines
 from ldmrt.runtime.specs import TensorSpec, conform
 from ldmrt.runtime.tokenizer import Tokenizer
 
@@ -45,7 +48,10 @@ def pipeline(bundle: Path) -> Pipeline:
         "unet": Fake(unet),
         "vae_decoder": Fake(lambda a: {"sample": a["latent_sample"][:, :3]}),
     }
-    return Pipeline(engines, Tokenizer.open(bundle / "tokenizer"), SCHEDULER, 4, 2, 0.5, 16)
+    engines["unet"].inputs = (TensorSpec("sample", "float32", ("batch", 4, "height/2", "width/2")),)
+    makers = {name: partial(lambda engine: engine, engine) for name, engine in engines.items()}
+    tokenizers = {"tokenizer": Tokenizer.open(bundle / "tokenizer")}
+    return Pipeline(Engines(makers), tokenizers, SCHEDULER, Shape(4, 2, 0.5, 16))
 
 
 def test_equal_texts_are_encoded_once(pipeline: Pipeline) -> None:
@@ -54,10 +60,10 @@ def test_equal_texts_are_encoded_once(pipeline: Pipeline) -> None:
     assert [call["input_ids"].shape for call in encoder.calls] == [(3, 16)]  # "", "a pear", "a cat"
     first = pipeline.engines["unet"].calls[0]["encoder_hidden_states"][..., 0]
     texts = [""] * 6 + ["a pear"] * 2 + ["a cat"] * 2 + ["a pear"] * 2
-    np.testing.assert_array_equal(first, pipeline.tokenizer(texts))
+    np.testing.assert_array_equal(first, pipeline.tokenizers["tokenizer"](texts))
 
 
-@pytest.mark.parametrize(("guidance", "rows"), [(5.0, 4), (0.0, 4), (1.0, 2)])
+@pytest.mark.parametrize(("guidance", "rows"), [(5.0, 4), (0.0, 2), (1.0, 2)])
 def test_rows_of_the_network(pipeline: Pipeline, guidance: float, rows: int) -> None:
     pipeline("a cat", count=2, steps=3, guidance=guidance)
     calls = pipeline.engines["unet"].calls
@@ -68,7 +74,7 @@ def test_rows_of_the_network(pipeline: Pipeline, guidance: float, rows: int) -> 
 
 
 def test_guidance_weighs_the_prompts(pipeline: Pipeline) -> None:
-    negative, positive = pipeline.tokenizer(["two pears", "a cat"])[:, 2]
+    negative, positive = pipeline.tokenizers["tokenizer"](["two pears", "a cat"])[:, 2]
     found = pipeline("a cat", negative_prompt="two pears", guidance=3.0, steps=2).latents
     np.testing.assert_allclose(found, 3.0 * positive - 2.0 * negative, rtol=1e-6)  # one float32 sum
 
@@ -118,8 +124,9 @@ def test_what_is_not_finite_is_named(pipeline: Pipeline, component: str, output:
 
 
 def test_close_closes_every_engine(pipeline: Pipeline) -> None:
+    engines = list(pipeline.engines.values())
     pipeline.close()
-    assert all(engine.closed for engine in pipeline.engines.values())
+    assert [engine.closed for engine in engines] == [True] * 3  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -46,18 +46,32 @@ def test_refused(fields: dict[str, Any], words: str) -> None:
 
 def test_one_prompt() -> None:
     request = Request("a cat")
-    assert (request.prompts, request.negative_prompts, request.seeds) == (["a cat"], [""], [0])
+    assert (request.prompts, request.negative_texts(zeros=False), request.seeds) == (["a cat"], [("", "")], [0])
 
 
 def test_each_picture_has_its_prompt_and_seed() -> None:
     request = Request(("cat", "dog"), count=2, seed=5, negative_prompt=["dog", "cat"])
     assert request.prompts == ["cat", "cat", "dog", "dog"]
-    assert request.negative_prompts == ["dog", "dog", "cat", "cat"]
+    assert request.negative_texts(zeros=True) == [(text, text) for text in ("dog", "dog", "cat", "cat")]
     assert request.seeds == [5, 6, 7, 8]
 
 
 def test_one_negative_prompt_is_for_all() -> None:
-    assert Request(["cat", "dog"], negative_prompt="blurred").negative_prompts == ["blurred"] * 2
+    assert (
+        Request(["cat", "dog"], negative_prompt="blurred").negative_texts(zeros=False) == [("blurred", "blurred")] * 2
+    )
+
+
+def test_second_prompt_is_the_first_where_it_is_left_out() -> None:
+    assert Request(["cat", "dog"]).texts == [("cat", "cat"), ("dog", "dog")]
+    assert Request(["cat", "dog"], prompt_2="ink").texts == [("cat", "ink"), ("dog", "ink")]
+    second = Request("cat", negative_prompt="red", negative_prompt_2="blue")
+    assert second.negative_texts(zeros=True) == [("red", "blue")]
+
+
+def test_no_negative_prompt_may_mean_no_words_at_all() -> None:
+    assert Request("cat").negative_texts(zeros=True) == [(None, None)]
+    assert Request("cat", negative_prompt="").negative_texts(zeros=True) == [("", "")]
 
 
 def test_seeds_are_whole_numbers_whatever_counts_them() -> None:
@@ -67,17 +81,17 @@ def test_seeds_are_whole_numbers_whatever_counts_them() -> None:
 
 @pytest.mark.parametrize(
     ("size", "expected"),
-    [({}, (8, 8)), ({"width": 32}, (8, 4)), ({"height": 128}, (16, 8)), ({"width": 8, "height": 24}, (3, 1))],
+    [({}, (64, 48)), ({"width": 32}, (64, 32)), ({"height": 128}, (128, 48)), ({"width": 8, "height": 24}, (24, 8))],
 )
-def test_size_of_the_latents(size: dict[str, int], expected: tuple[int, int]) -> None:
-    assert Request("cat", **size).latent_size(64, 8) == expected
+def test_size_in_pixels(size: dict[str, int], expected: tuple[int, int]) -> None:
+    assert Request("cat", **size).size((64, 48), 8) == expected
 
 
 @pytest.mark.parametrize("pixels", [-8, 0, 4, 9, 63])
 @pytest.mark.parametrize("side", ["width", "height"])
 def test_impossible_size_is_refused(side: str, pixels: int) -> None:
     with pytest.raises(LdmrtError, match=f"impossible {side}; expected a multiple of 8; found {pixels}"):
-        Request("cat", **{side: pixels}).latent_size(64, 8)
+        Request("cat", **{side: pixels}).size((64, 64), 8)
 
 
 def test_request_is_a_value() -> None:

@@ -1,0 +1,92 @@
+"""What the U-Net is told beside the latents: contexts of the prompts, and the sizes and scores that SDXL asks for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import LdmrtError
+from .request import Request
+from .specs import Engine
+from .tokenizer import Tokenizer
+
+Floats = NDArray[np.float32]
+Texts = tuple[str | None, ...]  # one for each text encoder; None is the empty word that SDXL takes as zeros
+
+
+@dataclass(frozen=True)
+class Words:
+    """What text encoders make of prompts."""
+
+    context: Floats  # (N, tokens, width)
+    pooled: Floats | None = None  # (N, projection): SDXL
+
+
+def encode(
+    encoders: Mapping[str, Engine], tokenizers: Mapping[str, Tokenizer], texts: Sequence[Texts], *, xl: bool, skip: int
+) -> Words:
+    """Contexts of texts, one a text encoder in each. Equal texts are encoded once.
+
+    Stable Diffusion 1 and 2 take the last hidden state; SDXL the last but one of all its encoders side by side, and the
+    last encoder's pooled text. `skip` leaves out that many more layers.
+    """
+    contexts, pooled = [], None
+    for i, (name, engine) in enumerate(encoders.items()):
+        tokenizer = tokenizers[name.replace("text_encoder", "tokenizer")]
+        own = [one[min(i, len(one) - 1)] for one in texts]
+        unique = list(dict.fromkeys(text or "" for text in own))
+        out = engine(input_ids=tokenizer(unique))
+        places = [unique.index(text or "") for text in own]
+        empty = np.array([text is None for text in own])
+        state = out[_state(name, out, xl, skip)][places].astype(np.float32, copy=False)
+        contexts.append(np.where(empty[:, None, None], np.float32(0), state) if empty.any() else state)
+        if xl and "text_embeds" in out:
+            projected = out["text_embeds"][places].astype(np.float32, copy=False)
+            pooled = np.where(empty[:, None], np.float32(0), projected)
+    words = Words(np.concatenate(contexts, axis=-1), pooled)
+    if not np.isfinite(words.context).all():
+        raise LdmrtError("text_encoder", "the context is not finite", hint="check the checkpoint's weights")
+    if xl and pooled is None:
+        raise LdmrtError("text_encoder", "no encoder gives text_embeds, which this U-Net asks for", hint="export again")
+    return words
+
+
+def _state(name: str, out: Mapping[str, Any], xl: bool, skip: int) -> str:
+    """Which output of a text encoder is the context."""
+    if xl:
+        layers = sum(output.startswith("hidden_states.") for output in out)
+        wanted = f"hidden_states.{layers - 2 - skip}"
+    else:
+        wanted = f"last_hidden_state.{skip}" if skip else "last_hidden_state"
+    if wanted not in out:
+        raise LdmrtError(
+            name, f"cannot skip {skip} layers", expected="a smaller clip_skip", found=f"no output {wanted}"
+        )
+    return wanted
+
+
+def time_ids(
+    request: Request, pictures: int, size: tuple[int, int], width: int, *, scored: bool
+) -> tuple[Floats, Floats]:
+    """SDXL's size conditions (Podell et al. 2023, section 2.2), (pictures, 6) for the negative prompts and for the
+    positive: original size, crop, target size; the refiner's 5 end with an aesthetic score instead.
+    """
+    original, crop, target = request.original_size or size, request.crop, request.target_size or size
+    rows = []
+    for score in (request.negative_aesthetic_score, request.aesthetic_score):
+        row = [*original, *crop, score] if scored else [*original, *crop, *target]
+        if len(row) != width:
+            raise LdmrtError("unet", "time_ids of another length", expected=width, found=len(row))
+        rows.append(np.tile(np.array(row, np.float32), (pictures, 1)))
+    return rows[0], rows[1]
+
+
+def guidance_embedding(scale: float, width: int) -> Floats:
+    """The strength of guidance as sinusoids, (1, width): distilled models take it as an input (Meng et al. 2023)."""
+    half = width // 2
+    frequencies = np.exp(np.arange(half) * -(np.log(10000.0) / (half - 1)))
+    angles = np.float32((scale - 1) * 1000.0) * frequencies.astype(np.float32)
+    out = np.concatenate([np.sin(angles), np.cos(angles), np.zeros(width % 2)])
+    return out[None].astype(np.float32)

@@ -1,0 +1,83 @@
+"""Where sampling starts: from noise, from a picture, or from the part of one that a mask leaves."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import pictures
+from .bundle import Shape
+from .errors import LdmrtError
+from .noise import FIRST, MASKED, PICTURE, noise
+from .request import Request
+from .sampler import Blend, Latents, Plan
+from .specs import Engine
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where sampling starts, and what is kept on the way."""
+
+    x: Latents  # unit noise
+    size: tuple[int, int]  # height, width in pixels
+    init: Latents | None = None  # latents of a picture, noised to the plan's first node
+    beside: Latents | None = None  # channels that the U-Net sees beside the latents: mask, masked picture
+    blend: Blend | None = None
+
+
+def begin(request: Request, plan: Plan, engines: Mapping[str, Engine], shape: Shape, *, extra: int) -> Start:
+    """Noise, and the picture and mask if any, as latents. `extra` channels are those that an inpainting U-Net has
+    more than the latents; another one keeps what the mask leaves by blending it in after every row.
+    """
+    image = None if request.image is None else pictures.read("image", request.image)
+    own = (shape.size, shape.size) if image is None else pictures.size_of(image, shape.factor)
+    size = request.size(own, shape.factor)
+    latents = (shape.channels, size[0] // shape.factor, size[1] // shape.factor)
+    seeds = request.seeds
+    x = noise(seeds, FIRST, latents) if request.latents is None else _given(request, latents)
+    if extra and (image is None or request.mask is None):
+        raise LdmrtError("unet", "this model fills a part of a picture", expected="image and mask")
+    if image is None:
+        return Start(x, size)
+    colours = pictures.colours("image", [image], size).repeat(len(seeds), axis=0)
+    if request.mask is None:
+        return Start(x, size, encode_picture(engines, shape, colours, seeds, PICTURE))
+    mask = pictures.mask_of(request.mask, size).repeat(len(seeds), axis=0)
+    small = mask[:, :, :: shape.factor, :: shape.factor]
+    whole = request.strength == 1.0  # nothing of the picture is left at the start
+    init = None if whole and extra else encode_picture(engines, shape, colours, seeds, PICTURE)
+    if extra:
+        masked = encode_picture(engines, shape, np.where(mask < 0.5, colours, np.float32(0.5)), seeds, MASKED)
+        return Start(x, size, init, np.concatenate([small, masked], axis=1))
+    alpha, sigma = np.append(plan.alpha, 1.0), np.append(plan.sigma, 0.0)
+
+    def blend(row: int, after: Latents) -> Latents:
+        kept = np.float32(alpha[row + 1]) * init + np.float32(sigma[row + 1]) * x
+        return (1 - small) * kept + small * after
+
+    return Start(x, size, None if whole else init, blend=blend)
+
+
+def encode_picture(
+    engines: Mapping[str, Engine], shape: Shape, colours: Latents, seeds: list[int], stream: int
+) -> Latents:
+    """Pictures (N, 3, H, W) from 0 to 1 to latents as the U-Net sees them, drawn from the autoencoder's Gaussian with
+    the seeds' noise.
+    """
+    if "vae_encoder" not in engines:
+        raise LdmrtError("vae_encoder", "this bundle cannot take a picture", hint="export again, with vae_encoder")
+    encoder = engines["vae_encoder"]
+    parameters = [encoder(sample=one[None] * 2 - 1)["latent_parameters"] for one in colours]
+    mean, log_variance = np.split(np.concatenate(parameters).astype(np.float32, copy=False), 2, axis=1)
+    drawn = noise(seeds, stream, mean.shape[1:])
+    latents = (mean + np.exp(np.clip(log_variance, -30, 20) / 2) * drawn) * np.float32(shape.scaling_factor)
+    if not np.isfinite(latents).all():
+        raise LdmrtError("vae_encoder", "the latents are not finite", hint="ldmrt verify BUNDLE --against CHECKPOINT")
+    return latents
+
+
+def _given(request: Request, shape: tuple[int, ...]) -> Latents:
+    given, expected = np.asarray(request.latents, np.float32), (len(request.seeds), *shape)
+    if given.shape != expected:
+        raise LdmrtError("request", "wrong shape of latents", expected=expected, found=given.shape)
+    return given
