@@ -43,11 +43,13 @@ def conform(component: str, specs: tuple[TensorSpec, ...], arrays: Mapping[str, 
     for spec in specs:
         if spec.name not in arrays:
             raise LdmrtError(component, f"no input {spec.name}", expected=spec, found=", ".join(arrays) or "nothing")
-        array = arrays[spec.name]
+        array = np.asarray(arrays[spec.name])
+        if spec.shape == () and array.size and (array == array.flat[0]).all():
+            array = array.reshape(-1)[0].reshape(())  # optimum's U-Nets take one timestep for the whole batch
         fits = len(spec.shape) == array.ndim and all(
             not isinstance(want, int) or want == have for want, have in zip(spec.shape, array.shape, strict=True)
         )
         if not fits:
             raise LdmrtError(component, f"wrong shape of {spec.name}", expected=spec, found=array.shape)
-        ready[spec.name] = np.ascontiguousarray(array, spec.dtype)
+        ready[spec.name] = np.asarray(array, spec.dtype, order="C")  # which keeps what has no axes
     return ready
