@@ -94,9 +94,16 @@ class Plan:
         """What `save` wrote."""
         try:
             state = json.loads(Path(path).read_text())
-            arrays = {key: np.array(value) for key, value in state.items() if isinstance(value, list)}
-            return Plan(**{**state, **arrays, "threshold": state["threshold"] and tuple(state["threshold"])})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            threshold = state.pop("threshold")
+            arrays = {key: np.array(value, np.float64) for key, value in state.items() if isinstance(value, list)}
+            plan = Plan(**{**state, **arrays, "threshold": threshold and tuple(threshold)})
+            rows, kept = plan.table.shape[:2]
+            shapes = {"t": (rows,), "alpha": (rows,), "sigma": (rows,), "read": (rows, 2), "spread": (rows,)}
+            shapes |= {"table": (rows, kept, kept + 3)}
+            if any(one.shape != shapes[key] or not np.isfinite(one).all() for key, one in arrays.items()):
+                raise ValueError("arrays that do not fit one another")
+            return plan
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise LdmrtError("plan", f"{path} cannot be read", expected="what Plan.save wrote", found=error) from error
 
     def __str__(self) -> str:
@@ -142,7 +149,7 @@ def move(plan: Plan, row: int, before: Latents, m: Latents, z: Latents | None = 
     """Everything a sampler does between two evaluations of the network: the latents after a row.
 
     `before` are the registers, into which m, z and x0 are written; `out`, others of their shape, become those of the
-    next row. Nothing is allocated.
+    next row. Nothing is allocated, but for hooks and learned variances.
     """
     if plan.learned and m.shape[1] == 2 * before.shape[2]:
         m, variance = np.split(m, 2, axis=1)
@@ -159,7 +166,9 @@ def move(plan: Plan, row: int, before: Latents, m: Latents, z: Latents | None = 
         before[X0] = seen(plan, row, before)
     matrix = plan._matrices[before.dtype][row]
     height, width = matrix.shape
-    np.matmul(matrix, before[:width].reshape(width, -1), out=out[X : X + height].reshape(height, -1))
+    batch = before.shape[1]  # a product for each picture: its bits do not hang on the others
+    inputs = before[:width].reshape(width, batch, -1).swapaxes(0, 1)
+    np.matmul(matrix, inputs, out=out[X : X + height].reshape(height, batch, -1).swapaxes(0, 1))
     return out[X]
 
 

@@ -18,7 +18,7 @@ class Scheduler:
     """One line of the table: how a config becomes nodes, and the nodes rows."""
 
     class_name: str  # in diffusers
-    order: int  # of accuracy
+    order: int  # of accuracy, as measured once the history is full; where noise is drawn, in law
     nodes: Callable[..., Nodes]  # of config, steps and the grids in `given`
     solve: Callable[[Nodes], Iterator[solvers.Row]]
     given: tuple[str, ...] = ()  # the grids that a caller may hand in
@@ -27,8 +27,13 @@ class Scheduler:
     asks: Config = field(default_factory=dict)  # what the everyday name asks of the config
 
 
-def _multistep(order: int, algorithm: str = "dpmsolver++", **asks: object) -> Scheduler:
-    asks |= {"solver_order": order, "algorithm_type": algorithm}
+_SDE, _T, _TS = "sde-dpmsolver++", ("timesteps",), ("timesteps", "sigmas")
+_ZERO, _TO_MIN = {"final_sigmas_type": "zero"}, {"final_sigmas_type": "sigma_min"}
+
+
+def _multistep(solver_order: int, algorithm: str = "dpmsolver++", order: int = 2) -> Scheduler:
+    asks = {"solver_order": solver_order, "algorithm_type": algorithm}
+    asks |= _TO_MIN if algorithm == "dpmsolver" else {}
     return Scheduler("DPMSolverMultistepScheduler", order, level_nodes, solvers.dpm_multistep, _T, asks=asks)
 
 
@@ -37,8 +42,6 @@ def _singlestep(order: int) -> Scheduler:
     return Scheduler("DPMSolverSinglestepScheduler", order, level_nodes, solvers.dpm_singlestep, _T, asks=asks)
 
 
-_SDE, _T, _TS = "sde-dpmsolver++", ("timesteps",), ("timesteps", "sigmas")
-_ZERO, _TO_MIN = {"final_sigmas_type": "zero"}, {"final_sigmas_type": "sigma_min"}
 _DEIS = _TO_MIN | {"algorithm_type": "deis", "solver_type": "heun", "euler_at_final": False}
 _UNCLIPPED = {"clip_sample": False, "thresholding": False}
 _early, _dpm2 = partial(level_nodes, early=True, whole=False), partial(level_nodes, early=True)
@@ -51,8 +54,8 @@ _lcm, _tcd = partial(distilled_nodes, last=None), partial(distilled_nodes, last=
 SCHEDULERS: dict[str, Scheduler] = {
     "ddim": Scheduler("DDIMScheduler", 1, _strided, solvers.ddim, eta=0.0),
     "ddpm": Scheduler("DDPMScheduler", 1, whole_nodes, solvers.ddpm, _T),
-    "pndm": Scheduler("PNDMScheduler", 4, whole_nodes, solvers.pndm),
-    "plms": Scheduler("PNDMScheduler", 4, whole_nodes, solvers.pndm, asks={"skip_prk_steps": True}),
+    "pndm": Scheduler("PNDMScheduler", 2, whole_nodes, solvers.pndm),
+    "plms": Scheduler("PNDMScheduler", 2, whole_nodes, solvers.pndm, asks={"skip_prk_steps": True}),
     "lms": Scheduler("LMSDiscreteScheduler", 4, _early, solvers.lms, _TS, fixed=_ZERO),
     "euler": Scheduler("EulerDiscreteScheduler", 1, _early, solvers.euler, _TS),
     "euler_a": Scheduler("EulerAncestralDiscreteScheduler", 1, _early, solvers.ddim, _TS, 1.0, _ZERO),
@@ -63,14 +66,14 @@ SCHEDULERS: dict[str, Scheduler] = {
     "dpmpp_2m": _multistep(2),
     "dpmpp_3m": _multistep(3),
     "dpmpp_2m_sde": _multistep(2, _SDE),
-    "dpmpp_3m_sde": _multistep(3, _SDE),
-    "dpm_2m": _multistep(2, "dpmsolver", **_TO_MIN),
-    "dpm_3m": _multistep(3, "dpmsolver", **_TO_MIN),
+    "dpmpp_3m_sde": _multistep(3, _SDE, order=1),
+    "dpm_2m": _multistep(2, "dpmsolver"),
+    "dpm_3m": _multistep(3, "dpmsolver"),
     "dpmpp_2s": _singlestep(2),
     "dpmpp_3s": _singlestep(3),
-    "unipc": Scheduler("UniPCMultistepScheduler", 2, _own_end, solvers.unipc, _T),
+    "unipc": Scheduler("UniPCMultistepScheduler", 3, _own_end, solvers.unipc, _T),
     "deis": Scheduler("DEISMultistepScheduler", 2, _own_end, solvers.dpm_multistep, _T, fixed=_DEIS),
-    "ipndm": Scheduler("IPNDMScheduler", 4, sine_nodes, solvers.ipndm, fixed={"prediction_type": "v_prediction"}),
+    "ipndm": Scheduler("IPNDMScheduler", 2, sine_nodes, solvers.ipndm, fixed={"prediction_type": "v_prediction"}),
     "lcm": Scheduler("LCMScheduler", 1, _lcm, solvers.lcm, _T),
     "tcd": Scheduler("TCDScheduler", 1, _tcd, solvers.tcd, _T, 0.3, _UNCLIPPED),
     "edm_euler": Scheduler("EDMEulerScheduler", 1, partial(edm_nodes, own_end=True), solvers.euler),
