@@ -119,7 +119,7 @@ class Plan:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class State:
     """The latents after `row`, and what the network said there."""
 
@@ -203,7 +203,7 @@ def steps(
     latents after a row: inpainting keeps a part.
     """
     now = registers(plan, x if init is None else plan.noised(init, x))
-    after = np.zeros_like(now)
+    after = np.zeros(now.shape, now.dtype)  # zeros_like would touch every page
     latest = -1
 
     def look(row: int) -> Latents:

@@ -47,8 +47,10 @@ class Tokenizer:
             raise LdmrtError("tokenizer", "impossible model_max_length", expected="at least 2", found=length)
         self.length = int(length) if length < 10**6 else CLIP_LENGTH  # 1e30 is transformers' word for "nobody said"
         pad = special.get("pad_token") or config.get("pad_token") or END
-        self.start, self.end = self._id(START), self._id(END)
-        self.pad = self._id(pad["content"] if isinstance(pad, dict) else pad)
+        pad = pad["content"] if isinstance(pad, dict) else pad
+        self.start, self.end, self.pad = self._id(START), self._id(END), self._id(pad)
+        if pad not in (START, END):  # Stable Diffusion 2 pads with "!", which then is one wherever it stands in a text
+            self._backend.add_special_tokens([pad])
 
     @classmethod
     def open(cls, folder: Path) -> "Tokenizer":

@@ -12,6 +12,7 @@ COMMANDS = {
     "export": ("export", "export", "Turn a checkpoint into a bundle of ONNX files."),
     "verify": ("verify", "verify", "Prove that a bundle computes what its checkpoint does."),
     "inspect": ("inspect", "inspect", "Show what a bundle holds."),
+    "samplers": ("samplers", "samplers", "List the samplers, show or draw what they compute."),
     "data": ("data", "data", "Build a training set."),
     "train": ("train", "train", "Train an autoencoder, then a diffusion model in its latents."),
     "evaluate": (

@@ -35,10 +35,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = [words for words in COMMANDS if words[1] not in TRAINS and "out/ldm" not in words]
     commands.sort(key=lambda words: words[1] != "export")  # the demo's script has exported by then
-    assert {words[1] for words in commands} == {"export", "generate", "verify", "inspect"}
+    assert {words[1] for words in commands} == {"export", "generate", "verify", "inspect", "samplers"}
     for words in commands:
         assert run(words, monkeypatch) == 0, words
     assert Image.open(place / "out/apple-03.png").size == (64, 64)
+    assert Image.open(place / "out/samplers.png").size == Image.open(ROOT / "docs/samplers.png").size
 
     (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}

@@ -1,0 +1,93 @@
+"""The grids of samplers as a picture: timesteps and noise levels, row by row."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldmrt.runtime import LdmrtError, Plan, write_atomically
+
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#333333")  # Okabe & Ito 2008
+FORMATS = (".png", ".svg", ".pdf")
+DASH = 5.0  # points
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#999999",
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "svg.hashsalt": "ldmrt",  # the same bytes every time
+}
+
+
+def plot(plans: Mapping[str, Plan], out: Path) -> None:
+    """Draw two panels over the rows of each plan: model time, and sigma / alpha on a logarithmic axis."""
+    if out.suffix.lower() not in FORMATS or out.is_dir():
+        expected = f"a file name that ends in {', '.join(FORMATS)}"
+        raise LdmrtError("samplers", "impossible --plot", expected=expected, found=out)
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        hint = "pip install 'ldmrt[plot]'"
+        raise LdmrtError("samplers", "matplotlib is not installed", found=error, hint=hint) from None
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.9), dpi=100, layout="constrained")
+        times, levels = figure.subplots(1, 2)
+        draw(times, {name: plan.t for name, plan in plans.items()})
+        draw(levels, {name: level(plan) for name, plan in plans.items()})
+        levels.set_yscale("log")
+        levels.yaxis.set_major_formatter("{x:g}")
+        times.set_title("timestep")
+        levels.set_title("noise level, sigma / alpha")
+        for axes in (times, levels):
+            axes.set_xlabel("row: one evaluation of the network")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        handles, names = times.get_legend_handles_labels()
+        legend = figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6), frameon=False)
+        for line in legend.get_lines():
+            line.set_linestyle("solid")
+        picture = rendered(figure, out.suffix.lower()[1:])
+    with write_atomically(out) as file:
+        file.write(picture)
+
+
+def rendered(figure: Any, kind: str) -> bytes:
+    """The file's content. A PNG gets a palette, which makes it a third of the size."""
+    from PIL import Image
+
+    undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, metadata=undated[kind])
+    if kind == "png":
+        image = Image.open(buffer).convert("RGB").quantize(256)
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def level(plan: Plan) -> Any:
+    """sigma / alpha of each row; not a number where nothing of the picture is left."""
+    return np.divide(plan.sigma, plan.alpha, out=np.full(plan.rows, np.nan), where=plan.alpha > 1e-6)
+
+
+def draw(axes: Any, curves: Mapping[str, Any]) -> None:
+    """Curves with a dot a row. Those that coincide share one line, in dashes of each one's colour."""
+    same: dict[bytes, list[str]] = {}
+    for name, curve in curves.items():
+        same.setdefault(np.round(curve, 6).tobytes(), []).append(name)
+    for i, (name, curve) in enumerate(curves.items()):
+        group = same[np.round(curve, 6).tobytes()]
+        turn, count = group.index(name), len(group)
+        dashes = (turn * DASH, (DASH, (count - 1) * DASH)) if count > 1 else "solid"
+        axes.plot(curve, label=name, color=COLORS[i % len(COLORS)], linestyle=dashes, linewidth=1.6,
+                  marker="o", markersize=3, markevery=(turn, count))  # fmt: skip
