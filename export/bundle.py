@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,8 @@ from ldmrt.runtime.bundle import MANIFEST, SCHEMA, Bundle
 from ldmrt.runtime.files import sha256
 from ldmrt.runtime.specs import TensorSpec
 
-from .components import COMPONENTS, Component
+from .components import Component, components
 from .onnx import OPSET, to_onnx
-
-MODEL_INDEX = {
-    "_class_name": "OnnxStableDiffusionPipeline",
-    "feature_extractor": [None, None],
-    "safety_checker": [None, None],
-    "text_encoder": ["diffusers", "OnnxRuntimeModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "OnnxRuntimeModel"],
-    "vae_decoder": ["diffusers", "OnnxRuntimeModel"],
-    "vae_encoder": ["diffusers", "OnnxRuntimeModel"],
-}
 
 
 @dataclass(frozen=True)
@@ -44,8 +33,11 @@ class Exported:
     reused: bool
 
 
-def export_bundle(checkpoint: Checkpoint, path: Path) -> Iterator[Exported]:
-    """Export every component to a bundle at `path` and yield after each.
+def export_bundle(
+    checkpoint: Checkpoint, path: Path, *, only: Collection[str] = (), merged: Mapping[str, Any] | None = None
+) -> Iterator[Exported]:
+    """Export every component, or `only` some, to a bundle at `path` and yield after each. `merged` is what the manifest
+    says of files whose weights were added to the checkpoint's.
 
     A component whose weights, config and exporter are those of the bundle already there is taken from it, and files
     that the old manifest does not name stay. The bundle changes only after the last component: until then, and after
@@ -57,39 +49,46 @@ def export_bundle(checkpoint: Checkpoint, path: Path) -> Iterator[Exported]:
     work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:
         rows: dict[str, Any] = {}
-        for name, component in COMPONENTS.items():
-            rows[name] = _row(component, checkpoint)
+        parts = components(checkpoint)
+        if unknown := [name for name in only if name not in parts]:
+            raise LdmrtError("export", f"no component {unknown[0]!r}", expected=", ".join(parts))
+        for name, component in parts.items():
+            if only and name not in only:
+                if name in old.get("components", {}):
+                    rows[name] = old["components"][name]
+                    shutil.copytree(path / name, work / name)
+                continue
+            rows[name] = _row(component)
             reused = old.get("made_by") == made_by() and old["components"].get(name) == rows[name]
             if reused:
                 shutil.copytree(path / name, work / name)
             else:
-                to_onnx(component, checkpoint, work / name)
-                write_json(work / name / "config.json", component.config(checkpoint))
+                to_onnx(component, work / name)
+                write_json(work / name / "config.json", component.config)
             yield Exported(name, reused)
-        for name, content in checkpoint.tokenizer.items():
-            (work / "tokenizer").mkdir(exist_ok=True)
-            (work / "tokenizer" / name).write_bytes(content)
+        for folder, files in checkpoint.tokenizers.items():
+            (work / folder).mkdir()
+            for name, content in files.items():
+                (work / folder / name).write_bytes(content)
         write_json(work / "scheduler" / "scheduler_config.json", checkpoint.scheduler)
-        scheduler = ["diffusers", checkpoint.scheduler["_class_name"]]
-        write_json(work / "model_index.json", {**MODEL_INDEX, "scheduler": scheduler})
-        write_json(work / MANIFEST, _manifest(checkpoint, rows, work))
+        write_json(work / "model_index.json", checkpoint.model_index())
+        write_json(work / MANIFEST, {**_manifest(checkpoint, rows, work), **(merged or {})})
         _carry_over(path, work, {MANIFEST, *old.get("files", {})})
         _swap(work, path)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def fingerprint(component: Component, checkpoint: Checkpoint) -> dict[str, str]:
+def fingerprint(component: Component) -> dict[str, str]:
     """What a component is made of: the SHA-256 of its weights, and of its config with its inputs and outputs."""
-    module = component.module(checkpoint)
     weights = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
+    for key, value in sorted(component.module.state_dict().items()):
         weights.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         weights.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().data)
     described = [
-        component.config(checkpoint),
-        _specs(component.inputs(checkpoint)),
-        _specs(component.outputs(checkpoint)),
+        component.config,
+        _specs(component.inputs),
+        _specs(component.outputs),
     ]
     config = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     return {"weights": weights.hexdigest(), "config": config.hexdigest()}
@@ -113,13 +112,13 @@ def _old_manifest(path: Path) -> dict[str, Any]:
         return {}  # damaged: made anew
 
 
-def _row(component: Component, checkpoint: Checkpoint) -> dict[str, Any]:
+def _row(component: Component) -> dict[str, Any]:
     return {
-        "precision": "fp32",
+        "precision": component.precision,
         "opset": OPSET,
-        **fingerprint(component, checkpoint),
-        "inputs": _specs(component.inputs(checkpoint)),
-        "outputs": _specs(component.outputs(checkpoint)),
+        **fingerprint(component),
+        "inputs": _specs(component.inputs),
+        "outputs": _specs(component.outputs),
     }
 
 

@@ -10,33 +10,30 @@ from typing import Any
 
 import torch
 
-from ldmrt.model import Checkpoint
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.errors import first_line
 from ldmrt.runtime.specs import TensorSpec
 
-from .components import DIMS, Component, example, split_symbol
+from .components import DIMS, Component, example, split_symbol, tensors
 
 OPSET = 23  # native GroupNormalization and Attention
 INLINE = 1024  # bytes: smaller constants stay in the graph, which shape inference reads
 
 
-def to_onnx(component: Component, checkpoint: Checkpoint, folder: Path) -> Path:
+def to_onnx(component: Component, folder: Path) -> Path:
     """Write FOLDER/model.onnx and model.onnx_data, checked, with the dimensions named as in the specs."""
     import onnx
     import onnx_ir
 
-    inputs, outputs = component.inputs(checkpoint), component.outputs(checkpoint)
-    factor = checkpoint.vae.config.factor
-    sizes = {"batch": 2, "height": 9 * factor, "width": 13 * factor}  # odd and unlike: nothing is taken for granted
-    feeds = {name: torch.from_numpy(array) for name, array in example(inputs, sizes, checkpoint).items()}
+    inputs, outputs, unit = component.inputs, component.outputs, component.unit
+    sizes = {"batch": 2, "height": 9 * unit, "width": 13 * unit}  # odd and unlike: nothing is taken for granted
+    feeds = tensors(component, example(component, sizes))
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            component.module(checkpoint).eval(),
-            (),
-            kwargs=feeds,
+            _Positional(component.module, list(feeds)),
+            tuple(feeds.values()),
             dynamo=True,
-            dynamic_shapes={spec.name: _dynamic(spec, factor) for spec in inputs},
+            dynamic_shapes={"arrays": tuple(_dynamic(spec, unit) for spec in inputs)},
             input_names=[spec.name for spec in inputs],
             output_names=[spec.name for spec in outputs],
             opset_version=OPSET,
@@ -57,15 +54,26 @@ def to_onnx(component: Component, checkpoint: Checkpoint, folder: Path) -> Path:
     return path
 
 
-def _dynamic(spec: TensorSpec, factor: int) -> dict[int, Any]:
-    """torch's dynamic dimensions of one input, in units of latents, of which a picture's side has `factor` pixels."""
+class _Positional(torch.nn.Module):
+    """A module that takes its named inputs in order: the tracer knows no `**told`."""
+
+    def __init__(self, module: torch.nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.module, self.names = module.eval(), names
+
+    def forward(self, *arrays: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.module(**dict(zip(self.names, arrays, strict=True)))
+
+
+def _dynamic(spec: TensorSpec, unit: int) -> dict[int, Any]:
+    """torch's dynamic dimensions of one input, in units of so many pixels."""
     dims: dict[int, Any] = {}
     for axis, dim in enumerate(spec.shape):
         if isinstance(dim, str):
             name, divisor = split_symbol(dim)
             if name in ("height", "width"):
-                latents = torch.export.Dim(name[0], min=2, max=DIMS[name].max // factor)
-                dims[axis] = latents if divisor == factor else factor // divisor * latents
+                units = torch.export.Dim(name[0], min=2, max=DIMS[name].max // unit)
+                dims[axis] = units if divisor == unit else unit // divisor * units
             else:
                 dims[axis] = torch.export.Dim(name, min=DIMS[name].min, max=DIMS[name].max)
     return dims

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.model import Checkpoint
+from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle import Bundle
 from ldmrt.runtime.engine_ort import OrtEngine
 from ldmrt.runtime.pipeline import open_pipeline
 
 from .bundle import fingerprint
-from .components import COMPONENTS, Component, example
+from .components import Component, components, example
 from .reference import torch_pipeline
 
 # The same float32 latents through 20 rows and the decoder, twice: 60 dB is a mean error of a quarter of a grey level.
@@ -46,10 +47,13 @@ def compare(bundle: Path, checkpoint: Checkpoint, prompt: str, seed: int = 0) ->
     if opened.manifest:
         others = other_origin(opened, checkpoint)
         yield Difference("origin", len(others), 0, FACTS, ", ".join(others))
+    known = components(checkpoint)
     for name in opened.components:
-        component = COMPONENTS[name]
+        if name not in known:
+            raise LdmrtError(name, "the checkpoint has no such component", expected=", ".join(known))
         engine = OrtEngine(name, opened.model(name))
-        yield Difference(name, component_difference(component, checkpoint, engine), component.tolerance, RELATIVE)
+        difference = component_difference(known[name], cases(checkpoint, known[name]), engine)
+        yield Difference(name, difference, known[name].tolerance, RELATIVE)
         engine.close()
     pictures = []
     for pipeline in (open_pipeline(bundle, check=False), torch_pipeline(checkpoint)):
@@ -62,24 +66,25 @@ def compare(bundle: Path, checkpoint: Checkpoint, prompt: str, seed: int = 0) ->
 def other_origin(bundle: Bundle, checkpoint: Checkpoint) -> list[str]:
     """What of the bundle was not made from this checkpoint, exactly: weights, configs, scheduler, tokenizer."""
     differ = []
-    for name in bundle.components:
-        for key, value in fingerprint(COMPONENTS[name], checkpoint).items():
+    for name, component in components(checkpoint).items():
+        for key, value in fingerprint(component).items():
             if bundle.manifest["components"].get(name, {}).get(key) != value:
                 differ.append(f"{key} of {name}")
     if dict(bundle.scheduler) != checkpoint.scheduler:
         differ.append("scheduler")
-    for name, content in checkpoint.tokenizer.items():
-        path = bundle.path / "tokenizer" / name
-        if not path.is_file() or path.read_bytes() != content:
-            differ.append(f"tokenizer/{name}")
+    for folder, files in checkpoint.tokenizers.items():
+        for name, content in files.items():
+            path = bundle.path / folder / name
+            if not path.is_file() or path.read_bytes() != content:
+                differ.append(f"{folder}/{name}")
     return differ
 
 
-def component_difference(component: Component, checkpoint: Checkpoint, engine: OrtEngine) -> float:
+def component_difference(component: Component, sizes: list[dict[str, int]], engine: OrtEngine) -> float:
     """The largest difference over the cases, relative to the largest value of the reference's output."""
-    reference, worst = component.engine(checkpoint), 0.0
-    for seed, sizes in enumerate(cases(checkpoint)):
-        feeds = example(component.inputs(checkpoint), sizes, checkpoint, seed)
+    reference, worst = component.engine(), 0.0
+    for seed, size in enumerate(sizes):
+        feeds = example(component, size, seed)
         expected, found = reference(**feeds), engine(**feeds)
         for name, value in expected.items():
             if found[name].shape != value.shape:
@@ -89,14 +94,14 @@ def component_difference(component: Component, checkpoint: Checkpoint, engine: O
     return worst
 
 
-def cases(checkpoint: Checkpoint) -> list[dict[str, int]]:
+def cases(checkpoint: Checkpoint, component: Component) -> list[dict[str, int]]:
     """Sizes to compare at: one picture, an odd batch, and a shape with odd sides that is not square."""
-    factor = checkpoint.vae.config.factor
-    side = min(256, (checkpoint.unet.config.sample_size or 64) * factor)
+    side = min(256, (checkpoint.unet.config.sample_size or 64) * checkpoint.vae.config.factor)
+    unit = component.unit if component.unit > 1 else checkpoint.vae.config.factor
     return [
         {"batch": 1, "height": side, "width": side},
         {"batch": 3, "height": side, "width": side},
-        {"batch": 2, "height": side, "width": side + factor},
+        {"batch": 2, "height": side, "width": side + unit},
     ]
 
 

@@ -1,16 +1,25 @@
 """Attention, feed-forward and the transformer of the U-Net. Attribute names are diffusers' state-dict keys."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+HALVES = (torch.float16, torch.bfloat16)
+
 
 class Attention(nn.Module):
-    """Multi-head attention by torch's scaled-dot-product: (B, L, C), (B, M, context) -> (B, L, C)."""
+    """Multi-head attention by torch's scaled-dot-product: (B, L, C), (B, M, context) -> (B, L, C).
 
-    def __init__(self, channels: int, heads: int, *, context: int | None = None, bias: bool = False) -> None:
+    `upcast` computes the scores in float32 in a network of half precision, where those of some models overflow.
+    """
+
+    def __init__(
+        self, channels: int, heads: int, *, context: int | None = None, bias: bool = False, upcast: bool = False
+    ) -> None:
         super().__init__()
         context = context or channels
         self.heads = heads
+        self.upcast = upcast
         self.to_q = nn.Linear(channels, channels, bias=bias)
         self.to_k = nn.Linear(context, channels, bias=bias)
         self.to_v = nn.Linear(context, channels, bias=bias)
@@ -22,7 +31,11 @@ class Attention(nn.Module):
             projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, C/heads)
             for projected in (self.to_q(x), self.to_k(source), self.to_v(source))
         )
-        return self.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        if self.upcast and q.dtype in HALVES:
+            attended = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out[0](attended.transpose(1, 2).flatten(2))
 
 
 class SpatialAttention(Attention):
@@ -64,12 +77,12 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention, feed-forward, each normalised before and added to its input."""
 
-    def __init__(self, channels: int, heads: int, context: int) -> None:
+    def __init__(self, channels: int, heads: int, context: int, *, upcast: bool = False) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
-        self.attn1 = Attention(channels, heads)
+        self.attn1 = Attention(channels, heads, upcast=upcast)
         self.norm2 = nn.LayerNorm(channels)
-        self.attn2 = Attention(channels, heads, context=context)
+        self.attn2 = Attention(channels, heads, context=context, upcast=upcast)
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
@@ -80,15 +93,22 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer2D(nn.Module):
-    """Transformer blocks over the pixels: (B, C, H, W), context (B, M, context) -> (B, C, H, W)."""
+    """Transformer blocks over the pixels: (B, C, H, W), context (B, M, context) -> (B, C, H, W).
 
-    def __init__(self, channels: int, heads: int, context: int, *, depth: int, groups: int, linear: bool) -> None:
+    Within, the channels are the largest multiple of the heads, as in diffusers: 30 channels are 28 for 4 heads.
+    """
+
+    def __init__(
+        self, channels: int, heads: int, context: int, *, depth: int, groups: int, linear: bool, upcast: bool = False
+    ) -> None:
         super().__init__()
         self.linear = linear
+        inner = channels // heads * heads
         self.norm = nn.GroupNorm(groups, channels, 1e-6)
-        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
-        self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, heads, context) for _ in range(depth))
-        self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.proj_in = nn.Linear(channels, inner) if linear else nn.Conv2d(channels, inner, 1)
+        blocks = (TransformerBlock(inner, heads, context, upcast=upcast) for _ in range(depth))
+        self.transformer_blocks = nn.ModuleList(blocks)
+        self.proj_out = nn.Linear(inner, channels) if linear else nn.Conv2d(inner, channels, 1)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         h = self.norm(x)

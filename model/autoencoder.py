@@ -21,31 +21,31 @@ EPS = 1e-6  # of every norm: fixed in diffusers
 
 # Config keys of diffusers that ask for something else than the blocks below, with the value that asks for nothing.
 NEUTRAL: dict[str, Any] = {
-    "act_fn": "silu",
+    "act_fn": ("silu", "swish"),  # two names of one function
     "latents_mean": None,
     "latents_std": None,
-    "mid_block_add_attention": True,
     "shift_factor": None,
-    "use_post_quant_conv": True,
-    "use_quant_conv": True,
 }
 
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """What of diffusers' config is read; the defaults are Stable Diffusion's."""
+    """What of diffusers' config is read; the defaults are diffusers'."""
 
     in_channels: int = 3
     out_channels: int = 3
-    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",) * 4
-    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",) * 4
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
     latent_channels: int = 4
     norm_num_groups: int = 32
-    sample_size: int = 512
+    sample_size: int = 32
     scaling_factor: float = 0.18215
     force_upcast: bool = True
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
 
     def __post_init__(self) -> None:
         positive("vae", self, "in_channels", "out_channels", "block_out_channels", "layers_per_block")
@@ -82,8 +82,10 @@ def _stack(widths: list[int], groups: int) -> list[nn.Module]:
     return [ResnetBlock(a, b, groups=groups, eps=EPS) for a, b in pairwise(widths)]
 
 
-def _middle(width: int, groups: int) -> Level:
-    return Level(_stack([width] * 3, groups), [SpatialAttention(width, groups=groups, eps=EPS)])
+def _middle(width: int, config: AutoencoderConfig) -> Level:
+    groups = config.norm_num_groups
+    resnets = _stack([width] * 3, groups)
+    return Level(resnets, [SpatialAttention(width, groups=groups, eps=EPS)] if config.mid_block_add_attention else None)
 
 
 def _run(level: Level, x: Tensor) -> Tensor:
@@ -111,7 +113,7 @@ class Encoder(nn.Module):
             smaller = Downsample(width, padding=0) if level < len(widths) - 1 else None
             self.down_blocks.append(Level(_stack([inner] + [width] * config.layers_per_block, groups), down=smaller))
             inner = width
-        self.mid_block = _middle(inner, groups)
+        self.mid_block = _middle(inner, config)
         self.conv_norm_out = nn.GroupNorm(groups, inner, EPS)
         self.conv_out = nn.Conv2d(inner, 2 * config.latent_channels, 3, padding=1)
 
@@ -129,7 +131,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.mid_block = _middle(widths[0], groups)
+        self.mid_block = _middle(widths[0], config)
         self.up_blocks = nn.ModuleList()
         inner = widths[0]
         for level, width in enumerate(widths):
@@ -154,8 +156,9 @@ class Autoencoder(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
-        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        channels = config.latent_channels
+        self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1) if config.use_quant_conv else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(channels, channels, 1) if config.use_post_quant_conv else nn.Identity()
 
     def encode(self, picture: Tensor) -> Tensor:
         """(B, 3, H, W) -> mean and log-variance of the latents, (B, 2C, H/f, W/f)."""

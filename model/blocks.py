@@ -82,14 +82,20 @@ class Level(nn.Module):
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers on the sinusoidal features: (B, in) -> (B, out)."""
+    """Two linear layers on the sinusoidal features, to which a projected condition may be added: (B, in) -> (B, out).
 
-    def __init__(self, inner: int, outer: int) -> None:
+    `condition` is the condition's width, None where there is none.
+    """
+
+    def __init__(self, inner: int, outer: int, *, condition: int | None = None) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(inner, outer)
+        self.cond_proj = None if condition is None else nn.Linear(condition, inner, bias=False)
         self.linear_2 = nn.Linear(outer, outer)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, condition: Tensor | None = None) -> Tensor:
+        if self.cond_proj is not None and condition is not None:
+            features = features + self.cond_proj(condition)
         return self.linear_2(F.silu(self.linear_1(features)))
 
 

@@ -1,117 +1,151 @@
-"""A latent diffusion model on disk, in diffusers' folder layout."""
+"""A latent diffusion model: loaded from a folder in diffusers' layout, a single file or the hub, and saved."""
 
 import json
+import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 from torch import nn
 
-from ldmrt.runtime import LdmrtError, write_atomically
+from ldmrt.runtime import LdmrtError, LdmrtWarning, write_atomically
 from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.schedulers import plan_from_config
 from ldmrt.runtime.tokenizer import Tokenizer
 
+from . import hub, single_file
 from .autoencoder import Autoencoder, AutoencoderConfig
 from .config import read_json, to_config
+from .controlnet import ControlNet, ControlNetConfig
+from .source import INDEX, TEXT, Source, part_of_folder, read_folder
 from .unet import UNet, UNetConfig
+from .weight_files import STEMS
+from .weights import fill, match, write
 
-WEIGHTS = {"unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors"}
-TEXT_WEIGHTS = "model.safetensors"
+WEIGHTS, TEXT_WEIGHTS = f"{STEMS[0]}.safetensors", f"{STEMS[1]}.safetensors"
+PIPELINE = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+}
+# What a text encoder's config may say of the program that ran it; the model is the same.
+NOTES = {"dtype", "torch_dtype", "_name_or_path", "_attn_implementation", "attn_implementation", "return_dict"}
+NOTES |= {"output_attentions", "output_hidden_states"}
+NETWORKS: dict[str, tuple[Any, Any]] = {
+    "UNet2DConditionModel": (UNet, UNetConfig),
+    "AutoencoderKL": (Autoencoder, AutoencoderConfig),
+    "ControlNetModel": (ControlNet, ControlNetConfig),
+}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The three networks, the tokenizer's files and the scheduler's config. Weights are float32 in memory."""
+    """The networks, the tokenizers' files and the scheduler's config, under the names of diffusers' folders.
+
+    SDXL has two text encoders, its refiner only the second. `index` is what model_index.json says beside its parts.
+    """
 
     unet: UNet
     vae: Autoencoder
-    text_encoder: Any  # transformers.CLIPTextModel
-    tokenizer: dict[str, bytes] = field(repr=False)  # file name -> content
+    text_encoders: dict[str, Any]  # "text_encoder", "text_encoder_2": of transformers, as model_index.json says
+    tokenizers: dict[str, dict[str, bytes]] = field(repr=False)  # "tokenizer", "tokenizer_2": file name -> content
     scheduler: dict[str, Any]
+    index: dict[str, Any] = field(default_factory=lambda: dict(PIPELINE))
+    controlnets: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def networks(self) -> dict[str, Any]:
+        """Every network by its folder's name."""
+        return {"unet": self.unet, "vae": self.vae, **self.text_encoders, **self.controlnets}
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         """Write diffusers' layout; model_index.json comes last."""
-        save_network(folder / "unet", self.unet, to_config("UNet2DConditionModel", self.unet.config), dtype)
-        save_network(folder / "vae", self.vae, to_config("AutoencoderKL", self.vae.config), dtype)
-        text_config = {**self.text_encoder.config.to_dict(), "architectures": ["CLIPTextModel"]}
-        text_config["dtype"] = str(dtype).removeprefix("torch.")
-        save_network(folder / "text_encoder", self.text_encoder, text_config, dtype, TEXT_WEIGHTS)
-        for name, content in self.tokenizer.items():
-            with write_atomically(folder / "tokenizer" / name) as file:
-                file.write(content)
+        kinds = {name: class_of(network) for name, network in self.networks.items()}
+        for name, network in self.networks.items():
+            if kinds[name] in TEXT:
+                save_text_encoder(folder / name, network, dtype)
+            else:
+                save_network(folder / name, network, to_config(kinds[name], network.config), dtype)
+        for name, files in self.tokenizers.items():
+            for file_name, content in files.items():
+                with write_atomically(folder / name / file_name) as file:
+                    file.write(content)
         write_json(folder / "scheduler" / "scheduler_config.json", self.scheduler)
-        write_json(
-            folder / "model_index.json",
-            {
-                "_class_name": "StableDiffusionPipeline",
-                "feature_extractor": [None, None],
-                "safety_checker": [None, None],
-                "requires_safety_checker": False,
-                "scheduler": ["diffusers", self.scheduler["_class_name"]],
-                "text_encoder": ["transformers", "CLIPTextModel"],
-                "tokenizer": ["transformers", "CLIPTokenizer"],
-                "unet": ["diffusers", "UNet2DConditionModel"],
-                "vae": ["diffusers", "AutoencoderKL"],
-            },
-        )
+        write_json(folder / INDEX, self.model_index())
+
+    def model_index(self) -> dict[str, Any]:
+        """What diffusers and optimum read first: which class each part is of."""
+        kinds = {name: class_of(network) for name, network in self.networks.items()}
+        parts = {name: ["transformers" if kind in TEXT else "diffusers", kind] for name, kind in kinds.items()}
+        parts |= {name: ["transformers", "CLIPTokenizer"] for name in self.tokenizers}
+        parts["scheduler"] = ["diffusers", self.scheduler["_class_name"]]
+        return dict(sorted({**self.index, **parts}.items()))
 
 
-def load(folder: str | Path) -> Checkpoint:
-    """Read a checkpoint in diffusers' layout. Configs are checked before any weight is read."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise LdmrtError("checkpoint", f"no folder {folder}", expected="a folder in diffusers' layout")
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json", "scheduler")
-    unet_config = UNetConfig.read(read_json(folder / "unet" / "config.json", "unet"))
-    vae_config = AutoencoderConfig.read(read_json(folder / "vae" / "config.json", "vae"))
-    text_config = read_json(folder / "text_encoder" / "config.json", "text_encoder")
-    tokenizer = {path.name: path.read_bytes() for path in sorted((folder / "tokenizer").glob("*")) if path.is_file()}
-    if not tokenizer:
-        raise LdmrtError("tokenizer", "missing files", expected=f"{folder / 'tokenizer'}/vocab.json and merges.txt")
-    checkpoint = Checkpoint(
-        _filled("unet", UNet, unet_config, folder / "unet" / WEIGHTS["unet"]),
-        _filled("vae", Autoencoder, vae_config, folder / "vae" / WEIGHTS["vae"]),
-        _filled("text_encoder", text_encoder, text_config, folder / "text_encoder" / TEXT_WEIGHTS),
-        tokenizer,
-        scheduler,
-    )
-    text = checkpoint.text_encoder.config
-    for problem, expected, found in (
-        ("in_channels is not the autoencoder's latent_channels", vae_config.latent_channels, unet_config.in_channels),
-        (
-            "cross_attention_dim is not the text encoder's hidden_size",
-            text.hidden_size,
-            unet_config.cross_attention_dim,
-        ),
-    ):
-        if expected != found:
-            raise LdmrtError("unet", problem, expected=expected, found=found)
-    tokens = Tokenizer(tokenizer)
-    if tokens.size > text.vocab_size or tokens.length > text.max_position_embeddings:
-        expected = f"at most {text.vocab_size} entries and {text.max_position_embeddings} tokens"
-        raise LdmrtError(
-            "tokenizer", "does not fit the text encoder", expected=expected, found=f"{tokens.size} and {tokens.length}"
-        )
-    return checkpoint
+def load(
+    source: str | Path,
+    *,
+    variant: str | None = None,
+    dtype: torch.dtype | None = torch.float32,
+    tokenizer: str | Path | None = None,
+    prediction_type: str | None = None,
+) -> Checkpoint:
+    """Read a folder in diffusers' layout, a single .safetensors or .ckpt file, or a model of the hub ("owner/name").
+
+    Of several `variant`s of the weights the plain one is read, or the only one. Weights become `dtype`; None leaves
+    them as they are stored. A single file needs a folder with the `tokenizer`; `prediction_type` is for models of which
+    nothing says it. Configs are checked before any weight is read.
+    """
+    path = Path(source)
+    if path.is_file():
+        if variant is not None:
+            raise LdmrtError("checkpoint", "a single file has no variants", found=variant)
+        made = single_file.read_file(path, tokenizer, prediction_type)
+    else:
+        if tokenizer is not None:
+            raise LdmrtError("tokenizer", "is only asked for by a single file", found=source)
+        if path.suffix in single_file.SUFFIXES and not path.exists():
+            raise LdmrtError("checkpoint", f"no file {path}")
+        if not path.exists() and hub.is_name(str(source)):
+            path = hub.download(str(source), variant)
+        made = read_folder(path, variant)
+        if prediction_type is not None:
+            made = replace(made, scheduler={**made.scheduler, "prediction_type": prediction_type})
+    return _assemble(made, dtype)
 
 
-def text_encoder(config: dict[str, Any]) -> Any:
-    """A `CLIPTextModel` of transformers with random weights, in eval mode."""
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    wanted = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
-    try:
-        return CLIPTextModel(CLIPTextConfig(**wanted)).eval()
-    except Exception as error:  # transformers checks its configs in many ways
-        raise LdmrtError("text_encoder", "impossible config", found=first_line(error)) from None
-
-
-def load_autoencoder(folder: Path) -> Autoencoder:
+def load_autoencoder(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Autoencoder:
     """The autoencoder in FOLDER/vae."""
-    config = AutoencoderConfig.read(read_json(folder / "vae" / "config.json", "vae"))
-    return _filled("vae", Autoencoder, config, folder / "vae" / WEIGHTS["vae"])
+    return _load_network("vae", "AutoencoderKL", folder / "vae", dtype=dtype)
+
+
+def load_controlnet(
+    folder: str | Path, *, variant: str | None = None, dtype: torch.dtype | None = torch.float32
+) -> ControlNet:
+    """A ControlNet in its own folder in diffusers' layout."""
+    return _load_network("controlnet", "ControlNetModel", Path(folder), variant, dtype)
+
+
+def _load_network(
+    part: str, kind: str, folder: Path, variant: str | None = None, dtype: torch.dtype | None = torch.float32
+) -> Any:
+    network = build(part, kind, read_json(folder / "config.json", part))
+    tensors = part_of_folder(part, folder, variant)
+    return fill(part, network, match(part, network, tensors), tensors, dtype)
+
+
+def text_encoder(config: dict[str, Any], kind: str = TEXT[0], part: str = "text_encoder") -> Any:
+    """A text encoder of transformers with random weights, in eval mode."""
+    import transformers
+
+    wanted = {key: value for key, value in config.items() if key not in NOTES}
+    try:
+        return getattr(transformers, kind)(transformers.CLIPTextConfig(**wanted)).eval()
+    except Exception as error:  # transformers checks its configs in many ways
+        found = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise LdmrtError(part, "impossible config", found=found or first_line(error)) from None
 
 
 def with_scaling_factor(vae: Autoencoder, scaling_factor: float) -> Autoencoder:
@@ -120,16 +154,27 @@ def with_scaling_factor(vae: Autoencoder, scaling_factor: float) -> Autoencoder:
     return vae
 
 
+def class_of(network: nn.Module) -> str:
+    """The class of diffusers or transformers that a network stands for."""
+    return next((kind for kind, (ours, _) in NETWORKS.items() if type(network) is ours), type(network).__name__)
+
+
 def save_network(
-    folder: Path, network: nn.Module, config: dict[str, Any], dtype: torch.dtype, name: str = WEIGHTS["unet"]
+    folder: Path, network: nn.Module, config: dict[str, Any], dtype: torch.dtype, name: str = WEIGHTS
 ) -> None:
     """Weights as safetensors of `dtype`, then the config: each replaced at once."""
-    state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in network.state_dict().items()}
-    if lost := [key for key, value in state.items() if not torch.isfinite(value).all()]:
-        raise LdmrtError(folder.name, f"{lost[0]} is not finite in {dtype}", hint="save as float32")
-    with write_atomically(folder / name) as file:
-        file.write(save(state, metadata={"format": "pt"}))
+    write(folder.name, folder / name, network.state_dict(), dtype)
     write_json(folder / "config.json", config)
+
+
+def save_text_encoder(folder: Path, network: Any, dtype: torch.dtype) -> None:
+    """A text encoder under the names that every version of transformers reads: 5 dropped the prefix of some."""
+    state = network.state_dict()
+    if not any(key.startswith("text_model.") for key in state):
+        state = {f"text_model.{key}": value for key, value in state.items()}
+    write(folder.name, folder / TEXT_WEIGHTS, state, dtype)
+    config = {**network.config.to_dict(), "architectures": [type(network).__name__]}
+    write_json(folder / "config.json", {**config, "dtype": str(dtype).removeprefix("torch.")})
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -138,37 +183,76 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
         file.write((json.dumps(value, indent=2) + "\n").encode())
 
 
-def _filled(component: str, build: Any, config: Any, path: Path) -> Any:
-    """A network in eval mode with the weights of `path`, each checked by name, shape and finiteness."""
-    if not path.is_file():
-        raise LdmrtError(component, "missing file", expected=path)
-    try:
-        state = {_bare(key): value for key, value in load_file(path).items()}
-    except Exception as error:  # safetensors raises its own class
-        raise LdmrtError(component, f"cannot read {path}", expected="a whole safetensors file", found=error) from None
-    network = build(config)
-    wanted = network.state_dict()
-    names = {_bare(key): key for key in wanted}
-    state.pop("embeddings.position_ids", None)  # old transformers saved what is no weight
-    if missing := sorted(names.keys() - state.keys()):
-        raise LdmrtError(component, f"{len(missing)} tensors are missing from {path}", expected=missing[0])
-    if surplus := sorted(state.keys() - names.keys()):
-        raise LdmrtError(component, f"{len(surplus)} tensors of {path} have no place", found=surplus[0])
-    for key, value in state.items():
-        if value.shape != wanted[names[key]].shape:
-            expected = tuple(wanted[names[key]].shape)
-            raise LdmrtError(component, f"wrong shape of {key} in {path}", expected=expected, found=tuple(value.shape))
-        if not torch.isfinite(value).all():
-            raise LdmrtError(component, f"{key} in {path} is not finite", hint="use another copy of the checkpoint")
-    network.load_state_dict({names[key]: value.float() for key, value in state.items()})
-    return network.eval()
+def build(part: str, kind: str, config: dict[str, Any]) -> Any:
+    """A network without weights."""
+    with torch.device("meta"):
+        if kind in TEXT:
+            return text_encoder(config, kind, part)
+        network, read = NETWORKS[kind]
+        try:
+            return network(read.read(config))
+        except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # torch's own limits
+            raise LdmrtError(part, "impossible config", found=first_line(error)) from None
 
 
-def _bare(key: str) -> str:
-    """A key as it is written today: transformers 5 dropped the prefix of a text encoder's weights, and the hub's
-    autoencoders of 2022 name the attention's projections otherwise.
+def _assemble(source: Source, dtype: torch.dtype | None) -> Checkpoint:
+    """Everything is checked that can be before the first weight is read."""
+    for part in ("unet", "vae"):
+        if part not in source.networks:
+            raise LdmrtError(part, f"{INDEX} names none", expected="a part of every checkpoint")
+    networks = {part: build(part, *described) for part, described in source.networks.items()}
+    encoders = {part: network for part, network in networks.items() if part.startswith("text_encoder")}
+    controlnets = {part: network for part, network in networks.items() if part.startswith("controlnet")}
+    checkpoint = Checkpoint(
+        networks["unet"], networks["vae"], encoders, source.tokenizers, _brought_up(source), source.index, controlnets
+    )
+    _check(checkpoint)
+    tensors = {part: source.tensors(part) for part in networks}
+    matched = {part: match(part, network, tensors[part]) for part, network in networks.items()}
+    for part, network in networks.items():
+        fill(part, network, matched.pop(part), tensors.pop(part), dtype)
+    return checkpoint
+
+
+def _brought_up(source: Source) -> dict[str, Any]:
+    """The scheduler's config as diffusers' pipelines of Stable Diffusion 1 and 2 correct outdated ones: its timesteps
+    begin at 1, and latents are not clipped.
     """
-    key = key.removeprefix("text_model.")
-    for old, new in ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")):
-        key = key.replace(f".attentions.0{old}", f".attentions.0{new}")
-    return key
+    name = str(source.index.get("_class_name"))
+    outdated = name.startswith("StableDiffusion") and "XL" not in name
+    return {**source.scheduler, "steps_offset": 1, "clip_sample": False} if outdated else source.scheduler
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    """Do the parts fit together?"""
+    unet, vae, encoders = checkpoint.unet.config, checkpoint.vae.config, checkpoint.text_encoders
+    channels, width = vae.latent_channels, sum(encoder.config.hidden_size for encoder in encoders.values())
+    if unet.in_channels not in (channels, 2 * channels + 1):  # the latter to inpaint: mask and masked picture
+        problem = "in_channels is not the autoencoder's latent_channels"
+        raise LdmrtError("unet", problem, expected=channels, found=unet.in_channels)
+    if width != unet.cross_attention_dim:
+        problem = "cross_attention_dim is not the text encoders' hidden_size"
+        raise LdmrtError("unet", problem, expected=width, found=unet.cross_attention_dim)
+    if unet.addition_embed_type:
+        assert unet.addition_time_embed_dim is not None  # its config says so
+        numbers = 5 if checkpoint.index.get("requires_aesthetics_score") else 6
+        pooled = list(encoders.values())[-1].config.projection_dim
+        inputs = pooled + numbers * unet.addition_time_embed_dim
+        if inputs != unet.projection_class_embeddings_input_dim:
+            problem = f"projection_class_embeddings_input_dim does not fit the text encoder and {numbers} sizes"
+            raise LdmrtError("unet", problem, expected=inputs, found=unet.projection_class_embeddings_input_dim)
+    for name, encoder in encoders.items():
+        part = name.replace("text_encoder", "tokenizer")
+        if part not in checkpoint.tokenizers:
+            raise LdmrtError(part, f"{INDEX} names none", expected=f"one for {name}")
+        tokens, text = Tokenizer(checkpoint.tokenizers[part]), encoder.config
+        if tokens.size > text.vocab_size or tokens.length > text.max_position_embeddings:
+            expected = f"at most {text.vocab_size} entries and {text.max_position_embeddings} tokens"
+            found = f"{tokens.size} and {tokens.length}"
+            raise LdmrtError(part, "does not fit the text encoder", expected=expected, found=found)
+    try:
+        with warnings.catch_warnings():  # who uses the scheduler is told of its unknown keys
+            warnings.simplefilter("ignore", LdmrtWarning)
+            plan_from_config(checkpoint.scheduler, 4)
+    except (TypeError, ValueError, ArithmeticError, IndexError) as error:  # of numbers that are none
+        raise LdmrtError("scheduler", "impossible config", found=first_line(error)) from None

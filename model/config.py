@@ -4,7 +4,7 @@ import dataclasses
 import json
 import types
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from ldmrt.runtime import LdmrtError
 
@@ -28,14 +28,15 @@ def from_config(cls: type[T], config: dict[str, Any], neutral: dict[str, Any], c
     """Build the dataclass `cls` from a diffusers config.
 
     Keys that are fields of `cls` are taken and must have the annotated type. Any other key must have its `neutral`
-    value, the one that asks for nothing: so a block that is not here is refused before a weight is read. Keys that
-    start with "_" are notes.
+    value, the one that asks for nothing, or one of a tuple of such: so a block that is not here is refused before a
+    weight is read. Keys that start with "_" are notes.
     """
     hints = get_type_hints(cls)
+    names = {field.name for field in dataclasses.fields(cast(Any, cls))}
     taken: dict[str, Any] = {}
     for key, value in config.items():
-        if key in hints:
-            plain = tuple(value) if isinstance(value, list) else value
+        if key in names:
+            plain = _nested(value, tuple)
             if not _fits(plain, hints[key]):
                 raise LdmrtError(component, f"config has an impossible {key}", expected=hints[key], found=repr(value))
             taken[key] = plain
@@ -43,7 +44,7 @@ def from_config(cls: type[T], config: dict[str, Any], neutral: dict[str, Any], c
             continue
         elif key not in neutral:
             raise LdmrtError(component, f"unknown config key {key!r}", found=repr(value))
-        elif value != neutral[key]:
+        elif value not in (neutral[key] if isinstance(neutral[key], tuple) else (neutral[key],)):
             problem = f"config asks for {key}, which is not here"
             raise LdmrtError(component, problem, expected=neutral[key], found=repr(value))
     return cls(**taken)
@@ -55,6 +56,11 @@ def positive(component: str, config: Any, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and min(value if isinstance(value, tuple) else (value,), default=0) < 1:
             raise LdmrtError(component, f"config has an impossible {name}", expected="at least 1", found=value)
+
+
+def _nested(value: Any, kind: type[list] | type[tuple]) -> Any:
+    """A list or tuple as `kind`, and those in it too; anything else as it is."""
+    return kind(_nested(item, kind) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -70,7 +76,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def to_config(class_name: str, config: Any) -> dict[str, Any]:
     """The diffusers config file of a dataclass made by `from_config`."""
-    plain = {
-        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(config).items()
+    return {
+        "_class_name": class_name,
+        **{field.name: _nested(getattr(config, field.name), list) for field in dataclasses.fields(config)},
     }
-    return {"_class_name": class_name, **plain}

@@ -132,8 +132,8 @@ def spaced(c: Config, steps: int, *, extra: int = 0) -> Floats:
     """Descending timesteps as diffusers spaces them, (steps,). `extra` is 1 for solvers that drop the last of N + 1."""
     total = c["num_train_timesteps"]
     spacing, last = c.get("timestep_spacing", "linspace"), total
-    if not 1 <= steps <= total:
-        raise LdmrtError("scheduler", "impossible number of steps", expected=f"1 to {total}", found=steps)
+    if steps + extra > total:
+        raise LdmrtError("scheduler", "impossible number of steps", expected=f"1 to {total - extra}", found=steps)
     if c.get("lambda_min_clipped", -math.inf) > -math.inf:
         last -= int(np.searchsorted(-np.log(levels(alphas_cumprod(c, zero=ZERO_SNR)))[::-1], c["lambda_min_clipped"]))
     if spacing == "linspace":
@@ -197,10 +197,11 @@ def level_nodes(
     else:
         t = spaced(c, steps, extra=not early) if timesteps is None else np.asarray(timesteps, np.float64)
         t = t if early else np.round(t)
-        level, exact = (_respaced(c, how, t, train, early) for train in (levels(abar), levels(rounded)))
+        level, exact = (_respaced(c, how, t, steps, train, early) for train in (levels(abar), levels(rounded)))
         if how:
             t = times(exact, rounded)
-            t = np.round(t) if whole and how in ("karras_sigmas", "lu_lambdas") else t
+            free = "use_lu_lambdas" in c and c["beta_schedule"] == "squaredcos_cap_v2"  # of DPMSolverMultistep
+            t = np.round(t) if whole and not free and how in ("karras_sigmas", "lu_lambdas") else t
             t = t if early else np.trunc(t)
         level = np.append(level, _end(c, float(level[-1] if how and own_end else levels(abar)[0])))[: len(t) + 1]
     if c.get("timestep_type") == "continuous" and c["prediction_type"] == "v_prediction":
@@ -219,9 +220,8 @@ def _respacing(c: Config) -> str:
     return asked[0] if asked else ""
 
 
-def _respaced(c: Config, how: str, t: Floats, train: Floats, early: bool) -> Floats:
+def _respaced(c: Config, how: str, t: Floats, steps: int, train: Floats, early: bool) -> Floats:
     """Noise levels, descending."""
-    steps = len(t)
     level = np.interp(t, np.arange(len(train)), train)
     if c.get("interpolation_type") == "log_linear":
         level = np.geomspace(train[-1], train[0], steps + 1)
@@ -231,6 +231,9 @@ def _respaced(c: Config, how: str, t: Floats, train: Floats, early: bool) -> Flo
     high, low = (float(c.get(f"sigma_{end}") or between[i]) for end, i in (("max", 0), ("min", -1)))
     if how == "beta_sigmas":  # Lee et al. 2024
         return low + beta_quantile(1 - np.linspace(0, 1, steps)) * (high - low)
+    if how == "lu_lambdas":  # of exactly the logarithms that `times` compares with
+        logs = np.log(train)
+        return np.exp(np.linspace(float(logs[-1]), float(logs[0]), steps))
     return karras(high, low, np.linspace(0, 1, steps)) if how == "karras_sigmas" else np.geomspace(high, low, steps)
 
 

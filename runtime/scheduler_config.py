@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 from .errors import LdmrtError, LdmrtWarning
@@ -83,6 +84,10 @@ def resolve(config: Config, class_name: str) -> dict[str, Any]:
     if unknown := sorted(key for key in config if key not in _KNOWN and not key.startswith("_")):
         warnings.warn(f"scheduler: unknown keys {', '.join(unknown)} are left out", LdmrtWarning, stacklevel=3)
     out = {key: config.get(key, default) for key, default in KEYS[class_name].items()}
+    for key, value in out.items():
+        if key not in _CHOICES and not _fits(value, KEYS[class_name][key]):
+            expected = type(KEYS[class_name][key]).__name__
+            raise LdmrtError("scheduler", f"impossible {key}", expected=expected, found=repr(value))
     for key, choices in _CHOICES.items():
         if key not in out:
             continue
@@ -93,6 +98,24 @@ def resolve(config: Config, class_name: str) -> dict[str, Any]:
         out[key] = default if out[key] in _FOREIGN.get(default, ()) else out[key]
     _possible(out, class_name)
     return out
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Whether a value is of the kind of a key's default. Where that is None, a number or a list of numbers will do."""
+    if isinstance(default, (bool, str)):
+        return isinstance(value, type(default))
+    if isinstance(default, (list, tuple)) or (default is None and isinstance(value, (list, tuple))):
+        return isinstance(value, (list, tuple)) and all(_number(one) for one in value)
+    if default is None:
+        return value is None or _number(value)
+    whole = isinstance(default, int)
+    return (isinstance(value, Integral) if whole else _number(value) or value == default) and not isinstance(
+        value, bool
+    )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 # What contradicts itself: a class (or all), its keys, what is wrong, what is expected.

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Integral
 
 import numpy as np
 
@@ -124,7 +125,7 @@ def plan_from_config(
     """
     scheduler, asked = find_scheduler(config, name)
     own = resolve({**config, **asked}, scheduler.class_name)
-    if missing := [key for key, value in asked.items() if own.get(key) != value]:
+    if missing := [key for key, value in asked.items() if own.get(key, False) != value]:
         raise LdmrtError(
             "scheduler", f"{scheduler.class_name} has no {missing[0]}", expected="another scheduler", found=name
         )
@@ -135,9 +136,19 @@ def plan_from_config(
     if not 0.0 <= (eta or 0.0) <= 1.0:
         raise LdmrtError("scheduler", "impossible eta", expected="0 to 1", found=eta)
     c = {**own, "eta": scheduler.eta if eta is None else eta, **scheduler.fixed}
-    nodes = scheduler.nodes(c, steps, **_handed(scheduler, timesteps, sigmas))
-    begin = len(nodes) - max(1, int(len(nodes) * strength))
-    return _plan(Nodes(nodes.steps, nodes.abar, c, begin), scheduler)
+    grids = _handed(scheduler, timesteps, sigmas)
+    if not grids and (not isinstance(steps, Integral) or not 1 <= steps <= c["num_train_timesteps"]):
+        expected = f"1 to {c['num_train_timesteps']}"
+        raise LdmrtError("scheduler", "impossible number of steps", expected=expected, found=steps)
+    try:
+        with np.errstate(all="ignore"):
+            nodes = scheduler.nodes(c, steps, **grids)
+            count = len(nodes) if grids else steps
+            begin = min(count - max(1, int(count * strength)), len(nodes) - 1)
+            return _plan(Nodes(nodes.steps, nodes.abar, c, begin), scheduler)
+    except (ArithmeticError, ValueError):  # of numbers that no grid can be made of
+        problem = f"{scheduler.class_name} has no finite plan for this config"
+        raise LdmrtError("scheduler", problem, expected="fewer steps, or another end", found=f"{steps} steps") from None
 
 
 def _handed(scheduler: Scheduler, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> Config:
@@ -158,22 +169,21 @@ def _plan(nodes: Nodes, scheduler: Scheduler) -> Plan:
     if c["prediction_type"] == "epsilon" and any(node.alpha == 0 for node, _ in nodes.walk()):
         problem = "zero terminal SNR starts from noise alone, of which epsilon says nothing"
         raise LdmrtError("scheduler", problem, expected="prediction_type v_prediction or sample", found="epsilon")
-    with np.errstate(all="ignore"):
-        rows = list(scheduler.solve(nodes))
-        x, m = np.eye(2)
-        read = np.array([solvers.read(c, node, x, m) for node, _ in rows])
+    rows = list(scheduler.solve(nodes))
+    x, m = np.eye(2)
+    read = np.array([solvers.read(c, node, x, m) for node, _ in rows])
     t, alpha, sigma = np.array([node for node, _ in rows]).T
     table = np.array([state for _, state in rows])
     if not np.isfinite(table).all() or not np.isfinite(read).all():
-        raise LdmrtError(
-            "scheduler", "the grid is too fine for this scheduler", expected="fewer steps", found=len(nodes)
-        )
+        raise FloatingPointError
     first, prior = nodes.steps[0][0], 1.0
     if "sigma_data" in c:
         prior = first.alpha * float(np.hypot(1, c["sigma_max"]))
     elif scheduler.nodes in (_early, _dpm2) and c["timestep_spacing"] != "leading":
         prior = first.sigma
     learned = str(c.get("variance_type") or "")
+    if learned.startswith("learned") and scheduler.solve is not solvers.ddpm:
+        learned = "learned, unused"
     spread = [solvers.spread(node, to) for node, to in nodes.walk()] if learned == "learned_range" else None
     return Plan(
         t=t,

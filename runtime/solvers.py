@@ -47,6 +47,8 @@ def noise_in(x: Floats, x0: Floats, node: Node) -> Floats:
 
 def _raw(nodes: Nodes, node: Node, x: Floats, m: Floats) -> Floats:
     """eps before any clipping of x0."""
+    if nodes.config["prediction_type"] == "v_prediction" and "sigma_data" not in nodes.config:
+        return node.alpha * m + node.sigma * x  # also on flow sigmas, where it is another: as diffusers has it
     return noise_in(x, read(nodes.config, node, x, m), node)
 
 
@@ -257,11 +259,11 @@ class Exponential:
         if data:
             self.carry, self.size = to.sigma / node.sigma * (math.exp(-h) if sde else 1), to.alpha
             self.reach = 2 * h if sde else h
-            self.drawn = to.sigma * math.sqrt(-math.expm1(-2 * h)) if sde else 0.0
+            self.drawn = to.sigma * math.sqrt(max(0.0, -math.expm1(-2 * h))) if sde else 0.0
         else:
             self.carry, self.size = to.alpha / node.alpha, to.sigma * (2 if sde else 1)
             self.reach = -h
-            self.drawn = to.sigma * math.sqrt(math.expm1(2 * h)) if sde else 0.0
+            self.drawn = to.sigma * math.sqrt(max(0.0, math.expm1(2 * h))) if sde else 0.0
         self.phi1 = -math.expm1(-self.reach)
         self.phi2 = 1 - self.phi1 / self.reach if h else 0.0
         # diffusers subtracts the half in the SDE too, where the expansion asks to add it.
@@ -272,9 +274,12 @@ class Exponential:
         return self.carry * x + self.size * _weighted(*zip(*terms, strict=True)) + self.drawn * z
 
 
-def _kept(nodes: Nodes, node: Node, x: Floats, x0: Floats) -> Floats:
+def _kept(nodes: Nodes, node: Node, x: Floats, m: Floats, x0: Floats) -> Floats:
     """What a solver of the DPM family remembers of a row: x0, or eps."""
-    return x0 if nodes.config["algorithm_type"].endswith("++") else noise_in(x, x0, node)
+    if nodes.config["algorithm_type"].endswith("++"):
+        return x0
+    x0_is_read = not nodes.config["thresholding"] and nodes.config["algorithm_type"] != "deis"
+    return _raw(nodes, node, x, m) if x0_is_read else noise_in(x, x0, node)
 
 
 def dpm_multistep(nodes: Nodes) -> Iterator[Row]:
@@ -282,7 +287,7 @@ def dpm_multistep(nodes: Nodes) -> Iterator[Row]:
     DEIS on log rho is the same on eps, exact for polynomials (Zhang & Chen 2022, equation 15).
     """
     c, count = nodes.config, len(nodes)
-    x, *saved, _, z, x0 = symbols(c["solver_order"] - 1)
+    x, *saved, m, z, x0 = symbols(c["solver_order"] - 1)
     few = c["lower_order_final"] and count < 15
     for i, (node, to) in enumerate(nodes.walk(), nodes.begin):
         order = min(c["solver_order"], i - nodes.begin + 1)
@@ -290,7 +295,7 @@ def dpm_multistep(nodes: Nodes) -> Iterator[Row]:
             order = 1
         elif i == count - 2 and few:
             order = min(order, 2)
-        e, d = Exponential(node, to, c["algorithm_type"]), [_kept(nodes, node, x, x0), *saved]
+        e, d = Exponential(node, to, c["algorithm_type"]), [_kept(nodes, node, x, m, x0), *saved]
         terms = [(e.phi1, d[0])]
         if order > 1 and e.h:
             back = [nodes.steps[i - k][0].lam for k in range(order)]
@@ -321,12 +326,12 @@ def _orders(order: int, steps: int, c: Config) -> list[int]:
 def dpm_singlestep(nodes: Nodes) -> Iterator[Row]:
     """DPM-Solver and DPM-Solver++ 1 to 3 singlestep (Lu et al. 2022, arXiv:2206.00927, algorithms 1 and 2)."""
     c = nodes.config
-    x, start, d1, d2, _, z, x0 = symbols(3)
+    x, start, d1, d2, m, z, x0 = symbols(3)
     orders = _orders(c["solver_order"], len(nodes), c)
     for i, (node, to) in enumerate(nodes.walk(), nodes.begin):
         order = min(orders[i], i - nodes.begin + 1)
         first = nodes.steps[i - order + 1][0]
-        e, d0 = Exponential(first, to, c["algorithm_type"]), _kept(nodes, node, x, x0)
+        e, d0 = Exponential(first, to, c["algorithm_type"]), _kept(nodes, node, x, m, x0)
         base = x if order == 1 else start
         terms = [(e.phi1, (d0, d1, d2)[order - 1])]
         if order == 2:
@@ -353,6 +358,8 @@ def unipc(nodes: Nodes) -> Iterator[Row]:
     def step(i: int, base: Floats, order: int, d: Sequence[Floats], end: Floats | None) -> Floats:
         """From node i, with d[0] there; corrected where the value at the end is known."""
         (node, to), h = nodes.steps[i], nodes.steps[i][1].lam - nodes.steps[i][0].lam
+        if h == 0:  # levels that end at their own least one
+            return base
         e = Exponential(node, to, algorithm)
         ratios = [(nodes.steps[i - k][0].lam - node.lam) / h for k in range(1, order)] + [1.0] * (end is not None)
         values = [*d[1:order], *([] if end is None else [end])]

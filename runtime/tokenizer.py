@@ -1,5 +1,6 @@
 """CLIP's tokenizer: text to ids, from the files that diffusers and transformers write."""
 
+import itertools
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -39,9 +40,11 @@ class Tokenizer:
                 expected="vocab.json and merges.txt, or tokenizer.json",
                 found=first_line(error),
             ) from None
+        _add_words(self._backend, {**_listed(config), **_json(files, "added_tokens.json")})
         self._backend.no_padding()
         self._backend.no_truncation()
         self.size = int(self._backend.get_vocab_size())
+        self._vectors = _word_vectors(self._backend)
         length = config.get("model_max_length", CLIP_LENGTH)
         if not isinstance(length, (int, float)) or length < 2:
             raise LdmrtError("tokenizer", "impossible model_max_length", expected="at least 2", found=length)
@@ -72,9 +75,14 @@ class Tokenizer:
             if not isinstance(text, str) or _broken(text):
                 raise LdmrtError("tokenizer", "a prompt is not text", found=repr(text))
         for row, text, encoding in zip(rows, texts, self._backend.encode_batch(list(texts)), strict=True):
-            ids = encoding.ids
+            pieces = [
+                (piece, start)
+                for found, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
+                for piece in self._vectors.get(found, [found])
+            ]
+            ids = [piece for piece, _ in pieces]
             if len(ids) > self.length:
-                lost = text[encoding.offsets[self.length - 1][0] :].strip()
+                lost = text[pieces[self.length - 1][1] :].strip()
                 message = f"tokenizer: prompt has {len(ids) - 2} tokens, {self.length - 2} fit; left out: {lost!r}"
                 warnings.warn(message, LdmrtWarning, stacklevel=2)
                 ids = [*ids[: self.length - 1], self.end]
@@ -108,6 +116,35 @@ def clip_bpe(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> Any
         (END, end), (START, start), trim_offsets=False, add_prefix_space=False
     )
     return backend
+
+
+def _listed(config: Mapping[str, Any]) -> dict[str, int]:
+    """The words that a tokenizer_config.json adds to the vocabulary."""
+    try:
+        return {entry["content"]: int(number) for number, entry in config.get("added_tokens_decoder", {}).items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise LdmrtError("tokenizer", "impossible added_tokens_decoder", found=first_line(error)) from None
+
+
+def _add_words(backend: Any, words: Mapping[str, int]) -> None:
+    """Add words that are tokens whole, read in any case, under the ids that the files give them."""
+    from tokenizers import AddedToken
+
+    for word, number in sorted(words.items(), key=lambda item: item[1]):
+        if backend.token_to_id(word) is None:
+            backend.add_tokens([AddedToken(word, normalized=True)])
+        if (found := backend.token_to_id(word)) != number:
+            raise LdmrtError("tokenizer", f"impossible id of the added token {word!r}", expected=found, found=number)
+
+
+def _word_vectors(backend: Any) -> dict[int, list[int]]:
+    """The ids that each added word stands for: by diffusers' convention word, word_1, word_2 ... as far as they go."""
+    added = {token.content: i for i, token in backend.get_added_tokens_decoder().items() if not token.special}
+    vectors = {}
+    for word, number in added.items():
+        names = itertools.takewhile(added.__contains__, (f"{word}_{i}" for i in itertools.count(1)))
+        vectors[number] = [number, *(added[name] for name in names)]
+    return vectors
 
 
 def _broken(text: str) -> bool:

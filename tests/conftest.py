@@ -63,7 +63,8 @@ def tiny_checkpoint() -> Any:
         "steps_offset": 1,
         "prediction_type": "epsilon",
     }
-    return Checkpoint(UNet(unet).eval(), Autoencoder(vae).eval(), text_encoder(text), files, scheduler)
+    encoders, tokenizers = {"text_encoder": text_encoder(text)}, {"tokenizer": files}
+    return Checkpoint(UNet(unet).eval(), Autoencoder(vae).eval(), encoders, tokenizers, scheduler)
 
 
 @pytest.fixture(scope="session")

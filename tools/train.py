@@ -166,8 +166,9 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
     def keep() -> None:
         networks = run.averaged()
         checkpoint = Checkpoint(
-            networks.unet.cpu(), copy.deepcopy(vae).cpu(), networks.text_encoder.cpu(), files, scheduler
-        )
+            networks.unet.cpu(), copy.deepcopy(vae).cpu(), {"text_encoder": networks.text_encoder.cpu()},
+            {"tokenizer": files}, scheduler,
+        )  # fmt: skip
         pipeline = torch_pipeline(checkpoint)
         pictures = pipeline(prompts, guidance=3.0).images
         save_png(out / "training" / f"ldm-{run.step:06d}.png", grid(pictures, 8), {"prompts": prompts})

@@ -8,16 +8,22 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .export import of_checkpoint
+
 if TYPE_CHECKING:
     from ldmrt.export import Difference
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--against", "checkpoint", type=click.Path(path_type=Path), required=True, help="The checkpoint.")
+@click.option("--against", "checkpoint", required=True, help="The checkpoint: a folder, a file or OWNER/NAME.")
+@of_checkpoint
 @click.option("--prompt", default="a red apple, noto style, blue background", show_default=True)
 @click.option("--seed", default=0, show_default=True)
-def verify(bundle: Path, checkpoint: Path, prompt: str, seed: int) -> None:
+def verify(
+    bundle: Path, checkpoint: str, variant: str | None, tokenizer: Path | None, prediction: str | None, prompt: str,
+    seed: int,
+) -> None:  # fmt: skip
     """Run BUNDLE and its checkpoint side by side: every component on the same inputs, then one picture from the same
     latents. Exit code 1 where a difference passes its tolerance.
 
@@ -31,7 +37,7 @@ def verify(bundle: Path, checkpoint: Path, prompt: str, seed: int) -> None:
 
     from .progress import console
 
-    loaded = load(checkpoint)
+    loaded = load(checkpoint, variant=variant, tokenizer=tokenizer, prediction_type=prediction)
     table = Table("component", "largest difference", "tolerance", "time", "")
     failed, begin = [], time.perf_counter()
     with console.status("comparing") as status:

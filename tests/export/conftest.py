@@ -14,7 +14,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of what the stand-in exported; "!NAME" put in front makes it fail there."""
     names: list[str] = []
 
-    def stand_in(component: Component, checkpoint: Checkpoint, folder: Path) -> Path:
+    def stand_in(component: Component, folder: Path) -> Path:
         folder.mkdir(parents=True)
         (folder / "model.onnx").write_text(f"{component.name} {len(names)}")
         if f"!{component.name}" in names:

@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from ldmrt.export import export_bundle
-from ldmrt.export.components import COMPONENTS
 from ldmrt.model import Autoencoder, Checkpoint
 from ldmrt.runtime import Bundle
 
-ALL = list(COMPONENTS)
+ALL = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -35,7 +34,7 @@ def test_manifest_lists_every_file(bundle: Path, loaded: Checkpoint) -> None:
     assert manifest["prediction_type"] == loaded.scheduler["prediction_type"]
     assert json.loads((bundle / "scheduler/scheduler_config.json").read_text()) == loaded.scheduler
     assert {name.removeprefix("tokenizer/"): data for name, data in files.items() if "tokenizer/" in name} == (
-        loaded.tokenizer
+        loaded.tokenizers["tokenizer"]
     )
     opened = Bundle.open(bundle)
     assert (opened.shape.factor, opened.shape.channels, opened.shape.size) == (2, 4, 16)
@@ -53,7 +52,7 @@ def test_second_export_reuses_all(bundle: Path, loaded: Checkpoint, exported: li
 def nudge(network: str, key: str) -> Callable[[Checkpoint], Any]:
     def change(checkpoint: Checkpoint) -> None:
         with torch.no_grad():
-            getattr(checkpoint, network).state_dict()[key].view(-1)[0].add_(1e-3)
+            checkpoint.networks[network].state_dict()[key].view(-1)[0].add_(1e-3)
 
     return change
 
@@ -73,7 +72,7 @@ CHANGES: dict[str, tuple[Callable[[Checkpoint], Any], list[str]]] = {
     "encoder weight": (nudge("vae", "quant_conv.bias"), ["vae_encoder"]),
     "scaling factor": (lambda c: object.__setattr__(c.vae.config, "scaling_factor", 1.0), VAE),
     "scheduler": (lambda c: c.scheduler.update(beta_end=0.02), []),
-    "tokenizer": (lambda c: c.tokenizer.update({"more.json": b"{}"}), []),
+    "tokenizer": (lambda c: c.tokenizers["tokenizer"].update({"more.json": b"{}"}), []),
     "factor": (three_levels, ["unet", *VAE]),
 }
 

@@ -1,7 +1,6 @@
-"""Picture to picture and inpainting, on PyTorch and on ONNX Runtime, against diffusers' pipelines with the same noises."""
+"""Picture to picture and inpainting, on PyTorch and on ONNX, against diffusers' pipelines with the same noises."""
 
 import importlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,26 +51,25 @@ def mask() -> Image.Image:
     return Image.fromarray(area)
 
 
-def theirs(pipeline: Any, name: str, streams: list[int], monkeypatch: pytest.MonkeyPatch, **asked: Any) -> NDArray[Any]:
-    """The latents of diffusers' pipeline, which draws what our streams give: first those named, then a row each."""
-    config = {**pipeline.scheduler.config, **find_scheduler({}, name)[1]}
-    pipeline.scheduler = getattr(diffusers, SCHEDULERS[name].class_name).from_config(config)
-    pipeline.set_progress_bar_config(disable=True)
-
-    def draws() -> Iterator[int]:
-        yield from streams
-        yield from range(1, 1000)
-
-    queue = draws()
+def drawing(pipeline: Any, seeds: list[int], streams: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let diffusers draw what our streams give: first those named, then a row each."""
+    queue = iter([*streams, *range(1, 1000)])
 
     def drawn(shape: Any, *_: Any, **__: Any) -> torch.Tensor:
-        return torch.from_numpy(noise(SEEDS, next(queue), tuple(shape)[1:]))[: shape[0]]
+        return torch.from_numpy(noise(seeds, next(queue), tuple(shape)[1:]))[: shape[0]]
 
-    for module in (type(pipeline), type(pipeline.scheduler), diffusers.AutoencoderKL):
-        for name_ in (module.__module__, "diffusers.models.autoencoders.vae"):
-            loaded = importlib.import_module(name_)
-            if hasattr(loaded, "randn_tensor"):
-                monkeypatch.setattr(loaded, "randn_tensor", drawn)
+    for name in (type(pipeline).__module__, type(pipeline.scheduler).__module__, "diffusers.models.autoencoders.vae"):
+        module = importlib.import_module(name)
+        if hasattr(module, "randn_tensor"):
+            monkeypatch.setattr(module, "randn_tensor", drawn)
+
+
+def theirs(pipeline: Any, name: str, streams: list[int], monkeypatch: pytest.MonkeyPatch, **asked: Any) -> NDArray[Any]:
+    """The latents of diffusers' pipeline, which draws what our streams give: first those named, then a row each."""
+    sampler = getattr(diffusers, SCHEDULERS[name].class_name)
+    pipeline.scheduler = sampler.from_config(pipeline.scheduler.config, **find_scheduler({}, name)[1])
+    pipeline.set_progress_bar_config(disable=True)
+    drawing(pipeline, SEEDS, streams, monkeypatch)
     found = pipeline(PROMPTS, negative_prompt=["blurred"] * 2, num_inference_steps=STEPS, guidance_scale=4.0,
                      output_type="latent", **asked).images  # fmt: skip
     return found.numpy()

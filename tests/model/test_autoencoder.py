@@ -29,6 +29,11 @@ CONFIGS = {
     "three levels, two layers": config(8, 16, 16, layers_per_block=2),
     "four levels": config(8, 8, 16, 24),
     "six latent channels": config(8, 16, latent_channels=6),
+    "no quant_conv": config(8, 16, use_quant_conv=False),
+    "no post_quant_conv": config(8, 16, use_post_quant_conv=False),
+    "no attention in the middle": config(8, 16, mid_block_add_attention=False),
+    "one level": config(8),
+    "five levels": config(4, 4, 8, 8, 12),
     "grey to colour, other groups": config(8, 16, in_channels=1, norm_num_groups=8),
 }
 
@@ -94,19 +99,19 @@ def test_divergence_of_the_unit_gaussian_is_zero() -> None:
         ({"down_block_types": ["AttnDownEncoderBlock2D"] * 2}, "down_block_types"),
         ({"up_block_types": ["UpDecoderBlock2D"]}, "up_block_types"),
         ({"act_fn": "relu"}, "act_fn"),
-        ({"use_quant_conv": False}, "use_quant_conv"),
-        ({"mid_block_add_attention": False}, "mid_block_add_attention"),
         ({"shift_factor": 0.1}, "shift_factor"),
+        ({"latents_std": [1.0] * 4}, "latents_std"),
         ({"latents_mean": [0.0] * 4}, "latents_mean"),
         ({"frobnicate": 1}, "frobnicate"),
         ({"block_out_channels": 8}, "vae"),
-        pytest.param({"use_quant_conv": None}, "use_quant_conv"),
-        pytest.param({"block_out_channels": [8, 18]}, "18"),
-        pytest.param({"norm_num_groups": 0}, "norm_num_groups"),
-        pytest.param({"latent_channels": "four"}, "latent_channels"),
+        ({"use_quant_conv": None}, "use_quant_conv"),
+        ({"mid_block_add_attention": "yes"}, "mid_block_add_attention"),
+        ({"block_out_channels": [8, 18]}, "18"),
+        ({"norm_num_groups": 0}, "norm_num_groups"),
+        ({"latent_channels": "four"}, "latent_channels"),
     ],
 )
 def test_config_that_cannot_be_built_is_refused_by_name(change: dict[str, Any], named: str) -> None:
     settings = {key: list(value) if isinstance(value, tuple) else value for key, value in config(8, 16).items()}
     with pytest.raises(LdmrtError, match=named):
-        Autoencoder(AutoencoderConfig.read(settings | change))
+        AutoencoderConfig.read(settings | change)  # before a weight is made

@@ -1,5 +1,6 @@
 """The U-Net against diffusers' UNet2DConditionModel with the same weights."""
 
+import json
 from typing import Any
 
 import pytest
@@ -38,6 +39,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "per-level heads": THREE | {"attention_head_dim": (2, 4, 8)},
     "per-level transformer depths": THREE | {"transformer_layers_per_block": (1, 2, 3)},
     "per-level layers": THREE | {"layers_per_block": (1, 2, 1)},
+    "depths of each layer, upwards too": THREE
+    | {
+        "layers_per_block": 2,
+        "transformer_layers_per_block": (1, (2, 1), (0, 2)),
+        "reverse_transformer_layers_per_block": (1, (1, 2, 1), (0, 1, 2)),
+    },
+    "heads that do not divide": TWO | {"attention_head_dim": 3},
+    "context given per level": THREE
+    | {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": (7, 24, 24),  # the first has no attention
+    },
+    "no attention in the middle": TWO | {"mid_block_type": "UNetMidBlock2D"},
+    "no middle": TWO | {"mid_block_type": None},
+    "no attention at all": TWO
+    | {"down_block_types": CROSS[1:] * 2, "up_block_types": PLAIN[1:] * 2, "mid_block_type": "UNetMidBlock2D"},
+    "seventeen channels": TWO | {"block_out_channels": (17, 34), "norm_num_groups": 17},
+    "five channels in": TWO | {"in_channels": 5},
+    "eight channels in": TWO | {"in_channels": 8},
+    "swish": TWO | {"act_fn": "swish"},
     "sine first": TWO | {"flip_sin_to_cos": False},
     "frequency shift": TWO | {"freq_shift": 1},
     "other padding, eps and channels": TWO
@@ -52,7 +74,7 @@ def pair(config: dict[str, Any]) -> tuple[UNet, UNet2DConditionModel]:
     with torch.no_grad():
         for value in theirs.parameters():
             value.add_(0.1 * torch.randn_like(value))
-    ours = UNet(UNetConfig.read(dict(theirs.config))).double().eval()
+    ours = UNet(UNetConfig.read(json.loads(json.dumps(dict(theirs.config))))).double().eval()  # lists, as in a file
     assert list(ours.state_dict())
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     ours.load_state_dict(theirs.state_dict())
@@ -109,27 +131,42 @@ def test_every_input_matters() -> None:
     [
         ({"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}, "AttnDownBlock2D"),
         ({"up_block_types": ["UpBlock2D", "SimpleCrossAttnUpBlock2D"]}, "SimpleCrossAttnUpBlock2D"),
-        ({"mid_block_type": "UNetMidBlock2D"}, "mid_block_type"),
-        pytest.param({"mid_block_type": None}, "mid_block_type"),
+        ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "mid_block_type"),
         ({"class_embed_type": "timestep"}, "class_embed_type"),
-        ({"addition_embed_type": "text_time"}, "addition_embed_type"),
-        ({"time_cond_proj_dim": 256}, "time_cond_proj_dim"),
+        ({"num_class_embeds": 1000}, "num_class_embeds"),
+        ({"only_cross_attention": [True, False]}, "only_cross_attention"),
+        ({"encoder_hid_dim": 64}, "encoder_hid_dim"),
+        ({"attention_type": "gated"}, "attention_type"),
+        ({"dual_cross_attention": True}, "dual_cross_attention"),
+        ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift"),
+        ({"time_embedding_type": "fourier"}, "time_embedding_type"),
+        ({"conv_in_kernel": 1}, "conv_in_kernel"),
+        ({"act_fn": "gelu"}, "act_fn"),
+        ({"addition_embed_type": "text"}, "addition_embed_type"),
+        ({"addition_embed_type": "text_time"}, "addition_time_embed_dim"),
+        ({"addition_embed_type": "text_time", "addition_time_embed_dim": 8}, "projection_class_embeddings_input_dim"),
+        ({"time_cond_proj_dim": 0}, "time_cond_proj_dim"),
         ({"frobnicate": True}, "frobnicate"),
         ({"block_out_channels": [16, 30]}, "block_out_channels 30"),
-        ({"attention_head_dim": [2, 5]}, "block_out_channels 32"),
+        ({"attention_head_dim": [2, 33]}, "block_out_channels 32"),
         ({"block_out_channels": [16, 32, 32]}, "down_block_types"),
         ({"up_block_types": ["UpBlock2D"]}, "up_block_types"),
         ({"attention_head_dim": [2, 2, 2]}, "a list does not fit block_out_channels"),
         ({"layers_per_block": [1, 1, 1]}, "a list does not fit block_out_channels"),
         ({"transformer_layers_per_block": [1]}, "a list does not fit block_out_channels"),
-        pytest.param({"norm_num_groups": 0}, "norm_num_groups"),
-        pytest.param({"attention_head_dim": 0}, "attention_head_dim"),
+        ({"transformer_layers_per_block": [[1], 1]}, "transformer_layers_per_block"),  # up has a layer more
+        ({"transformer_layers_per_block": [-1, 1]}, "transformer_layers_per_block"),
+        ({"reverse_transformer_layers_per_block": [1, 1, 1]}, "a list does not fit block_out_channels"),
+        ({"norm_num_groups": 0}, "norm_num_groups"),
+        ({"attention_head_dim": 0}, "attention_head_dim"),
         ({"norm_num_groups": None}, "unet"),
         ({"block_out_channels": "wide"}, "unet"),
-        pytest.param({"cross_attention_dim": [24, 24]}, "cross_attention_dim"),
+        ({"cross_attention_dim": [24, 25]}, "cross_attention_dim"),
+        ({"cross_attention_dim": ["wide", "wide"]}, "cross_attention_dim"),
+        ({"cross_attention_dim": [24]}, "a list does not fit block_out_channels"),
     ],
 )
 def test_config_that_cannot_be_built_is_refused_by_name(change: dict[str, Any], named: str) -> None:
     config = {key: list(value) if isinstance(value, tuple) else value for key, value in (TWO | change).items()}
     with pytest.raises(LdmrtError, match=named):
-        UNet(UNetConfig.read(config))
+        UNetConfig.read(config)  # before a weight is made

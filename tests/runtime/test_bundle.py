@@ -10,7 +10,7 @@ import pytest
 
 import ldmrt.runtime
 from ldmrt.runtime import Bundle, LdmrtError
-from ldmrt.runtime.bundle import MANIFEST, REQUIRED, SCHEMA
+from ldmrt.runtime.bundle import MANIFEST, REQUIRED, SCHEMA, Shape
 
 WEIGHTS = "unet/model.onnx_data"
 
@@ -53,7 +53,7 @@ def names(path: str) -> Callable[[Path], None]:
 def test_whole_bundle_opens(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     assert opened.components == ("text_encoder", "unet", "vae_decoder", "vae_encoder")
-    assert (opened.shape.size, opened.shape.factor, opened.shape.channels, opened.shape.scaling_factor) == (16, 2, 4, 0.18215)
+    assert opened.shape == Shape(channels=4, factor=2, scaling_factor=0.18215, size=16)
     inputs, outputs = opened.specs("unet")
     assert [spec.name for spec in inputs] == ["sample", "timestep", "encoder_hidden_states"]
     assert str(outputs[0]) == "out_sample float32(batch, 4, height/2, width/2)"

@@ -1,0 +1,170 @@
+"""Every family's pipeline draws what diffusers' pipeline of that family draws, with the same noises."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from ldmrt.export import export_bundle, torch_pipeline
+from ldmrt.model import load
+from ldmrt.runtime import Pipeline
+from ldmrt.runtime import open as open_pipeline
+from ldmrt.runtime.noise import FIRST, MASKED, PICTURE
+from ldmrt.runtime.schedulers import find_scheduler
+
+from ..families import FAMILIES, save_pipeline
+from .test_tasks import drawing
+
+PROMPTS = ["a red apple, noto style, blue background!", "two pears"]
+STEPS, SEEDS = 5, [3, 4]
+SAMPLERS = (None, "ddim", "euler_a", "dpmpp_2m_karras", "unipc")  # None is the family's own
+# Relative to the largest latent. Two programs' float32 through a handful of rows, with guidance.
+TOLERANCE = 2e-4
+EXPORTED = ("sdxl", "sd15-inpainting")  # of the others the same graphs are exported elsewhere
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The families' folders, each saved when first asked for."""
+    root = tmp_path_factory.mktemp("families")
+
+    class Saved(dict[str, Path]):
+        def __missing__(self, name: str) -> Path:
+            self[name] = save_pipeline(name, root / name)
+            return self[name]
+
+    return Saved()
+
+
+def picture(size: int) -> Image.Image:
+    """Smooth and coloured."""
+    small = np.random.default_rng(0).integers(0, 255, (5, 4, 3), np.uint8)
+    return Image.fromarray(small).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def mask(size: int) -> Image.Image:
+    area = np.zeros((size, size), np.uint8)
+    area[size // 4 :, size // 3 :] = 255
+    return Image.fromarray(area)
+
+
+def task(name: str) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
+    """What a family is asked beside its prompts: of us, of diffusers, and the streams that diffusers draws first."""
+    size = FAMILIES[name].size
+    if "inpaint" in name:
+        ours = {"image": picture(size), "mask": mask(size), "strength": 1.0}
+        theirs = {"image": [picture(size)] * 2, "mask_image": [mask(size)] * 2, "strength": 1.0}
+        return ours, {**theirs, "height": size, "width": size}, [FIRST, MASKED]
+    if "refiner" in name:
+        return (
+            {"image": picture(size), "strength": 0.6},
+            {"image": [picture(size)] * 2, "strength": 0.6},
+            [PICTURE, FIRST],
+        )
+    return {}, {"height": size, "width": size}, [FIRST]
+
+
+def expected(
+    name: str, folder: Path, scheduler: str | None, monkeypatch: pytest.MonkeyPatch, **asked: Any
+) -> NDArray[np.float32]:
+    """The latents of diffusers' own pipeline."""
+    pipeline = getattr(diffusers, FAMILIES[name].pipeline).from_pretrained(folder)
+    if scheduler is not None:
+        line, changes = find_scheduler({}, scheduler)
+        sampler = getattr(diffusers, line.class_name).from_config(pipeline.scheduler.config, **changes)
+        pipeline.scheduler = sampler
+        if "requires_safety_checker" in pipeline.config:  # such a pipeline corrects old configs when it is made
+            pipeline = type(pipeline)(**pipeline.components, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    if getattr(pipeline, "text_encoder", None) is not None:  # clip_skip looks for what transformers 5 has dropped
+        object.__setattr__(pipeline.text_encoder, "text_model", pipeline.text_encoder)
+    _, theirs, streams = task(name)
+    drawing(pipeline, SEEDS, streams, monkeypatch)
+    latents = pipeline(PROMPTS, num_inference_steps=STEPS, output_type="latent", **{**theirs, **asked}).images
+    return latents.numpy()
+
+
+def found(pipeline: Pipeline, name: str, scheduler: str | None, **asked: Any) -> NDArray[np.float32]:
+    ours, _, _ = task(name)
+    return pipeline(PROMPTS, steps=STEPS, seed=SEEDS, scheduler=scheduler, **{**ours, **asked}).latents
+
+
+def close(ours: NDArray[Any], theirs: NDArray[Any]) -> None:
+    assert theirs.std() > 0.1
+    assert np.abs(ours - theirs).max() <= TOLERANCE * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler"),
+    [(name, one) for name in FAMILIES for one in SAMPLERS if one is None or name != "lcm"],  # whose pipeline ends at x0
+)
+def test_family_draws_what_diffusers_draws(
+    name: str, scheduler: str | None, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = torch_pipeline(load(places[name]))
+    negative = {"negative_prompt": ["blurred"] * 2} if name != "lcm" else {}  # whose pipeline has none
+    theirs = expected(name, places[name], scheduler, monkeypatch, guidance_scale=4.0, **negative)
+    close(found(pipeline, name, scheduler, guidance=4.0, negative_prompt="blurred"), theirs)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd2-v", "sd-turbo", "sdxl", "sdxl-refiner"])
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 4.0])
+def test_without_negative_prompt(
+    name: str, guidance: float, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SDXL then takes zeros, not the words ""; Turbo's users ask for a guidance of 0, which is none."""
+    theirs = expected(name, places[name], None, monkeypatch, guidance_scale=guidance)
+    close(found(torch_pipeline(load(places[name])), name, None, guidance=guidance), theirs)
+
+
+TOLD: list[tuple[dict[str, Any], dict[str, Any], float]] = [
+    (
+        {"prompt_2": "a penguin", "negative_prompt_2": "two"},
+        {"prompt_2": ["a penguin"] * 2, "negative_prompt_2": ["two"] * 2},
+        4.0,
+    ),
+    (
+        {"original_size": (40, 20), "crop": (3, 5), "target_size": (16, 24)},
+        {"original_size": (40, 20), "crops_coords_top_left": (3, 5), "target_size": (16, 24)},
+        4.0,
+    ),
+    ({"clip_skip": 1}, {"clip_skip": 1}, 1.0),  # without guidance: diffusers skips no layer for the negative prompt
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "guidance"), TOLD)
+def test_what_sdxl_is_told(
+    ours: dict[str, Any], theirs: dict[str, Any], guidance: float, places: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    pipeline, asked = torch_pipeline(load(places["sdxl"])), {"guidance": guidance, "negative_prompt": "blurred"}
+    told = {"negative_prompt": ["blurred"] * 2, "guidance_scale": guidance, **theirs}
+    latents = expected("sdxl", places["sdxl"], None, monkeypatch, **told)
+    close(found(pipeline, "sdxl", None, **asked, **ours), latents)
+    plain = found(pipeline, "sdxl", None, **asked)
+    assert np.abs(latents - plain).max() > 10 * TOLERANCE * np.abs(plain).max()
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd2-base"])
+def test_clip_skip(name: str, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = expected(name, places[name], None, monkeypatch, guidance_scale=1.0, clip_skip=1)
+    close(found(torch_pipeline(load(places[name])), name, None, guidance=1.0, clip_skip=1), theirs)
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_bundle_draws_what_its_checkpoint_draws(name: str, places: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint = load(places[name])
+    for _ in export_bundle(checkpoint, tmp_path / "bundle"):
+        pass
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bundle = open_pipeline(tmp_path / "bundle")
+    latents = [found(pipeline, name, None, guidance=4.0) for pipeline in (bundle, torch_pipeline(checkpoint))]
+    assert bundle.shape == torch_pipeline(checkpoint).shape
+    close(*latents)

@@ -1,0 +1,88 @@
+"""`ldmrt export` with a precision, in part, and with files to merge."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import ldmrt.runtime
+
+PROMPT = "two pears"
+
+
+def test_half_precision(ldmrt: Any, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    assert ldmrt("export", checkpoint, half, "--precision", "fp16").code == 0
+    manifest = json.loads((half / "ldmrt.json").read_text())
+    assert {row["precision"] for row in manifest["components"].values()} == {"fp16"}
+    weights = [(folder / "unet" / "model.onnx_data").stat().st_size for folder in (half, bundle)]
+    assert 0.45 < weights[0] / weights[1] < 0.6
+    pictures = []
+    for folder in (half, bundle):
+        pipeline = ldmrt_open(folder)
+        pictures.append(pipeline(PROMPT, steps=3).images.astype(float))
+        pipeline.close()
+    # half precision has 11 bits: a few of 255 grey levels after three rows
+    assert np.abs(pictures[0] - pictures[1]).max() <= 4
+    assert not np.array_equal(*pictures)
+
+
+def test_a_part_leaves_the_others(ldmrt: Any, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    before = {file: file.read_bytes() for file in copy.glob("*/model.onnx*")}
+    ran = ldmrt("export", checkpoint, copy, "--components", "vae_decoder")
+    assert (ran.code, ran.out) == (0, f"{copy}\n")
+    assert "vae_decoder: reused" in ran.err
+    assert "unet" not in ran.err
+    assert {file: file.read_bytes() for file in copy.glob("*/model.onnx*")} == before
+    ldmrt_open(copy)(PROMPT, steps=1)
+    assert (
+        "no component 'vea'; expected text_encoder, unet"
+        in ldmrt("export", checkpoint, copy, "--components", "vea").error
+    )
+
+
+def test_lora_and_word_are_merged_and_noted(ldmrt: Any, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    copy, rng = shutil.copytree(bundle, tmp_path / "copy"), torch.Generator().manual_seed(0)
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    up, down = torch.randn(32, 4, generator=rng), torch.randn(4, 32, generator=rng)
+    save_file({f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down}, tmp_path / "style.safetensors")
+    save_file({"<pear>": torch.randn(2, 24, generator=rng)}, tmp_path / "pear.safetensors")
+    words = ("--lora", f"{tmp_path / 'style.safetensors'}:0.7", "--embedding", tmp_path / "pear.safetensors")
+    ran = ldmrt("export", checkpoint, copy, *words)
+    assert ran.code == 0
+    assert "vae_decoder: reused" in ran.err
+    manifest = json.loads((copy / "ldmrt.json").read_text())
+    assert [(one["file"], one["weight"]) for one in manifest["loras"]] == [("style.safetensors", 0.7)]
+    assert [one["token"] for one in manifest["embeddings"]] == ["<pear>"]
+    one, other = (ldmrt_open(folder)(PROMPT, steps=2).latents for folder in (copy, bundle))
+    assert np.abs(one - other).max() > 1e-3
+    said = [ldmrt_open(copy)(f"a red {word}", steps=2).latents for word in ("<pear>", "apple")]
+    assert np.abs(said[0] - said[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--lora", "none.safetensors"], "none.safetensors"),
+        (["--embedding", "none.safetensors"], "none.safetensors"),
+        (["--controlnet", "canny"], "is not NAME=FOLDER"),
+        (["--controlnet", "canny=none"], "missing file"),
+        (["--precision", "fp8"], "Invalid value for '--precision'"),
+    ],
+)
+def test_bad_option(
+    ldmrt: Any, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in ldmrt("export", checkpoint, "new", *options).error
+    assert list(tmp_path.iterdir()) == []
+
+
+def ldmrt_open(folder: Path) -> Any:
+    return ldmrt.runtime.open(folder)
