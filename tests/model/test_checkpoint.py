@@ -203,11 +203,15 @@ def drop_prefix(state: dict[str, torch.Tensor]) -> None:
         state[key.removeprefix("text_model.")] = state.pop(key)
 
 
+EMA = {"decay": 0.9999, "inv_gamma": 1.0, "min_decay": 0.0, "optimization_step": 37000, "power": 0.667}
+EMA |= {"update_after_step": 0, "use_ema_warmup": False}
 OLDER = {
     "text encoder of transformers 4": (TEXT, prefix, {}),
     "text encoder of transformers 5": (TEXT, drop_prefix, {}),
     "autoencoder of 2022": (VAE, rename_attention, {}),
-    "2.1: attention in float32, which it is": (UNET, lambda state: None, {"upcast_attention": True}),
+    "2.1: attention in float32": (UNET, lambda state: None, {"upcast_attention": True}),
+    "XL: nothing is said of it": (UNET, lambda state: None, {"upcast_attention": None}),
+    "XL inpainting: notes of its training": (UNET, lambda state: None, EMA),
 }
 
 

@@ -50,6 +50,14 @@ def arguments(class_name: str, method: str) -> Mapping[str, inspect.Parameter]:
 
 
 @contextmanager
+def _quiet() -> Iterator[None]:
+    """Without diffusers' warnings of its old parts and divisions by zero."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
 def _float64(class_name: str) -> Iterator[None]:
     """torch's default type as float64, to which EDM and IPNDM leave it. Not for TCD: there it is the type in which
     (1 - gamma) t is rounded down to a timestep, and a float64 arrives at others.
@@ -59,7 +67,7 @@ def _float64(class_name: str) -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(before if class_name == "TCDScheduler" else torch.float64)
     try:
-        with warnings.catch_warnings(action="ignore"):  # of what is old in diffusers, and of its divisions by zero
+        with _quiet():
             yield
     finally:
         torch.set_default_dtype(before)
@@ -69,9 +77,10 @@ class Theirs:
     """One of diffusers' schedulers on one config: in float64, and as it is for the timesteps that it counts."""
 
     def __init__(self, class_name: str, config: Mapping[str, Any]) -> None:
-        self.class_name, self.rng = class_name, None
+        self.class_name = class_name
+        self.rng: np.random.Generator | None = None  # of the last bits, where they are shaken
         own = {key: value for key, value in config.items() if key in arguments(class_name, "__init__")}
-        with warnings.catch_warnings(action="ignore"):
+        with _quiet():
             self.real = self._made(scheduler_class(class_name, float64=False), own)
         with _float64(class_name):
             self.exact = self._made(scheduler_class(class_name), own)
@@ -86,7 +95,7 @@ class Theirs:
 
     def grid(self, begin: int, **asked: Any) -> tuple[Array, Array]:
         """The timesteps of the rows from step `begin` on: diffusers' float32, and as float64 has them."""
-        with warnings.catch_warnings(action="ignore"):
+        with _quiet():
             self.real.set_timesteps(**asked)
         with _float64(self.class_name):
             self.exact.set_timesteps(**asked)
@@ -112,6 +121,7 @@ class Theirs:
     def _bits(self, *shape: int) -> Any:
         import torch
 
+        assert self.rng is not None
         return torch.from_numpy(2.0**-52 * self.rng.choice([-1.0, 1.0], shape))
 
     def first(self, noise: Array, picture: Array | None) -> Array:

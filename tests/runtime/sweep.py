@@ -170,7 +170,7 @@ _NO_STEP = "the last step has length 0, or less by a rounding, by which diffuser
 _COSINE: Config = {"beta_schedule": "squaredcos_cap_v2"}
 _ZERO, _MIN = "zero", "sigma_min"
 _FLOW: Config = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "final_sigmas_type": _MIN}
-_LEARNED = product(("learned", "learned_range"), ("v_prediction", "sample"))
+_LEARNED = list(product(("learned", "learned_range"), ("v_prediction", "sample")))
 _EPS, _SDE_EPS, _SDE = "dpmsolver", "sde-dpmsolver", "sde-dpmsolver++"  # the first two keep eps
 _DPM, _MULTI, _SINGLE = "DPMSolver", "DPMSolverMultistep", "DPMSolverSinglestep"
 
