@@ -3,6 +3,7 @@
 State-dict keys and config fields are those of diffusers' AutoencoderKL.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
@@ -50,6 +51,8 @@ class AutoencoderConfig:
     def __post_init__(self) -> None:
         positive("vae", self, "in_channels", "out_channels", "block_out_channels", "layers_per_block")
         positive("vae", self, "latent_channels", "norm_num_groups")
+        if not (math.isfinite(self.scaling_factor) and self.scaling_factor > 0):
+            raise LdmrtError("vae", "impossible scaling_factor", expected="above 0", found=self.scaling_factor)
         if odd := [width for width in self.block_out_channels if width % self.norm_num_groups]:
             expected = f"a multiple of norm_num_groups, {self.norm_num_groups}"
             raise LdmrtError("vae", f"block_out_channels {odd[0]} cannot be split", expected=expected)

@@ -8,6 +8,8 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 
 from ldmrt.runtime import LdmrtError
 
+# What training's moving average leaves in a config.
+NOTES = {"decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"}
 T = TypeVar("T")
 
 
@@ -40,7 +42,7 @@ def from_config(cls: type[T], config: dict[str, Any], neutral: dict[str, Any], c
             if not _fits(plain, hints[key]):
                 raise LdmrtError(component, f"config has an impossible {key}", expected=hints[key], found=repr(value))
             taken[key] = plain
-        elif key.startswith("_"):
+        elif key.startswith("_") or key in NOTES:
             continue
         elif key not in neutral:
             raise LdmrtError(component, f"unknown config key {key!r}", found=repr(value))

@@ -61,7 +61,7 @@ class EncoderConfig:
     attention_head_dim: PerLevel = 8  # the number of heads: diffusers keeps an old misnomer
     num_attention_heads: PerLevel | None = None
     use_linear_projection: bool = False
-    upcast_attention: bool = False
+    upcast_attention: bool | None = False
     addition_embed_type: str | None = None
     addition_time_embed_dim: int | None = None
     projection_class_embeddings_input_dim: int | None = None
@@ -176,7 +176,7 @@ def build_level(
             depth=depth,
             groups=config.norm_num_groups,
             linear=config.use_linear_projection,
-            upcast=config.upcast_attention,
+            upcast=bool(config.upcast_attention),
         )
         for depth in depths
     ]

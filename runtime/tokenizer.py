@@ -63,7 +63,7 @@ class Tokenizer:
         return cls({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
 
     def _id(self, token: str) -> int:
-        found = self._backend.token_to_id(token)
+        found = self._backend.token_to_id(token) if isinstance(token, str) else None
         if found is None:
             raise LdmrtError("tokenizer", f"no token {token!r} in the vocabulary")
         return int(found)
