@@ -15,7 +15,7 @@ import ldmrt.runtime
 SOURCE = sorted(Path(ldmrt.runtime.__file__).parent.glob("*.py"))
 BLOCKED = ("torch", "transformers", "diffusers")
 # What a file may import, each inside the function that needs it.
-MAY = {"engine_ort.py": {"onnxruntime"}, "tokenizer.py": {"tokenizers"}}
+MAY = {"pictures.py": {"PIL"}, "engine_ort.py": {"onnxruntime"}, "tokenizer.py": {"tokenizers"}}
 
 
 def python(program: str, *arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
