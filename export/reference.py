@@ -11,17 +11,10 @@ from .components import components
 
 def torch_pipeline(checkpoint: Checkpoint) -> Pipeline:
     """A pipeline like `ldmrt.runtime.open` gives, whose engines are PyTorch."""
-    vae, unet = checkpoint.vae.config, checkpoint.unet.config
+    parts = components(checkpoint)
     return Pipeline(
-        Engines({name: component.engine for name, component in components(checkpoint).items()}),
+        Engines({name: component.engine for name, component in parts.items()}),
         {name: Tokenizer(files) for name, files in checkpoint.tokenizers.items()},
         checkpoint.scheduler,
-        Shape(
-            vae.latent_channels,
-            vae.factor,
-            vae.scaling_factor,
-            (unet.sample_size or 64) * vae.factor,
-            zeros=bool(checkpoint.index.get("force_zeros_for_empty_prompt", False)),
-            scored=bool(checkpoint.index.get("requires_aesthetics_score", False)),
-        ),
+        Shape.read(parts["unet"].config, parts["vae_decoder"].config, checkpoint.index),
     )

@@ -3,46 +3,75 @@
 import re
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
+from .unet import UNetConfig
 from .weights import Lazy, Place, as_it_is, bare
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 
-_ENDS = {
-    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
-    "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
-}  # fmt: skip
-_RESNET = {
-    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
-    "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
-}  # fmt: skip
+# The parts of a residual block, in diffusers and in the original
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
 
 
-def unet_name(key: str, config: Mapping[str, Any]) -> str:
-    """The name of a U-Net's weight in a file. Its blocks are numbered through, each a resnet and perhaps a transformer;
-    a change of size is a block of its own on the way down, and the end of one on the way up.
+def ldm_modules(config: UNetConfig) -> dict[str, str]:
+    """Each module of the U-Net in diffusers' naming -> in that of the original code (CompVis's, later Stability's).
+
+    An entry holds for the module and for all below it, which is named alike; no two entries overlap, so a weight is
+    renamed by its one entry, in either direction. Entries that this very network lacks (a conv_shortcut, say) do no
+    harm. The original numbers its blocks through: input_blocks.0 is conv_in, then there is one a layer and one a
+    downsampler; output_blocks has one a layer, and the upsampler stands last in the last block of its level.
     """
-    module, leaf = key.rsplit(".", 1)
-    if module in _ENDS:
-        return f"{UNET}{_ENDS[module]}.{leaf}"
-    side, *words = key.split(".")
-    level = int(words.pop(0)) if side != "mid_block" else 0
-    kind, index, *inner = words
-    if kind == "resnets":
-        inner[0] = _RESNET[inner[0]]
-    layers, transformer, rest = config["layers_per_block"] + 1, kind == "attentions", ".".join(inner)
-    if side == "mid_block":
-        return f"{UNET}middle_block.{1 if transformer else 2 * int(index)}.{rest}"
-    if kind == "downsamplers":
-        return f"{UNET}input_blocks.{(level + 1) * layers}.0.op.{leaf}"
-    if kind == "upsamplers":
-        last = 2 if config["up_block_types"][level] == "CrossAttnUpBlock2D" else 1
-        return f"{UNET}output_blocks.{(level + 1) * layers - 1}.{last}.{rest}"
-    place = level * layers + int(index)
-    block = f"input_blocks.{place + 1}" if side == "down_blocks" else f"output_blocks.{place}"
-    return f"{UNET}{block}.{transformer:d}.{rest}"
+    names = {
+        "conv_in": "input_blocks.0.0",
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "add_embedding.linear_1": "label_emb.0.0",
+        "add_embedding.linear_2": "label_emb.0.2",
+        "mid_block.attentions.0": "middle_block.1",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+    }
+    resnets = {"mid_block.resnets.0": "middle_block.0", "mid_block.resnets.1": "middle_block.2"}
+    layers = config.per_level(config.layers_per_block)
+    last = len(layers) - 1
+    block = 1
+    for level, count in enumerate(layers):
+        for layer in range(count):
+            resnets[f"down_blocks.{level}.resnets.{layer}"] = f"input_blocks.{block}.0"
+            names[f"down_blocks.{level}.attentions.{layer}"] = f"input_blocks.{block}.1"
+            block += 1
+        if level < last:
+            names[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{block}.0.op"
+            block += 1
+    block = 0
+    for level, (count, kind) in enumerate(zip(reversed(layers), config.up_block_types, strict=True)):
+        for layer in range(count + 1):
+            resnets[f"up_blocks.{level}.resnets.{layer}"] = f"output_blocks.{block}.0"
+            names[f"up_blocks.{level}.attentions.{layer}"] = f"output_blocks.{block}.1"
+            block += 1
+        if level < last:
+            member = 2 if "Attn" in kind else 1
+            names[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{block - 1}.{member}.conv"
+    for ours, theirs in resnets.items():
+        names |= {f"{ours}.{part}": f"{theirs}.{other}" for part, other in RESNET.items()}
+    return names
+
+
+def unet_name(key: str, modules: Mapping[str, str]) -> str:
+    """The name of a U-Net's weight in a file, by its `ldm_modules`."""
+    module, rest = key, ""
+    while module not in modules:
+        module, dot, last = module.rpartition(".")
+        rest = f".{last}{rest}"
+        assert dot, f"{key} has no original name"
+    return f"{UNET}{modules[module]}{rest}"
 
 
 def vae_place(key: str, levels: int) -> Place:

@@ -16,8 +16,9 @@ from typing import Any
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 from ldmrt.runtime.tokenizer import END, START
 
-from .ldm_names import UNET, VAE, clip_place, open_clip_place, unet_name, vae_place
+from .ldm_names import UNET, VAE, clip_place, ldm_modules, open_clip_place, unet_name, vae_place
 from .source import TEXT, Source, read_tokenizer
+from .unet import UNetConfig
 from .weights import Lazy, Place, Tensors, as_it_is, open_weights
 
 SUFFIXES = (".safetensors", ".ckpt")
@@ -179,7 +180,8 @@ def recognise(tensors: Mapping[str, Lazy], path: Path) -> Family:
         level = family.unet["down_block_types"].index(_DOWN[0])
         attention = f"down_blocks.{level}.attentions.0.transformer_blocks.0.attn2.to_k.weight"
         widths = {"conv_in.weight": family.unet["in_channels"], attention: family.unet["cross_attention_dim"]}
-        found = {key: tensors.get(unet_name(key, family.unet)) for key in widths}
+        modules = ldm_modules(UNetConfig.read(family.unet))
+        found = {key: tensors.get(unet_name(key, modules)) for key in widths}
         fits = all(tensor and tensor.shape[1:2] == (widths[key],) for key, tensor in found.items())
         if fits and all(any(key.startswith(text.prefix) for key in tensors) for text in family.texts.values()):
             return family
@@ -205,8 +207,9 @@ def split(tensors: Mapping[str, Lazy], family: Family, path: Path) -> dict[str, 
             found[part][key] = tensor
     if surplus:
         raise LdmrtError("checkpoint", f"{len(surplus)} tensors of {path} have no place", found=min(surplus))
+    modules = ldm_modules(UNetConfig.read(family.unet))
     places: dict[str, Callable[[str], Place]] = {
-        "unet": lambda key: (unet_name(key, family.unet), as_it_is),
+        "unet": lambda key: (unet_name(key, modules), as_it_is),
         "vae": lambda key: vae_place(key, len(family.vae["block_out_channels"])),
     }
     for part, text in family.texts.items():

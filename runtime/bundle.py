@@ -30,6 +30,22 @@ class Shape:
     zeros: bool = False  # no negative prompt means no words at all, not the words "" (SDXL)
     scored: bool = False  # time_ids end with an aesthetic score (SDXL's refiner)
 
+    @classmethod
+    def read(cls, unet: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str, Any]) -> "Shape":
+        """From the configs of diffusers and what model_index.json says beside its parts."""
+        widths = vae.get("block_out_channels")
+        if not isinstance(widths, list) or not widths:
+            raise LdmrtError("bundle", "vae_decoder/config.json has no block_out_channels", found=widths)
+        factor = 2 ** (len(widths) - 1)
+        return cls(
+            channels=int(vae.get("latent_channels", 4)),
+            factor=factor,
+            scaling_factor=float(vae.get("scaling_factor") or 0.18215),
+            size=int(unet.get("sample_size") or 64) * factor,
+            zeros=bool(index.get("force_zeros_for_empty_prompt", False)),
+            scored=bool(index.get("requires_aesthetics_score", False)),
+        )
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -87,21 +103,9 @@ class Bundle:
 
 
 def _shape(path: Path) -> Shape:
-    """From the configs that diffusers wrote."""
     unet, vae = _json(path / "unet" / "config.json"), _json(path / "vae_decoder" / "config.json")
     index = _json(path / "model_index.json") if (path / "model_index.json").is_file() else {}
-    widths = vae.get("block_out_channels")
-    if not isinstance(widths, list) or not widths:
-        raise LdmrtError("bundle", "vae_decoder/config.json has no block_out_channels", found=widths)
-    factor = 2 ** (len(widths) - 1)
-    return Shape(
-        channels=int(vae.get("latent_channels", 4)),
-        factor=factor,
-        scaling_factor=float(vae.get("scaling_factor") or 0.18215),
-        size=int(unet.get("sample_size") or 64) * factor,
-        zeros=bool(index.get("force_zeros_for_empty_prompt", False)),
-        scored=bool(index.get("requires_aesthetics_score", False)),
-    )
+    return Shape.read(unet, vae, index)
 
 
 def check_manifest(manifest: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from .errors import LdmrtError
 from .files import write_atomically
+from .registers import Move, Registers, lay_out
 from .schedule import Floats
 
 Latents = NDArray[Any]  # float32; float64 where the caller hands in float64
@@ -75,13 +76,9 @@ class Plan:
         return out
 
     @cached_property
-    def _matrices(self) -> dict[Any, list[Latents]]:
-        """By dtype, what each row multiplies its registers with, without the columns and rows of zeros at its end."""
-        rows = []
-        for full in self.table if self.hooked else self.folded:
-            out, columns = (np.flatnonzero(full.any(axis))[-1] + 1 for axis in (1, 0))
-            rows.append(full[:out, :columns])
-        return {np.dtype(d): [np.ascontiguousarray(row, d) for row in rows] for d in (np.float32, np.float64)}
+    def layout(self) -> tuple[list[Move], int]:
+        """What its rows do, by slots of a buffer, and how many slots there are."""
+        return lay_out(self)
 
     def save(self, path: Path) -> None:
         """As JSON, in full precision."""
@@ -138,54 +135,6 @@ def _dtype(x: Latents) -> Any:
     return np.float64 if x.dtype == np.float64 else np.float32
 
 
-def registers(plan: Plan, x: Latents) -> Latents:
-    """The registers before the first row, (k + 4, B, C, h, w)."""
-    out = np.zeros((plan.table.shape[2], *x.shape), _dtype(x))
-    out[X] = x
-    return out
-
-
-def move(plan: Plan, row: int, before: Latents, m: Latents, z: Latents | None = None, *, out: Latents) -> Latents:
-    """Everything a sampler does between two evaluations of the network: the latents after a row.
-
-    `before` are the registers, into which m, z and x0 are written; `out`, others of their shape, become those of the
-    next row. Nothing is allocated, but for hooks and learned variances.
-    """
-    if plan.learned and m.shape[1] == 2 * before.shape[2]:
-        m, variance = np.split(m, 2, axis=1)
-        if plan.spread is not None and z is not None:  # Nichol & Dhariwal 2021, equation 15
-            z = z * plan.spread[row] ** ((variance + 1) / 4)
-        elif z is not None and plan.learned == "learned":
-            z = z * np.sqrt(variance)
-    before[M] = m
-    if plan.draws(row):
-        if z is None:
-            raise LdmrtError("sampler", "this plan draws noise", expected="noise(row)", found=None)
-        before[Z] = z
-    if plan.hooked:
-        before[X0] = seen(plan, row, before)
-    matrix = plan._matrices[before.dtype][row]
-    height, width = matrix.shape
-    batch = before.shape[1]  # a product for each picture: its bits do not hang on the others
-    inputs = before[:width].reshape(width, batch, -1).swapaxes(0, 1)
-    np.matmul(matrix, inputs, out=out[X : X + height].reshape(height, batch, -1).swapaxes(0, 1))
-    return out[X]
-
-
-def seen(plan: Plan, row: int, registers: Latents) -> Latents:
-    """x0 of a row that has been given m, through the plan's hooks."""
-    kx, km = plan.read[row].astype(registers.dtype)
-    x0 = kx * registers[X] + km * registers[M]
-    if plan.threshold is not None:
-        share, most = plan.threshold
-        axes = tuple(range(1, x0.ndim))
-        bound = np.clip(np.quantile(np.abs(x0), share, axis=axes, keepdims=True), 1, most).astype(x0.dtype)
-        x0 = np.clip(x0, -bound, bound) / bound
-    elif plan.clip is not None:
-        x0 = np.clip(x0, -plan.clip, plan.clip)
-    return x0
-
-
 def steps(
     plan: Plan,
     x: Latents,
@@ -202,28 +151,24 @@ def steps(
     `noise(row)` is unit noise like x, asked for only where the plan draws. `blend(row, x)` has the last word on the
     latents after a row: inpainting keeps a part.
     """
-    now = registers(plan, x if init is None else plan.noised(init, x))
-    after = np.zeros(now.shape, now.dtype)  # zeros_like would touch every page
-    latest = -1
-
-    def look(row: int) -> Latents:
-        if row != latest:
-            raise LdmrtError("sampler", f"x0 of row {row} is gone", expected="asking before the next row", found=latest)
-        return seen(plan, row, after)  # which are the registers that the row began with
-
-    for latest in range(plan.rows):
-        m = model(now[X], float(plan.t[latest]))
-        z = noise(latest) if noise is not None and plan.draws(latest) else None
-        x = move(plan, latest, now, m, z, out=after)
+    for row, run in _walk(plan, x, model, noise, init):
         if blend is not None:
-            x[...] = blend(latest, x)
-        x = x.copy()
-        now, after = after, now
-        yield State(latest, plan.rows, x, partial(look, latest))
+            run.x[...] = blend(row, run.x)
+        yield State(row, plan.rows, run.x.copy(), partial(run.seen, row))
 
 
 def sample(plan: Plan, x: Latents, model: Model, noise: Noise | None = None, init: Latents | None = None) -> Latents:
-    """The latents after the last row of `steps`."""
-    for state in steps(plan, x, model, noise, init):
-        x = state.x
-    return x
+    """The latents after the last row of `steps`, without copies of those in between."""
+    for _, run in _walk(plan, x, model, noise, init):
+        x = run.x
+    return x.copy()
+
+
+def _walk(
+    plan: Plan, x: Latents, model: Model, noise: Noise | None, init: Latents | None
+) -> Iterator[tuple[int, Registers]]:
+    run = Registers(plan, x if init is None else plan.noised(init, x))
+    for row, t in enumerate(plan.t.tolist()):
+        m = model(run.x, t)
+        run.move(row, m, noise(row) if noise is not None and plan.draws(row) else None)
+        yield row, run

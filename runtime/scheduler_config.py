@@ -74,6 +74,16 @@ _CHOICES: Mapping[str, Sequence[object]] = {
     "shift_terminal": (None,),
     "solver_p": (None,),
 }
+# Numbers that must be above 0, and those that must not be below.
+_POSITIVE: tuple[str, ...] = (
+    "num_train_timesteps",
+    "original_inference_steps",
+    "clip_sample_range",
+    "sample_max_value",
+    "flow_shift",
+)
+_POSITIVE += ("dynamic_thresholding_ratio", "rho", "sigma_min", "sigma_max", "sigma_data", "timestep_scaling")
+_NOT_NEGATIVE = ("beta_start", "beta_end", "steps_offset", "s_churn", "s_tmin", "s_tmax", "s_noise")
 # Values that one class of a family writes and another takes for its own default.
 _FOREIGN = {"midpoint": ("logrho", "bh1", "bh2"), "bh2": ("midpoint", "heun", "logrho"), "dpmsolver++": ("deis",)}
 _FOREIGN |= {"logrho": ("midpoint", "heun", "bh1", "bh2"), "deis": ("dpmsolver", "dpmsolver++")}
@@ -88,6 +98,12 @@ def resolve(config: Config, class_name: str) -> dict[str, Any]:
         if key not in _CHOICES and not _fits(value, KEYS[class_name][key]):
             expected = type(KEYS[class_name][key]).__name__
             raise LdmrtError("scheduler", f"impossible {key}", expected=expected, found=repr(value))
+        least = "above 0" if key in _POSITIVE else "0 or above" if key in _NOT_NEGATIVE else ""
+        if least and value is not None and (value < 0 or (value == 0 and key in _POSITIVE)):
+            raise LdmrtError("scheduler", f"impossible {key}", expected=least, found=value)
+    for key, most in (("dynamic_thresholding_ratio", 1), ("original_inference_steps", out["num_train_timesteps"])):
+        if out.get(key, 0) > most:
+            raise LdmrtError("scheduler", f"impossible {key}", expected=f"at most {most}", found=out[key])
     for key, choices in _CHOICES.items():
         if key not in out:
             continue

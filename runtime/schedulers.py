@@ -7,7 +7,7 @@ from numbers import Integral
 
 import numpy as np
 
-from . import solvers
+from . import exponential, solvers
 from .errors import LdmrtError
 from .sampler import Plan
 from .schedule import Nodes, distilled_nodes, edm_nodes, level_nodes, sine_nodes, whole_nodes
@@ -35,12 +35,12 @@ _ZERO, _TO_MIN = {"final_sigmas_type": "zero"}, {"final_sigmas_type": "sigma_min
 def _multistep(solver_order: int, algorithm: str = "dpmsolver++", order: int = 2) -> Scheduler:
     asks = {"solver_order": solver_order, "algorithm_type": algorithm}
     asks |= _TO_MIN if algorithm == "dpmsolver" else {}
-    return Scheduler("DPMSolverMultistepScheduler", order, level_nodes, solvers.dpm_multistep, _T, asks=asks)
+    return Scheduler("DPMSolverMultistepScheduler", order, level_nodes, exponential.dpm_multistep, _T, asks=asks)
 
 
 def _singlestep(order: int) -> Scheduler:
     asks = {"solver_order": order, "algorithm_type": "dpmsolver++"}
-    return Scheduler("DPMSolverSinglestepScheduler", order, level_nodes, solvers.dpm_singlestep, _T, asks=asks)
+    return Scheduler("DPMSolverSinglestepScheduler", order, level_nodes, exponential.dpm_singlestep, _T, asks=asks)
 
 
 _DEIS = _TO_MIN | {"algorithm_type": "deis", "solver_type": "heun", "euler_at_final": False}
@@ -72,13 +72,13 @@ SCHEDULERS: dict[str, Scheduler] = {
     "dpm_3m": _multistep(3, "dpmsolver"),
     "dpmpp_2s": _singlestep(2),
     "dpmpp_3s": _singlestep(3),
-    "unipc": Scheduler("UniPCMultistepScheduler", 3, _own_end, solvers.unipc, _T),
-    "deis": Scheduler("DEISMultistepScheduler", 2, _own_end, solvers.dpm_multistep, _T, fixed=_DEIS),
+    "unipc": Scheduler("UniPCMultistepScheduler", 3, _own_end, exponential.unipc, _T),
+    "deis": Scheduler("DEISMultistepScheduler", 2, _own_end, exponential.dpm_multistep, _T, fixed=_DEIS),
     "ipndm": Scheduler("IPNDMScheduler", 2, sine_nodes, solvers.ipndm, fixed={"prediction_type": "v_prediction"}),
     "lcm": Scheduler("LCMScheduler", 1, _lcm, solvers.lcm, _T),
     "tcd": Scheduler("TCDScheduler", 1, _tcd, solvers.tcd, _T, 0.3, _UNCLIPPED),
     "edm_euler": Scheduler("EDMEulerScheduler", 1, partial(edm_nodes, own_end=True), solvers.euler),
-    "edm_dpmpp_2m": Scheduler("EDMDPMSolverMultistepScheduler", 2, edm_nodes, solvers.dpm_multistep),
+    "edm_dpmpp_2m": Scheduler("EDMDPMSolverMultistepScheduler", 2, edm_nodes, exponential.dpm_multistep),
 }
 BY_CLASS = {scheduler.class_name: name for name, scheduler in reversed(SCHEDULERS.items())}
 SPACINGS = ("karras", "exponential", "beta")  # may follow a name: dpmpp_2m_karras

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldmrt.model.ldm_names import open_clip_place, unet_name, vae_place
+from ldmrt.model.ldm_names import ldm_modules, open_clip_place, unet_name, vae_place
 from ldmrt.model.single_file import FAMILIES, OPEN_CLIP, Family
+from ldmrt.model.unet import UNetConfig
 
 from ..families import LENGTH, randomise
 
@@ -77,8 +78,9 @@ def networks(family: Family, device: str = "cpu") -> dict[str, Any]:
 def as_written(family: Family, made: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """The content of a family's file, by the inverse of our reading. Whether the names are right, diffusers tells."""
     file: dict[str, Tensor] = {}
+    modules = ldm_modules(UNetConfig.read(family.unet))
     for key, value in made["unet"].state_dict().items():
-        file[unet_name(key, family.unet)] = value
+        file[unet_name(key, modules)] = value
     for key, value in made["vae"].state_dict().items():
         name, _ = vae_place(key, len(family.vae["block_out_channels"]))
         attention = ".attn_1." in name and name.endswith(".weight") and ".norm." not in name

@@ -172,7 +172,10 @@ def peak() -> int:
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be set back")
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK),
+    reason="this kernel does not let a process set its peak memory back, so no peak can be measured",
+)
 @pytest.mark.parametrize(("stored", "asked"), [(torch.float32, torch.float32), (torch.float16, torch.float32)])
 def test_peak_of_memory_is_the_weights_once(stored: torch.dtype, asked: torch.dtype, tmp_path: Path) -> None:
     layers, width = 32, 1024

@@ -71,7 +71,7 @@ ETA = ("DDIMScheduler", "TCDScheduler")  # whose `step` takes eta in diffusers
 def takes(class_name: str) -> set[str]:
     """The keys that a class is swept over."""
     keys = set(KEYS[class_name]) - set(UNSWEPT) | ({"eta"} if class_name in ETA else set())
-    # diffusers' Heun can be churned no more: what ours does with it stands in test_sampler.py alone.
+    # diffusers' Heun can be churned no more: what ours does with it stands in test_papers.py alone.
     return keys - set(CHURN) if class_name == "HeunDiscreteScheduler" else keys
 
 

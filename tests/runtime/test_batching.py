@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ldmrt.runtime import SCHEDULERS, Plan, plan_from_config, sample
 from ldmrt.runtime.guidance import Guidance, classifier_free
 from ldmrt.runtime.noise import FIRST, noise
-from ldmrt.runtime.sampler import move, registers
+from ldmrt.runtime.registers import Registers
 
 CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
 CHANGES: list[dict[str, Any]] = [{}, {"clip_sample": True}, {"thresholding": True}, {"prediction_type": "v_prediction"}]
@@ -65,8 +65,7 @@ class Wish:
 
 def together(wishes: list[Wish]) -> list[Floats]:
     """All wishes with one call of the network a tick, as long as one is not done."""
-    now = [registers(wish.plan, wish.first) for wish in wishes]
-    after = [np.zeros_like(one) for one in now]
+    runs = [Registers(wish.plan, wish.first) for wish in wishes]
     rows, tick = [0] * len(wishes), 0
     while any(row < wish.plan.rows for row, wish in zip(rows, wishes, strict=True)):
         here = [i for i, wish in enumerate(wishes) if wish.joins <= tick and rows[i] < wish.plan.rows]
@@ -75,7 +74,7 @@ def together(wishes: list[Wish]) -> list[Floats]:
             continue
         guidances = [wishes[i].guidance for i in here]
         out = network(
-            np.concatenate([now[i][1][g.idx] for i, g in zip(here, guidances, strict=True)]),
+            np.concatenate([runs[i].x[g.idx] for i, g in zip(here, guidances, strict=True)]),
             np.concatenate(
                 [
                     np.full(len(g.idx), wishes[i].plan.t[rows[i]], np.float32)
@@ -88,9 +87,9 @@ def together(wishes: list[Wish]) -> list[Floats]:
         for i, g, part in zip(here, guidances, parts, strict=True):
             plan, row = wishes[i].plan, rows[i]
             z = wishes[i].drawn(row) if plan.draws(row) else None
-            move(plan, row, now[i], g.combine(part), z, out=after[i])
-            now[i], after[i], rows[i] = after[i], now[i], row + 1
-    return [one[1] for one in now]
+            runs[i].move(row, g.combine(part), z)
+            rows[i] += 1
+    return [run.x for run in runs]
 
 
 @st.composite

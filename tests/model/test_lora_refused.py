@@ -1,0 +1,90 @@
+"""Every damage of a LoRA file is one error by name, and changes no weight."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldmrt.model import load
+from ldmrt.model.lora import Lora, merge, read_lora
+from ldmrt.runtime import LdmrtError
+
+from .loras import State, ours, rename, save, weights
+
+LAYER = "lora_unet_conv_in"
+GOOD = {f"{LAYER}.lora_down.weight": torch.ones(2, 4, 3, 3), f"{LAYER}.lora_up.weight": torch.ones(16, 2, 1, 1)}
+TO_Q = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+
+
+def pair(name: str, down: tuple[int, ...], up: tuple[int, ...]) -> State:
+    return {f"{name}.lora_down.weight": torch.ones(down), f"{name}.lora_up.weight": torch.ones(up)}
+
+
+REFUSED: dict[str, tuple[State, str]] = {
+    "LoHa": ({f"{LAYER}.hada_w1_a": torch.ones(2)}, "is a LoHa file, not LoRA"),
+    "LoKr": ({f"{LAYER}.lokr_w1": torch.ones(2)}, "is a LoKr file, not LoRA"),
+    "DoRA of kohya": (GOOD | {f"{LAYER}.dora_scale": torch.ones(16)}, "is a DoRA file, not LoRA"),
+    "DoRA of PEFT": (GOOD | {"unet.conv_in.lora_magnitude_vector": torch.ones(16)}, "is a DoRA file"),
+    "full difference": ({f"{LAYER}.diff": torch.ones(2)}, "is a full-difference file"),
+    "nothing": ({}, "holds no LoRA"),
+    "no LoRA": (GOOD | {"<cat-toy>": torch.ones(4)}, "1 of 3 tensors of .* are no part of a LoRA; found <cat-toy>"),
+    "bias": (GOOD | {"unet.conv_in.lora_B.bias": torch.ones(16)}, "no part of a LoRA; found unet.conv_in.lora_B.bias"),
+    "down alone": ({f"{LAYER}.lora_down.weight": torch.ones(2, 4, 3, 3)}, f"1 of 1 layers .* lack .*; found {LAYER}"),
+    "up alone": ({f"{LAYER}.lora_up.weight": torch.ones(16, 2, 1, 1)}, "1 of 1 layers .* lack their down or their up"),
+    "alpha alone": (GOOD | {f"{TO_Q}.alpha": torch.ones(())}, f"1 of 2 layers .* lack .*; found {TO_Q}"),
+    "other ranks": (pair(LAYER, (2, 4, 3, 3), (16, 3, 1, 1)), "1 of 1 layers .* do not fit each other"),
+    "wide up": (pair(LAYER, (2, 4, 3, 3), (16, 2, 3, 3)), "1 of 1 layers .* do not fit each other"),
+    "vectors": (pair(LAYER, (2,), (16,)), "do not fit each other"),
+    "many alphas": (GOOD | {f"{LAYER}.alpha": torch.ones(2)}, "do not fit each other"),
+    "wide mid": (
+        pair(LAYER, (2, 4, 3, 3), (16, 2, 1, 1)) | {f"{LAYER}.lora_mid.weight": torch.ones(2, 2, 3, 3)}, "do not fit"),
+    "not finite": (GOOD | {f"{LAYER}.alpha": torch.tensor(float("nan"))}, f"{LAYER} in .* is not finite"),
+    "infinite": (GOOD | {f"{LAYER}.lora_up.weight": torch.full((16, 2, 1, 1), torch.inf)}, f"{LAYER} .* not finite"),
+    "twice": (GOOD | pair("unet.conv_in", (2, 4, 3, 3), (16, 2, 1, 1)), f"one layer twice; found .*{LAYER}"),
+    "twice, by its original name": (
+        GOOD | pair("lora_unet_input_blocks_0_0", (2, 4, 3, 3), (16, 2, 1, 1)), f"one layer twice; found .*{LAYER}"),
+    "two spellings of a part": (GOOD | {f"{LAYER}.lora_A.weight": torch.ones(2, 4, 3, 3)}, "two tensors for the down"),
+    "four unknown layers": (
+        GOOD | {k: v for i in range(4) for k, v in pair(f"lora_unet_zoo_{i}", (2, 4), (4, 2)).items()},
+        "4 of 5 layers of a.safetensors have no place in unet, text_encoder; found lora_unet_zoo_0, .*_2, ...\n",
+    ),
+    "a text encoder that is not there": (
+        GOOD | pair("lora_te2_text_model_encoder_layers_0_self_attn_q_proj", (2, 24), (24, 2)),
+        "1 of 2 layers .* have no place .*; found lora_te2_.*\n  try: .* 1.x, 2.x or XL",
+    ),
+    "another shape": (GOOD | pair(TO_Q, (2, 24), (32, 2)), r"1 of 2 layers .*\(32, 24, 1, 1\) for \(32, 32\)"),
+    "another kernel": (pair(LAYER, (2, 4, 1, 1), (16, 2, 1, 1)), "another shape than the weight"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_refused_by_name_and_nothing_changed(name: str, checkpoint: Path, tmp_path: Path) -> None:
+    state, message = REFUSED[name]
+    good = read_lora(save(GOOD, tmp_path / "good.safetensors"))
+    networks = ours(checkpoint)
+    before = weights(networks)
+    with pytest.raises(LdmrtError, match=message):
+        merge(networks, [(good, 1.0), (read_lora(save(state, tmp_path / "a.safetensors")), 1.0)])
+    assert all(torch.equal(value, before[key]) for key, value in weights(networks).items())
+    merge(networks, [(good, 1.0)])
+    assert not torch.equal(weights(networks)["unet.conv_in.weight"], before["unet.conv_in.weight"])
+
+
+def test_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(LdmrtError, match="missing file"):
+        read_lora(tmp_path / "none.safetensors")
+    (tmp_path / "a.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(LdmrtError, match=r"cannot read .*a\.safetensors"):
+        read_lora(tmp_path / "a.safetensors")
+    notes = json.dumps({"unet.lora_alpha": "four"})
+    peft = rename(GOOD, (LAYER, "unet.conv_in"))
+    with pytest.raises(LdmrtError, match="impossible notes on conv_in"):
+        read_lora(save(peft, tmp_path / "a.safetensors", lora_adapter_metadata=notes))
+
+
+def test_weight_that_is_no_number(checkpoint: Path, tmp_path: Path) -> None:
+    lora = read_lora(save(GOOD, tmp_path / "a.safetensors"))
+    assert isinstance(lora, Lora)
+    with pytest.raises(LdmrtError, match=r"impossible weight of a\.safetensors"):
+        merge({"unet": load(checkpoint).unet}, [(lora, float("inf"))])
