@@ -22,7 +22,7 @@ from ldmrt.runtime.files import sha256
 from ldmrt.runtime.specs import TensorSpec
 
 from .components import Component, components
-from .onnx import OPSET, to_onnx
+from .onnx import GRAPH, OPSET, to_onnx
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,14 @@ def export_bundle(
     that the old manifest does not name stay. The bundle changes only after the last component: until then, and after
     any failure, the old one stands.
     """
-    path = path.resolve()
+    path, parts = path.resolve(), components(checkpoint)
+    if unknown := [name for name in only if name not in parts]:
+        raise LdmrtError("export", f"no component {unknown[0]!r}", expected=", ".join(parts))
     old = _old_manifest(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:
         rows: dict[str, Any] = {}
-        parts = components(checkpoint)
-        if unknown := [name for name in only if name not in parts]:
-            raise LdmrtError("export", f"no component {unknown[0]!r}", expected=", ".join(parts))
         for name, component in parts.items():
             if only and name not in only:
                 if name in old.get("components", {}):
@@ -72,7 +71,9 @@ def export_bundle(
                 (work / folder / name).write_bytes(content)
         write_json(work / "scheduler" / "scheduler_config.json", checkpoint.scheduler)
         write_json(work / "model_index.json", checkpoint.model_index())
-        write_json(work / MANIFEST, {**_manifest(checkpoint, rows, work), **(merged or {})})
+        manifest = {**_manifest(checkpoint, rows, work), **(merged or {})}
+        _keep_certificate(old, path, manifest, work)
+        write_json(work / MANIFEST, manifest)
         _carry_over(path, work, {MANIFEST, *old.get("files", {})})
         _swap(work, path)
     finally:
@@ -116,6 +117,7 @@ def _row(component: Component) -> dict[str, Any]:
     return {
         "precision": component.precision,
         "opset": OPSET,
+        "graph": GRAPH,
         **fingerprint(component),
         "inputs": _specs(component.inputs),
         "outputs": _specs(component.outputs),
@@ -138,6 +140,17 @@ def _manifest(checkpoint: Checkpoint, rows: dict[str, Any], folder: Path) -> dic
             file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256(file)} for file in files
         },
     }
+
+
+def _keep_certificate(old: dict[str, Any], path: Path, manifest: dict[str, Any], work: Path) -> None:
+    """Where no file has changed, what was measured of them holds."""
+    kept = old.get("certificate")
+    if kept is None:
+        return
+    reference = {kept["reference"]: old["files"].get(kept["reference"])}
+    if {**manifest["files"], **reference} == old["files"]:
+        shutil.copy2(path / kept["reference"], work / kept["reference"])
+        manifest |= {"certificate": kept, "files": old["files"]}
 
 
 def _carry_over(old: Path, new: Path, made: set[str]) -> None:

@@ -16,8 +16,11 @@ from ldmrt.model import Checkpoint
 from ldmrt.model.checkpoint import class_of
 from ldmrt.model.config import to_config
 from ldmrt.model.engine import TorchEngine
-from ldmrt.runtime.control import PREFIX
+from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.specs import TensorSpec
+
+from .controls import CONTROLS, FEATURE, RESIDUAL, check_fit, steering
+from .shapes import dtype_of, latent, picture, shape_of, split_symbol, words
 
 Specs = tuple[TensorSpec, ...]
 
@@ -33,10 +36,6 @@ class Dim:
 
 DIMS = {"batch": Dim(1, 2, 64), "height": Dim(64, 512, 2048), "width": Dim(64, 512, 2048)}  # pixels
 
-# Of the largest difference, relative to the largest value. Float32 against float32: only the order of sums differs.
-# Measured: 3e-6 at most over the tests' and the demo's models.
-TOLERANCE = 2e-5
-
 
 @dataclass(frozen=True)
 class Component:
@@ -48,7 +47,6 @@ class Component:
     outputs: Specs
     config: dict[str, Any] = field(repr=False)  # its config.json in the bundle
     vocabulary: tuple[int, int] = (0, 0)  # of input_ids: entries, and the id that ends a text
-    tolerance: float = TOLERANCE
 
     def engine(self) -> TorchEngine:
         """The reference."""
@@ -73,7 +71,9 @@ def components(checkpoint: Checkpoint) -> dict[str, Component]:
 
 
 class _TextEncoder(nn.Module):
-    """The last hidden state and the pooled text, every layer's state, then the last state with layers left out."""
+    """The last hidden state and the pooled text (first where it is projected, as in transformers: SDXL's pipelines take
+    the first output for it), every layer's state, then the last state with layers left out.
+    """
 
     def __init__(self, model: Any, skips: int) -> None:
         super().__init__()
@@ -81,10 +81,11 @@ class _TextEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
         out = self.model(input_ids, output_hidden_states=True)
-        pooled = out.text_embeds if "text_embeds" in out else out.pooler_output
+        projected = "text_embeds" in out
+        first = (out.text_embeds, out.last_hidden_state) if projected else (out.last_hidden_state, out.pooler_output)
         norm = getattr(self.model, "text_model", self.model).final_layer_norm
         skipped = [norm(out.hidden_states[-1 - skip]) for skip in range(1, self.skips + 1)]
-        return out.last_hidden_state, pooled, *out.hidden_states, *skipped
+        return *first, *out.hidden_states, *skipped
 
 
 def _text_encoders(c: Checkpoint) -> Iterator[Component]:
@@ -98,7 +99,7 @@ def _text_encoders(c: Checkpoint) -> Iterator[Component]:
         states = ["last_hidden_state", *(f"hidden_states.{i}" for i in range(layers + 1))]
         states += [f"last_hidden_state.{skip}" for skip in range(1, skips + 1)]
         outputs = [TensorSpec(state, dtype, ("batch", tokens, width)) for state in states]
-        outputs.insert(1, TensorSpec(pooled[0], dtype, ("batch", pooled[1])))
+        outputs.insert(0 if projects else 1, TensorSpec(pooled[0], dtype, ("batch", pooled[1])))
         yield Component(
             name,
             _TextEncoder(model, skips),
@@ -116,96 +117,34 @@ def _end(c: Checkpoint, name: str) -> int:
 
 
 class _UNet(nn.Module):
-    """The U-Net, told by name what its config asks for, and the residuals of ControlNets in one list."""
+    """The U-Net, told by name what its config asks for, and what controls give in lists."""
 
-    def __init__(self, model: Any, residuals: int) -> None:
-        super().__init__()
-        self.model, self.residuals = model, residuals
-
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **told: Tensor) -> tuple[Tensor]:
-        mid = told.pop("mid_block_residual", None)
-        down = [told.pop(f"down_block_residual_{i}") for i in range(self.residuals)]
-        return (self.model(sample, timestep, encoder_hidden_states, **told, down_residuals=down, mid_residual=mid),)
-
-
-def _words(c: Checkpoint, dtype: str) -> list[TensorSpec]:
-    """What U-Nets and ControlNets are told of the prompts."""
-    unet = c.unet.config
-    tokens = max(int(model.config.max_position_embeddings) for model in c.text_encoders.values())
-    specs = [TensorSpec("encoder_hidden_states", dtype, ("batch", tokens, context_width(c)))]
-    if unet.projection_class_embeddings_input_dim and unet.addition_time_embed_dim:
-        width = int(list(c.text_encoders.values())[-1].config.projection_dim)
-        numbers = (unet.projection_class_embeddings_input_dim - width) // unet.addition_time_embed_dim
-        specs.append(TensorSpec("text_embeds", dtype, ("batch", width)))
-        specs.append(TensorSpec("time_ids", "float32", ("batch", numbers)))
-    return specs
-
-
-def context_width(c: Checkpoint) -> int:
-    """The width of a token's context: that of all text encoders side by side."""
-    return sum(int(model.config.hidden_size) for model in c.text_encoders.values())
-
-
-def _residuals(c: Checkpoint, dtype: str) -> list[TensorSpec]:
-    """One for each skip of the U-Net and one for its middle."""
-    factor, widths = c.vae.config.factor, c.unet.config.block_out_channels
-    levels = [0]  # of each skip
-    for level, layers in enumerate(c.unet.config.layers):
-        levels += [level] * layers + [level + 1] * (level < len(widths) - 1)
-    shapes = [
-        ("batch", channels, *_sides(factor * 2**level))
-        for channels, level in zip(c.unet.skip_channels, levels, strict=True)
-    ]
-    specs = [TensorSpec(f"down_block_residual_{i}", dtype, shape) for i, shape in enumerate(shapes)]
-    middle = ("batch", widths[-1], *_sides(factor * 2 ** (len(widths) - 1)))
-    return [*specs, TensorSpec("mid_block_residual", dtype, middle)]
-
-
-def _unet(c: Checkpoint) -> Iterator[Component]:
-    config, dtype = c.unet.config, dtype_of(c.unet)
-    residuals = _residuals(c, dtype) if c.controlnets else []
-    inputs = [_latent(c, "sample", config.in_channels, dtype), TensorSpec("timestep", "float32", ("batch",))]
-    inputs += _words(c, dtype)
-    if config.time_cond_proj_dim:
-        inputs.append(TensorSpec("timestep_cond", dtype, ("batch", config.time_cond_proj_dim)))
-    yield Component(
-        "unet",
-        _UNet(c.unet, max(0, len(residuals) - 1)),
-        (*inputs, *residuals),
-        (_latent(c, "out_sample", config.out_channels, dtype),),
-        to_config("UNet2DConditionModel", config),
-    )
-
-
-class _ControlNet(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
-    def forward(
-        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, controlnet_cond: Tensor,
-        conditioning_scale: Tensor, **told: Tensor,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        down, mid = self.model(sample, timestep, encoder_hidden_states, controlnet_cond, conditioning_scale, **told)
-        return *down, mid
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **told: Tensor) -> tuple[Tensor]:
+        mid = told.pop("mid_block_residual", None)
+        skips = [told.pop(name) for name in list(told) if name.startswith(RESIDUAL)]
+        features = [told.pop(name) for name in list(told) if name.startswith(FEATURE)]
+        steered = {"down_residuals": skips, "mid_residual": mid, "adapter_residuals": features}
+        times = timestep.expand(sample.shape[0])  # optimum's pipelines have one for the whole batch
+        return (self.model(sample, times, encoder_hidden_states, **told, **steered),)
 
 
-def _controlnets(c: Checkpoint) -> Iterator[Component]:
-    for name, model in c.controlnets.items():
-        dtype = dtype_of(model)
-        yield Component(
-            PREFIX + name.removeprefix(PREFIX),
-            _ControlNet(model),
-            (
-                _latent(c, "sample", model.config.in_channels, dtype),
-                TensorSpec("timestep", "float32", ("batch",)),
-                *_words(c, dtype),
-                _picture("controlnet_cond", model.config.conditioning_channels, dtype),
-                TensorSpec("conditioning_scale", "float32", ("batch",)),
-            ),
-            tuple(_residuals(c, dtype)),
-            to_config("ControlNetModel", model.config),
-        )
+def _unet(c: Checkpoint) -> Iterator[Component]:
+    config, dtype = c.unet.config, dtype_of(c.unet)
+    inputs = [latent(c, "sample", config.in_channels, dtype), TensorSpec("timestep", "float32", ("timesteps",))]
+    inputs += words(c, dtype)
+    if config.time_cond_proj_dim:
+        inputs.append(TensorSpec("timestep_cond", dtype, ("batch", config.time_cond_proj_dim)))
+    yield Component(
+        "unet",
+        _UNet(c.unet),
+        (*inputs, *steering(c, dtype)),
+        (latent(c, "out_sample", config.out_channels, dtype),),
+        to_config("UNet2DConditionModel", config),
+    )
 
 
 class _Decoder(nn.Module):
@@ -222,8 +161,8 @@ def _vae_decoder(c: Checkpoint) -> Iterator[Component]:
     yield Component(
         "vae_decoder",
         _Decoder(c.vae),
-        (_latent(c, "latent_sample", config.latent_channels, dtype),),
-        (_picture("sample", config.out_channels, dtype),),
+        (latent(c, "latent_sample", config.latent_channels, dtype),),
+        (picture("sample", config.out_channels, dtype),),
         to_config("AutoencoderKL", config),
     )
 
@@ -242,10 +181,29 @@ def _vae_encoder(c: Checkpoint) -> Iterator[Component]:
     yield Component(
         "vae_encoder",
         _Encoder(c.vae),
-        (_picture("sample", config.in_channels, dtype),),
-        (_latent(c, "latent_parameters", 2 * config.latent_channels, dtype),),
+        (picture("sample", config.in_channels, dtype),),
+        (latent(c, "latent_parameters", 2 * config.latent_channels, dtype),),
         to_config("AutoencoderKL", config),
     )
+
+
+def _controls(c: Checkpoint) -> Iterator[Component]:
+    names = set[str]()
+    for part, model in c.controls.items():
+        kind, dtype = CONTROLS[class_of(model)], dtype_of(model)
+        name = part.removeprefix(kind.prefix)
+        if name in names:
+            raise LdmrtError("export", f"two controls are named {name!r}", expected="a name for each")
+        names.add(name)
+        component = Component(
+            kind.prefix + name,
+            kind.module(model),
+            tuple(kind.inputs(c, model, dtype)),
+            tuple(kind.outputs(c, model, dtype)),
+            to_config(class_of(model), model.config),
+        )
+        check_fit(c, component.name, model, component.outputs)
+        yield component
 
 
 BUILDERS: tuple[Callable[[Checkpoint], Iterator[Component]], ...] = (
@@ -253,43 +211,8 @@ BUILDERS: tuple[Callable[[Checkpoint], Iterator[Component]], ...] = (
     _unet,
     _vae_decoder,
     _vae_encoder,
-    _controlnets,
+    _controls,
 )
-
-
-def dtype_of(module: nn.Module) -> str:
-    """The NumPy name of a network's precision."""
-    return str(next(module.parameters()).dtype).removeprefix("torch.")
-
-
-def _sides(divisor: int) -> tuple[str, str]:
-    return f"height/{divisor}", f"width/{divisor}"
-
-
-def _latent(c: Checkpoint, name: str, channels: int, dtype: str) -> TensorSpec:
-    return TensorSpec(name, dtype, ("batch", channels, *_sides(c.vae.config.factor)))
-
-
-def _picture(name: str, channels: int, dtype: str) -> TensorSpec:
-    return TensorSpec(name, dtype, ("batch", channels, "height", "width"))
-
-
-def split_symbol(dim: str) -> tuple[str, int]:
-    """ "height/8" -> ("height", 8); "batch" -> ("batch", 1)."""
-    name, _, divisor = dim.partition("/")
-    return name, int(divisor or 1)
-
-
-def shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The numbers of a shape in symbols, such as ("batch", 4, "height/8") where height is 512: (2, 4, 64)."""
-
-    def number(dim: int | str) -> int:
-        if isinstance(dim, int):
-            return dim
-        name, divisor = split_symbol(dim)
-        return sizes[name] // divisor
-
-    return tuple(number(dim) for dim in spec.shape)
 
 
 def example(component: Component, sizes: Mapping[str, int], seed: int = 0) -> dict[str, NDArray]:
@@ -303,7 +226,7 @@ def example(component: Component, sizes: Mapping[str, int], seed: int = 0) -> di
             arrays[spec.name] = rng.integers(0, entries, shape)
             arrays[spec.name][:, -1] = end
         elif spec.name == "timestep":
-            arrays[spec.name] = np.linspace(0, 999, shape[0], dtype=np.float32)
+            arrays[spec.name] = np.linspace(0.37, 998.63, shape[0], dtype=np.float32)  # no half holds them
         elif spec.name == "time_ids":
             arrays[spec.name] = rng.integers(0, 1024, shape).astype(np.float32)
         else:

@@ -15,18 +15,21 @@ from ldmrt.runtime.errors import first_line
 from ldmrt.runtime.specs import TensorSpec
 
 from .components import DIMS, Component, example, split_symbol, tensors
+from .names import name_after_modules
 
+GRAPH = 2  # grows when the same component is written as another graph: bundles then export it anew
 OPSET = 23  # native GroupNormalization and Attention
 INLINE = 1024  # bytes: smaller constants stay in the graph, which shape inference reads
 
 
 def to_onnx(component: Component, folder: Path) -> Path:
-    """Write FOLDER/model.onnx and model.onnx_data, checked, with the dimensions named as in the specs."""
+    """Write FOLDER/model.onnx and model.onnx_data, checked, with the dimensions named after the specs."""
     import onnx
     import onnx_ir
 
     inputs, outputs, unit = component.inputs, component.outputs, component.unit
-    sizes = {"batch": 2, "height": 9 * unit, "width": 13 * unit}  # odd and unlike: nothing is taken for granted
+    # Odd and unlike: nothing is taken for granted. Of timesteps one: the graph spreads it, and takes one a picture too.
+    sizes = {"batch": 2, "height": 9 * unit, "width": 13 * unit, "timesteps": 1}
     feeds = tensors(component, example(component, sizes))
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -40,10 +43,13 @@ def to_onnx(component: Component, folder: Path) -> Path:
         )
     assert program is not None
     model: Any = program.model
+    name_after_modules(model)
     _strip(model)
-    for values, specs in ((model.graph.inputs, inputs), (model.graph.outputs, outputs)):
-        for value, spec in zip(values, specs, strict=True):
-            value.shape = onnx_ir.Shape(spec.shape)
+    known = {dim for spec in inputs for dim in spec.shape if isinstance(dim, str)}
+    for value, spec in zip(model.graph.inputs, inputs, strict=True):
+        value.shape = onnx_ir.Shape(spec.shape)
+    for value, spec in zip(model.graph.outputs, outputs, strict=True):
+        value.shape = onnx_ir.Shape([_axis(dim, known) for dim in spec.shape])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.onnx"
     onnx_ir.save(model, path, external_data="model.onnx_data", size_threshold_bytes=INLINE)
@@ -71,12 +77,27 @@ def _dynamic(spec: TensorSpec, unit: int) -> dict[int, Any]:
     for axis, dim in enumerate(spec.shape):
         if isinstance(dim, str):
             name, divisor = split_symbol(dim)
+            if name == "timesteps":
+                continue
             if name in ("height", "width"):
                 units = torch.export.Dim(name[0], min=2, max=DIMS[name].max // unit)
                 dims[axis] = units if divisor == unit else unit // divisor * units
             else:
                 dims[axis] = torch.export.Dim(name, min=DIMS[name].min, max=DIMS[name].max)
     return dims
+
+
+def _axis(dim: int | str, known: set[str]) -> int | str:
+    """An output's dimension in terms of the inputs', as optimum evaluates it to reserve memory: "height / 8", and
+    "height/8 * 8" for a height of which the inputs have the eighth.
+    """
+    if isinstance(dim, int) or dim in known:
+        return dim
+    name, divisor = split_symbol(dim)
+    if name in known:
+        return f"{name} / {divisor}"
+    whole = next(symbol for symbol in sorted(known) if split_symbol(symbol)[0] == name)
+    return f"{whole} * {split_symbol(whole)[1] // divisor}"
 
 
 def _strip(model: Any) -> None:

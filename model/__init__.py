@@ -2,7 +2,7 @@
 
 from .adapter import Adapter, AdapterConfig
 from .autoencoder import Autoencoder, AutoencoderConfig
-from .checkpoint import Checkpoint, load, load_controlnet
+from .checkpoint import Checkpoint, load, load_adapter, load_controlnet
 from .controlnet import ControlNet, ControlNetConfig
 from .unet import UNet, UNetConfig
 
@@ -17,5 +17,6 @@ __all__ = [
     "UNet",
     "UNetConfig",
     "load",
+    "load_adapter",
     "load_controlnet",
 ]

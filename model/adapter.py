@@ -62,6 +62,15 @@ class AdapterConfig:
         inner = (widths[0], *widths)
         return [(inner[i], width, i in halved) for i, width in enumerate(widths)]
 
+    @property
+    def features(self) -> list[tuple[int, int]]:
+        """Width of each feature, and pixels of the picture a value of it, along one side."""
+        made, divisor = [], self.downscale_factor
+        for _, width, halved in self.blocks:
+            divisor *= 2 if halved else 1
+            made.append((width, divisor))
+        return made
+
 
 class AdapterResnet(nn.Module):
     """conv, ReLU, conv, added to the input. The second kernel is 1 wide in the full adapter, 3 in the light one."""

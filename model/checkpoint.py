@@ -15,6 +15,7 @@ from ldmrt.runtime.schedulers import plan_from_config
 from ldmrt.runtime.tokenizer import Tokenizer
 
 from . import hub, single_file
+from .adapter import Adapter, AdapterConfig
 from .autoencoder import Autoencoder, AutoencoderConfig
 from .config import read_json, to_config
 from .controlnet import ControlNet, ControlNetConfig
@@ -37,6 +38,7 @@ NETWORKS: dict[str, tuple[Any, Any]] = {
     "UNet2DConditionModel": (UNet, UNetConfig),
     "AutoencoderKL": (Autoencoder, AutoencoderConfig),
     "ControlNetModel": (ControlNet, ControlNetConfig),
+    "T2IAdapter": (Adapter, AdapterConfig),
 }
 
 
@@ -53,12 +55,12 @@ class Checkpoint:
     tokenizers: dict[str, dict[str, bytes]] = field(repr=False)  # "tokenizer", "tokenizer_2": file name -> content
     scheduler: dict[str, Any]
     index: dict[str, Any] = field(default_factory=lambda: dict(PIPELINE))
-    controlnets: dict[str, Any] = field(default_factory=dict)
+    controls: dict[str, Any] = field(default_factory=dict)  # ControlNets and adapters: "controlnet_canny" ...
 
     @property
     def networks(self) -> dict[str, Any]:
         """Every network by its folder's name."""
-        return {"unet": self.unet, "vae": self.vae, **self.text_encoders, **self.controlnets}
+        return {"unet": self.unet, "vae": self.vae, **self.text_encoders, **self.controls}
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         """Write diffusers' layout; model_index.json comes last."""
@@ -126,6 +128,13 @@ def load_controlnet(
 ) -> ControlNet:
     """A ControlNet in its own folder in diffusers' layout."""
     return _load_network("controlnet", "ControlNetModel", Path(folder), variant, dtype)
+
+
+def load_adapter(
+    folder: str | Path, *, variant: str | None = None, dtype: torch.dtype | None = torch.float32
+) -> Adapter:
+    """A T2I-Adapter in its own folder in diffusers' layout."""
+    return _load_network("adapter", "T2IAdapter", Path(folder), variant, dtype)
 
 
 def _load_network(
@@ -202,9 +211,9 @@ def _assemble(source: Source, dtype: torch.dtype | None) -> Checkpoint:
             raise LdmrtError(part, f"{INDEX} names none", expected="a part of every checkpoint")
     networks = {part: build(part, *described) for part, described in source.networks.items()}
     encoders = {part: network for part, network in networks.items() if part.startswith("text_encoder")}
-    controlnets = {part: network for part, network in networks.items() if part.startswith("controlnet")}
+    controls = {part: network for part, network in networks.items() if part.startswith(("controlnet", "adapter"))}
     checkpoint = Checkpoint(
-        networks["unet"], networks["vae"], encoders, source.tokenizers, _brought_up(source), source.index, controlnets
+        networks["unet"], networks["vae"], encoders, source.tokenizers, _brought_up(source), source.index, controls
     )
     _check(checkpoint)
     tensors = {part: source.tensors(part) for part in networks}

@@ -25,6 +25,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "tokenizer": TOKENIZER,
     "tokenizer_2": TOKENIZER,
     "controlnet": ("ControlNetModel",),
+    "adapter": ("T2IAdapter",),
 }
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # of no influence on a picture made from words
 

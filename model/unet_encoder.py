@@ -137,6 +137,16 @@ class EncoderConfig:
         levels = {level for level, kind in enumerate(self.down_block_types) if kind == DOWN[0]}
         return levels | ({len(self.block_out_channels) - 1} if self.mid_block_type == MIDDLE[0] else set())
 
+    @property
+    def features(self) -> list[tuple[int, int]]:
+        """Where an adapter's features are added, in each level and in the middle: the width there, and latents a value
+        of it, along one side. A level without attention has halved its size by then.
+        """
+        last, widths = len(self.block_out_channels) - 1, self.block_out_channels
+        halved = [kind != DOWN[0] and level < last for level, kind in enumerate(self.down_block_types)]
+        places = [(width, 2 ** (level + halved[level])) for level, width in enumerate(widths)]
+        return places + ([(widths[last], 2**last)] if self.mid_block_type else [])
+
     def depths(self, level: int) -> tuple[int, ...]:
         """The depth of each transformer of a level on the way down."""
         return self.each_layer(self.per_level(self.transformer_layers_per_block)[level], self.layers[level])

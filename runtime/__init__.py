@@ -1,6 +1,7 @@
 """Run a latent diffusion bundle without torch."""
 
 from .bundle import Bundle
+from .certificate import Certificate
 from .errors import LdmrtError, LdmrtWarning
 from .files import write_atomically
 from .pipeline import Pipeline, Result
@@ -12,6 +13,7 @@ from .schedulers import SCHEDULERS, plan_from_config
 __all__ = [
     "SCHEDULERS",
     "Bundle",
+    "Certificate",
     "LdmrtError",
     "LdmrtWarning",
     "Pipeline",

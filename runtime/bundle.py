@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from .certificate import Certificate
 from .errors import LdmrtError
 from .files import sha256
+from .reference import Reference
 from .specs import TensorSpec
 
 MANIFEST = "ldmrt.json"
 SCHEMA = 1
 REQUIRED = ("unet", "vae_decoder")
-ORDER = ("text_encoder", "unet", "vae", "controlnet")  # of the components, by how their names begin
+ORDER = ("text_encoder", "unet", "vae", "controlnet", "adapter")  # of the components, by how their names begin
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,35 @@ class Bundle:
                 "bundle", "missing file", expected=path / "text_encoder" / "model.onnx", hint="export again"
             )
         return cls(path, manifest, _json(path / "scheduler" / "scheduler_config.json"), _shape(path))
+
+    def precision(self, component: str) -> str:
+        """What a component computes in; fp32 where no manifest says it."""
+        return str(self.manifest.get("components", {}).get(component, {}).get("precision", "fp32"))
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """What was measured when the bundle was made, if it was."""
+        stored = self.manifest.get("certificate")
+        return None if stored is None else Certificate.from_json(stored)
+
+    @property
+    def reference(self) -> Reference:
+        """What the certificate's checkpoint computed."""
+        stored = self.manifest.get("certificate")
+        if stored is None:
+            problem, hint = "the bundle has no certificate", f"ldmrt verify {self.path} --against CHECKPOINT --store"
+            raise LdmrtError("certificate", problem, hint=hint)
+        return Reference.load(self.path / str(stored.get("reference")))
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why its pictures may not be those of the checkpoint."""
+        made = self.certificate
+        if made is None:
+            return ["it has no parity certificate"]
+        files = self.manifest["files"]
+        changed = [name for name, digest in made.about["bundle"].items() if files.get(name, {}).get("sha256") != digest]
+        return [*(f"{name} is not the file that was certified" for name in changed), *made.failures[:1]]
 
     def model(self, component: str) -> Path:
         """The ONNX file of a component."""

@@ -1,7 +1,11 @@
-"""ControlNets (Zhang et al. 2023, arXiv:2302.05543): pictures that steer the U-Net through residuals to its skips."""
+"""Pictures that steer the U-Net: what ControlNets (Zhang et al. 2023, arXiv:2302.05543) and T2I-Adapters (Mou et al.
+2023, arXiv:2302.08453) make of them is added inside it.
+
+A ControlNet looks at the latents too and runs at each row; an adapter does not, and runs once.
+"""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -13,17 +17,9 @@ from .guidance import Guidance
 from .sampler import Latents
 from .specs import Engine, TensorSpec
 
-PREFIX = "controlnet_"  # of the components' names
-Controls = Callable[[Latents, NDArray[Any]], dict[str, Latents]]
-
-
-@dataclass(frozen=True)
-class Control:
-    """One ControlNet at work: its picture and how much it counts."""
-
-    engine: Engine
-    picture: Latents  # (N, 3, H, W) from 0 to 1
-    scale: float
+CONTROLNET, ADAPTER = KINDS = ("controlnet_", "adapter_")  # of the components' names; the picture is KIND + "cond"
+Arrays = dict[str, NDArray[Any]]
+Controls = Callable[[Latents, NDArray[Any]], Arrays]
 
 
 def open_controls(
@@ -33,42 +29,57 @@ def open_controls(
     guidance: Guidance,
     words: Mapping[str, NDArray[Any]],
 ) -> Controls:
-    """What gives the U-Net its residuals at each row: the sum over all that are asked for, zeros where none is."""
-    names = [name.removeprefix(PREFIX) for name in engines if name.startswith(PREFIX)]
-    if unknown := [name for name in asked if name not in names]:
-        raise LdmrtError("control", f"no ControlNet {unknown[0]!r} here", expected=", ".join(names) or "none",
-                         hint="ldmrt export CHECKPOINT BUNDLE --controlnet NAME=FOLDER")  # fmt: skip
+    """What the U-Net is given at each row: the sum over all controls that are asked for, zeros where none is."""
+    kinds = {name.removeprefix(kind): kind for name in engines for kind in KINDS if name.startswith(kind)}
+    if unknown := [name for name in asked if name not in kinds]:
+        raise LdmrtError("control", f"no control {unknown[0]!r} here", expected=", ".join(kinds) or "none",
+                         hint="ldmrt export CHECKPOINT BUNDLE --controlnet NAME=FOLDER, or --adapter")  # fmt: skip
     rows = len(guidance.idx)
-    controls = []
+    total = {spec.name: _zeros(spec, rows, size) for spec in engines["unet"].inputs if "residual" in spec.name}
+    moving = []
     for name, given in asked.items():
         picture, scale = given if isinstance(given, tuple) else (given, 1.0)
-        colours = pictures.colours(f"control {name}", [picture], size)
-        controls.append(Control(engines[PREFIX + name], colours.repeat(rows, axis=0), float(scale)))
-    specs = {spec.name: spec for spec in engines["unet"].inputs}
+        engine, cond = engines[kinds[name] + name], f"{kinds[name]}cond"
+        check(f"control {name}", engine, total, size)
+        shapes = {spec.name: spec.shape for spec in engine.inputs}
+        colours = pictures.colours(f"control {name}", [picture], size, int(shapes[cond][1]))
+        moves = "sample" in shapes
+        count = rows if moves else 1
+        inputs = {name: array for name, array in words.items() if name in shapes}
+        inputs |= {cond: colours.repeat(count, axis=0), "conditioning_scale": np.full(count, scale, np.float32)}
+        if moves:
+            moving.append(partial(engine, **inputs))
+        else:
+            total = added(total, engine(**inputs))
 
-    def run(x: Latents, times: NDArray[Any]) -> dict[str, Latents]:
-        total: dict[str, Latents] = {}
-        for control in controls:
-            scale = np.full(rows, control.scale, np.float32)
-            inputs = {"sample": x, "timestep": times, "controlnet_cond": control.picture, "conditioning_scale": scale}
-            wanted = {spec.name for spec in control.engine.inputs}
-            told = {name: array for name, array in words.items() if name in wanted}
-            for name, residual in control.engine(**inputs, **told).items():
-                total[name] = total[name] + residual if name in total else residual
-        if controls:
-            return total
-        return {name: _zeros(spec, specs["sample"], x) for name, spec in specs.items() if "residual" in name}
+    def run(x: Latents, times: NDArray[Any]) -> Arrays:
+        return reduce(added, (engine(sample=x, timestep=times) for engine in moving), total)
 
     return run
 
 
-def _zeros(spec: TensorSpec, sample: TensorSpec, x: Latents) -> Latents:
-    """No residual: zeros of the shape that latents like x ask for."""
-    axes = zip(x.shape, sample.shape, spec.shape, strict=True)
-    sides = [have * _divisor(of) // _divisor(dim) for have, of, dim in axes]
-    return np.zeros((len(x), int(spec.shape[1]), *sides[2:]), np.float32)
+def added(total: Arrays, given: Arrays) -> Arrays:
+    """`total` and what one control gives more."""
+    return total | {name: total[name] + array for name, array in given.items()}
 
 
-def _divisor(dim: int | str) -> int:
-    """8 of "height/8"."""
-    return int(str(dim).partition("/")[2] or 1)
+def check(name: str, engine: Engine, total: Arrays, size: tuple[int, int]) -> None:
+    """Can the U-Net take what this control gives, and the control a picture of this size?"""
+    for spec in engine.outputs:
+        if spec.name not in total:
+            raise LdmrtError(name, f"the U-Net here takes no {spec.name}", hint="export them together")
+    unit = min(_divisor(spec) for spec in engine.outputs)
+    if any(side % unit for side in size):
+        found = f"{size[1]}x{size[0]}"
+        raise LdmrtError(name, "impossible width or height", expected=f"multiples of {unit}", found=found)
+
+
+def _zeros(spec: TensorSpec, rows: int, size: tuple[int, int]) -> Latents:
+    """No residual, for pictures of `size`: what the network halves it rounds up."""
+    sides = (-(-side // _divisor(spec)) for side in size)
+    return np.zeros((rows, int(spec.shape[1]), *sides), np.float32)
+
+
+def _divisor(spec: TensorSpec) -> int:
+    """Pixels a value, along one side: 8 of (..., "height/8", "width/8")."""
+    return int(str(spec.shape[-1]).partition("/")[2] or 1)

@@ -16,7 +16,17 @@ DTYPES = {
     "tensor(int32)": "int32",
     "tensor(bool)": "bool",
 }
+INSTALL = "pip install 'ldmrt[cpu]' or 'ldmrt[gpu]'"
 PROVIDERS = {"onnxruntime": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
+
+
+def available() -> tuple[str, ...]:
+    """The backends of this ONNX Runtime."""
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise LdmrtError("backend", "ONNX Runtime is not installed", hint=INSTALL) from None
+    return tuple(name for name, provider in PROVIDERS.items() if provider in ort.get_available_providers())
 
 
 class OrtEngine:
@@ -26,9 +36,7 @@ class OrtEngine:
         try:
             import onnxruntime as ort
         except ImportError:
-            raise LdmrtError(
-                component, "ONNX Runtime is not installed", hint="pip install 'ldmrt[cpu]' or 'ldmrt[gpu]'"
-            ) from None
+            raise LdmrtError(component, "ONNX Runtime is not installed", hint=INSTALL) from None
         provider = PROVIDERS[backend]
         if provider not in ort.get_available_providers():
             raise LdmrtError(

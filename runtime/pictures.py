@@ -45,10 +45,14 @@ def size_of(picture: Any, factor: int) -> Size:
     return picture.height - picture.height % factor, picture.width - picture.width % factor
 
 
-def colours(what: str, pictures: Sequence[Any], size: Size) -> Floats:
-    """(N, 3, H, W) from 0 to 1, resized with Lanczos where they have another size."""
-    images = [_resized(read(what, picture).convert("RGB"), size) for picture in pictures]
-    return np.stack([np.asarray(image, np.float32) for image in images]).transpose(0, 3, 1, 2) / np.float32(255)
+def colours(what: str, pictures: Sequence[Any], size: Size, channels: int = 3) -> Floats:
+    """(N, channels, H, W) from 0 to 1, resized with Lanczos where they have another size. One channel is grey."""
+    modes = {1: "L", 3: "RGB"}
+    if channels not in modes:
+        raise LdmrtError(what, f"takes {channels} channels", expected="a network that takes colours, or grey")
+    images = [_resized(read(what, picture).convert(modes[channels]), size) for picture in pictures]
+    arrays = np.stack([np.asarray(image, np.float32).reshape(*size, channels) for image in images])
+    return arrays.transpose(0, 3, 1, 2) / np.float32(255)
 
 
 def mask_of(picture: Any, size: Size) -> Floats:

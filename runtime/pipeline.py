@@ -1,6 +1,7 @@
 """From a prompt to pictures: tokens, context, the sampler's rows, decoded latents."""
 
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Bundle, Shape
+from .certificate import Certificate
 from .conditions import encode, guidance_embedding, time_ids
 from .control import open_controls
 from .engines import Engines
-from .errors import LdmrtError
+from .errors import LdmrtError, LdmrtWarning
 from .guidance import Guidance, classifier_free
 from .noise import noise
 from .request import Request
-from .sampler import Latents, Plan, State, steps
+from .sampler import Blend, Latents, Model, Noise, Plan, State, steps
 from .schedulers import plan_from_config
 from .start import Start, begin
 from .tokenizer import Tokenizer
@@ -37,6 +39,22 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Task:
+    """A request made ready: what `runtime.sample` takes. `model(x, t)` is the guided network."""
+
+    plan: Plan
+    x: Latents = field(repr=False)
+    model: Model
+    noise: Noise
+    init: Latents | None = field(repr=False)
+    blend: Blend | None
+
+    def steps(self) -> Iterator[State]:
+        """Run it."""
+        return steps(self.plan, self.x, self.model, self.noise, self.init, blend=self.blend)
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """The networks of one model and what turns a request into calls of them."""
 
@@ -44,6 +62,7 @@ class Pipeline:
     tokenizers: Mapping[str, Tokenizer]
     scheduler: Mapping[str, Any]  # diffusers' scheduler_config.json
     shape: Shape
+    certificate: Certificate | None = field(default=None, repr=False)  # what was measured when the bundle was made
 
     def __call__(self, prompt: Any, **options: Any) -> Result:
         """The pictures of a `Request`, given whole or as its prompt and fields."""
@@ -59,6 +78,13 @@ class Pipeline:
 
     def steps(self, prompt: Any, **options: Any) -> Iterator[State]:
         """The generator behind a call: the state after every row. Walk it for progress, previews, or to stop."""
+        for state in self.prepare(prompt, **options).steps():
+            if not np.isfinite(state.x).all():
+                raise LdmrtError("unet", f"latents are not finite after row {state.row}", hint=FINITE_HINT)
+            yield state
+
+    def prepare(self, prompt: Any, **options: Any) -> Task:
+        """All that comes before the first row: the words and pictures of a `Request` encoded, its sampler planned."""
         request = self.request(prompt, options)
         plan, seeds = self.plan(request), request.seeds
         extra = int(self._inputs["sample"][1]) - self.shape.channels
@@ -83,10 +109,7 @@ class Pipeline:
             return noise(seeds, row + 1, start.x.shape[1:])
 
         x = start.x if start.init is not None else start.x * np.float32(plan.prior_scale)
-        for state in steps(plan, x, model, fresh, start.init, blend=start.blend):
-            if not np.isfinite(state.x).all():
-                raise LdmrtError("unet", f"latents are not finite after row {state.row}", hint=FINITE_HINT)
-            yield state
+        return Task(plan, x, model, fresh, start.init, start.blend)
 
     def plan(self, request: Request) -> Plan:
         """The sampler's table for a request."""
@@ -138,13 +161,19 @@ BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda")
 
 
 def open_pipeline(bundle: str | Path, backend: str = "auto", *, check: bool = True) -> Pipeline:
-    """Open a bundle for generating. `check` compares its files with the manifest first."""
+    """Open a bundle for generating. `check` compares its files with the manifest first, and warns where no certificate
+    holds for them.
+    """
     from .engine_ort import OrtEngine
 
     if backend not in BACKENDS:
         raise LdmrtError("backend", f"no backend {backend!r}", expected=", ".join(BACKENDS))
     opened = Bundle.open(Path(bundle), check=check)
+    for doubt in opened.doubts if check else ():
+        hint = f"ldmrt verify {bundle} --against CHECKPOINT --store"
+        warnings.warn(f"{bundle}: {doubt}; next: {hint}", LdmrtWarning, stacklevel=2)
     provider = "onnxruntime" if backend == "auto" else backend
     engines = Engines({name: partial(OrtEngine, name, opened.model(name), provider) for name in opened.components})
     tokenizers = {path.name: Tokenizer.open(path) for path in opened.tokenizers}
-    return Pipeline(engines, tokenizers, opened.scheduler, opened.shape)
+    certificate = opened.certificate if check else None
+    return Pipeline(engines, tokenizers, opened.scheduler, opened.shape, certificate)

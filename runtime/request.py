@@ -24,7 +24,8 @@ class Request:
     `latents` are unit noise (pictures, C, height/f, width/f) in place of the seeds'.
 
     `image` is a picture to start from (PIL, a path, or an array) and `strength` how much of the way to noise; `mask`
-    is white where it shall change. `controls` maps a ControlNet's name to its picture, or to (picture, scale).
+    is white where it shall change. `controls` maps the name of a ControlNet or
+    an adapter to its picture, or to (picture, scale).
 
     SDXL reads a second prompt, and sizes: `original_size` and `target_size` (height, width), the size of the picture
     where left out, `crop` (top, left); its refiner the two aesthetic scores.

@@ -99,8 +99,9 @@ def resolve(config: Config, class_name: str) -> dict[str, Any]:
             expected = type(KEYS[class_name][key]).__name__
             raise LdmrtError("scheduler", f"impossible {key}", expected=expected, found=repr(value))
         least = "above 0" if key in _POSITIVE else "0 or above" if key in _NOT_NEGATIVE else ""
-        if least and value is not None and (value < 0 or (value == 0 and key in _POSITIVE)):
-            raise LdmrtError("scheduler", f"impossible {key}", expected=least, found=value)
+        low = not isinstance(value, Real) or value < 0 or (value == 0 and key in _POSITIVE)
+        if least and value is not None and low:
+            raise LdmrtError("scheduler", f"impossible {key}", expected=f"a number {least}", found=value)
     for key, most in (("dynamic_thresholding_ratio", 1), ("original_inference_steps", out["num_train_timesteps"])):
         if out.get(key, 0) > most:
             raise LdmrtError("scheduler", f"impossible {key}", expected=f"at most {most}", found=out[key])

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 TINY_LENGTH = 16  # tokens
+# Several processes share the tests (pytest-xdist), and networks this small only lose by threads of their own.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def tiny_checkpoint() -> Any:

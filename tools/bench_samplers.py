@@ -56,6 +56,7 @@ def bench(names: tuple[str, ...], steps: int, repeats: int, out: Path | None) ->
     from rich.table import Table
 
     from ldmrt.runtime import SCHEDULERS, write_atomically
+    from ldmrt.runtime.machine import processor
     from ldmrt.runtime.schedulers import find_scheduler
 
     from .progress import watched
@@ -164,16 +165,6 @@ def contestants(name: str, steps: int) -> Iterator[list[tuple[Callable[[], float
         theirs.set_timesteps(steps)
         count = len(theirs.timesteps)
         yield [(ours, plan.rows), (lambda: run_theirs(False), count), (lambda: run_theirs(True), count)]
-
-
-def processor() -> str:
-    """The CPU's name, and how many cores this process may use."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
 
 
 def main() -> None:

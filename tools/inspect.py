@@ -1,8 +1,12 @@
 """`ldmrt inspect`: what a bundle holds."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from ldmrt.runtime import Bundle
 
 
 @click.command()
@@ -36,5 +40,16 @@ def inspect(bundle: Path) -> None:
     if opened.manifest:
         click.echo("made by " + ", ".join(f"{name} {version}" for name, version in opened.manifest["made_by"].items()))
         click.echo(f"{len(files)} files are as the manifest says")
+        click.echo(f"certificate: {certified(opened)}")
     else:
         click.echo("no manifest: nothing could be checked, and nobody has proven these files")
+
+
+def certified(bundle: "Bundle") -> str:
+    """What was measured, in a line."""
+    made = bundle.certificate
+    if bundle.doubts or made is None:
+        return "; ".join(bundle.doubts)
+    backends = ", ".join(sorted({one.backend for one in made.figures}))
+    picture = min(one.psnr for one in made.pictures)
+    return f"{len(made.figures)} figures within tolerance on {backends}, the picture {picture:.1f} dB; `ldmrt verify`"

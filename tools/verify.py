@@ -1,66 +1,185 @@
-"""`ldmrt verify`: a bundle against its checkpoint."""
+"""`ldmrt verify`: a bundle against its checkpoint, or against what its certificate stored of it."""
 
-import math
+import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from .export import of_checkpoint
+from .reading import Reading, of_checkpoint
 
 if TYPE_CHECKING:
-    from ldmrt.export import Difference
+    from ldmrt.runtime import Bundle, Certificate
+    from ldmrt.runtime.check import Checked
+    from ldmrt.runtime.reference import Reference
+
+PROMPT = "a red apple, noto style, blue background"
+FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--against", "checkpoint", required=True, help="The checkpoint: a folder, a file or OWNER/NAME.")
+@click.option("--against", "checkpoint", help="The checkpoint: a folder, a file or OWNER/NAME.")
 @of_checkpoint
-@click.option("--prompt", default="a red apple, noto style, blue background", show_default=True)
+@click.option("--prompt", default=PROMPT, show_default=True, help="Of the picture that both draw.")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--backend", "backends", multiple=True, help="Only these; all that this machine can run where left out.")
+@click.option("--store", is_flag=True, help="Keep the certificate in the bundle.")
+@click.option("--json", "as_json", type=FILE, help="Write the certificate here.")
+@click.option("--junit", type=FILE, help="Write it as JUnit XML, which CI services show.")
+@click.option("--html", type=FILE, help="Write a page with pictures, one file.")
+@click.option("--bisect", "bisected", metavar="COMPONENT", help="Compare its modules too: where did it begin?")
 def verify(
-    bundle: Path, checkpoint: str, variant: str | None, tokenizer: Path | None, prediction: str | None, prompt: str,
-    seed: int,
+    source: Reading, bundle: Path, prompt: str, seed: int, backends: tuple[str, ...], store: bool,
+    as_json: Path | None, junit: Path | None, html: Path | None, bisected: str | None,
 ) -> None:  # fmt: skip
-    """Run BUNDLE and its checkpoint side by side: every component on the same inputs, then one picture from the same
-    latents. Exit code 1 where a difference passes its tolerance.
+    """Run BUNDLE and its checkpoint side by side: every component on the same inputs, real ones and corners; every row
+    from the checkpoint's latents and from its own; one picture from the same noise. Without --against, what the
+    certificate stored is replayed, for which PyTorch is not needed.
+
+    Exit code 1 where a difference passes its tolerance, 2 where nothing could be measured.
 
     Example: ldmrt verify out/emoji64 --against model/pretrained/emoji64
     """
-    from rich.console import Console
-    from rich.table import Table
+    from ldmrt.runtime import Bundle, LdmrtError
+    from ldmrt.runtime.check import gather
+    from ldmrt.runtime.engine_ort import available
 
-    from ldmrt.export import compare
-    from ldmrt.model import load
+    opened = Bundle.open(bundle)
+    if bisected is not None and bisected not in opened.components:
+        raise LdmrtError("verify", f"no component {bisected!r}", expected=", ".join(opened.components))
+    if source.checkpoint is not None:
+        origin, reference = recorded(opened, source, prompt, seed)
+    elif store:
+        raise LdmrtError("verify", "--store without --against", expected="a checkpoint to measure against")
+    elif bisected is not None:
+        raise LdmrtError("verify", "--bisect without --against", expected="a checkpoint to compare with")
+    else:
+        origin, reference = [], opened.reference
+    measured = list(shown(opened, reference, backends or available()))
+    made = gather(measured, opened, reference, origin)
+    if store:
+        from ldmrt.export import store as keep
 
-    from .progress import console
+        keep(opened, made, reference)
+    write(made, measured, reference, as_json, junit, html)
+    if bisected is not None:
+        click.echo(modules(opened, source, reference, bisected))
+    conclude(made)
 
-    loaded = load(checkpoint, variant=variant, tokenizer=tokenizer, prediction_type=prediction)
-    table = Table("component", "largest difference", "tolerance", "time", "")
-    failed, begin = [], time.perf_counter()
-    with console.status("comparing") as status:
-        for row in compare(bundle, loaded, prompt, seed):
-            seconds, begin = time.perf_counter() - begin, time.perf_counter()
-            value, limit = shown(row)
-            verdict = "[green]ok[/]" if row.within else f"[red]FAILED[/] {row.detail}"
-            table.add_row(row.what, value, limit, f"{seconds:.1f} s", verdict)
-            status.update(f"compared {row.what}")
-            failed += [] if row.within else [row.what]
-    Console().print(table)
-    click.echo("differences are relative to the largest value of PyTorch's output, float32; dB is the picture's PSNR")
-    if failed:
-        click.secho(f"past tolerance: {', '.join(failed)}", fg="red", err=True)
+
+def modules(bundle: "Bundle", source: Reading, reference: "Reference", name: str) -> str:
+    """A component compared module by module, on the middle one of its real calls."""
+    import torch
+
+    from ldmrt.export import components
+    from ldmrt.export.bisect import bisect
+    from ldmrt.runtime.tolerances import tolerances
+
+    parts = components(source.load(torch.float32)[0])
+    calls = [one for one in reference.cases if one.component == name and not one.name.startswith("batch")]
+    call = calls[len(calls) // 2]
+    limit = tolerances(bundle)[name].limit
+    return f"{call.name}: {bisect(parts[name], bundle.model(name), call.inputs, tolerance=limit)}"
+
+
+def certify(bundle: "Bundle", source: Reading) -> None:
+    """Measure a bundle that was just made, and keep the certificate; exit code 1 where it differs."""
+    from ldmrt.export import store
+    from ldmrt.runtime.check import gather
+    from ldmrt.runtime.engine_ort import available
+
+    origin, reference = recorded(bundle, source, PROMPT, 0)
+    made = gather(list(shown(bundle, reference, available(), aside=True)), bundle, reference, origin)
+    store(bundle, made, reference)
+    conclude(made)
+
+
+def conclude(made: "Certificate") -> None:
+    """Say what is wrong, and exit."""
+    shown = made.failures[:20]
+    for line in shown:
+        click.secho(line, fg="red", err=True)
+    if more := len(made.failures) - len(shown):
+        click.secho(f"and {more} more", fg="red", err=True)
+    if made.culprit:
+        click.secho(f"it began with: {made.culprit}", fg="red", err=True)
+    if not made.within:
         sys.exit(1)
 
 
-def shown(row: "Difference") -> tuple[str, str]:
-    """A row's value and limit in words."""
-    from ldmrt.export.parity import DB, FACTS
+def recorded(bundle: "Bundle", source: Reading, prompt: str, seed: int) -> "tuple[list[str], Reference]":
+    """What of the bundle is not of the checkpoint, and what the checkpoint computes, in float32. Its networks are gone
+    when this returns: two copies of a model may be more than a machine holds.
+    """
+    import torch
 
-    if row.unit == FACTS:
-        return (f"{row.value:.0f} facts differ" if row.value else "the same"), "the same"
-    if row.unit == DB:
-        return ("identical" if math.isinf(row.value) else f"{row.value:.1f} dB"), f">= {row.limit:g} dB"
-    return f"{row.value:.1e}", f"<= {row.limit:g}"
+    from ldmrt.export import other_origin, record
+
+    from .progress import console
+
+    with console.status("the checkpoint, with PyTorch"):
+        origin = []
+        if bundle.manifest:
+            halved = bundle.precision("unet") == "fp16"
+            origin = other_origin(bundle, source.load(torch.float16 if halved else torch.float32)[0])
+        return origin, record(source.load(torch.float32)[0], prompt, seed=seed)
+
+
+def shown(
+    bundle: "Bundle", reference: "Reference", backends: tuple[str, ...], *, aside: bool = False
+) -> "Iterator[Checked]":
+    """Measure, show progress, then a table: on the standard output, or `aside` on the other."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ldmrt.runtime import open as open_pipeline
+    from ldmrt.runtime.check import check
+    from ldmrt.runtime.tolerances import tolerances
+
+    from .progress import console
+
+    table = Table("component", "backend", "largest difference", "tolerance", "time", "")
+    begin, limits = time.perf_counter(), tolerances(bundle)
+    with console.status("comparing") as status:
+        for backend in backends:
+            pipeline = open_pipeline(bundle.path, backend, check=False)
+            for one in check(pipeline, backend, reference, limits):
+                seconds, begin = time.perf_counter() - begin, time.perf_counter()
+                verdict = "[green]ok[/]" if one.within else "[red]FAILED[/]"
+                table.add_row(one.what, backend, *one.summary, f"{seconds:.1f} s", verdict)
+                status.update(f"compared {one.what}")
+                yield one
+            pipeline.close()
+    Console(stderr=aside).print(table)
+    said = "differences are relative to the largest value of PyTorch's float32 output; dB is the picture's PSNR"
+    click.echo(said, err=aside)
+
+
+def write(
+    made: "Certificate", measured: "list[Checked]", reference: "Reference", as_json: Path | None, junit: Path | None,
+    html: Path | None,
+) -> None:  # fmt: skip
+    """The files that were asked for."""
+    from ldmrt.runtime import write_atomically
+
+    if as_json is not None:
+        with write_atomically(as_json) as file:
+            file.write(json.dumps(made.to_json(), indent=2).encode())
+    if junit is not None:
+        from .junit import to_junit
+
+        with write_atomically(junit) as file:
+            file.write(to_junit(made))
+    if html is not None:
+        from .report import Pair, write_report
+
+        pairs = []
+        for one in measured:
+            if one.images is not None:
+                sides = zip(one.pictures, reference.walk.images, one.images, strict=True)
+                pairs += [Pair(one.backend, like.prompt, like.seed, expected, found) for like, expected, found in sides]
+        write_report(html, made, pairs)

@@ -7,11 +7,13 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-from ldmrt.export import compare, export_bundle
-from ldmrt.export.parity import psnr
+from ldmrt.export import export_bundle, record
 from ldmrt.model import load
-from ldmrt.runtime import Pipeline
+from ldmrt.runtime import Bundle, Pipeline
 from ldmrt.runtime import open as open_pipeline
+from ldmrt.runtime.certificate import psnr
+from ldmrt.runtime.check import check, gather
+from ldmrt.runtime.tolerances import tolerances
 
 SHIPPED = Path(__file__).parents[2] / "model" / "pretrained" / "emoji64"
 PROMPT = "a panda, noto style, orange background"
@@ -29,10 +31,11 @@ def pipeline(demo: Path) -> Pipeline:
     return open_pipeline(demo)
 
 
-def test_parity(demo: Path) -> None:
-    rows = {row.what: row for row in compare(demo, load(SHIPPED), PROMPT)}
-    assert [name for name, row in rows.items() if not row.within] == []
-    assert rows["picture"].value >= 60.0
+def test_parity(demo: Path, pipeline: Pipeline) -> None:
+    bundle, reference = Bundle.open(demo), record(load(SHIPPED), PROMPT)
+    made = gather(list(check(pipeline, "onnxruntime", reference, tolerances(bundle))), bundle, reference)
+    assert made.failures == []
+    assert made.pictures[0].psnr >= 60.0
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpmpp_2m"])

@@ -11,7 +11,7 @@ from ldmrt.model import Adapter, AdapterConfig, UNet, UNetConfig
 from ldmrt.model.config import to_config
 from ldmrt.runtime import LdmrtError
 
-from ..families import FAMILIES, networks, randomise
+from ..families import FAMILIES, FULL_UNETS, networks, randomise
 
 SMALL: dict[str, Any] = {"channels": (8, 12, 16, 16), "num_res_blocks": 2, "downscale_factor": 4}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -46,6 +46,9 @@ def test_equals_diffusers(name: str) -> None:
         assert [one.shape for one in found] == [one.shape for one in expected]
         for one, other in zip(found, expected, strict=True):
             assert (one - other).abs().max() <= CLOSE * other.abs().max()
+        assert [tuple(one.shape[1:]) for one in found] == [
+            (width, *(-(-side // divisor) for side in size)) for width, divisor in ours.config.features
+        ]
     written = to_config("T2IAdapter", ours.config)
     assert AdapterConfig.read(written) == ours.config
     again = T2IAdapter.from_config(written).state_dict()
@@ -87,6 +90,21 @@ def test_features_within_the_unet_equal_diffusers(family: str, config: dict[str,
         less = [*features[:i], torch.zeros_like(features[i]), *features[i + 1 :]]
         other = unet(sample, times, context, adapter_residuals=less, **added)
         assert (other - found).abs().max() > 1e-3 * found.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("sd15", {}),
+        ("sd15", {"adapter_type": "light_adapter", "channels": [320, 640, 1280], "num_res_blocks": 4}),
+        ("sdxl", {"adapter_type": "full_adapter_xl", "downscale_factor": 16}),
+    ],
+)
+def test_features_of_the_hubs_adapters_have_their_places_in_the_hubs_unets(family: str, config: dict[str, Any]) -> None:
+    places = [(width, 8 * divisor) for width, divisor in UNetConfig.read(FULL_UNETS[family]).features]
+    features = AdapterConfig.read(config).features
+    assert features == places[: len(features)]
+    assert len(features) == 4
 
 
 @torch.no_grad()

@@ -68,7 +68,7 @@ def test_what_diffusers_saves_loads(saved: Saved) -> None:
     assert {key: ours.index[key] for key in written if key not in parts} == {
         key: value for key, value in written.items() if key not in parts
     }
-    assert ours.controlnets == {}
+    assert ours.controls == {}
     corrected = plain(theirs.scheduler.config)  # by diffusers' pipeline, where the file is outdated
     assert {**corrected, **ours.scheduler, "_class_name": ""} == {**ours.scheduler, **corrected, "_class_name": ""}
     for part, files in ours.tokenizers.items():

@@ -16,6 +16,7 @@ SOURCE = sorted(Path(ldmrt.runtime.__file__).parent.glob("*.py"))
 BLOCKED = ("torch", "transformers", "diffusers")
 # What a file may import, each inside the function that needs it.
 MAY = {"pictures.py": {"PIL"}, "engine_ort.py": {"onnxruntime"}, "tokenizer.py": {"tokenizers"}}
+MAY["certificate.py"] = {"skimage"}
 
 
 def python(program: str, *arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -61,7 +62,7 @@ SUITE = """
 import sys
 sys.modules.update(dict.fromkeys({blocked!r}))  # importing one is now an ImportError
 import pytest
-code = pytest.main(["-q", "-p", "no:cacheprovider", "-m", "not oracle and not slow", *sys.argv[1:]])
+code = pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", "-m", "not oracle and not slow", *sys.argv[1:]])
 loaded = sorted(name for name in {blocked!r} if sys.modules[name] is not None)
 sys.exit(f"loaded after all: {{loaded}}" if loaded else code)
 """

@@ -81,7 +81,7 @@ def test_rows_of_the_denoising(ldmrt: Any, bundle: Path, place: Path) -> None:
         (["--image", "text.png"], "cannot read text.png"),
         (["--image", "in.png", "--width", "15"], "impossible width; expected a multiple of 2"),
         (["--control", "canny"], "is not NAME=PICTURE"),
-        (["--control", "canny=in.png:0.8"], "no ControlNet 'canny' here; expected none"),
+        (["--control", "canny=in.png:0.8"], "no control 'canny' here; expected none"),
         (["--clip-skip", "7"], "cannot skip 7 layers"),
         (["--guidance-rescale", "2"], "impossible guidance_rescale; expected 0 to 1; found 2"),
     ],

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [shlex.split(line) for line in re.findall(r"^    (ldmrt .*)$", README, re.MULTILINE)]
 COMMANDS += [shlex.split(line) for line in re.findall(r"`(ldmrt inspect [^`]*)`", README)]
+COMMANDS += [shlex.split(line) for line in re.findall(r"^- run: (ldmrt .*)$", README, re.MULTILINE)]
 SHORTER = {"autoencoder": "--steps 4 --batch 2", "ldm": "--steps 4 --batch 4", "evaluate": "--prompts 2 --steps 2"}
 TRAINS = ("data", "train", "evaluate")
 

@@ -1,0 +1,58 @@
+"""Shapes in symbols, such as ("batch", 4, "height/8", "width/8"), and the inputs that several components share."""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from ldmrt.model import Checkpoint
+from ldmrt.runtime.specs import TensorSpec
+
+
+def split_symbol(dim: str) -> tuple[str, int]:
+    """ "height/8" -> ("height", 8); "batch" -> ("batch", 1)."""
+    name, _, divisor = dim.partition("/")
+    return name, int(divisor or 1)
+
+
+def shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The numbers of a shape in symbols, such as ("batch", 4, "height/8") where height is 512: (2, 4, 64). There are
+    as many timesteps as pictures, unless `sizes` says otherwise.
+    """
+
+    def number(dim: int | str) -> int:
+        if isinstance(dim, int):
+            return dim
+        name, divisor = split_symbol(dim)
+        return {"timesteps": sizes["batch"], **sizes}[name] // divisor
+
+    return tuple(number(dim) for dim in spec.shape)
+
+
+def dtype_of(module: nn.Module) -> str:
+    """The NumPy name of a network's precision."""
+    return str(next(module.parameters()).dtype).removeprefix("torch.")
+
+
+def picture(name: str, channels: int, dtype: str, divisor: int = 1) -> TensorSpec:
+    """Something of a picture's two axes, at 1 of so many pixels along each."""
+    sides = (f"{side}/{divisor}" if divisor > 1 else side for side in ("height", "width"))
+    return TensorSpec(name, dtype, ("batch", channels, *sides))
+
+
+def latent(c: Checkpoint, name: str, channels: int, dtype: str) -> TensorSpec:
+    """The same, of the latents' size."""
+    return picture(name, channels, dtype, c.vae.config.factor)
+
+
+def words(c: Checkpoint, dtype: str) -> list[TensorSpec]:
+    """What U-Nets and ControlNets are told of the prompts."""
+    unet = c.unet.config
+    tokens = max(int(model.config.max_position_embeddings) for model in c.text_encoders.values())
+    width = sum(int(model.config.hidden_size) for model in c.text_encoders.values())  # of all encoders, side by side
+    specs = [TensorSpec("encoder_hidden_states", dtype, ("batch", tokens, width))]
+    if unet.projection_class_embeddings_input_dim and unet.addition_time_embed_dim:
+        width = int(list(c.text_encoders.values())[-1].config.projection_dim)
+        numbers = (unet.projection_class_embeddings_input_dim - width) // unet.addition_time_embed_dim
+        specs.append(TensorSpec("text_embeds", dtype, ("batch", width)))
+        specs.append(TensorSpec("time_ids", "float32", ("batch", numbers)))
+    return specs

@@ -1,0 +1,218 @@
+"""What was measured between an exported model and its reference, and what each difference may be."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import LdmrtError
+
+OFF = 2  # grey levels: what nobody sees
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One output of a component on one input, as a backend gives it, against the reference."""
+
+    component: str
+    backend: str
+    case: str
+    output: str
+    largest: float  # |difference|
+    mean: float
+    relative: float  # largest, by the largest |value| of the reference
+    cosine: float
+    limit: float  # of `relative`
+
+    @property
+    def within(self) -> bool:
+        """What is not a number is never within."""
+        return self.relative <= self.limit
+
+    @property
+    def failure(self) -> str:
+        """In one line."""
+        where = f"{self.component}.{self.output} ({self.case}, {self.backend})"
+        found = "not a number" if math.isnan(self.relative) else f"{self.relative:.1e} of the largest value"
+        return f"{where}: {found}, at most {self.limit:g}"
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A row of a sampler, relative to the largest |value| of the reference.
+
+    `forced`: what the network says, after guidance, of the reference's own latents; an error that is there at once.
+    `stepped`: the latents after the row, where the sampler is given the reference's network. `free`: the latents after
+    the row of a run of its own; an error that adds up.
+    """
+
+    backend: str
+    row: int
+    t: float
+    forced: float
+    stepped: float
+    free: float
+    forced_limit: float
+    stepped_limit: float
+    free_limit: float
+
+    @property
+    def within(self) -> bool:
+        """All three."""
+        return not self.past
+
+    @property
+    def past(self) -> list[str]:
+        """Which of the three are past their limits; what is not a number always is."""
+        names = ("forced", "stepped", "free")
+        return [name for name in names if not getattr(self, name) <= getattr(self, f"{name}_limit")]
+
+    @property
+    def failure(self) -> str:
+        """In one line."""
+        found = (
+            f"{name} {getattr(self, name):.1e}, at most {getattr(self, f'{name}_limit'):.1e}" for name in self.past
+        )
+        return f"row {self.row} ({self.backend}): {'; '.join(found)}"
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """Two pictures from the same noise, uint8."""
+
+    backend: str
+    prompt: str
+    seed: int
+    psnr: float  # dB, infinite where they are equal
+    ssim: float | None  # None where scikit-image is not installed
+    off: float  # the share of pixels that differ by more than two grey levels
+    limit: float  # dB, at least
+
+    @property
+    def within(self) -> bool:
+        """By the PSNR."""
+        return self.psnr >= self.limit
+
+    @property
+    def failure(self) -> str:
+        """In one line."""
+        return f"picture of seed {self.seed} ({self.backend}): {self.psnr:.1f} dB, at least {self.limit:g}"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Everything that was measured, and on what: `about` holds tolerances with their reasons, request, versions,
+    hardware and the hashes of both sides. `origin` names what is not of the checkpoint at all. It stands in the
+    manifest.
+    """
+
+    figures: tuple[Figure, ...]
+    drifts: tuple[Drift, ...]
+    pictures: tuple[Likeness, ...]
+    about: Mapping[str, Any] = field(repr=False)
+    origin: tuple[str, ...] = ()
+
+    @property
+    def within(self) -> bool:
+        """Whether everything is within its tolerance, and something was measured."""
+        return bool(self.figures) and not self.failures
+
+    @property
+    def failures(self) -> list[str]:
+        """One line for each thing of another checkpoint or past its tolerance, in the order of their making."""
+        measured: tuple[Figure | Drift | Likeness, ...] = (*self.figures, *self.drifts, *self.pictures)
+        past = [one.failure for one in measured if not one.within]
+        return [*(f"not of this checkpoint: {one}" for one in self.origin), *past]
+
+    @property
+    def culprit(self) -> str:
+        """Where it began, by what is past its tolerance and what is not; empty where all is within."""
+        for one in self.figures:
+            if not one.within:
+                return one.component
+        past = {name for one in self.drifts for name in one.past}
+        if "forced" in past:  # the U-Net alone was right
+            return "guidance, or what the U-Net is told of words and sizes"
+        if "stepped" in past:
+            return "scheduler"
+        if any(not one.within for one in self.pictures) and not past:
+            return "decoding"
+        return "rounding that adds up" if past else ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what is infinite or not a number as a string, which JSON has no other way for."""
+        return {
+            "figures": [_plain(one) for one in self.figures],
+            "rows": [_plain(one) for one in self.drifts],
+            "pictures": [_plain(one) for one in self.pictures],
+            "within": self.within,
+            "about": dict(self.about),
+            "origin": list(self.origin),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Certificate":
+        """What `to_json` gave."""
+        try:
+            return cls(
+                tuple(_read(Figure, one) for one in value["figures"]),
+                tuple(_read(Drift, one) for one in value["rows"]),
+                tuple(_read(Likeness, one) for one in value["pictures"]),
+                dict(value["about"]),
+                tuple(map(str, value["origin"])),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise LdmrtError("manifest", "the certificate cannot be read", found=repr(error)) from None
+
+
+def figure(
+    component: str, backend: str, case: str, output: str, found: NDArray[Any], expected: NDArray[Any], limit: float
+) -> Figure:
+    """Measure `found` against `expected`, in float64; another shape is infinitely far."""
+    if found.shape != expected.shape:
+        return Figure(component, backend, case, output, math.inf, math.inf, math.inf, math.nan, limit)
+    a, b = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
+    apart = np.abs(a - b)
+    largest, size = float(apart.max()), float(np.abs(b).max())
+    relative = largest / size if size else (0.0 if largest == 0 else math.inf)
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    cosine = float(a @ b) / norms if norms else 1.0
+    return Figure(component, backend, case, output, largest, float(apart.mean()), relative, cosine, limit)
+
+
+def likeness(
+    backend: str, prompt: str, seed: int, found: NDArray[np.uint8], expected: NDArray[np.uint8], limit: float
+) -> Likeness:
+    """Measure a picture (H, W, 3) against the reference's."""
+    apart = np.abs(found.astype(np.float64) - expected)
+    off = float((apart.max(axis=-1) > OFF).mean())
+    return Likeness(backend, prompt, seed, psnr(found, expected), ssim(found, expected), off, limit)
+
+
+def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio of two uint8 pictures in dB; infinite where they are equal."""
+    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+    return math.inf if error == 0 else float(10 * np.log10(255.0**2 / error))
+
+
+def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float | None:
+    """Structural similarity (Wang et al. 2004) by scikit-image, where it is installed."""
+    try:
+        from skimage.metrics import structural_similarity
+    except ImportError:
+        return None
+    return float(structural_similarity(a, b, channel_axis=-1, data_range=255))
+
+
+def _plain(one: Any) -> dict[str, Any]:
+    values = asdict(one)
+    return {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in values.items()}
+
+
+def _read(kind: Any, value: Mapping[str, Any]) -> Any:
+    numbers = {one.name for one in fields(kind) if one.type in (float, "float", float | None)}
+    read = {k: float(v) if k in numbers and v is not None else v for k, v in value.items()}
+    return kind(**read)

@@ -1,0 +1,162 @@
+"""A pipeline against what the reference computed: component by component, row by row, picture by picture."""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import Bundle
+from .certificate import Certificate, Drift, Figure, Likeness, figure, likeness
+from .errors import LdmrtError, LdmrtWarning
+from .machine import processor, versions
+from .pipeline import Pipeline, Task
+from .reference import Case, Reference, Walk
+from .registers import Registers
+from .request import Request
+from .sampler import Latents
+from .specs import Engine
+from .tolerances import Tolerance, tolerances
+
+# The same float32 numbers through the same table; what an encoder adds to the start of inpainting counts too.
+STEPPED = 1e-5
+FACTOR = "scaling factor"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was measured of one component, or at last of the rows and the pictures."""
+
+    what: str
+    backend: str
+    figures: tuple[Figure, ...] = ()
+    drifts: tuple[Drift, ...] = ()
+    pictures: tuple[Likeness, ...] = ()
+    images: NDArray[np.uint8] | None = field(default=None, repr=False)
+
+    @property
+    def within(self) -> bool:
+        """All of it."""
+        measured: tuple[Figure | Drift | Likeness, ...] = (*self.figures, *self.drifts, *self.pictures)
+        return all(one.within for one in measured)
+
+    @property
+    def summary(self) -> tuple[str, str]:
+        """The worst of it, and its tolerance."""
+        if self.pictures:
+            least = min(self.pictures, key=lambda one: one.psnr)
+            return f"{least.psnr:.1f} dB" if least.psnr < math.inf else "identical", f">= {least.limit:g} dB"
+        pairs = [(one.relative, one.limit) for one in self.figures]
+        pairs += [(one.forced, one.forced_limit) for one in self.drifts]
+        pairs += [(one.stepped, one.stepped_limit) for one in self.drifts]
+        pairs += [(one.free, one.free_limit) for one in self.drifts]
+        worst, limit = max(pairs, key=_share)
+        return f"{worst:.1e}" if worst else "the same", f"<= {limit:.1g}" if limit else "the same"
+
+
+def _share(pair: tuple[float, float]) -> float:
+    """How much of its limit a value takes; what is not a number takes all."""
+    value, limit = pair
+    return math.inf if math.isnan(value) else value / limit if limit else value
+
+
+def check(pipeline: Pipeline, backend: str, reference: Reference, limits: Mapping[str, Tolerance]) -> Iterator[Checked]:
+    """Every recorded call of every component that is here, then the rows and the pictures."""
+    for name, tokenizer in pipeline.tokenizers.items():
+        for case in reference.cases:
+            if case.component == name:
+                with warnings.catch_warnings():  # of texts that are too long
+                    warnings.simplefilter("ignore", LdmrtWarning)
+                    ids = tokenizer([str(text) for text in case.inputs["texts"]])
+                measured = figure(name, backend, case.name, "input_ids", ids, case.outputs["input_ids"], 0.0)
+                yield Checked(name, backend, (measured,))
+    for name, engine in pipeline.engines.items():
+        if cases := [one for one in reference.cases if one.component == name]:
+            yield Checked(name, backend, tuple(check_engine(engine, name, backend, cases, limits[name].limit)))
+    found, expected = np.array(pipeline.shape.scaling_factor), np.array(reference.scaling_factor)
+    yield Checked(FACTOR, backend, (figure(FACTOR, backend, "config", "value", found, expected, 0.0),))
+    drifts, pictures, images = check_walk(pipeline, backend, reference.walk, limits)
+    yield Checked("rows", backend, drifts=tuple(drifts))
+    yield Checked("picture", backend, pictures=tuple(pictures), images=images)
+
+
+def check_engine(engine: Engine, name: str, backend: str, cases: Sequence[Case], limit: float) -> Iterator[Figure]:
+    """Every output of every recorded call of a component."""
+    for case in cases:
+        found = engine(**case.inputs)
+        for output, expected in case.outputs.items():
+            if output not in found:
+                raise LdmrtError(name, f"no output {output}", expected=", ".join(case.outputs), found=", ".join(found))
+            yield figure(name, backend, case.name, output, found[output], expected, limit)
+
+
+def check_walk(
+    pipeline: Pipeline, backend: str, walk: Walk, limits: Mapping[str, Tolerance]
+) -> tuple[list[Drift], list[Likeness], NDArray[np.uint8]]:
+    """The rows, the likeness of each picture, and the pictures.
+
+    Guidance g multiplies what the network may be off by with at most g + |1 - g|. A sampler fed with the same numbers
+    rounds as float32 does. Errors of rows add up: a run of its own may be off by row + 1 times as much.
+    """
+    task = pipeline.prepare(**walk.asked)
+    limit = limits["rows"].limit * max(1.0, 2 * float(walk.options.get("guidance", 1.0)) - 1)
+    rows = len(walk.said)
+    stepped = _stepped(task, walk)
+    free, x = [], task.x
+    for state in task.steps():
+        x = state.x
+        free.append(_relative(x, walk.x[state.row + 1]) if state.row < rows else math.inf)
+    free += [math.inf] * (rows - len(free))
+    drifts = [
+        Drift(backend, row, t, _relative(task.model(walk.x[row], t), walk.said[row]), stepped[row], free[row],
+              limit, STEPPED, (row + 1) * limit)
+        for row, t in enumerate(walk.t.tolist())
+    ]  # fmt: skip
+    images = pipeline.decode(x)
+    request = Request(**walk.options)
+    pairs = zip(request.prompts, request.seeds, images, walk.images, strict=True)
+    return drifts, [likeness(backend, *pair, limits["picture"].limit) for pair in pairs], images
+
+
+def _stepped(task: Task, walk: Walk) -> list[float]:
+    """How far the latents after each row are off where the network's word is the reference's: of the sampler alone.
+    The first row also answers for the latents before it. A plan of other rows is infinitely off.
+    """
+    if len(walk.said) != task.plan.rows:
+        return [math.inf] * len(walk.said)
+    run = Registers(task.plan, task.x if task.init is None else task.plan.noised(task.init, task.x))
+    off = [_relative(run.x, walk.x[0])]
+    for row, said in enumerate(walk.said):
+        x = run.move(row, said, task.noise(row) if task.plan.draws(row) else None)
+        if task.blend is not None:
+            x[...] = task.blend(row, x)
+        off.append(_relative(x, walk.x[row + 1]) + abs(float(task.plan.t[row] - walk.t[row])))
+    return [max(off[:2]), *off[2:]]
+
+
+def _relative(found: Latents, expected: Latents) -> float:
+    return float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-30))
+
+
+def gather(
+    measured: Sequence[Checked], bundle: Bundle, reference: Reference, origin: Sequence[str] = ()
+) -> Certificate:
+    """What was measured, with all that it was measured on, and what is not of the checkpoint."""
+    files, rows = bundle.manifest.get("files", {}), bundle.manifest.get("components", {})
+    about = {
+        "request": reference.walk.options,
+        "tolerances": {name: asdict(tolerance) for name, tolerance in tolerances(bundle).items()},
+        "bundle": {name: entry["sha256"] for name, entry in files.items() if name.endswith((".onnx", ".onnx_data"))},
+        "checkpoint": {name: {key: row.get(key) for key in ("weights", "config")} for name, row in rows.items()},
+        "versions": versions(),
+        "hardware": processor(),
+    }
+    return Certificate(
+        tuple(one for chunk in measured for one in chunk.figures),
+        tuple(one for chunk in measured for one in chunk.drifts),
+        tuple(one for chunk in measured for one in chunk.pictures),
+        about,
+        tuple(origin),
+    )

@@ -1,0 +1,32 @@
+"""What a difference may be, and why."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .bundle import Bundle
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Of a component, relative to the largest value of an output; of a picture, its PSNR in dB."""
+
+    limit: float
+    reason: str
+
+
+COMPONENT = {
+    "fp32": Tolerance(2e-5, "float32 against float32, only the order of sums differs: 3e-6 at most was measured"),
+    "fp16": Tolerance(1e-2, "float16 has 11 bits: an error of 5e-4 in each of many layers"),
+}
+PICTURE = {
+    "fp32": Tolerance(60.0, "a mean error of a quarter of a grey level after 20 rows and the decoder"),
+    "fp16": Tolerance(40.0, "a mean error of two and a half grey levels"),
+}
+
+
+def tolerances(bundle: Bundle) -> Mapping[str, Tolerance]:
+    """Of every component and of the picture. Rows and pictures come of all of them: the coarsest precision decides."""
+    precisions = {name: bundle.precision(name) for name in bundle.components}
+    coarsest = "fp16" if "fp16" in precisions.values() else "fp32"
+    limits = {name: COMPONENT[precision] for name, precision in precisions.items()}
+    return limits | {"rows": COMPONENT[coarsest], "picture": PICTURE[coarsest]}

@@ -1,0 +1,118 @@
+"""A model of full size all the way, and what each step takes, beside other exporters in the same run.
+
+    python -m ldmrt.tools.full_size sd15 --json benchmarks/results/full-size-sd15.json
+
+Every step is a process of its own, as a user would start it; its peak is the most memory that was resident at once.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from .random_checkpoint import NAMES
+
+OPTIMUM = "import sys; from optimum.exporters.onnx import main_export as export; "
+OPTIMUM += "export(sys.argv[1], output=sys.argv[2], library_name='diffusers', do_validation=False, dtype=sys.argv[3])"
+STEPS = ("export", "again", "torch", "optimum", "verify", "generate")
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a process took: seconds, and MB (10^6 bytes) at its peak."""
+
+    step: str
+    seconds: float
+    peak: float
+
+
+@click.command()
+@click.argument("family", type=click.Choice(list(NAMES)))
+@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
+@click.option("--work", type=click.Path(path_type=Path), default=Path("build/full_size"), show_default=True)
+@click.option("--step", "steps", multiple=True, type=click.Choice(STEPS), help="Only these; all where left out.")
+@click.option("--optimum", "other", type=click.Path(exists=True), help="A Python that has optimum-onnx.")
+@click.option("--side", default=256, show_default=True, help="Pixels of the picture, drawn in 2 steps.")
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write the numbers here too.")
+def full_size(
+    family: str, precision: str, work: Path, steps: tuple[str, ...], other: str | None, side: int, out: Path | None
+) -> None:
+    """Make a random checkpoint of FAMILY at full size, export it, export it again, verify it and draw a picture."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ldmrt.runtime import write_atomically
+    from ldmrt.runtime.machine import processor
+
+    checkpoint, bundle, scrap = (work / f"{family}-{precision}{end}" for end in ("", "-bundle", "-scrap"))
+    python, precise = [sys.executable, "-m"], ["--precision", precision]
+    ldmrt = [*python, "ldmrt.tools.cli"]
+    paths = [str(checkpoint), str(bundle)]
+    commands = {
+        "export": [*ldmrt, "export", *paths, *precise],
+        "again": [*ldmrt, "export", *paths, *precise],
+        "torch": [*python, "ldmrt.tools.plain_export", str(checkpoint), str(scrap), *precise],
+        "optimum": [str(other), "-c", OPTIMUM, str(checkpoint), str(scrap), precision],
+        "verify": [*ldmrt, "verify", str(bundle), "--against", str(checkpoint)],
+        "generate": [*ldmrt, "generate", str(bundle), "an astronaut", "--steps", "2", "--width", str(side),
+                     "--height", str(side), "-o", str(work / f"{family}-{precision}.png")],
+    }  # fmt: skip
+    if not (checkpoint / "model_index.json").is_file():
+        run("checkpoint", [*python, "ldmrt.tools.random_checkpoint", family, str(checkpoint), *precise])
+    if not steps or "export" in steps:
+        shutil.rmtree(bundle, ignore_errors=True)
+    rows = []
+    for name in steps or STEPS:
+        if name == "optimum" and other is None:
+            continue
+        rows.append(run(name, commands[name]))
+        shutil.rmtree(scrap, ignore_errors=True)
+    weights = sum(file.stat().st_size for file in bundle.rglob("*.onnx_data")) / 1e6
+    limit = 1.4 * weights + 1000
+    title = (
+        f"{family}, {precision}: {weights:.0f} MB of weights; an export may take 1.4 of that and 1 GB, {limit:.0f} MB"
+    )
+    table = Table("step", "seconds", "peak MB", title=title)
+    for row in rows:
+        table.add_row(row.step, f"{row.seconds:.0f}", f"{row.peak:.0f}")
+    Console().print(table)
+    about = {"family": family, "precision": precision, "weights_mb": weights, "limit_mb": limit, "cpu": processor()}
+    if out is not None:
+        with write_atomically(out) as file:
+            file.write(json.dumps({"about": about, "steps": [asdict(row) for row in rows]}, indent=2).encode())
+
+
+def run(step: str, command: list[str]) -> Taken:
+    """Run a process to its end; what it prints goes to the standard error."""
+    from ldmrt.runtime import LdmrtError
+
+    click.secho(f"-- {step}", fg="cyan", err=True)
+    begin = time.perf_counter()
+    child = subprocess.Popen(command, stdout=sys.stderr)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise LdmrtError("full_size", f"{step} failed", expected="exit code 0", found=child.returncode)
+    kilobyte = 1 if sys.platform == "darwin" else 1024
+    return Taken(step, time.perf_counter() - begin, usage.ru_maxrss * kilobyte / 1e6)
+
+
+def main() -> None:
+    """Run it: an `LdmrtError` is one message and exit code 2."""
+    from ldmrt.runtime import LdmrtError
+
+    try:
+        full_size()
+    except LdmrtError as error:
+        click.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

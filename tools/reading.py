@@ -1,0 +1,107 @@
+"""How a checkpoint is read on the command line: one set of options for everything that reads one."""
+
+import functools
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    import torch
+
+    from ldmrt.model import Checkpoint
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the options say."""
+
+    checkpoint: str | None
+    variant: str | None
+    tokenizer: Path | None
+    prediction: str | None
+    controlnets: dict[str, Path]
+    adapters: dict[str, Path]
+    loras: tuple[tuple[Path, float], ...]
+    embeddings: tuple[Path, ...]
+
+    def load(self, dtype: "torch.dtype") -> "tuple[Checkpoint, dict[str, Any]]":
+        """The checkpoint with everything that goes with it, and what the manifest says of the files that were merged
+        into its weights.
+        """
+        from ldmrt.model import load, load_adapter, load_controlnet
+        from ldmrt.model.inversion import add_embedding, read_embedding
+        from ldmrt.model.lora import merge, read_lora
+        from ldmrt.runtime.control import ADAPTER, CONTROLNET
+
+        assert self.checkpoint is not None
+        loaded = load(
+            self.checkpoint,
+            variant=self.variant,
+            dtype=dtype,
+            tokenizer=self.tokenizer,
+            prediction_type=self.prediction,
+        )
+        controls: dict[str, Any] = {
+            CONTROLNET + name: load_controlnet(path, dtype=dtype) for name, path in self.controlnets.items()
+        }
+        controls |= {ADAPTER + name: load_adapter(path, dtype=dtype) for name, path in self.adapters.items()}
+        loaded = replace(loaded, controls={**loaded.controls, **controls})
+        loras = [(read_lora(path), weight) for path, weight in self.loras]
+        merged = merge(loaded.networks, loras) if loras else {}
+        for embedding in map(read_embedding, self.embeddings):
+            for part, encoder in loaded.text_encoders.items():
+                name = part.replace("text_encoder", "tokenizer")
+                loaded.tokenizers[name] = add_embedding(encoder, loaded.tokenizers[name], embedding, part)
+            noted = {"token": embedding.token, "file": embedding.name, "sha256": embedding.sha256}
+            merged["embeddings"] = [*merged.get("embeddings", []), noted]
+        return loaded, merged
+
+
+class Weighed(click.ParamType):
+    """FILE or FILE:WEIGHT."""
+
+    name = "file[:weight]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Path, float]:
+        file, colon, weight = str(value).rpartition(":")
+        try:
+            return (Path(file), float(weight)) if colon else (Path(weight), 1.0)
+        except ValueError:  # the colon belongs to the path
+            return Path(value), 1.0
+
+
+def named(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
+    """NAME=FOLDER, several times."""
+    if wrong := [value for value in values if not all(value.partition("="))]:
+        raise click.BadParameter(f"{wrong[0]!r} is not NAME=FOLDER", ctx, param)
+    return {value.partition("=")[0]: Path(value.partition("=")[2]) for value in values}
+
+
+FILE = click.Path(path_type=Path)
+OPTIONS = (
+    click.option("--variant", help="Of the weights, such as fp16; the plain ones where left out."),
+    click.option("--tokenizer", type=FILE, help="A folder with CLIP's vocabulary, which a single file lacks."),
+    click.option("--prediction", type=click.Choice(["epsilon", "v_prediction"]),
+                 help="What the model predicts, where the checkpoint does not say it."),
+    click.option("--controlnet", "controlnets", multiple=True, callback=named, metavar="NAME=FOLDER",
+                 help="A ControlNet that goes with it; the U-Net then takes its residuals."),
+    click.option("--adapter", "adapters", multiple=True, callback=named, metavar="NAME=FOLDER",
+                 help="A T2I-Adapter that goes with it; the U-Net then takes its features."),
+    click.option("--lora", "loras", type=Weighed(), multiple=True, help="A LoRA to merge into the weights."),
+    click.option("--embedding", "embeddings", type=FILE, multiple=True, help="A textual inversion to add."),
+)  # fmt: skip
+
+
+def of_checkpoint(command: Any) -> Any:
+    """Gives a command with the parameter "checkpoint" the options of a `Reading`, which it takes as `source`."""
+
+    @functools.wraps(command)
+    def gathered(**given: Any) -> Any:
+        source = Reading(**{one.name: given.pop(one.name) for one in fields(Reading)})
+        return command(source=source, **given)
+
+    for option in reversed(OPTIONS):
+        gathered = option(gathered)
+    return gathered
