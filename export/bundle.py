@@ -22,6 +22,7 @@ from ldmrt.runtime.files import sha256
 from ldmrt.runtime.specs import TensorSpec
 
 from .components import Component, components
+from .islands import Islands
 from .onnx import GRAPH, OPSET, to_onnx
 
 
@@ -34,10 +35,11 @@ class Exported:
 
 
 def export_bundle(
-    checkpoint: Checkpoint, path: Path, *, only: Collection[str] = (), merged: Mapping[str, Any] | None = None
-) -> Iterator[Exported]:
+    checkpoint: Checkpoint, path: Path, *, only: Collection[str] = (), merged: Mapping[str, Any] | None = None,
+    islands: Islands | None = None,
+) -> Iterator[Exported]:  # fmt: skip
     """Export every component, or `only` some, to a bundle at `path` and yield after each. `merged` is what the manifest
-    says of files whose weights were added to the checkpoint's.
+    says of files whose weights were added to the checkpoint's, `islands` of modules that were raised to float32.
 
     A component whose weights, config and exporter are those of the bundle already there is taken from it, and files
     that the old manifest does not name stay. The bundle changes only after the last component: until then, and after
@@ -57,7 +59,7 @@ def export_bundle(
                     rows[name] = old["components"][name]
                     shutil.copytree(path / name, work / name)
                 continue
-            rows[name] = _row(component)
+            rows[name] = _row(component, (islands or {}).get(name, {}))
             reused = old.get("made_by") == made_by() and old["components"].get(name) == rows[name]
             if reused:
                 shutil.copytree(path / name, work / name)
@@ -113,8 +115,9 @@ def _old_manifest(path: Path) -> dict[str, Any]:
         return {}  # damaged: made anew
 
 
-def _row(component: Component) -> dict[str, Any]:
+def _row(component: Component, islands: Mapping[str, str]) -> dict[str, Any]:
     return {
+        **({"islands": dict(islands)} if islands else {}),
         "precision": component.precision,
         "opset": OPSET,
         "graph": GRAPH,

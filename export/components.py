@@ -157,10 +157,11 @@ class _Decoder(nn.Module):
 
 
 def _vae_decoder(c: Checkpoint) -> Iterator[Component]:
-    config, dtype = c.vae.config, dtype_of(c.vae)
+    config, module = c.vae.config, _Decoder(c.vae)
+    dtype = dtype_of(module)
     yield Component(
         "vae_decoder",
-        _Decoder(c.vae),
+        module,
         (latent(c, "latent_sample", config.latent_channels, dtype),),
         (picture("sample", config.out_channels, dtype),),
         to_config("AutoencoderKL", config),
@@ -177,10 +178,11 @@ class _Encoder(nn.Module):
 
 
 def _vae_encoder(c: Checkpoint) -> Iterator[Component]:
-    config, dtype = c.vae.config, dtype_of(c.vae)
+    config, module = c.vae.config, _Encoder(c.vae)
+    dtype = dtype_of(module)
     yield Component(
         "vae_encoder",
-        _Encoder(c.vae),
+        module,
         (picture("sample", config.in_channels, dtype),),
         (latent(c, "latent_parameters", 2 * config.latent_channels, dtype),),
         to_config("AutoencoderKL", config),

@@ -14,7 +14,7 @@ from ldmrt.runtime import LdmrtWarning, Request
 from ldmrt.runtime.control import KINDS
 from ldmrt.runtime.engines import Engines
 from ldmrt.runtime.pipeline import Pipeline
-from ldmrt.runtime.reference import CONTROL, Arrays, Case, Reference, Walk
+from ldmrt.runtime.reference import CONTROL, Arrays, Case, Reference, Walk, asked
 from ldmrt.runtime.sampler import Latents
 
 from .components import Component, components, example
@@ -55,12 +55,11 @@ def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0) -> Reference:
     """
     parts, plain = components(checkpoint), torch_pipeline(checkpoint)
     side = min(SIDE, plain.shape.size)
-    size = {"width": side, "height": side}
-    options: dict[str, Any] = {"prompt": prompt, "seed": seed, **size, "steps": STEPS, "guidance": GUIDANCE}
+    options = asking(prompt, seed, side, STEPS)
     rows = plain.plan(Request(**options)).rows
     heard = {name: Listening(part, _wanted(part, rows)) for name, part in parts.items()}
     pipeline = replace(plain, engines=Engines({name: partial(heard.__getitem__, name) for name in heard}))
-    given = _given(parts, checkpoint, side)
+    given = needed(parts, checkpoint, side)
     walk = _draw(pipeline, options, given)
     texts = [prompt, *TEXTS]
     with warnings.catch_warnings():  # of texts that are too long
@@ -99,7 +98,12 @@ def _wanted(part: Component, rows: int) -> dict[int, str]:
     return {0: "prompt" if _reads(part) else "picture"}
 
 
-def _given(parts: Mapping[str, Component], checkpoint: Checkpoint, side: int) -> Arrays:
+def asking(prompt: str, seed: int, side: int, steps: int) -> dict[str, Any]:
+    """The fields of a plain request."""
+    return {"prompt": prompt, "seed": seed, "width": side, "height": side, "steps": steps, "guidance": GUIDANCE}
+
+
+def needed(parts: Mapping[str, Component], checkpoint: Checkpoint, side: int) -> Arrays:
     """Pictures for what cannot do without: an inpainting model, and controls. A slope of colours, half of it masked."""
     slope = np.linspace(0, 255, side)
     picture = np.stack(np.broadcast_arrays(slope, slope[:, None], 255 - slope), axis=-1).astype(np.uint8)
@@ -113,9 +117,7 @@ def _given(parts: Mapping[str, Component], checkpoint: Checkpoint, side: int) ->
 
 def _draw(pipeline: Pipeline, options: dict[str, Any], given: Arrays) -> Walk:
     """The whole way with PyTorch, every row kept."""
-    none = np.empty(0)
-    walk = Walk(options, given, none, none.astype(np.float32), none.astype(np.float32), none.astype(np.uint8))
-    task = pipeline.prepare(**walk.asked)
+    task = pipeline.prepare(**asked(options, given))
     seen, said = list[Latents](), list[Latents]()
 
     def model(x: Latents, t: float) -> Latents:
@@ -126,4 +128,4 @@ def _draw(pipeline: Pipeline, options: dict[str, Any], given: Arrays) -> Walk:
     x = task.x
     for state in replace(task, model=model).steps():
         x = state.x
-    return replace(walk, t=task.plan.t, x=np.stack([*seen, x]), said=np.stack(said), images=pipeline.decode(x))
+    return Walk(options, given, task.plan.t, np.stack([*seen, x]), np.stack(said), pipeline.decode(x))

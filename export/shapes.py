@@ -29,8 +29,8 @@ def shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def dtype_of(module: nn.Module) -> str:
-    """The NumPy name of a network's precision."""
-    return str(next(module.parameters()).dtype).removeprefix("torch.")
+    """The NumPy name of a network's precision: the narrowest of its weights, for islands are wider."""
+    return str(min((one.dtype for one in module.parameters()), key=lambda kind: kind.itemsize)).removeprefix("torch.")
 
 
 def picture(name: str, channels: int, dtype: str, divisor: int = 1) -> TensorSpec:

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from .unet import UNet, UNetConfig
 from .weight_files import STEMS
 from .weights import fill, match, write
 
+Dtype = torch.dtype | Mapping[str, torch.dtype] | None
 WEIGHTS, TEXT_WEIGHTS = f"{STEMS[0]}.safetensors", f"{STEMS[1]}.safetensors"
 PIPELINE = {
     "_class_name": "StableDiffusionPipeline",
@@ -90,15 +92,16 @@ def load(
     source: str | Path,
     *,
     variant: str | None = None,
-    dtype: torch.dtype | None = torch.float32,
+    dtype: Dtype = torch.float32,
     tokenizer: str | Path | None = None,
     prediction_type: str | None = None,
 ) -> Checkpoint:
     """Read a folder in diffusers' layout, a single .safetensors or .ckpt file, or a model of the hub ("owner/name").
 
-    Of several `variant`s of the weights the plain one is read, or the only one. Weights become `dtype`; None leaves
-    them as they are stored. A single file needs a folder with the `tokenizer`; `prediction_type` is for models of which
-    nothing says it. Configs are checked before any weight is read.
+    Of several `variant`s of the weights the plain one is read, or the only one. Weights become `dtype`, which may be
+    one for each network's name and "" for all others; None leaves them as they are stored. A single file needs a folder
+    with the `tokenizer`; `prediction_type` is for models of which nothing says it. Configs are checked before any
+    weight is read.
     """
     path = Path(source)
     if path.is_file():
@@ -204,7 +207,7 @@ def build(part: str, kind: str, config: dict[str, Any]) -> Any:
             raise LdmrtError(part, "impossible config", found=first_line(error)) from None
 
 
-def _assemble(source: Source, dtype: torch.dtype | None) -> Checkpoint:
+def _assemble(source: Source, dtype: Dtype) -> Checkpoint:
     """Everything is checked that can be before the first weight is read."""
     for part in ("unet", "vae"):
         if part not in source.networks:
@@ -219,7 +222,8 @@ def _assemble(source: Source, dtype: torch.dtype | None) -> Checkpoint:
     tensors = {part: source.tensors(part) for part in networks}
     matched = {part: match(part, network, tensors[part]) for part, network in networks.items()}
     for part, network in networks.items():
-        fill(part, network, matched.pop(part), tensors.pop(part), dtype)
+        kind = dtype.get(part, dtype[""]) if isinstance(dtype, Mapping) else dtype
+        fill(part, network, matched.pop(part), tensors.pop(part), kind)
     return checkpoint
 
 

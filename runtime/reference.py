@@ -27,6 +27,12 @@ class Case:
     outputs: Arrays = field(repr=False)
 
 
+def asked(options: dict[str, Any], given: Arrays) -> dict[str, Any]:
+    """The fields of a request, its pictures among them: "image", "mask", "controls.NAME"."""
+    controls = {name.removeprefix(CONTROL): one for name, one in given.items() if name.startswith(CONTROL)}
+    return {**options, **{name: given[name] for name in ("image", "mask") if name in given}, "controls": controls}
+
+
 @dataclass(frozen=True)
 class Walk:
     """Pictures as the reference drew them: the fields of their `Request` and pictures `given` among them; at every row
@@ -49,8 +55,7 @@ class Walk:
     @property
     def asked(self) -> dict[str, Any]:
         """The fields of the request, pictures and all."""
-        controls = {k.removeprefix(CONTROL): v for k, v in self.given.items() if k.startswith(CONTROL)}
-        return {**self.options, **{k: v for k, v in self.given.items() if k in ("image", "mask")}, "controls": controls}
+        return asked(self.options, self.given)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from .reading import Reading, of_checkpoint
 @of_checkpoint
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16"]),
     default="fp32",
     show_default=True,
-    help="What the networks compute in.",
+    metavar="fp32|fp16|COMPONENT=fp16,...",
+    help="What the networks compute in: all, or by name. Where fp16 would overflow there are islands of fp32.",
 )
 @click.option("--components", "only", help="Only these, such as unet,vae_decoder; the others stay as they are.")
 @click.option("--verify/--no-verify", default=True, help="Whether to measure it at last and keep the certificate.")
@@ -30,19 +30,22 @@ def export(source: Reading, bundle: Path, precision: str, only: str | None, veri
 
     Example: ldmrt export model/pretrained/emoji64 out/emoji64
     """
-    import torch
-
     from ldmrt.export import components, export_bundle
+    from ldmrt.export.precision import parse, settle
     from ldmrt.runtime import Bundle
 
     from .progress import console
     from .verify import certify
 
-    begin = time.perf_counter()
-    loaded, merged = source.load(torch.float16 if precision == "fp16" else torch.float32)
+    begin, wanted = time.perf_counter(), parse(precision)
+    with console.status("reading the checkpoint, and where halves would overflow"):
+        loaded, merged, islands = settle(source.load, wanted)
+    for name, modules in islands.items():
+        for module, why in modules.items():
+            console.print(f"{name}: {module or 'all of it'} computes in fp32: {why}", highlight=False)
     with console.status("exporting") as status:
         chosen = [name.strip() for name in only.split(",")] if only else []
-        for done in export_bundle(loaded, bundle, only=chosen, merged=merged):
+        for done in export_bundle(loaded, bundle, only=chosen, merged=merged, islands=islands):
             seconds, begin = time.perf_counter() - begin, time.perf_counter()
             how = "reused: weights, config and versions are the same" if done.reused else f"exported in {seconds:.1f} s"
             console.print(f"{done.component}: {how}", highlight=False)

@@ -55,11 +55,11 @@ def full_size(
     ldmrt = [*python, "ldmrt.tools.cli"]
     paths = [str(checkpoint), str(bundle)]
     commands = {
-        "export": [*ldmrt, "export", *paths, *precise],
-        "again": [*ldmrt, "export", *paths, *precise],
+        "export": [*ldmrt, "export", *paths, *precise, "--no-verify"],
+        "again": [*ldmrt, "export", *paths, *precise, "--no-verify"],
         "torch": [*python, "ldmrt.tools.plain_export", str(checkpoint), str(scrap), *precise],
         "optimum": [str(other), "-c", OPTIMUM, str(checkpoint), str(scrap), precision],
-        "verify": [*ldmrt, "verify", str(bundle), "--against", str(checkpoint)],
+        "verify": [*ldmrt, "verify", str(bundle), "--against", str(checkpoint), "--store"],
         "generate": [*ldmrt, "generate", str(bundle), "an astronaut", "--steps", "2", "--width", str(side),
                      "--height", str(side), "-o", str(work / f"{family}-{precision}.png")],
     }  # fmt: skip

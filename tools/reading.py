@@ -1,6 +1,7 @@
 """How a checkpoint is read on the command line: one set of options for everything that reads one."""
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +27,9 @@ class Reading:
     loras: tuple[tuple[Path, float], ...]
     embeddings: tuple[Path, ...]
 
-    def load(self, dtype: "torch.dtype") -> "tuple[Checkpoint, dict[str, Any]]":
+    def load(self, dtype: "Mapping[str, torch.dtype]") -> "tuple[Checkpoint, dict[str, Any]]":
         """The checkpoint with everything that goes with it, and what the manifest says of the files that were merged
-        into its weights.
+        into its weights. `dtype` is one for each network's name, and "" for all others.
         """
         from ldmrt.model import load, load_adapter, load_controlnet
         from ldmrt.model.inversion import add_embedding, read_embedding
@@ -43,10 +44,15 @@ class Reading:
             tokenizer=self.tokenizer,
             prediction_type=self.prediction,
         )
-        controls: dict[str, Any] = {
-            CONTROLNET + name: load_controlnet(path, dtype=dtype) for name, path in self.controlnets.items()
+        kinds: tuple[tuple[str, Any, dict[str, Path]], ...] = (
+            (CONTROLNET, load_controlnet, self.controlnets),
+            (ADAPTER, load_adapter, self.adapters),
+        )
+        controls = {
+            kind + name: read(path, dtype=dtype.get(kind + name, dtype[""]))
+            for kind, read, folders in kinds
+            for name, path in folders.items()
         }
-        controls |= {ADAPTER + name: load_adapter(path, dtype=dtype) for name, path in self.adapters.items()}
         loaded = replace(loaded, controls={**loaded.controls, **controls})
         loras = [(read_lora(path), weight) for path, weight in self.loras]
         merged = merge(loaded.networks, loras) if loras else {}

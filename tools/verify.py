@@ -79,7 +79,7 @@ def modules(bundle: "Bundle", source: Reading, reference: "Reference", name: str
     from ldmrt.export.bisect import bisect
     from ldmrt.runtime.tolerances import tolerances
 
-    parts = components(source.load(torch.float32)[0])
+    parts = components(source.load({"": torch.float32})[0])
     calls = [one for one in reference.cases if one.component == name and not one.name.startswith("batch")]
     call = calls[len(calls) // 2]
     limit = tolerances(bundle)[name].limit
@@ -118,15 +118,15 @@ def recorded(bundle: "Bundle", source: Reading, prompt: str, seed: int) -> "tupl
     import torch
 
     from ldmrt.export import other_origin, record
+    from ldmrt.export.precision import islands, lower, precisions
 
     from .progress import console
 
     with console.status("the checkpoint, with PyTorch"):
         origin = []
         if bundle.manifest:
-            halved = bundle.precision("unet") == "fp16"
-            origin = other_origin(bundle, source.load(torch.float16 if halved else torch.float32)[0])
-        return origin, record(source.load(torch.float32)[0], prompt, seed=seed)
+            origin = other_origin(bundle, lower(source.load, precisions(bundle), islands(bundle))[0])
+        return origin, record(source.load({"": torch.float32})[0], prompt, seed=seed)
 
 
 def shown(

@@ -1,0 +1,24 @@
+"""Stable Diffusion 1.5's size, the whole way: minutes, and 13 GB on disk."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_stable_diffusion_15_within_memory(tmp_path: Path) -> None:
+    out = tmp_path / "numbers.json"
+    steps = [word for step in ("export", "again", "verify", "generate") for word in ("--step", step)]
+    command = [sys.executable, "-m", "ldmrt.tools.full_size", "sd15", "--work", tmp_path, *steps, "--json", out]
+    ran = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    numbers = json.loads(out.read_text())
+    taken = {row["step"]: row for row in numbers["steps"]}
+    assert list(taken) == ["export", "again", "verify", "generate"]
+    assert numbers["about"]["weights_mb"] > 4200
+    assert taken["export"]["peak"] <= numbers["about"]["limit_mb"]
+    assert ran.stderr.count("reused") == 4
+    assert (tmp_path / "sd15-fp32.png").is_file()
