@@ -19,7 +19,8 @@ import click
 from .random_checkpoint import NAMES
 
 OPTIMUM = "import sys; from optimum.exporters.onnx import main_export as export; "
-OPTIMUM += "export(sys.argv[1], output=sys.argv[2], library_name='diffusers', do_validation=False, dtype=sys.argv[3])"
+OPTIMUM += "export(sys.argv[1], output=sys.argv[2], task='text-to-image', library_name='diffusers', "
+OPTIMUM += "do_validation=False, dtype=sys.argv[3])"
 STEPS = ("export", "again", "torch", "optimum", "verify", "generate")
 
 
