@@ -108,11 +108,15 @@ def measured(module: nn.Module) -> Iterator[dict[str, float]]:
 
         return hook
 
+    halves: dict[nn.Parameter, Tensor] = {}  # which may lie in a file's mapping, and stay there
+
     def open_up(leaf: nn.Module, _: Any) -> None:
-        leaf.float()
+        for weight in leaf.parameters(recurse=False):
+            halves[weight], weight.data = weight.data, weight.data.float()
 
     def close(leaf: nn.Module, _: Any, __: Any) -> None:
-        leaf.half()
+        for weight in leaf.parameters(recurse=False):
+            weight.data = halves.pop(weight)
 
     for name, one in modules_of(module).items():
         hooks.append(one.register_forward_hook(note(name)))
