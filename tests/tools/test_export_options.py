@@ -75,7 +75,7 @@ def test_lora_and_word_are_merged_and_noted(ldmrt: Any, checkpoint: Path, bundle
         (["--controlnet", "canny=none"], "missing file"),
         (["--adapter", "sketch"], "is not NAME=FOLDER"),
         (["--adapter", "sketch=none"], "adapter: missing file"),
-        (["--precision", "fp8"], "Invalid value for '--precision'"),
+        (["--precision", "fp8"], "impossible precision 'fp8'"),
     ],
 )
 def test_bad_option(
