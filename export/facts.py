@@ -1,7 +1,7 @@
 """What can be seen without running: a graph's weights are the checkpoint's to the bit, and its norms have their eps."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,25 +36,36 @@ def other_graph(component: Component, path: Path) -> Iterator[str]:
         if digests[name] not in ways if name in digests else not anywhere.intersection(ways):
             yield f"{component.name}: {name} is another"
     nodes = {node.name: node for node in model.graph.node}
+    constants = {one.name: one for one in model.graph.initializer}
     for key, module in component.module.named_modules():
         if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+            name = module_path(key)
             grouped = isinstance(module, nn.GroupNorm)
-            name, kind = module_path(key), "GroupNormalization" if grouped else "LayerNormalization"
-            found = _attributes(nodes.get(f"{name}/{kind}"))
-            expected = {"epsilon": np.float32(module.eps), **({"num_groups": module.num_groups} if grouped else {})}
-            for attribute, value in expected.items():
-                if found.get(attribute) != value:
-                    yield f"{component.name}: {attribute} of {name} is {found.get(attribute)}, not {value}"
+            kind = "InstanceNormalization" if grouped else "LayerNormalization"
+            found = {"epsilon": _epsilon(nodes.get(f"{name}/{kind}"))}
+            expected = {"epsilon": np.float32(module.eps)}
+            if grouped:
+                found["groups"] = _groups(nodes.get(f"{name}/Reshape"), constants, beside)
+                expected["groups"] = module.num_groups
+            for what, value in expected.items():
+                if found[what] != value:
+                    yield f"{component.name}: {what} of {name} is {found[what]}, not {value}"
+
+
+def _epsilon(node: Any) -> Any:
+    given = [one.f for one in node.attribute if one.name == "epsilon"] if node else [np.nan]
+    return np.float32([*given, 1e-5][0])  # which is where ONNX has none
+
+
+def _groups(node: Any, constants: Mapping[str, Any], beside: str) -> int | None:
+    """Of a shape (0, groups, -1)."""
+    import onnx
+
+    if node is None or node.input[1] not in constants:
+        return None
+    shape = onnx.numpy_helper.to_array(constants[node.input[1]], beside)
+    return int(shape[1]) if len(shape) == 3 else None
 
 
 def _digest(array: Any) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
-
-
-def _attributes(node: Any) -> dict[str, Any]:
-    import onnx
-
-    if node is None:
-        return {}
-    values = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
-    return {**values, "epsilon": np.float32(values.get("epsilon", 1e-5))}

@@ -16,9 +16,10 @@ from ldmrt.runtime.specs import TensorSpec
 
 from .components import DIMS, Component, example, split_symbol, tensors
 from .names import name_after_modules
+from .norms import TRANSLATIONS
 
-GRAPH = 2  # grows when the same component is written as another graph: bundles then export it anew
-OPSET = 23  # native GroupNormalization and Attention
+GRAPH = 3  # grows when the same component is written as another graph: bundles then export it anew
+OPSET = 23  # native Attention
 INLINE = 1024  # bytes: smaller constants stay in the graph, which shape inference reads
 
 
@@ -40,6 +41,7 @@ def to_onnx(component: Component, folder: Path) -> Path:
             input_names=[spec.name for spec in inputs],
             output_names=[spec.name for spec in outputs],
             opset_version=OPSET,
+            custom_translation_table=TRANSLATIONS,
         )
     assert program is not None
     model: Any = program.model

@@ -74,6 +74,18 @@ def attribute(component: str, node: str, name: str, value: Any) -> Plant:
     return graph(component, edit)
 
 
+def regrouped(component: str, norm: str, groups: int) -> Plant:
+    """A GroupNorm of other groups, by constants of its own."""
+
+    def edit(graph: Any) -> None:
+        fresh = {"shape": np.array([0, groups, -1]), "one": np.ones(groups, "f"), "zero": np.zeros(groups, "f")}
+        graph.initializer.extend(numpy_helper.from_array(value, f"{norm}.{name}") for name, value in fresh.items())
+        node_of(graph, f"{norm}/Reshape").input[1] = f"{norm}.shape"
+        node_of(graph, f"{norm}/InstanceNormalization").input[1:] = [f"{norm}.one", f"{norm}.zero"]
+
+    return graph(component, edit)
+
+
 def skipped(component: str, node: str, keep: int = 0) -> Plant:
     """A node that passes one of its inputs on."""
 

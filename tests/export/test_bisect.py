@@ -122,12 +122,12 @@ FAULTS: dict[str, tuple[str, Fault, str]] = {  # component, what is done, where
     ),
     "epsilon, U-Net": (
         "unet",
-        attribute("down_blocks.1.resnets.0.norm2/GroupNormalization", "epsilon", 1e-3),
+        attribute("down_blocks.1.resnets.0.norm2/InstanceNormalization", "epsilon", 1e-3),
         "down_blocks.1.resnets.0.norm2",
     ),
     "epsilon, decoder": (
         "vae_decoder",
-        attribute("decoder.up_blocks.1.resnets.0.norm1/GroupNormalization", "epsilon", 1e-3),
+        attribute("decoder.up_blocks.1.resnets.0.norm1/InstanceNormalization", "epsilon", 1e-3),
         "decoder.up_blocks.1.resnets.0.norm1",
     ),
     "epsilon, text encoder": (
@@ -274,7 +274,7 @@ def test_jump_is_measured_against_what_a_tensor_was_computed_from(
     rows = {
         row.node: row for row in run(parts["unet"], planted(bundle, tmp_path, "unet", FAULTS["epsilon, U-Net"][1])).rows
     }
-    norm, conv = (f"down_blocks.1.resnets.0.{name}" for name in ("norm2/GroupNormalization", "conv2/Conv"))
+    norm, conv = (f"down_blocks.1.resnets.0.{name}" for name in ("norm2/Add", "conv2/Conv"))
     before, between = rows["down_blocks.1.resnets.0/Add"], rows["down_blocks.1.resnets.0/Mul_1"]
     assert rows[norm].jump == pytest.approx(rows[norm].difference / before.difference)
     assert rows[conv].jump == pytest.approx(rows[conv].difference / between.difference)

@@ -28,6 +28,7 @@ from .faults import (
     lines,
     node_of,
     operator,
+    regrouped,
     skipped,
     swapped,
     truthful,
@@ -54,8 +55,8 @@ FAULTS: dict[str, tuple[Plant, str]] = {
     "a kernel flipped": (weight(UNET, f"{RESNET}.conv2.weight", lambda v: v[..., ::-1]), UNET),
     "a bias dropped": (weight(UNET, f"{RESNET}.conv1.bias", np.zeros_like), UNET),
     "a weight rounded to float16": (weight(UNET, f"{RESNET}.conv1.weight", lambda v: v.astype(np.float16)), UNET),
-    "a GroupNorm's eps": (attribute(UNET, f"{RESNET}.norm1/GroupNormalization", "epsilon", 1e-3), UNET),
-    "a GroupNorm's groups": (attribute(UNET, f"{RESNET}.norm1/GroupNormalization", "num_groups", 4), UNET),
+    "a GroupNorm's eps": (attribute(UNET, f"{RESNET}.norm1/InstanceNormalization", "epsilon", 1e-3), UNET),
+    "a GroupNorm's groups": (regrouped(UNET, f"{RESNET}.norm1", 4), UNET),
     "a LayerNorm's eps": (attribute(UNET, f"{BLOCK}.norm1/LayerNormalization", "epsilon", 1e-3), UNET),
     "attention's scale": (attribute(UNET, f"{BLOCK}.attn1/Attention", "scale", 0.5), UNET),
     "timestep angles in float16": (halved(UNET, "Mul"), UNET),
@@ -76,7 +77,7 @@ FAULTS: dict[str, tuple[Plant, str]] = {
     "the last norm's gain": (weight(TEXT, "final_layer_norm.weight", np.ones_like), TEXT),
     "one number of a word": (weight(TEXT, f"{LAYER}.mlp.fc1.bias", one_more), TEXT),
     "a bias of the decoder": (weight(DECODE, f"{DECODER}.conv2.bias", np.zeros_like), DECODE),
-    "eps of the decoder": (attribute(DECODE, f"{DECODER}.norm2/GroupNormalization", "epsilon", 1e-3), DECODE),
+    "eps of the decoder": (attribute(DECODE, f"{DECODER}.norm2/InstanceNormalization", "epsilon", 1e-3), DECODE),
     "attention of the decoder left out": (skipped(DECODE, "decoder.mid_block.attentions.0/Add", 1), DECODE),
     "a kernel of the encoder transposed": (
         weight(ENCODE, f"{ENCODER}.conv1.weight", lambda v: v.swapaxes(2, 3)),
@@ -168,7 +169,7 @@ def test_the_least_change_of_eps_is_seen(made: Made, tmp_path: Path) -> None:
     """1e-6 for 1e-5 moves a decoder by no more than rounding does: the graph itself says it."""
     bundle = tmp_path / "bundle"
     shutil.copytree(made.bundle, bundle)
-    attribute(DECODE, f"{DECODER}.norm1/GroupNormalization", "epsilon", 1e-5)(bundle)
+    attribute(DECODE, f"{DECODER}.norm1/InstanceNormalization", "epsilon", 1e-5)(bundle)
     truthful(bundle)
     facts = other_origin(Bundle.open(bundle), made.checkpoint)
     assert facts == [f"vae_decoder: epsilon of {DECODER}.norm1 is {np.float32(1e-5)}, not {np.float32(1e-6)}"]
