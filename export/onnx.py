@@ -15,6 +15,7 @@ from ldmrt.runtime.errors import first_line
 from ldmrt.runtime.specs import TensorSpec
 
 from .components import DIMS, Component, example, split_symbol, tensors
+from .fold import fold
 from .names import name_after_modules
 from .norms import TRANSLATIONS
 
@@ -24,7 +25,9 @@ INLINE = 1024  # bytes: smaller constants stay in the graph, which shape inferen
 
 
 def to_onnx(component: Component, folder: Path) -> Path:
-    """Write FOLDER/model.onnx and model.onnx_data, checked, with the dimensions named after the specs."""
+    """Write FOLDER/model.onnx and model.onnx_data, checked, with the dimensions named after the specs; beside a
+    U-Net its folded step.
+    """
     import onnx
     import onnx_ir
 
@@ -59,6 +62,8 @@ def to_onnx(component: Component, folder: Path) -> Path:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
         raise LdmrtError(component.name, "the exported graph is not valid", found=first_line(error)) from None
+    if component.name == "unet":
+        fold(path)
     return path
 
 

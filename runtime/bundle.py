@@ -16,6 +16,7 @@ from .reference import Reference
 from .specs import TensorSpec
 
 MANIFEST = "ldmrt.json"
+STEP = "step.onnx"  # beside the U-Net's graph, with which it shares the weights
 SCHEMA = 1
 REQUIRED = ("unet", "vae_decoder")
 ORDER = ("text_encoder", "unet", "vae", "controlnet", "adapter")  # of the components, by how their names begin

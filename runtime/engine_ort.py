@@ -1,8 +1,10 @@
 """ONNX Runtime as an engine."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LdmrtError, first_line
@@ -32,7 +34,8 @@ def available() -> tuple[str, ...]:
 class OrtEngine:
     """One ONNX file in one ONNX Runtime session."""
 
-    def __init__(self, component: str, path: Path, backend: str = "onnxruntime") -> None:
+    def __init__(self, component: str, path: Path, backend: str = "onnxruntime", threads: int = 0) -> None:
+        """`threads` of the CPU; 0 leaves it to ONNX Runtime, which takes one a core."""
         try:
             import onnxruntime as ort
         except ImportError:
@@ -47,12 +50,14 @@ class OrtEngine:
             )
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors; they also arrive as exceptions
+        options.intra_op_num_threads = threads
         try:
             self._session: Any = ort.InferenceSession(str(path), options, providers=[provider])
         except Exception as error:  # onnxruntime raises its own classes, none public
             raise LdmrtError(
                 component, f"cannot load {path}", found=first_line(error), hint="export the bundle again"
             ) from None
+        self._device = "cuda" if provider == PROVIDERS["onnxruntime-cuda"] else "cpu"
         self.component = component
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
@@ -67,9 +72,69 @@ class OrtEngine:
             raise LdmrtError(self.component, "ONNX Runtime failed", found=first_line(error)) from None
         return dict(zip(self._names, results, strict=True))
 
+    def bind(self, shapes: Mapping[str, tuple[int, ...]], feedback: Mapping[str, str]) -> "OrtBinding":
+        """Make ready for calls whose inputs and outputs stay where the session computes. `feedback` names outputs that
+        the next launch takes as inputs.
+        """
+        missing = [spec.name for spec in self.inputs if spec.name not in shapes]
+        if missing:
+            raise LdmrtError(self.component, f"no input {missing[0]}", expected=", ".join(map(str, self.inputs)))
+        return OrtBinding(self.component, self._session, self._device, self.inputs, self._names, feedback)
+
     def close(self) -> None:
         """Free the session."""
         self._session = None
+
+
+class OrtBinding:
+    """Upload, launch as often as you like, download: what lies on the device stays there in between."""
+
+    def __init__(
+        self, component: str, session: Any, device: str, inputs: tuple[TensorSpec, ...], outputs: list[str],
+        feedback: Mapping[str, str],
+    ) -> None:  # fmt: skip
+        self._component, self._session, self._device = component, session, device
+        self._dtypes = {spec.name: spec.dtype for spec in inputs}
+        self._outputs, self._feedback = outputs, feedback
+        self._values: dict[str, Any] = {}
+        self._spare: dict[str, Any] = {}  # for an output that is fed back: where the input before it lay
+
+    def upload(self, **arrays: NDArray) -> None:
+        """Inputs. Those that are left out stay as they are."""
+        import onnxruntime as ort
+
+        for name, array in arrays.items():
+            ready = np.ascontiguousarray(array, self._dtypes[name])
+            # A copy also on the CPU, where ONNX Runtime would compute in the caller's array.
+            self._values[name] = ort.OrtValue.ortvalue_from_numpy(ready.copy(), self._device)
+        for output, target in self._feedback.items():
+            if target in arrays:
+                like = np.empty(arrays[target].shape, self._dtypes[target])
+                self._spare[output] = ort.OrtValue.ortvalue_from_numpy(like, self._device)
+
+    def launch(self) -> None:
+        """Run once."""
+        binding = self._session.io_binding()
+        for name in self._dtypes:
+            binding.bind_ortvalue_input(name, self._values[name])
+        for name in self._outputs:
+            if name in self._spare:
+                binding.bind_ortvalue_output(name, self._spare[name])
+            else:
+                binding.bind_output(name, self._device)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise LdmrtError(self._component, "ONNX Runtime failed", found=first_line(error)) from None
+        # Those that were bound as they are, for they own their memory; what is got back only refers to it.
+        made = {**dict(zip(self._outputs, binding.get_outputs(), strict=True)), **self._spare}
+        self._values |= made
+        for output, target in self._feedback.items():
+            self._spare[output], self._values[target] = self._values[target], made[output]
+
+    def download(self, *names: str) -> dict[str, NDArray]:
+        """Outputs, all where none is named, as arrays of their own."""
+        return {name: self._values[name].numpy().copy() for name in names or self._outputs}
 
 
 def _spec(node: Any) -> TensorSpec:

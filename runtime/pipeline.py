@@ -160,9 +160,9 @@ class Pipeline:
 BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda")
 
 
-def open_pipeline(bundle: str | Path, backend: str = "auto", *, check: bool = True) -> Pipeline:
+def open_pipeline(bundle: str | Path, backend: str = "auto", *, check: bool = True, threads: int = 0) -> Pipeline:
     """Open a bundle for generating. `check` compares its files with the manifest first, and warns where no certificate
-    holds for them.
+    holds for them. `threads` are those of the CPU, 0 one a core.
     """
     from .engine_ort import OrtEngine
 
@@ -173,7 +173,8 @@ def open_pipeline(bundle: str | Path, backend: str = "auto", *, check: bool = Tr
         hint = f"ldmrt verify {bundle} --against CHECKPOINT --store"
         warnings.warn(f"{bundle}: {doubt}; next: {hint}", LdmrtWarning, stacklevel=2)
     provider = "onnxruntime" if backend == "auto" else backend
-    engines = Engines({name: partial(OrtEngine, name, opened.model(name), provider) for name in opened.components})
+    makers = {name: partial(OrtEngine, name, opened.model(name), provider, threads) for name in opened.components}
+    engines = Engines(makers)
     tokenizers = {path.name: Tokenizer.open(path) for path in opened.tokenizers}
     certificate = opened.certificate if check else None
     return Pipeline(engines, tokenizers, opened.scheduler, opened.shape, certificate)

@@ -1,0 +1,202 @@
+"""One model drawn by several programs in turns: what each takes, beside how like its picture is.
+
+    python -m ldmrt.tools.compare model/pretrained/emoji64 out/emoji64 --json benchmarks/results/compare-emoji64.json
+
+The same weights, first latents, sampler, steps and threads, each program in a process of its own. A speed whose picture
+differs from diffusers' is not shown.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+SCRIPT = Path(__file__).with_name("contestant.py").read_text()  # by name, its folder would hide modules of Python
+REFERENCE = "diffusers"
+# As `ldmrt verify` asks: whole pipelines in float32, and in float16.
+PSNR = {"fp32": 60.0, "fp16": 40.0}
+
+
+@dataclass
+class Contestant:
+    """A program, and what was measured of it."""
+
+    name: str
+    python: str
+    path: Path  # what it opens
+    options: dict[str, Any] = field(default_factory=dict)
+    ready: float = 0.0  # seconds from its start until it could draw
+    first: float = 0.0  # seconds of the first picture
+    seconds: list[float] = field(default_factory=list)  # of the next ones
+    peak: float = 0.0  # bytes
+    psnr: float = 0.0  # dB to the reference's picture
+
+    @property
+    def kind(self) -> str:
+        """What `contestant.py` knows it by."""
+        return self.name.split(",")[0]
+
+
+class Worker:
+    """The process of a contestant."""
+
+    def __init__(self, one: Contestant, ask: dict[str, Any]) -> None:
+        self._one = one
+        ask = {**ask, "options": one.options}
+        threads = {f"{name}_NUM_THREADS": str(ask["threads"]) for name in ("OMP", "MKL", "OPENBLAS")}
+        self._process = subprocess.Popen(
+            [one.python, "-c", SCRIPT, one.kind, str(one.path), json.dumps(ask)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **threads},
+        )  # fmt: skip
+
+    def answer(self) -> dict[str, float]:
+        """Its next answer; an `LdmrtError` with its last words where it ended."""
+        from ldmrt.runtime import LdmrtError
+
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("ANSWER "):
+                return dict(json.loads(line.removeprefix("ANSWER ")))
+        _, said = self._process.communicate()
+        found = (said.strip().splitlines() or ["nothing"])[-1]
+        raise LdmrtError("compare", f"{self._one.name} ended", expected="a picture", found=found)
+
+    def draw(self, path: Path) -> dict[str, float]:
+        """Have it draw a picture and save it at `path`, .npy."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{path}\n")
+        self._process.stdin.flush()
+        return self.answer()
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait()
+
+
+def race(contestants: list[Contestant], ask: dict[str, Any], rounds: int, folder: Path) -> None:
+    """Let them draw in turns, `rounds` pictures each after a first one."""
+    from ldmrt.runtime.certificate import psnr
+
+    workers = []
+    try:
+        for one in contestants:
+            begin = time.perf_counter()
+            workers.append(Worker(one, ask))
+            workers[-1].answer()
+            one.ready = time.perf_counter() - begin
+        for number in range(rounds + 1):
+            for one, worker in zip(contestants, workers, strict=True):
+                took = worker.draw(folder / f"{one.name}.npy")
+                if number:
+                    one.seconds.append(took["seconds"])
+                else:
+                    one.first = took["seconds"]
+                one.peak = took["peak"]
+    finally:
+        for worker in workers:
+            worker.close()
+    expected = np.load(folder / f"{REFERENCE}.npy")
+    for one in contestants:
+        one.psnr = float(psnr(np.load(folder / f"{one.name}.npy"), expected))
+
+
+def ratio(one: Contestant, other: Contestant) -> float:
+    """The median of the rounds' ratios: a busy moment strikes both."""
+    return statistics.median(a / b for a, b in zip(one.seconds, other.seconds, strict=True))
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--prompt", default="a red apple, noto style, blue background", show_default=True)
+@click.option("--side", type=click.IntRange(8), help="Pixels; the model's own size where left out.")
+@click.option("--steps", default=20, show_default=True)
+@click.option("--guidance", default=5.0, show_default=True)
+@click.option("--threads", default=2, show_default=True)
+@click.option("--rounds", default=10, show_default=True, help="Pictures of each, after a first one.")
+@click.option("--compiled", is_flag=True, help="Also diffusers with its U-Net through torch.compile.")
+@click.option("--low-memory", is_flag=True, help="Also ldmrt with one component in memory at a time.")
+@click.option("--optimum", "other", type=click.Path(exists=True), help="A Python that has optimum-onnx: also that.")
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write the numbers here too.")
+def compare(
+    checkpoint: Path, bundle: Path, prompt: str, side: int | None, steps: int, guidance: float, threads: int,
+    rounds: int, compiled: bool, low_memory: bool, other: str | None, out: Path | None,
+) -> None:  # fmt: skip
+    """Draw one picture with diffusers on CHECKPOINT and with ldmrt on BUNDLE, in turns."""
+    from ldmrt.runtime import Bundle, LdmrtError, write_atomically
+    from ldmrt.runtime.machine import processor, versions
+    from ldmrt.runtime.noise import noise
+
+    opened = Bundle.open(bundle)
+    side = side or opened.shape.size
+    options = {"threads": threads}
+    contestants = [
+        Contestant(REFERENCE, sys.executable, checkpoint),
+        Contestant("ldmrt", sys.executable, bundle, options),
+    ]
+    if low_memory:
+        contestants.append(Contestant("ldmrt, low memory", sys.executable, bundle, {**options, "low_memory": True}))
+    if compiled:
+        contestants.append(Contestant("torch.compile", sys.executable, checkpoint))
+    if other:
+        contestants.append(Contestant("optimum", other, bundle))
+    least = PSNR.get(opened.precision("unet"), PSNR["fp16"])
+    with tempfile.TemporaryDirectory() as folder:
+        latents = noise([0], 0, (opened.shape.channels, side // opened.shape.factor, side // opened.shape.factor))
+        np.save(f"{folder}/noise.npy", latents)
+        ask = {"prompt": prompt, "width": side, "height": side, "steps": steps, "guidance": guidance}
+        race(contestants, {**ask, "threads": threads, "noise": f"{folder}/noise.npy"}, rounds, Path(folder))
+    show(contestants, least, f"{bundle.name}, {side}x{side}, {steps} steps, guidance {guidance:g}, {threads} threads")
+    if out is not None:
+        about = {**ask, "threads": threads, "rounds": rounds, "cpu": processor(), "versions": versions()}
+        rows = [{**asdict(one), "ratio": ratio(one, contestants[0])} for one in contestants]
+        for row in rows:
+            row.pop("python"), row.pop("path"), row.pop("options")
+            row["psnr"] = row["psnr"] if np.isfinite(row["psnr"]) else "identical"
+        with write_atomically(out) as file:
+            file.write(json.dumps({"about": about, "contestants": rows}, indent=2).encode())
+    if strange := [one.name for one in contestants if one.psnr < least]:
+        found = ", ".join(strange)
+        raise LdmrtError("compare", "another picture", expected=f">= {least:g} dB to diffusers'", found=found)
+
+
+def show(contestants: list[Contestant], least: float, title: str) -> None:
+    """A table on the standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    for name in ("", "seconds", f"of {REFERENCE}'", "first picture", "peak MB", "PSNR dB"):
+        table.add_column(name, justify="left" if not name else "right")
+    for one in contestants:
+        alike = one.psnr >= least
+        speed = [f"{statistics.median(one.seconds):.3f}", f"{ratio(one, contestants[0]):.3f}"] if alike else ["", ""]
+        first = f"{one.ready + one.first:.2f}"
+        table.add_row(one.name, *speed, first, f"{one.peak / 1e6:.0f}", f"{one.psnr:.1f}")
+    Console().print(table)
+
+
+def main() -> None:
+    """Run it: an `LdmrtError` is one message and exit code 2."""
+    from ldmrt.runtime import LdmrtError
+
+    try:
+        compare()
+    except LdmrtError as error:
+        click.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
