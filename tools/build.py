@@ -1,0 +1,119 @@
+"""`ldmrt build`: engines of a bundle for NVIDIA GPUs."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ldmrt.export.build import Built, Step
+    from ldmrt.export.profiles import Wanted
+    from ldmrt.runtime import Bundle
+
+BACKENDS = ["tensorrt", "tensorrt-rtx"]
+
+
+def of_profile(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say for which pictures engines are."""
+    options = (
+        click.option("--sizes", help="Pictures, WIDTHxHEIGHT: 512x512,768x512, or a range, 512-1024x512-1024; the "
+                     "model's own size where left out."),
+        click.option("--batch", default="1", show_default=True, help="Pictures at once, such as 1-4 or 1,4."),
+        click.option("--guidance", type=click.Choice(["on", "off", "any"]), default="on", show_default=True,
+                     help="It doubles the U-Net's rows; any builds for both."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--backend", type=click.Choice(BACKENDS), default="tensorrt-rtx", show_default=True)
+@click.option("--target", default="this", show_default=True, help="GPUs, such as sm89,sm120; portable; this machine's.")
+@of_profile
+@click.option("--components", "only", help="Only these, such as unet,vae_decoder.")
+@click.option("--refit", is_flag=True, help="Keep the weights replaceable, for LoRA: TensorRT alone.")
+def build(
+    bundle: Path, backend: str, target: str, sizes: str | None, batch: str, guidance: str, only: str | None, refit: bool
+) -> None:
+    """Build engines of BUNDLE, one a component and GPU, and keep them in it. TensorRT-RTX builds for any GPU on a
+    machine that has none; TensorRT builds on the GPU itself.
+
+    An engine whose graph, weights, precision, version, GPU and profile are the same is reused, and a build that was
+    stopped goes on with the next engine. `ldmrt plan` says beforehand what they take.
+
+    Example: ldmrt build out/emoji64 --target sm89,portable --sizes 64x64 --batch 1-4
+    """
+    from ldmrt.export import trt
+    from ldmrt.export.build import Built, decide, summary
+    from ldmrt.export.build import build as built
+    from ldmrt.export.memory import check_room, megabytes, predict
+    from ldmrt.export.profiles import recipes
+    from ldmrt.runtime import Bundle
+
+    from .progress import console
+
+    opened = Bundle.open(bundle)
+    wanted = read(opened, sizes, batch, guidance)
+    flags = (trt.REFIT,) if refit else ()
+    version, targets = trt.version(backend), targets_of(target)
+    trt.check_targets(backend, targets, flags)
+    wished = recipes(opened, wanted, backend=backend, version=version, targets=targets, flags=flags)
+    decisions = decide(bundle, of_components(wished, only))
+    missing = {one.recipe.key: predict(opened, one.recipe) for one in decisions if one.there is None}
+    check_room(opened, missing.values())
+    console.print(summary(decisions), highlight=False, soft_wrap=True)
+    for done in watched(built(opened, decisions)):
+        if isinstance(done, Built) and not done.reused:
+            took, before = done.engine.measured, missing[done.recipe.key]
+            console.print(
+                f"{done.engine.folder.name}: {done.seconds:.1f} s, {megabytes(done.engine.size)}"
+                f", scratch {megabytes(took['scratch'])} (predicted {megabytes(before.scratch)})"
+                f", build peak {megabytes(took['build_peak'] or 0)} (predicted {megabytes(before.build)})",
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
+    click.echo(bundle)
+
+
+def read(bundle: "Bundle", sizes: str | None, batch: str, guidance: str) -> "Wanted":
+    """The user's words."""
+    from ldmrt.export.profiles import Wanted
+
+    return Wanted.read(sizes, batch, guidance, bundle.shape.size)
+
+
+def targets_of(words: str) -> list[str]:
+    """ "sm89,this" to the names of GPUs."""
+    from ldmrt.runtime.gpu import compute_capability
+
+    names = [word.strip().lower() for word in words.split(",")]
+    return list(dict.fromkeys(compute_capability() if name == "this" else name for name in names))
+
+
+def of_components(recipes: list[Any], only: str | None) -> list[Any]:
+    """Those of the components that were asked for."""
+    from ldmrt.runtime import LdmrtError
+
+    if only is None:
+        return recipes
+    names = [name.strip() for name in only.split(",")]
+    there = dict.fromkeys(one.component for one in recipes)
+    if unknown := [name for name in names if name not in there]:
+        raise LdmrtError("--components", f"no component {unknown[0]!r}", expected=", ".join(there))
+    return [one for one in recipes if one.component in names]
+
+
+def watched(events: "Iterator[Step | Built]") -> "Iterator[Step | Built]":
+    """Pass events on and show the phase of the build on a terminal."""
+    from ldmrt.export.build import Step
+
+    from .progress import console
+
+    with console.status("building") as status:
+        for event in events:
+            if isinstance(event, Step):
+                what = f"{event.recipe.component} for {event.recipe.target}"
+                status.update(f"{what}: {event.phase.lower()}, {event.done:.0%}")
+            yield event
