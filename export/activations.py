@@ -57,7 +57,7 @@ def activations(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Activation
                 value = np.asarray(known[name])
                 element = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
                 types[name] = onnx.helper.make_tensor_type_proto(element, list(value.shape))
-            if name and name not in kept and node.op_type not in VIEWS:
+            if name and name not in kept and name not in known and node.op_type not in VIEWS:
                 alive[name] = nbytes(types[name])
         held = sum(alive.values())
         for name in [name for name in alive if last.get(name, -1) <= place]:

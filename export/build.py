@@ -15,9 +15,9 @@ from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle import Bundle
 from ldmrt.runtime.engine_files import CHANGED, FOLDER, EngineFile, Recipe, engines, model_digests, write
 
-from .trt import Compiled, Watch, compile_engine, peak, reset_peak
+from .trt import Compiled, Watch, compile_engine
 
-Compiler = Callable[[Path, Recipe, Watch], Compiled | None]
+Compiler = Callable[[Path, Recipe, Watch], Compiled]
 TOLD_EVERY = 0.1  # seconds between two words about one engine
 
 
@@ -57,11 +57,12 @@ class Built:
 
 def decide(bundle: Path, recipes: Sequence[Recipe]) -> list[Decision]:
     """Compare what shall be there with what is. An engine counts when its plan has the recorded SHA-256."""
+    keys = {one.key for one in recipes}
     good, bad = dict[str, EngineFile](), dict[str, str]()
     for one in engines(bundle):
         if isinstance(one, LdmrtError):
             bad[one.where.removeprefix("engine ")] = one.problem
-        elif one.damaged:
+        elif one.folder.name in keys and one.damaged:
             bad[one.folder.name] = CHANGED
         else:
             good[one.folder.name] = one
@@ -107,30 +108,27 @@ def build(bundle: Bundle, decisions: Sequence[Decision], compiler: Compiler = co
     """Build what was decided, and yield on the way and after each. Leaving the loop stops the build; what was done
     before stays.
     """
-    reset_peak()
-    before = peak()  # what the process holds now
     for one in decisions:
         if one.there is not None:
             yield Built(one.recipe, one.there, reused=True)
             continue
         begin = time.perf_counter()
         compiled = yield from _watched(partial(compiler, bundle.model(one.name), one.recipe), one.recipe)
-        grown = None if compiled.peak is None or before is None else compiled.peak - before
         measured: dict[str, int | float | None] = {
             "scratch": compiled.scratch,
             "weights": compiled.weights,
-            "build_peak": grown,
+            "build_peak": compiled.grown,
+            "seconds": round(compiled.seconds, 3),
         }
-        measured["seconds"] = round(compiled.seconds, 3)
         engine = write(bundle.path / FOLDER, one.recipe, compiled.plan, measured)
         del compiled  # the plan would lie in memory while the next one is made
         yield Built(one.recipe, engine, reused=False, seconds=time.perf_counter() - begin)
 
 
-def _watched(run: Callable[[Watch], Compiled | None], recipe: Recipe) -> Generator[Step, None, Compiled]:
+def _watched(run: Callable[[Watch], Compiled], recipe: Recipe) -> Generator[Step, None, Compiled]:
     """Run a compiler in a thread and yield its steps; the generator's value is what it returns."""
     said: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
-    stop, result, told = threading.Event(), list[Compiled | None](), [0.0]
+    stop, result, told = threading.Event(), list[Compiled](), [0.0]
     failed: list[BaseException] = []
 
     def watch(phase: str, done: float) -> bool:
@@ -158,8 +156,6 @@ def _watched(run: Callable[[Watch], Compiled | None], recipe: Recipe) -> Generat
         thread.join()
     if failed:
         raise failed[0]
-    if result[0] is None:
-        raise LdmrtError(recipe.component, "the build was stopped")
     return result[0]
 
 

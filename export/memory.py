@@ -1,8 +1,9 @@
 """What engines will take, before they are built.
 
 The figures below were fitted to 19 engines that TensorRT-RTX 1.7.1 built without a GPU, of the shipped model and of
-Stable Diffusion 1.5 and XL, in float16 and float32, for pictures of 64 to 1024 pixels: they come within a sixth of what
-was logged, most within a twentieth. Full TensorRT picks its kernels on the GPU and may take more.
+Stable Diffusion 1.5 and XL, in float16 and float32, for pictures of 64 to 1024 pixels: scratch comes within a sixth of
+what was logged, most within a twentieth; what a build adds to memory, within a sixth or 50 MB. Full TensorRT picks its
+kernels on the GPU and may take more.
 """
 
 import shutil
@@ -16,16 +17,15 @@ import numpy as np
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle import Bundle
 from ldmrt.runtime.engine_files import Recipe
-from ldmrt.runtime.specs import TensorSpec
+from ldmrt.runtime.specs import TensorSpec, shape_of, sizes_of
 
 from .activations import activations, read
-from .dims import shape_of, split_symbol
 
 SCRATCH = 8 << 20  # bytes that an engine takes beside its activations
 KERNELS = 20_000  # bytes of a plan for each node of the graph, beside the weights: 10 to 30 thousand
 # The most memory that a build adds to its process: the library, each node, and the weights as often as TensorRT copies
 # them.
-LIBRARY, NODE, COPIES = 90_000_000, 450_000, 2.9
+LIBRARY, NODE, COPIES = 90_000_000, 450_000, 3.05
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,7 @@ def _io(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec], shapes: dic
     sizes: dict[str, int] = {}
     total = 0
     for spec in inputs:
-        for dim, number in zip(spec.shape, shapes[spec.name], strict=True):
-            if isinstance(dim, str):
-                name, unit = split_symbol(dim)
-                sizes[name] = number * unit
+        sizes |= sizes_of(spec, shapes[spec.name])
         total += prod(shapes[spec.name]) * _itemsize(spec)
     return total + sum(prod(shape_of(spec, sizes)) * _itemsize(spec) for spec in outputs)
 

@@ -7,10 +7,10 @@ from itertools import product
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle import Bundle
-from ldmrt.runtime.engine_files import Bucket, Range, Recipe, model_digests
-from ldmrt.runtime.specs import TensorSpec
+from ldmrt.runtime.engine_files import Bucket, Range, Recipe, guided_inside, model_digests
+from ldmrt.runtime.specs import TensorSpec, shape_of, split_symbol
 
-from .dims import DIMS, Dim, shape_of, split_symbol
+from .dims import DIMS, Dim
 
 ENDS = ("min", "opt", "max")
 SIZE = re.compile(r"(\d+)(?:-(\d+))?x(\d+)(?:-(\d+))?")
@@ -104,8 +104,8 @@ def recipes(
         hint = "ldmrt export CHECKPOINT BUNDLE"
         raise LdmrtError("build", f"{bundle.path} has no manifest that says its shapes", hint=hint)
     inputs = {name: bundle.specs(name)[0] for name in bundle.components}
-    if any(spec.name == "timestep_cond" for spec in inputs["unet"]) and wanted.guidance == "on":
-        wanted = Wanted(wanted.sizes, wanted.batches, "off")  # guided by an input: it runs a row for a picture
+    if guided_inside(bundle):
+        wanted = Wanted(wanted.sizes, wanted.batches, "off")
     made = []
     for name in bundle.components:
         graph, weights = model_digests(bundle, name)

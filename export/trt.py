@@ -4,7 +4,6 @@ The precision is the ONNX file's: networks are strongly typed. TensorRT-RTX need
 """
 
 import contextlib
-import ctypes
 import importlib
 import os
 import re
@@ -18,6 +17,8 @@ from typing import Any
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.engine_files import BACKENDS, PORTABLE, Recipe
 from ldmrt.runtime.errors import first_line
+
+from .resident import growth
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 INSTALL = {"tensorrt": "pip install 'ldmrt[tensorrt]'", "tensorrt-rtx": "pip install 'ldmrt[rtx]'"}
@@ -34,7 +35,7 @@ class Compiled:
     plan: Any  # something with the buffer protocol
     scratch: int
     weights: int
-    peak: int | None  # the most that was resident in this process
+    grown: int | None  # what it added to this process at most
     seconds: float
 
 
@@ -81,8 +82,8 @@ def check_targets(backend: str, targets: Sequence[str], flags: Sequence[str]) ->
         raise LdmrtError("--target", problem, expected=f"{here} or {PORTABLE}", found=unknown[0])
 
 
-def compile_engine(path: Path, recipe: Recipe, watch: Watch) -> Compiled | None:
-    """Build it; None where `watch` stopped it."""
+def compile_engine(path: Path, recipe: Recipe, watch: Watch) -> Compiled:
+    """Build it; an `LdmrtError` where that fails, or `watch` stopped it."""
     trt = library(recipe.backend)
     from polygraphy.backend import trt as polygraphy_trt
     from polygraphy.exception import PolygraphyException
@@ -96,9 +97,9 @@ def compile_engine(path: Path, recipe: Recipe, watch: Watch) -> Compiled | None:
             profile.add(name, shapes.min, shapes.opt, shapes.max)
         profiles.append(profile)
     begin = time.perf_counter()
-    reset_peak()
     # Polygraphy keeps one logger for the process and prints what went wrong: the error below says it once.
-    with _replaced(polygraphy_trt.util, "TRT_LOGGER", log), G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
+    quiet = G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1)
+    with _replaced(polygraphy_trt.util, "TRT_LOGGER", log), quiet, growth() as memory:
         try:
             network = polygraphy_trt.network_from_onnx_path(str(path))
             network = polygraphy_trt.set_decomposable_attentions(network)
@@ -106,12 +107,14 @@ def compile_engine(path: Path, recipe: Recipe, watch: Watch) -> Compiled | None:
             plan = polygraphy_trt.engine_bytes_from_network(network, config=config)
         except PolygraphyException as error:
             if monitor.stopped:
-                return None
+                raise LdmrtError(recipe.component, "the build was stopped") from None
             problem = f"{BACKENDS[recipe.backend]} cannot build it for {recipe.target}"
             found = first_line(RuntimeError(log.errors[0]) if log.errors else error)
-            raise LdmrtError(recipe.component, problem, found=found, hint="ldmrt verify BUNDLE") from None
+            raise LdmrtError(
+                recipe.component, problem, found=found, hint=f"ldmrt verify {path.parent.parent}"
+            ) from None
     seconds, found = time.perf_counter() - begin, log.found
-    return Compiled(plan, found["Max Scratch Memory"], found["Total Weights Memory"], peak(), seconds)
+    return Compiled(plan, found["Max Scratch Memory"], found["Total Weights Memory"], memory.most, seconds)
 
 
 def _config(trt: Any, recipe: Recipe, profiles: list[Any], monitor: Any) -> Any:
@@ -178,19 +181,3 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(module, name, old)
-
-
-def reset_peak() -> None:
-    """Give freed memory back, and have the system forget the most that this process has held; on Linux."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak() -> int | None:
-    """The most memory that was resident since `reset_peak`, bytes."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)

@@ -14,7 +14,7 @@ from typing import Any
 from .bundle import Bundle
 from .errors import LdmrtError
 from .files import sha256, write_atomically
-from .specs import TensorSpec
+from .specs import sizes_of
 
 FOLDER, PLAN, SIDECAR = "engines", "engine.plan", "engine.json"
 SCHEMA = 1
@@ -23,6 +23,7 @@ BACKENDS = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 PORTABLE = "portable"
 # What TensorRT-RTX compiles a portable engine for. Its targets end at consumer cards: Hopper and the like are none.
 RTX_PORTABLE = ("sm80", "sm86", "sm89", "sm120", "sm121")
+RTX_TARGETS = ("sm75", *RTX_PORTABLE)
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -145,11 +146,13 @@ class EngineFile:
         """Is the plan another than the one that was built?"""
         return sha256(self.folder / PLAN) != self.sha256
 
-    def read(self) -> bytes:
+    def read(self, bundle: Bundle) -> bytes:
         """The plan; an `LdmrtError` where the very bytes that would be returned are not those that were built."""
         plan = (self.folder / PLAN).read_bytes()
         if hashlib.sha256(plan).hexdigest() != self.sha256:
-            raise LdmrtError(f"engine {self.folder.name}", CHANGED, hint="ldmrt build, which builds it again")
+            made, shapes = self.recipe, {name: one.opt for name, one in self.recipe.profile[0].items()}
+            hint = mend(bundle, made.component, made.backend, made.target, shapes)
+            raise LdmrtError(f"engine {self.folder.name}", CHANGED, hint=hint)
         return plan
 
     def bucket(self, shapes: Shapes) -> int | None:
@@ -258,30 +261,31 @@ def find(bundle: Bundle, component: str, *, backend: str, version: str, gpu: str
     raise LdmrtError(component, f"no engine for {BACKENDS[backend]} {version} on {gpu}", hint=hint)
 
 
+def guided_inside(bundle: Bundle) -> bool:
+    """Does the U-Net take guidance as an input? Then it runs one row for a picture."""
+    return any(spec.name == "timestep_cond" for spec in bundle.specs("unet")[0])
+
+
 def mend(bundle: Bundle, component: str, backend: str, gpu: str, shapes: Shapes) -> str:
     """The command that builds what is missing."""
+    if backend == "tensorrt-rtx" and gpu not in (PORTABLE, *RTX_TARGETS):
+        backend = "tensorrt"
     command = f"ldmrt build {bundle.path} --backend {backend} --target {gpu}"
     if not bundle.manifest:
         return command
     sizes: dict[str, int] = {}
     for spec in bundle.specs(component)[0]:
-        sizes |= _sizes(spec, shapes.get(spec.name, ()))
+        if len(shape := tuple(shapes.get(spec.name, ()))) == len(spec.shape):
+            sizes |= sizes_of(spec, shape)
     if "width" in sizes and "height" in sizes:
         command += f" --sizes {sizes['width']}x{sizes['height']}"
     rows = sizes.get("batch", 1)
-    if component == "unet" or component.startswith(("controlnet", "text_encoder")):
-        command += f" --batch {rows // 2}" if rows % 2 == 0 else f" --batch {rows} --guidance off"
+    if component.startswith("text_encoder"):  # of two prompts a picture
+        command += f" --batch {(rows + 1) // 2}"
+    elif component.startswith(("unet", "controlnet")):
+        guided = rows % 2 == 0 and not guided_inside(bundle)
+        command += f" --batch {rows // 2}" if guided else f" --batch {rows} --guidance off"
     return command
-
-
-def _sizes(spec: TensorSpec, shape: Shape) -> dict[str, int]:
-    """("batch", 4, "height/8") and (2, 4, 64): batch 2, height 512."""
-    found = {}
-    for dim, number in zip(spec.shape, shape, strict=False):
-        if isinstance(dim, str):
-            name, _, divisor = dim.partition("/")
-            found[name] = number * int(divisor or 1)
-    return found
 
 
 def _shown(shapes: Shapes) -> str:

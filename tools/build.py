@@ -1,5 +1,6 @@
 """`ldmrt build`: engines of a bundle for NVIDIA GPUs."""
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,14 +36,19 @@ def of_profile(command: Callable[..., Any]) -> Callable[..., Any]:
 @of_profile
 @click.option("--components", "only", help="Only these, such as unet,vae_decoder.")
 @click.option("--refit", is_flag=True, help="Keep the weights replaceable, for LoRA: TensorRT alone.")
+@click.option("--verify/--no-verify", default=True, help="Whether to run at last what was built.")
 def build(
-    bundle: Path, backend: str, target: str, sizes: str | None, batch: str, guidance: str, only: str | None, refit: bool
-) -> None:
+    bundle: Path, backend: str, target: str, sizes: str | None, batch: str, guidance: str, only: str | None,
+    refit: bool, verify: bool,
+) -> None:  # fmt: skip
     """Build engines of BUNDLE, one a component and GPU, and keep them in it. TensorRT-RTX builds for any GPU on a
     machine that has none; TensorRT builds on the GPU itself.
 
     An engine whose graph, weights, precision, version, GPU and profile are the same is reused, and a build that was
     stopped goes on with the next engine. `ldmrt plan` says beforehand what they take.
+
+    What was built is then held to the bundle's certificate, as `ldmrt verify BUNDLE` does, where this machine can run
+    it; where it cannot, what the engines were made of is. Exit code 1 where it differs.
 
     Example: ldmrt build out/emoji64 --target sm89,portable --sizes 64x64 --batch 1-4
     """
@@ -75,6 +81,35 @@ def build(
                 highlight=False, soft_wrap=True,
             )  # fmt: skip
     click.echo(bundle)
+    if verify and missing:
+        prove(opened, backend)
+
+
+def prove(bundle: "Bundle", backend: str) -> None:
+    """Hold what was built to what the checkpoint computed; where it cannot run, the ONNX files that it was made of."""
+    from ldmrt.runtime import LdmrtError
+    from ldmrt.runtime.engine_files import BACKENDS
+    from ldmrt.runtime.engine_ort import available
+
+    from .progress import console
+    from .verify import replay
+
+    if bundle.certificate is None:
+        hint = f"ldmrt verify {bundle.path} --against CHECKPOINT --store"
+        console.print(f"not verified: {bundle.doubts[0]}; next: {hint}", highlight=False, soft_wrap=True)
+        return
+    if doubts := bundle.doubts:
+        click.secho(f"made of what does not hold: {doubts[0]}", fg="red", err=True)
+        sys.exit(1)
+    try:
+        here = available()
+    except LdmrtError as error:
+        console.print(f"not verified: {error.problem}; next: {error.hint}", highlight=False, soft_wrap=True)
+        return
+    if backend not in here:
+        said = f"the engines were built but not run: {BACKENDS[backend]} cannot run here. What they were made of:"
+        console.print(said, highlight=False, soft_wrap=True)
+    replay(bundle, (backend,) if backend in here else here)
 
 
 def read(bundle: "Bundle", sizes: str | None, batch: str, guidance: str) -> "Wanted":

@@ -85,7 +85,7 @@ def test_round_trip(opened: Bundle) -> None:
     assert found == made
     assert isinstance(found, EngineFile)
     assert found.recipe == recipe(opened)
-    assert found.read() == b"a plan"
+    assert found.read(opened) == b"a plan"
     assert found.measured == {"scratch": 5}
     assert {path.name for path in made.folder.iterdir()} == {PLAN, SIDECAR}
 
@@ -190,7 +190,8 @@ def test_what_does_not_fit_is_refused(
     never_read(monkeypatch)
     with pytest.raises(LdmrtError, match=message) as refused:
         asked(opened, **wish)
-    assert_one_line_and_a_command(refused.value, opened)
+    other = wish.get("gpu") == "sm90"  # which TensorRT-RTX builds nothing for
+    assert_one_line_and_a_command(refused.value, opened, "tensorrt" if other else "tensorrt-rtx")
 
 
 def never_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,10 +203,10 @@ def never_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_bytes", refuse)
 
 
-def assert_one_line_and_a_command(error: LdmrtError, opened: Bundle) -> None:
+def assert_one_line_and_a_command(error: LdmrtError, opened: Bundle, backend: str = "tensorrt-rtx") -> None:
     problem, hint = str(error).splitlines()
     assert problem.startswith("unet: ")
-    assert hint.startswith(f"  try: ldmrt build {opened.path} --backend tensorrt-rtx --target sm")
+    assert hint.startswith(f"  try: ldmrt build {opened.path} --backend {backend} --target sm")
 
 
 def test_the_command_that_mends_names_size_and_batch(opened: Bundle) -> None:
@@ -222,8 +223,10 @@ def test_a_plan_of_the_right_size_with_other_bytes_is_not_handed_out(opened: Bun
     (made.folder / PLAN).write_bytes(b"A plan")
     assert asked(opened) == made  # from outside it looks right
     assert made.damaged
-    with pytest.raises(LdmrtError, match=r"engine\.plan was changed"):
-        made.read()
+    with pytest.raises(LdmrtError, match=r"engine\.plan was changed") as refused:
+        made.read(opened)
+    mended = f"ldmrt build {opened.path} --backend tensorrt-rtx --target sm89 --sizes 16x16 --batch 1"
+    assert str(refused.value).splitlines()[1] == f"  try: {mended}"
 
 
 def test_the_fault_of_the_nearest_is_said(opened: Bundle) -> None:
