@@ -93,7 +93,8 @@ class Recipe:
             said.append(f"{BACKENDS[self.backend]} -> {BACKENDS[new.backend]} {new.version}")
         elif self.version != new.version:
             said.append(f"{BACKENDS[self.backend]} {self.version} -> {new.version}")
-        said += [f"its {name} changed" for name in ("graph", "weights") if getattr(self, name) != getattr(new, name)]
+        files = {"model.onnx": self.graph != new.graph, "weights": self.weights != new.weights}
+        said += [f"its {what} changed" for what, is_so in files.items() if is_so]
         for name in ("precision", "target"):
             if getattr(self, name) != getattr(new, name):
                 said.append(f"{name} {getattr(self, name)} -> {getattr(new, name)}")

@@ -6,8 +6,8 @@ import pytest
 
 from ldmrt.export.profiles import Dim, Wanted, profile, recipes, rows
 from ldmrt.runtime import Bundle, LdmrtError
-from ldmrt.runtime.engine_files import Range
-from ldmrt.runtime.specs import TensorSpec
+from ldmrt.runtime.engine_files import Range, mend
+from ldmrt.runtime.specs import TensorSpec, shape_of
 
 UNET = (
     TensorSpec("sample", "float16", ("batch", 4, "height/8", "width/8")),
@@ -121,6 +121,22 @@ def test_recipes_of_a_bundle(bundle: Path) -> None:
         assert one.graph == files[f"{one.component}/model.onnx"]["sha256"]
         assert set(one.profile[0]) == {spec.name for spec in opened.specs(one.component)[0]}
         assert one.flags[-1] == "refit"
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "unet", "vae_decoder", "vae_encoder"])
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_the_command_that_mends_does(bundle: Path, component: str, batch: int) -> None:
+    """What a refusal of an engine tells the user to build holds the shapes that were refused."""
+    opened = Bundle.open(bundle, check=False)
+    rows = 1 if component.startswith("vae") else batch
+    sizes = {"batch": rows, "timesteps": rows, "width": 32, "height": 48}
+    shapes = {spec.name: shape_of(spec, sizes) for spec in opened.specs(component)[0]}
+    words = mend(opened, component, "tensorrt-rtx", "sm89", shapes).split()
+    options = dict(zip(words[3::2], words[4::2], strict=True))
+    wanted = Wanted.read(options.get("--sizes"), options.get("--batch", "1"), options.get("--guidance", "on"), 16)
+    made = recipes(opened, wanted, backend=options["--backend"], version="1", targets=[options["--target"]])
+    (bucket,) = next(one.profile for one in made if one.component == component)
+    assert all(bucket[name].holds(shape) for name, shape in shapes.items())
 
 
 def test_a_directory_without_a_manifest(bundle: Path) -> None:
