@@ -40,10 +40,15 @@ BACKENDS: Mapping[str, Callable[[Bundle, str], Makers]] = {
 }
 
 
+def check_name(backend: str) -> None:
+    """An `LdmrtError` where there is no backend of this name."""
+    if backend not in BACKENDS:
+        raise LdmrtError("backend", f"no backend {backend!r}", expected=", ".join(BACKENDS))
+
+
 def open_engines(bundle: Bundle, backend: str) -> Engines:
     """The components of a bundle on a backend, each opened when it is needed. `auto` takes engines that were built for
     this machine's GPU, and ONNX Runtime where none fits.
     """
-    if backend not in BACKENDS:
-        raise LdmrtError("backend", f"no backend {backend!r}", expected=", ".join(BACKENDS))
+    check_name(backend)
     return Engines(BACKENDS[backend](bundle, backend))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import open_engines
+from .backends import check_name, open_engines
 from .bundle import Bundle, Shape
 from .certificate import Certificate
 from .conditions import encode, guidance_embedding, time_ids
@@ -159,8 +159,10 @@ class Pipeline:
 
 def open_pipeline(bundle: str | Path, backend: str = "auto", *, check: bool = True) -> Pipeline:
     """Open a bundle for generating. `check` compares its files with the manifest first, and warns where no certificate
-    holds for them.
+    holds for them. `backend` is one of `ldmrt.runtime.backends.BACKENDS`: `auto` takes engines that `ldmrt build` made
+    for this machine's GPU, and ONNX Runtime where none fits; one that is named and cannot run is an `LdmrtError`.
     """
+    check_name(backend)
     opened = Bundle.open(Path(bundle), check=check)
     for doubt in opened.doubts if check else ():
         hint = f"ldmrt verify {bundle} --against CHECKPOINT --store"
