@@ -17,11 +17,10 @@ from typing import Any
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.engine_files import BACKENDS, PORTABLE, Recipe
 from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.trt import INSTALL, MODULES
 
 from .resident import growth
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-INSTALL = {"tensorrt": "pip install 'ldmrt[tensorrt]'", "tensorrt-rtx": "pip install 'ldmrt[rtx]'"}
 SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"  # Polygraphy reads it once, when it is imported
 REFIT = "refit"
 

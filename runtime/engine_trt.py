@@ -58,8 +58,7 @@ class TrtEngine:
 
     def _loaded(self, file: EngineFile) -> LoadedPlan:
         if file.folder not in self._plans:
-            specs = {spec.name: spec for spec in (*self.inputs, *self.outputs)}
-            self._plans[file.folder] = LoadedPlan(self._session, file, specs)
+            self._plans[file.folder] = LoadedPlan(self._session, file, self._bundle)
         return self._plans[file.folder]
 
     def __call__(self, **arrays: NDArray) -> dict[str, NDArray]:

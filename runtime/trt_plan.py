@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .bundle import Bundle
 from .engine_files import EngineFile, Shapes
 from .errors import LdmrtError
 from .files import write_atomically
@@ -15,16 +16,16 @@ from .trt import ELSEWHERE, Refused, Session, must
 class LoadedPlan:
     """An engine file, deserialised. Close what was bound to it first."""
 
-    def __init__(self, session: Session, file: EngineFile, specs: Mapping[str, TensorSpec]) -> None:
-        """`specs` are the tensors that the manifest names."""
+    def __init__(self, session: Session, file: EngineFile, bundle: Bundle) -> None:
         self.session, self.file, self.component = session, file, file.recipe.component
-        plan = file.read()
+        plan = file.read(bundle)
         self._stream = session.join().stream
         try:
             self._check_validity(plan)
             with session.explained(self.component, f"engine {file.folder.name} cannot be loaded"):
                 self._engine: Any = must(session.runtime.deserialize_cuda_engine(plan), "deserialize_cuda_engine")
-            self.inputs, self.outputs = self._tensors(specs)
+            inputs, outputs = bundle.specs(self.component)
+            self.inputs, self.outputs = self._tensors({spec.name: spec for spec in (*inputs, *outputs)})
             self._config, self._cache = self._runtime_config()
         except BaseException:
             session.leave()
