@@ -68,7 +68,7 @@ def child(options: Sequence[str]) -> Runner:
 
     def run(row: Row, limit: float) -> Outcome:
         begin = time.perf_counter()
-        command = [sys.executable, "-m", "ldmrt.tools.gpu_rows", row.name, *options]
+        command = command_of(row, options)
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
             code = run_group(command, limit, out, err)
             took = time.perf_counter() - begin
@@ -87,6 +87,11 @@ def child(options: Sequence[str]) -> Runner:
         return Outcome(row.name, row.title, values, took=took)
 
     return run
+
+
+def command_of(row: Row, options: Sequence[str]) -> list[str]:
+    """What measures a row."""
+    return [sys.executable, "-m", "ldmrt.tools.gpu_rows", row.name, *options]
 
 
 def run_group(command: Sequence[str], limit: float, out: IO[str], err: IO[str]) -> int | None:
