@@ -48,7 +48,7 @@ class LoadedPlan:
 
     def _tensors(self, specs: Mapping[str, TensorSpec]) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """The engine's inputs and outputs, which must be the manifest's: a wrong size would write past a buffer."""
-        trt, inputs, outputs = self.session.trt, [], []
+        trt, inputs, outputs = self.session.trt, list[TensorSpec](), list[TensorSpec]()
         hint = f"ldmrt build {self.file.folder.parent.parent}"
         for number in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(number)

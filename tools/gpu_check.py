@@ -142,13 +142,12 @@ def measure(rows: Sequence[Row], run: Runner, budget: float) -> Iterator[Outcome
 
 def table(outcomes: Sequence[Outcome], steps: int) -> str:
     """For people, in plain text: a bare machine may have nothing that draws tables."""
-    heads = ("", "rows/s", f"{steps} steps, s", "off by", "")
-    lines = [heads]
+    lines = [["", "rows/s", f"{steps} steps, s", "off by", ""]]
     for one in outcomes:
         values = one.values
         extra = [f"{name} {_short(value)}" for name, value in values.items() if name not in SHOWN]
         cells = [_short(values.get(name, "")) for name in SHOWN]
-        lines.append((one.title, *cells, one.why or ", ".join(extra)))
+        lines.append([one.title, *cells, one.why or ", ".join(extra)])
     widths = [max(len(line[column]) for line in lines) for column in range(4)]
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *(line[i].rjust(widths[i]) for i in (1, 2, 3)), line[4]]).rstrip()

@@ -70,7 +70,8 @@ def reference(setting: Setting) -> Values:
     }
     out = model.network(**{name: torch.from_numpy(one) for name, one in inputs.items()})
     setting.work.mkdir(parents=True, exist_ok=True)
-    np.savez(setting.work / PARITY, out_sample=out.cpu().numpy(), **inputs)
+    arrays: dict[str, Any] = {**inputs, "out_sample": out.cpu().numpy()}
+    np.savez(setting.work / PARITY, **arrays)
     return {"torch": torch.__version__, "largest": float(out.abs().max())}
 
 

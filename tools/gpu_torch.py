@@ -15,7 +15,7 @@ from ldmrt.runtime.tokenizer import Tokenizer
 
 from .random_checkpoint import NAMES, family_of, networks, tokenizer_files
 
-PROMPT, GUIDANCE, SCHEDULER = "an astronaut riding a horse", 7.5, "ddim"
+PROMPT, GUIDANCE, SCHEDULER = "a red apple", 7.5, "ddim"
 
 
 def checkpoint_of(model: str, device: str) -> Checkpoint:
@@ -46,15 +46,15 @@ class TorchModel:
     def make(cls, model: str, device: str, dtype: torch.dtype, steps: int, *, compiled: bool = False) -> "TorchModel":
         """In `dtype`, laid out as convolutions like it best."""
         checkpoint = checkpoint_of(model, device)
-        modules: dict[str, Any] = {
-            name: part.module.to(device, dtype).to(memory_format=torch.channels_last)
-            for name, part in components(checkpoint).items()
-        }
+        modules: dict[str, Any] = {name: part.module for name, part in components(checkpoint).items()}
+        for name, module in modules.items():
+            modules[name] = module.to(device, dtype).to(memory_format=torch.channels_last)
         if compiled:
             modules |= {name: torch.compile(modules[name], mode="reduce-overhead") for name in ("unet", "vae_decoder")}
         unet, vae = checkpoint.unet.config, checkpoint.vae.config
         plan = plan_from_config(checkpoint.scheduler, steps, name=SCHEDULER)
-        latent = (1, vae.latent_channels, unet.sample_size, unet.sample_size)
+        side = unet.sample_size or 64
+        latent = (1, vae.latent_channels, side, side)
         tokenizer = Tokenizer(checkpoint.tokenizers["tokenizer"])
         return cls(modules, tokenizer, plan, latent, vae.scaling_factor, device, dtype)
 

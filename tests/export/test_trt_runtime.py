@@ -106,7 +106,7 @@ def test_the_real_library_explains_what_it_refuses(session: Session) -> None:
     """Bytes that are no engine: it says so in its log, which is what the error shows."""
     verdict, why = validity_of(session, b"no engine" * 20)
     assert (verdict, why) == ("INVALID", "malformed engine")
-    with pytest.raises(LdmrtError, match="unet: cannot be loaded; found .*(Serialization|[Cc]uda)") as refused:
+    with pytest.raises(LdmrtError, match=r"unet: cannot be loaded; found .*(Serialization|[Cc]uda)") as refused:
         load_nonsense(session)
     assert len(str(refused.value).splitlines()) == 2
 
