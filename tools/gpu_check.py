@@ -159,6 +159,8 @@ SHOWN = ("rows_per_s", "seconds", "off")
 
 
 def _short(value: object) -> str:
+    if value is None:
+        return "not known"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

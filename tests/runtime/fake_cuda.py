@@ -51,6 +51,7 @@ class FakeCuda:
         self.broken = False  # the capture that is on its way
         self.did: Counter[str] = Counter()
         self.fails: dict[str, cudaError_t] = {}
+        self._freed: list[Any] = []  # kept, so that no address comes back and is taken for the old one
         self._next = 1
 
     @property
@@ -104,7 +105,7 @@ class FakeCuda:
 
     def cudaFree(self, address: int) -> Any:
         assert not self.queue, "freed under work that is under way"
-        del self.device[address]
+        self._freed.append(self.device.pop(address))
         return self._answer("cudaFree")
 
     def cudaHostAlloc(self, size: int, flags: int) -> Any:

@@ -186,6 +186,7 @@ def test_the_loop_of_torch_is_the_runtimes(setting: Setting) -> None:
 
 
 def test_what_is_off_is_seen(setting: Setting) -> None:
+    assert gpu_rows.parity(setting, lambda **_: None) is None
     MEASURES["reference"](setting)
     stored = np.load(setting.work / gpu_rows.PARITY)
     assert gpu_rows.parity(setting, lambda **_: stored["out_sample"]) == 0
