@@ -1,6 +1,7 @@
 """The table of what is exported. A new component is one function here.
 
-Shapes are in symbols; `DIMS` says what a symbol may be, and ONNX axes, example inputs and parity cases follow from it.
+Shapes are in symbols; `dims.DIMS` says what a symbol may be, and ONNX axes, example inputs, parity cases and engines'
+profiles follow from it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,24 +18,12 @@ from ldmrt.model.checkpoint import class_of
 from ldmrt.model.config import to_config
 from ldmrt.model.engine import TorchEngine
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.specs import TensorSpec
+from ldmrt.runtime.specs import TensorSpec, shape_of, split_symbol
 
 from .controls import CONTROLS, FEATURE, RESIDUAL, check_fit, steering
-from .shapes import dtype_of, latent, picture, shape_of, split_symbol, words
+from .shapes import dtype_of, latent, picture, words
 
 Specs = tuple[TensorSpec, ...]
-
-
-@dataclass(frozen=True)
-class Dim:
-    """The least, the usual and the largest size of a symbolic dimension."""
-
-    min: int
-    opt: int
-    max: int
-
-
-DIMS = {"batch": Dim(1, 2, 64), "height": Dim(64, 512, 2048), "width": Dim(64, 512, 2048)}  # pixels
 
 
 @dataclass(frozen=True)

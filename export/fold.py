@@ -1,4 +1,4 @@
-"""The folded step: a U-Net, guidance and a sampler's row in one graph, unet/step.onnx, which shares the U-Net's weights.
+"""The folded step, unet/step.onnx: a U-Net, guidance and a sampler's row in one graph, of the U-Net's weights.
 State in, state out: between two calls nothing has to come to the host.
 
     sample   = state[:, 0][idx]                       timestep = timesteps[row][idx]

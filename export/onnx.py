@@ -12,9 +12,10 @@ import torch
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.errors import first_line
-from ldmrt.runtime.specs import TensorSpec
+from ldmrt.runtime.specs import TensorSpec, split_symbol
 
-from .components import DIMS, Component, example, split_symbol, tensors
+from .components import Component, example, tensors
+from .dims import DIMS
 from .fold import fold
 from .names import name_after_modules
 from .norms import TRANSLATIONS

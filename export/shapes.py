@@ -1,31 +1,9 @@
 """Shapes in symbols, such as ("batch", 4, "height/8", "width/8"), and the inputs that several components share."""
 
-from collections.abc import Mapping
-
 from torch import nn
 
 from ldmrt.model import Checkpoint
 from ldmrt.runtime.specs import TensorSpec
-
-
-def split_symbol(dim: str) -> tuple[str, int]:
-    """ "height/8" -> ("height", 8); "batch" -> ("batch", 1)."""
-    name, _, divisor = dim.partition("/")
-    return name, int(divisor or 1)
-
-
-def shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The numbers of a shape in symbols, such as ("batch", 4, "height/8") where height is 512: (2, 4, 64). There are
-    as many timesteps as pictures, unless `sizes` says otherwise.
-    """
-
-    def number(dim: int | str) -> int:
-        if isinstance(dim, int):
-            return dim
-        name, divisor = split_symbol(dim)
-        return {"timesteps": sizes["batch"], **sizes}[name] // divisor
-
-    return tuple(number(dim) for dim in spec.shape)
 
 
 def dtype_of(module: nn.Module) -> str:

@@ -112,6 +112,11 @@ class Bundle:
         """The ONNX file of a component."""
         return self.path / component / "model.onnx"
 
+    def weights(self, component: str) -> tuple[Path, ...]:
+        """The files beside a component's graphs that hold its weights."""
+        files = (self.path / component).iterdir()
+        return tuple(sorted(one for one in files if one.is_file() and one.suffix not in (".json", ".onnx")))
+
     @property
     def components(self) -> tuple[str, ...]:
         """What is here to run."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import LdmrtError
 from .guidance import Guidance
 from .sampler import Latents, Noise, Plan, State
 
@@ -94,6 +95,8 @@ def state(plans: Sequence[Plan], x: Latents, noise: Noise | None) -> dict[str, N
     rows = max(plan.rows for plan in plans)
     drawing = [row for row in range(rows) if any(row < plan.rows and plan.draws(row) for plan in plans)]
     drawn = np.zeros((len(x), rows if drawing else 1, *x.shape[1:]), np.float32)
-    for row in drawing if noise is not None else ():
+    for row in drawing:
+        if noise is None:
+            raise LdmrtError("sampler", "this plan draws noise", expected="noise(row)", found=None)
         drawn[:, row] = noise(row)
     return {"state": kept, "row": np.zeros(len(x), np.int64), "noise": drawn}

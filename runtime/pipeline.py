@@ -4,13 +4,13 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .backends import Settings, check_name, open_engines
 from .bundle import Bundle, Shape
 from .certificate import Certificate
 from .conditions import encode, guidance_embedding, time_ids
@@ -157,24 +157,18 @@ class Pipeline:
         return inputs
 
 
-BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda")
-
-
 def open_pipeline(bundle: str | Path, backend: str = "auto", *, check: bool = True, threads: int = 0) -> Pipeline:
     """Open a bundle for generating. `check` compares its files with the manifest first, and warns where no certificate
-    holds for them. `threads` are those of the CPU, 0 one a core.
+    holds for them. `backend` is one of `ldmrt.runtime.backends.BACKENDS`: `auto` takes engines that `ldmrt build` made
+    for this machine's GPU, and ONNX Runtime where none fits; one that is named and cannot run is an `LdmrtError`.
+    `threads` are those of the CPU, 0 one a core.
     """
-    from .engine_ort import OrtEngine
-
-    if backend not in BACKENDS:
-        raise LdmrtError("backend", f"no backend {backend!r}", expected=", ".join(BACKENDS))
+    check_name(backend)
     opened = Bundle.open(Path(bundle), check=check)
     for doubt in opened.doubts if check else ():
         hint = f"ldmrt verify {bundle} --against CHECKPOINT --store"
         warnings.warn(f"{bundle}: {doubt}; next: {hint}", LdmrtWarning, stacklevel=2)
-    provider = "onnxruntime" if backend == "auto" else backend
-    makers = {name: partial(OrtEngine, name, opened.model(name), provider, threads) for name in opened.components}
-    engines = Engines(makers)
+    engines = open_engines(opened, backend, Settings(threads))
     tokenizers = {path.name: Tokenizer.open(path) for path in opened.tokenizers}
     certificate = opened.certificate if check else None
     return Pipeline(engines, tokenizers, opened.scheduler, opened.shape, certificate)

@@ -1,4 +1,4 @@
-"""Named tensors, and the protocol that every backend satisfies."""
+"""Named tensors with shapes in symbols, and the protocol that every backend satisfies."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +22,36 @@ class TensorSpec:
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype}({', '.join(map(str, self.shape))})"
+
+
+def split_symbol(dim: str) -> tuple[str, int]:
+    """ "height/8" -> ("height", 8); "batch" -> ("batch", 1)."""
+    name, _, divisor = dim.partition("/")
+    return name, int(divisor or 1)
+
+
+def shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The numbers of a shape in symbols, such as ("batch", 4, "height/8") where height is 512: (2, 4, 64). There are
+    as many timesteps as pictures, unless `sizes` says otherwise.
+    """
+
+    def number(dim: Dim) -> int:
+        if isinstance(dim, int):
+            return dim
+        name, divisor = split_symbol(dim)
+        return {"timesteps": sizes["batch"], **sizes}[name] // divisor
+
+    return tuple(number(dim) for dim in spec.shape)
+
+
+def sizes_of(spec: TensorSpec, shape: tuple[int, ...]) -> dict[str, int]:
+    """The inverse: ("batch", 4, "height/8") and (2, 4, 64) make batch 2, height 512."""
+    found = {}
+    for dim, number in zip(spec.shape, shape, strict=True):
+        if isinstance(dim, str):
+            name, divisor = split_symbol(dim)
+            found[name] = number * divisor
+    return found
 
 
 class Engine(Protocol):

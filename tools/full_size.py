@@ -13,15 +13,18 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
+
+from ldmrt.runtime.engine_files import FOLDER as ENGINES
 
 from .random_checkpoint import NAMES
 
 OPTIMUM = "import sys; from optimum.exporters.onnx import main_export as export; "
 OPTIMUM += "export(sys.argv[1], output=sys.argv[2], task='text-to-image', library_name='diffusers', "
 OPTIMUM += "do_validation=False, dtype=sys.argv[3])"
-STEPS = ("export", "again", "torch", "optimum", "verify", "generate")
+STEPS = ("export", "again", "torch", "optimum", "verify", "generate", "build")
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,16 @@ class Taken:
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/full_size"), show_default=True)
 @click.option("--step", "steps", multiple=True, type=click.Choice(STEPS), help="Only these; all where left out.")
 @click.option("--optimum", "other", type=click.Path(exists=True), help="A Python that has optimum-onnx.")
+@click.option("--target", default="sm89", show_default=True, help="The GPU that engines are built for.")
 @click.option("--side", default=256, show_default=True, help="Pixels of the picture, drawn in 2 steps.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write the numbers here too.")
 def full_size(
-    family: str, precision: str, work: Path, steps: tuple[str, ...], other: str | None, side: int, out: Path | None
-) -> None:
-    """Make a random checkpoint of FAMILY at full size, export it, export it again, verify it and draw a picture."""
+    family: str, precision: str, work: Path, steps: tuple[str, ...], other: str | None, target: str, side: int,
+    out: Path | None,
+) -> None:  # fmt: skip
+    """Make a random checkpoint of FAMILY at full size, export it, export it again, verify it, draw a picture and build
+    engines for pictures of its own size.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -63,6 +70,7 @@ def full_size(
         "verify": [*ldmrt, "verify", str(bundle), "--against", str(checkpoint), "--store"],
         "generate": [*ldmrt, "generate", str(bundle), "an astronaut", "--steps", "2", "--width", str(side),
                      "--height", str(side), "-o", str(work / f"{family}-{precision}.png")],
+        "build": [*ldmrt, "build", str(bundle), "--target", target, "--no-verify"],
     }  # fmt: skip
     if not (checkpoint / "model_index.json").is_file():
         run("checkpoint", [*python, "ldmrt.tools.random_checkpoint", family, str(checkpoint), *precise])
@@ -72,6 +80,8 @@ def full_size(
     for name in steps or STEPS:
         if name == "optimum" and other is None:
             continue
+        if name == "build":
+            shutil.rmtree(bundle / ENGINES, ignore_errors=True)
         rows.append(run(name, commands[name]))
         shutil.rmtree(scrap, ignore_errors=True)
     weights = sum(file.stat().st_size for file in bundle.rglob("*.onnx_data")) / 1e6
@@ -84,9 +94,32 @@ def full_size(
         table.add_row(row.step, f"{row.seconds:.0f}", f"{row.peak:.0f}")
     Console().print(table)
     about = {"family": family, "precision": precision, "weights_mb": weights, "limit_mb": limit, "cpu": processor()}
+    found: dict[str, Any] = {"about": about, "steps": [asdict(row) for row in rows]}
+    if any(row.step == "build" for row in rows):
+        found["engines"] = compared(bundle)
     if out is not None:
         with write_atomically(out) as file:
-            file.write(json.dumps({"about": about, "steps": [asdict(row) for row in rows]}, indent=2).encode())
+            file.write(json.dumps(found, indent=2).encode())
+
+
+def compared(bundle: Path) -> list[dict[str, Any]]:
+    """Of each engine what was predicted and what was measured: bytes and seconds."""
+    from ldmrt.export.memory import predict
+    from ldmrt.runtime import Bundle
+    from ldmrt.runtime.engine_files import EngineFile, described, engines
+
+    opened, rows = Bundle.open(bundle, check=False), []
+    for one in engines(bundle):
+        assert isinstance(one, EngineFile)
+        before, made = predict(opened, one.recipe), one.recipe
+        rows.append({
+            "component": made.component, "target": made.target, "library": f"{made.backend} {made.version}",
+            "largest_input": described(made.profile),
+            "predicted": {"disk": before.disk, "scratch": before.scratch, "weights": before.weights, "io": before.io,
+                          "build_peak": before.build},
+            "measured": {"disk": one.size, **one.measured},
+        })  # fmt: skip
+    return rows
 
 
 def run(step: str, command: list[str]) -> Taken:

@@ -61,7 +61,13 @@ SIZE = click.Tuple([int, int])
 @click.option("--target-size", type=SIZE, help="SDXL: the same.")
 @click.option("--crop", type=SIZE, default=(0, 0), help="SDXL: top and left of the crop to tell it.")
 @click.option("--save-steps", is_flag=True, help="Also what the network sees in each row, and a strip of them.")
-@click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime, onnxruntime-cuda.")
+@click.option(
+    "--backend",
+    default="auto",
+    show_default=True,
+    help="onnxruntime, onnxruntime-cuda, tensorrt, "
+    "tensorrt-rtx; auto takes engines that fit this machine's GPU, and ONNX Runtime where none does.",
+)
 @click.option("--columns", type=click.IntRange(min=1), help="Of the grid; as square as it gets where left out.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("out.png"), show_default=True)
 def generate(

@@ -3,14 +3,43 @@
 python -m ldmrt.tools.random_checkpoint sd15 build/sd15
 """
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    from ldmrt.model.single_file import Family
+
 NAMES = {"sd15": "1.x", "sd15-inpainting": "1.x inpainting", "sd21": "2.x", "sdxl": "XL", "sdxl-refiner": "XL refiner"}
 CAPTIONS = ["a photograph of an astronaut riding a horse", "a red apple on a wooden table", "two pears, oil painting"]
+
+
+def networks(name: str) -> Iterator[tuple[str, str, Any]]:
+    """The networks of a family, one after another: part, class in diffusers or transformers, module."""
+    from ldmrt.model.checkpoint import NETWORKS, text_encoder
+
+    made = family_of(name)
+    for part, kind, config in (("unet", "UNet2DConditionModel", made.unet), ("vae", "AutoencoderKL", made.vae)):
+        build, read = NETWORKS[kind]
+        yield part, kind, build(read.read(config))
+    for part, text in made.texts.items():
+        yield part, text.kind, text_encoder(text.config, text.kind, part)
+
+
+def family_of(name: str) -> "Family":
+    """By its name here."""
+    from ldmrt.model.single_file import FAMILIES
+
+    return next(one for one in FAMILIES if one.name == NAMES[name])
+
+
+def tokenizer_files() -> dict[str, bytes]:
+    """Of a small vocabulary, for texts of full length."""
+    from ldmrt.model.tokenizer import train_tokenizer
+
+    return train_tokenizer(CAPTIONS * 2, entries=600, length=77)
 
 
 @click.command()
@@ -22,35 +51,30 @@ def random_checkpoint(family: str, folder: Path, precision: str, seed: int) -> N
     """Write a model of FAMILY's shapes into FOLDER. Its pictures are noise."""
     import torch
 
-    from ldmrt.model.checkpoint import INDEX, NETWORKS, save_network, save_text_encoder, text_encoder, write_json
+    from ldmrt.model.checkpoint import INDEX, NETWORKS, save_network, save_text_encoder, write_json
     from ldmrt.model.config import to_config
-    from ldmrt.model.single_file import FAMILIES
-    from ldmrt.model.tokenizer import train_tokenizer
 
     from .progress import console
 
     torch.manual_seed(seed)
-    made = next(one for one in FAMILIES if one.name == NAMES[family])
+    made = family_of(family)
     dtype = torch.float16 if precision == "fp16" else torch.float32
     parts: dict[str, Any] = {}
-    for part, kind, config in (("unet", "UNet2DConditionModel", made.unet), ("vae", "AutoencoderKL", made.vae)):
+    for part, kind, network in networks(family):
         console.print(f"{part} of {family}", highlight=False)
-        build, read = NETWORKS[kind]
-        network = build(read.read(config))
-        save_network(folder / part, network, to_config(kind, network.config), dtype)
-        parts[part] = ["diffusers", kind]
-    for part, text in made.texts.items():
-        console.print(f"{part} of {family}", highlight=False)
-        save_text_encoder(folder / part, text_encoder(text.config, text.kind, part), dtype)
+        if kind in NETWORKS:
+            save_network(folder / part, network, to_config(kind, network.config), dtype)
+            parts[part] = ["diffusers", kind]
+            continue
+        save_text_encoder(folder / part, network, dtype)
         tokenizer = part.replace("text_encoder", "tokenizer")
-        for name, content in train_tokenizer(CAPTIONS * 2, entries=600, length=77).items():
+        for name, content in tokenizer_files().items():
             (folder / tokenizer).mkdir(parents=True, exist_ok=True)
             (folder / tokenizer / name).write_bytes(content)
-        parts |= {part: ["transformers", text.kind], tokenizer: ["transformers", "CLIPTokenizer"]}
+        parts |= {part: ["transformers", kind], tokenizer: ["transformers", "CLIPTokenizer"]}
     write_json(folder / "scheduler" / "scheduler_config.json", made.scheduler)
     parts["scheduler"] = ["diffusers", made.scheduler["_class_name"]]
     write_json(folder / INDEX, {**made.index, **parts})
-    click.echo(json.dumps({"family": family, "precision": precision, "seed": seed, "folder": str(folder)}))
 
 
 if __name__ == "__main__":

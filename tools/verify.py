@@ -98,6 +98,14 @@ def certify(bundle: "Bundle", source: Reading) -> None:
     conclude(made)
 
 
+def replay(bundle: "Bundle", backends: tuple[str, ...]) -> None:
+    """Hold backends to what the certificate stored; exit code 1 where one differs."""
+    from ldmrt.runtime.check import gather
+
+    reference = bundle.reference
+    conclude(gather(list(shown(bundle, reference, backends, aside=True)), bundle, reference))
+
+
 def conclude(made: "Certificate") -> None:
     """Say what is wrong, and exit."""
     shown = made.failures[:20]

@@ -23,6 +23,15 @@ def truthful(bundle: Path) -> None:
     (bundle / MANIFEST).write_text(json.dumps(manifest))
 
 
+def change_a_weight(bundle: Path, component: str) -> None:
+    """The least bit of one number, as training a step further might."""
+    path = bundle / component / "model.onnx_data"
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+    truthful(bundle)
+
+
 def graph(component: str, change: Callable[[Any], None]) -> Plant:
     """Change a component's graph."""
 

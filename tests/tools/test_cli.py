@@ -15,7 +15,14 @@ from safetensors.numpy import load_file, save_file
 
 from ldmrt.tools.cli import COMMANDS
 
-ALL = [*((name,) for name in COMMANDS), ("data", "emoji"), ("train", "autoencoder"), ("train", "ldm")]
+ALL = [
+    *((name,) for name in COMMANDS),
+    ("data", "emoji"),
+    ("engines", "list"),
+    ("engines", "prune"),
+    ("train", "autoencoder"),
+    ("train", "ldm"),
+]
 HEAVY = {"torch", "transformers", "onnxruntime", "onnx", "tokenizers"}
 LOADED = """
 import json, sys

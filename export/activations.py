@@ -1,0 +1,131 @@
+"""How many bytes of activations a graph holds at once, for given input shapes: the shapes of all its values, node by
+node, and when each is last needed. No weights are read.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SMALL = 1024  # elements: values that shapes are computed from are smaller
+# The same bytes under another shape, or a factor of the product that follows, which no kernel writes to memory.
+VIEWS = {"Reshape", "Squeeze", "Unsqueeze", "Split", "Identity", "Flatten", "Sigmoid", "Gelu"}
+IN_PLACE = {"Add", "Mul", "Sub", "Div", "Cast", "InstanceNormalization", "LayerNormalization"}  # ends what it read
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Of one graph at one size."""
+
+    live: int  # bytes at the fullest moment, without inputs and outputs
+    nodes: int
+
+
+def activations(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Activations:
+    """Walk an `onnx.ModelProto` whose inputs have these shapes."""
+    import onnx
+
+    graph = model.graph
+    opsets = {one.domain: one.version for one in model.opset_import}
+    types: dict[str, Any] = {}
+    known: dict[str, Any] = {}  # values that shapes are computed from
+    for tensor in graph.initializer:
+        types[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+        if tensor.data_location != onnx.TensorProto.EXTERNAL and math.prod(tensor.dims) <= SMALL:
+            known[tensor.name] = onnx.numpy_helper.to_array(tensor)
+    for value in graph.input:
+        element = value.type.tensor_type.elem_type
+        types[value.name] = onnx.helper.make_tensor_type_proto(element, list(shapes[value.name]))
+    last = _last_uses(graph.node)
+    kept = {*types, *(value.name for value in graph.output)}
+    alive: dict[str, int] = {}
+    peak = 0
+    for place, node in enumerate(graph.node):
+        if node.op_type == "Constant":
+            known[node.output[0]] = onnx.numpy_helper.to_array(node.attribute[0].t)
+        elif node.op_type == "Shape":
+            known[node.output[0]] = _shape_of(node, types[node.input[0]])
+        elif all(name in known for name in node.input if name):
+            _evaluate(node, known, opsets)
+        else:
+            types |= _infer(node, types, known, opsets)
+        for name in node.output:
+            if name in known:
+                value = np.asarray(known[name])
+                element = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+                types[name] = onnx.helper.make_tensor_type_proto(element, list(value.shape))
+            if name and name not in kept and name not in known and node.op_type not in VIEWS:
+                alive[name] = nbytes(types[name])
+        held = sum(alive.values())
+        for name in [name for name in alive if last.get(name, -1) <= place]:
+            del alive[name]
+        peak = max(peak, sum(alive.values()) if node.op_type in IN_PLACE else held)
+    return Activations(peak, len(graph.node))
+
+
+def _last_uses(nodes: Any) -> dict[str, int]:
+    """The last node that reads each value, itself or through a view of it."""
+    last: dict[str, int] = {}
+    for place, node in reversed(list(enumerate(nodes))):
+        through = max((last.get(name, place) for name in node.output), default=place)
+        for name in node.input:
+            last[name] = max(last.get(name, place), through if node.op_type in VIEWS else place)
+    return last
+
+
+def read(path: Path) -> Any:
+    """A graph without the weights beside it."""
+    import onnx
+
+    return onnx.load(str(path), load_external_data=False)
+
+
+def nbytes(tensor_type: Any) -> int:
+    """Of a tensor of this type."""
+    import onnx
+
+    one = tensor_type.tensor_type
+    size = onnx.helper.tensor_dtype_to_np_dtype(one.elem_type).itemsize
+    return math.prod(dim.dim_value for dim in one.shape.dim) * size
+
+
+def _shape_of(node: Any, tensor_type: Any) -> Any:
+    dims = [dim.dim_value for dim in tensor_type.tensor_type.shape.dim]
+    ends = {one.name: one.i for one in node.attribute}
+    return np.array(dims[ends.get("start", 0) : ends.get("end", len(dims))], np.int64)
+
+
+def _evaluate(node: Any, known: dict[str, Any], opsets: Mapping[str, int]) -> None:
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    feeds = {name: np.asarray(known[name]) for name in node.input if name}
+    inputs = [
+        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), None)
+        for name, value in feeds.items()
+    ]
+    outputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None) for name in node.output]
+    graph = onnx.helper.make_graph([node], "one", inputs, outputs)
+    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+    results = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=imports)).run(None, feeds)
+    known.update(zip(node.output, results, strict=True))
+
+
+def _infer(node: Any, types: dict[str, Any], known: dict[str, Any], opsets: Mapping[str, int]) -> dict[str, Any]:
+    """Types of a node's outputs; of the first input's where ONNX knows no better, as norms keep their shape."""
+    import onnx
+
+    inputs = {name: types[name] for name in node.input if name}
+    values = {name: onnx.numpy_helper.from_array(np.asarray(known[name]), name) for name in inputs if name in known}
+    schema = onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
+    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+    found = onnx.shape_inference.infer_node_outputs(schema, node, inputs, values, opset_imports=imports)
+    whole = {
+        name: one
+        for name, one in found.items()
+        if one.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in one.tensor_type.shape.dim)
+    }
+    return {name: whole.get(name, types[node.input[0]]) for name in node.output if name}

@@ -1,0 +1,180 @@
+"""Engines of a bundle: which are there, which have to be built and why, and building them one by one.
+
+Each engine that is done stands for itself, so a build that was stopped or killed goes on where it was.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.bundle import Bundle
+from ldmrt.runtime.engine_files import CHANGED, FOLDER, EngineFile, Recipe, engines, model_digests, write
+
+from .trt import Compiled, Watch, compile_engine
+
+Compiler = Callable[[Path, Recipe, Watch], Compiled]
+TOLD_EVERY = 0.1  # seconds between two words about one engine
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do about one engine. It is reused where there is nothing to do."""
+
+    recipe: Recipe
+    there: EngineFile | None
+    why: str = ""
+    before: bool = False  # there was one for the same use
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.recipe.component
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far the build of an engine is: of its phase, from 0 to 1."""
+
+    recipe: Recipe
+    phase: str
+    done: float
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine that is now there."""
+
+    recipe: Recipe
+    engine: EngineFile
+    reused: bool
+    seconds: float = field(default=0.0)
+
+
+def decide(bundle: Path, recipes: Sequence[Recipe]) -> list[Decision]:
+    """Compare what shall be there with what is. An engine counts when its plan has the recorded SHA-256."""
+    keys = {one.key for one in recipes}
+    good, bad = dict[str, EngineFile](), dict[str, str]()
+    for one in engines(bundle):
+        if isinstance(one, LdmrtError):
+            bad[one.where.removeprefix("engine ")] = one.problem
+        elif one.folder.name in keys and one.damaged:
+            bad[one.folder.name] = CHANGED
+        else:
+            good[one.folder.name] = one
+    return [_decide(recipe, good, bad) for recipe in recipes]
+
+
+def _decide(recipe: Recipe, good: dict[str, EngineFile], bad: dict[str, str]) -> Decision:
+    if recipe.key in good:
+        return Decision(recipe, good[recipe.key])
+    if recipe.key in bad:
+        return Decision(recipe, None, f"the old one {bad[recipe.key]}", before=True)
+    others = [one.recipe for one in good.values() if one.recipe.component == recipe.component]
+    if not others:
+        return Decision(recipe, None, "no engine yet")
+
+    def distance(other: Recipe) -> tuple[bool, bool, bool, int]:
+        elsewhere = (other.backend != recipe.backend, other.target != recipe.target, other.profile != recipe.profile)
+        return *elsewhere, len(other.changes(recipe))
+
+    nearest = min(others, key=distance)
+    return Decision(recipe, None, ", ".join(nearest.changes(recipe)), before=not any(distance(nearest)[:3]))
+
+
+def summary(decisions: Sequence[Decision]) -> str:
+    """One line: "rebuilding unet: TensorRT 10.16 -> 11.4; text_encoder and vae_decoder reused"."""
+    several = len({one.recipe.target for one in decisions}) > 1
+    groups: dict[str, list[str]] = {}
+    for one in decisions:
+        what = "" if one.there else f"{'rebuilding' if one.before else 'building'} {{}}: {one.why}"
+        name = f"{one.name} for {one.recipe.target}" if several else one.name
+        groups.setdefault(what, []).append(name)
+    reused = groups.pop("", [])
+    parts = [what.replace("{}", listed(names), 1) for what, names in groups.items()]
+    return "; ".join([*parts, f"{listed(reused)} reused"] if reused else parts)
+
+
+def listed(names: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def build(bundle: Bundle, decisions: Sequence[Decision], compiler: Compiler = compile_engine) -> Iterator[Step | Built]:
+    """Build what was decided, and yield on the way and after each. Leaving the loop stops the build; what was done
+    before stays.
+    """
+    for one in decisions:
+        if one.there is not None:
+            yield Built(one.recipe, one.there, reused=True)
+            continue
+        begin = time.perf_counter()
+        compiled = yield from _watched(partial(compiler, bundle.model(one.name), one.recipe), one.recipe)
+        measured: dict[str, int | float | None] = {
+            "scratch": compiled.scratch,
+            "weights": compiled.weights,
+            "build_peak": compiled.grown,
+            "seconds": round(compiled.seconds, 3),
+        }
+        engine = write(bundle.path / FOLDER, one.recipe, compiled.plan, measured)
+        del compiled  # the plan would lie in memory while the next one is made
+        yield Built(one.recipe, engine, reused=False, seconds=time.perf_counter() - begin)
+
+
+def _watched(run: Callable[[Watch], Compiled], recipe: Recipe) -> Generator[Step, None, Compiled]:
+    """Run a compiler in a thread and yield its steps; the generator's value is what it returns."""
+    said: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
+    stop, result, told = threading.Event(), list[Compiled](), [0.0]
+    failed: list[BaseException] = []
+
+    def watch(phase: str, done: float) -> bool:
+        now = time.monotonic()
+        if now - told[0] >= TOLD_EVERY:
+            told[0] = now
+            said.put(Step(recipe, phase, done))
+        return not stop.is_set()
+
+    def work() -> None:
+        try:
+            result.append(run(watch))
+        except BaseException as error:  # raised again by whoever waits for it
+            failed.append(error)
+        finally:
+            said.put(None)
+
+    thread = threading.Thread(target=work, name=f"build {recipe.component}")
+    thread.start()
+    try:
+        while (step := said.get()) is not None:
+            yield step
+    finally:
+        stop.set()
+        thread.join()
+    if failed:
+        raise failed[0]
+    return result[0]
+
+
+def prunable(bundle: Bundle, versions: dict[str, str]) -> list[tuple[Path, str]]:
+    """Folders of engines that nothing will use again, and why: unfinished, damaged, of another model, or of another
+    version than the ones installed here, by backend.
+    """
+    found = []
+    for one in engines(bundle.path):
+        if isinstance(one, LdmrtError):
+            found.append((bundle.path / FOLDER / one.where.removeprefix("engine "), one.problem))
+            continue
+        recipe = one.recipe
+        if recipe.component not in bundle.components:
+            found.append((one.folder, f"the bundle has no {recipe.component}"))
+        elif (recipe.graph, recipe.weights) != model_digests(bundle, recipe.component):
+            found.append((one.folder, f"{recipe.component} has changed"))
+        elif versions.get(recipe.backend, recipe.version) != recipe.version:
+            found.append((one.folder, f"made by {recipe.version}, {versions[recipe.backend]} is installed"))
+        elif one.damaged:
+            found.append((one.folder, CHANGED))
+    return found

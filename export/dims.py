@@ -1,0 +1,15 @@
+"""The one table of symbolic dimensions."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Dim:
+    """The least, the usual and the largest size of a symbolic dimension."""
+
+    min: int
+    opt: int
+    max: int
+
+
+DIMS = {"batch": Dim(1, 2, 64), "height": Dim(64, 512, 2048), "width": Dim(64, 512, 2048)}  # pixels

@@ -1,0 +1,110 @@
+"""What engines will take, before they are built.
+
+The figures below were fitted to 19 engines that TensorRT-RTX 1.7.1 built without a GPU, of the shipped model and of
+Stable Diffusion 1.5 and XL, in float16 and float32, for pictures of 64 to 1024 pixels: scratch comes within a sixth of
+what was logged, most within a twentieth; what a build adds to memory, within a sixth or 50 MB. Full TensorRT picks its
+kernels on the GPU and may take more.
+"""
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.bundle import Bundle
+from ldmrt.runtime.engine_files import Recipe
+from ldmrt.runtime.specs import TensorSpec, shape_of, sizes_of
+
+from .activations import activations, read
+
+SCRATCH = 8 << 20  # bytes that an engine takes beside its activations
+KERNELS = 20_000  # bytes of a plan for each node of the graph, beside the weights: 10 to 30 thousand
+# The most memory that a build adds to its process: the library, each node, and the weights as often as TensorRT copies
+# them.
+LIBRARY, NODE, COPIES = 90_000_000, 450_000, 3.05
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of one engine, in bytes."""
+
+    recipe: Recipe
+    weights: int  # on the GPU
+    scratch: int  # on the GPU while it runs
+    io: int  # its inputs and outputs on the GPU, at their largest
+    disk: int
+    build: int  # in the memory of the machine that builds it
+
+
+def predict(bundle: Bundle, recipe: Recipe) -> Memory:
+    """What an engine will take."""
+    name = recipe.component
+    model = read(bundle.model(name))
+    weights = sum(file.stat().st_size for file in bundle.weights(name))
+    live = max(
+        activations(model, {one: shapes.max for one, shapes in bucket.items()}).live for bucket in recipe.profile
+    )
+    nodes = len(model.graph.node)
+    inputs, outputs = bundle.specs(name)
+    return Memory(
+        recipe,
+        weights=weights,
+        scratch=SCRATCH + live,
+        io=max(_io(inputs, outputs, {one: shapes.max for one, shapes in bucket.items()}) for bucket in recipe.profile),
+        disk=weights + KERNELS * nodes,
+        build=round(LIBRARY + NODE * nodes + COPIES * weights),
+    )
+
+
+def vram(engines: Iterable[Memory]) -> int:
+    """Of engines on one GPU that run one after another: they can share the largest scratch."""
+    rows = list(engines)
+    return sum(one.weights + one.io for one in rows) + max((one.scratch for one in rows), default=0)
+
+
+def check_room(bundle: Bundle, engines: Iterable[Memory]) -> None:
+    """An `LdmrtError` where the disk is too small for engines, or this machine's memory for building one."""
+    rows = list(engines)
+    disk, free = sum(one.disk for one in rows), shutil.disk_usage(bundle.path).free
+    if disk > free:
+        found, hint = f"{megabytes(free)} free", f"ldmrt engines prune {bundle.path}, or fewer --sizes"
+        problem = f"no room for the engines on the disk of {bundle.path}"
+        raise LdmrtError("build", problem, expected=megabytes(disk), found=found, hint=hint)
+    most, memory = max(rows, key=lambda one: one.build, default=None), available()
+    if most is not None and memory is not None and most.build > memory:
+        where, problem = most.recipe.component, "this machine has too little memory to build it"
+        found, hint = f"{megabytes(memory)} available", "free some, add swap, or build on a larger machine"
+        raise LdmrtError(where, problem, expected=megabytes(most.build), found=found, hint=hint)
+
+
+def available() -> int | None:
+    """Bytes of memory and swap that can be had now, where the system says it."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
+    return found["MemAvailable"] + found.get("SwapFree", 0) if "MemAvailable" in found else None
+
+
+def megabytes(count: float) -> str:
+    """Such as "1739 MB": millions of bytes."""
+    return f"{count / 1e6:.0f} MB" if count >= 1e7 else f"{count / 1e6:.1f} MB"
+
+
+def _io(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec], shapes: dict[str, tuple[int, ...]]) -> int:
+    """Bytes of the tensors: an output's symbols are those of the inputs."""
+    sizes: dict[str, int] = {}
+    total = 0
+    for spec in inputs:
+        sizes |= sizes_of(spec, shapes[spec.name])
+        total += prod(shapes[spec.name]) * _itemsize(spec)
+    return total + sum(prod(shape_of(spec, sizes)) * _itemsize(spec) for spec in outputs)
+
+
+def _itemsize(spec: TensorSpec) -> int:
+    return 2 if spec.dtype == "bfloat16" else np.dtype(spec.dtype).itemsize

@@ -1,0 +1,117 @@
+"""The user's words about sizes and batches, as the shapes that an engine takes."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.bundle import Bundle
+from ldmrt.runtime.engine_files import Bucket, Range, Recipe, guided_inside, model_digests
+from ldmrt.runtime.specs import TensorSpec, shape_of, split_symbol
+
+from .dims import DIMS, Dim
+
+ENDS = ("min", "opt", "max")
+SIZE = re.compile(r"(\d+)(?:-(\d+))?x(\d+)(?:-(\d+))?")
+COUNT = re.compile(r"(\d+)(?:-(\d+))?")
+GUIDANCE = ("on", "off", "any")  # how many rows the U-Net runs for a picture: two, one, or either
+FLAGS = ("decomposable attentions",)  # of every engine: head sizes without a fused kernel fail to build else
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What shall run: pictures of these widths and heights, so many at once."""
+
+    sizes: tuple[tuple[Dim, Dim], ...]  # (width, height) each
+    batches: tuple[Dim, ...]
+    guidance: str = "on"
+
+    @classmethod
+    def read(cls, sizes: str | None, batch: str, guidance: str, own: int) -> "Wanted":
+        """From "512x512,768x512" or "512-1024x512-1024", widths first, and "1-4" or "1,4". A model made for pictures of
+        `own` pixels makes those where no sizes are given, and is fastest there in a range.
+        """
+        found = []
+        for word in (sizes or f"{own}x{own}").split(","):
+            if (match := SIZE.fullmatch(word.strip())) is None:
+                expected = "WIDTHxHEIGHT, such as 512x512,768x512 or 512-1024x512-1024"
+                raise LdmrtError("--sizes", "cannot read it", expected=expected, found=word)
+            low_w, high_w, low_h, high_h = match.groups()
+            found.append((_dim("width", low_w, high_w, own), _dim("height", low_h, high_h, own)))
+        counts = []
+        for word in batch.split(","):
+            if (match := COUNT.fullmatch(word.strip())) is None:
+                raise LdmrtError(
+                    "--batch", "cannot read it", expected="a number of pictures, such as 1 or 1-4", found=word
+                )
+            low, high = match.groups()
+            counts.append(_dim("batch", low, high, 1))
+        return cls(tuple(dict.fromkeys(found)), tuple(dict.fromkeys(counts)), guidance)
+
+
+def _dim(name: str, low: str, high: str | None, usual: int) -> Dim:
+    least, most = int(low), int(high or low)
+    if not 1 <= least <= most <= DIMS[name].max:
+        option = "--batch" if name == "batch" else "--sizes"
+        expected, found = f"1 to {DIMS[name].max}, the least first", low if high is None else f"{low}-{high}"
+        raise LdmrtError(option, f"impossible {name}", expected=expected, found=found)
+    return Dim(least, min(max(usual, least), most), most)
+
+
+def rows(component: str, batch: Dim, guidance: str) -> Dim:
+    """How many rows a component runs at once for so many pictures."""
+    if component.startswith(("vae", "adapter")):
+        return Dim(1, 1, 1)  # a picture at a time: its scratch memory would grow with the batch
+    if component.startswith("text_encoder"):  # equal prompts are encoded once
+        return Dim(1, min(2, batch.max) if guidance == "off" else 2, batch.max * (1 if guidance == "off" else 2))
+    least = batch.min * (2 if guidance == "on" else 1)
+    factor = 1 if guidance == "off" else 2
+    return Dim(least, batch.opt * factor, batch.max * factor)
+
+
+def profile(component: str, inputs: Sequence[TensorSpec], wanted: Wanted) -> tuple[Bucket, ...]:
+    """The shapes of a component's inputs: a bucket for each size and batch that make a difference to it."""
+    buckets: list[Bucket] = []
+    for (width, height), batch in product(wanted.sizes, wanted.batches):
+        dims = {"batch": rows(component, batch, wanted.guidance), "width": width, "height": height}
+        for spec in inputs:
+            _check(component, spec, dims)
+        bucket: Bucket = {
+            spec.name: Range(*(shape_of(spec, {name: getattr(dim, end) for name, dim in dims.items()}) for end in ENDS))
+            for spec in inputs
+        }
+        if bucket not in buckets:
+            buckets.append(bucket)
+    return tuple(buckets)
+
+
+def _check(component: str, spec: TensorSpec, dims: dict[str, Dim]) -> None:
+    for dim in spec.shape:
+        name, unit = split_symbol(dim) if isinstance(dim, str) else ("", 1)
+        for end in ENDS if unit > 1 else ():
+            pixels = getattr(dims[name], end)
+            if pixels % unit or pixels < 2 * unit:
+                expected = f"a multiple of {unit} from {2 * unit} on"
+                raise LdmrtError(component, f"impossible {name}", expected=expected, found=pixels)
+
+
+def recipes(
+    bundle: Bundle, wanted: Wanted, *, backend: str, version: str, targets: Sequence[str], flags: Sequence[str] = ()
+) -> list[Recipe]:
+    """What to build of a bundle, in the order that its components run."""
+    if not bundle.manifest:
+        hint = "ldmrt export CHECKPOINT BUNDLE"
+        raise LdmrtError("build", f"{bundle.path} has no manifest that says its shapes", hint=hint)
+    inputs = {name: bundle.specs(name)[0] for name in bundle.components}
+    if guided_inside(bundle):
+        wanted = Wanted(wanted.sizes, wanted.batches, "off")
+    made = []
+    for name in bundle.components:
+        graph, weights = model_digests(bundle, name)
+        shapes = profile(name, inputs[name], wanted)
+        made += [
+            Recipe(name, graph, weights, bundle.precision(name), backend, version, target, shapes, (*FLAGS, *flags))
+            for target in targets
+        ]
+    return made

@@ -1,0 +1,63 @@
+"""Who can run a bundle's networks. A new backend is one file engine_NAME.py and its line here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from .bundle import Bundle
+from .engines import Engines
+from .errors import LdmrtError
+from .specs import Engine
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How networks are run on the CPU."""
+
+    threads: int = 0  # 0 is one a core
+
+
+Makers = Mapping[str, Callable[[], Engine]]  # by component
+
+
+def _onnxruntime(bundle: Bundle, backend: str, settings: Settings) -> Makers:
+    from .engine_ort import OrtEngine
+
+    return {name: partial(OrtEngine, name, bundle.model(name), backend, settings.threads) for name in bundle.components}
+
+
+def _tensorrt(bundle: Bundle, backend: str, _: Settings) -> Makers:
+    from .engine_trt import TrtEngine
+    from .trt import Session
+
+    session = Session(backend)
+    return {name: partial(TrtEngine, name, bundle, session) for name in bundle.components}
+
+
+def _auto(bundle: Bundle, backend: str, settings: Settings) -> Makers:
+    from .engine_auto import makers
+
+    return makers(bundle, _onnxruntime(bundle, "onnxruntime", settings))
+
+
+BACKENDS: Mapping[str, Callable[[Bundle, str, Settings], Makers]] = {
+    "auto": _auto,
+    "onnxruntime": _onnxruntime,
+    "onnxruntime-cuda": _onnxruntime,
+    "tensorrt": _tensorrt,
+    "tensorrt-rtx": _tensorrt,
+}
+
+
+def check_name(backend: str) -> None:
+    """An `LdmrtError` where there is no backend of this name."""
+    if backend not in BACKENDS:
+        raise LdmrtError("backend", f"no backend {backend!r}", expected=", ".join(BACKENDS))
+
+
+def open_engines(bundle: Bundle, backend: str, settings: Settings = Settings()) -> Engines:
+    """The components of a bundle on a backend, each opened when it is needed. `auto` takes engines that were built for
+    this machine's GPU, and ONNX Runtime where none fits.
+    """
+    check_name(backend)
+    return Engines(BACKENDS[backend](bundle, backend, settings))

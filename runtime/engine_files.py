@@ -1,0 +1,290 @@
+"""Engines on disk: engines/KEY/engine.plan, and beside it engine.json, which says what the engine was made of.
+
+A plan is code that a GPU library runs, and that library may crash on one that is not its own. So everything that can be
+wrong with a plan is found here, before its bytes are handed to anybody.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from .bundle import Bundle
+from .errors import LdmrtError
+from .files import sha256, write_atomically
+from .specs import sizes_of
+
+FOLDER, PLAN, SIDECAR = "engines", "engine.plan", "engine.json"
+SCHEMA = 1
+CHANGED = f"{PLAN} was changed"
+BACKENDS = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+PORTABLE = "portable"
+# What TensorRT-RTX compiles a portable engine for. Its targets end at consumer cards: Hopper and the like are none.
+RTX_PORTABLE = ("sm80", "sm86", "sm89", "sm120", "sm121")
+RTX_TARGETS = ("sm75", *RTX_PORTABLE)
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+
+
+@dataclass(frozen=True)
+class Range:
+    """What an input's shape may be, and for which one the engine is fastest."""
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+    def holds(self, shape: Shape) -> bool:
+        """Is a shape within?"""
+        return len(shape) == len(self.min) and all(
+            least <= n <= most for least, n, most in zip(self.min, shape, self.max, strict=True)
+        )
+
+    def __str__(self) -> str:
+        return "x".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(self.min, self.max, strict=True))
+
+
+Bucket = Mapping[str, Range]  # by input
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that an engine is made of. Equal recipes make engines that can stand in for each other."""
+
+    component: str
+    graph: str  # SHA-256 of the ONNX file
+    weights: str  # of what stands beside it
+    precision: str
+    backend: str  # of BACKENDS
+    version: str  # the library's, in full
+    target: str  # "sm89", or "portable"
+    profile: tuple[Bucket, ...]
+    flags: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The name of its folder."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return f"{self.component}-{self.target}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the sidecar."""
+        buckets = [{name: [list(r.min), list(r.opt), list(r.max)] for name, r in b.items()} for b in self.profile]
+        plain = {one.name: getattr(self, one.name) for one in fields(self)}
+        return plain | {"profile": buckets, "flags": list(self.flags)}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Recipe":
+        """The inverse; KeyError, TypeError or ValueError where it is none."""
+        buckets = tuple(
+            {name: Range(*(tuple(map(int, shape)) for shape in shapes)) for name, shapes in bucket.items()}
+            for bucket in stored["profile"]
+        )
+        words = {one.name: str(stored[one.name]) for one in fields(cls) if one.name not in ("profile", "flags")}
+        return cls(**words, profile=buckets, flags=tuple(map(str, stored["flags"])))
+
+    def changes(self, new: "Recipe") -> list[str]:
+        """What became another, for people: "TensorRT 10.16 -> 11.4"."""
+        said = []
+        if self.backend != new.backend:
+            said.append(f"{BACKENDS[self.backend]} -> {BACKENDS[new.backend]} {new.version}")
+        elif self.version != new.version:
+            said.append(f"{BACKENDS[self.backend]} {self.version} -> {new.version}")
+        files = {"model.onnx": self.graph != new.graph, "weights": self.weights != new.weights}
+        said += [f"its {what} changed" for what, is_so in files.items() if is_so]
+        for name in ("precision", "target"):
+            if getattr(self, name) != getattr(new, name):
+                said.append(f"{name} {getattr(self, name)} -> {getattr(new, name)}")
+        if self.profile != new.profile:
+            said.append(f"profile {described(self.profile)} -> {described(new.profile)}")
+        if self.flags != new.flags:
+            said.append(f"flags {', '.join(self.flags) or 'none'} -> {', '.join(new.flags) or 'none'}")
+        return said
+
+
+def described(profile: tuple[Bucket, ...]) -> str:
+    """A profile in a few characters: the largest input of each bucket."""
+    return ", ".join(str(max(bucket.values(), key=lambda one: len(one.max))) for bucket in profile)
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """An engine that stands in a bundle, as its sidecar describes it."""
+
+    folder: Path
+    recipe: Recipe
+    size: int  # of the plan, bytes
+    sha256: str
+    measured: Mapping[str, Any] = field(default_factory=dict)  # while it was built
+
+    @classmethod
+    def open(cls, folder: Path) -> "EngineFile":
+        """Read the sidecar and look at the plan from outside; an `LdmrtError` where one was cut off or renamed."""
+        name = f"engine {folder.name}"
+        try:
+            stored = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
+            if stored["schema"] != SCHEMA:
+                raise LdmrtError(name, "its sidecar has another schema", expected=SCHEMA, found=stored["schema"])
+            recipe, plan = Recipe.from_json(stored["recipe"]), stored["plan"]
+            opened = cls(folder, recipe, int(plan["size"]), str(plan["sha256"]), dict(stored["measured"]))
+        except FileNotFoundError:
+            raise LdmrtError(name, f"has no {SIDECAR}: it was never finished") from None
+        except (OSError, KeyError, TypeError, ValueError, AttributeError):
+            raise LdmrtError(name, f"cannot read its {SIDECAR}") from None
+        if recipe.key != folder.name:
+            raise LdmrtError(name, "was renamed or edited", expected=recipe.key)
+        if not (folder / PLAN).is_file():
+            raise LdmrtError(name, f"has no {PLAN}")
+        if (found := (folder / PLAN).stat().st_size) != opened.size:
+            raise LdmrtError(name, f"{PLAN} was cut off or changed", expected=f"{opened.size} bytes", found=found)
+        return opened
+
+    @property
+    def damaged(self) -> bool:
+        """Is the plan another than the one that was built?"""
+        return sha256(self.folder / PLAN) != self.sha256
+
+    def read(self, bundle: Bundle) -> bytes:
+        """The plan; an `LdmrtError` where the very bytes that would be returned are not those that were built."""
+        plan = (self.folder / PLAN).read_bytes()
+        if hashlib.sha256(plan).hexdigest() != self.sha256:
+            made, shapes = self.recipe, {name: one.opt for name, one in self.recipe.profile[0].items()}
+            hint = mend(bundle, made.component, made.backend, made.target, shapes)
+            raise LdmrtError(f"engine {self.folder.name}", CHANGED, hint=hint)
+        return plan
+
+    def bucket(self, shapes: Shapes) -> int | None:
+        """The number of the optimization profile that holds these shapes of its inputs."""
+        for number, bucket in enumerate(self.recipe.profile):
+            if all(name in shapes and one.holds(tuple(shapes[name])) for name, one in bucket.items()):
+                return number
+        return None
+
+
+def write(folder: Path, recipe: Recipe, plan: Any, measured: Mapping[str, Any]) -> EngineFile:
+    """Put an engine into the bundle's `folder` of engines. Whatever happens, it is there whole or it is not there: the
+    sidecar goes first and comes last.
+    """
+    place = folder / recipe.key
+    (place / SIDECAR).unlink(missing_ok=True)
+    for left in place.glob(".*.tmp"):  # of a build that was killed
+        left.unlink(missing_ok=True)
+    view = memoryview(plan).cast("B")
+    with write_atomically(place / PLAN) as file:
+        file.write(view)
+    made = EngineFile(place, recipe, len(view), hashlib.sha256(view).hexdigest(), measured)
+    stored = {
+        "schema": SCHEMA,
+        "recipe": recipe.to_json(),
+        "plan": {"size": made.size, "sha256": made.sha256},
+        "measured": dict(measured),
+    }
+    with write_atomically(place / SIDECAR) as file:
+        file.write(json.dumps(stored, indent=1).encode())
+    return made
+
+
+def engines(bundle: Path) -> Iterator[EngineFile | LdmrtError]:
+    """All in a bundle; for one that cannot be used, why."""
+    for folder in sorted(path for path in (bundle / FOLDER).glob("*") if path.is_dir()):
+        yield _opened(folder)
+
+
+def _opened(folder: Path) -> EngineFile | LdmrtError:
+    try:
+        return EngineFile.open(folder)
+    except LdmrtError as error:
+        return error
+
+
+def model_digests(bundle: Bundle, component: str) -> tuple[str, str]:
+    """SHA-256 of a component's graph and of its weights: the manifest's, where there is one."""
+    listed = bundle.manifest.get("files", {})
+
+    def digest(path: Path) -> str:
+        entry = listed.get(path.relative_to(bundle.path).as_posix())
+        return str(entry["sha256"]) if entry else sha256(path)
+
+    weights = "".join(f"{path.name} {digest(path)}\n" for path in bundle.weights(component))
+    return digest(bundle.model(component)), hashlib.sha256(weights.encode()).hexdigest()
+
+
+def runs_on(recipe: Recipe, gpu: str) -> bool:
+    """Was an engine made for this GPU, "sm89"? Portable ones are for Ampere and what came after it."""
+    if recipe.target != PORTABLE:
+        return recipe.target == gpu
+    return gpu in RTX_PORTABLE if recipe.backend == "tensorrt-rtx" else int(gpu.removeprefix("sm")) >= 80
+
+
+def find(bundle: Bundle, component: str, *, backend: str, version: str, gpu: str, shapes: Shapes) -> EngineFile:
+    """The engine of a component for this backend, GPU and these input shapes; the GPU's own before a portable one, then
+    the narrowest. An `LdmrtError` says what is wrong with the one that comes nearest, and how to mend it. Nothing of
+    any plan is read.
+    """
+    graph, weights = model_digests(bundle, component)
+    fit, refused, broken = [], [], []
+    for one in engines(bundle.path):
+        if isinstance(one, LdmrtError):
+            broken += [one] if one.where.startswith(f"engine {component}-") else []
+            continue
+        recipe = one.recipe
+        if recipe.component != component or recipe.backend != backend:
+            continue
+        # From what rebuilding cannot mend to what it can: the engine with the latest first fault comes nearest.
+        faults = {
+            f"was made for {recipe.target}, not for {gpu}": not runs_on(recipe, gpu),
+            f"was made by {BACKENDS[backend]} {recipe.version}, not {version}": recipe.version != version,
+            "was made of another model.onnx": recipe.graph != graph,
+            "was made of other weights": recipe.weights != weights,
+            f"was made in {recipe.precision}": recipe.precision != bundle.precision(component),
+            f"takes {described(recipe.profile)}, not {_shown(shapes)}": one.bucket(shapes) is None,
+        }
+        found = [(place, fault) for place, (fault, is_so) in enumerate(faults.items()) if is_so]
+        if found:
+            refused.append((found[0][0], -len(found), one.folder.name, found[0][1]))
+        else:
+            fit.append((recipe.target == PORTABLE, sum(sum(r.max) for r in recipe.profile[0].values()), one))
+    if fit:
+        return min(fit, key=lambda row: row[:2])[2]
+    hint = mend(bundle, component, backend, gpu, shapes)
+    if refused:
+        *_, name, fault = max(refused)
+        raise LdmrtError(component, f"engine {name} {fault}", hint=hint)
+    if broken:
+        raise LdmrtError(component, f"{broken[0].where} {broken[0].problem}", hint=hint)
+    raise LdmrtError(component, f"no engine for {BACKENDS[backend]} {version} on {gpu}", hint=hint)
+
+
+def guided_inside(bundle: Bundle) -> bool:
+    """Does the U-Net take guidance as an input? Then it runs one row for a picture."""
+    return any(spec.name == "timestep_cond" for spec in bundle.specs("unet")[0])
+
+
+def mend(bundle: Bundle, component: str, backend: str, gpu: str, shapes: Shapes) -> str:
+    """The command that builds what is missing."""
+    if backend == "tensorrt-rtx" and gpu not in (PORTABLE, *RTX_TARGETS):
+        backend = "tensorrt"
+    command = f"ldmrt build {bundle.path} --backend {backend} --target {gpu}"
+    if not bundle.manifest:
+        return command
+    sizes: dict[str, int] = {}
+    for spec in bundle.specs(component)[0]:
+        if len(shape := tuple(shapes.get(spec.name, ()))) == len(spec.shape):
+            sizes |= sizes_of(spec, shape)
+    if "width" in sizes and "height" in sizes:
+        command += f" --sizes {sizes['width']}x{sizes['height']}"
+    rows = sizes.get("batch", 1)
+    if component.startswith("text_encoder"):  # of two prompts a picture
+        command += f" --batch {(rows + 1) // 2}"
+    elif component.startswith(("unet", "controlnet")):
+        guided = rows % 2 == 0 and not guided_inside(bundle)
+        command += f" --batch {rows // 2}" if guided else f" --batch {rows} --guidance off"
+    return command
+
+
+def _shown(shapes: Shapes) -> str:
+    longest: Shape = max(shapes.values(), key=lambda one: len(one), default=())
+    return "x".join(map(str, longest)) or "nothing"

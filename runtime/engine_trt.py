@@ -1,0 +1,79 @@
+"""TensorRT and TensorRT-RTX as engines: what `ldmrt build` put into a bundle, on the GPU.
+
+Calls are those of ONNX Runtime's engine. A caller who loops can do better: `bind` the shapes once, upload, launch row
+after row with outputs fed back as inputs, and download at the end; that waits for the GPU once a picture.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from numpy.typing import NDArray
+
+from .bundle import Bundle
+from .engine_files import EngineFile, Shapes, find
+from .errors import LdmrtError
+from .specs import conform
+from .trt import Session
+from .trt_binding import Binding
+from .trt_plan import LoadedPlan
+
+BOUND = 8  # sets of shapes that stay ready; the one that was used longest ago goes first
+
+Key = tuple[tuple[tuple[str, tuple[int, ...]], ...], tuple[tuple[str, str], ...]]
+
+
+class TrtEngine:
+    """One component of a bundle. The engine file for the shapes of a call is looked up, checked and loaded at the first
+    call with them; an `LdmrtError` says which command builds one that is missing.
+    """
+
+    def __init__(self, component: str, bundle: Bundle, session: Session) -> None:
+        if not bundle.manifest:
+            hint = "ldmrt export CHECKPOINT BUNDLE, or --backend onnxruntime"
+            raise LdmrtError(component, f"{bundle.path} has no manifest that engines could be checked with", hint=hint)
+        self.component, self._bundle, self._session = component, bundle, session
+        self.inputs, self.outputs = bundle.specs(component)
+        self._plans: dict[Path, LoadedPlan] = {}
+        self._bindings: dict[Key, Binding] = {}
+
+    def find(self, shapes: Shapes) -> EngineFile:
+        """The engine file for these shapes, from outside; an `LdmrtError` where none fits."""
+        one = self._session
+        return find(self._bundle, self.component, backend=one.backend, version=one.version, gpu=one.gpu, shapes=shapes)
+
+    def bind(self, shapes: Shapes, feedback: Mapping[str, str] | None = None) -> Binding:
+        """Make ready for input shapes, or come back to what was made ready: of the last `BOUND` sets of shapes.
+        `feedback` names outputs that every launch copies onto inputs.
+        """
+        fed = dict(feedback or {})
+        key = tuple(sorted((name, tuple(shape)) for name, shape in shapes.items())), tuple(sorted(fed.items()))
+        if key in self._bindings:
+            self._bindings[key] = self._bindings.pop(key)
+            return self._bindings[key]
+        file = self.find(shapes)
+        if len(self._bindings) >= BOUND:
+            self._bindings.pop(next(iter(self._bindings))).close()
+        self._bindings[key] = made = Binding(self._loaded(file), shapes, fed)
+        return made
+
+    def _loaded(self, file: EngineFile) -> LoadedPlan:
+        if file.folder not in self._plans:
+            self._plans[file.folder] = LoadedPlan(self._session, file, self._bundle)
+        return self._plans[file.folder]
+
+    def __call__(self, **arrays: NDArray) -> dict[str, NDArray]:
+        """Run once; arrays are cast to the dtypes that the graph declares. Waits for the GPU once."""
+        feeds = conform(self.component, self.inputs, arrays)
+        binding = self.bind({name: array.shape for name, array in feeds.items()})
+        binding.upload(**feeds)
+        binding.launch()
+        return binding.download()
+
+    def close(self) -> None:
+        """Free everything. A later call loads again."""
+        for binding in self._bindings.values():
+            binding.close()
+        self._bindings.clear()
+        for plan in self._plans.values():
+            plan.close()
+        self._plans.clear()

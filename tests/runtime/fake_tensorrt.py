@@ -1,0 +1,257 @@
+"""TensorRT's Python API over `FakeCuda`, for one small network: out_state = 2 state + row + context's sum, out_row =
+row + 1. It has what the runtime uses and no more, and insists on the order that the real one wants.
+"""
+
+import enum
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from .fake_cuda import FakeCuda
+
+INPUTS = {"state": ("float32", 4), "row": ("int64", 1), "context": ("float16", 2)}  # dtype, axes
+OUTPUTS = {"out_state": ("float32", 4), "out_row": ("int64", 1)}
+SCRATCH = 1000  # bytes for each row of the batch
+VERSION = "1.2.3"
+
+
+def plan(profile: list[dict[str, Any]], **changes: Any) -> bytes:
+    """What `deserialize_cuda_engine` takes: the profile's ranges by input, least and most."""
+    buckets = [{name: [list(one.min), list(one.max)] for name, one in bucket.items()} for bucket in profile]
+    return json.dumps({"profile": buckets, "types": {}, **changes}).encode()
+
+
+class TensorLocation(enum.IntEnum):
+    DEVICE = 0
+    HOST = 1
+
+
+class TensorIOMode(enum.IntEnum):
+    INPUT = 1
+    OUTPUT = 2
+
+
+class ExecutionContextAllocationStrategy(enum.IntEnum):
+    STATIC = 0
+    USER_MANAGED = 2
+
+
+class CudaGraphStrategy(enum.IntEnum):
+    DISABLED = 0
+
+
+class DynamicShapesKernelSpecializationStrategy(enum.IntEnum):
+    EAGER = 1
+
+
+class EngineValidity(enum.IntEnum):
+    VALID = 0
+    INVALID = 2
+
+
+class EngineInvalidityDiagnostics(enum.IntFlag):
+    UNSUPPORTED_CC = 2
+
+
+class ILogger:
+    ERROR, INTERNAL_ERROR, INFO = 1, 0, 3
+
+    def __init__(self) -> None:
+        pass
+
+
+class Runtime:
+    _gpu: FakeCuda  # set by `library`
+
+    def __init__(self, logger: ILogger) -> None:
+        self.logger: Any = logger
+
+    def deserialize_cuda_engine(self, data: bytes) -> "ICudaEngine | None":
+        stored = json.loads(data)
+        if stored.get("broken"):
+            self.logger.log(ILogger.INFO, "loading")
+            self.logger.log(ILogger.ERROR, "the magic tag does not match")
+            return None
+        return self._engine(stored)
+
+    def _engine(self, stored: dict[str, Any]) -> "ICudaEngine":
+        return ICudaEngine(self._gpu, stored)
+
+
+class IRuntimeCache:
+    def __init__(self) -> None:
+        self._kernels = b""
+
+    def serialize(self) -> bytes:
+        return self._kernels
+
+    def deserialize(self, blob: bytes) -> bool:
+        if not blob.startswith(b"kernels"):
+            return False
+        self._kernels = blob
+        return True
+
+
+class IRuntimeConfig:
+    cuda_graph_strategy: Any = None
+    dynamic_shapes_kernel_specialization_strategy: Any = None
+
+    def __init__(self) -> None:
+        self._strategy, self._cache = ExecutionContextAllocationStrategy.STATIC, IRuntimeCache()
+
+    def set_execution_context_allocation_strategy(self, strategy: ExecutionContextAllocationStrategy) -> None:
+        self._strategy = strategy
+
+    def create_runtime_cache(self) -> IRuntimeCache:
+        return IRuntimeCache()
+
+    def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
+        self._cache = cache
+        return True
+
+
+class ICudaEngine:
+    def __init__(self, gpu: FakeCuda, stored: dict[str, Any]) -> None:
+        self._gpu, self._stored = gpu, stored
+        self._tensors = {**INPUTS, **OUTPUTS}
+        self.num_io_tensors = len(self._tensors)
+        gpu.did["deserialised"] += 1
+
+    def get_tensor_name(self, number: int) -> str:
+        return list(self._tensors)[number]
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return self._stored["types"].get(name, self._tensors[name][0])
+
+    def get_tensor_location(self, name: str) -> TensorLocation:
+        return TensorLocation.HOST if self._stored.get("host") == name else TensorLocation.DEVICE
+
+    def get_tensor_mode(self, name: str) -> TensorIOMode:
+        return TensorIOMode.INPUT if name in INPUTS else TensorIOMode.OUTPUT
+
+    def create_execution_context(self, how: Any) -> "IExecutionContext":
+        assert how == ExecutionContextAllocationStrategy.USER_MANAGED
+        return IExecutionContext(self._gpu, self._stored)
+
+
+class RtxEngine(ICudaEngine):
+    def create_runtime_config(self) -> IRuntimeConfig:
+        return IRuntimeConfig()
+
+    def create_execution_context(self, how: Any) -> "IExecutionContext":
+        assert how._strategy == ExecutionContextAllocationStrategy.USER_MANAGED
+        assert how.cuda_graph_strategy == CudaGraphStrategy.DISABLED
+        self._gpu.did["compiled"] += not how._cache._kernels
+        how._cache._kernels = b"kernels"
+        return RtxContext(self._gpu, self._stored)
+
+
+class IExecutionContext:
+    def __init__(self, gpu: FakeCuda, stored: dict[str, Any]) -> None:
+        self._gpu, self._stored = gpu, stored
+        self._profile: int | None = None
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._places: dict[str, int] = {}
+        self._memory = (0, 0)
+
+    def set_optimization_profile_async(self, number: int, stream: int) -> bool:
+        assert stream in self._gpu.streams
+        self._profile = number
+        return 0 <= number < len(self._stored["profile"])
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert self._profile is not None, "no profile yet"
+        least, most = self._stored["profile"][self._profile][name]
+        self._shapes[name] = shape
+        return len(shape) == len(least) and all(a <= n <= b for a, n, b in zip(least, shape, most, strict=True))
+
+    def infer_shapes(self) -> list[str]:
+        return [name for name in INPUTS if name not in self._shapes]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (-1,) if self._stored.get("dynamic") == name else self._shapes[name.removeprefix("out_")]
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        assert not self.infer_shapes()
+        return SCRATCH * self._shapes["row"][0]
+
+    def set_device_memory(self, place: int, size: int) -> None:
+        assert place % 256 == 0
+        assert size >= self.update_device_memory_size_for_shapes()
+        assert self._gpu.holds(place, size)
+        self._memory = (place, size)
+
+    def set_tensor_address(self, name: str, place: int) -> bool:
+        assert place % 256 == 0
+        assert name in {**INPUTS, **OUTPUTS}
+        self._places[name] = place
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert stream in self._gpu.streams
+        assert set(self._places) == {*INPUTS, *OUTPUTS}, "a tensor has no address"
+        assert self._memory[1], "no scratch memory"
+        if self._stored.get("fails") or (self._stored.get("uncapturable") and self._gpu.capturing is not None):
+            self._gpu.broken = True
+            return False
+        places, memory = dict(self._places), self._memory  # what is recorded does not change any more
+        self._gpu.put(lambda: self._run(places, memory))
+        self._gpu.did["enqueued"] += 1
+        return True
+
+    def _run(self, places: dict[str, int], memory: tuple[int, int]) -> None:
+        assert self._gpu.holds(*memory), "the scratch memory has moved"
+        state, row, context, out_state, out_row = (
+            self._view(places[name], self.get_tensor_shape(name), dtype)
+            for name, (dtype, _) in (INPUTS | OUTPUTS).items()
+        )
+        out_state[...] = 2 * state + (row + context.astype(np.float32).sum(-1))[:, None, None, None]
+        out_row[...] = row + 1
+        self._gpu.did["ran"] += 1
+
+    def _view(self, place: int, shape: tuple[int, ...], dtype: str) -> Any:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        assert self._gpu.holds(place, size)
+        start, held = next(one for one in self._gpu.device.items() if one[0] <= place < one[0] + len(one[1]))
+        return held[place - start :][:size].view(dtype).reshape(shape)
+
+
+class RtxContext(IExecutionContext):
+    def is_stream_capturable(self, stream: int) -> bool:
+        return not self._stored.get("compiling")
+
+
+class RtxRuntime(Runtime):
+    def _engine(self, stored: dict[str, Any]) -> ICudaEngine:
+        return RtxEngine(self._gpu, stored)
+
+    def get_engine_validity(self, data: bytes) -> tuple[EngineValidity, int]:
+        return (EngineValidity.INVALID, 2) if json.loads(data).get("foreign") else (EngineValidity.VALID, 0)
+
+
+def nptype(name: str) -> Any:
+    return np.dtype(name).type
+
+
+ENUMS = (TensorLocation, TensorIOMode, ExecutionContextAllocationStrategy)
+RTX_ENUMS = (CudaGraphStrategy, DynamicShapesKernelSpecializationStrategy, EngineValidity, EngineInvalidityDiagnostics)
+CLASSES = {
+    "ILogger": ILogger,
+    "Runtime": RtxRuntime,
+    "ICudaEngine": RtxEngine,
+    "IExecutionContext": RtxContext,
+    "IRuntimeConfig": IRuntimeConfig,
+    "IRuntimeCache": IRuntimeCache,
+}
+
+
+def library(gpu: FakeCuda, backend: str) -> Any:
+    """The module."""
+    rtx = backend == "tensorrt-rtx"
+    made = SimpleNamespace(__version__=VERSION, ILogger=ILogger, nptype=nptype)
+    made.Runtime = type("Runtime", (RtxRuntime if rtx else Runtime,), {"_gpu": gpu})
+    for kind in (*ENUMS, *(RTX_ENUMS if rtx else ())):
+        setattr(made, kind.__name__, kind)
+    return made

@@ -1,0 +1,46 @@
+"""Which GPU is here, by a stand-in for the driver."""
+
+import ctypes
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.gpu import compute_capability
+
+
+def driver(codes: dict[str, int], capability: tuple[int, int] = (12, 0)) -> Any:
+    """cuda.h's functions, which return 0 where all went well."""
+
+    def attribute(value: Any, number: int, device: Any) -> int:
+        value._obj.value = {75: capability[0], 76: capability[1]}[number]
+        return 0
+
+    return SimpleNamespace(
+        cuInit=lambda flags: codes.get("cuInit", 0),
+        cuDeviceGet=lambda handle, number: codes.get("cuDeviceGet", 0),
+        cuDeviceGetAttribute=attribute,
+    )
+
+
+@pytest.mark.parametrize(("capability", "name"), [((8, 9), "sm89"), ((12, 0), "sm120"), ((7, 5), "sm75")])
+def test_its_name(capability: tuple[int, int], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda library: driver({}, capability))
+    assert compute_capability() == name
+
+
+@pytest.mark.parametrize("call", ["cuInit", "cuDeviceGet"])
+def test_a_driver_without_a_gpu(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda library: driver({call: 100}))
+    with pytest.raises(LdmrtError, match="finds no GPU; found CUresult 100"):
+        compute_capability()
+
+
+def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(library: str) -> Any:
+        raise OSError(f"{library}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    with pytest.raises(LdmrtError, match="no NVIDIA driver here"):
+        compute_capability()

@@ -1,0 +1,154 @@
+"""`ldmrt build`: engines of a bundle for NVIDIA GPUs."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ldmrt.export.build import Built, Step
+    from ldmrt.export.profiles import Wanted
+    from ldmrt.runtime import Bundle
+
+BACKENDS = ["tensorrt", "tensorrt-rtx"]
+
+
+def of_profile(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say for which pictures engines are."""
+    options = (
+        click.option("--sizes", help="Pictures, WIDTHxHEIGHT: 512x512,768x512, or a range, 512-1024x512-1024; the "
+                     "model's own size where left out."),
+        click.option("--batch", default="1", show_default=True, help="Pictures at once, such as 1-4 or 1,4."),
+        click.option("--guidance", type=click.Choice(["on", "off", "any"]), default="on", show_default=True,
+                     help="It doubles the U-Net's rows; any builds for both."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--backend", type=click.Choice(BACKENDS), default="tensorrt-rtx", show_default=True)
+@click.option("--target", default="this", show_default=True, help="GPUs, such as sm89,sm120; portable; this machine's.")
+@of_profile
+@click.option("--components", "only", help="Only these, such as unet,vae_decoder.")
+@click.option("--refit", is_flag=True, help="Keep the weights replaceable, for LoRA: TensorRT alone.")
+@click.option("--verify/--no-verify", default=True, help="Whether to run at last what was built.")
+def build(
+    bundle: Path, backend: str, target: str, sizes: str | None, batch: str, guidance: str, only: str | None,
+    refit: bool, verify: bool,
+) -> None:  # fmt: skip
+    """Build engines of BUNDLE, one a component and GPU, and keep them in it. TensorRT-RTX builds for any GPU on a
+    machine that has none; TensorRT builds on the GPU itself.
+
+    An engine whose graph, weights, precision, version, GPU and profile are the same is reused, and a build that was
+    stopped goes on with the next engine. `ldmrt plan` says beforehand what they take.
+
+    What was built is then held to the bundle's certificate, as `ldmrt verify BUNDLE` does, where this machine can run
+    it; where it cannot, what the engines were made of is. Exit code 1 where it differs.
+
+    Example: ldmrt build out/emoji64 --target sm89,portable --sizes 64x64 --batch 1-4
+    """
+    from ldmrt.export import trt
+    from ldmrt.export.build import Built, decide, summary
+    from ldmrt.export.build import build as built
+    from ldmrt.export.memory import check_room, megabytes, predict
+    from ldmrt.export.profiles import recipes
+    from ldmrt.runtime import Bundle
+
+    from .progress import console
+
+    opened = Bundle.open(bundle)
+    wanted = read(opened, sizes, batch, guidance)
+    flags = (trt.REFIT,) if refit else ()
+    version, targets = trt.version(backend), targets_of(target)
+    trt.check_targets(backend, targets, flags)
+    wished = recipes(opened, wanted, backend=backend, version=version, targets=targets, flags=flags)
+    decisions = decide(bundle, of_components(wished, only))
+    missing = {one.recipe.key: predict(opened, one.recipe) for one in decisions if one.there is None}
+    check_room(opened, missing.values())
+    console.print(summary(decisions), highlight=False, soft_wrap=True)
+    for done in watched(built(opened, decisions)):
+        if isinstance(done, Built) and not done.reused:
+            took, before = done.engine.measured, missing[done.recipe.key]
+            console.print(
+                f"{done.engine.folder.name}: {done.seconds:.1f} s, {megabytes(done.engine.size)}"
+                f", scratch {megabytes(took['scratch'])} (predicted {megabytes(before.scratch)})"
+                f", build peak {megabytes(took['build_peak'] or 0)} (predicted {megabytes(before.build)})",
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
+    click.echo(bundle)
+    if verify and missing:
+        prove(opened, backend)
+
+
+def prove(bundle: "Bundle", backend: str) -> None:
+    """Hold what was built to what the checkpoint computed; where it cannot run, the ONNX files that it was made of."""
+    from ldmrt.runtime import LdmrtError
+    from ldmrt.runtime.engine_files import BACKENDS
+    from ldmrt.runtime.engine_ort import available
+
+    from .progress import console
+    from .verify import replay
+
+    if bundle.certificate is None:
+        hint = f"ldmrt verify {bundle.path} --against CHECKPOINT --store"
+        console.print(f"not verified: {bundle.doubts[0]}; next: {hint}", highlight=False, soft_wrap=True)
+        return
+    if doubts := bundle.doubts:
+        click.secho(f"made of what does not hold: {doubts[0]}", fg="red", err=True)
+        sys.exit(1)
+    try:
+        here = available()
+    except LdmrtError as error:
+        console.print(f"not verified: {error.problem}; next: {error.hint}", highlight=False, soft_wrap=True)
+        return
+    if backend not in here:
+        said = f"the engines were built but not run: {BACKENDS[backend]} cannot run here. What they were made of:"
+        console.print(said, highlight=False, soft_wrap=True)
+    replay(bundle, (backend,) if backend in here else here)
+
+
+def read(bundle: "Bundle", sizes: str | None, batch: str, guidance: str) -> "Wanted":
+    """The user's words."""
+    from ldmrt.export.profiles import Wanted
+
+    return Wanted.read(sizes, batch, guidance, bundle.shape.size)
+
+
+def targets_of(words: str) -> list[str]:
+    """ "sm89,this" to the names of GPUs."""
+    from ldmrt.runtime.gpu import compute_capability
+
+    names = [word.strip().lower() for word in words.split(",")]
+    return list(dict.fromkeys(compute_capability() if name == "this" else name for name in names))
+
+
+def of_components(recipes: list[Any], only: str | None) -> list[Any]:
+    """Those of the components that were asked for."""
+    from ldmrt.runtime import LdmrtError
+
+    if only is None:
+        return recipes
+    names = [name.strip() for name in only.split(",")]
+    there = dict.fromkeys(one.component for one in recipes)
+    if unknown := [name for name in names if name not in there]:
+        raise LdmrtError("--components", f"no component {unknown[0]!r}", expected=", ".join(there))
+    return [one for one in recipes if one.component in names]
+
+
+def watched(events: "Iterator[Step | Built]") -> "Iterator[Step | Built]":
+    """Pass events on and show the phase of the build on a terminal."""
+    from ldmrt.export.build import Step
+
+    from .progress import console
+
+    with console.status("building") as status:
+        for event in events:
+            if isinstance(event, Step):
+                what = f"{event.recipe.component} for {event.recipe.target}"
+                status.update(f"{what}: {event.phase.lower()}, {event.done:.0%}")
+            yield event

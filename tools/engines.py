@@ -1,0 +1,84 @@
+"""`ldmrt engines`: what `ldmrt build` has put into a bundle."""
+
+import importlib.metadata
+import shutil
+from pathlib import Path
+
+import click
+
+# The distributions that say which version of a backend is installed: importing one takes seconds.
+INSTALLED = {"tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12"), "tensorrt": ("tensorrt",)}
+
+
+@click.group()
+def engines() -> None:
+    """Look at a bundle's engines, and remove those that nothing will use again.
+
+    Example: ldmrt engines list out/emoji64
+    """
+
+
+@engines.command("list")
+@click.argument("bundle", type=click.Path(path_type=Path))
+def list_(bundle: Path) -> None:
+    """Show the engines of BUNDLE, what each was made for and what it takes.
+
+    Example: ldmrt engines list out/emoji64
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from ldmrt.export.build import prunable
+    from ldmrt.export.memory import megabytes
+    from ldmrt.runtime import Bundle, LdmrtError
+    from ldmrt.runtime.engine_files import BACKENDS, described
+    from ldmrt.runtime.engine_files import engines as found
+
+    opened = Bundle.open(bundle, check=False)
+    useless = {folder.name: why for folder, why in prunable(opened, versions())}
+    table = Table(show_lines=True)
+    table.add_column("engine", no_wrap=True)
+    for title in ("made by", "largest input", "disk", "scratch", "state"):
+        table.add_column(title)
+    for one in found(bundle):
+        if isinstance(one, LdmrtError):
+            name = one.where.removeprefix("engine ")
+            table.add_row(name, "", "", "", "", useless[name])
+            continue
+        recipe = one.recipe
+        made_by = f"{BACKENDS[recipe.backend]} {recipe.version}"
+        taken = (megabytes(one.size), megabytes(one.measured.get("scratch", 0)))
+        name = one.folder.name
+        table.add_row(name, made_by, described(recipe.profile), *taken, useless.get(name, "fits"))
+    Console().print(table)
+    if useless:
+        click.echo(f"next: ldmrt engines prune {bundle}")
+
+
+@engines.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+def prune(bundle: Path) -> None:
+    """Remove engines of BUNDLE that nothing will use again: unfinished or damaged, of a component that has changed
+    since, or of another version than the one installed here.
+
+    Example: ldmrt engines prune out/emoji64
+    """
+    from ldmrt.export.build import prunable
+    from ldmrt.runtime import Bundle
+
+    for folder, why in prunable(Bundle.open(bundle, check=False), versions()):
+        shutil.rmtree(folder)
+        click.echo(f"removed {folder.name}: {why}")
+
+
+def versions() -> dict[str, str]:
+    """Of the backends that are installed here."""
+    found = {}
+    for backend, names in INSTALLED.items():
+        for name in names:
+            try:
+                found[backend] = importlib.metadata.version(name)
+                break
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return found

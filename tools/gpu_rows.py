@@ -1,0 +1,241 @@
+"""The rows of `tools/gpu_check.sh`, each run in a process of its own: what crashes or hangs takes no other row with it.
+
+    python -m ldmrt.tools.gpu_rows eager --work build/gpu_check
+
+prints a JSON object with what was measured, last. `build` of the engines is part of a row, not of its figures.
+"""
+
+import contextlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+Values = dict[str, Any]
+WARM, REPEATS, ROWS = 3, 3, 20
+PARITY = "parity.npz"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all rows of one check share."""
+
+    model: str  # a family of random_checkpoint, or the folder of a checkpoint
+    device: str
+    steps: int
+    work: Path
+
+    @property
+    def bundle(self) -> Path:
+        """Where the row `bundle` puts it."""
+        return self.work / "bundle"
+
+
+def timed(run: Callable[[], object], wait: Callable[[], None], repeats: int = REPEATS) -> float:
+    """The median of the seconds that it takes, until the device has done it."""
+    taken = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        run()
+        wait()
+        taken.append(time.perf_counter() - begin)
+    return statistics.median(taken)
+
+
+def off(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference, relative to the largest value."""
+    return float(np.abs(found.astype(np.float32) - expected).max() / np.abs(expected).max())
+
+
+def reference(setting: Setting) -> Values:
+    """PyTorch in float32, without TF32: what the others are held to."""
+    import torch
+
+    from .gpu_torch import TorchModel
+
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    model = TorchModel.make(setting.model, setting.device, torch.float32, setting.steps)
+    random = np.random.default_rng(0)
+    inputs = {
+        "sample": random.normal(size=(2, *model.latent[1:])).astype(np.float32),
+        "timestep": np.array([501.0, 501.0], np.float32),
+        "encoder_hidden_states": model.context().float().cpu().numpy(),
+    }
+    out = model.network(**{name: torch.from_numpy(one) for name, one in inputs.items()})
+    setting.work.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {**inputs, "out_sample": out.cpu().numpy()}
+    np.savez(setting.work / PARITY, **arrays)
+    return {"torch": torch.__version__, "largest": float(out.abs().max())}
+
+
+def parity(setting: Setting, network: Callable[..., Any]) -> float | None:
+    """How far a U-Net is off the reference's answer; None where the reference has none."""
+    if not (setting.work / PARITY).is_file():
+        return None
+    stored = dict(np.load(setting.work / PARITY))
+    expected = stored.pop("out_sample")
+    return off(np.asarray(network(**stored)), expected)
+
+
+def pytorch(setting: Setting, *, compiled: bool) -> Values:
+    """PyTorch in float16 on a GPU, its best-known layout; float32 on a CPU, which is slow in halves."""
+    import torch
+
+    from .gpu_torch import TorchModel
+
+    torch.backends.cudnn.benchmark = True
+    dtype = torch.float32 if setting.device == "cpu" else torch.float16
+    model = TorchModel.make(setting.model, setting.device, dtype, setting.steps, compiled=compiled)
+    measured = parity(
+        setting, lambda **a: model.network(**{name: torch.from_numpy(one) for name, one in a.items()}).cpu().numpy()
+    )
+    context, rows = model.context(), min(ROWS, setting.steps)
+    model.walk(context, WARM)
+    model.picture()
+    seconds = timed(lambda: model.walk(context, rows), model.wait)
+    return {"rows_per_s": rows / seconds, "seconds": timed(model.picture, model.wait), "off": measured}
+
+
+def bundle(setting: Setting) -> Values:
+    """The model as ONNX, in the precision that the torch rows run in."""
+    from ldmrt.export import export_bundle
+    from ldmrt.runtime import Bundle
+
+    from .gpu_torch import checkpoint_of
+
+    begin = time.perf_counter()
+    checkpoint = checkpoint_of(setting.model, setting.device)
+    for network in checkpoint.networks.values():
+        network.cpu().float() if setting.device == "cpu" else network.cpu().half()
+    for _ in export_bundle(checkpoint, setting.bundle):
+        pass
+    made = Bundle.open(setting.bundle, check=False)
+    return {"export_s": time.perf_counter() - begin, "precision": made.precision("unet")}
+
+
+def backend(setting: Setting, name: str) -> Values:
+    """A backend of the runtime, as a user runs it: prompt to picture, latents on the host between rows."""
+    from ldmrt.runtime import open as open_bundle
+
+    from .gpu_torch import GUIDANCE, PROMPT, SCHEDULER
+
+    built = engines(setting.bundle, name) if name.startswith("tensorrt") else 0.0
+    pipeline = open_bundle(setting.bundle, name, check=False)
+    measured = parity(setting, lambda **arrays: pipeline.engines["unet"](**arrays)["out_sample"])
+    asked = {"steps": setting.steps, "guidance": GUIDANCE, "scheduler": SCHEDULER, "seed": 0}
+    pipeline(PROMPT, **asked)
+    results = [pipeline(PROMPT, **asked) for _ in range(REPEATS)]
+    latents, decode = (statistics.median(one.seconds[stage] for one in results) for stage in ("latents", "decode"))
+    values = {"rows_per_s": setting.steps / latents, "seconds": latents + decode, "off": measured}
+    if name.startswith("tensorrt"):
+        values |= {"build_s": built, "launches_per_s": launches(setting, pipeline.engines["unet"])}
+    pipeline.close()
+    return values
+
+
+def launches(setting: Setting, unet: Any) -> float:
+    """Runs of the U-Net a second where nothing leaves the GPU: what a folded loop can come to."""
+    stored = dict(np.load(setting.work / PARITY))
+    arrays = {spec.name: stored[spec.name].astype(spec.dtype) for spec in unet.inputs}
+    binding = unet.bind({name: one.shape for name, one in arrays.items()})
+    binding.upload(**arrays)
+    for _ in range(WARM):
+        binding.launch()
+    binding.synchronize()
+
+    def run() -> None:
+        for _ in range(ROWS):
+            binding.launch()
+
+    return ROWS / timed(run, binding.synchronize)
+
+
+def engines(folder: Path, name: str, target: str | None = None, only: str = "") -> float:
+    """Build what a backend needs for one picture with guidance, of all components or one; seconds."""
+    from ldmrt.export import trt
+    from ldmrt.export.build import build, decide
+    from ldmrt.export.profiles import Wanted, recipes
+    from ldmrt.runtime import Bundle
+    from ldmrt.runtime.gpu import compute_capability
+
+    opened, begin = Bundle.open(folder, check=False), time.perf_counter()
+    targets = [target or compute_capability()]
+    version = trt.version(name)
+    trt.check_targets(name, targets, ())
+    wanted = Wanted.read(None, "1", "on", opened.shape.size)
+    wished = recipes(opened, wanted, backend=name, version=version, targets=targets)
+    for _ in build(opened, decide(folder, [one for one in wished if only in ("", one.component)])):
+        pass
+    return time.perf_counter() - begin
+
+
+def portable(setting: Setting) -> Values:
+    """Does a portable engine of TensorRT-RTX run on this GPU? It is asked, then tried with the bundle's U-Net."""
+    from ldmrt.runtime import Bundle
+    from ldmrt.runtime.engine_files import EngineFile
+    from ldmrt.runtime.engine_files import engines as found
+    from ldmrt.runtime.trt import Session
+    from ldmrt.runtime.trt_binding import Binding
+    from ldmrt.runtime.trt_plan import LoadedPlan, validity_of
+
+    built = engines(setting.bundle, "tensorrt-rtx", "portable", "unet")
+    opened, session = Bundle.open(setting.bundle, check=False), Session("tensorrt-rtx")
+    (file,) = (
+        one for one in found(setting.bundle)
+        if isinstance(one, EngineFile) and (one.recipe.target, one.recipe.component) == ("portable", "unet")
+    )  # fmt: skip
+    validity, why = validity_of(session, file.read(opened))
+    click.echo(f"TensorRT-RTX says {validity}: {why}", err=True)
+    plan = LoadedPlan(session, file, opened)  # which refuses what is not valid
+
+    def network(**arrays: np.ndarray) -> np.ndarray:
+        cast = {spec.name: arrays[spec.name].astype(spec.dtype) for spec in plan.inputs}
+        binding = Binding(plan, {name: one.shape for name, one in cast.items()})
+        with contextlib.closing(binding):
+            binding.upload(**cast)
+            binding.launch()
+            return binding.download()["out_sample"]
+
+    with contextlib.closing(plan):
+        return {"validity": validity, "why": why, "build_s": built, "off": parity(setting, network)}
+
+
+MEASURES: dict[str, Callable[[Setting], Values]] = {
+    "reference": reference,
+    "eager": lambda setting: pytorch(setting, compiled=False),
+    "compile": lambda setting: pytorch(setting, compiled=True),
+    "bundle": bundle,
+    "portable": portable,
+    "onnxruntime": lambda setting: backend(setting, "onnxruntime"),
+    "onnxruntime-cuda": lambda setting: backend(setting, "onnxruntime-cuda"),
+    "tensorrt-rtx": lambda setting: backend(setting, "tensorrt-rtx"),
+    "tensorrt": lambda setting: backend(setting, "tensorrt"),
+}
+
+
+@click.command()
+@click.argument("name", type=click.Choice(list(MEASURES)))
+@click.option("--model", default="sd15", show_default=True)
+@click.option("--device", default="cuda", show_default=True)
+@click.option("--steps", default=50, show_default=True)
+@click.option("--work", type=click.Path(path_type=Path), required=True)
+def row(name: str, model: str, device: str, steps: int, work: Path) -> None:
+    """Measure one row."""
+    from ldmrt.runtime import LdmrtError
+
+    try:
+        click.echo(json.dumps(MEASURES[name](Setting(model, device, steps, work))))
+    except LdmrtError as error:
+        click.echo(f"error: {str(error).splitlines()[0]}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    row()
