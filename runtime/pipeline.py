@@ -15,6 +15,7 @@ from .bundle import Bundle, Shape
 from .certificate import Certificate
 from .conditions import encode, guidance_embedding, time_ids
 from .control import open_controls
+from .decode import Decoding, decode
 from .engines import Engines
 from .errors import LdmrtError, LdmrtWarning
 from .guidance import Guidance, classifier_free
@@ -63,6 +64,7 @@ class Pipeline:
     scheduler: Mapping[str, Any]  # diffusers' scheduler_config.json
     shape: Shape
     certificate: Certificate | None = field(default=None, repr=False)  # what was measured when the bundle was made
+    decoding: Decoding = field(default_factory=Decoding)
 
     def __call__(self, prompt: Any, **options: Any) -> Result:
         """The pictures of a `Request`, given whole or as its prompt and fields."""
@@ -128,12 +130,8 @@ class Pipeline:
         return Request(prompt, **options)
 
     def decode(self, latents: Latents) -> NDArray[np.uint8]:
-        """Latents (N, C, h, w) to pictures (N, H, W, 3), one at a time: memory stays that of one picture."""
-        decoder, scale = self.engines["vae_decoder"], np.float32(self.shape.scaling_factor)
-        out = np.stack([decoder(latent_sample=one[None] / scale)["sample"][0] for one in latents])
-        if not np.isfinite(out).all():
-            raise LdmrtError("vae_decoder", "the picture is not finite", hint=FINITE_HINT)
-        return np.rint((out.astype(np.float32) / 2 + 0.5).clip(0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+        """Latents (N, C, h, w) to pictures (N, H, W, 3)."""
+        return decode(self.engines, self.shape, latents, self.decoding)
 
     def close(self) -> None:
         """Free the engines."""
@@ -160,15 +158,19 @@ class Pipeline:
 BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda")
 
 
-def open_pipeline(bundle: str | Path, backend: str = "auto", *, check: bool = True) -> Pipeline:
+def open_pipeline(
+    bundle: str | Path, backend: str = "auto", *, check: bool = True, tile: int | None = None, on_overflow: str = "stop"
+) -> Pipeline:
     """Open a bundle for generating. `check` compares its files with the manifest first, and warns where no certificate
-    holds for them.
+    holds for them. `tile` and `on_overflow` are those of `Decoding`.
     """
     from .engine_ort import OrtEngine
 
     if backend not in BACKENDS:
         raise LdmrtError("backend", f"no backend {backend!r}", expected=", ".join(BACKENDS))
+    decoding = Decoding(tile, on_overflow)
     opened = Bundle.open(Path(bundle), check=check)
+    decoding.cells(opened.shape.factor)  # may refuse
     for doubt in opened.doubts if check else ():
         hint = f"ldmrt verify {bundle} --against CHECKPOINT --store"
         warnings.warn(f"{bundle}: {doubt}; next: {hint}", LdmrtWarning, stacklevel=2)
@@ -176,4 +178,4 @@ def open_pipeline(bundle: str | Path, backend: str = "auto", *, check: bool = Tr
     engines = Engines({name: partial(OrtEngine, name, opened.model(name), provider) for name in opened.components})
     tokenizers = {path.name: Tokenizer.open(path) for path in opened.tokenizers}
     certificate = opened.certificate if check else None
-    return Pipeline(engines, tokenizers, opened.scheduler, opened.shape, certificate)
+    return Pipeline(engines, tokenizers, opened.scheduler, opened.shape, certificate, decoding)
