@@ -25,6 +25,7 @@ from .sampler import Blend, Latents, Model, Noise, Plan, State, steps
 from .schedulers import plan_from_config
 from .start import Start, begin
 from .tokenizer import Tokenizer
+from .turns import Maker, by_turns
 
 FINITE_HINT = "ldmrt verify BUNDLE --against CHECKPOINT"
 
@@ -159,23 +160,29 @@ BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda")
 
 
 def open_pipeline(
-    bundle: str | Path, backend: str = "auto", *, check: bool = True, tile: int | None = None, on_overflow: str = "stop"
-) -> Pipeline:
+    bundle: str | Path, backend: str = "auto", *, check: bool = True, tile: int | None = None,
+    on_overflow: str = "stop", low_memory: bool = False,
+) -> Pipeline:  # fmt: skip
     """Open a bundle for generating. `check` compares its files with the manifest first, and warns where no certificate
-    holds for them. `tile` and `on_overflow` are those of `Decoding`.
+    holds for them. `tile` and `on_overflow` are those of `Decoding`. With `low_memory` the networks take turns in
+    memory, which costs opening them anew for every request, and pictures above 768 pixels are decoded in tiles.
     """
     from .engine_ort import OrtEngine
 
     if backend not in BACKENDS:
         raise LdmrtError("backend", f"no backend {backend!r}", expected=", ".join(BACKENDS))
-    decoding = Decoding(tile, on_overflow)
+    decoding = Decoding(tile, on_overflow, low_memory)
     opened = Bundle.open(Path(bundle), check=check)
-    decoding.cells(opened.shape.factor)  # may refuse
+    decoding.cells(opened.shape.factor, ())  # may refuse
     for doubt in opened.doubts if check else ():
         hint = f"ldmrt verify {bundle} --against CHECKPOINT --store"
         warnings.warn(f"{bundle}: {doubt}; next: {hint}", LdmrtWarning, stacklevel=2)
     provider = "onnxruntime" if backend == "auto" else backend
-    engines = Engines({name: partial(OrtEngine, name, opened.model(name), provider) for name in opened.components})
+    makers: dict[str, Maker] = {
+        name: partial(OrtEngine, name, opened.model(name), provider) for name in opened.components
+    }
+    if low_memory:
+        makers = by_turns(makers, {name: opened.specs(name) for name in opened.manifest.get("components", {})})
     tokenizers = {path.name: Tokenizer.open(path) for path in opened.tokenizers}
     certificate = opened.certificate if check else None
-    return Pipeline(engines, tokenizers, opened.scheduler, opened.shape, certificate, decoding)
+    return Pipeline(Engines(makers), tokenizers, opened.scheduler, opened.shape, certificate, decoding)

@@ -62,12 +62,13 @@ SIZE = click.Tuple([int, int])
 @click.option("--crop", type=SIZE, default=(0, 0), help="SDXL: top and left of the crop to tell it.")
 @click.option("--save-steps", is_flag=True, help="Also what the network sees in each row, and a strip of them.")
 @click.option("--tile", type=int, help="Decode in overlapping tiles of this many pixels a side: less memory.")
+@click.option("--low-memory", is_flag=True, help="One network in memory at a time; tiles above 768 pixels.")
 @click.option("--on-overflow", default="stop", show_default=True, help="Not finite? stop, or retry in float32.")
 @click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime, onnxruntime-cuda.")
 @click.option("--columns", type=click.IntRange(min=1), help="Of the grid; as square as it gets where left out.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("out.png"), show_default=True)
 def generate(
-    bundle: Path, prompts: tuple[str, ...], save_steps: bool, tile: int | None, on_overflow: str,
+    bundle: Path, prompts: tuple[str, ...], save_steps: bool, tile: int | None, on_overflow: str, low_memory: bool,
     backend: str, columns: int | None, out: Path,
     controls: tuple[tuple[str, Any], ...], **asked: Any,
 ) -> None:  # fmt: skip
@@ -90,7 +91,7 @@ def generate(
     out.parent.mkdir(parents=True, exist_ok=True)
     request = Request(prompts, controls=dict(controls), **asked)
     begin = time.perf_counter()
-    pipeline = open_pipeline(bundle, backend, tile=tile, on_overflow=on_overflow)
+    pipeline = open_pipeline(bundle, backend, tile=tile, on_overflow=on_overflow, low_memory=low_memory)
     opened = time.perf_counter()
     rows, x = pipeline.plan(request).rows, None
     previews: list[NDArray[Any]] = []
@@ -105,7 +106,8 @@ def generate(
 
     shared = {"ldmrt": version("ldmrt"), "bundle": bundle.name} | noted(asked, controls)
     shared |= {"scheduler": request.scheduler or everyday_name(pipeline.scheduler)}
-    shared |= {"tile": tile} if tile else {}
+    if cells := pipeline.decoding.cells(pipeline.shape.factor, x.shape[2:]):
+        shared |= {"tile": cells * pipeline.shape.factor}
     shared |= {"height": images.shape[1], "width": images.shape[2]}
     written = [out]
     if len(images) == 1:

@@ -85,7 +85,7 @@ def test_tiles_as_the_pipeline_asks_for_them() -> None:
 @pytest.mark.parametrize("tile", [0, -16, 12, 50])
 def test_impossible_tile(tile: int) -> None:
     with pytest.raises(LdmrtError, match=f"impossible tile; expected a multiple of 4, at least 16; found {tile}"):
-        Decoding(tile).cells(FACTOR)
+        Decoding(tile).cells(FACTOR, ())
 
 
 def test_impossible_on_overflow() -> None:
