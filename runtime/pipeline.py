@@ -18,7 +18,7 @@ from .control import open_controls
 from .decode import Decoding, decode
 from .engines import Engines
 from .errors import LdmrtError, LdmrtWarning
-from .guidance import Guidance, classifier_free
+from .guidance import Guidance, classifier_free, guided_rows, positive_half
 from .noise import noise
 from .request import Request
 from .sampler import Blend, Latents, Model, Noise, Plan, State, steps
@@ -99,14 +99,11 @@ class Pipeline:
         if distilled:
             width = self._inputs["timestep_cond"][-1]
             words["timestep_cond"] = guidance_embedding(request.guidance, int(width)).repeat(len(seeds), axis=0)
-        controls = open_controls(self.engines, request.controls, start.size, guidance, words)
-        unet, idx = self.engines["unet"], guidance.idx
-
-        def model(x: Latents, t: float) -> Latents:
-            x, times = x[idx], np.full(len(idx), t, np.float32)
-            seen = x if start.beside is None else np.concatenate([x, start.beside[idx]], axis=1)
-            out = unet(sample=seen, timestep=times, **words, **controls(x, times))
-            return guidance.combine(out["out_sample"].astype(np.float32, copy=False))
+        model = self._network(request, start, guidance, words)
+        if request.guidance_interval is not None and not guidance.plain:
+            guided = guided_rows(plan, request.guidance_interval)
+            alone = self._network(request, start, classifier_free(len(seeds), 1.0), positive_half(words))
+            model = partial(_either, dict(zip(plan.t.tolist(), guided, strict=True)), model, alone)
 
         def fresh(row: int) -> Latents:
             return noise(seeds, row + 1, start.x.shape[1:])
@@ -138,6 +135,19 @@ class Pipeline:
         """Free the engines."""
         self.engines.close()
 
+    def _network(self, request: Request, start: Start, guidance: Guidance, words: Mapping[str, NDArray[Any]]) -> Model:
+        """The U-Net with its controls, guided."""
+        controls = open_controls(self.engines, request.controls, start.size, guidance, words)
+        unet, idx = self.engines["unet"], guidance.idx
+
+        def model(x: Latents, t: float) -> Latents:
+            x, times = x[idx], np.full(len(idx), t, np.float32)
+            seen = x if start.beside is None else np.concatenate([x, start.beside[idx]], axis=1)
+            out = unet(sample=seen, timestep=times, **words, **controls(x, times))
+            return guidance.combine(out["out_sample"].astype(np.float32, copy=False))
+
+        return model
+
     @property
     def _inputs(self) -> dict[str, tuple[int | str, ...]]:
         return {spec.name: spec.shape for spec in self.engines["unet"].inputs}
@@ -154,6 +164,11 @@ class Pipeline:
             ids = time_ids(request, len(request.seeds), start.size, width, scored=self.shape.scored)
             inputs |= {"text_embeds": words.pooled, "time_ids": ids[1] if guidance.plain else np.concatenate(ids)}
         return inputs
+
+
+def _either(guided: Mapping[float, bool], one: Model, other: Model, x: Latents, t: float) -> Latents:
+    """What the first network says of the latents at the times that are guided, else the second."""
+    return one(x, t) if guided[t] else other(x, t)
 
 
 BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda")

@@ -33,6 +33,19 @@ class Control(click.ParamType):
         return name, ((picture or rest) if colon else rest, number)
 
 
+class Interval(click.ParamType):
+    """LOW,HIGH."""
+
+    name = "low,high"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, float]:
+        low, _, high = str(value).partition(",")
+        try:
+            return float(low), float(high)
+        except ValueError:
+            self.fail(f"{value!r} is not LOW,HIGH, such as 0.3,5", param, ctx)
+
+
 PICTURE = click.Path(exists=True, dir_okay=False, path_type=Path)
 SIZE = click.Tuple([int, int])
 
@@ -45,6 +58,7 @@ SIZE = click.Tuple([int, int])
 @click.option("--steps", default=20, show_default=True)
 @click.option("--guidance", default=5.0, show_default=True, help="1 is none.")
 @click.option("--guidance-rescale", default=0.0, help="Share of guidance's excess of contrast to take back, 0 to 1.")
+@click.option("--guidance-interval", type=Interval(), help="Guide only at noise levels sigma/alpha in between.")
 @click.option("--seed", default=0, show_default=True, help="Of the first picture; the next ones count up.")
 @click.option("--width", type=int, help="Pixels; the picture's or the model's own size where left out.")
 @click.option("--height", type=int)
