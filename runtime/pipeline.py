@@ -187,7 +187,7 @@ def open_pipeline(
     if backend not in BACKENDS:
         raise LdmrtError("backend", f"no backend {backend!r}", expected=", ".join(BACKENDS))
     decoding = Decoding(tile, on_overflow, low_memory)
-    opened = Bundle.open(Path(bundle), check=check)
+    opened = Bundle.open(Path(bundle), check=check, stamped=True)
     decoding.cells(opened.shape.factor, ())  # may refuse
     for doubt in opened.doubts if check else ():
         hint = f"ldmrt verify {bundle} --against CHECKPOINT --store"
