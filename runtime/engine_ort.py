@@ -30,9 +30,11 @@ def available() -> tuple[str, ...]:
 
 
 class OrtEngine:
-    """One ONNX file in one ONNX Runtime session."""
+    """One ONNX file in one ONNX Runtime session. `frugal`: activations are not laid out in one block of memory before
+    a run, which takes more than they ever do at once.
+    """
 
-    def __init__(self, component: str, path: Path, backend: str = "onnxruntime") -> None:
+    def __init__(self, component: str, path: Path, backend: str = "onnxruntime", *, frugal: bool = False) -> None:
         try:
             import onnxruntime as ort
         except ImportError:
@@ -47,6 +49,7 @@ class OrtEngine:
             )
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors; they also arrive as exceptions
+        options.enable_mem_pattern = not frugal
         try:
             self._session: Any = ort.InferenceSession(str(path), options, providers=[provider])
         except Exception as error:  # onnxruntime raises its own classes, none public

@@ -194,7 +194,7 @@ def open_pipeline(
         warnings.warn(f"{bundle}: {doubt}; next: {hint}", LdmrtWarning, stacklevel=2)
     provider = "onnxruntime" if backend == "auto" else backend
     makers: dict[str, Maker] = {
-        name: partial(OrtEngine, name, opened.model(name), provider) for name in opened.components
+        name: partial(OrtEngine, name, opened.model(name), provider, frugal=low_memory) for name in opened.components
     }
     if low_memory:
         makers = by_turns(makers, {name: opened.specs(name) for name in opened.manifest.get("components", {})})
