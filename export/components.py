@@ -18,6 +18,7 @@ from ldmrt.model.checkpoint import class_of
 from ldmrt.model.config import to_config
 from ldmrt.model.engine import TorchEngine
 from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.decode import DECODER, WIDE
 from ldmrt.runtime.specs import TensorSpec, shape_of, split_symbol
 
 from .controls import CONTROLS, FEATURE, RESIDUAL, check_fit, steering
@@ -145,16 +146,19 @@ class _Decoder(nn.Module):
         return (self.decoder(self.post_quant_conv(latent_sample)),)
 
 
-def _vae_decoder(c: Checkpoint) -> Iterator[Component]:
-    config, module = c.vae.config, _Decoder(c.vae)
-    dtype = dtype_of(module)
-    yield Component(
-        "vae_decoder",
-        module,
-        (latent(c, "latent_sample", config.latent_channels, dtype),),
-        (picture("sample", config.out_channels, dtype),),
-        to_config("AutoencoderKL", config),
-    )
+def _vae_decoders(c: Checkpoint) -> Iterator[Component]:
+    for name, vae in ((DECODER, c.vae), (WIDE, c.spare)):
+        if vae is None:
+            continue
+        config, module = vae.config, _Decoder(vae)
+        dtype = dtype_of(module)
+        yield Component(
+            name,
+            module,
+            (latent(c, "latent_sample", config.latent_channels, dtype),),
+            (picture("sample", config.out_channels, dtype),),
+            to_config("AutoencoderKL", config),
+        )
 
 
 class _Encoder(nn.Module):
@@ -200,7 +204,7 @@ def _controls(c: Checkpoint) -> Iterator[Component]:
 BUILDERS: tuple[Callable[[Checkpoint], Iterator[Component]], ...] = (
     _text_encoders,
     _unet,
-    _vae_decoder,
+    _vae_decoders,
     _vae_encoder,
     _controls,
 )

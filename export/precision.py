@@ -1,12 +1,15 @@
 """A checkpoint in the precisions that its components are exported in."""
 
+import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ldmrt.model import Checkpoint
 from ldmrt.runtime import Bundle, LdmrtError
+from ldmrt.runtime.decode import WIDE
 
 from .components import components
 from .islands import Islands, find, raise_islands
@@ -42,12 +45,14 @@ def settle(load: Load, wanted: Precisions) -> tuple[Checkpoint, dict[str, Any], 
 
 
 def lower(load: Load, wanted: Precisions, known: Islands) -> tuple[Checkpoint, dict[str, Any]]:
-    """The same with islands that are known."""
+    """The same with islands that are known. Who wants a `WIDE` decoder gets a spare autoencoder."""
     default = wanted[""]
     networks = {name: PRECISIONS[kind] for name, kind in wanted.items() if not name.startswith("vae_")}
-    both = {wanted.get(name, default) for name in ("vae_decoder", "vae_encoder")}
+    both = {wanted.get(name, default) for name in ("vae_decoder", "vae_encoder", *({WIDE} & wanted.keys()))}
     networks["vae"] = PRECISIONS["fp32" if "fp32" in both else both.pop()]  # of both; then one may be halved
     loaded, merged = load(networks)
+    if WIDE in wanted:
+        loaded = replace(loaded, spare=copy.deepcopy(loaded.vae))
     parts = components(loaded)
     if unknown := [name for name in wanted if name and name not in parts]:
         raise LdmrtError("precision", f"no component {unknown[0]!r}", expected=", ".join(parts))

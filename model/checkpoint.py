@@ -58,6 +58,7 @@ class Checkpoint:
     scheduler: dict[str, Any]
     index: dict[str, Any] = field(default_factory=lambda: dict(PIPELINE))
     controls: dict[str, Any] = field(default_factory=dict)  # ControlNets and adapters: "controlnet_canny" ...
+    spare: Autoencoder | None = None  # one in float32, where `vae` is of halves that may overflow
 
     @property
     def networks(self) -> dict[str, Any]:

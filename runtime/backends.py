@@ -8,13 +8,15 @@ from .bundle import Bundle
 from .engines import Engines
 from .errors import LdmrtError
 from .specs import Engine
+from .turns import by_turns
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How networks are run on the CPU."""
+    """How networks are run."""
 
     threads: int = 0  # 0 is one a core
+    low_memory: bool = False  # one network in memory at a time
 
 
 Makers = Mapping[str, Callable[[], Engine]]  # by component
@@ -23,7 +25,8 @@ Makers = Mapping[str, Callable[[], Engine]]  # by component
 def _onnxruntime(bundle: Bundle, backend: str, settings: Settings) -> Makers:
     from .engine_ort import OrtEngine
 
-    return {name: partial(OrtEngine, name, bundle.model(name), backend, settings.threads) for name in bundle.components}
+    engine = partial(OrtEngine, backend=backend, threads=settings.threads, frugal=settings.low_memory)
+    return {name: partial(engine, name, bundle.model(name)) for name in bundle.components}
 
 
 def _tensorrt(bundle: Bundle, backend: str, _: Settings) -> Makers:
@@ -60,4 +63,7 @@ def open_engines(bundle: Bundle, backend: str, settings: Settings = Settings()) 
     this machine's GPU, and ONNX Runtime where none fits.
     """
     check_name(backend)
-    return Engines(BACKENDS[backend](bundle, backend, settings))
+    makers = BACKENDS[backend](bundle, backend, settings)
+    if settings.low_memory:
+        makers = by_turns(makers, {name: bundle.specs(name) for name in bundle.manifest.get("components", {})})
+    return Engines(makers)

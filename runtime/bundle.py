@@ -14,6 +14,7 @@ from .errors import LdmrtError
 from .files import sha256
 from .reference import Reference
 from .specs import TensorSpec
+from .stamps import Stamped
 
 MANIFEST = "ldmrt.json"
 STEP = "step.onnx"  # beside the U-Net's graph, with which it shares the weights
@@ -60,8 +61,10 @@ class Bundle:
     shape: Shape
 
     @classmethod
-    def open(cls, path: Path, *, check: bool = True) -> "Bundle":
-        """Read the manifest and the configs. `check` compares every file with its size and SHA-256."""
+    def open(cls, path: Path, *, check: bool = True, stamped: bool = False) -> "Bundle":
+        """Read the manifest and the configs. `check` compares every file with its size and SHA-256; `stamped` files
+        that have not changed since they were last compared are not read again.
+        """
         if not path.is_dir():
             raise LdmrtError("bundle", f"no directory {path}", hint=f"ldmrt export CHECKPOINT {path}")
         manifest: dict[str, Any] = {}
@@ -69,7 +72,7 @@ class Bundle:
             manifest = _json(path / MANIFEST)
             check_manifest(manifest)
             if check:
-                check_files(path, manifest["files"])
+                check_files(path, manifest["files"], Stamped(path) if stamped else None)
         for name in REQUIRED:
             if not (path / name / "model.onnx").is_file():
                 raise LdmrtError("bundle", "missing file", expected=path / name / "model.onnx", hint="export again")
@@ -162,7 +165,7 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
             raise LdmrtError("bundle", f"{MANIFEST} does not name {name}", hint=hint)
 
 
-def check_files(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+def check_files(path: Path, files: Mapping[str, Mapping[str, Any]], stamps: Stamped | None = None) -> None:
     """Compare files with their recorded size and SHA-256; the first that differs is an `LdmrtError`."""
     for name, entry in files.items():
         pure = PurePosixPath(name)
@@ -180,10 +183,13 @@ def check_files(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
                 found=file.stat().st_size,
                 hint=hint,
             )
-        if (found := sha256(file)) != entry["sha256"]:
+        found = sha256(file) if stamps is None else stamps.sha256(name, file)
+        if found != entry["sha256"]:
             raise LdmrtError(
                 "bundle", f"{name} was changed", expected=f"sha256 {entry['sha256']}", found=found, hint=hint
             )
+    if stamps is not None:
+        stamps.keep()
 
 
 def _json(path: Path) -> dict[str, Any]:

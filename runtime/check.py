@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from .bundle import Bundle
 from .certificate import Certificate, Drift, Figure, Likeness, figure, likeness
+from .decode import DECODER, WIDE, Decoding, decode
 from .errors import LdmrtError, LdmrtWarning
 from .machine import processor, versions
 from .pipeline import Pipeline, Task
@@ -18,7 +19,7 @@ from .registers import Registers
 from .request import Request
 from .sampler import Latents
 from .specs import Engine
-from .tolerances import Tolerance, tolerances
+from .tolerances import PICTURE, Tolerance, tolerances
 
 # The same float32 numbers through the same table; what an encoder adds to the start of inpainting counts too.
 STEPPED = 1e-5
@@ -73,12 +74,15 @@ def check(pipeline: Pipeline, backend: str, reference: Reference, limits: Mappin
                 measured = figure(name, backend, case.name, "input_ids", ids, case.outputs["input_ids"], 0.0)
                 yield Checked(name, backend, (measured,))
     for name, engine in pipeline.engines.items():
-        if cases := [one for one in reference.cases if one.component == name]:
+        same = DECODER if name == WIDE else name  # the reference is of float32
+        if cases := [one for one in reference.cases if one.component == same]:
             yield Checked(name, backend, tuple(check_engine(engine, name, backend, cases, limits[name].limit)))
     found, expected = np.array(pipeline.shape.scaling_factor), np.array(reference.scaling_factor)
     yield Checked(FACTOR, backend, (figure(FACTOR, backend, "config", "value", found, expected, 0.0),))
     drifts, pictures, images = check_walk(pipeline, backend, reference.walk, limits)
     yield Checked("rows", backend, drifts=tuple(drifts))
+    if WIDE in pipeline.engines:
+        yield Checked(f"picture by {WIDE}", backend, pictures=tuple(check_spare(pipeline, backend, reference.walk)))
     yield Checked("picture", backend, pictures=tuple(pictures), images=images)
 
 
@@ -115,9 +119,19 @@ def check_walk(
         for row, t in enumerate(walk.t.tolist())
     ]  # fmt: skip
     images = pipeline.decode(x)
+    return drifts, _likenesses(backend, walk, images, limits["picture"].limit), images
+
+
+def check_spare(pipeline: Pipeline, backend: str, walk: Walk) -> list[Likeness]:
+    """The reference's last latents through the spare decoder: the only check of it without PyTorch."""
+    images = decode({DECODER: pipeline.engines[WIDE]}, pipeline.shape, walk.x[-1], Decoding())
+    return _likenesses(backend, walk, images, PICTURE["fp32"].limit)
+
+
+def _likenesses(backend: str, walk: Walk, images: NDArray[np.uint8], limit: float) -> list[Likeness]:
     request = Request(**walk.options)
     pairs = zip(request.prompts, request.seeds, images, walk.images, strict=True)
-    return drifts, [likeness(backend, *pair, limits["picture"].limit) for pair in pairs], images
+    return [likeness(backend, *pair, limit) for pair in pairs]
 
 
 def _stepped(task: Task, walk: Walk) -> list[float]:

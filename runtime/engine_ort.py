@@ -32,9 +32,13 @@ def available() -> tuple[str, ...]:
 
 
 class OrtEngine:
-    """One ONNX file in one ONNX Runtime session."""
+    """One ONNX file in one ONNX Runtime session. `frugal`: activations are not laid out in one block of memory before
+    a run, which takes more than they ever do at once.
+    """
 
-    def __init__(self, component: str, path: Path, backend: str = "onnxruntime", threads: int = 0) -> None:
+    def __init__(
+        self, component: str, path: Path, backend: str = "onnxruntime", *, threads: int = 0, frugal: bool = False
+    ) -> None:
         """`threads` of the CPU; 0 leaves it to ONNX Runtime, which takes one a core."""
         try:
             import onnxruntime as ort
@@ -51,6 +55,7 @@ class OrtEngine:
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors; they also arrive as exceptions
         options.intra_op_num_threads = threads
+        options.enable_mem_pattern = not frugal
         try:
             self._session: Any = ort.InferenceSession(str(path), options, providers=[provider])
         except Exception as error:  # onnxruntime raises its own classes, none public

@@ -1,9 +1,13 @@
 """Guidance as a matrix: the network runs on N rows of contexts, and m = W @ out weighs them per latent."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .sampler import Plan
 
 
 @dataclass(frozen=True)
@@ -44,3 +48,17 @@ def classifier_free(batch: int, scale: float, rescale: float = 0.0) -> Guidance:
     return Guidance(
         np.concatenate([latent, latent]), np.concatenate([(1 - scale) * one, scale * one], axis=1), rescale=rescale
     )
+
+
+def guided_rows(plan: Plan, interval: tuple[float, float]) -> NDArray[np.bool_]:
+    """Which rows of a plan have a noise level sigma / alpha inside the interval, (rows,): guidance harms at high levels
+    and does nothing at low ones (Kynkäänniemi et al. 2024, arXiv:2404.07724, equation 6).
+    """
+    low, high = interval
+    level = np.divide(plan.sigma, plan.alpha, out=np.full(plan.rows, np.inf), where=plan.alpha > 0)
+    return (low < level) & (level <= high)
+
+
+def positive_half(words: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """What the network is told, of the positive prompts alone."""
+    return {name: array[len(array) // 2 :] for name, array in words.items()}

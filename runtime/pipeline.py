@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from .bundle import Bundle, Shape
 from .certificate import Certificate
 from .conditions import encode, guidance_embedding, time_ids
 from .control import open_controls
+from .decode import Decoding, decode
 from .engines import Engines
 from .errors import LdmrtError, LdmrtWarning
-from .guidance import Guidance, classifier_free
+from .guidance import Guidance, classifier_free, guided_rows, positive_half
 from .noise import noise
 from .request import Request
 from .sampler import Blend, Latents, Model, Noise, Plan, State, steps
@@ -63,6 +65,7 @@ class Pipeline:
     scheduler: Mapping[str, Any]  # diffusers' scheduler_config.json
     shape: Shape
     certificate: Certificate | None = field(default=None, repr=False)  # what was measured when the bundle was made
+    decoding: Decoding = field(default_factory=Decoding)
 
     def __call__(self, prompt: Any, **options: Any) -> Result:
         """The pictures of a `Request`, given whole or as its prompt and fields."""
@@ -96,14 +99,11 @@ class Pipeline:
         if distilled:
             width = self._inputs["timestep_cond"][-1]
             words["timestep_cond"] = guidance_embedding(request.guidance, int(width)).repeat(len(seeds), axis=0)
-        controls = open_controls(self.engines, request.controls, start.size, guidance, words)
-        unet, idx = self.engines["unet"], guidance.idx
-
-        def model(x: Latents, t: float) -> Latents:
-            x, times = x[idx], np.full(len(idx), t, np.float32)
-            seen = x if start.beside is None else np.concatenate([x, start.beside[idx]], axis=1)
-            out = unet(sample=seen, timestep=times, **words, **controls(x, times))
-            return guidance.combine(out["out_sample"].astype(np.float32, copy=False))
+        model = self._network(request, start, guidance, words)
+        if request.guidance_interval is not None and not guidance.plain:
+            guided = guided_rows(plan, request.guidance_interval)
+            alone = self._network(request, start, classifier_free(len(seeds), 1.0), positive_half(words))
+            model = partial(_either, dict(zip(plan.t.tolist(), guided, strict=True)), model, alone)
 
         def fresh(row: int) -> Latents:
             return noise(seeds, row + 1, start.x.shape[1:])
@@ -128,16 +128,25 @@ class Pipeline:
         return Request(prompt, **options)
 
     def decode(self, latents: Latents) -> NDArray[np.uint8]:
-        """Latents (N, C, h, w) to pictures (N, H, W, 3), one at a time: memory stays that of one picture."""
-        decoder, scale = self.engines["vae_decoder"], np.float32(self.shape.scaling_factor)
-        out = np.stack([decoder(latent_sample=one[None] / scale)["sample"][0] for one in latents])
-        if not np.isfinite(out).all():
-            raise LdmrtError("vae_decoder", "the picture is not finite", hint=FINITE_HINT)
-        return np.rint((out.astype(np.float32) / 2 + 0.5).clip(0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+        """Latents (N, C, h, w) to pictures (N, H, W, 3)."""
+        return decode(self.engines, self.shape, latents, self.decoding)
 
     def close(self) -> None:
         """Free the engines."""
         self.engines.close()
+
+    def _network(self, request: Request, start: Start, guidance: Guidance, words: Mapping[str, NDArray[Any]]) -> Model:
+        """The U-Net with its controls, guided."""
+        controls = open_controls(self.engines, request.controls, start.size, guidance, words)
+        unet, idx = self.engines["unet"], guidance.idx
+
+        def model(x: Latents, t: float) -> Latents:
+            x, times = x[idx], np.full(len(idx), t, np.float32)
+            seen = x if start.beside is None else np.concatenate([x, start.beside[idx]], axis=1)
+            out = unet(sample=seen, timestep=times, **words, **controls(x, times))
+            return guidance.combine(out["out_sample"].astype(np.float32, copy=False))
+
+        return model
 
     @property
     def _inputs(self) -> dict[str, tuple[int | str, ...]]:
@@ -157,18 +166,31 @@ class Pipeline:
         return inputs
 
 
-def open_pipeline(bundle: str | Path, backend: str = "auto", *, check: bool = True, threads: int = 0) -> Pipeline:
+def _either(guided: Mapping[float, bool], one: Model, other: Model, x: Latents, t: float) -> Latents:
+    """What the first network says of the latents at the times that are guided, else the second."""
+    return one(x, t) if guided[t] else other(x, t)
+
+
+def open_pipeline(
+    bundle: str | Path, backend: str = "auto", *, check: bool = True, tile: int | None = None,
+    on_overflow: str = "stop", low_memory: bool = False, threads: int = 0,
+) -> Pipeline:  # fmt: skip
     """Open a bundle for generating. `check` compares its files with the manifest first, and warns where no certificate
     holds for them. `backend` is one of `ldmrt.runtime.backends.BACKENDS`: `auto` takes engines that `ldmrt build` made
     for this machine's GPU, and ONNX Runtime where none fits; one that is named and cannot run is an `LdmrtError`.
+
+    `tile` and `on_overflow` are those of `Decoding`. With `low_memory` the networks take turns in
+    memory, which costs opening them anew for every request, and pictures above 768 pixels are decoded in tiles.
     `threads` are those of the CPU, 0 one a core.
     """
     check_name(backend)
-    opened = Bundle.open(Path(bundle), check=check)
+    decoding = Decoding(tile, on_overflow, low_memory)
+    opened = Bundle.open(Path(bundle), check=check, stamped=True)
+    decoding.cells(opened.shape.factor, ())  # may refuse
     for doubt in opened.doubts if check else ():
         hint = f"ldmrt verify {bundle} --against CHECKPOINT --store"
         warnings.warn(f"{bundle}: {doubt}; next: {hint}", LdmrtWarning, stacklevel=2)
-    engines = open_engines(opened, backend, Settings(threads))
+    engines = open_engines(opened, backend, Settings(threads, low_memory))
     tokenizers = {path.name: Tokenizer.open(path) for path in opened.tokenizers}
     certificate = opened.certificate if check else None
-    return Pipeline(engines, tokenizers, opened.scheduler, opened.shape, certificate)
+    return Pipeline(engines, tokenizers, opened.scheduler, opened.shape, certificate, decoding)

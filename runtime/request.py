@@ -19,7 +19,8 @@ class Request:
     """One call of the pipeline: `count` pictures of each prompt.
 
     `seed` is the first picture's, the next ones count up; or a sequence with one a picture. `guidance` 1 or less is
-    none; `guidance_rescale` takes back its excess of contrast, 0 to 1. `width` and `height` are pixels: the picture's
+    none; `guidance_rescale` takes back its excess of contrast, 0 to 1; `guidance_interval` (low, high) keeps it to rows
+    of a noise level sigma / alpha above low and up to high. `width` and `height` are pixels: the picture's
     where one is given, else the model's own. `scheduler` is an everyday name, the bundle's own where left out.
     `latents` are unit noise (pictures, C, height/f, width/f) in place of the seeds'.
 
@@ -39,6 +40,7 @@ class Request:
     steps: int = 20
     guidance: float = 5.0
     guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] | None = None
     seed: int | Sequence[int] = 0
     width: int | None = None
     height: int | None = None
@@ -72,6 +74,10 @@ class Request:
                 _whole(name, getattr(self, name))
         _number("guidance", self.guidance)
         _number("guidance_rescale", self.guidance_rescale, 0, 1)
+        ends = self.guidance_interval
+        if ends is not None and not (len(ends) == 2 and 0 <= ends[0] < ends[1] < math.inf):
+            expected = "two noise levels, low and high"
+            raise LdmrtError("request", "impossible guidance_interval", expected=expected, found=ends)
         _number("strength", self.strength, 0, 1)
         for name in ("original_size", "crop", "target_size"):
             pair = getattr(self, name)

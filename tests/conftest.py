@@ -1,12 +1,15 @@
 """What the tests share: a tiny checkpoint with random weights and its bundle, made once."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 TINY_LENGTH = 16  # tokens
+# Tests leave nothing in the user's folders.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="ldmrt-tests-")
 # Several processes share the tests (pytest-xdist), and networks this small only lose by threads of their own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -19,9 +19,12 @@ from .reading import Reading, of_checkpoint
     metavar="fp32|fp16|COMPONENT=fp16,...",
     help="What the networks compute in: all, or by name. Where fp16 would overflow there are islands of fp32.",
 )
+@click.option(
+    "--fp32-decoder", is_flag=True, help="Also the decoder in fp32, for `ldmrt generate --on-overflow retry`."
+)
 @click.option("--components", "only", help="Only these, such as unet,vae_decoder; the others stay as they are.")
 @click.option("--verify/--no-verify", default=True, help="Whether to measure it at last and keep the certificate.")
-def export(source: Reading, bundle: Path, precision: str, only: str | None, verify: bool) -> None:
+def export(source: Reading, bundle: Path, precision: str, fp32_decoder: bool, only: str | None, verify: bool) -> None:
     """Turn CHECKPOINT into BUNDLE, a folder of ONNX files with a manifest. CHECKPOINT is a folder in diffusers' layout,
     a single .safetensors or .ckpt file, or a model of the Hugging Face hub, OWNER/NAME.
 
@@ -33,11 +36,12 @@ def export(source: Reading, bundle: Path, precision: str, only: str | None, veri
     from ldmrt.export import components, export_bundle
     from ldmrt.export.precision import parse, settle
     from ldmrt.runtime import Bundle
+    from ldmrt.runtime.decode import WIDE
 
     from .progress import console
     from .verify import certify
 
-    begin, wanted = time.perf_counter(), parse(precision)
+    begin, wanted = time.perf_counter(), parse(precision) | ({WIDE: "fp32"} if fp32_decoder else {})
     with console.status("reading the checkpoint, and where halves would overflow"):
         loaded, merged, islands = settle(source.load, wanted)
     for name, modules in islands.items():

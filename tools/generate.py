@@ -33,6 +33,19 @@ class Control(click.ParamType):
         return name, ((picture or rest) if colon else rest, number)
 
 
+class Interval(click.ParamType):
+    """LOW,HIGH."""
+
+    name = "low,high"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, float]:
+        low, _, high = str(value).partition(",")
+        try:
+            return float(low), float(high)
+        except ValueError:
+            self.fail(f"{value!r} is not LOW,HIGH, such as 0.3,5", param, ctx)
+
+
 PICTURE = click.Path(exists=True, dir_okay=False, path_type=Path)
 SIZE = click.Tuple([int, int])
 
@@ -45,6 +58,7 @@ SIZE = click.Tuple([int, int])
 @click.option("--steps", default=20, show_default=True)
 @click.option("--guidance", default=5.0, show_default=True, help="1 is none.")
 @click.option("--guidance-rescale", default=0.0, help="Share of guidance's excess of contrast to take back, 0 to 1.")
+@click.option("--guidance-interval", type=Interval(), help="Guide only at noise levels sigma/alpha in between.")
 @click.option("--seed", default=0, show_default=True, help="Of the first picture; the next ones count up.")
 @click.option("--width", type=int, help="Pixels; the picture's or the model's own size where left out.")
 @click.option("--height", type=int)
@@ -61,6 +75,9 @@ SIZE = click.Tuple([int, int])
 @click.option("--target-size", type=SIZE, help="SDXL: the same.")
 @click.option("--crop", type=SIZE, default=(0, 0), help="SDXL: top and left of the crop to tell it.")
 @click.option("--save-steps", is_flag=True, help="Also what the network sees in each row, and a strip of them.")
+@click.option("--tile", type=int, help="Decode in overlapping tiles of this many pixels a side: less memory.")
+@click.option("--low-memory", is_flag=True, help="One network in memory at a time; tiles above 768 pixels.")
+@click.option("--on-overflow", default="stop", show_default=True, help="Not finite? stop, or retry in float32.")
 @click.option(
     "--backend",
     default="auto",
@@ -71,7 +88,8 @@ SIZE = click.Tuple([int, int])
 @click.option("--columns", type=click.IntRange(min=1), help="Of the grid; as square as it gets where left out.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("out.png"), show_default=True)
 def generate(
-    bundle: Path, prompts: tuple[str, ...], save_steps: bool, backend: str, columns: int | None, out: Path,
+    bundle: Path, prompts: tuple[str, ...], save_steps: bool, tile: int | None, on_overflow: str, low_memory: bool,
+    backend: str, columns: int | None, out: Path,
     controls: tuple[tuple[str, Any], ...], **asked: Any,
 ) -> None:  # fmt: skip
     """Make pictures of PROMPTS with BUNDLE: OUT, or OUT as a grid and a numbered file for each.
@@ -93,7 +111,7 @@ def generate(
     out.parent.mkdir(parents=True, exist_ok=True)
     request = Request(prompts, controls=dict(controls), **asked)
     begin = time.perf_counter()
-    pipeline = open_pipeline(bundle, backend)
+    pipeline = open_pipeline(bundle, backend, tile=tile, on_overflow=on_overflow, low_memory=low_memory)
     opened = time.perf_counter()
     rows, x = pipeline.plan(request).rows, None
     previews: list[NDArray[Any]] = []
@@ -108,6 +126,8 @@ def generate(
 
     shared = {"ldmrt": version("ldmrt"), "bundle": bundle.name} | noted(asked, controls)
     shared |= {"scheduler": request.scheduler or everyday_name(pipeline.scheduler)}
+    if cells := pipeline.decoding.cells(pipeline.shape.factor, x.shape[2:]):
+        shared |= {"tile": cells * pipeline.shape.factor}
     shared |= {"height": images.shape[1], "width": images.shape[2]}
     written = [out]
     if len(images) == 1:

@@ -1,5 +1,6 @@
 """The shipped model, at its own size: parity, diffusers' pictures, one seed one picture."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from ldmrt.runtime import Bundle, Pipeline
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.certificate import psnr
 from ldmrt.runtime.check import check, gather
+from ldmrt.runtime.decode import Decoding
 from ldmrt.runtime.tolerances import tolerances
 
 SHIPPED = Path(__file__).parents[2] / "model" / "pretrained" / "emoji64"
@@ -61,3 +63,11 @@ def test_picture_of_a_batch_is_its_single_twin(pipeline: Pipeline) -> None:
         twin = pipeline(PROMPT, seed=seed).images[0]
         # sums are taken in another order in another batch size: a value at a rounding edge may fall to either side
         assert np.abs(twin.astype(int) - picture).max() <= 1
+
+
+@pytest.mark.parametrize(("tile", "least"), [(64, 30.0), (128, 38.0), (192, 42.0)])
+def test_tiles(tile: int, least: float, pipeline: Pipeline) -> None:
+    """Norms and attention look at all of a tile, so tiles are not the whole. Measured: 31.4, 39.4 and 43.2 dB."""
+    x = pipeline("a red apple, noto style, blue background", width=256, height=256, steps=12, seed=1).latents
+    drawn = replace(pipeline, decoding=Decoding(tile)).decode(x)
+    assert psnr(drawn, pipeline.decode(x)) >= least

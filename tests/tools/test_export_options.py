@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import ldmrt.runtime
+from ldmrt.runtime import LdmrtError
 
 PROMPT = "two pears"
 
@@ -86,5 +87,30 @@ def test_bad_option(
     assert list(tmp_path.iterdir()) == []
 
 
-def ldmrt_open(folder: Path) -> Any:
-    return ldmrt.runtime.open(folder)
+def ldmrt_open(folder: Path, **options: Any) -> Any:
+    return ldmrt.runtime.open(folder, **options)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of numbers that no half holds
+def test_decoder_in_both_precisions(ldmrt: Any, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    assert ldmrt("export", checkpoint, half, "--precision", "fp16", "--fp32-decoder").code == 0
+    manifest = json.loads((half / "ldmrt.json").read_text())
+    assert {name for name, row in manifest["components"].items() if row["precision"] == "fp32"} == {"vae_decoder_fp32"}
+    figures = {one["component"] for one in manifest["certificate"]["figures"]}
+    assert {"vae_decoder", "vae_decoder_fp32"} <= figures
+    assert (half / "vae_decoder_fp32/model.onnx").read_bytes() == (bundle / "vae_decoder/model.onnx").read_bytes()
+    ran = ldmrt("verify", half)
+    assert ran.code == 0
+    assert "picture by vae_decoder_fp32" in ran.out
+    latents = np.random.default_rng(0).standard_normal((1, 4, 8, 8), dtype=np.float32) * 1e5  # a half ends at 65504
+    pipeline = ldmrt_open(half)
+    with pytest.raises(LdmrtError, match="not finite\n  try: --on-overflow retry"):
+        pipeline.decode(latents)
+    pipeline.close()
+    pictures = []
+    for path, options in ((half, {"on_overflow": "retry"}), (bundle, {})):
+        pipeline = ldmrt_open(path, **options)
+        pictures.append(pipeline.decode(latents))
+        pipeline.close()
+    np.testing.assert_array_equal(*pictures)

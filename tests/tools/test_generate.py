@@ -146,3 +146,17 @@ def test_damaged_bundle(ldmrt: Any, bundle: Path, tmp_path: Path, file: str, cut
     ran = ldmrt("generate", copy, PROMPT, "-o", tmp_path / "out.png")
     assert message in ran.error
     assert list(tmp_path.iterdir()) == [copy]
+
+
+def test_tiles_and_low_memory(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
+    out = [tmp_path / f"{i}.png" for i in range(3)]
+    words = ("generate", bundle, PROMPT, "--steps", 2, "--width", 32, "--height", 24)
+    for path, options in zip(out, ([], ["--low-memory"], ["--tile", 16]), strict=True):
+        assert ldmrt(*words, *options, "-o", path).code == 0
+    whole, low, tiled = map(opened, out)
+    np.testing.assert_array_equal(whole[0], low[0])
+    assert "tile" not in whole[1] | low[1]
+    assert tiled[1]["tile"] == 16
+    assert not np.array_equal(whole[0], tiled[0])
+    assert "impossible tile; expected a multiple of 2, at least 8; found 7" in ldmrt(*words, "--tile", 7).error
+    assert "impossible on_overflow; expected stop or retry; found x" in ldmrt(*words, "--on-overflow", "x").error

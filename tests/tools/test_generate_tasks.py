@@ -83,6 +83,8 @@ def test_rows_of_the_denoising(ldmrt: Any, bundle: Path, place: Path) -> None:
         (["--control", "canny"], "is not NAME=PICTURE"),
         (["--control", "canny=in.png:0.8"], "no control 'canny' here; expected none"),
         (["--clip-skip", "7"], "cannot skip 7 layers"),
+        (["--guidance-interval", "1"], "'1' is not LOW,HIGH"),
+        (["--guidance-interval", "3,1"], "impossible guidance_interval"),
         (["--guidance-rescale", "2"], "impossible guidance_rescale; expected 0 to 1; found 2"),
     ],
 )

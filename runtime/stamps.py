@@ -1,0 +1,50 @@
+"""Which files were compared with their SHA-256 before, so that gigabytes are not read at every start.
+
+A file counts as unchanged while its size, inode and times of modification and of change are those of the comparison.
+Who turns back the clock, or writes past the file system, goes unnoticed: `ldmrt verify` and `inspect` read everything.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+from .files import sha256, write_atomically
+
+SETTLED = 2e9  # nanoseconds: a file that is younger may change once more within one tick of its file system's clock
+Stamps = dict[str, list[object]]
+
+
+class Stamped:
+    """SHA-256 of the files of one bundle, from the user's cache where they are known to it."""
+
+    def __init__(self, bundle: Path) -> None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        name = hashlib.sha256(str(bundle.resolve()).encode()).hexdigest()[:32]
+        self._path, self._known = cache / "ldmrt" / "checked" / f"{name}.json", dict[str, list[object]]()
+        with contextlib.suppress(OSError, ValueError):
+            known = json.loads(self._path.read_text(encoding="utf-8"))
+            self._known = known if isinstance(known, dict) else {}
+        self._seen: Stamps = {}
+
+    def sha256(self, name: str, file: Path) -> str:
+        """Of `file`, which the bundle calls `name`."""
+        there = file.stat()
+        state: list[object] = [there.st_size, there.st_ino, there.st_mtime_ns, there.st_ctime_ns]
+        known = self._known.get(name)
+        if isinstance(known, list) and known[:-1] == state and isinstance(known[-1], str):
+            digest = known[-1]
+        else:
+            digest = sha256(file)
+        if time.time_ns() - max(there.st_mtime_ns, there.st_ctime_ns) > SETTLED:
+            self._seen[name] = [*state, digest]
+        return digest
+
+    def keep(self) -> None:
+        """Write what was seen, where that is possible."""
+        if self._seen == self._known:
+            return
+        with contextlib.suppress(OSError), write_atomically(self._path) as file:
+            file.write(json.dumps(self._seen).encode())
