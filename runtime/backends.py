@@ -7,8 +7,8 @@ from functools import partial
 from .bundle import Bundle
 from .engines import Engines
 from .errors import LdmrtError
-from .specs import Engine
-from .turns import by_turns
+from .folded import STEP
+from .turns import Maker, Turns, Visitor, by_turns
 
 
 @dataclass(frozen=True)
@@ -17,16 +17,27 @@ class Settings:
 
     threads: int = 0  # 0 is one a core
     low_memory: bool = False  # one network in memory at a time
+    folded: bool | None = None  # a row in one call; None is on a GPU
 
 
-Makers = Mapping[str, Callable[[], Engine]]  # by component
+Makers = Mapping[str, Maker]  # by component
 
 
 def _onnxruntime(bundle: Bundle, backend: str, settings: Settings) -> Makers:
     from .engine_ort import OrtEngine
 
     engine = partial(OrtEngine, backend=backend, threads=settings.threads, frugal=settings.low_memory)
-    return {name: partial(engine, name, bundle.model(name)) for name in bundle.components}
+    makers: dict[str, Maker] = {name: partial(engine, name, bundle.model(name)) for name in bundle.components}
+    if settings.folded is False or (settings.folded is None and backend != "onnxruntime-cuda"):
+        return makers  # on a CPU a call a row saves nothing
+    if bundle.step is None or not bundle.manifest:
+        if settings.folded:
+            hint = "ldmrt export CHECKPOINT BUNDLE"
+            raise LdmrtError("unet", f"{bundle.path} has no folded step", hint=hint)
+        return makers
+    # The U-Net itself is then opened for requests that cannot be folded.
+    makers["unet"] = partial(Visitor, "unet", makers["unet"], Turns(), bundle.specs("unet"))
+    return {**makers, STEP: partial(engine, "unet", bundle.step)}
 
 
 def _tensorrt(bundle: Bundle, backend: str, _: Settings) -> Makers:

@@ -115,6 +115,12 @@ class Bundle:
         """The ONNX file of a component."""
         return self.path / component / "model.onnx"
 
+    @property
+    def step(self) -> Path | None:
+        """The ONNX file of the folded step, where the U-Net can be folded."""
+        path = self.path / "unet" / STEP
+        return path if path.is_file() else None
+
     def weights(self, component: str) -> tuple[Path, ...]:
         """The files beside a component's graphs that hold its weights."""
         files = (self.path / component).iterdir()

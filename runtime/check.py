@@ -73,10 +73,11 @@ def check(pipeline: Pipeline, backend: str, reference: Reference, limits: Mappin
                     ids = tokenizer([str(text) for text in case.inputs["texts"]])
                 measured = figure(name, backend, case.name, "input_ids", ids, case.outputs["input_ids"], 0.0)
                 yield Checked(name, backend, (measured,))
-    for name, engine in pipeline.engines.items():
+    for name in pipeline.engines:
         same = DECODER if name == WIDE else name  # the reference is of float32
         if cases := [one for one in reference.cases if one.component == same]:
-            yield Checked(name, backend, tuple(check_engine(engine, name, backend, cases, limits[name].limit)))
+            figures = check_engine(pipeline.engines[name], name, backend, cases, limits[name].limit)
+            yield Checked(name, backend, tuple(figures))
     found, expected = np.array(pipeline.shape.scaling_factor), np.array(reference.scaling_factor)
     yield Checked(FACTOR, backend, (figure(FACTOR, backend, "config", "value", found, expected, 0.0),))
     drifts, pictures, images = check_walk(pipeline, backend, reference.walk, limits)

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from .errors import LdmrtError
 from .guidance import Guidance
+from .request import Request
 from .sampler import Latents, Noise, Plan, State
 
+STEP = "step"  # its name among the engines
 FEEDBACK = {"new_state": "state", "new_row": "row"}
 
 
@@ -71,6 +73,12 @@ class Folded:
 
 def _weighted(kx: np.float32, x: Latents, km: np.float32, m: Latents) -> Latents:
     return kx * x + km * m
+
+
+def foldable(plan: Plan, request: Request, guidance: Guidance) -> bool:
+    """Whether all between two calls of the network is linear, and the same network is called at every row."""
+    moving = bool(request.controls) or request.guidance_interval is not None
+    return not (plan.hooked or plan.learned or guidance.rescale or moving)
 
 
 def tables(plans: Sequence[Plan]) -> dict[str, NDArray[np.float32]]:

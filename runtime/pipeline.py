@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,11 @@ from .control import open_controls
 from .decode import Decoding, decode
 from .engines import Engines
 from .errors import LdmrtError, LdmrtWarning
+from .folded import STEP, Bindable, Folded, foldable
 from .guidance import Guidance, classifier_free, guided_rows, positive_half
 from .noise import noise
 from .request import Request
-from .sampler import Blend, Latents, Model, Noise, Plan, State, steps
+from .sampler import Blend, Latents, Model, Noise, Plan, State, sample, steps
 from .schedulers import plan_from_config
 from .start import Start, begin
 from .tokenizer import Tokenizer
@@ -50,10 +51,22 @@ class Task:
     noise: Noise
     init: Latents | None = field(repr=False)
     blend: Blend | None
+    folded: Folded | None = None  # where it can be run so: a call a row, of which nothing need come to the host
 
     def steps(self) -> Iterator[State]:
-        """Run it."""
+        """Run it, and stop after every row."""
+        if self.folded is not None:
+            return self.folded.steps(self.plan, self.x, self.noise, self.init)
         return steps(self.plan, self.x, self.model, self.noise, self.init, blend=self.blend)
+
+    def last(self) -> Latents:
+        """Run it: the latents after the last row."""
+        if self.folded is not None:
+            return self.folded.sample(self.plan, self.x, self.noise, self.init)
+        if self.blend is None:
+            return sample(self.plan, self.x, self.model, self.noise, self.init)
+        *_, state = self.steps()
+        return state.x
 
 
 @dataclass(frozen=True)
@@ -71,9 +84,10 @@ class Pipeline:
         """The pictures of a `Request`, given whole or as its prompt and fields."""
         request = self.request(prompt, options)
         called = time.perf_counter()
-        x = np.empty(0, np.float32)
-        for state in self.steps(request):
-            x = state.x
+        x = self.prepare(request).last()
+        if not np.isfinite(x).all():
+            for _ in self.steps(request):
+                pass  # until the row where it begins, which it names
         sampled = time.perf_counter()
         images = self.decode(x)
         seconds = {"latents": sampled - called, "decode": time.perf_counter() - sampled}
@@ -109,7 +123,11 @@ class Pipeline:
             return noise(seeds, row + 1, start.x.shape[1:])
 
         x = start.x if start.init is not None else start.x * np.float32(plan.prior_scale)
-        return Task(plan, x, model, fresh, start.init, start.blend)
+        folded = None
+        if STEP in self.engines and foldable(plan, request, guidance) and start.blend is None:
+            beside = {} if start.beside is None else {"beside": start.beside[guidance.idx]}
+            folded = Folded(cast(Bindable, self.engines[STEP]), guidance, {**words, **beside})
+        return Task(plan, x, model, fresh, start.init, start.blend, folded)
 
     def plan(self, request: Request) -> Plan:
         """The sampler's table for a request."""
@@ -173,7 +191,7 @@ def _either(guided: Mapping[float, bool], one: Model, other: Model, x: Latents, 
 
 def open_pipeline(
     bundle: str | Path, backend: str = "auto", *, check: bool = True, tile: int | None = None,
-    on_overflow: str = "stop", low_memory: bool = False, threads: int = 0,
+    on_overflow: str = "stop", low_memory: bool = False, threads: int = 0, folded: bool | None = None,
 ) -> Pipeline:  # fmt: skip
     """Open a bundle for generating. `check` compares its files with the manifest first, and warns where no certificate
     holds for them. `backend` is one of `ldmrt.runtime.backends.BACKENDS`: `auto` takes engines that `ldmrt build` made
@@ -181,7 +199,8 @@ def open_pipeline(
 
     `tile` and `on_overflow` are those of `Decoding`. With `low_memory` the networks take turns in
     memory, which costs opening them anew for every request, and pictures above 768 pixels are decoded in tiles.
-    `threads` are those of the CPU, 0 one a core.
+    `threads` are those of the CPU, 0 one a core. `folded` runs a row in one call where a request allows it, so that
+    latents stay where the U-Net runs; left out, it is so on a GPU.
     """
     check_name(backend)
     decoding = Decoding(tile, on_overflow, low_memory)
@@ -190,7 +209,7 @@ def open_pipeline(
     for doubt in opened.doubts if check else ():
         hint = f"ldmrt verify {bundle} --against CHECKPOINT --store"
         warnings.warn(f"{bundle}: {doubt}; next: {hint}", LdmrtWarning, stacklevel=2)
-    engines = open_engines(opened, backend, Settings(threads, low_memory))
+    engines = open_engines(opened, backend, Settings(threads, low_memory, folded))
     tokenizers = {path.name: Tokenizer.open(path) for path in opened.tokenizers}
     certificate = opened.certificate if check else None
     return Pipeline(engines, tokenizers, opened.scheduler, opened.shape, certificate, decoding)

@@ -1,6 +1,7 @@
 """Low memory: the networks of one stage at a time, text encoders, then U-Net with its controls, then autoencoder."""
 
 from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 from numpy.typing import NDArray
 
@@ -47,6 +48,10 @@ class Visitor:
     def __call__(self, **arrays: NDArray) -> dict[str, NDArray]:
         """Run once."""
         return self._turns.call(self._name, self._make)(**arrays)
+
+    def bind(self, shapes: Mapping[str, tuple[int, ...]], feedback: Mapping[str, str]) -> Any:
+        """What the engine itself gives."""
+        return cast(Any, self._turns.call(self._name, self._make)).bind(shapes, feedback)
 
     def close(self) -> None:
         """Free whoever is in memory."""

@@ -1,6 +1,8 @@
 """The folded step gives what the loop in NumPy gives."""
 
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
+import ldmrt.runtime
 from ldmrt.export import export_bundle
 from ldmrt.export.fold import fold
 from ldmrt.model import load
-from ldmrt.runtime import Plan, plan_from_config, sample, steps
+from ldmrt.runtime import LdmrtError, Plan, plan_from_config, sample, steps
 from ldmrt.runtime.bundle import STEP
 from ldmrt.runtime.engine_ort import OrtEngine
 from ldmrt.runtime.folded import FEEDBACK, Folded, state, tables
@@ -163,3 +166,43 @@ def test_extra_channels_stand_beside_the_latents(tmp_path: Path) -> None:
 
     found = Folded(step, guidance, {**words, "beside": beside}).sample(plan, first(plan), None)
     assert relative(found, sample(plan, first(plan), model)) < TOLERANCE
+
+
+def opened(bundle: Path, **options: Any) -> Any:
+    return ldmrt.runtime.open(bundle, check=False, **options)
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_a_pipeline_draws_the_same(bundle: Path, low_memory: bool) -> None:
+    plain, folded = opened(bundle), opened(bundle, folded=True, low_memory=low_memory)
+    assert plain.prepare("a red apple").folded is None
+    asked = {"steps": 4, "count": 2, "scheduler": "euler_a"}
+    assert folded.prepare("a red apple", **asked).folded is not None
+    one, other = (pipeline("a red apple", **asked).latents for pipeline in (plain, folded))
+    assert relative(other, one) < TOLERANCE
+    for pipeline in (plain, folded):
+        pipeline.close()
+
+
+@pytest.mark.parametrize(
+    "asked", [{"guidance_rescale": 0.5}, {"guidance_interval": (0.5, 2.0)}, {"scheduler": "ddpm"}], ids=str
+)
+def test_what_is_not_linear_runs_in_the_loop(bundle: Path, asked: dict[str, Any]) -> None:
+    pipeline = opened(bundle, folded=True)
+    if "scheduler" in asked:  # its config clips
+        pipeline = replace(pipeline, scheduler={**pipeline.scheduler, "clip_sample": True})
+    assert pipeline.prepare("a red apple", **asked).folded is None
+
+
+def test_a_bundle_without_a_step_is_refused(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "bundle")
+    (tmp_path / "bundle" / "unet" / STEP).unlink()
+    with pytest.raises(LdmrtError, match="has no folded step"):
+        opened(tmp_path / "bundle", folded=True)
+
+
+def test_what_is_not_finite_is_laid_at_its_row(bundle: Path) -> None:
+    pipeline = opened(bundle, folded=True)
+    latents = np.full((1, 4, 8, 8), np.nan, np.float32)
+    with pytest.raises(LdmrtError, match="not finite after row 0"):
+        pipeline("a red apple", steps=3, latents=latents)
