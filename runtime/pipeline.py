@@ -23,7 +23,7 @@ from .folded import STEP, Bindable, Folded, foldable
 from .guidance import Guidance, classifier_free, guided_rows, positive_half
 from .noise import noise
 from .request import Request
-from .sampler import Blend, Latents, Model, Noise, Plan, State, sample, steps
+from .sampler import Blend, Latents, Model, Noise, Plan, State, steps
 from .schedulers import plan_from_config
 from .start import Start, begin
 from .tokenizer import Tokenizer
@@ -60,13 +60,22 @@ class Task:
         return steps(self.plan, self.x, self.model, self.noise, self.init, blend=self.blend)
 
     def last(self) -> Latents:
-        """Run it: the latents after the last row."""
+        """Run it to the latents after the last row; an `LdmrtError` names the row where they are not finite."""
         if self.folded is not None:
-            return self.folded.sample(self.plan, self.x, self.noise, self.init)
-        if self.blend is None:
-            return sample(self.plan, self.x, self.model, self.noise, self.init)
-        *_, state = self.steps()
-        return state.x
+            x = self.folded.sample(self.plan, self.x, self.noise, self.init)
+            if np.isfinite(x).all():
+                return x
+        for state in checked(self.steps()):
+            x = state.x
+        return x
+
+
+def checked(states: Iterator[State]) -> Iterator[State]:
+    """Pass finite states on."""
+    for state in states:
+        if not np.isfinite(state.x).all():
+            raise LdmrtError("unet", f"latents are not finite after row {state.row}", hint=FINITE_HINT)
+        yield state
 
 
 @dataclass(frozen=True)
@@ -85,9 +94,6 @@ class Pipeline:
         request = self.request(prompt, options)
         called = time.perf_counter()
         x = self.prepare(request).last()
-        if not np.isfinite(x).all():
-            for _ in self.steps(request):
-                pass  # until the row where it begins, which it names
         sampled = time.perf_counter()
         images = self.decode(x)
         seconds = {"latents": sampled - called, "decode": time.perf_counter() - sampled}
@@ -95,10 +101,7 @@ class Pipeline:
 
     def steps(self, prompt: Any, **options: Any) -> Iterator[State]:
         """The generator behind a call: the state after every row. Walk it for progress, previews, or to stop."""
-        for state in self.prepare(prompt, **options).steps():
-            if not np.isfinite(state.x).all():
-                raise LdmrtError("unet", f"latents are not finite after row {state.row}", hint=FINITE_HINT)
-            yield state
+        return checked(self.prepare(prompt, **options).steps())
 
     def prepare(self, prompt: Any, **options: Any) -> Task:
         """All that comes before the first row: the words and pictures of a `Request` encoded, its sampler planned."""
