@@ -7,6 +7,8 @@ from torch import nn
 from ldmrt.model import Checkpoint
 from ldmrt.runtime.specs import TensorSpec
 
+EXACT = ("timestep", "time_ids", "conditioning_scale")  # what stays float32 in every precision
+
 
 def split_symbol(dim: str) -> tuple[str, int]:
     """ "height/8" -> ("height", 8); "batch" -> ("batch", 1)."""

@@ -17,6 +17,7 @@ class Tolerance:
 COMPONENT = {
     "fp32": Tolerance(2e-5, "float32 against float32, only the order of sums differs: 3e-6 at most was measured"),
     "fp16": Tolerance(1e-2, "float16 has 11 bits: an error of 5e-4 in each of many layers"),
+    "bf16": Tolerance(8e-2, "bfloat16 has 8 bits: eight times float16's error"),
 }
 PICTURE = {
     "fp32": Tolerance(60.0, "a mean error of a quarter of a grey level after 20 rows and the decoder"),
