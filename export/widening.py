@@ -25,6 +25,7 @@ from .names import inside
 WIDE = torch.float32
 MARGIN = 2.0  # another prompt or picture may err by twice as much as what was measured
 SHARP = 0.25  # of the tolerance: what errs by more is looked into, to raise only the part of it that does
+LEAST = 0.01  # of the tolerance: a hundred modules of which each errs by less make a tenth of it, signs being random
 
 
 def error(part: Component, cases: Sequence[Case], regions: Regions) -> float:
@@ -40,8 +41,8 @@ def error(part: Component, cases: Sequence[Case], regions: Regions) -> float:
 
 
 def widen(measured: Measured, precision: str, islands: Mapping[str, str], limit: float) -> dict[str, str]:
-    """The islands that a component of this precision needs to err by no more than `limit`, with a margin: the given ones,
-    and the worst modules in rounds of 1, 2, 4 ... An `LdmrtError` where all of them are not enough.
+    """The islands that a component of this precision needs to err by no more than `limit`, with a margin where that can
+    be had: the given ones, and the worst modules in rounds of 1, 2, 4 ... An `LdmrtError` where all are not enough.
     """
     part, narrow = measured.part, PRECISIONS[precision]
 
@@ -61,11 +62,11 @@ def widen(measured: Measured, precision: str, islands: Mapping[str, str], limit:
         raised = outermost(raised)
         left, count = error(part, measured.cases, lowered(raised)), 2 * count
     if left > limit:
-        problem = f"{precision} cannot hold the tolerance: what it takes and gives is rounded too much"
+        problem = f"{precision} cannot hold the tolerance, not even with islands of fp32"
         expected, hint = f"{limit:g} of the largest value", f"--precision {precision},{part.name}=fp32"
-        found = f"{left:.2g} where every module that can computes in float32"
+        found = f"{left:.2g} where every module that it helps computes in float32"
         raise LdmrtError(part.name, problem, expected=expected, found=found, hint=hint)
-    return raised
+    return raised if left <= limit / MARGIN or before > limit else dict(islands)
 
 
 @dataclass
@@ -97,7 +98,7 @@ class _Search:
             if final:
                 path, gain = self.sharpen(path, -value)
                 taken[path] = gain
-            elif (gain := self.gain(path, -value)) > 0:
+            elif (gain := self.gain(path, -value)) > LEAST * self.limit:
                 heapq.heappush(self.queue, (-gain, path, True))
         return taken
 
@@ -110,7 +111,7 @@ class _Search:
                 break
             path, gain = first, parts.pop(first)
             for one, value in parts.items():
-                if value > 0:
+                if value > LEAST * self.limit:
                     heapq.heappush(self.queue, (-value, one, True))
         return path, gain
 

@@ -16,8 +16,8 @@ from .reading import Reading, of_checkpoint
     "--precision",
     default="fp32",
     show_default=True,
-    metavar="fp32|fp16|COMPONENT=fp16,...",
-    help="What the networks compute in: all, or by name. Where fp16 would overflow there are islands of fp32.",
+    metavar="fp32|fp16|bf16|COMPONENT=fp16,...",
+    help="What the networks compute in: all, or by name; with islands of fp32 where that overflows or errs too much.",
 )
 @click.option("--components", "only", help="Only these, such as unet,vae_decoder; the others stay as they are.")
 @click.option("--verify/--no-verify", default=True, help="Whether to measure it at last and keep the certificate.")
@@ -38,7 +38,7 @@ def export(source: Reading, bundle: Path, precision: str, only: str | None, veri
     from .verify import certify
 
     begin, wanted = time.perf_counter(), parse(precision)
-    with console.status("reading the checkpoint, and where halves would overflow"):
+    with console.status("reading the checkpoint, and measuring where it needs float32"):
         loaded, merged, islands = settle(source.load, wanted)
     for name, modules in islands.items():
         for module, why in modules.items():
