@@ -5,7 +5,7 @@ profiles follow from it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from .controls import CONTROLS, FEATURE, RESIDUAL, check_fit, steering
 from .shapes import dtype_of, latent, picture, words
 
 Specs = tuple[TensorSpec, ...]
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,14 @@ class Component:
         """The reference."""
         return TorchEngine(self.name, self.module, self.inputs, self.outputs)
 
+    def wide(self) -> "Component":
+        """What it takes and gives in float32."""
+        inputs, outputs = (
+            tuple(one if one.dtype == "int64" else replace(one, dtype="float32") for one in side)
+            for side in (self.inputs, self.outputs)
+        )
+        return replace(self, inputs=inputs, outputs=outputs)
+
     @property
     def unit(self) -> int:
         """Pixels that a picture's sides are multiples of."""
@@ -51,13 +60,32 @@ class Component:
     @property
     def precision(self) -> str:
         """fp32, fp16 or bf16."""
-        return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[dtype_of(self.module)]
+        return next(name for name, dtype in PRECISIONS.items() if str(dtype) == f"torch.{dtype_of(self.module)}")
 
 
 def components(checkpoint: Checkpoint) -> dict[str, Component]:
     """Every component of a checkpoint, in the order that they run."""
-    rows = [row for build in BUILDERS for row in build(checkpoint)]
-    return {row.name: row for row in rows}
+    return {name: _for_numpy(row) for name, row in rows(checkpoint).items()}
+
+
+def rows(checkpoint: Checkpoint) -> dict[str, Component]:
+    """The same, but one of bfloat16 takes and gives bfloat16."""
+    made = [row for build in BUILDERS for row in build(checkpoint)]
+    return {row.name: row for row in made}
+
+
+def _for_numpy(row: Component) -> Component:
+    """NumPy has no bfloat16: what such a component takes and gives is float32, cast at its door."""
+    narrow = {spec.name for spec in row.inputs if spec.dtype == "bfloat16"}
+
+    def take(_: nn.Module, args: Any, given: dict[str, Tensor]) -> Any:
+        return args, {name: one.bfloat16() if name in narrow else one for name, one in given.items()}
+
+    if row.precision != "bf16":
+        return row
+    row.module.register_forward_pre_hook(take, with_kwargs=True)
+    row.module.register_forward_hook(lambda _, __, out: tuple(one.float() for one in out))
+    return row.wide()
 
 
 class _TextEncoder(nn.Module):
@@ -225,8 +253,7 @@ def example(component: Component, sizes: Mapping[str, int], seed: int = 0) -> di
         elif spec.name == "time_ids":
             arrays[spec.name] = rng.integers(0, 1024, shape).astype(np.float32)
         else:
-            dtype = np.float32 if spec.dtype == "bfloat16" else spec.dtype
-            arrays[spec.name] = rng.standard_normal(shape, dtype=np.float32).astype(dtype)
+            arrays[spec.name] = rng.standard_normal(shape, dtype=np.float32).astype(spec.dtype)
     return arrays
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from ldmrt.runtime import LdmrtError
@@ -30,9 +31,10 @@ def other_graph(component: Component, path: Path) -> Iterator[str]:
     anywhere = set(digests.values())
     for key, value in component.module.state_dict().items():
         name = module_path(key)
-        ways = [_digest(value.numpy())]
+        plain = value.view(torch.int16).numpy() if value.dtype == torch.bfloat16 else value.numpy()  # NumPy has none
+        ways = [_digest(plain)]
         if value.ndim == 2:
-            ways.append(_digest(value.T.numpy()))
+            ways.append(_digest(plain.T))
         if digests[name] not in ways if name in digests else not anywhere.intersection(ways):
             yield f"{component.name}: {name} is another"
     nodes = {node.name: node for node in model.graph.node}

@@ -1,14 +1,14 @@
-"""Islands: modules of a half-precision network that compute in float32, because halves would overflow there.
+"""Islands: modules of a network of halves that compute in float32, because halves would overflow there.
 
-Found by measuring. What each module gives is measured in float32 while a picture is drawn. Where it comes near the
-largest half, the smallest module around it whose own result keeps away from there becomes an island; where there is
-none, the whole network stays float32.
+Known ones come first. The others are found by measuring: what each module gives is measured in float32 while pictures
+are drawn. Where it comes near the largest half, the smallest module around it whose own result keeps away from there
+becomes an island; where there is none, the whole network stays float32. Those of errors: see `widening`.
 """
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from ldmrt.model import Checkpoint
 from ldmrt.runtime import LdmrtWarning
 from ldmrt.runtime.engines import Engines
-from ldmrt.runtime.reference import asked
+from ldmrt.runtime.reference import Case, asked
 
-from .components import Component, components
-from .names import module_path
-from .record import SIDE, asking, needed
+from .components import Component, example, rows
+from .computing import computing, door, modules_of
+from .names import inside
+from .record import SIDE, Listening, asking, needed, wanted
 from .reference import torch_pipeline
+from .shapes import dtype_of
 
 HALF = 65504.0  # the largest float16
 LIMIT = HALF / 2  # another prompt or picture may bring twice the largest value of these
@@ -32,18 +34,36 @@ STEPS = 8  # rows of each picture, over the whole schedule
 Islands = dict[str, dict[str, str]]  # component -> module -> why; the module "" is all of it
 
 
-def find(checkpoint: Checkpoint, limit: float = LIMIT) -> Islands:
-    """The islands of every component that is of float16. Its weights are widened one module at a time."""
-    every = components(checkpoint)
-    parts = {name: part for name, part in every.items() if part.precision == "fp16"}
-    if not parts:
+@dataclass(frozen=True)
+class Measured:
+    """A component in float32: the largest |value| of what each of its modules gave, and some calls."""
+
+    part: Component
+    ranges: Mapping[str, float]
+    cases: Sequence[Case]
+
+
+def known(checkpoint: Checkpoint) -> Islands:
+    """What is known to overflow without measuring: `force_upcast`, which diffusers heeds in SDXL. (Attention of
+    `upcast_attention` computes its scores in float32 by itself.)
+    """
+    if not (checkpoint.unet.config.addition_embed_type and checkpoint.vae.config.force_upcast):
         return {}
-    engines = Engines({name: part.engine for name, part in every.items()})
+    return {name: {"": "force_upcast in the autoencoder's config"} for name in ("vae_decoder", "vae_encoder")}
+
+
+def measure(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, Measured]:
+    """Draw two pictures in float32, whatever the weights are stored in, and ask each of these components something at
+    random too.
+    """
+    every = {name: part.wide() for name, part in rows(checkpoint).items()}
+    heard = {name: Listening(part, wanted(part, STEPS)) for name, part in every.items()}
+    measured: dict[str, Measured] = {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", LdmrtWarning)  # of prompts that are too long
-        ranges = {name: stack.enter_context(measured(part.module)) for name, part in parts.items()}
-        pipeline = replace(torch_pipeline(checkpoint), engines=engines)
+        ranges = {name: stack.enter_context(ranging(part.module)) for name, part in every.items()}
+        pipeline = replace(torch_pipeline(checkpoint), engines=Engines({n: _maker(one) for n, one in heard.items()}))
         side = min(SIDE, pipeline.shape.size)
         for seed, prompt in enumerate(PROMPTS):
             task = pipeline.prepare(**asked(asking(prompt, seed, side, STEPS), needed(every, checkpoint, side)))
@@ -51,12 +71,21 @@ def find(checkpoint: Checkpoint, limit: float = LIMIT) -> Islands:
             for state in task.steps():
                 x = state.x
             picture = pipeline.decode(x)
-            if "vae_encoder" in pipeline.engines:
-                pipeline.engines["vae_encoder"](sample=picture.transpose(0, 3, 1, 2) / 127.5 - 1)
-    return {name: found for name in parts if (found := climb(ranges[name], limit))}
+            if "vae_encoder" in heard:
+                heard["vae_encoder"](sample=picture.transpose(0, 3, 1, 2).astype("float32") / 127.5 - 1)
+        for name in names:
+            part = every[name]
+            inputs = example(part, {"batch": 1, "height": side, "width": side})
+            at_random = Case(name, "at random", inputs, part.engine()(**inputs))
+            measured[name] = Measured(part, ranges[name], [*heard[name].cases, at_random])
+    return measured
 
 
-def climb(ranges: Mapping[str, float], limit: float) -> dict[str, str]:
+def _maker(engine: Listening) -> Any:
+    return lambda: engine
+
+
+def climb(ranges: Mapping[str, float], limit: float = LIMIT) -> dict[str, str]:
     """From each module that gives too much to the smallest around it that does not."""
     islands: dict[str, str] = {}
     for name, largest in ranges.items():
@@ -65,40 +94,33 @@ def climb(ranges: Mapping[str, float], limit: float) -> dict[str, str]:
         around = name
         while around and not ranges.get(around, HALF) <= limit:
             around = around.rpartition(".")[0]
-        islands.setdefault(around, f"{name or 'its result'} reaches {largest:.4g} of a half's {HALF:.0f}")
-    inside = {name for name in islands for other in islands if name != other and within(name, other)}
-    return {name: why for name, why in islands.items() if name not in inside}
+        islands.setdefault(around, f"range: {name or 'its result'} reaches {largest:.4g} of a half's {HALF:.0f}")
+    return outermost(islands)
 
 
-def modules_of(module: nn.Module) -> dict[str, nn.Module]:
-    """Every module by its path within the network, as the graph names it; "" is the outermost."""
-    named = {module_path(name): one for name, one in module.named_modules()}
-    return {**named, "": module}
-
-
-def within(name: str, other: str) -> bool:
-    """Whether a module lies inside another."""
-    return other == "" or name.startswith(other + ".")
+def outermost(islands: Mapping[str, str]) -> dict[str, str]:
+    """Those that lie in no other."""
+    return {
+        name: why
+        for name, why in islands.items()
+        if not any(name != other and (other == "" or inside(name, other)) for other in islands)
+    }
 
 
 def raise_islands(parts: Mapping[str, Component], islands: Islands) -> None:
-    """Let the islands compute in float32: their weights widen, what they take is widened, what they give is halved."""
+    """Let the islands compute in float32: what they take is widened, what they give is narrowed."""
     for name, modules in islands.items():
+        narrow = getattr(torch, dtype_of(parts[name].module))
         for path in modules:
-            module = modules_of(parts[name].module)[path]
-            module.float()
-            if path:
-                module.register_forward_pre_hook(_widen, with_kwargs=True)
-                module.register_forward_hook(_halve)
+            door(modules_of(parts[name].module)[path], torch.float32, narrow)
 
 
 @contextlib.contextmanager
-def measured(module: nn.Module) -> Iterator[dict[str, float]]:
-    """While the context lasts, a network of halves computes in float32 and the largest |value| that each of its modules
-    gave is noted: NaN counts as infinite. Only one module's weights are wide at a time.
+def ranging(module: nn.Module) -> Iterator[dict[str, float]]:
+    """While the context lasts, a network computes in float32 and the largest |value| that each of its modules gave is
+    noted: NaN counts as infinite.
     """
     ranges: dict[str, float] = {}
-    hooks = [module.register_forward_pre_hook(_widen, with_kwargs=True)]
 
     def note(name: str) -> Any:
         def hook(_: nn.Module, __: Any, out: Any) -> None:
@@ -108,39 +130,13 @@ def measured(module: nn.Module) -> Iterator[dict[str, float]]:
 
         return hook
 
-    halves: dict[nn.Parameter, Tensor] = {}  # which may lie in a file's mapping, and stay there
-
-    def open_up(leaf: nn.Module, _: Any) -> None:
-        for weight in leaf.parameters(recurse=False):
-            halves[weight], weight.data = weight.data, weight.data.float()
-
-    def close(leaf: nn.Module, _: Any, __: Any) -> None:
-        for weight in leaf.parameters(recurse=False):
-            weight.data = halves.pop(weight)
-
-    for name, one in modules_of(module).items():
-        hooks.append(one.register_forward_hook(note(name)))
-        if any(True for _ in one.parameters(recurse=False)):
-            hooks += [one.register_forward_pre_hook(open_up), one.register_forward_hook(close)]
-    try:
-        yield ranges
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _widen(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return tuple(map(_float, args)), {name: _float(value) for name, value in kwargs.items()}
-
-
-def _float(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(_float, value))
-    return value.float() if isinstance(value, Tensor) and value.dtype == torch.float16 else value
-
-
-def _halve(_: nn.Module, __: Any, out: Any) -> Any:
-    return type(out)(one.half() for one in out) if isinstance(out, (list, tuple)) else out.half()
+    with computing(module, [("", torch.float32)]):
+        hooks = [one.register_forward_hook(note(name)) for name, one in modules_of(module).items()]
+        try:
+            yield ranges
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def _tensors(out: Any) -> Sequence[Tensor]:

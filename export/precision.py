@@ -10,13 +10,16 @@ import torch
 from ldmrt.model import Checkpoint
 from ldmrt.runtime import Bundle, LdmrtError
 from ldmrt.runtime.decode import WIDE
+from ldmrt.runtime.tolerances import COMPONENT
 
-from .components import components
-from .islands import Islands, find, raise_islands
+from .components import PRECISIONS, components
+from .islands import Islands, climb, known, measure, raise_islands
+from .names import inside, module_path
+from .widening import widen
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 Precisions = Mapping[str, str]  # by component; "" is that of all others
-Load = Callable[[Mapping[str, torch.dtype]], tuple[Checkpoint, dict[str, Any]]]  # by network
+Stored = Mapping[str, torch.dtype | None]  # by network; None is what its file holds
+Load = Callable[[Stored], tuple[Checkpoint, dict[str, Any]]]
 
 
 def parse(text: str) -> dict[str, str]:
@@ -32,34 +35,64 @@ def parse(text: str) -> dict[str, str]:
 
 
 def settle(load: Load, wanted: Precisions) -> tuple[Checkpoint, dict[str, Any], Islands]:
-    """Load a checkpoint in these precisions, with islands of float32 where halves would overflow, and say which. A
-    component that is one island all over is of fp32.
+    """Load a checkpoint in these precisions, with islands of float32 where halves would overflow or err too much, and
+    say which. A component that is one island all over is of fp32, unless it was asked for by name.
     """
-    loaded, merged = lower(load, wanted, {})
-    found = find(loaded)
+    loaded, merged = _read(load, wanted)
+    kinds = _kinds(loaded, wanted)
+    found = {name: why for name, why in known(loaded).items() if kinds[name] == "fp16" and name not in wanted}
+    narrow = [name for name, kind in kinds.items() if kind != "fp32" and name not in found]
+    measured = measure(loaded, narrow) if narrow else {}
+    for name, one in measured.items():
+        modules = climb(one.ranges) if kinds[name] == "fp16" else {}
+        if "" not in modules:
+            modules = widen(one, kinds[name], modules, COMPONENT[kinds[name]].limit)
+        if modules:
+            found[name] = modules
     if whole := {name: "fp32" for name, modules in found.items() if "" in modules}:
-        del loaded
-        loaded, merged = lower(load, {**wanted, **whole}, {})
-    raise_islands(components(loaded), {name: modules for name, modules in found.items() if name not in whole})
+        del loaded, measured
+        return *lower(load, {**wanted, **whole}, found), found
+    _narrow(loaded, kinds, found)
     return loaded, merged, found
 
 
-def lower(load: Load, wanted: Precisions, known: Islands) -> tuple[Checkpoint, dict[str, Any]]:
-    """The same with islands that are known. Who wants a `WIDE` decoder gets a spare autoencoder."""
-    default = wanted[""]
-    networks = {name: PRECISIONS[kind] for name, kind in wanted.items() if not name.startswith("vae_")}
-    both = {wanted.get(name, default) for name in ("vae_decoder", "vae_encoder", *({WIDE} & wanted.keys()))}
-    networks["vae"] = PRECISIONS["fp32" if "fp32" in both else both.pop()]  # of both; then one may be halved
-    loaded, merged = load(networks)
-    if WIDE in wanted:
-        loaded = replace(loaded, spare=copy.deepcopy(loaded.vae))
-    parts = components(loaded)
-    if unknown := [name for name in wanted if name and name not in parts]:
-        raise LdmrtError("precision", f"no component {unknown[0]!r}", expected=", ".join(parts))
-    for name, part in parts.items():
-        part.module.to(PRECISIONS[wanted.get(name, default)])
-    raise_islands(components(loaded), {name: modules for name, modules in known.items() if "" not in modules})
+def lower(load: Load, wanted: Precisions, islands: Islands) -> tuple[Checkpoint, dict[str, Any]]:
+    """The same with islands that are known."""
+    loaded, merged = _read(load, wanted)
+    _narrow(loaded, _kinds(loaded, wanted), islands)
     return loaded, merged
+
+
+def _read(load: Load, wanted: Precisions) -> tuple[Checkpoint, dict[str, Any]]:
+    """The checkpoint before anything is narrowed: what will be is as it is stored, for an island's weights are not
+    rounded. Who wants a `WIDE` decoder gets a spare autoencoder.
+    """
+    networks = {name: None if kind != "fp32" else torch.float32 for name, kind in wanted.items()}
+    both = {wanted.get(name, wanted[""]) for name in ("vae_decoder", "vae_encoder")}
+    networks["vae"] = torch.float32 if "fp32" in both or WIDE in wanted else None  # then one may be narrowed
+    loaded, merged = load(networks)
+    return replace(loaded, spare=copy.deepcopy(loaded.vae)) if WIDE in wanted else loaded, merged
+
+
+def _kinds(checkpoint: Checkpoint, wanted: Precisions) -> dict[str, str]:
+    """The precision of every component."""
+    names = list(components(checkpoint))
+    if unknown := [name for name in wanted if name and name not in names]:
+        raise LdmrtError("precision", f"no component {unknown[0]!r}", expected=", ".join(names))
+    return {name: wanted.get(name, wanted[""]) for name in names}
+
+
+def _narrow(checkpoint: Checkpoint, kinds: Mapping[str, str], islands: Islands) -> None:
+    """Cast all weights, but for those in islands, in place."""
+    inner = {name: modules for name, modules in islands.items() if "" not in modules}
+    for name, part in components(checkpoint).items():
+        for path, module in part.module.named_modules():
+            wide = any(inside(module_path(path), island) for island in inner.get(name, ()))
+            dtype = torch.float32 if wide else PRECISIONS[kinds[name]]
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                if tensor.is_floating_point():
+                    tensor.data = tensor.data.to(dtype)
+    raise_islands(components(checkpoint), inner)
 
 
 def precisions(bundle: Bundle) -> dict[str, str]:

@@ -57,7 +57,7 @@ def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0) -> Reference:
     side = min(SIDE, plain.shape.size)
     options = asking(prompt, seed, side, STEPS)
     rows = plain.plan(Request(**options)).rows
-    heard = {name: Listening(part, _wanted(part, rows)) for name, part in parts.items()}
+    heard = {name: Listening(part, wanted(part, rows)) for name, part in parts.items()}
     pipeline = replace(plain, engines=Engines({name: partial(heard.__getitem__, name) for name in heard}))
     given = needed(parts, checkpoint, side)
     walk = _draw(pipeline, options, given)
@@ -91,7 +91,7 @@ def _reads(part: Component) -> bool:
     return part.inputs[0].name == "input_ids"
 
 
-def _wanted(part: Component, rows: int) -> dict[int, str]:
+def wanted(part: Component, rows: int) -> dict[int, str]:
     """Which of its calls are kept, and under which name."""
     if any(spec.name == "timestep" for spec in part.inputs):
         return {row: f"row {row} of {rows}" for row in (0, rows // 2, rows - 1)}

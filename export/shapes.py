@@ -5,6 +5,8 @@ from torch import nn
 from ldmrt.model import Checkpoint
 from ldmrt.runtime.specs import TensorSpec
 
+EXACT = ("timestep", "time_ids", "conditioning_scale")  # what stays float32 in every precision
+
 
 def dtype_of(module: nn.Module) -> str:
     """The NumPy name of a network's precision: the narrowest of its weights, for islands are wider."""

@@ -25,7 +25,7 @@ from .unet import UNet, UNetConfig
 from .weight_files import STEMS
 from .weights import fill, match, write
 
-Dtype = torch.dtype | Mapping[str, torch.dtype] | None
+Dtype = torch.dtype | Mapping[str, torch.dtype | None] | None
 WEIGHTS, TEXT_WEIGHTS = f"{STEMS[0]}.safetensors", f"{STEMS[1]}.safetensors"
 PIPELINE = {
     "_class_name": "StableDiffusionPipeline",

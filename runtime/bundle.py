@@ -20,6 +20,7 @@ MANIFEST = "ldmrt.json"
 STEP = "step.onnx"  # beside the U-Net's graph, with which it shares the weights
 SCHEMA = 1
 REQUIRED = ("unet", "vae_decoder")
+UNRUN = "pytorch"  # measured in the place of graphs that no backend could run when the bundle was made
 ORDER = ("text_encoder", "unet", "vae", "controlnet", "adapter")  # of the components, by how their names begin
 
 
@@ -109,7 +110,9 @@ class Bundle:
             return ["it has no parity certificate"]
         files = self.manifest["files"]
         changed = [name for name, digest in made.about["bundle"].items() if files.get(name, {}).get("sha256") != digest]
-        return [*(f"{name} is not the file that was certified" for name in changed), *made.failures[:1]]
+        unrun = bool(made.figures) and {one.backend for one in made.figures} == {UNRUN}
+        said = ["its graphs were checked, but no backend has run them"] if unrun else []
+        return [*said, *(f"{name} is not the file that was certified" for name in changed), *made.failures[:1]]
 
     def model(self, component: str) -> Path:
         """The ONNX file of a component."""

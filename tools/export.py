@@ -16,8 +16,8 @@ from .reading import Reading, of_checkpoint
     "--precision",
     default="fp32",
     show_default=True,
-    metavar="fp32|fp16|COMPONENT=fp16,...",
-    help="What the networks compute in: all, or by name. Where fp16 would overflow there are islands of fp32.",
+    metavar="fp32|fp16|bf16|COMPONENT=fp16,...",
+    help="What the networks compute in: all, or by name; with islands of fp32 where that overflows or errs too much.",
 )
 @click.option(
     "--fp32-decoder", is_flag=True, help="Also the decoder in fp32, for `ldmrt generate --on-overflow retry`."
@@ -42,7 +42,7 @@ def export(source: Reading, bundle: Path, precision: str, fp32_decoder: bool, on
     from .verify import certify
 
     begin, wanted = time.perf_counter(), parse(precision) | ({WIDE: "fp32"} if fp32_decoder else {})
-    with console.status("reading the checkpoint, and where halves would overflow"):
+    with console.status("reading the checkpoint, and measuring where it needs float32"):
         loaded, merged, islands = settle(source.load, wanted)
     for name, modules in islands.items():
         for module, why in modules.items():

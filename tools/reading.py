@@ -27,9 +27,9 @@ class Reading:
     loras: tuple[tuple[Path, float], ...]
     embeddings: tuple[Path, ...]
 
-    def load(self, dtype: "Mapping[str, torch.dtype]") -> "tuple[Checkpoint, dict[str, Any]]":
+    def load(self, dtype: "Mapping[str, torch.dtype | None]") -> "tuple[Checkpoint, dict[str, Any]]":
         """The checkpoint with everything that goes with it, and what the manifest says of the files that were merged
-        into its weights. `dtype` is one for each network's name, and "" for all others.
+        into its weights. `dtype` is one for each network's name, and "" for all others; None is as stored.
         """
         from ldmrt.model import load, load_adapter, load_controlnet
         from ldmrt.model.inversion import add_embedding, read_embedding

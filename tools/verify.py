@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import click
 from .reading import Reading, of_checkpoint
 
 if TYPE_CHECKING:
-    from ldmrt.runtime import Bundle, Certificate
+    from ldmrt.runtime import Bundle, Certificate, Pipeline
     from ldmrt.runtime.check import Checked
     from ldmrt.runtime.reference import Reference
 
@@ -51,6 +52,12 @@ def verify(
     opened = Bundle.open(bundle)
     if bisected is not None and bisected not in opened.components:
         raise LdmrtError("verify", f"no component {bisected!r}", expected=", ".join(opened.components))
+    openers, refused = runnable(opened, backends or available())
+    if not openers:
+        hint = "where a backend computes in bfloat16, or export with --precision fp16"
+        raise LdmrtError("verify", "could not measure", found="; ".join(refused), hint=hint)
+    for line in refused:
+        click.echo(line, err=True)
     if source.checkpoint is not None:
         origin, reference = recorded(opened, source, prompt, seed)
     elif store:
@@ -59,7 +66,7 @@ def verify(
         raise LdmrtError("verify", "--bisect without --against", expected="a checkpoint to compare with")
     else:
         origin, reference = [], opened.reference
-    measured = list(shown(opened, reference, backends or available()))
+    measured = list(shown(opened, reference, openers))
     made = gather(measured, opened, reference, origin)
     if store:
         from ldmrt.export import store as keep
@@ -90,12 +97,18 @@ def modules(bundle: "Bundle", source: Reading, reference: "Reference", name: str
 
 def certify(bundle: "Bundle", source: Reading) -> None:
     """Measure a bundle that was just made, and keep the certificate; exit code 1 where it differs."""
-    from ldmrt.export import store
+    from ldmrt.export import store, torch_pipeline
+    from ldmrt.export.precision import islands, lower, precisions
+    from ldmrt.runtime.bundle import UNRUN
     from ldmrt.runtime.check import gather
     from ldmrt.runtime.engine_ort import available
 
     origin, reference = recorded(bundle, source, PROMPT, 0)
-    made = gather(list(shown(bundle, reference, available(), aside=True)), bundle, reference, origin)
+    openers, refused = runnable(bundle, available())
+    if not openers:
+        click.echo(f"{'; '.join(refused)}: checked, not run; PyTorch is measured in its place", err=True)
+        openers = {UNRUN: lambda: torch_pipeline(lower(source.load, precisions(bundle), islands(bundle))[0])}
+    made = gather(list(shown(bundle, reference, openers, aside=True)), bundle, reference, origin)
     store(bundle, made, reference)
     conclude(made)
 
@@ -104,8 +117,28 @@ def replay(bundle: "Bundle", backends: tuple[str, ...]) -> None:
     """Hold backends to what the certificate stored; exit code 1 where one differs."""
     from ldmrt.runtime.check import gather
 
-    reference = bundle.reference
-    conclude(gather(list(shown(bundle, reference, backends, aside=True)), bundle, reference))
+    openers, refused = runnable(bundle, backends)
+    for line in refused:
+        click.echo(line, err=True)
+    if openers:
+        reference = bundle.reference
+        conclude(gather(list(shown(bundle, reference, openers, aside=True)), bundle, reference))
+
+
+def runnable(bundle: "Bundle", backends: tuple[str, ...]) -> tuple[dict[str, "Callable[[], Pipeline]"], list[str]]:
+    """How to open the bundle on each backend that can run it, and what the others lack."""
+    from ldmrt.runtime import open as open_pipeline
+    from ldmrt.runtime.support import lacking
+
+    openers, refused = dict[str, "Callable[[], Pipeline]"](), list[str]()
+    for backend in backends:
+        opened = open_pipeline(bundle.path, backend, check=False)
+        if why := lacking(bundle, opened.engines):
+            refused.append(f"{backend} cannot run {why}")
+        else:
+            openers[backend] = partial(open_pipeline, bundle.path, backend, check=False)
+        opened.close()
+    return openers, refused
 
 
 def conclude(made: "Certificate") -> None:
@@ -140,13 +173,12 @@ def recorded(bundle: "Bundle", source: Reading, prompt: str, seed: int) -> "tupl
 
 
 def shown(
-    bundle: "Bundle", reference: "Reference", backends: tuple[str, ...], *, aside: bool = False
+    bundle: "Bundle", reference: "Reference", openers: "Mapping[str, Callable[[], Pipeline]]", *, aside: bool = False
 ) -> "Iterator[Checked]":
     """Measure, show progress, then a table: on the standard output, or `aside` on the other."""
     from rich.console import Console
     from rich.table import Table
 
-    from ldmrt.runtime import open as open_pipeline
     from ldmrt.runtime.check import check
     from ldmrt.runtime.tolerances import tolerances
 
@@ -155,8 +187,8 @@ def shown(
     table = Table("component", "backend", "largest difference", "tolerance", "time", "")
     begin, limits = time.perf_counter(), tolerances(bundle)
     with console.status("comparing") as status:
-        for backend in backends:
-            pipeline = open_pipeline(bundle.path, backend, check=False)
+        for backend, opened in openers.items():
+            pipeline = opened()
             for one in check(pipeline, backend, reference, limits):
                 seconds, begin = time.perf_counter() - begin, time.perf_counter()
                 verdict = "[green]ok[/]" if one.within else "[red]FAILED[/]"

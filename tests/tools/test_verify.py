@@ -175,3 +175,21 @@ def test_a_half_precision_bundle_is_held_to_its_own_tolerance(ldmrt: Any, checkp
     assert made is not None
     assert {one.limit for one in made.figures if one.component == "unet"} == {1e-2}
     assert 2e-5 < max(one.relative for one in made.figures if one.component == "unet") < 1e-2
+
+
+def test_bfloat16_where_no_backend_runs_it(ldmrt: Any, checkpoint: Path, tmp_path: Path) -> None:
+    """The graphs are checked, PyTorch's bfloat16 is measured in their place, and all of that is said."""
+    ran = ldmrt("export", checkpoint, tmp_path / "brief", "--precision", "bf16,text_encoder=fp32")
+    assert ran.code == 0, ran.err
+    (line,) = (line for line in ran.err.splitlines() if "cannot run unet in bf16" in line)
+    assert line.endswith("checked, not run; PyTorch is measured in its place")
+    opened = Bundle.open(tmp_path / "brief")
+    assert [opened.precision(name) for name in opened.components] == ["fp32", "bf16", "bf16", "bf16"]
+    made = opened.certificate
+    assert made is not None
+    assert {(one.backend, one.limit) for one in made.figures if one.component == "unet"} == {("pytorch", 8e-2)}
+    assert {one.limit for one in made.figures if one.component == "text_encoder"} == {2e-5}
+    assert 1e-3 < max(one.relative for one in made.figures if one.component == "unet") < 8e-2
+    assert opened.doubts == ["its graphs were checked, but no backend has run them"]
+    error = ldmrt("verify", opened.path).error
+    assert "could not measure; found onnxruntime cannot run unet in bf16 (Could not find an implementation" in error
