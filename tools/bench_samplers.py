@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +20,8 @@ from typing import Any
 from unittest import mock
 
 import click
+
+from .script import run_script
 
 SHAPE = (2, 4, 64, 64)
 THREADS = 2
@@ -168,16 +169,10 @@ def contestants(name: str, steps: int) -> Iterator[list[tuple[Callable[[], float
 
 
 def main() -> None:
-    """Run it: an `LdmrtError` is one message and exit code 2."""
+    """Run it, with a thread each."""
     for library in ("OMP", "OPENBLAS", "MKL"):  # read when NumPy is first imported
         os.environ.setdefault(f"{library}_NUM_THREADS", str(THREADS))
-    from ldmrt.runtime import LdmrtError
-
-    try:
-        bench()
-    except LdmrtError as error:
-        click.secho(f"error: {error}", fg="red", err=True)
-        sys.exit(2)
+    run_script(bench)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ COMMANDS = {
     "plan": ("plan", "plan", "Predict the memory and disk that engines take."),
     "build": ("build", "build", "Build TensorRT engines of a bundle."),
     "engines": ("engines", "engines", "List engines, and remove what nothing will use again."),
+    "bench": ("bench", "bench", "Measure where the time of a picture goes."),
     "samplers": ("samplers", "samplers", "List the samplers, show or draw what they compute."),
     "data": ("data", "data", "Build a training set."),
     "train": ("train", "train", "Train an autoencoder, then a diffusion model in its latents."),

@@ -20,6 +20,8 @@ from typing import Any
 import click
 import numpy as np
 
+from .script import run_script
+
 SCRIPT = Path(__file__).with_name("contestant.py").read_text()  # by name, its folder would hide modules of Python
 REFERENCE = "diffusers"
 # As `ldmrt verify` asks: whole pipelines in float32, and in float16.
@@ -81,7 +83,7 @@ class Worker:
     def close(self) -> None:
         """End it."""
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
 
 
 def race(contestants: list[Contestant], ask: dict[str, Any], rounds: int, folder: Path) -> None:
@@ -187,16 +189,5 @@ def show(contestants: list[Contestant], least: float, title: str) -> None:
     Console().print(table)
 
 
-def main() -> None:
-    """Run it: an `LdmrtError` is one message and exit code 2."""
-    from ldmrt.runtime import LdmrtError
-
-    try:
-        compare()
-    except LdmrtError as error:
-        click.secho(f"error: {error}", fg="red", err=True)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    main()
+    run_script(compare)

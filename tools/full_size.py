@@ -6,12 +6,9 @@ Every step is a process of its own, as a user would start it; its peak is the mo
 """
 
 import json
-import os
 import shutil
-import subprocess
 import sys
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +16,14 @@ import click
 
 from ldmrt.runtime.engine_files import FOLDER as ENGINES
 
+from .processes import run
 from .random_checkpoint import NAMES
+from .script import run_script
 
 OPTIMUM = "import sys; from optimum.exporters.onnx import main_export as export; "
 OPTIMUM += "export(sys.argv[1], output=sys.argv[2], task='text-to-image', library_name='diffusers', "
 OPTIMUM += "do_validation=False, dtype=sys.argv[3])"
 STEPS = ("export", "again", "torch", "optimum", "verify", "generate", "build")
-
-
-@dataclass(frozen=True)
-class Taken:
-    """What a process took: seconds, and MB (10^6 bytes) at its peak."""
-
-    step: str
-    seconds: float
-    peak: float
 
 
 @click.command()
@@ -122,31 +112,5 @@ def compared(bundle: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def run(step: str, command: list[str]) -> Taken:
-    """Run a process to its end; what it prints goes to the standard error."""
-    from ldmrt.runtime import LdmrtError
-
-    click.secho(f"-- {step}", fg="cyan", err=True)
-    begin = time.perf_counter()
-    child = subprocess.Popen(command, stdout=sys.stderr)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise LdmrtError("full_size", f"{step} failed", expected="exit code 0", found=child.returncode)
-    kilobyte = 1 if sys.platform == "darwin" else 1024
-    return Taken(step, time.perf_counter() - begin, usage.ru_maxrss * kilobyte / 1e6)
-
-
-def main() -> None:
-    """Run it: an `LdmrtError` is one message and exit code 2."""
-    from ldmrt.runtime import LdmrtError
-
-    try:
-        full_size()
-    except LdmrtError as error:
-        click.secho(f"error: {error}", fg="red", err=True)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    main()
+    run_script(full_size)

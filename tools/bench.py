@@ -1,0 +1,142 @@
+"""`ldmrt bench`: where the time of a picture goes."""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ldmrt.runtime import Pipeline
+    from ldmrt.runtime.specs import Engine
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Times of one stage, in seconds."""
+
+    stage: str
+    calls: int
+    p50: float
+    p95: float
+    share: float  # of all pictures' time
+
+    @classmethod
+    def of(cls, stage: str, times: list[float], whole: float) -> "Spread":
+        """From every call's time."""
+        ordered = sorted(times)
+        p95 = ordered[round(0.95 * (len(times) - 1))]
+        return cls(stage, len(times), statistics.median(times), p95, sum(times) / whole)
+
+
+class Timed:
+    """An engine that notes how long its calls take."""
+
+    def __init__(self, engine: "Engine", times: list[float]) -> None:
+        self._engine, self._times = engine, times
+        self.inputs, self.outputs = engine.inputs, engine.outputs
+
+    def __call__(self, **arrays: Any) -> dict[str, Any]:
+        begin = time.perf_counter()
+        out = self._engine(**arrays)
+        self._times.append(time.perf_counter() - begin)
+        return out
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._engine.close()
+
+
+def stages(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str, Any]) -> list[Spread]:
+    """Draw `pictures` one by one after a first one that is not counted: each network's calls, what is between them, and
+    all of it.
+    """
+    from ldmrt.runtime.engines import Engines
+
+    times: dict[str, list[float]] = {name: [] for name in pipeline.engines}
+    engines = Engines({name: partial(Timed, pipeline.engines[name], times[name]) for name in pipeline.engines})
+    timed = replace(pipeline, engines=engines)
+    timed(prompt, **asked)
+    for noted in times.values():
+        noted.clear()
+    whole, between = [], []
+    for seed in range(pictures):
+        before = sum(map(sum, times.values()))
+        begin = time.perf_counter()
+        timed(prompt, seed=seed, **asked)
+        whole.append(time.perf_counter() - begin)
+        between.append(whole[-1] - (sum(map(sum, times.values())) - before))
+    total = sum(whole)
+    rows = [Spread.of(name, noted, total) for name, noted in times.items() if noted]
+    return [*rows, Spread.of("outside networks", between, total), Spread.of("picture", whole, total)]
+
+
+def cold(bundle: Path, prompt: str, backend: str, asked: dict[str, Any], runs: int) -> tuple[float, float]:
+    """A new process from its start to a picture on disk: the median of seconds, and of bytes at its peak."""
+    from .processes import run
+
+    options = [part for name, value in asked.items() if value is not None for part in (f"--{name}", str(value))]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "ldmrt.tools.cli", "generate", str(bundle), prompt, *options,
+                   "--backend", backend, "-o", f"{folder}/out.png"]  # fmt: skip
+        taken = [run("a new process", command, quiet=True) for _ in range(runs)]
+    return statistics.median(one.seconds for one in taken), statistics.median(one.peak * 1e6 for one in taken)
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--prompt", default="a red apple, noto style, blue background", show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True)
+@click.option("--guidance", default=5.0, show_default=True)
+@click.option("--width", type=int, help="Pixels; the model's own size where left out.")
+@click.option("--height", type=int)
+@click.option("--pictures", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option(
+    "--threads", type=click.IntRange(min=0), default=0, show_default=True, help="Of the CPU; 0 is one a core."
+)
+@click.option("--backend", default="auto", show_default=True)
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write the numbers here too.")
+def bench(
+    bundle: Path, prompt: str, steps: int, guidance: float, width: int | None, height: int | None, pictures: int,
+    threads: int, backend: str, out: Path | None,
+) -> None:  # fmt: skip
+    """Measure where the time of a picture goes: each network's calls, what is between them, a cold start, memory.
+
+    Example: ldmrt bench out/emoji64 --pictures 5
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from ldmrt.runtime import open as open_pipeline
+    from ldmrt.runtime import write_atomically
+    from ldmrt.runtime.machine import processor, versions
+
+    asked = {"steps": steps, "guidance": guidance, "width": width, "height": height}
+    pipeline = open_pipeline(bundle, backend, threads=threads, folded=False)  # whose rows are seen one by one
+    rows = stages(pipeline, prompt, pictures, asked)
+    of = {row.stage: row for row in rows}
+    per_second = of["unet"].calls / (pictures * of["picture"].p50)
+    pipeline.close()
+    start, peak = cold(bundle, prompt, backend, asked, min(3, pictures))
+
+    table = Table(title=f"{bundle.name}, {steps} steps, guidance {guidance:g}")
+    for name in ("stage", "calls", "p50 ms", "p95 ms", "share"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for row in rows:
+        table.add_row(row.stage, str(row.calls), f"{row.p50 * 1e3:.2f}", f"{row.p95 * 1e3:.2f}", f"{row.share:.1%}")
+    Console().print(table)
+    click.echo(f"{per_second:.1f} rows/s; a new process to a picture on disk {start:.2f} s, peak {peak / 1e6:.0f} MB")
+    if out is not None:
+        about = {**asked, "pictures": pictures, "threads": threads, "backend": backend, "cpu": processor(),
+                 "versions": versions()}  # fmt: skip
+        found = {"rows_per_second": per_second, "cold_start_seconds": start, "peak_bytes": peak}
+        with write_atomically(out) as file:
+            file.write(
+                json.dumps({"about": about, **found, "stages": [asdict(row) for row in rows]}, indent=2).encode()
+            )
