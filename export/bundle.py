@@ -22,7 +22,6 @@ from ldmrt.runtime.files import sha256
 from ldmrt.runtime.specs import TensorSpec
 
 from .components import Component, components
-from .fold import fold
 from .islands import Islands
 from .onnx import GRAPH, OPSET, to_onnx
 
@@ -65,9 +64,7 @@ def export_bundle(
             if reused:
                 shutil.copytree(path / name, work / name)
             else:
-                written = to_onnx(component, work / name)
-                if name == "unet":
-                    fold(written)
+                to_onnx(component, work / name)
                 write_json(work / name / "config.json", component.config)
             yield Exported(name, reused)
         for folder, files in checkpoint.tokenizers.items():

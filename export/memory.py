@@ -44,7 +44,7 @@ def predict(bundle: Bundle, recipe: Recipe) -> Memory:
     """What an engine will take."""
     name = recipe.component
     model = read(bundle.model(name))
-    weights = sum(file.stat().st_size for file in bundle.weights(name))
+    weights = sum(file.stat().st_size for file in (bundle.model(name), *bundle.weights(name)))
     live = max(
         activations(model, {one: shapes.max for one, shapes in bucket.items()}).live for bucket in recipe.profile
     )
