@@ -8,7 +8,7 @@ from .bundle import Bundle
 from .engines import Engines
 from .errors import LdmrtError
 from .folded import STEP
-from .turns import Maker, Turns, Visitor, by_turns
+from .turns import TOGETHER, Maker, Turns, Visitor, by_turns
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,9 @@ def _onnxruntime(bundle: Bundle, backend: str, settings: Settings) -> Makers:
     from .engine_ort import OrtEngine
 
     engine = partial(OrtEngine, backend=backend, threads=settings.threads, frugal=settings.low_memory)
-    makers: dict[str, Maker] = {name: partial(engine, name, bundle.model(name)) for name in bundle.components}
+    makers: dict[str, Maker] = {
+        name: partial(engine, name, bundle.model(name), spin=name.startswith(TOGETHER)) for name in bundle.components
+    }
     if settings.folded is False or (settings.folded is None and backend != "onnxruntime-cuda"):
         return makers  # on a CPU a call a row saves nothing
     if bundle.step is None or not bundle.manifest:

@@ -37,9 +37,12 @@ class OrtEngine:
     """
 
     def __init__(
-        self, component: str, path: Path, backend: str = "onnxruntime", *, threads: int = 0, frugal: bool = False
-    ) -> None:
-        """`threads` of the CPU; 0 leaves it to ONNX Runtime, which takes one a core."""
+        self, component: str, path: Path, backend: str = "onnxruntime", *, threads: int = 0, frugal: bool = False,
+        spin: bool = True,
+    ) -> None:  # fmt: skip
+        """`threads` of the CPU; 0 leaves it to ONNX Runtime, which takes one a core. Where the next call follows at
+        once, threads had better `spin` in between; else they would take the cores from another network for 0.1 s.
+        """
         try:
             import onnxruntime as ort
         except ImportError:
@@ -55,6 +58,7 @@ class OrtEngine:
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors; they also arrive as exceptions
         options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         options.enable_mem_pattern = not frugal
         try:
             self._session: Any = ort.InferenceSession(str(path), options, providers=[provider])

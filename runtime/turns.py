@@ -9,7 +9,7 @@ from .specs import Engine, TensorSpec
 
 Maker = Callable[[], Engine]
 Specs = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]  # inputs and outputs
-TOGETHER = ("unet", "controlnet", "adapter")  # of the components' names; any other is a stage of its own
+TOGETHER = ("unet", "controlnet", "adapter")  # called row by row, by their names; any other is a stage of its own
 
 
 class Turns:
