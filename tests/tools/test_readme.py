@@ -37,7 +37,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = [words for words in COMMANDS if words[1] not in TRAINS and "out/ldm" not in words]
     commands.sort(key=lambda words: words[1] != "export")  # the demo's script has exported by then
-    names = {"export", "generate", "verify", "inspect", "samplers", "plan", "build", "engines"}
+    names = {"export", "generate", "verify", "inspect", "samplers", "plan", "build", "engines", "bench"}
     assert {words[1] for words in commands} == names
     for words in commands:
         if words[1] == "build" and find_spec("tensorrt_rtx") is None:
