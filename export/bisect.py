@@ -78,8 +78,10 @@ class Bisection:
     def __str__(self) -> str:
         head = f"{'difference':>10} {'jump':>9} {'PyTorch':>9} {'ONNX':>9}  node"
         found = [self.first] if self.first else []
+        within = found and self.rows[-1].difference <= self.tolerance
+        but = f", but what it gives is within ({self.rows[-1].difference:.1e})" if within else ""
         parts = [
-            (f"{self.component}: {len(self.rows)} tensors, the first past {self.tolerance:g}", found),
+            (f"{self.component}: {len(self.rows)} tensors, the first past {self.tolerance:g}{but}", found),
             ("largest jumps", self.jumps),
             (f"above {EXTREME:g}, half of fp16's maximum, or not finite", self.extremes),
         ]

@@ -17,7 +17,7 @@ class Settings:
 
     threads: int = 0  # 0 is one a core
     low_memory: bool = False  # one network in memory at a time
-    folded: bool | None = None  # a row in one call; None is on a GPU
+    folded: bool | None = None  # a row in one call; None is where ONNX Runtime has a GPU
 
 
 Makers = Mapping[str, Maker]  # by component
@@ -42,7 +42,10 @@ def _onnxruntime(bundle: Bundle, backend: str, settings: Settings) -> Makers:
     return {**makers, STEP: partial(engine, "unet", bundle.step)}
 
 
-def _tensorrt(bundle: Bundle, backend: str, _: Settings) -> Makers:
+def _tensorrt(bundle: Bundle, backend: str, settings: Settings) -> Makers:
+    if settings.folded:
+        hint = "--backend onnxruntime-cuda"
+        raise LdmrtError("backend", f"no engines of the folded step are built for {backend}", hint=hint)
     from .engine_trt import TrtEngine
     from .trt import Session
 

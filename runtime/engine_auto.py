@@ -84,4 +84,4 @@ def makers(bundle: Bundle, other: Mapping[str, Callable[[], Engine]]) -> dict[st
     def auto(name: str) -> AutoEngine:
         return AutoEngine(name, [TrtEngine(name, bundle, session) for session in found], other[name])
 
-    return {name: partial(auto, name) for name in other}
+    return {name: partial(auto, name) if name in bundle.components else make for name, make in other.items()}

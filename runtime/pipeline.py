@@ -203,7 +203,7 @@ def open_pipeline(
     `tile` and `on_overflow` are those of `Decoding`. With `low_memory` the networks take turns in
     memory, which costs opening them anew for every request, and pictures above 768 pixels are decoded in tiles.
     `threads` are those of the CPU, 0 one a core. `folded` runs a row in one call where a request allows it, so that
-    latents stay where the U-Net runs; left out, it is so on a GPU.
+    latents stay where the U-Net runs; left out, it is so with onnxruntime-cuda.
     """
     check_name(backend)
     decoding = Decoding(tile, on_overflow, low_memory)

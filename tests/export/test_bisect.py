@@ -262,6 +262,14 @@ def test_extreme_is_above_half_of_the_largest_half() -> None:
         assert Row("m", "m/Conv", 0, 1, number, 1).extreme == Row("m", "m/Conv", 0, 1, 1, number).extreme == extreme
 
 
+def test_what_is_off_on_the_way_alone_is_told_from_what_comes_out() -> None:
+    """As timestep angles are, of which float32 has few digits, while the output holds."""
+    early, late = (Row("m", "m/Sin", difference, 1.0, 1.0, 1.0) for difference in (1e-4, 1e-6))
+    assert "first past 1e-05, but what it gives is within (1.0e-06):" in str(Bisection("unet", 1e-5, (early, late)))
+    assert "first past 1e-05:" in str(Bisection("unet", 1e-5, (late, early)))
+    assert "first past 1e-05: none" in str(Bisection("unet", 1e-5, (late, late)))
+
+
 def test_tolerance_is_what_is_asked_for(bundle: Path, parts: dict[str, Component]) -> None:
     found = run(parts["unet"], bundle / "unet" / "model.onnx", tolerance=0.0)
     assert found.first is not None

@@ -10,12 +10,13 @@ import pytest
 
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 from ldmrt.runtime import open as open_bundle
-from ldmrt.runtime.backends import BACKENDS, open_engines
+from ldmrt.runtime.backends import BACKENDS, Settings, open_engines
 from ldmrt.runtime.bundle import Bundle
 from ldmrt.runtime.engine_auto import AutoEngine, sessions
 from ldmrt.runtime.engine_files import FOLDER, Range, Recipe, model_digests, write
 from ldmrt.runtime.engine_ort import OrtEngine
 from ldmrt.runtime.engine_trt import TrtEngine
+from ldmrt.runtime.folded import STEP
 from ldmrt.runtime.specs import TensorSpec
 
 from . import fake_tensorrt
@@ -143,3 +144,17 @@ def test_no_manifest_no_engine(built: Bundle, gpu: FakeCuda) -> None:
 def test_shapes_in_symbols_come_from_the_manifest(built: Bundle, gpu: FakeCuda) -> None:
     inputs = open_engines(built, "tensorrt-rtx")["unet"].inputs
     assert inputs[0] == TensorSpec("sample", "float32", ("batch", 4, "height/2", "width/2"))
+
+
+def test_folded_step_of_tensorrt_is_refused(bundle: Path) -> None:
+    with pytest.raises(LdmrtError, match="no engines of the folded step are built for tensorrt"):
+        open_engines(Bundle.open(bundle, check=False), "tensorrt", Settings(folded=True))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_folded_step_runs_on_onnx_runtime_beside_engines(built: Bundle) -> None:
+    """And what cannot be folded takes the engines that are there."""
+    engines = open_engines(built, "auto", Settings(folded=True))
+    assert isinstance(engines["unet"], AutoEngine)
+    assert isinstance(engines[STEP], OrtEngine)
+    engines.close()
