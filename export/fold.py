@@ -52,13 +52,13 @@ def fold(path: Path) -> Path | None:
     before, after = _Nodes("before"), _Nodes("after")
     one = before.constant("one", [1])
     row = before("Unsqueeze", "row", one)  # (batch, 1)
-    times = before("Squeeze", before("GatherND", "timesteps", row, batch_dims=1))
+    times = before("GatherND", "timesteps", row, batch_dims=1)  # (batch,)
     x = before("Gather", "state", before.constant("first", 0), axis=1)
     sample = before("Cast", before("Gather", x, "idx", axis=0), to=dtype)
     if extra:
         sample = before("Concat", sample, "beside", axis=1)
     before("Identity", sample, out="sample")
-    before("Gather", before("Reshape", times, before.constant("flat", [-1])), "idx", axis=0, out="timestep")
+    before("Gather", times, "idx", axis=0, out="timestep")
 
     rows = after.constant("rows", [0, -1])
     out = after("Reshape", after("Cast", said.name, to=float32), rows)  # (calls, numbers)
