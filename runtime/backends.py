@@ -8,6 +8,8 @@ from .bundle import Bundle
 from .engines import Engines
 from .errors import LdmrtError
 from .folded import STEP
+from .memo import Memo
+from .specs import Engine
 from .turns import TOGETHER, Maker, Turns, Visitor, by_turns
 
 
@@ -76,10 +78,15 @@ def check_name(backend: str) -> None:
 
 def open_engines(bundle: Bundle, backend: str, settings: Settings = Settings()) -> Engines:
     """The components of a bundle on a backend, each opened when it is needed. `auto` takes engines that were built for
-    this machine's GPU, and ONNX Runtime where none fits.
+    this machine's GPU, and ONNX Runtime where none fits. Text encoders keep what they said.
     """
     check_name(backend)
     makers = BACKENDS[backend](bundle, backend, settings)
     if settings.low_memory:
         makers = by_turns(makers, {name: bundle.specs(name) for name in bundle.manifest.get("components", {})})
-    return Engines(makers)
+    return Engines({name: partial(_remembering, name, make) for name, make in makers.items()})
+
+
+def _remembering(name: str, make: Maker) -> Engine:
+    engine = make()
+    return Memo(engine) if name.startswith("text_encoder") else engine

@@ -55,7 +55,7 @@ class Timed:
 
 def stages(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str, Any]) -> list[Spread]:
     """Draw `pictures` one by one after a first one that is not counted: each network's calls, what is between them, and
-    all of it.
+    all of it. Each has a prompt of its own, since those that were encoded before are not encoded again.
     """
     from ldmrt.runtime.engines import Engines
 
@@ -69,7 +69,7 @@ def stages(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str, An
     for seed in range(pictures):
         before = sum(map(sum, times.values()))
         begin = time.perf_counter()
-        timed(prompt, seed=seed, **asked)
+        timed(f"{prompt} {seed}", seed=seed, **asked)
         whole.append(time.perf_counter() - begin)
         between.append(whole[-1] - (sum(map(sum, times.values())) - before))
     total = sum(whole)

@@ -130,10 +130,11 @@ def ratio(one: Contestant, other: Contestant) -> float:
 @click.option("--compiled", is_flag=True, help="Also diffusers with its U-Net through torch.compile.")
 @click.option("--low-memory", is_flag=True, help="Also ldmrt with one component in memory at a time.")
 @click.option("--optimum", "other", type=click.Path(exists=True), help="A Python that has optimum-onnx: also that.")
+@click.option("--exported", type=click.Path(exists=True, path_type=Path), help="With --optimum: on its own export too.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write the numbers here too.")
 def compare(
     checkpoint: Path, bundle: Path, prompt: str, side: int | None, steps: int, guidance: float, threads: int,
-    rounds: int, compiled: bool, low_memory: bool, other: str | None, out: Path | None,
+    rounds: int, compiled: bool, low_memory: bool, other: str | None, exported: Path | None, out: Path | None,
 ) -> None:  # fmt: skip
     """Draw one picture with diffusers on CHECKPOINT and with ldmrt on BUNDLE, in turns."""
     from ldmrt.runtime import Bundle, LdmrtError, write_atomically
@@ -153,6 +154,7 @@ def compare(
         contestants.append(Contestant("torch.compile", sys.executable, checkpoint))
     if other:
         contestants.append(Contestant("optimum", other, bundle))
+        contestants += [Contestant("optimum, own export", other, exported)] if exported else []
     least = PSNR.get(opened.precision("unet"), PSNR["fp16"])
     with tempfile.TemporaryDirectory() as folder:
         latents = noise([0], 0, (opened.shape.channels, side // opened.shape.factor, side // opened.shape.factor))

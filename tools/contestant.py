@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-Draw = Callable[[], Any]  # a picture (H, W, 3), uint8
+Draw = Callable[[str], Any]  # of a prompt, a picture (H, W, 3), uint8
 
 
 def ldmrt(path: str, ask: dict[str, Any]) -> Draw:
@@ -25,7 +25,7 @@ def ldmrt(path: str, ask: dict[str, Any]) -> Draw:
     pipeline = open_pipeline(path, **ask.get("options", {}))
     noise = np.load(ask["noise"])
     asked = {name: ask[name] for name in ("width", "height", "steps", "guidance")}
-    return lambda: pipeline(ask["prompt"], latents=noise, **asked).images[0]
+    return lambda prompt: pipeline(prompt, latents=noise, **asked).images[0]
 
 
 def diffusers(path: str, ask: dict[str, Any], compiled: bool = False) -> Draw:
@@ -61,9 +61,9 @@ def _theirs(pipeline: Any, ask: dict[str, Any]) -> Draw:
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.from_numpy(np.load(ask["noise"]))
 
-    def draw() -> Any:
+    def draw(prompt: str) -> Any:
         images = pipeline(
-            ask["prompt"], num_inference_steps=ask["steps"], guidance_scale=ask["guidance"], width=ask["width"],
+            prompt, num_inference_steps=ask["steps"], guidance_scale=ask["guidance"], width=ask["width"],
             height=ask["height"], latents=noise.clone(), output_type="np",
         ).images  # fmt: skip
         return np.rint(images[0] * 255).astype(np.uint8)
@@ -75,17 +75,17 @@ KINDS = {"ldmrt": ldmrt, "diffusers": diffusers, "torch.compile": torch_compile,
 
 
 def main() -> None:
-    """Open, then draw whenever asked."""
+    """Open, then draw whenever asked: each time another prompt, as people do."""
     begin = time.perf_counter()
     kind, path, asked = sys.argv[1:4]
     ask = json.loads(asked)
     draw = KINDS[kind](path, ask)
     answer(ready=time.perf_counter() - begin)
-    for line in sys.stdin:
+    for number, line in enumerate(sys.stdin):
         if not line.strip():
             break
         begin = time.perf_counter()
-        picture = draw()
+        picture = draw(f"{ask['prompt']} {number}")
         took = time.perf_counter() - begin
         np.save(line.strip(), picture)
         kilobyte = 1 if sys.platform == "darwin" else 1024

@@ -17,6 +17,7 @@ from ldmrt.runtime.engine_files import FOLDER, Range, Recipe, model_digests, wri
 from ldmrt.runtime.engine_ort import OrtEngine
 from ldmrt.runtime.engine_trt import TrtEngine
 from ldmrt.runtime.folded import STEP
+from ldmrt.runtime.memo import Memo
 from ldmrt.runtime.specs import TensorSpec
 
 from . import fake_tensorrt
@@ -65,7 +66,7 @@ def test_auto_without_engines_is_onnx_runtime(bundle: Path, monkeypatch: pytest.
     """And asks for neither driver nor library."""
     monkeypatch.setattr("ldmrt.runtime.trt.compute_capability", lambda: pytest.fail("the driver was asked"))
     engines = open_engines(Bundle.open(bundle), "auto")
-    assert {type(engine) for engine in engines.values()} == {OrtEngine}
+    assert {type(engine) for engine in engines.values()} == {OrtEngine, Memo}
     engines.close()
 
 
@@ -88,7 +89,7 @@ def test_auto_where_engines_cannot_run(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         engines = open_engines(Bundle.open(built.path), "auto")
-    assert {type(engine) for engine in engines.values()} == {OrtEngine}
+    assert {type(engine) for engine in engines.values()} == {OrtEngine, Memo}
     engines.close()
 
 
