@@ -84,7 +84,8 @@ def open_engines(bundle: Bundle, backend: str, settings: Settings = Settings()) 
     makers = BACKENDS[backend](bundle, backend, settings)
     if settings.low_memory:
         makers = by_turns(makers, {name: bundle.specs(name) for name in bundle.manifest.get("components", {})})
-    return Engines({name: partial(_remembering, name, make) for name, make in makers.items()})
+    makers = {name: partial(_remembering, name, make) for name, make in makers.items()}
+    return Engines(makers, take_turns=settings.low_memory)
 
 
 def _remembering(name: str, make: Maker) -> Engine:

@@ -1,20 +1,36 @@
-"""Engines by component, opened when they are needed."""
+"""Engines by component, opened when they are needed, or soon before."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from threading import Thread
 
 from .specs import Engine
 
 
 class Engines(Mapping[str, Engine]):
-    """Engines by component, each opened when it is first asked for."""
+    """Engines by component, each opened when it is first asked for; not sooner where they `take_turns`."""
 
-    def __init__(self, makers: Mapping[str, Callable[[], Engine]]) -> None:
-        self._makers, self._made = makers, dict[str, Engine]()
+    def __init__(self, makers: Mapping[str, Callable[[], Engine]], *, take_turns: bool = False) -> None:
+        self._makers, self._made, self._take_turns = makers, dict[str, Future[Engine]](), take_turns
 
     def __getitem__(self, name: str) -> Engine:
         if name not in self._made:
-            self._made[name] = self._makers[name]()
-        return self._made[name]
+            make, self._made[name] = self._makers[name], Future()
+            _open(make, self._made[name])
+        try:
+            return self._made[name].result()
+        except BaseException:
+            del self._made[name]  # whoever asks again may have mended it
+            raise
+
+    def open_soon(self, names: Iterable[str]) -> None:
+        """Begin to open some, at the same time, while the caller goes on. What goes wrong is raised when one is asked
+        for.
+        """
+        for name in () if self._take_turns else names:
+            if name in self._makers and name not in self._made:
+                self._made[name] = Future()
+                Thread(target=_open, args=(self._makers[name], self._made[name]), name=f"open {name}").start()
 
     def __contains__(self, name: object) -> bool:
         return name in self._makers
@@ -27,6 +43,14 @@ class Engines(Mapping[str, Engine]):
 
     def close(self) -> None:
         """Free those that were opened."""
-        for engine in self._made.values():
-            engine.close()
+        for made in self._made.values():
+            if made.exception() is None:
+                made.result().close()
         self._made.clear()
+
+
+def _open(make: Callable[[], Engine], made: Future[Engine]) -> None:
+    try:
+        made.set_result(make())
+    except BaseException as error:  # raised again by whoever asks
+        made.set_exception(error)

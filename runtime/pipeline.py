@@ -16,7 +16,7 @@ from .bundle import Bundle, Shape
 from .certificate import Certificate
 from .conditions import encode, guidance_embedding, time_ids
 from .control import open_controls
-from .decode import Decoding, decode
+from .decode import DECODER, Decoding, decode
 from .engines import Engines
 from .errors import LdmrtError, LdmrtWarning
 from .folded import STEP, Bindable, Folded, foldable
@@ -107,6 +107,7 @@ class Pipeline:
         """All that comes before the first row: the words and pictures of a `Request` encoded, its sampler planned."""
         request = self.request(prompt, options)
         plan, seeds = self.plan(request), request.seeds
+        self.engines.open_soon([*self._text_encoders, "unet", DECODER])
         extra = int(self._inputs["sample"][1]) - self.shape.channels
         start = begin(request, plan, self.engines, self.shape, extra=extra)
         distilled = "timestep_cond" in self._inputs  # such a model takes the strength of guidance as an input
@@ -170,6 +171,10 @@ class Pipeline:
         return model
 
     @property
+    def _text_encoders(self) -> list[str]:
+        return [name for name in self.engines if name.startswith("text_encoder")]
+
+    @property
     def _inputs(self) -> dict[str, tuple[int | str, ...]]:
         return {spec.name: spec.shape for spec in self.engines["unet"].inputs}
 
@@ -177,7 +182,7 @@ class Pipeline:
         """The U-Net's inputs that follow from prompts and sizes: of the negative prompts, then of the positive."""
         xl, zeros = "text_embeds" in self._inputs, self.shape.zeros
         texts = list(request.texts) if guidance.plain else [*request.negative_texts(zeros=zeros), *request.texts]
-        encoders = {name: self.engines[name] for name in self.engines if name.startswith("text_encoder")}
+        encoders = {name: self.engines[name] for name in self._text_encoders}
         words = encode(encoders, self.tokenizers, texts, xl=xl, skip=request.clip_skip)
         inputs: dict[str, NDArray[Any]] = {"encoder_hidden_states": words.context}
         if xl and words.pooled is not None:
