@@ -22,6 +22,7 @@ from ldmrt.runtime.files import sha256
 from ldmrt.runtime.specs import TensorSpec
 
 from .components import Component, components
+from .deep_cache import check_cut, cut
 from .islands import Islands
 from .onnx import GRAPH, OPSET, to_onnx
 
@@ -36,10 +37,11 @@ class Exported:
 
 def export_bundle(
     checkpoint: Checkpoint, path: Path, *, only: Collection[str] = (), merged: Mapping[str, Any] | None = None,
-    islands: Islands | None = None,
+    islands: Islands | None = None, deep_cache: bool = False,
 ) -> Iterator[Exported]:  # fmt: skip
     """Export every component, or `only` some, to a bundle at `path` and yield after each. `merged` is what the manifest
     says of files whose weights were added to the checkpoint's, `islands` of modules that were raised to float32.
+    `deep_cache` also cuts the U-Net in two.
 
     A component whose weights, config and exporter are those of the bundle already there is taken from it, and files
     that the old manifest does not name stay. The bundle changes only after the last component: until then, and after
@@ -48,6 +50,10 @@ def export_bundle(
     path, parts = path.resolve(), components(checkpoint)
     if unknown := [name for name in only if name not in parts]:
         raise LdmrtError("export", f"no component {unknown[0]!r}", expected=", ".join(parts))
+    if deep_cache:
+        if only and "unet" not in only:
+            raise LdmrtError("export", "a deep cache is made of the U-Net", expected="unet among --components")
+        check_cut(parts["unet"])
     old = _old_manifest(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
@@ -60,11 +66,15 @@ def export_bundle(
                     shutil.copytree(path / name, work / name)
                 continue
             rows[name] = _row(component, (islands or {}).get(name, {}))
+            in_two = deep_cache and name == "unet"
+            rows[name] |= {"deep_cache": True} if in_two else {}
             reused = old.get("made_by") == made_by() and old["components"].get(name) == rows[name]
             if reused:
                 shutil.copytree(path / name, work / name)
             else:
-                to_onnx(component, work / name)
+                graph = to_onnx(component, work / name)
+                if in_two:
+                    cut(graph)
                 write_json(work / name / "config.json", component.config)
             yield Exported(name, reused)
         for folder, files in checkpoint.tokenizers.items():
