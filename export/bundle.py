@@ -17,7 +17,7 @@ import torch
 from ldmrt.model import Checkpoint
 from ldmrt.model.checkpoint import write_json
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.bundle import MANIFEST, SCHEMA, Bundle
+from ldmrt.runtime.bundle import CUT, MANIFEST, SCHEMA, Bundle
 from ldmrt.runtime.files import sha256
 from ldmrt.runtime.specs import TensorSpec
 
@@ -66,16 +66,17 @@ def export_bundle(
                     shutil.copytree(path / name, work / name)
                 continue
             rows[name] = _row(component, (islands or {}).get(name, {}))
-            in_two = deep_cache and name == "unet"
-            rows[name] |= {"deep_cache": True} if in_two else {}
             reused = old.get("made_by") == made_by() and old["components"].get(name) == rows[name]
             if reused:
                 shutil.copytree(path / name, work / name)
             else:
-                graph = to_onnx(component, work / name)
-                if in_two:
-                    cut(graph)
+                to_onnx(component, work / name)
                 write_json(work / name / "config.json", component.config)
+            if name == "unet":
+                for file in CUT.values():
+                    (work / name / file).unlink(missing_ok=True)
+                if deep_cache:
+                    cut(work / name / "model.onnx")
             yield Exported(name, reused)
         for folder, files in checkpoint.tokenizers.items():
             (work / folder).mkdir()

@@ -31,7 +31,6 @@ def check_cut(unet: Component) -> None:
 
 def cut(path: Path) -> None:
     """Write both graphs beside the U-Net's at `path`, which stays as it is."""
-    import onnx
     from onnx import helper
 
     named = Graph.read("unet", path)

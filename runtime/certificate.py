@@ -103,6 +103,24 @@ class Likeness:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a shortcut costs, as a backend draws it: a picture with it against the same without. It is asked for
+    knowingly, so it is stated and has no limit.
+    """
+
+    backend: str
+    shortcut: str
+    prompt: str
+    seed: int
+    psnr: float  # dB, infinite where they are equal
+
+    @property
+    def said(self) -> str:
+        """The PSNR in words."""
+        return "identical" if self.psnr == math.inf else f"{self.psnr:.1f} dB"
+
+
+@dataclass(frozen=True)
 class Certificate:
     """Everything that was measured, and on what: `about` holds tolerances with their reasons, request, versions,
     hardware and the hashes of both sides. `origin` names what is not of the checkpoint at all. It stands in the
@@ -114,6 +132,7 @@ class Certificate:
     pictures: tuple[Likeness, ...]
     about: Mapping[str, Any] = field(repr=False)
     origin: tuple[str, ...] = ()
+    costs: tuple[Cost, ...] = ()
 
     @property
     def within(self) -> bool:
@@ -151,6 +170,7 @@ class Certificate:
             "within": self.within,
             "about": dict(self.about),
             "origin": list(self.origin),
+            "costs": [_plain(one) for one in self.costs],
         }
 
     @classmethod
@@ -163,6 +183,7 @@ class Certificate:
                 tuple(_read(Likeness, one) for one in value["pictures"]),
                 dict(value["about"]),
                 tuple(map(str, value["origin"])),
+                tuple(_read(Cost, one) for one in value.get("costs", ())),  # older ones have none
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise LdmrtError("manifest", "the certificate cannot be read", found=repr(error)) from None

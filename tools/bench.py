@@ -5,6 +5,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -60,7 +61,7 @@ def stages(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str, An
     from ldmrt.runtime.engines import Engines
 
     times: dict[str, list[float]] = {name: [] for name in pipeline.engines}
-    engines = Engines({name: partial(Timed, pipeline.engines[name], times[name]) for name in pipeline.engines})
+    engines = Engines({name: partial(_timed, pipeline.engines, name, times[name]) for name in pipeline.engines})
     timed = replace(pipeline, engines=engines)
     timed(prompt, **asked)
     for noted in times.values():
@@ -75,6 +76,10 @@ def stages(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str, An
     total = sum(whole)
     rows = [Spread.of(name, noted, total) for name, noted in times.items() if noted]
     return [*rows, Spread.of("outside networks", between, total), Spread.of("picture", whole, total)]
+
+
+def _timed(engines: "Mapping[str, Engine]", name: str, times: list[float]) -> Timed:
+    return Timed(engines[name], times)  # opened no sooner than it is asked for
 
 
 def cold(bundle: Path, prompt: str, backend: str, asked: dict[str, Any], runs: int) -> tuple[float, float]:
