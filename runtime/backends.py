@@ -30,7 +30,8 @@ def _onnxruntime(bundle: Bundle, backend: str, settings: Settings) -> Makers:
     makers: dict[str, Maker] = {
         name: partial(engine, name, bundle.model(name), spin=name.startswith(TOGETHER)) for name in bundle.components
     }
-    other: dict[str, Maker] = {name: partial(engine, name, path) for name, path in bundle.cut.items()}
+    # The two are called by turns: threads of one that spin would take the cores from the other.
+    other: dict[str, Maker] = {name: partial(engine, name, path, spin=False) for name, path in bundle.cut.items()}
     step = bundle.step if bundle.manifest else None
     if settings.folded and step is None:
         hint = "ldmrt export CHECKPOINT BUNDLE"

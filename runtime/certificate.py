@@ -164,13 +164,13 @@ class Certificate:
     def to_json(self) -> dict[str, Any]:
         """Plain values; what is infinite or not a number as a string, which JSON has no other way for."""
         return {
-            "figures": [_plain(one) for one in self.figures],
-            "rows": [_plain(one) for one in self.drifts],
-            "pictures": [_plain(one) for one in self.pictures],
+            "figures": [plain(one) for one in self.figures],
+            "rows": [plain(one) for one in self.drifts],
+            "pictures": [plain(one) for one in self.pictures],
             "within": self.within,
             "about": dict(self.about),
             "origin": list(self.origin),
-            "costs": [_plain(one) for one in self.costs],
+            "costs": [plain(one) for one in self.costs],
         }
 
     @classmethod
@@ -228,7 +228,8 @@ def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float | None:
     return float(structural_similarity(a, b, channel_axis=-1, data_range=255))
 
 
-def _plain(one: Any) -> dict[str, Any]:
+def plain(one: Any) -> dict[str, Any]:
+    """A dataclass as JSON holds it: what is infinite or not a number as a string."""
     values = asdict(one)
     return {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in values.items()}
 
