@@ -8,6 +8,7 @@ Both are cut from the U-Net's own graph, nodes as they are, and read its weights
 
 import re
 from pathlib import Path
+from typing import Any
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle import CUT, DEEP, FEATURE, SHALLOW
@@ -74,7 +75,7 @@ def _deep(named: Graph) -> str:
     return next(named.gives[name] for name in kinds if name in named.gives)
 
 
-def _save(model: object, path: Path) -> None:
+def _save(model: Any, path: Path) -> None:
     import onnx
 
     onnx.save(model, str(path))

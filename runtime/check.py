@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import CUT, DEEP, FEATURE, SHALLOW, Bundle
+from .bundle import DEEP, FEATURE, SHALLOW, Bundle
 from .certificate import Certificate, Cost, Drift, Figure, Likeness, figure, likeness, psnr
 from .decode import DECODER, WIDE, Decoding, decode
 from .errors import LdmrtError, LdmrtWarning
@@ -82,10 +82,10 @@ def check(pipeline: Pipeline, backend: str, reference: Reference, limits: Mappin
         if cases := [one for one in reference.cases if one.component == same]:
             figures = check_engine(pipeline.engines[name], name, backend, cases, limits[name].limit)
             yield Checked(name, backend, tuple(figures))
-    if cut := [pipeline.engines[name] for name in CUT if name in pipeline.engines]:
-        cases = [one for one in reference.cases if one.component == "unet"]
-        if figures := list(check_cut(*cut, backend, cases, limits["unet"].limit)):
-            yield Checked("unet, cut in two", backend, tuple(figures))
+    cut, calls = DEEP in pipeline.engines, [one for one in reference.cases if one.component == "unet"]
+    if cut and calls:
+        halves = pipeline.engines[DEEP], pipeline.engines[SHALLOW]
+        yield Checked("unet, cut in two", backend, tuple(check_halves(*halves, backend, calls, limits["unet"].limit)))
     found, expected = np.array(pipeline.shape.scaling_factor), np.array(reference.scaling_factor)
     yield Checked(FACTOR, backend, (figure(FACTOR, backend, "config", "value", found, expected, 0.0),))
     drifts, pictures, images = check_walk(pipeline, backend, reference.walk, limits)
@@ -108,14 +108,14 @@ def check_engine(engine: Engine, name: str, backend: str, cases: Sequence[Case],
             yield figure(name, backend, case.name, output, found[output], expected, limit)
 
 
-def check_cut(deep: Engine, shallow: Engine, backend: str, cases: Sequence[Case], limit: float) -> Iterator[Figure]:
+def check_halves(deep: Engine, shallow: Engine, backend: str, cases: Sequence[Case], limit: float) -> Iterator[Figure]:
     """The U-Net cut in two on its recorded calls: where the one is given the other's feature, both say what it says."""
     for case in cases:
+        full = deep(**case.inputs)
+        rest = shallow(**case.inputs, **{FEATURE: full[FEATURE]})
         for output, expected in case.outputs.items():
-            full = deep(**case.inputs)
-            yield figure(DEEP, backend, case.name, output, full[output], expected, limit)
-            found = shallow(**case.inputs, **{FEATURE: full[FEATURE]})[output]
-            yield figure(SHALLOW, backend, case.name, output, found, expected, limit)
+            for name, found in ((DEEP, full), (SHALLOW, rest)):
+                yield figure(name, backend, case.name, output, found[output], expected, limit)
 
 
 def cost_of_deep_cache(pipeline: Pipeline, backend: str, walk: Walk, images: NDArray[np.uint8]) -> Iterator[Cost]:
