@@ -107,7 +107,7 @@ class Request:
 
     @property
     def full_every(self) -> int:
-        """At how manyth of the sampler's times all of the U-Net runs; 1 is at each."""
+        """After how many of the sampler's times all of the U-Net runs again; 1 is at each."""
         return self.deep_cache or 1
 
     @property

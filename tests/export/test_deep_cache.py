@@ -125,6 +125,17 @@ def test_families(family: str, precision: str, tmp_path: Path) -> None:
     assert_shallow(tmp_path / "unet" / CUT[SHALLOW])
 
 
+@pytest.mark.slow
+def test_more_layers_a_level(loaded: Checkpoint, tmp_path: Path) -> None:
+    """As real U-Nets have: the shallow graph keeps one of the last block's three."""
+    torch.manual_seed(1)
+    unet = UNet(replace(loaded.unet.config, layers_per_block=2)).eval()
+    part = components(replace(loaded, unet=unet))["unet"]
+    cut(to_onnx(part, tmp_path / "unet"))
+    against_torch(unet, part, opened(tmp_path / "unet"), COMPONENT["fp32"].limit)
+    assert_shallow(tmp_path / "unet" / CUT[SHALLOW])
+
+
 def assert_shallow(path: Path) -> None:
     """Of all that has weights, only time, the first and the last layers are there."""
     graph = onnx.load(path, load_external_data=False).graph
