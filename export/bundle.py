@@ -17,11 +17,12 @@ import torch
 from ldmrt.model import Checkpoint
 from ldmrt.model.checkpoint import write_json
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.bundle import MANIFEST, SCHEMA, Bundle
+from ldmrt.runtime.bundle import CUT, MANIFEST, SCHEMA, Bundle
 from ldmrt.runtime.files import sha256
 from ldmrt.runtime.specs import TensorSpec
 
 from .components import Component, components
+from .deep_cache import check_cut, cut
 from .islands import Islands
 from .onnx import GRAPH, OPSET, to_onnx
 
@@ -36,10 +37,11 @@ class Exported:
 
 def export_bundle(
     checkpoint: Checkpoint, path: Path, *, only: Collection[str] = (), merged: Mapping[str, Any] | None = None,
-    islands: Islands | None = None,
+    islands: Islands | None = None, deep_cache: bool = False,
 ) -> Iterator[Exported]:  # fmt: skip
     """Export every component, or `only` some, to a bundle at `path` and yield after each. `merged` is what the manifest
     says of files whose weights were added to the checkpoint's, `islands` of modules that were raised to float32.
+    `deep_cache` also cuts the U-Net in two.
 
     A component whose weights, config and exporter are those of the bundle already there is taken from it, and files
     that the old manifest does not name stay. The bundle changes only after the last component: until then, and after
@@ -48,6 +50,10 @@ def export_bundle(
     path, parts = path.resolve(), components(checkpoint)
     if unknown := [name for name in only if name not in parts]:
         raise LdmrtError("export", f"no component {unknown[0]!r}", expected=", ".join(parts))
+    if deep_cache:
+        if only and "unet" not in only:
+            raise LdmrtError("export", "a deep cache is made of the U-Net", expected="unet among --components")
+        check_cut(parts["unet"])
     old = _old_manifest(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
@@ -66,6 +72,11 @@ def export_bundle(
             else:
                 to_onnx(component, work / name)
                 write_json(work / name / "config.json", component.config)
+            if name == "unet":
+                for file in CUT.values():
+                    (work / name / file).unlink(missing_ok=True)
+                if deep_cache:
+                    cut(work / name / "model.onnx")
             yield Exported(name, reused)
         for folder, files in checkpoint.tokenizers.items():
             (work / folder).mkdir()

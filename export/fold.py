@@ -11,9 +11,9 @@ Each latent has its own row number, times and table (`Plan.folded`), so pictures
 from pathlib import Path
 from typing import Any
 
-from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle import STEP
-from ldmrt.runtime.errors import first_line
+
+from .valid import check_graph
 
 
 def fold(path: Path) -> Path | None:
@@ -83,10 +83,7 @@ def fold(path: Path) -> Path | None:
     del graph.value_info[:]
     folded = path.with_name(STEP)
     onnx.save(model, str(folded))
-    try:
-        onnx.checker.check_model(str(folded), full_check=True)
-    except Exception as error:
-        raise LdmrtError("unet", "the folded step is not valid", found=first_line(error)) from None
+    check_graph("unet", "the folded step", folded)
     return folded
 
 

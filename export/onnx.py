@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.errors import first_line
 from ldmrt.runtime.specs import TensorSpec, split_symbol
 
 from .components import Component, example, tensors
@@ -19,6 +17,7 @@ from .dims import DIMS
 from .fold import fold
 from .names import name_after_modules
 from .norms import TRANSLATIONS
+from .valid import check_graph
 
 GRAPH = 3  # grows when the same component is written as another graph: bundles then export it anew
 OPSET = 23  # native Attention
@@ -29,7 +28,6 @@ def to_onnx(component: Component, folder: Path) -> Path:
     """Write FOLDER/model.onnx and model.onnx_data, checked, with the dimensions named after the specs; beside a
     U-Net its folded step.
     """
-    import onnx
     import onnx_ir
 
     inputs, outputs, unit = component.inputs, component.outputs, component.unit
@@ -59,10 +57,7 @@ def to_onnx(component: Component, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.onnx"
     onnx_ir.save(model, path, external_data="model.onnx_data", size_threshold_bytes=INLINE)
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except Exception as error:
-        raise LdmrtError(component.name, "the exported graph is not valid", found=first_line(error)) from None
+    check_graph(component.name, "the exported graph", path)
     if component.name == "unet":
         fold(path)
     return path

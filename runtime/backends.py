@@ -32,16 +32,18 @@ def _onnxruntime(bundle: Bundle, backend: str, settings: Settings) -> Makers:
     makers: dict[str, Maker] = {
         name: partial(engine, name, bundle.model(name), spin=name.startswith(TOGETHER)) for name in bundle.components
     }
-    if settings.folded is False or (settings.folded is None and backend != "onnxruntime-cuda"):
-        return makers  # on a CPU a call a row saves nothing
-    if bundle.step is None or not bundle.manifest:
-        if settings.folded:
-            hint = "ldmrt export CHECKPOINT BUNDLE"
-            raise LdmrtError("unet", f"{bundle.path} has no folded step", hint=hint)
-        return makers
-    # The U-Net itself is then opened for requests that cannot be folded.
-    makers["unet"] = partial(Visitor, "unet", makers["unet"], Turns(), bundle.specs("unet"))
-    return {**makers, STEP: partial(engine, "unet", bundle.step)}
+    # The two are called by turns: threads of one that spin would take the cores from the other.
+    other: dict[str, Maker] = {name: partial(engine, name, path, spin=False) for name, path in bundle.cut.items()}
+    step = bundle.step if bundle.manifest else None
+    if settings.folded and step is None:
+        hint = "ldmrt export CHECKPOINT BUNDLE"
+        raise LdmrtError("unet", f"{bundle.path} has no folded step", hint=hint)
+    # On a CPU a call a row saves nothing.
+    if step is not None and (settings.folded or (settings.folded is None and backend == "onnxruntime-cuda")):
+        other[STEP] = partial(engine, "unet", step)
+    if other and bundle.manifest:  # the U-Net itself is then opened by requests that run it
+        makers["unet"] = partial(Visitor, "unet", makers["unet"], Turns(), bundle.specs("unet"))
+    return {**makers, **other}
 
 
 def _tensorrt(bundle: Bundle, backend: str, settings: Settings) -> Makers:

@@ -18,6 +18,9 @@ from .stamps import Stamped
 
 MANIFEST = "ldmrt.json"
 STEP = "step.onnx"  # beside the U-Net's graph, with which it shares the weights
+DEEP, SHALLOW = "unet_deep", "unet_shallow"  # the U-Net cut in two for the deep cache, as engines
+CUT = {DEEP: "deep.onnx", SHALLOW: "shallow.onnx"}  # the same as files, beside its graph and of its weights
+FEATURE = "deep"  # what the one gives and the other takes
 SCHEMA = 1
 REQUIRED = ("unet", "vae_decoder")
 UNRUN = "pytorch"  # measured in the place of graphs that no backend could run when the bundle was made
@@ -123,6 +126,12 @@ class Bundle:
         """The ONNX file of the folded step, where the U-Net can be folded."""
         path = self.path / "unet" / STEP
         return path if path.is_file() else None
+
+    @property
+    def cut(self) -> dict[str, Path]:
+        """The ONNX files of the U-Net cut in two, where it was exported so."""
+        found = {name: self.path / "unet" / file for name, file in CUT.items()}
+        return found if all(path.is_file() for path in found.values()) else {}
 
     def weights(self, component: str) -> tuple[Path, ...]:
         """The files beside a component's graphs that hold its weights."""

@@ -103,6 +103,24 @@ class Likeness:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a shortcut costs, as a backend draws it: a picture with it against the same without. It is asked for
+    knowingly, so it is stated and has no limit.
+    """
+
+    backend: str
+    shortcut: str
+    prompt: str
+    seed: int
+    psnr: float  # dB, infinite where they are equal
+
+    @property
+    def said(self) -> str:
+        """The PSNR in words."""
+        return "identical" if self.psnr == math.inf else f"{self.psnr:.1f} dB"
+
+
+@dataclass(frozen=True)
 class Certificate:
     """Everything that was measured, and on what: `about` holds tolerances with their reasons, request, versions,
     hardware and the hashes of both sides. `origin` names what is not of the checkpoint at all. It stands in the
@@ -114,6 +132,7 @@ class Certificate:
     pictures: tuple[Likeness, ...]
     about: Mapping[str, Any] = field(repr=False)
     origin: tuple[str, ...] = ()
+    costs: tuple[Cost, ...] = ()
 
     @property
     def within(self) -> bool:
@@ -145,12 +164,13 @@ class Certificate:
     def to_json(self) -> dict[str, Any]:
         """Plain values; what is infinite or not a number as a string, which JSON has no other way for."""
         return {
-            "figures": [_plain(one) for one in self.figures],
-            "rows": [_plain(one) for one in self.drifts],
-            "pictures": [_plain(one) for one in self.pictures],
+            "figures": [plain(one) for one in self.figures],
+            "rows": [plain(one) for one in self.drifts],
+            "pictures": [plain(one) for one in self.pictures],
             "within": self.within,
             "about": dict(self.about),
             "origin": list(self.origin),
+            "costs": [plain(one) for one in self.costs],
         }
 
     @classmethod
@@ -163,6 +183,7 @@ class Certificate:
                 tuple(_read(Likeness, one) for one in value["pictures"]),
                 dict(value["about"]),
                 tuple(map(str, value["origin"])),
+                tuple(_read(Cost, one) for one in value.get("costs", ())),  # older ones have none
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise LdmrtError("manifest", "the certificate cannot be read", found=repr(error)) from None
@@ -207,7 +228,8 @@ def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float | None:
     return float(structural_similarity(a, b, channel_axis=-1, data_range=255))
 
 
-def _plain(one: Any) -> dict[str, Any]:
+def plain(one: Any) -> dict[str, Any]:
+    """A dataclass as JSON holds it: what is infinite or not a number as a string."""
     values = asdict(one)
     return {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in values.items()}
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import Bundle
-from .certificate import Certificate, Drift, Figure, Likeness, figure, likeness
+from .bundle import DEEP, FEATURE, SHALLOW, Bundle
+from .certificate import Certificate, Cost, Drift, Figure, Likeness, figure, likeness, psnr
 from .decode import DECODER, WIDE, Decoding, decode
 from .errors import LdmrtError, LdmrtWarning
 from .machine import processor, versions
@@ -24,6 +24,7 @@ from .tolerances import PICTURE, Tolerance, tolerances
 # The same float32 numbers through the same table; what an encoder adds to the start of inpainting counts too.
 STEPPED = 1e-5
 FACTOR = "scaling factor"
+EVERY = 3  # the deep cache whose cost is stated
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Checked:
     figures: tuple[Figure, ...] = ()
     drifts: tuple[Drift, ...] = ()
     pictures: tuple[Likeness, ...] = ()
+    costs: tuple[Cost, ...] = ()
     images: NDArray[np.uint8] | None = field(default=None, repr=False)
 
     @property
@@ -46,6 +48,8 @@ class Checked:
     @property
     def summary(self) -> tuple[str, str]:
         """The worst of it, and its tolerance."""
+        if self.costs:
+            return min(self.costs, key=lambda one: one.psnr).said, "none: a cost"
         if self.pictures:
             least = min(self.pictures, key=lambda one: one.psnr)
             return f"{least.psnr:.1f} dB" if least.psnr < math.inf else "identical", f">= {least.limit:g} dB"
@@ -78,6 +82,10 @@ def check(pipeline: Pipeline, backend: str, reference: Reference, limits: Mappin
         if cases := [one for one in reference.cases if one.component == same]:
             figures = check_engine(pipeline.engines[name], name, backend, cases, limits[name].limit)
             yield Checked(name, backend, tuple(figures))
+    cut, calls = DEEP in pipeline.engines, [one for one in reference.cases if one.component == "unet"]
+    if cut and calls:
+        halves = pipeline.engines[DEEP], pipeline.engines[SHALLOW]
+        yield Checked("unet, cut in two", backend, tuple(check_halves(*halves, backend, calls, limits["unet"].limit)))
     found, expected = np.array(pipeline.shape.scaling_factor), np.array(reference.scaling_factor)
     yield Checked(FACTOR, backend, (figure(FACTOR, backend, "config", "value", found, expected, 0.0),))
     drifts, pictures, images = check_walk(pipeline, backend, reference.walk, limits)
@@ -85,6 +93,9 @@ def check(pipeline: Pipeline, backend: str, reference: Reference, limits: Mappin
     if WIDE in pipeline.engines:
         yield Checked(f"picture by {WIDE}", backend, pictures=tuple(check_spare(pipeline, backend, reference.walk)))
     yield Checked("picture", backend, pictures=tuple(pictures), images=images)
+    if cut:
+        costs = tuple(cost_of_deep_cache(pipeline, backend, reference.walk, images))
+        yield Checked(f"deep cache {EVERY}", backend, costs=costs)
 
 
 def check_engine(engine: Engine, name: str, backend: str, cases: Sequence[Case], limit: float) -> Iterator[Figure]:
@@ -95,6 +106,24 @@ def check_engine(engine: Engine, name: str, backend: str, cases: Sequence[Case],
             if output not in found:
                 raise LdmrtError(name, f"no output {output}", expected=", ".join(case.outputs), found=", ".join(found))
             yield figure(name, backend, case.name, output, found[output], expected, limit)
+
+
+def check_halves(deep: Engine, shallow: Engine, backend: str, cases: Sequence[Case], limit: float) -> Iterator[Figure]:
+    """The U-Net cut in two on its recorded calls: where the one is given the other's feature, both say what it says."""
+    for case in cases:
+        full = deep(**case.inputs)
+        rest = shallow(**case.inputs, **{FEATURE: full[FEATURE]})
+        for output, expected in case.outputs.items():
+            for name, found in ((DEEP, full), (SHALLOW, rest)):
+                yield figure(name, backend, case.name, output, found[output], expected, limit)
+
+
+def cost_of_deep_cache(pipeline: Pipeline, backend: str, walk: Walk, images: NDArray[np.uint8]) -> Iterator[Cost]:
+    """The walk with a deep cache, against its pictures (B, H, W, 3) by the same backend without."""
+    drawn = pipeline(**walk.asked, deep_cache=EVERY).images
+    request = Request(**walk.options)
+    for prompt, seed, found, expected in zip(request.prompts, request.seeds, drawn, images, strict=True):
+        yield Cost(backend, f"deep cache {EVERY}", prompt, seed, psnr(found, expected))
 
 
 def check_walk(
@@ -174,4 +203,5 @@ def gather(
         tuple(one for chunk in measured for one in chunk.pictures),
         about,
         tuple(origin),
+        tuple(one for chunk in measured for one in chunk.costs),
     )

@@ -7,7 +7,7 @@ from functools import partial
 
 from numpy.typing import NDArray
 
-from .bundle import Bundle
+from .bundle import CUT, Bundle
 from .engine_files import BACKENDS, EngineFile, Shapes, engines, runs_on
 from .engine_trt import TrtEngine
 from .errors import LdmrtError, LdmrtWarning
@@ -77,11 +77,14 @@ def sessions(bundle: Bundle) -> list[Session]:
 
 
 def makers(bundle: Bundle, other: Mapping[str, Callable[[], Engine]]) -> dict[str, Callable[[], Engine]]:
-    """What opens each component of a bundle; `other` is how to open it on ONNX Runtime."""
+    """What opens each component of a bundle; `other` is how to open it on ONNX Runtime. The U-Net cut in two, of which
+    no engines are built, is left out beside engines: on a CPU it would be no shortcut.
+    """
     if not (found := sessions(bundle)):
         return dict(other)
 
     def auto(name: str) -> AutoEngine:
         return AutoEngine(name, [TrtEngine(name, bundle, session) for session in found], other[name])
 
-    return {name: partial(auto, name) if name in bundle.components else make for name, make in other.items()}
+    kept = {name: make for name, make in other.items() if name not in CUT}
+    return {name: partial(auto, name) if name in bundle.components else make for name, make in kept.items()}

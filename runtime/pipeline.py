@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from .certificate import Certificate
 from .conditions import encode, guidance_embedding, time_ids
 from .control import open_controls
 from .decode import DECODER, Decoding, decode
+from .deep_cache import DeepCached, full_times
 from .engines import Engines
 from .errors import LdmrtError, LdmrtWarning
 from .folded import STEP, Bindable, Folded, foldable
@@ -117,10 +118,12 @@ class Pipeline:
         if distilled:
             width = self._inputs["timestep_cond"][-1]
             words["timestep_cond"] = guidance_embedding(request.guidance, int(width)).repeat(len(seeds), axis=0)
-        model = self._network(request, start, guidance, words)
+        every = request.full_every
+        unet = self.engines["unet"] if every == 1 else DeepCached(self.engines, full_times(plan, every))
+        model = self._network(request, start, guidance, words, unet)
         if request.guidance_interval is not None and not guidance.plain:
             guided = guided_rows(plan, request.guidance_interval)
-            alone = self._network(request, start, classifier_free(len(seeds), 1.0), positive_half(words))
+            alone = self._network(request, start, classifier_free(len(seeds), 1.0), positive_half(words), unet)
             model = partial(_either, dict(zip(plan.t.tolist(), guided, strict=True)), model, alone)
 
         def fresh(row: int) -> Latents:
@@ -157,10 +160,13 @@ class Pipeline:
         """Free the engines."""
         self.engines.close()
 
-    def _network(self, request: Request, start: Start, guidance: Guidance, words: Mapping[str, NDArray[Any]]) -> Model:
+    def _network(
+        self, request: Request, start: Start, guidance: Guidance, words: Mapping[str, NDArray[Any]],
+        unet: Callable[..., Mapping[str, NDArray[Any]]],
+    ) -> Model:  # fmt: skip
         """The U-Net with its controls, guided."""
         controls = open_controls(self.engines, request.controls, start.size, guidance, words)
-        unet, idx = self.engines["unet"], guidance.idx
+        idx = guidance.idx
 
         def model(x: Latents, t: float) -> Latents:
             x, times = x[idx], np.full(len(idx), t, np.float32)

@@ -20,9 +20,10 @@ class Request:
 
     `seed` is the first picture's, the next ones count up; or a sequence with one a picture. `guidance` 1 or less is
     none; `guidance_rescale` takes back its excess of contrast, 0 to 1; `guidance_interval` (low, high) keeps it to rows
-    of a noise level sigma / alpha above low and up to high. `width` and `height` are pixels: the picture's
-    where one is given, else the model's own. `scheduler` is an everyday name, the bundle's own where left out.
-    `latents` are unit noise (pictures, C, height/f, width/f) in place of the seeds'.
+    of a noise level sigma / alpha above low and up to high. With `deep_cache` n the U-Net's deep layers run at every
+    n-th of the sampler's times, and the others take what they said there. `width` and `height` are pixels: the
+    picture's where one is given, else the model's own. `scheduler` is an everyday name, the bundle's own where left
+    out. `latents` are unit noise (pictures, C, height/f, width/f) in place of the seeds'.
 
     `image` is a picture to start from (PIL, a path, or an array) and `strength` how much of the way to noise; `mask`
     is white where it shall change. `controls` maps the name of a ControlNet or
@@ -41,6 +42,7 @@ class Request:
     guidance: float = 5.0
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] | None = None
+    deep_cache: int | None = None
     seed: int | Sequence[int] = 0
     width: int | None = None
     height: int | None = None
@@ -78,6 +80,10 @@ class Request:
         if ends is not None and not (len(ends) == 2 and 0 <= ends[0] < ends[1] < math.inf):
             expected = "two noise levels, low and high"
             raise LdmrtError("request", "impossible guidance_interval", expected=expected, found=ends)
+        if self.deep_cache is not None:
+            _whole("deep_cache", self.deep_cache, least=1)
+        if self.full_every > 1 and self.controls:
+            raise LdmrtError("request", "a deep cache beside controls, which steer every row", expected="one of them")
         _number("strength", self.strength, 0, 1)
         for name in ("original_size", "crop", "target_size"):
             pair = getattr(self, name)
@@ -98,6 +104,11 @@ class Request:
         for seed in self.seeds:
             if not 0 <= seed < 2**64:
                 raise LdmrtError("request", "impossible seed", expected="0 to 2**64 - 1", found=seed)
+
+    @property
+    def full_every(self) -> int:
+        """After how many of the sampler's times all of the U-Net runs again; 1 is at each."""
+        return self.deep_cache or 1
 
     @property
     def prompts(self) -> list[str]:

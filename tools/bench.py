@@ -5,6 +5,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -60,7 +61,7 @@ def stages(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str, An
     from ldmrt.runtime.engines import Engines
 
     times: dict[str, list[float]] = {name: [] for name in pipeline.engines}
-    engines = Engines({name: partial(Timed, pipeline.engines[name], times[name]) for name in pipeline.engines})
+    engines = Engines({name: partial(_timed, pipeline.engines, name, times[name]) for name in pipeline.engines})
     timed = replace(pipeline, engines=engines)
     timed(prompt, **asked)
     for noted in times.values():
@@ -77,6 +78,10 @@ def stages(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str, An
     return [*rows, Spread.of("outside networks", between, total), Spread.of("picture", whole, total)]
 
 
+def _timed(engines: "Mapping[str, Engine]", name: str, times: list[float]) -> Timed:
+    return Timed(engines[name], times)  # opened no sooner than it is asked for
+
+
 def cold(bundle: Path, prompt: str, backend: str, asked: dict[str, Any], runs: int) -> tuple[float, float]:
     """A new process from its start to a picture on disk: the median of seconds, and of bytes at its peak."""
     from .processes import run
@@ -87,6 +92,38 @@ def cold(bundle: Path, prompt: str, backend: str, asked: dict[str, Any], runs: i
                    "--backend", backend, "-o", f"{folder}/out.png"]  # fmt: skip
         taken = [run("a new process", command, quiet=True) for _ in range(runs)]
     return statistics.median(one.seconds for one in taken), statistics.median(one.peak * 1e6 for one in taken)
+
+
+@dataclass(frozen=True)
+class Trade:
+    """What a deep cache gains and costs, by pictures drawn with and without it in turns."""
+
+    deep_cache: int
+    seconds: float  # of a picture, the median
+    ratio: float  # of medians, with by without
+    psnr: float  # dB of the pictures with against those without, the median
+    least: float
+
+
+def trades(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str, Any], caches: list[int]) -> list[Trade]:
+    """Draw `pictures` seeds, each without and with every deep cache, after one that is not counted."""
+    from ldmrt.runtime.certificate import psnr
+
+    seconds, apart = {every: list[float]() for every in (1, *caches)}, {every: list[float]() for every in caches}
+    for seed in range(-1, pictures):
+        drawn = {}
+        for every in seconds:
+            begin = time.perf_counter()
+            drawn[every] = pipeline(prompt, seed=max(seed, 0), deep_cache=every, **asked).images
+            if seed >= 0:
+                seconds[every].append(time.perf_counter() - begin)
+        for every in caches if seed >= 0 else ():
+            apart[every].append(psnr(drawn[every], drawn[1]))
+    middle = {every: statistics.median(taken) for every, taken in seconds.items()}
+    return [
+        Trade(every, middle[every], middle[every] / middle[1], statistics.median(found), min(found))
+        for every, found in apart.items()
+    ]
 
 
 @click.command()
@@ -101,10 +138,17 @@ def cold(bundle: Path, prompt: str, backend: str, asked: dict[str, Any], runs: i
     "--threads", type=click.IntRange(min=0), default=0, show_default=True, help="Of the CPU; 0 is one a core."
 )
 @click.option("--backend", default="auto", show_default=True)
+@click.option(
+    "--deep-cache",
+    "caches",
+    type=click.IntRange(min=2),
+    multiple=True,
+    help="Also in turns with a deep cache of so many: time and PSNR beside none. May be repeated.",
+)
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write the numbers here too.")
 def bench(
     bundle: Path, prompt: str, steps: int, guidance: float, width: int | None, height: int | None, pictures: int,
-    threads: int, backend: str, out: Path | None,
+    threads: int, backend: str, caches: tuple[int, ...], out: Path | None,
 ) -> None:  # fmt: skip
     """Measure where the time of a picture goes: each network's calls, what is between them, a cold start, memory.
 
@@ -115,6 +159,7 @@ def bench(
 
     from ldmrt.runtime import open as open_pipeline
     from ldmrt.runtime import write_atomically
+    from ldmrt.runtime.certificate import plain
     from ldmrt.runtime.machine import processor, versions
 
     asked = {"steps": steps, "guidance": guidance, "width": width, "height": height}
@@ -122,6 +167,7 @@ def bench(
     rows = stages(pipeline, prompt, pictures, asked)
     of = {row.stage: row for row in rows}
     per_second = of["unet"].calls / (pictures * of["picture"].p50)
+    traded = trades(pipeline, prompt, pictures, asked, list(dict.fromkeys(caches))) if caches else []
     pipeline.close()
     start, peak = cold(bundle, prompt, backend, asked, min(3, pictures))
 
@@ -132,11 +178,13 @@ def bench(
         table.add_row(row.stage, str(row.calls), f"{row.p50 * 1e3:.2f}", f"{row.p95 * 1e3:.2f}", f"{row.share:.1%}")
     Console().print(table)
     click.echo(f"{per_second:.1f} rows/s; a new process to a picture on disk {start:.2f} s, peak {peak / 1e6:.0f} MB")
+    for one in traded:
+        said = f"deep cache {one.deep_cache}: {one.ratio:.2f} of a picture's time without"
+        click.echo(f"{said}, PSNR {one.psnr:.1f} dB, {one.least:.1f} dB at least")
     if out is not None:
         about = {**asked, "pictures": pictures, "threads": threads, "backend": backend, "cpu": processor(),
                  "versions": versions()}  # fmt: skip
-        found = {"rows_per_second": per_second, "cold_start_seconds": start, "peak_bytes": peak}
+        found: dict[str, Any] = {"rows_per_second": per_second, "cold_start_seconds": start, "peak_bytes": peak}
+        found |= {"stages": [asdict(row) for row in rows], "deep_cache": [plain(one) for one in traded]}
         with write_atomically(out) as file:
-            file.write(
-                json.dumps({"about": about, **found, "stages": [asdict(row) for row in rows]}, indent=2).encode()
-            )
+            file.write(json.dumps({"about": about, **found}, indent=2).encode())

@@ -22,9 +22,14 @@ from .reading import Reading, of_checkpoint
 @click.option(
     "--fp32-decoder", is_flag=True, help="Also the decoder in fp32, for `ldmrt generate --on-overflow retry`."
 )
+@click.option(
+    "--deep-cache", is_flag=True, help="Also the U-Net cut in two, for `ldmrt generate --deep-cache`; no more weights."
+)
 @click.option("--components", "only", help="Only these, such as unet,vae_decoder; the others stay as they are.")
 @click.option("--verify/--no-verify", default=True, help="Whether to measure it at last and keep the certificate.")
-def export(source: Reading, bundle: Path, precision: str, fp32_decoder: bool, only: str | None, verify: bool) -> None:
+def export(
+    source: Reading, bundle: Path, precision: str, fp32_decoder: bool, deep_cache: bool, only: str | None, verify: bool
+) -> None:
     """Turn CHECKPOINT into BUNDLE, a folder of ONNX files with a manifest. CHECKPOINT is a folder in diffusers' layout,
     a single .safetensors or .ckpt file, or a model of the Hugging Face hub, OWNER/NAME.
 
@@ -49,7 +54,8 @@ def export(source: Reading, bundle: Path, precision: str, fp32_decoder: bool, on
             console.print(f"{name}: {module or 'all of it'} computes in fp32: {why}", highlight=False)
     with console.status("exporting") as status:
         chosen = [name.strip() for name in only.split(",")] if only else []
-        for done in export_bundle(loaded, bundle, only=chosen, merged=merged, islands=islands):
+        made = export_bundle(loaded, bundle, only=chosen, merged=merged, islands=islands, deep_cache=deep_cache)
+        for done in made:
             seconds, begin = time.perf_counter() - begin, time.perf_counter()
             how = "reused: weights, config and versions are the same" if done.reused else f"exported in {seconds:.1f} s"
             console.print(f"{done.component}: {how}", highlight=False)

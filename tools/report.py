@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ldmrt.runtime import write_atomically
-from ldmrt.runtime.certificate import OFF, Certificate, Drift, Figure, Likeness
+from ldmrt.runtime.certificate import OFF, Certificate, Cost, Drift, Figure, Likeness
 
 from .report_markup import Inside, Markup, tag
 from .report_plot import KINDS, against, drift_plot
@@ -45,6 +45,7 @@ def write_report(path: Path, certificate: Certificate, pictures: Sequence[Pair])
         _components(certificate.figures),
         _rows(certificate.drifts),
         _pictures(certificate.pictures, pictures),
+        _costs(certificate.costs),
         _about(certificate.about),
     ]
     page = Template(Path(__file__).with_name("report.html").read_text("utf-8")).substitute(
@@ -157,6 +158,13 @@ def _card(one: Likeness, pair: Pair | None) -> Markup:
     said = tag("dl", (_term(name, value) for name, value in measures.items()), class_="measures")
     shown = tag("div", _three(pair), class_="pictures") if pair else ""
     return tag("article", title, said, shown, class_="card" if one.within else "card past")
+
+
+def _costs(costs: Sequence[Cost]) -> Markup:
+    rows = [(True, [one.shortcut, one.backend, one.prompt, str(one.seed), one.said]) for one in costs]
+    table = _table("What shortcuts cost", ["shortcut", "backend", "prompt", ">seed", ">PSNR"], rows)
+    said = "A picture with a shortcut against the same without. It is asked for knowingly: stated, not held to a limit."
+    return _section("Costs", said, [table] * bool(costs))
 
 
 def _three(pair: Pair) -> list[Markup]:

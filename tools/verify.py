@@ -191,7 +191,7 @@ def shown(
             pipeline = opened()
             for one in check(pipeline, backend, reference, limits):
                 seconds, begin = time.perf_counter() - begin, time.perf_counter()
-                verdict = "[green]ok[/]" if one.within else "[red]FAILED[/]"
+                verdict = "stated" if one.costs else "[green]ok[/]" if one.within else "[red]FAILED[/]"
                 table.add_row(one.what, backend, *one.summary, f"{seconds:.1f} s", verdict)
                 status.update(f"compared {one.what}")
                 yield one

@@ -11,7 +11,7 @@ import pytest
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 from ldmrt.runtime import open as open_bundle
 from ldmrt.runtime.backends import BACKENDS, Settings, open_engines
-from ldmrt.runtime.bundle import Bundle
+from ldmrt.runtime.bundle import CUT, Bundle
 from ldmrt.runtime.engine_auto import AutoEngine, sessions
 from ldmrt.runtime.engine_files import FOLDER, Range, Recipe, model_digests, write
 from ldmrt.runtime.engine_ort import OrtEngine
@@ -150,6 +150,18 @@ def test_shapes_in_symbols_come_from_the_manifest(built: Bundle, gpu: FakeCuda) 
 def test_folded_step_of_tensorrt_is_refused(bundle: Path) -> None:
     with pytest.raises(LdmrtError, match="no engines of the folded step are built for tensorrt"):
         open_engines(Bundle.open(bundle, check=False), "tensorrt", Settings(folded=True))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_unet_cut_in_two_is_left_out_beside_engines(built: Bundle) -> None:
+    """On a CPU it would be slower than the engines."""
+    for file in CUT.values():
+        (built.path / "unet" / file).touch()
+    assert set(CUT) <= set(open_engines(built, "onnxruntime"))
+    for backend in ("auto", "tensorrt-rtx"):
+        engines = open_engines(built, backend)
+        assert "unet" in engines
+        assert not set(CUT) & set(engines)
 
 
 @pytest.mark.usefixtures("gpu")

@@ -85,6 +85,9 @@ def test_rows_of_the_denoising(ldmrt: Any, bundle: Path, place: Path) -> None:
         (["--clip-skip", "7"], "cannot skip 7 layers"),
         (["--guidance-interval", "1"], "'1' is not LOW,HIGH"),
         (["--guidance-interval", "3,1"], "impossible guidance_interval"),
+        (["--deep-cache", "0"], "impossible deep_cache; expected at least 1; found 0"),
+        (["--deep-cache", "2"], "has no U-Net cut in two for a deep cache"),
+        (["--deep-cache", "2", "--control", "canny=in.png"], "a deep cache beside controls"),
         (["--guidance-rescale", "2"], "impossible guidance_rescale; expected 0 to 1; found 2"),
     ],
 )

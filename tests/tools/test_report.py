@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmrt.runtime.certificate import Certificate, Drift, Figure, likeness
+from ldmrt.runtime.certificate import Certificate, Cost, Drift, Figure, likeness
 from ldmrt.tools import report
 from ldmrt.tools.report import Pair, write_report
 from ldmrt.tools.report_markup import tag
@@ -132,6 +132,15 @@ def test_page_says_what_was_measured(tmp_path: Path) -> None:
     for said in ("steps", "20", "3", "4", "reason", "sums in another order", "0a1b" * 16, "none"):
         assert said in page.texts
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.html"]
+
+
+def test_costs_are_stated(tmp_path: Path) -> None:
+    assert "Costs" not in written(tmp_path, certificate()).texts
+    costs = Cost(BACKENDS[0], "deep cache 3", PROMPT, 7, 32.46), Cost(BACKENDS[1], "deep cache 3", PROMPT, 7, math.inf)
+    page = written(tmp_path, replace(certificate(), costs=costs))
+    assert "Within tolerance" in page.text
+    for said in ("Costs", "deep cache 3", *BACKENDS, PROMPT, "7", "32.5 dB", "identical"):
+        assert said in page.texts
 
 
 def test_pictures_are_inside_and_unchanged(tmp_path: Path) -> None:
