@@ -156,9 +156,7 @@ class EngineFile:
         """The plan; an `LdmrtError` where the very bytes that would be returned are not those that were built."""
         plan = (self.folder / PLAN).read_bytes()
         if hashlib.sha256(plan).hexdigest() != self.sha256:
-            made, shapes = self.recipe, {name: one.opt for name, one in self.recipe.profile[0].items()}
-            hint = mend(bundle, made.component, made.backend, made.target, shapes)
-            raise LdmrtError(f"engine {self.folder.name}", CHANGED, hint=hint)
+            raise LdmrtError(f"engine {self.folder.name}", CHANGED, hint=rebuild(bundle, self.recipe))
         return plan
 
     def bucket(self, shapes: Shapes) -> int | None:
@@ -288,6 +286,12 @@ def mend(bundle: Bundle, component: str, backend: str, gpu: str, shapes: Shapes)
         guided = rows % 2 == 0 and not guided_inside(bundle)
         command += f" --batch {rows // 2}" if guided else f" --batch {rows} --guidance off"
     return command
+
+
+def rebuild(bundle: Bundle, recipe: Recipe) -> str:
+    """The command that builds an engine again."""
+    shapes = {name: one.opt for name, one in recipe.profile[0].items()}
+    return mend(bundle, recipe.component, recipe.backend, recipe.target, shapes)
 
 
 def _shown(shapes: Shapes) -> str:

@@ -1,8 +1,11 @@
 """The command line, run in this process."""
 
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +32,17 @@ class Ran:
 
 
 Command = Callable[..., Ran]
+
+
+@pytest.fixture(scope="session")
+def certified(bundle: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with its certificate. Do not write into it."""
+    copy = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("certified") / "bundle"))
+    export = [sys.executable, "-m", "ldmrt.tools.cli", "export", str(checkpoint), str(copy)]
+    ran = subprocess.run(export, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.count("reused") == 4  # and the certificate was made all the same
+    return copy
 
 
 @pytest.fixture
