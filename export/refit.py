@@ -100,7 +100,9 @@ def weights_sha256(recipe: Recipe, plan: Any, path: Path) -> str:
 
 
 def _replaced(session: Session, file: EngineFile, source: Bundle, bundle: Bundle) -> tuple[Any, str]:
-    """A plan with the bundle's weights, which was read back, and their checksum."""
+    """A plan with the bundle's weights, and their checksum. It is loaded once more: as many weights can be replaced
+    again. That it computes with them only running it can show, as TensorRT does not give them back.
+    """
     problem, runtime = f"engine {file.folder.name} cannot be refitted", session.runtime
     path = bundle.model(file.recipe.component)
     with session.explained(file.recipe.component, problem, hint=rebuild(bundle, file.recipe)):
@@ -114,13 +116,13 @@ def _replaced(session: Session, file: EngineFile, source: Bundle, bundle: Bundle
         del given, engine  # the GPU need not hold both
         again = must(runtime.deserialize_cuda_engine(plan), "deserialize_cuda_engine of what was made")
         if _given(session, again, path)[1] != digest:
-            raise Refused("what was made has other weights")
+            raise Refused("what was made takes other weights")
     return plan, digest
 
 
 def _given(session: Session, engine: Any, path: Path) -> tuple[tuple[Any, Any], str]:
-    """All weights of an ONNX file handed to an engine, not applied yet: by whom, and the checksum of what is handed.
-    Who hands them shall live until they are applied: theirs is the memory.
+    """All weights of an ONNX file handed to an engine, not applied yet: by whom, and the checksum of what it is given
+    under each of its names. Who hands them shall live until they are applied: theirs is the memory.
     """
     if not engine.refittable:
         raise Refused("it is not refittable")

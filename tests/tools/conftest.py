@@ -1,7 +1,6 @@
 """The command line, run in this process."""
 
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,14 +33,20 @@ class Ran:
 Command = Callable[..., Ran]
 
 
+def command(*words: object) -> object:
+    """Run it in this process; how it ended."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["ldmrt", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            main()
+    return left.value.code or 0
+
+
 @pytest.fixture(scope="session")
 def certified(bundle: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with its certificate. Do not write into it."""
     copy = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("certified") / "bundle"))
-    export = [sys.executable, "-m", "ldmrt.tools.cli", "export", str(checkpoint), str(copy)]
-    ran = subprocess.run(export, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stderr.count("reused") == 4  # and the certificate was made all the same
+    assert command("export", checkpoint, copy) == 0
     return copy
 
 
@@ -50,12 +55,10 @@ def ldmrt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     """Call it with a command line's words."""
 
     def run(*words: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["ldmrt", *map(str, words)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
+        code = command(*words)
         said = capsys.readouterr()
-        return Ran(left.value.code or 0, said.out, said.err)
+        return Ran(code, said.out, said.err)
 
     monkeypatch.setenv("COLUMNS", "200")  # rich wraps its tables to it
     return run
