@@ -13,7 +13,7 @@ import click
 from .reading import Reading, of_checkpoint
 
 if TYPE_CHECKING:
-    from ldmrt.runtime import Bundle, Certificate, Pipeline
+    from ldmrt.runtime import Bundle, Certificate, LdmrtError, Pipeline
     from ldmrt.runtime.check import Checked
     from ldmrt.runtime.reference import Reference
 
@@ -77,12 +77,9 @@ def verify(
     if bisected is not None:
         click.echo(modules(opened, source, reference, bisected))
     conclude(made)
-    ran = {one.backend for one in measured if one.ran}
-    idle = [name for name in openers if name not in ran]
-    if idle and (backends or not ran):
-        size = "{width}x{height}".format(**reference.walk.options)
-        hint = f"ldmrt build {bundle} --backend {idle[0]} --sizes {size}"
-        raise LdmrtError("verify", f"nothing of {idle[0]} could be measured", found=made.gaps[0], hint=hint)
+    idle = unmeasured(opened, measured, reference)
+    if idle and (backends or len(idle) == len(openers)):
+        raise idle[0]
 
 
 def modules(bundle: "Bundle", source: Reading, reference: "Reference", name: str) -> str:
@@ -129,7 +126,26 @@ def replay(bundle: "Bundle", backends: tuple[str, ...]) -> None:
         click.echo(line, err=True)
     if openers:
         reference = bundle.reference
-        conclude(gather(list(shown(bundle, reference, openers, aside=True)), bundle, reference))
+        measured = list(shown(bundle, reference, openers, aside=True))
+        conclude(gather(measured, bundle, reference))
+        for error in unmeasured(bundle, measured, reference):
+            click.echo(error, err=True)
+
+
+def unmeasured(bundle: "Bundle", measured: "list[Checked]", reference: "Reference") -> "list[LdmrtError]":
+    """An error for each backend of which no network was measured: its engines are for other sizes than the picture."""
+    from ldmrt.runtime import LdmrtError
+
+    size, ran = "{width}x{height}".format(**reference.walk.options), {one.backend for one in measured if one.ran}
+    return [
+        LdmrtError(
+            "verify",
+            f"nothing of {name} could be measured",
+            hint=f"ldmrt build {bundle.path} --backend {name} --sizes {size}",
+        )
+        for name in dict.fromkeys(one.backend for one in measured)
+        if name not in ran
+    ]
 
 
 def runnable(bundle: "Bundle", backends: tuple[str, ...]) -> tuple[dict[str, "Callable[[], Pipeline]"], list[str]]:
