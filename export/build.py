@@ -15,7 +15,8 @@ from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle import Bundle
 from ldmrt.runtime.engine_files import CHANGED, FOLDER, EngineFile, Recipe, engines, model_digests, write
 
-from .trt import Compiled, Watch, compile_engine
+from .refit import DIGEST, weights_sha256
+from .trt import REFIT, Compiled, Watch, compile_engine
 
 Compiler = Callable[[Path, Recipe, Watch], Compiled]
 TOLD_EVERY = 0.1  # seconds between two words about one engine
@@ -114,12 +115,14 @@ def build(bundle: Bundle, decisions: Sequence[Decision], compiler: Compiler = co
             continue
         begin = time.perf_counter()
         compiled = yield from _watched(partial(compiler, bundle.model(one.name), one.recipe), one.recipe)
-        measured: dict[str, int | float | None] = {
+        measured: dict[str, int | float | str | None] = {
             "scratch": compiled.scratch,
             "weights": compiled.weights,
             "build_peak": compiled.grown,
             "seconds": round(compiled.seconds, 3),
         }
+        if REFIT in one.recipe.flags:  # also proves that it can be
+            measured[DIGEST] = weights_sha256(one.recipe, compiled.plan, bundle.model(one.name))
         engine = write(bundle.path / FOLDER, one.recipe, compiled.plan, measured)
         del compiled  # the plan would lie in memory while the next one is made
         yield Built(one.recipe, engine, reused=False, seconds=time.perf_counter() - begin)

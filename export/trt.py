@@ -59,14 +59,20 @@ def version(backend: str) -> str:
     return str(library(backend).__version__)
 
 
+def check_refit(backend: str, option: str) -> None:
+    """Refuse to replace weights where the library cannot."""
+    if backend == "tensorrt-rtx":
+        problem = f"{BACKENDS[backend]} compiles engines with replaceable weights by CUDA, and fails where no GPU is"
+        hint = "ldmrt export CHECKPOINT BUNDLE --lora FILE:WEIGHT, then build: what has not changed is reused"
+        raise LdmrtError(option, problem, hint=hint)
+
+
 def check_targets(backend: str, targets: Sequence[str], flags: Sequence[str]) -> None:
     """Refuse what the library cannot build, before anything is built."""
     trt, title = library(backend), BACKENDS[backend]
     if backend == "tensorrt-rtx":
         if REFIT in flags:
-            problem = f"{title} compiles engines with replaceable weights by CUDA, and fails where no GPU is"
-            hint = "ldmrt export CHECKPOINT BUNDLE --lora FILE:WEIGHT, then build: what has not changed is reused"
-            raise LdmrtError("--refit", problem, hint=hint)
+            check_refit(backend, "--refit")
         known = [name.lower() for name in trt.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", name)]
         if unknown := [name for name in targets if name not in (PORTABLE, *known)]:
             expected = ", ".join([*known, PORTABLE, "this"])

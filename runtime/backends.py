@@ -72,6 +72,22 @@ BACKENDS: Mapping[str, Callable[[Bundle, str, Settings], Makers]] = {
 }
 
 
+def here(bundle: Bundle) -> tuple[str, ...]:
+    """The backends of this machine that can run a bundle, or a part of it: those of ONNX Runtime, and those that have
+    an engine in it for the GPU. An `LdmrtError` where there is none.
+    """
+    from .engine_auto import sessions
+    from .engine_ort import available
+
+    built = tuple(one.backend for one in sessions(bundle))
+    try:
+        return (*available(), *built)
+    except LdmrtError:
+        if not built:
+            raise
+        return built
+
+
 def check_name(backend: str) -> None:
     """An `LdmrtError` where there is no backend of this name."""
     if backend not in BACKENDS:

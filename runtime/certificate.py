@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .errors import LdmrtError
 
 OFF = 2  # grey levels: what nobody sees
+NAMED = 3  # cases that are named of those that were left out
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,20 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A case that a backend has no engine for."""
+
+    component: str  # or "rows", "picture"
+    backend: str
+    case: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Certificate:
     """Everything that was measured, and on what: `about` holds tolerances with their reasons, request, versions,
-    hardware and the hashes of both sides. `origin` names what is not of the checkpoint at all. It stands in the
-    manifest.
+    hardware and the hashes of both sides. `origin` names what is not of the checkpoint at all, `left_out` what could
+    not be measured. It stands in the manifest.
     """
 
     figures: tuple[Figure, ...]
@@ -133,6 +144,7 @@ class Certificate:
     about: Mapping[str, Any] = field(repr=False)
     origin: tuple[str, ...] = ()
     costs: tuple[Cost, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def within(self) -> bool:
@@ -145,6 +157,20 @@ class Certificate:
         measured: tuple[Figure | Drift | Likeness, ...] = (*self.figures, *self.drifts, *self.pictures)
         past = [one.failure for one in measured if not one.within]
         return [*(f"not of this checkpoint: {one}" for one in self.origin), *past]
+
+    @property
+    def gaps(self) -> list[str]:
+        """One line for each component and backend of which cases were left out: how many, the first ones, and why the
+        first.
+        """
+        groups: dict[tuple[str, str], list[LeftOut]] = {}
+        for one in self.left_out:
+            groups.setdefault((one.component, one.backend), []).append(one)
+        said = []
+        for (component, backend), group in groups.items():
+            cases = ", ".join([*(one.case for one in group[:NAMED]), *(["..."] if group[NAMED:] else [])])
+            said.append(f"{component} on {backend}, {len(group)} left out ({cases}): {group[0].why}")
+        return said
 
     @property
     def culprit(self) -> str:
@@ -171,6 +197,7 @@ class Certificate:
             "about": dict(self.about),
             "origin": list(self.origin),
             "costs": [plain(one) for one in self.costs],
+            "left_out": [asdict(one) for one in self.left_out],
         }
 
     @classmethod
@@ -184,6 +211,7 @@ class Certificate:
                 dict(value["about"]),
                 tuple(map(str, value["origin"])),
                 tuple(_read(Cost, one) for one in value.get("costs", ())),  # older ones have none
+                tuple(_read(LeftOut, one) for one in value.get("left_out", ())),  # unknown to older certificates
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise LdmrtError("manifest", "the certificate cannot be read", found=repr(error)) from None

@@ -2,16 +2,18 @@
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import DEEP, FEATURE, SHALLOW, Bundle
-from .certificate import Certificate, Cost, Drift, Figure, Likeness, figure, likeness, psnr
+from .certificate import Certificate, Cost, Drift, Figure, LeftOut, Likeness, figure, likeness, psnr
 from .decode import DECODER, WIDE, Decoding, decode
-from .errors import LdmrtError, LdmrtWarning
+from .engine_files import NoEngine
+from .errors import LdmrtError, LdmrtWarning, first_line
 from .machine import processor, versions
 from .pipeline import Pipeline, Task
 from .reference import Case, Reference, Walk
@@ -37,6 +39,7 @@ class Checked:
     drifts: tuple[Drift, ...] = ()
     pictures: tuple[Likeness, ...] = ()
     costs: tuple[Cost, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
     images: NDArray[np.uint8] | None = field(default=None, repr=False)
 
     @property
@@ -44,6 +47,11 @@ class Checked:
         """All of it."""
         measured: tuple[Figure | Drift | Likeness, ...] = (*self.figures, *self.drifts, *self.pictures)
         return all(one.within for one in measured)
+
+    @property
+    def ran(self) -> bool:
+        """Was a network measured? What is beside them, ids and numbers, must be the very same: its limit is 0."""
+        return bool(self.drifts or self.pictures) or any(one.limit for one in self.figures)
 
     @property
     def summary(self) -> tuple[str, str]:
@@ -57,6 +65,8 @@ class Checked:
         pairs += [(one.forced, one.forced_limit) for one in self.drifts]
         pairs += [(one.stepped, one.stepped_limit) for one in self.drifts]
         pairs += [(one.free, one.free_limit) for one in self.drifts]
+        if not pairs:
+            return "not measured", ""
         worst, limit = max(pairs, key=_share)
         return f"{worst:.1e}" if worst else "the same", f"<= {limit:.1g}" if limit else "the same"
 
@@ -68,7 +78,9 @@ def _share(pair: tuple[float, float]) -> float:
 
 
 def check(pipeline: Pipeline, backend: str, reference: Reference, limits: Mapping[str, Tolerance]) -> Iterator[Checked]:
-    """Every recorded call of every component that is here, then the rows and the pictures."""
+    """Every recorded call of every component that is here, then the rows and the pictures. What the backend has no
+    engine for is left out.
+    """
     for name, tokenizer in pipeline.tokenizers.items():
         for case in reference.cases:
             if case.component == name:
@@ -80,32 +92,45 @@ def check(pipeline: Pipeline, backend: str, reference: Reference, limits: Mappin
     for name in pipeline.engines:
         same = DECODER if name == WIDE else name  # the reference is of float32
         if cases := [one for one in reference.cases if one.component == same]:
-            figures = check_engine(pipeline.engines[name], name, backend, cases, limits[name].limit)
-            yield Checked(name, backend, tuple(figures))
+            yield check_engine(pipeline.engines[name], name, backend, cases, limits[name].limit)
     cut, calls = DEEP in pipeline.engines, [one for one in reference.cases if one.component == "unet"]
     if cut and calls:
         halves = pipeline.engines[DEEP], pipeline.engines[SHALLOW]
         yield Checked("unet, cut in two", backend, tuple(check_halves(*halves, backend, calls, limits["unet"].limit)))
     found, expected = np.array(pipeline.shape.scaling_factor), np.array(reference.scaling_factor)
     yield Checked(FACTOR, backend, (figure(FACTOR, backend, "config", "value", found, expected, 0.0),))
-    drifts, pictures, images = check_walk(pipeline, backend, reference.walk, limits)
+    walk = reference.walk
+    if WIDE in pipeline.engines:  # the reference's last latents: the only check of it without PyTorch
+        spare = partial(decode, {DECODER: pipeline.engines[WIDE]}, pipeline.shape, walk.x[-1], Decoding())
+        yield replace(check_pictures(f"picture by {WIDE}", backend, walk, PICTURE["fp32"].limit, spare), images=None)
+    try:
+        drifts, x = check_rows(pipeline, backend, walk, limits)
+    except NoEngine as error:
+        yield _without("rows", backend, [f"row {row}" for row in range(len(walk.said))], error)
+        yield _without("picture", backend, _seeds(walk), error)
+        return
     yield Checked("rows", backend, drifts=tuple(drifts))
-    if WIDE in pipeline.engines:
-        yield Checked(f"picture by {WIDE}", backend, pictures=tuple(check_spare(pipeline, backend, reference.walk)))
-    yield Checked("picture", backend, pictures=tuple(pictures), images=images)
-    if cut:
-        costs = tuple(cost_of_deep_cache(pipeline, backend, reference.walk, images))
+    drawn = check_pictures("picture", backend, walk, limits["picture"].limit, partial(pipeline.decode, x))
+    yield drawn
+    if cut and drawn.images is not None:
+        costs = tuple(cost_of_deep_cache(pipeline, backend, walk, drawn.images))
         yield Checked(f"deep cache {EVERY}", backend, costs=costs)
 
 
-def check_engine(engine: Engine, name: str, backend: str, cases: Sequence[Case], limit: float) -> Iterator[Figure]:
+def check_engine(engine: Engine, name: str, backend: str, cases: Sequence[Case], limit: float) -> Checked:
     """Every output of every recorded call of a component."""
+    figures, left_out = list[Figure](), list[LeftOut]()
     for case in cases:
-        found = engine(**case.inputs)
+        try:
+            found = engine(**case.inputs)
+        except NoEngine as error:
+            left_out.append(LeftOut(name, backend, case.name, first_line(error)))
+            continue
         for output, expected in case.outputs.items():
             if output not in found:
                 raise LdmrtError(name, f"no output {output}", expected=", ".join(case.outputs), found=", ".join(found))
-            yield figure(name, backend, case.name, output, found[output], expected, limit)
+            figures.append(figure(name, backend, case.name, output, found[output], expected, limit))
+    return Checked(name, backend, tuple(figures), left_out=tuple(left_out))
 
 
 def check_halves(deep: Engine, shallow: Engine, backend: str, cases: Sequence[Case], limit: float) -> Iterator[Figure]:
@@ -126,10 +151,10 @@ def cost_of_deep_cache(pipeline: Pipeline, backend: str, walk: Walk, images: NDA
         yield Cost(backend, f"deep cache {EVERY}", prompt, seed, psnr(found, expected))
 
 
-def check_walk(
+def check_rows(
     pipeline: Pipeline, backend: str, walk: Walk, limits: Mapping[str, Tolerance]
-) -> tuple[list[Drift], list[Likeness], NDArray[np.uint8]]:
-    """The rows, the likeness of each picture, and the pictures.
+) -> tuple[list[Drift], Latents]:
+    """The rows, and the last latents of a run of its own.
 
     Guidance g multiplies what the network may be off by with at most g + |1 - g|. A sampler fed with the same numbers
     rounds as float32 does. Errors of rows add up: a run of its own may be off by row + 1 times as much.
@@ -148,20 +173,28 @@ def check_walk(
               limit, STEPPED, (row + 1) * limit)
         for row, t in enumerate(walk.t.tolist())
     ]  # fmt: skip
-    images = pipeline.decode(x)
-    return drifts, _likenesses(backend, walk, images, limits["picture"].limit), images
+    return drifts, x
 
 
-def check_spare(pipeline: Pipeline, backend: str, walk: Walk) -> list[Likeness]:
-    """The reference's last latents through the spare decoder: the only check of it without PyTorch."""
-    images = decode({DECODER: pipeline.engines[WIDE]}, pipeline.shape, walk.x[-1], Decoding())
-    return _likenesses(backend, walk, images, PICTURE["fp32"].limit)
-
-
-def _likenesses(backend: str, walk: Walk, images: NDArray[np.uint8], limit: float) -> list[Likeness]:
+def check_pictures(
+    what: str, backend: str, walk: Walk, limit: float, draw: Callable[[], NDArray[np.uint8]]
+) -> Checked:  # fmt: skip
+    """The likeness of each picture, and the pictures."""
+    try:
+        images = draw()
+    except NoEngine as error:
+        return _without(what, backend, _seeds(walk), error)
     request = Request(**walk.options)
     pairs = zip(request.prompts, request.seeds, images, walk.images, strict=True)
-    return [likeness(backend, *pair, limit) for pair in pairs]
+    return Checked(what, backend, pictures=tuple(likeness(backend, *pair, limit) for pair in pairs), images=images)
+
+
+def _without(what: str, backend: str, cases: Sequence[str], error: NoEngine) -> Checked:
+    return Checked(what, backend, left_out=tuple(LeftOut(what, backend, case, first_line(error)) for case in cases))
+
+
+def _seeds(walk: Walk) -> list[str]:
+    return [f"seed {seed}" for seed in Request(**walk.options).seeds]
 
 
 def _stepped(task: Task, walk: Walk) -> list[float]:
@@ -204,4 +237,5 @@ def gather(
         about,
         tuple(origin),
         tuple(one for chunk in measured for one in chunk.costs),
+        tuple(one for chunk in measured for one in chunk.left_out),
     )

@@ -25,6 +25,11 @@ PORTABLE = "portable"
 RTX_PORTABLE = ("sm80", "sm86", "sm89", "sm120", "sm121")
 RTX_TARGETS = ("sm75", *RTX_PORTABLE)
 
+
+class NoEngine(LdmrtError):
+    """No engine of a bundle is for this backend, GPU and these shapes."""
+
+
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
@@ -151,9 +156,7 @@ class EngineFile:
         """The plan; an `LdmrtError` where the very bytes that would be returned are not those that were built."""
         plan = (self.folder / PLAN).read_bytes()
         if hashlib.sha256(plan).hexdigest() != self.sha256:
-            made, shapes = self.recipe, {name: one.opt for name, one in self.recipe.profile[0].items()}
-            hint = mend(bundle, made.component, made.backend, made.target, shapes)
-            raise LdmrtError(f"engine {self.folder.name}", CHANGED, hint=hint)
+            raise LdmrtError(f"engine {self.folder.name}", CHANGED, hint=rebuild(bundle, self.recipe))
         return plan
 
     def bucket(self, shapes: Shapes) -> int | None:
@@ -221,7 +224,7 @@ def runs_on(recipe: Recipe, gpu: str) -> bool:
 
 def find(bundle: Bundle, component: str, *, backend: str, version: str, gpu: str, shapes: Shapes) -> EngineFile:
     """The engine of a component for this backend, GPU and these input shapes; the GPU's own before a portable one, then
-    the narrowest. An `LdmrtError` says what is wrong with the one that comes nearest, and how to mend it. Nothing of
+    the narrowest. A `NoEngine` says what is wrong with the one that comes nearest, and how to mend it. Nothing of
     any plan is read.
     """
     graph, weights = model_digests(bundle, component)
@@ -252,10 +255,10 @@ def find(bundle: Bundle, component: str, *, backend: str, version: str, gpu: str
     hint = mend(bundle, component, backend, gpu, shapes)
     if refused:
         *_, name, fault = max(refused)
-        raise LdmrtError(component, f"engine {name} {fault}", hint=hint)
+        raise NoEngine(component, f"engine {name} {fault}", hint=hint)
     if broken:
-        raise LdmrtError(component, f"{broken[0].where} {broken[0].problem}", hint=hint)
-    raise LdmrtError(component, f"no engine for {BACKENDS[backend]} {version} on {gpu}", hint=hint)
+        raise NoEngine(component, f"{broken[0].where} {broken[0].problem}", hint=hint)
+    raise NoEngine(component, f"no engine for {BACKENDS[backend]} {version} on {gpu}", hint=hint)
 
 
 def guided_inside(bundle: Bundle) -> bool:
@@ -283,6 +286,12 @@ def mend(bundle: Bundle, component: str, backend: str, gpu: str, shapes: Shapes)
         guided = rows % 2 == 0 and not guided_inside(bundle)
         command += f" --batch {rows // 2}" if guided else f" --batch {rows} --guidance off"
     return command
+
+
+def rebuild(bundle: Bundle, recipe: Recipe) -> str:
+    """The command that builds an engine again."""
+    shapes = {name: one.opt for name, one in recipe.profile[0].items()}
+    return mend(bundle, recipe.component, recipe.backend, recipe.target, shapes)
 
 
 def _shown(shapes: Shapes) -> str:

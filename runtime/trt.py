@@ -60,14 +60,14 @@ class Session:
             cuda.close()
 
     @contextlib.contextmanager
-    def explained(self, where: str, problem: str) -> Iterator[None]:
+    def explained(self, where: str, problem: str, hint: str = ELSEWHERE) -> Iterator[None]:
         """An `LdmrtError` with what TensorRT said, where the block raises `Refused`, or TensorRT its own error."""
         self.log.errors.clear()
         try:
             yield
         except (Refused, RuntimeError) as error:
             found = self.log.errors[0] if self.log.errors else str(error)
-            raise LdmrtError(where, problem, found=found[:300], hint=ELSEWHERE) from None
+            raise LdmrtError(where, problem, found=found[:300], hint=hint) from None
 
 
 class Refused(Exception):

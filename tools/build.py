@@ -88,8 +88,8 @@ def build(
 def prove(bundle: "Bundle", backend: str) -> None:
     """Hold what was built to what the checkpoint computed; where it cannot run, the ONNX files that it was made of."""
     from ldmrt.runtime import LdmrtError
+    from ldmrt.runtime.backends import here
     from ldmrt.runtime.engine_files import BACKENDS
-    from ldmrt.runtime.engine_ort import available
 
     from .progress import console
     from .verify import replay
@@ -102,14 +102,14 @@ def prove(bundle: "Bundle", backend: str) -> None:
         click.secho(f"made of what does not hold: {doubts[0]}", fg="red", err=True)
         sys.exit(1)
     try:
-        here = available()
+        able = here(bundle)
     except LdmrtError as error:
         console.print(f"not verified: {error.problem}; next: {error.hint}", highlight=False, soft_wrap=True)
         return
-    if backend not in here:
+    if backend not in able:
         said = f"the engines were built but not run: {BACKENDS[backend]} cannot run here. What they were made of:"
         console.print(said, highlight=False, soft_wrap=True)
-    replay(bundle, (backend,) if backend in here else here)
+    replay(bundle, (backend,) if backend in able else able)
 
 
 def read(bundle: "Bundle", sizes: str | None, batch: str, guidance: str) -> "Wanted":

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from .build import BACKENDS
+
 # The distributions that say which version of a backend is installed: importing one takes seconds.
 INSTALLED = {"tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12"), "tensorrt": ("tensorrt",)}
 
@@ -53,6 +55,37 @@ def list_(bundle: Path) -> None:
     Console().print(table)
     if useless:
         click.echo(f"next: ldmrt engines prune {bundle}")
+
+
+@engines.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--from", "source", type=click.Path(path_type=Path), help="The bundle that has engines; BUNDLE itself "
+              "where left out, exported anew since they were built.")  # fmt: skip
+@click.option("--backend", type=click.Choice(BACKENDS), default="tensorrt", show_default=True)
+@click.option("--components", "only", help="Only these, such as unet,text_encoder.")
+@click.option("--verify/--no-verify", default=True, help="Whether to run at last what was made.")
+def refit(bundle: Path, source: Path | None, backend: str, only: str | None, verify: bool) -> None:
+    """Give BUNDLE the engines of another export of the same graphs, with BUNDLE's weights in them: of a model with a
+    LoRA merged, in seconds in place of a build. The engines must have been built with `ldmrt build --refit`; those of
+    components that do not differ are copied. Engines that are there stay as they are, so going back is as easy.
+
+    Example: ldmrt engines refit out/lora --from out/emoji64
+    """
+    from ldmrt.export.refit import refit as refitted
+    from ldmrt.runtime import Bundle
+
+    from .build import prove
+    from .progress import console
+
+    opened = Bundle.open(bundle)
+    names, new = [name.strip() for name in only.split(",")] if only else [], False
+    for done in refitted(opened, Bundle.open(source) if source else opened, backend, names):
+        took = f", {done.seconds:.1f} s" if done.new else ""
+        console.print(f"{done.engine.folder.name}: {done.how}{took}", highlight=False, soft_wrap=True)
+        new |= done.new
+    click.echo(bundle)
+    if verify and new:
+        prove(opened, backend)
 
 
 @engines.command()

@@ -51,5 +51,6 @@ def certified(bundle: "Bundle") -> str:
     if bundle.doubts or made is None:
         return "; ".join(bundle.doubts)
     backends = ", ".join(sorted({one.backend for one in made.figures}))
-    picture = min(one.psnr for one in made.pictures)
-    return f"{len(made.figures)} figures within tolerance on {backends}, the picture {picture:.1f} dB; `ldmrt verify`"
+    picture = "".join(f", the picture {one.psnr:.1f} dB" for one in sorted(made.pictures, key=lambda one: one.psnr)[:1])
+    left = f", {len(made.left_out)} cases left out" if made.left_out else ""
+    return f"{len(made.figures)} figures within tolerance on {backends}{picture}{left}; `ldmrt verify`"

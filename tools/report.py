@@ -46,6 +46,7 @@ def write_report(path: Path, certificate: Certificate, pictures: Sequence[Pair])
         _rows(certificate.drifts),
         _pictures(certificate.pictures, pictures),
         _costs(certificate.costs),
+        _left_out(certificate.gaps),
         _about(certificate.about),
     ]
     page = Template(Path(__file__).with_name("report.html").read_text("utf-8")).substitute(
@@ -187,6 +188,11 @@ def _figure(picture: NDArray[np.uint8], alt: str, caption: str, **attributes: st
     small = "small" if max(height, width) <= SMALL else None
     image = tag("img", src=source, alt=alt, width=width, height=height, class_=small)
     return tag("figure", image, tag("figcaption", caption), **attributes)
+
+
+def _left_out(gaps: Sequence[str]) -> Markup:
+    listed = [tag("ul", (tag("li", one) for one in gaps))] * bool(gaps)
+    return _section("Not measured", "What a backend has no engine for.", listed)
 
 
 def _about(about: Mapping[str, Any]) -> Markup:

@@ -13,7 +13,7 @@ import click
 from .reading import Reading, of_checkpoint
 
 if TYPE_CHECKING:
-    from ldmrt.runtime import Bundle, Certificate, Pipeline
+    from ldmrt.runtime import Bundle, Certificate, LdmrtError, Pipeline
     from ldmrt.runtime.check import Checked
     from ldmrt.runtime.reference import Reference
 
@@ -27,7 +27,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @of_checkpoint
 @click.option("--prompt", default=PROMPT, show_default=True, help="Of the picture that both draw.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--backend", "backends", multiple=True, help="Only these; all that this machine can run where left out.")
+@click.option("--backend", "backends", multiple=True, help="Only these; all that can run here where left out.")
 @click.option("--store", is_flag=True, help="Keep the certificate in the bundle.")
 @click.option("--json", "as_json", type=FILE, help="Write the certificate here.")
 @click.option("--junit", type=FILE, help="Write it as JUnit XML, which CI services show.")
@@ -39,20 +39,21 @@ def verify(
 ) -> None:  # fmt: skip
     """Run BUNDLE and its checkpoint side by side: every component on the same inputs, real ones and corners; every row
     from the checkpoint's latents and from its own; one picture from the same noise. Without --against, what the
-    certificate stored is replayed, for which PyTorch is not needed.
+    certificate stored is replayed, for which PyTorch is not needed. Engines that `ldmrt build` made for this GPU are
+    measured too; cases of other shapes are left out of that, and named.
 
     Exit code 1 where a difference passes its tolerance, 2 where nothing could be measured.
 
     Example: ldmrt verify out/emoji64 --against model/pretrained/emoji64
     """
     from ldmrt.runtime import Bundle, LdmrtError
+    from ldmrt.runtime.backends import here
     from ldmrt.runtime.check import gather
-    from ldmrt.runtime.engine_ort import available
 
     opened = Bundle.open(bundle)
     if bisected is not None and bisected not in opened.components:
         raise LdmrtError("verify", f"no component {bisected!r}", expected=", ".join(opened.components))
-    openers, refused = runnable(opened, backends or available())
+    openers, refused = runnable(opened, backends or here(opened))
     if not openers:
         hint = "where a backend computes in bfloat16, or export with --precision fp16"
         raise LdmrtError("verify", "could not measure", found="; ".join(refused), hint=hint)
@@ -76,6 +77,9 @@ def verify(
     if bisected is not None:
         click.echo(modules(opened, source, reference, bisected))
     conclude(made)
+    idle = unmeasured(opened, measured, reference)
+    if idle and (backends or len(idle) == len(openers)):
+        raise idle[0]
 
 
 def modules(bundle: "Bundle", source: Reading, reference: "Reference", name: str) -> str:
@@ -122,7 +126,26 @@ def replay(bundle: "Bundle", backends: tuple[str, ...]) -> None:
         click.echo(line, err=True)
     if openers:
         reference = bundle.reference
-        conclude(gather(list(shown(bundle, reference, openers, aside=True)), bundle, reference))
+        measured = list(shown(bundle, reference, openers, aside=True))
+        conclude(gather(measured, bundle, reference))
+        for error in unmeasured(bundle, measured, reference):
+            click.echo(error, err=True)
+
+
+def unmeasured(bundle: "Bundle", measured: "list[Checked]", reference: "Reference") -> "list[LdmrtError]":
+    """An error for each backend of which no network was measured: its engines are for other sizes than the picture."""
+    from ldmrt.runtime import LdmrtError
+
+    size, ran = "{width}x{height}".format(**reference.walk.options), {one.backend for one in measured if one.ran}
+    return [
+        LdmrtError(
+            "verify",
+            f"nothing of {name} could be measured",
+            hint=f"ldmrt build {bundle.path} --backend {name} --sizes {size}",
+        )
+        for name in dict.fromkeys(one.backend for one in measured)
+        if name not in ran
+    ]
 
 
 def runnable(bundle: "Bundle", backends: tuple[str, ...]) -> tuple[dict[str, "Callable[[], Pipeline]"], list[str]]:
@@ -142,7 +165,9 @@ def runnable(bundle: "Bundle", backends: tuple[str, ...]) -> tuple[dict[str, "Ca
 
 
 def conclude(made: "Certificate") -> None:
-    """Say what is wrong, and exit."""
+    """Say what was left out and what is wrong, and exit where something is."""
+    for line in made.gaps:
+        click.secho(f"left out: {line}", fg="yellow", err=True)
     shown = made.failures[:20]
     for line in shown:
         click.secho(line, fg="red", err=True)
@@ -191,7 +216,9 @@ def shown(
             pipeline = opened()
             for one in check(pipeline, backend, reference, limits):
                 seconds, begin = time.perf_counter() - begin, time.perf_counter()
-                verdict = "stated" if one.costs else "[green]ok[/]" if one.within else "[red]FAILED[/]"
+                verdict = "[red]FAILED[/]" if not one.within else "[green]ok[/]" if one.summary[1] else ""
+                verdict = "stated" if one.costs else verdict
+                verdict += f" [yellow]{len(one.left_out)} left out[/]" if one.left_out else ""
                 table.add_row(one.what, backend, *one.summary, f"{seconds:.1f} s", verdict)
                 status.update(f"compared {one.what}")
                 yield one

@@ -1,5 +1,5 @@
-"""TensorRT's Python API over `FakeCuda`, for one small network: out_state = 2 state + row + context's sum, out_row =
-row + 1. It has what the runtime uses and no more, and insists on the order that the real one wants.
+"""TensorRT's Python API over `FakeCuda`. It has what the runtime uses and no more, and insists on the order that the
+real one wants.
 """
 
 import enum
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from .fake_cuda import FakeCuda
+from .fake_networks import network, output_shape
+from .fake_refitter import ISerializationConfig, OnnxParserRefitter, Refitter, SerializationFlag, Weights
 
-INPUTS = {"state": ("float32", 4), "row": ("int64", 1), "context": ("float16", 2)}  # dtype, axes
-OUTPUTS = {"out_state": ("float32", 4), "out_row": ("int64", 1)}
 SCRATCH = 1000  # bytes for each row of the batch
 VERSION = "1.2.3"
 
@@ -115,25 +115,38 @@ class IRuntimeConfig:
 class ICudaEngine:
     def __init__(self, gpu: FakeCuda, stored: dict[str, Any]) -> None:
         self._gpu, self._stored = gpu, stored
-        self._tensors = {**INPUTS, **OUTPUTS}
+        self._net = self._network()
+        self._tensors = {spec.name: spec for spec in (*self._net.inputs, *self._net.outputs)}
         self.num_io_tensors = len(self._tensors)
+        self.refittable = bool(stored.get("refittable"))
         gpu.did["deserialised"] += 1
+
+    def _network(self) -> Any:
+        return network(self._stored)
+
+    def create_serialization_config(self) -> ISerializationConfig:
+        return ISerializationConfig()
+
+    def serialize_with_config(self, config: ISerializationConfig) -> bytes:
+        """An engine that was refitted is like one whose weights were stripped: no longer refittable unless asked."""
+        stays = self.refittable and SerializationFlag.INCLUDE_REFIT in config._flags
+        return json.dumps({**self._stored, "refittable": stays}).encode()
 
     def get_tensor_name(self, number: int) -> str:
         return list(self._tensors)[number]
 
     def get_tensor_dtype(self, name: str) -> str:
-        return self._stored["types"].get(name, self._tensors[name][0])
+        return str(self._stored["types"].get(name, self._tensors[name].dtype))
 
     def get_tensor_location(self, name: str) -> TensorLocation:
         return TensorLocation.HOST if self._stored.get("host") == name else TensorLocation.DEVICE
 
     def get_tensor_mode(self, name: str) -> TensorIOMode:
-        return TensorIOMode.INPUT if name in INPUTS else TensorIOMode.OUTPUT
+        return TensorIOMode.INPUT if self._tensors[name] in self._net.inputs else TensorIOMode.OUTPUT
 
     def create_execution_context(self, how: Any) -> "IExecutionContext":
         assert how == ExecutionContextAllocationStrategy.USER_MANAGED
-        return IExecutionContext(self._gpu, self._stored)
+        return IExecutionContext(self._gpu, self._stored, self._net)
 
 
 class RtxEngine(ICudaEngine):
@@ -145,12 +158,13 @@ class RtxEngine(ICudaEngine):
         assert how.cuda_graph_strategy == CudaGraphStrategy.DISABLED
         self._gpu.did["compiled"] += not how._cache._kernels
         how._cache._kernels = b"kernels"
-        return RtxContext(self._gpu, self._stored)
+        return RtxContext(self._gpu, self._stored, self._net)
 
 
 class IExecutionContext:
-    def __init__(self, gpu: FakeCuda, stored: dict[str, Any]) -> None:
-        self._gpu, self._stored = gpu, stored
+    def __init__(self, gpu: FakeCuda, stored: dict[str, Any], net: Any) -> None:
+        self._gpu, self._stored, self._net = gpu, stored, net
+        self._tensors = {spec.name: spec for spec in (*net.inputs, *net.outputs)}
         self._profile: int | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._places: dict[str, int] = {}
@@ -168,14 +182,16 @@ class IExecutionContext:
         return len(shape) == len(least) and all(a <= n <= b for a, n, b in zip(least, shape, most, strict=True))
 
     def infer_shapes(self) -> list[str]:
-        return [name for name in INPUTS if name not in self._shapes]
+        return [spec.name for spec in self._net.inputs if spec.name not in self._shapes]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (-1,) if self._stored.get("dynamic") == name else self._shapes[name.removeprefix("out_")]
+        if self._stored.get("dynamic") == name:
+            return (-1,)
+        return self._shapes.get(name) or output_shape(self._tensors[name], self._net.inputs, self._shapes)
 
     def update_device_memory_size_for_shapes(self) -> int:
         assert not self.infer_shapes()
-        return SCRATCH * self._shapes["row"][0]
+        return SCRATCH * next(iter(self._shapes.values()))[0]
 
     def set_device_memory(self, place: int, size: int) -> None:
         assert place % 256 == 0
@@ -185,13 +201,13 @@ class IExecutionContext:
 
     def set_tensor_address(self, name: str, place: int) -> bool:
         assert place % 256 == 0
-        assert name in {**INPUTS, **OUTPUTS}
+        assert name in self._tensors
         self._places[name] = place
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream in self._gpu.streams
-        assert set(self._places) == {*INPUTS, *OUTPUTS}, "a tensor has no address"
+        assert set(self._places) == set(self._tensors), "a tensor has no address"
         assert self._memory[1], "no scratch memory"
         if self._stored.get("fails") or (self._stored.get("uncapturable") and self._gpu.capturing is not None):
             self._gpu.broken = True
@@ -203,12 +219,12 @@ class IExecutionContext:
 
     def _run(self, places: dict[str, int], memory: tuple[int, int]) -> None:
         assert self._gpu.holds(*memory), "the scratch memory has moved"
-        state, row, context, out_state, out_row = (
-            self._view(places[name], self.get_tensor_shape(name), dtype)
-            for name, (dtype, _) in (INPUTS | OUTPUTS).items()
-        )
-        out_state[...] = 2 * state + (row + context.astype(np.float32).sum(-1))[:, None, None, None]
-        out_row[...] = row + 1
+        views = {
+            name: self._view(places[name], self.get_tensor_shape(name), spec.dtype)
+            for name, spec in self._tensors.items()
+        }
+        for name, value in self._net.run({spec.name: views[spec.name] for spec in self._net.inputs}).items():
+            views[name][...] = value
         self._gpu.did["ran"] += 1
 
     def _view(self, place: int, shape: tuple[int, ...], dtype: str) -> Any:
@@ -235,7 +251,7 @@ def nptype(name: str) -> Any:
     return np.dtype(name).type
 
 
-ENUMS = (TensorLocation, TensorIOMode, ExecutionContextAllocationStrategy)
+ENUMS = (TensorLocation, TensorIOMode, ExecutionContextAllocationStrategy, SerializationFlag)
 RTX_ENUMS = (CudaGraphStrategy, DynamicShapesKernelSpecializationStrategy, EngineValidity, EngineInvalidityDiagnostics)
 CLASSES = {
     "ILogger": ILogger,
@@ -244,6 +260,10 @@ CLASSES = {
     "IExecutionContext": RtxContext,
     "IRuntimeConfig": IRuntimeConfig,
     "IRuntimeCache": IRuntimeCache,
+    "ISerializationConfig": ISerializationConfig,
+    "OnnxParserRefitter": OnnxParserRefitter,
+    "Refitter": Refitter,
+    "Weights": Weights,
 }
 
 
@@ -252,6 +272,7 @@ def library(gpu: FakeCuda, backend: str) -> Any:
     rtx = backend == "tensorrt-rtx"
     made = SimpleNamespace(__version__=VERSION, ILogger=ILogger, nptype=nptype)
     made.Runtime = type("Runtime", (RtxRuntime if rtx else Runtime,), {"_gpu": gpu})
+    made.Refitter, made.OnnxParserRefitter = Refitter, OnnxParserRefitter
     for kind in (*ENUMS, *(RTX_ENUMS if rtx else ())):
         setattr(made, kind.__name__, kind)
     return made

@@ -1,8 +1,10 @@
 """The command line, run in this process."""
 
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -31,17 +33,32 @@ class Ran:
 Command = Callable[..., Ran]
 
 
+def command(*words: object) -> object:
+    """Run it in this process; how it ended."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["ldmrt", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            main()
+    return left.value.code or 0
+
+
+@pytest.fixture(scope="session")
+def certified(bundle: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with its certificate. Do not write into it."""
+    copy = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("certified") / "bundle"))
+    assert command("export", checkpoint, copy) == 0
+    return copy
+
+
 @pytest.fixture
 def ldmrt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Call it with a command line's words."""
 
     def run(*words: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["ldmrt", *map(str, words)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
+        code = command(*words)
         said = capsys.readouterr()
-        return Ran(left.value.code or 0, said.out, said.err)
+        return Ran(code, said.out, said.err)
 
     monkeypatch.setenv("COLUMNS", "200")  # rich wraps its tables to it
     return run

@@ -1,7 +1,6 @@
 """`ldmrt build`, `ldmrt plan` and `ldmrt engines`: what they print, and what they refuse in one line."""
 
 import shutil
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,16 +19,6 @@ RTX = pytest.mark.skipif(
 )
 pytestmark = pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")  # of Polygraphy
 ALL = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
-
-
-@pytest.fixture(scope="module")
-def certified(bundle: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with its certificate. Do not write into it."""
-    copy = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("certified") / "bundle"))
-    export = [sys.executable, "-m", "ldmrt.tools.cli", "export", str(checkpoint), str(copy)]
-    ran = subprocess.run(export, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    return copy
 
 
 @pytest.fixture

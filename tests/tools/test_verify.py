@@ -26,18 +26,6 @@ main()
 """
 
 
-@pytest.fixture(scope="module")
-def certified(bundle: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with its certificate. Do not write into it."""
-    copy = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("certified") / "bundle"))
-    ran = subprocess.run(
-        [sys.executable, "-m", "ldmrt.tools.cli", "export", str(checkpoint), str(copy)], capture_output=True, text=True
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stderr.count("reused") == 4  # and the certificate was made all the same
-    return copy
-
-
 @pytest.fixture
 def copy(checkpoint: Path, tmp_path: Path) -> Path:
     """A checkpoint to write into."""
