@@ -20,12 +20,21 @@ if TYPE_CHECKING:
 _ROUNDING = 1e-15  # of a row's largest weight: what float64 leaves of a term that cancels
 
 
+@dataclass(frozen=True)
+class Wire:
+    """Where a sum comes from, every `step`-th slot from first to last, and where it goes."""
+
+    first: int
+    last: int
+    step: int
+    slot: int
+
+
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """A new latent: the weighted sum of every `step`-th slot from first to last."""
+    """A new latent: slots weighted and added up."""
 
-    slot: int
-    inputs: slice
+    wire: Wire
     weights: dict[Any, NDArray[Any]]  # by dtype
 
 
@@ -63,7 +72,7 @@ def lay_out(plan: "Plan") -> tuple[list[Move], int]:
             new.append(weights)
         moves.append(Move(x, m, z, x0, sums))
         (x,), *saved = new
-    return moves, 1 + max(max(move.m, *(one.slot for one in move.sums)) for move in moves)
+    return moves, 1 + max(max(move.m, *(one.wire.slot for one in move.sums)) for move in moves)
 
 
 def _sum(slot: int, weights: dict[int, float]) -> Sum:
@@ -72,7 +81,7 @@ def _sum(slot: int, weights: dict[int, float]) -> Sum:
     step = int(np.gcd.reduce(np.diff(slots)))
     dense = [weights.get(one, 0.0) for one in range(slots[0], slots[-1] + 1, step)]
     dtypes = map(np.dtype, (np.float32, np.float64))
-    return Sum(slot, slice(slots[0], slots[-1] + 1, step), {dtype: np.array(dense, dtype) for dtype in dtypes})
+    return Sum(Wire(slots[0], slots[-1], step, slot), {dtype: np.array(dense, dtype) for dtype in dtypes})
 
 
 class Registers:
@@ -82,7 +91,12 @@ class Registers:
         """`x` are the first latents, (B, C, h, w), of float32 or float64."""
         self._plan, (self._moves, slots) = plan, plan.layout
         self._slots = np.zeros((slots, *x.shape), np.float64 if x.dtype == np.float64 else np.float32)
-        self._flat = self._slots.reshape(slots, len(x), -1)
+        flat = self._slots.reshape(slots, len(x), -1)
+        # Looked up by each row, for there are few of them.
+        self._views = {
+            wire: (flat[wire.first : wire.last + 1 : wire.step].swapaxes(0, 1), flat[wire.slot])
+            for wire in {one.wire for move in self._moves for one in move.sums}
+        }
         self._slots[0] = x
         self.x = self._slots[0]
         self._row = -1
@@ -92,7 +106,7 @@ class Registers:
 
         They are a buffer that later rows write over.
         """
-        plan, move, slots, flat = self._plan, self._moves[row], self._slots, self._flat
+        plan, move, slots, views = self._plan, self._moves[row], self._slots, self._views
         self._row = row
         if plan.learned and m.shape[1] == 2 * slots.shape[2]:
             m, variance = np.split(m, 2, axis=1)
@@ -108,8 +122,9 @@ class Registers:
         if move.x0 is not None:
             slots[move.x0] = self.seen(row)
         for one in move.sums:  # a product for each picture: its bits do not hang on the others
-            np.matmul(one.weights[slots.dtype], flat[one.inputs].swapaxes(0, 1), out=flat[one.slot])
-        self.x = slots[move.sums[0].slot]
+            inputs, out = views[one.wire]
+            np.matmul(one.weights[slots.dtype], inputs, out=out)
+        self.x = slots[move.sums[0].wire.slot]
         return self.x
 
     def seen(self, row: int) -> "Latents":
