@@ -19,9 +19,8 @@ from ldmrt.model.checkpoint import write_json
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle import MANIFEST, SCHEMA, Bundle
 from ldmrt.runtime.files import sha256
-from ldmrt.runtime.specs import TensorSpec
 
-from .components import Component, components
+from .components import Component, Specs, components
 from .islands import Islands
 from .onnx import GRAPH, OPSET, to_onnx
 
@@ -116,18 +115,23 @@ def _old_manifest(path: Path) -> dict[str, Any]:
 
 
 def _row(component: Component, islands: Mapping[str, str]) -> dict[str, Any]:
+    beside = {name: _ends(*specs) for name, specs in component.graphs.items()}
     return {
         **({"islands": dict(islands)} if islands else {}),
         "precision": component.precision,
         "opset": OPSET,
         "graph": GRAPH,
         **fingerprint(component),
-        "inputs": _specs(component.inputs),
-        "outputs": _specs(component.outputs),
+        **_ends(component.inputs, component.outputs),
+        **({"graphs": beside} if beside else {}),
     }
 
 
-def _specs(specs: tuple[TensorSpec, ...]) -> list[Any]:
+def _ends(inputs: Specs, outputs: Specs) -> dict[str, Any]:
+    return {"inputs": _specs(inputs), "outputs": _specs(outputs)}
+
+
+def _specs(specs: Specs) -> list[Any]:
     return [[spec.name, spec.dtype, list(spec.shape)] for spec in specs]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.bundle import STEP
 from ldmrt.runtime.errors import first_line
 from ldmrt.runtime.specs import TensorSpec, split_symbol
 
@@ -63,8 +64,8 @@ def to_onnx(component: Component, folder: Path) -> Path:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
         raise LdmrtError(component.name, "the exported graph is not valid", found=first_line(error)) from None
-    if component.name == "unet":
-        fold(path)
+    if STEP in component.graphs:
+        fold(path, *component.graphs[STEP])
     return path
 
 

@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from .bundle import Bundle
+from .bundle import STEP, Bundle
 from .engines import Engines
 from .errors import LdmrtError
-from .folded import STEP
 from .turns import TOGETHER, Maker, Turns, Visitor, by_turns
 
 
@@ -17,7 +16,7 @@ class Settings:
 
     threads: int = 0  # 0 is one a core
     low_memory: bool = False  # one network in memory at a time
-    folded: bool | None = None  # a row in one call; None is where ONNX Runtime has a GPU
+    folded: bool | None = None  # a row in one call; None is where ONNX Runtime has a GPU, or an engine of it is there
 
 
 Makers = Mapping[str, Maker]  # by component
@@ -28,35 +27,29 @@ def _onnxruntime(bundle: Bundle, backend: str, settings: Settings) -> Makers:
 
     engine = partial(OrtEngine, backend=backend, threads=settings.threads, frugal=settings.low_memory)
     makers: dict[str, Maker] = {
-        name: partial(engine, name, bundle.model(name), spin=name.startswith(TOGETHER)) for name in bundle.components
+        name: partial(engine, name, bundle.model(name), spin=bundle.home(name).startswith(TOGETHER))
+        for name in bundle.graphs
     }
     if settings.folded is False or (settings.folded is None and backend != "onnxruntime-cuda"):
-        return makers  # on a CPU a call a row saves nothing
-    if bundle.step is None or not bundle.manifest:
-        if settings.folded:
-            hint = "ldmrt export CHECKPOINT BUNDLE"
-            raise LdmrtError("unet", f"{bundle.path} has no folded step", hint=hint)
-        return makers
-    # The U-Net itself is then opened for requests that cannot be folded.
-    makers["unet"] = partial(Visitor, "unet", makers["unet"], Turns(), bundle.specs("unet"))
-    return {**makers, STEP: partial(engine, "unet", bundle.step)}
+        makers.pop(STEP, None)  # on a CPU a call a row saves nothing
+    if STEP in makers:  # the U-Net itself is then opened for requests that cannot be folded
+        makers["unet"] = partial(Visitor, "unet", makers["unet"], Turns(), bundle.specs("unet"))
+    return makers
 
 
 def _tensorrt(bundle: Bundle, backend: str, settings: Settings) -> Makers:
-    if settings.folded:
-        hint = "--backend onnxruntime-cuda"
-        raise LdmrtError("backend", f"no engines of the folded step are built for {backend}", hint=hint)
-    from .engine_trt import TrtEngine
+    from .engine_trt import TrtEngine, folds
     from .trt import Session
 
     session = Session(backend)
-    return {name: partial(TrtEngine, name, bundle, session) for name in bundle.components}
+    steps = (STEP,) if folds(bundle, session, settings.folded) else ()
+    return {name: partial(TrtEngine, name, bundle, session) for name in (*bundle.components, *steps)}
 
 
 def _auto(bundle: Bundle, backend: str, settings: Settings) -> Makers:
     from .engine_auto import makers
 
-    return makers(bundle, _onnxruntime(bundle, "onnxruntime", settings))
+    return makers(bundle, _onnxruntime(bundle, "onnxruntime", settings), settings.folded)
 
 
 BACKENDS: Mapping[str, Callable[[Bundle, str, Settings], Makers]] = {
@@ -79,7 +72,11 @@ def open_engines(bundle: Bundle, backend: str, settings: Settings = Settings()) 
     this machine's GPU, and ONNX Runtime where none fits.
     """
     check_name(backend)
+    if settings.folded and STEP not in bundle.graphs:
+        hint = "ldmrt export CHECKPOINT BUNDLE"
+        raise LdmrtError("unet", f"{bundle.path} has no folded step", hint=hint)
     makers = BACKENDS[backend](bundle, backend, settings)
     if settings.low_memory:
-        makers = by_turns(makers, {name: bundle.specs(name) for name in bundle.manifest.get("components", {})})
+        known = bundle.manifest.get("components", {})
+        makers = by_turns(makers, {name: bundle.specs(name) for name in bundle.graphs if bundle.home(name) in known})
     return Engines(makers)

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .bundle import Bundle
+from .bundle import STEP, Bundle
 from .errors import LdmrtError
 from .files import sha256, write_atomically
+from .room import steps_of
 from .specs import sizes_of
 
 FOLDER, PLAN, SIDECAR = "engines", "engine.plan", "engine.json"
@@ -93,13 +94,14 @@ class Recipe:
             said.append(f"{BACKENDS[self.backend]} -> {BACKENDS[new.backend]} {new.version}")
         elif self.version != new.version:
             said.append(f"{BACKENDS[self.backend]} {self.version} -> {new.version}")
-        files = {"model.onnx": self.graph != new.graph, "weights": self.weights != new.weights}
+        files = {"graph": self.graph != new.graph, "weights": self.weights != new.weights}
         said += [f"its {what} changed" for what, is_so in files.items() if is_so]
         for name in ("precision", "target"):
             if getattr(self, name) != getattr(new, name):
                 said.append(f"{name} {getattr(self, name)} -> {getattr(new, name)}")
         if self.profile != new.profile:
-            said.append(f"profile {described(self.profile)} -> {described(new.profile)}")
+            here, there = (_unlike(*pair) for pair in ((self.profile, new.profile), (new.profile, self.profile)))
+            said.append(f"profile {described(here)} -> {described(there)}")
         if self.flags != new.flags:
             said.append(f"flags {', '.join(self.flags) or 'none'} -> {', '.join(new.flags) or 'none'}")
         return said
@@ -108,6 +110,14 @@ class Recipe:
 def described(profile: tuple[Bucket, ...]) -> str:
     """A profile in a few characters: the largest input of each bucket."""
     return ", ".join(str(max(bucket.values(), key=lambda one: len(one.max))) for bucket in profile)
+
+
+def _unlike(profile: tuple[Bucket, ...], other: tuple[Bucket, ...]) -> tuple[Bucket, ...]:
+    """A profile's buckets, with those inputs alone that another profile has otherwise, where it is as long."""
+    if len(profile) != len(other):
+        return profile
+    names = {name for one, two in zip(profile, other, strict=True) for name in one if one[name] != two.get(name)}
+    return tuple({name: one[name] for name in one if name in names} for one in profile)
 
 
 @dataclass(frozen=True)
@@ -237,10 +247,10 @@ def find(bundle: Bundle, component: str, *, backend: str, version: str, gpu: str
         faults = {
             f"was made for {recipe.target}, not for {gpu}": not runs_on(recipe, gpu),
             f"was made by {BACKENDS[backend]} {recipe.version}, not {version}": recipe.version != version,
-            "was made of another model.onnx": recipe.graph != graph,
+            "was made of another graph": recipe.graph != graph,
             "was made of other weights": recipe.weights != weights,
             f"was made in {recipe.precision}": recipe.precision != bundle.precision(component),
-            f"takes {described(recipe.profile)}, not {_shown(shapes)}": one.bucket(shapes) is None,
+            _misfit(recipe.profile, shapes): one.bucket(shapes) is None,
         }
         found = [(place, fault) for place, (fault, is_so) in enumerate(faults.items()) if is_so]
         if found:
@@ -282,9 +292,17 @@ def mend(bundle: Bundle, component: str, backend: str, gpu: str, shapes: Shapes)
     elif component.startswith(("unet", "controlnet")):
         guided = rows % 2 == 0 and not guided_inside(bundle)
         command += f" --batch {rows // 2}" if guided else f" --batch {rows} --guidance off"
+    elif component == STEP:
+        command += f" --batch {rows}" + (" --guidance off" if sizes.get("calls") == rows else "")
+        command += f" --folded --steps {steps_of(sizes.get('rows', 1))}"
     return command
 
 
-def _shown(shapes: Shapes) -> str:
-    longest: Shape = max(shapes.values(), key=lambda one: len(one), default=())
-    return "x".join(map(str, longest)) or "nothing"
+def _misfit(profile: tuple[Bucket, ...], shapes: Shapes) -> str:
+    """What a profile takes of the largest input that none of its buckets holds, and what it is given."""
+    buckets = [{name: one for name, one in b.items() if not one.holds(tuple(shapes.get(name, ())))} for b in profile]
+    unfit = set(buckets[0]).intersection(*buckets[1:]) or set(profile[0])
+    name = max((name for name in profile[0] if name in unfit), key=lambda one: len(profile[0][one].max))
+    given = "x".join(map(str, shapes.get(name, ()))) or "nothing"
+    taken = described(tuple({name: bucket[name]} for bucket in profile))
+    return f"takes {taken}, not {given} as {name}"

@@ -1,6 +1,6 @@
 """ONNX Runtime as an engine."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -97,14 +97,16 @@ class OrtEngine:
             raise LdmrtError(self.component, "ONNX Runtime failed", found=first_line(error)) from None
         return dict(zip(self._names, results, strict=True))
 
-    def bind(self, shapes: Mapping[str, tuple[int, ...]], feedback: Mapping[str, str]) -> "OrtBinding":
+    def bind(
+        self, shapes: Mapping[str, tuple[int, ...]], feedback: Mapping[str, str], most: Collection[str] = ()
+    ) -> "OrtBinding":
         """Make ready for calls whose inputs and outputs stay where the session computes. `feedback` names outputs that
-        the next launch takes as inputs.
+        the next launch takes as inputs. It binds these very shapes, no more of what is named in `most`: any will do.
         """
         missing = [spec.name for spec in self.inputs if spec.name not in shapes]
         if missing:
             raise LdmrtError(self.component, f"no input {missing[0]}", expected=", ".join(map(str, self.inputs)))
-        return OrtBinding(self.component, self._session, self._device, self.inputs, self._names, feedback)
+        return OrtBinding(self.component, self._session, self._device, self.inputs, self._names, shapes, feedback)
 
     def close(self) -> None:
         """Free the session."""
@@ -116,8 +118,10 @@ class OrtBinding:
 
     def __init__(
         self, component: str, session: Any, device: str, inputs: tuple[TensorSpec, ...], outputs: list[str],
-        feedback: Mapping[str, str],
+        shapes: Mapping[str, tuple[int, ...]], feedback: Mapping[str, str],
     ) -> None:  # fmt: skip
+        self.shapes = shapes
+        self.owner: object = None
         self._component, self._session, self._device = component, session, device
         self._dtypes = {spec.name: spec.dtype for spec in inputs}
         self._outputs, self._feedback = outputs, feedback

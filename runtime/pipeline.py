@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import Settings, check_name, open_engines
-from .bundle import Bundle, Shape
+from .bundle import STEP, Bundle, Shape
 from .certificate import Certificate
 from .conditions import encode, guidance_embedding, time_ids
 from .control import open_controls
 from .decode import Decoding, decode
 from .engines import Engines
 from .errors import LdmrtError, LdmrtWarning
-from .folded import STEP, Bindable, Folded, foldable
+from .folded import Bindable, Folded, foldable
 from .guidance import Guidance, classifier_free, guided_rows, positive_half
 from .noise import noise
 from .request import Request
@@ -129,7 +129,8 @@ class Pipeline:
         folded = None
         if STEP in self.engines and foldable(plan, request, guidance) and start.blend is None:
             beside = {} if start.beside is None else {"beside": start.beside[guidance.idx]}
-            folded = Folded(cast(Bindable, self.engines[STEP]), guidance, {**words, **beside})
+            step = Folded(cast(Bindable, self.engines[STEP]), guidance, {**words, **beside})
+            folded = step if step.ready(plan, x.shape) else None
         return Task(plan, x, model, fresh, start.init, start.blend, folded)
 
     def plan(self, request: Request) -> Plan:
@@ -203,7 +204,8 @@ def open_pipeline(
     `tile` and `on_overflow` are those of `Decoding`. With `low_memory` the networks take turns in
     memory, which costs opening them anew for every request, and pictures above 768 pixels are decoded in tiles.
     `threads` are those of the CPU, 0 one a core. `folded` runs a row in one call where a request allows it, so that
-    latents stay where the U-Net runs; left out, it is so with onnxruntime-cuda.
+    latents stay where the U-Net runs; left out, it is so with onnxruntime-cuda, and where `ldmrt build --folded` has
+    made an engine of it for this GPU.
     """
     check_name(backend)
     decoding = Decoding(tile, on_overflow, low_memory)

@@ -11,12 +11,11 @@ import pytest
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 from ldmrt.runtime import open as open_bundle
 from ldmrt.runtime.backends import BACKENDS, Settings, open_engines
-from ldmrt.runtime.bundle import Bundle
+from ldmrt.runtime.bundle import STEP, Bundle
 from ldmrt.runtime.engine_auto import AutoEngine, sessions
 from ldmrt.runtime.engine_files import FOLDER, Range, Recipe, model_digests, write
 from ldmrt.runtime.engine_ort import OrtEngine
 from ldmrt.runtime.engine_trt import TrtEngine
-from ldmrt.runtime.folded import STEP
 from ldmrt.runtime.specs import TensorSpec
 
 from . import fake_tensorrt
@@ -107,7 +106,9 @@ def test_auto_falls_back_and_says_so(built: Bundle, gpu: FakeCuda) -> None:
     engine, ort = open_engines(built, "auto")["unet"], OrtEngine("unet", built.model("unet"))
     assert isinstance(engine, AutoEngine)
     larger = {**ARRAYS, "sample": np.ones((2, 4, 16, 16), np.float32)}
-    with pytest.warns(LdmrtWarning, match=r"takes 2x4x8x8, not 2x4x16x16; it runs on ONNX .* next: ldmrt .*32x32"):
+    with pytest.warns(
+        LdmrtWarning, match=r"takes 2x4x8x8, not 2x4x16x16 as sample; it runs on ONNX .* next: ldmrt .*32x32"
+    ):
         found = engine(**larger)
     np.testing.assert_array_equal(found["out_sample"], ort(**larger)["out_sample"])
     with pytest.warns(LdmrtWarning, match="cannot be loaded; it runs on ONNX Runtime"):
