@@ -1,26 +1,67 @@
 """TensorRT's Python API over `FakeCuda`, for one small network: out_state = 2 state + row + context's sum, out_row =
-row + 1. It has what the runtime uses and no more, and insists on the order that the real one wants.
+row + 1; or for an ONNX file, which ONNX Runtime computes. It has what the runtime uses and no more, and insists on the
+order that the real one wants.
 """
 
 import enum
 import json
+from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from ldmrt.runtime.engine_ort import OrtEngine
+
 from .fake_cuda import FakeCuda
 
-INPUTS = {"state": ("float32", 4), "row": ("int64", 1), "context": ("float16", 2)}  # dtype, axes
-OUTPUTS = {"out_state": ("float32", 4), "out_row": ("int64", 1)}
 SCRATCH = 1000  # bytes for each row of the batch
 VERSION = "1.2.3"
 
 
 def plan(profile: list[dict[str, Any]], **changes: Any) -> bytes:
-    """What `deserialize_cuda_engine` takes: the profile's ranges by input, least and most."""
+    """What `deserialize_cuda_engine` takes: the profile's ranges by input, least and most. `onnx` is the path of a file
+    to compute.
+    """
     buckets = [{name: [list(one.min), list(one.max)] for name, one in bucket.items()} for bucket in profile]
     return json.dumps({"profile": buckets, "types": {}, **changes}).encode()
+
+
+class Small:
+    """The small network: dtypes of its tensors, the shapes that follow from others, and what it computes."""
+
+    def __init__(self) -> None:
+        self.inputs = {"state": "float32", "row": "int64", "context": "float16"}
+        self.outputs = {"out_state": "float32", "out_row": "int64"}
+
+    def made(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        return {name: shapes[name.removeprefix("out_")] for name in self.outputs}
+
+    def __call__(self, state: Any, row: Any, context: Any) -> dict[str, Any]:
+        added = (row + context.astype(np.float32).sum(-1))[:, None, None, None]
+        return {"out_state": 2 * state + added, "out_row": row + 1}
+
+
+class Onnx:
+    """The same of an ONNX file."""
+
+    def __init__(self, path: str) -> None:
+        self._engine = OrtEngine(path, Path(path))
+        self.inputs = {one.name: one.dtype for one in self._engine.inputs}
+        self.outputs = {one.name: one.dtype for one in self._engine.outputs}
+
+    def made(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        answer = self(**{name: np.zeros(shapes[name], dtype) for name, dtype in self.inputs.items()})
+        return {name: one.shape for name, one in answer.items()}
+
+    def __call__(self, **arrays: Any) -> dict[str, Any]:
+        return self._engine(**arrays)
+
+
+@cache
+def network(path: str | None) -> Any:
+    return Small() if path is None else Onnx(path)
 
 
 class TensorLocation(enum.IntEnum):
@@ -115,7 +156,8 @@ class IRuntimeConfig:
 class ICudaEngine:
     def __init__(self, gpu: FakeCuda, stored: dict[str, Any]) -> None:
         self._gpu, self._stored = gpu, stored
-        self._tensors = {**INPUTS, **OUTPUTS}
+        self._network = network(stored.get("onnx"))
+        self._tensors = {**self._network.inputs, **self._network.outputs}
         self.num_io_tensors = len(self._tensors)
         gpu.did["deserialised"] += 1
 
@@ -123,13 +165,13 @@ class ICudaEngine:
         return list(self._tensors)[number]
 
     def get_tensor_dtype(self, name: str) -> str:
-        return self._stored["types"].get(name, self._tensors[name][0])
+        return self._stored["types"].get(name, self._tensors[name])
 
     def get_tensor_location(self, name: str) -> TensorLocation:
         return TensorLocation.HOST if self._stored.get("host") == name else TensorLocation.DEVICE
 
     def get_tensor_mode(self, name: str) -> TensorIOMode:
-        return TensorIOMode.INPUT if name in INPUTS else TensorIOMode.OUTPUT
+        return TensorIOMode.INPUT if name in self._network.inputs else TensorIOMode.OUTPUT
 
     def create_execution_context(self, how: Any) -> "IExecutionContext":
         assert how == ExecutionContextAllocationStrategy.USER_MANAGED
@@ -151,6 +193,8 @@ class RtxEngine(ICudaEngine):
 class IExecutionContext:
     def __init__(self, gpu: FakeCuda, stored: dict[str, Any]) -> None:
         self._gpu, self._stored = gpu, stored
+        self._network = network(stored.get("onnx"))
+        self._made: dict[str, tuple[int, ...]] = {}
         self._profile: int | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._places: dict[str, int] = {}
@@ -165,17 +209,21 @@ class IExecutionContext:
         assert self._profile is not None, "no profile yet"
         least, most = self._stored["profile"][self._profile][name]
         self._shapes[name] = shape
+        self._made.clear()
         return len(shape) == len(least) and all(a <= n <= b for a, n, b in zip(least, shape, most, strict=True))
 
     def infer_shapes(self) -> list[str]:
-        return [name for name in INPUTS if name not in self._shapes]
+        return [name for name in self._network.inputs if name not in self._shapes]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (-1,) if self._stored.get("dynamic") == name else self._shapes[name.removeprefix("out_")]
+        if self._stored.get("dynamic") == name:
+            return (-1,)
+        self._made = self._made or self._network.made(self._shapes)
+        return {**self._shapes, **self._made}[name]
 
     def update_device_memory_size_for_shapes(self) -> int:
         assert not self.infer_shapes()
-        return SCRATCH * self._shapes["row"][0]
+        return SCRATCH * self._shapes[next(iter(self._network.inputs))][0]
 
     def set_device_memory(self, place: int, size: int) -> None:
         assert place % 256 == 0
@@ -185,13 +233,13 @@ class IExecutionContext:
 
     def set_tensor_address(self, name: str, place: int) -> bool:
         assert place % 256 == 0
-        assert name in {**INPUTS, **OUTPUTS}
+        assert name in {**self._network.inputs, **self._network.outputs}
         self._places[name] = place
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream in self._gpu.streams
-        assert set(self._places) == {*INPUTS, *OUTPUTS}, "a tensor has no address"
+        assert set(self._places) == {*self._network.inputs, *self._network.outputs}, "a tensor has no address"
         assert self._memory[1], "no scratch memory"
         if self._stored.get("fails") or (self._stored.get("uncapturable") and self._gpu.capturing is not None):
             self._gpu.broken = True
@@ -203,15 +251,14 @@ class IExecutionContext:
 
     def _run(self, places: dict[str, int], memory: tuple[int, int]) -> None:
         assert self._gpu.holds(*memory), "the scratch memory has moved"
-        state, row, context, out_state, out_row = (
-            self._view(places[name], self.get_tensor_shape(name), dtype)
-            for name, (dtype, _) in (INPUTS | OUTPUTS).items()
-        )
-        out_state[...] = 2 * state + (row + context.astype(np.float32).sum(-1))[:, None, None, None]
-        out_row[...] = row + 1
+        inputs = {name: self._view(places, name, dtype).copy() for name, dtype in self._network.inputs.items()}
+        answer = self._network(**inputs)
+        for name, dtype in self._network.outputs.items():
+            self._view(places, name, dtype)[...] = answer[name]
         self._gpu.did["ran"] += 1
 
-    def _view(self, place: int, shape: tuple[int, ...], dtype: str) -> Any:
+    def _view(self, places: dict[str, int], name: str, dtype: str) -> Any:
+        place, shape = places[name], self.get_tensor_shape(name)
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         assert self._gpu.holds(place, size)
         start, held = next(one for one in self._gpu.device.items() if one[0] <= place < one[0] + len(one[1]))

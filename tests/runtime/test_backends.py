@@ -147,15 +147,27 @@ def test_shapes_in_symbols_come_from_the_manifest(built: Bundle, gpu: FakeCuda) 
     assert inputs[0] == TensorSpec("sample", "float32", ("batch", 4, "height/2", "width/2"))
 
 
-def test_folded_step_of_tensorrt_is_refused(bundle: Path) -> None:
-    with pytest.raises(LdmrtError, match="no engines of the folded step are built for tensorrt"):
-        open_engines(Bundle.open(bundle, check=False), "tensorrt", Settings(folded=True))
+@pytest.mark.parametrize("backend", ["auto", "onnxruntime", "tensorrt-rtx"])
+def test_a_bundle_without_a_folded_step_is_refused(built: Bundle, gpu: FakeCuda, backend: str) -> None:
+    built.model(STEP).unlink()
+    with pytest.raises(LdmrtError, match=r"unet: .* has no folded step\n  try: ldmrt export"):
+        open_engines(built, backend, Settings(folded=True))
 
 
-@pytest.mark.usefixtures("gpu")
-def test_folded_step_runs_on_onnx_runtime_beside_engines(built: Bundle) -> None:
-    """And what cannot be folded takes the engines that are there."""
-    engines = open_engines(built, "auto", Settings(folded=True))
-    assert isinstance(engines["unet"], AutoEngine)
-    assert isinstance(engines[STEP], OrtEngine)
+@pytest.mark.parametrize(
+    ("backend", "folded", "there"),
+    [("auto", None, False), ("auto", True, True), ("tensorrt-rtx", None, False), ("tensorrt-rtx", True, True)],
+)
+def test_the_folded_step_is_an_engine_where_engines_run(
+    built: Bundle, gpu: FakeCuda, backend: str, folded: bool | None, there: bool
+) -> None:
+    """Without one it is asked for only where the user asks, and ONNX Runtime does not step in: the loop does."""
+    engines = open_engines(built, backend, Settings(folded=folded))
+    assert (STEP in engines) == there
+    if there:
+        assert not isinstance(engines[STEP], OrtEngine)
+        with pytest.raises(
+            LdmrtError, match=r"step: no engine for .* on sm89\n  try: ldmrt build .* --folded --steps 50"
+        ):
+            engines[STEP].bind({}, {})  # type: ignore[attr-defined]
     engines.close()
