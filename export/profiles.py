@@ -7,7 +7,8 @@ from itertools import product
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle import STEP, Bundle
-from ldmrt.runtime.engine_files import Bucket, Range, Recipe, guided_inside, model_digests
+from ldmrt.runtime.engine_files import Bucket, Range, Recipe, model_digests
+from ldmrt.runtime.mend import guided_inside
 from ldmrt.runtime.room import most_rows
 from ldmrt.runtime.specs import TensorSpec, shape_of, split_symbol
 

@@ -8,10 +8,11 @@ from functools import partial
 from numpy.typing import NDArray
 
 from .bundle import STEP, Bundle
-from .engine_files import BACKENDS, EngineFile, Shapes, engines, runs_on
+from .engine_files import EngineFile, engines, runs_on
 from .engine_trt import TrtEngine, folds
 from .errors import LdmrtError, LdmrtWarning
-from .specs import Engine, conform
+from .specs import Engine, Shapes, conform
+from .targets import BACKENDS
 from .trt import Session
 from .trt_binding import Binding
 

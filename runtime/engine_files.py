@@ -11,23 +11,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .bundle import STEP, Bundle
+from .bundle import Bundle
 from .errors import LdmrtError
 from .files import sha256, write_atomically
-from .room import steps_of
-from .specs import sizes_of
+from .mend import mend
+from .specs import Shape, Shapes
+from .targets import BACKENDS, PORTABLE, RTX_PORTABLE
 
 FOLDER, PLAN, SIDECAR = "engines", "engine.plan", "engine.json"
 SCHEMA = 1
 CHANGED = f"{PLAN} was changed"
-BACKENDS = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
-PORTABLE = "portable"
-# What TensorRT-RTX compiles a portable engine for. Its targets end at consumer cards: Hopper and the like are none.
-RTX_PORTABLE = ("sm80", "sm86", "sm89", "sm120", "sm121")
-RTX_TARGETS = ("sm75", *RTX_PORTABLE)
-
-Shape = tuple[int, ...]
-Shapes = Mapping[str, Shape]
 
 
 @dataclass(frozen=True)
@@ -266,36 +259,6 @@ def find(bundle: Bundle, component: str, *, backend: str, version: str, gpu: str
     if broken:
         raise LdmrtError(component, f"{broken[0].where} {broken[0].problem}", hint=hint)
     raise LdmrtError(component, f"no engine for {BACKENDS[backend]} {version} on {gpu}", hint=hint)
-
-
-def guided_inside(bundle: Bundle) -> bool:
-    """Does the U-Net take guidance as an input? Then it runs one row for a picture."""
-    return any(spec.name == "timestep_cond" for spec in bundle.specs("unet")[0])
-
-
-def mend(bundle: Bundle, component: str, backend: str, gpu: str, shapes: Shapes) -> str:
-    """The command that builds what is missing."""
-    if backend == "tensorrt-rtx" and gpu not in (PORTABLE, *RTX_TARGETS):
-        backend = "tensorrt"
-    command = f"ldmrt build {bundle.path} --backend {backend} --target {gpu}"
-    if not bundle.manifest:
-        return command
-    sizes: dict[str, int] = {}
-    for spec in bundle.specs(component)[0]:
-        if len(shape := tuple(shapes.get(spec.name, ()))) == len(spec.shape):
-            sizes |= sizes_of(spec, shape)
-    if "width" in sizes and "height" in sizes:
-        command += f" --sizes {sizes['width']}x{sizes['height']}"
-    rows = sizes.get("batch", 1)
-    if component.startswith("text_encoder"):  # of two prompts a picture
-        command += f" --batch {(rows + 1) // 2}"
-    elif component.startswith(("unet", "controlnet")):
-        guided = rows % 2 == 0 and not guided_inside(bundle)
-        command += f" --batch {rows // 2}" if guided else f" --batch {rows} --guidance off"
-    elif component == STEP:
-        command += f" --batch {rows}" + (" --guidance off" if sizes.get("calls") == rows else "")
-        command += f" --folded --steps {steps_of(sizes.get('rows', 1))}"
-    return command
 
 
 def _misfit(profile: tuple[Bucket, ...], shapes: Shapes) -> str:

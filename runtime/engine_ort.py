@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LdmrtError, first_line
-from .specs import TensorSpec, conform
+from .specs import Shapes, TensorSpec, conform
 
 DTYPES = {
     "tensor(float)": "float32",
@@ -97,9 +97,7 @@ class OrtEngine:
             raise LdmrtError(self.component, "ONNX Runtime failed", found=first_line(error)) from None
         return dict(zip(self._names, results, strict=True))
 
-    def bind(
-        self, shapes: Mapping[str, tuple[int, ...]], feedback: Mapping[str, str], most: Collection[str] = ()
-    ) -> "OrtBinding":
+    def bind(self, shapes: Shapes, feedback: Mapping[str, str], most: Collection[str] = ()) -> "OrtBinding":
         """Make ready for calls whose inputs and outputs stay where the session computes. `feedback` names outputs that
         the next launch takes as inputs. It binds these very shapes, no more of what is named in `most`: any will do.
         """
@@ -118,7 +116,7 @@ class OrtBinding:
 
     def __init__(
         self, component: str, session: Any, device: str, inputs: tuple[TensorSpec, ...], outputs: list[str],
-        shapes: Mapping[str, tuple[int, ...]], feedback: Mapping[str, str],
+        shapes: Shapes, feedback: Mapping[str, str],
     ) -> None:  # fmt: skip
         self.shapes = shapes
         self.owner: object = None

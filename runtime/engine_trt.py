@@ -10,9 +10,9 @@ from pathlib import Path
 from numpy.typing import NDArray
 
 from .bundle import STEP, Bundle
-from .engine_files import EngineFile, Shape, Shapes, engines, find, runs_on
+from .engine_files import EngineFile, engines, find, runs_on
 from .errors import LdmrtError
-from .specs import conform
+from .specs import Shape, Shapes, conform
 from .trt import Session
 from .trt_binding import Binding
 from .trt_plan import LoadedPlan

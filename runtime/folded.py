@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from .errors import LdmrtError, LdmrtWarning
 from .guidance import Guidance
 from .request import Request
-from .room import SPARE, Room, Shape
+from .room import SPARE, Room
 from .sampler import Latents, Noise, Plan, State
+from .specs import Shape, Shapes
 
 FEEDBACK = {"new_state": "state", "new_row": "row"}
 
@@ -24,7 +25,7 @@ FEEDBACK = {"new_state": "state", "new_row": "row"}
 class Binding(Protocol):
     """An engine's inputs and outputs of one set of shapes, kept where it runs."""
 
-    shapes: Mapping[str, Shape]  # of the inputs
+    shapes: Shapes  # of the inputs
     owner: object  # who has uploaded last
 
     def upload(self, **arrays: NDArray[Any]) -> None: ...
@@ -37,7 +38,7 @@ class Binding(Protocol):
 class Bindable(Protocol):
     """An engine whose outputs can be fed back as inputs. Of the dimensions named in `most` it may bind more."""
 
-    def bind(self, shapes: Mapping[str, Shape], feedback: Mapping[str, str], most: Collection[str] = ()) -> Binding: ...
+    def bind(self, shapes: Shapes, feedback: Mapping[str, str], most: Collection[str] = ()) -> Binding: ...
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,14 @@
 """How much of a sampler the folded step's inputs hold: an engine that was built for many rows runs plans of few."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 
 from .sampler import Plan
+from .specs import Shape, Shapes
 
 STEPS = 50  # that an engine takes, of any sampler, where nobody says how many
 SPARE = ("rows", "saved", "terms")  # of these dimensions an engine may be bound for more than a plan needs
-
-Shape = tuple[int, ...]
 
 
 def most_rows(steps: int) -> int:
@@ -39,7 +38,7 @@ class Room:
         return cls(rows, saved, rows if any(map(_drawing, plans)) else 1)
 
     @classmethod
-    def read(cls, shapes: Mapping[str, Shape]) -> "Room":
+    def read(cls, shapes: Shapes) -> "Room":
         """The inverse of `shapes`."""
         return cls(shapes["table"][1], shapes["table"][2], shapes["noise"][1])
 

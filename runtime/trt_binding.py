@@ -7,8 +7,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from .buffers import lay_out
-from .engine_files import Shapes
 from .errors import LdmrtError
+from .specs import Shapes
 from .trt import must
 from .trt_plan import LoadedPlan
 

@@ -96,8 +96,8 @@ def build(
 def prove(bundle: "Bundle", backend: str) -> None:
     """Hold what was built to what the checkpoint computed; where it cannot run, the ONNX files that it was made of."""
     from ldmrt.runtime import LdmrtError
-    from ldmrt.runtime.engine_files import BACKENDS
     from ldmrt.runtime.engine_ort import available
+    from ldmrt.runtime.targets import BACKENDS
 
     from .progress import console
     from .verify import replay

@@ -9,7 +9,8 @@ import pytest
 from ldmrt.export.profiles import Dim, Wanted, profile, recipes, rows
 from ldmrt.runtime import Bundle, LdmrtError
 from ldmrt.runtime.bundle import STEP
-from ldmrt.runtime.engine_files import Range, mend
+from ldmrt.runtime.engine_files import Range
+from ldmrt.runtime.mend import mend
 from ldmrt.runtime.room import STEPS
 from ldmrt.runtime.specs import TensorSpec, shape_of
 

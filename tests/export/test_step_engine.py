@@ -19,6 +19,7 @@ from ldmrt.runtime import open as open_bundle
 from ldmrt.runtime.bundle import STEP, Bundle
 from ldmrt.runtime.engine_files import FOLDER, write
 from ldmrt.runtime.room import STEPS, Room, most_rows, steps_of
+from ldmrt.tools import gpu_rows
 
 from ..runtime import fake_tensorrt
 from ..runtime.fake_cuda import FakeCuda
@@ -217,6 +218,18 @@ def test_one_that_cannot_be_had_is_said(
         task = pipeline.prepare(**asked())
     assert off(task.last(), plain.prepare(**asked()).last()) < TOLERANCE
     pipeline.close()
+    assert gpu.leftovers == []
+
+
+@pytest.mark.usefixtures("quiet")
+def test_the_check_of_a_gpu_measures_it(built: Path, gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_rows, "engines", lambda *_, **__: 1.5)
+    monkeypatch.setattr(gpu_rows, "REPEATS", 1)
+    values = gpu_rows.folded(gpu_rows.Setting("tiny", "cuda", 3, built.parent), BACKEND)
+    assert values.pop("off") < TOLERANCE
+    assert values.pop("build_s") == 1.5
+    assert min(values.pop("rows_per_s"), values.pop("seconds")) > 0
+    assert values == {}
     assert gpu.leftovers == []
 
 
