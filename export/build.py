@@ -172,7 +172,7 @@ def prunable(bundle: Bundle, versions: dict[str, str]) -> list[tuple[Path, str]]
             found.append((bundle.path / FOLDER / one.where.removeprefix("engine "), one.problem))
             continue
         recipe = one.recipe
-        if recipe.component not in bundle.components:
+        if recipe.component not in bundle.graphs:
             found.append((one.folder, f"the bundle has no {recipe.component}"))
         elif (recipe.graph, recipe.weights) != model_digests(bundle, recipe.component):
             found.append((one.folder, f"{recipe.component} has changed"))

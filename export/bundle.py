@@ -19,9 +19,9 @@ from ldmrt.model.checkpoint import write_json
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle import CUT, MANIFEST, SCHEMA, Bundle
 from ldmrt.runtime.files import sha256
-from ldmrt.runtime.specs import TensorSpec
+from ldmrt.runtime.optimized import FOLDER as OPTIMIZED
 
-from .components import Component, components
+from .components import Component, Specs, components
 from .deep_cache import check_cut, cut
 from .islands import Islands
 from .onnx import GRAPH, OPSET, to_onnx
@@ -127,18 +127,23 @@ def _old_manifest(path: Path) -> dict[str, Any]:
 
 
 def _row(component: Component, islands: Mapping[str, str]) -> dict[str, Any]:
+    beside = {name: _ends(*specs) for name, specs in component.graphs.items()}
     return {
         **({"islands": dict(islands)} if islands else {}),
         "precision": component.precision,
         "opset": OPSET,
         "graph": GRAPH,
         **fingerprint(component),
-        "inputs": _specs(component.inputs),
-        "outputs": _specs(component.outputs),
+        **_ends(component.inputs, component.outputs),
+        **({"graphs": beside} if beside else {}),
     }
 
 
-def _specs(specs: tuple[TensorSpec, ...]) -> list[Any]:
+def _ends(inputs: Specs, outputs: Specs) -> dict[str, Any]:
+    return {"inputs": _specs(inputs), "outputs": _specs(outputs)}
+
+
+def _specs(specs: Specs) -> list[Any]:
     return [[spec.name, spec.dtype, list(spec.shape)] for spec in specs]
 
 
@@ -168,12 +173,16 @@ def _keep_certificate(old: dict[str, Any], path: Path, manifest: dict[str, Any],
 
 
 def _carry_over(old: Path, new: Path, made: set[str]) -> None:
-    """Keep what a user, or a build of engines, has put into the old bundle."""
+    """Keep what a user, or a build of engines, has put into the old bundle; ONNX Runtime's own forms are made anew."""
     for file in old.rglob("*") if old.is_dir() else ():
         name = file.relative_to(old)
-        if file.is_file() and name.as_posix() not in made and not (new / name).exists():
+        wanted = name.as_posix() not in made and name.parts[0] != OPTIMIZED and not (new / name).exists()
+        if file.is_file() and wanted:
             (new / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(file, new / name)
+            try:
+                os.link(file, new / name)  # engines are large, and the old bundle goes
+            except OSError:
+                shutil.copy2(file, new / name)
 
 
 def _swap(new: Path, place: Path) -> None:

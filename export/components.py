@@ -18,10 +18,12 @@ from ldmrt.model.checkpoint import class_of
 from ldmrt.model.config import to_config
 from ldmrt.model.engine import TorchEngine
 from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.bundle import STEP
 from ldmrt.runtime.decode import DECODER, WIDE
 from ldmrt.runtime.specs import TensorSpec, shape_of, split_symbol
 
 from .controls import CONTROLS, FEATURE, RESIDUAL, check_fit, steering
+from .fold import step_specs
 from .shapes import dtype_of, latent, picture, words
 
 Specs = tuple[TensorSpec, ...]
@@ -50,6 +52,12 @@ class Component:
             for side in (self.inputs, self.outputs)
         )
         return replace(self, inputs=inputs, outputs=outputs)
+
+    @property
+    def graphs(self) -> dict[str, tuple[Specs, Specs]]:
+        """Inputs and outputs of graphs beside its own, of the same weights, by their names."""
+        step = step_specs(self.inputs, self.outputs) if self.name == "unet" else None
+        return {} if step is None else {STEP: step}
 
     @property
     def unit(self) -> int:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ldmrt.runtime.room import STEPS
+
 
 @dataclass(frozen=True)
 class Dim:
@@ -12,4 +14,10 @@ class Dim:
     max: int
 
 
-DIMS = {"batch": Dim(1, 2, 64), "height": Dim(64, 512, 2048), "width": Dim(64, 512, 2048)}  # pixels
+DIMS = {
+    "batch": Dim(1, 2, 64),
+    "height": Dim(64, 512, 2048),  # pixels
+    "width": Dim(64, 512, 2048),
+    "steps": Dim(1, STEPS, 1000),  # of a sampler
+    "saved": Dim(1, 6, 6),  # latents that it keeps, with the current ones: six are PNDM's with its Runge-Kutta steps
+}

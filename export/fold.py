@@ -12,42 +12,51 @@ from pathlib import Path
 from typing import Any
 
 from ldmrt.runtime.bundle import STEP
+from ldmrt.runtime.specs import TensorSpec
 
 from .valid import check_graph
 
+Specs = tuple[TensorSpec, ...]
 
-def fold(path: Path) -> Path | None:
-    """Write STEP beside the U-Net's graph at `path`, which keeps its weights; None where the U-Net says more than noise
-    (a learned variance) or is told something by controls, which change from row to row.
+
+def step_specs(inputs: Specs, outputs: Specs) -> tuple[Specs, Specs] | None:
+    """What the step of a U-Net takes and gives; None where the U-Net says more than noise (a learned variance) or is
+    told something by controls, which change from row to row.
     """
+    told = {one.name: one for one in inputs}
+    sample, (said,) = told.pop("sample"), outputs
+    told.pop("timestep")
+    (_, seen, *_), (_, channels, *area) = sample.shape, said.shape
+    extra = int(seen) - int(channels)
+    if extra < 0 or any("residual" in name for name in told):
+        return None
+    state = TensorSpec("state", "float32", ("batch", "saved", channels, *area))
+    row = TensorSpec("row", "int64", ("batch",))
+    new = [
+        state,
+        row,
+        TensorSpec("timesteps", "float32", ("batch", "rows")),
+        TensorSpec("table", "float32", ("batch", "rows", "saved", "terms")),
+        TensorSpec("noise", "float32", ("batch", "draws", channels, *area)),
+        TensorSpec("idx", "int64", ("calls",)),
+        TensorSpec("weights", "float32", ("batch", "calls")),
+    ]
+    if extra:
+        new.append(TensorSpec("beside", sample.dtype, ("calls", extra, *area)))
+    kept = (TensorSpec(one.name, one.dtype, ("calls", *one.shape[1:])) for one in told.values())
+    word = TensorSpec("said", "float32", ("batch", channels, *area))
+    made = (TensorSpec("new_state", state.dtype, state.shape), TensorSpec("new_row", row.dtype, row.shape), word)
+    return (*new, *kept), made
+
+
+def fold(path: Path, inputs: Specs, outputs: Specs) -> None:
+    """Write the step with these inputs and outputs beside the U-Net's graph at `path`, which keeps its weights."""
     import onnx
-    from onnx import TensorProto, helper
 
     model = onnx.load(str(path), load_external_data=False)
     graph = model.graph
-    inputs = {value.name: value for value in graph.input}
     (said,) = graph.output
-    channels, seen = _dims(said)[1], _dims(inputs["sample"])
-    extra = seen[1] - channels
-    if extra < 0 or any("residual" in name for name in inputs):
-        return None
-    area, dtype = seen[2:], inputs["sample"].type.tensor_type.elem_type
-
-    float32, int64 = TensorProto.FLOAT, TensorProto.INT64
-    new = {
-        "state": (float32, ["batch", "saved", channels, *area]),
-        "row": (int64, ["batch"]),
-        "timesteps": (float32, ["batch", "rows"]),
-        "table": (float32, ["batch", "rows", "saved", "terms"]),
-        "noise": (float32, ["batch", "draws", channels, *area]),
-        "idx": (int64, ["calls"]),
-        "weights": (float32, ["batch", "calls"]),
-    }
-    if extra:
-        new["beside"] = (dtype, ["calls", extra, *area])
-    told = [value for name, value in inputs.items() if name not in ("sample", "timestep")]
-    for value in told:
-        value.type.tensor_type.shape.dim[0].dim_param = "calls"
+    dtype = next(one.type.tensor_type.elem_type for one in graph.input if one.name == "sample")
 
     before, after = _Nodes("before"), _Nodes("after")
     one = before.constant("one", [1])
@@ -55,13 +64,13 @@ def fold(path: Path) -> Path | None:
     times = before("GatherND", "timesteps", row, batch_dims=1)  # (batch,)
     x = before("Gather", "state", before.constant("first", 0), axis=1)
     sample = before("Cast", before("Gather", x, "idx", axis=0), to=dtype)
-    if extra:
+    if any(one.name == "beside" for one in inputs):
         sample = before("Concat", sample, "beside", axis=1)
     before("Identity", sample, out="sample")
     before("Gather", times, "idx", axis=0, out="timestep")
 
     rows = after.constant("rows", [0, -1])
-    out = after("Reshape", after("Cast", said.name, to=float32), rows)  # (calls, numbers)
+    out = after("Reshape", after("Cast", said.name, to=onnx.TensorProto.FLOAT), rows)  # (calls, numbers)
     m = after("Reshape", after("MatMul", "weights", out), after("Shape", x), out="said")
     draws = after("Shape", "noise", start=1, end=2)
     z = after("GatherND", "noise", after("Mod", row, draws), batch_dims=1)  # one for all rows where none draws
@@ -76,15 +85,12 @@ def fold(path: Path) -> Path | None:
     del graph.node[:], graph.input[:], graph.output[:]
     graph.node.extend(nodes)
     graph.initializer.extend([*before.constants, *after.constants])
-    graph.input.extend([*(helper.make_tensor_value_info(name, *kind) for name, kind in new.items()), *told])
-    word = (float32, ["batch", channels, *area])
-    made = {"new_state": new["state"], "new_row": new["row"], "said": word}
-    graph.output.extend(helper.make_tensor_value_info(name, *kind) for name, kind in made.items())
+    graph.input.extend(map(_value, inputs))
+    graph.output.extend(map(_value, outputs))
     del graph.value_info[:]
-    folded = path.with_name(STEP)
+    folded = path.with_name(f"{STEP}.onnx")
     onnx.save(model, str(folded))
     check_graph("unet", "the folded step", folded)
-    return folded
 
 
 class _Nodes:
@@ -110,5 +116,8 @@ class _Nodes:
         return str(self.constants[-1].name)
 
 
-def _dims(value: Any) -> list[Any]:
-    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+def _value(spec: TensorSpec) -> Any:
+    import numpy as np
+    from onnx import helper
+
+    return helper.make_tensor_value_info(spec.name, helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)), spec.shape)

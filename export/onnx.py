@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ldmrt.runtime.bundle import STEP
 from ldmrt.runtime.specs import TensorSpec, split_symbol
 
 from .components import Component, example, tensors
@@ -58,8 +59,8 @@ def to_onnx(component: Component, folder: Path) -> Path:
     path = folder / "model.onnx"
     onnx_ir.save(model, path, external_data="model.onnx_data", size_threshold_bytes=INLINE)
     check_graph(component.name, "the exported graph", path)
-    if component.name == "unet":
-        fold(path)
+    if STEP in component.graphs:
+        fold(path, *component.graphs[STEP])
     return path
 
 

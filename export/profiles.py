@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.bundle import Bundle
-from ldmrt.runtime.engine_files import Bucket, Range, Recipe, guided_inside, model_digests
+from ldmrt.runtime.bundle import STEP, Bundle
+from ldmrt.runtime.engine_files import Bucket, Range, Recipe, model_digests
+from ldmrt.runtime.mend import guided_inside
+from ldmrt.runtime.room import most_rows
 from ldmrt.runtime.specs import TensorSpec, shape_of, split_symbol
 
 from .dims import DIMS, Dim
@@ -21,14 +23,15 @@ FLAGS = ("decomposable attentions",)  # of every engine: head sizes without a fu
 
 @dataclass(frozen=True)
 class Wanted:
-    """What shall run: pictures of these widths and heights, so many at once."""
+    """What shall run: pictures of these widths and heights, so many at once, in so many steps at most."""
 
     sizes: tuple[tuple[Dim, Dim], ...]  # (width, height) each
     batches: tuple[Dim, ...]
     guidance: str = "on"
+    steps: int = DIMS["steps"].opt  # of any sampler, by the folded step
 
     @classmethod
-    def read(cls, sizes: str | None, batch: str, guidance: str, own: int) -> "Wanted":
+    def read(cls, sizes: str | None, batch: str, guidance: str, own: int, steps: int = DIMS["steps"].opt) -> "Wanted":
         """From "512x512,768x512" or "512-1024x512-1024", widths first, and "1-4" or "1,4". A model made for pictures of
         `own` pixels makes those where no sizes are given, and is fastest there in a range.
         """
@@ -47,13 +50,14 @@ class Wanted:
                 )
             low, high = match.groups()
             counts.append(_dim("batch", low, high, 1))
-        return cls(tuple(dict.fromkeys(found)), tuple(dict.fromkeys(counts)), guidance)
+        most = _dim("steps", str(steps), None, steps).max
+        return cls(tuple(dict.fromkeys(found)), tuple(dict.fromkeys(counts)), guidance, most)
 
 
 def _dim(name: str, low: str, high: str | None, usual: int) -> Dim:
     least, most = int(low), int(high or low)
     if not 1 <= least <= most <= DIMS[name].max:
-        option = "--batch" if name == "batch" else "--sizes"
+        option = "--sizes" if name in ("width", "height") else f"--{name}"
         expected, found = f"1 to {DIMS[name].max}, the least first", low if high is None else f"{low}-{high}"
         raise LdmrtError(option, f"impossible {name}", expected=expected, found=found)
     return Dim(least, min(max(usual, least), most), most)
@@ -70,13 +74,26 @@ def rows(component: str, batch: Dim, guidance: str) -> Dim:
     return Dim(least, batch.opt * factor, batch.max * factor)
 
 
-def profile(component: str, inputs: Sequence[TensorSpec], wanted: Wanted) -> tuple[Bucket, ...]:
-    """The shapes of a component's inputs: a bucket for each size and batch that make a difference to it."""
+def sampling(steps: int) -> dict[str, Dim]:
+    """How much of a sampler the folded step holds. It is fastest for the most, which is what the runtime binds; of
+    noise that is one draw where a sampler takes none.
+    """
+    saved, most = DIMS["saved"], most_rows(steps)
+    terms = Dim(*(getattr(saved, end) + 2 for end in ENDS))  # the network's word before them, noise after them
+    return {"rows": Dim(1, most, most), "saved": saved, "terms": terms, "draws": Dim(1, 1, most)}
+
+
+def profile(graph: str, inputs: Sequence[TensorSpec], wanted: Wanted) -> tuple[Bucket, ...]:
+    """The shapes of a graph's inputs: a bucket for each size and batch that make a difference to it."""
     buckets: list[Bucket] = []
     for (width, height), batch in product(wanted.sizes, wanted.batches):
-        dims = {"batch": rows(component, batch, wanted.guidance), "width": width, "height": height}
+        if graph == STEP:  # of so many pictures, for which the U-Net runs so many rows
+            dims = {"batch": batch, "calls": rows("unet", batch, wanted.guidance), **sampling(wanted.steps)}
+        else:
+            dims = {"batch": rows(graph, batch, wanted.guidance)}
+        dims |= {"width": width, "height": height}
         for spec in inputs:
-            _check(component, spec, dims)
+            _check(graph, spec, dims)
         bucket: Bucket = {
             spec.name: Range(*(shape_of(spec, {name: getattr(dim, end) for name, dim in dims.items()}) for end in ENDS))
             for spec in inputs
@@ -86,30 +103,30 @@ def profile(component: str, inputs: Sequence[TensorSpec], wanted: Wanted) -> tup
     return tuple(buckets)
 
 
-def _check(component: str, spec: TensorSpec, dims: dict[str, Dim]) -> None:
+def _check(graph: str, spec: TensorSpec, dims: dict[str, Dim]) -> None:
     for dim in spec.shape:
         name, unit = split_symbol(dim) if isinstance(dim, str) else ("", 1)
         for end in ENDS if unit > 1 else ():
             pixels = getattr(dims[name], end)
             if pixels % unit or pixels < 2 * unit:
                 expected = f"a multiple of {unit} from {2 * unit} on"
-                raise LdmrtError(component, f"impossible {name}", expected=expected, found=pixels)
+                raise LdmrtError(graph, f"impossible {name}", expected=expected, found=pixels)
 
 
 def recipes(
-    bundle: Bundle, wanted: Wanted, *, backend: str, version: str, targets: Sequence[str], flags: Sequence[str] = ()
-) -> list[Recipe]:
-    """What to build of a bundle, in the order that its components run."""
+    bundle: Bundle, wanted: Wanted, *, backend: str, version: str, targets: Sequence[str], flags: Sequence[str] = (),
+    graphs: Sequence[str] | None = None,
+) -> list[Recipe]:  # fmt: skip
+    """What to build of a bundle: of its components in the order that they run, or of these of its `graphs`."""
     if not bundle.manifest:
         hint = "ldmrt export CHECKPOINT BUNDLE"
         raise LdmrtError("build", f"{bundle.path} has no manifest that says its shapes", hint=hint)
-    inputs = {name: bundle.specs(name)[0] for name in bundle.components}
     if guided_inside(bundle):
-        wanted = Wanted(wanted.sizes, wanted.batches, "off")
+        wanted = replace(wanted, guidance="off")
     made = []
-    for name in bundle.components:
+    for name in bundle.components if graphs is None else graphs:
         graph, weights = model_digests(bundle, name)
-        shapes = profile(name, inputs[name], wanted)
+        shapes = profile(name, bundle.specs(name)[0], wanted)
         made += [
             Recipe(name, graph, weights, bundle.precision(name), backend, version, target, shapes, (*FLAGS, *flags))
             for target in targets

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.engine_files import BACKENDS, PORTABLE, Recipe
+from ldmrt.runtime.engine_files import Recipe
 from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.targets import BACKENDS, PORTABLE
 from ldmrt.runtime.trt import INSTALL, MODULES
 
 from .resident import growth

@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from .bundle import Bundle
+from .bundle import CUT, STEP, Bundle
 from .engines import Engines
 from .errors import LdmrtError
-from .folded import STEP
 from .memo import Memo
 from .specs import Engine
 from .turns import TOGETHER, Maker, Turns, Visitor, by_turns
@@ -19,48 +18,49 @@ class Settings:
 
     threads: int = 0  # 0 is one a core
     low_memory: bool = False  # one network in memory at a time
-    folded: bool | None = None  # a row in one call; None is where ONNX Runtime has a GPU
+    folded: bool | None = None  # a row in one call; None is where ONNX Runtime has a GPU, or an engine of it is there
+    keep_optimized: bool = False  # what ONNX Runtime makes of the graphs, beside the bundle
 
 
 Makers = Mapping[str, Maker]  # by component
 
 
 def _onnxruntime(bundle: Bundle, backend: str, settings: Settings) -> Makers:
-    from .engine_ort import OrtEngine
-
-    engine = partial(OrtEngine, backend=backend, threads=settings.threads, frugal=settings.low_memory)
-    makers: dict[str, Maker] = {
-        name: partial(engine, name, bundle.model(name), spin=name.startswith(TOGETHER)) for name in bundle.components
-    }
-    # The two are called by turns: threads of one that spin would take the cores from the other.
-    other: dict[str, Maker] = {name: partial(engine, name, path, spin=False) for name, path in bundle.cut.items()}
-    step = bundle.step if bundle.manifest else None
-    if settings.folded and step is None:
-        hint = "ldmrt export CHECKPOINT BUNDLE"
-        raise LdmrtError("unet", f"{bundle.path} has no folded step", hint=hint)
-    # On a CPU a call a row saves nothing.
-    if step is not None and (settings.folded or (settings.folded is None and backend == "onnxruntime-cuda")):
-        other[STEP] = partial(engine, "unet", step)
-    if other and bundle.manifest:  # the U-Net itself is then opened by requests that run it
+    open_one = partial(_open_onnxruntime, bundle, backend, settings)
+    makers: dict[str, Maker] = {name: partial(open_one, name) for name in (*bundle.graphs, *bundle.cut)}
+    if settings.folded is False or (settings.folded is None and backend != "onnxruntime-cuda"):
+        makers.pop(STEP, None)  # on a CPU a call a row saves nothing
+    if bundle.manifest and makers.keys() - bundle.components:  # the U-Net itself is then opened by requests that run it
         makers["unet"] = partial(Visitor, "unet", makers["unet"], Turns(), bundle.specs("unet"))
-    return {**makers, **other}
+    return makers
+
+
+def _open_onnxruntime(bundle: Bundle, backend: str, settings: Settings, name: str) -> Engine:
+    from .engine_ort import OrtEngine, version
+    from .optimized import place
+
+    # The halves of a U-Net are called by turns: threads of one that spin would take the cores from the other.
+    spin = bundle.home(name).startswith(TOGETHER) and name not in CUT
+    optimized = place(bundle, name, backend, version()) if settings.keep_optimized else None
+    return OrtEngine(
+        name, bundle.model(name), backend, threads=settings.threads, frugal=settings.low_memory, spin=spin,
+        optimized=optimized,
+    )  # fmt: skip
 
 
 def _tensorrt(bundle: Bundle, backend: str, settings: Settings) -> Makers:
-    if settings.folded:
-        hint = "--backend onnxruntime-cuda"
-        raise LdmrtError("backend", f"no engines of the folded step are built for {backend}", hint=hint)
-    from .engine_trt import TrtEngine
+    from .engine_trt import TrtEngine, folds
     from .trt import Session
 
     session = Session(backend)
-    return {name: partial(TrtEngine, name, bundle, session) for name in bundle.components}
+    steps = (STEP,) if folds(bundle, session, settings.folded) else ()
+    return {name: partial(TrtEngine, name, bundle, session) for name in (*bundle.components, *steps)}
 
 
 def _auto(bundle: Bundle, backend: str, settings: Settings) -> Makers:
     from .engine_auto import makers
 
-    return makers(bundle, _onnxruntime(bundle, "onnxruntime", settings))
+    return makers(bundle, _onnxruntime(bundle, "onnxruntime", settings), settings.folded)
 
 
 BACKENDS: Mapping[str, Callable[[Bundle, str, Settings], Makers]] = {
@@ -99,9 +99,13 @@ def open_engines(bundle: Bundle, backend: str, settings: Settings = Settings()) 
     this machine's GPU, and ONNX Runtime where none fits. Text encoders keep what they said.
     """
     check_name(backend)
+    if settings.folded and STEP not in bundle.graphs:
+        hint = "ldmrt export CHECKPOINT BUNDLE"
+        raise LdmrtError("unet", f"{bundle.path} has no folded step", hint=hint)
     makers = BACKENDS[backend](bundle, backend, settings)
     if settings.low_memory:
-        makers = by_turns(makers, {name: bundle.specs(name) for name in bundle.manifest.get("components", {})})
+        known = bundle.manifest.get("components", {})
+        makers = by_turns(makers, {name: bundle.specs(name) for name in bundle.graphs if bundle.home(name) in known})
     makers = {name: partial(_remembering, name, make) for name, make in makers.items()}
     return Engines(makers, take_turns=settings.low_memory)
 

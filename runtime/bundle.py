@@ -17,7 +17,8 @@ from .specs import TensorSpec
 from .stamps import Stamped
 
 MANIFEST = "ldmrt.json"
-STEP = "step.onnx"  # beside the U-Net's graph, with which it shares the weights
+STEP = "step"  # the folded step, a graph beside the U-Net's own
+BESIDE = (STEP,)  # the graphs that may stand beside a component's own and share its weights
 DEEP, SHALLOW = "unet_deep", "unet_shallow"  # the U-Net cut in two for the deep cache, as engines
 CUT = {DEEP: "deep.onnx", SHALLOW: "shallow.onnx"}  # the same as files, beside its graph and of its weights
 FEATURE = "deep"  # what the one gives and the other takes
@@ -86,9 +87,9 @@ class Bundle:
             )
         return cls(path, manifest, _json(path / "scheduler" / "scheduler_config.json"), _shape(path))
 
-    def precision(self, component: str) -> str:
-        """What a component computes in; fp32 where no manifest says it."""
-        return str(self.manifest.get("components", {}).get(component, {}).get("precision", "fp32"))
+    def precision(self, graph: str) -> str:
+        """What a graph computes in; fp32 where no manifest says it."""
+        return str(self.manifest.get("components", {}).get(self.home(graph), {}).get("precision", "fp32"))
 
     @property
     def certificate(self) -> Certificate | None:
@@ -117,25 +118,26 @@ class Bundle:
         said = ["its graphs were checked, but no backend has run them"] if unrun else []
         return [*said, *(f"{name} is not the file that was certified" for name in changed), *made.failures[:1]]
 
-    def model(self, component: str) -> Path:
-        """The ONNX file of a component."""
-        return self.path / component / "model.onnx"
+    def home(self, graph: str) -> str:
+        """The component whose folder and weights are those of a graph."""
+        if graph in CUT:
+            return "unet"
+        rows = self.manifest.get("components", {})
+        return next((name for name, row in rows.items() if graph in row.get("graphs", {})), graph)
+
+    def model(self, graph: str) -> Path:
+        """The ONNX file of a component, or of a graph beside it."""
+        home = self.home(graph)
+        return self.path / home / ("model.onnx" if home == graph else CUT.get(graph, f"{graph}.onnx"))
 
     @property
-    def step(self) -> Path | None:
-        """The ONNX file of the folded step, where the U-Net can be folded."""
-        path = self.path / "unet" / STEP
-        return path if path.is_file() else None
+    def cut(self) -> tuple[str, ...]:
+        """The U-Net cut in two, where it was exported so."""
+        return tuple(CUT) if all(self.model(name).is_file() for name in CUT) else ()
 
-    @property
-    def cut(self) -> dict[str, Path]:
-        """The ONNX files of the U-Net cut in two, where it was exported so."""
-        found = {name: self.path / "unet" / file for name, file in CUT.items()}
-        return found if all(path.is_file() for path in found.values()) else {}
-
-    def weights(self, component: str) -> tuple[Path, ...]:
-        """The files beside a component's graphs that hold its weights."""
-        files = (self.path / component).iterdir()
+    def weights(self, graph: str) -> tuple[Path, ...]:
+        """The files that hold the weights of a component, and of the graphs beside it."""
+        files = (self.path / self.home(graph)).iterdir()
         return tuple(sorted(one for one in files if one.is_file() and one.suffix not in (".json", ".onnx")))
 
     @property
@@ -146,13 +148,21 @@ class Bundle:
         return tuple(name for _, name in sorted(known))
 
     @property
+    def graphs(self) -> tuple[str, ...]:
+        """What an engine can be made of: the components, and the graphs beside them that the manifest names."""
+        beside = (name for name in BESIDE if self.home(name) != name and self.model(name).is_file())
+        return (*self.components, *beside)
+
+    @property
     def tokenizers(self) -> tuple[Path, ...]:
         """Their folders."""
         return tuple(sorted(path for path in self.path.glob("tokenizer*") if path.is_dir()))
 
-    def specs(self, component: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        """Inputs and outputs of a component, as the manifest states them."""
-        row = self.manifest["components"][component]
+    def specs(self, graph: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Inputs and outputs of a component, or of a graph beside it, as the manifest states them."""
+        home = self.home(graph)
+        row = self.manifest["components"][home]
+        row = row if home == graph else row["graphs"][graph]
         inputs, outputs = (
             tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in row[key])
             for key in ("inputs", "outputs")

@@ -2,25 +2,27 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 from numpy.typing import NDArray
 
-from .bundle import CUT, Bundle
-from .engine_files import BACKENDS, EngineFile, Shapes, engines, runs_on
-from .engine_trt import TrtEngine
+from .bundle import STEP, Bundle
+from .engine_files import EngineFile, engines, runs_on
+from .engine_trt import TrtEngine, folds
 from .errors import LdmrtError, LdmrtWarning
-from .specs import Engine, conform
+from .specs import Engine, Shapes, conform
+from .targets import BACKENDS
 from .trt import Session
+from .trt_binding import Binding
 
 
 class AutoEngine:
     """Tries `built` in order, and runs `other`, opened when it is needed, where none of them has an engine that fits
-    and loads: then it warns, once for every set of shapes.
+    and loads: then it warns, once for every set of shapes. Without `other` the first one's fault is an `LdmrtError`.
     """
 
-    def __init__(self, component: str, built: Sequence[TrtEngine], other: Callable[[], Engine]) -> None:
+    def __init__(self, component: str, built: Sequence[TrtEngine], other: Callable[[], Engine] | None) -> None:
         self.component, self._built, self._open_other = component, built, other
         self.inputs, self.outputs = built[0].inputs, built[0].outputs
         self._other: Engine | None = None
@@ -35,13 +37,28 @@ class AutoEngine:
             self._chosen[key] = self._choose(shapes)
         return self._chosen[key](**feeds)
 
-    def _choose(self, shapes: Shapes) -> Engine:
+    def bind(self, shapes: Shapes, feedback: Mapping[str, str], most: Collection[str] = ()) -> Binding:
+        """The first of `built` that fits and loads, made ready; an `LdmrtError` where none does."""
+        return self._first(shapes, feedback, most)[1]
+
+    def _first(
+        self, shapes: Shapes, feedback: Mapping[str, str] | None = None, most: Collection[str] = ()
+    ) -> tuple[TrtEngine, Binding]:
         faults = []
         for one in self._built:
-            if (fault := _fault(one, shapes)) is None:
-                return one
-            faults.append(fault)
-        told = f"{faults[0].where}: {faults[0].problem}; it runs on ONNX Runtime; next: {faults[0].hint}"
+            made = _attempt(one, shapes, feedback, most)
+            if not isinstance(made, LdmrtError):
+                return one, made
+            faults.append(made)
+        raise faults[0]
+
+    def _choose(self, shapes: Shapes) -> Engine:
+        try:
+            return self._first(shapes)[0]
+        except LdmrtError as fault:
+            if self._open_other is None:
+                raise
+            told = f"{fault.where}: {fault.problem}; it runs on ONNX Runtime; next: {fault.hint}"
         warnings.warn(told, LdmrtWarning, stacklevel=3)
         if self._other is None:
             self._other = self._open_other()
@@ -55,13 +72,14 @@ class AutoEngine:
         self._other = None
 
 
-def _fault(engine: TrtEngine, shapes: Shapes) -> LdmrtError | None:
-    """Why an engine cannot run these shapes."""
+def _attempt(
+    engine: TrtEngine, shapes: Shapes, feedback: Mapping[str, str] | None, most: Collection[str]
+) -> Binding | LdmrtError:
+    """What an engine makes ready for these shapes, or why it cannot run them."""
     try:
-        engine.bind(shapes)
+        return engine.bind(shapes, feedback, most)
     except LdmrtError as error:
         return error
-    return None
 
 
 def sessions(bundle: Bundle) -> list[Session]:
@@ -76,15 +94,19 @@ def sessions(bundle: Bundle) -> list[Session]:
     return found
 
 
-def makers(bundle: Bundle, other: Mapping[str, Callable[[], Engine]]) -> dict[str, Callable[[], Engine]]:
-    """What opens each component of a bundle; `other` is how to open it on ONNX Runtime. The U-Net cut in two, of which
-    no engines are built, is left out beside engines: on a CPU it would be no shortcut.
+def makers(
+    bundle: Bundle, other: Mapping[str, Callable[[], Engine]], folded: bool | None
+) -> dict[str, Callable[[], Engine]]:
+    """What opens each graph of a bundle; `other` is how to open it on ONNX Runtime. Where engines run, a folded step
+    that has none that fits gives way to the loop, whose U-Net may have one. The U-Net cut in two, of which no
+    engines are built, is left out beside engines: on a CPU it would be no shortcut.
     """
     if not (found := sessions(bundle)):
         return dict(other)
 
     def auto(name: str) -> AutoEngine:
-        return AutoEngine(name, [TrtEngine(name, bundle, session) for session in found], other[name])
+        built = [TrtEngine(name, bundle, session) for session in found]
+        return AutoEngine(name, built, None if name == STEP else other[name])
 
-    kept = {name: make for name, make in other.items() if name not in CUT}
-    return {name: partial(auto, name) if name in bundle.components else make for name, make in kept.items()}
+    steps = (STEP,) if any(folds(bundle, session, folded) for session in found) else ()
+    return {name: partial(auto, name) for name in (*bundle.components, *steps)}

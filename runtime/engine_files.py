@@ -14,24 +14,17 @@ from typing import Any
 from .bundle import Bundle
 from .errors import LdmrtError
 from .files import sha256, write_atomically
-from .specs import sizes_of
+from .mend import mend
+from .specs import Shape, Shapes
+from .targets import BACKENDS, PORTABLE, RTX_PORTABLE
 
 FOLDER, PLAN, SIDECAR = "engines", "engine.plan", "engine.json"
 SCHEMA = 1
 CHANGED = f"{PLAN} was changed"
-BACKENDS = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
-PORTABLE = "portable"
-# What TensorRT-RTX compiles a portable engine for. Its targets end at consumer cards: Hopper and the like are none.
-RTX_PORTABLE = ("sm80", "sm86", "sm89", "sm120", "sm121")
-RTX_TARGETS = ("sm75", *RTX_PORTABLE)
 
 
 class NoEngine(LdmrtError):
     """No engine of a bundle is for this backend, GPU and these shapes."""
-
-
-Shape = tuple[int, ...]
-Shapes = Mapping[str, Shape]
 
 
 @dataclass(frozen=True)
@@ -98,13 +91,14 @@ class Recipe:
             said.append(f"{BACKENDS[self.backend]} -> {BACKENDS[new.backend]} {new.version}")
         elif self.version != new.version:
             said.append(f"{BACKENDS[self.backend]} {self.version} -> {new.version}")
-        files = {"model.onnx": self.graph != new.graph, "weights": self.weights != new.weights}
+        files = {"graph": self.graph != new.graph, "weights": self.weights != new.weights}
         said += [f"its {what} changed" for what, is_so in files.items() if is_so]
         for name in ("precision", "target"):
             if getattr(self, name) != getattr(new, name):
                 said.append(f"{name} {getattr(self, name)} -> {getattr(new, name)}")
         if self.profile != new.profile:
-            said.append(f"profile {described(self.profile)} -> {described(new.profile)}")
+            here, there = (_unlike(*pair) for pair in ((self.profile, new.profile), (new.profile, self.profile)))
+            said.append(f"profile {described(here)} -> {described(there)}")
         if self.flags != new.flags:
             said.append(f"flags {', '.join(self.flags) or 'none'} -> {', '.join(new.flags) or 'none'}")
         return said
@@ -113,6 +107,14 @@ class Recipe:
 def described(profile: tuple[Bucket, ...]) -> str:
     """A profile in a few characters: the largest input of each bucket."""
     return ", ".join(str(max(bucket.values(), key=lambda one: len(one.max))) for bucket in profile)
+
+
+def _unlike(profile: tuple[Bucket, ...], other: tuple[Bucket, ...]) -> tuple[Bucket, ...]:
+    """A profile's buckets, with those inputs alone that another profile has otherwise, where it is as long."""
+    if len(profile) != len(other):
+        return profile
+    names = {name for one, two in zip(profile, other, strict=True) for name in one if one[name] != two.get(name)}
+    return tuple({name: one[name] for name in one if name in names} for one in profile)
 
 
 @dataclass(frozen=True)
@@ -240,10 +242,10 @@ def find(bundle: Bundle, component: str, *, backend: str, version: str, gpu: str
         faults = {
             f"was made for {recipe.target}, not for {gpu}": not runs_on(recipe, gpu),
             f"was made by {BACKENDS[backend]} {recipe.version}, not {version}": recipe.version != version,
-            "was made of another model.onnx": recipe.graph != graph,
+            "was made of another graph": recipe.graph != graph,
             "was made of other weights": recipe.weights != weights,
             f"was made in {recipe.precision}": recipe.precision != bundle.precision(component),
-            f"takes {described(recipe.profile)}, not {_shown(shapes)}": one.bucket(shapes) is None,
+            _misfit(recipe.profile, shapes): one.bucket(shapes) is None,
         }
         found = [(place, fault) for place, (fault, is_so) in enumerate(faults.items()) if is_so]
         if found:
@@ -261,39 +263,17 @@ def find(bundle: Bundle, component: str, *, backend: str, version: str, gpu: str
     raise NoEngine(component, f"no engine for {BACKENDS[backend]} {version} on {gpu}", hint=hint)
 
 
-def guided_inside(bundle: Bundle) -> bool:
-    """Does the U-Net take guidance as an input? Then it runs one row for a picture."""
-    return any(spec.name == "timestep_cond" for spec in bundle.specs("unet")[0])
-
-
-def mend(bundle: Bundle, component: str, backend: str, gpu: str, shapes: Shapes) -> str:
-    """The command that builds what is missing."""
-    if backend == "tensorrt-rtx" and gpu not in (PORTABLE, *RTX_TARGETS):
-        backend = "tensorrt"
-    command = f"ldmrt build {bundle.path} --backend {backend} --target {gpu}"
-    if not bundle.manifest:
-        return command
-    sizes: dict[str, int] = {}
-    for spec in bundle.specs(component)[0]:
-        if len(shape := tuple(shapes.get(spec.name, ()))) == len(spec.shape):
-            sizes |= sizes_of(spec, shape)
-    if "width" in sizes and "height" in sizes:
-        command += f" --sizes {sizes['width']}x{sizes['height']}"
-    rows = sizes.get("batch", 1)
-    if component.startswith("text_encoder"):  # of two prompts a picture
-        command += f" --batch {(rows + 1) // 2}"
-    elif component.startswith(("unet", "controlnet")):
-        guided = rows % 2 == 0 and not guided_inside(bundle)
-        command += f" --batch {rows // 2}" if guided else f" --batch {rows} --guidance off"
-    return command
-
-
 def rebuild(bundle: Bundle, recipe: Recipe) -> str:
     """The command that builds an engine again."""
     shapes = {name: one.opt for name, one in recipe.profile[0].items()}
     return mend(bundle, recipe.component, recipe.backend, recipe.target, shapes)
 
 
-def _shown(shapes: Shapes) -> str:
-    longest: Shape = max(shapes.values(), key=lambda one: len(one), default=())
-    return "x".join(map(str, longest)) or "nothing"
+def _misfit(profile: tuple[Bucket, ...], shapes: Shapes) -> str:
+    """What a profile takes of the largest input that none of its buckets holds, and what it is given."""
+    buckets = [{name: one for name, one in b.items() if not one.holds(tuple(shapes.get(name, ())))} for b in profile]
+    unfit = set(buckets[0]).intersection(*buckets[1:]) or set(profile[0])
+    name = max((name for name in profile[0] if name in unfit), key=lambda one: len(profile[0][one].max))
+    given = "x".join(map(str, shapes.get(name, ()))) or "nothing"
+    taken = described(tuple({name: bucket[name]} for bucket in profile))
+    return f"takes {taken}, not {given} as {name}"

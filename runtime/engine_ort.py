@@ -1,6 +1,7 @@
 """ONNX Runtime as an engine."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LdmrtError, first_line
-from .specs import TensorSpec, conform
+from .optimized import DATA, keeping, kept
+from .specs import Shapes, TensorSpec, conform
 
 DTYPES = {
     "tensor(float)": "float32",
@@ -20,6 +22,7 @@ DTYPES = {
     "tensor(bool)": "bool",
 }
 INSTALL = "pip install 'ldmrt[cpu]' or 'ldmrt[gpu]'"
+EXTERNAL = "session.optimized_model_external_initializers"
 PROVIDERS = {"onnxruntime": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
 
 
@@ -30,6 +33,15 @@ def available() -> tuple[str, ...]:
     except ImportError:
         raise LdmrtError("backend", "ONNX Runtime is not installed", hint=INSTALL) from None
     return tuple(name for name, provider in PROVIDERS.items() if provider in ort.get_available_providers())
+
+
+def version() -> str:
+    """Of ONNX Runtime; "" where it is not installed."""
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        return ""
+    return str(ort.__version__)
 
 
 @cache
@@ -44,12 +56,13 @@ class OrtEngine:
     """One ONNX file in one ONNX Runtime session.
 
     `frugal` leaves the weights in their file, mapped, as the kernels then are those that take them as they are: opening
-    takes no time, running a tenth more, and results differ by rounding.
+    takes no time, running a tenth more, and results differ by rounding. `optimized` is a folder where what ONNX Runtime
+    makes of the graph is kept, or shall be: the same numbers, sooner.
     """
 
     def __init__(
         self, component: str, path: Path, backend: str = "onnxruntime", *, threads: int = 0, frugal: bool = False,
-        spin: bool = True,
+        spin: bool = True, optimized: Path | None = None,
     ) -> None:  # fmt: skip
         """`threads` of the CPU; 0 leaves it to ONNX Runtime, which takes one a core. Where the next call follows at
         once, threads had better `spin` in between; else they would take the cores from another network for 0.1 s.
@@ -76,12 +89,20 @@ class OrtEngine:
         if frugal:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
             options.add_session_config_entry("session.disable_prepacking", "1")
-        try:
-            self._session: Any = ort.InferenceSession(str(path), options, providers=[provider])
-        except Exception as error:  # onnxruntime raises its own classes, none public
-            raise LdmrtError(
-                component, f"cannot load {path}", found=first_line(error), hint="export the bundle again"
-            ) from None
+        with contextlib.ExitStack() as writing:
+            if optimized is not None:
+                if (there := kept(optimized)) is not None:
+                    path, options.graph_optimization_level = there, ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+                elif (file := writing.enter_context(keeping(optimized))) is not None:
+                    options.optimized_model_filepath = str(file)
+                    options.add_session_config_entry(f"{EXTERNAL}_file_name", DATA)
+                    options.add_session_config_entry(f"{EXTERNAL}_min_size_in_bytes", "1024")
+            try:
+                self._session: Any = ort.InferenceSession(str(path), options, providers=[provider])
+            except Exception as error:  # onnxruntime raises its own classes, none public
+                raise LdmrtError(
+                    component, f"cannot load {path}", found=first_line(error), hint="export the bundle again"
+                ) from None
         self._device = "cuda" if provider == PROVIDERS["onnxruntime-cuda"] else "cpu"
         self.component = component
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
@@ -97,14 +118,14 @@ class OrtEngine:
             raise LdmrtError(self.component, "ONNX Runtime failed", found=first_line(error)) from None
         return dict(zip(self._names, results, strict=True))
 
-    def bind(self, shapes: Mapping[str, tuple[int, ...]], feedback: Mapping[str, str]) -> "OrtBinding":
+    def bind(self, shapes: Shapes, feedback: Mapping[str, str], most: Collection[str] = ()) -> "OrtBinding":
         """Make ready for calls whose inputs and outputs stay where the session computes. `feedback` names outputs that
-        the next launch takes as inputs.
+        the next launch takes as inputs. It binds these very shapes, no more of what is named in `most`: any will do.
         """
         missing = [spec.name for spec in self.inputs if spec.name not in shapes]
         if missing:
             raise LdmrtError(self.component, f"no input {missing[0]}", expected=", ".join(map(str, self.inputs)))
-        return OrtBinding(self.component, self._session, self._device, self.inputs, self._names, feedback)
+        return OrtBinding(self.component, self._session, self._device, self.inputs, self._names, shapes, feedback)
 
     def close(self) -> None:
         """Free the session."""
@@ -116,8 +137,10 @@ class OrtBinding:
 
     def __init__(
         self, component: str, session: Any, device: str, inputs: tuple[TensorSpec, ...], outputs: list[str],
-        feedback: Mapping[str, str],
+        shapes: Shapes, feedback: Mapping[str, str],
     ) -> None:  # fmt: skip
+        self.shapes = shapes
+        self.owner: object = None
         self._component, self._session, self._device = component, session, device
         self._dtypes = {spec.name: spec.dtype for spec in inputs}
         self._outputs, self._feedback = outputs, feedback

@@ -4,22 +4,22 @@ Calls are those of ONNX Runtime's engine. A caller who loops can do better: `bin
 after row with outputs fed back as inputs, and download at the end; that waits for the GPU once a picture.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from numpy.typing import NDArray
 
-from .bundle import Bundle
-from .engine_files import EngineFile, Shapes, find
+from .bundle import STEP, Bundle
+from .engine_files import EngineFile, engines, find, runs_on
 from .errors import LdmrtError
-from .specs import conform
+from .specs import Shape, Shapes, conform
 from .trt import Session
 from .trt_binding import Binding
 from .trt_plan import LoadedPlan
 
 BOUND = 8  # sets of shapes that stay ready; the one that was used longest ago goes first
 
-Key = tuple[tuple[tuple[str, tuple[int, ...]], ...], tuple[tuple[str, str], ...]]
+Key = tuple[tuple[tuple[str, Shape], ...], tuple[tuple[str, str], ...]]
 
 
 class TrtEngine:
@@ -35,18 +35,26 @@ class TrtEngine:
         self.inputs, self.outputs = bundle.specs(component)
         self._plans: dict[Path, LoadedPlan] = {}
         self._bindings: dict[Key, Binding] = {}
+        self._grown: dict[tuple[Key, frozenset[str]], Shapes] = {}
 
     def find(self, shapes: Shapes) -> EngineFile:
         """The engine file for these shapes, from outside; an `LdmrtError` where none fits."""
         one = self._session
         return find(self._bundle, self.component, backend=one.backend, version=one.version, gpu=one.gpu, shapes=shapes)
 
-    def bind(self, shapes: Shapes, feedback: Mapping[str, str] | None = None) -> Binding:
+    def bind(self, shapes: Shapes, feedback: Mapping[str, str] | None = None, most: Collection[str] = ()) -> Binding:
         """Make ready for input shapes, or come back to what was made ready: of the last `BOUND` sets of shapes.
-        `feedback` names outputs that every launch copies onto inputs.
+        `feedback` names outputs that every launch copies onto inputs. Of the dimensions named in `most` it binds as
+        many as the engine takes: one binding, and one recorded graph, then serves all who need fewer.
         """
         fed = dict(feedback or {})
-        key = tuple(sorted((name, tuple(shape)) for name, shape in shapes.items())), tuple(sorted(fed.items()))
+        key = _key(shapes, fed)
+        if most:
+            asked = key, frozenset(most)
+            if asked not in self._grown:
+                self._grown[asked] = self._most(shapes, most)
+            shapes = self._grown[asked]
+            key = _key(shapes, fed)
         if key in self._bindings:
             self._bindings[key] = self._bindings.pop(key)
             return self._bindings[key]
@@ -55,6 +63,18 @@ class TrtEngine:
             self._bindings.pop(next(iter(self._bindings))).close()
         self._bindings[key] = made = Binding(self._loaded(file), shapes, fed)
         return made
+
+    def _most(self, shapes: Shapes, names: Collection[str]) -> Shapes:
+        """The same shapes, but of the named dimensions the most that the engine for them holds."""
+        file = self.find(shapes)
+        bucket = file.recipe.profile[file.bucket(shapes) or 0]
+        return {
+            spec.name: tuple(
+                largest if dim in names else n
+                for dim, n, largest in zip(spec.shape, shapes[spec.name], bucket[spec.name].max, strict=True)
+            )
+            for spec in self.inputs
+        }
 
     def _loaded(self, file: EngineFile) -> LoadedPlan:
         if file.folder not in self._plans:
@@ -74,6 +94,20 @@ class TrtEngine:
         for binding in self._bindings.values():
             binding.close()
         self._bindings.clear()
+        self._grown.clear()
         for plan in self._plans.values():
             plan.close()
         self._plans.clear()
+
+
+def _key(shapes: Shapes, feedback: Mapping[str, str]) -> Key:
+    return tuple(sorted((name, tuple(shape)) for name, shape in shapes.items())), tuple(sorted(feedback.items()))
+
+
+def folds(bundle: Bundle, session: Session, folded: bool | None) -> bool:
+    """Whether rows shall run by the folded step: as it was asked for, else where it has an engine for this GPU."""
+    if folded is not None or STEP not in bundle.graphs:
+        return bool(folded)
+    recipes = (one.recipe for one in engines(bundle.path) if isinstance(one, EngineFile))
+    mine = (one for one in recipes if (one.component, one.backend) == (STEP, session.backend))
+    return any(runs_on(one, session.gpu) for one in mine)

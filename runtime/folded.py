@@ -3,7 +3,8 @@
 The loop in `sampler.py` says what it computes; here it is only asked for.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -11,17 +12,21 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import LdmrtError
+from .errors import LdmrtError, LdmrtWarning
 from .guidance import Guidance
 from .request import Request
+from .room import SPARE, Room
 from .sampler import Latents, Noise, Plan, State
+from .specs import Shape, Shapes
 
-STEP = "step"  # its name among the engines
 FEEDBACK = {"new_state": "state", "new_row": "row"}
 
 
 class Binding(Protocol):
     """An engine's inputs and outputs of one set of shapes, kept where it runs."""
+
+    shapes: Shapes  # of the inputs
+    owner: object  # who has uploaded last
 
     def upload(self, **arrays: NDArray[Any]) -> None: ...
 
@@ -31,9 +36,9 @@ class Binding(Protocol):
 
 
 class Bindable(Protocol):
-    """An engine whose outputs can be fed back as inputs."""
+    """An engine whose outputs can be fed back as inputs. Of the dimensions named in `most` it may bind more."""
 
-    def bind(self, shapes: Mapping[str, tuple[int, ...]], feedback: Mapping[str, str]) -> Binding: ...
+    def bind(self, shapes: Shapes, feedback: Mapping[str, str], most: Collection[str] = ()) -> Binding: ...
 
 
 @dataclass(frozen=True)
@@ -44,31 +49,53 @@ class Folded:
     guidance: Guidance
     told: Mapping[str, NDArray[Any]] = field(repr=False)  # of the network: contexts and their like, one a call
 
+    def ready(self, plan: Plan, shape: Shape) -> bool:
+        """Whether the engine takes this plan and first latents of this shape; else a warning says why not."""
+        try:
+            self._bind(plan, shape)
+        except LdmrtError as error:
+            told = f"{error.where}: {error.problem}; the rows run one by one"
+            warnings.warn(f"{told}; next: {error.hint}" if error.hint else told, LdmrtWarning, stacklevel=3)
+            return False
+        return True
+
     def steps(self, plan: Plan, x: Latents, noise: Noise | None, init: Latents | None = None) -> Iterator[State]:
         """What `sampler.steps` yields."""
-        binding = self._start(plan, x, noise, init)
-        x = x if init is None else plan.noised(init, x)
+        binding, arrays = self._start(plan, x, noise, init)
+        x, mine = arrays["state"][:, 0], object()
         for row, (kx, km) in enumerate(plan.read.astype(np.float32)):
+            if binding.owner is not mine:  # at first, and after another request of the same shapes
+                binding.upload(**arrays)
+                binding.owner = mine
             binding.launch()
             found = binding.download("new_state", "said")
+            arrays |= {"state": found["new_state"], "row": arrays["row"] + 1}
             seen = partial(_weighted, kx, x, km, found["said"])
             x = found["new_state"][:, 0]
             yield State(row, plan.rows, x, seen)
 
     def sample(self, plan: Plan, x: Latents, noise: Noise | None, init: Latents | None = None) -> Latents:
         """The latents after the last row; nothing comes to the host before."""
-        binding = self._start(plan, x, noise, init)
+        binding, arrays = self._start(plan, x, noise, init)
+        binding.upload(**arrays)
+        binding.owner = None
         for _ in range(plan.rows):
             binding.launch()
         return binding.download("new_state")["new_state"][:, 0]
 
-    def _start(self, plan: Plan, x: Latents, noise: Noise | None, init: Latents | None) -> Binding:
+    def _bind(self, plan: Plan, shape: Shape) -> Binding:
+        room = Room.of([plan])
+        shapes = room.shapes(shape, len(self.guidance.idx)) | {name: one.shape for name, one in self.told.items()}
+        return self.engine.bind(shapes, FEEDBACK, SPARE if room.draws == 1 else (*SPARE, "draws"))
+
+    def _start(
+        self, plan: Plan, x: Latents, noise: Noise | None, init: Latents | None
+    ) -> tuple[Binding, dict[str, NDArray[Any]]]:
         first = x if init is None else plan.noised(init, x)
-        arrays = {**state([plan] * len(x), first, noise), **tables([plan] * len(x)), **self.told}
-        arrays |= {"idx": self.guidance.idx, "weights": self.guidance.weights}
-        binding = self.engine.bind({name: array.shape for name, array in arrays.items()}, FEEDBACK)
-        binding.upload(**arrays)
-        return binding
+        binding = self._bind(plan, x.shape)
+        room, plans = Room.read(binding.shapes), [plan] * len(x)
+        arrays = {**state(plans, first, noise, room), **tables(plans, room), **self.told}
+        return binding, arrays | {"idx": self.guidance.idx, "weights": self.guidance.weights}
 
 
 def _weighted(kx: np.float32, x: Latents, km: np.float32, m: Latents) -> Latents:
@@ -81,11 +108,10 @@ def foldable(plan: Plan, request: Request, guidance: Guidance) -> bool:
     return not (plan.hooked or plan.learned or guidance.rescale or moving)
 
 
-def tables(plans: Sequence[Plan]) -> dict[str, NDArray[np.float32]]:
+def tables(plans: Sequence[Plan], room: Room) -> dict[str, NDArray[np.float32]]:
     """Plans without hooks, one a picture, as the step takes them. Shorter ones stand still after their last row."""
-    rows, saved = (max(plan.table.shape[axis] for plan in plans) for axis in (0, 1))
-    table = np.zeros((len(plans), rows, saved, saved + 2), np.float32)
-    timesteps = np.zeros((len(plans), rows), np.float32)
+    table = np.zeros((len(plans), room.rows, room.saved, room.saved + 2), np.float32)
+    timesteps = np.zeros((len(plans), room.rows), np.float32)
     for one, times, plan in zip(table, timesteps, plans, strict=True):
         own = plan.table.shape[1]
         one[: plan.rows, :own, : own + 1] = plan.folded[:, :, :-1]
@@ -95,14 +121,12 @@ def tables(plans: Sequence[Plan]) -> dict[str, NDArray[np.float32]]:
     return {"table": table, "timesteps": timesteps}
 
 
-def state(plans: Sequence[Plan], x: Latents, noise: Noise | None) -> dict[str, NDArray[Any]]:
+def state(plans: Sequence[Plan], x: Latents, noise: Noise | None, room: Room) -> dict[str, NDArray[Any]]:
     """First latents (B, C, h, w), the row numbers, and the noise of all rows: of one where no plan draws any."""
-    saved = max(plan.table.shape[1] for plan in plans)
-    kept = np.zeros((len(x), saved, *x.shape[1:]), np.float32)
+    kept = np.zeros((len(x), room.saved, *x.shape[1:]), np.float32)
     kept[:, 0] = x
-    rows = max(plan.rows for plan in plans)
-    drawing = [row for row in range(rows) if any(row < plan.rows and plan.draws(row) for plan in plans)]
-    drawn = np.zeros((len(x), rows if drawing else 1, *x.shape[1:]), np.float32)
+    drawing = [row for row in range(room.rows) if any(row < plan.rows and plan.draws(row) for plan in plans)]
+    drawn = np.zeros((len(x), room.draws, *x.shape[1:]), np.float32)
     for row in drawing:
         if noise is None:
             raise LdmrtError("sampler", "this plan draws noise", expected="noise(row)", found=None)

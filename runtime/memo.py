@@ -19,7 +19,7 @@ class Memo:
     """
 
     def __init__(self, engine: Engine, budget: int = BUDGET) -> None:
-        self._engine, self._budget = engine, budget
+        self.engine, self._budget = engine, budget
         self.inputs, self.outputs = engine.inputs, engine.outputs
         self._said: OrderedDict[bytes, Outputs] = OrderedDict()
         self._size = 0
@@ -33,7 +33,7 @@ class Memo:
         key = ids.tobytes()
         said = self._said.pop(key, None)
         if said is None:
-            said = self._engine(input_ids=ids)
+            said = self.engine(input_ids=ids)
             self._size += _bytes(said)
         self._said[key] = said  # the latest
         while self._size > self._budget and len(self._said) > 1:
@@ -42,7 +42,7 @@ class Memo:
 
     def close(self) -> None:
         """Free the engine, and forget."""
-        self._engine.close()
+        self.engine.close()
         self._said.clear()
         self._size = 0
 

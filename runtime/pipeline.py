@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import Settings, check_name, open_engines
-from .bundle import Bundle, Shape
+from .bundle import STEP, Bundle, Shape
 from .certificate import Certificate
 from .conditions import encode, guidance_embedding, time_ids
 from .control import open_controls
@@ -20,7 +20,7 @@ from .decode import DECODER, Decoding, decode
 from .deep_cache import DeepCached, full_times
 from .engines import Engines
 from .errors import LdmrtError, LdmrtWarning
-from .folded import STEP, Bindable, Folded, foldable
+from .folded import Bindable, Folded, foldable
 from .guidance import Guidance, classifier_free, guided_rows, positive_half
 from .noise import noise
 from .request import Request
@@ -133,7 +133,8 @@ class Pipeline:
         folded = None
         if STEP in self.engines and foldable(plan, request, guidance) and start.blend is None:
             beside = {} if start.beside is None else {"beside": start.beside[guidance.idx]}
-            folded = Folded(cast(Bindable, self.engines[STEP]), guidance, {**words, **beside})
+            step = Folded(cast(Bindable, self.engines[STEP]), guidance, {**words, **beside})
+            folded = step if step.ready(plan, x.shape) else None
         return Task(plan, x, model, fresh, start.init, start.blend, folded)
 
     def plan(self, request: Request) -> Plan:
@@ -206,6 +207,7 @@ def _either(guided: Mapping[float, bool], one: Model, other: Model, x: Latents, 
 def open_pipeline(
     bundle: str | Path, backend: str = "auto", *, check: bool = True, tile: int | None = None,
     on_overflow: str = "stop", low_memory: bool = False, threads: int = 0, folded: bool | None = None,
+    keep_optimized: bool = False,
 ) -> Pipeline:  # fmt: skip
     """Open a bundle for generating. `check` compares its files with the manifest first, and warns where no certificate
     holds for them. `backend` is one of `ldmrt.runtime.backends.BACKENDS`: `auto` takes engines that `ldmrt build` made
@@ -214,16 +216,21 @@ def open_pipeline(
     `tile` and `on_overflow` are those of `Decoding`. With `low_memory` the networks take turns in
     memory, which costs opening them anew for every request, and pictures above 768 pixels are decoded in tiles.
     `threads` are those of the CPU, 0 one a core. `folded` runs a row in one call where a request allows it, so that
-    latents stay where the U-Net runs; left out, it is so with onnxruntime-cuda.
+    latents stay where the U-Net runs; left out, it is so with onnxruntime-cuda, and where `ldmrt build --folded` has
+    made an engine of it for this GPU. `keep_optimized` keeps what ONNX Runtime makes of the networks in the bundle's
+    folder, as much disk again: the next one opens in a fraction of the time.
     """
     check_name(backend)
+    if keep_optimized and low_memory:
+        problem = "keep_optimized beside low_memory, which takes the networks as they are"
+        raise LdmrtError("open", problem, expected="one of them")
     decoding = Decoding(tile, on_overflow, low_memory)
     opened = Bundle.open(Path(bundle), check=check, stamped=True)
     decoding.cells(opened.shape.factor, ())  # may refuse
     for doubt in opened.doubts if check else ():
         hint = f"ldmrt verify {bundle} --against CHECKPOINT --store"
         warnings.warn(f"{bundle}: {doubt}; next: {hint}", LdmrtWarning, stacklevel=2)
-    engines = open_engines(opened, backend, Settings(threads, low_memory, folded))
+    engines = open_engines(opened, backend, Settings(threads, low_memory, folded, keep_optimized))
     tokenizers = {path.name: Tokenizer.open(path) for path in opened.tokenizers}
     certificate = opened.certificate if check else None
     return Pipeline(engines, tokenizers, opened.scheduler, opened.shape, certificate, decoding)

@@ -90,7 +90,8 @@ class Registers:
     def __init__(self, plan: "Plan", x: "Latents") -> None:
         """`x` are the first latents, (B, C, h, w), of float32 or float64."""
         self._plan, (self._moves, slots) = plan, plan.layout
-        self._slots = np.zeros((slots, *x.shape), np.float64 if x.dtype == np.float64 else np.float32)
+        self._slots = np.empty((slots, *x.shape), np.float64 if x.dtype == np.float64 else np.float32)
+        self._slots.fill(0)  # written to here, so that no row is the first to touch the memory
         flat = self._slots.reshape(slots, len(x), -1)
         # Looked up by each row, for there are few of them.
         self._views = {

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from .errors import LdmrtError
 
 Dim = int | str
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]  # of tensors by name
 
 
 @dataclass(frozen=True)

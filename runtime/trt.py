@@ -7,9 +7,9 @@ from functools import cached_property
 from typing import Any
 
 from .cuda import Cuda
-from .engine_files import BACKENDS
 from .errors import LdmrtError
 from .gpu import compute_capability
+from .targets import BACKENDS
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 INSTALL = {"tensorrt": "pip install 'ldmrt[tensorrt]'", "tensorrt-rtx": "pip install 'ldmrt[rtx]'"}

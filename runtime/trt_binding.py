@@ -7,8 +7,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from .buffers import lay_out
-from .engine_files import Shapes
 from .errors import LdmrtError
+from .specs import Shapes
 from .trt import must
 from .trt_plan import LoadedPlan
 
@@ -18,10 +18,13 @@ class Binding:
 
     `feedback={"out_state": "state"}` has every launch end by copying an output onto an input, so that the next one goes
     on from there. The first launch runs as it is, the second is recorded, and from then on a launch is one call.
+    `owner` is for callers who share it: whoever uploaded last.
     """
 
     def __init__(self, plan: LoadedPlan, shapes: Shapes, feedback: Mapping[str, str] | None = None) -> None:
         self._plan, self._session = plan, plan.session
+        self.shapes = shapes
+        self.owner: object = None
         self._closing = ExitStack()
         self._graph: Any = None
         try:

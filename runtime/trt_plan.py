@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import Bundle
-from .engine_files import EngineFile, Shapes
+from .engine_files import EngineFile
 from .errors import LdmrtError
 from .files import write_atomically
-from .specs import TensorSpec
+from .specs import Shapes, TensorSpec
 from .trt import ELSEWHERE, Refused, Session, must
 
 

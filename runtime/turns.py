@@ -1,11 +1,11 @@
 """Low memory: the networks of one stage at a time, text encoders, then U-Net with its controls, then autoencoder."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 from numpy.typing import NDArray
 
-from .specs import Engine, TensorSpec
+from .specs import Engine, Shapes, TensorSpec
 
 Maker = Callable[[], Engine]
 Specs = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]  # inputs and outputs
@@ -49,9 +49,9 @@ class Visitor:
         """Run once."""
         return self._turns.call(self._name, self._make)(**arrays)
 
-    def bind(self, shapes: Mapping[str, tuple[int, ...]], feedback: Mapping[str, str]) -> Any:
+    def bind(self, shapes: Shapes, feedback: Mapping[str, str], most: Collection[str] = ()) -> Any:
         """What the engine itself gives."""
-        return cast(Any, self._turns.call(self._name, self._make)).bind(shapes, feedback)
+        return cast(Any, self._turns.call(self._name, self._make)).bind(shapes, feedback, most)
 
     def close(self) -> None:
         """Free whoever is in memory."""

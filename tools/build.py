@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ldmrt.runtime.room import STEPS
+
 if TYPE_CHECKING:
     from ldmrt.export.build import Built, Step
     from ldmrt.export.profiles import Wanted
@@ -23,6 +25,9 @@ def of_profile(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--batch", default="1", show_default=True, help="Pictures at once, such as 1-4 or 1,4."),
         click.option("--guidance", type=click.Choice(["on", "off", "any"]), default="on", show_default=True,
                      help="It doubles the U-Net's rows; any builds for both."),
+        click.option("--components", "only", help="Only these, such as unet,vae_decoder."),
+        click.option("--folded", is_flag=True, help="Also the folded step, which runs a sampler's row as one call."),
+        click.option("--steps", default=STEPS, show_default=True, help="Of any sampler, at most, by the folded step."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -34,15 +39,18 @@ def of_profile(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--backend", type=click.Choice(BACKENDS), default="tensorrt-rtx", show_default=True)
 @click.option("--target", default="this", show_default=True, help="GPUs, such as sm89,sm120; portable; this machine's.")
 @of_profile
-@click.option("--components", "only", help="Only these, such as unet,vae_decoder.")
 @click.option("--refit", is_flag=True, help="Keep the weights replaceable, for LoRA: TensorRT alone.")
 @click.option("--verify/--no-verify", default=True, help="Whether to run at last what was built.")
 def build(
     bundle: Path, backend: str, target: str, sizes: str | None, batch: str, guidance: str, only: str | None,
-    refit: bool, verify: bool,
+    folded: bool, steps: int, refit: bool, verify: bool,
 ) -> None:  # fmt: skip
     """Build engines of BUNDLE, one a component and GPU, and keep them in it. TensorRT-RTX builds for any GPU on a
     machine that has none; TensorRT builds on the GPU itself.
+
+    With --folded also one of the U-Net that computes guidance and the sampler's row: a picture is then one launch a
+    row. It holds the weights once more; the U-Net's own engine, which --components can leave out, runs what is not
+    linear.
 
     An engine whose graph, weights, precision, version, GPU and profile are the same is reused, and a build that was
     stopped goes on with the next engine. `ldmrt plan` says beforehand what they take.
@@ -62,12 +70,12 @@ def build(
     from .progress import console
 
     opened = Bundle.open(bundle)
-    wanted = read(opened, sizes, batch, guidance)
+    wanted, graphs = read(opened, sizes, batch, guidance, steps), chosen(opened, only, folded)
     flags = (trt.REFIT,) if refit else ()
     version, targets = trt.version(backend), targets_of(target)
     trt.check_targets(backend, targets, flags)
-    wished = recipes(opened, wanted, backend=backend, version=version, targets=targets, flags=flags)
-    decisions = decide(bundle, of_components(wished, only))
+    wished = recipes(opened, wanted, backend=backend, version=version, targets=targets, flags=flags, graphs=graphs)
+    decisions = decide(bundle, wished)
     missing = {one.recipe.key: predict(opened, one.recipe) for one in decisions if one.there is None}
     check_room(opened, missing.values())
     console.print(summary(decisions), highlight=False, soft_wrap=True)
@@ -89,7 +97,7 @@ def prove(bundle: "Bundle", backend: str) -> None:
     """Hold what was built to what the checkpoint computed; where it cannot run, the ONNX files that it was made of."""
     from ldmrt.runtime import LdmrtError
     from ldmrt.runtime.backends import here
-    from ldmrt.runtime.engine_files import BACKENDS
+    from ldmrt.runtime.targets import BACKENDS
 
     from .progress import console
     from .verify import replay
@@ -112,11 +120,11 @@ def prove(bundle: "Bundle", backend: str) -> None:
     replay(bundle, (backend,) if backend in able else able)
 
 
-def read(bundle: "Bundle", sizes: str | None, batch: str, guidance: str) -> "Wanted":
+def read(bundle: "Bundle", sizes: str | None, batch: str, guidance: str, steps: int) -> "Wanted":
     """The user's words."""
     from ldmrt.export.profiles import Wanted
 
-    return Wanted.read(sizes, batch, guidance, bundle.shape.size)
+    return Wanted.read(sizes, batch, guidance, bundle.shape.size, steps)
 
 
 def targets_of(words: str) -> list[str]:
@@ -127,17 +135,18 @@ def targets_of(words: str) -> list[str]:
     return list(dict.fromkeys(compute_capability() if name == "this" else name for name in names))
 
 
-def of_components(recipes: list[Any], only: str | None) -> list[Any]:
-    """Those of the components that were asked for."""
+def chosen(bundle: "Bundle", only: str | None, folded: bool) -> list[str]:
+    """The graphs that engines were asked for of."""
     from ldmrt.runtime import LdmrtError
+    from ldmrt.runtime.bundle import STEP
 
-    if only is None:
-        return recipes
-    names = [name.strip() for name in only.split(",")]
-    there = dict.fromkeys(one.component for one in recipes)
-    if unknown := [name for name in names if name not in there]:
-        raise LdmrtError("--components", f"no component {unknown[0]!r}", expected=", ".join(there))
-    return [one for one in recipes if one.component in names]
+    names = list(bundle.components) if only is None else [name.strip() for name in only.split(",")]
+    if unknown := [name for name in names if name not in bundle.components]:
+        raise LdmrtError("--components", f"no component {unknown[0]!r}", expected=", ".join(bundle.components))
+    if folded and STEP not in bundle.graphs:
+        problem, hint = f"{bundle.path} has no folded step", "ldmrt export CHECKPOINT BUNDLE, without controls"
+        raise LdmrtError("--folded", problem, hint=hint)
+    return [name for name in bundle.graphs if name in names or (folded and name == STEP)]
 
 
 def watched(events: "Iterator[Step | Built]") -> "Iterator[Step | Built]":

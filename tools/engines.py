@@ -33,8 +33,9 @@ def list_(bundle: Path) -> None:
     from ldmrt.export.build import prunable
     from ldmrt.export.memory import megabytes
     from ldmrt.runtime import Bundle, LdmrtError
-    from ldmrt.runtime.engine_files import BACKENDS, described
+    from ldmrt.runtime.engine_files import described
     from ldmrt.runtime.engine_files import engines as found
+    from ldmrt.runtime.targets import BACKENDS
 
     opened = Bundle.open(bundle, check=False)
     useless = {folder.name: why for folder, why in prunable(opened, versions())}

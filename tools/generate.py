@@ -78,6 +78,9 @@ SIZE = click.Tuple([int, int])
 @click.option("--save-steps", is_flag=True, help="Also what the network sees in each row, and a strip of them.")
 @click.option("--tile", type=int, help="Decode in overlapping tiles of this many pixels a side: less memory.")
 @click.option("--low-memory", is_flag=True, help="One network in memory at a time; tiles above 768 pixels.")
+@click.option(
+    "--keep-optimized", is_flag=True, help="Keep ONNX Runtime's form of the networks: later starts are faster."
+)
 @click.option("--on-overflow", default="stop", show_default=True, help="Not finite? stop, or retry in float32.")
 @click.option(
     "--backend",
@@ -90,7 +93,7 @@ SIZE = click.Tuple([int, int])
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("out.png"), show_default=True)
 def generate(
     bundle: Path, prompts: tuple[str, ...], save_steps: bool, tile: int | None, on_overflow: str, low_memory: bool,
-    backend: str, columns: int | None, out: Path,
+    keep_optimized: bool, backend: str, columns: int | None, out: Path,
     controls: tuple[tuple[str, Any], ...], **asked: Any,
 ) -> None:  # fmt: skip
     """Make pictures of PROMPTS with BUNDLE: OUT, or OUT as a grid and a numbered file for each.
@@ -112,7 +115,9 @@ def generate(
     out.parent.mkdir(parents=True, exist_ok=True)
     request = Request(prompts, controls=dict(controls), **asked)
     begin = time.perf_counter()
-    pipeline = open_pipeline(bundle, backend, tile=tile, on_overflow=on_overflow, low_memory=low_memory)
+    pipeline = open_pipeline(
+        bundle, backend, tile=tile, on_overflow=on_overflow, low_memory=low_memory, keep_optimized=keep_optimized
+    )
     opened = time.perf_counter()
     rows, x = pipeline.plan(request).rows, None
     previews: list[NDArray[Any]] = []

@@ -45,6 +45,8 @@ ROWS = (
     Row("onnxruntime-cuda", "ONNX Runtime, CUDA", ("onnxruntime",), ("bundle",)),
     Row("tensorrt-rtx", "ldmrt on TensorRT-RTX", ("tensorrt_rtx", *BUILDER), ("bundle",), 120),
     Row("tensorrt", "ldmrt on TensorRT", ("tensorrt", *BUILDER), ("bundle",), 180),
+    Row("tensorrt-rtx-folded", "TensorRT-RTX, a launch a row", ("tensorrt_rtx", *BUILDER), ("tensorrt-rtx",), 120),
+    Row("tensorrt-folded", "TensorRT, a launch a row", ("tensorrt", *BUILDER), ("tensorrt",), 180),
 )
 ON_CPU = (*ROWS[:4], Row("onnxruntime", "ONNX Runtime, CPU", ("onnxruntime",), ("bundle",)))
 

@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,18 +124,48 @@ def backend(setting: Setting, name: str) -> Values:
     """A backend of the runtime, as a user runs it: prompt to picture, latents on the host between rows."""
     from ldmrt.runtime import open as open_bundle
 
-    from .gpu_torch import GUIDANCE, PROMPT, SCHEDULER
-
     built = engines(setting.bundle, name) if name.startswith("tensorrt") else 0.0
-    pipeline = open_bundle(setting.bundle, name, check=False)
+    pipeline = open_bundle(setting.bundle, name, check=False, folded=False)
     measured = parity(setting, lambda **arrays: pipeline.engines["unet"](**arrays)["out_sample"])
-    asked = {"steps": setting.steps, "guidance": GUIDANCE, "scheduler": SCHEDULER, "seed": 0}
-    pipeline(PROMPT, **asked)
-    results = [pipeline(PROMPT, **asked) for _ in range(REPEATS)]
-    latents, decode = (statistics.median(one.seconds[stage] for one in results) for stage in ("latents", "decode"))
-    values = {"rows_per_s": setting.steps / latents, "seconds": latents + decode, "off": measured}
+    values = {**drawn(setting, pipeline), "off": measured}
     if name.startswith("tensorrt"):
         values |= {"build_s": built, "launches_per_s": launches(setting, pipeline.engines["unet"])}
+    pipeline.close()
+    return values
+
+
+def drawn(setting: Setting, pipeline: Any) -> Values:
+    """How fast a pipeline draws, from the second picture on."""
+    prompt, asked = asking(setting)
+    pipeline(prompt, **asked)
+    results = [pipeline(prompt, **asked) for _ in range(REPEATS)]
+    latents, decode = (statistics.median(one.seconds[stage] for one in results) for stage in ("latents", "decode"))
+    return {"rows_per_s": setting.steps / latents, "seconds": latents + decode}
+
+
+def asking(setting: Setting) -> tuple[str, Values]:
+    """What every row draws."""
+    from .gpu_torch import GUIDANCE, PROMPT, SCHEDULER
+
+    return PROMPT, {"steps": setting.steps, "guidance": GUIDANCE, "scheduler": SCHEDULER, "seed": 0}
+
+
+def folded(setting: Setting, name: str) -> Values:
+    """The folded step on a backend: nothing comes to the host between rows. It is held to the loop on the U-Net's own
+    engine, after all rows.
+    """
+    from ldmrt.runtime import LdmrtError
+    from ldmrt.runtime import open as open_bundle
+    from ldmrt.runtime.bundle import STEP
+
+    built = engines(setting.bundle, name, only=STEP)
+    pipeline = open_bundle(setting.bundle, name, check=False, folded=True)
+    prompt, asked = asking(setting)
+    task = pipeline.prepare(prompt, **asked)
+    if task.folded is None:
+        raise LdmrtError(STEP, "its engine did not run")
+    measured = off(task.last(), replace(task, folded=None).last())
+    values = {**drawn(setting, pipeline), "off": measured, "build_s": built}
     pipeline.close()
     return values
 
@@ -158,7 +188,7 @@ def launches(setting: Setting, unet: Any) -> float:
 
 
 def engines(folder: Path, name: str, target: str | None = None, only: str = "") -> float:
-    """Build what a backend needs for one picture with guidance, of all components or one; seconds."""
+    """Build what a backend needs for one picture with guidance, of all components or one graph; seconds."""
     from ldmrt.export import trt
     from ldmrt.export.build import build, decide
     from ldmrt.export.profiles import Wanted, recipes
@@ -169,9 +199,9 @@ def engines(folder: Path, name: str, target: str | None = None, only: str = "") 
     targets = [target or compute_capability()]
     version = trt.version(name)
     trt.check_targets(name, targets, ())
-    wanted = Wanted.read(None, "1", "on", opened.shape.size)
-    wished = recipes(opened, wanted, backend=name, version=version, targets=targets)
-    for _ in build(opened, decide(folder, [one for one in wished if only in ("", one.component)])):
+    wanted, graphs = Wanted.read(None, "1", "on", opened.shape.size), [only] if only else None
+    wished = recipes(opened, wanted, backend=name, version=version, targets=targets, graphs=graphs)
+    for _ in build(opened, decide(folder, wished)):
         pass
     return time.perf_counter() - begin
 
@@ -217,6 +247,8 @@ MEASURES: dict[str, Callable[[Setting], Values]] = {
     "onnxruntime-cuda": lambda setting: backend(setting, "onnxruntime-cuda"),
     "tensorrt-rtx": lambda setting: backend(setting, "tensorrt-rtx"),
     "tensorrt": lambda setting: backend(setting, "tensorrt"),
+    "tensorrt-rtx-folded": lambda setting: folded(setting, "tensorrt-rtx"),
+    "tensorrt-folded": lambda setting: folded(setting, "tensorrt"),
 }
 
 

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import click
 
-from .build import of_components, of_profile, read
+from .build import chosen, of_profile, read
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @of_profile
-@click.option("--components", "only", help="Only these, such as unet,vae_decoder.")
-def plan(bundle: Path, sizes: str | None, batch: str, guidance: str, only: str | None) -> None:
+def plan(
+    bundle: Path, sizes: str | None, batch: str, guidance: str, only: str | None, folded: bool, steps: int
+) -> None:  # fmt: skip
     """Predict what engines of BUNDLE take, for one GPU: its memory for weights, scratch, inputs and outputs; disk; and
     the memory of the machine that builds them. Nothing is built, and no TensorRT is needed.
 
@@ -26,8 +27,9 @@ def plan(bundle: Path, sizes: str | None, batch: str, guidance: str, only: str |
     from ldmrt.runtime.engine_files import described
 
     opened = Bundle.open(bundle)
-    wished = recipes(opened, read(opened, sizes, batch, guidance), backend="tensorrt-rtx", version="", targets=["any"])
-    rows = [predict(opened, one) for one in of_components(wished, only)]
+    wanted, graphs = read(opened, sizes, batch, guidance, steps), chosen(opened, only, folded)
+    wished = recipes(opened, wanted, backend="tensorrt-rtx", version="", targets=["any"], graphs=graphs)
+    rows = [predict(opened, one) for one in wished]
     table = Table()
     for title in ("component", "largest input", "weights", "scratch", "in, out", "disk", "to build"):
         table.add_column(title, no_wrap=title == "component")

@@ -12,19 +12,22 @@ import pytest
 
 import ldmrt.runtime
 from ldmrt.export import export_bundle
-from ldmrt.export.fold import fold
+from ldmrt.export.fold import step_specs
 from ldmrt.model import load
 from ldmrt.runtime import LdmrtError, Plan, plan_from_config, sample, steps
-from ldmrt.runtime.bundle import STEP
+from ldmrt.runtime.bundle import STEP, Bundle
 from ldmrt.runtime.engine_ort import OrtEngine
 from ldmrt.runtime.folded import FEEDBACK, Folded, state, tables
 from ldmrt.runtime.guidance import Guidance, classifier_free
 from ldmrt.runtime.noise import noise
+from ldmrt.runtime.room import Room
+from ldmrt.runtime.specs import TensorSpec
 
 from ..families import save_pipeline
 
 # Relative to the largest latent: the same float32 numbers, added up in another order, through all rows.
 TOLERANCE = 1e-5
+FILE = f"{STEP}.onnx"
 SHAPE = (2, 4, 8, 10)
 CONFIG = {"_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
           "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}  # fmt: skip
@@ -34,7 +37,7 @@ SAMPLERS = ("ddim", "euler_a", "dpmpp_2m", "unipc", "heun", "lms", "pndm", "dpmp
 @pytest.fixture(scope="module")
 def engines(bundle: Path) -> Iterator[tuple[OrtEngine, OrtEngine]]:
     """The U-Net and its step."""
-    pair = OrtEngine("unet", bundle / "unet" / "model.onnx"), OrtEngine("unet", bundle / "unet" / STEP)
+    pair = OrtEngine("unet", bundle / "unet" / "model.onnx"), OrtEngine("unet", bundle / "unet" / FILE)
     yield pair
     for one in pair:
         one.close()
@@ -106,7 +109,14 @@ def test_pictures_of_different_samplers_share_a_batch(engines: tuple[OrtEngine, 
     plans = [plan_from_config(CONFIG, 3, name="unipc"), plan_from_config(CONFIG, 6, name="euler_a")]
     guidance, words = classifier_free(2, 3.0), told(unet, 4)
     x = np.concatenate([first(plan)[i : i + 1] for i, plan in enumerate(plans)])
-    arrays = {**state(plans, x, drawn), **tables(plans), **words, "idx": guidance.idx, "weights": guidance.weights}
+    room = Room.of(plans)
+    arrays = {
+        **state(plans, x, drawn, room),
+        **tables(plans, room),
+        **words,
+        "idx": guidance.idx,
+        "weights": guidance.weights,
+    }
     binding = step.bind({name: array.shape for name, array in arrays.items()}, FEEDBACK)
     binding.upload(**arrays)
     for _ in range(6):
@@ -130,23 +140,31 @@ def test_uploaded_arrays_are_left_alone(engines: tuple[OrtEngine, OrtEngine]) ->
 
 def test_step_has_no_weights_of_its_own(bundle: Path) -> None:
     """It reads those of the U-Net, which lie beside it."""
-    inline = [one for one in onnx.load(bundle / "unet" / STEP, load_external_data=False).graph.initializer
+    inline = [one for one in onnx.load(bundle / "unet" / FILE, load_external_data=False).graph.initializer
               if one.data_location != onnx.TensorProto.EXTERNAL]  # fmt: skip
     assert sum(len(one.raw_data) for one in inline) < 65536
-    assert (bundle / "unet" / STEP).stat().st_size < 2 * (bundle / "unet" / "model.onnx").stat().st_size
+    assert (bundle / "unet" / FILE).stat().st_size < 2 * (bundle / "unet" / "model.onnx").stat().st_size
 
 
 @pytest.mark.parametrize("change", ["controls", "variance"])
-def test_no_step_where_the_network_is_told_or_says_more(bundle: Path, tmp_path: Path, change: str) -> None:
-    model = onnx.load(bundle / "unet" / "model.onnx")
+def test_no_step_where_the_network_is_told_or_says_more(bundle: Path, change: str) -> None:
+    inputs, outputs = Bundle.open(bundle, check=False).specs("unet")
     if change == "controls":
-        model.graph.input.add(name="mid_block_residual").CopyFrom(model.graph.input[0])
-        model.graph.input[-1].name = "mid_block_residual"
+        inputs = (*inputs, TensorSpec("mid_block_residual", "float32", ("batch", 32, "height/4", "width/4")))
     else:
-        model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 8
-    onnx.save(model, tmp_path / "model.onnx")
-    assert fold(tmp_path / "model.onnx") is None
-    assert not (tmp_path / STEP).exists()
+        outputs = (replace(outputs[0], shape=("batch", 8, *outputs[0].shape[2:])),)
+    assert step_specs(inputs, outputs) is None
+
+
+def test_the_manifest_says_what_it_takes_and_gives(bundle: Path) -> None:
+    """By dtype and shape in symbols, as the graph itself does; it is no component."""
+    opened = Bundle.open(bundle, check=False)
+    engine = OrtEngine(STEP, opened.model(STEP))
+    assert opened.specs(STEP) == (engine.inputs, engine.outputs)
+    assert (opened.home(STEP), opened.weights(STEP)) == ("unet", opened.weights("unet"))
+    assert opened.graphs == (*opened.components, STEP)
+    assert STEP not in opened.components
+    engine.close()
 
 
 def test_extra_channels_stand_beside_the_latents(tmp_path: Path) -> None:
@@ -155,7 +173,7 @@ def test_extra_channels_stand_beside_the_latents(tmp_path: Path) -> None:
     for _ in export_bundle(checkpoint, tmp_path / "bundle", only=("unet",)):
         pass
     unet = OrtEngine("unet", tmp_path / "bundle" / "unet" / "model.onnx")
-    step = OrtEngine("unet", tmp_path / "bundle" / "unet" / STEP)
+    step = OrtEngine("unet", tmp_path / "bundle" / "unet" / FILE)
     plan, guidance = plan_from_config(CONFIG, 3, name="ddim"), classifier_free(2, 3.0)
     words = told(unet, 4)
     beside = np.random.default_rng(3).standard_normal((4, 5, *SHAPE[2:]), dtype=np.float32)
@@ -196,7 +214,7 @@ def test_what_is_not_linear_runs_in_the_loop(bundle: Path, asked: dict[str, Any]
 
 def test_a_bundle_without_a_step_is_refused(bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle, tmp_path / "bundle")
-    (tmp_path / "bundle" / "unet" / STEP).unlink()
+    (tmp_path / "bundle" / "unet" / FILE).unlink()
     with pytest.raises(LdmrtError, match="has no folded step"):
         opened(tmp_path / "bundle", folded=True)
 

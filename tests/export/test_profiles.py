@@ -1,12 +1,17 @@
 """What a user says about sizes and batches, and the shapes that come of it."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ldmrt.export.profiles import Dim, Wanted, profile, recipes, rows
 from ldmrt.runtime import Bundle, LdmrtError
-from ldmrt.runtime.engine_files import Range, mend
+from ldmrt.runtime.bundle import STEP
+from ldmrt.runtime.engine_files import Range
+from ldmrt.runtime.mend import mend
+from ldmrt.runtime.room import STEPS
 from ldmrt.runtime.specs import TensorSpec, shape_of
 
 UNET = (
@@ -19,8 +24,8 @@ VAE = (TensorSpec("latent_sample", "float16", ("batch", 4, "height/8", "width/8"
 ADAPTER = (TensorSpec("adapter_cond", "float16", ("batch", 3, "height/64", "width/64")),)
 
 
-def said(sizes: str | None = None, batch: str = "1", guidance: str = "on") -> Wanted:
-    return Wanted.read(sizes, batch, guidance, 512)
+def said(sizes: str | None = None, batch: str = "1", guidance: str = "on", steps: int = STEPS) -> Wanted:
+    return Wanted.read(sizes, batch, guidance, 512, steps)
 
 
 def exactly(*shape: int) -> Range:
@@ -91,9 +96,11 @@ def test_rows_are_in_order(component: str, guidance: str, batch: Dim) -> None:
         ({"batch": "4-1"}, "--batch: impossible batch"),
         ({"batch": "65"}, "--batch: impossible batch"),
         ({"batch": "many"}, "--batch: cannot read it"),
+        ({"steps": 0}, "--steps: impossible steps; expected 1 to 1000"),
+        ({"steps": 1001}, "--steps: impossible steps"),
     ],
 )
-def test_words_that_mean_nothing(words: dict[str, str], message: str | None) -> None:
+def test_words_that_mean_nothing(words: dict[str, Any], message: str | None) -> None:
     if message is None:
         assert said(**words) == said()
         return
@@ -123,20 +130,43 @@ def test_recipes_of_a_bundle(bundle: Path) -> None:
         assert one.flags[-1] == "refit"
 
 
-@pytest.mark.parametrize("component", ["text_encoder", "unet", "vae_decoder", "vae_encoder"])
-@pytest.mark.parametrize("batch", [1, 2, 3])
-def test_the_command_that_mends_does(bundle: Path, component: str, batch: int) -> None:
+@pytest.mark.parametrize("component", ["text_encoder", "unet", "vae_decoder", "vae_encoder", STEP])
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+@pytest.mark.parametrize("guided", [False, True])
+def test_the_command_that_mends_does(bundle: Path, component: str, batch: int, guided: bool) -> None:
     """What a refusal of an engine tells the user to build holds the shapes that were refused."""
     opened = Bundle.open(bundle, check=False)
     rows = 1 if component.startswith("vae") else batch
     sizes = {"batch": rows, "timesteps": rows, "width": 32, "height": 48}
+    sizes |= {"calls": rows * (1 + guided), "rows": 60 * batch, "saved": 3, "terms": 5, "draws": 60 * batch}
     shapes = {spec.name: shape_of(spec, sizes) for spec in opened.specs(component)[0]}
     words = mend(opened, component, "tensorrt-rtx", "sm89", shapes).split()
+    assert ("--folded" in words) == (component == STEP)
+    words = [word for word in words if word != "--folded"]
     options = dict(zip(words[3::2], words[4::2], strict=True))
-    wanted = Wanted.read(options.get("--sizes"), options.get("--batch", "1"), options.get("--guidance", "on"), 16)
-    made = recipes(opened, wanted, backend=options["--backend"], version="1", targets=[options["--target"]])
-    (bucket,) = next(one.profile for one in made if one.component == component)
+    steps = int(options.get("--steps", STEPS))
+    guidance = options.get("--guidance", "on")
+    wanted = Wanted.read(options.get("--sizes"), options.get("--batch", "1"), guidance, 16, steps)
+    target, backend = options["--target"], options["--backend"]
+    (made,) = recipes(opened, wanted, backend=backend, version="1", targets=[target], graphs=[component])
+    (bucket,) = made.profile
     assert all(bucket[name].holds(shape) for name, shape in shapes.items())
+
+
+def test_the_folded_step(bundle: Path) -> None:
+    """Pictures, calls of the U-Net for them, and room for every sampler of so many steps."""
+    opened = Bundle.open(bundle, check=False)
+    wanted = Wanted.read("32x32", "1-4", "any", 16, 10)
+    (made,) = recipes(opened, wanted, backend="tensorrt-rtx", version="1", targets=["sm89"], graphs=[STEP])
+    (bucket,) = made.profile
+    assert bucket["state"] == Range((1, 1, 4, 16, 16), (1, 6, 4, 16, 16), (4, 6, 4, 16, 16))
+    assert bucket["table"] == Range((1, 1, 1, 3), (1, 28, 6, 8), (4, 28, 6, 8))
+    assert bucket["noise"] == Range((1, 1, 4, 16, 16), (1, 1, 4, 16, 16), (4, 28, 4, 16, 16))
+    assert bucket["weights"] == Range((1, 1), (1, 2), (4, 8))
+    assert bucket["encoder_hidden_states"] == Range((1, 16, 24), (2, 16, 24), (8, 16, 24))
+    other = recipes(opened, replace(wanted, steps=20), backend="tensorrt-rtx", version="1", targets=["sm89"],
+                    graphs=[STEP])[0]  # fmt: skip
+    assert made.changes(other) == ["profile 1-4x1-28x4x16x16 -> 1-4x1-48x4x16x16"]  # of the input that changed
 
 
 def test_a_directory_without_a_manifest(bundle: Path) -> None:

@@ -1,7 +1,7 @@
 """What the TensorRT of straw computes: a small network of its own, or an ONNX file's with the weights of the plan."""
 
 import base64
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ Shapes = dict[str, tuple[int, ...]]
 
 def network(stored: dict[str, Any]) -> "Small | Graph":
     """Of a plan."""
-    return Graph(Path(stored["onnx"]), stored["weights"]) if "onnx" in stored else Small()
+    if "onnx" not in stored:
+        return Small()
+    path = Path(stored["onnx"])
+    return Graph(path, stored["weights"]) if "weights" in stored else _as_it_is(path)
 
 
 class Small:
@@ -40,17 +43,20 @@ class Small:
 
 
 class Graph:
-    """A component of a bundle, whose weights are those of the plan and not those of the file."""
+    """A graph of a bundle; `weights` of the plan take the place of those of the file."""
 
     def __init__(self, path: Path, weights: dict[str, list[Any]]) -> None:
         self._path, self._weights = path, weights
-        self.inputs, self.outputs = Bundle.open(path.parents[1], check=False).specs(path.parent.name)
+        name = path.parent.name if path.name == "model.onnx" else path.stem
+        self.inputs, self.outputs = Bundle.open(path.parents[1], check=False).specs(name)
 
     @cached_property
     def _session(self) -> Any:
         import onnx
         import onnxruntime as ort
 
+        if not self._weights:
+            return ort.InferenceSession(str(self._path), providers=["CPUExecutionProvider"])
         model = onnx.load(self._path)
         for one in model.graph.initializer:
             if one.name in self._weights:
@@ -60,6 +66,11 @@ class Graph:
     def run(self, arrays: Arrays) -> Arrays:
         names = [spec.name for spec in self.outputs]
         return dict(zip(names, self._session.run(names, arrays), strict=True))
+
+
+@cache
+def _as_it_is(path: Path) -> Graph:
+    return Graph(path, {})
 
 
 def output_shape(spec: TensorSpec, inputs: tuple[TensorSpec, ...], shapes: Shapes) -> tuple[int, ...]:

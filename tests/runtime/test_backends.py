@@ -11,12 +11,11 @@ import pytest
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 from ldmrt.runtime import open as open_bundle
 from ldmrt.runtime.backends import BACKENDS, Settings, open_engines
-from ldmrt.runtime.bundle import CUT, Bundle
+from ldmrt.runtime.bundle import CUT, STEP, Bundle
 from ldmrt.runtime.engine_auto import AutoEngine, sessions
 from ldmrt.runtime.engine_files import FOLDER, Range, Recipe, model_digests, write
 from ldmrt.runtime.engine_ort import OrtEngine
 from ldmrt.runtime.engine_trt import TrtEngine
-from ldmrt.runtime.folded import STEP
 from ldmrt.runtime.memo import Memo
 from ldmrt.runtime.specs import TensorSpec
 
@@ -108,7 +107,9 @@ def test_auto_falls_back_and_says_so(built: Bundle, gpu: FakeCuda) -> None:
     engine, ort = open_engines(built, "auto")["unet"], OrtEngine("unet", built.model("unet"))
     assert isinstance(engine, AutoEngine)
     larger = {**ARRAYS, "sample": np.ones((2, 4, 16, 16), np.float32)}
-    with pytest.warns(LdmrtWarning, match=r"takes 2x4x8x8, not 2x4x16x16; it runs on ONNX .* next: ldmrt .*32x32"):
+    with pytest.warns(
+        LdmrtWarning, match=r"takes 2x4x8x8, not 2x4x16x16 as sample; it runs on ONNX .* next: ldmrt .*32x32"
+    ):
         found = engine(**larger)
     np.testing.assert_array_equal(found["out_sample"], ort(**larger)["out_sample"])
     with pytest.warns(LdmrtWarning, match="cannot be loaded; it runs on ONNX Runtime"):
@@ -147,9 +148,11 @@ def test_shapes_in_symbols_come_from_the_manifest(built: Bundle, gpu: FakeCuda) 
     assert inputs[0] == TensorSpec("sample", "float32", ("batch", 4, "height/2", "width/2"))
 
 
-def test_folded_step_of_tensorrt_is_refused(bundle: Path) -> None:
-    with pytest.raises(LdmrtError, match="no engines of the folded step are built for tensorrt"):
-        open_engines(Bundle.open(bundle, check=False), "tensorrt", Settings(folded=True))
+@pytest.mark.parametrize("backend", ["auto", "onnxruntime", "tensorrt-rtx"])
+def test_a_bundle_without_a_folded_step_is_refused(built: Bundle, gpu: FakeCuda, backend: str) -> None:
+    built.model(STEP).unlink()
+    with pytest.raises(LdmrtError, match=r"unet: .* has no folded step\n  try: ldmrt export"):
+        open_engines(built, backend, Settings(folded=True))
 
 
 @pytest.mark.usefixtures("gpu")
@@ -164,10 +167,20 @@ def test_unet_cut_in_two_is_left_out_beside_engines(built: Bundle) -> None:
         assert not set(CUT) & set(engines)
 
 
-@pytest.mark.usefixtures("gpu")
-def test_folded_step_runs_on_onnx_runtime_beside_engines(built: Bundle) -> None:
-    """And what cannot be folded takes the engines that are there."""
-    engines = open_engines(built, "auto", Settings(folded=True))
-    assert isinstance(engines["unet"], AutoEngine)
-    assert isinstance(engines[STEP], OrtEngine)
+@pytest.mark.parametrize(
+    ("backend", "folded", "there"),
+    [("auto", None, False), ("auto", True, True), ("tensorrt-rtx", None, False), ("tensorrt-rtx", True, True)],
+)
+def test_the_folded_step_is_an_engine_where_engines_run(
+    built: Bundle, gpu: FakeCuda, backend: str, folded: bool | None, there: bool
+) -> None:
+    """Without one it is asked for only where the user asks, and ONNX Runtime does not step in: the loop does."""
+    engines = open_engines(built, backend, Settings(folded=folded))
+    assert (STEP in engines) == there
+    if there:
+        assert not isinstance(engines[STEP], OrtEngine)
+        with pytest.raises(
+            LdmrtError, match=r"step: no engine for .* on sm89\n  try: ldmrt build .* --folded --steps 50"
+        ):
+            engines[STEP].bind({}, {})  # type: ignore[attr-defined]
     engines.close()

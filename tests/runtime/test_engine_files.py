@@ -138,7 +138,7 @@ def test_round_trip(opened: Bundle) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("graph", "its model.onnx changed"),
+        ("graph", "its graph changed"),
         ("weights", "its weights changed"),
         ("precision", "precision fp32 -> fp16"),
         ("backend", "TensorRT-RTX -> TensorRT 1.7.1.116"),
@@ -221,7 +221,7 @@ def test_damage_is_refused(
         ({"target": "sm120"}, {}, "was made for sm120, not for sm89"),
         ({"target": "portable"}, {"gpu": "sm75"}, "was made for portable, not for sm75"),
         ({"target": "portable"}, {"gpu": "sm90"}, "was made for portable, not for sm90"),
-        ({"graph": "0"}, {}, "was made of another model.onnx"),
+        ({"graph": "0"}, {}, "was made of another graph"),
         ({"weights": "0"}, {}, "was made of other weights"),
         ({"precision": "fp16"}, {}, "was made in fp16"),
         ({}, {"shapes": {**SHAPES, "sample": (2, 4, 16, 8)}}, "takes 2x4x8x8, not 2x4x16x8"),

@@ -51,6 +51,19 @@ def test_all_the_way(ldmrt: Any, copy: Path) -> None:
 
 
 @RTX
+def test_the_folded_step(ldmrt: Any, copy: Path) -> None:
+    """It is asked for beside components, of which it is none, and then is an engine like theirs."""
+    words = ("--target", "sm89", "--components", "text_encoder", "--folded", "--no-verify")
+    ran = ldmrt("build", copy, *words)
+    assert (ran.code, ran.out) == (0, f"{copy}\n")
+    assert ran.err.startswith("building text_encoder and step: no engine yet\n")
+    assert ldmrt("build", copy, *words).err == "text_encoder and step reused\n"
+    assert ldmrt("engines", "list", copy).out.count("fits") == 2
+    assert ldmrt("engines", "prune", copy).out == ""
+    assert {one.recipe.component for one in engines(copy) if isinstance(one, EngineFile)} == {"text_encoder", "step"}
+
+
+@RTX
 def test_where_nothing_holds_for_what_was_built(ldmrt: Any, bundle: Path, copy: Path, tmp_path: Path) -> None:
     import json
 
@@ -111,6 +124,8 @@ def test_where_it_can_run_the_engines_are_held_to_it(ldmrt: Any, copy: Path, mon
         (["--target", "sm89", "--sizes", "17x16"], "unet: impossible width; expected a multiple of 2 from 4 on"),
         (["--target", "sm89", "--sizes", "big"], "--sizes: cannot read it; expected WIDTHxHEIGHT"),
         (["--target", "sm89", "--batch", "0"], "--batch: impossible batch"),
+        (["--target", "sm89", "--components", "step"], "--components: no component 'step'; expected text_encoder, "),
+        (["--target", "sm89", "--folded", "--steps", "0"], "--steps: impossible steps; expected 1 to 1000"),
         (["--target", "sm89", "--components", "vea"], "--components: no component 'vea'; expected text_encoder, "),
         (["--target", "sm89", "--refit"], "--refit: TensorRT-RTX compiles engines with replaceable weights by CUDA"),
         (["--backend", "tensorrt"], "backend: TensorRT is not installed"),
@@ -163,11 +178,16 @@ def test_plan(ldmrt: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert f"{what}" in ran.out.splitlines()[-2] + ran.out.splitlines()[-1]
     assert not (bundle / "engines").exists()
     assert "--sizes: cannot read it" in ldmrt("plan", bundle, "--sizes", "big").error
+    assert "│ step" not in ran.out
+    ran = ldmrt("plan", bundle, "--folded", "--batch", "1-4", "--steps", "10")
+    assert "│ step " in ran.out
+    assert "1-4x1-6x4x8x8" in ran.out
 
 
 def test_a_foreign_directory(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
     foreign = shutil.copytree(bundle, tmp_path / "foreign")
     (foreign / "ldmrt.json").unlink()
+    assert "foreign has no folded step" in ldmrt("plan", foreign, "--folded").error
     assert "has no manifest that says its shapes" in ldmrt("plan", foreign).error
     assert "no directory" in ldmrt("engines", "list", tmp_path / "none").error
 

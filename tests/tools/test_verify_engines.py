@@ -85,7 +85,7 @@ def test_cases_of_other_shapes_are_left_out_and_named(
     assert replace(found, left_out=()) == Certificate.from_json(older)
     (line,) = (line for line in ran.err.splitlines() if line.startswith("left out: unet"))
     assert "unet on tensorrt, 3 left out (batch 1 at 16x16, batch 3 at 16x16, batch 2 at 18x16): unet: engine" in line
-    assert line.endswith("takes 2x4x8x8, not 1x4x8x8")
+    assert line.endswith("takes 2x4x8x8, not 1x4x8x8 as sample")
     assert " 3 left out │" in ran.out
     suite = ElementTree.parse(files[1]).getroot()
     assert suite.attrib["skipped"] == str(len(suite.findall("testcase/skipped"))) == "8"

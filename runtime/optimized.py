@@ -1,0 +1,88 @@
+"""What ONNX Runtime makes of a graph for this CPU when it opens one, kept beside the bundle: opening that takes a
+fraction of the time, and as much disk again as the weights.
+"""
+
+import contextlib
+import hashlib
+import json
+import platform
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from .bundle import Bundle
+from .engine_files import model_digests
+from .errors import LdmrtError, LdmrtWarning
+from .files import sha256, write_atomically
+from .stamps import Stamped
+
+ABANDONED = 3600  # seconds: nobody writes that long
+FOLDER, MODEL, DATA, LIST = "optimized", "model.onnx", "model.onnx_data", "kept.json"
+
+
+def place(bundle: Bundle, graph: str, backend: str, version: str) -> Path:
+    """The folder for a graph: another for every other content, and for every backend, ONNX Runtime and kind of CPU."""
+    if not bundle.manifest:
+        problem, hint = f"{bundle.path} has no manifest that says what its files are", "ldmrt export CHECKPOINT BUNDLE"
+        raise LdmrtError("keep_optimized", problem, hint=hint)
+    content, kind = _digest(*model_digests(bundle, graph)), _digest(backend, version, _features())
+    return bundle.path / FOLDER / f"{graph}-{content}-{kind}"
+
+
+def _digest(*words: str) -> str:
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]
+
+
+def kept(folder: Path) -> Path | None:
+    """The ONNX file that is kept there, where all of it is as it was written."""
+    try:
+        digests = json.loads((folder / LIST).read_text(encoding="utf-8"))
+        stamps = Stamped(folder)
+        whole = all(stamps.sha256(name, folder / name) == digest for name, digest in digests.items())
+    except (OSError, ValueError, AttributeError):
+        return None
+    stamps.keep()
+    return folder / MODEL if whole else None
+
+
+@contextlib.contextmanager
+def keeping(folder: Path) -> Iterator[Path | None]:
+    """A path for ONNX Runtime to write to; what it wrote, with DATA beside it, is kept when the block ends well, and
+    what was kept of another content of the graph goes. None, with a warning, where nothing can be written.
+    """
+    try:
+        folder.parent.mkdir(exist_ok=True)
+        for left in folder.parent.glob(".*.tmp"):  # of a process that was killed
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+    except OSError as error:
+        warnings.warn(f"{folder.parent}: nothing can be kept there: {error}", LdmrtWarning, stacklevel=3)
+        yield None
+        return
+    try:
+        yield work / MODEL
+        digests = {path.name: sha256(path) for path in sorted(work.iterdir())}
+        with write_atomically(work / LIST) as file:
+            file.write(json.dumps(digests).encode())
+        work.chmod(0o755)  # mkdtemp's is private
+        content = folder.name.rpartition("-")[0]
+        graph = content.rpartition("-")[0]
+        for other in folder.parent.glob(f"{graph}-*-*"):
+            if other == folder or not other.name.startswith(f"{content}-"):
+                shutil.rmtree(other, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another process was faster
+            work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _features() -> str:
+    """What kernels this CPU can run: layouts of weights follow from it."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.lower().startswith(("flags", "features")))
+    return f"{platform.machine()} {platform.processor()}"
