@@ -63,7 +63,7 @@ def measure(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, Measure
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", LdmrtWarning)  # of prompts that are too long
         ranges = {name: stack.enter_context(ranging(part.module)) for name, part in every.items()}
-        pipeline = replace(torch_pipeline(checkpoint), engines=Engines({n: _maker(one) for n, one in heard.items()}))
+        pipeline = replace(torch_pipeline(checkpoint), engines=Engines.of(heard))
         side = min(SIDE, pipeline.shape.size)
         for seed, prompt in enumerate(PROMPTS):
             task = pipeline.prepare(**asked(asking(prompt, seed, side, STEPS), needed(every, checkpoint, side)))
@@ -79,10 +79,6 @@ def measure(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, Measure
             at_random = Case(name, "at random", inputs, part.engine()(**inputs))
             measured[name] = Measured(part, ranges[name], [*heard[name].cases, at_random])
     return measured
-
-
-def _maker(engine: Listening) -> Any:
-    return lambda: engine
 
 
 def climb(ranges: Mapping[str, float], limit: float = LIMIT) -> dict[str, str]:

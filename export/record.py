@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,7 +57,7 @@ def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0) -> Reference:
     options = asking(prompt, seed, side, STEPS)
     rows = plain.plan(Request(**options)).rows
     heard = {name: Listening(part, wanted(part, rows)) for name, part in parts.items()}
-    pipeline = replace(plain, engines=Engines({name: partial(heard.__getitem__, name) for name in heard}))
+    pipeline = replace(plain, engines=Engines.of(heard))
     given = needed(parts, checkpoint, side)
     walk = _draw(pipeline, options, given)
     texts = [prompt, *TEXTS]

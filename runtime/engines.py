@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from functools import partial
 from threading import Thread
 
 from .specs import Engine
@@ -12,6 +13,11 @@ class Engines(Mapping[str, Engine]):
 
     def __init__(self, makers: Mapping[str, Callable[[], Engine]], *, take_turns: bool = False) -> None:
         self._makers, self._made, self._take_turns = makers, dict[str, Future[Engine]](), take_turns
+
+    @classmethod
+    def of(cls, engines: Mapping[str, Engine]) -> "Engines":
+        """Those that are there."""
+        return cls({name: partial(engines.__getitem__, name) for name in engines})
 
     def __getitem__(self, name: str) -> Engine:
         if name not in self._made:

@@ -12,6 +12,7 @@ import ldmrt.runtime
 from ldmrt.runtime import LdmrtError, Pipeline, Request
 from ldmrt.runtime.bundle import DEEP, FEATURE, SHALLOW
 from ldmrt.runtime.deep_cache import full_times
+from ldmrt.runtime.engines import Engines
 
 ASKED: dict[str, Any] = {"prompt": "two pears", "seed": 3, "guidance": 4.0, "steps": 7, "scheduler": "ddim"}
 
@@ -48,7 +49,7 @@ def opened(bundle: Path) -> Iterator[Pipeline]:
 def noting(opened: Pipeline) -> tuple[Pipeline, list[str]]:
     log: list[str] = []
     parts = {name: Noted(opened.engines["unet"], log, name) for name in (DEEP, SHALLOW)}
-    return replace(opened, engines={**opened.engines, **parts}), log  # type: ignore[arg-type]
+    return replace(opened, engines=Engines.of({**opened.engines, **parts})), log
 
 
 @pytest.mark.parametrize(

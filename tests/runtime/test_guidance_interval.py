@@ -9,6 +9,7 @@ import pytest
 
 import ldmrt.runtime
 from ldmrt.runtime import LdmrtError, Pipeline, plan_from_config
+from ldmrt.runtime.engines import Engines
 from ldmrt.runtime.guidance import guided_rows
 
 PROMPT = "two pears"
@@ -32,7 +33,7 @@ class Counting:
 @pytest.fixture
 def pipeline(bundle: Path) -> Any:
     opened = ldmrt.runtime.open(bundle, check=False)
-    yield replace(opened, engines={**opened.engines, "unet": Counting(opened.engines["unet"])})
+    yield replace(opened, engines=Engines.of({**opened.engines, "unet": Counting(opened.engines["unet"])}))
     opened.close()
 
 
