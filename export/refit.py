@@ -40,8 +40,8 @@ def refit(bundle: Bundle, source: Bundle, backend: str, only: Collection[str] = 
     not built for it. Whatever happens later, an engine is there whole or it is not there.
     """
     check_refit(backend, "--backend")
-    if unknown := [name for name in only if name not in bundle.components]:
-        raise LdmrtError("--components", f"no component {unknown[0]!r}", expected=", ".join(bundle.components))
+    if unknown := [name for name in only if name not in bundle.graphs]:
+        raise LdmrtError("--components", f"no component {unknown[0]!r}", expected=", ".join(bundle.graphs))
     session = Session(backend)
     wished = _wished(bundle, source, session, only)
     there = {one.folder.name: one for one in engines(bundle.path) if isinstance(one, EngineFile)}
@@ -67,7 +67,7 @@ def _wished(
     """What a build would make in the bundle, each with the engine whose weights shall be replaced."""
     found: dict[str, tuple[Recipe, EngineFile]] = {}
     for one in engines(source.path):
-        if isinstance(one, LdmrtError) or one.recipe.component not in (only or bundle.components):
+        if isinstance(one, LdmrtError) or one.recipe.component not in (only or bundle.graphs):
             continue
         old = one.recipe
         if (old.backend, old.version) != (session.backend, session.version) or not runs_on(old, session.gpu):
