@@ -66,17 +66,19 @@ def export_bundle(
                     shutil.copytree(path / name, work / name)
                 continue
             rows[name] = _row(component, (islands or {}).get(name, {}))
-            reused = old.get("made_by") == made_by() and old["components"].get(name) == rows[name]
+            reused = old.get("made_by") == made_by() and _alike(old["components"].get(name, {}), rows[name])
             if reused:
                 shutil.copytree(path / name, work / name)
             else:
                 to_onnx(component, work / name)
                 write_json(work / name / "config.json", component.config)
             if name == "unet":
-                for file in CUT.values():
-                    (work / name / file).unlink(missing_ok=True)
+                for graph in CUT:
+                    (work / name / f"{graph}.onnx").unlink(missing_ok=True)
                 if deep_cache:
-                    cut(work / name / "model.onnx")
+                    halves = cut(work / name / "model.onnx", component)
+                    beside = {graph: _ends(*specs) for graph, specs in halves.items()}
+                    rows[name]["graphs"] = rows[name].get("graphs", {}) | beside
             yield Exported(name, reused)
         for folder, files in checkpoint.tokenizers.items():
             (work / folder).mkdir()
@@ -137,6 +139,11 @@ def _row(component: Component, islands: Mapping[str, str]) -> dict[str, Any]:
         **_ends(component.inputs, component.outputs),
         **({"graphs": beside} if beside else {}),
     }
+
+
+def _alike(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether two rows are of the same graph; those beside it follow from it, and from what is asked for."""
+    return {**old, "graphs": None} == {**new, "graphs": None}
 
 
 def _ends(inputs: Specs, outputs: Specs) -> dict[str, Any]:

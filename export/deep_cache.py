@@ -1,7 +1,8 @@
 """The U-Net cut in two for the deep cache (Ma, Fang & Wang 2023, arXiv:2312.00858, its branch 0).
 
-    unet/deep.onnx      the U-Net, which also gives `deep`: what enters the last layer of its last up block
-    unet/shallow.onnx   takes `deep`, and computes what is left: time, conv_in, that layer with conv_in's skip, conv_out
+    unet/unet_deep.onnx      the U-Net, which also gives `deep`: what enters the last layer of its last up block
+    unet/unet_shallow.onnx   takes `deep`, and computes what is left: time, conv_in, that layer with conv_in's skip,
+                             conv_out
 
 Both are cut from the U-Net's own graph, nodes as they are, and read its weights.
 """
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.bundle import CUT, DEEP, FEATURE, SHALLOW
+from ldmrt.runtime.bundle import DEEP, FEATURE, SHALLOW
+from ldmrt.runtime.specs import TensorSpec
 
-from .components import Component
+from .components import Component, Specs
 from .named_graph import Graph
 from .valid import check_graph
 
@@ -30,26 +32,26 @@ def check_cut(unet: Component) -> None:
         raise LdmrtError("unet", problem, hint="--precision fp16")
 
 
-def cut(path: Path) -> None:
-    """Write both graphs beside the U-Net's at `path`, which stays as it is."""
+def cut(path: Path, unet: Component) -> dict[str, tuple[Specs, Specs]]:
+    """Write both graphs beside the U-Net's at `path`, which stays as it is: their inputs and outputs."""
     from onnx import helper
 
     named = Graph.read("unet", path)
     model, value = named.proto, _deep(named)
-    graph, inputs, outputs = model.graph, list(model.graph.input), list(model.graph.output)
+    graph, outputs = model.graph, list(model.graph.output)
     # The other shapes that are noted stay: ONNX Runtime fuses by them, and would add up in another order without.
     (noted,) = (one for one in graph.value_info if one.name == value)
     graph.value_info.remove(noted)
     kind = noted.type.tensor_type
-    batch, _, *area = (dim.dim_param for dim in inputs[0].type.tensor_type.shape.dim)  # of the sample
-    shape = [batch, kind.shape.dim[1].dim_value, *area]
-    feature = helper.make_tensor_value_info(FEATURE, kind.elem_type, shape)
+    batch, _, *area = unet.inputs[0].shape  # of the sample
+    spec = TensorSpec(FEATURE, _dtype(kind.elem_type), (batch, kind.shape.dim[1].dim_value, *area))
+    feature = helper.make_tensor_value_info(FEATURE, kind.elem_type, spec.shape)
     for node in graph.node:
         for names in (node.input, node.output):
             names[:] = [FEATURE if name == value else name for name in names]
 
     graph.output.append(feature)
-    _save(model, path.with_name(CUT[DEEP]))
+    _save(model, path.with_name(f"{DEEP}.onnx"))
 
     needed, nodes = {one.name for one in outputs}, []
     for node in reversed(graph.node):  # users first
@@ -64,7 +66,8 @@ def cut(path: Path) -> None:
     graph.node.extend(reversed(nodes))
     graph.input.append(feature)
     graph.output.extend(outputs)
-    _save(model, path.with_name(CUT[SHALLOW]))
+    _save(model, path.with_name(f"{SHALLOW}.onnx"))
+    return {DEEP: (unet.inputs, (*unet.outputs, spec)), SHALLOW: ((*unet.inputs, spec), unet.outputs)}
 
 
 def _deep(named: Graph) -> str:
@@ -73,6 +76,12 @@ def _deep(named: Graph) -> str:
     block, layer = max(tuple(map(int, match.groups())) for match in layers)
     kinds = (f"up_blocks.{block}.{kind}.{layer - 1}" for kind in ("attentions", "resnets"))
     return next(named.gives[name] for name in kinds if name in named.gives)
+
+
+def _dtype(kind: int) -> str:
+    from onnx import helper
+
+    return str(helper.tensor_dtype_to_np_dtype(kind))
 
 
 def _save(model: Any, path: Path) -> None:

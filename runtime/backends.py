@@ -27,10 +27,10 @@ Makers = Mapping[str, Maker]  # by component
 
 def _onnxruntime(bundle: Bundle, backend: str, settings: Settings) -> Makers:
     open_one = partial(_open_onnxruntime, bundle, backend, settings)
-    makers: dict[str, Maker] = {name: partial(open_one, name) for name in (*bundle.graphs, *bundle.cut)}
+    makers: dict[str, Maker] = {name: partial(open_one, name) for name in bundle.graphs}
     if settings.folded is False or (settings.folded is None and backend != "onnxruntime-cuda"):
         makers.pop(STEP, None)  # on a CPU a call a row saves nothing
-    if bundle.manifest and makers.keys() - bundle.components:  # the U-Net itself is then opened by requests that run it
+    if makers.keys() - bundle.components:  # the U-Net itself is then opened by requests that run it
         makers["unet"] = partial(Visitor, "unet", makers["unet"], Turns(), bundle.specs("unet"))
     return makers
 

@@ -18,9 +18,8 @@ from .stamps import Stamped
 
 MANIFEST = "ldmrt.json"
 STEP = "step"  # the folded step, a graph beside the U-Net's own
-BESIDE = (STEP,)  # the graphs that may stand beside a component's own and share its weights
-DEEP, SHALLOW = "unet_deep", "unet_shallow"  # the U-Net cut in two for the deep cache, as engines
-CUT = {DEEP: "deep.onnx", SHALLOW: "shallow.onnx"}  # the same as files, beside its graph and of its weights
+CUT = DEEP, SHALLOW = "unet_deep", "unet_shallow"  # the U-Net cut in two for the deep cache
+BESIDE = (STEP, *CUT)  # the graphs that may stand beside a component's own and share its weights
 FEATURE = "deep"  # what the one gives and the other takes
 SCHEMA = 1
 REQUIRED = ("unet", "vae_decoder")
@@ -120,20 +119,13 @@ class Bundle:
 
     def home(self, graph: str) -> str:
         """The component whose folder and weights are those of a graph."""
-        if graph in CUT:
-            return "unet"
         rows = self.manifest.get("components", {})
         return next((name for name, row in rows.items() if graph in row.get("graphs", {})), graph)
 
     def model(self, graph: str) -> Path:
         """The ONNX file of a component, or of a graph beside it."""
         home = self.home(graph)
-        return self.path / home / ("model.onnx" if home == graph else CUT.get(graph, f"{graph}.onnx"))
-
-    @property
-    def cut(self) -> tuple[str, ...]:
-        """The U-Net cut in two, where it was exported so."""
-        return tuple(CUT) if all(self.model(name).is_file() for name in CUT) else ()
+        return self.path / home / ("model.onnx" if home == graph else f"{graph}.onnx")
 
     def weights(self, graph: str) -> tuple[Path, ...]:
         """The files that hold the weights of a component, and of the graphs beside it."""

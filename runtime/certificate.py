@@ -197,7 +197,7 @@ class Certificate:
             "about": dict(self.about),
             "origin": list(self.origin),
             "costs": [plain(one) for one in self.costs],
-            "left_out": [asdict(one) for one in self.left_out],
+            "left_out": [plain(one) for one in self.left_out],
         }
 
     @classmethod

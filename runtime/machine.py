@@ -20,8 +20,18 @@ def versions() -> dict[str, str]:
 
 def processor() -> str:
     """The CPU's name, and how many cores this process may use."""
-    name = platform.processor() or platform.machine()
+    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def features() -> str:
+    """What the CPU can compute with, in its own words: which kernels run, and how they want weights laid out."""
+    return _cpuinfo("flags", "Features") or f"{platform.machine()} {platform.processor()}"
+
+
+def _cpuinfo(*names: str) -> str:
+    """What Linux says under the first of these names; empty where it says nothing."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{name}, {os.cpu_count()} cores"
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith(names))
+    return ""

@@ -5,7 +5,6 @@ fraction of the time, and as much disk again as the weights.
 import contextlib
 import hashlib
 import json
-import platform
 import shutil
 import tempfile
 import time
@@ -17,6 +16,7 @@ from .bundle import Bundle
 from .engine_files import model_digests
 from .errors import LdmrtError, LdmrtWarning
 from .files import sha256, write_atomically
+from .machine import features
 from .stamps import Stamped
 
 ABANDONED = 3600  # seconds: nobody writes that long
@@ -28,7 +28,7 @@ def place(bundle: Bundle, graph: str, backend: str, version: str) -> Path:
     if not bundle.manifest:
         problem, hint = f"{bundle.path} has no manifest that says what its files are", "ldmrt export CHECKPOINT BUNDLE"
         raise LdmrtError("keep_optimized", problem, hint=hint)
-    content, kind = _digest(*model_digests(bundle, graph)), _digest(backend, version, _features())
+    content, kind = _digest(*model_digests(bundle, graph)), _digest(backend, version, features())
     return bundle.path / FOLDER / f"{graph}-{content}-{kind}"
 
 
@@ -78,11 +78,3 @@ def keeping(folder: Path) -> Iterator[Path | None]:
             work.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _features() -> str:
-    """What kernels this CPU can run: layouts of weights follow from it."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line for line in lines if line.lower().startswith(("flags", "features")))
-    return f"{platform.machine()} {platform.processor()}"

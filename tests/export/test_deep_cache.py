@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +42,22 @@ Parts = dict[str, OrtEngine]
 
 
 @pytest.fixture(scope="module")
-def halves(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny bundle with its U-Net cut in two, beside its manifest, which does not know it."""
+def halves(bundle: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle with its U-Net cut in two. Its files are not in the manifest."""
     folder = tmp_path_factory.mktemp("halves") / "bundle"
     shutil.copytree(bundle, folder)
-    cut(folder / "unet" / "model.onnx")
+    made = cut(folder / "unet" / "model.onnx", components(load(checkpoint))["unet"])
+    manifest = json.loads((folder / "ldmrt.json").read_text())
+    for name, (inputs, outputs) in made.items():
+        ends = {"inputs": [astuple(one) for one in inputs], "outputs": [astuple(one) for one in outputs]}
+        manifest["components"]["unet"]["graphs"][name] = ends
+    (folder / "ldmrt.json").write_text(json.dumps(manifest))
     return folder
 
 
 def opened(folder: Path) -> Parts:
     """The U-Net, and its two parts."""
-    graphs = {"unet": "model.onnx", **CUT}
+    graphs = {"unet": "model.onnx"} | {name: f"{name}.onnx" for name in CUT}
     return {name: OrtEngine(name, folder / file) for name, file in graphs.items()}
 
 
@@ -120,10 +125,10 @@ def test_families(family: str, precision: str, tmp_path: Path) -> None:
     checkpoint = load(save_pipeline(family, tmp_path / "checkpoint"), dtype={"": kind})
     part = components(checkpoint)["unet"]
     check_cut(part)
-    cut(to_onnx(part, tmp_path / "unet"))
+    cut(to_onnx(part, tmp_path / "unet"), part)
     engines = opened(tmp_path / "unet")
     against_torch(checkpoint.unet, part, engines, COMPONENT[precision].limit)
-    assert_shallow(tmp_path / "unet" / CUT[SHALLOW])
+    assert_shallow(tmp_path / "unet" / f"{SHALLOW}.onnx")
 
 
 @pytest.mark.slow
@@ -132,9 +137,9 @@ def test_more_layers_a_level(loaded: Checkpoint, tmp_path: Path) -> None:
     torch.manual_seed(1)
     unet = UNet(replace(loaded.unet.config, layers_per_block=2)).eval()
     part = components(replace(loaded, unet=unet))["unet"]
-    cut(to_onnx(part, tmp_path / "unet"))
+    cut(to_onnx(part, tmp_path / "unet"), part)
     against_torch(unet, part, opened(tmp_path / "unet"), COMPONENT["fp32"].limit)
-    assert_shallow(tmp_path / "unet" / CUT[SHALLOW])
+    assert_shallow(tmp_path / "unet" / f"{SHALLOW}.onnx")
 
 
 def assert_shallow(path: Path) -> None:
@@ -151,12 +156,12 @@ def assert_shallow(path: Path) -> None:
 
 def test_has_no_weights_of_its_own(bundle: Path, halves: Path) -> None:
     """Both read those of the U-Net, which stays as it is."""
-    assert_shallow(halves / "unet" / CUT[SHALLOW])
+    assert_shallow(halves / "unet" / f"{SHALLOW}.onnx")
     for name in ("model.onnx", "model.onnx_data"):
         assert (halves / "unet" / name).read_bytes() == (bundle / "unet" / name).read_bytes()
     size = (bundle / "unet" / "model.onnx").stat().st_size
-    assert (halves / "unet" / CUT[DEEP]).stat().st_size < 1.1 * size
-    assert (halves / "unet" / CUT[SHALLOW]).stat().st_size < 0.5 * size
+    assert (halves / "unet" / f"{DEEP}.onnx").stat().st_size < 1.1 * size
+    assert (halves / "unet" / f"{SHALLOW}.onnx").stat().st_size < 0.5 * size
 
 
 def by_hand(checkpoint: Checkpoint, task: Any, words: Any, scale: float, every: int) -> Any:
@@ -252,14 +257,14 @@ def test_bundle_has_it_where_it_was_asked_for(loaded: Checkpoint, tmp_path: Path
     folder = tmp_path / "out"
     list(export_bundle(loaded, folder))
     plain = listed(folder)
-    assert not plain & set(CUT.values())
+    assert not plain & {f"{name}.onnx" for name in CUT}
     assert all(done.reused for done in export_bundle(loaded, folder, deep_cache=True))
-    assert listed(folder) == plain | set(CUT.values())
+    assert listed(folder) == plain | {f"{name}.onnx" for name in CUT}
     manifest = json.loads((folder / "ldmrt.json").read_text())
     list(export_bundle(loaded, folder, deep_cache=True))
     assert json.loads((folder / "ldmrt.json").read_text()) == manifest  # the same bytes: a certificate holds
     list(export_bundle(loaded, folder, only=["vae_decoder"]))
-    assert listed(folder) == plain | set(CUT.values())
+    assert listed(folder) == plain | {f"{name}.onnx" for name in CUT}
     list(export_bundle(loaded, folder))
     assert listed(folder) == plain
 

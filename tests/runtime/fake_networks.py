@@ -38,7 +38,7 @@ class Small:
 
     def run(self, arrays: Arrays) -> Arrays:
         state, row, context = (arrays[spec.name] for spec in self.inputs)
-        added = (row + context.astype(np.float32).sum(-1))[:, None, None, None]
+        added = (row + context.astype(np.float32).sum(-1))[:, None, None, None].astype(np.float32)
         return {"out_state": 2 * state + added, "out_row": row + 1}
 
 

@@ -10,6 +10,9 @@ import pytest
 
 from ldmrt.tools.cli import main
 
+from ..runtime.fake_builder import install
+from ..runtime.fake_cuda import FakeCuda
+
 
 @dataclass(frozen=True)
 class Ran:
@@ -48,6 +51,18 @@ def certified(bundle: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathF
     copy = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("certified") / "bundle"))
     assert command("export", checkpoint, copy) == 0
     return copy
+
+
+@pytest.fixture
+def changed(certified: Path, tmp_path: Path) -> Path:
+    """A copy of it to write into."""
+    return Path(shutil.copytree(certified, tmp_path / "changed"))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """One of straw, and a TensorRT on it that builds."""
+    return install(monkeypatch)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from ldmrt.runtime.engine_files import FOLDER, EngineFile, engines, write
 
 from ..export.faults import truthful
 from ..runtime import fake_refitter
-from ..runtime.fake_builder import altered, install
+from ..runtime.fake_builder import altered
 from ..runtime.fake_cuda import FakeCuda
 from .conftest import command
 
@@ -43,16 +43,6 @@ def merged(certified: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    return install(monkeypatch)
-
-
-@pytest.fixture
-def base(certified: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(certified, tmp_path / "base"))
-
-
-@pytest.fixture
 def lora(merged: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(merged, tmp_path / "lora"))
 
@@ -68,15 +58,15 @@ def files(bundle: Path) -> dict[str, bytes]:
     return {path.name + path.parent.name: path.read_bytes() for path in sorted(bundle.rglob("*")) if path.is_file()}
 
 
-def test_there_and_back(ldmrt: Any, base: Path, lora: Path, gpu: FakeCuda) -> None:
-    assert ldmrt("build", base, *BUILD, "--refit").code == 0
-    first, before = of(base), files(base)
-    ran = ldmrt("engines", "refit", lora, "--from", base)
+def test_there_and_back(ldmrt: Any, changed: Path, lora: Path, gpu: FakeCuda) -> None:
+    assert ldmrt("build", changed, *BUILD, "--refit").code == 0
+    first, before = of(changed), files(changed)
+    ran = ldmrt("engines", "refit", lora, "--from", changed)
     assert (ran.code, ran.out) == (0, f"{lora}\n"), ran.err
     assert (ran.err.count("weights replaced, sha256 "), ran.err.count("of the same weights, copied")) == (1, 3)
     assert "FAILED" not in ran.err
     assert ran.err.count("│ tensorrt ") == 6  # the LoRA's certificate holds for what the engines now compute
-    assert files(base) == before
+    assert files(changed) == before
 
     second = of(lora)
     for name, one in second.items():
@@ -86,25 +76,25 @@ def test_there_and_back(ldmrt: Any, base: Path, lora: Path, gpu: FakeCuda) -> No
         assert one.measured["scratch"] == first[name].measured["scratch"]
     # what a build there would have made is what is there
     assert "text_encoder, unet, vae_decoder and vae_encoder reused" in ldmrt("build", lora, *BUILD, "--refit").err
-    ran = ldmrt("engines", "refit", lora, "--from", base)
+    ran = ldmrt("engines", "refit", lora, "--from", changed)
     assert (ran.code, ran.err.count(": reused\n"), len(ran.err.splitlines())) == (0, 4, 4)
 
-    shutil.rmtree(base / FOLDER)
-    ran = ldmrt("engines", "refit", base, "--from", lora)
+    shutil.rmtree(changed / FOLDER)
+    ran = ldmrt("engines", "refit", changed, "--from", lora)
     assert ran.code == 0, ran.err
-    again = of(base)
+    again = of(changed)
     assert {name: one.recipe for name, one in again.items()} == {name: one.recipe for name, one in first.items()}
     for name, one in again.items():
         assert one.measured["weights_sha256"] == first[name].measured["weights_sha256"]
-        plans = one.read(Bundle.open(base)), before[f"engine.plan{one.folder.name}"]
+        plans = one.read(Bundle.open(changed)), before[f"engine.plan{one.folder.name}"]
         assert json.loads(plans[0])["weights"] == json.loads(plans[1])["weights"]
     assert gpu.leftovers == []
 
 
-def test_a_bundle_that_was_exported_anew(ldmrt: Any, base: Path, lora: Path, gpu: FakeCuda) -> None:
+def test_a_bundle_that_was_exported_anew(ldmrt: Any, changed: Path, lora: Path, gpu: FakeCuda) -> None:
     """Its old engines are still in it, and need no other bundle."""
-    assert ldmrt("build", base, *BUILD, "--refit", "--components", "unet,vae_decoder").code == 0
-    shutil.copytree(base / FOLDER, lora / FOLDER)
+    assert ldmrt("build", changed, *BUILD, "--refit", "--components", "unet,vae_decoder").code == 0
+    shutil.copytree(changed / FOLDER, lora / FOLDER)
     ran = ldmrt("engines", "refit", lora, "--no-verify")
     assert ran.code == 0, ran.err
     assert (ran.err.count("weights replaced"), ran.err.count("reused")) == (1, 1)
@@ -113,33 +103,33 @@ def test_a_bundle_that_was_exported_anew(ldmrt: Any, base: Path, lora: Path, gpu
 
 
 def test_a_refit_that_did_not_take_is_found(
-    ldmrt: Any, base: Path, lora: Path, gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch
+    ldmrt: Any, changed: Path, lora: Path, gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a library may answer that all is well: the certificate knows better."""
-    assert ldmrt("build", base, *BUILD, "--refit").code == 0
+    assert ldmrt("build", changed, *BUILD, "--refit").code == 0
     monkeypatch.setattr(fake_refitter.Refitter, "refit_cuda_engine", lambda self: True)
-    ran = ldmrt("engines", "refit", lora, "--from", base)
+    ran = ldmrt("engines", "refit", lora, "--from", changed)
     assert ran.code == 1
     assert "it began with: guidance, or what the U-Net" in ran.err
 
 
 @pytest.mark.parametrize("fault", ["backend", "component", "none", "flag", "graph"])
-def test_refused(ldmrt: Any, base: Path, lora: Path, gpu: FakeCuda, fault: str) -> None:
+def test_refused(ldmrt: Any, changed: Path, lora: Path, gpu: FakeCuda, fault: str) -> None:
     """Before anything is done."""
-    words = ["--from", base]
+    words = ["--from", changed]
     if fault != "none":
         refit = () if fault == "flag" else ("--refit",)
-        assert ldmrt("build", base, *BUILD, *refit, "--components", "text_encoder,unet").code == 0
+        assert ldmrt("build", changed, *BUILD, *refit, "--components", "text_encoder,unet").code == 0
     expected = {
         "backend": ("--backend: TensorRT-RTX compiles engines with replaceable weights by", "ldmrt export CHECKPOINT"),
         "component": ("--components: no component 'vea'; expected text_encoder, unet", ""),
         "none": (
-            f"refit: {base} has no engine of TensorRT 1.2.3 for sm90",
-            f"ldmrt build {base} --backend tensorrt --refit",
+            f"refit: {changed} has no engine of TensorRT 1.2.3 for sm90",
+            f"ldmrt build {changed} --backend tensorrt --refit",
         ),
         "flag": (
             "was built without --refit",
-            f"ldmrt build {base} --backend tensorrt --target sm90 --sizes 16x16 --batch 1 --refit",
+            f"ldmrt build {changed} --backend tensorrt --target sm90 --sizes 16x16 --batch 1 --refit",
         ),
         "graph": (
             f"unet: {lora} has another model.onnx than engine unet-sm90-",
@@ -166,11 +156,11 @@ def test_refused(ldmrt: Any, base: Path, lora: Path, gpu: FakeCuda, fault: str) 
 
 @pytest.mark.parametrize("fault", ["a weight without a name", "a layer in part", "one way", "nothing to refit"])
 def test_what_the_library_refuses(
-    ldmrt: Any, base: Path, lora: Path, gpu: FakeCuda, fault: str, monkeypatch: pytest.MonkeyPatch
+    ldmrt: Any, changed: Path, lora: Path, gpu: FakeCuda, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert ldmrt("build", base, *BUILD, "--refit", "--components", "unet").code == 0
-    (one,) = of(base).values()
-    plan = json.loads(one.read(Bundle.open(base)))
+    assert ldmrt("build", changed, *BUILD, "--refit", "--components", "unet").code == 0
+    (one,) = of(changed).values()
+    plan = json.loads(one.read(Bundle.open(changed)))
     said = "Only successfully refitted"
     if fault == "a weight without a name":
         plan["weights"]["made up"] = plan["weights"]["conv_in.bias"]
@@ -186,16 +176,16 @@ def test_what_the_library_refuses(
         monkeypatch.setattr("ldmrt.export.refit.KEEPS", "UNKNOWN")  # as before TensorRT 10.14
     else:
         plan["refittable"], said = False, "it is not refittable"
-    write(base / FOLDER, one.recipe, altered(b"{}", **plan), one.measured)
-    ran = ldmrt("engines", "refit", lora, "--from", base)
+    write(changed / FOLDER, one.recipe, altered(b"{}", **plan), one.measured)
+    ran = ldmrt("engines", "refit", lora, "--from", changed)
     assert f"unet: engine {one.folder.name} cannot be refitted; found {said}" in ran.error
     assert f"try: ldmrt build {lora} --backend tensorrt --target sm90 --sizes 16x16 --batch 1" in ran.err
     assert not (lora / FOLDER).exists()
 
 
-def test_killed_half_way(ldmrt: Any, base: Path, lora: Path, gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_half_way(ldmrt: Any, changed: Path, lora: Path, gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the plan written and its sidecar not: there is no engine, and the next run makes it."""
-    assert ldmrt("build", base, *BUILD, "--refit", "--components", "unet").code == 0
+    assert ldmrt("build", changed, *BUILD, "--refit", "--components", "unet").code == 0
     import ldmrt.runtime.engine_files as module
 
     real = module.write_atomically
@@ -207,17 +197,17 @@ def test_killed_half_way(ldmrt: Any, base: Path, lora: Path, gpu: FakeCuda, monk
 
     with monkeypatch.context() as patched:
         patched.setattr(module, "write_atomically", dies)
-        assert ldmrt("engines", "refit", lora, "--from", base).code not in (0, 1)
+        assert ldmrt("engines", "refit", lora, "--from", changed).code not in (0, 1)
     assert of(lora) == {}
-    assert ldmrt("engines", "refit", lora, "--from", base, "--no-verify").code == 0
+    assert ldmrt("engines", "refit", lora, "--from", changed, "--no-verify").code == 0
     assert of(lora).keys() == {"unet"}
 
 
 def test_a_build_says_when_it_could_not_be_refitted(
-    ldmrt: Any, base: Path, gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch
+    ldmrt: Any, changed: Path, gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fake_refitter.OnnxParserRefitter, "refit_from_file", lambda self, path: False)
-    ran = ldmrt("build", base, *BUILD, "--refit", "--components", "unet")
+    ran = ldmrt("build", changed, *BUILD, "--refit", "--components", "unet")
     assert ran.code == 2
     assert "unet: its weights cannot be replaced; found refit_from_file of" in ran.err
-    assert of(base) == {}
+    assert of(changed) == {}

@@ -32,12 +32,6 @@ def copy(checkpoint: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
 
 
-@pytest.fixture
-def changed(certified: Path, tmp_path: Path) -> Path:
-    """A copy to write into."""
-    return Path(shutil.copytree(certified, tmp_path / "changed"))
-
-
 def test_files(ldmrt: Any, certified: Path, checkpoint: Path, tmp_path: Path) -> None:
     names = {option: tmp_path / f"certificate.{option}" for option in ("json", "junit", "html")}
     ran = ldmrt("verify", certified, "--against", checkpoint, *(w for o, p in names.items() for w in (f"--{o}", p)))

@@ -1,7 +1,6 @@
 """Engines that were built are verified: through the command line, over the TensorRT of straw, which runs the graphs."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,59 +18,49 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:D
 BUILD = ("--backend", "tensorrt")
 
 
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    return install(monkeypatch)
-
-
-@pytest.fixture
-def copy(certified: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(certified, tmp_path / "bundle"))
-
-
 def made(path: Path) -> Certificate:
     return Certificate.from_json(json.loads(path.read_text()))
 
 
 @pytest.mark.parametrize("backend", GPU)
 def test_build_holds_what_it_built_to_the_certificate(
-    ldmrt: Any, copy: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+    ldmrt: Any, changed: Path, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then `verify` measures them beside ONNX Runtime without being asked."""
     gpu = install(monkeypatch, backend)
-    ran = ldmrt("build", copy, "--backend", backend)
+    ran = ldmrt("build", changed, "--backend", backend)
     assert ran.code == 0, ran.err
     assert "not run" not in ran.err
     assert ran.err.count(f"│ {backend} ") == 6  # tokenizer, text encoder, VAE encoder, scaling factor, rows, picture
     assert gpu.did["ran"] > 40  # twenty rows, twice
     assert gpu.leftovers == []
 
-    ran = ldmrt("verify", copy, "--json", copy / "it.json")
+    ran = ldmrt("verify", changed, "--json", changed / "it.json")
     assert ran.code == 0, ran.err
-    found = made(copy / "it.json")
+    found = made(changed / "it.json")
     assert {one.backend for one in found.drifts} == {"onnxruntime", backend}
     assert found.left_out == ()
 
     # A network that is not the one it was made of, in a file that is whole.
-    (engine,) = (one for one in engines(copy) if isinstance(one, EngineFile) and one.recipe.component == "unet")
-    plan = json.loads(engine.read(Bundle.open(copy)))
+    (engine,) = (one for one in engines(changed) if isinstance(one, EngineFile) and one.recipe.component == "unet")
+    plan = json.loads(engine.read(Bundle.open(changed)))
     dtype, shape, data = plan["weights"]["conv_in.bias"]
     plan["weights"]["conv_in.bias"] = [dtype, shape, data[:8][::-1] + data[8:]]
-    write(copy / FOLDER, engine.recipe, altered(b"{}", **plan), engine.measured)
-    ran = ldmrt("verify", copy)
+    write(changed / FOLDER, engine.recipe, altered(b"{}", **plan), engine.measured)
+    ran = ldmrt("verify", changed)
     assert ran.code == 1
     assert f"row 0 ({backend}): forced" in ran.err
     assert "(onnxruntime)" not in ran.err
 
 
 def test_cases_of_other_shapes_are_left_out_and_named(
-    ldmrt: Any, copy: Path, checkpoint: Path, gpu: FakeCuda, tmp_path: Path
+    ldmrt: Any, changed: Path, checkpoint: Path, gpu: FakeCuda, tmp_path: Path
 ) -> None:
     """An engine of the one size takes the rows and the picture, and not odd batches and sides."""
-    assert ldmrt("build", copy, *BUILD, "--no-verify").code == 0
+    assert ldmrt("build", changed, *BUILD, "--no-verify").code == 0
     files = tmp_path / "it.json", tmp_path / "it.xml", tmp_path / "it.html"
     words = (word for pair in zip(("--json", "--junit", "--html"), files, strict=True) for word in pair)
-    ran = ldmrt("verify", copy, "--against", checkpoint, "--backend", "tensorrt", *words)
+    ran = ldmrt("verify", changed, "--against", checkpoint, "--backend", "tensorrt", *words)
     assert ran.code == 0, ran.err
     found = made(files[0])
     assert len(found.drifts) == 20
@@ -92,18 +81,17 @@ def test_cases_of_other_shapes_are_left_out_and_named(
     assert line.removeprefix("left out: ") in files[2].read_text()
 
 
-def test_where_no_engine_takes_anything(ldmrt: Any, copy: Path, gpu: FakeCuda) -> None:
+def test_where_no_engine_takes_anything(ldmrt: Any, changed: Path, gpu: FakeCuda) -> None:
     """It was asked for: exit code 2, with the command that helps. It was not: ONNX Runtime's figures stand."""
-    idle = (
-        f"verify: nothing of tensorrt could be measured\n  try: ldmrt build {copy} --backend tensorrt --sizes 16x16\n"
-    )
-    ran = ldmrt("build", copy, *BUILD, "--sizes", "32x32", "--components", "unet,vae_decoder")
+    hint = f"ldmrt build {changed} --backend tensorrt --sizes 16x16"
+    idle = f"verify: nothing of tensorrt could be measured\n  try: {hint}\n"
+    ran = ldmrt("build", changed, *BUILD, "--sizes", "32x32", "--components", "unet,vae_decoder")
     assert ran.code == 0
     assert idle in ran.err
-    ran = ldmrt("verify", copy, "--backend", "tensorrt")
+    ran = ldmrt("verify", changed, "--backend", "tensorrt")
     assert ran.code == 2
     assert idle in ran.err
-    ran = ldmrt("verify", copy)
+    ran = ldmrt("verify", changed)
     assert ran.code == 0
     assert "left out: rows on tensorrt, 20 left out (row 0, row 1, row 2, ...): text_encoder: no engine" in ran.err
     assert "left out: picture on tensorrt, 1 left out (seed 0): text_encoder: no engine" in ran.err
