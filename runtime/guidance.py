@@ -19,15 +19,16 @@ class Guidance:
     plain: bool = False  # the weights are the identity: there is nothing to combine
     rescale: float = 0.0
 
-    def combine(self, out: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(N, ...) -> (batch, ...).
+    def combine(self, out: NDArray[np.float32], into: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """(N, ...) -> (batch, ...), in `into` where it is given.
 
         `rescale` moves the deviation of each back to that of its last row, the positive prompt's, by this share: strong
         guidance overexposes (Lin et al. 2023, arXiv:2305.08891, equations 15 and 16).
         """
         if self.plain:
             return out
-        guided = np.tensordot(self.weights, out, axes=1)
+        guided = np.empty((len(self.weights), *out.shape[1:]), np.float32) if into is None else into
+        np.dot(self.weights, out.reshape(len(out), -1), out=guided.reshape(len(guided), -1))
         if self.rescale:
             axes = tuple(range(1, out.ndim))
             positive = out[-len(guided) :].std(axes, ddof=1, keepdims=True)

@@ -14,9 +14,11 @@ FIRST = 0  # the stream of the first latents; row r of the sampler draws from st
 PICTURE, MASKED = 2**63, 2**63 + 1  # of the latents of a picture to start from, and of what its mask leaves
 
 
-def noise(seeds: Sequence[int], stream: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Unit noise, one picture a seed: (len(seeds), *shape)."""
-    out = np.empty((len(seeds), *shape), np.float32)
+def noise(
+    seeds: Sequence[int], stream: int, shape: tuple[int, ...], into: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Unit noise, one picture a seed, in `into` where it is given: (len(seeds), *shape)."""
+    out = np.empty((len(seeds), *shape), np.float32) if into is None else into
     for picture, seed in zip(out, seeds, strict=True):
         if not 0 <= seed < 2**64:
             raise LdmrtError("noise", "impossible seed", expected="0 to 2**64 - 1", found=seed)

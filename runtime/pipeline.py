@@ -44,7 +44,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Task:
-    """A request made ready: what `runtime.sample` takes. `model(x, t)` is the guided network."""
+    """A request made ready: what `runtime.steps` takes, in place. `model(x, t)` is the guided network."""
 
     plan: Plan
     x: Latents = field(repr=False)
@@ -58,7 +58,7 @@ class Task:
         """Run it, and stop after every row."""
         if self.folded is not None:
             return self.folded.steps(self.plan, self.x, self.noise, self.init)
-        return steps(self.plan, self.x, self.model, self.noise, self.init, blend=self.blend)
+        return steps(self.plan, self.x, self.model, self.noise, self.init, blend=self.blend, in_place=True)
 
     def last(self) -> Latents:
         """Run it to the latents after the last row; an `LdmrtError` names the row where they are not finite."""
@@ -126,8 +126,8 @@ class Pipeline:
             alone = self._network(request, start, classifier_free(len(seeds), 1.0), positive_half(words), unet)
             model = partial(_either, dict(zip(plan.t.tolist(), guided, strict=True)), model, alone)
 
-        def fresh(row: int) -> Latents:
-            return noise(seeds, row + 1, start.x.shape[1:])
+        def fresh(row: int, into: Latents | None = None) -> Latents:
+            return noise(seeds, row + 1, start.x.shape[1:], into)
 
         x = start.x if start.init is not None else start.x * np.float32(plan.prior_scale)
         folded = None
@@ -169,11 +169,11 @@ class Pipeline:
         controls = open_controls(self.engines, request.controls, start.size, guidance, words)
         idx = guidance.idx
 
-        def model(x: Latents, t: float) -> Latents:
+        def model(x: Latents, t: float, into: Latents | None = None) -> Latents:
             x, times = x[idx], np.full(len(idx), t, np.float32)
             seen = x if start.beside is None else np.concatenate([x, start.beside[idx]], axis=1)
             out = unet(sample=seen, timestep=times, **words, **controls(x, times))
-            return guidance.combine(out["out_sample"].astype(np.float32, copy=False))
+            return guidance.combine(out["out_sample"].astype(np.float32, copy=False), into)
 
         return model
 
@@ -199,9 +199,11 @@ class Pipeline:
         return inputs
 
 
-def _either(guided: Mapping[float, bool], one: Model, other: Model, x: Latents, t: float) -> Latents:
+def _either(
+    guided: Mapping[float, bool], one: Model, other: Model, x: Latents, t: float, into: Latents | None = None
+) -> Latents:
     """What the first network says of the latents at the times that are guided, else the second."""
-    return one(x, t) if guided[t] else other(x, t)
+    return one(x, t, into) if guided[t] else other(x, t, into)
 
 
 def open_pipeline(

@@ -6,7 +6,6 @@ known beforehand, as it is to a compiler that hands out registers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,21 +20,11 @@ _ROUNDING = 1e-15  # of a row's largest weight: what float64 leaves of a term th
 
 
 @dataclass(frozen=True)
-class Wire:
-    """Where a sum comes from, every `step`-th slot from first to last, and where it goes."""
+class Wires:
+    """Which slots a product reads, evenly spaced, and which it writes, side by side: each from, to, and in steps of."""
 
-    first: int
-    last: int
-    step: int
-    slot: int
-
-
-@dataclass(frozen=True, slots=True)
-class Sum:
-    """A new latent: slots weighted and added up."""
-
-    wire: Wire
-    weights: dict[Any, NDArray[Any]]  # by dtype
+    read: tuple[int, int, int]
+    written: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,42 +35,60 @@ class Move:
     m: int  # what it says
     z: int | None  # fresh noise
     x0: int | None  # m as a clean picture, through the hooks
-    sums: Sequence[Sum]  # the new x first
+    wires: Wires  # the first that is written is the new x
+    weights: dict[Any, NDArray[Any]]  # by dtype: (written, read), or (read,) where one is written
+
+
+class Slots:
+    """Hands out slots of a buffer: those that make it grow least, then those nearest to the others."""
+
+    def __init__(self) -> None:
+        self.count = 1  # the first latents'
+
+    def take(self, taken: set[int], number: int = 1, read: Sequence[int] = ()) -> int:
+        """The first of `number` slots side by side, which are then `taken` too. None lies among those that are `read`:
+        NumPy would copy a product that is written there.
+        """
+        low, high = min(read or taken), 1 + max(read or taken)
+        starts = range(max(self.count, high) + 1)
+        apart = (one for one in starts if not read or one >= high or one + number <= low)
+        free = (one for one in apart if taken.isdisjoint(range(one, one + number)))
+        first = min(free, key=lambda one: (max(self.count, one + number), abs(2 * one + number - low - high)))
+        self.count = max(self.count, first + number)
+        taken |= {*range(first, first + number)}
+        return first
 
 
 def lay_out(plan: "Plan") -> tuple[list[Move], int]:
     """The moves of a plan, and how many slots they need. What a row read stays until the next row."""
-    moves: list[Move] = []
+    moves, slots = [], Slots()
     x = 0
     saved: list[dict[int, float]] = [{}] * (plan.table.shape[1] - 1)  # s1 .. sk: a slot and its factor, or nothing
     for row, matrix in enumerate(plan.table if plan.hooked else plan.folded):
-        free = (slot for slot in count() if slot not in frozenset({x}.union(*saved)))
-        m, z, x0 = next(free), next(free) if plan.draws(row) else None, next(free) if plan.hooked else None
+        taken = {x}.union(*saved)
+        m = slots.take(taken)
+        z = slots.take(taken) if plan.draws(row) else None
+        x0 = slots.take(taken) if plan.hooked else None
         inputs = [{m: 1.0}, {x: 1.0}, *saved, {} if z is None else {z: 1.0}, {} if x0 is None else {x0: 1.0}]
-        sums: list[Sum] = []
-        new: list[dict[int, float]] = []
-        for output, line in enumerate(matrix):
+        outputs: list[dict[int, float]] = []
+        for line in matrix:
             weights: dict[int, float] = {}
             for weight, terms in zip(line, inputs, strict=False):
                 if abs(weight) > _ROUNDING * np.abs(line).max():
                     weights |= {slot: weights.get(slot, 0.0) + factor * weight for slot, factor in terms.items()}
-            if output == 0 or len(weights) > 1:
-                slot = next(free)
-                sums.append(_sum(slot, {m: 0.0, x: 0.0, **weights} if len(weights) < 2 else weights))
-                weights = {slot: 1.0}
-            new.append(weights)
-        moves.append(Move(x, m, z, x0, sums))
-        (x,), *saved = new
-    return moves, 1 + max(max(move.m, *(one.wire.slot for one in move.sums)) for move in moves)
-
-
-def _sum(slot: int, weights: dict[int, float]) -> Sum:
-    """Of two terms at least: NumPy has no fast product of one."""
-    slots = sorted(weights)
-    step = int(np.gcd.reduce(np.diff(slots)))
-    dense = [weights.get(one, 0.0) for one in range(slots[0], slots[-1] + 1, step)]
-    dtypes = map(np.dtype, (np.float32, np.float64))
-    return Sum(Wire(slots[0], slots[-1], step, slot), {dtype: np.array(dense, dtype) for dtype in dtypes})
+            outputs.append(weights)
+        sums = [i for i, weights in enumerate(outputs) if i == 0 or len(weights) > 1]  # else a slot by another name
+        read = sorted({slot for i in sums for slot in outputs[i]})
+        read = read if len(read) > 1 else sorted({m, x, *read})  # NumPy has no fast product of one
+        first = slots.take(taken, len(sums), read)
+        wires = Wires((read[0], read[-1] + 1, int(np.gcd.reduce(np.diff(read)))), (first, first + len(sums)))
+        dense = np.squeeze([[outputs[i].get(slot, 0.0) for slot in range(*wires.read)] for i in sums])
+        by_dtype = {np.dtype(dtype): dense.astype(dtype) for dtype in (np.float32, np.float64)}
+        moves.append(Move(x, m, z, x0, wires, by_dtype))
+        for slot, i in enumerate(sums, first):
+            outputs[i] = {slot: 1.0}
+        (x,), *saved = outputs
+    return moves, slots.count
 
 
 class Registers:
@@ -94,20 +101,31 @@ class Registers:
         self._slots.fill(0)  # written to here, so that no row is the first to touch the memory
         flat = self._slots.reshape(slots, len(x), -1)
         # Looked up by each row, for there are few of them.
-        self._views = {
-            wire: (flat[wire.first : wire.last + 1 : wire.step].swapaxes(0, 1), flat[wire.slot])
-            for wire in {one.wire for move in self._moves for one in move.sums}
-        }
+        self._views: dict[Wires, tuple[Latents, Latents]] = {}
+        for wires in {move.wires for move in self._moves}:
+            written = flat[slice(*wires.written)]
+            out = written[0] if len(written) == 1 else written.swapaxes(0, 1)
+            self._views[wires] = flat[slice(*wires.read)].swapaxes(0, 1), out
         self._slots[0] = x
         self.x = self._slots[0]
         self._row = -1
+        self._lent: tuple[Latents | None, Latents | None] = None, None
+
+    def slots(self, row: int) -> "tuple[Latents | None, Latents | None]":
+        """Where the network's word at the coming row, and its noise, may be left so that `move` need not copy them. No
+        place for a word that says variances too, nor for noise that a row does not draw.
+        """
+        move = self._moves[row]
+        word = None if self._plan.learned else self._slots[move.m]
+        self._lent = word, None if move.z is None else self._slots[move.z]
+        return self._lent
 
     def move(self, row: int, m: "Latents", z: "Latents | None" = None) -> "Latents":
         """Everything a sampler does between two evaluations of the network: the latents after a row.
 
         They are a buffer that later rows write over.
         """
-        plan, move, slots, views = self._plan, self._moves[row], self._slots, self._views
+        plan, move, slots = self._plan, self._moves[row], self._slots
         self._row = row
         if plan.learned and m.shape[1] == 2 * slots.shape[2]:
             m, variance = np.split(m, 2, axis=1)
@@ -115,17 +133,18 @@ class Registers:
                 z = z * plan.spread[row] ** ((variance + 1) / 4)
             elif z is not None and plan.learned == "learned":
                 z = z * np.sqrt(variance)
-        slots[move.m] = m
+        if m is not self._lent[0]:
+            slots[move.m] = m
         if move.z is not None:
             if z is None:
                 raise LdmrtError("sampler", "this plan draws noise", expected="noise(row)", found=None)
-            slots[move.z] = z
+            if z is not self._lent[1]:
+                slots[move.z] = z
         if move.x0 is not None:
             slots[move.x0] = self.seen(row)
-        for one in move.sums:  # a product for each picture: its bits do not hang on the others
-            inputs, out = views[one.wire]
-            np.matmul(one.weights[slots.dtype], inputs, out=out)
-        self.x = slots[move.sums[0].wire.slot]
+        inputs, out = self._views[move.wires]
+        np.matmul(move.weights[slots.dtype], inputs, out=out)  # picture by picture: its bits do not hang on the others
+        self.x = slots[move.wires.written[0]]
         return self.x
 
     def seen(self, row: int) -> "Latents":

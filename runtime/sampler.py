@@ -24,8 +24,8 @@ from .registers import Move, Registers, lay_out
 from .schedule import Floats
 
 Latents = NDArray[Any]  # float32; float64 where the caller hands in float64
-Model = Callable[[Latents, float], Latents]
-Noise = Callable[[int], Latents]
+Model = Callable[..., Latents]
+Noise = Callable[..., Latents]
 Blend = Callable[[int, Latents], Latents]
 M, X, Z, X0 = 0, 1, -2, -1  # columns of a row, and registers; the saved latents stand between x and z
 
@@ -143,15 +143,17 @@ def steps(
     init: Latents | None = None,
     *,
     blend: Blend | None = None,
+    in_place: bool = False,
 ) -> Iterator[State]:
     """Run a plan and yield after every row.
 
     `x` are the first latents, (B, C, h, w): unit noise times `plan.prior_scale`; with `init`, the latents of a picture
     to start from, unit noise. `model(x, t)` is given latents in the model's own space, which it may not keep;
     `noise(row)` is unit noise like x, asked for only where the plan draws. `blend(row, x)` has the last word on the
-    latents after a row: inpainting keeps a part.
+    latents after a row: inpainting keeps a part. With `in_place` they are `model(x, t, into)` and `noise(row, into)`,
+    which may answer by writing to `into`, (B, C, h, w) or None, and returning that.
     """
-    for row, run in _walk(plan, x, model, noise, init):
+    for row, run in _walk(plan, x, model, noise, init, in_place):
         if blend is not None:
             run.x[...] = blend(row, run.x)
         yield State(row, plan.rows, run.x.copy(), partial(run.seen, row))
@@ -165,10 +167,11 @@ def sample(plan: Plan, x: Latents, model: Model, noise: Noise | None = None, ini
 
 
 def _walk(
-    plan: Plan, x: Latents, model: Model, noise: Noise | None, init: Latents | None
+    plan: Plan, x: Latents, model: Model, noise: Noise | None, init: Latents | None, in_place: bool = False
 ) -> Iterator[tuple[int, Registers]]:
     run = Registers(plan, x if init is None else plan.noised(init, x))
     for row, t in enumerate(plan.t.tolist()):
-        m = model(run.x, t)
-        run.move(row, m, noise(row) if noise is not None and plan.draws(row) else None)
+        word, fresh = ((into,) for into in run.slots(row)) if in_place else ((), ())
+        m = model(run.x, t, *word)
+        run.move(row, m, noise(row, *fresh) if noise is not None and plan.draws(row) else None)
         yield row, run

@@ -2,8 +2,9 @@
 
     python -m ldmrt.tools.bench_samplers --json out.json
 
-Network and noise are arrays that lie ready, so what is timed is all that stands between two calls of the network. What
-comes once a picture is not: diffusers' `set_timesteps` there, the plan and its buffers here.
+The network's word and the noise lie ready, the word where guidance leaves it, so what is timed is all that stands
+between two calls of the network. What comes once a picture is not: diffusers' `set_timesteps` there, the plan and its
+buffers here.
 """
 
 import json
@@ -149,7 +150,7 @@ def contestants(name: str, steps: int) -> Iterator[list[tuple[Callable[[], float
         run = Registers(plan, x)
         begin = time.perf_counter()
         for row in range(plan.rows):
-            run.move(row, m, z if plan.draws(row) else None)
+            run.move(row, *run.slots(row))
         return time.perf_counter() - begin
 
     def run_theirs(scaled: bool) -> float:

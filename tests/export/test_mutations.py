@@ -177,7 +177,9 @@ def test_the_least_change_of_eps_is_seen(made: Made, tmp_path: Path) -> None:
 
 def test_guidance_off_by_one(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     combine = Guidance.combine
-    monkeypatch.setattr(Guidance, "combine", lambda self, out: combine(replace(self, weights=_more(self.weights)), out))
+    monkeypatch.setattr(
+        Guidance, "combine", lambda self, *given: combine(replace(self, weights=_more(self.weights)), *given)
+    )
     certificate = measured(made.bundle, made.reference)
     assert certificate.culprit == "guidance, or what the U-Net is told of words and sizes"
 

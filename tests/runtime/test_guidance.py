@@ -41,6 +41,14 @@ def test_each_latent_has_its_own_weights() -> None:
     np.testing.assert_allclose(found[1], 0.25 * out[2] + 0.75 * out[3], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_combined_in_place(rescale: float) -> None:
+    guidance, out = classifier_free(2, 7.5, rescale), rows(4)
+    into = np.full_like(out[:2], np.nan)
+    assert guidance.combine(out, into) is into
+    np.testing.assert_array_equal(into, guidance.combine(out))
+
+
 def test_weights_count_where_there_are_as_many_rows_as_latents() -> None:
     guidance, out = Guidance(np.array([0, 1]), np.array([[0.5, 0.5], [0.0, 2.0]], np.float32)), rows(2)
     found = guidance.combine(out)

@@ -66,7 +66,7 @@ def test_as_the_whole_matrix_with_guidance_of_one(pipeline: Pipeline, scheduler:
     assert unet.rows == [4 if here else 2 for here in guided]  # type: ignore[attr-defined]
     strong, none = (pipeline.prepare(**asked, guidance=scale) for scale in (4.0, 1.0 + 1e-12))
     by_time = dict(zip(plan.t.tolist(), guided, strict=True))
-    *_, last = replace(strong, model=lambda x, t: (strong if by_time[t] else none).model(x, t)).steps()
+    *_, last = replace(strong, model=lambda x, t, into: (strong if by_time[t] else none).model(x, t, into)).steps()
     # guidance 1 weighs the negative prompt by 1e-12: what differs are float32's roundings in another batch size
     np.testing.assert_allclose(found.latents, last.x, atol=2e-5 * np.abs(last.x).max())
     plain = pipeline(**asked, guidance=4.0).latents

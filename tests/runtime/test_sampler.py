@@ -156,16 +156,40 @@ def test_loop_is_the_product_of_table_and_registers(name: str, clip: float | Non
         np.testing.assert_allclose(state.x, x, rtol=0, atol=1e-14 * np.abs(x).max() / made.alpha[made.alpha > 0].min())
 
 
-def test_no_row_allocates_more_than_its_result() -> None:
-    out = np.zeros((1, 4, 64, 64), np.float32)  # the network's answer, made beforehand
+@pytest.mark.parametrize("change", [{}, {"clip_sample": True}, {"variance_type": "learned"}], ids=str)
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_word_left_in_place_is_the_word_handed_over(name: str, change: dict[str, Any]) -> None:
+    made, left = plan(name, **change), []
+
+    def network(x: Array, t: float, into: Array | None) -> Array:
+        said = tanh(x, t)
+        left.append(into is not None)
+        if into is None:
+            return said
+        into[...] = said
+        return into
+
+    def noise(row: int, into: Array) -> Array:
+        into[...] = normal(row)
+        return into
+
+    expected = [state.x for state in steps(made, normal(0), tanh, normal)]
+    found = [state.x for state in steps(made, normal(0), network, noise, in_place=True)]
+    np.testing.assert_array_equal(found, expected)
+    assert left == [not made.learned] * made.rows
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_no_row_allocates_more_than_its_result(name: str) -> None:
+    out = np.zeros((1, 4, 64, 64), np.float32)  # what the network says, and the noise, made beforehand
 
     def most(rows: int) -> tuple[int, int]:
-        made = plan("dpmpp_2m", rows)
-        run = steps(made, np.ones_like(out), lambda x, t: out)
+        made = plan(name, rows)
+        run = steps(made, np.ones_like(out), lambda x, t: out, lambda row: out)
         next(run)  # what a run makes once: registers and matrices
         tracemalloc.start()
         highest = 0
-        for _ in range(rows - 1):
+        for _ in range(made.rows - 1):
             tracemalloc.reset_peak()
             before = tracemalloc.get_traced_memory()[0]
             _ = next(run)
@@ -174,11 +198,17 @@ def test_no_row_allocates_more_than_its_result() -> None:
         tracemalloc.stop()
         return highest, held
 
-    few, many = most(5), most(200)
+    few, many = most(5), most(50)
     # 4 KiB: the state, views and generator frames; registers would be a multiple of `out`
     assert few[0] <= out.nbytes + 4096
     assert many[0] <= out.nbytes + 4096
     assert abs(many[1] - few[1]) <= 4096  # one state is held, not one a row
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_latents_kept_do_not_grow_with_the_rows(name: str) -> None:
+    (_, some), (_, many) = (plan(name, rows).layout for rows in (25, 50))
+    assert many == some
 
 
 # What is not linear
