@@ -25,6 +25,7 @@ from ldmrt.runtime.specs import TensorSpec, shape_of, split_symbol
 from .controls import CONTROLS, FEATURE, RESIDUAL, check_fit, steering
 from .fold import step_specs
 from .shapes import dtype_of, latent, picture, words
+from .tiles import tile_specs
 
 Specs = tuple[TensorSpec, ...]
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -56,8 +57,13 @@ class Component:
     @property
     def graphs(self) -> dict[str, tuple[Specs, Specs]]:
         """Inputs and outputs of graphs beside its own, of the same weights, by their names."""
-        step = step_specs(self.inputs, self.outputs) if self.name == "unet" else None
-        return {} if step is None else {STEP: step}
+        if self.name == "unet":
+            step = step_specs(self.inputs, self.outputs)
+            return {} if step is None else {STEP: step}
+        if self.name.startswith(DECODER) and self.precision != "bf16":  # which NumPy cannot keep
+            parts = tile_specs(self.inputs, self.outputs, self.module)
+            return {self.name + part: specs for part, specs in parts.items()}
+        return {}
 
     @property
     def unit(self) -> int:

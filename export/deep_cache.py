@@ -17,6 +17,7 @@ from ldmrt.runtime.specs import TensorSpec
 
 from .components import Component, Specs
 from .named_graph import Graph
+from .nodes import keep_needed
 from .valid import check_graph
 
 
@@ -53,19 +54,12 @@ def cut(path: Path, unet: Component) -> dict[str, tuple[Specs, Specs]]:
     graph.output.append(feature)
     _save(model, path.with_name(f"{DEEP}.onnx"))
 
-    needed, nodes = {one.name for one in outputs}, []
-    for node in reversed(graph.node):  # users first
-        if needed.intersection(node.output) and FEATURE not in node.output:
-            nodes.append(node)
-            needed.update(node.input)
-    for held in (graph.initializer, graph.value_info):
-        kept = [one for one in held if one.name in needed]
-        del held[:]
-        held.extend(kept)
+    rest = [node for node in graph.node if FEATURE not in node.output]
     del graph.node[:], graph.output[:]
-    graph.node.extend(reversed(nodes))
+    graph.node.extend(rest)
     graph.input.append(feature)
     graph.output.extend(outputs)
+    keep_needed(graph)
     _save(model, path.with_name(f"{SHALLOW}.onnx"))
     return {DEEP: (unet.inputs, (*unet.outputs, spec)), SHALLOW: ((*unet.inputs, spec), unet.outputs)}
 

@@ -9,11 +9,11 @@ Each latent has its own row number, times and table (`Plan.folded`), so pictures
 """
 
 from pathlib import Path
-from typing import Any
 
 from ldmrt.runtime.bundle import STEP
 from ldmrt.runtime.specs import TensorSpec
 
+from .nodes import Nodes, value
 from .valid import check_graph
 
 Specs = tuple[TensorSpec, ...]
@@ -58,7 +58,7 @@ def fold(path: Path, inputs: Specs, outputs: Specs) -> None:
     (said,) = graph.output
     dtype = next(one.type.tensor_type.elem_type for one in graph.input if one.name == "sample")
 
-    before, after = _Nodes("before"), _Nodes("after")
+    before, after = Nodes("step/before"), Nodes("step/after")
     one = before.constant("one", [1])
     row = before("Unsqueeze", "row", one)  # (batch, 1)
     times = before("GatherND", "timesteps", row, batch_dims=1)  # (batch,)
@@ -85,39 +85,9 @@ def fold(path: Path, inputs: Specs, outputs: Specs) -> None:
     del graph.node[:], graph.input[:], graph.output[:]
     graph.node.extend(nodes)
     graph.initializer.extend([*before.constants, *after.constants])
-    graph.input.extend(map(_value, inputs))
-    graph.output.extend(map(_value, outputs))
+    graph.input.extend(map(value, inputs))
+    graph.output.extend(map(value, outputs))
     del graph.value_info[:]
     folded = path.with_name(f"{STEP}.onnx")
     onnx.save(model, str(folded))
     check_graph("unet", "the folded step", folded)
-
-
-class _Nodes:
-    """Nodes in the order that they run, and their constants."""
-
-    def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
-
-    def __call__(self, kind: str, *inputs: str, out: str = "", **attributes: Any) -> str:
-        from onnx import helper
-
-        name = f"step/{self._prefix}/{kind}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, inputs, [out or name], name=name, **attributes))
-        return out or name
-
-    def constant(self, name: str, value: Any) -> str:
-        import numpy as np
-        from onnx import numpy_helper
-
-        self.constants.append(numpy_helper.from_array(np.array(value, np.int64), f"step/{self._prefix}/{name}"))
-        return str(self.constants[-1].name)
-
-
-def _value(spec: TensorSpec) -> Any:
-    import numpy as np
-    from onnx import helper
-
-    return helper.make_tensor_value_info(spec.name, helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)), spec.shape)

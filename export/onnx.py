@@ -18,6 +18,7 @@ from .dims import DIMS
 from .fold import fold
 from .names import name_after_modules
 from .norms import TRANSLATIONS
+from .tiles import write_tiles
 from .valid import check_graph
 
 GRAPH = 3  # grows when the same component is written as another graph: bundles then export it anew
@@ -61,6 +62,8 @@ def to_onnx(component: Component, folder: Path) -> Path:
     check_graph(component.name, "the exported graph", path)
     if STEP in component.graphs:
         fold(path, *component.graphs[STEP])
+    elif component.graphs:
+        write_tiles(component.name, path, component.graphs)
     return path
 
 

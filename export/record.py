@@ -119,7 +119,7 @@ def _draw(pipeline: Pipeline, options: dict[str, Any], given: Arrays) -> Walk:
     task = pipeline.prepare(**asked(options, given))
     seen, said = list[Latents](), list[Latents]()
 
-    def model(x: Latents, t: float) -> Latents:
+    def model(x: Latents, t: float, _: Latents | None = None) -> Latents:
         seen.append(x.copy())
         said.append(task.model(x, t).copy())
         return said[-1]

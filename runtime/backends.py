@@ -30,7 +30,7 @@ def _onnxruntime(bundle: Bundle, backend: str, settings: Settings) -> Makers:
     makers: dict[str, Maker] = {name: partial(open_one, name) for name in bundle.graphs}
     if settings.folded is False or (settings.folded is None and backend != "onnxruntime-cuda"):
         makers.pop(STEP, None)  # on a CPU a call a row saves nothing
-    if makers.keys() - bundle.components:  # the U-Net itself is then opened by requests that run it
+    if makers.keys() & {STEP, *CUT}:  # the U-Net itself is then opened by requests that run it
         makers["unet"] = partial(Visitor, "unet", makers["unet"], Turns(), bundle.specs("unet"))
     return makers
 

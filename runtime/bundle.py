@@ -19,7 +19,7 @@ from .stamps import Stamped
 MANIFEST = "ldmrt.json"
 STEP = "step"  # the folded step, a graph beside the U-Net's own
 CUT = DEEP, SHALLOW = "unet_deep", "unet_shallow"  # the U-Net cut in two for the deep cache
-BESIDE = (STEP, *CUT)  # the graphs that may stand beside a component's own and share its weights
+FRONT, TILE = "_front", "_tile"  # what the names of a decoder's parts have after its own
 FEATURE = "deep"  # what the one gives and the other takes
 SCHEMA = 1
 REQUIRED = ("unet", "vae_decoder")
@@ -142,7 +142,8 @@ class Bundle:
     @property
     def graphs(self) -> tuple[str, ...]:
         """What an engine can be made of: the components, and the graphs beside them that the manifest names."""
-        beside = (name for name in BESIDE if self.home(name) != name and self.model(name).is_file())
+        rows = self.manifest.get("components", {}).values()
+        beside = (name for row in rows for name in row.get("graphs", {}) if self.model(name).is_file())
         return (*self.components, *beside)
 
     @property

@@ -16,7 +16,7 @@ from .bundle import STEP, Bundle, Shape
 from .certificate import Certificate
 from .conditions import encode, guidance_embedding, time_ids
 from .control import open_controls
-from .decode import DECODER, Decoding, decode
+from .decode import DECODER, PASSES, Decoding, decode
 from .deep_cache import DeepCached, full_times
 from .engines import Engines
 from .errors import LdmrtError, LdmrtWarning
@@ -108,7 +108,7 @@ class Pipeline:
         """All that comes before the first row: the words and pictures of a `Request` encoded, its sampler planned."""
         request = self.request(prompt, options)
         plan, seeds = self.plan(request), request.seeds
-        self.engines.open_soon([*self._text_encoders, "unet", DECODER])
+        self.engines.open_soon([*self._text_encoders, "unet", *([DECODER] if self.decoding.tile is None else [])])
         extra = int(self._inputs["sample"][1]) - self.shape.channels
         start = begin(request, plan, self.engines, self.shape, extra=extra)
         distilled = "timestep_cond" in self._inputs  # such a model takes the strength of guidance as an input
@@ -208,14 +208,14 @@ def _either(
 
 def open_pipeline(
     bundle: str | Path, backend: str = "auto", *, check: bool = True, tile: int | None = None,
-    on_overflow: str = "stop", low_memory: bool = False, threads: int = 0, folded: bool | None = None,
-    keep_optimized: bool = False,
+    tile_passes: int = PASSES, on_overflow: str = "stop", low_memory: bool = False, threads: int = 0,
+    folded: bool | None = None, keep_optimized: bool = False,
 ) -> Pipeline:  # fmt: skip
     """Open a bundle for generating. `check` compares its files with the manifest first, and warns where no certificate
     holds for them. `backend` is one of `ldmrt.runtime.backends.BACKENDS`: `auto` takes engines that `ldmrt build` made
     for this machine's GPU, and ONNX Runtime where none fits; one that is named and cannot run is an `LdmrtError`.
 
-    `tile` and `on_overflow` are those of `Decoding`. With `low_memory` the networks take turns in
+    `tile`, `tile_passes` and `on_overflow` are those of `Decoding`. With `low_memory` the networks take turns in
     memory, which costs opening them anew for every request, and pictures above 768 pixels are decoded in tiles.
     `threads` are those of the CPU, 0 one a core. `folded` runs a row in one call where a request allows it, so that
     latents stay where the U-Net runs; left out, it is so with onnxruntime-cuda, and where `ldmrt build --folded` has
@@ -226,7 +226,7 @@ def open_pipeline(
     if keep_optimized and low_memory:
         problem = "keep_optimized beside low_memory, which takes the networks as they are"
         raise LdmrtError("open", problem, expected="one of them")
-    decoding = Decoding(tile, on_overflow, low_memory)
+    decoding = Decoding(tile, on_overflow, low_memory, tile_passes)
     opened = Bundle.open(Path(bundle), check=check, stamped=True)
     decoding.cells(opened.shape.factor, ())  # may refuse
     for doubt in opened.doubts if check else ():

@@ -150,7 +150,8 @@ def contestants(name: str, steps: int) -> Iterator[list[tuple[Callable[[], float
         run = Registers(plan, x)
         begin = time.perf_counter()
         for row in range(plan.rows):
-            run.move(row, *run.slots(row))
+            word, fresh = run.slots(row)
+            run.move(row, m if word is None else word, fresh)
         return time.perf_counter() - begin
 
     def run_theirs(scaled: bool) -> float:

@@ -77,6 +77,9 @@ SIZE = click.Tuple([int, int])
 @click.option("--crop", type=SIZE, default=(0, 0), help="SDXL: top and left of the crop to tell it.")
 @click.option("--save-steps", is_flag=True, help="Also what the network sees in each row, and a strip of them.")
 @click.option("--tile", type=int, help="Decode in overlapping tiles of this many pixels a side: less memory.")
+@click.option(
+    "--tile-passes", default=3, show_default=True, help="Over all tiles; the last one draws. 1 draws each for itself."
+)
 @click.option("--low-memory", is_flag=True, help="One network in memory at a time; tiles above 768 pixels.")
 @click.option(
     "--keep-optimized", is_flag=True, help="Keep ONNX Runtime's form of the networks: later starts are faster."
@@ -92,8 +95,8 @@ SIZE = click.Tuple([int, int])
 @click.option("--columns", type=click.IntRange(min=1), help="Of the grid; as square as it gets where left out.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("out.png"), show_default=True)
 def generate(
-    bundle: Path, prompts: tuple[str, ...], save_steps: bool, tile: int | None, on_overflow: str, low_memory: bool,
-    keep_optimized: bool, backend: str, columns: int | None, out: Path,
+    bundle: Path, prompts: tuple[str, ...], save_steps: bool, tile: int | None, tile_passes: int,
+    on_overflow: str, low_memory: bool, keep_optimized: bool, backend: str, columns: int | None, out: Path,
     controls: tuple[tuple[str, Any], ...], **asked: Any,
 ) -> None:  # fmt: skip
     """Make pictures of PROMPTS with BUNDLE: OUT, or OUT as a grid and a numbered file for each.
@@ -116,7 +119,13 @@ def generate(
     request = Request(prompts, controls=dict(controls), **asked)
     begin = time.perf_counter()
     pipeline = open_pipeline(
-        bundle, backend, tile=tile, on_overflow=on_overflow, low_memory=low_memory, keep_optimized=keep_optimized
+        bundle,
+        backend,
+        tile=tile,
+        tile_passes=tile_passes,
+        on_overflow=on_overflow,
+        low_memory=low_memory,
+        keep_optimized=keep_optimized,
     )
     opened = time.perf_counter()
     rows, x = pipeline.plan(request).rows, None
@@ -133,7 +142,7 @@ def generate(
     shared = {"ldmrt": version("ldmrt"), "bundle": bundle.name} | noted(asked, controls)
     shared |= {"scheduler": request.scheduler or everyday_name(pipeline.scheduler)}
     if cells := pipeline.decoding.cells(pipeline.shape.factor, x.shape[2:]):
-        shared |= {"tile": cells * pipeline.shape.factor}
+        shared |= {"tile": cells * pipeline.shape.factor, "tile_passes": pipeline.decoding.passes}
     shared |= {"height": images.shape[1], "width": images.shape[2]}
     written = [out]
     if len(images) == 1:

@@ -1,5 +1,7 @@
 """The shipped model, at its own size: parity, diffusers' pictures, one seed one picture."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from ldmrt.export import export_bundle, record
+from ldmrt.export.memory import predict, vram
+from ldmrt.export.profiles import Wanted, recipes
 from ldmrt.model import load
 from ldmrt.runtime import Bundle, Pipeline
 from ldmrt.runtime import open as open_pipeline
@@ -65,9 +69,38 @@ def test_picture_of_a_batch_is_its_single_twin(pipeline: Pipeline) -> None:
         assert np.abs(twin.astype(int) - picture).max() <= 1
 
 
-@pytest.mark.parametrize(("tile", "least"), [(64, 30.0), (128, 38.0), (192, 42.0)])
-def test_tiles(tile: int, least: float, pipeline: Pipeline) -> None:
-    """Norms and attention look at all of a tile, so tiles are not the whole. Measured: 31.4, 39.4 and 43.2 dB."""
-    x = pipeline("a red apple, noto style, blue background", width=256, height=256, steps=12, seed=1).latents
-    drawn = replace(pipeline, decoding=Decoding(tile)).decode(x)
-    assert psnr(drawn, pipeline.decode(x)) >= least
+@pytest.mark.parametrize(("tile", "passes", "least"), [(128, 1, 30.0), (96, 3, 45.0), (128, 3, 50.0)])
+def test_tiles(tile: int, passes: int, least: float, pipeline: Pipeline) -> None:
+    """Each for itself, tiles are not the whole; where norms and attention see the whole, no test can tell.
+
+    Measured: 31.0 dB, then 45.6 and 50.7. What is left are a tile's edges, beyond which convolutions see nothing.
+    """
+    for prompt in ("a red apple, noto style, blue background", "a penguin, noto style"):
+        x = pipeline(prompt, width=256, height=256, steps=12, seed=1).latents
+        drawn = replace(pipeline, decoding=Decoding(tile, passes=passes)).decode(x)
+        assert psnr(drawn, pipeline.decode(x)) >= least
+
+
+DECODE = """
+import resource, sys
+import numpy as np
+import ldmrt.runtime
+
+pipeline = ldmrt.runtime.open(sys.argv[1], "onnxruntime", low_memory=True)
+latents = np.random.default_rng(0).standard_normal((1, pipeline.shape.channels, 256, 256), dtype=np.float32)
+assert pipeline.decode(latents).shape == (1, 2048, 2048, 3)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is in other units")
+def test_large_picture_decodes_in_the_memory_that_is_predicted(demo: Path) -> None:
+    """2048x2048 in tiles, all of the process, within what `ldmrt plan` says of the decoder. Measured: 639
+    of 1415 MB.
+    """
+    opened = Bundle.open(demo)
+    wanted = Wanted.read("2048x2048", "1", "on", opened.shape.size)
+    (recipe,) = recipes(opened, wanted, backend="tensorrt-rtx", version="", targets=["any"], graphs=["vae_decoder"])
+    done = subprocess.run([sys.executable, "-c", DECODE, str(demo)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= vram([predict(opened, recipe)])

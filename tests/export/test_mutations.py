@@ -39,7 +39,7 @@ PROMPT = "a red apple, noto style, blue background"
 RESNET, BLOCK = "mid_block.resnets.0", "down_blocks.0.attentions.0.transformer_blocks.0"
 DECODER, ENCODER = "decoder.mid_block.resnets.0", "encoder.mid_block.resnets.0"
 LAYER = "encoder.layers.0"
-UNET, TEXT, DECODE, ENCODE = "unet", "text_encoder", "vae_decoder", "vae_encoder"
+UNET, TEXT, DECODE, TILE, ENCODE = "unet", "text_encoder", "vae_decoder", "vae_decoder_tile", "vae_encoder"
 
 
 def one_more(value: np.ndarray) -> np.ndarray:
@@ -145,7 +145,7 @@ def test_a_clean_bundle_passes(made: Made) -> None:
     assert certificate.culprit == ""
     assert other_origin(Bundle.open(made.bundle), made.checkpoint) == []
     # two libraries take sums in another order: all of them exactly equal would be a thing compared with itself
-    assert {one.component for one in certificate.figures if one.relative > 0} == {UNET, TEXT, DECODE, ENCODE}
+    assert {one.component for one in certificate.figures if one.relative > 0} == {UNET, TEXT, DECODE, TILE, ENCODE}
 
 
 @pytest.mark.parametrize("name", list(FAULTS))
@@ -158,7 +158,7 @@ def test_a_fault_is_caught_and_laid_at_its_door(name: str, made: Made, tmp_path:
     certificate = measured(bundle, made.reference)
     assert certificate.culprit == culprit
     blamed = {one.component for one in certificate.figures if not one.within}
-    assert blamed <= {culprit}
+    assert blamed <= {culprit} | ({TILE} if culprit == DECODE else set())  # which has the same weights
     facts = other_origin(Bundle.open(bundle), made.checkpoint)  # what can be seen without running
     assert all(culprit in fact for fact in facts)
     if name in SEEN:

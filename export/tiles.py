@@ -1,0 +1,169 @@
+"""A decoder in two parts, so that tiles can be drawn as parts of the whole, of the decoder's own weights:
+
+vae_decoder/vae_decoder_front.onnx   its middle, which attends: latents to `features`, attention a row at a time
+vae_decoder/vae_decoder_tile.onnx    what enlarges them to pixels, which looks no further than a few latents, but
+                                     for its norms: they take mean and variance from outside, and say what they find
+
+d = x - mean                            x, of a group of channels
+moment_1, moment_2 = <d>, <d * d>       means over the tile, each latent's pixels counted by its `share`
+mean', variance' = mean, variance       or, where `own` is 1, the tile's own, from its moments
+y = (x - mean') / sqrt(variance' + eps)
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ldmrt.runtime.bundle import FRONT, TILE
+from ldmrt.runtime.specs import TensorSpec
+
+from .named_graph import Graph
+from .nodes import Nodes, keep_needed, value
+from .valid import check_graph
+
+Specs = tuple[TensorSpec, ...]
+MIDDLE = "decoder.mid_block"
+
+
+def tile_specs(inputs: Specs, outputs: Specs, decoder: nn.Module) -> dict[str, tuple[Specs, Specs]]:
+    """What the parts of a decoder take and give."""
+    norms = {name: one for name, one in decoder.named_modules() if isinstance(one, nn.GroupNorm)}
+    inner = [one for name, one in norms.items() if name.startswith(MIDDLE)]
+    (latents,) = inputs
+    batch, _, *area = latents.shape
+    features = TensorSpec("features", "float32", (batch, inner[-1].num_channels, *area))
+    kinds = (batch, inner[-1].num_groups, len(norms) - len(inner))
+    told = (
+        TensorSpec("share", "float32", tuple(area)),
+        TensorSpec("mean", "float32", kinds),
+        TensorSpec("variance", "float32", kinds),
+        TensorSpec("own", "float32", (1,)),
+    )
+    found = (TensorSpec("moment_1", "float32", kinds), TensorSpec("moment_2", "float32", kinds))
+    return {FRONT: (inputs, (features,)), TILE: ((features, *told), (*outputs, *found))}
+
+
+def write_tiles(component: str, path: Path, specs: Mapping[str, tuple[Specs, Specs]]) -> None:
+    """Write both parts, whose ends are `specs` by their names, beside the decoder's graph at `path`, which stays."""
+    for part, write in ((FRONT, _front), (TILE, _tile)):
+        named, (inputs, outputs) = Graph.read(component, path), specs[component + part]
+        graph = named.proto.graph
+        types = {one.name: one.type.tensor_type.elem_type for one in graph.value_info}
+        middle = named.gives[MIDDLE]
+        write(graph, middle, types)
+        del graph.input[:], graph.output[:]
+        graph.input.extend(map(value, inputs))
+        graph.output.extend(map(value, outputs))
+        keep_needed(graph)
+        file = path.with_name(f"{component}{part}.onnx")
+        _save(named.proto, file)
+        check_graph(component, file.name, file)
+
+
+def _save(model: Any, path: Path) -> None:
+    import onnx
+
+    onnx.save(model, str(path))
+
+
+def _front(graph: Any, middle: str, types: Mapping[str, int]) -> None:
+    """End with the features; attention of one row of latents after the other, whose scores are a row's alone."""
+    import onnx
+
+    nodes = list[Any]()
+    for node in graph.node:
+        if node.op_type == "Attention":
+            new = _by_rows(node, types[node.input[0]])
+            nodes += new.nodes
+            graph.initializer.extend(new.constants)
+        else:
+            nodes.append(node)
+    end = Nodes("front")
+    end("Cast", middle, to=onnx.TensorProto.FLOAT, out="features")
+    del graph.node[:]
+    graph.node.extend([*nodes, *end.nodes])
+
+
+def _by_rows(node: Any, kind: int) -> Nodes:
+    """An Attention whose queries, (batch, heads, h * w, d), come in h rows."""
+    from onnx import helper
+
+    query, key, values = node.input
+    new = Nodes(f"{node.name}/rows")
+    rows = new("Shape", "latent_sample", start=2, end=3)
+    same, rest = new.constant("same", [0, 0]), new.constant("rest", [-1])
+    sizes = new("Concat", same, rows, rest, new("Shape", query, start=3, end=4), axis=0)
+    cut = new("Reshape", query, sizes)  # (batch, heads, h, w, d)
+    row, out = (helper.make_tensor_value_info(f"{new.prefix}/{name}", kind, [None] * 4) for name in ("row", "out"))
+    attend = helper.make_node("Attention", [row.name, key, values], [out.name], name=f"{new.prefix}/attend")
+    attend.attribute.extend(node.attribute)
+    body = helper.make_graph([attend], f"{new.prefix}/body", [row], [out])
+    made = new("Scan", cut, body=body, num_scan_inputs=1, scan_input_axes=[2], scan_output_axes=[2])
+    new("Reshape", made, new("Shape", query), out=node.output[0])
+    return new
+
+
+def _tile(graph: Any, middle: str, types: Mapping[str, int]) -> None:
+    """Begin with the features; norms by given statistics."""
+    import onnx
+
+    begin, last = Nodes("tile/begin"), Nodes("tile/end")
+    begin("Cast", "features", to=types[middle], out=middle)
+    rest = [node for node in graph.node if middle not in node.output]
+    del graph.node[:]
+    graph.node.extend([*begin.nodes, *rest])
+    keep_needed(graph)
+    maker = {node.output[0]: node for node in graph.node}
+    share = last("Unsqueeze", "share", last.constant("ends", [0, 1]))
+    nodes, moments = list[Any](), list[tuple[str, str]]()
+    for node in graph.node:
+        if node.op_type != "InstanceNormalization":
+            nodes.append(node)
+            continue
+        new = Nodes(f"{node.name}/tile")
+        kind = types[node.input[0]]
+        narrow = kind if kind != onnx.TensorProto.FLOAT else 0
+        moments.append(_norm(new, node, maker[node.input[0]].input[0], share, len(moments), narrow))
+        graph.initializer.extend(new.constants)
+        nodes += new.nodes
+    for i in range(2):
+        last("Concat", *(pair[i] for pair in moments), axis=2, out=f"moment_{i + 1}")
+    del graph.node[:]
+    graph.node.extend([*last.nodes[:1], *nodes, *last.nodes[1:]])
+    graph.initializer.extend(last.constants)
+
+
+def _norm(new: Nodes, node: Any, features: str, share: str, number: int, narrow: int) -> tuple[str, str]:
+    """An InstanceNormalization of (batch, groups, numbers) by given statistics: its moments, (batch, groups, 1).
+
+    `features` are what it normalises before they were cut into groups, (batch, C, H, W).
+    """
+    import onnx
+
+    (x, *_), (out,) = node.input, node.output
+    eps = next((one.f for one in node.attribute if one.name == "epsilon"), 1e-5)
+    sizes = new("Concat", new.constant("one", [1, 1]), new("Shape", features, start=2, end=4), axis=0)
+    spread = new(
+        "Resize", share, "", "", sizes,
+        mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+    )  # fmt: skip
+    flat = new("Reshape", spread, new.constant("flat", [1, -1]))  # (1, H * W)
+    channels = new("Div", new("Shape", features, start=1, end=2), new("Shape", x, start=1, end=2))  # of a group
+    wanted = new("Concat", channels, new("Shape", flat, start=1, end=2), axis=0)
+    weights = new("Reshape", new("Expand", flat, wanted), new.constant("column", [-1, 1]))
+    total = new("ReduceSum", weights)  # (1, 1)
+    place = new.constant("number", [number])
+    mean, variance = (new("Gather", name, place, axis=2) for name in ("mean", "variance"))
+    d = new("Sub", new("Cast", x, to=onnx.TensorProto.FLOAT) if narrow else x, mean)
+    first = new("Div", new("MatMul", d, weights), total)
+    second = new("Div", new("MatMul", new("Mul", d, d), weights), total)
+    own = new("Sub", new("Sub", second, new("Mul", first, first)), variance)
+    variance = new("Add", variance, new("Mul", own, "own"))
+    deviation = new("Sqrt", new("Add", variance, new.constant("eps", eps, np.float32)))
+    y = new("Div", new("Sub", d, new("Mul", first, "own")), deviation, out="" if narrow else out)
+    if narrow:
+        new("Cast", y, to=narrow, out=out)
+    return first, second
