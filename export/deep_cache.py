@@ -9,7 +9,6 @@ Both are cut from the U-Net's own graph, nodes as they are, and read its weights
 
 import re
 from pathlib import Path
-from typing import Any
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle import DEEP, FEATURE, SHALLOW
@@ -18,7 +17,7 @@ from ldmrt.runtime.specs import TensorSpec
 from .components import Component, Specs
 from .named_graph import Graph
 from .nodes import keep_needed
-from .valid import check_graph
+from .valid import write_graph
 
 
 def check_cut(unet: Component) -> None:
@@ -52,7 +51,7 @@ def cut(path: Path, unet: Component) -> dict[str, tuple[Specs, Specs]]:
             names[:] = [FEATURE if name == value else name for name in names]
 
     graph.output.append(feature)
-    _save(model, path.with_name(f"{DEEP}.onnx"))
+    write_graph("unet", DEEP, model, path.with_name(f"{DEEP}.onnx"))
 
     rest = [node for node in graph.node if FEATURE not in node.output]
     del graph.node[:], graph.output[:]
@@ -60,7 +59,7 @@ def cut(path: Path, unet: Component) -> dict[str, tuple[Specs, Specs]]:
     graph.input.append(feature)
     graph.output.extend(outputs)
     keep_needed(graph)
-    _save(model, path.with_name(f"{SHALLOW}.onnx"))
+    write_graph("unet", SHALLOW, model, path.with_name(f"{SHALLOW}.onnx"))
     return {DEEP: (unet.inputs, (*unet.outputs, spec)), SHALLOW: ((*unet.inputs, spec), unet.outputs)}
 
 
@@ -76,10 +75,3 @@ def _dtype(kind: int) -> str:
     from onnx import helper
 
     return str(helper.tensor_dtype_to_np_dtype(kind))
-
-
-def _save(model: Any, path: Path) -> None:
-    import onnx
-
-    onnx.save(model, str(path))
-    check_graph("unet", path.name, path)

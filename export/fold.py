@@ -14,7 +14,7 @@ from ldmrt.runtime.bundle import STEP
 from ldmrt.runtime.specs import TensorSpec
 
 from .nodes import Nodes, value
-from .valid import check_graph
+from .valid import write_graph
 
 Specs = tuple[TensorSpec, ...]
 
@@ -88,6 +88,4 @@ def fold(path: Path, inputs: Specs, outputs: Specs) -> None:
     graph.input.extend(map(value, inputs))
     graph.output.extend(map(value, outputs))
     del graph.value_info[:]
-    folded = path.with_name(f"{STEP}.onnx")
-    onnx.save(model, str(folded))
-    check_graph("unet", "the folded step", folded)
+    write_graph("unet", "the folded step", model, path.with_name(f"{STEP}.onnx"))

@@ -22,7 +22,7 @@ from ldmrt.runtime.specs import TensorSpec
 
 from .named_graph import Graph
 from .nodes import Nodes, keep_needed, value
-from .valid import check_graph
+from .valid import write_graph
 
 Specs = tuple[TensorSpec, ...]
 MIDDLE = "decoder.mid_block"
@@ -59,14 +59,7 @@ def write_tiles(component: str, path: Path, specs: Mapping[str, tuple[Specs, Spe
         graph.output.extend(map(value, outputs))
         keep_needed(graph)
         file = path.with_name(f"{component}{part}.onnx")
-        _save(named.proto, file)
-        check_graph(component, file.name, file)
-
-
-def _save(model: Any, path: Path) -> None:
-    import onnx
-
-    onnx.save(model, str(path))
+        write_graph(component, file.name, named.proto, file)
 
 
 def _front(graph: Any, middle: str, types: Mapping[str, int]) -> None:

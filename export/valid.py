@@ -1,9 +1,18 @@
-"""ONNX's own checks of a file that was written."""
+"""ONNX files that are written, and ONNX's own checks of them."""
 
 from pathlib import Path
+from typing import Any
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.errors import first_line
+
+
+def write_graph(component: str, what: str, model: Any, path: Path) -> None:
+    """Write a graph whose weights, if any, stay in a file beside `path`, and check it."""
+    import onnx
+
+    onnx.save(model, str(path))
+    check_graph(component, what, path)
 
 
 def check_graph(component: str, what: str, path: Path) -> None:
