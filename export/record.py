@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.model import Checkpoint
-from ldmrt.runtime import LdmrtWarning, Request
+from ldmrt.runtime import LdmrtError, LdmrtWarning, Request
 from ldmrt.runtime.control import KINDS
 from ldmrt.runtime.engines import Engines
 from ldmrt.runtime.pipeline import Pipeline
@@ -21,7 +21,7 @@ from .reference import torch_pipeline
 
 STEPS, GUIDANCE = 20, 5.0
 TEXTS = ["", "Two PEARS! (oil on canvas), 4k...", "naïve café \u732b \U0001f43c"]  # for the tokenizers
-SIDE = 256  # pixels at most: the graphs are the same at every size, and at 512 a CPU takes half a minute a row
+SIDE = 256  # pixels at most, unless asked: graphs are the same at every size, and at 512 a CPU takes 10 seconds a row
 
 
 class Listening:
@@ -47,13 +47,15 @@ class Listening:
         self._engine.close()
 
 
-def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0) -> Reference:
+def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0, side: int | None = None) -> Reference:
     """Draw a picture with PyTorch and keep the calls of every component that it took: of the U-Net those of the first,
     the middle and the last row. Each component is also asked at an odd batch and at sides that are odd and unlike, with
-    numbers drawn at random.
+    numbers drawn at random. `side` of the picture in pixels: the model's own where left out, and no more than 256.
     """
     parts, plain = components(checkpoint), torch_pipeline(checkpoint)
-    side = min(SIDE, plain.shape.size)
+    side = side or min(SIDE, plain.shape.size)
+    if side % (unit := max(part.unit for part in parts.values())):
+        raise LdmrtError("verify", "impossible side", expected=f"a multiple of {unit} pixels", found=side)
     options = asking(prompt, seed, side, STEPS)
     rows = plain.plan(Request(**options)).rows
     heard = {name: Listening(part, wanted(part, rows)) for name, part in parts.items()}

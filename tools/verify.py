@@ -27,6 +27,8 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @of_checkpoint
 @click.option("--prompt", default=PROMPT, show_default=True, help="Of the picture that both draw.")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--side", type=click.IntRange(1), help="Of that picture, in pixels, where engines are for one size; "
+              "the model's own where left out, and no more than 256.")  # fmt: skip
 @click.option("--backend", "backends", multiple=True, help="Only these; all that can run here where left out.")
 @click.option("--store", is_flag=True, help="Keep the certificate in the bundle.")
 @click.option("--json", "as_json", type=FILE, help="Write the certificate here.")
@@ -34,7 +36,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--html", type=FILE, help="Write a page with pictures, one file.")
 @click.option("--bisect", "bisected", metavar="COMPONENT", help="Compare its modules too: where did it begin?")
 def verify(
-    source: Reading, bundle: Path, prompt: str, seed: int, backends: tuple[str, ...], store: bool,
+    source: Reading, bundle: Path, prompt: str, seed: int, side: int | None, backends: tuple[str, ...], store: bool,
     as_json: Path | None, junit: Path | None, html: Path | None, bisected: str | None,
 ) -> None:  # fmt: skip
     """Run BUNDLE and its checkpoint side by side: every component on the same inputs, real ones and corners; every row
@@ -60,9 +62,10 @@ def verify(
     for line in refused:
         click.echo(line, err=True)
     if source.checkpoint is not None:
-        origin, reference = recorded(opened, source, prompt, seed)
-    elif store:
-        raise LdmrtError("verify", "--store without --against", expected="a checkpoint to measure against")
+        origin, reference = recorded(opened, source, prompt, seed, side)
+    elif store or side is not None:
+        asked = "--store" if store else "--side"
+        raise LdmrtError("verify", f"{asked} without --against", expected="a checkpoint to measure against")
     elif bisected is not None:
         raise LdmrtError("verify", "--bisect without --against", expected="a checkpoint to compare with")
     else:
@@ -107,7 +110,7 @@ def certify(bundle: "Bundle", source: Reading) -> None:
     from ldmrt.runtime.check import gather
     from ldmrt.runtime.engine_ort import available
 
-    origin, reference = recorded(bundle, source, PROMPT, 0)
+    origin, reference = recorded(bundle, source, PROMPT)
     openers, refused = runnable(bundle, available())
     if not openers:
         click.echo(f"{'; '.join(refused)}: checked, not run; PyTorch is measured in its place", err=True)
@@ -137,11 +140,12 @@ def unmeasured(bundle: "Bundle", measured: "list[Checked]", reference: "Referenc
     from ldmrt.runtime import LdmrtError
 
     size, ran = "{width}x{height}".format(**reference.walk.options), {one.backend for one in measured if one.ran}
+    other = f"ldmrt verify {bundle.path} --against CHECKPOINT --side PIXELS --store"
     return [
         LdmrtError(
             "verify",
             f"nothing of {name} could be measured",
-            hint=f"ldmrt build {bundle.path} --backend {name} --sizes {size}",
+            hint=f"ldmrt build {bundle.path} --backend {name} --sizes {size}, or {other}",
         )
         for name in dict.fromkeys(one.backend for one in measured)
         if name not in ran
@@ -179,7 +183,9 @@ def conclude(made: "Certificate") -> None:
         sys.exit(1)
 
 
-def recorded(bundle: "Bundle", source: Reading, prompt: str, seed: int) -> "tuple[list[str], Reference]":
+def recorded(
+    bundle: "Bundle", source: Reading, prompt: str, seed: int = 0, side: int | None = None
+) -> "tuple[list[str], Reference]":
     """What of the bundle is not of the checkpoint, and what the checkpoint computes, in float32. Its networks are gone
     when this returns: two copies of a model may be more than a machine holds.
     """
@@ -194,7 +200,7 @@ def recorded(bundle: "Bundle", source: Reading, prompt: str, seed: int) -> "tupl
         origin = []
         if bundle.manifest:
             origin = other_origin(bundle, lower(source.load, precisions(bundle), islands(bundle))[0])
-        return origin, record(source.load({"": torch.float32})[0], prompt, seed=seed)
+        return origin, record(source.load({"": torch.float32})[0], prompt, seed=seed, side=side)
 
 
 def shown(

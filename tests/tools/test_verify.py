@@ -46,6 +46,21 @@ def test_files(ldmrt: Any, certified: Path, checkpoint: Path, tmp_path: Path) ->
     assert "<img" in names["html"].read_text()
 
 
+def test_side(ldmrt: Any, changed: Path, checkpoint: Path) -> None:
+    """Of the picture that is recorded, for engines of that size alone: what is stored is replayed."""
+    ran = ldmrt("verify", changed, "--against", checkpoint, "--side", 24, "--store")
+    assert ran.code == 0, ran.err
+    opened = Bundle.open(changed)
+    assert opened.certificate is not None
+    assert opened.certificate.about["request"]["width"] == 24
+    assert opened.reference.walk.images.shape == (1, 24, 24, 3)
+    assert {one.case for one in opened.certificate.figures if one.component == "unet"} >= {"batch 1 at 24x24"}
+    assert ldmrt("verify", changed).code == 0
+    ran = ldmrt("verify", changed, "--against", checkpoint, "--side", 25)
+    assert (ran.code, "impossible side; expected a multiple of 2 pixels; found 25" in ran.error) == (2, True)
+    assert "--side without --against" in ldmrt("verify", changed, "--side", 24).error
+
+
 def test_open_shows_the_certificate(certified: Path, recwarn: pytest.WarningsRecorder) -> None:
     pipeline = ldmrt.runtime.open(certified)
     pipeline.close()

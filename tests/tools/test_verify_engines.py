@@ -84,7 +84,8 @@ def test_cases_of_other_shapes_are_left_out_and_named(
 def test_where_no_engine_takes_anything(ldmrt: Any, changed: Path, gpu: FakeCuda) -> None:
     """It was asked for: exit code 2, with the command that helps. It was not: ONNX Runtime's figures stand."""
     hint = f"ldmrt build {changed} --backend tensorrt --sizes 16x16"
-    idle = f"verify: nothing of tensorrt could be measured\n  try: {hint}\n"
+    other = f"ldmrt verify {changed} --against CHECKPOINT --side PIXELS --store"
+    idle = f"verify: nothing of tensorrt could be measured\n  try: {hint}, or {other}\n"
     ran = ldmrt("build", changed, *BUILD, "--sizes", "32x32", "--components", "unet,vae_decoder")
     assert ran.code == 0
     assert idle in ran.err
