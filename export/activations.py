@@ -59,11 +59,21 @@ def activations(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Activation
                 types[name] = onnx.helper.make_tensor_type_proto(element, list(value.shape))
             if name and name not in kept and name not in known and node.op_type not in VIEWS:
                 alive[name] = nbytes(types[name])
-        held = sum(alive.values())
+        held = sum(alive.values()) + _scores(node, types)
         for name in [name for name in alive if last.get(name, -1) <= place]:
             del alive[name]
         peak = max(peak, sum(alive.values()) if node.op_type in IN_PLACE else held)
     return Activations(peak, len(graph.node))
+
+
+def _scores(node: Any, types: Mapping[str, Any]) -> int:
+    """Bytes of attention that no kernel fuses, as in float32: its scores, and what their softmax makes of them."""
+    import onnx
+
+    if node.op_type != "Attention" or types[node.input[0]].tensor_type.elem_type != onnx.TensorProto.FLOAT:
+        return 0
+    query, key = ([dim.dim_value for dim in types[name].tensor_type.shape.dim] for name in node.input[:2])
+    return 2 * math.prod(query[:3]) * key[2] * 4  # (batch, heads, tokens, width) each
 
 
 def _last_uses(nodes: Any) -> dict[str, int]:

@@ -96,11 +96,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is in other units")
 def test_large_picture_decodes_in_the_memory_that_is_predicted(demo: Path) -> None:
-    """2048x2048 in tiles, all of the process, within what `ldmrt plan` says of the decoder. Measured: 639
-    of 1415 MB.
+    """2048x2048 in tiles, all of the process. Measured: 639 MB; `ldmrt plan` says 34 GB of the whole at once in
+    float32, most of it attention.
     """
     opened = Bundle.open(demo)
     wanted = Wanted.read("2048x2048", "1", "on", opened.shape.size)
     (recipe,) = recipes(opened, wanted, backend="tensorrt-rtx", version="", targets=["any"], graphs=["vae_decoder"])
     done = subprocess.run([sys.executable, "-c", DECODE, str(demo)], capture_output=True, text=True, check=True)
-    assert int(done.stdout) <= vram([predict(opened, recipe)])
+    assert int(done.stdout) <= min(vram([predict(opened, recipe)]), 1_000_000_000)
