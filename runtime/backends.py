@@ -44,7 +44,7 @@ def _open_onnxruntime(bundle: Bundle, backend: str, settings: Settings, name: st
     optimized = place(bundle, name, backend, version()) if settings.keep_optimized else None
     return OrtEngine(
         name, bundle.model(name), backend, threads=settings.threads, frugal=settings.low_memory, spin=spin,
-        optimized=optimized,
+        optimized=optimized, records=name == STEP,
     )  # fmt: skip
 
 

@@ -1,17 +1,18 @@
 """ONNX Runtime as an engine."""
 
 import contextlib
+import warnings
 from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from .errors import LdmrtError, first_line
+from .errors import LdmrtError, LdmrtWarning, first_line
 from .optimized import DATA, keeping, kept
-from .specs import Shapes, TensorSpec, conform
+from .ort_binding import UNRECORDED, OrtBinding, run_options
+from .specs import Bound, Shapes, TensorSpec, bound_as, conform
 
 DTYPES = {
     "tensor(float)": "float32",
@@ -21,6 +22,7 @@ DTYPES = {
     "tensor(int32)": "int32",
     "tensor(bool)": "bool",
 }
+BOUND = 8  # sets of shapes
 INSTALL = "pip install 'ldmrt[cpu]' or 'ldmrt[gpu]'"
 EXTERNAL = "session.optimized_model_external_initializers"
 PROVIDERS = {"onnxruntime": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
@@ -56,13 +58,14 @@ class OrtEngine:
     """One ONNX file in one ONNX Runtime session.
 
     `frugal` leaves the weights in their file, mapped, as the kernels then are those that take them as they are: opening
-    takes no time, running a tenth more, and results differ by rounding. `optimized` is a folder where what ONNX Runtime
-    makes of the graph is kept, or shall be: the same numbers, sooner.
+    takes no time, running a little more, and results differ by rounding. `optimized` is a folder where what ONNX
+    Runtime makes of the graph is kept, or shall be: the same numbers, sooner. `records` has a GPU's bindings replay
+    CUDA graphs, where all of the graph runs on the GPU.
     """
 
     def __init__(
         self, component: str, path: Path, backend: str = "onnxruntime", *, threads: int = 0, frugal: bool = False,
-        spin: bool = True, optimized: Path | None = None,
+        spin: bool = True, optimized: Path | None = None, records: bool = False,
     ) -> None:  # fmt: skip
         """`threads` of the CPU; 0 leaves it to ONNX Runtime, which takes one a core. Where the next call follows at
         once, threads had better `spin` in between; else they would take the cores from another network for 0.1 s.
@@ -97,92 +100,68 @@ class OrtEngine:
                     options.optimized_model_filepath = str(file)
                     options.add_session_config_entry(f"{EXTERNAL}_file_name", DATA)
                     options.add_session_config_entry(f"{EXTERNAL}_min_size_in_bytes", "1024")
+            self._device = "cuda" if provider == PROVIDERS["onnxruntime-cuda"] else "cpu"
+            self._records = records and self._device == "cuda"
             try:
-                self._session: Any = ort.InferenceSession(str(path), options, providers=[provider])
+                self._session: Any = self._open(path, options, provider)
             except Exception as error:  # onnxruntime raises its own classes, none public
                 raise LdmrtError(
                     component, f"cannot load {path}", found=first_line(error), hint="export the bundle again"
                 ) from None
-        self._device = "cuda" if provider == PROVIDERS["onnxruntime-cuda"] else "cpu"
         self.component = component
+        self._bindings: dict[Bound, OrtBinding] = {}
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
         self._names = [spec.name for spec in self.outputs]
+
+    def _open(self, path: Path, options: Any, provider: str) -> Any:
+        """The session, one that records where it can."""
+        import onnxruntime as ort
+
+        if self._records:
+            try:
+                return ort.InferenceSession(str(path), options, providers=[(provider, {"enable_cuda_graph": "1"})])
+            except Exception as error:
+                told = f"{path.name} is not recorded as a CUDA graph: {first_line(error)}"
+                warnings.warn(told, LdmrtWarning, stacklevel=2)
+                self._records = False
+        return ort.InferenceSession(str(path), options, providers=[provider])
 
     def __call__(self, **arrays: NDArray) -> dict[str, NDArray]:
         """Run once; arrays are cast to the dtypes that the graph declares."""
         feeds = conform(self.component, self.inputs, arrays)
         try:
-            results = self._session.run(self._names, feeds)
+            results = self._session.run(self._names, feeds, run_options(UNRECORDED) if self._records else None)
         except Exception as error:
             raise LdmrtError(self.component, "ONNX Runtime failed", found=first_line(error)) from None
         return dict(zip(self._names, results, strict=True))
 
-    def bind(self, shapes: Shapes, feedback: Mapping[str, str], most: Collection[str] = ()) -> "OrtBinding":
-        """Make ready for calls whose inputs and outputs stay where the session computes. `feedback` names outputs that
-        the next launch takes as inputs. It binds these very shapes, no more of what is named in `most`: any will do.
+    def bind(self, shapes: Shapes, feedback: Mapping[str, str], most: Collection[str] = ()) -> OrtBinding:
+        """Make ready for calls whose inputs and outputs stay where the session computes, or come back to what was made
+        ready. `feedback` names outputs that the next launch takes as inputs. It binds these very shapes, no more of
+        what is named in `most`: any will do.
+
+        A recorded graph keeps its buffers as long as the session: the first `BOUND` sets of shapes are.
         """
         missing = [spec.name for spec in self.inputs if spec.name not in shapes]
         if missing:
             raise LdmrtError(self.component, f"no input {missing[0]}", expected=", ".join(map(str, self.inputs)))
-        return OrtBinding(self.component, self._session, self._device, self.inputs, self._names, shapes, feedback)
+        key = bound_as(shapes, feedback)
+        if key in self._bindings:
+            return self._bindings[key]
+        many, keep = len(self._bindings), len(self._bindings) < BOUND
+        graphs = (2 * many + 1, 2 * many + 2) if self._records and keep else (UNRECORDED, UNRECORDED)
+        made = OrtBinding(
+            self.component, self._session, self._device, self.inputs, self.outputs, shapes, feedback, graphs
+        )
+        if keep:
+            self._bindings[key] = made
+        return made
 
     def close(self) -> None:
         """Free the session."""
+        self._bindings.clear()
         self._session = None
-
-
-class OrtBinding:
-    """Upload, launch as often as you like, download: what lies on the device stays there in between."""
-
-    def __init__(
-        self, component: str, session: Any, device: str, inputs: tuple[TensorSpec, ...], outputs: list[str],
-        shapes: Shapes, feedback: Mapping[str, str],
-    ) -> None:  # fmt: skip
-        self.shapes = shapes
-        self.owner: object = None
-        self._component, self._session, self._device = component, session, device
-        self._dtypes = {spec.name: spec.dtype for spec in inputs}
-        self._outputs, self._feedback = outputs, feedback
-        self._values: dict[str, Any] = {}
-        self._spare: dict[str, Any] = {}  # for an output that is fed back: where the input before it lay
-
-    def upload(self, **arrays: NDArray) -> None:
-        """Inputs. Those that are left out stay as they are."""
-        import onnxruntime as ort
-
-        for name, array in arrays.items():
-            ready = np.ascontiguousarray(array, self._dtypes[name])
-            # A copy also on the CPU, where ONNX Runtime would compute in the caller's array.
-            self._values[name] = ort.OrtValue.ortvalue_from_numpy(ready.copy(), self._device)
-        for output, target in self._feedback.items():
-            if target in arrays:
-                like = np.empty(arrays[target].shape, self._dtypes[target])
-                self._spare[output] = ort.OrtValue.ortvalue_from_numpy(like, self._device)
-
-    def launch(self) -> None:
-        """Run once."""
-        binding = self._session.io_binding()
-        for name in self._dtypes:
-            binding.bind_ortvalue_input(name, self._values[name])
-        for name in self._outputs:
-            if name in self._spare:
-                binding.bind_ortvalue_output(name, self._spare[name])
-            else:
-                binding.bind_output(name, self._device)
-        try:
-            self._session.run_with_iobinding(binding)
-        except Exception as error:
-            raise LdmrtError(self._component, "ONNX Runtime failed", found=first_line(error)) from None
-        # Those that were bound as they are, for they own their memory; what is got back only refers to it.
-        made = {**dict(zip(self._outputs, binding.get_outputs(), strict=True)), **self._spare}
-        self._values |= made
-        for output, target in self._feedback.items():
-            self._spare[output], self._values[target] = self._values[target], made[output]
-
-    def download(self, *names: str) -> dict[str, NDArray]:
-        """Outputs, all where none is named, as arrays of their own."""
-        return {name: self._values[name].numpy().copy() for name in names or self._outputs}
 
 
 def _spec(node: Any) -> TensorSpec:

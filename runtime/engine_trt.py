@@ -12,14 +12,12 @@ from numpy.typing import NDArray
 from .bundle import STEP, Bundle
 from .engine_files import EngineFile, engines, find, runs_on
 from .errors import LdmrtError
-from .specs import Shape, Shapes, conform
+from .specs import Bound, Shapes, bound_as, conform
 from .trt import Session
 from .trt_binding import Binding
 from .trt_plan import LoadedPlan
 
 BOUND = 8  # sets of shapes that stay ready; the one that was used longest ago goes first
-
-Key = tuple[tuple[tuple[str, Shape], ...], tuple[tuple[str, str], ...]]
 
 
 class TrtEngine:
@@ -34,8 +32,8 @@ class TrtEngine:
         self.component, self._bundle, self._session = component, bundle, session
         self.inputs, self.outputs = bundle.specs(component)
         self._plans: dict[Path, LoadedPlan] = {}
-        self._bindings: dict[Key, Binding] = {}
-        self._grown: dict[tuple[Key, frozenset[str]], Shapes] = {}
+        self._bindings: dict[Bound, Binding] = {}
+        self._grown: dict[tuple[Bound, frozenset[str]], Shapes] = {}
 
     def find(self, shapes: Shapes) -> EngineFile:
         """The engine file for these shapes, from outside; an `LdmrtError` where none fits."""
@@ -48,13 +46,13 @@ class TrtEngine:
         many as the engine takes: one binding, and one recorded graph, then serves all who need fewer.
         """
         fed = dict(feedback or {})
-        key = _key(shapes, fed)
+        key = bound_as(shapes, fed)
         if most:
             asked = key, frozenset(most)
             if asked not in self._grown:
                 self._grown[asked] = self._most(shapes, most)
             shapes = self._grown[asked]
-            key = _key(shapes, fed)
+            key = bound_as(shapes, fed)
         if key in self._bindings:
             self._bindings[key] = self._bindings.pop(key)
             return self._bindings[key]
@@ -98,10 +96,6 @@ class TrtEngine:
         for plan in self._plans.values():
             plan.close()
         self._plans.clear()
-
-
-def _key(shapes: Shapes, feedback: Mapping[str, str]) -> Key:
-    return tuple(sorted((name, tuple(shape)) for name, shape in shapes.items())), tuple(sorted(feedback.items()))
 
 
 def folds(bundle: Bundle, session: Session, folded: bool | None) -> bool:

@@ -12,6 +12,7 @@ from .errors import LdmrtError
 Dim = int | str
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]  # of tensors by name
+Bound = tuple[tuple[tuple[str, Shape], ...], tuple[tuple[str, str], ...]]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ def sizes_of(spec: TensorSpec, shape: tuple[int, ...]) -> dict[str, int]:
             name, divisor = split_symbol(dim)
             found[name] = number * divisor
     return found
+
+
+def bound_as(shapes: Shapes, feedback: Mapping[str, str]) -> Bound:
+    """What tells one binding of an engine from another: its inputs' shapes, and which outputs are fed back as which."""
+    return tuple(sorted((name, tuple(shape)) for name, shape in shapes.items())), tuple(sorted(feedback.items()))
 
 
 class Engine(Protocol):
