@@ -20,14 +20,15 @@ from ldmrt.model.engine import TorchEngine
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle import STEP
 from ldmrt.runtime.decode import DECODER, WIDE
+from ldmrt.runtime.encode import ENCODER
 from ldmrt.runtime.specs import TensorSpec, shape_of, split_symbol
 
 from .controls import CONTROLS, FEATURE, RESIDUAL, check_fit, steering
 from .fold import step_specs
+from .nodes import Specs
 from .shapes import dtype_of, latent, picture, words
 from .tiles import tile_specs
 
-Specs = tuple[TensorSpec, ...]
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -60,7 +61,7 @@ class Component:
         if self.name == "unet":
             step = step_specs(self.inputs, self.outputs)
             return {} if step is None else {STEP: step}
-        if self.name.startswith(DECODER) and self.precision != "bf16":  # which NumPy cannot keep
+        if self.name.startswith((DECODER, ENCODER)) and self.precision != "bf16":  # which NumPy cannot keep
             parts = tile_specs(self.inputs, self.outputs, self.module)
             return {self.name + part: specs for part, specs in parts.items()}
         return {}

@@ -1,8 +1,13 @@
-"""A decoder in two parts, so that tiles can be drawn as parts of the whole, of the decoder's own weights:
+"""Decoder and encoder, each in two parts beside its own graph and of its weights, so that a picture can be taken in
+tiles as parts of the whole:
 
-vae_decoder/vae_decoder_front.onnx   its middle, which attends: latents to `features`, attention a row at a time
-vae_decoder/vae_decoder_tile.onnx    what enlarges them to pixels, which looks no further than a few latents, but
-                                     for its norms: they take mean and variance from outside, and say what they find
+vae_decoder/vae_decoder_front.onnx   its middle, which attends, a row of latents at a time: latents to `features`
+vae_decoder/vae_decoder_tile.onnx    what enlarges them to pixels
+vae_encoder/vae_encoder_tile.onnx    what makes pixels `features`, as small as latents
+vae_encoder/vae_encoder_back.onnx    its middle, as above, and what follows
+
+What runs in tiles looks no further than a few latents, but for its norms: they take mean and variance from outside, and
+say what they find.
 
 d = x - mean                            x, of a group of channels
 moment_1, moment_2 = <d>, <d * d>       means over the tile, each latent's pixels counted by its `share`
@@ -17,25 +22,25 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ldmrt.runtime.bundle import FRONT, TILE
+from ldmrt.runtime.bundle import BACK, FRONT, TILE
 from ldmrt.runtime.specs import TensorSpec
 
 from .named_graph import Graph
-from .nodes import Nodes, keep_needed, value
+from .nodes import Nodes, Specs, keep_needed, value
 from .valid import write_graph
 
-Specs = tuple[TensorSpec, ...]
-MIDDLE = "decoder.mid_block"
+MIDDLE, FEATURES = "mid_block", "features"
 
 
-def tile_specs(inputs: Specs, outputs: Specs, decoder: nn.Module) -> dict[str, tuple[Specs, Specs]]:
-    """What the parts of a decoder take and give."""
-    norms = {name: one for name, one in decoder.named_modules() if isinstance(one, nn.GroupNorm)}
-    inner = [one for name, one in norms.items() if name.startswith(MIDDLE)]
-    (latents,) = inputs
+def tile_specs(inputs: Specs, outputs: Specs, network: nn.Module) -> dict[str, tuple[Specs, Specs]]:
+    """What the parts of a decoder, or an encoder, take and give."""
+    norms = [(name, one) for name, one in network.named_modules() if isinstance(one, nn.GroupNorm)]
+    first, *_, last = (i for i, (name, _) in enumerate(norms) if f".{MIDDLE}." in name)
+    decodes, norm = not first, norms[first][1]
+    latents = (inputs if decodes else outputs)[0]
     batch, _, *area = latents.shape
-    features = TensorSpec("features", "float32", (batch, inner[-1].num_channels, *area))
-    kinds = (batch, inner[-1].num_groups, len(norms) - len(inner))
+    features = TensorSpec(FEATURES, "float32", (batch, norm.num_channels, *area))
+    kinds = (batch, norm.num_groups, len(norms) - 1 - last if decodes else first)
     told = (
         TensorSpec("share", "float32", tuple(area)),
         TensorSpec("mean", "float32", kinds),
@@ -43,72 +48,86 @@ def tile_specs(inputs: Specs, outputs: Specs, decoder: nn.Module) -> dict[str, t
         TensorSpec("own", "float32", (1,)),
     )
     found = (TensorSpec("moment_1", "float32", kinds), TensorSpec("moment_2", "float32", kinds))
-    return {FRONT: (inputs, (features,)), TILE: ((features, *told), (*outputs, *found))}
+    if decodes:
+        return {FRONT: (inputs, (features,)), TILE: ((features, *told), (*outputs, *found))}
+    return {TILE: ((*inputs, *told), (features, *found)), BACK: ((features,), outputs)}
 
 
 def write_tiles(component: str, path: Path, specs: Mapping[str, tuple[Specs, Specs]]) -> None:
-    """Write both parts, whose ends are `specs` by their names, beside the decoder's graph at `path`, which stays."""
-    for part, write in ((FRONT, _front), (TILE, _tile)):
-        named, (inputs, outputs) = Graph.read(component, path), specs[component + part]
+    """Write both parts, whose ends are `specs` by their names, beside the graph at `path`, which stays."""
+    for name, (inputs, outputs) in specs.items():
+        named = Graph.read(component, path)
         graph = named.proto.graph
         types = {one.name: one.type.tensor_type.elem_type for one in graph.value_info}
-        middle = named.gives[MIDDLE]
-        write(graph, middle, types)
-        del graph.input[:], graph.output[:]
+        nodes = _cut(named, types, begins=inputs[0].name == FEATURES)
+        del graph.node[:], graph.input[:], graph.output[:]
+        graph.node.extend(nodes)
         graph.input.extend(map(value, inputs))
         graph.output.extend(map(value, outputs))
         keep_needed(graph)
-        file = path.with_name(f"{component}{part}.onnx")
+        if name.endswith(TILE):
+            _tell_norms(graph, types)
+        else:
+            _attend_by_rows(graph, inputs[0].name, types)
+        keep_needed(graph)
+        file = path.with_name(f"{name}.onnx")
         write_graph(component, file.name, named.proto, file)
 
 
-def _front(graph: Any, middle: str, types: Mapping[str, int]) -> None:
-    """End with the features; attention of one row of latents after the other, whose scores are a row's alone."""
+def _cut(named: Graph, types: Mapping[str, int], *, begins: bool) -> list[Any]:
+    """The nodes of a graph that begins with its features, or ends."""
     import onnx
 
+    nodes, joint = named.proto.graph.node, Nodes(FEATURES)
+    at = named.gives.get(f"decoder.{MIDDLE}") or named.takes[f"encoder.{MIDDLE}"]
+    if begins:
+        joint("Cast", FEATURES, to=types[at], out=at)
+        for node in nodes:
+            if node.op_type == "Shape" and node.input[0] in ("sample", "latent_sample"):  # for how many there are
+                node.input[0] = FEATURES
+        return [*joint.nodes, *(node for node in nodes if at not in node.output)]
+    joint("Cast", at, to=onnx.TensorProto.FLOAT, out=FEATURES)
+    return [*nodes, *joint.nodes]
+
+
+def _attend_by_rows(graph: Any, latents: str, types: Mapping[str, int]) -> None:
+    """Attention of one row of latents after the other, whose scores are a row's alone."""
     nodes = list[Any]()
     for node in graph.node:
         if node.op_type == "Attention":
-            new = _by_rows(node, types[node.input[0]])
+            new = _by_rows(node, latents, types[node.input[0]])
             nodes += new.nodes
             graph.initializer.extend(new.constants)
         else:
             nodes.append(node)
-    end = Nodes("front")
-    end("Cast", middle, to=onnx.TensorProto.FLOAT, out="features")
     del graph.node[:]
-    graph.node.extend([*nodes, *end.nodes])
+    graph.node.extend(nodes)
 
 
-def _by_rows(node: Any, kind: int) -> Nodes:
-    """An Attention whose queries, (batch, heads, h * w, d), come in h rows."""
+def _by_rows(node: Any, latents: str, kind: int) -> Nodes:
+    """An Attention whose queries, (batch, h * w, C), come in the h rows of `latents`, (batch, C', h, w)."""
     from onnx import helper
 
     query, key, values = node.input
     new = Nodes(f"{node.name}/rows")
-    rows = new("Shape", "latent_sample", start=2, end=3)
-    same, rest = new.constant("same", [0, 0]), new.constant("rest", [-1])
-    sizes = new("Concat", same, rows, rest, new("Shape", query, start=3, end=4), axis=0)
-    cut = new("Reshape", query, sizes)  # (batch, heads, h, w, d)
-    row, out = (helper.make_tensor_value_info(f"{new.prefix}/{name}", kind, [None] * 4) for name in ("row", "out"))
+    rows = new("Shape", latents, start=2, end=3)
+    same, rest = new.constant("same", [0]), new.constant("rest", [-1])
+    sizes = new("Concat", same, rows, rest, new("Shape", query, start=2, end=3), axis=0)
+    cut = new("Reshape", query, sizes)  # (batch, h, w, C)
+    row, out = (helper.make_tensor_value_info(f"{new.prefix}/{name}", kind, [None] * 3) for name in ("row", "out"))
     attend = helper.make_node("Attention", [row.name, key, values], [out.name], name=f"{new.prefix}/attend")
     attend.attribute.extend(node.attribute)
     body = helper.make_graph([attend], f"{new.prefix}/body", [row], [out])
-    made = new("Scan", cut, body=body, num_scan_inputs=1, scan_input_axes=[2], scan_output_axes=[2])
+    made = new("Scan", cut, body=body, num_scan_inputs=1, scan_input_axes=[1], scan_output_axes=[1])
     new("Reshape", made, new("Shape", query), out=node.output[0])
     return new
 
 
-def _tile(graph: Any, middle: str, types: Mapping[str, int]) -> None:
-    """Begin with the features; norms by given statistics."""
+def _tell_norms(graph: Any, types: Mapping[str, int]) -> None:
+    """Norms by given statistics."""
     import onnx
 
-    begin, last = Nodes("tile/begin"), Nodes("tile/end")
-    begin("Cast", "features", to=types[middle], out=middle)
-    rest = [node for node in graph.node if middle not in node.output]
-    del graph.node[:]
-    graph.node.extend([*begin.nodes, *rest])
-    keep_needed(graph)
+    last = Nodes("tile")
     maker = {node.output[0]: node for node in graph.node}
     share = last("Unsqueeze", "share", last.constant("ends", [0, 1]))
     nodes, moments = list[Any](), list[tuple[str, str]]()

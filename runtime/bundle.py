@@ -19,7 +19,8 @@ from .stamps import Stamped
 MANIFEST = "ldmrt.json"
 STEP = "step"  # the folded step, a graph beside the U-Net's own
 CUT = DEEP, SHALLOW = "unet_deep", "unet_shallow"  # the U-Net cut in two for the deep cache
-FRONT, TILE = "_front", "_tile"  # what the names of a decoder's parts have after its own
+# What the names of parts of a decoder, or an encoder, have after its own: the whole goes in front of tiles, or after.
+FRONT, TILE, BACK = "_front", "_tile", "_back"
 FEATURE = "deep"  # what the one gives and the other takes
 SCHEMA = 1
 REQUIRED = ("unet", "vae_decoder")

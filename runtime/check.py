@@ -9,9 +9,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import DEEP, FEATURE, FRONT, SHALLOW, TILE, Bundle
+from .bundle import BACK, DEEP, FEATURE, FRONT, SHALLOW, TILE, Bundle
 from .certificate import Certificate, Cost, Drift, Figure, LeftOut, Likeness, figure, likeness, psnr
 from .decode import DECODER, WIDE, Decoding, decode
+from .encode import ENCODER
 from .engine_files import NoEngine
 from .errors import LdmrtError, LdmrtWarning, first_line
 from .machine import processor, versions
@@ -100,11 +101,10 @@ def check(pipeline: Pipeline, backend: str, reference: Reference, limits: Mappin
     if cut and calls:
         halves = pipeline.engines[DEEP], pipeline.engines[SHALLOW]
         yield Checked("unet, cut in two", backend, tuple(check_halves(*halves, backend, calls, limits["unet"].limit)))
-    calls = [one for one in reference.cases if one.component == DECODER]
-    for name in (DECODER, WIDE):
+    for name, same in ((DECODER, DECODER), (WIDE, DECODER), (ENCODER, ENCODER)):
+        calls = [one for one in reference.cases if one.component == same]
         if name + TILE in pipeline.engines and calls:
-            parts = pipeline.engines[name + FRONT], pipeline.engines[name + TILE]
-            figures = tuple(check_parts(*parts, name + TILE, backend, calls, limits[name].limit))
+            figures = tuple(check_parts(pipeline.engines, name, backend, calls, limits[name].limit))
             yield Checked(f"{name}, in parts", backend, figures)
     found, expected = np.array(pipeline.shape.scaling_factor), np.array(reference.scaling_factor)
     yield Checked(FACTOR, backend, (figure(FACTOR, backend, "config", "value", found, expected, 0.0),))
@@ -153,22 +153,26 @@ def check_halves(deep: Engine, shallow: Engine, backend: str, cases: Sequence[Ca
 
 
 def check_parts(
-    front: Engine, rest: Engine, name: str, backend: str, cases: Sequence[Case], limit: float
+    engines: Mapping[str, Engine], name: str, backend: str, cases: Sequence[Case], limit: float
 ) -> Iterator[Figure]:
-    """A decoder's parts on its recorded calls, each as one tile: with their own statistics, then told them, they say
-    what the decoder says.
+    """The parts of a decoder or an encoder on its recorded calls, each as one tile: with their own statistics, then
+    told them, they say what it says.
     """
-    groups, norms = next(spec.shape[1:] for spec in rest.inputs if spec.name == "mean")
+    tile = engines[name + TILE]
+    groups, norms = next(spec.shape[1:] for spec in tile.inputs if spec.name == "mean")
     for case in cases:
-        features = front(**case.inputs)["features"]
-        told = {"features": features, "share": np.ones(features.shape[2:], np.float32)}
-        mean = np.zeros((len(features), int(groups), int(norms)))
-        own = rest(**told, mean=mean, variance=mean, own=np.ones(1))
+        ((output, expected),) = case.outputs.items()
+        decodes = output == "sample"
+        given = engines[name + FRONT](**case.inputs) if decodes else case.inputs
+        area = (given["features"] if decodes else expected).shape[2:]
+        nothing = np.zeros((len(expected), int(groups), int(norms)))
+        told = {**given, "share": np.ones(area, np.float32)}
+        own = tile(**told, mean=nothing, variance=nothing, own=np.ones(1))
         variance = own["moment_2"] - own["moment_1"] ** 2
-        given = rest(**told, mean=own["moment_1"], variance=variance, own=np.zeros(1))
-        for how, found in (("own", own), ("given", given)):
-            expected = case.outputs["sample"]
-            yield figure(name, backend, f"{case.name}, {how} norms", "sample", found["sample"], expected, limit)
+        other = tile(**told, mean=own["moment_1"], variance=variance, own=np.zeros(1))
+        for how, made in (("own", own), ("given", other)):
+            found = made if decodes else engines[name + BACK](features=made["features"])
+            yield figure(name + TILE, backend, f"{case.name}, {how} norms", output, found[output], expected, limit)
 
 
 def cost_of_deep_cache(pipeline: Pipeline, backend: str, walk: Walk, images: NDArray[np.uint8]) -> Iterator[Cost]:

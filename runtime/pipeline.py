@@ -110,7 +110,7 @@ class Pipeline:
         plan, seeds = self.plan(request), request.seeds
         self.engines.open_soon([*self._text_encoders, "unet", *([DECODER] if self.decoding.tile is None else [])])
         extra = int(self._inputs["sample"][1]) - self.shape.channels
-        start = begin(request, plan, self.engines, self.shape, extra=extra)
+        start = begin(request, plan, self.engines, self.shape, self.decoding, extra=extra)
         distilled = "timestep_cond" in self._inputs  # such a model takes the strength of guidance as an input
         scale = 1.0 if distilled else max(1.0, request.guidance)
         guidance = classifier_free(len(seeds), scale, request.guidance_rescale)
@@ -216,7 +216,7 @@ def open_pipeline(
     for this machine's GPU, and ONNX Runtime where none fits; one that is named and cannot run is an `LdmrtError`.
 
     `tile`, `tile_passes` and `on_overflow` are those of `Decoding`. With `low_memory` the networks take turns in
-    memory, which costs opening them anew for every request, and pictures above 768 pixels are decoded in tiles.
+    memory, which costs opening them anew for every request, and pictures above 768 pixels are taken in tiles.
     `threads` are those of the CPU, 0 one a core. `folded` runs a row in one call where a request allows it, so that
     latents stay where the U-Net runs; left out, it is so with onnxruntime-cuda, and where `ldmrt build --folded` has
     made an engine of it for this GPU. `keep_optimized` keeps what ONNX Runtime makes of the networks in the bundle's

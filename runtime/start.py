@@ -7,6 +7,8 @@ import numpy as np
 
 from . import pictures
 from .bundle import Shape
+from .decode import Decoding
+from .encode import encode_picture
 from .errors import LdmrtError
 from .noise import FIRST, MASKED, PICTURE, noise
 from .request import Request
@@ -25,7 +27,9 @@ class Start:
     blend: Blend | None = None
 
 
-def begin(request: Request, plan: Plan, engines: Mapping[str, Engine], shape: Shape, *, extra: int) -> Start:
+def begin(
+    request: Request, plan: Plan, engines: Mapping[str, Engine], shape: Shape, how: Decoding, *, extra: int
+) -> Start:
     """Noise, and the picture and mask if any, as latents. `extra` channels are those that an inpainting U-Net has
     more than the latents; another one keeps what the mask leaves by blending it in after every row.
     """
@@ -41,13 +45,13 @@ def begin(request: Request, plan: Plan, engines: Mapping[str, Engine], shape: Sh
         return Start(x, size)
     colours = pictures.colours("image", [image], size).repeat(len(seeds), axis=0)
     if request.mask is None:
-        return Start(x, size, encode_picture(engines, shape, colours, seeds, PICTURE))
+        return Start(x, size, encode_picture(engines, shape, how, colours, seeds, PICTURE))
     mask = pictures.mask_of(request.mask, size).repeat(len(seeds), axis=0)
     small = mask[:, :, :: shape.factor, :: shape.factor]
     whole = request.strength == 1.0  # nothing of the picture is left at the start
-    init = None if whole and extra else encode_picture(engines, shape, colours, seeds, PICTURE)
+    init = None if whole and extra else encode_picture(engines, shape, how, colours, seeds, PICTURE)
     if extra:
-        masked = encode_picture(engines, shape, np.where(mask < 0.5, colours, np.float32(0.5)), seeds, MASKED)
+        masked = encode_picture(engines, shape, how, np.where(mask < 0.5, colours, np.float32(0.5)), seeds, MASKED)
         return Start(x, size, init, np.concatenate([small, masked], axis=1))
     alpha, sigma = np.append(plan.alpha, 1.0), np.append(plan.sigma, 0.0)
 
@@ -56,24 +60,6 @@ def begin(request: Request, plan: Plan, engines: Mapping[str, Engine], shape: Sh
         return (1 - small) * kept + small * after
 
     return Start(x, size, None if whole else init, blend=blend)
-
-
-def encode_picture(
-    engines: Mapping[str, Engine], shape: Shape, colours: Latents, seeds: list[int], stream: int
-) -> Latents:
-    """Pictures (N, 3, H, W) from 0 to 1 to latents as the U-Net sees them, drawn from the autoencoder's Gaussian with
-    the seeds' noise.
-    """
-    if "vae_encoder" not in engines:
-        raise LdmrtError("vae_encoder", "this bundle cannot take a picture", hint="export again, with vae_encoder")
-    encoder = engines["vae_encoder"]
-    parameters = [encoder(sample=one[None] * 2 - 1)["latent_parameters"] for one in colours]
-    mean, log_variance = np.split(np.concatenate(parameters).astype(np.float32, copy=False), 2, axis=1)
-    drawn = noise(seeds, stream, mean.shape[1:])
-    latents = (mean + np.exp(np.clip(log_variance, -30, 20) / 2) * drawn) * np.float32(shape.scaling_factor)
-    if not np.isfinite(latents).all():
-        raise LdmrtError("vae_encoder", "the latents are not finite", hint="ldmrt verify BUNDLE --against CHECKPOINT")
-    return latents
 
 
 def _given(request: Request, shape: tuple[int, ...]) -> Latents:

@@ -76,9 +76,9 @@ SIZE = click.Tuple([int, int])
 @click.option("--target-size", type=SIZE, help="SDXL: the same.")
 @click.option("--crop", type=SIZE, default=(0, 0), help="SDXL: top and left of the crop to tell it.")
 @click.option("--save-steps", is_flag=True, help="Also what the network sees in each row, and a strip of them.")
-@click.option("--tile", type=int, help="Decode in overlapping tiles of this many pixels a side: less memory.")
+@click.option("--tile", type=int, help="Decode, and encode, in overlapping tiles of so many pixels: less memory.")
 @click.option(
-    "--tile-passes", default=3, show_default=True, help="Over all tiles; the last one draws. 1 draws each for itself."
+    "--tile-passes", default=3, show_default=True, help="Over all tiles; the last one draws. 1 takes each for itself."
 )
 @click.option("--low-memory", is_flag=True, help="One network in memory at a time; tiles above 768 pixels.")
 @click.option(

@@ -69,38 +69,64 @@ def test_picture_of_a_batch_is_its_single_twin(pipeline: Pipeline) -> None:
         assert np.abs(twin.astype(int) - picture).max() <= 1
 
 
-@pytest.mark.parametrize(("tile", "passes", "least"), [(128, 1, 30.0), (96, 3, 45.0), (128, 3, 50.0)])
-def test_tiles(tile: int, passes: int, least: float, pipeline: Pipeline) -> None:
-    """Each for itself, tiles are not the whole; where norms and attention see the whole, no test can tell.
+@pytest.mark.parametrize(("tile", "least"), [(64, 30.0), (128, 38.0), (192, 42.0)])
+def test_tiles_each_for_itself(tile: int, least: float, pipeline: Pipeline) -> None:
+    """Norms and attention look at all of a tile, so tiles are not the whole. Measured: 33.0, 40.1 and 43.8 dB."""
+    x = pipeline("a red apple, noto style, blue background", width=256, height=256, steps=12, seed=1).latents
+    drawn = replace(pipeline, decoding=Decoding(tile, passes=1)).decode(x)
+    assert psnr(drawn, pipeline.decode(x)) >= least
 
-    Measured: 31.0 dB, then 45.6 and 50.7. What is left are a tile's edges, beyond which convolutions see nothing.
+
+@pytest.mark.parametrize(("tile", "least"), [(96, 45.0), (128, 50.0), (192, 54.0)])
+def test_tiles(tile: int, least: float, pipeline: Pipeline) -> None:
+    """Where norms and attention see the whole, no test can tell. Measured: 45.6, 50.7 and 57.8 dB at least. What is
+    left are a tile's edges, beyond which convolutions see nothing.
     """
     for prompt in ("a red apple, noto style, blue background", "a penguin, noto style"):
         x = pipeline(prompt, width=256, height=256, steps=12, seed=1).latents
-        drawn = replace(pipeline, decoding=Decoding(tile, passes=passes)).decode(x)
+        drawn = replace(pipeline, decoding=Decoding(tile)).decode(x)
         assert psnr(drawn, pipeline.decode(x)) >= least
 
 
-DECODE = """
+@pytest.mark.parametrize(("tile", "least"), [(96, 45.0), (128, 50.0), (192, 54.0)])
+def test_encoding_tiles(tile: int, least: float, pipeline: Pipeline) -> None:
+    """What is decoded of latents of a picture that was encoded in tiles. Measured: 46.2, 50.8 and 58.8 dB at least."""
+    for prompt in ("a red apple, noto style, blue background", "a penguin, noto style"):
+        picture = pipeline(prompt, width=256, height=256, steps=12, seed=1).images[0]
+        tiled, whole = (
+            replace(pipeline, decoding=how).prepare(prompt, image=picture, strength=0.5, steps=4).init
+            for how in (Decoding(tile), Decoding())
+        )
+        assert tiled is not None
+        assert whole is not None
+        assert psnr(pipeline.decode(tiled), pipeline.decode(whole)) >= least
+
+
+LARGE = """
 import resource, sys
 import numpy as np
 import ldmrt.runtime
 
-pipeline = ldmrt.runtime.open(sys.argv[1], "onnxruntime", low_memory=True)
-latents = np.random.default_rng(0).standard_normal((1, pipeline.shape.channels, 256, 256), dtype=np.float32)
-assert pipeline.decode(latents).shape == (1, 2048, 2048, 3)
+pipeline, numbers = ldmrt.runtime.open(sys.argv[1], "onnxruntime", low_memory=True), np.random.default_rng(0)
+if sys.argv[2] == "vae_decoder":
+    latents = numbers.standard_normal((1, pipeline.shape.channels, 256, 256), dtype=np.float32)
+    assert pipeline.decode(latents).shape == (1, 2048, 2048, 3)
+else:
+    picture = numbers.integers(0, 256, (2048, 2048, 3), np.uint8)
+    assert pipeline.prepare("a fox", image=picture, strength=0.5).init.shape[2:] == (256, 256)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is in other units")
-def test_large_picture_decodes_in_the_memory_that_is_predicted(demo: Path) -> None:
-    """2048x2048 in tiles, all of the process. Measured: 639 MB; `ldmrt plan` says 34 GB of the whole at once in
-    float32, most of it attention.
+@pytest.mark.parametrize("name", ["vae_decoder", "vae_encoder"])
+def test_large_picture_takes_the_memory_that_is_predicted(name: str, demo: Path) -> None:
+    """2048x2048 in tiles, all of the process. Measured: 606 MB, and 613 to encode; `ldmrt plan` says 35 GB of the
+    whole at once in float32, most of it attention.
     """
     opened = Bundle.open(demo)
     wanted = Wanted.read("2048x2048", "1", "on", opened.shape.size)
-    (recipe,) = recipes(opened, wanted, backend="tensorrt-rtx", version="", targets=["any"], graphs=["vae_decoder"])
-    done = subprocess.run([sys.executable, "-c", DECODE, str(demo)], capture_output=True, text=True, check=True)
+    (recipe,) = recipes(opened, wanted, backend="tensorrt-rtx", version="", targets=["any"], graphs=[name])
+    done = subprocess.run([sys.executable, "-c", LARGE, str(demo), name], capture_output=True, text=True, check=True)
     assert int(done.stdout) <= min(vram([predict(opened, recipe)]), 1_000_000_000)

@@ -122,9 +122,8 @@ def test_inspect(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
 def test_verify_a_true_bundle(ldmrt: Any, bundle: Path, checkpoint: Path) -> None:
     ran = ldmrt("verify", bundle, "--against", checkpoint)
     assert ran.code == 0, ran.out + ran.err
-    assert (
-        ran.out.count(" ok ") == 9
-    )  # tokenizer, four components, the decoder's parts, scaling factor, rows and the picture
+    # tokenizer, four components, the decoder's parts and the encoder's, scaling factor, rows and the picture
+    assert ran.out.count(" ok ") == 10
     assert "FAILED" not in ran.out
 
 
@@ -138,10 +137,8 @@ def test_verify_finds_a_planted_fault(ldmrt: Any, bundle: Path, copy: Path) -> N
     assert "not of this checkpoint: weights of vae_decoder" in ran.err
     assert "not of this checkpoint: vae_decoder: decoder.conv_out.bias is another" in ran.err
     assert "it began with: vae_decoder" in ran.err
-    assert ran.out.count("FAILED") in (
-        2,
-        3,
-    )  # the decoder, its parts, and the picture where it moves over a grey level's edge
+    # the decoder, its parts, and the picture where it moves over a grey level's edge
+    assert ran.out.count("FAILED") in (2, 3)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

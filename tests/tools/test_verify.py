@@ -90,7 +90,9 @@ def test_open_warns_where_it_does_not_hold(changed: Path) -> None:
 def test_replay_without_torch(certified: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", REPLAY, str(certified)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count(" ok ") == 6  # tokenizer, text encoder, VAE encoder, scaling factor, rows and the picture
+    assert (
+        ran.stdout.count(" ok ") == 7
+    )  # tokenizer, text encoder, VAE encoder and its parts, scaling factor, rows and the picture
 
 
 def test_the_workflow_runs(ldmrt: Any, certified: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
