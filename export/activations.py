@@ -73,17 +73,29 @@ def _scores(node: Any, types: Mapping[str, Any]) -> int:
     if node.op_type != "Attention" or types[node.input[0]].tensor_type.elem_type != onnx.TensorProto.FLOAT:
         return 0
     query, key = ([dim.dim_value for dim in types[name].tensor_type.shape.dim] for name in node.input[:2])
-    return 2 * math.prod(query[:3]) * key[2] * 4  # (batch, heads, tokens, width) each
+    heads = next((one.i for one in node.attribute if one.name == "q_num_heads"), query[1])  # else an axis of theirs
+    return 2 * query[0] * heads * query[-2] * key[-2] * 4
 
 
 def _last_uses(nodes: Any) -> dict[str, int]:
-    """The last node that reads each value, itself or through a view of it."""
+    """The last node that reads each value: itself, through a view of it, or through what it was put in between of."""
     last: dict[str, int] = {}
+    direct: dict[str, int] = {}
     for place, node in reversed(list(enumerate(nodes))):
-        through = max((last.get(name, place) for name in node.output), default=place)
+        until = place
+        if node.op_type in VIEWS:
+            until = max((last.get(name, place) for name in node.output), default=place)
+        elif _interleaves(node):  # TensorRT does several at once
+            until = direct.get(node.output[0], place)
         for name in node.input:
-            last[name] = max(last.get(name, place), through if node.op_type in VIEWS else place)
+            last[name] = max(last.get(name, place), until)
+            direct.setdefault(name, place)
     return last
+
+
+def _interleaves(node: Any) -> bool:
+    """Does it put pixels between pixels?"""
+    return node.op_type == "Concat" and any(one.name == "axis" and one.i > 1 for one in node.attribute)
 
 
 def read(path: Path) -> Any:

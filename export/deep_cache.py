@@ -14,9 +14,9 @@ from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle import DEEP, FEATURE, SHALLOW
 from ldmrt.runtime.specs import TensorSpec
 
-from .components import Component, Specs
+from .components import Component
 from .named_graph import Graph
-from .nodes import keep_needed
+from .nodes import Specs, keep_needed
 from .valid import write_graph
 
 

@@ -1,25 +1,30 @@
 """What can be seen without running: a graph's weights are the checkpoint's to the bit, and its norms have their eps."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.errors import first_line
 
+from . import upsample, winograd
 from .components import Component
 from .names import module_path
+
+MADE = {upsample.FIRST: upsample.kernels, winograd.TILES: winograd.kernels}  # of weights, by what their names end in
 
 
 def other_graph(component: Component, path: Path) -> Iterator[str]:
     """Where the graph at `path` is not the component's, one line each.
 
-    Constants stand under their weight's name, or folded, turned or shared: then under any name.
+    Constants stand under their weight's name, or folded, turned or shared: then under any name. Where a convolution
+    was written otherwise (`upsample`, `winograd`), what was made of its weight does.
     """
     import onnx
 
@@ -32,10 +37,7 @@ def other_graph(component: Component, path: Path) -> Iterator[str]:
     for key, value in component.module.state_dict().items():
         name = module_path(key)
         plain = value.view(torch.int16).numpy() if value.dtype == torch.bfloat16 else value.numpy()  # NumPy has none
-        ways = [_digest(plain)]
-        if value.ndim == 2:
-            ways.append(_digest(plain.T))
-        if digests[name] not in ways if name in digests else not anywhere.intersection(ways):
+        if not _stands(name, plain, digests, anywhere):
             yield f"{component.name}: {name} is another"
     nodes = {node.name: node for node in model.graph.node}
     constants = {one.name: one for one in model.graph.initializer}
@@ -52,6 +54,15 @@ def other_graph(component: Component, path: Path) -> Iterator[str]:
             for what, value in expected.items():
                 if found[what] != value:
                     yield f"{component.name}: {what} of {name} is {found[what]}, not {value}"
+
+
+def _stands(name: str, weight: NDArray, digests: Mapping[str, bytes], anywhere: Set[bytes]) -> bool:
+    """Whether a weight is among the constants: whole, or as the kernels that were made of it."""
+    for first, kernels in MADE.items():
+        if name + first in digests:
+            return all(digests.get(name + end) == _digest(kernel) for end, kernel in kernels(weight))
+    ways = {_digest(weight)} | ({_digest(weight.T)} if weight.ndim == 2 else set())
+    return digests[name] in ways if name in digests else bool(anywhere & ways)
 
 
 def _epsilon(node: Any) -> Any:

@@ -13,10 +13,8 @@ from pathlib import Path
 from ldmrt.runtime.bundle import STEP
 from ldmrt.runtime.specs import TensorSpec
 
-from .nodes import Nodes, value
+from .nodes import Nodes, Specs, value
 from .valid import write_graph
-
-Specs = tuple[TensorSpec, ...]
 
 
 def step_specs(inputs: Specs, outputs: Specs) -> tuple[Specs, Specs] | None:

@@ -13,16 +13,20 @@ import torch
 from ldmrt.runtime.bundle import STEP
 from ldmrt.runtime.specs import TensorSpec, split_symbol
 
+from .attention import attend_side_by_side
 from .components import Component, example, tensors
 from .dims import DIMS
 from .fold import fold
 from .names import name_after_modules
 from .norms import TRANSLATIONS
 from .tiles import write_tiles
+from .upsample import convolve_before_upsampling
 from .valid import check_graph
+from .winograd import convolve_by_tiles
 
-GRAPH = 3  # grows when the same component is written as another graph: bundles then export it anew
+GRAPH = 5  # grows when the same component is written as another graph: bundles then export it anew
 OPSET = 23  # native Attention
+ROWS = 10  # of a picture, at least most
 INLINE = 1024  # bytes: smaller constants stay in the graph, which shape inference reads
 
 
@@ -31,6 +35,7 @@ def to_onnx(component: Component, folder: Path) -> Path:
     U-Net its folded step.
     """
     import onnx_ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     inputs, outputs, unit = component.inputs, component.outputs, component.unit
     # Odd and unlike: nothing is taken for granted. Of timesteps one: the graph spreads it, and takes one a picture too.
@@ -51,6 +56,11 @@ def to_onnx(component: Component, folder: Path) -> Path:
     model: Any = program.model
     name_after_modules(model)
     _strip(model)
+    attend_side_by_side(model)
+    if component.precision == "fp32":
+        convolve_before_upsampling(model)
+        convolve_by_tiles(model, ROWS if any(spec.name == "timestep" for spec in inputs) else 1)
+    RemoveUnusedNodesPass()(model)
     known = {dim for spec in inputs for dim in spec.shape if isinstance(dim, str)}
     for value, spec in zip(model.graph.inputs, inputs, strict=True):
         value.shape = onnx_ir.Shape(spec.shape)
