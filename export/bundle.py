@@ -21,9 +21,10 @@ from ldmrt.runtime.bundle import CUT, MANIFEST, SCHEMA, Bundle
 from ldmrt.runtime.files import sha256
 from ldmrt.runtime.optimized import FOLDER as OPTIMIZED
 
-from .components import Component, Specs, components
+from .components import Component, components
 from .deep_cache import check_cut, cut
 from .islands import Islands
+from .nodes import Specs
 from .onnx import GRAPH, OPSET, to_onnx
 
 
@@ -63,12 +64,12 @@ def export_bundle(
             if only and name not in only:
                 if name in old.get("components", {}):
                     rows[name] = old["components"][name]
-                    shutil.copytree(path / name, work / name)
+                    shutil.copytree(path / name, work / name, copy_function=_link)
                 continue
             rows[name] = _row(component, (islands or {}).get(name, {}))
             reused = old.get("made_by") == made_by() and _alike(old["components"].get(name, {}), rows[name])
             if reused:
-                shutil.copytree(path / name, work / name)
+                shutil.copytree(path / name, work / name, copy_function=_link)
             else:
                 to_onnx(component, work / name)
                 write_json(work / name / "config.json", component.config)
@@ -175,7 +176,7 @@ def _keep_certificate(old: dict[str, Any], path: Path, manifest: dict[str, Any],
         return
     reference = {kept["reference"]: old["files"].get(kept["reference"])}
     if {**manifest["files"], **reference} == old["files"]:
-        shutil.copy2(path / kept["reference"], work / kept["reference"])
+        _link(path / kept["reference"], work / kept["reference"])
         manifest |= {"certificate": kept, "files": old["files"]}
 
 
@@ -186,10 +187,15 @@ def _carry_over(old: Path, new: Path, made: set[str]) -> None:
         wanted = name.as_posix() not in made and name.parts[0] != OPTIMIZED and not (new / name).exists()
         if file.is_file() and wanted:
             (new / name).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(file, new / name)  # engines are large, and the old bundle goes
-            except OSError:
-                shutil.copy2(file, new / name)
+            _link(file, new / name)
+
+
+def _link(old: str | Path, new: str | Path) -> None:
+    """The old bundle's file under a new name: weights and engines are large, and the old name goes."""
+    try:
+        os.link(old, new)
+    except OSError:  # a file system without links
+        shutil.copy2(old, new)
 
 
 def _swap(new: Path, place: Path) -> None:

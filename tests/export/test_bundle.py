@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -40,13 +42,20 @@ def test_manifest_lists_every_file(bundle: Path, loaded: Checkpoint) -> None:
     assert (opened.shape.factor, opened.shape.channels, opened.shape.size) == (2, 4, 16)
 
 
-def test_second_export_reuses_all(bundle: Path, loaded: Checkpoint, exported: list[str], tmp_path: Path) -> None:
-    copy = shutil.copytree(bundle, tmp_path / "copy")
+@pytest.mark.parametrize("links", [True, False])
+def test_second_export_reuses_all(
+    links: bool, bundle: Path, loaded: Checkpoint, exported: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    weights = (copy / "unet/model.onnx_data").stat().st_ino
+    if not links:  # as on a file system that has none
+        monkeypatch.setattr(os, "link", Mock(side_effect=OSError("no links here")))
     assert [(done.component, done.reused) for done in export_bundle(loaded, copy)] == [(name, True) for name in ALL]
     assert exported == []
     assert content(copy) == content(bundle)
     assert list(tmp_path.iterdir()) == [copy]
     assert copy.stat().st_mode & 0o777 == 0o755
+    assert ((copy / "unet/model.onnx_data").stat().st_ino == weights) is links, "weights took their disk twice"
 
 
 def nudge(network: str, key: str) -> Callable[[Checkpoint], Any]:

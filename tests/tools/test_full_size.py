@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5's size, the whole way: minutes, and 13 GB on disk."""
+"""Stable Diffusion 1.5's size, the whole way: minutes, and 9 GB on disk."""
 
 import json
 import subprocess
