@@ -60,26 +60,27 @@ def export_bundle(
     work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:
         rows: dict[str, Any] = {}
+        kept = []  # components that stay as they are
         for name, component in parts.items():
             if only and name not in only:
                 if name in old.get("components", {}):
                     rows[name] = old["components"][name]
-                    shutil.copytree(path / name, work / name, copy_function=_link)
+                    kept.append(name)
                 continue
             rows[name] = _row(component, (islands or {}).get(name, {}))
             reused = old.get("made_by") == made_by() and _alike(old["components"].get(name, {}), rows[name])
-            if reused:
-                shutil.copytree(path / name, work / name, copy_function=_link)
-            else:
+            divide = deep_cache and name == "unet"
+            if not reused:
                 to_onnx(component, work / name)
                 write_json(work / name / "config.json", component.config)
-            if name == "unet":
-                for graph in CUT:
-                    (work / name / f"{graph}.onnx").unlink(missing_ok=True)
-                if deep_cache:
-                    halves = cut(work / name / "model.onnx", component)
-                    beside = {graph: _ends(*specs) for graph, specs in halves.items()}
-                    rows[name]["graphs"] = rows[name].get("graphs", {}) | beside
+            elif divide:
+                shutil.copytree(path / name, work / name)
+            else:
+                kept.append(name)
+            if divide:
+                halves = cut(work / name / "model.onnx", component)
+                beside = {graph: _ends(*specs) for graph, specs in halves.items()}
+                rows[name]["graphs"] = rows[name].get("graphs", {}) | beside
             yield Exported(name, reused)
         for folder, files in checkpoint.tokenizers.items():
             (work / folder).mkdir()
@@ -87,7 +88,10 @@ def export_bundle(
                 (work / folder / name).write_bytes(content)
         write_json(work / "scheduler" / "scheduler_config.json", checkpoint.scheduler)
         write_json(work / "model_index.json", checkpoint.model_index())
-        manifest = {**_manifest(checkpoint, rows, work), **(merged or {})}
+        for name in kept:
+            _take(path / name, work / name, rows[name])
+        known = {name: row for name, row in old.get("files", {}).items() if name.partition("/")[0] in kept}
+        manifest = {**_manifest(checkpoint, rows, work, known), **(merged or {})}
         _keep_certificate(old, path, manifest, work)
         write_json(work / MANIFEST, manifest)
         _carry_over(path, work, {MANIFEST, *old.get("files", {})})
@@ -155,8 +159,11 @@ def _specs(specs: Specs) -> list[Any]:
     return [[spec.name, spec.dtype, list(spec.shape)] for spec in specs]
 
 
-def _manifest(checkpoint: Checkpoint, rows: dict[str, Any], folder: Path) -> dict[str, Any]:
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
+def _manifest(
+    checkpoint: Checkpoint, rows: dict[str, Any], folder: Path, known: Mapping[str, Any]
+) -> dict[str, Any]:  # fmt: skip
+    """What the bundle in a folder is, and its files: `known` ones as the old manifest has them."""
+    files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
     return {
         "schema": SCHEMA,
         "made_by": made_by(),
@@ -164,7 +171,8 @@ def _manifest(checkpoint: Checkpoint, rows: dict[str, Any], folder: Path) -> dic
         "scaling_factor": checkpoint.vae.config.scaling_factor,
         "components": rows,
         "files": {
-            file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256(file)} for file in files
+            name: known.get(name) or {"size": file.stat().st_size, "sha256": sha256(file)}
+            for name, file in files.items()
         },
     }
 
@@ -188,6 +196,12 @@ def _carry_over(old: Path, new: Path, made: set[str]) -> None:
         if file.is_file() and wanted:
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             _link(file, new / name)
+
+
+def _take(old: Path, new: Path, row: Mapping[str, Any]) -> None:
+    """A component's folder, but for the halves of a U-Net that its row knows nothing of."""
+    halves = [f"{graph}.onnx" for graph in CUT if graph not in row.get("graphs", {})]
+    shutil.copytree(old, new, copy_function=_link, ignore=shutil.ignore_patterns(*halves))
 
 
 def _link(old: str | Path, new: str | Path) -> None:
