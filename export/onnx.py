@@ -24,9 +24,9 @@ from .upsample import convolve_before_upsampling
 from .valid import check_graph
 from .winograd import convolve_by_tiles
 
-GRAPH = 5  # grows when the same component is written as another graph: bundles then export it anew
+GRAPH = 6  # grows when the same component is written as another graph: bundles then export it anew
 OPSET = 23  # native Attention
-ROWS = 10  # of a picture, at least most
+ROWS = 26  # of a picture, about
 INLINE = 1024  # bytes: smaller constants stay in the graph, which shape inference reads
 
 

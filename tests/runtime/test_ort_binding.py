@@ -135,3 +135,33 @@ def test_what_is_fed_back_comes_whole(bundle: Path) -> None:
         engine.bind(shapes, FEEDBACK).upload(state=np.zeros(shapes["state"]))
     with pytest.raises(LdmrtError, match="step: no input idx"):
         engine.bind({name: shape for name, shape in shapes.items() if name != "idx"}, FEEDBACK)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_convolutions_of_large_networks_stay_as_they_are(
+    large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of blocks of channels would have weights arranged anew, gigabytes of them."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    weight = np.random.default_rng(0).standard_normal((32, 32, 3, 3), np.float32)
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 32, 8, 8]) for name in ("x", "y")]
+    node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)
+    graph = helper.make_graph([node], "test", ends[:1], ends[1:], [numpy_helper.from_array(weight, "w")])
+    path, kept = tmp_path / "model.onnx", tmp_path / "kept.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11), path)
+    monkeypatch.setattr(engine_ort, "LARGE", path.stat().st_size - large)
+    monkeypatch.setattr(ort, "InferenceSession", _keeping(ort.InferenceSession, kept))
+    OrtEngine("test", path)(x=np.zeros((1, 32, 8, 8), np.float32))
+    assert ("com.microsoft.nchwc" in {one.domain for one in onnx.load(kept).graph.node}) == (not large)
+
+
+def _keeping(opened: Any, kept: Path) -> Any:
+    """What opens a session, and has it keep what it made of the graph."""
+
+    def session(path: str, options: Any, providers: list[Any]) -> Any:
+        options.optimized_model_filepath = str(kept)
+        return opened(path, options, providers=providers)
+
+    return session
