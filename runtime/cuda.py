@@ -21,7 +21,7 @@ HINTS = {
 
 class Cuda:
     """One stream of the current GPU, and scratch memory that all share who work on it one after another. Of one thread
-    at a time.
+    at a time, but for `wait`.
     """
 
     def __init__(self) -> None:
@@ -75,6 +75,22 @@ class Cuda:
     def synchronize(self) -> None:
         """Wait until the stream has done everything. What failed on the way is an `LdmrtError` here."""
         self._call("cudaStreamSynchronize", self.stream)
+
+    def event(self) -> Any:
+        """What can be marked and waited for; `drop` gives it back."""
+        return self._call("cudaEventCreateWithFlags", self._api.cudaEventDisableTiming)
+
+    def mark(self, event: Any) -> None:
+        """The event is when the stream comes to it."""
+        self._call("cudaEventRecord", event, self.stream)
+
+    def wait(self, event: Any) -> None:
+        """Wait for all that was on the stream before the mark, of any thread. What failed is an `LdmrtError` here."""
+        self._call("cudaEventSynchronize", event)
+
+    def drop(self, event: Any) -> None:
+        """Give an event back."""
+        self._call("cudaEventDestroy", event)
 
     def scratch(self, size: int) -> int:
         """The address of `size` bytes at least, until somebody asks for more."""

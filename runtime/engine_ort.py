@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ BOUND = 8  # sets of shapes
 # Bytes of weights. ONNX Runtime's convolutions of blocks of channels are faster where channels are few, but arranging
 # weights for them is 10 of the 14 seconds that Stable Diffusion 1.5 takes to open; its pictures take as long without.
 LARGE = 10**9
+# CUDA records a graph only while no other thread asks it for memory, or copies: on a GPU all do so one by one.
+TURN = RLock()
 INSTALL = "pip install 'ldmrt[cpu]' or 'ldmrt[gpu]'"
 EXTERNAL = "session.optimized_model_external_initializers"
 PROVIDERS = {"onnxruntime": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
@@ -106,8 +109,10 @@ class OrtEngine:
                     options.add_session_config_entry(f"{EXTERNAL}_min_size_in_bytes", "1024")
             self._device = "cuda" if provider == PROVIDERS["onnxruntime-cuda"] else "cpu"
             self._records = records and self._device == "cuda"
+            self._turn: Any = TURN if self._device == "cuda" else contextlib.nullcontext()
             try:
-                self._session: Any = self._open(path, options, provider)
+                with self._turn:
+                    self._session: Any = self._open(path, options, provider)
             except Exception as error:  # onnxruntime raises its own classes, none public
                 raise LdmrtError(
                     component, f"cannot load {path}", found=first_line(error), hint="export the bundle again"
@@ -135,7 +140,8 @@ class OrtEngine:
         """Run once; arrays are cast to the dtypes that the graph declares."""
         feeds = conform(self.component, self.inputs, arrays)
         try:
-            results = self._session.run(self._names, feeds, run_options(UNRECORDED) if self._records else None)
+            with self._turn:
+                results = self._session.run(self._names, feeds, run_options(UNRECORDED) if self._records else None)
         except Exception as error:
             raise LdmrtError(self.component, "ONNX Runtime failed", found=first_line(error)) from None
         return dict(zip(self._names, results, strict=True))
@@ -155,9 +161,11 @@ class OrtEngine:
             return self._bindings[key]
         many, keep = len(self._bindings), len(self._bindings) < BOUND
         graphs = (2 * many + 1, 2 * many + 2) if self._records and keep else (UNRECORDED, UNRECORDED)
-        made = OrtBinding(
-            self.component, self._session, self._device, self.inputs, self.outputs, shapes, feedback, graphs
-        )
+        with self._turn:
+            made = OrtBinding(
+                self.component, self._session, self._device, self.inputs, self.outputs, shapes, feedback, graphs,
+                self._turn,
+            )  # fmt: skip
         if keep:
             self._bindings[key] = made
         return made

@@ -45,7 +45,10 @@ class TrtEngine:
         `feedback` names outputs that every launch copies onto inputs. Of the dimensions named in `most` it binds as
         many as the engine takes: one binding, and one recorded graph, then serves all who need fewer.
         """
-        fed = dict(feedback or {})
+        with self._session.turn:
+            return self._bind(shapes, dict(feedback or {}), most)
+
+    def _bind(self, shapes: Shapes, fed: Mapping[str, str], most: Collection[str]) -> Binding:
         key = bound_as(shapes, fed)
         if most:
             asked = key, frozenset(most)

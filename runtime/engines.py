@@ -12,7 +12,7 @@ class Engines(Mapping[str, Engine]):
     """Engines by component, each opened when it is first asked for; not sooner where they `take_turns`."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Engine]], *, take_turns: bool = False) -> None:
-        self._makers, self._made, self._take_turns = makers, dict[str, Future[Engine]](), take_turns
+        self._makers, self._made, self.take_turns = makers, dict[str, Future[Engine]](), take_turns
 
     @classmethod
     def of(cls, engines: Mapping[str, Engine]) -> "Engines":
@@ -33,7 +33,7 @@ class Engines(Mapping[str, Engine]):
         """Begin to open some, at the same time, while the caller goes on. What goes wrong is raised when one is asked
         for.
         """
-        for name in () if self._take_turns else names:
+        for name in () if self.take_turns else names:
             if name in self._makers and name not in self._made:
                 self._made[name] = Future()
                 Thread(target=_open, args=(self._makers[name], self._made[name]), name=f"open {name}").start()

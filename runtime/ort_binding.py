@@ -1,6 +1,7 @@
 """ONNX Runtime's inputs and outputs of one set of shapes, kept where the session computes."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -27,18 +28,18 @@ class OrtBinding:
 
     An output that is fed back and the input that takes it are two buffers that change places with every launch. So
     there are two kinds of launches, each of buffers that never move: the first and the second of `graphs`, the numbers
-    that ONNX Runtime records them under.
+    that ONNX Runtime records them under. Who asks the device for anything but to wait holds `turn`.
     """
 
     def __init__(
         self, component: str, session: Any, device: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec],
-        shapes: Shapes, feedback: Mapping[str, str], graphs: tuple[int, int],
+        shapes: Shapes, feedback: Mapping[str, str], graphs: tuple[int, int], turn: AbstractContextManager[object],
     ) -> None:  # fmt: skip
         import onnxruntime as ort
 
         self.shapes = shapes
         self.owner: object = None
-        self._component, self._session = component, session
+        self._component, self._session, self._turn = component, session, turn
         self._outputs, self._feedback = [spec.name for spec in outputs], feedback
         self._dtypes = {spec.name: spec.dtype for spec in inputs}
         sizes = {name: n for spec in inputs for name, n in sizes_of(spec, shapes[spec.name]).items()}
@@ -71,13 +72,15 @@ class OrtBinding:
                 raise LdmrtError(self._component, f"no input {min(missing)}", found=", ".join(sorted(fed)))
             self._launched = 0
         for name, array in arrays.items():
-            self._given[name].update_inplace(np.ascontiguousarray(array, self._dtypes[name]))
+            with self._turn:
+                self._given[name].update_inplace(np.ascontiguousarray(array, self._dtypes[name]))
 
     def launch(self) -> None:
         """Run once."""
         turn = self._launched % 2
         try:
-            self._session.run_with_iobinding(self._bound[turn], self._options[turn])
+            with self._turn:
+                self._session.run_with_iobinding(self._bound[turn], self._options[turn])
         except Exception as error:
             raise LdmrtError(self._component, "ONNX Runtime failed", found=first_line(error)) from None
         self._launched += 1
@@ -86,4 +89,5 @@ class OrtBinding:
         """Outputs of the last launch, all where none is named, as arrays of their own. Waits for it."""
         last = (self._launched - 1) % 2
         self._bound[last].synchronize_outputs()
-        return {name: self._made[last][name].numpy().copy() for name in names or self._outputs}
+        with self._turn:
+            return {name: self._made[last][name].numpy().copy() for name in names or self._outputs}

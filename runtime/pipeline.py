@@ -2,10 +2,11 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any, cast
 
 import numpy as np
@@ -26,6 +27,7 @@ from .noise import noise
 from .request import Request
 from .sampler import Blend, Latents, Model, Noise, Plan, State, steps
 from .schedulers import plan_from_config
+from .stages import in_stages, one_by_one
 from .start import Start, begin
 from .tokenizer import Tokenizer
 
@@ -60,14 +62,18 @@ class Task:
             return self.folded.steps(self.plan, self.x, self.noise, self.init)
         return steps(self.plan, self.x, self.model, self.noise, self.init, blend=self.blend, in_place=True)
 
-    def last(self) -> Latents:
-        """Run it to the latents after the last row; an `LdmrtError` names the row where they are not finite."""
+    def last(self, go_on: Callable[[], bool] = lambda: True) -> Latents:
+        """Run it to the latents after the last row; an `LdmrtError` names the row where they are not finite. The loop
+        asks after each row whether it shall `go_on`.
+        """
         if self.folded is not None:
             x = self.folded.sample(self.plan, self.x, self.noise, self.init)
             if np.isfinite(x).all():
                 return x
         for state in checked(self.steps()):
             x = state.x
+            if not go_on():
+                break
         return x
 
 
@@ -77,6 +83,27 @@ def checked(states: Iterator[State]) -> Iterator[State]:
         if not np.isfinite(state.x).all():
             raise LdmrtError("unet", f"latents are not finite after row {state.row}", hint=FINITE_HINT)
         yield state
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A request after the encoders."""
+
+    request: Request
+    plan: Plan
+    start: Start
+    guidance: Guidance
+    words: Mapping[str, NDArray[Any]]  # the U-Net's inputs that do not change from row to row
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A request after the last row."""
+
+    x: Latents
+    seeds: list[int]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -92,33 +119,44 @@ class Pipeline:
 
     def __call__(self, prompt: Any, **options: Any) -> Result:
         """The pictures of a `Request`, given whole or as its prompt and fields."""
-        request = self.request(prompt, options)
-        called = time.perf_counter()
-        x = self.prepare(request).last()
-        sampled = time.perf_counter()
-        images = self.decode(x)
-        seconds = {"latents": sampled - called, "decode": time.perf_counter() - sampled}
-        return Result(images, x, request.seeds, seconds)
+        return self._finish(self._sample(self._begin(self.request(prompt, options))))
 
     def steps(self, prompt: Any, **options: Any) -> Iterator[State]:
         """The generator behind a call: the state after every row. Walk it for progress, previews, or to stop."""
         return checked(self.prepare(prompt, **options).steps())
 
+    def draw(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
+        """The results of many requests, in their order. While one is in the U-Net, the next one's words are encoded and
+        the last one's latents decoded; up to three are read ahead. With low memory they come one by one.
+        """
+        stopped = Event()
+        stages = (self._begin, partial(self._sample, go_on=lambda: not stopped.is_set()), self._finish)
+        yield from one_by_one(requests, stages) if self.engines.take_turns else in_stages(requests, stages, stopped.set)
+
     def prepare(self, prompt: Any, **options: Any) -> Task:
         """All that comes before the first row: the words and pictures of a `Request` encoded, its sampler planned."""
-        request = self.request(prompt, options)
-        plan, seeds = self.plan(request), request.seeds
+        return self._task(self._begin(self.request(prompt, options)))
+
+    def _begin(self, request: Request) -> Begun:
+        """What the encoders say, of words and of pictures."""
+        plan, begin_at = self.plan(request), time.perf_counter()
         self.engines.open_soon([*self._text_encoders, "unet", *([DECODER] if self.decoding.tile is None else [])])
         extra = int(self._inputs["sample"][1]) - self.shape.channels
         start = begin(request, plan, self.engines, self.shape, self.decoding, extra=extra)
         distilled = "timestep_cond" in self._inputs  # such a model takes the strength of guidance as an input
         scale = 1.0 if distilled else max(1.0, request.guidance)
-        guidance = classifier_free(len(seeds), scale, request.guidance_rescale)
+        guidance = classifier_free(len(request.seeds), scale, request.guidance_rescale)
         words = self._words(request, guidance, start)
         if distilled:
-            width = self._inputs["timestep_cond"][-1]
-            words["timestep_cond"] = guidance_embedding(request.guidance, int(width)).repeat(len(seeds), axis=0)
-        every = request.full_every
+            width = int(self._inputs["timestep_cond"][-1])
+            embedding = guidance_embedding(request.guidance, width)
+            words["timestep_cond"] = embedding.repeat(len(request.seeds), axis=0)
+        return Begun(request, plan, start, guidance, words, time.perf_counter() - begin_at)
+
+    def _task(self, begun: Begun) -> Task:
+        """The U-Net made ready."""
+        request, plan, start, guidance, words = begun.request, begun.plan, begun.start, begun.guidance, begun.words
+        seeds, every = request.seeds, request.full_every
         unet = self.engines["unet"] if every == 1 else DeepCached(self.engines, full_times(plan, every))
         model = self._network(request, start, guidance, words, unet)
         if request.guidance_interval is not None and not guidance.plain:
@@ -136,6 +174,19 @@ class Pipeline:
             step = Folded(cast(Bindable, self.engines[STEP]), guidance, {**words, **beside})
             folded = step if step.ready(plan, x.shape) else None
         return Task(plan, x, model, fresh, start.init, start.blend, folded)
+
+    def _sample(self, begun: Begun, go_on: Callable[[], bool] = lambda: True) -> Sampled:
+        """The latents after the last row."""
+        called = time.perf_counter()
+        x = self._task(begun).last(go_on)
+        return Sampled(x, begun.request.seeds, begun.seconds + time.perf_counter() - called)
+
+    def _finish(self, sampled: Sampled) -> Result:
+        """The pictures."""
+        called = time.perf_counter()
+        images = self.decode(sampled.x)
+        seconds = {"latents": sampled.seconds, "decode": time.perf_counter() - called}
+        return Result(images, sampled.x, sampled.seeds, seconds)
 
     def plan(self, request: Request) -> Plan:
         """The sampler's table for a request."""

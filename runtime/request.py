@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -136,6 +136,20 @@ class Request:
         if isinstance(self.seed, (Sequence, np.ndarray)):
             return [_whole("seed", seed) for seed in self.seed]
         return [_whole("seed", self.seed) + i for i in range(len(self.prompts))]
+
+    def parts(self, batch: int) -> list["Request"]:
+        """This request as several, of `batch` pictures each and the rest: the same pictures, not all at once."""
+        _whole("batch", batch, least=1)
+        many, found = len(self.prompts), []
+        for first in range(0, many, batch):
+            mine = slice(first, first + batch)
+            texts: dict[str, Any] = {"prompt": self.prompts[mine]}
+            for name in ("negative_prompt", "prompt_2", "negative_prompt_2"):
+                text = getattr(self, name)
+                texts[name] = text if text is None else self._each(text, many)[mine]
+            latents = self.latents if self.latents is None else self.latents[mine]
+            found.append(replace(self, count=1, seed=self.seeds[mine], latents=latents, **texts))
+        return found
 
     def _each(self, text: Text | None, pictures: int) -> list[Any]:
         if text is None or isinstance(text, str):

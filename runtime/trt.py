@@ -4,6 +4,7 @@ import contextlib
 import importlib
 from collections.abc import Iterator
 from functools import cached_property
+from threading import RLock
 from typing import Any
 
 from .cuda import Cuda
@@ -19,6 +20,8 @@ ELSEWHERE = "--backend onnxruntime, which needs no GPU"
 class Session:
     """What the engines of one pipeline share: library, GPU, stream and scratch memory. The stream is made for the first
     engine that is loaded and goes with the last one that is closed.
+
+    Engines may run in several threads: who touches TensorRT or the stream holds `turn`, and nobody who waits does.
     """
 
     def __init__(self, backend: str) -> None:
@@ -32,6 +35,7 @@ class Session:
         except LdmrtError as error:
             raise LdmrtError("backend", f"{self.title} needs a GPU: {error.problem}", hint=ELSEWHERE) from None
         self.version = str(self.trt.__version__)
+        self.turn = RLock()
         self._users = 0
         self._cuda: Cuda | None = None
 
@@ -47,17 +51,19 @@ class Session:
 
     def join(self) -> Cuda:
         """The stream, for somebody who will `leave`."""
-        if self._cuda is None:
-            self._cuda = Cuda()
-        self._users += 1
-        return self._cuda
+        with self.turn:
+            if self._cuda is None:
+                self._cuda = Cuda()
+            self._users += 1
+            return self._cuda
 
     def leave(self) -> None:
         """Somebody has closed what was on the stream."""
-        self._users -= 1
-        if self._users == 0 and self._cuda is not None:
-            cuda, self._cuda = self._cuda, None
-            cuda.close()
+        with self.turn:
+            self._users -= 1
+            if self._users == 0 and self._cuda is not None:
+                cuda, self._cuda = self._cuda, None
+                cuda.close()
 
     @contextlib.contextmanager
     def explained(self, where: str, problem: str, hint: str = ELSEWHERE) -> Iterator[None]:

@@ -36,6 +36,8 @@ class Binding:
     def _open(self, shapes: Shapes, feedback: dict[str, str]) -> None:
         self._cuda = cuda = self._session.join()
         self._closing.callback(self._session.leave)
+        self._done = cuda.event()
+        self._closing.callback(cuda.drop, self._done)
         self._context, self._scratch, made = self._plan.context(shapes)
         tensors = [(spec.name, spec.dtype, tuple(shapes[spec.name])) for spec in self._plan.inputs]
         tensors += [(spec.name, spec.dtype, made[spec.name]) for spec in self._plan.outputs]
@@ -76,12 +78,18 @@ class Binding:
                 problem = f"cannot upload {name}"
                 raise LdmrtError(self._plan.component, problem, expected=self._shapes(), found=array.shape)
             self._host[name][...] = array
-            self._cuda.upload(self._address[name], self._host[name])
-            self._waiting.add(name)
+        with self._session.turn:
+            for name in arrays:
+                self._cuda.upload(self._address[name], self._host[name])
+                self._waiting.add(name)
 
     def launch(self) -> None:
         """Put one run on the stream, and what is fed back."""
         self._check()
+        with self._session.turn:
+            self._launch()
+
+    def _launch(self) -> None:
         place = self._cuda.scratch(self._scratch)
         if place != self._at:  # somebody has needed more in between
             self._forget_graph()
@@ -114,16 +122,21 @@ class Binding:
         for name in wanted:
             if name not in self._host:
                 raise LdmrtError(self._plan.component, f"no output {name}", found=", ".join(self._host))
-            self._cuda.download(self._host[name], self._address[name])
+        with self._session.turn:
+            for name in wanted:
+                self._cuda.download(self._host[name], self._address[name])
         self.synchronize()
         return {name: self._host[name].copy() for name in wanted}
 
     def synchronize(self) -> None:
-        """Wait for the stream."""
-        self._cuda.synchronize()
+        """Wait for what is on the stream by now; others may put more there meanwhile."""
+        with self._session.turn:
+            self._cuda.mark(self._done)
+        self._cuda.wait(self._done)
         self._waiting.clear()
         if self._launched and not self._kept:
-            self._plan.save_cache()  # the first launch has compiled what these shapes need
+            with self._session.turn:
+                self._plan.save_cache()  # the first launch has compiled what these shapes need
             self._kept = True
 
     def _shapes(self) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from ldmrt.runtime import Pipeline
+    from ldmrt.runtime import Pipeline, Request, Result
 
 STRIP = 10  # at most as many pictures of the denoising side by side
 
@@ -55,6 +55,7 @@ SIZE = click.Tuple([int, int])
 @click.argument("prompts", nargs=-1, required=True)
 @click.option("--negative", "negative_prompt", help="What the picture should not be.")
 @click.option("-n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures a prompt.")
+@click.option("--batch", type=click.IntRange(min=1), help="Pictures at once; all where left out.")
 @click.option("--steps", default=20, show_default=True)
 @click.option("--guidance", default=5.0, show_default=True, help="1 is none.")
 @click.option("--guidance-rescale", default=0.0, help="Share of guidance's excess of contrast to take back, 0 to 1.")
@@ -95,7 +96,7 @@ SIZE = click.Tuple([int, int])
 @click.option("--columns", type=click.IntRange(min=1), help="Of the grid; as square as it gets where left out.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("out.png"), show_default=True)
 def generate(
-    bundle: Path, prompts: tuple[str, ...], save_steps: bool, tile: int | None, tile_passes: int,
+    bundle: Path, prompts: tuple[str, ...], batch: int | None, save_steps: bool, tile: int | None, tile_passes: int,
     on_overflow: str, low_memory: bool, keep_optimized: bool, backend: str, columns: int | None, out: Path,
     controls: tuple[tuple[str, Any], ...], **asked: Any,
 ) -> None:  # fmt: skip
@@ -115,6 +116,8 @@ def generate(
 
     if out.suffix.lower() != ".png" or out.is_dir():
         raise LdmrtError("generate", "impossible --out", expected="a file name that ends in .png", found=out)
+    if save_steps and batch is not None:
+        raise LdmrtError("generate", "--save-steps beside --batch", expected="one of them")
     out.parent.mkdir(parents=True, exist_ok=True)
     request = Request(prompts, controls=dict(controls), **asked)
     begin = time.perf_counter()
@@ -128,40 +131,58 @@ def generate(
         keep_optimized=keep_optimized,
     )
     opened = time.perf_counter()
-    rows, x = pipeline.plan(request).rows, None
+    rows, parts = pipeline.plan(request).rows, [request] if batch is None else request.parts(batch)
     previews: list[NDArray[Any]] = []
+    if len(parts) == 1:
+        results = iter([in_rows(pipeline, request, rows, previews if save_steps else None)])
+    else:
+        results = watched(pipeline.draw(parts), len(parts), lambda one: f"seed {one.seeds[-1]}")
+
+    shared = {"ldmrt": version("ldmrt"), "bundle": bundle.name} | noted(asked, controls)
+    shared |= {"scheduler": request.scheduler or everyday_name(pipeline.scheduler)}
+    written, images, took = [out], list[NDArray[np.uint8]](), dict[str, float]()
+    for result in results:
+        took, size = result.seconds, result.latents.shape[2:]
+        if cells := pipeline.decoding.cells(pipeline.shape.factor, size):
+            shared |= {"tile": cells * pipeline.shape.factor, "tile_passes": pipeline.decoding.passes}
+        shared |= {"height": result.images.shape[1], "width": result.images.shape[2]}
+        for image, seed in zip(result.images, result.seeds, strict=True):
+            number = len(images)
+            path = out if len(request.seeds) == 1 else out.with_name(f"{out.stem}-{number:02d}.png")
+            save_png(path, image, notes({**shared, "prompt": request.prompts[number], "seed": seed}))
+            images.append(image)
+            written += [path] if path != out else []
+    if len(images) > 1:
+        wide = columns or (request.count if len(prompts) > 1 else int(np.ceil(np.sqrt(len(images)))))
+        save_png(
+            out, grid(np.stack(images), wide), notes({**shared, "prompts": request.prompts, "seeds": request.seeds})
+        )
+    if save_steps:
+        written += save_rows(pipeline, previews, out)
+    pipeline.close()
+    told = f"{rows} rows {took['latents']:.2f} s, decoded {took['decode']:.2f} s"
+    if len(parts) > 1:
+        told = f"{len(images)} pictures of {rows} rows {time.perf_counter() - opened:.2f} s"
+    console.print(f"opened {opened - begin:.2f} s, {told}", highlight=False)
+    for path in written:
+        click.echo(path)
+
+
+def in_rows(pipeline: "Pipeline", request: "Request", rows: int, previews: list[NDArray[Any]] | None) -> "Result":
+    """Draw, and show every row; `previews` are given what the network says in each."""
+    from ldmrt.runtime import Result
+
+    from .progress import watched
+
+    begin, x = time.perf_counter(), None
     for state in watched(pipeline.steps(request), rows, lambda s: f"row {s.row + 1} of {s.rows}"):
         x = state.x
-        if save_steps:
+        if previews is not None:
             previews.append(state.x0)
     sampled = time.perf_counter()
     assert x is not None
     images = pipeline.decode(x)
-    decoded = time.perf_counter()
-
-    shared = {"ldmrt": version("ldmrt"), "bundle": bundle.name} | noted(asked, controls)
-    shared |= {"scheduler": request.scheduler or everyday_name(pipeline.scheduler)}
-    if cells := pipeline.decoding.cells(pipeline.shape.factor, x.shape[2:]):
-        shared |= {"tile": cells * pipeline.shape.factor, "tile_passes": pipeline.decoding.passes}
-    shared |= {"height": images.shape[1], "width": images.shape[2]}
-    written = [out]
-    if len(images) == 1:
-        save_png(out, images[0], notes({**shared, "prompt": request.prompts[0], "seed": request.seeds[0]}))
-    else:
-        wide = columns or (request.count if len(prompts) > 1 else int(np.ceil(np.sqrt(len(images)))))
-        save_png(out, grid(images, wide), notes({**shared, "prompts": request.prompts, "seeds": request.seeds}))
-        for i, (image, prompt, own) in enumerate(zip(images, request.prompts, request.seeds, strict=True)):
-            written.append(out.with_name(f"{out.stem}-{i:02d}.png"))
-            save_png(written[-1], image, notes({**shared, "prompt": prompt, "seed": own}))
-    if save_steps:
-        written += save_rows(pipeline, previews, out)
-    pipeline.close()
-    console.print(
-        f"opened {opened - begin:.2f} s, {rows} rows {sampled - opened:.2f} s, decoded {decoded - sampled:.2f} s",
-        highlight=False,
-    )
-    for path in written:
-        click.echo(path)
+    return Result(images, x, request.seeds, {"latents": sampled - begin, "decode": time.perf_counter() - sampled})
 
 
 def save_rows(pipeline: "Pipeline", previews: list[NDArray[Any]], out: Path) -> list[Path]:

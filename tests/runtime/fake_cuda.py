@@ -7,6 +7,8 @@ import ctypes
 import enum
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,7 @@ class FakeCuda:
     """What stands for `cuda.bindings.runtime`. Answers are tuples, the error first."""
 
     cudaError_t, cudaMemcpyKind, cudaStreamCaptureMode = cudaError_t, cudaMemcpyKind, cudaStreamCaptureMode
-    cudaStreamNonBlocking, cudaHostAllocDefault = 1, 0
+    cudaStreamNonBlocking, cudaHostAllocDefault, cudaEventDisableTiming = 1, 0, 2
 
     def __init__(self, room: int = 1 << 24) -> None:
         self.room = room  # bytes of device memory
@@ -46,7 +48,9 @@ class FakeCuda:
         self.host: dict[int, Any] = {}
         self.streams: set[int] = set()
         self.graphs: dict[int, list[Work]] = {}
+        self.events: dict[int, bool] = {}  # whether each has happened
         self.queue: list[Work] = []
+        self._runs = RLock()  # the work, by whoever waits
         self.capturing: list[Work] | None = None
         self.broken = False  # the capture that is on its way
         self.did: Counter[str] = Counter()
@@ -57,7 +61,7 @@ class FakeCuda:
     @property
     def leftovers(self) -> list[object]:
         """What nobody has given back."""
-        return [*self.device, *self.host, *self.streams, *self.graphs]
+        return [*self.device, *self.host, *self.streams, *self.graphs, *self.events]
 
     def put(self, work: Work) -> None:
         """On the stream, or into the graph that is being recorded."""
@@ -89,10 +93,34 @@ class FakeCuda:
         assert stream in self.streams
         assert self.capturing is None
         answer = self._answer("cudaStreamSynchronize")
-        work, self.queue = self.queue, []
-        for one in work:
-            one()
+        with self._runs:
+            while self.queue:
+                self.queue.pop(0)()
         return answer
+
+    def cudaEventCreateWithFlags(self, flags: int) -> Any:
+        assert flags == self.cudaEventDisableTiming
+        event = self._handle()
+        self.events[event] = True
+        return self._answer("cudaEventCreateWithFlags", event)
+
+    def cudaEventRecord(self, event: int, stream: int) -> Any:
+        assert stream in self.streams
+        assert self.capturing is None
+        self.events[event] = False
+        self.put(partial(self.events.__setitem__, event, True))
+        return self._answer("cudaEventRecord")
+
+    def cudaEventSynchronize(self, event: int) -> Any:
+        answer = self._answer("cudaEventSynchronize")
+        with self._runs:
+            while not self.events[event]:
+                self.queue.pop(0)()
+        return answer
+
+    def cudaEventDestroy(self, event: int) -> Any:
+        del self.events[event]
+        return OK
 
     def cudaMalloc(self, size: int) -> Any:
         assert size > 0

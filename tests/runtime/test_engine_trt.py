@@ -101,7 +101,7 @@ def test_calls(opened: Bundle, backend: str, gpu: FakeCuda) -> None:
         gpu.did.clear()
         given = arrays(2, seed=call)
         same(made(**given), computed(given))
-        assert gpu.did["cudaStreamSynchronize"] == 1
+        assert gpu.did["cudaEventSynchronize"] == 1
         assert gpu.did["ran"] == 1
         assert gpu.did["cudaStreamBeginCapture"] == (call == 1)
         assert gpu.did["enqueued"] == (call < 2)
@@ -179,7 +179,7 @@ def test_feedback_stays_on_the_gpu(opened: Bundle, backend: str, gpu: FakeCuda) 
     for _ in range(10):
         binding.launch()
     found = binding.download("out_state", "row")
-    assert gpu.did["cudaStreamSynchronize"] == 1
+    assert gpu.did["cudaEventSynchronize"] == 1
     assert (gpu.did["copy HostToDevice"], gpu.did["copy DeviceToHost"]) == (3, 2)
     assert (gpu.did["ran"], gpu.did["cudaGraphLaunch"], gpu.did["enqueued"]) == (10, 9, 2)
     expected = given
@@ -366,7 +366,7 @@ def test_tensorrt_rtx_says_what_does_not_run_here(opened: Bundle, gpu: FakeCuda,
     [
         ("cudaStreamCreateWithFlags", cudaError_t.cudaErrorInsufficientDriver, "a newer NVIDIA driver"),
         ("cudaHostAlloc", cudaError_t.cudaErrorMemoryAllocation, "fewer pictures at once"),
-        ("cudaStreamSynchronize", cudaError_t.cudaErrorStreamCaptureInvalidated, None),
+        ("cudaEventSynchronize", cudaError_t.cudaErrorStreamCaptureInvalidated, None),
     ],
 )
 def test_cuda_fails(

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 
 import ldmrt.runtime
-from ldmrt.runtime import LdmrtError, LdmrtWarning, engine_ort
+from ldmrt.runtime import LdmrtError, LdmrtWarning, Request, engine_ort
 from ldmrt.runtime.bundle import STEP, Bundle
 from ldmrt.runtime.engine_ort import OrtEngine
 from ldmrt.runtime.folded import FEEDBACK
@@ -47,10 +47,12 @@ class Session:
         self.get_inputs, self.get_outputs, self.io_binding = real.get_inputs, real.get_outputs, real.io_binding
 
     def run(self, names: list[str], feeds: dict[str, Any], options: Any = None) -> Any:
+        assert held(engine_ort.TURN)
         assert options is not None or not self.records  # its buffers would be others with every run
         return self.real.run(names, feeds)
 
     def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        assert held(engine_ort.TURN)
         number = int(options.get_run_config_entry("gpu_graph_id"))
         self.recorder.launches.append(number)
         assert self.records or number == -1
@@ -62,6 +64,11 @@ class Session:
             for _ in range(2):  # once for its memory, once recorded
                 self.real.run_with_iobinding(binding)
         self.real.run_with_iobinding(self.graphs[number])
+
+
+def held(lock: Any) -> bool:
+    """By this thread."""
+    return bool(lock._is_owned())
 
 
 @pytest.fixture
@@ -113,6 +120,11 @@ def test_no_more_are_recorded_than_are_kept(
     monkeypatch.setattr(engine_ort, "BOUND", 1)
     compare(draw(bundle), expected)
     assert recorder.launches == [1, 2, 1, 2] * 2 + [-1] * 6 + [1, 2, 1, 2] + [-1] * 3
+
+
+def test_many_requests_share_a_gpu(bundle: Path, recorder: Recorder, expected: list[Any]) -> None:
+    pipeline = ldmrt.runtime.open(bundle, "onnxruntime-cuda", check=False)
+    compare([one.latents for one in pipeline.draw(Request(PROMPT, **asked) for asked in ASKED)], expected)
 
 
 def test_a_graph_that_cannot_be_recorded_still_runs(bundle: Path, recorder: Recorder, expected: list[Any]) -> None:

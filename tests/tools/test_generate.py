@@ -52,6 +52,29 @@ def test_picture_can_be_made_again_from_its_notes(
     np.testing.assert_array_equal(picture, again(bundle, notes))
 
 
+@pytest.mark.parametrize("batch", [1, 3, 4, 9])
+def test_pictures_do_not_hang_on_how_many_are_drawn_at_once(
+    ldmrt: Any, bundle: Path, tmp_path: Path, batch: int
+) -> None:
+    asked = ["generate", bundle, "a penguin", "two pears", "-n", 2, "--steps", 2, "--seed", 5, "-o"]
+    for folder, options in (("whole", []), ("parts", ["--batch", batch])):
+        ran = ldmrt(*asked, tmp_path / folder / "out.png", *options)
+        assert ran.code == 0
+        assert len(ran.out.splitlines()) == 5
+    for whole in (tmp_path / "whole").iterdir():
+        picture, notes = opened(tmp_path / "parts" / whole.name)
+        expected, too = opened(whole)
+        assert np.abs(picture.astype(int) - expected).max() <= 1  # sums may be ordered by the batch's size
+        assert notes == too
+
+
+def test_steps_are_of_one_batch(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
+    ran = ldmrt("generate", bundle, PROMPT, "--batch", 1, "--save-steps", "-o", tmp_path / "new" / "out.png")
+    assert (ran.code, ran.out) == (2, "")
+    assert "--save-steps beside --batch; expected one of them" in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_grid_and_a_file_for_each(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
     out, prompts = tmp_path / "out.png", ["a penguin", "two pears"]
     ran = ldmrt("generate", bundle, *prompts, "-n", 2, "--steps", 2, "--seed", 5, "--scheduler", "euler_a", "-o", out)
