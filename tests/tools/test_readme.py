@@ -46,9 +46,9 @@ def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch)
     assert Image.open(place / "out/apple-03.png").size == (64, 64)
     assert Image.open(place / "out/samplers.png").size == Image.open(ROOT / "docs/samplers.png").size
 
-    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
-    exec(snippet, names)
+    for snippet in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(snippet, names)
     assert names["result"].images.shape == (1, 64, 64, 3)
 
 
