@@ -82,6 +82,25 @@ def _timed(engines: "Mapping[str, Engine]", name: str, times: list[float]) -> Ti
     return Timed(engines[name], times)  # opened no sooner than it is asked for
 
 
+def overlapped(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str, Any]) -> float:
+    """Time of as many requests by `Pipeline.draw`, where they overlap, of that one by one: the median of three turns.
+    Each has a prompt of its own.
+    """
+    from ldmrt.runtime import Request
+
+    ratios = []
+    for turn in range(3):
+        seconds = []
+        for way, draw in enumerate((partial(map, pipeline), pipeline.draw)):
+            many = [Request(f"{prompt} {turn} {way} {seed}", seed=seed, **asked) for seed in range(pictures)]
+            begin = time.perf_counter()
+            for _ in draw(many):
+                pass
+            seconds.append(time.perf_counter() - begin)
+        ratios.append(seconds[1] / seconds[0])
+    return statistics.median(ratios)
+
+
 def cold(bundle: Path, prompt: str, backend: str, asked: dict[str, Any], runs: int) -> tuple[float, float]:
     """A new process from its start to a picture on disk: the median of seconds, and of bytes at its peak."""
     from .processes import run
@@ -150,7 +169,8 @@ def bench(
     bundle: Path, prompt: str, steps: int, guidance: float, width: int | None, height: int | None, pictures: int,
     threads: int, backend: str, caches: tuple[int, ...], out: Path | None,
 ) -> None:  # fmt: skip
-    """Measure where the time of a picture goes: each network's calls, what is between them, a cold start, memory.
+    """Measure where the time of a picture goes: each network's calls, what is between them, a cold start, memory; and
+    what overlapping requests gain.
 
     Example: ldmrt bench out/emoji64 --pictures 5
     """
@@ -167,6 +187,7 @@ def bench(
     rows = stages(pipeline, prompt, pictures, asked)
     of = {row.stage: row for row in rows}
     per_second = of["unet"].calls / (pictures * of["picture"].p50)
+    beside = overlapped(pipeline, prompt, pictures, asked)
     traded = trades(pipeline, prompt, pictures, asked, list(dict.fromkeys(caches))) if caches else []
     pipeline.close()
     start, peak = cold(bundle, prompt, backend, asked, min(3, pictures))
@@ -178,13 +199,19 @@ def bench(
         table.add_row(row.stage, str(row.calls), f"{row.p50 * 1e3:.2f}", f"{row.p95 * 1e3:.2f}", f"{row.share:.1%}")
     Console().print(table)
     click.echo(f"{per_second:.1f} rows/s; a new process to a picture on disk {start:.2f} s, peak {peak / 1e6:.0f} MB")
+    click.echo(f"{pictures} requests that overlap: {beside:.2f} of their time one by one")
     for one in traded:
         said = f"deep cache {one.deep_cache}: {one.ratio:.2f} of a picture's time without"
         click.echo(f"{said}, PSNR {one.psnr:.1f} dB, {one.least:.1f} dB at least")
     if out is not None:
         about = {**asked, "pictures": pictures, "threads": threads, "backend": backend, "cpu": processor(),
                  "versions": versions()}  # fmt: skip
-        found: dict[str, Any] = {"rows_per_second": per_second, "cold_start_seconds": start, "peak_bytes": peak}
+        found: dict[str, Any] = {
+            "rows_per_second": per_second,
+            "cold_start_seconds": start,
+            "peak_bytes": peak,
+            "overlapped": beside,
+        }
         found |= {"stages": [asdict(row) for row in rows], "deep_cache": [plain(one) for one in traded]}
         with write_atomically(out) as file:
             file.write(json.dumps({"about": about, **found}, indent=2).encode())

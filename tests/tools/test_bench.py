@@ -5,17 +5,18 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ldmrt.runtime import LdmrtError
+from ldmrt.runtime import LdmrtError, Request
 from ldmrt.runtime import open as open_pipeline
-from ldmrt.tools.bench import Spread, bench, stages, trades
+from ldmrt.tools.bench import Spread, bench, overlapped, stages, trades
 from ldmrt.tools.compare import Contestant, race, ratio, show
 
 ASK = {"prompt": "a red apple", "width": 16, "height": 16, "steps": 2, "guidance": 3.0, "threads": 1}
@@ -35,6 +36,26 @@ def test_stages_add_up_to_the_picture(bundle: Path) -> None:
 def test_spread() -> None:
     spread = Spread.of("unet", [0.2, 0.1, 0.4, 0.3, 1.0], 4.0)
     assert (spread.calls, spread.p50, spread.p95, spread.share) == (5, 0.3, 1.0, 0.5)
+
+
+def test_overlap_is_a_ratio_of_the_same_pictures() -> None:
+    """Here two at a time, whatever they are: half."""
+    asked: list[tuple[str, int]] = []
+
+    def pipeline(request: Request) -> None:
+        asked.append((request.prompts[0], request.seeds[0]))
+        time.sleep(0.02)
+
+    def draw(requests: list[Request]) -> Iterator[None]:
+        for one, other in zip(requests[::2], requests[1::2], strict=True):
+            asked.append((one.prompts[0], one.seeds[0]))
+            pipeline(other)
+            yield None
+
+    pipeline.draw = draw  # type: ignore[attr-defined]
+    found = overlapped(cast(Any, pipeline), "a red apple", 4, {"steps": 2})
+    assert 0 < found < 1  # half, but for a machine that is busy
+    assert len(set(asked)) == len(asked) == 3 * 2 * 4
 
 
 class Drawn:
@@ -68,6 +89,7 @@ def test_command_writes_what_it_shows(bundle: Path, tmp_path: Path) -> None:
     assert found["cold_start_seconds"] > 0
     assert found["peak_bytes"] > 10e6
     assert found["about"]["steps"] == 2
+    assert f"1 requests that overlap: {found['overlapped']:.2f} of their time one by one" in done.output
     for row in found["stages"]:
         assert f"{row['p50'] * 1e3:.2f}" in done.output
 
