@@ -5,7 +5,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -88,10 +88,11 @@ def overlapped(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str
     """
     from ldmrt.runtime import Request
 
+    ways: list[Callable[[list[Request]], Iterable[Any]]] = [lambda many: map(pipeline, many), pipeline.draw]
     ratios = []
     for turn in range(3):
         seconds = []
-        for way, draw in enumerate((partial(map, pipeline), pipeline.draw)):
+        for way, draw in enumerate(ways):
             many = [Request(f"{prompt} {turn} {way} {seed}", seed=seed, **asked) for seed in range(pictures)]
             begin = time.perf_counter()
             for _ in draw(many):
