@@ -26,7 +26,7 @@ from .winograd import convolve_by_tiles
 
 GRAPH = 6  # grows when the same component is written as another graph: bundles then export it anew
 OPSET = 23  # native Attention
-ROWS = 26  # of a picture, about
+ROWS = 26  # of the U-Net for a picture, about: all that Stable Diffusion convolves to 640 channels then pays
 INLINE = 1024  # bytes: smaller constants stay in the graph, which shape inference reads
 
 

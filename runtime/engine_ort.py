@@ -95,7 +95,8 @@ class OrtEngine:
         options.enable_mem_pattern = False  # it reserves more than the activations ever take at once
         _share_arena(ort)
         options.add_session_config_entry("session.use_env_allocators", "1")
-        if frugal or _weights(path) > LARGE:
+        self._device = "cuda" if provider == PROVIDERS["onnxruntime-cuda"] else "cpu"
+        if frugal or (self._device == "cpu" and _weights(path) > LARGE):
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         if frugal:
             options.add_session_config_entry("session.disable_prepacking", "1")
@@ -107,9 +108,10 @@ class OrtEngine:
                     options.optimized_model_filepath = str(file)
                     options.add_session_config_entry(f"{EXTERNAL}_file_name", DATA)
                     options.add_session_config_entry(f"{EXTERNAL}_min_size_in_bytes", "1024")
-            self._device = "cuda" if provider == PROVIDERS["onnxruntime-cuda"] else "cpu"
             self._records = records and self._device == "cuda"
-            self._turn: Any = TURN if self._device == "cuda" else contextlib.nullcontext()
+            self._turn: contextlib.AbstractContextManager[object] = (
+                TURN if self._device == "cuda" else contextlib.nullcontext()
+            )
             try:
                 with self._turn:
                     self._session: Any = self._open(path, options, provider)
@@ -177,7 +179,7 @@ class OrtEngine:
 
 
 def _weights(path: Path) -> int:
-    """Bytes of a graph's weights, in its file or in one beside it."""
+    """Bytes of a graph's weights, in its file or in one beside it, which graphs of one component share."""
     return sum(one.stat().st_size for one in path.parent.glob("*.onnx*"))
 
 

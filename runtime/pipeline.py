@@ -127,7 +127,7 @@ class Pipeline:
 
     def draw(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
         """The results of many requests, in their order. While one is in the U-Net, the next one's words are encoded and
-        the last one's latents decoded; up to three are read ahead. With low memory they come one by one.
+        the last one's latents decoded: so far it reads ahead. With low memory they come one by one.
         """
         stopped = Event()
         stages = (self._begin, partial(self._sample, go_on=lambda: not stopped.is_set()), self._finish)
@@ -139,7 +139,8 @@ class Pipeline:
 
     def _begin(self, request: Request) -> Begun:
         """What the encoders say, of words and of pictures."""
-        plan, begin_at = self.plan(request), time.perf_counter()
+        called = time.perf_counter()
+        plan = self.plan(request)
         self.engines.open_soon([*self._text_encoders, "unet", *([DECODER] if self.decoding.tile is None else [])])
         extra = int(self._inputs["sample"][1]) - self.shape.channels
         start = begin(request, plan, self.engines, self.shape, self.decoding, extra=extra)
@@ -151,7 +152,7 @@ class Pipeline:
             width = int(self._inputs["timestep_cond"][-1])
             embedding = guidance_embedding(request.guidance, width)
             words["timestep_cond"] = embedding.repeat(len(request.seeds), axis=0)
-        return Begun(request, plan, start, guidance, words, time.perf_counter() - begin_at)
+        return Begun(request, plan, start, guidance, words, time.perf_counter() - called)
 
     def _task(self, begun: Begun) -> Task:
         """The U-Net made ready."""

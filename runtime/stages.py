@@ -9,12 +9,8 @@ from typing import Any
 Stage = Callable[[Any], Any]
 
 
-def _nothing() -> None:
-    pass
-
-
 def in_stages(
-    items: Iterable[Any], stages: Sequence[Stage], stop: Callable[[], object] = _nothing
+    items: Iterable[Any], stages: Sequence[Stage], stop: Callable[[], object] = lambda: None
 ) -> Generator[Any, None, None]:
     """What the stages, one after another, make of items, in their order. Each stage is a thread of its own, so what it
     uses nobody else has to share. As many items are under way as there are stages; so far it reads ahead.

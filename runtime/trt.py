@@ -21,7 +21,8 @@ class Session:
     """What the engines of one pipeline share: library, GPU, stream and scratch memory. The stream is made for the first
     engine that is loaded and goes with the last one that is closed.
 
-    Engines may run in several threads: who touches TensorRT or the stream holds `turn`, and nobody who waits does.
+    Engines may run in several threads: who touches TensorRT or the stream holds `turn`, but not while
+    it waits for its results.
     """
 
     def __init__(self, backend: str) -> None:

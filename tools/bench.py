@@ -158,6 +158,7 @@ def trades(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str, An
     "--threads", type=click.IntRange(min=0), default=0, show_default=True, help="Of the CPU; 0 is one a core."
 )
 @click.option("--backend", default="auto", show_default=True)
+@click.option("--overlap", is_flag=True, help="Also requests that overlap, beside as many one by one, in three turns.")
 @click.option(
     "--deep-cache",
     "caches",
@@ -168,10 +169,9 @@ def trades(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str, An
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write the numbers here too.")
 def bench(
     bundle: Path, prompt: str, steps: int, guidance: float, width: int | None, height: int | None, pictures: int,
-    threads: int, backend: str, caches: tuple[int, ...], out: Path | None,
+    threads: int, backend: str, overlap: bool, caches: tuple[int, ...], out: Path | None,
 ) -> None:  # fmt: skip
-    """Measure where the time of a picture goes: each network's calls, what is between them, a cold start, memory; and
-    what overlapping requests gain.
+    """Measure where the time of a picture goes: each network's calls, what is between them, a cold start, memory.
 
     Example: ldmrt bench out/emoji64 --pictures 5
     """
@@ -188,7 +188,7 @@ def bench(
     rows = stages(pipeline, prompt, pictures, asked)
     of = {row.stage: row for row in rows}
     per_second = of["unet"].calls / (pictures * of["picture"].p50)
-    beside = overlapped(pipeline, prompt, pictures, asked)
+    beside = overlapped(pipeline, prompt, pictures, asked) if overlap else None
     traded = trades(pipeline, prompt, pictures, asked, list(dict.fromkeys(caches))) if caches else []
     pipeline.close()
     start, peak = cold(bundle, prompt, backend, asked, min(3, pictures))
@@ -200,7 +200,8 @@ def bench(
         table.add_row(row.stage, str(row.calls), f"{row.p50 * 1e3:.2f}", f"{row.p95 * 1e3:.2f}", f"{row.share:.1%}")
     Console().print(table)
     click.echo(f"{per_second:.1f} rows/s; a new process to a picture on disk {start:.2f} s, peak {peak / 1e6:.0f} MB")
-    click.echo(f"{pictures} requests that overlap: {beside:.2f} of their time one by one")
+    if beside is not None:
+        click.echo(f"{pictures} requests that overlap: {beside:.2f} of their time one by one")
     for one in traded:
         said = f"deep cache {one.deep_cache}: {one.ratio:.2f} of a picture's time without"
         click.echo(f"{said}, PSNR {one.psnr:.1f} dB, {one.least:.1f} dB at least")

@@ -83,7 +83,7 @@ def test_deep_caches_are_drawn_in_turns() -> None:
 
 def test_command_writes_what_it_shows(bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
-    done = CliRunner().invoke(bench, [str(bundle), "--pictures", "1", "--steps", "2", "--json", str(out)])
+    done = CliRunner().invoke(bench, [str(bundle), "--pictures", "1", "--steps", "2", "--overlap", "--json", str(out)])
     assert done.exit_code == 0, done.output
     found: dict[str, Any] = json.loads(out.read_text())
     assert found["cold_start_seconds"] > 0
