@@ -179,7 +179,7 @@ class Request:
             expected = "1" if prompts == 1 else f"1 or {prompts} (one per prompt)"
             raise LdmrtError(where, "wrong number of images", expected=expected, found=count)
 
-    def _sides_of_first_image(self, factor: int) -> dict[str, int]:
+    def _sides_of_first_image(self, factor: int) -> dict[str, Any]:
         """Height and width that follow from the first of several images."""
         items = [] if self.image is None else split("image", self.image)
         if len(items) < 2:

@@ -4,6 +4,7 @@ import io
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from ldmrt.runtime import LdmrtError, LdmrtWarning, write_atomically
 
 from .output import FORMATS
 
-OPTIONS = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
+OPTIONS: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 LONGEST = {"JPEG": 65535, "WEBP": 16383}  # pixels a side
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 EXIF_BYTES = 65527  # what a JPEG has room for in one segment
