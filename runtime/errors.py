@@ -22,7 +22,12 @@ class LdmrtError(Exception):
             parts.append(f"expected {expected}")
         if found is not None:
             parts.append(f"found {found}")
-        super().__init__("; ".join(parts) + (f"\n  try: {hint}" if hint else ""))
+        super().__init__(printable("; ".join(parts)) + (f"\n  try: {hint}" if hint else ""))
+
+
+def printable(text: str) -> str:
+    """Escape what would move the cursor, change colours or begin a new line: names in files may hold anything."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def first_line(error: BaseException) -> str:

@@ -285,6 +285,6 @@ def open_pipeline(
         hint = f"ldmrt verify {bundle} --against CHECKPOINT --store"
         warnings.warn(f"{bundle}: {doubt}; next: {hint}", LdmrtWarning, stacklevel=2)
     engines = open_engines(opened, backend, Settings(threads, low_memory, folded, keep_optimized))
-    tokenizers = {path.name: Tokenizer.open(path) for path in opened.tokenizers}
+    tokenizers = {name: Tokenizer(files) for name, files in opened.tokenizers.items()}
     certificate = opened.certificate if check else None
     return Pipeline(engines, tokenizers, opened.scheduler, opened.shape, certificate, decoding)

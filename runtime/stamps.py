@@ -11,7 +11,8 @@ import os
 import time
 from pathlib import Path
 
-from .files import sha256, write_atomically
+from .errors import LdmrtError
+from .files import read_json, sha256, write_atomically
 
 SETTLED = 2e9  # nanoseconds: a file that is younger may change once more within one tick of its file system's clock
 Stamps = dict[str, list[object]]
@@ -24,9 +25,8 @@ class Stamped:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         name = hashlib.sha256(str(bundle.resolve()).encode()).hexdigest()[:32]
         self._path, self._known = cache / "ldmrt" / "checked" / f"{name}.json", dict[str, list[object]]()
-        with contextlib.suppress(OSError, ValueError):
-            known = json.loads(self._path.read_text(encoding="utf-8"))
-            self._known = known if isinstance(known, dict) else {}
+        with contextlib.suppress(LdmrtError):
+            self._known = read_json("cache", self._path)
         self._seen: Stamps = {}
 
     def sha256(self, name: str, file: Path) -> str:

@@ -63,9 +63,10 @@ def build(
     from ldmrt.export import trt
     from ldmrt.export.build import Built, decide, summary
     from ldmrt.export.build import build as built
-    from ldmrt.export.memory import check_room, megabytes, predict
+    from ldmrt.export.memory import check_room, predict
     from ldmrt.export.profiles import recipes
     from ldmrt.runtime import Bundle
+    from ldmrt.runtime.machine import megabytes
 
     from .progress import console
 

@@ -1,7 +1,6 @@
 """`ldmrt engines`: what `ldmrt build` has put into a bundle."""
 
 import importlib.metadata
-import shutil
 from pathlib import Path
 
 import click
@@ -28,14 +27,16 @@ def list_(bundle: Path) -> None:
     Example: ldmrt engines list out/emoji64
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    from ldmrt.export.build import prunable
-    from ldmrt.export.memory import megabytes
     from ldmrt.runtime import Bundle, LdmrtError
     from ldmrt.runtime.engine_files import described
     from ldmrt.runtime.engine_files import engines as found
+    from ldmrt.runtime.errors import printable
+    from ldmrt.runtime.machine import megabytes
     from ldmrt.runtime.targets import BACKENDS
+    from ldmrt.runtime.unused_engines import prunable
 
     opened = Bundle.open(bundle, check=False)
     useless = {folder.name: why for folder, why in prunable(opened, versions())}
@@ -46,11 +47,11 @@ def list_(bundle: Path) -> None:
     for one in found(bundle):
         if isinstance(one, LdmrtError):
             name = one.where.removeprefix("engine ")
-            table.add_row(name, "", "", "", "", useless[name])
+            table.add_row(escape(printable(name)), "", "", "", "", useless[name])
             continue
         recipe = one.recipe
-        made_by = f"{BACKENDS[recipe.backend]} {recipe.version}"
-        taken = (megabytes(one.size), megabytes(one.measured.get("scratch", 0)))
+        made_by = escape(printable(f"{BACKENDS[recipe.backend]} {recipe.version}"))
+        taken = (megabytes(one.size), megabytes(one.measured.get("scratch") or 0))
         name = one.folder.name
         table.add_row(name, made_by, described(recipe.profile), *taken, useless.get(name, "fits"))
     Console().print(table)
@@ -97,12 +98,20 @@ def prune(bundle: Path) -> None:
 
     Example: ldmrt engines prune out/emoji64
     """
-    from ldmrt.export.build import prunable
     from ldmrt.runtime import Bundle
+    from ldmrt.runtime.errors import printable
+    from ldmrt.runtime.files import remove, remove_abandoned
+    from ldmrt.runtime.lock import bundle_lock
+    from ldmrt.runtime.unused_engines import prunable
 
-    for folder, why in prunable(Bundle.open(bundle, check=False), versions()):
-        shutil.rmtree(folder)
-        click.echo(f"removed {folder.name}: {why}")
+    opened = Bundle.open(bundle, check=False)
+    with bundle_lock(bundle):
+        opened.check_unchanged()
+        for folder, why in prunable(opened, versions()):
+            remove(folder)
+            click.echo(f"removed {printable(folder.name)}: {why}")
+        for folder in (bundle / "engines").glob("*"):
+            remove_abandoned(folder)
 
 
 def versions() -> dict[str, str]:

@@ -21,10 +21,11 @@ def plan(
     from rich.console import Console
     from rich.table import Table
 
-    from ldmrt.export.memory import megabytes, predict, vram
+    from ldmrt.export.memory import predict, vram
     from ldmrt.export.profiles import recipes
     from ldmrt.runtime import Bundle
     from ldmrt.runtime.engine_files import described
+    from ldmrt.runtime.machine import megabytes
 
     opened = Bundle.open(bundle)
     wanted, graphs = read(opened, sizes, batch, guidance, steps), chosen(opened, only, folded)
