@@ -12,13 +12,14 @@ from torch import nn
 
 from ldmrt.runtime import LdmrtError, LdmrtWarning, write_atomically
 from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.files import read_json
 from ldmrt.runtime.schedulers import plan_from_config
 from ldmrt.runtime.tokenizer import Tokenizer
 
 from . import hub, single_file
 from .adapter import Adapter, AdapterConfig
 from .autoencoder import Autoencoder, AutoencoderConfig
-from .config import read_json, to_config
+from .config import to_config
 from .controlnet import ControlNet, ControlNetConfig
 from .source import INDEX, TEXT, Source, part_of_folder, read_folder
 from .unet import UNet, UNetConfig
@@ -144,7 +145,7 @@ def load_adapter(
 def _load_network(
     part: str, kind: str, folder: Path, variant: str | None = None, dtype: torch.dtype | None = torch.float32
 ) -> Any:
-    network = build(part, kind, read_json(folder / "config.json", part))
+    network = build(part, kind, read_json(part, folder / "config.json"))
     tensors = part_of_folder(part, folder, variant)
     return fill(part, network, match(part, network, tensors), tensors, dtype)
 

@@ -1,9 +1,7 @@
 """Config files of diffusers, read into frozen dataclasses and refused by name where they ask for what is not here."""
 
 import dataclasses
-import json
 import types
-from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from ldmrt.runtime import LdmrtError
@@ -11,19 +9,6 @@ from ldmrt.runtime import LdmrtError
 # What training's moving average leaves in a config.
 NOTES = {"decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"}
 T = TypeVar("T")
-
-
-def read_json(path: Path, component: str) -> dict[str, Any]:
-    """The JSON object in `path`, or an `LdmrtError` that names it."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LdmrtError(component, "missing file", expected=path) from None
-    except (OSError, ValueError) as error:
-        raise LdmrtError(component, f"cannot read {path}", expected="a JSON object", found=error) from None
-    if not isinstance(value, dict):
-        raise LdmrtError(component, f"cannot read {path}", expected="a JSON object", found=type(value).__name__)
-    return value
 
 
 def from_config(cls: type[T], config: dict[str, Any], neutral: dict[str, Any], component: str) -> T:
