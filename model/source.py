@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.files import read_json
+from ldmrt.runtime.files import read_bytes, read_json
 
 from .weight_files import choose, names_in, variants
 from .weights import Tensors, bare, open_weights
@@ -105,7 +105,8 @@ def split_index(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]
 
 def read_tokenizer(component: str, folder: Path) -> dict[str, bytes]:
     """The files of a tokenizer's folder."""
-    files = {path.name: path.read_bytes() for path in sorted(folder.glob("*")) if path.is_file()}
+    paths = [path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".txt") and not path.is_dir()]
+    files = {path.name: read_bytes(component, path) for path in paths}
     if not files:
         raise LdmrtError(component, "missing files", expected=f"{folder}/vocab.json and merges.txt")
     return files
