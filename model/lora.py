@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.errors import LdmrtWarning, first_line
-from ldmrt.runtime.files import sha256
+from ldmrt.runtime.files import read_json, sha256
 
-from .config import read_json
 from .ldm_names import ldm_modules
 from .unet import UNetConfig
 
@@ -181,7 +180,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
         raise LdmrtError("lora", f"cannot read {path}", expected="a whole safetensors file", found=found) from None
     beside = path.with_name("adapter_config.json")
     if any(key.startswith(PEFT) for key in tensors) and beside.is_file():
-        return tensors, dict.fromkeys(PREFIXES.values(), read_json(beside, "lora"))
+        return tensors, dict.fromkeys(PREFIXES.values(), read_json("lora", beside))
     notes: dict[str, dict[str, Any]] = {}
     for key, value in inside.items():
         component, _, name = key.partition(".")
