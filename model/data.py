@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.images import read_rgb
 
 SIZE = 64  # pixels
 
@@ -77,13 +78,7 @@ class PictureFolder:
     def draw(self, seed: int, index: int) -> Sample:
         """Sample `index` of the stream that `seed` names."""
         name, text = self._row(seed, index)
-        try:
-            with Image.open(self.folder / name) as opened:
-                rgba = opened.convert("RGBA")
-        except (OSError, Image.DecompressionBombError) as error:
-            raise LdmrtError("data", f"cannot read {self.folder / name}", expected="a picture", found=error) from None
-        white = Image.new("RGBA", rgba.size, "white")
-        picture = Image.alpha_composite(white, rgba).convert("RGB")
+        picture = read_rgb("data", self.folder / name)
         side = min(picture.size)
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
         square = picture.crop((left, top, left + side, top + side))

@@ -6,12 +6,13 @@ A ControlNet looks at the latents too and runs at each row; an adapter does not,
 
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
+from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import pictures
+from . import images
 from .errors import LdmrtError
 from .guidance import Guidance
 from .sampler import Latents
@@ -38,15 +39,18 @@ def open_controls(
     total = {spec.name: _zeros(spec, rows, size) for spec in engines["unet"].inputs if "residual" in spec.name}
     moving = []
     for name, given in asked.items():
-        picture, scale = given if isinstance(given, tuple) else (given, 1.0)
+        pictures, scale = with_scale(given)
         engine, cond = engines[kinds[name] + name], f"{kinds[name]}cond"
         check(f"control {name}", engine, total, size)
         shapes = {spec.name: spec.shape for spec in engine.inputs}
-        colours = pictures.colours(f"control {name}", [picture], size, int(shapes[cond][1]))
+        where = f"control {name}"
+        colors = images.colors(where, images.split(where, pictures), size, int(shapes[cond][1]))
         moves = "sample" in shapes
-        count = rows if moves else 1
+        latents = int(guidance.idx.max()) + 1
+        if moves or len(colors) > 1:
+            colors = images.for_each(colors, latents)[guidance.idx]
         inputs = {name: array for name, array in words.items() if name in shapes}
-        inputs |= {cond: colours.repeat(count, axis=0), "conditioning_scale": np.full(count, scale, np.float32)}
+        inputs |= {cond: colors, "conditioning_scale": np.full(len(colors), scale, np.float32)}
         if moves:
             moving.append(partial(engine, **inputs))
         else:
@@ -56,6 +60,12 @@ def open_controls(
         return reduce(added, (engine(sample=x, timestep=times) for engine in moving), total)
 
     return run
+
+
+def with_scale(given: Any) -> tuple[Any, Any]:
+    """Split what is given for a control: its images and their scale, or the images alone, whose scale is 1."""
+    paired = isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Real)
+    return given if paired else (given, 1.0)
 
 
 def added(total: Arrays, given: Arrays) -> Arrays:

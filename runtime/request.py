@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .control import with_scale
 from .errors import LdmrtError
+from .images import MASK_SOURCES, read, size_of, split
 
 Text = str | Sequence[str]
 
@@ -25,9 +27,10 @@ class Request:
     picture's where one is given, else the model's own. `scheduler` is an everyday name, the bundle's own where left
     out. `latents` are unit noise (pictures, C, height/f, width/f) in place of the seeds'.
 
-    `image` is a picture to start from (PIL, a path, or an array) and `strength` how much of the way to noise; `mask`
-    is white where it shall change. `controls` maps the name of a ControlNet or
-    an adapter to its picture, or to (picture, scale).
+    `image` is an image to start from (PIL, a path, or an array), or a list with one for each prompt, or an array
+    (N, H, W, C); `strength` is how much of the way to noise. `mask` is white where it shall change, or opaque where
+    `mask_from` is "alpha"; the other source is "luminance". `controls` maps the name of a ControlNet or an adapter to
+    its image, or to (image, scale). Masks and controls may have one image for each prompt, too.
 
     SDXL reads a second prompt, and sizes: `original_size` and `target_size` (height, width), the size of the picture
     where left out, `crop` (top, left); its refiner the two aesthetic scores.
@@ -52,6 +55,7 @@ class Request:
     image: Any = field(default=None, repr=False, compare=False)
     strength: float = 0.8
     mask: Any = field(default=None, repr=False, compare=False)
+    mask_from: str | None = None
     controls: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     original_size: tuple[int, int] | None = None
     crop: tuple[int, int] = (0, 0)
@@ -91,9 +95,18 @@ class Request:
                 raise LdmrtError("request", f"impossible {name}", expected="two whole numbers", found=pair)
         if self.mask is not None and self.image is None:
             raise LdmrtError("request", "a mask without a picture", expected="image, which the mask is for")
+        if self.mask_from is not None and (self.mask is None or self.mask_from not in MASK_SOURCES):
+            expected = " or ".join(MASK_SOURCES) + ", beside a mask"
+            raise LdmrtError("request", "invalid mask_from", expected=expected, found=self.mask_from)
         if not self.prompts:
             raise LdmrtError("request", "no prompt")
         pictures = len(self.prompts)
+        self._check_images("image", self.image)
+        self._check_images("mask", self.mask)
+        for name, given in self.controls.items():
+            images, scale = with_scale(given)
+            self._check_images(f"control {name}", images)
+            _number(f"scale of control {name}", scale)
         for name in ("negative_prompt", "prompt_2", "negative_prompt_2"):
             texts = self._each(getattr(self, name), pictures)
             if len(texts) != pictures:
@@ -137,10 +150,13 @@ class Request:
             return [_whole("seed", seed) for seed in self.seed]
         return [_whole("seed", self.seed) + i for i in range(len(self.prompts))]
 
-    def parts(self, batch: int) -> list["Request"]:
-        """This request as several, of `batch` pictures each and the rest: the same pictures, not all at once."""
+    def parts(self, batch: int, factor: int = 1) -> list["Request"]:
+        """This request as several, of `batch` pictures each and the rest: the same pictures, not all at once. Where it
+        has several images, the first one's size, cut to multiples of `factor`, is that of all.
+        """
         _whole("batch", batch, least=1)
         many, found = len(self.prompts), []
+        sides = self._sides_of_first_image(factor)
         for first in range(0, many, batch):
             mine = slice(first, first + batch)
             texts: dict[str, Any] = {"prompt": self.prompts[mine]}
@@ -148,8 +164,33 @@ class Request:
                 text = getattr(self, name)
                 texts[name] = text if text is None else self._each(text, many)[mine]
             latents = self.latents if self.latents is None else self.latents[mine]
-            found.append(replace(self, count=1, seed=self.seeds[mine], latents=latents, **texts))
+            images: dict[str, Any] = {name: self._images_of(getattr(self, name), mine) for name in ("image", "mask")}
+            scaled = {name: with_scale(given) for name, given in self.controls.items()}
+            images["controls"] = {name: (self._images_of(all_, mine), scale) for name, (all_, scale) in scaled.items()}
+            found.append(replace(self, count=1, seed=self.seeds[mine], latents=latents, **texts, **images, **sides))
         return found
+
+    def _check_images(self, where: str, images: Any) -> None:
+        """An `LdmrtError` where images are not one, or one for each prompt; a file must be there."""
+        if images is None:
+            return
+        count, prompts = len(split(where, images)), len(self.prompts) // self.count
+        if count not in (1, prompts):
+            expected = "1" if prompts == 1 else f"1 or {prompts} (one per prompt)"
+            raise LdmrtError(where, "wrong number of images", expected=expected, found=count)
+
+    def _sides_of_first_image(self, factor: int) -> dict[str, int]:
+        """Height and width that follow from the first of several images."""
+        items = [] if self.image is None else split("image", self.image)
+        if len(items) < 2:
+            return {}
+        own = zip(("height", "width"), size_of(read("image", items[0]), factor), strict=True)
+        return {name: side for name, side in own if getattr(self, name) is None}
+
+    def _images_of(self, images: Any, mine: slice) -> Any:
+        """Those of the images that belong to the pictures of a slice."""
+        items = [] if images is None else split("image", images)
+        return images if len(items) < 2 else [item for item in items for _ in range(self.count)][mine]
 
     def _each(self, text: Text | None, pictures: int) -> list[Any]:
         if text is None or isinstance(text, str):

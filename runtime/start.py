@@ -1,19 +1,22 @@
 """Where sampling starts: from noise, from a picture, or from the part of one that a mask leaves."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from . import pictures
+from . import images
 from .bundle import Shape
 from .decode import Decoding
 from .encode import encode_picture
-from .errors import LdmrtError
+from .errors import LdmrtError, LdmrtWarning
 from .noise import FIRST, MASKED, PICTURE, noise
 from .request import Request
 from .sampler import Blend, Latents, Plan
 from .specs import Engine
+
+FAR = 4  # times more or fewer pixels than the model's own
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,11 @@ def begin(
     """Noise, and the picture and mask if any, as latents. `extra` channels are those that an inpainting U-Net has
     more than the latents; another one keeps what the mask leaves by blending it in after every row.
     """
-    image = None if request.image is None else pictures.read("image", request.image)
-    own = (shape.size, shape.size) if image is None else pictures.size_of(image, shape.factor)
+    first, *others = [None] if request.image is None else images.split("image", request.image)
+    image = None if first is None else images.read("image", first)
+    own = (shape.size, shape.size) if image is None else images.size_of(image, shape.factor)
     size = request.size(own, shape.factor)
+    _warn_of_size(size, shape.size)
     latents = (shape.channels, size[0] // shape.factor, size[1] // shape.factor)
     seeds = request.seeds
     x = noise(seeds, FIRST, latents) if request.latents is None else _given(request, latents)
@@ -43,10 +48,11 @@ def begin(
         raise LdmrtError("unet", "this model fills a part of a picture", expected="image and mask")
     if image is None:
         return Start(x, size)
-    colours = pictures.colours("image", [image], size).repeat(len(seeds), axis=0)
+    colours = images.for_each(images.colors("image", [image, *others], size), len(seeds))
     if request.mask is None:
         return Start(x, size, encode_picture(engines, shape, how, colours, seeds, PICTURE))
-    mask = pictures.mask_of(request.mask, size).repeat(len(seeds), axis=0)
+    masks = images.masks(images.split("mask", request.mask), size, request.mask_from)
+    mask = images.for_each(masks, len(seeds))
     small = mask[:, :, :: shape.factor, :: shape.factor]
     whole = request.strength == 1.0  # nothing of the picture is left at the start
     init = None if whole and extra else encode_picture(engines, shape, how, colours, seeds, PICTURE)
@@ -60,6 +66,16 @@ def begin(
         return (1 - small) * kept + small * after
 
     return Start(x, size, None if whole else init, blend=blend)
+
+
+def _warn_of_size(size: tuple[int, int], own: int) -> None:
+    """Warn where an image has four times the pixels that the model was trained on, or a quarter: it repeats itself
+    then, or falls apart.
+    """
+    share = size[0] * size[1] / own**2
+    if not 1 / FAR < share < FAR:
+        found = f"{size[1]}x{size[0]} is far from the model's own size, {own}x{own}"
+        warnings.warn(f"request: {found}; images may repeat themselves or fall apart", LdmrtWarning, stacklevel=3)
 
 
 def _given(request: Request, shape: tuple[int, ...]) -> Latents:

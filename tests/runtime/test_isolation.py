@@ -15,7 +15,12 @@ import ldmrt.runtime
 SOURCE = sorted(Path(ldmrt.runtime.__file__).parent.glob("*.py"))
 BLOCKED = ("torch", "transformers", "diffusers")
 # What a file may import, each inside the function that needs it.
-MAY = {"pictures.py": {"PIL"}, "engine_ort.py": {"onnxruntime"}, "tokenizer.py": {"tokenizers"}}
+MAY = {
+    "images.py": {"PIL"},
+    "image_modes.py": {"PIL"},
+    "engine_ort.py": {"onnxruntime"},
+    "tokenizer.py": {"tokenizers"},
+}
 MAY |= {"ort_binding.py": {"onnxruntime"}, "certificate.py": {"skimage"}, "cuda.py": {"cuda"}}
 
 
