@@ -52,6 +52,8 @@ def export(
     for name, modules in islands.items():
         for module, why in modules.items():
             console.print(f"{name}: {module or 'all of it'} computes in fp32: {why}", highlight=False)
+    for entry in merged.get("embeddings", []):
+        console.print(f"{entry['file']}: in prompts it is {' or '.join(entry['words'])}", markup=False, highlight=False)
     with console.status("exporting") as status:
         chosen = [name.strip() for name in only.split(",")] if only else []
         made = export_bundle(loaded, bundle, only=chosen, merged=merged, islands=islands, deep_cache=deep_cache)

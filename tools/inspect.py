@@ -37,6 +37,10 @@ def inspect(bundle: Path) -> None:
     shape = opened.shape
     click.echo(f"{shape.size}x{shape.size} pixels, latents of {shape.channels} channels at 1/{shape.factor}")
     click.echo(f"{opened.scheduler['_class_name']}, predicts {prediction}, scaling factor {shape.scaling_factor:.5g}")
+    for entry in opened.manifest.get("loras", []):
+        click.echo(f"LoRA {entry['file']}, weight {entry['weight']:g}")
+    for entry in opened.manifest.get("embeddings", []):
+        click.echo(f"words of {entry['file']}: {' or '.join(entry.get('words', [entry['token']]))}")
     if opened.manifest:
         click.echo("made by " + ", ".join(f"{name} {version}" for name, version in opened.manifest["made_by"].items()))
         click.echo(f"{len(files)} files are as the manifest says")
