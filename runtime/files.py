@@ -19,9 +19,11 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
             yield file
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
+        if isinstance(error, OSError) and error.filename is None:  # of a write, on a full disk say
+            error.filename = str(path)
         raise
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LdmrtError
+from .optional import unavailable
 
 Floats = NDArray[np.float32]
 Size = tuple[int, int]  # height, width
@@ -17,8 +18,8 @@ def read(what: str, picture: Any) -> Any:
     """A picture as a PIL image; `picture` is one, a path, or an array (H, W) or (H, W, 3), uint8 or 0 to 1."""
     try:
         from PIL import Image, ImageOps
-    except ImportError:
-        raise LdmrtError(what, "Pillow is not installed", hint="pip install pillow") from None
+    except ImportError as error:
+        raise unavailable(error, what) from None
     if isinstance(picture, Image.Image):
         return picture
     if isinstance(picture, (str, Path)):

@@ -15,8 +15,8 @@ import ldmrt.runtime
 SOURCE = sorted(Path(ldmrt.runtime.__file__).parent.glob("*.py"))
 BLOCKED = ("torch", "transformers", "diffusers")
 # What a file may import, each inside the function that needs it.
-MAY = {"pictures.py": {"PIL"}, "engine_ort.py": {"onnxruntime"}, "tokenizer.py": {"tokenizers"}}
-MAY |= {"ort_binding.py": {"onnxruntime"}, "certificate.py": {"skimage"}, "cuda.py": {"cuda"}}
+MAY = {"pictures.py": {"PIL"}, "ort.py": {"onnxruntime"}, "tokenizer.py": {"tokenizers"}}
+MAY |= {"certificate.py": {"skimage"}, "cuda.py": {"cuda"}}
 
 
 def python(program: str, *arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
