@@ -17,8 +17,9 @@ from typing import Any
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.engine_files import Recipe
 from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.optional import unavailable
 from ldmrt.runtime.targets import BACKENDS, PORTABLE
-from ldmrt.runtime.trt import INSTALL, MODULES
+from ldmrt.runtime.trt import MODULES
 
 from .resident import growth
 
@@ -47,8 +48,8 @@ def library(backend: str) -> Any:
         if "polygraphy.config" not in sys.modules:
             os.environ[SWITCH] = "1" if rtx else "0"
         config = importlib.import_module("polygraphy.config")
-    except ImportError:
-        raise LdmrtError("backend", f"{BACKENDS[backend]} is not installed", hint=INSTALL[backend]) from None
+    except (ImportError, OSError) as error:
+        raise unavailable(error, "backend") from None
     if rtx != config.USE_TENSORRT_RTX:
         problem = "Polygraphy is bound to the other TensorRT in this process"
         raise LdmrtError("backend", problem, hint="build in a process of its own")

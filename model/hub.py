@@ -6,6 +6,7 @@ from pathlib import Path
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.errors import first_line
 from ldmrt.runtime.files import read_json
+from ldmrt.runtime.optional import unavailable
 
 from .source import INDEX, check_variant, split_index
 from .weight_files import choose, shards
@@ -49,9 +50,8 @@ def _fetch(name: str, files: list[str]) -> Path:
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import RepositoryNotFoundError
-    except ImportError:
-        problem = f"no folder {name}, and huggingface_hub is not installed"
-        raise LdmrtError("checkpoint", problem, hint="pip install huggingface_hub") from None
+    except ImportError as error:
+        raise unavailable(error, f"checkpoint: no folder {name}") from None
     try:
         return Path(snapshot_download(name, allow_patterns=files))
     except RepositoryNotFoundError:

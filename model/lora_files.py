@@ -14,7 +14,7 @@ from torch import Tensor
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.errors import first_line
 
-from .config import read_json
+from ldmrt.runtime.files import read_json
 from .lora_names import PEFT, PREFIXES, matches
 from .tensor_files import check_tensor, find_file, read
 
@@ -54,7 +54,7 @@ def open_lora(path: Path) -> LoraFile:
     few_steps = trailing(path.name, *(metadata.get(title, "") for title in TITLES))
     beside = path.with_name("adapter_config.json")
     if beside.is_file() and (path.stem == "adapter_model" or any(key.startswith(PEFT) for key in tensors)):
-        return LoraFile(path, tensors, dict.fromkeys(PREFIXES.values(), read_json(beside, "lora")), few_steps)
+        return LoraFile(path, tensors, dict.fromkeys(PREFIXES.values(), read_json("lora", beside)), few_steps)
     return LoraFile(path, tensors, _inner_notes(path, metadata.get("lora_adapter_metadata", "{}")), few_steps)
 
 

@@ -108,9 +108,11 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
             yield file
         os.chmod(work, 0o644)
         os.replace(work, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(work)
+        if isinstance(error, OSError) and error.filename is None:  # of a write, on a full disk say
+            error.filename = str(path)
         raise
 
 

@@ -174,8 +174,8 @@ def _pillow(what: str) -> Any:
     """Pillow's module Image."""
     try:
         from PIL import Image
-    except ImportError:
-        raise LdmrtError(what, "Pillow is not installed", hint="pip install pillow") from None
+    except ImportError as error:
+        raise unavailable(error, what) from None
     return Image
 
 

@@ -98,14 +98,13 @@ def bench(names: tuple[str, ...], steps: int, repeats: int, out: Path | None) ->
 
 def libraries() -> tuple[Any, Any]:
     """torch and diffusers."""
-    from ldmrt.runtime import LdmrtError
+    from ldmrt.runtime.optional import unavailable
 
     try:
         import diffusers
         import torch
     except ImportError as error:
-        hint = "pip install 'ldmrt[dev]'"
-        raise LdmrtError("bench_samplers", "diffusers is not installed", found=error, hint=hint) from None
+        raise unavailable(error, "bench_samplers") from None
     diffusers.utils.logging.set_verbosity_error()  # of keys that a class does not have
     return torch, diffusers
 
