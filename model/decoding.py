@@ -9,23 +9,21 @@ from PIL import Image, ImageOps
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.errors import first_line
 
-STILL = ("MPO", "PSD")  # formats whose further frames are previews and layers of the one image
+LAYERED = ("MPO", "PSD")  # formats whose other frames belong to the first: previews, layers
+PROGRAMS = ("EPS", "WMF")  # formats that Pillow hands to a program outside
 DRAFT = 2  # a JPEG may be decoded at a fraction of its size that has this many times the pixels wanted along a side
 
 
 def read_image(path: Path, least: int) -> Image.Image:
-    """Read an image; a JPEG may come smaller, though no side below twice `least`."""
+    """Read an image; a JPEG may come smaller, though with no side below twice `least`."""
     try:
         with Image.open(path) as opened:
-            _refuse_animation(path, opened)
+            _refuse_format(opened)
             opened.draft(None, (DRAFT * least, DRAFT * least))
             return _on_white(_eight_bit(ImageOps.exif_transpose(opened)))
-    except MemoryError:
-        raise LdmrtError("data", f"cannot read {path}", found="more pixels than memory holds") from None
-    except LdmrtError:
-        raise
     except Exception as error:  # Pillow's decoders raise many classes
-        raise LdmrtError("data", f"cannot read {path}", expected="an image", found=first_line(error)) from None
+        found = "more pixels than memory holds" if isinstance(error, MemoryError) else first_line(error)
+        raise LdmrtError("data", f"cannot read {path}", expected="an image", found=found) from None
 
 
 def shorter_side(path: Path) -> int:
@@ -34,10 +32,12 @@ def shorter_side(path: Path) -> int:
         return min(opened.size)
 
 
-def _refuse_animation(path: Path, image: Any) -> None:
+def _refuse_format(image: Any) -> None:
+    if image.format in PROGRAMS:
+        raise ValueError(f"{image.format} is not supported")
     frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format not in STILL:
-        raise LdmrtError("data", f"cannot read {path}", expected="one image", found=f"{frames} frames")
+    if frames > 1 and image.format not in LAYERED:
+        raise ValueError(f"{frames} frames, of an animation or of pages")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

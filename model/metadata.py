@@ -61,20 +61,27 @@ def read_metadata(folder: Path) -> tuple[list[Row], list[Problem]]:
     return rows, problems
 
 
+class InvalidLines(LdmrtError):
+    """Several lines of metadata.jsonl that cannot be used; the message lists them."""
+
+    def __init__(self, folder: Path, problems: Sequence[Problem], hint: str | None) -> None:
+        super().__init__("data", f"{len(problems)} lines of {folder / METADATA} cannot be used", hint=hint)
+        message, *rest = str(self).splitlines()
+        self.args = ("\n".join([message, *listing(problems), *rest]),)
+
+
 def refuse(folder: Path, problems: Sequence[Problem], hint: str | None = None) -> LdmrtError:
-    """The error that lists the problems."""
-    return LdmrtError("data", summary(folder, problems), hint=hint)
+    """Return the error that names each problem."""
+    if len(problems) > 1:
+        return InvalidLines(folder, problems, hint)
+    return LdmrtError("data", f"{folder / METADATA} line {problems[0].line}: {problems[0].found}", hint=hint)
 
 
-def summary(folder: Path, problems: Sequence[Problem]) -> str:
-    """List problems by line, the first of them where there are many."""
-    path, problems = folder / METADATA, sorted(problems, key=lambda problem: problem.line)
-    if len(problems) == 1:
-        return f"{path} line {problems[0].line}: {problems[0].found}"
-    lines = [f"line {problem.line}: {problem.found}" for problem in problems[:LISTED]]
-    if len(problems) > LISTED:
-        lines.append(f"and {len(problems) - LISTED} more")
-    return "\n  ".join([f"{path}: {len(problems)} lines cannot be used", *lines])
+def listing(problems: Sequence[Problem]) -> list[str]:
+    """One indented line for each problem, the first of them where there are many."""
+    problems = sorted(problems, key=lambda problem: problem.line)
+    lines = [f"  line {problem.line}: {problem.found}" for problem in problems[:LISTED]]
+    return lines + [f"  and {len(problems) - LISTED} more"] * (len(problems) > LISTED)
 
 
 class _Invalid(Exception):
@@ -84,7 +91,9 @@ class _Invalid(Exception):
 def _row(number: int, line: str) -> Row:
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
+        raise _Invalid(f"not JSON ({error.msg} at character {error.colno})") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
         raise _Invalid(f"not JSON ({str(error)[:FOUND]})") from None
     if not isinstance(row, dict):
         raise _Invalid(f"expected an object with file_name and text, found {_shown(row)}")

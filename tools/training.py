@@ -97,7 +97,7 @@ def _reporting(run: Any, loop: Iterator[Any]) -> Iterator[Any]:
     told = 0
     for progress in loop:
         for reason in list(run.skipped.values())[told:]:
-            console.print(f"skipped: {reason}", highlight=False, markup=False)
+            console.print(f"skipped: {reason}", highlight=False, markup=False, soft_wrap=True)
         told = len(run.skipped)
         yield progress
 

@@ -48,7 +48,7 @@ def open_folder(folder: Path, size: int, *, skip_bad: bool = False, skip_small: 
     """
     from ldmrt.model.data import PictureFolder
     from ldmrt.model.image_check import check_images
-    from ldmrt.model.metadata import Problem, read_metadata, refuse, summary
+    from ldmrt.model.metadata import METADATA, Problem, listing, read_metadata, refuse
 
     rows, bad = read_metadata(folder)
     misplaced = {problem.file_name for problem in bad}
@@ -67,5 +67,6 @@ def open_folder(folder: Path, size: int, *, skip_bad: bool = False, skip_small: 
     if refused:
         raise refuse(folder, refused, HINTS[bool(bad) and not skip_bad, bool(small) and not skip_small])
     if skipped := bad + small:
-        console.print(f"skipped: {summary(folder, skipped)}", highlight=False, markup=False)
+        text = "\n".join([f"skipped {len(skipped)} lines of {folder / METADATA}", *listing(skipped)])
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
     return PictureFolder(folder, tuple(rows), size, frozenset(p.file_name for p in skipped if p.file_name))
