@@ -80,5 +80,6 @@ def test_unreadable_picture_is_one_error(content: bytes, folder: Path) -> None:
     path = folder / "wide.png"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content == b"half" else content)
     data = PictureFolder.open(write(folder, {"file_name": "wide.png", "text": "red"}))
+    assert data.draw(0, 0).caption == "red"
     with pytest.raises(LdmrtError, match=r"wide\.png"):
-        data.draw(0, 0)
+        _ = data.draw(0, 0).picture

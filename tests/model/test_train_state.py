@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ldmrt.model.data import Sample
-from ldmrt.model.train import Run, Settings, train_ldm
+from ldmrt.model.run import Run, Settings
+from ldmrt.model.train import train_ldm
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.schedule import alphas_cumprod
 from ldmrt.runtime.scheduler_config import resolve

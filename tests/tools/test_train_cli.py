@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmrt.tools.train import STATE, walk
+from ldmrt.tools.training import STATE, walk
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +66,10 @@ def test_bad_words(
 
 
 def test_autoencoder_of_other_channels(ldmrt: Any, pictures: Path, checkpoint: Path, tmp_path: Path) -> None:
-    """The tiny checkpoint's has 4 at a factor of 2: the U-Net is made to fit."""
+    """The tiny checkpoint's has 4 at a factor of 2: the U-Net is made to fit, and --size says of which pictures."""
     out = tmp_path / "out"
     words = ("--data", pictures, "--autoencoder", checkpoint, "--out", out, "--steps", 1, "--batch", 1)
-    assert ldmrt("train", "ldm", *words).code == 0
+    assert ldmrt("train", "ldm", *words, "--size", 16).code == 0
     config = json.loads((out / "unet" / "config.json").read_text())
     assert (config["in_channels"], config["out_channels"], config["sample_size"]) == (4, 4, 8)
 
@@ -137,7 +137,7 @@ class Steps:
     """A training run that only counts, and is told to stop in step 5."""
 
     def __init__(self, begin: int = 0) -> None:
-        self.step, self.settings = begin, SimpleNamespace(steps=8)
+        self.step, self.settings, self.skipped, self.torn = begin, SimpleNamespace(steps=8), dict[tuple, str](), False
         self.saved: list[int] = []
 
     def save(self, path: Path) -> None:
