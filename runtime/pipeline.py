@@ -219,13 +219,13 @@ class Pipeline:
     ) -> Model:  # fmt: skip
         """The U-Net with its controls, guided."""
         controls = open_controls(self.engines, request.controls, start.size, guidance, words)
-        idx = guidance.idx
+        idx, channels = guidance.idx, start.x.shape[1]
 
         def model(x: Latents, t: float, into: Latents | None = None) -> Latents:
             x, times = x[idx], np.full(len(idx), t, np.float32)
             seen = x if start.beside is None else np.concatenate([x, start.beside[idx]], axis=1)
             out = unet(sample=seen, timestep=times, **words, **controls(x, times))
-            return guidance.combine(out["out_sample"].astype(np.float32, copy=False), into)
+            return guidance.combine(out["out_sample"].astype(np.float32, copy=False), into, channels)
 
         return model
 
