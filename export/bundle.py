@@ -19,6 +19,7 @@ from ldmrt.model.checkpoint import write_json
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle import CUT, MANIFEST, SCHEMA, Bundle
 from ldmrt.runtime.files import sha256
+from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.optimized import FOLDER as OPTIMIZED
 
 from .components import Component, components
@@ -50,7 +51,8 @@ def export_bundle(
     """
     path, parts = path.resolve(), components(checkpoint)
     if unknown := [name for name in only if name not in parts]:
-        raise LdmrtError("export", f"no component {unknown[0]!r}", expected=", ".join(parts))
+        problem = f"no component {unknown[0]!r}{suggestion(unknown[0], parts)}"
+        raise LdmrtError("export", problem, expected=", ".join(parts))
     if deep_cache:
         if only and "unet" not in only:
             raise LdmrtError("export", "a deep cache is made of the U-Net", expected="unet among --components")
