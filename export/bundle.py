@@ -21,6 +21,7 @@ from ldmrt.runtime.bundle import CUT, MANIFEST, SCHEMA, Bundle
 from ldmrt.runtime.files import sha256
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.optimized import FOLDER as OPTIMIZED
+from ldmrt.runtime.recognise import BUNDLE, refuse_other
 
 from .components import Component, components
 from .deep_cache import check_cut, cut
@@ -53,6 +54,7 @@ def export_bundle(
     if unknown := [name for name in only if name not in parts]:
         problem = f"no component {unknown[0]!r}{suggestion(unknown[0], parts)}"
         raise LdmrtError("export", problem, expected=", ".join(parts))
+    refuse_other("export", path, BUNDLE)
     if deep_cache:
         if only and "unet" not in only:
             raise LdmrtError("export", "a deep cache is made of the U-Net", expected="unet among --components")

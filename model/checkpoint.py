@@ -12,6 +12,7 @@ from torch import nn
 
 from ldmrt.runtime import LdmrtError, LdmrtWarning, write_atomically
 from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.recognise import ADAPTER, BUNDLE, CHECKPOINT, CONTROLNET, LORA, refuse_other
 from ldmrt.runtime.schedulers import plan_from_config
 from ldmrt.runtime.tokenizer import Tokenizer
 
@@ -105,6 +106,7 @@ def load(
     weight is read.
     """
     path = Path(source)
+    refuse_other("checkpoint", path, CHECKPOINT)
     if path.is_file():
         if variant is not None:
             raise LdmrtError("checkpoint", "a single file has no variants", found=variant)
@@ -124,6 +126,7 @@ def load(
 
 def load_autoencoder(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Autoencoder:
     """The autoencoder in FOLDER/vae."""
+    refuse_other("autoencoder", folder, CHECKPOINT, BUNDLE, LORA)
     return _load_network("vae", "AutoencoderKL", folder / "vae", dtype=dtype)
 
 
@@ -131,6 +134,7 @@ def load_controlnet(
     folder: str | Path, *, variant: str | None = None, dtype: torch.dtype | None = torch.float32
 ) -> ControlNet:
     """A ControlNet in its own folder in diffusers' layout."""
+    refuse_other("controlnet", Path(folder), CONTROLNET, BUNDLE, ADAPTER, LORA)
     return _load_network("controlnet", "ControlNetModel", Path(folder), variant, dtype)
 
 
@@ -138,6 +142,7 @@ def load_adapter(
     folder: str | Path, *, variant: str | None = None, dtype: torch.dtype | None = torch.float32
 ) -> Adapter:
     """A T2I-Adapter in its own folder in diffusers' layout."""
+    refuse_other("adapter", Path(folder), ADAPTER, BUNDLE, CHECKPOINT, CONTROLNET, LORA)
     return _load_network("adapter", "T2IAdapter", Path(folder), variant, dtype)
 
 

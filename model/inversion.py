@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.errors import first_line
 from ldmrt.runtime.files import sha256
+from ldmrt.runtime.recognise import BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING, LORA, refuse_other
 from ldmrt.runtime.tokenizer import END, START
 
 # What the files for XL call its two text encoders
@@ -41,6 +42,7 @@ def read_embedding(path: str | Path, token: str | None = None) -> Embedding:
     the file's own name.
     """
     path = Path(path)
+    refuse_other("embedding", path, EMBEDDING, BUNDLE, CHECKPOINT, CONTROLNET, LORA)
     content = _read(path)
     name, vectors = _found(content)
     if not vectors or not all(isinstance(value, Tensor) and value.ndim in (1, 2) for value in vectors.values()):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.errors import LdmrtWarning, first_line
 from ldmrt.runtime.files import sha256
+from ldmrt.runtime.recognise import BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING, LORA, refuse_other
 
 from .config import read_json
 from .ldm_names import ldm_modules
@@ -98,6 +99,7 @@ class Lora:
 def read_lora(path: str | Path) -> Lora:
     """A .safetensors file of kohya's scripts, LyCORIS (LoCon), diffusers or PEFT; any other kind is refused by name."""
     path = Path(path)
+    refuse_other("lora", path, LORA, BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING)
     tensors, notes = _read(path)
     parts = _parts(path, tensors)
     layers: dict[tuple[str, str], Layer] = {}

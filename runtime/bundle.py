@@ -12,6 +12,7 @@ from typing import Any
 from .certificate import Certificate
 from .errors import LdmrtError
 from .files import sha256
+from .recognise import expect_bundle
 from .reference import Reference
 from .specs import TensorSpec
 from .stamps import Stamped
@@ -70,6 +71,7 @@ class Bundle:
         """Read the manifest and the configs. `check` compares every file with its size and SHA-256; `stamped` files
         that have not changed since they were last compared are not read again.
         """
+        expect_bundle(path)
         if not path.is_dir():
             raise LdmrtError("bundle", f"no directory {path}", hint=f"ldmrt export CHECKPOINT {path}")
         manifest: dict[str, Any] = {}
