@@ -21,7 +21,9 @@ from ldmrt.runtime.contents import is_inside, is_name
 from ldmrt.runtime.files import remove_abandoned, sha256, temporary_folder
 from ldmrt.runtime.lock import bundle_lock
 from ldmrt.runtime.manifest import REFERENCE, SCHEMA
+from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.optimized import FOLDER as OPTIMIZED
+from ldmrt.runtime.recognise import BUNDLE, refuse_other
 from ldmrt.runtime.swap import recover, replace_folder
 
 from .components import Component, components
@@ -55,7 +57,9 @@ def export_bundle(
     if odd := [name for name in parts if not is_name(name)]:
         raise LdmrtError("export", f"unsupported name {odd[0]!r:.200}", expected="letters, digits, _, - and .")
     if unknown := [name for name in only if name not in parts]:
-        raise LdmrtError("export", f"no component {unknown[0]!r}", expected=", ".join(parts))
+        problem = f"no component {unknown[0]!r}{suggestion(unknown[0], parts)}"
+        raise LdmrtError("export", problem, expected=", ".join(parts))
+    refuse_other("export", path, BUNDLE)
     if deep_cache:
         if only and "unet" not in only:
             raise LdmrtError("export", "a deep cache is made of the U-Net", expected="unet among --components")

@@ -10,6 +10,7 @@ import torch
 from ldmrt.model import Checkpoint
 from ldmrt.runtime import Bundle, LdmrtError
 from ldmrt.runtime.decode import WIDE
+from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.tolerances import COMPONENT
 
 from .components import PRECISIONS, components
@@ -29,7 +30,8 @@ def parse(text: str) -> dict[str, str]:
         name, equals, precision = word.strip().rpartition("=")
         if precision not in PRECISIONS or (equals and not name):
             expected = f"{' or '.join(PRECISIONS)}, or COMPONENT={'|'.join(PRECISIONS)} several times"
-            raise LdmrtError("precision", f"impossible precision {text!r}", expected=expected, found=word)
+            problem = f"impossible precision {text!r}{suggestion(precision, PRECISIONS)}"
+            raise LdmrtError("precision", problem, expected=expected, found=word)
         precisions[name] = precision
     return precisions
 
@@ -78,7 +80,8 @@ def _kinds(checkpoint: Checkpoint, wanted: Precisions) -> dict[str, str]:
     """The precision of every component."""
     names = list(components(checkpoint))
     if unknown := [name for name in wanted if name and name not in names]:
-        raise LdmrtError("precision", f"no component {unknown[0]!r}", expected=", ".join(names))
+        problem = f"no component {unknown[0]!r}{suggestion(unknown[0], names)}"
+        raise LdmrtError("precision", problem, expected=", ".join(names))
     return {name: wanted.get(name, wanted[""]) for name in names}
 
 

@@ -15,6 +15,7 @@ from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle import Bundle
 from ldmrt.runtime.engine_files import FOLDER, EngineFile, Recipe, engines, model_digests, rebuild, runs_on, write
 from ldmrt.runtime.lock import bundle_lock
+from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.trt import Refused, Session, must
 
 from .trt import REFIT, check_refit
@@ -42,7 +43,8 @@ def refit(bundle: Bundle, source: Bundle, backend: str, only: Collection[str] = 
     """
     check_refit(backend, "--backend")
     if unknown := [name for name in only if name not in bundle.graphs]:
-        raise LdmrtError("--components", f"no component {unknown[0]!r}", expected=", ".join(bundle.graphs))
+        problem = f"no component {unknown[0]!r}{suggestion(unknown[0], bundle.graphs)}"
+        raise LdmrtError("--components", problem, expected=", ".join(bundle.graphs))
     session = Session(backend)
     with bundle_lock(bundle.path):
         bundle.check_unchanged()

@@ -14,6 +14,7 @@ from torch import nn
 from ldmrt.runtime import LdmrtError, LdmrtWarning, write_atomically
 from ldmrt.runtime.errors import first_line
 from ldmrt.runtime.files import read_json
+from ldmrt.runtime.recognise import ADAPTER, BUNDLE, CHECKPOINT, CONTROLNET, LORA, refuse_other
 from ldmrt.runtime.schedulers import plan_from_config
 from ldmrt.runtime.tokenizer import Tokenizer
 
@@ -107,6 +108,7 @@ def load(
     weight is read.
     """
     path = Path(source)
+    refuse_other("checkpoint", path, CHECKPOINT)
     if path.exists() and not path.is_dir():
         if variant is not None:
             raise LdmrtError("checkpoint", "a single file has no variants", found=variant)
@@ -126,6 +128,7 @@ def load(
 
 def load_autoencoder(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Autoencoder:
     """The autoencoder in FOLDER/vae."""
+    refuse_other("autoencoder", folder, CHECKPOINT, BUNDLE, LORA)
     return _load_network("vae", "AutoencoderKL", folder / "vae", dtype=dtype)
 
 
@@ -133,6 +136,7 @@ def load_controlnet(
     folder: str | Path, *, variant: str | None = None, dtype: torch.dtype | None = torch.float32
 ) -> ControlNet:
     """A ControlNet in its own folder in diffusers' layout."""
+    refuse_other("controlnet", Path(folder), CONTROLNET, BUNDLE, ADAPTER, LORA)
     return _load_network("controlnet", "ControlNetModel", Path(folder), variant, dtype)
 
 
@@ -140,6 +144,7 @@ def load_adapter(
     folder: str | Path, *, variant: str | None = None, dtype: torch.dtype | None = torch.float32
 ) -> Adapter:
     """A T2I-Adapter in its own folder in diffusers' layout."""
+    refuse_other("adapter", Path(folder), ADAPTER, BUNDLE, CHECKPOINT, CONTROLNET, LORA)
     return _load_network("adapter", "T2IAdapter", Path(folder), variant, dtype)
 
 

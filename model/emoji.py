@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.nearest import suggestion
 
 from .data import SIZE, Sample, digest, generator
 from .order import entry
@@ -134,7 +135,8 @@ class Emoji:
             ("layout", layouts, set(LAYOUTS)),
         ):
             if unknown := [value for value in wanted if value not in present]:
-                raise LdmrtError("data", f"no {name} {unknown[0]!r}", expected=", ".join(sorted(present)))
+                problem = f"no {name} {unknown[0]!r}{suggestion(unknown[0], present)}"
+                raise LdmrtError("data", problem, expected=", ".join(sorted(present)))
         chosen = [s for s in sprites if (not styles or s.style in styles) and (not groups or s.group in groups)]
         if not chosen:
             raise LdmrtError("data", "no sprite is left", found=f"styles {list(styles)}, groups {list(groups)}")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files import sha256
+from ldmrt.runtime.recognise import BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING, LORA, refuse_other
 
 from .added_words import check_new, vocabulary, with_words
 from .tensor_files import check_tensor, find_file, read
@@ -48,6 +49,7 @@ def read_embedding(path: str | Path, token: str | None = None) -> Embedding:
     The word is `token`. Where that is left out, it is the word that the file names, and the file's own name, as in the
     web UI; vectors for XL are also <s0>, <s1> ..., as diffusers' scripts for pivotal tuning call them.
     """
+    refuse_other("embedding", Path(path), EMBEDDING, BUNDLE, CHECKPOINT, CONTROLNET, LORA)
     path = find_file("embedding", Path(path), USUAL)
     content, _ = read("embedding", path)
     return embedding_of(content, path, token)

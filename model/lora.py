@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.errors import LdmrtWarning
 from ldmrt.runtime.files import sha256
+from ldmrt.runtime.recognise import BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING, LORA, refuse_other
 
 from .inversion import Embedding, embedding_of
 from .lora_files import LoraFile, noted_scale, open_lora, refuse
@@ -42,6 +43,7 @@ def read_lora(path: str | Path) -> Lora:
     """A file of kohya's scripts, LyCORIS (LoCon, LoHa, LoKr, full, norms), diffusers or PEFT, DoRA included, or a
     folder with one; any other kind is refused by name.
     """
+    refuse_other("lora", Path(path), LORA, BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING)
     opened = open_lora(Path(path))
     embeddings, rest = _bundled(opened)
     parts = _parts(opened.path, rest)

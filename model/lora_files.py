@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.errors import first_line
-
 from ldmrt.runtime.files import read_json
+
 from .lora_names import PEFT, PREFIXES, matches
 from .tensor_files import check_tensor, find_file, read
 

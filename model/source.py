@@ -7,6 +7,7 @@ from typing import Any
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.files import read_bytes, read_json
+from ldmrt.runtime.nearest import suggestion
 
 from .weight_files import choose, names_in, variants
 from .weights import Tensors, bare, open_weights
@@ -74,7 +75,8 @@ def check_variant(variant: str | None, names: Mapping[str, Iterable[str]], where
     there = {kind for part in names.values() for kind in variants(part)}
     if variant and variant not in there:
         found = ", ".join(sorted(kind or "plain" for kind in there))
-        raise LdmrtError("checkpoint", f"no variant {variant!r} in {where}", found=found or "no weights")
+        problem = f"no variant {variant!r} in {where}{suggestion(variant, there)}"
+        raise LdmrtError("checkpoint", problem, found=found or "no weights")
 
 
 def split_index(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

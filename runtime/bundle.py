@@ -15,6 +15,7 @@ from .errors import LdmrtError
 from .files import read_bytes, read_json
 from .manifest import MANIFEST, REQUIRED, check_files, check_manifest
 from .model_shape import Shape
+from .recognise import expect_bundle
 from .reference import Reference
 from .specs import TensorSpec
 from .stamps import Stamped
@@ -43,6 +44,7 @@ class Bundle:
         """Read the manifest and the configs. `check` compares every file with its size and SHA-256; `stamped` files
         that have not changed since they were last compared are not read again.
         """
+        expect_bundle(path)
         if not path.is_dir():
             recover(path)
         if not path.is_dir():

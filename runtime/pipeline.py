@@ -23,6 +23,7 @@ from .engines import Engines
 from .errors import LdmrtError, LdmrtWarning
 from .folded import Bindable, Folded, foldable
 from .guidance import Guidance, classifier_free, guided_rows, positive_half
+from .nearest import suggestion
 from .noise import noise
 from .request import Request
 from .sampler import Blend, Latents, Model, Noise, Plan, State, steps
@@ -200,7 +201,8 @@ class Pipeline:
     def request(prompt: Any, options: Mapping[str, Any]) -> Request:
         """A `Request` from what a caller gave."""
         if unknown := [name for name in options if name not in Request.__dataclass_fields__]:
-            raise LdmrtError("request", f"no option {unknown[0]!r}", expected=", ".join(Request.__dataclass_fields__))
+            problem = f"no option {unknown[0]!r}{suggestion(unknown[0], Request.__dataclass_fields__)}"
+            raise LdmrtError("request", problem, expected=", ".join(Request.__dataclass_fields__))
         if isinstance(prompt, Request):
             return replace(prompt, **options)
         return Request(prompt, **options)

@@ -1,6 +1,6 @@
 """The table of schedulers, and the door from a diffusers scheduler config to a plan."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Integral
@@ -9,9 +9,10 @@ import numpy as np
 
 from . import exponential, solvers
 from .errors import LdmrtError
+from .nearest import nearest
 from .sampler import Plan
 from .schedule import Nodes, distilled_nodes, edm_nodes, level_nodes, sine_nodes, whole_nodes
-from .scheduler_config import Config, resolve
+from .scheduler_config import KEYS, Config, resolve
 
 
 @dataclass(frozen=True)
@@ -89,17 +90,29 @@ def find_scheduler(config: Config, name: str | None = None) -> tuple[Scheduler, 
     wanted = everyday_name(config) if name is None else name
     base, _, spacing = (wanted or "").rpartition("_") if (wanted or "").endswith(SPACINGS) else (wanted, "", "")
     if base not in SCHEDULERS:
-        raise LdmrtError(
-            "scheduler",
-            f"unknown scheduler {config.get('_class_name') if name is None else name!r}",
-            expected=", ".join(SCHEDULERS),
-            hint="--scheduler ddim",
-        )
+        raise _unknown(config.get("_class_name"), BY_CLASS) if name is None else _unknown(name, _spellings())
     scheduler = SCHEDULERS[base]
     if name is None:
         return scheduler, {}
     respaced = {f"use_{kind}_sigmas": kind == spacing for kind in SPACINGS} if spacing else {}
     return scheduler, {**scheduler.asks, **respaced}
+
+
+def _spellings() -> dict[str, str]:
+    """Everyday names, those with a spacing of noise levels, and classes of diffusers: each with its everyday name."""
+    spaced = [
+        f"{name}_{kind}"
+        for name, scheduler in SCHEDULERS.items()
+        for kind in SPACINGS
+        if f"use_{kind}_sigmas" in KEYS[scheduler.class_name]
+    ]
+    return {**{name: name for name in SCHEDULERS}, **BY_CLASS, **{name: name for name in spaced}}
+
+
+def _unknown(word: object, spellings: Mapping[str, str]) -> LdmrtError:
+    close = spellings.get(nearest(word, spellings) or "")
+    problem = f"unknown scheduler {word!r}" + (f", did you mean {close!r}?" if close else "")
+    return LdmrtError("scheduler", problem, expected=", ".join(SCHEDULERS), hint=f"--scheduler {close or 'ddim'}")
 
 
 def everyday_name(config: Config) -> str | None:

@@ -9,6 +9,8 @@ import click
 
 from ldmrt.runtime.room import STEPS
 
+from .options import Choice
+
 if TYPE_CHECKING:
     from ldmrt.export.build import Built, Step
     from ldmrt.export.profiles import Wanted
@@ -23,7 +25,7 @@ def of_profile(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--sizes", help="Pictures, WIDTHxHEIGHT: 512x512,768x512, or a range, 512-1024x512-1024; the "
                      "model's own size where left out."),
         click.option("--batch", default="1", show_default=True, help="Pictures at once, such as 1-4 or 1,4."),
-        click.option("--guidance", type=click.Choice(["on", "off", "any"]), default="on", show_default=True,
+        click.option("--guidance", type=Choice(["on", "off", "any"]), default="on", show_default=True,
                      help="It doubles the U-Net's rows; any builds for both."),
         click.option("--components", "only", help="Only these, such as unet,vae_decoder."),
         click.option("--folded", is_flag=True, help="Also the folded step, which runs a sampler's row as one call."),
@@ -36,7 +38,7 @@ def of_profile(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--backend", type=click.Choice(BACKENDS), default="tensorrt-rtx", show_default=True)
+@click.option("--backend", type=Choice(BACKENDS), default="tensorrt-rtx", show_default=True)
 @click.option("--target", default="this", show_default=True, help="GPUs, such as sm89,sm120; portable; this machine's.")
 @of_profile
 @click.option("--refit", is_flag=True, help="Keep the weights replaceable, for LoRA: TensorRT alone.")
@@ -140,10 +142,12 @@ def chosen(bundle: "Bundle", only: str | None, folded: bool) -> list[str]:
     """The graphs that engines were asked for of."""
     from ldmrt.runtime import LdmrtError
     from ldmrt.runtime.bundle import STEP
+    from ldmrt.runtime.nearest import suggestion
 
     names = list(bundle.components) if only is None else [name.strip() for name in only.split(",")]
     if unknown := [name for name in names if name not in bundle.components]:
-        raise LdmrtError("--components", f"no component {unknown[0]!r}", expected=", ".join(bundle.components))
+        problem = f"no component {unknown[0]!r}{suggestion(unknown[0], bundle.components)}"
+        raise LdmrtError("--components", problem, expected=", ".join(bundle.components))
     if folded and STEP not in bundle.graphs:
         problem, hint = f"{bundle.path} has no folded step", "ldmrt export CHECKPOINT BUNDLE, without controls"
         raise LdmrtError("--folded", problem, hint=hint)

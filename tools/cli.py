@@ -6,6 +6,8 @@ import warnings
 
 import click
 
+from .options import Group
+
 # name -> module of ldmrt.tools, attribute, one line of help
 COMMANDS = {
     "generate": ("generate", "generate", "Make pictures from a bundle."),
@@ -27,7 +29,7 @@ COMMANDS = {
 }
 
 
-class Lazy(click.Group):
+class Lazy(Group):
     """A group that knows its commands' names and imports one only to run it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import click
 
+from .options import Group
 
-@click.group()
+
+@click.group(cls=Group)
 def data() -> None:
     """Build a training set, or check one.
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import click
 
 from .build import BACKENDS
+from .options import Choice, Group
 
 # The distributions that say which version of a backend is installed: importing one takes seconds.
 INSTALLED = {"tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12"), "tensorrt": ("tensorrt",)}
 
 
-@click.group()
+@click.group(cls=Group)
 def engines() -> None:
     """Look at a bundle's engines, and remove those that nothing will use again.
 
@@ -63,7 +64,7 @@ def list_(bundle: Path) -> None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--from", "source", type=click.Path(path_type=Path), help="The bundle that has engines; BUNDLE itself "
               "where left out, exported anew since they were built.")  # fmt: skip
-@click.option("--backend", type=click.Choice(BACKENDS), default="tensorrt", show_default=True)
+@click.option("--backend", type=Choice(BACKENDS), default="tensorrt", show_default=True)
 @click.option("--components", "only", help="Only these, such as unet,text_encoder.")
 @click.option("--verify/--no-verify", default=True, help="Whether to run at last what was made.")
 def refit(bundle: Path, source: Path | None, backend: str, only: str | None, verify: bool) -> None:

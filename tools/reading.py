@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .options import Choice
+
 if TYPE_CHECKING:
     import torch
 
@@ -103,7 +105,7 @@ FILE = click.Path(path_type=Path)
 OPTIONS = (
     click.option("--variant", help="Of the weights, such as fp16; the plain ones where left out."),
     click.option("--tokenizer", type=FILE, help="A folder with CLIP's vocabulary, which a single file lacks."),
-    click.option("--prediction", type=click.Choice(["epsilon", "v_prediction"]),
+    click.option("--prediction", type=Choice(["epsilon", "v_prediction"]),
                  help="What the model predicts, where the checkpoint does not say it."),
     click.option("--controlnet", "controlnets", multiple=True, callback=named, metavar="NAME=FOLDER",
                  help="A ControlNet that goes with it; the U-Net then takes its residuals."),

@@ -13,6 +13,7 @@ import numpy as np
 
 from ldmrt.runtime import LdmrtError, write_atomically
 
+from .options import Choice, Group
 from .pictures import grid, save_png
 from .progress import console
 from .run_lock import locked
@@ -51,8 +52,8 @@ def _options(steps: int, batch: int, rate: float) -> Callable[[Any], Any]:
         click.option("--on-small", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
                      help="What to do with pictures that would be enlarged more than twice."),
         click.option("--seed", type=click.IntRange(0, 2**32), default=0, show_default=True),
-        click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
-        click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True),
+        click.option("--device", type=Choice(["cpu", "cuda"]), default="cpu", show_default=True),
+        click.option("--precision", type=Choice(["fp32", "bf16"]), default="fp32", show_default=True),
         click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True,
                      help="Steps between checkpoints."),
         click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out."),
@@ -66,7 +67,7 @@ def _options(steps: int, batch: int, rate: float) -> Callable[[Any], Any]:
     return decorate
 
 
-@click.group()
+@click.group(cls=Group)
 def train() -> None:
     """Train an autoencoder, then a diffusion model in its latents.
 
@@ -133,7 +134,7 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
 @_options(steps=5500, batch=32, rate=8e-4)
 @click.option("--autoencoder", "vae_folder", type=click.Path(path_type=Path), required=True,
               help="A folder with vae/, such as the autoencoder's run.")  # fmt: skip
-@click.option("--prediction", type=click.Choice(["epsilon", "v_prediction"]), default="epsilon", show_default=True)
+@click.option("--prediction", type=Choice(["epsilon", "v_prediction"]), default="epsilon", show_default=True)
 @click.option(
     "--vocabulary",
     type=click.IntRange(600, 4096),

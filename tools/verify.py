@@ -51,10 +51,12 @@ def verify(
     from ldmrt.runtime import Bundle, LdmrtError
     from ldmrt.runtime.backends import here
     from ldmrt.runtime.check import gather
+    from ldmrt.runtime.nearest import suggestion
 
     opened = Bundle.open(bundle)
     if bisected is not None and bisected not in opened.components:
-        raise LdmrtError("verify", f"no component {bisected!r}", expected=", ".join(opened.components))
+        problem = f"no component {bisected!r}{suggestion(bisected, opened.components)}"
+        raise LdmrtError("verify", problem, expected=", ".join(opened.components))
     openers, refused = runnable(opened, backends or here(opened))
     if not openers:
         hint = "where a backend computes in bfloat16, or export with --precision fp16"

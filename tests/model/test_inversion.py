@@ -213,7 +213,7 @@ NO_FILES: dict[str, tuple[str, Any, str]] = {
     "no tensors": ("a.safetensors", b"no tensors", "cannot read .*a.safetensors"),
     "no pickle": ("a.pt", b"no tensors", "cannot read .*a.pt"),
     "a pickle that runs code": ("a.pt", {"<cat>": print}, "cannot read .*a.pt"),
-    "a LoRA": ("a.safetensors", {"x.lora_A.weight": vectors(1), "x.lora_B.weight": vectors(1)}, "no textual inversion"),
+    "a LoRA": ("a.safetensors", {"x.lora_A.weight": vectors(1), "x.lora_B.weight": vectors(1)}, "is a LoRA, not"),
     "nothing": ("a.pt", {}, "no textual inversion"),
     "no vectors": ("a.pt", {"<cat>": 3}, "no textual inversion; expected the vectors of one word; found <cat>"),
     "no matrix": ("a.pt", {"<cat>": torch.ones(1, 1, WIDTH)}, "no textual inversion"),
