@@ -53,4 +53,5 @@ def certified(bundle: "Bundle") -> str:
     backends = ", ".join(sorted({one.backend for one in made.figures}))
     picture = "".join(f", the picture {one.psnr:.1f} dB" for one in sorted(made.pictures, key=lambda one: one.psnr)[:1])
     left = f", {len(made.left_out)} cases left out" if made.left_out else ""
-    return f"{len(made.figures)} figures within tolerance on {backends}{picture}{left}; `ldmrt verify`"
+    old = f"; {bundle.uncovered}" if bundle.uncovered else ""
+    return f"{len(made.figures)} figures within tolerance on {backends}{picture}{left}; `ldmrt verify`{old}"

@@ -51,6 +51,7 @@ def verify(
     from ldmrt.runtime import Bundle, LdmrtError
     from ldmrt.runtime.backends import here
     from ldmrt.runtime.check import gather
+    from ldmrt.runtime.errors import printable
 
     opened = Bundle.open(bundle)
     if bisected is not None and bisected not in opened.components:
@@ -70,6 +71,8 @@ def verify(
         raise LdmrtError("verify", "--bisect without --against", expected="a checkpoint to compare with")
     else:
         origin, reference = [], opened.reference
+        for line in filter(None, (*opened.doubts, opened.uncovered)):
+            click.echo(printable(line), err=True)
     measured = list(shown(opened, reference, openers))
     made = gather(measured, opened, reference, origin)
     if store:
