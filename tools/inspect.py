@@ -25,7 +25,7 @@ def inspect(bundle: Path) -> None:
     files = opened.manifest.get("files", {})
     table = Table("component", "precision", "size", "inputs", "outputs", show_lines=True)
     for name in opened.components:
-        size = sum(path.stat().st_size for path in opened.model(name).parent.iterdir())
+        size = sum((bundle / name / file).stat().st_size for file in opened.contents.files_in(name))
         inputs, outputs, precision = "", "", ""
         if opened.manifest:
             specs = opened.specs(name)

@@ -8,13 +8,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from ldmrt.export import export_bundle
+from ldmrt.export import export_bundle, store
 from ldmrt.model import Checkpoint
-from ldmrt.runtime import Bundle, LdmrtError, swap
+from ldmrt.runtime import Bundle, Certificate, LdmrtError, files, swap
+from ldmrt.runtime.certificate import figure
+from ldmrt.runtime.coverage import covered_files
 from ldmrt.runtime.lock import bundle_lock
+from ldmrt.runtime.reference import Case, Reference, Walk
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 CALLS = ("replace", "rename", "link", "mkdir", "unlink", "rmdir", "chmod")
@@ -28,6 +32,7 @@ def killed_at(number: int, work: Callable[[], Any], calls: Sequence[str] = CALLS
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     called = 0
+    files._remove_abandoned_once.cache_clear()  # as in a process of its own
 
     def counting(call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any, **options: Any) -> Any:
@@ -166,3 +171,34 @@ def test_a_folder_aside_of_a_living_process_is_not_taken(tmp_path: Path) -> None
     swap.recover(tmp_path / "out")
     assert list(tmp_path.iterdir()) == [aside]
     shutil.rmtree(aside)
+
+
+def recorded(seed: int) -> Reference:
+    """A reference of one row, unlike those of other seeds."""
+    rng = np.random.default_rng(seed)
+    x, image = rng.random((2, 1, 4, 8, 8), np.float32), rng.integers(0, 255, (1, 16, 16, 3), np.uint8)
+    options = {"prompt": "a", "seed": seed, "width": 16, "height": 16, "steps": 1, "guidance": 1.0}
+    case = Case("tokenizer", "prompts", {"texts": np.array(["a"])}, {"input_ids": np.array([[1]])})
+    return Reference((case,), Walk(options, {}, np.zeros(1), x, x[:1], image), 1.0)
+
+
+@pytest.mark.parametrize("seed", [0, 1])  # the same reference as before, and another
+def test_storing_a_certificate_is_killed_at_every_call(
+    loaded: Checkpoint, exported: list[str], tmp_path: Path, seed: int
+) -> None:
+    out = bundles(loaded, tmp_path)
+    about = {"bundle": covered_files(Bundle.open(out).manifest), "manifest": ""}
+    made = Certificate((figure("unet", "x", "y", "z", np.ones(1), np.ones(1), 0.0),), (), (), about)
+    store(Bundle.open(out), made, recorded(0))
+    number = 1
+    while killed_at(number, lambda: store(Bundle.open(out), made, recorded(seed))):
+        assert Bundle.open(out).reference.walk.options["seed"] in (0, seed)
+        number += 1
+    assert number > 5
+    assert Bundle.open(out).reference.walk.options["seed"] == seed
+    left = [path.name for path in out.iterdir() if path.is_file()]
+    named = Bundle.open(out).manifest["certificate"]["reference"]
+    assert sorted(left) == sorted(["ldmrt.json", "model_index.json", named])
+    assert list(tmp_path.iterdir()) == [out]
+    assert [done.reused for done in export_bundle(loaded, out)] == [True] * 4
+    assert Bundle.open(out).reference.walk.options["seed"] == seed, "the certificate is lost"
