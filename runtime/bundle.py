@@ -3,6 +3,7 @@
 A directory exported by optimum opens too; it has no manifest, so nothing can be checked.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +51,7 @@ class Bundle:
         if not path.is_dir():
             raise LdmrtError("bundle", f"no directory {path}", hint=f"ldmrt export CHECKPOINT {path}")
         manifest: dict[str, Any] = {}
-        if (path / MANIFEST).exists():
+        if os.path.lexists(path / MANIFEST):
             manifest = read_json("bundle", path / MANIFEST)
             check_manifest(manifest)
             if check:
@@ -69,7 +70,7 @@ class Bundle:
 
     def check_unchanged(self) -> None:
         """Refuse to go on where the bundle has another manifest than when it was opened."""
-        there = read_json("bundle", self.path / MANIFEST) if (self.path / MANIFEST).exists() else {}
+        there = read_json("bundle", self.path / MANIFEST) if os.path.lexists(self.path / MANIFEST) else {}
         if there != self.manifest:
             problem = f"{self.path} was changed by something else meanwhile"
             raise LdmrtError("bundle", problem, hint="run the same command again")
@@ -146,7 +147,7 @@ class Bundle:
     def graphs(self) -> tuple[str, ...]:
         """What an engine can be made of: the components, and the graphs beside them that the manifest names."""
         rows = self.manifest.get("components", {})
-        named = ((home, graph) for home, row in rows.items() for graph in row.get("graphs") or {})
+        named = ((home, graph) for home, row in rows.items() for graph in row.get("graphs", {}))
         contents = self.contents
         return (*self.components, *(graph for home, graph in named if contents.has(f"{home}/{graph}.onnx")))
 
@@ -176,5 +177,5 @@ class Bundle:
 
 def _shape(contents: Contents) -> Shape:
     unet, vae = contents.json("unet/config.json"), contents.json("vae_decoder/config.json")
-    index = contents.json("model_index.json") if (contents.bundle / "model_index.json").exists() else {}
+    index = contents.json("model_index.json") if os.path.lexists(contents.bundle / "model_index.json") else {}
     return Shape.read(unet, vae, index)

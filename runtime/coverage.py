@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from .manifest import REFERENCE
+from .errors import printable
+from .manifest import MANIFEST, REFERENCE
 
 APART = ("schema", "made_by", "files", "certificate")  # of the manifest's keys: nothing computed depends on them
+NAMED = 3  # files that are named of those that have changed
 NETWORKS_ALONE = "its certificate is an old one that covers the networks alone, not tokenizers, scheduler and configs"
 
 
@@ -28,20 +30,19 @@ def is_partial(about: Mapping[str, Any]) -> bool:
     return "manifest" not in about
 
 
-def changes(manifest: Mapping[str, Any], stored: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[str]:
+def changes(manifest: Mapping[str, Any], stored: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
     """Say what of a bundle is not what was certified. `stored` is the certificate as the manifest holds it, `about`
     what it was measured on.
     """
     now, then = covered_files(manifest), about["bundle"]
-    yield from (
-        f"{name} is not the file that was certified" for name, digest in then.items() if now.get(name) != digest
-    )
+    changed = [f"{name} is not the file that was certified" for name, one in then.items() if now.get(name) != one]
     if not is_partial(about):
-        yield from (f"{name} is not among the files that were certified" for name in now if name not in then)
-        if about["manifest"] != manifest_digest(manifest):
-            yield "the manifest says other things of the networks than when they were certified"
+        changed += [f"{name} is not among the files that were certified" for name in now if name not in then]
+    said = [*changed[:NAMED], *([f"and {len(changed) - NAMED} more files are not"] if changed[NAMED:] else [])]
+    if not is_partial(about) and about["manifest"] != manifest_digest(manifest):
+        said.append(f"{MANIFEST} does not say of the networks what it said when they were certified")
     name = str(stored.get("reference"))
-    digest = str(manifest["files"].get(name, {}).get("sha256"))
-    named = REFERENCE.fullmatch(name)
+    digest, named = str(manifest["files"].get(name, {}).get("sha256")), REFERENCE.fullmatch(name)
     if named is None or not digest.startswith(named[1]) or stored.get("reference_sha256", digest) != digest:
-        yield f"{name} is not the reference that was certified"
+        said.append(f"{name} is not the reference that was certified")
+    return [printable(line) for line in said]

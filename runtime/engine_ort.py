@@ -180,7 +180,7 @@ class OrtEngine:
 
 def _weights(path: Path) -> int:
     """Bytes of a graph's weights, in its file or in one beside it, which graphs of one component share."""
-    return sum(one.stat().st_size for one in path.parent.glob("*.onnx*"))
+    return sum(one.stat().st_size for one in path.parent.glob("*.onnx*") if one.is_file())
 
 
 def _spec(node: Any) -> TensorSpec:

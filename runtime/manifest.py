@@ -60,7 +60,7 @@ def _check_components(components: Mapping[str, Any]) -> None:
     for name, row in components.items():
         if not isinstance(row, dict):
             raise _damaged(f"{name!r:.200}", "a JSON object")
-        beside = row.get("graphs") or {}
+        beside = row.get("graphs", {})
         if not isinstance(beside, dict) or len(components) + len(beside) > COMPONENTS:
             raise _damaged(f"the graphs of {name!r:.200}", f"a JSON object, with at most {COMPONENTS} graphs in all")
         if row.get("precision", "fp32") not in PRECISIONS:

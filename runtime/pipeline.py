@@ -283,7 +283,7 @@ def open_pipeline(
     decoding = Decoding(tile, on_overflow, low_memory, tile_passes)
     opened = Bundle.open(Path(bundle), check=check, stamped=True)
     decoding.cells(opened.shape.factor, ())  # may refuse
-    for doubt in opened.doubts if check else ():
+    for doubt in filter(None, (*opened.doubts, opened.uncovered)) if check else ():
         hint = f"ldmrt verify {bundle} --against CHECKPOINT --store"
         warnings.warn(f"{bundle}: {doubt}; next: {hint}", LdmrtWarning, stacklevel=2)
     engines = open_engines(opened, backend, Settings(threads, low_memory, folded, keep_optimized))

@@ -73,5 +73,5 @@ def export(
         console.print(f"not verified: {', '.join(missing)} are not exported yet", highlight=False)
         return
     opened = Bundle.open(bundle, check=False)
-    if opened.doubts:
+    if opened.doubts or opened.uncovered:
         certify(opened, source)

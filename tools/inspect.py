@@ -25,7 +25,7 @@ def inspect(bundle: Path) -> None:
     files = opened.manifest.get("files", {})
     table = Table("component", "precision", "size", "inputs", "outputs", show_lines=True)
     for name in opened.components:
-        size = sum(path.stat().st_size for path in opened.model(name).parent.iterdir())
+        size = sum((bundle / name / file).stat().st_size for file in opened.contents.files_in(name))
         inputs, outputs, precision = "", "", ""
         if opened.manifest:
             specs = opened.specs(name)
@@ -57,4 +57,5 @@ def certified(bundle: "Bundle") -> str:
     backends = ", ".join(sorted({one.backend for one in made.figures}))
     picture = "".join(f", the picture {one.psnr:.1f} dB" for one in sorted(made.pictures, key=lambda one: one.psnr)[:1])
     left = f", {len(made.left_out)} cases left out" if made.left_out else ""
-    return f"{len(made.figures)} figures within tolerance on {backends}{picture}{left}; `ldmrt verify`"
+    old = f"; {bundle.uncovered}" if bundle.uncovered else ""
+    return f"{len(made.figures)} figures within tolerance on {backends}{picture}{left}; `ldmrt verify`{old}"

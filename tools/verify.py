@@ -52,6 +52,7 @@ def verify(
     from ldmrt.runtime.backends import here
     from ldmrt.runtime.check import gather
     from ldmrt.runtime.nearest import suggestion
+    from ldmrt.runtime.errors import printable
 
     opened = Bundle.open(bundle)
     if bisected is not None and bisected not in opened.components:
@@ -72,6 +73,8 @@ def verify(
         raise LdmrtError("verify", "--bisect without --against", expected="a checkpoint to compare with")
     else:
         origin, reference = [], opened.reference
+        for line in filter(None, (*opened.doubts, opened.uncovered)):
+            click.echo(printable(line), err=True)
     measured = list(shown(opened, reference, openers))
     made = gather(measured, opened, reference, origin)
     if store:
