@@ -66,7 +66,7 @@ def read(what: str, image: Any) -> Any:
         _check_size(what, name, file)
         if file.format not in LAYERED and _is_animated(file):
             warnings.warn(f"{what}: {name} is animated; its first frame is taken", LdmrtWarning, stacklevel=2)
-        return _decoded(what, file)
+        return _decoded(f"{what} {name}", file)
 
 
 def read_rgb(what: str, image: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 from numpy.typing import NDArray
+
+from .image_options import ImagePath, collected, one_or_all
 
 if TYPE_CHECKING:
     from ldmrt.runtime import Pipeline, Request, Result
@@ -46,7 +49,7 @@ class Interval(click.ParamType):
             self.fail(f"{value!r} is not LOW,HIGH, such as 0.3,5", param, ctx)
 
 
-PICTURE = click.Path(exists=True, dir_okay=False, path_type=Path)
+PICTURE = ImagePath(exists=True, dir_okay=False, path_type=Path)
 SIZE = click.Tuple([int, int])
 
 
@@ -67,10 +70,12 @@ SIZE = click.Tuple([int, int])
 @click.option("--scheduler", help="Everyday name, see `ldmrt samplers`; the bundle's own where left out.")
 @click.option("--eta", type=float, help="Share of fresh noise in each step, 0 to 1.")
 @click.option("--clip-skip", default=0, show_default=True, help="Last layers of the text encoder to leave out.")
-@click.option("--image", type=PICTURE, help="Start from this picture.")
+@click.option("--image", type=PICTURE, multiple=True, help="Start from this image; once for all prompts, or for each.")
 @click.option("--strength", default=0.8, show_default=True, help="How much of the way to noise the picture goes.")
-@click.option("--mask", type=PICTURE, help="White where the picture shall change.")
-@click.option("--control", "controls", type=Control(), multiple=True, help="Steer with a ControlNet or an adapter.")
+@click.option("--mask", type=PICTURE, multiple=True, help="White where the image shall change; as --image.")
+@click.option("--mask-from", type=click.Choice(["alpha", "luminance"]), help="What of the mask says where.")
+@click.option("--control", "controls", type=Control(), multiple=True,
+              help="Steer with a ControlNet or an adapter; the same name again for the next prompt.")  # fmt: skip
 @click.option("--prompt-2", help="SDXL: what the second text encoder reads.")
 @click.option("--negative-2", "negative_prompt_2", help="SDXL: the same for the negative prompt.")
 @click.option("--original-size", type=SIZE, help="SDXL: height and width to tell it; the picture's where left out.")
@@ -94,15 +99,17 @@ SIZE = click.Tuple([int, int])
     "tensorrt-rtx; auto takes engines that fit this machine's GPU, and ONNX Runtime where none does.",
 )
 @click.option("--columns", type=click.IntRange(min=1), help="Of the grid; as square as it gets where left out.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("out.png"), show_default=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("out.png"), show_default=True,
+              help="A .png, .jpg or .webp.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace files that are there; without it, OUT gets a free number.")
 def generate(
     bundle: Path, prompts: tuple[str, ...], batch: int | None, save_steps: bool, tile: int | None, tile_passes: int,
     on_overflow: str, low_memory: bool, keep_optimized: bool, backend: str, columns: int | None, out: Path,
-    controls: tuple[tuple[str, Any], ...], **asked: Any,
+    controls: tuple[tuple[str, Any], ...], overwrite: bool, **asked: Any,
 ) -> None:  # fmt: skip
     """Make pictures of PROMPTS with BUNDLE: OUT, or OUT as a grid and a numbered file for each.
 
-    Every parameter stands in the PNG's text chunk "ldmrt".
+    Every parameter stands in the PNG's text chunk "ldmrt", or in the user comment of a JPEG's or WebP's EXIF.
 
     Example: ldmrt generate out/emoji64 "a red apple, noto style, blue background" -n 4 --seed 1 -o out/apple.png
     """
@@ -111,15 +118,16 @@ def generate(
     from ldmrt.runtime.request import Request
     from ldmrt.runtime.schedulers import everyday_name
 
-    from .pictures import grid, save_png
+    from .output import numbered, output_path
+    from .pictures import grid, save_image
     from .progress import console, watched
 
-    if out.suffix.lower() != ".png" or out.is_dir():
-        raise LdmrtError("generate", "impossible --out", expected="a file name that ends in .png", found=out)
     if save_steps and batch is not None:
         raise LdmrtError("generate", "--save-steps beside --batch", expected="one of them")
+    asked |= {name: one_or_all(asked[name]) for name in ("image", "mask")}
+    request = Request(prompts, controls=collected(controls), **asked)
+    out = output_path(out, len(request.seeds), steps=save_steps, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
-    request = Request(prompts, controls=dict(controls), **asked)
     begin = time.perf_counter()
     pipeline = open_pipeline(
         bundle,
@@ -131,14 +139,15 @@ def generate(
         keep_optimized=keep_optimized,
     )
     opened = time.perf_counter()
-    rows, parts = pipeline.plan(request).rows, [request] if batch is None else request.parts(batch)
+    rows, factor = pipeline.plan(request).rows, pipeline.shape.factor
+    parts = [request] if batch is None else request.parts(batch, factor)
     previews: list[NDArray[Any]] = []
     if len(parts) == 1:
         results = iter([in_rows(pipeline, request, rows, previews if save_steps else None)])
     else:
         results = watched(pipeline.draw(parts), len(parts), lambda one: f"seed {one.seeds[-1]}")
 
-    shared = {"ldmrt": version("ldmrt"), "bundle": bundle.name} | noted(asked, controls)
+    shared = {"ldmrt": version("ldmrt"), "bundle": bundle.name} | noted(asked, request.controls)
     shared |= {"scheduler": request.scheduler or everyday_name(pipeline.scheduler)}
     written, images, took = [out], list[NDArray[np.uint8]](), dict[str, float]()
     for result in results:
@@ -148,13 +157,13 @@ def generate(
         shared |= {"height": result.images.shape[1], "width": result.images.shape[2]}
         for image, seed in zip(result.images, result.seeds, strict=True):
             number = len(images)
-            path = out if len(request.seeds) == 1 else out.with_name(f"{out.stem}-{number:02d}.png")
-            save_png(path, image, notes({**shared, "prompt": request.prompts[number], "seed": seed}))
+            path = out if len(request.seeds) == 1 else numbered(out, number)
+            save_image(path, image, notes({**shared, "prompt": request.prompts[number], "seed": seed}))
             images.append(image)
             written += [path] if path != out else []
     if len(images) > 1:
         wide = columns or (request.count if len(prompts) > 1 else int(np.ceil(np.sqrt(len(images)))))
-        save_png(
+        save_image(
             out, grid(np.stack(images), wide), notes({**shared, "prompts": request.prompts, "seeds": request.seeds})
         )
     if save_steps:
@@ -187,26 +196,34 @@ def in_rows(pipeline: "Pipeline", request: "Request", rows: int, previews: list[
 
 def save_rows(pipeline: "Pipeline", previews: list[NDArray[Any]], out: Path) -> list[Path]:
     """The network's word at each row, in a folder beside OUT, and a strip of some: a line a picture."""
-    from .pictures import grid, save_png
+    from .output import steps_of
+    from .pictures import grid, save_image
 
     decoded = [pipeline.decode(x0) for x0 in previews]
-    folder, strip = out.with_name(f"{out.stem}-steps"), out.with_name(f"{out.stem}-steps.png")
+    folder, strip = steps_of(out)
     folder.mkdir(exist_ok=True)
     written = []
     for row, images in enumerate(decoded):
-        written.append(folder / f"{row:03d}.png")
-        save_png(written[-1], grid(images, len(images)))
+        written.append(folder / f"{row:03d}{out.suffix}")
+        save_image(written[-1], grid(images, len(images)))
     shown = np.unique(np.linspace(0, len(decoded) - 1, STRIP).round().astype(int))
     pictures = [decoded[row][i] for i in range(len(decoded[0])) for row in shown]
-    save_png(strip, grid(np.stack(pictures), len(shown)))
+    save_image(strip, grid(np.stack(pictures), len(shown)))
     return [*written, strip]
 
 
-def noted(asked: dict[str, Any], controls: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+def noted(asked: dict[str, Any], controls: Mapping[str, tuple[Any, float]]) -> dict[str, Any]:
     """What stands in a picture's text chunk of what was asked: files by their name alone."""
-    plain = {key: value.name if isinstance(value, Path) else value for key, value in asked.items()}
+    plain = {key: names(value) if key in ("image", "mask") else value for key, value in asked.items()}
     plain.pop("seed"), plain.pop("count")
-    return plain | {"controls": {name: [Path(picture).name, scale] for name, (picture, scale) in controls}}
+    return plain | {"controls": {name: [names(images), scale] for name, (images, scale) in controls.items()}}
+
+
+def names(paths: Any) -> Any:
+    """Return the names of no file, of one, or of several."""
+    if isinstance(paths, list):
+        return [Path(path).name for path in paths]
+    return None if paths is None else Path(paths).name
 
 
 def notes(parameters: dict[str, Any]) -> dict[str, str]:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ldmrt.model.data import PictureFolder
-from ldmrt.runtime import LdmrtError
+from ldmrt.runtime import LdmrtError, LdmrtWarning
 
 
 def write(folder: Path, *rows: object) -> Path:
@@ -83,3 +83,22 @@ def test_unreadable_picture_is_one_error(content: bytes, folder: Path) -> None:
     assert data.draw(0, 0).caption == "red"
     with pytest.raises(LdmrtError, match=r"wide\.png"):
         _ = data.draw(0, 0).picture
+
+
+def test_images_pass_the_same_door_as_those_that_are_drawn_from(folder: Path) -> None:
+    """Orientation, 16 bits and transparency."""
+    half = np.zeros((8, 8), np.uint8)
+    half[:, 4:] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.fromarray(half).save(folder / "turned.png", exif=exif)
+    Image.fromarray(half.astype(np.uint16) * 257).save(folder / "deep.png")
+    Image.fromarray(np.dstack([half, np.where(half, 255, 0).astype(np.uint8)])).save(folder / "clear.png")
+    expected = {"turned.png": np.rot90(half, -1), "deep.png": half, "clear.png": np.where(half, half, 255)}
+    rows = [{"file_name": name, "text": name} for name in expected]
+    data = PictureFolder.open(write(folder, *rows), size=8)
+    with pytest.warns(LdmrtWarning, match="data: transparency is composed on white"):
+        samples = [data.draw(0, i) for i in range(3)]
+    seen = {sample.caption: sample.picture for sample in samples}
+    for name, image in expected.items():
+        np.testing.assert_array_equal(seen[name], np.stack([image] * 3, axis=-1))

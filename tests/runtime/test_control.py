@@ -114,3 +114,13 @@ def test_what_does_not_fit_is_refused_before_anything_runs(engines: dict[str, Fa
     with pytest.raises(LdmrtError, match="control depth: takes 4 channels"):
         walk(engines, {"depth": grey(0.5)})
     assert not any(engine.calls for engine in engines.values())
+
+
+def test_each_prompt_may_have_its_own_image(engines: dict[str, Fake]) -> None:
+    asked = {"canny": ([grey(0.2), grey(0.6)], 2.0), "depth": [grey(0.4), grey(0.8)], "sketch": (grey(0.2), grey(0.4))}
+    for row in walk(engines, asked):
+        values = {name: array[:, 0, 0, 0] for name, array in row.items()}
+        np.testing.assert_allclose(values[SKIP.name], [0.4, 1.2] * 2, rtol=1e-6)  # float32
+        np.testing.assert_allclose(values[FEATURES[0].name], [0.6, 1.2] * 2, rtol=1e-6)
+        np.testing.assert_allclose(values[FEATURES[1].name], [0.4, 0.8] * 2, rtol=1e-6)
+    assert [len(engines[name].calls) for name in ("adapter_depth", "adapter_sketch")] == [1, 1]

@@ -520,3 +520,32 @@ def test_programs_outside_are_not_run(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(file.getvalue())
     with pytest.raises(LdmrtError, match="expected an image; found EPS"):
         read("image", tmp_path / "a.png")
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("kind", ["PIL", "list", "array", "arrays", "tensor"])
+def test_diffusers_sees_the_same(kind: str) -> None:
+    torch = pytest.importorskip("torch")
+    processor = pytest.importorskip("diffusers").image_processor.VaeImageProcessor(vae_scale_factor=4)
+    pair = np.stack([COLOR, COLOR[::-1]])
+    given = {
+        "PIL": Image.fromarray(COLOR),
+        "list": [Image.fromarray(color) for color in pair],
+        "array": pair.astype(np.float32) / 255,
+        "arrays": list(pair.astype(np.float32) / 255),
+        "tensor": torch.from_numpy(pair.transpose(0, 3, 1, 2).astype(np.float32) / 255),
+    }[kind]
+    for size in ((12, 20), (8, 12)) if kind in ("PIL", "list") else ((12, 20),):  # it resizes arrays by the nearest
+        expected = processor.preprocess(given, *size).numpy()
+        seen = colors("image", split("image", given), size)
+        np.testing.assert_allclose(seen * 2 - 1, expected, atol=1e-6)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("size", [(12, 20), (8, 12)])
+def test_diffusers_sees_the_same_masks(size: tuple[int, int]) -> None:
+    processor = pytest.importorskip("diffusers").image_processor.VaeImageProcessor(
+        vae_scale_factor=4, do_normalize=False, do_binarize=True, do_convert_grayscale=True
+    )
+    for mask in (Image.fromarray(GREY), Image.fromarray(COLOR)):
+        np.testing.assert_array_equal(masks([mask], size), processor.preprocess(mask, *size).numpy())

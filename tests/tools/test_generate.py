@@ -124,7 +124,10 @@ def test_prompt_that_is_too_long_is_a_warning(ldmrt: Any, bundle: Path, tmp_path
         (["--scheduler", "heron"], "unknown scheduler 'heron'; expected ddim"),
         (["--eta", "2"], "impossible eta"),
         (["--backend", "cuda"], "no backend 'cuda'"),
-        (["-o", "out.jpg"], "impossible --out; expected a file name that ends in .png; found out.jpg"),
+        (
+            ["-o", "out.gif"],
+            "impossible --out; expected a file name that ends in .png, .jpg, .jpeg, .webp; found out.gif",
+        ),
         (["-o", "out"], "impossible --out"),
         *(
             pytest.param(options, message)

@@ -1,6 +1,7 @@
 """`ldmrt generate` from a picture, inside a mask, and with the rows of the denoising kept."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ def test_rows_of_the_denoising(ldmrt: Any, bundle: Path, place: Path) -> None:
         (["--guidance-interval", "1"], "'1' is not LOW,HIGH"),
         (["--guidance-interval", "3,1"], "impossible guidance_interval"),
         (["--deep-cache", "0"], "impossible deep_cache; expected at least 1; found 0"),
+        (["--image", "in.png", "--mask", "mask.png", "--mask-from", "alpha"], "mask: has no alpha to take it from"),
         (["--deep-cache", "2"], "has no U-Net cut in two for a deep cache"),
         (["--deep-cache", "2", "--control", "canny=in.png"], "a deep cache beside controls"),
         (["--guidance-rescale", "2"], "impossible guidance_rescale; expected 0 to 1; found 2"),
@@ -109,3 +111,94 @@ class Opened:
 
     def __exit__(self, *_: object) -> None:
         self.pipeline.close()
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+def test_parameters_stand_in_every_format(ldmrt: Any, bundle: Path, place: Path, suffix: str) -> None:
+    words = ("generate", bundle, PROMPT, "--steps", 2, "-n", 2, "--save-steps", "-o")
+    for out in (f"new/a.{suffix}", "new/b.png"):
+        assert ldmrt(*words, out).code == 0
+    steps = {f"new/a-steps/{row:03d}.{suffix}" for row in range(2)} | {f"new/a-steps.{suffix}"}
+    files = {f"new/a{part}.{suffix}" for part in ("", "-00", "-01")} | steps
+    assert {str(path) for path in Path("new").rglob("a*.*")} | steps == files
+    for name in ("", "-00", "-01"):
+        with Image.open(f"new/b{name}.png") as image:
+            notes, expected = json.loads(image.text["ldmrt"]), np.asarray(image)
+        with Image.open(f"new/a{name}.{suffix}") as image:
+            comment = image.getexif().get_ifd(0x8769)[0x9286]
+            assert json.loads(comment[8:]) == notes
+            assert np.asarray(image).shape == expected.shape
+            assert suffix == "jpg" or (np.asarray(image) == expected).all()
+
+
+def test_files_that_are_there_are_kept(ldmrt: Any, bundle: Path, place: Path) -> None:
+    words = ("generate", bundle, PROMPT, "--steps", 1, "-o", "a.png", "--seed")
+    first, second = ldmrt(*words, 1), ldmrt(*words, 2)
+    assert (first.out, second.out) == ("a.png\n", "a_2.png\n")
+    assert "warning: generate: a.png is there already, so a_2.png is written; --overwrite replaces it" in second.err
+    kept, other = made(Path("a.png")), made(Path("a_2.png"))
+    assert not np.array_equal(kept, other)
+    third = ldmrt(*words, 2, "--overwrite")
+    assert (third.out, "warning: generate" in third.err) == ("a.png\n", False)
+    np.testing.assert_array_equal(made(Path("a.png")), other)
+
+
+def test_one_image_for_each_prompt(ldmrt: Any, bundle: Path, place: Path) -> None:
+    Image.fromarray(made(Path("in.png"))[::-1]).save("other.png")
+    asked = ("--steps", 2, "--strength", 0.5, "--image", "in.png", "--image", "other.png", "--mask", "mask.png")
+    for out, options in (("a.png", ()), ("b.png", ("--batch", 1))):
+        assert ldmrt("generate", bundle, PROMPT, "a cat", *asked, *options, "-o", out).code == 0
+    with Opened(bundle) as pipeline:
+        expected = pipeline([PROMPT, "a cat"], image=["in.png", "other.png"], mask="mask.png", steps=2, strength=0.5)
+    for i in range(2):
+        np.testing.assert_array_equal(made(Path(f"a-{i:02d}.png")), expected.images[i])
+        assert np.abs(made(Path(f"b-{i:02d}.png")).astype(int) - expected.images[i]).max() <= 1  # of sums' order
+    with Image.open("a.png") as image:
+        notes = json.loads(image.text["ldmrt"])
+    assert (notes["image"], notes["mask"]) == (["in.png", "other.png"], "mask.png")
+
+
+def test_mask_of_one_color_is_taken_from_its_alpha(ldmrt: Any, bundle: Path, place: Path) -> None:
+    alpha = made(Path("mask.png"))
+    Image.fromarray(np.dstack([np.zeros((*alpha.shape, 3), np.uint8), alpha])).save("alpha.png")
+    words = ("generate", bundle, PROMPT, "--steps", 2, "--image", "in.png", "--mask")
+    for out, options in (
+        ("a.png", ("mask.png",)),
+        ("b.png", ("alpha.png",)),
+        ("c.png", ("alpha.png", "--mask-from", "alpha")),
+    ):
+        ran = ldmrt(*words, *options, "-o", out)
+        assert ran.code == 0
+        assert ("warning: mask: of one colour, and taken from its alpha" in ran.err) == (out == "b.png")
+        np.testing.assert_array_equal(made(Path(out)), made(Path("a.png")))
+
+
+def test_a_size_far_from_the_models_own(ldmrt: Any, bundle: Path, place: Path) -> None:
+    words = ("generate", bundle, PROMPT, "--steps", 1, "-n", 3, "--batch", 1, "-o")
+    far = "request: 64x32 is far from the model's own size, 16x16"
+    assert ldmrt(*words, "a.png", "--width", 64, "--height", 32).err.count(far) == 1
+    assert "far from" not in ldmrt(*words, "b.png", "--width", 24).err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--image", "in.png", "--image", "in.png"], "image: wrong number of images; expected 1; found 2"),
+        (["--image", "in.png", "--mask", "mask.png", "--mask-from", "red"], "Invalid value for '--mask-from'"),
+        (["--image", "in.png", "--mask-from", "alpha"], "invalid mask_from"),
+        (["--control", "x=in.png", "--control", "x=in.png"], "control x: wrong number of images"),
+        (["--control", "x=in.png", "--control", "x=in.png:2"], "control x: two scales; expected 1.0; found 2.0"),
+        (["--control", "x=none.png"], "control x: no such file: 'none.png'"),
+        (["--image", "fifo"], "image: cannot read fifo; expected a regular file; found a FIFO"),
+        (["--image", "."], "is a directory"),
+        (["--image", "a\0b"], "has a NUL in it"),
+        (["--control", "x=a\0b"], "control x: cannot read"),
+        (["-o", "a.gif"], "impossible --out"),
+    ],
+)
+def test_images_that_do_not_fit(ldmrt: Any, place: Path, options: list[str], message: str) -> None:
+    """They are refused before the bundle is opened: there is none."""
+    os.mkfifo(place / "fifo")
+    before = sorted(place.rglob("*"))
+    assert message in ldmrt("generate", "none", PROMPT, *options).error
+    assert sorted(place.rglob("*")) == before

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmrt.runtime import write_atomically
-from ldmrt.tools.pictures import grid, save_png
+from ldmrt.runtime import LdmrtError, LdmrtWarning, write_atomically
+from ldmrt.tools.output import numbered, output_path
+from ldmrt.tools.pictures import LONGEST, grid, save_image, save_png
 
 
 def pictures(n: int) -> np.ndarray:
@@ -65,3 +66,91 @@ def test_write_that_fails_leaves_the_old_file(tmp_path: Path, error: type[BaseEx
         assert path.read_bytes() == b"old"  # until the block ends
     assert path.read_bytes() == b"new"
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def user_comment(path: Path) -> str:
+    """The parameters of a JPEG or WebP."""
+    with Image.open(path) as image:
+        comment = image.getexif().get_ifd(0x8769)[0x9286]
+    encoding = {b"ASCII\0\0\0": "ascii", b"UNICODE\0": "utf-16-be"}[comment[:8]]
+    return str(comment[8:], encoding)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "JPG", "webp"])
+@pytest.mark.parametrize("text", ['{"prompt": "a cat"}', '{"prompt": "caf\u00e9 \U0001f34e"}'])
+def test_notes_are_the_user_comment_of_other_formats(suffix: str, text: str, tmp_path: Path) -> None:
+    image = np.kron(np.arange(0, 250, 10, dtype=np.uint8).reshape(5, 5, 1), np.ones((8, 8, 3), np.uint8))
+    path = tmp_path / f"a.{suffix}"
+    save_image(path, image, {"ldmrt": text})
+    assert user_comment(path) == text
+    with Image.open(path) as opened:
+        assert opened.format == ("WEBP" if suffix == "webp" else "JPEG")
+        assert np.abs(np.asarray(opened).astype(int) - image).max() <= (0 if suffix == "webp" else 4)  # JPEG is lossy
+        save_image(path, image)
+    with Image.open(path) as opened:
+        assert 0x8769 not in opened.getexif()
+
+
+def test_notes_that_are_too_long_for_a_jpeg_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    (image,) = pictures(1)
+    for length, fits in ((65000, True), (70000, False)):
+        notes = {"ldmrt": "x" * length}
+        if fits:
+            save_image(tmp_path / "a.jpg", image, notes)
+            assert user_comment(tmp_path / "a.jpg") == notes["ldmrt"]
+            continue
+        with pytest.warns(LdmrtWarning, match=r"a\.jpg: parameters of more than 64 KiB"):
+            save_image(tmp_path / "a.jpg", image, notes)
+        save_image(tmp_path / "a.webp", image, notes)
+        assert user_comment(tmp_path / "a.webp") == notes["ldmrt"]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+def test_an_image_larger_than_its_format_is_refused(suffix: str, tmp_path: Path) -> None:
+    side = LONGEST["WEBP" if suffix == "webp" else "JPEG"] + 1
+    with pytest.raises(LdmrtError, match="is too large for"):
+        save_image(tmp_path / f"a.{suffix}", np.zeros((1, side, 3), np.uint8))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("there", "count", "steps", "expected"),
+    [
+        ([], 1, False, "a.jpg"),
+        (["a.png", "a-00.jpg", "a-steps"], 1, False, "a.jpg"),
+        (["a.jpg"], 1, False, "a_2.jpg"),
+        (["a.jpg", "a_2.jpg", "a_4.jpg"], 1, False, "a_3.jpg"),
+        (["a-01.jpg"], 2, False, "a_2.jpg"),
+        (["a.jpg", "a_2-00.jpg"], 2, False, "a_3.jpg"),
+        (["a-steps"], 1, True, "a_2.jpg"),
+        (["a-steps.jpg"], 1, True, "a_2.jpg"),
+    ],
+)
+def test_files_that_are_there_are_kept(
+    there: list[str], count: int, steps: bool, expected: str, tmp_path: Path
+) -> None:
+    for name in there:
+        (tmp_path / name).touch()
+    out = tmp_path / "a.jpg"
+    if expected == out.name:
+        assert output_path(out, count, steps=steps, overwrite=False) == out
+    else:
+        with pytest.warns(LdmrtWarning, match=f"{expected} is written; --overwrite replaces it"):
+            assert output_path(out, count, steps=steps, overwrite=False) == tmp_path / expected
+    assert output_path(out, count, steps=steps, overwrite=True) == out
+
+
+def test_a_link_to_nothing_is_a_file_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to(tmp_path / "none")
+    with pytest.warns(LdmrtWarning, match="a_2"):
+        assert output_path(tmp_path / "a.png", 1, steps=False, overwrite=False) == tmp_path / "a_2.png"
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a", ".png", "a.png.txt", "folder.png"])
+def test_names_that_say_no_format(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    message = r"impossible --out; expected a file name that ends in \.png, \.jpg, \.jpeg, \.webp; found"
+    for overwrite in (False, True):
+        with pytest.raises(LdmrtError, match=message):
+            output_path(tmp_path / name, 1, steps=False, overwrite=overwrite)
+    assert numbered(tmp_path / "a.jpg", 3) == tmp_path / "a-03.jpg"
