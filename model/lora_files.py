@@ -28,6 +28,7 @@ USUAL = (
 FEW_STEPS = re.compile(r"(?:sd|xl)[-_ ]?(?:turbo|lightning)|hyper[-_ ]?sd|(?:turbo|lightning)[-_ ]?\d+[-_ ]?steps?")
 TITLES = ("ss_output_name", "modelspec.title")
 
+LARGEST = 1e300  # Python's own whole numbers have no end
 LONGEST = 200  # characters of a name that a message repeats
 
 Notes = Mapping[str, Any]  # of one network's adapter, as PEFT's config has them
@@ -92,8 +93,8 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
         raise LdmrtError("lora", f"{path} holds no LoRA", expected="named tensors", found=type(content).__name__)
     tensors = {}
     for key, value in content.items():
-        if isinstance(value, float):
-            value = torch.tensor(value)  # an alpha
+        if isinstance(value, (int, float)) and abs(value) < LARGEST:
+            value = torch.tensor(float(value))  # an alpha
         if not isinstance(key, str) or not isinstance(value, Tensor):
             kind, name = type(value).__name__, repr(key)[:LONGEST]
             raise LdmrtError("lora", f"{name} in {path} is not a tensor", expected="named tensors", found=kind)
