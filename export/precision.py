@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ldmrt.model import Checkpoint
+from ldmrt.model.weights import finite
 from ldmrt.runtime import Bundle, LdmrtError
 from ldmrt.runtime.decode import WIDE
 from ldmrt.runtime.nearest import suggestion
@@ -92,10 +93,19 @@ def _narrow(checkpoint: Checkpoint, kinds: Mapping[str, str], islands: Islands) 
         for path, module in part.module.named_modules():
             wide = any(inside(module_path(path), island) for island in inner.get(name, ()))
             dtype = torch.float32 if wide else PRECISIONS[kinds[name]]
-            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-                if tensor.is_floating_point():
-                    tensor.data = tensor.data.to(dtype)
+            for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+                if tensor.is_floating_point() and tensor.dtype != dtype:
+                    tensor.data = _cast(name, f"{path}.{key}".lstrip("."), tensor.data, dtype)
     raise_islands(components(checkpoint), inner)
+
+
+def _cast(component: str, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A weight in another dtype, which must hold it: a LoRA or an embedding may have made it larger than a half is."""
+    narrowed = tensor.to(dtype)
+    if not finite(narrowed):
+        hint = f"--precision {component}=fp32, or a smaller weight of what is merged"
+        raise LdmrtError(component, f"{name} is not finite in {dtype}".replace("torch.", ""), hint=hint)
+    return narrowed
 
 
 def precisions(bundle: Bundle) -> dict[str, str]:

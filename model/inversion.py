@@ -15,7 +15,8 @@ from ldmrt.runtime.files import sha256
 from ldmrt.runtime.recognise import BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING, LORA, refuse_other
 
 from .added_words import check_new, vocabulary, with_words
-from .tensor_files import check_tensor, find_file, read
+from .pickled import lazy_tensor
+from .tensor_files import find_file, read
 from .weights import finite
 
 # What the files for XL call its two text encoders
@@ -62,7 +63,8 @@ def embedding_of(content: Any, path: Path, token: str | None = None, name: str |
         keys = ", ".join(map(str, list(content)[:3])) if isinstance(content, Mapping) else type(content).__name__
         raise LdmrtError("embedding", f"{path} is no textual inversion", expected="the vectors of one word", found=keys)
     for key, value in vectors.items():
-        check_tensor("embedding", path, key or "the vectors", value)
+        if lazy_tensor("embedding", key or "the vectors", value, path).dtype is None:
+            raise LdmrtError("embedding", f"the vectors in {path} are no floating-point numbers", found=value.dtype)
     if not all(value.numel() and value.float().norm().isfinite() for value in vectors.values()):
         raise LdmrtError("embedding", f"the vectors in {path} are empty or not finite", hint="use another copy of it")
     matrices = {key: value.detach().float().reshape(-1, value.shape[-1]) for key, value in vectors.items()}

@@ -1,6 +1,5 @@
 """LoRA files on disk: their tensors, what PEFT noted of them, and whether they are for few steps."""
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -13,10 +12,11 @@ from torch import Tensor
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.errors import first_line
-from ldmrt.runtime.files import read_json
+from ldmrt.runtime.files import parse_json, read_json
 
 from .lora_names import PEFT, PREFIXES, matches
-from .tensor_files import check_tensor, find_file, read
+from .pickled import lazy_tensor, unwrapped
+from .tensor_files import find_file, read
 
 USUAL = (
     "pytorch_lora_weights.safetensors",
@@ -28,6 +28,7 @@ USUAL = (
 FEW_STEPS = re.compile(r"(?:sd|xl)[-_ ]?(?:turbo|lightning)|hyper[-_ ]?sd|(?:turbo|lightning)[-_ ]?\d+[-_ ]?steps?")
 TITLES = ("ss_output_name", "modelspec.title")
 
+LARGEST = 1e300  # Python's own whole numbers have no end
 LONGEST = 200  # characters of a name that a message repeats
 
 Notes = Mapping[str, Any]  # of one network's adapter, as PEFT's config has them
@@ -87,20 +88,18 @@ def _by_pattern(patterns: Any, module: str, value: Any) -> Any:
 
 def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
     """The tensors of a state dict, which may lie in another's "state_dict"; a number is one too."""
-    for _ in range(4):
-        if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-            content = content["state_dict"]
+    content, _ = unwrapped("lora", content, path)
     if not isinstance(content, Mapping):
         raise LdmrtError("lora", f"{path} holds no LoRA", expected="named tensors", found=type(content).__name__)
     tensors = {}
     for key, value in content.items():
-        if isinstance(value, float):
-            value = torch.tensor(value)  # an alpha
+        if isinstance(value, (int, float)) and abs(value) < LARGEST:
+            value = torch.tensor(float(value))  # an alpha
         if not isinstance(key, str) or not isinstance(value, Tensor):
             kind, name = type(value).__name__, repr(key)[:LONGEST]
             raise LdmrtError("lora", f"{name} in {path} is not a tensor", expected="named tensors", found=kind)
-        check_tensor("lora", path, key[:LONGEST], value)
-        if not value.is_floating_point() and value.numel() != 1:
+        number = lazy_tensor("lora", key[:LONGEST], value, path).dtype is None and value.numel() == 1
+        if value.is_complex() or not (number or value.is_floating_point()):
             raise LdmrtError("lora", f"{key[:LONGEST]} in {path} holds no floating-point numbers", found=value.dtype)
         tensors[key] = value.detach()
     return tensors
@@ -108,11 +107,7 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
 
 def _inner_notes(path: Path, text: str) -> dict[str, dict[str, Any]]:
     """The notes of diffusers, whose keys begin with the component."""
-    try:
-        inside = dict(json.loads(text))
-    except (RecursionError, TypeError, ValueError) as error:
-        found = first_line(error)
-        raise LdmrtError("lora", f"cannot read the notes of {path}", expected="a JSON object", found=found) from None
+    inside = parse_json("lora", f"the notes of {path}", text)
     notes: dict[str, dict[str, Any]] = {}
     for key, value in inside.items():
         component, _, name = key.partition(".")

@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.files import plain_file
 
-PICKLED = (b"PK\x03\x04", b"\x80")  # torch.save's archive, and its pickle of before
+from .pickled import load_pickle
+from .weights import is_safetensors
+
 FOREIGN = {
     b"\x89PNG": "a PNG image",
     b"RIFF": "a WebP image",
@@ -25,11 +28,8 @@ FOREIGN = {
 
 def find_file(component: str, path: Path, names: Sequence[str]) -> Path:
     """The file at `path`; in a folder the first of `names`, or the one safetensors file that it holds."""
-    if path.is_file():
-        return path
     if not path.is_dir():
-        problem = "not a plain file" if path.exists() else "missing file"
-        raise LdmrtError(component, problem, **{"found" if path.exists() else "expected": path})
+        return plain_file(component, path)
     if found := next((path / name for name in names if (path / name).is_file()), None):
         return found
     files = sorted(file for file in path.glob("*.safetensors") if file.is_file())
@@ -43,25 +43,18 @@ def read(component: str, path: Path) -> tuple[Any, dict[str, str]]:
     """What a file holds, a tensor or a dict, and a safetensors file's metadata. Nothing is unpickled but tensors."""
     with path.open("rb") as file:
         head = file.read(32)
-    if foreign := next((kind for begin, kind in FOREIGN.items() if head.startswith(begin)), None):
+    foreign = next((kind for begin, kind in FOREIGN.items() if head.startswith(begin)), None)
+    if foreign and head[8:9] != b"{":  # which begins the header of safetensors, after its length
         raise LdmrtError(component, f"cannot read {path}", expected="a file of tensors", found=foreign)
-    pickled = head.startswith(PICKLED) or (path.suffix != ".safetensors" and head[8:9] != b"{")
+    pickled = not is_safetensors(component, path)
     try:
         if pickled:
             with torch.serialization.safe_globals([nn.ParameterDict]):  # of the first textual inversion code
-                return torch.load(path, map_location="cpu", weights_only=True), {}
+                return load_pickle(component, path), {}
         with safe_open(path, framework="pt") as opened:
             return {key: opened.get_tensor(key) for key in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
+    except LdmrtError:
+        raise
     except Exception as error:  # safetensors, pickle and zip raise classes of their own
         expected = "tensors alone, in a whole file of torch.save" if pickled else "a whole safetensors file"
         raise LdmrtError(component, f"cannot read {path}", expected=expected, found=first_line(error)) from None
-
-
-def check_tensor(component: str, path: Path, name: object, value: Tensor) -> None:
-    """Refuse a tensor that is not plain numbers in memory, or claims more of them than its file holds."""
-    plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
-    if not plain or value.is_complex():
-        raise LdmrtError(component, f"{name} in {path} is not a plain tensor", found=value.layout)
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        shape = tuple(value.shape)
-        raise LdmrtError(component, f"{name} in {path} claims more than the file holds", found=shape)
