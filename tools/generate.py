@@ -10,6 +10,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from .outputs import Output
+
 if TYPE_CHECKING:
     from ldmrt.runtime import Pipeline, Request, Result
 
@@ -94,7 +96,7 @@ SIZE = click.Tuple([int, int])
     "tensorrt-rtx; auto takes engines that fit this machine's GPU, and ONNX Runtime where none does.",
 )
 @click.option("--columns", type=click.IntRange(min=1), help="Of the grid; as square as it gets where left out.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("out.png"), show_default=True)
+@click.option("-o", "--out", type=Output(), default=Path("out.png"), show_default=True)
 def generate(
     bundle: Path, prompts: tuple[str, ...], batch: int | None, save_steps: bool, tile: int | None, tile_passes: int,
     on_overflow: str, low_memory: bool, keep_optimized: bool, backend: str, columns: int | None, out: Path,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .outputs import Output, check_output
 from .reading import Reading, of_checkpoint
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ldmrt.runtime.reference import Reference
 
 PROMPT = "a red apple, noto style, blue background"
-FILE = click.Path(dir_okay=False, path_type=Path)
+FILE = Output()
 
 
 @click.command()
@@ -53,6 +54,8 @@ def verify(
     from ldmrt.runtime.check import gather
 
     opened = Bundle.open(bundle)
+    if store:
+        check_output(bundle, "--store", folder=True)
     if bisected is not None and bisected not in opened.components:
         raise LdmrtError("verify", f"no component {bisected!r}", expected=", ".join(opened.components))
     openers, refused = runnable(opened, backends or here(opened))
