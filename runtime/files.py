@@ -116,6 +116,14 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def cache_folder() -> Path | None:
+    """The user's folder for what can be made again; None where the user has none, as in many containers."""
+    if os.path.isabs(named := os.environ.get("XDG_CACHE_HOME", "")):
+        return Path(named) / "ldmrt"
+    home = os.path.expanduser("~")  # HOME, or else what the system knows of the user, or else "~"
+    return Path(home) / ".cache" / "ldmrt" if os.path.isabs(home) else None
+
+
 def sha256(path: Path) -> str:
     """The hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()

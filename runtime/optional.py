@@ -9,14 +9,16 @@ from .errors import LdmrtError, first_line
 
 
 class Package(NamedTuple):
-    """An optional package: its name for people, and what pip has to install."""
+    """An optional package: its name for people, what pip calls it, and the extras of ldmrt that bring it."""
 
     title: str
-    install: str
+    distribution: str
+    extras: tuple[str, ...] = ()
 
-
-def _extras(*names: str) -> str:
-    return " or ".join(f"'ldmrt[{name}]'" for name in names)
+    @property
+    def install(self) -> str:
+        """The command that brings it."""
+        return "pip install " + (" or ".join(f"'ldmrt[{one}]'" for one in self.extras) or self.distribution)
 
 
 # By the name that Python imports. Those that every installation has are here too: an installation may be damaged.
@@ -26,21 +28,21 @@ PACKAGES = {
     "PIL": Package("Pillow", "pillow"),
     "rich": Package("rich", "rich"),
     "tokenizers": Package("tokenizers", "tokenizers"),
-    "onnxruntime": Package("ONNX Runtime", _extras("cpu", "gpu")),
-    "onnx": Package("onnx", _extras("export", "rtx", "tensorrt")),
-    "onnx_ir": Package("onnx-ir", _extras("export")),
-    "onnxscript": Package("onnxscript", _extras("export")),
-    "torch": Package("PyTorch", _extras("export")),
-    "transformers": Package("transformers", _extras("export")),
-    "safetensors": Package("safetensors", _extras("export")),
-    "huggingface_hub": Package("huggingface_hub", _extras("export")),
-    "skimage": Package("scikit-image", _extras("export")),
-    "polygraphy": Package("Polygraphy", _extras("rtx", "tensorrt")),
-    "tensorrt": Package("TensorRT", _extras("tensorrt")),
-    "tensorrt_rtx": Package("TensorRT-RTX", _extras("rtx")),
-    "cuda": Package("cuda-bindings", _extras("rtx", "tensorrt")),
-    "matplotlib": Package("matplotlib", _extras("plot")),
-    "diffusers": Package("diffusers", _extras("dev")),
+    "onnxruntime": Package("ONNX Runtime", "onnxruntime", ("cpu", "gpu")),
+    "onnx": Package("onnx", "onnx", ("export", "rtx", "tensorrt")),
+    "onnx_ir": Package("onnx-ir", "onnx-ir", ("export",)),
+    "onnxscript": Package("onnxscript", "onnxscript", ("export",)),
+    "torch": Package("PyTorch", "torch", ("export",)),
+    "transformers": Package("transformers", "transformers", ("export",)),
+    "safetensors": Package("safetensors", "safetensors", ("export",)),
+    "huggingface_hub": Package("huggingface_hub", "huggingface_hub", ("export",)),
+    "skimage": Package("scikit-image", "scikit-image", ("export",)),
+    "polygraphy": Package("Polygraphy", "polygraphy", ("rtx", "tensorrt")),
+    "tensorrt": Package("TensorRT", "tensorrt", ("tensorrt",)),
+    "tensorrt_rtx": Package("TensorRT-RTX", "tensorrt-rtx-cu13", ("rtx",)),
+    "cuda": Package("cuda-bindings", "cuda-bindings", ("rtx", "tensorrt")),
+    "matplotlib": Package("matplotlib", "matplotlib", ("plot",)),
+    "diffusers": Package("diffusers", "diffusers", ("dev",)),
 }
 
 
@@ -49,13 +51,14 @@ def unavailable(error: ImportError | OSError, where: str) -> LdmrtError:
     does not work, and what it says itself.
     """
     wanted = _top(error.name) if isinstance(error, ImportError) else ""
-    if wanted in PACKAGES and not _installed(wanted):
-        title, install = PACKAGES[wanted]
-        return LdmrtError(where, f"{title} is not installed", hint=f"pip install {install}")
-    asked = _asked(error.__traceback__) or wanted or "a package"
-    title, install = PACKAGES.get(asked, Package(asked, ""))
-    hint = f"pip install --force-reinstall {install}" if install else None
-    return LdmrtError(where, f"{title} is installed and cannot be imported", found=first_line(error), hint=hint)
+    there = _installed(wanted)
+    if wanted in PACKAGES and not there:
+        return LdmrtError(where, f"{PACKAGES[wanted].title} is not installed", hint=PACKAGES[wanted].install)
+    at_fault = wanted if there else _asked(error.__traceback__) or wanted
+    package = PACKAGES.get(at_fault, Package(at_fault or "a package", at_fault or "PACKAGE"))
+    hint = f"pip install --force-reinstall {package.distribution}"
+    problem = f"{package.title} is installed and does not work"
+    return LdmrtError(where, problem, found=first_line(error), hint=hint)
 
 
 def ours(error: ImportError) -> bool:
@@ -69,7 +72,7 @@ def _top(name: str | None) -> str:
 
 def _installed(name: str) -> bool:
     try:
-        return importlib.util.find_spec(name) is not None
+        return bool(name) and importlib.util.find_spec(name) is not None
     except ValueError:  # half imported
         return sys.modules.get(name) is not None
 

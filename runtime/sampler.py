@@ -90,7 +90,7 @@ class Plan:
     def load(path: Path) -> "Plan":
         """What `save` wrote."""
         try:
-            state = json.loads(Path(path).read_text())
+            state = json.loads(Path(path).read_text(encoding="utf-8"))
             threshold = state.pop("threshold")
             arrays = {key: np.array(value, np.float64) for key, value in state.items() if isinstance(value, list)}
             plan = Plan(**{**state, **arrays, "threshold": threshold and tuple(threshold)})

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .outputs import Output
+
 if TYPE_CHECKING:
     from ldmrt.runtime import Pipeline
     from ldmrt.runtime.specs import Engine
@@ -166,7 +168,7 @@ def trades(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str, An
     multiple=True,
     help="Also in turns with a deep cache of so many: time and PSNR beside none. May be repeated.",
 )
-@click.option("--json", "out", type=click.Path(path_type=Path), help="Write the numbers here too.")
+@click.option("--json", "out", type=Output(), help="Write the numbers here too.")
 def bench(
     bundle: Path, prompt: str, steps: int, guidance: float, width: int | None, height: int | None, pictures: int,
     threads: int, backend: str, overlap: bool, caches: tuple[int, ...], out: Path | None,

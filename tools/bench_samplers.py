@@ -22,6 +22,7 @@ from unittest import mock
 
 import click
 
+from .outputs import Output
 from .script import run_script
 
 SHAPE = (2, 4, 64, 64)
@@ -48,7 +49,7 @@ class Cost:
 @click.argument("names", nargs=-1)
 @click.option("--steps", type=click.IntRange(min=4, max=50), default=50, show_default=True)
 @click.option("--repeats", type=click.IntRange(min=1), default=31, show_default=True, help="Runs; the least counts.")
-@click.option("--json", "out", type=click.Path(path_type=Path), help="Write the numbers here too.")
+@click.option("--json", "out", type=Output(), help="Write the numbers here too.")
 def bench(names: tuple[str, ...], steps: int, repeats: int, out: Path | None) -> None:
     """Time the rows of NAMES, all samplers where left out, against diffusers' steps on the same latents.
 

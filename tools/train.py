@@ -14,6 +14,7 @@ import numpy as np
 from ldmrt.runtime import LdmrtError, write_atomically
 
 from .options import Choice, Group
+from .outputs import Output
 from .pictures import grid, save_png
 from .progress import console
 from .run_lock import locked
@@ -40,7 +41,7 @@ def _options(steps: int, batch: int, rate: float) -> Callable[[Any], Any]:
         click.option("--group", "groups", multiple=True, help="Emoji groups to use; all where left out."),
         click.option("--layout", "layouts", multiple=True, default=["large"], show_default=True,
                      help="Emoji layouts: large, small, pair."),
-        click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run."),
+        click.option("--out", type=Output(folder=True), required=True, help="Folder of the run."),
         click.option("--steps", type=click.IntRange(min=1), default=steps, show_default=True),
         click.option("--batch", type=click.IntRange(min=1), default=batch, show_default=True),
         click.option("--learning-rate", type=RATE, default=rate, show_default=True,

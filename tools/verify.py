@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .outputs import Output, check_output
 from .reading import Reading, of_checkpoint
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ldmrt.runtime.reference import Reference
 
 PROMPT = "a red apple, noto style, blue background"
-FILE = click.Path(dir_okay=False, path_type=Path)
+FILE = Output()
 
 
 @click.command()
@@ -51,10 +52,12 @@ def verify(
     from ldmrt.runtime import Bundle, LdmrtError
     from ldmrt.runtime.backends import here
     from ldmrt.runtime.check import gather
-    from ldmrt.runtime.nearest import suggestion
     from ldmrt.runtime.errors import printable
+    from ldmrt.runtime.nearest import suggestion
 
     opened = Bundle.open(bundle)
+    if store:
+        check_output(bundle, "--store", folder=True)
     if bisected is not None and bisected not in opened.components:
         problem = f"no component {bisected!r}{suggestion(bisected, opened.components)}"
         raise LdmrtError("verify", problem, expected=", ".join(opened.components))

@@ -17,8 +17,9 @@ OPSET = (
     "[ONNXRuntimeError] : 1 : FAIL : Load model from unet/model.onnx failed:/onnxruntime_src/onnxruntime/core/graph/"
     "model_load_utils.h:46 void onnxruntime::model_load_utils::ValidateOpsetForDomain(...) ONNX Runtime only"
     " *guarantees* support for models stamped with official released onnx opset versions. Opset {} is under development"
-    " and support for this is limited. The operator schemas and or other functionality may change before next ONNX release and in"
-    " this case ONNX Runtime will not guarantee backward compatibility. Current official support for domain ai.onnx is"
+    " and support for this is limited. The operator schemas and or other functionality may change before next ONNX"
+    " release and in this case ONNX Runtime will not guarantee backward compatibility. Current official support for"
+    " domain ai.onnx is"
     " till opset {}."
 )
 FORMAT = (
