@@ -38,6 +38,7 @@ class Shape:
     size: int  # the side, in pixels, that the model was trained on
     zeros: bool = False  # no negative prompt means no words at all, not the words "" (SDXL)
     scored: bool = False  # time_ids end with an aesthetic score (SDXL's refiner)
+    consistency: bool = False  # a latent consistency model's own pipeline, whose strength shortens the grid
 
     @classmethod
     def read(cls, unet: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str, Any]) -> "Shape":
@@ -53,6 +54,7 @@ class Shape:
             size=int(unet.get("sample_size") or 64) * factor,
             zeros=bool(index.get("force_zeros_for_empty_prompt", False)),
             scored=bool(index.get("requires_aesthetics_score", False)),
+            consistency="LatentConsistencyModel" in str(index.get("_class_name")),
         )
 
 
