@@ -21,6 +21,7 @@ class Shape:
     size: int  # the side, in pixels, that the model was trained on
     zeros: bool = False  # no negative prompt means no words at all, not the words "" (SDXL)
     scored: bool = False  # time_ids end with an aesthetic score (SDXL's refiner)
+    consistency: bool = False  # a latent consistency model's own pipeline, whose strength shortens the grid
 
     @classmethod
     def read(cls, unet: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str, Any]) -> "Shape":
@@ -38,6 +39,7 @@ class Shape:
             size=_whole("unet/config.json", "sample_size", max(side) if _is_pair(side) else side, 64) * factor,
             zeros=_truth("force_zeros_for_empty_prompt", index.get("force_zeros_for_empty_prompt")),
             scored=_truth("requires_aesthetics_score", index.get("requires_aesthetics_score")),
+            consistency="LatentConsistencyModel" in str(index.get("_class_name")),
         )
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .backends import Settings, check_name, open_engines
 from .bundle import STEP, Bundle, Shape
 from .certificate import Certificate
-from .conditions import encode, guidance_embedding, time_ids
+from .conditions import Texts, encode, guidance_embedding, time_ids
 from .control import open_controls
 from .decode import DECODER, PASSES, Decoding, decode
 from .deep_cache import DeepCached, full_times
@@ -167,7 +167,7 @@ class Pipeline:
             model = partial(_either, dict(zip(plan.t.tolist(), guided, strict=True)), model, alone)
 
         def fresh(row: int, into: Latents | None = None) -> Latents:
-            return noise(seeds, row + 1, start.x.shape[1:], into)
+            return noise(seeds, plan.first + row + 1, start.x.shape[1:], into)
 
         x = start.x if start.init is not None else start.x * np.float32(plan.prior_scale)
         folded = None
@@ -192,9 +192,15 @@ class Pipeline:
 
     def plan(self, request: Request) -> Plan:
         """The sampler's table for a request."""
-        strength = request.strength if request.image is not None else 1.0
         return plan_from_config(
-            self.scheduler, request.steps, name=request.scheduler, eta=request.eta, strength=strength
+            self.scheduler,
+            request.steps,
+            name=request.scheduler,
+            eta=request.eta,
+            strength=request.strength if request.image is not None else 1.0,
+            shortened=self.shape.consistency,
+            start=request.denoising_start,
+            end=request.denoising_end,
         )
 
     @staticmethod
@@ -242,9 +248,13 @@ class Pipeline:
     def _words(self, request: Request, guidance: Guidance, start: Start) -> dict[str, NDArray[Any]]:
         """The U-Net's inputs that follow from prompts and sizes: of the negative prompts, then of the positive."""
         xl, zeros = "text_embeds" in self._inputs, self.shape.zeros
-        texts = list(request.texts) if guidance.plain else [*request.negative_texts(zeros=zeros), *request.texts]
+        texts: list[Texts] = [*request.texts]
+        skips = [request.clip_skip] * len(texts)
+        if not guidance.plain:
+            texts = [*request.negative_texts(zeros=zeros), *texts]
+            skips = [*[request.negative_clip_skip] * len(skips), *skips]
         encoders = {name: self.engines[name] for name in self._text_encoders}
-        words = encode(encoders, self.tokenizers, texts, xl=xl, skip=request.clip_skip)
+        words = encode(encoders, self.tokenizers, texts, skips, xl=xl)
         inputs: dict[str, NDArray[Any]] = {"encoder_hidden_states": words.context}
         if xl and words.pooled is not None:
             width = int(self._inputs["time_ids"][-1])

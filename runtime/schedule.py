@@ -160,14 +160,20 @@ def whole_nodes(c: Config, steps: int, timesteps: Sequence[float] | None = None,
     return nodes
 
 
-def distilled_nodes(c: Config, steps: int, timesteps: Sequence[float] | None = None, *, last: float | None) -> Nodes:
-    """The timesteps that LCM and TCD were distilled on, thinned. The last step leads to `last`, or nowhere."""
+def distilled_nodes(
+    c: Config, steps: int, timesteps: Sequence[float] | None = None, *, last: float | None, strength: float = 1.0
+) -> Nodes:
+    """The timesteps that LCM and TCD were distilled on, thinned; of those only the share `strength`, counted from the
+    end. The last step leads to `last`, or nowhere.
+    """
     original = c["original_inference_steps"]
     if timesteps is None:
-        if not 1 <= steps <= original:
-            raise LdmrtError("scheduler", "impossible number of steps", expected=f"1 to {original}", found=steps)
-        taught = np.arange(original, 0, -1) * (c["num_train_timesteps"] // original) - 1
-        timesteps = taught[np.floor(np.linspace(0, original, steps, endpoint=False)).astype(int)]
+        count = int(original * strength)
+        if not 1 <= steps <= count:
+            expected = f"1 to {count}" if count else f"a strength of at least {1 / original:g}"
+            raise LdmrtError("scheduler", "impossible number of steps", expected=expected, found=steps)
+        taught = np.arange(count, 0, -1) * (c["num_train_timesteps"] // original) - 1
+        timesteps = taught[np.floor(np.linspace(0, count, steps, endpoint=False)).astype(int)]
     nodes = Nodes([], alphas_cumprod(c), c)
     grid = [nodes.at(t) for t in timesteps]
     return Nodes(list(zip(grid, [*grid[1:], grid[-1] if last is None else nodes.at(last)], strict=True)), nodes.abar, c)
