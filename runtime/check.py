@@ -44,6 +44,7 @@ class Checked:
     costs: tuple[Cost, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     images: NDArray[np.uint8] | None = field(default=None, repr=False)
+    seconds: float = 0.0  # that measuring took
 
     @property
     def within(self) -> bool:

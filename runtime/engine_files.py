@@ -79,6 +79,14 @@ class Recipe:
         plain = {one.name: getattr(self, one.name) for one in fields(self)}
         return plain | {"profile": buckets, "flags": list(self.flags)}
 
+    @property
+    def plain_profile(self) -> list[dict[str, dict[str, list[int]]]]:
+        """The profile in lists and dicts: of each bucket the least, best and largest shape of every input."""
+        return [
+            {name: {"min": list(one.min), "opt": list(one.opt), "max": list(one.max)} for name, one in bucket.items()}
+            for bucket in self.profile
+        ]
+
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Recipe":
         """The inverse; KeyError, TypeError or ValueError where it is none."""

@@ -64,6 +64,7 @@ def build(
     Example: ldmrt build out/emoji64 --target sm89,portable --sizes 64x64 --batch 1-4
     """
     from ldmrt.export import trt
+    from ldmrt.export.arithmetic import check_arithmetic
     from ldmrt.export.build import Built, decide, summary
     from ldmrt.export.build import build as built
     from ldmrt.export.memory import check_room, predict
@@ -80,6 +81,7 @@ def build(
     version, targets = trt.version(backend), targets_of(target)
     trt.check_targets(backend, targets, flags)
     wished = recipes(opened, wanted, backend=backend, version=version, targets=targets, flags=flags, graphs=graphs)
+    check_arithmetic(opened, wished)
     decisions = decide(bundle, wished)
     missing = {one.recipe.key: predict(opened, one.recipe) for one in decisions if one.there is None}
     check_room(opened, missing.values())

@@ -130,13 +130,11 @@ def _draws(plan: "Plan") -> bool:
 
 def show(listed: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> None:
     """The list as a table."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
     from ldmrt.runtime.schedulers import SPACINGS, everyday_name
 
-    whole = Column("class in diffusers", overflow="fold")
-    table = Table("name", whole, "order", "evaluations", "noise", "eta", "own grid")
+    from . import tables
+
+    rows: list[tuple[str, ...]] = []
     problems: dict[str, list[str]] = {}
     for line in listed:
         if "problem" in line:
@@ -145,11 +143,11 @@ def show(listed: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> None
         else:
             measured = (evaluations(**line["evaluations"]), line["noise"])
         eta = "" if line["eta"] is None else f"{line['eta']:g}"
-        table.add_row(line["name"], line["class"], str(line["order"]), *measured, eta, ", ".join(line["grids"]))
-    Console().print(table)
+        rows.append((line["name"], line["class"], str(line["order"]), *measured, eta, ", ".join(line["grids"])))
+    tables.show(("name", "class in diffusers", "order", "calls", "noise", "eta", "own grid"), rows)
     for problem, names in problems.items():
         click.secho(f"not with this config: {', '.join(names)}: {problem}", fg="yellow")
-    click.echo("evaluations: of the network, in N steps; eta: the share of fresh noise, where it may be chosen")
+    click.echo("calls: of the network, in N steps; eta: the share of fresh noise, where it may be chosen")
     endings = ", ".join(f"_{kind}" for kind in SPACINGS)
     takers = ", ".join(line["name"] for line in listed if len(line["endings"]) == len(SPACINGS))
     click.echo(f"noise levels spaced otherwise: append {endings} to {takers}")

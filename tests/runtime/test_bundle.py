@@ -164,5 +164,5 @@ def test_weights_outside_the_bundle_are_refused(copy: Path) -> None:
 
 
 def test_other_backends_are_refused(bundle: Path) -> None:
-    with pytest.raises(LdmrtError, match="no backend 'cuda', did you mean 'onnxruntime-cuda'.; expected auto, "):
+    with pytest.raises(LdmrtError, match=r"no backend 'cuda', did you mean 'onnxruntime-cuda'\?; expected auto, "):
         ldmrt.runtime.open(bundle, "cuda")
