@@ -17,6 +17,7 @@ from torch import nn
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.ort import onnxruntime, session_options
 from ldmrt.runtime.specs import conform
 from ldmrt.runtime.tolerances import COMPONENT
 
@@ -243,16 +244,12 @@ def _onnx(
     """These values from ONNX Runtime: a graph that has them as its outputs, with the weights of the file at `path`."""
     import onnx
 
-    try:
-        import onnxruntime as ort
-    except ImportError:
-        raise LdmrtError(component.name, "ONNX Runtime is not installed", hint="pip install 'ldmrt[cpu]'") from None
+    ort = onnxruntime(component.name)
     proto = onnx.ModelProto()
     proto.CopyFrom(graph.proto)
     del proto.graph.output[:]
     proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(value) for value in values)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors; they also arrive as exceptions
+    options = session_options(ort)
     options.enable_cpu_mem_arena = False  # which would keep what one run needs until the session ends
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.resolve().parent))
     try:

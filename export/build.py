@@ -13,7 +13,8 @@ from pathlib import Path
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle import Bundle
-from ldmrt.runtime.engine_files import CHANGED, FOLDER, EngineFile, Recipe, engines, model_digests, write
+from ldmrt.runtime.engine_files import CHANGED, FOLDER, EngineFile, Recipe, engines, write
+from ldmrt.runtime.lock import bundle_lock
 
 from .refit import DIGEST, weights_sha256
 from .trt import REFIT, Compiled, Watch, compile_engine
@@ -107,8 +108,14 @@ def listed(names: Sequence[str]) -> str:
 
 def build(bundle: Bundle, decisions: Sequence[Decision], compiler: Compiler = compile_engine) -> Iterator[Step | Built]:
     """Build what was decided, and yield on the way and after each. Leaving the loop stops the build; what was done
-    before stays.
+    before stays. Nobody else changes the bundle meanwhile.
     """
+    with bundle_lock(bundle.path):
+        bundle.check_unchanged()
+        yield from _build(bundle, decisions, compiler)
+
+
+def _build(bundle: Bundle, decisions: Sequence[Decision], compiler: Compiler) -> Iterator[Step | Built]:
     for one in decisions:
         if one.there is not None:
             yield Built(one.recipe, one.there, reused=True)
@@ -160,24 +167,3 @@ def _watched(run: Callable[[Watch], Compiled], recipe: Recipe) -> Generator[Step
     if failed:
         raise failed[0]
     return result[0]
-
-
-def prunable(bundle: Bundle, versions: dict[str, str]) -> list[tuple[Path, str]]:
-    """Folders of engines that nothing will use again, and why: unfinished, damaged, of another model, or of another
-    version than the ones installed here, by backend.
-    """
-    found = []
-    for one in engines(bundle.path):
-        if isinstance(one, LdmrtError):
-            found.append((bundle.path / FOLDER / one.where.removeprefix("engine "), one.problem))
-            continue
-        recipe = one.recipe
-        if recipe.component not in bundle.graphs:
-            found.append((one.folder, f"the bundle has no {recipe.component}"))
-        elif (recipe.graph, recipe.weights) != model_digests(bundle, recipe.component):
-            found.append((one.folder, f"{recipe.component} has changed"))
-        elif versions.get(recipe.backend, recipe.version) != recipe.version:
-            found.append((one.folder, f"made by {recipe.version}, {versions[recipe.backend]} is installed"))
-        elif one.damaged:
-            found.append((one.folder, CHANGED))
-    return found

@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,15 @@ import torch
 from ldmrt.model import Checkpoint
 from ldmrt.model.checkpoint import write_json
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.bundle import CUT, MANIFEST, SCHEMA, Bundle
-from ldmrt.runtime.files import sha256
+from ldmrt.runtime.bundle import CUT, MANIFEST, Bundle
+from ldmrt.runtime.contents import is_inside, is_name
+from ldmrt.runtime.files import remove_abandoned, sha256, temporary_folder
+from ldmrt.runtime.lock import bundle_lock
+from ldmrt.runtime.manifest import REFERENCE, SCHEMA
+from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.optimized import FOLDER as OPTIMIZED
+from ldmrt.runtime.recognise import BUNDLE, refuse_other
+from ldmrt.runtime.swap import recover, replace_folder
 
 from .components import Component, components
 from .deep_cache import check_cut, cut
@@ -49,16 +54,17 @@ def export_bundle(
     any failure, the old one stands.
     """
     path, parts = path.resolve(), components(checkpoint)
+    if odd := [name for name in parts if not is_name(name)]:
+        raise LdmrtError("export", f"unsupported name {odd[0]!r:.200}", expected="letters, digits, _, - and .")
     if unknown := [name for name in only if name not in parts]:
-        raise LdmrtError("export", f"no component {unknown[0]!r}", expected=", ".join(parts))
+        problem = f"no component {unknown[0]!r}{suggestion(unknown[0], parts)}"
+        raise LdmrtError("export", problem, expected=", ".join(parts))
+    refuse_other("export", path, BUNDLE)
     if deep_cache:
         if only and "unet" not in only:
             raise LdmrtError("export", "a deep cache is made of the U-Net", expected="unet among --components")
         check_cut(parts["unet"])
-    old = _old_manifest(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-    try:
+    with _replacing(path) as (old, work):
         rows: dict[str, Any] = {}
         kept = []  # components that stay as they are
         for name, component in parts.items():
@@ -95,9 +101,6 @@ def export_bundle(
         _keep_certificate(old, path, manifest, work)
         write_json(work / MANIFEST, manifest)
         _carry_over(path, work, {MANIFEST, *old.get("files", {})})
-        _swap(work, path)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def fingerprint(component: Component) -> dict[str, str]:
@@ -120,6 +123,24 @@ def made_by() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("ldmrt", "torch", "onnx", "onnxscript", "transformers")}
 
 
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[tuple[dict[str, Any], Path]]:
+    """The manifest of the bundle that is there, and a folder that takes the bundle's place when the block ends well.
+    Nobody else changes the bundle meanwhile; who did without asking is noticed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with bundle_lock(path):
+        recover(path)
+        before, old = _stamp(path), _old_manifest(path)
+        with temporary_folder(path) as work:
+            yield old, work
+            if _stamp(path) != before:
+                problem = f"{path} was changed by something else during the export"
+                raise LdmrtError("export", problem, hint="run the same command again")
+            work.chmod(0o755)
+            replace_folder(work, path)
+
+
 def _old_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a bundle that is already there and whole; a folder of anything else is not touched."""
     if not path.exists():
@@ -131,6 +152,12 @@ def _old_manifest(path: Path) -> dict[str, Any]:
         return {"components": {}, **opened.manifest}
     except LdmrtError:
         return {}  # damaged: made anew
+
+
+def _stamp(path: Path) -> bytes:
+    """The manifest as it stands there: every change of a bundle changes it."""
+    manifest = path / MANIFEST
+    return manifest.read_bytes() if manifest.is_file() else b""
 
 
 def _row(component: Component, islands: Mapping[str, str]) -> dict[str, Any]:
@@ -164,6 +191,10 @@ def _manifest(
 ) -> dict[str, Any]:  # fmt: skip
     """What the bundle in a folder is, and its files: `known` ones as the old manifest has them."""
     files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    if odd := [name for name in files if not is_inside(name)]:
+        raise LdmrtError(
+            "export", f"unsupported file name {odd[0]!r:.200}", expected="no control characters, no \\ or :"
+        )
     return {
         "schema": SCHEMA,
         "made_by": made_by(),
@@ -190,12 +221,17 @@ def _keep_certificate(old: dict[str, Any], path: Path, manifest: dict[str, Any],
 
 def _carry_over(old: Path, new: Path, made: set[str]) -> None:
     """Keep what a user, or a build of engines, has put into the old bundle; ONNX Runtime's own forms are made anew."""
+    remove_abandoned(old)
     for file in old.rglob("*") if old.is_dir() else ():
         name = file.relative_to(old)
         wanted = name.as_posix() not in made and name.parts[0] != OPTIMIZED and not (new / name).exists()
-        if file.is_file() and wanted:
+        unnamed = REFERENCE.fullmatch(name.as_posix())  # of a certificate that is no more
+        if (file.is_file() or file.is_symlink()) and wanted and not unnamed:
             (new / name).parent.mkdir(parents=True, exist_ok=True)
-            _link(file, new / name)
+            if file.is_symlink():
+                (new / name).symlink_to(os.readlink(file))
+            else:
+                _link(file, new / name)
 
 
 def _take(old: Path, new: Path, row: Mapping[str, Any]) -> None:
@@ -207,23 +243,6 @@ def _take(old: Path, new: Path, row: Mapping[str, Any]) -> None:
 def _link(old: str | Path, new: str | Path) -> None:
     """The old bundle's file under a new name: weights and engines are large, and the old name goes."""
     try:
-        os.link(old, new)
+        os.link(os.path.realpath(old), new)
     except OSError:  # a file system without links
         shutil.copy2(old, new)
-
-
-def _swap(new: Path, place: Path) -> None:
-    """Put the folder `new` in its place; what stood there goes only when the new one stands."""
-    os.chmod(new, 0o755)  # mkdtemp's is private
-    if not place.exists():
-        os.rename(new, place)
-        return
-    old = new.with_suffix(".old")
-    os.rename(place, old)
-    try:
-        os.rename(new, place)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.rename(old, place)
-        raise
-    shutil.rmtree(old)

@@ -18,6 +18,7 @@ import numpy as np
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle import Bundle
 from ldmrt.runtime.engine_files import Recipe
+from ldmrt.runtime.machine import megabytes
 from ldmrt.runtime.specs import TensorSpec, shape_of, sizes_of
 
 from .activations import activations, read
@@ -90,11 +91,6 @@ def available() -> int | None:
         return None
     found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
     return found["MemAvailable"] + found.get("SwapFree", 0) if "MemAvailable" in found else None
-
-
-def megabytes(count: float) -> str:
-    """Such as "1739 MB": millions of bytes."""
-    return f"{count / 1e6:.0f} MB" if count >= 1e7 else f"{count / 1e6:.1f} MB"
 
 
 def _io(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec], shapes: dict[str, tuple[int, ...]]) -> int:

@@ -1,13 +1,14 @@
 """Is the bundle of this checkpoint, and what was measured of it kept in the manifest."""
 
-import contextlib
-import os
+import hashlib
 
 from ldmrt.model import Checkpoint
 from ldmrt.model.checkpoint import write_json
 from ldmrt.runtime.bundle import MANIFEST, Bundle
 from ldmrt.runtime.certificate import Certificate
-from ldmrt.runtime.files import sha256
+from ldmrt.runtime.files import remove, write_atomically
+from ldmrt.runtime.lock import bundle_lock
+from ldmrt.runtime.manifest import REFERENCE
 from ldmrt.runtime.reference import Reference
 
 from .bundle import fingerprint
@@ -37,19 +38,22 @@ def other_origin(bundle: Bundle, checkpoint: Checkpoint) -> list[str]:
 
 
 def store(bundle: Bundle, made: Certificate, reference: Reference) -> None:
-    """Keep a certificate in the manifest, and beside it what `ldmrt verify BUNDLE` replays without PyTorch.
+    """Keep a certificate in the manifest, and beside it what `ldmrt verify BUNDLE` replays without PyTorch. An
+    `LdmrtError` where the bundle has changed since it was opened: it is not what was measured.
 
     The reference is named by its content, so that the old manifest stays true until the new one is there.
     """
-    old = bundle.manifest.get("certificate", {}).get("reference")
-    work = bundle.path / ".reference.npz"
-    reference.small.save(work)
-    name = f"reference-{sha256(work)[:12]}.npz"
-    os.replace(work, bundle.path / name)
-    entry = {"size": (bundle.path / name).stat().st_size, "sha256": sha256(bundle.path / name)}
-    files = {key: value for key, value in bundle.manifest["files"].items() if key != old}
-    manifest = {**bundle.manifest, "certificate": {"reference": name, **made.to_json()}, "files": files | {name: entry}}
-    write_json(bundle.path / MANIFEST, manifest)
-    if old is not None and old != name:
-        with contextlib.suppress(OSError):
-            (bundle.path / old).unlink()
+    with bundle_lock(bundle.path):
+        bundle.check_unchanged()
+        content = reference.small.to_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        name = f"reference-{digest[:12]}.npz"
+        with write_atomically(bundle.path / name) as file:
+            file.write(content)
+        files = {key: value for key, value in bundle.manifest["files"].items() if not REFERENCE.fullmatch(key)}
+        files[name] = {"size": len(content), "sha256": digest}
+        certificate = {"reference": name, "reference_sha256": digest, **made.to_json()}
+        write_json(bundle.path / MANIFEST, {**bundle.manifest, "certificate": certificate, "files": files})
+        for other in bundle.path.glob("reference-*.npz"):
+            if other.name != name and REFERENCE.fullmatch(other.name):
+                remove(other)

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from ldmrt.model import Checkpoint
+from ldmrt.model.weights import finite
 from ldmrt.runtime import Bundle, LdmrtError
 from ldmrt.runtime.decode import WIDE
+from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.tolerances import COMPONENT
 
 from .components import PRECISIONS, components
@@ -29,7 +31,8 @@ def parse(text: str) -> dict[str, str]:
         name, equals, precision = word.strip().rpartition("=")
         if precision not in PRECISIONS or (equals and not name):
             expected = f"{' or '.join(PRECISIONS)}, or COMPONENT={'|'.join(PRECISIONS)} several times"
-            raise LdmrtError("precision", f"impossible precision {text!r}", expected=expected, found=word)
+            problem = f"impossible precision {text!r}{suggestion(precision, PRECISIONS)}"
+            raise LdmrtError("precision", problem, expected=expected, found=word)
         precisions[name] = precision
     return precisions
 
@@ -78,7 +81,8 @@ def _kinds(checkpoint: Checkpoint, wanted: Precisions) -> dict[str, str]:
     """The precision of every component."""
     names = list(components(checkpoint))
     if unknown := [name for name in wanted if name and name not in names]:
-        raise LdmrtError("precision", f"no component {unknown[0]!r}", expected=", ".join(names))
+        problem = f"no component {unknown[0]!r}{suggestion(unknown[0], names)}"
+        raise LdmrtError("precision", problem, expected=", ".join(names))
     return {name: wanted.get(name, wanted[""]) for name in names}
 
 
@@ -89,10 +93,19 @@ def _narrow(checkpoint: Checkpoint, kinds: Mapping[str, str], islands: Islands) 
         for path, module in part.module.named_modules():
             wide = any(inside(module_path(path), island) for island in inner.get(name, ()))
             dtype = torch.float32 if wide else PRECISIONS[kinds[name]]
-            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-                if tensor.is_floating_point():
-                    tensor.data = tensor.data.to(dtype)
+            for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+                if tensor.is_floating_point() and tensor.dtype != dtype:
+                    tensor.data = _cast(name, f"{path}.{key}".lstrip("."), tensor.data, dtype)
     raise_islands(components(checkpoint), inner)
+
+
+def _cast(component: str, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A weight in another dtype, which must hold it: a LoRA or an embedding may have made it larger than a half is."""
+    narrowed = tensor.to(dtype)
+    if not finite(narrowed):
+        hint = f"--precision {component}=fp32, or a smaller weight of what is merged"
+        raise LdmrtError(component, f"{name} is not finite in {dtype}".replace("torch.", ""), hint=hint)
+    return narrowed
 
 
 def precisions(bundle: Bundle) -> dict[str, str]:

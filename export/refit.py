@@ -14,6 +14,8 @@ import numpy as np
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle import Bundle
 from ldmrt.runtime.engine_files import FOLDER, EngineFile, Recipe, engines, model_digests, rebuild, runs_on, write
+from ldmrt.runtime.lock import bundle_lock
+from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.trt import Refused, Session, must
 
 from .trt import REFIT, check_refit
@@ -41,8 +43,15 @@ def refit(bundle: Bundle, source: Bundle, backend: str, only: Collection[str] = 
     """
     check_refit(backend, "--backend")
     if unknown := [name for name in only if name not in bundle.graphs]:
-        raise LdmrtError("--components", f"no component {unknown[0]!r}", expected=", ".join(bundle.graphs))
+        problem = f"no component {unknown[0]!r}{suggestion(unknown[0], bundle.graphs)}"
+        raise LdmrtError("--components", problem, expected=", ".join(bundle.graphs))
     session = Session(backend)
+    with bundle_lock(bundle.path):
+        bundle.check_unchanged()
+        yield from _refit(bundle, source, session, only)
+
+
+def _refit(bundle: Bundle, source: Bundle, session: Session, only: Collection[str]) -> Iterator[Refitted]:
     wished = _wished(bundle, source, session, only)
     there = {one.folder.name: one for one in engines(bundle.path) if isinstance(one, EngineFile)}
     for recipe, one in wished:

@@ -17,8 +17,10 @@ from typing import Any
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.engine_files import Recipe
 from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.nearest import suggestion
+from ldmrt.runtime.optional import unavailable
 from ldmrt.runtime.targets import BACKENDS, PORTABLE
-from ldmrt.runtime.trt import INSTALL, MODULES
+from ldmrt.runtime.trt import MODULES
 
 from .resident import growth
 
@@ -47,8 +49,8 @@ def library(backend: str) -> Any:
         if "polygraphy.config" not in sys.modules:
             os.environ[SWITCH] = "1" if rtx else "0"
         config = importlib.import_module("polygraphy.config")
-    except ImportError:
-        raise LdmrtError("backend", f"{BACKENDS[backend]} is not installed", hint=INSTALL[backend]) from None
+    except (ImportError, OSError) as error:
+        raise unavailable(error, "backend") from None
     if rtx != config.USE_TENSORRT_RTX:
         problem = "Polygraphy is bound to the other TensorRT in this process"
         raise LdmrtError("backend", problem, hint="build in a process of its own")
@@ -77,7 +79,8 @@ def check_targets(backend: str, targets: Sequence[str], flags: Sequence[str]) ->
         known = [name.lower() for name in trt.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", name)]
         if unknown := [name for name in targets if name not in (PORTABLE, *known)]:
             expected = ", ".join([*known, PORTABLE, "this"])
-            problem, hint = f"{title} has no target {unknown[0]}", "--backend tensorrt, on that GPU"
+            meant = "" if unknown[0].startswith("sm") else suggestion(unknown[0], [*known, PORTABLE, "this"])
+            problem, hint = f"{title} has no target {unknown[0]}{meant}", "--backend tensorrt, on that GPU"
             raise LdmrtError("--target", problem, expected=expected, hint=hint)
         return
     from ldmrt.runtime.gpu import compute_capability

@@ -3,7 +3,6 @@
 State-dict keys and config fields are those of diffusers' AutoencoderKL.
 """
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
@@ -16,13 +15,12 @@ from ldmrt.runtime import LdmrtError
 
 from .attention import SpatialAttention
 from .blocks import Downsample, Level, ResnetBlock, Upsample
-from .config import from_config, positive
+from .config import from_config, known_activation, positive, within
 
 EPS = 1e-6  # of every norm: fixed in diffusers
 
 # Config keys of diffusers that ask for something else than the blocks below, with the value that asks for nothing.
 NEUTRAL: dict[str, Any] = {
-    "act_fn": ("silu", "swish"),  # two names of one function
     "latents_mean": None,
     "latents_std": None,
     "shift_factor": None,
@@ -41,6 +39,7 @@ class AutoencoderConfig:
     layers_per_block: int = 1
     latent_channels: int = 4
     norm_num_groups: int = 32
+    act_fn: str = "silu"  # of the resnets; the last one of encoder and decoder is SiLU in diffusers whatever it says
     sample_size: int = 32
     scaling_factor: float = 0.18215
     force_upcast: bool = True
@@ -51,8 +50,8 @@ class AutoencoderConfig:
     def __post_init__(self) -> None:
         positive("vae", self, "in_channels", "out_channels", "block_out_channels", "layers_per_block")
         positive("vae", self, "latent_channels", "norm_num_groups")
-        if not (math.isfinite(self.scaling_factor) and self.scaling_factor > 0):
-            raise LdmrtError("vae", "impossible scaling_factor", expected="above 0", found=self.scaling_factor)
+        known_activation("vae", self, "act_fn")
+        within("vae", self, "scaling_factor", 1e-6, 1e6)
         if odd := [width for width in self.block_out_channels if width % self.norm_num_groups]:
             expected = f"a multiple of norm_num_groups, {self.norm_num_groups}"
             raise LdmrtError("vae", f"block_out_channels {odd[0]} cannot be split", expected=expected)
@@ -72,6 +71,9 @@ class AutoencoderConfig:
     @classmethod
     def read(cls, config: dict[str, Any]) -> "AutoencoderConfig":
         """From the dict in diffusers' config.json."""
+        side = config.get("sample_size")  # of no effect on an image: a pair of sides may stand for one
+        if side is None or _is_pair(side):
+            config = {**config, "sample_size": max(side or [cls.sample_size])}
         return from_config(cls, config, NEUTRAL, "vae")
 
     @property
@@ -80,14 +82,19 @@ class AutoencoderConfig:
         return 2 ** (len(self.block_out_channels) - 1)
 
 
-def _stack(widths: list[int], groups: int) -> list[nn.Module]:
+def _is_pair(side: Any) -> bool:
+    return isinstance(side, (list, tuple)) and len(side) == 2 and all(type(length) is int for length in side)
+
+
+def _stack(widths: list[int], config: AutoencoderConfig) -> list[nn.Module]:
     """One resnet between each width and the next."""
-    return [ResnetBlock(a, b, groups=groups, eps=EPS) for a, b in pairwise(widths)]
+    groups, act = config.norm_num_groups, config.act_fn
+    return [ResnetBlock(a, b, groups=groups, eps=EPS, act=act) for a, b in pairwise(widths)]
 
 
 def _middle(width: int, config: AutoencoderConfig) -> Level:
     groups = config.norm_num_groups
-    resnets = _stack([width] * 3, groups)
+    resnets = _stack([width] * 3, config)
     return Level(resnets, [SpatialAttention(width, groups=groups, eps=EPS)] if config.mid_block_add_attention else None)
 
 
@@ -114,7 +121,7 @@ class Encoder(nn.Module):
         inner = widths[0]
         for level, width in enumerate(widths):
             smaller = Downsample(width, padding=0) if level < len(widths) - 1 else None
-            self.down_blocks.append(Level(_stack([inner] + [width] * config.layers_per_block, groups), down=smaller))
+            self.down_blocks.append(Level(_stack([inner] + [width] * config.layers_per_block, config), down=smaller))
             inner = width
         self.mid_block = _middle(inner, config)
         self.conv_norm_out = nn.GroupNorm(groups, inner, EPS)
@@ -139,7 +146,7 @@ class Decoder(nn.Module):
         inner = widths[0]
         for level, width in enumerate(widths):
             larger = Upsample(width) if level < len(widths) - 1 else None
-            self.up_blocks.append(Level(_stack([inner] + [width] * (config.layers_per_block + 1), groups), up=larger))
+            self.up_blocks.append(Level(_stack([inner] + [width] * (config.layers_per_block + 1), config), up=larger))
             inner = width
         self.conv_norm_out = nn.GroupNorm(groups, inner, EPS)
         self.conv_out = nn.Conv2d(inner, config.out_channels, 3, padding=1)

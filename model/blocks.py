@@ -1,20 +1,32 @@
 """The convolutional blocks that the U-Net and the autoencoder share. Attribute names are diffusers' state-dict keys."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Those of diffusers' networks, by the names that its configs have for them in any case.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "swish": F.silu,
+    "mish": F.mish,
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
+
 
 class ResnetBlock(nn.Module):
-    """norm, SiLU, conv, twice, with the time embedding added between: (B, in, H, W) -> (B, out, H, W).
+    """norm, activation, conv, twice, with the time embedding added between: (B, in, H, W) -> (B, out, H, W).
 
     `time_channels` is None where there is no time (the autoencoder).
     """
 
-    def __init__(self, inner: int, outer: int, *, groups: int, eps: float, time_channels: int | None = None) -> None:
+    def __init__(
+        self, inner: int, outer: int, *, groups: int, eps: float, time_channels: int | None = None, act: str = "silu"
+    ) -> None:
         super().__init__()
+        self.act = ACTIVATIONS[act.lower()]
         self.norm1 = nn.GroupNorm(groups, inner, eps)
         self.conv1 = nn.Conv2d(inner, outer, 3, padding=1)
         if time_channels is not None:
@@ -25,10 +37,10 @@ class ResnetBlock(nn.Module):
             self.conv_shortcut = nn.Conv2d(inner, outer, 1)
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(self.act(self.norm1(x)))
         if time is not None:
-            h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+            h = h + self.time_emb_proj(self.act(time))[:, :, None, None]
+        h = self.conv2(self.act(self.norm2(h)))
         return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
 
 
@@ -84,11 +96,15 @@ class Level(nn.Module):
 class TimestepEmbedding(nn.Module):
     """Two linear layers on the sinusoidal features, to which a projected condition may be added: (B, in) -> (B, out).
 
-    `condition` is the condition's width, None where there is none.
+    `condition` is the condition's width, None where there is none. `post_act` follows the second layer.
     """
 
-    def __init__(self, inner: int, outer: int, *, condition: int | None = None) -> None:
+    def __init__(
+        self, inner: int, outer: int, *, condition: int | None = None, act: str = "silu", post_act: str | None = None
+    ) -> None:
         super().__init__()
+        self.act = ACTIVATIONS[act.lower()]
+        self.post_act = None if post_act is None else ACTIVATIONS[post_act.lower()]
         self.linear_1 = nn.Linear(inner, outer)
         self.cond_proj = None if condition is None else nn.Linear(condition, inner, bias=False)
         self.linear_2 = nn.Linear(outer, outer)
@@ -96,7 +112,8 @@ class TimestepEmbedding(nn.Module):
     def forward(self, features: Tensor, condition: Tensor | None = None) -> Tensor:
         if self.cond_proj is not None and condition is not None:
             features = features + self.cond_proj(condition)
-        return self.linear_2(F.silu(self.linear_1(features)))
+        time = self.linear_2(self.act(self.linear_1(features)))
+        return time if self.post_act is None else self.post_act(time)
 
 
 def sinusoids(t: Tensor, channels: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:

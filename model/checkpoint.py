@@ -1,6 +1,7 @@
 """A latent diffusion model: loaded from a folder in diffusers' layout, a single file or the hub, and saved."""
 
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,13 +13,15 @@ from torch import nn
 
 from ldmrt.runtime import LdmrtError, LdmrtWarning, write_atomically
 from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.files import read_json
+from ldmrt.runtime.recognise import ADAPTER, BUNDLE, CHECKPOINT, CONTROLNET, LORA, refuse_other
 from ldmrt.runtime.schedulers import plan_from_config
 from ldmrt.runtime.tokenizer import Tokenizer
 
 from . import hub, single_file
 from .adapter import Adapter, AdapterConfig
 from .autoencoder import Autoencoder, AutoencoderConfig
-from .config import read_json, to_config
+from .config import LARGEST, check_depth, to_config
 from .controlnet import ControlNet, ControlNetConfig
 from .source import INDEX, TEXT, Source, part_of_folder, read_folder
 from .unet import UNet, UNetConfig
@@ -105,7 +108,8 @@ def load(
     weight is read.
     """
     path = Path(source)
-    if path.is_file():
+    refuse_other("checkpoint", path, CHECKPOINT)
+    if path.exists() and not path.is_dir():
         if variant is not None:
             raise LdmrtError("checkpoint", "a single file has no variants", found=variant)
         made = single_file.read_file(path, tokenizer, prediction_type)
@@ -124,6 +128,7 @@ def load(
 
 def load_autoencoder(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Autoencoder:
     """The autoencoder in FOLDER/vae."""
+    refuse_other("autoencoder", folder, CHECKPOINT, BUNDLE, LORA)
     return _load_network("vae", "AutoencoderKL", folder / "vae", dtype=dtype)
 
 
@@ -131,6 +136,7 @@ def load_controlnet(
     folder: str | Path, *, variant: str | None = None, dtype: torch.dtype | None = torch.float32
 ) -> ControlNet:
     """A ControlNet in its own folder in diffusers' layout."""
+    refuse_other("controlnet", Path(folder), CONTROLNET, BUNDLE, ADAPTER, LORA)
     return _load_network("controlnet", "ControlNetModel", Path(folder), variant, dtype)
 
 
@@ -138,14 +144,16 @@ def load_adapter(
     folder: str | Path, *, variant: str | None = None, dtype: torch.dtype | None = torch.float32
 ) -> Adapter:
     """A T2I-Adapter in its own folder in diffusers' layout."""
+    refuse_other("adapter", Path(folder), ADAPTER, BUNDLE, CHECKPOINT, CONTROLNET, LORA)
     return _load_network("adapter", "T2IAdapter", Path(folder), variant, dtype)
 
 
 def _load_network(
     part: str, kind: str, folder: Path, variant: str | None = None, dtype: torch.dtype | None = torch.float32
 ) -> Any:
-    network = build(part, kind, read_json(folder / "config.json", part))
-    tensors = part_of_folder(part, folder, variant)
+    config, tensors = read_json(part, folder / "config.json"), part_of_folder(part, folder, variant)
+    check_depth(part, config, len(tensors.named))
+    network = build(part, kind, config)
     return fill(part, network, match(part, network, tensors), tensors, dtype)
 
 
@@ -154,6 +162,10 @@ def text_encoder(config: dict[str, Any], kind: str = TEXT[0], part: str = "text_
     import transformers
 
     wanted = {key: value for key, value in config.items() if key not in NOTES}
+    for name, value in wanted.items():
+        numbers = isinstance(value, (int, float)) and not -LARGEST <= value <= LARGEST
+        if numbers or (name == "layer_norm_eps" and not (isinstance(value, float) and 0 < value <= 1)):
+            raise LdmrtError(part, f"config has an impossible {name}", found=repr(value))
     try:
         return getattr(transformers, kind)(transformers.CLIPTextConfig(**wanted)).eval()
     except Exception as error:  # transformers checks its configs in many ways
@@ -213,14 +225,17 @@ def _assemble(source: Source, dtype: Dtype) -> Checkpoint:
     for part in ("unet", "vae"):
         if part not in source.networks:
             raise LdmrtError(part, f"{INDEX} names none", expected="a part of every checkpoint")
+    tensors = {part: source.tensors(part) for part in source.networks}
+    for part, (_, config) in source.networks.items():
+        check_depth(part, config, len(tensors[part].named))
     networks = {part: build(part, *described) for part, described in source.networks.items()}
     encoders = {part: network for part, network in networks.items() if part.startswith("text_encoder")}
     controls = {part: network for part, network in networks.items() if part.startswith(("controlnet", "adapter"))}
+    _bring_up_size(networks["unet"], source)
     checkpoint = Checkpoint(
         networks["unet"], networks["vae"], encoders, source.tokenizers, _brought_up(source), source.index, controls
     )
     _check(checkpoint)
-    tensors = {part: source.tensors(part) for part in networks}
     matched = {part: match(part, network, tensors[part]) for part, network in networks.items()}
     for part, network in networks.items():
         kind = dtype.get(part, dtype[""]) if isinstance(dtype, Mapping) else dtype
@@ -232,14 +247,30 @@ def _brought_up(source: Source) -> dict[str, Any]:
     """The scheduler's config as diffusers' pipelines of Stable Diffusion 1 and 2 correct outdated ones: its timesteps
     begin at 1, and latents are not clipped.
     """
+    outdated = {"steps_offset": 1, "clip_sample": False} if _is_stable_diffusion(source) else {}
+    return {**source.scheduler, **outdated}
+
+
+def _bring_up_size(unet: UNet, source: Source) -> None:
+    """Correct the side of a U-Net that diffusers before 0.9 saved, as its pipelines do: below 64 it was a default."""
+    made = re.match(r"v?(\d+)\.(\d+)", str(source.networks["unet"][1].get("_diffusers_version")))
+    old = _is_stable_diffusion(source) and made is not None and (int(made[1]), int(made[2])) < (0, 9)
+    if old and isinstance(unet.config.sample_size, int) and unet.config.sample_size < 64:
+        unet.config = replace(unet.config, sample_size=64)
+
+
+def _is_stable_diffusion(source: Source) -> bool:
+    """Whether a pipeline is one of those of Stable Diffusion 1 and 2, which correct outdated configs."""
     name = str(source.index.get("_class_name"))
-    outdated = name.startswith("StableDiffusion") and "XL" not in name
-    return {**source.scheduler, "steps_offset": 1, "clip_sample": False} if outdated else source.scheduler
+    return name.startswith("StableDiffusion") and "XL" not in name
 
 
 def _check(checkpoint: Checkpoint) -> None:
     """Do the parts fit together?"""
     unet, vae, encoders = checkpoint.unet.config, checkpoint.vae.config, checkpoint.text_encoders
+    for name, found in (("in_channels", vae.in_channels), ("out_channels", vae.out_channels)):
+        if found != 3:
+            raise LdmrtError("vae", f"unsupported {name}", expected="3, of an RGB image", found=found)
     channels, width = vae.latent_channels, sum(encoder.config.hidden_size for encoder in encoders.values())
     if unet.in_channels not in (channels, 2 * channels + 1):  # the latter to inpaint: mask and masked picture
         problem = "in_channels is not the autoencoder's latent_channels"

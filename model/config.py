@@ -1,29 +1,22 @@
 """Config files of diffusers, read into frozen dataclasses and refused by name where they ask for what is not here."""
 
 import dataclasses
-import json
 import types
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from ldmrt.runtime import LdmrtError
 
-# What training's moving average leaves in a config.
+from .blocks import ACTIVATIONS
+
+# What training leaves in a config: its moving average, and what does nothing when a network is run.
 NOTES = {"decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"}
+NOTES |= {"dropout", "gradient_checkpointing", "use_gradient_checkpointing", "use_checkpoint"}
+LARGEST = 2**62  # numbers that torch takes
+# Sizes that say how many layers there are: one number, or one a level, or one a layer of a level.
+DEPTHS = ("layers_per_block", "transformer_layers_per_block", "reverse_transformer_layers_per_block")
+DEPTHS += ("num_hidden_layers", "num_res_blocks")
 T = TypeVar("T")
-
-
-def read_json(path: Path, component: str) -> dict[str, Any]:
-    """The JSON object in `path`, or an `LdmrtError` that names it."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LdmrtError(component, "missing file", expected=path) from None
-    except (OSError, ValueError) as error:
-        raise LdmrtError(component, f"cannot read {path}", expected="a JSON object", found=error) from None
-    if not isinstance(value, dict):
-        raise LdmrtError(component, f"cannot read {path}", expected="a JSON object", found=type(value).__name__)
-    return value
 
 
 def from_config(cls: type[T], config: dict[str, Any], neutral: dict[str, Any], component: str) -> T:
@@ -31,14 +24,16 @@ def from_config(cls: type[T], config: dict[str, Any], neutral: dict[str, Any], c
 
     Keys that are fields of `cls` are taken and must have the annotated type. Any other key must have its `neutral`
     value, the one that asks for nothing, or one of a tuple of such: so a block that is not here is refused before a
-    weight is read. Keys that start with "_" are notes.
+    weight is read. A null asks for nothing, and keys that start with "_" are notes.
     """
     hints = get_type_hints(cls)
     names = {field.name for field in dataclasses.fields(cast(Any, cls))}
     taken: dict[str, Any] = {}
     for key, value in config.items():
+        if value is None and key not in names:
+            continue
         if key in names:
-            plain = _nested(value, tuple)
+            plain = False if value is None and getattr(cls, key, None) is False else _nested(value, tuple)
             if not _fits(plain, hints[key]):
                 raise LdmrtError(component, f"config has an impossible {key}", expected=hints[key], found=repr(value))
             taken[key] = plain
@@ -60,6 +55,47 @@ def positive(component: str, config: Any, *names: str) -> None:
             raise LdmrtError(component, f"config has an impossible {name}", expected="at least 1", found=value)
 
 
+def within(component: str, config: Any, name: str, least: float, most: float) -> None:
+    """Refuse a config in which a number is out of a range."""
+    if not least <= (value := getattr(config, name)) <= most:
+        expected = f"{least:g} to {most:g}"
+        raise LdmrtError(component, f"config has an impossible {name}", expected=expected, found=value)
+
+
+def known_activation(component: str, config: Any, *names: str) -> None:
+    """Refuse a config in which one of these fields is no activation of diffusers, or None."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value.lower() not in ACTIVATIONS:
+            raise LdmrtError(component, f"unsupported {name}", expected=", ".join(ACTIVATIONS), found=repr(value))
+
+
+def check_depth(component: str, config: dict[str, Any], tensors: int) -> None:
+    """Refuse a config that asks for more layers than a file has tensors, before they are built."""
+    levels = max((len(value) for value in config.values() if isinstance(value, (list, tuple))), default=0)
+    layers = max(levels, 1)
+    for name in DEPTHS:
+        if (asked := config.get(name)) is None:
+            continue
+        counts = list(_numbers(asked))
+        least = sum(counts) if isinstance(asked, (list, tuple)) else sum(counts) * layers
+        if not least <= tensors:
+            problem = f"config has an impossible {name}"
+            raise LdmrtError(component, problem, expected=f"no more layers than the {tensors} tensors", found=asked)
+    if levels > tensors:
+        problem = "config has an impossible list"
+        raise LdmrtError(component, problem, expected=f"no longer than the {tensors} tensors", found=levels)
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """The numbers in a value, however they are nested."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, (int, float)):
+        yield value
+
+
 def _nested(value: Any, kind: type[list] | type[tuple]) -> Any:
     """A list or tuple as `kind`, and those in it too; anything else as it is."""
     return kind(_nested(item, kind) for item in value) if isinstance(value, (list, tuple)) else value
@@ -73,6 +109,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
     if hint in (int, float) and isinstance(value, bool):
         return False
+    if hint in (int, float) and isinstance(value, (int, float)) and not -LARGEST <= value <= LARGEST:
+        return False  # nor is NaN
     return isinstance(value, (int, float) if hint is float else hint)
 
 

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from ldmrt.runtime import LdmrtError
 
-from . import unet_encoder
+from . import encoder_config
 from .config import positive
-from .unet_encoder import EncoderConfig, UNetEncoder
+from .encoder_config import EncoderConfig
+from .unet_encoder import UNetEncoder
 
 ORDERS = ("rgb", "bgr")
 
-NEUTRAL: dict[str, Any] = {**unet_encoder.NEUTRAL, "global_pool_conditions": False}
+NEUTRAL: dict[str, Any] = {**encoder_config.NEUTRAL, "global_pool_conditions": False}
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.nearest import suggestion
 
-from .data import SIZE, Sample, generator
+from .data import SIZE, Sample, digest, generator
+from .order import entry
 from .palette import PALETTE, lab
 
 MARGIN, SPRITE = 4, 56  # pixels: the border of bare background, a sprite
@@ -133,7 +135,8 @@ class Emoji:
             ("layout", layouts, set(LAYOUTS)),
         ):
             if unknown := [value for value in wanted if value not in present]:
-                raise LdmrtError("data", f"no {name} {unknown[0]!r}", expected=", ".join(sorted(present)))
+                problem = f"no {name} {unknown[0]!r}{suggestion(unknown[0], present)}"
+                raise LdmrtError("data", problem, expected=", ".join(sorted(present)))
         chosen = [s for s in sprites if (not styles or s.style in styles) and (not groups or s.group in groups)]
         if not chosen:
             raise LdmrtError("data", "no sprite is left", found=f"styles {list(styles)}, groups {list(groups)}")
@@ -168,10 +171,19 @@ class Emoji:
             found.setdefault(background, []).append(sprite)
         return found
 
+    def __len__(self) -> int:
+        """How many pairs an epoch has."""
+        return len(self.pairs)
+
+    @property
+    def digest(self) -> str:
+        """The hash of what is drawn: pairs and layouts."""
+        return digest([self.layouts, [(sprite.code, sprite.style, name) for sprite, name in self.pairs]])
+
     def draw(self, seed: int, index: int) -> Sample:
         """Sample `index` of the stream that `seed` names."""
         rng = generator(seed, index)
-        sprite, background = self.pairs[rng.integers(len(self.pairs))]
+        sprite, background = self.pairs[entry(seed, index, len(self.pairs))]
         layout = self.layouts[rng.integers(len(self.layouts))]
         picture = self.canvas(background)
         subject = self._subject(sprite, rng)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.files import read_json
+from ldmrt.runtime.optional import unavailable
 
-from .config import read_json
 from .source import INDEX, check_variant, split_index
 from .weight_files import choose, shards
 
@@ -21,7 +22,7 @@ def download(name: str, variant: str | None = None) -> Path:
     folder = _fetch(name, [INDEX])
     if not (folder / INDEX).is_file():
         raise LdmrtError("checkpoint", f"{name} on the hub has no {INDEX}", expected="a model in diffusers' layout")
-    _, parts = split_index(read_json(folder / INDEX, "checkpoint"))
+    _, parts = split_index(read_json("checkpoint", folder / INDEX))
     names = _names(name) or [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     inside = {part: [file.partition("/")[2] for file in names if file.startswith(f"{part}/")] for part in parts}
     networks = {part: files for part, files in inside.items() if "config.json" in files}
@@ -49,9 +50,8 @@ def _fetch(name: str, files: list[str]) -> Path:
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import RepositoryNotFoundError
-    except ImportError:
-        problem = f"no folder {name}, and huggingface_hub is not installed"
-        raise LdmrtError("checkpoint", problem, hint="pip install huggingface_hub") from None
+    except ImportError as error:
+        raise unavailable(error, f"checkpoint: no folder {name}") from None
     try:
         return Path(snapshot_download(name, allow_patterns=files))
     except RepositoryNotFoundError:

@@ -4,8 +4,9 @@ import re
 from collections.abc import Mapping
 from functools import partial
 
+from .lazy import Lazy, Place, as_it_is
 from .unet import UNetConfig
-from .weights import Lazy, Place, as_it_is, bare
+from .weights import bare
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 

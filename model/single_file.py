@@ -16,10 +16,11 @@ from typing import Any
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 from ldmrt.runtime.tokenizer import END, START
 
+from .lazy import Lazy, Place, as_it_is
 from .ldm_names import UNET, VAE, clip_place, ldm_modules, open_clip_place, unet_name, vae_place
 from .source import TEXT, Source, read_tokenizer
 from .unet import UNetConfig
-from .weights import Lazy, Place, Tensors, as_it_is, open_weights
+from .weights import Tensors, open_weights
 
 SUFFIXES = (".safetensors", ".ckpt")
 CLIP, OPEN_CLIP = "transformers", "open_clip"  # whose names a text encoder's weights have

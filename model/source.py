@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.files import read_bytes, read_json
+from ldmrt.runtime.nearest import suggestion
 
-from .config import read_json
 from .weight_files import choose, names_in, variants
 from .weights import Tensors, bare, open_weights
 
@@ -45,13 +46,13 @@ def read_folder(folder: Path, variant: str | None = None) -> Source:
     """A checkpoint in diffusers' layout. `variant` is taken of each part that has it, the plain files of the others."""
     if not folder.is_dir():
         raise LdmrtError("checkpoint", f"no folder {folder}", expected="a folder in diffusers' layout")
-    index, parts = split_index(read_json(folder / INDEX, "checkpoint"))
+    index, parts = split_index(read_json("checkpoint", folder / INDEX))
     if SCHEDULER not in parts:
         raise LdmrtError("scheduler", f"{folder / INDEX} names none", expected="a class of diffusers")
-    scheduler = read_json(folder / SCHEDULER / "scheduler_config.json", SCHEDULER)
+    scheduler = read_json(SCHEDULER, folder / SCHEDULER / "scheduler_config.json")
     tokenizers = {name: read_tokenizer(name, folder / name) for name in parts if name.startswith("tokenizer")}
     networks = {
-        name: (kind, read_json(folder / name / "config.json", name))
+        name: (kind, read_json(name, folder / name / "config.json"))
         for name, kind in parts.items()
         if name not in (SCHEDULER, *tokenizers)
     }
@@ -74,7 +75,8 @@ def check_variant(variant: str | None, names: Mapping[str, Iterable[str]], where
     there = {kind for part in names.values() for kind in variants(part)}
     if variant and variant not in there:
         found = ", ".join(sorted(kind or "plain" for kind in there))
-        raise LdmrtError("checkpoint", f"no variant {variant!r} in {where}", found=found or "no weights")
+        problem = f"no variant {variant!r} in {where}{suggestion(variant, there)}"
+        raise LdmrtError("checkpoint", problem, found=found or "no weights")
 
 
 def split_index(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -105,7 +107,8 @@ def split_index(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]
 
 def read_tokenizer(component: str, folder: Path) -> dict[str, bytes]:
     """The files of a tokenizer's folder."""
-    files = {path.name: path.read_bytes() for path in sorted(folder.glob("*")) if path.is_file()}
+    paths = [path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".txt") and not path.is_dir()]
+    files = {path.name: read_bytes(component, path) for path in paths}
     if not files:
         raise LdmrtError(component, "missing files", expected=f"{folder}/vocab.json and merges.txt")
     return files

@@ -8,35 +8,33 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldmrt.runtime import LdmrtError
 
-from . import unet_encoder
-from .config import positive
-from .unet_encoder import MIDDLE, Depths, EncoderConfig, UNetEncoder, build_level, levels
+from . import encoder_config
+from .blocks import ACTIVATIONS
+from .config import known_activation, positive
+from .encoder_config import MIDDLE, Depths, EncoderConfig
+from .unet_encoder import UNetEncoder, build_level, levels
 
 UP = ("CrossAttnUpBlock2D", "UpBlock2D")
 
 # Config keys of diffusers that ask for something else than the blocks below, with the value that asks for nothing.
 NEUTRAL: dict[str, Any] = {
-    **unet_encoder.NEUTRAL,
+    **encoder_config.NEUTRAL,
     "attention_type": "default",
     "center_input_sample": False,
     "class_embeddings_concat": False,
     "conv_in_kernel": 3,
     "conv_out_kernel": 3,
     "cross_attention_norm": None,
-    "dropout": 0.0,
     "dual_cross_attention": False,
     "mid_block_only_cross_attention": (None, False),
     "resnet_out_scale_factor": 1.0,
     "resnet_skip_time_act": False,
-    "time_embedding_act_fn": None,
     "time_embedding_dim": None,
     "time_embedding_type": "positional",
-    "timestep_post_act": None,
 }
 
 
@@ -48,15 +46,21 @@ class UNetConfig(EncoderConfig):
     neutral: ClassVar[dict[str, Any]] = NEUTRAL
     middles: ClassVar[tuple[str | None, ...]] = (*MIDDLE, None)
 
-    sample_size: int | None = None
+    sample_size: int | tuple[int, ...] | None = None  # of the latents: one side, or height and width
     out_channels: int = 4
     up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
     reverse_transformer_layers_per_block: Depths | None = None  # of the up blocks, from the deepest
+    timestep_post_act: str | None = None
+    time_embedding_act_fn: str | None = None
     time_cond_proj_dim: int | None = None  # LCM (Luo et al. 2023, arXiv:2310.04378): the guidance scale as an input
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive("unet", self, "sample_size", "out_channels", "time_cond_proj_dim")
+        known_activation("unet", self, "timestep_post_act", "time_embedding_act_fn")
+        if isinstance(self.sample_size, tuple) and len(self.sample_size) != 2:
+            problem, expected = "config has an impossible sample_size", "one side, or height and width"
+            raise LdmrtError("unet", problem, expected=expected, found=self.sample_size)
         self.check_blocks("up_block_types", UP)
         for level in range(len(self.block_out_channels)):
             self.up_depths(level)
@@ -81,7 +85,8 @@ class UNet(UNetEncoder):
     config: UNetConfig
 
     def __init__(self, config: UNetConfig) -> None:
-        super().__init__(config, condition=config.time_cond_proj_dim)
+        time_acts = config.timestep_post_act, config.time_embedding_act_fn
+        super().__init__(config, condition=config.time_cond_proj_dim, time_acts=time_acts)
         widths, skips = config.block_out_channels, list(self.skip_channels)
         self.up_blocks = nn.ModuleList()
         inner = widths[-1]
@@ -93,6 +98,7 @@ class UNet(UNetEncoder):
             inner = width
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+        self.act = ACTIVATIONS[config.act_fn.lower()]
 
     def forward(
         self,
@@ -129,4 +135,4 @@ class UNet(UNetEncoder):
                     x = level.attentions[i](x, context)
             if level.upsamplers is not None:
                 x = level.upsamplers[0](x, skips[-1].shape[2:])
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(self.act(self.conv_norm_out(x)))

@@ -4,8 +4,8 @@ import contextlib
 import json
 import mmap
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,11 @@ from torch import Tensor, nn
 
 from ldmrt.runtime import LdmrtError, write_atomically
 from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.files import plain_file, read_json
 
-from .config import read_json
+from .lazy import Lazy, Place, as_it_is
+from .pickled import lazy_tensor, load_pickle, unwrapped
+from .quantized import computed_dtype, unscaled
 
 DTYPES = {
     "F64": torch.float64,
@@ -26,52 +29,13 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }
+NUMBERS = DTYPES | {"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8}  # no weights, but notes on them
+Notes = dict[str, Any]  # what a file says beside its tensors
 LFS = b"version https://git-lfs"  # what stands for a large file that was not fetched
 POSITIONS = "embeddings.position_ids"  # 0, 1, 2 ...: transformers of old saved it, though it is no weight
-
-
-@dataclass(frozen=True)
-class Lazy:
-    """A tensor in a file, known by its shape and read when it is asked for. `dtype` is None where it is no float."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype | None
-    view: Callable[[], Tensor] = field(repr=False)  # a mapping of the file, without a copy where that is possible
-    done: Callable[[], None] = field(default=lambda: None, repr=False)  # nobody needs the view any more
-
-    def read(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor: a view of the file as it is stored, a copy where it is asked for in another dtype."""
-        view = self.view()
-        value = (view if dtype is None else view.to(dtype)).contiguous()
-        if value.data_ptr() != view.data_ptr():
-            self.done()
-        return value
-
-    def transposed(self) -> "Lazy":
-        """A matrix on its side."""
-        return replace(self, shape=self.shape[::-1], view=lambda: self.view().T)
-
-    def matrix(self) -> "Lazy":
-        """A convolution of one pixel as the matrix that it is."""
-        shape = self.shape[:2] if set(self.shape[2:]) <= {1} else self.shape
-        return replace(self, shape=shape, view=lambda: self.view().reshape(shape))
-
-    def part(self, index: int, count: int) -> "Lazy":
-        """One of `count` tensors that are stored on top of one another."""
-        rows, rest = divmod(self.shape[0] if self.shape else 1, count)
-        if rest:
-            return self  # of no shape that fits, which is then said
-        shape = (rows, *self.shape[1:])
-        return replace(self, shape=shape, view=lambda: self.view()[index * rows : (index + 1) * rows])
-
-
-Place = tuple[str, Callable[[Lazy], Lazy]]  # a tensor's name in a file, and what makes it a network's
-
-
-def as_it_is(tensor: Lazy) -> Lazy:
-    """Nothing to be done."""
-    return tensor
 
 
 def plain(key: str) -> Place:
@@ -100,23 +64,43 @@ def bare(key: str) -> str:
 
 def open_weights(component: str, path: Path) -> dict[str, Lazy]:
     """The tensors of a file, or of all the shards of an index."""
-    if path.suffix != ".json":
-        return (_open_safetensors if path.suffix == ".safetensors" else _open_pickle)(component, path)
-    places = read_json(path, component).get("weight_map")
+    return open_noted(component, path)[0]
+
+
+def open_noted(component: str, path: Path) -> tuple[dict[str, Lazy], Notes]:
+    """The tensors of a file, whatever its name ends in, and what it says beside them."""
+    if path.suffix == ".json":
+        return unscaled(component, _open_shards(component, path), path), {}
+    opener = _open_safetensors if is_safetensors(component, path) else _open_pickle
+    tensors, notes = opener(component, path)
+    return unscaled(component, tensors, path), notes
+
+
+def is_safetensors(component: str, path: Path) -> bool:
+    """Tell the two formats apart by their first bytes; by the name where those are of neither."""
+    with plain_file(component, path).open("rb") as file:
+        begin = file.read(9)
+    if begin[8:] == b"{" and int.from_bytes(begin[:8], "little") <= path.stat().st_size:
+        return True
+    return path.suffix == ".safetensors" and not begin.startswith((b"PK\3\4", b"\x80\2"))
+
+
+def _open_shards(component: str, path: Path) -> dict[str, Lazy]:
+    places = read_json(component, path).get("weight_map")
     names = sorted(set(map(str, places.values()))) if isinstance(places, dict) else []
     tensors: dict[str, Lazy] = {}
     for name in names:
         if Path(name).name != name or name.endswith(".json"):
             raise LdmrtError(component, f"{path} names what is no shard beside it", found=name)
-        tensors |= open_weights(component, path.parent / name)
+        shard = path.parent / name
+        opener = _open_safetensors if is_safetensors(component, shard) else _open_pickle
+        tensors |= opener(component, shard)[0]
     if not names:
         raise LdmrtError(component, f"cannot read {path}", expected="a weight_map that names the shards")
     return tensors
 
 
-def _open_safetensors(component: str, path: Path) -> dict[str, Lazy]:
-    if not path.is_file():
-        raise LdmrtError(component, "missing file", expected=path)
+def _open_safetensors(component: str, path: Path) -> tuple[dict[str, Lazy], Notes]:
     try:
         with safe_open(path, "pt"), path.open("rb") as file:  # the library checks the header against the file
             size = int.from_bytes(file.read(8), "little")
@@ -124,23 +108,26 @@ def _open_safetensors(component: str, path: Path) -> dict[str, Lazy]:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # what is written to it stays in memory
     except Exception as error:  # safetensors raises its own class
         raise _unreadable(component, path, "a whole safetensors file", error) from None
-    header.pop("__metadata__", None)
-    return {
+    notes = header.pop("__metadata__", None) or {}
+    tensors = {
         key: _mapped(content, entry["dtype"], entry["shape"], *(8 + size + offset for offset in entry["data_offsets"]))
         for key, entry in header.items()
     }
+    return tensors, notes
 
 
 def _mapped(content: mmap.mmap, dtype: str, shape: list[int], begin: int, end: int) -> Lazy:
-    kind = DTYPES.get(dtype)
+    kind = NUMBERS.get(dtype)
 
     def view() -> Tensor:
         assert kind is not None
+        if begin == end:
+            return torch.empty(shape, dtype=kind)
         if begin % kind.itemsize:  # a header of odd length
             return torch.frombuffer(bytearray(content[begin:end]), dtype=kind).reshape(shape)
         return torch.frombuffer(content, dtype=kind, count=(end - begin) // kind.itemsize, offset=begin).reshape(shape)
 
-    return Lazy(tuple(shape), kind, view, partial(_forget, content, begin, end))
+    return Lazy(tuple(shape), DTYPES.get(dtype), view, partial(_forget, content, begin, end))
 
 
 def _forget(content: mmap.mmap, begin: int, end: int) -> None:
@@ -150,15 +137,12 @@ def _forget(content: mmap.mmap, begin: int, end: int) -> None:
         content.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
-def _open_pickle(component: str, path: Path) -> dict[str, Lazy]:
+def _open_pickle(component: str, path: Path) -> tuple[dict[str, Lazy], Notes]:
     """The tensors in a file of torch.save, which is never unpickled."""
-    if not path.is_file():
-        raise LdmrtError(component, "missing file", expected=path)
     try:
-        try:
-            state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        except RuntimeError:  # a file of torch before 1.6 cannot be mapped
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_pickle(component, path)
+    except LdmrtError:
+        raise
     except Exception as error:  # of pickles and archives, in many classes
         if not (code := re.search(r"GLOBAL \S+|Trying to call.*|Can only (create|build).*", str(error))):
             raise _unreadable(component, path, "a whole file of torch.save", error) from None
@@ -166,20 +150,12 @@ def _open_pickle(component: str, path: Path) -> dict[str, Lazy]:
             component, f"{path} can only be unpickled, which would run its code", expected="a file of tensors alone",
             found=code[0], hint="a safetensors file of the same weights",
         ) from None  # fmt: skip
-    while isinstance(state, dict) and "state_dict" in state:
-        state = state["state_dict"]
-    tensors = {str(key): _loaded(value) for key, value in _items(state) if isinstance(value, Tensor)}
+    state, notes = unwrapped(component, state, path)
+    items = state.items() if isinstance(state, dict) else ()
+    tensors = {str(key): lazy_tensor(component, key, value, path) for key, value in items if isinstance(value, Tensor)}
     if not tensors:
         raise LdmrtError(component, f"cannot read {path}", expected="a dict of tensors", found=type(state).__name__)
-    return tensors
-
-
-def _items(state: Any) -> Iterable[tuple[Any, Any]]:
-    return state.items() if isinstance(state, dict) else ()
-
-
-def _loaded(value: Tensor) -> Lazy:
-    return Lazy(tuple(value.shape), value.dtype if value.is_floating_point() else None, lambda: value)
+    return tensors, notes
 
 
 def _unreadable(component: str, path: Path, expected: str, error: Exception) -> LdmrtError:
@@ -219,9 +195,10 @@ def fill(
 ) -> Any:
     """Put tensors in the place of a network's, which may be on the meta device; in eval mode.
 
-    One is read at a time, and those that are stored as `dtype`, or all where it is None, stay in the file's mapping.
+    One is read at a time, and those that are stored as `dtype` stay in the file's mapping; where it is None, all do
+    that are of one dtype that networks compute in.
     """
-    state = {}
+    state, dtype = {}, computed_dtype(matched.values()) if dtype is None else dtype
     for key, tensor in matched.items():
         state[key] = tensor.read(dtype)
         if not finite(state[key]):

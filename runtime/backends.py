@@ -8,6 +8,7 @@ from .bundle import CUT, STEP, Bundle
 from .engines import Engines
 from .errors import LdmrtError
 from .memo import Memo
+from .nearest import suggestion
 from .specs import Engine
 from .turns import TOGETHER, Maker, Turns, Visitor, by_turns
 
@@ -91,7 +92,8 @@ def here(bundle: Bundle) -> tuple[str, ...]:
 def check_name(backend: str) -> None:
     """An `LdmrtError` where there is no backend of this name."""
     if backend not in BACKENDS:
-        raise LdmrtError("backend", f"no backend {backend!r}", expected=", ".join(BACKENDS))
+        problem = f"no backend {backend!r}{suggestion(backend, BACKENDS)}"
+        raise LdmrtError("backend", problem, expected=", ".join(BACKENDS))
 
 
 def open_engines(bundle: Bundle, backend: str, settings: Settings = Settings()) -> Engines:

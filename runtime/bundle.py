@@ -3,57 +3,32 @@
 A directory exported by optimum opens too; it has no manifest, so nothing can be checked.
 """
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from .certificate import Certificate
+from .contents import Contents, is_name
+from .coverage import NETWORKS_ALONE, changes, is_partial
 from .errors import LdmrtError
-from .files import sha256
+from .files import read_bytes, read_json
+from .manifest import MANIFEST, REQUIRED, check_files, check_manifest
+from .model_shape import Shape
+from .recognise import expect_bundle
 from .reference import Reference
 from .specs import TensorSpec
 from .stamps import Stamped
+from .swap import recover
 
-MANIFEST = "ldmrt.json"
 STEP = "step"  # the folded step, a graph beside the U-Net's own
 CUT = DEEP, SHALLOW = "unet_deep", "unet_shallow"  # the U-Net cut in two for the deep cache
 # What the names of parts of a decoder, or an encoder, have after its own: the whole goes in front of tiles, or after.
 FRONT, TILE, BACK = "_front", "_tile", "_back"
 FEATURE = "deep"  # what the one gives and the other takes
-SCHEMA = 1
-REQUIRED = ("unet", "vae_decoder")
 UNRUN = "pytorch"  # measured in the place of graphs that no backend could run when the bundle was made
 ORDER = ("text_encoder", "unet", "vae", "controlnet", "adapter")  # of the components, by how their names begin
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the runtime knows of a model beside its networks."""
-
-    channels: int  # of the latents
-    factor: int  # pixels a latent, along one side
-    scaling_factor: float  # the U-Net sees the autoencoder's latents times this
-    size: int  # the side, in pixels, that the model was trained on
-    zeros: bool = False  # no negative prompt means no words at all, not the words "" (SDXL)
-    scored: bool = False  # time_ids end with an aesthetic score (SDXL's refiner)
-
-    @classmethod
-    def read(cls, unet: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str, Any]) -> "Shape":
-        """From the configs of diffusers and what model_index.json says beside its parts."""
-        widths = vae.get("block_out_channels")
-        if not isinstance(widths, list) or not widths:
-            raise LdmrtError("bundle", "vae_decoder/config.json has no block_out_channels", found=widths)
-        factor = 2 ** (len(widths) - 1)
-        return cls(
-            channels=int(vae.get("latent_channels", 4)),
-            factor=factor,
-            scaling_factor=float(vae.get("scaling_factor") or 0.18215),
-            size=int(unet.get("sample_size") or 64) * factor,
-            zeros=bool(index.get("force_zeros_for_empty_prompt", False)),
-            scored=bool(index.get("requires_aesthetics_score", False)),
-        )
 
 
 @dataclass(frozen=True)
@@ -70,22 +45,40 @@ class Bundle:
         """Read the manifest and the configs. `check` compares every file with its size and SHA-256; `stamped` files
         that have not changed since they were last compared are not read again.
         """
+        expect_bundle(path)
+        if not path.is_dir():
+            recover(path)
         if not path.is_dir():
             raise LdmrtError("bundle", f"no directory {path}", hint=f"ldmrt export CHECKPOINT {path}")
         manifest: dict[str, Any] = {}
-        if (path / MANIFEST).is_file():
-            manifest = _json(path / MANIFEST)
+        if os.path.lexists(path / MANIFEST):
+            manifest = read_json("bundle", path / MANIFEST)
             check_manifest(manifest)
             if check:
                 check_files(path, manifest["files"], Stamped(path) if stamped else None)
+        contents = Contents(path, manifest["files"] if manifest else None)
+        opened = cls(path, manifest, contents.json("scheduler/scheduler_config.json"), _shape(contents))
+        names = opened.components
         for name in REQUIRED:
-            if not (path / name / "model.onnx").is_file():
-                raise LdmrtError("bundle", "missing file", expected=path / name / "model.onnx", hint="export again")
-        if not any(path.glob("text_encoder*/model.onnx")):
-            raise LdmrtError(
-                "bundle", "missing file", expected=path / "text_encoder" / "model.onnx", hint="export again"
-            )
-        return cls(path, manifest, _json(path / "scheduler" / "scheduler_config.json"), _shape(path))
+            contents.file(f"{name}/model.onnx")
+        if not any(name.startswith("text_encoder") for name in names):
+            expected = path / "text_encoder" / "model.onnx"
+            raise LdmrtError("bundle", "missing file", expected=expected, hint="export again")
+        for name in opened.graphs:
+            contents.graph(name, opened.model(name).relative_to(path).as_posix())
+        return opened
+
+    def check_unchanged(self) -> None:
+        """Refuse to go on where the bundle has another manifest than when it was opened."""
+        there = read_json("bundle", self.path / MANIFEST) if os.path.lexists(self.path / MANIFEST) else {}
+        if there != self.manifest:
+            problem = f"{self.path} was changed by something else meanwhile"
+            raise LdmrtError("bundle", problem, hint="run the same command again")
+
+    @property
+    def contents(self) -> Contents:
+        """The files that may be read."""
+        return Contents(self.path, self.manifest.get("files"))
 
     def precision(self, graph: str) -> str:
         """What a graph computes in; fp32 where no manifest says it."""
@@ -104,7 +97,7 @@ class Bundle:
         if stored is None:
             problem, hint = "the bundle has no certificate", f"ldmrt verify {self.path} --against CHECKPOINT --store"
             raise LdmrtError("certificate", problem, hint=hint)
-        return Reference.load(self.path / str(stored.get("reference")))
+        return Reference.load(self.contents.file(stored["reference"], "certificate"))
 
     @property
     def doubts(self) -> list[str]:
@@ -112,11 +105,20 @@ class Bundle:
         made = self.certificate
         if made is None:
             return ["it has no parity certificate"]
-        files = self.manifest["files"]
-        changed = [name for name, digest in made.about["bundle"].items() if files.get(name, {}).get("sha256") != digest]
         unrun = bool(made.figures) and {one.backend for one in made.figures} == {UNRUN}
         said = ["its graphs were checked, but no backend has run them"] if unrun else []
-        return [*said, *(f"{name} is not the file that was certified" for name in changed), *made.failures[:1]]
+        return [
+            *said,
+            *changes(self.manifest, self.manifest["certificate"], made.about),
+            *made.unproven(self.components),
+            *made.failures[:1],
+        ]
+
+    @property
+    def uncovered(self) -> str:
+        """What the certificate leaves open because it is an old one; empty where it is not."""
+        made = self.certificate
+        return NETWORKS_ALONE if made is not None and is_partial(made.about) else ""
 
     def home(self, graph: str) -> str:
         """The component whose folder and weights are those of a graph."""
@@ -130,27 +132,36 @@ class Bundle:
 
     def weights(self, graph: str) -> tuple[Path, ...]:
         """The files that hold the weights of a component, and of the graphs beside it."""
-        files = (self.path / self.home(graph)).iterdir()
-        return tuple(sorted(one for one in files if one.is_file() and one.suffix not in (".json", ".onnx")))
+        folder = self.home(graph)
+        names = self.contents.files_in(folder)
+        return tuple(self.path / folder / name for name in names if not name.endswith((".json", ".onnx")))
 
     @property
     def components(self) -> tuple[str, ...]:
         """What is here to run."""
-        names = [file.parent.name for file in self.path.glob("*/model.onnx")]
+        names = list(self.contents.folders_with("model.onnx"))
         known = [(place, name) for name in names for place, kind in enumerate(ORDER) if name.startswith(kind)]
         return tuple(name for _, name in sorted(known))
 
     @property
     def graphs(self) -> tuple[str, ...]:
         """What an engine can be made of: the components, and the graphs beside them that the manifest names."""
-        rows = self.manifest.get("components", {}).values()
-        beside = (name for row in rows for name in row.get("graphs", {}) if self.model(name).is_file())
-        return (*self.components, *beside)
+        rows = self.manifest.get("components", {})
+        named = ((home, graph) for home, row in rows.items() for graph in row.get("graphs", {}))
+        contents = self.contents
+        return (*self.components, *(graph for home, graph in named if contents.has(f"{home}/{graph}.onnx")))
 
     @property
-    def tokenizers(self) -> tuple[Path, ...]:
-        """Their folders."""
-        return tuple(sorted(path for path in self.path.glob("tokenizer*") if path.is_dir()))
+    def tokenizers(self) -> dict[str, dict[str, bytes]]:
+        """The files of each tokenizer, by the name of its folder."""
+        contents = self.contents
+        folders = sorted(path.name for path in self.path.glob("tokenizer*") if path.is_dir())
+        listed = {folder: contents.files_in(folder) for folder in folders if is_name(folder)}
+        return {
+            folder: {name: read_bytes("tokenizer", contents.file(f"{folder}/{name}", "tokenizer")) for name in names}
+            for folder, names in listed.items()
+            if names
+        }
 
     def specs(self, graph: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Inputs and outputs of a component, or of a graph beside it, as the manifest states them."""
@@ -164,63 +175,7 @@ class Bundle:
         return inputs, outputs
 
 
-def _shape(path: Path) -> Shape:
-    unet, vae = _json(path / "unet" / "config.json"), _json(path / "vae_decoder" / "config.json")
-    index = _json(path / "model_index.json") if (path / "model_index.json").is_file() else {}
+def _shape(contents: Contents) -> Shape:
+    unet, vae = contents.json("unet/config.json"), contents.json("vae_decoder/config.json")
+    index = contents.json("model_index.json") if os.path.lexists(contents.bundle / "model_index.json") else {}
     return Shape.read(unet, vae, index)
-
-
-def check_manifest(manifest: Mapping[str, Any]) -> None:
-    """Refuse what is not a manifest of this schema."""
-    hint = "export again, or install the ldmrt that made it"
-    if manifest.get("schema") != SCHEMA:
-        found = manifest.get("schema")
-        raise LdmrtError("bundle", f"{MANIFEST} has another schema", expected=SCHEMA, found=found, hint=hint)
-    for key in ("files", "components", "made_by"):
-        if not isinstance(manifest.get(key), dict):
-            raise LdmrtError("bundle", f"{MANIFEST} has no {key}", expected="a JSON object", hint=hint)
-    for name, entry in manifest["files"].items():
-        if not isinstance(entry, dict) or entry.keys() != {"size", "sha256"}:
-            raise LdmrtError("bundle", f"{MANIFEST} is damaged at {name}", expected="size and sha256", hint=hint)
-    for name in REQUIRED:
-        if f"{name}/model.onnx" not in manifest["files"] or not isinstance(manifest["components"].get(name), dict):
-            raise LdmrtError("bundle", f"{MANIFEST} does not name {name}", hint=hint)
-
-
-def check_files(path: Path, files: Mapping[str, Mapping[str, Any]], stamps: Stamped | None = None) -> None:
-    """Compare files with their recorded size and SHA-256; the first that differs is an `LdmrtError`."""
-    for name, entry in files.items():
-        pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in name:
-            raise LdmrtError("bundle", f"{MANIFEST} names {name!r}", expected="a path inside the bundle")
-        file = path / pure
-        hint = "export again, or copy the bundle again"
-        if not file.is_file():
-            raise LdmrtError("bundle", "missing file", expected=file, hint=hint)
-        if file.stat().st_size != entry["size"]:
-            raise LdmrtError(
-                "bundle",
-                f"{name} was cut off or changed",
-                expected=f"{entry['size']} bytes",
-                found=file.stat().st_size,
-                hint=hint,
-            )
-        found = sha256(file) if stamps is None else stamps.sha256(name, file)
-        if found != entry["sha256"]:
-            raise LdmrtError(
-                "bundle", f"{name} was changed", expected=f"sha256 {entry['sha256']}", found=found, hint=hint
-            )
-    if stamps is not None:
-        stamps.keep()
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LdmrtError("bundle", "missing file", expected=path, hint="export again") from None
-    except (OSError, ValueError) as error:
-        raise LdmrtError("bundle", f"cannot read {path}", expected="JSON", found=error, hint="export again") from None
-    if not isinstance(value, dict):
-        raise LdmrtError("bundle", f"cannot read {path}", expected="a JSON object", found=type(value).__name__)
-    return value

@@ -1,7 +1,7 @@
 """What was measured between an exported model and its reference, and what each difference may be."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -158,6 +158,14 @@ class Certificate:
         past = [one.failure for one in measured if not one.within]
         return [*(f"not of this checkpoint: {one}" for one in self.origin), *past]
 
+    def unproven(self, components: Iterable[str]) -> list[str]:
+        """One line for what was not measured at all of a bundle of these components."""
+        seen = {one.component for one in (*self.figures, *self.left_out)}
+        said = [f"nothing of {name} was measured" for name in components if name not in seen]
+        for name, some in (("rows", self.drifts), ("picture", self.pictures)):
+            said += [] if some or name in seen else [f"no {name.removesuffix('s')} was measured"]
+        return said
+
     @property
     def gaps(self) -> list[str]:
         """One line for each component and backend of which cases were left out: how many, the first ones, and why the
@@ -204,17 +212,21 @@ class Certificate:
     def from_json(cls, value: Mapping[str, Any]) -> "Certificate":
         """What `to_json` gave."""
         try:
+            about = dict(value["about"])
+            if not all(isinstance(one, str) for one in dict(about["bundle"]).values()):
+                raise TypeError("about: bundle")
             return cls(
                 tuple(_read(Figure, one) for one in value["figures"]),
                 tuple(_read(Drift, one) for one in value["rows"]),
                 tuple(_read(Likeness, one) for one in value["pictures"]),
-                dict(value["about"]),
+                about,
                 tuple(map(str, value["origin"])),
                 tuple(_read(Cost, one) for one in value.get("costs", ())),  # older ones have none
                 tuple(_read(LeftOut, one) for one in value.get("left_out", ())),  # unknown to older certificates
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise LdmrtError("manifest", "the certificate cannot be read", found=repr(error)) from None
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            problem, hint = "the certificate cannot be read", "ldmrt verify BUNDLE --against CHECKPOINT --store"
+            raise LdmrtError("manifest", problem, found=f"{error!r:.200}", hint=hint) from None
 
 
 def figure(
@@ -263,6 +275,12 @@ def plain(one: Any) -> dict[str, Any]:
 
 
 def _read(kind: Any, value: Mapping[str, Any]) -> Any:
+    """A dataclass from plain values; TypeError or ValueError where one is not of its field's type."""
     numbers = {one.name for one in fields(kind) if one.type in (float, "float", float | None)}
     read = {k: float(v) if k in numbers and v is not None else v for k, v in value.items()}
+    for one in fields(kind):
+        if one.type in (str, int) and type(read.get(one.name)) is not one.type:
+            raise TypeError(f"{kind.__name__}.{one.name}")
+        if one.type is float and read.get(one.name) is None:
+            raise TypeError(f"{kind.__name__}.{one.name}")
     return kind(**read)

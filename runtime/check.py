@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .bundle import BACK, DEEP, FEATURE, FRONT, SHALLOW, TILE, Bundle
 from .certificate import Certificate, Cost, Drift, Figure, LeftOut, Likeness, figure, likeness, psnr
+from .coverage import covered_files, manifest_digest
 from .decode import DECODER, WIDE, Decoding, decode
 from .encode import ENCODER
 from .engine_files import NoEngine
@@ -43,6 +44,7 @@ class Checked:
     costs: tuple[Cost, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     images: NDArray[np.uint8] | None = field(default=None, repr=False)
+    seconds: float = 0.0  # that measuring took
 
     @property
     def within(self) -> bool:
@@ -253,11 +255,12 @@ def gather(
     measured: Sequence[Checked], bundle: Bundle, reference: Reference, origin: Sequence[str] = ()
 ) -> Certificate:
     """What was measured, with all that it was measured on, and what is not of the checkpoint."""
-    files, rows = bundle.manifest.get("files", {}), bundle.manifest.get("components", {})
+    rows = bundle.manifest.get("components", {})
     about = {
         "request": reference.walk.options,
         "tolerances": {name: asdict(tolerance) for name, tolerance in tolerances(bundle).items()},
-        "bundle": {name: entry["sha256"] for name, entry in files.items() if name.endswith((".onnx", ".onnx_data"))},
+        "bundle": covered_files(bundle.manifest),
+        "manifest": manifest_digest(bundle.manifest),
         "checkpoint": {name: {key: row.get(key) for key in ("weights", "config")} for name, row in rows.items()},
         "versions": versions(),
         "hardware": processor(),

@@ -1,5 +1,6 @@
 """What the U-Net is told beside the latents: contexts of the prompts, and the sizes and scores that SDXL asks for."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,12 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import LdmrtError
+from .errors import LdmrtError, LdmrtWarning
 from .request import Request
 from .specs import Engine
 from .tokenizer import Tokenizer
 
 Floats = NDArray[np.float32]
+Size = tuple[int, int]  # height, width
 Texts = tuple[str | None, ...]  # one for each text encoder; None is the empty word that SDXL takes as zeros
 
 
@@ -25,12 +27,13 @@ class Words:
 
 
 def encode(
-    encoders: Mapping[str, Engine], tokenizers: Mapping[str, Tokenizer], texts: Sequence[Texts], *, xl: bool, skip: int
-) -> Words:
+    encoders: Mapping[str, Engine], tokenizers: Mapping[str, Tokenizer], texts: Sequence[Texts], skips: Sequence[int],
+    *, xl: bool,
+) -> Words:  # fmt: skip
     """Contexts of texts, one a text encoder in each. Equal texts are encoded once.
 
     Stable Diffusion 1 and 2 take the last hidden state; SDXL the last but one of all its encoders side by side, and the
-    last encoder's pooled text. `skip` leaves out that many more layers.
+    last encoder's pooled text. `skips`, one a text, leave out that many more layers.
     """
     contexts, pooled = [], None
     for i, (name, engine) in enumerate(encoders.items()):
@@ -40,7 +43,9 @@ def encode(
         out = engine(input_ids=tokenizer(unique))
         places = [unique.index(text or "") for text in own]
         empty = np.array([text is None for text in own])
-        state = out[_state(name, out, xl, skip)][places].astype(np.float32, copy=False)
+        layers = {skip: out[_state(name, out, xl, skip)] for skip in set(skips)}
+        rows = [layers[skip][place] for skip, place in zip(skips, places, strict=True)]
+        state = np.stack(rows).astype(np.float32, copy=False)
         contexts.append(np.where(empty[:, None, None], np.float32(0), state) if empty.any() else state)
         if xl and "text_embeds" in out:
             projected = out["text_embeds"][places].astype(np.float32, copy=False)
@@ -73,14 +78,33 @@ def time_ids(
     """SDXL's size conditions (Podell et al. 2023, section 2.2), (pictures, 6) for the negative prompts and for the
     positive: original size, crop, target size; the refiner's 5 end with an aesthetic score instead.
     """
-    original, crop, target = request.original_size or size, request.crop, request.target_size or size
+    original, target = request.original_size or size, request.target_size or size
+    positive = [*original, *request.crop, *([request.aesthetic_score] if scored else target)]
     rows = []
-    for score in (request.negative_aesthetic_score, request.aesthetic_score):
-        row = [*original, *crop, score] if scored else [*original, *crop, *target]
+    for row in (_negative_sizes(request, original, target, scored=scored), positive):
         if len(row) != width:
             raise LdmrtError("unet", "time_ids of another length", expected=width, found=len(row))
         rows.append(np.tile(np.array(row, np.float32), (pictures, 1)))
     return rows[0], rows[1]
+
+
+def _negative_sizes(request: Request, original: Size, target: Size, *, scored: bool) -> list[float]:
+    """The size conditions of the negative prompt, as diffusers' pipelines fill in what is left out.
+
+    Those that start from noise take all of them or none; those that start from an image have the prompt's crop, but
+    for the refiner, which has the negative one and its score.
+    """
+    negative = request.negative_original_size, request.negative_target_size
+    if scored:
+        return [*(negative[0] or original), *request.negative_crop, request.negative_aesthetic_score]
+    if request.image is not None or request.denoising_start is not None:
+        return [*(negative[0] or original), *request.crop, *(negative[1] or target)]
+    if negative[0] is None or negative[1] is None:
+        if negative != (None, None) or request.negative_crop != (0, 0):
+            problem = "negative sizes count only where negative_original_size and negative_target_size are given"
+            warnings.warn(f"request: {problem}", LdmrtWarning, stacklevel=2)
+        return [*original, *request.crop, *target]
+    return [*negative[0], *request.negative_crop, *negative[1]]
 
 
 def guidance_embedding(scale: float, width: int) -> Floats:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from . import images
 from .errors import LdmrtError
 from .guidance import Guidance
+from .nearest import suggestion
 from .sampler import Latents
 from .specs import Engine, TensorSpec
 
@@ -33,8 +34,9 @@ def open_controls(
     """What the U-Net is given at each row: the sum over all controls that are asked for, zeros where none is."""
     kinds = {name.removeprefix(kind): kind for name in engines for kind in KINDS if name.startswith(kind)}
     if unknown := [name for name in asked if name not in kinds]:
-        raise LdmrtError("control", f"no control {unknown[0]!r} here", expected=", ".join(kinds) or "none",
-                         hint="ldmrt export CHECKPOINT BUNDLE --controlnet NAME=FOLDER, or --adapter")  # fmt: skip
+        problem = f"no control {unknown[0]!r} here{suggestion(unknown[0], kinds)}"
+        hint = "ldmrt export CHECKPOINT BUNDLE --controlnet NAME=FOLDER, or --adapter"
+        raise LdmrtError("control", problem, expected=", ".join(kinds) or "none", hint=hint)
     rows = len(guidance.idx)
     total = {spec.name: _zeros(spec, rows, size) for spec in engines["unet"].inputs if "residual" in spec.name}
     moving = []

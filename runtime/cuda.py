@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from .buffers import ALIGNMENT, aligned
 from .errors import LdmrtError
+from .optional import unavailable
 
-INSTALL = "pip install 'ldmrt[rtx]' or 'ldmrt[tensorrt]', or --backend onnxruntime"
 HINTS = {
     "cudaErrorMemoryAllocation": "fewer pictures at once, or smaller ones; `ldmrt plan BUNDLE` says what they take",
     "cudaErrorInsufficientDriver": "a newer NVIDIA driver, or --backend onnxruntime",
@@ -27,8 +27,8 @@ class Cuda:
     def __init__(self) -> None:
         try:
             from cuda.bindings import runtime
-        except ImportError:
-            raise LdmrtError("cuda", "cuda-bindings is not installed", hint=INSTALL) from None
+        except (ImportError, OSError) as error:
+            raise unavailable(error, "cuda") from None
         self._api: Any = runtime
         self._scratch: tuple[int, int] = (0, 0)  # address, bytes
         self.stream: Any = self._call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from .bundle import FRONT, TILE, Shape
 from .errors import LdmrtError
+from .nearest import suggestion
 from .specs import Engine
 from .tiles import OVERLAP, PASSES, Floats, tiled, tiled_as_whole
 
@@ -34,9 +35,8 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if self.on_overflow not in ON_OVERFLOW:
-            raise LdmrtError(
-                "decode", "impossible on_overflow", expected=" or ".join(ON_OVERFLOW), found=self.on_overflow
-            )
+            problem = f"impossible on_overflow{suggestion(self.on_overflow, ON_OVERFLOW)}"
+            raise LdmrtError("decode", problem, expected=" or ".join(ON_OVERFLOW), found=self.on_overflow)
         if self.passes < 1:
             raise LdmrtError("decode", "impossible passes over the tiles", expected="1 or more", found=self.passes)
 

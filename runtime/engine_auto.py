@@ -1,8 +1,7 @@
 """The fastest engine that is there: one that was built for this GPU and these shapes, else ONNX Runtime."""
 
-import contextlib
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 
 from numpy.typing import NDArray
@@ -84,14 +83,33 @@ def _attempt(
 
 def sessions(bundle: Bundle) -> list[Session]:
     """The backends that have an engine here for this machine's GPU, TensorRT before TensorRT-RTX."""
+    return [one for one in _tried(bundle) if isinstance(one, Session)]
+
+
+def unused_engines(bundle: Bundle) -> str:
+    """Return why none of a bundle's engines can run here; empty where one can, or where there are none."""
+    there = list(engines(bundle.path)) if bundle.manifest else []
+    tried = list(_tried(bundle))
+    if not there or any(isinstance(one, Session) for one in tried):
+        return ""
+    broken = [f"{one.where} {one.problem}" for one in there if isinstance(one, LdmrtError)]
+    why = [str(one) for one in tried] or broken[:1]
+    return f"{len(there)} engine{'s' if len(there) > 1 else ''} cannot run here: {'; '.join(why)}"
+
+
+def _tried(bundle: Bundle) -> Iterator[Session | str]:
+    """For each backend that has engines in a bundle, its session on this machine's GPU, or why they cannot run."""
     recipes = [one.recipe for one in engines(bundle.path) if isinstance(one, EngineFile)] if bundle.manifest else []
-    found = []
-    for backend in BACKENDS:
+    for backend, title in BACKENDS.items():
         if mine := [one for one in recipes if one.backend == backend]:
-            with contextlib.suppress(LdmrtError):  # no such library, or no GPU
+            try:
                 session = Session(backend)
-                found += [session] if any(runs_on(one, session.gpu) for one in mine) else []
-    return found
+            except LdmrtError as error:  # no such library, or no GPU
+                yield error.problem
+                continue
+            targets = ", ".join(sorted({one.target for one in mine}))
+            fits = any(runs_on(one, session.gpu) for one in mine)
+            yield session if fits else f"{title}: they were built for {targets}, and this GPU is {session.gpu}"
 
 
 def makers(
@@ -102,6 +120,8 @@ def makers(
     engines are built, is left out beside engines: on a CPU it would be no shortcut.
     """
     if not (found := sessions(bundle)):
+        if why := unused_engines(bundle):
+            warnings.warn(f"backend auto takes ONNX Runtime, as {why}", LdmrtWarning, stacklevel=2)
         return dict(other)
 
     def auto(name: str) -> AutoEngine:

@@ -6,14 +6,17 @@ wrong with a plan is found here, before its bytes are handed to anybody.
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from .bundle import Bundle
+from .contents import check_inside, is_name
 from .errors import LdmrtError
-from .files import sha256, write_atomically
+from .files import read_json, remove_abandoned, sha256, write_atomically
 from .mend import mend
 from .specs import Shape, Shapes
 from .targets import BACKENDS, PORTABLE, RTX_PORTABLE
@@ -21,6 +24,8 @@ from .targets import BACKENDS, PORTABLE, RTX_PORTABLE
 FOLDER, PLAN, SIDECAR = "engines", "engine.plan", "engine.json"
 SCHEMA = 1
 CHANGED = f"{PLAN} was changed"
+TARGET = re.compile(rf"sm[0-9]{{2,3}}|{PORTABLE}")
+BYTES = {"scratch", "weights", "build_peak"}  # of what is measured
 
 
 class NoEngine(LdmrtError):
@@ -74,14 +79,26 @@ class Recipe:
         plain = {one.name: getattr(self, one.name) for one in fields(self)}
         return plain | {"profile": buckets, "flags": list(self.flags)}
 
+    @property
+    def plain_profile(self) -> list[dict[str, dict[str, list[int]]]]:
+        """The profile in lists and dicts: of each bucket the least, best and largest shape of every input."""
+        return [
+            {name: {"min": list(one.min), "opt": list(one.opt), "max": list(one.max)} for name, one in bucket.items()}
+            for bucket in self.profile
+        ]
+
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Recipe":
         """The inverse; KeyError, TypeError or ValueError where it is none."""
         buckets = tuple(
-            {name: Range(*(tuple(map(int, shape)) for shape in shapes)) for name, shapes in bucket.items()}
+            {name: Range(*(tuple(map(whole, shape)) for shape in shapes)) for name, shapes in bucket.items()}
             for bucket in stored["profile"]
         )
         words = {one.name: str(stored[one.name]) for one in fields(cls) if one.name not in ("profile", "flags")}
+        known = words["backend"] in BACKENDS and TARGET.fullmatch(words["target"]) and is_name(words["component"])
+        ordered = all(r.holds(r.min) and r.holds(r.opt) for b in buckets for r in b.values())
+        if not (known and buckets and all(buckets) and ordered and isinstance(stored["flags"], list)):
+            raise ValueError("no recipe")
         return cls(**words, profile=buckets, flags=tuple(map(str, stored["flags"])))
 
     def changes(self, new: "Recipe") -> list[str]:
@@ -102,6 +119,15 @@ class Recipe:
         if self.flags != new.flags:
             said.append(f"flags {', '.join(self.flags) or 'none'} -> {', '.join(new.flags) or 'none'}")
         return said
+
+
+def whole(value: object) -> int:
+    """A size or a dimension as JSON holds it; TypeError or ValueError where it is none."""
+    if type(value) is not int:
+        raise TypeError(f"{value!r:.100} is no whole number")
+    if not 0 <= value < 2**63:
+        raise ValueError(f"{value} is out of range")
+    return value
 
 
 def described(profile: tuple[Bucket, ...]) -> str:
@@ -131,16 +157,25 @@ class EngineFile:
     def open(cls, folder: Path) -> "EngineFile":
         """Read the sidecar and look at the plan from outside; an `LdmrtError` where one was cut off or renamed."""
         name = f"engine {folder.name}"
+        if not os.path.lexists(folder / SIDECAR):
+            raise LdmrtError(name, f"has no {SIDECAR}: it was never finished")
+        for file in (SIDECAR, PLAN):
+            check_inside(folder.parent.parent, folder / file, name)
         try:
-            stored = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
+            stored = read_json(name, folder / SIDECAR)
             if stored["schema"] != SCHEMA:
-                raise LdmrtError(name, "its sidecar has another schema", expected=SCHEMA, found=stored["schema"])
+                found = f"{stored['schema']!r:.100}"
+                raise LdmrtError(name, "its sidecar has another schema", expected=SCHEMA, found=found)
             recipe, plan = Recipe.from_json(stored["recipe"]), stored["plan"]
-            opened = cls(folder, recipe, int(plan["size"]), str(plan["sha256"]), dict(stored["measured"]))
-        except FileNotFoundError:
-            raise LdmrtError(name, f"has no {SIDECAR}: it was never finished") from None
-        except (OSError, KeyError, TypeError, ValueError, AttributeError):
+            measured = dict(stored["measured"])
+            opened = cls(folder, recipe, whole(plan["size"]), str(plan["sha256"]), measured)
+            for key in measured.keys() & BYTES:
+                whole(measured[key] or 0)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise LdmrtError(name, f"cannot read its {SIDECAR}") from None
+        except LdmrtError as error:
+            problem = error.problem if error.problem.startswith("its ") else f"cannot read its {SIDECAR}"
+            raise LdmrtError(name, problem, expected=error.expected, found=error.found) from None
         if recipe.key != folder.name:
             raise LdmrtError(name, "was renamed or edited", expected=recipe.key)
         if not (folder / PLAN).is_file():
@@ -175,8 +210,8 @@ def write(folder: Path, recipe: Recipe, plan: Any, measured: Mapping[str, Any]) 
     """
     place = folder / recipe.key
     (place / SIDECAR).unlink(missing_ok=True)
-    for left in place.glob(".*.tmp"):  # of a build that was killed
-        left.unlink(missing_ok=True)
+    for other in folder.iterdir() if folder.is_dir() else ():
+        remove_abandoned(other)  # what builds that were killed have left
     view = memoryview(plan).cast("B")
     with write_atomically(place / PLAN) as file:
         file.write(view)
@@ -194,7 +229,7 @@ def write(folder: Path, recipe: Recipe, plan: Any, measured: Mapping[str, Any]) 
 
 def engines(bundle: Path) -> Iterator[EngineFile | LdmrtError]:
     """All in a bundle; for one that cannot be used, why."""
-    for folder in sorted(path for path in (bundle / FOLDER).glob("*") if path.is_dir()):
+    for folder in sorted(path for path in (bundle / FOLDER).glob("*") if path.is_dir() and path.name[:1] != "."):
         yield _opened(folder)
 
 

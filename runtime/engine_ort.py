@@ -3,7 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Collection, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .errors import LdmrtError, LdmrtWarning, first_line
 from .optimized import DATA, keeping, kept
+from .ort import onnxruntime, refused, session_options
 from .ort_binding import UNRECORDED, OrtBinding, run_options
 from .specs import Bound, Shapes, TensorSpec, bound_as, conform
 
@@ -29,27 +30,19 @@ BOUND = 8  # sets of shapes
 LARGE = 10**9
 # CUDA records a graph only while no other thread asks it for memory, or copies: on a GPU all do so one by one.
 TURN = RLock()
-INSTALL = "pip install 'ldmrt[cpu]' or 'ldmrt[gpu]'"
 EXTERNAL = "session.optimized_model_external_initializers"
 PROVIDERS = {"onnxruntime": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
 
 
 def available() -> tuple[str, ...]:
     """The backends of this ONNX Runtime."""
-    try:
-        import onnxruntime as ort
-    except ImportError:
-        raise LdmrtError("backend", "ONNX Runtime is not installed", hint=INSTALL) from None
+    ort = onnxruntime("backend")
     return tuple(name for name, provider in PROVIDERS.items() if provider in ort.get_available_providers())
 
 
 def version() -> str:
-    """Of ONNX Runtime; "" where it is not installed."""
-    try:
-        import onnxruntime as ort
-    except ImportError:
-        return ""
-    return str(ort.__version__)
+    """Of ONNX Runtime."""
+    return str(onnxruntime("backend").__version__)
 
 
 @cache
@@ -76,10 +69,7 @@ class OrtEngine:
         """`threads` of the CPU; 0 leaves it to ONNX Runtime, which takes one a core. Where the next call follows at
         once, threads had better `spin` in between; else they would take the cores from another network for 0.1 s.
         """
-        try:
-            import onnxruntime as ort
-        except ImportError:
-            raise LdmrtError(component, "ONNX Runtime is not installed", hint=INSTALL) from None
+        ort = onnxruntime(component)
         provider = PROVIDERS[backend]
         if provider not in ort.get_available_providers():
             raise LdmrtError(
@@ -88,8 +78,7 @@ class OrtEngine:
                 found=", ".join(ort.get_available_providers()),
                 hint="pip install 'ldmrt[gpu]', or --backend onnxruntime",
             )
-        options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors; they also arrive as exceptions
+        options = session_options(ort)
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         options.enable_mem_pattern = False  # it reserves more than the activations ever take at once
@@ -100,35 +89,46 @@ class OrtEngine:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         if frugal:
             options.add_session_config_entry("session.disable_prepacking", "1")
-        with contextlib.ExitStack() as writing:
-            if optimized is not None:
-                if (there := kept(optimized)) is not None:
-                    path, options.graph_optimization_level = there, ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-                elif (file := writing.enter_context(keeping(optimized))) is not None:
-                    options.optimized_model_filepath = str(file)
-                    options.add_session_config_entry(f"{EXTERNAL}_file_name", DATA)
-                    options.add_session_config_entry(f"{EXTERNAL}_min_size_in_bytes", "1024")
-            self._records = records and self._device == "cuda"
-            self._turn: contextlib.AbstractContextManager[object] = (
-                TURN if self._device == "cuda" else contextlib.nullcontext()
-            )
-            try:
-                with self._turn:
-                    self._session: Any = self._open(path, options, provider)
-            except Exception as error:  # onnxruntime raises its own classes, none public
-                raise LdmrtError(
-                    component, f"cannot load {path}", found=first_line(error), hint="export the bundle again"
-                ) from None
+        self._records = records and self._device == "cuda"
+        self._turn: contextlib.AbstractContextManager[object] = (
+            TURN if self._device == "cuda" else contextlib.nullcontext()
+        )
+        open_session = self._open
+        if optimized is not None:
+            if (there := kept(optimized)) is not None:
+                path, options.graph_optimization_level = there, ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            else:
+                open_session = partial(self._open_and_keep, optimized)
+        try:
+            with self._turn:
+                self._session: Any = open_session(ort, path, options, provider)
+        except Exception as error:  # onnxruntime raises its own classes, none public
+            raise refused(error, component, path, ort) from None
         self.component = component
         self._bindings: dict[Bound, OrtBinding] = {}
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
         self._names = [spec.name for spec in self.outputs]
 
-    def _open(self, path: Path, options: Any, provider: str) -> Any:
-        """The session, one that records where it can."""
-        import onnxruntime as ort
+    def _open_and_keep(self, optimized: Path, ort: Any, path: Path, options: Any, provider: str) -> Any:
+        """The session; what ONNX Runtime makes of its graph is kept, where there is room for it."""
+        try:
+            with keeping(optimized) as file:
+                if file is not None:
+                    options.optimized_model_filepath = str(file)
+                    options.add_session_config_entry(f"{EXTERNAL}_file_name", DATA)
+                    options.add_session_config_entry(f"{EXTERNAL}_min_size_in_bytes", "1024")
+                return self._open(ort, path, options, provider)
+        except Exception as error:  # a full disk, in the words of ONNX Runtime or of the system
+            fault = error
+        options.optimized_model_filepath = ""
+        session = self._open(ort, path, options, provider)  # where the graph itself is at fault, this one says so
+        told = f"{optimized.parent}: nothing can be kept there: {first_line(fault)}"
+        warnings.warn(told, LdmrtWarning, stacklevel=3)
+        return session
 
+    def _open(self, ort: Any, path: Path, options: Any, provider: str) -> Any:
+        """The session, one that records where it can."""
         if self._records:
             try:
                 return ort.InferenceSession(str(path), options, providers=[(provider, {"enable_cuda_graph": "1"})])
@@ -180,7 +180,7 @@ class OrtEngine:
 
 def _weights(path: Path) -> int:
     """Bytes of a graph's weights, in its file or in one beside it, which graphs of one component share."""
-    return sum(one.stat().st_size for one in path.parent.glob("*.onnx*"))
+    return sum(one.stat().st_size for one in path.parent.glob("*.onnx*") if one.is_file())
 
 
 def _spec(node: Any) -> TensorSpec:

@@ -1,4 +1,10 @@
-"""The one error a user can cause, and the one warning."""
+"""The one error a user can cause, the one warning, and how the words of others are put into them."""
+
+import copyreg
+from typing import Any
+
+LONGEST = 1000  # characters of one part of a message: a prompt may be a megabyte
+SAID = 500  # characters of another library's message
 
 
 class LdmrtError(Exception):
@@ -16,19 +22,41 @@ class LdmrtError(Exception):
         found: object = None,
         hint: str | None = None,
     ) -> None:
-        self.where, self.problem, self.expected, self.found, self.hint = where, problem, expected, found, hint
-        parts = [f"{where}: {problem}"]
+        self.where, self.problem, self.hint = where, problem, hint
+        # Their words alone: the objects themselves may be large, or such that no other process can have them.
+        self.expected = None if expected is None else str(expected)
+        self.found = None if found is None else str(found)
+        parts = [f"{shortened(where)}: {shortened(problem)}"]
         if expected is not None:
-            parts.append(f"expected {expected}")
+            parts.append(f"expected {shortened(self.expected)}")
         if found is not None:
-            parts.append(f"found {found}")
-        super().__init__("; ".join(parts) + (f"\n  try: {hint}" if hint else ""))
+            parts.append(f"found {shortened(self.found)}")
+        message = printable("; ".join(parts)) + (f"\n  try: {printable(shortened(hint))}" if hint else "")
+        super().__init__(message)
 
-
-def first_line(error: BaseException) -> str:
-    """The first line of another library's message, or what the error is where it says nothing."""
-    return (str(error).strip() or repr(error)).splitlines()[0][:300]
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy the message and all attributes, whatever arguments the class takes."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class LdmrtWarning(UserWarning):
     """Something was changed or left out of what the user asked for; the result is still valid."""
+
+
+def printable(text: str) -> str:
+    """Escape what would move the cursor, change colours or begin a new line: names in files may hold anything."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def shortened(text: object, most: int = LONGEST) -> str:
+    """The beginning and the end of a text, at most so many characters."""
+    whole = str(text)
+    half = (most - 5) // 2
+    return whole if len(whole) <= most else f"{whole[:half]} ... {whole[-half:]}"
+
+
+def first_line(error: BaseException) -> str:
+    """Another library's message in one line, its beginning and its end: the cause may stand in either. Where it says
+    nothing, what the error is.
+    """
+    return shortened(" ".join((str(error).strip() or repr(error)).split()), SAID)

@@ -95,7 +95,7 @@ class Folded:
         binding = self._bind(plan, x.shape)
         room, plans = Room.read(binding.shapes), [plan] * len(x)
         arrays = {**state(plans, first, noise, room), **tables(plans, room), **self.told}
-        return binding, arrays | {"idx": self.guidance.idx, "weights": self.guidance.weights}
+        return binding, arrays | {"idx": self.guidance.idx, "weights": self.guidance.matrix}
 
 
 def _weighted(kx: np.float32, x: Latents, km: np.float32, m: Latents) -> Latents:

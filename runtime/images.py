@@ -7,16 +7,18 @@ orientation is heeded, every pixel format is scaled from its own range, and tran
 
 import contextlib
 import os
-import stat
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LdmrtError, LdmrtWarning, first_line
+from .files import plain_file
 from .image_modes import in_8_bits, transposed
+from .optional import unavailable
 
 Floats = NDArray[np.float32]
 Size = tuple[int, int]  # height, width
@@ -55,7 +57,7 @@ def read(what: str, image: Any) -> Any:
             return _decoded(what, image)
     if not isinstance(image, (str, os.PathLike)):
         return in_8_bits(what, _array(what, image))
-    name = str(_plain_file(what, image))
+    name = str(plain_file(what, Path(image)))
     with _refusing(what, name), Image.open(image) as file:
         if file.format in PROGRAMS:
             raise LdmrtError(what, f"cannot read {name}", expected="an image", found=file.format)
@@ -130,7 +132,7 @@ def on_white(image: Any) -> Any:
 
 def _split_one(what: str, image: Any) -> list[Any]:
     if isinstance(image, (str, os.PathLike)):
-        return [_plain_file(what, image)]
+        return [plain_file(what, Path(image))]
     if isinstance(image, (list, tuple)):
         raise LdmrtError(what, "invalid image", expected=EXPECTED, found=f"a {type(image).__name__} in a list")
     if isinstance(image, _pillow(what).Image):
@@ -156,26 +158,12 @@ def _array(what: str, image: Any) -> NDArray[Any]:
     return array
 
 
-def _plain_file(what: str, path: Any) -> Any:
-    """The path itself; an `LdmrtError` where it is not that of a regular file: reading a FIFO may never end."""
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        raise LdmrtError(what, f"no such file: {os.fspath(path)!r}") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise LdmrtError(what, f"cannot read {os.fspath(path)!r}", found=first_line(error)) from None
-    if not stat.S_ISREG(mode):
-        found = "a folder" if stat.S_ISDIR(mode) else "a FIFO, a socket or a device"
-        raise LdmrtError(what, f"cannot read {path}", expected="a regular file", found=found)
-    return path
-
-
 def _pillow(what: str) -> Any:
     """Pillow's module Image."""
     try:
         from PIL import Image
-    except ImportError:
-        raise LdmrtError(what, "Pillow is not installed", hint="pip install pillow") from None
+    except ImportError as error:
+        raise unavailable(error, what) from None
     return Image
 
 

@@ -35,3 +35,8 @@ def _cpuinfo(*names: str) -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith(names))
     return ""
+
+
+def megabytes(count: float) -> str:
+    """Such as "1739 MB": millions of bytes."""
+    return f"{count / 1e6:.0f} MB" if count >= 1e7 else f"{count / 1e6:.1f} MB"

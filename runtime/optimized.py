@@ -6,20 +6,19 @@ import contextlib
 import hashlib
 import json
 import shutil
-import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from .bundle import Bundle
+from .contents import check_inside
 from .engine_files import model_digests
 from .errors import LdmrtError, LdmrtWarning
-from .files import sha256, write_atomically
+from .external_data import locations
+from .files import plain_file, read_json, remove_abandoned, sha256, temporary_name, write_atomically
 from .machine import features
 from .stamps import Stamped
 
-ABANDONED = 3600  # seconds: nobody writes that long
 FOLDER, MODEL, DATA, LIST = "optimized", "model.onnx", "model.onnx_data", "kept.json"
 
 
@@ -39,13 +38,20 @@ def _digest(*words: str) -> str:
 def kept(folder: Path) -> Path | None:
     """The ONNX file that is kept there, where all of it is as it was written."""
     try:
-        digests = json.loads((folder / LIST).read_text(encoding="utf-8"))
+        digests = read_json("keep_optimized", folder / LIST)
+        if not {MODEL} <= digests.keys() <= {MODEL, DATA}:
+            return None
         stamps = Stamped(folder)
-        whole = all(stamps.sha256(name, folder / name) == digest for name, digest in digests.items())
-    except (OSError, ValueError, AttributeError):
+        for name, digest in digests.items():
+            check_inside(folder.parent.parent, folder / name)
+            if stamps.sha256(name, plain_file("keep_optimized", folder / name)) != digest:
+                return None
+        if not locations("keep_optimized", folder / MODEL) <= {DATA} & digests.keys():
+            return None
+    except (OSError, LdmrtError):
         return None
     stamps.keep()
-    return folder / MODEL if whole else None
+    return folder / MODEL
 
 
 @contextlib.contextmanager
@@ -55,10 +61,9 @@ def keeping(folder: Path) -> Iterator[Path | None]:
     """
     try:
         folder.parent.mkdir(exist_ok=True)
-        for left in folder.parent.glob(".*.tmp"):  # of a process that was killed
-            if time.time() - left.stat().st_mtime > ABANDONED:
-                shutil.rmtree(left, ignore_errors=True)
-        work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+        remove_abandoned(folder.parent)
+        work = folder.parent / temporary_name(folder.name)
+        work.mkdir(mode=0o700)
     except OSError as error:
         warnings.warn(f"{folder.parent}: nothing can be kept there: {error}", LdmrtWarning, stacklevel=3)
         yield None
@@ -68,7 +73,7 @@ def keeping(folder: Path) -> Iterator[Path | None]:
         digests = {path.name: sha256(path) for path in sorted(work.iterdir())}
         with write_atomically(work / LIST) as file:
             file.write(json.dumps(digests).encode())
-        work.chmod(0o755)  # mkdtemp's is private
+        work.chmod(0o755)
         content = folder.name.rpartition("-")[0]
         graph = content.rpartition("-")[0]
         for other in folder.parent.glob(f"{graph}-*-*"):

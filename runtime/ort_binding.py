@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LdmrtError, first_line
+from .ort import onnxruntime
 from .specs import Shapes, TensorSpec, shape_of, sizes_of
 
 UNRECORDED = -1  # as ONNX Runtime numbers what is no CUDA graph
@@ -15,9 +16,7 @@ UNRECORDED = -1  # as ONNX Runtime numbers what is no CUDA graph
 
 def run_options(graph: int, wait: bool = True) -> Any:
     """Of a run that is recorded as the CUDA graph of this number, or replays it; it need not be waited for."""
-    import onnxruntime as ort
-
-    options = ort.RunOptions()
+    options = onnxruntime("backend").RunOptions()
     options.add_run_config_entry("gpu_graph_id", str(graph))
     options.add_run_config_entry("disable_synchronize_execution_providers", str(int(not wait)))
     return options
@@ -35,8 +34,7 @@ class OrtBinding:
         self, component: str, session: Any, device: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec],
         shapes: Shapes, feedback: Mapping[str, str], graphs: tuple[int, int], turn: AbstractContextManager[object],
     ) -> None:  # fmt: skip
-        import onnxruntime as ort
-
+        ort = onnxruntime(component)
         self.shapes = shapes
         self.owner: object = None
         self._component, self._session, self._turn = component, session, turn

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .backends import Settings, check_name, open_engines
 from .bundle import STEP, Bundle, Shape
 from .certificate import Certificate
-from .conditions import encode, guidance_embedding, time_ids
+from .conditions import Texts, encode, guidance_embedding, time_ids
 from .control import open_controls
 from .decode import DECODER, PASSES, Decoding, decode
 from .deep_cache import DeepCached, full_times
@@ -23,6 +23,7 @@ from .engines import Engines
 from .errors import LdmrtError, LdmrtWarning
 from .folded import Bindable, Folded, foldable
 from .guidance import Guidance, classifier_free, guided_rows, positive_half
+from .nearest import suggestion
 from .noise import noise
 from .request import Request
 from .sampler import Blend, Latents, Model, Noise, Plan, State, steps
@@ -166,7 +167,7 @@ class Pipeline:
             model = partial(_either, dict(zip(plan.t.tolist(), guided, strict=True)), model, alone)
 
         def fresh(row: int, into: Latents | None = None) -> Latents:
-            return noise(seeds, row + 1, start.x.shape[1:], into)
+            return noise(seeds, plan.first + row + 1, start.x.shape[1:], into)
 
         x = start.x if start.init is not None else start.x * np.float32(plan.prior_scale)
         folded = None
@@ -191,16 +192,23 @@ class Pipeline:
 
     def plan(self, request: Request) -> Plan:
         """The sampler's table for a request."""
-        strength = request.strength if request.image is not None else 1.0
         return plan_from_config(
-            self.scheduler, request.steps, name=request.scheduler, eta=request.eta, strength=strength
+            self.scheduler,
+            request.steps,
+            name=request.scheduler,
+            eta=request.eta,
+            strength=request.strength if request.image is not None else 1.0,
+            shortened=self.shape.consistency,
+            start=request.denoising_start,
+            end=request.denoising_end,
         )
 
     @staticmethod
     def request(prompt: Any, options: Mapping[str, Any]) -> Request:
         """A `Request` from what a caller gave."""
         if unknown := [name for name in options if name not in Request.__dataclass_fields__]:
-            raise LdmrtError("request", f"no option {unknown[0]!r}", expected=", ".join(Request.__dataclass_fields__))
+            problem = f"no option {unknown[0]!r}{suggestion(unknown[0], Request.__dataclass_fields__)}"
+            raise LdmrtError("request", problem, expected=", ".join(Request.__dataclass_fields__))
         if isinstance(prompt, Request):
             return replace(prompt, **options)
         return Request(prompt, **options)
@@ -219,13 +227,13 @@ class Pipeline:
     ) -> Model:  # fmt: skip
         """The U-Net with its controls, guided."""
         controls = open_controls(self.engines, request.controls, start.size, guidance, words)
-        idx = guidance.idx
+        idx, channels = guidance.idx, start.x.shape[1]
 
         def model(x: Latents, t: float, into: Latents | None = None) -> Latents:
             x, times = x[idx], np.full(len(idx), t, np.float32)
             seen = x if start.beside is None else np.concatenate([x, start.beside[idx]], axis=1)
             out = unet(sample=seen, timestep=times, **words, **controls(x, times))
-            return guidance.combine(out["out_sample"].astype(np.float32, copy=False), into)
+            return guidance.combine(out["out_sample"].astype(np.float32, copy=False), into, channels)
 
         return model
 
@@ -240,9 +248,13 @@ class Pipeline:
     def _words(self, request: Request, guidance: Guidance, start: Start) -> dict[str, NDArray[Any]]:
         """The U-Net's inputs that follow from prompts and sizes: of the negative prompts, then of the positive."""
         xl, zeros = "text_embeds" in self._inputs, self.shape.zeros
-        texts = list(request.texts) if guidance.plain else [*request.negative_texts(zeros=zeros), *request.texts]
+        texts: list[Texts] = [*request.texts]
+        skips = [request.clip_skip] * len(texts)
+        if not guidance.plain:
+            texts = [*request.negative_texts(zeros=zeros), *texts]
+            skips = [*[request.negative_clip_skip] * len(skips), *skips]
         encoders = {name: self.engines[name] for name in self._text_encoders}
-        words = encode(encoders, self.tokenizers, texts, xl=xl, skip=request.clip_skip)
+        words = encode(encoders, self.tokenizers, texts, skips, xl=xl)
         inputs: dict[str, NDArray[Any]] = {"encoder_hidden_states": words.context}
         if xl and words.pooled is not None:
             width = int(self._inputs["time_ids"][-1])
@@ -281,10 +293,10 @@ def open_pipeline(
     decoding = Decoding(tile, on_overflow, low_memory, tile_passes)
     opened = Bundle.open(Path(bundle), check=check, stamped=True)
     decoding.cells(opened.shape.factor, ())  # may refuse
-    for doubt in opened.doubts if check else ():
+    for doubt in filter(None, (*opened.doubts, opened.uncovered)) if check else ():
         hint = f"ldmrt verify {bundle} --against CHECKPOINT --store"
         warnings.warn(f"{bundle}: {doubt}; next: {hint}", LdmrtWarning, stacklevel=2)
     engines = open_engines(opened, backend, Settings(threads, low_memory, folded, keep_optimized))
-    tokenizers = {path.name: Tokenizer.open(path) for path in opened.tokenizers}
+    tokenizers = {name: Tokenizer(files) for name, files in opened.tokenizers.items()}
     certificate = opened.certificate if check else None
     return Pipeline(engines, tokenizers, opened.scheduler, opened.shape, certificate, decoding)

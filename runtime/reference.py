@@ -1,7 +1,8 @@
 """What the reference computed: recorded once with PyTorch, compared afterwards with any backend, torch or no torch."""
 
+import io
 import json
-import zipfile
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .archive import read_archive
 from .errors import LdmrtError, first_line
-from .files import write_atomically
+from .files import parse_json, plain_file, write_atomically
 
 Arrays = dict[str, NDArray[Any]]
 CONTROL = "controls."
 WALK = ("t", "x", "said", "images")
+STORE = "ldmrt verify BUNDLE --against CHECKPOINT --store"
+STEPS = 1000  # of a recorded request, at most
+# The fields of a recorded request.
+PLAIN = {"prompt": (str,), "seed": (int,), "width": (int,), "height": (int,), "steps": (int,), "guidance": (float, int)}
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class Reference:
         plain = [{name: array for name, array in one.outputs.items() if "." not in name} for one in kept]
         return replace(self, cases=tuple(replace(one, outputs=out) for one, out in zip(kept, plain, strict=True)))
 
-    def save(self, path: Path) -> None:
+    def to_bytes(self) -> bytes:
         """As a NumPy archive."""
         table = [[one.component, one.name, list(one.inputs), list(one.outputs)] for one in self.cases]
         walk = self.walk
@@ -86,22 +92,77 @@ class Reference:
         for i, one in enumerate(self.cases):
             for side in (one.inputs, one.outputs):
                 arrays |= {f"{i}.{name}": array for name, array in side.items()}
+        file = io.BytesIO()
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        return file.getvalue()
+
+    def save(self, path: Path) -> None:
+        """Write a NumPy archive."""
         with write_atomically(path) as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+            file.write(self.to_bytes())
 
     @classmethod
     def load(cls, path: Path) -> "Reference":
-        """What `save` wrote."""
+        """Read what `save` wrote; an `LdmrtError` where it is anything else, or proves nothing."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                about = json.loads(str(arrays["about"]))
-                cases = [
-                    Case(component, name, *({key: arrays[f"{i}.{key}"] for key in side} for side in (inputs, outputs)))
-                    for i, (component, name, inputs, outputs) in enumerate(about["cases"])
-                ]
-                given = {name: arrays[name] for name in about["given"]}
-                walk = Walk(about["options"], given, *(arrays[name] for name in WALK))
-                return cls(tuple(cases), walk, about["scaling_factor"])
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            problem = f"cannot read the stored reference {path}"
-            raise LdmrtError("certificate", problem, found=first_line(error)) from None
+            arrays = read_archive(plain_file("certificate", path))
+            about = parse_json("certificate", path.name, str(arrays["about"]))
+            cases = [
+                Case(component, name, *({key: arrays[f"{i}.{key}"] for key in side} for side in (inputs, outputs)))
+                for i, (component, name, inputs, outputs) in enumerate(about["cases"])
+            ]
+            given = {name: arrays[name] for name in about["given"]}
+            walk = Walk(about["options"], given, *(arrays[name] for name in WALK))
+            read = cls(tuple(cases), walk, about["scaling_factor"])
+            check_reference(read)
+        except (OSError, ValueError, KeyError, TypeError, LdmrtError) as error:
+            problem, hint = (
+                f"cannot read the stored reference {path}",
+                "ldmrt verify BUNDLE --against CHECKPOINT --store",
+            )
+            raise LdmrtError("certificate", problem, found=first_line(error), hint=hint) from None
+        if not read.cases or not len(walk.said):
+            problem = f"the stored reference {path} has no {'rows' if read.cases else 'cases'}: it proves nothing"
+            raise LdmrtError("certificate", problem, hint=STORE)
+        return read
+
+
+def check_reference(reference: Reference) -> None:
+    """Refuse what `record` never makes: ValueError says what is wrong."""
+    walk = reference.walk
+    for case in reference.cases:
+        if not (isinstance(case.component, str) and isinstance(case.name, str)):
+            raise ValueError("a case has no name")
+        reads = case.component.startswith("tokenizer")
+        if reads and (case.inputs.keys(), case.outputs.keys()) != ({"texts"}, {"input_ids"}):
+            raise ValueError(f"the case of {case.component} has other arrays than texts and input_ids")
+        if not case.outputs or not all(array.size for array in case.outputs.values()):
+            raise ValueError(f"the case {case.component}, {case.name} is empty")
+        for text in case.inputs["texts"].flat if reads else ():
+            str(text).encode()  # ValueError: no text
+        if any(array.dtype.kind == "U" for array in (*case.inputs.values(), *case.outputs.values())) is not reads:
+            raise ValueError(f"the case {case.component}, {case.name} has another dtype")
+    _expect("t", walk.t, np.float64, (len(walk.said),))
+    _expect("x", walk.x, np.float32, (len(walk.said) + 1, *walk.said.shape[1:]))
+    _expect("said", walk.said, np.float32, walk.said.shape)
+    options = walk.options
+    if not isinstance(options, dict) or not options.keys() <= PLAIN.keys():
+        raise ValueError("the request is not one that is recorded")
+    for name, kind in PLAIN.items():
+        if type(options.get(name)) not in kind:
+            raise ValueError(f"the request's {name} is {options.get(name)!r:.100}")
+    if not 0 < options["steps"] <= STEPS or walk.said.ndim != 5:
+        raise ValueError(f"{options['steps']} steps in {walk.said.ndim} axes")
+    sides = (options["height"], options["width"])
+    _expect("images", walk.images, np.uint8, (walk.said.shape[1], *sides, 3))
+    for name, image in walk.given.items():
+        if not (name in ("image", "mask") or name.startswith(CONTROL)) or image.shape[:2] != sides:
+            raise ValueError(f"the picture {name!r:.100} does not belong to the request")
+        _expect(name, image, np.uint8, (*sides, 3)[: 2 if name == "mask" else 3])
+    if type(reference.scaling_factor) not in (int, float) or not 0 < reference.scaling_factor < math.inf:
+        raise ValueError(f"scaling factor {reference.scaling_factor!r:.100}")
+
+
+def _expect(name: str, array: NDArray[Any], dtype: Any, shape: tuple[int, ...]) -> None:
+    if array.dtype != dtype or array.shape != shape:
+        raise ValueError(f"{name} is {array.dtype}{array.shape}, not {np.dtype(dtype)}{shape}")

@@ -133,6 +133,9 @@ class Registers:
                 z = z * plan.spread[row] ** ((variance + 1) / 4)
             elif z is not None and plan.learned == "learned":
                 z = z * np.sqrt(variance)
+        if m.shape[1] != slots.shape[2]:
+            problem, hint = "the network predicts more than this plan reads", "variance_type learned or learned_range"
+            raise LdmrtError("sampler", problem, expected=f"{slots.shape[2]} channels", found=m.shape[1], hint=hint)
         if m is not self._lent[0]:
             slots[move.m] = m
         if move.z is not None:

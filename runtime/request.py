@@ -1,17 +1,15 @@
 """What a user asks for, checked once at the door."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from .control import with_scale
 from .errors import LdmrtError
-from .images import MASK_SOURCES, read, size_of, split
+from .images import read, size_of, split
+from .request_fields import FIELDS, SEEDS, Whole, invalid
 
 Text = str | Sequence[str]
 
@@ -32,8 +30,15 @@ class Request:
     `mask_from` is "alpha"; the other source is "luminance". `controls` maps the name of a ControlNet or an adapter to
     its image, or to (image, scale). Masks and controls may have one image for each prompt, too.
 
+    `clip_skip` leaves out that many last layers of the text encoder for the prompt, `negative_clip_skip` for the
+    negative prompt: diffusers has the first alone, the web UI one number for both.
+
+    `denoising_end` stops at this share of the schedule, and leaves latents for another model, which takes them as
+    `latents` with the same share as `denoising_start`: SDXL's base and refiner share 0.8.
+
     SDXL reads a second prompt, and sizes: `original_size` and `target_size` (height, width), the size of the picture
-    where left out, `crop` (top, left); its refiner the two aesthetic scores.
+    where left out, `crop` (top, left); its refiner the two aesthetic scores. The negative prompt has sizes of its own,
+    those of the prompt where left out.
     """
 
     prompt: Text
@@ -52,71 +57,68 @@ class Request:
     scheduler: str | None = None
     eta: float | None = None
     clip_skip: int = 0
+    negative_clip_skip: int = 0
     image: Any = field(default=None, repr=False, compare=False)
     strength: float = 0.8
+    denoising_start: float | None = None
+    denoising_end: float | None = None
     mask: Any = field(default=None, repr=False, compare=False)
     mask_from: str | None = None
     controls: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     original_size: tuple[int, int] | None = None
     crop: tuple[int, int] = (0, 0)
     target_size: tuple[int, int] | None = None
+    negative_original_size: tuple[int, int] | None = None
+    negative_crop: tuple[int, int] = (0, 0)
+    negative_target_size: tuple[int, int] | None = None
     aesthetic_score: float = 6.0
     negative_aesthetic_score: float = 2.5
     latents: NDArray[Any] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2"):
-            given = getattr(self, name)
-            if given is None and name != "prompt":
-                continue
-            texts = [given] if isinstance(given, str) else given
-            if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
-                raise LdmrtError("request", f"impossible {name}", expected="text, or a list of texts", found=given)
-        _whole("count", self.count, least=1)
-        _whole("number of steps", self.steps, least=1)
-        _whole("clip_skip", self.clip_skip, least=0)
-        for name in ("width", "height"):
-            if getattr(self, name) is not None:
-                _whole(name, getattr(self, name))
-        _number("guidance", self.guidance)
-        _number("guidance_rescale", self.guidance_rescale, 0, 1)
-        ends = self.guidance_interval
-        if ends is not None and not (len(ends) == 2 and 0 <= ends[0] < ends[1] < math.inf):
-            expected = "two noise levels, low and high"
-            raise LdmrtError("request", "impossible guidance_interval", expected=expected, found=ends)
-        if self.deep_cache is not None:
-            _whole("deep_cache", self.deep_cache, least=1)
+        for name, check in FIELDS.items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
+        if not self.images:
+            raise LdmrtError("request", "no prompt")
+        self._check_combinations()
+        for name in ("negative_prompt", "prompt_2", "negative_prompt_2"):
+            text = getattr(self, name)
+            if not isinstance(text, (str, type(None))) and len(text) * self.count != self.images:
+                problem = f"as many {name.replace('_', ' ')}s as pictures"
+                raise LdmrtError("request", problem, expected=self.images, found=len(text) * self.count)
+        if isinstance(self.seed, int):
+            if self.seed + self.images > SEEDS:
+                raise invalid("seed", "0 to 2**64 - 1", self.seed + self.images - 1)
+        elif len(self.seed) != self.images:
+            raise LdmrtError("request", "one seed a picture", expected=self.images, found=len(self.seed))
+
+    def _check_combinations(self) -> None:
+        """Refuse fields that exclude one another, or lack another."""
         if self.full_every > 1 and self.controls:
             raise LdmrtError("request", "a deep cache beside controls, which steer every row", expected="one of them")
-        _number("strength", self.strength, 0, 1)
-        for name in ("original_size", "crop", "target_size"):
-            pair = getattr(self, name)
-            if pair is not None and (len(pair) != 2 or not all(isinstance(side, Integral) for side in pair)):
-                raise LdmrtError("request", f"impossible {name}", expected="two whole numbers", found=pair)
         if self.mask is not None and self.image is None:
             raise LdmrtError("request", "a mask without a picture", expected="image, which the mask is for")
-        if self.mask_from is not None and (self.mask is None or self.mask_from not in MASK_SOURCES):
-            expected = " or ".join(MASK_SOURCES) + ", beside a mask"
-            raise LdmrtError("request", "invalid mask_from", expected=expected, found=self.mask_from)
-        if not self.prompts:
-            raise LdmrtError("request", "no prompt")
-        pictures = len(self.prompts)
+        if self.mask_from is not None and self.mask is None:
+            raise LdmrtError("request", "mask_from without a mask", expected="a mask")
         self._check_images("image", self.image)
         self._check_images("mask", self.mask)
         for name, given in self.controls.items():
-            images, scale = with_scale(given)
-            self._check_images(f"control {name}", images)
-            _number(f"scale of control {name}", scale)
-        for name in ("negative_prompt", "prompt_2", "negative_prompt_2"):
-            texts = self._each(getattr(self, name), pictures)
-            if len(texts) != pictures:
-                problem = f"as many {name.replace('_', ' ')}s as pictures"
-                raise LdmrtError("request", problem, expected=pictures, found=len(texts))
-        if len(self.seeds) != pictures:
-            raise LdmrtError("request", "one seed a picture", expected=pictures, found=len(self.seeds))
-        for seed in self.seeds:
-            if not 0 <= seed < 2**64:
-                raise LdmrtError("request", "impossible seed", expected="0 to 2**64 - 1", found=seed)
+            self._check_images(f"control {name}", with_scale(given)[0])
+        if self.denoising_start is None:
+            return
+        if self.latents is None:
+            expected = "latents, which another request left at its denoising_end"
+            raise LdmrtError("request", "denoising_start without latents", expected=expected)
+        if self.image is not None and self.mask is None:
+            problem = "denoising_start beside an image, which the latents already hold"
+            raise LdmrtError("request", problem, expected="latents alone")
+        if self.denoising_end is not None and self.denoising_start >= self.denoising_end:
+            raise invalid("denoising_start", f"below denoising_end, {self.denoising_end:g}", self.denoising_start)
+
+    @property
+    def images(self) -> int:
+        """How many images it asks for."""
+        return (1 if isinstance(self.prompt, str) else len(self.prompt)) * self.count
 
     @property
     def full_every(self) -> int:
@@ -126,19 +128,18 @@ class Request:
     @property
     def prompts(self) -> list[str]:
         """One a picture."""
-        texts = [self.prompt] if isinstance(self.prompt, str) else list(self.prompt)
-        return [text for text in texts for _ in range(self.count)]
+        return self._each(self.prompt)
 
     @property
     def texts(self) -> list[tuple[str, str]]:
         """The prompts for the first and the second text encoder, one pair a picture."""
-        second = self._each(self.prompt_2, len(self.prompts))
+        second = self._each(self.prompt_2)
         return [(one, other or one) for one, other in zip(self.prompts, second, strict=True)]
 
     def negative_texts(self, *, zeros: bool) -> list[tuple[str | None, str | None]]:
         """The same of the negative prompts. With `zeros` a negative prompt that is left out is None, not ""."""
-        first = self._each(self.negative_prompt, len(self.prompts))
-        second = self._each(self.negative_prompt_2, len(self.prompts))
+        first = self._each(self.negative_prompt)
+        second = self._each(self.negative_prompt_2)
         if zeros and self.negative_prompt is None:
             return [(None, None)] * len(first)
         return [(one or "", other or one or "") for one, other in zip(first, second, strict=True)]
@@ -146,35 +147,38 @@ class Request:
     @property
     def seeds(self) -> list[int]:
         """One a picture."""
-        if isinstance(self.seed, (Sequence, np.ndarray)):
-            return [_whole("seed", seed) for seed in self.seed]
-        return [_whole("seed", self.seed) + i for i in range(len(self.prompts))]
+        return self._seeds(range(self.images))
 
-    def parts(self, batch: int, factor: int = 1) -> list["Request"]:
-        """This request as several, of `batch` pictures each and the rest: the same pictures, not all at once. Where it
-        has several images, the first one's size, cut to multiples of `factor`, is that of all.
+    def _seeds(self, places: range) -> list[int]:
+        if isinstance(self.seed, int):
+            return [self.seed + i for i in places]
+        return list(self.seed[places.start : places.stop])
+
+    def parts(self, batch: int, factor: int = 1) -> Iterator["Request"]:
+        """Yield this request as several, of `batch` images each and the rest: the same images, not all at once. Each
+        part is made when it is asked for, so that a request may be of more images than fit in memory. Where it starts
+        from several images, the first one's size, cut to multiples of `factor`, is that of all.
         """
-        _whole("batch", batch, least=1)
-        many, found = len(self.prompts), []
-        sides = self._sides_of_first_image(factor)
-        for first in range(0, many, batch):
-            mine = slice(first, first + batch)
-            texts: dict[str, Any] = {"prompt": self.prompts[mine]}
-            for name in ("negative_prompt", "prompt_2", "negative_prompt_2"):
-                text = getattr(self, name)
-                texts[name] = text if text is None else self._each(text, many)[mine]
-            latents = self.latents if self.latents is None else self.latents[mine]
-            images: dict[str, Any] = {name: self._images_of(getattr(self, name), mine) for name in ("image", "mask")}
-            scaled = {name: with_scale(given) for name, given in self.controls.items()}
-            images["controls"] = {name: (self._images_of(all_, mine), scale) for name, (all_, scale) in scaled.items()}
-            found.append(replace(self, count=1, seed=self.seeds[mine], latents=latents, **texts, **images, **sides))
-        return found
+        batch, sides = Whole(1)("batch", batch), self._sides_of_first_image(factor)
+        starts = range(0, self.images, batch)
+        return (self._part(range(first, min(first + batch, self.images)), sides) for first in starts)
+
+    def _part(self, places: range, sides: Mapping[str, int]) -> "Request":
+        """Request the images of these places alone."""
+        names = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
+        texts: dict[str, Any] = {name: self._each(getattr(self, name), places) for name in names}
+        texts |= {name: None for name in names if getattr(self, name) is None}
+        latents = self.latents if self.latents is None else self.latents[places.start : places.stop]
+        images: dict[str, Any] = {name: self._images_of(getattr(self, name), places) for name in ("image", "mask")}
+        scaled = {name: with_scale(given) for name, given in self.controls.items()}
+        images["controls"] = {name: (self._images_of(each, places), scale) for name, (each, scale) in scaled.items()}
+        return replace(self, count=1, seed=self._seeds(places), latents=latents, **texts, **images, **sides)
 
     def _check_images(self, where: str, images: Any) -> None:
-        """An `LdmrtError` where images are not one, or one for each prompt; a file must be there."""
+        """Refuse images that are not one, or one for each prompt; a file must be there."""
         if images is None:
             return
-        count, prompts = len(split(where, images)), len(self.prompts) // self.count
+        count, prompts = len(split(where, images)), self.images // self.count
         if count not in (1, prompts):
             expected = "1" if prompts == 1 else f"1 or {prompts} (one per prompt)"
             raise LdmrtError(where, "wrong number of images", expected=expected, found=count)
@@ -187,15 +191,15 @@ class Request:
         own = zip(("height", "width"), size_of(read("image", items[0]), factor), strict=True)
         return {name: side for name, side in own if getattr(self, name) is None}
 
-    def _images_of(self, images: Any, mine: slice) -> Any:
-        """Those of the images that belong to the pictures of a slice."""
+    def _images_of(self, images: Any, places: range) -> Any:
+        """Return those of the images that belong to these places."""
         items = [] if images is None else split("image", images)
-        return images if len(items) < 2 else [item for item in items for _ in range(self.count)][mine]
+        return images if len(items) < 2 else [items[i // self.count] for i in places]
 
-    def _each(self, text: Text | None, pictures: int) -> list[Any]:
-        if text is None or isinstance(text, str):
-            return [text] * pictures
-        return [one for one in text for _ in range(self.count)]
+    def _each(self, text: Text | None, places: range | None = None) -> list[Any]:
+        """A text for each image of these places, or of all."""
+        places = range(self.images) if places is None else places
+        return [text if text is None or isinstance(text, str) else text[i // self.count] for i in places]
 
     def size(self, own: tuple[int, int], factor: int) -> tuple[int, int]:
         """(height, width) in pixels, of a model or picture of the size `own` and `factor` pixels a latent."""
@@ -203,23 +207,6 @@ class Request:
         for name, given, default in (("height", self.height, own[0]), ("width", self.width, own[1])):
             pixels = default if given is None else given
             if pixels < factor or pixels % factor:
-                raise LdmrtError("request", f"impossible {name}", expected=f"a multiple of {factor}", found=pixels)
+                raise invalid(name, f"a multiple of {factor}", pixels)
             sides.append(pixels)
         return sides[0], sides[1]
-
-
-def _number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> None:
-    """An `LdmrtError` where `value` is no finite number from `least` to `most`."""
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if not math.isfinite(number) or not least <= number <= most:
-        expected = f"{least:g} to {most:g}" if math.isfinite(most) else "a number"
-        raise LdmrtError("request", f"impossible {name}", expected=expected, found=value)
-
-
-def _whole(name: str, value: object, *, least: int | None = None) -> int:
-    """A whole number, of at least `least`, or an `LdmrtError`."""
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise LdmrtError("request", f"impossible {name}", expected="a whole number", found=value)
-    if least is not None and int(value) < least:
-        raise LdmrtError("request", f"impossible {name}", expected=f"at least {least}", found=value)
-    return int(value)

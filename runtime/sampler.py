@@ -39,7 +39,8 @@ class Plan:
     sigma: Floats = field(repr=False)
     read: Floats = field(repr=False)  # (rows, 2): kx, km of x0
     table: Floats = field(repr=False)  # (rows, k + 1, k + 4)
-    prior_scale: float = 1.0  # the first latents are this times unit noise
+    prior_scale: float = 1.0  # the first latents are this times unit noise, or times what another model left
+    first: int = 0  # the row of the whole plan that it begins with, where it goes on with another model's latents
     clip: float | None = None  # x0 is held within +- this
     threshold: tuple[float, float] | None = None  # quantile and maximum (Saharia et al. 2022, section 2.3)
     learned: str = ""  # the network's second half is the variance ("learned"), or a place in its "learned_range"
@@ -90,7 +91,7 @@ class Plan:
     def load(path: Path) -> "Plan":
         """What `save` wrote."""
         try:
-            state = json.loads(Path(path).read_text())
+            state = json.loads(Path(path).read_text(encoding="utf-8"))
             threshold = state.pop("threshold")
             arrays = {key: np.array(value, np.float64) for key, value in state.items() if isinstance(value, list)}
             plan = Plan(**{**state, **arrays, "threshold": threshold and tuple(threshold)})

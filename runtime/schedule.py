@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LdmrtError
+from .nearest import suggestion
 from .scheduler_config import Config
 
 Floats = NDArray[np.float64]
 ZERO_SNR = 2.0**-24  # what diffusers puts for a signal of zero where it must divide by it
+BETAS, SPACED = ("linear", "scaled_linear", "squaredcos_cap_v2"), ("leading", "linspace", "trailing")
 RHO = 7.0  # of Karras et al. 2022, table 1
 
 
@@ -97,7 +99,8 @@ def betas(c: Config, line: Any = np.linspace) -> Floats:
     if kind == "squaredcos_cap_v2":  # Nichol & Dhariwal 2021, equation 17
         edges: Floats = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * np.pi / 2) ** 2
         return np.minimum(1.0 - edges[1:] / edges[:-1], 0.999)
-    raise LdmrtError("scheduler", f"no beta_schedule {kind!r}", expected="linear, scaled_linear or squaredcos_cap_v2")
+    problem = f"no beta_schedule {kind!r}{suggestion(kind, BETAS)}"
+    raise LdmrtError("scheduler", problem, expected="linear, scaled_linear or squaredcos_cap_v2")
 
 
 def alphas_cumprod(c: Config, *, zero: float = 0.0) -> Floats:
@@ -144,7 +147,8 @@ def spaced(c: Config, steps: int, *, extra: int = 0) -> Floats:
     if spacing == "trailing":
         down: Floats = np.arange(last, 0, -total / steps)
         return down[:steps].round() - 1.0
-    raise LdmrtError("scheduler", f"no timestep_spacing {spacing!r}", expected="leading, linspace or trailing")
+    problem = f"no timestep_spacing {spacing!r}{suggestion(spacing, SPACED)}"
+    raise LdmrtError("scheduler", problem, expected="leading, linspace or trailing")
 
 
 def whole_nodes(c: Config, steps: int, timesteps: Sequence[float] | None = None, *, strided: bool = False) -> Nodes:
@@ -156,14 +160,20 @@ def whole_nodes(c: Config, steps: int, timesteps: Sequence[float] | None = None,
     return nodes
 
 
-def distilled_nodes(c: Config, steps: int, timesteps: Sequence[float] | None = None, *, last: float | None) -> Nodes:
-    """The timesteps that LCM and TCD were distilled on, thinned. The last step leads to `last`, or nowhere."""
+def distilled_nodes(
+    c: Config, steps: int, timesteps: Sequence[float] | None = None, *, last: float | None, strength: float = 1.0
+) -> Nodes:
+    """The timesteps that LCM and TCD were distilled on, thinned; of those only the share `strength`, counted from the
+    end. The last step leads to `last`, or nowhere.
+    """
     original = c["original_inference_steps"]
     if timesteps is None:
-        if not 1 <= steps <= original:
-            raise LdmrtError("scheduler", "impossible number of steps", expected=f"1 to {original}", found=steps)
-        taught = np.arange(original, 0, -1) * (c["num_train_timesteps"] // original) - 1
-        timesteps = taught[np.floor(np.linspace(0, original, steps, endpoint=False)).astype(int)]
+        count = int(original * strength)
+        if not 1 <= steps <= count:
+            expected = f"1 to {count}" if count else f"a strength of at least {1 / original:g}"
+            raise LdmrtError("scheduler", "impossible number of steps", expected=expected, found=steps)
+        taught = np.arange(count, 0, -1) * (c["num_train_timesteps"] // original) - 1
+        timesteps = taught[np.floor(np.linspace(0, count, steps, endpoint=False)).astype(int)]
     nodes = Nodes([], alphas_cumprod(c), c)
     grid = [nodes.at(t) for t in timesteps]
     return Nodes(list(zip(grid, [*grid[1:], grid[-1] if last is None else nodes.at(last)], strict=True)), nodes.abar, c)
@@ -245,10 +255,11 @@ def karras(high: float, low: float, ramp: Floats, rho: float = RHO) -> Floats:
 
 def _end(c: Config, least: float) -> float:
     """The noise level that the last step leads to."""
-    ends = {"zero": 0.0, "sigma_min": least}
-    if c["final_sigmas_type"] not in ends:
-        raise LdmrtError("scheduler", f"no final_sigmas_type {c['final_sigmas_type']!r}", expected=" or ".join(ends))
-    return ends[c["final_sigmas_type"]]
+    ends, end = {"zero": 0.0, "sigma_min": least}, c["final_sigmas_type"]
+    if end not in ends:
+        problem = f"no final_sigmas_type {end!r}{suggestion(end, ends)}"
+        raise LdmrtError("scheduler", problem, expected=" or ".join(ends))
+    return ends[end]
 
 
 def _flow_nodes(c: Config, steps: int, abar: Floats, own_end: bool) -> Nodes:

@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from .errors import LdmrtError, LdmrtWarning
+from .nearest import suggestion
 
 Config = Mapping[str, Any]
 
@@ -110,7 +111,8 @@ def resolve(config: Config, class_name: str) -> dict[str, Any]:
             continue
         if out[key] not in choices:
             expected = ", ".join(str(choice) for choice in choices)
-            raise LdmrtError("scheduler", f"no {key} {out[key]!r} in {class_name}", expected=expected)
+            problem = f"no {key} {out[key]!r} in {class_name}{suggestion(out[key], map(str, choices))}"
+            raise LdmrtError("scheduler", problem, expected=expected)
         default = KEYS[class_name][key]
         out[key] = default if out[key] in _FOREIGN.get(default, ()) else out[key]
     _possible(out, class_name)

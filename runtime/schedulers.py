@@ -1,7 +1,7 @@
 """The table of schedulers, and the door from a diffusers scheduler config to a plan."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Integral
 
@@ -9,9 +9,11 @@ import numpy as np
 
 from . import exponential, solvers
 from .errors import LdmrtError
+from .hand_over import entry, timestep, until
+from .nearest import nearest
 from .sampler import Plan
 from .schedule import Nodes, distilled_nodes, edm_nodes, level_nodes, sine_nodes, whole_nodes
-from .scheduler_config import Config, resolve
+from .scheduler_config import KEYS, Config, resolve
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Scheduler:
     eta: float | None = None  # the share of noise drawn afresh where the caller does not say; None: not adjustable
     fixed: Config = field(default_factory=dict)  # what the class does without a key for it
     asks: Config = field(default_factory=dict)  # what the everyday name asks of the config
+    calls: int = 1  # of the network in a step but the last
 
 
 _SDE, _T, _TS = "sde-dpmsolver++", ("timesteps",), ("timesteps", "sigmas")
@@ -60,10 +63,10 @@ SCHEDULERS: dict[str, Scheduler] = {
     "lms": Scheduler("LMSDiscreteScheduler", 4, _early, solvers.lms, _TS, fixed=_ZERO),
     "euler": Scheduler("EulerDiscreteScheduler", 1, _early, solvers.euler, _TS),
     "euler_a": Scheduler("EulerAncestralDiscreteScheduler", 1, _early, solvers.ddim, _TS, 1.0, _ZERO),
-    "heun": Scheduler("HeunDiscreteScheduler", 2, _early, solvers.heun, _TS, fixed=_ZERO),
-    "dpm2": Scheduler("KDPM2DiscreteScheduler", 2, _dpm2, solvers.dpm2, _TS, fixed=_ZERO | {"eta": 0.0}),
-    "dpm2_a": Scheduler("KDPM2AncestralDiscreteScheduler", 2, _dpm2, solvers.dpm2, _TS, 1.0, _ZERO),
-    "dpmpp_sde": Scheduler("DPMSolverSDEScheduler", 2, _early, solvers.dpm_sde, _TS, fixed=_ZERO),
+    "heun": Scheduler("HeunDiscreteScheduler", 2, _early, solvers.heun, _TS, fixed=_ZERO, calls=2),
+    "dpm2": Scheduler("KDPM2DiscreteScheduler", 2, _dpm2, solvers.dpm2, _TS, fixed=_ZERO | {"eta": 0.0}, calls=2),
+    "dpm2_a": Scheduler("KDPM2AncestralDiscreteScheduler", 2, _dpm2, solvers.dpm2, _TS, 1.0, _ZERO, calls=2),
+    "dpmpp_sde": Scheduler("DPMSolverSDEScheduler", 2, _early, solvers.dpm_sde, _TS, fixed=_ZERO, calls=2),
     "dpmpp_2m": _multistep(2),
     "dpmpp_3m": _multistep(3),
     "dpmpp_2m_sde": _multistep(2, _SDE),
@@ -89,17 +92,29 @@ def find_scheduler(config: Config, name: str | None = None) -> tuple[Scheduler, 
     wanted = everyday_name(config) if name is None else name
     base, _, spacing = (wanted or "").rpartition("_") if (wanted or "").endswith(SPACINGS) else (wanted, "", "")
     if base not in SCHEDULERS:
-        raise LdmrtError(
-            "scheduler",
-            f"unknown scheduler {config.get('_class_name') if name is None else name!r}",
-            expected=", ".join(SCHEDULERS),
-            hint="--scheduler ddim",
-        )
+        raise _unknown(config.get("_class_name"), BY_CLASS) if name is None else _unknown(name, _spellings())
     scheduler = SCHEDULERS[base]
     if name is None:
         return scheduler, {}
     respaced = {f"use_{kind}_sigmas": kind == spacing for kind in SPACINGS} if spacing else {}
     return scheduler, {**scheduler.asks, **respaced}
+
+
+def _spellings() -> dict[str, str]:
+    """Everyday names, those with a spacing of noise levels, and classes of diffusers: each with its everyday name."""
+    spaced = [
+        f"{name}_{kind}"
+        for name, scheduler in SCHEDULERS.items()
+        for kind in SPACINGS
+        if f"use_{kind}_sigmas" in KEYS[scheduler.class_name]
+    ]
+    return {**{name: name for name in SCHEDULERS}, **BY_CLASS, **{name: name for name in spaced}}
+
+
+def _unknown(word: object, spellings: Mapping[str, str]) -> LdmrtError:
+    close = spellings.get(nearest(word, spellings) or "")
+    problem = f"unknown scheduler {word!r}" + (f", did you mean {close!r}?" if close else "")
+    return LdmrtError("scheduler", problem, expected=", ".join(SCHEDULERS), hint=f"--scheduler {close or 'ddim'}")
 
 
 def everyday_name(config: Config) -> str | None:
@@ -116,12 +131,19 @@ def plan_from_config(
     timesteps: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None,
     eta: float | None = None,
+    shortened: bool = False,
+    start: float | None = None,
+    end: float | None = None,
 ) -> Plan:
     """The plan of a diffusers scheduler_config.json.
 
     `name` takes another scheduler on the same config, as diffusers' `from_config` does. `strength` below 1 starts
     later, as its img2img pipelines count it. `timesteps`, or `sigmas` with the last one to arrive at, take the place of
     the grid and of `steps`. `eta` is the share of fresh noise, 0 to 1.
+
+    With `shortened` the strength shortens the grid that LCM or TCD was distilled on and leaves all steps, as in
+    diffusers' LatentConsistencyModelImg2ImgPipeline. `start` and `end` are its `denoising_start` and `denoising_end`,
+    0 to 1: the plan goes on with latents that another one left, or leaves them; then `strength` does not count.
     """
     scheduler, asked = find_scheduler(config, name)
     own = resolve({**config, **asked}, scheduler.class_name)
@@ -142,13 +164,25 @@ def plan_from_config(
         raise LdmrtError("scheduler", "impossible number of steps", expected=expected, found=steps)
     try:
         with np.errstate(all="ignore"):
-            nodes = scheduler.nodes(c, steps, **grids)
-            count = len(nodes) if grids else steps
-            begin = min(count - max(1, int(count * strength)), len(nodes) - 1)
-            return _plan(Nodes(nodes.steps, nodes.abar, c, begin), scheduler)
+            distilled = shortened and not grids and scheduler.nodes in (_lcm, _tcd)
+            nodes = scheduler.nodes(c, steps, **grids, **({"strength": strength} if distilled else {}))
+            nodes = replace(nodes, config=c)
+            plan = _begun(nodes, scheduler, start, 1.0 if distilled else strength, len(nodes) if grids else steps)
+            return plan if end is None else until(plan, timestep(end, c["num_train_timesteps"]))
     except (ArithmeticError, ValueError):  # of numbers that no grid can be made of
         problem = f"{scheduler.class_name} has no finite plan for this config"
         raise LdmrtError("scheduler", problem, expected="fewer steps, or another end", found=f"{steps} steps") from None
+
+
+def _begun(nodes: Nodes, scheduler: Scheduler, start: float | None, strength: float, count: int) -> Plan:
+    """The plan from where it begins: `strength` of its `count` steps, or what another model left to it at `start`."""
+    if start is None:
+        begin = min(count - max(1, int(count * strength)), len(nodes) - 1)
+        return _plan(replace(nodes, begin=begin), scheduler)
+    rows = [node for node, _ in scheduler.solve(nodes)]
+    found = entry(rows, scheduler.calls, timestep(start, nodes.config["num_train_timesteps"]))
+    plan = _plan(replace(nodes, begin=found.row // scheduler.calls), scheduler)
+    return replace(plan, prior_scale=found.scale, first=found.row)
 
 
 def _handed(scheduler: Scheduler, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> Config:

@@ -2,7 +2,7 @@
 
 A row is written as its paper writes it, on symbols: `x` the latents, `m` what the network says of them, `x0` the same
 read as a clean picture, `z` unit noise, and latents saved by earlier rows. They are unit vectors, so the formula of
-the new latents *is* the row's coefficients. See README.md in this folder for how to add one.
+the new latents *is* the row's coefficients. See docs/samplers.md for how to add one.
 """
 
 import math

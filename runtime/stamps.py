@@ -11,7 +11,8 @@ import os
 import time
 from pathlib import Path
 
-from .files import sha256, write_atomically
+from .errors import LdmrtError
+from .files import cache_folder, read_json, sha256, write_atomically
 
 SETTLED = 2e9  # nanoseconds: a file that is younger may change once more within one tick of its file system's clock
 Stamps = dict[str, list[object]]
@@ -21,12 +22,11 @@ class Stamped:
     """SHA-256 of the files of one bundle, from the user's cache where they are known to it."""
 
     def __init__(self, bundle: Path) -> None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        name = hashlib.sha256(str(bundle.resolve()).encode()).hexdigest()[:32]
-        self._path, self._known = cache / "ldmrt" / "checked" / f"{name}.json", dict[str, list[object]]()
-        with contextlib.suppress(OSError, ValueError):
-            known = json.loads(self._path.read_text(encoding="utf-8"))
-            self._known = known if isinstance(known, dict) else {}
+        cache, name = cache_folder(), hashlib.sha256(os.fsencode(bundle.resolve())).hexdigest()[:32]
+        self._path, self._known = cache / "checked" / f"{name}.json" if cache else None, dict[str, list[object]]()
+        if self._path is not None:
+            with contextlib.suppress(LdmrtError):
+                self._known = read_json("cache", self._path)
         self._seen: Stamps = {}
 
     def sha256(self, name: str, file: Path) -> str:
@@ -44,7 +44,7 @@ class Stamped:
 
     def keep(self) -> None:
         """Write what was seen, where that is possible."""
-        if self._seen == self._known:
+        if self._path is None or self._seen == self._known:
             return
         with contextlib.suppress(OSError), write_atomically(self._path) as file:
             file.write(json.dumps(self._seen).encode())

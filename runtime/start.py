@@ -23,7 +23,7 @@ FAR = 4  # times more or fewer pixels than the model's own
 class Start:
     """Where sampling starts, and what is kept on the way."""
 
-    x: Latents  # unit noise
+    x: Latents  # unit noise, or what another model left
     size: tuple[int, int]  # height, width in pixels
     init: Latents | None = None  # latents of a picture, noised to the plan's first node
     beside: Latents | None = None  # channels that the U-Net sees beside the latents: mask, masked picture
@@ -33,12 +33,17 @@ class Start:
 def begin(
     request: Request, plan: Plan, engines: Mapping[str, Engine], shape: Shape, how: Decoding, *, extra: int
 ) -> Start:
-    """Noise, and the picture and mask if any, as latents. `extra` channels are those that an inpainting U-Net has
-    more than the latents; another one keeps what the mask leaves by blending it in after every row.
+    """Noise, or what another model left, and the picture and mask if any, as latents. `extra` channels are those that
+    an inpainting U-Net has more than the latents; another one keeps what the mask leaves by blending it in after every
+    row.
     """
     first, *others = [None] if request.image is None else images.split("image", request.image)
     image = None if first is None else images.read("image", first)
     own = (shape.size, shape.size) if image is None else images.size_of(image, shape.factor)
+    goes_on = request.denoising_start is not None and request.latents is not None
+    if goes_on:
+        height, width = request.latents.shape[2:]
+        own = height * shape.factor, width * shape.factor
     size = request.size(own, shape.factor)
     _warn_of_size(size, shape.size)
     latents = (shape.channels, size[0] // shape.factor, size[1] // shape.factor)
@@ -54,15 +59,16 @@ def begin(
     masks = images.masks(images.split("mask", request.mask), size, request.mask_from)
     mask = images.for_each(masks, len(seeds))
     small = mask[:, :, :: shape.factor, :: shape.factor]
-    whole = request.strength == 1.0  # nothing of the picture is left at the start
+    whole = goes_on or request.strength == 1.0  # the first latents are not made of the picture
     init = None if whole and extra else encode_picture(engines, shape, how, colours, seeds, PICTURE)
     if extra:
         masked = encode_picture(engines, shape, how, np.where(mask < 0.5, colours, np.float32(0.5)), seeds, MASKED)
         return Start(x, size, init, np.concatenate([small, masked], axis=1))
     alpha, sigma = np.append(plan.alpha, 1.0), np.append(plan.sigma, 0.0)
+    fresh = noise(seeds, FIRST, latents) if goes_on else x
 
     def blend(row: int, after: Latents) -> Latents:
-        kept = np.float32(alpha[row + 1]) * init + np.float32(sigma[row + 1]) * x
+        kept = np.float32(alpha[row + 1]) * init + np.float32(sigma[row + 1]) * fresh
         return (1 - small) * kept + small * after
 
     return Start(x, size, None if whole else init, blend=blend)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LdmrtError, LdmrtWarning, first_line
+from .optional import unavailable
 
 # Radford et al. 2021: contractions, words, single digits, runs of signs
 PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -33,6 +34,8 @@ class Tokenizer:
                 from tokenizers import Tokenizer as Backend
 
                 self._backend = Backend.from_str(files["tokenizer.json"].decode())
+        except ImportError as error:
+            raise unavailable(error, "tokenizer") from None
         except Exception as error:  # tokenizers raises bare Exception
             raise LdmrtError(
                 "tokenizer",
@@ -92,10 +95,7 @@ class Tokenizer:
 
 def clip_bpe(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> Any:
     """The CLIP pipeline around a vocabulary: lower case, split by `PATTERN`, bytes, merges, start and end tokens."""
-    try:
-        from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-    except ImportError:
-        raise LdmrtError("tokenizer", "tokenizers is not installed", hint="pip install tokenizers") from None
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     if missing := {START, END} - vocab.keys():
         raise LdmrtError("tokenizer", f"no token {min(missing)!r} in the vocabulary")

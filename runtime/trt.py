@@ -10,10 +10,10 @@ from typing import Any
 from .cuda import Cuda
 from .errors import LdmrtError
 from .gpu import compute_capability
+from .optional import unavailable
 from .targets import BACKENDS
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-INSTALL = {"tensorrt": "pip install 'ldmrt[tensorrt]'", "tensorrt-rtx": "pip install 'ldmrt[rtx]'"}
 ELSEWHERE = "--backend onnxruntime, which needs no GPU"
 
 
@@ -29,8 +29,8 @@ class Session:
         self.backend, self.title = backend, BACKENDS[backend]
         try:
             self.trt: Any = importlib.import_module(MODULES[backend])
-        except ImportError:
-            raise LdmrtError("backend", f"{self.title} is not installed", hint=INSTALL[backend]) from None
+        except (ImportError, OSError) as error:
+            raise unavailable(error, "backend") from None
         try:
             self.gpu = compute_capability()
         except LdmrtError as error:

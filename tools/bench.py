@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .options import THREADS
+from .outputs import Output
+
 if TYPE_CHECKING:
     from ldmrt.runtime import Pipeline
     from ldmrt.runtime.specs import Engine
@@ -154,9 +157,7 @@ def trades(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str, An
 @click.option("--width", type=int, help="Pixels; the model's own size where left out.")
 @click.option("--height", type=int)
 @click.option("--pictures", type=click.IntRange(min=1), default=10, show_default=True)
-@click.option(
-    "--threads", type=click.IntRange(min=0), default=0, show_default=True, help="Of the CPU; 0 is one a core."
-)
+@THREADS
 @click.option("--backend", default="auto", show_default=True)
 @click.option("--overlap", is_flag=True, help="Also requests that overlap, beside as many one by one, in three turns.")
 @click.option(
@@ -166,7 +167,7 @@ def trades(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str, An
     multiple=True,
     help="Also in turns with a deep cache of so many: time and PSNR beside none. May be repeated.",
 )
-@click.option("--json", "out", type=click.Path(path_type=Path), help="Write the numbers here too.")
+@click.option("--json", "out", type=Output(), help="Write the numbers here too.")
 def bench(
     bundle: Path, prompt: str, steps: int, guidance: float, width: int | None, height: int | None, pictures: int,
     threads: int, backend: str, overlap: bool, caches: tuple[int, ...], out: Path | None,
@@ -175,13 +176,12 @@ def bench(
 
     Example: ldmrt bench out/emoji64 --pictures 5
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from ldmrt.runtime import open as open_pipeline
     from ldmrt.runtime import write_atomically
     from ldmrt.runtime.certificate import plain
     from ldmrt.runtime.machine import processor, versions
+
+    from . import tables
 
     asked = {"steps": steps, "guidance": guidance, "width": width, "height": height}
     pipeline = open_pipeline(bundle, backend, threads=threads, folded=False)  # whose rows are seen one by one
@@ -191,14 +191,13 @@ def bench(
     beside = overlapped(pipeline, prompt, pictures, asked) if overlap else None
     traded = trades(pipeline, prompt, pictures, asked, list(dict.fromkeys(caches))) if caches else []
     pipeline.close()
-    start, peak = cold(bundle, prompt, backend, asked, min(3, pictures))
+    start, peak = cold(bundle, prompt, backend, {**asked, "threads": threads}, min(3, pictures))
 
-    table = Table(title=f"{bundle.name}, {steps} steps, guidance {guidance:g}")
-    for name in ("stage", "calls", "p50 ms", "p95 ms", "share"):
-        table.add_column(name, justify="left" if name == "stage" else "right")
-    for row in rows:
-        table.add_row(row.stage, str(row.calls), f"{row.p50 * 1e3:.2f}", f"{row.p95 * 1e3:.2f}", f"{row.share:.1%}")
-    Console().print(table)
+    titles = ("stage", "calls", "p50 ms", "p95 ms", "share")
+    cells = [
+        (row.stage, str(row.calls), f"{row.p50 * 1e3:.2f}", f"{row.p95 * 1e3:.2f}", f"{row.share:.1%}") for row in rows
+    ]
+    tables.show(titles, cells, title=f"{bundle.name}, {steps} steps, guidance {guidance:g}", right=titles[1:])
     click.echo(f"{per_second:.1f} rows/s; a new process to a picture on disk {start:.2f} s, peak {peak / 1e6:.0f} MB")
     if beside is not None:
         click.echo(f"{pictures} requests that overlap: {beside:.2f} of their time one by one")

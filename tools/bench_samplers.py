@@ -22,6 +22,7 @@ from unittest import mock
 
 import click
 
+from .outputs import Output
 from .script import run_script
 
 SHAPE = (2, 4, 64, 64)
@@ -48,7 +49,7 @@ class Cost:
 @click.argument("names", nargs=-1)
 @click.option("--steps", type=click.IntRange(min=4, max=50), default=50, show_default=True)
 @click.option("--repeats", type=click.IntRange(min=1), default=31, show_default=True, help="Runs; the least counts.")
-@click.option("--json", "out", type=click.Path(path_type=Path), help="Write the numbers here too.")
+@click.option("--json", "out", type=Output(), help="Write the numbers here too.")
 def bench(names: tuple[str, ...], steps: int, repeats: int, out: Path | None) -> None:
     """Time the rows of NAMES, all samplers where left out, against diffusers' steps on the same latents.
 
@@ -98,14 +99,13 @@ def bench(names: tuple[str, ...], steps: int, repeats: int, out: Path | None) ->
 
 def libraries() -> tuple[Any, Any]:
     """torch and diffusers."""
-    from ldmrt.runtime import LdmrtError
+    from ldmrt.runtime.optional import unavailable
 
     try:
         import diffusers
         import torch
     except ImportError as error:
-        hint = "pip install 'ldmrt[dev]'"
-        raise LdmrtError("bench_samplers", "diffusers is not installed", found=error, hint=hint) from None
+        raise unavailable(error, "bench_samplers") from None
     diffusers.utils.logging.set_verbosity_error()  # of keys that a class does not have
     return torch, diffusers
 

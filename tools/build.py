@@ -9,6 +9,9 @@ import click
 
 from ldmrt.runtime.room import STEPS
 
+from .options import Choice
+from .outputs import check_output
+
 if TYPE_CHECKING:
     from ldmrt.export.build import Built, Step
     from ldmrt.export.profiles import Wanted
@@ -23,7 +26,7 @@ def of_profile(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--sizes", help="Pictures, WIDTHxHEIGHT: 512x512,768x512, or a range, 512-1024x512-1024; the "
                      "model's own size where left out."),
         click.option("--batch", default="1", show_default=True, help="Pictures at once, such as 1-4 or 1,4."),
-        click.option("--guidance", type=click.Choice(["on", "off", "any"]), default="on", show_default=True,
+        click.option("--guidance", type=Choice(["on", "off", "any"]), default="on", show_default=True,
                      help="It doubles the U-Net's rows; any builds for both."),
         click.option("--components", "only", help="Only these, such as unet,vae_decoder."),
         click.option("--folded", is_flag=True, help="Also the folded step, which runs a sampler's row as one call."),
@@ -36,7 +39,7 @@ def of_profile(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--backend", type=click.Choice(BACKENDS), default="tensorrt-rtx", show_default=True)
+@click.option("--backend", type=Choice(BACKENDS), default="tensorrt-rtx", show_default=True)
 @click.option("--target", default="this", show_default=True, help="GPUs, such as sm89,sm120; portable; this machine's.")
 @of_profile
 @click.option("--refit", is_flag=True, help="Keep the weights replaceable, for LoRA: TensorRT alone.")
@@ -61,20 +64,24 @@ def build(
     Example: ldmrt build out/emoji64 --target sm89,portable --sizes 64x64 --batch 1-4
     """
     from ldmrt.export import trt
+    from ldmrt.export.arithmetic import check_arithmetic
     from ldmrt.export.build import Built, decide, summary
     from ldmrt.export.build import build as built
-    from ldmrt.export.memory import check_room, megabytes, predict
+    from ldmrt.export.memory import check_room, predict
     from ldmrt.export.profiles import recipes
     from ldmrt.runtime import Bundle
+    from ldmrt.runtime.machine import megabytes
 
     from .progress import console
 
     opened = Bundle.open(bundle)
+    check_output(bundle, "engines", folder=True)
     wanted, graphs = read(opened, sizes, batch, guidance, steps), chosen(opened, only, folded)
     flags = (trt.REFIT,) if refit else ()
     version, targets = trt.version(backend), targets_of(target)
     trt.check_targets(backend, targets, flags)
     wished = recipes(opened, wanted, backend=backend, version=version, targets=targets, flags=flags, graphs=graphs)
+    check_arithmetic(opened, wished)
     decisions = decide(bundle, wished)
     missing = {one.recipe.key: predict(opened, one.recipe) for one in decisions if one.there is None}
     check_room(opened, missing.values())
@@ -139,10 +146,12 @@ def chosen(bundle: "Bundle", only: str | None, folded: bool) -> list[str]:
     """The graphs that engines were asked for of."""
     from ldmrt.runtime import LdmrtError
     from ldmrt.runtime.bundle import STEP
+    from ldmrt.runtime.nearest import suggestion
 
     names = list(bundle.components) if only is None else [name.strip() for name in only.split(",")]
     if unknown := [name for name in names if name not in bundle.components]:
-        raise LdmrtError("--components", f"no component {unknown[0]!r}", expected=", ".join(bundle.components))
+        problem = f"no component {unknown[0]!r}{suggestion(unknown[0], bundle.components)}"
+        raise LdmrtError("--components", problem, expected=", ".join(bundle.components))
     if folded and STEP not in bundle.graphs:
         problem, hint = f"{bundle.path} has no folded step", "ldmrt export CHECKPOINT BUNDLE, without controls"
         raise LdmrtError("--folded", problem, hint=hint)

@@ -1,10 +1,12 @@
 """The command line. Each command is imported when it runs, so that `ldmrt --help` stays instant."""
 
 import importlib
-import sys
 import warnings
 
 import click
+
+from .options import Group
+from .script import run_script
 
 # name -> module of ldmrt.tools, attribute, one line of help
 COMMANDS = {
@@ -27,7 +29,7 @@ COMMANDS = {
 }
 
 
-class Lazy(click.Group):
+class Lazy(Group):
     """A group that knows its commands' names and imports one only to run it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -54,25 +56,16 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line: an `LdmrtError` becomes its one or two lines and exit code 2."""
-    from ldmrt.runtime import LdmrtError, LdmrtWarning
+    """Run the command line; warnings of ours are shown, and those of other libraries are not."""
+    from ldmrt.runtime import LdmrtWarning
+    from ldmrt.runtime.errors import shortened
 
     def show(message: Warning | str, category: type[Warning], *rest: object) -> None:
         if issubclass(category, LdmrtWarning):
-            click.secho(f"warning: {message}", fg="yellow", err=True)
+            click.secho(f"warning: {shortened(message)}", fg="yellow", err=True)
 
     warnings.showwarning = show  # type: ignore[assignment]
-    try:
-        sys.exit(cli(prog_name="ldmrt", standalone_mode=False))
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
-        sys.exit(130)
-    except (LdmrtError, OSError) as error:
-        click.secho(f"error: {error}", fg="red", err=True)
-        sys.exit(2)
+    run_script(cli, "ldmrt")
 
 
 if __name__ == "__main__":

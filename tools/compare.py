@@ -20,9 +20,12 @@ from typing import Any
 import click
 import numpy as np
 
+from .outputs import Output
 from .script import run_script
 
-SCRIPT = Path(__file__).with_name("contestant.py").read_text()  # by name, its folder would hide modules of Python
+SCRIPT = (
+    Path(__file__).with_name("contestant.py").read_text(encoding="utf-8")
+)  # by name, its folder would hide modules of Python
 REFERENCE = "diffusers"
 # As `ldmrt verify` asks: whole pipelines in float32, and in float16.
 PSNR = {"fp32": 60.0, "fp16": 40.0}
@@ -131,7 +134,7 @@ def ratio(one: Contestant, other: Contestant) -> float:
 @click.option("--low-memory", is_flag=True, help="Also ldmrt with one component in memory at a time.")
 @click.option("--optimum", "other", type=click.Path(exists=True), help="A Python that has optimum-onnx: also that.")
 @click.option("--exported", type=click.Path(exists=True, path_type=Path), help="With --optimum: on its own export too.")
-@click.option("--json", "out", type=click.Path(path_type=Path), help="Write the numbers here too.")
+@click.option("--json", "out", type=Output(), help="Write the numbers here too.")
 def compare(
     checkpoint: Path, bundle: Path, prompt: str, side: int | None, steps: int, guidance: float, threads: int,
     rounds: int, compiled: bool, low_memory: bool, other: str | None, exported: Path | None, out: Path | None,

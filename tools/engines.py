@@ -1,18 +1,26 @@
 """`ldmrt engines`: what `ldmrt build` has put into a bundle."""
 
 import importlib.metadata
-import shutil
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .build import BACKENDS
+from .options import Choice, Group
+from .outputs import check_output
+
+if TYPE_CHECKING:
+    from ldmrt.runtime import LdmrtError
+    from ldmrt.runtime.engine_files import EngineFile
 
 # The distributions that say which version of a backend is installed: importing one takes seconds.
 INSTALLED = {"tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12"), "tensorrt": ("tensorrt",)}
 
 
-@click.group()
+@click.group(cls=Group)
 def engines() -> None:
     """Look at a bundle's engines, and remove those that nothing will use again.
 
@@ -22,47 +30,78 @@ def engines() -> None:
 
 @engines.command("list")
 @click.argument("bundle", type=click.Path(path_type=Path))
-def list_(bundle: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of the table.")
+def list_(bundle: Path, as_json: bool) -> None:
     """Show the engines of BUNDLE, what each was made for and what it takes.
+
+    With --json: "bundle" and "engines", each with "name", "component", "backend", "version", "target", "precision",
+    "flags", "profile" (for every bucket the "min", "opt" and "max" shape of each input), "bytes" on disk, "scratch"
+    bytes on the GPU, and "useless", which says why nothing will use it again. What is not known is null, and so is
+    "useless" where the engine fits.
 
     Example: ldmrt engines list out/emoji64
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    from ldmrt.export.build import prunable
-    from ldmrt.export.memory import megabytes
-    from ldmrt.runtime import Bundle, LdmrtError
-    from ldmrt.runtime.engine_files import described
+    from ldmrt.runtime import Bundle
     from ldmrt.runtime.engine_files import engines as found
-    from ldmrt.runtime.targets import BACKENDS
+    from ldmrt.runtime.unused_engines import prunable
 
     opened = Bundle.open(bundle, check=False)
     useless = {folder.name: why for folder, why in prunable(opened, versions())}
-    table = Table(show_lines=True)
-    table.add_column("engine", no_wrap=True)
-    for title in ("made by", "largest input", "disk", "scratch", "state"):
-        table.add_column(title)
-    for one in found(bundle):
-        if isinstance(one, LdmrtError):
-            name = one.where.removeprefix("engine ")
-            table.add_row(name, "", "", "", "", useless[name])
-            continue
-        recipe = one.recipe
-        made_by = f"{BACKENDS[recipe.backend]} {recipe.version}"
-        taken = (megabytes(one.size), megabytes(one.measured.get("scratch", 0)))
-        name = one.folder.name
-        table.add_row(name, made_by, described(recipe.profile), *taken, useless.get(name, "fits"))
-    Console().print(table)
+    there = list(found(bundle))
+    listed = [described(one, useless) for one in there]
+    if as_json:
+        click.echo(json.dumps({"bundle": str(bundle), "engines": listed}, indent=2))
+        return
+    show(there, listed)
     if useless:
         click.echo(f"next: ldmrt engines prune {bundle}")
+
+
+def described(one: "EngineFile | LdmrtError", useless: Mapping[str, str]) -> dict[str, Any]:
+    """What the JSON holds of an engine."""
+    from ldmrt.runtime import LdmrtError
+
+    names = ("component", "backend", "version", "target", "precision")
+    if isinstance(one, LdmrtError):
+        name = one.where.removeprefix("engine ")
+        unknown = dict.fromkeys((*names, "flags", "profile", "bytes", "scratch"))
+        return {"name": name, **unknown, "useless": useless.get(name, one.problem)}
+    recipe, name = one.recipe, one.folder.name
+    return {
+        "name": name,
+        **{field: getattr(recipe, field) for field in names},
+        "flags": list(recipe.flags),
+        "profile": recipe.plain_profile,
+        "bytes": one.size,
+        "scratch": one.measured.get("scratch"),
+        "useless": useless.get(name),
+    }
+
+
+def show(found: "Sequence[EngineFile | LdmrtError]", listed: Sequence[Mapping[str, Any]]) -> None:
+    """The engines as a table."""
+    from ldmrt.runtime import LdmrtError
+    from ldmrt.runtime.engine_files import described as shapes
+    from ldmrt.runtime.machine import megabytes
+    from ldmrt.runtime.targets import BACKENDS
+
+    from . import tables
+
+    rows = []
+    for one, about in zip(found, listed, strict=True):
+        made = ("", "", "", "")
+        if not isinstance(one, LdmrtError):
+            backend = f"{BACKENDS[one.recipe.backend]} {one.recipe.version}"
+            made = (backend, shapes(one.recipe.profile), megabytes(one.size), megabytes(about["scratch"] or 0))
+        rows.append((about["name"], *made, about["useless"] or "fits"))
+    tables.show(("engine", "made by", "largest input", "disk", "scratch", "state"), rows, lines=True)
 
 
 @engines.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--from", "source", type=click.Path(path_type=Path), help="The bundle that has engines; BUNDLE itself "
               "where left out, exported anew since they were built.")  # fmt: skip
-@click.option("--backend", type=click.Choice(BACKENDS), default="tensorrt", show_default=True)
+@click.option("--backend", type=Choice(BACKENDS), default="tensorrt", show_default=True)
 @click.option("--components", "only", help="Only these, such as unet,text_encoder.")
 @click.option("--verify/--no-verify", default=True, help="Whether to run at last what was made.")
 def refit(bundle: Path, source: Path | None, backend: str, only: str | None, verify: bool) -> None:
@@ -79,6 +118,7 @@ def refit(bundle: Path, source: Path | None, backend: str, only: str | None, ver
     from .progress import console
 
     opened = Bundle.open(bundle)
+    check_output(bundle, "engines", folder=True)
     names, new = [name.strip() for name in only.split(",")] if only else [], False
     for done in refitted(opened, Bundle.open(source) if source else opened, backend, names):
         took = f", {done.seconds:.1f} s" if done.new else ""
@@ -97,12 +137,20 @@ def prune(bundle: Path) -> None:
 
     Example: ldmrt engines prune out/emoji64
     """
-    from ldmrt.export.build import prunable
     from ldmrt.runtime import Bundle
+    from ldmrt.runtime.errors import printable
+    from ldmrt.runtime.files import remove, remove_abandoned
+    from ldmrt.runtime.lock import bundle_lock
+    from ldmrt.runtime.unused_engines import prunable
 
-    for folder, why in prunable(Bundle.open(bundle, check=False), versions()):
-        shutil.rmtree(folder)
-        click.echo(f"removed {folder.name}: {why}")
+    opened = Bundle.open(bundle, check=False)
+    with bundle_lock(bundle):
+        opened.check_unchanged()
+        for folder, why in prunable(opened, versions()):
+            remove(folder)
+            click.echo(f"removed {printable(folder.name)}: {why}")
+        for folder in (bundle / "engines").glob("*"):
+            remove_abandoned(folder)
 
 
 def versions() -> dict[str, str]:

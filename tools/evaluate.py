@@ -7,6 +7,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from .options import THREADS
+
 BATCH = 10  # pictures a call
 
 
@@ -20,25 +22,24 @@ BATCH = 10  # pictures a call
 @click.option("--guidance", default=3.0, show_default=True)
 @click.option("--scheduler", help="The bundle's own where left out.")
 @click.option("--seed", default=0, show_default=True)
+@THREADS
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def evaluate(bundle: Path, folder: Path, style: str, groups: tuple[str, ...], count: int, steps: int, guidance: float,
-             scheduler: str | None, seed: int, as_json: bool) -> None:  # fmt: skip
+             scheduler: str | None, seed: int, threads: int, as_json: bool) -> None:  # fmt: skip
     """Make pictures of emoji with BUNDLE and measure how often background and identity are what the prompt says.
 
     Identity is told among all sprites of the style; the last row gives the same pictures other pictures' prompts.
 
     Example: ldmrt evaluate out/emoji64 --data data/emoji --group animals-nature --group food-drink
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from ldmrt.model.emoji import Emoji
     from ldmrt.runtime.pipeline import open_pipeline
 
+    from . import tables
     from .progress import watched
     from .scoring import References
 
-    pipeline = open_pipeline(bundle)
+    pipeline = open_pipeline(bundle, threads=threads)
     references = References(*_of_style(folder, style))
     scores: dict[str, dict[str, float]] = {}
     for title, subset in (("trained pairs", "train"), ("held-out pairs", "held-out")):
@@ -59,10 +60,11 @@ def evaluate(bundle: Path, folder: Path, style: str, groups: tuple[str, ...], co
     if as_json:
         click.echo(json.dumps({**scores, "autoencoder": {"pictures": len(shown), "psnr": psnr}}, indent=2))
         return
-    table = Table("", "pictures", "background", "identity")
-    for title, row in scores.items():
-        table.add_row(title, f"{row['pictures']:.0f}", f"{row['background']:.3f}", f"{row['identity']:.3f}")
-    Console().print(table)
+    rows = [
+        (title, f"{row['pictures']:.0f}", f"{row['background']:.3f}", f"{row['identity']:.3f}")
+        for title, row in scores.items()
+    ]
+    tables.show(("", "pictures", "background", "identity"), rows)
     click.echo(f"autoencoder: PSNR {psnr:.1f} dB over {len(shown)} pictures of held-out pairs")
 
 

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import click
 
+from .outputs import Output
 from .reading import Reading, of_checkpoint
 
 
 @click.command()
 @click.argument("checkpoint")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=Output(folder=True))
 @of_checkpoint
 @click.option(
     "--precision",
@@ -42,16 +43,20 @@ def export(
     from ldmrt.export.precision import parse, settle
     from ldmrt.runtime import Bundle
     from ldmrt.runtime.decode import WIDE
+    from ldmrt.runtime.recognise import BUNDLE, refuse_other
 
     from .progress import console
     from .verify import certify
 
+    refuse_other("export", bundle, BUNDLE)  # before minutes of reading
     begin, wanted = time.perf_counter(), parse(precision) | ({WIDE: "fp32"} if fp32_decoder else {})
     with console.status("reading the checkpoint, and measuring where it needs float32"):
         loaded, merged, islands = settle(source.load, wanted)
     for name, modules in islands.items():
         for module, why in modules.items():
             console.print(f"{name}: {module or 'all of it'} computes in fp32: {why}", highlight=False)
+    for entry in merged.get("embeddings", []):
+        console.print(f"{entry['file']}: in prompts it is {' or '.join(entry['words'])}", markup=False, highlight=False)
     with console.status("exporting") as status:
         chosen = [name.strip() for name in only.split(",")] if only else []
         made = export_bundle(loaded, bundle, only=chosen, merged=merged, islands=islands, deep_cache=deep_cache)
@@ -69,5 +74,5 @@ def export(
         console.print(f"not verified: {', '.join(missing)} are not exported yet", highlight=False)
         return
     opened = Bundle.open(bundle, check=False)
-    if opened.doubts:
+    if opened.doubts or opened.uncovered:
         certify(opened, source)

@@ -16,6 +16,7 @@ import click
 
 from ldmrt.runtime.engine_files import FOLDER as ENGINES
 
+from .outputs import Output
 from .processes import run
 from .random_checkpoint import NAMES
 from .script import run_script
@@ -34,7 +35,7 @@ STEPS = ("export", "again", "torch", "optimum", "verify", "generate", "build")
 @click.option("--optimum", "other", type=click.Path(exists=True), help="A Python that has optimum-onnx.")
 @click.option("--target", default="sm89", show_default=True, help="The GPU that engines are built for.")
 @click.option("--side", default=256, show_default=True, help="Pixels of the picture, drawn in 2 steps.")
-@click.option("--json", "out", type=click.Path(path_type=Path), help="Write the numbers here too.")
+@click.option("--json", "out", type=Output(), help="Write the numbers here too.")
 def full_size(
     family: str, precision: str, work: Path, steps: tuple[str, ...], other: str | None, target: str, side: int,
     out: Path | None,

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .image_options import ImagePath, collected, one_or_all
+from .options import THREADS
+from .outputs import Output
 
 if TYPE_CHECKING:
     from ldmrt.runtime import Pipeline, Request, Result
@@ -98,14 +100,15 @@ SIZE = click.Tuple([int, int])
     help="onnxruntime, onnxruntime-cuda, tensorrt, "
     "tensorrt-rtx; auto takes engines that fit this machine's GPU, and ONNX Runtime where none does.",
 )
+@THREADS
 @click.option("--columns", type=click.IntRange(min=1), help="Of the grid; as square as it gets where left out.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("out.png"), show_default=True,
+@click.option("-o", "--out", type=Output(), default=Path("out.png"), show_default=True,
               help="A .png, .jpg or .webp.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace files that are there; without it, OUT gets a free number.")
 def generate(
     bundle: Path, prompts: tuple[str, ...], batch: int | None, save_steps: bool, tile: int | None, tile_passes: int,
-    on_overflow: str, low_memory: bool, keep_optimized: bool, backend: str, columns: int | None, out: Path,
-    controls: tuple[tuple[str, Any], ...], overwrite: bool, **asked: Any,
+    on_overflow: str, low_memory: bool, keep_optimized: bool, backend: str, threads: int, columns: int | None,
+    out: Path, controls: tuple[tuple[str, Any], ...], overwrite: bool, **asked: Any,
 ) -> None:  # fmt: skip
     """Make pictures of PROMPTS with BUNDLE: OUT, or OUT as a grid and a numbered file for each.
 
@@ -136,6 +139,7 @@ def generate(
         tile_passes=tile_passes,
         on_overflow=on_overflow,
         low_memory=low_memory,
+        threads=threads,
         keep_optimized=keep_optimized,
     )
     opened = time.perf_counter()

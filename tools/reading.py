@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .options import Choice
+
 if TYPE_CHECKING:
     import torch
 
@@ -25,14 +27,14 @@ class Reading:
     controlnets: dict[str, Path]
     adapters: dict[str, Path]
     loras: tuple[tuple[Path, float], ...]
-    embeddings: tuple[Path, ...]
+    embeddings: tuple[tuple[Path, str | None], ...]
 
     def load(self, dtype: "Mapping[str, torch.dtype | None]") -> "tuple[Checkpoint, dict[str, Any]]":
         """The checkpoint with everything that goes with it, and what the manifest says of the files that were merged
         into its weights. `dtype` is one for each network's name, and "" for all others; None is as stored.
         """
         from ldmrt.model import load, load_adapter, load_controlnet
-        from ldmrt.model.inversion import add_embedding, read_embedding
+        from ldmrt.model.inversion import add_embeddings, read_embedding
         from ldmrt.model.lora import merge, read_lora
         from ldmrt.runtime.control import ADAPTER, CONTROLNET
 
@@ -54,14 +56,14 @@ class Reading:
             for name, path in folders.items()
         }
         loaded = replace(loaded, controls={**loaded.controls, **controls})
+        # What will be narrowed later stays float32 where files are merged: it is rounded once
+        wide = [name for name in loaded.networks if dtype.get(name, dtype[""]) is None]
         loras = [(read_lora(path), weight) for path, weight in self.loras]
-        merged = merge(loaded.networks, loras) if loras else {}
-        for embedding in map(read_embedding, self.embeddings):
-            for part, encoder in loaded.text_encoders.items():
-                name = part.replace("text_encoder", "tokenizer")
-                loaded.tokenizers[name] = add_embedding(encoder, loaded.tokenizers[name], embedding, part)
-            noted = {"token": embedding.token, "file": embedding.name, "sha256": embedding.sha256}
-            merged["embeddings"] = [*merged.get("embeddings", []), noted]
+        merged = merge(loaded.networks, loras, unrounded=wide) if loras else {}
+        embeddings = [read_embedding(path, word) for path, word in self.embeddings]
+        embeddings += [embedding for lora, _ in loras for embedding in lora.embeddings]
+        if embeddings:
+            merged["embeddings"] = add_embeddings(loaded.text_encoders, loaded.tokenizers, embeddings, wide)
         return loaded, merged
 
 
@@ -78,6 +80,20 @@ class Weighed(click.ParamType):
             return Path(value), 1.0
 
 
+class Word(click.ParamType):
+    """FILE or FILE:WORD."""
+
+    name = "file[:word]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Path, str | None]:
+        text = str(value)
+        colons = [place for place, letter in enumerate(text) if letter == ":" and text[:place] and text[place + 1 :]]
+        there = [place for place in colons if Path(text[:place]).exists()]
+        if Path(text).exists() or not there:
+            return Path(text), None
+        return Path(text[: there[-1]]), text[there[-1] + 1 :]
+
+
 def named(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
     """NAME=FOLDER, several times."""
     if wrong := [value for value in values if not all(value.partition("="))]:
@@ -89,14 +105,15 @@ FILE = click.Path(path_type=Path)
 OPTIONS = (
     click.option("--variant", help="Of the weights, such as fp16; the plain ones where left out."),
     click.option("--tokenizer", type=FILE, help="A folder with CLIP's vocabulary, which a single file lacks."),
-    click.option("--prediction", type=click.Choice(["epsilon", "v_prediction"]),
+    click.option("--prediction", type=Choice(["epsilon", "v_prediction"]),
                  help="What the model predicts, where the checkpoint does not say it."),
     click.option("--controlnet", "controlnets", multiple=True, callback=named, metavar="NAME=FOLDER",
                  help="A ControlNet that goes with it; the U-Net then takes its residuals."),
     click.option("--adapter", "adapters", multiple=True, callback=named, metavar="NAME=FOLDER",
                  help="A T2I-Adapter that goes with it; the U-Net then takes its features."),
     click.option("--lora", "loras", type=Weighed(), multiple=True, help="A LoRA to merge into the weights."),
-    click.option("--embedding", "embeddings", type=FILE, multiple=True, help="A textual inversion to add."),
+    click.option("--embedding", "embeddings", type=Word(), multiple=True,
+                 help="A textual inversion to add, under WORD or its own name."),
 )  # fmt: skip
 
 

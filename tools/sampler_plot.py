@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ldmrt.runtime import LdmrtError, Plan, write_atomically
+from ldmrt.runtime.optional import unavailable
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#333333")  # Okabe & Ito 2008
 FORMATS = (".png", ".svg", ".pdf")
@@ -38,8 +39,7 @@ def plot(plans: Mapping[str, Plan], out: Path) -> None:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
-        hint = "pip install 'ldmrt[plot]'"
-        raise LdmrtError("samplers", "matplotlib is not installed", found=error, hint=hint) from None
+        raise unavailable(error, "samplers") from None
     with rc_context(STYLE):
         figure = Figure(figsize=(9, 3.9), dpi=100, layout="constrained")
         times, levels = figure.subplots(1, 2)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .outputs import Output
+
 if TYPE_CHECKING:
     from ldmrt.runtime import Plan
 
@@ -33,7 +35,7 @@ SYMBOLS = "m: what the network says of x; x0: that as a clean picture; z: unit n
     help="scheduler_config.json, or a bundle or checkpoint with one; Stable Diffusion's where left out.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
-@click.option("--plot", "out", type=click.Path(path_type=Path), help="Draw timesteps and noise levels: png, svg, pdf.")
+@click.option("--plot", "out", type=Output(), help="Draw timesteps and noise levels: png, svg, pdf.")
 def samplers(names: tuple[str, ...], steps: int | None, strength: float | None, source: Path | None, as_json: bool,
              out: Path | None) -> None:  # fmt: skip
     """List the samplers, or show the plans of NAMES: what each row computes.
@@ -128,13 +130,11 @@ def _draws(plan: "Plan") -> bool:
 
 def show(listed: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> None:
     """The list as a table."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
     from ldmrt.runtime.schedulers import SPACINGS, everyday_name
 
-    whole = Column("class in diffusers", overflow="fold")
-    table = Table("name", whole, "order", "evaluations", "noise", "eta", "own grid")
+    from . import tables
+
+    rows: list[tuple[str, ...]] = []
     problems: dict[str, list[str]] = {}
     for line in listed:
         if "problem" in line:
@@ -143,11 +143,11 @@ def show(listed: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> None
         else:
             measured = (evaluations(**line["evaluations"]), line["noise"])
         eta = "" if line["eta"] is None else f"{line['eta']:g}"
-        table.add_row(line["name"], line["class"], str(line["order"]), *measured, eta, ", ".join(line["grids"]))
-    Console().print(table)
+        rows.append((line["name"], line["class"], str(line["order"]), *measured, eta, ", ".join(line["grids"])))
+    tables.show(("name", "class in diffusers", "order", "calls", "noise", "eta", "own grid"), rows)
     for problem, names in problems.items():
         click.secho(f"not with this config: {', '.join(names)}: {problem}", fg="yellow")
-    click.echo("evaluations: of the network, in N steps; eta: the share of fresh noise, where it may be chosen")
+    click.echo("calls: of the network, in N steps; eta: the share of fresh noise, where it may be chosen")
     endings = ", ".join(f"_{kind}" for kind in SPACINGS)
     takers = ", ".join(line["name"] for line in listed if len(line["endings"]) == len(SPACINGS))
     click.echo(f"noise levels spaced otherwise: append {endings} to {takers}")

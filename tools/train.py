@@ -1,11 +1,9 @@
 """`ldmrt train`: the loops of ldmrt.model.train, watched, saved and resumed."""
 
 import copy
+import hashlib
 import math
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,15 @@ import numpy as np
 
 from ldmrt.runtime import LdmrtError, write_atomically
 
+from .options import Choice, Group
+from .outputs import Output
 from .pictures import grid, save_png
-from .progress import console, watched
+from .progress import console
+from .run_lock import locked
+from .training import STATE, walk
+from .training_data import open_data
 
-STATE = Path("training") / "state.pt"
+SHOWN = 32  # pictures of a preview of 64 pixels
 RATE = click.FloatRange(0, 1, min_open=True)
 
 
@@ -38,14 +41,20 @@ def _options(steps: int, batch: int, rate: float) -> Callable[[Any], Any]:
         click.option("--group", "groups", multiple=True, help="Emoji groups to use; all where left out."),
         click.option("--layout", "layouts", multiple=True, default=["large"], show_default=True,
                      help="Emoji layouts: large, small, pair."),
-        click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run."),
+        click.option("--out", type=Output(folder=True), required=True, help="Folder of the run."),
         click.option("--steps", type=click.IntRange(min=1), default=steps, show_default=True),
         click.option("--batch", type=click.IntRange(min=1), default=batch, show_default=True),
         click.option("--learning-rate", type=RATE, default=rate, show_default=True,
                      callback=_finite),
+        click.option("--size", type=click.IntRange(8, 8192), default=64, show_default=True,
+                     help="Pixels along a side of what is learned."),
+        click.option("--on-bad", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
+                     help="What to do with pictures that cannot be read, and lines without caption."),
+        click.option("--on-small", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
+                     help="What to do with pictures that would be enlarged more than twice."),
         click.option("--seed", type=click.IntRange(0, 2**32), default=0, show_default=True),
-        click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
-        click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True),
+        click.option("--device", type=Choice(["cpu", "cuda"]), default="cpu", show_default=True),
+        click.option("--precision", type=Choice(["fp32", "bf16"]), default="fp32", show_default=True),
         click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True,
                      help="Steps between checkpoints."),
         click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out."),
@@ -59,7 +68,7 @@ def _options(steps: int, batch: int, rate: float) -> Callable[[Any], Any]:
     return decorate
 
 
-@click.group()
+@click.group(cls=Group)
 def train() -> None:
     """Train an autoencoder, then a diffusion model in its latents.
 
@@ -70,8 +79,8 @@ def train() -> None:
 @train.command()
 @_options(steps=6000, batch=8, rate=1e-3)
 def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts: tuple[str, ...], out: Path,
-                steps: int, batch: int, learning_rate: float, seed: int, device: str, precision: str, save_every: int,
-                resume: bool) -> None:  # fmt: skip
+                steps: int, batch: int, learning_rate: float, size: int, on_bad: str, on_small: str, seed: int,
+                device: str, precision: str, save_every: int, resume: bool) -> None:  # fmt: skip
     """Learn to turn pictures into latents and back; writes OUT/vae.
 
     Example: ldmrt train autoencoder --data data/emoji --style noto --out runs/ae
@@ -82,16 +91,28 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
     from ldmrt.model.autoencoder import Autoencoder, moments
     from ldmrt.model.checkpoint import save_network, with_scaling_factor
     from ldmrt.model.config import to_config
-    from ldmrt.model.train import Run, Settings, initialise, to_tensor, train_autoencoder
+    from ldmrt.model.latents import to_tensor
+    from ldmrt.model.run import Run, Settings
+    from ldmrt.model.train import initialise, train_autoencoder
 
-    check(out, resume, device)
-    data = open_data(folder, styles, groups, layouts)
+    check(out, resume, device, precision)
+    config = replace(presets.AUTOENCODER, sample_size=size)
+    check_size(size, config)
+    data = open_data(
+        folder, size, styles=styles, groups=groups, layouts=layouts, skip_bad=on_bad == "skip",
+        skip_small=on_small == "skip", batch=batch,
+    )  # fmt: skip
     torch.manual_seed(seed)
-    network = Autoencoder(presets.AUTOENCODER)
+    network = Autoencoder(config)
     initialise(network)
-    settings = Settings(steps, batch, learning_rate, seed=seed, device=device, precision=precision)
-    run = Run(network, settings, {"task": "autoencoder", "seed": seed, "batch": batch})
-    shown = np.stack([data.draw(seed + 1, i).picture for i in range(64)])
+    settings = Settings(
+        steps, batch, learning_rate, seed=seed, device=device, precision=precision, skip_unreadable=on_bad == "skip"
+    )
+    run = Run(
+        network, settings, {"task": "autoencoder", "seed": seed, "batch": batch, "size": size, "data": data.digest}
+    )
+    half = preview(size)
+    shown = np.stack([data.draw(seed + 1, i).picture for i in range(2 * half)])
 
     @torch.no_grad()
     def keep() -> None:
@@ -102,8 +123,8 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
         psnr = -10 * ((back - x) / 2).square().mean().log10().item()
         console.print(f"step {run.step}: PSNR {psnr:.2f} dB over {len(shown)} pictures", highlight=False)
         pictures = np.rint((back.cpu().permute(0, 2, 3, 1).numpy() + 1) * 127.5).astype(np.uint8)
-        pairs = np.stack([shown[:32], pictures[:32]], axis=1).reshape(64, *shown.shape[1:])
-        save_png(out / "training" / f"autoencoder-{run.step:06d}.png", grid(pairs, 8))
+        pairs = np.stack([shown[:half], pictures[:half]], axis=1).reshape(2 * half, *shown.shape[1:])
+        save_png(out / "training" / f"autoencoder-{run.step:06d}.png", grid(pairs, min(8, len(pairs))))
         with_scaling_factor(vae, 1.0 / mean.std().item())  # Rombach et al. 2022, appendix G: unit variance
         save_network(out / "vae", vae, to_config("AutoencoderKL", vae.config), torch.float32)
 
@@ -114,7 +135,7 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
 @_options(steps=5500, batch=32, rate=8e-4)
 @click.option("--autoencoder", "vae_folder", type=click.Path(path_type=Path), required=True,
               help="A folder with vae/, such as the autoencoder's run.")  # fmt: skip
-@click.option("--prediction", type=click.Choice(["epsilon", "v_prediction"]), default="epsilon", show_default=True)
+@click.option("--prediction", type=Choice(["epsilon", "v_prediction"]), default="epsilon", show_default=True)
 @click.option(
     "--vocabulary",
     type=click.IntRange(600, 4096),
@@ -123,8 +144,9 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
     help="Entries of the BPE tokenizer.",
 )
 def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts: tuple[str, ...], out: Path,
-        steps: int, batch: int, learning_rate: float, seed: int, device: str, precision: str, save_every: int,
-        resume: bool, vae_folder: Path, prediction: str, vocabulary: int) -> None:  # fmt: skip
+        steps: int, batch: int, learning_rate: float, size: int, on_bad: str, on_small: str, seed: int, device: str,
+        precision: str, save_every: int, resume: bool, vae_folder: Path, prediction: str,
+        vocabulary: int) -> None:  # fmt: skip
     """Learn to denoise latents by caption; writes a whole checkpoint to OUT.
 
     Example: ldmrt train ldm --data data/emoji --style noto --autoencoder runs/ae --out runs/ldm
@@ -134,13 +156,19 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
     from ldmrt.export import torch_pipeline
     from ldmrt.model import UNet, presets
     from ldmrt.model.checkpoint import Checkpoint, load_autoencoder, text_encoder
+    from ldmrt.model.run import Run, Settings
     from ldmrt.model.tokenizer import train_tokenizer
-    from ldmrt.model.train import Denoiser, Run, Settings, initialise, train_ldm
+    from ldmrt.model.train import Denoiser, initialise, train_ldm
     from ldmrt.runtime.tokenizer import Tokenizer
 
-    check(out, resume, device)
-    data = open_data(folder, styles, groups, layouts)
+    check(out, resume, device, precision)
     vae = load_autoencoder(vae_folder).to(device)
+    vae.config = replace(vae.config, sample_size=size)
+    check_size(size, vae.config)
+    data = open_data(
+        folder, size, styles=styles, groups=groups, layouts=layouts, skip_bad=on_bad == "skip",
+        skip_small=on_small == "skip", batch=batch,
+    )  # fmt: skip
     length = presets.TEXT_ENCODER["max_position_embeddings"]
     tokens = out / "tokenizer"
     if not resume:
@@ -154,14 +182,19 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
 
     torch.manual_seed(seed)
     ids = {"vocab_size": tokenizer.size, "bos_token_id": tokenizer.start, "eos_token_id": tokenizer.end}
-    channels, side = vae.config.latent_channels, vae.config.sample_size // vae.config.factor
-    unet = replace(presets.UNET, in_channels=channels, out_channels=channels, sample_size=side)
+    channels = vae.config.latent_channels
+    unet = replace(presets.UNET, in_channels=channels, out_channels=channels, sample_size=size // vae.config.factor)
     denoiser = Denoiser(UNet(unet), text_encoder({**presets.TEXT_ENCODER, **ids, "pad_token_id": tokenizer.pad}))
     initialise(denoiser.unet)
-    settings = Settings(steps, batch, learning_rate, seed=seed, device=device, precision=precision)
-    about = {"task": "ldm", "seed": seed, "batch": batch, "prediction": prediction, "vocabulary": tokenizer.size}
-    run = Run(denoiser, settings, {**about, "scaling_factor": vae.config.scaling_factor})
-    prompts = [data.draw(seed + 1, i).caption for i in range(32)]
+    settings = Settings(
+        steps, batch, learning_rate, seed=seed, device=device, precision=precision, skip_unreadable=on_bad == "skip"
+    )
+    run = Run(denoiser, settings, {
+        "task": "ldm", "seed": seed, "batch": batch, "size": size, "data": data.digest, "prediction": prediction,
+        "vocabulary": tokenizer.size, "latent_channels": channels, "autoencoder": digest_of(vae),
+        "scaling_factor": vae.config.scaling_factor,
+    })  # fmt: skip
+    prompts = [data.caption(seed + 1, i) for i in range(preview(size))]
 
     def keep() -> None:
         networks = run.averaged()
@@ -171,53 +204,49 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
         )  # fmt: skip
         pipeline = torch_pipeline(checkpoint)
         pictures = pipeline(prompts, guidance=3.0).images
-        save_png(out / "training" / f"ldm-{run.step:06d}.png", grid(pictures, 8), {"prompts": prompts})
+        save_png(
+            out / "training" / f"ldm-{run.step:06d}.png", grid(pictures, min(8, len(pictures))), {"prompts": prompts}
+        )
         checkpoint.save(out)
 
     walk(run, train_ldm(run, data, vae, tokenizer, scheduler), out, save_every, resume, keep)
 
 
-def check(out: Path, resume: bool, device: str) -> None:
-    """Refuse what cannot be trained, before any work."""
+def check(out: Path, resume: bool, device: str, precision: str) -> None:
+    """Refuse what cannot be trained, before any work; nobody else trains in the folder until the command ends."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
         raise LdmrtError("train", "this PyTorch sees no CUDA device", hint="--device cpu")
+    if device == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise LdmrtError("train", "this GPU has no bf16", hint="--precision fp32")
+    click.get_current_context().with_resource(locked(out))
     if resume and not (out / STATE).is_file():
         raise LdmrtError("train", "nothing to resume", expected=out / STATE, hint="leave out --resume")
     if not resume and (out / STATE).exists():
         raise LdmrtError("train", f"{out / STATE} is there already", hint="--resume to go on with it, or another --out")
 
 
-def open_data(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts: tuple[str, ...]) -> Any:
-    """A stream of captioned pictures: one's own where there is a metadata.jsonl, emoji otherwise."""
-    from ldmrt.model.data import PictureFolder
-    from ldmrt.model.emoji import Emoji
+def check_size(size: int, config: Any) -> None:
+    """Refuse pictures that the autoencoder of this config does not turn into whole latents."""
+    if (config.in_channels, config.out_channels) != (3, 3):
+        found = f"in_channels {config.in_channels}, out_channels {config.out_channels}"
+        raise LdmrtError("vae", "the autoencoder is not one of colours", expected="3 channels", found=found)
+    if size % config.factor:
+        expected = f"a multiple of {config.factor}, the pixels of one latent"
+        raise LdmrtError("train", "unsupported --size", expected=expected, found=size)
 
-    if (folder / "metadata.jsonl").is_file():
-        return PictureFolder.open(folder)
-    return Emoji.open(folder, styles=styles, groups=groups, layouts=layouts)
+
+def preview(size: int) -> int:
+    """How many pictures a preview draws: as many as are drawn fast."""
+    return max(4, min(SHOWN, SHOWN * 64**2 // size**2))
 
 
-def walk(run: Any, loop: Iterator[Any], out: Path, every: int, resume: bool, keep: Callable[[], None]) -> None:
-    """Walk a training loop; every so often and at the end save its state and `keep` what it has learned. Ctrl-C saves
-    the state of the last whole step.
-    """
-    state, steps = out / STATE, run.settings.steps
-    if resume:
-        run.resume(state)
-    begin, asked = time.perf_counter(), threading.Event()
-    before = signal.signal(signal.SIGINT, lambda *_: asked.set())  # a step is never cut in two
-    try:
-        for _ in watched(loop, steps, lambda p: f"loss {p.loss:.4f}, {p.rate:.0f} pictures/s", start=run.step):
-            if run.step % every == 0 or run.step == steps:
-                run.save(state)
-                keep()
-            elif asked.is_set():
-                run.save(state)
-            if asked.is_set():
-                console.print(f"stopped at step {run.step}; go on with --resume", highlight=False)
-                raise KeyboardInterrupt
-    finally:
-        signal.signal(signal.SIGINT, before)
-    console.print(f"{run.step} steps in {(time.perf_counter() - begin) / 60:.1f} min: {out}", highlight=False)
+def digest_of(network: Any) -> str:
+    """Name weights by a hash."""
+    import torch
+
+    found = hashlib.sha256()
+    for value in network.state_dict().values():
+        found.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()[:16]

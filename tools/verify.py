@@ -4,21 +4,26 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
+from .outputs import Output, check_output
 from .reading import Reading, of_checkpoint
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from ldmrt.runtime import Bundle, Certificate, LdmrtError, Pipeline
     from ldmrt.runtime.check import Checked
     from ldmrt.runtime.reference import Reference
 
 PROMPT = "a red apple, noto style, blue background"
-FILE = click.Path(dir_okay=False, path_type=Path)
+FILE = Output()
 
 
 @click.command()
@@ -51,25 +56,31 @@ def verify(
     from ldmrt.runtime import Bundle, LdmrtError
     from ldmrt.runtime.backends import here
     from ldmrt.runtime.check import gather
+    from ldmrt.runtime.engine_auto import unused_engines
+    from ldmrt.runtime.errors import printable
+    from ldmrt.runtime.nearest import suggestion
 
+    if source.checkpoint is None:
+        refuse_what_needs_a_checkpoint(click.get_current_context())
     opened = Bundle.open(bundle)
+    if store:
+        check_output(bundle, "--store", folder=True)
     if bisected is not None and bisected not in opened.components:
-        raise LdmrtError("verify", f"no component {bisected!r}", expected=", ".join(opened.components))
+        problem = f"no component {bisected!r}{suggestion(bisected, opened.components)}"
+        raise LdmrtError("verify", problem, expected=", ".join(opened.components))
     openers, refused = runnable(opened, backends or here(opened))
     if not openers:
         hint = "where a backend computes in bfloat16, or export with --precision fp16"
         raise LdmrtError("verify", "could not measure", found="; ".join(refused), hint=hint)
-    for line in refused:
+    unused = "" if backends else unused_engines(opened)
+    for line in [*refused, *([f"not measured: {unused}"] if unused else [])]:
         click.echo(line, err=True)
     if source.checkpoint is not None:
         origin, reference = recorded(opened, source, prompt, seed, side)
-    elif store or side is not None:
-        asked = "--store" if store else "--side"
-        raise LdmrtError("verify", f"{asked} without --against", expected="a checkpoint to measure against")
-    elif bisected is not None:
-        raise LdmrtError("verify", "--bisect without --against", expected="a checkpoint to compare with")
     else:
         origin, reference = [], opened.reference
+        for line in filter(None, (*opened.doubts, opened.uncovered)):
+            click.echo(printable(line), err=True)
     measured = list(shown(opened, reference, openers))
     made = gather(measured, opened, reference, origin)
     if store:
@@ -83,6 +94,18 @@ def verify(
     idle = unmeasured(opened, measured, reference)
     if idle and (backends or len(idle) == len(openers)):
         raise idle[0]
+
+
+def refuse_what_needs_a_checkpoint(context: click.Context) -> None:
+    """Raise an `LdmrtError` for the first option that was given and is of no use without --against."""
+    from ldmrt.runtime import LdmrtError
+
+    needy = {"prompt", "seed", "side", "store", "bisected", *(one.name for one in fields(Reading))} - {"checkpoint"}
+    for option in context.command.params:
+        if option.name in needy and context.get_parameter_source(option.name) is not ParameterSource.DEFAULT:
+            problem = f"{option.opts[0]} without --against"
+            hint = f"ldmrt verify {context.params['bundle']} --against CHECKPOINT"
+            raise LdmrtError("verify", problem, expected="a checkpoint to measure against", hint=hint)
 
 
 def modules(bundle: "Bundle", source: Reading, reference: "Reference", name: str) -> str:
@@ -207,31 +230,46 @@ def shown(
     bundle: "Bundle", reference: "Reference", openers: "Mapping[str, Callable[[], Pipeline]]", *, aside: bool = False
 ) -> "Iterator[Checked]":
     """Measure, show progress, then a table: on the standard output, or `aside` on the other."""
-    from rich.console import Console
-    from rich.table import Table
-
     from ldmrt.runtime.check import check
     from ldmrt.runtime.tolerances import tolerances
 
+    from . import tables
     from .progress import console
 
-    table = Table("component", "backend", "largest difference", "tolerance", "time", "")
+    rows: list[tuple[tables.Cell, ...]] = []
     begin, limits = time.perf_counter(), tolerances(bundle)
     with console.status("comparing") as status:
         for backend, opened in openers.items():
-            pipeline = opened()
+            pipeline, seen = opened(), set[str]()
             for one in check(pipeline, backend, reference, limits):
                 seconds, begin = time.perf_counter() - begin, time.perf_counter()
-                verdict = "[red]FAILED[/]" if not one.within else "[green]ok[/]" if one.summary[1] else ""
-                verdict = "stated" if one.costs else verdict
-                verdict += f" [yellow]{len(one.left_out)} left out[/]" if one.left_out else ""
-                table.add_row(one.what, backend, *one.summary, f"{seconds:.1f} s", verdict)
+                rows.append((one.what, backend, *one.summary, f"{seconds:.1f} s", verdict(one)))
+                seen.add(one.what)
                 status.update(f"compared {one.what}")
-                yield one
+                yield replace(one, seconds=seconds)
             pipeline.close()
-    Console(stderr=aside).print(table)
+            alone = [name for name in bundle.components if name not in seen]
+            rows += [(name, backend, f"not alone: by {covered_by(name)}", "", "", "") for name in alone]
+    tables.show(("component", "backend", "largest difference", "tolerance", "time", ""), rows, stderr=aside)
     said = "differences are relative to the largest value of PyTorch's float32 output; dB is the picture's PSNR"
     click.echo(said, err=aside)
+
+
+def verdict(one: "Checked") -> "Text":
+    """The last cell of a row."""
+    from rich.text import Text
+
+    word = "stated" if one.costs else "FAILED" if not one.within else "ok" if one.summary[1] else ""
+    left = f" {len(one.left_out)} left out" if one.left_out else ""
+    style = "red" if not one.within else "yellow" if left else "green" if word == "ok" else ""
+    return Text(word + left, style=style)
+
+
+def covered_by(component: str) -> str:
+    """What measures a component of which nothing is stored but what follows from it."""
+    from ldmrt.runtime.decode import DECODER, WIDE
+
+    return {DECODER: "the picture", WIDE: f"the picture by {WIDE}"}.get(component, "rows and picture")
 
 
 def write(
@@ -248,7 +286,7 @@ def write(
         from .junit import to_junit
 
         with write_atomically(junit) as file:
-            file.write(to_junit(made))
+            file.write(to_junit(made, measured))
     if html is not None:
         from .report import Pair, write_report
 

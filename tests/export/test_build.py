@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from ldmrt.export.build import Built, Step, build, decide, listed, prunable, summary
+from ldmrt.export.build import Built, Step, build, decide, listed, summary
 from ldmrt.export.profiles import Wanted, recipes
 from ldmrt.export.trt import Compiled, Watch
 from ldmrt.runtime import Bundle, LdmrtError
 from ldmrt.runtime.engine_files import FOLDER, PLAN, SIDECAR, Recipe
+from ldmrt.runtime.unused_engines import prunable
 
 from .faults import change_a_weight
 

@@ -115,7 +115,7 @@ def test_pictures_of_different_samplers_share_a_batch(engines: tuple[OrtEngine, 
         **tables(plans, room),
         **words,
         "idx": guidance.idx,
-        "weights": guidance.weights,
+        "weights": guidance.matrix,
     }
     binding = step.bind({name: array.shape for name, array in arrays.items()}, FEEDBACK)
     binding.upload(**arrays)

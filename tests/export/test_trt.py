@@ -16,13 +16,14 @@ import pytest
 import torch
 
 from ldmrt.export import export_bundle, trt
-from ldmrt.export.build import Built, Step, build, decide, prunable, summary
+from ldmrt.export.build import Built, Step, build, decide, summary
 from ldmrt.export.memory import predict
 from ldmrt.export.profiles import Wanted, recipes
 from ldmrt.model import load
 from ldmrt.runtime import Bundle, LdmrtError
 from ldmrt.runtime.bundle import STEP
 from ldmrt.runtime.engine_files import FOLDER, EngineFile, Recipe, engines, find, model_digests
+from ldmrt.runtime.unused_engines import prunable
 
 from .faults import change_a_weight
 
@@ -130,6 +131,7 @@ BUILD = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have it ignored
 from ldmrt.tools.cli import main
+from ldmrt.runtime.unused_engines import prunable
 sys.argv = ["ldmrt", "build", *sys.argv[1:], "--target", "sm89", "--no-verify"]
 main()
 """

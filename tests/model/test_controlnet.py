@@ -37,6 +37,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "SD 2": SMALL | {"attention_head_dim": (2, 4), "use_linear_projection": True},
     "heads by their right name": SMALL | {"num_attention_heads": (2, 4)},
     "XL": XL,
+    **{act: SMALL | {"act_fn": act} for act in ("mish", "gelu", "relu")},
+    "XL of another activation": XL | {"act_fn": "mish"},  # but for the additions to the time
     "two layers": SMALL | {"layers_per_block": 2},
     "blue first": SMALL | {"controlnet_conditioning_channel_order": "bgr"},
     "grey picture, six latent channels": SMALL | {"conditioning_channels": 1, "in_channels": 6},

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ldmrt.model import load
-from ldmrt.model.inversion import Embedding, add_embedding, read_embedding
+from ldmrt.model.inversion import Embedding, add_embedding, add_embeddings, read_embedding
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.errors import LdmrtWarning
 from ldmrt.runtime.files import sha256
@@ -208,12 +208,123 @@ def test_rows_to_spare_are_used(spare: int, count: int, rows: int, checkpoint: P
     assert torch.equal(weight[555 + count :], before[555 + count :])
 
 
+WORDS: dict[str, tuple[str, Any, str | None, list[str]]] = {  # file, what is in it, FILE:WORD, the words it then is
+    "the file's name and the inner one": ("style.pt", of_2022(vectors(2)), None, ["<cat-toy>", "style"]),
+    "a name of two words": ("My Style.pt", of_2022(vectors(1)), None, ["<cat-toy>", "My Style"]),
+    "one name": ("<cat-toy>.pt", of_2022(vectors(1)), None, ["<cat-toy>"]),
+    "no inner name": ("style.safetensors", {"emb_params": vectors(1)}, None, ["style"]),
+    "a placeholder": ("style.bin", {"*": vectors(1)}, None, ["style"]),
+    "diffusers' own name for files": ("learned_embeds.safetensors", {"<cat-toy>": vectors(1)}, None, ["<cat-toy>"]),
+    "another word": ("style.pt", of_2022(vectors(2)), "mine", ["mine"]),
+    "several words": ("style.pt", of_2022(vectors(2)), "<a><b>", ["<a><b>"]),
+    "pivotal tuning": ("x_emb.safetensors", {"clip_l": vectors(2)}, None, ["x_emb", "<s0><s1>"]),
+    "one vector for XL": ("style.safetensors", {"clip_l": vectors(1)}, None, ["style"]),
+    "the file's name is known": ("pears.pt", of_2022(vectors(1)) | {"name": "<pears>"}, None, ["<pears>", "pears"]),
+    "a byte as the file's name": ("b.pt", of_2022(vectors(1)), None, ["<cat-toy>"]),
+    "the inner name is known": ("style.pt", of_2022(vectors(1)) | {"name": "b"}, None, ["style"]),
+}
+
+
+@pytest.mark.parametrize("name", list(WORDS))
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:embedding. .* alone")
+def test_every_word_stands_for_the_vectors(name: str, checkpoint: Path, tmp_path: Path) -> None:
+    file, content, word, words = WORDS[name]
+    encoder, files = text(checkpoint)
+    tokenizers = {"tokenizer": files}
+    embedding = read_embedding(write(content, tmp_path / file), word)
+    record = add_embeddings({"text_encoder": encoder}, tokenizers, [embedding])
+    assert [(noted["file"], noted["words"], noted["token"]) for noted in record] == [(file, words, words[0])]
+    read = Tokenizer(tokenizers["tokenizer"])
+    (expected,) = embedding.vectors.values()
+    for said in words:
+        row = read([f"a {said.upper()} two"])[0].tolist()
+        (place,) = (i for i in range(1, len(row)) if row[i] >= 555 > row[i - 1])
+        table = encoder.get_input_embeddings().weight
+        assert torch.equal(table[row[place : place + len(expected)]], expected)
+        assert row[place + len(expected)] < 555
+
+
+def encoders(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Files]]:
+    """The text encoders of XL, tiny, with the same vocabulary."""
+    first, files = text(checkpoint)
+    config = first.config.to_dict() | {"hidden_size": 32, "projection_dim": 20}
+    second = CLIPTextModelWithProjection(CLIPTextConfig(**config)).eval()
+    return {"text_encoder": first, "text_encoder_2": second}, {"tokenizer": files, "tokenizer_2": files}
+
+
+PAIRS: dict[str, tuple[list[tuple[str, Any, str | None]], set[str]]] = {
+    "in one file": ([("style.safetensors", {"clip_l": vectors(2), "clip_g": vectors(2, 32)}, None)], {"style"}),
+    "in two": (
+        [("learned_embeds.safetensors", {"<cat>": vectors(2)}, None),
+         ("learned_embeds_2.safetensors", {"<cat>": vectors(2, 32)}, None)], {"<cat>"}),
+    "in two, the other way round": (
+        [("b.bin", {"<cat>": vectors(1, 32)}, None), ("a.pt", of_2022(vectors(1)) | {"name": "<cat>"}, None)], {"<cat>"}),
+    "in two under one word": (
+        [("l.safetensors", {"clip_l": vectors(2)}, "style"), ("g.safetensors", {"clip_g": vectors(2, 32)}, "style")],
+        {"style"}),
+    "pivotal": ([("x.safetensors", {"clip_l": vectors(3), "clip_g": vectors(3, 32)}, "<s0><s1><s2>")], {"<s0><s1><s2>"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(PAIRS))
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:embedding")
+def test_pairs_of_xl(name: str, checkpoint: Path, tmp_path: Path) -> None:
+    given, words = PAIRS[name]
+    parts, tokenizers = encoders(checkpoint)
+    before = {part: len(encoder.get_input_embeddings().weight) for part, encoder in parts.items()}
+    embeddings = [read_embedding(write(content, tmp_path / file), word) for file, content, word in given]
+    record = add_embeddings(parts, tokenizers, embeddings)
+    assert all(words <= set(noted["words"]) for noted in record)
+    for part, encoder in parts.items():
+        expected = next(
+            one.vectors.get(part, one.vectors.get("", torch.empty(0)))
+            for one in embeddings
+            if one.vectors.get(part, one.vectors.get("", torch.empty(0, 0))).shape[1] == encoder.config.hidden_size
+        )
+        row = Tokenizer(tokenizers[part.replace("text_encoder", "tokenizer")])([min(words)])[0]
+        assert torch.equal(encoder.get_input_embeddings().weight[row[1 : 1 + len(expected)]], expected)
+        assert min(row[1 : 1 + len(expected)]) >= before[part]
+
+
+@pytest.mark.parametrize(
+    ("key", "width", "part", "other"),
+    [("clip_l", 24, "text_encoder", "text_encoder_2"), ("clip_g", 32, "text_encoder_2", "text_encoder")],
+)
+def test_half_of_a_pair(key: str, width: int, part: str, other: str, checkpoint: Path, tmp_path: Path) -> None:
+    """diffusers, too, then leaves the other tokenizer as it is, which reads the word letter by letter."""
+    parts, tokenizers = encoders(checkpoint)
+    untouched = dict(tokenizers[other.replace("text_encoder", "tokenizer")])
+    embedding = read_embedding(write({key: vectors(1, width)}, tmp_path / "style.safetensors"))
+    with pytest.warns(LdmrtWarning, match=f"{other} has no vectors for style and reads that as any other text"):
+        add_embeddings(parts, tokenizers, [embedding])
+    assert tokenizers[other.replace("text_encoder", "tokenizer")] == untouched
+    assert len(parts[part].get_input_embeddings().weight) == 556
+    assert len(parts[other].get_input_embeddings().weight) == 555
+
+
+def test_half_of_a_pair_for_a_model_without_it(checkpoint: Path, tmp_path: Path) -> None:
+    encoder, files = text(checkpoint)
+    embedding = read_embedding(write({"clip_g": vectors(1, 32)}, tmp_path / "style.safetensors"))
+    with pytest.raises(
+        LdmrtError, match=r"style\.safetensors holds nothing .*; expected text_encoder; found text_encoder_2"
+    ):
+        add_embeddings({"text_encoder": encoder}, {"tokenizer": files}, [embedding])
+
+
+def test_folder_of_diffusers(tmp_path: Path) -> None:
+    write({"<cat-toy>": vectors(1)}, tmp_path / "learned_embeds.bin")
+    embedding = read_embedding(tmp_path)
+    assert (embedding.token, embedding.aliases, embedding.name) == ("<cat-toy>", (), "learned_embeds.bin")
+
+
 NO_FILES: dict[str, tuple[str, Any, str]] = {
     "no file": ("a.safetensors", None, "missing file; expected .*a.safetensors"),
     "no tensors": ("a.safetensors", b"no tensors", "cannot read .*a.safetensors"),
     "no pickle": ("a.pt", b"no tensors", "cannot read .*a.pt"),
     "a pickle that runs code": ("a.pt", {"<cat>": print}, "cannot read .*a.pt"),
-    "a LoRA": ("a.safetensors", {"x.lora_A.weight": vectors(1), "x.lora_B.weight": vectors(1)}, "no textual inversion"),
+    "a LoRA": ("a.safetensors", {"x.lora_A.weight": vectors(1), "x.lora_B.weight": vectors(1)}, "is a LoRA, not"),
     "nothing": ("a.pt", {}, "no textual inversion"),
     "no vectors": ("a.pt", {"<cat>": 3}, "no textual inversion; expected the vectors of one word; found <cat>"),
     "no matrix": ("a.pt", {"<cat>": torch.ones(1, 1, WIDTH)}, "no textual inversion"),
@@ -221,6 +332,14 @@ NO_FILES: dict[str, tuple[str, Any, str]] = {
     "two words": ("a.pt", {"string_to_param": {"*": vectors(1), "+": vectors(1)}}, "no textual inversion"),
     "empty": ("a.pt", {"<cat>": torch.ones(0, WIDTH)}, "empty or not finite"),
     "not finite": ("a.pt", {"<cat>": torch.full((1, WIDTH), torch.nan)}, "empty or not finite"),
+    "an image": ("style.png", b"\x89PNG\r\n\x1a\n" + bytes(40), r"cannot read .*style\.png; .*found a PNG image"),
+    "a WebP image": ("style.webp", b"RIFF" + bytes(40), "found a WebP image"),
+    "overflowing": ("a.pt", {"<cat>": torch.full((1, WIDTH), 1e38)}, "empty or not finite"),
+    "of no width": ("a.pt", {"<cat>": torch.ones(3, 0)}, "empty or not finite"),
+    "whole numbers": ("a.pt", {"<cat>": torch.ones(1, WIDTH).long()}, "no floating-point numbers; found torch.int64"),
+    "complex": ("a.pt", {"<cat>": torch.ones(1, WIDTH) * 1j}, "no floating-point numbers"),
+    "more than it holds": ("a.pt", {"<cat>": torch.ones(1).expand(10**6, 10**6)}, "more than the file holds"),
+    "sparse": ("a.pt", {"<cat>": torch.ones(1, WIDTH).to_sparse()}, "unsupported tensor"),
     "space around": ("a.pt", {" cat": vectors(1)}, "impossible token .*found ' cat'"),
 }
 
@@ -238,6 +357,12 @@ def test_file_is_refused(name: str, tmp_path: Path) -> None:
 
 MISFITS: dict[str, tuple[Embedding, str]] = {
     "width": (Embedding("new", {"": vectors(1, 32)}, "a.pt", ""), "a.pt is of another width; expected 24 .*; found 32"),
+    "too many": (Embedding("new", {"": vectors(15)}, "a.pt", ""), "more vectors than a prompt; expected at most 14"),
+    "not one word each": (
+        Embedding("<a><c>", {"": vectors(3)}, "a.pt", ""),
+        "'<a><c>' is not one word for each vector",
+    ),
+    "one of several": (Embedding("<a><dog>", {"": vectors(2)}, "a.pt", ""), "'<dog>' is already in the vocabulary"),
     "encoder": (Embedding("new", {"text_encoder_2": vectors(1)}, "a.pt", ""), "a.pt holds nothing for it"),
     "a byte": (Embedding("b", {"": vectors(1)}, "a.pt", ""), "'b' is already in the vocabulary"),
     "a word": (Embedding("red</w>", {"": vectors(1)}, "a.pt", ""), "'red</w>' is already in the vocabulary"),

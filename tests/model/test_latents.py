@@ -5,8 +5,10 @@ import torch
 
 from ldmrt.model import Autoencoder, AutoencoderConfig
 from ldmrt.model.blocks import ResnetBlock
+from ldmrt.model.data import Sample
+from ldmrt.model.latents import LatentCache, to_tensor
 from ldmrt.model.presets import AUTOENCODER
-from ldmrt.model.train import LatentCache, initialise, to_tensor
+from ldmrt.model.train import initialise
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
 
@@ -25,7 +27,7 @@ def test_cached_moments_are_those_of_encoding_afresh() -> None:
     encode = vae.encode
     vae.encode = lambda x: encoded.append(len(x)) or encode(x)  # type: ignore[method-assign, func-returns-value]
     for keys in ([0, 0], [1, 0], [2, 0, 1, 2], [2]):
-        found = cache([(key,) for key in keys], [PICTURES[key] for key in keys])
+        found = cache([Sample(PICTURES[key], "", (key,)) for key in keys])
         expected = encode(to_tensor([PICTURES[key] for key in keys], "cpu"))
         # float32 in a batch of another size: sums may be taken in another order
         torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-6)
@@ -38,11 +40,11 @@ def test_cached_moments_do_not_depend_on_what_was_asked_for_before() -> None:
     torch.manual_seed(0)
     vae = Autoencoder(AUTOENCODER).eval()
     pictures = list(np.random.default_rng(1).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8))
-    keys = [(i,) for i in range(8)]
+    samples = [Sample(picture, "", (i,)) for i, picture in enumerate(pictures)]
     cache = LatentCache(vae, "cpu")
-    cache(keys[:1], pictures[:1])
-    cache(keys[:4], pictures[:4])
-    assert torch.equal(cache(keys, pictures), LatentCache(vae, "cpu")(keys, pictures))
+    cache(samples[:1])
+    cache(samples[:4])
+    assert torch.equal(cache(samples), LatentCache(vae, "cpu")(samples))
 
 
 def test_to_tensor_spans_minus_one_to_one() -> None:

@@ -21,15 +21,48 @@ def pair(name: str, down: tuple[int, ...], up: tuple[int, ...]) -> State:
     return {f"{name}.lora_down.weight": torch.ones(down), f"{name}.lora_up.weight": torch.ones(up)}
 
 
+def loha(columns: int = 36) -> State:
+    shapes = {"w1_a": (16, 2), "w1_b": (2, columns), "w2_a": (16, 2), "w2_b": (2, columns)}
+    return {f"{LAYER}.hada_{part}": torch.ones(shape) for part, shape in shapes.items()}
+
+
+def lokr() -> State:
+    return {f"{LAYER}.lokr_w1": torch.ones(4, 2), f"{LAYER}.lokr_w2": torch.ones(4, 2, 3, 3)}
+
+
 REFUSED: dict[str, tuple[State, str]] = {
-    "LoHa": ({f"{LAYER}.hada_w1_a": torch.ones(2)}, "is a LoHa file, not LoRA"),
-    "LoKr": ({f"{LAYER}.lokr_w1": torch.ones(2)}, "is a LoKr file, not LoRA"),
-    "DoRA of kohya": (GOOD | {f"{LAYER}.dora_scale": torch.ones(16)}, "is a DoRA file, not LoRA"),
-    "DoRA of PEFT": (GOOD | {"unet.conv_in.lora_magnitude_vector": torch.ones(16)}, "is a DoRA file"),
-    "full difference": ({f"{LAYER}.diff": torch.ones(2)}, "is a full-difference file"),
+    "GLoRA": ({f"{LAYER}.a1.weight": torch.ones(2, 2)}, "is a GLoRA file, which is not merged; found .*a1"),
+    "GLoRA of PEFT": ({"unet.conv_in.glora_A": torch.ones(2)}, "is a GLoRA file"),
+    "OFT": ({f"{LAYER}.oft_blocks": torch.ones(2, 2, 2)}, "is a OFT file"),
+    "OFT of PEFT": ({"unet.conv_in.oft_R.weight": torch.ones(2, 2)}, "is a OFT file"),
+    "BOFT": ({f"{LAYER}.oft_blocks": torch.ones(2, 2, 2, 2)}, "is a BOFT file"),
+    "BOFT of PEFT": ({"unet.conv_in.boft_R": torch.ones(2, 2, 2, 2)}, "is a BOFT file"),
+    "IA3": (GOOD | {f"{LAYER}.on_input": torch.ones(1)}, r"is a \(IA\)\^3 file"),
+    "IA3 of PEFT": ({"unet.conv_in.ia3_l": torch.ones(1, 4)}, r"is a \(IA\)\^3 file"),
+    "AdaLoRA": (GOOD | {"unet.conv_in.lora_E": torch.ones(4, 1)}, "is a AdaLoRA file"),
+    "LoHa in part": ({f"{LAYER}.hada_w1_a": torch.ones(2, 2)}, "1 of 1 layers .* lack a part of a LoHa; found .*conv"),
+    "LoHa with one core": (loha() | {f"{LAYER}.hada_t1": torch.ones(2, 2, 3, 3)}, "lack a part of a LoHa"),
+    "LoHa of other ranks": (loha() | {f"{LAYER}.hada_w1_a": torch.ones(16, 3)}, "do not fit each other"),
+    "LoHa of two shapes": (loha() | {f"{LAYER}.hada_w1_b": torch.ones(2, 9)}, "do not fit each other"),
+    "LoHa of another shape": (loha(32), r"another shape than the weight; found .*\(16, 32\) for \(16, 4, 3, 3\)"),
+    "LoKr in part": ({f"{LAYER}.lokr_w1": torch.ones(2, 2)}, "lack a part of a LoKr"),
+    "LoKr twice": (lokr() | {f"{LAYER}.lokr_w1_a": torch.ones(4, 2)}, "lack a part of a LoKr"),
+    "LoKr whole with a core": (lokr() | {f"{LAYER}.lokr_t2": torch.ones(2, 2, 3, 3)}, "lack a part of a LoKr"),
+    "LoKr of another shape": (lokr() | {f"{LAYER}.lokr_w1": torch.ones(2, 2)}, r"\(8, 4, 3, 3\) for \(16, 4, 3"),
+    "LoKr of four dimensions": (lokr() | {f"{LAYER}.lokr_w1": torch.ones(4, 2, 1, 1)}, "do not fit each other"),
+    "LoHa with LoRA": (GOOD | loha(), "1 of 1 layers .* mix LoRA and LoHa"),
+    "DoRA of another length": (GOOD | {f"{LAYER}.dora_scale": torch.ones(3, 1, 1, 1)}, r"magnitude of \(3, 1, 1, 1\)"),
+    "DoRA alone": ({f"{LAYER}.dora_scale": torch.ones(16, 1, 1, 1)}, "lack their down or their up"),
+    "difference": ({f"{LAYER}.diff": torch.ones(16, 4, 1, 1)}, "another shape than the weight"),
+    "difference of a bias": ({f"{LAYER}.diff_b": torch.ones(4)}, r"a bias of \(4,\) for \(16,\)"),
+    "difference of no bias": ({f"{TO_Q}.diff_b": torch.ones(32)}, "a bias of .* for a layer without one"),
+    "norm": ({"lora_unet_conv_norm_out.w_norm": torch.ones(8)}, r"found lora_unet_conv_norm_out of \(8,\) for \(16,\)"),
+    "whole numbers": (GOOD | {f"{LAYER}.lora_up.weight": torch.ones(16, 2, 1, 1).long()}, "no floating-point numbers"),
     "nothing": ({}, "holds no LoRA"),
     "no LoRA": (GOOD | {"<cat-toy>": torch.ones(4)}, "1 of 3 tensors of .* are no part of a LoRA; found <cat-toy>"),
-    "bias": (GOOD | {"unet.conv_in.lora_B.bias": torch.ones(16)}, "no part of a LoRA; found unet.conv_in.lora_B.bias"),
+    "bias alone": ({"unet.conv_in.lora_B.bias": torch.ones(16)}, "lack their down or their up; found unet.conv_in"),
+    "bias of a LoHa": (loha() | {f"{LAYER}.lora_B.bias": torch.ones(16)}, "lack a part of a LoHa"),
+    "too large a weight": (GOOD | {f"{LAYER}.alpha": torch.tensor(1e38)}, f"{LAYER} of a.* makes .* overflow"),
     "down alone": ({f"{LAYER}.lora_down.weight": torch.ones(2, 4, 3, 3)}, f"1 of 1 layers .* lack .*; found {LAYER}"),
     "up alone": ({f"{LAYER}.lora_up.weight": torch.ones(16, 2, 1, 1)}, "1 of 1 layers .* lack their down or their up"),
     "alpha alone": (GOOD | {f"{TO_Q}.alpha": torch.ones(())}, f"1 of 2 layers .* lack .*; found {TO_Q}"),

@@ -80,8 +80,9 @@ def test_unreadable_picture_is_one_error(content: bytes, folder: Path) -> None:
     path = folder / "wide.png"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content == b"half" else content)
     data = PictureFolder.open(write(folder, {"file_name": "wide.png", "text": "red"}))
+    assert data.draw(0, 0).caption == "red"
     with pytest.raises(LdmrtError, match=r"wide\.png"):
-        data.draw(0, 0)
+        _ = data.draw(0, 0).picture
 
 
 def test_images_pass_the_same_door_as_those_that_are_drawn_from(folder: Path) -> None:
@@ -97,7 +98,7 @@ def test_images_pass_the_same_door_as_those_that_are_drawn_from(folder: Path) ->
     rows = [{"file_name": name, "text": name} for name in expected]
     data = PictureFolder.open(write(folder, *rows), size=8)
     with pytest.warns(LdmrtWarning, match="data: transparency is composed on white"):
-        samples = [data.draw(0, i) for i in range(40)]
+        samples = [data.draw(0, i) for i in range(3)]
     seen = {sample.caption: sample.picture for sample in samples}
     for name, image in expected.items():
         np.testing.assert_array_equal(seen[name], np.stack([image] * 3, axis=-1))

@@ -14,15 +14,8 @@ from torch import nn
 from ldmrt.model import Autoencoder, AutoencoderConfig, UNet, UNetConfig
 from ldmrt.model.checkpoint import text_encoder
 from ldmrt.model.data import Sample
-from ldmrt.model.train import (
-    Denoiser,
-    Progress,
-    Run,
-    Settings,
-    learning_rate,
-    train_autoencoder,
-    train_ldm,
-)
+from ldmrt.model.run import Progress, Run, Settings, learning_rate
+from ldmrt.model.train import Denoiser, train_autoencoder, train_ldm
 
 SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon"}
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)

@@ -1,6 +1,9 @@
 """What training aims at, what stops it, and the file it resumes from."""
 
 import copy
+import errno
+import math
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ldmrt.model.data import Sample
-from ldmrt.model.train import Run, Settings, train_ldm
+from ldmrt.model.run import Run, Settings, learning_rate
+from ldmrt.model.train import train_ldm
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.schedule import alphas_cumprod
 from ldmrt.runtime.scheduler_config import resolve
@@ -95,15 +99,100 @@ def test_loss_that_is_not_finite_stops_the_run(value: float) -> None:
     next(loop)
     assert not torch.equal(run.module.weight, before["weight"])
     before = copy.deepcopy(run.module.state_dict())
-    with pytest.raises(LdmrtError, match="step 1 is not finite"):
+    with pytest.raises(
+        LdmrtError, match=f"step 1 is not finite; found loss .*{value}.* first in the gradient of weight"
+    ):
         next(loop)
     assert all(torch.equal(v, before[k]) for k, v in run.module.state_dict().items())
+    assert not run.torn
 
 
 def test_gradient_that_is_not_finite_stops_the_run() -> None:
     run = Run(nn.Linear(2, 2), SETTINGS)
-    with pytest.raises(LdmrtError, match="not finite"):
+    with pytest.raises(LdmrtError, match=r"loss 0\.0, gradient norm nan; first in the gradient of weight"):
         next(run.optimise(lambda random: (run.module(torch.ones(2)) * 0).abs().sum().sqrt()))
+
+
+def test_a_step_that_is_not_finite_is_told_by_its_samples_and_times() -> None:
+    class Broken(Silent):
+        def forward(self, noised: Tensor, t: Tensor, context: Tensor) -> Tensor:
+            return super().forward(noised, t, context) + self.later * math.nan if len(self.asked) else noised
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.later = nn.Parameter(torch.zeros(()))
+
+    unet = Broken()
+    run = Run(nn.ModuleDict({"text_encoder": Text(), "unet": unet}), SETTINGS)
+    loop = train_ldm(run, One(), Constant(), lambda texts: np.zeros((len(texts), 4), np.int64), SCHEDULER)  # type: ignore[arg-type]
+    unet.asked.append((torch.zeros(()), torch.zeros(())))
+    with pytest.raises(LdmrtError) as caught:
+        next(loop)
+    times = ", ".join(str(int(t)) for t in unet.asked[1][1])
+    found = str(caught.value)
+    assert f"samples 0, 1, 2; times t {times}" in found
+    assert "first in the gradient of unet." in found
+    assert "--learning-rate" in found
+    assert "--resume" not in found  # which is for whoever saved a state to say
+
+
+def test_the_gradient_is_clipped_as_by_clip_grad_norm() -> None:
+    torch.manual_seed(0)
+    run, twin = (Run(nn.Linear(4, 4), SETTINGS) for _ in range(2))
+    twin.module.load_state_dict(run.module.state_dict())
+    x = torch.randn(4) * 100
+    next(run.optimise(lambda random: run.module(x).square().sum()))
+    for group in twin.optimizer.param_groups:
+        group["lr"] = learning_rate(SETTINGS, 0)
+    twin.module(x).square().sum().backward()
+    nn.utils.clip_grad_norm_(twin.module.parameters(), SETTINGS.clip)
+    twin.optimizer.step()
+    assert all(torch.equal(value, twin.module.state_dict()[key]) for key, value in run.module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_out_of_memory_says_what_takes_less(error: Exception) -> None:
+    def loss_of(random: torch.Generator) -> Tensor:
+        raise error
+
+    for batch, precision, hint in (
+        (8, "fp32", "--batch 4, or --precision bf16"),
+        (3, "bf16", "--batch 1"),
+        (1, "bf16", "a smaller --size"),
+    ):
+        run = Run(nn.Linear(2, 2), Settings(4, batch, 1e-2, precision=precision))
+        with pytest.raises(LdmrtError, match=f"out of memory on cpu with batches of {batch}") as caught:
+            next(run.optimise(loss_of))
+        assert caught.value.hint == hint
+
+
+def test_another_error_of_torch_is_none_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="must match"):
+        next(Run(nn.Linear(2, 2), SETTINGS).optimise(lambda random: torch.ones(2) + torch.ones(3)))
+
+
+def test_unknown_precision_is_refused() -> None:
+    with pytest.raises(LdmrtError, match="expected fp32, bf16; found fp16"):
+        Settings(4, 1, 1e-2, precision="fp16")
+
+
+def test_a_schedule_that_ends_in_pure_noise_cannot_be_trained_on_epsilon() -> None:
+    def first(prediction: str) -> Any:
+        run = Run(nn.ModuleDict({"unet": Silent(), "text_encoder": Text()}), SETTINGS)
+        scheduler = SCHEDULER | {"prediction_type": prediction, "rescale_betas_zero_snr": True}
+        return train_ldm(run, One(), Constant(), lambda texts: np.zeros((len(texts), 4), np.int64), scheduler)  # type: ignore[arg-type]
+
+    with pytest.raises(LdmrtError, match=r"rescale_betas_zero_snr .* prediction_type epsilon; expected v_prediction"):
+        first("epsilon")
+    assert next(iter(first("v_prediction"))).loss > 0
 
 
 def saved(folder: Path) -> Path:
@@ -160,6 +249,16 @@ def test_damaged_state_is_one_error(
     assert not (tmp_path / "evil").exists()
 
 
+def test_state_with_a_number_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    for part in ("module", "average"):
+        state = torch.load(path, weights_only=True)
+        state[part]["bias"][1] = math.nan
+        torch.save(state, tmp_path / "damaged")
+        with pytest.raises(LdmrtError, match=r"bias in .* is not finite"):
+            Run(nn.Linear(2, 2), SETTINGS).resume(tmp_path / "damaged")
+
+
 def test_a_save_that_fails_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path)
     before = path.read_bytes()
@@ -171,5 +270,22 @@ def test_a_save_that_fails_leaves_the_old_state(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(OSError, match="no space"):
         Run(nn.Linear(2, 2), SETTINGS).save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_ends_too_early_is_the_error_of_the_system(tmp_path: Path) -> None:
+    """PyTorch's own is one of bytes that it counts."""
+    path = saved(tmp_path)
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    run = Run(nn.Linear(300, 300), SETTINGS)
+    assert run.bytes() == 2 * 4 * (300 * 300 + 300)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            run.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -59,7 +59,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "seventeen channels": TWO | {"block_out_channels": (17, 34), "norm_num_groups": 17},
     "five channels in": TWO | {"in_channels": 5},
     "eight channels in": TWO | {"in_channels": 8},
-    "swish": TWO | {"act_fn": "swish"},
+    **{act: TWO | {"act_fn": act} for act in ("swish", "mish", "gelu", "relu", "SiLU", "MISH")},
+    "activations of the time": TWO | {"time_embedding_act_fn": "mish", "timestep_post_act": "gelu"},
+    "a key of training": TWO | {"dropout": 0.3},
+    "no side": TWO | {"sample_size": None},
+    "two sides": TWO | {"sample_size": (8, 12)},
     "sine first": TWO | {"flip_sin_to_cos": False},
     "frequency shift": TWO | {"freq_shift": 1},
     "other padding, eps and channels": TWO
@@ -141,7 +145,24 @@ def test_every_input_matters() -> None:
         ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift"),
         ({"time_embedding_type": "fourier"}, "time_embedding_type"),
         ({"conv_in_kernel": 1}, "conv_in_kernel"),
-        ({"act_fn": "gelu"}, "act_fn"),
+        ({"act_fn": "tanh"}, "act_fn"),
+        ({"act_fn": None}, "act_fn"),
+        ({"time_embedding_act_fn": "tanh"}, "time_embedding_act_fn"),
+        ({"timestep_post_act": "tanh"}, "timestep_post_act"),
+        ({"flip_sin_to_cos": None}, "flip_sin_to_cos"),  # it would be sine first
+        ({"norm_eps": float("nan")}, "norm_eps"),
+        ({"norm_eps": 0.0}, "norm_eps"),
+        ({"norm_eps": 1e300}, "norm_eps"),
+        ({"norm_eps": 10**400}, "norm_eps"),
+        ({"freq_shift": 8}, "freq_shift"),  # of 8 frequencies: a division by zero
+        ({"freq_shift": -(10**9)}, "freq_shift"),
+        ({"freq_shift": float("inf")}, "freq_shift"),
+        ({"downsample_padding": 10**6}, "downsample_padding"),
+        ({"downsample_padding": -1}, "downsample_padding"),
+        ({"norm_num_groups": 10**30}, "norm_num_groups"),
+        ({"sample_size": [8]}, "sample_size"),
+        ({"sample_size": [8, 0]}, "sample_size"),
+        ({"unheard_of": False}, "unheard_of"),
         ({"addition_embed_type": "text"}, "addition_embed_type"),
         ({"addition_embed_type": "text_time"}, "addition_time_embed_dim"),
         ({"addition_embed_type": "text_time", "addition_time_embed_dim": 8}, "projection_class_embeddings_input_dim"),
@@ -170,3 +191,16 @@ def test_config_that_cannot_be_built_is_refused_by_name(change: dict[str, Any], 
     config = {key: list(value) if isinstance(value, tuple) else value for key, value in (TWO | change).items()}
     with pytest.raises(LdmrtError, match=named):
         UNetConfig.read(config)  # before a weight is made
+
+
+@pytest.mark.parametrize(
+    "key", ["dropout", "dual_cross_attention", "resnet_skip_time_act", "use_linear_projection", "unheard_of"]
+)
+def test_a_null_asks_for_nothing(key: str) -> None:
+    assert UNetConfig.read({**TWO, key: None}) == UNetConfig.read(TWO)
+
+
+@pytest.mark.parametrize("key", ["dropout", "gradient_checkpointing", "_name_or_path", "use_ema_warmup"])
+@pytest.mark.parametrize("value", [0.5, True, None, "anything"])
+def test_keys_that_do_nothing_when_a_network_is_run(key: str, value: Any) -> None:
+    assert UNetConfig.read({**TWO, key: value}) == UNetConfig.read(TWO)

@@ -326,7 +326,9 @@ FILES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "names what is no shard beside it; found x.safetensors.index.json",
     ),
     "missing": ("x.safetensors", lambda p: None, "missing file"),
-    "a folder": ("x.bin", lambda p: p.mkdir(), "missing file"),
+    "a folder": ("x.bin", lambda p: p.mkdir(), "expected a regular file; found a folder"),
+    "a FIFO": ("x.safetensors", lambda p: os.mkfifo(p), "expected a regular file; found a FIFO"),
+    "a device": ("x.bin", lambda p: p.symlink_to("/dev/zero"), "expected a regular file; found a device"),
 }  # fmt: skip
 
 

@@ -164,7 +164,7 @@ def joint(guidances: list[Guidance], sizes: list[int]) -> Guidance:
     weights = np.zeros((sum(sizes), sum(len(g.idx) for g in guidances)), np.float32)
     idx, row, column = [], 0, 0
     for g, size in zip(guidances, sizes, strict=True):
-        weights[row : row + size, column : column + len(g.idx)] = g.weights
+        weights[row : row + size, column : column + len(g.idx)] = g.matrix
         idx.append(g.idx + row)
         row, column = row + size, column + len(g.idx)
     return Guidance(np.concatenate(idx), weights)

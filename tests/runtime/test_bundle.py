@@ -10,7 +10,8 @@ import pytest
 
 import ldmrt.runtime
 from ldmrt.runtime import Bundle, LdmrtError
-from ldmrt.runtime.bundle import MANIFEST, REQUIRED, SCHEMA, Shape
+from ldmrt.runtime.bundle import MANIFEST, REQUIRED, Shape
+from ldmrt.runtime.manifest import SCHEMA
 
 WEIGHTS = "unet/model.onnx_data"
 
@@ -71,9 +72,9 @@ def test_manifest_names_every_file(bundle: Path) -> None:
         (cut_off, f"{WEIGHTS} was cut off or changed; expected 768512 bytes; found 768511"),
         (flipped, f"{WEIGHTS} was changed; expected sha256"),
         (written("unet/config.json", b"{}"), "unet/config.json was cut off or changed"),
-        (written(MANIFEST, b""), "expected JSON"),
-        (written(MANIFEST, b'{"schema": 1'), "expected JSON"),
-        (written(MANIFEST, b"\xff\xfe"), "expected JSON"),
+        (written(MANIFEST, b""), "expected a JSON object"),
+        (written(MANIFEST, b'{"schema": 1'), "expected a JSON object"),
+        (written(MANIFEST, b"\xff\xfe"), "expected a JSON object"),
         (written(MANIFEST, b"[1]"), "expected a JSON object; found list"),
         (manifest(lambda m: m.update(schema=SCHEMA + 1)), f"another schema; expected {SCHEMA}; found {SCHEMA + 1}"),
         (manifest(lambda m: m.pop("schema")), "another schema"),
@@ -163,5 +164,5 @@ def test_weights_outside_the_bundle_are_refused(copy: Path) -> None:
 
 
 def test_other_backends_are_refused(bundle: Path) -> None:
-    with pytest.raises(LdmrtError, match="no backend 'cuda'; expected auto, onnxruntime, onnxruntime-cuda"):
+    with pytest.raises(LdmrtError, match=r"no backend 'cuda', did you mean 'onnxruntime-cuda'\?; expected auto, "):
         ldmrt.runtime.open(bundle, "cuda")

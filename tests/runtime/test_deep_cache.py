@@ -104,9 +104,9 @@ def test_rows_of_one_time_count_once(opened: Pipeline) -> None:
 def test_refused(opened: Pipeline) -> None:
     with pytest.raises(LdmrtError, match=r"has no U-Net cut in two for a deep cache\n.* --deep-cache"):
         opened(**ASKED, deep_cache=2)
-    with pytest.raises(LdmrtError, match="impossible deep_cache; expected at least 1; found 0"):
+    with pytest.raises(LdmrtError, match="invalid deep_cache; expected at least 1; found 0"):
         Request("", deep_cache=0)
-    with pytest.raises(LdmrtError, match=r"impossible deep_cache; expected a whole number; found 2\.5"):
+    with pytest.raises(LdmrtError, match=r"invalid deep_cache; expected a whole number; found 2\.5"):
         Request("", deep_cache=2.5)  # type: ignore[arg-type]
     with pytest.raises(LdmrtError, match="a deep cache beside controls"):
         Request("", deep_cache=2, controls={"canny": "edges.png"})

@@ -189,6 +189,18 @@ def spoil(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     (path / SIDECAR).write_text(json.dumps(stored))
 
 
+def fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def moved(path: Path) -> None:
+    """Out of the bundle, and a link in its place."""
+    bundle = next(folder for folder in path.parents if folder.name == "bundle")
+    outside = path.rename(bundle.with_name(f"outside-{path.name}"))
+    path.symlink_to(outside)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -201,6 +213,32 @@ def spoil(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (lambda f: spoil(f, lambda s: s["recipe"].update(target="sm120")), "was renamed or edited"),
         (lambda f: spoil(f, lambda s: s["recipe"].update(profile=[{"sample": [[1]]}])), "cannot read its engine.json"),
         (lambda f: spoil(f, lambda s: s.pop("plan")), "cannot read its engine.json"),
+        *(
+            (lambda f, change=change: spoil(f, change), "cannot read its engine.json")
+            for change in (
+                lambda s: s["recipe"].update(profile=[]),
+                lambda s: s["recipe"].update(profile=[{}]),
+                lambda s: s["recipe"].update(profile=[{"sample": [[3], [2], [1]]}]),
+                lambda s: s["recipe"].update(profile=[{"sample": [[1.5], [2], [1e400]]}]),
+                lambda s: s["recipe"].update(backend="cuda"),
+                lambda s: s["recipe"].update(target="smX"),
+                lambda s: s["recipe"].update(component="../../unet"),
+                lambda s: s["recipe"].update(flags=None),
+                lambda s: s["plan"].update(size=1e400),
+                lambda s: s["plan"].update(size=-1),
+                lambda s: s["plan"].update(size=True),
+                lambda s: s["measured"].update(scratch="much"),
+                lambda s: s.update(measured=3),
+                lambda s: s.update(recipe=[]),
+            )
+        ),
+        (lambda f: (f / SIDECAR).write_text("[" * 100000), "cannot read its engine.json"),
+        (lambda f: (f / SIDECAR).write_bytes(b"\xff"), "cannot read its engine.json"),
+        (lambda f: fifo(f / SIDECAR), "cannot read its engine.json"),
+        (lambda f: fifo(f / PLAN), "has no engine.plan"),
+        (lambda f: moved(f / PLAN), "is a link that leads out of the bundle"),
+        (lambda f: moved(f / SIDECAR), "is a link that leads out of the bundle"),
+        (lambda f: moved(f), "is a link that leads out of the bundle"),
         (lambda f: f.rename(f.with_name("unet-sm89-0123456789abcdef")), "was renamed or edited"),
     ],
 )
@@ -242,8 +280,11 @@ def test_what_does_not_fit_is_refused(
 def never_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on, whoever opens a plan fails."""
 
+    read = Path.read_bytes
+
     def refuse(path: Path) -> bytes:
-        raise AssertionError(f"{path} was read")
+        assert path.name != PLAN, f"{path} was read"
+        return read(path)
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
 

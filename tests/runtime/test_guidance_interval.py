@@ -80,5 +80,5 @@ def test_interval_of_all_rows_changes_nothing(pipeline: Pipeline) -> None:
 
 @pytest.mark.parametrize("ends", [(1, 1), (2, 1), (-1, 2), (0.5, np.inf), (0.5, np.nan), (1, 2, 3)])
 def test_impossible_interval(pipeline: Pipeline, ends: Any) -> None:
-    with pytest.raises(LdmrtError, match="impossible guidance_interval; expected two noise levels, low and high"):
+    with pytest.raises(LdmrtError, match="invalid guidance_interval; expected two noise levels, low and high"):
         pipeline(PROMPT, guidance_interval=ends)

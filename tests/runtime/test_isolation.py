@@ -18,10 +18,10 @@ BLOCKED = ("torch", "transformers", "diffusers")
 MAY = {
     "images.py": {"PIL"},
     "image_modes.py": {"PIL"},
-    "engine_ort.py": {"onnxruntime"},
+    "ort.py": {"onnxruntime"},
     "tokenizer.py": {"tokenizers"},
 }
-MAY |= {"ort_binding.py": {"onnxruntime"}, "certificate.py": {"skimage"}, "cuda.py": {"cuda"}}
+MAY |= {"certificate.py": {"skimage"}, "cuda.py": {"cuda"}}
 
 
 def python(program: str, *arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":

@@ -1,8 +1,6 @@
 """What ONNX Runtime made of the networks is kept beside the bundle, and used while it is whole and of this content."""
 
-import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,10 @@ import pytest
 
 import ldmrt.runtime
 from ldmrt.runtime import LdmrtError, LdmrtWarning
-from ldmrt.runtime.optimized import ABANDONED, DATA, FOLDER, LIST, MODEL, keeping, kept
+from ldmrt.runtime.optimized import DATA, FOLDER, LIST, MODEL, keeping, kept
+from ldmrt.runtime.owners import Owner
 
+DEAD = Owner(Owner.current().host, 2**22 + 1, 1)  # above what Linux gives
 ASKED: dict[str, Any] = {"prompt": "a red apple", "steps": 2, "seed": 3}
 NETWORKS = ["text_encoder", "unet", "vae_decoder"]  # of a picture made of words
 
@@ -82,12 +82,21 @@ def test_nothing_half_written_stays(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         fail()
     assert folders(tmp_path) == []
-    left = tmp_path / FOLDER / ".unet-a-b.killed.tmp"
-    left.mkdir()
-    for age, stays in ((0, True), (2 * ABANDONED, False)):
-        os.utime(left, (time.time() - age,) * 2)
+    for owner, stays in ((Owner.current(), True), (DEAD, False)):
+        left = tmp_path / FOLDER / f".unet-a-b.ldmrt-{owner}-01234567.tmp"
+        left.mkdir()
         with keeping(folder):
             assert left.exists() == stays
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null", '{"kept.json": ""}', "[" * 100000, '{"model.onnx": 1}'])
+def test_a_list_of_nothing_is_not_a_whole_cache(copy: Path, content: str) -> None:
+    expected = draw(copy, keep_optimized=True)
+    for folder in folders(copy):
+        (folder / LIST).write_text(content)
+        assert kept(folder) is None
+    for found, one in zip(draw(copy, keep_optimized=True), expected, strict=True):
+        np.testing.assert_array_equal(found, one)
 
 
 def test_where_nothing_can_be_written(copy: Path) -> None:

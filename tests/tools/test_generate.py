@@ -113,16 +113,16 @@ def test_prompt_that_is_too_long_is_a_warning(ldmrt: Any, bundle: Path, tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--steps", "-1"], "request: impossible number of steps; expected at least 1; found -1"),
+        (["--steps", "-1"], "request: invalid steps; expected at least 1; found -1"),
         (["--steps", "many"], "Invalid value for '--steps'"),
         (["--steps", "1001"], "impossible number of steps; expected 1 to 1000"),
         (["-n", "0"], "Invalid value for '-n'"),
-        (["--guidance", "nan"], "impossible guidance"),
-        (["--seed", "-1"], "impossible seed; expected 0 to 2**64 - 1; found -1"),
-        (["--width", "15"], "impossible width; expected a multiple of 2; found 15"),
-        (["--height", "-16"], "impossible height"),
+        (["--guidance", "nan"], "invalid guidance"),
+        (["--seed", "-1"], "invalid seed; expected 0 to 2**64 - 1; found -1"),
+        (["--width", "15"], "invalid width; expected a multiple of 2; found 15"),
+        (["--height", "-16"], "invalid height"),
         (["--scheduler", "heron"], "unknown scheduler 'heron'; expected ddim"),
-        (["--eta", "2"], "impossible eta"),
+        (["--eta", "2"], "invalid eta"),
         (["--backend", "cuda"], "no backend 'cuda'"),
         (
             ["-o", "out.gif"],

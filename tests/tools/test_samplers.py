@@ -1,4 +1,4 @@
-"""`ldmrt samplers`: the list, the plans, the picture; and the worked example of the runtime's README."""
+"""`ldmrt samplers`: the list, the plans, the picture; and the worked example of docs/samplers.md."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from ldmrt.runtime.schedulers import SPACINGS
 from ldmrt.tools.sampler_plot import COLORS, level
 from ldmrt.tools.samplers import CONFIG, evaluations
 
-README = (Path(__file__).parents[2] / "runtime" / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "samplers.md").read_text(encoding="utf-8")
 
 
 def listed(ldmrt: Any, *words: object) -> dict[str, dict[str, Any]]:
@@ -219,9 +219,9 @@ def test_list_needs_numpy_and_rich_alone() -> None:
 
 @pytest.fixture
 def example() -> Iterator[str]:
-    """The name that the README's code has put into the table."""
+    """The name that the page's code has put into the table."""
     before = dict(SCHEDULERS)
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     exec(code, {})
     (name,) = SCHEDULERS.keys() - before.keys()
     yield name
@@ -238,7 +238,7 @@ SAME: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("change", SAME, ids=str)
 @pytest.mark.parametrize("steps", [1, 2, 10, 20])
-def test_example_of_the_readme(example: str, change: dict[str, Any], steps: int) -> None:
+def test_example_of_the_page(example: str, change: dict[str, Any], steps: int) -> None:
     config = {**CONFIG, **change}
     for strength in (1.0, 0.5):
         mine, own = (plan_from_config(config, steps, name=name, strength=strength) for name in (example, "dpmpp_2m"))
@@ -246,12 +246,12 @@ def test_example_of_the_readme(example: str, change: dict[str, Any], steps: int)
             np.testing.assert_array_equal(getattr(mine, field), getattr(own, field))
 
 
-def test_example_prints_what_the_readme_shows(example: str) -> None:
-    shown = re.search(r"^    row .*\n(?:      \d .*\n)+", README, re.MULTILINE)
+def test_example_prints_what_the_page_shows(example: str) -> None:
+    shown = re.search(r"^    row .*\n(?:      \d .*\n)+", PAGE, re.MULTILINE)
     assert shown is not None
     assert str(plan_from_config({}, 4, name=example)) == "\n".join(line[4:] for line in shown[0].splitlines())
 
 
-def test_readme_names_every_scheduler() -> None:
-    table = README[README.index("## What there is") :]
+def test_page_names_every_scheduler() -> None:
+    table = PAGE[PAGE.index("## What there is") :]
     assert {name for name in SCHEDULERS if f"`{name}`" not in table} == set()

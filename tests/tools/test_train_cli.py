@@ -5,16 +5,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ldmrt.tools.train import STATE, walk
+from ldmrt.tools.training import STATE
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +64,10 @@ def test_bad_words(
 
 
 def test_autoencoder_of_other_channels(ldmrt: Any, pictures: Path, checkpoint: Path, tmp_path: Path) -> None:
-    """The tiny checkpoint's has 4 at a factor of 2: the U-Net is made to fit."""
+    """The tiny checkpoint's has 4 at a factor of 2: the U-Net is made to fit, and --size says of which pictures."""
     out = tmp_path / "out"
     words = ("--data", pictures, "--autoencoder", checkpoint, "--out", out, "--steps", 1, "--batch", 1)
-    assert ldmrt("train", "ldm", *words).code == 0
+    assert ldmrt("train", "ldm", *words, "--size", 16).code == 0
     config = json.loads((out / "unet" / "config.json").read_text())
     assert (config["in_channels"], config["out_channels"], config["sample_size"]) == (4, 4, 8)
 
@@ -107,7 +105,8 @@ def test_the_whole_way(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
         assert image.size == (64, 64)
 
 
-def test_ctrl_c_saves_and_resume_goes_on(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_resume_goes_on(number: int, code: int, ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
     import torch
 
     words = ["train", "autoencoder", "--data", str(pictures), "--out", str(tmp_path), "--batch", "1"]
@@ -117,11 +116,13 @@ def test_ctrl_c_saves_and_resume_goes_on(ldmrt: Any, pictures: Path, tmp_path: P
         deadline = time.monotonic() + 120  # of a machine under load; it takes seconds
         while not (tmp_path / STATE).exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert (process.returncode, out) == (130, ""), err
+    assert (process.returncode, out) == (code, ""), err
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert not (tmp_path / "training" / "lock").exists()
     assert "Traceback" not in err
     step = torch.load(tmp_path / STATE, weights_only=True)["step"]
     assert step >= 1
@@ -131,38 +132,3 @@ def test_ctrl_c_saves_and_resume_goes_on(ldmrt: Any, pictures: Path, tmp_path: P
     assert ran.code == 0, ran.err
     assert f"{step + 2} steps in " in ran.err
     assert torch.load(tmp_path / STATE, weights_only=True)["step"] == step + 2
-
-
-class Steps:
-    """A training run that only counts, and is told to stop in step 5."""
-
-    def __init__(self, begin: int = 0) -> None:
-        self.step, self.settings = begin, SimpleNamespace(steps=8)
-        self.saved: list[int] = []
-
-    def save(self, path: Path) -> None:
-        self.saved.append(self.step)
-
-    def resume(self, path: Path) -> None:
-        self.step = 5
-
-    def loop(self, interrupted: int) -> Iterator[Any]:
-        while self.step < self.settings.steps:
-            if self.step + 1 == interrupted:
-                signal.raise_signal(signal.SIGINT)
-            self.step += 1  # a step is never cut in two
-            yield SimpleNamespace(loss=0.0, rate=0.0)
-
-
-def test_ctrl_c_ends_the_step_first(tmp_path: Path) -> None:
-    run, kept, before = Steps(), [], signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        walk(run, run.loop(5), tmp_path, 3, False, lambda: kept.append(run.step))
-    assert (run.saved, kept) == ([3, 5], [3])  # every third step, and the one in which it was stopped
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_resumed_walk_keeps_its_last_step(tmp_path: Path) -> None:
-    run, kept = Steps(), []
-    walk(run, run.loop(0), tmp_path, 3, True, lambda: kept.append(run.step))
-    assert run.saved == kept == [6, 8]

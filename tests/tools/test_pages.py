@@ -1,4 +1,4 @@
-"""Every command of the README runs. What needs downloads or training runs with -m slow, on fewer steps."""
+"""Every command of the README and of the pages in docs runs; trainings on fewer steps."""
 
 import re
 import shlex
@@ -11,10 +11,10 @@ from PIL import Image
 from ldmrt.tools import cli
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [shlex.split(line) for line in re.findall(r"^    (ldmrt .*)$", README, re.MULTILINE)]
-COMMANDS += [shlex.split(line) for line in re.findall(r"`(ldmrt inspect [^`]*)`", README)]
-COMMANDS += [shlex.split(line) for line in re.findall(r"^- run: (ldmrt .*)$", README, re.MULTILINE)]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "samplers.md")
+COMMANDS = [shlex.split(line) for line in re.findall(r"^    (ldmrt .*)$", TEXT, re.MULTILINE)]
+COMMANDS += [shlex.split(line) for line in re.findall(r"^- run: (ldmrt .*)$", TEXT, re.MULTILINE)]
 SHORTER = {"autoencoder": "--steps 4 --batch 2", "ldm": "--steps 4 --batch 4", "evaluate": "--prompts 2 --steps 2"}
 TRAINS = ("data", "train", "evaluate")
 
@@ -26,6 +26,10 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     return int(stopped.value.code or 0)
 
 
+def _trains(words: list[str]) -> bool:
+    return words[1] in TRAINS or "out/ldm" in words
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder like the checkout, without what earlier commands left in it."""
@@ -34,9 +38,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands = [words for words in COMMANDS if words[1] not in TRAINS and "out/ldm" not in words]
-    commands.sort(key=lambda words: words[1] != "export")  # the demo's script has exported by then
+    commands = list({" ".join(words): words for words in COMMANDS if not _trains(words)}.values())
+    # exports come first, and what starts from another command's image last
+    commands.sort(key=lambda words: (words[1] != "export", "--image" in words))
     names = {"export", "generate", "verify", "inspect", "samplers", "plan", "build", "engines", "bench"}
     assert {words[1] for words in commands} == names
     for words in commands:
@@ -47,14 +53,14 @@ def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch)
     assert Image.open(place / "out/samplers.png").size == Image.open(ROOT / "docs/samplers.png").size
 
     names: dict = {}
-    for snippet in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+    for snippet in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
         exec(snippet, names)
     assert names["result"].images.shape == (1, 64, 64, 3)
 
 
 @pytest.mark.slow
 def test_walk_from_packages_to_scores(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands = [words for words in COMMANDS if words[1] in TRAINS or "out/ldm" in words]
+    commands = [words for words in COMMANDS if _trains(words)]
     assert [words[1] for words in commands] == ["data", "train", "train", "export", "evaluate"]
     for words in commands:
         extra = [option for word in words[1:3] for option in SHORTER.get(word, "").split()]
@@ -81,3 +87,10 @@ def test_scores_of_the_shipped_model(
     assert scores["trained pairs"]["background"] >= 0.97
     assert scores["trained pairs, shuffled prompts"]["identity"] <= 0.05
     assert scores["autoencoder"]["psnr"] >= 25
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert missing == []

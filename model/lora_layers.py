@@ -1,0 +1,245 @@
+"""What LoRA files add to a layer: low-rank products, their Hadamard and Kronecker kin, whole differences, and DoRA."""
+
+import math
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+class Delta(Protocol):
+    """The difference of one weight, kept in factors."""
+
+    @property
+    def rank(self) -> int | None:
+        """What alpha is divided by; None where there is no rank."""
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the product. A matrix (out, in * height * width) may stand for a convolution."""
+
+    def fits(self) -> bool:
+        """Whether the factors can be multiplied."""
+
+    def product(self) -> Tensor:
+        """The difference at scale 1, float32, of `shape`."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """LoRA (Hu et al. 2021, arXiv:2106.09685): up @ down, for a convolution perhaps with `mid` between the two."""
+
+    down: Tensor  # (rank, in), or (rank, in, height, width)
+    up: Tensor  # (out, rank), or (out, rank, 1, 1)
+    mid: Tensor | None = None  # (rank, rank, height, width), and then `down` is 1x1
+
+    @property
+    def rank(self) -> int:
+        """Rows of `down`."""
+        return len(self.down)
+
+    @property
+    def shape(self) -> Shape:
+        """(out, in, height, width); 1x1 is a matrix."""
+        kernel = self.down if self.mid is None else self.mid
+        return (self.up.shape[0], self.down.shape[1], *_four(kernel).shape[2:])
+
+    def fits(self) -> bool:
+        """Whether the ranks agree and all but the kernel are pointwise."""
+        chain = [self.up, self.down] if self.mid is None else [self.up, self.mid, self.down]
+        if not all(factor.ndim in (2, 4) and factor.numel() for factor in chain):
+            return False
+        pointwise = all(_four(factor).shape[2:] == (1, 1) for factor in (chain[0], *chain[2:]))
+        return pointwise and all(left.shape[1] == right.shape[0] for left, right in pairwise(chain))
+
+    def product(self) -> Tensor:
+        """up @ [mid @] down."""
+        up, down = _four(self.up.float()), _four(self.down.float())
+        if self.mid is not None:
+            down = torch.einsum("pqhw,qi->pihw", _four(self.mid.float()), down[:, :, 0, 0])
+        return torch.einsum("or,rihw->oihw", up[:, :, 0, 0], down)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix or convolution as a @ b, or as a core with `a` and `b` on its two sides (Tucker 1966)."""
+
+    a: Tensor  # (out, rank); (rank, out) beside a core
+    b: Tensor  # (rank, in), or (rank, in, height, width)
+    core: Tensor | None = None  # (rank, rank, height, width)
+
+    @property
+    def rank(self) -> int:
+        """Rows of `b`."""
+        return len(self.b)
+
+    @property
+    def shape(self) -> Shape:
+        """(out, in), or (out, in, height, width)."""
+        if self.core is None:
+            return (self.a.shape[0], *self.b.shape[1:])
+        return (self.a.shape[1], self.b.shape[1], *self.core.shape[2:])
+
+    def fits(self) -> bool:
+        """Whether the ranks agree."""
+        if self.a.ndim != 2 or self.b.ndim not in (2, 4) or not (self.a.numel() and self.b.numel()):
+            return False
+        if self.core is None:
+            return self.a.shape[1] == len(self.b)
+        inner = (len(self.a), len(self.b))
+        return self.b.ndim == 2 and self.core.ndim == 4 and self.core.numel() > 0 and self.core.shape[:2] == inner
+
+    def product(self) -> Tensor:
+        """a @ b, or both around the core."""
+        a, b = self.a.float(), self.b.float()
+        if self.core is None:
+            return (a @ b.flatten(1)).reshape(self.shape)
+        return torch.einsum("irhw,io->orhw", torch.einsum("ijhw,jr->irhw", self.core.float(), b), a)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A difference or a factor that is stored as it is."""
+
+    value: Tensor
+    rank: int | None = None
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the tensor."""
+        return tuple(self.value.shape)
+
+    def fits(self) -> bool:
+        """Whether there is anything."""
+        return self.value.numel() > 0
+
+    def product(self) -> Tensor:
+        """The tensor."""
+        return self.value.float()
+
+
+@dataclass(frozen=True)
+class Hadamard:
+    """LoHa (Hyeon-Woo et al. 2021, arXiv:2108.06098): two low-rank products, multiplied element by element."""
+
+    first: Product
+    second: Product
+
+    @property
+    def rank(self) -> int:
+        """Rank of either product."""
+        return self.first.rank
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of either product."""
+        return self.first.shape
+
+    def fits(self) -> bool:
+        """Whether both products are of one shape."""
+        return self.first.fits() and self.second.fits() and self.first.shape == self.second.shape
+
+    def product(self) -> Tensor:
+        """first * second."""
+        return self.first.product() * self.second.product()
+
+
+@dataclass(frozen=True)
+class Kronecker:
+    """LoKr (Yeh et al. 2023, arXiv:2309.14859): the Kronecker product of a small matrix and a larger factor."""
+
+    first: Product | Whole
+    second: Product | Whole
+
+    @property
+    def rank(self) -> int | None:
+        """Rank of the factors that are products; None where both are whole."""
+        return self.first.rank if self.second.rank is None else self.second.rank
+
+    @property
+    def shape(self) -> Shape:
+        """The products of both shapes' sides, and the second's kernel."""
+        (rows, columns), (height, width, *kernel) = self.first.shape, self.second.shape
+        return (rows * height, columns * width, *kernel)
+
+    def fits(self) -> bool:
+        """Whether the first is a matrix and the second a matrix or a convolution."""
+        both = self.first.fits() and self.second.fits()
+        return both and len(self.first.shape) == 2 and len(self.second.shape) in (2, 4)
+
+    def product(self) -> Tensor:
+        """first (x) second."""
+        first, second = self.first.product(), self.second.product()
+        return torch.kron(first.reshape(first.shape + (1,) * (second.ndim - 2)), second)
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """DoRA (Liu et al. 2024, arXiv:2402.09353): the norms that a weight's rows, or columns, have after the merge."""
+
+    norms: Tensor = field(repr=False)
+    by_column: bool = False
+    inside: bool = True  # whether a file's factor scales the difference within the norm, as in PEFT
+
+    def fits(self, weight: Shape) -> bool:
+        """Whether there is one norm for each row or column of a weight."""
+        return len(weight) > 1 and self.norms.numel() == weight[1 if self.by_column else 0]
+
+    def ratio(self, weight: Tensor) -> Tensor:
+        """The wanted norms by those of a weight (out, in, ...), in a shape that multiplies it."""
+        axis = 1 if self.by_column else 0
+        found = weight.transpose(0, axis).flatten(1).norm(dim=1).clamp(min=torch.finfo(torch.float32).eps)
+        sides = [1] * weight.ndim
+        sides[axis] = -1
+        return (self.norms.float().flatten() / found).reshape(sides)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a file adds to one module: scale * delta to its weight, `bias` to its bias."""
+
+    name: str  # as the file spells it
+    delta: Delta | None = None
+    scale: float = 1.0  # alpha / rank
+    bias: Tensor | None = field(default=None, repr=False)  # (out,), scaled already
+    magnitude: Magnitude | None = None
+
+    def misfits(self, weight: Shape | None, bias: Shape | None) -> str | None:
+        """How a module's weight and bias differ from what this is for, if they do."""
+        weight = weight or ()
+        if self.delta is not None and not _agree(self.delta.shape, weight):
+            return f"{self.delta.shape} for {weight}"
+        if self.magnitude is not None and not self.magnitude.fits(weight):
+            return f"a magnitude of {tuple(self.magnitude.norms.shape)} for {weight}"
+        if self.bias is not None and tuple(self.bias.shape) != bias:
+            return f"a bias of {tuple(self.bias.shape)} for {bias or 'a layer without one'}"
+        return None
+
+    def merged(self, weight: Tensor, factor: float, before: Tensor) -> Tensor:
+        """`weight` (float32) with this at `factor`; `before` is the weight as it was without any file.
+
+        DoRA's norms are of `before` with this file alone, as PEFT takes them. At another factor than 1 PEFT scales the
+        difference within the norm, LyCORIS the way from the weight without norms to that with them.
+        """
+        assert self.delta is not None
+        delta = (self.scale * self.delta.product()).reshape(weight.shape)
+        if self.magnitude is None:
+            return weight + factor * delta
+        within, outside = (factor, 1.0) if self.magnitude.inside else (1.0, factor)
+        ratio = self.magnitude.ratio(before + within * delta)
+        return (weight + within * delta) * (outside * (ratio - 1) + 1)
+
+
+def _agree(shape: Shape, weight: Shape) -> bool:
+    """Whether a difference is for a weight: 1x1 convolutions are matrices, and kernels may lie flat in the rows."""
+    ours, theirs = (sides[:2] if set(sides[2:]) <= {1} else sides for sides in (shape, weight))
+    return ours == theirs or (len(theirs) == 4 and ours == (theirs[0], math.prod(theirs[1:])))
+
+
+def _four(factor: Tensor) -> Tensor:
+    """A matrix as a 1x1 convolution."""
+    return factor[:, :, None, None] if factor.ndim == 2 else factor

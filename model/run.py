@@ -1,0 +1,206 @@
+"""Training as generators: each step yields its progress, and whoever walks the loop decides when to stop, save or look.
+
+Every random number depends on (seed, step) alone, so a resumed run takes the very steps that it would have taken.
+"""
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ldmrt.runtime import LdmrtError, write_atomically
+from ldmrt.runtime.errors import first_line
+
+from .metadata import LISTED
+
+M = TypeVar("M", bound=nn.Module)
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. `precision` is that of the network's arithmetic; weights and their averages stay float32."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    warmup: int = 200
+    ema: float = 0.999
+    clip: float = 1.0
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "fp32"
+    skip_unreadable: bool = False  # pictures that cannot be read are skipped; otherwise they stop the run
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            expected = ", ".join(PRECISIONS)
+            raise LdmrtError("train", "unsupported precision", expected=expected, found=self.precision)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step taken: `step` of `steps`, its loss, and pictures a second since the loop began."""
+
+    step: int
+    steps: int
+    loss: float
+    rate: float
+
+
+@contextlib.contextmanager
+def naming_memory(settings: Settings) -> Iterator[None]:
+    """Turn the errors of a device, or a machine, without enough memory into an `LdmrtError`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(error):
+            raise
+        half = f"--batch {settings.batch // 2}" if settings.batch > 1 else "a smaller --size"
+        hint = half if settings.precision == "bf16" else f"{half}, or --precision bf16"
+        problem = f"out of memory on {settings.device} with batches of {settings.batch}"
+        raise LdmrtError("train", problem, found=first_line(error), hint=hint) from None
+
+
+def listed(values: Iterable[Any]) -> str:
+    """Name values, the first of them where there are many."""
+    names = [str(value) for value in values]
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+def learning_rate(settings: Settings, step: int) -> float:
+    """Linear warm-up, then half a cosine to zero."""
+    warm = min(1.0, (step + 1) / max(1, settings.warmup))
+    return settings.learning_rate * warm * 0.5 * (1.0 + math.cos(math.pi * step / settings.steps))
+
+
+class Run(Generic[M]):
+    """A module in training: its weights, their moving average, the optimiser, and the number of steps taken."""
+
+    def __init__(self, module: M, settings: Settings, about: dict[str, Any] | None = None) -> None:
+        """`about` is what a resumed run must have in common with the one that was saved."""
+        self.about = about or {}
+        self.settings = settings
+        self.module = module.to(settings.device).train()
+        self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+        self.optimizer = torch.optim.AdamW(
+            self.module.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
+        )
+        self.step = 0
+        self.inputs: Callable[[], dict[str, Iterable[Any]]] = dict  # of the present step, to name where it goes wrong
+        self.skipped: Mapping[tuple, str] = {}  # samples whose pictures could not be read, and why
+        self.torn = False  # weights that an interrupted update has changed in part are not to be saved
+
+    def generator(self) -> torch.Generator:
+        """The random numbers of the present step."""
+        return torch.Generator(self.settings.device).manual_seed(self.settings.seed * 1_000_003 + self.step)
+
+    def optimise(self, loss_of: Callable[[torch.Generator], Tensor]) -> Iterator[Progress]:
+        """Minimise `loss_of` (random numbers -> scalar) until `settings.steps` are taken."""
+        settings, begin, first = self.settings, time.perf_counter(), self.step
+        while self.step < settings.steps:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(settings, self.step)
+            with naming_memory(settings):
+                with torch.autocast(settings.device, torch.bfloat16, enabled=settings.precision == "bf16"):
+                    loss = loss_of(self.generator())
+                self.optimizer.zero_grad()
+                loss.backward()
+                self._clip(loss)
+                self.torn = True
+                self.optimizer.step()
+                self.torn = False
+            self.step += 1
+            self._update_average()
+            rate = (self.step - first) * settings.batch / (time.perf_counter() - begin)
+            yield Progress(self.step, settings.steps, loss.item(), rate)
+
+    def _clip(self, loss: Tensor) -> None:
+        """Limit the norm of the gradient; a step that is not finite is an `LdmrtError` that names what it came from."""
+        gradients = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
+        norm = nn.utils.get_total_norm(gradients.values())
+        if math.isfinite(loss.item()) and math.isfinite(norm.item()):
+            nn.utils.clip_grads_with_norm_(self.module.parameters(), self.settings.clip, norm)
+            return
+        found = [f"loss {loss.item()}, gradient norm {norm.item()}"]
+        bad = (name for name, gradient in gradients.items() if not torch.isfinite(gradient).all())
+        found += [f"first in the gradient of {name}" for name in islice(bad, 1)]
+        found += [f"{kind} {listed(values)}" for kind, values in self.inputs().items()]
+        raise LdmrtError(
+            "train", f"step {self.step} is not finite", found="; ".join(found), hint="a lower --learning-rate"
+        )
+
+    def averaged(self) -> M:
+        """A copy of the module with the averaged weights, ready to be used."""
+        copied = copy.deepcopy(self.module)
+        copied.load_state_dict(self.average)
+        return copied.eval()
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))  # a young average forgets its random start
+        for name, value in self.module.state_dict().items():
+            average = self.average[name]
+            if average.is_floating_point():
+                average.lerp_(value, 1.0 - decay)
+            else:
+                average.copy_(value)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `resume` needs."""
+        return {
+            "step": self.step,
+            "about": self.about,
+            "module": self.module.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def bytes(self) -> int:
+        """The size of the state's tensors."""
+        state = self.state()
+        moments = (value for values in state["optimizer"]["state"].values() for value in values.values())
+        tensors = [*state["module"].values(), *state["average"].values(), *moments]
+        return sum(tensor.nbytes for tensor in tensors)
+
+    def save(self, path: Path) -> None:
+        """Write the state to one file, replaced at once."""
+        with write_atomically(path) as file:
+            try:
+                torch.save(self.state(), file)
+            except RuntimeError as error:  # torch counts bytes after a write that failed
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+    def resume(self, path: Path) -> None:
+        """Go on where `save` left off, with the data and the task of the saved run."""
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=self.settings.device, weights_only=True)
+            for key, value in self.about.items():
+                if (before := state["about"].get(key)) != value:
+                    raise LdmrtError("train", f"{path} was trained with another {key}", expected=before, found=value)
+            for part in ("module", "average"):
+                for name, value in state[part].items():
+                    if not torch.isfinite(value).all():
+                        raise LdmrtError("train", f"{name} in {path} is not finite", hint="leave out --resume")
+            self.module.load_state_dict(state["module"])
+            self.average = state["average"]
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step = state["step"]
+        except LdmrtError:
+            raise
+        except FileNotFoundError:
+            raise LdmrtError("train", "nothing to resume", expected=path, hint="leave out --resume") from None
+        except Exception as error:  # a damaged file can fail in any way
+            raise LdmrtError(
+                "train", f"cannot resume from {path}", found=first_line(error), hint="leave out --resume"
+            ) from None

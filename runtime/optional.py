@@ -1,0 +1,90 @@
+"""Packages that only some commands need, the extra that brings each, and what is said where one is missing."""
+
+import importlib.util
+import sys
+from types import TracebackType
+from typing import NamedTuple
+
+from .errors import LdmrtError, first_line
+
+
+class Package(NamedTuple):
+    """An optional package: its name for people, what pip calls it, and the extras of ldmrt that bring it."""
+
+    title: str
+    distribution: str
+    extras: tuple[str, ...] = ()
+
+    @property
+    def install(self) -> str:
+        """The command that brings it."""
+        return "pip install " + (" or ".join(f"'ldmrt[{one}]'" for one in self.extras) or self.distribution)
+
+
+# By the name that Python imports. Those that every installation has are here too: an installation may be damaged.
+PACKAGES = {
+    "click": Package("click", "click"),
+    "numpy": Package("NumPy", "numpy"),
+    "PIL": Package("Pillow", "pillow"),
+    "rich": Package("rich", "rich"),
+    "tokenizers": Package("tokenizers", "tokenizers"),
+    "onnxruntime": Package("ONNX Runtime", "onnxruntime", ("cpu", "gpu")),
+    "onnx": Package("onnx", "onnx", ("export", "rtx", "tensorrt")),
+    "onnx_ir": Package("onnx-ir", "onnx-ir", ("export",)),
+    "onnxscript": Package("onnxscript", "onnxscript", ("export",)),
+    "torch": Package("PyTorch", "torch", ("export",)),
+    "transformers": Package("transformers", "transformers", ("export",)),
+    "safetensors": Package("safetensors", "safetensors", ("export",)),
+    "huggingface_hub": Package("huggingface_hub", "huggingface_hub", ("export",)),
+    "skimage": Package("scikit-image", "scikit-image", ("export",)),
+    "polygraphy": Package("Polygraphy", "polygraphy", ("rtx", "tensorrt")),
+    "tensorrt": Package("TensorRT", "tensorrt", ("tensorrt",)),
+    "tensorrt_rtx": Package("TensorRT-RTX", "tensorrt-rtx-cu13", ("rtx",)),
+    "cuda": Package("cuda-bindings", "cuda-bindings", ("rtx", "tensorrt")),
+    "matplotlib": Package("matplotlib", "matplotlib", ("plot",)),
+    "diffusers": Package("diffusers", "diffusers", ("dev",)),
+}
+
+
+def unavailable(error: ImportError | OSError, where: str) -> LdmrtError:
+    """What to say of an import that failed: the package is not installed, and which extra brings it; or it is there and
+    does not work, and what it says itself.
+    """
+    wanted = _top(error.name) if isinstance(error, ImportError) else ""
+    there = _installed(wanted)
+    if wanted in PACKAGES and not there:
+        return LdmrtError(where, f"{PACKAGES[wanted].title} is not installed", hint=PACKAGES[wanted].install)
+    at_fault = wanted if there else _asked(error.__traceback__) or wanted
+    package = PACKAGES.get(at_fault, Package(at_fault or "a package", at_fault or "PACKAGE"))
+    hint = f"pip install --force-reinstall {package.distribution}"
+    problem = f"{package.title} is installed and does not work"
+    return LdmrtError(where, problem, found=first_line(error), hint=hint)
+
+
+def ours(error: ImportError) -> bool:
+    """Whether the fault is in this package itself."""
+    return _top(error.name) == "ldmrt"
+
+
+def _top(name: str | None) -> str:
+    return (name or "").partition(".")[0]
+
+
+def _installed(name: str) -> bool:
+    try:
+        return bool(name) and importlib.util.find_spec(name) is not None
+    except ValueError:  # half imported
+        return sys.modules.get(name) is not None
+
+
+def _asked(trace: TracebackType | None) -> str:
+    """The package that this one's code had asked for when the import failed; "" where none of its code ran."""
+    asked, after = "", False
+    while trace is not None:
+        module = _top(str(trace.tb_frame.f_globals.get("__name__", "")))
+        if module == "ldmrt":
+            asked, after = "", True
+        elif after and not asked and module not in ("importlib", "_frozen_importlib", "click"):
+            asked = module
+        trace = trace.tb_next
+    return asked

@@ -1,0 +1,56 @@
+"""Places that a command shall write to, looked at before it does any work."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+NAME_MAX = 255  # bytes, of the usual file systems
+
+
+class Output(click.Path):
+    """A file, or a folder, that a command writes; refused while the command line is read where that cannot be."""
+
+    def __init__(self, *, folder: bool = False) -> None:
+        super().__init__(path_type=Path)
+        self.folder = folder
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        option = param.opts[-1] if param else "output"
+        return check_output(Path(value), option, folder=self.folder)
+
+
+def check_output(path: Path, option: str, *, folder: bool = False) -> Path:
+    """The path; an `LdmrtError` where nothing can be written there. Nothing is made, and nothing is changed."""
+    try:
+        why = _fault(path, folder)
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a null
+        why = getattr(error, "strerror", None) or str(error)
+    if why:
+        from ldmrt.runtime import LdmrtError
+
+        raise LdmrtError(option, f"{path} cannot be written", found=why.lower())
+    return path
+
+
+def _fault(path: Path, folder: bool) -> str:
+    if path.is_dir() and not folder:
+        return "a folder of that name"
+    if path.exists() and folder and not path.is_dir():
+        return "a file of that name"
+    if path.exists() and not (path.is_dir() or path.is_file()):
+        return "a device or a pipe"
+    place = path if folder and path.exists() else path.parent
+    missing = [path.name]
+    while not os.path.lexists(place):
+        missing.append(place.name)
+        place = place.parent
+    if not place.is_dir():
+        return f"{place}, which is not a folder"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return f"no permission to write in {place}"
+    for name in missing:
+        if len(os.fsencode(name)) > NAME_MAX:
+            return "file name too long"
+    return ""
