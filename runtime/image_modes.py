@@ -16,7 +16,7 @@ PHOTOMETRIC, BITS, SAMPLE_FORMAT = 262, 258, 339  # tags of TIFF
 WHITE_IS_ZERO, SIGNED = 0, 2  # values of the first and the last
 
 
-def in_8_bits(what: str, image: Any) -> Any:
+def in_8_bits(what: str, name: str, image: Any) -> Any:
     """Return a PIL image or an array (H, W) or (H, W, 1 to 4) as a PIL image of the mode L, LA, RGB or RGBA.
 
     Integers of 8 and 16 bits are scaled from the range of their type, whatever the brightest pixel is; floats and wider
@@ -25,10 +25,10 @@ def in_8_bits(what: str, image: Any) -> Any:
     from PIL import Image
 
     if isinstance(image, np.ndarray):
-        levels = scaled(what, image)
+        levels = scaled(what, name, image)
         return Image.fromarray(levels[..., 0] if levels.ndim == 3 and levels.shape[2] == 1 else levels)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        return _grey(what, image)
+        return _grey(what, name, image)
     if image.mode == "La":
         return image.convert("LA")
     if image.has_transparency_data:
@@ -38,11 +38,11 @@ def in_8_bits(what: str, image: Any) -> Any:
     return image.convert("L" if image.mode == "1" else "RGB")
 
 
-def scaled(what: str, values: NDArray[Any], white: float | None = None) -> NDArray[np.uint8]:
+def scaled(what: str, name: str, values: NDArray[Any], white: float | None = None) -> NDArray[np.uint8]:
     """Scale values from 0 to `white`, by default that of their type or range, to 0 to 255."""
     if values.dtype == np.uint8 and white is None:
         return values
-    white = _white(what, values) if white is None else white
+    white = _white(what, name, values) if white is None else white
     levels = np.empty(values.shape, np.uint8)
     for top in range(0, len(values), BAND):
         band = values[top : top + BAND].astype(np.float64)
@@ -63,7 +63,7 @@ def transposed(image: Any, orientation: int) -> Any:
     return upright
 
 
-def _white(what: str, values: NDArray[Any]) -> float:
+def _white(what: str, name: str, values: NDArray[Any]) -> float:
     """The value of white for the type of some values, or the range that they are in."""
     kind, width = values.dtype.kind, values.dtype.itemsize
     if kind == "b":
@@ -77,14 +77,15 @@ def _white(what: str, values: NDArray[Any]) -> float:
             dark = white > 1 and high < white * DARKEST
             if -OVERSHOOT * white <= low and high <= (1 + OVERSHOOT) * white and not dark:
                 return white
-        raise LdmrtError(what, "invalid image", expected="numbers from 0 to 1, 255 or 65535", found=found)
+        expected = "numbers from 0 to 1, 255 or 65535"
+        raise LdmrtError(what, f"cannot read {name}", expected=expected, found=found)
     if low < 0:
-        raise LdmrtError(what, "invalid image", expected="no negative numbers", found=found)
+        raise LdmrtError(what, f"cannot read {name}", expected="no negative numbers", found=found)
     most = np.iinfo(values.dtype).max
     return next((white for white in WHITE[kind] if high <= white < most), float(most))
 
 
-def _grey(what: str, image: Any) -> Any:
+def _grey(what: str, name: str, image: Any) -> Any:
     """A grey image of more than 8 bits."""
     from PIL import Image
 
@@ -96,7 +97,7 @@ def _grey(what: str, image: Any) -> Any:
         values = values.astype(f"{'i' if SIGNED in tags.get(SAMPLE_FORMAT, ()) else 'u'}{bits // 8}")
     elif image.mode.startswith("I;") and bits == 12:
         white = 4095.0
-    levels = Image.fromarray(scaled(what, values, white))
+    levels = Image.fromarray(scaled(what, name, values, white))
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow inverts 8 bits alone
         levels = Image.fromarray(255 - np.asarray(levels))
     key = image.info.get("transparency")

@@ -44,34 +44,37 @@ def split(what: str, images: Any) -> list[Any]:
     return items
 
 
-def read(what: str, image: Any) -> Any:
+def read(what: str, image: Any, *, least: int | None = None, animated: bool = True) -> Any:
     """Open a path, a PIL image or an array as a PIL image of 8 bits a channel (L, LA, RGB or RGBA) that stands upright.
 
-    An `LdmrtError` tells why it cannot be read, whatever Pillow raises. Of an animated file it is the first frame.
+    An `LdmrtError` tells why it cannot be read, whatever Pillow raises. Of an animated file it is the first frame, or
+    the file is refused where `animated` is not allowed. A JPEG may come smaller, though with no side below `least`.
     """
     Image = _pillow(what)
     if isinstance(image, Image.Image):
         with _refusing(what, "the image"):
             if getattr(image, "tile", None):  # not decoded yet
                 _check_size(what, "the image", image)
-            return _decoded(what, image)
+            return _decoded(what, "the image", image)
     if not isinstance(image, (str, os.PathLike)):
-        return in_8_bits(what, _array(what, image))
+        return in_8_bits(what, "the image", _array(what, image))
     name = str(plain_file(what, Path(image)))
     with _refusing(what, name), Image.open(image) as file:
         if file.format in PROGRAMS:
             raise LdmrtError(what, f"cannot read {name}", expected="an image", found=file.format)
-        if file.format in ("JPEG", "MPO") and not file.info.get("progressive") and _pixels(file) > MAX_PIXELS:
-            file.draft(None, (file.width // 2, file.height // 2))
+        _scale_jpeg(file, least)
         _check_size(what, name, file)
         if file.format not in LAYERED and _is_animated(file):
+            if not animated:
+                found = f"{file.n_frames} frames, of an animation or of pages"
+                raise LdmrtError(what, f"cannot read {name}", expected="an image", found=found)
             warnings.warn(f"{what}: {name} is animated; its first frame is taken", LdmrtWarning, stacklevel=2)
-        return _decoded(f"{what} {name}", file)
+        return _decoded(what, name, file)
 
 
-def read_rgb(what: str, image: Any) -> Any:
+def read_rgb(what: str, image: Any, *, least: int | None = None, animated: bool = True) -> Any:
     """Open an image as `read` does, composed on white: a PIL image of the mode RGB."""
-    opened = read(what, image)
+    opened = read(what, image, least=least, animated=animated)
     if _is_transparent(opened):
         _note_transparency(what)
     return on_white(opened).convert("RGB")
@@ -189,7 +192,9 @@ def _check_size(what: str, name: str, image: Any) -> None:
     if (pixels := _pixels(image)) > MAX_PIXELS:
         found = f"{image.width}x{image.height}, {pixels / 1e6:.0f}"
         expected = f"at most {MAX_PIXELS / 1e6:.0f} megapixels"
-        raise LdmrtError(what, f"{name} is too large", expected=expected, found=found, hint="make it smaller first")
+        raise LdmrtError(
+            what, f"cannot read {name}: it is too large", expected=expected, found=found, hint="make it smaller first"
+        )
 
 
 def _is_animated(image: Any) -> bool:
@@ -200,12 +205,23 @@ def _is_animated(image: Any) -> bool:
         return False
 
 
-def _decoded(what: str, image: Any) -> Any:
+def _scale_jpeg(file: Any, least: int | None) -> None:
+    """Let a JPEG be decoded at a fraction of its size: where no side is below `least`, or to stay within the bound. A
+    progressive one beyond the bound is refused later: all its coefficients are in memory, whatever the fraction.
+    """
+    if file.format in ("JPEG", "MPO") and (_pixels(file) <= MAX_PIXELS or not file.info.get("progressive")):
+        if least:
+            file.draft(None, (least, least))
+        elif _pixels(file) > MAX_PIXELS:
+            file.draft(None, (file.width // 2, file.height // 2))
+
+
+def _decoded(what: str, name: str, image: Any) -> Any:
     """Decode a PIL image and turn it upright. PNG may store the orientation after the pixels, and TIFF turns itself."""
     if 0 in image.size:
         raise LdmrtError(what, "invalid image", expected="at least one pixel", found=f"{image.width}x{image.height}")
     image.load()
-    return transposed(in_8_bits(what, image), _orientation(image))
+    return transposed(in_8_bits(what, name, image), _orientation(image))
 
 
 def _orientation(image: Any) -> int:

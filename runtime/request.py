@@ -81,6 +81,10 @@ class Request:
         if not self.images:
             raise LdmrtError("request", "no prompt")
         self._check_combinations()
+        self._check_images("image", self.image)
+        self._check_images("mask", self.mask)
+        for name, given in self.controls.items():
+            self._check_images(f"control {name}", with_scale(given)[0])
         for name in ("negative_prompt", "prompt_2", "negative_prompt_2"):
             text = getattr(self, name)
             if not isinstance(text, (str, type(None))) and len(text) * self.count != self.images:
@@ -100,10 +104,6 @@ class Request:
             raise LdmrtError("request", "a mask without a picture", expected="image, which the mask is for")
         if self.mask_from is not None and self.mask is None:
             raise LdmrtError("request", "mask_from without a mask", expected="a mask")
-        self._check_images("image", self.image)
-        self._check_images("mask", self.mask)
-        for name, given in self.controls.items():
-            self._check_images(f"control {name}", with_scale(given)[0])
         if self.denoising_start is None:
             return
         if self.latents is None:

@@ -97,8 +97,8 @@ def test_images_pass_the_same_door_as_those_that_are_drawn_from(folder: Path) ->
     expected = {"turned.png": np.rot90(half, -1), "deep.png": half, "clear.png": np.where(half, half, 255)}
     rows = [{"file_name": name, "text": name} for name in expected]
     data = PictureFolder.open(write(folder, *rows), size=8)
+    samples = {sample.caption: sample for sample in (data.draw(0, i) for i in range(40))}
     with pytest.warns(LdmrtWarning, match="data: transparency is composed on white"):
-        samples = [data.draw(0, i) for i in range(3)]
-    seen = {sample.caption: sample.picture for sample in samples}
+        seen = {name: sample.picture for name, sample in samples.items()}
     for name, image in expected.items():
         np.testing.assert_array_equal(seen[name], np.stack([image] * 3, axis=-1))

@@ -146,8 +146,8 @@ def test_an_odd_value_is_kept_or_refused(name: str) -> None:
     for value in ODD:
         found = made(name, value)
         if isinstance(found, LdmrtError):
-            assert found.where == "request"
-            assert name.split("_")[0] in found.problem
+            assert found.where in ("request", name, "control a")  # an image has a door of its own
+            assert name.split("_")[0].rstrip("s") in f"{found.where} {found.problem}"
             assert len(str(found)) < 400
             assert "\n" not in str(found)
         elif name not in ("image", "mask"):
