@@ -121,7 +121,7 @@ def generate(
     from ldmrt.runtime.request import Request
     from ldmrt.runtime.schedulers import everyday_name
 
-    from .output import numbered, output_path
+    from .image_paths import numbered, output_path
     from .pictures import grid, save_image
     from .progress import console, watched
 
@@ -144,12 +144,12 @@ def generate(
     )
     opened = time.perf_counter()
     rows, factor = pipeline.plan(request).rows, pipeline.shape.factor
-    parts = [request] if batch is None else request.parts(batch, factor)
+    batches = 1 if batch is None else -(-request.images // batch)
     previews: list[NDArray[Any]] = []
-    if len(parts) == 1:
+    if batch is None or batches == 1:
         results = iter([in_rows(pipeline, request, rows, previews if save_steps else None)])
     else:
-        results = watched(pipeline.draw(parts), len(parts), lambda one: f"seed {one.seeds[-1]}")
+        results = watched(pipeline.draw(request.parts(batch, factor)), batches, lambda one: f"seed {one.seeds[-1]}")
 
     shared = {"ldmrt": version("ldmrt"), "bundle": bundle.name} | noted(asked, request.controls)
     shared |= {"scheduler": request.scheduler or everyday_name(pipeline.scheduler)}
@@ -174,7 +174,7 @@ def generate(
         written += save_rows(pipeline, previews, out)
     pipeline.close()
     told = f"{rows} rows {took['latents']:.2f} s, decoded {took['decode']:.2f} s"
-    if len(parts) > 1:
+    if batches > 1:
         told = f"{len(images)} pictures of {rows} rows {time.perf_counter() - opened:.2f} s"
     console.print(f"opened {opened - begin:.2f} s, {told}", highlight=False)
     for path in written:
@@ -200,7 +200,7 @@ def in_rows(pipeline: "Pipeline", request: "Request", rows: int, previews: list[
 
 def save_rows(pipeline: "Pipeline", previews: list[NDArray[Any]], out: Path) -> list[Path]:
     """The network's word at each row, in a folder beside OUT, and a strip of some: a line a picture."""
-    from .output import steps_of
+    from .image_paths import steps_of
     from .pictures import grid, save_image
 
     decoded = [pipeline.decode(x0) for x0 in previews]

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ldmrt.runtime import LdmrtError, LdmrtWarning, write_atomically
 
-from .output import FORMATS
+from .image_paths import FORMATS
 
 OPTIONS: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 LONGEST = {"JPEG": 65535, "WEBP": 16383}  # pixels a side

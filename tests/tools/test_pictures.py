@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ldmrt.runtime import LdmrtError, LdmrtWarning, write_atomically
-from ldmrt.tools.output import numbered, output_path
+from ldmrt.tools.image_paths import numbered, output_path
 from ldmrt.tools.pictures import LONGEST, grid, save_image, save_png
 
 
