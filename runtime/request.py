@@ -163,7 +163,7 @@ class Request:
         starts = range(0, self.images, batch)
         return (self._part(range(first, min(first + batch, self.images)), sides) for first in starts)
 
-    def _part(self, places: range, sides: Mapping[str, int]) -> "Request":
+    def _part(self, places: range, sides: Mapping[str, Any]) -> "Request":
         """Request the images of these places alone."""
         names = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
         texts: dict[str, Any] = {name: self._each(getattr(self, name), places) for name in names}

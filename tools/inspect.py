@@ -19,8 +19,9 @@ def inspect(bundle: Path, as_json: bool) -> None:
 
     With --json: "bundle", "components" (each "name", "precision", "bytes", "inputs" and "outputs" of "name", "dtype"
     and "shape"), "size" in pixels, "latent_channels", "latent_factor", "scaling_factor", "scheduler",
-    "prediction_type", "loras", "embeddings", "made_by", "files" (how many were checked) and "certificate": "holds", "doubts", "backends",
-    "uncovered", "figures", "left_out", and "psnr", the least in dB. What is not known, and a PSNR that is infinite, is null.
+    "prediction_type", "loras", "embeddings", "made_by", "files" (how many were checked) and "certificate": "holds",
+    "doubts", "uncovered", "backends", "figures", "left_out", and "psnr", the least in dB. What is not known, and a PSNR
+    that is infinite, is null.
 
     Example: ldmrt inspect out/emoji64
     """

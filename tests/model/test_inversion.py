@@ -259,11 +259,13 @@ PAIRS: dict[str, tuple[list[tuple[str, Any, str | None]], set[str]]] = {
         [("learned_embeds.safetensors", {"<cat>": vectors(2)}, None),
          ("learned_embeds_2.safetensors", {"<cat>": vectors(2, 32)}, None)], {"<cat>"}),
     "in two, the other way round": (
-        [("b.bin", {"<cat>": vectors(1, 32)}, None), ("a.pt", of_2022(vectors(1)) | {"name": "<cat>"}, None)], {"<cat>"}),
+        [("b.bin", {"<cat>": vectors(1, 32)}, None), ("a.pt", of_2022(vectors(1)) | {"name": "<cat>"}, None)],
+        {"<cat>"}),
     "in two under one word": (
         [("l.safetensors", {"clip_l": vectors(2)}, "style"), ("g.safetensors", {"clip_g": vectors(2, 32)}, "style")],
         {"style"}),
-    "pivotal": ([("x.safetensors", {"clip_l": vectors(3), "clip_g": vectors(3, 32)}, "<s0><s1><s2>")], {"<s0><s1><s2>"}),
+    "pivotal": (
+        [("x.safetensors", {"clip_l": vectors(3), "clip_g": vectors(3, 32)}, "<s0><s1><s2>")], {"<s0><s1><s2>"}),
 }  # fmt: skip
 
 
