@@ -94,6 +94,23 @@ def test_picture_to_picture(
     close(resized.latents, expected)
 
 
+def test_one_image_and_mask_for_each_prompt(
+    ours: Pipeline, components: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [picture(seed).resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS) for seed in (0, 1)]
+    asked = {"negative_prompt": "blurred", "steps": STEPS, "guidance": 4.0, "seed": SEEDS, "scheduler": "ddim"}
+    pipeline = diffusers.StableDiffusionImg2ImgPipeline(**components)
+    expected = theirs(pipeline, "ddim", [PICTURE, FIRST], monkeypatch, image=images, strength=0.5)
+    close(ours(PROMPTS, image=images, strength=0.5, **asked).latents, expected)
+    masks = [mask(), mask().transpose(Image.Transpose.ROTATE_180)]
+    pipeline = diffusers.StableDiffusionInpaintPipeline(**components)
+    expected = theirs(
+        pipeline, "ddim", [PICTURE, FIRST, MASKED], monkeypatch,
+        image=images, mask_image=masks, height=HEIGHT, width=WIDTH, strength=0.7,
+    )  # fmt: skip
+    close(ours(PROMPTS, image=images, mask=masks, strength=0.7, **asked).latents, expected)
+
+
 @pytest.mark.parametrize("strength", [1.0, 0.7])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_inpainting_by_blending(
