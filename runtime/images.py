@@ -146,9 +146,12 @@ def _split_one(what: str, image: Any) -> list[Any]:
 
 def _array(what: str, image: Any) -> NDArray[Any]:
     """(H, W), (H, W, C) or (N, H, W, C) of an array, or of a torch tensor, which has the channels first."""
-    tensor = hasattr(image, "detach")
+    tensor = hasattr(image, "detach") and hasattr(image, "cpu")
     try:
-        array = np.asarray(image.detach().cpu() if tensor else image)
+        if tensor:
+            image = image.detach().cpu()
+            image = image.float() if image.is_floating_point() else image  # NumPy has no bfloat16
+        array = np.asarray(image)
     except (TypeError, ValueError, RuntimeError) as error:
         raise LdmrtError(what, "invalid image", expected=EXPECTED, found=first_line(error)) from None
     if array.dtype.kind not in "buif":

@@ -362,7 +362,7 @@ def test_shapes_that_are_no_image(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [[], (), [[COLOR]], [[0.5, 0.5]], 3, {"a": 1}, b"bytes", object(), [None], np.array("a")]
+    "given", [[], (), [[COLOR]], [[0.5, 0.5]], 3, {"a": 1}, b"bytes", io.BytesIO(b"a"), object(), [None], np.array("a")]
 )
 def test_things_that_are_no_image(given: Any) -> None:
     with pytest.raises(LdmrtError, match="image: "):
@@ -549,3 +549,13 @@ def test_diffusers_sees_the_same_masks(size: tuple[int, int]) -> None:
     )
     for mask in (Image.fromarray(GREY), Image.fromarray(COLOR)):
         np.testing.assert_array_equal(masks([mask], size), processor.preprocess(mask, *size).numpy())
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64", "uint8"])
+def test_tensors_of_any_type(dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    values = torch.from_numpy(COLOR.transpose(2, 0, 1).copy())
+    tensor = values if dtype == "uint8" else (values / 255).to(getattr(torch, dtype)).requires_grad_()
+    (item,) = split("image", tensor)
+    assert np.abs(pixels(item).astype(int) - COLOR).max() <= (1 if dtype == "bfloat16" else 0)  # 8 bits of mantissa
