@@ -35,7 +35,6 @@ class Lora:
     sha256: str
     layers: Mapping[tuple[str, str], Layer] = field(repr=False)
     embeddings: tuple[Embedding, ...] = ()  # textual inversions that came with it
-    trailing: bool = False  # whether its few steps begin at the last timestep
 
 
 def read_lora(path: str | Path) -> Lora:
@@ -71,7 +70,7 @@ def read_lora(path: str | Path) -> Lora:
             f"lora: {opened.path} has no alpha and no adapter_config.json beside it; alpha is taken to be the rank"
         )
         warnings.warn(message, LdmrtWarning, stacklevel=2)
-    return Lora(opened.path.name, sha256(opened.path), layers, embeddings, opened.few_steps)
+    return Lora(opened.path.name, sha256(opened.path), layers, embeddings)
 
 
 def merge(
