@@ -18,7 +18,7 @@ from ldmrt.runtime.errors import LdmrtWarning
 from ldmrt.runtime.files import sha256
 
 from .inversion import Embedding, embedding_of
-from .lora_files import LoraFile, noted_scale, open_lora, refuse
+from .lora_files import LONGEST, LoraFile, noted_scale, open_lora, refuse
 from .lora_layers import Layer
 from .lora_names import PEFT, flat, modules, other_kind, place, split
 from .lora_parts import all_finite, build, lacks
@@ -167,13 +167,13 @@ def _parts(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Ten
     unknown = []
     for key, value in tensors.items():
         if kind := other_kind(key, value.ndim):
-            raise LdmrtError("lora", f"{path} is a {kind} file, which is not merged", found=key)
+            raise LdmrtError("lora", f"{path} is a {kind} file, which is not merged", found=key[:LONGEST])
         if (found := split(key)) is None:
             unknown.append(key)
             continue
         layer, part = found
         if part in layers[layer]:
-            raise LdmrtError("lora", f"{path} holds two tensors for the {part} of one layer", found=key)
+            raise LdmrtError("lora", f"{path} holds two tensors for the {part} of one layer", found=key[:LONGEST])
         layers[layer][part] = value
     refuse(path, unknown, len(tensors), "tensors", "are no part of a LoRA")
     lacking: dict[str, list[str]] = defaultdict(list)
