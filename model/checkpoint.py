@@ -15,7 +15,7 @@ from ldmrt.runtime.errors import first_line
 from ldmrt.runtime.files import read_json
 from ldmrt.runtime.scheduler_settings import with_settings
 from ldmrt.runtime.schedulers import plan_from_config
-from ldmrt.runtime.tokenizer import Tokenizer
+from ldmrt.runtime.tokenizer import Tokenizer, token_count
 
 from . import hub, single_file
 from .adapter import Adapter, AdapterConfig
@@ -285,6 +285,10 @@ def _check(checkpoint: Checkpoint) -> None:
             expected = f"at most {text.vocab_size} entries and {text.max_position_embeddings} tokens"
             found = f"{tokens.size} and {tokens.length}"
             raise LdmrtError(part, "does not fit the text encoder", expected=expected, found=found)
+    lengths = {part: token_count(files) for part, files in checkpoint.tokenizers.items()}
+    if len(set(lengths.values())) > 1:  # whose contexts lie side by side
+        found = ", ".join(f"{length} of {part}" for part, length in lengths.items())
+        raise LdmrtError("tokenizer_2", "another model_max_length than the first tokenizer's", found=found)
     try:
         with warnings.catch_warnings():  # who uses the scheduler is told of its unknown keys
             warnings.simplefilter("ignore", LdmrtWarning)
