@@ -38,6 +38,7 @@ class Shape:
     size: int  # the side, in pixels, that the model was trained on
     zeros: bool = False  # no negative prompt means no words at all, not the words "" (SDXL)
     scored: bool = False  # time_ids end with an aesthetic score (SDXL's refiner)
+    sides: tuple[int, int] | None = None  # height and width in pixels, where they are not both `size`
 
     @classmethod
     def read(cls, unet: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str, Any]) -> "Shape":
@@ -46,14 +47,22 @@ class Shape:
         if not isinstance(widths, list) or not widths:
             raise LdmrtError("bundle", "vae_decoder/config.json has no block_out_channels", found=widths)
         factor = 2 ** (len(widths) - 1)
+        side = unet.get("sample_size") or 64  # one, or height and width
+        pair = (int(side[0]) * factor, int(side[-1]) * factor) if isinstance(side, (list, tuple)) else None
         return cls(
             channels=int(vae.get("latent_channels", 4)),
             factor=factor,
             scaling_factor=float(vae.get("scaling_factor") or 0.18215),
-            size=int(unet.get("sample_size") or 64) * factor,
+            size=max(pair) if pair else int(side) * factor,
+            sides=pair,
             zeros=bool(index.get("force_zeros_for_empty_prompt", False)),
             scored=bool(index.get("requires_aesthetics_score", False)),
         )
+
+    @property
+    def own(self) -> tuple[int, int]:
+        """Height and width, in pixels, of the images that the model was trained on."""
+        return self.sides or (self.size, self.size)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ class Request:
     of a noise level sigma / alpha above low and up to high. With `deep_cache` n the U-Net's deep layers run at every
     n-th of the sampler's times, and the others take what they said there. `width` and `height` are pixels: the
     picture's where one is given, else the model's own. `scheduler` is an everyday name, the bundle's own where left
-    out. `latents` are unit noise (pictures, C, height/f, width/f) in place of the seeds'.
+    out; `scheduler_settings` are keys of its config that are to be others, such as timestep_spacing. `latents` are
+    unit noise (pictures, C, height/f, width/f) in place of the seeds'.
 
     `image` is a picture to start from (PIL, a path, or an array) and `strength` how much of the way to noise; `mask`
     is white where it shall change. `controls` maps the name of a ControlNet or
@@ -47,6 +48,7 @@ class Request:
     width: int | None = None
     height: int | None = None
     scheduler: str | None = None
+    scheduler_settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
     eta: float | None = None
     clip_skip: int = 0
     image: Any = field(default=None, repr=False, compare=False)
@@ -84,6 +86,9 @@ class Request:
             _whole("deep_cache", self.deep_cache, least=1)
         if self.full_every > 1 and self.controls:
             raise LdmrtError("request", "a deep cache beside controls, which steer every row", expected="one of them")
+        if not isinstance(self.scheduler_settings, Mapping):
+            expected, found = "keys of a scheduler's config, with values", self.scheduler_settings
+            raise LdmrtError("request", "impossible scheduler_settings", expected=expected, found=found)
         _number("strength", self.strength, 0, 1)
         for name in ("original_size", "crop", "target_size"):
             pair = getattr(self, name)

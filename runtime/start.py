@@ -34,7 +34,7 @@ def begin(
     more than the latents; another one keeps what the mask leaves by blending it in after every row.
     """
     image = None if request.image is None else pictures.read("image", request.image)
-    own = (shape.size, shape.size) if image is None else pictures.size_of(image, shape.factor)
+    own = shape.own if image is None else pictures.size_of(image, shape.factor)
     size = request.size(own, shape.factor)
     latents = (shape.channels, size[0] // shape.factor, size[1] // shape.factor)
     seeds = request.seeds

@@ -10,6 +10,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from .reading import SCHEDULER as SCHEDULER_OPTIONS
+
 if TYPE_CHECKING:
     from ldmrt.runtime import Pipeline, Request, Result
 
@@ -65,6 +67,8 @@ SIZE = click.Tuple([int, int])
 @click.option("--width", type=int, help="Pixels; the picture's or the model's own size where left out.")
 @click.option("--height", type=int)
 @click.option("--scheduler", help="Everyday name, see `ldmrt samplers`; the bundle's own where left out.")
+@SCHEDULER_OPTIONS[0]
+@SCHEDULER_OPTIONS[1]
 @click.option("--eta", type=float, help="Share of fresh noise in each step, 0 to 1.")
 @click.option("--clip-skip", default=0, show_default=True, help="Last layers of the text encoder to leave out.")
 @click.option("--image", type=PICTURE, help="Start from this picture.")
@@ -98,7 +102,7 @@ SIZE = click.Tuple([int, int])
 def generate(
     bundle: Path, prompts: tuple[str, ...], batch: int | None, save_steps: bool, tile: int | None, tile_passes: int,
     on_overflow: str, low_memory: bool, keep_optimized: bool, backend: str, columns: int | None, out: Path,
-    controls: tuple[tuple[str, Any], ...], **asked: Any,
+    controls: tuple[tuple[str, Any], ...], scheduler_config: Path | None, settings: dict[str, Any], **asked: Any,
 ) -> None:  # fmt: skip
     """Make pictures of PROMPTS with BUNDLE: OUT, or OUT as a grid and a numbered file for each.
 
@@ -119,6 +123,7 @@ def generate(
     if save_steps and batch is not None:
         raise LdmrtError("generate", "--save-steps beside --batch", expected="one of them")
     out.parent.mkdir(parents=True, exist_ok=True)
+    asked["scheduler_settings"] = settings
     request = Request(prompts, controls=dict(controls), **asked)
     begin = time.perf_counter()
     pipeline = open_pipeline(
@@ -129,6 +134,7 @@ def generate(
         on_overflow=on_overflow,
         low_memory=low_memory,
         keep_optimized=keep_optimized,
+        scheduler=scheduler_config,
     )
     opened = time.perf_counter()
     rows, parts = pipeline.plan(request).rows, [request] if batch is None else request.parts(batch)

@@ -35,7 +35,7 @@ def inspect(bundle: Path) -> None:
     Console().print(table)
     prediction = opened.scheduler.get("prediction_type", "epsilon")
     shape = opened.shape
-    click.echo(f"{shape.size}x{shape.size} pixels, latents of {shape.channels} channels at 1/{shape.factor}")
+    click.echo(f"{shape.own[1]}x{shape.own[0]} pixels, latents of {shape.channels} channels at 1/{shape.factor}")
     click.echo(f"{opened.scheduler['_class_name']}, predicts {prediction}, scaling factor {shape.scaling_factor:.5g}")
     for entry in opened.manifest.get("loras", []):
         click.echo(f"LoRA {entry['file']}, weight {entry['weight']:g}")
