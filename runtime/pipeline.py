@@ -27,6 +27,7 @@ from .nearest import suggestion
 from .noise import noise
 from .request import Request
 from .sampler import Blend, Latents, Model, Noise, Plan, State, steps
+from .scheduler_settings import read_scheduler, with_settings
 from .schedulers import plan_from_config
 from .stages import in_stages, one_by_one
 from .start import Start, begin
@@ -193,7 +194,7 @@ class Pipeline:
     def plan(self, request: Request) -> Plan:
         """The sampler's table for a request."""
         return plan_from_config(
-            self.scheduler,
+            with_settings(self.scheduler, request.scheduler_settings, request.scheduler),
             request.steps,
             name=request.scheduler,
             eta=request.eta,
@@ -273,7 +274,7 @@ def _either(
 def open_pipeline(
     bundle: str | Path, backend: str = "auto", *, check: bool = True, tile: int | None = None,
     tile_passes: int = PASSES, on_overflow: str = "stop", low_memory: bool = False, threads: int = 0,
-    folded: bool | None = None, keep_optimized: bool = False,
+    folded: bool | None = None, keep_optimized: bool = False, scheduler: str | Path | Mapping[str, Any] | None = None,
 ) -> Pipeline:  # fmt: skip
     """Open a bundle for generating. `check` compares its files with the manifest first, and warns where no certificate
     holds for them. `backend` is one of `ldmrt.runtime.backends.BACKENDS`: `auto` takes engines that `ldmrt build` made
@@ -284,7 +285,8 @@ def open_pipeline(
     `threads` are those of the CPU, 0 one a core. `folded` runs a row in one call where a request allows it, so that
     latents stay where the U-Net runs; left out, it is so with onnxruntime-cuda, and where `ldmrt build --folded` has
     made an engine of it for this GPU. `keep_optimized` keeps what ONNX Runtime makes of the networks in the bundle's
-    folder, as much disk again: the next one opens in a fraction of the time.
+    folder, as much disk again: the next one opens in a fraction of the time. `scheduler` is a config in the place of
+    the bundle's, or its file.
     """
     check_name(backend)
     if keep_optimized and low_memory:
@@ -299,4 +301,5 @@ def open_pipeline(
     engines = open_engines(opened, backend, Settings(threads, low_memory, folded, keep_optimized))
     tokenizers = {name: Tokenizer(files) for name, files in opened.tokenizers.items()}
     certificate = opened.certificate if check else None
-    return Pipeline(engines, tokenizers, opened.scheduler, opened.shape, certificate, decoding)
+    config = read_scheduler(Path(scheduler)) if isinstance(scheduler, (str, Path)) else scheduler or opened.scheduler
+    return Pipeline(engines, tokenizers, config, opened.shape, certificate, decoding)

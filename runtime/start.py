@@ -39,7 +39,7 @@ def begin(
     """
     first, *others = [None] if request.image is None else images.split("image", request.image)
     image = None if first is None else images.read("image", first)
-    own = (shape.size, shape.size) if image is None else images.size_of(image, shape.factor)
+    own = shape.own if image is None else images.size_of(image, shape.factor)
     goes_on = request.denoising_start is not None and request.latents is not None
     if goes_on:
         height, width = request.latents.shape[2:]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .image_options import ImagePath, collected, one_or_all
 from .options import THREADS
 from .outputs import Output
+from .reading import SCHEDULER as SCHEDULER_OPTIONS
 
 if TYPE_CHECKING:
     from ldmrt.runtime import Pipeline, Request, Result
@@ -70,6 +71,8 @@ SIZE = click.Tuple([int, int])
 @click.option("--width", type=int, help="Pixels; the picture's or the model's own size where left out.")
 @click.option("--height", type=int)
 @click.option("--scheduler", help="Everyday name, see `ldmrt samplers`; the bundle's own where left out.")
+@SCHEDULER_OPTIONS[0]
+@SCHEDULER_OPTIONS[1]
 @click.option("--eta", type=float, help="Share of fresh noise in each step, 0 to 1.")
 @click.option("--clip-skip", default=0, show_default=True, help="Last layers of the text encoder to leave out.")
 @click.option("--image", type=PICTURE, multiple=True, help="Start from this image; once for all prompts, or for each.")
@@ -108,7 +111,8 @@ SIZE = click.Tuple([int, int])
 def generate(
     bundle: Path, prompts: tuple[str, ...], batch: int | None, save_steps: bool, tile: int | None, tile_passes: int,
     on_overflow: str, low_memory: bool, keep_optimized: bool, backend: str, threads: int, columns: int | None,
-    out: Path, controls: tuple[tuple[str, Any], ...], overwrite: bool, **asked: Any,
+    out: Path, controls: tuple[tuple[str, Any], ...], overwrite: bool, scheduler_config: Path | None,
+    settings: dict[str, Any], **asked: Any,
 ) -> None:  # fmt: skip
     """Make pictures of PROMPTS with BUNDLE: OUT, or OUT as a grid and a numbered file for each.
 
@@ -128,6 +132,7 @@ def generate(
     if save_steps and batch is not None:
         raise LdmrtError("generate", "--save-steps beside --batch", expected="one of them")
     asked |= {name: one_or_all(asked[name]) for name in ("image", "mask")}
+    asked["scheduler_settings"] = settings
     request = Request(prompts, controls=collected(controls), **asked)
     out = output_path(out, len(request.seeds), steps=save_steps, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -141,6 +146,7 @@ def generate(
         low_memory=low_memory,
         threads=threads,
         keep_optimized=keep_optimized,
+        scheduler=scheduler_config,
     )
     opened = time.perf_counter()
     rows, factor = pipeline.plan(request).rows, pipeline.shape.factor
