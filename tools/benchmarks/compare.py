@@ -1,6 +1,6 @@
 """One model drawn by several programs in turns: what each takes, beside how like its picture is.
 
-    python -m ldmrt.tools.compare model/pretrained/emoji64 out/emoji64 --json benchmarks/results/compare-emoji64.json
+    python -m ldmrt.tools.benchmarks.compare model/pretrained/emoji64 out/emoji64 --json out/compare.json
 
 The same weights, first latents, sampler, steps and threads, each program in a process of its own. A speed whose picture
 differs from diffusers' is not shown.
@@ -20,10 +20,12 @@ from typing import Any
 import click
 import numpy as np
 
-from .outputs import Output
-from .script import run_script
+from ..outputs import Output
+from ..script import run_script
 
-SCRIPT = Path(__file__).with_name("contestant.py").read_text(encoding="utf-8")  # by name, its folder would hide modules of Python
+SCRIPT = (
+    Path(__file__).with_name("contestant.py").read_text(encoding="utf-8")
+)  # by name, its folder would hide modules of Python
 REFERENCE = "diffusers"
 # As `ldmrt verify` asks: whole pipelines in float32, and in float16.
 PSNR = {"fp32": 60.0, "fp16": 40.0}
