@@ -18,7 +18,7 @@ from ldmrt.model import Checkpoint
 from ldmrt.model.checkpoint import write_json
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle import CUT, MANIFEST, SCHEMA, Bundle
-from ldmrt.runtime.files import sha256
+from ldmrt.runtime.files import naming, sha256
 from ldmrt.runtime.optimized import FOLDER as OPTIMIZED
 
 from .components import Component, components
@@ -71,7 +71,8 @@ def export_bundle(
             reused = old.get("made_by") == made_by() and _alike(old["components"].get(name, {}), rows[name])
             divide = deep_cache and name == "unet"
             if not reused:
-                to_onnx(component, work / name)
+                with naming(path / name):
+                    to_onnx(component, work / name)
                 write_json(work / name / "config.json", component.config)
             elif divide:
                 shutil.copytree(path / name, work / name)
