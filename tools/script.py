@@ -71,7 +71,7 @@ def as_interrupts(ended: list[int]) -> Iterator[None]:
 def _run(command: click.Command, name: str | None) -> int:
     """Run it, say what went wrong, and return the exit code."""
     from ldmrt.runtime import LdmrtError
-    from ldmrt.runtime.errors import shortened
+    from ldmrt.runtime.errors import LONGEST, shortened
     from ldmrt.runtime.optional import ours, unavailable
 
     try:
@@ -79,8 +79,10 @@ def _run(command: click.Command, name: str | None) -> int:
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else int(left.code is not None)
     except click.ClickException as error:
-        error.message = shortened(error.message)
-        error.show()
+        if len(said := error.format_message()) > LONGEST:  # a value may be a megabyte
+            _tell(shortened(said))
+        else:
+            error.show()
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
         return 128 + signal.SIGINT
