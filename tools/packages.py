@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.files import sha256
+from ldmrt.runtime.files import cache_folder, sha256
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,9 @@ class Package:
 
 def default_cache() -> Path:
     """Where packages are kept between builds: the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ldmrt" / "packages"
+    if (folder := cache_folder()) is None:
+        raise LdmrtError("data", "there is no home folder to keep downloads in", hint="--cache FOLDER")
+    return folder / "packages"
 
 
 def fetch(package: Package, cache: Path) -> Path:
