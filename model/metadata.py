@@ -57,8 +57,8 @@ def read_metadata(folder: Path) -> tuple[list[Row], list[Problem]]:
             problems.append(Problem(number, str(invalid)))
             continue
         rows.append(row)
-        if found := _wrong_place(root, row.file_name):
-            problems.append(Problem(number, found, row.file_name))
+        if misplaced := _wrong_place(root, row.file_name):
+            problems.append(Problem(number, misplaced, row.file_name))
     return rows, problems
 
 
