@@ -268,10 +268,11 @@ def _check(checkpoint: Checkpoint) -> None:
             raise LdmrtError("vae", f"unsupported {name}", expected="3, of an RGB image", found=found)
     channels, width = vae.latent_channels, sum(encoder.config.hidden_size for encoder in encoders.values())
     if unet.in_channels not in (channels, 2 * channels + 1):  # the latter to inpaint: mask and masked picture
-        problem = "in_channels is not the autoencoder's latent_channels"
+        problem = "in_channels of unet/config.json is not latent_channels of vae/config.json"
         raise LdmrtError("unet", problem, expected=channels, found=unet.in_channels)
     if width != unet.cross_attention_dim:
-        problem = "cross_attention_dim is not the text encoders' hidden_size"
+        files = " + ".join(f"{name}/config.json" for name in encoders) or "no text encoder"
+        problem = f"cross_attention_dim of unet/config.json is not hidden_size of {files}"
         raise LdmrtError("unet", problem, expected=width, found=unet.cross_attention_dim)
     if unet.addition_embed_type:
         assert unet.addition_time_embed_dim is not None  # its config says so
