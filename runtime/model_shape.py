@@ -30,19 +30,17 @@ class Shape:
             found = None if widths is None else f"{widths!r:.100}"
             raise LdmrtError("bundle", f"{file} has no block_out_channels", expected="a list of widths", found=found)
         factor = 2 ** (len(widths) - 1)
-        side = unet.get("sample_size")
+        side: Any = unet.get("sample_size")
+        if isinstance(side, list) and len(side) == 2 and all(type(one) is int for one in side):
+            side = max(side)
         return cls(
             channels=_whole(file, "latent_channels", vae.get("latent_channels"), 4),
             factor=factor,
             scaling_factor=_positive(file, "scaling_factor", vae.get("scaling_factor"), 0.18215),
-            size=_whole("unet/config.json", "sample_size", max(side) if _is_pair(side) else side, 64) * factor,
+            size=_whole("unet/config.json", "sample_size", side, 64) * factor,
             zeros=_truth("force_zeros_for_empty_prompt", index.get("force_zeros_for_empty_prompt")),
             scored=_truth("requires_aesthetics_score", index.get("requires_aesthetics_score")),
         )
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(type(one) is int for one in value)
 
 
 def _whole(file: str, key: str, value: Any, default: int) -> int:

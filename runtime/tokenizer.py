@@ -1,7 +1,6 @@
 """CLIP's tokenizer: text to ids, from the files that diffusers and transformers write."""
 
 import itertools
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LdmrtError, LdmrtWarning, first_line
+from .files import parse_json
 
 # Radford et al. 2021: contractions, words, single digits, runs of signs
 PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -28,7 +28,7 @@ class Tokenizer:
             if "vocab.json" in files and "merges.txt" in files:
                 merges = files["merges.txt"].decode().splitlines()
                 pairs = [split_merge(line) for line in merges if line and not line.startswith("#version")]
-                self._backend = clip_bpe(json.loads(files["vocab.json"]), pairs)
+                self._backend = clip_bpe(parse_json("tokenizer", "vocab.json", files["vocab.json"]), pairs)
             else:
                 from tokenizers import Tokenizer as Backend
 
@@ -159,7 +159,4 @@ def split_merge(line: str) -> tuple[str, str]:
 
 
 def _json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(files.get(name, b"{}")))
-    except (ValueError, TypeError) as error:
-        raise LdmrtError("tokenizer", f"cannot read {name}", expected="a JSON object", found=error) from None
+    return parse_json("tokenizer", name, files.get(name, b"{}"))
