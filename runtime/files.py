@@ -109,7 +109,13 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends well, and leaves no trace when it does not."""
+    """A binary file that takes the place of `path` when the block ends well, and leaves no trace when it does not. What
+    is no regular file, such as /dev/stdout or a pipe, is written to as it is.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with path.open("wb") as file:
+            yield file
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned_once(path.parent)
     work = path.parent / temporary_name(path.name)

@@ -1,7 +1,6 @@
 """CLIP's tokenizer: text to ids, from the files that diffusers and transformers write."""
 
 import itertools
-import json
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,9 @@ class Tokenizer:
             if "vocab.json" in files and "merges.txt" in files:
                 merges = files["merges.txt"].decode().splitlines()
                 pairs = [split_merge(line) for line in merges if line and not line.startswith("#version")]
-                self._backend = clip_bpe(json.loads(files["vocab.json"]), pairs, _any_case(config, special))
+                self._backend = clip_bpe(
+                    parse_json("tokenizer", "vocab.json", files["vocab.json"]), pairs, _any_case(config, special)
+                )
             else:
                 from tokenizers import Tokenizer as Backend
 
