@@ -27,7 +27,7 @@ from .noise import noise
 from .request import Request
 from .sampler import Blend, Latents, Model, Noise, Plan, State, steps
 from .schedulers import plan_from_config
-from .stages import in_stages, one_by_one
+from .stages import in_stages
 from .start import Start, begin
 from .tokenizer import Tokenizer
 
@@ -119,7 +119,7 @@ class Pipeline:
 
     def __call__(self, prompt: Any, **options: Any) -> Result:
         """The pictures of a `Request`, given whole or as its prompt and fields."""
-        return self._finish(self._sample(self._begin(self.request(prompt, options))))
+        return self._draw(self.request(prompt, options))
 
     def steps(self, prompt: Any, **options: Any) -> Iterator[State]:
         """The generator behind a call: the state after every row. Walk it for progress, previews, or to stop."""
@@ -131,7 +131,15 @@ class Pipeline:
         """
         stopped = Event()
         stages = (self._begin, partial(self._sample, go_on=lambda: not stopped.is_set()), self._finish)
-        yield from one_by_one(requests, stages) if self.engines.take_turns else in_stages(requests, stages, stopped.set)
+        if self.engines.take_turns:
+            yield from map(self._draw, requests)
+        else:
+            yield from in_stages(requests, stages, stopped.set)
+
+    def _draw(self, request: Request) -> Result:
+        """One request from its beginning to its end."""
+        with self.engines.turn:
+            return self._finish(self._sample(self._begin(request)))
 
     def prepare(self, prompt: Any, **options: Any) -> Task:
         """All that comes before the first row: the words and pictures of a `Request` encoded, its sampler planned."""
@@ -216,8 +224,15 @@ class Pipeline:
         return decode(self.engines, self.shape, latents, self.decoding)
 
     def close(self) -> None:
-        """Free the engines."""
+        """Free the engines; whoever runs it afterwards gets an `LdmrtError`. A second call does nothing."""
         self.engines.close()
+
+    def __enter__(self) -> "Pipeline":
+        """The pipeline, which is closed at the end of the `with`."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _network(
         self, request: Request, start: Start, guidance: Guidance, words: Mapping[str, NDArray[Any]],
