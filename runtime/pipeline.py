@@ -33,6 +33,7 @@ from .stages import in_stages
 from .start import Start, begin
 from .task import Begun, Sampled, Task, checked
 from .tokenizer import Tokenizer
+from .watch import Watched
 
 
 @dataclass(frozen=True)
@@ -272,12 +273,13 @@ def open_pipeline(
         problem = "keep_optimized beside low_memory, which takes the networks as they are"
         raise LdmrtError("open", problem, expected="one of them")
     decoding = Decoding(tile, on_overflow, low_memory, tile_passes)
+    watched = Watched(Path(bundle))
     opened = Bundle.open(Path(bundle), check=check, stamped=True)
     decoding.cells(opened.shape.factor, ())  # may refuse
     for doubt in opened.doubts if check else ():
         hint = f"ldmrt verify {bundle} --against CHECKPOINT --store"
         warnings.warn(f"{bundle}: {doubt}; next: {hint}", LdmrtWarning, stacklevel=2)
-    engines = open_engines(opened, backend, Settings(threads, low_memory, folded, keep_optimized))
+    engines = open_engines(opened, backend, Settings(threads, low_memory, folded, keep_optimized, watched))
     tokenizers = {path.name: Tokenizer.open(path) for path in opened.tokenizers}
     certificate = opened.certificate if check else None
     profiles = unet_profiles(opened, backend)

@@ -36,10 +36,10 @@ def begin(
     """
     image = None if request.image is None else pictures.read("image", request.image)
     own = (shape.size, shape.size) if image is None else pictures.size_of(image, shape.factor)
-    goes_on = request.denoising_start is not None and request.latents is not None
-    if goes_on:
-        height, width = request.latents.shape[2:]
-        own = height * shape.factor, width * shape.factor
+    left = request.latents if request.denoising_start is not None else None
+    goes_on = left is not None
+    if left is not None:
+        own = left.shape[2] * shape.factor, left.shape[3] * shape.factor
     size = request.size(own, shape.factor)
     latents = (shape.channels, size[0] // shape.factor, size[1] // shape.factor)
     seeds = request.seeds
