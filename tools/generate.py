@@ -58,14 +58,19 @@ SIZE = click.Tuple([int, int])
 @click.option("--negative", "negative_prompt", help="What the picture should not be.")
 @click.option("-n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures a prompt.")
 @click.option("--batch", type=click.IntRange(min=1), help="Pictures at once; all where left out.")
-@click.option("--steps", default=20, show_default=True)
+@click.option("--steps", default=20, show_default=True, help="Steps of the sampler; some run the U-Net twice in each.")
 @click.option("--guidance", default=5.0, show_default=True, help="1 is none.")
-@click.option("--guidance-rescale", default=0.0, help="Share of guidance's excess of contrast to take back, 0 to 1.")
+@click.option(
+    "--guidance-rescale",
+    default=0.0,
+    show_default=True,
+    help="Share of guidance's excess of contrast to take back, 0 to 1.",
+)
 @click.option("--guidance-interval", type=Interval(), help="Guide only at noise levels sigma/alpha in between.")
 @click.option("--deep-cache", type=int, metavar="N", help="Run the U-Net's deep layers only every N times: faster.")
 @click.option("--seed", default=0, show_default=True, help="Of the first picture; the next ones count up.")
 @click.option("--width", type=int, help="Pixels; the picture's or the model's own size where left out.")
-@click.option("--height", type=int)
+@click.option("--height", type=int, help="Pixels; the same.")
 @click.option("--scheduler", help="Everyday name, see `ldmrt samplers`; the bundle's own where left out.")
 @click.option("--eta", type=float, help="Share of fresh noise in each step, 0 to 1.")
 @click.option("--clip-skip", default=0, show_default=True, help="Last layers of the text encoder to leave out.")
@@ -97,7 +102,8 @@ SIZE = click.Tuple([int, int])
 )
 @THREADS
 @click.option("--columns", type=click.IntRange(min=1), help="Of the grid; as square as it gets where left out.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("out.png"), show_default=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("out.png"), show_default=True,
+              help="File of the picture, or of the grid of several.")  # fmt: skip
 def generate(
     bundle: Path, prompts: tuple[str, ...], batch: int | None, save_steps: bool, tile: int | None, tile_passes: int,
     on_overflow: str, low_memory: bool, keep_optimized: bool, backend: str, threads: int, columns: int | None,

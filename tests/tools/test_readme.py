@@ -34,6 +34,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow  # the demo walks the same way
 def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = [words for words in COMMANDS if words[1] not in TRAINS and "out/ldm" not in words]
     commands.sort(key=lambda words: words[1] != "export")  # the demo's script has exported by then
