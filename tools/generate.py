@@ -81,14 +81,19 @@ SIZE = click.Tuple([int, int])
     show_default=True,
     help="Pictures at once; auto: what engines were built for, else 4 million pixels, 16 pictures of 512x512.",
 )
-@click.option("--steps", default=20, show_default=True)
+@click.option("--steps", default=20, show_default=True, help="Steps of the sampler; some run the U-Net twice in each.")
 @click.option("--guidance", default=5.0, show_default=True, help="1 is none.")
-@click.option("--guidance-rescale", default=0.0, help="Share of guidance's excess of contrast to take back, 0 to 1.")
+@click.option(
+    "--guidance-rescale",
+    default=0.0,
+    show_default=True,
+    help="Share of guidance's excess of contrast to take back, 0 to 1.",
+)
 @click.option("--guidance-interval", type=Interval(), help="Guide only at noise levels sigma/alpha in between.")
 @click.option("--deep-cache", type=int, metavar="N", help="Run the U-Net's deep layers only every N times: faster.")
 @click.option("--seed", default=0, show_default=True, help="Of the first picture; the next ones count up.")
 @click.option("--width", type=int, help="Pixels; the picture's or the model's own size where left out.")
-@click.option("--height", type=int)
+@click.option("--height", type=int, help="Pixels; the same.")
 @click.option("--scheduler", help="Everyday name, see `ldmrt samplers`; the bundle's own where left out.")
 @SCHEDULER_OPTIONS[0]
 @SCHEDULER_OPTIONS[1]
@@ -139,7 +144,7 @@ SIZE = click.Tuple([int, int])
 @THREADS
 @click.option("--columns", type=click.IntRange(min=1), help="Of the grid; as square as it gets where left out.")
 @click.option("-o", "--out", type=Output(), default=Path("out.png"), show_default=True,
-              help="A .png, .jpg or .webp.")  # fmt: skip
+              help="File of the image, or of the grid of several: .png, .jpg or .webp.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace files that are there; without it, OUT gets a free number.")
 def generate(
     bundle: Path, prompts: tuple[str, ...], batch: int | None, save_steps: bool, tile: int | None, tile_passes: int,

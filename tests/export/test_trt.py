@@ -80,6 +80,7 @@ def whole(folder: Path) -> list[EngineFile]:
     return [one for one in found if isinstance(one, EngineFile)]
 
 
+@pytest.mark.slow  # a calibration: the other tests build the same engines
 def test_predicted_and_measured(built: Path) -> None:
     opened, found = Bundle.open(built), whole(built)
     assert [one.recipe.component for one in found] == ALL

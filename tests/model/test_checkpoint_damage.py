@@ -293,7 +293,7 @@ def target(seed: int, rng: random.Random, request: pytest.FixtureRequest, folder
     return Target(source, source, request.getfixturevalue("vocabulary")), ANY[seed // 6 % len(ANY)]
 
 
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", [pytest.param(i, marks=[pytest.mark.slow] if i >= 25 else []) for i in range(100)])
 def test_damage_is_named(
     seed: int, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
