@@ -18,7 +18,7 @@ from ldmrt.model.checkpoint import write_json
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle import CUT, MANIFEST, Bundle
 from ldmrt.runtime.contents import is_inside, is_name
-from ldmrt.runtime.files import remove_abandoned, sha256, temporary_folder
+from ldmrt.runtime.files import naming, remove_abandoned, sha256, temporary_folder
 from ldmrt.runtime.lock import bundle_lock
 from ldmrt.runtime.manifest import REFERENCE, SCHEMA
 from ldmrt.runtime.nearest import suggestion
@@ -77,7 +77,8 @@ def export_bundle(
             reused = old.get("made_by") == made_by() and _alike(old["components"].get(name, {}), rows[name])
             divide = deep_cache and name == "unet"
             if not reused:
-                to_onnx(component, work / name)
+                with naming(path / name):
+                    to_onnx(component, work / name)
                 write_json(work / name / "config.json", component.config)
             elif divide:
                 shutil.copytree(path / name, work / name)

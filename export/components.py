@@ -26,7 +26,7 @@ from ldmrt.runtime.specs import TensorSpec, shape_of, split_symbol
 from .controls import CONTROLS, FEATURE, RESIDUAL, check_fit, steering
 from .fold import step_specs
 from .nodes import Specs
-from .shapes import dtype_of, latent, picture, words
+from .shapes import dtype_of, latent, picture, tokens_of, words
 from .tiles import tile_specs
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -124,7 +124,7 @@ class _TextEncoder(nn.Module):
 def _text_encoders(c: Checkpoint) -> Iterator[Component]:
     for name, model in c.text_encoders.items():
         config = model.config
-        dtype, width, tokens = dtype_of(model), int(config.hidden_size), int(config.max_position_embeddings)
+        dtype, width, tokens = dtype_of(model), int(config.hidden_size), tokens_of(c, name)
         layers = int(config.num_hidden_layers)
         skips = 0 if c.unet.config.addition_embed_type else layers - 1  # SDXL takes a layer's state as it is
         projects = class_of(model) == "CLIPTextModelWithProjection"

@@ -4,6 +4,7 @@ from torch import nn
 
 from ldmrt.model import Checkpoint
 from ldmrt.runtime.specs import TensorSpec
+from ldmrt.runtime.tokenizer import token_count
 
 EXACT = ("timestep", "time_ids", "conditioning_scale")  # what stays float32 in every precision
 
@@ -24,10 +25,17 @@ def latent(c: Checkpoint, name: str, channels: int, dtype: str) -> TensorSpec:
     return picture(name, channels, dtype, c.vae.config.factor)
 
 
+def tokens_of(c: Checkpoint, text_encoder: str) -> int:
+    """How many tokens a text encoder reads: as many as its tokenizer gives, perhaps fewer than it has positions."""
+    files = c.tokenizers.get(text_encoder.replace("text_encoder", "tokenizer"), {})
+    positions = int(c.text_encoders[text_encoder].config.max_position_embeddings)
+    return min(positions, token_count(files)) if files else positions
+
+
 def words(c: Checkpoint, dtype: str) -> list[TensorSpec]:
     """What U-Nets and ControlNets are told of the prompts."""
     unet = c.unet.config
-    tokens = max(int(model.config.max_position_embeddings) for model in c.text_encoders.values())
+    tokens = max(tokens_of(c, name) for name in c.text_encoders)
     width = sum(int(model.config.hidden_size) for model in c.text_encoders.values())  # of all encoders, side by side
     specs = [TensorSpec("encoder_hidden_states", dtype, ("batch", tokens, width))]
     if unet.projection_class_embeddings_input_dim and unet.addition_time_embed_dim:

@@ -1,7 +1,6 @@
 """A latent diffusion model: loaded from a folder in diffusers' layout, a single file or the hub, and saved."""
 
 import json
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,18 +14,21 @@ from ldmrt.runtime import LdmrtError, LdmrtWarning, write_atomically
 from ldmrt.runtime.errors import first_line
 from ldmrt.runtime.files import read_json
 from ldmrt.runtime.recognise import ADAPTER, BUNDLE, CHECKPOINT, CONTROLNET, LORA, refuse_other
+from ldmrt.runtime.scheduler_settings import with_settings
 from ldmrt.runtime.schedulers import plan_from_config
-from ldmrt.runtime.tokenizer import Tokenizer
+from ldmrt.runtime.tokenizer import Tokenizer, token_count
 
 from . import hub, single_file
 from .adapter import Adapter, AdapterConfig
 from .autoencoder import Autoencoder, AutoencoderConfig
 from .config import LARGEST, check_depth, to_config
 from .controlnet import ControlNet, ControlNetConfig
+from .outdated import current_scheduler, current_size
+from .single_part import controlnet_source, with_part
 from .source import INDEX, TEXT, Source, part_of_folder, read_folder
 from .unet import UNet, UNetConfig
 from .weight_files import STEMS
-from .weights import fill, match, write
+from .weights import Tensors, fill, match, write
 
 Dtype = torch.dtype | Mapping[str, torch.dtype | None] | None
 WEIGHTS, TEXT_WEIGHTS = f"{STEMS[0]}.safetensors", f"{STEMS[1]}.safetensors"
@@ -99,12 +101,17 @@ def load(
     dtype: Dtype = torch.float32,
     tokenizer: str | Path | None = None,
     prediction_type: str | None = None,
+    parts: Mapping[str, Path] | None = None,
+    scheduler: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Read a folder in diffusers' layout, a single .safetensors or .ckpt file, or a model of the hub ("owner/name").
 
     Of several `variant`s of the weights the plain one is read, or the only one. Weights become `dtype`, which may be
     one for each network's name and "" for all others; None leaves them as they are stored. A single file needs a folder
-    with the `tokenizer`; `prediction_type` is for models of which nothing says it. Configs are checked before any
+    with the `tokenizer`; `prediction_type` is for models of which nothing says it. `parts` are folders or files of the
+    "vae" and of text encoders that take the place of the checkpoint's own, if it has any; `scheduler` is a config in
+    the place of its own, and `settings` are keys of the config that are to be others. Configs are checked before any
     weight is read.
     """
     path = Path(source)
@@ -112,7 +119,7 @@ def load(
     if path.exists() and not path.is_dir():
         if variant is not None:
             raise LdmrtError("checkpoint", "a single file has no variants", found=variant)
-        made = single_file.read_file(path, tokenizer, prediction_type)
+        made = single_file.read_file(path, tokenizer, prediction_type, parts or ())
     else:
         if tokenizer is not None:
             raise LdmrtError("tokenizer", "is only asked for by a single file", found=source)
@@ -120,10 +127,13 @@ def load(
             raise LdmrtError("checkpoint", f"no file {path}")
         if not path.exists() and hub.is_name(str(source)):
             path = hub.download(str(source), variant)
-        made = read_folder(path, variant)
+        made = read_folder(path, variant, parts or ())
         if prediction_type is not None:
             made = replace(made, scheduler={**made.scheduler, "prediction_type": prediction_type})
-    return _assemble(made, dtype)
+    for part, place in (parts or {}).items():
+        made = with_part(made, part, Path(place), variant)
+    config = current_scheduler(made) if scheduler is None else dict(scheduler)
+    return _assemble(replace(made, scheduler=with_settings(config, settings or {})), dtype)
 
 
 def load_autoencoder(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Autoencoder:
@@ -135,8 +145,11 @@ def load_autoencoder(folder: Path, *, dtype: torch.dtype | None = torch.float32)
 def load_controlnet(
     folder: str | Path, *, variant: str | None = None, dtype: torch.dtype | None = torch.float32
 ) -> ControlNet:
-    """A ControlNet in its own folder in diffusers' layout."""
+    """A ControlNet in its own folder in diffusers' layout, or in a file."""
     refuse_other("controlnet", Path(folder), CONTROLNET, BUNDLE, ADAPTER, LORA)
+    if Path(folder).exists() and not Path(folder).is_dir():
+        config, tensors = controlnet_source(Path(folder))
+        return _build_and_fill("controlnet", "ControlNetModel", config, tensors, dtype)
     return _load_network("controlnet", "ControlNetModel", Path(folder), variant, dtype)
 
 
@@ -151,7 +164,11 @@ def load_adapter(
 def _load_network(
     part: str, kind: str, folder: Path, variant: str | None = None, dtype: torch.dtype | None = torch.float32
 ) -> Any:
-    config, tensors = read_json(part, folder / "config.json"), part_of_folder(part, folder, variant)
+    config = read_json(part, folder / "config.json")
+    return _build_and_fill(part, kind, config, part_of_folder(part, folder, variant), dtype)
+
+
+def _build_and_fill(part: str, kind: str, config: dict[str, Any], tensors: Tensors, dtype: torch.dtype | None) -> Any:
     check_depth(part, config, len(tensors.named))
     network = build(part, kind, config)
     return fill(part, network, match(part, network, tensors), tensors, dtype)
@@ -231,9 +248,9 @@ def _assemble(source: Source, dtype: Dtype) -> Checkpoint:
     networks = {part: build(part, *described) for part, described in source.networks.items()}
     encoders = {part: network for part, network in networks.items() if part.startswith("text_encoder")}
     controls = {part: network for part, network in networks.items() if part.startswith(("controlnet", "adapter"))}
-    _bring_up_size(networks["unet"], source)
+    networks["unet"].config = current_size(networks["unet"].config, source)
     checkpoint = Checkpoint(
-        networks["unet"], networks["vae"], encoders, source.tokenizers, _brought_up(source), source.index, controls
+        networks["unet"], networks["vae"], encoders, source.tokenizers, source.scheduler, source.index, controls
     )
     _check(checkpoint)
     matched = {part: match(part, network, tensors[part]) for part, network in networks.items()}
@@ -241,28 +258,6 @@ def _assemble(source: Source, dtype: Dtype) -> Checkpoint:
         kind = dtype.get(part, dtype[""]) if isinstance(dtype, Mapping) else dtype
         fill(part, network, matched.pop(part), tensors.pop(part), kind)
     return checkpoint
-
-
-def _brought_up(source: Source) -> dict[str, Any]:
-    """The scheduler's config as diffusers' pipelines of Stable Diffusion 1 and 2 correct outdated ones: its timesteps
-    begin at 1, and latents are not clipped.
-    """
-    outdated = {"steps_offset": 1, "clip_sample": False} if _is_stable_diffusion(source) else {}
-    return {**source.scheduler, **outdated}
-
-
-def _bring_up_size(unet: UNet, source: Source) -> None:
-    """Correct the side of a U-Net that diffusers before 0.9 saved, as its pipelines do: below 64 it was a default."""
-    made = re.match(r"v?(\d+)\.(\d+)", str(source.networks["unet"][1].get("_diffusers_version")))
-    old = _is_stable_diffusion(source) and made is not None and (int(made[1]), int(made[2])) < (0, 9)
-    if old and isinstance(unet.config.sample_size, int) and unet.config.sample_size < 64:
-        unet.config = replace(unet.config, sample_size=64)
-
-
-def _is_stable_diffusion(source: Source) -> bool:
-    """Whether a pipeline is one of those of Stable Diffusion 1 and 2, which correct outdated configs."""
-    name = str(source.index.get("_class_name"))
-    return name.startswith("StableDiffusion") and "XL" not in name
 
 
 def _check(checkpoint: Checkpoint) -> None:
@@ -273,10 +268,11 @@ def _check(checkpoint: Checkpoint) -> None:
             raise LdmrtError("vae", f"unsupported {name}", expected="3, of an RGB image", found=found)
     channels, width = vae.latent_channels, sum(encoder.config.hidden_size for encoder in encoders.values())
     if unet.in_channels not in (channels, 2 * channels + 1):  # the latter to inpaint: mask and masked picture
-        problem = "in_channels is not the autoencoder's latent_channels"
+        problem = "in_channels of unet/config.json is not latent_channels of vae/config.json"
         raise LdmrtError("unet", problem, expected=channels, found=unet.in_channels)
     if width != unet.cross_attention_dim:
-        problem = "cross_attention_dim is not the text encoders' hidden_size"
+        files = " + ".join(f"{name}/config.json" for name in encoders) or "no text encoder"
+        problem = f"cross_attention_dim of unet/config.json is not hidden_size of {files}"
         raise LdmrtError("unet", problem, expected=width, found=unet.cross_attention_dim)
     if unet.addition_embed_type:
         assert unet.addition_time_embed_dim is not None  # its config says so
@@ -295,6 +291,10 @@ def _check(checkpoint: Checkpoint) -> None:
             expected = f"at most {text.vocab_size} entries and {text.max_position_embeddings} tokens"
             found = f"{tokens.size} and {tokens.length}"
             raise LdmrtError(part, "does not fit the text encoder", expected=expected, found=found)
+    lengths = {part: token_count(files) for part, files in checkpoint.tokenizers.items()}
+    if len(set(lengths.values())) > 1:  # whose contexts lie side by side
+        found = ", ".join(f"{length} of {part}" for part, length in lengths.items())
+        raise LdmrtError("tokenizer_2", "another model_max_length than the first tokenizer's", found=found)
     try:
         with warnings.catch_warnings():  # who uses the scheduler is told of its unknown keys
             warnings.simplefilter("ignore", LdmrtWarning)

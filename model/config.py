@@ -13,6 +13,7 @@ from .blocks import ACTIVATIONS
 NOTES = {"decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"}
 NOTES |= {"dropout", "gradient_checkpointing", "use_gradient_checkpointing", "use_checkpoint"}
 LARGEST = 2**62  # numbers that torch takes
+FEW = 100  # layers that are built in no time, whatever the file holds
 # Sizes that say how many layers there are: one number, or one a level, or one a layer of a level.
 DEPTHS = ("layers_per_block", "transformer_layers_per_block", "reverse_transformer_layers_per_block")
 DEPTHS += ("num_hidden_layers", "num_res_blocks")
@@ -73,18 +74,17 @@ def known_activation(component: str, config: Any, *names: str) -> None:
 def check_depth(component: str, config: dict[str, Any], tensors: int) -> None:
     """Refuse a config that asks for more layers than a file has tensors, before they are built."""
     levels = max((len(value) for value in config.values() if isinstance(value, (list, tuple))), default=0)
-    layers = max(levels, 1)
+    layers, most = max(levels, 1), max(tensors, FEW)
     for name in DEPTHS:
         if (asked := config.get(name)) is None:
             continue
         counts = list(_numbers(asked))
         least = sum(counts) if isinstance(asked, (list, tuple)) else sum(counts) * layers
-        if not least <= tensors:
-            problem = f"config has an impossible {name}"
-            raise LdmrtError(component, problem, expected=f"no more layers than the {tensors} tensors", found=asked)
-    if levels > tensors:
-        problem = "config has an impossible list"
-        raise LdmrtError(component, problem, expected=f"no longer than the {tensors} tensors", found=levels)
+        if not least <= most:
+            problem, expected = f"config has an impossible {name}", f"at most {most} layers, by the tensors in its file"
+            raise LdmrtError(component, problem, expected=expected, found=asked)
+    if levels > most:
+        raise LdmrtError(component, "config has an impossible list", expected=f"at most {most} items", found=levels)
 
 
 def _numbers(value: Any) -> Iterator[float]:

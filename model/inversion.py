@@ -181,8 +181,8 @@ def _add_words(
             refused.append(error)
     if not words:
         raise refused[0]
-    for error in refused:
-        message = f"embedding: {embedding.name} is {' or '.join(words)} alone: {error.problem}"
+    for reason in refused:
+        message = f"embedding: {embedding.name} is {' or '.join(words)} alone: {reason.problem}"
         warnings.warn(message, LdmrtWarning, stacklevel=4)
     return words, files
 

@@ -75,6 +75,20 @@ def unet_name(key: str, modules: Mapping[str, str]) -> str:
     return f"{UNET}{modules[module]}{rest}"
 
 
+def controlnet_place(key: str, modules: Mapping[str, str], prefix: str) -> Place:
+    """The place of a ControlNet's weight in a file, by the `ldm_modules` of the U-Net that it copies."""
+    if found := re.match(r"controlnet_down_blocks\.(\d+)\.(.+)", key):
+        name = f"zero_convs.{found[1]}.0.{found[2]}"
+    elif key.startswith("controlnet_mid_block."):
+        name = key.replace("controlnet_mid_block", "middle_block_out.0")
+    elif found := re.match(r"controlnet_cond_embedding\.(conv_in|blocks\.(\d+)|conv_out)\.(.+)", key):
+        place = {"conv_in": 0, "conv_out": 14}.get(found[1], 2 * int(found[2] or 0) + 2)
+        name = f"input_hint_block.{place}.{found[3]}"
+    else:
+        name = unet_name(key, modules).removeprefix(UNET)
+    return prefix + name, as_it_is
+
+
 def vae_place(key: str, levels: int) -> Place:
     """The place of an autoencoder's weight in a file, where attention is made of convolutions of one pixel."""
     key = re.sub(r"up_blocks\.(\d+)", lambda found: f"up.{levels - 1 - int(found[1])}", key)

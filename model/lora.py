@@ -19,7 +19,7 @@ from ldmrt.runtime.files import sha256
 from ldmrt.runtime.recognise import BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING, LORA, refuse_other
 
 from .inversion import Embedding, embedding_of
-from .lora_files import LoraFile, noted_scale, open_lora, refuse
+from .lora_files import LONGEST, LoraFile, noted_scale, open_lora, refuse
 from .lora_layers import Layer
 from .lora_names import PEFT, flat, modules, other_kind, place, split
 from .lora_parts import all_finite, build, lacks
@@ -36,7 +36,6 @@ class Lora:
     sha256: str
     layers: Mapping[tuple[str, str], Layer] = field(repr=False)
     embeddings: tuple[Embedding, ...] = ()  # textual inversions that came with it
-    trailing: bool = False  # whether its few steps begin at the last timestep
 
 
 def read_lora(path: str | Path) -> Lora:
@@ -73,7 +72,7 @@ def read_lora(path: str | Path) -> Lora:
             f"lora: {opened.path} has no alpha and no adapter_config.json beside it; alpha is taken to be the rank"
         )
         warnings.warn(message, LdmrtWarning, stacklevel=2)
-    return Lora(opened.path.name, sha256(opened.path), layers, embeddings, opened.few_steps)
+    return Lora(opened.path.name, sha256(opened.path), layers, embeddings)
 
 
 def merge(
@@ -170,13 +169,13 @@ def _parts(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Ten
     unknown = []
     for key, value in tensors.items():
         if kind := other_kind(key, value.ndim):
-            raise LdmrtError("lora", f"{path} is a {kind} file, which is not merged", found=key)
+            raise LdmrtError("lora", f"{path} is a {kind} file, which is not merged", found=key[:LONGEST])
         if (found := split(key)) is None:
             unknown.append(key)
             continue
         layer, part = found
         if part in layers[layer]:
-            raise LdmrtError("lora", f"{path} holds two tensors for the {part} of one layer", found=key)
+            raise LdmrtError("lora", f"{path} holds two tensors for the {part} of one layer", found=key[:LONGEST])
         layers[layer][part] = value
     refuse(path, unknown, len(tensors), "tensors", "are no part of a LoRA")
     lacking: dict[str, list[str]] = defaultdict(list)

@@ -1,7 +1,6 @@
-"""LoRA files on disk: their tensors, what PEFT noted of them, and whether they are for few steps."""
+"""LoRA files on disk: their tensors, and what PEFT noted of them."""
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +23,6 @@ USUAL = (
     "pytorch_lora_weights.bin",
     "adapter_model.bin",
 )
-# Distilled for few steps that begin at the last timestep, by the names that their authors gave them
-FEW_STEPS = re.compile(r"(?:sd|xl)[-_ ]?(?:turbo|lightning)|hyper[-_ ]?sd|(?:turbo|lightning)[-_ ]?\d+[-_ ]?steps?")
-TITLES = ("ss_output_name", "modelspec.title")
-
 LARGEST = 1e300  # Python's own whole numbers have no end
 LONGEST = 200  # characters of a name that a message repeats
 
@@ -41,7 +36,6 @@ class LoraFile:
     path: Path
     tensors: Mapping[str, Tensor] = field(repr=False)
     notes: Mapping[str, Notes]
-    few_steps: bool  # whether it wants trailing timesteps
 
 
 def open_lora(path: Path) -> LoraFile:
@@ -52,18 +46,10 @@ def open_lora(path: Path) -> LoraFile:
     path = find_file("lora", path, USUAL)
     content, metadata = read("lora", path)
     tensors = _tensors(path, content)
-    few_steps = trailing(path.name, *(metadata.get(title, "") for title in TITLES))
     beside = path.with_name("adapter_config.json")
     if beside.is_file() and (path.stem == "adapter_model" or any(key.startswith(PEFT) for key in tensors)):
-        return LoraFile(path, tensors, dict.fromkeys(PREFIXES.values(), read_json("lora", beside)), few_steps)
-    return LoraFile(path, tensors, _inner_notes(path, metadata.get("lora_adapter_metadata", "{}")), few_steps)
-
-
-def trailing(*titles: str) -> bool:
-    """Whether one of a file's names says that it is SDXL-Turbo, SDXL-Lightning or Hyper-SD, whose few steps begin at
-    the last timestep.
-    """
-    return any(FEW_STEPS.search(title.lower()) for title in titles)
+        return LoraFile(path, tensors, dict.fromkeys(PREFIXES.values(), read_json("lora", beside)))
+    return LoraFile(path, tensors, _inner_notes(path, metadata.get("lora_adapter_metadata", "{}")))
 
 
 def noted_scale(notes: Notes | None, module: str, rank: int | None) -> float | None:

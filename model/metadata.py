@@ -43,8 +43,9 @@ def read_metadata(folder: Path) -> tuple[list[Row], list[Problem]]:
     except OSError as error:
         raise LdmrtError("data", f"cannot read {path}", found=error.strerror or error) from None
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise LdmrtError("data", f"{path} line {line}: not UTF-8", found=f"byte {content[error.start]:#x}") from None
+        lines_before = content.count(b"\n", 0, error.start)
+        found = f"byte {content[error.start]:#x}"
+        raise LdmrtError("data", f"{path} line {lines_before + 1}: not UTF-8", found=found) from None
     rows, problems, root = list[Row](), list[Problem](), folder.resolve()
     # str.splitlines would also split at characters that a caption may hold
     for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
@@ -56,8 +57,8 @@ def read_metadata(folder: Path) -> tuple[list[Row], list[Problem]]:
             problems.append(Problem(number, str(invalid)))
             continue
         rows.append(row)
-        if found := _wrong_place(root, row.file_name):
-            problems.append(Problem(number, found, row.file_name))
+        if misplaced := _wrong_place(root, row.file_name):
+            problems.append(Problem(number, misplaced, row.file_name))
     return rows, problems
 
 

@@ -7,7 +7,7 @@ the rows are those of the folders that diffusers takes for the same file. The to
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,22 +16,16 @@ from typing import Any
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 from ldmrt.runtime.tokenizer import END, START
 
+from .file_notes import TABLES, FileNotes, check_latents, without_leftovers
 from .lazy import Lazy, Place, as_it_is
 from .ldm_names import UNET, VAE, clip_place, ldm_modules, open_clip_place, unet_name, vae_place
 from .source import TEXT, Source, read_tokenizer
 from .unet import UNetConfig
-from .weights import Tensors, open_weights
+from .weights import SUFFIXES as SUFFIXES
+from .weights import Tensors, open_noted
 
-SUFFIXES = (".safetensors", ".ckpt")
+CONDITIONERS = ("cond_stage_model.", "conditioner.")  # what text encoders stand under
 CLIP, OPEN_CLIP = "transformers", "open_clip"  # whose names a text encoder's weights have
-
-# What training left in the files: no weights of the networks.
-LEFT_OVER = re.compile(
-    r"model_ema\..*|(sqrt_)?(one_minus_)?alphas_cumprod(_prev)?|sqrt_recip(m1)?_alphas_cumprod|betas|logvar"
-    r"|log_one_minus_alphas_cumprod|posterior_(variance|log_variance_clipped|mean_coef[12])|lvlb_weights|scale_factor"
-    r"|denoiser\.(sigmas|log_sigmas)|global_step|epoch|.*\.embeddings\.position_ids"
-    r"|(cond_stage_model|conditioner\.embedders\.\d)\.(model\.|transformer\.)?(logit_scale|attn_mask)"
-)
 
 
 @dataclass(frozen=True)
@@ -151,32 +145,41 @@ FAMILIES = (
 )
 
 
-def read_file(path: Path, tokenizer: str | Path | None = None, prediction_type: str | None = None) -> Source:
-    """What a file holds, with the vocabulary in the folder `tokenizer`."""
-    if path.suffix not in SUFFIXES:
-        raise LdmrtError("checkpoint", f"cannot read {path}", expected=" or ".join(SUFFIXES))
-    tensors = {key: tensor for key, tensor in open_weights("checkpoint", path).items() if not LEFT_OVER.fullmatch(key)}
-    family = recognise(tensors, path)
-    parts = split(tensors, family, path)
-    scheduler = dict(family.scheduler)
-    if prediction_type is not None:
-        scheduler["prediction_type"] = prediction_type
-    elif scheduler.get("prediction_type") == "v_prediction":
+def read_file(
+    path: Path,
+    tokenizer: str | Path | None = None,
+    prediction_type: str | None = None,
+    replaced: Collection[str] = (),
+) -> Source:
+    """What a file holds, with the vocabulary in the folder `tokenizer`. Parts that are `replaced` may be missing."""
+    held, notes = open_noted("checkpoint", path)
+    family = recognise(held, path, replaced)
+    if "addition_embed_type" in family.unet:
+        check_latents(held, path)
+    said = FileNotes.read(path, held, notes)
+    scheduler = said.scheduler(family.scheduler, prediction_type)
+    tensors = without_leftovers(held, path, doubles(held, family))
+    parts = split(tensors, family, path, replaced)
+    second = family.scheduler.get("prediction_type") == "v_prediction"
+    if second and scheduler["prediction_type"] == "v_prediction" and not (prediction_type or said.prediction):
         warnings.warn(
             f"{path.name} is Stable Diffusion {family.name} and does not say what it predicts: v_prediction is taken, "
             "as in the models of 768 pixels; those of 512 pixels predict epsilon",
             LdmrtWarning, stacklevel=3,
         )  # fmt: skip
+    small = {"sample_size": 64} if second and scheduler["prediction_type"] == "epsilon" else {}
     networks = {
-        "unet": ("UNet2DConditionModel", family.unet),
+        "unet": ("UNet2DConditionModel", family.unet | small),
         "vae": ("AutoencoderKL", family.vae),
         **{part: (text.kind, text.config) for part, text in family.texts.items()},
     }
     return Source(dict(family.index), networks, tokenizers(family, tokenizer), scheduler, parts.__getitem__)
 
 
-def recognise(tensors: Mapping[str, Lazy], path: Path) -> Family:
-    """The family whose U-Net takes inputs of the file's widths and that reads all of its text encoders."""
+def recognise(tensors: Mapping[str, Lazy], path: Path, replaced: Collection[str] = ()) -> Family:
+    """The family whose U-Net takes inputs of the file's widths and that reads all of its text encoders, but for those
+    that are `replaced`.
+    """
     for family in FAMILIES:
         level = family.unet["down_block_types"].index(_DOWN[0])
         attention = f"down_blocks.{level}.attentions.0.transformer_blocks.0.attn2.to_k.weight"
@@ -184,7 +187,8 @@ def recognise(tensors: Mapping[str, Lazy], path: Path) -> Family:
         modules = ldm_modules(UNetConfig.read(family.unet))
         found = {key: tensors.get(unet_name(key, modules)) for key in widths}
         fits = all(tensor and tensor.shape[1:2] == (widths[key],) for key, tensor in found.items())
-        if fits and all(any(key.startswith(text.prefix) for key in tensors) for text in family.texts.values()):
+        wanted = [text.prefix for part, text in family.texts.items() if part not in replaced]
+        if fits and all(any(key.startswith(prefix) for key in tensors) for prefix in wanted):
             return family
     first = tensors.get(f"{UNET}input_blocks.0.0.weight")
     raise LdmrtError(
@@ -195,8 +199,21 @@ def recognise(tensors: Mapping[str, Lazy], path: Path) -> Family:
     )  # fmt: skip
 
 
-def split(tensors: Mapping[str, Lazy], family: Family, path: Path) -> dict[str, Tensors]:
-    """The tensors of each part. What belongs to none is an error."""
+def doubles(tensors: Mapping[str, Lazy], family: Family) -> set[str]:
+    """Text encoders that the family does not read, and weights that are there under an older name too."""
+    prefixes = tuple(text.prefix for text in family.texts.values())
+    texts = {key for key in tensors if key.startswith(CONDITIONERS)}
+    other = {key for key in texts if not key.startswith(prefixes) and not TABLES.fullmatch(key)}
+    for text in family.texts.values():
+        full = f"{text.prefix}text_model."
+        other |= {key for key in texts if full + key.removeprefix(text.prefix) in tensors}
+    return other
+
+
+def split(
+    tensors: Mapping[str, Lazy], family: Family, path: Path, replaced: Collection[str] = ()
+) -> dict[str, Tensors]:
+    """The tensors of each part that is not `replaced`. What belongs to none is an error."""
     prefixes = {"unet": UNET, "vae": VAE, **{part: text.prefix for part, text in family.texts.items()}}
     found: dict[str, dict[str, Lazy]] = {part: {} for part in prefixes}
     surplus = []
@@ -214,16 +231,16 @@ def split(tensors: Mapping[str, Lazy], family: Family, path: Path) -> dict[str, 
         "vae": lambda key: vae_place(key, len(family.vae["block_out_channels"])),
     }
     for part, text in family.texts.items():
-        found[part] = {key: tensor for key, tensor in found[part].items() if not _unused(key, text)}
+        found[part] = {key: tensor for key, tensor in found[part].items() if not unused(key, text)}
         if text.names == OPEN_CLIP:
             places[part] = partial(open_clip_place, prefix=text.prefix)
         else:
             full = any(key.startswith(f"{text.prefix}text_model.") for key in found[part])  # some of 2022 leave it out
             places[part] = partial(clip_place, prefix=f"{text.prefix}text_model." if full else text.prefix)
-    return {part: Tensors(named, path, places[part]) for part, named in found.items()}
+    return {part: Tensors(named, path, places[part]) for part, named in found.items() if part not in replaced}
 
 
-def _unused(key: str, text: Text) -> bool:
+def unused(key: str, text: Text) -> bool:
     """What a file has beyond the part of a text encoder that is used: layers after the last, and a projection."""
     name = key.removeprefix(text.prefix)
     block = re.match(r"transformer\.resblocks\.(\d+)\.", name)

@@ -1,6 +1,6 @@
 """What a checkpoint is made of, before any weight is read; and how a folder in diffusers' layout says it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,10 @@ class Source:
     tensors: Callable[[str], Tensors]  # of a part
 
 
-def read_folder(folder: Path, variant: str | None = None) -> Source:
-    """A checkpoint in diffusers' layout. `variant` is taken of each part that has it, the plain files of the others."""
+def read_folder(folder: Path, variant: str | None = None, replaced: Collection[str] = ()) -> Source:
+    """A checkpoint in diffusers' layout. `variant` is taken of each part that has it, the plain files of the others.
+    Parts that are `replaced` may be missing.
+    """
     if not folder.is_dir():
         raise LdmrtError("checkpoint", f"no folder {folder}", expected="a folder in diffusers' layout")
     index, parts = split_index(read_json("checkpoint", folder / INDEX))
@@ -55,6 +57,7 @@ def read_folder(folder: Path, variant: str | None = None) -> Source:
         name: (kind, read_json(name, folder / name / "config.json"))
         for name, kind in parts.items()
         if name not in (SCHEDULER, *tokenizers)
+        and not (name in replaced and not (folder / name / "config.json").exists())
     }
     check_variant(variant, {name: names_in(folder / name) for name in networks}, folder)
 

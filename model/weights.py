@@ -33,6 +33,7 @@ DTYPES = {
     "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }
 NUMBERS = DTYPES | {"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8}  # no weights, but notes on them
+SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 Notes = dict[str, Any]  # what a file says beside its tensors
 LFS = b"version https://git-lfs"  # what stands for a large file that was not fetched
 POSITIONS = "embeddings.position_ids"  # 0, 1, 2 ...: transformers of old saved it, though it is no weight
@@ -77,12 +78,16 @@ def open_noted(component: str, path: Path) -> tuple[dict[str, Lazy], Notes]:
 
 
 def is_safetensors(component: str, path: Path) -> bool:
-    """Tell the two formats apart by their first bytes; by the name where those are of neither."""
+    """Tell safetensors from pickles by their first bytes; by the name where those are of neither."""
     with plain_file(component, path).open("rb") as file:
         begin = file.read(9)
     if begin[8:] == b"{" and int.from_bytes(begin[:8], "little") <= path.stat().st_size:
         return True
-    return path.suffix == ".safetensors" and not begin.startswith((b"PK\3\4", b"\x80\2"))
+    if begin.startswith((b"PK\3\4", b"\x80")):
+        return False
+    if path.suffix not in SUFFIXES:
+        raise LdmrtError(component, f"cannot read {path}", expected=" or ".join(SUFFIXES))
+    return path.suffix == ".safetensors"
 
 
 def _open_shards(component: str, path: Path) -> dict[str, Lazy]:

@@ -6,6 +6,7 @@ from .errors import LdmrtError, LdmrtWarning
 from .files import write_atomically
 from .pipeline import Pipeline, Result
 from .pipeline import open_pipeline as open
+from .refined import RefinedPipeline
 from .request import Request
 from .sampler import Plan, State, sample, steps
 from .schedulers import SCHEDULERS, plan_from_config
@@ -18,6 +19,7 @@ __all__ = [
     "LdmrtWarning",
     "Pipeline",
     "Plan",
+    "RefinedPipeline",
     "Request",
     "Result",
     "State",

@@ -2,6 +2,7 @@
 
 import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +25,7 @@ def read_archive(path: Path) -> dict[str, NDArray[Any]]:
             if len(members) > MOST or sum(one.file_size for one in members) > LARGEST:
                 raise ValueError(f"more than {MOST} arrays, or more than {LARGEST >> 20} MB")
             return {one.filename.removesuffix(".npy"): _read(file, one) for one in members}
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, MemoryError, zipfile.zlib.error) as error:
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, MemoryError, zlib.error) as error:
         raise ValueError(str(error) or type(error).__name__) from None
 
 

@@ -11,6 +11,7 @@ from .memo import Memo
 from .nearest import suggestion
 from .specs import Engine
 from .turns import TOGETHER, Maker, Turns, Visitor, by_turns
+from .watch import Watched
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Settings:
     low_memory: bool = False  # one network in memory at a time
     folded: bool | None = None  # a row in one call; None is where ONNX Runtime has a GPU, or an engine of it is there
     keep_optimized: bool = False  # what ONNX Runtime makes of the graphs, beside the bundle
+    watched: Watched | None = None  # the files as they were when the bundle was opened
 
 
 Makers = Mapping[str, Maker]  # by component
@@ -43,10 +45,15 @@ def _open_onnxruntime(bundle: Bundle, backend: str, settings: Settings, name: st
     # The halves of a U-Net are called by turns: threads of one that spin would take the cores from the other.
     spin = bundle.home(name).startswith(TOGETHER) and name not in CUT
     optimized = place(bundle, name, backend, version()) if settings.keep_optimized else None
-    return OrtEngine(
+    if settings.watched is not None:
+        settings.watched.check(bundle, name)
+    engine = OrtEngine(
         name, bundle.model(name), backend, threads=settings.threads, frugal=settings.low_memory, spin=spin,
         optimized=optimized, records=name == STEP,
     )  # fmt: skip
+    if settings.watched is not None:  # also while it was read
+        settings.watched.check(bundle, name)
+    return engine
 
 
 def _tensorrt(bundle: Bundle, backend: str, settings: Settings) -> Makers:

@@ -160,7 +160,7 @@ class Certificate:
 
     def unproven(self, components: Iterable[str]) -> list[str]:
         """One line for what was not measured at all of a bundle of these components."""
-        seen = {one.component for one in (*self.figures, *self.left_out)}
+        seen = {one.component for one in self.figures} | {one.component for one in self.left_out}
         said = [f"nothing of {name} was measured" for name in components if name not in seen]
         for name, some in (("rows", self.drifts), ("picture", self.pictures)):
             said += [] if some or name in seen else [f"no {name.removesuffix('s')} was measured"]

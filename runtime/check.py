@@ -18,12 +18,13 @@ from .engine_files import NoEngine
 from .errors import LdmrtError, LdmrtWarning, first_line
 from .machine import processor, versions
 from .memo import Memo
-from .pipeline import Pipeline, Task
+from .pipeline import Pipeline
 from .reference import Case, Reference, Walk
 from .registers import Registers
 from .request import Request
 from .sampler import Latents
 from .specs import Engine
+from .task import Task
 from .tolerances import PICTURE, Tolerance, tolerances
 
 # The same float32 numbers through the same table; what an encoder adds to the start of inpainting counts too.

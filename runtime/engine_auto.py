@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
+from threading import Lock
 
 from numpy.typing import NDArray
 
@@ -26,15 +27,18 @@ class AutoEngine:
         self.inputs, self.outputs = built[0].inputs, built[0].outputs
         self._other: Engine | None = None
         self._chosen: dict[tuple[tuple[int, ...], ...], Engine] = {}
+        self._choosing = Lock()
 
     def __call__(self, **arrays: NDArray) -> dict[str, NDArray]:
         """Run once."""
         feeds = conform(self.component, self.inputs, arrays)
         shapes = {name: array.shape for name, array in feeds.items()}
         key = tuple(shapes.values())
-        if key not in self._chosen:
-            self._chosen[key] = self._choose(shapes)
-        return self._chosen[key](**feeds)
+        with self._choosing:
+            if key not in self._chosen:
+                self._chosen[key] = self._choose(shapes)
+            chosen = self._chosen[key]
+        return chosen(**feeds)
 
     def bind(self, shapes: Shapes, feedback: Mapping[str, str], most: Collection[str] = ()) -> Binding:
         """The first of `built` that fits and loads, made ready; an `LdmrtError` where none does."""

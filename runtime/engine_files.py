@@ -18,7 +18,7 @@ from .contents import check_inside, is_name
 from .errors import LdmrtError
 from .files import read_json, remove_abandoned, sha256, write_atomically
 from .mend import mend
-from .specs import Shape, Shapes
+from .specs import Shape, Shapes, whole
 from .targets import BACKENDS, PORTABLE, RTX_PORTABLE
 
 FOLDER, PLAN, SIDECAR = "engines", "engine.plan", "engine.json"
@@ -121,15 +121,6 @@ class Recipe:
         return said
 
 
-def whole(value: object) -> int:
-    """A size or a dimension as JSON holds it; TypeError or ValueError where it is none."""
-    if type(value) is not int:
-        raise TypeError(f"{value!r:.100} is no whole number")
-    if not 0 <= value < 2**63:
-        raise ValueError(f"{value} is out of range")
-    return value
-
-
 def described(profile: tuple[Bucket, ...]) -> str:
     """A profile in a few characters: the largest input of each bucket."""
     return ", ".join(str(max(bucket.values(), key=lambda one: len(one.max))) for bucket in profile)
@@ -161,28 +152,31 @@ class EngineFile:
             raise LdmrtError(name, f"has no {SIDECAR}: it was never finished")
         for file in (SIDECAR, PLAN):
             check_inside(folder.parent.parent, folder / file, name)
-        try:
-            stored = read_json(name, folder / SIDECAR)
-            if stored["schema"] != SCHEMA:
-                found = f"{stored['schema']!r:.100}"
-                raise LdmrtError(name, "its sidecar has another schema", expected=SCHEMA, found=found)
-            recipe, plan = Recipe.from_json(stored["recipe"]), stored["plan"]
-            measured = dict(stored["measured"])
-            opened = cls(folder, recipe, whole(plan["size"]), str(plan["sha256"]), measured)
-            for key in measured.keys() & BYTES:
-                whole(measured[key] or 0)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-            raise LdmrtError(name, f"cannot read its {SIDECAR}") from None
-        except LdmrtError as error:
-            problem = error.problem if error.problem.startswith("its ") else f"cannot read its {SIDECAR}"
-            raise LdmrtError(name, problem, expected=error.expected, found=error.found) from None
-        if recipe.key != folder.name:
-            raise LdmrtError(name, "was renamed or edited", expected=recipe.key)
+        opened = cls._from_sidecar(folder, name)
+        if opened.recipe.key != folder.name:
+            raise LdmrtError(name, "was renamed or edited", expected=opened.recipe.key)
         if not (folder / PLAN).is_file():
             raise LdmrtError(name, f"has no {PLAN}")
         if (found := (folder / PLAN).stat().st_size) != opened.size:
             raise LdmrtError(name, f"{PLAN} was cut off or changed", expected=f"{opened.size} bytes", found=found)
         return opened
+
+    @classmethod
+    def _from_sidecar(cls, folder: Path, name: str) -> "EngineFile":
+        unreadable = LdmrtError(name, f"cannot read its {SIDECAR}")
+        try:
+            stored = read_json(name, folder / SIDECAR)
+        except LdmrtError:
+            raise unreadable from None
+        if (schema := stored.get("schema")) != SCHEMA:
+            raise LdmrtError(name, "its sidecar has another schema", expected=SCHEMA, found=f"{schema!r:.100}")
+        try:
+            recipe, plan, measured = Recipe.from_json(stored["recipe"]), stored["plan"], dict(stored["measured"])
+            for key in measured.keys() & BYTES:
+                whole(measured[key] or 0)
+            return cls(folder, recipe, whole(plan["size"]), str(plan["sha256"]), measured)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            raise unreadable from None
 
     @property
     def damaged(self) -> bool:
@@ -230,14 +224,12 @@ def write(folder: Path, recipe: Recipe, plan: Any, measured: Mapping[str, Any]) 
 def engines(bundle: Path) -> Iterator[EngineFile | LdmrtError]:
     """All in a bundle; for one that cannot be used, why."""
     for folder in sorted(path for path in (bundle / FOLDER).glob("*") if path.is_dir() and path.name[:1] != "."):
-        yield _opened(folder)
-
-
-def _opened(folder: Path) -> EngineFile | LdmrtError:
-    try:
-        return EngineFile.open(folder)
-    except LdmrtError as error:
-        return error
+        one: EngineFile | LdmrtError
+        try:
+            one = EngineFile.open(folder)
+        except LdmrtError as error:
+            one = error
+        yield one
 
 
 def model_digests(bundle: Bundle, component: str) -> tuple[str, str]:

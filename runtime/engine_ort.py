@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Collection, Mapping
 from functools import cache, partial
 from pathlib import Path
-from threading import RLock
+from threading import Lock, RLock
 from typing import Any
 
 from numpy.typing import NDArray
@@ -45,6 +45,9 @@ def version() -> str:
     return str(onnxruntime("backend").__version__)
 
 
+_ONCE = Lock()
+
+
 @cache
 def _share_arena(ort: Any) -> None:
     """One arena for all sessions of the process: what one network's activations took, the next one's can have."""
@@ -82,7 +85,8 @@ class OrtEngine:
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         options.enable_mem_pattern = False  # it reserves more than the activations ever take at once
-        _share_arena(ort)
+        with _ONCE:
+            _share_arena(ort)
         options.add_session_config_entry("session.use_env_allocators", "1")
         self._device = "cuda" if provider == PROVIDERS["onnxruntime-cuda"] else "cpu"
         if frugal or (self._device == "cpu" and _weights(path) > LARGE):
@@ -106,6 +110,7 @@ class OrtEngine:
             raise refused(error, component, path, ort) from None
         self.component = component
         self._bindings: dict[Bound, OrtBinding] = {}
+        self._binding = Lock()
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
         self._names = [spec.name for spec in self.outputs]
@@ -140,10 +145,12 @@ class OrtEngine:
 
     def __call__(self, **arrays: NDArray) -> dict[str, NDArray]:
         """Run once; arrays are cast to the dtypes that the graph declares."""
-        feeds = conform(self.component, self.inputs, arrays)
+        feeds, session = conform(self.component, self.inputs, arrays), self._session
+        if session is None:
+            raise LdmrtError(self.component, "its pipeline is closed", hint="open the bundle again")
         try:
             with self._turn:
-                results = self._session.run(self._names, feeds, run_options(UNRECORDED) if self._records else None)
+                results = session.run(self._names, feeds, run_options(UNRECORDED) if self._records else None)
         except Exception as error:
             raise LdmrtError(self.component, "ONNX Runtime failed", found=first_line(error)) from None
         return dict(zip(self._names, results, strict=True))
@@ -158,6 +165,11 @@ class OrtEngine:
         missing = [spec.name for spec in self.inputs if spec.name not in shapes]
         if missing:
             raise LdmrtError(self.component, f"no input {missing[0]}", expected=", ".join(map(str, self.inputs)))
+        with self._binding:
+            return self._bound(shapes, feedback)
+
+    def _bound(self, shapes: Shapes, feedback: Mapping[str, str]) -> OrtBinding:
+        """The binding of these shapes, made when they are first asked for."""
         key = bound_as(shapes, feedback)
         if key in self._bindings:
             return self._bindings[key]

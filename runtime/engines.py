@@ -2,17 +2,24 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from threading import Thread
+from threading import Lock, RLock, Thread
 
+from .errors import LdmrtError
 from .specs import Engine
 
 
 class Engines(Mapping[str, Engine]):
-    """Engines by component, each opened when it is first asked for; not sooner where they `take_turns`."""
+    """Engines by component, each opened when it is first asked for; not sooner where they `take_turns`. Several threads
+    may ask at once. Who runs a request where they take turns holds `turn`, so that requests do not open each other's
+    engines anew.
+    """
 
     def __init__(self, makers: Mapping[str, Callable[[], Engine]], *, take_turns: bool = False) -> None:
         self._makers, self._made, self.take_turns = makers, dict[str, Future[Engine]](), take_turns
+        self.turn: AbstractContextManager[object] = RLock() if take_turns else nullcontext()
+        self._changing, self._closed = Lock(), False
 
     @classmethod
     def of(cls, engines: Mapping[str, Engine]) -> "Engines":
@@ -20,13 +27,20 @@ class Engines(Mapping[str, Engine]):
         return cls({name: partial(engines.__getitem__, name) for name in engines})
 
     def __getitem__(self, name: str) -> Engine:
-        if name not in self._made:
-            make, self._made[name] = self._makers[name], Future()
-            _open(make, self._made[name])
+        make = self._makers[name]
+        with self._changing:
+            if self._closed:
+                raise LdmrtError("pipeline", "it is closed", hint="open the bundle again")
+            first = name not in self._made
+            made = self._made.setdefault(name, Future())
+        if first:
+            _open(make, made)
         try:
-            return self._made[name].result()
+            return made.result()
         except BaseException:
-            del self._made[name]  # whoever asks again may have mended it
+            with self._changing:  # whoever asks again may have mended it
+                if self._made.get(name) is made and made.done() and made.exception() is not None:
+                    del self._made[name]
             raise
 
     def open_soon(self, names: Iterable[str]) -> None:
@@ -34,9 +48,11 @@ class Engines(Mapping[str, Engine]):
         for.
         """
         for name in () if self.take_turns else names:
-            if name in self._makers and name not in self._made:
-                self._made[name] = Future()
-                Thread(target=_open, args=(self._makers[name], self._made[name]), name=f"open {name}").start()
+            with self._changing:
+                if self._closed or name not in self._makers or name in self._made:
+                    continue
+                self._made[name] = made = Future[Engine]()
+            Thread(target=_open, args=(self._makers[name], made), name=f"open {name}").start()
 
     def __contains__(self, name: object) -> bool:
         return name in self._makers
@@ -48,11 +64,13 @@ class Engines(Mapping[str, Engine]):
         return len(self._makers)
 
     def close(self) -> None:
-        """Free those that were opened."""
-        for made in self._made.values():
+        """Free those that were opened, once; none is opened again."""
+        with self._changing:
+            self._closed = True
+            opened, self._made = self._made, {}
+        for made in opened.values():
             if made.exception() is None:
                 made.result().close()
-        self._made.clear()
 
 
 def _open(make: Callable[[], Engine], made: Future[Engine]) -> None:

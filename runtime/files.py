@@ -97,22 +97,37 @@ def temporary_folder(place: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give errors of the system that name no file, such as a full disk's, this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends well, and leaves no trace when it does not."""
+    """A binary file that takes the place of `path` when the block ends well, and leaves no trace when it does not. What
+    is no regular file, such as /dev/stdout or a pipe, is written to as it is.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with path.open("wb") as file:
+            yield file
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned_once(path.parent)
     work = path.parent / temporary_name(path.name)
     handle = os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with naming(path), os.fdopen(handle, "wb") as file:
             yield file
         os.chmod(work, 0o644)
         os.replace(work, path)
-    except BaseException as error:
+    except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(work)
-        if isinstance(error, OSError) and error.filename is None:  # of a write, on a full disk say
-            error.filename = str(path)
         raise
 
 

@@ -5,6 +5,7 @@ The loop in `sampler.py` says what it computes; here it is only asked for.
 
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ class Binding(Protocol):
 
     shapes: Shapes  # of the inputs
     owner: object  # who has uploaded last
+    claim: AbstractContextManager[object]  # held by whoever uploads, launches and downloads what belongs together
 
     def upload(self, **arrays: NDArray[Any]) -> None: ...
 
@@ -64,11 +66,12 @@ class Folded:
         binding, arrays = self._start(plan, x, noise, init)
         x, mine = arrays["state"][:, 0], object()
         for row, (kx, km) in enumerate(plan.read.astype(np.float32)):
-            if binding.owner is not mine:  # at first, and after another request of the same shapes
-                binding.upload(**arrays)
-                binding.owner = mine
-            binding.launch()
-            found = binding.download("new_state", "said")
+            with binding.claim:
+                if binding.owner is not mine:  # at first, and after another request of the same shapes
+                    binding.upload(**arrays)
+                    binding.owner = mine
+                binding.launch()
+                found = binding.download("new_state", "said")
             arrays |= {"state": found["new_state"], "row": arrays["row"] + 1}
             seen = partial(_weighted, kx, x, km, found["said"])
             x = found["new_state"][:, 0]
@@ -77,11 +80,12 @@ class Folded:
     def sample(self, plan: Plan, x: Latents, noise: Noise | None, init: Latents | None = None) -> Latents:
         """The latents after the last row; nothing comes to the host before."""
         binding, arrays = self._start(plan, x, noise, init)
-        binding.upload(**arrays)
-        binding.owner = None
-        for _ in range(plan.rows):
-            binding.launch()
-        return binding.download("new_state")["new_state"][:, 0]
+        with binding.claim:
+            binding.upload(**arrays)
+            binding.owner = None
+            for _ in range(plan.rows):
+                binding.launch()
+            return binding.download("new_state")["new_state"][:, 0]
 
     def _bind(self, plan: Plan, shape: Shape) -> Binding:
         room = Room.of([plan])

@@ -1,6 +1,7 @@
 """Prompts that were encoded before are not encoded again."""
 
 from collections import OrderedDict
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,12 @@ class Memo:
         self.engine, self._budget = engine, budget
         self.inputs, self.outputs = engine.inputs, engine.outputs
         self._said: OrderedDict[bytes, Outputs] = OrderedDict()
-        self._size = 0
+        self._size, self._asking = 0, Lock()
 
     def __call__(self, **arrays: NDArray[Any]) -> Outputs:
         """Run once for every text of `input_ids`, (N, tokens), that is new."""
-        rows = [self._row(one[None]) for one in np.ascontiguousarray(arrays["input_ids"])]
+        with self._asking:
+            rows = [self._row(one[None]) for one in np.ascontiguousarray(arrays["input_ids"])]
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
     def _row(self, ids: NDArray[Any]) -> Outputs:
@@ -42,9 +44,10 @@ class Memo:
 
     def close(self) -> None:
         """Free the engine, and forget."""
-        self.engine.close()
-        self._said.clear()
-        self._size = 0
+        with self._asking:
+            self.engine.close()
+            self._said.clear()
+            self._size = 0
 
 
 def _bytes(outputs: Outputs) -> int:

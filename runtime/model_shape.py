@@ -18,9 +18,10 @@ class Shape:
     channels: int  # of the latents
     factor: int  # pixels a latent, along one side
     scaling_factor: float  # the U-Net sees the autoencoder's latents times this
-    size: int  # the side, in pixels, that the model was trained on
+    size: int  # the longer side, in pixels, of the images that the model was trained on
     zeros: bool = False  # no negative prompt means no words at all, not the words "" (SDXL)
     scored: bool = False  # time_ids end with an aesthetic score (SDXL's refiner)
+    sides: tuple[int, int] | None = None  # height and width in pixels, where they are not both `size`
     consistency: bool = False  # a latent consistency model's own pipeline, whose strength shortens the grid
 
     @classmethod
@@ -31,20 +32,29 @@ class Shape:
             found = None if widths is None else f"{widths!r:.100}"
             raise LdmrtError("bundle", f"{file} has no block_out_channels", expected="a list of widths", found=found)
         factor = 2 ** (len(widths) - 1)
-        side = unet.get("sample_size")
+        sides = _sides(unet.get("sample_size"))
         return cls(
             channels=_whole(file, "latent_channels", vae.get("latent_channels"), 4),
             factor=factor,
             scaling_factor=_positive(file, "scaling_factor", vae.get("scaling_factor"), 0.18215),
-            size=_whole("unet/config.json", "sample_size", max(side) if _is_pair(side) else side, 64) * factor,
+            size=max(sides) * factor,
+            sides=None if sides[0] == sides[1] else (sides[0] * factor, sides[1] * factor),
             zeros=_truth("force_zeros_for_empty_prompt", index.get("force_zeros_for_empty_prompt")),
             scored=_truth("requires_aesthetics_score", index.get("requires_aesthetics_score")),
             consistency="LatentConsistencyModel" in str(index.get("_class_name")),
         )
 
+    @property
+    def own(self) -> tuple[int, int]:
+        """Height and width, in pixels, of the images that the model was trained on."""
+        return self.sides or (self.size, self.size)
 
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(type(one) is int for one in value)
+
+def _sides(value: Any) -> tuple[int, int]:
+    """Read height and width in latents: one number for both, or a pair."""
+    pair = value if isinstance(value, list) and len(value) == 2 else [value, value]
+    height, width = (_whole("unet/config.json", "sample_size", one, 64) for one in pair)
+    return height, width
 
 
 def _whole(file: str, key: str, value: Any, default: int) -> int:

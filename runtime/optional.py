@@ -53,12 +53,23 @@ def unavailable(error: ImportError | OSError, where: str) -> LdmrtError:
     wanted = _top(error.name) if isinstance(error, ImportError) else ""
     there = _installed(wanted)
     if wanted in PACKAGES and not there:
-        return LdmrtError(where, f"{PACKAGES[wanted].title} is not installed", hint=PACKAGES[wanted].install)
+        return _missing(wanted, where)
     at_fault = wanted if there else _asked(error.__traceback__) or wanted
     package = PACKAGES.get(at_fault, Package(at_fault or "a package", at_fault or "PACKAGE"))
     hint = f"pip install --force-reinstall {package.distribution}"
     problem = f"{package.title} is installed and does not work"
     return LdmrtError(where, problem, found=first_line(error), hint=hint)
+
+
+def check_installed(where: str, *names: str) -> None:
+    """An `LdmrtError` where one of these packages is missing: said before work that would be lost."""
+    for name in names:
+        if not _installed(name):
+            raise _missing(name, where)
+
+
+def _missing(name: str, where: str) -> LdmrtError:
+    return LdmrtError(where, f"{PACKAGES[name].title} is not installed", hint=PACKAGES[name].install)
 
 
 def ours(error: ImportError) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class OrtBinding:
         ort = onnxruntime(component)
         self.shapes = shapes
         self.owner: object = None
+        self.claim = RLock()  # who uploads, launches and downloads what belongs together holds it
         self._component, self._session, self._turn = component, session, turn
         self._outputs, self._feedback = [spec.name for spec in outputs], feedback
         self._dtypes = {spec.name: spec.dtype for spec in inputs}

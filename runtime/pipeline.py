@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import Settings, check_name, open_engines
+from .batch_size import bounded, images_at_once, unet_profiles
 from .bundle import STEP, Bundle, Shape
 from .certificate import Certificate
 from .conditions import Texts, encode, guidance_embedding, time_ids
 from .control import open_controls
 from .decode import DECODER, PASSES, Decoding, decode
 from .deep_cache import DeepCached, full_times
+from .engine_files import Bucket
 from .engines import Engines
 from .errors import LdmrtError, LdmrtWarning
 from .folded import Bindable, Folded, foldable
@@ -26,13 +28,14 @@ from .guidance import Guidance, classifier_free, guided_rows, positive_half
 from .nearest import suggestion
 from .noise import noise
 from .request import Request
-from .sampler import Blend, Latents, Model, Noise, Plan, State, steps
+from .sampler import Latents, Model, Plan, State
+from .scheduler_settings import read_scheduler, with_settings
 from .schedulers import plan_from_config
-from .stages import in_stages, one_by_one
+from .stages import in_stages
 from .start import Start, begin
+from .task import Begun, Sampled, Task, checked
 from .tokenizer import Tokenizer
-
-FINITE_HINT = "ldmrt verify BUNDLE --against CHECKPOINT"
+from .watch import Watched
 
 
 @dataclass(frozen=True)
@@ -44,67 +47,12 @@ class Result:
     seeds: list[int]
     seconds: dict[str, float]  # by stage
 
-
-@dataclass(frozen=True)
-class Task:
-    """A request made ready: what `runtime.steps` takes, in place. `model(x, t)` is the guided network."""
-
-    plan: Plan
-    x: Latents = field(repr=False)
-    model: Model
-    noise: Noise
-    init: Latents | None = field(repr=False)
-    blend: Blend | None
-    folded: Folded | None = None  # where it can be run so: a call a row, of which nothing need come to the host
-
-    def steps(self) -> Iterator[State]:
-        """Run it, and stop after every row."""
-        if self.folded is not None:
-            return self.folded.steps(self.plan, self.x, self.noise, self.init)
-        return steps(self.plan, self.x, self.model, self.noise, self.init, blend=self.blend, in_place=True)
-
-    def last(self, go_on: Callable[[], bool] = lambda: True) -> Latents:
-        """Run it to the latents after the last row; an `LdmrtError` names the row where they are not finite. The loop
-        asks after each row whether it shall `go_on`.
-        """
-        if self.folded is not None:
-            x = self.folded.sample(self.plan, self.x, self.noise, self.init)
-            if np.isfinite(x).all():
-                return x
-        for state in checked(self.steps()):
-            x = state.x
-            if not go_on():
-                break
-        return x
-
-
-def checked(states: Iterator[State]) -> Iterator[State]:
-    """Pass finite states on."""
-    for state in states:
-        if not np.isfinite(state.x).all():
-            raise LdmrtError("unet", f"latents are not finite after row {state.row}", hint=FINITE_HINT)
-        yield state
-
-
-@dataclass(frozen=True)
-class Begun:
-    """A request after the encoders."""
-
-    request: Request
-    plan: Plan
-    start: Start
-    guidance: Guidance
-    words: Mapping[str, NDArray[Any]]  # the U-Net's inputs that do not change from row to row
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """A request after the last row."""
-
-    x: Latents
-    seeds: list[int]
-    seconds: float
+    @classmethod
+    def joined(cls, parts: Sequence["Result"]) -> "Result":
+        """The result of a request from those of its parts."""
+        images, latents = (np.concatenate([getattr(one, name) for one in parts]) for name in ("images", "latents"))
+        seconds = {name: sum(one.seconds[name] for one in parts) for name in parts[0].seconds}
+        return cls(images, latents, [seed for one in parts for seed in one.seeds], seconds)
 
 
 @dataclass(frozen=True)
@@ -117,10 +65,32 @@ class Pipeline:
     shape: Shape
     certificate: Certificate | None = field(default=None, repr=False)  # what was measured when the bundle was made
     decoding: Decoding = field(default_factory=Decoding)
+    profiles: tuple[tuple[str, Bucket], ...] = field(default=(), repr=False)  # that engines of the U-Net were built for
 
     def __call__(self, prompt: Any, **options: Any) -> Result:
-        """The pictures of a `Request`, given whole or as its prompt and fields."""
-        return self._finish(self._sample(self._begin(self.request(prompt, options))))
+        """The pictures of a `Request`, given whole or as its prompt and fields. More than fit are drawn in parts."""
+        request = self.request(prompt, options)
+        most = self.images_at_once(request)
+        if request.images <= most:
+            return self._draw(request)
+        return Result.joined(list(self.draw(bounded(request).parts(most))))
+
+    def latents(self, prompt: Any, **options: Any) -> Latents:
+        """The latents after the last row, (N, C, h, w), not decoded: what another model can go on with."""
+        with self.engines.turn:
+            return self._sample(self._begin(bounded(self.request(prompt, options)))).x
+
+    def rows(self, request: Request) -> int:
+        """How many times the network runs for a request."""
+        return self.plan(request).rows
+
+    def images_at_once(self, request: Request) -> int:
+        """How many images of a request are drawn in one piece, where its size is known before its image is read."""
+        own = (request.height or self.shape.size, request.width or self.shape.size)
+        if request.latents is not None and request.denoising_start is not None:
+            height, width = request.latents.shape[2:]
+            own = height * self.shape.factor, width * self.shape.factor
+        return images_at_once(self.profiles, own, self.shape.factor, guided=request.guidance > 1)
 
     def steps(self, prompt: Any, **options: Any) -> Iterator[State]:
         """The generator behind a call: the state after every row. Walk it for progress, previews, or to stop."""
@@ -132,11 +102,19 @@ class Pipeline:
         """
         stopped = Event()
         stages = (self._begin, partial(self._sample, go_on=lambda: not stopped.is_set()), self._finish)
-        yield from one_by_one(requests, stages) if self.engines.take_turns else in_stages(requests, stages, stopped.set)
+        if self.engines.take_turns:
+            yield from map(self._draw, requests)
+        else:
+            yield from in_stages(requests, stages, stopped.set)
+
+    def _draw(self, request: Request) -> Result:
+        """One request from its beginning to its end."""
+        with self.engines.turn:
+            return self._finish(self._sample(self._begin(request)))
 
     def prepare(self, prompt: Any, **options: Any) -> Task:
         """All that comes before the first row: the words and pictures of a `Request` encoded, its sampler planned."""
-        return self._task(self._begin(self.request(prompt, options)))
+        return self._task(self._begin(bounded(self.request(prompt, options))))
 
     def _begin(self, request: Request) -> Begun:
         """What the encoders say, of words and of pictures."""
@@ -193,7 +171,7 @@ class Pipeline:
     def plan(self, request: Request) -> Plan:
         """The sampler's table for a request."""
         return plan_from_config(
-            self.scheduler,
+            with_settings(self.scheduler, request.scheduler_settings, request.scheduler),
             request.steps,
             name=request.scheduler,
             eta=request.eta,
@@ -218,8 +196,15 @@ class Pipeline:
         return decode(self.engines, self.shape, latents, self.decoding)
 
     def close(self) -> None:
-        """Free the engines."""
+        """Free the engines; whoever runs it afterwards gets an `LdmrtError`. A second call does nothing."""
         self.engines.close()
+
+    def __enter__(self) -> "Pipeline":
+        """The pipeline, which is closed at the end of the `with`."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _network(
         self, request: Request, start: Start, guidance: Guidance, words: Mapping[str, NDArray[Any]],
@@ -273,7 +258,7 @@ def _either(
 def open_pipeline(
     bundle: str | Path, backend: str = "auto", *, check: bool = True, tile: int | None = None,
     tile_passes: int = PASSES, on_overflow: str = "stop", low_memory: bool = False, threads: int = 0,
-    folded: bool | None = None, keep_optimized: bool = False,
+    folded: bool | None = None, keep_optimized: bool = False, scheduler: str | Path | Mapping[str, Any] | None = None,
 ) -> Pipeline:  # fmt: skip
     """Open a bundle for generating. `check` compares its files with the manifest first, and warns where no certificate
     holds for them. `backend` is one of `ldmrt.runtime.backends.BACKENDS`: `auto` takes engines that `ldmrt build` made
@@ -284,19 +269,23 @@ def open_pipeline(
     `threads` are those of the CPU, 0 one a core. `folded` runs a row in one call where a request allows it, so that
     latents stay where the U-Net runs; left out, it is so with onnxruntime-cuda, and where `ldmrt build --folded` has
     made an engine of it for this GPU. `keep_optimized` keeps what ONNX Runtime makes of the networks in the bundle's
-    folder, as much disk again: the next one opens in a fraction of the time.
+    folder, as much disk again: the next one opens in a fraction of the time. `scheduler` is a config in the place of
+    the bundle's, or its file.
     """
     check_name(backend)
     if keep_optimized and low_memory:
         problem = "keep_optimized beside low_memory, which takes the networks as they are"
         raise LdmrtError("open", problem, expected="one of them")
     decoding = Decoding(tile, on_overflow, low_memory, tile_passes)
+    watched = Watched(Path(bundle))
     opened = Bundle.open(Path(bundle), check=check, stamped=True)
     decoding.cells(opened.shape.factor, ())  # may refuse
     for doubt in filter(None, (*opened.doubts, opened.uncovered)) if check else ():
         hint = f"ldmrt verify {bundle} --against CHECKPOINT --store"
         warnings.warn(f"{bundle}: {doubt}; next: {hint}", LdmrtWarning, stacklevel=2)
-    engines = open_engines(opened, backend, Settings(threads, low_memory, folded, keep_optimized))
+    engines = open_engines(opened, backend, Settings(threads, low_memory, folded, keep_optimized, watched))
     tokenizers = {name: Tokenizer(files) for name, files in opened.tokenizers.items()}
     certificate = opened.certificate if check else None
-    return Pipeline(engines, tokenizers, opened.scheduler, opened.shape, certificate, decoding)
+    config = read_scheduler(Path(scheduler)) if isinstance(scheduler, (str, Path)) else scheduler or opened.scheduler
+    profiles = unet_profiles(opened, backend)
+    return Pipeline(engines, tokenizers, config, opened.shape, certificate, decoding, profiles)

@@ -23,7 +23,8 @@ class Request:
     of a noise level sigma / alpha above low and up to high. With `deep_cache` n the U-Net's deep layers run at every
     n-th of the sampler's times, and the others take what they said there. `width` and `height` are pixels: the
     picture's where one is given, else the model's own. `scheduler` is an everyday name, the bundle's own where left
-    out. `latents` are unit noise (pictures, C, height/f, width/f) in place of the seeds'.
+    out; `scheduler_settings` are keys of its config that are to be others, such as timestep_spacing. `latents` are
+    unit noise (pictures, C, height/f, width/f) in place of the seeds'.
 
     `image` is an image to start from (PIL, a path, or an array), or a list with one for each prompt, or an array
     (N, H, W, C); `strength` is how much of the way to noise. `mask` is white where it shall change, or opaque where
@@ -55,6 +56,7 @@ class Request:
     width: int | None = None
     height: int | None = None
     scheduler: str | None = None
+    scheduler_settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
     eta: float | None = None
     clip_skip: int = 0
     negative_clip_skip: int = 0

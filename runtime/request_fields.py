@@ -192,6 +192,13 @@ def controls(name: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
+def settings(name: str, value: Any) -> dict[str, Any]:
+    """Check that keys of a scheduler's config are texts; their values are checked with the scheduler's class."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise invalid(name, "keys of a scheduler's config, with values", value)
+    return dict(value)
+
+
 def anything(name: str, value: Any) -> Any:
     """An image, which is checked where it is read."""
     return value
@@ -221,6 +228,7 @@ FIELDS: Mapping[str, Check] = {
     "width": _SIDE,
     "height": _SIDE,
     "scheduler": Optional(name_of),
+    "scheduler_settings": settings,
     "eta": Optional(_SHARE),
     "clip_skip": Whole(),
     "negative_clip_skip": Whole(),

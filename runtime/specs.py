@@ -27,6 +27,15 @@ class TensorSpec:
         return f"{self.name} {self.dtype}({', '.join(map(str, self.shape))})"
 
 
+def whole(value: object) -> int:
+    """A size or a dimension as JSON holds it; TypeError or ValueError where it is none."""
+    if type(value) is not int:
+        raise TypeError(f"{value!r:.100} is no whole number")
+    if not 0 <= value < 2**63:
+        raise ValueError(f"{value} is out of range")
+    return value
+
+
 def split_symbol(dim: str) -> tuple[str, int]:
     """ "height/8" -> ("height", 8); "batch" -> ("batch", 1)."""
     name, _, divisor = dim.partition("/")

@@ -15,13 +15,14 @@ def in_stages(
     """What the stages, one after another, make of items, in their order. Each stage is a thread of its own, so what it
     uses nobody else has to share. As many items are under way as there are stages; so far it reads ahead.
 
-    What goes wrong is raised in its item's place, and what came after it is dropped. Who stops early waits for what is
+    What goes wrong is raised in its item's place, and what came after it is dropped; what goes wrong in `items` is
+    raised after all that came before. Who stops early waits for what is
     at work, no more; `stop` is called before, to tell it.
     """
     threads = [ThreadPoolExecutor(1, f"stage {number}") for number, _ in enumerate(stages)]
-    under_way = deque[Future[Any]]()
+    under_way, ended = deque[Future[Any]](), deque[Exception]()
     try:
-        for item in items:
+        for item in _until_it_fails(items, ended):
             given = Future[Any]()
             given.set_result(item)
             for thread, stage in zip(threads, stages, strict=True):
@@ -31,12 +32,22 @@ def in_stages(
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()
+        if ended:
+            raise ended.pop()
     finally:
         stop()
         for thread in threads:
             thread.shutdown(wait=False, cancel_futures=True)
         for thread in threads:
             thread.shutdown()
+
+
+def _until_it_fails(items: Iterable[Any], ended: deque[Exception]) -> Iterator[Any]:
+    """Pass items on; an exception that ends them is put aside."""
+    try:
+        yield from items
+    except Exception as error:
+        ended.append(error)
 
 
 def one_by_one(items: Iterable[Any], stages: Sequence[Stage]) -> Iterator[Any]:

@@ -39,11 +39,11 @@ def begin(
     """
     first, *others = [None] if request.image is None else images.split("image", request.image)
     image = None if first is None else images.read("image", first)
-    own = (shape.size, shape.size) if image is None else images.size_of(image, shape.factor)
-    goes_on = request.denoising_start is not None and request.latents is not None
-    if goes_on:
-        height, width = request.latents.shape[2:]
-        own = height * shape.factor, width * shape.factor
+    own = shape.own if image is None else images.size_of(image, shape.factor)
+    left = request.latents if request.denoising_start is not None else None
+    goes_on = left is not None
+    if left is not None:
+        own = left.shape[2] * shape.factor, left.shape[3] * shape.factor
     size = request.size(own, shape.factor)
     _warn_of_size(size, shape.size)
     latents = (shape.channels, size[0] // shape.factor, size[1] // shape.factor)

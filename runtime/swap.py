@@ -40,8 +40,9 @@ def recover(place: Path) -> None:
     """Put back what a process that was killed in `replace_folder` has moved aside; where the new folder already stands
     in its place, the old one goes.
     """
-    prefix = temporary_prefix(place.name)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # ValueError: a NUL in the name
+        place = place.resolve()
+        prefix = temporary_prefix(place.name)
         for name in sorted(os.listdir(place.parent)):
             aside = place.parent / name
             if not (name.startswith(prefix) and name.endswith(ASIDE)):

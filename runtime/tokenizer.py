@@ -1,9 +1,8 @@
 """CLIP's tokenizer: text to ids, from the files that diffusers and transformers write."""
 
 import itertools
-import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LdmrtError, LdmrtWarning, first_line
+from .files import parse_json
 from .optional import unavailable
 
 # Radford et al. 2021: contractions, words, single digits, runs of signs
 PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 START, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_LENGTH = 77
+ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 class Tokenizer:
@@ -29,7 +30,9 @@ class Tokenizer:
             if "vocab.json" in files and "merges.txt" in files:
                 merges = files["merges.txt"].decode().splitlines()
                 pairs = [split_merge(line) for line in merges if line and not line.startswith("#version")]
-                self._backend = clip_bpe(json.loads(files["vocab.json"]), pairs)
+                self._backend = clip_bpe(
+                    parse_json("tokenizer", "vocab.json", files["vocab.json"]), pairs, _any_case(config, special)
+                )
             else:
                 from tokenizers import Tokenizer as Backend
 
@@ -48,10 +51,7 @@ class Tokenizer:
         self._backend.no_truncation()
         self.size = int(self._backend.get_vocab_size())
         self._vectors = _word_vectors(self._backend)
-        length = config.get("model_max_length", CLIP_LENGTH)
-        if not isinstance(length, (int, float)) or length < 2:
-            raise LdmrtError("tokenizer", "impossible model_max_length", expected="at least 2", found=length)
-        self.length = int(length) if length < 10**6 else CLIP_LENGTH  # 1e30 is transformers' word for "nobody said"
+        self.length = token_count(files)
         pad = special.get("pad_token") or config.get("pad_token") or END
         pad = pad["content"] if isinstance(pad, dict) else pad
         self.start, self.end, self.pad = self._id(START), self._id(END), self._id(pad)
@@ -93,17 +93,31 @@ class Tokenizer:
         return rows
 
 
-def clip_bpe(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> Any:
-    """The CLIP pipeline around a vocabulary: lower case, split by `PATTERN`, bytes, merges, start and end tokens."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+def token_count(files: Mapping[str, bytes]) -> int:
+    """How many tokens every text is brought to, by the files of a tokenizer's folder."""
+    length = _json(files, "tokenizer_config.json").get("model_max_length", CLIP_LENGTH)
+    if not isinstance(length, (int, float)) or not length >= 2:
+        raise LdmrtError("tokenizer", "impossible model_max_length", expected="at least 2", found=length)
+    return int(length) if length < 10**6 else CLIP_LENGTH  # 1e30 is transformers' word for "nobody said"
+
+
+def clip_bpe(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], any_case: Collection[str] = ()) -> Any:
+    """The CLIP pipeline around a vocabulary: lower case, split by `PATTERN`, bytes, merges, start and end tokens, which
+    are read in lower case alone where they are not in `any_case`.
+    """
+    try:
+        from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    except ImportError as error:
+        raise unavailable(error, "tokenizer") from None
 
     if missing := {START, END} - vocab.keys():
         raise LdmrtError("tokenizer", f"no token {min(missing)!r} in the vocabulary")
     backend: Any = Tokenizer(models.BPE(dict(vocab), list(merges), end_of_word_suffix="</w>", unk_token=END))
-    backend.add_special_tokens([START, END])
     backend.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
+    special = [AddedToken(token, special=True, normalized=token in any_case) for token in (START, END)]
+    backend.add_special_tokens(special)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(PATTERN), "removed", invert=True),
@@ -116,6 +130,24 @@ def clip_bpe(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> Any
         (END, end), (START, start), trim_offsets=False, add_prefix_space=False
     )
     return backend
+
+
+def _any_case(config: Mapping[str, Any], special: Mapping[str, Any]) -> set[str]:
+    """The special tokens that are noted as normalised, which are read in any case. As in transformers, the list of
+    added tokens comes before the roles, and of the roles of one token the last has the say.
+    """
+    listed = config.get("added_tokens_decoder")
+    if isinstance(listed, Mapping) and listed:
+        notes = list(listed.values())
+    else:
+        notes = [special.get(role) or config.get(role) for role in ROLES]
+    read: dict[str, bool] = {}
+    for note in notes:
+        if isinstance(note, Mapping):
+            read[str(note.get("content"))] = note.get("normalized") is True
+        elif note:
+            read[str(note)] = False
+    return {token for token, normalised in read.items() if normalised}
 
 
 def _listed(config: Mapping[str, Any]) -> dict[str, int]:
@@ -159,7 +191,4 @@ def split_merge(line: str) -> tuple[str, str]:
 
 
 def _json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(files.get(name, b"{}")))
-    except (ValueError, TypeError) as error:
-        raise LdmrtError("tokenizer", f"cannot read {name}", expected="a JSON object", found=error) from None
+    return parse_json("tokenizer", name, files.get(name, b"{}"))

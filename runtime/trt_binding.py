@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from threading import RLock
 from typing import Any
 
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ class Binding:
         self._plan, self._session = plan, plan.session
         self.shapes = shapes
         self.owner: object = None
+        self.claim = RLock()  # who uploads, launches and downloads what belongs together holds it
         self._closing = ExitStack()
         self._graph: Any = None
         try:

@@ -1,1 +1,1 @@
-"""What people run: the command line, benchmarks, the builder of the data set, shell scripts."""
+"""What people run: the command line, the builder of the data set, shell scripts."""

@@ -151,14 +151,18 @@ def trades(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str, An
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--prompt", default="a red apple, noto style, blue background", show_default=True)
-@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True)
-@click.option("--guidance", default=5.0, show_default=True)
+@click.option(
+    "--prompt", default="a red apple, noto style, blue background", show_default=True, help="Of all pictures."
+)
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Of the sampler, a picture.")
+@click.option("--guidance", default=5.0, show_default=True, help="1 is none.")
 @click.option("--width", type=int, help="Pixels; the model's own size where left out.")
-@click.option("--height", type=int)
-@click.option("--pictures", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option("--height", type=int, help="Pixels; the same.")
+@click.option(
+    "--pictures", type=click.IntRange(min=1), default=10, show_default=True, help="How many are drawn and timed."
+)
 @THREADS
-@click.option("--backend", default="auto", show_default=True)
+@click.option("--backend", default="auto", show_default=True, help="As in `ldmrt generate`.")
 @click.option("--overlap", is_flag=True, help="Also requests that overlap, beside as many one by one, in three turns.")
 @click.option(
     "--deep-cache",

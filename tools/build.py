@@ -39,7 +39,9 @@ def of_profile(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--backend", type=Choice(BACKENDS), default="tensorrt-rtx", show_default=True)
+@click.option(
+    "--backend", type=Choice(BACKENDS), default="tensorrt-rtx", show_default=True, help="The library that builds."
+)
 @click.option("--target", default="this", show_default=True, help="GPUs, such as sm89,sm120; portable; this machine's.")
 @of_profile
 @click.option("--refit", is_flag=True, help="Keep the weights replaceable, for LoRA: TensorRT alone.")

@@ -101,7 +101,7 @@ def show(found: "Sequence[EngineFile | LdmrtError]", listed: Sequence[Mapping[st
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--from", "source", type=click.Path(path_type=Path), help="The bundle that has engines; BUNDLE itself "
               "where left out, exported anew since they were built.")  # fmt: skip
-@click.option("--backend", type=Choice(BACKENDS), default="tensorrt", show_default=True)
+@click.option("--backend", type=Choice(BACKENDS), default="tensorrt", show_default=True, help="Whose engines.")
 @click.option("--components", "only", help="Only these, such as unet,text_encoder.")
 @click.option("--verify/--no-verify", default=True, help="Whether to run at last what was made.")
 def refit(bundle: Path, source: Path | None, backend: str, only: str | None, verify: bool) -> None:

@@ -15,13 +15,13 @@ BATCH = 10  # pictures a call
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--data", "folder", type=click.Path(path_type=Path), required=True, help="Built by `ldmrt data emoji`.")
-@click.option("--style", default="noto", show_default=True)
+@click.option("--style", default="noto", show_default=True, help="Of the sprites.")
 @click.option("--group", "groups", multiple=True, help="Emoji groups the model was trained on; all where left out.")
 @click.option("--prompts", "count", default=300, show_default=True, help="Of trained and of held-out pairs each.")
-@click.option("--steps", default=20, show_default=True)
-@click.option("--guidance", default=3.0, show_default=True)
+@click.option("--steps", default=20, show_default=True, help="Of the sampler, a picture.")
+@click.option("--guidance", default=3.0, show_default=True, help="1 is none.")
 @click.option("--scheduler", help="The bundle's own where left out.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of the first picture; the next ones count up.")
 @THREADS
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def evaluate(bundle: Path, folder: Path, style: str, groups: tuple[str, ...], count: int, steps: int, guidance: float,
@@ -56,7 +56,7 @@ def evaluate(bundle: Path, folder: Path, style: str, groups: tuple[str, ...], co
         if subset == "train":
             scores["trained pairs, shuffled prompts"] = score([*chosen[1:], chosen[0]], found)
     shown = [Emoji.compose(references.pictures, *pair) for pair in chosen[:100]]
-    psnr = autoencoder_psnr(bundle, np.stack(shown))
+    psnr = autoencoder_psnr(bundle, np.stack(shown), threads)
     if as_json:
         click.echo(json.dumps({**scores, "autoencoder": {"pictures": len(shown), "psnr": psnr}}, indent=2))
         return
@@ -68,13 +68,14 @@ def evaluate(bundle: Path, folder: Path, style: str, groups: tuple[str, ...], co
     click.echo(f"autoencoder: PSNR {psnr:.1f} dB over {len(shown)} pictures of held-out pairs")
 
 
-def autoencoder_psnr(bundle: Path, pictures: NDArray[np.uint8]) -> float:
+def autoencoder_psnr(bundle: Path, pictures: NDArray[np.uint8], threads: int = 0) -> float:
     """Mean PSNR in dB of pictures (N, H, W, 3) through the bundle's encoder, its mean, and the decoder."""
     from ldmrt.runtime.bundle import Bundle
     from ldmrt.runtime.engine_ort import OrtEngine
 
     opened = Bundle.open(bundle, check=False)
-    encoder, decoder = (OrtEngine(name, opened.model(name)) for name in ("vae_encoder", "vae_decoder"))
+    names = ("vae_encoder", "vae_decoder")
+    encoder, decoder = (OrtEngine(name, opened.model(name), threads=threads) for name in names)
     x = pictures.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
     mean = encoder(sample=x)["latent_parameters"][:, : opened.shape.channels]
     error = decoder(latent_sample=mean)["sample"].clip(-1, 1) - x

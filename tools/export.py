@@ -43,12 +43,14 @@ def export(
     from ldmrt.export.precision import parse, settle
     from ldmrt.runtime import Bundle
     from ldmrt.runtime.decode import WIDE
+    from ldmrt.runtime.optional import check_installed
     from ldmrt.runtime.recognise import BUNDLE, refuse_other
 
     from .progress import console
     from .verify import certify
 
     refuse_other("export", bundle, BUNDLE)  # before minutes of reading
+    check_installed("export", "onnx", "onnx_ir", "onnxscript", *(["onnxruntime"] if verify else []))
     begin, wanted = time.perf_counter(), parse(precision) | ({WIDE: "fp32"} if fp32_decoder else {})
     with console.status("reading the checkpoint, and measuring where it needs float32"):
         loaded, merged, islands = settle(source.load, wanted)

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,12 @@ from numpy.typing import NDArray
 from .image_options import ImagePath, collected, one_or_all
 from .options import THREADS
 from .outputs import Output
+from .reading import SCHEDULER as SCHEDULER_OPTIONS
 
 if TYPE_CHECKING:
-    from ldmrt.runtime import Pipeline, Request, Result
+    from ldmrt.runtime import Pipeline, RefinedPipeline, Request, Result
 
+GRID = 1024  # at most as many pictures in the grid
 STRIP = 10  # at most as many pictures of the denoising side by side
 
 
@@ -51,6 +54,17 @@ class Interval(click.ParamType):
             self.fail(f"{value!r} is not LOW,HIGH, such as 0.3,5", param, ctx)
 
 
+class Batch(click.ParamType):
+    """A number of images, or auto, which is None."""
+
+    name = "n|auto"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
+        if value == "auto":
+            return None
+        return click.IntRange(min=1).convert(value, param, ctx)
+
+
 PICTURE = ImagePath(exists=True, dir_okay=False, path_type=Path)
 SIZE = click.Tuple([int, int])
 
@@ -60,18 +74,32 @@ SIZE = click.Tuple([int, int])
 @click.argument("prompts", nargs=-1, required=True)
 @click.option("--negative", "negative_prompt", help="What the picture should not be.")
 @click.option("-n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures a prompt.")
-@click.option("--batch", type=click.IntRange(min=1), help="Pictures at once; all where left out.")
-@click.option("--steps", default=20, show_default=True)
+@click.option(
+    "--batch",
+    type=Batch(),
+    default="auto",
+    show_default=True,
+    help="Pictures at once; auto: what engines were built for, else 4 million pixels, 16 pictures of 512x512.",
+)
+@click.option("--steps", default=20, show_default=True, help="Steps of the sampler; some run the U-Net twice in each.")
 @click.option("--guidance", default=5.0, show_default=True, help="1 is none.")
-@click.option("--guidance-rescale", default=0.0, help="Share of guidance's excess of contrast to take back, 0 to 1.")
+@click.option(
+    "--guidance-rescale",
+    default=0.0,
+    show_default=True,
+    help="Share of guidance's excess of contrast to take back, 0 to 1.",
+)
 @click.option("--guidance-interval", type=Interval(), help="Guide only at noise levels sigma/alpha in between.")
 @click.option("--deep-cache", type=int, metavar="N", help="Run the U-Net's deep layers only every N times: faster.")
 @click.option("--seed", default=0, show_default=True, help="Of the first picture; the next ones count up.")
 @click.option("--width", type=int, help="Pixels; the picture's or the model's own size where left out.")
-@click.option("--height", type=int)
+@click.option("--height", type=int, help="Pixels; the same.")
 @click.option("--scheduler", help="Everyday name, see `ldmrt samplers`; the bundle's own where left out.")
+@SCHEDULER_OPTIONS[0]
+@SCHEDULER_OPTIONS[1]
 @click.option("--eta", type=float, help="Share of fresh noise in each step, 0 to 1.")
 @click.option("--clip-skip", default=0, show_default=True, help="Last layers of the text encoder to leave out.")
+@click.option("--negative-clip-skip", default=0, show_default=True, help="The same for the negative prompt.")
 @click.option("--image", type=PICTURE, multiple=True, help="Start from this image; once for all prompts, or for each.")
 @click.option("--strength", default=0.8, show_default=True, help="How much of the way to noise the picture goes.")
 @click.option("--mask", type=PICTURE, multiple=True, help="White where the image shall change; as --image.")
@@ -83,6 +111,19 @@ SIZE = click.Tuple([int, int])
 @click.option("--original-size", type=SIZE, help="SDXL: height and width to tell it; the picture's where left out.")
 @click.option("--target-size", type=SIZE, help="SDXL: the same.")
 @click.option("--crop", type=SIZE, default=(0, 0), help="SDXL: top and left of the crop to tell it.")
+@click.option("--negative-original-size", type=SIZE, help="SDXL: height and width to tell it of the negative prompt.")
+@click.option("--negative-target-size", type=SIZE, help="SDXL: the same.")
+@click.option(
+    "--negative-crop", type=SIZE, default=(0, 0), help="SDXL: top and left to tell it of the negative prompt."
+)
+@click.option("--aesthetic-score", default=6.0, show_default=True, help="SDXL's refiner: of the prompt.")
+@click.option("--negative-aesthetic-score", default=2.5, show_default=True, help="SDXL's refiner: of the negative one.")
+@click.option("--refiner", type=click.Path(path_type=Path), help="Bundle that ends what BUNDLE begins, as SDXL's does.")
+@click.option("--refiner-start", default=0.8, show_default=True, help="BUNDLE's share of the timesteps, 0 to 1.")
+@click.option("--denoising-end", type=float, help="Stop at this share of the timesteps, 0 to 1.")
+@click.option("--denoising-start", type=float, help="Go on at this share with --latents that were left there.")
+@click.option("--latents", type=PICTURE, help="Start from latents, an .npy file, in place of the seeds' noise.")
+@click.option("--save-latents", is_flag=True, help="Also the latents after the last row, as OUT with the ending .npy.")
 @click.option("--save-steps", is_flag=True, help="Also what the network sees in each row, and a strip of them.")
 @click.option("--tile", type=int, help="Decode, and encode, in overlapping tiles of so many pixels: less memory.")
 @click.option(
@@ -103,12 +144,14 @@ SIZE = click.Tuple([int, int])
 @THREADS
 @click.option("--columns", type=click.IntRange(min=1), help="Of the grid; as square as it gets where left out.")
 @click.option("-o", "--out", type=Output(), default=Path("out.png"), show_default=True,
-              help="A .png, .jpg or .webp.")  # fmt: skip
+              help="File of the image, or of the grid of several: .png, .jpg or .webp.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace files that are there; without it, OUT gets a free number.")
 def generate(
     bundle: Path, prompts: tuple[str, ...], batch: int | None, save_steps: bool, tile: int | None, tile_passes: int,
     on_overflow: str, low_memory: bool, keep_optimized: bool, backend: str, threads: int, columns: int | None,
-    out: Path, controls: tuple[tuple[str, Any], ...], overwrite: bool, **asked: Any,
+    out: Path, controls: tuple[tuple[str, Any], ...], overwrite: bool, scheduler_config: Path | None,
+    settings: dict[str, Any], refiner: Path | None, refiner_start: float, latents: Path | None, save_latents: bool,
+    **asked: Any,
 ) -> None:  # fmt: skip
     """Make pictures of PROMPTS with BUNDLE: OUT, or OUT as a grid and a numbered file for each.
 
@@ -116,7 +159,7 @@ def generate(
 
     Example: ldmrt generate out/emoji64 "a red apple, noto style, blue background" -n 4 --seed 1 -o out/apple.png
     """
-    from ldmrt.runtime import LdmrtError
+    from ldmrt.runtime import LdmrtError, RefinedPipeline
     from ldmrt.runtime.pipeline import open_pipeline
     from ldmrt.runtime.request import Request
     from ldmrt.runtime.schedulers import everyday_name
@@ -128,60 +171,101 @@ def generate(
     if save_steps and batch is not None:
         raise LdmrtError("generate", "--save-steps beside --batch", expected="one of them")
     asked |= {name: one_or_all(asked[name]) for name in ("image", "mask")}
-    request = Request(prompts, controls=collected(controls), **asked)
-    out = output_path(out, len(request.seeds), steps=save_steps, overwrite=overwrite)
+    asked["scheduler_settings"] = settings
+    request = Request(prompts, controls=collected(controls), latents=read_latents(latents), **asked)
+    out = output_path(out, request.images, steps=save_steps, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    pipeline = open_pipeline(
-        bundle,
-        backend,
+    open_one = partial(
+        open_pipeline,
+        backend=backend,
         tile=tile,
         tile_passes=tile_passes,
         on_overflow=on_overflow,
         low_memory=low_memory,
         threads=threads,
         keep_optimized=keep_optimized,
+        scheduler=scheduler_config,
     )
+    base = open_one(bundle)
+    pipeline = base if refiner is None else RefinedPipeline(base, open_one(refiner), refiner_start)
     opened = time.perf_counter()
-    rows, factor = pipeline.plan(request).rows, pipeline.shape.factor
-    batches = 1 if batch is None else -(-request.images // batch)
+    rows, at_once = pipeline.rows(request), batch or pipeline.images_at_once(request)
+    parts = -(-request.images // at_once)
     previews: list[NDArray[Any]] = []
-    if batch is None or batches == 1:
+    if parts == 1 or save_steps:
         results = iter([in_rows(pipeline, request, rows, previews if save_steps else None)])
     else:
-        results = watched(pipeline.draw(request.parts(batch, factor)), batches, lambda one: f"seed {one.seeds[-1]}")
+        results = watched(
+            pipeline.draw(request.parts(at_once, base.shape.factor)), parts, lambda one: f"seed {one.seeds[-1]}"
+        )
 
     shared = {"ldmrt": version("ldmrt"), "bundle": bundle.name} | noted(asked, request.controls)
-    shared |= {"scheduler": request.scheduler or everyday_name(pipeline.scheduler)}
+    shared |= {"scheduler": request.scheduler or everyday_name(base.scheduler)}
+    if refiner is not None:
+        shared |= {"refiner": refiner.name, "refiner_start": refiner_start}
     written, images, took = [out], list[NDArray[np.uint8]](), dict[str, float]()
+    left: list[NDArray[Any]] = []
+    number = -1
     for result in results:
+        left += [result.latents] if save_latents else []
         took, size = result.seconds, result.latents.shape[2:]
-        if cells := pipeline.decoding.cells(pipeline.shape.factor, size):
-            shared |= {"tile": cells * pipeline.shape.factor, "tile_passes": pipeline.decoding.passes}
+        if cells := base.decoding.cells(base.shape.factor, size):
+            shared |= {"tile": cells * base.shape.factor, "tile_passes": base.decoding.passes}
         shared |= {"height": result.images.shape[1], "width": result.images.shape[2]}
         for image, seed in zip(result.images, result.seeds, strict=True):
-            number = len(images)
-            path = out if len(request.seeds) == 1 else numbered(out, number)
-            save_image(path, image, notes({**shared, "prompt": request.prompts[number], "seed": seed}))
-            images.append(image)
-            written += [path] if path != out else []
+            number += 1
+            prompt = prompts[number // request.count]
+            path = out if request.images == 1 else numbered(out, number)
+            save_image(path, image, notes({**shared, "prompt": prompt, "seed": seed}))
+            images += [image] if request.images <= GRID else []
+            written += [path] if path != out and request.images <= GRID else []
     if len(images) > 1:
         wide = columns or (request.count if len(prompts) > 1 else int(np.ceil(np.sqrt(len(images)))))
         save_image(
             out, grid(np.stack(images), wide), notes({**shared, "prompts": request.prompts, "seeds": request.seeds})
         )
+    elif not images:
+        written = [out.with_name(f"{out.stem}-*{out.suffix}")]  # too many for a grid
+    if save_latents:
+        written.append(save_array(out.with_suffix(".npy"), np.concatenate(left)))
     if save_steps:
         written += save_rows(pipeline, previews, out)
     pipeline.close()
     told = f"{rows} rows {took['latents']:.2f} s, decoded {took['decode']:.2f} s"
-    if batches > 1:
-        told = f"{len(images)} pictures of {rows} rows {time.perf_counter() - opened:.2f} s"
+    if parts > 1 and not save_steps:
+        told = f"{request.images} pictures of {rows} rows {time.perf_counter() - opened:.2f} s"
     console.print(f"opened {opened - begin:.2f} s, {told}", highlight=False)
     for path in written:
         click.echo(path)
 
 
-def in_rows(pipeline: "Pipeline", request: "Request", rows: int, previews: list[NDArray[Any]] | None) -> "Result":
+def read_latents(path: Path | None) -> "NDArray[Any] | None":
+    """Latents of an .npy file, of which nothing is unpickled."""
+    from ldmrt.runtime import LdmrtError
+    from ldmrt.runtime.errors import first_line
+
+    if path is None:
+        return None
+    try:
+        return np.asarray(np.lib.format.open_memmap(path, mode="r"))
+    except (OSError, ValueError) as error:
+        found = first_line(error)
+        raise LdmrtError("generate", f"cannot read {path}", expected="an .npy file", found=found) from None
+
+
+def save_array(path: Path, array: NDArray[Any]) -> Path:
+    """Write an array as .npy."""
+    from ldmrt.runtime import write_atomically
+
+    with write_atomically(path) as file:
+        np.save(file, array)
+    return path
+
+
+def in_rows(
+    pipeline: "Pipeline | RefinedPipeline", request: "Request", rows: int, previews: list[NDArray[Any]] | None
+) -> "Result":
     """Draw, and show every row; `previews` are given what the network says in each."""
     from ldmrt.runtime import Result
 
@@ -198,7 +282,7 @@ def in_rows(pipeline: "Pipeline", request: "Request", rows: int, previews: list[
     return Result(images, x, request.seeds, {"latents": sampled - begin, "decode": time.perf_counter() - sampled})
 
 
-def save_rows(pipeline: "Pipeline", previews: list[NDArray[Any]], out: Path) -> list[Path]:
+def save_rows(pipeline: "Pipeline | RefinedPipeline", previews: list[NDArray[Any]], out: Path) -> list[Path]:
     """The network's word at each row, in a folder beside OUT, and a strip of some: a line a picture."""
     from .image_paths import steps_of
     from .pictures import grid, save_image

@@ -88,8 +88,8 @@ def show(bundle: "Bundle", facts: dict[str, Any]) -> None:
         inputs, outputs = ("\n".join(map(str, side)) for side in sides)
         rows.append((one["name"], one["precision"] or "", f"{one['bytes'] / 1e6:.1f} MB", inputs, outputs))
     tables.show(("component", "precision", "size", "inputs", "outputs"), rows, lines=True)
-    size = facts["size"]
-    click.echo(f"{size}x{size} pixels, latents of {facts['latent_channels']} channels at 1/{facts['latent_factor']}")
+    height, width = bundle.shape.own
+    click.echo(f"{width}x{height} pixels, latents of {facts['latent_channels']} channels at 1/{facts['latent_factor']}")
     predicts = f"predicts {facts['prediction_type']}, scaling factor {facts['scaling_factor']:.5g}"
     click.echo(f"{facts['scheduler']}, {predicts}")
     for entry in facts["loras"]:

@@ -23,8 +23,7 @@ class Choice(click.Choice):
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter as error:
-            error.message = error.message.rstrip(".") + suggestion(value, map(str, self.choices))
-            raise
+            self.fail(error.message.rstrip(".") + suggestion(value, map(str, self.choices)), param, ctx)
 
 
 class Group(click.Group):

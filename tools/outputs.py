@@ -35,6 +35,8 @@ def check_output(path: Path, option: str, *, folder: bool = False) -> Path:
 
 
 def _fault(path: Path, folder: bool) -> str:
+    if "\0" in str(path):
+        return "a null in its name"
     if path.is_dir() and not folder:
         return "a folder of that name"
     if path.exists() and folder and not path.is_dir():

@@ -7,13 +7,12 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.files import sha256
+from ldmrt.runtime.files import cache_folder, sha256, temporary_folder
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,9 @@ class Package:
 
 def default_cache() -> Path:
     """Where packages are kept between builds: the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ldmrt" / "packages"
+    if (folder := cache_folder()) is None:
+        raise LdmrtError("data", "there is no home folder to keep downloads in", hint="--cache FOLDER")
+    return folder / "packages"
 
 
 def fetch(package: Package, cache: Path) -> Path:
@@ -45,9 +46,9 @@ def fetch(package: Package, cache: Path) -> Path:
     if path.is_file() and sha256(path) == package.sha256:
         return path
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
-        download(package, Path(folder))
-        (fetched,) = Path(folder).iterdir()
+    with temporary_folder(path) as folder:
+        download(package, folder)
+        (fetched,) = folder.iterdir()
         if (found := sha256(fetched)) != package.sha256:
             hint = f"ask {package.client} which mirror it uses: a release never changes"
             wanted = f"SHA-256 {package.sha256}"

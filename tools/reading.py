@@ -1,7 +1,7 @@
 """How a checkpoint is read on the command line: one set of options for everything that reads one."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,10 @@ class Reading:
     adapters: dict[str, Path]
     loras: tuple[tuple[Path, float], ...]
     embeddings: tuple[tuple[Path, str | None], ...]
+    vae: Path | None
+    text_encoders: dict[str, Path]
+    scheduler_config: Path | None
+    settings: dict[str, Any]
 
     def load(self, dtype: "Mapping[str, torch.dtype | None]") -> "tuple[Checkpoint, dict[str, Any]]":
         """The checkpoint with everything that goes with it, and what the manifest says of the files that were merged
@@ -37,14 +41,20 @@ class Reading:
         from ldmrt.model.inversion import add_embeddings, read_embedding
         from ldmrt.model.lora import merge, read_lora
         from ldmrt.runtime.control import ADAPTER, CONTROLNET
+        from ldmrt.runtime.scheduler_settings import read_scheduler
 
         assert self.checkpoint is not None
+        parts = self.text_encoders | ({"vae": self.vae} if self.vae else {})
+        scheduler = None if self.scheduler_config is None else read_scheduler(self.scheduler_config)
         loaded = load(
             self.checkpoint,
             variant=self.variant,
             dtype=dtype,
             tokenizer=self.tokenizer,
             prediction_type=self.prediction,
+            parts=parts,
+            scheduler=scheduler,
+            settings={**few_steps_of(path for path, _ in self.loras), **self.settings},
         )
         kinds: tuple[tuple[str, Any, dict[str, Path]], ...] = (
             (CONTROLNET, load_controlnet, self.controlnets),
@@ -64,6 +74,10 @@ class Reading:
         embeddings += [embedding for lora, _ in loras for embedding in lora.embeddings]
         if embeddings:
             merged["embeddings"] = add_embeddings(loaded.text_encoders, loaded.tokenizers, embeddings, wide)
+        if parts:
+            merged["parts"] = {part: path.name for part, path in parts.items()}
+        if scheduler is not None or self.settings:
+            merged["scheduler"] = {"file": self.scheduler_config and self.scheduler_config.name, "set": self.settings}
         return loaded, merged
 
 
@@ -101,7 +115,35 @@ def named(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     return {value.partition("=")[0]: Path(value.partition("=")[2]) for value in values}
 
 
+def few_steps_of(loras: Iterable[Path]) -> dict[str, Any]:
+    """The spacing of timesteps that LoRAs of few steps need, by their names."""
+    from ldmrt.model.file_notes import few_steps_file, warn_few_steps
+
+    for name in filter(None, map(few_steps_file, loras)):
+        warn_few_steps(name)
+        return {"timestep_spacing": "trailing"}
+    return {}
+
+
+def part_files(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
+    """PATH or text_encoder_2=PATH, several times."""
+    pairs = [value.partition("=") if value.startswith("text_encoder") else ("", "", value) for value in values]
+    return {name if equals else "text_encoder": Path(path if equals else name + path) for name, equals, path in pairs}
+
+
+def settings_of(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """KEY=VALUE, several times."""
+    from ldmrt.runtime.scheduler_settings import parse_setting
+
+    return dict(map(parse_setting, values))
+
+
 FILE = click.Path(path_type=Path)
+SCHEDULER = (
+    click.option("--scheduler-config", type=FILE, help="A scheduler_config.json in the place of the model's own."),
+    click.option("--set", "settings", multiple=True, callback=settings_of, metavar="KEY=VALUE",
+                 help="A key of the scheduler's config, such as timestep_spacing=trailing."),
+)  # fmt: skip
 OPTIONS = (
     click.option("--variant", help="Of the weights, such as fp16; the plain ones where left out."),
     click.option("--tokenizer", type=FILE, help="A folder with CLIP's vocabulary, which a single file lacks."),
@@ -114,6 +156,10 @@ OPTIONS = (
     click.option("--lora", "loras", type=Weighed(), multiple=True, help="A LoRA to merge into the weights."),
     click.option("--embedding", "embeddings", type=Word(), multiple=True,
                  help="A textual inversion to add, under WORD or its own name."),
+    click.option("--vae", type=FILE, help="An autoencoder in the place of the checkpoint's: a folder or a file."),
+    click.option("--text-encoder", "text_encoders", multiple=True, callback=part_files, metavar="[NAME=]PATH",
+                 help="A text encoder in the place of the checkpoint's; NAME may be text_encoder_2."),
+    *SCHEDULER,
 )  # fmt: skip
 
 

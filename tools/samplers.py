@@ -70,18 +70,13 @@ def samplers(names: tuple[str, ...], steps: int | None, strength: float | None, 
 def read_config(source: Path) -> dict[str, Any]:
     """A scheduler_config.json, or the one in a folder."""
     from ldmrt.runtime import LdmrtError
+    from ldmrt.runtime.files import read_json
 
     name = "scheduler_config.json"
     path = next((path for path in (source, source / name, source / "scheduler" / name) if path.is_file()), None)
     if path is None:
         raise LdmrtError("samplers", f"no {name} at {source}", expected="that file, a bundle or a checkpoint")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise LdmrtError("samplers", f"cannot read {path}", expected="JSON", found=error) from None
-    if not isinstance(config, dict):
-        raise LdmrtError("samplers", f"cannot read {path}", expected="a JSON object", found=type(config).__name__)
-    return config
+    return read_json("samplers", path)
 
 
 def plan(config: Mapping[str, Any], name: str, steps: int, strength: float = 1.0, eta: float | None = None) -> "Plan":

@@ -9,12 +9,16 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from .streams import steady
+
+if TYPE_CHECKING:
+    from ldmrt.runtime import LdmrtError
 
 WRONG = 2  # a user can mend it
 BUG = 70  # only we can; 1 is a difference that was measured
@@ -67,7 +71,7 @@ def as_interrupts(ended: list[int]) -> Iterator[None]:
 def _run(command: click.Command, name: str | None) -> int:
     """Run it, say what went wrong, and return the exit code."""
     from ldmrt.runtime import LdmrtError
-    from ldmrt.runtime.errors import shortened
+    from ldmrt.runtime.errors import LONGEST, shortened
     from ldmrt.runtime.optional import ours, unavailable
 
     try:
@@ -75,8 +79,10 @@ def _run(command: click.Command, name: str | None) -> int:
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else int(left.code is not None)
     except click.ClickException as error:
-        error.message = shortened(error.message)
-        error.show()
+        if len(said := error.format_message()) > LONGEST:  # a value may be a megabyte
+            _tell(shortened(said))
+        else:
+            error.show()
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
         return 128 + signal.SIGINT
@@ -89,6 +95,9 @@ def _run(command: click.Command, name: str | None) -> int:
     except OSError as error:
         _tell(_of_the_system(error, _asked_of(command)))
     except Exception as error:
+        if full := _full_disk(error, _asked_of(command)):
+            _tell(full)
+            return WRONG
         if not _too_much(error):
             return _bug()
         problem = "recursion too deep" if isinstance(error, RecursionError) else "not enough memory"
@@ -121,11 +130,25 @@ def _too_much(error: Exception) -> bool:
 
 def _of_the_system(error: OSError, where: str) -> object:
     """An error of the operating system, with what to do where a disk is full."""
+    return _full_disk(error, where) or error
+
+
+def _full_disk(error: BaseException, where: str) -> "LdmrtError | None":
+    """What to say where a file could not be written in full: the system's error in what was raised or in what led to
+    it, or its words in the message of a library that keeps nothing else.
+    """
     from ldmrt.runtime import LdmrtError
 
-    if error.errno not in FULL:
-        return error
-    file = os.fspath(error.filename) if error.filename else where
-    again = shlex.join(["ldmrt" if sys.argv[0].endswith("cli.py") else os.path.basename(sys.argv[0]), *sys.argv[1:]])
-    hint = f"make room there, then again: {again}"
-    return LdmrtError(str(file), "cannot be written", found=(error.strerror or "no space left").lower(), hint=hint)
+    program = Path(sys.argv[0]).stem.replace("cli", "ldmrt")  # python -m ldmrt.tools.cli
+    chain, one = list[BaseException](), error
+    while one is not None and one not in chain:
+        chain.append(one)
+        one = one.__cause__ or one.__context__  # type: ignore[assignment]
+    for one in chain:
+        number = one.errno if isinstance(one, OSError) else None
+        said = next((os.strerror(full) for full in FULL if full == number or os.strerror(full) in str(one)), None)
+        if said is not None:
+            file = one.filename if isinstance(one, OSError) else None
+            hint = f"make room there, then again: {shlex.join([program, *sys.argv[1:]])}"
+            return LdmrtError(str(file or where), "cannot be written", found=said.lower(), hint=hint)
+    return None

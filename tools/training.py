@@ -86,8 +86,9 @@ def save(run: Any, state: Path) -> None:
         run.save(state)
     except OSError as error:
         free = shutil.disk_usage(state.parent).free / MEGABYTE
+        kept = ", which stays as it was" if state.exists() else ""
         raise LdmrtError(
-            "train", f"cannot save step {run.step} to {state}, which stays as it was: {error.strerror}",
+            "train", f"cannot save step {run.step} to {state}{kept}: {error.strerror}",
             expected=f"{run.bytes() / MEGABYTE:.0f} MB", found=f"{free:.0f} MB free",
         ) from None  # fmt: skip
 

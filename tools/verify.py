@@ -31,7 +31,7 @@ FILE = Output()
 @click.option("--against", "checkpoint", help="The checkpoint: a folder, a file or OWNER/NAME.")
 @of_checkpoint
 @click.option("--prompt", default=PROMPT, show_default=True, help="Of the picture that both draw.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of that picture's noise.")
 @click.option("--side", type=click.IntRange(1), help="Of that picture, in pixels, where engines are for one size; "
               "the model's own where left out, and no more than 256.")  # fmt: skip
 @click.option("--backend", "backends", multiple=True, help="Only these; all that can run here where left out.")

@@ -1,5 +1,6 @@
 """Every family's pipeline draws what diffusers' pipeline of that family draws, with the same noises."""
 
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from PIL import Image
 
 from ldmrt.export import export_bundle, torch_pipeline
 from ldmrt.model import load
-from ldmrt.runtime import Pipeline
+from ldmrt.runtime import LdmrtWarning, Pipeline, RefinedPipeline, Request
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.noise import FIRST, MASKED, PICTURE
 from ldmrt.runtime.schedulers import find_scheduler
@@ -134,7 +135,8 @@ TOLD: list[tuple[dict[str, Any], dict[str, Any], float]] = [
         {"original_size": (40, 20), "crops_coords_top_left": (3, 5), "target_size": (16, 24)},
         4.0,
     ),
-    ({"clip_skip": 1}, {"clip_skip": 1}, 1.0),  # without guidance: diffusers skips no layer for the negative prompt
+    ({"clip_skip": 1}, {"clip_skip": 1}, 1.0),
+    ({"clip_skip": 1}, {"clip_skip": 1}, 4.0),
 ]
 
 
@@ -151,10 +153,128 @@ def test_what_sdxl_is_told(
     assert np.abs(latents - plain).max() > 10 * TOLERANCE * np.abs(plain).max()
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd2-base"])
-def test_clip_skip(name: str, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = expected(name, places[name], None, monkeypatch, guidance_scale=1.0, clip_skip=1)
-    close(found(torch_pipeline(load(places[name])), name, None, guidance=1.0, clip_skip=1), theirs)
+@pytest.mark.parametrize("negative", [None, "blurred"])
+@pytest.mark.parametrize("name", ["sd15", "sd2-base", "lcm", "sd15-inpainting"])
+def test_clip_skip_is_the_positive_prompts(
+    name: str, negative: str | None, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"negative_prompt": [negative] * 2} if negative and name != "lcm" else {}
+    theirs = expected(name, places[name], None, monkeypatch, guidance_scale=4.0, clip_skip=1, **told)
+    ours = torch_pipeline(load(places[name]))
+    close(found(ours, name, None, guidance=4.0, clip_skip=1, negative_prompt=negative), theirs)
+    if name != "lcm":  # which reads no negative prompt
+        both = found(ours, name, None, guidance=4.0, clip_skip=1, negative_clip_skip=1, negative_prompt=negative)
+        assert np.abs(both - theirs).max() > 10 * TOLERANCE * np.abs(theirs).max()
+
+
+NEGATIVE_SIZES: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    (
+        {"negative_original_size": (40, 20), "negative_crop": (3, 5), "negative_target_size": (16, 24)},
+        {
+            "negative_original_size": (40, 20),
+            "negative_crops_coords_top_left": (3, 5),
+            "negative_target_size": (16, 24),
+        },
+    ),
+    (
+        {"crop": (1, 2), "original_size": (30, 30), "negative_original_size": (40, 20), "negative_target_size": (8, 8)},
+        {
+            "crops_coords_top_left": (1, 2),
+            "original_size": (30, 30),
+            "negative_original_size": (40, 20),
+            "negative_target_size": (8, 8),
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), NEGATIVE_SIZES)
+def test_sizes_of_the_negative_prompt(
+    ours: dict[str, Any], theirs: dict[str, Any], places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one image: with two, diffusers gives the second's to the first."""
+    module = sys.modules[__name__]
+    monkeypatch.setattr(module, "PROMPTS", PROMPTS[:1])
+    monkeypatch.setattr(module, "SEEDS", SEEDS[:1])
+    latents = expected("sdxl", places["sdxl"], None, monkeypatch, guidance_scale=4.0, negative_prompt=["x"], **theirs)
+    pipeline = torch_pipeline(load(places["sdxl"]))
+    close(found(pipeline, "sdxl", None, guidance=4.0, negative_prompt="x", **ours), latents)
+
+
+def test_the_refiners_negative_prompt_has_its_own_crop(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "sdxl-refiner"
+    told = {"crops_coords_top_left": (3, 5), "original_size": (40, 20), "negative_original_size": (10, 12)}
+    theirs = expected(name, places[name], None, monkeypatch, guidance_scale=4.0, **told)
+    asked = {"crop": (3, 5), "original_size": (40, 20), "negative_original_size": (10, 12)}
+    close(found(torch_pipeline(load(places[name])), name, None, guidance=4.0, **asked), theirs)
+
+
+def test_negative_sizes_that_do_not_count_are_told_of(places: dict[str, Path]) -> None:
+    pipeline = torch_pipeline(load(places["sdxl"]))
+    with pytest.warns(LdmrtWarning, match="negative sizes count only where"):
+        part = found(pipeline, "sdxl", None, negative_original_size=(40, 20))
+    np.testing.assert_array_equal(part, found(pipeline, "sdxl", None))
+
+
+@pytest.mark.parametrize(("steps", "strength"), [(4, 0.5), (3, 1.0), (2, 0.3)])
+def test_picture_to_picture_of_a_latent_consistency_model(
+    steps: int, strength: float, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The strength shortens its grid, and all steps are taken."""
+    loaded = diffusers.LatentConsistencyModelPipeline.from_pretrained(places["lcm"])
+    kind = diffusers.LatentConsistencyModelImg2ImgPipeline
+    pipeline = kind(**loaded.components, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    drawing(pipeline, SEEDS, [PICTURE, FIRST], monkeypatch)
+    size = FAMILIES["lcm"].size
+    theirs = pipeline(
+        PROMPTS, image=[picture(size)] * 2, num_inference_steps=steps, strength=strength, guidance_scale=4.0,
+        output_type="latent",
+    ).images  # fmt: skip
+    ours = torch_pipeline(load(places["lcm"]))
+    asked = {"image": picture(size), "strength": strength, "guidance": 4.0, "seed": SEEDS}
+    close(ours(PROMPTS, steps=steps, **asked).latents, theirs.numpy())
+
+
+SLOW = pytest.mark.slow
+SHARED_BY = ("heun", *(pytest.param(one, marks=SLOW) for one in ("euler", "ddim", "dpmpp_2m", "euler_a")))
+
+
+@pytest.mark.parametrize("scheduler", SHARED_BY)
+def test_base_and_refiner_draw_what_diffusers_draws(
+    scheduler: str, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latents go from one to the other, also in the middle of Heun's step."""
+    share, steps = 0.6, 6
+    asked: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": 4.0, "output_type": "latent"}
+    base = torch_pipeline(load(places["sdxl"]))
+    refined = RefinedPipeline(base, torch_pipeline(load(places["sdxl-refiner"])), share)
+    request = Request(PROMPTS, steps=steps, guidance=4.0, seed=SEEDS, scheduler=scheduler)
+    begun = refined.base.plan(Request("a", steps=steps, scheduler=scheduler, denoising_end=share)).rows
+
+    def theirs(name: str, streams: list[int], **told: Any) -> Any:
+        pipeline = getattr(diffusers, FAMILIES[name].pipeline).from_pretrained(places[name])
+        line, changes = find_scheduler({}, scheduler)
+        sampler = getattr(diffusers, line.class_name).from_config(pipeline.scheduler.config, **changes)
+        pipeline.scheduler = sampler
+        pipeline.set_progress_bar_config(disable=True)
+        drawing(pipeline, SEEDS, streams, monkeypatch)
+        return pipeline(PROMPTS, **asked, **told).images
+
+    size = FAMILIES["sdxl"].size
+    left = theirs("sdxl", [FIRST], denoising_end=share, height=size, width=size)
+    rows = list(range(begun + 1, 100))  # the noise of the refiner's rows goes on where the base's ended
+    final = theirs("sdxl-refiner", rows, image=left, denoising_start=share)
+    result = refined(request)
+    close(result.latents, final.numpy())
+    assert result.images.shape == (2, size, size, 3)
+    *_, last = refined.steps(request)
+    assert (last.row + 1, last.rows) == (refined.rows(request), refined.rows(request))
+    np.testing.assert_array_equal(last.x, result.latents)
+    (drawn,) = refined.draw([request])
+    np.testing.assert_array_equal(drawn.images, result.images)
 
 
 @pytest.mark.parametrize("name", EXPORTED)

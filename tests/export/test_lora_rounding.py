@@ -47,7 +47,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def reading(checkpoint: Path, loras: list[tuple[Path, float]], embeddings: Any = ()) -> Reading:
-    return Reading(str(checkpoint), None, None, None, {}, {}, tuple(loras), tuple(embeddings))
+    return Reading(str(checkpoint), None, None, None, {}, {}, tuple(loras), tuple(embeddings), None, {}, None, {})
 
 
 def deltas(files: list[tuple[Path, float]]) -> Mapping[str, Tensor]:

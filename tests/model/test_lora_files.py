@@ -13,7 +13,6 @@ from peft.utils.other import get_pattern_key
 
 from ldmrt.model import load
 from ldmrt.model.lora import merge, read_lora
-from ldmrt.model.lora_files import trailing
 from ldmrt.model.lora_names import matches
 from ldmrt.runtime import LdmrtError
 
@@ -168,21 +167,3 @@ def test_embeddings_that_are_bundled(checkpoint: Path, tmp_path: Path) -> None:
     assert len(read_lora(save(words, tmp_path / "b.safetensors")).embeddings) == 2  # and no layer
     with pytest.raises(LdmrtError, match=r"are no part of a LoRA; found bundle_emb\.pear\.x"):
         read_lora(save(FACTORS | {"bundle_emb.pear.x": torch.ones(2)}, tmp_path / "c.safetensors"))
-
-
-FEW = ["sdxl_lightning_4step_lora.safetensors", "Hyper-SDXL-8steps-CFG-lora.safetensors", "SDXL Turbo",
-       "Hyper-SD15-1step-lora.safetensors", "sd_xl_turbo_lora_v1.safetensors"]  # fmt: skip
-MANY = [
-    "hyperrealistic_skin.safetensors",
-    "lightning_bolts.safetensors",
-    "turbo_racer",
-    "lcm-lora-sdxl.safetensors",
-    "",
-]
-
-
-@pytest.mark.parametrize(("title", "few"), [*((title, True) for title in FEW), *((title, False) for title in MANY)])
-def test_few_steps_are_known_by_name(title: str, few: bool, tmp_path: Path) -> None:
-    assert trailing(title) == few
-    assert read_lora(save(FACTORS, tmp_path / (title or "x"))).trailing == few
-    assert read_lora(save(FACTORS, tmp_path / "x", ss_output_name=title)).trailing == few

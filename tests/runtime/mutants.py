@@ -31,6 +31,8 @@ def mutate(bundle: Path, seed: int) -> str:
 
 def list_anew(bundle: Path) -> None:
     """Write sizes and hashes anew, where there is a manifest that can be read."""
+    if not (bundle / MANIFEST).is_file():
+        return
     try:
         manifest = json.loads((bundle / MANIFEST).read_text())
         files = {one.relative_to(bundle).as_posix(): one.read_bytes() for one in bundle.rglob("*") if one.is_file()}
@@ -55,6 +57,8 @@ def change_manifest(bundle: Path, files: list[Path], rng: random.Random) -> str:
 
 
 def _change_value(bundle: Path, path: Path, rng: random.Random) -> str:
+    if not path.is_file():
+        return "nothing"
     try:
         root = node = json.loads(path.read_text())
     except (ValueError, OSError, RecursionError):

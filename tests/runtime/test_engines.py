@@ -40,7 +40,11 @@ def test_opened_when_asked_for_and_once() -> None:
     assert Quiet.open == 1
     engines.close()
     assert Quiet.open == 0
-    assert engines["a"] is engines["a"]  # anew
+    engines.close()  # once more
+    with pytest.raises(LdmrtError, match="pipeline: it is closed"):
+        engines["a"]
+    engines.open_soon(["b"])
+    assert Quiet.open == 0
 
 
 def test_soon_is_at_the_same_time() -> None:
@@ -65,10 +69,11 @@ def test_soon_is_at_the_same_time() -> None:
 def test_not_where_they_take_turns() -> None:
     engines = Engines({"a": Quiet}, take_turns=True)
     engines.open_soon(["a"])
-    engines.close()
     assert Quiet.open == 0
     engines["a"]
     assert Quiet.open == 1
+    engines.close()
+    assert Quiet.open == 0
 
 
 def test_what_goes_wrong_is_told_and_can_be_mended() -> None:
@@ -84,7 +89,9 @@ def test_what_goes_wrong_is_told_and_can_be_mended() -> None:
         engines.open_soon(soon)
         with pytest.raises(LdmrtError, match="a: broken"):
             engines["a"]
-    engines.open_soon(["a"])
-    engines.close()  # of one that did not open
     broken.clear()
     assert isinstance(engines["a"], Quiet)
+    broken.append(True)
+    other = Engines({"a": make})
+    other.open_soon(["a"])
+    other.close()  # of one that did not open

@@ -205,3 +205,16 @@ def test_long_names_have_temporary_ones(tmp_path: Path) -> None:
         file.write(b"whole")
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert len(os.fsencode(temporary_name(name))) < 200
+
+
+def test_what_is_no_file_is_written_to_as_it_is(tmp_path: Path) -> None:
+    """A pipe, or /dev/stdout, is not replaced by a file."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with write_atomically(pipe) as file:
+        file.write(b"whole")
+    assert os.read(reader, 100) == b"whole"
+    os.close(reader)
+    assert list(tmp_path.iterdir()) == [pipe]
+    assert not pipe.is_file()

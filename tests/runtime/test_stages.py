@@ -82,6 +82,20 @@ def test_what_goes_wrong_is_raised_in_its_place(bad: int) -> None:
         next(made)
 
 
+@pytest.mark.parametrize("done", [0, 1, 2, 5])
+def test_what_is_done_is_given_before_the_items_error(done: int) -> None:
+    """The caller's own iterator raises: what it gave before is not lost."""
+
+    def items() -> Iterator[int]:
+        yield from range(done)
+        raise ValueError("of the caller")
+
+    for made in (in_stages(items(), [abs, abs, abs]), one_by_one(items(), [abs, abs])):
+        assert [next(made) for _ in range(done)] == list(range(done))
+        with pytest.raises(ValueError, match="of the caller"):
+            next(made)
+
+
 def test_nothing_more_begins_when_nobody_wants_it() -> None:
     begun: list[int] = []
     made = in_stages(range(100), [lambda n: begun.append(n) or n, abs])

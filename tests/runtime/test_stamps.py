@@ -119,3 +119,32 @@ def test_whoever_asks_for_everything_gets_it(copy: Path, read: list[str]) -> Non
     Bundle.open(copy, stamped=True)
     with pytest.raises(LdmrtError, match=f"{WEIGHTS} was changed"):
         Bundle.open(copy)
+
+
+def no_user(number: int) -> None:
+    raise KeyError(f"getpwuid(): uid not found: {number}")
+
+
+@pytest.mark.parametrize("home", [None, "", "relative", "/proc/self/nowhere"])
+@pytest.mark.parametrize("cache", [None, "", "relative", "/dev/null/cache"])
+def test_without_a_home_it_runs_without_a_cache(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str | None, cache: str | None
+) -> None:
+    """As in a container whose user has no entry in passwd; and nothing is left in the folder that it runs in."""
+    import pwd
+
+    monkeypatch.setattr(pwd, "getpwuid", no_user)
+    for name, value in (("HOME", home), ("XDG_CACHE_HOME", cache)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Bundle.open(copy, stamped=True)
+    assert list(Path().iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_none(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_bytes(b"in the way")
+    Bundle.open(copy, stamped=True)
+    assert (tmp_path / "cache").read_bytes() == b"in the way"

@@ -158,3 +158,40 @@ def test_missing_folder(tmp_path: Path) -> None:
 def test_text_that_is_not_unicode(tokenizer: Tokenizer) -> None:
     with pytest.raises(LdmrtError, match="tokenizer"):
         tokenizer(["\udcff"])  # what a shell's broken UTF-8 becomes
+
+
+def _noted(content: str, normalized: bool) -> dict[str, Any]:
+    return {"content": content, "lstrip": False, "normalized": normalized, "rstrip": False, "single_word": False}
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("listed", [None, True, False])
+@pytest.mark.parametrize("noted", ["text", True, False, None])
+@pytest.mark.parametrize("mapped", ["text", True, False, None])
+def test_special_tokens_are_read_in_any_case_where_transformers_reads_them(
+    listed: bool | None, noted: Any, mapped: Any, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    """The hub's folders note them as normalised, in one of three places."""
+    from transformers import CLIPTokenizer
+
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    vocabulary = json.loads(files["vocab.json"])
+    content = {name: files[name] for name in ("vocab.json", "merges.txt")}
+    config: dict[str, Any] = {"model_max_length": 24, "pad_token": end}
+    roles = (("bos_token", start), ("eos_token", end), ("unk_token", end))
+    if noted is not None:
+        typed = {"__type": "AddedToken"}
+        config |= {role: token if noted == "text" else {**typed, **_noted(token, noted)} for role, token in roles}
+    if listed is not None:
+        entries = {str(vocabulary[token]): {**_noted(token, listed), "special": True} for token in (start, end)}
+        config["added_tokens_decoder"] = entries
+    if mapped is not None:
+        special = {role: token if mapped == "text" else _noted(token, mapped) for role, token in roles}
+        content["special_tokens_map.json"] = json.dumps({**special, "pad_token": end}).encode()
+    content["tokenizer_config.json"] = json.dumps(config).encode()
+    for name, value in content.items():
+        (tmp_path / name).write_bytes(value)
+    theirs, ours = CLIPTokenizer.from_pretrained(tmp_path), Tokenizer(content)
+    for text in ("x<|STARTOFTEXT|>y", "a <|EndOfText|> b", "<|endoftext|>"):
+        expected = theirs(text, padding="max_length", truncation=True, max_length=24).input_ids
+        assert quiet(ours, [text])[0] == expected, text

@@ -53,6 +53,14 @@ def certified(bundle: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathF
     return copy
 
 
+@pytest.fixture(scope="session")
+def half(bundle: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle in float16 with its certificate, and its decoder in float32 as well. Do not write into it."""
+    folder = tmp_path_factory.mktemp("half") / "bundle"
+    assert command("export", checkpoint, folder, "--precision", "fp16", "--fp32-decoder") == 0
+    return folder
+
+
 @pytest.fixture
 def changed(certified: Path, tmp_path: Path) -> Path:
     """A copy of it to write into."""

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from ldmrt.runtime import LdmrtError, Request
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.tools.bench import Spread, bench, overlapped, stages, trades
-from ldmrt.tools.compare import Contestant, race, ratio, show
+from ldmrt.tools.benchmarks.compare import Contestant, race, ratio, show
 
 ASK = {"prompt": "a red apple", "width": 16, "height": 16, "steps": 2, "guidance": 3.0, "threads": 1}
 
@@ -129,7 +129,15 @@ def test_command_refuses_another_picture(bundle: Path, checkpoint: Path, tmp_pat
     (tmp_path / "bundle" / "ldmrt.json").unlink()
     path = tmp_path / "bundle" / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "beta_end": 0.02}))
-    command = [sys.executable, "-m", "ldmrt.tools.compare", str(checkpoint), str(tmp_path / "bundle"), "--rounds", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "ldmrt.tools.benchmarks.compare",
+        str(checkpoint),
+        str(tmp_path / "bundle"),
+        "--rounds",
+        "1",
+    ]
     done = subprocess.run([*command, "--steps", "3"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "another picture" in done.stderr

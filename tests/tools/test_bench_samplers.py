@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ldmrt.runtime import SCHEDULERS, plan_from_config
-from ldmrt.tools import bench_samplers
-from ldmrt.tools.bench_samplers import Cost, bench, contestants
+from ldmrt.tools.benchmarks import bench_samplers
+from ldmrt.tools.benchmarks.bench_samplers import Cost, bench, contestants
 from ldmrt.tools.samplers import CONFIG
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # inside diffusers
@@ -60,7 +60,9 @@ def test_rows_are_as_many_as_calls_of_step(name: str) -> None:
 
 
 def main(*words: str) -> "subprocess.CompletedProcess[str]":
-    program = "import sys; sys.modules['diffusers'] = None\nfrom ldmrt.tools.bench_samplers import main; main()"
+    program = (
+        "import sys; sys.modules['diffusers'] = None\nfrom ldmrt.tools.benchmarks.bench_samplers import main; main()"
+    )
     return subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
 
 

@@ -120,6 +120,7 @@ def test_where_it_can_run_the_engines_are_held_to_it(ldmrt: Any, copy: Path, mon
     ("words", "message"),
     [
         (["--target", "sm90"], "--target: TensorRT-RTX has no target sm90; expected sm75, "),
+        (["--target", "sm89,sm75"], "text_encoder: TensorRT-RTX cannot build it for sm75, which has no matrix"),
         (["--target", "sm89,gpu"], "--target: TensorRT-RTX has no target gpu"),
         (["--target", "sm89", "--sizes", "17x16"], "unet: impossible width; expected a multiple of 2 from 4 on"),
         (["--target", "sm89", "--sizes", "big"], "--sizes: cannot read it; expected WIDTHxHEIGHT"),

@@ -16,11 +16,10 @@ from ldmrt.runtime import LdmrtError
 PROMPT = "two pears"
 
 
-def test_half_precision(ldmrt: Any, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
-    half = tmp_path / "half"
-    assert ldmrt("export", checkpoint, half, "--precision", "fp16").code == 0
+def test_half_precision(bundle: Path, half: Path) -> None:
     manifest = json.loads((half / "ldmrt.json").read_text())
-    assert {row["precision"] for row in manifest["components"].values()} == {"fp16"}
+    rows = {name: row["precision"] for name, row in manifest["components"].items() if name != "vae_decoder_fp32"}
+    assert set(rows.values()) == {"fp16"}
     weights = [(folder / "unet" / "model.onnx_data").stat().st_size for folder in (half, bundle)]
     assert 0.45 < weights[0] / weights[1] < 0.6
     pictures = []
@@ -52,19 +51,54 @@ def test_lora_and_word_are_merged_and_noted(ldmrt: Any, checkpoint: Path, bundle
     copy, rng = shutil.copytree(bundle, tmp_path / "copy"), torch.Generator().manual_seed(0)
     name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
     up, down = torch.randn(32, 4, generator=rng), torch.randn(4, 32, generator=rng)
-    save_file({f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down}, tmp_path / "style.safetensors")
-    save_file({"<pear>": torch.randn(2, 24, generator=rng)}, tmp_path / "pear.safetensors")
-    words = ("--lora", f"{tmp_path / 'style.safetensors'}:0.7", "--embedding", tmp_path / "pear.safetensors")
-    ran = ldmrt("export", checkpoint, copy, *words)
+    bundled = {"bundle_emb.kohya.string_to_param.*": torch.randn(1, 24, generator=rng)}
+    save_file(
+        {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down} | bundled, tmp_path / "style.safetensors"
+    )
+    save_file({"<pear>": torch.randn(2, 24, generator=rng)}, tmp_path / "fruit.safetensors")
+    words = ("--lora", f"{tmp_path / 'style.safetensors'}:0.7", "--embedding", tmp_path / "fruit.safetensors")
+    ran = ldmrt("export", checkpoint, copy, *words, "--embedding", f"{tmp_path / 'fruit.safetensors'}:my:word")
     assert ran.code == 0
+    assert "fruit.safetensors: in prompts it is <pear> or fruit" in ran.err
     assert "vae_decoder: reused" in ran.err
     manifest = json.loads((copy / "ldmrt.json").read_text())
     assert [(one["file"], one["weight"]) for one in manifest["loras"]] == [("style.safetensors", 0.7)]
-    assert [one["token"] for one in manifest["embeddings"]] == ["<pear>"]
+    expected = [["<pear>", "fruit"], ["my:word"], ["kohya"]]
+    assert [one["words"] for one in manifest["embeddings"]] == expected
+    shown = ldmrt("inspect", copy).out
+    assert "LoRA style.safetensors, weight 0.7" in shown
+    assert "words of fruit.safetensors: <pear> or fruit" in shown
+    assert "words of style.safetensors:kohya: kohya" in shown
     one, other = (ldmrt_open(folder)(PROMPT, steps=2).latents for folder in (copy, bundle))
     assert np.abs(one - other).max() > 1e-3
-    said = [ldmrt_open(copy)(f"a red {word}", steps=2).latents for word in ("<pear>", "apple")]
+    said = [ldmrt_open(copy)(f"a red {word}", steps=2).latents for word in ("<pear>", "apple", "fruit", "my:word")]
     assert np.abs(said[0] - said[1]).max() > 1e-3
+    assert max(np.abs(other - said[0]).max() for other in said[2:]) < 1e-5  # rows of their own, of the same vectors
+
+
+OVERFLOWS = {
+    "weight": ("1e38", {}),
+    "alpha": ("1", {"alpha": torch.tensor(3e38)}),
+    "infinite alpha": ("1", {"alpha": torch.tensor(float("inf"))}),
+    "NaN": ("1", {"lora_down.weight": torch.full((4, 32), torch.nan)}),
+    "float64": ("1", {"lora_up.weight": torch.full((32, 4), 1e300, dtype=torch.float64)}),
+}
+
+
+@pytest.mark.parametrize("name", list(OVERFLOWS))
+def test_lora_that_overflows_leaves_the_bundle(
+    name: str, ldmrt: Any, checkpoint: Path, bundle: Path, tmp_path: Path
+) -> None:
+    weight, change = OVERFLOWS[name]
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    state = {"lora_up.weight": torch.ones(32, 4), "lora_down.weight": torch.ones(4, 32), **change}
+    save_file({f"{layer}.{part}": value for part, value in state.items()}, tmp_path / "a.safetensors")
+    error = ldmrt("export", checkpoint, copy, "--lora", f"{tmp_path / 'a.safetensors'}:{weight}").error
+    assert layer in error
+    assert "a.safetensors" in error
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(
@@ -92,9 +126,7 @@ def ldmrt_open(folder: Path, **options: Any) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of numbers that no half holds
-def test_decoder_in_both_precisions(ldmrt: Any, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
-    half = tmp_path / "half"
-    assert ldmrt("export", checkpoint, half, "--precision", "fp16", "--fp32-decoder").code == 0
+def test_decoder_in_both_precisions(ldmrt: Any, bundle: Path, half: Path) -> None:
     manifest = json.loads((half / "ldmrt.json").read_text())
     assert {name for name, row in manifest["components"].items() if row["precision"] == "fp32"} == {"vae_decoder_fp32"}
     figures = {one["component"] for one in manifest["certificate"]["figures"]}

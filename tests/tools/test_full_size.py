@@ -12,7 +12,17 @@ import pytest
 def test_stable_diffusion_15_within_memory(tmp_path: Path) -> None:
     out = tmp_path / "numbers.json"
     steps = [word for step in ("export", "again", "verify", "generate") for word in ("--step", step)]
-    command = [sys.executable, "-m", "ldmrt.tools.full_size", "sd15", "--work", tmp_path, *steps, "--json", out]
+    command = [
+        sys.executable,
+        "-m",
+        "ldmrt.tools.benchmarks.full_size",
+        "sd15",
+        "--work",
+        tmp_path,
+        *steps,
+        "--json",
+        out,
+    ]
     ran = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     numbers = json.loads(out.read_text())

@@ -13,9 +13,20 @@ from click.testing import CliRunner
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.tolerances import COMPONENT
-from ldmrt.tools import gpu_check, gpu_rows
-from ldmrt.tools.gpu_check import ON_CPU, ROWS, Outcome, Row, child, measure, missing, place_of, run_group, table
-from ldmrt.tools.gpu_rows import MEASURES, Setting
+from ldmrt.tools.benchmarks import gpu_check, gpu_rows
+from ldmrt.tools.benchmarks.gpu_check import (
+    ON_CPU,
+    ROWS,
+    Outcome,
+    Row,
+    child,
+    measure,
+    missing,
+    place_of,
+    run_group,
+    table,
+)
+from ldmrt.tools.benchmarks.gpu_rows import MEASURES, Setting
 
 ROOT = Path(__file__).parents[2]
 LIMIT = COMPONENT["fp32"].limit
@@ -172,7 +183,7 @@ def test_the_loop_of_torch_is_the_runtimes(setting: Setting) -> None:
     import torch
 
     from ldmrt.runtime import open as open_bundle
-    from ldmrt.tools.gpu_torch import GUIDANCE, PROMPT, SCHEDULER, TorchModel
+    from ldmrt.tools.benchmarks.gpu_torch import GUIDANCE, PROMPT, SCHEDULER, TorchModel
 
     model = TorchModel.make(setting.model, "cpu", torch.float32, setting.steps)
     noise = torch.randn(model.latent, generator=torch.Generator().manual_seed(0)).numpy()

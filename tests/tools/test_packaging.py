@@ -1,32 +1,173 @@
-"""The wheel holds the four packages and works outside the checkout."""
+"""What is installed: the wheel, its bounds, and what works at the lowest of them."""
 
+import ast
+import re
+import shlex
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+import tomllib
+import yaml
+
+from ldmrt.runtime.optional import PACKAGES
 
 ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+LOWEST = ROOT / "constraints-lowest.txt"
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+def run(*command: object, cwd: Path | None = None) -> str:
+    ran = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=cwd)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel and the source distribution."""
+    folder = tmp_path_factory.mktemp("built")
+    run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
+    return folder
 
 
 @pytest.mark.slow
-def test_wheel_and_sdist(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT)]
-    subprocess.run(build, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    assert len(list(tmp_path.glob("*.tar.gz"))) == 1
+def test_wheel_and_sdist(built: Path, tmp_path: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    assert len(list(built.glob("*.tar.gz"))) == 1
     names = zipfile.ZipFile(wheel).namelist()
-    for package in ("model", "export", "runtime", "tools"):
-        assert f"ldmrt/{package}/py.typed" in names
+    for package in ("", "model/", "export/", "runtime/", "tools/"):
+        assert f"ldmrt/{package}py.typed" in names
+        assert f"ldmrt/{package}__init__.py" in names
     parts = {part for name in names for part in Path(name).parts}
-    assert not [part for part in parts if part.startswith(("pretrained", "test"))]
+    assert not [part for part in parts if part.startswith(("pretrained", "test", "benchmark", "gpu_", "compare"))]
 
     target = tmp_path / "site"
-    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(target), str(wheel)]
-    subprocess.run(install, check=True, capture_output=True)
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); import ldmrt.tools.cli as c; print(c.__file__); c.main()"
-    run = [sys.executable, "-c", code, str(target), "--version"]
-    shown = subprocess.run(run, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
-    assert str(target) in shown
-    assert "ldmrt 0.1.0" in shown
+    run(sys.executable, "-m", "pip", "install", "--no-deps", "--target", target, wheel)
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); import ldmrt.tools.cli as c; print(c.__file__); "
+    code += "import ldmrt; print(ldmrt.__file__, ldmrt.__version__); c.main()"
+    shown = run(sys.executable, "-c", code, target, "--version", cwd=tmp_path)
+    assert shown.count(str(target)) == 2
+    assert shown.count(PROJECT["version"]) == 2
+
+
+def test_version() -> None:
+    import ldmrt
+
+    assert ldmrt.__version__ == PROJECT["version"]
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = ldmrt.nonsense
+
+
+def pip_lines() -> list[str]:
+    """How the README, and the workflow that it names, install the runtime."""
+    steps = yaml.safe_load((ROOT / "tools" / "verify-bundle.yml").read_text(encoding="utf-8"))["jobs"]["verify"][
+        "steps"
+    ]
+    readme = re.findall(r"^- run: (pip install .*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    return [*readme, *(step["run"] for step in steps if step.get("run", "").startswith("pip install"))]
+
+
+@pytest.mark.slow
+def test_the_ci_recipe_installs_from_a_checkout(tmp_path: Path) -> None:
+    (tmp_path / "ldmrt").symlink_to(ROOT)
+    lines = pip_lines()
+    assert len(lines) == 2
+    for number, line in enumerate(lines):
+        words = shlex.split(line)[2:]
+        assert words[0] == "./ldmrt[cpu]"
+        command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", tmp_path / str(number), words[0]]
+        run(*command, cwd=tmp_path)
+        assert (tmp_path / str(number) / "ldmrt" / "runtime").is_dir()
+
+
+def plain(name: str) -> str:
+    """A distribution's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared(requirements: list[str]) -> dict[str, str]:
+    """Lower bounds by distribution, the extras of ldmrt itself aside."""
+    found = {}
+    for line in requirements:
+        name, _, bound = line.partition(";")[0].partition(">=")
+        if not name.startswith("ldmrt["):
+            found[plain(name.strip())] = bound.strip()
+    return found
+
+
+USED = {extra: declared(lines) for extra, lines in EXTRAS.items() if extra != "dev"}
+BOUNDS = {name: bound for found in (declared(PROJECT["dependencies"]), *USED.values()) for name, bound in found.items()}
+# Not run on a machine without a GPU, or the same package under another name.
+UNTESTED = {"onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "cuda-bindings"}
+
+
+def imported() -> set[str]:
+    """Names of packages that the four folders import, anywhere in a file."""
+    names = set()
+    for folder in ("about", "model", "export", "runtime", "tools"):
+        for path in (ROOT / folder).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    names |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and not node.level:
+                    names.add((node.module or "").partition(".")[0])
+    return names - sys.stdlib_module_names - {"ldmrt"}
+
+
+def test_every_import_is_declared_and_has_its_extra() -> None:
+    assert imported() <= PACKAGES.keys()
+    base = declared(PROJECT["dependencies"])
+    for package in PACKAGES.values():
+        if not package.extras:
+            assert plain(package.distribution) in base
+        for extra in package.extras:
+            name = (
+                "onnxruntime-gpu" if (package.distribution, extra) == ("onnxruntime", "gpu") else package.distribution
+            )
+            assert plain(name) in declared(EXTRAS[extra]), (name, extra)
+
+
+def test_the_lowest_versions_are_the_bounds() -> None:
+    lines = [line for line in LOWEST.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    lowest = {plain(name): version for name, _, version in (line.partition("==") for line in lines)}
+    assert lowest.keys() == BOUNDS.keys() - UNTESTED
+    for name, bound in BOUNDS.items():
+        assert bound, f"{name} has no lower bound"
+        if name not in UNTESTED | {"torch"}:  # why torch is another one is said there
+            assert re.sub(r"(\.0)+$", "", lowest[name]) == bound, name
+
+
+SMOKE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from conftest import tiny_checkpoint
+tiny_checkpoint().save(Path("checkpoint"))
+"""
+
+
+@pytest.mark.slow
+def test_the_lowest_versions_export_verify_and_draw(tmp_path: Path) -> None:
+    """In an environment of its own, which has to be downloaded."""
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    python, ldmrt = tmp_path / "venv" / "bin" / "python", tmp_path / "venv" / "bin" / "ldmrt"
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", LOWEST]
+    run(*install, "torch")  # by the exact version, before anything asks for another
+    run(*install, f"{ROOT}[cpu,export,plot]", "polygraphy", "pytest")  # the conftest is a pytest's
+    listed = dict(line.split("==") for line in run(python, "-m", "pip", "freeze").splitlines() if "==" in line)
+    installed = {plain(name): version.partition("+")[0] for name, version in listed.items()}
+    for line in LOWEST.read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            name, _, version = line.partition("==")
+            assert installed[plain(name)] == version
+    run(python, "-c", SMOKE, ROOT / "tests", cwd=tmp_path)
+    run(ldmrt, "export", "checkpoint", "bundle", cwd=tmp_path)  # and verify it against the checkpoint
+    run(ldmrt, "verify", "bundle", "--html", "report.html", "--junit", "verify.xml", cwd=tmp_path)
+    run(ldmrt, "generate", "bundle", "a red apple", "--steps", "4", "-o", "apple.png", cwd=tmp_path)
+    run(ldmrt, "samplers", "--plot", "samplers.png", cwd=tmp_path)
+    run(ldmrt, "plan", "bundle", cwd=tmp_path)
+    assert (tmp_path / "apple.png").stat().st_size > 100

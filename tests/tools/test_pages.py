@@ -38,7 +38,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # CI's demo walks the same way
 def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = list({" ".join(words): words for words in COMMANDS if not _trains(words)}.values())
     # exports come first, and what starts from another command's image last

@@ -134,7 +134,7 @@ def test_plans(ldmrt: Any) -> None:
         (["--plot", "file/out.png"], "file"),
         (["--config", "nowhere"], "no scheduler_config.json at nowhere"),
         (["--config", "folder.png"], "no scheduler_config.json at folder.png"),
-        (["--config", "file"], "cannot read file; expected JSON"),
+        (["--config", "file"], "cannot read file; expected a JSON object"),
         (["--config", "list.json"], "cannot read list.json; expected a JSON object; found list"),
         (["ddim", "--config", "odd.json"], "no beta_schedule 'odd'"),
         (["ddim", "euler", "--json", "--config", "odd.json"], "no beta_schedule 'odd'"),

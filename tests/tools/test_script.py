@@ -114,6 +114,20 @@ def test_training_saves_its_state_on_sigterm(tmp_path: Path, capsys: pytest.Capt
     assert "go on with --resume" in capsys.readouterr().err
 
 
+def test_a_full_disk_names_the_component(
+    ldmrt: Any, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ldmrt.export import bundle
+
+    def full(component: Any, folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(bundle, "to_onnx", full)
+    error = ldmrt("export", checkpoint, tmp_path / "bundle").error
+    assert error == f"error: {tmp_path}/bundle/text_encoder: cannot be written; found no space left on device"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_sigterm_leaves_nothing_of_an_export(
     ldmrt: Any, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +166,29 @@ def test_a_full_disk_is_one_message(
     assert first == f"error: {tmp_path}/unet/model.onnx: cannot be written; found file too large"
     assert second == "  try: make room there, then again: draw 'a cat'"
     assert list((tmp_path / "unet").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "unet/model.onnx_data"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),  # safetensors
+    ],
+)
+def test_a_full_disk_in_anybodys_words(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def action() -> None:
+        try:
+            raise error
+        finally:
+            raise RuntimeError("unexpected pos 704 vs 598")  # of PyTorch, which cannot close its archive then
+
+    for one in (action, fail(error)):
+        assert ended(one) == 2
+        first, second = capsys.readouterr().err.splitlines()
+        assert first.startswith("error: unet/model.onnx_data" if getattr(error, "filename", None) else "error: draw")
+        assert "cannot be written; found " in first
+        assert second == "  try: make room there, then again: draw"
 
 
 def run(*words: object, stdout: Any = subprocess.PIPE, **environment: str) -> "subprocess.CompletedProcess[bytes]":

@@ -105,11 +105,12 @@ def test_the_whole_way(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
         assert image.size == (64, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_resume_goes_on(number: int, code: int, ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
     import torch
 
-    words = ["train", "autoencoder", "--data", str(pictures), "--out", str(tmp_path), "--batch", "1"]
+    words = ["train", "autoencoder", "--data", str(pictures), "--out", str(tmp_path), "--batch", "1", "--size", "8"]
     command = [sys.executable, "-m", "ldmrt.tools.cli", *words, "--steps", "100000", "--save-every", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:

@@ -135,6 +135,7 @@ def test_a_run_past_its_steps_says_so(steps: int, tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
 def test_a_disk_that_takes_no_state_is_one_error(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "training").mkdir()
+    (tmp_path / STATE).write_text("of before")
     run = Steps()
     tried = list[int]()
     monkeypatch.setattr(

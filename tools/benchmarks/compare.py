@@ -1,6 +1,6 @@
 """One model drawn by several programs in turns: what each takes, beside how like its picture is.
 
-    python -m ldmrt.tools.compare model/pretrained/emoji64 out/emoji64 --json benchmarks/results/compare-emoji64.json
+    python -m ldmrt.tools.benchmarks.compare model/pretrained/emoji64 out/emoji64 --json out/compare.json
 
 The same weights, first latents, sampler, steps and threads, each program in a process of its own. A speed whose picture
 differs from diffusers' is not shown.
@@ -20,8 +20,8 @@ from typing import Any
 import click
 import numpy as np
 
-from .outputs import Output
-from .script import run_script
+from ..outputs import Output
+from ..script import run_script
 
 SCRIPT = (
     Path(__file__).with_name("contestant.py").read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
 """A checkpoint of full size with random weights, in diffusers' layout: to measure with, where no real one is at hand.
 
-python -m ldmrt.tools.random_checkpoint sd15 build/sd15
+python -m ldmrt.tools.benchmarks.random_checkpoint sd15 build/sd15
 """
 
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def random_checkpoint(family: str, folder: Path, precision: str, seed: int) -> N
     from ldmrt.model.checkpoint import INDEX, NETWORKS, save_network, save_text_encoder, write_json
     from ldmrt.model.config import to_config
 
-    from .progress import console
+    from ..progress import console
 
     torch.manual_seed(seed)
     made = family_of(family)

@@ -1,6 +1,6 @@
 """The same components by torch's plain route: diffusers' networks through `torch.onnx.export`, as its pages show it.
 
-python -m ldmrt.tools.plain_export CHECKPOINT FOLDER
+python -m ldmrt.tools.benchmarks.plain_export CHECKPOINT FOLDER
 """
 
 from pathlib import Path

@@ -53,7 +53,7 @@ class TorchModel:
             modules |= {name: torch.compile(modules[name], mode="reduce-overhead") for name in ("unet", "vae_decoder")}
         unet, vae = checkpoint.unet.config, checkpoint.vae.config
         plan = plan_from_config(checkpoint.scheduler, steps, name=SCHEDULER)
-        side = unet.sample_size or 64
+        side = unet.sample_size if isinstance(unet.sample_size, int) else 64
         latent = (1, vae.latent_channels, side, side)
         tokenizer = Tokenizer(checkpoint.tokenizers["tokenizer"])
         return cls(modules, tokenizer, plan, latent, vae.scaling_factor, device, dtype)

@@ -1,7 +1,7 @@
 """What this machine's GPU makes of a model of Stable Diffusion 1.5's size, by everything that can run it here.
 
     bash tools/gpu_check.sh
-    python -m ldmrt.tools.gpu_check --model model/pretrained/emoji64 --device cpu --steps 4
+    python -m ldmrt.tools.benchmarks.gpu_check --model model/pretrained/emoji64 --device cpu --steps 4
 
 Each row is a process; a package that is missing, a failure or a row that takes too long is a row that says so.
 """
@@ -93,7 +93,7 @@ def child(options: Sequence[str]) -> Runner:
 
 def command_of(row: Row, options: Sequence[str]) -> list[str]:
     """What measures a row."""
-    return [sys.executable, "-m", "ldmrt.tools.gpu_rows", row.name, *options]
+    return [sys.executable, "-m", "ldmrt.tools.benchmarks.gpu_rows", row.name, *options]
 
 
 def run_group(command: Sequence[str], limit: float, out: IO[str], err: IO[str]) -> int | None:

@@ -1,6 +1,6 @@
 """The rows of `tools/gpu_check.sh`, each run in a process of its own: what crashes or hangs takes no other row with it.
 
-    python -m ldmrt.tools.gpu_rows eager --work build/gpu_check
+    python -m ldmrt.tools.benchmarks.gpu_rows eager --work build/gpu_check
 
 prints a JSON object with what was measured, last. `build` of the engines is part of a row, not of its figures.
 """

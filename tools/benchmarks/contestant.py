@@ -1,6 +1,6 @@
-"""One way to draw a picture, in a process of its own, which `tools/compare.py` tells when to draw.
+"""One way to draw a picture, in a process of its own, which `tools/benchmarks/compare.py` tells when to draw.
 
-    python -c "$(cat tools/contestant.py)" diffusers CHECKPOINT '{"prompt": ..., "noise": "noise.npy", ...}'
+    python -c "$(cat tools/benchmarks/contestant.py)" diffusers CHECKPOINT '{"prompt": ..., "noise": "noise.npy", ...}'
 
 Written so that a Python without ldmrt can run it, such as one that has optimum. It prints a line of JSON when it is
 ready and one after each picture that a line on its standard input asks for; an empty line ends it.

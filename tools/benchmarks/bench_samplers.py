@@ -1,6 +1,6 @@
 """What a row of a sampler costs on the host, beside the same step of diffusers.
 
-    python -m ldmrt.tools.bench_samplers --json out.json
+    python -m ldmrt.tools.benchmarks.bench_samplers --json out.json
 
 The network's word and the noise lie ready, the word where guidance leaves it, so what is timed is all that stands
 between two calls of the network. What comes once a picture is not: diffusers' `set_timesteps` there, the plan and its
@@ -22,8 +22,8 @@ from unittest import mock
 
 import click
 
-from .outputs import Output
-from .script import run_script
+from ..outputs import Output
+from ..script import run_script
 
 SHAPE = (2, 4, 64, 64)
 THREADS = 2
@@ -53,7 +53,7 @@ class Cost:
 def bench(names: tuple[str, ...], steps: int, repeats: int, out: Path | None) -> None:
     """Time the rows of NAMES, all samplers where left out, against diffusers' steps on the same latents.
 
-    Example: python -m ldmrt.tools.bench_samplers dpmpp_2m euler
+    Example: python -m ldmrt.tools.benchmarks.bench_samplers dpmpp_2m euler
     """
     from rich.console import Console
     from rich.table import Table
@@ -62,7 +62,7 @@ def bench(names: tuple[str, ...], steps: int, repeats: int, out: Path | None) ->
     from ldmrt.runtime.machine import processor
     from ldmrt.runtime.schedulers import find_scheduler
 
-    from .progress import watched
+    from ..progress import watched
 
     wanted = names or tuple(SCHEDULERS)
     for name in wanted:
@@ -134,7 +134,7 @@ def contestants(name: str, steps: int) -> Iterator[list[tuple[Callable[[], float
     from ldmrt.runtime.registers import Registers
     from ldmrt.runtime.schedulers import find_scheduler
 
-    from .samplers import CONFIG
+    from ..samplers import CONFIG
 
     torch, diffusers = libraries()
     x, m, z = np.random.default_rng(0).standard_normal((3, *SHAPE), dtype=np.float32)

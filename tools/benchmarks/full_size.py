@@ -1,6 +1,6 @@
 """A model of full size all the way, and what each step takes, beside other exporters in the same run.
 
-    python -m ldmrt.tools.full_size sd15 --json benchmarks/results/full-size-sd15.json
+    python -m ldmrt.tools.benchmarks.full_size sd15 --json benchmarks/results/full-size-sd15.json
 
 Every step is a process of its own, as a user would start it; its peak is the most memory that was resident at once.
 """
@@ -16,10 +16,10 @@ import click
 
 from ldmrt.runtime.engine_files import FOLDER as ENGINES
 
-from .outputs import Output
-from .processes import run
+from ..outputs import Output
+from ..processes import run
+from ..script import run_script
 from .random_checkpoint import NAMES
-from .script import run_script
 
 OPTIMUM = "import sys; from optimum.exporters.onnx import main_export as export; "
 OPTIMUM += "export(sys.argv[1], output=sys.argv[2], task='text-to-image', library_name='diffusers', "
@@ -56,7 +56,7 @@ def full_size(
     commands = {
         "export": [*ldmrt, "export", *paths, *precise, "--no-verify"],
         "again": [*ldmrt, "export", *paths, *precise, "--no-verify"],
-        "torch": [*python, "ldmrt.tools.plain_export", str(checkpoint), str(scrap), *precise],
+        "torch": [*python, "ldmrt.tools.benchmarks.plain_export", str(checkpoint), str(scrap), *precise],
         "optimum": [str(other), "-c", OPTIMUM, str(checkpoint), str(scrap), precision],
         "verify": [*ldmrt, "verify", str(bundle), "--against", str(checkpoint), "--store"],
         "generate": [*ldmrt, "generate", str(bundle), "an astronaut", "--steps", "2", "--width", str(side),
@@ -64,7 +64,7 @@ def full_size(
         "build": [*ldmrt, "build", str(bundle), "--target", target, "--no-verify"],
     }  # fmt: skip
     if not (checkpoint / "model_index.json").is_file():
-        run("checkpoint", [*python, "ldmrt.tools.random_checkpoint", family, str(checkpoint), *precise])
+        run("checkpoint", [*python, "ldmrt.tools.benchmarks.random_checkpoint", family, str(checkpoint), *precise])
     if not steps or "export" in steps:
         shutil.rmtree(bundle, ignore_errors=True)
     rows = []
