@@ -164,7 +164,7 @@ def generate(
     from ldmrt.runtime.request import Request
     from ldmrt.runtime.schedulers import everyday_name
 
-    from .image_paths import numbered, output_path
+    from .image_paths import latents_of, numbered, output_path
     from .pictures import grid, save_image
     from .progress import console, watched
 
@@ -173,7 +173,7 @@ def generate(
     asked |= {name: one_or_all(asked[name]) for name in ("image", "mask")}
     asked["scheduler_settings"] = settings
     request = Request(prompts, controls=collected(controls), latents=read_latents(latents), **asked)
-    out = output_path(out, request.images, steps=save_steps, overwrite=overwrite)
+    out = output_path(out, request.images, steps=save_steps, overwrite=overwrite, latents=save_latents)
     out.parent.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     open_one = partial(
@@ -228,7 +228,7 @@ def generate(
     elif not images:
         written = [out.with_name(f"{out.stem}-*{out.suffix}")]  # too many for a grid
     if save_latents:
-        written.append(save_array(out.with_suffix(".npy"), np.concatenate(left)))
+        written.append(save_array(latents_of(out), np.concatenate(left)))
     if save_steps:
         written += save_rows(pipeline, previews, out)
     pipeline.close()

@@ -21,7 +21,12 @@ def steps_of(out: Path) -> tuple[Path, Path]:
     return out.with_name(f"{out.stem}-steps"), out.with_name(f"{out.stem}-steps{out.suffix}")
 
 
-def output_path(out: Path, count: int, *, steps: bool, overwrite: bool) -> Path:
+def latents_of(out: Path) -> Path:
+    """Return the file of the latents."""
+    return out.with_suffix(".npy")
+
+
+def output_path(out: Path, count: int, *, steps: bool, overwrite: bool, latents: bool = False) -> Path:
     """Return `out` where none of the files of `count` images are there yet, or may be overwritten; else out_2.png,
     out_3.png and so on, the first that is free, with a warning.
     """
@@ -32,7 +37,9 @@ def output_path(out: Path, count: int, *, steps: bool, overwrite: bool) -> Path:
         return out
     others = (out.with_name(f"{out.stem}_{number}{out.suffix}") for number in itertools.count(2))
     free = next(
-        path for path in itertools.chain([out], others) if not any(map(os.path.lexists, _files(path, count, steps)))
+        path
+        for path in itertools.chain([out], others)
+        if not any(map(os.path.lexists, _files(path, count, steps, latents)))
     )
     if free != out:
         message = f"generate: {out} is there already, so {free.name} is written; --overwrite replaces it"
@@ -40,10 +47,12 @@ def output_path(out: Path, count: int, *, steps: bool, overwrite: bool) -> Path:
     return free
 
 
-def _files(out: Path, count: int, steps: bool) -> Iterator[Path]:
+def _files(out: Path, count: int, steps: bool, latents: bool) -> Iterator[Path]:
     """Every file and folder that a run writes."""
     yield out
     if count > 1:
         yield from (numbered(out, number) for number in range(count))
     if steps:
         yield from steps_of(out)
+    if latents:
+        yield latents_of(out)

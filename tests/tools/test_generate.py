@@ -121,7 +121,7 @@ def test_prompt_that_is_too_long_is_a_warning(ldmrt: Any, bundle: Path, tmp_path
         (["--seed", "-1"], "invalid seed; expected 0 to 2**64 - 1; found -1"),
         (["--width", "15"], "invalid width; expected a multiple of 2; found 15"),
         (["--height", "-16"], "invalid height"),
-        (["--scheduler", "heron"], "unknown scheduler 'heron'; expected ddim"),
+        (["--scheduler", "heron"], "unknown scheduler 'heron', did you mean 'heun'?; expected ddim"),
         (["--eta", "2"], "invalid eta"),
         (["--backend", "cuda"], "no backend 'cuda'"),
         (
@@ -136,7 +136,7 @@ def test_prompt_that_is_too_long_is_a_warning(ldmrt: Any, bundle: Path, tmp_path
                 (["--columns", "0", "-n", "2"], "columns"),
                 (["--eta", "0.5", "--scheduler", "dpmpp_2m"], "eta"),  # it would change nothing
                 (["--scheduler", ""], "unknown scheduler ''"),
-                (["--negative", "\udcff"], "tokenizer"),
+                (["--negative", "\udcff"], "invalid negative_prompt"),
                 (["-o", "folder.png"], "folder.png"),
                 (["-o", "file/out.png"], "file"),
             )

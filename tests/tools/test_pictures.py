@@ -140,6 +140,14 @@ def test_files_that_are_there_are_kept(
     assert output_path(out, count, steps=steps, overwrite=True) == out
 
 
+def test_latents_that_are_there_are_kept(tmp_path: Path) -> None:
+    out = tmp_path / "a.png"
+    (tmp_path / "a.npy").touch()
+    assert output_path(out, 1, steps=False, overwrite=False) == out
+    with pytest.warns(LdmrtWarning, match="a_2"):
+        assert output_path(out, 1, steps=False, overwrite=False, latents=True) == tmp_path / "a_2.png"
+
+
 def test_a_link_to_nothing_is_a_file_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "a.png").symlink_to(tmp_path / "none")
     with pytest.warns(LdmrtWarning, match="a_2"):
