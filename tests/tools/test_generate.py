@@ -133,7 +133,7 @@ def test_prompt_that_is_too_long_is_a_warning(ldmrt: Any, bundle: Path, tmp_path
                 (["--columns", "0", "-n", "2"], "columns"),
                 (["--eta", "0.5", "--scheduler", "dpmpp_2m"], "eta"),  # it would change nothing
                 (["--scheduler", ""], "unknown scheduler ''"),
-                (["--negative", "\udcff"], "tokenizer"),
+                (["--negative", "\udcff"], "invalid negative_prompt"),
                 (["-o", "folder.png"], "folder.png"),
                 (["-o", "file/out.png"], "file"),
             )
