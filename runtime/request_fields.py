@@ -13,6 +13,7 @@ from .errors import LdmrtError
 from .images import MASK_SOURCES
 
 LARGEST_COUNT = 10**9  # images of a prompt
+LARGEST_STEPS, LARGEST_SKIP = 10**6, 1000
 LARGEST_SIDE = 2**15  # pixels of an image
 LARGEST_SIZE = 2**24  # of the sizes that SDXL is conditioned on, exact in float32
 LARGEST_GUIDANCE = 1e6
@@ -219,19 +220,19 @@ FIELDS: Mapping[str, Check] = {
     "prompt_2": Optional(texts),
     "negative_prompt_2": Optional(texts),
     "count": Whole(1, LARGEST_COUNT),
-    "steps": Whole(1),
+    "steps": Whole(1, LARGEST_STEPS),
     "guidance": Number(-LARGEST_GUIDANCE, LARGEST_GUIDANCE),
     "guidance_rescale": _SHARE,
     "guidance_interval": Optional(interval),
-    "deep_cache": Optional(Whole(1)),
+    "deep_cache": Optional(Whole(1, LARGEST_STEPS)),
     "seed": seeds,
     "width": _SIDE,
     "height": _SIDE,
     "scheduler": Optional(name_of),
     "scheduler_settings": settings,
     "eta": Optional(_SHARE),
-    "clip_skip": Whole(),
-    "negative_clip_skip": Whole(),
+    "clip_skip": Whole(0, LARGEST_SKIP),
+    "negative_clip_skip": Whole(0, LARGEST_SKIP),
     "image": anything,
     "strength": _SHARE,
     "denoising_start": Optional(_SHARE),

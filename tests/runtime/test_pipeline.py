@@ -128,7 +128,7 @@ def test_walk_can_be_stopped(pipeline: Pipeline) -> None:
         ({"scheduler": "heron"}, "scheduler", "unknown scheduler 'heron'; expected ddim"),
         ({"guidance_rescale": 1.5}, "request", "invalid guidance_rescale; expected 0 to 1; found 1.5"),
         ({"steps": 1001}, "scheduler", "impossible number of steps; expected 1 to 1000; found 1001"),
-        ({"eta": 2.0}, "scheduler", "invalid eta"),
+        ({"eta": 2.0}, "request", "invalid eta; expected 0 to 1; found 2.0"),
         ({"width": 15}, "request", "invalid width; expected a multiple of 2; found 15"),
         ({"height": 0}, "request", "invalid height"),
         ({"seed": -1}, None, "invalid seed; expected 0 to 2**64 - 1; found -1"),
