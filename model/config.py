@@ -15,7 +15,7 @@ NOTES |= {"dropout", "gradient_checkpointing", "use_gradient_checkpointing", "us
 LARGEST = 2**62  # numbers that torch takes
 FEW = 100  # layers that are built in no time, whatever the file holds
 # Sizes that say how many layers there are: one number, or one a level, or one a layer of a level.
-DEPTHS = ("layers_per_block", "transformer_layers_per_block", "reverse_transformer_layers_per_block")
+DEPTHS: tuple[str, ...] = ("layers_per_block", "transformer_layers_per_block", "reverse_transformer_layers_per_block")
 DEPTHS += ("num_hidden_layers", "num_res_blocks")
 T = TypeVar("T")
 
