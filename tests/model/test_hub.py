@@ -120,7 +120,10 @@ def test_folder_of_that_name_comes_first(served: Hub, checkpoint: Path, monkeypa
 
 
 ERRORS = {
-    "no network": (NAME, "no folder somebody/a-model, and the hub could not be reached; found no snapshot and more lines\n  try: "),
+    "no network": (
+        NAME,
+        "no folder somebody/a-model, and the hub could not be reached; found no snapshot and more lines\n  try: ",
+    ),
     "no such model": ("somebody/else", "no folder somebody/else, and no such model on the hub"),
     "no pipeline": (NAME, "somebody/a-model on the hub has no model_index.json"),
 }
