@@ -40,7 +40,7 @@ PACKAGES = {
     "polygraphy": Package("Polygraphy", "polygraphy", ("rtx", "tensorrt")),
     "tensorrt": Package("TensorRT", "tensorrt", ("tensorrt",)),
     "tensorrt_rtx": Package("TensorRT-RTX", "tensorrt-rtx-cu13", ("rtx",)),
-    "cuda": Package("cuda-bindings", "cuda-bindings", ("rtx", "tensorrt")),
+    "cuda.bindings": Package("cuda-bindings", "cuda-bindings", ("rtx", "tensorrt")),
     "matplotlib": Package("matplotlib", "matplotlib", ("plot",)),
     "diffusers": Package("diffusers", "diffusers", ("dev",)),
 }
@@ -50,11 +50,11 @@ def unavailable(error: ImportError | OSError, where: str) -> LdmrtError:
     """What to say of an import that failed: the package is not installed, and which extra brings it; or it is there and
     does not work, and what it says itself.
     """
-    wanted = _top(error.name) if isinstance(error, ImportError) else ""
+    wanted = _package_of(error.name) if isinstance(error, ImportError) else ""
     there = _installed(wanted)
     if wanted in PACKAGES and not there:
         return _missing(wanted, where)
-    at_fault = wanted if there else _asked(error.__traceback__) or wanted
+    at_fault = wanted if there else _package_of(_asked(error.__traceback__)) or wanted
     package = PACKAGES.get(at_fault, Package(at_fault or "a package", at_fault or "PACKAGE"))
     hint = f"pip install --force-reinstall {package.distribution}"
     problem = f"{package.title} is installed and does not work"
@@ -77,6 +77,14 @@ def ours(error: ImportError) -> bool:
     return _top(error.name) == "ldmrt"
 
 
+def _package_of(name: str | None) -> str:
+    """The package that a module is of, by its key where it has one: `cuda` alone is a name that several share."""
+    for key in PACKAGES if name else ():
+        if name == key or str(name).startswith(f"{key}.") or key.startswith(f"{name}."):
+            return key
+    return _top(name)
+
+
 def _top(name: str | None) -> str:
     return (name or "").partition(".")[0]
 
@@ -84,6 +92,8 @@ def _top(name: str | None) -> str:
 def _installed(name: str) -> bool:
     try:
         return bool(name) and importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of what is around it
+        return False
     except ValueError:  # half imported
         return sys.modules.get(name) is not None
 

@@ -1,5 +1,6 @@
 """What ONNX Runtime made of the networks is kept beside the bundle, and used while it is whole and of this content."""
 
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,20 @@ def test_where_nothing_can_be_written(copy: Path) -> None:
     (copy / FOLDER).write_bytes(b"in the way")
     with pytest.warns(LdmrtWarning, match="nothing can be kept there"):
         draw(copy, keep_optimized=True)
+
+
+def test_a_full_disk_is_a_warning_and_the_image(copy: Path, bundle: Path) -> None:
+    """Files that may not grow fail as those on a full disk do, in ONNX Runtime too."""
+    expected, before = draw(bundle), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.warns(LdmrtWarning, match="nothing can be kept there"):
+            found = draw(copy, keep_optimized=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert folders(copy) == []
 
 
 def test_refused(copy: Path) -> None:

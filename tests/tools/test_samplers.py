@@ -130,7 +130,7 @@ def test_plans(ldmrt: Any) -> None:
         (["ddim", "--strength", "1", "--json"], "--steps and --strength are for named samplers"),
         (["--json", "--plot", "out.png"], "--json and --plot are two answers"),
         (["--plot", "out.jpg"], "impossible --plot; expected a file name that ends in .png, .svg, .pdf"),
-        (["--plot", "folder.png"], "impossible --plot"),
+        (["--plot", "folder.png"], "--plot: folder.png cannot be written; found a folder of that name"),
         (["--plot", "file/out.png"], "file"),
         (["--config", "nowhere"], "no scheduler_config.json at nowhere"),
         (["--config", "folder.png"], "no scheduler_config.json at folder.png"),
