@@ -26,11 +26,11 @@ def show(
     console = Console(stderr=stderr)
     columns = list(zip(*([_plain(cell) for cell in row] for row in (titles, *rows)), strict=True))
     room = console.width - 3 * len(titles) - 1  # of what stands between the cells
-    limits = widths(*([_longest(column, way) for column in columns] for way in (SPACE, JOINT, None)), room)
+    words, parts, whole = ([_longest(column, way) for column in columns] for way in (SPACE, JOINT, None))
+    limits = widths(words, parts, whole, room)
     table = Table(title=title, show_lines=lines)
     for name, width in zip(titles, limits, strict=True):
-        justify = "right" if name in right else "left"
-        table.add_column(wrapped(name, width), width=width, justify=justify, no_wrap=True, overflow="crop")
+        table.add_column(wrapped(name, width), width=width, justify="right" if name in right else "left", no_wrap=True)
     for row in rows:
         cells = zip(row, limits, strict=True)
         table.add_row(*(Text(wrapped(_plain(cell), width), style=_style(cell)) for cell, width in cells))
