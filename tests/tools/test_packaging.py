@@ -63,12 +63,12 @@ def test_version() -> None:
 
 
 def pip_lines() -> list[str]:
-    """How the README, and the workflow that it names, install the runtime."""
-    steps = yaml.safe_load((ROOT / "tools" / "verify-bundle.yml").read_text(encoding="utf-8"))["jobs"]["verify"][
-        "steps"
-    ]
-    readme = re.findall(r"^- run: (pip install .*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    return [*readme, *(step["run"] for step in steps if step.get("run", "").startswith("pip install"))]
+    """How docs/certificate.md, and the workflow that it names, install the runtime."""
+    workflow = yaml.safe_load((ROOT / "tools" / "verify-bundle.yml").read_text(encoding="utf-8"))
+    steps = workflow["jobs"]["verify"]["steps"]
+    certificate = (ROOT / "docs" / "certificate.md").read_text(encoding="utf-8")
+    page = re.findall(r"^- run: (pip install .*)$", certificate, re.MULTILINE)
+    return [*page, *(step["run"] for step in steps if step.get("run", "").startswith("pip install"))]
 
 
 @pytest.mark.slow
