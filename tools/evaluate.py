@@ -60,11 +60,11 @@ def evaluate(bundle: Path, folder: Path, style: str, groups: tuple[str, ...], co
     if as_json:
         click.echo(json.dumps({**scores, "autoencoder": {"pictures": len(shown), "psnr": psnr}}, indent=2))
         return
-    rows = [
+    cells = [
         (title, f"{row['pictures']:.0f}", f"{row['background']:.3f}", f"{row['identity']:.3f}")
         for title, row in scores.items()
     ]
-    tables.show(("", "pictures", "background", "identity"), rows)
+    tables.show(("", "pictures", "background", "identity"), cells)
     click.echo(f"autoencoder: PSNR {psnr:.1f} dB over {len(shown)} pictures of held-out pairs")
 
 
