@@ -289,12 +289,12 @@ def _check(checkpoint: Checkpoint) -> None:
         tokens, text = Tokenizer(checkpoint.tokenizers[part]), encoder.config
         if tokens.size > text.vocab_size or tokens.length > text.max_position_embeddings:
             expected = f"at most {text.vocab_size} entries and {text.max_position_embeddings} tokens"
-            found = f"{tokens.size} and {tokens.length}"
-            raise LdmrtError(part, "does not fit the text encoder", expected=expected, found=found)
+            sizes = f"{tokens.size} and {tokens.length}"
+            raise LdmrtError(part, "does not fit the text encoder", expected=expected, found=sizes)
     lengths = {part: token_count(files) for part, files in checkpoint.tokenizers.items()}
     if len(set(lengths.values())) > 1:  # whose contexts lie side by side
-        found = ", ".join(f"{length} of {part}" for part, length in lengths.items())
-        raise LdmrtError("tokenizer_2", "another model_max_length than the first tokenizer's", found=found)
+        each = ", ".join(f"{length} of {part}" for part, length in lengths.items())
+        raise LdmrtError("tokenizer_2", "another model_max_length than the first tokenizer's", found=each)
     try:
         with warnings.catch_warnings():  # who uses the scheduler is told of its unknown keys
             warnings.simplefilter("ignore", LdmrtWarning)

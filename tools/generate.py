@@ -12,7 +12,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from .image_options import ImagePath, collected, one_or_all
+from .image_options import collected, one_or_all
+from .option_types import PICTURE, SIZE, Batch, Control, Interval
 from .options import THREADS
 from .outputs import Output
 from .reading import SCHEDULER as SCHEDULER_OPTIONS
@@ -22,51 +23,6 @@ if TYPE_CHECKING:
 
 GRID = 1024  # at most as many pictures in the grid
 STRIP = 10  # at most as many pictures of the denoising side by side
-
-
-class Control(click.ParamType):
-    """NAME=PICTURE or NAME=PICTURE:SCALE."""
-
-    name = "name=picture[:scale]"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[str, float]]:
-        name, equals, rest = value.partition("=")
-        picture, colon, scale = rest.rpartition(":")
-        try:
-            number = float(scale) if colon else 1.0
-        except ValueError:  # the colon belongs to the path
-            picture, number = rest, 1.0
-        if not equals or not name or not rest:
-            self.fail(f"{value!r} is not NAME=PICTURE or NAME=PICTURE:SCALE, such as canny=edges.png:0.8", param, ctx)
-        return name, ((picture or rest) if colon else rest, number)
-
-
-class Interval(click.ParamType):
-    """LOW,HIGH."""
-
-    name = "low,high"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, float]:
-        low, _, high = str(value).partition(",")
-        try:
-            return float(low), float(high)
-        except ValueError:
-            self.fail(f"{value!r} is not LOW,HIGH, such as 0.3,5", param, ctx)
-
-
-class Batch(click.ParamType):
-    """A number of images, or auto, which is None."""
-
-    name = "n|auto"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
-        if value == "auto":
-            return None
-        return click.IntRange(min=1).convert(value, param, ctx)
-
-
-PICTURE = ImagePath(exists=True, dir_okay=False, path_type=Path)
-SIZE = click.Tuple([int, int])
 
 
 @click.command()
@@ -241,14 +197,15 @@ def generate(
 
 
 def read_latents(path: Path | None) -> "NDArray[Any] | None":
-    """Latents of an .npy file, of which nothing is unpickled."""
+    """Read the latents in an .npy file, of which nothing is unpickled."""
     from ldmrt.runtime import LdmrtError
     from ldmrt.runtime.errors import first_line
+    from ldmrt.runtime.files import plain_file
 
     if path is None:
         return None
     try:
-        return np.asarray(np.lib.format.open_memmap(path, mode="r"))
+        return np.asarray(np.lib.format.open_memmap(plain_file("generate", path), mode="r"))
     except (OSError, ValueError) as error:
         found = first_line(error)
         raise LdmrtError("generate", f"cannot read {path}", expected="an .npy file", found=found) from None
