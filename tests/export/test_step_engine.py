@@ -19,7 +19,7 @@ from ldmrt.runtime import open as open_bundle
 from ldmrt.runtime.bundle import STEP, Bundle
 from ldmrt.runtime.engine_files import FOLDER, write
 from ldmrt.runtime.room import STEPS, Room, most_rows, steps_of
-from ldmrt.tools import gpu_rows
+from ldmrt.tools.benchmarks import gpu_rows
 
 from ..runtime import fake_tensorrt
 from ..runtime.fake_cuda import FakeCuda
