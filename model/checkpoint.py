@@ -169,7 +169,7 @@ def _load_network(
 
 
 def _build_and_fill(part: str, kind: str, config: dict[str, Any], tensors: Tensors, dtype: torch.dtype | None) -> Any:
-    check_depth(part, config, len(tensors.named))
+    check_depth(part, config, lambda: len(tensors.named))
     network = build(part, kind, config)
     return fill(part, network, match(part, network, tensors), tensors, dtype)
 
@@ -242,9 +242,8 @@ def _assemble(source: Source, dtype: Dtype) -> Checkpoint:
     for part in ("unet", "vae"):
         if part not in source.networks:
             raise LdmrtError(part, f"{INDEX} names none", expected="a part of every checkpoint")
-    tensors = {part: source.tensors(part) for part in source.networks}
     for part, (_, config) in source.networks.items():
-        check_depth(part, config, len(tensors[part].named))
+        check_depth(part, config, lambda part=part: len(source.tensors(part).named))  # type: ignore[misc]
     networks = {part: build(part, *described) for part, described in source.networks.items()}
     encoders = {part: network for part, network in networks.items() if part.startswith("text_encoder")}
     controls = {part: network for part, network in networks.items() if part.startswith(("controlnet", "adapter"))}
@@ -253,6 +252,7 @@ def _assemble(source: Source, dtype: Dtype) -> Checkpoint:
         networks["unet"], networks["vae"], encoders, source.tokenizers, source.scheduler, source.index, controls
     )
     _check(checkpoint)
+    tensors = {part: source.tensors(part) for part in networks}
     matched = {part: match(part, network, tensors[part]) for part, network in networks.items()}
     for part, network in networks.items():
         kind = dtype.get(part, dtype[""]) if isinstance(dtype, Mapping) else dtype

@@ -2,7 +2,7 @@
 
 import dataclasses
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from ldmrt.runtime import LdmrtError
@@ -71,20 +71,25 @@ def known_activation(component: str, config: Any, *names: str) -> None:
             raise LdmrtError(component, f"unsupported {name}", expected=", ".join(ACTIVATIONS), found=repr(value))
 
 
-def check_depth(component: str, config: dict[str, Any], tensors: int) -> None:
-    """Refuse a config that asks for more layers than a file has tensors, before they are built."""
+def check_depth(component: str, config: dict[str, Any], count: Callable[[], int]) -> None:
+    """Refuse a config that asks for more layers than its file has tensors, before they are built.
+
+    `count` tells how many tensors there are. It is called only where a config has more than a few layers: the weights
+    need not be there for another fault to be named.
+    """
     levels = max((len(value) for value in config.values() if isinstance(value, (list, tuple))), default=0)
-    layers, most = max(levels, 1), max(tensors, FEW)
+    asked = {"list": float(levels)}
     for name in DEPTHS:
-        if (asked := config.get(name)) is None:
-            continue
-        counts = list(_numbers(asked))
-        least = sum(counts) if isinstance(asked, (list, tuple)) else sum(counts) * layers
-        if not least <= most:
+        if (value := config.get(name)) is not None:
+            counts = sum(_numbers(value))
+            asked[name] = counts if isinstance(value, (list, tuple)) else counts * max(levels, 1)
+    if all(layers <= FEW for layers in asked.values()):
+        return
+    most = max(count(), FEW)
+    for name, layers in asked.items():
+        if not layers <= most:
             problem, expected = f"config has an impossible {name}", f"at most {most} layers, by the tensors in its file"
-            raise LdmrtError(component, problem, expected=expected, found=asked)
-    if levels > most:
-        raise LdmrtError(component, "config has an impossible list", expected=f"at most {most} items", found=levels)
+            raise LdmrtError(component, problem, expected=expected, found=config.get(name, levels))
 
 
 def _numbers(value: Any) -> Iterator[float]:

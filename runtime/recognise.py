@@ -26,7 +26,7 @@ WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 # The first that a file's names match decides: a checkpoint may hold what training left, a LoRA new words.
 _TENSORS = {
     LORA: rb"lora_(up|down|A|B|unet|te\d?)|lora\.(up|down)|lora_linear_layer|hada_w|lokr_w|dora_scale|lycoris_"
-    rb"|\.oft_|\.(diff|diff_b|w_norm|b_norm)\b",
+    rb"|\.oft_|\.(diff|diff_b|w_norm|b_norm)\b|bundle_emb\.",
     CHECKPOINT: rb"model\.diffusion_model\.",
     CONTROLNET: rb"control_model\.|controlnet_cond_embedding|input_hint_block",
     EMBEDDING: rb"string_to_param|emb_params|\"clip_[lg]\"",
