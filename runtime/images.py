@@ -96,7 +96,7 @@ def colors(what: str, images: Sequence[Any], size: Size, channels: int = 3) -> F
     for image in images:
         opened = read(what, image)
         transparent |= _is_transparent(opened)
-        resized = _resized(on_white(opened), size).convert(modes[channels])
+        resized = _resized(on_white(opened).convert(modes[channels]), size)
         arrays.append(np.asarray(resized).reshape(*size, channels))
     if transparent:
         _note_transparency(what)
