@@ -97,7 +97,7 @@ def spoiled(path: Path) -> None:
         (lambda f: (f / PLAN).write_bytes(b"pl"), "engine.plan was cut off or changed"),
         (lambda f: (f / PLAN).unlink(), "has no engine.plan"),
         (lambda f: (f / SIDECAR).unlink(), "has no engine.json: it was never finished"),
-        (lambda f: (f / SIDECAR).write_text("{}"), "cannot read its engine.json"),
+        (lambda f: (f / SIDECAR).write_text("{}"), "its sidecar has another schema"),
     ],
 )
 def test_a_damaged_engine_is_built_again(opened: Bundle, damage: Callable[[Path], Any], why: str) -> None:

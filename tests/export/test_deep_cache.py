@@ -29,6 +29,7 @@ from ldmrt.runtime.check import EVERY, check, gather
 from ldmrt.runtime.deep_cache import full_times
 from ldmrt.runtime.engine_ort import OrtEngine
 from ldmrt.runtime.engines import Engines
+from ldmrt.runtime.files import sha256
 from ldmrt.runtime.tolerances import COMPONENT, tolerances
 
 from ..families import save_pipeline
@@ -43,7 +44,7 @@ Parts = dict[str, OrtEngine]
 
 @pytest.fixture(scope="module")
 def halves(bundle: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny bundle with its U-Net cut in two. Its files are not in the manifest."""
+    """The tiny bundle with its U-Net cut in two."""
     folder = tmp_path_factory.mktemp("halves") / "bundle"
     shutil.copytree(bundle, folder)
     made = cut(folder / "unet" / "model.onnx", components(load(checkpoint))["unet"])
@@ -51,6 +52,8 @@ def halves(bundle: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFact
     for name, (inputs, outputs) in made.items():
         ends = {"inputs": [astuple(one) for one in inputs], "outputs": [astuple(one) for one in outputs]}
         manifest["components"]["unet"]["graphs"][name] = ends
+        path = folder / "unet" / f"{name}.onnx"
+        manifest["files"][f"unet/{name}.onnx"] = {"size": path.stat().st_size, "sha256": sha256(path)}
     (folder / "ldmrt.json").write_text(json.dumps(manifest))
     return folder
 

@@ -1,13 +1,15 @@
 """The lines of metadata.jsonl: what is read, what is refused, and how it is told."""
 
+import copy
 import json
 import os
+import pickle
 from pathlib import Path
 
 import pytest
 
 from ldmrt.model.data import PictureFolder
-from ldmrt.model.metadata import LISTED, read_metadata
+from ldmrt.model.metadata import LISTED, Problem, read_metadata, refuse
 from ldmrt.runtime import LdmrtError
 
 GOOD = '{"file_name": "a.png", "text": "a cat"}'
@@ -125,3 +127,9 @@ def test_rows_of_files_that_cannot_be_used_are_kept_apart(folder: Path) -> None:
     rows, problems = read_metadata(write(folder, GOOD, '{"file_name": "b.png", "text": "b"}', "null"))
     assert [row.file_name for row in rows] == ["a.png", "b.png"]
     assert [(problem.line, problem.file_name) for problem in problems] == [(2, "b.png"), (3, None)]
+
+
+def test_the_list_of_lines_crosses_processes(tmp_path: Path) -> None:
+    error = refuse(tmp_path, [Problem(1, "no caption", "a.png"), Problem(2, "no caption", "b.png")])
+    assert str(pickle.loads(pickle.dumps(error))) == str(copy.deepcopy(error)) == str(error)
+    assert len(str(error).splitlines()) == 3

@@ -101,6 +101,9 @@ def test_rows_of_one_time_count_once(opened: Pipeline) -> None:
     assert full_times(plan, 1) == set(times)
 
 
+EDGES = np.zeros((8, 8), np.uint8)
+
+
 def test_refused(opened: Pipeline) -> None:
     with pytest.raises(LdmrtError, match=r"has no U-Net cut in two for a deep cache\n.* --deep-cache"):
         opened(**ASKED, deep_cache=2)
@@ -109,5 +112,5 @@ def test_refused(opened: Pipeline) -> None:
     with pytest.raises(LdmrtError, match=r"invalid deep_cache; expected a whole number; found 2\.5"):
         Request("", deep_cache=2.5)  # type: ignore[arg-type]
     with pytest.raises(LdmrtError, match="a deep cache beside controls"):
-        Request("", deep_cache=2, controls={"canny": "edges.png"})
-    Request("", deep_cache=1, controls={"canny": "edges.png"})
+        Request("", deep_cache=2, controls={"canny": EDGES})
+    Request("", deep_cache=1, controls={"canny": EDGES})

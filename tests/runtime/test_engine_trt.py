@@ -338,7 +338,10 @@ def test_refused(opened: Bundle, backend: str, gpu: FakeCuda, monkeypatch: pytes
         put(opened, backend)
     prepare(opened, backend, monkeypatch)
     if case in ("another GPU", "another version", "no engine", "no such shape"):
-        monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read"))
+        read = Path.read_bytes
+        monkeypatch.setattr(
+            Path, "read_bytes", lambda path: pytest.fail(f"{path} was read") if path.name == PLAN else read(path)
+        )
     with pytest.raises(LdmrtError, match=problem) as refused:
         call_and_close(opened, backend, 5 if case == "no such shape" else 2)
     lines = str(refused.value).splitlines()

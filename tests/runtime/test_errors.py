@@ -55,7 +55,8 @@ def test_every_error_and_warning_can_be_sent(make: Callable[[], BaseException], 
 
 def test_every_public_class_was_tried() -> None:
     tried = {type(make()) for make in RAISED}
-    assert {LdmrtError, *LdmrtError.__subclasses__(), LdmrtWarning, *LdmrtWarning.__subclasses__()} <= tried
+    known = {LdmrtError, *LdmrtError.__subclasses__(), LdmrtWarning, *LdmrtWarning.__subclasses__()}
+    assert {one for one in known if one.__module__.startswith("ldmrt.runtime")} <= tried
 
 
 def test_a_worker_of_a_pool_can_raise_one() -> None:
