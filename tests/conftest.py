@@ -1,7 +1,9 @@
 """What the tests share: a tiny checkpoint with random weights and its bundle, made once."""
 
+import fcntl
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +86,25 @@ def tiny_checkpoint() -> Any:
     return Checkpoint(UNet(unet).eval(), Autoencoder(vae).eval(), encoders, tokenizers, scheduler)
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Make a folder once for all processes that share the tests (pytest-xdist): the others wait until it is there."""
+    base = factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = root / "shared" / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if not folder.exists():
+            work = folder.with_suffix(".part")
+            make(work)
+            work.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the tiny checkpoint. Do not write into it."""
-    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
-    tiny_checkpoint().save(folder)
-    return folder
+    return made_once(tmp_path_factory, "checkpoint", lambda folder: tiny_checkpoint().save(folder))
 
 
 @pytest.fixture(scope="session")
@@ -100,10 +115,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     """
     if made := os.environ.get("LDMRT_TEST_BUNDLE"):
         return Path(made)
-    from ldmrt.export import export_bundle
-    from ldmrt.model import load
+    checkpoint = request.getfixturevalue("checkpoint")
 
-    folder = tmp_path_factory.mktemp("tiny") / "bundle"
-    for _ in export_bundle(load(request.getfixturevalue("checkpoint")), folder):
-        pass
-    return folder
+    def export(folder: Path) -> None:
+        from ldmrt.export import export_bundle
+        from ldmrt.model import load
+
+        for _ in export_bundle(load(checkpoint), folder):
+            pass
+
+    return made_once(tmp_path_factory, "bundle", export)

@@ -21,6 +21,7 @@ from ldmrt.runtime.check import check, gather
 from ldmrt.runtime.decode import Decoding
 from ldmrt.runtime.tolerances import tolerances
 
+pytestmark = pytest.mark.slow  # minutes, on a model of which tools/demo.sh shows the same
 SHIPPED = Path(__file__).parents[2] / "model" / "pretrained" / "emoji64"
 PROMPT = "a panda, noto style, orange background"
 

@@ -277,7 +277,7 @@ def test_base_and_refiner_draw_what_diffusers_draws(
     np.testing.assert_array_equal(drawn.images, result.images)
 
 
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("name", [pytest.param(EXPORTED[0], marks=pytest.mark.slow), *EXPORTED[1:]])
 def test_bundle_draws_what_its_checkpoint_draws(name: str, places: dict[str, Path], tmp_path: Path) -> None:
     checkpoint = load(places[name])
     for _ in export_bundle(checkpoint, tmp_path / "bundle"):

@@ -57,9 +57,7 @@ def test_names() -> None:
 
 
 def test_a_name_that_is_none() -> None:
-    with pytest.raises(
-        LdmrtError, match=r"no backend 'cuda'.*; expected auto, onnxruntime, "
-    ):
+    with pytest.raises(LdmrtError, match=r"no backend 'cuda'.*; expected auto, onnxruntime, "):
         open_bundle("not/read/yet", "cuda")
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from ldmrt.tools.cli import main
 
+from ..conftest import made_once
 from ..runtime.fake_builder import install
 from ..runtime.fake_cuda import FakeCuda
 
@@ -48,17 +49,22 @@ def command(*words: object) -> object:
 @pytest.fixture(scope="session")
 def certified(bundle: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with its certificate. Do not write into it."""
-    copy = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("certified") / "bundle"))
-    assert command("export", checkpoint, copy) == 0
-    return copy
+
+    def export(folder: Path) -> None:
+        shutil.copytree(bundle, folder)
+        assert command("export", checkpoint, folder) == 0
+
+    return made_once(tmp_path_factory, "certified/bundle", export)
 
 
 @pytest.fixture(scope="session")
 def half(bundle: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle in float16 with its certificate, and its decoder in float32 as well. Do not write into it."""
-    folder = tmp_path_factory.mktemp("half") / "bundle"
-    assert command("export", checkpoint, folder, "--precision", "fp16", "--fp32-decoder") == 0
-    return folder
+
+    def export(folder: Path) -> None:
+        assert command("export", checkpoint, folder, "--precision", "fp16", "--fp32-decoder") == 0
+
+    return made_once(tmp_path_factory, "half/bundle", export)
 
 
 @pytest.fixture
