@@ -20,12 +20,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SPREAD = {"test_trajectories.py", "test_orders.py", "test_sampler.py"}
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Keep the tests of a file on one worker, as they share fixtures, but for those that are spread."""
-    for item in items:
-        if item.path.name not in SPREAD:
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(item.config.rootpath).as_posix()))
+    if item.path.name not in SPREAD:
+        item.add_marker(pytest.mark.xdist_group(item.path.relative_to(item.config.rootpath).as_posix()))
 
 
 def tiny_checkpoint() -> Any:
