@@ -16,16 +16,6 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="ldmrt-tests-")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-# Files whose tests share nothing that takes time to make: any worker may take any of them.
-SPREAD = {"test_trajectories.py", "test_orders.py", "test_sampler.py"}
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Keep the tests of a file on one worker, as they share fixtures, but for those that are spread."""
-    if item.path.name not in SPREAD:
-        item.add_marker(pytest.mark.xdist_group(item.path.relative_to(item.config.rootpath).as_posix()))
-
-
 def tiny_checkpoint() -> Any:
     """A whole model small enough to export in seconds: 16x16 pictures, 8x8 latents of 4 channels."""
     import torch

@@ -35,7 +35,7 @@ from ldmrt.runtime.pipeline import Pipeline
 from ..model.loras import save, tiny_factors
 from .mutants import mutate
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("fuzz")]
+pytestmark = [pytest.mark.slow]
 MUTANTS = 200
 SECONDS = 20  # one mutant: what is opened here takes less than one
 PROMPT = "a red apple, noto style, blue background"
