@@ -17,6 +17,6 @@ for pair in "${pairs[@]}"; do prompts+=("${pair%:*}, noto style, ${pair#*:} back
 
 ldmrt export model/pretrained/emoji64 out/emoji64
 ldmrt verify out/emoji64 --against model/pretrained/emoji64
-ldmrt generate out/emoji64 "${prompts[@]}" --seed 1 --guidance 2 --columns 8 --out out/demo/each.png > /dev/null
+ldmrt generate out/emoji64 "${prompts[@]}" --seed 1 --guidance 2 --columns 8 --overwrite --out out/demo/each.png > /dev/null
 mv out/demo/each.png out/demo.png
 echo "the pictures: out/demo.png, and one by one out/demo/each-00.png ..."
