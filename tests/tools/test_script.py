@@ -9,7 +9,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -67,6 +66,7 @@ def test_every_end_has_its_code(error: BaseException, code: int, said: str, caps
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
+@pytest.mark.usefixtures("default_signals")
 def test_signals_end_a_command_as_ctrl_c_does(name: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
     seen = []
@@ -82,6 +82,7 @@ def test_signals_end_a_command_as_ctrl_c_does(name: str, code: int, capsys: pyte
     assert {one: signal.getsignal(one) for one in before} == before
 
 
+@pytest.mark.usefixtures("default_signals")
 def test_a_second_signal_does_not_disturb_the_first(capsys: pytest.CaptureFixture[str]) -> None:
     cleaned = []
 
@@ -94,24 +95,6 @@ def test_a_second_signal_does_not_disturb_the_first(capsys: pytest.CaptureFixtur
 
     assert ended(action) == 143
     assert cleaned
-
-
-def test_training_saves_its_state_on_sigterm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from ldmrt.tools.train import walk
-
-    saved = []
-    run = SimpleNamespace(step=0, settings=SimpleNamespace(steps=9), save=lambda path: saved.append(run.step))
-
-    def loop() -> Any:
-        while True:
-            if run.step == 3:
-                signal.raise_signal(signal.SIGTERM)
-            run.step += 1  # a step is never cut in two
-            yield SimpleNamespace(loss=0.0, rate=0.0)
-
-    assert ended(lambda: walk(run, loop(), tmp_path, 100, False, lambda: None)) == 143
-    assert saved == [4]
-    assert "go on with --resume" in capsys.readouterr().err
 
 
 def test_a_full_disk_names_the_component(

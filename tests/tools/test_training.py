@@ -59,6 +59,7 @@ def fail(error: Exception) -> Callable[[], object]:
     return act
 
 
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("name", STOPPING)
 def test_a_signal_to_stop_ends_the_step_first(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     number = getattr(signal, name)
