@@ -127,7 +127,7 @@ def test_where_it_can_run_the_engines_are_held_to_it(ldmrt: Any, copy: Path, mon
         (["--target", "sm89", "--batch", "0"], "--batch: impossible batch"),
         (["--target", "sm89", "--components", "step"], "--components: no component 'step'; expected text_encoder, "),
         (["--target", "sm89", "--folded", "--steps", "0"], "--steps: impossible steps; expected 1 to 1000"),
-        (["--target", "sm89", "--components", "vea"], "--components: no component 'vea'; expected text_encoder, "),
+        (["--target", "sm89", "--components", "vea"], "--components: no component 'vea', did you mean 'vae_"),
         (["--target", "sm89", "--refit"], "--refit: TensorRT-RTX compiles engines with replaceable weights by CUDA"),
         (["--backend", "tensorrt"], "backend: TensorRT is not installed"),
     ],

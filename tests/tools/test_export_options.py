@@ -42,7 +42,7 @@ def test_a_part_leaves_the_others(ldmrt: Any, checkpoint: Path, bundle: Path, tm
     assert {file: file.read_bytes() for file in copy.glob("*/model.onnx*")} == before
     ldmrt_open(copy)(PROMPT, steps=1)
     assert (
-        "no component 'vea'; expected text_encoder, unet"
+        "no component 'vea', did you mean 'vae_decoder'?; expected text_encoder, unet"
         in ldmrt("export", checkpoint, copy, "--components", "vea").error
     )
 

@@ -122,7 +122,7 @@ def test_refused(ldmrt: Any, changed: Path, lora: Path, gpu: FakeCuda, fault: st
         assert ldmrt("build", changed, *BUILD, *refit, "--components", "text_encoder,unet").code == 0
     expected = {
         "backend": ("--backend: TensorRT-RTX compiles engines with replaceable weights by", "ldmrt export CHECKPOINT"),
-        "component": ("--components: no component 'vea'; expected text_encoder, unet", ""),
+        "component": ("--components: no component 'vea', did you mean 'vae_decoder'?; expected", ""),
         "none": (
             f"refit: {changed} has no engine of TensorRT 1.2.3 for sm90",
             f"ldmrt build {changed} --backend tensorrt --refit",
