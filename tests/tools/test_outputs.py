@@ -32,9 +32,9 @@ def faults(folder: Path) -> dict[str, Path]:
         "in a file": folder / "file" / "out",
         "deep in a file": folder / "file" / "a" / "b" / "out",
         "in a link to nothing": folder / "dangling" / "out",
-        "a long name": folder / ("x" * 250),
+        "a long name": folder / ("x" * 256),
         "a long folder": folder / ("x" * 300) / "out",
-        "letters of many bytes": folder / ("ü" * 125),
+        "letters of many bytes": folder / ("ü" * 128),
         "a null": folder / "a\0b",
     }
     if os.path.exists("/proc/self"):  # root may write everywhere else
