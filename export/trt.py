@@ -110,7 +110,8 @@ def compile_engine(path: Path, recipe: Recipe, watch: Watch) -> Compiled:
     quiet = G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1)
     with _replaced(polygraphy_trt.util, "TRT_LOGGER", log), quiet, growth() as memory:
         try:
-            network = polygraphy_trt.network_from_onnx_path(str(path), strongly_typed=typed_by_request(trt))
+            typed = typed_by_request(recipe.backend, trt.__version__)
+            network = polygraphy_trt.network_from_onnx_path(str(path), strongly_typed=typed)
             network = polygraphy_trt.set_decomposable_attentions(network)
             config = _config(trt, recipe, profiles, monitor)
             plan = polygraphy_trt.engine_bytes_from_network(network, config=config)
@@ -126,11 +127,11 @@ def compile_engine(path: Path, recipe: Recipe, watch: Watch) -> Compiled:
     return Compiled(plan, found["Max Scratch Memory"], found["Total Weights Memory"], memory.most, seconds)
 
 
-def typed_by_request(trt: Any) -> bool:
+def typed_by_request(backend: str, version: str) -> bool:
     """Whether networks of this library compute in the precision of their ONNX file only where that is asked for:
     TensorRT 11 and TensorRT-RTX know no other way, and have no name, or no use, for the request.
     """
-    return trt.__name__ == "tensorrt" and int(trt.__version__.partition(".")[0]) < 11
+    return backend == "tensorrt" and int(version.partition(".")[0]) < 11
 
 
 def _config(trt: Any, recipe: Recipe, profiles: list[Any], monitor: Any) -> Any:

@@ -24,14 +24,18 @@ UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.B
 WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 # The first that a file's names match decides: a checkpoint may hold what training left, a LoRA new words.
-_TENSORS = {
-    LORA: rb"lora_(up|down|A|B|unet|te\d?)|lora\.(up|down)|lora_linear_layer|hada_w|lokr_w|dora_scale|lycoris_"
-    rb"|\.oft_|\.(diff|diff_b|w_norm|b_norm)\b|bundle_emb\.",
-    CHECKPOINT: rb"model\.diffusion_model\.",
-    CONTROLNET: rb"control_model\.|controlnet_cond_embedding|input_hint_block",
-    EMBEDDING: rb"string_to_param|emb_params|\"clip_[lg]\"",
-    AUTOENCODER: rb"decoder\.conv_in\.|first_stage_model\.",
-}
+_TENSORS = (
+    (CHECKPOINT, rb"model\.diffusion_model\.(input_blocks\.0\.0|out\.2)\.(weight|bias)\b"),
+    (
+        LORA,
+        rb"lora_(up|down|A|B|unet|te\d?)|lora\.(up|down)|lora_linear_layer|hada_w|lokr_w|dora_scale|lycoris_"
+        rb"|\.oft_|\.(diff|diff_b|w_norm|b_norm)\b|bundle_emb\.",
+    ),
+    (CHECKPOINT, rb"model\.diffusion_model\."),
+    (CONTROLNET, rb"control_model\.|controlnet_cond_embedding|input_hint_block"),
+    (EMBEDDING, rb"string_to_param|emb_params|\"clip_[lg]\""),
+    (AUTOENCODER, rb"decoder\.conv_in\.|first_stage_model\."),
+)
 _CLASSES = {"ControlNetModel": CONTROLNET, "T2IAdapter": ADAPTER, "AutoencoderKL": AUTOENCODER}
 _NEXT = {
     BUNDLE: 'ldmrt generate {path} "PROMPT", or the checkpoint that the bundle was exported from',
@@ -102,7 +106,7 @@ def _of_file(path: Path) -> str:
     if path.suffix not in WEIGHTS:
         return ""
     names = _names(path)
-    return next((kind for kind, pattern in _TENSORS.items() if re.search(pattern, names)), "")
+    return next((kind for kind, pattern in _TENSORS if re.search(pattern, names)), "")
 
 
 def _names(path: Path) -> bytes:

@@ -306,6 +306,7 @@ def test_damage_is_named(
         words = ["ldmrt", "export", str(damaged.source), str(tmp_path / "bundle")]
         words += ["--tokenizer", str(damaged.vocabulary)] if damaged.vocabulary else []
         monkeypatch.setattr(sys, "argv", words)
+        capsys.readouterr()  # of diffusers, which may have saved the checkpoint just now
         with pytest.raises(SystemExit) as left:
             main()
         assert left.value.code == 2

@@ -34,7 +34,7 @@ def install(monkeypatch: pytest.MonkeyPatch, backend: str = "tensorrt") -> FakeC
     monkeypatch.setenv("POLYGRAPHY_USE_TENSORRT_RTX", "1")
     polygraphy, rtx = (importlib.import_module(f"polygraphy.backend.{name}") for name in ("trt", "tensorrt_rtx"))
     monkeypatch.setattr("polygraphy.config.USE_TENSORRT_RTX", backend != "tensorrt")
-    monkeypatch.setattr(polygraphy, "network_from_onnx_path", lambda path: path)
+    monkeypatch.setattr(polygraphy, "network_from_onnx_path", lambda path, strongly_typed: path)
     monkeypatch.setattr(polygraphy, "set_decomposable_attentions", lambda network: network)
     monkeypatch.setattr(polygraphy, "CreateConfig", lambda **given: given)
     monkeypatch.setattr(rtx, "CreateConfigRTX", lambda **given: given)
