@@ -71,6 +71,7 @@ def test_halves_of_a_family_on_onnx_runtime(family: str, tmp_path: Path) -> None
         assert max(errors(engine, wide[name], {"batch": 2, "height": side, "width": side})) <= 1e-2, name
 
 
+@pytest.mark.slow
 def test_the_shipped_model_in_halves_on_onnx_runtime(tmp_path: Path) -> None:
     """The final picture within 40 dB of PyTorch's in float32: a mean error of two and a half grey levels."""
     loaded, _, found = settle(reading(SHIPPED), {"": "fp16"})

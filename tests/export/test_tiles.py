@@ -132,6 +132,7 @@ def test_norms_take_what_they_are_told_and_say_what_they_found(
         assert relative(found[f"moment_{i + 1}"], np.stack([one[i] for one in moments], 2)) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_in_halves_their_statistics_are_float32(checkpoint: Path, tmp_path: Path) -> None:
     half = load(checkpoint, dtype=torch.float16)
     for _ in export_bundle(half, tmp_path / "bundle"):

@@ -19,6 +19,8 @@ INSPECT = {
     "scaling_factor": float,
     "scheduler": str,
     "prediction_type": str,
+    "loras": list,
+    "embeddings": list,
     "made_by": dict,
     "files": int,
     "certificate": dict,

@@ -81,6 +81,7 @@ def test_resume_as_something_else(ldmrt: Any, pictures: Path, tmp_path: Path) ->
     assert (out / STATE).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_whole_way(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
     """Pictures to autoencoder to diffusion model to bundle to a picture, in the demo's own size."""
     ae, ldm, bundle, out = (tmp_path / name for name in ("ae", "ldm", "bundle", "out.png"))
