@@ -56,7 +56,8 @@ def shortened(text: object, most: int = LONGEST) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Another library's message in one line, its beginning and its end: the cause may stand in either. Where it says
-    nothing, what the error is.
+    """Put another library's message into one line, its beginning and its end: the cause may stand in either. Of an
+    `LdmrtError` it is the message without the hint, of an error without a message its `repr`.
     """
-    return shortened(" ".join((str(error).strip() or repr(error)).split()), SAID)
+    message = str(error).partition("\n  try: ")[0] if isinstance(error, LdmrtError) else str(error)
+    return shortened(" ".join((message.strip() or repr(error)).split()), SAID)

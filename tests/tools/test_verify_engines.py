@@ -31,7 +31,8 @@ def test_build_holds_what_it_built_to_the_certificate(
     ran = ldmrt("build", changed, "--backend", backend)
     assert ran.code == 0, ran.err
     assert "not run" not in ran.err
-    assert ran.err.count(f"│ {backend} ") == 6  # tokenizer, text encoder, VAE encoder, scaling factor, rows, picture
+    # tokenizer, text encoder, VAE encoder, scaling factor, rows, picture; U-Net and decoder by rows and picture alone
+    assert ran.err.count(f"│ {backend} ") == 8
     assert gpu.did["ran"] > 40  # twenty rows, twice
     assert gpu.leftovers == []
 
