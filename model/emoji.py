@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.files import plain_file
 from ldmrt.runtime.nearest import suggestion
 
 from .data import SIZE, Sample, digest, generator
@@ -43,6 +44,9 @@ class Sprite:
 def load_sprites(folder: Path) -> tuple[NDArray[np.uint8], list[Sprite]]:
     """The sprite set that `ldmrt data emoji` builds: pictures (N, 56, 56, 4) RGBA and their rows."""
     hint = f"ldmrt data emoji {folder}"
+    for path in (folder / "sprites.jsonl", folder / "sprites.npz"):
+        if path.exists():
+            plain_file("data", path)
     try:
         rows = [json.loads(line) for line in (folder / "sprites.jsonl").read_text(encoding="utf-8").splitlines()]
         with (folder / "sprites.npz").open("rb") as file, np.load(file) as archive:

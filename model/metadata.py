@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.files import plain_file
 
 METADATA = "metadata.jsonl"
 LISTED = 20  # problems that an error names before it only counts them
@@ -38,7 +39,7 @@ def read_metadata(folder: Path) -> tuple[list[Row], list[Problem]]:
     """
     path = folder / METADATA
     try:
-        content = path.read_bytes()
+        content = plain_file("data", path).read_bytes()
         text = content.decode()
     except OSError as error:
         raise LdmrtError("data", f"cannot read {path}", found=error.strerror or error) from None
