@@ -1,6 +1,7 @@
 """The ONNX files of the tiny bundle: what they declare, what they leak, what they compute."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,8 @@ import onnx
 import pytest
 
 from ldmrt.export.components import components, example
-from ldmrt.export.onnx import INLINE, OPSET
-from ldmrt.model import load
+from ldmrt.export.onnx import INLINE, OPSET, to_onnx
+from ldmrt.model import UNet, load
 from ldmrt.runtime.bundle import Bundle
 from ldmrt.runtime.engine_ort import OrtEngine
 from ldmrt.runtime.specs import TensorSpec
@@ -122,3 +123,18 @@ def test_computes_what_the_reference_does_at_any_size(name: str, bundle: Path, c
             assert np.abs(found[key] - value).max() <= 2e-5 * np.abs(value).max()
     engine.close()
     assert len(shapes) >= 6  # three batches of two outputs, or as many and more sizes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", ["mish", "gelu", "relu"])
+def test_every_activation(activation: str, checkpoint: Path, tmp_path: Path) -> None:
+    """The bundle's own is SiLU."""
+    loaded = load(checkpoint)
+    unet = UNet(replace(loaded.unet.config, act_fn=activation, time_embedding_act_fn=activation)).eval()
+    unet.load_state_dict(loaded.unet.state_dict())
+    component = components(replace(loaded, unet=unet))["unet"]
+    engine = OrtEngine("unet", to_onnx(component, tmp_path / "unet"))
+    feeds = example(component, {"batch": 2, "height": 16, "width": 12})
+    (found,), (expected,) = engine(**feeds).values(), component.engine()(**feeds).values()
+    assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()  # as above
+    engine.close()
