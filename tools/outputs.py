@@ -1,6 +1,7 @@
 """Places that a command shall write to, looked at before it does any work."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ def _fault(path: Path, folder: bool) -> str:
         return f"{place}, which is not a folder"
     if not os.access(place, os.W_OK | os.X_OK):
         return f"no permission to write in {place}"
+    with tempfile.TemporaryFile(dir=place):  # some file systems, such as /proc, refuse what their permissions allow
+        pass
     for name in missing:
         if len(os.fsencode(name)) > NAME_MAX:
             return "file name too long"

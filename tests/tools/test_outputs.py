@@ -39,6 +39,7 @@ def faults(folder: Path) -> dict[str, Path]:
     }
     if os.path.exists("/proc/self"):  # root may write everywhere else
         found["a file system without files"] = Path("/proc/self/nowhere/out")
+        found["its top"] = Path("/proc/out")
     return found
 
 
