@@ -294,12 +294,12 @@ def test_the_folded_step_compiles(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "version", "asked"),
+    ("backend", "version", "asked"),
     [("tensorrt", "10.8.0.43", True), ("tensorrt", "10.16.1.11", True), ("tensorrt", "11.0.0.114", False),
-     ("tensorrt_rtx", "1.7.1.116", False)],
+     ("tensorrt-rtx", "1.7.1.116", False)],
 )  # fmt: skip
 def test_tensorrt_10_is_asked_for_a_strongly_typed_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, version: str, asked: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, version: str, asked: bool
 ) -> None:
     """Else it would choose half precision, or not, by itself; later ones know no other kind of network."""
     from types import SimpleNamespace
@@ -316,10 +316,10 @@ def test_tensorrt_10_is_asked_for_a_strongly_typed_network(
         raise PolygraphyException("enough")
 
     base = type("Base", (), {"__init__": lambda self: None})
-    library = SimpleNamespace(__name__=name, __version__=version, ILogger=base, IProgressMonitor=base)
+    library = SimpleNamespace(__version__=version, ILogger=base, IProgressMonitor=base)
     monkeypatch.setattr(trt, "library", lambda backend: library)
     monkeypatch.setattr(polygraphy_trt, "network_from_onnx_path", network)
-    recipe = SimpleNamespace(backend="tensorrt", profile=[], component="unet", target="sm89")
+    recipe = SimpleNamespace(backend=backend, profile=[], component="unet", target="sm89")
     with pytest.raises(LdmrtError, match="cannot build it for sm89; found enough"):
         trt.compile_engine(tmp_path / "unet" / "model.onnx", recipe, lambda *_: True)  # type: ignore[arg-type]
     assert taken == [{"strongly_typed": asked}]
