@@ -25,6 +25,10 @@ class Tokenizer:
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         """`files` are those of a tokenizer folder: vocab.json and merges.txt, or tokenizer.json, and the configs."""
+        try:
+            from tokenizers import Tokenizer as Backend
+        except ImportError as error:
+            raise unavailable(error, "tokenizer") from None
         config, special = (_json(files, name) for name in ("tokenizer_config.json", "special_tokens_map.json"))
         try:
             if "vocab.json" in files and "merges.txt" in files:
@@ -34,11 +38,7 @@ class Tokenizer:
                     parse_json("tokenizer", "vocab.json", files["vocab.json"]), pairs, _any_case(config, special)
                 )
             else:
-                from tokenizers import Tokenizer as Backend
-
                 self._backend = Backend.from_str(files["tokenizer.json"].decode())
-        except ImportError as error:
-            raise unavailable(error, "tokenizer") from None
         except Exception as error:  # tokenizers raises bare Exception
             raise LdmrtError(
                 "tokenizer",
