@@ -13,7 +13,7 @@ from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.errors import first_line
 from ldmrt.runtime.files import parse_json, read_json
 
-from .lora_names import PEFT, PREFIXES, matches
+from .lora_names import INDICES, PEFT, PREFIXES, SIZE, matches
 from .pickled import lazy_tensor, unwrapped
 from .tensor_files import find_file, read
 
@@ -24,6 +24,7 @@ USUAL = (
     "adapter_model.bin",
 )
 LARGEST = 1e300  # Python's own whole numbers have no end
+WHOLE = (torch.uint8, torch.int16, torch.int32, torch.int64)  # of the indices of a sparse tensor
 LONGEST = 200  # characters of a name that a message repeats
 
 Notes = Mapping[str, Any]  # of one network's adapter, as PEFT's config has them
@@ -84,11 +85,19 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
         if not isinstance(key, str) or not isinstance(value, Tensor):
             kind, name = type(value).__name__, repr(key)[:LONGEST]
             raise LdmrtError("lora", f"{name} in {path} is not a tensor", expected="named tensors", found=kind)
-        number = lazy_tensor("lora", key[:LONGEST], value, path).dtype is None and value.numel() == 1
-        if value.is_complex() or not (number or value.is_floating_point()):
-            raise LdmrtError("lora", f"{key[:LONGEST]} in {path} holds no floating-point numbers", found=value.dtype)
+        lazy_tensor("lora", key[:LONGEST], value, path)
+        if lacking := _lacking_numbers(key, value):
+            raise LdmrtError("lora", f"{key[:LONGEST]} in {path} holds no {lacking} numbers", found=value.dtype)
         tensors[key] = value.detach()
     return tensors
+
+
+def _lacking_numbers(key: str, value: Tensor) -> str | None:
+    """The kind of numbers that a tensor of this name is to hold, if it holds another; one alone may be of any."""
+    if key.endswith((f".{INDICES}", f".{SIZE}")):
+        return None if value.dtype in WHOLE else "whole"
+    single = value.numel() == 1 and not value.is_complex()
+    return None if single or value.is_floating_point() else "floating-point"
 
 
 def _inner_notes(path: Path, text: str) -> dict[str, dict[str, Any]]:

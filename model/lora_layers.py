@@ -1,4 +1,6 @@
-"""What LoRA files add to a layer: low-rank products, their Hadamard and Kronecker kin, whole differences, and DoRA."""
+"""What LoRA files add to a layer: low-rank products, their Hadamard and Kronecker kin, whole and sparse
+differences, and DoRA.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -70,7 +72,7 @@ class Product:
 
     a: Tensor  # (out, rank); (rank, out) beside a core
     b: Tensor  # (rank, in), or (rank, in, height, width)
-    core: Tensor | None = None  # (rank, rank, height, width)
+    core: Tensor | None = None  # (rank, rank), or (rank, rank, height, width)
 
     @property
     def rank(self) -> int:
@@ -91,14 +93,15 @@ class Product:
         if self.core is None:
             return self.a.shape[1] == len(self.b)
         inner = (len(self.a), len(self.b))
-        return self.b.ndim == 2 and self.core.ndim == 4 and self.core.numel() > 0 and self.core.shape[:2] == inner
+        core = self.core.ndim in (2, 4) and self.core.numel() > 0 and self.core.shape[:2] == inner
+        return core and self.b.ndim == 2
 
     def product(self) -> Tensor:
         """a @ b, or both around the core."""
         a, b = self.a.float(), self.b.float()
         if self.core is None:
             return (a @ b.flatten(1)).reshape(self.shape)
-        return torch.einsum("irhw,io->orhw", torch.einsum("ijhw,jr->irhw", self.core.float(), b), a)
+        return torch.einsum("ir...,io->or...", torch.einsum("ij...,jr->ir...", self.core.float(), b), a)
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,41 @@ class Kronecker:
         """first (x) second."""
         first, second = self.first.product(), self.second.product()
         return torch.kron(first.reshape(first.shape + (1,) * (second.ndim - 2)), second)
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """A difference with single numbers added to it: those that LyCORIS' extraction keeps beside a low rank."""
+
+    delta: Delta
+    indices: Tensor  # (dimensions, count): where each number belongs
+    values: Tensor  # (count,)
+    size: tuple[int, ...]  # of the tensor that `indices` are for, such as (out, in * height * width)
+
+    @property
+    def rank(self) -> int | None:
+        """Rank of the difference."""
+        return self.delta.rank
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the difference."""
+        return self.delta.shape
+
+    def fits(self) -> bool:
+        """Whether every index is inside a tensor of `size`, and that has the rows and columns of the difference."""
+        if not self.delta.fits() or self.indices.shape != (len(self.size), self.values.numel()):
+            return False
+        rows = min(self.size, default=0) > 0 and self.size[:1] == self.shape[:1]
+        if not rows or math.prod(self.size) != math.prod(self.shape):
+            return False
+        return bool(((self.indices >= 0) & (self.indices < torch.tensor(self.size)[:, None])).all())
+
+    def product(self) -> Tensor:
+        """The difference, and the numbers in their places."""
+        product = self.delta.product().contiguous()
+        product.view(self.size).index_put_(tuple(self.indices.long()), self.values.float().flatten(), accumulate=True)
+        return product
 
 
 @dataclass(frozen=True)

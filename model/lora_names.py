@@ -28,6 +28,10 @@ PEFT = "base_model.model."  # PEFT's own files begin with it, or have it after t
 WRAPPERS = ("base_model_model_", "lycoris_")
 TEXT_PARTS = ("text_model_", "encoder_layers_", "embeddings_", "final_layer_norm_")
 
+LOKR = ("w1", "w1_a", "w1_b", "t1", "w2", "w2_a", "w2_b", "t2")
+# LyCORIS' extraction writes what a low rank lacks as a sparse tensor, whose indices and size are whole numbers
+INDICES, VALUES, SIZE = SPARSE = ("bias_indices", "bias_values", "bias_size")
+
 # The end of a tensor's name -> the part of a layer that it is. PEFT may put its adapter's name before the last word.
 PARTS = {
     r"(?:\.lora_(?:down|A)(?:\.[^.]+)?|(?:_lora|\.lora|\.lora_linear_layer)\.down)\.weight": "down",
@@ -35,10 +39,11 @@ PARTS = {
     r"(?:\.lora_(?:up|B)(?:\.[^.]+)?|(?:_lora|\.lora|\.lora_linear_layer)\.up)\.bias": "up_bias",
     r"\.lora_mid(?:\.[^.]+)?\.weight": "mid",
     **{rf"\.hada_{part}(?:\.[^.]+)?": f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
-    **{rf"\.lokr_{part}(?:\.[^.]+)?": f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
+    **{rf"\.lokr_{part}(?:\.[^.]+)?": f"lokr_{part}" for part in LOKR},
     r"\.(?:diff|w_norm)": "diff",
     r"\.(?:diff_b|b_norm)": "diff_b",
     r"\.dora_scale": "dora_scale",
+    **{rf"\.{part}": part for part in SPARSE},
     r"\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?": "magnitude",
     r"\.alpha": "alpha",
 }

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .lora_layers import Delta, Hadamard, Kronecker, Layer, LowRank, Magnitude, Product, Whole
+from .lora_layers import Corrected, Delta, Hadamard, Kronecker, Layer, LowRank, Magnitude, Product, Whole
+from .lora_names import INDICES, LOKR, SIZE, SPARSE, VALUES
 from .weights import finite
 
 Parts = Mapping[str, Tensor]
@@ -52,23 +53,24 @@ def _loha(parts: Parts) -> Hadamard:
 
 def _lokr_complete(parts: Collection[str]) -> bool:
     factors = _factor(parts, "lokr_w1") and _factor(parts, "lokr_w2")
-    return factors and ("lokr_t2" not in parts or _pair(parts, "lokr_w2"))
+    return factors and all(f"lokr_t{i}" not in parts or _pair(parts, f"lokr_w{i}") for i in (1, 2))
 
 
 def _lokr(parts: Parts) -> Kronecker:
+    if (core := parts.get("lokr_t1")) is not None and core.shape[2:] == (1, 1):
+        parts = {**parts, "lokr_t1": core[:, :, 0, 0]}  # the first factor is a matrix
     first, second = (
         Whole(parts[name]) if name in parts else _product(parts, name, core)
-        for name, core in (("lokr_w1", ""), ("lokr_w2", "lokr_t2"))
+        for name, core in (("lokr_w1", "lokr_t1"), ("lokr_w2", "lokr_t2"))
     )
     return Kronecker(first, second)
 
 
 LOHA = frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"})
-LOKR = frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"})
 METHODS = {
     "LoRA": Method(frozenset({"down", "up", "mid"}), _lora_complete, _lora),
     "LoHa": Method(LOHA, _loha_complete, _loha),
-    "LoKr": Method(LOKR, _lokr_complete, _lokr),
+    "LoKr": Method(frozenset(f"lokr_{part}" for part in LOKR), _lokr_complete, _lokr),
     "difference": Method(frozenset({"diff"}), lambda parts: "diff" in parts, lambda parts: Whole(parts["diff"])),
 }
 
@@ -82,6 +84,8 @@ def lacks(parts: Collection[str]) -> str | None:
         return None if set(parts) == {"diff_b"} else "lack their down or their up"
     if not METHODS[methods[0]].complete(parts) or ("up_bias" in parts and methods != ["LoRA"]):
         return "lack their down or their up" if methods == ["LoRA"] else f"lack a part of a {methods[0]}"
+    if 0 < len(set(SPARSE) & set(parts)) < len(SPARSE):
+        return f"lack one of {', '.join(SPARSE)}"
     return None
 
 
@@ -90,6 +94,8 @@ def build(name: str, parts: Parts, noted: Callable[[int | None], float | None]) 
     where the file itself holds no alpha: 1 where nothing is known.
     """
     delta = next((METHODS[method].build(parts) for method in _methods(parts)), None)
+    if delta is not None and INDICES in parts:
+        delta = Corrected(delta, parts[INDICES], parts[VALUES], tuple(parts[SIZE].flatten().tolist()))
     alpha = parts.get("alpha")
     if (delta is not None and not delta.fits()) or (alpha is not None and alpha.numel() != 1):
         return None

@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from lycoris.functional.general import rebuild_tucker
+from lycoris.functional.lokr import make_kron
 from lycoris.modules.full import FullModule
 from lycoris.modules.locon import LoConModule
 from lycoris.modules.loha import LohaModule
 from lycoris.modules.lokr import LokrModule
 from lycoris.modules.norms import NormModule
+from lycoris.utils import extract_diff
 from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -103,9 +106,12 @@ def test_two_files_of_which_one_has_norms(checkpoint: Path, tmp_path: Path) -> N
 
 LINEAR = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"  # (32, 24)
 CONVOLUTION = "down_blocks.0.resnets.0.conv1"  # (16, 16, 3, 3)
+LARGER = "down_blocks.1.resnets.0.conv1"  # (32, 16, 3, 3)
 POINTWISE = "down_blocks.1.resnets.0.conv_shortcut"  # (32, 16, 1, 1)
 GROUPS, LAYER_NORM = "conv_norm_out", "mid_block.attentions.0.transformer_blocks.0.norm2"
 OPTIONS: dict[str, Any] = {"lora_dim": 2, "alpha": 3.0}
+RANKS: dict[str, Any] = {"lora_dim": 3, "alpha": 2.0}
+TWO_PRODUCTS: dict[str, Any] = {"lora_dim": 1, "alpha": 3.0, "decompose_both": True}
 
 LYCORIS: dict[str, tuple[str, Callable[[str, nn.Module], Any]]] = {
     "LoCon": (CONVOLUTION, lambda n, m: LoConModule(n, m, WEIGHT, **OPTIONS)),
@@ -125,6 +131,11 @@ LYCORIS: dict[str, tuple[str, Callable[[str, nn.Module], Any]]] = {
     "LoKr": (LINEAR, lambda n, m: LokrModule(n, m, WEIGHT, **OPTIONS)),
     "LoKr, convolution": (CONVOLUTION, lambda n, m: LokrModule(n, m, WEIGHT, lora_dim=1, alpha=3.0)),
     "LoKr, Tucker's form": (CONVOLUTION, lambda n, m: LokrModule(n, m, WEIGHT, lora_dim=1, alpha=3.0, use_tucker=True)),
+    "LoKr, Tucker's form of more ranks": (LARGER, lambda n, m: LokrModule(n, m, WEIGHT, **RANKS, use_tucker=True)),
+    "LoKr, Tucker's form and two products": (
+        LARGER, lambda n, m: LokrModule(n, m, WEIGHT, **TWO_PRODUCTS, use_tucker=True)),
+    "LoKr, Tucker's form and norms": (
+        LARGER, lambda n, m: LokrModule(n, m, WEIGHT, **RANKS, use_tucker=True, weight_decompose=True)),
     "LoKr of two products": (
         LINEAR, lambda n, m: LokrModule(n, m, WEIGHT, lora_dim=1, alpha=3.0, decompose_both=True, factor=4)),
     "LoKr of whole factors": (LINEAR, lambda n, m: LokrModule(n, m, WEIGHT, **OPTIONS, full_matrix=True)),
@@ -166,6 +177,62 @@ def test_layer_as_lycoris_computes_it(name: str, prefix: str, unet: UNet, tmp_pa
     # float32: sums of up to 16 * 9 products in another order, and norms by another formula
     assert (layer(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert (before - expected).abs().max() > 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kernel", [(), (1, 1)])
+@pytest.mark.parametrize("tucker", [False, True])
+def test_first_factor_in_tuckers_form(tucker: bool, kernel: tuple[int, ...], unet: UNet, tmp_path: Path) -> None:
+    """LyCORIS reads `lokr_t1` beside `lokr_t2` and has no option that trains it: its arithmetic is the oracle."""
+    torch.manual_seed(8)
+    first = {"t1": torch.randn(2, 2, *kernel), "w1_a": torch.randn(2, 8), "w1_b": torch.randn(2, 4)}
+    second = {"t2": torch.randn(3, 3, 3, 3), "w2_a": torch.randn(3, 4), "w2_b": torch.randn(3, 4)}
+    whole = {"w2": torch.randn(4, 4, 3, 3)}
+    layer, state = unet.get_submodule(LARGER), {**first, **(second if tucker else whole), "alpha": torch.tensor(2.0)}
+    names = {key: key if key == "alpha" else f"lokr_{key}" for key in state}
+    file = save({f"unet.{LARGER}.{names[key]}": value for key, value in state.items()}, tmp_path / "a.safetensors")
+    core = first["t1"].reshape(2, 2)
+    factors = rebuild_tucker(core, first["w1_a"], first["w1_b"]), whole["w2"]
+    if tucker:
+        factors = factors[0], rebuild_tucker(*second.values())
+    expected = layer.weight + make_kron(*factors, WEIGHT * 2.0 / (3 if tucker else 2))
+    merge({"unet": unet}, [(read_lora(file), WEIGHT)])
+    # float32: sums of up to 9 products in another order
+    assert (layer.weight - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.9])
+def test_extracted_difference_with_what_the_low_rank_lacks(
+    sparsity: float, checkpoint: Path, unet: UNet, tmp_path: Path
+) -> None:
+    """LyCORIS' extraction of a tuned model: whole at a sparsity of 0, and else all but the smallest numbers."""
+    torch.manual_seed(9)
+    base, tuned = pipeline(checkpoint).unet, pipeline(checkpoint).unet
+    changed = (LINEAR, CONVOLUTION, POINTWISE)
+    for name in changed:
+        tuned.get_submodule(name).weight.data += torch.randn_like(tuned.get_submodule(name).weight)
+    state = extract_diff(
+        [], [], base, tuned, linear_mode_param=2, conv_mode_param=2, use_bias=True, sparsity=sparsity, small_conv=False
+    )  # fmt: skip
+    assert sum("bias_values" in key for key in state) == len(changed)
+    expected = {name: tuned.get_submodule(name).weight.detach() for name in changed}
+    layers = {name: f"lora_unet_{name.replace('.', '_')}" for name in changed}
+    before = weights({"unet": unet})
+    merged = merge({"unet": unet}, [(read_lora(save(state, tmp_path / "a.safetensors")), 1.0)])
+    assert merged["loras"][0]["layers"] == {"unet": len(changed)}
+    for name, layer in layers.items():
+        found, values = unet.get_submodule(name).weight.detach(), state[f"{layer}.bias_values"]
+        lost = values.abs().min() if sparsity else 0.0  # what is left out is smaller than what is kept
+        # float16 has 11 bits, of factors and of values, which are below 8
+        assert (found - expected[name]).abs().max() <= lost + 8 * 2**-10
+        sparse = torch.sparse_coo_tensor(
+            state[f"{layer}.bias_indices"].long(),
+            values.float(),
+            tuple(state[f"{layer}.bias_size"]),
+            check_invariants=True,
+        )
+        up, down = (state[f"{layer}.lora_{part}.weight"].float() for part in ("up", "down"))
+        delta = (up.flatten(1) @ down.flatten(1) + sparse.to_dense()).reshape(found.shape)
+        assert torch.allclose(found, before[f"unet.{name}.weight"] + delta, atol=1e-6)
 
 
 @pytest.fixture

@@ -30,6 +30,19 @@ def lokr() -> State:
     return {f"{LAYER}.lokr_w1": torch.ones(4, 2), f"{LAYER}.lokr_w2": torch.ones(4, 2, 3, 3)}
 
 
+def tucker(core: torch.Tensor) -> State:
+    """A LoKr whose first factor has this core."""
+    sides = {f"{LAYER}.lokr_w1_a": torch.ones(2, 4), f"{LAYER}.lokr_w1_b": torch.ones(2, 2)}
+    return sides | {f"{LAYER}.lokr_t1": core, f"{LAYER}.lokr_w2": torch.ones(4, 2, 3, 3)}
+
+
+def sparse(**changed: torch.Tensor | None) -> State:
+    """A LoRA beside one number in its place, but for what is changed or left out."""
+    parts = {"indices": torch.tensor([[0], [35]]), "values": torch.ones(1), "size": torch.tensor([16, 36])}
+    state = {f"bias_{part}": value for part, value in parts.items()} | changed
+    return GOOD | {f"{LAYER}.{key}": value for key, value in state.items() if value is not None}
+
+
 REFUSED: dict[str, tuple[State, str]] = {
     "GLoRA": ({f"{LAYER}.a1.weight": torch.ones(2, 2)}, "is a GLoRA file, which is not merged; found .*a1"),
     "GLoRA of PEFT": ({"unet.conv_in.glora_A": torch.ones(2)}, "is a GLoRA file"),
@@ -50,6 +63,21 @@ REFUSED: dict[str, tuple[State, str]] = {
     "LoKr whole with a core": (lokr() | {f"{LAYER}.lokr_t2": torch.ones(2, 2, 3, 3)}, "lack a part of a LoKr"),
     "LoKr of another shape": (lokr() | {f"{LAYER}.lokr_w1": torch.ones(2, 2)}, r"\(8, 4, 3, 3\) for \(16, 4, 3"),
     "LoKr of four dimensions": (lokr() | {f"{LAYER}.lokr_w1": torch.ones(4, 2, 1, 1)}, "do not fit each other"),
+    "LoKr whole with a core of the first": (lokr() | {f"{LAYER}.lokr_t1": torch.ones(2, 2)}, "lack a part of a LoKr"),
+    "LoKr whose first is a kernel": (tucker(torch.ones(2, 2, 3, 3)), "do not fit each other"),
+    "LoKr with a core of another rank": (tucker(torch.ones(3, 2)), "do not fit each other"),
+    "sparse in part": (sparse(bias_size=None), "1 of 1 layers .* lack one of bias_indices, bias_values, bias_size"),
+    "sparse alone": (
+        {key: value for key, value in sparse().items() if "bias_" in key}, "lack their down or their up"),
+    "sparse of places below 0": (sparse(bias_indices=torch.tensor([[0], [-1]])), "do not fit each other"),
+    "sparse of places outside": (sparse(bias_indices=torch.tensor([[0], [36]])), "do not fit each other"),
+    "sparse of fewer values": (sparse(bias_values=torch.ones(2)), "do not fit each other"),
+    "sparse of another size": (sparse(bias_size=torch.tensor([32, 18])), "do not fit each other"),
+    "sparse of a size below 0": (sparse(bias_size=torch.tensor([16, -6, -6])), "do not fit each other"),
+    "sparse of no size": (sparse(bias_size=torch.tensor([], dtype=torch.int64)), "do not fit each other"),
+    "sparse of fractional places": (sparse(bias_indices=torch.zeros(2, 1)), "bias_indices .* no whole numbers"),
+    "sparse of whole values": (sparse(bias_values=torch.tensor([1, 2])), "holds no floating-point numbers"),
+    "sparse and not finite": (sparse(bias_values=torch.tensor([torch.nan])), f"{LAYER} in .* is not finite"),
     "LoHa with LoRA": (GOOD | loha(), "1 of 1 layers .* mix LoRA and LoHa"),
     "DoRA of another length": (GOOD | {f"{LAYER}.dora_scale": torch.ones(3, 1, 1, 1)}, r"magnitude of \(3, 1, 1, 1\)"),
     "DoRA alone": ({f"{LAYER}.dora_scale": torch.ones(16, 1, 1, 1)}, "lack their down or their up"),
