@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 from ldmrt.runtime.scheduler_config import KEYS
+from ldmrt.runtime.schedulers import find_scheduler
 
 from .lazy import Lazy
 
@@ -82,10 +83,7 @@ class FileNotes:
             if "rescale_betas_zero_snr" not in KEYS[config["_class_name"]]:
                 config["_class_name"] = "DDIMScheduler"
             config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        if self.few_steps and config.get("timestep_spacing") != "trailing":
-            warn_few_steps(self.few_steps)
-            config["timestep_spacing"] = "trailing"
-        return config
+        return config if self.few_steps is None else for_few_steps(config, self.few_steps)
 
 
 def few_steps(path: Path, notes: Mapping[str, Any]) -> str | None:
@@ -104,10 +102,25 @@ def few_steps_file(path: Path) -> str | None:
     return few_steps(path, notes)
 
 
-def warn_few_steps(name: str) -> None:
-    """Say that trailing spacing was chosen by a name."""
-    message = f"{name!r} is a model of few steps by its name: timestep_spacing is trailing; --set chooses another"
-    warnings.warn(message, LdmrtWarning, stacklevel=2)
+def for_few_steps(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A scheduler's config for a model of few steps by its `name`: timesteps are spaced from the end.
+
+    A class that has no such key stays as it is, as where diffusers makes a scheduler of a config. Both are said.
+    """
+    scheduler, _ = find_scheduler(config)
+    said = f"{name!r} is a model of few steps by its name"
+    if "timestep_spacing" not in KEYS[scheduler.class_name]:
+        hint = "--scheduler-config chooses another"
+        warn(f"{said}, but {scheduler.class_name} has no timestep_spacing and stays as it is; {hint}")
+        return dict(config)
+    if config.get("timestep_spacing") != "trailing":
+        warn(f"{said}: timestep_spacing is trailing; --set chooses another")
+    return {**config, "timestep_spacing": "trailing"}
+
+
+def warn(message: str) -> None:
+    """Warn of what a file says."""
+    warnings.warn(message, LdmrtWarning, stacklevel=3)
 
 
 def without_leftovers(tensors: Mapping[str, Lazy], path: Path, beside: set[str]) -> dict[str, Lazy]:

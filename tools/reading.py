@@ -1,7 +1,7 @@
 """How a checkpoint is read on the command line: one set of options for everything that reads one."""
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ class Reading:
         into its weights. `dtype` is one for each network's name, and "" for all others; None is as stored.
         """
         from ldmrt.model import load, load_adapter, load_controlnet
+        from ldmrt.model.file_notes import few_steps_file, for_few_steps
         from ldmrt.model.inversion import add_embeddings, read_embedding
         from ldmrt.model.lora import merge, read_lora
         from ldmrt.runtime.control import ADAPTER, CONTROLNET
@@ -54,8 +55,11 @@ class Reading:
             prediction_type=self.prediction,
             parts=parts,
             scheduler=scheduler,
-            settings={**few_steps_of(path for path, _ in self.loras), **self.settings},
+            settings=self.settings,
         )
+        few = next(filter(None, (few_steps_file(path) for path, _ in self.loras)), None)
+        if few is not None and "timestep_spacing" not in self.settings:
+            loaded = replace(loaded, scheduler=for_few_steps(loaded.scheduler, few))
         kinds: tuple[tuple[str, Any, dict[str, Path]], ...] = (
             (CONTROLNET, load_controlnet, self.controlnets),
             (ADAPTER, load_adapter, self.adapters),
@@ -113,16 +117,6 @@ def named(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     if wrong := [value for value in values if not all(value.partition("="))]:
         raise click.BadParameter(f"{wrong[0]!r} is not NAME=FOLDER", ctx, param)
     return {value.partition("=")[0]: Path(value.partition("=")[2]) for value in values}
-
-
-def few_steps_of(loras: Iterable[Path]) -> dict[str, Any]:
-    """The spacing of timesteps that LoRAs of few steps need, by their names."""
-    from ldmrt.model.file_notes import few_steps_file, warn_few_steps
-
-    for name in filter(None, map(few_steps_file, loras)):
-        warn_few_steps(name)
-        return {"timestep_spacing": "trailing"}
-    return {}
 
 
 def part_files(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:

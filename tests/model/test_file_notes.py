@@ -12,11 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ldmrt.model import load
-from ldmrt.model.file_notes import FEW_STEPS
+from ldmrt.model.file_notes import FEW_STEPS, for_few_steps
 from ldmrt.model.single_file import Family
 from ldmrt.runtime import LdmrtError, LdmrtWarning
+from ldmrt.runtime.scheduler_config import KEYS
 from ldmrt.runtime.schedulers import plan_from_config
 
+from ..runtime.exact import scheduler_class
 from .ldm import as_written, networks
 
 EMPTY = torch.empty(0)
@@ -123,6 +125,22 @@ def test_models_of_few_steps_space_their_timesteps_from_the_end(
             narrow[family], vocabulary, made, notes, file=file, settings={"timestep_spacing": "linspace"}
         )
     assert found["timestep_spacing"] == "linspace"
+
+
+@pytest.mark.parametrize("name", list(KEYS))
+@pytest.mark.parametrize("spacing", [None, "leading", "trailing"])
+def test_scheduler_for_few_steps_as_diffusers_makes_it(name: str, spacing: str | None) -> None:
+    """One without a spacing of timesteps ignores it, and says so."""
+    config = {"_class_name": name} | ({} if spacing is None else {"timestep_spacing": spacing})
+    theirs = scheduler_class(name, float64=False).from_config({}, timestep_spacing="trailing").config
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        ours = for_few_steps(config, "a-turbo")
+    spaced = "timestep_spacing" in KEYS[name]
+    assert spaced == (theirs.get("timestep_spacing") == "trailing")
+    assert ours == (config | {"timestep_spacing": "trailing"} if spaced else config)
+    wanted = "timestep_spacing is trailing" if spaced else f"{name} has no timestep_spacing and stays as it is"
+    assert [wanted in str(one.message) for one in said] == ([] if spaced and spacing == "trailing" else [True])
 
 
 @pytest.mark.parametrize(
