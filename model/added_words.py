@@ -6,27 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.errors import first_line
-from ldmrt.runtime.tokenizer import END, START
-
-ADDED = "added_tokens.json"
-
-
-def vocabulary(files: Mapping[str, bytes]) -> tuple[dict[str, int], dict[str, int]]:
-    """Every word of a tokenizer with its id, and those alone that were added to the byte-pair vocabulary."""
-    whole, config = (_json(files, name) for name in ("tokenizer.json", "tokenizer_config.json"))
-    try:
-        words = _json(files, "vocab.json") or whole.get("model", {}).get("vocab", {})
-        added = {
-            **{entry["content"]: int(entry["id"]) for entry in whole.get("added_tokens", [])},
-            **{entry["content"]: int(number) for number, entry in config.get("added_tokens_decoder", {}).items()},
-            **{word: int(number) for word, number in _json(files, ADDED).items()},
-        }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise LdmrtError("tokenizer", "cannot read the added tokens", found=first_line(error)) from None
-    if not words:
-        raise LdmrtError("tokenizer", "missing files", expected="vocab.json and merges.txt, or tokenizer.json")
-    return {**words, **added}, added
+from ldmrt.runtime.vocabulary import ADDED, END, START, read
 
 
 def check_new(words: Sequence[str], known: Collection[str], added: Collection[str]) -> None:
@@ -46,21 +26,13 @@ def with_words(files: Mapping[str, bytes], ids: Mapping[str, int]) -> dict[str, 
     """The files with these words in every one that lists added words."""
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
     entries = {number: {"content": word, **plain} for word, number in ids.items()}
-    changed: dict[str, Any] = {ADDED: {**_json(files, ADDED), **ids}}
-    if whole := _json(files, "tokenizer.json"):
+    changed: dict[str, Any] = {ADDED: {**read(files, ADDED), **ids}}
+    if whole := read(files, "tokenizer.json"):
         more = [{"id": number, **entry} for number, entry in entries.items()]
         changed["tokenizer.json"] = {**whole, "added_tokens": [*whole.get("added_tokens", []), *more]}
-    config = _json(files, "tokenizer_config.json")
+    config = read(files, "tokenizer_config.json")
     if decoder := config.get("added_tokens_decoder"):
         decoder = {**decoder, **{str(number): entry for number, entry in entries.items()}}
         changed["tokenizer_config.json"] = {**config, "added_tokens_decoder": decoder}
     new = {name: (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode() for name, value in changed.items()}
     return {**files, **new}
-
-
-def _json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(files.get(name, b"{}")))
-    except (ValueError, TypeError) as error:
-        found = first_line(error)
-        raise LdmrtError("tokenizer", f"cannot read {name}", expected="a JSON object", found=found) from None

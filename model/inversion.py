@@ -1,6 +1,5 @@
 """Textual inversion (Gal et al. 2022, arXiv:2208.01618): vectors that were learned for one word of the prompt."""
 
-import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files import sha256
 from ldmrt.runtime.recognise import BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING, LORA, refuse_other
+from ldmrt.runtime.vocabulary import several, vocabulary
 
-from .added_words import check_new, vocabulary, with_words
+from .added_words import check_new, with_words
 from .pickled import lazy_tensor
 from .tensor_files import find_file, read
 from .weights import finite
@@ -189,12 +189,12 @@ def _add_words(
 
 def _each(token: str, count: int, name: str) -> list[str]:
     """The word of each vector: token, token_1, token_2 ...; or those that a token such as "<s0><s1>" is made of."""
-    several = re.findall(r"<[^<>\s]+>", token)
-    if len(several) < 2 or "".join(several) != token:
+    words = several(token)
+    if len(words) < 2 or "".join(words) != token:
         return [token, *(f"{token}_{i}" for i in range(1, count))]
-    if len(several) != count:
+    if len(words) != count:
         raise LdmrtError("embedding", f"{token!r} is not one word for each vector of {name}", expected=count)
-    return several
+    return words
 
 
 def _words(inner: object, path: Path, vectors: Mapping[str, Tensor]) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmrt.runtime import LdmrtError, LdmrtWarning
-from ldmrt.runtime.tokenizer import END, START
+from ldmrt.runtime.vocabulary import END, START
 
 from .file_notes import TABLES, FileNotes, check_latents, without_leftovers
 from .lazy import Lazy, Place, as_it_is

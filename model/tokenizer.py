@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.tokenizer import END, START, clip_bpe
+from ldmrt.runtime.tokenizer import clip_bpe
+from ldmrt.runtime.vocabulary import END, START
 
 
 def train_tokenizer(captions: Iterable[str], *, entries: int, length: int) -> dict[str, bytes]:

@@ -16,6 +16,11 @@ REQUIRED = ("unet", "vae_decoder")
 MOST = 10_000  # files that a manifest may list; Stable Diffusion XL has 40
 COMPONENTS = 100  # with the graphs beside them
 PRECISIONS = ("fp32", "fp16", "bf16")
+# What the entries of each list of files that were merged hold for certain.
+MERGED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
+    "loras": {"file": str, "weight": (int, float)},
+    "embeddings": {"file": str, "token": str},
+}
 REFERENCE = re.compile(r"reference-([0-9a-f]{12})\.npz")  # digits of its SHA-256
 HINT = "export again, or install the ldmrt that made it"
 
@@ -35,6 +40,9 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
             raise LdmrtError("bundle", f"{MANIFEST} does not name {name}", hint=HINT)
     if not all(isinstance(one, str) for one in manifest["made_by"].values()):
         raise _damaged("made_by", "versions as strings")
+    for key, kinds in MERGED.items():
+        if not _are_entries(manifest.get(key, []), kinds):
+            raise _damaged(key, f"a list of objects with {' and '.join(kinds)}")
     if (certificate := manifest.get("certificate")) is not None:
         _check_reference(certificate, manifest["files"])
 
@@ -75,6 +83,16 @@ def _check_components(components: Mapping[str, Any]) -> None:
             for side in ("inputs", "outputs"):
                 if not (isinstance(ends, dict) and _are_specs(ends.get(side))):
                     raise _damaged(f"the {side} of {graph}", "name, dtype and shape of each")
+
+
+def _are_entries(value: object, kinds: Mapping[str, type | tuple[type, ...]]) -> bool:
+    def is_entry(one: object) -> bool:
+        if not isinstance(one, dict) or not all(isinstance(one.get(key), kind) for key, kind in kinds.items()):
+            return False
+        words = one.get("words", [])
+        return isinstance(words, list) and all(isinstance(word, str) for word in words)
+
+    return isinstance(value, list) and all(map(is_entry, value))
 
 
 def _are_specs(value: object) -> bool:

@@ -1,6 +1,5 @@
 """CLIP's tokenizer: text to ids, from the files that diffusers and transformers write."""
 
-import itertools
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -12,12 +11,11 @@ from numpy.typing import NDArray
 from .errors import LdmrtError, LdmrtWarning, first_line
 from .files import parse_json
 from .optional import unavailable
+from .vocabulary import END, ROLES, START, more_vectors
 
 # Radford et al. 2021: contractions, words, single digits, runs of signs
 PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-START, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_LENGTH = 77
-ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 class Tokenizer:
@@ -172,11 +170,7 @@ def _add_words(backend: Any, words: Mapping[str, int]) -> None:
 def _word_vectors(backend: Any) -> dict[int, list[int]]:
     """The ids that each added word stands for: by diffusers' convention word, word_1, word_2 ... as far as they go."""
     added = {token.content: i for i, token in backend.get_added_tokens_decoder().items() if not token.special}
-    vectors = {}
-    for word, number in added.items():
-        names = itertools.takewhile(added.__contains__, (f"{word}_{i}" for i in itertools.count(1)))
-        vectors[number] = [number, *(added[name] for name in names)]
-    return vectors
+    return {number: [number, *(added[name] for name in more_vectors(word, added))] for word, number in added.items()}
 
 
 def _broken(text: str) -> bool:

@@ -48,6 +48,7 @@ def export(
 
     from .progress import console
     from .verify import certify
+    from .words import listed, own_words
 
     refuse_other("export", bundle, BUNDLE)  # before minutes of reading
     check_installed("export", "onnx", "onnx_ir", "onnxscript", *(["onnxruntime"] if verify else []))
@@ -59,6 +60,8 @@ def export(
             console.print(f"{name}: {module or 'all of it'} computes in fp32: {why}", highlight=False)
     for entry in merged.get("embeddings", []):
         console.print(f"{entry['file']}: in prompts it is {' or '.join(entry['words'])}", markup=False, highlight=False)
+    if words := own_words(loaded.tokenizers, merged.get("embeddings", [])):
+        console.print(f"words of the checkpoint: {listed(words)}", markup=False, highlight=False)
     with console.status("exporting") as status:
         chosen = [name.strip() for name in only.split(",")] if only else []
         made = export_bundle(loaded, bundle, only=chosen, merged=merged, islands=islands, deep_cache=deep_cache)

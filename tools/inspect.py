@@ -19,9 +19,9 @@ def inspect(bundle: Path, as_json: bool) -> None:
 
     With --json: "bundle", "components" (each "name", "precision", "bytes", "inputs" and "outputs" of "name", "dtype"
     and "shape"), "size" in pixels, "latent_channels", "latent_factor", "scaling_factor", "scheduler",
-    "prediction_type", "loras", "embeddings", "made_by", "files" (how many were checked) and "certificate": "holds",
-    "doubts", "uncovered", "backends", "figures", "left_out", and "psnr", the least in dB. What is not known, and a PSNR
-    that is infinite, is null.
+    "prediction_type", "loras", "embeddings", "words" (of the checkpoint's own tokenizers, beside their vocabulary),
+    "made_by", "files" (how many were checked) and "certificate": "holds", "doubts", "uncovered", "backends", "figures",
+    "left_out", and "psnr", the least in dB. What is not known, and a PSNR that is infinite, is null.
 
     Example: ldmrt inspect out/emoji64
     """
@@ -37,6 +37,8 @@ def inspect(bundle: Path, as_json: bool) -> None:
 
 def described(bundle: "Bundle") -> dict[str, Any]:
     """What the JSON holds."""
+    from .words import own_words
+
     shape, made = bundle.shape, bundle.certificate
     least = min((one.psnr for one in made.pictures), default=math.inf) if made else math.inf
     return {
@@ -50,6 +52,7 @@ def described(bundle: "Bundle") -> dict[str, Any]:
         "prediction_type": bundle.scheduler.get("prediction_type", "epsilon"),
         "loras": bundle.manifest.get("loras", []),
         "embeddings": bundle.manifest.get("embeddings", []),
+        "words": own_words(bundle.tokenizers, bundle.manifest.get("embeddings", [])),
         "made_by": bundle.manifest.get("made_by"),
         "files": len(bundle.manifest.get("files", {})),
         "certificate": {
@@ -81,6 +84,7 @@ def show(bundle: "Bundle", facts: dict[str, Any]) -> None:
     from ldmrt.runtime.errors import printable
 
     from . import tables
+    from .words import listed, words_of
 
     rows = []
     for one in facts["components"]:
@@ -95,7 +99,9 @@ def show(bundle: "Bundle", facts: dict[str, Any]) -> None:
     for entry in facts["loras"]:
         click.echo(printable(f"LoRA {entry['file']}, weight {entry['weight']:g}"))
     for entry in facts["embeddings"]:
-        click.echo(printable(f"words of {entry['file']}: {' or '.join(entry.get('words', [entry['token']]))}"))
+        click.echo(printable(f"words of {entry['file']}: {' or '.join(words_of(entry))}"))
+    if facts["words"]:
+        click.echo(printable(f"words of the checkpoint: {listed(facts['words'])}"))
     if bundle.manifest:
         click.echo("made by " + ", ".join(f"{name} {version}" for name, version in facts["made_by"].items()))
         click.echo(f"{facts['files']} files are as the manifest says")

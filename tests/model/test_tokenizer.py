@@ -10,7 +10,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ldmrt.model.tokenizer import train_tokenizer
 from ldmrt.runtime import LdmrtError, LdmrtWarning
-from ldmrt.runtime.tokenizer import END, START, Tokenizer
+from ldmrt.runtime.tokenizer import Tokenizer
+from ldmrt.runtime.vocabulary import END, START
 
 CAPTIONS = [
     "a red apple, noto style, blue background",

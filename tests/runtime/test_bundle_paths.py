@@ -273,6 +273,8 @@ WRONG = [None, 3, "x", [], {}, True, [[1]], {"a": None}, 1e308, -1]
         ("files", "unet/model.onnx"),
         ("files", "unet/model.onnx", "size"),
         ("made_by", "ldmrt"),
+        ("loras",),
+        ("embeddings",),
         ("certificate",),
         ("schema",),
     ],

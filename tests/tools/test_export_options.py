@@ -76,6 +76,31 @@ def test_lora_and_word_are_merged_and_noted(ldmrt: Any, checkpoint: Path, bundle
     assert max(np.abs(other - said[0]).max() for other in said[2:]) < 1e-5  # rows of their own, of the same vectors
 
 
+def test_words_of_the_checkpoint_are_listed(ldmrt: Any, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    """Those of its own tokenizer, beside those of files that are added to it."""
+    from ldmrt.model import load
+    from ldmrt.model.inversion import add_embedding, read_embedding
+
+    loaded, rng = load(checkpoint), torch.Generator().manual_seed(0)
+    for name, count in (("<cat-toy>", 2), ("[pear]", 1)):
+        save_file({name: torch.randn(count, 24, generator=rng)}, tmp_path / "learned_embeds.safetensors")
+        added = add_embedding(
+            loaded.text_encoders["text_encoder"], loaded.tokenizers["tokenizer"], read_embedding(tmp_path)
+        )
+        loaded.tokenizers["tokenizer"] = added
+    loaded.save(tmp_path / "trained")
+    save_file({"<s>": torch.randn(2, 24, generator=rng)}, tmp_path / "fruit.safetensors")
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    word = ("--embedding", f"{tmp_path / 'fruit.safetensors'}:<s0><s1>")
+    ran = ldmrt("export", tmp_path / "trained", copy, *word, "--no-verify")
+    assert ran.code == 0
+    assert "fruit.safetensors: in prompts it is <s0><s1>\nwords of the checkpoint: <cat-toy>, [pear]\n" in ran.err
+    lines = ldmrt("inspect", copy).out.splitlines()
+    at = lines.index("words of fruit.safetensors: <s0><s1>")
+    assert lines[at + 1] == "words of the checkpoint: <cat-toy>, [pear]"
+    assert json.loads(ldmrt("inspect", copy, "--json").out)["words"] == ["<cat-toy>", "[pear]"]
+
+
 OVERFLOWS = {
     "weight": ("1e38", {}),
     "alpha": ("1", {"alpha": torch.tensor(3e38)}),

@@ -21,6 +21,7 @@ INSPECT = {
     "prediction_type": str,
     "loras": list,
     "embeddings": list,
+    "words": list,
     "made_by": dict,
     "files": int,
     "certificate": dict,
