@@ -7,8 +7,8 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,6 +20,7 @@ from ldmrt.runtime import LdmrtError, write_atomically
 from ldmrt.runtime.errors import first_line
 
 from .metadata import LISTED
+from .resuming import changes
 
 M = TypeVar("M", bound=nn.Module)
 PRECISIONS = ("fp32", "bf16")
@@ -39,6 +40,10 @@ class Settings:
     device: str = "cpu"
     precision: str = "fp32"
     skip_unreadable: bool = False  # pictures that cannot be read are skipped; otherwise they stop the run
+
+    def shaping(self) -> dict[str, Any]:
+        """The settings that weights depend on."""
+        return {name: value for name, value in asdict(self).items() if name != "skip_unreadable"}
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -87,9 +92,10 @@ class Run(Generic[M]):
     """A module in training: its weights, their moving average, the optimiser, and the number of steps taken."""
 
     def __init__(self, module: M, settings: Settings, about: dict[str, Any] | None = None) -> None:
-        """`about` is what a resumed run must have in common with the one that was saved."""
+        """`about` is what a resumed run must have in common with the one that was saved, beside its settings."""
         self.about = about or {}
         self.settings = settings
+        self.changes: list[dict[str, Any]] = []  # of settings, when the run was resumed: step, name, before and now
         self.module = module.to(settings.device).train()
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
@@ -160,7 +166,8 @@ class Run(Generic[M]):
         """Everything that `resume` needs."""
         return {
             "step": self.step,
-            "about": self.about,
+            "about": {**self.about, **self.settings.shaping()},
+            "changes": self.changes,
             "module": self.module.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
@@ -181,13 +188,23 @@ class Run(Generic[M]):
             except RuntimeError as error:  # torch counts bytes after a write that failed
                 raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
-    def resume(self, path: Path) -> None:
-        """Go on where `save` left off, with the data and the task of the saved run."""
+    def resume(self, path: Path, change: Collection[str] = ()) -> dict[str, tuple[Any, Any]]:
+        """Go on where `save` left off, with the data, the task and the settings of the saved run.
+
+        Settings may be others where `change` names them; those that are, with both values, are noted in `changes`.
+        """
+        shaping = self.settings.shaping()
         try:
             state: dict[str, Any] = torch.load(path, map_location=self.settings.device, weights_only=True)
-            for key, value in self.about.items():
-                if (before := state["about"].get(key)) != value:
-                    raise LdmrtError("train", f"{path} was trained with another {key}", expected=before, found=value)
+            if self.settings.steps <= state["step"]:
+                del shaping["steps"]  # no step will be taken
+            before = {**shaping, **state["about"]}  # a run of an older version has no settings in its state
+            differ = changes(path, before, {**self.about, **shaping}, change)
+            noted = [
+                {"step": state["step"], "name": name, "before": values[0], "now": values[1]}
+                for name, values in differ.items()
+            ]
+            self.changes = [*state.get("changes", []), *noted]
             for part in ("module", "average"):
                 for name, value in state[part].items():
                     if not torch.isfinite(value).all():
@@ -196,6 +213,7 @@ class Run(Generic[M]):
             self.average = state["average"]
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = state["step"]
+            return differ
         except LdmrtError:
             raise
         except FileNotFoundError:

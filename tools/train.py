@@ -63,6 +63,8 @@ def _options(steps: int, batch: int, rate: float) -> Callable[[Any], Any]:
         click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True,
                      help="Steps between checkpoints."),
         click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out."),
+        click.option("--change", multiple=True, metavar="NAME",
+                     help="With --resume: let this setting, such as steps, be another from now on."),
     ]  # fmt: skip
 
     def decorate(function: Any) -> Any:
@@ -85,7 +87,8 @@ def train() -> None:
 @_options(steps=6000, batch=8, rate=1e-3)
 def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts: tuple[str, ...], out: Path,
                 steps: int, batch: int, learning_rate: float, size: int, on_bad: str, on_small: str, seed: int,
-                device: str, precision: str, save_every: int, resume: bool) -> None:  # fmt: skip
+                device: str, precision: str, save_every: int, resume: bool,
+                change: tuple[str, ...]) -> None:  # fmt: skip
     """Learn to turn pictures into latents and back; writes OUT/vae.
 
     Example: ldmrt train autoencoder --data data/emoji --style noto --out runs/ae
@@ -100,7 +103,7 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
     from ldmrt.model.run import Run, Settings
     from ldmrt.model.train import initialise, train_autoencoder
 
-    check(out, resume, device, precision)
+    check(out, resume, change, device, precision)
     config = replace(presets.AUTOENCODER, sample_size=size)
     check_size(size, config)
     data = open_data(
@@ -113,9 +116,7 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
     settings = Settings(
         steps, batch, learning_rate, seed=seed, device=device, precision=precision, skip_unreadable=on_bad == "skip"
     )
-    run = Run(
-        network, settings, {"task": "autoencoder", "seed": seed, "batch": batch, "size": size, "data": data.digest}
-    )
+    run = Run(network, settings, {"task": "autoencoder", "size": size, "data": data.digest})
     half = preview(size)
     shown = np.stack([data.draw(seed + 1, i).picture for i in range(2 * half)])
 
@@ -133,7 +134,7 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
         with_scaling_factor(vae, 1.0 / mean.std().item())  # Rombach et al. 2022, appendix G: unit variance
         save_network(out / "vae", vae, to_config("AutoencoderKL", vae.config), torch.float32)
 
-    walk(run, train_autoencoder(run, data), out, save_every, resume, keep)
+    walk(run, train_autoencoder(run, data), out, save_every, resume, keep, change)
 
 
 @train.command()
@@ -151,7 +152,7 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
 )
 def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts: tuple[str, ...], out: Path,
         steps: int, batch: int, learning_rate: float, size: int, on_bad: str, on_small: str, seed: int, device: str,
-        precision: str, save_every: int, resume: bool, vae_folder: Path, prediction: str,
+        precision: str, save_every: int, resume: bool, change: tuple[str, ...], vae_folder: Path, prediction: str,
         vocabulary: int) -> None:  # fmt: skip
     """Learn to denoise latents by caption; writes a whole checkpoint to OUT.
 
@@ -167,7 +168,7 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
     from ldmrt.model.train import Denoiser, initialise, train_ldm
     from ldmrt.runtime.tokenizer import Tokenizer
 
-    check(out, resume, device, precision)
+    check(out, resume, change, device, precision)
     vae = load_autoencoder(vae_folder).to(device)
     vae.config = replace(vae.config, sample_size=size)
     check_size(size, vae.config)
@@ -196,7 +197,7 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
         steps, batch, learning_rate, seed=seed, device=device, precision=precision, skip_unreadable=on_bad == "skip"
     )
     run = Run(denoiser, settings, {
-        "task": "ldm", "seed": seed, "batch": batch, "size": size, "data": data.digest, "prediction": prediction,
+        "task": "ldm", "size": size, "data": data.digest, "prediction": prediction,
         "vocabulary": tokenizer.size, "latent_channels": channels, "autoencoder": digest_of(vae),
         "scaling_factor": vae.config.scaling_factor,
     })  # fmt: skip
@@ -215,13 +216,18 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
         )
         checkpoint.save(out)
 
-    walk(run, train_ldm(run, data, vae, tokenizer, scheduler), out, save_every, resume, keep)
+    walk(run, train_ldm(run, data, vae, tokenizer, scheduler), out, save_every, resume, keep, change)
 
 
-def check(out: Path, resume: bool, device: str, precision: str) -> None:
+def check(out: Path, resume: bool, change: tuple[str, ...], device: str, precision: str) -> None:
     """Refuse what cannot be trained, before any work; nobody else trains in the folder until the command ends."""
     import torch
 
+    from ldmrt.model.resuming import check_changes
+
+    if change and not resume:
+        raise LdmrtError("train", "--change without --resume", hint="--resume, or leave out --change")
+    check_changes(change)
     if device == "cuda" and not torch.cuda.is_available():
         raise LdmrtError("train", "this PyTorch sees no CUDA device", hint="--device cpu")
     if device == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):

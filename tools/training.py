@@ -4,7 +4,7 @@ import contextlib
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +47,23 @@ def listening() -> Iterator[Asked]:
             signal.signal(number, handler)
 
 
-def walk(run: Any, loop: Iterator[Any], out: Path, every: int, resume: bool, keep: Callable[[], None]) -> None:
+def walk(
+    run: Any, loop: Iterator[Any], out: Path, every: int, resume: bool, keep: Callable[[], None],
+    change: Collection[str] = (),
+) -> None:  # fmt: skip
     """Walk a training loop; every so often and at the end save its state and `keep` what it has learned.
 
-    A signal to stop saves the state of the last whole step, and so does a step that fails.
+    A signal to stop saves the state of the last whole step, and so does a step that fails. A resumed run may `change`
+    these settings of the saved one.
     """
     state, steps = out / STATE, run.settings.steps
     if resume:
-        run.resume(state)
+        for name, (before, now) in run.resume(state, change).items():
+            console.print(f"{name} is {now} after step {run.step}, and was {before}", highlight=False, markup=False)
     if run.step >= steps:
         keep()  # the process may have been killed between the last state and this
-        console.print(f"done already: {run.step} of {steps} steps; --steps above {run.step} goes on", highlight=False)
+        hint = f"--steps above {run.step} with --change steps goes on"
+        console.print(f"done already: {run.step} of {steps} steps; {hint}", highlight=False)
         return
     begin, saved = time.perf_counter(), run.step
     with listening() as asked:

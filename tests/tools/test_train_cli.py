@@ -77,8 +77,23 @@ def test_resume_as_something_else(ldmrt: Any, pictures: Path, tmp_path: Path) ->
     words = ("train", "autoencoder", "--data", pictures, "--out", out, "--batch", 1)
     assert ldmrt(*words, "--steps", 1).code == 0
     before = (out / STATE).read_bytes()
-    assert "another seed" in ldmrt(*words, "--steps", 2, "--resume", "--seed", 9).error
-    assert (out / STATE).read_bytes() == before
+    for more, message in (
+        (["--steps", 2], "state.pt was trained with another steps; expected 1; found 2"),
+        (["--steps", 1, "--seed", 9], "another seed; expected 0; found 9"),
+        (["--steps", 2, "--learning-rate", 1e-4, "--precision", "bf16", "--change", "steps"],
+         "another learning-rate, precision; expected learning-rate 0.001, precision fp32; found learning-rate 0.0001"),
+        (["--steps", 2, "--change", "step"], "no setting 'step' that can be changed, did you mean 'steps'?; expected"),
+    ):  # fmt: skip
+        assert message in ldmrt(*words, "--resume", *more).error
+        assert (out / STATE).read_bytes() == before
+    assert "try: --change steps" in ldmrt(*words, "--resume", "--steps", 2).err
+    assert "--change without --resume" in ldmrt(*words, "--change", "steps").error
+    ran = ldmrt(
+        *words, "--resume", "--steps", 2, "--learning-rate", 1e-4, "--change", "steps", "--change", "learning-rate"
+    )
+    assert ran.code == 0, ran.err
+    assert "learning-rate is 0.0001 after step 1, and was 0.001" in ran.err
+    assert "done already: 2 of 1 steps" in ldmrt(*words, "--resume", "--steps", 1, "--learning-rate", 1e-4).err
 
 
 @pytest.mark.slow
@@ -131,7 +146,7 @@ def test_a_signal_saves_and_resume_goes_on(number: int, code: int, ldmrt: Any, p
     assert step >= 1
     assert f"stopped at step {step}; go on with --resume" in err
 
-    ran = ldmrt(*words, "--steps", step + 2, "--resume")
+    ran = ldmrt(*words, "--steps", step + 2, "--resume", "--change", "steps")
     assert ran.code == 0, ran.err
     assert f"{step + 2} steps in " in ran.err
     assert torch.load(tmp_path / STATE, weights_only=True)["step"] == step + 2

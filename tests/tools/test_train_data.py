@@ -93,7 +93,9 @@ def test_bad_ones_are_skipped_where_asked(ldmrt: Any, folder: Path, tmp_path: Pa
     assert "\n  line 2: 1.png is empty\n" in ran.err
     # a file that is lost between two runs changes neither the order nor what a resumed run is told
     (folder / "3.png").unlink()
-    again = ldmrt(*words(folder, out, "--on-bad", "skip", "--on-small", "skip", "--resume", steps=2))
+    again = ldmrt(
+        *words(folder, out, "--on-bad", "skip", "--on-small", "skip", "--resume", "--change", "steps", steps=2)
+    )
     assert again.code == 0, again.err
     assert '"3.png" is missing' in again.err
 

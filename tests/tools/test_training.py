@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,8 +34,9 @@ class Steps:
     def bytes(self) -> int:
         return 3_000_000
 
-    def resume(self, path: Path) -> None:
+    def resume(self, path: Path, change: Collection[str]) -> dict[str, tuple[object, object]]:
         self.step = 5
+        return dict.fromkeys(change, ("before", "now"))
 
     def loop(self) -> Iterator[Any]:
         while self.step < self.settings.steps:
@@ -43,8 +44,8 @@ class Steps:
             self.step += 1  # a step is never cut in two
             yield SimpleNamespace(loss=0.0, rate=0.0)
 
-    def walk(self, out: Path, every: int = 3, resume: bool = False) -> None:
-        walk(self, self.loop(), out, every, resume, lambda: self.kept.append(self.step))
+    def walk(self, out: Path, every: int = 3, resume: bool = False, change: Collection[str] = ()) -> None:
+        walk(self, self.loop(), out, every, resume, lambda: self.kept.append(self.step), change)
 
 
 def at(step: int, act: Callable[[], object]) -> Callable[[int], object]:
@@ -116,10 +117,11 @@ def test_nothing_new_is_not_saved(step: int, torn: bool, tmp_path: Path, capsys:
     assert "--resume" not in capsys.readouterr().err
 
 
-def test_resumed_run_keeps_its_last_step(tmp_path: Path) -> None:
+def test_resumed_run_keeps_its_last_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Steps()
-    run.walk(tmp_path, resume=True)
+    run.walk(tmp_path, resume=True, change=["steps"])
     assert run.saved == run.kept == [6, 8]
+    assert "steps is now after step 5, and was before" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("steps", [3, 5])
@@ -128,7 +130,7 @@ def test_a_run_past_its_steps_says_so(steps: int, tmp_path: Path, capsys: pytest
     run.settings.steps = steps
     run.walk(tmp_path, resume=True)
     said = capsys.readouterr().err
-    assert f"done already: 5 of {steps} steps; --steps above 5 goes on" in said
+    assert f"done already: 5 of {steps} steps; --steps above 5 with --change steps goes on" in said
     assert " min" not in said
     assert (run.saved, run.kept) == ([], [5])  # it may have been killed before it was kept
 
