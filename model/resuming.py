@@ -26,8 +26,7 @@ def changes(
     Each has to be among those that the user wants to `change`; one `LdmrtError` names all that are not.
     """
     check_changes(change)
-    names = {key: key.replace("_", "-") for key in now}
-    differ = {names[key]: (before.get(key), value) for key, value in now.items() if before.get(key) != value}
+    differ = {key.replace("_", "-"): (before.get(key), value) for key, value in now.items() if before.get(key) != value}
     refused = {name: values for name, values in differ.items() if name not in change}
     if fixed := {name: values for name, values in refused.items() if name not in CHANGEABLE}:
         raise _another(path, fixed, "another --out")
@@ -37,11 +36,10 @@ def changes(
 
 
 def _another(path: Path, differ: Mapping[str, tuple[Any, Any]], hint: str) -> LdmrtError:
-    single = len(differ) == 1
+    named = [(f"--{name}" if name in CHANGEABLE else name, values) for name, values in differ.items()]
     before, now = (
-        ", ".join(f"{values[side]}" if single else f"{name} {values[side]}" for name, values in differ.items())
+        ", ".join(f"{values[side]}" if len(named) == 1 else f"{name} {values[side]}" for name, values in named)
         for side in (0, 1)
     )
-    return LdmrtError(
-        "train", f"{path} was trained with another {', '.join(differ)}", expected=before, found=now, hint=hint
-    )
+    problem = f"{path} was trained with another {', '.join(name for name, _ in named)}"
+    return LdmrtError("train", problem, expected=before, found=now, hint=hint)

@@ -214,7 +214,8 @@ def test_a_resumed_run_has_the_settings_of_the_saved_one(name: str, tmp_path: Pa
     """Each that the weights depend on is one error by name, or a change that is asked for and noted."""
     path, other = saved(tmp_path), replace(SETTINGS, **{name: OTHERS[name]})
     option, before, run = name.replace("_", "-"), getattr(SETTINGS, name), Run(nn.Linear(2, 2), other)
-    message = f"another {option}; expected {before}; found {OTHERS[name]}\n"
+    shown = f"--{option}" if option in CHANGEABLE else option
+    message = f"another {shown}; expected {before}; found {OTHERS[name]}\n"
     with pytest.raises(LdmrtError, match=message) as caught:
         run.resume(path)
     assert caught.value.hint == (f"--change {option}" if option in CHANGEABLE else "another --out")
@@ -241,7 +242,9 @@ def test_several_other_settings_are_one_error(tmp_path: Path) -> None:
     with pytest.raises(LdmrtError, match="another prediction; expected None; found sample\n  try: another --out"):
         run.resume(path)
     run = Run(nn.Linear(2, 2), replace(SETTINGS, steps=9, batch=4))
-    with pytest.raises(LdmrtError, match="steps, batch; expected steps 4, batch 3; found steps 9, batch 4") as caught:
+    with pytest.raises(
+        LdmrtError, match="--steps, --batch; expected --steps 4, --batch 3; found --steps 9, --batch 4"
+    ) as caught:
         run.resume(path)
     assert caught.value.hint == "--change steps --change batch"
 

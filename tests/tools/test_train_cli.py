@@ -78,10 +78,10 @@ def test_resume_as_something_else(ldmrt: Any, pictures: Path, tmp_path: Path) ->
     assert ldmrt(*words, "--steps", 1).code == 0
     before = (out / STATE).read_bytes()
     for more, message in (
-        (["--steps", 2], "state.pt was trained with another steps; expected 1; found 2"),
-        (["--steps", 1, "--seed", 9], "another seed; expected 0; found 9"),
+        (["--steps", 2], "state.pt was trained with another --steps; expected 1; found 2"),
+        (["--steps", 1, "--seed", 9], "another --seed; expected 0; found 9"),
         (["--steps", 2, "--learning-rate", 1e-4, "--precision", "bf16", "--change", "steps"],
-         "another learning-rate, precision; expected learning-rate 0.001, precision fp32; found learning-rate 0.0001"),
+         "--learning-rate, --precision; expected --learning-rate 0.001, --precision fp32; found --learning-rate"),
         (["--steps", 2, "--change", "step"], "no setting 'step' that can be changed, did you mean 'steps'?; expected"),
     ):  # fmt: skip
         assert message in ldmrt(*words, "--resume", *more).error

@@ -165,9 +165,9 @@ def test_a_resumed_run_has_the_data_and_the_size_of_the_saved_one(ldmrt: Any, fo
     out = tmp_path / "out"
     assert ldmrt(*words(folder, out)).code == 0
     before = (out / STATE).read_bytes()
-    assert "another size; expected 64; found 72" in ldmrt(*words(folder, out, "--resume", "--size", 72)).error
+    assert "another --size; expected 64; found 72" in ldmrt(*words(folder, out, "--resume", "--size", 72)).error
     (folder / "metadata.jsonl").write_text((folder / "metadata.jsonl").read_text().replace("image 3", "another"))
-    assert "another data" in ldmrt(*words(folder, out, "--resume")).error
+    assert "another --data" in ldmrt(*words(folder, out, "--resume")).error
     assert (out / STATE).read_bytes() == before
     write(folder)
     ran = ldmrt(*words(folder, out, "--resume"))
