@@ -30,13 +30,13 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         positive("adapter", self, "in_channels", "channels", "num_res_blocks", "downscale_factor")
         if self.adapter_type not in TYPES:
-            problem = f"adapter_type {self.adapter_type!r} is not here"
+            problem = f"unsupported adapter_type {self.adapter_type!r}"
             raise LdmrtError("adapter", problem, expected=" or ".join(TYPES))
         if self.adapter_type == "full_adapter_xl" and len(set(self.channels[2:])) > 1:
-            problem = "config has impossible channels"
+            problem = "config has invalid channels"
             raise LdmrtError("adapter", problem, expected="the third width to the end", found=self.channels)
         if self.adapter_type == "light_adapter" and min(self.channels) < 4:
-            raise LdmrtError("adapter", "config has impossible channels", expected="at least 4", found=self.channels)
+            raise LdmrtError("adapter", "config has invalid channels", expected="at least 4", found=self.channels)
 
     @classmethod
     def read(cls, config: dict[str, Any]) -> "AdapterConfig":

@@ -182,12 +182,12 @@ def text_encoder(config: dict[str, Any], kind: str = TEXT[0], part: str = "text_
     for name, value in wanted.items():
         numbers = isinstance(value, (int, float)) and not -LARGEST <= value <= LARGEST
         if numbers or (name == "layer_norm_eps" and not (isinstance(value, float) and 0 < value <= 1)):
-            raise LdmrtError(part, f"config has an impossible {name}", found=repr(value))
+            raise LdmrtError(part, f"config has an invalid {name}", found=repr(value))
     try:
         return getattr(transformers, kind)(transformers.CLIPTextConfig(**wanted)).eval()
     except Exception as error:  # transformers checks its configs in many ways
         found = " ".join(line.strip() for line in str(error).splitlines()[:2])
-        raise LdmrtError(part, "impossible config", found=found or first_line(error)) from None
+        raise LdmrtError(part, "invalid config", found=found or first_line(error)) from None
 
 
 def with_scaling_factor(vae: Autoencoder, scaling_factor: float) -> Autoencoder:
@@ -234,7 +234,7 @@ def build(part: str, kind: str, config: dict[str, Any]) -> Any:
         try:
             return network(read.read(config))
         except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # torch's own limits
-            raise LdmrtError(part, "impossible config", found=first_line(error)) from None
+            raise LdmrtError(part, "invalid config", found=first_line(error)) from None
 
 
 def _assemble(source: Source, dtype: Dtype) -> Checkpoint:
@@ -300,4 +300,4 @@ def _check(checkpoint: Checkpoint) -> None:
             warnings.simplefilter("ignore", LdmrtWarning)
             plan_from_config(checkpoint.scheduler, 4)
     except (TypeError, ValueError, ArithmeticError, IndexError) as error:  # of numbers that are none
-        raise LdmrtError("scheduler", "impossible config", found=first_line(error)) from None
+        raise LdmrtError("scheduler", "invalid config", found=first_line(error)) from None

@@ -36,14 +36,14 @@ def from_config(cls: type[T], config: dict[str, Any], neutral: dict[str, Any], c
         if key in names:
             plain = False if value is None and getattr(cls, key, None) is False else _nested(value, tuple)
             if not _fits(plain, hints[key]):
-                raise LdmrtError(component, f"config has an impossible {key}", expected=hints[key], found=repr(value))
+                raise LdmrtError(component, f"config has an invalid {key}", expected=hints[key], found=repr(value))
             taken[key] = plain
         elif key.startswith("_") or key in NOTES:
             continue
         elif key not in neutral:
             raise LdmrtError(component, f"unknown config key {key!r}", found=repr(value))
         elif value not in (neutral[key] if isinstance(neutral[key], tuple) else (neutral[key],)):
-            problem = f"config asks for {key}, which is not here"
+            problem = f"unsupported {key} in the config"
             raise LdmrtError(component, problem, expected=neutral[key], found=repr(value))
     return cls(**taken)
 
@@ -53,14 +53,14 @@ def positive(component: str, config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and min(value if isinstance(value, tuple) else (value,), default=0) < 1:
-            raise LdmrtError(component, f"config has an impossible {name}", expected="at least 1", found=value)
+            raise LdmrtError(component, f"config has an invalid {name}", expected="at least 1", found=value)
 
 
 def within(component: str, config: Any, name: str, least: float, most: float) -> None:
     """Refuse a config in which a number is out of a range."""
     if not least <= (value := getattr(config, name)) <= most:
         expected = f"{least:g} to {most:g}"
-        raise LdmrtError(component, f"config has an impossible {name}", expected=expected, found=value)
+        raise LdmrtError(component, f"config has an invalid {name}", expected=expected, found=value)
 
 
 def known_activation(component: str, config: Any, *names: str) -> None:
@@ -88,7 +88,7 @@ def check_depth(component: str, config: dict[str, Any], count: Callable[[], int]
     most = max(count(), FEW)
     for name, layers in asked.items():
         if not layers <= most:
-            problem, expected = f"config has an impossible {name}", f"at most {most} layers, by the tensors in its file"
+            problem, expected = f"config has an invalid {name}", f"at most {most} layers, by the tensors in its file"
             raise LdmrtError(component, problem, expected=expected, found=config.get(name, levels))
 
 

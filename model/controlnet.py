@@ -38,7 +38,7 @@ class ControlNetConfig(EncoderConfig):
         super().__post_init__()
         positive("controlnet", self, "conditioning_channels", "conditioning_embedding_out_channels")
         if (order := self.controlnet_conditioning_channel_order) not in ORDERS:
-            problem = "config has an impossible controlnet_conditioning_channel_order"
+            problem = "config has an invalid controlnet_conditioning_channel_order"
             raise LdmrtError("controlnet", problem, expected=" or ".join(ORDERS), found=order)
 
     @property

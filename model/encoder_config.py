@@ -69,7 +69,7 @@ class EncoderConfig:
         within(self.part, self, "downsample_padding", 0, 1)
         for name, allowed in (("mid_block_type", self.middles), ("addition_embed_type", ADDITIONS)):
             if getattr(self, name) not in allowed:
-                problem = f"config asks for {name}, which is not here"
+                problem = f"unsupported {name} in the config"
                 raise LdmrtError(self.part, problem, expected=allowed, found=getattr(self, name))
         for width, heads in zip(self.block_out_channels, self.heads, strict=True):
             if width % self.norm_num_groups or width < heads:
@@ -95,7 +95,7 @@ class EncoderConfig:
         used = [each[level] for level in sorted(read.attending)] or [each[0]]
         if any(type(width) is not int or width != used[0] for width in used):
             expected = "one number for all levels with attention"
-            raise LdmrtError(cls.part, "config has an impossible cross_attention_dim", expected=expected, found=asked)
+            raise LdmrtError(cls.part, "config has an invalid cross_attention_dim", expected=expected, found=asked)
         return replace(read, cross_attention_dim=used[0])
 
     def check_blocks(self, name: str, allowed: tuple[str, ...]) -> None:
@@ -105,7 +105,7 @@ class EncoderConfig:
             problem = f"{name} does not fit block_out_channels"
             raise LdmrtError(self.part, problem, expected=f"{levels} blocks", found=types)
         if unknown := [block for block in types if block not in allowed]:
-            problem = f"{name} asks for {unknown[0]}, which is not here"
+            problem = f"unsupported {unknown[0]} in {name}"
             raise LdmrtError(self.part, problem, expected=" or ".join(allowed))
 
     def per_level(self, value: Any) -> tuple[Any, ...]:
@@ -151,6 +151,6 @@ class EncoderConfig:
         """`depth` once a layer of a level."""
         depths = depth if isinstance(depth, tuple) else (depth,) * layers
         if len(depths) < layers or min(depths) < 0:
-            problem = "config has an impossible transformer_layers_per_block"
+            problem = "config has an invalid transformer_layers_per_block"
             raise LdmrtError(self.part, problem, expected=f"{layers} depths of a level", found=depth)
         return depths[:layers]

@@ -71,7 +71,7 @@ def embedding_of(content: Any, path: Path, token: str | None = None, name: str |
     word, *aliases = (token,) if token else _words(inner, path, matrices)
     if not _proper(word):
         hint = "--embedding FILE:WORD, with another word"
-        raise LdmrtError("embedding", f"impossible token of {path}", found=repr(word), hint=hint)
+        raise LdmrtError("embedding", f"invalid token of {path}", found=repr(word), hint=hint)
     aliases = [alias for alias in aliases if alias != word and _proper(alias)]
     return Embedding(word, matrices, name or path.name, sha256(path), tuple(aliases))
 

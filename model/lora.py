@@ -90,7 +90,7 @@ def merge(
     record = []
     for lora, factor in loras:
         if not math.isfinite(factor):
-            raise LdmrtError("lora", f"impossible weight of {lora.name}", expected="a finite number", found=factor)
+            raise LdmrtError("lora", f"invalid weight of {lora.name}", expected="a finite number", found=factor)
         placed = _placed(lora, names, parameters)
         for (component, module), layer in placed.items():
             plan[component, module].append((lora, layer, factor))

@@ -65,7 +65,7 @@ def noted_scale(notes: Notes | None, module: str, rank: int | None) -> float | N
         rank = int(_by_pattern(notes.get("rank_pattern"), module, notes["r"]) if rank is None else rank)
         return float(alpha) / (math.sqrt(rank) if notes.get("use_rslora") else rank)
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise LdmrtError("lora", f"impossible notes on {module}", found=first_line(error)) from None
+        raise LdmrtError("lora", f"invalid notes on {module}", found=first_line(error)) from None
 
 
 def _by_pattern(patterns: Any, module: str, value: Any) -> Any:

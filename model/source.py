@@ -92,14 +92,14 @@ def split_index(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]
         elif value == [None, None] or name in UNUSED:
             index[name] = [None, None]
         elif len(value) != 2 or not isinstance(value[1], str):
-            raise LdmrtError("checkpoint", f"{INDEX} has an impossible {name}", found=repr(value))
+            raise LdmrtError("checkpoint", f"{INDEX} has an invalid {name}", found=repr(value))
         elif name == SCHEDULER:
             parts[name] = value[1]
         elif name not in PARTS:
-            raise LdmrtError("checkpoint", f"{INDEX} asks for {name}, which is not here", found=value[1])
+            raise LdmrtError("checkpoint", f"unsupported {name} in {INDEX}", found=value[1])
         elif value[1] not in PARTS[name]:
             expected = " or ".join(PARTS[name])
-            raise LdmrtError(name, f"{INDEX} asks for {value[1]}, which is not here", expected=expected)
+            raise LdmrtError(name, f"unsupported {value[1]} in {INDEX}", expected=expected)
         else:
             parts[name] = value[1].removesuffix("Fast")
     index.pop("_name_or_path", None)  # a folder on the machine that made it

@@ -59,7 +59,7 @@ class UNetConfig(EncoderConfig):
         positive("unet", self, "sample_size", "out_channels", "time_cond_proj_dim")
         known_activation("unet", self, "timestep_post_act", "time_embedding_act_fn")
         if isinstance(self.sample_size, tuple) and len(self.sample_size) != 2:
-            problem, expected = "config has an impossible sample_size", "one side, or height and width"
+            problem, expected = "config has an invalid sample_size", "one side, or height and width"
             raise LdmrtError("unet", problem, expected=expected, found=self.sample_size)
         self.check_blocks("up_block_types", UP)
         for level in range(len(self.block_out_channels)):

@@ -229,7 +229,7 @@ NO_FILES: dict[str, tuple[str, Any, str]] = {
     "complex": ("a.pt", {"<cat>": torch.ones(1, WIDTH) * 1j}, "no floating-point numbers"),
     "more than it holds": ("a.pt", {"<cat>": torch.ones(1).expand(10**6, 10**6)}, "more than the file holds"),
     "sparse": ("a.pt", {"<cat>": torch.ones(1, WIDTH).to_sparse()}, "unsupported tensor"),
-    "space around": ("a.pt", {" cat": vectors(1)}, "impossible token .*found ' cat'"),
+    "space around": ("a.pt", {" cat": vectors(1)}, "invalid token .*found ' cat'"),
 }
 
 

@@ -147,7 +147,7 @@ def test_many_wildcards_end_soon() -> None:
 def test_ranks_that_are_none(ranks: Any, tmp_path: Path) -> None:
     state = {"unet.conv_in.lokr_w1": torch.ones(4, 2), "unet.conv_in.lokr_w2": torch.ones(4, 2, 3, 3)}
     notes = json.dumps({"unet.alpha": 2, "unet.r": 0, "unet.rank_pattern": ranks})
-    with pytest.raises(LdmrtError, match="impossible notes on conv_in"):
+    with pytest.raises(LdmrtError, match="invalid notes on conv_in"):
         read_lora(save(state, tmp_path / "a.safetensors", lora_adapter_metadata=notes))
 
 

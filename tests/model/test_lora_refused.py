@@ -140,12 +140,12 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
         read_lora(tmp_path / "a.safetensors")
     notes = json.dumps({"unet.lora_alpha": "four"})
     peft = rename(GOOD, (LAYER, "unet.conv_in"))
-    with pytest.raises(LdmrtError, match="impossible notes on conv_in"):
+    with pytest.raises(LdmrtError, match="invalid notes on conv_in"):
         read_lora(save(peft, tmp_path / "a.safetensors", lora_adapter_metadata=notes))
 
 
 def test_weight_that_is_no_number(checkpoint: Path, tmp_path: Path) -> None:
     lora = read_lora(save(GOOD, tmp_path / "a.safetensors"))
     assert isinstance(lora, Lora)
-    with pytest.raises(LdmrtError, match=r"impossible weight of a\.safetensors"):
+    with pytest.raises(LdmrtError, match=r"invalid weight of a\.safetensors"):
         merge({"unet": load(checkpoint).unet}, [(lora, float("inf"))])
