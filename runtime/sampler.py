@@ -41,6 +41,7 @@ class Plan:
     table: Floats = field(repr=False)  # (rows, k + 1, k + 4)
     prior_scale: float = 1.0  # the first latents are this times unit noise, or times what another model left
     first: int = 0  # the row of the whole plan that it begins with, where it goes on with another model's latents
+    end_alpha: float = 1.0  # of a clean image in the latents after the last row: what inpainting keeps
     clip: float | None = None  # x0 is held within +- this
     threshold: tuple[float, float] | None = None  # quantile and maximum (Saharia et al. 2022, section 2.3)
     learned: str = ""  # the network's second half is the variance ("learned"), or a place in its "learned_range"

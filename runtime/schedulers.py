@@ -30,6 +30,11 @@ class Scheduler:
     asks: Config = field(default_factory=dict)  # what the everyday name asks of the config
     calls: int = 1  # of the network in a step but the last
 
+    @property
+    def unscaled(self) -> bool:
+        """Whether the class keeps latents as x0 + level * eps, which are x / alpha of the model's own space."""
+        return self.nodes in (_early, _dpm2)
+
 
 _SDE, _T, _TS = "sde-dpmsolver++", ("timesteps",), ("timesteps", "sigmas")
 _ZERO, _TO_MIN = {"final_sigmas_type": "zero"}, {"final_sigmas_type": "sigma_min"}
@@ -168,7 +173,9 @@ def plan_from_config(
             nodes = scheduler.nodes(c, steps, **grids, **({"strength": strength} if distilled else {}))
             nodes = replace(nodes, config=c)
             plan = _begun(nodes, scheduler, start, 1.0 if distilled else strength, len(nodes) if grids else steps)
-            return plan if end is None else until(plan, timestep(end, c["num_train_timesteps"]))
+            if end is None:
+                return plan
+            return until(plan, timestep(end, c["num_train_timesteps"]), unscaled=scheduler.unscaled)
     except (ArithmeticError, ValueError):  # of numbers that no grid can be made of
         problem = f"{scheduler.class_name} has no finite plan for this config"
         raise LdmrtError("scheduler", problem, expected="fewer steps, or another end", found=f"{steps} steps") from None
@@ -213,7 +220,7 @@ def _plan(nodes: Nodes, scheduler: Scheduler) -> Plan:
     first, prior = nodes.steps[0][0], 1.0
     if "sigma_data" in c:
         prior = first.alpha * float(np.hypot(1, c["sigma_max"]))
-    elif scheduler.nodes in (_early, _dpm2) and c["timestep_spacing"] != "leading":
+    elif scheduler.unscaled and c["timestep_spacing"] != "leading":
         prior = first.sigma
     learned = str(c.get("variance_type") or "")
     if learned.startswith("learned") and scheduler.solve is not solvers.ddpm:

@@ -64,7 +64,7 @@ def begin(
     if extra:
         masked = encode_picture(engines, shape, how, np.where(mask < 0.5, colours, np.float32(0.5)), seeds, MASKED)
         return Start(x, size, init, np.concatenate([small, masked], axis=1))
-    alpha, sigma = np.append(plan.alpha, 1.0), np.append(plan.sigma, 0.0)
+    alpha, sigma = np.append(plan.alpha, plan.end_alpha), np.append(plan.sigma, 0.0)
     fresh = noise(seeds, FIRST, latents) if goes_on else x
 
     def blend(row: int, after: Latents) -> Latents:
