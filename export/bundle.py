@@ -28,6 +28,7 @@ from ldmrt.runtime.swap import recover, replace_folder
 
 from .components import Component, components
 from .deep_cache import check_cut, cut
+from .forecast import forecast
 from .islands import Islands
 from .nodes import Specs
 from .onnx import GRAPH, OPSET, to_onnx
@@ -99,6 +100,9 @@ def export_bundle(
             _take(path / name, work / name, rows[name])
         known = {name: row for name, row in old.get("files", {}).items() if name.partition("/")[0] in kept}
         manifest = {**_manifest(checkpoint, rows, work, known), **(merged or {})}
+        if "unet" in rows:
+            predicted = old.get("memory") if "unet" in kept else None
+            manifest["memory"] = predicted or forecast(work / "unet" / "model.onnx", parts["unet"].inputs)
         _keep_certificate(old, path, manifest, work)
         write_json(work / MANIFEST, manifest)
         _carry_over(path, work, {MANIFEST, *old.get("files", {})})

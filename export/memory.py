@@ -11,14 +11,13 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 
 import numpy as np
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle import Bundle
 from ldmrt.runtime.engine_files import Recipe
-from ldmrt.runtime.machine import megabytes
+from ldmrt.runtime.machine import free_memory, megabytes
 from ldmrt.runtime.specs import TensorSpec, shape_of, sizes_of
 
 from .activations import activations, read
@@ -76,21 +75,11 @@ def check_room(bundle: Bundle, engines: Iterable[Memory]) -> None:
         found, hint = f"{megabytes(free)} free", f"ldmrt engines prune {bundle.path}, or fewer --sizes"
         problem = f"no room for the engines on the disk of {bundle.path}"
         raise LdmrtError("build", problem, expected=megabytes(disk), found=found, hint=hint)
-    most, memory = max(rows, key=lambda one: one.build, default=None), available()
+    most, memory = max(rows, key=lambda one: one.build, default=None), free_memory()
     if most is not None and memory is not None and most.build > memory:
         where, problem = most.recipe.component, "this machine has too little memory to build it"
         found, hint = f"{megabytes(memory)} available", "free some, add swap, or build on a larger machine"
         raise LdmrtError(where, problem, expected=megabytes(most.build), found=found, hint=hint)
-
-
-def available() -> int | None:
-    """Bytes of memory and swap that can be had now, where the system says it."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
-    return found["MemAvailable"] + found.get("SwapFree", 0) if "MemAvailable" in found else None
 
 
 def _io(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec], shapes: dict[str, tuple[int, ...]]) -> int:

@@ -29,6 +29,16 @@ def features() -> str:
     return _cpuinfo("flags", "Features") or f"{platform.machine()} {platform.processor()}"
 
 
+def free_memory() -> int | None:
+    """Return how many bytes of memory and swap can be had now; None where the system does not say it."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
+    return found["MemAvailable"] + found.get("SwapFree", 0) if "MemAvailable" in found else None
+
+
 def _cpuinfo(*names: str) -> str:
     """What Linux says under the first of these names; empty where it says nothing."""
     with contextlib.suppress(OSError, StopIteration):

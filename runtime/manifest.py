@@ -35,12 +35,20 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
             raise LdmrtError("bundle", f"{MANIFEST} does not name {name}", hint=HINT)
     if not all(isinstance(one, str) for one in manifest["made_by"].values()):
         raise _damaged("made_by", "versions as strings")
+    _check_memory(manifest.get("memory", {}))
     if (certificate := manifest.get("certificate")) is not None:
         _check_reference(certificate, manifest["files"])
 
 
 def _damaged(where: str, expected: str) -> LdmrtError:
     return LdmrtError("bundle", f"{MANIFEST} is damaged at {where}", expected=expected, hint=HINT)
+
+
+def _check_memory(memory: object) -> None:
+    """Refuse what is no forecast of a U-Net's memory; a bundle may have none."""
+    numbers = memory.values() if isinstance(memory, dict) else (None,)
+    if not all(type(one) in (int, float) and 0 <= one < 1e12 for one in numbers):
+        raise _damaged("memory", "numbers of bytes")
 
 
 def _check_listed(files: Mapping[str, Any]) -> None:

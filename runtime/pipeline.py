@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import Settings, check_name, open_engines
-from .batch_size import bounded, images_at_once, unet_profiles
+from .batch_size import Forecast, bounded, images_at_once, unet_profiles
 from .bundle import STEP, Bundle, Shape
 from .certificate import Certificate
 from .conditions import Texts, encode, guidance_embedding, time_ids
@@ -66,6 +66,7 @@ class Pipeline:
     certificate: Certificate | None = field(default=None, repr=False)  # what was measured when the bundle was made
     decoding: Decoding = field(default_factory=Decoding)
     profiles: tuple[tuple[str, Bucket], ...] = field(default=(), repr=False)  # that engines of the U-Net were built for
+    forecast: Forecast | None = None  # of the memory that images take
 
     def __call__(self, prompt: Any, **options: Any) -> Result:
         """The pictures of a `Request`, given whole or as its prompt and fields. More than fit are drawn in parts."""
@@ -90,7 +91,8 @@ class Pipeline:
         if request.latents is not None and request.denoising_start is not None:
             height, width = request.latents.shape[2:]
             own = height * self.shape.factor, width * self.shape.factor
-        return images_at_once(self.profiles, own, self.shape.factor, guided=request.guidance > 1)
+        guided = request.guidance > 1
+        return images_at_once(self.profiles, own, self.shape.factor, guided=guided, forecast=self.forecast)
 
     def steps(self, prompt: Any, **options: Any) -> Iterator[State]:
         """The generator behind a call: the state after every row. Walk it for progress, previews, or to stop."""
@@ -288,4 +290,5 @@ def open_pipeline(
     certificate = opened.certificate if check else None
     config = read_scheduler(Path(scheduler)) if isinstance(scheduler, (str, Path)) else scheduler or opened.scheduler
     profiles = unet_profiles(opened, backend)
-    return Pipeline(engines, tokenizers, config, opened.shape, certificate, decoding, profiles)
+    forecast = Forecast.read(opened, backend)
+    return Pipeline(engines, tokenizers, config, opened.shape, certificate, decoding, profiles, forecast)

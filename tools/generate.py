@@ -35,7 +35,7 @@ STRIP = 10  # at most as many pictures of the denoising side by side
     type=Batch(),
     default="auto",
     show_default=True,
-    help="Pictures at once; auto: what engines were built for, else 4 million pixels, 16 pictures of 512x512.",
+    help="Images at once; auto: what engines were built for, else what fits in memory, at most 16 images of 512x512.",
 )
 @click.option("--steps", default=20, show_default=True, help="Steps of the sampler; some run the U-Net twice in each.")
 @click.option("--guidance", default=5.0, show_default=True, help="1 is none.")

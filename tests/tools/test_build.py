@@ -151,7 +151,7 @@ def test_this_machine_has_no_gpu(ldmrt: Any, bundle: Path, monkeypatch: pytest.M
 
 @RTX
 def test_too_little_room(ldmrt: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available", lambda: 10**6)
+    monkeypatch.setattr(memory, "free_memory", lambda: 10**6)
     ran = ldmrt("build", bundle, "--target", "sm89")
     assert "unet: this machine has too little memory to build it; expected " in ran.error
     assert "found 1.0 MB available" in ran.error
