@@ -10,7 +10,7 @@ HINT = "a machine with an NVIDIA GPU and its driver, or name the GPU: --target s
 
 
 def compute_capability(device: int = 0) -> str:
-    """Such as "sm89". An `LdmrtError` where there is no GPU, or no driver."""
+    """Return the GPU's compute capability, such as "sm89". An `LdmrtError` where there is no GPU, or no driver."""
     driver, handle, major, minor = _driver(), ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     _check(driver.cuInit(0))
     _check(driver.cuDeviceGet(ctypes.byref(handle), device))

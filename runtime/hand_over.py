@@ -16,7 +16,7 @@ from .schedule import Node
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a plan begins that goes on with another model's latents."""
+    """Says where a plan begins that goes on with another model's latents."""
 
     row: int  # of the plan from pure noise
     scale: float  # of the latents: they were left at one noise level and may be read at another

@@ -101,7 +101,7 @@ def _are_specs(value: object) -> bool:
 
 
 def _check_reference(certificate: object, files: Mapping[str, Any]) -> None:
-    """What the certificate replays is a listed file, so that its SHA-256 is known."""
+    """Refuse a certificate whose reference is no listed file, so that its SHA-256 is known."""
     if not isinstance(certificate, dict):
         raise _damaged("certificate", "a JSON object")
     name = certificate.get("reference")

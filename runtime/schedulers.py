@@ -93,7 +93,7 @@ SPACINGS = ("karras", "exponential", "beta")  # may follow a name: dpmpp_2m_karr
 
 
 def find_scheduler(config: Config, name: str | None = None) -> tuple[Scheduler, Config]:
-    """By everyday name, or by the class that the config names; and what the name asks of the config."""
+    """Find a scheduler by its everyday name, or by the config's class; and what the name asks of the config."""
     wanted = everyday_name(config) if name is None else name
     base, _, spacing = (wanted or "").rpartition("_") if (wanted or "").endswith(SPACINGS) else (wanted, "", "")
     if base not in SCHEDULERS:
@@ -157,16 +157,16 @@ def plan_from_config(
             "scheduler", f"{scheduler.class_name} has no {missing[0]}", expected="another scheduler", found=name
         )
     if not 0.0 < strength <= 1.0:
-        raise LdmrtError("scheduler", "impossible strength", expected="above 0, at most 1", found=strength)
+        raise LdmrtError("scheduler", "invalid strength", expected="above 0, at most 1", found=strength)
     if eta is not None and scheduler.eta is None and eta:
         raise LdmrtError("scheduler", f"{scheduler.class_name} has no eta to choose", expected="no eta", found=eta)
     if not 0.0 <= (eta or 0.0) <= 1.0:
-        raise LdmrtError("scheduler", "impossible eta", expected="0 to 1", found=eta)
+        raise LdmrtError("scheduler", "invalid eta", expected="0 to 1", found=eta)
     c = {**own, "eta": scheduler.eta if eta is None else eta, **scheduler.fixed}
     grids = _handed(scheduler, timesteps, sigmas)
     if not grids and (not isinstance(steps, Integral) or not 1 <= steps <= c["num_train_timesteps"]):
         expected = f"1 to {c['num_train_timesteps']}"
-        raise LdmrtError("scheduler", "impossible number of steps", expected=expected, found=steps)
+        raise LdmrtError("scheduler", "invalid number of steps", expected=expected, found=steps)
     try:
         with np.errstate(all="ignore"):
             distilled = shortened and not grids and scheduler.nodes in (_lcm, _tcd)
@@ -201,7 +201,7 @@ def _handed(scheduler: Scheduler, timesteps: Sequence[float] | None, sigmas: Seq
         if name not in scheduler.given:
             raise LdmrtError("scheduler", f"{scheduler.class_name} takes no {name}", expected="steps alone", found=name)
         if len(grid) < 1 + (name == "sigmas") or (np.diff(np.asarray(grid, np.float64)) >= 0).any():
-            raise LdmrtError("scheduler", f"impossible {name}", expected="numbers that descend", found=list(grid))
+            raise LdmrtError("scheduler", f"invalid {name}", expected="numbers that descend", found=list(grid))
     return grids
 
 

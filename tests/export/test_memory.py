@@ -169,5 +169,5 @@ def test_no_room(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory.check_room(opened, rows)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(memory.shutil, "disk_usage", lambda path: usage(9, 9, sum(row.disk for row in rows) - 1))
-    with pytest.raises(LdmrtError, match="no room for the engines on the disk"):
+    with pytest.raises(LdmrtError, match="not enough space for the engines on the disk"):
         memory.check_room(opened, rows)
