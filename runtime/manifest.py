@@ -46,8 +46,11 @@ def _damaged(where: str, expected: str) -> LdmrtError:
 
 def _check_memory(memory: object) -> None:
     """Refuse what is no forecast of a U-Net's memory; a bundle may have none."""
-    numbers = memory.values() if isinstance(memory, dict) else (None,)
-    if not all(type(one) in (int, float) and 0 <= one < 1e12 for one in numbers):
+
+    def is_count(one: object) -> bool:
+        return isinstance(one, (int, float)) and not isinstance(one, bool) and 0 <= one < 1e12
+
+    if not (isinstance(memory, dict) and all(map(is_count, memory.values()))):
         raise _damaged("memory", "numbers of bytes")
 
 
