@@ -18,7 +18,7 @@ IN_PLACE = {"Add", "Mul", "Sub", "Div", "Cast", "InstanceNormalization", "LayerN
 
 @dataclass(frozen=True)
 class Activations:
-    """Of one graph at one size."""
+    """Counts the activations of one graph at one size."""
 
     live: int  # bytes at the fullest moment, without inputs and outputs
     nodes: int
@@ -67,7 +67,7 @@ def activations(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Activation
 
 
 def _scores(node: Any, types: Mapping[str, Any]) -> int:
-    """Bytes of attention that no kernel fuses, as in float32: its scores, and what their softmax makes of them."""
+    """Return the bytes of attention that no kernel fuses, as in float32: its scores, and their softmax."""
     import onnx
 
     if node.op_type != "Attention" or types[node.input[0]].tensor_type.elem_type != onnx.TensorProto.FLOAT:
@@ -94,7 +94,7 @@ def _last_uses(nodes: Any) -> dict[str, int]:
 
 
 def _interleaves(node: Any) -> bool:
-    """Does it put pixels between pixels?"""
+    """Whether a node puts pixels between pixels."""
     return node.op_type == "Concat" and any(one.name == "axis" and one.i > 1 for one in node.attribute)
 
 
@@ -106,7 +106,7 @@ def read(path: Path) -> Any:
 
 
 def nbytes(tensor_type: Any) -> int:
-    """Of a tensor of this type."""
+    """Return how many bytes a tensor of this type takes."""
     import onnx
 
     one = tensor_type.tensor_type

@@ -23,7 +23,7 @@ def attend_side_by_side(model: Any) -> None:
 
 
 def _apart(value: Any) -> Any:
-    """What was moved apart into this, or None."""
+    """Find what was moved apart into this value, or None."""
     transpose = value.producer()
     reshape = transpose.inputs[0].producer() if _moves(transpose) else None
     source = reshape.inputs[0] if reshape is not None and reshape.op_type == "Reshape" else None
@@ -31,7 +31,7 @@ def _apart(value: Any) -> Any:
 
 
 def _together(value: Any) -> Any:
-    """What this is moved together into, where nobody else looks at it, or None."""
+    """Find what this value is moved together into, where nobody else looks at it, or None."""
     for kind in ("Transpose", "Reshape"):
         if value.is_graph_output() or [node.op_type for node in value.consumers()] != [kind]:
             return None

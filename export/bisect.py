@@ -35,7 +35,7 @@ Watcher = Callable[[str, str, torch.Tensor, int], None]  # path, TAKES or GIVES,
 
 @dataclass(frozen=True)
 class Row:
-    """One tensor on both sides."""
+    """Compares one tensor on both sides."""
 
     module: str  # that made it, "" where the network did between its modules
     node: str  # that made it
@@ -68,12 +68,12 @@ class Bisection:
 
     @property
     def jumps(self) -> tuple[Row, ...]:
-        """Those that differ most from what they were computed from, the largest first."""
+        """Return the rows that differ most from what they were computed from, the largest first."""
         return tuple(sorted(self.rows, key=lambda row: -row.jump)[:TOP])
 
     @property
     def extremes(self) -> tuple[Row, ...]:
-        """Those that float16 may not hold."""
+        """Return the rows that float16 may not hold."""
         return tuple(row for row in self.rows if row.extreme)
 
     def __str__(self) -> str:

@@ -25,7 +25,7 @@ TOLD_EVERY = 0.1  # seconds between two words about one engine
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do about one engine. It is reused where there is nothing to do."""
+    """Says what to do about one engine. It is reused where there is nothing to do."""
 
     recipe: Recipe
     there: EngineFile | None
@@ -34,7 +34,7 @@ class Decision:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name the engine in messages."""
         return self.recipe.component
 
 

@@ -28,6 +28,7 @@ from ldmrt.runtime.swap import recover, replace_folder
 
 from .components import Component, components
 from .deep_cache import check_cut, cut
+from .forecast import forecast
 from .islands import Islands
 from .nodes import Specs
 from .onnx import GRAPH, OPSET, to_onnx
@@ -35,7 +36,7 @@ from .onnx import GRAPH, OPSET, to_onnx
 
 @dataclass(frozen=True)
 class Exported:
-    """What became of one component."""
+    """Says what became of one component."""
 
     component: str
     reused: bool
@@ -99,13 +100,16 @@ def export_bundle(
             _take(path / name, work / name, rows[name])
         known = {name: row for name, row in old.get("files", {}).items() if name.partition("/")[0] in kept}
         manifest = {**_manifest(checkpoint, rows, work, known), **(merged or {})}
+        if "unet" in rows:
+            predicted = old.get("memory") if "unet" in kept else None
+            manifest["memory"] = predicted or forecast(work / "unet" / "model.onnx", parts["unet"].inputs)
         _keep_certificate(old, path, manifest, work)
         write_json(work / MANIFEST, manifest)
         _carry_over(path, work, {MANIFEST, *old.get("files", {})})
 
 
 def fingerprint(component: Component) -> dict[str, str]:
-    """What a component is made of: the SHA-256 of its weights, and of its config with its inputs and outputs."""
+    """Hash what a component is made of: its weights, and its config with its inputs and outputs."""
     weights = hashlib.sha256()
     for key, value in sorted(component.module.state_dict().items()):
         weights.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
@@ -190,7 +194,7 @@ def _specs(specs: Specs) -> list[Any]:
 def _manifest(
     checkpoint: Checkpoint, rows: dict[str, Any], folder: Path, known: Mapping[str, Any]
 ) -> dict[str, Any]:  # fmt: skip
-    """What the bundle in a folder is, and its files: `known` ones as the old manifest has them."""
+    """Describe the bundle in a folder, and its files: `known` ones as the old manifest has them."""
     files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
     if odd := [name for name in files if not is_inside(name)]:
         raise LdmrtError(
@@ -210,7 +214,7 @@ def _manifest(
 
 
 def _keep_certificate(old: dict[str, Any], path: Path, manifest: dict[str, Any], work: Path) -> None:
-    """Where no file has changed, what was measured of them holds."""
+    """Keep the certificate where no file has changed."""
     kept = old.get("certificate")
     if kept is None:
         return

@@ -44,11 +44,11 @@ class Component:
     vocabulary: tuple[int, int] = (0, 0)  # of input_ids: entries, and the id that ends a text
 
     def engine(self) -> TorchEngine:
-        """The reference."""
+        """Return the reference engine."""
         return TorchEngine(self.name, self.module, self.inputs, self.outputs)
 
     def wide(self) -> "Component":
-        """What it takes and gives in float32."""
+        """Return the component as one that takes and gives float32."""
         inputs, outputs = (
             tuple(one if one.dtype == "int64" else replace(one, dtype="float32") for one in side)
             for side in (self.inputs, self.outputs)
@@ -68,13 +68,13 @@ class Component:
 
     @property
     def unit(self) -> int:
-        """Pixels that a picture's sides are multiples of."""
+        """Pixels that an image's sides are multiples of."""
         dims = [dim for spec in self.inputs + self.outputs for dim in spec.shape if isinstance(dim, str)]
         return max(split_symbol(dim)[1] for dim in dims)
 
     @property
     def precision(self) -> str:
-        """fp32, fp16 or bf16."""
+        """Return the precision: fp32, fp16 or bf16."""
         return next(name for name, dtype in PRECISIONS.items() if str(dtype) == f"torch.{dtype_of(self.module)}")
 
 

@@ -1,4 +1,4 @@
-"""Networks that steer the U-Net by a picture: what they take, and what they give it.
+"""Networks that steer the U-Net by an image: what they take, and what they give it.
 
 Each is a line of `CONTROLS`. What one gives are inputs of the U-Net, of the same names and shapes.
 """
@@ -26,7 +26,7 @@ SCALE = TensorSpec("conditioning_scale", "float32", ("batch",))
 
 @dataclass(frozen=True)
 class Control:
-    """A kind of such networks."""
+    """Describes a kind of such networks."""
 
     prefix: str  # of the components' names
     module: Callable[[Any], nn.Module]
@@ -58,7 +58,7 @@ def _controlnet_inputs(c: Checkpoint, model: Any, dtype: str) -> list[TensorSpec
 
 
 def _residuals(c: Checkpoint, model: UNetEncoder, dtype: str) -> list[TensorSpec]:
-    """One for each skip of the U-Net and one for its middle."""
+    """Return one residual for each skip of the U-Net and one for its middle."""
     factor, last = c.vae.config.factor, len(model.config.block_out_channels) - 1
     levels = [0]  # of each skip
     for level, layers in enumerate(model.config.layers):
@@ -85,7 +85,7 @@ def _adapter_inputs(c: Checkpoint, model: Any, dtype: str) -> list[TensorSpec]:
 
 
 def _features(c: Checkpoint, model: Any, dtype: str) -> list[TensorSpec]:
-    """One for each level of the U-Net, which counts in latents, and perhaps one for its middle."""
+    """Return one feature for each level of the U-Net, which counts in latents, and perhaps one for its middle."""
     unit = c.vae.config.factor if model is c.unet else 1
     return [
         picture(f"{FEATURE}{i}", width, dtype, unit * divisor)

@@ -64,7 +64,7 @@ def cut(path: Path, unet: Component) -> dict[str, tuple[Specs, Specs]]:
 
 
 def _deep(named: Graph) -> str:
-    """What the last but one layer of the last up block gives."""
+    """Find what the last but one layer of the last up block gives."""
     layers = [match for name in named.gives if (match := re.fullmatch(r"up_blocks\.(\d+)\.resnets\.(\d+)", name))]
     block, layer = max(tuple(map(int, match.groups())) for match in layers)
     kinds = (f"up_blocks.{block}.{kind}.{layer - 1}" for kind in ("attentions", "resnets"))

@@ -71,7 +71,7 @@ def _epsilon(node: Any) -> Any:
 
 
 def _groups(node: Any, constants: Mapping[str, Any], beside: str) -> int | None:
-    """Of a shape (0, groups, -1)."""
+    """Return the groups of a shape (0, groups, -1)."""
     import onnx
 
     if node is None or node.input[1] not in constants:

@@ -1,6 +1,6 @@
 """Islands: modules of a network of halves that compute in float32, because halves would overflow there.
 
-Known ones come first. The others are found by measuring: what each module gives is measured in float32 while pictures
+Known ones come first. The others are found by measuring: what each module gives is measured in float32 while images
 are drawn. Where it comes near the largest half, the smallest module around it whose own result keeps away from there
 becomes an island; where there is none, the whole network stays float32. Those of errors: see `widening`.
 """
@@ -27,9 +27,9 @@ from .reference import torch_pipeline
 from .shapes import dtype_of
 
 HALF = 65504.0  # the largest float16
-LIMIT = HALF / 2  # another prompt or picture may bring twice the largest value of these
+LIMIT = HALF / 2  # another prompt or image may bring twice the largest value of these
 PROMPTS = ("a red apple, noto style, blue background", "an astronaut riding a horse, 4k, highly detailed, (((HDR)))")
-STEPS = 8  # rows of each picture, over the whole schedule
+STEPS = 8  # rows of each image, over the whole schedule
 
 Islands = dict[str, dict[str, str]]  # component -> module -> why; the module "" is all of it
 
@@ -44,7 +44,7 @@ class Measured:
 
 
 def known(checkpoint: Checkpoint) -> Islands:
-    """What is known to overflow without measuring: `force_upcast`, which diffusers heeds in SDXL. (Attention of
+    """Return what is known to overflow without measuring: `force_upcast`, which diffusers heeds in SDXL. (Attention of
     `upcast_attention` computes its scores in float32 by itself.)
     """
     if not (checkpoint.unet.config.addition_embed_type and checkpoint.vae.config.force_upcast):
@@ -53,7 +53,7 @@ def known(checkpoint: Checkpoint) -> Islands:
 
 
 def measure(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, Measured]:
-    """Draw two pictures in float32, whatever the weights are stored in, and ask each of these components something at
+    """Draw two images in float32, whatever the weights are stored in, and ask each of these components something at
     random too.
     """
     every = {name: part.wide() for name, part in rows(checkpoint).items()}
@@ -95,7 +95,7 @@ def climb(ranges: Mapping[str, float], limit: float = LIMIT) -> dict[str, str]:
 
 
 def outermost(islands: Mapping[str, str]) -> dict[str, str]:
-    """Those that lie in no other."""
+    """Keep the paths that lie in no other."""
     return {
         name: why
         for name, why in islands.items()

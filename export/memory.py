@@ -1,7 +1,7 @@
 """What engines will take, before they are built.
 
 The figures below were fitted to 19 engines that TensorRT-RTX 1.7.1 built without a GPU, of the shipped model and of
-Stable Diffusion 1.5 and XL, in float16 and float32, for pictures of 64 to 1024 pixels: scratch comes within a sixth or
+Stable Diffusion 1.5 and XL, in float16 and float32, for images of 64 to 1024 pixels: scratch comes within a sixth or
 25 MB of what was logged, most within a twentieth, also where attention in float32 takes most of it; what a build adds
 to memory, within a sixth or 50 MB. A folded step takes 2 to 8 MB of scratch more, in its products of sizes that are
 known when it runs. Full TensorRT picks its kernels on the GPU and may take more.
@@ -11,14 +11,13 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 
 import numpy as np
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle import Bundle
 from ldmrt.runtime.engine_files import Recipe
-from ldmrt.runtime.machine import megabytes
+from ldmrt.runtime.machine import free_memory, megabytes
 from ldmrt.runtime.specs import TensorSpec, shape_of, sizes_of
 
 from .activations import activations, read
@@ -32,7 +31,7 @@ LIBRARY, NODE, COPIES = 90_000_000, 450_000, 3.05
 
 @dataclass(frozen=True)
 class Memory:
-    """Of one engine, in bytes."""
+    """Holds what one engine takes, in bytes."""
 
     recipe: Recipe
     weights: int  # on the GPU
@@ -43,7 +42,7 @@ class Memory:
 
 
 def predict(bundle: Bundle, recipe: Recipe) -> Memory:
-    """What an engine will take."""
+    """Predict what an engine will take."""
     name = recipe.component
     model = read(bundle.model(name))
     weights = sum(file.stat().st_size for file in (bundle.model(name), *bundle.weights(name)))
@@ -63,7 +62,7 @@ def predict(bundle: Bundle, recipe: Recipe) -> Memory:
 
 
 def vram(engines: Iterable[Memory]) -> int:
-    """Of engines on one GPU that run one after another: they can share the largest scratch."""
+    """Sum the memory of engines on one GPU that run one after another: they can share the largest scratch."""
     rows = list(engines)
     return sum(one.weights + one.io for one in rows) + max((one.scratch for one in rows), default=0)
 
@@ -74,27 +73,17 @@ def check_room(bundle: Bundle, engines: Iterable[Memory]) -> None:
     disk, free = sum(one.disk for one in rows), shutil.disk_usage(bundle.path).free
     if disk > free:
         found, hint = f"{megabytes(free)} free", f"ldmrt engines prune {bundle.path}, or fewer --sizes"
-        problem = f"no room for the engines on the disk of {bundle.path}"
+        problem = f"not enough space for the engines on the disk of {bundle.path}"
         raise LdmrtError("build", problem, expected=megabytes(disk), found=found, hint=hint)
-    most, memory = max(rows, key=lambda one: one.build, default=None), available()
+    most, memory = max(rows, key=lambda one: one.build, default=None), free_memory()
     if most is not None and memory is not None and most.build > memory:
         where, problem = most.recipe.component, "this machine has too little memory to build it"
         found, hint = f"{megabytes(memory)} available", "free some, add swap, or build on a larger machine"
         raise LdmrtError(where, problem, expected=megabytes(most.build), found=found, hint=hint)
 
 
-def available() -> int | None:
-    """Bytes of memory and swap that can be had now, where the system says it."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
-    return found["MemAvailable"] + found.get("SwapFree", 0) if "MemAvailable" in found else None
-
-
 def _io(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec], shapes: dict[str, tuple[int, ...]]) -> int:
-    """Bytes of the tensors: an output's symbols are those of the inputs."""
+    """Sum the bytes of the tensors: an output's symbols are those of the inputs."""
     sizes: dict[str, int] = {}
     total = 0
     for spec in inputs:

@@ -72,6 +72,6 @@ class Graph:
 
 
 def _within(path: str) -> list[str]:
-    """What a path may lie within: "a.b" of "a" and of "a.b"."""
+    """Return what a path may lie within: "a.b" of "a" and of "a.b"."""
     parts = path.split(".") if path else []
     return [".".join(parts[: i + 1]) for i in range(len(parts))]

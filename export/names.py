@@ -72,7 +72,7 @@ def _path(scope: str) -> str:
 
 
 def _common(paths: Iterable[Sequence[str]]) -> Sequence[str]:
-    """What all lists begin with."""
+    """Return what all lists begin with."""
     first, *others = list(paths) or [[]]
     length = 0
     while length < len(first) and all(other[: length + 1] == first[: length + 1] for other in others):

@@ -26,7 +26,7 @@ class Nodes:
         return out or name
 
     def constant(self, name: str, value: Any, dtype: Any = np.int64) -> str:
-        """Append a constant: its name."""
+        """Append a constant and return its name."""
         from onnx import numpy_helper
 
         self.constants.append(numpy_helper.from_array(np.array(value, dtype), f"{self.prefix}/{name}"))
@@ -34,7 +34,7 @@ class Nodes:
 
 
 def value(spec: TensorSpec) -> Any:
-    """What a graph says of an input or output."""
+    """Describe an input or output as a graph does."""
     from onnx import helper
 
     return helper.make_tensor_value_info(spec.name, helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)), spec.shape)

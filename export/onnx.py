@@ -26,7 +26,7 @@ from .winograd import convolve_by_tiles
 
 GRAPH = 6  # grows when the same component is written as another graph: bundles then export it anew
 OPSET = 23  # native Attention
-ROWS = 26  # of the U-Net for a picture, about: all that Stable Diffusion convolves to 640 channels then pays
+ROWS = 26  # of the U-Net for an image, about: all that Stable Diffusion convolves to 640 channels then pays
 INLINE = 1024  # bytes: smaller constants stay in the graph, which shape inference reads
 
 
@@ -38,7 +38,7 @@ def to_onnx(component: Component, folder: Path) -> Path:
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     inputs, outputs, unit = component.inputs, component.outputs, component.unit
-    # Odd and unlike: nothing is taken for granted. Of timesteps one: the graph spreads it, and takes one a picture too.
+    # Odd and unlike: nothing is taken for granted. Of timesteps one: the graph spreads it, and takes one an image too.
     sizes = {"batch": 2, "height": 9 * unit, "width": 13 * unit, "timesteps": 1}
     feeds = tensors(component, example(component, sizes))
     with _quiet(), torch.no_grad():

@@ -17,9 +17,7 @@ from .facts import other_graph
 
 
 def other_origin(bundle: Bundle, checkpoint: Checkpoint) -> list[str]:
-    """What of the bundle was not made from this checkpoint, exactly: weights, configs, scheduler, tokenizer; and what
-    of its graphs is not the checkpoint's.
-    """
+    """List what of a bundle was not made from this very checkpoint: weights, configs, scheduler, tokenizer, graphs."""
     differ = []
     for name, component in components(checkpoint).items():
         for key, value in fingerprint(component).items():

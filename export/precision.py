@@ -31,7 +31,7 @@ def parse(text: str) -> dict[str, str]:
         name, equals, precision = word.strip().rpartition("=")
         if precision not in PRECISIONS or (equals and not name):
             expected = f"{' or '.join(PRECISIONS)}, or COMPONENT={'|'.join(PRECISIONS)} several times"
-            problem = f"impossible precision {text!r}{suggestion(precision, PRECISIONS)}"
+            problem = f"invalid precision {text!r}{suggestion(precision, PRECISIONS)}"
             raise LdmrtError("precision", problem, expected=expected, found=word)
         precisions[name] = precision
     return precisions
@@ -109,10 +109,10 @@ def _cast(component: str, name: str, tensor: torch.Tensor, dtype: torch.dtype) -
 
 
 def precisions(bundle: Bundle) -> dict[str, str]:
-    """Those of a bundle."""
+    """Return the precisions of a bundle's components."""
     return {"": "fp32", **{name: bundle.precision(name) for name in bundle.components}}
 
 
 def islands(bundle: Bundle) -> Islands:
-    """Those of a bundle."""
+    """Return the float32 islands of a bundle's components."""
     return {name: dict(row["islands"]) for name, row in bundle.manifest["components"].items() if row.get("islands")}

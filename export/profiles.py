@@ -17,13 +17,13 @@ from .dims import DIMS, Dim
 ENDS = ("min", "opt", "max")
 SIZE = re.compile(r"(\d+)(?:-(\d+))?x(\d+)(?:-(\d+))?")
 COUNT = re.compile(r"(\d+)(?:-(\d+))?")
-GUIDANCE = ("on", "off", "any")  # how many rows the U-Net runs for a picture: two, one, or either
+GUIDANCE = ("on", "off", "any")  # how many rows the U-Net runs for an image: two, one, or either
 FLAGS = ("decomposable attentions",)  # of every engine: head sizes without a fused kernel fail to build else
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What shall run: pictures of these widths and heights, so many at once, in so many steps at most."""
+    """Says what shall run: images of these widths and heights, so many at once, in so many steps at most."""
 
     sizes: tuple[tuple[Dim, Dim], ...]  # (width, height) each
     batches: tuple[Dim, ...]
@@ -32,7 +32,7 @@ class Wanted:
 
     @classmethod
     def read(cls, sizes: str | None, batch: str, guidance: str, own: int, steps: int = DIMS["steps"].opt) -> "Wanted":
-        """From "512x512,768x512" or "512-1024x512-1024", widths first, and "1-4" or "1,4". A model made for pictures of
+        """From "512x512,768x512" or "512-1024x512-1024", widths first, and "1-4" or "1,4". A model made for images of
         `own` pixels makes those where no sizes are given, and is fastest there in a range.
         """
         found = []
@@ -46,7 +46,7 @@ class Wanted:
         for word in batch.split(","):
             if (match := COUNT.fullmatch(word.strip())) is None:
                 raise LdmrtError(
-                    "--batch", "cannot read it", expected="a number of pictures, such as 1 or 1-4", found=word
+                    "--batch", "cannot read it", expected="a number of images, such as 1 or 1-4", found=word
                 )
             low, high = match.groups()
             counts.append(_dim("batch", low, high, 1))
@@ -59,14 +59,14 @@ def _dim(name: str, low: str, high: str | None, usual: int) -> Dim:
     if not 1 <= least <= most <= DIMS[name].max:
         option = "--sizes" if name in ("width", "height") else f"--{name}"
         expected, found = f"1 to {DIMS[name].max}, the least first", low if high is None else f"{low}-{high}"
-        raise LdmrtError(option, f"impossible {name}", expected=expected, found=found)
+        raise LdmrtError(option, f"invalid {name}", expected=expected, found=found)
     return Dim(least, min(max(usual, least), most), most)
 
 
 def rows(component: str, batch: Dim, guidance: str) -> Dim:
-    """How many rows a component runs at once for so many pictures."""
+    """How many rows a component runs at once for so many images."""
     if component.startswith(("vae", "adapter")):
-        return Dim(1, 1, 1)  # a picture at a time: its scratch memory would grow with the batch
+        return Dim(1, 1, 1)  # an image at a time: its scratch memory would grow with the batch
     if component.startswith("text_encoder"):  # equal prompts are encoded once
         return Dim(1, min(2, batch.max) if guidance == "off" else 2, batch.max * (1 if guidance == "off" else 2))
     least = batch.min * (2 if guidance == "on" else 1)
@@ -87,7 +87,7 @@ def profile(graph: str, inputs: Sequence[TensorSpec], wanted: Wanted) -> tuple[B
     """The shapes of a graph's inputs: a bucket for each size and batch that make a difference to it."""
     buckets: list[Bucket] = []
     for (width, height), batch in product(wanted.sizes, wanted.batches):
-        if graph == STEP:  # of so many pictures, for which the U-Net runs so many rows
+        if graph == STEP:  # of so many images, for which the U-Net runs so many rows
             dims = {"batch": batch, "calls": rows("unet", batch, wanted.guidance), **sampling(wanted.steps)}
         else:
             dims = {"batch": rows(graph, batch, wanted.guidance)}
@@ -110,14 +110,14 @@ def _check(graph: str, spec: TensorSpec, dims: dict[str, Dim]) -> None:
             pixels = getattr(dims[name], end)
             if pixels % unit or pixels < 2 * unit:
                 expected = f"a multiple of {unit} from {2 * unit} on"
-                raise LdmrtError(graph, f"impossible {name}", expected=expected, found=pixels)
+                raise LdmrtError(graph, f"invalid {name}", expected=expected, found=pixels)
 
 
 def recipes(
     bundle: Bundle, wanted: Wanted, *, backend: str, version: str, targets: Sequence[str], flags: Sequence[str] = (),
     graphs: Sequence[str] | None = None,
 ) -> list[Recipe]:  # fmt: skip
-    """What to build of a bundle: of its components in the order that they run, or of these of its `graphs`."""
+    """List what to build of a bundle: of its components in the order that they run, or of these of its `graphs`."""
     if not bundle.manifest:
         hint = "ldmrt export CHECKPOINT BUNDLE"
         raise LdmrtError("build", f"{bundle.path} has no manifest that says its shapes", hint=hint)

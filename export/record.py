@@ -34,7 +34,7 @@ class Listening:
         self._wanted, self._calls = wanted, 0
 
     def __call__(self, **arrays: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Run once."""
+        """Run the network once, and keep the call."""
         out = self._engine(**arrays)
         if self._calls in self._wanted:
             kept = {name: np.array(array) for name, array in arrays.items()}
@@ -48,14 +48,14 @@ class Listening:
 
 
 def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0, side: int | None = None) -> Reference:
-    """Draw a picture with PyTorch and keep the calls of every component that it took: of the U-Net those of the first,
+    """Draw an image with PyTorch and keep the calls of every component that it took: of the U-Net those of the first,
     the middle and the last row. Each component is also asked at an odd batch and at sides that are odd and unlike, with
-    numbers drawn at random. `side` of the picture in pixels: the model's own where left out, and no more than 256.
+    numbers drawn at random. `side` of the image in pixels: the model's own where left out, and no more than 256.
     """
     parts, plain = components(checkpoint), torch_pipeline(checkpoint)
     side = side or min(SIDE, plain.shape.size)
     if side % (unit := max(part.unit for part in parts.values())):
-        raise LdmrtError("verify", "impossible side", expected=f"a multiple of {unit} pixels", found=side)
+        raise LdmrtError("verify", "invalid side", expected=f"a multiple of {unit} pixels", found=side)
     options = asking(prompt, seed, side, STEPS)
     rows = plain.plan(Request(**options)).rows
     heard = {name: Listening(part, wanted(part, rows)) for name, part in parts.items()}
@@ -105,7 +105,7 @@ def asking(prompt: str, seed: int, side: int, steps: int) -> dict[str, Any]:
 
 
 def needed(parts: Mapping[str, Component], checkpoint: Checkpoint, side: int) -> Arrays:
-    """Pictures for what cannot do without: an inpainting model, and controls. A slope of colours, half of it masked."""
+    """Images for what cannot do without: an inpainting model, and controls. A slope of colours, half of it masked."""
     slope = np.linspace(0, 255, side)
     picture = np.stack(np.broadcast_arrays(slope, slope[:, None], 255 - slope), axis=-1).astype(np.uint8)
     mask = np.zeros((side, side), np.uint8)

@@ -73,7 +73,7 @@ def _refit(bundle: Bundle, source: Bundle, session: Session, only: Collection[st
 def _wished(
     bundle: Bundle, source: Bundle, session: Session, only: Collection[str]
 ) -> list[tuple[Recipe, EngineFile]]:  # fmt: skip
-    """What a build would make in the bundle, each with the engine whose weights shall be replaced."""
+    """List what a build would make in the bundle, each with the engine whose weights shall be replaced."""
     found: dict[str, tuple[Recipe, EngineFile]] = {}
     for one in engines(source.path):
         if isinstance(one, LdmrtError) or one.recipe.component not in (only or bundle.graphs):

@@ -14,26 +14,26 @@ STATM = Path("/proc/self/statm")
 
 
 class Growth:
-    """Bytes that were resident beyond those of the beginning, at most; None where the system does not say it."""
+    """Counts the bytes that were resident beyond those of the beginning, at most; None where that is unknown."""
 
     def __init__(self) -> None:
         self._begin = resident()
         self._most = self._begin
 
     def look(self) -> None:
-        """Once."""
+        """Look once at what is resident."""
         if self._most is not None:
             self._most = max(self._most, resident() or 0)
 
     @property
     def most(self) -> int | None:
-        """So far."""
+        """Return the growth so far."""
         return None if self._most is None or self._begin is None else self._most - self._begin
 
 
 @contextlib.contextmanager
 def growth() -> Iterator[Growth]:
-    """Of a block; what was freed before it is given back first."""
+    """Measure the growth of a block; what was freed before it is given back first."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     made, done = Growth(), threading.Event()
@@ -53,7 +53,7 @@ def growth() -> Iterator[Growth]:
 
 
 def resident() -> int | None:
-    """Bytes of this process that are in memory now."""
+    """Return how many bytes of this process are in memory now."""
     try:
         return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:

@@ -10,7 +10,7 @@ from .names import path_of
 
 
 class Rewrite:
-    """What takes the place of `node`, named after the module that it comes from."""
+    """Writes what takes the place of `node`, named after the module that it comes from."""
 
     def __init__(self, graph: Any, node: Any) -> None:
         from onnx_ir.tape import Tape
@@ -35,7 +35,7 @@ class Rewrite:
         return held
 
     def interleave(self, four: list[Any]) -> Any:
-        """Of four (batch, K, H, W), the pixels (0, 0), (0, 1), (1, 0), (1, 1) of every two by two: all of them."""
+        """Join four (batch, K, H, W), the pixels (0, 0), (0, 1), (1, 0), (1, 1) of every two by two, to all pixels."""
         size = self("Mul", self("Shape", four[0]), self.constant("/double", [1, 1, 2, 2]))
         axes = self.constant("/apart", [3, 5])
         apart = [self("Unsqueeze", one, axes) for one in four]  # (batch, K, H, 1, W, 1)

@@ -15,7 +15,7 @@ def dtype_of(module: nn.Module) -> str:
 
 
 def picture(name: str, channels: int, dtype: str, divisor: int = 1) -> TensorSpec:
-    """Something of a picture's two axes, at 1 of so many pixels along each."""
+    """Something of an image's two axes, at 1 of so many pixels along each."""
     sides = (f"{side}/{divisor}" if divisor > 1 else side for side in ("height", "width"))
     return TensorSpec(name, dtype, ("batch", channels, *sides))
 

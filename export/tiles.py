@@ -1,4 +1,4 @@
-"""Decoder and encoder, each in two parts beside its own graph and of its weights, so that a picture can be taken in
+"""Decoder and encoder, each in two parts beside its own graph and of its weights, so that an image can be taken in
 tiles as parts of the whole:
 
 vae_decoder/vae_decoder_front.onnx   its middle, which attends, a row of latents at a time: latents to `features`
@@ -33,7 +33,7 @@ MIDDLE, FEATURES = "mid_block", "features"
 
 
 def tile_specs(inputs: Specs, outputs: Specs, network: nn.Module) -> dict[str, tuple[Specs, Specs]]:
-    """What the parts of a decoder, or an encoder, take and give."""
+    """Return what the parts of a decoder, or an encoder, take and give."""
     norms = [(name, one) for name, one in network.named_modules() if isinstance(one, nn.GroupNorm)]
     first, *_, last = (i for i, (name, _) in enumerate(norms) if f".{MIDDLE}." in name)
     decodes, norm = not first, norms[first][1]
@@ -124,7 +124,7 @@ def _by_rows(node: Any, latents: str, kind: int) -> Nodes:
 
 
 def _tell_norms(graph: Any, types: Mapping[str, int]) -> None:
-    """Norms by given statistics."""
+    """Let norms use given statistics."""
     import onnx
 
     last = Nodes("tile")

@@ -58,7 +58,7 @@ def library(backend: str) -> Any:
 
 
 def version(backend: str) -> str:
-    """In full, such as 1.7.1.116."""
+    """Return the library's version in full, such as 1.7.1.116."""
     return str(library(backend).__version__)
 
 

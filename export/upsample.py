@@ -24,7 +24,7 @@ FIRST = ".00"  # what the name of the first ends in
 
 
 def kernels(weight: NDArray) -> Iterator[tuple[str, NDArray]]:
-    """Of a weight, (K, C, 3, 3), the four of (K, C, 2, 2), each with what its name ends in."""
+    """Make of a weight, (K, C, 3, 3), the four of (K, C, 2, 2), each with what its name ends in."""
     for a, b in PLACES:
         yield f".{a}{b}", (TAPS[a] @ weight.astype(np.float64) @ TAPS[b].T).astype(weight.dtype)
 

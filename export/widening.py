@@ -23,7 +23,7 @@ from .islands import Measured, outermost
 from .names import inside
 
 WIDE = torch.float32
-MARGIN = 2.0  # another prompt or picture may err by twice as much as what was measured
+MARGIN = 2.0  # another prompt or image may err by twice as much as what was measured
 SHARP = 0.25  # of the tolerance: what errs by more is looked into, to raise only the part of it that does
 LEAST = 0.01  # of the tolerance: a hundred modules of which each errs by less make a tenth of it, signs being random
 
@@ -116,7 +116,7 @@ class _Search:
         return path, gain
 
     def within(self, path: str) -> list[str]:
-        """The modules directly within one."""
+        """Return the modules directly within one."""
         inner = [one for one in self.paths if one != path and (path == "" or inside(one, path))]
         return [one for one in inner if not any(one != other and inside(one, other) for other in inner)]
 
@@ -126,6 +126,6 @@ class _Search:
         return error(self.measured.part, [self.case], [("", WIDE), (path, self.narrow), *kept])
 
     def gain(self, path: str, alone: float) -> float:
-        """Of this error what goes away where only what the module takes and gives is narrow."""
+        """Return the part of this error that goes away where only what the module takes and gives is narrow."""
         left = error(self.measured.part, [self.case], [("", WIDE), (path, self.narrow), (path, WIDE)])
         return 0.0 if math.isinf(left) else alone - left

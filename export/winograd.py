@@ -23,21 +23,21 @@ A = np.array([[1, 1, 1, 0], [0, 1, -1, -1]]).T
 TILES = ".tiles"  # what the name of a weight ends in that was made of one
 # Channels, of what is given and of what is made: with fewer, moving numbers takes what multiplying saves.
 FEWEST = 320
-# Pairs of such channels for each pixel that they meet in drawing a picture: with more, tiles save too little for the
+# Pairs of such channels for each pixel that they meet in drawing an image: with more, tiles save too little for the
 # memory that their weights take.
 MOST = 250
-SIZE = {"batch": 1, "h": 32, "w": 32}  # of that picture, in latents
+SIZE = {"batch": 1, "h": 32, "w": 32}  # of that image, in latents
 PLAIN = {"auto_pad": "NOTSET", "group": 1, "strides": (1, 1), "dilations": (1, 1)}
 
 
 def kernels(weight: NDArray) -> Iterator[tuple[str, NDArray]]:
-    """Of a weight, (K, C, 3, 3), the one of (16, K, C), with what its name ends in."""
+    """Make of a weight, (K, C, 3, 3), the one of (16, K, C), with what its name ends in."""
     made = np.kron(G, G) @ weight.reshape(-1, 9).T.astype(np.float64)
     yield TILES, made.reshape(16, *weight.shape[:2]).astype(weight.dtype)
 
 
 def convolve_by_tiles(model: Any, runs: int) -> None:
-    """Rewrite convolutions in a graph of onnx_ir with named nodes, which `runs` so often for a picture; what nobody
+    """Rewrite convolutions in a graph of onnx_ir with named nodes, which `runs` so often for an image; what nobody
     needs then stays.
     """
     for conv in [node for node in model.graph if node.op_type == "Conv"]:

@@ -16,7 +16,7 @@ from .watch import Watched
 
 @dataclass(frozen=True)
 class Settings:
-    """How networks are run."""
+    """Settings say how networks are run."""
 
     threads: int = 0  # 0 is one a core
     low_memory: bool = False  # one network in memory at a time

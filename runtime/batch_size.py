@@ -1,7 +1,11 @@
-"""How many images are drawn at once, where nobody says: what engines were built for, else a stated number of pixels."""
+"""How many images are drawn at once, where nobody says: what engines were built for, else as many as fit in memory, and
+no more than a stated number of pixels.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from . import gpu, machine
 from .bundle import STEP, Bundle
 from .engine_files import Bucket, EngineFile, engines
 from .errors import LdmrtError
@@ -11,6 +15,33 @@ from .request import Request
 PIXELS = 16 * 512 * 512
 MOST = 2**16  # images of a request whose result is held as a whole
 INPUTS = {"unet": "sample", STEP: "state"}
+SHARE = 0.5  # of the free memory is for activations: the prediction is no bound, and other programs need some
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """How much memory images will take, as the bundle's exporter predicts it, and how much there is for them."""
+
+    free: float  # bytes beside the weights
+    per_pixel: float  # bytes of the U-Net's activations for an image and a row of guidance
+    per_pixel_squared: float  # what attention adds whose scores are kept
+
+    @classmethod
+    def read(cls, bundle: Bundle, backend: str) -> "Forecast | None":
+        """Read a bundle's prediction and measure the memory that is free where ONNX Runtime runs: the GPU's for
+        onnxruntime-cuda, else the machine's. None where either is unknown.
+        """
+        free = gpu.free_memory() if backend == "onnxruntime-cuda" else machine.free_memory()
+        predicted = bundle.manifest.get("memory", {})
+        if free is None or not predicted.keys() >= {"per_pixel", "per_pixel_squared"}:
+            return None
+        weights = sum(file.stat().st_size for name in bundle.components for file in bundle.weights(name))
+        return cls(SHARE * max(0, free - weights), predicted["per_pixel"], predicted["per_pixel_squared"])
+
+    def images(self, pixels: int, rows: int) -> int:
+        """How many images of so many pixels fit, where the U-Net runs so many rows for each."""
+        each = rows * pixels * (self.per_pixel + self.per_pixel_squared * pixels)
+        return int(self.free / each) if each else MOST
 
 
 def unet_profiles(bundle: Bundle, backend: str) -> tuple[tuple[str, Bucket], ...]:
@@ -23,11 +54,17 @@ def unet_profiles(bundle: Bundle, backend: str) -> tuple[tuple[str, Bucket], ...
 
 
 def images_at_once(
-    profiles: Sequence[tuple[str, Bucket]], size: tuple[int, int], factor: int, *, guided: bool
-) -> int:  # fmt: skip
+    profiles: Sequence[tuple[str, Bucket]],
+    size: tuple[int, int],
+    factor: int,
+    *,
+    guided: bool,
+    forecast: Forecast | None = None,
+) -> int:
     """How many images of a size (height, width) in pixels one call takes: the most of any engine that is for the size,
-    and where there is none as many as `PIXELS` are.
+    and where there is none as many as fit in memory, but no more than `PIXELS` are.
     """
+    pixels = size[0] * size[1]
     latent = size[0] // factor, size[1] // factor
     found = []
     for component, bucket in profiles:
@@ -36,7 +73,10 @@ def images_at_once(
             continue
         rows = shapes.max[0]
         found.append(rows if component == STEP or not guided else rows // 2)
-    return max(1, max(found, default=PIXELS // (size[0] * size[1])))
+    if found:
+        return max(1, *found)
+    fitting = MOST if forecast is None else forecast.images(pixels, 2 if guided else 1)
+    return max(1, min(fitting, PIXELS // pixels))
 
 
 def bounded(request: Request) -> Request:

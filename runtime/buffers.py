@@ -20,7 +20,7 @@ class Tensor:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """How many bytes the tensor takes."""
         return prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
@@ -52,5 +52,5 @@ def lay_out(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> Layout:
 
 
 def aligned(size: int) -> int:
-    """The next multiple of `ALIGNMENT`."""
+    """Round up to the next multiple of `ALIGNMENT`."""
     return -(-size // ALIGNMENT) * ALIGNMENT

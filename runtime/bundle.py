@@ -81,18 +81,18 @@ class Bundle:
         return Contents(self.path, self.manifest.get("files"))
 
     def precision(self, graph: str) -> str:
-        """What a graph computes in; fp32 where no manifest says it."""
+        """Return the precision that a graph computes in; fp32 where no manifest says it."""
         return str(self.manifest.get("components", {}).get(self.home(graph), {}).get("precision", "fp32"))
 
     @property
     def certificate(self) -> Certificate | None:
-        """What was measured when the bundle was made, if it was."""
+        """Return what was measured when the bundle was made, if it was."""
         stored = self.manifest.get("certificate")
         return None if stored is None else Certificate.from_json(stored)
 
     @property
     def reference(self) -> Reference:
-        """What the certificate's checkpoint computed."""
+        """Load what the certificate's checkpoint computed."""
         stored = self.manifest.get("certificate")
         if stored is None:
             problem, hint = "the bundle has no certificate", f"ldmrt verify {self.path} --against CHECKPOINT --store"
@@ -101,7 +101,7 @@ class Bundle:
 
     @property
     def doubts(self) -> list[str]:
-        """Why its pictures may not be those of the checkpoint."""
+        """List why its images may not be those of the checkpoint."""
         made = self.certificate
         if made is None:
             return ["it has no parity certificate"]
@@ -116,7 +116,7 @@ class Bundle:
 
     @property
     def uncovered(self) -> str:
-        """What the certificate leaves open because it is an old one; empty where it is not."""
+        """Say what the certificate leaves open because it is an old one; empty where it is not."""
         made = self.certificate
         return NETWORKS_ALONE if made is not None and is_partial(made.about) else ""
 
@@ -138,14 +138,14 @@ class Bundle:
 
     @property
     def components(self) -> tuple[str, ...]:
-        """What is here to run."""
+        """Name the networks that the bundle holds, in the order that they run."""
         names = list(self.contents.folders_with("model.onnx"))
         known = [(place, name) for name in names for place, kind in enumerate(ORDER) if name.startswith(kind)]
         return tuple(name for _, name in sorted(known))
 
     @property
     def graphs(self) -> tuple[str, ...]:
-        """What an engine can be made of: the components, and the graphs beside them that the manifest names."""
+        """Name what an engine can be made of: the components, and the graphs beside them that the manifest names."""
         rows = self.manifest.get("components", {})
         named = ((home, graph) for home, row in rows.items() for graph in row.get("graphs", {}))
         contents = self.contents

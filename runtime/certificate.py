@@ -30,12 +30,12 @@ class Figure:
 
     @property
     def within(self) -> bool:
-        """What is not a number is never within."""
+        """Whether the error is within its tolerance; not-a-number never is."""
         return self.relative <= self.limit
 
     @property
     def failure(self) -> str:
-        """In one line."""
+        """Say in one line how far it is off."""
         where = f"{self.component}.{self.output} ({self.case}, {self.backend})"
         found = "not a number" if math.isnan(self.relative) else f"{self.relative:.1e} of the largest value"
         return f"{where}: {found}, at most {self.limit:g}"
@@ -62,7 +62,7 @@ class Drift:
 
     @property
     def within(self) -> bool:
-        """All three."""
+        """Whether all three errors are within their tolerances."""
         return not self.past
 
     @property
@@ -73,7 +73,7 @@ class Drift:
 
     @property
     def failure(self) -> str:
-        """In one line."""
+        """Say in one line how far it is off."""
         found = (
             f"{name} {getattr(self, name):.1e}, at most {getattr(self, f'{name}_limit'):.1e}" for name in self.past
         )
@@ -82,7 +82,7 @@ class Drift:
 
 @dataclass(frozen=True)
 class Likeness:
-    """Two pictures from the same noise, uint8."""
+    """Two images from the same noise, uint8."""
 
     backend: str
     prompt: str
@@ -94,18 +94,18 @@ class Likeness:
 
     @property
     def within(self) -> bool:
-        """By the PSNR."""
+        """Whether the PSNR reaches its limit."""
         return self.psnr >= self.limit
 
     @property
     def failure(self) -> str:
-        """In one line."""
+        """Say in one line how far it is off."""
         return f"picture of seed {self.seed} ({self.backend}): {self.psnr:.1f} dB, at least {self.limit:g}"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a shortcut costs, as a backend draws it: a picture with it against the same without. It is asked for
+    """What a shortcut costs, as a backend draws it: an image with it against the same without. It is asked for
     knowingly, so it is stated and has no limit.
     """
 
@@ -117,7 +117,7 @@ class Cost:
 
     @property
     def said(self) -> str:
-        """The PSNR in words."""
+        """Say the PSNR in words."""
         return "identical" if self.psnr == math.inf else f"{self.psnr:.1f} dB"
 
 
@@ -153,13 +153,13 @@ class Certificate:
 
     @property
     def failures(self) -> list[str]:
-        """One line for each thing of another checkpoint or past its tolerance, in the order of their making."""
+        """Return one line for each thing of another checkpoint or past its tolerance, in the order of their making."""
         measured: tuple[Figure | Drift | Likeness, ...] = (*self.figures, *self.drifts, *self.pictures)
         past = [one.failure for one in measured if not one.within]
         return [*(f"not of this checkpoint: {one}" for one in self.origin), *past]
 
     def unproven(self, components: Iterable[str]) -> list[str]:
-        """One line for what was not measured at all of a bundle of these components."""
+        """Return one line for what was not measured at all of a bundle of these components."""
         seen = {one.component for one in self.figures} | {one.component for one in self.left_out}
         said = [f"nothing of {name} was measured" for name in components if name not in seen]
         for name, some in (("rows", self.drifts), ("picture", self.pictures)):
@@ -177,7 +177,7 @@ class Certificate:
         said = []
         for (component, backend), group in groups.items():
             cases = ", ".join([*(one.case for one in group[:NAMED]), *(["..."] if group[NAMED:] else [])])
-            said.append(f"{component} on {backend}, {len(group)} left out ({cases}): {group[0].why}")
+            said.append(f"{component} on {backend}, {len(group)} skipped ({cases}): {group[0].why}")
         return said
 
     @property
@@ -210,7 +210,7 @@ class Certificate:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Certificate":
-        """What `to_json` gave."""
+        """Read what `to_json` gave."""
         try:
             about = dict(value["about"])
             if not all(isinstance(one, str) for one in dict(about["bundle"]).values()):
@@ -247,14 +247,14 @@ def figure(
 def likeness(
     backend: str, prompt: str, seed: int, found: NDArray[np.uint8], expected: NDArray[np.uint8], limit: float
 ) -> Likeness:
-    """Measure a picture (H, W, 3) against the reference's."""
+    """Measure an image (H, W, 3) against the reference's."""
     apart = np.abs(found.astype(np.float64) - expected)
     off = float((apart.max(axis=-1) > OFF).mean())
     return Likeness(backend, prompt, seed, psnr(found, expected), ssim(found, expected), off, limit)
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio of two uint8 pictures in dB; infinite where they are equal."""
+    """Peak signal-to-noise ratio of two uint8 images in dB; infinite where they are equal."""
     error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
     return math.inf if error == 0 else float(10 * np.log10(255.0**2 / error))
 

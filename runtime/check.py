@@ -1,4 +1,4 @@
-"""A pipeline against what the reference computed: component by component, row by row, picture by picture."""
+"""A pipeline against what the reference computed: component by component, row by row, image by image."""
 
 import math
 import warnings
@@ -35,7 +35,7 @@ EVERY = 3  # the deep cache whose cost is stated
 
 @dataclass(frozen=True)
 class Checked:
-    """What was measured of one component, or at last of the rows and the pictures."""
+    """Hold what was measured of one component, or at last of the rows and the images."""
 
     what: str
     backend: str
@@ -49,7 +49,7 @@ class Checked:
 
     @property
     def within(self) -> bool:
-        """All of it."""
+        """Whether all that was measured is within its tolerance."""
         measured: tuple[Figure | Drift | Likeness, ...] = (*self.figures, *self.drifts, *self.pictures)
         return all(one.within for one in measured)
 
@@ -83,7 +83,7 @@ def _share(pair: tuple[float, float]) -> float:
 
 
 def check(pipeline: Pipeline, backend: str, reference: Reference, limits: Mapping[str, Tolerance]) -> Iterator[Checked]:
-    """Every recorded call of every component that is here, then the rows and the pictures. What the backend has no
+    """Every recorded call of every component that is here, then the rows and the images. What the backend has no
     engine for is left out.
     """
     for name, tokenizer in pipeline.tokenizers.items():
@@ -179,7 +179,7 @@ def check_parts(
 
 
 def cost_of_deep_cache(pipeline: Pipeline, backend: str, walk: Walk, images: NDArray[np.uint8]) -> Iterator[Cost]:
-    """The walk with a deep cache, against its pictures (B, H, W, 3) by the same backend without."""
+    """The walk with a deep cache, against its images (B, H, W, 3) by the same backend without."""
     drawn = pipeline(**walk.asked, deep_cache=EVERY).images
     request = Request(**walk.options)
     for prompt, seed, found, expected in zip(request.prompts, request.seeds, drawn, images, strict=True):
@@ -214,7 +214,7 @@ def check_rows(
 def check_pictures(
     what: str, backend: str, walk: Walk, limit: float, draw: Callable[[], NDArray[np.uint8]]
 ) -> Checked:  # fmt: skip
-    """The likeness of each picture, and the pictures."""
+    """The likeness of each image, and the images."""
     try:
         images = draw()
     except NoEngine as error:

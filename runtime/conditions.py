@@ -75,7 +75,7 @@ def _state(name: str, out: Mapping[str, Any], xl: bool, skip: int) -> str:
 def time_ids(
     request: Request, pictures: int, size: tuple[int, int], width: int, *, scored: bool
 ) -> tuple[Floats, Floats]:
-    """SDXL's size conditions (Podell et al. 2023, section 2.2), (pictures, 6) for the negative prompts and for the
+    """SDXL's size conditions (Podell et al. 2023, section 2.2), (images, 6) for the negative prompts and for the
     positive: original size, crop, target size; the refiner's 5 end with an aesthetic score instead.
     """
     original, target = request.original_size or size, request.target_size or size

@@ -1,4 +1,4 @@
-"""Pictures that steer the U-Net: what ControlNets (Zhang et al. 2023, arXiv:2302.05543) and T2I-Adapters (Mou et al.
+"""Images that steer the U-Net: what ControlNets (Zhang et al. 2023, arXiv:2302.05543) and T2I-Adapters (Mou et al.
 2023, arXiv:2302.08453) make of them is added inside it.
 
 A ControlNet looks at the latents too and runs at each row; an adapter does not, and runs once.
@@ -19,7 +19,7 @@ from .nearest import suggestion
 from .sampler import Latents
 from .specs import Engine, TensorSpec
 
-CONTROLNET, ADAPTER = KINDS = ("controlnet_", "adapter_")  # of the components' names; the picture is KIND + "cond"
+CONTROLNET, ADAPTER = KINDS = ("controlnet_", "adapter_")  # of the components' names; the image is KIND + "cond"
 Arrays = dict[str, NDArray[Any]]
 Controls = Callable[[Latents, NDArray[Any]], Arrays]
 
@@ -76,18 +76,18 @@ def added(total: Arrays, given: Arrays) -> Arrays:
 
 
 def check(name: str, engine: Engine, total: Arrays, size: tuple[int, int]) -> None:
-    """Can the U-Net take what this control gives, and the control a picture of this size?"""
+    """Can the U-Net take what this control gives, and the control an image of this size?"""
     for spec in engine.outputs:
         if spec.name not in total:
             raise LdmrtError(name, f"the U-Net here takes no {spec.name}", hint="export them together")
     unit = min(_divisor(spec) for spec in engine.outputs)
     if any(side % unit for side in size):
         found = f"{size[1]}x{size[0]}"
-        raise LdmrtError(name, "impossible width or height", expected=f"multiples of {unit}", found=found)
+        raise LdmrtError(name, "invalid width or height", expected=f"multiples of {unit}", found=found)
 
 
 def _zeros(spec: TensorSpec, rows: int, size: tuple[int, int]) -> Latents:
-    """No residual, for pictures of `size`: what the network halves it rounds up."""
+    """No residual, for images of `size`: what the network halves it rounds up."""
     sides = (-(-side // _divisor(spec)) for side in size)
     return np.zeros((rows, int(spec.shape[1]), *sides), np.float32)
 

@@ -8,7 +8,13 @@ from typing import Any
 from .errors import printable
 from .manifest import MANIFEST, REFERENCE
 
-APART = ("schema", "made_by", "files", "certificate")  # of the manifest's keys: nothing computed depends on them
+APART = (
+    "schema",
+    "made_by",
+    "files",
+    "certificate",
+    "memory",
+)  # of the manifest's keys: nothing computed depends on them
 NAMED = 3  # files that are named of those that have changed
 NETWORKS_ALONE = "its certificate is an old one that covers the networks alone, not tokenizers, scheduler and configs"
 

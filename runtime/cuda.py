@@ -13,7 +13,7 @@ from .errors import LdmrtError
 from .optional import unavailable
 
 HINTS = {
-    "cudaErrorMemoryAllocation": "fewer pictures at once, or smaller ones; `ldmrt plan BUNDLE` says what they take",
+    "cudaErrorMemoryAllocation": "fewer images at once, or smaller ones; `ldmrt plan BUNDLE` says what they take",
     "cudaErrorInsufficientDriver": "a newer NVIDIA driver, or --backend onnxruntime",
     "cudaErrorNoDevice": "a machine with an NVIDIA GPU, or --backend onnxruntime",
 }
@@ -77,11 +77,11 @@ class Cuda:
         self._call("cudaStreamSynchronize", self.stream)
 
     def event(self) -> Any:
-        """What can be marked and waited for; `drop` gives it back."""
+        """Make an event, which can be recorded and waited for; `drop` gives it back."""
         return self._call("cudaEventCreateWithFlags", self._api.cudaEventDisableTiming)
 
     def mark(self, event: Any) -> None:
-        """The event is when the stream comes to it."""
+        """Record the event on the stream (cudaEventRecord)."""
         self._call("cudaEventRecord", event, self.stream)
 
     def wait(self, event: Any) -> None:
@@ -89,7 +89,7 @@ class Cuda:
         self._call("cudaEventSynchronize", event)
 
     def drop(self, event: Any) -> None:
-        """Give an event back."""
+        """Destroy an event."""
         self._call("cudaEventDestroy", event)
 
     def scratch(self, size: int) -> int:
@@ -128,7 +128,7 @@ class Cuda:
         self._call("cudaGraphLaunch", graph, self.stream)
 
     def forget(self, graph: Any) -> None:
-        """Give a graph back."""
+        """Destroy a captured graph."""
         self._call("cudaGraphExecDestroy", graph)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Latents to pictures: whole or in tiles, one at a time, and once more in float32 where halves overflow."""
+"""Latents to images: whole or in tiles, one at a time, and once more in float32 where halves overflow."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ LARGE, TILED = 768, 512
 
 @dataclass(frozen=True)
 class Decoding:
-    """How latents are decoded, and pictures encoded.
+    """How latents are decoded, and images encoded.
 
-    `tile` is the side of a tile in pixels; None takes a picture in one piece. `on_overflow` says what becomes of a
-    picture that is not finite: "stop" is an error, "retry" decodes it once more with the decoder of float32. `sparing`
-    chooses tiles by itself for a picture that is large. `passes` over the tiles: with 1 each is drawn for itself, with
+    `tile` is the side of a tile in pixels; None takes an image in one piece. `on_overflow` says what becomes of an
+    image that is not finite: "stop" is an error, "retry" decodes it once more with the decoder of float32. `sparing`
+    chooses tiles by itself for an image that is large. `passes` over the tiles: with 1 each is drawn for itself, with
     more their norms are told, by the pass before, what the whole looks like.
     """
 
@@ -35,13 +35,13 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if self.on_overflow not in ON_OVERFLOW:
-            problem = f"impossible on_overflow{suggestion(self.on_overflow, ON_OVERFLOW)}"
+            problem = f"invalid on_overflow{suggestion(self.on_overflow, ON_OVERFLOW)}"
             raise LdmrtError("decode", problem, expected=" or ".join(ON_OVERFLOW), found=self.on_overflow)
         if self.passes < 1:
-            raise LdmrtError("decode", "impossible passes over the tiles", expected="1 or more", found=self.passes)
+            raise LdmrtError("decode", "invalid passes over the tiles", expected="1 or more", found=self.passes)
 
     def cells(self, factor: int, size: tuple[int, ...]) -> int | None:
-        """The side of a tile in latents of `factor` pixels, for a picture of `size` latents; None is no tiles."""
+        """The side of a tile in latents of `factor` pixels, for an image of `size` latents; None is no tiles."""
         tile = self.tile
         if tile is None and self.sparing and max(size, default=0) * factor > LARGE:
             tile = TILED
@@ -49,12 +49,12 @@ class Decoding:
             return None
         if tile % factor or tile < OVERLAP * factor:
             expected = f"a multiple of {factor}, at least {OVERLAP * factor}"
-            raise LdmrtError("decode", "impossible tile", expected=expected, found=tile)
+            raise LdmrtError("decode", "invalid tile", expected=expected, found=tile)
         return None if max(size, default=0) <= tile // factor else tile // factor
 
 
 def decode(engines: Mapping[str, Engine], shape: Shape, latents: Floats, how: Decoding) -> NDArray[np.uint8]:
-    """Latents (N, C, h, w) to pictures (N, H, W, 3), one at a time: in memory is one picture, or one tile."""
+    """Latents (N, C, h, w) to images (N, H, W, 3), one at a time: in memory is one image, or one tile."""
     cells, scale = how.cells(shape.factor, latents.shape[2:]), np.float32(shape.scaling_factor)
     factors = (1, shape.factor)
 
@@ -73,7 +73,7 @@ def decode(engines: Mapping[str, Engine], shape: Shape, latents: Floats, how: De
         if how.on_overflow == "retry" and WIDE in engines and not np.isfinite(out).all():
             out = draw(WIDE, one[None] / scale)
         if not np.isfinite(out).all():
-            raise LdmrtError(DECODER, "the picture is not finite", hint=_hint(engines, how))
+            raise LdmrtError(DECODER, "the image is not finite", hint=_hint(engines, how))
         pictures.append(np.rint((out / 2 + 0.5).clip(0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1))
     return np.concatenate(pictures)
 

@@ -29,7 +29,7 @@ class DeepCached:
         self._kept: NDArray[Any] | None = None
 
     def __call__(self, *, timestep: NDArray[np.float32], **arrays: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """One row."""
+        """Run the U-Net for one row, or only its shallow half."""
         kept = self._kept
         if kept is not None and len(kept) == len(timestep) and float(timestep[0]) not in self._full:
             return self._shallow(timestep=timestep, **arrays, **{FEATURE: kept})

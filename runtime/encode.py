@@ -1,4 +1,4 @@
-"""Pictures to latents: whole or in tiles, one at a time."""
+"""Images to latents: whole or in tiles, one at a time."""
 
 from collections.abc import Mapping
 
@@ -18,11 +18,11 @@ ENCODER = "vae_encoder"
 def encode_picture(
     engines: Mapping[str, Engine], shape: Shape, how: Decoding, colours: Latents, seeds: list[int], stream: int
 ) -> Latents:
-    """Pictures (N, 3, H, W) from 0 to 1 to latents as the U-Net sees them, drawn from the autoencoder's Gaussian with
+    """Images (N, 3, H, W) from 0 to 1 to latents as the U-Net sees them, drawn from the autoencoder's Gaussian with
     the seeds' noise.
     """
     if ENCODER not in engines:
-        raise LdmrtError(ENCODER, "this bundle cannot take a picture", hint="export again, with vae_encoder")
+        raise LdmrtError(ENCODER, "this bundle cannot take an image", hint="export again, with vae_encoder")
     parameters = [_parameters(engines, shape, how, one[None] * 2 - 1) for one in colours]
     mean, log_variance = np.split(np.concatenate(parameters).astype(np.float32, copy=False), 2, axis=1)
     drawn = noise(seeds, stream, mean.shape[1:])
@@ -33,7 +33,7 @@ def encode_picture(
 
 
 def _parameters(engines: Mapping[str, Engine], shape: Shape, how: Decoding, one: Latents) -> Latents:
-    """Mean and log-variance (1, 2C, h, w) of a picture (1, 3, H, W) from -1 to 1."""
+    """Mean and log-variance (1, 2C, h, w) of an image (1, 3, H, W) from -1 to 1."""
     cells = how.cells(shape.factor, tuple(side // shape.factor for side in one.shape[2:]))
     if cells is None:
         return engines[ENCODER](sample=one)["latent_parameters"]

@@ -30,7 +30,7 @@ class AutoEngine:
         self._choosing = Lock()
 
     def __call__(self, **arrays: NDArray) -> dict[str, NDArray]:
-        """Run once."""
+        """Run the engine that fits the shapes once."""
         feeds = conform(self.component, self.inputs, arrays)
         shapes = {name: array.shape for name, array in feeds.items()}
         key = tuple(shapes.values())
@@ -68,7 +68,7 @@ class AutoEngine:
         return self._other
 
     def close(self) -> None:
-        """Free all that was opened."""
+        """Close every engine that was opened."""
         for one in (*self._built, *([self._other] if self._other is not None else [])):
             one.close()
         self._chosen.clear()

@@ -41,7 +41,7 @@ class Range:
     max: Shape
 
     def holds(self, shape: Shape) -> bool:
-        """Is a shape within?"""
+        """Whether a shape lies within the range."""
         return len(shape) == len(self.min) and all(
             least <= n <= most for least, n, most in zip(self.min, shape, self.max, strict=True)
         )
@@ -69,12 +69,12 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        """The name of its folder."""
+        """Return the name of the engine's folder."""
         text = json.dumps(self.to_json(), sort_keys=True)
         return f"{self.component}-{self.target}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the sidecar."""
+        """Return the recipe as it stands in the sidecar."""
         buckets = [{name: [list(r.min), list(r.opt), list(r.max)] for name, r in b.items()} for b in self.profile]
         plain = {one.name: getattr(self, one.name) for one in fields(self)}
         return plain | {"profile": buckets, "flags": list(self.flags)}
@@ -102,7 +102,7 @@ class Recipe:
         return cls(**words, profile=buckets, flags=tuple(map(str, stored["flags"])))
 
     def changes(self, new: "Recipe") -> list[str]:
-        """What became another, for people: "TensorRT 10.16 -> 11.4"."""
+        """Say what differs from another recipe: "TensorRT 10.16 -> 11.4"."""
         said = []
         if self.backend != new.backend:
             said.append(f"{BACKENDS[self.backend]} -> {BACKENDS[new.backend]} {new.version}")
@@ -180,7 +180,7 @@ class EngineFile:
 
     @property
     def damaged(self) -> bool:
-        """Is the plan another than the one that was built?"""
+        """Whether the plan's file differs from the one that was built."""
         return sha256(self.folder / PLAN) != self.sha256
 
     def read(self, bundle: Bundle) -> bytes:

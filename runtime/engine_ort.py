@@ -26,7 +26,7 @@ DTYPES = {
 }
 BOUND = 8  # sets of shapes
 # Bytes of weights. ONNX Runtime's convolutions of blocks of channels are faster where channels are few, but arranging
-# weights for them is 10 of the 14 seconds that Stable Diffusion 1.5 takes to open; its pictures take as long without.
+# weights for them is 10 of the 14 seconds that Stable Diffusion 1.5 takes to open; its images take as long without.
 LARGE = 10**9
 # CUDA records a graph only while no other thread asks it for memory, or copies: on a GPU all do so one by one.
 TURN = RLock()
@@ -41,7 +41,7 @@ def available() -> tuple[str, ...]:
 
 
 def version() -> str:
-    """Of ONNX Runtime."""
+    """Return the version of ONNX Runtime."""
     return str(onnxruntime("backend").__version__)
 
 
@@ -57,7 +57,7 @@ def _share_arena(ort: Any) -> None:
 
 
 class OrtEngine:
-    """One ONNX file in one ONNX Runtime session.
+    """Runs one ONNX file in one ONNX Runtime session.
 
     `frugal` leaves the weights in their file, mapped, as the kernels then are those that take them as they are: opening
     takes no time, running a little more, and results differ by rounding. `optimized` is a folder where what ONNX
@@ -191,7 +191,7 @@ class OrtEngine:
 
 
 def _weights(path: Path) -> int:
-    """Bytes of a graph's weights, in its file or in one beside it, which graphs of one component share."""
+    """Return how many bytes a graph's weights take, in its file or in one that graphs of a component share."""
     return sum(one.stat().st_size for one in path.parent.glob("*.onnx*") if one.is_file())
 
 

@@ -1,7 +1,7 @@
 """TensorRT and TensorRT-RTX as engines: what `ldmrt build` put into a bundle, on the GPU.
 
 Calls are those of ONNX Runtime's engine. A caller who loops can do better: `bind` the shapes once, upload, launch row
-after row with outputs fed back as inputs, and download at the end; that waits for the GPU once a picture.
+after row with outputs fed back as inputs, and download at the end; that waits for the GPU once an image.
 """
 
 from collections.abc import Collection, Mapping

@@ -23,7 +23,7 @@ class Engines(Mapping[str, Engine]):
 
     @classmethod
     def of(cls, engines: Mapping[str, Engine]) -> "Engines":
-        """Those that are there."""
+        """Hold engines that are already open, by component."""
         return cls({name: partial(engines.__getitem__, name) for name in engines})
 
     def __getitem__(self, name: str) -> Engine:

@@ -62,7 +62,7 @@ class Folded:
         return True
 
     def steps(self, plan: Plan, x: Latents, noise: Noise | None, init: Latents | None = None) -> Iterator[State]:
-        """What `sampler.steps` yields."""
+        """Run a plan and yield the state after every row, as `sampler.steps` does."""
         binding, arrays = self._start(plan, x, noise, init)
         x, mine = arrays["state"][:, 0], object()
         for row, (kx, km) in enumerate(plan.read.astype(np.float32)):
@@ -113,7 +113,7 @@ def foldable(plan: Plan, request: Request, guidance: Guidance) -> bool:
 
 
 def tables(plans: Sequence[Plan], room: Room) -> dict[str, NDArray[np.float32]]:
-    """Plans without hooks, one a picture, as the step takes them. Shorter ones stand still after their last row."""
+    """Plans without hooks, one an image, as the step takes them. Shorter ones stand still after their last row."""
     table = np.zeros((len(plans), room.rows, room.saved, room.saved + 2), np.float32)
     timesteps = np.zeros((len(plans), room.rows), np.float32)
     for one, times, plan in zip(table, timesteps, plans, strict=True):

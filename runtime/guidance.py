@@ -92,5 +92,5 @@ def guided_rows(plan: Plan, interval: tuple[float, float]) -> NDArray[np.bool_]:
 
 
 def positive_half(words: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """What the network is told, of the positive prompts alone."""
+    """Return the conditioning of the positive prompts alone."""
     return {name: array[len(array) // 2 :] for name, array in words.items()}

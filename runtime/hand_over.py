@@ -16,7 +16,7 @@ from .schedule import Node
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a plan begins that goes on with another model's latents."""
+    """Says where a plan begins that goes on with another model's latents."""
 
     row: int  # of the plan from pure noise
     scale: float  # of the latents: they were left at one noise level and may be read at another
@@ -43,10 +43,15 @@ def entry(nodes: Sequence[Node], calls: int, limit: int) -> Entry:
     return Entry(len(nodes) - count, first.alpha / (nodes[left].alpha if below else 1.0))
 
 
-def until(plan: Plan, limit: int) -> Plan:
-    """The rows of a plan whose timestep is at or above a limit."""
+def until(plan: Plan, limit: int, *, unscaled: bool) -> Plan:
+    """Cut a plan after the rows whose timestep is at or above a limit.
+
+    What inpainting keeps is left without noise. Where diffusers' latents are `unscaled`, x / alpha, it puts a clean
+    image's there, which are alpha times as large in the model's own space.
+    """
     count = int((plan.t.astype(np.float32) >= limit).sum())
     if not count:
         raise LdmrtError("scheduler", "denoising_end leaves no step", expected="a later end, or more steps")
     rows = {name: getattr(plan, name)[:count] for name in ("t", "alpha", "sigma", "read", "table")}
-    return replace(plan, **rows, spread=None if plan.spread is None else plan.spread[:count])
+    end_alpha = float(plan.alpha[count]) if unscaled and count < plan.rows else plan.end_alpha
+    return replace(plan, **rows, end_alpha=end_alpha, spread=None if plan.spread is None else plan.spread[:count])

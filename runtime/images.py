@@ -165,7 +165,7 @@ def _array(what: str, image: Any) -> NDArray[Any]:
 
 
 def _pillow(what: str) -> Any:
-    """Pillow's module Image."""
+    """Import Pillow's module Image."""
     try:
         from PIL import Image
     except ImportError as error:

@@ -10,7 +10,7 @@ PACKAGES = ("ldmrt", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tor
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of everything that has a hand in the figures, as far as it is installed."""
+    """Return the versions of Python and of every installed package that has a hand in the figures."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -25,12 +25,22 @@ def processor() -> str:
 
 
 def features() -> str:
-    """What the CPU can compute with, in its own words: which kernels run, and how they want weights laid out."""
+    """Return what the CPU can compute with, in its own words: which kernels run, and how they want weights laid out."""
     return _cpuinfo("flags", "Features") or f"{platform.machine()} {platform.processor()}"
 
 
+def free_memory() -> int | None:
+    """Return how many bytes of memory and swap can be had now; None where the system does not say it."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
+    return found["MemAvailable"] + found.get("SwapFree", 0) if "MemAvailable" in found else None
+
+
 def _cpuinfo(*names: str) -> str:
-    """What Linux says under the first of these names; empty where it says nothing."""
+    """Return what Linux says under the first of these names; empty where it says nothing."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith(names))
@@ -38,5 +48,5 @@ def _cpuinfo(*names: str) -> str:
 
 
 def megabytes(count: float) -> str:
-    """Such as "1739 MB": millions of bytes."""
+    """Format millions of bytes, such as "1739 MB"."""
     return f"{count / 1e6:.0f} MB" if count >= 1e7 else f"{count / 1e6:.1f} MB"

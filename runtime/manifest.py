@@ -43,12 +43,23 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     for key, kinds in MERGED.items():
         if not _are_entries(manifest.get(key, []), kinds):
             raise _damaged(key, f"a list of objects with {' and '.join(kinds)}")
+    _check_memory(manifest.get("memory", {}))
     if (certificate := manifest.get("certificate")) is not None:
         _check_reference(certificate, manifest["files"])
 
 
 def _damaged(where: str, expected: str) -> LdmrtError:
     return LdmrtError("bundle", f"{MANIFEST} is damaged at {where}", expected=expected, hint=HINT)
+
+
+def _check_memory(memory: object) -> None:
+    """Refuse what is no forecast of a U-Net's memory; a bundle may have none."""
+
+    def is_count(one: object) -> bool:
+        return isinstance(one, (int, float)) and not isinstance(one, bool) and 0 <= one < 1e12
+
+    if not (isinstance(memory, dict) and all(map(is_count, memory.values()))):
+        raise _damaged("memory", "numbers of bytes")
 
 
 def _check_listed(files: Mapping[str, Any]) -> None:
@@ -111,7 +122,7 @@ def _are_specs(value: object) -> bool:
 
 
 def _check_reference(certificate: object, files: Mapping[str, Any]) -> None:
-    """What the certificate replays is a listed file, so that its SHA-256 is known."""
+    """Refuse a certificate whose reference is no listed file, so that its SHA-256 is known."""
     if not isinstance(certificate, dict):
         raise _damaged("certificate", "a JSON object")
     name = certificate.get("reference")

@@ -43,7 +43,7 @@ class Memo:
         return said
 
     def close(self) -> None:
-        """Free the engine, and forget."""
+        """Close the engine and forget its outputs."""
         with self._asking:
             self.engine.close()
             self._said.clear()

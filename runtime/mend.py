@@ -7,7 +7,7 @@ from .targets import PORTABLE, RTX_TARGETS
 
 
 def guided_inside(bundle: Bundle) -> bool:
-    """Does the U-Net take guidance as an input? Then it runs one row for a picture."""
+    """Whether the U-Net takes guidance as an input; it then runs one row for each image."""
     return any(spec.name == "timestep_cond" for spec in bundle.specs("unet")[0])
 
 
@@ -25,7 +25,7 @@ def mend(bundle: Bundle, component: str, backend: str, gpu: str, shapes: Shapes)
     if "width" in sizes and "height" in sizes:
         command += f" --sizes {sizes['width']}x{sizes['height']}"
     rows = sizes.get("batch", 1)
-    if component.startswith("text_encoder"):  # of two prompts a picture
+    if component.startswith("text_encoder"):  # of two prompts an image
         command += f" --batch {(rows + 1) // 2}"
     elif component.startswith(("unet", "controlnet")):
         guided = rows % 2 == 0 and not guided_inside(bundle)

@@ -17,7 +17,7 @@ class Package(NamedTuple):
 
     @property
     def install(self) -> str:
-        """The command that brings it."""
+        """Return the command that installs it."""
         return "pip install " + (" or ".join(f"'ldmrt[{one}]'" for one in self.extras) or self.distribution)
 
 
@@ -47,7 +47,7 @@ PACKAGES = {
 
 
 def unavailable(error: ImportError | OSError, where: str) -> LdmrtError:
-    """What to say of an import that failed: the package is not installed, and which extra brings it; or it is there and
+    """Explain an import that failed: the package is not installed, and which extra brings it; or it is there and
     does not work, and what it says itself.
     """
     wanted = _package_of(error.name) if isinstance(error, ImportError) else ""
@@ -73,7 +73,7 @@ def _missing(name: str, where: str) -> LdmrtError:
 
 
 def ours(error: ImportError) -> bool:
-    """Whether the fault is in this package itself."""
+    """Tell whether the fault is in this package itself."""
     return _top(error.name) == "ldmrt"
 
 

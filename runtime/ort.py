@@ -24,7 +24,7 @@ def onnxruntime(where: str) -> Any:
 
 
 def session_options(ort: Any) -> Any:
-    """Options of a silent session."""
+    """Return the options of a silent session."""
     options = ort.SessionOptions()
     options.log_severity_level = QUIET
     return options

@@ -66,7 +66,7 @@ class OrtBinding:
         return bound
 
     def upload(self, **arrays: NDArray) -> None:
-        """Inputs. Those that are left out stay as they are, but for what is fed back: all of that, or nothing."""
+        """Upload inputs. Those that are omitted stay as they are, but for what is fed back: all of that, or nothing."""
         if fed := set(self._feedback.values()).intersection(arrays):
             if missing := set(self._feedback.values()) - fed:
                 raise LdmrtError(self._component, f"no input {min(missing)}", found=", ".join(sorted(fed)))
@@ -76,7 +76,7 @@ class OrtBinding:
                 self._given[name].update_inplace(np.ascontiguousarray(array, self._dtypes[name]))
 
     def launch(self) -> None:
-        """Run once."""
+        """Run the bound network once."""
         turn = self._launched % 2
         try:
             with self._turn:

@@ -1,4 +1,4 @@
-"""From a prompt to pictures: tokens, context, the sampler's rows, decoded latents."""
+"""From a prompt to images: tokens, context, the sampler's rows, decoded latents."""
 
 import time
 import warnings
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import Settings, check_name, open_engines
-from .batch_size import bounded, images_at_once, unet_profiles
+from .batch_size import Forecast, bounded, images_at_once, unet_profiles
 from .bundle import STEP, Bundle, Shape
 from .certificate import Certificate
 from .conditions import Texts, encode, guidance_embedding, time_ids
@@ -40,7 +40,7 @@ from .watch import Watched
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a request."""
+    """Holds what came of a request."""
 
     images: NDArray[np.uint8] = field(repr=False)  # (N, H, W, 3)
     latents: Latents = field(repr=False)  # (N, C, h, w), as the U-Net sees them
@@ -66,9 +66,10 @@ class Pipeline:
     certificate: Certificate | None = field(default=None, repr=False)  # what was measured when the bundle was made
     decoding: Decoding = field(default_factory=Decoding)
     profiles: tuple[tuple[str, Bucket], ...] = field(default=(), repr=False)  # that engines of the U-Net were built for
+    forecast: Forecast | None = None  # of the memory that images take
 
     def __call__(self, prompt: Any, **options: Any) -> Result:
-        """The pictures of a `Request`, given whole or as its prompt and fields. More than fit are drawn in parts."""
+        """The images of a `Request`, given whole or as its prompt and fields. More than fit are drawn in parts."""
         request = self.request(prompt, options)
         most = self.images_at_once(request)
         if request.images <= most:
@@ -90,7 +91,8 @@ class Pipeline:
         if request.latents is not None and request.denoising_start is not None:
             height, width = request.latents.shape[2:]
             own = height * self.shape.factor, width * self.shape.factor
-        return images_at_once(self.profiles, own, self.shape.factor, guided=request.guidance > 1)
+        guided = request.guidance > 1
+        return images_at_once(self.profiles, own, self.shape.factor, guided=guided, forecast=self.forecast)
 
     def steps(self, prompt: Any, **options: Any) -> Iterator[State]:
         """The generator behind a call: the state after every row. Walk it for progress, previews, or to stop."""
@@ -108,16 +110,16 @@ class Pipeline:
             yield from in_stages(requests, stages, stopped.set)
 
     def _draw(self, request: Request) -> Result:
-        """One request from its beginning to its end."""
+        """Draw one request from its beginning to its end."""
         with self.engines.turn:
             return self._finish(self._sample(self._begin(request)))
 
     def prepare(self, prompt: Any, **options: Any) -> Task:
-        """All that comes before the first row: the words and pictures of a `Request` encoded, its sampler planned."""
+        """All that comes before the first row: the words and images of a `Request` encoded, its sampler planned."""
         return self._task(self._begin(bounded(self.request(prompt, options))))
 
     def _begin(self, request: Request) -> Begun:
-        """What the encoders say, of words and of pictures."""
+        """Encode the words and images of a request."""
         called = time.perf_counter()
         plan = self.plan(request)
         self.engines.open_soon([*self._text_encoders, "unet", *([DECODER] if self.decoding.tile is None else [])])
@@ -134,7 +136,7 @@ class Pipeline:
         return Begun(request, plan, start, guidance, words, time.perf_counter() - called)
 
     def _task(self, begun: Begun) -> Task:
-        """The U-Net made ready."""
+        """Prepare the U-Net and its sampler."""
         request, plan, start, guidance, words = begun.request, begun.plan, begun.start, begun.guidance, begun.words
         seeds, every = request.seeds, request.full_every
         unet = self.engines["unet"] if every == 1 else DeepCached(self.engines, full_times(plan, every))
@@ -162,7 +164,7 @@ class Pipeline:
         return Sampled(x, begun.request.seeds, begun.seconds + time.perf_counter() - called)
 
     def _finish(self, sampled: Sampled) -> Result:
-        """The pictures."""
+        """Decode the latents to images."""
         called = time.perf_counter()
         images = self.decode(sampled.x)
         seconds = {"latents": sampled.seconds, "decode": time.perf_counter() - called}
@@ -192,7 +194,7 @@ class Pipeline:
         return Request(prompt, **options)
 
     def decode(self, latents: Latents) -> NDArray[np.uint8]:
-        """Latents (N, C, h, w) to pictures (N, H, W, 3)."""
+        """Latents (N, C, h, w) to images (N, H, W, 3)."""
         return decode(self.engines, self.shape, latents, self.decoding)
 
     def close(self) -> None:
@@ -251,7 +253,7 @@ class Pipeline:
 def _either(
     guided: Mapping[float, bool], one: Model, other: Model, x: Latents, t: float, into: Latents | None = None
 ) -> Latents:
-    """What the first network says of the latents at the times that are guided, else the second."""
+    """Predict with the first network at the times that are guided, else with the second."""
     return one(x, t, into) if guided[t] else other(x, t, into)
 
 
@@ -265,7 +267,7 @@ def open_pipeline(
     for this machine's GPU, and ONNX Runtime where none fits; one that is named and cannot run is an `LdmrtError`.
 
     `tile`, `tile_passes` and `on_overflow` are those of `Decoding`. With `low_memory` the networks take turns in
-    memory, which costs opening them anew for every request, and pictures above 768 pixels are taken in tiles.
+    memory, which costs opening them anew for every request, and images above 768 pixels are taken in tiles.
     `threads` are those of the CPU, 0 one a core. `folded` runs a row in one call where a request allows it, so that
     latents stay where the U-Net runs; left out, it is so with onnxruntime-cuda, and where `ldmrt build --folded` has
     made an engine of it for this GPU. `keep_optimized` keeps what ONNX Runtime makes of the networks in the bundle's
@@ -288,4 +290,5 @@ def open_pipeline(
     certificate = opened.certificate if check else None
     config = read_scheduler(Path(scheduler)) if isinstance(scheduler, (str, Path)) else scheduler or opened.scheduler
     profiles = unet_profiles(opened, backend)
-    return Pipeline(engines, tokenizers, config, opened.shape, certificate, decoding, profiles)
+    forecast = Forecast.read(opened, backend)
+    return Pipeline(engines, tokenizers, config, opened.shape, certificate, decoding, profiles, forecast)

@@ -25,7 +25,7 @@ PLAIN = {"prompt": (str,), "seed": (int,), "width": (int,), "height": (int,), "s
 
 @dataclass(frozen=True)
 class Case:
-    """One call of a component: what it was given and what it gave."""
+    """Records one call of a component: its inputs and outputs."""
 
     component: str
     name: str  # "prompt", "row 10", "batch 3 at 64x72"
@@ -34,16 +34,16 @@ class Case:
 
 
 def asked(options: dict[str, Any], given: Arrays) -> dict[str, Any]:
-    """The fields of a request, its pictures among them: "image", "mask", "controls.NAME"."""
+    """The fields of a request, its images among them: "image", "mask", "controls.NAME"."""
     controls = {name.removeprefix(CONTROL): one for name, one in given.items() if name.startswith(CONTROL)}
     return {**options, **{name: given[name] for name in ("image", "mask") if name in given}, "controls": controls}
 
 
 @dataclass(frozen=True)
 class Walk:
-    """Pictures as the reference drew them: the fields of their `Request` and pictures `given` among them; at every row
+    """Images as the reference drew them: the fields of their `Request` and images `given` among them; at every row
     model time (rows,), the latents before it and what the network said of them, after guidance, (rows, B, C, h, w)
-    in float32; the last latents; and the pictures (B, H, W, 3) in uint8.
+    in float32; the last latents; and the images (B, H, W, 3) in uint8.
     """
 
     options: dict[str, Any]
@@ -55,12 +55,12 @@ class Walk:
 
     @property
     def arrays(self) -> Arrays:
-        """All of them."""
+        """Return all arrays, by name."""
         return {name: getattr(self, name) for name in WALK} | self.given
 
     @property
     def asked(self) -> dict[str, Any]:
-        """The fields of the request, pictures and all."""
+        """The fields of the request, images and all."""
         return asked(self.options, self.given)
 
 
@@ -83,7 +83,7 @@ class Reference:
         return replace(self, cases=tuple(replace(one, outputs=out) for one, out in zip(kept, plain, strict=True)))
 
     def to_bytes(self) -> bytes:
-        """As a NumPy archive."""
+        """Return the recording as a NumPy archive."""
         table = [[one.component, one.name, list(one.inputs), list(one.outputs)] for one in self.cases]
         walk = self.walk
         about: dict[str, Any] = {"cases": table, "options": walk.options, "given": list(walk.given)}
@@ -157,7 +157,7 @@ def check_reference(reference: Reference) -> None:
     _expect("images", walk.images, np.uint8, (walk.said.shape[1], *sides, 3))
     for name, image in walk.given.items():
         if not (name in ("image", "mask") or name.startswith(CONTROL)) or image.shape[:2] != sides:
-            raise ValueError(f"the picture {name!r:.100} does not belong to the request")
+            raise ValueError(f"the image {name!r:.100} does not belong to the request")
         _expect(name, image, np.uint8, (*sides, 3)[: 2 if name == "mask" else 3])
     if type(reference.scaling_factor) not in (int, float) or not 0 < reference.scaling_factor < math.inf:
         raise ValueError(f"scaling factor {reference.scaling_factor!r:.100}")

@@ -83,7 +83,7 @@ class RefinedPipeline:
         return self.refiner.decode(latents)
 
     def close(self) -> None:
-        """Free the engines of both."""
+        """Close the engines of both pipelines."""
         self.base.close()
         self.refiner.close()
 

@@ -29,12 +29,12 @@ class Wires:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """What a row does, by slots."""
+    """Says what a row does, by slots."""
 
     x: int  # the latents that the network sees
     m: int  # what it says
     z: int | None  # fresh noise
-    x0: int | None  # m as a clean picture, through the hooks
+    x0: int | None  # m as a clean image, through the hooks
     wires: Wires  # the first that is written is the new x
     weights: dict[Any, NDArray[Any]]  # by dtype: (written, read), or (read,) where one is written
 
@@ -146,12 +146,12 @@ class Registers:
         if move.x0 is not None:
             slots[move.x0] = self.seen(row)
         inputs, out = self._views[move.wires]
-        np.matmul(move.weights[slots.dtype], inputs, out=out)  # picture by picture: its bits do not hang on the others
+        np.matmul(move.weights[slots.dtype], inputs, out=out)  # image by image: its bits do not hang on the others
         self.x = slots[move.wires.written[0]]
         return self.x
 
     def seen(self, row: int) -> "Latents":
-        """The network's word at the latest row as a clean picture, through the plan's hooks."""
+        """The network's word at the latest row as a clean image, through the plan's hooks."""
         if row != self._row:
             raise LdmrtError(
                 "sampler", f"x0 of row {row} is gone", expected="asking before the next row", found=self._row

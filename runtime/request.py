@@ -16,15 +16,15 @@ Text = str | Sequence[str]
 
 @dataclass(frozen=True)
 class Request:
-    """One call of the pipeline: `count` pictures of each prompt.
+    """One call of the pipeline: `count` images of each prompt.
 
-    `seed` is the first picture's, the next ones count up; or a sequence with one a picture. `guidance` 1 or less is
+    `seed` is the first image's, the next ones count up; or a sequence with one for each. `guidance` 1 or less is
     none; `guidance_rescale` takes back its excess of contrast, 0 to 1; `guidance_interval` (low, high) keeps it to rows
     of a noise level sigma / alpha above low and up to high. With `deep_cache` n the U-Net's deep layers run at every
     n-th of the sampler's times, and the others take what they said there. `width` and `height` are pixels: the
-    picture's where one is given, else the model's own. `scheduler` is an everyday name, the bundle's own where left
+    image's where one is given, else the model's own. `scheduler` is an everyday name, the bundle's own where left
     out; `scheduler_settings` are keys of its config that are to be others, such as timestep_spacing. `latents` are
-    unit noise (pictures, C, height/f, width/f) in place of the seeds'.
+    unit noise (images, C, height/f, width/f) in place of the seeds'.
 
     `image` is an image to start from (PIL, a path, or an array), or a list with one for each prompt, or an array
     (N, H, W, C); `strength` is how much of the way to noise. `mask` is white where it shall change, or opaque where
@@ -37,7 +37,7 @@ class Request:
     `denoising_end` stops at this share of the schedule, and leaves latents for another model, which takes them as
     `latents` with the same share as `denoising_start`: SDXL's base and refiner share 0.8.
 
-    SDXL reads a second prompt, and sizes: `original_size` and `target_size` (height, width), the size of the picture
+    SDXL reads a second prompt, and sizes: `original_size` and `target_size` (height, width), the size of the image
     where left out, `crop` (top, left); its refiner the two aesthetic scores. The negative prompt has sizes of its own,
     those of the prompt where left out.
     """
@@ -90,20 +90,20 @@ class Request:
         for name in ("negative_prompt", "prompt_2", "negative_prompt_2"):
             text = getattr(self, name)
             if not isinstance(text, (str, type(None))) and len(text) * self.count != self.images:
-                problem = f"as many {name.replace('_', ' ')}s as pictures"
+                problem = f"as many {name.replace('_', ' ')}s as images"
                 raise LdmrtError("request", problem, expected=self.images, found=len(text) * self.count)
         if isinstance(self.seed, int):
             if self.seed + self.images > SEEDS:
                 raise invalid("seed", "0 to 2**64 - 1", self.seed + self.images - 1)
         elif len(self.seed) != self.images:
-            raise LdmrtError("request", "one seed a picture", expected=self.images, found=len(self.seed))
+            raise LdmrtError("request", "one seed per image", expected=self.images, found=len(self.seed))
 
     def _check_combinations(self) -> None:
         """Refuse fields that exclude one another, or lack another."""
         if self.full_every > 1 and self.controls:
             raise LdmrtError("request", "a deep cache beside controls, which steer every row", expected="one of them")
         if self.mask is not None and self.image is None:
-            raise LdmrtError("request", "a mask without a picture", expected="image, which the mask is for")
+            raise LdmrtError("request", "a mask without an image", expected="image, which the mask is for")
         if self.mask_from is not None and self.mask is None:
             raise LdmrtError("request", "mask_from without a mask", expected="a mask")
         if self.denoising_start is None:
@@ -129,17 +129,17 @@ class Request:
 
     @property
     def prompts(self) -> list[str]:
-        """One a picture."""
+        """Return one prompt for each image."""
         return self._each(self.prompt)
 
     @property
     def texts(self) -> list[tuple[str, str]]:
-        """The prompts for the first and the second text encoder, one pair a picture."""
+        """The prompts for the first and the second text encoder, one pair for each image."""
         second = self._each(self.prompt_2)
         return [(one, other or one) for one, other in zip(self.prompts, second, strict=True)]
 
     def negative_texts(self, *, zeros: bool) -> list[tuple[str | None, str | None]]:
-        """The same of the negative prompts. With `zeros` a negative prompt that is left out is None, not ""."""
+        """Return the negative prompts likewise. With `zeros` a negative prompt that is omitted is None, not ""."""
         first = self._each(self.negative_prompt)
         second = self._each(self.negative_prompt_2)
         if zeros and self.negative_prompt is None:
@@ -148,7 +148,7 @@ class Request:
 
     @property
     def seeds(self) -> list[int]:
-        """One a picture."""
+        """Return one seed for each image."""
         return self._seeds(range(self.images))
 
     def _seeds(self, places: range) -> list[int]:
@@ -204,7 +204,7 @@ class Request:
         return [text if text is None or isinstance(text, str) else text[i // self.count] for i in places]
 
     def size(self, own: tuple[int, int], factor: int) -> tuple[int, int]:
-        """(height, width) in pixels, of a model or picture of the size `own` and `factor` pixels a latent."""
+        """(height, width) in pixels, of a model or image of the size `own` and `factor` pixels a latent."""
         sides = []
         for name, given, default in (("height", self.height, own[0]), ("width", self.width, own[1])):
             pixels = default if given is None else given

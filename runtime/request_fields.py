@@ -206,7 +206,7 @@ def anything(name: str, value: Any) -> Any:
 
 
 def _length(value: Any) -> int | None:
-    """Of a list or an array with one axis; None where it is neither."""
+    """Return the length of a list or an array with one axis; None where it is neither."""
     return None if isinstance(value, np.ndarray) and value.ndim != 1 else len(value)
 
 

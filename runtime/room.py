@@ -25,7 +25,7 @@ def steps_of(rows: int) -> int:
 
 @dataclass(frozen=True)
 class Room:
-    """In numbers."""
+    """Says how many rows, saved latents and noise draws a folded step was built for."""
 
     rows: int
     saved: int  # latents, with the current ones
@@ -33,17 +33,17 @@ class Room:
 
     @classmethod
     def of(cls, plans: Sequence[Plan]) -> "Room":
-        """What plans need."""
+        """Return the room that plans need."""
         rows, saved = (max(plan.table.shape[axis] for plan in plans) for axis in (0, 1))
         return cls(rows, saved, rows if any(map(_drawing, plans)) else 1)
 
     @classmethod
     def read(cls, shapes: Shapes) -> "Room":
-        """The inverse of `shapes`."""
+        """Read the room from shapes: the inverse of `shapes`."""
         return cls(shapes["table"][1], shapes["table"][2], shapes["noise"][1])
 
     def shapes(self, x: Shape, calls: int) -> dict[str, Shape]:
-        """Of the inputs that a sampler fills, for first latents of shape `x` (B, C, h, w)."""
+        """Return the shapes of the inputs that a sampler fills, for first latents of shape `x` (B, C, h, w)."""
         batch, *latent = x
         return {
             "state": (batch, self.saved, *latent),

@@ -5,7 +5,7 @@ With x = alpha * x0 + sigma * eps in the model's own space, a row is a small mat
     (x, s1 .. sk)' = T @ (m, x, s1 .. sk, z, x0)
 
 where s1 .. sk are latents saved by earlier rows, m the (guided) network output, z unit noise, and x0 what the network
-says as a clean picture, kx * x + km * m, clipped where the plan clips.
+says as a clean image, kx * x + km * m, clipped where the plan clips.
 """
 
 import json
@@ -41,6 +41,7 @@ class Plan:
     table: Floats = field(repr=False)  # (rows, k + 1, k + 4)
     prior_scale: float = 1.0  # the first latents are this times unit noise, or times what another model left
     first: int = 0  # the row of the whole plan that it begins with, where it goes on with another model's latents
+    end_alpha: float = 1.0  # of a clean image in the latents after the last row: what inpainting keeps
     clip: float | None = None  # x0 is held within +- this
     threshold: tuple[float, float] | None = None  # quantile and maximum (Saharia et al. 2022, section 2.3)
     learned: str = ""  # the network's second half is the variance ("learned"), or a place in its "learned_range"
@@ -60,7 +61,7 @@ class Plan:
         return [bool(row[:, Z].any()) for row in self.table]
 
     def noised(self, x0: Latents, noise: Latents) -> Latents:
-        """The latents at the first node, for a plan that starts from a picture."""
+        """The latents at the first node, for a plan that starts from an image."""
         return (self.alpha[0] * x0 + self.sigma[0] * noise).astype(_dtype(x0))
 
     @property
@@ -78,18 +79,18 @@ class Plan:
 
     @cached_property
     def layout(self) -> tuple[list[Move], int]:
-        """What its rows do, by slots of a buffer, and how many slots there are."""
+        """Return what its rows do, by slots of a buffer, and how many slots there are."""
         return lay_out(self)
 
     def save(self, path: Path) -> None:
-        """As JSON, in full precision."""
+        """Write the plan as JSON, in full precision."""
         state = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in asdict(self).items()}
         with write_atomically(Path(path)) as file:
             file.write(json.dumps(state).encode())
 
     @staticmethod
     def load(path: Path) -> "Plan":
-        """What `save` wrote."""
+        """Read what `save` wrote."""
         try:
             state = json.loads(Path(path).read_text(encoding="utf-8"))
             threshold = state.pop("threshold")
@@ -128,7 +129,7 @@ class State:
 
     @property
     def x0(self) -> Latents:
-        """The network's word at this row as a clean picture: the preview. Ask before the sampler's next row."""
+        """The network's word at this row as a clean image: the preview. Ask before the sampler's next row."""
         return self._seen()
 
 
@@ -148,7 +149,7 @@ def steps(
 ) -> Iterator[State]:
     """Run a plan and yield after every row.
 
-    `x` are the first latents, (B, C, h, w): unit noise times `plan.prior_scale`; with `init`, the latents of a picture
+    `x` are the first latents, (B, C, h, w): unit noise times `plan.prior_scale`; with `init`, the latents of an image
     to start from, unit noise. `model(x, t)` is given latents in the model's own space, which it may not keep;
     `noise(row)` is unit noise like x, asked for only where the plan draws. `blend(row, x)` has the last word on the
     latents after a row: inpainting keeps a part. With `in_place` they are `model(x, t, into)` and `noise(row, into)`,

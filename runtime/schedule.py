@@ -54,7 +54,7 @@ class Nodes:
         return len(self.steps)
 
     def walk(self) -> Iterator[tuple[Node, Node]]:
-        """The steps to take."""
+        """Iterate over the steps to take."""
         return iter(self.steps[self.begin :])
 
     def at(self, t: float) -> Node:
@@ -136,7 +136,7 @@ def spaced(c: Config, steps: int, *, extra: int = 0) -> Floats:
     total = c["num_train_timesteps"]
     spacing, last = c.get("timestep_spacing", "linspace"), total
     if steps + extra > total:
-        raise LdmrtError("scheduler", "impossible number of steps", expected=f"1 to {total - extra}", found=steps)
+        raise LdmrtError("scheduler", "invalid number of steps", expected=f"1 to {total - extra}", found=steps)
     if c.get("lambda_min_clipped", -math.inf) > -math.inf:
         last -= int(np.searchsorted(-np.log(levels(alphas_cumprod(c, zero=ZERO_SNR)))[::-1], c["lambda_min_clipped"]))
     if spacing == "linspace":
@@ -171,7 +171,7 @@ def distilled_nodes(
         count = int(original * strength)
         if not 1 <= steps <= count:
             expected = f"1 to {count}" if count else f"a strength of at least {1 / original:g}"
-            raise LdmrtError("scheduler", "impossible number of steps", expected=expected, found=steps)
+            raise LdmrtError("scheduler", "invalid number of steps", expected=expected, found=steps)
         taught = np.arange(count, 0, -1) * (c["num_train_timesteps"] // original) - 1
         timesteps = taught[np.floor(np.linspace(0, count, steps, endpoint=False)).astype(int)]
     nodes = Nodes([], alphas_cumprod(c), c)
@@ -231,7 +231,7 @@ def _respacing(c: Config) -> str:
 
 
 def _respaced(c: Config, how: str, t: Floats, steps: int, train: Floats, early: bool) -> Floats:
-    """Noise levels, descending."""
+    """Return noise levels, descending."""
     level = np.interp(t, np.arange(len(train)), train)
     if c.get("interpolation_type") == "log_linear":
         level = np.geomspace(train[-1], train[0], steps + 1)

@@ -71,7 +71,7 @@ _CHOICES: Mapping[str, Sequence[object]] = {
     "interpolation_type": ("linear", "log_linear"),
     "timestep_type": ("discrete", "continuous"),
     "sigma_schedule": ("karras", "exponential"),
-    "use_dynamic_shifting": (False,),  # it asks for the size of the picture
+    "use_dynamic_shifting": (False,),  # it asks for the size of the image
     "shift_terminal": (None,),
     "solver_p": (None,),
 }
@@ -93,19 +93,19 @@ _FOREIGN |= {"logrho": ("midpoint", "heun", "bh1", "bh2"), "deis": ("dpmsolver",
 def resolve(config: Config, class_name: str) -> dict[str, Any]:
     """The config with every key of a class, checked. Keys that no class knows are named in a warning."""
     if unknown := sorted(key for key in config if key not in _KNOWN and not key.startswith("_")):
-        warnings.warn(f"scheduler: unknown keys {', '.join(unknown)} are left out", LdmrtWarning, stacklevel=3)
+        warnings.warn(f"scheduler: unknown keys {', '.join(unknown)} are skipped", LdmrtWarning, stacklevel=3)
     out = {key: config.get(key, default) for key, default in KEYS[class_name].items()}
     for key, value in out.items():
         if key not in _CHOICES and not _fits(value, KEYS[class_name][key]):
             expected = type(KEYS[class_name][key]).__name__
-            raise LdmrtError("scheduler", f"impossible {key}", expected=expected, found=repr(value))
+            raise LdmrtError("scheduler", f"invalid {key}", expected=expected, found=repr(value))
         least = "above 0" if key in _POSITIVE else "0 or above" if key in _NOT_NEGATIVE else ""
         low = not isinstance(value, Real) or value < 0 or (value == 0 and key in _POSITIVE)
         if least and value is not None and low:
-            raise LdmrtError("scheduler", f"impossible {key}", expected=f"a number {least}", found=value)
+            raise LdmrtError("scheduler", f"invalid {key}", expected=f"a number {least}", found=value)
     for key, most in (("dynamic_thresholding_ratio", 1), ("original_inference_steps", out["num_train_timesteps"])):
         if out.get(key, 0) > most:
-            raise LdmrtError("scheduler", f"impossible {key}", expected=f"at most {most}", found=out[key])
+            raise LdmrtError("scheduler", f"invalid {key}", expected=f"at most {most}", found=out[key])
     for key, choices in _CHOICES.items():
         if key not in out:
             continue

@@ -30,6 +30,11 @@ class Scheduler:
     asks: Config = field(default_factory=dict)  # what the everyday name asks of the config
     calls: int = 1  # of the network in a step but the last
 
+    @property
+    def unscaled(self) -> bool:
+        """Whether the class keeps latents as x0 + level * eps, which are x / alpha of the model's own space."""
+        return self.nodes in (_early, _dpm2)
+
 
 _SDE, _T, _TS = "sde-dpmsolver++", ("timesteps",), ("timesteps", "sigmas")
 _ZERO, _TO_MIN = {"final_sigmas_type": "zero"}, {"final_sigmas_type": "sigma_min"}
@@ -88,7 +93,7 @@ SPACINGS = ("karras", "exponential", "beta")  # may follow a name: dpmpp_2m_karr
 
 
 def find_scheduler(config: Config, name: str | None = None) -> tuple[Scheduler, Config]:
-    """By everyday name, or by the class that the config names; and what the name asks of the config."""
+    """Find a scheduler by its everyday name, or by the config's class; and what the name asks of the config."""
     wanted = everyday_name(config) if name is None else name
     base, _, spacing = (wanted or "").rpartition("_") if (wanted or "").endswith(SPACINGS) else (wanted, "", "")
     if base not in SCHEDULERS:
@@ -152,23 +157,25 @@ def plan_from_config(
             "scheduler", f"{scheduler.class_name} has no {missing[0]}", expected="another scheduler", found=name
         )
     if not 0.0 < strength <= 1.0:
-        raise LdmrtError("scheduler", "impossible strength", expected="above 0, at most 1", found=strength)
+        raise LdmrtError("scheduler", "invalid strength", expected="above 0, at most 1", found=strength)
     if eta is not None and scheduler.eta is None and eta:
         raise LdmrtError("scheduler", f"{scheduler.class_name} has no eta to choose", expected="no eta", found=eta)
     if not 0.0 <= (eta or 0.0) <= 1.0:
-        raise LdmrtError("scheduler", "impossible eta", expected="0 to 1", found=eta)
+        raise LdmrtError("scheduler", "invalid eta", expected="0 to 1", found=eta)
     c = {**own, "eta": scheduler.eta if eta is None else eta, **scheduler.fixed}
     grids = _handed(scheduler, timesteps, sigmas)
     if not grids and (not isinstance(steps, Integral) or not 1 <= steps <= c["num_train_timesteps"]):
         expected = f"1 to {c['num_train_timesteps']}"
-        raise LdmrtError("scheduler", "impossible number of steps", expected=expected, found=steps)
+        raise LdmrtError("scheduler", "invalid number of steps", expected=expected, found=steps)
     try:
         with np.errstate(all="ignore"):
             distilled = shortened and not grids and scheduler.nodes in (_lcm, _tcd)
             nodes = scheduler.nodes(c, steps, **grids, **({"strength": strength} if distilled else {}))
             nodes = replace(nodes, config=c)
             plan = _begun(nodes, scheduler, start, 1.0 if distilled else strength, len(nodes) if grids else steps)
-            return plan if end is None else until(plan, timestep(end, c["num_train_timesteps"]))
+            if end is None:
+                return plan
+            return until(plan, timestep(end, c["num_train_timesteps"]), unscaled=scheduler.unscaled)
     except (ArithmeticError, ValueError):  # of numbers that no grid can be made of
         problem = f"{scheduler.class_name} has no finite plan for this config"
         raise LdmrtError("scheduler", problem, expected="fewer steps, or another end", found=f"{steps} steps") from None
@@ -194,7 +201,7 @@ def _handed(scheduler: Scheduler, timesteps: Sequence[float] | None, sigmas: Seq
         if name not in scheduler.given:
             raise LdmrtError("scheduler", f"{scheduler.class_name} takes no {name}", expected="steps alone", found=name)
         if len(grid) < 1 + (name == "sigmas") or (np.diff(np.asarray(grid, np.float64)) >= 0).any():
-            raise LdmrtError("scheduler", f"impossible {name}", expected="numbers that descend", found=list(grid))
+            raise LdmrtError("scheduler", f"invalid {name}", expected="numbers that descend", found=list(grid))
     return grids
 
 
@@ -213,7 +220,7 @@ def _plan(nodes: Nodes, scheduler: Scheduler) -> Plan:
     first, prior = nodes.steps[0][0], 1.0
     if "sigma_data" in c:
         prior = first.alpha * float(np.hypot(1, c["sigma_max"]))
-    elif scheduler.nodes in (_early, _dpm2) and c["timestep_spacing"] != "leading":
+    elif scheduler.unscaled and c["timestep_spacing"] != "leading":
         prior = first.sigma
     learned = str(c.get("variance_type") or "")
     if learned.startswith("learned") and scheduler.solve is not solvers.ddpm:

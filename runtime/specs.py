@@ -44,7 +44,7 @@ def split_symbol(dim: str) -> tuple[str, int]:
 
 def shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The numbers of a shape in symbols, such as ("batch", 4, "height/8") where height is 512: (2, 4, 64). There are
-    as many timesteps as pictures, unless `sizes` says otherwise.
+    as many timesteps as images, unless `sizes` says otherwise.
     """
 
     def number(dim: Dim) -> int:

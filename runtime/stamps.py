@@ -30,7 +30,7 @@ class Stamped:
         self._seen: Stamps = {}
 
     def sha256(self, name: str, file: Path) -> str:
-        """Of `file`, which the bundle calls `name`."""
+        """Return the SHA-256 of `file`, which the bundle calls `name`."""
         there = file.stat()
         state: list[object] = [there.st_size, there.st_ino, there.st_mtime_ns, there.st_ctime_ns]
         known = self._known.get(name)

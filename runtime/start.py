@@ -1,4 +1,4 @@
-"""Where sampling starts: from noise, from a picture, or from the part of one that a mask leaves."""
+"""Where sampling starts: from noise, from an image, or from the part of one that a mask leaves."""
 
 import warnings
 from collections.abc import Mapping
@@ -21,19 +21,19 @@ FAR = 4  # times more or fewer pixels than the model's own
 
 @dataclass(frozen=True)
 class Start:
-    """Where sampling starts, and what is kept on the way."""
+    """Says where sampling starts, and what is kept on the way."""
 
     x: Latents  # unit noise, or what another model left
     size: tuple[int, int]  # height, width in pixels
-    init: Latents | None = None  # latents of a picture, noised to the plan's first node
-    beside: Latents | None = None  # channels that the U-Net sees beside the latents: mask, masked picture
+    init: Latents | None = None  # latents of an image, noised to the plan's first node
+    beside: Latents | None = None  # channels that the U-Net sees beside the latents: mask, masked image
     blend: Blend | None = None
 
 
 def begin(
     request: Request, plan: Plan, engines: Mapping[str, Engine], shape: Shape, how: Decoding, *, extra: int
 ) -> Start:
-    """Noise, or what another model left, and the picture and mask if any, as latents. `extra` channels are those that
+    """Noise, or what another model left, and the image and mask if any, as latents. `extra` channels are those that
     an inpainting U-Net has more than the latents; another one keeps what the mask leaves by blending it in after every
     row.
     """
@@ -50,7 +50,7 @@ def begin(
     seeds = request.seeds
     x = noise(seeds, FIRST, latents) if request.latents is None else _given(request, latents)
     if extra and (image is None or request.mask is None):
-        raise LdmrtError("unet", "this model fills a part of a picture", expected="image and mask")
+        raise LdmrtError("unet", "this model fills a part of an image", expected="image and mask")
     if image is None:
         return Start(x, size)
     colours = images.for_each(images.colors("image", [image, *others], size), len(seeds))
@@ -59,12 +59,12 @@ def begin(
     masks = images.masks(images.split("mask", request.mask), size, request.mask_from)
     mask = images.for_each(masks, len(seeds))
     small = mask[:, :, :: shape.factor, :: shape.factor]
-    whole = goes_on or request.strength == 1.0  # the first latents are not made of the picture
+    whole = goes_on or request.strength == 1.0  # the first latents are not made of the image
     init = None if whole and extra else encode_picture(engines, shape, how, colours, seeds, PICTURE)
     if extra:
         masked = encode_picture(engines, shape, how, np.where(mask < 0.5, colours, np.float32(0.5)), seeds, MASKED)
         return Start(x, size, init, np.concatenate([small, masked], axis=1))
-    alpha, sigma = np.append(plan.alpha, 1.0), np.append(plan.sigma, 0.0)
+    alpha, sigma = np.append(plan.alpha, plan.end_alpha), np.append(plan.sigma, 0.0)
     fresh = noise(seeds, FIRST, latents) if goes_on else x
 
     def blend(row: int, after: Latents) -> Latents:

@@ -51,7 +51,7 @@ class Task:
 
 
 def checked(states: Iterator[State]) -> Iterator[State]:
-    """Pass finite states on."""
+    """Yield states, and refuse the first that is not finite."""
     for state in states:
         if not np.isfinite(state.x).all():
             raise LdmrtError("unet", f"latents are not finite after row {state.row}", hint=FINITE_HINT)
@@ -60,7 +60,7 @@ def checked(states: Iterator[State]) -> Iterator[State]:
 
 @dataclass(frozen=True)
 class Begun:
-    """A request after the encoders."""
+    """Holds a request after the encoders."""
 
     request: Request
     plan: Plan

@@ -1,4 +1,4 @@
-"""A picture, or its latents, through one side of an autoencoder in tiles that overlap."""
+"""An image, or its latents, through one side of an autoencoder in tiles that overlap."""
 
 from collections.abc import Iterator
 from typing import Any

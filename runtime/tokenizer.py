@@ -58,7 +58,7 @@ class Tokenizer:
 
     @classmethod
     def open(cls, folder: Path) -> "Tokenizer":
-        """From a folder."""
+        """Open the tokenizer of a folder."""
         if not folder.is_dir():
             raise LdmrtError("tokenizer", "missing folder", expected=folder)
         return cls({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
@@ -70,7 +70,7 @@ class Tokenizer:
         return int(found)
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        """Ids, (len(texts), length). A text that is too long is cut, with a warning that says what was lost."""
+        """Turn texts into ids, (len(texts), length). Texts that are too long are cut, and a warning says where."""
         rows = np.full((len(texts), self.length), self.pad, np.int64)
         for text in texts:
             if not isinstance(text, str) or _broken(text):
@@ -84,7 +84,7 @@ class Tokenizer:
             ids = [piece for piece, _ in pieces]
             if len(ids) > self.length:
                 lost = text[pieces[self.length - 1][1] :].strip()
-                message = f"tokenizer: prompt has {len(ids) - 2} tokens, {self.length - 2} fit; left out: {lost!r}"
+                message = f"tokenizer: prompt has {len(ids) - 2} tokens, {self.length - 2} fit; skipped: {lost!r}"
                 warnings.warn(message, LdmrtWarning, stacklevel=2)
                 ids = [*ids[: self.length - 1], self.end]
             row[: len(ids)] = ids
@@ -95,7 +95,7 @@ def token_count(files: Mapping[str, bytes]) -> int:
     """How many tokens every text is brought to, by the files of a tokenizer's folder."""
     length = _json(files, "tokenizer_config.json").get("model_max_length", CLIP_LENGTH)
     if not isinstance(length, (int, float)) or not length >= 2:
-        raise LdmrtError("tokenizer", "impossible model_max_length", expected="at least 2", found=length)
+        raise LdmrtError("tokenizer", "invalid model_max_length", expected="at least 2", found=length)
     return int(length) if length < 10**6 else CLIP_LENGTH  # 1e30 is transformers' word for "nobody said"
 
 
@@ -153,7 +153,7 @@ def _listed(config: Mapping[str, Any]) -> dict[str, int]:
     try:
         return {entry["content"]: int(number) for number, entry in config.get("added_tokens_decoder", {}).items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise LdmrtError("tokenizer", "impossible added_tokens_decoder", found=first_line(error)) from None
+        raise LdmrtError("tokenizer", "invalid added_tokens_decoder", found=first_line(error)) from None
 
 
 def _add_words(backend: Any, words: Mapping[str, int]) -> None:
@@ -164,7 +164,7 @@ def _add_words(backend: Any, words: Mapping[str, int]) -> None:
         if backend.token_to_id(word) is None:
             backend.add_tokens([AddedToken(word, normalized=True)])
         if (found := backend.token_to_id(word)) != number:
-            raise LdmrtError("tokenizer", f"impossible id of the added token {word!r}", expected=found, found=number)
+            raise LdmrtError("tokenizer", f"invalid id of the added token {word!r}", expected=found, found=number)
 
 
 def _word_vectors(backend: Any) -> dict[int, list[int]]:

@@ -8,7 +8,7 @@ from .bundle import Bundle
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Of a component, relative to the largest value of an output; of a picture, its PSNR in dB."""
+    """Limits the error of a component, relative to the largest value of an output; of an image, its PSNR in dB."""
 
     limit: float
     reason: str
@@ -27,7 +27,7 @@ PICTURE = {
 
 
 def tolerances(bundle: Bundle) -> Mapping[str, Tolerance]:
-    """Of every component and of the picture. Rows and pictures come of all of them: the coarsest precision decides."""
+    """Return the tolerances of every component, and of rows and images: the coarsest precision decides theirs."""
     precisions = {name: bundle.precision(name) for name in bundle.components}
     coarsest = max(precisions.values(), key=list(COMPONENT).index)
     limits = {name: COMPONENT[precision] for name, precision in precisions.items()}

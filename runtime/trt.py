@@ -47,7 +47,7 @@ class Session:
 
     @cached_property
     def runtime(self) -> Any:
-        """What deserialises."""
+        """Return TensorRT's runtime, which deserialises engines."""
         return self.trt.Runtime(self.log)
 
     def join(self) -> Cuda:
@@ -89,7 +89,7 @@ def must(answer: Any, call: str) -> Any:
 
 
 def logger(trt: Any) -> Any:
-    """One that keeps the errors, for the one that is raised."""
+    """Make a logger that keeps the errors, for the one that is raised."""
 
     class Log(trt.ILogger):
         def __init__(self) -> None:

@@ -71,7 +71,7 @@ class Binding:
         return self._address[target], self._address[output], self._host[target].nbytes
 
     def upload(self, **arrays: NDArray) -> None:
-        """Inputs, of the dtypes and shapes that were bound. Those that are left out stay as they are on the GPU."""
+        """Upload inputs, of the dtypes and shapes that were bound. Others stay as they are on the GPU."""
         self._check()
         if self._waiting.intersection(arrays):
             self.synchronize()
@@ -159,5 +159,5 @@ class Binding:
         self._context = None
 
     def close(self) -> None:
-        """Free its memory. Once more does nothing."""
+        """Free the memory; a second call does nothing."""
         self._closing.close()

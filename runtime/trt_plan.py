@@ -116,14 +116,14 @@ class LoadedPlan:
         return context, int(context.update_device_memory_size_for_shapes()), made
 
     def close(self) -> None:
-        """Free the weights."""
+        """Free the engine and its weights."""
         if self._engine is not None:
             self._engine = self._config = self._cache = None
             self.session.leave()
 
 
 def validity_of(session: Session, plan: bytes) -> tuple[str, str]:
-    """What TensorRT-RTX says of a plan on this GPU: VALID, SUBOPTIMAL or INVALID, and why."""
+    """Ask TensorRT-RTX about a plan on this GPU: VALID, SUBOPTIMAL or INVALID, and why."""
     validity, bits = session.runtime.get_engine_validity(plan)
     names = session.trt.EngineInvalidityDiagnostics.__members__
     why = [name.lower().replace("_", " ") for name, bit in names.items() if int(bits) & int(bit.value)]

@@ -75,12 +75,12 @@ class Visitor:
         self.inputs, self.outputs = specs
 
     def __call__(self, **arrays: NDArray) -> dict[str, NDArray]:
-        """Run once."""
+        """Open the engine where it is not in memory, and run it once."""
         with self._turns.using(self._name, self._make) as engine:
             return engine(**arrays)
 
     def bind(self, shapes: Shapes, feedback: Mapping[str, str], most: Collection[str] = ()) -> Any:
-        """What the engine itself gives."""
+        """Bind the engine itself."""
         with self._turns.using(self._name, self._make) as engine:
             return cast(Any, engine).bind(shapes, feedback, most)
 
@@ -89,7 +89,7 @@ class Visitor:
         self._turns.free()
 
     def close(self) -> None:
-        """Free whoever is in memory."""
+        """Close the engine that is in memory."""
         self._turns.close()
 
 

@@ -1,4 +1,4 @@
-"""`ldmrt bench`: where the time of a picture goes."""
+"""`ldmrt bench`: where the time of an image goes."""
 
 import json
 import statistics
@@ -29,11 +29,11 @@ class Spread:
     calls: int
     p50: float
     p95: float
-    share: float  # of all pictures' time
+    share: float  # of all images' time
 
     @classmethod
     def of(cls, stage: str, times: list[float], whole: float) -> "Spread":
-        """From every call's time."""
+        """Summarise the time of every call."""
         ordered = sorted(times)
         p95 = ordered[round(0.95 * (len(times) - 1))]
         return cls(stage, len(times), statistics.median(times), p95, sum(times) / whole)
@@ -106,7 +106,7 @@ def overlapped(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str
 
 
 def cold(bundle: Path, prompt: str, backend: str, asked: dict[str, Any], runs: int) -> tuple[float, float]:
-    """A new process from its start to a picture on disk: the median of seconds, and of bytes at its peak."""
+    """A new process from its start to an image on disk: the median of seconds, and of bytes at its peak."""
     from .processes import run
 
     options = [part for name, value in asked.items() if value is not None for part in (f"--{name}", str(value))]
@@ -119,12 +119,12 @@ def cold(bundle: Path, prompt: str, backend: str, asked: dict[str, Any], runs: i
 
 @dataclass(frozen=True)
 class Trade:
-    """What a deep cache gains and costs, by pictures drawn with and without it in turns."""
+    """What a deep cache gains and costs, by images drawn with and without it in turns."""
 
     deep_cache: int
-    seconds: float  # of a picture, the median
+    seconds: float  # of an image, the median
     ratio: float  # of medians, with by without
-    psnr: float  # dB of the pictures with against those without, the median
+    psnr: float  # dB of the images with against those without, the median
     least: float
 
 
@@ -151,12 +151,10 @@ def trades(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str, An
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--prompt", default="a red apple, noto style, blue background", show_default=True, help="Of all pictures."
-)
-@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Of the sampler, a picture.")
+@click.option("--prompt", default="a red apple, noto style, blue background", show_default=True, help="Of all images.")
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Of the sampler.")
 @click.option("--guidance", default=5.0, show_default=True, help="1 is none.")
-@click.option("--width", type=int, help="Pixels; the model's own size where left out.")
+@click.option("--width", type=int, help="Pixels; the model's own size by default.")
 @click.option("--height", type=int, help="Pixels; the same.")
 @click.option(
     "--pictures", type=click.IntRange(min=1), default=10, show_default=True, help="How many are drawn and timed."
@@ -176,7 +174,7 @@ def bench(
     bundle: Path, prompt: str, steps: int, guidance: float, width: int | None, height: int | None, pictures: int,
     threads: int, backend: str, overlap: bool, caches: tuple[int, ...], out: Path | None,
 ) -> None:  # fmt: skip
-    """Measure where the time of a picture goes: each network's calls, what is between them, a cold start, memory.
+    """Measure where the time of an image goes: each network's calls, what is between them, a cold start, memory.
 
     Example: ldmrt bench out/emoji64 --pictures 5
     """
@@ -202,11 +200,11 @@ def bench(
         (row.stage, str(row.calls), f"{row.p50 * 1e3:.2f}", f"{row.p95 * 1e3:.2f}", f"{row.share:.1%}") for row in rows
     ]
     tables.show(titles, cells, title=f"{bundle.name}, {steps} steps, guidance {guidance:g}", right=titles[1:])
-    click.echo(f"{per_second:.1f} rows/s; a new process to a picture on disk {start:.2f} s, peak {peak / 1e6:.0f} MB")
+    click.echo(f"{per_second:.1f} rows/s; a new process to an image on disk {start:.2f} s, peak {peak / 1e6:.0f} MB")
     if beside is not None:
         click.echo(f"{pictures} requests that overlap: {beside:.2f} of their time one by one")
     for one in traded:
-        said = f"deep cache {one.deep_cache}: {one.ratio:.2f} of a picture's time without"
+        said = f"deep cache {one.deep_cache}: {one.ratio:.2f} of an image's time without"
         click.echo(f"{said}, PSNR {one.psnr:.1f} dB, {one.least:.1f} dB at least")
     if out is not None:
         about = {**asked, "pictures": pictures, "threads": threads, "backend": backend, "cpu": processor(),

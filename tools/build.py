@@ -21,11 +21,11 @@ BACKENDS = ["tensorrt", "tensorrt-rtx"]
 
 
 def of_profile(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say for which pictures engines are."""
+    """The options that say for which images engines are."""
     options = (
-        click.option("--sizes", help="Pictures, WIDTHxHEIGHT: 512x512,768x512, or a range, 512-1024x512-1024; the "
-                     "model's own size where left out."),
-        click.option("--batch", default="1", show_default=True, help="Pictures at once, such as 1-4 or 1,4."),
+        click.option("--sizes", help="Images, WIDTHxHEIGHT: 512x512,768x512, or a range, 512-1024x512-1024; the "
+                     "model's own size by default."),
+        click.option("--batch", default="1", show_default=True, help="Images at once, such as 1-4 or 1,4."),
         click.option("--guidance", type=Choice(["on", "off", "any"]), default="on", show_default=True,
                      help="It doubles the U-Net's rows; any builds for both."),
         click.option("--components", "only", help="Only these, such as unet,vae_decoder."),
@@ -53,7 +53,7 @@ def build(
     """Build engines of BUNDLE, one a component and GPU, and keep them in it. TensorRT-RTX builds for any GPU on a
     machine that has none; TensorRT builds on the GPU itself.
 
-    With --folded also one of the U-Net that computes guidance and the sampler's row: a picture is then one launch a
+    With --folded also one of the U-Net that computes guidance and the sampler's row: an image is then one launch a
     row. It holds the weights once more; the U-Net's own engine, which --components can leave out, runs what is not
     linear.
 
@@ -130,7 +130,7 @@ def prove(bundle: "Bundle", backend: str) -> None:
 
 
 def read(bundle: "Bundle", sizes: str | None, batch: str, guidance: str, steps: int) -> "Wanted":
-    """The user's words."""
+    """Read the options of sizes, batches and guidance."""
     from ldmrt.export.profiles import Wanted
 
     return Wanted.read(sizes, batch, guidance, bundle.shape.size, steps)

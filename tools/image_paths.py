@@ -32,7 +32,7 @@ def output_path(out: Path, count: int, *, steps: bool, overwrite: bool, latents:
     """
     if out.suffix.lower() not in FORMATS or out.is_dir():
         expected = "a file name that ends in " + ", ".join(FORMATS)
-        raise LdmrtError("generate", "impossible --out", expected=expected, found=out)
+        raise LdmrtError("generate", "invalid --out", expected=expected, found=out)
     if overwrite:
         return out
     others = (out.with_name(f"{out.stem}_{number}{out.suffix}") for number in itertools.count(2))

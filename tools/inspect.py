@@ -36,7 +36,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
 
 
 def described(bundle: "Bundle") -> dict[str, Any]:
-    """What the JSON holds."""
+    """Return what the JSON holds."""
     from .words import own_words
 
     shape, made = bundle.shape, bundle.certificate
@@ -80,7 +80,7 @@ def _component(bundle: "Bundle", name: str) -> dict[str, Any]:
 
 
 def show(bundle: "Bundle", facts: dict[str, Any]) -> None:
-    """The same for people."""
+    """Show the same as text."""
     from ldmrt.runtime.errors import printable
 
     from . import tables
@@ -111,11 +111,11 @@ def show(bundle: "Bundle", facts: dict[str, Any]) -> None:
 
 
 def certified(facts: dict[str, Any]) -> str:
-    """What was measured, in a line."""
+    """Say in a line what was measured."""
     if not facts["holds"]:
         return "; ".join(facts["doubts"])
     picture = "the picture identical" if facts["psnr"] is None else f"the picture {facts['psnr']:.1f} dB"
-    left = f", {facts['left_out']} cases left out" if facts["left_out"] else ""
+    left = f", {facts['left_out']} cases skipped" if facts["left_out"] else ""
     backends = ", ".join(facts["backends"])
     old = f"; {facts['uncovered']}" if facts["uncovered"] else ""
     return f"{facts['figures']} figures within tolerance on {backends}, {picture}{left}; `ldmrt verify`{old}"

@@ -9,9 +9,9 @@ from .image_options import ImagePath
 
 
 class Control(click.ParamType):
-    """NAME=PICTURE or NAME=PICTURE:SCALE."""
+    """Reads NAME=IMAGE or NAME=IMAGE:SCALE."""
 
-    name = "name=picture[:scale]"
+    name = "name=image[:scale]"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[str, float]]:
         name, equals, rest = value.partition("=")
@@ -26,7 +26,7 @@ class Control(click.ParamType):
 
 
 class Interval(click.ParamType):
-    """LOW,HIGH."""
+    """Reads LOW,HIGH."""
 
     name = "low,high"
 

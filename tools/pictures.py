@@ -22,7 +22,7 @@ EXIF_BYTES = 65527  # what a JPEG has room for in one segment
 
 
 def grid(pictures: NDArray[np.uint8], columns: int, gap: int = 2) -> NDArray[np.uint8]:
-    """Pictures (N, H, W, 3) in rows of `columns` with white gaps: one picture (H', W', 3)."""
+    """Images (N, H, W, 3) in rows of `columns` with white gaps: one image (H', W', 3)."""
     n, height, width, _ = pictures.shape
     rows = -(-n // columns)
     sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)

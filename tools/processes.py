@@ -12,7 +12,7 @@ import click
 
 @dataclass(frozen=True)
 class Taken:
-    """What a process took: seconds, and MB (10^6 bytes) at its peak."""
+    """Says what a process took: seconds, and MB (10^6 bytes) at its peak."""
 
     step: str
     seconds: float

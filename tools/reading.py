@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the options say."""
+    """Holds what the options of a checkpoint say."""
 
     checkpoint: str | None
     variant: str | None
@@ -86,7 +86,7 @@ class Reading:
 
 
 class Weighed(click.ParamType):
-    """FILE or FILE:WEIGHT."""
+    """Reads FILE or FILE:WEIGHT."""
 
     name = "file[:weight]"
 
@@ -99,7 +99,7 @@ class Weighed(click.ParamType):
 
 
 class Word(click.ParamType):
-    """FILE or FILE:WORD."""
+    """Reads FILE or FILE:WORD."""
 
     name = "file[:word]"
 
@@ -113,20 +113,20 @@ class Word(click.ParamType):
 
 
 def named(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
-    """NAME=FOLDER, several times."""
+    """Read NAME=FOLDER, several times."""
     if wrong := [value for value in values if not all(value.partition("="))]:
         raise click.BadParameter(f"{wrong[0]!r} is not NAME=FOLDER", ctx, param)
     return {value.partition("=")[0]: Path(value.partition("=")[2]) for value in values}
 
 
 def part_files(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
-    """PATH or text_encoder_2=PATH, several times."""
+    """Read PATH or text_encoder_2=PATH, several times."""
     pairs = [value.partition("=") if value.startswith("text_encoder") else ("", "", value) for value in values]
     return {name if equals else "text_encoder": Path(path if equals else name + path) for name, equals, path in pairs}
 
 
 def settings_of(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    """KEY=VALUE, several times."""
+    """Read KEY=VALUE, several times."""
     from ldmrt.runtime.scheduler_settings import parse_setting
 
     return dict(map(parse_setting, values))
@@ -139,7 +139,7 @@ SCHEDULER = (
                  help="A key of the scheduler's config, such as timestep_spacing=trailing."),
 )  # fmt: skip
 OPTIONS = (
-    click.option("--variant", help="Of the weights, such as fp16; the plain ones where left out."),
+    click.option("--variant", help="Of the weights, such as fp16; the plain ones by default."),
     click.option("--tokenizer", type=FILE, help="A folder with CLIP's vocabulary, which a single file lacks."),
     click.option("--prediction", type=Choice(["epsilon", "v_prediction"]),
                  help="What the model predicts, where the checkpoint does not say it."),

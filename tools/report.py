@@ -21,14 +21,14 @@ from .report_markup import Inside, Markup, tag
 from .report_plot import KINDS, against, drift_plot
 
 SHOWN = 5  # failures before the fold: more would push the figures off a phone's first screen
-SMALL = 256  # pixels: up to here a picture is shown with its own pixels, not smoothed
+SMALL = 256  # pixels: up to here an image is shown with its own pixels, not smoothed
 GAIN = 5  # where the slider starts: at 2**5 a difference of one grey level is just visible
 Row = tuple[bool, Sequence[str]]  # whether it is within its tolerance, and its cells
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """The two pictures (H, W, 3) of a `Likeness`."""
+    """The two images (H, W, 3) of a `Likeness`."""
 
     backend: str
     prompt: str
@@ -38,7 +38,7 @@ class Pair:
 
 
 def write_report(path: Path, certificate: Certificate, pictures: Sequence[Pair]) -> None:
-    """Write the page, whole or not at all. A pair goes to the picture of the same backend, prompt and seed."""
+    """Write the page, whole or not at all. A pair goes to the image of the same backend, prompt and seed."""
     proven = bool(certificate.figures or certificate.failures)
     headline = "Within tolerance" if certificate.within else "Past tolerance" if proven else "Nothing proven"
     sections = [
@@ -202,7 +202,7 @@ def _about(about: Mapping[str, Any]) -> Markup:
 
 
 def _value(value: Any) -> str:
-    """Whatever JSON can hold."""
+    """Write whatever JSON can hold."""
     if isinstance(value, Mapping):
         rows = [(tag("dt", str(name)), tag("dd", _value(one))) for name, one in value.items()]
         return tag("dl", (one for row in rows for one in row), class_="about")
@@ -244,7 +244,7 @@ def _count(what: Sequence[Any], name: str) -> str:
 
 
 def _grouped(measured: Sequence[Any], *names: str) -> list[list[Any]]:
-    """Those whose attributes `names` are the same, in the order of the first of each."""
+    """Group those whose attributes `names` are the same, in the order of the first of each."""
     groups: dict[tuple[str, ...], list[Any]] = {}
     for one in measured:
         groups.setdefault(tuple(getattr(one, name) for name in names), []).append(one)

@@ -8,11 +8,11 @@ VOID = {"img", "input"}
 
 
 class Markup(str):
-    """Text that `tag` made."""
+    """Holds text that `tag` made."""
 
 
 def tag(name: str, *inside: Inside, **attributes: object) -> Markup:
-    """An element. Text inside and attributes are escaped; `class_` is class, `aria_label` is aria-label, and an
+    """Write an element. Text inside and attributes are escaped; `class_` is class, `aria_label` is aria-label, and an
     attribute that is None is left out.
     """
     parts = [one for some in inside for one in ([some] if isinstance(some, str) else some)]

@@ -68,7 +68,7 @@ def drift_plot(rows: Sequence[Drift]) -> Markup:
 
 
 def against(row: Drift, kind: str) -> tuple[float, float]:
-    """A value and its limit."""
+    """Draw a value and its limit."""
     return getattr(row, kind), getattr(row, f"{kind}_limit")
 
 

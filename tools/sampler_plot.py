@@ -1,4 +1,4 @@
-"""The grids of samplers as a picture: timesteps and noise levels, row by row."""
+"""The grids of samplers as an image: timesteps and noise levels, row by row."""
 
 import io
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ def plot(plans: Mapping[str, Plan], out: Path) -> None:
     """Draw two panels over the rows of each plan: model time, and sigma / alpha on a logarithmic axis."""
     if out.suffix.lower() not in FORMATS or out.is_dir():
         expected = f"a file name that ends in {', '.join(FORMATS)}"
-        raise LdmrtError("samplers", "impossible --plot", expected=expected, found=out)
+        raise LdmrtError("samplers", "invalid --plot", expected=expected, found=out)
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
@@ -62,7 +62,7 @@ def plot(plans: Mapping[str, Plan], out: Path) -> None:
 
 
 def rendered(figure: Any, kind: str) -> bytes:
-    """The file's content. A PNG gets a palette, which makes it a third of the size."""
+    """Render the file's content. A PNG gets a palette, which makes it a third of the size."""
     from PIL import Image
 
     undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
@@ -76,7 +76,7 @@ def rendered(figure: Any, kind: str) -> bytes:
 
 
 def level(plan: Plan) -> Any:
-    """sigma / alpha of each row; not a number where nothing of the picture is left."""
+    """sigma / alpha of each row; not a number where nothing of the image is left."""
     return np.divide(plan.sigma, plan.alpha, out=np.full(plan.rows, np.nan), where=plan.alpha > 1e-6)
 
 

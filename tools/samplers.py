@@ -21,18 +21,18 @@ CONFIG: Mapping[str, Any] = {  # Stable Diffusion's
 }
 STEPS = 20
 DRAWN = ("ddim", "euler", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_exponential", "dpmpp_2m_beta")  # where none is named
-SYMBOLS = "m: what the network says of x; x0: that as a clean picture; z: unit noise; s1, s2: latents saved for later"
+SYMBOLS = "m: what the network says of x; x0: that as a clean image; z: unit noise; s1, s2: latents saved for later"
 
 
 @click.command()
 @click.argument("names", nargs=-1)
-@click.option("--steps", type=int, help=f"Of the plans; {STEPS} where left out.")
-@click.option("--strength", type=float, help="Share of the steps to take, as from a picture; 1 where left out.")
+@click.option("--steps", type=int, help=f"Of the plans; {STEPS} by default.")
+@click.option("--strength", type=float, help="Share of the steps to take, as from an image; 1 by default.")
 @click.option(
     "--config",
     "source",
     type=click.Path(path_type=Path),
-    help="scheduler_config.json, or a bundle or checkpoint with one; Stable Diffusion's where left out.",
+    help="scheduler_config.json, or a bundle or checkpoint with one; Stable Diffusion's by default.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 @click.option("--plot", "out", type=Output(), help="Draw timesteps and noise levels: png, svg, pdf.")
@@ -124,7 +124,7 @@ def _draws(plan: "Plan") -> bool:
 
 
 def show(listed: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> None:
-    """The list as a table."""
+    """Show the list as a table."""
     from ldmrt.runtime.schedulers import SPACINGS, everyday_name
 
     from . import tables
@@ -151,6 +151,6 @@ def show(listed: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> None
 
 
 def evaluations(a_step: int, more: int) -> str:
-    """As a formula of the number of steps."""
+    """Write the number of evaluations as a formula of the steps."""
     times = "N" if a_step == 1 else f"{a_step} N"
     return f"{times} {'+' if more > 0 else '-'} {abs(more)}" if more else times

@@ -1,6 +1,6 @@
-"""Does an emoji picture show what its prompt says? Measured against the sprites themselves, with no network.
+"""Does an emoji image show what its prompt says? Measured against the sprites themselves, with no network.
 
-The background is the palette colour nearest to the median of the picture's border. The identity is the reference
+The background is the palette colour nearest to the median of the image's border. The identity is the reference
 sprite, laid on that background, that is nearest in mean squared error at 32x32 over shifts of up to 3 pixels.
 """
 
@@ -19,7 +19,7 @@ HALF = SIZE // 2
 
 
 def background_of(picture: NDArray[np.uint8]) -> str:
-    """The name of the background of a picture (64, 64, 3)."""
+    """The name of the background of an image (64, 64, 3)."""
     inside = np.zeros((SIZE, SIZE), bool)
     inside[MARGIN:-MARGIN, MARGIN:-MARGIN] = True
     return nearest_colour(np.median(picture[~inside], axis=0))
@@ -46,7 +46,7 @@ class References:
         return rows
 
     def identify(self, picture: NDArray[np.uint8]) -> tuple[str, Sprite]:
-        """Background and nearest sprite of a picture (64, 64, 3)."""
+        """Background and nearest sprite of an image (64, 64, 3)."""
         background = background_of(picture)
         references = self.on(background)
         padded = np.pad(picture, ((SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)), mode="edge")

@@ -47,7 +47,7 @@ def steady() -> Iterator[None]:
 
 
 def _steady(stream: Any) -> Any:
-    """The same stream; another over the same descriptor where that is a real one."""
+    """Return the same stream; another over the same descriptor where that is a real one."""
     if type(stream) is not io.TextIOWrapper:  # a test's, a notebook's, or none
         return stream
     stream.flush()

@@ -69,7 +69,7 @@ def wrapped(text: str, width: int) -> str:
 
 
 def _pieces(line: str, width: int) -> Iterator[str]:
-    """What stays together: words, where they fit."""
+    """Return what stays together: words, where they fit."""
     for word in SPACE.split(line):
         for part in [word] if len(word.rstrip()) <= width else JOINT.split(word):
             yield from (part[i : i + width] for i in range(0, max(1, len(part.rstrip())), width))

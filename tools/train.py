@@ -21,12 +21,12 @@ from .run_lock import locked
 from .training import STATE, walk
 from .training_data import open_data
 
-SHOWN = 32  # pictures of a preview of 64 pixels
+SHOWN = 32  # images of a preview of 64 pixels
 RATE = click.FloatRange(0, 1, min_open=True)
 
 
 def _finite(ctx: click.Context, option: click.Parameter, value: float) -> float:
-    """Not-a-number passes every range."""
+    """Refuse not-a-number, which passes every range."""
     if not math.isfinite(value):
         raise click.BadParameter("not a number")
     return value
@@ -36,9 +36,9 @@ def _options(steps: int, batch: int, rate: float) -> Callable[[Any], Any]:
     """The options that both trainings share, with their own defaults."""
     options = [
         click.option("--data", "folder", type=click.Path(path_type=Path), required=True,
-                     help="Sprites built by `ldmrt data emoji`, or a folder of pictures with metadata.jsonl."),
-        click.option("--style", "styles", multiple=True, help="Emoji styles to use; all where left out."),
-        click.option("--group", "groups", multiple=True, help="Emoji groups to use; all where left out."),
+                     help="Sprites built by `ldmrt data emoji`, or a folder of images with metadata.jsonl."),
+        click.option("--style", "styles", multiple=True, help="Emoji styles to use; all by default."),
+        click.option("--group", "groups", multiple=True, help="Emoji groups to use; all by default."),
         click.option("--layout", "layouts", multiple=True, default=["large"], show_default=True,
                      help="Emoji layouts: large, small, pair."),
         click.option("--out", type=Output(folder=True), required=True, help="Folder of the run."),
@@ -89,7 +89,7 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
                 steps: int, batch: int, learning_rate: float, size: int, on_bad: str, on_small: str, seed: int,
                 device: str, precision: str, save_every: int, resume: bool,
                 change: tuple[str, ...]) -> None:  # fmt: skip
-    """Learn to turn pictures into latents and back; writes OUT/vae.
+    """Learn to turn images into latents and back; writes OUT/vae.
 
     Example: ldmrt train autoencoder --data data/emoji --style noto --out runs/ae
     """
@@ -127,7 +127,7 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
         mean, _ = moments(vae.encode(x))
         back = vae.decode(mean).clamp(-1, 1)
         psnr = -10 * ((back - x) / 2).square().mean().log10().item()
-        console.print(f"step {run.step}: PSNR {psnr:.2f} dB over {len(shown)} pictures", highlight=False)
+        console.print(f"step {run.step}: PSNR {psnr:.2f} dB over {len(shown)} images", highlight=False)
         pictures = np.rint((back.cpu().permute(0, 2, 3, 1).numpy() + 1) * 127.5).astype(np.uint8)
         pairs = np.stack([shown[:half], pictures[:half]], axis=1).reshape(2 * half, *shown.shape[1:])
         save_png(out / "training" / f"autoencoder-{run.step:06d}.png", grid(pairs, min(8, len(pairs))))
@@ -240,7 +240,7 @@ def check(out: Path, resume: bool, change: tuple[str, ...], device: str, precisi
 
 
 def check_size(size: int, config: Any) -> None:
-    """Refuse pictures that the autoencoder of this config does not turn into whole latents."""
+    """Refuse images that the autoencoder of this config does not turn into whole latents."""
     if (config.in_channels, config.out_channels) != (3, 3):
         found = f"in_channels {config.in_channels}, out_channels {config.out_channels}"
         raise LdmrtError("vae", "the autoencoder is not one of colours", expected="3 channels", found=found)
@@ -250,7 +250,7 @@ def check_size(size: int, config: Any) -> None:
 
 
 def preview(size: int) -> int:
-    """How many pictures a preview draws: as many as are drawn fast."""
+    """How many images a preview draws: as many as are drawn fast."""
     return max(4, min(SHOWN, SHOWN * 64**2 // size**2))
 
 

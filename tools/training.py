@@ -100,7 +100,7 @@ def save(run: Any, state: Path) -> None:
 
 
 def _reporting(run: Any, loop: Iterator[Any]) -> Iterator[Any]:
-    """Pass the steps on; tell once of each picture that was skipped."""
+    """Pass the steps on; tell once of each image that was skipped."""
     told = 0
     for progress in loop:
         for reason in list(run.skipped.values())[told:]:
@@ -111,4 +111,4 @@ def _reporting(run: Any, loop: Iterator[Any]) -> Iterator[Any]:
 
 def _described(run: Any, progress: Any) -> str:
     skipped = f", {len(run.skipped)} skipped" if run.skipped else ""
-    return f"loss {progress.loss:.4f}, {progress.rate:.0f} pictures/s{skipped}"
+    return f"loss {progress.loss:.4f}, {progress.rate:.0f} images/s{skipped}"

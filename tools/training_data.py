@@ -26,7 +26,7 @@ def open_data(
     skip_bad: bool = False,
     skip_small: bool = False,
 ) -> Any:
-    """A stream of captioned pictures: one's own where there is a metadata.jsonl, emoji otherwise."""
+    """A stream of captioned images: one's own where there is a metadata.jsonl, emoji otherwise."""
     from ldmrt.model.data import SIZE
     from ldmrt.model.emoji import Emoji
     from ldmrt.model.metadata import METADATA
@@ -34,7 +34,7 @@ def open_data(
     if (folder / METADATA).is_file():
         own = open_folder(folder, size, skip_bad=skip_bad, skip_small=skip_small)
         if (count := len(own)) < batch:
-            console.print(f"{count} pictures for batches of {batch}: some come more than once", highlight=False)
+            console.print(f"{count} images for batches of {batch}: some come more than once", highlight=False)
         return own
     data = Emoji.open(folder, styles=styles, groups=groups, layouts=layouts)
     if size != SIZE:

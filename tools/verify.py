@@ -30,22 +30,22 @@ FILE = Output()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--against", "checkpoint", help="The checkpoint: a folder, a file or OWNER/NAME.")
 @of_checkpoint
-@click.option("--prompt", default=PROMPT, show_default=True, help="Of the picture that both draw.")
-@click.option("--seed", default=0, show_default=True, help="Of that picture's noise.")
-@click.option("--side", type=click.IntRange(1), help="Of that picture, in pixels, where engines are for one size; "
-              "the model's own where left out, and no more than 256.")  # fmt: skip
-@click.option("--backend", "backends", multiple=True, help="Only these; all that can run here where left out.")
+@click.option("--prompt", default=PROMPT, show_default=True, help="Of the image that both draw.")
+@click.option("--seed", default=0, show_default=True, help="Of that image's noise.")
+@click.option("--side", type=click.IntRange(1), help="Of that image, in pixels, where engines are for one size; "
+              "the model's own by default, and no more than 256.")  # fmt: skip
+@click.option("--backend", "backends", multiple=True, help="Only these; all that can run here by default.")
 @click.option("--store", is_flag=True, help="Keep the certificate in the bundle.")
 @click.option("--json", "as_json", type=FILE, help="Write the certificate here.")
 @click.option("--junit", type=FILE, help="Write it as JUnit XML, which CI services show.")
-@click.option("--html", type=FILE, help="Write a page with pictures, one file.")
+@click.option("--html", type=FILE, help="Write a page with images, one file.")
 @click.option("--bisect", "bisected", metavar="COMPONENT", help="Compare its modules too: where did it begin?")
 def verify(
     source: Reading, bundle: Path, prompt: str, seed: int, side: int | None, backends: tuple[str, ...], store: bool,
     as_json: Path | None, junit: Path | None, html: Path | None, bisected: str | None,
 ) -> None:  # fmt: skip
     """Run BUNDLE and its checkpoint side by side: every component on the same inputs, real ones and corners; every row
-    from the checkpoint's latents and from its own; one picture from the same noise. Without --against, what the
+    from the checkpoint's latents and from its own; one image from the same noise. Without --against, what the
     certificate stored is replayed, for which PyTorch is not needed. Engines that `ldmrt build` made for this GPU are
     measured too; cases of other shapes are left out of that, and named.
 
@@ -159,7 +159,7 @@ def replay(bundle: "Bundle", backends: tuple[str, ...]) -> None:
 
 
 def unmeasured(bundle: "Bundle", measured: "list[Checked]", reference: "Reference") -> "list[LdmrtError]":
-    """An error for each backend of which no network was measured: its engines are for other sizes than the picture."""
+    """An error for each backend of which no network was measured: its engines are for other sizes than the image."""
     from ldmrt.runtime import LdmrtError
 
     size, ran = "{width}x{height}".format(**reference.walk.options), {one.backend for one in measured if one.ran}
@@ -194,7 +194,7 @@ def runnable(bundle: "Bundle", backends: tuple[str, ...]) -> tuple[dict[str, "Ca
 def conclude(made: "Certificate") -> None:
     """Say what was left out and what is wrong, and exit where something is."""
     for line in made.gaps:
-        click.secho(f"left out: {line}", fg="yellow", err=True)
+        click.secho(f"skipped: {line}", fg="yellow", err=True)
     shown = made.failures[:20]
     for line in shown:
         click.secho(line, fg="red", err=True)
@@ -209,8 +209,8 @@ def conclude(made: "Certificate") -> None:
 def recorded(
     bundle: "Bundle", source: Reading, prompt: str, seed: int = 0, side: int | None = None
 ) -> "tuple[list[str], Reference]":
-    """What of the bundle is not of the checkpoint, and what the checkpoint computes, in float32. Its networks are gone
-    when this returns: two copies of a model may be more than a machine holds.
+    """Find what of the bundle is not of the checkpoint, and what the checkpoint computes, in float32. Its networks are
+    gone when this returns: two copies of a model may be more than a machine holds.
     """
     import torch
 
@@ -260,13 +260,13 @@ def verdict(one: "Checked") -> "Text":
     from rich.text import Text
 
     word = "stated" if one.costs else "FAILED" if not one.within else "ok" if one.summary[1] else ""
-    left = f" {len(one.left_out)} left out" if one.left_out else ""
+    left = f" {len(one.left_out)} skipped" if one.left_out else ""
     style = "red" if not one.within else "yellow" if left else "green" if word == "ok" else ""
     return Text(word + left, style=style)
 
 
 def covered_by(component: str) -> str:
-    """What measures a component of which nothing is stored but what follows from it."""
+    """Name what measures a component of which nothing is stored but what follows from it."""
     from ldmrt.runtime.decode import DECODER, WIDE
 
     return {DECODER: "the picture", WIDE: f"the picture by {WIDE}"}.get(component, "rows and picture")

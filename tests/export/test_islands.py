@@ -46,7 +46,7 @@ def test_parse() -> None:
 
 @pytest.mark.parametrize("text", ["fp8", "", "unet=", "=fp16", "unet=fp16,", "unet:fp16"])
 def test_impossible_precisions(text: str) -> None:
-    with pytest.raises(LdmrtError, match="impossible precision"):
+    with pytest.raises(LdmrtError, match="invalid precision"):
         parse(text)
 
 

@@ -89,15 +89,15 @@ def test_rows_are_in_order(component: str, guidance: str, batch: Dim) -> None:
     [
         ({"sizes": "512"}, "--sizes: cannot read it"),
         ({"sizes": "512x512;768x768"}, "--sizes: cannot read it"),
-        ({"sizes": "1024-512x512"}, "--sizes: impossible width; expected 1 to 2048, the least first; found 1024-512"),
-        ({"sizes": "512x4096"}, "--sizes: impossible height"),
+        ({"sizes": "1024-512x512"}, "--sizes: invalid width; expected 1 to 2048, the least first; found 1024-512"),
+        ({"sizes": "512x4096"}, "--sizes: invalid height"),
         ({"sizes": ""}, None),
-        ({"batch": "0"}, "--batch: impossible batch"),
-        ({"batch": "4-1"}, "--batch: impossible batch"),
-        ({"batch": "65"}, "--batch: impossible batch"),
+        ({"batch": "0"}, "--batch: invalid batch"),
+        ({"batch": "4-1"}, "--batch: invalid batch"),
+        ({"batch": "65"}, "--batch: invalid batch"),
         ({"batch": "many"}, "--batch: cannot read it"),
-        ({"steps": 0}, "--steps: impossible steps; expected 1 to 1000"),
-        ({"steps": 1001}, "--steps: impossible steps"),
+        ({"steps": 0}, "--steps: invalid steps; expected 1 to 1000"),
+        ({"steps": 1001}, "--steps: invalid steps"),
     ],
 )
 def test_words_that_mean_nothing(words: dict[str, Any], message: str | None) -> None:
@@ -112,7 +112,7 @@ def test_words_that_mean_nothing(words: dict[str, Any], message: str | None) -> 
     ("sizes", "specs"), [("516x512", UNET), ("512x520", ADAPTER), ("8x8", UNET), ("512x64", ADAPTER)]
 )
 def test_sizes_that_the_network_cannot_make(sizes: str, specs: tuple[TensorSpec, ...]) -> None:
-    with pytest.raises(LdmrtError, match=r"unet: impossible (width|height); expected a multiple of"):
+    with pytest.raises(LdmrtError, match=r"unet: invalid (width|height); expected a multiple of"):
         profile("unet", specs, said(sizes))
 
 

@@ -314,7 +314,7 @@ def test_runtime_reads_what_diffusers_reads(count: int, layout: str, checkpoint:
 def test_too_long_a_prompt_says_what_is_lost(checkpoint: Path) -> None:
     encoder, files = text(checkpoint)
     files = add_embedding(encoder, files, Embedding("<x>", {"": vectors(10)}, "a.pt", ""))
-    with pytest.warns(LdmrtWarning, match="prompt has 20 tokens, 14 fit; left out: '<x>'"):
+    with pytest.warns(LdmrtWarning, match="prompt has 20 tokens, 14 fit; skipped: '<x>'"):
         row = Tokenizer(files)(["<x> <x>"])[0]
     assert row.tolist() == [553, *range(555, 565), *range(555, 559), 554]
 

@@ -102,9 +102,7 @@ def test_nothing_asked_is_zeros_of_sizes_rounded_up(engines: dict[str, Fake]) ->
 def test_what_does_not_fit_is_refused_before_anything_runs(engines: dict[str, Fake]) -> None:
     with pytest.raises(LdmrtError, match="no control 'pose' here; expected canny, depth, sketch"):
         walk(engines, {"pose": grey(0.5)})
-    with pytest.raises(
-        LdmrtError, match="control depth: impossible width or height; expected multiples of 4; found 22"
-    ):
+    with pytest.raises(LdmrtError, match="control depth: invalid width or height; expected multiples of 4; found 22"):
         walk(engines, {"depth": grey(0.5)}, (12, 22))
     engines["unet"].inputs = engines["unet"].inputs[:4]
     with pytest.raises(LdmrtError, match="control depth: the U-Net here takes no down_intrablock_residual_0"):

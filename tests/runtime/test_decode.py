@@ -43,17 +43,17 @@ def test_norms_are_shared_where_a_decoder_can(name: str) -> None:
 
 @pytest.mark.parametrize("tile", [0, -16, 12, 50])
 def test_impossible_tile(tile: int) -> None:
-    with pytest.raises(LdmrtError, match=f"impossible tile; expected a multiple of 4, at least 16; found {tile}"):
+    with pytest.raises(LdmrtError, match=f"invalid tile; expected a multiple of 4, at least 16; found {tile}"):
         Decoding(tile).cells(FACTOR, ())
 
 
 def test_impossible_passes() -> None:
-    with pytest.raises(LdmrtError, match="impossible passes over the tiles; expected 1 or more; found 0"):
+    with pytest.raises(LdmrtError, match="invalid passes over the tiles; expected 1 or more; found 0"):
         Decoding(passes=0)
 
 
 def test_impossible_on_overflow() -> None:
-    with pytest.raises(LdmrtError, match="impossible on_overflow; expected stop or retry; found again"):
+    with pytest.raises(LdmrtError, match="invalid on_overflow; expected stop or retry; found again"):
         Decoding(on_overflow="again")
 
 
@@ -69,7 +69,7 @@ def test_overflow(tile: int | None) -> None:
     pair = np.concatenate([latents(8, 8), latents(8, 8) * 1e6])
     narrow, wide = Decoder(halves), Decoder()
     both = {"vae_decoder": narrow, "vae_decoder_fp32": wide}
-    with pytest.raises(LdmrtError, match=r"vae_decoder: the picture is not finite\n  try: .*--on-overflow retry"):
+    with pytest.raises(LdmrtError, match=r"vae_decoder: the image is not finite\n  try: .*--on-overflow retry"):
         decode(both, shape, pair, Decoding(tile))
     assert wide.sides == []
     found = decode(both, shape, pair, Decoding(tile, "retry"))

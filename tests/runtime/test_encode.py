@@ -65,5 +65,5 @@ def test_what_is_not_finite_is_told_of(tile: int | None) -> None:
 
 
 def test_a_bundle_without_an_encoder() -> None:
-    with pytest.raises(LdmrtError, match="vae_encoder: this bundle cannot take a picture"):
+    with pytest.raises(LdmrtError, match="vae_encoder: this bundle cannot take an image"):
         encoded({}, Decoding())

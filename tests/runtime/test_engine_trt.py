@@ -368,7 +368,7 @@ def test_tensorrt_rtx_says_what_does_not_run_here(opened: Bundle, gpu: FakeCuda,
     ("call", "error", "hint"),
     [
         ("cudaStreamCreateWithFlags", cudaError_t.cudaErrorInsufficientDriver, "a newer NVIDIA driver"),
-        ("cudaHostAlloc", cudaError_t.cudaErrorMemoryAllocation, "fewer pictures at once"),
+        ("cudaHostAlloc", cudaError_t.cudaErrorMemoryAllocation, "fewer images at once"),
         ("cudaEventSynchronize", cudaError_t.cudaErrorStreamCaptureInvalidated, None),
     ],
 )

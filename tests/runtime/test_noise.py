@@ -52,5 +52,5 @@ def test_noise_is_unit_normal() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 10**30])
 def test_impossible_seed_is_refused(seed: int) -> None:
-    with pytest.raises(LdmrtError, match=rf"impossible seed; expected 0 to 2\*\*64 - 1; found {seed}"):
+    with pytest.raises(LdmrtError, match=rf"invalid seed; expected 0 to 2\*\*64 - 1; found {seed}"):
         noise([0, seed], FIRST, SHAPE)

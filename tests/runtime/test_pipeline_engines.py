@@ -103,7 +103,7 @@ def test_decoder_sees_one_unscaled_picture_at_a_time(pipeline: Pipeline) -> None
     [
         ("text_encoder", "last_hidden_state", "the context is not finite"),
         ("unet", "out_sample", "latents are not finite after row 1"),
-        ("vae_decoder", "sample", "the picture is not finite"),
+        ("vae_decoder", "sample", "the image is not finite"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, on the way to the error

@@ -24,10 +24,10 @@ from ldmrt.runtime.request_fields import FIELDS
         ({"guidance": np.nan}, "invalid guidance"),
         ({"guidance": np.inf}, "invalid guidance"),
         ({"prompt": []}, "no prompt"),
-        ({"negative_prompt": ["a", "b"]}, "as many negative prompts as pictures; expected 1; found 2"),
-        ({"negative_prompt": []}, "as many negative prompts as pictures; expected 1; found 0"),
-        ({"seed": [1, 2]}, "one seed a picture; expected 1; found 2"),
-        ({"prompt": ["a", "b"], "count": 2, "seed": [1, 2]}, "one seed a picture; expected 4; found 2"),
+        ({"negative_prompt": ["a", "b"]}, "as many negative prompts as images; expected 1; found 2"),
+        ({"negative_prompt": []}, "as many negative prompts as images; expected 1; found 0"),
+        ({"seed": [1, 2]}, "one seed per image; expected 1; found 2"),
+        ({"prompt": ["a", "b"], "count": 2, "seed": [1, 2]}, "one seed per image; expected 4; found 2"),
         *(
             pytest.param(fields, name, id=f"wrong {fields}")
             for name, fields in (

@@ -55,12 +55,12 @@ def test_trailing_spacing_starts_from_noise_alone() -> None:
         ),
         ({"clip_sample": False}, None, "EulerDiscreteScheduler has no 'clip_sample'"),
         ({"use_karras_sigmas": True}, "ddim", "DDIMScheduler has no 'use_karras_sigmas'"),
-        ({"steps_offset": "one"}, None, "impossible steps_offset"),
-        ({"steps_offset": 1.5}, None, "impossible steps_offset"),
-        ({"steps_offset": True}, None, "impossible steps_offset"),
-        ({"use_karras_sigmas": "yes"}, None, "impossible use_karras_sigmas"),
+        ({"steps_offset": "one"}, None, "invalid steps_offset"),
+        ({"steps_offset": 1.5}, None, "invalid steps_offset"),
+        ({"steps_offset": True}, None, "invalid steps_offset"),
+        ({"use_karras_sigmas": "yes"}, None, "invalid use_karras_sigmas"),
         ({"prediction_type": "x0"}, None, "no prediction_type 'x0'"),
-        ({"beta_end": float("nan")}, None, "impossible beta_end"),
+        ({"beta_end": float("nan")}, None, "invalid beta_end"),
     ],
 )
 def test_what_is_no_setting_of_the_class(settings: dict[str, Any], name: str | None, message: str) -> None:

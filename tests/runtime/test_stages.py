@@ -71,14 +71,14 @@ def test_what_goes_wrong_is_raised_in_its_place(bad: int) -> None:
 
     def fail(n: int) -> int:
         if n == 4:
-            raise LdmrtError("test", "impossible number")
+            raise LdmrtError("test", "invalid number")
         return n
 
     stages: list[Any] = [abs, abs, abs]
     stages[bad] = fail
     made = in_stages(range(9), stages)
     assert [next(made) for _ in range(4)] == [0, 1, 2, 3]
-    with pytest.raises(LdmrtError, match="impossible number"):
+    with pytest.raises(LdmrtError, match="invalid number"):
         next(made)
 
 

@@ -83,14 +83,14 @@ def test_what_does_not_fit_is_said(tokenizer: Tokenizer) -> None:
         tokenizer([fits])
     long = f"{fits} " * 8 + "under the last umbrella"
     with pytest.warns(
-        LdmrtWarning, match=r"prompt has \d+ tokens, 14 fit; left out: '.*under the last umbrella'"
+        LdmrtWarning, match=r"prompt has \d+ tokens, 14 fit; skipped: '.*under the last umbrella'"
     ) as told:
         ids = tokenizer([long, fits])
     assert len(told) == 1
     assert ids[0, 0] == tokenizer.start
     assert ids[0, -1] == tokenizer.end
     assert tokenizer.end not in ids[0, :-1]
-    lost = str(told[0].message).partition("left out: '")[2].rstrip("'")
+    lost = str(told[0].message).partition("skipped: '")[2].rstrip("'")
     kept = long.removesuffix(lost)
     assert kept != long
     np.testing.assert_array_equal(tokenizer([kept])[0], ids[0])  # what is said to be lost, and no more, is lost

@@ -122,11 +122,11 @@ def test_where_it_can_run_the_engines_are_held_to_it(ldmrt: Any, copy: Path, mon
         (["--target", "sm90"], "--target: TensorRT-RTX has no target sm90; expected sm75, "),
         (["--target", "sm89,sm75"], "text_encoder: TensorRT-RTX cannot build it for sm75, which has no matrix"),
         (["--target", "sm89,gpu"], "--target: TensorRT-RTX has no target gpu"),
-        (["--target", "sm89", "--sizes", "17x16"], "unet: impossible width; expected a multiple of 2 from 4 on"),
+        (["--target", "sm89", "--sizes", "17x16"], "unet: invalid width; expected a multiple of 2 from 4 on"),
         (["--target", "sm89", "--sizes", "big"], "--sizes: cannot read it; expected WIDTHxHEIGHT"),
-        (["--target", "sm89", "--batch", "0"], "--batch: impossible batch"),
+        (["--target", "sm89", "--batch", "0"], "--batch: invalid batch"),
         (["--target", "sm89", "--components", "step"], "--components: no component 'step'; expected text_encoder, "),
-        (["--target", "sm89", "--folded", "--steps", "0"], "--steps: impossible steps; expected 1 to 1000"),
+        (["--target", "sm89", "--folded", "--steps", "0"], "--steps: invalid steps; expected 1 to 1000"),
         (["--target", "sm89", "--components", "vea"], "--components: no component 'vea', did you mean 'vae_"),
         (["--target", "sm89", "--refit"], "--refit: TensorRT-RTX compiles engines with replaceable weights by CUDA"),
         (["--backend", "tensorrt"], "backend: TensorRT is not installed"),
@@ -151,13 +151,13 @@ def test_this_machine_has_no_gpu(ldmrt: Any, bundle: Path, monkeypatch: pytest.M
 
 @RTX
 def test_too_little_room(ldmrt: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available", lambda: 10**6)
+    monkeypatch.setattr(memory, "free_memory", lambda: 10**6)
     ran = ldmrt("build", bundle, "--target", "sm89")
     assert "unet: this machine has too little memory to build it; expected " in ran.error
     assert "found 1.0 MB available" in ran.error
     monkeypatch.setattr(memory.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
     ran = ldmrt("build", bundle, "--target", "sm89")
-    assert "build: no room for the engines on the disk of" in ran.error
+    assert "build: not enough space for the engines on the disk of" in ran.error
     assert "try: ldmrt engines prune" in ran.err
     assert not (bundle / "engines").exists()
 

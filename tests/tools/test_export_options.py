@@ -135,7 +135,7 @@ def test_lora_that_overflows_leaves_the_bundle(
         (["--controlnet", "canny=none"], "missing file"),
         (["--adapter", "sketch"], "is not NAME=FOLDER"),
         (["--adapter", "sketch=none"], "adapter: missing file"),
-        (["--precision", "fp8"], "impossible precision 'fp8'"),
+        (["--precision", "fp8"], "invalid precision 'fp8'"),
     ],
 )
 def test_bad_option(

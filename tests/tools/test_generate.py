@@ -105,7 +105,7 @@ def test_prompt_that_is_too_long_is_a_warning(ldmrt: Any, bundle: Path, tmp_path
     warnings = [line for line in ran.err.splitlines() if line.startswith("warning: tokenizer")]
     assert ran.code == 0
     assert len(warnings) == 1
-    assert "left out: " in warnings[0]
+    assert "skipped: " in warnings[0]
     assert "under the last umbrella" in warnings[0]
     assert opened(tmp_path / "o.png")[1]["prompt"] == prompt
 
@@ -115,7 +115,7 @@ def test_prompt_that_is_too_long_is_a_warning(ldmrt: Any, bundle: Path, tmp_path
     [
         (["--steps", "-1"], "request: invalid steps; expected at least 1; found -1"),
         (["--steps", "many"], "Invalid value for '--steps'"),
-        (["--steps", "1001"], "impossible number of steps; expected 1 to 1000"),
+        (["--steps", "1001"], "invalid number of steps; expected 1 to 1000"),
         (["-n", "0"], "Invalid value for '-n'"),
         (["--guidance", "nan"], "invalid guidance"),
         (["--seed", "-1"], "invalid seed; expected 0 to 2**64 - 1; found -1"),
@@ -126,9 +126,9 @@ def test_prompt_that_is_too_long_is_a_warning(ldmrt: Any, bundle: Path, tmp_path
         (["--backend", "cuda"], "no backend 'cuda'"),
         (
             ["-o", "out.gif"],
-            "impossible --out; expected a file name that ends in .png, .jpg, .jpeg, .webp; found out.gif",
+            "invalid --out; expected a file name that ends in .png, .jpg, .jpeg, .webp; found out.gif",
         ),
-        (["-o", "out"], "impossible --out"),
+        (["-o", "out"], "invalid --out"),
         *(
             pytest.param(options, message)
             for options, message in (
@@ -184,5 +184,5 @@ def test_tiles_and_low_memory(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
     assert "tile" not in whole[1] | low[1]
     assert tiled[1]["tile"] == 16
     assert not np.array_equal(whole[0], tiled[0])
-    assert "impossible tile; expected a multiple of 2, at least 8; found 7" in ldmrt(*words, "--tile", 7).error
-    assert "impossible on_overflow; expected stop or retry; found x" in ldmrt(*words, "--on-overflow", "x").error
+    assert "invalid tile; expected a multiple of 2, at least 8; found 7" in ldmrt(*words, "--tile", 7).error
+    assert "invalid on_overflow; expected stop or retry; found x" in ldmrt(*words, "--on-overflow", "x").error

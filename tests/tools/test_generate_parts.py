@@ -1,16 +1,22 @@
 """`ldmrt generate` where images are drawn in parts, or by two models."""
 
+import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import ldmrt.runtime
-from ldmrt.runtime import LdmrtError, RefinedPipeline, Request, batch_size
-from ldmrt.runtime.batch_size import images_at_once
+from ldmrt.runtime import LdmrtError, RefinedPipeline, Request, batch_size, gpu, machine
+from ldmrt.runtime.batch_size import Forecast, images_at_once
+from ldmrt.runtime.coverage import manifest_digest
 from ldmrt.runtime.engine_files import Range
+from ldmrt.runtime.manifest import check_manifest
 
 from .conftest import Ran, command
 
@@ -118,3 +124,51 @@ def test_a_refiner_of_other_latents_is_refused(bundle: Path) -> None:
     with pytest.raises(LdmrtError, match="its latents are not the base's: another channels; expected 4; found 16"):
         RefinedPipeline(pipeline, other)
     pipeline.close()
+
+
+def test_as_many_as_fit_in_memory() -> None:
+    forecast = Forecast(free=10e9, per_pixel=4000.0, per_pixel_squared=0.01)
+    size, each = (512, 512), 512 * 512 * (4000.0 + 0.01 * 512 * 512)
+    assert images_at_once([], size, 8, guided=True, forecast=forecast) == int(10e9 / (2 * each)) == 2
+    assert images_at_once([], size, 8, guided=False, forecast=forecast) == 5
+    assert images_at_once([], (64, 64), 8, guided=True, forecast=Forecast(1e15, 4000.0, 0.0)) == 1024
+    assert images_at_once([], size, 8, guided=True, forecast=Forecast(0.0, 4000.0, 0.0)) == 1
+    profile = {"sample": Range((1, 4, 32, 32), (2, 4, 64, 64), (8, 4, 64, 96))}
+    assert images_at_once([("unet", profile)], size, 8, guided=True, forecast=forecast) == 4
+
+
+@pytest.mark.parametrize(("backend", "where"), [("onnxruntime", machine), ("onnxruntime-cuda", gpu)])
+def test_free_memory_is_divided_by_what_an_image_takes(
+    backend: str, where: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = ldmrt.runtime.Bundle.open(bundle)
+    weights = sum(path.stat().st_size for path in bundle.glob("*/model.onnx_data"))
+    predicted = opened.manifest["memory"]
+    each = 2 * 256 * (predicted["per_pixel"] + 256 * predicted["per_pixel_squared"])
+    monkeypatch.setattr(where, "free_memory", lambda: int(weights + 2 * 3.75 * each))
+    with ldmrt.runtime.open(bundle, "onnxruntime", check=False) as pipeline:
+        pipeline = replace(pipeline, forecast=Forecast.read(opened, backend))
+        assert pipeline.images_at_once(Request(PROMPT)) == 3
+        assert pipeline.images_at_once(Request(PROMPT, guidance=1.0)) == 7
+    monkeypatch.setattr(where, "free_memory", lambda: None)
+    assert Forecast.read(opened, backend) is None
+
+
+def test_a_bundle_without_a_prediction_keeps_its_certificate(bundle: Path, tmp_path: Path) -> None:
+    """It was exported before there was one."""
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    manifest = json.loads((copy / "ldmrt.json").read_text())
+    digest = manifest_digest(manifest)
+    del manifest["memory"]
+    assert manifest_digest(manifest) == digest
+    (copy / "ldmrt.json").write_text(json.dumps(manifest))
+    with ldmrt.runtime.open(copy, "onnxruntime") as pipeline:
+        assert pipeline.forecast is None
+        assert pipeline.images_at_once(Request(PROMPT)) == batch_size.PIXELS // 256
+
+
+@pytest.mark.parametrize("memory", [[], {"per_pixel": -1}, {"per_pixel": "1"}, {"per_pixel": True}, None])
+def test_a_prediction_that_is_none_is_refused(memory: object, bundle: Path) -> None:
+    manifest = json.loads((bundle / "ldmrt.json").read_text()) | {"memory": memory}
+    with pytest.raises(LdmrtError, match=r"ldmrt\.json is damaged at memory; expected numbers of bytes"):
+        check_manifest(manifest)

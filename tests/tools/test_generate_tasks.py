@@ -76,9 +76,9 @@ def test_rows_of_the_denoising(ldmrt: Any, bundle: Path, place: Path) -> None:
     ("options", "message"),
     [
         (["--image", "none.png"], "File 'none.png' does not exist"),
-        (["--mask", "mask.png"], "a mask without a picture"),
+        (["--mask", "mask.png"], "a mask without an image"),
         (["--image", "in.png", "--strength", "1.5"], "invalid strength; expected 0 to 1; found 1.5"),
-        (["--image", "in.png", "--strength", "0"], "impossible strength"),
+        (["--image", "in.png", "--strength", "0"], "invalid strength"),
         (["--image", "text.png"], "cannot read text.png"),
         (["--image", "in.png", "--width", "15"], "invalid width; expected a multiple of 2"),
         (["--control", "canny"], "is not NAME=PICTURE"),
@@ -193,7 +193,7 @@ def test_a_size_far_from_the_models_own(ldmrt: Any, bundle: Path, place: Path) -
         (["--image", "."], "is a directory"),
         (["--image", "a\0b"], "has a NUL in it"),
         (["--control", "x=a\0b"], "control x: cannot read"),
-        (["-o", "a.gif"], "impossible --out"),
+        (["-o", "a.gif"], "invalid --out"),
     ],
 )
 def test_images_that_do_not_fit(ldmrt: Any, place: Path, options: list[str], message: str) -> None:

@@ -157,7 +157,7 @@ def test_a_link_to_nothing_is_a_file_that_is_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.gif", "a", ".png", "a.png.txt", "folder.png"])
 def test_names_that_say_no_format(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
-    message = r"impossible --out; expected a file name that ends in \.png, \.jpg, \.jpeg, \.webp; found"
+    message = r"invalid --out; expected a file name that ends in \.png, \.jpg, \.jpeg, \.webp; found"
     for overwrite in (False, True):
         with pytest.raises(LdmrtError, match=message):
             output_path(tmp_path / name, 1, steps=False, overwrite=overwrite)

@@ -112,7 +112,7 @@ def test_plans(ldmrt: Any) -> None:
     for name in ("heun", "dpmpp_2m_karras"):
         plan = plan_from_config(CONFIG, 6, name=name, strength=0.5)
         assert f"{name}: 6 steps, {plan.rows} rows\n{plan}\n" in ran.out
-    assert "x0: that as a clean picture" in ran.out
+    assert "x0: that as a clean image" in ran.out
     assert "euler: 20 steps, 20 rows, begins with unit noise times 0.997667\n" in ldmrt("samplers", "euler").out
 
 
@@ -123,13 +123,13 @@ def test_plans(ldmrt: Any) -> None:
         (["ddim", "nonsense", "--json"], "unknown scheduler 'nonsense'"),
         (["euler_a_karras"], "EulerAncestralDiscreteScheduler has no use_karras_sigmas"),
         (["nonsense", "--plot", "out.png"], "unknown scheduler 'nonsense'"),
-        (["ddim", "--steps", "0"], "impossible number of steps"),
+        (["ddim", "--steps", "0"], "invalid number of steps"),
         (["ddim", "--steps", "few"], "Invalid value for '--steps'"),
-        (["ddim", "--strength", "2"], "impossible strength"),
+        (["ddim", "--strength", "2"], "invalid strength"),
         (["--steps", "5"], "--steps and --strength are for named samplers or --plot"),
         (["ddim", "--strength", "1", "--json"], "--steps and --strength are for named samplers"),
         (["--json", "--plot", "out.png"], "--json and --plot are two answers"),
-        (["--plot", "out.jpg"], "impossible --plot; expected a file name that ends in .png, .svg, .pdf"),
+        (["--plot", "out.jpg"], "invalid --plot; expected a file name that ends in .png, .svg, .pdf"),
         (["--plot", "folder.png"], "--plot: folder.png cannot be written; found a folder of that name"),
         (["--plot", "file/out.png"], "file"),
         (["--config", "nowhere"], "no scheduler_config.json at nowhere"),

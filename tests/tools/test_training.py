@@ -158,7 +158,7 @@ def test_skipped_images_are_told_once(tmp_path: Path, capsys: pytest.CaptureFixt
     run.walk(tmp_path)
     said = capsys.readouterr().err
     assert (said.count("skipped: in step 1"), said.count("skipped: in step 5"), said.count("skipped:")) == (1, 1, 2)
-    assert "8/8 loss 0.0000, 0 pictures/s, 2 skipped" in said
+    assert "8/8 loss 0.0000, 0 images/s, 2 skipped" in said
 
 
 def test_a_folder_has_one_training_at_a_time(tmp_path: Path) -> None:

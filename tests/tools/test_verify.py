@@ -57,7 +57,7 @@ def test_side(ldmrt: Any, changed: Path, checkpoint: Path) -> None:
     assert {one.case for one in opened.certificate.figures if one.component == "unet"} >= {"batch 1 at 24x24"}
     assert ldmrt("verify", changed).code == 0
     ran = ldmrt("verify", changed, "--against", checkpoint, "--side", 25)
-    assert (ran.code, "impossible side; expected a multiple of 2 pixels; found 25" in ran.error) == (2, True)
+    assert (ran.code, "invalid side; expected a multiple of 2 pixels; found 25" in ran.error) == (2, True)
     assert "--side without --against" in ldmrt("verify", changed, "--side", 24).error
 
 

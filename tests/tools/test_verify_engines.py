@@ -73,13 +73,13 @@ def test_cases_of_other_shapes_are_left_out_and_named(
     older = json.loads(files[0].read_text())
     del older["left_out"]
     assert replace(found, left_out=()) == Certificate.from_json(older)
-    (line,) = (line for line in ran.err.splitlines() if line.startswith("left out: unet"))
-    assert "unet on tensorrt, 3 left out (batch 1 at 16x16, batch 3 at 16x16, batch 2 at 18x16): unet: engine" in line
+    (line,) = (line for line in ran.err.splitlines() if line.startswith("skipped: unet"))
+    assert "unet on tensorrt, 3 skipped (batch 1 at 16x16, batch 3 at 16x16, batch 2 at 18x16): unet: engine" in line
     assert line.endswith("takes 2x4x8x8, not 1x4x8x8 as sample")
-    assert " 3 left out │" in ran.out
+    assert " 3 skipped │" in ran.out
     suite = ElementTree.parse(files[1]).getroot()
     assert suite.attrib["skipped"] == str(len(suite.findall("testcase/skipped"))) == "8"
-    assert line.removeprefix("left out: ") in files[2].read_text()
+    assert line.removeprefix("skipped: ") in files[2].read_text()
 
 
 def test_where_no_engine_takes_anything(ldmrt: Any, changed: Path, gpu: FakeCuda) -> None:
@@ -95,5 +95,5 @@ def test_where_no_engine_takes_anything(ldmrt: Any, changed: Path, gpu: FakeCuda
     assert idle in ran.err
     ran = ldmrt("verify", changed)
     assert ran.code == 0
-    assert "left out: rows on tensorrt, 20 left out (row 0, row 1, row 2, ...): text_encoder: no engine" in ran.err
-    assert "left out: picture on tensorrt, 1 left out (seed 0): text_encoder: no engine" in ran.err
+    assert "skipped: rows on tensorrt, 20 skipped (row 0, row 1, row 2, ...): text_encoder: no engine" in ran.err
+    assert "skipped: picture on tensorrt, 1 skipped (seed 0): text_encoder: no engine" in ran.err

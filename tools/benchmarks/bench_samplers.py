@@ -3,7 +3,7 @@
     python -m ldmrt.tools.benchmarks.bench_samplers --json out.json
 
 The network's word and the noise lie ready, the word where guidance leaves it, so what is timed is all that stands
-between two calls of the network. What comes once a picture is not: diffusers' `set_timesteps` there, the plan and its
+between two calls of the network. What comes once an image is not: diffusers' `set_timesteps` there, the plan and its
 buffers here.
 """
 
@@ -51,7 +51,7 @@ class Cost:
 @click.option("--repeats", type=click.IntRange(min=1), default=31, show_default=True, help="Runs; the least counts.")
 @click.option("--json", "out", type=Output(), help="Write the numbers here too.")
 def bench(names: tuple[str, ...], steps: int, repeats: int, out: Path | None) -> None:
-    """Time the rows of NAMES, all samplers where left out, against diffusers' steps on the same latents.
+    """Time the rows of NAMES, all samplers by default, against diffusers' steps on the same latents.
 
     Example: python -m ldmrt.tools.benchmarks.bench_samplers dpmpp_2m euler
     """

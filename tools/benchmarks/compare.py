@@ -1,8 +1,8 @@
-"""One model drawn by several programs in turns: what each takes, beside how like its picture is.
+"""One model drawn by several programs in turns: what each takes, beside how like its image is.
 
     python -m ldmrt.tools.benchmarks.compare model/pretrained/emoji64 out/emoji64 --json out/compare.json
 
-The same weights, first latents, sampler, steps and threads, each program in a process of its own. A speed whose picture
+The same weights, first latents, sampler, steps and threads, each program in a process of its own. A speed whose image
 differs from diffusers' is not shown.
 """
 
@@ -40,10 +40,10 @@ class Contestant:
     path: Path  # what it opens
     options: dict[str, Any] = field(default_factory=dict)
     ready: float = 0.0  # seconds from its start until it could draw
-    first: float = 0.0  # seconds of the first picture
+    first: float = 0.0  # seconds of the first image
     seconds: list[float] = field(default_factory=list)  # of the next ones
     peak: float = 0.0  # bytes
-    psnr: float = 0.0  # dB to the reference's picture
+    psnr: float = 0.0  # dB to the reference's image
 
     @property
     def kind(self) -> str:
@@ -77,7 +77,7 @@ class Worker:
         raise LdmrtError("compare", f"{self._one.name} ended", expected="a picture", found=found)
 
     def draw(self, path: Path) -> dict[str, float]:
-        """Have it draw a picture and save it at `path`, .npy."""
+        """Have it draw an image and save it at `path`, .npy."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{path}\n")
         self._process.stdin.flush()
@@ -90,7 +90,7 @@ class Worker:
 
 
 def race(contestants: list[Contestant], ask: dict[str, Any], rounds: int, folder: Path) -> None:
-    """Let them draw in turns, `rounds` pictures each after a first one."""
+    """Let them draw in turns, `rounds` images each after a first one."""
     from ldmrt.runtime.certificate import psnr
 
     workers = []
@@ -125,11 +125,11 @@ def ratio(one: Contestant, other: Contestant) -> float:
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--prompt", default="a red apple, noto style, blue background", show_default=True)
-@click.option("--side", type=click.IntRange(8), help="Pixels; the model's own size where left out.")
+@click.option("--side", type=click.IntRange(8), help="Pixels; the model's own size by default.")
 @click.option("--steps", default=20, show_default=True)
 @click.option("--guidance", default=5.0, show_default=True)
 @click.option("--threads", default=2, show_default=True)
-@click.option("--rounds", default=10, show_default=True, help="Pictures of each, after a first one.")
+@click.option("--rounds", default=10, show_default=True, help="Images of each, after a first one.")
 @click.option("--compiled", is_flag=True, help="Also diffusers with its U-Net through torch.compile.")
 @click.option("--low-memory", is_flag=True, help="Also ldmrt with one component in memory at a time.")
 @click.option("--optimum", "other", type=click.Path(exists=True), help="A Python that has optimum-onnx: also that.")
@@ -139,7 +139,7 @@ def compare(
     checkpoint: Path, bundle: Path, prompt: str, side: int | None, steps: int, guidance: float, threads: int,
     rounds: int, compiled: bool, low_memory: bool, other: str | None, exported: Path | None, out: Path | None,
 ) -> None:  # fmt: skip
-    """Draw one picture with diffusers on CHECKPOINT and with ldmrt on BUNDLE, in turns."""
+    """Draw one image with diffusers on CHECKPOINT and with ldmrt on BUNDLE, in turns."""
     from ldmrt.runtime import Bundle, LdmrtError, write_atomically
     from ldmrt.runtime.machine import processor, versions
     from ldmrt.runtime.noise import noise

@@ -1,9 +1,9 @@
-"""One way to draw a picture, in a process of its own, which `tools/benchmarks/compare.py` tells when to draw.
+"""One way to draw an image, in a process of its own, which `tools/benchmarks/compare.py` tells when to draw.
 
     python -c "$(cat tools/benchmarks/contestant.py)" diffusers CHECKPOINT '{"prompt": ..., "noise": "noise.npy", ...}'
 
 Written so that a Python without ldmrt can run it, such as one that has optimum. It prints a line of JSON when it is
-ready and one after each picture that a line on its standard input asks for; an empty line ends it.
+ready and one after each image that a line on its standard input asks for; an empty line ends it.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-Draw = Callable[[str], Any]  # of a prompt, a picture (H, W, 3), uint8
+Draw = Callable[[str], Any]  # of a prompt, an image (H, W, 3), uint8
 
 
 def ldmrt(path: str, ask: dict[str, Any]) -> Draw:

@@ -31,17 +31,17 @@ STEPS = ("export", "again", "torch", "optimum", "verify", "generate", "build")
 @click.argument("family", type=click.Choice(list(NAMES)))
 @click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/full_size"), show_default=True)
-@click.option("--step", "steps", multiple=True, type=click.Choice(STEPS), help="Only these; all where left out.")
+@click.option("--step", "steps", multiple=True, type=click.Choice(STEPS), help="Only these; all by default.")
 @click.option("--optimum", "other", type=click.Path(exists=True), help="A Python that has optimum-onnx.")
 @click.option("--target", default="sm89", show_default=True, help="The GPU that engines are built for.")
-@click.option("--side", default=256, show_default=True, help="Pixels of the picture, drawn in 2 steps.")
+@click.option("--side", default=256, show_default=True, help="Pixels of the image, drawn in 2 steps.")
 @click.option("--json", "out", type=Output(), help="Write the numbers here too.")
 def full_size(
     family: str, precision: str, work: Path, steps: tuple[str, ...], other: str | None, target: str, side: int,
     out: Path | None,
 ) -> None:  # fmt: skip
-    """Make a random checkpoint of FAMILY at full size, export it, export it again, verify it, draw a picture and build
-    engines for pictures of its own size.
+    """Make a random checkpoint of FAMILY at full size, export it, export it again, verify it, draw an image and build
+    engines for images of its own size.
     """
     from rich.console import Console
     from rich.table import Table

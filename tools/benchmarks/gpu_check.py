@@ -193,15 +193,15 @@ def place_of(out: Path | None) -> Path:
     "names",
     multiple=True,
     type=click.Choice([row.name for row in (*ROWS, ON_CPU[-1])]),
-    help="Only these; all where left out.",
+    help="Only these; all by default.",
 )
 @click.option("--budget", default=450.0, show_default=True, help="Seconds for all rows.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/gpu_check"), show_default=True)
-@click.option("--json", "out", type=click.Path(path_type=Path), help="Write here; $OUT/gpu-check.json where left out.")
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write here; $OUT/gpu-check.json by default.")
 def gpu_check(
     model: str, device: str, steps: int, names: tuple[str, ...], budget: float, work: Path, out: Path | None
 ) -> None:  # fmt: skip
-    """Measure U-Net rows with guidance, whole pictures and how far the U-Net is off float32: a row for each way."""
+    """Measure U-Net rows with guidance, whole images and how far the U-Net is off float32: a row for each way."""
     from ldmrt.runtime.files import write_atomically
     from ldmrt.runtime.machine import processor, versions
 

@@ -121,7 +121,7 @@ def bundle(setting: Setting) -> Values:
 
 
 def backend(setting: Setting, name: str) -> Values:
-    """A backend of the runtime, as a user runs it: prompt to picture, latents on the host between rows."""
+    """A backend of the runtime, as a user runs it: prompt to image, latents on the host between rows."""
     from ldmrt.runtime import open as open_bundle
 
     built = engines(setting.bundle, name) if name.startswith("tensorrt") else 0.0
@@ -135,7 +135,7 @@ def backend(setting: Setting, name: str) -> Values:
 
 
 def drawn(setting: Setting, pipeline: Any) -> Values:
-    """How fast a pipeline draws, from the second picture on."""
+    """How fast a pipeline draws, from the second image on."""
     prompt, asked = asking(setting)
     pipeline(prompt, **asked)
     results = [pipeline(prompt, **asked) for _ in range(REPEATS)]
@@ -188,7 +188,7 @@ def launches(setting: Setting, unet: Any) -> float:
 
 
 def engines(folder: Path, name: str, target: str | None = None, only: str = "") -> float:
-    """Build what a backend needs for one picture with guidance, of all components or one graph; seconds."""
+    """Build what a backend needs for one image with guidance, of all components or one graph; seconds."""
     from ldmrt.export import trt
     from ldmrt.export.build import build, decide
     from ldmrt.export.profiles import Wanted, recipes

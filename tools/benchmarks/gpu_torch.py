@@ -32,7 +32,7 @@ def checkpoint_of(model: str, device: str) -> Checkpoint:
 
 @dataclass(frozen=True)
 class TorchModel:
-    """The three networks of a picture on a device."""
+    """The three networks of an image on a device."""
 
     modules: dict[str, Any]
     tokenizer: Tokenizer

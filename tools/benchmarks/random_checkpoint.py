@@ -48,7 +48,7 @@ def tokenizer_files() -> dict[str, bytes]:
 @click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
 @click.option("--seed", default=0, show_default=True)
 def random_checkpoint(family: str, folder: Path, precision: str, seed: int) -> None:
-    """Write a model of FAMILY's shapes into FOLDER. Its pictures are noise."""
+    """Write a model of FAMILY's shapes into FOLDER. Its images are noise."""
     import torch
 
     from ldmrt.model.checkpoint import INDEX, NETWORKS, save_network, save_text_encoder, write_json
