@@ -27,6 +27,7 @@ ENCODERS = {
     "text_encoders_1": "text_encoder_2",
 }
 USUAL = ("learned_embeds.safetensors", "learned_embeds.bin")
+WORD = re.compile(r"<[^<>\s]+>")  # one of several that stand side by side
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def _add_words(
 
 def _each(token: str, count: int, name: str) -> list[str]:
     """The word of each vector: token, token_1, token_2 ...; or those that a token such as "<s0><s1>" is made of."""
-    several = re.findall(r"<[^<>\s]+>", token)
+    several = WORD.findall(token)
     if len(several) < 2 or "".join(several) != token:
         return [token, *(f"{token}_{i}" for i in range(1, count))]
     if len(several) != count:
@@ -226,6 +227,17 @@ def _found(content: Any) -> tuple[object, dict[str, Any]]:
     if content.keys() <= ENCODERS.keys():
         return None, {ENCODERS[key]: value for key, value in content.items()}
     if len(content) > 1:
-        return None, {}
+        return _several(content)
     ((key, value),) = content.items()
     return None if key == "emb_params" else key, {"": value}  # emb_params: the web UI's .safetensors
+
+
+def _several(content: Mapping[Any, Any]) -> tuple[object, dict[str, Any]]:
+    """The words of a file that has a vector for each, such as <s1> and <s2>, as one word; nothing of another file."""
+    vectors = list(content.values())
+    alone = all(isinstance(value, Tensor) and value.ndim in (1, 2) and value.numel() for value in vectors)
+    if not alone or not all(isinstance(key, str) and WORD.fullmatch(key) for key in content):
+        return None, {}
+    if len({value.shape[-1] for value in vectors}) > 1 or any(value.numel() > value.shape[-1] for value in vectors):
+        return None, {}
+    return "".join(content), {"": torch.cat([value.reshape(1, -1) for value in vectors])}
