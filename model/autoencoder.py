@@ -21,9 +21,9 @@ EPS = 1e-6  # of every norm: fixed in diffusers
 
 # Config keys of diffusers that ask for something else than the blocks below, with the value that asks for nothing.
 NEUTRAL: dict[str, Any] = {
-    "latents_mean": None,
-    "latents_std": None,
-    "shift_factor": None,
+    "latents_mean": (None, 0.0),
+    "latents_std": (None, 1.0),
+    "shift_factor": (None, 0.0),
 }
 
 

@@ -158,6 +158,9 @@ def load_adapter(
 ) -> Adapter:
     """A T2I-Adapter in its own folder in diffusers' layout."""
     refuse_other("adapter", Path(folder), ADAPTER, BUNDLE, CHECKPOINT, CONTROLNET, LORA)
+    if Path(folder).is_file():
+        expected = "a folder in diffusers' layout, with its config.json"
+        raise LdmrtError("adapter", f"cannot read {folder}", expected=expected, found="a file")
     return _load_network("adapter", "T2IAdapter", Path(folder), variant, dtype)
 
 

@@ -11,7 +11,8 @@ from .blocks import ACTIVATIONS
 
 # What training leaves in a config: its moving average, and what does nothing when a network is run.
 NOTES = {"decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"}
-NOTES |= {"dropout", "gradient_checkpointing", "use_gradient_checkpointing", "use_checkpoint"}
+NOTES |= {"attention_dropout", "dropout", "gradient_checkpointing", "use_gradient_checkpointing", "use_checkpoint"}
+NOTES |= {"architectures", "dtype", "torch_dtype", "transformers_version"}  # and what else programs note
 LARGEST = 2**62  # numbers that torch takes
 FEW = 100  # layers that are built in no time, whatever the file holds
 # Sizes that say how many layers there are: one number, or one a level, or one a layer of a level.
@@ -24,8 +25,8 @@ def from_config(cls: type[T], config: dict[str, Any], neutral: dict[str, Any], c
     """Build the dataclass `cls` from a diffusers config.
 
     Keys that are fields of `cls` are taken and must have the annotated type. Any other key must have its `neutral`
-    value, the one that asks for nothing, or one of a tuple of such: so a block that is not here is refused before a
-    weight is read. A null asks for nothing, and keys that start with "_" are notes.
+    value, the one that asks for nothing, or one of a tuple of such, or a list of them: so a block that is not here is
+    refused before a weight is read. A null asks for nothing, and keys that start with "_" are notes.
     """
     hints = get_type_hints(cls)
     names = {field.name for field in dataclasses.fields(cast(Any, cls))}
@@ -34,7 +35,7 @@ def from_config(cls: type[T], config: dict[str, Any], neutral: dict[str, Any], c
         if value is None and key not in names:
             continue
         if key in names:
-            plain = False if value is None and getattr(cls, key, None) is False else _nested(value, tuple)
+            plain = False if value is None and hints[key] is bool else _nested(value, tuple)
             if not _fits(plain, hints[key]):
                 raise LdmrtError(component, f"config has an invalid {key}", expected=hints[key], found=repr(value))
             taken[key] = plain
@@ -42,10 +43,16 @@ def from_config(cls: type[T], config: dict[str, Any], neutral: dict[str, Any], c
             continue
         elif key not in neutral:
             raise LdmrtError(component, f"unknown config key {key!r}", found=repr(value))
-        elif value not in (neutral[key] if isinstance(neutral[key], tuple) else (neutral[key],)):
+        elif not _neutral(value, neutral[key]):
             problem = f"unsupported {key} in the config"
             raise LdmrtError(component, problem, expected=neutral[key], found=repr(value))
     return cls(**taken)
+
+
+def _neutral(value: Any, neutral: Any) -> bool:
+    """Whether a value, or each of a list of them, is the neutral one or one of a tuple of such."""
+    allowed = neutral if isinstance(neutral, tuple) else (neutral,)
+    return value in allowed or (isinstance(value, list) and bool(value) and all(one in allowed for one in value))
 
 
 def positive(component: str, config: Any, *names: str) -> None:

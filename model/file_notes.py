@@ -29,9 +29,9 @@ SD2_BASE = 875000  # training steps of the model of 512 pixels, by which diffuse
 MARKERS = ("v_pred", "ztsnr", "global_step", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 # Tables of the noise schedule and buffers, which follow from configs: no weights, and no news.
 TABLES = re.compile(
-    r"(sqrt_)?(one_minus_)?alphas_cumprod(_prev)?|sqrt_recip(m1)?_alphas_cumprod|betas|logvar"
+    r"(model\.|denoiser\.)?((sqrt_)?(one_minus_)?alphas_cumprod(_prev)?|sqrt_recip(m1)?_alphas_cumprod|betas|logvar"
     r"|log_one_minus_alphas_cumprod|posterior_(variance|log_variance_clipped|mean_coef[12])|lvlb_weights|scale_factor"
-    r"|denoiser\.(sigmas|log_sigmas)|epoch|(.*\.)?embeddings\.position_ids"
+    r"|sigmas|log_sigmas|epoch|step|iteration)|(.*\.)?embeddings\.position_ids"
     r"|(cond_stage_model|conditioner\.embedders\.\d)\.(model\.|transformer\.)?(logit_scale|attn_mask)"
 )
 # What training leaves in files beside the networks that it trains.

@@ -226,6 +226,17 @@ def _found(content: Any) -> tuple[object, dict[str, Any]]:
     if content.keys() <= ENCODERS.keys():
         return None, {ENCODERS[key]: value for key, value in content.items()}
     if len(content) > 1:
-        return None, {}
+        return _several(content)
     ((key, value),) = content.items()
     return None if key == "emb_params" else key, {"": value}  # emb_params: the web UI's .safetensors
+
+
+def _several(content: Mapping[Any, Any]) -> tuple[object, dict[str, Any]]:
+    """The words of a file that has a vector for each, such as <s1> and <s2>, as one word; nothing of another file."""
+    vectors = list(content.values())
+    alone = all(isinstance(value, Tensor) and value.ndim in (1, 2) and value.numel() for value in vectors)
+    if not alone or not all(isinstance(key, str) and several(key) == [key] for key in content):
+        return None, {}
+    if len({value.shape[-1] for value in vectors}) > 1 or any(value.numel() > value.shape[-1] for value in vectors):
+        return None, {}
+    return "".join(content), {"": torch.cat([value.reshape(1, -1) for value in vectors])}

@@ -25,7 +25,7 @@ from .lora_names import PEFT, flat, modules, other_kind, place, split
 from .lora_parts import all_finite, build, lacks
 from .weights import finite
 
-BUNDLED = re.compile(r"bundle_emb\.([^.]+)\.(string_to_param\.\*|emb_params|clip_l|clip_g)")
+BUNDLED = re.compile(r"bundle_emb\.(.+)\.(string_to_param\.\*|emb_params|clip_l|clip_g)")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ PREFIXES = {
     "diffusion_model_": "unet",
     "text_encoders_clip_l_transformer_": "text_encoder",  # ComfyUI's
     "text_encoders_clip_g_transformer_": "text_encoder_2",
+    "text_encoders_clip_h_transformer_": "text_encoder",
 }
 PEFT = "base_model.model."  # PEFT's own files begin with it, or have it after the network
 WRAPPERS = ("base_model_model_", "lycoris_")

@@ -25,7 +25,13 @@ CLIP_ANCHOR, OPEN_CLIP_ANCHOR = "embeddings.position_embedding.weight", "positio
 COND, CONTEXT = "controlnet_cond_embedding.conv_in.weight", "attn2.to_k.weight"
 VISION = re.compile(r"(^|\.)(visual|vision_model|visual_projection)\.")  # CLIP's other half
 BUFFERS = re.compile(r"(^|\.)(position_ids|logit_scale|attn_mask)$")
-OTHER_CONTROLS = {"lllite_": "ControlNet-LLLite", "lora_controlnet": "Control-LoRA"}
+# By a tensor that they have. "difference" marks weights that are to be added to the U-Net's.
+OTHER_CONTROLS = {
+    "lllite_": "ControlNet-LLLite",
+    "lora_controlnet": "Control-LoRA",
+    "difference": "ControlNet difference",
+    "task_embedding": "ControlNet-Union",
+}
 
 
 def with_part(source: Source, part: str, path: Path, variant: str | None = None) -> Source:

@@ -14,6 +14,21 @@ OVERSHOOT = 0.25  # what resampling with Lanczos may have added to a range of fl
 DARKEST = 1 / 32  # of a range of floats: the brightest pixel of an image that is not taken for one of another range
 PHOTOMETRIC, BITS, SAMPLE_FORMAT = 262, 258, 339  # tags of TIFF
 WHITE_IS_ZERO, SIGNED = 0, 2  # values of the first and the last
+# Greys of TIFF that Pillow has a decoder for and does not open, by what it knows a file by.
+TIFF_GREYS = {
+    (b"MM", 1, (1,), 1, (32,), ()): ("I", "I;32B"),
+    (b"MM", 0, (1,), 1, (16,), ()): ("I;16B", "I;16B"),
+    (b"II", 1, (3,), 1, (64,), ()): ("F", "F;64F"),
+    (b"MM", 1, (3,), 1, (64,), ()): ("F", "F;64BF"),
+}
+
+
+def open_all_greys() -> None:
+    """Let Pillow open the greys of TIFF that it can decode."""
+    from PIL.TiffImagePlugin import OPEN_INFO
+
+    for key, modes in TIFF_GREYS.items():
+        OPEN_INFO.setdefault(key, modes)
 
 
 def in_8_bits(what: str, name: str, image: Any) -> Any:

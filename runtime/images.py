@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .errors import LdmrtError, LdmrtWarning, first_line
 from .files import plain_file
-from .image_modes import in_8_bits, transposed
+from .image_modes import in_8_bits, open_all_greys, transposed
 from .optional import unavailable
 
 Floats = NDArray[np.float32]
@@ -59,6 +59,7 @@ def read(what: str, image: Any, *, least: int | None = None, animated: bool = Tr
     if not isinstance(image, (str, os.PathLike)):
         return in_8_bits(what, "the image", _array(what, image))
     name = str(plain_file(what, Path(image)))
+    open_all_greys()
     with _refusing(what, name), Image.open(image) as file:
         if file.format in PROGRAMS:
             raise LdmrtError(what, f"cannot read {name}", expected="an image", found=file.format)
@@ -107,9 +108,9 @@ def masks(images: Sequence[Any], size: Size, source: str | None = None) -> Float
     """Read masks as (N, 1, H, W): 1 where white asks for something new, 0 where the image is kept.
 
     `source` says what of a mask is meant, its alpha (new where it is opaque) or its luminance. Left out, it is the
-    luminance, and the alpha where all colours are alike and the alpha is not.
+    luminance, and the alpha where all colours are alike and the alpha is not. In a mask of zeros and ones one is white.
     """
-    greys = [_resized(_mask_plane(read("mask", image), source), size).convert("L") for image in images]
+    greys = [_resized(_in_full(_mask_plane(read("mask", image), source)), size).convert("L") for image in images]
     return (np.stack(list(map(np.asarray, greys)))[:, None] >= 127.5).astype(np.float32)
 
 
@@ -223,8 +224,22 @@ def _decoded(what: str, name: str, image: Any) -> Any:
     """Decode a PIL image and turn it upright. PNG may store the orientation after the pixels, and TIFF turns itself."""
     if 0 in image.size:
         raise LdmrtError(what, "invalid image", expected="at least one pixel", found=f"{image.width}x{image.height}")
-    image.load()
+    _load(image)
     return transposed(in_8_bits(what, name, image), _orientation(image))
+
+
+def _load(image: Any) -> None:
+    """Decode a PIL image if that is still to be done, without mapping its file: Pillow maps a TIFF that it will turn
+    at the size that it then has.
+    """
+    if not getattr(image, "tile", None):
+        image.load()
+        return
+    name, image.filename = getattr(image, "filename", ""), ""
+    try:
+        image.load()
+    finally:
+        image.filename = name
 
 
 def _orientation(image: Any) -> int:
@@ -258,6 +273,12 @@ def _mask_plane(image: Any, source: str | None) -> Any:
     if source == "alpha":
         return image.getchannel("A")
     return image.convert(image.mode[:-1]) if has_alpha else image
+
+
+def _in_full(plane: Any) -> Any:
+    """A mask of zeros and ones with 255 for one."""
+    extrema = plane.getextrema()
+    return plane.point(lambda level: 255 * level) if extrema in ((0, 1), ((0, 1),) * 3) else plane
 
 
 def _resized(image: Any, size: Size) -> Any:

@@ -95,6 +95,7 @@ def resolve(config: Config, class_name: str) -> dict[str, Any]:
     if unknown := sorted(key for key in config if key not in _KNOWN and not key.startswith("_")):
         warnings.warn(f"scheduler: unknown keys {', '.join(unknown)} are skipped", LdmrtWarning, stacklevel=3)
     out = {key: config.get(key, default) for key, default in KEYS[class_name].items()}
+    out |= {key: False for key, value in out.items() if value is None and isinstance(KEYS[class_name][key], bool)}
     for key, value in out.items():
         if key not in _CHOICES and not _fits(value, KEYS[class_name][key]):
             expected = type(KEYS[class_name][key]).__name__

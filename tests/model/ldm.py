@@ -26,6 +26,9 @@ LEFT_OVER = {
     "cond_stage_model.model.logit_scale": torch.ones(()),
     "conditioner.embedders.1.model.logit_scale": torch.ones(()),
     "denoiser.sigmas": torch.ones(2),
+    "model.alphas_cumprod": torch.ones(2),
+    "log_sigmas": torch.ones(2),
+    "iteration": torch.ones((), dtype=torch.int64),
     "global_step": torch.ones((), dtype=torch.int64),
 }
 

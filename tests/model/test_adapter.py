@@ -1,13 +1,14 @@
 """T2I-Adapter against diffusers' T2IAdapter with the same weights, alone and within the U-Net."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import T2IAdapter
 
-from ldmrt.model import Adapter, AdapterConfig, UNet, UNetConfig
+from ldmrt.model import Adapter, AdapterConfig, UNet, UNetConfig, load_adapter
 from ldmrt.model.config import to_config
 from ldmrt.runtime import LdmrtError
 
@@ -135,3 +136,9 @@ def test_full_size_keys() -> None:
 def test_config_that_cannot_be_built_is_refused_by_name(change: dict[str, Any], named: str) -> None:
     with pytest.raises(LdmrtError, match=f"adapter: .*{named}"):
         AdapterConfig.read(SMALL | change)
+
+
+def test_a_file_of_an_adapter_is_refused(tmp_path: Path) -> None:
+    torch.save({"conv_in.weight": torch.ones(1)}, tmp_path / "t2iadapter_canny.pth")
+    with pytest.raises(LdmrtError, match=r"adapter: cannot read .*; expected a folder .*; found a file"):
+        load_adapter(tmp_path / "t2iadapter_canny.pth")

@@ -24,6 +24,13 @@ WORDS: dict[str, tuple[str, Any, str | None, list[str]]] = {  # file, what is in
     "another word": ("style.pt", of_2022(vectors(2)), "mine", ["mine"]),
     "several words": ("style.pt", of_2022(vectors(2)), "<a><b>", ["<a><b>"]),
     "pivotal tuning": ("x_emb.safetensors", {"clip_l": vectors(2)}, None, ["x_emb", "<s0><s1>"]),
+    "a vector for each word": ("style.safetensors", {"<a>": vectors(1), "<b>": vectors(1)}, None, ["<a><b>", "style"]),
+    "a vector for a word, flat": (
+        "style.bin",
+        {"<b>": vectors(1)[0], "<a>": vectors(1)[0]},
+        None,
+        ["<b><a>", "style"],
+    ),
     "one vector for XL": ("style.safetensors", {"clip_l": vectors(1)}, None, ["style"]),
     "a word in brackets": ("pears.pt", of_2022(vectors(1)) | {"name": "<pears>"}, None, ["<pears>", "pears"]),
     "a byte as the file's name": ("b.pt", of_2022(vectors(1)), None, ["<cat-toy>"]),

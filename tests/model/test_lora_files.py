@@ -152,12 +152,12 @@ def test_ranks_that_are_none(ranks: Any, tmp_path: Path) -> None:
 
 
 def test_embeddings_that_are_bundled(checkpoint: Path, tmp_path: Path) -> None:
-    words = {"bundle_emb.pear.string_to_param.*": torch.ones(2, 24), "bundle_emb.apple.clip_l": torch.ones(1, 24),
+    words = {"bundle_emb.v1.5 pear.string_to_param.*": torch.ones(2, 24), "bundle_emb.apple.clip_l": torch.ones(1, 24),
              "bundle_emb.apple.clip_g": torch.ones(1, 32)}  # fmt: skip
     lora = read_lora(save(FACTORS | words, tmp_path / "a.safetensors"))
     assert sorted((one.token, one.aliases, one.name) for one in lora.embeddings) == [
         ("apple", (), "a.safetensors:apple"),
-        ("pear", (), "a.safetensors:pear"),
+        ("v1.5 pear", (), "a.safetensors:v1.5 pear"),
     ]
     assert next(one for one in lora.embeddings if one.token == "apple").vectors.keys() == {
         "text_encoder",
@@ -167,3 +167,12 @@ def test_embeddings_that_are_bundled(checkpoint: Path, tmp_path: Path) -> None:
     assert len(read_lora(save(words, tmp_path / "b.safetensors")).embeddings) == 2  # and no layer
     with pytest.raises(LdmrtError, match=r"are no part of a LoRA; found bundle_emb\.pear\.x"):
         read_lora(save(FACTORS | {"bundle_emb.pear.x": torch.ones(2)}, tmp_path / "c.safetensors"))
+
+
+@pytest.mark.parametrize(("letter", "part"), [("l", "text_encoder"), ("h", "text_encoder"), ("g", "text_encoder_2")])
+def test_text_encoders_as_comfyui_calls_them(letter: str, part: str, tmp_path: Path) -> None:
+    """1.x and XL have clip_l, 2.x clip_h, XL clip_g."""
+    name = f"text_encoders.clip_{letter}.transformer.text_model.encoder.layers.0.self_attn.q_proj"
+    state = {f"{name}.lora_down.weight": torch.ones(2, 24), f"{name}.lora_up.weight": torch.ones(24, 2)}
+    lora = read_lora(save(state, tmp_path / "a.safetensors"))
+    assert list(lora.layers) == [(part, "encoder_layers_0_self_attn_q_proj")]

@@ -176,10 +176,14 @@ def test_controlnet(name: str, kind: str, narrow: dict[str, Family], tmp_path: P
     [
         ({"lllite_unet_x.down.0.weight": torch.ones(1)}, "unsupported ControlNet-LLLite file"),
         ({"lora_controlnet": torch.ones(1)}, "unsupported Control-LoRA file"),
+        ({"difference": torch.ones(()), "control_model.input_hint_block.0.weight": torch.ones(1)},
+         "unsupported ControlNet difference file"),
+        ({"task_embedding": torch.ones(2, 2), "controlnet_cond_embedding.conv_in.weight": torch.ones(1)},
+         "unsupported ControlNet-Union file"),
         ({"x": torch.ones(1)}, "cannot read .*; found no weight attn2.to_k.weight"),
         ({"x.attn2.to_k.weight": torch.ones(2, 3)}, "cannot read .*; found a context of width 3"),
     ],
-)
+)  # fmt: skip
 def test_files_that_hold_no_controlnet(state: State, message: str, narrow: dict[str, Family], tmp_path: Path) -> None:
     save_file(state, tmp_path / "control.safetensors")
     with pytest.raises(LdmrtError, match=f"controlnet: {message}"):

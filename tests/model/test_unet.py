@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel
 
 from ldmrt.model import UNet, UNetConfig
 from ldmrt.model.config import to_config
+from ldmrt.model.encoder_config import NEUTRAL
 from ldmrt.runtime import LdmrtError
 
 CROSS, PLAIN = ("CrossAttnDownBlock2D", "DownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
@@ -149,7 +150,7 @@ def test_every_input_matters() -> None:
         ({"act_fn": None}, "act_fn"),
         ({"time_embedding_act_fn": "tanh"}, "time_embedding_act_fn"),
         ({"timestep_post_act": "tanh"}, "timestep_post_act"),
-        ({"flip_sin_to_cos": None}, "flip_sin_to_cos"),  # it would be sine first
+        ({"flip_sin_to_cos": "yes"}, "flip_sin_to_cos"),  # it would be sine first
         ({"norm_eps": float("nan")}, "norm_eps"),
         ({"norm_eps": 0.0}, "norm_eps"),
         ({"norm_eps": 1e300}, "norm_eps"),
@@ -200,7 +201,21 @@ def test_a_null_asks_for_nothing(key: str) -> None:
     assert UNetConfig.read({**TWO, key: None}) == UNetConfig.read(TWO)
 
 
-@pytest.mark.parametrize("key", ["dropout", "gradient_checkpointing", "_name_or_path", "use_ema_warmup"])
+@pytest.mark.parametrize("key", ["flip_sin_to_cos", "use_linear_projection"])
+def test_a_null_in_place_of_a_truth_is_false(key: str) -> None:
+    assert UNetConfig.read({**TWO, key: None}) == UNetConfig.read({**TWO, key: False})
+
+
+@pytest.mark.parametrize("key", ["only_cross_attention", "mid_block_scale_factor", "resnet_time_scale_shift"])
+def test_a_list_asks_for_nothing_where_each_of_it_does(key: str) -> None:
+    nothing = NEUTRAL[key]
+    assert UNetConfig.read({**TWO, key: [nothing, nothing]}) == UNetConfig.read(TWO)
+    for asked in ([nothing, "more"], []):
+        with pytest.raises(LdmrtError, match=key):
+            UNetConfig.read({**TWO, key: asked})
+
+
+@pytest.mark.parametrize("key", ["dropout", "gradient_checkpointing", "_name_or_path", "use_ema_warmup", "torch_dtype"])
 @pytest.mark.parametrize("value", [0.5, True, None, "anything"])
 def test_keys_that_do_nothing_when_a_network_is_run(key: str, value: Any) -> None:
     assert UNetConfig.read({**TWO, key: value}) == UNetConfig.read(TWO)

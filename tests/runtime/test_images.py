@@ -79,7 +79,7 @@ def color16(path: Path, channels: int) -> Path:
     return path
 
 
-WHITE_IS_ZERO = {("uint16", "<"), ("float32", "<"), ("float32", ">")}  # what Pillow opens of such
+WHITE_IS_ZERO = {("uint16", "<"), ("uint16", ">"), ("float32", "<"), ("float32", ">")}  # what Pillow opens of such
 # Files and values that hold the grey image GREY, each in another way.
 TWINS: dict[str, Callable[[Path], Any]] = {
     "PNG of 16 bits": sixteen,
@@ -99,12 +99,14 @@ TWINS: dict[str, Callable[[Path], Any]] = {
             ("float32", 1 / 255),
             ("float32", 1),
             ("float32", 257),
+            ("uint32", 16843009),
+            ("float64", 1 / 255),
+            ("float64", 1),
         )
         for order in "<>"
         for inverted in (False, True)
         if not inverted or (dtype, order) in WHITE_IS_ZERO
     },
-    "TIFF uint32": lambda path: tiff(path, GREY.astype(np.uint32) * np.uint32(16843009)),
     "PIL I;16": lambda _: Image.fromarray(GREY.astype(np.uint16) * 257),
     "PIL I;16B": lambda _: Image.fromarray((GREY.astype(np.uint16) * 257).astype(">u2")),
     "PIL I": lambda _: Image.fromarray(GREY).convert("I"),
@@ -249,6 +251,25 @@ def test_orientation_of_a_grey_of_16_bits(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pixels(path), np.rot90(GREY, -1))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "I;16", "F", "1"])
+def test_orientation_of_tiffs_that_pillow_maps(mode: str, orientation: int, tmp_path: Path) -> None:
+    deep = Image.fromarray(GREY.astype(np.uint16) * 257)
+    made = deep if mode == "I;16" else Image.fromarray(GREY).convert("RGB").convert("L" if mode == "F" else mode)
+    made = made.convert("F") if mode == "F" else made
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = stored(tmp_path / "a.tiff", made, exif=exif)
+    turned = made.copy()
+    turned.getexif()[ORIENTATION] = orientation
+    expected = pixels(ImageOps.exif_transpose(turned))
+    assert (expected.shape[:2] == SIZE) == (orientation < 5)
+    np.testing.assert_array_equal(pixels(path), expected)
+    with Image.open(path) as lazy:
+        np.testing.assert_array_equal(pixels(lazy), expected)
+        assert lazy.filename == str(path)
+
+
 def test_damaged_exif_is_no_orientation(tmp_path: Path) -> None:
     path = stored(tmp_path / "a.png", Image.fromarray(COLOR), exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     np.testing.assert_array_equal(pixels(path), COLOR)
@@ -330,6 +351,28 @@ def test_source_of_a_mask_is_decided_by_the_caller() -> None:
         np.testing.assert_array_equal(masks([np.dstack([mask[..., 0] * 0 + 7, ALPHA])], SIZE, "luminance")[0, 0], 0)
     with pytest.raises(LdmrtError, match="mask: has no alpha to take it from"):
         masks([GREY], SIZE, "alpha")
+
+
+ONES = (GREY >= 128).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        ONES,
+        ONES.astype(bool),
+        ONES.astype(np.int64),
+        ONES.astype(np.float32),
+        np.dstack([ONES] * 3),
+        np.dstack([ONES * 0, ONES]),
+        Image.fromarray(ONES),
+        Image.fromarray(np.dstack([ONES] * 3)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:mask. of one colour")
+def test_one_is_white_in_a_mask_of_zeros_and_ones(mask: Any) -> None:
+    np.testing.assert_array_equal(masks([mask], SIZE)[0, 0], ONES)
+    assert not masks([np.zeros(SIZE, np.uint8)], SIZE).any()
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,13 @@ def test_missing_keys_mean_the_defaults() -> None:
         assert resolve({"_class_name": "Other", "_diffusers_version": "0"}, class_name) == dict(keys)
 
 
+@pytest.mark.parametrize("class_name", KEYS)
+def test_a_null_in_place_of_a_truth_is_false(class_name: str) -> None:
+    beside = {"final_sigmas_type": "sigma_min"} if "final_sigmas_type" in KEYS[class_name] else {}
+    for key in (key for key, value in KEYS[class_name].items() if isinstance(value, bool)):
+        assert resolve({**beside, key: None}, class_name) == resolve({**beside, key: False}, class_name)
+
+
 def test_unknown_keys_are_named_once() -> None:
     config = {"_class_name": "EulerDiscreteScheduler", "_diffusers_version": "0.1", "sigma_mix": 1, "betas": 2}
     with pytest.warns(LdmrtWarning) as said:
