@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ CONTROL = "controls."
 WALK = ("t", "x", "said", "images")
 STORE = "ldmrt verify BUNDLE --against CHECKPOINT --store"
 STEPS = 1000  # of a recorded request, at most
+LARGEST = 1e9  # of a scaling factor
 # The fields of a recorded request.
 PLAIN = {"prompt": (str,), "seed": (int,), "width": (int,), "height": (int,), "steps": (int,), "guidance": (float, int)}
 
@@ -159,7 +159,7 @@ def check_reference(reference: Reference) -> None:
         if not (name in ("image", "mask") or name.startswith(CONTROL)) or image.shape[:2] != sides:
             raise ValueError(f"the picture {name!r:.100} does not belong to the request")
         _expect(name, image, np.uint8, (*sides, 3)[: 2 if name == "mask" else 3])
-    if type(reference.scaling_factor) not in (int, float) or not 0 < reference.scaling_factor < math.inf:
+    if type(reference.scaling_factor) not in (int, float) or not 0 < reference.scaling_factor < LARGEST:
         raise ValueError(f"scaling factor {reference.scaling_factor!r:.100}")
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .image_options import collected, one_or_all
 from .option_types import PICTURE, SIZE, Batch, Control, Interval
-from .options import THREADS
+from .options import THREADS, Choice
 from .outputs import Output
 from .reading import SCHEDULER as SCHEDULER_OPTIONS
 
@@ -59,7 +59,7 @@ STRIP = 10  # at most as many pictures of the denoising side by side
 @click.option("--image", type=PICTURE, multiple=True, help="Start from this image; once for all prompts, or for each.")
 @click.option("--strength", default=0.8, show_default=True, help="How much of the way to noise the picture goes.")
 @click.option("--mask", type=PICTURE, multiple=True, help="White where the image shall change; as --image.")
-@click.option("--mask-from", type=click.Choice(["alpha", "luminance"]), help="What of the mask says where.")
+@click.option("--mask-from", type=Choice(["alpha", "luminance"]), help="What of the mask says where.")
 @click.option("--control", "controls", type=Control(), multiple=True,
               help="Steer with a ControlNet or an adapter; the same name again for the next prompt.")  # fmt: skip
 @click.option("--prompt-2", help="SDXL: what the second text encoder reads.")

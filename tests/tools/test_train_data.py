@@ -3,7 +3,9 @@ which size all is.
 """
 
 import json
+import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,23 @@ def test_all_that_is_wrong_is_found_before_the_first_step(
         assert f"\n  {line}" in ran.err
     assert "--on-bad skip --on-small skip" in ran.err
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("replace", "found"),
+    [
+        (lambda path: path.mkdir(), "expected a regular file; found a folder"),
+        (os.mkfifo, "expected a regular file; found a FIFO"),
+        (lambda path: path.symlink_to("/dev/zero"), "expected a regular file; found a device"),
+        (lambda path: path.symlink_to("nowhere"), "missing file"),
+        (lambda path: path.touch() or os.truncate(path, 1 << 40), "too large; expected at most 536870912 bytes"),
+    ],
+)
+def test_what_is_no_list_is_told_so(ldmrt: Any, folder: Path, replace: Callable[[Path], Any], found: str) -> None:
+    """Not that there are no emoji; and a file with a terabyte of nothing is not read."""
+    (folder / "metadata.jsonl").unlink()
+    replace(folder / "metadata.jsonl")
+    assert found in ldmrt("data", "check", folder).error
 
 
 def test_many_are_counted(ldmrt: Any, folder: Path) -> None:
