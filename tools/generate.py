@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
-from numpy.typing import NDArray
 
 from .image_options import collected, one_or_all
 from .option_types import PICTURE, SIZE, Batch, Control, Interval
@@ -19,6 +17,8 @@ from .outputs import Output
 from .reading import SCHEDULER as SCHEDULER_OPTIONS
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ldmrt.runtime import Pipeline, RefinedPipeline, Request, Result
 
 GRID = 1024  # at most as many pictures in the grid
@@ -115,6 +115,8 @@ def generate(
 
     Example: ldmrt generate out/emoji64 "a red apple, noto style, blue background" -n 4 --seed 1 -o out/apple.png
     """
+    import numpy as np
+
     from ldmrt.runtime import LdmrtError, RefinedPipeline
     from ldmrt.runtime.pipeline import open_pipeline
     from ldmrt.runtime.request import Request
@@ -160,7 +162,7 @@ def generate(
     shared |= {"scheduler": request.scheduler or everyday_name(base.scheduler)}
     if refiner is not None:
         shared |= {"refiner": refiner.name, "refiner_start": refiner_start}
-    written, images, took = [out], list[NDArray[np.uint8]](), dict[str, float]()
+    written, images, took = [out], list[Any](), dict[str, float]()
     left: list[NDArray[Any]] = []
     number = -1
     for result in results:
@@ -198,6 +200,8 @@ def generate(
 
 def read_latents(path: Path | None) -> "NDArray[Any] | None":
     """Read the latents in an .npy file, of which nothing is unpickled."""
+    import numpy as np
+
     from ldmrt.runtime import LdmrtError
     from ldmrt.runtime.errors import first_line
     from ldmrt.runtime.files import plain_file
@@ -211,8 +215,10 @@ def read_latents(path: Path | None) -> "NDArray[Any] | None":
         raise LdmrtError("generate", f"cannot read {path}", expected="an .npy file", found=found) from None
 
 
-def save_array(path: Path, array: NDArray[Any]) -> Path:
+def save_array(path: Path, array: "NDArray[Any]") -> Path:
     """Write an array as .npy."""
+    import numpy as np
+
     from ldmrt.runtime import write_atomically
 
     with write_atomically(path) as file:
@@ -221,7 +227,7 @@ def save_array(path: Path, array: NDArray[Any]) -> Path:
 
 
 def in_rows(
-    pipeline: "Pipeline | RefinedPipeline", request: "Request", rows: int, previews: list[NDArray[Any]] | None
+    pipeline: "Pipeline | RefinedPipeline", request: "Request", rows: int, previews: "list[NDArray[Any]] | None"
 ) -> "Result":
     """Draw, and show every row; `previews` are given what the network says in each."""
     from ldmrt.runtime import Result
@@ -239,8 +245,10 @@ def in_rows(
     return Result(images, x, request.seeds, {"latents": sampled - begin, "decode": time.perf_counter() - sampled})
 
 
-def save_rows(pipeline: "Pipeline | RefinedPipeline", previews: list[NDArray[Any]], out: Path) -> list[Path]:
+def save_rows(pipeline: "Pipeline | RefinedPipeline", previews: "list[NDArray[Any]]", out: Path) -> list[Path]:
     """The network's word at each row, in a folder beside OUT, and a strip of some: a line a picture."""
+    import numpy as np
+
     from .image_paths import steps_of
     from .pictures import grid, save_image
 
