@@ -135,6 +135,8 @@ def cache_folder() -> Path | None:
     """The user's folder for what can be made again; None where the user has none, as in many containers."""
     if os.path.isabs(named := os.environ.get("XDG_CACHE_HOME", "")):
         return Path(named) / "ldmrt"
+    if os.environ.get("HOME") == "":
+        return None  # expanded, "~" would be the root
     home = os.path.expanduser("~")  # HOME, or else what the system knows of the user, or else "~"
     return Path(home) / ".cache" / "ldmrt" if os.path.isabs(home) else None
 

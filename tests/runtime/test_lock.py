@@ -79,6 +79,25 @@ def test_the_second_is_refused_until_the_first_is_dead(tmp_path: Path, exists: b
     assert list(tmp_path.iterdir()) == ([bundle] if exists else [])
 
 
+def test_another_hosts_lock_stays_where_the_system_has_none(
+    tmp_path: Path, locks: None, request: pytest.FixtureRequest
+) -> None:
+    """A free lock of the system is free; without one, nobody knows whether the other process still runs."""
+    place = tmp_path / f".bundle{lock.LOCK}"
+    place.write_text("00000000-1-1\nprocess 1 on elsewhere\n")
+    if "no flock" not in request.node.name:
+        with bundle_lock(tmp_path / "bundle"):
+            pass
+        assert not place.exists()
+        return
+    with (
+        pytest.raises(LdmrtError, match=rf"changed by process 1 on elsewhere\n  try: wait .*, or remove {place} if"),
+        bundle_lock(tmp_path / "bundle"),
+    ):
+        pass
+    assert place.exists()
+
+
 def test_threads_of_one_process_too(tmp_path: Path) -> None:
     refused: list[str] = []
 
