@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.files import plain_file
+from ldmrt.runtime.files import decode_json, plain_file
 
 METADATA = "metadata.jsonl"
 LISTED = 20  # problems that an error names before it only counts them
@@ -92,10 +92,10 @@ class _Invalid(Exception):
 
 def _row(number: int, line: str) -> Row:
     try:
-        row = json.loads(line)
+        row = decode_json(line)
     except json.JSONDecodeError as error:
         raise _Invalid(f"not JSON ({error.msg} at character {error.colno})") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+    except ValueError as error:  # a number of thousands of digits, thousands of brackets
         raise _Invalid(f"not JSON ({str(error)[:FOUND]})") from None
     if not isinstance(row, dict):
         raise _Invalid(f"expected an object with file_name and text, found {_shown(row)}")

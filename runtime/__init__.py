@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from .errors import LdmrtError, LdmrtWarning
 
 if TYPE_CHECKING:
+    from .atomic import write_atomically
     from .bundle import Bundle
     from .certificate import Certificate
-    from .files import write_atomically
     from .pipeline import Pipeline, Result
     from .pipeline import open_pipeline as open
     from .refined import RefinedPipeline
@@ -53,7 +53,7 @@ _LAZY = {
     "plan_from_config": "schedulers",
     "sample": "sampler",
     "steps": "sampler",
-    "write_atomically": "files",
+    "write_atomically": "atomic",
 }
 
 if not TYPE_CHECKING:  # a type checker shall find misspelt names

@@ -11,8 +11,9 @@ import os
 import time
 from pathlib import Path
 
+from .atomic import write_atomically
 from .errors import LdmrtError
-from .files import cache_folder, parse_json, read_bytes, sha256, write_atomically
+from .files import cache_folder, parse_json, read_bytes, sha256
 
 SETTLED = 2e9  # nanoseconds: a file that is younger may change once more within one tick of its file system's clock
 CACHE_BYTES = 1 << 30  # millions of images

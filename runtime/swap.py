@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .files import is_abandoned, remove, temporary_name, temporary_prefix
+from .atomic import is_abandoned, remove, temporary_name, temporary_prefix
 from .owners import Owner
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's fcntl.h and fs.h

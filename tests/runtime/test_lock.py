@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ldmrt.runtime import LdmrtError, files, lock
-from ldmrt.runtime.files import remove_abandoned, temporary_folder, temporary_name, write_atomically
+from ldmrt.runtime import LdmrtError, atomic, lock
+from ldmrt.runtime.atomic import remove_abandoned, temporary_folder, temporary_name, write_atomically
 from ldmrt.runtime.lock import bundle_lock
 from ldmrt.runtime.owners import Owner
 
@@ -174,7 +174,7 @@ def test_what_a_killed_process_leaves_is_removed_by_the_next(
     remove_abandoned(tmp_path)
     assert left.exists(), "its owner is at it still"
     kill(pid)
-    files._remove_abandoned_once.cache_clear()
+    atomic._remove_abandoned_once.cache_clear()
     with write_atomically(tmp_path / "other.png") as file:
         file.write(b"whole")
     assert [path.name for path in tmp_path.iterdir()] == ["other.png"]
