@@ -4,6 +4,7 @@ The name says which process is at it, so that what one leaves that was killed is
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -20,6 +21,7 @@ from .owners import Owner
 TEMPORARY = re.compile(r"\..*\.ldmrt-([0-9a-f]{8}-[0-9]+-[0-9]+)-[0-9a-f]{8}\.tmp", re.DOTALL)
 IDLE = 86400  # seconds without a write: nobody on another host is still at it
 LONGEST = 100  # bytes of a name that its temporary name repeats
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF)  # EBADF: open for reading
 
 
 def temporary_name(name: str, suffix: str = ".tmp") -> str:
@@ -87,6 +89,32 @@ def temporary_folder(place: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def sync(handle: int) -> None:
+    """Wait until a file is on the disk: the system may else keep its new name through a power failure, and not what is
+    in it. File systems that cannot tell are not asked again.
+    """
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+
+
+def sync_folder(folder: Path, *, whole: bool = False) -> None:
+    """Wait until the names in a folder are on the disk; of a `whole` one, all files and folders in it too."""
+    for path in [*(folder.rglob("*") if whole else ()), folder]:
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            continue
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except PermissionError:  # of folders on Windows, and of files that only their owner reads
+            continue
+        try:
+            sync(handle)
+        finally:
+            os.close(handle)
+
+
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Give errors of the system that name no file, such as a full disk's, this one."""
@@ -114,8 +142,11 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
     try:
         with naming(path), os.fdopen(handle, "wb") as file:
             yield file
+            file.flush()
+            sync(file.fileno())
         os.chmod(work, 0o644)
         os.replace(work, path)
+        sync_folder(path.parent)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(work)

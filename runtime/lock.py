@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from .atomic import temporary_prefix
 from .errors import LdmrtError
 from .owners import Owner
 
@@ -26,11 +27,11 @@ def bundle_lock(bundle: Path) -> Iterator[None]:
     beside it. An `LdmrtError` says who has it, if anybody has.
     """
     bundle = bundle.resolve()
-    beside, within = bundle.with_name(f".{bundle.name[:100]}{LOCK}"), bundle / LOCK
+    within = bundle / LOCK
     busy, hint = f"{bundle} is being changed", "wait until it has ended"
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(file_lock(beside, "bundle", busy, hint))
+            held.enter_context(file_lock(lock_beside(bundle), "bundle", busy, hint))
         except OSError as error:
             if error.errno not in READ_ONLY:
                 raise
@@ -39,6 +40,11 @@ def bundle_lock(bundle: Path) -> Iterator[None]:
             except OSError as inner:
                 raise LdmrtError("bundle", f"cannot write to {bundle}", found=inner.strerror) from None
         yield
+
+
+def lock_beside(path: Path) -> Path:
+    """Name the lock file of a file or folder that is there or shall be."""
+    return path.with_name(f"{temporary_prefix(path.name)}lock")
 
 
 @contextlib.contextmanager

@@ -122,7 +122,7 @@ def generate(
     from ldmrt.runtime.request import Request
     from ldmrt.runtime.schedulers import everyday_name
 
-    from .image_paths import latents_of, numbered, output_path
+    from .image_paths import free_path, latents_of, numbered
     from .pictures import grid, save_image
     from .progress import console, watched
 
@@ -131,8 +131,8 @@ def generate(
     asked |= {name: one_or_all(asked[name]) for name in ("image", "mask")}
     asked["scheduler_settings"] = settings
     request = Request(prompts, controls=collected(controls), latents=read_latents(latents), **asked)
-    out = output_path(out, request.images, steps=save_steps, overwrite=overwrite, latents=save_latents)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    free = free_path(out, request.images, steps=save_steps, overwrite=overwrite, latents=save_latents)
+    out = click.get_current_context().with_resource(free)
     begin = time.perf_counter()
     open_one = partial(
         open_pipeline,

@@ -1,5 +1,6 @@
 """Where the images of `ldmrt generate` go: into files that are not there yet, or that may be replaced."""
 
+import contextlib
 import itertools
 import os
 import warnings
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ldmrt.runtime import LdmrtError, LdmrtWarning
+from ldmrt.runtime.lock import file_lock, lock_beside
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
@@ -26,25 +28,41 @@ def latents_of(out: Path) -> Path:
     return out.with_suffix(".npy")
 
 
-def output_path(out: Path, count: int, *, steps: bool, overwrite: bool, latents: bool = False) -> Path:
-    """Return `out` where none of the files of `count` images are there yet, or may be overwritten; else out_2.png,
-    out_3.png and so on, the first that is free, with a warning.
+@contextlib.contextmanager
+def free_path(out: Path, count: int, *, steps: bool, overwrite: bool, latents: bool = False) -> Iterator[Path]:
+    """Give `out` where none of the files of `count` images are there yet, or may be overwritten; else out_2.png,
+    out_3.png and so on, the first that is free, with a warning. Until the block ends no other run is given the same.
     """
     if out.suffix.lower() not in FORMATS or out.is_dir():
         expected = "a file name that ends in " + ", ".join(FORMATS)
         raise LdmrtError("generate", "impossible --out", expected=expected, found=out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     if overwrite:
-        return out
+        yield out
+        return
     others = (out.with_name(f"{out.stem}_{number}{out.suffix}") for number in itertools.count(2))
-    free = next(
-        path
-        for path in itertools.chain([out], others)
-        if not any(map(os.path.lexists, _files(path, count, steps, latents)))
-    )
-    if free != out:
-        message = f"generate: {out} is there already, so {free.name} is written; --overwrite replaces it"
-        warnings.warn(message, LdmrtWarning, stacklevel=2)
-    return free
+    for path in itertools.chain([out], others):
+        with contextlib.ExitStack() as held:
+            # The last of the numbered files stands for all.
+            names = [*_files(path, 0, steps, latents), *([numbered(path, count - 1)] if count > 1 else [])]
+            if not all(_is_held(name, held) for name in names):
+                continue
+            if any(map(os.path.lexists, _files(path, count, steps, latents))):
+                continue
+            if path != out:
+                message = f"generate: {out} is there already, so {path.name} is written; --overwrite replaces it"
+                warnings.warn(message, LdmrtWarning, stacklevel=3)
+            yield path
+            return
+
+
+def _is_held(path: Path, held: contextlib.ExitStack) -> bool:
+    """Whether a file could be locked, for as long as `held` is open."""
+    try:
+        held.enter_context(file_lock(lock_beside(path), "generate", f"{path} is being written", "another --out"))
+    except LdmrtError:
+        return False
+    return True
 
 
 def _files(out: Path, count: int, steps: bool, latents: bool) -> Iterator[Path]:
