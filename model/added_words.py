@@ -7,6 +7,7 @@ from typing import Any
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.files import parse_json
 from ldmrt.runtime.tokenizer import END, START
 
 ADDED = "added_tokens.json"
@@ -22,7 +23,7 @@ def vocabulary(files: Mapping[str, bytes]) -> tuple[dict[str, int], dict[str, in
             **{entry["content"]: int(number) for number, entry in config.get("added_tokens_decoder", {}).items()},
             **{word: int(number) for word, number in _json(files, ADDED).items()},
         }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise LdmrtError("tokenizer", "cannot read the added tokens", found=first_line(error)) from None
     if not words:
         raise LdmrtError("tokenizer", "missing files", expected="vocab.json and merges.txt, or tokenizer.json")
@@ -59,8 +60,4 @@ def with_words(files: Mapping[str, bytes], ids: Mapping[str, int]) -> dict[str, 
 
 
 def _json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(files.get(name, b"{}")))
-    except (ValueError, TypeError) as error:
-        found = first_line(error)
-        raise LdmrtError("tokenizer", f"cannot read {name}", expected="a JSON object", found=found) from None
+    return parse_json("tokenizer", name, files.get(name, b"{}"))

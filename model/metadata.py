@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.files import read_bytes
+from ldmrt.runtime.files import decode_json, read_bytes
 
 METADATA = "metadata.jsonl"
 LARGEST = 1 << 29  # bytes of a metadata.jsonl: some millions of captions
@@ -91,10 +91,10 @@ class _Invalid(Exception):
 
 def _row(number: int, line: str) -> Row:
     try:
-        row = json.loads(line)
+        row = decode_json(line)
     except json.JSONDecodeError as error:
         raise _Invalid(f"not JSON ({error.msg} at character {error.colno})") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+    except ValueError as error:  # a number of thousands of digits, thousands of brackets
         raise _Invalid(f"not JSON ({str(error)[:FOUND]})") from None
     if not isinstance(row, dict):
         raise _Invalid(f"expected an object with file_name and text, found {_shown(row)}")

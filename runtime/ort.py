@@ -38,6 +38,11 @@ def session_options(ort: Any) -> Any:
 
 def refused(error: Exception, component: str, path: Path, ort: Any) -> LdmrtError:
     """Why ONNX Runtime cannot open a file, and what mends that: a newer ONNX Runtime, or another export."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        problem, hint = f"ONNX Runtime cannot open {str(path)!a}", "rename its folders, or set PYTHONUTF8=1"
+        return LdmrtError(component, problem, expected="a path in UTF-8", hint=hint)
     for pattern, of in ((TOO_OLD, "opset"), (IR_TOO_OLD, "ONNX IR version")):
         if found := pattern.search(str(error)):
             needed, most = map(int, found.groups())

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .archive import read_archive
+from .atomic import write_atomically
 from .errors import LdmrtError, first_line
-from .files import parse_json, plain_file, write_atomically
+from .files import parse_json, plain_file
 
 Arrays = dict[str, NDArray[Any]]
 CONTROL = "controls."
