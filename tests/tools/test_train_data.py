@@ -17,6 +17,7 @@ from PIL import Image
 from ldmrt.model import presets
 from ldmrt.tools import train
 from ldmrt.tools.training import STATE
+from ldmrt.tools.training_data import open_data
 
 COUNT = 5
 
@@ -204,6 +205,18 @@ def test_a_resumed_run_has_the_autoencoder_of_the_saved_one(ldmrt: Any, folder: 
 def test_preview_of_large_images_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert [train.preview(size) for size in (8, 64, 96, 128, 512)] == [32, 32, 14, 8, 4]
+
+
+def test_a_signal_to_save_may_come_while_the_data_is_read(
+    ldmrt: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*arguments: Any, **options: Any) -> Any:
+        signal.raise_signal(signal.SIGUSR1)
+        return open_data(*arguments, **options)
+
+    monkeypatch.setattr(train, "open_data", read)
+    assert ldmrt(*words(folder, tmp_path / "out")).code == 0
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
 
 
 def test_the_default_of_sigterm_is_left_as_it_was(ldmrt: Any, folder: Path, tmp_path: Path) -> None:

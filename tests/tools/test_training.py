@@ -16,14 +16,14 @@ import pytest
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.tools.run_lock import locked
-from ldmrt.tools.training import STATE, STOPPING, walk
+from ldmrt.tools.training import STATE, STOPPING, nothing_to_save, walk
 
 
 class Steps:
     """A training run that only counts, to eight; `within` is called in each step by its number."""
 
     def __init__(self, within: Callable[[int], object] = lambda step: None) -> None:
-        self.step, self.settings, self.torn = 0, SimpleNamespace(steps=8), False
+        self.step, self.settings, self.torn = 0, SimpleNamespace(steps=8, batch=6), False
         self.skipped: dict[tuple, str] = {}
         self.within = within
         self.saved, self.kept = list[int](), list[int]()
@@ -114,6 +114,39 @@ def test_nothing_new_is_not_saved(step: int, torn: bool, tmp_path: Path, capsys:
         run.walk(tmp_path)
     assert run.saved == ([3] if step > 3 else [])
     assert "--resume" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+        type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory."),
+    ],
+)
+def test_too_little_memory_saves_and_says_what_may_fit(error: Exception, tmp_path: Path) -> None:
+    run = Steps(at(5, fail(error)))
+    with pytest.raises(LdmrtError, match=r"memory for batches of 6.*\n  try: --batch 3, or a smaller --size"):
+        run.walk(tmp_path)
+    assert run.saved == [3, 4]
+
+
+def test_any_failing_step_saves_the_last_whole_one(tmp_path: Path) -> None:
+    run = Steps(at(5, fail(ValueError("a fault of ours"))))
+    with pytest.raises(ValueError, match="a fault of ours"):
+        run.walk(tmp_path)
+    assert run.saved == [3, 4]
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_signal_to_save_is_outlived_where_nothing_is_to_be_saved(handler: Any) -> None:
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with nothing_to_save():
+            signal.raise_signal(signal.SIGUSR1)
+        assert signal.getsignal(signal.SIGUSR1) is handler
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_resumed_run_keeps_its_last_step(tmp_path: Path) -> None:
