@@ -16,9 +16,10 @@ import torch
 from ldmrt.model import Checkpoint
 from ldmrt.model.checkpoint import write_json
 from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.atomic import naming, remove_abandoned, temporary_folder
 from ldmrt.runtime.bundle import CUT, MANIFEST, Bundle
 from ldmrt.runtime.contents import is_inside, is_name
-from ldmrt.runtime.files import naming, remove_abandoned, sha256, temporary_folder
+from ldmrt.runtime.files import sha256
 from ldmrt.runtime.lock import bundle_lock
 from ldmrt.runtime.manifest import REFERENCE, SCHEMA
 from ldmrt.runtime.nearest import suggestion

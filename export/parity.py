@@ -4,9 +4,9 @@ import hashlib
 
 from ldmrt.model import Checkpoint
 from ldmrt.model.checkpoint import write_json
+from ldmrt.runtime.atomic import remove, write_atomically
 from ldmrt.runtime.bundle import MANIFEST, Bundle
 from ldmrt.runtime.certificate import Certificate
-from ldmrt.runtime.files import remove, write_atomically
 from ldmrt.runtime.lock import bundle_lock
 from ldmrt.runtime.manifest import REFERENCE
 from ldmrt.runtime.reference import Reference

@@ -1,9 +1,6 @@
 """Emoji composed with backgrounds and captions on the fly: the demo model's data set."""
 
 import hashlib
-import json
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.files import plain_file
+from ldmrt.runtime.archive import read_archive
+from ldmrt.runtime.files import parse_json, plain_file
 from ldmrt.runtime.nearest import suggestion
 
 from .data import SIZE, Sample, digest, generator
@@ -44,17 +42,18 @@ class Sprite:
 def load_sprites(folder: Path) -> tuple[NDArray[np.uint8], list[Sprite]]:
     """The sprite set that `ldmrt data emoji` builds: pictures (N, 56, 56, 4) RGBA and their rows."""
     hint = f"ldmrt data emoji {folder}"
-    for path in (folder / "sprites.jsonl", folder / "sprites.npz"):
+    listed = folder / "sprites.jsonl"
+    for path in (listed, folder / "sprites.npz"):
         if path.exists():
             plain_file("data", path)
     try:
-        rows = [json.loads(line) for line in (folder / "sprites.jsonl").read_text(encoding="utf-8").splitlines()]
-        with (folder / "sprites.npz").open("rb") as file, np.load(file) as archive:
-            pictures = archive["sprites"]
+        lines = enumerate(listed.read_text(encoding="utf-8").splitlines(), 1)
+        rows = [parse_json("data", f"{listed} line {number}", line) for number, line in lines]
+        pictures = read_archive(folder / "sprites.npz")["sprites"]
         sprites = [Sprite(**{**row, "tags": tuple(row["tags"])}) for row in rows]
     except FileNotFoundError as error:
         raise LdmrtError("data", "no sprite set here", expected=error.filename, hint=hint) from None
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise LdmrtError("data", f"cannot read the sprite set in {folder}", found=error, hint=hint) from None
     if pictures.shape != (len(sprites), SPRITE, SPRITE, 4) or pictures.dtype != np.uint8:
         raise LdmrtError(

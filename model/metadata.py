@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.files import plain_file
+from ldmrt.runtime.files import decode_json, read_bytes
 
 METADATA = "metadata.jsonl"
+LARGEST = 1 << 29  # bytes of a metadata.jsonl: some millions of captions
 LISTED = 20  # problems that an error names before it only counts them
 FOUND = 200  # characters of an invalid value that an error shows
 
@@ -39,10 +40,8 @@ def read_metadata(folder: Path) -> tuple[list[Row], list[Problem]]:
     """
     path = folder / METADATA
     try:
-        content = plain_file("data", path).read_bytes()
+        content = read_bytes("data", path, LARGEST)
         text = content.decode()
-    except OSError as error:
-        raise LdmrtError("data", f"cannot read {path}", found=error.strerror or error) from None
     except UnicodeDecodeError as error:
         lines_before = content.count(b"\n", 0, error.start)
         found = f"byte {content[error.start]:#x}"
@@ -92,10 +91,10 @@ class _Invalid(Exception):
 
 def _row(number: int, line: str) -> Row:
     try:
-        row = json.loads(line)
+        row = decode_json(line)
     except json.JSONDecodeError as error:
         raise _Invalid(f"not JSON ({error.msg} at character {error.colno})") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+    except ValueError as error:  # a number of thousands of digits, thousands of brackets
         raise _Invalid(f"not JSON ({str(error)[:FOUND]})") from None
     if not isinstance(row, dict):
         raise _Invalid(f"expected an object with file_name and text, found {_shown(row)}")

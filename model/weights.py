@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ldmrt.runtime import LdmrtError, write_atomically
 from ldmrt.runtime.errors import first_line
-from ldmrt.runtime.files import plain_file, read_json
+from ldmrt.runtime.files import parse_json, plain_file, read_json
 
 from .lazy import Lazy, Place, as_it_is
 from .pickled import lazy_tensor, load_pickle, unwrapped
@@ -109,7 +109,7 @@ def _open_safetensors(component: str, path: Path) -> tuple[dict[str, Lazy], Note
     try:
         with safe_open(path, "pt"), path.open("rb") as file:  # the library checks the header against the file
             size = int.from_bytes(file.read(8), "little")
-            header: dict[str, Any] = json.loads(file.read(size))
+            header = parse_json(component, f"the header of {path}", file.read(size))
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # what is written to it stays in memory
     except Exception as error:  # safetensors raises its own class
         raise _unreadable(component, path, "a whole safetensors file", error) from None

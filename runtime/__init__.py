@@ -1,15 +1,23 @@
-"""Run a latent diffusion bundle without torch."""
+"""Run a latent diffusion bundle without torch.
 
-from .bundle import Bundle
-from .certificate import Certificate
+A public name is imported when it is first asked for, so that the errors and the command line's help load no NumPy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .errors import LdmrtError, LdmrtWarning
-from .files import write_atomically
-from .pipeline import Pipeline, Result
-from .pipeline import open_pipeline as open
-from .refined import RefinedPipeline
-from .request import Request
-from .sampler import Plan, State, sample, steps
-from .schedulers import SCHEDULERS, plan_from_config
+
+if TYPE_CHECKING:
+    from .atomic import write_atomically
+    from .bundle import Bundle
+    from .certificate import Certificate
+    from .pipeline import Pipeline, Result
+    from .pipeline import open_pipeline as open
+    from .refined import RefinedPipeline
+    from .request import Request
+    from .sampler import Plan, State, sample, steps
+    from .schedulers import SCHEDULERS, plan_from_config
 
 __all__ = [
     "SCHEDULERS",
@@ -29,3 +37,37 @@ __all__ = [
     "steps",
     "write_atomically",
 ]
+
+# name -> the module that defines it, and its name there if it is another
+_LAZY = {
+    "SCHEDULERS": "schedulers",
+    "Bundle": "bundle",
+    "Certificate": "certificate",
+    "Pipeline": "pipeline",
+    "Plan": "sampler",
+    "RefinedPipeline": "refined",
+    "Request": "request",
+    "Result": "pipeline",
+    "State": "sampler",
+    "open": "pipeline:open_pipeline",
+    "plan_from_config": "schedulers",
+    "sample": "sampler",
+    "steps": "sampler",
+    "write_atomically": "atomic",
+}
+
+if not TYPE_CHECKING:  # a type checker shall find misspelt names
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name and keep it."""
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module, _, attribute = _LAZY[name].partition(":")
+        value = getattr(import_module(f".{module}", __name__), attribute or name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    """List the public names too that were not yet asked for."""
+    return sorted({*globals(), *__all__})

@@ -61,9 +61,13 @@ class Bundle:
         names = opened.components
         for name in REQUIRED:
             contents.file(f"{name}/model.onnx")
-        if not any(name.startswith("text_encoder") for name in names):
+        encoders = [name for name in names if name.startswith("text_encoder")]
+        if not encoders:
             expected = path / "text_encoder" / "model.onnx"
             raise LdmrtError("bundle", "missing file", expected=expected, hint="export again")
+        for folder in (name.replace("text_encoder", "tokenizer") for name in encoders):
+            if not contents.files_in(folder):
+                raise LdmrtError("bundle", "missing tokenizer", expected=path / folder, hint="export again")
         for name in opened.graphs:
             contents.graph(name, opened.model(name).relative_to(path).as_posix())
         return opened

@@ -213,7 +213,8 @@ class Certificate:
         """Read what `to_json` gave."""
         try:
             about = dict(value["about"])
-            if not all(isinstance(one, str) for one in dict(about["bundle"]).values()):
+            about["bundle"] = dict(about["bundle"])
+            if not all(isinstance(one, str) for one in about["bundle"].values()):
                 raise TypeError("about: bundle")
             return cls(
                 tuple(_read(Figure, one) for one in value["figures"]),

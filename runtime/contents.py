@@ -76,8 +76,11 @@ class Contents:
         return (name for name in names if is_name(name) and self.has(f"{name}/{file}"))
 
     def files_in(self, folder: str) -> tuple[str, ...]:
-        """The names of the files in a folder of the bundle, those beneath its own folders left out."""
-        there = sorted(one.name for one in (self.bundle / folder).iterdir() if one.is_file())
+        """The names of the files in a folder of the bundle, those beneath its own folders left out; none where there is
+        no such folder.
+        """
+        path = self.bundle / folder
+        there = sorted(one.name for one in path.iterdir() if one.is_file()) if path.is_dir() else []
         return tuple(name for name in there if self.has(f"{folder}/{name}"))
 
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .atomic import remove_abandoned, write_atomically
 from .bundle import Bundle
 from .contents import check_inside, is_name
 from .errors import LdmrtError
-from .files import read_json, remove_abandoned, sha256, write_atomically
+from .files import read_json, sha256
 from .mend import mend
 from .specs import Shape, Shapes, whole
 from .targets import BACKENDS, PORTABLE, RTX_PORTABLE

@@ -1,7 +1,7 @@
-"""One command at a time changes a bundle.
+"""One process at a time changes a folder.
 
-The lock is a file beside the bundle, or in it where nothing can be written beside it. The operating system holds it,
-so that of a process that was killed it is free at once, on this host or another; what is written in it says who has it.
+The operating system holds a lock file, so that of a process that was killed it is free at once, on this host or
+another; what is written in it says who has it, and decides on file systems that have no locks.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from .atomic import temporary_prefix
 from .errors import LdmrtError
 from .owners import Owner
 
@@ -22,18 +23,36 @@ READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 @contextlib.contextmanager
 def bundle_lock(bundle: Path) -> Iterator[None]:
-    """Hold the lock of a bundle that is there or shall be; an `LdmrtError` says who has it, if anybody has."""
+    """Hold the lock of a bundle that is there or shall be: a file beside it, or in it where nothing can be written
+    beside it. An `LdmrtError` says who has it, if anybody has.
+    """
     bundle = bundle.resolve()
-    beside, within = bundle.with_name(f".{bundle.name[:100]}{LOCK}"), bundle / LOCK
-    try:
-        path, handle = beside, _open(bundle, beside)
-    except OSError as error:
-        if error.errno not in READ_ONLY:
-            raise
+    within = bundle / LOCK
+    busy, hint = f"{bundle} is being changed", "wait until it has ended"
+    with contextlib.ExitStack() as held:
         try:
-            path, handle = within, _open(bundle, within)
-        except OSError as inner:
-            raise LdmrtError("bundle", f"cannot write to {bundle}", found=inner.strerror) from None
+            held.enter_context(file_lock(lock_beside(bundle), "bundle", busy, hint))
+        except OSError as error:
+            if error.errno not in READ_ONLY:
+                raise
+            try:
+                held.enter_context(file_lock(within, "bundle", busy, hint))
+            except OSError as inner:
+                raise LdmrtError("bundle", f"cannot write to {bundle}", found=inner.strerror) from None
+        yield
+
+
+def lock_beside(path: Path) -> Path:
+    """Name the lock file of a file or folder that is there or shall be."""
+    return path.with_name(f"{temporary_prefix(path.name)}lock")
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, where: str, busy: str, hint: str) -> Iterator[None]:
+    """Hold the lock file `path`, which is removed afterwards. While somebody else has it, raise an `LdmrtError` of
+    `busy` and who that is.
+    """
+    handle = _open(path, where, busy, hint)
     try:
         os.ftruncate(handle, 0)
         os.lseek(handle, 0, os.SEEK_SET)
@@ -45,15 +64,15 @@ def bundle_lock(bundle: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _open(bundle: Path, path: Path) -> int:
+def _open(path: Path, where: str, busy: str, hint: str) -> int:
     """A handle of the lock file, which nobody else holds."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise LdmrtError("bundle", f"cannot lock {bundle}", expected="a regular file", found=path)
+                raise LdmrtError(where, "cannot lock", expected="a regular file", found=path)
             if not _take(handle):
-                raise _refused(bundle, handle)
+                raise _refused(path, handle, where, busy, hint)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), path.stat()):
                     return handle
@@ -91,6 +110,10 @@ def _written(handle: int) -> list[str]:
     return [*os.read(handle, 1000).decode(errors="replace").splitlines(), "", ""][:2]
 
 
-def _refused(bundle: Path, handle: int) -> LdmrtError:
-    who = _written(handle)[1] or "another process"
-    return LdmrtError("bundle", f"{bundle} is being changed by {who}", hint="wait until it has ended")
+def _refused(path: Path, handle: int, where: str, busy: str, hint: str) -> LdmrtError:
+    """Of another host's process nothing is known: a person has to look."""
+    owner, who = _written(handle)
+    known = Owner.parse(owner)
+    if known is not None and not known.is_here:
+        hint += f", or remove {path} if that process is no more"
+    return LdmrtError(where, f"{busy} by {who or 'another process'}", hint=hint)

@@ -10,12 +10,13 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from .atomic import remove_abandoned, temporary_name, write_atomically
 from .bundle import Bundle
 from .contents import check_inside
 from .engine_files import model_digests
 from .errors import LdmrtError, LdmrtWarning
 from .external_data import locations
-from .files import plain_file, read_json, remove_abandoned, sha256, temporary_name, write_atomically
+from .files import plain_file, read_json, sha256
 from .machine import features
 from .stamps import Stamped
 

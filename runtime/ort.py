@@ -1,5 +1,6 @@
 """ONNX Runtime as it is wanted here: without telemetry, and silent, as what goes wrong arrives as an exception."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from .errors import LdmrtError, first_line
 from .optional import unavailable
 
+NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"  # read once, when ONNX Runtime is loaded
 QUIET = 4  # its severities: only what ends the process is printed
 OPENS = {23: "1.23"}  # opset: the first ONNX Runtime that opens it
 TOO_OLD = re.compile(r"Opset (\d+) is under development.*?till opset (\d+)", re.DOTALL)
@@ -14,7 +16,11 @@ IR_TOO_OLD = re.compile(r"Unsupported model IR version: (\d+), max supported IR 
 
 
 def onnxruntime(where: str) -> Any:
-    """The module; an `LdmrtError` where it is not installed, or does not work."""
+    """The module; an `LdmrtError` where it is not installed, or does not work.
+
+    Its own function stops only some events, after an identifier of the machine was written to the user's folder.
+    """
+    os.environ.setdefault(NO_TELEMETRY, "1")
     try:
         import onnxruntime as ort
     except (ImportError, OSError) as error:
@@ -32,6 +38,11 @@ def session_options(ort: Any) -> Any:
 
 def refused(error: Exception, component: str, path: Path, ort: Any) -> LdmrtError:
     """Why ONNX Runtime cannot open a file, and what mends that: a newer ONNX Runtime, or another export."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        problem, hint = f"ONNX Runtime cannot open {str(path)!a}", "rename its folders, or set PYTHONUTF8=1"
+        return LdmrtError(component, problem, expected="a path in UTF-8", hint=hint)
     for pattern, of in ((TOO_OLD, "opset"), (IR_TOO_OLD, "ONNX IR version")):
         if found := pattern.search(str(error)):
             needed, most = map(int, found.groups())

@@ -5,16 +5,15 @@ one entry of the archive that torch.save writes.
 """
 
 import contextlib
-import json
 import re
 import shlex
 import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
 
 from .errors import LdmrtError
+from .files import read_json
 
 BUNDLE, CHECKPOINT, LORA, EMBEDDING = "bundle", "checkpoint", "LoRA", "textual inversion"
 CONTROLNET, ADAPTER, AUTOENCODER = "ControlNet", "T2I-Adapter", "autoencoder"
@@ -96,10 +95,9 @@ def _of_folder(path: Path) -> str:
 
 def _class_name(config: Path) -> str:
     try:
-        content: Any = json.loads(config.read_bytes()[:MOST])
-    except (OSError, ValueError, RecursionError):
+        return str(read_json("config", config).get("_class_name"))
+    except LdmrtError:
         return ""
-    return str(content.get("_class_name")) if isinstance(content, dict) else ""
 
 
 def _of_file(path: Path) -> str:

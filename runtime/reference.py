@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .archive import read_archive
+from .atomic import write_atomically
 from .errors import LdmrtError, first_line
-from .files import parse_json, plain_file, write_atomically
+from .files import parse_json, plain_file
 
 Arrays = dict[str, NDArray[Any]]
 CONTROL = "controls."
 WALK = ("t", "x", "said", "images")
 STORE = "ldmrt verify BUNDLE --against CHECKPOINT --store"
 STEPS = 1000  # of a recorded request, at most
+LARGEST = 1e9  # of a scaling factor
 # The fields of a recorded request.
 PLAIN = {"prompt": (str,), "seed": (int,), "width": (int,), "height": (int,), "steps": (int,), "guidance": (float, int)}
 
@@ -159,7 +160,7 @@ def check_reference(reference: Reference) -> None:
         if not (name in ("image", "mask") or name.startswith(CONTROL)) or image.shape[:2] != sides:
             raise ValueError(f"the image {name!r:.100} does not belong to the request")
         _expect(name, image, np.uint8, (*sides, 3)[: 2 if name == "mask" else 3])
-    if type(reference.scaling_factor) not in (int, float) or not 0 < reference.scaling_factor < math.inf:
+    if type(reference.scaling_factor) not in (int, float) or not 0 < reference.scaling_factor < LARGEST:
         raise ValueError(f"scaling factor {reference.scaling_factor!r:.100}")
 
 

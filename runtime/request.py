@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from .control import with_scale
 from .errors import LdmrtError
 from .images import read, size_of, split
-from .request_fields import FIELDS, SEEDS, Whole, invalid
+from .request_fields import FIELDS, LARGEST_SIDE, SEEDS, Whole, invalid
 
 Text = str | Sequence[str]
 
@@ -208,6 +208,8 @@ class Request:
         sides = []
         for name, given, default in (("height", self.height, own[0]), ("width", self.width, own[1])):
             pixels = default if given is None else given
+            if pixels > LARGEST_SIDE:  # of the model's own
+                raise invalid(name, f"at most {LARGEST_SIDE}", pixels)
             if pixels < factor or pixels % factor:
                 raise invalid(name, f"a multiple of {factor}", pixels)
             sides.append(pixels)

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import TYPE_CHECKING
 
-from .sampler import Plan
-from .specs import Shape, Shapes
+if TYPE_CHECKING:  # the options of commands come from here, and load no NumPy
+    from .sampler import Plan
+    from .specs import Shape, Shapes
 
 STEPS = 50  # that an engine takes, of any sampler, where nobody says how many
 SPARE = ("rows", "saved", "terms")  # of these dimensions an engine may be bound for more than a plan needs
@@ -32,17 +34,17 @@ class Room:
     draws: int  # of noise: one that nobody looks at, or one a row
 
     @classmethod
-    def of(cls, plans: Sequence[Plan]) -> "Room":
+    def of(cls, plans: "Sequence[Plan]") -> "Room":
         """Return the room that plans need."""
         rows, saved = (max(plan.table.shape[axis] for plan in plans) for axis in (0, 1))
         return cls(rows, saved, rows if any(map(_drawing, plans)) else 1)
 
     @classmethod
-    def read(cls, shapes: Shapes) -> "Room":
+    def read(cls, shapes: "Shapes") -> "Room":
         """Read the room from shapes: the inverse of `shapes`."""
         return cls(shapes["table"][1], shapes["table"][2], shapes["noise"][1])
 
-    def shapes(self, x: Shape, calls: int) -> dict[str, Shape]:
+    def shapes(self, x: "Shape", calls: int) -> "dict[str, Shape]":
         """Return the shapes of the inputs that a sampler fills, for first latents of shape `x` (B, C, h, w)."""
         batch, *latent = x
         return {
@@ -56,5 +58,5 @@ class Room:
         }
 
 
-def _drawing(plan: Plan) -> bool:
+def _drawing(plan: "Plan") -> bool:
     return any(map(plan.draws, range(plan.rows)))

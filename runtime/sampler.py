@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import LdmrtError
-from .files import write_atomically
+from .atomic import write_atomically
+from .errors import LdmrtError, first_line
+from .files import read_json
 from .registers import Move, Registers, lay_out
 from .schedule import Floats
 
@@ -92,7 +93,7 @@ class Plan:
     def load(path: Path) -> "Plan":
         """Read what `save` wrote."""
         try:
-            state = json.loads(Path(path).read_text(encoding="utf-8"))
+            state = read_json("plan", Path(path))
             threshold = state.pop("threshold")
             arrays = {key: np.array(value, np.float64) for key, value in state.items() if isinstance(value, list)}
             plan = Plan(**{**state, **arrays, "threshold": threshold and tuple(threshold)})
@@ -102,8 +103,9 @@ class Plan:
             if any(one.shape != shapes[key] or not np.isfinite(one).all() for key, one in arrays.items()):
                 raise ValueError("arrays that do not fit one another")
             return plan
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise LdmrtError("plan", f"{path} cannot be read", expected="what Plan.save wrote", found=error) from error
+        except (LdmrtError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            found, expected = first_line(error), "what Plan.save wrote"
+            raise LdmrtError("plan", f"{path} cannot be read", expected=expected, found=found) from error
 
     def __str__(self) -> str:
         saved = [f"s{i}" for i in range(1, self.table.shape[1])]

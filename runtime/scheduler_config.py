@@ -10,6 +10,7 @@ from .errors import LdmrtError, LdmrtWarning
 from .nearest import suggestion
 
 Config = Mapping[str, Any]
+LARGEST = 10**6  # timesteps of training: diffusers' models have 1000
 
 _TRAIN = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
 _TRAIN |= {"trained_betas": None, "prediction_type": "epsilon"}
@@ -104,7 +105,8 @@ def resolve(config: Config, class_name: str) -> dict[str, Any]:
         low = not isinstance(value, Real) or value < 0 or (value == 0 and key in _POSITIVE)
         if least and value is not None and low:
             raise LdmrtError("scheduler", f"invalid {key}", expected=f"a number {least}", found=value)
-    for key, most in (("dynamic_thresholding_ratio", 1), ("original_inference_steps", out["num_train_timesteps"])):
+    bounds = {"dynamic_thresholding_ratio": 1, "num_train_timesteps": LARGEST}
+    for key, most in (bounds | {"original_inference_steps": out["num_train_timesteps"]}).items():
         if out.get(key, 0) > most:
             raise LdmrtError("scheduler", f"invalid {key}", expected=f"at most {most}", found=out[key])
     for key, choices in _CHOICES.items():

@@ -1,13 +1,12 @@
 """Changes to a scheduler's config: another config file, or single keys of its class, typed and checked."""
 
-import json
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from .errors import LdmrtError
-from .files import read_json
+from .files import decode_json, read_json
 from .scheduler_config import KEYS, resolve
 from .schedulers import find_scheduler
 
@@ -29,8 +28,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if value in ("True", "False", "None"):
         value = {"True": "true", "False": "false", "None": "null"}[value]
     try:
-        return key, json.loads(value)
-    except (ValueError, RecursionError):
+        return key, decode_json(value)
+    except ValueError:
         return key, value
 
 

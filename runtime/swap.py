@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .files import is_abandoned, remove, temporary_name, temporary_prefix
+from .atomic import is_abandoned, remove, sync_folder, temporary_name, temporary_prefix
 from .owners import Owner
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's fcntl.h and fs.h
@@ -18,8 +18,14 @@ def replace_folder(new: Path, place: Path) -> None:
     """Put the folder `new` in its place; what stood there, if anything, afterwards stands where `new` was.
 
     A process that is killed leaves the one or the other in its place; where the system cannot exchange two names at
-    once it may leave neither, which `recover` mends.
+    once it may leave neither, which `recover` mends. Nor does a power failure leave half a folder.
     """
+    sync_folder(new, whole=True)
+    _replace(new, place)
+    sync_folder(place.parent)
+
+
+def _replace(new: Path, place: Path) -> None:
     if not place.exists():
         os.rename(new, place)
         return

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .atomic import write_atomically
 from .bundle import Bundle
 from .engine_files import EngineFile
 from .errors import LdmrtError
-from .files import write_atomically
 from .specs import Shapes, TensorSpec
 from .trt import ELSEWHERE, Refused, Session, must
 

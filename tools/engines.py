@@ -138,8 +138,8 @@ def prune(bundle: Path) -> None:
     Example: ldmrt engines prune out/emoji64
     """
     from ldmrt.runtime import Bundle
+    from ldmrt.runtime.atomic import remove, remove_abandoned
     from ldmrt.runtime.errors import printable
-    from ldmrt.runtime.files import remove, remove_abandoned
     from ldmrt.runtime.lock import bundle_lock
     from ldmrt.runtime.unused_engines import prunable
 

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
-from numpy.typing import NDArray
 
 from .image_options import collected, one_or_all
-from .option_types import PICTURE, SIZE, Batch, Control, Interval
-from .options import THREADS
+from .option_types import PICTURE, SIZE, Batch, Control, Interval, Text
+from .options import THREADS, Choice
 from .outputs import Output
 from .reading import SCHEDULER as SCHEDULER_OPTIONS
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ldmrt.runtime import Pipeline, RefinedPipeline, Request, Result
 
 GRID = 1024  # at most as many images in the grid
@@ -27,8 +27,8 @@ STRIP = 10  # at most as many images of the denoising side by side
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("prompts", nargs=-1, required=True)
-@click.option("--negative", "negative_prompt", help="What the image should not be.")
+@click.argument("prompts", nargs=-1, required=True, type=Text())
+@click.option("--negative", "negative_prompt", type=Text(), help="What the image should not be.")
 @click.option("-n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Images of each prompt.")
 @click.option(
     "--batch",
@@ -59,11 +59,11 @@ STRIP = 10  # at most as many images of the denoising side by side
 @click.option("--image", type=PICTURE, multiple=True, help="Start from this image; once for all prompts, or for each.")
 @click.option("--strength", default=0.8, show_default=True, help="How much of the way to noise the image goes.")
 @click.option("--mask", type=PICTURE, multiple=True, help="White where the image shall change; as --image.")
-@click.option("--mask-from", type=click.Choice(["alpha", "luminance"]), help="What of the mask says where.")
+@click.option("--mask-from", type=Choice(["alpha", "luminance"]), help="What of the mask says where.")
 @click.option("--control", "controls", type=Control(), multiple=True,
               help="Steer with a ControlNet or an adapter; the same name again for the next prompt.")  # fmt: skip
-@click.option("--prompt-2", help="SDXL: what the second text encoder reads.")
-@click.option("--negative-2", "negative_prompt_2", help="SDXL: the same for the negative prompt.")
+@click.option("--prompt-2", type=Text(), help="SDXL: what the second text encoder reads.")
+@click.option("--negative-2", "negative_prompt_2", type=Text(), help="SDXL: the same for the negative prompt.")
 @click.option("--original-size", type=SIZE, help="SDXL: height and width to tell it; the image's by default.")
 @click.option("--target-size", type=SIZE, help="SDXL: the same.")
 @click.option("--crop", type=SIZE, default=(0, 0), help="SDXL: top and left of the crop to tell it.")
@@ -115,12 +115,14 @@ def generate(
 
     Example: ldmrt generate out/emoji64 "a red apple, noto style, blue background" -n 4 --seed 1 -o out/apple.png
     """
+    import numpy as np
+
     from ldmrt.runtime import LdmrtError, RefinedPipeline
     from ldmrt.runtime.pipeline import open_pipeline
     from ldmrt.runtime.request import Request
     from ldmrt.runtime.schedulers import everyday_name
 
-    from .image_paths import latents_of, numbered, output_path
+    from .image_paths import free_path, latents_of, numbered
     from .pictures import grid, save_image
     from .progress import console, watched
 
@@ -129,8 +131,8 @@ def generate(
     asked |= {name: one_or_all(asked[name]) for name in ("image", "mask")}
     asked["scheduler_settings"] = settings
     request = Request(prompts, controls=collected(controls), latents=read_latents(latents), **asked)
-    out = output_path(out, request.images, steps=save_steps, overwrite=overwrite, latents=save_latents)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    free = free_path(out, request.images, steps=save_steps, overwrite=overwrite, latents=save_latents)
+    out = click.get_current_context().with_resource(free)
     begin = time.perf_counter()
     open_one = partial(
         open_pipeline,
@@ -160,7 +162,7 @@ def generate(
     shared |= {"scheduler": request.scheduler or everyday_name(base.scheduler)}
     if refiner is not None:
         shared |= {"refiner": refiner.name, "refiner_start": refiner_start}
-    written, images, took = [out], list[NDArray[np.uint8]](), dict[str, float]()
+    written, images, took = [out], list[Any](), dict[str, float]()
     left: list[NDArray[Any]] = []
     number = -1
     for result in results:
@@ -198,6 +200,8 @@ def generate(
 
 def read_latents(path: Path | None) -> "NDArray[Any] | None":
     """Read the latents in an .npy file, of which nothing is unpickled."""
+    import numpy as np
+
     from ldmrt.runtime import LdmrtError
     from ldmrt.runtime.errors import first_line
     from ldmrt.runtime.files import plain_file
@@ -211,8 +215,10 @@ def read_latents(path: Path | None) -> "NDArray[Any] | None":
         raise LdmrtError("generate", f"cannot read {path}", expected="an .npy file", found=found) from None
 
 
-def save_array(path: Path, array: NDArray[Any]) -> Path:
+def save_array(path: Path, array: "NDArray[Any]") -> Path:
     """Write an array as .npy."""
+    import numpy as np
+
     from ldmrt.runtime import write_atomically
 
     with write_atomically(path) as file:
@@ -221,7 +227,7 @@ def save_array(path: Path, array: NDArray[Any]) -> Path:
 
 
 def in_rows(
-    pipeline: "Pipeline | RefinedPipeline", request: "Request", rows: int, previews: list[NDArray[Any]] | None
+    pipeline: "Pipeline | RefinedPipeline", request: "Request", rows: int, previews: "list[NDArray[Any]] | None"
 ) -> "Result":
     """Draw, and show every row; `previews` are given what the network says in each."""
     from ldmrt.runtime import Result
@@ -239,8 +245,10 @@ def in_rows(
     return Result(images, x, request.seeds, {"latents": sampled - begin, "decode": time.perf_counter() - sampled})
 
 
-def save_rows(pipeline: "Pipeline | RefinedPipeline", previews: list[NDArray[Any]], out: Path) -> list[Path]:
+def save_rows(pipeline: "Pipeline | RefinedPipeline", previews: "list[NDArray[Any]]", out: Path) -> list[Path]:
     """The network's word at each row, in a folder beside OUT, and a strip of some: a line an image."""
+    import numpy as np
+
     from .image_paths import steps_of
     from .pictures import grid, save_image
 

@@ -38,6 +38,18 @@ class Interval(click.ParamType):
             self.fail(f"{value!r} is not LOW,HIGH, such as 0.3,5", param, ctx)
 
 
+class Text(click.ParamType):
+    """Text of a prompt: UTF-8, also where the system's own encoding is a narrower one, such as ASCII."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        try:
+            return str(value).encode("utf-8", "surrogateescape").decode()
+        except UnicodeError:  # the request says what is wrong with it
+            return str(value)
+
+
 class Batch(click.ParamType):
     """A number of images, or auto, which is None."""
 

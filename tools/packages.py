@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.files import cache_folder, sha256, temporary_folder
+from ldmrt.runtime.atomic import temporary_folder
+from ldmrt.runtime.files import cache_folder, sha256
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def _run(command: click.Command, name: str | None) -> int:
         if full := _full_disk(error, _asked_of(command)):
             _tell(full)
             return WRONG
-        if not _too_much(error):
+        if not out_of_memory(error):
             return _bug()
         problem = "recursion too deep" if isinstance(error, RecursionError) else "not enough memory"
         hint = "a smaller input: fewer or smaller images, or --low-memory or --batch where the command has them"
@@ -121,7 +121,7 @@ def _asked_of(command: click.Command) -> str:
     return words[0] if words else command.name or "ldmrt"
 
 
-def _too_much(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
     """Whether memory or the stack has run out, in Python or in PyTorch, which has errors of its own for that."""
     if isinstance(error, (MemoryError, RecursionError)) or type(error).__name__ == "OutOfMemoryError":
         return True

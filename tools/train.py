@@ -18,7 +18,7 @@ from .outputs import Output
 from .pictures import grid, save_png
 from .progress import console
 from .run_lock import locked
-from .training import STATE, walk
+from .training import STATE, nothing_to_save, walk
 from .training_data import open_data
 
 SHOWN = 32  # images of a preview of 64 pixels
@@ -81,6 +81,7 @@ def train() -> None:
 
     Example: ldmrt train autoencoder --data data/emoji --style noto --out runs/ae
     """
+    click.get_current_context().with_resource(nothing_to_save())
 
 
 @train.command()

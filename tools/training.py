@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.errors import first_line
 
 from .progress import console, watched
+from .script import out_of_memory
 
 STATE = Path("training") / "state.pt"
 MEGABYTE = 1_000_000
@@ -47,6 +49,20 @@ def listening() -> Iterator[Asked]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def nothing_to_save() -> Iterator[None]:
+    """Outlive a signal to save while there is nothing to save: before the first step, and after the last."""
+    number = getattr(signal, SAVING, None)
+    if number is None or signal.getsignal(number) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(number, lambda number, frame: None)
+    try:
+        yield
+    finally:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def walk(
     run: Any, loop: Iterator[Any], out: Path, every: int, resume: bool, keep: Callable[[], None],
     change: Collection[str] = (),
@@ -78,12 +94,20 @@ def walk(
                 if asked.stop and run.step < steps:
                     console.print(f"stopped at step {run.step}; go on with --resume", highlight=False)
                     raise KeyboardInterrupt if asked.stop == signal.SIGINT else SystemExit(128 + asked.stop)
-        except LdmrtError:
+        except Exception as error:
             if run.step > saved and not run.torn:
                 save(run, state)
                 console.print(f"saved the state of step {run.step}; go on with --resume", highlight=False)
+            if out_of_memory(error):
+                raise _too_large(run, error) from None
             raise
     console.print(f"{run.step} steps in {(time.perf_counter() - begin) / 60:.1f} min: {out}", highlight=False)
+
+
+def _too_large(run: Any, error: Exception) -> LdmrtError:
+    batch = run.settings.batch
+    hint = f"--batch {batch // 2}, or a smaller --size" if batch > 1 else "a smaller --size"
+    return LdmrtError("train", f"not enough memory for batches of {batch}", found=first_line(error) or None, hint=hint)
 
 
 def save(run: Any, state: Path) -> None:

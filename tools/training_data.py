@@ -1,5 +1,6 @@
 """The data of a training, checked whole before its first step."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def open_data(
     from ldmrt.model.emoji import Emoji
     from ldmrt.model.metadata import METADATA
 
-    if (folder / METADATA).is_file():
+    if os.path.lexists(folder / METADATA):
         own = open_folder(folder, size, skip_bad=skip_bad, skip_small=skip_small)
         if (count := len(own)) < batch:
             console.print(f"{count} images for batches of {batch}: some come more than once", highlight=False)

@@ -14,7 +14,7 @@ import torch
 
 from ldmrt.export import export_bundle, store
 from ldmrt.model import Checkpoint
-from ldmrt.runtime import Bundle, Certificate, LdmrtError, files, swap
+from ldmrt.runtime import Bundle, Certificate, LdmrtError, atomic, swap
 from ldmrt.runtime.certificate import figure
 from ldmrt.runtime.coverage import covered_files
 from ldmrt.runtime.lock import bundle_lock
@@ -32,7 +32,7 @@ def killed_at(number: int, work: Callable[[], Any], calls: Sequence[str] = CALLS
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     called = 0
-    files._remove_abandoned_once.cache_clear()  # as in a process of its own
+    atomic._remove_abandoned_once.cache_clear()  # as in a process of its own
 
     def counting(call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any, **options: Any) -> Any:

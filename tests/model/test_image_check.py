@@ -1,5 +1,6 @@
 """Every image of a folder, decoded before training."""
 
+import json
 import os
 from pathlib import Path
 
@@ -9,13 +10,14 @@ from PIL import Image
 
 from ldmrt.model import image_check
 from ldmrt.model.image_check import Verdict, check_images
+from ldmrt.runtime import stamps
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two images, written a while ago, and a cache of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(image_check, "SETTLED", -1e18)  # whatever the clock says, files here are old
+    monkeypatch.setattr(stamps, "SETTLED", -1e18)  # whatever the clock says, files here are old
     folder = tmp_path / "images"
     folder.mkdir()
     for name, side in (("a.png", 64), ("b.png", 31)):
@@ -56,13 +58,13 @@ def test_a_changed_image_is_decoded_again(folder: Path, decoded: list[str]) -> N
 def test_a_file_that_may_still_change_is_not_remembered(
     folder: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_check, "SETTLED", 1e18)
+    monkeypatch.setattr(stamps, "SETTLED", 1e18)
     check(folder, "a.png")
     check(folder, "a.png")
     assert decoded == ["a.png", "a.png"]
 
 
-@pytest.mark.parametrize("cache", ["/proc/nowhere", "a file", "damaged", "no list"])
+@pytest.mark.parametrize("cache", ["/proc/nowhere", "a file", "damaged", "no list", "no side"])
 def test_a_cache_that_is_of_no_use_is_left_aside(
     cache: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,16 +75,17 @@ def test_a_cache_that_is_of_no_use_is_left_aside(
     else:
         check(folder, "a.png")
         (path,) = tmp_path.glob("cache/ldmrt/images/*.json")
-        path.write_text("{" if cache == "damaged" else '{"a.png": 3}')
+        (state, known) = (folder / "a.png").stat(), json.loads(path.read_text())
+        stamp = [state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns]
+        assert known == {"a.png": [*stamp, 64]}
+        damaged = {"damaged": "{", "no list": '{"a.png": 3}', "no side": json.dumps({"a.png": [*stamp, "64"]})}
+        path.write_text(damaged[cache])
     assert check(folder, "a.png") == {"a.png": Verdict("a.png")}
 
 
 def test_no_home_is_no_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_home() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setenv("HOME", "")
     assert check(folder, "a.png") == {"a.png": Verdict("a.png")}
 
 

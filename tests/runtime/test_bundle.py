@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import ldmrt.runtime
-from ldmrt.runtime import Bundle, LdmrtError
+from ldmrt.runtime import Bundle, Certificate, LdmrtError
 from ldmrt.runtime.bundle import MANIFEST, REQUIRED, Shape
 from ldmrt.runtime.manifest import SCHEMA
 
@@ -65,6 +65,23 @@ def test_manifest_names_every_file(bundle: Path) -> None:
     assert set(Bundle.open(bundle).manifest["files"]) == there - {MANIFEST}
 
 
+def without_tokenizer(path: Path) -> None:
+    shutil.rmtree(path / "tokenizer")
+    manifest(lambda m: [m["files"].pop(name) for name in list(m["files"]) if name.startswith("tokenizer/")])(path)
+
+
+def second_encoder(path: Path) -> None:
+    """An encoder that the manifest lists, with no tokenizer of its own."""
+
+    def add(m: dict[str, Any]) -> None:
+        files, components = m["files"], m["components"]
+        components["text_encoder_2"] = components["text_encoder"]
+        files |= {name.replace("r/", "r_2/"): one for name, one in files.items() if name.startswith("text_encoder/")}
+
+    shutil.copytree(path / "text_encoder", path / "text_encoder_2")
+    manifest(add)(path)
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -89,6 +106,8 @@ def test_manifest_names_every_file(bundle: Path) -> None:
         pytest.param(manifest(lambda m: m["files"].update({WEIGHTS: {}})), MANIFEST),
         pytest.param(manifest(lambda m: m["files"].pop("unet/model.onnx")), MANIFEST),
         pytest.param(names("..\\x"), "expected a path inside the bundle"),
+        (without_tokenizer, "missing tokenizer; expected "),
+        (second_encoder, "missing tokenizer; expected "),
     ],
 )  # fmt: skip
 def test_damaged(copy: Path, damage: Callable[[Path], Any], words: str) -> None:
@@ -98,6 +117,23 @@ def test_damaged(copy: Path, damage: Callable[[Path], Any], words: str) -> None:
         Bundle.open(copy)
     assert raised.value.where == "bundle"
     assert words in str(raised.value)
+
+
+def certificate_of(listed: Any) -> Certificate:
+    """A certificate with nothing measured, of the files in `listed`."""
+    stored = {"figures": [], "rows": [], "pictures": [], "about": {"bundle": listed}, "origin": []}
+    return Certificate.from_json(stored)
+
+
+@pytest.mark.parametrize("listed", [None, 1, [1], [["unet/model.onnx", 1]], {"unet/model.onnx": None}])
+def test_a_certificate_of_no_files_is_refused(listed: Any) -> None:
+    with pytest.raises(LdmrtError, match="the certificate cannot be read"):
+        certificate_of(listed)
+
+
+@pytest.mark.parametrize("listed", [{}, [], [["unet/model.onnx", "0"]]])
+def test_files_of_a_certificate_may_come_as_pairs(listed: Any) -> None:
+    assert certificate_of(listed).about["bundle"] == dict(listed)
 
 
 def test_no_directory(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def killed_at(line: int, work: Callable[[], Any]) -> bool:
 
     def trace(frame: Any, event: str, argument: Any) -> Any:
         nonlocal ran
-        if frame.f_globals.get("__name__") not in ("ldmrt.runtime.engine_files", "ldmrt.runtime.files"):
+        if frame.f_globals.get("__name__") not in ("ldmrt.runtime.engine_files", "ldmrt.runtime.atomic"):
             return None
         ran += event == "line"
         if ran == line:

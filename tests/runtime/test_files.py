@@ -20,9 +20,9 @@ DAMAGED = {
     "a list": ("[1]", "expected a JSON object; found list"),
     "empty": ("", "expected a JSON object; found Expecting value"),
     "a very long number": ('{"a": ' + "9" * 5000 + "}", "found Exceeds the limit"),
-    "deeper than Python recurses": ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "at most 64 nested levels"),
-    "deep": ('{"a":' * 65 + "1" + "}" * 65, "at most 64 nested levels"),
-    "deep lists": ('{"a": ' + "[" * 70 + "]" * 70 + "}", "at most 64 nested levels"),
+    "deeper than Python recurses": ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "found more than 64 nested levels"),
+    "deep": ('{"a":' * 65 + "1" + "}" * 65, "found more than 64 nested levels"),
+    "deep lists": ('{"a": ' + "[" * 70 + "]" * 70 + "}", "found more than 64 nested levels"),
 }
 
 

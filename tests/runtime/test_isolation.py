@@ -31,10 +31,10 @@ def python(program: str, *arguments: object, **environment: str) -> "subprocess.
 
 
 def test_import_loads_numpy_alone() -> None:
-    program = "import sys, json, ldmrt.runtime; print(json.dumps(sorted({m.partition('.')[0] for m in sys.modules})))"
+    program = "import sys, json; from ldmrt.runtime import *; print(json.dumps([*sys.modules]))"
     ran = python(program)
     assert ran.returncode == 0, ran.stderr
-    loaded = set(json.loads(ran.stdout))
+    loaded = {name.partition(".")[0] for name in json.loads(ran.stdout)}
     assert {"ldmrt", "numpy"} <= loaded
     assert not loaded & {"onnxruntime", "PIL", "tokenizers", "rich", "click", "onnx", "tensorrt", "cuda", *BLOCKED}
 

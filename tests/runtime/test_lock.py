@@ -1,5 +1,6 @@
 """One command at a time changes a bundle, and of a process that was killed nothing stays in the way."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ldmrt.runtime import LdmrtError, files, lock
-from ldmrt.runtime.files import remove_abandoned, temporary_folder, temporary_name, write_atomically
+from ldmrt.runtime import LdmrtError, atomic, lock, swap
+from ldmrt.runtime.atomic import remove_abandoned, temporary_folder, temporary_name, write_atomically
 from ldmrt.runtime.lock import bundle_lock
 from ldmrt.runtime.owners import Owner
 
@@ -77,6 +78,25 @@ def test_the_second_is_refused_until_the_first_is_dead(tmp_path: Path, exists: b
     with bundle_lock(bundle):
         pass
     assert list(tmp_path.iterdir()) == ([bundle] if exists else [])
+
+
+def test_another_hosts_lock_stays_where_the_system_has_none(
+    tmp_path: Path, locks: None, request: pytest.FixtureRequest
+) -> None:
+    """A free lock of the system is free; without one, nobody knows whether the other process still runs."""
+    place = tmp_path / f".bundle{lock.LOCK}"
+    place.write_text("00000000-1-1\nprocess 1 on elsewhere\n")
+    if "no flock" not in request.node.name:
+        with bundle_lock(tmp_path / "bundle"):
+            pass
+        assert not place.exists()
+        return
+    with (
+        pytest.raises(LdmrtError, match=rf"changed by process 1 on elsewhere\n  try: wait .*, or remove {place} if"),
+        bundle_lock(tmp_path / "bundle"),
+    ):
+        pass
+    assert place.exists()
 
 
 def test_threads_of_one_process_too(tmp_path: Path) -> None:
@@ -155,7 +175,7 @@ def test_what_a_killed_process_leaves_is_removed_by_the_next(
     remove_abandoned(tmp_path)
     assert left.exists(), "its owner is at it still"
     kill(pid)
-    files._remove_abandoned_once.cache_clear()
+    atomic._remove_abandoned_once.cache_clear()
     with write_atomically(tmp_path / "other.png") as file:
         file.write(b"whole")
     assert [path.name for path in tmp_path.iterdir()] == ["other.png"]
@@ -218,3 +238,65 @@ def test_what_is_no_file_is_written_to_as_it_is(tmp_path: Path) -> None:
     os.close(reader)
     assert list(tmp_path.iterdir()) == [pipe]
     assert not pipe.is_file()
+
+
+@pytest.mark.parametrize("name", ["ü" * 120, "木" * 80, "x" * 240])
+def test_long_names_have_locks(tmp_path: Path, name: str) -> None:
+    with bundle_lock(tmp_path / name):
+        assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is put on the disk and what is renamed, in this order."""
+    done: list[str] = []
+    fsync, replace, rename, exchange = os.fsync, os.replace, os.rename, swap._exchange
+
+    def synced(handle: int) -> None:
+        done.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name.partition(".ldmrt-")[0])
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("rename"), replace(*names)))
+    monkeypatch.setattr(os, "rename", lambda *names: (done.append("rename"), rename(*names)))
+    monkeypatch.setattr(swap, "_exchange", lambda *names: (done.append("rename"), exchange(*names))[1])
+    return done
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="this system does not name open files")
+def test_a_file_is_on_the_disk_before_its_name_is(tmp_path: Path, order: list[str]) -> None:
+    with write_atomically(tmp_path / "a.png") as file:
+        file.write(b"whole")
+    assert order == [".a.png", "rename", tmp_path.name]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="this system does not name open files")
+@pytest.mark.parametrize("old", [True, False])
+def test_a_folder_is_on_the_disk_before_its_name_is(tmp_path: Path, order: list[str], old: bool) -> None:
+    (tmp_path / "new" / "unet").mkdir(parents=True)
+    (tmp_path / "new" / "unet" / "model.onnx").write_bytes(b"graph")
+    (tmp_path / "new" / "link").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "new" / "fifo")
+    if old:
+        (tmp_path / "bundle").mkdir()
+    swap.replace_folder(tmp_path / "new", tmp_path / "bundle")
+    assert sorted(order[:3]) == ["model.onnx", "new", "unet"]
+    assert order[3:] == ["rename", tmp_path.name]
+
+
+@pytest.mark.parametrize(("number", "told"), [(errno.EINVAL, False), (errno.EIO, True), (errno.ENOSPC, True)])
+def test_a_file_that_did_not_reach_the_disk_is_not_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, told: bool
+) -> None:
+    """A network's file system may only then notice that it is full; some have no such call."""
+
+    def fail(handle: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "a.png").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", fail)
+    raised = pytest.raises(OSError, match=r"a\.png") if told else contextlib.nullcontext()
+    with raised, write_atomically(tmp_path / "a.png") as file:
+        file.write(b"new")
+    assert (tmp_path / "a.png").read_bytes() == (b"old" if told else b"new")
+    assert len(list(tmp_path.iterdir())) == 1

@@ -1,6 +1,9 @@
 """ONNX Runtime: too old, broken, and silent."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -62,3 +65,20 @@ def test_telemetry_is_off(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(ort, "disable_telemetry_events", lambda: calls.append("off"))
     ldmrt.runtime.open(bundle, "onnxruntime", check=False).engines["unet"].close()
     assert calls
+
+
+def test_telemetry_leaves_nothing_in_the_users_folder(bundle: Path, tmp_path: Path) -> None:
+    """Where it is on, ONNX Runtime 1.32 writes an identifier of the machine there, and says so where it cannot."""
+    home = tmp_path / "home"
+    home.mkdir()
+    code = f"""
+import ldmrt.runtime
+with ldmrt.runtime.open({str(bundle)!r}, "onnxruntime", check=False) as pipeline:
+    pipeline("a red apple", steps=1)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORT_"))}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env={**environment, "HOME": str(home)}, capture_output=True, text=True, check=True
+    )
+    assert (ran.stdout, ran.stderr) == ("", "")
+    assert list(home.rglob("*")) == []

@@ -93,6 +93,11 @@ def test_size_in_pixels(size: dict[str, int], expected: tuple[int, int]) -> None
     assert Request("cat", **size).size((64, 48), 8) == expected
 
 
+def test_a_model_that_names_an_absurd_size_is_refused() -> None:
+    with pytest.raises(LdmrtError, match="invalid height; expected at most 32768; found 131072"):
+        Request("x").size((131072, 131072), 2)
+
+
 @pytest.mark.parametrize("pixels", [-8, 0, 4, 9, 63])
 @pytest.mark.parametrize("side", ["width", "height"])
 def test_impossible_size_is_refused(side: str, pixels: int) -> None:

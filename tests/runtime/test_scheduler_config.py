@@ -188,6 +188,10 @@ DDIM, DDPM, LCM, PNDM = ({"_class_name": f"{name}Scheduler"} for name in ("DDIM"
             "expected prediction_type v_prediction or",
         ),
         *(({"_class_name": name}, {"steps": n}, "invalid number of steps") for name in KEYS for n in (-2, 0)),
+        *(
+            ({"_class_name": name, "num_train_timesteps": 10**9}, {}, "expected at most 1000000; found 1000000000")
+            for name in KEYS
+        ),
     ],
 )
 def test_impossible_request_says_what_is_expected(config: dict[str, Any], more: dict[str, Any], words: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from ldmrt.runtime import Bundle, LdmrtError, stamps
 from ldmrt.runtime.bundle import MANIFEST
+from ldmrt.runtime.files import cache_folder
 
 WEIGHTS = "unet/model.onnx_data"
 
@@ -140,6 +141,7 @@ def test_without_a_home_it_runs_without_a_cache(
             monkeypatch.setenv(name, value)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
+    assert cache_folder() is None or home == "/proc/self/nowhere" or cache == "/dev/null/cache"
     Bundle.open(copy, stamped=True)
     assert list(Path().iterdir()) == []
 

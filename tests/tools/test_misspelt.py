@@ -15,6 +15,7 @@ CASES = [
     ("generate BUNDLE x --scheduler eulr", "euler"),
     ("generate BUNDLE x --backend onnx-runtime", "onnxruntime"),
     ("generate BUNDLE x --on-overflow retyr", "retry"),
+    ("generate BUNDLE x --mask-from alhpa", "alpha"),
     ("generate BUNDLE x --control cany=PICTURE", None),  # the bundle has none
     ("verify BUNDLE --backend onnx", "onnxruntime"),
     ("verify BUNDLE --against CHECKPOINT --bisect uent", "unet"),

@@ -1,13 +1,17 @@
 """Grids, and PNG files that are whole or not there."""
 
+import multiprocessing
+import os
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ldmrt.runtime import LdmrtError, LdmrtWarning, write_atomically
-from ldmrt.tools.image_paths import numbered, output_path
+from ldmrt.tools.image_paths import free_path, numbered
 from ldmrt.tools.pictures import LONGEST, grid, save_image, save_png
 
 
@@ -113,6 +117,11 @@ def test_an_image_larger_than_its_format_is_refused(suffix: str, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+def given_path(*arguments: Any, **options: Any) -> Path:
+    with free_path(*arguments, **options) as path:
+        return path
+
+
 @pytest.mark.parametrize(
     ("there", "count", "steps", "expected"),
     [
@@ -130,28 +139,52 @@ def test_files_that_are_there_are_kept(
     there: list[str], count: int, steps: bool, expected: str, tmp_path: Path
 ) -> None:
     for name in there:
-        (tmp_path / name).touch()
+        (tmp_path / name).mkdir() if name.endswith("-steps") else (tmp_path / name).touch()
     out = tmp_path / "a.jpg"
     if expected == out.name:
-        assert output_path(out, count, steps=steps, overwrite=False) == out
+        assert given_path(out, count, steps=steps, overwrite=False) == out
     else:
         with pytest.warns(LdmrtWarning, match=f"{expected} is written; --overwrite replaces it"):
-            assert output_path(out, count, steps=steps, overwrite=False) == tmp_path / expected
-    assert output_path(out, count, steps=steps, overwrite=True) == out
+            assert given_path(out, count, steps=steps, overwrite=False) == tmp_path / expected
+    assert given_path(out, count, steps=steps, overwrite=True) == out
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "folder", "words"),
+    [
+        ("a.png", 2, "a-01.png", "a folder of that name"),
+        ("a.png", 1, "a.npy", "a folder of that name"),
+        ("a.png", 1, "a-steps.png", "a folder of that name"),
+        (f"{'a' * 249}.png", 2, "", "file name too long"),
+        (f"{'a' * 248}.png", 1, "", "file name too long"),
+    ],
+)
+def test_every_file_is_looked_at_before_drawing(name: str, count: int, folder: str, words: str, tmp_path: Path) -> None:
+    if folder:
+        (tmp_path / folder).mkdir()
+    with pytest.raises(LdmrtError, match=f"cannot be written; found {words}"):
+        given_path(tmp_path / name, count, steps=True, overwrite=True, latents=True)
+
+
+def test_a_billion_images_are_not_looked_for_one_by_one(tmp_path: Path) -> None:
+    (tmp_path / "a-123456789.png").touch()
+    with pytest.warns(LdmrtWarning, match="a_2"):
+        assert given_path(tmp_path / "a.png", 10**9, steps=False, overwrite=False) == tmp_path / "a_2.png"
+    assert given_path(tmp_path / "a.png", 10**8, steps=False, overwrite=False) == tmp_path / "a.png"
 
 
 def test_latents_that_are_there_are_kept(tmp_path: Path) -> None:
     out = tmp_path / "a.png"
     (tmp_path / "a.npy").touch()
-    assert output_path(out, 1, steps=False, overwrite=False) == out
+    assert given_path(out, 1, steps=False, overwrite=False) == out
     with pytest.warns(LdmrtWarning, match="a_2"):
-        assert output_path(out, 1, steps=False, overwrite=False, latents=True) == tmp_path / "a_2.png"
+        assert given_path(out, 1, steps=False, overwrite=False, latents=True) == tmp_path / "a_2.png"
 
 
 def test_a_link_to_nothing_is_a_file_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "a.png").symlink_to(tmp_path / "none")
     with pytest.warns(LdmrtWarning, match="a_2"):
-        assert output_path(tmp_path / "a.png", 1, steps=False, overwrite=False) == tmp_path / "a_2.png"
+        assert given_path(tmp_path / "a.png", 1, steps=False, overwrite=False) == tmp_path / "a_2.png"
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a", ".png", "a.png.txt", "folder.png"])
@@ -160,5 +193,47 @@ def test_names_that_say_no_format(name: str, tmp_path: Path) -> None:
     message = r"invalid --out; expected a file name that ends in \.png, \.jpg, \.jpeg, \.webp; found"
     for overwrite in (False, True):
         with pytest.raises(LdmrtError, match=message):
-            output_path(tmp_path / name, 1, steps=False, overwrite=overwrite)
+            given_path(tmp_path / name, 1, steps=False, overwrite=overwrite)
     assert numbered(tmp_path / "a.jpg", 3) == tmp_path / "a-03.jpg"
+
+
+def test_two_runs_at_once_are_given_other_names(tmp_path: Path) -> None:
+    """Before either has written anything, and whichever of their files are the same."""
+    with (
+        free_path(tmp_path / "a.png", 1, steps=False, overwrite=False, latents=True) as first,
+        pytest.warns(LdmrtWarning, match=r"a\.png is there already, so a_2\.png is written"),
+        free_path(tmp_path / "a.png", 3, steps=True, overwrite=False) as second,
+        pytest.warns(LdmrtWarning, match=r"a_2\.jpg"),
+        free_path(tmp_path / "a.jpg", 1, steps=False, overwrite=False, latents=True) as third,
+        free_path(tmp_path / "b.png", 1, steps=False, overwrite=False) as other,
+        free_path(tmp_path / "a.png", 1, steps=False, overwrite=True) as same,
+    ):
+        assert [path.name for path in (first, second, third, other, same)] == [
+            "a.png", "a_2.png", "a_2.jpg", "b.png", "a.png",
+        ]  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def draw_nothing(out: Path, ready: Any) -> None:
+    ready.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LdmrtWarning)
+        with free_path(out, 2, steps=False, overwrite=False) as path:
+            for one in (path, numbered(path, 0), numbered(path, 1)):
+                with one.open("x") as file:  # fails where it is there
+                    file.write(str(os.getpid()))
+
+
+def test_processes_that_start_together_overwrite_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready = context.Barrier(4)
+    runs = [context.Process(target=draw_nothing, args=(tmp_path / "a.png", ready)) for _ in range(4)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join(60)
+    assert [run.exitcode for run in runs] == [0] * 4
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert len(written) == 12
+    for stem in ("a", "a_2", "a_3", "a_4"):
+        assert len({written[f"{stem}{end}.png"] for end in ("", "-00", "-01")}) == 1

@@ -1,8 +1,10 @@
 """What ends a command, and what it leaves: signals, closed pipes, narrow encodings, full disks, missing memory."""
 
 import errno
+import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from typing import Any
 
 import click
 import pytest
+from PIL import Image
 
 from ldmrt.runtime import LdmrtError, write_atomically
 from ldmrt.tools.script import BUG, run_script
@@ -241,3 +244,22 @@ def test_narrow_encodings(bundle: Path, tmp_path: Path, encoding: str) -> None:
     assert ran.returncode == 0, ran.stderr
     assert b"Traceback" not in ran.stderr
     assert [path.name for path in tmp_path.glob("r*.png")] == ["résultat.png"]
+
+
+def test_ascii_as_the_systems_encoding(bundle: Path, tmp_path: Path) -> None:
+    """The prompt is what was typed; a bundle that ONNX Runtime cannot open there is told so."""
+    narrow = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, "-m", "ldmrt.tools.cli", "generate", str(folder), PROMPT, "--negative", "né"]
+        env = {**os.environ, **narrow}
+        return subprocess.run([*program, "--steps", "1", *words], capture_output=True, text=True, env=env, timeout=300)
+
+    assert run(bundle, "-o", str(tmp_path / "a.png")).returncode == 0
+    with Image.open(tmp_path / "a.png") as image:
+        said = json.loads(image.text["ldmrt"])
+    assert (said["prompt"], said["negative_prompt"]) == (PROMPT, "né")
+    copy = shutil.copytree(bundle, tmp_path / "bündle")
+    ran = run(Path(copy), "-o", str(tmp_path / "b.png"))
+    assert ran.returncode == 2
+    assert "expected a path in UTF-8\n  try: rename its folders, or set PYTHONUTF8=1" in ran.stderr

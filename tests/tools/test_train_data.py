@@ -3,7 +3,9 @@ which size all is.
 """
 
 import json
+import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from PIL import Image
 from ldmrt.model import presets
 from ldmrt.tools import train
 from ldmrt.tools.training import STATE
+from ldmrt.tools.training_data import open_data
 
 COUNT = 5
 
@@ -72,6 +75,23 @@ def test_all_that_is_wrong_is_found_before_the_first_step(
         assert f"\n  {line}" in ran.err
     assert "--on-bad skip --on-small skip" in ran.err
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("replace", "found"),
+    [
+        (lambda path: path.mkdir(), "expected a regular file; found a folder"),
+        (os.mkfifo, "expected a regular file; found a FIFO"),
+        (lambda path: path.symlink_to("/dev/zero"), "expected a regular file; found a device"),
+        (lambda path: path.symlink_to("nowhere"), "missing file"),
+        (lambda path: path.touch() or os.truncate(path, 1 << 40), "too large; expected at most 536870912 bytes"),
+    ],
+)
+def test_what_is_no_list_is_told_so(ldmrt: Any, folder: Path, replace: Callable[[Path], Any], found: str) -> None:
+    """Not that there are no emoji; and a file with a terabyte of nothing is not read."""
+    (folder / "metadata.jsonl").unlink()
+    replace(folder / "metadata.jsonl")
+    assert found in ldmrt("data", "check", folder).error
 
 
 def test_many_are_counted(ldmrt: Any, folder: Path) -> None:
@@ -187,6 +207,18 @@ def test_a_resumed_run_has_the_autoencoder_of_the_saved_one(ldmrt: Any, folder: 
 def test_preview_of_large_images_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert [train.preview(size) for size in (8, 64, 96, 128, 512)] == [32, 32, 14, 8, 4]
+
+
+def test_a_signal_to_save_may_come_while_the_data_is_read(
+    ldmrt: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*arguments: Any, **options: Any) -> Any:
+        signal.raise_signal(signal.SIGUSR1)
+        return open_data(*arguments, **options)
+
+    monkeypatch.setattr(train, "open_data", read)
+    assert ldmrt(*words(folder, tmp_path / "out")).code == 0
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
 
 
 def test_the_default_of_sigterm_is_left_as_it_was(ldmrt: Any, folder: Path, tmp_path: Path) -> None:

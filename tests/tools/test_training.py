@@ -1,9 +1,9 @@
 """A training run, watched: signals, failing steps, full disks and the lock of its folder."""
 
 import errno
-import json
 import multiprocessing
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -16,14 +16,14 @@ import pytest
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.tools.run_lock import locked
-from ldmrt.tools.training import STATE, STOPPING, walk
+from ldmrt.tools.training import STATE, STOPPING, nothing_to_save, walk
 
 
 class Steps:
     """A training run that only counts, to eight; `within` is called in each step by its number."""
 
     def __init__(self, within: Callable[[int], object] = lambda step: None) -> None:
-        self.step, self.settings, self.torn = 0, SimpleNamespace(steps=8), False
+        self.step, self.settings, self.torn = 0, SimpleNamespace(steps=8, batch=6), False
         self.skipped: dict[tuple, str] = {}
         self.within = within
         self.saved, self.kept = list[int](), list[int]()
@@ -117,6 +117,39 @@ def test_nothing_new_is_not_saved(step: int, torn: bool, tmp_path: Path, capsys:
     assert "--resume" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+        type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory."),
+    ],
+)
+def test_too_little_memory_saves_and_says_what_may_fit(error: Exception, tmp_path: Path) -> None:
+    run = Steps(at(5, fail(error)))
+    with pytest.raises(LdmrtError, match=r"memory for batches of 6.*\n  try: --batch 3, or a smaller --size"):
+        run.walk(tmp_path)
+    assert run.saved == [3, 4]
+
+
+def test_any_failing_step_saves_the_last_whole_one(tmp_path: Path) -> None:
+    run = Steps(at(5, fail(ValueError("a fault of ours"))))
+    with pytest.raises(ValueError, match="a fault of ours"):
+        run.walk(tmp_path)
+    assert run.saved == [3, 4]
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_signal_to_save_is_outlived_where_nothing_is_to_be_saved(handler: Any) -> None:
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with nothing_to_save():
+            signal.raise_signal(signal.SIGUSR1)
+        assert signal.getsignal(signal.SIGUSR1) is handler
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_resumed_run_keeps_its_last_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Steps()
     run.walk(tmp_path, resume=True, change=["steps"])
@@ -164,7 +197,7 @@ def test_skipped_images_are_told_once(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_folder_has_one_training_at_a_time(tmp_path: Path) -> None:
     out = tmp_path / "a" / "run"
     with locked(out):
-        assert json.loads((out / "training" / "lock").read_text())["pid"] == os.getpid()
+        assert f"process {os.getpid()} on {platform.node()}" in (out / "training" / "lock").read_text()
         with pytest.raises(LdmrtError, match=f"in use by process {os.getpid()} on") as caught, locked(out):
             pass
         assert "another --out" in str(caught.value)
@@ -194,16 +227,22 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     assert not (tmp_path / "training" / "lock").exists()
 
 
-def test_the_lock_of_another_host_stays(tmp_path: Path) -> None:
+def test_the_lock_of_another_host_stays_where_the_system_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
     lock = tmp_path / "training" / "lock"
     lock.parent.mkdir()
-    lock.write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
+    lock.write_text("00000000-1-1\nprocess 1 on elsewhere\n")
     with pytest.raises(LdmrtError, match="process 1 on elsewhere") as caught, locked(tmp_path):
         pass
-    assert f"remove {lock}" in str(caught.value)
+    assert f"another --out, or remove {lock}" in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["", "{", "null", "[]", '{"pid": null, "host": 3}'])
+@pytest.mark.parametrize("content", ["", "{", "\n\n", "00000000-1", "no owner\nprocess 1 on elsewhere"])
 def test_a_damaged_lock_without_owner_is_taken_over(content: str, tmp_path: Path) -> None:
     (tmp_path / "training").mkdir()
     (tmp_path / "training" / "lock").write_text(content)

@@ -179,6 +179,7 @@ WRONG: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a picture of another size": lambda a: (a.update(image=np.zeros((4, 4, 3), np.uint8)), about(given=["image"])(a)),
     "a scaling factor of text": about(scaling_factor="much"),
     "an infinite scaling factor": about(scaling_factor=1e400),
+    "a scaling factor beyond any float": about(scaling_factor=10**400),
     "no scaling factor": about(scaling_factor=None),
     "x of halves": put("x", lambda one: one.astype(np.float16)),
     "x of another shape": put("x", lambda one: one[..., :4]),

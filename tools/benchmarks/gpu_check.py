@@ -202,7 +202,7 @@ def gpu_check(
     model: str, device: str, steps: int, names: tuple[str, ...], budget: float, work: Path, out: Path | None
 ) -> None:  # fmt: skip
     """Measure U-Net rows with guidance, whole images and how far the U-Net is off float32: a row for each way."""
-    from ldmrt.runtime.files import write_atomically
+    from ldmrt.runtime.atomic import write_atomically
     from ldmrt.runtime.machine import processor, versions
 
     on = gpu_name() if device == "cuda" else "no GPU was used"
