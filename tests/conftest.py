@@ -14,6 +14,8 @@ TINY_LENGTH = 16  # tokens
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="ldmrt-tests-")
 # Several processes share the tests (pytest-xdist), and networks this small only lose by threads of their own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Waiting for the disk takes longer than most tests, and nothing here has to outlive a power failure.
+os.fsync = lambda handle: None  # type: ignore[assignment]
 
 
 def tiny_checkpoint() -> Any:

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import signal
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +13,6 @@ import pytest
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle import Bundle
 from ldmrt.runtime.engine_files import (
-    FOLDER,
     PLAN,
     SIDECAR,
     EngineFile,
@@ -25,31 +22,14 @@ from ldmrt.runtime.engine_files import (
     find,
     model_digests,
     runs_on,
-    write,
 )
 
-SHAPES = {"sample": (2, 4, 8, 8), "timestep": (2,), "encoder_hidden_states": (2, 16, 24)}
-VERSION = "1.7.1.116"
+from .made_engines import SHAPES, VERSION, put, recipe, static
 
 
 @pytest.fixture
 def opened(bundle: Path, tmp_path: Path) -> Bundle:
     return Bundle.open(Path(shutil.copytree(bundle, tmp_path / "bundle")))
-
-
-def static(shapes: dict[str, Any]) -> dict[str, Range]:
-    return {name: Range(shape, shape, shape) for name, shape in shapes.items()}
-
-
-def recipe(opened: Bundle, component: str = "unet", **changes: Any) -> Recipe:
-    graph, weights = model_digests(opened, component)
-    precision = opened.precision(component)
-    made = Recipe(component, graph, weights, precision, "tensorrt-rtx", VERSION, "sm89", (static(SHAPES),), ("a flag",))
-    return replace(made, **changes)
-
-
-def put(opened: Bundle, made: Recipe, plan: bytes = b"a plan") -> EngineFile:
-    return write(opened.path / FOLDER, made, plan, {"scratch": 5})
 
 
 def asked(opened: Bundle, **changes: Any) -> EngineFile:
@@ -71,48 +51,6 @@ CHANGES: dict[str, Any] = {
     "profile": (static({"sample": (1, 4, 8, 8)}),),
     "flags": (),
 }
-
-
-def killed_at(line: int, work: Callable[[], Any]) -> bool:
-    """Do work in another process that is killed before the given line of ours that it runs; False where it was done
-    before that.
-    """
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    ran = 0
-
-    def trace(frame: Any, event: str, argument: Any) -> Any:
-        nonlocal ran
-        if frame.f_globals.get("__name__") not in ("ldmrt.runtime.engine_files", "ldmrt.runtime.atomic"):
-            return None
-        ran += event == "line"
-        if ran == line:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return trace
-
-    sys.settrace(trace)
-    work()
-    os._exit(0)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-@pytest.mark.parametrize(("old", "every"), [(None, 5), (b"another plan", 2)])
-def test_a_write_that_is_killed_anywhere(opened: Bundle, old: bytes | None, every: int) -> None:
-    """Never is there an engine of other bytes than its sidecar says, and the next write ends well."""
-    made, line = recipe(opened), 1
-    while killed_at(line, lambda: put(opened, made)):
-        for one in engines(opened.path):
-            assert isinstance(one, LdmrtError) or one.read(opened) in (b"a plan", old)
-        if old is not None:
-            put(opened, made, old)
-        line += every
-    assert line > 30
-    put(opened, made)
-    (found,) = engines(opened.path)
-    assert isinstance(found, EngineFile)
-    assert found.read(opened) == b"a plan"
-    assert {path.name for path in found.folder.iterdir()} == {PLAN, SIDECAR}
 
 
 def test_the_key_follows_from_everything(opened: Bundle) -> None:
