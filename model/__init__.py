@@ -1,10 +1,10 @@
 """The reference models in PyTorch: U-Net, ControlNet, T2I-Adapter, autoencoder, text encoder; training and files."""
 
-from .adapter import Adapter, AdapterConfig
-from .autoencoder import Autoencoder, AutoencoderConfig
-from .checkpoint import Checkpoint, load, load_adapter, load_controlnet
-from .controlnet import ControlNet, ControlNetConfig
-from .unet import UNet, UNetConfig
+from .checkpoint.checkpoint import Checkpoint, load, load_adapter, load_controlnet
+from .networks.autoencoder import Autoencoder, AutoencoderConfig
+from .networks.controlnet import ControlNet, ControlNetConfig
+from .networks.t2i_adapter import Adapter, AdapterConfig
+from .networks.unet import UNet, UNetConfig
 
 __all__ = [
     "Adapter",

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 
 from ldmrt.runtime import LdmrtError
 
-from .blocks import ACTIVATIONS
+from .networks.blocks import ACTIVATIONS
 
 # What training leaves in a config: its moving average, and what does nothing when a network is run.
 NOTES = {"decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"}

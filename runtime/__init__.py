@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from .errors import LdmrtError, LdmrtWarning
 
 if TYPE_CHECKING:
-    from .atomic import write_atomically
-    from .bundle import Bundle
-    from .certificate import Certificate
-    from .pipeline import Pipeline, Result
-    from .pipeline import open_pipeline as open
-    from .refined import RefinedPipeline
-    from .request import Request
-    from .sampler import Plan, State, sample, steps
-    from .schedulers import SCHEDULERS, plan_from_config
+    from .bundle.bundle import Bundle
+    from .bundle.certificate import Certificate
+    from .files.writing import write_atomically
+    from .pipeline.pipeline import Pipeline, Result
+    from .pipeline.pipeline import open_pipeline as open
+    from .pipeline.refined import RefinedPipeline
+    from .pipeline.request import Request
+    from .samplers.plan import Plan, State, sample, steps
+    from .samplers.registry import SCHEDULERS, plan_from_config
 
 __all__ = [
     "SCHEDULERS",

@@ -23,9 +23,9 @@ def tiny_checkpoint() -> Any:
     import torch
 
     from ldmrt.model import Autoencoder, AutoencoderConfig, Checkpoint, UNet, UNetConfig
-    from ldmrt.model.checkpoint import text_encoder
-    from ldmrt.model.tokenizer import train_tokenizer
-    from ldmrt.runtime.tokenizer import Tokenizer
+    from ldmrt.model.checkpoint.checkpoint import text_encoder
+    from ldmrt.model.training.tokenizer import train_tokenizer
+    from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
     torch.manual_seed(0)
     captions = ["a red apple, noto style, blue background", "a penguin on a yellow background", "two pears"] * 3
@@ -108,7 +108,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     checkpoint = request.getfixturevalue("checkpoint")
 
     def export(folder: Path) -> None:
-        from ldmrt.export import export_bundle
+        from ldmrt.export.bundle_writer import export_bundle
         from ldmrt.model import load
 
         for _ in export_bundle(load(checkpoint), folder):

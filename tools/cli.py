@@ -5,10 +5,10 @@ import warnings
 
 import click
 
-from .options import Group
-from .script import run_script
+from .console.script import run_script
+from .options.common import Group
 
-# name -> module of ldmrt.tools, attribute, one line of help
+# name -> module of ldmrt.tools.commands, attribute, one line of help
 COMMANDS = {
     "generate": ("generate", "generate", "Make images from a bundle."),
     "export": ("export", "export", "Turn a checkpoint into a bundle of ONNX files."),
@@ -39,7 +39,7 @@ class Lazy(Group):
         if name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[name]
-        return getattr(importlib.import_module(f"ldmrt.tools.{module}"), attribute)
+        return getattr(importlib.import_module(f"ldmrt.tools.commands.{module}"), attribute)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

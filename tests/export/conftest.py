@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ldmrt.export import bundle as module
-from ldmrt.export.components import Component
+from ldmrt.export import bundle_writer as module
+from ldmrt.export.components.table import Component
 from ldmrt.model import Checkpoint, load
 
 

@@ -10,16 +10,17 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-from ldmrt.export import export_bundle, record
-from ldmrt.export.memory import predict, vram
-from ldmrt.export.profiles import Wanted, recipes
+from ldmrt.export.bundle_writer import export_bundle
+from ldmrt.export.engines.memory import predict, vram
+from ldmrt.export.engines.profiles import Wanted, recipes
+from ldmrt.export.parity.record import record
 from ldmrt.model import load
 from ldmrt.runtime import Bundle, Pipeline
 from ldmrt.runtime import open as open_pipeline
-from ldmrt.runtime.certificate import psnr
-from ldmrt.runtime.check import check, gather
-from ldmrt.runtime.decode import Decoding
-from ldmrt.runtime.tolerances import tolerances
+from ldmrt.runtime.bundle.certificate import psnr
+from ldmrt.runtime.parity.compare import check, gather
+from ldmrt.runtime.parity.tolerances import tolerances
+from ldmrt.runtime.pipeline.autoencoder.decode import Decoding
 
 pytestmark = pytest.mark.slow  # minutes, on a model of which tools/demo.sh shows the same
 SHIPPED = Path(__file__).parents[2] / "model" / "pretrained" / "emoji64"

@@ -7,11 +7,11 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-from ldmrt.export import torch_pipeline
+from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.runtime import Pipeline
 from ldmrt.runtime import open as open_pipeline
-from ldmrt.runtime.certificate import psnr
+from ldmrt.runtime.bundle.certificate import psnr
 
 PROMPTS = ["a red apple, noto style, blue background", "two pears"]
 NEGATIVE = "a yellow background"

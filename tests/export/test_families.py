@@ -11,14 +11,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from ldmrt.export import export_bundle, torch_pipeline
+from ldmrt.export.bundle_writer import export_bundle
+from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.runtime import LdmrtWarning, Pipeline, RefinedPipeline, Request
 from ldmrt.runtime import open as open_pipeline
-from ldmrt.runtime.noise import FIRST, MASKED, PICTURE
-from ldmrt.runtime.schedulers import find_scheduler
+from ldmrt.runtime.samplers.noise import FIRST, MASKED, PICTURE
+from ldmrt.runtime.samplers.registry import find_scheduler
 
-from ..families import FAMILIES, save_pipeline
+from ..support.families import FAMILIES, save_pipeline
 from .test_tasks import drawing
 
 PROMPTS = ["a red apple, noto style, blue background!", "two pears"]

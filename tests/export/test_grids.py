@@ -13,8 +13,8 @@ from diffusers import StableDiffusionXLImg2ImgPipeline
 from numpy.typing import NDArray
 
 from ldmrt.runtime import SCHEDULERS, LdmrtError, Plan, plan_from_config, sample
-from ldmrt.runtime.noise import noise
-from ldmrt.runtime.schedulers import find_scheduler
+from ldmrt.runtime.samplers.noise import noise
+from ldmrt.runtime.samplers.registry import find_scheduler
 
 TRAINED = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 CONFIG = {"_class_name": "EulerDiscreteScheduler", "steps_offset": 1, "timestep_spacing": "leading", **TRAINED}

@@ -15,13 +15,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from ldmrt.export import torch_pipeline
+from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.runtime import SCHEDULERS, Pipeline, Plan, RefinedPipeline, Request
-from ldmrt.runtime.noise import FIRST, MASKED, PICTURE
-from ldmrt.runtime.schedulers import find_scheduler
+from ldmrt.runtime.samplers.noise import FIRST, MASKED, PICTURE
+from ldmrt.runtime.samplers.registry import find_scheduler
 
-from ..families import FAMILIES, save_pipeline
+from ..support.families import FAMILIES, save_pipeline
 from .test_tasks import drawing
 
 PROMPTS, SEEDS, STEPS = ["a red apple", "two pears"], [3, 4], 6

@@ -9,8 +9,8 @@ from diffusers import DDPMScheduler
 from numpy.typing import NDArray
 
 from ldmrt.runtime import plan_from_config, sample
-from ldmrt.runtime.guidance import classifier_free
-from ldmrt.runtime.noise import noise
+from ldmrt.runtime.samplers.guidance import classifier_free
+from ldmrt.runtime.samplers.noise import noise
 
 SEEDS, SHAPE, STEPS, SCALE = [3, 4], (4, 4, 6), 5, 5.0
 

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ldmrt.export import torch_pipeline
+from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.runtime import SCHEDULERS, Pipeline
 from ldmrt.runtime import open as open_pipeline
-from ldmrt.runtime.noise import FIRST, MASKED, PICTURE, noise
-from ldmrt.runtime.schedulers import find_scheduler
+from ldmrt.runtime.samplers.noise import FIRST, MASKED, PICTURE, noise
+from ldmrt.runtime.samplers.registry import find_scheduler
 
 PROMPTS = ["a red apple, noto style, blue background", "two pears"]
 SAMPLERS = ("ddim", "euler_a", "dpmpp_2m", "heun", "plms", "unipc")

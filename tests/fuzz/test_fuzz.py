@@ -26,13 +26,13 @@ from PIL import Image
 
 import ldmrt.runtime
 from ldmrt.model import load
-from ldmrt.model.data import PictureFolder
-from ldmrt.model.lora import merge, read_lora
-from ldmrt.model.metadata import InvalidLines
+from ldmrt.model.lora.merge import merge, read_lora
+from ldmrt.model.training.data import PictureFolder
+from ldmrt.model.training.metadata import InvalidLines
 from ldmrt.runtime import LdmrtError, LdmrtWarning
-from ldmrt.runtime.pipeline import Pipeline
+from ldmrt.runtime.pipeline.pipeline import Pipeline
 
-from ..model.loras import save, tiny_factors
+from ..support.loras import save, tiny_factors
 from .mutants import mutate
 
 pytestmark = [pytest.mark.slow]

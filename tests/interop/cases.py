@@ -22,7 +22,7 @@ SHIPPED = "emoji64"  # the trained model of this repository, beside the families
 class Case:
     """A family, what is asked of it, and optimum's class for that; the same without ORT is diffusers' class."""
 
-    family: str  # of tests/families.py, or the shipped model
+    family: str  # of tests/support/families.py, or the shipped model
     task: str  # "text", "picture" (to picture) or "mask" (inpainting)
     pipeline: str
     strength: float = 1.0

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from ldmrt.export import export_bundle
+from ldmrt.export.bundle_writer import export_bundle
 from ldmrt.model import load
-from ldmrt.runtime.bundle import Bundle
-from ldmrt.runtime.noise import FIRST, MASKED, PICTURE, noise
+from ldmrt.runtime.bundle.bundle import Bundle
+from ldmrt.runtime.samplers.noise import FIRST, MASKED, PICTURE, noise
 
-from ..families import FAMILIES, save_pipeline
+from ..support.families import FAMILIES, save_pipeline
 from . import cases
 from .cases import CASES, SHIPPED, Place, chosen
 from .ours import draw
@@ -62,7 +62,7 @@ def make(place: Place) -> None:
 
 
 def main(root: Path, families: Sequence[str]) -> None:
-    """Every case; a family of tests/families.py without one is an error."""
+    """Every case; a family of tests/support/families.py without one is an error."""
     if missing := FAMILIES.keys() - {case.family for case in CASES}:
         raise SystemExit(f"no case for {', '.join(sorted(missing))}")
     for case in chosen(families):

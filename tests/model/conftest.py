@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldmrt.model import single_file
-from ldmrt.model.single_file import FAMILIES, Family
+from ldmrt.model.checkpoint import single_file
+from ldmrt.model.checkpoint.single_file import FAMILIES, Family
 
-from ..families import END, tokenizer_files
-from .ldm import as_written, networks, small
+from ..support.families import END, tokenizer_files
+from ..support.ldm import as_written, networks, small
 
 
 @pytest.fixture

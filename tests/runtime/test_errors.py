@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ldmrt.runtime import LdmrtError, LdmrtWarning
-from ldmrt.runtime.engine_files import NoEngine
+from ldmrt.runtime.bundle.engines.store import NoEngine
 from ldmrt.runtime.errors import LONGEST, SAID, first_line
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldmrt.runtime import LdmrtError, LdmrtWarning
-from ldmrt.runtime.tokenizer import Tokenizer
+from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
 TEXTS = [
     "", " ", "\t\n  ", "a red apple, noto style, blue background", "A RED Apple", "it's they're I'll we've he'd n't",

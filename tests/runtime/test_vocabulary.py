@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.vocabulary import END, START, added_words
+from ldmrt.runtime.tokenizer.vocabulary import END, START, added_words
 
 BYTE_PAIRS = {"a": 0, "!": 1, START: 2, END: 3}
 CONFIG = {"bos_token": {"content": START}, "unk_token": END, "pad_token": "!"}

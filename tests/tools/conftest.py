@@ -12,8 +12,8 @@ import pytest
 from ldmrt.tools.cli import main
 
 from ..conftest import made_once
-from ..runtime.fake_builder import install
-from ..runtime.fake_cuda import FakeCuda
+from ..support.fakes.builder import install
+from ..support.fakes.cuda import FakeCuda
 
 
 @dataclass(frozen=True)

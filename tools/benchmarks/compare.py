@@ -20,8 +20,8 @@ from typing import Any
 import click
 import numpy as np
 
-from ..outputs import Output
-from ..script import run_script
+from ldmrt.tools.console.outputs import Output
+from ldmrt.tools.console.script import run_script
 
 SCRIPT = (
     Path(__file__).with_name("contestant.py").read_text(encoding="utf-8")
@@ -91,7 +91,7 @@ class Worker:
 
 def race(contestants: list[Contestant], ask: dict[str, Any], rounds: int, folder: Path) -> None:
     """Let them draw in turns, `rounds` images each after a first one."""
-    from ldmrt.runtime.certificate import psnr
+    from ldmrt.runtime.bundle.certificate import psnr
 
     workers = []
     try:
@@ -141,8 +141,8 @@ def compare(
 ) -> None:  # fmt: skip
     """Draw one image with diffusers on CHECKPOINT and with ldmrt on BUNDLE, in turns."""
     from ldmrt.runtime import Bundle, LdmrtError, write_atomically
-    from ldmrt.runtime.machine import processor, versions
-    from ldmrt.runtime.noise import noise
+    from ldmrt.runtime.host import processor, versions
+    from ldmrt.runtime.samplers.noise import noise
 
     opened = Bundle.open(bundle)
     side = side or opened.shape.size

@@ -20,7 +20,7 @@ Draw = Callable[[str], Any]  # of a prompt, an image (H, W, 3), uint8
 
 def ldmrt(path: str, ask: dict[str, Any]) -> Draw:
     """This project's runtime."""
-    from ldmrt.runtime.pipeline import open_pipeline
+    from ldmrt.runtime.pipeline.pipeline import open_pipeline
 
     pipeline = open_pipeline(path, **ask.get("options", {}))
     noise = np.load(ask["noise"])

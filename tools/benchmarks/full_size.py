@@ -14,11 +14,11 @@ from typing import Any
 
 import click
 
-from ldmrt.runtime.engine_files import FOLDER as ENGINES
+from ldmrt.runtime.bundle.engines.store import FOLDER as ENGINES
+from ldmrt.tools.console.outputs import Output
+from ldmrt.tools.console.processes import run
+from ldmrt.tools.console.script import run_script
 
-from ..outputs import Output
-from ..processes import run
-from ..script import run_script
 from .random_checkpoint import NAMES
 
 OPTIMUM = "import sys; from optimum.exporters.onnx import main_export as export; "
@@ -47,7 +47,7 @@ def full_size(
     from rich.table import Table
 
     from ldmrt.runtime import write_atomically
-    from ldmrt.runtime.machine import processor
+    from ldmrt.runtime.host import processor
 
     checkpoint, bundle, scrap = (work / f"{family}-{precision}{end}" for end in ("", "-bundle", "-scrap"))
     python, precise = [sys.executable, "-m"], ["--precision", precision]
@@ -95,9 +95,9 @@ def full_size(
 
 def compared(bundle: Path) -> list[dict[str, Any]]:
     """Of each engine what was predicted and what was measured: bytes and seconds."""
-    from ldmrt.export.memory import predict
+    from ldmrt.export.engines.memory import predict
     from ldmrt.runtime import Bundle
-    from ldmrt.runtime.engine_files import EngineFile, described, engines
+    from ldmrt.runtime.bundle.engines.store import EngineFile, described, engines
 
     opened, rows = Bundle.open(bundle, check=False), []
     for one in engines(bundle):

@@ -168,7 +168,7 @@ def _short(value: object) -> str:
 
 def gpu_name() -> str:
     """As its driver calls it; the compute capability where nvidia-smi is not there. An `LdmrtError` without a GPU."""
-    from ldmrt.runtime.gpu import compute_capability
+    from ldmrt.runtime.backends.gpu import compute_capability
 
     capability = compute_capability()
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
@@ -202,8 +202,8 @@ def gpu_check(
     model: str, device: str, steps: int, names: tuple[str, ...], budget: float, work: Path, out: Path | None
 ) -> None:  # fmt: skip
     """Measure U-Net rows with guidance, whole images and how far the U-Net is off float32: a row for each way."""
-    from ldmrt.runtime.atomic import write_atomically
-    from ldmrt.runtime.machine import processor, versions
+    from ldmrt.runtime.files.writing import write_atomically
+    from ldmrt.runtime.host import processor, versions
 
     on = gpu_name() if device == "cuda" else "no GPU was used"
     rows = [row for row in (ROWS if device == "cuda" else ON_CPU) if not names or row.name in names]

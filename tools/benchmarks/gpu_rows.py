@@ -105,7 +105,7 @@ def pytorch(setting: Setting, *, compiled: bool) -> Values:
 
 def bundle(setting: Setting) -> Values:
     """The model as ONNX, in the precision that the torch rows run in."""
-    from ldmrt.export import export_bundle
+    from ldmrt.export.bundle_writer import export_bundle
     from ldmrt.runtime import Bundle
 
     from .gpu_torch import checkpoint_of
@@ -156,7 +156,7 @@ def folded(setting: Setting, name: str) -> Values:
     """
     from ldmrt.runtime import LdmrtError
     from ldmrt.runtime import open as open_bundle
-    from ldmrt.runtime.bundle import STEP
+    from ldmrt.runtime.bundle.bundle import STEP
 
     built = engines(setting.bundle, name, only=STEP)
     pipeline = open_bundle(setting.bundle, name, check=False, folded=True)
@@ -189,11 +189,11 @@ def launches(setting: Setting, unet: Any) -> float:
 
 def engines(folder: Path, name: str, target: str | None = None, only: str = "") -> float:
     """Build what a backend needs for one image with guidance, of all components or one graph; seconds."""
-    from ldmrt.export import trt
-    from ldmrt.export.build import build, decide
-    from ldmrt.export.profiles import Wanted, recipes
+    from ldmrt.export.engines import compiler as trt
+    from ldmrt.export.engines.build import build, decide
+    from ldmrt.export.engines.profiles import Wanted, recipes
     from ldmrt.runtime import Bundle
-    from ldmrt.runtime.gpu import compute_capability
+    from ldmrt.runtime.backends.gpu import compute_capability
 
     opened, begin = Bundle.open(folder, check=False), time.perf_counter()
     targets = [target or compute_capability()]
@@ -209,11 +209,11 @@ def engines(folder: Path, name: str, target: str | None = None, only: str = "") 
 def portable(setting: Setting) -> Values:
     """Does a portable engine of TensorRT-RTX run on this GPU? It is asked, then tried with the bundle's U-Net."""
     from ldmrt.runtime import Bundle
-    from ldmrt.runtime.engine_files import EngineFile
-    from ldmrt.runtime.engine_files import engines as found
-    from ldmrt.runtime.trt import Session
-    from ldmrt.runtime.trt_binding import Binding
-    from ldmrt.runtime.trt_plan import LoadedPlan, validity_of
+    from ldmrt.runtime.backends.trt.binding import Binding
+    from ldmrt.runtime.backends.trt.loaded_engine import LoadedPlan, validity_of
+    from ldmrt.runtime.backends.trt.session import Session
+    from ldmrt.runtime.bundle.engines.store import EngineFile
+    from ldmrt.runtime.bundle.engines.store import engines as found
 
     built = engines(setting.bundle, "tensorrt-rtx", "portable", "unet")
     opened, session = Bundle.open(setting.bundle, check=False), Session("tensorrt-rtx")

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldmrt.export import components
+from ldmrt.export.components.table import components
 from ldmrt.model import Checkpoint, load
 from ldmrt.runtime import Plan, plan_from_config
-from ldmrt.runtime.tokenizer import Tokenizer
+from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
 from .random_checkpoint import NAMES, family_of, networks, tokenizer_files
 

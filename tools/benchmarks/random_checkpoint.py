@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ldmrt.model.single_file import Family
+    from ldmrt.model.checkpoint.single_file import Family
 
 NAMES = {"sd15": "1.x", "sd15-inpainting": "1.x inpainting", "sd21": "2.x", "sdxl": "XL", "sdxl-refiner": "XL refiner"}
 CAPTIONS = ["a photograph of an astronaut riding a horse", "a red apple on a wooden table", "two pears, oil painting"]
@@ -18,7 +18,7 @@ CAPTIONS = ["a photograph of an astronaut riding a horse", "a red apple on a woo
 
 def networks(name: str) -> Iterator[tuple[str, str, Any]]:
     """The networks of a family, one after another: part, class in diffusers or transformers, module."""
-    from ldmrt.model.checkpoint import NETWORKS, text_encoder
+    from ldmrt.model.checkpoint.checkpoint import NETWORKS, text_encoder
 
     made = family_of(name)
     for part, kind, config in (("unet", "UNet2DConditionModel", made.unet), ("vae", "AutoencoderKL", made.vae)):
@@ -30,14 +30,14 @@ def networks(name: str) -> Iterator[tuple[str, str, Any]]:
 
 def family_of(name: str) -> "Family":
     """By its name here."""
-    from ldmrt.model.single_file import FAMILIES
+    from ldmrt.model.checkpoint.single_file import FAMILIES
 
     return next(one for one in FAMILIES if one.name == NAMES[name])
 
 
 def tokenizer_files() -> dict[str, bytes]:
     """Of a small vocabulary, for texts of full length."""
-    from ldmrt.model.tokenizer import train_tokenizer
+    from ldmrt.model.training.tokenizer import train_tokenizer
 
     return train_tokenizer(CAPTIONS * 2, entries=600, length=77)
 
@@ -51,10 +51,9 @@ def random_checkpoint(family: str, folder: Path, precision: str, seed: int) -> N
     """Write a model of FAMILY's shapes into FOLDER. Its images are noise."""
     import torch
 
-    from ldmrt.model.checkpoint import INDEX, NETWORKS, save_network, save_text_encoder, write_json
+    from ldmrt.model.checkpoint.checkpoint import INDEX, NETWORKS, save_network, save_text_encoder, write_json
     from ldmrt.model.config import to_config
-
-    from ..progress import console
+    from ldmrt.tools.console.progress import console
 
     torch.manual_seed(seed)
     made = family_of(family)

@@ -1,0 +1,1 @@
+"""What is exported: components, their adapters and their symbolic shapes."""

@@ -1,0 +1,120 @@
+"""Networks that steer the U-Net by an image: what they take, and what they give it.
+
+Each is a line of `CONTROLS`. What one gives are inputs of the U-Net, of the same names and shapes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ldmrt.model import Checkpoint
+from ldmrt.model.checkpoint.checkpoint import class_of
+from ldmrt.model.networks.controlnet import scaled
+from ldmrt.model.networks.unet_encoder import UNetEncoder
+from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.pipeline.controls import ADAPTER, CONTROLNET
+from ldmrt.runtime.tensors import TensorSpec
+
+from .specs import dtype_of, latent, picture, words
+
+RESIDUAL, FEATURE = "down_block_residual_", "down_intrablock_residual_"
+Specs = Callable[[Checkpoint, Any, str], list[TensorSpec]]  # of a network of the checkpoint and its dtype
+SCALE = TensorSpec("conditioning_scale", "float32", ("batch",))
+
+
+@dataclass(frozen=True)
+class Control:
+    """Describes a kind of such networks."""
+
+    prefix: str  # of the components' names
+    module: Callable[[Any], nn.Module]
+    inputs: Specs
+    outputs: Specs  # also of the U-Net: what it takes from such a network
+
+
+class _ControlNet(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, controlnet_cond: Tensor,
+        conditioning_scale: Tensor, **told: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        down, mid = self.model(sample, timestep, encoder_hidden_states, controlnet_cond, conditioning_scale, **told)
+        return *down, mid
+
+
+def _controlnet_inputs(c: Checkpoint, model: Any, dtype: str) -> list[TensorSpec]:
+    return [
+        latent(c, "sample", model.config.in_channels, dtype),
+        TensorSpec("timestep", "float32", ("batch",)),
+        *words(c, dtype),
+        picture(f"{CONTROLNET}cond", model.config.conditioning_channels, dtype),
+        SCALE,
+    ]
+
+
+def _residuals(c: Checkpoint, model: UNetEncoder, dtype: str) -> list[TensorSpec]:
+    """Return one residual for each skip of the U-Net and one for its middle."""
+    factor, last = c.vae.config.factor, len(model.config.block_out_channels) - 1
+    levels = [0]  # of each skip
+    for level, layers in enumerate(model.config.layers):
+        levels += [level] * layers + [level + 1] * (level < last)
+    specs = [
+        picture(f"{RESIDUAL}{i}", channels, dtype, factor * 2**level)
+        for i, (channels, level) in enumerate(zip(model.skip_channels, levels, strict=True))
+    ]
+    return [*specs, picture("mid_block_residual", model.config.block_out_channels[last], dtype, factor * 2**last)]
+
+
+class _Adapter(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, adapter_cond: Tensor, conditioning_scale: Tensor) -> tuple[Tensor, ...]:
+        factor = conditioning_scale.reshape(-1, 1, 1, 1)
+        return tuple(scaled(feature, factor) for feature in self.model(adapter_cond))
+
+
+def _adapter_inputs(c: Checkpoint, model: Any, dtype: str) -> list[TensorSpec]:
+    return [picture(f"{ADAPTER}cond", model.config.in_channels, dtype), SCALE]
+
+
+def _features(c: Checkpoint, model: Any, dtype: str) -> list[TensorSpec]:
+    """Return one feature for each level of the U-Net, which counts in latents, and perhaps one for its middle."""
+    unit = c.vae.config.factor if model is c.unet else 1
+    return [
+        picture(f"{FEATURE}{i}", width, dtype, unit * divisor)
+        for i, (width, divisor) in enumerate(model.config.features)
+    ]
+
+
+CONTROLS = {  # by diffusers' class
+    "ControlNetModel": Control(CONTROLNET, _ControlNet, _controlnet_inputs, _residuals),
+    "T2IAdapter": Control(ADAPTER, _Adapter, _adapter_inputs, _features),
+}
+
+
+def steering(c: Checkpoint, dtype: str) -> list[TensorSpec]:
+    """The U-Net's inputs that the checkpoint's controls give."""
+    kinds = {class_of(model) for model in c.controls.values()}
+    return [spec for kind, control in CONTROLS.items() if kind in kinds for spec in control.outputs(c, c.unet, dtype)]
+
+
+def check_fit(c: Checkpoint, name: str, model: Any, outputs: Sequence[TensorSpec]) -> None:
+    """Refuse a control that was made for another U-Net: it reads what this one is not told, or gives what it does not
+    take.
+    """
+    for width in ("cross_attention_dim", "projection_class_embeddings_input_dim"):
+        expected, found = getattr(c.unet.config, width), getattr(model.config, width, None)
+        if found is not None and found != expected:
+            raise LdmrtError(name, f"does not fit this U-Net in {width}", expected=expected, found=found)
+    taken = {spec.name: spec.shape for spec in steering(c, dtype_of(c.unet))}
+    for spec in outputs:
+        if taken.get(spec.name) != spec.shape:
+            wanted = taken.get(spec.name, f"only {', '.join(taken)}")
+            raise LdmrtError(name, f"does not fit this U-Net in {spec.name}", expected=wanted, found=spec.shape)

@@ -1,0 +1,46 @@
+"""Shapes in symbols, such as ("batch", 4, "height/8", "width/8"), and the inputs that several components share."""
+
+from torch import nn
+
+from ldmrt.model import Checkpoint
+from ldmrt.runtime.tensors import TensorSpec
+from ldmrt.runtime.tokenizer.tokenizer import token_count
+
+EXACT = ("timestep", "time_ids", "conditioning_scale")  # what stays float32 in every precision
+
+
+def dtype_of(module: nn.Module) -> str:
+    """The NumPy name of a network's precision: the narrowest of its weights, for islands are wider."""
+    return str(min((one.dtype for one in module.parameters()), key=lambda kind: kind.itemsize)).removeprefix("torch.")
+
+
+def picture(name: str, channels: int, dtype: str, divisor: int = 1) -> TensorSpec:
+    """Something of an image's two axes, at 1 of so many pixels along each."""
+    sides = (f"{side}/{divisor}" if divisor > 1 else side for side in ("height", "width"))
+    return TensorSpec(name, dtype, ("batch", channels, *sides))
+
+
+def latent(c: Checkpoint, name: str, channels: int, dtype: str) -> TensorSpec:
+    """The same, of the latents' size."""
+    return picture(name, channels, dtype, c.vae.config.factor)
+
+
+def tokens_of(c: Checkpoint, text_encoder: str) -> int:
+    """How many tokens a text encoder reads: as many as its tokenizer gives, perhaps fewer than it has positions."""
+    files = c.tokenizers.get(text_encoder.replace("text_encoder", "tokenizer"), {})
+    positions = int(c.text_encoders[text_encoder].config.max_position_embeddings)
+    return min(positions, token_count(files)) if files else positions
+
+
+def words(c: Checkpoint, dtype: str) -> list[TensorSpec]:
+    """What U-Nets and ControlNets are told of the prompts."""
+    unet = c.unet.config
+    tokens = max(tokens_of(c, name) for name in c.text_encoders)
+    width = sum(int(model.config.hidden_size) for model in c.text_encoders.values())  # of all encoders, side by side
+    specs = [TensorSpec("encoder_hidden_states", dtype, ("batch", tokens, width))]
+    if unet.projection_class_embeddings_input_dim and unet.addition_time_embed_dim:
+        width = int(list(c.text_encoders.values())[-1].config.projection_dim)
+        numbers = (unet.projection_class_embeddings_input_dim - width) // unet.addition_time_embed_dim
+        specs.append(TensorSpec("text_embeds", dtype, ("batch", width)))
+        specs.append(TensorSpec("time_ids", "float32", ("batch", numbers)))
+    return specs

@@ -1,0 +1,277 @@
+"""The table of what is exported. A new component is one function here.
+
+Shapes are in symbols; `dims.DIMS` says what a symbol may be, and ONNX axes, example inputs, parity cases and engines'
+profiles follow from it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ldmrt.export.graph.autoencoder_parts import tile_specs
+from ldmrt.export.graph.builder import Specs
+from ldmrt.export.graph.fused_step import step_specs
+from ldmrt.model import Checkpoint
+from ldmrt.model.checkpoint.checkpoint import class_of
+from ldmrt.model.config import to_config
+from ldmrt.model.torch_engine import TorchEngine
+from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.bundle.bundle import STEP
+from ldmrt.runtime.pipeline.autoencoder.decode import DECODER, WIDE
+from ldmrt.runtime.pipeline.autoencoder.encode import ENCODER
+from ldmrt.runtime.tensors import TensorSpec, shape_of, split_symbol
+
+from .controls import CONTROLS, FEATURE, RESIDUAL, check_fit, steering
+from .specs import dtype_of, latent, picture, tokens_of, words
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Component:
+    """One network of the model, as it is exported."""
+
+    name: str
+    module: nn.Module = field(repr=False)  # forward takes the inputs by name, returns a tuple
+    inputs: Specs
+    outputs: Specs
+    config: dict[str, Any] = field(repr=False)  # its config.json in the bundle
+    vocabulary: tuple[int, int] = (0, 0)  # of input_ids: entries, and the id that ends a text
+
+    def engine(self) -> TorchEngine:
+        """Return the reference engine."""
+        return TorchEngine(self.name, self.module, self.inputs, self.outputs)
+
+    def wide(self) -> "Component":
+        """Return the component as one that takes and gives float32."""
+        inputs, outputs = (
+            tuple(one if one.dtype == "int64" else replace(one, dtype="float32") for one in side)
+            for side in (self.inputs, self.outputs)
+        )
+        return replace(self, inputs=inputs, outputs=outputs)
+
+    @property
+    def graphs(self) -> dict[str, tuple[Specs, Specs]]:
+        """Inputs and outputs of graphs beside its own, of the same weights, by their names."""
+        if self.name == "unet":
+            step = step_specs(self.inputs, self.outputs)
+            return {} if step is None else {STEP: step}
+        if self.name.startswith((DECODER, ENCODER)) and self.precision != "bf16":  # which NumPy cannot keep
+            parts = tile_specs(self.inputs, self.outputs, self.module)
+            return {self.name + part: specs for part, specs in parts.items()}
+        return {}
+
+    @property
+    def unit(self) -> int:
+        """Pixels that an image's sides are multiples of."""
+        dims = [dim for spec in self.inputs + self.outputs for dim in spec.shape if isinstance(dim, str)]
+        return max(split_symbol(dim)[1] for dim in dims)
+
+    @property
+    def precision(self) -> str:
+        """Return the precision: fp32, fp16 or bf16."""
+        return next(name for name, dtype in PRECISIONS.items() if str(dtype) == f"torch.{dtype_of(self.module)}")
+
+
+def components(checkpoint: Checkpoint) -> dict[str, Component]:
+    """Every component of a checkpoint, in the order that they run."""
+    return {name: _for_numpy(row) for name, row in rows(checkpoint).items()}
+
+
+def rows(checkpoint: Checkpoint) -> dict[str, Component]:
+    """The same, but one of bfloat16 takes and gives bfloat16."""
+    made = [row for build in BUILDERS for row in build(checkpoint)]
+    return {row.name: row for row in made}
+
+
+def _for_numpy(row: Component) -> Component:
+    """NumPy has no bfloat16: what such a component takes and gives is float32, cast at its door."""
+    narrow = {spec.name for spec in row.inputs if spec.dtype == "bfloat16"}
+
+    def take(_: nn.Module, args: Any, given: dict[str, Tensor]) -> Any:
+        return args, {name: one.bfloat16() if name in narrow else one for name, one in given.items()}
+
+    if row.precision != "bf16":
+        return row
+    row.module.register_forward_pre_hook(take, with_kwargs=True)
+    row.module.register_forward_hook(lambda _, __, out: tuple(one.float() for one in out))
+    return row.wide()
+
+
+class _TextEncoder(nn.Module):
+    """The last hidden state and the pooled text (first where it is projected, as in transformers: SDXL's pipelines take
+    the first output for it), every layer's state, then the last state with layers left out.
+    """
+
+    def __init__(self, model: Any, skips: int) -> None:
+        super().__init__()
+        self.model, self.skips = model, skips
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        out = self.model(input_ids, output_hidden_states=True)
+        projected = "text_embeds" in out
+        first = (out.text_embeds, out.last_hidden_state) if projected else (out.last_hidden_state, out.pooler_output)
+        norm = getattr(self.model, "text_model", self.model).final_layer_norm
+        skipped = [norm(out.hidden_states[-1 - skip]) for skip in range(1, self.skips + 1)]
+        return *first, *out.hidden_states, *skipped
+
+
+def _text_encoders(c: Checkpoint) -> Iterator[Component]:
+    for name, model in c.text_encoders.items():
+        config = model.config
+        dtype, width, tokens = dtype_of(model), int(config.hidden_size), tokens_of(c, name)
+        layers = int(config.num_hidden_layers)
+        skips = 0 if c.unet.config.addition_embed_type else layers - 1  # SDXL takes a layer's state as it is
+        projects = class_of(model) == "CLIPTextModelWithProjection"
+        pooled = ("text_embeds", int(config.projection_dim)) if projects else ("pooler_output", width)
+        states = ["last_hidden_state", *(f"hidden_states.{i}" for i in range(layers + 1))]
+        states += [f"last_hidden_state.{skip}" for skip in range(1, skips + 1)]
+        outputs = [TensorSpec(state, dtype, ("batch", tokens, width)) for state in states]
+        outputs.insert(0 if projects else 1, TensorSpec(pooled[0], dtype, ("batch", pooled[1])))
+        yield Component(
+            name,
+            _TextEncoder(model, skips),
+            (TensorSpec("input_ids", "int64", ("batch", tokens)),),
+            tuple(outputs),
+            {**config.to_dict(), "architectures": [class_of(model)]},
+            (int(config.vocab_size), _end(c, name)),
+        )
+
+
+def _end(c: Checkpoint, name: str) -> int:
+    """The id that ends a text: old configs say 2, of a vocabulary in which it is another."""
+    eos = int(c.text_encoders[name].config.eos_token_id)
+    return int(c.text_encoders[name].config.vocab_size) - 1 if eos == 2 else eos
+
+
+class _UNet(nn.Module):
+    """The U-Net, told by name what its config asks for, and what controls give in lists."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **told: Tensor) -> tuple[Tensor]:
+        mid = told.pop("mid_block_residual", None)
+        skips = [told.pop(name) for name in list(told) if name.startswith(RESIDUAL)]
+        features = [told.pop(name) for name in list(told) if name.startswith(FEATURE)]
+        steered = {"down_residuals": skips, "mid_residual": mid, "adapter_residuals": features}
+        times = timestep.expand(sample.shape[0])  # optimum's pipelines have one for the whole batch
+        return (self.model(sample, times, encoder_hidden_states, **told, **steered),)
+
+
+def _unet(c: Checkpoint) -> Iterator[Component]:
+    config, dtype = c.unet.config, dtype_of(c.unet)
+    inputs = [latent(c, "sample", config.in_channels, dtype), TensorSpec("timestep", "float32", ("timesteps",))]
+    inputs += words(c, dtype)
+    if config.time_cond_proj_dim:
+        inputs.append(TensorSpec("timestep_cond", dtype, ("batch", config.time_cond_proj_dim)))
+    yield Component(
+        "unet",
+        _UNet(c.unet),
+        (*inputs, *steering(c, dtype)),
+        (latent(c, "out_sample", config.out_channels, dtype),),
+        to_config("UNet2DConditionModel", config),
+    )
+
+
+class _Decoder(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.post_quant_conv, self.decoder = model.post_quant_conv, model.decoder
+
+    def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
+        return (self.decoder(self.post_quant_conv(latent_sample)),)
+
+
+def _vae_decoders(c: Checkpoint) -> Iterator[Component]:
+    for name, vae in ((DECODER, c.vae), (WIDE, c.spare)):
+        if vae is None:
+            continue
+        config, module = vae.config, _Decoder(vae)
+        dtype = dtype_of(module)
+        yield Component(
+            name,
+            module,
+            (latent(c, "latent_sample", config.latent_channels, dtype),),
+            (picture("sample", config.out_channels, dtype),),
+            to_config("AutoencoderKL", config),
+        )
+
+
+class _Encoder(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.encoder, self.quant_conv = model.encoder, model.quant_conv
+
+    def forward(self, sample: Tensor) -> tuple[Tensor]:
+        return (self.quant_conv(self.encoder(sample)),)
+
+
+def _vae_encoder(c: Checkpoint) -> Iterator[Component]:
+    config, module = c.vae.config, _Encoder(c.vae)
+    dtype = dtype_of(module)
+    yield Component(
+        "vae_encoder",
+        module,
+        (picture("sample", config.in_channels, dtype),),
+        (latent(c, "latent_parameters", 2 * config.latent_channels, dtype),),
+        to_config("AutoencoderKL", config),
+    )
+
+
+def _controls(c: Checkpoint) -> Iterator[Component]:
+    names = set[str]()
+    for part, model in c.controls.items():
+        kind, dtype = CONTROLS[class_of(model)], dtype_of(model)
+        name = part.removeprefix(kind.prefix)
+        if name in names:
+            raise LdmrtError("export", f"two controls are named {name!r}", expected="a name for each")
+        names.add(name)
+        component = Component(
+            kind.prefix + name,
+            kind.module(model),
+            tuple(kind.inputs(c, model, dtype)),
+            tuple(kind.outputs(c, model, dtype)),
+            to_config(class_of(model), model.config),
+        )
+        check_fit(c, component.name, model, component.outputs)
+        yield component
+
+
+BUILDERS: tuple[Callable[[Checkpoint], Iterator[Component]], ...] = (
+    _text_encoders,
+    _unet,
+    _vae_decoders,
+    _vae_encoder,
+    _controls,
+)
+
+
+def example(component: Component, sizes: Mapping[str, int], seed: int = 0) -> dict[str, NDArray]:
+    """Inputs of the right shape and range: unit noise, timesteps over the whole schedule, ids of the vocabulary."""
+    rng = np.random.default_rng(seed)
+    arrays: dict[str, NDArray] = {}
+    for spec in component.inputs:
+        shape = shape_of(spec, sizes)
+        if spec.dtype == "int64":
+            entries, end = component.vocabulary
+            arrays[spec.name] = rng.integers(0, entries, shape)
+            arrays[spec.name][:, -1] = end
+        elif spec.name == "timestep":
+            arrays[spec.name] = np.linspace(0.37, 998.63, shape[0], dtype=np.float32)  # no half holds them
+        elif spec.name == "time_ids":
+            arrays[spec.name] = rng.integers(0, 1024, shape).astype(np.float32)
+        else:
+            arrays[spec.name] = rng.standard_normal(shape, dtype=np.float32).astype(spec.dtype)
+    return arrays
+
+
+def tensors(component: Component, arrays: Mapping[str, NDArray]) -> dict[str, Tensor]:
+    """The same for PyTorch, of the dtypes that the inputs declare."""
+    return {spec.name: torch.from_numpy(arrays[spec.name]).to(getattr(torch, spec.dtype)) for spec in component.inputs}

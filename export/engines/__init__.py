@@ -1,0 +1,1 @@
+"""TensorRT engines: predicted, built and refitted from ONNX files, without torch."""

@@ -1,0 +1,1 @@
+"""ONNX graphs: written, named after modules, rewritten and checked."""

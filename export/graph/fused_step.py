@@ -1,0 +1,89 @@
+"""The folded step, unet/step.onnx: a U-Net, guidance and a sampler's row in one graph, of the U-Net's weights.
+State in, state out: between two calls nothing has to come to the host.
+
+    sample   = state[:, 0][idx]                       timestep = timesteps[row][idx]
+    m        = weights @ out_sample
+    state'   = table[row] @ (m, state, noise[row])    row' = row + 1
+
+Each latent has its own row number, times and table (`Plan.folded`), so images of different samplers share a call.
+"""
+
+from pathlib import Path
+
+from ldmrt.runtime.bundle.bundle import STEP
+from ldmrt.runtime.tensors import TensorSpec
+
+from .builder import Nodes, Specs, value
+from .checks import write_graph
+
+
+def step_specs(inputs: Specs, outputs: Specs) -> tuple[Specs, Specs] | None:
+    """What the step of a U-Net takes and gives; None where the U-Net says more than noise (a learned variance) or is
+    told something by controls, which change from row to row.
+    """
+    told = {one.name: one for one in inputs}
+    sample, (said,) = told.pop("sample"), outputs
+    told.pop("timestep")
+    (_, seen, *_), (_, channels, *area) = sample.shape, said.shape
+    extra = int(seen) - int(channels)
+    if extra < 0 or any("residual" in name for name in told):
+        return None
+    state = TensorSpec("state", "float32", ("batch", "saved", channels, *area))
+    row = TensorSpec("row", "int64", ("batch",))
+    new = [
+        state,
+        row,
+        TensorSpec("timesteps", "float32", ("batch", "rows")),
+        TensorSpec("table", "float32", ("batch", "rows", "saved", "terms")),
+        TensorSpec("noise", "float32", ("batch", "draws", channels, *area)),
+        TensorSpec("idx", "int64", ("calls",)),
+        TensorSpec("weights", "float32", ("batch", "calls")),
+    ]
+    if extra:
+        new.append(TensorSpec("beside", sample.dtype, ("calls", extra, *area)))
+    kept = (TensorSpec(one.name, one.dtype, ("calls", *one.shape[1:])) for one in told.values())
+    word = TensorSpec("said", "float32", ("batch", channels, *area))
+    made = (TensorSpec("new_state", state.dtype, state.shape), TensorSpec("new_row", row.dtype, row.shape), word)
+    return (*new, *kept), made
+
+
+def fold(path: Path, inputs: Specs, outputs: Specs) -> None:
+    """Write the step with these inputs and outputs beside the U-Net's graph at `path`, which keeps its weights."""
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    graph = model.graph
+    (said,) = graph.output
+    dtype = next(one.type.tensor_type.elem_type for one in graph.input if one.name == "sample")
+
+    before, after = Nodes("step/before"), Nodes("step/after")
+    one = before.constant("one", [1])
+    row = before("Unsqueeze", "row", one)  # (batch, 1)
+    times = before("GatherND", "timesteps", row, batch_dims=1)  # (batch,)
+    x = before("Gather", "state", before.constant("first", 0), axis=1)
+    sample = before("Cast", before("Gather", x, "idx", axis=0), to=dtype)
+    if any(one.name == "beside" for one in inputs):
+        sample = before("Concat", sample, "beside", axis=1)
+    before("Identity", sample, out="sample")
+    before("Gather", times, "idx", axis=0, out="timestep")
+
+    rows = after.constant("rows", [0, -1])
+    out = after("Reshape", after("Cast", said.name, to=onnx.TensorProto.FLOAT), rows)  # (calls, numbers)
+    m = after("Reshape", after("MatMul", "weights", out), after("Shape", x), out="said")
+    draws = after("Shape", "noise", start=1, end=2)
+    z = after("GatherND", "noise", after("Mod", row, draws), batch_dims=1)  # one for all rows where none draws
+    axis = after.constant("axis", [1])
+    terms = after("Concat", after("Unsqueeze", m, axis), "state", after("Unsqueeze", z, axis), axis=1)
+    terms = after("Reshape", terms, after.constant("pictures", [0, 0, -1]))
+    moved = after("MatMul", after("GatherND", "table", row, batch_dims=1), terms)
+    after("Reshape", moved, after("Shape", "state"), out="new_state")
+    after("Add", "row", after.constant("next", 1), out="new_row")
+
+    nodes = [*before.nodes, *graph.node, *after.nodes]
+    del graph.node[:], graph.input[:], graph.output[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend([*before.constants, *after.constants])
+    graph.input.extend(map(value, inputs))
+    graph.output.extend(map(value, outputs))
+    del graph.value_info[:]
+    write_graph("unet", "the folded step", model, path.with_name(f"{STEP}.onnx"))

@@ -1,0 +1,1 @@
+"""The proof that an export computes what its checkpoint does."""

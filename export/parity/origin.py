@@ -1,0 +1,83 @@
+"""What can be seen without running: a graph's weights are the checkpoint's to the bit, and its norms have their eps."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Set
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ldmrt.export.components.table import Component
+from ldmrt.export.graph import upsample, winograd
+from ldmrt.export.graph.naming import module_path
+from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.errors import first_line
+
+MADE = {upsample.FIRST: upsample.kernels, winograd.TILES: winograd.kernels}  # of weights, by what their names end in
+
+
+def other_graph(component: Component, path: Path) -> Iterator[str]:
+    """Where the graph at `path` is not the component's, one line each.
+
+    Constants stand under their weight's name, or folded, turned or shared: then under any name. Where a convolution
+    was written otherwise (`upsample`, `winograd`), what was made of its weight does.
+    """
+    import onnx
+
+    try:
+        model, beside = onnx.load(str(path), load_external_data=False), str(path.parent)
+        digests = {one.name: _digest(onnx.numpy_helper.to_array(one, beside)) for one in model.graph.initializer}
+    except Exception as error:  # of protobuf, of the file's end, of the other file
+        raise LdmrtError(component.name, f"cannot read {path}", found=first_line(error)) from None
+    anywhere = set(digests.values())
+    for key, value in component.module.state_dict().items():
+        name = module_path(key)
+        plain = value.view(torch.int16).numpy() if value.dtype == torch.bfloat16 else value.numpy()  # NumPy has none
+        if not _stands(name, plain, digests, anywhere):
+            yield f"{component.name}: {name} is another"
+    nodes = {node.name: node for node in model.graph.node}
+    constants = {one.name: one for one in model.graph.initializer}
+    for key, module in component.module.named_modules():
+        if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+            name = module_path(key)
+            grouped = isinstance(module, nn.GroupNorm)
+            kind = "InstanceNormalization" if grouped else "LayerNormalization"
+            found = {"epsilon": _epsilon(nodes.get(f"{name}/{kind}"))}
+            expected = {"epsilon": np.float32(module.eps)}
+            if grouped:
+                found["groups"] = _groups(nodes.get(f"{name}/Reshape"), constants, beside)
+                expected["groups"] = module.num_groups
+            for what, value in expected.items():
+                if found[what] != value:
+                    yield f"{component.name}: {what} of {name} is {found[what]}, not {value}"
+
+
+def _stands(name: str, weight: NDArray, digests: Mapping[str, bytes], anywhere: Set[bytes]) -> bool:
+    """Whether a weight is among the constants: whole, or as the kernels that were made of it."""
+    for first, kernels in MADE.items():
+        if name + first in digests:
+            return all(digests.get(name + end) == _digest(kernel) for end, kernel in kernels(weight))
+    ways = {_digest(weight)} | ({_digest(weight.T)} if weight.ndim == 2 else set())
+    return digests[name] in ways if name in digests else bool(anywhere & ways)
+
+
+def _epsilon(node: Any) -> Any:
+    given = [one.f for one in node.attribute if one.name == "epsilon"] if node else [np.nan]
+    return np.float32([*given, 1e-5][0])  # which is where ONNX has none
+
+
+def _groups(node: Any, constants: Mapping[str, Any], beside: str) -> int | None:
+    """Return the groups of a shape (0, groups, -1)."""
+    import onnx
+
+    if node is None or node.input[1] not in constants:
+        return None
+    shape = onnx.numpy_helper.to_array(constants[node.input[1]], beside)
+    return int(shape[1]) if len(shape) == 3 else None
+
+
+def _digest(array: Any) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()

@@ -1,0 +1,131 @@
+"""What PyTorch computes, recorded: on real prompts and latents, and at the corners of what the graphs allow."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldmrt.export.components.table import Component, components, example
+from ldmrt.export.components.torch_pipeline import torch_pipeline
+from ldmrt.model import Checkpoint
+from ldmrt.runtime import LdmrtError, LdmrtWarning, Request
+from ldmrt.runtime.backends.lazy_engines import Engines
+from ldmrt.runtime.bundle.recording import CONTROL, Arrays, Case, Reference, Walk, asked
+from ldmrt.runtime.pipeline.controls import KINDS
+from ldmrt.runtime.pipeline.pipeline import Pipeline
+from ldmrt.runtime.samplers.plan import Latents
+
+STEPS, GUIDANCE = 20, 5.0
+TEXTS = ["", "Two PEARS! (oil on canvas), 4k...", "naïve café \u732b \U0001f43c"]  # for the tokenizers
+SIDE = 256  # pixels at most, unless asked: graphs are the same at every size, and at 512 a CPU takes 10 seconds a row
+
+
+class Listening:
+    """An engine that keeps what it was asked and what it answered, at the calls that are `wanted`: number -> name."""
+
+    def __init__(self, component: Component, wanted: Mapping[int, str]) -> None:
+        self._engine = component.engine()
+        self.inputs, self.outputs = component.inputs, component.outputs
+        self.cases: list[Case] = []
+        self._wanted, self._calls = wanted, 0
+
+    def __call__(self, **arrays: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Run the network once, and keep the call."""
+        out = self._engine(**arrays)
+        if self._calls in self._wanted:
+            kept = {name: np.array(array) for name, array in arrays.items()}
+            self.cases.append(Case(self._engine.component, self._wanted[self._calls], kept, out))
+        self._calls += 1
+        return out
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._engine.close()
+
+
+def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0, side: int | None = None) -> Reference:
+    """Draw an image with PyTorch and keep the calls of every component that it took: of the U-Net those of the first,
+    the middle and the last row. Each component is also asked at an odd batch and at sides that are odd and unlike, with
+    numbers drawn at random. `side` of the image in pixels: the model's own where left out, and no more than 256.
+    """
+    parts, plain = components(checkpoint), torch_pipeline(checkpoint)
+    side = side or min(SIDE, plain.shape.size)
+    if side % (unit := max(part.unit for part in parts.values())):
+        raise LdmrtError("verify", "invalid side", expected=f"a multiple of {unit} pixels", found=side)
+    options = asking(prompt, seed, side, STEPS)
+    rows = plain.plan(Request(**options)).rows
+    heard = {name: Listening(part, wanted(part, rows)) for name, part in parts.items()}
+    pipeline = replace(plain, engines=Engines.of(heard))
+    given = needed(parts, checkpoint, side)
+    walk = _draw(pipeline, options, given)
+    texts = [prompt, *TEXTS]
+    with warnings.catch_warnings():  # of texts that are too long
+        warnings.simplefilter("ignore", LdmrtWarning)
+        read = {name: tokenizer(texts) for name, tokenizer in plain.tokenizers.items()}
+    cases = [Case(name, "prompts", {"texts": np.array(texts)}, {"input_ids": ids}) for name, ids in read.items()]
+    for name, part in parts.items():
+        engine = heard[name]
+        if name == "vae_encoder" and not engine.cases:
+            engine(sample=walk.images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1)
+        cases += engine.cases
+        cases += corners(part, side, checkpoint.vae.config.factor)
+    return Reference(tuple(cases), walk, plain.shape.scaling_factor)
+
+
+def corners(part: Component, side: int, factor: int) -> list[Case]:
+    """An odd batch, and sides that are odd and unlike."""
+    unit = part.unit if part.unit > 1 else factor
+    sizes = [(1, side, side), (3, side, side), (2, side, side + unit)]
+    cases = []
+    for seed, (batch, height, width) in enumerate(sizes):
+        inputs = example(part, {"batch": batch, "height": height, "width": width}, seed)
+        name = f"batch {batch}" if _reads(part) else f"batch {batch} at {width}x{height}"
+        cases.append(Case(part.name, name, inputs, part.engine()(**inputs)))
+    return cases
+
+
+def _reads(part: Component) -> bool:
+    return part.inputs[0].name == "input_ids"
+
+
+def wanted(part: Component, rows: int) -> dict[int, str]:
+    """Which of its calls are kept, and under which name."""
+    if any(spec.name == "timestep" for spec in part.inputs):
+        return {row: f"row {row} of {rows}" for row in (0, rows // 2, rows - 1)}
+    return {0: "prompt" if _reads(part) else "picture"}
+
+
+def asking(prompt: str, seed: int, side: int, steps: int) -> dict[str, Any]:
+    """The fields of a plain request."""
+    return {"prompt": prompt, "seed": seed, "width": side, "height": side, "steps": steps, "guidance": GUIDANCE}
+
+
+def needed(parts: Mapping[str, Component], checkpoint: Checkpoint, side: int) -> Arrays:
+    """Images for what cannot do without: an inpainting model, and controls. A slope of colours, half of it masked."""
+    slope = np.linspace(0, 255, side)
+    picture = np.stack(np.broadcast_arrays(slope, slope[:, None], 255 - slope), axis=-1).astype(np.uint8)
+    mask = np.zeros((side, side), np.uint8)
+    mask[:, side // 2 :] = 255
+    names = [name.partition("_")[2] for name in parts if name.startswith(KINDS)]
+    given: Arrays = {f"{CONTROL}{name}": picture for name in names}
+    inpaints = checkpoint.unet.config.in_channels != checkpoint.vae.config.latent_channels
+    return given | ({"image": picture, "mask": mask} if inpaints else {})
+
+
+def _draw(pipeline: Pipeline, options: dict[str, Any], given: Arrays) -> Walk:
+    """The whole way with PyTorch, every row kept."""
+    task = pipeline.prepare(**asked(options, given))
+    seen, said = list[Latents](), list[Latents]()
+
+    def model(x: Latents, t: float, _: Latents | None = None) -> Latents:
+        seen.append(x.copy())
+        said.append(task.model(x, t).copy())
+        return said[-1]
+
+    x = task.x
+    for state in replace(task, model=model).steps():
+        x = state.x
+    return Walk(options, given, task.plan.t, np.stack([*seen, x]), np.stack(said), pipeline.decode(x))

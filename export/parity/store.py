@@ -1,0 +1,57 @@
+"""Is the bundle of this checkpoint, and what was measured of it kept in the manifest."""
+
+import hashlib
+
+from ldmrt.export.bundle_writer import fingerprint
+from ldmrt.export.components.table import components
+from ldmrt.model import Checkpoint
+from ldmrt.model.checkpoint.checkpoint import write_json
+from ldmrt.runtime.bundle.bundle import MANIFEST, Bundle
+from ldmrt.runtime.bundle.certificate import Certificate
+from ldmrt.runtime.bundle.manifest import REFERENCE
+from ldmrt.runtime.bundle.recording import Reference
+from ldmrt.runtime.files.lock import bundle_lock
+from ldmrt.runtime.files.writing import remove, write_atomically
+
+from .origin import other_graph
+
+
+def other_origin(bundle: Bundle, checkpoint: Checkpoint) -> list[str]:
+    """List what of a bundle was not made from this very checkpoint: weights, configs, scheduler, tokenizer, graphs."""
+    differ = []
+    for name, component in components(checkpoint).items():
+        for key, value in fingerprint(component).items():
+            if bundle.manifest["components"].get(name, {}).get(key) != value:
+                differ.append(f"{key} of {name}")
+        if name in bundle.components:
+            differ += other_graph(component, bundle.model(name))
+    if dict(bundle.scheduler) != checkpoint.scheduler:
+        differ.append("scheduler")
+    for folder, files in checkpoint.tokenizers.items():
+        for name, content in files.items():
+            path = bundle.path / folder / name
+            if not path.is_file() or path.read_bytes() != content:
+                differ.append(f"{folder}/{name}")
+    return differ
+
+
+def store(bundle: Bundle, made: Certificate, reference: Reference) -> None:
+    """Keep a certificate in the manifest, and beside it what `ldmrt verify BUNDLE` replays without PyTorch. An
+    `LdmrtError` where the bundle has changed since it was opened: it is not what was measured.
+
+    The reference is named by its content, so that the old manifest stays true until the new one is there.
+    """
+    with bundle_lock(bundle.path):
+        bundle.check_unchanged()
+        content = reference.small.to_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        name = f"reference-{digest[:12]}.npz"
+        with write_atomically(bundle.path / name) as file:
+            file.write(content)
+        files = {key: value for key, value in bundle.manifest["files"].items() if not REFERENCE.fullmatch(key)}
+        files[name] = {"size": len(content), "sha256": digest}
+        certificate = {"reference": name, "reference_sha256": digest, **made.to_json()}
+        write_json(bundle.path / MANIFEST, {**bundle.manifest, "certificate": certificate, "files": files})
+        for other in bundle.path.glob("reference-*.npz"):
+            if other.name != name and REFERENCE.fullmatch(other.name):
+                remove(other)

@@ -1,0 +1,1 @@
+"""Components in half precision, and float32 where that would err."""

@@ -1,0 +1,142 @@
+"""Islands: modules of a network of halves that compute in float32, because halves would overflow there.
+
+Known ones come first. The others are found by measuring: what each module gives is measured in float32 while images
+are drawn. Where it comes near the largest half, the smallest module around it whose own result keeps away from there
+becomes an island; where there is none, the whole network stays float32. Those of errors: see `widening`.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldmrt.export.components.specs import dtype_of
+from ldmrt.export.components.table import Component, example, rows
+from ldmrt.export.components.torch_pipeline import torch_pipeline
+from ldmrt.export.graph.naming import inside
+from ldmrt.export.parity.record import SIDE, Listening, asking, needed, wanted
+from ldmrt.model import Checkpoint
+from ldmrt.runtime import LdmrtWarning
+from ldmrt.runtime.backends.lazy_engines import Engines
+from ldmrt.runtime.bundle.recording import Case, asked
+
+from .casting import computing, door, modules_of
+
+HALF = 65504.0  # the largest float16
+LIMIT = HALF / 2  # another prompt or image may bring twice the largest value of these
+PROMPTS = ("a red apple, noto style, blue background", "an astronaut riding a horse, 4k, highly detailed, (((HDR)))")
+STEPS = 8  # rows of each image, over the whole schedule
+
+Islands = dict[str, dict[str, str]]  # component -> module -> why; the module "" is all of it
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A component in float32: the largest |value| of what each of its modules gave, and some calls."""
+
+    part: Component
+    ranges: Mapping[str, float]
+    cases: Sequence[Case]
+
+
+def known(checkpoint: Checkpoint) -> Islands:
+    """Return what is known to overflow without measuring: `force_upcast`, which diffusers heeds in SDXL. (Attention of
+    `upcast_attention` computes its scores in float32 by itself.)
+    """
+    if not (checkpoint.unet.config.addition_embed_type and checkpoint.vae.config.force_upcast):
+        return {}
+    return {name: {"": "force_upcast in the autoencoder's config"} for name in ("vae_decoder", "vae_encoder")}
+
+
+def measure(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, Measured]:
+    """Draw two images in float32, whatever the weights are stored in, and ask each of these components something at
+    random too.
+    """
+    every = {name: part.wide() for name, part in rows(checkpoint).items()}
+    heard = {name: Listening(part, wanted(part, STEPS)) for name, part in every.items()}
+    measured: dict[str, Measured] = {}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", LdmrtWarning)  # of prompts that are too long
+        ranges = {name: stack.enter_context(ranging(part.module)) for name, part in every.items()}
+        pipeline = replace(torch_pipeline(checkpoint), engines=Engines.of(heard))
+        side = min(SIDE, pipeline.shape.size)
+        for seed, prompt in enumerate(PROMPTS):
+            task = pipeline.prepare(**asked(asking(prompt, seed, side, STEPS), needed(every, checkpoint, side)))
+            x = task.x
+            for state in task.steps():
+                x = state.x
+            picture = pipeline.decode(x)
+            if "vae_encoder" in heard:
+                heard["vae_encoder"](sample=picture.transpose(0, 3, 1, 2).astype("float32") / 127.5 - 1)
+        for name in names:
+            part = every[name]
+            inputs = example(part, {"batch": 1, "height": side, "width": side})
+            at_random = Case(name, "at random", inputs, part.engine()(**inputs))
+            measured[name] = Measured(part, ranges[name], [*heard[name].cases, at_random])
+    return measured
+
+
+def climb(ranges: Mapping[str, float], limit: float = LIMIT) -> dict[str, str]:
+    """From each module that gives too much to the smallest around it that does not."""
+    islands: dict[str, str] = {}
+    for name, largest in ranges.items():
+        if largest <= limit:
+            continue
+        around = name
+        while around and not ranges.get(around, HALF) <= limit:
+            around = around.rpartition(".")[0]
+        islands.setdefault(around, f"range: {name or 'its result'} reaches {largest:.4g} of a half's {HALF:.0f}")
+    return outermost(islands)
+
+
+def outermost(islands: Mapping[str, str]) -> dict[str, str]:
+    """Keep the paths that lie in no other."""
+    return {
+        name: why
+        for name, why in islands.items()
+        if not any(name != other and (other == "" or inside(name, other)) for other in islands)
+    }
+
+
+def raise_islands(parts: Mapping[str, Component], islands: Islands) -> None:
+    """Let the islands compute in float32: what they take is widened, what they give is narrowed."""
+    for name, modules in islands.items():
+        narrow = getattr(torch, dtype_of(parts[name].module))
+        for path in modules:
+            door(modules_of(parts[name].module)[path], torch.float32, narrow)
+
+
+@contextlib.contextmanager
+def ranging(module: nn.Module) -> Iterator[dict[str, float]]:
+    """While the context lasts, a network computes in float32 and the largest |value| that each of its modules gave is
+    noted: NaN counts as infinite.
+    """
+    ranges: dict[str, float] = {}
+
+    def note(name: str) -> Any:
+        def hook(_: nn.Module, __: Any, out: Any) -> None:
+            for one in _tensors(out):
+                largest = float(one.abs().max().nan_to_num(nan=float("inf"))) if one.numel() else 0.0
+                ranges[name] = max(ranges.get(name, 0.0), largest)
+
+        return hook
+
+    with computing(module, [("", torch.float32)]):
+        hooks = [one.register_forward_hook(note(name)) for name, one in modules_of(module).items()]
+        try:
+            yield ranges
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _tensors(out: Any) -> Sequence[Tensor]:
+    if isinstance(out, Tensor):
+        return [out] if out.is_floating_point() else []
+    values = out.values() if isinstance(out, Mapping) else out if isinstance(out, (list, tuple)) else ()
+    return [tensor for one in values for tensor in _tensors(one)]

@@ -1,0 +1,118 @@
+"""A checkpoint in the precisions that its components are exported in."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ldmrt.export.components.table import PRECISIONS, components
+from ldmrt.export.graph.naming import inside, module_path
+from ldmrt.model import Checkpoint
+from ldmrt.model.weights.weights import finite
+from ldmrt.runtime import Bundle, LdmrtError
+from ldmrt.runtime.nearest import suggestion
+from ldmrt.runtime.parity.tolerances import COMPONENT
+from ldmrt.runtime.pipeline.autoencoder.decode import WIDE
+
+from .islands import Islands, climb, known, measure, raise_islands
+from .search import widen
+
+Precisions = Mapping[str, str]  # by component; "" is that of all others
+Stored = Mapping[str, torch.dtype | None]  # by network; None is what its file holds
+Load = Callable[[Stored], tuple[Checkpoint, dict[str, Any]]]
+
+
+def parse(text: str) -> dict[str, str]:
+    """ "fp16", "unet=fp16,vae_decoder=fp16", "fp16,vae_decoder=fp32": others are what stands alone, or fp32."""
+    precisions = {"": "fp32"}
+    for word in text.split(","):
+        name, equals, precision = word.strip().rpartition("=")
+        if precision not in PRECISIONS or (equals and not name):
+            expected = f"{' or '.join(PRECISIONS)}, or COMPONENT={'|'.join(PRECISIONS)} several times"
+            problem = f"invalid precision {text!r}{suggestion(precision, PRECISIONS)}"
+            raise LdmrtError("precision", problem, expected=expected, found=word)
+        precisions[name] = precision
+    return precisions
+
+
+def settle(load: Load, wanted: Precisions) -> tuple[Checkpoint, dict[str, Any], Islands]:
+    """Load a checkpoint in these precisions, with islands of float32 where halves would overflow or err too much, and
+    say which. A component that is one island all over is of fp32, unless it was asked for by name.
+    """
+    loaded, merged = _read(load, wanted)
+    kinds = _kinds(loaded, wanted)
+    found = {name: why for name, why in known(loaded).items() if kinds[name] == "fp16" and name not in wanted}
+    narrow = [name for name, kind in kinds.items() if kind != "fp32" and name not in found]
+    measured = measure(loaded, narrow) if narrow else {}
+    for name, one in measured.items():
+        modules = climb(one.ranges) if kinds[name] == "fp16" else {}
+        if "" not in modules:
+            modules = widen(one, kinds[name], modules, COMPONENT[kinds[name]].limit)
+        if modules:
+            found[name] = modules
+    if whole := {name: "fp32" for name, modules in found.items() if "" in modules}:
+        del loaded, measured
+        return *lower(load, {**wanted, **whole}, found), found
+    _narrow(loaded, kinds, found)
+    return loaded, merged, found
+
+
+def lower(load: Load, wanted: Precisions, islands: Islands) -> tuple[Checkpoint, dict[str, Any]]:
+    """The same with islands that are known."""
+    loaded, merged = _read(load, wanted)
+    _narrow(loaded, _kinds(loaded, wanted), islands)
+    return loaded, merged
+
+
+def _read(load: Load, wanted: Precisions) -> tuple[Checkpoint, dict[str, Any]]:
+    """The checkpoint before anything is narrowed: what will be is as it is stored, for an island's weights are not
+    rounded. Who wants a `WIDE` decoder gets a spare autoencoder.
+    """
+    networks = {name: None if kind != "fp32" else torch.float32 for name, kind in wanted.items()}
+    both = {wanted.get(name, wanted[""]) for name in ("vae_decoder", "vae_encoder")}
+    networks["vae"] = torch.float32 if "fp32" in both or WIDE in wanted else None  # then one may be narrowed
+    loaded, merged = load(networks)
+    return replace(loaded, spare=copy.deepcopy(loaded.vae)) if WIDE in wanted else loaded, merged
+
+
+def _kinds(checkpoint: Checkpoint, wanted: Precisions) -> dict[str, str]:
+    """The precision of every component."""
+    names = list(components(checkpoint))
+    if unknown := [name for name in wanted if name and name not in names]:
+        problem = f"no component {unknown[0]!r}{suggestion(unknown[0], names)}"
+        raise LdmrtError("precision", problem, expected=", ".join(names))
+    return {name: wanted.get(name, wanted[""]) for name in names}
+
+
+def _narrow(checkpoint: Checkpoint, kinds: Mapping[str, str], islands: Islands) -> None:
+    """Cast all weights, but for those in islands, in place."""
+    inner = {name: modules for name, modules in islands.items() if "" not in modules}
+    for name, part in components(checkpoint).items():
+        for path, module in part.module.named_modules():
+            wide = any(inside(module_path(path), island) for island in inner.get(name, ()))
+            dtype = torch.float32 if wide else PRECISIONS[kinds[name]]
+            for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+                if tensor.is_floating_point() and tensor.dtype != dtype:
+                    tensor.data = _cast(name, f"{path}.{key}".lstrip("."), tensor.data, dtype)
+    raise_islands(components(checkpoint), inner)
+
+
+def _cast(component: str, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A weight in another dtype, which must hold it: a LoRA or an embedding may have made it larger than a half is."""
+    narrowed = tensor.to(dtype)
+    if not finite(narrowed):
+        hint = f"--precision {component}=fp32, or a smaller weight of what is merged"
+        raise LdmrtError(component, f"{name} is not finite in {dtype}".replace("torch.", ""), hint=hint)
+    return narrowed
+
+
+def precisions(bundle: Bundle) -> dict[str, str]:
+    """Return the precisions of a bundle's components."""
+    return {"": "fp32", **{name: bundle.precision(name) for name in bundle.components}}
+
+
+def islands(bundle: Bundle) -> Islands:
+    """Return the float32 islands of a bundle's components."""
+    return {name: dict(row["islands"]) for name, row in bundle.manifest["components"].items() if row.get("islands")}

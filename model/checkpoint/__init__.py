@@ -1,0 +1,1 @@
+"""Checkpoints: folders in diffusers' layout, single files and the hub."""

@@ -1,0 +1,123 @@
+"""Where CompVis' and Stability AI's programs put each weight: from a network's own name to the one in their files."""
+
+import re
+from collections.abc import Mapping
+from functools import partial
+
+from ldmrt.model.networks.unet import UNetConfig
+from ldmrt.model.weights.lazy import Lazy, Place, as_it_is
+from ldmrt.model.weights.weights import bare
+
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+
+# The parts of a residual block, in diffusers and in the original
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+
+
+def ldm_modules(config: UNetConfig) -> dict[str, str]:
+    """Each module of the U-Net in diffusers' naming -> in that of the original code (CompVis's, later Stability's).
+
+    An entry holds for the module and for all below it, which is named alike; no two entries overlap, so a weight is
+    renamed by its one entry, in either direction. Entries that this very network lacks (a conv_shortcut, say) do no
+    harm. The original numbers its blocks through: input_blocks.0 is conv_in, then there is one a layer and one a
+    downsampler; output_blocks has one a layer, and the upsampler stands last in the last block of its level.
+    """
+    names = {
+        "conv_in": "input_blocks.0.0",
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "add_embedding.linear_1": "label_emb.0.0",
+        "add_embedding.linear_2": "label_emb.0.2",
+        "mid_block.attentions.0": "middle_block.1",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+    }
+    resnets = {"mid_block.resnets.0": "middle_block.0", "mid_block.resnets.1": "middle_block.2"}
+    layers = config.per_level(config.layers_per_block)
+    last = len(layers) - 1
+    block = 1
+    for level, count in enumerate(layers):
+        for layer in range(count):
+            resnets[f"down_blocks.{level}.resnets.{layer}"] = f"input_blocks.{block}.0"
+            names[f"down_blocks.{level}.attentions.{layer}"] = f"input_blocks.{block}.1"
+            block += 1
+        if level < last:
+            names[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{block}.0.op"
+            block += 1
+    block = 0
+    for level, (count, kind) in enumerate(zip(reversed(layers), config.up_block_types, strict=True)):
+        for layer in range(count + 1):
+            resnets[f"up_blocks.{level}.resnets.{layer}"] = f"output_blocks.{block}.0"
+            names[f"up_blocks.{level}.attentions.{layer}"] = f"output_blocks.{block}.1"
+            block += 1
+        if level < last:
+            member = 2 if "Attn" in kind else 1
+            names[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{block - 1}.{member}.conv"
+    for ours, theirs in resnets.items():
+        names |= {f"{ours}.{part}": f"{theirs}.{other}" for part, other in RESNET.items()}
+    return names
+
+
+def unet_name(key: str, modules: Mapping[str, str]) -> str:
+    """The name of a U-Net's weight in a file, by its `ldm_modules`."""
+    module, rest = key, ""
+    while module not in modules:
+        module, dot, last = module.rpartition(".")
+        rest = f".{last}{rest}"
+        assert dot, f"{key} has no original name"
+    return f"{UNET}{modules[module]}{rest}"
+
+
+def controlnet_place(key: str, modules: Mapping[str, str], prefix: str) -> Place:
+    """The place of a ControlNet's weight in a file, by the `ldm_modules` of the U-Net that it copies."""
+    if found := re.match(r"controlnet_down_blocks\.(\d+)\.(.+)", key):
+        name = f"zero_convs.{found[1]}.0.{found[2]}"
+    elif key.startswith("controlnet_mid_block."):
+        name = key.replace("controlnet_mid_block", "middle_block_out.0")
+    elif found := re.match(r"controlnet_cond_embedding\.(conv_in|blocks\.(\d+)|conv_out)\.(.+)", key):
+        place = {"conv_in": 0, "conv_out": 14}.get(found[1], 2 * int(found[2] or 0) + 2)
+        name = f"input_hint_block.{place}.{found[3]}"
+    else:
+        name = unet_name(key, modules).removeprefix(UNET)
+    return prefix + name, as_it_is
+
+
+def vae_place(key: str, levels: int) -> Place:
+    """The place of an autoencoder's weight in a file, where attention is made of convolutions of one pixel."""
+    key = re.sub(r"up_blocks\.(\d+)", lambda found: f"up.{levels - 1 - int(found[1])}", key)
+    key = re.sub(r"mid_block\.resnets\.(\d+)", lambda found: f"mid.block_{int(found[1]) + 1}", key)
+    for old, new in (
+        (r"mid_block\.attentions\.0", "mid.attn_1"), (r"down_blocks", "down"), (r"\.resnets\.", ".block."),
+        (r"(down|up)samplers\.0", r"\1sample"), (r"conv_shortcut", "nin_shortcut"), (r"conv_norm_out", "norm_out"),
+        (r"group_norm", "norm"), (r"to_([qkv])", r"\1"), (r"to_out\.0", "proj_out"),
+    ):  # fmt: skip
+        key = re.sub(old, new, key)
+    return VAE + key, Lazy.matrix if re.search(r"attn_1\.(q|k|v|proj_out)\.weight", key) else as_it_is
+
+
+def clip_place(key: str, prefix: str) -> Place:
+    """The place of a text encoder's weight in a file that has transformers' names."""
+    return prefix + bare(key), as_it_is
+
+
+def open_clip_place(key: str, prefix: str) -> Place:
+    """The place of a text encoder's weight in a file of OpenCLIP, where q, k and v are one matrix."""
+    key, change = bare(key), as_it_is
+    if key == "text_projection.weight":
+        return f"{prefix}text_projection", Lazy.transposed
+    if found := re.search(r"([qkv])_proj\.", key):
+        change = partial(Lazy.part, index="qkv".index(found[1]), count=3)
+    for old, new in (
+        (r"embeddings\.(token_embedding)", r"\1"), (r"embeddings\.position_embedding\.weight", "positional_embedding"),
+        (r"final_layer_norm", "ln_final"), (r"encoder\.layers", "transformer.resblocks"), (r"layer_norm", "ln_"),
+        (r"self_attn\.[qkv]_proj\.", "attn.in_proj_"), (r"self_attn", "attn"), (r"fc1", "c_fc"), (r"fc2", "c_proj"),
+    ):  # fmt: skip
+        key = re.sub(old, new, key)
+    return prefix + key, change

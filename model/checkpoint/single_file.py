@@ -1,0 +1,272 @@
+"""Whole models in one file, as CompVis' and Stability AI's programs write them: which family, which weight is whose.
+
+The file holds weights alone. What they belong to is told from their shapes, by the rows of `FAMILIES`; the configs in
+the rows are those of the folders that diffusers takes for the same file. The tokenizer comes from elsewhere.
+"""
+
+import json
+import re
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ldmrt.model.networks.unet import UNetConfig
+from ldmrt.model.weights.lazy import Lazy, Place, as_it_is
+from ldmrt.model.weights.weights import SUFFIXES as SUFFIXES
+from ldmrt.model.weights.weights import Tensors, open_noted
+from ldmrt.runtime import LdmrtError, LdmrtWarning
+from ldmrt.runtime.tokenizer.vocabulary import END, START
+
+from .file_notes import TABLES, FileNotes, check_latents, without_leftovers
+from .folder import TEXT, Source, read_tokenizer
+from .original_names import UNET, VAE, clip_place, ldm_modules, open_clip_place, unet_name, vae_place
+
+CONDITIONERS = ("cond_stage_model.", "conditioner.")  # what text encoders stand under
+CLIP, OPEN_CLIP = "transformers", "open_clip"  # whose names a text encoder's weights have
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text encoder in a file."""
+
+    prefix: str
+    names: str  # CLIP or OPEN_CLIP
+    kind: str  # the class in transformers
+    pad: str  # the token that fills up a prompt
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models of one shape. `unet`, `vae` and the texts' configs are those of diffusers and transformers."""
+
+    name: str
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    texts: dict[str, Text]
+    scheduler: dict[str, Any]
+    index: dict[str, Any]
+
+    def inpainting(self, scheduler: dict[str, Any], **unet: Any) -> "Family":
+        """The same model with the mask and the masked picture as further inputs."""
+        kind = self.index["_class_name"].replace("Pipeline", "InpaintPipeline")
+        return replace(
+            self, name=f"{self.name} inpainting", unet={**self.unet, **unet, "in_channels": 9}, scheduler=scheduler,
+            index={**self.index, "_class_name": kind},
+        )  # fmt: skip
+
+
+def _text(width: int, layers: int, act: str, projection: int) -> dict[str, Any]:
+    return {
+        "attention_dropout": 0.0, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "hidden_act": act,
+        "hidden_size": width, "intermediate_size": 4 * width, "layer_norm_eps": 1e-5, "max_position_embeddings": 77,
+        "model_type": "clip_text_model", "num_attention_heads": width // 64, "num_hidden_layers": layers,
+        "projection_dim": projection, "vocab_size": 49408,
+    }  # fmt: skip
+
+
+_DOWN, _UP = ["CrossAttnDownBlock2D", "DownBlock2D"], ["CrossAttnUpBlock2D", "UpBlock2D"]
+_UNET_1 = {
+    "act_fn": "silu", "attention_head_dim": 8, "block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 768,
+    "center_input_sample": False, "down_block_types": [*_DOWN[:1] * 3, _DOWN[1]], "downsample_padding": 1,
+    "flip_sin_to_cos": True, "freq_shift": 0, "in_channels": 4, "layers_per_block": 2, "mid_block_scale_factor": 1,
+    "norm_eps": 1e-5, "norm_num_groups": 32, "out_channels": 4, "sample_size": 64,
+    "up_block_types": [_UP[1], *_UP[:1] * 3],
+}  # fmt: skip
+_UNET_2 = _UNET_1 | {
+    "attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "sample_size": 96, "upcast_attention": True,
+    "use_linear_projection": True,
+}  # fmt: skip
+_UNET_XL = _UNET_1 | {
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048, "down_block_types": [_DOWN[1], *_DOWN[:1] * 2],
+    "projection_class_embeddings_input_dim": 2816, "sample_size": 128, "transformer_layers_per_block": [1, 2, 10],
+    "up_block_types": [*_UP[:1] * 2, _UP[1]], "use_linear_projection": True,
+}  # fmt: skip
+_UNET_REFINER = _UNET_XL | {
+    "attention_head_dim": [6, 12, 24, 24], "block_out_channels": [384, 768, 1536, 1536], "cross_attention_dim": 1280,
+    "down_block_types": [_DOWN[1], *_DOWN[:1] * 2, _DOWN[1]], "projection_class_embeddings_input_dim": 2560,
+    "transformer_layers_per_block": 4, "up_block_types": [_UP[1], *_UP[:1] * 2, _UP[1]],
+}  # fmt: skip
+_VAE_1 = {
+    "act_fn": "silu", "block_out_channels": [128, 256, 512, 512], "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "in_channels": 3, "latent_channels": 4, "layers_per_block": 2, "norm_num_groups": 32, "out_channels": 3,
+    "sample_size": 512, "scaling_factor": 0.18215, "up_block_types": ["UpDecoderBlock2D"] * 4,
+}  # fmt: skip
+_VAE_2 = _VAE_1 | {"sample_size": 768}
+_VAE_XL = _VAE_1 | {"force_upcast": True, "sample_size": 1024, "scaling_factor": 0.13025}
+_TEXT_L, _TEXT_H, _TEXT_G = (
+    _text(768, 12, "quick_gelu", 768),
+    _text(1024, 23, "gelu", 512),  # the last of 24 layers goes unused
+    _text(1280, 32, "gelu", 1280),
+)
+_DIFFUSION = {
+    "beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "clip_sample": False,
+    "num_train_timesteps": 1000, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1,
+    "trained_betas": None,
+}  # fmt: skip
+_PNDM = {"_class_name": "PNDMScheduler", **_DIFFUSION}
+_DDIM = {"_class_name": "DDIMScheduler", **_DIFFUSION}
+_EULER = {
+    "_class_name": "EulerDiscreteScheduler", **_DIFFUSION, "interpolation_type": "linear",
+    "prediction_type": "epsilon", "sample_max_value": 1.0, "timestep_spacing": "leading", "use_karras_sigmas": False,
+}  # fmt: skip
+_NONE = [None, None]
+_SD: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "feature_extractor": _NONE, "safety_checker": _NONE}
+_SD |= {"requires_safety_checker": False}
+_XL: dict[str, Any] = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
+_XL_REFINER: dict[str, Any] = {
+    "_class_name": "StableDiffusionXLImg2ImgPipeline", "force_zeros_for_empty_prompt": False,
+    "requires_aesthetics_score": True, "text_encoder": _NONE, "tokenizer": _NONE,
+}  # fmt: skip
+
+_OF_1 = {"text_encoder": Text("cond_stage_model.transformer.", CLIP, TEXT[0], END, _TEXT_L)}
+_OF_2 = {"text_encoder": Text("cond_stage_model.model.", OPEN_CLIP, TEXT[0], "!", _TEXT_H)}
+_OF_XL = {
+    "text_encoder": Text("conditioner.embedders.0.transformer.", CLIP, TEXT[0], END, _TEXT_L),
+    "text_encoder_2": Text("conditioner.embedders.1.model.", OPEN_CLIP, TEXT[1], "!", _TEXT_G),
+}
+_OF_REFINER = {"text_encoder_2": Text("conditioner.embedders.0.model.", OPEN_CLIP, TEXT[1], "!", _TEXT_G)}
+
+_FIRST = Family("1.x", _UNET_1, _VAE_1, _OF_1, _PNDM, _SD)
+_SECOND = Family("2.x", _UNET_2, _VAE_2, _OF_2, _DDIM | {"prediction_type": "v_prediction"}, _SD)
+_BASE = Family("XL", _UNET_XL, _VAE_XL, _OF_XL, _EULER, _XL)
+FAMILIES = (
+    _FIRST,
+    _FIRST.inpainting(_DDIM),
+    _SECOND,
+    replace(_SECOND, vae=_VAE_1).inpainting(_PNDM, sample_size=64, upcast_attention=False),
+    _BASE,
+    _BASE.inpainting(_EULER),
+    Family("XL refiner", _UNET_REFINER, _VAE_XL, _OF_REFINER, _EULER, _XL_REFINER),
+)
+
+
+def read_file(
+    path: Path,
+    tokenizer: str | Path | None = None,
+    prediction_type: str | None = None,
+    replaced: Collection[str] = (),
+) -> Source:
+    """What a file holds, with the vocabulary in the folder `tokenizer`. Parts that are `replaced` may be missing."""
+    held, notes = open_noted("checkpoint", path)
+    family = recognise(held, path, replaced)
+    if "addition_embed_type" in family.unet:
+        check_latents(held, path)
+    said = FileNotes.read(path, held, notes)
+    scheduler = said.scheduler(family.scheduler, prediction_type)
+    tensors = without_leftovers(held, path, doubles(held, family))
+    parts = split(tensors, family, path, replaced)
+    second = family.scheduler.get("prediction_type") == "v_prediction"
+    if second and scheduler["prediction_type"] == "v_prediction" and not (prediction_type or said.prediction):
+        warnings.warn(
+            f"{path.name} is Stable Diffusion {family.name} and does not say what it predicts: v_prediction is taken, "
+            "as in the models of 768 pixels; those of 512 pixels predict epsilon",
+            LdmrtWarning, stacklevel=3,
+        )  # fmt: skip
+    small = {"sample_size": 64} if second and scheduler["prediction_type"] == "epsilon" else {}
+    networks = {
+        "unet": ("UNet2DConditionModel", family.unet | small),
+        "vae": ("AutoencoderKL", family.vae),
+        **{part: (text.kind, text.config) for part, text in family.texts.items()},
+    }
+    return Source(dict(family.index), networks, tokenizers(family, tokenizer), scheduler, parts.__getitem__)
+
+
+def recognise(tensors: Mapping[str, Lazy], path: Path, replaced: Collection[str] = ()) -> Family:
+    """The family whose U-Net takes inputs of the file's widths and that reads all of its text encoders, but for those
+    that are `replaced`.
+    """
+    for family in FAMILIES:
+        level = family.unet["down_block_types"].index(_DOWN[0])
+        attention = f"down_blocks.{level}.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+        widths = {"conv_in.weight": family.unet["in_channels"], attention: family.unet["cross_attention_dim"]}
+        modules = ldm_modules(UNetConfig.read(family.unet))
+        found = {key: tensors.get(unet_name(key, modules)) for key in widths}
+        fits = all(tensor and tensor.shape[1:2] == (widths[key],) for key, tensor in found.items())
+        wanted = [text.prefix for part, text in family.texts.items() if part not in replaced]
+        if fits and all(any(key.startswith(prefix) for key in tensors) for prefix in wanted):
+            return family
+    first = tensors.get(f"{UNET}input_blocks.0.0.weight")
+    raise LdmrtError(
+        "checkpoint", f"{path} is of no family of models that is read here",
+        expected="Stable Diffusion " + ", ".join(family.name for family in FAMILIES),
+        found=f"{len(tensors)} weights, such as {min(tensors, default='none')}"
+        if first is None else f"{UNET}input_blocks.0.0.weight of shape {first.shape}",
+    )  # fmt: skip
+
+
+def doubles(tensors: Mapping[str, Lazy], family: Family) -> set[str]:
+    """Text encoders that the family does not read, and weights that are there under an older name too."""
+    prefixes = tuple(text.prefix for text in family.texts.values())
+    texts = {key for key in tensors if key.startswith(CONDITIONERS)}
+    other = {key for key in texts if not key.startswith(prefixes) and not TABLES.fullmatch(key)}
+    for text in family.texts.values():
+        full = f"{text.prefix}text_model."
+        other |= {key for key in texts if full + key.removeprefix(text.prefix) in tensors}
+    return other
+
+
+def split(
+    tensors: Mapping[str, Lazy], family: Family, path: Path, replaced: Collection[str] = ()
+) -> dict[str, Tensors]:
+    """The tensors of each part that is not `replaced`. What belongs to none is an error."""
+    prefixes = {"unet": UNET, "vae": VAE, **{part: text.prefix for part, text in family.texts.items()}}
+    found: dict[str, dict[str, Lazy]] = {part: {} for part in prefixes}
+    surplus = []
+    for key, tensor in tensors.items():
+        part = next((part for part, prefix in prefixes.items() if key.startswith(prefix)), None)
+        if part is None:
+            surplus.append(key)
+        else:
+            found[part][key] = tensor
+    if surplus:
+        raise LdmrtError("checkpoint", f"{len(surplus)} tensors of {path} have no place", found=min(surplus))
+    modules = ldm_modules(UNetConfig.read(family.unet))
+    places: dict[str, Callable[[str], Place]] = {
+        "unet": lambda key: (unet_name(key, modules), as_it_is),
+        "vae": lambda key: vae_place(key, len(family.vae["block_out_channels"])),
+    }
+    for part, text in family.texts.items():
+        found[part] = {key: tensor for key, tensor in found[part].items() if not unused(key, text)}
+        if text.names == OPEN_CLIP:
+            places[part] = partial(open_clip_place, prefix=text.prefix)
+        else:
+            full = any(key.startswith(f"{text.prefix}text_model.") for key in found[part])  # some of 2022 leave it out
+            places[part] = partial(clip_place, prefix=f"{text.prefix}text_model." if full else text.prefix)
+    return {part: Tensors(named, path, places[part]) for part, named in found.items() if part not in replaced}
+
+
+def unused(key: str, text: Text) -> bool:
+    """What a file has beyond the part of a text encoder that is used: layers after the last, and a projection."""
+    name = key.removeprefix(text.prefix)
+    block = re.match(r"transformer\.resblocks\.(\d+)\.", name)
+    beyond = block is not None and int(block[1]) >= text.config["num_hidden_layers"]
+    return beyond or (name.startswith("text_projection") and text.kind == TEXT[0])
+
+
+def tokenizers(family: Family, folder: str | Path | None) -> dict[str, dict[str, bytes]]:
+    """The files of each tokenizer of a family: the vocabulary in `folder`, or in its folder "tokenizer"."""
+    if folder is None:
+        raise LdmrtError(
+            "tokenizer", "a single file holds none", expected="a folder with CLIP's vocab.json and merges.txt",
+            hint="--tokenizer FOLDER, of any Stable Diffusion in diffusers' layout",
+        )  # fmt: skip
+    folder = Path(folder)
+    nested = folder / "tokenizer"
+    files = read_tokenizer("tokenizer", nested if nested.is_dir() else folder)
+    vocabulary: dict[str, bytes] = {
+        name: files[name] for name in ("vocab.json", "merges.txt", "tokenizer.json") if name in files
+    }
+    found: dict[str, dict[str, bytes]] = {}
+    for part, text in family.texts.items():
+        special: dict[str, Any] = {"bos_token": START, "eos_token": END, "pad_token": text.pad, "unk_token": END}
+        config: dict[str, Any] = {"model_max_length": text.config["max_position_embeddings"]}
+        config["tokenizer_class"] = "CLIPTokenizer"
+        more = {"special_tokens_map.json": special, "tokenizer_config.json": {**special, **config}}
+        made = {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in more.items()}
+        found[part.replace("text_encoder", "tokenizer")] = {**vocabulary, **made}
+    return found

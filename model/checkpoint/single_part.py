@@ -1,0 +1,132 @@
+"""One network in its own file, a folder or a whole checkpoint: an autoencoder, a text encoder, a ControlNet."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ldmrt.model.networks.controlnet import ControlNetConfig
+from ldmrt.model.networks.unet import UNetConfig
+from ldmrt.model.weights.lazy import Lazy, Place
+from ldmrt.model.weights.weights import Tensors, bare, open_weights
+from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.files.reading import read_json
+
+from . import single_file
+from .file_notes import without_leftovers
+from .folder import TEXT, Source, part_of_folder
+from .original_names import VAE, clip_place, controlnet_place, ldm_modules, open_clip_place, vae_place
+from .single_file import CLIP, OPEN_CLIP, Family, Text, unused
+
+VAE_ANCHOR, HINT = "decoder.conv_in.weight", "input_hint_block.0.weight"
+CLIP_ANCHOR, OPEN_CLIP_ANCHOR = "embeddings.position_embedding.weight", "positional_embedding"
+COND, CONTEXT = "controlnet_cond_embedding.conv_in.weight", "attn2.to_k.weight"
+VISION = re.compile(r"(^|\.)(visual|vision_model|visual_projection)\.")  # CLIP's other half
+BUFFERS = re.compile(r"(^|\.)(position_ids|logit_scale|attn_mask)$")
+# By a tensor that they have. "difference" marks weights that are to be added to the U-Net's.
+OTHER_CONTROLS = {
+    "lllite_": "ControlNet-LLLite",
+    "lora_controlnet": "Control-LoRA",
+    "difference": "ControlNet difference",
+    "task_embedding": "ControlNet-Union",
+}
+
+
+def with_part(source: Source, part: str, path: Path, variant: str | None = None) -> Source:
+    """A checkpoint with an autoencoder or a text encoder from elsewhere in the place of its own, if it has one."""
+    kind, config = source.networks.get(part, (TEXT[0] if part.startswith("text_encoder") else "AutoencoderKL", None))
+    if path.is_dir():
+        folder = path if (path / "config.json").exists() else path / part
+        config, tensors = read_json(part, folder / "config.json"), part_of_folder(part, folder, variant)
+    elif config is None:
+        raise LdmrtError(part, f"no config for {path}", hint=f"a folder with the {part}'s config.json")
+    else:
+        tensors = (_autoencoder if part == "vae" else _text_encoder)(path, config, kind)
+    own = source.tensors
+    networks = {**source.networks, part: (kind, config)}
+    return replace(source, networks=networks, tensors=lambda name: tensors if name == part else own(name))
+
+
+def controlnet_source(path: Path) -> tuple[dict[str, Any], Tensors]:
+    """The config and the tensors of a ControlNet in a file, in diffusers' names or in the original ones.
+
+    Its config is the one in a config.json beside it, or that of the family that reads the same context.
+    """
+    held = open_weights("controlnet", path)
+    for mark, kind in OTHER_CONTROLS.items():
+        if any(key.startswith(mark) for key in held):
+            raise LdmrtError("controlnet", f"unsupported {kind} file {path}", expected="a ControlNet")
+    prefix = next((key.removesuffix(HINT) for key in sorted(held) if key.endswith(HINT)), None)
+    if prefix is None:
+        named = {bare(key): tensor for key, tensor in without_leftovers(held, path, set()).items()}
+        beside = path.with_name("config.json")
+        config = read_json("controlnet", beside) if beside.exists() else _controlnet_config(path, held, COND)
+        return config, Tensors(named, path)
+    named = without_leftovers({key: tensor for key, tensor in held.items() if key.startswith(prefix)}, path, set())
+    modules = ldm_modules(UNetConfig.read(_family(path, named).unet))
+    place = partial(controlnet_place, modules=modules, prefix=prefix)
+    return _controlnet_config(path, named, prefix + HINT), Tensors(named, path, place)
+
+
+def _controlnet_config(path: Path, tensors: Mapping[str, Lazy], hint: str) -> dict[str, Any]:
+    """What the weights do not say is taken from the family: the heads, the depths."""
+    known = {field.name for field in fields(ControlNetConfig)}
+    config = {key: value for key, value in _family(path, tensors).unet.items() if key in known}
+    return config | {"conditioning_channels": tensors[hint].shape[1]} if hint in tensors else config
+
+
+def _family(path: Path, tensors: Mapping[str, Lazy]) -> Family:
+    """The family whose context is as wide as the one that a ControlNet reads."""
+    width = next((tensor.shape[-1] for key, tensor in tensors.items() if key.endswith(CONTEXT)), None)
+    family = next((family for family in single_file.FAMILIES if family.unet["cross_attention_dim"] == width), None)
+    if family is None:
+        expected, hint = "a ControlNet of Stable Diffusion 1.x, 2.x or XL", "a folder with its config.json"
+        found = f"a context of width {width}" if width else f"no weight {CONTEXT}"
+        raise LdmrtError("controlnet", f"cannot read {path}", expected=expected, found=found, hint=hint)
+    return family
+
+
+def _autoencoder(path: Path, config: dict[str, Any], kind: str) -> Tensors:
+    """An autoencoder's tensors: diffusers' names or the original ones, alone or in a whole checkpoint."""
+    held = open_weights("vae", path)
+    prefix = _prefix("vae", path, held, VAE_ANCHOR)
+    named = without_leftovers({key: tensor for key, tensor in held.items() if key.startswith(prefix)}, path, set())
+    if not any(".mid.block_1." in key for key in named):
+        return Tensors({bare(key.removeprefix(prefix)): tensor for key, tensor in named.items()}, path)
+    levels = len(config["block_out_channels"])
+
+    def place(key: str) -> Place:
+        name, change = vae_place(key, levels)
+        return prefix + name.removeprefix(VAE), change
+
+    return Tensors(named, path, place)
+
+
+def _text_encoder(path: Path, config: dict[str, Any], kind: str) -> Tensors:
+    """A text encoder's tensors: names of transformers or of OpenCLIP, alone or in a whole checkpoint."""
+    held = {key: tensor for key, tensor in open_weights("text_encoder", path).items() if not VISION.search(key)}
+    fitting = {key: tensor for key, tensor in held.items() if tensor.shape[-1:] == (config["hidden_size"],)}
+    original = any(key.endswith(OPEN_CLIP_ANCHOR) for key in fitting)
+    prefix = _prefix("text_encoder", path, fitting, OPEN_CLIP_ANCHOR if original else CLIP_ANCHOR)
+    root = prefix.removesuffix("text_model.")
+    text = Text(root, OPEN_CLIP if original else CLIP, kind, "!", config)
+    named = {key: tensor for key, tensor in held.items() if key.startswith(root) and not unused(key, text)}
+    named = {key: tensor for key, tensor in named.items() if not BUFFERS.search(key)}
+
+    def place(key: str) -> Place:
+        if original:
+            return open_clip_place(key, prefix)
+        return clip_place(key, root if key.startswith("text_projection") else prefix)
+
+    return Tensors(named, path, place)
+
+
+def _prefix(part: str, path: Path, tensors: Mapping[str, Lazy], anchor: str) -> str:
+    """What stands before the names of a part's weights: the shortest, where there are several."""
+    found = [key.removesuffix(anchor) for key in tensors if key.endswith(anchor)]
+    if not found:
+        expected, first = f"a weight {anchor}", f"{len(tensors)} tensors, such as {min(tensors, default='none')}"
+        raise LdmrtError(part, f"{path} holds no {part} that fits", expected=expected, found=first)
+    return min(found, key=len)

@@ -1,0 +1,187 @@
+"""LoRA files and their kin, read in the spellings that trainers write and merged into weights."""
+
+import math
+import re
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldmrt.model.textual_inversion.merge import Embedding, embedding_of
+from ldmrt.model.weights.weights import finite
+from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.errors import LdmrtWarning
+from ldmrt.runtime.files.reading import sha256
+from ldmrt.runtime.files.recognise import BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING, LORA, refuse_other
+
+from .files import LONGEST, LoraFile, noted_scale, open_lora, refuse
+from .layers import Layer
+from .names import PEFT, flat, modules, other_kind, place, split
+from .parts import all_finite, build, lacks
+
+BUNDLED = re.compile(r"bundle_emb\.(.+)\.(string_to_param\.\*|emb_params|clip_l|clip_g)")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A file, with its layers under (component, the module's name with "_" for ".")."""
+
+    name: str
+    sha256: str
+    layers: Mapping[tuple[str, str], Layer] = field(repr=False)
+    embeddings: tuple[Embedding, ...] = ()  # textual inversions that came with it
+
+
+def read_lora(path: str | Path) -> Lora:
+    """A file of kohya's scripts, LyCORIS (LoCon, LoHa, LoKr, full, norms), diffusers or PEFT, DoRA included, or a
+    folder with one; any other kind is refused by name.
+    """
+    refuse_other("lora", Path(path), LORA, BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING)
+    opened = open_lora(Path(path))
+    embeddings, rest = _bundled(opened)
+    parts = _parts(opened.path, rest)
+    misshapen, unscaled = [], []
+    layers: dict[tuple[str, str], Layer] = {}
+    for name, found in parts.items():
+        component, module = place(name)
+        noted = partial(noted_scale, opened.notes.get(component), module)
+        layer = build(name, found, noted)
+        if layer is None:
+            shapes = " and ".join(f"{part} {tuple(value.shape)}" for part, value in found.items())
+            misshapen.append(f"{name} of {shapes}")
+            continue
+        if not (math.isfinite(layer.scale) and all_finite(found)):
+            raise LdmrtError("lora", f"{name} in {opened.path} is not finite", hint="use another copy of the file")
+        if PEFT in name and "alpha" not in found and noted(1) is None:
+            unscaled.append(name)
+        key = (component, flat(module))
+        if key in layers:
+            raise LdmrtError("lora", f"{opened.path} holds one layer twice", found=f"{layers[key].name} and {name}")
+        layers[key] = layer
+    refuse(opened.path, misshapen, len(parts), "layers", "have factors that do not fit each other")
+    if not layers and not embeddings:
+        raise LdmrtError("lora", f"{opened.path} holds no LoRA", found="no tensors")
+    if unscaled:
+        message = (
+            f"lora: {opened.path} has no alpha and no adapter_config.json beside it; alpha is taken to be the rank"
+        )
+        warnings.warn(message, LdmrtWarning, stacklevel=2)
+    return Lora(opened.path.name, sha256(opened.path), layers, embeddings)
+
+
+def merge(
+    networks: Mapping[str, nn.Module], loras: Sequence[tuple[Lora, float]], *, unrounded: Collection[str] = ()
+) -> dict[str, Any]:
+    """Add every file, times its weight, to the weights of the networks, which have the names of a checkpoint's parts.
+
+    All is added in float32 and rounded once, to the dtype that a weight had; of the networks that are `unrounded` the
+    weights that are touched stay float32. What can be checked is checked before anything is changed; a weight that
+    would not be finite is refused when its turn comes. Returns what a manifest says of it.
+    """
+    parameters = {component: dict(network.named_parameters()) for component, network in networks.items()}
+    names = {component: modules(network) for component, network in networks.items()}
+    plan: dict[tuple[str, str], list[tuple[Lora, Layer, float]]] = defaultdict(list)
+    record = []
+    for lora, factor in loras:
+        if not math.isfinite(factor):
+            raise LdmrtError("lora", f"invalid weight of {lora.name}", expected="a finite number", found=factor)
+        placed = _placed(lora, names, parameters)
+        for (component, module), layer in placed.items():
+            plan[component, module].append((lora, layer, factor))
+        counts = dict(Counter(component for component, _ in placed))
+        record.append({"file": lora.name, "sha256": lora.sha256, "weight": factor, "layers": counts})
+    with torch.no_grad():
+        for (component, module), steps in plan.items():
+            for kind in ("weight", "bias"):
+                if (parameter := parameters[component].get(f"{module}.{kind}")) is not None:
+                    _change(parameter, steps, kind, keep=component in unrounded)
+    return {"loras": record}
+
+
+def _change(parameter: nn.Parameter, steps: Sequence[tuple[Lora, Layer, float]], kind: str, *, keep: bool) -> None:
+    """Merge what files add to one weight or bias."""
+    value = before = parameter.detach().float()
+    for lora, layer, factor in steps:
+        if kind == "weight" and layer.delta is not None:
+            value = layer.merged(value, factor, before)
+        elif kind == "bias" and layer.bias is not None:
+            value = value + factor * layer.bias.float()
+        # Weights whose squares overflow when summed would make the network's results infinite
+        if value is not before and not value.norm().isfinite():
+            hint = f"a smaller weight than {factor:g}, or another copy of the file"
+            raise LdmrtError("lora", f"{layer.name} of {lora.name} makes the weights overflow", hint=hint)
+    if value is before:
+        return
+    rounded = value if keep else value.to(parameter.dtype)
+    if not finite(rounded):
+        raise LdmrtError("lora", f"{steps[-1][1].name} of {steps[-1][0].name} overflows in {parameter.dtype}")
+    parameter.data = rounded
+
+
+def _placed(
+    lora: Lora, names: Mapping[str, Mapping[str, str]], parameters: Mapping[str, Mapping[str, Tensor]]
+) -> dict[tuple[str, str], Layer]:
+    """The layers of a file by component and module; all of them must have a place, and each another."""
+    placed: dict[tuple[str, str], Layer] = {}
+    lost, unfit = [], []
+    for (component, name), layer in lora.layers.items():
+        module = names.get(component, {}).get(name)
+        if module is None:
+            lost.append(layer.name)
+            continue
+        if (component, module) in placed:
+            both = f"{placed[component, module].name} and {layer.name}"
+            raise LdmrtError("lora", f"{lora.name} holds one layer twice", found=both)
+        placed[component, module] = layer
+        own = (parameters[component].get(f"{module}.{kind}") for kind in ("weight", "bias"))
+        if how := layer.misfits(*(None if tensor is None else tuple(tensor.shape) for tensor in own)):
+            unfit.append(f"{layer.name} of {how}")
+    hint = "a LoRA fits the family that it was trained on: 1.x, 2.x or XL"
+    refuse(lora.name, lost, len(lora.layers), "layers", f"have no place in {', '.join(names)}", hint)
+    refuse(lora.name, unfit, len(lora.layers), "layers", "have another shape than the weight", hint)
+    return placed
+
+
+def _bundled(opened: LoraFile) -> tuple[tuple[Embedding, ...], dict[str, Tensor]]:
+    """The textual inversions that kohya's files and OneTrainer's bring with them, and all other tensors."""
+    words: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    rest = {}
+    for key, value in opened.tensors.items():
+        if match := BUNDLED.fullmatch(key):
+            words[match[1]][match[2] if match[2].startswith("clip") else "emb_params"] = value
+        else:
+            rest[key] = value
+    made = (
+        embedding_of(content, opened.path, word, name=f"{opened.path.name}:{word}") for word, content in words.items()
+    )
+    return tuple(made), rest
+
+
+def _parts(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a file by layer, as it spells that, and by part; each layer is whole and of one kind."""
+    layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    unknown = []
+    for key, value in tensors.items():
+        if kind := other_kind(key, value.ndim):
+            raise LdmrtError("lora", f"{path} is a {kind} file, which is not merged", found=key[:LONGEST])
+        if (found := split(key)) is None:
+            unknown.append(key)
+            continue
+        layer, part = found
+        if part in layers[layer]:
+            raise LdmrtError("lora", f"{path} holds two tensors for the {part} of one layer", found=key[:LONGEST])
+        layers[layer][part] = value
+    refuse(path, unknown, len(tensors), "tensors", "are no part of a LoRA")
+    lacking: dict[str, list[str]] = defaultdict(list)
+    for name, parts in layers.items():
+        if problem := lacks(parts):
+            lacking[problem].append(name)
+    for problem, lone in lacking.items():
+        refuse(path, lone, len(layers), "layers", problem)
+    return layers

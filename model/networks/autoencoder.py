@@ -1,0 +1,190 @@
+"""The KL autoencoder between pictures and latents (Rombach et al. 2022, section 3.1; Kingma & Welling 2013).
+
+State-dict keys and config fields are those of diffusers' AutoencoderKL.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldmrt.model.config import from_config, known_activation, positive, within
+from ldmrt.runtime import LdmrtError
+
+from .attention import SpatialAttention
+from .blocks import Downsample, Level, ResnetBlock, Upsample
+
+EPS = 1e-6  # of every norm: fixed in diffusers
+
+# Config keys of diffusers that ask for something else than the blocks below, with the value that asks for nothing.
+NEUTRAL: dict[str, Any] = {
+    "latents_mean": (None, 0.0),
+    "latents_std": (None, 1.0),
+    "shift_factor": (None, 0.0),
+}
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """What of diffusers' config is read; the defaults are diffusers'."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    act_fn: str = "silu"  # of the resnets; the last one of encoder and decoder is SiLU in diffusers whatever it says
+    sample_size: int = 32
+    scaling_factor: float = 0.18215
+    force_upcast: bool = True
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    def __post_init__(self) -> None:
+        positive("vae", self, "in_channels", "out_channels", "block_out_channels", "layers_per_block")
+        positive("vae", self, "latent_channels", "norm_num_groups")
+        known_activation("vae", self, "act_fn")
+        within("vae", self, "scaling_factor", 1e-6, 1e6)
+        if odd := [width for width in self.block_out_channels if width % self.norm_num_groups]:
+            expected = f"a multiple of norm_num_groups, {self.norm_num_groups}"
+            raise LdmrtError("vae", f"block_out_channels {odd[0]} cannot be split", expected=expected)
+        for name, block in (
+            ("down_block_types", "DownEncoderBlock2D"),
+            ("up_block_types", "UpDecoderBlock2D"),
+        ):
+            types = getattr(self, name)
+            if types != (block,) * len(self.block_out_channels):
+                raise LdmrtError(
+                    "vae",
+                    f"{name} is not supported",
+                    expected=f"{len(self.block_out_channels)} x {block}",
+                    found=types,
+                )
+
+    @classmethod
+    def read(cls, config: dict[str, Any]) -> "AutoencoderConfig":
+        """From the dict in diffusers' config.json."""
+        side = config.get("sample_size")  # of no effect on an image: a pair of sides may stand for one
+        if side is None or _is_pair(side):
+            config = {**config, "sample_size": max(side or [cls.sample_size])}
+        return from_config(cls, config, NEUTRAL, "vae")
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent, along one side."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+def _is_pair(side: Any) -> bool:
+    return isinstance(side, (list, tuple)) and len(side) == 2 and all(type(length) is int for length in side)
+
+
+def _stack(widths: list[int], config: AutoencoderConfig) -> list[nn.Module]:
+    """One resnet between each width and the next."""
+    groups, act = config.norm_num_groups, config.act_fn
+    return [ResnetBlock(a, b, groups=groups, eps=EPS, act=act) for a, b in pairwise(widths)]
+
+
+def _middle(width: int, config: AutoencoderConfig) -> Level:
+    groups = config.norm_num_groups
+    resnets = _stack([width] * 3, config)
+    return Level(resnets, [SpatialAttention(width, groups=groups, eps=EPS)] if config.mid_block_add_attention else None)
+
+
+def _run(level: Level, x: Tensor) -> Tensor:
+    """Resnets with the attentions, if any, between them; then the change of size."""
+    for i, resnet in enumerate(level.resnets):
+        x = resnet(x)
+        if level.attentions is not None and i < len(level.attentions):
+            x = level.attentions[i](x)
+    for change in (level.downsamplers, level.upsamplers):
+        if change is not None:
+            x = change[0](x)
+    return x
+
+
+class Encoder(nn.Module):
+    """(B, in, H, W) -> (B, 2 * latent, H/f, W/f)."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        inner = widths[0]
+        for level, width in enumerate(widths):
+            smaller = Downsample(width, padding=0) if level < len(widths) - 1 else None
+            self.down_blocks.append(Level(_stack([inner] + [width] * config.layers_per_block, config), down=smaller))
+            inner = width
+        self.mid_block = _middle(inner, config)
+        self.conv_norm_out = nn.GroupNorm(groups, inner, EPS)
+        self.conv_out = nn.Conv2d(inner, 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in (*self.down_blocks, self.mid_block):
+            x = _run(cast(Level, level), x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Decoder(nn.Module):
+    """(B, latent, h, w) -> (B, out, f*h, f*w)."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = _middle(widths[0], config)
+        self.up_blocks = nn.ModuleList()
+        inner = widths[0]
+        for level, width in enumerate(widths):
+            larger = Upsample(width) if level < len(widths) - 1 else None
+            self.up_blocks.append(Level(_stack([inner] + [width] * (config.layers_per_block + 1), config), up=larger))
+            inner = width
+        self.conv_norm_out = nn.GroupNorm(groups, inner, EPS)
+        self.conv_out = nn.Conv2d(inner, config.out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in (self.mid_block, *self.up_blocks):
+            x = _run(cast(Level, level), x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Autoencoder(nn.Module):
+    """Pictures (B, 3, H, W) in [-1, 1] to and from latents (B, C, H/f, W/f), before the scaling factor."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        channels = config.latent_channels
+        self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1) if config.use_quant_conv else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(channels, channels, 1) if config.use_post_quant_conv else nn.Identity()
+
+    def encode(self, picture: Tensor) -> Tensor:
+        """(B, 3, H, W) -> mean and log-variance of the latents, (B, 2C, H/f, W/f)."""
+        return self.quant_conv(self.encoder(picture))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, 3, f*h, f*w)."""
+        return self.decoder(self.post_quant_conv(latent))
+
+
+def moments(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance, the latter clamped to [-30, 20] as in the reference: (B, 2C, h, w) -> 2 x (B, C, h, w)."""
+    mean, log_variance = parameters.chunk(2, dim=1)
+    return mean, log_variance.clamp(-30.0, 20.0)
+
+
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(q || N(0, 1)) in nats, mean over all elements (Kingma & Welling 2013, appendix B)."""
+    return 0.5 * torch.mean(mean.square() + log_variance.exp() - 1.0 - log_variance)

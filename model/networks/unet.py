@@ -1,0 +1,138 @@
+"""The U-Net that predicts the noise (Rombach et al. 2022, arXiv:2112.10752; Ho et al. 2020, arXiv:2006.11239).
+
+State-dict keys and config fields are those of diffusers' UNet2DConditionModel.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ldmrt.model.config import known_activation, positive
+from ldmrt.runtime import LdmrtError
+
+from . import encoder_config
+from .blocks import ACTIVATIONS
+from .encoder_config import MIDDLE, Depths, EncoderConfig
+from .unet_encoder import UNetEncoder, build_level, levels
+
+UP = ("CrossAttnUpBlock2D", "UpBlock2D")
+
+# Config keys of diffusers that ask for something else than the blocks below, with the value that asks for nothing.
+NEUTRAL: dict[str, Any] = {
+    **encoder_config.NEUTRAL,
+    "attention_type": "default",
+    "center_input_sample": False,
+    "class_embeddings_concat": False,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "cross_attention_norm": None,
+    "dual_cross_attention": False,
+    "mid_block_only_cross_attention": (None, False),
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "time_embedding_dim": None,
+    "time_embedding_type": "positional",
+}
+
+
+@dataclass(frozen=True)
+class UNetConfig(EncoderConfig):
+    """What of diffusers' config is read; the defaults are diffusers'."""
+
+    part: ClassVar[str] = "unet"
+    neutral: ClassVar[dict[str, Any]] = NEUTRAL
+    middles: ClassVar[tuple[str | None, ...]] = (*MIDDLE, None)
+
+    sample_size: int | tuple[int, ...] | None = None  # of the latents: one side, or height and width
+    out_channels: int = 4
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    reverse_transformer_layers_per_block: Depths | None = None  # of the up blocks, from the deepest
+    timestep_post_act: str | None = None
+    time_embedding_act_fn: str | None = None
+    time_cond_proj_dim: int | None = None  # LCM (Luo et al. 2023, arXiv:2310.04378): the guidance scale as an input
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("unet", self, "sample_size", "out_channels", "time_cond_proj_dim")
+        known_activation("unet", self, "timestep_post_act", "time_embedding_act_fn")
+        if isinstance(self.sample_size, tuple) and len(self.sample_size) != 2:
+            problem, expected = "config has an invalid sample_size", "one side, or height and width"
+            raise LdmrtError("unet", problem, expected=expected, found=self.sample_size)
+        self.check_blocks("up_block_types", UP)
+        for level in range(len(self.block_out_channels)):
+            self.up_depths(level)
+
+    @property
+    def attending(self) -> set[int]:
+        """The levels that read the context."""
+        ups = enumerate(reversed(self.up_block_types))
+        return super().attending | {level for level, kind in ups if kind == UP[0]}
+
+    def up_depths(self, level: int) -> tuple[int, ...]:
+        """The depth of each transformer of a level on the way up, where it has one layer more."""
+        depths = self.per_level(self.transformer_layers_per_block)[level]
+        if (given := self.reverse_transformer_layers_per_block) is not None:
+            depths = self.per_level(given)[::-1][level]
+        return self.each_layer(depths, self.layers[level] + 1)
+
+
+class UNet(UNetEncoder):
+    """Noise prediction: sample (B, in, H, W), timestep (B,), context (B, M, cross) -> (B, out, H, W)."""
+
+    config: UNetConfig
+
+    def __init__(self, config: UNetConfig) -> None:
+        time_acts = config.timestep_post_act, config.time_embedding_act_fn
+        super().__init__(config, condition=config.time_cond_proj_dim, time_acts=time_acts)
+        widths, skips = config.block_out_channels, list(self.skip_channels)
+        self.up_blocks = nn.ModuleList()
+        inner = widths[-1]
+        for level, kind in zip(reversed(range(len(widths))), config.up_block_types, strict=True):
+            width, layers = widths[level], config.layers[level] + 1
+            channels = [(inner if i == 0 else width) + skips.pop() for i in range(layers)]
+            depths = config.up_depths(level) if kind == UP[0] else ()
+            self.up_blocks.append(build_level(config, level, channels, depths, up=level > 0))
+            inner = width
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+        self.act = ACTIVATIONS[config.act_fn.lower()]
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        *,
+        timestep_cond: Tensor | None = None,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+        down_residuals: Sequence[Tensor] = (),
+        mid_residual: Tensor | None = None,
+        adapter_residuals: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """`timestep_cond` (B, cond) is LCM's guidance; `text_embeds` (B, P) and `time_ids` (B, 5 or 6) are SDXL's.
+
+        `down_residuals`, one for each skip, and `mid_residual` are a ControlNet's. `adapter_residuals` are a
+        T2I-Adapter's (Mou et al. 2023, arXiv:2302.08453), one a level and perhaps one for the middle.
+        """
+        time = self.time(sample, timestep, timestep_cond, text_embeds, time_ids)
+        x, skips = self.down(self.conv_in(sample), time, context, adapter_residuals)
+        if down_residuals:
+            if len(down_residuals) != len(skips):
+                found = len(down_residuals)
+                raise LdmrtError("unet", "wrong number of down_residuals", expected=len(skips), found=found)
+            skips = [skip + residual for skip, residual in zip(skips, down_residuals, strict=True)]
+        x = self.middle(x, time, context, adapter_residuals)
+        if mid_residual is not None:
+            x = x + mid_residual
+        for level in levels(self.up_blocks):
+            for i, resnet in enumerate(level.resnets):
+                x = resnet(torch.cat([x, skips.pop()], dim=1), time)
+                if level.attentions is not None:
+                    x = level.attentions[i](x, context)
+            if level.upsamplers is not None:
+                x = level.upsamplers[0](x, skips[-1].shape[2:])
+        return self.conv_out(self.act(self.conv_norm_out(x)))

@@ -1,0 +1,1 @@
+"""Textual inversions, merged into a tokenizer and its text encoder."""

@@ -1,0 +1,242 @@
+"""Textual inversion (Gal et al. 2022, arXiv:2208.01618): vectors that were learned for one word of the prompt."""
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldmrt.model.weights.pickled import lazy_tensor
+from ldmrt.model.weights.tensor_files import find_file, read
+from ldmrt.model.weights.weights import finite
+from ldmrt.runtime import LdmrtError, LdmrtWarning
+from ldmrt.runtime.files.reading import sha256
+from ldmrt.runtime.files.recognise import BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING, LORA, refuse_other
+from ldmrt.runtime.tokenizer.vocabulary import several, vocabulary
+
+from .added_words import check_new, with_words
+
+# What the files for XL call its two text encoders
+ENCODERS = {
+    "clip_l": "text_encoder",
+    "clip_g": "text_encoder_2",
+    "text_encoders_0": "text_encoder",
+    "text_encoders_1": "text_encoder_2",
+}
+USUAL = ("learned_embeds.safetensors", "learned_embeds.bin")
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A file: the word, and its (count, width) vectors for each text encoder; for "" where the file does not say.
+
+    `aliases` are other words for the same vectors, each with rows of its own. A word such as "<s0><s1>" is several,
+    one for each vector.
+    """
+
+    token: str
+    vectors: Mapping[str, Tensor] = field(repr=False)
+    name: str
+    sha256: str
+    aliases: tuple[str, ...] = ()
+
+
+def read_embedding(path: str | Path, token: str | None = None) -> Embedding:
+    """A file of diffusers, of AUTOMATIC1111's web UI or for XL, or a folder with one.
+
+    The word is `token`. Where that is left out, it is the word that the file names, and the file's own name, as in the
+    web UI; vectors for XL are also <s0>, <s1> ..., as diffusers' scripts for pivotal tuning call them.
+    """
+    refuse_other("embedding", Path(path), EMBEDDING, BUNDLE, CHECKPOINT, CONTROLNET, LORA)
+    path = find_file("embedding", Path(path), USUAL)
+    content, _ = read("embedding", path)
+    return embedding_of(content, path, token)
+
+
+def embedding_of(content: Any, path: Path, token: str | None = None, name: str | None = None) -> Embedding:
+    """The embedding that was read from a file, or from a part of it with a `name` of its own."""
+    inner, vectors = _found(content)
+    if not vectors or not all(isinstance(value, Tensor) and value.ndim in (1, 2) for value in vectors.values()):
+        keys = ", ".join(map(str, list(content)[:3])) if isinstance(content, Mapping) else type(content).__name__
+        raise LdmrtError("embedding", f"{path} is no textual inversion", expected="the vectors of one word", found=keys)
+    for key, value in vectors.items():
+        if lazy_tensor("embedding", key or "the vectors", value, path).dtype is None:
+            raise LdmrtError("embedding", f"the vectors in {path} are no floating-point numbers", found=value.dtype)
+    if not all(value.numel() and value.float().norm().isfinite() for value in vectors.values()):
+        raise LdmrtError("embedding", f"the vectors in {path} are empty or not finite", hint="use another copy of it")
+    matrices = {key: value.detach().float().reshape(-1, value.shape[-1]) for key, value in vectors.items()}
+    word, *aliases = (token,) if token else _words(inner, path, matrices)
+    if not _proper(word):
+        hint = "--embedding FILE:WORD, with another word"
+        raise LdmrtError("embedding", f"invalid token of {path}", found=repr(word), hint=hint)
+    aliases = [alias for alias in aliases if alias != word and _proper(alias)]
+    return Embedding(word, matrices, name or path.name, sha256(path), tuple(aliases))
+
+
+def add_embeddings(
+    text_encoders: Mapping[str, Any],
+    tokenizers: dict[str, dict[str, bytes]],
+    embeddings: Sequence[Embedding],
+    unrounded: Collection[str] = (),
+) -> list[dict[str, Any]]:
+    """Give all of a checkpoint's text encoders that an embedding is for its vectors, and their tokenizers its words.
+
+    Of several words for one embedding those that are known already are left out, with a warning. The encoders that are
+    `unrounded` keep their table in float32. Returns what a manifest says of each file.
+    """
+    known: dict[str, set[str]] = {part: set() for part in text_encoders}
+    record = []
+    for embedding in embeddings:
+        words: list[str] = []
+        for part in parts_for(embedding, text_encoders):
+            if part in unrounded:
+                text_encoders[part].get_input_embeddings().float()
+            name = part.replace("text_encoder", "tokenizer")
+            added, tokenizers[name] = _add_words(text_encoders[part], tokenizers[name], embedding, part)
+            known[part].update(added)
+            words += [word for word in added if word not in words]
+        noted = {"token": words[0], "words": words, "file": embedding.name, "sha256": embedding.sha256}
+        record.append(noted)
+    for part, its in known.items():
+        if lost := sorted(set().union(*known.values()) - its):
+            message = f"embedding: {part} has no vectors for {', '.join(lost)} and reads that as any other text"
+            warnings.warn(message, LdmrtWarning, stacklevel=2)
+    return record
+
+
+def parts_for(embedding: Embedding, text_encoders: Mapping[str, Any]) -> list[str]:
+    """The text encoders that an embedding has vectors for: those that its file names, or all of the vectors' width."""
+    if "" not in embedding.vectors:
+        parts = [part for part in text_encoders if part in embedding.vectors]
+    else:
+        width = embedding.vectors[""].shape[1]
+        parts = [part for part, encoder in text_encoders.items() if encoder.config.hidden_size == width]
+        parts = parts or list(text_encoders)[:1]  # which then says that the width is another
+    if not parts:
+        expected, found = ", ".join(text_encoders), ", ".join(embedding.vectors)
+        raise LdmrtError("embedding", f"{embedding.name} holds nothing for the model", expected=expected, found=found)
+    return parts
+
+
+def add_embedding(
+    text_encoder: Any, tokenizer_files: Mapping[str, bytes], embedding: Embedding, component: str = "text_encoder"
+) -> dict[str, bytes]:
+    """Give a CLIP text encoder of transformers the vectors, in place, and return the tokenizer's files with the words.
+
+    By diffusers' convention several vectors are the words token, token_1, token_2 ... and a prompt's "token" stands
+    for all of them. `component` is which encoder of XL this is. Nothing is changed if anything does not fit.
+    """
+    vectors = embedding.vectors.get(component, embedding.vectors.get(""))
+    if vectors is None:
+        raise LdmrtError(component, f"{embedding.name} holds nothing for it", found=", ".join(embedding.vectors))
+    old = text_encoder.get_input_embeddings().weight
+    _check_shape(vectors, old, text_encoder.config.max_position_embeddings, embedding.name, component)
+    known, added = vocabulary(tokenizer_files)
+    size = len(known)
+    if max(known.values()) >= size or size > len(old):
+        found = f"{size} words, ids to {max(known.values())}, {len(old)} vectors"
+        raise LdmrtError("tokenizer", "the ids leave gaps or do not fit the text encoder", found=found)
+    words = _each(embedding.token, len(vectors), embedding.name)
+    check_new(words, known, added)
+
+    rows = torch.zeros(max(len(old), size + len(words)), old.shape[1], dtype=old.dtype, device=old.device)
+    rows[: len(old)] = old.detach()
+    rows[size : size + len(words)] = vectors
+    if not finite(rows):
+        raise LdmrtError(component, f"the vectors of {embedding.name} overflow in {old.dtype}")
+    text_encoder.set_input_embeddings(nn.Embedding.from_pretrained(rows, freeze=not old.requires_grad))
+    text_encoder.config.vocab_size = len(rows)
+    return with_words(tokenizer_files, {word: size + i for i, word in enumerate(words)})
+
+
+def _check_shape(vectors: Tensor, old: Tensor, length: int, name: str, component: str) -> None:
+    """Refuse vectors of another width than the encoder's, or more than a prompt has room for."""
+    if vectors.shape[1] != old.shape[1]:
+        raise LdmrtError(
+            component,
+            f"{name} is of another width",
+            expected=f"{old.shape[1]} of the text encoder",
+            found=vectors.shape[1],
+            hint="an embedding fits the family that it was trained on: 1.x, 2.x or XL",
+        )
+    if len(vectors) > length - 2:  # start and end
+        raise LdmrtError(
+            component, f"{name} has more vectors than a prompt", expected=f"at most {length - 2}", found=len(vectors)
+        )
+
+
+def _add_words(
+    encoder: Any, files: Mapping[str, bytes], embedding: Embedding, part: str
+) -> tuple[list[str], dict[str, bytes]]:
+    """Add an embedding under each of its words that is new, of which there must be one: those words, and the files."""
+    files, words, refused = dict(files), [], []
+    for word in (embedding.token, *embedding.aliases):
+        try:
+            files = add_embedding(encoder, files, replace(embedding, token=word), part)
+            words.append(word)
+        except LdmrtError as error:  # noqa: PERF203 - a few words
+            refused.append(error)
+    if not words:
+        raise refused[0]
+    for reason in refused:
+        message = f"embedding: {embedding.name} is {' or '.join(words)} alone: {reason.problem}"
+        warnings.warn(message, LdmrtWarning, stacklevel=4)
+    return words, files
+
+
+def _each(token: str, count: int, name: str) -> list[str]:
+    """The word of each vector: token, token_1, token_2 ...; or those that a token such as "<s0><s1>" is made of."""
+    words = several(token)
+    if len(words) < 2 or "".join(words) != token:
+        return [token, *(f"{token}_{i}" for i in range(1, count))]
+    if len(words) != count:
+        raise LdmrtError("embedding", f"{token!r} is not one word for each vector of {name}", expected=count)
+    return words
+
+
+def _words(inner: object, path: Path, vectors: Mapping[str, Tensor]) -> list[str]:
+    """Every word for a file's vectors, the one to be noted first."""
+    words = [inner] if isinstance(inner, str) and inner != "*" else []  # "*": where training put its vectors
+    if not words or path.name not in USUAL:
+        words.append(path.stem)
+    counts = {len(value) for key, value in vectors.items() if key}
+    if len(counts) == 1 and (count := counts.pop()) > 1:
+        words.append("".join(f"<s{i}>" for i in range(count)))
+    return words
+
+
+def _proper(word: str) -> bool:
+    """Whether a word can stand in a prompt: not empty, and with no more than single spaces inside."""
+    return bool(word) and word == " ".join(word.split())
+
+
+def _found(content: Any) -> tuple[object, dict[str, Any]]:
+    """What a file calls its word, if anything, and what it holds for each text encoder: nothing if it is another."""
+    if isinstance(content, Tensor):
+        return None, {"": content}
+    if not isinstance(content, Mapping) or not content:
+        return None, {}
+    if "string_to_param" in content:  # the web UI's .pt
+        inner = content["string_to_param"]
+        values = list(inner.values()) if isinstance(inner, Mapping | nn.ParameterDict) else []
+        return content.get("name"), {"": values[0]} if len(values) == 1 else {}
+    if content.keys() <= ENCODERS.keys():
+        return None, {ENCODERS[key]: value for key, value in content.items()}
+    if len(content) > 1:
+        return _several(content)
+    ((key, value),) = content.items()
+    return None if key == "emb_params" else key, {"": value}  # emb_params: the web UI's .safetensors
+
+
+def _several(content: Mapping[Any, Any]) -> tuple[object, dict[str, Any]]:
+    """The words of a file that has a vector for each, such as <s1> and <s2>, as one word; nothing of another file."""
+    vectors = list(content.values())
+    alone = all(isinstance(value, Tensor) and value.ndim in (1, 2) and value.numel() for value in vectors)
+    if not alone or not all(isinstance(key, str) and several(key) == [key] for key in content):
+        return None, {}
+    if len({value.shape[-1] for value in vectors}) > 1 or any(value.numel() > value.shape[-1] for value in vectors):
+        return None, {}
+    return "".join(content), {"": torch.cat([value.reshape(1, -1) for value in vectors])}

@@ -1,0 +1,1 @@
+"""Training of an autoencoder and of a diffusion model in its latents."""

@@ -1,0 +1,1 @@
+"""Backends: what runs the networks of a bundle."""

@@ -1,0 +1,125 @@
+"""Who can run a bundle's networks. A new backend is one file engine_NAME.py and its line here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from ldmrt.runtime.bundle.bundle import CUT, STEP, Bundle
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.nearest import suggestion
+from ldmrt.runtime.tensors import Engine
+
+from .lazy_engines import Engines
+from .low_memory import TOGETHER, Maker, Turns, Visitor, by_turns
+from .replaced_files import Watched
+from .text_encoder_cache import Memo
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings say how networks are run."""
+
+    threads: int = 0  # 0 is one a core
+    low_memory: bool = False  # one network in memory at a time
+    folded: bool | None = None  # a row in one call; None is where ONNX Runtime has a GPU, or an engine of it is there
+    keep_optimized: bool = False  # what ONNX Runtime makes of the graphs, beside the bundle
+    watched: Watched | None = None  # the files as they were when the bundle was opened
+
+
+Makers = Mapping[str, Maker]  # by component
+
+
+def _onnxruntime(bundle: Bundle, backend: str, settings: Settings) -> Makers:
+    open_one = partial(_open_onnxruntime, bundle, backend, settings)
+    makers: dict[str, Maker] = {name: partial(open_one, name) for name in bundle.graphs}
+    if settings.folded is False or (settings.folded is None and backend != "onnxruntime-cuda"):
+        makers.pop(STEP, None)  # on a CPU a call a row saves nothing
+    if makers.keys() & {STEP, *CUT}:  # the U-Net itself is then opened by requests that run it
+        makers["unet"] = partial(Visitor, "unet", makers["unet"], Turns(), bundle.specs("unet"))
+    return makers
+
+
+def _open_onnxruntime(bundle: Bundle, backend: str, settings: Settings, name: str) -> Engine:
+    from .ort.engine import OrtEngine, version
+    from .ort.graph_cache import place
+
+    # The halves of a U-Net are called by turns: threads of one that spin would take the cores from the other.
+    spin = bundle.home(name).startswith(TOGETHER) and name not in CUT
+    optimized = place(bundle, name, backend, version()) if settings.keep_optimized else None
+    if settings.watched is not None:
+        settings.watched.check(bundle, name)
+    engine = OrtEngine(
+        name, bundle.model(name), backend, threads=settings.threads, frugal=settings.low_memory, spin=spin,
+        optimized=optimized, records=name == STEP,
+    )  # fmt: skip
+    if settings.watched is not None:  # also while it was read
+        settings.watched.check(bundle, name)
+    return engine
+
+
+def _tensorrt(bundle: Bundle, backend: str, settings: Settings) -> Makers:
+    from .trt.engine import TrtEngine, folds
+    from .trt.session import Session
+
+    session = Session(backend)
+    steps = (STEP,) if folds(bundle, session, settings.folded) else ()
+    return {name: partial(TrtEngine, name, bundle, session) for name in (*bundle.components, *steps)}
+
+
+def _auto(bundle: Bundle, backend: str, settings: Settings) -> Makers:
+    from .auto import makers
+
+    return makers(bundle, _onnxruntime(bundle, "onnxruntime", settings), settings.folded)
+
+
+BACKENDS: Mapping[str, Callable[[Bundle, str, Settings], Makers]] = {
+    "auto": _auto,
+    "onnxruntime": _onnxruntime,
+    "onnxruntime-cuda": _onnxruntime,
+    "tensorrt": _tensorrt,
+    "tensorrt-rtx": _tensorrt,
+}
+
+
+def here(bundle: Bundle) -> tuple[str, ...]:
+    """The backends of this machine that can run a bundle, or a part of it: those of ONNX Runtime, and those that have
+    an engine in it for the GPU. An `LdmrtError` where there is none.
+    """
+    from .auto import sessions
+    from .ort.engine import available
+
+    built = tuple(one.backend for one in sessions(bundle))
+    try:
+        return (*available(), *built)
+    except LdmrtError:
+        if not built:
+            raise
+        return built
+
+
+def check_name(backend: str) -> None:
+    """An `LdmrtError` where there is no backend of this name."""
+    if backend not in BACKENDS:
+        problem = f"no backend {backend!r}{suggestion(backend, BACKENDS)}"
+        raise LdmrtError("backend", problem, expected=", ".join(BACKENDS))
+
+
+def open_engines(bundle: Bundle, backend: str, settings: Settings = Settings()) -> Engines:
+    """The components of a bundle on a backend, each opened when it is needed. `auto` takes engines that were built for
+    this machine's GPU, and ONNX Runtime where none fits. Text encoders keep what they said.
+    """
+    check_name(backend)
+    if settings.folded and STEP not in bundle.graphs:
+        hint = "ldmrt export CHECKPOINT BUNDLE"
+        raise LdmrtError("unet", f"{bundle.path} has no folded step", hint=hint)
+    makers = BACKENDS[backend](bundle, backend, settings)
+    if settings.low_memory:
+        known = bundle.manifest.get("components", {})
+        makers = by_turns(makers, {name: bundle.specs(name) for name in bundle.graphs if bundle.home(name) in known})
+    makers = {name: partial(_remembering, name, make) for name, make in makers.items()}
+    return Engines(makers, take_turns=settings.low_memory)
+
+
+def _remembering(name: str, make: Maker) -> Engine:
+    engine = make()
+    return Memo(engine) if name.startswith("text_encoder") else engine

@@ -1,0 +1,186 @@
+"""The bundle: a directory that diffusers and optimum recognise, with one manifest that says what it must contain.
+
+A directory exported by optimum opens too; it has no manifest, so nothing can be checked.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.files.file_cache import Stamped
+from ldmrt.runtime.files.reading import read_bytes, read_json
+from ldmrt.runtime.files.recognise import expect_bundle
+from ldmrt.runtime.files.swap import recover
+from ldmrt.runtime.tensors import TensorSpec
+
+from .certificate import Certificate
+from .contents import Contents, is_name
+from .coverage import NETWORKS_ALONE, changes, is_partial
+from .manifest import MANIFEST, REQUIRED, check_files, check_manifest
+from .model_info import Shape
+from .recording import Reference
+
+STEP = "step"  # the folded step, a graph beside the U-Net's own
+CUT = DEEP, SHALLOW = "unet_deep", "unet_shallow"  # the U-Net cut in two for the deep cache
+# What the names of parts of a decoder, or an encoder, have after its own: the whole goes in front of tiles, or after.
+FRONT, TILE, BACK = "_front", "_tile", "_back"
+FEATURE = "deep"  # what the one gives and the other takes
+UNRUN = "pytorch"  # measured in the place of graphs that no backend could run when the bundle was made
+ORDER = ("text_encoder", "unet", "vae", "controlnet", "adapter")  # of the components, by how their names begin
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle. `manifest` is empty where the directory has none."""
+
+    path: Path
+    manifest: Mapping[str, Any] = field(repr=False)
+    scheduler: Mapping[str, Any] = field(repr=False)
+    shape: Shape
+
+    @classmethod
+    def open(cls, path: Path, *, check: bool = True, stamped: bool = False) -> "Bundle":
+        """Read the manifest and the configs. `check` compares every file with its size and SHA-256; `stamped` files
+        that have not changed since they were last compared are not read again.
+        """
+        expect_bundle(path)
+        if not path.is_dir():
+            recover(path)
+        if not path.is_dir():
+            raise LdmrtError("bundle", f"no directory {path}", hint=f"ldmrt export CHECKPOINT {path}")
+        manifest: dict[str, Any] = {}
+        if os.path.lexists(path / MANIFEST):
+            manifest = read_json("bundle", path / MANIFEST)
+            check_manifest(manifest)
+            if check:
+                check_files(path, manifest["files"], Stamped(path) if stamped else None)
+        contents = Contents(path, manifest["files"] if manifest else None)
+        opened = cls(path, manifest, contents.json("scheduler/scheduler_config.json"), _shape(contents))
+        names = opened.components
+        for name in REQUIRED:
+            contents.file(f"{name}/model.onnx")
+        encoders = [name for name in names if name.startswith("text_encoder")]
+        if not encoders:
+            expected = path / "text_encoder" / "model.onnx"
+            raise LdmrtError("bundle", "missing file", expected=expected, hint="export again")
+        for folder in (name.replace("text_encoder", "tokenizer") for name in encoders):
+            if not contents.files_in(folder):
+                raise LdmrtError("bundle", "missing tokenizer", expected=path / folder, hint="export again")
+        for name in opened.graphs:
+            contents.graph(name, opened.model(name).relative_to(path).as_posix())
+        return opened
+
+    def check_unchanged(self) -> None:
+        """Refuse to go on where the bundle has another manifest than when it was opened."""
+        there = read_json("bundle", self.path / MANIFEST) if os.path.lexists(self.path / MANIFEST) else {}
+        if there != self.manifest:
+            problem = f"{self.path} was changed by something else meanwhile"
+            raise LdmrtError("bundle", problem, hint="run the same command again")
+
+    @property
+    def contents(self) -> Contents:
+        """The files that may be read."""
+        return Contents(self.path, self.manifest.get("files"))
+
+    def precision(self, graph: str) -> str:
+        """Return the precision that a graph computes in; fp32 where no manifest says it."""
+        return str(self.manifest.get("components", {}).get(self.home(graph), {}).get("precision", "fp32"))
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """Return what was measured when the bundle was made, if it was."""
+        stored = self.manifest.get("certificate")
+        return None if stored is None else Certificate.from_json(stored)
+
+    @property
+    def reference(self) -> Reference:
+        """Load what the certificate's checkpoint computed."""
+        stored = self.manifest.get("certificate")
+        if stored is None:
+            problem, hint = "the bundle has no certificate", f"ldmrt verify {self.path} --against CHECKPOINT --store"
+            raise LdmrtError("certificate", problem, hint=hint)
+        return Reference.load(self.contents.file(stored["reference"], "certificate"))
+
+    @property
+    def doubts(self) -> list[str]:
+        """List why its images may not be those of the checkpoint."""
+        made = self.certificate
+        if made is None:
+            return ["it has no parity certificate"]
+        unrun = bool(made.figures) and {one.backend for one in made.figures} == {UNRUN}
+        said = ["its graphs were checked, but no backend has run them"] if unrun else []
+        return [
+            *said,
+            *changes(self.manifest, self.manifest["certificate"], made.about),
+            *made.unproven(self.components),
+            *made.failures[:1],
+        ]
+
+    @property
+    def uncovered(self) -> str:
+        """Say what the certificate leaves open because it is an old one; empty where it is not."""
+        made = self.certificate
+        return NETWORKS_ALONE if made is not None and is_partial(made.about) else ""
+
+    def home(self, graph: str) -> str:
+        """The component whose folder and weights are those of a graph."""
+        rows = self.manifest.get("components", {})
+        return next((name for name, row in rows.items() if graph in row.get("graphs", {})), graph)
+
+    def model(self, graph: str) -> Path:
+        """The ONNX file of a component, or of a graph beside it."""
+        home = self.home(graph)
+        return self.path / home / ("model.onnx" if home == graph else f"{graph}.onnx")
+
+    def weights(self, graph: str) -> tuple[Path, ...]:
+        """The files that hold the weights of a component, and of the graphs beside it."""
+        folder = self.home(graph)
+        names = self.contents.files_in(folder)
+        return tuple(self.path / folder / name for name in names if not name.endswith((".json", ".onnx")))
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Name the networks that the bundle holds, in the order that they run."""
+        names = list(self.contents.folders_with("model.onnx"))
+        known = [(place, name) for name in names for place, kind in enumerate(ORDER) if name.startswith(kind)]
+        return tuple(name for _, name in sorted(known))
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Name what an engine can be made of: the components, and the graphs beside them that the manifest names."""
+        rows = self.manifest.get("components", {})
+        named = ((home, graph) for home, row in rows.items() for graph in row.get("graphs", {}))
+        contents = self.contents
+        return (*self.components, *(graph for home, graph in named if contents.has(f"{home}/{graph}.onnx")))
+
+    @property
+    def tokenizers(self) -> dict[str, dict[str, bytes]]:
+        """The files of each tokenizer, by the name of its folder."""
+        contents = self.contents
+        folders = sorted(path.name for path in self.path.glob("tokenizer*") if path.is_dir())
+        listed = {folder: contents.files_in(folder) for folder in folders if is_name(folder)}
+        return {
+            folder: {name: read_bytes("tokenizer", contents.file(f"{folder}/{name}", "tokenizer")) for name in names}
+            for folder, names in listed.items()
+            if names
+        }
+
+    def specs(self, graph: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Inputs and outputs of a component, or of a graph beside it, as the manifest states them."""
+        home = self.home(graph)
+        row = self.manifest["components"][home]
+        row = row if home == graph else row["graphs"][graph]
+        inputs, outputs = (
+            tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in row[key])
+            for key in ("inputs", "outputs")
+        )
+        return inputs, outputs
+
+
+def _shape(contents: Contents) -> Shape:
+    unet, vae = contents.json("unet/config.json"), contents.json("vae_decoder/config.json")
+    index = contents.json("model_index.json") if os.path.lexists(contents.bundle / "model_index.json") else {}
+    return Shape.read(unet, vae, index)

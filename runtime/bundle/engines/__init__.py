@@ -1,0 +1,1 @@
+"""Engines as files of a bundle: what they were made of, and which one fits."""

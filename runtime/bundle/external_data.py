@@ -1,0 +1,87 @@
+"""Which files an ONNX file keeps its weights in, read without the onnx package.
+
+A graph may name any path as the location of a tensor, at any depth of its subgraphs, so all of them are looked at:
+protobuf's wire format, down the fields of onnx.proto3 that lead to a tensor.
+"""
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.files.reading import plain_file
+
+# message -> field number -> the message that the field holds
+FIELDS: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+    "entry": {1: "key", 2: "value"},
+}
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+FIXED = {FIXED64: 8, FIXED32: 4}
+LOCATION = b"location"
+
+
+def locations(component: str, path: Path) -> set[str]:
+    """Return the locations of external data in an ONNX file, as it has them; an `LdmrtError` where it is damaged."""
+    if plain_file(component, path).stat().st_size == 0:
+        return set()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            return {value.decode() for value in _locations(data)}
+        except (ValueError, IndexError):
+            problem, hint = f"cannot load {path}", "export the bundle again"
+            raise LdmrtError(component, problem, found="no ONNX file, or a damaged one", hint=hint) from None
+
+
+def _locations(data: mmap.mmap) -> Iterator[bytes]:
+    waiting = [("model", 0, len(data))]
+    while waiting:
+        message, begin, end = waiting.pop()
+        if message == "node" and data.find(LOCATION, begin, end) < 0:
+            continue
+        inside = [(FIELDS[message].get(number), a, b) for number, a, b in _fields(data, begin, end)]
+        if message == "entry":
+            texts = {name: data[a:b] for name, a, b in inside if name}  # of doubles the last counts
+            if texts.get("key") == LOCATION:
+                yield texts.get("value", b"")
+        else:
+            waiting += [(name, a, b) for name, a, b in inside if name]
+
+
+def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """The fields of a message that hold bytes: number, begin, end."""
+    while at < end:
+        tag, at = _varint(data, at)
+        number, kind = tag >> 3, tag & 7
+        if kind == VARINT:
+            _, at = _varint(data, at)
+        elif kind == BYTES:
+            size, begin = _varint(data, at)
+            at = begin + size
+            if at > end:
+                raise ValueError("a field is longer than its message")
+            yield number, begin, at
+        elif kind in FIXED:
+            at += FIXED[kind]
+        else:  # groups, which ONNX has none of
+            raise ValueError(f"wire type {kind}")
+    if at != end:
+        raise ValueError("a message was cut off")
+
+
+def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+    """A number of seven bits a byte, and where the next field begins."""
+    value = shift = 0
+    while (byte := data[at]) & 0x80:
+        value |= (byte & 0x7F) << shift
+        shift, at = shift + 7, at + 1
+        if shift > 63:
+            raise ValueError("a number is too long")
+    return value | byte << shift, at + 1

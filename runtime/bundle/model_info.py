@@ -1,0 +1,81 @@
+"""What the runtime knows of a model beside its networks."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ldmrt.runtime.errors import LdmrtError
+
+LEVELS = 16  # of an autoencoder, each of which halves the sides
+LARGEST = 1 << 16  # channels, or latents along one side
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the runtime knows of a model beside its networks."""
+
+    channels: int  # of the latents
+    factor: int  # pixels a latent, along one side
+    scaling_factor: float  # the U-Net sees the autoencoder's latents times this
+    size: int  # the longer side, in pixels, of the images that the model was trained on
+    zeros: bool = False  # no negative prompt means no words at all, not the words "" (SDXL)
+    scored: bool = False  # time_ids end with an aesthetic score (SDXL's refiner)
+    sides: tuple[int, int] | None = None  # height and width in pixels, where they are not both `size`
+    consistency: bool = False  # a latent consistency model's own pipeline, whose strength shortens the grid
+
+    @classmethod
+    def read(cls, unet: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str, Any]) -> "Shape":
+        """Read the configs of diffusers and what model_index.json says beside its parts."""
+        widths, file = vae.get("block_out_channels"), "vae_decoder/config.json"
+        if not isinstance(widths, list) or not 0 < len(widths) <= LEVELS:
+            found = None if widths is None else f"{widths!r:.100}"
+            raise LdmrtError("bundle", f"{file} has no block_out_channels", expected="a list of widths", found=found)
+        factor = 2 ** (len(widths) - 1)
+        sides = _sides(unet.get("sample_size"))
+        return cls(
+            channels=_whole(file, "latent_channels", vae.get("latent_channels"), 4),
+            factor=factor,
+            scaling_factor=_positive(file, "scaling_factor", vae.get("scaling_factor"), 0.18215),
+            size=max(sides) * factor,
+            sides=None if sides[0] == sides[1] else (sides[0] * factor, sides[1] * factor),
+            zeros=_truth("force_zeros_for_empty_prompt", index.get("force_zeros_for_empty_prompt")),
+            scored=_truth("requires_aesthetics_score", index.get("requires_aesthetics_score")),
+            consistency="LatentConsistencyModel" in str(index.get("_class_name")),
+        )
+
+    @property
+    def own(self) -> tuple[int, int]:
+        """Height and width, in pixels, of the images that the model was trained on."""
+        return self.sides or (self.size, self.size)
+
+
+def _sides(value: Any) -> tuple[int, int]:
+    """Read height and width in latents: one number for both, or a pair."""
+    pair = value if isinstance(value, list) and len(value) == 2 else [value, value]
+    height, width = (_whole("unet/config.json", "sample_size", one, 64) for one in pair)
+    return height, width
+
+
+def _whole(file: str, key: str, value: Any, default: int) -> int:
+    """A count; null and 0 stand for the default, as in diffusers' own old configs."""
+    number = default if value is None or value == 0 else value
+    if type(number) is float and number.is_integer():
+        number = int(number)
+    if type(number) is not int or not 0 < number <= LARGEST:
+        raise LdmrtError("bundle", f"invalid {key} in {file}", expected=f"1 to {LARGEST}", found=f"{value!r:.100}")
+    return number
+
+
+def _positive(file: str, key: str, value: Any, default: float) -> float:
+    number = default if value is None or value == 0 else value
+    if type(number) not in (int, float) or not 0 < number < 1e9 or not math.isfinite(number):
+        raise LdmrtError("bundle", f"invalid {key} in {file}", expected="a number above 0", found=f"{value!r:.100}")
+    return float(number)
+
+
+def _truth(key: str, value: Any) -> bool:
+    if value not in (None, True, False):
+        problem = f"invalid {key} in model_index.json"
+        raise LdmrtError("bundle", problem, expected="true or false", found=f"{value!r:.100}")
+    return bool(value)

@@ -1,0 +1,112 @@
+"""Files read with care: regular ones alone, of a size and depth that is bounded."""
+
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from ldmrt.runtime.errors import LdmrtError, first_line
+
+JSON_BYTES = 64 << 20  # the index of a very large model has some megabytes
+JSON_DEPTH = 64  # a config nests lists and objects a few levels deep
+DEEP = f"more than {JSON_DEPTH} nested levels"
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def sha256(path: Path) -> str:
+    """The hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def plain_file(where: str, path: Path) -> Path:
+    """Return `path` if it is a regular file; refuse a missing one, a folder, a FIFO, a socket and a device.
+
+    Reading a FIFO or a device may never end.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise LdmrtError(where, "missing file", expected=path) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise LdmrtError(where, f"cannot read {str(path)!r}", found=first_line(error)) from None
+    if not stat.S_ISREG(mode):
+        found = KINDS.get(stat.S_IFMT(mode), "something else")
+        raise LdmrtError(where, f"cannot read {path}", expected="a regular file", found=found)
+    return path
+
+
+def read_bytes(where: str, path: Path, limit: int = JSON_BYTES) -> bytes:
+    """Read a regular file of at most `limit` bytes."""
+    try:
+        if (size := plain_file(where, path).stat().st_size) > limit:
+            raise LdmrtError(where, f"{path} is too large", expected=f"at most {limit} bytes", found=f"{size} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise LdmrtError(where, f"cannot read {path}", found=first_line(error)) from None
+
+
+def read_json(where: str, path: Path) -> dict[str, Any]:
+    """Read the JSON object in a regular file."""
+    return parse_json(where, str(path), read_bytes(where, path))
+
+
+def parse_json(where: str, name: str, content: str | bytes) -> dict[str, Any]:
+    """Parse a JSON object that nests at most `JSON_DEPTH` levels; errors call it `name`."""
+    problem, expected = f"cannot read {name}", "a JSON object"
+    try:
+        value = decode_json(content)
+    except (ValueError, TypeError) as error:
+        raise LdmrtError(where, problem, expected=expected, found=first_line(error)) from None
+    if not isinstance(value, dict):
+        raise LdmrtError(where, problem, expected=expected, found=type(value).__name__)
+    return value
+
+
+def decode_json(content: str | bytes) -> Any:
+    """Decode any JSON value that nests at most `JSON_DEPTH` levels.
+
+    Everything that is wrong is a ValueError: the JSON, the UTF-8, an integer of thousands of digits, a deeper value.
+    """
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError(DEEP) from None
+    if too_deep(value):
+        raise ValueError(DEEP)
+    return value
+
+
+def too_deep(value: Any) -> bool:
+    """Whether lists and dicts nest deeper than `JSON_DEPTH`: Python prints and copies them by recursion."""
+    level = [value]
+    for _ in range(JSON_DEPTH):
+        level = [
+            child
+            for item in level
+            for child in (item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
+        ]
+        if not level:
+            return False
+    return True
+
+
+def cache_folder() -> Path | None:
+    """The user's folder for what can be made again; None where the user has none, as in many containers."""
+    if os.path.isabs(named := os.environ.get("XDG_CACHE_HOME", "")):
+        return Path(named) / "ldmrt"
+    if os.environ.get("HOME") == "":
+        return None  # expanded, "~" would be the root
+    home = os.path.expanduser("~")  # HOME, or else what the system knows of the user, or else "~"
+    return Path(home) / ".cache" / "ldmrt" if os.path.isabs(home) else None

@@ -1,0 +1,123 @@
+"""What a file or a folder is, told by its names alone: for errors about one thing given in place of another.
+
+Nothing is unpickled and no weight is read: the names of tensors stand in the first bytes of a safetensors file, and in
+one entry of the archive that torch.save writes.
+"""
+
+import contextlib
+import re
+import shlex
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+from ldmrt.runtime.errors import LdmrtError
+
+from .reading import read_json
+
+BUNDLE, CHECKPOINT, LORA, EMBEDDING = "bundle", "checkpoint", "LoRA", "textual inversion"
+CONTROLNET, ADAPTER, AUTOENCODER = "ControlNet", "T2I-Adapter", "autoencoder"
+MANIFEST, GRAPHS = "ldmrt.json", "*/model.onnx"  # a bundle has both, one of optimum the latter
+MOST = 8 << 20  # bytes that are searched for names
+UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)  # of any archive
+WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+# The first that a file's names match decides: a checkpoint may hold what training left, a LoRA new words.
+_TENSORS = (
+    (CHECKPOINT, rb"model\.diffusion_model\.(input_blocks\.0\.0|out\.2)\.(weight|bias)\b"),
+    (
+        LORA,
+        rb"lora_(up|down|A|B|unet|te\d?)|lora\.(up|down)|lora_linear_layer|hada_w|lokr_w|dora_scale|lycoris_"
+        rb"|\.oft_|\.(diff|diff_b|w_norm|b_norm)\b|bundle_emb\.",
+    ),
+    (CHECKPOINT, rb"model\.diffusion_model\."),
+    (CONTROLNET, rb"control_model\.|controlnet_cond_embedding|input_hint_block"),
+    (EMBEDDING, rb"string_to_param|emb_params|\"clip_[lg]\""),
+    (AUTOENCODER, rb"decoder\.conv_in\.|first_stage_model\."),
+)
+_CLASSES = {"ControlNetModel": CONTROLNET, "T2IAdapter": ADAPTER, "AutoencoderKL": AUTOENCODER}
+_NEXT = {
+    BUNDLE: 'ldmrt generate {path} "PROMPT", or the checkpoint that the bundle was exported from',
+    CHECKPOINT: "ldmrt export {path} {out}",
+    LORA: "ldmrt export CHECKPOINT BUNDLE --lora {path}",
+    EMBEDDING: "ldmrt export CHECKPOINT BUNDLE --embedding {path}",
+    CONTROLNET: "ldmrt export CHECKPOINT BUNDLE --controlnet NAME={path}",
+    ADAPTER: "ldmrt export CHECKPOINT BUNDLE --adapter NAME={path}",
+    AUTOENCODER: "ldmrt export CHECKPOINT BUNDLE --vae {path}",
+}
+
+
+def kind_of(path: Path) -> str:
+    """Return one of the kinds above, or "" where nothing tells it, or more than one is there."""
+    with contextlib.suppress(*UNREADABLE):
+        return _of_folder(path) if path.is_dir() else _of_file(path) if path.is_file() else ""
+    return ""
+
+
+def refuse_other(where: str, path: Path, wanted: str, *others: str) -> None:
+    """Raise an `LdmrtError` with the command to run where `path` is another kind than `wanted`: any, or `others`."""
+    kind = kind_of(path)
+    if kind and kind != wanted and (not others or kind in others):
+        out = shlex.quote((Path("out") / path.stem).as_posix())
+        hint = _NEXT[kind].format(path=shlex.quote(str(path)), out=out)
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise LdmrtError(where, f"{path} is {article} {kind}, not a {wanted}", hint=hint)
+
+
+def expect_bundle(path: Path) -> None:
+    """Raise an `LdmrtError` where `path` is another kind, or lies in a bundle, or bundles lie in it."""
+    refuse_other("bundle", path, BUNDLE)
+    if path.is_dir() and _runs(path):
+        return
+    near: list[Path] = []
+    with contextlib.suppress(OSError, ValueError):
+        near += path.resolve(strict=True).parents[:2]
+        near += sorted(path.iterdir()) if path.is_dir() else []
+    if found := next((folder for folder in near if kind_of(folder) == BUNDLE), None):
+        raise LdmrtError("bundle", f"{path} is not a bundle", hint=f"{shlex.quote(str(found))}, which is one")
+
+
+def _runs(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file() or any(folder.glob(GRAPHS))
+
+
+def _of_folder(path: Path) -> str:
+    unet = path / "unet"
+    weights = any(one.suffix in WEIGHTS for one in unet.iterdir()) if unet.is_dir() else False
+    if _runs(path):
+        return "" if weights else BUNDLE
+    if (path / "model_index.json").is_file():
+        return CHECKPOINT
+    if (path / "adapter_config.json").is_file() or (path / "pytorch_lora_weights.safetensors").is_file():
+        return LORA
+    return _CLASSES.get(_class_name(path / "config.json"), "")
+
+
+def _class_name(config: Path) -> str:
+    try:
+        return str(read_json("config", config).get("_class_name"))
+    except LdmrtError:
+        return ""
+
+
+def _of_file(path: Path) -> str:
+    if path.suffix not in WEIGHTS:
+        return ""
+    names = _names(path)
+    return next((kind for kind, pattern in _TENSORS if re.search(pattern, names)), "")
+
+
+def _names(path: Path) -> bytes:
+    """The bytes of a file that hold the names of its tensors."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start[:2] == b"PK":
+            with zipfile.ZipFile(path) as archive:
+                pickled = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
+                if pickled is None:
+                    return b""
+                with archive.open(pickled) as entry:
+                    return entry.read(MOST)
+        size = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        return start + file.read(min(size, MOST))

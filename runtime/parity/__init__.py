@@ -1,0 +1,1 @@
+"""A backend compared with a recording of the reference, without torch."""

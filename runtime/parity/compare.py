@@ -1,0 +1,278 @@
+"""A pipeline against what the reference computed: component by component, row by row, image by image."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldmrt.runtime.backends.text_encoder_cache import Memo
+from ldmrt.runtime.bundle.bundle import BACK, DEEP, FEATURE, FRONT, SHALLOW, TILE, Bundle
+from ldmrt.runtime.bundle.certificate import Certificate, Cost, Drift, Figure, LeftOut, Likeness, figure, likeness, psnr
+from ldmrt.runtime.bundle.coverage import covered_files, manifest_digest
+from ldmrt.runtime.bundle.engines.store import NoEngine
+from ldmrt.runtime.bundle.recording import Case, Reference, Walk
+from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
+from ldmrt.runtime.host import processor, versions
+from ldmrt.runtime.pipeline.autoencoder.decode import DECODER, WIDE, Decoding, decode
+from ldmrt.runtime.pipeline.autoencoder.encode import ENCODER
+from ldmrt.runtime.pipeline.denoise import Task
+from ldmrt.runtime.pipeline.pipeline import Pipeline
+from ldmrt.runtime.pipeline.request import Request
+from ldmrt.runtime.samplers.plan import Latents
+from ldmrt.runtime.samplers.workspace import Registers
+from ldmrt.runtime.tensors import Engine
+
+from .tolerances import PICTURE, Tolerance, tolerances
+
+# The same float32 numbers through the same table; what an encoder adds to the start of inpainting counts too.
+STEPPED = 1e-5
+FACTOR = "scaling factor"
+EVERY = 3  # the deep cache whose cost is stated
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Hold what was measured of one component, or at last of the rows and the images."""
+
+    what: str
+    backend: str
+    figures: tuple[Figure, ...] = ()
+    drifts: tuple[Drift, ...] = ()
+    pictures: tuple[Likeness, ...] = ()
+    costs: tuple[Cost, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    images: NDArray[np.uint8] | None = field(default=None, repr=False)
+    seconds: float = 0.0  # that measuring took
+
+    @property
+    def within(self) -> bool:
+        """Whether all that was measured is within its tolerance."""
+        measured: tuple[Figure | Drift | Likeness, ...] = (*self.figures, *self.drifts, *self.pictures)
+        return all(one.within for one in measured)
+
+    @property
+    def ran(self) -> bool:
+        """Was a network measured? What is beside them, ids and numbers, must be the very same: its limit is 0."""
+        return bool(self.drifts or self.pictures) or any(one.limit for one in self.figures)
+
+    @property
+    def summary(self) -> tuple[str, str]:
+        """The worst of it, and its tolerance."""
+        if self.costs:
+            return min(self.costs, key=lambda one: one.psnr).said, "none: a cost"
+        if self.pictures:
+            least = min(self.pictures, key=lambda one: one.psnr)
+            return f"{least.psnr:.1f} dB" if least.psnr < math.inf else "identical", f">= {least.limit:g} dB"
+        pairs = [(one.relative, one.limit) for one in self.figures]
+        pairs += [(one.forced, one.forced_limit) for one in self.drifts]
+        pairs += [(one.stepped, one.stepped_limit) for one in self.drifts]
+        pairs += [(one.free, one.free_limit) for one in self.drifts]
+        if not pairs:
+            return "not measured", ""
+        worst, limit = max(pairs, key=_share)
+        return f"{worst:.1e}" if worst else "the same", f"<= {limit:.1g}" if limit else "the same"
+
+
+def _share(pair: tuple[float, float]) -> float:
+    """How much of its limit a value takes; what is not a number takes all."""
+    value, limit = pair
+    return math.inf if math.isnan(value) else value / limit if limit else value
+
+
+def check(pipeline: Pipeline, backend: str, reference: Reference, limits: Mapping[str, Tolerance]) -> Iterator[Checked]:
+    """Every recorded call of every component that is here, then the rows and the images. What the backend has no
+    engine for is left out.
+    """
+    for name, tokenizer in pipeline.tokenizers.items():
+        for case in reference.cases:
+            if case.component == name:
+                with warnings.catch_warnings():  # of texts that are too long
+                    warnings.simplefilter("ignore", LdmrtWarning)
+                    ids = tokenizer([str(text) for text in case.inputs["texts"]])
+                measured = figure(name, backend, case.name, "input_ids", ids, case.outputs["input_ids"], 0.0)
+                yield Checked(name, backend, (measured,))
+    for name in pipeline.engines:
+        same = DECODER if name == WIDE else name  # the reference is of float32
+        if cases := [one for one in reference.cases if one.component == same]:
+            engine = pipeline.engines[name]
+            engine = engine.engine if isinstance(engine, Memo) else engine  # what it says, not what it said
+            yield check_engine(engine, name, backend, cases, limits[name].limit)
+    cut, calls = DEEP in pipeline.engines, [one for one in reference.cases if one.component == "unet"]
+    if cut and calls:
+        halves = pipeline.engines[DEEP], pipeline.engines[SHALLOW]
+        yield Checked("unet, cut in two", backend, tuple(check_halves(*halves, backend, calls, limits["unet"].limit)))
+    for name, same in ((DECODER, DECODER), (WIDE, DECODER), (ENCODER, ENCODER)):
+        calls = [one for one in reference.cases if one.component == same]
+        if name + TILE in pipeline.engines and calls:
+            figures = tuple(check_parts(pipeline.engines, name, backend, calls, limits[name].limit))
+            yield Checked(f"{name}, in parts", backend, figures)
+    found, expected = np.array(pipeline.shape.scaling_factor), np.array(reference.scaling_factor)
+    yield Checked(FACTOR, backend, (figure(FACTOR, backend, "config", "value", found, expected, 0.0),))
+    walk = reference.walk
+    if WIDE in pipeline.engines:  # the reference's last latents: the only check of it without PyTorch
+        spare = partial(decode, {DECODER: pipeline.engines[WIDE]}, pipeline.shape, walk.x[-1], Decoding())
+        yield replace(check_pictures(f"picture by {WIDE}", backend, walk, PICTURE["fp32"].limit, spare), images=None)
+    try:
+        drifts, x = check_rows(pipeline, backend, walk, limits)
+    except NoEngine as error:
+        yield _without("rows", backend, [f"row {row}" for row in range(len(walk.said))], error)
+        yield _without("picture", backend, _seeds(walk), error)
+        return
+    yield Checked("rows", backend, drifts=tuple(drifts))
+    drawn = check_pictures("picture", backend, walk, limits["picture"].limit, partial(pipeline.decode, x))
+    yield drawn
+    if cut and drawn.images is not None:
+        costs = tuple(cost_of_deep_cache(pipeline, backend, walk, drawn.images))
+        yield Checked(f"deep cache {EVERY}", backend, costs=costs)
+
+
+def check_engine(engine: Engine, name: str, backend: str, cases: Sequence[Case], limit: float) -> Checked:
+    """Every output of every recorded call of a component."""
+    figures, left_out = list[Figure](), list[LeftOut]()
+    for case in cases:
+        try:
+            found = engine(**case.inputs)
+        except NoEngine as error:
+            left_out.append(LeftOut(name, backend, case.name, first_line(error)))
+            continue
+        for output, expected in case.outputs.items():
+            if output not in found:
+                raise LdmrtError(name, f"no output {output}", expected=", ".join(case.outputs), found=", ".join(found))
+            figures.append(figure(name, backend, case.name, output, found[output], expected, limit))
+    return Checked(name, backend, tuple(figures), left_out=tuple(left_out))
+
+
+def check_halves(deep: Engine, shallow: Engine, backend: str, cases: Sequence[Case], limit: float) -> Iterator[Figure]:
+    """The U-Net cut in two on its recorded calls: where the one is given the other's feature, both say what it says."""
+    for case in cases:
+        full = deep(**case.inputs)
+        rest = shallow(**case.inputs, **{FEATURE: full[FEATURE]})
+        for output, expected in case.outputs.items():
+            for name, found in ((DEEP, full), (SHALLOW, rest)):
+                yield figure(name, backend, case.name, output, found[output], expected, limit)
+
+
+def check_parts(
+    engines: Mapping[str, Engine], name: str, backend: str, cases: Sequence[Case], limit: float
+) -> Iterator[Figure]:
+    """The parts of a decoder or an encoder on its recorded calls, each as one tile: with their own statistics, then
+    told them, they say what it says.
+    """
+    tile = engines[name + TILE]
+    groups, norms = next(spec.shape[1:] for spec in tile.inputs if spec.name == "mean")
+    for case in cases:
+        ((output, expected),) = case.outputs.items()
+        decodes = output == "sample"
+        given = engines[name + FRONT](**case.inputs) if decodes else case.inputs
+        area = (given["features"] if decodes else expected).shape[2:]
+        nothing = np.zeros((len(expected), int(groups), int(norms)))
+        told = {**given, "share": np.ones(area, np.float32)}
+        own = tile(**told, mean=nothing, variance=nothing, own=np.ones(1))
+        variance = own["moment_2"] - own["moment_1"] ** 2
+        other = tile(**told, mean=own["moment_1"], variance=variance, own=np.zeros(1))
+        for how, made in (("own", own), ("given", other)):
+            found = made if decodes else engines[name + BACK](features=made["features"])
+            yield figure(name + TILE, backend, f"{case.name}, {how} norms", output, found[output], expected, limit)
+
+
+def cost_of_deep_cache(pipeline: Pipeline, backend: str, walk: Walk, images: NDArray[np.uint8]) -> Iterator[Cost]:
+    """The walk with a deep cache, against its images (B, H, W, 3) by the same backend without."""
+    drawn = pipeline(**walk.asked, deep_cache=EVERY).images
+    request = Request(**walk.options)
+    for prompt, seed, found, expected in zip(request.prompts, request.seeds, drawn, images, strict=True):
+        yield Cost(backend, f"deep cache {EVERY}", prompt, seed, psnr(found, expected))
+
+
+def check_rows(
+    pipeline: Pipeline, backend: str, walk: Walk, limits: Mapping[str, Tolerance]
+) -> tuple[list[Drift], Latents]:
+    """The rows, and the last latents of a run of its own.
+
+    Guidance g multiplies what the network may be off by with at most g + |1 - g|. A sampler fed with the same numbers
+    rounds as float32 does. Errors of rows add up: a run of its own may be off by row + 1 times as much.
+    """
+    task = pipeline.prepare(**walk.asked)
+    limit = limits["rows"].limit * max(1.0, 2 * float(walk.options.get("guidance", 1.0)) - 1)
+    rows = len(walk.said)
+    stepped = _stepped(task, walk)
+    free, x = [], task.x
+    for state in task.steps():
+        x = state.x
+        free.append(_relative(x, walk.x[state.row + 1]) if state.row < rows else math.inf)
+    free += [math.inf] * (rows - len(free))
+    drifts = [
+        Drift(backend, row, t, _relative(task.model(walk.x[row], t), walk.said[row]), stepped[row], free[row],
+              limit, STEPPED, (row + 1) * limit)
+        for row, t in enumerate(walk.t.tolist())
+    ]  # fmt: skip
+    return drifts, x
+
+
+def check_pictures(
+    what: str, backend: str, walk: Walk, limit: float, draw: Callable[[], NDArray[np.uint8]]
+) -> Checked:  # fmt: skip
+    """The likeness of each image, and the images."""
+    try:
+        images = draw()
+    except NoEngine as error:
+        return _without(what, backend, _seeds(walk), error)
+    request = Request(**walk.options)
+    pairs = zip(request.prompts, request.seeds, images, walk.images, strict=True)
+    return Checked(what, backend, pictures=tuple(likeness(backend, *pair, limit) for pair in pairs), images=images)
+
+
+def _without(what: str, backend: str, cases: Sequence[str], error: NoEngine) -> Checked:
+    return Checked(what, backend, left_out=tuple(LeftOut(what, backend, case, first_line(error)) for case in cases))
+
+
+def _seeds(walk: Walk) -> list[str]:
+    return [f"seed {seed}" for seed in Request(**walk.options).seeds]
+
+
+def _stepped(task: Task, walk: Walk) -> list[float]:
+    """How far the latents after each row are off where the network's word is the reference's: of the sampler alone.
+    The first row also answers for the latents before it. A plan of other rows is infinitely off.
+    """
+    if len(walk.said) != task.plan.rows:
+        return [math.inf] * len(walk.said)
+    run = Registers(task.plan, task.x if task.init is None else task.plan.noised(task.init, task.x))
+    off = [_relative(run.x, walk.x[0])]
+    for row, said in enumerate(walk.said):
+        x = run.move(row, said, task.noise(row) if task.plan.draws(row) else None)
+        if task.blend is not None:
+            x[...] = task.blend(row, x)
+        off.append(_relative(x, walk.x[row + 1]) + abs(float(task.plan.t[row] - walk.t[row])))
+    return [max(off[:2]), *off[2:]]
+
+
+def _relative(found: Latents, expected: Latents) -> float:
+    return float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-30))
+
+
+def gather(
+    measured: Sequence[Checked], bundle: Bundle, reference: Reference, origin: Sequence[str] = ()
+) -> Certificate:
+    """What was measured, with all that it was measured on, and what is not of the checkpoint."""
+    rows = bundle.manifest.get("components", {})
+    about = {
+        "request": reference.walk.options,
+        "tolerances": {name: asdict(tolerance) for name, tolerance in tolerances(bundle).items()},
+        "bundle": covered_files(bundle.manifest),
+        "manifest": manifest_digest(bundle.manifest),
+        "checkpoint": {name: {key: row.get(key) for key in ("weights", "config")} for name, row in rows.items()},
+        "versions": versions(),
+        "hardware": processor(),
+    }
+    return Certificate(
+        tuple(one for chunk in measured for one in chunk.figures),
+        tuple(one for chunk in measured for one in chunk.drifts),
+        tuple(one for chunk in measured for one in chunk.pictures),
+        about,
+        tuple(origin),
+        tuple(one for chunk in measured for one in chunk.costs),
+        tuple(one for chunk in measured for one in chunk.left_out),
+    )

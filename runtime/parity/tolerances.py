@@ -1,0 +1,34 @@
+"""What a difference may be, and why."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ldmrt.runtime.bundle.bundle import Bundle
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Limits the error of a component, relative to the largest value of an output; of an image, its PSNR in dB."""
+
+    limit: float
+    reason: str
+
+
+COMPONENT = {  # finer ones first
+    "fp32": Tolerance(2e-5, "float32 against float32, only the order of sums differs: 3e-6 at most was measured"),
+    "fp16": Tolerance(1e-2, "float16 has 11 bits: an error of 5e-4 in each of many layers"),
+    "bf16": Tolerance(8e-2, "bfloat16 has 8 bits: eight times float16's error"),
+}
+PICTURE = {
+    "fp32": Tolerance(60.0, "a mean error of a quarter of a grey level after 20 rows and the decoder"),
+    "fp16": Tolerance(40.0, "a mean error of two and a half grey levels"),
+    "bf16": Tolerance(30.0, "a mean error of eight grey levels; the shipped model's is one"),
+}
+
+
+def tolerances(bundle: Bundle) -> Mapping[str, Tolerance]:
+    """Return the tolerances of every component, and of rows and images: the coarsest precision decides theirs."""
+    precisions = {name: bundle.precision(name) for name in bundle.components}
+    coarsest = max(precisions.values(), key=list(COMPONENT).index)
+    limits = {name: COMPONENT[precision] for name, precision in precisions.items()}
+    return limits | {"rows": COMPONENT[coarsest], "picture": PICTURE[coarsest]}

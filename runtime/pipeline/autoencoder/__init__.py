@@ -1,0 +1,1 @@
+"""Latents to images and images to latents, whole or in tiles."""

@@ -1,0 +1,101 @@
+"""An image, or its latents, through one side of an autoencoder in tiles that overlap."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldmrt.runtime.tensors import Engine
+
+# Of a tile's side its neighbour shares one part in so many, and as many latents as convolutions see, or half of it.
+OVERLAP, REACH = 4, 8
+PASSES = 3  # over all tiles, of which the last draws
+Floats = NDArray[np.float32]
+Names = tuple[str, str]  # of what a network takes, and of what it makes
+Factors = tuple[int, int]  # numbers a latent of both, along one side
+
+
+def tiled(network: Engine, x: Floats, cells: int, names: Names, factors: Factors) -> Floats:
+    """What a network makes of x (1, C, H, W) in tiles of `cells` latents a side that overlap by a quarter or more, each
+    fading linearly into its neighbours, much as diffusers' `AutoencoderKL.tiled_decode` and `tiled_encode` do.
+
+    Of what lies beyond its tile a convolution misses little. But norms and attention look at all that they are given:
+    a tile comes out a little lighter or darker than in the whole, and the fading spreads the difference.
+    """
+    (taken, made), out = names, list[Floats]()
+    for tile, place, share in _tiles(x, cells, factors):
+        _add(out, network(**{taken: tile})[made], place, share, x, factors)
+    return out[0]
+
+
+def tiled_as_whole(network: Engine, x: Floats, cells: int, names: Names, factors: Factors, passes: int) -> Floats:
+    """As `tiled`, but the network's norms take mean and variance of the whole, which the pass before found: the first
+    pass with each tile's own.
+
+    A norm's statistics are exact where those of all norms before it were, so as many passes as there are norms would
+    be exact; three come close.
+    """
+    (taken, made), out = names, list[Floats]()
+    high, wide = (side // factors[0] for side in x.shape[2:])
+    kinds = next((1, *map(int, spec.shape[1:])) for spec in network.inputs if spec.name == "mean")
+    mean, variance, own = np.zeros(kinds), np.ones(kinds), np.ones(1)
+    for left in reversed(range(passes)):
+        first, second = np.zeros(kinds), np.zeros(kinds)
+        for (tile, place, share), (_, part) in zip(_tiles(x, cells, factors), grid(high, wide, cells, 1), strict=True):
+            found = network(**{taken: tile}, share=part, mean=mean, variance=variance, own=own)
+            first += found["moment_1"] * (part.sum() / (high * wide))
+            second += found["moment_2"] * (part.sum() / (high * wide))
+            if not left:
+                _add(out, found[made], place, share, x, factors)
+        mean, variance, own = mean + first, second - first**2, np.zeros(1)
+    return out[0]
+
+
+def _tiles(x: Floats, cells: int, factors: Factors) -> Iterator[tuple[Floats, Any, Floats]]:
+    """Each tile of x, where it lies in what is made, and how much it counts there."""
+    high, wide = (side // factors[0] for side in x.shape[2:])
+    before, after = (grid(high, wide, cells, factor) for factor in factors)
+    for (taken, _), (place, share) in zip(before, after, strict=True):
+        yield np.ascontiguousarray(x[taken]), place, share
+
+
+def _add(out: list[Floats], tile: NDArray[Any], place: Any, share: Floats, x: Floats, factors: Factors) -> None:
+    """Add what was made of a tile to the whole, which the first one begins."""
+    if not out:
+        size = (side // factors[0] * factors[1] for side in x.shape[2:])
+        out.append(np.zeros((1, tile.shape[1], *size), np.float32))
+    out[0][place] += tile.astype(np.float32, copy=False) * share
+
+
+def grid(high: int, wide: int, cells: int, factor: int) -> Iterator[tuple[Any, Floats]]:
+    """Tiles of `cells` latents a side: where each lies in an array (..., high * factor, wide * factor), and how much
+    each of its numbers counts, (cells * factor, cells * factor).
+    """
+    for top, down in fades(high, cells, factor):
+        for left, across in fades(wide, cells, factor):
+            rows, columns = (slice(at * factor, at * factor + len(one)) for at, one in ((top, down), (left, across)))
+            yield np.s_[..., rows, columns], down[:, None] * across
+
+
+def fades(length: int, cells: int, factor: int) -> list[tuple[int, Floats]]:
+    """Where tiles begin along a side of `length` latents, evenly spread, and how much each pixel of theirs counts:
+    rising from one end over the middle half of the overlap and falling to the other, as pixels at an edge miss most of
+    what lies beyond. Over all tiles each pixel's shares add up to one.
+    """
+    cells = min(cells, length)
+    shared = max(cells // OVERLAP, min(cells // 2, REACH))
+    many = -(-(length - shared) // (cells - shared))
+    starts = np.rint(np.linspace(0, length - cells, many)).astype(int).tolist()
+    inside = np.arange(cells * factor) + 0.5  # the middles of its pixels
+    total, tiles = np.zeros(length * factor), []
+    for start in starts:
+        from_left = inside / (shared * factor) if start else np.inf
+        from_right = inside[::-1] / (shared * factor) if start + cells < length else np.inf
+        share = np.clip(2 * np.minimum(from_left, from_right) - 0.5, 0.0, 1.0) * np.ones(len(inside))
+        total[start * factor : start * factor + len(inside)] += share
+        tiles.append((start, share))
+    return [
+        (start, (share / total[start * factor : start * factor + len(share)]).astype(np.float32))
+        for start, share in tiles
+    ]

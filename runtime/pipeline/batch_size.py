@@ -1,0 +1,90 @@
+"""How many images are drawn at once, where nobody says: what engines were built for, else as many as fit in memory, and
+no more than a stated number of pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ldmrt.runtime import host as machine
+from ldmrt.runtime.backends import gpu
+from ldmrt.runtime.bundle.bundle import STEP, Bundle
+from ldmrt.runtime.bundle.engines.store import Bucket, EngineFile, engines
+from ldmrt.runtime.errors import LdmrtError
+
+from .request import Request
+
+# Pixels that the networks see at once: 16 images of 512x512, whose decoder takes one at a time.
+PIXELS = 16 * 512 * 512
+MOST = 2**16  # images of a request whose result is held as a whole
+INPUTS = {"unet": "sample", STEP: "state"}
+SHARE = 0.5  # of the free memory is for activations: the prediction is no bound, and other programs need some
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """How much memory images will take, as the bundle's exporter predicts it, and how much there is for them."""
+
+    free: float  # bytes beside the weights
+    per_pixel: float  # bytes of the U-Net's activations for an image and a row of guidance
+    per_pixel_squared: float  # what attention adds whose scores are kept
+
+    @classmethod
+    def read(cls, bundle: Bundle, backend: str) -> "Forecast | None":
+        """Read a bundle's prediction and measure the memory that is free where ONNX Runtime runs: the GPU's for
+        onnxruntime-cuda, else the machine's. None where either is unknown.
+        """
+        free = gpu.free_memory() if backend == "onnxruntime-cuda" else machine.free_memory()
+        predicted = bundle.manifest.get("memory", {})
+        if free is None or not predicted.keys() >= {"per_pixel", "per_pixel_squared"}:
+            return None
+        weights = sum(file.stat().st_size for name in bundle.components for file in bundle.weights(name))
+        return cls(SHARE * max(0, free - weights), predicted["per_pixel"], predicted["per_pixel_squared"])
+
+    def images(self, pixels: int, rows: int) -> int:
+        """How many images of so many pixels fit, where the U-Net runs so many rows for each."""
+        each = rows * pixels * (self.per_pixel + self.per_pixel_squared * pixels)
+        return int(self.free / each) if each else MOST
+
+
+def unet_profiles(bundle: Bundle, backend: str) -> tuple[tuple[str, Bucket], ...]:
+    """What the engines of a bundle's U-Net, or of its folded step, were built for, where the backend may run them."""
+    if backend.startswith("onnxruntime") or not bundle.manifest:
+        return ()
+    recipes = [one.recipe for one in engines(bundle.path) if isinstance(one, EngineFile)]
+    mine = [one for one in recipes if one.component in INPUTS and backend in ("auto", one.backend)]
+    return tuple((one.component, bucket) for one in mine for bucket in one.profile)
+
+
+def images_at_once(
+    profiles: Sequence[tuple[str, Bucket]],
+    size: tuple[int, int],
+    factor: int,
+    *,
+    guided: bool,
+    forecast: Forecast | None = None,
+) -> int:
+    """How many images of a size (height, width) in pixels one call takes: the most of any engine that is for the size,
+    and where there is none as many as fit in memory, but no more than `PIXELS` are.
+    """
+    pixels = size[0] * size[1]
+    latent = size[0] // factor, size[1] // factor
+    found = []
+    for component, bucket in profiles:
+        shapes = bucket.get(INPUTS[component])
+        if shapes is None or not shapes.holds((*shapes.max[:-2], *latent)):
+            continue
+        rows = shapes.max[0]
+        found.append(rows if component == STEP or not guided else rows // 2)
+    if found:
+        return max(1, *found)
+    fitting = MOST if forecast is None else forecast.images(pixels, 2 if guided else 1)
+    return max(1, min(fitting, PIXELS // pixels))
+
+
+def bounded(request: Request) -> Request:
+    """The request, where it is not of more images than one call may hold."""
+    if request.images > MOST:
+        hint = "Pipeline.draw(request.parts(16)), which holds those of one part"
+        problem = "too many images for one call"
+        raise LdmrtError("request", problem, expected=f"at most {MOST}", found=request.images, hint=hint)
+    return request

@@ -1,0 +1,97 @@
+"""Images that steer the U-Net: what ControlNets (Zhang et al. 2023, arXiv:2302.05543) and T2I-Adapters (Mou et al.
+2023, arXiv:2302.08453) make of them is added inside it.
+
+A ControlNet looks at the latents too and runs at each row; an adapter does not, and runs once.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial, reduce
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.images import reading as images
+from ldmrt.runtime.nearest import suggestion
+from ldmrt.runtime.samplers.guidance import Guidance
+from ldmrt.runtime.samplers.plan import Latents
+from ldmrt.runtime.tensors import Engine, TensorSpec
+
+CONTROLNET, ADAPTER = KINDS = ("controlnet_", "adapter_")  # of the components' names; the image is KIND + "cond"
+Arrays = dict[str, NDArray[Any]]
+Controls = Callable[[Latents, NDArray[Any]], Arrays]
+
+
+def open_controls(
+    engines: Mapping[str, Engine],
+    asked: Mapping[str, Any],
+    size: tuple[int, int],
+    guidance: Guidance,
+    words: Mapping[str, NDArray[Any]],
+) -> Controls:
+    """What the U-Net is given at each row: the sum over all controls that are asked for, zeros where none is."""
+    kinds = {name.removeprefix(kind): kind for name in engines for kind in KINDS if name.startswith(kind)}
+    if unknown := [name for name in asked if name not in kinds]:
+        problem = f"no control {unknown[0]!r} here{suggestion(unknown[0], kinds)}"
+        hint = "ldmrt export CHECKPOINT BUNDLE --controlnet NAME=FOLDER, or --adapter"
+        raise LdmrtError("control", problem, expected=", ".join(kinds) or "none", hint=hint)
+    rows = len(guidance.idx)
+    total = {spec.name: _zeros(spec, rows, size) for spec in engines["unet"].inputs if "residual" in spec.name}
+    moving = []
+    for name, given in asked.items():
+        pictures, scale = with_scale(given)
+        engine, cond = engines[kinds[name] + name], f"{kinds[name]}cond"
+        check(f"control {name}", engine, total, size)
+        shapes = {spec.name: spec.shape for spec in engine.inputs}
+        where = f"control {name}"
+        colors = images.colors(where, images.split(where, pictures), size, int(shapes[cond][1]))
+        moves = "sample" in shapes
+        latents = int(guidance.idx.max()) + 1
+        if moves or len(colors) > 1:
+            colors = images.for_each(colors, latents)[guidance.idx]
+        inputs = {name: array for name, array in words.items() if name in shapes}
+        inputs |= {cond: colors, "conditioning_scale": np.full(len(colors), scale, np.float32)}
+        if moves:
+            moving.append(partial(engine, **inputs))
+        else:
+            total = added(total, engine(**inputs))
+
+    def run(x: Latents, times: NDArray[Any]) -> Arrays:
+        return reduce(added, (engine(sample=x, timestep=times) for engine in moving), total)
+
+    return run
+
+
+def with_scale(given: Any) -> tuple[Any, Any]:
+    """Split what is given for a control: its images and their scale, or the images alone, whose scale is 1."""
+    paired = isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Real)
+    return given if paired else (given, 1.0)
+
+
+def added(total: Arrays, given: Arrays) -> Arrays:
+    """`total` and what one control gives more."""
+    return total | {name: total[name] + array for name, array in given.items()}
+
+
+def check(name: str, engine: Engine, total: Arrays, size: tuple[int, int]) -> None:
+    """Can the U-Net take what this control gives, and the control an image of this size?"""
+    for spec in engine.outputs:
+        if spec.name not in total:
+            raise LdmrtError(name, f"the U-Net here takes no {spec.name}", hint="export them together")
+    unit = min(_divisor(spec) for spec in engine.outputs)
+    if any(side % unit for side in size):
+        found = f"{size[1]}x{size[0]}"
+        raise LdmrtError(name, "invalid width or height", expected=f"multiples of {unit}", found=found)
+
+
+def _zeros(spec: TensorSpec, rows: int, size: tuple[int, int]) -> Latents:
+    """No residual, for images of `size`: what the network halves it rounds up."""
+    sides = (-(-side // _divisor(spec)) for side in size)
+    return np.zeros((rows, int(spec.shape[1]), *sides), np.float32)
+
+
+def _divisor(spec: TensorSpec) -> int:
+    """Pixels a value, along one side: 8 of (..., "height/8", "width/8")."""
+    return int(str(spec.shape[-1]).partition("/")[2] or 1)

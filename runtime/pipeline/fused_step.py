@@ -1,0 +1,139 @@
+"""A plan run by the folded step (`unet/step.onnx`): one call a row, and the state stays where the network runs.
+
+The loop in `sampler.py` says what it computes; here it is only asked for.
+"""
+
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
+from ldmrt.runtime.samplers.guidance import Guidance
+from ldmrt.runtime.samplers.plan import Latents, Noise, Plan, State
+from ldmrt.runtime.tensors import Shape, Shapes
+
+from .request import Request
+from .step_capacity import SPARE, Room
+
+FEEDBACK = {"new_state": "state", "new_row": "row"}
+
+
+class Binding(Protocol):
+    """An engine's inputs and outputs of one set of shapes, kept where it runs."""
+
+    shapes: Shapes  # of the inputs
+    owner: object  # who has uploaded last
+    claim: AbstractContextManager[object]  # held by whoever uploads, launches and downloads what belongs together
+
+    def upload(self, **arrays: NDArray[Any]) -> None: ...
+
+    def launch(self) -> None: ...
+
+    def download(self, *names: str) -> dict[str, NDArray[Any]]: ...
+
+
+class Bindable(Protocol):
+    """An engine whose outputs can be fed back as inputs. Of the dimensions named in `most` it may bind more."""
+
+    def bind(self, shapes: Shapes, feedback: Mapping[str, str], most: Collection[str] = ()) -> Binding: ...
+
+
+@dataclass(frozen=True)
+class Folded:
+    """The step, and what of its inputs does not change between the rows of a request."""
+
+    engine: Bindable
+    guidance: Guidance
+    told: Mapping[str, NDArray[Any]] = field(repr=False)  # of the network: contexts and their like, one a call
+
+    def ready(self, plan: Plan, shape: Shape) -> bool:
+        """Whether the engine takes this plan and first latents of this shape; else a warning says why not."""
+        try:
+            self._bind(plan, shape)
+        except LdmrtError as error:
+            told = f"{error.where}: {error.problem}; the rows run one by one"
+            warnings.warn(f"{told}; next: {error.hint}" if error.hint else told, LdmrtWarning, stacklevel=3)
+            return False
+        return True
+
+    def steps(self, plan: Plan, x: Latents, noise: Noise | None, init: Latents | None = None) -> Iterator[State]:
+        """Run a plan and yield the state after every row, as `sampler.steps` does."""
+        binding, arrays = self._start(plan, x, noise, init)
+        x, mine = arrays["state"][:, 0], object()
+        for row, (kx, km) in enumerate(plan.read.astype(np.float32)):
+            with binding.claim:
+                if binding.owner is not mine:  # at first, and after another request of the same shapes
+                    binding.upload(**arrays)
+                    binding.owner = mine
+                binding.launch()
+                found = binding.download("new_state", "said")
+            arrays |= {"state": found["new_state"], "row": arrays["row"] + 1}
+            seen = partial(_weighted, kx, x, km, found["said"])
+            x = found["new_state"][:, 0]
+            yield State(row, plan.rows, x, seen)
+
+    def sample(self, plan: Plan, x: Latents, noise: Noise | None, init: Latents | None = None) -> Latents:
+        """The latents after the last row; nothing comes to the host before."""
+        binding, arrays = self._start(plan, x, noise, init)
+        with binding.claim:
+            binding.upload(**arrays)
+            binding.owner = None
+            for _ in range(plan.rows):
+                binding.launch()
+            return binding.download("new_state")["new_state"][:, 0]
+
+    def _bind(self, plan: Plan, shape: Shape) -> Binding:
+        room = Room.of([plan])
+        shapes = room.shapes(shape, len(self.guidance.idx)) | {name: one.shape for name, one in self.told.items()}
+        return self.engine.bind(shapes, FEEDBACK, SPARE if room.draws == 1 else (*SPARE, "draws"))
+
+    def _start(
+        self, plan: Plan, x: Latents, noise: Noise | None, init: Latents | None
+    ) -> tuple[Binding, dict[str, NDArray[Any]]]:
+        first = x if init is None else plan.noised(init, x)
+        binding = self._bind(plan, x.shape)
+        room, plans = Room.read(binding.shapes), [plan] * len(x)
+        arrays = {**state(plans, first, noise, room), **tables(plans, room), **self.told}
+        return binding, arrays | {"idx": self.guidance.idx, "weights": self.guidance.matrix}
+
+
+def _weighted(kx: np.float32, x: Latents, km: np.float32, m: Latents) -> Latents:
+    return kx * x + km * m
+
+
+def foldable(plan: Plan, request: Request, guidance: Guidance) -> bool:
+    """Whether all between two calls of the network is linear, and the same network is called at every row."""
+    moving = bool(request.controls) or request.guidance_interval is not None or request.full_every > 1
+    return not (plan.hooked or plan.learned or guidance.rescale or moving)
+
+
+def tables(plans: Sequence[Plan], room: Room) -> dict[str, NDArray[np.float32]]:
+    """Plans without hooks, one an image, as the step takes them. Shorter ones stand still after their last row."""
+    table = np.zeros((len(plans), room.rows, room.saved, room.saved + 2), np.float32)
+    timesteps = np.zeros((len(plans), room.rows), np.float32)
+    for one, times, plan in zip(table, timesteps, plans, strict=True):
+        own = plan.table.shape[1]
+        one[: plan.rows, :own, : own + 1] = plan.folded[:, :, :-1]
+        one[: plan.rows, :own, -1] = plan.folded[:, :, -1]
+        one[plan.rows :, 0, 1] = 1.0
+        times[: plan.rows], times[plan.rows :] = plan.t, plan.t[-1]
+    return {"table": table, "timesteps": timesteps}
+
+
+def state(plans: Sequence[Plan], x: Latents, noise: Noise | None, room: Room) -> dict[str, NDArray[Any]]:
+    """First latents (B, C, h, w), the row numbers, and the noise of all rows: of one where no plan draws any."""
+    kept = np.zeros((len(x), room.saved, *x.shape[1:]), np.float32)
+    kept[:, 0] = x
+    drawing = [row for row in range(room.rows) if any(row < plan.rows and plan.draws(row) for plan in plans)]
+    drawn = np.zeros((len(x), room.draws, *x.shape[1:]), np.float32)
+    for row in drawing:
+        if noise is None:
+            raise LdmrtError("sampler", "this plan draws noise", expected="noise(row)", found=None)
+        drawn[:, row] = noise(row)
+    return {"state": kept, "row": np.zeros(len(x), np.int64), "noise": drawn}

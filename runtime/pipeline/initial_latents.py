@@ -1,0 +1,92 @@
+"""Where sampling starts: from noise, from an image, or from the part of one that a mask leaves."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ldmrt.runtime.bundle.bundle import Shape
+from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
+from ldmrt.runtime.images import reading as images
+from ldmrt.runtime.samplers.noise import FIRST, MASKED, PICTURE, noise
+from ldmrt.runtime.samplers.plan import Blend, Latents, Plan
+from ldmrt.runtime.tensors import Engine
+
+from .autoencoder.decode import Decoding
+from .autoencoder.encode import encode_picture
+from .request import Request
+
+FAR = 4  # times more or fewer pixels than the model's own
+
+
+@dataclass(frozen=True)
+class Start:
+    """Says where sampling starts, and what is kept on the way."""
+
+    x: Latents  # unit noise, or what another model left
+    size: tuple[int, int]  # height, width in pixels
+    init: Latents | None = None  # latents of an image, noised to the plan's first node
+    beside: Latents | None = None  # channels that the U-Net sees beside the latents: mask, masked image
+    blend: Blend | None = None
+
+
+def begin(
+    request: Request, plan: Plan, engines: Mapping[str, Engine], shape: Shape, how: Decoding, *, extra: int
+) -> Start:
+    """Noise, or what another model left, and the image and mask if any, as latents. `extra` channels are those that
+    an inpainting U-Net has more than the latents; another one keeps what the mask leaves by blending it in after every
+    row.
+    """
+    first, *others = [None] if request.image is None else images.split("image", request.image)
+    image = None if first is None else images.read("image", first)
+    own = shape.own if image is None else images.size_of(image, shape.factor)
+    left = request.latents if request.denoising_start is not None else None
+    goes_on = left is not None
+    if left is not None:
+        own = left.shape[2] * shape.factor, left.shape[3] * shape.factor
+    size = request.size(own, shape.factor)
+    _warn_of_size(size, shape.size)
+    latents = (shape.channels, size[0] // shape.factor, size[1] // shape.factor)
+    seeds = request.seeds
+    x = noise(seeds, FIRST, latents) if request.latents is None else _given(request, latents)
+    if extra and (image is None or request.mask is None):
+        raise LdmrtError("unet", "this model fills a part of an image", expected="image and mask")
+    if image is None:
+        return Start(x, size)
+    colours = images.for_each(images.colors("image", [image, *others], size), len(seeds))
+    if request.mask is None:
+        return Start(x, size, encode_picture(engines, shape, how, colours, seeds, PICTURE))
+    masks = images.masks(images.split("mask", request.mask), size, request.mask_from)
+    mask = images.for_each(masks, len(seeds))
+    small = mask[:, :, :: shape.factor, :: shape.factor]
+    whole = goes_on or request.strength == 1.0  # the first latents are not made of the image
+    init = None if whole and extra else encode_picture(engines, shape, how, colours, seeds, PICTURE)
+    if extra:
+        masked = encode_picture(engines, shape, how, np.where(mask < 0.5, colours, np.float32(0.5)), seeds, MASKED)
+        return Start(x, size, init, np.concatenate([small, masked], axis=1))
+    alpha, sigma = np.append(plan.alpha, plan.end_alpha), np.append(plan.sigma, 0.0)
+    fresh = noise(seeds, FIRST, latents) if goes_on else x
+
+    def blend(row: int, after: Latents) -> Latents:
+        kept = np.float32(alpha[row + 1]) * init + np.float32(sigma[row + 1]) * fresh
+        return (1 - small) * kept + small * after
+
+    return Start(x, size, None if whole else init, blend=blend)
+
+
+def _warn_of_size(size: tuple[int, int], own: int) -> None:
+    """Warn where an image has four times the pixels that the model was trained on, or a quarter: it repeats itself
+    then, or falls apart.
+    """
+    share = size[0] * size[1] / own**2
+    if not 1 / FAR < share < FAR:
+        found = f"{size[1]}x{size[0]} is far from the model's own size, {own}x{own}"
+        warnings.warn(f"request: {found}; images may repeat themselves or fall apart", LdmrtWarning, stacklevel=3)
+
+
+def _given(request: Request, shape: tuple[int, ...]) -> Latents:
+    given, expected = np.asarray(request.latents, np.float32), (len(request.seeds), *shape)
+    if given.shape != expected:
+        raise LdmrtError("request", "wrong shape of latents", expected=expected, found=given.shape)
+    return given

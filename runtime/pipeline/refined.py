@@ -1,0 +1,110 @@
+"""A base model begins and a refiner ends: SDXL's two halves (Podell et al. 2023, section 2.5), shared as in diffusers.
+
+Latents go from one to the other as they are; no image is decoded in between.
+"""
+
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldmrt.runtime.backends.low_memory import Visitor
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.samplers.plan import Latents, State
+
+from .pipeline import Pipeline, Result
+from .request import Request
+
+START = 0.8  # of the timesteps are the base's
+
+
+@dataclass(frozen=True)
+class RefinedPipeline:
+    """Two pipelines as one: `start` is the base's share of the timesteps, above 0 and below 1.
+
+    The refiner reads the same prompts and options; controls and a deep cache are the base's alone, and so is an image
+    without a mask.
+    """
+
+    base: Pipeline
+    refiner: Pipeline
+    start: float = START
+
+    def __post_init__(self) -> None:
+        if not 0 < self.start < 1:
+            raise LdmrtError("refiner", "invalid start", expected="above 0, below 1", found=self.start)
+        base, refiner = self.base.shape, self.refiner.shape
+        for name in ("channels", "factor", "scaling_factor"):
+            expected, found = getattr(base, name), getattr(refiner, name)
+            if expected != found:
+                problem = f"its latents are not the base's: another {name.replace('_', ' ')}"
+                raise LdmrtError("refiner", problem, expected=expected, found=found)
+
+    def __call__(self, prompt: Any, **options: Any) -> Result:
+        """The images of a `Request`, given whole or as its prompt and fields."""
+        return self.refiner(self.begun(Pipeline.request(prompt, options)))
+
+    def draw(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
+        """The results of many requests, in their order; the base begins one while the refiner ends the one before."""
+        yield from self.refiner.draw(map(self.begun, requests))
+
+    def steps(self, prompt: Any, **options: Any) -> Iterator[State]:
+        """The state after every row, the base's and then the refiner's."""
+        request = Pipeline.request(prompt, options)
+        base, rows, x = self._first(request), self.rows(request), None
+        for state in self.base.steps(base):
+            x = state.x
+            yield replace(state, rows=rows)
+        first = self.base.rows(base)
+        _free(self.base)
+        if x is not None:
+            for state in self.refiner.steps(self._last(request, x)):
+                yield replace(state, row=first + state.row, rows=rows)
+
+    def begun(self, request: Request) -> Request:
+        """The refiner's request, once the base has run its rows."""
+        _free(self.refiner)
+        left = self.base.latents(self._first(request))
+        _free(self.base)
+        return self._last(request, left)
+
+    def rows(self, request: Request) -> int:
+        """How many times the networks run for a request."""
+        left = np.zeros((request.images, 1, 1, 1), np.float32)
+        return self.base.rows(self._first(request)) + self.refiner.rows(self._last(request, left))
+
+    def images_at_once(self, request: Request) -> int:
+        """How many images both take in one piece."""
+        return min(self.base.images_at_once(request), self.refiner.images_at_once(request))
+
+    def decode(self, latents: Latents) -> NDArray[np.uint8]:
+        """Decode latents (N, C, h, w) to images (N, H, W, 3) with the refiner's autoencoder."""
+        return self.refiner.decode(latents)
+
+    def close(self) -> None:
+        """Close the engines of both pipelines."""
+        self.base.close()
+        self.refiner.close()
+
+    def __enter__(self) -> "RefinedPipeline":
+        """The pipeline, which is closed at the end of the `with`."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _first(self, request: Request) -> Request:
+        return replace(request, denoising_end=self.start)
+
+    def _last(self, request: Request, left: Latents) -> Request:
+        image = request.image if request.mask is not None else None
+        return replace(request, latents=left, denoising_start=self.start, image=image, controls={}, deep_cache=None)
+
+
+def _free(pipeline: Pipeline) -> None:
+    """Make room where one network is in memory at a time."""
+    unet = pipeline.engines["unet"]
+    if isinstance(unet, Visitor):
+        unet.free()

@@ -1,0 +1,178 @@
+"""What a scheduler_config.json of diffusers may say: the keys of each class, with what a missing one means."""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
+from ldmrt.runtime.nearest import suggestion
+
+Config = Mapping[str, Any]
+LARGEST = 10**6  # timesteps of training: diffusers' models have 1000
+
+_TRAIN = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+_TRAIN |= {"trained_betas": None, "prediction_type": "epsilon"}
+_LATE = {"beta_start": 0.00085, "beta_end": 0.012}
+_SPACED = {"timestep_spacing": "linspace", "steps_offset": 0}
+_LEADING = {"timestep_spacing": "leading", "steps_offset": 0}
+_SNR = {"rescale_betas_zero_snr": False}
+_RESPACED = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
+_RANGE = {"sigma_min": None, "sigma_max": None}
+_FLOW = {"use_flow_sigmas": False, "flow_shift": 1.0, "use_dynamic_shifting": False, "time_shift_type": "exponential"}
+_DYNAMIC = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
+_CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
+_END = {"final_sigmas_type": "zero"}
+_WHOLE = _TRAIN | _LEADING | _SNR | _CLIP | _DYNAMIC
+_EARLY = _TRAIN | _LATE | _SPACED | _RESPACED
+_DISTILLED = _WHOLE | _LATE | {"beta_schedule": "scaled_linear", "clip_sample": False, "set_alpha_to_one": True}
+_DISTILLED |= {"original_inference_steps": 50, "timestep_scaling": 10.0}
+_HIGH = _DYNAMIC | {"solver_order": 2, "lower_order_final": True}
+_DPM = _HIGH | _END | {"algorithm_type": "dpmsolver++", "solver_type": "midpoint"}
+_SINGLE = _TRAIN | _RESPACED | _FLOW | _DPM | {"variance_type": None, "lambda_min_clipped": -math.inf}
+_EDM = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "sigma_schedule": "karras", "rho": 7.0}
+_EDM |= {"num_train_timesteps": 1000, "prediction_type": "epsilon"} | _END
+# Arguments of diffusers' `step`, which a config may hold here.
+CHURN = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf, "s_noise": 1.0}
+
+KEYS: dict[str, Config] = {
+    "DDIMScheduler": _WHOLE | {"set_alpha_to_one": True},
+    "DDPMScheduler": _WHOLE | {"variance_type": "fixed_small"},
+    "PNDMScheduler": _TRAIN | _LEADING | {"skip_prk_steps": False, "set_alpha_to_one": False},
+    "LMSDiscreteScheduler": _TRAIN | _SPACED | _RESPACED,
+    "EulerDiscreteScheduler": _TRAIN | _SPACED | _SNR | _RESPACED | _RANGE | _END | CHURN
+    | {"interpolation_type": "linear", "timestep_type": "discrete"},
+    "EulerAncestralDiscreteScheduler": _TRAIN | _SPACED | _SNR,
+    "HeunDiscreteScheduler": _EARLY | _CLIP | CHURN | {"clip_sample": False},
+    "KDPM2DiscreteScheduler": _EARLY,
+    "KDPM2AncestralDiscreteScheduler": _EARLY,
+    "DPMSolverSDEScheduler": _EARLY | {"noise_sampler_seed": None},
+    "DPMSolverMultistepScheduler": _SINGLE | _SPACED | _SNR | {"euler_at_final": False, "use_lu_lambdas": False},
+    "DPMSolverSinglestepScheduler": _SINGLE | {"lower_order_final": False},
+    "UniPCMultistepScheduler": _TRAIN | _SPACED | _SNR | _RESPACED | _RANGE | _FLOW | _HIGH | _END
+    | {"solver_type": "bh2", "predict_x0": True, "disable_corrector": [], "solver_p": None, "shift_terminal": None},
+    "DEISMultistepScheduler": _TRAIN | _SPACED | _RESPACED | _FLOW | _HIGH
+    | {"algorithm_type": "deis", "solver_type": "logrho"},
+    "IPNDMScheduler": {"num_train_timesteps": 1000, "trained_betas": None},
+    "LCMScheduler": _DISTILLED,
+    "TCDScheduler": _DISTILLED,
+    "EDMEulerScheduler": _EDM | CHURN,
+    "EDMDPMSolverMultistepScheduler": _EDM | _DPM | {"euler_at_final": False},
+}  # fmt: skip
+_KNOWN = {key for keys in KEYS.values() for key in keys}
+
+# The values that a key may have, where few may.
+_CHOICES: Mapping[str, Sequence[object]] = {
+    "prediction_type": ("epsilon", "v_prediction", "sample", "flow_prediction"),
+    "solver_order": (1, 2, 3),
+    "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver", "deis"),
+    "solver_type": ("midpoint", "heun", "logrho", "bh1", "bh2"),
+    "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "learned", "learned_range"),
+    "interpolation_type": ("linear", "log_linear"),
+    "timestep_type": ("discrete", "continuous"),
+    "sigma_schedule": ("karras", "exponential"),
+    "use_dynamic_shifting": (False,),  # it asks for the size of the image
+    "shift_terminal": (None,),
+    "solver_p": (None,),
+}
+# Numbers that must be above 0, and those that must not be below.
+_POSITIVE: tuple[str, ...] = (
+    "num_train_timesteps",
+    "original_inference_steps",
+    "clip_sample_range",
+    "sample_max_value",
+    "flow_shift",
+)
+_POSITIVE += ("dynamic_thresholding_ratio", "rho", "sigma_min", "sigma_max", "sigma_data", "timestep_scaling")
+_NOT_NEGATIVE = ("beta_start", "beta_end", "steps_offset", "s_churn", "s_tmin", "s_tmax", "s_noise")
+# Values that one class of a family writes and another takes for its own default.
+_FOREIGN = {"midpoint": ("logrho", "bh1", "bh2"), "bh2": ("midpoint", "heun", "logrho"), "dpmsolver++": ("deis",)}
+_FOREIGN |= {"logrho": ("midpoint", "heun", "bh1", "bh2"), "deis": ("dpmsolver", "dpmsolver++")}
+
+
+def resolve(config: Config, class_name: str) -> dict[str, Any]:
+    """The config with every key of a class, checked. Keys that no class knows are named in a warning."""
+    if unknown := sorted(key for key in config if key not in _KNOWN and not key.startswith("_")):
+        warnings.warn(f"scheduler: unknown keys {', '.join(unknown)} are skipped", LdmrtWarning, stacklevel=3)
+    out = {key: config.get(key, default) for key, default in KEYS[class_name].items()}
+    out |= {key: False for key, value in out.items() if value is None and isinstance(KEYS[class_name][key], bool)}
+    for key, value in out.items():
+        if key not in _CHOICES and not _fits(value, KEYS[class_name][key]):
+            expected = type(KEYS[class_name][key]).__name__
+            raise LdmrtError("scheduler", f"invalid {key}", expected=expected, found=repr(value))
+        least = "above 0" if key in _POSITIVE else "0 or above" if key in _NOT_NEGATIVE else ""
+        low = not isinstance(value, Real) or value < 0 or (value == 0 and key in _POSITIVE)
+        if least and value is not None and low:
+            raise LdmrtError("scheduler", f"invalid {key}", expected=f"a number {least}", found=value)
+    bounds = {"dynamic_thresholding_ratio": 1, "num_train_timesteps": LARGEST}
+    for key, most in (bounds | {"original_inference_steps": out["num_train_timesteps"]}).items():
+        if out.get(key, 0) > most:
+            raise LdmrtError("scheduler", f"invalid {key}", expected=f"at most {most}", found=out[key])
+    for key, choices in _CHOICES.items():
+        if key not in out:
+            continue
+        if out[key] not in choices:
+            expected = ", ".join(str(choice) for choice in choices)
+            problem = f"no {key} {out[key]!r} in {class_name}{suggestion(out[key], map(str, choices))}"
+            raise LdmrtError("scheduler", problem, expected=expected)
+        default = KEYS[class_name][key]
+        out[key] = default if out[key] in _FOREIGN.get(default, ()) else out[key]
+    _possible(out, class_name)
+    return out
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Whether a value is of the kind of a key's default. Where that is None, a number or a list of numbers will do."""
+    if isinstance(default, (bool, str)):
+        return isinstance(value, type(default))
+    if isinstance(default, (list, tuple)) or (default is None and isinstance(value, (list, tuple))):
+        return isinstance(value, (list, tuple)) and all(_number(one) for one in value)
+    if default is None:
+        return value is None or _number(value)
+    whole = isinstance(default, int)
+    return (isinstance(value, Integral) if whole else _number(value) or value == default) and not isinstance(
+        value, bool
+    )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# What contradicts itself: a class (or all), its keys, what is wrong, what is expected.
+_IMPOSSIBLE: Sequence[tuple[str, Config, str, str]] = (
+    ("", {"prediction_type": "flow_prediction", "use_flow_sigmas": False}, "has no flow", "use_flow_sigmas true"),
+    ("EDM", {"prediction_type": "sample"}, "conditions its network otherwise", "epsilon or v_prediction"),
+    ("DPM", {"algorithm_type": "dpmsolver", **_END}, "has no eps at sigma 0", "final_sigmas_type sigma_min"),
+    ("DPM", {"algorithm_type": "sde-dpmsolver", **_END}, "has no eps at sigma 0", "final_sigmas_type sigma_min"),
+    ("DPM", {"algorithm_type": "sde-dpmsolver", "solver_order": 3}, "has no third order", "solver_order 1 or 2"),
+    ("DPMSolverSinglestep", {"algorithm_type": "sde-dpmsolver"}, "is not singlestep", "sde-dpmsolver++"),
+    ("EDM", {"algorithm_type": "dpmsolver"}, "is not for this class", "dpmsolver++"),
+    ("EDM", {"algorithm_type": "sde-dpmsolver"}, "is not for this class", "sde-dpmsolver++"),
+    ("DEIS", {"algorithm_type": "sde-dpmsolver"}, "is not for this class", "deis"),
+    ("DEIS", {"algorithm_type": "sde-dpmsolver++"}, "is not for this class", "deis"),
+    ("UniPC", {"predict_x0": False, **_END}, "has no eps at sigma 0", "final_sigmas_type sigma_min"),
+    (
+        "UniPC",
+        {"lower_order_final": False, "solver_order": 2, **_END},
+        "has no limit at sigma 0",
+        "lower_order_final true",
+    ),
+    (
+        "UniPC",
+        {"lower_order_final": False, "solver_order": 3, **_END},
+        "has no limit at sigma 0",
+        "lower_order_final true",
+    ),
+)
+
+
+def _possible(c: Config, class_name: str) -> None:
+    """An `LdmrtError` for settings that contradict one another."""
+    for prefix, settings, problem, expected in _IMPOSSIBLE:
+        if class_name.startswith(prefix) and all(c.get(key, False) == value for key, value in settings.items()):
+            asked = ", ".join(f"{key} {value}" for key, value in settings.items())
+            raise LdmrtError("scheduler", f"{asked} {problem}", expected=expected, found=class_name)
+    if c.get("trained_betas") is not None and class_name == "IPNDMScheduler":
+        raise LdmrtError("scheduler", "IPNDMScheduler has its own betas", expected="no trained_betas")

@@ -1,0 +1,267 @@
+"""The solvers: each walks the nodes and yields a row of the plan for every evaluation of the network.
+
+A row is written as its paper writes it, on symbols: `x` the latents, `m` what the network says of them, `x0` the same
+read as a clean image, `z` unit noise, and latents saved by earlier rows. They are unit vectors, so the formula of
+the new latents *is* the row's coefficients. See docs/samplers.md for how to add one.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ldmrt.runtime.errors import LdmrtError
+
+from .config import Config
+from .schedule import Floats, Node, Nodes, split
+
+Row = tuple[Node, list[Floats]]  # where the network is evaluated; the new x and the new saved latents
+
+
+def symbols(saved: int = 0) -> tuple[Floats, ...]:
+    """x, the saved latents, m, z, x0."""
+    m, *state, z, x0 = np.eye(saved + 4)
+    return (*state, m, z, x0)
+
+
+def read(c: Config, node: Node, x: Floats, m: Floats) -> Floats:
+    """x0, by what the network predicts."""
+    _, a, s = node
+    if "sigma_data" in c:  # Karras et al. 2022, table 1
+        sign = 1 if c["prediction_type"] == "epsilon" else -1
+        return c["sigma_data"] ** 2 * a * x + sign * c["sigma_data"] * s * m
+    match c["prediction_type"]:
+        case "epsilon":
+            return (x - s * m) / a
+        case "v_prediction":  # Salimans & Ho 2022, appendix D
+            return a * x - s * m
+        case "flow_prediction":  # Liu et al. 2022: m = eps - x0
+            return x - s * m
+        case _:  # "sample"
+            return m
+
+
+def noise_in(x: Floats, x0: Floats, node: Node) -> Floats:
+    """eps of x = alpha x0 + sigma eps."""
+    return (x - node.alpha * x0) / node.sigma
+
+
+def raw_eps(nodes: Nodes, node: Node, x: Floats, m: Floats) -> Floats:
+    """eps before any clipping of x0."""
+    if nodes.config["prediction_type"] == "v_prediction" and "sigma_data" not in nodes.config:
+        return node.alpha * m + node.sigma * x  # also on flow sigmas, where it is another: as diffusers has it
+    return noise_in(x, read(nodes.config, node, x, m), node)
+
+
+def _fresh(node: Node, to: Node) -> float:
+    """The deviation of the noise that a step of DDPM draws (Ho et al. 2020, equation 7)."""
+    return to.sigma / node.sigma * math.sqrt(max(0.0, 1 - (node.alpha / to.alpha) ** 2))
+
+
+def spread(node: Node, to: Node) -> float:
+    """The largest variance of a step by the smallest, between which a network may choose (`learned_range`)."""
+    return (1 - (node.alpha / to.alpha) ** 2) / max(_fresh(node, to) ** 2, 1e-20)
+
+
+def ddim(nodes: Nodes) -> Iterator[Row]:
+    """Song et al. 2021, equation 12: Euler's method on the probability flow. eta is the share of fresh noise; 1 is
+    Euler ancestral.
+    """
+    x, m, z, x0 = symbols()
+    for node, to in nodes.walk():
+        n = nodes.config["eta"] * _fresh(node, to)
+        yield node, [to.alpha * x0 + math.sqrt(max(0.0, to.sigma**2 - n**2)) * raw_eps(nodes, node, x, m) + n * z]
+
+
+def ddpm(nodes: Nodes) -> Iterator[Row]:
+    """Ho et al. 2020, algorithm 2. A learned variance is the network's second half (Nichol & Dhariwal 2021)."""
+    x, _, z, x0 = symbols()
+    for node, to in nodes.walk():
+        small = _fresh(node, to)
+        mean = to.alpha * x0 + math.sqrt(max(0.0, to.sigma**2 - small**2)) * noise_in(x, x0, node)
+        drawn = max(small, 1e-10)
+        if nodes.config["variance_type"] == "fixed_large":
+            drawn = math.sqrt(1 - (node.alpha / to.alpha) ** 2)
+        elif nodes.config["variance_type"] == "learned":
+            drawn = 1.0
+        yield node, [mean + drawn * (node.t > 0) * z]
+
+
+def _churned(nodes: Nodes, node: Node, x: Floats, m: Floats, z: Floats) -> tuple[float, Floats, Floats]:
+    """The level raised by fresh noise (Karras et al. 2022, algorithm 2), x / alpha there, and x0.
+
+    As in diffusers the network has seen x before the noise.
+    """
+    c, level = nodes.config, node.level
+    gamma = min(c["s_churn"] / len(nodes), math.sqrt(2) - 1) if c["s_tmin"] <= level <= c["s_tmax"] else 0.0
+    raised = level * (1 + gamma)
+    up = x / node.alpha + c["s_noise"] * math.sqrt(raised**2 - level**2) * z
+    there = node
+    if "sigma_data" in c:
+        alpha = 1 / math.sqrt(raised**2 + c["sigma_data"] ** 2)
+        there = Node(node.t, alpha, alpha * raised)
+    elif c["prediction_type"] == "epsilon":
+        there = Node(node.t, *split(raised))
+    return raised, up, read(c, there, up * there.alpha, m)
+
+
+def euler(nodes: Nodes) -> Iterator[Row]:
+    """Euler's method on dx/dlevel = (x - x0) / level, with latents that are not scaled (Karras et al. 2022)."""
+    x, m, z, _ = symbols()
+    for node, to in nodes.walk():
+        level, up, x0 = _churned(nodes, node, x, m, z)
+        yield node, [to.alpha * x0 + to.sigma / level * (up - x0)]
+
+
+def heun(nodes: Nodes) -> Iterator[Row]:
+    """Karras et al. 2022, algorithm 1: Euler's step, then the mean of both slopes; the last step is Euler's."""
+    x, slope, m, z, x0 = symbols(1)
+    for node, to in nodes.walk():
+        level, up, seen = _churned(nodes, node, x, m, z)
+        seen = seen if nodes.config["s_churn"] else x0  # x0 may be clipped
+        first, change = (up - seen) / level, to.level - level
+        yield node, [to.alpha * (up + change * first), first]
+        if to.sigma:
+            yield to, [x + to.alpha * change * (noise_in(x, x0, to) - slope) / 2, 0 * x]
+
+
+def dpm2(nodes: Nodes) -> Iterator[Row]:
+    """DPM-Solver-2 as in k-diffusion: the slope at the geometric middle; with eta = 1 ancestral."""
+    x, start, _, z, x0 = symbols(1)
+    for node, to in nodes.walk():
+        n = nodes.config["eta"] * _fresh(node, to)
+        down = math.sqrt(max(0.0, to.sigma**2 - n**2)) / to.alpha
+        eps = noise_in(x, x0, node)
+        if not to.sigma:
+            yield node, [to.alpha * (x / node.alpha + (down - node.level) * eps), 0 * x]
+            continue
+        middle = nodes.between(math.sqrt(node.level * down))
+        yield node, [middle.alpha * (x / node.alpha + (middle.level - node.level) * eps), x / node.alpha]
+        yield middle, [to.alpha * (start + (down - node.level) * noise_in(x, x0, middle)) + n * z, 0 * x]
+
+
+def dpm_sde(nodes: Nodes) -> Iterator[Row]:
+    """DPM-Solver++ for the SDE, singlestep (k-diffusion, `sample_dpmpp_sde`), on one Brownian motion a step."""
+    x, start, wiener, _, z, x0 = symbols(2)
+
+    def toward(frm: Node, base: Floats, to: Node, noise: Floats) -> Floats:
+        n = min(to.level, to.level / frm.level * math.sqrt(frm.level**2 - to.level**2))
+        down = math.sqrt(to.level**2 - n**2)
+        return down / frm.level * base + (1 - down / frm.level) * x0 + n * noise
+
+    for node, to in nodes.walk():
+        if not to.sigma:
+            yield node, [to.alpha * x0, 0 * x, 0 * x]
+            continue
+        middle = nodes.between(math.sqrt(node.level * to.level))
+        yield node, [middle.alpha * toward(node, x / node.alpha, middle, z), x / node.alpha, z]
+        share = (node.level - middle.level) / (node.level - to.level)  # of the motion's variance
+        motion = math.sqrt(share) * wiener + math.sqrt(1 - share) * z
+        yield middle, [to.alpha * toward(node, start, to, motion), 0 * x, 0 * x]
+
+
+BASHFORTH: list[list[float]] = [
+    [1],
+    [3 / 2, -1 / 2],
+    [23 / 12, -16 / 12, 5 / 12],
+    [55 / 24, -59 / 24, 37 / 24, -9 / 24],
+]
+
+
+def _adams(slopes: Sequence[Floats]) -> Floats:
+    """Adams-Bashforth's mean of the newest four slopes or fewer, newest first."""
+    return weighted(BASHFORTH[min(len(slopes), 4) - 1], slopes)
+
+
+def weighted(weights: Sequence[float], values: Sequence[Floats]) -> Floats:
+    out: Floats = np.sum([w * v for w, v in zip(weights, values, strict=False)], axis=0)
+    return out
+
+
+def lms(nodes: Nodes) -> Iterator[Row]:
+    """Linear multistep: the polynomial through the last four slopes, integrated (k-diffusion, `sample_lms`)."""
+    x, *saved, _, _, x0 = symbols(3)
+    points, weights = np.polynomial.legendre.leggauss(4)  # exact for these cubics
+    for i, (node, to) in enumerate(nodes.walk(), nodes.begin):
+        # diffusers counts the order from the whole grid, also where img2img has not seen the slopes before.
+        past = [nodes.steps[i - k][0].level for k in range(min(i + 1, 4))]
+        half = (to.level - node.level) / 2
+        at = node.level + half * (1 + points)
+        lagrange = [
+            half * weights @ np.prod([at**0, *((at - q) / (p - q) for q in past if q != p)], axis=0) for p in past
+        ]
+        slopes = [noise_in(x, x0, node), *saved]
+        yield node, [to.alpha * (x / node.alpha + weighted(lagrange, slopes[: i - nodes.begin + 1])), *slopes[:3]]
+
+
+def ipndm(nodes: Nodes) -> Iterator[Row]:
+    """Improved PNDM: Adams-Bashforth on eps (Liu et al. 2022; Zhang & Chen 2022, appendix)."""
+    x, *saved, m, _, _ = symbols(3)
+    for i, (node, to) in enumerate(nodes.walk()):
+        slopes = [node.sigma * x + node.alpha * m, *saved]
+        eps = _adams(slopes[: i + 1])
+        yield node, [to.alpha * (x - node.sigma * eps) / max(node.alpha, 1e-8) + to.sigma * eps, *slopes[:3]]
+
+
+def _leap(nodes: Nodes, frm: float, to: float, x: Floats, m: Floats) -> Floats:
+    """DDIM's step between two training timesteps, as PNDM takes it."""
+    here, there = nodes.at(frm), nodes.at(to)
+    eps = raw_eps(nodes, here, x, m)
+    return there.alpha / here.alpha * (x - here.sigma * eps) + there.sigma * eps
+
+
+def pndm(nodes: Nodes) -> Iterator[Row]:
+    """Liu et al. 2022, algorithm 2: three Runge-Kutta steps or, with `skip_prk_steps`, one of Heun (PLMS), then
+    Adams-Bashforth on m. img2img cuts the list of rows, as diffusers does.
+    """
+    c, times = nodes.config, [node.t for node, _ in nodes.steps]
+    stride = c["num_train_timesteps"] // len(times)
+    if c["skip_prk_steps"]:
+        yield from _plms(nodes, (times[:1] + times[1:2] * 2 + times[2:])[nodes.begin :], stride)
+        return
+    if len(times) < 4:
+        raise LdmrtError("scheduler", "too few steps for Runge-Kutta", expected="4 steps, or skip_prk_steps true")
+    x, start, total, *saved, m, _, _ = symbols(5)
+    halves = [t + offset for t in times[:4] for offset in (stride // 2, 0)][1:]
+    grid = [t for t in halves for _ in range(2)][1:-1] + times[3:]
+    for i, t in enumerate(grid[nodes.begin :]):
+        if i >= 12:
+            yield nodes.at(t), [_leap(nodes, t, t - stride, x, _adams([m, *saved])), x, x, m, *saved[:2]]
+            continue
+        stage, to = i % 4, t if i % 2 else t - stride // 2
+        base = start if stage else x
+        mean = (total if stage else 0) + m / (6, 3, 3, 6)[stage]
+        slopes = saved if stage else [m, *saved[:2]]
+        yield nodes.at(t), [_leap(nodes, times[i // 4], to, base, mean if stage == 3 else m), base, mean, *slopes]
+
+
+def _plms(nodes: Nodes, grid: list[float], stride: int) -> Iterator[Row]:
+    x, *saved, m, _, _ = symbols(3)
+    for i, t in enumerate(grid):
+        if i == 1:  # Heun's second half: back from t + stride, where the last saved latents were put by
+            yield nodes.at(t), [_leap(nodes, t + stride, t, saved[2], (m + saved[0]) / 2), *saved]
+            continue
+        slopes = [m, *saved[: i - 1]] if i else [m]
+        kept = [m, saved[0], saved[1]] if i else [m, saved[1], x]
+        yield nodes.at(t), [_leap(nodes, t, t - stride, x, _adams(slopes)), *kept]
+
+
+def lcm(nodes: Nodes) -> Iterator[Row]:
+    """Latent consistency models (Luo et al. 2023, arXiv:2310.04378, algorithm 3)."""
+    x, _, z, x0 = symbols()
+    for i, (node, to) in enumerate(nodes.walk(), nodes.begin):
+        t = node.t * nodes.config["timestep_scaling"]
+        skip, out = 0.25 / (t**2 + 0.25), t / math.sqrt(t**2 + 0.25)
+        clean = out * x0 + skip * x
+        yield node, [clean if i == len(nodes) - 1 else to.alpha * clean + to.sigma * z]
+
+
+def tcd(nodes: Nodes) -> Iterator[Row]:
+    """Trajectory consistency distillation (Zheng et al. 2024, arXiv:2402.19159, algorithm 4), eta its gamma."""
+    x, m, z, _ = symbols()
+    for node, to in nodes.walk():
+        middle = nodes.at(float(np.floor(np.float32(1 - nodes.config["eta"]) * np.float32(to.t))))
+        x0 = read(nodes.config, node, x, m)
+        there = middle.alpha * x0 + middle.sigma * noise_in(x, x0, node)
+        kept = to.alpha / middle.alpha
+        yield node, [kept * there + math.sqrt(max(0.0, 1 - kept**2)) * z]

@@ -1,0 +1,1 @@
+"""CLIP's tokenizer in NumPy, and the words of its files."""

@@ -1,0 +1,189 @@
+"""CLIP's tokenizer: text to ids, from the files that diffusers and transformers write."""
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
+from ldmrt.runtime.files.reading import parse_json
+from ldmrt.runtime.optional import unavailable
+
+from .vocabulary import END, ROLES, START, more_vectors
+
+# Radford et al. 2021: contractions, words, single digits, runs of signs
+PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+CLIP_LENGTH = 77
+
+
+class Tokenizer:
+    """Byte-pair encoding to a fixed length, with start and end tokens and padding."""
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        """`files` are those of a tokenizer folder: vocab.json and merges.txt, or tokenizer.json, and the configs."""
+        try:
+            from tokenizers import Tokenizer as Backend
+        except ImportError as error:
+            raise unavailable(error, "tokenizer") from None
+        config, special = (_json(files, name) for name in ("tokenizer_config.json", "special_tokens_map.json"))
+        try:
+            if "vocab.json" in files and "merges.txt" in files:
+                merges = files["merges.txt"].decode().splitlines()
+                pairs = [split_merge(line) for line in merges if line and not line.startswith("#version")]
+                self._backend = clip_bpe(
+                    parse_json("tokenizer", "vocab.json", files["vocab.json"]), pairs, _any_case(config, special)
+                )
+            else:
+                self._backend = Backend.from_str(files["tokenizer.json"].decode())
+        except Exception as error:  # tokenizers raises bare Exception
+            raise LdmrtError(
+                "tokenizer",
+                "cannot read the vocabulary",
+                expected="vocab.json and merges.txt, or tokenizer.json",
+                found=first_line(error),
+            ) from None
+        _add_words(self._backend, {**_listed(config), **_json(files, "added_tokens.json")})
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self.size = int(self._backend.get_vocab_size())
+        self._vectors = _word_vectors(self._backend)
+        self.length = token_count(files)
+        pad = special.get("pad_token") or config.get("pad_token") or END
+        pad = pad["content"] if isinstance(pad, dict) else pad
+        self.start, self.end, self.pad = self._id(START), self._id(END), self._id(pad)
+        if pad not in (START, END):  # Stable Diffusion 2 pads with "!", which then is one wherever it stands in a text
+            self._backend.add_special_tokens([pad])
+
+    @classmethod
+    def open(cls, folder: Path) -> "Tokenizer":
+        """Open the tokenizer of a folder."""
+        if not folder.is_dir():
+            raise LdmrtError("tokenizer", "missing folder", expected=folder)
+        return cls({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
+
+    def _id(self, token: str) -> int:
+        found = self._backend.token_to_id(token) if isinstance(token, str) else None
+        if found is None:
+            raise LdmrtError("tokenizer", f"no token {token!r} in the vocabulary")
+        return int(found)
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Turn texts into ids, (len(texts), length). Texts that are too long are cut, and a warning says where."""
+        rows = np.full((len(texts), self.length), self.pad, np.int64)
+        for text in texts:
+            if not isinstance(text, str) or _broken(text):
+                raise LdmrtError("tokenizer", "a prompt is not text", found=repr(text))
+        for row, text, encoding in zip(rows, texts, self._backend.encode_batch(list(texts)), strict=True):
+            pieces = [
+                (piece, start)
+                for found, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
+                for piece in self._vectors.get(found, [found])
+            ]
+            ids = [piece for piece, _ in pieces]
+            if len(ids) > self.length:
+                lost = text[pieces[self.length - 1][1] :].strip()
+                message = f"tokenizer: prompt has {len(ids) - 2} tokens, {self.length - 2} fit; skipped: {lost!r}"
+                warnings.warn(message, LdmrtWarning, stacklevel=2)
+                ids = [*ids[: self.length - 1], self.end]
+            row[: len(ids)] = ids
+        return rows
+
+
+def token_count(files: Mapping[str, bytes]) -> int:
+    """How many tokens every text is brought to, by the files of a tokenizer's folder."""
+    length = _json(files, "tokenizer_config.json").get("model_max_length", CLIP_LENGTH)
+    if not isinstance(length, (int, float)) or not length >= 2:
+        raise LdmrtError("tokenizer", "invalid model_max_length", expected="at least 2", found=length)
+    return int(length) if length < 10**6 else CLIP_LENGTH  # 1e30 is transformers' word for "nobody said"
+
+
+def clip_bpe(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], any_case: Collection[str] = ()) -> Any:
+    """The CLIP pipeline around a vocabulary: lower case, split by `PATTERN`, bytes, merges, start and end tokens, which
+    are read in lower case alone where they are not in `any_case`.
+    """
+    try:
+        from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    except ImportError as error:
+        raise unavailable(error, "tokenizer") from None
+
+    if missing := {START, END} - vocab.keys():
+        raise LdmrtError("tokenizer", f"no token {min(missing)!r} in the vocabulary")
+    backend: Any = Tokenizer(models.BPE(dict(vocab), list(merges), end_of_word_suffix="</w>", unk_token=END))
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    special = [AddedToken(token, special=True, normalized=token in any_case) for token in (START, END)]
+    backend.add_special_tokens(special)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    start, end = backend.token_to_id(START), backend.token_to_id(END)
+    backend.post_processor = processors.RobertaProcessing(
+        (END, end), (START, start), trim_offsets=False, add_prefix_space=False
+    )
+    return backend
+
+
+def _any_case(config: Mapping[str, Any], special: Mapping[str, Any]) -> set[str]:
+    """The special tokens that are noted as normalised, which are read in any case. As in transformers, the list of
+    added tokens comes before the roles, and of the roles of one token the last has the say.
+    """
+    listed = config.get("added_tokens_decoder")
+    if isinstance(listed, Mapping) and listed:
+        notes = list(listed.values())
+    else:
+        notes = [special.get(role) or config.get(role) for role in ROLES]
+    read: dict[str, bool] = {}
+    for note in notes:
+        if isinstance(note, Mapping):
+            read[str(note.get("content"))] = note.get("normalized") is True
+        elif note:
+            read[str(note)] = False
+    return {token for token, normalised in read.items() if normalised}
+
+
+def _listed(config: Mapping[str, Any]) -> dict[str, int]:
+    """The words that a tokenizer_config.json adds to the vocabulary."""
+    try:
+        return {entry["content"]: int(number) for number, entry in config.get("added_tokens_decoder", {}).items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise LdmrtError("tokenizer", "invalid added_tokens_decoder", found=first_line(error)) from None
+
+
+def _add_words(backend: Any, words: Mapping[str, int]) -> None:
+    """Add words that are tokens whole, read in any case, under the ids that the files give them."""
+    from tokenizers import AddedToken
+
+    for word, number in sorted(words.items(), key=lambda item: item[1]):
+        if backend.token_to_id(word) is None:
+            backend.add_tokens([AddedToken(word, normalized=True)])
+        if (found := backend.token_to_id(word)) != number:
+            raise LdmrtError("tokenizer", f"invalid id of the added token {word!r}", expected=found, found=number)
+
+
+def _word_vectors(backend: Any) -> dict[int, list[int]]:
+    """The ids that each added word stands for: by diffusers' convention word, word_1, word_2 ... as far as they go."""
+    added = {token.content: i for i, token in backend.get_added_tokens_decoder().items() if not token.special}
+    return {number: [number, *(added[name] for name in more_vectors(word, added))] for word, number in added.items()}
+
+
+def _broken(text: str) -> bool:
+    """Whether a string holds half of a character, as what was no UTF-8 leaves behind."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def split_merge(line: str) -> tuple[str, str]:
+    """A line of merges.txt: two symbols."""
+    left, right = line.split()
+    return left, right
+
+
+def _json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    return parse_json("tokenizer", name, files.get(name, b"{}"))

@@ -1,0 +1,326 @@
+"""Engines that TensorRT-RTX really builds, of the shipped model in half precision. No GPU is needed, so none runs."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ldmrt.export.bundle_writer import export_bundle
+from ldmrt.export.engines import compiler as trt
+from ldmrt.export.engines.build import Built, Step, build, decide, summary
+from ldmrt.export.engines.memory import predict
+from ldmrt.export.engines.profiles import Wanted, recipes
+from ldmrt.model import load
+from ldmrt.runtime import Bundle, LdmrtError
+from ldmrt.runtime.bundle.bundle import STEP
+from ldmrt.runtime.bundle.engines.store import FOLDER, EngineFile, Recipe, engines, find, model_digests
+from ldmrt.runtime.bundle.engines.unused import prunable
+
+from ...support.damage.bundle_faults import change_a_weight
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'ldmrt[rtx]'")
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")  # of Polygraphy
+SHIPPED = Path(__file__).parents[3] / "model" / "pretrained" / "emoji64"
+ALL = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
+TARGETS = ("sm75", "sm86", "sm89", "sm120", "portable")
+RTX = "tensorrt-rtx"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model's bundle in float16. Do not write into it."""
+    folder = tmp_path_factory.mktemp("demo") / "bundle"
+    assert len(list(export_bundle(load(SHIPPED, dtype={"": torch.float16}), folder))) == len(ALL)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With engines for one GPU. Do not write into it."""
+    folder = Path(shutil.copytree(demo, tmp_path_factory.mktemp("built") / "bundle"))
+    events = list(build(Bundle.open(folder), decide(folder, wished(folder, ["sm89"]))))
+    assert [one.reused for one in events if isinstance(one, Built)] == [False] * len(ALL)
+    steps = [one for one in events if isinstance(one, Step)]
+    assert {one.recipe.component for one in steps} == set(ALL)  # the monitor said something of each
+    assert all(0 <= one.done <= 1 and one.phase for one in steps)
+    return folder
+
+
+@pytest.fixture
+def copy(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "bundle"))
+
+
+def wished(folder: Path, targets: Sequence[str]) -> list[Recipe]:
+    wanted = Wanted.read("64x64", "1-4", "on", 64)
+    opened = Bundle.open(folder, check=False)
+    return recipes(opened, wanted, backend=RTX, version=trt.version(RTX), targets=targets)
+
+
+def made(folder: Path, targets: Sequence[str]) -> list[str]:
+    """Build, and say which were not reused."""
+    events = build(Bundle.open(folder), decide(folder, wished(folder, targets)))
+    return [one.recipe.key for one in events if isinstance(one, Built) and not one.reused]
+
+
+def whole(folder: Path) -> list[EngineFile]:
+    """The engines of a bundle, each as it was built."""
+    found = list(engines(folder))
+    assert [one for one in found if not isinstance(one, EngineFile) or one.damaged] == []
+    return [one for one in found if isinstance(one, EngineFile)]
+
+
+@pytest.mark.slow  # a calibration: the other tests build the same engines
+def test_predicted_and_measured(built: Path) -> None:
+    opened, found = Bundle.open(built), whole(built)
+    assert [one.recipe.component for one in found] == ALL
+    for one in found:
+        before = predict(opened, one.recipe)
+        # memory.py's figures were fitted to within a sixth
+        assert one.measured["scratch"] == pytest.approx(before.scratch, rel=1 / 6)
+        assert one.measured["weights"] <= one.size
+        assert one.size < 2 * before.disk
+        assert 0 < one.measured["build_peak"] < 2 * before.build
+        assert one.measured["seconds"] > 0
+
+
+def test_it_is_found_and_read(built: Path) -> None:
+    opened = Bundle.open(built)
+    asked: dict[str, Any] = {"backend": RTX, "version": trt.version(RTX), "gpu": "sm89"}
+    one = find(opened, "vae_decoder", shapes={"latent_sample": (1, 16, 8, 8)}, **asked)
+    assert len(one.read(opened)) == one.size > 1e6
+    with pytest.raises(LdmrtError, match="takes 1x16x8x8, not 1x16x16x16"):
+        find(opened, "vae_decoder", shapes={"latent_sample": (1, 16, 16, 16)}, **asked)
+
+
+def test_again_all_are_reused(copy: Path) -> None:
+    assert summary(decide(copy, wished(copy, ["sm89"]))) == f"{', '.join(ALL[:-1])} and {ALL[-1]} reused"
+    assert made(copy, ["sm89"]) == []
+
+
+def test_after_a_changed_weight_one_is_built(copy: Path) -> None:
+    change_a_weight(copy, "vae_encoder")
+    said = "rebuilding vae_encoder: its weights changed; text_encoder, unet and vae_decoder reused"
+    assert summary(decide(copy, wished(copy, ["sm89"]))) == said
+    assert [key.split("-")[0] for key in made(copy, ["sm89"])] == ["vae_encoder"]
+
+
+@pytest.mark.slow
+def test_every_target(demo: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(demo, tmp_path / "bundle"))
+    assert len(made(folder, TARGETS)) == len(ALL) * len(TARGETS)
+    found = {(one.recipe.component, one.recipe.target) for one in whole(folder)}
+    assert found == {(name, target) for name in ALL for target in TARGETS}
+    assert len({one.sha256 for one in whole(folder)}) == len(found)  # each is another
+    assert made(folder, TARGETS) == []
+    change_a_weight(folder, "unet")
+    again = made(folder, TARGETS)
+    assert [key.rsplit("-", 1)[0] for key in again] == [f"unet-{target}" for target in TARGETS]
+
+
+BUILD = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have it ignored
+from ldmrt.tools.cli import main
+from ldmrt.runtime.bundle.engines.unused import prunable
+sys.argv = ["ldmrt", "build", *sys.argv[1:], "--target", "sm89", "--no-verify"]
+main()
+"""
+
+
+def begun(folder: Path) -> "subprocess.Popen[str]":
+    """A build in a process of its own, that has just said what it will build."""
+    command = [sys.executable, "-c", BUILD, str(folder), "--sizes", "64x64", "--batch", "1-4"]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert child.stderr is not None
+    assert "building" in child.stderr.readline()
+    return child
+
+
+def killed(folder: Path, times: int, seconds: float) -> int:
+    """Kill builds at random moments; how many left something to be done."""
+    rng, left = random.Random(0), 0
+    for _ in range(times):
+        with begun(folder) as child:
+            time.sleep(rng.uniform(0, seconds))
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            assert child.stderr is not None
+            assert "rror" not in child.stderr.read()
+        Bundle.open(folder)
+        usable = [one for one in engines(folder) if isinstance(one, EngineFile)]
+        assert not any(one.damaged for one in usable)
+        if len(usable) == len(ALL):  # done before the kill: begin anew
+            shutil.rmtree(folder / FOLDER)
+        else:
+            left += 1
+    return left
+
+
+def settled(folder: Path) -> None:
+    """The next build completes, and leaves nothing half done."""
+    made(folder, ["sm89"])
+    assert [one.recipe.component for one in whole(folder)] == ALL
+    names = {path.name for path in folder.glob(f"{FOLDER}/*/*")}
+    assert names == {"engine.plan", "engine.json"}
+
+
+def test_killed(demo: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(demo, tmp_path / "bundle"))
+    assert killed(folder, 3, 1.5) > 0
+    settled(folder)
+
+
+@pytest.mark.slow
+def test_killed_at_fifty_random_moments(demo: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(demo, tmp_path / "bundle"))
+    assert killed(folder, 50, 6.0) > 10
+    settled(folder)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal")
+def test_stopped_from_the_keyboard(demo: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(demo, tmp_path / "bundle"))
+    with begun(folder) as child:
+        child.send_signal(signal.SIGINT)
+        said = child.communicate(timeout=60)[1]
+    assert (child.returncode, said.strip().splitlines()[-1:]) == (130, ["stopped"])
+    assert "Traceback" not in said
+    assert len(whole(folder)) < len(ALL)
+
+
+def test_what_cannot_be_built_is_said_in_a_line(demo: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(demo, tmp_path / "bundle"))
+    (folder / "unet" / "model.onnx").write_bytes(b"no graph")
+    wish = [one for one in wished(demo, ["sm89"]) if one.component == "unet"]
+    with pytest.raises(LdmrtError, match="unet: TensorRT-RTX cannot build it for sm89; found ") as failed:
+        trt.compile_engine(folder / "unet" / "model.onnx", wish[0], lambda phase, done: True)
+    assert str(failed.value).splitlines()[1:] == [f"  try: ldmrt verify {folder}"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "flags", "message"),
+    [
+        (["sm89", "sm90"], [], r"--target: TensorRT-RTX has no target sm90; expected sm75, .*portable, this"),
+        (["gpu"], [], r"--target: TensorRT-RTX has no target gpu"),
+        (
+            ["sm89"],
+            [trt.REFIT],
+            r"--refit: TensorRT-RTX compiles .* fails where no GPU is\n  try: ldmrt export .*--lora",
+        ),
+    ],
+)
+def test_targets_and_flags_that_it_has_not(targets: list[str], flags: list[str], message: str) -> None:
+    with pytest.raises(LdmrtError, match=message):
+        trt.check_targets(RTX, targets, flags)
+
+
+def test_the_other_tensorrt_is_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    trt.library(RTX)
+    monkeypatch.setattr("polygraphy.config.USE_TENSORRT_RTX", False)
+    with pytest.raises(LdmrtError, match="bound to the other TensorRT"):
+        trt.library(RTX)
+
+
+class Full:
+    """A stand-in for TensorRT, which cannot be installed where no GPU is."""
+
+    __version__ = "11.4.0.1"
+
+    class HardwareCompatibilityLevel:
+        """As TensorRT names them."""
+
+        NONE, AMPERE_PLUS = "none", "ampere+"
+
+
+def test_full_tensorrt_refits_and_builds_for_its_own_gpu(monkeypatch: pytest.MonkeyPatch, demo: Path) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", Full)
+    monkeypatch.setattr("polygraphy.config.USE_TENSORRT_RTX", False)
+    monkeypatch.setattr("ldmrt.runtime.backends.gpu.compute_capability", lambda: "sm90")
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr("polygraphy.backend.trt.CreateConfig", lambda **given: asked.append(given))
+    assert trt.version("tensorrt") == "11.4.0.1"
+    trt.check_targets("tensorrt", ["sm90", "portable"], [trt.REFIT])
+    with pytest.raises(LdmrtError, match="TensorRT builds for the GPU of this machine; expected sm90 or portable"):
+        trt.check_targets("tensorrt", ["sm89"], [])
+    opened, wanted = Bundle.open(demo, check=False), Wanted.read("64x64", "1", "on", 64)
+    for flags in ([], [trt.REFIT]):
+        for one in recipes(
+            opened, wanted, backend="tensorrt", version="11.4", targets=["sm90", "portable"], flags=flags
+        ):
+            if one.component == "unet":
+                trt._config(Full, one, [], None)
+    assert [(given["refittable"], given["hardware_compatibility_level"]) for given in asked] == [
+        (False, "none"), (False, "ampere+"), (True, "none"), (True, "ampere+"),
+    ]  # fmt: skip
+
+
+def test_growth_is_what_a_block_adds() -> None:
+    from ldmrt.export.engines.resident_memory import growth
+
+    with growth() as memory:
+        held = np.ones(50_000_000, np.uint8)
+        time.sleep(0.1)
+        del held
+    if memory.most is not None:
+        assert memory.most == pytest.approx(50e6, rel=0.2)  # other threads allocate too
+
+
+def test_the_folded_step_compiles(copy: Path) -> None:
+    """For one picture and for four, with or without guidance, of any sampler; beside the others, which stay."""
+    opened, wanted = Bundle.open(copy), Wanted.read("64x64", "1-4", "any", 64)
+    (wish,) = recipes(opened, wanted, backend=RTX, version=trt.version(RTX), targets=["sm89"], graphs=[STEP])
+    assert wish.weights == model_digests(opened, "unet")[1]
+    *_, done = build(opened, decide(copy, [wish]))
+    assert isinstance(done, Built)
+    assert done.engine.size > 10e6  # the weights are in it
+    before = predict(opened, wish)
+    # what memory.py says that it takes more than was predicted: 2 to 8 MB
+    assert before.scratch < done.engine.measured["scratch"] < before.scratch + 9e6
+    assert done.engine.size < 2 * before.disk
+    assert [one.recipe.component for one in whole(copy)] == [STEP, *ALL]
+    assert summary(decide(copy, [wish])) == "step reused"
+    assert prunable(opened, {RTX: trt.version(RTX)}) == []
+
+
+@pytest.mark.parametrize(
+    ("backend", "version", "asked"),
+    [("tensorrt", "10.8.0.43", True), ("tensorrt", "10.16.1.11", True), ("tensorrt", "11.0.0.114", False),
+     ("tensorrt-rtx", "1.7.1.116", False)],
+)  # fmt: skip
+def test_tensorrt_10_is_asked_for_a_strongly_typed_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, version: str, asked: bool
+) -> None:
+    """Else it would choose half precision, or not, by itself; later ones know no other kind of network."""
+    from types import SimpleNamespace
+
+    from polygraphy.backend import trt as polygraphy_trt
+    from polygraphy.exception import PolygraphyException
+
+    from ldmrt.export.engines import compiler as trt
+
+    taken = []
+
+    def network(path: str, **options: Any) -> Any:
+        taken.append(options)
+        raise PolygraphyException("enough")
+
+    base = type("Base", (), {"__init__": lambda self: None})
+    library = SimpleNamespace(__version__=version, ILogger=base, IProgressMonitor=base)
+    monkeypatch.setattr(trt, "library", lambda backend: library)
+    monkeypatch.setattr(polygraphy_trt, "network_from_onnx_path", network)
+    recipe = SimpleNamespace(backend=backend, profile=[], component="unet", target="sm89")
+    with pytest.raises(LdmrtError, match="cannot build it for sm89; found enough"):
+        trt.compile_engine(tmp_path / "unet" / "model.onnx", recipe, lambda *_: True)  # type: ignore[arg-type]
+    assert taken == [{"strongly_typed": asked}]

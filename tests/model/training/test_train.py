@@ -1,0 +1,147 @@
+"""Training on three pictures with networks of a few thousand weights."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ldmrt.model import Autoencoder, AutoencoderConfig, UNet, UNetConfig
+from ldmrt.model.checkpoint.checkpoint import text_encoder
+from ldmrt.model.training.data import Sample
+from ldmrt.model.training.run import Progress, Run, Settings, learning_rate
+from ldmrt.model.training.train import Denoiser, train_autoencoder, train_ldm
+
+SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon"}
+PICTURES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+SETTINGS = Settings(steps=6, batch=2, learning_rate=3e-3, warmup=2, ema=0.9)
+
+
+class Three:
+    """A stream of three captioned pictures."""
+
+    def draw(self, seed: int, index: int) -> Sample:
+        which = (seed + index * index) % 3
+        return Sample(PICTURES[which], f"picture {which}", (which,))
+
+
+def tokenize(texts: list[str]) -> np.ndarray:
+    return np.array([[0, 1 + len(text) % 3, int(text[-1:] or 0), 9] for text in texts])
+
+
+def autoencoder(seed: int) -> Autoencoder:
+    torch.manual_seed(seed)
+    return Autoencoder(
+        AutoencoderConfig(3, 3, ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2, (8, 8), 1, norm_num_groups=4)
+    )
+
+
+def denoiser(seed: int) -> Denoiser:
+    torch.manual_seed(seed)
+    config = UNetConfig(
+        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), block_out_channels=(16,),
+        layers_per_block=1, norm_num_groups=8, cross_attention_dim=8, attention_head_dim=2,
+    )  # fmt: skip
+    text = {
+        "vocab_size": 10, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "max_position_embeddings": 4, "eos_token_id": 9, "bos_token_id": 0, "pad_token_id": 9,
+    }  # fmt: skip
+    return Denoiser(UNet(config), text_encoder(text))
+
+
+def train_vae(run: Run) -> Iterator[Progress]:
+    return train_autoencoder(run, Three())
+
+
+def train_denoiser(run: Run) -> Iterator[Progress]:
+    return train_ldm(run, Three(), autoencoder(5).eval(), tokenize, SCHEDULER)
+
+
+BOTH = pytest.mark.parametrize(("build", "train"), [(autoencoder, train_vae), (denoiser, train_denoiser)])
+
+
+@BOTH
+def test_loss_falls(build: Callable[[int], nn.Module], train: Callable[[Run], Iterator[Progress]]) -> None:
+    run = Run(build(0), Settings(steps=30, batch=4, learning_rate=1e-2, warmup=5))
+    progress = list(train(run))
+    assert [p.step for p in progress] == list(range(1, 31))
+    assert all(p.steps == 30 and p.rate > 0 for p in progress)
+    losses = [p.loss for p in progress]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])  # both reach 0.5 and less, whatever the seed
+
+
+@BOTH
+def test_a_resumed_run_takes_the_same_steps(
+    build: Callable[[int], nn.Module], train: Callable[[Run], Iterator[Progress]], tmp_path: Path
+) -> None:
+    whole = Run(build(0), SETTINGS)
+    losses = [p.loss for p in train(whole)]
+    first = Run(build(0), SETTINGS)
+    halves = [p.loss for p in itertools.islice(train(first), 3)]
+    first.save(tmp_path / "state")
+    second = Run(build(1), SETTINGS)  # other weights, which `resume` replaces
+    second.resume(tmp_path / "state")
+    halves += [p.loss for p in train(second)]
+    assert halves == losses
+    assert second.step == 6
+    for one, other in ((whole.module.state_dict(), second.module.state_dict()), (whole.average, second.average)):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+    assert any(not torch.equal(v, whole.average[k]) for k, v in build(0).state_dict().items())
+
+
+def test_average_equals_a_slow_twin() -> None:
+    run = Run(autoencoder(0), SETTINGS)
+    expected = {key: value.double().clone() for key, value in run.module.state_dict().items()}
+    for taken, _ in enumerate(train_vae(run), 1):
+        decay = min(0.9, (1 + taken) / (10 + taken))
+        for key, value in run.module.state_dict().items():
+            expected[key] = decay * expected[key] + (1 - decay) * value.double()
+    averaged = run.averaged()
+    assert not averaged.training
+    for key, value in averaged.state_dict().items():
+        # one rounding to float32 a step, of six
+        torch.testing.assert_close(value.double(), expected[key], rtol=1e-6, atol=1e-7)
+    assert not torch.equal(averaged.state_dict()["quant_conv.weight"], run.module.state_dict()["quant_conv.weight"])
+
+
+def test_learning_rate_warms_up_then_falls_along_a_cosine() -> None:
+    settings = Settings(steps=100, batch=1, learning_rate=2.0, warmup=10)
+    rates = [learning_rate(settings, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2)  # a tenth of the way up, on a cosine that has not begun to fall
+    assert rates[4] == pytest.approx(2.0 * 0.5 * (1 + math.cos(math.pi * 0.04)) / 2)
+    assert rates[50] == pytest.approx(1.0)
+    assert rates[75] == pytest.approx(1 - math.sqrt(0.5))
+    assert 0 < rates[99] < 1e-3
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+
+
+def test_every_step_and_every_seed_has_numbers_of_its_own() -> None:
+    drawn = set()
+    for seed in (0, 1):
+        run = Run(nn.Linear(1, 1), Settings(steps=9, batch=1, learning_rate=1.0, seed=seed))
+        for run.step in range(9):
+            numbers = [torch.rand(4, generator=run.generator()) for _ in range(2)]
+            assert torch.equal(*numbers)
+            drawn.add(tuple(numbers[0].tolist()))
+    assert len(drawn) == 18
+
+
+@BOTH
+def test_every_picture_of_the_stream_is_drawn_once(
+    build: Callable[[int], nn.Module], train: Callable[[Run], Iterator[Progress]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, draw = [], Three.draw
+
+    def recorded(self: Three, seed: int, index: int) -> Sample:
+        drawn.append((seed, index))
+        return draw(self, seed, index)
+
+    monkeypatch.setattr(Three, "draw", recorded)
+    list(train(Run(build(0), dataclasses.replace(SETTINGS, seed=4))))
+    assert drawn == [(4, i) for i in range(SETTINGS.steps * SETTINGS.batch)]

@@ -1,0 +1,349 @@
+"""What training aims at, what stops it, and the file it resumes from."""
+
+import copy
+import errno
+import math
+import resource
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ldmrt.model.training.data import Sample
+from ldmrt.model.training.resuming import CHANGEABLE
+from ldmrt.model.training.run import Run, Settings, learning_rate
+from ldmrt.model.training.train import train_ldm
+from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.samplers.config import resolve
+from ldmrt.runtime.samplers.schedule import alphas_cumprod
+
+SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+SETTINGS = Settings(steps=4, batch=3, learning_rate=1e-2)
+
+
+class One:
+    """One picture, again and again."""
+
+    def draw(self, seed: int, index: int) -> Sample:
+        return Sample(np.zeros((4, 4, 3), np.uint8), "a caption", (index,))
+
+
+class Silent(nn.Module):
+    """Predicts zero, and remembers what it was asked: then the loss is the mean square of the target."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.asked: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, noised: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        self.asked.append((noised, t))
+        return self.weight * noised
+
+
+class Text(nn.Module):
+    def forward(self, ids: Tensor) -> Any:
+        return SimpleNamespace(last_hidden_state=ids)
+
+
+class Constant(nn.Module):
+    """An autoencoder whose latents are certain: a mean of 2 and no variance."""
+
+    config = SimpleNamespace(scaling_factor=0.25)
+
+    def encode(self, picture: Tensor) -> Tensor:
+        return torch.tensor([2.0, 2.0, -99.0, -99.0])[None, :, None, None].expand(len(picture), 4, 8, 8)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", pytest.param("sample")])
+def test_target_is_what_the_scheduler_predicts(kind: str) -> None:
+    unet, x0 = Silent(), 0.5
+    run = Run(nn.ModuleDict({"unet": unet, "text_encoder": Text()}), SETTINGS)
+    tokenize: Callable[[list[str]], np.ndarray] = lambda texts: np.zeros((len(texts), 4), np.int64)  # noqa: E731
+    progress = next(iter(train_ldm(run, One(), Constant(), tokenize, SCHEDULER | {"prediction_type": kind})))  # type: ignore[arg-type]
+    noised, t = unet.asked[0]
+    abar = torch.from_numpy(alphas_cumprod(resolve(SCHEDULER, "DDPMScheduler")))[t][:, None, None, None]
+    eps = (noised.double() - abar.sqrt() * x0) / (1 - abar).sqrt()
+    assert abs(float(eps.std()) - 1) < 0.2  # 384 numbers: five standard deviations are 0.18
+    targets = {
+        "epsilon": eps,
+        "v_prediction": abar.sqrt() * eps - (1 - abar).sqrt() * x0,  # Salimans & Ho 2022, section 4
+        "sample": torch.full_like(eps, x0),
+    }
+    # 1e-5: float32 of the loop against float64 here
+    assert progress.loss == pytest.approx(float(targets[kind].square().mean()), rel=1e-5)
+
+
+def test_a_tenth_of_the_captions_is_dropped() -> None:
+    texts: list[str] = []
+
+    def tokenize(batch: list[str]) -> np.ndarray:
+        texts.extend(batch)
+        return np.zeros((len(batch), 4), np.int64)
+
+    run = Run(nn.ModuleDict({"unet": Silent(), "text_encoder": Text()}), Settings(1, 1000, 1e-3))
+    list(train_ldm(run, One(), Constant(), tokenize, SCHEDULER | {"prediction_type": "epsilon"}))  # type: ignore[arg-type]
+    assert set(texts) == {"", "a caption"}
+    assert 70 <= texts.count("") <= 130  # of 1000; the standard deviation is 9.5
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_loss_that_is_not_finite_stops_the_run(value: float) -> None:
+    run = Run(nn.Linear(2, 2), SETTINGS)
+    before = copy.deepcopy(run.module.state_dict())
+    loop = run.optimise(lambda random: run.module(torch.ones(2)).sum() * (1.0 if run.step == 0 else value))
+    next(loop)
+    assert not torch.equal(run.module.weight, before["weight"])
+    before = copy.deepcopy(run.module.state_dict())
+    with pytest.raises(
+        LdmrtError, match=f"step 1 is not finite; found loss .*{value}.* first in the gradient of weight"
+    ):
+        next(loop)
+    assert all(torch.equal(v, before[k]) for k, v in run.module.state_dict().items())
+    assert not run.torn
+
+
+def test_gradient_that_is_not_finite_stops_the_run() -> None:
+    run = Run(nn.Linear(2, 2), SETTINGS)
+    with pytest.raises(LdmrtError, match=r"loss 0\.0, gradient norm nan; first in the gradient of weight"):
+        next(run.optimise(lambda random: (run.module(torch.ones(2)) * 0).abs().sum().sqrt()))
+
+
+def test_a_step_that_is_not_finite_is_told_by_its_samples_and_times() -> None:
+    class Broken(Silent):
+        def forward(self, noised: Tensor, t: Tensor, context: Tensor) -> Tensor:
+            return super().forward(noised, t, context) + self.later * math.nan if len(self.asked) else noised
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.later = nn.Parameter(torch.zeros(()))
+
+    unet = Broken()
+    run = Run(nn.ModuleDict({"text_encoder": Text(), "unet": unet}), SETTINGS)
+    loop = train_ldm(run, One(), Constant(), lambda texts: np.zeros((len(texts), 4), np.int64), SCHEDULER)  # type: ignore[arg-type]
+    unet.asked.append((torch.zeros(()), torch.zeros(())))
+    with pytest.raises(LdmrtError) as caught:
+        next(loop)
+    times = ", ".join(str(int(t)) for t in unet.asked[1][1])
+    found = str(caught.value)
+    assert f"samples 0, 1, 2; times t {times}" in found
+    assert "first in the gradient of unet." in found
+    assert "--learning-rate" in found
+    assert "--resume" not in found  # which is for whoever saved a state to say
+
+
+def test_the_gradient_is_clipped_as_by_clip_grad_norm() -> None:
+    torch.manual_seed(0)
+    run, twin = (Run(nn.Linear(4, 4), SETTINGS) for _ in range(2))
+    twin.module.load_state_dict(run.module.state_dict())
+    x = torch.randn(4) * 100
+    next(run.optimise(lambda random: run.module(x).square().sum()))
+    for group in twin.optimizer.param_groups:
+        group["lr"] = learning_rate(SETTINGS, 0)
+    twin.module(x).square().sum().backward()
+    nn.utils.clip_grad_norm_(twin.module.parameters(), SETTINGS.clip)
+    twin.optimizer.step()
+    assert all(torch.equal(value, twin.module.state_dict()[key]) for key, value in run.module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_out_of_memory_says_what_takes_less(error: Exception) -> None:
+    def loss_of(random: torch.Generator) -> Tensor:
+        raise error
+
+    for batch, precision, hint in (
+        (8, "fp32", "--batch 4, or --precision bf16"),
+        (3, "bf16", "--batch 1"),
+        (1, "bf16", "a smaller --size"),
+    ):
+        run = Run(nn.Linear(2, 2), Settings(4, batch, 1e-2, precision=precision))
+        with pytest.raises(LdmrtError, match=f"out of memory on cpu with batches of {batch}") as caught:
+            next(run.optimise(loss_of))
+        assert caught.value.hint == hint
+
+
+def test_another_error_of_torch_is_none_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="must match"):
+        next(Run(nn.Linear(2, 2), SETTINGS).optimise(lambda random: torch.ones(2) + torch.ones(3)))
+
+
+def test_unknown_precision_is_refused() -> None:
+    with pytest.raises(LdmrtError, match="expected fp32, bf16; found fp16"):
+        Settings(4, 1, 1e-2, precision="fp16")
+
+
+def test_a_schedule_that_ends_in_pure_noise_cannot_be_trained_on_epsilon() -> None:
+    def first(prediction: str) -> Any:
+        run = Run(nn.ModuleDict({"unet": Silent(), "text_encoder": Text()}), SETTINGS)
+        scheduler = SCHEDULER | {"prediction_type": prediction, "rescale_betas_zero_snr": True}
+        return train_ldm(run, One(), Constant(), lambda texts: np.zeros((len(texts), 4), np.int64), scheduler)  # type: ignore[arg-type]
+
+    with pytest.raises(LdmrtError, match=r"rescale_betas_zero_snr .* prediction_type epsilon; expected v_prediction"):
+        first("epsilon")
+    assert next(iter(first("v_prediction"))).loss > 0
+
+
+def saved(folder: Path) -> Path:
+    run = Run(nn.Linear(2, 2), SETTINGS)
+    next(run.optimise(lambda random: run.module(torch.ones(2)).square().sum()))
+    run.save(folder / "state")
+    return folder / "state"
+
+
+OTHERS = {
+    "steps": 9, "batch": 4, "learning_rate": 1e-3, "warmup": 3, "ema": 0.9, "clip": 2.0, "seed": 1, "precision": "bf16",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(OTHERS))
+def test_a_resumed_run_has_the_settings_of_the_saved_one(name: str, tmp_path: Path) -> None:
+    """Each that the weights depend on is one error by name, or a change that is asked for and noted."""
+    path, other = saved(tmp_path), replace(SETTINGS, **{name: OTHERS[name]})
+    option, before, run = name.replace("_", "-"), getattr(SETTINGS, name), Run(nn.Linear(2, 2), other)
+    shown = f"--{option}" if option in CHANGEABLE else option
+    message = f"another {shown}; expected {before}; found {OTHERS[name]}\n"
+    with pytest.raises(LdmrtError, match=message) as caught:
+        run.resume(path)
+    assert caught.value.hint == (f"--change {option}" if option in CHANGEABLE else "another --out")
+    if option not in CHANGEABLE:
+        return
+    assert run.resume(path, [option]) == {option: (before, OTHERS[name])}
+    run.save(path)
+    assert Run(nn.Linear(2, 2), other).resume(path) == {}
+    back = Run(nn.Linear(2, 2), SETTINGS)
+    back.resume(path, ["data", option])
+    assert back.changes == [
+        {"step": 1, "name": option, "before": before, "now": OTHERS[name]},
+        {"step": 1, "name": option, "before": OTHERS[name], "now": before},
+    ]
+
+
+def test_every_setting_is_compared() -> None:
+    assert {*OTHERS, "device"} == SETTINGS.shaping().keys() == asdict(SETTINGS).keys() - {"skip_unreadable"}
+
+
+def test_several_other_settings_are_one_error(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    run = Run(nn.Linear(2, 2), replace(SETTINGS, steps=9, batch=4), {"prediction": "sample"})
+    with pytest.raises(LdmrtError, match="another prediction; expected None; found sample\n  try: another --out"):
+        run.resume(path)
+    run = Run(nn.Linear(2, 2), replace(SETTINGS, steps=9, batch=4))
+    with pytest.raises(
+        LdmrtError, match="--steps, --batch; expected --steps 4, --batch 3; found --steps 9, --batch 4"
+    ) as caught:
+        run.resume(path)
+    assert caught.value.hint == "--change steps --change batch"
+
+
+def test_a_state_without_settings_is_resumed(tmp_path: Path) -> None:
+    """One of an older version, which cannot be compared."""
+    path = saved(tmp_path)
+    state = torch.load(path, weights_only=True)
+    del state["changes"]
+    torch.save({**state, "about": {}}, path)
+    run = Run(nn.Linear(2, 2), replace(SETTINGS, steps=9))
+    assert run.resume(path) == {}
+    assert run.step == 1
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def without(key: str) -> Callable[[Path], Any]:
+    def damage(path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        state.pop(key)
+        torch.save(state, path)
+
+    return damage
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("evil"),)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        Path.unlink,
+        cut,
+        pytest.param(
+            lambda path: path.write_bytes(b""),
+        ),
+        lambda path: path.write_bytes(b"no state"),
+        *(without(key) for key in ("step", "module", "average", "optimizer")),
+        lambda path: torch.save({"module": nn.Linear(3, 3).state_dict()}, path),
+        lambda path: torch.save({"step": Evil()}, path),
+    ],
+)
+def test_damaged_state_is_one_error(
+    damage: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = saved(tmp_path)
+    run = Run(nn.Linear(2, 2), SETTINGS)
+    run.resume(path)
+    assert run.step == 1
+    damage(path)
+    with pytest.raises(LdmrtError, match="state") as caught:
+        Run(nn.Linear(2, 2), SETTINGS).resume(path)
+    assert "--resume" in str(caught.value.hint)
+    assert not (tmp_path / "evil").exists()
+
+
+def test_state_with_a_number_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    for part in ("module", "average"):
+        state = torch.load(path, weights_only=True)
+        state[part]["bias"][1] = math.nan
+        torch.save(state, tmp_path / "damaged")
+        with pytest.raises(LdmrtError, match=r"bias in .* is not finite"):
+            Run(nn.Linear(2, 2), SETTINGS).resume(tmp_path / "damaged")
+
+
+def test_a_save_that_fails_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path)
+    before = path.read_bytes()
+
+    def full_disk(state: Any, file: Any) -> None:
+        file.write(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        Run(nn.Linear(2, 2), SETTINGS).save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_ends_too_early_is_the_error_of_the_system(tmp_path: Path) -> None:
+    """PyTorch's own is one of bytes that it counts."""
+    path = saved(tmp_path)
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    run = Run(nn.Linear(300, 300), SETTINGS)
+    assert run.bytes() == 2 * 4 * (300 * 300 + 300)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            run.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

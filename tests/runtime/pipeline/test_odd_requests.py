@@ -1,0 +1,37 @@
+"""A pipeline answers every odd value of a request's field with images or with one error."""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ldmrt.runtime
+from ldmrt.runtime import LdmrtError, Pipeline, Request
+from ldmrt.runtime.pipeline.request_fields import FIELDS
+
+from .test_request import ODD, made
+
+
+@pytest.fixture(scope="module")
+def pipeline(bundle: Path) -> Iterator[Pipeline]:
+    with ldmrt.runtime.open(bundle, "onnxruntime", check=False) as opened:
+        yield opened
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in FIELDS if name not in ("image", "mask")])
+def test_images_or_one_error(name: str, pipeline: Pipeline) -> None:
+    for value in ODD:
+        request = made(name, value)
+        if not isinstance(request, Request):
+            continue
+        if name in ("steps", "count") and getattr(request, name) > 200:
+            continue  # of as many as it says
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            steps = {} if name == "steps" else {"steps": 2}
+            try:
+                assert pipeline(request, **steps).images.shape[0] == request.images
+            except LdmrtError:
+                continue

@@ -1,0 +1,53 @@
+"""TensorRT or TensorRT-RTX as if it were installed, on a GPU as if there were one: what `ldmrt build` and what comes
+after it meet. Polygraphy is the real one up to where it would call TensorRT.
+"""
+
+import importlib
+import json
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ldmrt.runtime.backends.trt.session import MODULES
+
+from . import tensorrt as fake_tensorrt
+from .cuda import FakeCuda
+from .refitter import stored_weights
+
+GPU = {"tensorrt": "sm90", "tensorrt-rtx": "sm89"}
+
+
+def install(monkeypatch: pytest.MonkeyPatch, backend: str = "tensorrt") -> FakeCuda:
+    """For one test."""
+    gpu = FakeCuda(room=1 << 28)
+    library = fake_tensorrt.library(gpu, backend)
+    library.Logger, library.IProgressMonitor = fake_tensorrt.ILogger, fake_tensorrt.ILogger
+    library.HardwareCompatibilityLevel = SimpleNamespace(NONE="none", AMPERE_PLUS="ampere+")
+    monkeypatch.setitem(sys.modules, "cuda.bindings", type("bindings", (), {"runtime": gpu}))
+    library.ComputeCapability = SimpleNamespace(__members__=["SM89"])
+    monkeypatch.setitem(sys.modules, MODULES[backend], library)
+    monkeypatch.setattr("ldmrt.runtime.backends.trt.session.compute_capability", lambda: GPU[backend])
+    monkeypatch.setattr("ldmrt.runtime.backends.gpu.compute_capability", lambda: GPU[backend])
+    # It chooses its library once a process, when it is imported: other tests want the real one.
+    monkeypatch.setenv("POLYGRAPHY_USE_TENSORRT_RTX", "1")
+    polygraphy, rtx = (importlib.import_module(f"polygraphy.backend.{name}") for name in ("trt", "tensorrt_rtx"))
+    monkeypatch.setattr("polygraphy.config.USE_TENSORRT_RTX", backend != "tensorrt")
+    monkeypatch.setattr(polygraphy, "network_from_onnx_path", lambda path, strongly_typed: path)
+    monkeypatch.setattr(polygraphy, "set_decomposable_attentions", lambda network: network)
+    monkeypatch.setattr(polygraphy, "CreateConfig", lambda **given: given)
+    monkeypatch.setattr(rtx, "CreateConfigRTX", lambda **given: given)
+    monkeypatch.setattr(polygraphy, "engine_bytes_from_network", _built)
+    return gpu
+
+
+def _built(path: str, config: dict[str, Any]) -> bytes:
+    return fake_tensorrt.plan(
+        config["profiles"], onnx=path, weights=stored_weights(path), refittable=config["refittable"]
+    )
+
+
+def altered(plan: bytes, **changes: Any) -> bytes:
+    """A plan that says something else."""
+    return json.dumps({**json.loads(plan), **changes}).encode()

@@ -1,0 +1,50 @@
+"""Small images, and files that hold them in ways that Pillow does not write."""
+
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldmrt.runtime.images.reading import read
+
+SIZE = (12, 20)
+GREY = np.add.outer(np.arange(12) * 9, np.arange(20) * 8).astype(np.uint8)  # 0 to 251
+COLOR = np.stack([GREY, GREY[::-1], GREY[:, ::-1]], axis=-1)
+ORIENTATION = 0x0112
+
+
+def pixels(image: Any) -> NDArray[Any]:
+    return np.asarray(read("image", image))
+
+
+def stored(path: Path, image: Any, **options: Any) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def tiff(path: Path, array: NDArray[Any], order: str = "<", white_is_zero: bool = False) -> Path:
+    """A TIFF of one strip and one channel, of either byte order and any type."""
+    kind = {"u": 1, "i": 2, "f": 3}[array.dtype.kind]
+    height, width = array.shape
+    data = array.astype(array.dtype.newbyteorder(order)).tobytes()
+    tags = [(256, width), (257, height), (258, 8 * array.dtype.itemsize), (259, 1), (262, 0 if white_is_zero else 1)]
+    tags += [(273, 8 + 2 + 12 * 10 + 4), (277, 1), (278, height), (279, len(data)), (339, kind)]
+
+    def number(value: int, size: int) -> bytes:
+        return value.to_bytes(size, "little" if order == "<" else "big")
+
+    entries = b"".join(number(tag, 2) + number(4, 2) + number(1, 4) + number(value, 4) for tag, value in tags)
+    head = (b"II" if order == "<" else b"MM") + number(42, 2) + number(8, 4)
+    path.write_bytes(head + number(len(tags), 2) + entries + number(0, 4) + data)
+    return path
+
+
+def png(bits: int, kind: int, width: int, height: int, data: bytes) -> bytes:
+    """A PNG of some compressed rows."""
+    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
+    parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

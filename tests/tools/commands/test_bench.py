@@ -1,0 +1,144 @@
+"""`ldmrt bench`, and the race against diffusers: that they measure what they say, not how fast anything is."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from ldmrt.runtime import LdmrtError, Request
+from ldmrt.runtime import open as open_pipeline
+from ldmrt.tools.benchmarks.compare import Contestant, race, ratio, show
+from ldmrt.tools.commands.bench import Spread, bench, overlapped, stages, trades
+
+ASK = {"prompt": "a red apple", "width": 16, "height": 16, "steps": 2, "guidance": 3.0, "threads": 1}
+
+
+def test_stages_add_up_to_the_picture(bundle: Path) -> None:
+    rows = {row.stage: row for row in stages(open_pipeline(bundle, check=False), "a red apple", 3, {"steps": 4})}
+    assert {name: row.calls for name, row in rows.items()} == {
+        "text_encoder": 3, "unet": 12, "vae_decoder": 3, "outside networks": 3, "picture": 3,
+    }  # fmt: skip
+    parts = sum(row.share for name, row in rows.items() if name != "picture")
+    assert rows["picture"].share == pytest.approx(1)
+    assert parts == pytest.approx(1)  # what is outside is the rest, so this holds to rounding
+    assert all(0 < row.p50 <= row.p95 for row in rows.values())
+
+
+def test_spread() -> None:
+    spread = Spread.of("unet", [0.2, 0.1, 0.4, 0.3, 1.0], 4.0)
+    assert (spread.calls, spread.p50, spread.p95, spread.share) == (5, 0.3, 1.0, 0.5)
+
+
+def test_overlap_is_a_ratio_of_the_same_pictures() -> None:
+    """Here two at a time, whatever they are: half."""
+    asked: list[tuple[str, int]] = []
+
+    def pipeline(request: Request) -> None:
+        asked.append((request.prompts[0], request.seeds[0]))
+        time.sleep(0.02)
+
+    def draw(requests: list[Request]) -> Iterator[None]:
+        for one, other in zip(requests[::2], requests[1::2], strict=True):
+            asked.append((one.prompts[0], one.seeds[0]))
+            pipeline(other)
+            yield None
+
+    pipeline.draw = draw  # type: ignore[attr-defined]
+    found = overlapped(cast(Any, pipeline), "a red apple", 4, {"steps": 2})
+    assert 0 < found < 1  # half, but for a machine that is busy
+    assert len(set(asked)) == len(asked) == 3 * 2 * 4
+
+
+class Drawn:
+    """A pipeline that is twice as fast with a deep cache, and off by as many grey levels as it leaves out."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+
+    def __call__(self, prompt: str, *, seed: int, deep_cache: int, steps: int) -> Any:
+        self.asked.append((seed, deep_cache))
+        time.sleep(0.02 if deep_cache > 1 else 0.04)
+        return SimpleNamespace(images=np.full((1, 8, 8, 3), 99 + deep_cache, np.uint8))
+
+
+def test_deep_caches_are_drawn_in_turns() -> None:
+    pipeline: Any = Drawn()
+    found = trades(pipeline, "a red apple", 3, {"steps": 4}, [2, 5])
+    assert pipeline.asked == [(seed, every) for seed in (0, 0, 1, 2) for every in (1, 2, 5)]
+    assert [one.deep_cache for one in found] == [2, 5]
+    for one in found:
+        assert one.seconds >= 0.02
+        assert one.ratio < 1  # half, but for a machine that is busy
+        assert one.psnr == one.least == pytest.approx(20 * np.log10(255 / (one.deep_cache - 1)))
+
+
+def test_command_writes_what_it_shows(bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    done = CliRunner().invoke(bench, [str(bundle), "--pictures", "1", "--steps", "2", "--overlap", "--json", str(out)])
+    assert done.exit_code == 0, done.output
+    found: dict[str, Any] = json.loads(out.read_text())
+    assert found["cold_start_seconds"] > 0
+    assert found["peak_bytes"] > 10e6
+    assert found["about"]["steps"] == 2
+    assert f"1 requests that overlap: {found['overlapped']:.2f} of their time one by one" in done.output
+    for row in found["stages"]:
+        assert f"{row['p50'] * 1e3:.2f}" in done.output
+
+
+@pytest.mark.oracle
+def test_race_draws_the_same_picture_with_both(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "noise.npy", np.random.default_rng(0).standard_normal((1, 4, 8, 8), dtype=np.float32))
+    contestants = [Contestant("diffusers", sys.executable, checkpoint), Contestant("ldmrt", sys.executable, bundle)]
+    race(contestants, {**ASK, "noise": str(tmp_path / "noise.npy")}, 2, tmp_path)
+    assert all(len(one.seconds) == 2 and one.peak > 10e6 and one.ready > 0 for one in contestants)
+    assert contestants[1].psnr > 60  # as the command asks
+
+
+def test_a_contestant_that_fails_is_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "noise.npy", np.zeros((1, 4, 8, 8), np.float32))
+    broken = Contestant("ldmrt", sys.executable, tmp_path / "nowhere")
+    with pytest.raises(LdmrtError, match=r"ldmrt ended; expected a picture; found .*nowhere"):
+        race([broken], {**ASK, "noise": str(tmp_path / "noise.npy")}, 1, tmp_path)
+
+
+def test_no_speed_of_another_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    honest = Contestant("diffusers", "", Path(), seconds=[4.0, 2.0], psnr=np.inf)
+    wrong = Contestant("ldmrt", "", Path(), seconds=[1.0, 0.625], psnr=30.0)
+    show([honest, wrong], 60.0, "")
+    said = capsys.readouterr().out
+    assert "3.000" in said
+    assert "0.812" not in said
+    assert ratio(wrong, honest) == (1 / 4 + 0.625 / 2) / 2
+    assert "0.281" not in said
+
+
+@pytest.mark.oracle
+@pytest.mark.slow
+def test_command_refuses_another_picture(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """Of a bundle whose scheduler is another."""
+    shutil.copytree(bundle, tmp_path / "bundle")
+    (tmp_path / "bundle" / "ldmrt.json").unlink()
+    path = tmp_path / "bundle" / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "beta_end": 0.02}))
+    command = [
+        sys.executable,
+        "-m",
+        "ldmrt.tools.benchmarks.compare",
+        str(checkpoint),
+        str(tmp_path / "bundle"),
+        "--rounds",
+        "1",
+    ]
+    done = subprocess.run([*command, "--steps", "3"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "another picture" in done.stderr
+    assert "Traceback" not in done.stderr

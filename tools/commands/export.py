@@ -1,0 +1,84 @@
+"""`ldmrt export`: a checkpoint to a bundle, with its certificate."""
+
+import time
+from pathlib import Path
+
+import click
+
+from ldmrt.tools.console.outputs import Output
+from ldmrt.tools.options.checkpoint import Reading, of_checkpoint
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.argument("bundle", type=Output(folder=True))
+@of_checkpoint
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    metavar="fp32|fp16|bf16|COMPONENT=fp16,...",
+    help="What the networks compute in: all, or by name; with islands of fp32 where that overflows or errs too much.",
+)
+@click.option(
+    "--fp32-decoder", is_flag=True, help="Also the decoder in fp32, for `ldmrt generate --on-overflow retry`."
+)
+@click.option(
+    "--deep-cache", is_flag=True, help="Also the U-Net cut in two, for `ldmrt generate --deep-cache`; no more weights."
+)
+@click.option("--components", "only", help="Only these, such as unet,vae_decoder; the others stay as they are.")
+@click.option("--verify/--no-verify", default=True, help="Whether to measure it at last and keep the certificate.")
+def export(
+    source: Reading, bundle: Path, precision: str, fp32_decoder: bool, deep_cache: bool, only: str | None, verify: bool
+) -> None:
+    """Turn CHECKPOINT into BUNDLE, a folder of ONNX files with a manifest. CHECKPOINT is a folder in diffusers' layout,
+    a single .safetensors or .ckpt file, or a model of the Hugging Face hub, OWNER/NAME.
+
+    Components that have not changed since the last export to BUNDLE are reused. BUNDLE changes only when all are done.
+    Then it is verified, as `ldmrt verify BUNDLE --against CHECKPOINT --store` does; exit code 1 where it differs.
+
+    Example: ldmrt export model/pretrained/emoji64 out/emoji64
+    """
+    from ldmrt.export.bundle_writer import export_bundle
+    from ldmrt.export.components.table import components
+    from ldmrt.export.precision.policy import parse, settle
+    from ldmrt.runtime import Bundle
+    from ldmrt.runtime.files.recognise import BUNDLE, refuse_other
+    from ldmrt.runtime.optional import check_installed
+    from ldmrt.runtime.pipeline.autoencoder.decode import WIDE
+    from ldmrt.tools.console.progress import console
+    from ldmrt.tools.console.words import listed, own_words
+
+    from .verify import certify
+
+    refuse_other("export", bundle, BUNDLE)  # before minutes of reading
+    check_installed("export", "onnx", "onnx_ir", "onnxscript", *(["onnxruntime"] if verify else []))
+    begin, wanted = time.perf_counter(), parse(precision) | ({WIDE: "fp32"} if fp32_decoder else {})
+    with console.status("reading the checkpoint, and measuring where it needs float32"):
+        loaded, merged, islands = settle(source.load, wanted)
+    for name, modules in islands.items():
+        for module, why in modules.items():
+            console.print(f"{name}: {module or 'all of it'} computes in fp32: {why}", highlight=False)
+    for entry in merged.get("embeddings", []):
+        console.print(f"{entry['file']}: in prompts it is {' or '.join(entry['words'])}", markup=False, highlight=False)
+    if words := own_words(loaded.tokenizers, merged.get("embeddings", [])):
+        console.print(f"words of the checkpoint: {listed(words)}", markup=False, highlight=False)
+    with console.status("exporting") as status:
+        chosen = [name.strip() for name in only.split(",")] if only else []
+        made = export_bundle(loaded, bundle, only=chosen, merged=merged, islands=islands, deep_cache=deep_cache)
+        for done in made:
+            seconds, begin = time.perf_counter() - begin, time.perf_counter()
+            how = "reused: weights, config and versions are the same" if done.reused else f"exported in {seconds:.1f} s"
+            console.print(f"{done.component}: {how}", highlight=False)
+            status.update("exporting")
+    click.echo(bundle)
+    names = list(components(loaded))
+    del loaded  # verifying reads it again: the networks of both sides never lie in memory at once
+    if not verify:
+        return
+    if missing := [name for name in names if not (bundle / name / "model.onnx").is_file()]:
+        console.print(f"not verified: {', '.join(missing)} are not exported yet", highlight=False)
+        return
+    opened = Bundle.open(bundle, check=False)
+    if opened.doubts or opened.uncovered:
+        certify(opened, source)

@@ -1,0 +1,61 @@
+"""`ldmrt plan`: what engines would take."""
+
+import json
+from pathlib import Path
+
+import click
+
+from .build import chosen, of_profile, read
+
+# What an engine takes, in bytes: the key in JSON, the title of the column.
+TAKEN = {"weights": "weights", "scratch": "scratch", "io": "in, out", "disk": "disk", "build": "to build"}
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@of_profile
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of the table.")
+def plan(
+    bundle: Path, sizes: str | None, batch: str, guidance: str, only: str | None, folded: bool, steps: int,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Predict what engines of BUNDLE take, for one GPU: its memory for weights, scratch, inputs and outputs; disk; and
+    the memory of the machine that builds them. Nothing is built, and no TensorRT is needed.
+
+    With --json: "bundle"; "engines", each with its "component", "profile" (for every bucket the "min", "opt" and "max"
+    shape of each input) and its bytes: "weights", "scratch", "io", "disk" and "build"; and the bytes of all, "gpu",
+    "disk" and "build".
+
+    Example: ldmrt plan out/emoji64 --sizes 64x64,128x128 --batch 1-4
+    """
+    from ldmrt.export.engines.memory import predict, vram
+    from ldmrt.export.engines.profiles import recipes
+    from ldmrt.runtime import Bundle
+    from ldmrt.runtime.bundle.engines.store import described
+    from ldmrt.runtime.host import megabytes
+    from ldmrt.tools.console import tables
+
+    opened = Bundle.open(bundle)
+    wanted, graphs = read(opened, sizes, batch, guidance, steps), chosen(opened, only, folded)
+    wished = recipes(opened, wanted, backend="tensorrt-rtx", version="", targets=["any"], graphs=graphs)
+    rows = [predict(opened, one) for one in wished]
+    disk, build = sum(row.disk for row in rows), max(row.build for row in rows)
+    if as_json:
+        listed = [
+            {
+                "component": row.recipe.component,
+                "profile": row.recipe.plain_profile,
+                **{name: getattr(row, name) for name in TAKEN},
+            }
+            for row in rows
+        ]
+        total = {"gpu": vram(rows), "disk": disk, "build": build}
+        click.echo(json.dumps({"bundle": str(bundle), "engines": listed, **total}, indent=2))
+        return
+    cells = [
+        (row.recipe.component, described(row.recipe.profile), *(megabytes(getattr(row, name)) for name in TAKEN))
+        for row in rows
+    ]
+    tables.show(("component", "largest input", *TAKEN.values()), cells)
+    click.echo(f"GPU memory {megabytes(vram(rows))}, as engines that run one by one share the largest scratch")
+    click.echo(f"disk {megabytes(disk)}; memory to build {megabytes(build)}, one engine at a time")

@@ -1,0 +1,155 @@
+"""`ldmrt samplers`: what there is, what each one computes, and how their grids look."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ldmrt.tools.console.outputs import Output
+
+if TYPE_CHECKING:
+    from ldmrt.runtime import Plan
+
+CONFIG: Mapping[str, Any] = {  # Stable Diffusion's
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+STEPS = 20
+DRAWN = ("ddim", "euler", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_exponential", "dpmpp_2m_beta")  # where none is named
+SYMBOLS = "m: what the network says of x; x0: that as a clean image; z: unit noise; s1, s2: latents saved for later"
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--steps", type=int, help=f"Of the plans; {STEPS} by default.")
+@click.option("--strength", type=float, help="Share of the steps to take, as from an image; 1 by default.")
+@click.option(
+    "--config",
+    "source",
+    type=click.Path(path_type=Path),
+    help="scheduler_config.json, or a bundle or checkpoint with one; Stable Diffusion's by default.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+@click.option("--plot", "out", type=Output(), help="Draw timesteps and noise levels: png, svg, pdf.")
+def samplers(names: tuple[str, ...], steps: int | None, strength: float | None, source: Path | None, as_json: bool,
+             out: Path | None) -> None:  # fmt: skip
+    """List the samplers, or show the plans of NAMES: what each row computes.
+
+    Example: ldmrt samplers dpmpp_2m_karras --steps 8
+    """
+    if as_json and out is not None:
+        raise click.UsageError("--json and --plot are two answers: ask for one")
+    if (steps, strength) != (None, None) and (as_json or not (names or out)):
+        raise click.UsageError("--steps and --strength are for named samplers or --plot: the list is for any")
+    config = CONFIG if source is None else read_config(source)
+    steps, strength = STEPS if steps is None else steps, 1.0 if strength is None else strength
+    if out is not None:
+        from ldmrt.tools.reports.sampler_plot import plot
+
+        plot({name: plan(config, name, steps, strength) for name in names or DRAWN}, out)
+        click.echo(out)
+    elif names and not as_json:
+        plans = {name: plan(config, name, steps, strength) for name in names}
+        for name, one in plans.items():
+            begins = f", begins with unit noise times {one.prior_scale:.6g}" if strength == 1.0 else ""
+            click.echo(f"{name}: {steps} steps, {one.rows} rows{begins}\n{one}\n")
+        click.echo(SYMBOLS)
+    else:
+        listed = facts(config, names)
+        if as_json:
+            click.echo(json.dumps(listed, indent=2))
+        else:
+            show(listed, config)
+
+
+def read_config(source: Path) -> dict[str, Any]:
+    """A scheduler_config.json, or the one in a folder."""
+    from ldmrt.runtime import LdmrtError
+    from ldmrt.runtime.files.reading import read_json
+
+    name = "scheduler_config.json"
+    path = next((path for path in (source, source / name, source / "scheduler" / name) if path.is_file()), None)
+    if path is None:
+        raise LdmrtError("samplers", f"no {name} at {source}", expected="that file, a bundle or a checkpoint")
+    return read_json("samplers", path)
+
+
+def plan(config: Mapping[str, Any], name: str, steps: int, strength: float = 1.0, eta: float | None = None) -> "Plan":
+    """The plan of an everyday name."""
+    from ldmrt.runtime import plan_from_config
+
+    return plan_from_config(config, steps, name=name, strength=strength, eta=eta)
+
+
+def facts(config: Mapping[str, Any], names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """A line of the list for each name, measured on plans of 10 and 20 steps; `problem` where the config forbids it."""
+    from ldmrt.runtime import SCHEDULERS, LdmrtError
+    from ldmrt.runtime.samplers.config import KEYS
+    from ldmrt.runtime.samplers.registry import SPACINGS, find_scheduler
+
+    out, problems = [], []
+    for name in names or SCHEDULERS:
+        scheduler, _ = find_scheduler(config, name)
+        keys = KEYS[scheduler.class_name]
+        line = {
+            "name": name,
+            "class": scheduler.class_name,
+            "order": scheduler.order,
+            "eta": scheduler.eta,
+            "grids": list(scheduler.given),
+            "endings": [kind for kind in SPACINGS if f"use_{kind}_sigmas" in keys and name in SCHEDULERS],
+        }
+        try:
+            ten, twenty = plan(config, name, 10), plan(config, name, 20)
+            most = ten if scheduler.eta is None else plan(config, name, 10, eta=1.0)
+        except LdmrtError as error:
+            out.append({**line, "problem": str(error)})
+            problems.append(error)
+            continue
+        a_step = (twenty.rows - ten.rows) // 10
+        noise = "yes" if _draws(ten) else "with eta" if _draws(most) else "no"
+        out.append({**line, "evaluations": {"a_step": a_step, "more": ten.rows - 10 * a_step}, "noise": noise})
+    if len(problems) == len(out):
+        raise problems[0]
+    return out
+
+
+def _draws(plan: "Plan") -> bool:
+    return any(map(plan.draws, range(plan.rows)))
+
+
+def show(listed: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> None:
+    """Show the list as a table."""
+    from ldmrt.runtime.samplers.registry import SPACINGS, everyday_name
+    from ldmrt.tools.console import tables
+
+    rows: list[tuple[str, ...]] = []
+    problems: dict[str, list[str]] = {}
+    for line in listed:
+        if "problem" in line:
+            problems.setdefault(line["problem"], []).append(line["name"])
+            measured = ("", "")
+        else:
+            measured = (evaluations(**line["evaluations"]), line["noise"])
+        eta = "" if line["eta"] is None else f"{line['eta']:g}"
+        rows.append((line["name"], line["class"], str(line["order"]), *measured, eta, ", ".join(line["grids"])))
+    tables.show(("name", "class in diffusers", "order", "calls", "noise", "eta", "own grid"), rows)
+    for problem, names in problems.items():
+        click.secho(f"not with this config: {', '.join(names)}: {problem}", fg="yellow")
+    click.echo("calls: of the network, in N steps; eta: the share of fresh noise, where it may be chosen")
+    endings = ", ".join(f"_{kind}" for kind in SPACINGS)
+    takers = ", ".join(line["name"] for line in listed if len(line["endings"]) == len(SPACINGS))
+    click.echo(f"noise levels spaced otherwise: append {endings} to {takers}")
+    if own := everyday_name(config):
+        click.echo(f"this config's own: {own}")
+
+
+def evaluations(a_step: int, more: int) -> str:
+    """Write the number of evaluations as a formula of the steps."""
+    times = "N" if a_step == 1 else f"{a_step} N"
+    return f"{times} {'+' if more > 0 else '-'} {abs(more)}" if more else times

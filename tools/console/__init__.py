@@ -1,0 +1,1 @@
+"""What commands do on a terminal: progress, tables, files written, signals."""

@@ -1,0 +1,27 @@
+"""One training a folder."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.files.lock import file_lock
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep other trainings out of the folder; what this made of it goes again where nothing else was written."""
+    lock = out / "training" / "lock"
+    made = [folder for folder in (lock.parent, out) if not folder.exists()]
+    try:
+        with contextlib.ExitStack() as held:
+            try:
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(file_lock(lock, "train", f"{out} is in use", "another --out"))
+            except OSError as error:
+                raise LdmrtError("train", f"cannot write to {out}", found=error.strerror) from None
+            yield
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()

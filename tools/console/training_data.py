@@ -1,0 +1,73 @@
+"""The data of a training, checked whole before its first step."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ldmrt.runtime import LdmrtError
+
+from .progress import console, watched
+
+HINTS = {
+    (True, False): "mend these, or train with --on-bad skip",
+    (False, True): "a smaller --size, or train with --on-small skip",
+    (True, True): "mend these, or train with --on-bad skip --on-small skip",
+}
+
+
+def open_data(
+    folder: Path,
+    size: int,
+    *,
+    batch: int = 1,
+    styles: Sequence[str] = (),
+    groups: Sequence[str] = (),
+    layouts: Sequence[str] = ("large",),
+    skip_bad: bool = False,
+    skip_small: bool = False,
+) -> Any:
+    """A stream of captioned images: one's own where there is a metadata.jsonl, emoji otherwise."""
+    from ldmrt.model.training.data import SIZE
+    from ldmrt.model.training.metadata import METADATA
+    from ldmrt.tools.emoji.dataset import Emoji
+
+    if os.path.lexists(folder / METADATA):
+        own = open_folder(folder, size, skip_bad=skip_bad, skip_small=skip_small)
+        if (count := len(own)) < batch:
+            console.print(f"{count} images for batches of {batch}: some come more than once", highlight=False)
+        return own
+    data = Emoji.open(folder, styles=styles, groups=groups, layouts=layouts)
+    if size != SIZE:
+        raise LdmrtError("data", "emoji have one size", expected=f"--size {SIZE}", found=size)
+    return data
+
+
+def open_folder(folder: Path, size: int, *, skip_bad: bool = False, skip_small: bool = False) -> Any:
+    """A folder of one's own, of which every line was read and every image was decoded. All that is wrong is one error,
+    or is skipped and told.
+    """
+    from ldmrt.model.training.data import PictureFolder
+    from ldmrt.model.training.image_check import check_images
+    from ldmrt.model.training.metadata import METADATA, Problem, listing, read_metadata, refuse
+
+    rows, bad = read_metadata(folder)
+    misplaced = {problem.file_name for problem in bad}
+    names = list(dict.fromkeys(row.file_name for row in rows if row.file_name not in misplaced))
+    checks = check_images(folder, names, size)
+    verdicts = {verdict.file_name: verdict for verdict in watched(checks, len(names), lambda _: "images checked")}
+    small = list[Problem]()
+    for row in rows:
+        if (verdict := verdicts.get(row.file_name)) is None:
+            continue
+        if verdict.unreadable:
+            bad.append(Problem(row.line, verdict.unreadable, row.file_name))
+        elif verdict.small:
+            small.append(Problem(row.line, verdict.small, row.file_name))
+    refused = (bad if not skip_bad else []) + (small if not skip_small else [])
+    if refused:
+        raise refuse(folder, refused, HINTS[bool(bad) and not skip_bad, bool(small) and not skip_small])
+    if skipped := bad + small:
+        text = "\n".join([f"skipped {len(skipped)} lines of {folder / METADATA}", *listing(skipped)])
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+    return PictureFolder(folder, tuple(rows), size, frozenset(p.file_name for p in skipped if p.file_name))

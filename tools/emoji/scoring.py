@@ -1,0 +1,57 @@
+"""Does an emoji image show what its prompt says? Measured against the sprites themselves, with no network.
+
+The background is the palette colour nearest to the median of the image's border. The identity is the reference
+sprite, laid on that background, that is nearest in mean squared error at 32x32 over shifts of up to 3 pixels.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldmrt.model.training.data import SIZE
+
+from .dataset import MARGIN, Emoji, Sprite
+from .palette import nearest_colour
+
+SHIFT = 3  # pixels
+HALF = SIZE // 2
+
+
+def background_of(picture: NDArray[np.uint8]) -> str:
+    """The name of the background of an image (64, 64, 3)."""
+    inside = np.zeros((SIZE, SIZE), bool)
+    inside[MARGIN:-MARGIN, MARGIN:-MARGIN] = True
+    return nearest_colour(np.median(picture[~inside], axis=0))
+
+
+def halved(pictures: NDArray) -> NDArray[np.float32]:
+    """(N, 64, 64, 3) -> (N, 32 * 32 * 3), means of 2x2."""
+    n = len(pictures)
+    return pictures.reshape(n, HALF, 2, HALF, 2, 3).astype(np.float32).mean(axis=(2, 4)).reshape(n, -1)
+
+
+class References:
+    """Every sprite of one style, on any background."""
+
+    def __init__(self, pictures: NDArray[np.uint8], sprites: Sequence[Sprite]) -> None:
+        self.pictures, self.sprites = pictures, sprites
+        self.on = lru_cache(maxsize=None)(self._on)
+
+    def _on(self, background: str) -> NDArray[np.float32]:
+        """The sprites on a background, (sprites, 3072)."""
+        rows = np.empty((len(self.sprites), HALF * HALF * 3), np.float32)
+        for row, sprite in zip(rows, self.sprites, strict=True):
+            row[:] = halved(Emoji.compose(self.pictures, sprite, background)[None])[0]
+        return rows
+
+    def identify(self, picture: NDArray[np.uint8]) -> tuple[str, Sprite]:
+        """Background and nearest sprite of an image (64, 64, 3)."""
+        background = background_of(picture)
+        references = self.on(background)
+        padded = np.pad(picture, ((SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)), mode="edge")
+        moves = range(2 * SHIFT + 1)
+        shifted = halved(np.stack([padded[y : y + SIZE, x : x + SIZE] for y in moves for x in moves]))
+        distance = (references**2).sum(axis=1) - 2 * (shifted @ references.T) + (shifted**2).sum(axis=1)[:, None]
+        return background, self.sprites[int(distance.min(axis=0).argmin())]

@@ -1,0 +1,1 @@
+"""Certificates and samplers as HTML, SVG and JUnit XML."""
