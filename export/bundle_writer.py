@@ -1,9 +1,7 @@
 """A bundle written as a whole: into a folder beside its place, then moved there."""
 
 import contextlib
-import hashlib
 import importlib.metadata
-import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -11,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ldmrt.model import Checkpoint
-from ldmrt.model.checkpoint.checkpoint import write_json
-from ldmrt.runtime import LdmrtError
+from ldmrt.model.checkpoint.checkpoint import Checkpoint, write_json
 from ldmrt.runtime.backends.ort.graph_cache import FOLDER as OPTIMIZED
-from ldmrt.runtime.bundle.bundle import CUT, MANIFEST, Bundle
+from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.contents import is_inside, is_name
-from ldmrt.runtime.bundle.manifest import REFERENCE, SCHEMA
+from ldmrt.runtime.bundle.graphs import CUT
+from ldmrt.runtime.bundle.manifest import MANIFEST, REFERENCE, SCHEMA
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.lock import bundle_lock
 from ldmrt.runtime.files.reading import sha256
 from ldmrt.runtime.files.recognise import BUNDLE, refuse_other
@@ -27,9 +23,8 @@ from ldmrt.runtime.files.swap import recover, replace_folder
 from ldmrt.runtime.files.writing import naming, remove_abandoned, temporary_folder
 from ldmrt.runtime.nearest import suggestion
 
-from .components.table import Component, components
+from .components.table import Component, _ends, components, fingerprint
 from .engines.forecast import forecast
-from .graph.builder import Specs
 from .graph.to_onnx import GRAPH, OPSET, to_onnx
 from .graph.unet_halves import check_cut, cut
 from .precision.islands import Islands
@@ -109,21 +104,6 @@ def export_bundle(
         _carry_over(path, work, {MANIFEST, *old.get("files", {})})
 
 
-def fingerprint(component: Component) -> dict[str, str]:
-    """Hash what a component is made of: its weights, and its config with its inputs and outputs."""
-    weights = hashlib.sha256()
-    for key, value in sorted(component.module.state_dict().items()):
-        weights.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        weights.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().data)
-    described = [
-        component.config,
-        _specs(component.inputs),
-        _specs(component.outputs),
-    ]
-    config = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-    return {"weights": weights.hexdigest(), "config": config.hexdigest()}
-
-
 def made_by() -> dict[str, str]:
     """Versions that decide what an export looks like."""
     return {name: importlib.metadata.version(name) for name in ("ldmrt", "torch", "onnx", "onnxscript", "transformers")}
@@ -182,14 +162,6 @@ def _row(component: Component, islands: Mapping[str, str]) -> dict[str, Any]:
 def _alike(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether two rows are of the same graph; those beside it follow from it, and from what is asked for."""
     return {**old, "graphs": None} == {**new, "graphs": None}
-
-
-def _ends(inputs: Specs, outputs: Specs) -> dict[str, Any]:
-    return {"inputs": _specs(inputs), "outputs": _specs(outputs)}
-
-
-def _specs(specs: Specs) -> list[Any]:
-    return [[spec.name, spec.dtype, list(spec.shape)] for spec in specs]
 
 
 def _manifest(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ldmrt.runtime.pipeline.step_capacity import STEPS
+from ldmrt.runtime.bundle.graphs import STEPS
 
 
 @dataclass(frozen=True)

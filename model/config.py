@@ -5,9 +5,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from ldmrt.runtime import LdmrtError
-
-from .networks.blocks import ACTIVATIONS
+from ldmrt.runtime.errors import LdmrtError
 
 # What training leaves in a config: its moving average, and what does nothing when a network is run.
 NOTES = {"decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"}
@@ -68,14 +66,6 @@ def within(component: str, config: Any, name: str, least: float, most: float) ->
     if not least <= (value := getattr(config, name)) <= most:
         expected = f"{least:g} to {most:g}"
         raise LdmrtError(component, f"config has an invalid {name}", expected=expected, found=value)
-
-
-def known_activation(component: str, config: Any, *names: str) -> None:
-    """Refuse a config in which one of these fields is no activation of diffusers, or None."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value.lower() not in ACTIVATIONS:
-            raise LdmrtError(component, f"unsupported {name}", expected=", ".join(ACTIVATIONS), found=repr(value))
 
 
 def check_depth(component: str, config: dict[str, Any], count: Callable[[], int]) -> None:

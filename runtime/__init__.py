@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from .pipeline.pipeline import open_pipeline as open
     from .pipeline.refined import RefinedPipeline
     from .pipeline.request import Request
-    from .samplers.plan import Plan, State, sample, steps
+    from .samplers.loop import State, sample, steps
+    from .samplers.plan import Plan
     from .samplers.registry import SCHEDULERS, plan_from_config
 
 __all__ = [
@@ -40,20 +41,20 @@ __all__ = [
 
 # name -> the module that defines it, and its name there if it is another
 _LAZY = {
-    "SCHEDULERS": "schedulers",
-    "Bundle": "bundle",
-    "Certificate": "certificate",
-    "Pipeline": "pipeline",
-    "Plan": "sampler",
-    "RefinedPipeline": "refined",
-    "Request": "request",
-    "Result": "pipeline",
-    "State": "sampler",
-    "open": "pipeline:open_pipeline",
-    "plan_from_config": "schedulers",
-    "sample": "sampler",
-    "steps": "sampler",
-    "write_atomically": "atomic",
+    "SCHEDULERS": "samplers.registry",
+    "Bundle": "bundle.bundle",
+    "Certificate": "bundle.certificate",
+    "Pipeline": "pipeline.pipeline",
+    "Plan": "samplers.plan",
+    "RefinedPipeline": "pipeline.refined",
+    "Request": "pipeline.request",
+    "Result": "pipeline.pipeline",
+    "State": "samplers.loop",
+    "open": "pipeline.pipeline:open_pipeline",
+    "plan_from_config": "samplers.registry",
+    "sample": "samplers.loop",
+    "steps": "samplers.loop",
+    "write_atomically": "files.writing",
 }
 
 if not TYPE_CHECKING:  # a type checker shall find misspelt names

@@ -1,8 +1,9 @@
 """Named tensors with shapes in symbols, and the protocol that every backend satisfies."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,3 +101,26 @@ def conform(component: str, specs: tuple[TensorSpec, ...], arrays: Mapping[str, 
             raise LdmrtError(component, f"wrong shape of {spec.name}", expected=spec, found=array.shape)
         ready[spec.name] = np.asarray(array, spec.dtype, order="C")  # which keeps what has no axes
     return ready
+
+
+Specs = tuple[TensorSpec, ...]  # inputs, or outputs
+
+
+class Binding(Protocol):
+    """An engine's inputs and outputs of one set of shapes, kept where it runs."""
+
+    shapes: Shapes  # of the inputs
+    owner: object  # who has uploaded last
+    claim: AbstractContextManager[object]  # held by whoever uploads, launches and downloads what belongs together
+
+    def upload(self, **arrays: NDArray[Any]) -> None: ...
+
+    def launch(self) -> None: ...
+
+    def download(self, *names: str) -> dict[str, NDArray[Any]]: ...
+
+
+class Bindable(Protocol):
+    """An engine whose outputs can be fed back as inputs. Of the dimensions named in `most` it may bind more."""
+
+    def bind(self, shapes: Shapes, feedback: Mapping[str, str], most: Collection[str] = ()) -> Binding: ...

@@ -57,8 +57,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; warnings of ours are shown, and those of other libraries are not."""
-    from ldmrt.runtime import LdmrtWarning
-    from ldmrt.runtime.errors import shortened
+    from ldmrt.runtime.errors import LdmrtWarning, shortened
 
     def show(message: Warning | str, category: type[Warning], *rest: object) -> None:
         if issubclass(category, LdmrtWarning):

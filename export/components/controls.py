@@ -9,11 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ldmrt.model import Checkpoint
-from ldmrt.model.checkpoint.checkpoint import class_of
+from ldmrt.model.checkpoint.checkpoint import Checkpoint, class_of
 from ldmrt.model.networks.controlnet import scaled
 from ldmrt.model.networks.unet_encoder import UNetEncoder
-from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.pipeline.controls import ADAPTER, CONTROLNET
 from ldmrt.runtime.tensors import TensorSpec
 

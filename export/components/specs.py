@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ldmrt.model import Checkpoint
+from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.runtime.tensors import TensorSpec
 from ldmrt.runtime.tokenizer.tokenizer import token_count
 

@@ -4,6 +4,8 @@ Shapes are in symbols; `dims.DIMS` says what a symbol may be, and ONNX axes, exa
 profiles follow from it.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,20 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ldmrt.export.graph.autoencoder_parts import tile_specs
-from ldmrt.export.graph.builder import Specs
-from ldmrt.export.graph.fused_step import step_specs
-from ldmrt.model import Checkpoint
-from ldmrt.model.checkpoint.checkpoint import class_of
+from ldmrt.model.checkpoint.checkpoint import Checkpoint, class_of
 from ldmrt.model.config import to_config
 from ldmrt.model.torch_engine import TorchEngine
-from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.bundle.bundle import STEP
-from ldmrt.runtime.pipeline.autoencoder.decode import DECODER, WIDE
-from ldmrt.runtime.pipeline.autoencoder.encode import ENCODER
-from ldmrt.runtime.tensors import TensorSpec, shape_of, split_symbol
+from ldmrt.runtime.bundle.graphs import DECODER, ENCODER, STEP, WIDE, step_specs
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.tensors import Specs, TensorSpec, shape_of, split_symbol
 
-from .controls import CONTROLS, FEATURE, RESIDUAL, check_fit, steering
+from .autoencoder_parts import tile_specs
+from .controls import CONTROLS, check_fit, steering
+from .networks import _Decoder, _Encoder, _TextEncoder, _UNet
 from .specs import dtype_of, latent, picture, tokens_of, words
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -103,24 +101,6 @@ def _for_numpy(row: Component) -> Component:
     return row.wide()
 
 
-class _TextEncoder(nn.Module):
-    """The last hidden state and the pooled text (first where it is projected, as in transformers: SDXL's pipelines take
-    the first output for it), every layer's state, then the last state with layers left out.
-    """
-
-    def __init__(self, model: Any, skips: int) -> None:
-        super().__init__()
-        self.model, self.skips = model, skips
-
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
-        out = self.model(input_ids, output_hidden_states=True)
-        projected = "text_embeds" in out
-        first = (out.text_embeds, out.last_hidden_state) if projected else (out.last_hidden_state, out.pooler_output)
-        norm = getattr(self.model, "text_model", self.model).final_layer_norm
-        skipped = [norm(out.hidden_states[-1 - skip]) for skip in range(1, self.skips + 1)]
-        return *first, *out.hidden_states, *skipped
-
-
 def _text_encoders(c: Checkpoint) -> Iterator[Component]:
     for name, model in c.text_encoders.items():
         config = model.config
@@ -149,22 +129,6 @@ def _end(c: Checkpoint, name: str) -> int:
     return int(c.text_encoders[name].config.vocab_size) - 1 if eos == 2 else eos
 
 
-class _UNet(nn.Module):
-    """The U-Net, told by name what its config asks for, and what controls give in lists."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **told: Tensor) -> tuple[Tensor]:
-        mid = told.pop("mid_block_residual", None)
-        skips = [told.pop(name) for name in list(told) if name.startswith(RESIDUAL)]
-        features = [told.pop(name) for name in list(told) if name.startswith(FEATURE)]
-        steered = {"down_residuals": skips, "mid_residual": mid, "adapter_residuals": features}
-        times = timestep.expand(sample.shape[0])  # optimum's pipelines have one for the whole batch
-        return (self.model(sample, times, encoder_hidden_states, **told, **steered),)
-
-
 def _unet(c: Checkpoint) -> Iterator[Component]:
     config, dtype = c.unet.config, dtype_of(c.unet)
     inputs = [latent(c, "sample", config.in_channels, dtype), TensorSpec("timestep", "float32", ("timesteps",))]
@@ -180,15 +144,6 @@ def _unet(c: Checkpoint) -> Iterator[Component]:
     )
 
 
-class _Decoder(nn.Module):
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.post_quant_conv, self.decoder = model.post_quant_conv, model.decoder
-
-    def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
-        return (self.decoder(self.post_quant_conv(latent_sample)),)
-
-
 def _vae_decoders(c: Checkpoint) -> Iterator[Component]:
     for name, vae in ((DECODER, c.vae), (WIDE, c.spare)):
         if vae is None:
@@ -202,15 +157,6 @@ def _vae_decoders(c: Checkpoint) -> Iterator[Component]:
             (picture("sample", config.out_channels, dtype),),
             to_config("AutoencoderKL", config),
         )
-
-
-class _Encoder(nn.Module):
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.encoder, self.quant_conv = model.encoder, model.quant_conv
-
-    def forward(self, sample: Tensor) -> tuple[Tensor]:
-        return (self.quant_conv(self.encoder(sample)),)
 
 
 def _vae_encoder(c: Checkpoint) -> Iterator[Component]:
@@ -275,3 +221,26 @@ def example(component: Component, sizes: Mapping[str, int], seed: int = 0) -> di
 def tensors(component: Component, arrays: Mapping[str, NDArray]) -> dict[str, Tensor]:
     """The same for PyTorch, of the dtypes that the inputs declare."""
     return {spec.name: torch.from_numpy(arrays[spec.name]).to(getattr(torch, spec.dtype)) for spec in component.inputs}
+
+
+def fingerprint(component: Component) -> dict[str, str]:
+    """Hash what a component is made of: its weights, and its config with its inputs and outputs."""
+    weights = hashlib.sha256()
+    for key, value in sorted(component.module.state_dict().items()):
+        weights.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        weights.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+    described = [
+        component.config,
+        _specs(component.inputs),
+        _specs(component.outputs),
+    ]
+    config = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    return {"weights": weights.hexdigest(), "config": config.hexdigest()}
+
+
+def _ends(inputs: Specs, outputs: Specs) -> dict[str, Any]:
+    return {"inputs": _specs(inputs), "outputs": _specs(outputs)}
+
+
+def _specs(specs: Specs) -> list[Any]:
+    return [[spec.name, spec.dtype, list(spec.shape)] for spec in specs]

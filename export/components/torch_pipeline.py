@@ -1,8 +1,8 @@
 """The reference pipeline: the runtime's own loop around the PyTorch networks."""
 
-from ldmrt.model import Checkpoint
+from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.runtime.backends.lazy_engines import Engines
-from ldmrt.runtime.bundle.bundle import Shape
+from ldmrt.runtime.bundle.model_info import Shape
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 

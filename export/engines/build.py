@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.store import CHANGED, FOLDER, EngineFile, Recipe, engines, write
+from ldmrt.runtime.bundle.engines.recipe import Recipe
+from ldmrt.runtime.bundle.engines.store import CHANGED, FOLDER, EngineFile, engines, write
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.lock import bundle_lock
 
 from .compiler import REFIT, Compiled, Watch, compile_engine

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.backends.trt.session import MODULES
-from ldmrt.runtime.bundle.engines.store import Recipe
-from ldmrt.runtime.bundle.engines.targets import BACKENDS, PORTABLE
-from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.bundle.engines.recipe import BACKENDS, PORTABLE, Recipe
+from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.optional import unavailable
 

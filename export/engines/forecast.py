@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ldmrt.export.graph.builder import Specs
-from ldmrt.runtime.tensors import shape_of, split_symbol
+from ldmrt.runtime.tensors import Specs, shape_of, split_symbol
 
 from .activations import activations, read
 

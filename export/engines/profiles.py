@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from ldmrt.export.dims import DIMS, Dim
-from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.bundle.bundle import STEP, Bundle
+from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.build_command import guided_inside
-from ldmrt.runtime.bundle.engines.store import Bucket, Range, Recipe, model_digests
-from ldmrt.runtime.pipeline.step_capacity import most_rows
+from ldmrt.runtime.bundle.engines.recipe import Bucket, Range, Recipe
+from ldmrt.runtime.bundle.engines.store import model_digests
+from ldmrt.runtime.bundle.graphs import STEP, most_rows
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.tensors import TensorSpec, shape_of, split_symbol
 
 ENDS = ("min", "opt", "max")

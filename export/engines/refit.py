@@ -11,19 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.backends.trt.session import Refused, Session, must
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.store import (
-    FOLDER,
-    EngineFile,
-    Recipe,
-    engines,
-    model_digests,
-    rebuild,
-    runs_on,
-    write,
-)
+from ldmrt.runtime.bundle.engines.recipe import Recipe
+from ldmrt.runtime.bundle.engines.store import FOLDER, EngineFile, engines, model_digests, rebuild, runs_on, write
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.lock import bundle_lock
 from ldmrt.runtime.nearest import suggestion
 

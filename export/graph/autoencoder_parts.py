@@ -20,37 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
-from ldmrt.runtime.bundle.bundle import BACK, FRONT, TILE
-from ldmrt.runtime.tensors import TensorSpec
+from ldmrt.export.components.autoencoder_parts import FEATURES, MIDDLE
+from ldmrt.runtime.bundle.graphs import TILE
+from ldmrt.runtime.tensors import Specs
 
-from .builder import Nodes, Specs, keep_needed, value
+from .builder import Nodes, keep_needed, value
 from .checks import write_graph
 from .module_graph import Graph
-
-MIDDLE, FEATURES = "mid_block", "features"
-
-
-def tile_specs(inputs: Specs, outputs: Specs, network: nn.Module) -> dict[str, tuple[Specs, Specs]]:
-    """Return what the parts of a decoder, or an encoder, take and give."""
-    norms = [(name, one) for name, one in network.named_modules() if isinstance(one, nn.GroupNorm)]
-    first, *_, last = (i for i, (name, _) in enumerate(norms) if f".{MIDDLE}." in name)
-    decodes, norm = not first, norms[first][1]
-    latents = (inputs if decodes else outputs)[0]
-    batch, _, *area = latents.shape
-    features = TensorSpec(FEATURES, "float32", (batch, norm.num_channels, *area))
-    kinds = (batch, norm.num_groups, len(norms) - 1 - last if decodes else first)
-    told = (
-        TensorSpec("share", "float32", tuple(area)),
-        TensorSpec("mean", "float32", kinds),
-        TensorSpec("variance", "float32", kinds),
-        TensorSpec("own", "float32", (1,)),
-    )
-    found = (TensorSpec("moment_1", "float32", kinds), TensorSpec("moment_2", "float32", kinds))
-    if decodes:
-        return {FRONT: (inputs, (features,)), TILE: ((features, *told), (*outputs, *found))}
-    return {TILE: ((*inputs, *told), (features, *found)), BACK: ((features,), outputs)}
 
 
 def write_tiles(component: str, path: Path, specs: Mapping[str, tuple[Specs, Specs]]) -> None:

@@ -6,8 +6,6 @@ import numpy as np
 
 from ldmrt.runtime.tensors import TensorSpec
 
-Specs = tuple[TensorSpec, ...]  # inputs, or outputs
-
 
 class Nodes:
     """Nodes in the order that they run, and their constants, whose names begin with `prefix`."""

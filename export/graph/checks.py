@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.errors import LdmrtError, first_line
 
 
 def write_graph(component: str, what: str, model: Any, path: Path) -> None:

@@ -10,41 +10,11 @@ Each latent has its own row number, times and table (`Plan.folded`), so images o
 
 from pathlib import Path
 
-from ldmrt.runtime.bundle.bundle import STEP
-from ldmrt.runtime.tensors import TensorSpec
+from ldmrt.runtime.bundle.graphs import STEP
+from ldmrt.runtime.tensors import Specs
 
-from .builder import Nodes, Specs, value
+from .builder import Nodes, value
 from .checks import write_graph
-
-
-def step_specs(inputs: Specs, outputs: Specs) -> tuple[Specs, Specs] | None:
-    """What the step of a U-Net takes and gives; None where the U-Net says more than noise (a learned variance) or is
-    told something by controls, which change from row to row.
-    """
-    told = {one.name: one for one in inputs}
-    sample, (said,) = told.pop("sample"), outputs
-    told.pop("timestep")
-    (_, seen, *_), (_, channels, *area) = sample.shape, said.shape
-    extra = int(seen) - int(channels)
-    if extra < 0 or any("residual" in name for name in told):
-        return None
-    state = TensorSpec("state", "float32", ("batch", "saved", channels, *area))
-    row = TensorSpec("row", "int64", ("batch",))
-    new = [
-        state,
-        row,
-        TensorSpec("timesteps", "float32", ("batch", "rows")),
-        TensorSpec("table", "float32", ("batch", "rows", "saved", "terms")),
-        TensorSpec("noise", "float32", ("batch", "draws", channels, *area)),
-        TensorSpec("idx", "int64", ("calls",)),
-        TensorSpec("weights", "float32", ("batch", "calls")),
-    ]
-    if extra:
-        new.append(TensorSpec("beside", sample.dtype, ("calls", extra, *area)))
-    kept = (TensorSpec(one.name, one.dtype, ("calls", *one.shape[1:])) for one in told.values())
-    word = TensorSpec("said", "float32", ("batch", channels, *area))
-    made = (TensorSpec("new_state", state.dtype, state.shape), TensorSpec("new_row", row.dtype, row.shape), word)
-    return (*new, *kept), made
 
 
 def fold(path: Path, inputs: Specs, outputs: Specs) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from ldmrt.export.components.table import Component, example, tensors
 from ldmrt.export.dims import DIMS
-from ldmrt.runtime.bundle.bundle import STEP
+from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.tensors import TensorSpec, split_symbol
 
 from .attention import attend_side_by_side

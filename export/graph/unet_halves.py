@@ -11,11 +11,11 @@ import re
 from pathlib import Path
 
 from ldmrt.export.components.table import Component
-from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.bundle.bundle import DEEP, FEATURE, SHALLOW
-from ldmrt.runtime.tensors import TensorSpec
+from ldmrt.runtime.bundle.graphs import DEEP, FEATURE, SHALLOW
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.tensors import Specs, TensorSpec
 
-from .builder import Specs, keep_needed
+from .builder import keep_needed
 from .checks import write_graph
 from .module_graph import Graph
 

@@ -18,9 +18,8 @@ from torch import nn
 from ldmrt.export.components.table import Component
 from ldmrt.export.graph.module_graph import Graph
 from ldmrt.export.graph.naming import module_path, path_of
-from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.backends.ort.library import onnxruntime, session_options
-from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.parity.tolerances import COMPONENT
 from ldmrt.runtime.tensors import conform
 

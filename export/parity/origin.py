@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ldmrt.export.components.table import Component
+from ldmrt.export.components.table import Component, components, fingerprint
 from ldmrt.export.graph import upsample, winograd
 from ldmrt.export.graph.naming import module_path
-from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.errors import first_line
+from ldmrt.model.checkpoint.checkpoint import Checkpoint
+from ldmrt.runtime.bundle.bundle import Bundle
+from ldmrt.runtime.errors import LdmrtError, first_line
 
 MADE = {upsample.FIRST: upsample.kernels, winograd.TILES: winograd.kernels}  # of weights, by what their names end in
 
@@ -81,3 +82,22 @@ def _groups(node: Any, constants: Mapping[str, Any], beside: str) -> int | None:
 
 def _digest(array: Any) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+
+
+def other_origin(bundle: Bundle, checkpoint: Checkpoint) -> list[str]:
+    """List what of a bundle was not made from this very checkpoint: weights, configs, scheduler, tokenizer, graphs."""
+    differ = []
+    for name, component in components(checkpoint).items():
+        for key, value in fingerprint(component).items():
+            if bundle.manifest["components"].get(name, {}).get(key) != value:
+                differ.append(f"{key} of {name}")
+        if name in bundle.components:
+            differ += other_graph(component, bundle.model(name))
+    if dict(bundle.scheduler) != checkpoint.scheduler:
+        differ.append("scheduler")
+    for folder, files in checkpoint.tokenizers.items():
+        for name, content in files.items():
+            path = bundle.path / folder / name
+            if not path.is_file() or path.read_bytes() != content:
+                differ.append(f"{folder}/{name}")
+    return differ

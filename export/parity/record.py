@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from ldmrt.export.components.table import Component, components, example
 from ldmrt.export.components.torch_pipeline import torch_pipeline
-from ldmrt.model import Checkpoint
-from ldmrt.runtime import LdmrtError, LdmrtWarning, Request
+from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.runtime.backends.lazy_engines import Engines
 from ldmrt.runtime.bundle.recording import CONTROL, Arrays, Case, Reference, Walk, asked
+from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.pipeline.controls import KINDS
 from ldmrt.runtime.pipeline.pipeline import Pipeline
+from ldmrt.runtime.pipeline.request import Request
 from ldmrt.runtime.samplers.plan import Latents
 
 STEPS, GUIDANCE = 20, 5.0

@@ -2,37 +2,13 @@
 
 import hashlib
 
-from ldmrt.export.bundle_writer import fingerprint
-from ldmrt.export.components.table import components
-from ldmrt.model import Checkpoint
 from ldmrt.model.checkpoint.checkpoint import write_json
-from ldmrt.runtime.bundle.bundle import MANIFEST, Bundle
+from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.certificate import Certificate
-from ldmrt.runtime.bundle.manifest import REFERENCE
+from ldmrt.runtime.bundle.manifest import MANIFEST, REFERENCE
 from ldmrt.runtime.bundle.recording import Reference
 from ldmrt.runtime.files.lock import bundle_lock
 from ldmrt.runtime.files.writing import remove, write_atomically
-
-from .origin import other_graph
-
-
-def other_origin(bundle: Bundle, checkpoint: Checkpoint) -> list[str]:
-    """List what of a bundle was not made from this very checkpoint: weights, configs, scheduler, tokenizer, graphs."""
-    differ = []
-    for name, component in components(checkpoint).items():
-        for key, value in fingerprint(component).items():
-            if bundle.manifest["components"].get(name, {}).get(key) != value:
-                differ.append(f"{key} of {name}")
-        if name in bundle.components:
-            differ += other_graph(component, bundle.model(name))
-    if dict(bundle.scheduler) != checkpoint.scheduler:
-        differ.append("scheduler")
-    for folder, files in checkpoint.tokenizers.items():
-        for name, content in files.items():
-            path = bundle.path / folder / name
-            if not path.is_file() or path.read_bytes() != content:
-                differ.append(f"{folder}/{name}")
-    return differ
 
 
 def store(bundle: Bundle, made: Certificate, reference: Reference) -> None:

@@ -19,10 +19,10 @@ from ldmrt.export.components.table import Component, example, rows
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.export.graph.naming import inside
 from ldmrt.export.parity.record import SIDE, Listening, asking, needed, wanted
-from ldmrt.model import Checkpoint
-from ldmrt.runtime import LdmrtWarning
+from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.runtime.backends.lazy_engines import Engines
 from ldmrt.runtime.bundle.recording import Case, asked
+from ldmrt.runtime.errors import LdmrtWarning
 
 from .casting import computing, door, modules_of
 

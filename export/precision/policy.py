@@ -9,12 +9,13 @@ import torch
 
 from ldmrt.export.components.table import PRECISIONS, components
 from ldmrt.export.graph.naming import inside, module_path
-from ldmrt.model import Checkpoint
+from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.model.weights.weights import finite
-from ldmrt.runtime import Bundle, LdmrtError
+from ldmrt.runtime.bundle.bundle import Bundle
+from ldmrt.runtime.bundle.graphs import WIDE
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.parity.tolerances import COMPONENT
-from ldmrt.runtime.pipeline.autoencoder.decode import WIDE
 
 from .islands import Islands, climb, known, measure, raise_islands
 from .search import widen

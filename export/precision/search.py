@@ -15,9 +15,9 @@ import torch
 
 from ldmrt.export.components.table import PRECISIONS, Component
 from ldmrt.export.graph.naming import inside
-from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.bundle.certificate import figure
 from ldmrt.runtime.bundle.recording import Case
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.parity.metrics import figure
 
 from .casting import Regions, computing, modules_of
 from .islands import Measured, outermost

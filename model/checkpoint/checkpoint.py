@@ -17,10 +17,10 @@ from ldmrt.model.networks.t2i_adapter import Adapter, AdapterConfig
 from ldmrt.model.networks.unet import UNet, UNetConfig
 from ldmrt.model.weights.weight_files import STEMS
 from ldmrt.model.weights.weights import Tensors, fill, match, write
-from ldmrt.runtime import LdmrtError, LdmrtWarning, write_atomically
-from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.files.reading import read_json
 from ldmrt.runtime.files.recognise import ADAPTER, BUNDLE, CHECKPOINT, CONTROLNET, LORA, refuse_other
+from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.runtime.samplers.registry import plan_from_config
 from ldmrt.runtime.samplers.settings import with_settings
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer, token_count

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from ldmrt.model.weights.lazy import Lazy
-from ldmrt.runtime import LdmrtError, LdmrtWarning
+from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.samplers.config import KEYS
 from ldmrt.runtime.samplers.registry import find_scheduler
 

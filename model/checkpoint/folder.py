@@ -7,7 +7,7 @@ from typing import Any
 
 from ldmrt.model.weights.weight_files import choose, names_in, variants
 from ldmrt.model.weights.weights import Tensors, bare, open_weights
-from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import read_bytes, read_json
 from ldmrt.runtime.nearest import suggestion
 

@@ -4,8 +4,7 @@ import re
 from pathlib import Path
 
 from ldmrt.model.weights.weight_files import choose, shards
-from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.files.reading import read_json
 from ldmrt.runtime.optional import unavailable
 

@@ -11,14 +11,15 @@ from ldmrt.model.networks.controlnet import ControlNetConfig
 from ldmrt.model.networks.unet import UNetConfig
 from ldmrt.model.weights.lazy import Lazy, Place
 from ldmrt.model.weights.weights import Tensors, bare, open_weights
-from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import read_json
 
 from . import single_file
+from .families import CLIP, OPEN_CLIP, Family, Text
 from .file_notes import without_leftovers
 from .folder import TEXT, Source, part_of_folder
 from .original_names import VAE, clip_place, controlnet_place, ldm_modules, open_clip_place, vae_place
-from .single_file import CLIP, OPEN_CLIP, Family, Text, unused
+from .single_file import unused
 
 VAE_ANCHOR, HINT = "decoder.conv_in.weight", "input_hint_block.0.weight"
 CLIP_ANCHOR, OPEN_CLIP_ANCHOR = "embeddings.position_embedding.weight", "positional_embedding"

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ldmrt.model.weights.pickled import lazy_tensor, unwrapped
 from ldmrt.model.weights.tensor_files import find_file, read
-from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.files.reading import parse_json, read_json
 
 from .names import INDICES, PEFT, PREFIXES, SIZE, matches

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from ldmrt.model.textual_inversion.merge import Embedding, embedding_of
 from ldmrt.model.weights.weights import finite
-from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.errors import LdmrtWarning
+from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.reading import sha256
 from ldmrt.runtime.files.recognise import BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING, LORA, refuse_other
 

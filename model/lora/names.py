@@ -7,7 +7,7 @@ from torch import nn
 
 from ldmrt.model.checkpoint.original_names import ldm_modules
 from ldmrt.model.networks.unet import UNetConfig
-from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.errors import LdmrtError
 
 # How a layer's name begins, "_" for ".", and whose weights it then names. Others name their network by its parts.
 PREFIXES = {

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldmrt.model.config import from_config, known_activation, positive, within
-from ldmrt.runtime import LdmrtError
+from ldmrt.model.config import from_config, positive, within
+from ldmrt.runtime.errors import LdmrtError
 
 from .attention import SpatialAttention
-from .blocks import Downsample, Level, ResnetBlock, Upsample
+from .blocks import Downsample, Level, ResnetBlock, Upsample, known_activation
 
 EPS = 1e-6  # of every norm: fixed in diffusers
 

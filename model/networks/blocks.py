@@ -1,10 +1,13 @@
 """The convolutional blocks that the U-Net and the autoencoder share. Attribute names are diffusers' state-dict keys."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ldmrt.runtime.errors import LdmrtError
 
 # Those of diffusers' networks, by the names that its configs have for them in any case.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -129,3 +132,11 @@ def sinusoids(t: Tensor, channels: int, *, flip_sin_to_cos: bool, freq_shift: fl
     sin, cos = torch.sin(angles), torch.cos(angles)
     features = torch.cat([cos, sin] if flip_sin_to_cos else [sin, cos], dim=-1)
     return F.pad(features, (0, 1)) if channels % 2 else features
+
+
+def known_activation(component: str, config: Any, *names: str) -> None:
+    """Refuse a config in which one of these fields is no activation of diffusers, or None."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value.lower() not in ACTIVATIONS:
+            raise LdmrtError(component, f"unsupported {name}", expected=", ".join(ACTIVATIONS), found=repr(value))

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
-from ldmrt.model.config import from_config, known_activation, positive, within
-from ldmrt.runtime import LdmrtError
+from ldmrt.model.config import from_config, positive, within
+from ldmrt.runtime.errors import LdmrtError
+
+from .blocks import known_activation
 
 C = TypeVar("C", bound="EncoderConfig")
 PerLevel = int | tuple[int, ...]  # one number, or one a level

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldmrt.model.config import from_config, positive
-from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.errors import LdmrtError
 
 TYPES = ("full_adapter", "full_adapter_xl", "light_adapter")
 

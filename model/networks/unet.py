@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ldmrt.model.config import known_activation, positive
-from ldmrt.runtime import LdmrtError
+from ldmrt.model.config import positive
+from ldmrt.runtime.errors import LdmrtError
 
 from . import encoder_config
-from .blocks import ACTIVATIONS
+from .blocks import ACTIVATIONS, known_activation
 from .encoder_config import MIDDLE, Depths, EncoderConfig
 from .unet_encoder import UNetEncoder, build_level, levels
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ldmrt.model.weights.pickled import lazy_tensor
 from ldmrt.model.weights.tensor_files import find_file, read
 from ldmrt.model.weights.weights import finite
-from ldmrt.runtime import LdmrtError, LdmrtWarning
+from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.reading import sha256
 from ldmrt.runtime.files.recognise import BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING, LORA, refuse_other
 from ldmrt.runtime.tokenizer.vocabulary import several, vocabulary

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.errors import LdmrtError
 
 from .decoding import read_image
 from .metadata import METADATA, Row, read_metadata, refuse

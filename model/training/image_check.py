@@ -9,7 +9,7 @@ from pathlib import Path
 
 import PIL
 
-from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.file_cache import Stamps
 
 from .decoding import read_image, shorter_side

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import decode_json, read_bytes
 
 METADATA = "metadata.jsonl"

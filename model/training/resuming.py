@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.nearest import suggestion
 
 CHANGEABLE = ("steps", "batch", "learning-rate", "seed", "precision", "device", "size", "data")  # with --change

@@ -16,8 +16,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ldmrt.runtime import LdmrtError, write_atomically
-from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.errors import LdmrtError, first_line
+from ldmrt.runtime.files.writing import write_atomically
 
 from .metadata import LISTED
 from .resuming import changes

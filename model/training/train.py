@@ -13,7 +13,7 @@ from ldmrt.model.networks.attention import Transformer2D
 from ldmrt.model.networks.autoencoder import Autoencoder, kl_divergence, moments
 from ldmrt.model.networks.blocks import ResnetBlock, Upsample
 from ldmrt.model.networks.unet import UNet
-from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.samplers.config import resolve
 from ldmrt.runtime.samplers.schedule import alphas_cumprod
 

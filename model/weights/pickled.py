@@ -10,7 +10,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.errors import LdmrtError
 
 from .lazy import Lazy
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import parse_json
 
 from .lazy import Lazy

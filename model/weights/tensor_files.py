@@ -8,8 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.files.reading import plain_file
 
 from .pickled import load_pickle

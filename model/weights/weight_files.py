@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.errors import LdmrtError
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # diffusers', transformers', and transformers' of old
 SUFFIXES = ("safetensors", "bin", "ckpt")  # the first that is there is read

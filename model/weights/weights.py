@@ -14,9 +14,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ldmrt.runtime import LdmrtError, write_atomically
-from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.files.reading import parse_json, plain_file, read_json
+from ldmrt.runtime.files.writing import write_atomically
 
 from .lazy import Lazy, Place, as_it_is
 from .pickled import lazy_tensor, load_pickle, unwrapped

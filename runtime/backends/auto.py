@@ -7,9 +7,10 @@ from threading import Lock
 
 from numpy.typing import NDArray
 
-from ldmrt.runtime.bundle.bundle import STEP, Bundle
+from ldmrt.runtime.bundle.bundle import Bundle
+from ldmrt.runtime.bundle.engines.recipe import BACKENDS
 from ldmrt.runtime.bundle.engines.store import EngineFile, engines, runs_on
-from ldmrt.runtime.bundle.engines.targets import BACKENDS
+from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.tensors import Engine, Shapes, conform
 

@@ -7,12 +7,12 @@ from typing import Any, cast
 
 from numpy.typing import NDArray
 
+from ldmrt.runtime.bundle.graphs import TOGETHER
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.tensors import Engine, Shapes, TensorSpec
 
 Maker = Callable[[], Engine]
 Specs = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]  # inputs and outputs
-TOGETHER = ("unet", "controlnet", "adapter")  # called row by row, by their names; any other is a stage of its own
 
 
 class Turns:

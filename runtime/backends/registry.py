@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from ldmrt.runtime.bundle.bundle import CUT, STEP, Bundle
+from ldmrt.runtime.bundle.bundle import Bundle
+from ldmrt.runtime.bundle.graphs import CUT, STEP, TOGETHER
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.tensors import Engine
 
 from .lazy_engines import Engines
-from .low_memory import TOGETHER, Maker, Turns, Visitor, by_turns
+from .low_memory import Maker, Turns, Visitor, by_turns
 from .replaced_files import Watched
 from .text_encoder_cache import Memo
 
@@ -123,3 +124,19 @@ def open_engines(bundle: Bundle, backend: str, settings: Settings = Settings()) 
 def _remembering(name: str, make: Maker) -> Engine:
     engine = make()
     return Memo(engine) if name.startswith("text_encoder") else engine
+
+
+LACKING = "NOT_IMPLEMENTED"  # how ONNX Runtime says that it has no kernel
+
+
+def lacking(bundle: Bundle, engines: Mapping[str, Engine]) -> str:
+    """Which component cannot run for want of arithmetic, and why; empty where all can. Opens what is of bfloat16."""
+    for name in bundle.components:
+        if bundle.precision(name) == "bf16":
+            try:
+                engines[name]
+            except LdmrtError as error:
+                if LACKING not in str(error.found):
+                    raise
+                return f"{name} in bf16 ({str(error.found).rpartition(LACKING)[2].strip(' :')})"
+    return ""

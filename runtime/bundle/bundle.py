@@ -19,17 +19,10 @@ from ldmrt.runtime.tensors import TensorSpec
 from .certificate import Certificate
 from .contents import Contents, is_name
 from .coverage import NETWORKS_ALONE, changes, is_partial
-from .manifest import MANIFEST, REQUIRED, check_files, check_manifest
+from .graphs import ORDER, REQUIRED, UNRUN
+from .manifest import MANIFEST, check_files, check_manifest
 from .model_info import Shape
 from .recording import Reference
-
-STEP = "step"  # the folded step, a graph beside the U-Net's own
-CUT = DEEP, SHALLOW = "unet_deep", "unet_shallow"  # the U-Net cut in two for the deep cache
-# What the names of parts of a decoder, or an encoder, have after its own: the whole goes in front of tiles, or after.
-FRONT, TILE, BACK = "_front", "_tile", "_back"
-FEATURE = "deep"  # what the one gives and the other takes
-UNRUN = "pytorch"  # measured in the place of graphs that no backend could run when the bundle was made
-ORDER = ("text_encoder", "unet", "vae", "controlnet", "adapter")  # of the components, by how their names begin
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from ldmrt.runtime.files.file_cache import Stamped
 from ldmrt.runtime.files.reading import sha256
 
 from .contents import AGAIN, Contents, is_inside, is_name
+from .graphs import REQUIRED
 
 MANIFEST = "ldmrt.json"
 SCHEMA = 1
-REQUIRED = ("unet", "vae_decoder")
 MOST = 10_000  # files that a manifest may list; Stable Diffusion XL has 40
 COMPONENTS = 100  # with the graphs beside them
 PRECISIONS = ("fp32", "fp16", "bf16")

@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.runtime.backends.text_encoder_cache import Memo
-from ldmrt.runtime.bundle.bundle import BACK, DEEP, FEATURE, FRONT, SHALLOW, TILE, Bundle
-from ldmrt.runtime.bundle.certificate import Certificate, Cost, Drift, Figure, LeftOut, Likeness, figure, likeness, psnr
+from ldmrt.runtime.bundle.bundle import Bundle
+from ldmrt.runtime.bundle.certificate import Certificate, Cost, Drift, Figure, LeftOut, Likeness
 from ldmrt.runtime.bundle.coverage import covered_files, manifest_digest
 from ldmrt.runtime.bundle.engines.store import NoEngine
+from ldmrt.runtime.bundle.graphs import BACK, DECODER, DEEP, ENCODER, FEATURE, FRONT, SHALLOW, TILE, WIDE
 from ldmrt.runtime.bundle.recording import Case, Reference, Walk
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.host import processor, versions
-from ldmrt.runtime.pipeline.autoencoder.decode import DECODER, WIDE, Decoding, decode
-from ldmrt.runtime.pipeline.autoencoder.encode import ENCODER
+from ldmrt.runtime.pipeline.autoencoder.decode import Decoding, decode
 from ldmrt.runtime.pipeline.denoise import Task
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request import Request
@@ -26,6 +26,7 @@ from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.runtime.samplers.workspace import Registers
 from ldmrt.runtime.tensors import Engine
 
+from .metrics import figure, likeness, psnr
 from .tolerances import PICTURE, Tolerance, tolerances
 
 # The same float32 numbers through the same table; what an encoder adds to the start of inpainting counts too.

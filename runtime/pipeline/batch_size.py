@@ -5,10 +5,12 @@ no more than a stated number of pixels.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ldmrt.runtime import host as machine
+from ldmrt.runtime import host
 from ldmrt.runtime.backends import gpu
-from ldmrt.runtime.bundle.bundle import STEP, Bundle
-from ldmrt.runtime.bundle.engines.store import Bucket, EngineFile, engines
+from ldmrt.runtime.bundle.bundle import Bundle
+from ldmrt.runtime.bundle.engines.recipe import Bucket
+from ldmrt.runtime.bundle.engines.store import EngineFile, engines
+from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.errors import LdmrtError
 
 from .request import Request
@@ -33,7 +35,7 @@ class Forecast:
         """Read a bundle's prediction and measure the memory that is free where ONNX Runtime runs: the GPU's for
         onnxruntime-cuda, else the machine's. None where either is unknown.
         """
-        free = gpu.free_memory() if backend == "onnxruntime-cuda" else machine.free_memory()
+        free = gpu.free_memory() if backend == "onnxruntime-cuda" else host.free_memory()
         predicted = bundle.manifest.get("memory", {})
         if free is None or not predicted.keys() >= {"per_pixel", "per_pixel_squared"}:
             return None

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.images import reading as images
+from ldmrt.runtime.images import reading
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.samplers.guidance import Guidance
 from ldmrt.runtime.samplers.plan import Latents
@@ -46,11 +46,11 @@ def open_controls(
         check(f"control {name}", engine, total, size)
         shapes = {spec.name: spec.shape for spec in engine.inputs}
         where = f"control {name}"
-        colors = images.colors(where, images.split(where, pictures), size, int(shapes[cond][1]))
+        colors = reading.colors(where, reading.split(where, pictures), size, int(shapes[cond][1]))
         moves = "sample" in shapes
         latents = int(guidance.idx.max()) + 1
         if moves or len(colors) > 1:
-            colors = images.for_each(colors, latents)[guidance.idx]
+            colors = reading.for_each(colors, latents)[guidance.idx]
         inputs = {name: array for name, array in words.items() if name in shapes}
         inputs |= {cond: colors, "conditioning_scale": np.full(len(colors), scale, np.float32)}
         if moves:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmrt.runtime.bundle.bundle import DEEP, FEATURE, SHALLOW
+from ldmrt.runtime.bundle.graphs import DEEP, FEATURE, SHALLOW
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.samplers.plan import Plan
 from ldmrt.runtime.tensors import Engine

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.samplers.guidance import Guidance
-from ldmrt.runtime.samplers.plan import Blend, Latents, Model, Noise, Plan, State, steps
+from ldmrt.runtime.samplers.loop import Blend, Model, Noise, State, steps
+from ldmrt.runtime.samplers.plan import Latents, Plan
 
 from .fused_step import Folded
 from .initial_latents import Start

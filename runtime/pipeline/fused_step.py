@@ -4,44 +4,59 @@ The loop in `sampler.py` says what it computes; here it is only asked for.
 """
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ldmrt.runtime.bundle.graphs import FEEDBACK, SPARE
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.samplers.guidance import Guidance
-from ldmrt.runtime.samplers.plan import Latents, Noise, Plan, State
-from ldmrt.runtime.tensors import Shape, Shapes
+from ldmrt.runtime.samplers.loop import Noise, State
+from ldmrt.runtime.samplers.plan import Latents, Plan
+from ldmrt.runtime.tensors import Bindable, Binding, Shape, Shapes
 
 from .request import Request
-from .step_capacity import SPARE, Room
-
-FEEDBACK = {"new_state": "state", "new_row": "row"}
 
 
-class Binding(Protocol):
-    """An engine's inputs and outputs of one set of shapes, kept where it runs."""
+@dataclass(frozen=True)
+class Room:
+    """Says how many rows, saved latents and noise draws a folded step was built for."""
 
-    shapes: Shapes  # of the inputs
-    owner: object  # who has uploaded last
-    claim: AbstractContextManager[object]  # held by whoever uploads, launches and downloads what belongs together
+    rows: int
+    saved: int  # latents, with the current ones
+    draws: int  # of noise: one that nobody looks at, or one a row
 
-    def upload(self, **arrays: NDArray[Any]) -> None: ...
+    @classmethod
+    def of(cls, plans: Sequence[Plan]) -> "Room":
+        """Return the room that plans need."""
+        rows, saved = (max(plan.table.shape[axis] for plan in plans) for axis in (0, 1))
+        return cls(rows, saved, rows if any(map(_drawing, plans)) else 1)
 
-    def launch(self) -> None: ...
+    @classmethod
+    def read(cls, shapes: Shapes) -> "Room":
+        """Read the room from shapes: the inverse of `shapes`."""
+        return cls(shapes["table"][1], shapes["table"][2], shapes["noise"][1])
 
-    def download(self, *names: str) -> dict[str, NDArray[Any]]: ...
+    def shapes(self, x: Shape, calls: int) -> dict[str, Shape]:
+        """Return the shapes of the inputs that a sampler fills, for first latents of shape `x` (B, C, h, w)."""
+        batch, *latent = x
+        return {
+            "state": (batch, self.saved, *latent),
+            "row": (batch,),
+            "timesteps": (batch, self.rows),
+            "table": (batch, self.rows, self.saved, self.saved + 2),
+            "noise": (batch, self.draws, *latent),
+            "idx": (calls,),
+            "weights": (batch, calls),
+        }
 
 
-class Bindable(Protocol):
-    """An engine whose outputs can be fed back as inputs. Of the dimensions named in `most` it may bind more."""
-
-    def bind(self, shapes: Shapes, feedback: Mapping[str, str], most: Collection[str] = ()) -> Binding: ...
+def _drawing(plan: "Plan") -> bool:
+    return any(map(plan.draws, range(plan.rows)))
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ldmrt.runtime.bundle.bundle import Shape
+from ldmrt.runtime.bundle.model_info import Shape
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
-from ldmrt.runtime.images import reading as images
+from ldmrt.runtime.images import reading
+from ldmrt.runtime.samplers.loop import Blend
 from ldmrt.runtime.samplers.noise import FIRST, MASKED, PICTURE, noise
-from ldmrt.runtime.samplers.plan import Blend, Latents, Plan
+from ldmrt.runtime.samplers.plan import Latents, Plan
 from ldmrt.runtime.tensors import Engine
 
 from .autoencoder.decode import Decoding
@@ -38,9 +39,9 @@ def begin(
     an inpainting U-Net has more than the latents; another one keeps what the mask leaves by blending it in after every
     row.
     """
-    first, *others = [None] if request.image is None else images.split("image", request.image)
-    image = None if first is None else images.read("image", first)
-    own = shape.own if image is None else images.size_of(image, shape.factor)
+    first, *others = [None] if request.image is None else reading.split("image", request.image)
+    image = None if first is None else reading.read("image", first)
+    own = shape.own if image is None else reading.size_of(image, shape.factor)
     left = request.latents if request.denoising_start is not None else None
     goes_on = left is not None
     if left is not None:
@@ -54,11 +55,11 @@ def begin(
         raise LdmrtError("unet", "this model fills a part of an image", expected="image and mask")
     if image is None:
         return Start(x, size)
-    colours = images.for_each(images.colors("image", [image, *others], size), len(seeds))
+    colours = reading.for_each(reading.colors("image", [image, *others], size), len(seeds))
     if request.mask is None:
         return Start(x, size, encode_picture(engines, shape, how, colours, seeds, PICTURE))
-    masks = images.masks(images.split("mask", request.mask), size, request.mask_from)
-    mask = images.for_each(masks, len(seeds))
+    masks = reading.masks(reading.split("mask", request.mask), size, request.mask_from)
+    mask = reading.for_each(masks, len(seeds))
     small = mask[:, :, :: shape.factor, :: shape.factor]
     whole = goes_on or request.strength == 1.0  # the first latents are not made of the image
     init = None if whole and extra else encode_picture(engines, shape, how, colours, seeds, PICTURE)

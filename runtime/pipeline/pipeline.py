@@ -15,25 +15,30 @@ from numpy.typing import NDArray
 from ldmrt.runtime.backends.lazy_engines import Engines
 from ldmrt.runtime.backends.registry import Settings, check_name, open_engines
 from ldmrt.runtime.backends.replaced_files import Watched
-from ldmrt.runtime.bundle.bundle import STEP, Bundle, Shape
+from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.certificate import Certificate
-from ldmrt.runtime.bundle.engines.store import Bucket
+from ldmrt.runtime.bundle.engines.recipe import Bucket
+from ldmrt.runtime.bundle.graphs import DECODER, STEP
+from ldmrt.runtime.bundle.model_info import Shape
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.samplers.guidance import Guidance, classifier_free, guided_rows, positive_half
+from ldmrt.runtime.samplers.loop import Model, State
 from ldmrt.runtime.samplers.noise import noise
-from ldmrt.runtime.samplers.plan import Latents, Model, Plan, State
+from ldmrt.runtime.samplers.plan import Latents, Plan
 from ldmrt.runtime.samplers.registry import plan_from_config
 from ldmrt.runtime.samplers.settings import read_scheduler, with_settings
+from ldmrt.runtime.tensors import Bindable
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
-from .autoencoder.decode import DECODER, PASSES, Decoding, decode
+from .autoencoder.decode import Decoding, decode
+from .autoencoder.tiling import PASSES
 from .batch_size import Forecast, bounded, images_at_once, unet_profiles
 from .conditioning import Texts, encode, guidance_embedding, time_ids
 from .controls import open_controls
 from .deep_cache import DeepCached, full_times
 from .denoise import Begun, Sampled, Task, checked
-from .fused_step import Bindable, Folded, foldable
+from .fused_step import Folded, foldable
 from .initial_latents import Start, begin
 from .overlap import in_stages
 from .request import Request

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ldmrt.runtime.backends.low_memory import Visitor
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.samplers.plan import Latents, State
+from ldmrt.runtime.samplers.loop import State
+from ldmrt.runtime.samplers.plan import Latents
 
 from .pipeline import Pipeline, Result
 from .request import Request

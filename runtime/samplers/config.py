@@ -4,10 +4,13 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.nearest import suggestion
+
+if TYPE_CHECKING:
+    pass
 
 Config = Mapping[str, Any]
 LARGEST = 10**6  # timesteps of training: diffusers' models have 1000
@@ -176,3 +179,12 @@ def _possible(c: Config, class_name: str) -> None:
             raise LdmrtError("scheduler", f"{asked} {problem}", expected=expected, found=class_name)
     if c.get("trained_betas") is not None and class_name == "IPNDMScheduler":
         raise LdmrtError("scheduler", "IPNDMScheduler has its own betas", expected="no trained_betas")
+
+
+CONFIG: Mapping[str, Any] = {  # Stable Diffusion's
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "steps_offset": 1,
+    "clip_sample": False,
+}

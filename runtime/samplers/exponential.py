@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from .config import Config
-from .schedule import Floats, Node, Nodes
+from .grid import Node, Nodes
+from .schedule import Floats
 from .solvers import Row, noise_in, raw_eps, symbols, weighted
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from ldmrt.runtime.errors import LdmrtError
 
+from .grid import Node
 from .plan import Plan
-from .schedule import Node
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from ldmrt.runtime.nearest import nearest
 
 from . import exponential, solvers
 from .config import KEYS, Config, resolve
+from .grid import Nodes, distilled_nodes, edm_nodes, level_nodes, sine_nodes, whole_nodes
 from .hand_over import entry, timestep, until
 from .plan import Plan
-from .schedule import Nodes, distilled_nodes, edm_nodes, level_nodes, sine_nodes, whole_nodes
 
 
 @dataclass(frozen=True)

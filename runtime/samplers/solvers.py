@@ -13,7 +13,8 @@ import numpy as np
 from ldmrt.runtime.errors import LdmrtError
 
 from .config import Config
-from .schedule import Floats, Node, Nodes, split
+from .grid import Node, Nodes
+from .schedule import Floats, split
 
 Row = tuple[Node, list[Floats]]  # where the network is evaluated; the new x and the new saved latents
 

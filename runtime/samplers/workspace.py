@@ -6,16 +6,17 @@ known beforehand, as it is to a compiler that hands out registers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.runtime.errors import LdmrtError
 
-if TYPE_CHECKING:
-    from .plan import Latents, Plan
+from .plan import Latents, Plan
 
+_LAID_OUT: WeakKeyDictionary[Plan, tuple[list["Move"], int]] = WeakKeyDictionary()  # once for each plan
 _ROUNDING = 1e-15  # of a row's largest weight: what float64 leaves of a term that cancels
 
 
@@ -59,7 +60,7 @@ class Slots:
         return first
 
 
-def lay_out(plan: "Plan") -> tuple[list[Move], int]:
+def lay_out(plan: Plan) -> tuple[list[Move], int]:
     """The moves of a plan, and how many slots they need. What a row read stays until the next row."""
     moves, slots = [], Slots()
     x = 0
@@ -91,12 +92,19 @@ def lay_out(plan: "Plan") -> tuple[list[Move], int]:
     return moves, slots.count
 
 
+def _laid_out(plan: Plan) -> tuple[list[Move], int]:
+    """The result of `lay_out`, computed once for each plan."""
+    if plan not in _LAID_OUT:
+        _LAID_OUT[plan] = lay_out(plan)
+    return _LAID_OUT[plan]
+
+
 class Registers:
     """The latents of one run of a plan. Allocates once; after that only hooks and learned variances do."""
 
-    def __init__(self, plan: "Plan", x: "Latents") -> None:
+    def __init__(self, plan: Plan, x: Latents) -> None:
         """`x` are the first latents, (B, C, h, w), of float32 or float64."""
-        self._plan, (self._moves, slots) = plan, plan.layout
+        self._plan, (self._moves, slots) = plan, _laid_out(plan)
         self._slots = np.empty((slots, *x.shape), np.float64 if x.dtype == np.float64 else np.float32)
         self._slots.fill(0)  # written to here, so that no row is the first to touch the memory
         flat = self._slots.reshape(slots, len(x), -1)
@@ -111,7 +119,7 @@ class Registers:
         self._row = -1
         self._lent: tuple[Latents | None, Latents | None] = None, None
 
-    def slots(self, row: int) -> "tuple[Latents | None, Latents | None]":
+    def slots(self, row: int) -> tuple[Latents | None, Latents | None]:
         """Where the network's word at the coming row, and its noise, may be left so that `move` need not copy them. No
         place for a word that says variances too, nor for noise that a row does not draw.
         """
@@ -120,7 +128,7 @@ class Registers:
         self._lent = word, None if move.z is None else self._slots[move.z]
         return self._lent
 
-    def move(self, row: int, m: "Latents", z: "Latents | None" = None) -> "Latents":
+    def move(self, row: int, m: Latents, z: Latents | None = None) -> Latents:
         """Everything a sampler does between two evaluations of the network: the latents after a row.
 
         They are a buffer that later rows write over.
@@ -150,7 +158,7 @@ class Registers:
         self.x = slots[move.wires.written[0]]
         return self.x
 
-    def seen(self, row: int) -> "Latents":
+    def seen(self, row: int) -> Latents:
         """The network's word at the latest row as a clean image, through the plan's hooks."""
         if row != self._row:
             raise LdmrtError(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ldmrt.export import bundle_writer as module
+from ldmrt.export import bundle_writer
 from ldmrt.export.components.table import Component
 from ldmrt.model import Checkpoint, load
 
@@ -27,7 +27,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(component.name)
         return folder / "model.onnx"
 
-    monkeypatch.setattr(module, "to_onnx", stand_in)
+    monkeypatch.setattr(bundle_writer, "to_onnx", stand_in)
     return names
 
 

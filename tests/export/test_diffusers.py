@@ -11,7 +11,7 @@ from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.runtime import Pipeline
 from ldmrt.runtime import open as open_pipeline
-from ldmrt.runtime.bundle.certificate import psnr
+from ldmrt.runtime.parity.metrics import psnr
 
 PROMPTS = ["a red apple, noto style, blue background", "two pears"]
 NEGATIVE = "a yellow background"

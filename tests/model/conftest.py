@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ldmrt.model.checkpoint import single_file
-from ldmrt.model.checkpoint.single_file import FAMILIES, Family
+from ldmrt.model.checkpoint.families import FAMILIES, Family
 
 from ..support.families import END, tokenizer_files
 from ..support.ldm import as_written, networks, small

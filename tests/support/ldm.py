@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldmrt.model.checkpoint.families import FAMILIES, OPEN_CLIP, Family
 from ldmrt.model.checkpoint.original_names import ldm_modules, open_clip_place, unet_name, vae_place
-from ldmrt.model.checkpoint.single_file import FAMILIES, OPEN_CLIP, Family
 from ldmrt.model.networks.unet import UNetConfig
 
 from .families import LENGTH, randomise

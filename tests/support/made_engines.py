@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.store import FOLDER, EngineFile, Range, Recipe, model_digests, write
+from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
+from ldmrt.runtime.bundle.engines.store import FOLDER, EngineFile, model_digests, write
 
 SHAPES = {"sample": (2, 4, 8, 8), "timestep": (2,), "encoder_hidden_states": (2, 16, 24)}
 VERSION = "1.7.1.116"

@@ -66,7 +66,7 @@ class Worker:
 
     def answer(self) -> dict[str, float]:
         """Its next answer; an `LdmrtError` with its last words where it ended."""
-        from ldmrt.runtime import LdmrtError
+        from ldmrt.runtime.errors import LdmrtError
 
         assert self._process.stdout is not None
         for line in self._process.stdout:
@@ -91,7 +91,7 @@ class Worker:
 
 def race(contestants: list[Contestant], ask: dict[str, Any], rounds: int, folder: Path) -> None:
     """Let them draw in turns, `rounds` images each after a first one."""
-    from ldmrt.runtime.bundle.certificate import psnr
+    from ldmrt.runtime.parity.metrics import psnr
 
     workers = []
     try:
@@ -140,7 +140,9 @@ def compare(
     rounds: int, compiled: bool, low_memory: bool, other: str | None, exported: Path | None, out: Path | None,
 ) -> None:  # fmt: skip
     """Draw one image with diffusers on CHECKPOINT and with ldmrt on BUNDLE, in turns."""
-    from ldmrt.runtime import Bundle, LdmrtError, write_atomically
+    from ldmrt.runtime.bundle.bundle import Bundle
+    from ldmrt.runtime.errors import LdmrtError
+    from ldmrt.runtime.files.writing import write_atomically
     from ldmrt.runtime.host import processor, versions
     from ldmrt.runtime.samplers.noise import noise
 

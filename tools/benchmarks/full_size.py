@@ -46,7 +46,7 @@ def full_size(
     from rich.console import Console
     from rich.table import Table
 
-    from ldmrt.runtime import write_atomically
+    from ldmrt.runtime.files.writing import write_atomically
     from ldmrt.runtime.host import processor
 
     checkpoint, bundle, scrap = (work / f"{family}-{precision}{end}" for end in ("", "-bundle", "-scrap"))
@@ -96,8 +96,9 @@ def full_size(
 def compared(bundle: Path) -> list[dict[str, Any]]:
     """Of each engine what was predicted and what was measured: bytes and seconds."""
     from ldmrt.export.engines.memory import predict
-    from ldmrt.runtime import Bundle
-    from ldmrt.runtime.bundle.engines.store import EngineFile, described, engines
+    from ldmrt.runtime.bundle.bundle import Bundle
+    from ldmrt.runtime.bundle.engines.recipe import described
+    from ldmrt.runtime.bundle.engines.store import EngineFile, engines
 
     opened, rows = Bundle.open(bundle, check=False), []
     for one in engines(bundle):

@@ -220,7 +220,7 @@ def gpu_check(
 
 def main() -> None:
     """Run it: an `LdmrtError` is one line and exit code 2."""
-    from ldmrt.runtime import LdmrtError
+    from ldmrt.runtime.errors import LdmrtError
 
     try:
         gpu_check()

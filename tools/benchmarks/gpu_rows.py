@@ -106,7 +106,7 @@ def pytorch(setting: Setting, *, compiled: bool) -> Values:
 def bundle(setting: Setting) -> Values:
     """The model as ONNX, in the precision that the torch rows run in."""
     from ldmrt.export.bundle_writer import export_bundle
-    from ldmrt.runtime import Bundle
+    from ldmrt.runtime.bundle.bundle import Bundle
 
     from .gpu_torch import checkpoint_of
 
@@ -122,7 +122,7 @@ def bundle(setting: Setting) -> Values:
 
 def backend(setting: Setting, name: str) -> Values:
     """A backend of the runtime, as a user runs it: prompt to image, latents on the host between rows."""
-    from ldmrt.runtime import open as open_bundle
+    from ldmrt.runtime.pipeline.pipeline import open_pipeline as open_bundle
 
     built = engines(setting.bundle, name) if name.startswith("tensorrt") else 0.0
     pipeline = open_bundle(setting.bundle, name, check=False, folded=False)
@@ -154,9 +154,9 @@ def folded(setting: Setting, name: str) -> Values:
     """The folded step on a backend: nothing comes to the host between rows. It is held to the loop on the U-Net's own
     engine, after all rows.
     """
-    from ldmrt.runtime import LdmrtError
-    from ldmrt.runtime import open as open_bundle
-    from ldmrt.runtime.bundle.bundle import STEP
+    from ldmrt.runtime.bundle.graphs import STEP
+    from ldmrt.runtime.errors import LdmrtError
+    from ldmrt.runtime.pipeline.pipeline import open_pipeline as open_bundle
 
     built = engines(setting.bundle, name, only=STEP)
     pipeline = open_bundle(setting.bundle, name, check=False, folded=True)
@@ -189,16 +189,16 @@ def launches(setting: Setting, unet: Any) -> float:
 
 def engines(folder: Path, name: str, target: str | None = None, only: str = "") -> float:
     """Build what a backend needs for one image with guidance, of all components or one graph; seconds."""
-    from ldmrt.export.engines import compiler as trt
+    from ldmrt.export.engines import compiler
     from ldmrt.export.engines.build import build, decide
     from ldmrt.export.engines.profiles import Wanted, recipes
-    from ldmrt.runtime import Bundle
     from ldmrt.runtime.backends.gpu import compute_capability
+    from ldmrt.runtime.bundle.bundle import Bundle
 
     opened, begin = Bundle.open(folder, check=False), time.perf_counter()
     targets = [target or compute_capability()]
-    version = trt.version(name)
-    trt.check_targets(name, targets, ())
+    version = compiler.version(name)
+    compiler.check_targets(name, targets, ())
     wanted, graphs = Wanted.read(None, "1", "on", opened.shape.size), [only] if only else None
     wished = recipes(opened, wanted, backend=name, version=version, targets=targets, graphs=graphs)
     for _ in build(opened, decide(folder, wished)):
@@ -208,10 +208,10 @@ def engines(folder: Path, name: str, target: str | None = None, only: str = "") 
 
 def portable(setting: Setting) -> Values:
     """Does a portable engine of TensorRT-RTX run on this GPU? It is asked, then tried with the bundle's U-Net."""
-    from ldmrt.runtime import Bundle
     from ldmrt.runtime.backends.trt.binding import Binding
     from ldmrt.runtime.backends.trt.loaded_engine import LoadedPlan, validity_of
     from ldmrt.runtime.backends.trt.session import Session
+    from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.runtime.bundle.engines.store import EngineFile
     from ldmrt.runtime.bundle.engines.store import engines as found
 
@@ -260,7 +260,7 @@ MEASURES: dict[str, Callable[[Setting], Values]] = {
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 def row(name: str, model: str, device: str, steps: int, work: Path) -> None:
     """Measure one row."""
-    from ldmrt.runtime import LdmrtError
+    from ldmrt.runtime.errors import LdmrtError
 
     try:
         click.echo(json.dumps(MEASURES[name](Setting(model, device, steps, work))))

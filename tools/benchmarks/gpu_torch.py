@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ldmrt.export.components.table import components
-from ldmrt.model import Checkpoint, load
-from ldmrt.runtime import Plan, plan_from_config
+from ldmrt.model.checkpoint.checkpoint import Checkpoint, load
+from ldmrt.runtime.samplers.plan import Plan
+from ldmrt.runtime.samplers.registry import plan_from_config
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
 from .random_checkpoint import NAMES, family_of, networks, tokenizer_files

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ldmrt.model.checkpoint.single_file import Family
+    from ldmrt.model.checkpoint.families import Family
 
 NAMES = {"sd15": "1.x", "sd15-inpainting": "1.x inpainting", "sd21": "2.x", "sdxl": "XL", "sdxl-refiner": "XL refiner"}
 CAPTIONS = ["a photograph of an astronaut riding a horse", "a red apple on a wooden table", "two pears, oil painting"]
@@ -30,7 +30,7 @@ def networks(name: str) -> Iterator[tuple[str, str, Any]]:
 
 def family_of(name: str) -> "Family":
     """By its name here."""
-    from ldmrt.model.checkpoint.single_file import FAMILIES
+    from ldmrt.model.checkpoint.families import FAMILIES
 
     return next(one for one in FAMILIES if one.name == NAMES[name])
 
@@ -51,7 +51,8 @@ def random_checkpoint(family: str, folder: Path, precision: str, seed: int) -> N
     """Write a model of FAMILY's shapes into FOLDER. Its images are noise."""
     import torch
 
-    from ldmrt.model.checkpoint.checkpoint import INDEX, NETWORKS, save_network, save_text_encoder, write_json
+    from ldmrt.model.checkpoint.checkpoint import NETWORKS, save_network, save_text_encoder, write_json
+    from ldmrt.model.checkpoint.folder import INDEX
     from ldmrt.model.config import to_config
     from ldmrt.tools.console.progress import console
 

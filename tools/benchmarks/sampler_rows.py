@@ -58,9 +58,9 @@ def bench(names: tuple[str, ...], steps: int, repeats: int, out: Path | None) ->
     from rich.console import Console
     from rich.table import Table
 
-    from ldmrt.runtime import SCHEDULERS, write_atomically
+    from ldmrt.runtime.files.writing import write_atomically
     from ldmrt.runtime.host import processor
-    from ldmrt.runtime.samplers.registry import find_scheduler
+    from ldmrt.runtime.samplers.registry import SCHEDULERS, find_scheduler
     from ldmrt.tools.console.progress import watched
 
     wanted = names or tuple(SCHEDULERS)
@@ -129,10 +129,9 @@ def contestants(name: str, steps: int) -> Iterator[list[tuple[Callable[[], float
 
     import numpy as np
 
-    from ldmrt.runtime import plan_from_config
-    from ldmrt.runtime.samplers.registry import find_scheduler
+    from ldmrt.runtime.samplers.config import CONFIG
+    from ldmrt.runtime.samplers.registry import find_scheduler, plan_from_config
     from ldmrt.runtime.samplers.workspace import Registers
-    from ldmrt.tools.commands.samplers import CONFIG
 
     torch, diffusers = libraries()
     x, m, z = np.random.default_rng(0).standard_normal((3, *SHAPE), dtype=np.float32)

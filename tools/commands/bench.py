@@ -17,7 +17,7 @@ from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.options.common import THREADS
 
 if TYPE_CHECKING:
-    from ldmrt.runtime import Pipeline
+    from ldmrt.runtime.pipeline.pipeline import Pipeline
     from ldmrt.runtime.tensors import Engine
 
 
@@ -89,7 +89,7 @@ def overlapped(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str
     """Time of as many requests by `Pipeline.draw`, where they overlap, of that one by one: the median of three turns.
     Each has a prompt of its own.
     """
-    from ldmrt.runtime import Request
+    from ldmrt.runtime.pipeline.request import Request
 
     ways: list[Callable[[list[Request]], Iterable[Any]]] = [lambda many: map(pipeline, many), pipeline.draw]
     ratios = []
@@ -130,7 +130,7 @@ class Trade:
 
 def trades(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str, Any], caches: list[int]) -> list[Trade]:
     """Draw `pictures` seeds, each without and with every deep cache, after one that is not counted."""
-    from ldmrt.runtime.bundle.certificate import psnr
+    from ldmrt.runtime.parity.metrics import psnr
 
     seconds, apart = {every: list[float]() for every in (1, *caches)}, {every: list[float]() for every in caches}
     for seed in range(-1, pictures):
@@ -178,10 +178,10 @@ def bench(
 
     Example: ldmrt bench out/emoji64 --pictures 5
     """
-    from ldmrt.runtime import open as open_pipeline
-    from ldmrt.runtime import write_atomically
     from ldmrt.runtime.bundle.certificate import plain
+    from ldmrt.runtime.files.writing import write_atomically
     from ldmrt.runtime.host import processor, versions
+    from ldmrt.runtime.pipeline.pipeline import open_pipeline
     from ldmrt.tools.console import tables
 
     asked = {"steps": steps, "guidance": guidance, "width": width, "height": height}

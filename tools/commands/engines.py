@@ -10,12 +10,11 @@ import click
 
 from ldmrt.tools.console.outputs import check_output
 from ldmrt.tools.options.common import Choice, Group
-
-from .build import BACKENDS
+from ldmrt.tools.options.engines import BACKENDS
 
 if TYPE_CHECKING:
-    from ldmrt.runtime import LdmrtError
     from ldmrt.runtime.bundle.engines.store import EngineFile
+    from ldmrt.runtime.errors import LdmrtError
 
 # The distributions that say which version of a backend is installed: importing one takes seconds.
 INSTALLED = {"tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12"), "tensorrt": ("tensorrt",)}
@@ -42,7 +41,7 @@ def list_(bundle: Path, as_json: bool) -> None:
 
     Example: ldmrt engines list out/emoji64
     """
-    from ldmrt.runtime import Bundle
+    from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.runtime.bundle.engines.store import engines as found
     from ldmrt.runtime.bundle.engines.unused import prunable
 
@@ -60,7 +59,7 @@ def list_(bundle: Path, as_json: bool) -> None:
 
 def described(one: "EngineFile | LdmrtError", useless: Mapping[str, str]) -> dict[str, Any]:
     """Return what the JSON holds of an engine."""
-    from ldmrt.runtime import LdmrtError
+    from ldmrt.runtime.errors import LdmrtError
 
     names = ("component", "backend", "version", "target", "precision")
     if isinstance(one, LdmrtError):
@@ -81,9 +80,9 @@ def described(one: "EngineFile | LdmrtError", useless: Mapping[str, str]) -> dic
 
 def show(found: "Sequence[EngineFile | LdmrtError]", listed: Sequence[Mapping[str, Any]]) -> None:
     """Show the engines as a table."""
-    from ldmrt.runtime import LdmrtError
-    from ldmrt.runtime.bundle.engines.store import described as shapes
-    from ldmrt.runtime.bundle.engines.targets import BACKENDS
+    from ldmrt.runtime.bundle.engines.recipe import BACKENDS
+    from ldmrt.runtime.bundle.engines.recipe import described as shapes
+    from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.host import megabytes
     from ldmrt.tools.console import tables
 
@@ -112,10 +111,9 @@ def refit(bundle: Path, source: Path | None, backend: str, only: str | None, ver
     Example: ldmrt engines refit out/lora --from out/emoji64
     """
     from ldmrt.export.engines.refit import refit as refitted
-    from ldmrt.runtime import Bundle
+    from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.tools.console.progress import console
-
-    from .build import prove
+    from ldmrt.tools.console.verification import prove
 
     opened = Bundle.open(bundle)
     check_output(bundle, "engines", folder=True)
@@ -137,7 +135,7 @@ def prune(bundle: Path) -> None:
 
     Example: ldmrt engines prune out/emoji64
     """
-    from ldmrt.runtime import Bundle
+    from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.runtime.bundle.engines.unused import prunable
     from ldmrt.runtime.errors import printable
     from ldmrt.runtime.files.lock import bundle_lock

@@ -42,14 +42,13 @@ def export(
     from ldmrt.export.bundle_writer import export_bundle
     from ldmrt.export.components.table import components
     from ldmrt.export.precision.policy import parse, settle
-    from ldmrt.runtime import Bundle
+    from ldmrt.runtime.bundle.bundle import Bundle
+    from ldmrt.runtime.bundle.graphs import WIDE
     from ldmrt.runtime.files.recognise import BUNDLE, refuse_other
     from ldmrt.runtime.optional import check_installed
-    from ldmrt.runtime.pipeline.autoencoder.decode import WIDE
     from ldmrt.tools.console.progress import console
+    from ldmrt.tools.console.verification import certify
     from ldmrt.tools.console.words import listed, own_words
-
-    from .verify import certify
 
     refuse_other("export", bundle, BUNDLE)  # before minutes of reading
     check_installed("export", "onnx", "onnx_ir", "onnxscript", *(["onnxruntime"] if verify else []))

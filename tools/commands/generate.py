@@ -19,7 +19,9 @@ from ldmrt.tools.options.types import PICTURE, SIZE, Batch, Control, Interval, T
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ldmrt.runtime import Pipeline, RefinedPipeline, Request, Result
+    from ldmrt.runtime.pipeline.pipeline import Pipeline, Result
+    from ldmrt.runtime.pipeline.refined import RefinedPipeline
+    from ldmrt.runtime.pipeline.request import Request
 
 GRID = 1024  # at most as many images in the grid
 STRIP = 10  # at most as many images of the denoising side by side
@@ -117,8 +119,9 @@ def generate(
     """
     import numpy as np
 
-    from ldmrt.runtime import LdmrtError, RefinedPipeline
+    from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.pipeline.pipeline import open_pipeline
+    from ldmrt.runtime.pipeline.refined import RefinedPipeline
     from ldmrt.runtime.pipeline.request import Request
     from ldmrt.runtime.samplers.registry import everyday_name
     from ldmrt.tools.console.image_paths import free_path, latents_of, numbered
@@ -201,8 +204,7 @@ def read_latents(path: Path | None) -> "NDArray[Any] | None":
     """Read the latents in an .npy file, of which nothing is unpickled."""
     import numpy as np
 
-    from ldmrt.runtime import LdmrtError
-    from ldmrt.runtime.errors import first_line
+    from ldmrt.runtime.errors import LdmrtError, first_line
     from ldmrt.runtime.files.reading import plain_file
 
     if path is None:
@@ -218,7 +220,7 @@ def save_array(path: Path, array: "NDArray[Any]") -> Path:
     """Write an array as .npy."""
     import numpy as np
 
-    from ldmrt.runtime import write_atomically
+    from ldmrt.runtime.files.writing import write_atomically
 
     with write_atomically(path) as file:
         np.save(file, array)
@@ -229,7 +231,7 @@ def in_rows(
     pipeline: "Pipeline | RefinedPipeline", request: "Request", rows: int, previews: "list[NDArray[Any]] | None"
 ) -> "Result":
     """Draw, and show every row; `previews` are given what the network says in each."""
-    from ldmrt.runtime import Result
+    from ldmrt.runtime.pipeline.pipeline import Result
     from ldmrt.tools.console.progress import watched
 
     begin, x = time.perf_counter(), None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ldmrt.runtime import Bundle
+    from ldmrt.runtime.bundle.bundle import Bundle
 
 
 @click.command()

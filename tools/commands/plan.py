@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from .build import chosen, of_profile, read
+from ldmrt.tools.options.engines import chosen, of_profile, read
 
 # What an engine takes, in bytes: the key in JSON, the title of the column.
 TAKEN = {"weights": "weights", "scratch": "scratch", "io": "in, out", "disk": "disk", "build": "to build"}
@@ -30,8 +30,8 @@ def plan(
     """
     from ldmrt.export.engines.memory import predict, vram
     from ldmrt.export.engines.profiles import recipes
-    from ldmrt.runtime import Bundle
-    from ldmrt.runtime.bundle.engines.store import described
+    from ldmrt.runtime.bundle.bundle import Bundle
+    from ldmrt.runtime.bundle.engines.recipe import described
     from ldmrt.runtime.host import megabytes
     from ldmrt.tools.console import tables
 

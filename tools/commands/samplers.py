@@ -7,18 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ldmrt.runtime.samplers.config import CONFIG
 from ldmrt.tools.console.outputs import Output
 
 if TYPE_CHECKING:
-    from ldmrt.runtime import Plan
+    from ldmrt.runtime.samplers.plan import Plan
 
-CONFIG: Mapping[str, Any] = {  # Stable Diffusion's
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "steps_offset": 1,
-    "clip_sample": False,
-}
 STEPS = 20
 DRAWN = ("ddim", "euler", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_exponential", "dpmpp_2m_beta")  # where none is named
 SYMBOLS = "m: what the network says of x; x0: that as a clean image; z: unit noise; s1, s2: latents saved for later"
@@ -69,7 +63,7 @@ def samplers(names: tuple[str, ...], steps: int | None, strength: float | None, 
 
 def read_config(source: Path) -> dict[str, Any]:
     """A scheduler_config.json, or the one in a folder."""
-    from ldmrt.runtime import LdmrtError
+    from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.files.reading import read_json
 
     name = "scheduler_config.json"
@@ -81,16 +75,16 @@ def read_config(source: Path) -> dict[str, Any]:
 
 def plan(config: Mapping[str, Any], name: str, steps: int, strength: float = 1.0, eta: float | None = None) -> "Plan":
     """The plan of an everyday name."""
-    from ldmrt.runtime import plan_from_config
+    from ldmrt.runtime.samplers.registry import plan_from_config
 
     return plan_from_config(config, steps, name=name, strength=strength, eta=eta)
 
 
 def facts(config: Mapping[str, Any], names: Sequence[str] = ()) -> list[dict[str, Any]]:
     """A line of the list for each name, measured on plans of 10 and 20 steps; `problem` where the config forbids it."""
-    from ldmrt.runtime import SCHEDULERS, LdmrtError
+    from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.samplers.config import KEYS
-    from ldmrt.runtime.samplers.registry import SPACINGS, find_scheduler
+    from ldmrt.runtime.samplers.registry import SCHEDULERS, SPACINGS, find_scheduler
 
     out, problems = [], []
     for name in names or SCHEDULERS:

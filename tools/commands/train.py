@@ -11,7 +11,8 @@ from typing import Any
 import click
 import numpy as np
 
-from ldmrt.runtime import LdmrtError, write_atomically
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.tools.console.images import grid, save_png
 from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.console.progress import console
@@ -161,8 +162,8 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
     import torch
 
     from ldmrt.export.components.torch_pipeline import torch_pipeline
-    from ldmrt.model import UNet
     from ldmrt.model.checkpoint.checkpoint import Checkpoint, load_autoencoder, text_encoder
+    from ldmrt.model.networks.unet import UNet
     from ldmrt.model.training import presets
     from ldmrt.model.training.run import Run, Settings
     from ldmrt.model.training.tokenizer import train_tokenizer

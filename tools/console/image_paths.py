@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ldmrt.runtime import LdmrtError, LdmrtWarning
+from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.lock import file_lock, lock_beside
 
 from .outputs import check_output

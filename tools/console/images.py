@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ldmrt.runtime import LdmrtError, LdmrtWarning, write_atomically
+from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
+from ldmrt.runtime.files.writing import write_atomically
 
 from .image_paths import FORMATS
 

@@ -29,7 +29,7 @@ def check_output(path: Path, option: str, *, folder: bool = False) -> Path:
     except (OSError, ValueError) as error:  # a name that is too long, or holds a null
         why = getattr(error, "strerror", None) or str(error)
     if why:
-        from ldmrt.runtime import LdmrtError
+        from ldmrt.runtime.errors import LdmrtError
 
         raise LdmrtError(option, f"{path} cannot be written", found=why.lower())
     return path

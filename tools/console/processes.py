@@ -21,7 +21,7 @@ class Taken:
 
 def run(step: str, command: list[str], *, quiet: bool = False) -> Taken:
     """Run a process to its end. What it prints goes to the standard error; where that is `quiet`, only if it fails."""
-    from ldmrt.runtime import LdmrtError
+    from ldmrt.runtime.errors import LdmrtError
 
     if not quiet:
         click.secho(f"-- {step}", fg="cyan", err=True)

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.lock import file_lock
 
 

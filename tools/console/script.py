@@ -18,7 +18,7 @@ import click
 from .streams import steady
 
 if TYPE_CHECKING:
-    from ldmrt.runtime import LdmrtError
+    from ldmrt.runtime.errors import LdmrtError
 
 WRONG = 2  # a user can mend it
 BUG = 70  # only we can; 1 is a difference that was measured
@@ -70,8 +70,7 @@ def as_interrupts(ended: list[int]) -> Iterator[None]:
 
 def _run(command: click.Command, name: str | None) -> int:
     """Run it, say what went wrong, and return the exit code."""
-    from ldmrt.runtime import LdmrtError
-    from ldmrt.runtime.errors import LONGEST, shortened
+    from ldmrt.runtime.errors import LONGEST, LdmrtError, shortened
     from ldmrt.runtime.optional import ours, unavailable
 
     try:
@@ -137,7 +136,7 @@ def _full_disk(error: BaseException, where: str) -> "LdmrtError | None":
     """What to say where a file could not be written in full: the system's error in what was raised or in what led to
     it, or its words in the message of a library that keeps nothing else.
     """
-    from ldmrt.runtime import LdmrtError
+    from ldmrt.runtime.errors import LdmrtError
 
     program = Path(sys.argv[0]).stem.replace("cli", "ldmrt")  # python -m ldmrt.tools.cli
     chain, one = list[BaseException](), error

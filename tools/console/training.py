@@ -8,8 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.errors import first_line
+from ldmrt.runtime.errors import LdmrtError, first_line
 
 from .progress import console, watched
 from .script import out_of_memory

@@ -29,8 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from ldmrt.runtime import LdmrtWarning, write_atomically
+from ldmrt.runtime.errors import LdmrtWarning
 from ldmrt.runtime.files.reading import sha256
+from ldmrt.runtime.files.writing import write_atomically
 
 from .packages import Package, default_cache, fetch, read
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ldmrt.model.training.data import SIZE, Sample, digest, generator
 from ldmrt.model.training.order import entry
-from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.numpy_archive import read_archive
 from ldmrt.runtime.files.reading import parse_json, plain_file
 from ldmrt.runtime.nearest import suggestion

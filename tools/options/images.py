@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.errors import LdmrtError
 
 
 class ImagePath(click.Path):

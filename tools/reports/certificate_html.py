@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ldmrt.runtime import write_atomically
-from ldmrt.runtime.bundle.certificate import OFF, Certificate, Cost, Drift, Figure, Likeness
+from ldmrt.runtime.bundle.certificate import Certificate, Cost, Drift, Figure, Likeness
+from ldmrt.runtime.files.writing import write_atomically
+from ldmrt.runtime.parity.metrics import OFF
 
 from .drift_plot import KINDS, against, drift_plot
 from .markup import Inside, Markup, tag

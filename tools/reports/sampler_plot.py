@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ldmrt.runtime import LdmrtError, Plan, write_atomically
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.runtime.optional import unavailable
+from ldmrt.runtime.samplers.plan import Plan
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#333333")  # Okabe & Ito 2008
 FORMATS = (".png", ".svg", ".pdf")

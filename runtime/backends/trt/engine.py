@@ -9,8 +9,9 @@ from pathlib import Path
 
 from numpy.typing import NDArray
 
-from ldmrt.runtime.bundle.bundle import STEP, Bundle
+from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.store import EngineFile, engines, find, runs_on
+from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.tensors import Bound, Shapes, bound_as, conform
 

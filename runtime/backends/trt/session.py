@@ -8,7 +8,7 @@ from threading import RLock
 from typing import Any
 
 from ldmrt.runtime.backends.gpu import compute_capability
-from ldmrt.runtime.bundle.engines.targets import BACKENDS
+from ldmrt.runtime.bundle.engines.recipe import BACKENDS
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.optional import unavailable
 

@@ -1,10 +1,10 @@
 """The command that builds an engine which is missing."""
 
-from ldmrt.runtime.bundle.bundle import STEP, Bundle
-from ldmrt.runtime.pipeline.step_capacity import steps_of
+from ldmrt.runtime.bundle.bundle import Bundle
+from ldmrt.runtime.bundle.graphs import STEP, steps_of
 from ldmrt.runtime.tensors import Shapes, sizes_of
 
-from .targets import PORTABLE, RTX_TARGETS
+from .recipe import PORTABLE, RTX_TARGETS
 
 
 def guided_inside(bundle: Bundle) -> bool:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmrt.runtime.bundle.bundle import FRONT, TILE, Shape
+from ldmrt.runtime.bundle.graphs import DECODER, FRONT, TILE, WIDE
+from ldmrt.runtime.bundle.model_info import Shape
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.tensors import Engine
 
 from .tiling import OVERLAP, PASSES, Floats, tiled, tiled_as_whole
 
-DECODER, WIDE = "vae_decoder", "vae_decoder_fp32"  # the second beside the first where that one computes in halves
 ON_OVERFLOW = ("stop", "retry")
 # Pixels. Stable Diffusion's decoder takes 1.8 GB at 512 and 5.1 at 1024, its U-Net 4 all the time.
 LARGE, TILED = 768, 512

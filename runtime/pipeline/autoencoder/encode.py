@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ldmrt.runtime.bundle.bundle import BACK, TILE, Shape
+from ldmrt.runtime.bundle.graphs import BACK, ENCODER, TILE
+from ldmrt.runtime.bundle.model_info import Shape
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.samplers.noise import noise
 from ldmrt.runtime.samplers.plan import Latents
@@ -12,8 +13,6 @@ from ldmrt.runtime.tensors import Engine
 
 from .decode import Decoding
 from .tiling import tiled, tiled_as_whole
-
-ENCODER = "vae_encoder"
 
 
 def encode_picture(

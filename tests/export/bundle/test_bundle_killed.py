@@ -16,12 +16,11 @@ from ldmrt.export.bundle_writer import export_bundle
 from ldmrt.export.parity.store import store
 from ldmrt.model import Checkpoint
 from ldmrt.runtime import Bundle, Certificate, LdmrtError
-from ldmrt.runtime.bundle.certificate import figure
 from ldmrt.runtime.bundle.coverage import covered_files
 from ldmrt.runtime.bundle.recording import Case, Reference, Walk
-from ldmrt.runtime.files import swap
-from ldmrt.runtime.files import writing as atomic
+from ldmrt.runtime.files import swap, writing
 from ldmrt.runtime.files.lock import bundle_lock
+from ldmrt.runtime.parity.metrics import figure
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 CALLS = ("replace", "rename", "link", "mkdir", "unlink", "rmdir", "chmod")
@@ -35,7 +34,7 @@ def killed_at(number: int, work: Callable[[], Any], calls: Sequence[str] = CALLS
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     called = 0
-    atomic._remove_abandoned_once.cache_clear()  # as in a process of its own
+    writing._remove_abandoned_once.cache_clear()  # as in a process of its own
 
     def counting(call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any, **options: Any) -> Any:
@@ -158,11 +157,11 @@ def test_a_lock_outlives_nobody(loaded: Checkpoint, exported: list[str], tmp_pat
 def test_names_of_controls_are_of_the_alphabet(
     loaded: Checkpoint, exported: list[str], tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ldmrt.export import bundle_writer as module
+    from ldmrt.export import bundle_writer
 
-    parts = module.components(loaded)
+    parts = bundle_writer.components(loaded)
     named = {**parts, f"controlnet_{name}" if name else "": parts["unet"]}
-    monkeypatch.setattr(module, "components", lambda _: named)
+    monkeypatch.setattr(bundle_writer, "components", lambda _: named)
     with pytest.raises(LdmrtError, match="unsupported name"):
         list(export_bundle(loaded, tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []

@@ -8,10 +8,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from ldmrt.export.engines import compiler as trt
+from ldmrt.export.engines import compiler
 from ldmrt.export.engines.arithmetic import check_arithmetic
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.bundle.engines.store import Range, Recipe
+from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
 
 DTYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 NODES: dict[str, tuple[list[list[int]], dict[str, Any]]] = {
@@ -76,7 +76,7 @@ def refused(path: Path, made: Recipe) -> str:
 
 def built(path: Path, made: Recipe) -> bool:
     try:
-        trt.compile_engine(path, made, lambda phase, done: True)
+        compiler.compile_engine(path, made, lambda phase, done: True)
     except LdmrtError:
         return False
     return True

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from ldmrt.export.engines.profiles import Dim, Wanted, profile, recipes, rows
+from ldmrt.export.dims import Dim
+from ldmrt.export.engines.profiles import Wanted, profile, recipes, rows
 from ldmrt.runtime import Bundle, LdmrtError
-from ldmrt.runtime.bundle.bundle import STEP
 from ldmrt.runtime.bundle.engines.build_command import mend
-from ldmrt.runtime.bundle.engines.store import Range
-from ldmrt.runtime.pipeline.step_capacity import STEPS
+from ldmrt.runtime.bundle.engines.recipe import Range
+from ldmrt.runtime.bundle.graphs import STEP, STEPS
 from ldmrt.runtime.tensors import TensorSpec, shape_of
 
 UNET = (

@@ -16,12 +16,13 @@ import pytest
 from ldmrt.export.engines.profiles import Wanted, recipes
 from ldmrt.runtime import SCHEDULERS, LdmrtWarning, Pipeline, Request, plan_from_config
 from ldmrt.runtime import open as open_bundle
-from ldmrt.runtime.bundle.bundle import STEP, Bundle
+from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.store import FOLDER, write
-from ldmrt.runtime.pipeline.step_capacity import STEPS, Room, most_rows, steps_of
+from ldmrt.runtime.bundle.graphs import STEP, STEPS, most_rows, steps_of
+from ldmrt.runtime.pipeline.fused_step import Room
 from ldmrt.tools.benchmarks import gpu_rows
 
-from ...support.fakes import tensorrt as fake_tensorrt
+from ...support.fakes import tensorrt
 from ...support.fakes.cuda import FakeCuda
 
 # Relative to the largest latent: the same float32 numbers, added up in another order, through all rows.
@@ -35,7 +36,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     """An sm89 with TensorRT-RTX; TensorRT is not there."""
     made = FakeCuda()
     monkeypatch.setitem(sys.modules, "cuda.bindings", type("bindings", (), {"runtime": made}))
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_tensorrt.library(made, BACKEND))
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", tensorrt.library(made, BACKEND))
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setattr("ldmrt.runtime.backends.trt.session.compute_capability", lambda: "sm89")
     return made
@@ -49,15 +50,13 @@ def built(bundle: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def put(
-    folder: Path, bundle: Path, graphs: tuple[str, ...], version: str = fake_tensorrt.VERSION, **changes: Any
-) -> None:
+def put(folder: Path, bundle: Path, graphs: tuple[str, ...], version: str = tensorrt.VERSION, **changes: Any) -> None:
     """They compute the files of `bundle`, which are opened once for all tests."""
     opened, source = Bundle.open(folder, check=False), Bundle.open(bundle, check=False)
     wanted = Wanted.read("16x16", "1-2", "any", 16, MOST)
     for one in recipes(opened, wanted, backend=BACKEND, version=version, targets=["sm89"], graphs=graphs):
         onnx = str(source.model(one.component))
-        write(folder / FOLDER, one, fake_tensorrt.plan(list(one.profile), onnx=onnx, **changes), {})
+        write(folder / FOLDER, one, tensorrt.plan(list(one.profile), onnx=onnx, **changes), {})
 
 
 def asked(**changes: Any) -> dict[str, Any]:
@@ -270,7 +269,7 @@ def test_every_sampler_fits(steps: int) -> None:
 
 def step_profile(steps: int) -> Any:
     from ldmrt.export.engines.profiles import profile
-    from ldmrt.export.graph.fused_step import step_specs
+    from ldmrt.runtime.bundle.graphs import step_specs
     from ldmrt.runtime.tensors import TensorSpec
 
     sample = TensorSpec("sample", "float32", ("batch", 4, "height/8", "width/8"))

@@ -16,15 +16,16 @@ import pytest
 import torch
 
 from ldmrt.export.bundle_writer import export_bundle
-from ldmrt.export.engines import compiler as trt
+from ldmrt.export.engines import compiler
 from ldmrt.export.engines.build import Built, Step, build, decide, summary
 from ldmrt.export.engines.memory import predict
 from ldmrt.export.engines.profiles import Wanted, recipes
 from ldmrt.model import load
 from ldmrt.runtime import Bundle, LdmrtError
-from ldmrt.runtime.bundle.bundle import STEP
-from ldmrt.runtime.bundle.engines.store import FOLDER, EngineFile, Recipe, engines, find, model_digests
+from ldmrt.runtime.bundle.engines.recipe import Recipe
+from ldmrt.runtime.bundle.engines.store import FOLDER, EngineFile, engines, find, model_digests
 from ldmrt.runtime.bundle.engines.unused import prunable
+from ldmrt.runtime.bundle.graphs import STEP
 
 from ...support.damage.bundle_faults import change_a_weight
 
@@ -65,7 +66,7 @@ def copy(built: Path, tmp_path: Path) -> Path:
 def wished(folder: Path, targets: Sequence[str]) -> list[Recipe]:
     wanted = Wanted.read("64x64", "1-4", "on", 64)
     opened = Bundle.open(folder, check=False)
-    return recipes(opened, wanted, backend=RTX, version=trt.version(RTX), targets=targets)
+    return recipes(opened, wanted, backend=RTX, version=compiler.version(RTX), targets=targets)
 
 
 def made(folder: Path, targets: Sequence[str]) -> list[str]:
@@ -97,7 +98,7 @@ def test_predicted_and_measured(built: Path) -> None:
 
 def test_it_is_found_and_read(built: Path) -> None:
     opened = Bundle.open(built)
-    asked: dict[str, Any] = {"backend": RTX, "version": trt.version(RTX), "gpu": "sm89"}
+    asked: dict[str, Any] = {"backend": RTX, "version": compiler.version(RTX), "gpu": "sm89"}
     one = find(opened, "vae_decoder", shapes={"latent_sample": (1, 16, 8, 8)}, **asked)
     assert len(one.read(opened)) == one.size > 1e6
     with pytest.raises(LdmrtError, match="takes 1x16x8x8, not 1x16x16x16"):
@@ -205,7 +206,7 @@ def test_what_cannot_be_built_is_said_in_a_line(demo: Path, tmp_path: Path) -> N
     (folder / "unet" / "model.onnx").write_bytes(b"no graph")
     wish = [one for one in wished(demo, ["sm89"]) if one.component == "unet"]
     with pytest.raises(LdmrtError, match="unet: TensorRT-RTX cannot build it for sm89; found ") as failed:
-        trt.compile_engine(folder / "unet" / "model.onnx", wish[0], lambda phase, done: True)
+        compiler.compile_engine(folder / "unet" / "model.onnx", wish[0], lambda phase, done: True)
     assert str(failed.value).splitlines()[1:] == [f"  try: ldmrt verify {folder}"]
 
 
@@ -216,21 +217,21 @@ def test_what_cannot_be_built_is_said_in_a_line(demo: Path, tmp_path: Path) -> N
         (["gpu"], [], r"--target: TensorRT-RTX has no target gpu"),
         (
             ["sm89"],
-            [trt.REFIT],
+            [compiler.REFIT],
             r"--refit: TensorRT-RTX compiles .* fails where no GPU is\n  try: ldmrt export .*--lora",
         ),
     ],
 )
 def test_targets_and_flags_that_it_has_not(targets: list[str], flags: list[str], message: str) -> None:
     with pytest.raises(LdmrtError, match=message):
-        trt.check_targets(RTX, targets, flags)
+        compiler.check_targets(RTX, targets, flags)
 
 
 def test_the_other_tensorrt_is_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    trt.library(RTX)
+    compiler.library(RTX)
     monkeypatch.setattr("polygraphy.config.USE_TENSORRT_RTX", False)
     with pytest.raises(LdmrtError, match="bound to the other TensorRT"):
-        trt.library(RTX)
+        compiler.library(RTX)
 
 
 class Full:
@@ -250,17 +251,17 @@ def test_full_tensorrt_refits_and_builds_for_its_own_gpu(monkeypatch: pytest.Mon
     monkeypatch.setattr("ldmrt.runtime.backends.gpu.compute_capability", lambda: "sm90")
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr("polygraphy.backend.trt.CreateConfig", lambda **given: asked.append(given))
-    assert trt.version("tensorrt") == "11.4.0.1"
-    trt.check_targets("tensorrt", ["sm90", "portable"], [trt.REFIT])
+    assert compiler.version("tensorrt") == "11.4.0.1"
+    compiler.check_targets("tensorrt", ["sm90", "portable"], [compiler.REFIT])
     with pytest.raises(LdmrtError, match="TensorRT builds for the GPU of this machine; expected sm90 or portable"):
-        trt.check_targets("tensorrt", ["sm89"], [])
+        compiler.check_targets("tensorrt", ["sm89"], [])
     opened, wanted = Bundle.open(demo, check=False), Wanted.read("64x64", "1", "on", 64)
-    for flags in ([], [trt.REFIT]):
+    for flags in ([], [compiler.REFIT]):
         for one in recipes(
             opened, wanted, backend="tensorrt", version="11.4", targets=["sm90", "portable"], flags=flags
         ):
             if one.component == "unet":
-                trt._config(Full, one, [], None)
+                compiler._config(Full, one, [], None)
     assert [(given["refittable"], given["hardware_compatibility_level"]) for given in asked] == [
         (False, "none"), (False, "ampere+"), (True, "none"), (True, "ampere+"),
     ]  # fmt: skip
@@ -280,7 +281,7 @@ def test_growth_is_what_a_block_adds() -> None:
 def test_the_folded_step_compiles(copy: Path) -> None:
     """For one picture and for four, with or without guidance, of any sampler; beside the others, which stay."""
     opened, wanted = Bundle.open(copy), Wanted.read("64x64", "1-4", "any", 64)
-    (wish,) = recipes(opened, wanted, backend=RTX, version=trt.version(RTX), targets=["sm89"], graphs=[STEP])
+    (wish,) = recipes(opened, wanted, backend=RTX, version=compiler.version(RTX), targets=["sm89"], graphs=[STEP])
     assert wish.weights == model_digests(opened, "unet")[1]
     *_, done = build(opened, decide(copy, [wish]))
     assert isinstance(done, Built)
@@ -291,7 +292,7 @@ def test_the_folded_step_compiles(copy: Path) -> None:
     assert done.engine.size < 2 * before.disk
     assert [one.recipe.component for one in whole(copy)] == [STEP, *ALL]
     assert summary(decide(copy, [wish])) == "step reused"
-    assert prunable(opened, {RTX: trt.version(RTX)}) == []
+    assert prunable(opened, {RTX: compiler.version(RTX)}) == []
 
 
 @pytest.mark.parametrize(
@@ -308,8 +309,6 @@ def test_tensorrt_10_is_asked_for_a_strongly_typed_network(
     from polygraphy.backend import trt as polygraphy_trt
     from polygraphy.exception import PolygraphyException
 
-    from ldmrt.export.engines import compiler as trt
-
     taken = []
 
     def network(path: str, **options: Any) -> Any:
@@ -318,9 +317,9 @@ def test_tensorrt_10_is_asked_for_a_strongly_typed_network(
 
     base = type("Base", (), {"__init__": lambda self: None})
     library = SimpleNamespace(__version__=version, ILogger=base, IProgressMonitor=base)
-    monkeypatch.setattr(trt, "library", lambda backend: library)
+    monkeypatch.setattr(compiler, "library", lambda backend: library)
     monkeypatch.setattr(polygraphy_trt, "network_from_onnx_path", network)
     recipe = SimpleNamespace(backend=backend, profile=[], component="unet", target="sm89")
     with pytest.raises(LdmrtError, match="cannot build it for sm89; found enough"):
-        trt.compile_engine(tmp_path / "unet" / "model.onnx", recipe, lambda *_: True)  # type: ignore[arg-type]
+        compiler.compile_engine(tmp_path / "unet" / "model.onnx", recipe, lambda *_: True)  # type: ignore[arg-type]
     assert taken == [{"strongly_typed": asked}]

@@ -12,7 +12,8 @@ from torch.nn import functional
 from ldmrt.export.bundle_writer import export_bundle
 from ldmrt.model import Autoencoder, Checkpoint, load
 from ldmrt.runtime.backends.ort.engine import OrtEngine
-from ldmrt.runtime.bundle.bundle import BACK, FRONT, TILE, Bundle
+from ldmrt.runtime.bundle.bundle import Bundle
+from ldmrt.runtime.bundle.graphs import BACK, FRONT, TILE
 from ldmrt.runtime.parity.tolerances import COMPONENT
 
 DECODER, ENCODER = "vae_decoder", "vae_encoder"

@@ -17,8 +17,8 @@ from ldmrt.export.bundle_writer import export_bundle
 from ldmrt.export.components.table import components
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.export.graph.to_onnx import to_onnx
+from ldmrt.export.parity.origin import other_origin
 from ldmrt.export.parity.record import record
-from ldmrt.export.parity.store import other_origin
 from ldmrt.model import Checkpoint, load, load_adapter, load_controlnet
 from ldmrt.runtime import Bundle, LdmrtError, Pipeline
 from ldmrt.runtime import open as open_pipeline

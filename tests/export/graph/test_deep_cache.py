@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 import ldmrt.runtime
-from ldmrt.export import bundle_writer as bundling
+from ldmrt.export import bundle_writer
 from ldmrt.export.bundle_writer import export_bundle
 from ldmrt.export.components.table import Component, components, example, tensors
 from ldmrt.export.graph.naming import path_of
@@ -26,10 +26,11 @@ from ldmrt.model import Checkpoint, UNet, load
 from ldmrt.runtime import Certificate, LdmrtError, sample
 from ldmrt.runtime.backends.lazy_engines import Engines
 from ldmrt.runtime.backends.ort.engine import OrtEngine
-from ldmrt.runtime.bundle.bundle import CUT, DEEP, FEATURE, SHALLOW, Bundle
-from ldmrt.runtime.bundle.certificate import psnr
+from ldmrt.runtime.bundle.bundle import Bundle
+from ldmrt.runtime.bundle.graphs import CUT, DEEP, FEATURE, SHALLOW
 from ldmrt.runtime.files.reading import sha256
 from ldmrt.runtime.parity.compare import EVERY, check, gather
+from ldmrt.runtime.parity.metrics import psnr
 from ldmrt.runtime.parity.tolerances import COMPONENT, tolerances
 from ldmrt.runtime.pipeline.deep_cache import full_times
 
@@ -245,7 +246,7 @@ def copying(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def copied(component: Component, folder: Path) -> Path:
         return Path(shutil.copytree(bundle / component.name, folder)) / "model.onnx"
 
-    monkeypatch.setattr(bundling, "to_onnx", copied)
+    monkeypatch.setattr(bundle_writer, "to_onnx", copied)
 
 
 def listed(folder: Path) -> set[str]:

@@ -12,13 +12,12 @@ import pytest
 
 import ldmrt.runtime
 from ldmrt.export.bundle_writer import export_bundle
-from ldmrt.export.graph.fused_step import step_specs
 from ldmrt.model import load
 from ldmrt.runtime import LdmrtError, Plan, plan_from_config, sample, steps
 from ldmrt.runtime.backends.ort.engine import OrtEngine
-from ldmrt.runtime.bundle.bundle import STEP, Bundle
-from ldmrt.runtime.pipeline.fused_step import FEEDBACK, Folded, state, tables
-from ldmrt.runtime.pipeline.step_capacity import Room
+from ldmrt.runtime.bundle.bundle import Bundle
+from ldmrt.runtime.bundle.graphs import FEEDBACK, STEP, step_specs
+from ldmrt.runtime.pipeline.fused_step import Folded, Room, state, tables
 from ldmrt.runtime.samplers.guidance import Guidance, classifier_free
 from ldmrt.runtime.samplers.noise import noise
 from ldmrt.runtime.tensors import TensorSpec

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ldmrt.export.bundle_writer import export_bundle
+from ldmrt.export.parity.origin import other_origin
 from ldmrt.export.parity.record import record
-from ldmrt.export.parity.store import other_origin
 from ldmrt.model import Checkpoint, load
 from ldmrt.runtime import Bundle, Certificate, LdmrtError
 from ldmrt.runtime import open as open_pipeline

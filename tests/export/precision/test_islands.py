@@ -18,7 +18,7 @@ from ldmrt.export.precision.policy import islands, lower, parse, precisions, set
 from ldmrt.model import Checkpoint, load
 from ldmrt.runtime import Bundle, LdmrtError
 from ldmrt.runtime import open as open_pipeline
-from ldmrt.runtime.bundle.certificate import psnr
+from ldmrt.runtime.parity.metrics import psnr
 
 PROMPT = "two pears"
 Load = Callable[[Mapping[str, torch.dtype]], tuple[Checkpoint, dict[str, Any]]]

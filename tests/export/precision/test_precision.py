@@ -21,7 +21,7 @@ from ldmrt.model import load
 from ldmrt.runtime import Bundle, LdmrtError
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.backends.ort.engine import OrtEngine
-from ldmrt.runtime.bundle.certificate import figure, psnr
+from ldmrt.runtime.parity.metrics import figure, psnr
 from ldmrt.runtime.parity.tolerances import COMPONENT
 
 from ...support.families import save_pipeline

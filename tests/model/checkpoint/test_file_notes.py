@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ldmrt.model import load
+from ldmrt.model.checkpoint.families import Family
 from ldmrt.model.checkpoint.file_notes import FEW_STEPS, for_few_steps
-from ldmrt.model.checkpoint.single_file import Family
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 from ldmrt.runtime.samplers.config import KEYS
 from ldmrt.runtime.samplers.registry import plan_from_config

@@ -11,7 +11,7 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from safetensors.torch import save_file
 
-from ldmrt.model.checkpoint.single_file import Family
+from ldmrt.model.checkpoint.families import Family
 
 from ...support.families import LENGTH, randomise
 from ...support.ldm import as_written, networks

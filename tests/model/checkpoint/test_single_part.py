@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ldmrt.model import load, load_controlnet
+from ldmrt.model.checkpoint.families import OPEN_CLIP, Family
 from ldmrt.model.checkpoint.original_names import controlnet_place, ldm_modules
-from ldmrt.model.checkpoint.single_file import OPEN_CLIP, Family
 from ldmrt.model.networks.unet import UNetConfig
 from ldmrt.runtime import LdmrtError
 

@@ -10,14 +10,14 @@ from PIL import Image
 
 from ldmrt.model.training import image_check
 from ldmrt.model.training.image_check import Verdict, check_images
-from ldmrt.runtime.files import file_cache as stamps
+from ldmrt.runtime.files import file_cache
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two images, written a while ago, and a cache of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(stamps, "SETTLED", -1e18)  # whatever the clock says, files here are old
+    monkeypatch.setattr(file_cache, "SETTLED", -1e18)  # whatever the clock says, files here are old
     folder = tmp_path / "images"
     folder.mkdir()
     for name, side in (("a.png", 64), ("b.png", 31)):
@@ -58,7 +58,7 @@ def test_a_changed_image_is_decoded_again(folder: Path, decoded: list[str]) -> N
 def test_a_file_that_may_still_change_is_not_remembered(
     folder: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stamps, "SETTLED", 1e18)
+    monkeypatch.setattr(file_cache, "SETTLED", 1e18)
     check(folder, "a.png")
     check(folder, "a.png")
     assert decoded == ["a.png", "a.png"]

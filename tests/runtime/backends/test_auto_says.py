@@ -8,8 +8,9 @@ import pytest
 
 import ldmrt.runtime
 from ldmrt.runtime import LdmrtError, LdmrtWarning
-from ldmrt.runtime.backends import auto as engine_auto
-from ldmrt.runtime.bundle.engines.store import FOLDER, Range, Recipe, write
+from ldmrt.runtime.backends import auto
+from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
+from ldmrt.runtime.bundle.engines.store import FOLDER, write
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ class NoSession:
 
 
 def test_no_gpu(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_auto, "Session", NoSession)
+    monkeypatch.setattr(auto, "Session", NoSession)
     assert told(copy) == []  # no engines, nothing to say
     engine(copy)
     one = "backend auto takes ONNX Runtime, as 1 engine cannot run here: there is no NVIDIA driver here"
@@ -61,7 +62,7 @@ def test_another_gpu(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, backend: str) -> None:
             assert backend == "tensorrt-rtx"
 
-    monkeypatch.setattr(engine_auto, "Session", Session)
+    monkeypatch.setattr(auto, "Session", Session)
     engine(copy), engine(copy, target="sm86")
     (said,) = told(copy)
     assert said.endswith("TensorRT-RTX: they were built for sm86, sm89, and this GPU is sm120")

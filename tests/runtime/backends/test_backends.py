@@ -15,11 +15,13 @@ from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.backends.registry import BACKENDS, Settings, open_engines
 from ldmrt.runtime.backends.text_encoder_cache import Memo
 from ldmrt.runtime.backends.trt.engine import TrtEngine
-from ldmrt.runtime.bundle.bundle import CUT, STEP, Bundle
-from ldmrt.runtime.bundle.engines.store import FOLDER, Range, Recipe, model_digests, write
+from ldmrt.runtime.bundle.bundle import Bundle
+from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
+from ldmrt.runtime.bundle.engines.store import FOLDER, model_digests, write
+from ldmrt.runtime.bundle.graphs import CUT, STEP
 from ldmrt.runtime.tensors import TensorSpec
 
-from ...support.fakes import tensorrt as fake_tensorrt
+from ...support.fakes import tensorrt
 from ...support.fakes.cuda import FakeCuda
 
 SHAPES = {"sample": (2, 4, 8, 8), "timestep": (2,), "encoder_hidden_states": (2, 16, 24)}
@@ -32,7 +34,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     """An sm89 with TensorRT-RTX; TensorRT is not there."""
     made = FakeCuda()
     monkeypatch.setitem(sys.modules, "cuda.bindings", type("bindings", (), {"runtime": made}))
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_tensorrt.library(made, "tensorrt-rtx"))
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", tensorrt.library(made, "tensorrt-rtx"))
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setattr("ldmrt.runtime.backends.trt.session.compute_capability", lambda: "sm89")
     return made
@@ -48,8 +50,8 @@ def built(bundle: Path, tmp_path: Path) -> Bundle:
 
 def put(opened: Bundle, target: str) -> None:
     graph, weights = model_digests(opened, "unet")
-    made = Recipe("unet", graph, weights, "fp32", "tensorrt-rtx", fake_tensorrt.VERSION, target, (PROFILE,))
-    write(opened.path / FOLDER, made, fake_tensorrt.plan([PROFILE], broken=True), {})
+    made = Recipe("unet", graph, weights, "fp32", "tensorrt-rtx", tensorrt.VERSION, target, (PROFILE,))
+    write(opened.path / FOLDER, made, tensorrt.plan([PROFILE], broken=True), {})
 
 
 def test_names() -> None:

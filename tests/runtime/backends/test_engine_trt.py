@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.backends.trt.engine import BOUND, TrtEngine
 from ldmrt.runtime.backends.trt.session import MODULES, Session
-from ldmrt.runtime.bundle.bundle import Bundle, Shape
-from ldmrt.runtime.bundle.engines.store import FOLDER, PLAN, Range, Recipe, model_digests, write
+from ldmrt.runtime.bundle.bundle import Bundle
+from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
+from ldmrt.runtime.bundle.engines.store import FOLDER, PLAN, model_digests, write
+from ldmrt.runtime.bundle.model_info import Shape
 
-from ...support.fakes import tensorrt as fake_tensorrt
+from ...support.fakes import tensorrt
 from ...support.fakes.cuda import FakeCuda, cudaError_t
 from ...support.fakes.networks import Small
 from ...support.fakes.tensorrt import SCRATCH, VERSION
@@ -35,7 +37,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 def gpu(backend: str, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     made = FakeCuda()
     monkeypatch.setitem(sys.modules, "cuda.bindings", type("bindings", (), {"runtime": made}))
-    monkeypatch.setitem(sys.modules, MODULES[backend], fake_tensorrt.library(made, backend))
+    monkeypatch.setitem(sys.modules, MODULES[backend], tensorrt.library(made, backend))
     monkeypatch.setattr("ldmrt.runtime.backends.trt.session.compute_capability", lambda: GPU)
     return made
 
@@ -80,7 +82,7 @@ def put(
     profile = profile or (ranges(1, 4),)
     graph, weights = model_digests(opened, component)
     recipe = Recipe(component, graph, weights, "fp16", backend, version, target, profile)
-    return write(opened.path / FOLDER, recipe, fake_tensorrt.plan(list(profile), **changes), {}).folder
+    return write(opened.path / FOLDER, recipe, tensorrt.plan(list(profile), **changes), {}).folder
 
 
 def engine(opened: Bundle, backend: str, component: str = "unet", session: Session | None = None) -> TrtEngine:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 import ldmrt.runtime
 from ldmrt.runtime.backends.lazy_engines import Engines
 from ldmrt.runtime.backends.low_memory import by_turns
-from ldmrt.runtime.bundle.bundle import MANIFEST
+from ldmrt.runtime.bundle.manifest import MANIFEST
 from ldmrt.runtime.pipeline.autoencoder.decode import Decoding
 from ldmrt.runtime.tensors import TensorSpec
 

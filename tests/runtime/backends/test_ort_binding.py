@@ -13,8 +13,8 @@ import ldmrt.runtime
 from ldmrt.runtime import LdmrtError, LdmrtWarning, Request
 from ldmrt.runtime.backends.ort import engine as engine_ort
 from ldmrt.runtime.backends.ort.engine import OrtEngine
-from ldmrt.runtime.bundle.bundle import STEP, Bundle
-from ldmrt.runtime.pipeline.fused_step import FEEDBACK
+from ldmrt.runtime.bundle.bundle import Bundle
+from ldmrt.runtime.bundle.graphs import FEEDBACK, STEP
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 PROMPT = "a red apple"

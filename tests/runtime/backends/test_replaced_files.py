@@ -9,7 +9,7 @@ import pytest
 
 import ldmrt.runtime
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.bundle.bundle import MANIFEST
+from ldmrt.runtime.bundle.manifest import MANIFEST
 
 
 @pytest.fixture

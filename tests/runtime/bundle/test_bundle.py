@@ -10,8 +10,9 @@ import pytest
 
 import ldmrt.runtime
 from ldmrt.runtime import Bundle, Certificate, LdmrtError
-from ldmrt.runtime.bundle.bundle import MANIFEST, REQUIRED, Shape
-from ldmrt.runtime.bundle.manifest import SCHEMA
+from ldmrt.runtime.bundle.graphs import REQUIRED
+from ldmrt.runtime.bundle.manifest import MANIFEST, SCHEMA
+from ldmrt.runtime.bundle.model_info import Shape
 
 WEIGHTS = "unet/model.onnx_data"
 

@@ -11,7 +11,8 @@ import pytest
 
 import ldmrt.runtime
 from ldmrt.runtime import Bundle, LdmrtError
-from ldmrt.runtime.bundle.engines.store import FOLDER, Range, Recipe, engines, model_digests, write
+from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
+from ldmrt.runtime.bundle.engines.store import FOLDER, engines, model_digests, write
 from ldmrt.runtime.bundle.engines.unused import prunable
 
 from ...support.damage.bundle_mutants import mutate

@@ -14,9 +14,9 @@ import pytest
 
 import ldmrt.runtime
 from ldmrt.runtime import Bundle, LdmrtError
-from ldmrt.runtime.bundle.bundle import MANIFEST
 from ldmrt.runtime.bundle.contents import is_inside, is_name
 from ldmrt.runtime.bundle.external_data import locations
+from ldmrt.runtime.bundle.manifest import MANIFEST
 
 OUTSIDE = [
     "../x",

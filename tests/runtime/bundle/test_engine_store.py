@@ -12,17 +12,8 @@ import pytest
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.store import (
-    PLAN,
-    SIDECAR,
-    EngineFile,
-    Range,
-    Recipe,
-    engines,
-    find,
-    model_digests,
-    runs_on,
-)
+from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
+from ldmrt.runtime.bundle.engines.store import PLAN, SIDECAR, EngineFile, engines, find, model_digests, runs_on
 
 from ...support.made_engines import SHAPES, VERSION, put, recipe, static
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ldmrt.runtime import Bundle, LdmrtError
-from ldmrt.runtime.bundle.bundle import MANIFEST
-from ldmrt.runtime.files import file_cache as stamps
+from ldmrt.runtime.bundle.manifest import MANIFEST
+from ldmrt.runtime.files import file_cache
 from ldmrt.runtime.files.reading import cache_folder
 
 WEIGHTS = "unet/model.onnx_data"
@@ -18,7 +18,7 @@ WEIGHTS = "unet/model.onnx_data"
 @pytest.fixture
 def copy(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(stamps, "SETTLED", -1e18)  # nobody waits two seconds here
+    monkeypatch.setattr(file_cache, "SETTLED", -1e18)  # nobody waits two seconds here
     return Path(shutil.copytree(bundle, tmp_path / "bundle"))
 
 
@@ -26,8 +26,8 @@ def copy(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that were hashed."""
     names: list[str] = []
-    hashed = stamps.sha256
-    monkeypatch.setattr(stamps, "sha256", lambda path: (names.append(path.name), hashed(path))[1])
+    hashed = file_cache.sha256
+    monkeypatch.setattr(file_cache, "sha256", lambda path: (names.append(path.name), hashed(path))[1])
     return names
 
 
@@ -81,7 +81,7 @@ def test_another_manifest_is_compared(copy: Path) -> None:
 
 
 def test_young_files_are_not_trusted(copy: Path, read: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stamps, "SETTLED", 1e18)
+    monkeypatch.setattr(file_cache, "SETTLED", 1e18)
     for _ in range(2):
         read.clear()
         opened = Bundle.open(copy, stamped=True)

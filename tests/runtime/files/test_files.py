@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.files import reading as files
+from ldmrt.runtime.files import reading
 
 
 def test_reads_an_object(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"a": [1, 2.5, null, "ä"], "b": -Infinity}', encoding="utf-8")
-    assert files.read_json("unet", tmp_path / "a.json") == {"a": [1, 2.5, None, "ä"], "b": float("-inf")}
+    assert reading.read_json("unet", tmp_path / "a.json") == {"a": [1, 2.5, None, "ä"], "b": float("-inf")}
 
 
 DAMAGED = {
@@ -32,19 +32,19 @@ def test_damaged(name: str, tmp_path: Path) -> None:
     content, message = DAMAGED[name]
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(LdmrtError, match=f"unet: cannot read .*{message}"):
-        files.read_json("unet", tmp_path / "a.json")
+        reading.read_json("unet", tmp_path / "a.json")
 
 
 def test_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'{"a": "\xff\xfe"}')
     with pytest.raises(LdmrtError, match=r"cannot read .*utf-8"):
-        files.read_json("unet", tmp_path / "a.json")
+        reading.read_json("unet", tmp_path / "a.json")
 
 
 def test_nested_as_deep_as_is_read(tmp_path: Path) -> None:
     content = '{"a":' * 63 + "1" + "}" * 63
     (tmp_path / "a.json").write_text(content)
-    assert files.read_json("unet", tmp_path / "a.json") == json.loads(content)
+    assert reading.read_json("unet", tmp_path / "a.json") == json.loads(content)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")
@@ -63,12 +63,12 @@ def test_not_a_regular_file(kind: str, tmp_path: Path) -> None:
             server.bind(os.path.relpath(path))
     message = "missing file; expected" if kind == "missing" else f"expected a regular file; found a {kind}"
     with pytest.raises(LdmrtError, match=message):
-        files.read_json("unet", path)
+        reading.read_json("unet", path)
 
 
 def test_a_nul_in_the_name(tmp_path: Path) -> None:
     with pytest.raises(LdmrtError, match=r"cannot read .*null"):
-        files.read_json("unet", tmp_path / "a\0.json")
+        reading.read_json("unet", tmp_path / "a\0.json")
 
 
 def test_too_large(tmp_path: Path) -> None:
@@ -76,4 +76,4 @@ def test_too_large(tmp_path: Path) -> None:
     with (tmp_path / "a.json").open("wb") as file:
         file.truncate(8 << 30)
     with pytest.raises(LdmrtError, match="is too large; expected at most 67108864 bytes; found 8589934592 bytes"):
-        files.read_json("unet", tmp_path / "a.json")
+        reading.read_json("unet", tmp_path / "a.json")

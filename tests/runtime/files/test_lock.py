@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.files import lock, swap
-from ldmrt.runtime.files import writing as atomic
+from ldmrt.runtime.files import lock, swap, writing
 from ldmrt.runtime.files.lock import bundle_lock
 from ldmrt.runtime.files.owners import Owner
 from ldmrt.runtime.files.writing import remove_abandoned, temporary_folder, temporary_name, write_atomically
@@ -177,7 +176,7 @@ def test_what_a_killed_process_leaves_is_removed_by_the_next(
     remove_abandoned(tmp_path)
     assert left.exists(), "its owner is at it still"
     kill(pid)
-    atomic._remove_abandoned_once.cache_clear()
+    writing._remove_abandoned_once.cache_clear()
     with write_atomically(tmp_path / "other.png") as file:
         file.write(b"whole")
     assert [path.name for path in tmp_path.iterdir()] == ["other.png"]

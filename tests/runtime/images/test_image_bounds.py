@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 
 from ldmrt.runtime import LdmrtError, LdmrtWarning
-from ldmrt.runtime.images import reading as images
+from ldmrt.runtime.images import reading
 from ldmrt.runtime.images.reading import read
 
 from ...support.image_files import COLOR, pixels, png, stored
 
 
 def test_pixels_are_counted_before_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_PIXELS", 300)
+    monkeypatch.setattr(reading, "MAX_PIXELS", 300)
     path = stored(tmp_path / "a.png", Image.new("RGB", (20, 16)))
     monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
     with Image.open(path) as lazy:
@@ -31,13 +31,13 @@ def test_pixels_are_counted_before_they_are_decoded(tmp_path: Path, monkeypatch:
 
 
 def test_decoded_images_may_have_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_PIXELS", 200)
+    monkeypatch.setattr(reading, "MAX_PIXELS", 200)
     np.testing.assert_array_equal(pixels(Image.fromarray(COLOR)), COLOR)
     np.testing.assert_array_equal(pixels(COLOR), COLOR)
 
 
 def test_a_large_jpeg_is_decoded_at_half_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_PIXELS", 300)
+    monkeypatch.setattr(reading, "MAX_PIXELS", 300)
     path = stored(tmp_path / "a.jpg", Image.fromarray(COLOR).resize((32, 16)), quality=95)
     opened = read("image", path)
     assert opened.size == (16, 8)

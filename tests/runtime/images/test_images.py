@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.images import reading as images
+from ldmrt.runtime.images import reading
 from ldmrt.runtime.images.reading import colors, masks, read, split
 
 from ...support.image_files import COLOR, GREY, SIZE, pixels, stored
@@ -35,7 +35,7 @@ def test_several_images(given: Any) -> None:
     np.testing.assert_array_equal(pixels(second), COLOR[::-1])
     seen = colors("image", [first, second], SIZE)
     np.testing.assert_allclose(seen, np.stack([COLOR, COLOR[::-1]]).transpose(0, 3, 1, 2) / 255, atol=1e-6)
-    np.testing.assert_array_equal(images.for_each(seen, 4), seen[[0, 0, 1, 1]])
+    np.testing.assert_array_equal(reading.for_each(seen, 4), seen[[0, 0, 1, 1]])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import ldmrt.runtime
 from ldmrt.runtime import LdmrtError, Pipeline, Request
 from ldmrt.runtime.backends.lazy_engines import Engines
-from ldmrt.runtime.bundle.bundle import DEEP, FEATURE, SHALLOW
+from ldmrt.runtime.bundle.graphs import DEEP, FEATURE, SHALLOW
 from ldmrt.runtime.pipeline.deep_cache import full_times
 
 ASKED: dict[str, Any] = {"prompt": "two pears", "seed": 3, "guidance": 4.0, "steps": 7, "scheduler": "ddim"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.bundle.bundle import Shape
+from ldmrt.runtime.bundle.model_info import Shape
 from ldmrt.runtime.pipeline.autoencoder.decode import Decoding
 from ldmrt.runtime.pipeline.autoencoder.encode import encode_picture
 from ldmrt.runtime.pipeline.autoencoder.tiling import tiled_as_whole

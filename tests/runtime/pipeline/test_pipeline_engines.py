@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ldmrt.runtime import LdmrtError, Pipeline
 from ldmrt.runtime.backends.lazy_engines import Engines
-from ldmrt.runtime.bundle.bundle import Shape
+from ldmrt.runtime.bundle.model_info import Shape
 from ldmrt.runtime.tensors import TensorSpec, conform
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 

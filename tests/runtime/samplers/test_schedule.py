@@ -9,22 +9,17 @@ import pytest
 
 from ldmrt.runtime import SCHEDULERS, LdmrtError, Plan, plan_from_config
 from ldmrt.runtime.samplers.config import KEYS, resolve
+from ldmrt.runtime.samplers.grid import distilled_nodes, edm_nodes, level_nodes, sine_nodes, spaced, whole_nodes
 from ldmrt.runtime.samplers.schedule import (
     ZERO_SNR,
     _float32_cumprod,
     alphas_cumprod,
     beta_quantile,
     betas,
-    distilled_nodes,
-    edm_nodes,
     karras,
-    level_nodes,
     levels,
-    sine_nodes,
-    spaced,
     split,
     times,
-    whole_nodes,
 )
 
 from ...support.exact_diffusers import Theirs

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ldmrt.runtime.bundle.bundle import MANIFEST
+from ldmrt.runtime.bundle.manifest import MANIFEST
 from ldmrt.runtime.files.reading import sha256
 
 Plant = Callable[[Path], None]

@@ -12,7 +12,7 @@ import pytest
 
 from ldmrt.runtime.backends.trt.session import MODULES
 
-from . import tensorrt as fake_tensorrt
+from . import tensorrt
 from .cuda import FakeCuda
 from .refitter import stored_weights
 
@@ -22,8 +22,8 @@ GPU = {"tensorrt": "sm90", "tensorrt-rtx": "sm89"}
 def install(monkeypatch: pytest.MonkeyPatch, backend: str = "tensorrt") -> FakeCuda:
     """For one test."""
     gpu = FakeCuda(room=1 << 28)
-    library = fake_tensorrt.library(gpu, backend)
-    library.Logger, library.IProgressMonitor = fake_tensorrt.ILogger, fake_tensorrt.ILogger
+    library = tensorrt.library(gpu, backend)
+    library.Logger, library.IProgressMonitor = tensorrt.ILogger, tensorrt.ILogger
     library.HardwareCompatibilityLevel = SimpleNamespace(NONE="none", AMPERE_PLUS="ampere+")
     monkeypatch.setitem(sys.modules, "cuda.bindings", type("bindings", (), {"runtime": gpu}))
     library.ComputeCapability = SimpleNamespace(__members__=["SM89"])
@@ -43,9 +43,7 @@ def install(monkeypatch: pytest.MonkeyPatch, backend: str = "tensorrt") -> FakeC
 
 
 def _built(path: str, config: dict[str, Any]) -> bytes:
-    return fake_tensorrt.plan(
-        config["profiles"], onnx=path, weights=stored_weights(path), refittable=config["refittable"]
-    )
+    return tensorrt.plan(config["profiles"], onnx=path, weights=stored_weights(path), refittable=config["refittable"])
 
 
 def altered(plan: bytes, **changes: Any) -> bytes:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ldmrt.runtime import SCHEDULERS, plan_from_config
-from ldmrt.tools.benchmarks import sampler_rows as bench_samplers
+from ldmrt.runtime.samplers.config import CONFIG
+from ldmrt.tools.benchmarks import sampler_rows
 from ldmrt.tools.benchmarks.sampler_rows import Cost, bench, contestants
-from ldmrt.tools.commands.samplers import CONFIG
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # inside diffusers
 
@@ -34,7 +34,7 @@ def test_numbers_of_every_scheduler(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr(bench_samplers, "SHAPE", (1, 4, 8, 8))
+    monkeypatch.setattr(sampler_rows, "SHAPE", (1, 4, 8, 8))
     bench(["--steps", "4", "--repeats", "1", "--json", str(tmp_path / "out.json")], standalone_mode=False)
     written = json.loads((tmp_path / "out.json").read_text())
     assert [line["name"] for line in written["microseconds"]] == list(SCHEDULERS)

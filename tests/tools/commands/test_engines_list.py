@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from ldmrt.runtime import Bundle
-from ldmrt.runtime.bundle.engines.store import FOLDER, SIDECAR, Range, Recipe, model_digests, write
-from ldmrt.runtime.files import file_cache as stamps
+from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
+from ldmrt.runtime.bundle.engines.store import FOLDER, SIDECAR, model_digests, write
+from ldmrt.runtime.files import file_cache
 from ldmrt.runtime.files.lock import bundle_lock
 from ldmrt.runtime.host import megabytes
 from ldmrt.tools.commands import engines
@@ -49,10 +50,10 @@ def test_listing_imports_nothing_large(built: Path) -> None:
 
 
 def test_listing_again_reads_no_plan(ldmrt: Any, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, hashed = list[str](), stamps.sha256
-    monkeypatch.setattr(stamps, "SETTLED", -1e18)  # nobody waits two seconds here
+    read, hashed = list[str](), file_cache.sha256
+    monkeypatch.setattr(file_cache, "SETTLED", -1e18)  # nobody waits two seconds here
     monkeypatch.setattr(engines, "versions", dict)  # of none is known that another is installed
-    monkeypatch.setattr(stamps, "sha256", lambda path: (read.append(path.name), hashed(path))[1])
+    monkeypatch.setattr(file_cache, "sha256", lambda path: (read.append(path.name), hashed(path))[1])
     for times in (5, 0):
         read.clear()
         assert ldmrt("engines", "list", built).code == 0

@@ -13,7 +13,7 @@ from ldmrt.runtime import Bundle
 from ldmrt.runtime.bundle.engines.store import FOLDER, EngineFile, engines, write
 
 from ...support.damage.bundle_faults import truthful
-from ...support.fakes import refitter as fake_refitter
+from ...support.fakes import refitter
 from ...support.fakes.builder import altered
 from ...support.fakes.cuda import FakeCuda
 from ..conftest import command
@@ -107,7 +107,7 @@ def test_a_refit_that_did_not_take_is_found(
 ) -> None:
     """As a library may answer that all is well: the certificate knows better."""
     assert ldmrt("build", changed, *BUILD, "--refit").code == 0
-    monkeypatch.setattr(fake_refitter.Refitter, "refit_cuda_engine", lambda self: True)
+    monkeypatch.setattr(refitter.Refitter, "refit_cuda_engine", lambda self: True)
     ran = ldmrt("engines", "refit", lora, "--from", changed)
     assert ran.code == 1
     assert "it began with: guidance, or what the U-Net" in ran.err
@@ -166,9 +166,9 @@ def test_what_the_library_refuses(
         plan["weights"]["made up"] = plan["weights"]["conv_in.bias"]
     elif fault == "a layer in part":
         said = "1 weights are missing, such as conv_in.bias"
-        real = fake_refitter.Refitter.set_named_weights
+        real = refitter.Refitter.set_named_weights
         monkeypatch.setattr(
-            fake_refitter.Refitter, "set_named_weights",
+            refitter.Refitter, "set_named_weights",
             lambda self, name, value: True if name == "conv_in.bias" else real(self, name, value),
         )  # fmt: skip
     elif fault == "one way":
@@ -206,7 +206,7 @@ def test_killed_half_way(ldmrt: Any, changed: Path, lora: Path, gpu: FakeCuda, m
 def test_a_build_says_when_it_could_not_be_refitted(
     ldmrt: Any, changed: Path, gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fake_refitter.OnnxParserRefitter, "refit_from_file", lambda self, path: False)
+    monkeypatch.setattr(refitter.OnnxParserRefitter, "refit_from_file", lambda self, path: False)
     ran = ldmrt("build", changed, *BUILD, "--refit", "--components", "unet")
     assert ran.code == 2
     assert "unet: its weights cannot be replaced; found refit_from_file of" in ran.err

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from ldmrt.runtime import SCHEDULERS, LdmrtError, plan_from_config
+from ldmrt.runtime.samplers.config import CONFIG
 from ldmrt.runtime.samplers.registry import SPACINGS
-from ldmrt.tools.commands.samplers import CONFIG, evaluations
+from ldmrt.tools.commands.samplers import evaluations
 from ldmrt.tools.reports.sampler_plot import COLORS, level
 
 PAGE = (Path(__file__).parents[3] / "docs" / "samplers.md").read_text(encoding="utf-8")

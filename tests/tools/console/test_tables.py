@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from ldmrt.runtime.bundle.engines.store import FOLDER, Range, Recipe, write
+from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
+from ldmrt.runtime.bundle.engines.store import FOLDER, write
 from ldmrt.tools.console import tables
 
 ROWS = [

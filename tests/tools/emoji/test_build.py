@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from ldmrt.runtime import LdmrtError, LdmrtWarning
-from ldmrt.tools.emoji import build as emoji
+from ldmrt.tools.emoji import build
 from ldmrt.tools.emoji import packages as packages_module
 from ldmrt.tools.emoji.packages import Package
 
@@ -109,15 +109,15 @@ class Registry:
 def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     served = Registry()
     packages = {name: Package("npm", name, "1", hashlib.sha256(data).hexdigest()) for name, data in CONTENTS.items()}
-    monkeypatch.setattr(emoji, "PACKAGES", packages)
+    monkeypatch.setattr(build, "PACKAGES", packages)
     monkeypatch.setattr(packages_module, "download", served.download)
     return served
 
 
-def run(out: Path, cache: Path) -> list[emoji.Step]:
+def run(out: Path, cache: Path) -> list[build.Step]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LdmrtWarning)
-        return list(emoji.build(out, cache))
+        return list(build.build(out, cache))
 
 
 def rows_of(out: Path) -> list[dict]:
@@ -144,15 +144,15 @@ def test_build_keeps_what_the_rules_keep(registry: Registry, tmp_path: Path) -> 
 
 def test_build_warns_when_the_result_is_not_the_published_one(registry: Registry, tmp_path: Path) -> None:
     with pytest.warns(LdmrtWarning, match="not the published sprites"):
-        list(emoji.build(tmp_path / "out", tmp_path / "cache"))
+        list(build.build(tmp_path / "out", tmp_path / "cache"))
 
 
 def test_complete_folder_is_left_alone(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     run(out, tmp_path / "cache")
     with np.load(out / "sprites.npz") as arrays:
-        monkeypatch.setattr(emoji, "SPRITES_SHA256", hashlib.sha256(arrays["sprites"].tobytes()).hexdigest())
-    monkeypatch.setattr(emoji, "ROWS_SHA256", hashlib.sha256((out / "sprites.jsonl").read_bytes()).hexdigest())
+        monkeypatch.setattr(build, "SPRITES_SHA256", hashlib.sha256(arrays["sprites"].tobytes()).hexdigest())
+    monkeypatch.setattr(build, "ROWS_SHA256", hashlib.sha256((out / "sprites.jsonl").read_bytes()).hexdigest())
     registry.asked.clear()
     (step,) = run(out, tmp_path / "empty")
     assert "already" in step.message
@@ -160,9 +160,9 @@ def test_complete_folder_is_left_alone(registry: Registry, tmp_path: Path, monke
     damaged = bytearray((out / "sprites.npz").read_bytes())
     damaged[len(damaged) // 2] ^= 255
     (out / "sprites.npz").write_bytes(damaged)
-    assert not emoji.is_complete(out)
+    assert not build.is_complete(out)
     assert len(run(out, tmp_path / "cache")) > 1
-    assert emoji.is_complete(out)
+    assert build.is_complete(out)
 
 
 def test_only_missing_or_damaged_packages_are_fetched(registry: Registry, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_build_resumes_after_a_wrong_package(registry: Registry, tmp_path: Path)
     with pytest.raises(LdmrtError, match="fluent 1: is not the pinned file") as caught:
         run(tmp_path / "out", tmp_path / "cache")
     assert caught.value.found == hashlib.sha256(b"not what was pinned").hexdigest()
-    assert emoji.PACKAGES["fluent"].sha256 in str(caught.value.expected)
+    assert build.PACKAGES["fluent"].sha256 in str(caught.value.expected)
     assert caught.value.hint
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["noto-1", "twemoji-1"]
     assert not (tmp_path / "out").exists()
@@ -215,14 +215,14 @@ def test_failing_write_leaves_no_rows_and_no_debris(
 def test_missing_npm_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LdmrtError, match="npm is not on the PATH") as caught:
-        list(emoji.build(tmp_path / "out", tmp_path / "cache"))
+        list(build.build(tmp_path / "out", tmp_path / "cache"))
     assert "Node.js" in str(caught.value.hint)
 
 
 def test_missing_pip_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(LdmrtError, match="no pip") as caught:
-        emoji.fetch(emoji.PACKAGES["twemoji"], tmp_path)
+        build.fetch(build.PACKAGES["twemoji"], tmp_path)
     assert "ensurepip" in str(caught.value.hint)
 
 
@@ -236,7 +236,7 @@ def test_refusing_network_is_one_error(tmp_path: Path, monkeypatch: pytest.Monke
     stand_in_npm(tmp_path, "echo 'npm error code ENOTFOUND' >&2; echo noise >&2; exit 1")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LdmrtError, match="npm could not fetch it") as caught:
-        emoji.fetch(emoji.PACKAGES["labels"], tmp_path / "cache")
+        build.fetch(build.PACKAGES["labels"], tmp_path / "cache")
     assert caught.value.found == "code ENOTFOUND"
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -247,7 +247,7 @@ def test_npm_is_asked_for_the_pinned_release(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PATH", str(tmp_path))
     said = b"pack @scope/name@1.0 --ignore-scripts --loglevel=error"
     package = Package("npm", "@scope/name", "1.0", hashlib.sha256(said).hexdigest())
-    path = emoji.fetch(package, tmp_path / "cache")
+    path = build.fetch(package, tmp_path / "cache")
     assert path == tmp_path / "cache" / "scope-name-1.0"
     assert path.read_bytes() == said
 
@@ -262,7 +262,7 @@ def test_read_takes_whole_names_only(pack: Callable[[dict[str, bytes]], bytes], 
         "/a/5f.png": b"5",
     }
     (tmp_path / "pack").write_bytes(pack(members))
-    assert emoji.read(tmp_path / "pack", r"a/([0-9a-f]+)\.png") == {"1f": b"1", "2f": b"2"}
+    assert build.read(tmp_path / "pack", r"a/([0-9a-f]+)\.png") == {"1f": b"1", "2f": b"2"}
     assert [path.name for path in tmp_path.iterdir()] == ["pack"]
 
 
@@ -285,7 +285,7 @@ def test_sprite_is_lanczos_with_premultiplied_alpha(size: tuple[int, int]) -> No
     weights = lanczos(side, 56)
     small = np.einsum("ij,jkc,lk->ilc", weights, square, weights)
     alpha = small[..., 3].clip(0, 1)
-    drawn = emoji.sprite(picture)
+    drawn = build.sprite(picture)
     assert abs(drawn[..., 3] - 255 * alpha).max() <= 0.51
     seen = alpha > 2 / 255
     colour = (small[seen][:, :3] / alpha[seen][:, None]).clip(0, 1)
@@ -297,7 +297,7 @@ def test_sprite_colours_do_not_bleed_from_transparent_pixels() -> None:
     pixels = np.zeros((64, 64, 4), np.uint8)
     pixels[...] = (0, 255, 0, 0)  # green that nobody sees
     pixels[16:48, 16:48] = (255, 0, 0, 255)
-    drawn = emoji.sprite(Image.fromarray(pixels))
+    drawn = build.sprite(Image.fromarray(pixels))
     assert (drawn[drawn[..., 3] > 0][:, 1] == 0).all()
     assert (drawn[drawn[..., 3] > 0][:, 0] == 255).all()
 
@@ -311,7 +311,7 @@ def test_distinct_compares_composed_thumbnails() -> None:
     other = invisible.copy()
     other[..., :3] = 255 - base[..., :3]  # differs only where nothing shows
     lighter = np.minimum(base.astype(int) + 40, 255).astype(np.uint8)
-    assert emoji.distinct(np.stack([base, invisible, base, other, lighter])) == [0, 1, 4]
+    assert build.distinct(np.stack([base, invisible, base, other, lighter])) == [0, 1, 4]
 
 
 @pytest.mark.parametrize(("level", "kept"), [(127 + 9, [0, 1]), (127 + 8, [0])])
@@ -320,8 +320,8 @@ def test_distinct_threshold(level: int, kept: list[int]) -> None:
     plain[..., 3] = 255
     plain[1, ..., :3] = level
     difference = np.sqrt(((level - 127) / 255) ** 2 * 56 * 56 / (64 * 64))  # the margin agrees
-    assert (difference >= emoji.NEAR) == (len(kept) == 2)
-    assert emoji.distinct(plain) == kept
+    assert (difference >= build.NEAR) == (len(kept) == 2)
+    assert build.distinct(plain) == kept
 
 
 @pytest.mark.parametrize(
@@ -341,20 +341,20 @@ def test_distinct_threshold(level: int, kept: list[int]) -> None:
     ],
 )
 def test_labels_left_out(label: str, left_out: bool) -> None:
-    assert bool(emoji.LEFT_OUT_LABEL.search(label)) == left_out
+    assert bool(build.LEFT_OUT_LABEL.search(label)) == left_out
 
 
 def test_default_cache_follows_the_users_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert emoji.default_cache() == tmp_path / "ldmrt" / "packages"
+    assert build.default_cache() == tmp_path / "ldmrt" / "packages"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert emoji.default_cache() == Path.home() / ".cache" / "ldmrt" / "packages"
+    assert build.default_cache() == Path.home() / ".cache" / "ldmrt" / "packages"
 
 
 @pytest.mark.slow
 def test_real_packages_give_the_published_sprites(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", LdmrtWarning)
-        list(emoji.build(tmp_path / "out", tmp_path / "cache"))
+        list(build.build(tmp_path / "out", tmp_path / "cache"))
     assert len(rows_of(tmp_path / "out")) == 5044
-    assert emoji.is_complete(tmp_path / "out")
+    assert build.is_complete(tmp_path / "out")

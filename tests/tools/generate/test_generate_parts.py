@@ -12,11 +12,10 @@ import pytest
 from PIL import Image
 
 import ldmrt.runtime
-from ldmrt.runtime import LdmrtError, RefinedPipeline, Request
-from ldmrt.runtime import host as machine
+from ldmrt.runtime import LdmrtError, RefinedPipeline, Request, host
 from ldmrt.runtime.backends import gpu
 from ldmrt.runtime.bundle.coverage import manifest_digest
-from ldmrt.runtime.bundle.engines.store import Range
+from ldmrt.runtime.bundle.engines.recipe import Range
 from ldmrt.runtime.bundle.manifest import check_manifest
 from ldmrt.runtime.pipeline import batch_size
 from ldmrt.runtime.pipeline.batch_size import Forecast, images_at_once
@@ -140,7 +139,7 @@ def test_as_many_as_fit_in_memory() -> None:
     assert images_at_once([("unet", profile)], size, 8, guided=True, forecast=forecast) == 4
 
 
-@pytest.mark.parametrize(("backend", "where"), [("onnxruntime", machine), ("onnxruntime-cuda", gpu)])
+@pytest.mark.parametrize(("backend", "where"), [("onnxruntime", host), ("onnxruntime-cuda", gpu)])
 def test_free_memory_is_divided_by_what_an_image_takes(
     backend: str, where: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

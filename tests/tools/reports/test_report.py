@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmrt.runtime.bundle.certificate import Certificate, Cost, Drift, Figure, likeness
-from ldmrt.tools.reports import certificate_html as report
+from ldmrt.runtime.bundle.certificate import Certificate, Cost, Drift, Figure
+from ldmrt.runtime.parity.metrics import likeness
+from ldmrt.tools.reports import certificate_html
 from ldmrt.tools.reports.certificate_html import Pair, write_report
 from ldmrt.tools.reports.drift_plot import step
 from ldmrt.tools.reports.markup import tag
@@ -194,7 +195,7 @@ def test_failures_come_first(tmp_path: Path) -> None:
     places = [page.texts.index(line) for line in given.failures]
     assert places == sorted(places)
     assert places[-1] < page.texts.index("Components")
-    assert f"and {len(given.failures) - report.SHOWN} more" in page.texts
+    assert f"and {len(given.failures) - certificate_html.SHOWN} more" in page.texts
     assert "unet" in page.texts[: places[0]]  # where it began
     assert page.texts.count("✗ past") == 3 + 3 + 2 + 1  # the worst, all figures, rows, picture
     opened = [one for one in page.all("details") if "open" in one]
@@ -272,7 +273,7 @@ def test_table_and_headings_can_be_read_aloud(tmp_path: Path) -> None:
 def test_failed_write_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_report(tmp_path / "report.html", certificate(), [pair()])
     old = (tmp_path / "report.html").read_bytes()
-    monkeypatch.setattr(report, "_about", lambda about: 1 / 0)
+    monkeypatch.setattr(certificate_html, "_about", lambda about: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(tmp_path / "report.html", failing(), [])
     assert (tmp_path / "report.html").read_bytes() == old

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ldmrt.runtime.bundle.certificate import Certificate
-from ldmrt.tools.reports import certificate_html as report
+from ldmrt.tools.reports import certificate_html
 from ldmrt.tools.reports.certificate_html import Pair, write_report
 
 from .test_report import HOSTILE, certificate, changed, failing, pair
@@ -103,7 +103,7 @@ def test_slider_amplifies_exactly(show: Any) -> None:
         )
 
     slider, output = page.locator("input[type=range]"), page.locator("output")
-    assert pixels() == (2 * 2**report.GAIN,) * 3 + (0, 0, 0)
+    assert pixels() == (2 * 2**certificate_html.GAIN,) * 3 + (0, 0, 0)
     slider.focus()
     for key, gain in (("End", 64), ("ArrowLeft", 32), ("Home", 1), ("ArrowRight", 2)):
         page.keyboard.press(key)

@@ -15,8 +15,8 @@ import pytest
 
 import ldmrt.runtime
 from ldmrt.runtime import Bundle, LdmrtError, LdmrtWarning
-from ldmrt.runtime.bundle.bundle import MANIFEST
-from ldmrt.runtime.files import numpy_archive as archive
+from ldmrt.runtime.bundle.manifest import MANIFEST
+from ldmrt.runtime.files import numpy_archive
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], Any] = lambda manifest: None) -> None:
@@ -242,7 +242,7 @@ def test_damaged_references(changed: Path, name: str) -> None:
 
 def test_a_reference_that_inflates_is_not_read(changed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More zeros than all references may have, in a few kilobytes."""
-    monkeypatch.setattr(archive, "LARGEST", 1 << 20)
+    monkeypatch.setattr(numpy_archive, "LARGEST", 1 << 20)
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("about.npy", bytes(1 << 21))

@@ -1,0 +1,154 @@
+"""The families that a single file may be of: their networks' configs, text encoders, schedulers and pipelines."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ldmrt.model.weights.weights import SUFFIXES as SUFFIXES
+from ldmrt.runtime.tokenizer.vocabulary import END
+
+from .folder import TEXT
+
+CLIP, OPEN_CLIP = "transformers", "open_clip"  # whose names a text encoder's weights have
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text encoder in a file."""
+
+    prefix: str
+    names: str  # CLIP or OPEN_CLIP
+    kind: str  # the class in transformers
+    pad: str  # the token that fills up a prompt
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models of one shape. `unet`, `vae` and the texts' configs are those of diffusers and transformers."""
+
+    name: str
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    texts: dict[str, Text]
+    scheduler: dict[str, Any]
+    index: dict[str, Any]
+
+    def inpainting(self, scheduler: dict[str, Any], **unet: Any) -> "Family":
+        """The same model with the mask and the masked picture as further inputs."""
+        kind = self.index["_class_name"].replace("Pipeline", "InpaintPipeline")
+        return replace(
+            self, name=f"{self.name} inpainting", unet={**self.unet, **unet, "in_channels": 9}, scheduler=scheduler,
+            index={**self.index, "_class_name": kind},
+        )  # fmt: skip
+
+
+def _text(width: int, layers: int, act: str, projection: int) -> dict[str, Any]:
+    return {
+        "attention_dropout": 0.0, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "hidden_act": act,
+        "hidden_size": width, "intermediate_size": 4 * width, "layer_norm_eps": 1e-5, "max_position_embeddings": 77,
+        "model_type": "clip_text_model", "num_attention_heads": width // 64, "num_hidden_layers": layers,
+        "projection_dim": projection, "vocab_size": 49408,
+    }  # fmt: skip
+
+
+_DOWN, _UP = ["CrossAttnDownBlock2D", "DownBlock2D"], ["CrossAttnUpBlock2D", "UpBlock2D"]
+
+
+_UNET_1 = {
+    "act_fn": "silu", "attention_head_dim": 8, "block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 768,
+    "center_input_sample": False, "down_block_types": [*_DOWN[:1] * 3, _DOWN[1]], "downsample_padding": 1,
+    "flip_sin_to_cos": True, "freq_shift": 0, "in_channels": 4, "layers_per_block": 2, "mid_block_scale_factor": 1,
+    "norm_eps": 1e-5, "norm_num_groups": 32, "out_channels": 4, "sample_size": 64,
+    "up_block_types": [_UP[1], *_UP[:1] * 3],
+}  # fmt: skip
+
+
+_UNET_2 = _UNET_1 | {
+    "attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "sample_size": 96, "upcast_attention": True,
+    "use_linear_projection": True,
+}  # fmt: skip
+
+
+_UNET_XL = _UNET_1 | {
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048, "down_block_types": [_DOWN[1], *_DOWN[:1] * 2],
+    "projection_class_embeddings_input_dim": 2816, "sample_size": 128, "transformer_layers_per_block": [1, 2, 10],
+    "up_block_types": [*_UP[:1] * 2, _UP[1]], "use_linear_projection": True,
+}  # fmt: skip
+
+
+_UNET_REFINER = _UNET_XL | {
+    "attention_head_dim": [6, 12, 24, 24], "block_out_channels": [384, 768, 1536, 1536], "cross_attention_dim": 1280,
+    "down_block_types": [_DOWN[1], *_DOWN[:1] * 2, _DOWN[1]], "projection_class_embeddings_input_dim": 2560,
+    "transformer_layers_per_block": 4, "up_block_types": [_UP[1], *_UP[:1] * 2, _UP[1]],
+}  # fmt: skip
+
+
+_VAE_1 = {
+    "act_fn": "silu", "block_out_channels": [128, 256, 512, 512], "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "in_channels": 3, "latent_channels": 4, "layers_per_block": 2, "norm_num_groups": 32, "out_channels": 3,
+    "sample_size": 512, "scaling_factor": 0.18215, "up_block_types": ["UpDecoderBlock2D"] * 4,
+}  # fmt: skip
+
+
+_VAE_2 = _VAE_1 | {"sample_size": 768}
+
+
+_VAE_XL = _VAE_1 | {"force_upcast": True, "sample_size": 1024, "scaling_factor": 0.13025}
+_TEXT_L, _TEXT_H, _TEXT_G = (
+    _text(768, 12, "quick_gelu", 768),
+    _text(1024, 23, "gelu", 512),  # the last of 24 layers goes unused
+    _text(1280, 32, "gelu", 1280),
+)
+
+
+_DIFFUSION = {
+    "beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "clip_sample": False,
+    "num_train_timesteps": 1000, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1,
+    "trained_betas": None,
+}  # fmt: skip
+
+
+_PNDM = {"_class_name": "PNDMScheduler", **_DIFFUSION}
+_DDIM = {"_class_name": "DDIMScheduler", **_DIFFUSION}
+_EULER = {
+    "_class_name": "EulerDiscreteScheduler", **_DIFFUSION, "interpolation_type": "linear",
+    "prediction_type": "epsilon", "sample_max_value": 1.0, "timestep_spacing": "leading", "use_karras_sigmas": False,
+}  # fmt: skip
+
+
+_NONE = [None, None]
+_SD: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "feature_extractor": _NONE, "safety_checker": _NONE}
+_SD |= {"requires_safety_checker": False}
+_XL: dict[str, Any] = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
+_XL_REFINER: dict[str, Any] = {
+    "_class_name": "StableDiffusionXLImg2ImgPipeline", "force_zeros_for_empty_prompt": False,
+    "requires_aesthetics_score": True, "text_encoder": _NONE, "tokenizer": _NONE,
+}  # fmt: skip
+
+
+_OF_1 = {"text_encoder": Text("cond_stage_model.transformer.", CLIP, TEXT[0], END, _TEXT_L)}
+
+
+_OF_2 = {"text_encoder": Text("cond_stage_model.model.", OPEN_CLIP, TEXT[0], "!", _TEXT_H)}
+
+
+_OF_XL = {
+    "text_encoder": Text("conditioner.embedders.0.transformer.", CLIP, TEXT[0], END, _TEXT_L),
+    "text_encoder_2": Text("conditioner.embedders.1.model.", OPEN_CLIP, TEXT[1], "!", _TEXT_G),
+}
+
+
+_OF_REFINER = {"text_encoder_2": Text("conditioner.embedders.0.model.", OPEN_CLIP, TEXT[1], "!", _TEXT_G)}
+_FIRST = Family("1.x", _UNET_1, _VAE_1, _OF_1, _PNDM, _SD)
+_SECOND = Family("2.x", _UNET_2, _VAE_2, _OF_2, _DDIM | {"prediction_type": "v_prediction"}, _SD)
+_BASE = Family("XL", _UNET_XL, _VAE_XL, _OF_XL, _EULER, _XL)
+FAMILIES = (
+    _FIRST,
+    _FIRST.inpainting(_DDIM),
+    _SECOND,
+    replace(_SECOND, vae=_VAE_1).inpainting(_PNDM, sample_size=64, upcast_attention=False),
+    _BASE,
+    _BASE.inpainting(_EULER),
+    Family("XL refiner", _UNET_REFINER, _VAE_XL, _OF_REFINER, _EULER, _XL_REFINER),
+)

@@ -1,0 +1,50 @@
+"""The difference of tensors and the similarity of images, as a certificate states them."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldmrt.runtime.bundle.certificate import Figure, Likeness
+
+OFF = 2  # grey levels: what nobody sees
+
+
+def figure(
+    component: str, backend: str, case: str, output: str, found: NDArray[Any], expected: NDArray[Any], limit: float
+) -> Figure:
+    """Measure `found` against `expected`, in float64; another shape is infinitely far."""
+    if found.shape != expected.shape:
+        return Figure(component, backend, case, output, math.inf, math.inf, math.inf, math.nan, limit)
+    a, b = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
+    apart = np.abs(a - b)
+    largest, size = float(apart.max()), float(np.abs(b).max())
+    relative = largest / size if size else (0.0 if largest == 0 else math.inf)
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    cosine = float(a @ b) / norms if norms else 1.0
+    return Figure(component, backend, case, output, largest, float(apart.mean()), relative, cosine, limit)
+
+
+def likeness(
+    backend: str, prompt: str, seed: int, found: NDArray[np.uint8], expected: NDArray[np.uint8], limit: float
+) -> Likeness:
+    """Measure an image (H, W, 3) against the reference's."""
+    apart = np.abs(found.astype(np.float64) - expected)
+    off = float((apart.max(axis=-1) > OFF).mean())
+    return Likeness(backend, prompt, seed, psnr(found, expected), ssim(found, expected), off, limit)
+
+
+def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio of two uint8 images in dB; infinite where they are equal."""
+    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+    return math.inf if error == 0 else float(10 * np.log10(255.0**2 / error))
+
+
+def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float | None:
+    """Structural similarity (Wang et al. 2004) by scikit-image, where it is installed."""
+    try:
+        from skimage.metrics import structural_similarity
+    except ImportError:
+        return None
+    return float(structural_similarity(a, b, channel_axis=-1, data_range=255))

@@ -1,0 +1,65 @@
+"""Options of the commands that build or predict engines."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ldmrt.runtime.bundle.graphs import STEPS
+
+from .common import Choice
+
+if TYPE_CHECKING:
+    from ldmrt.export.engines.profiles import Wanted
+    from ldmrt.runtime.bundle.bundle import Bundle
+
+
+BACKENDS = ["tensorrt", "tensorrt-rtx"]
+
+
+def of_profile(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say for which images engines are."""
+    options = (
+        click.option("--sizes", help="Images, WIDTHxHEIGHT: 512x512,768x512, or a range, 512-1024x512-1024; the "
+                     "model's own size by default."),
+        click.option("--batch", default="1", show_default=True, help="Images at once, such as 1-4 or 1,4."),
+        click.option("--guidance", type=Choice(["on", "off", "any"]), default="on", show_default=True,
+                     help="It doubles the U-Net's rows; any builds for both."),
+        click.option("--components", "only", help="Only these, such as unet,vae_decoder."),
+        click.option("--folded", is_flag=True, help="Also the folded step, which runs a sampler's row as one call."),
+        click.option("--steps", default=STEPS, show_default=True, help="Of any sampler, at most, by the folded step."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def read(bundle: "Bundle", sizes: str | None, batch: str, guidance: str, steps: int) -> "Wanted":
+    """Read the options of sizes, batches and guidance."""
+    from ldmrt.export.engines.profiles import Wanted
+
+    return Wanted.read(sizes, batch, guidance, bundle.shape.size, steps)
+
+
+def targets_of(words: str) -> list[str]:
+    """ "sm89,this" to the names of GPUs."""
+    from ldmrt.runtime.backends.gpu import compute_capability
+
+    names = [word.strip().lower() for word in words.split(",")]
+    return list(dict.fromkeys(compute_capability() if name == "this" else name for name in names))
+
+
+def chosen(bundle: "Bundle", only: str | None, folded: bool) -> list[str]:
+    """The graphs that engines were asked for of."""
+    from ldmrt.runtime.bundle.graphs import STEP
+    from ldmrt.runtime.errors import LdmrtError
+    from ldmrt.runtime.nearest import suggestion
+
+    names = list(bundle.components) if only is None else [name.strip() for name in only.split(",")]
+    if unknown := [name for name in names if name not in bundle.components]:
+        problem = f"no component {unknown[0]!r}{suggestion(unknown[0], bundle.components)}"
+        raise LdmrtError("--components", problem, expected=", ".join(bundle.components))
+    if folded and STEP not in bundle.graphs:
+        problem, hint = f"{bundle.path} has no folded step", "ldmrt export CHECKPOINT BUNDLE, without controls"
+        raise LdmrtError("--folded", problem, hint=hint)
+    return [name for name in bundle.graphs if name in names or (folded and name == STEP)]
