@@ -13,7 +13,7 @@ from ldmrt.model.checkpoint.checkpoint import Checkpoint, write_json
 from ldmrt.runtime.backends.ort.graph_cache import FOLDER as OPTIMIZED
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.contents import is_inside, is_name
-from ldmrt.runtime.bundle.graphs import CUT
+from ldmrt.runtime.bundle.graphs import UNET_HALVES
 from ldmrt.runtime.bundle.manifest import MANIFEST, REFERENCE, SCHEMA
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.lock import bundle_lock
@@ -214,7 +214,7 @@ def _carry_over(old: Path, new: Path, made: set[str]) -> None:
 
 def _take(old: Path, new: Path, row: Mapping[str, Any]) -> None:
     """A component's folder, but for the halves of a U-Net that its row knows nothing of."""
-    halves = [f"{graph}.onnx" for graph in CUT if graph not in row.get("graphs", {})]
+    halves = [f"{graph}.onnx" for graph in UNET_HALVES if graph not in row.get("graphs", {})]
     shutil.copytree(old, new, copy_function=_link, ignore=shutil.ignore_patterns(*halves))
 
 

@@ -120,7 +120,7 @@ class Binding(Protocol):
     def download(self, *names: str) -> dict[str, NDArray[Any]]: ...
 
 
-class Bindable(Protocol):
+class BindableEngine(Protocol):
     """An engine whose outputs can be fed back as inputs. Of the dimensions named in `most` it may bind more."""
 
     def bind(self, shapes: Shapes, feedback: Mapping[str, str], most: Collection[str] = ()) -> Binding: ...

@@ -16,7 +16,7 @@ from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.pipeline.controls import ADAPTER, CONTROLNET
 from ldmrt.runtime.tensors import TensorSpec
 
-from .specs import dtype_of, latent, picture, words
+from .specs import dtype_of, image, latent, words
 
 RESIDUAL, FEATURE = "down_block_residual_", "down_intrablock_residual_"
 Specs = Callable[[Checkpoint, Any, str], list[TensorSpec]]  # of a network of the checkpoint and its dtype
@@ -51,7 +51,7 @@ def _controlnet_inputs(c: Checkpoint, model: Any, dtype: str) -> list[TensorSpec
         latent(c, "sample", model.config.in_channels, dtype),
         TensorSpec("timestep", "float32", ("batch",)),
         *words(c, dtype),
-        picture(f"{CONTROLNET}cond", model.config.conditioning_channels, dtype),
+        image(f"{CONTROLNET}cond", model.config.conditioning_channels, dtype),
         SCALE,
     ]
 
@@ -63,10 +63,10 @@ def _residuals(c: Checkpoint, model: UNetEncoder, dtype: str) -> list[TensorSpec
     for level, layers in enumerate(model.config.layers):
         levels += [level] * layers + [level + 1] * (level < last)
     specs = [
-        picture(f"{RESIDUAL}{i}", channels, dtype, factor * 2**level)
+        image(f"{RESIDUAL}{i}", channels, dtype, factor * 2**level)
         for i, (channels, level) in enumerate(zip(model.skip_channels, levels, strict=True))
     ]
-    return [*specs, picture("mid_block_residual", model.config.block_out_channels[last], dtype, factor * 2**last)]
+    return [*specs, image("mid_block_residual", model.config.block_out_channels[last], dtype, factor * 2**last)]
 
 
 class _Adapter(nn.Module):
@@ -80,15 +80,14 @@ class _Adapter(nn.Module):
 
 
 def _adapter_inputs(c: Checkpoint, model: Any, dtype: str) -> list[TensorSpec]:
-    return [picture(f"{ADAPTER}cond", model.config.in_channels, dtype), SCALE]
+    return [image(f"{ADAPTER}cond", model.config.in_channels, dtype), SCALE]
 
 
 def _features(c: Checkpoint, model: Any, dtype: str) -> list[TensorSpec]:
     """Return one feature for each level of the U-Net, which counts in latents, and perhaps one for its middle."""
     unit = c.vae.config.factor if model is c.unet else 1
     return [
-        picture(f"{FEATURE}{i}", width, dtype, unit * divisor)
-        for i, (width, divisor) in enumerate(model.config.features)
+        image(f"{FEATURE}{i}", width, dtype, unit * divisor) for i, (width, divisor) in enumerate(model.config.features)
     ]
 
 

@@ -14,7 +14,7 @@ def dtype_of(module: nn.Module) -> str:
     return str(min((one.dtype for one in module.parameters()), key=lambda kind: kind.itemsize)).removeprefix("torch.")
 
 
-def picture(name: str, channels: int, dtype: str, divisor: int = 1) -> TensorSpec:
+def image(name: str, channels: int, dtype: str, divisor: int = 1) -> TensorSpec:
     """Something of an image's two axes, at 1 of so many pixels along each."""
     sides = (f"{side}/{divisor}" if divisor > 1 else side for side in ("height", "width"))
     return TensorSpec(name, dtype, ("batch", channels, *sides))
@@ -22,7 +22,7 @@ def picture(name: str, channels: int, dtype: str, divisor: int = 1) -> TensorSpe
 
 def latent(c: Checkpoint, name: str, channels: int, dtype: str) -> TensorSpec:
     """The same, of the latents' size."""
-    return picture(name, channels, dtype, c.vae.config.factor)
+    return image(name, channels, dtype, c.vae.config.factor)
 
 
 def tokens_of(c: Checkpoint, text_encoder: str) -> int:

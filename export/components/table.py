@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from ldmrt.model.checkpoint.checkpoint import Checkpoint, class_of
 from ldmrt.model.config import to_config
 from ldmrt.model.torch_engine import TorchEngine
-from ldmrt.runtime.bundle.graphs import DECODER, ENCODER, STEP, WIDE, step_specs
+from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32, ENCODER, STEP, step_specs
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.tensors import Specs, TensorSpec, shape_of, split_symbol
 
 from .autoencoder_parts import tile_specs
 from .controls import CONTROLS, check_fit, steering
 from .networks import _Decoder, _Encoder, _TextEncoder, _UNet
-from .specs import dtype_of, latent, picture, tokens_of, words
+from .specs import dtype_of, image, latent, tokens_of, words
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -145,7 +145,7 @@ def _unet(c: Checkpoint) -> Iterator[Component]:
 
 
 def _vae_decoders(c: Checkpoint) -> Iterator[Component]:
-    for name, vae in ((DECODER, c.vae), (WIDE, c.spare)):
+    for name, vae in ((DECODER, c.vae), (DECODER_FP32, c.spare)):
         if vae is None:
             continue
         config, module = vae.config, _Decoder(vae)
@@ -154,7 +154,7 @@ def _vae_decoders(c: Checkpoint) -> Iterator[Component]:
             name,
             module,
             (latent(c, "latent_sample", config.latent_channels, dtype),),
-            (picture("sample", config.out_channels, dtype),),
+            (image("sample", config.out_channels, dtype),),
             to_config("AutoencoderKL", config),
         )
 
@@ -165,7 +165,7 @@ def _vae_encoder(c: Checkpoint) -> Iterator[Component]:
     yield Component(
         "vae_encoder",
         module,
-        (picture("sample", config.in_channels, dtype),),
+        (image("sample", config.in_channels, dtype),),
         (latent(c, "latent_parameters", 2 * config.latent_channels, dtype),),
         to_config("AutoencoderKL", config),
     )

@@ -1,8 +1,8 @@
 """The reference pipeline: the runtime's own loop around the PyTorch networks."""
 
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
-from ldmrt.runtime.backends.lazy_engines import Engines
-from ldmrt.runtime.bundle.model_info import Shape
+from ldmrt.runtime.backends.lazy_engines import LazyEngines
+from ldmrt.runtime.bundle.model_info import ModelInfo
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
@@ -13,8 +13,8 @@ def torch_pipeline(checkpoint: Checkpoint) -> Pipeline:
     """A pipeline like `ldmrt.runtime.open` gives, whose engines are PyTorch."""
     parts = components(checkpoint)
     return Pipeline(
-        Engines({name: component.engine for name, component in parts.items()}),
+        LazyEngines({name: component.engine for name, component in parts.items()}),
         {name: Tokenizer(files) for name, files in checkpoint.tokenizers.items()},
         checkpoint.scheduler,
-        Shape.read(parts["unet"].config, parts["vae_decoder"].config, checkpoint.index),
+        ModelInfo.read(parts["unet"].config, parts["vae_decoder"].config, checkpoint.index),
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.recipe import Recipe
-from ldmrt.runtime.bundle.engines.store import CHANGED, FOLDER, EngineFile, engines, write
+from ldmrt.runtime.bundle.engines.store import CHANGED, FOLDER, EngineFile, engines, write_engine
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.lock import bundle_lock
 
@@ -131,7 +131,7 @@ def _build(bundle: Bundle, decisions: Sequence[Decision], compiler: Compiler) ->
         }
         if REFIT in one.recipe.flags:  # also proves that it can be
             measured[DIGEST] = weights_sha256(one.recipe, compiled.plan, bundle.model(one.name))
-        engine = write(bundle.path / FOLDER, one.recipe, compiled.plan, measured)
+        engine = write_engine(bundle.path / FOLDER, one.recipe, compiled.plan, measured)
         del compiled  # the plan would lie in memory while the next one is made
         yield Built(one.recipe, engine, reused=False, seconds=time.perf_counter() - begin)
 

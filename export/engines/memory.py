@@ -67,7 +67,7 @@ def vram(engines: Iterable[Memory]) -> int:
     return sum(one.weights + one.io for one in rows) + max((one.scratch for one in rows), default=0)
 
 
-def check_room(bundle: Bundle, engines: Iterable[Memory]) -> None:
+def check_memory(bundle: Bundle, engines: Iterable[Memory]) -> None:
     """An `LdmrtError` where the disk is too small for engines, or this machine's memory for building one."""
     rows = list(engines)
     disk, free = sum(one.disk for one in rows), shutil.disk_usage(bundle.path).free

@@ -14,7 +14,15 @@ import numpy as np
 from ldmrt.runtime.backends.trt.session import Refused, Session, must
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.recipe import Recipe
-from ldmrt.runtime.bundle.engines.store import FOLDER, EngineFile, engines, model_digests, rebuild, runs_on, write
+from ldmrt.runtime.bundle.engines.store import (
+    FOLDER,
+    EngineFile,
+    engines,
+    model_digests,
+    rebuild,
+    runs_on,
+    write_engine,
+)
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.lock import bundle_lock
 from ldmrt.runtime.nearest import suggestion
@@ -67,7 +75,7 @@ def _refit(bundle: Bundle, source: Bundle, session: Session, only: Collection[st
             took = {"build_peak": None, "seconds": round(time.perf_counter() - begin, 3)}
             measured = {**one.measured, **took, DIGEST: digest, "refitted_from": one.folder.name}
             how = f"weights replaced, sha256 {digest[:16]}"
-        made = write(bundle.path / FOLDER, recipe, plan, measured)
+        made = write_engine(bundle.path / FOLDER, recipe, plan, measured)
         yield Refitted(made, how, seconds=time.perf_counter() - begin)
 
 

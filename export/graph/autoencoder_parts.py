@@ -25,7 +25,7 @@ from ldmrt.export.components.autoencoder_parts import FEATURES, MIDDLE
 from ldmrt.runtime.bundle.graphs import TILE
 from ldmrt.runtime.tensors import Specs
 
-from .builder import Nodes, keep_needed, value
+from .builder import NodeBuilder, remove_dead_nodes, value
 from .checks import write_graph
 from .module_graph import Graph
 
@@ -41,12 +41,12 @@ def write_tiles(component: str, path: Path, specs: Mapping[str, tuple[Specs, Spe
         graph.node.extend(nodes)
         graph.input.extend(map(value, inputs))
         graph.output.extend(map(value, outputs))
-        keep_needed(graph)
+        remove_dead_nodes(graph)
         if name.endswith(TILE):
             _tell_norms(graph, types)
         else:
             _attend_by_rows(graph, inputs[0].name, types)
-        keep_needed(graph)
+        remove_dead_nodes(graph)
         file = path.with_name(f"{name}.onnx")
         write_graph(component, file.name, named.proto, file)
 
@@ -55,7 +55,7 @@ def _cut(named: Graph, types: Mapping[str, int], *, begins: bool) -> list[Any]:
     """The nodes of a graph that begins with its features, or ends."""
     import onnx
 
-    nodes, joint = named.proto.graph.node, Nodes(FEATURES)
+    nodes, joint = named.proto.graph.node, NodeBuilder(FEATURES)
     at = named.gives.get(f"decoder.{MIDDLE}") or named.takes[f"encoder.{MIDDLE}"]
     if begins:
         joint("Cast", FEATURES, to=types[at], out=at)
@@ -81,12 +81,12 @@ def _attend_by_rows(graph: Any, latents: str, types: Mapping[str, int]) -> None:
     graph.node.extend(nodes)
 
 
-def _by_rows(node: Any, latents: str, kind: int) -> Nodes:
+def _by_rows(node: Any, latents: str, kind: int) -> NodeBuilder:
     """An Attention whose queries, (batch, h * w, C), come in the h rows of `latents`, (batch, C', h, w)."""
     from onnx import helper
 
     query, key, values = node.input
-    new = Nodes(f"{node.name}/rows")
+    new = NodeBuilder(f"{node.name}/rows")
     rows = new("Shape", latents, start=2, end=3)
     same, rest = new.constant("same", [0]), new.constant("rest", [-1])
     sizes = new("Concat", same, rows, rest, new("Shape", query, start=2, end=3), axis=0)
@@ -104,7 +104,7 @@ def _tell_norms(graph: Any, types: Mapping[str, int]) -> None:
     """Let norms use given statistics."""
     import onnx
 
-    last = Nodes("tile")
+    last = NodeBuilder("tile")
     maker = {node.output[0]: node for node in graph.node}
     share = last("Unsqueeze", "share", last.constant("ends", [0, 1]))
     nodes, moments = list[Any](), list[tuple[str, str]]()
@@ -112,7 +112,7 @@ def _tell_norms(graph: Any, types: Mapping[str, int]) -> None:
         if node.op_type != "InstanceNormalization":
             nodes.append(node)
             continue
-        new = Nodes(f"{node.name}/tile")
+        new = NodeBuilder(f"{node.name}/tile")
         kind = types[node.input[0]]
         narrow = kind if kind != onnx.TensorProto.FLOAT else 0
         moments.append(_norm(new, node, maker[node.input[0]].input[0], share, len(moments), narrow))
@@ -125,7 +125,7 @@ def _tell_norms(graph: Any, types: Mapping[str, int]) -> None:
     graph.initializer.extend(last.constants)
 
 
-def _norm(new: Nodes, node: Any, features: str, share: str, number: int, narrow: int) -> tuple[str, str]:
+def _norm(new: NodeBuilder, node: Any, features: str, share: str, number: int, narrow: int) -> tuple[str, str]:
     """An InstanceNormalization of (batch, groups, numbers) by given statistics: its moments, (batch, groups, 1).
 
     `features` are what it normalises before they were cut into groups, (batch, C, H, W).

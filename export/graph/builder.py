@@ -7,7 +7,7 @@ import numpy as np
 from ldmrt.runtime.tensors import TensorSpec
 
 
-class Nodes:
+class NodeBuilder:
     """Nodes in the order that they run, and their constants, whose names begin with `prefix`."""
 
     def __init__(self, prefix: str) -> None:
@@ -38,7 +38,7 @@ def value(spec: TensorSpec) -> Any:
     return helper.make_tensor_value_info(spec.name, helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)), spec.shape)
 
 
-def keep_needed(graph: Any) -> None:
+def remove_dead_nodes(graph: Any) -> None:
     """Leave out of a graph what its outputs do not hang on: nodes, weights, and shapes that were noted."""
     needed, nodes = {one.name for one in graph.output}, []
     for node in reversed(graph.node):  # users first

@@ -13,11 +13,11 @@ from pathlib import Path
 from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.tensors import Specs
 
-from .builder import Nodes, value
+from .builder import NodeBuilder, value
 from .checks import write_graph
 
 
-def fold(path: Path, inputs: Specs, outputs: Specs) -> None:
+def write_fused_step(path: Path, inputs: Specs, outputs: Specs) -> None:
     """Write the step with these inputs and outputs beside the U-Net's graph at `path`, which keeps its weights."""
     import onnx
 
@@ -26,7 +26,7 @@ def fold(path: Path, inputs: Specs, outputs: Specs) -> None:
     (said,) = graph.output
     dtype = next(one.type.tensor_type.elem_type for one in graph.input if one.name == "sample")
 
-    before, after = Nodes("step/before"), Nodes("step/after")
+    before, after = NodeBuilder("step/before"), NodeBuilder("step/after")
     one = before.constant("one", [1])
     row = before("Unsqueeze", "row", one)  # (batch, 1)
     times = before("GatherND", "timesteps", row, batch_dims=1)  # (batch,)

@@ -18,7 +18,7 @@ from ldmrt.runtime.tensors import TensorSpec, split_symbol
 from .attention import attend_side_by_side
 from .autoencoder_parts import write_tiles
 from .checks import check_graph
-from .fused_step import fold
+from .fused_step import write_fused_step
 from .group_norm import TRANSLATIONS
 from .naming import name_after_modules
 from .upsample import convolve_before_upsampling
@@ -71,7 +71,7 @@ def to_onnx(component: Component, folder: Path) -> Path:
     onnx_ir.save(model, path, external_data="model.onnx_data", size_threshold_bytes=INLINE)
     check_graph(component.name, "the exported graph", path)
     if STEP in component.graphs:
-        fold(path, *component.graphs[STEP])
+        write_fused_step(path, *component.graphs[STEP])
     elif component.graphs:
         write_tiles(component.name, path, component.graphs)
     return path

@@ -15,7 +15,7 @@ from ldmrt.runtime.bundle.graphs import DEEP, FEATURE, SHALLOW
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.tensors import Specs, TensorSpec
 
-from .builder import keep_needed
+from .builder import remove_dead_nodes
 from .checks import write_graph
 from .module_graph import Graph
 
@@ -58,7 +58,7 @@ def cut(path: Path, unet: Component) -> dict[str, tuple[Specs, Specs]]:
     graph.node.extend(rest)
     graph.input.append(feature)
     graph.output.extend(outputs)
-    keep_needed(graph)
+    remove_dead_nodes(graph)
     write_graph("unet", SHALLOW, model, path.with_name(f"{SHALLOW}.onnx"))
     return {DEEP: (unet.inputs, (*unet.outputs, spec)), SHALLOW: ((*unet.inputs, spec), unet.outputs)}
 

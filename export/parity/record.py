@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from ldmrt.export.components.table import Component, components, example
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
-from ldmrt.runtime.backends.lazy_engines import Engines
-from ldmrt.runtime.bundle.recording import CONTROL, Arrays, Case, Reference, Walk, asked
+from ldmrt.runtime.backends.lazy_engines import LazyEngines
+from ldmrt.runtime.bundle.recording import CONTROL, Arrays, Case, Recording, Trajectory, asked
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.pipeline.controls import KINDS
 from ldmrt.runtime.pipeline.pipeline import Pipeline
@@ -24,7 +24,7 @@ TEXTS = ["", "Two PEARS! (oil on canvas), 4k...", "naïve café \u732b \U0001f43
 SIDE = 256  # pixels at most, unless asked: graphs are the same at every size, and at 512 a CPU takes 10 seconds a row
 
 
-class Listening:
+class RecordingEngine:
     """An engine that keeps what it was asked and what it answered, at the calls that are `wanted`: number -> name."""
 
     def __init__(self, component: Component, wanted: Mapping[int, str]) -> None:
@@ -47,7 +47,7 @@ class Listening:
         self._engine.close()
 
 
-def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0, side: int | None = None) -> Reference:
+def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0, side: int | None = None) -> Recording:
     """Draw an image with PyTorch and keep the calls of every component that it took: of the U-Net those of the first,
     the middle and the last row. Each component is also asked at an odd batch and at sides that are odd and unlike, with
     numbers drawn at random. `side` of the image in pixels: the model's own where left out, and no more than 256.
@@ -58,8 +58,8 @@ def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0, side: int | No
         raise LdmrtError("verify", "invalid side", expected=f"a multiple of {unit} pixels", found=side)
     options = asking(prompt, seed, side, STEPS)
     rows = plain.plan(Request(**options)).rows
-    heard = {name: Listening(part, wanted(part, rows)) for name, part in parts.items()}
-    pipeline = replace(plain, engines=Engines.of(heard))
+    heard = {name: RecordingEngine(part, wanted(part, rows)) for name, part in parts.items()}
+    pipeline = replace(plain, engines=LazyEngines.of(heard))
     given = needed(parts, checkpoint, side)
     walk = _draw(pipeline, options, given)
     texts = [prompt, *TEXTS]
@@ -73,7 +73,7 @@ def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0, side: int | No
             engine(sample=walk.images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1)
         cases += engine.cases
         cases += corners(part, side, checkpoint.vae.config.factor)
-    return Reference(tuple(cases), walk, plain.shape.scaling_factor)
+    return Recording(tuple(cases), walk, plain.shape.scaling_factor)
 
 
 def corners(part: Component, side: int, factor: int) -> list[Case]:
@@ -116,7 +116,7 @@ def needed(parts: Mapping[str, Component], checkpoint: Checkpoint, side: int) ->
     return given | ({"image": picture, "mask": mask} if inpaints else {})
 
 
-def _draw(pipeline: Pipeline, options: dict[str, Any], given: Arrays) -> Walk:
+def _draw(pipeline: Pipeline, options: dict[str, Any], given: Arrays) -> Trajectory:
     """The whole way with PyTorch, every row kept."""
     task = pipeline.prepare(**asked(options, given))
     seen, said = list[Latents](), list[Latents]()
@@ -129,4 +129,4 @@ def _draw(pipeline: Pipeline, options: dict[str, Any], given: Arrays) -> Walk:
     x = task.x
     for state in replace(task, model=model).steps():
         x = state.x
-    return Walk(options, given, task.plan.t, np.stack([*seen, x]), np.stack(said), pipeline.decode(x))
+    return Trajectory(options, given, task.plan.t, np.stack([*seen, x]), np.stack(said), pipeline.decode(x))

@@ -6,12 +6,12 @@ from ldmrt.model.checkpoint.checkpoint import write_json
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.certificate import Certificate
 from ldmrt.runtime.bundle.manifest import MANIFEST, REFERENCE
-from ldmrt.runtime.bundle.recording import Reference
+from ldmrt.runtime.bundle.recording import Recording
 from ldmrt.runtime.files.lock import bundle_lock
 from ldmrt.runtime.files.writing import remove, write_atomically
 
 
-def store(bundle: Bundle, made: Certificate, reference: Reference) -> None:
+def store(bundle: Bundle, made: Certificate, reference: Recording) -> None:
     """Keep a certificate in the manifest, and beside it what `ldmrt verify BUNDLE` replays without PyTorch. An
     `LdmrtError` where the bundle has changed since it was opened: it is not what was measured.
 

@@ -18,9 +18,9 @@ from ldmrt.export.components.specs import dtype_of
 from ldmrt.export.components.table import Component, example, rows
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.export.graph.naming import inside
-from ldmrt.export.parity.record import SIDE, Listening, asking, needed, wanted
+from ldmrt.export.parity.record import SIDE, RecordingEngine, asking, needed, wanted
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
-from ldmrt.runtime.backends.lazy_engines import Engines
+from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.bundle.recording import Case, asked
 from ldmrt.runtime.errors import LdmrtWarning
 
@@ -57,13 +57,13 @@ def measure(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, Measure
     random too.
     """
     every = {name: part.wide() for name, part in rows(checkpoint).items()}
-    heard = {name: Listening(part, wanted(part, STEPS)) for name, part in every.items()}
+    heard = {name: RecordingEngine(part, wanted(part, STEPS)) for name, part in every.items()}
     measured: dict[str, Measured] = {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", LdmrtWarning)  # of prompts that are too long
-        ranges = {name: stack.enter_context(ranging(part.module)) for name, part in every.items()}
-        pipeline = replace(torch_pipeline(checkpoint), engines=Engines.of(heard))
+        ranges = {name: stack.enter_context(record_ranges(part.module)) for name, part in every.items()}
+        pipeline = replace(torch_pipeline(checkpoint), engines=LazyEngines.of(heard))
         side = min(SIDE, pipeline.shape.size)
         for seed, prompt in enumerate(PROMPTS):
             task = pipeline.prepare(**asked(asking(prompt, seed, side, STEPS), needed(every, checkpoint, side)))
@@ -81,7 +81,7 @@ def measure(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, Measure
     return measured
 
 
-def climb(ranges: Mapping[str, float], limit: float = LIMIT) -> dict[str, str]:
+def smallest_safe_module(ranges: Mapping[str, float], limit: float = LIMIT) -> dict[str, str]:
     """From each module that gives too much to the smallest around it that does not."""
     islands: dict[str, str] = {}
     for name, largest in ranges.items():
@@ -112,7 +112,7 @@ def raise_islands(parts: Mapping[str, Component], islands: Islands) -> None:
 
 
 @contextlib.contextmanager
-def ranging(module: nn.Module) -> Iterator[dict[str, float]]:
+def record_ranges(module: nn.Module) -> Iterator[dict[str, float]]:
     """While the context lasts, a network computes in float32 and the largest |value| that each of its modules gave is
     noted: NaN counts as infinite.
     """

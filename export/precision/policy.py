@@ -12,13 +12,13 @@ from ldmrt.export.graph.naming import inside, module_path
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.model.weights.weights import finite
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.graphs import WIDE
+from ldmrt.runtime.bundle.graphs import DECODER_FP32
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.parity.tolerances import COMPONENT
 
-from .islands import Islands, climb, known, measure, raise_islands
-from .search import widen
+from .islands import Islands, known, measure, raise_islands, smallest_safe_module
+from .search import raise_until_accurate
 
 Precisions = Mapping[str, str]  # by component; "" is that of all others
 Stored = Mapping[str, torch.dtype | None]  # by network; None is what its file holds
@@ -38,7 +38,7 @@ def parse(text: str) -> dict[str, str]:
     return precisions
 
 
-def settle(load: Load, wanted: Precisions) -> tuple[Checkpoint, dict[str, Any], Islands]:
+def choose_precisions(load: Load, wanted: Precisions) -> tuple[Checkpoint, dict[str, Any], Islands]:
     """Load a checkpoint in these precisions, with islands of float32 where halves would overflow or err too much, and
     say which. A component that is one island all over is of fp32, unless it was asked for by name.
     """
@@ -48,19 +48,19 @@ def settle(load: Load, wanted: Precisions) -> tuple[Checkpoint, dict[str, Any], 
     narrow = [name for name, kind in kinds.items() if kind != "fp32" and name not in found]
     measured = measure(loaded, narrow) if narrow else {}
     for name, one in measured.items():
-        modules = climb(one.ranges) if kinds[name] == "fp16" else {}
+        modules = smallest_safe_module(one.ranges) if kinds[name] == "fp16" else {}
         if "" not in modules:
-            modules = widen(one, kinds[name], modules, COMPONENT[kinds[name]].limit)
+            modules = raise_until_accurate(one, kinds[name], modules, COMPONENT[kinds[name]].limit)
         if modules:
             found[name] = modules
     if whole := {name: "fp32" for name, modules in found.items() if "" in modules}:
         del loaded, measured
-        return *lower(load, {**wanted, **whole}, found), found
+        return *apply_precisions(load, {**wanted, **whole}, found), found
     _narrow(loaded, kinds, found)
     return loaded, merged, found
 
 
-def lower(load: Load, wanted: Precisions, islands: Islands) -> tuple[Checkpoint, dict[str, Any]]:
+def apply_precisions(load: Load, wanted: Precisions, islands: Islands) -> tuple[Checkpoint, dict[str, Any]]:
     """The same with islands that are known."""
     loaded, merged = _read(load, wanted)
     _narrow(loaded, _kinds(loaded, wanted), islands)
@@ -69,13 +69,13 @@ def lower(load: Load, wanted: Precisions, islands: Islands) -> tuple[Checkpoint,
 
 def _read(load: Load, wanted: Precisions) -> tuple[Checkpoint, dict[str, Any]]:
     """The checkpoint before anything is narrowed: what will be is as it is stored, for an island's weights are not
-    rounded. Who wants a `WIDE` decoder gets a spare autoencoder.
+    rounded. Who wants a `DECODER_FP32` decoder gets a spare autoencoder.
     """
     networks = {name: None if kind != "fp32" else torch.float32 for name, kind in wanted.items()}
     both = {wanted.get(name, wanted[""]) for name in ("vae_decoder", "vae_encoder")}
-    networks["vae"] = torch.float32 if "fp32" in both or WIDE in wanted else None  # then one may be narrowed
+    networks["vae"] = torch.float32 if "fp32" in both or DECODER_FP32 in wanted else None  # then one may be narrowed
     loaded, merged = load(networks)
-    return replace(loaded, spare=copy.deepcopy(loaded.vae)) if WIDE in wanted else loaded, merged
+    return replace(loaded, spare=copy.deepcopy(loaded.vae)) if DECODER_FP32 in wanted else loaded, merged
 
 
 def _kinds(checkpoint: Checkpoint, wanted: Precisions) -> dict[str, str]:

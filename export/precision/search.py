@@ -17,7 +17,7 @@ from ldmrt.export.components.table import PRECISIONS, Component
 from ldmrt.export.graph.naming import inside
 from ldmrt.runtime.bundle.recording import Case
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.parity.metrics import figure
+from ldmrt.runtime.parity.metrics import tensor_error
 
 from .casting import Regions, computing, modules_of
 from .islands import Measured, outermost
@@ -35,12 +35,14 @@ def error(part: Component, cases: Sequence[Case], regions: Regions) -> float:
         for case in cases:
             found = engine(**case.inputs)
             for name, expected in case.outputs.items():
-                one = figure(part.name, "", case.name, name, found[name], expected, 0.0).relative
+                one = tensor_error(part.name, "", case.name, name, found[name], expected, 0.0).relative
                 worst = max(worst, math.inf if math.isnan(one) else one)
     return worst
 
 
-def widen(measured: Measured, precision: str, islands: Mapping[str, str], limit: float) -> dict[str, str]:
+def raise_until_accurate(
+    measured: Measured, precision: str, islands: Mapping[str, str], limit: float
+) -> dict[str, str]:
     """The islands that a component of this precision needs to err by no more than `limit`, with a margin where that can
     be had: the given ones, and the worst modules in rounds of 1, 2, 4 ... An `LdmrtError` where all are not enough.
     """

@@ -64,7 +64,7 @@ def digest(rows: Sequence[object]) -> str:
 
 
 @dataclass(frozen=True)
-class PictureFolder:
+class ImageFolder:
     """A folder of one's own: `metadata.jsonl` with `file_name` and `text`, as Hugging Face's imagefolder has it.
 
     Pictures are laid on white, cropped to a centred square and resized. In the place of a file in `skipped` comes the
@@ -77,7 +77,7 @@ class PictureFolder:
     skipped: frozenset[str] = field(default=frozenset(), repr=False)
 
     @classmethod
-    def open(cls, folder: Path, *, size: int = SIZE) -> "PictureFolder":
+    def open(cls, folder: Path, *, size: int = SIZE) -> "ImageFolder":
         """Read metadata.jsonl; every line must have a caption and name a file inside the folder."""
         rows, problems = read_metadata(folder)
         if problems:

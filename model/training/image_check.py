@@ -10,7 +10,7 @@ from pathlib import Path
 import PIL
 
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.files.file_cache import Stamps
+from ldmrt.runtime.files.file_cache import FileCache
 
 from .decoding import read_image, shorter_side
 
@@ -29,14 +29,14 @@ class Verdict:
 
 def check_images(folder: Path, names: list[str], size: int) -> Iterator[Verdict]:
     """Decode each image once, in parallel; those that were whole before and have not changed are not read again."""
-    known, seen = Stamps("images", folder, PIL.__version__), iter(dict.fromkeys(names))
+    known, seen = FileCache("images", folder, PIL.__version__), iter(dict.fromkeys(names))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while block := list(islice(seen, BLOCK)):
             yield from pool.map(lambda name: _verdict(folder, name, size, known), block)
     known.keep()
 
 
-def _verdict(folder: Path, name: str, size: int, known: Stamps) -> Verdict:
+def _verdict(folder: Path, name: str, size: int, known: FileCache) -> Verdict:
     path = folder / name
     try:
         state = path.stat()

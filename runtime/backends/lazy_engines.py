@@ -10,7 +10,7 @@ from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.tensors import Engine
 
 
-class Engines(Mapping[str, Engine]):
+class LazyEngines(Mapping[str, Engine]):
     """Engines by component, each opened when it is first asked for; not sooner where they `take_turns`. Several threads
     may ask at once. Who runs a request where they take turns holds `turn`, so that requests do not open each other's
     engines anew.
@@ -22,7 +22,7 @@ class Engines(Mapping[str, Engine]):
         self._changing, self._closed = Lock(), False
 
     @classmethod
-    def of(cls, engines: Mapping[str, Engine]) -> "Engines":
+    def of(cls, engines: Mapping[str, Engine]) -> "LazyEngines":
         """Hold engines that are already open, by component."""
         return cls({name: partial(engines.__getitem__, name) for name in engines})
 

@@ -15,7 +15,7 @@ Maker = Callable[[], Engine]
 Specs = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]  # inputs and outputs
 
 
-class Turns:
+class LowMemory:
     """Keeps one stage's networks in memory. Calls of one stage run at the same time; another stage waits for them."""
 
     def __init__(self) -> None:
@@ -64,10 +64,10 @@ class Turns:
         self._open.clear()
 
 
-class Visitor:
+class SharedEngine:
     """An engine that is in memory only while its stage runs. `specs` are asked of the engine itself where left out."""
 
-    def __init__(self, name: str, make: Maker, turns: Turns, specs: Specs | None) -> None:
+    def __init__(self, name: str, make: Maker, turns: LowMemory, specs: Specs | None) -> None:
         self._name, self._make, self._turns = name, make, turns
         if specs is None:
             with turns.using(name, make) as engine:
@@ -93,11 +93,11 @@ class Visitor:
         self._turns.close()
 
 
-def by_turns(makers: Mapping[str, Maker], specs: Mapping[str, Specs]) -> dict[str, Maker]:
+def in_low_memory(makers: Mapping[str, Maker], specs: Mapping[str, Specs]) -> dict[str, Maker]:
     """Makers of engines that take turns. `specs` are of those whose inputs and outputs are known without opening."""
-    turns = Turns()
+    turns = LowMemory()
 
     def visitor(name: str, make: Maker) -> Maker:
-        return lambda: Visitor(name, make, turns, specs.get(name))
+        return lambda: SharedEngine(name, make, turns, specs.get(name))
 
     return {name: visitor(name, make) for name, make in makers.items()}

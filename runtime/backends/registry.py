@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from functools import partial
 
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.graphs import CUT, STEP, TOGETHER
+from ldmrt.runtime.bundle.graphs import STEP, TOGETHER, UNET_HALVES
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.tensors import Engine
 
-from .lazy_engines import Engines
-from .low_memory import Maker, Turns, Visitor, by_turns
+from .lazy_engines import LazyEngines
+from .low_memory import LowMemory, Maker, SharedEngine, in_low_memory
 from .replaced_files import Watched
-from .text_encoder_cache import Memo
+from .text_encoder_cache import CachedTextEncoder
 
 
 @dataclass(frozen=True)
-class Settings:
+class BackendSettings:
     """Settings say how networks are run."""
 
     threads: int = 0  # 0 is one a core
@@ -30,22 +30,22 @@ class Settings:
 Makers = Mapping[str, Maker]  # by component
 
 
-def _onnxruntime(bundle: Bundle, backend: str, settings: Settings) -> Makers:
+def _onnxruntime(bundle: Bundle, backend: str, settings: BackendSettings) -> Makers:
     open_one = partial(_open_onnxruntime, bundle, backend, settings)
     makers: dict[str, Maker] = {name: partial(open_one, name) for name in bundle.graphs}
     if settings.folded is False or (settings.folded is None and backend != "onnxruntime-cuda"):
         makers.pop(STEP, None)  # on a CPU a call a row saves nothing
-    if makers.keys() & {STEP, *CUT}:  # the U-Net itself is then opened by requests that run it
-        makers["unet"] = partial(Visitor, "unet", makers["unet"], Turns(), bundle.specs("unet"))
+    if makers.keys() & {STEP, *UNET_HALVES}:  # the U-Net itself is then opened by requests that run it
+        makers["unet"] = partial(SharedEngine, "unet", makers["unet"], LowMemory(), bundle.specs("unet"))
     return makers
 
 
-def _open_onnxruntime(bundle: Bundle, backend: str, settings: Settings, name: str) -> Engine:
+def _open_onnxruntime(bundle: Bundle, backend: str, settings: BackendSettings, name: str) -> Engine:
     from .ort.engine import OrtEngine, version
     from .ort.graph_cache import place
 
     # The halves of a U-Net are called by turns: threads of one that spin would take the cores from the other.
-    spin = bundle.home(name).startswith(TOGETHER) and name not in CUT
+    spin = bundle.home(name).startswith(TOGETHER) and name not in UNET_HALVES
     optimized = place(bundle, name, backend, version()) if settings.keep_optimized else None
     if settings.watched is not None:
         settings.watched.check(bundle, name)
@@ -58,7 +58,7 @@ def _open_onnxruntime(bundle: Bundle, backend: str, settings: Settings, name: st
     return engine
 
 
-def _tensorrt(bundle: Bundle, backend: str, settings: Settings) -> Makers:
+def _tensorrt(bundle: Bundle, backend: str, settings: BackendSettings) -> Makers:
     from .trt.engine import TrtEngine, folds
     from .trt.session import Session
 
@@ -67,13 +67,13 @@ def _tensorrt(bundle: Bundle, backend: str, settings: Settings) -> Makers:
     return {name: partial(TrtEngine, name, bundle, session) for name in (*bundle.components, *steps)}
 
 
-def _auto(bundle: Bundle, backend: str, settings: Settings) -> Makers:
+def _auto(bundle: Bundle, backend: str, settings: BackendSettings) -> Makers:
     from .auto import makers
 
     return makers(bundle, _onnxruntime(bundle, "onnxruntime", settings), settings.folded)
 
 
-BACKENDS: Mapping[str, Callable[[Bundle, str, Settings], Makers]] = {
+BACKENDS: Mapping[str, Callable[[Bundle, str, BackendSettings], Makers]] = {
     "auto": _auto,
     "onnxruntime": _onnxruntime,
     "onnxruntime-cuda": _onnxruntime,
@@ -82,7 +82,7 @@ BACKENDS: Mapping[str, Callable[[Bundle, str, Settings], Makers]] = {
 }
 
 
-def here(bundle: Bundle) -> tuple[str, ...]:
+def available_backends(bundle: Bundle) -> tuple[str, ...]:
     """The backends of this machine that can run a bundle, or a part of it: those of ONNX Runtime, and those that have
     an engine in it for the GPU. An `LdmrtError` where there is none.
     """
@@ -105,7 +105,7 @@ def check_name(backend: str) -> None:
         raise LdmrtError("backend", problem, expected=", ".join(BACKENDS))
 
 
-def open_engines(bundle: Bundle, backend: str, settings: Settings = Settings()) -> Engines:
+def open_engines(bundle: Bundle, backend: str, settings: BackendSettings = BackendSettings()) -> LazyEngines:
     """The components of a bundle on a backend, each opened when it is needed. `auto` takes engines that were built for
     this machine's GPU, and ONNX Runtime where none fits. Text encoders keep what they said.
     """
@@ -116,20 +116,22 @@ def open_engines(bundle: Bundle, backend: str, settings: Settings = Settings()) 
     makers = BACKENDS[backend](bundle, backend, settings)
     if settings.low_memory:
         known = bundle.manifest.get("components", {})
-        makers = by_turns(makers, {name: bundle.specs(name) for name in bundle.graphs if bundle.home(name) in known})
+        makers = in_low_memory(
+            makers, {name: bundle.specs(name) for name in bundle.graphs if bundle.home(name) in known}
+        )
     makers = {name: partial(_remembering, name, make) for name, make in makers.items()}
-    return Engines(makers, take_turns=settings.low_memory)
+    return LazyEngines(makers, take_turns=settings.low_memory)
 
 
 def _remembering(name: str, make: Maker) -> Engine:
     engine = make()
-    return Memo(engine) if name.startswith("text_encoder") else engine
+    return CachedTextEncoder(engine) if name.startswith("text_encoder") else engine
 
 
 LACKING = "NOT_IMPLEMENTED"  # how ONNX Runtime says that it has no kernel
 
 
-def lacking(bundle: Bundle, engines: Mapping[str, Engine]) -> str:
+def unsupported_precision(bundle: Bundle, engines: Mapping[str, Engine]) -> str:
     """Which component cannot run for want of arithmetic, and why; empty where all can. Opens what is of bfloat16."""
     for name in bundle.components:
         if bundle.precision(name) == "bf16":

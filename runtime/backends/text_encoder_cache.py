@@ -13,7 +13,7 @@ BUDGET = 64 << 20  # bytes of outputs: 20 prompts of Stable Diffusion 1, 4 of SD
 Outputs = dict[str, NDArray[Any]]
 
 
-class Memo:
+class CachedTextEncoder:
     """A text encoder that keeps what it said, the oldest forgotten first once that is more than `budget` bytes.
 
     Each text is encoded by itself: its bits do not hang on those beside it, nor on what was asked before.

@@ -19,10 +19,10 @@ from ldmrt.runtime.tensors import TensorSpec
 from .certificate import Certificate
 from .contents import Contents, is_name
 from .coverage import NETWORKS_ALONE, changes, is_partial
-from .graphs import ORDER, REQUIRED, UNRUN
+from .graphs import NOT_RUN, ORDER, REQUIRED
 from .manifest import MANIFEST, check_files, check_manifest
-from .model_info import Shape
-from .recording import Reference
+from .model_info import ModelInfo
+from .recording import Recording
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Bundle:
     path: Path
     manifest: Mapping[str, Any] = field(repr=False)
     scheduler: Mapping[str, Any] = field(repr=False)
-    shape: Shape
+    shape: ModelInfo
 
     @classmethod
     def open(cls, path: Path, *, check: bool = True, stamped: bool = False) -> "Bundle":
@@ -89,13 +89,13 @@ class Bundle:
         return None if stored is None else Certificate.from_json(stored)
 
     @property
-    def reference(self) -> Reference:
+    def reference(self) -> Recording:
         """Load what the certificate's checkpoint computed."""
         stored = self.manifest.get("certificate")
         if stored is None:
             problem, hint = "the bundle has no certificate", f"ldmrt verify {self.path} --against CHECKPOINT --store"
             raise LdmrtError("certificate", problem, hint=hint)
-        return Reference.load(self.contents.file(stored["reference"], "certificate"))
+        return Recording.load(self.contents.file(stored["reference"], "certificate"))
 
     @property
     def doubts(self) -> list[str]:
@@ -103,7 +103,7 @@ class Bundle:
         made = self.certificate
         if made is None:
             return ["it has no parity certificate"]
-        unrun = bool(made.figures) and {one.backend for one in made.figures} == {UNRUN}
+        unrun = bool(made.figures) and {one.backend for one in made.figures} == {NOT_RUN}
         said = ["its graphs were checked, but no backend has run them"] if unrun else []
         return [
             *said,
@@ -173,7 +173,7 @@ class Bundle:
         return inputs, outputs
 
 
-def _shape(contents: Contents) -> Shape:
+def _shape(contents: Contents) -> ModelInfo:
     unet, vae = contents.json("unet/config.json"), contents.json("vae_decoder/config.json")
     index = contents.json("model_index.json") if os.path.lexists(contents.bundle / "model_index.json") else {}
-    return Shape.read(unet, vae, index)
+    return ModelInfo.read(unet, vae, index)

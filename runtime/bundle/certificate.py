@@ -11,7 +11,7 @@ NAMED = 3  # cases that are named of those that were left out
 
 
 @dataclass(frozen=True)
-class Figure:
+class TensorError:
     """One output of a component on one input, as a backend gives it, against the reference."""
 
     component: str
@@ -38,7 +38,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Drift:
+class RowError:
     """A row of a sampler, relative to the largest |value| of the reference.
 
     `forced`: what the network says, after guidance, of the reference's own latents; an error that is there at once.
@@ -77,7 +77,7 @@ class Drift:
 
 
 @dataclass(frozen=True)
-class Likeness:
+class ImageSimilarity:
     """Two images from the same noise, uint8."""
 
     backend: str
@@ -100,7 +100,7 @@ class Likeness:
 
 
 @dataclass(frozen=True)
-class Cost:
+class ShortcutCost:
     """What a shortcut costs, as a backend draws it: an image with it against the same without. It is asked for
     knowingly, so it is stated and has no limit.
     """
@@ -118,7 +118,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedCase:
     """A case that a backend has no engine for."""
 
     component: str  # or "rows", "picture"
@@ -134,13 +134,13 @@ class Certificate:
     not be measured. It stands in the manifest.
     """
 
-    figures: tuple[Figure, ...]
-    drifts: tuple[Drift, ...]
-    pictures: tuple[Likeness, ...]
+    figures: tuple[TensorError, ...]
+    drifts: tuple[RowError, ...]
+    pictures: tuple[ImageSimilarity, ...]
     about: Mapping[str, Any] = field(repr=False)
     origin: tuple[str, ...] = ()
-    costs: tuple[Cost, ...] = ()
-    left_out: tuple[LeftOut, ...] = ()
+    costs: tuple[ShortcutCost, ...] = ()
+    left_out: tuple[SkippedCase, ...] = ()
 
     @property
     def within(self) -> bool:
@@ -150,7 +150,7 @@ class Certificate:
     @property
     def failures(self) -> list[str]:
         """Return one line for each thing of another checkpoint or past its tolerance, in the order of their making."""
-        measured: tuple[Figure | Drift | Likeness, ...] = (*self.figures, *self.drifts, *self.pictures)
+        measured: tuple[TensorError | RowError | ImageSimilarity, ...] = (*self.figures, *self.drifts, *self.pictures)
         past = [one.failure for one in measured if not one.within]
         return [*(f"not of this checkpoint: {one}" for one in self.origin), *past]
 
@@ -167,7 +167,7 @@ class Certificate:
         """One line for each component and backend of which cases were left out: how many, the first ones, and why the
         first.
         """
-        groups: dict[tuple[str, str], list[LeftOut]] = {}
+        groups: dict[tuple[str, str], list[SkippedCase]] = {}
         for one in self.left_out:
             groups.setdefault((one.component, one.backend), []).append(one)
         said = []
@@ -213,13 +213,13 @@ class Certificate:
             if not all(isinstance(one, str) for one in about["bundle"].values()):
                 raise TypeError("about: bundle")
             return cls(
-                tuple(_read(Figure, one) for one in value["figures"]),
-                tuple(_read(Drift, one) for one in value["rows"]),
-                tuple(_read(Likeness, one) for one in value["pictures"]),
+                tuple(_read(TensorError, one) for one in value["figures"]),
+                tuple(_read(RowError, one) for one in value["rows"]),
+                tuple(_read(ImageSimilarity, one) for one in value["pictures"]),
                 about,
                 tuple(map(str, value["origin"])),
-                tuple(_read(Cost, one) for one in value.get("costs", ())),  # older ones have none
-                tuple(_read(LeftOut, one) for one in value.get("left_out", ())),  # unknown to older certificates
+                tuple(_read(ShortcutCost, one) for one in value.get("costs", ())),  # older ones have none
+                tuple(_read(SkippedCase, one) for one in value.get("left_out", ())),  # unknown to older certificates
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             problem, hint = "the certificate cannot be read", "ldmrt verify BUNDLE --against CHECKPOINT --store"

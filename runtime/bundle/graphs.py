@@ -4,18 +4,24 @@ The export writes them, the pipeline calls them and parity checks them.
 """
 
 from itertools import count
+from typing import TYPE_CHECKING
 
-from ldmrt.runtime.tensors import Specs, TensorSpec
+if TYPE_CHECKING:  # NumPy comes with them, and the help of commands reads the numbers below
+    from ldmrt.runtime.tensors import Specs
+
 
 STEP = "step"  # the folded step, a graph beside the U-Net's own
-CUT = DEEP, SHALLOW = "unet_deep", "unet_shallow"  # the U-Net cut in two for the deep cache
+UNET_HALVES = DEEP, SHALLOW = "unet_deep", "unet_shallow"  # the U-Net cut in two for the deep cache
 # What the names of parts of a decoder, or an encoder, have after its own: the whole goes in front of tiles, or after.
 FRONT, TILE, BACK = "_front", "_tile", "_back"
 FEATURE = "deep"  # what the one gives and the other takes
-UNRUN = "pytorch"  # measured in the place of graphs that no backend could run when the bundle was made
+NOT_RUN = "pytorch"  # measured in the place of graphs that no backend could run when the bundle was made
 ORDER = ("text_encoder", "unet", "vae", "controlnet", "adapter")  # of the components, by how their names begin
 REQUIRED = ("unet", "vae_decoder")
-DECODER, WIDE = "vae_decoder", "vae_decoder_fp32"  # the second beside the first where that one computes in halves
+DECODER, DECODER_FP32 = (
+    "vae_decoder",
+    "vae_decoder_fp32",
+)  # the second beside the first where that one computes in halves
 ENCODER = "vae_encoder"
 STEPS = 50  # that an engine takes, of any sampler, where nobody says how many
 SPARE = ("rows", "saved", "terms")  # of these dimensions an engine may be bound for more than a plan needs
@@ -37,10 +43,12 @@ FEEDBACK = {"new_state": "state", "new_row": "row"}
 TOGETHER = ("unet", "controlnet", "adapter")  # called row by row, by their names; any other is a stage of its own
 
 
-def step_specs(inputs: Specs, outputs: Specs) -> tuple[Specs, Specs] | None:
+def step_specs(inputs: "Specs", outputs: "Specs") -> "tuple[Specs, Specs] | None":
     """What the step of a U-Net takes and gives; None where the U-Net says more than noise (a learned variance) or is
     told something by controls, which change from row to row.
     """
+    from ldmrt.runtime.tensors import TensorSpec
+
     told = {one.name: one for one in inputs}
     sample, (said,) = told.pop("sample"), outputs
     told.pop("timestep")

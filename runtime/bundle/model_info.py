@@ -12,7 +12,7 @@ LARGEST = 1 << 16  # channels, or latents along one side
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelInfo:
     """What the runtime knows of a model beside its networks."""
 
     channels: int  # of the latents
@@ -25,7 +25,7 @@ class Shape:
     consistency: bool = False  # a latent consistency model's own pipeline, whose strength shortens the grid
 
     @classmethod
-    def read(cls, unet: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str, Any]) -> "Shape":
+    def read(cls, unet: Mapping[str, Any], vae: Mapping[str, Any], index: Mapping[str, Any]) -> "ModelInfo":
         """Read the configs of diffusers and what model_index.json says beside its parts."""
         widths, file = vae.get("block_out_channels"), "vae_decoder/config.json"
         if not isinstance(widths, list) or not 0 < len(widths) <= LEVELS:

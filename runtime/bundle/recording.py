@@ -41,7 +41,7 @@ def asked(options: dict[str, Any], given: Arrays) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Walk:
+class Trajectory:
     """Images as the reference drew them: the fields of their `Request` and images `given` among them; at every row
     model time (rows,), the latents before it and what the network said of them, after guidance, (rows, B, C, h, w)
     in float32; the last latents; and the images (B, H, W, 3) in uint8.
@@ -66,15 +66,15 @@ class Walk:
 
 
 @dataclass(frozen=True)
-class Reference:
+class Recording:
     """Calls of each component, and a walk."""
 
     cases: tuple[Case, ...]
-    walk: Walk
+    walk: Trajectory
     scaling_factor: float
 
     @property
-    def small(self) -> "Reference":
+    def small(self) -> "Recording":
         """Without what the walk shows too, U-Net, controls, decoder, layers of text encoders; and real inputs alone.
         About a megabyte at 256 pixels.
         """
@@ -103,7 +103,7 @@ class Reference:
             file.write(self.to_bytes())
 
     @classmethod
-    def load(cls, path: Path) -> "Reference":
+    def load(cls, path: Path) -> "Recording":
         """Read what `save` wrote; an `LdmrtError` where it is anything else, or proves nothing."""
         try:
             arrays = read_archive(plain_file("certificate", path))
@@ -113,9 +113,9 @@ class Reference:
                 for i, (component, name, inputs, outputs) in enumerate(about["cases"])
             ]
             given = {name: arrays[name] for name in about["given"]}
-            walk = Walk(about["options"], given, *(arrays[name] for name in WALK))
+            walk = Trajectory(about["options"], given, *(arrays[name] for name in WALK))
             read = cls(tuple(cases), walk, about["scaling_factor"])
-            check_reference(read)
+            check_recording(read)
         except (OSError, ValueError, KeyError, TypeError, LdmrtError) as error:
             problem, hint = (
                 f"cannot read the stored reference {path}",
@@ -128,7 +128,7 @@ class Reference:
         return read
 
 
-def check_reference(reference: Reference) -> None:
+def check_recording(reference: Recording) -> None:
     """Refuse what `record` never makes: ValueError says what is wrong."""
     walk = reference.walk
     for case in reference.cases:

@@ -20,7 +20,7 @@ SETTLED = 2e9  # nanoseconds: a file that is younger may change once more within
 CACHE_BYTES = 1 << 30  # millions of images
 
 
-class Stamps:
+class FileCache:
     """What is known of the files of one folder, kept in the user's cache where there is one."""
 
     def __init__(self, kind: str, folder: Path, version: str = "") -> None:
@@ -50,7 +50,7 @@ class Stamps:
             file.write(json.dumps(self._seen).encode())
 
 
-class Stamped(Stamps):
+class Stamped(FileCache):
     """SHA-256 of the files of one bundle."""
 
     def __init__(self, bundle: Path) -> None:

@@ -9,24 +9,31 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmrt.runtime.backends.text_encoder_cache import Memo
+from ldmrt.runtime.backends.text_encoder_cache import CachedTextEncoder
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.certificate import Certificate, Cost, Drift, Figure, LeftOut, Likeness
+from ldmrt.runtime.bundle.certificate import (
+    Certificate,
+    ImageSimilarity,
+    RowError,
+    ShortcutCost,
+    SkippedCase,
+    TensorError,
+)
 from ldmrt.runtime.bundle.coverage import covered_files, manifest_digest
-from ldmrt.runtime.bundle.engines.store import NoEngine
-from ldmrt.runtime.bundle.graphs import BACK, DECODER, DEEP, ENCODER, FEATURE, FRONT, SHALLOW, TILE, WIDE
-from ldmrt.runtime.bundle.recording import Case, Reference, Walk
+from ldmrt.runtime.bundle.engines.store import EngineNotFound
+from ldmrt.runtime.bundle.graphs import BACK, DECODER, DECODER_FP32, DEEP, ENCODER, FEATURE, FRONT, SHALLOW, TILE
+from ldmrt.runtime.bundle.recording import Case, Recording, Trajectory
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.host import processor, versions
 from ldmrt.runtime.pipeline.autoencoder.decode import Decoding, decode
-from ldmrt.runtime.pipeline.denoise import Task
+from ldmrt.runtime.pipeline.denoise import DenoisingTask
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request import Request
 from ldmrt.runtime.samplers.plan import Latents
-from ldmrt.runtime.samplers.workspace import Registers
+from ldmrt.runtime.samplers.workspace import Workspace
 from ldmrt.runtime.tensors import Engine
 
-from .metrics import figure, likeness, psnr
+from .metrics import image_similarity, psnr, tensor_error
 from .tolerances import PICTURE, Tolerance, tolerances
 
 # The same float32 numbers through the same table; what an encoder adds to the start of inpainting counts too.
@@ -36,23 +43,23 @@ EVERY = 3  # the deep cache whose cost is stated
 
 
 @dataclass(frozen=True)
-class Checked:
+class Comparison:
     """Hold what was measured of one component, or at last of the rows and the images."""
 
     what: str
     backend: str
-    figures: tuple[Figure, ...] = ()
-    drifts: tuple[Drift, ...] = ()
-    pictures: tuple[Likeness, ...] = ()
-    costs: tuple[Cost, ...] = ()
-    left_out: tuple[LeftOut, ...] = ()
+    figures: tuple[TensorError, ...] = ()
+    drifts: tuple[RowError, ...] = ()
+    pictures: tuple[ImageSimilarity, ...] = ()
+    costs: tuple[ShortcutCost, ...] = ()
+    left_out: tuple[SkippedCase, ...] = ()
     images: NDArray[np.uint8] | None = field(default=None, repr=False)
     seconds: float = 0.0  # that measuring took
 
     @property
     def within(self) -> bool:
         """Whether all that was measured is within its tolerance."""
-        measured: tuple[Figure | Drift | Likeness, ...] = (*self.figures, *self.drifts, *self.pictures)
+        measured: tuple[TensorError | RowError | ImageSimilarity, ...] = (*self.figures, *self.drifts, *self.pictures)
         return all(one.within for one in measured)
 
     @property
@@ -84,7 +91,9 @@ def _share(pair: tuple[float, float]) -> float:
     return math.inf if math.isnan(value) else value / limit if limit else value
 
 
-def check(pipeline: Pipeline, backend: str, reference: Reference, limits: Mapping[str, Tolerance]) -> Iterator[Checked]:
+def compare(
+    pipeline: Pipeline, backend: str, reference: Recording, limits: Mapping[str, Tolerance]
+) -> Iterator[Comparison]:
     """Every recorded call of every component that is here, then the rows and the images. What the backend has no
     engine for is left out.
     """
@@ -94,72 +103,80 @@ def check(pipeline: Pipeline, backend: str, reference: Reference, limits: Mappin
                 with warnings.catch_warnings():  # of texts that are too long
                     warnings.simplefilter("ignore", LdmrtWarning)
                     ids = tokenizer([str(text) for text in case.inputs["texts"]])
-                measured = figure(name, backend, case.name, "input_ids", ids, case.outputs["input_ids"], 0.0)
-                yield Checked(name, backend, (measured,))
+                measured = tensor_error(name, backend, case.name, "input_ids", ids, case.outputs["input_ids"], 0.0)
+                yield Comparison(name, backend, (measured,))
     for name in pipeline.engines:
-        same = DECODER if name == WIDE else name  # the reference is of float32
+        same = DECODER if name == DECODER_FP32 else name  # the reference is of float32
         if cases := [one for one in reference.cases if one.component == same]:
             engine = pipeline.engines[name]
-            engine = engine.engine if isinstance(engine, Memo) else engine  # what it says, not what it said
+            engine = (
+                engine.engine if isinstance(engine, CachedTextEncoder) else engine
+            )  # what it says, not what it said
             yield check_engine(engine, name, backend, cases, limits[name].limit)
     cut, calls = DEEP in pipeline.engines, [one for one in reference.cases if one.component == "unet"]
     if cut and calls:
         halves = pipeline.engines[DEEP], pipeline.engines[SHALLOW]
-        yield Checked("unet, cut in two", backend, tuple(check_halves(*halves, backend, calls, limits["unet"].limit)))
-    for name, same in ((DECODER, DECODER), (WIDE, DECODER), (ENCODER, ENCODER)):
+        yield Comparison(
+            "unet, cut in two", backend, tuple(check_halves(*halves, backend, calls, limits["unet"].limit))
+        )
+    for name, same in ((DECODER, DECODER), (DECODER_FP32, DECODER), (ENCODER, ENCODER)):
         calls = [one for one in reference.cases if one.component == same]
         if name + TILE in pipeline.engines and calls:
             figures = tuple(check_parts(pipeline.engines, name, backend, calls, limits[name].limit))
-            yield Checked(f"{name}, in parts", backend, figures)
+            yield Comparison(f"{name}, in parts", backend, figures)
     found, expected = np.array(pipeline.shape.scaling_factor), np.array(reference.scaling_factor)
-    yield Checked(FACTOR, backend, (figure(FACTOR, backend, "config", "value", found, expected, 0.0),))
+    yield Comparison(FACTOR, backend, (tensor_error(FACTOR, backend, "config", "value", found, expected, 0.0),))
     walk = reference.walk
-    if WIDE in pipeline.engines:  # the reference's last latents: the only check of it without PyTorch
-        spare = partial(decode, {DECODER: pipeline.engines[WIDE]}, pipeline.shape, walk.x[-1], Decoding())
-        yield replace(check_pictures(f"picture by {WIDE}", backend, walk, PICTURE["fp32"].limit, spare), images=None)
+    if DECODER_FP32 in pipeline.engines:  # the reference's last latents: the only check of it without PyTorch
+        spare = partial(decode, {DECODER: pipeline.engines[DECODER_FP32]}, pipeline.shape, walk.x[-1], Decoding())
+        yield replace(
+            compare_images(f"picture by {DECODER_FP32}", backend, walk, PICTURE["fp32"].limit, spare), images=None
+        )
     try:
-        drifts, x = check_rows(pipeline, backend, walk, limits)
-    except NoEngine as error:
+        drifts, x = compare_rows(pipeline, backend, walk, limits)
+    except EngineNotFound as error:
         yield _without("rows", backend, [f"row {row}" for row in range(len(walk.said))], error)
         yield _without("picture", backend, _seeds(walk), error)
         return
-    yield Checked("rows", backend, drifts=tuple(drifts))
-    drawn = check_pictures("picture", backend, walk, limits["picture"].limit, partial(pipeline.decode, x))
+    yield Comparison("rows", backend, drifts=tuple(drifts))
+    drawn = compare_images("picture", backend, walk, limits["picture"].limit, partial(pipeline.decode, x))
     yield drawn
     if cut and drawn.images is not None:
         costs = tuple(cost_of_deep_cache(pipeline, backend, walk, drawn.images))
-        yield Checked(f"deep cache {EVERY}", backend, costs=costs)
+        yield Comparison(f"deep cache {EVERY}", backend, costs=costs)
 
 
-def check_engine(engine: Engine, name: str, backend: str, cases: Sequence[Case], limit: float) -> Checked:
+def check_engine(engine: Engine, name: str, backend: str, cases: Sequence[Case], limit: float) -> Comparison:
     """Every output of every recorded call of a component."""
-    figures, left_out = list[Figure](), list[LeftOut]()
+    figures, left_out = list[TensorError](), list[SkippedCase]()
     for case in cases:
         try:
             found = engine(**case.inputs)
-        except NoEngine as error:
-            left_out.append(LeftOut(name, backend, case.name, first_line(error)))
+        except EngineNotFound as error:
+            left_out.append(SkippedCase(name, backend, case.name, first_line(error)))
             continue
         for output, expected in case.outputs.items():
             if output not in found:
                 raise LdmrtError(name, f"no output {output}", expected=", ".join(case.outputs), found=", ".join(found))
-            figures.append(figure(name, backend, case.name, output, found[output], expected, limit))
-    return Checked(name, backend, tuple(figures), left_out=tuple(left_out))
+            figures.append(tensor_error(name, backend, case.name, output, found[output], expected, limit))
+    return Comparison(name, backend, tuple(figures), left_out=tuple(left_out))
 
 
-def check_halves(deep: Engine, shallow: Engine, backend: str, cases: Sequence[Case], limit: float) -> Iterator[Figure]:
+def check_halves(
+    deep: Engine, shallow: Engine, backend: str, cases: Sequence[Case], limit: float
+) -> Iterator[TensorError]:
     """The U-Net cut in two on its recorded calls: where the one is given the other's feature, both say what it says."""
     for case in cases:
         full = deep(**case.inputs)
         rest = shallow(**case.inputs, **{FEATURE: full[FEATURE]})
         for output, expected in case.outputs.items():
             for name, found in ((DEEP, full), (SHALLOW, rest)):
-                yield figure(name, backend, case.name, output, found[output], expected, limit)
+                yield tensor_error(name, backend, case.name, output, found[output], expected, limit)
 
 
 def check_parts(
     engines: Mapping[str, Engine], name: str, backend: str, cases: Sequence[Case], limit: float
-) -> Iterator[Figure]:
+) -> Iterator[TensorError]:
     """The parts of a decoder or an encoder on its recorded calls, each as one tile: with their own statistics, then
     told them, they say what it says.
     """
@@ -177,20 +194,24 @@ def check_parts(
         other = tile(**told, mean=own["moment_1"], variance=variance, own=np.zeros(1))
         for how, made in (("own", own), ("given", other)):
             found = made if decodes else engines[name + BACK](features=made["features"])
-            yield figure(name + TILE, backend, f"{case.name}, {how} norms", output, found[output], expected, limit)
+            yield tensor_error(
+                name + TILE, backend, f"{case.name}, {how} norms", output, found[output], expected, limit
+            )
 
 
-def cost_of_deep_cache(pipeline: Pipeline, backend: str, walk: Walk, images: NDArray[np.uint8]) -> Iterator[Cost]:
+def cost_of_deep_cache(
+    pipeline: Pipeline, backend: str, walk: Trajectory, images: NDArray[np.uint8]
+) -> Iterator[ShortcutCost]:
     """The walk with a deep cache, against its images (B, H, W, 3) by the same backend without."""
     drawn = pipeline(**walk.asked, deep_cache=EVERY).images
     request = Request(**walk.options)
     for prompt, seed, found, expected in zip(request.prompts, request.seeds, drawn, images, strict=True):
-        yield Cost(backend, f"deep cache {EVERY}", prompt, seed, psnr(found, expected))
+        yield ShortcutCost(backend, f"deep cache {EVERY}", prompt, seed, psnr(found, expected))
 
 
-def check_rows(
-    pipeline: Pipeline, backend: str, walk: Walk, limits: Mapping[str, Tolerance]
-) -> tuple[list[Drift], Latents]:
+def compare_rows(
+    pipeline: Pipeline, backend: str, walk: Trajectory, limits: Mapping[str, Tolerance]
+) -> tuple[list[RowError], Latents]:
     """The rows, and the last latents of a run of its own.
 
     Guidance g multiplies what the network may be off by with at most g + |1 - g|. A sampler fed with the same numbers
@@ -206,41 +227,45 @@ def check_rows(
         free.append(_relative(x, walk.x[state.row + 1]) if state.row < rows else math.inf)
     free += [math.inf] * (rows - len(free))
     drifts = [
-        Drift(backend, row, t, _relative(task.model(walk.x[row], t), walk.said[row]), stepped[row], free[row],
+        RowError(backend, row, t, _relative(task.model(walk.x[row], t), walk.said[row]), stepped[row], free[row],
               limit, STEPPED, (row + 1) * limit)
         for row, t in enumerate(walk.t.tolist())
     ]  # fmt: skip
     return drifts, x
 
 
-def check_pictures(
-    what: str, backend: str, walk: Walk, limit: float, draw: Callable[[], NDArray[np.uint8]]
-) -> Checked:  # fmt: skip
+def compare_images(
+    what: str, backend: str, walk: Trajectory, limit: float, draw: Callable[[], NDArray[np.uint8]]
+) -> Comparison:  # fmt: skip
     """The likeness of each image, and the images."""
     try:
         images = draw()
-    except NoEngine as error:
+    except EngineNotFound as error:
         return _without(what, backend, _seeds(walk), error)
     request = Request(**walk.options)
     pairs = zip(request.prompts, request.seeds, images, walk.images, strict=True)
-    return Checked(what, backend, pictures=tuple(likeness(backend, *pair, limit) for pair in pairs), images=images)
+    return Comparison(
+        what, backend, pictures=tuple(image_similarity(backend, *pair, limit) for pair in pairs), images=images
+    )
 
 
-def _without(what: str, backend: str, cases: Sequence[str], error: NoEngine) -> Checked:
-    return Checked(what, backend, left_out=tuple(LeftOut(what, backend, case, first_line(error)) for case in cases))
+def _without(what: str, backend: str, cases: Sequence[str], error: EngineNotFound) -> Comparison:
+    return Comparison(
+        what, backend, left_out=tuple(SkippedCase(what, backend, case, first_line(error)) for case in cases)
+    )
 
 
-def _seeds(walk: Walk) -> list[str]:
+def _seeds(walk: Trajectory) -> list[str]:
     return [f"seed {seed}" for seed in Request(**walk.options).seeds]
 
 
-def _stepped(task: Task, walk: Walk) -> list[float]:
+def _stepped(task: DenoisingTask, walk: Trajectory) -> list[float]:
     """How far the latents after each row are off where the network's word is the reference's: of the sampler alone.
     The first row also answers for the latents before it. A plan of other rows is infinitely off.
     """
     if len(walk.said) != task.plan.rows:
         return [math.inf] * len(walk.said)
-    run = Registers(task.plan, task.x if task.init is None else task.plan.noised(task.init, task.x))
+    run = Workspace(task.plan, task.x if task.init is None else task.plan.noised(task.init, task.x))
     off = [_relative(run.x, walk.x[0])]
     for row, said in enumerate(walk.said):
         x = run.move(row, said, task.noise(row) if task.plan.draws(row) else None)
@@ -254,8 +279,8 @@ def _relative(found: Latents, expected: Latents) -> float:
     return float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-30))
 
 
-def gather(
-    measured: Sequence[Checked], bundle: Bundle, reference: Reference, origin: Sequence[str] = ()
+def certify(
+    measured: Sequence[Comparison], bundle: Bundle, reference: Recording, origin: Sequence[str] = ()
 ) -> Certificate:
     """What was measured, with all that it was measured on, and what is not of the checkpoint."""
     rows = bundle.manifest.get("components", {})

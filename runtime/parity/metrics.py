@@ -6,33 +6,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmrt.runtime.bundle.certificate import Figure, Likeness
+from ldmrt.runtime.bundle.certificate import ImageSimilarity, TensorError
 
 OFF = 2  # grey levels: what nobody sees
 
 
-def figure(
+def tensor_error(
     component: str, backend: str, case: str, output: str, found: NDArray[Any], expected: NDArray[Any], limit: float
-) -> Figure:
+) -> TensorError:
     """Measure `found` against `expected`, in float64; another shape is infinitely far."""
     if found.shape != expected.shape:
-        return Figure(component, backend, case, output, math.inf, math.inf, math.inf, math.nan, limit)
+        return TensorError(component, backend, case, output, math.inf, math.inf, math.inf, math.nan, limit)
     a, b = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
     apart = np.abs(a - b)
     largest, size = float(apart.max()), float(np.abs(b).max())
     relative = largest / size if size else (0.0 if largest == 0 else math.inf)
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     cosine = float(a @ b) / norms if norms else 1.0
-    return Figure(component, backend, case, output, largest, float(apart.mean()), relative, cosine, limit)
+    return TensorError(component, backend, case, output, largest, float(apart.mean()), relative, cosine, limit)
 
 
-def likeness(
+def image_similarity(
     backend: str, prompt: str, seed: int, found: NDArray[np.uint8], expected: NDArray[np.uint8], limit: float
-) -> Likeness:
+) -> ImageSimilarity:
     """Measure an image (H, W, 3) against the reference's."""
     apart = np.abs(found.astype(np.float64) - expected)
     off = float((apart.max(axis=-1) > OFF).mean())
-    return Likeness(backend, prompt, seed, psnr(found, expected), ssim(found, expected), off, limit)
+    return ImageSimilarity(backend, prompt, seed, psnr(found, expected), ssim(found, expected), off, limit)
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:

@@ -20,7 +20,7 @@ Texts = tuple[str | None, ...]  # one for each text encoder; None is the empty w
 
 
 @dataclass(frozen=True)
-class Words:
+class Conditioning:
     """What text encoders make of prompts."""
 
     context: Floats  # (N, tokens, width)
@@ -30,7 +30,7 @@ class Words:
 def encode(
     encoders: Mapping[str, Engine], tokenizers: Mapping[str, Tokenizer], texts: Sequence[Texts], skips: Sequence[int],
     *, xl: bool,
-) -> Words:  # fmt: skip
+) -> Conditioning:  # fmt: skip
     """Contexts of texts, one a text encoder in each. Equal texts are encoded once.
 
     Stable Diffusion 1 and 2 take the last hidden state; SDXL the last but one of all its encoders side by side, and the
@@ -51,7 +51,7 @@ def encode(
         if xl and "text_embeds" in out:
             projected = out["text_embeds"][places].astype(np.float32, copy=False)
             pooled = np.where(empty[:, None], np.float32(0), projected)
-    words = Words(np.concatenate(contexts, axis=-1), pooled)
+    words = Conditioning(np.concatenate(contexts, axis=-1), pooled)
     if not np.isfinite(words.context).all():
         raise LdmrtError("text_encoder", "the context is not finite", hint="check the checkpoint's weights")
     if xl and pooled is None:

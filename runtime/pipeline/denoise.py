@@ -12,15 +12,15 @@ from ldmrt.runtime.samplers.guidance import Guidance
 from ldmrt.runtime.samplers.loop import Blend, Model, Noise, State, steps
 from ldmrt.runtime.samplers.plan import Latents, Plan
 
-from .fused_step import Folded
-from .initial_latents import Start
+from .fused_step import FusedStep
+from .initial_latents import InitialLatents
 from .request import Request
 
 FINITE_HINT = "ldmrt verify BUNDLE --against CHECKPOINT"
 
 
 @dataclass(frozen=True)
-class Task:
+class DenoisingTask:
     """A request made ready: what `runtime.steps` takes, in place. `model(x, t)` is the guided network."""
 
     plan: Plan
@@ -29,7 +29,7 @@ class Task:
     noise: Noise
     init: Latents | None = field(repr=False)
     blend: Blend | None
-    folded: Folded | None = None  # where it can be run so: a call a row, of which nothing need come to the host
+    folded: FusedStep | None = None  # where it can be run so: a call a row, of which nothing need come to the host
 
     def steps(self) -> Iterator[State]:
         """Run it, and stop after every row."""
@@ -45,14 +45,14 @@ class Task:
             x = self.folded.sample(self.plan, self.x, self.noise, self.init)
             if np.isfinite(x).all():
                 return x
-        for state in checked(self.steps()):
+        for state in check_finite(self.steps()):
             x = state.x
             if not go_on():
                 break
         return x
 
 
-def checked(states: Iterator[State]) -> Iterator[State]:
+def check_finite(states: Iterator[State]) -> Iterator[State]:
     """Yield states, and refuse the first that is not finite."""
     for state in states:
         if not np.isfinite(state.x).all():
@@ -61,19 +61,19 @@ def checked(states: Iterator[State]) -> Iterator[State]:
 
 
 @dataclass(frozen=True)
-class Begun:
+class Encoded:
     """Holds a request after the encoders."""
 
     request: Request
     plan: Plan
-    start: Start
+    start: InitialLatents
     guidance: Guidance
     words: Mapping[str, NDArray[Any]]  # the U-Net's inputs that do not change from row to row
     seconds: float
 
 
 @dataclass(frozen=True)
-class Sampled:
+class Denoised:
     """A request after the last row."""
 
     x: Latents

@@ -17,13 +17,13 @@ from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.samplers.guidance import Guidance
 from ldmrt.runtime.samplers.loop import Noise, State
 from ldmrt.runtime.samplers.plan import Latents, Plan
-from ldmrt.runtime.tensors import Bindable, Binding, Shape, Shapes
+from ldmrt.runtime.tensors import BindableEngine, Binding, Shape, Shapes
 
 from .request import Request
 
 
 @dataclass(frozen=True)
-class Room:
+class StepCapacity:
     """Says how many rows, saved latents and noise draws a folded step was built for."""
 
     rows: int
@@ -31,13 +31,13 @@ class Room:
     draws: int  # of noise: one that nobody looks at, or one a row
 
     @classmethod
-    def of(cls, plans: Sequence[Plan]) -> "Room":
+    def of(cls, plans: Sequence[Plan]) -> "StepCapacity":
         """Return the room that plans need."""
         rows, saved = (max(plan.table.shape[axis] for plan in plans) for axis in (0, 1))
         return cls(rows, saved, rows if any(map(_drawing, plans)) else 1)
 
     @classmethod
-    def read(cls, shapes: Shapes) -> "Room":
+    def read(cls, shapes: Shapes) -> "StepCapacity":
         """Read the room from shapes: the inverse of `shapes`."""
         return cls(shapes["table"][1], shapes["table"][2], shapes["noise"][1])
 
@@ -60,10 +60,10 @@ def _drawing(plan: "Plan") -> bool:
 
 
 @dataclass(frozen=True)
-class Folded:
+class FusedStep:
     """The step, and what of its inputs does not change between the rows of a request."""
 
-    engine: Bindable
+    engine: BindableEngine
     guidance: Guidance
     told: Mapping[str, NDArray[Any]] = field(repr=False)  # of the network: contexts and their like, one a call
 
@@ -104,7 +104,7 @@ class Folded:
             return binding.download("new_state")["new_state"][:, 0]
 
     def _bind(self, plan: Plan, shape: Shape) -> Binding:
-        room = Room.of([plan])
+        room = StepCapacity.of([plan])
         shapes = room.shapes(shape, len(self.guidance.idx)) | {name: one.shape for name, one in self.told.items()}
         return self.engine.bind(shapes, FEEDBACK, SPARE if room.draws == 1 else (*SPARE, "draws"))
 
@@ -113,7 +113,7 @@ class Folded:
     ) -> tuple[Binding, dict[str, NDArray[Any]]]:
         first = x if init is None else plan.noised(init, x)
         binding = self._bind(plan, x.shape)
-        room, plans = Room.read(binding.shapes), [plan] * len(x)
+        room, plans = StepCapacity.read(binding.shapes), [plan] * len(x)
         arrays = {**state(plans, first, noise, room), **tables(plans, room), **self.told}
         return binding, arrays | {"idx": self.guidance.idx, "weights": self.guidance.matrix}
 
@@ -122,13 +122,13 @@ def _weighted(kx: np.float32, x: Latents, km: np.float32, m: Latents) -> Latents
     return kx * x + km * m
 
 
-def foldable(plan: Plan, request: Request, guidance: Guidance) -> bool:
+def can_fuse(plan: Plan, request: Request, guidance: Guidance) -> bool:
     """Whether all between two calls of the network is linear, and the same network is called at every row."""
     moving = bool(request.controls) or request.guidance_interval is not None or request.full_every > 1
     return not (plan.hooked or plan.learned or guidance.rescale or moving)
 
 
-def tables(plans: Sequence[Plan], room: Room) -> dict[str, NDArray[np.float32]]:
+def tables(plans: Sequence[Plan], room: StepCapacity) -> dict[str, NDArray[np.float32]]:
     """Plans without hooks, one an image, as the step takes them. Shorter ones stand still after their last row."""
     table = np.zeros((len(plans), room.rows, room.saved, room.saved + 2), np.float32)
     timesteps = np.zeros((len(plans), room.rows), np.float32)
@@ -141,7 +141,7 @@ def tables(plans: Sequence[Plan], room: Room) -> dict[str, NDArray[np.float32]]:
     return {"table": table, "timesteps": timesteps}
 
 
-def state(plans: Sequence[Plan], x: Latents, noise: Noise | None, room: Room) -> dict[str, NDArray[Any]]:
+def state(plans: Sequence[Plan], x: Latents, noise: Noise | None, room: StepCapacity) -> dict[str, NDArray[Any]]:
     """First latents (B, C, h, w), the row numbers, and the noise of all rows: of one where no plan draws any."""
     kept = np.zeros((len(x), room.saved, *x.shape[1:]), np.float32)
     kept[:, 0] = x

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ldmrt.runtime.bundle.model_info import Shape
+from ldmrt.runtime.bundle.model_info import ModelInfo
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.images import reading
 from ldmrt.runtime.samplers.loop import Blend
@@ -15,14 +15,14 @@ from ldmrt.runtime.samplers.plan import Latents, Plan
 from ldmrt.runtime.tensors import Engine
 
 from .autoencoder.decode import Decoding
-from .autoencoder.encode import encode_picture
+from .autoencoder.encode import encode_image
 from .request import Request
 
 FAR = 4  # times more or fewer pixels than the model's own
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialLatents:
     """Says where sampling starts, and what is kept on the way."""
 
     x: Latents  # unit noise, or what another model left
@@ -32,9 +32,9 @@ class Start:
     blend: Blend | None = None
 
 
-def begin(
-    request: Request, plan: Plan, engines: Mapping[str, Engine], shape: Shape, how: Decoding, *, extra: int
-) -> Start:
+def initial_latents(
+    request: Request, plan: Plan, engines: Mapping[str, Engine], shape: ModelInfo, how: Decoding, *, extra: int
+) -> InitialLatents:
     """Noise, or what another model left, and the image and mask if any, as latents. `extra` channels are those that
     an inpainting U-Net has more than the latents; another one keeps what the mask leaves by blending it in after every
     row.
@@ -54,18 +54,18 @@ def begin(
     if extra and (image is None or request.mask is None):
         raise LdmrtError("unet", "this model fills a part of an image", expected="image and mask")
     if image is None:
-        return Start(x, size)
+        return InitialLatents(x, size)
     colours = reading.for_each(reading.colors("image", [image, *others], size), len(seeds))
     if request.mask is None:
-        return Start(x, size, encode_picture(engines, shape, how, colours, seeds, PICTURE))
+        return InitialLatents(x, size, encode_image(engines, shape, how, colours, seeds, PICTURE))
     masks = reading.masks(reading.split("mask", request.mask), size, request.mask_from)
     mask = reading.for_each(masks, len(seeds))
     small = mask[:, :, :: shape.factor, :: shape.factor]
     whole = goes_on or request.strength == 1.0  # the first latents are not made of the image
-    init = None if whole and extra else encode_picture(engines, shape, how, colours, seeds, PICTURE)
+    init = None if whole and extra else encode_image(engines, shape, how, colours, seeds, PICTURE)
     if extra:
-        masked = encode_picture(engines, shape, how, np.where(mask < 0.5, colours, np.float32(0.5)), seeds, MASKED)
-        return Start(x, size, init, np.concatenate([small, masked], axis=1))
+        masked = encode_image(engines, shape, how, np.where(mask < 0.5, colours, np.float32(0.5)), seeds, MASKED)
+        return InitialLatents(x, size, init, np.concatenate([small, masked], axis=1))
     alpha, sigma = np.append(plan.alpha, plan.end_alpha), np.append(plan.sigma, 0.0)
     fresh = noise(seeds, FIRST, latents) if goes_on else x
 
@@ -73,7 +73,7 @@ def begin(
         kept = np.float32(alpha[row + 1]) * init + np.float32(sigma[row + 1]) * fresh
         return (1 - small) * kept + small * after
 
-    return Start(x, size, None if whole else init, blend=blend)
+    return InitialLatents(x, size, None if whole else init, blend=blend)
 
 
 def _warn_of_size(size: tuple[int, int], own: int) -> None:

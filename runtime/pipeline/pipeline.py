@@ -12,14 +12,14 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmrt.runtime.backends.lazy_engines import Engines
-from ldmrt.runtime.backends.registry import Settings, check_name, open_engines
+from ldmrt.runtime.backends.lazy_engines import LazyEngines
+from ldmrt.runtime.backends.registry import BackendSettings, check_name, open_engines
 from ldmrt.runtime.backends.replaced_files import Watched
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.certificate import Certificate
 from ldmrt.runtime.bundle.engines.recipe import Bucket
 from ldmrt.runtime.bundle.graphs import DECODER, STEP
-from ldmrt.runtime.bundle.model_info import Shape
+from ldmrt.runtime.bundle.model_info import ModelInfo
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.samplers.guidance import Guidance, classifier_free, guided_rows, positive_half
@@ -28,7 +28,7 @@ from ldmrt.runtime.samplers.noise import noise
 from ldmrt.runtime.samplers.plan import Latents, Plan
 from ldmrt.runtime.samplers.registry import plan_from_config
 from ldmrt.runtime.samplers.settings import read_scheduler, with_settings
-from ldmrt.runtime.tensors import Bindable
+from ldmrt.runtime.tensors import BindableEngine
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
 from .autoencoder.decode import Decoding, decode
@@ -37,9 +37,9 @@ from .batch_size import Forecast, bounded, images_at_once, unet_profiles
 from .conditioning import Texts, encode, guidance_embedding, time_ids
 from .controls import open_controls
 from .deep_cache import DeepCached, full_times
-from .denoise import Begun, Sampled, Task, checked
-from .fused_step import Folded, foldable
-from .initial_latents import Start, begin
+from .denoise import Denoised, DenoisingTask, Encoded, check_finite
+from .fused_step import FusedStep, can_fuse
+from .initial_latents import InitialLatents, initial_latents
 from .overlap import in_stages
 from .request import Request
 
@@ -65,10 +65,10 @@ class Result:
 class Pipeline:
     """The networks of one model and what turns a request into calls of them."""
 
-    engines: Engines
+    engines: LazyEngines
     tokenizers: Mapping[str, Tokenizer]
     scheduler: Mapping[str, Any]  # diffusers' scheduler_config.json
-    shape: Shape
+    shape: ModelInfo
     certificate: Certificate | None = field(default=None, repr=False)  # what was measured when the bundle was made
     decoding: Decoding = field(default_factory=Decoding)
     profiles: tuple[tuple[str, Bucket], ...] = field(default=(), repr=False)  # that engines of the U-Net were built for
@@ -102,7 +102,7 @@ class Pipeline:
 
     def steps(self, prompt: Any, **options: Any) -> Iterator[State]:
         """The generator behind a call: the state after every row. Walk it for progress, previews, or to stop."""
-        return checked(self.prepare(prompt, **options).steps())
+        return check_finite(self.prepare(prompt, **options).steps())
 
     def draw(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
         """The results of many requests, in their order. While one is in the U-Net, the next one's words are encoded and
@@ -120,17 +120,17 @@ class Pipeline:
         with self.engines.turn:
             return self._finish(self._sample(self._begin(request)))
 
-    def prepare(self, prompt: Any, **options: Any) -> Task:
+    def prepare(self, prompt: Any, **options: Any) -> DenoisingTask:
         """All that comes before the first row: the words and images of a `Request` encoded, its sampler planned."""
         return self._task(self._begin(bounded(self.request(prompt, options))))
 
-    def _begin(self, request: Request) -> Begun:
+    def _begin(self, request: Request) -> Encoded:
         """Encode the words and images of a request."""
         called = time.perf_counter()
         plan = self.plan(request)
         self.engines.open_soon([*self._text_encoders, "unet", *([DECODER] if self.decoding.tile is None else [])])
         extra = int(self._inputs["sample"][1]) - self.shape.channels
-        start = begin(request, plan, self.engines, self.shape, self.decoding, extra=extra)
+        start = initial_latents(request, plan, self.engines, self.shape, self.decoding, extra=extra)
         distilled = "timestep_cond" in self._inputs  # such a model takes the strength of guidance as an input
         scale = 1.0 if distilled else max(1.0, request.guidance)
         guidance = classifier_free(len(request.seeds), scale, request.guidance_rescale)
@@ -139,9 +139,9 @@ class Pipeline:
             width = int(self._inputs["timestep_cond"][-1])
             embedding = guidance_embedding(request.guidance, width)
             words["timestep_cond"] = embedding.repeat(len(request.seeds), axis=0)
-        return Begun(request, plan, start, guidance, words, time.perf_counter() - called)
+        return Encoded(request, plan, start, guidance, words, time.perf_counter() - called)
 
-    def _task(self, begun: Begun) -> Task:
+    def _task(self, begun: Encoded) -> DenoisingTask:
         """Prepare the U-Net and its sampler."""
         request, plan, start, guidance, words = begun.request, begun.plan, begun.start, begun.guidance, begun.words
         seeds, every = request.seeds, request.full_every
@@ -157,19 +157,19 @@ class Pipeline:
 
         x = start.x if start.init is not None else start.x * np.float32(plan.prior_scale)
         folded = None
-        if STEP in self.engines and foldable(plan, request, guidance) and start.blend is None:
+        if STEP in self.engines and can_fuse(plan, request, guidance) and start.blend is None:
             beside = {} if start.beside is None else {"beside": start.beside[guidance.idx]}
-            step = Folded(cast(Bindable, self.engines[STEP]), guidance, {**words, **beside})
+            step = FusedStep(cast(BindableEngine, self.engines[STEP]), guidance, {**words, **beside})
             folded = step if step.ready(plan, x.shape) else None
-        return Task(plan, x, model, fresh, start.init, start.blend, folded)
+        return DenoisingTask(plan, x, model, fresh, start.init, start.blend, folded)
 
-    def _sample(self, begun: Begun, go_on: Callable[[], bool] = lambda: True) -> Sampled:
+    def _sample(self, begun: Encoded, go_on: Callable[[], bool] = lambda: True) -> Denoised:
         """The latents after the last row."""
         called = time.perf_counter()
         x = self._task(begun).last(go_on)
-        return Sampled(x, begun.request.seeds, begun.seconds + time.perf_counter() - called)
+        return Denoised(x, begun.request.seeds, begun.seconds + time.perf_counter() - called)
 
-    def _finish(self, sampled: Sampled) -> Result:
+    def _finish(self, sampled: Denoised) -> Result:
         """Decode the latents to images."""
         called = time.perf_counter()
         images = self.decode(sampled.x)
@@ -215,7 +215,7 @@ class Pipeline:
         self.close()
 
     def _network(
-        self, request: Request, start: Start, guidance: Guidance, words: Mapping[str, NDArray[Any]],
+        self, request: Request, start: InitialLatents, guidance: Guidance, words: Mapping[str, NDArray[Any]],
         unet: Callable[..., Mapping[str, NDArray[Any]]],
     ) -> Model:  # fmt: skip
         """The U-Net with its controls, guided."""
@@ -238,7 +238,7 @@ class Pipeline:
     def _inputs(self) -> dict[str, tuple[int | str, ...]]:
         return {spec.name: spec.shape for spec in self.engines["unet"].inputs}
 
-    def _words(self, request: Request, guidance: Guidance, start: Start) -> dict[str, NDArray[Any]]:
+    def _words(self, request: Request, guidance: Guidance, start: InitialLatents) -> dict[str, NDArray[Any]]:
         """The U-Net's inputs that follow from prompts and sizes: of the negative prompts, then of the positive."""
         xl, zeros = "text_embeds" in self._inputs, self.shape.zeros
         texts: list[Texts] = [*request.texts]
@@ -292,7 +292,7 @@ def open_pipeline(
     for doubt in filter(None, (*opened.doubts, opened.uncovered)) if check else ():
         hint = f"ldmrt verify {bundle} --against CHECKPOINT --store"
         warnings.warn(f"{bundle}: {doubt}; next: {hint}", LdmrtWarning, stacklevel=2)
-    engines = open_engines(opened, backend, Settings(threads, low_memory, folded, keep_optimized, watched))
+    engines = open_engines(opened, backend, BackendSettings(threads, low_memory, folded, keep_optimized, watched))
     tokenizers = {name: Tokenizer(files) for name, files in opened.tokenizers.items()}
     certificate = opened.certificate if check else None
     config = read_scheduler(Path(scheduler)) if isinstance(scheduler, (str, Path)) else scheduler or opened.scheduler

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmrt.runtime.backends.low_memory import Visitor
+from ldmrt.runtime.backends.low_memory import SharedEngine
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.runtime.samplers.plan import Latents
@@ -107,5 +107,5 @@ class RefinedPipeline:
 def _free(pipeline: Pipeline) -> None:
     """Make room where one network is in memory at a time."""
     unet = pipeline.engines["unet"]
-    if isinstance(unet, Visitor):
+    if isinstance(unet, SharedEngine):
         unet.free()

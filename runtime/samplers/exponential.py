@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from .config import Config
-from .grid import Node, Nodes
+from .grid import Grid, Node
 from .schedule import Floats
 from .solvers import Row, noise_in, raw_eps, symbols, weighted
 
@@ -40,7 +40,7 @@ class Exponential:
         return self.carry * x + self.size * weighted(*zip(*terms, strict=True)) + self.drawn * z
 
 
-def _kept(nodes: Nodes, node: Node, x: Floats, m: Floats, x0: Floats) -> Floats:
+def _kept(nodes: Grid, node: Node, x: Floats, m: Floats, x0: Floats) -> Floats:
     """What a solver of the DPM family remembers of a row: x0, or eps."""
     if nodes.config["algorithm_type"].endswith("++"):
         return x0
@@ -48,7 +48,7 @@ def _kept(nodes: Nodes, node: Node, x: Floats, m: Floats, x0: Floats) -> Floats:
     return raw_eps(nodes, node, x, m) if x0_is_read else noise_in(x, x0, node)
 
 
-def dpm_multistep(nodes: Nodes) -> Iterator[Row]:
+def dpm_multistep(nodes: Grid) -> Iterator[Row]:
     """DPM-Solver and DPM-Solver++ 1 to 3 multistep, and their SDEs (Lu et al. 2022, arXiv:2211.01095, algorithm 2).
     DEIS on log rho is the same on eps, exact for polynomials (Zhang & Chen 2022, equation 15).
     """
@@ -89,7 +89,7 @@ def _orders(order: int, steps: int, c: Config) -> list[int]:
     return [*orders[:-1], 1] if c["final_sigmas_type"] == "zero" else orders
 
 
-def dpm_singlestep(nodes: Nodes) -> Iterator[Row]:
+def dpm_singlestep(nodes: Grid) -> Iterator[Row]:
     """DPM-Solver and DPM-Solver++ 1 to 3 singlestep (Lu et al. 2022, arXiv:2206.00927, algorithms 1 and 2)."""
     c = nodes.config
     x, start, d1, d2, m, z, x0 = symbols(3)
@@ -113,7 +113,7 @@ def dpm_singlestep(nodes: Nodes) -> Iterator[Row]:
         yield node, [e.step(base, terms, z), base, d0, d1]
 
 
-def unipc(nodes: Nodes) -> Iterator[Row]:
+def unipc(nodes: Grid) -> Iterator[Row]:
     """UniPC (Zhao et al. 2023, arXiv:2302.04867, algorithms 5 to 8): each row corrects the last step with what the
     network says at its end, then predicts the next.
     """

@@ -45,7 +45,7 @@ class Node(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Nodes:
+class Grid:
     """Where each step evaluates the network, and where it leads: mostly the next node, but DDIM's fixed stride may
     lead beside the grid.
 
@@ -97,18 +97,18 @@ def spaced(c: Config, steps: int, *, extra: int = 0) -> Floats:
     raise LdmrtError("scheduler", problem, expected="leading, linspace or trailing")
 
 
-def whole_nodes(c: Config, steps: int, timesteps: Sequence[float] | None = None, *, strided: bool = False) -> Nodes:
+def whole_grid(c: Config, steps: int, timesteps: Sequence[float] | None = None, *, strided: bool = False) -> Grid:
     """Whole timesteps: DDIM (`strided`: each step leads T // steps down), DDPM (to the next of the grid), PNDM."""
     t = np.round(spaced(c, steps)) if timesteps is None else np.asarray(timesteps, np.float64)
-    nodes = Nodes([], alphas_cumprod(c), c)
+    nodes = Grid([], alphas_cumprod(c), c)
     to = t - c["num_train_timesteps"] // steps if strided else np.append(t[1:], -1)
     nodes.steps.extend((nodes.at(here), nodes.at(there)) for here, there in zip(t, to, strict=True))
     return nodes
 
 
-def distilled_nodes(
+def distilled_grid(
     c: Config, steps: int, timesteps: Sequence[float] | None = None, *, last: float | None, strength: float = 1.0
-) -> Nodes:
+) -> Grid:
     """The timesteps that LCM and TCD were distilled on, thinned; of those only the share `strength`, counted from the
     end. The last step leads to `last`, or nowhere.
     """
@@ -120,12 +120,12 @@ def distilled_nodes(
             raise LdmrtError("scheduler", "invalid number of steps", expected=expected, found=steps)
         taught = np.arange(count, 0, -1) * (c["num_train_timesteps"] // original) - 1
         timesteps = taught[np.floor(np.linspace(0, count, steps, endpoint=False)).astype(int)]
-    nodes = Nodes([], alphas_cumprod(c), c)
+    nodes = Grid([], alphas_cumprod(c), c)
     grid = [nodes.at(t) for t in timesteps]
-    return Nodes(list(zip(grid, [*grid[1:], grid[-1] if last is None else nodes.at(last)], strict=True)), nodes.abar, c)
+    return Grid(list(zip(grid, [*grid[1:], grid[-1] if last is None else nodes.at(last)], strict=True)), nodes.abar, c)
 
 
-def level_nodes(
+def level_grid(
     c: Config,
     steps: int,
     timesteps: Sequence[float] | None = None,
@@ -134,7 +134,7 @@ def level_nodes(
     early: bool = False,
     whole: bool = True,
     own_end: bool = False,
-) -> Nodes:
+) -> Grid:
     """Noise levels, and the timesteps that they stand for: all solvers that diffusers writes with sigmas.
 
     `early` is the older way (Euler, LMS, Heun, DPM2): N real timesteps, levels respaced between those of the first
@@ -165,7 +165,7 @@ def level_nodes(
     grid = [Node(float(time), *split(float(one))) for time, one in zip(t, level, strict=False)]
     # Where these solvers stop at a level above 0, diffusers' early ones leave their result unscaled.
     end = (1.0, float(level[-1])) if early else split(float(level[-1]))
-    return Nodes(list(zip(grid, [*grid[1:], Node(0.0, *end)], strict=True)), abar, c)
+    return Grid(list(zip(grid, [*grid[1:], Node(0.0, *end)], strict=True)), abar, c)
 
 
 def _respacing(c: Config) -> str:
@@ -202,7 +202,7 @@ def _end(c: Config, least: float) -> float:
     return ends[end]
 
 
-def _flow_nodes(c: Config, steps: int, abar: Floats, own_end: bool) -> Nodes:
+def _flow_nodes(c: Config, steps: int, abar: Floats, own_end: bool) -> Grid:
     """Rectified flow (Liu et al. 2022): x = (1 - sigma) x0 + sigma eps, with the levels shifted (Esser et al. 2024)."""
     total, shift = c["num_train_timesteps"], c["flow_shift"]
     even = np.linspace(1, 1 / total, steps + 1)
@@ -211,10 +211,10 @@ def _flow_nodes(c: Config, steps: int, abar: Floats, own_end: bool) -> Nodes:
     sigma[0] = min(sigma[0], 1 - 1e-6)  # alpha = 0 has no logarithm
     sigma = np.append(sigma, _end(c, float(sigma[-1] if own_end else levels(abar)[0])))
     grid = [Node(float(t), 1 - float(s), float(s)) for t, s in zip(np.trunc(sigma * total), sigma, strict=True)]
-    return Nodes(list(pairwise(grid)), abar, c)
+    return Grid(list(pairwise(grid)), abar, c)
 
 
-def edm_nodes(c: Config, steps: int, *, own_end: bool = False) -> Nodes:
+def edm_grid(c: Config, steps: int, *, own_end: bool = False) -> Grid:
     """Karras et al. 2022: the network sees (x0 + level * eps) / sqrt(level**2 + sigma_data**2) at log(level) / 4."""
     ramp, high, low = np.linspace(0, 1, steps), c["sigma_max"], c["sigma_min"]
     kinds = {
@@ -225,14 +225,14 @@ def edm_nodes(c: Config, steps: int, *, own_end: bool = False) -> Nodes:
     alpha = 1 / np.sqrt(level**2 + c["sigma_data"] ** 2)
     grid = [Node(math.log(s) / 4, float(a), float(s * a)) for s, a in zip(level, alpha, strict=True)]
     end = Node(0.0, 1.0, _end(c, float(level[-1]) if own_end else low))
-    return Nodes(list(zip(grid, [*grid[1:], end], strict=True)), np.empty(0), c)
+    return Grid(list(zip(grid, [*grid[1:], end], strict=True)), np.empty(0), c)
 
 
-def sine_nodes(c: Config, steps: int) -> Nodes:
+def sine_grid(c: Config, steps: int) -> Grid:
     """The grid of improved PNDM, as its scheduler defines it: t from 1 to 0, sigma = sin(t pi / 2) ** 2."""
     t = np.linspace(1, 0, steps + 1)
     sigma = np.sin(t * np.pi / 2) ** 2
     alpha = np.sqrt(1 - sigma**2)
     t = np.arctan2(sigma, alpha) / np.pi * 2
     grid = [Node(*map(float, node)) for node in zip(t, alpha, sigma, strict=True)]
-    return Nodes(list(pairwise(grid)), np.empty(0), c)
+    return Grid(list(pairwise(grid)), np.empty(0), c)

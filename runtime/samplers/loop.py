@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from .plan import Latents, Plan
-from .workspace import Registers
+from .workspace import Workspace
 
 Model = Callable[..., Latents]
 Noise = Callable[..., Latents]
@@ -60,8 +60,8 @@ def sample(plan: Plan, x: Latents, model: Model, noise: Noise | None = None, ini
 
 def _walk(
     plan: Plan, x: Latents, model: Model, noise: Noise | None, init: Latents | None, in_place: bool = False
-) -> Iterator[tuple[int, Registers]]:
-    run = Registers(plan, x if init is None else plan.noised(init, x))
+) -> Iterator[tuple[int, Workspace]]:
+    run = Workspace(plan, x if init is None else plan.noised(init, x))
     for row, t in enumerate(plan.t.tolist()):
         word, fresh = ((into,) for into in run.slots(row)) if in_place else ((), ())
         m = model(run.x, t, *word)

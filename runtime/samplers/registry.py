@@ -12,7 +12,7 @@ from ldmrt.runtime.nearest import nearest
 
 from . import exponential, solvers
 from .config import KEYS, Config, resolve
-from .grid import Nodes, distilled_nodes, edm_nodes, level_nodes, sine_nodes, whole_nodes
+from .grid import Grid, distilled_grid, edm_grid, level_grid, sine_grid, whole_grid
 from .hand_over import entry, timestep, until
 from .plan import Plan
 
@@ -23,8 +23,8 @@ class Scheduler:
 
     class_name: str  # in diffusers
     order: int  # of accuracy, as measured once the history is full; where noise is drawn, in law
-    nodes: Callable[..., Nodes]  # of config, steps and the grids in `given`
-    solve: Callable[[Nodes], Iterator[solvers.Row]]
+    nodes: Callable[..., Grid]  # of config, steps and the grids in `given`
+    solve: Callable[[Grid], Iterator[solvers.Row]]
     given: tuple[str, ...] = ()  # the grids that a caller may hand in
     eta: float | None = None  # the share of noise drawn afresh where the caller does not say; None: not adjustable
     fixed: Config = field(default_factory=dict)  # what the class does without a key for it
@@ -44,28 +44,28 @@ _ZERO, _TO_MIN = {"final_sigmas_type": "zero"}, {"final_sigmas_type": "sigma_min
 def _multistep(solver_order: int, algorithm: str = "dpmsolver++", order: int = 2) -> Scheduler:
     asks = {"solver_order": solver_order, "algorithm_type": algorithm}
     asks |= _TO_MIN if algorithm == "dpmsolver" else {}
-    return Scheduler("DPMSolverMultistepScheduler", order, level_nodes, exponential.dpm_multistep, _T, asks=asks)
+    return Scheduler("DPMSolverMultistepScheduler", order, level_grid, exponential.dpm_multistep, _T, asks=asks)
 
 
 def _singlestep(order: int) -> Scheduler:
     asks = {"solver_order": order, "algorithm_type": "dpmsolver++"}
-    return Scheduler("DPMSolverSinglestepScheduler", order, level_nodes, exponential.dpm_singlestep, _T, asks=asks)
+    return Scheduler("DPMSolverSinglestepScheduler", order, level_grid, exponential.dpm_singlestep, _T, asks=asks)
 
 
 _DEIS = _TO_MIN | {"algorithm_type": "deis", "solver_type": "heun", "euler_at_final": False}
 _UNCLIPPED = {"clip_sample": False, "thresholding": False}
-_early, _dpm2 = partial(level_nodes, early=True, whole=False), partial(level_nodes, early=True)
-_own_end = partial(level_nodes, own_end=True)
-_strided = partial(whole_nodes, strided=True)
-_lcm, _tcd = partial(distilled_nodes, last=None), partial(distilled_nodes, last=0)
+_early, _dpm2 = partial(level_grid, early=True, whole=False), partial(level_grid, early=True)
+_own_end = partial(level_grid, own_end=True)
+_strided = partial(whole_grid, strided=True)
+_lcm, _tcd = partial(distilled_grid, last=None), partial(distilled_grid, last=0)
 
 # By everyday name; the first line of a class also serves a config that names the class. A new scheduler is one
 # function in solvers.py, its keys in scheduler_config.py and its line here.
 SCHEDULERS: dict[str, Scheduler] = {
     "ddim": Scheduler("DDIMScheduler", 1, _strided, solvers.ddim, eta=0.0),
-    "ddpm": Scheduler("DDPMScheduler", 1, whole_nodes, solvers.ddpm, _T),
-    "pndm": Scheduler("PNDMScheduler", 2, whole_nodes, solvers.pndm),
-    "plms": Scheduler("PNDMScheduler", 2, whole_nodes, solvers.pndm, asks={"skip_prk_steps": True}),
+    "ddpm": Scheduler("DDPMScheduler", 1, whole_grid, solvers.ddpm, _T),
+    "pndm": Scheduler("PNDMScheduler", 2, whole_grid, solvers.pndm),
+    "plms": Scheduler("PNDMScheduler", 2, whole_grid, solvers.pndm, asks={"skip_prk_steps": True}),
     "lms": Scheduler("LMSDiscreteScheduler", 4, _early, solvers.lms, _TS, fixed=_ZERO),
     "euler": Scheduler("EulerDiscreteScheduler", 1, _early, solvers.euler, _TS),
     "euler_a": Scheduler("EulerAncestralDiscreteScheduler", 1, _early, solvers.ddim, _TS, 1.0, _ZERO),
@@ -83,11 +83,11 @@ SCHEDULERS: dict[str, Scheduler] = {
     "dpmpp_3s": _singlestep(3),
     "unipc": Scheduler("UniPCMultistepScheduler", 3, _own_end, exponential.unipc, _T),
     "deis": Scheduler("DEISMultistepScheduler", 2, _own_end, exponential.dpm_multistep, _T, fixed=_DEIS),
-    "ipndm": Scheduler("IPNDMScheduler", 2, sine_nodes, solvers.ipndm, fixed={"prediction_type": "v_prediction"}),
+    "ipndm": Scheduler("IPNDMScheduler", 2, sine_grid, solvers.ipndm, fixed={"prediction_type": "v_prediction"}),
     "lcm": Scheduler("LCMScheduler", 1, _lcm, solvers.lcm, _T),
     "tcd": Scheduler("TCDScheduler", 1, _tcd, solvers.tcd, _T, 0.3, _UNCLIPPED),
-    "edm_euler": Scheduler("EDMEulerScheduler", 1, partial(edm_nodes, own_end=True), solvers.euler),
-    "edm_dpmpp_2m": Scheduler("EDMDPMSolverMultistepScheduler", 2, edm_nodes, exponential.dpm_multistep),
+    "edm_euler": Scheduler("EDMEulerScheduler", 1, partial(edm_grid, own_end=True), solvers.euler),
+    "edm_dpmpp_2m": Scheduler("EDMDPMSolverMultistepScheduler", 2, edm_grid, exponential.dpm_multistep),
 }
 BY_CLASS = {scheduler.class_name: name for name, scheduler in reversed(SCHEDULERS.items())}
 SPACINGS = ("karras", "exponential", "beta")  # may follow a name: dpmpp_2m_karras
@@ -182,7 +182,7 @@ def plan_from_config(
         raise LdmrtError("scheduler", problem, expected="fewer steps, or another end", found=f"{steps} steps") from None
 
 
-def _begun(nodes: Nodes, scheduler: Scheduler, start: float | None, strength: float, count: int) -> Plan:
+def _begun(nodes: Grid, scheduler: Scheduler, start: float | None, strength: float, count: int) -> Plan:
     """The plan from where it begins: `strength` of its `count` steps, or what another model left to it at `start`."""
     if start is None:
         begin = min(count - max(1, int(count * strength)), len(nodes) - 1)
@@ -206,7 +206,7 @@ def _handed(scheduler: Scheduler, timesteps: Sequence[float] | None, sigmas: Seq
     return grids
 
 
-def _plan(nodes: Nodes, scheduler: Scheduler) -> Plan:
+def _plan(nodes: Grid, scheduler: Scheduler) -> Plan:
     c = nodes.config
     if c["prediction_type"] == "epsilon" and any(node.alpha == 0 for node, _ in nodes.walk()):
         problem = "zero terminal SNR starts from noise alone, of which epsilon says nothing"

@@ -13,7 +13,7 @@ import numpy as np
 from ldmrt.runtime.errors import LdmrtError
 
 from .config import Config
-from .grid import Node, Nodes
+from .grid import Grid, Node
 from .schedule import Floats, split
 
 Row = tuple[Node, list[Floats]]  # where the network is evaluated; the new x and the new saved latents
@@ -47,7 +47,7 @@ def noise_in(x: Floats, x0: Floats, node: Node) -> Floats:
     return (x - node.alpha * x0) / node.sigma
 
 
-def raw_eps(nodes: Nodes, node: Node, x: Floats, m: Floats) -> Floats:
+def raw_eps(nodes: Grid, node: Node, x: Floats, m: Floats) -> Floats:
     """eps before any clipping of x0."""
     if nodes.config["prediction_type"] == "v_prediction" and "sigma_data" not in nodes.config:
         return node.alpha * m + node.sigma * x  # also on flow sigmas, where it is another: as diffusers has it
@@ -64,7 +64,7 @@ def spread(node: Node, to: Node) -> float:
     return (1 - (node.alpha / to.alpha) ** 2) / max(_fresh(node, to) ** 2, 1e-20)
 
 
-def ddim(nodes: Nodes) -> Iterator[Row]:
+def ddim(nodes: Grid) -> Iterator[Row]:
     """Song et al. 2021, equation 12: Euler's method on the probability flow. eta is the share of fresh noise; 1 is
     Euler ancestral.
     """
@@ -74,7 +74,7 @@ def ddim(nodes: Nodes) -> Iterator[Row]:
         yield node, [to.alpha * x0 + math.sqrt(max(0.0, to.sigma**2 - n**2)) * raw_eps(nodes, node, x, m) + n * z]
 
 
-def ddpm(nodes: Nodes) -> Iterator[Row]:
+def ddpm(nodes: Grid) -> Iterator[Row]:
     """Ho et al. 2020, algorithm 2. A learned variance is the network's second half (Nichol & Dhariwal 2021)."""
     x, _, z, x0 = symbols()
     for node, to in nodes.walk():
@@ -88,7 +88,7 @@ def ddpm(nodes: Nodes) -> Iterator[Row]:
         yield node, [mean + drawn * (node.t > 0) * z]
 
 
-def _churned(nodes: Nodes, node: Node, x: Floats, m: Floats, z: Floats) -> tuple[float, Floats, Floats]:
+def _churned(nodes: Grid, node: Node, x: Floats, m: Floats, z: Floats) -> tuple[float, Floats, Floats]:
     """The level raised by fresh noise (Karras et al. 2022, algorithm 2), x / alpha there, and x0.
 
     As in diffusers the network has seen x before the noise.
@@ -106,7 +106,7 @@ def _churned(nodes: Nodes, node: Node, x: Floats, m: Floats, z: Floats) -> tuple
     return raised, up, read(c, there, up * there.alpha, m)
 
 
-def euler(nodes: Nodes) -> Iterator[Row]:
+def euler(nodes: Grid) -> Iterator[Row]:
     """Euler's method on dx/dlevel = (x - x0) / level, with latents that are not scaled (Karras et al. 2022)."""
     x, m, z, _ = symbols()
     for node, to in nodes.walk():
@@ -114,7 +114,7 @@ def euler(nodes: Nodes) -> Iterator[Row]:
         yield node, [to.alpha * x0 + to.sigma / level * (up - x0)]
 
 
-def heun(nodes: Nodes) -> Iterator[Row]:
+def heun(nodes: Grid) -> Iterator[Row]:
     """Karras et al. 2022, algorithm 1: Euler's step, then the mean of both slopes; the last step is Euler's."""
     x, slope, m, z, x0 = symbols(1)
     for node, to in nodes.walk():
@@ -126,7 +126,7 @@ def heun(nodes: Nodes) -> Iterator[Row]:
             yield to, [x + to.alpha * change * (noise_in(x, x0, to) - slope) / 2, 0 * x]
 
 
-def dpm2(nodes: Nodes) -> Iterator[Row]:
+def dpm2(nodes: Grid) -> Iterator[Row]:
     """DPM-Solver-2 as in k-diffusion: the slope at the geometric middle; with eta = 1 ancestral."""
     x, start, _, z, x0 = symbols(1)
     for node, to in nodes.walk():
@@ -141,7 +141,7 @@ def dpm2(nodes: Nodes) -> Iterator[Row]:
         yield middle, [to.alpha * (start + (down - node.level) * noise_in(x, x0, middle)) + n * z, 0 * x]
 
 
-def dpm_sde(nodes: Nodes) -> Iterator[Row]:
+def dpm_sde(nodes: Grid) -> Iterator[Row]:
     """DPM-Solver++ for the SDE, singlestep (k-diffusion, `sample_dpmpp_sde`), on one Brownian motion a step."""
     x, start, wiener, _, z, x0 = symbols(2)
 
@@ -179,7 +179,7 @@ def weighted(weights: Sequence[float], values: Sequence[Floats]) -> Floats:
     return out
 
 
-def lms(nodes: Nodes) -> Iterator[Row]:
+def lms(nodes: Grid) -> Iterator[Row]:
     """Linear multistep: the polynomial through the last four slopes, integrated (k-diffusion, `sample_lms`)."""
     x, *saved, _, _, x0 = symbols(3)
     points, weights = np.polynomial.legendre.leggauss(4)  # exact for these cubics
@@ -195,7 +195,7 @@ def lms(nodes: Nodes) -> Iterator[Row]:
         yield node, [to.alpha * (x / node.alpha + weighted(lagrange, slopes[: i - nodes.begin + 1])), *slopes[:3]]
 
 
-def ipndm(nodes: Nodes) -> Iterator[Row]:
+def ipndm(nodes: Grid) -> Iterator[Row]:
     """Improved PNDM: Adams-Bashforth on eps (Liu et al. 2022; Zhang & Chen 2022, appendix)."""
     x, *saved, m, _, _ = symbols(3)
     for i, (node, to) in enumerate(nodes.walk()):
@@ -204,14 +204,14 @@ def ipndm(nodes: Nodes) -> Iterator[Row]:
         yield node, [to.alpha * (x - node.sigma * eps) / max(node.alpha, 1e-8) + to.sigma * eps, *slopes[:3]]
 
 
-def _leap(nodes: Nodes, frm: float, to: float, x: Floats, m: Floats) -> Floats:
+def _leap(nodes: Grid, frm: float, to: float, x: Floats, m: Floats) -> Floats:
     """DDIM's step between two training timesteps, as PNDM takes it."""
     here, there = nodes.at(frm), nodes.at(to)
     eps = raw_eps(nodes, here, x, m)
     return there.alpha / here.alpha * (x - here.sigma * eps) + there.sigma * eps
 
 
-def pndm(nodes: Nodes) -> Iterator[Row]:
+def pndm(nodes: Grid) -> Iterator[Row]:
     """Liu et al. 2022, algorithm 2: three Runge-Kutta steps or, with `skip_prk_steps`, one of Heun (PLMS), then
     Adams-Bashforth on m. img2img cuts the list of rows, as diffusers does.
     """
@@ -236,7 +236,7 @@ def pndm(nodes: Nodes) -> Iterator[Row]:
         yield nodes.at(t), [_leap(nodes, times[i // 4], to, base, mean if stage == 3 else m), base, mean, *slopes]
 
 
-def _plms(nodes: Nodes, grid: list[float], stride: int) -> Iterator[Row]:
+def _plms(nodes: Grid, grid: list[float], stride: int) -> Iterator[Row]:
     x, *saved, m, _, _ = symbols(3)
     for i, t in enumerate(grid):
         if i == 1:  # Heun's second half: back from t + stride, where the last saved latents were put by
@@ -247,7 +247,7 @@ def _plms(nodes: Nodes, grid: list[float], stride: int) -> Iterator[Row]:
         yield nodes.at(t), [_leap(nodes, t, t - stride, x, _adams(slopes)), *kept]
 
 
-def lcm(nodes: Nodes) -> Iterator[Row]:
+def lcm(nodes: Grid) -> Iterator[Row]:
     """Latent consistency models (Luo et al. 2023, arXiv:2310.04378, algorithm 3)."""
     x, _, z, x0 = symbols()
     for i, (node, to) in enumerate(nodes.walk(), nodes.begin):
@@ -257,7 +257,7 @@ def lcm(nodes: Nodes) -> Iterator[Row]:
         yield node, [clean if i == len(nodes) - 1 else to.alpha * clean + to.sigma * z]
 
 
-def tcd(nodes: Nodes) -> Iterator[Row]:
+def tcd(nodes: Grid) -> Iterator[Row]:
     """Trajectory consistency distillation (Zheng et al. 2024, arXiv:2402.19159, algorithm 4), eta its gamma."""
     x, m, z, _ = symbols()
     for node, to in nodes.walk():

@@ -16,12 +16,12 @@ from ldmrt.runtime.errors import LdmrtError
 
 from .plan import Latents, Plan
 
-_LAID_OUT: WeakKeyDictionary[Plan, tuple[list["Move"], int]] = WeakKeyDictionary()  # once for each plan
+_LAID_OUT: WeakKeyDictionary[Plan, tuple[list["RowProgram"], int]] = WeakKeyDictionary()  # once for each plan
 _ROUNDING = 1e-15  # of a row's largest weight: what float64 leaves of a term that cancels
 
 
 @dataclass(frozen=True)
-class Wires:
+class Operands:
     """Which slots a product reads, evenly spaced, and which it writes, side by side: each from, to, and in steps of."""
 
     read: tuple[int, int, int]
@@ -29,14 +29,14 @@ class Wires:
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class RowProgram:
     """Says what a row does, by slots."""
 
     x: int  # the latents that the network sees
     m: int  # what it says
     z: int | None  # fresh noise
     x0: int | None  # m as a clean image, through the hooks
-    wires: Wires  # the first that is written is the new x
+    wires: Operands  # the first that is written is the new x
     weights: dict[Any, NDArray[Any]]  # by dtype: (written, read), or (read,) where one is written
 
 
@@ -60,7 +60,7 @@ class Slots:
         return first
 
 
-def lay_out(plan: Plan) -> tuple[list[Move], int]:
+def assign_slots(plan: Plan) -> tuple[list[RowProgram], int]:
     """The moves of a plan, and how many slots they need. What a row read stays until the next row."""
     moves, slots = [], Slots()
     x = 0
@@ -82,24 +82,24 @@ def lay_out(plan: Plan) -> tuple[list[Move], int]:
         read = sorted({slot for i in sums for slot in outputs[i]})
         read = read if len(read) > 1 else sorted({m, x, *read})  # NumPy has no fast product of one
         first = slots.take(taken, len(sums), read)
-        wires = Wires((read[0], read[-1] + 1, int(np.gcd.reduce(np.diff(read)))), (first, first + len(sums)))
+        wires = Operands((read[0], read[-1] + 1, int(np.gcd.reduce(np.diff(read)))), (first, first + len(sums)))
         dense = np.squeeze([[outputs[i].get(slot, 0.0) for slot in range(*wires.read)] for i in sums])
         by_dtype = {np.dtype(dtype): dense.astype(dtype) for dtype in (np.float32, np.float64)}
-        moves.append(Move(x, m, z, x0, wires, by_dtype))
+        moves.append(RowProgram(x, m, z, x0, wires, by_dtype))
         for slot, i in enumerate(sums, first):
             outputs[i] = {slot: 1.0}
         (x,), *saved = outputs
     return moves, slots.count
 
 
-def _laid_out(plan: Plan) -> tuple[list[Move], int]:
-    """The result of `lay_out`, computed once for each plan."""
+def _laid_out(plan: Plan) -> tuple[list[RowProgram], int]:
+    """The result of `assign_slots`, computed once for each plan."""
     if plan not in _LAID_OUT:
-        _LAID_OUT[plan] = lay_out(plan)
+        _LAID_OUT[plan] = assign_slots(plan)
     return _LAID_OUT[plan]
 
 
-class Registers:
+class Workspace:
     """The latents of one run of a plan. Allocates once; after that only hooks and learned variances do."""
 
     def __init__(self, plan: Plan, x: Latents) -> None:
@@ -109,7 +109,7 @@ class Registers:
         self._slots.fill(0)  # written to here, so that no row is the first to touch the memory
         flat = self._slots.reshape(slots, len(x), -1)
         # Looked up by each row, for there are few of them.
-        self._views: dict[Wires, tuple[Latents, Latents]] = {}
+        self._views: dict[Operands, tuple[Latents, Latents]] = {}
         for wires in {move.wires for move in self._moves}:
             written = flat[slice(*wires.written)]
             out = written[0] if len(written) == 1 else written.swapaxes(0, 1)

@@ -17,7 +17,7 @@ from ldmrt.export.parity.record import record
 from ldmrt.model import load
 from ldmrt.runtime import Bundle, Pipeline
 from ldmrt.runtime import open as open_pipeline
-from ldmrt.runtime.parity.compare import check, gather
+from ldmrt.runtime.parity.compare import certify, compare
 from ldmrt.runtime.parity.metrics import psnr
 from ldmrt.runtime.parity.tolerances import tolerances
 from ldmrt.runtime.pipeline.autoencoder.decode import Decoding
@@ -41,7 +41,7 @@ def pipeline(demo: Path) -> Pipeline:
 
 def test_parity(demo: Path, pipeline: Pipeline) -> None:
     bundle, reference = Bundle.open(demo), record(load(SHIPPED), PROMPT)
-    made = gather(list(check(pipeline, "onnxruntime", reference, tolerances(bundle))), bundle, reference)
+    made = certify(list(compare(pipeline, "onnxruntime", reference, tolerances(bundle))), bundle, reference)
     assert made.failures == []
     assert made.pictures[0].psnr >= 60.0
 

@@ -27,7 +27,7 @@ from PIL import Image
 import ldmrt.runtime
 from ldmrt.model import load
 from ldmrt.model.lora.merge import merge, read_lora
-from ldmrt.model.training.data import PictureFolder
+from ldmrt.model.training.data import ImageFolder
 from ldmrt.model.training.metadata import InvalidLines
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 from ldmrt.runtime.pipeline.pipeline import Pipeline
@@ -108,7 +108,7 @@ def kinds(certified: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFa
             draw(opened, image=path, strength=0.5)
 
     def train_on(folder: Path) -> None:
-        dataset = PictureFolder.open(folder)
+        dataset = ImageFolder.open(folder)
         for i in range(4):
             assert dataset.draw(0, i).caption
 

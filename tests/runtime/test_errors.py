@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ldmrt.runtime import LdmrtError, LdmrtWarning
-from ldmrt.runtime.bundle.engines.store import NoEngine
+from ldmrt.runtime.bundle.engines.store import EngineNotFound
 from ldmrt.runtime.errors import LONGEST, SAID, first_line
 
 
@@ -29,7 +29,7 @@ def with_attributes(error: BaseException) -> Any:
 RAISED: list[Callable[[], BaseException]] = [
     lambda: LdmrtError("unet", "no input x"),
     lambda: LdmrtError("unet", "wrong", expected=(1, 2), found=lambda: 3, hint="ldmrt export"),  # no lambda pickles
-    lambda: NoEngine("vae_decoder", "no engine", hint="ldmrt build"),
+    lambda: EngineNotFound("vae_decoder", "no engine", hint="ldmrt build"),
     lambda: Particular(7),
     lambda: with_attributes(LdmrtError("unet", "wrong", found=ValueError("of another library"))),
     lambda: LdmrtWarning("the prompt was cut"),

@@ -5,7 +5,7 @@ from typing import Any
 
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
-from ldmrt.runtime.bundle.engines.store import FOLDER, EngineFile, model_digests, write
+from ldmrt.runtime.bundle.engines.store import FOLDER, EngineFile, model_digests, write_engine
 
 SHAPES = {"sample": (2, 4, 8, 8), "timestep": (2,), "encoder_hidden_states": (2, 16, 24)}
 VERSION = "1.7.1.116"
@@ -23,4 +23,4 @@ def recipe(opened: Bundle, component: str = "unet", **changes: Any) -> Recipe:
 
 
 def put(opened: Bundle, made: Recipe, plan: bytes = b"a plan") -> EngineFile:
-    return write(opened.path / FOLDER, made, plan, {"scratch": 5})
+    return write_engine(opened.path / FOLDER, made, plan, {"scratch": 5})

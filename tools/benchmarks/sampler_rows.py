@@ -131,7 +131,7 @@ def contestants(name: str, steps: int) -> Iterator[list[tuple[Callable[[], float
 
     from ldmrt.runtime.samplers.config import CONFIG
     from ldmrt.runtime.samplers.registry import find_scheduler, plan_from_config
-    from ldmrt.runtime.samplers.workspace import Registers
+    from ldmrt.runtime.samplers.workspace import Workspace
 
     torch, diffusers = libraries()
     x, m, z = np.random.default_rng(0).standard_normal((3, *SHAPE), dtype=np.float32)
@@ -144,7 +144,7 @@ def contestants(name: str, steps: int) -> Iterator[list[tuple[Callable[[], float
         theirs = theirs_class.from_config({**CONFIG, **asked})
 
     def ours() -> float:
-        run = Registers(plan, x)
+        run = Workspace(plan, x)
         begin = time.perf_counter()
         for row in range(plan.rows):
             word, fresh = run.slots(row)

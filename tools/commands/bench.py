@@ -61,10 +61,10 @@ def stages(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str, An
     """Draw `pictures` one by one after a first one that is not counted: each network's calls, what is between them, and
     all of it. Each has a prompt of its own, since those that were encoded before are not encoded again.
     """
-    from ldmrt.runtime.backends.lazy_engines import Engines
+    from ldmrt.runtime.backends.lazy_engines import LazyEngines
 
     times: dict[str, list[float]] = {name: [] for name in pipeline.engines}
-    engines = Engines({name: partial(_timed, pipeline.engines, name, times[name]) for name in pipeline.engines})
+    engines = LazyEngines({name: partial(_timed, pipeline.engines, name, times[name]) for name in pipeline.engines})
     timed = replace(pipeline, engines=engines)
     timed(prompt, **asked)
     for noted in times.values():

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ldmrt.tools.console.outputs import check_output
-from ldmrt.tools.console.verification import prove
+from ldmrt.tools.console.verification import verify_built
 from ldmrt.tools.options.common import Choice
-from ldmrt.tools.options.engines import BACKENDS, chosen, of_profile, read, targets_of
+from ldmrt.tools.options.engines import BACKENDS, chosen_graphs, profile_options, targets_of, wanted_profiles
 
 if TYPE_CHECKING:
     from ldmrt.export.engines.build import Built, Step
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "--backend", type=Choice(BACKENDS), default="tensorrt-rtx", show_default=True, help="The library that builds."
 )
 @click.option("--target", default="this", show_default=True, help="GPUs, such as sm89,sm120; portable; this machine's.")
-@of_profile
+@profile_options
 @click.option("--refit", is_flag=True, help="Keep the weights replaceable, for LoRA: TensorRT alone.")
 @click.option("--verify/--no-verify", default=True, help="Whether to run at last what was built.")
 def build(
@@ -47,7 +47,7 @@ def build(
     from ldmrt.export.engines.arithmetic import check_arithmetic
     from ldmrt.export.engines.build import Built, decide, summary
     from ldmrt.export.engines.build import build as built
-    from ldmrt.export.engines.memory import check_room, predict
+    from ldmrt.export.engines.memory import check_memory, predict
     from ldmrt.export.engines.profiles import recipes
     from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.runtime.host import megabytes
@@ -55,7 +55,7 @@ def build(
 
     opened = Bundle.open(bundle)
     check_output(bundle, "engines", folder=True)
-    wanted, graphs = read(opened, sizes, batch, guidance, steps), chosen(opened, only, folded)
+    wanted, graphs = wanted_profiles(opened, sizes, batch, guidance, steps), chosen_graphs(opened, only, folded)
     flags = (compiler.REFIT,) if refit else ()
     version, targets = compiler.version(backend), targets_of(target)
     compiler.check_targets(backend, targets, flags)
@@ -63,7 +63,7 @@ def build(
     check_arithmetic(opened, wished)
     decisions = decide(bundle, wished)
     missing = {one.recipe.key: predict(opened, one.recipe) for one in decisions if one.there is None}
-    check_room(opened, missing.values())
+    check_memory(opened, missing.values())
     console.print(summary(decisions), highlight=False, soft_wrap=True)
     for done in watched(built(opened, decisions)):
         if isinstance(done, Built) and not done.reused:
@@ -76,7 +76,7 @@ def build(
             )  # fmt: skip
     click.echo(bundle)
     if verify and missing:
-        prove(opened, backend)
+        verify_built(opened, backend)
 
 
 def watched(events: "Iterator[Step | Built]") -> "Iterator[Step | Built]":

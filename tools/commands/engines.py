@@ -43,10 +43,10 @@ def list_(bundle: Path, as_json: bool) -> None:
     """
     from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.runtime.bundle.engines.store import engines as found
-    from ldmrt.runtime.bundle.engines.unused import prunable
+    from ldmrt.runtime.bundle.engines.unused import unused_engines
 
     opened = Bundle.open(bundle, check=False)
-    useless = {folder.name: why for folder, why in prunable(opened, versions())}
+    useless = {folder.name: why for folder, why in unused_engines(opened, versions())}
     there = list(found(bundle))
     listed = [described(one, useless) for one in there]
     if as_json:
@@ -113,7 +113,7 @@ def refit(bundle: Path, source: Path | None, backend: str, only: str | None, ver
     from ldmrt.export.engines.refit import refit as refitted
     from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.tools.console.progress import console
-    from ldmrt.tools.console.verification import prove
+    from ldmrt.tools.console.verification import verify_built
 
     opened = Bundle.open(bundle)
     check_output(bundle, "engines", folder=True)
@@ -124,7 +124,7 @@ def refit(bundle: Path, source: Path | None, backend: str, only: str | None, ver
         new |= done.new
     click.echo(bundle)
     if verify and new:
-        prove(opened, backend)
+        verify_built(opened, backend)
 
 
 @engines.command()
@@ -136,7 +136,7 @@ def prune(bundle: Path) -> None:
     Example: ldmrt engines prune out/emoji64
     """
     from ldmrt.runtime.bundle.bundle import Bundle
-    from ldmrt.runtime.bundle.engines.unused import prunable
+    from ldmrt.runtime.bundle.engines.unused import unused_engines
     from ldmrt.runtime.errors import printable
     from ldmrt.runtime.files.lock import bundle_lock
     from ldmrt.runtime.files.writing import remove, remove_abandoned
@@ -144,7 +144,7 @@ def prune(bundle: Path) -> None:
     opened = Bundle.open(bundle, check=False)
     with bundle_lock(bundle):
         opened.check_unchanged()
-        for folder, why in prunable(opened, versions()):
+        for folder, why in unused_engines(opened, versions()):
             remove(folder)
             click.echo(f"removed {printable(folder.name)}: {why}")
         for folder in (bundle / "engines").glob("*"):

@@ -6,13 +6,13 @@ from pathlib import Path
 import click
 
 from ldmrt.tools.console.outputs import Output
-from ldmrt.tools.options.checkpoint import Reading, of_checkpoint
+from ldmrt.tools.options.checkpoint import CheckpointOptions, checkpoint_options
 
 
 @click.command()
 @click.argument("checkpoint")
 @click.argument("bundle", type=Output(folder=True))
-@of_checkpoint
+@checkpoint_options
 @click.option(
     "--precision",
     default="fp32",
@@ -29,7 +29,13 @@ from ldmrt.tools.options.checkpoint import Reading, of_checkpoint
 @click.option("--components", "only", help="Only these, such as unet,vae_decoder; the others stay as they are.")
 @click.option("--verify/--no-verify", default=True, help="Whether to measure it at last and keep the certificate.")
 def export(
-    source: Reading, bundle: Path, precision: str, fp32_decoder: bool, deep_cache: bool, only: str | None, verify: bool
+    source: CheckpointOptions,
+    bundle: Path,
+    precision: str,
+    fp32_decoder: bool,
+    deep_cache: bool,
+    only: str | None,
+    verify: bool,
 ) -> None:
     """Turn CHECKPOINT into BUNDLE, a folder of ONNX files with a manifest. CHECKPOINT is a folder in diffusers' layout,
     a single .safetensors or .ckpt file, or a model of the Hugging Face hub, OWNER/NAME.
@@ -41,20 +47,20 @@ def export(
     """
     from ldmrt.export.bundle_writer import export_bundle
     from ldmrt.export.components.table import components
-    from ldmrt.export.precision.policy import parse, settle
+    from ldmrt.export.precision.policy import choose_precisions, parse
     from ldmrt.runtime.bundle.bundle import Bundle
-    from ldmrt.runtime.bundle.graphs import WIDE
+    from ldmrt.runtime.bundle.graphs import DECODER_FP32
     from ldmrt.runtime.files.recognise import BUNDLE, refuse_other
     from ldmrt.runtime.optional import check_installed
     from ldmrt.tools.console.progress import console
-    from ldmrt.tools.console.verification import certify
+    from ldmrt.tools.console.verification import certify_new
     from ldmrt.tools.console.words import listed, own_words
 
     refuse_other("export", bundle, BUNDLE)  # before minutes of reading
     check_installed("export", "onnx", "onnx_ir", "onnxscript", *(["onnxruntime"] if verify else []))
-    begin, wanted = time.perf_counter(), parse(precision) | ({WIDE: "fp32"} if fp32_decoder else {})
+    begin, wanted = time.perf_counter(), parse(precision) | ({DECODER_FP32: "fp32"} if fp32_decoder else {})
     with console.status("reading the checkpoint, and measuring where it needs float32"):
-        loaded, merged, islands = settle(source.load, wanted)
+        loaded, merged, islands = choose_precisions(source.load, wanted)
     for name, modules in islands.items():
         for module, why in modules.items():
             console.print(f"{name}: {module or 'all of it'} computes in fp32: {why}", highlight=False)
@@ -80,4 +86,4 @@ def export(
         return
     opened = Bundle.open(bundle, check=False)
     if opened.doubts or opened.uncovered:
-        certify(opened, source)
+        certify_new(opened, source)

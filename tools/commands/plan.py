@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ldmrt.tools.options.engines import chosen, of_profile, read
+from ldmrt.tools.options.engines import chosen_graphs, profile_options, wanted_profiles
 
 # What an engine takes, in bytes: the key in JSON, the title of the column.
 TAKEN = {"weights": "weights", "scratch": "scratch", "io": "in, out", "disk": "disk", "build": "to build"}
@@ -13,7 +13,7 @@ TAKEN = {"weights": "weights", "scratch": "scratch", "io": "in, out", "disk": "d
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@of_profile
+@profile_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of the table.")
 def plan(
     bundle: Path, sizes: str | None, batch: str, guidance: str, only: str | None, folded: bool, steps: int,
@@ -36,7 +36,7 @@ def plan(
     from ldmrt.tools.console import tables
 
     opened = Bundle.open(bundle)
-    wanted, graphs = read(opened, sizes, batch, guidance, steps), chosen(opened, only, folded)
+    wanted, graphs = wanted_profiles(opened, sizes, batch, guidance, steps), chosen_graphs(opened, only, folded)
     wished = recipes(opened, wanted, backend="tensorrt-rtx", version="", targets=["any"], graphs=graphs)
     rows = [predict(opened, one) for one in wished]
     disk, build = sum(row.disk for row in rows), max(row.build for row in rows)

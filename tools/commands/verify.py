@@ -9,14 +9,14 @@ import click
 from click.core import ParameterSource
 
 from ldmrt.tools.console.outputs import Output, check_output
-from ldmrt.tools.console.verification import PROMPT, conclude, recorded, runnable, shown, unmeasured
-from ldmrt.tools.options.checkpoint import Reading, of_checkpoint
+from ldmrt.tools.console.verification import PROMPT, compare_and_show, conclude, record_checkpoint, runnable, unmeasured
+from ldmrt.tools.options.checkpoint import CheckpointOptions, checkpoint_options
 
 if TYPE_CHECKING:
     from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.runtime.bundle.certificate import Certificate
-    from ldmrt.runtime.bundle.recording import Reference
-    from ldmrt.runtime.parity.compare import Checked
+    from ldmrt.runtime.bundle.recording import Recording
+    from ldmrt.runtime.parity.compare import Comparison
 
 FILE = Output()
 
@@ -24,7 +24,7 @@ FILE = Output()
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--against", "checkpoint", help="The checkpoint: a folder, a file or OWNER/NAME.")
-@of_checkpoint
+@checkpoint_options
 @click.option("--prompt", default=PROMPT, show_default=True, help="Of the image that both draw.")
 @click.option("--seed", default=0, show_default=True, help="Of that image's noise.")
 @click.option("--side", type=click.IntRange(1), help="Of that image, in pixels, where engines are for one size; "
@@ -36,8 +36,8 @@ FILE = Output()
 @click.option("--html", type=FILE, help="Write a page with images, one file.")
 @click.option("--bisect", "bisected", metavar="COMPONENT", help="Compare its modules too: where did it begin?")
 def verify(
-    source: Reading, bundle: Path, prompt: str, seed: int, side: int | None, backends: tuple[str, ...], store: bool,
-    as_json: Path | None, junit: Path | None, html: Path | None, bisected: str | None,
+    source: CheckpointOptions, bundle: Path, prompt: str, seed: int, side: int | None, backends: tuple[str, ...],
+    store: bool, as_json: Path | None, junit: Path | None, html: Path | None, bisected: str | None,
 ) -> None:  # fmt: skip
     """Run BUNDLE and its checkpoint side by side: every component on the same inputs, real ones and corners; every row
     from the checkpoint's latents and from its own; one image from the same noise. Without --against, what the
@@ -49,11 +49,11 @@ def verify(
     Example: ldmrt verify out/emoji64 --against model/pretrained/emoji64
     """
     from ldmrt.runtime.backends.auto import unused_engines
-    from ldmrt.runtime.backends.registry import here
+    from ldmrt.runtime.backends.registry import available_backends
     from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.runtime.errors import LdmrtError, printable
     from ldmrt.runtime.nearest import suggestion
-    from ldmrt.runtime.parity.compare import gather
+    from ldmrt.runtime.parity.compare import certify
 
     if source.checkpoint is None:
         refuse_what_needs_a_checkpoint(click.get_current_context())
@@ -63,7 +63,7 @@ def verify(
     if bisected is not None and bisected not in opened.components:
         problem = f"no component {bisected!r}{suggestion(bisected, opened.components)}"
         raise LdmrtError("verify", problem, expected=", ".join(opened.components))
-    openers, refused = runnable(opened, backends or here(opened))
+    openers, refused = runnable(opened, backends or available_backends(opened))
     if not openers:
         hint = "where a backend computes in bfloat16, or export with --precision fp16"
         raise LdmrtError("verify", "could not measure", found="; ".join(refused), hint=hint)
@@ -71,13 +71,13 @@ def verify(
     for line in [*refused, *([f"not measured: {unused}"] if unused else [])]:
         click.echo(line, err=True)
     if source.checkpoint is not None:
-        origin, reference = recorded(opened, source, prompt, seed, side)
+        origin, reference = record_checkpoint(opened, source, prompt, seed, side)
     else:
         origin, reference = [], opened.reference
         for line in filter(None, (*opened.doubts, opened.uncovered)):
             click.echo(printable(line), err=True)
-    measured = list(shown(opened, reference, openers))
-    made = gather(measured, opened, reference, origin)
+    measured = list(compare_and_show(opened, reference, openers))
+    made = certify(measured, opened, reference, origin)
     if store:
         from ldmrt.export.parity.store import store as keep
 
@@ -95,7 +95,9 @@ def refuse_what_needs_a_checkpoint(context: click.Context) -> None:
     """Raise an `LdmrtError` for the first option that was given and is of no use without --against."""
     from ldmrt.runtime.errors import LdmrtError
 
-    needy = {"prompt", "seed", "side", "store", "bisected", *(one.name for one in fields(Reading))} - {"checkpoint"}
+    needy = {"prompt", "seed", "side", "store", "bisected", *(one.name for one in fields(CheckpointOptions))} - {
+        "checkpoint"
+    }
     for option in context.command.params:
         if option.name in needy and context.get_parameter_source(option.name) is not ParameterSource.DEFAULT:
             problem = f"{option.opts[0]} without --against"
@@ -103,25 +105,25 @@ def refuse_what_needs_a_checkpoint(context: click.Context) -> None:
             raise LdmrtError("verify", problem, expected="a checkpoint to measure against", hint=hint)
 
 
-def modules(bundle: "Bundle", source: Reading, reference: "Reference", name: str) -> str:
+def modules(bundle: "Bundle", source: CheckpointOptions, reference: "Recording", name: str) -> str:
     """A component compared module by module, on the middle one of its real calls."""
     import torch
 
     from ldmrt.export.components.table import components
     from ldmrt.export.parity.bisect import bisect
-    from ldmrt.runtime.bundle.graphs import DECODER, WIDE
+    from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32
     from ldmrt.runtime.parity.tolerances import tolerances
 
     parts = components(source.load({"": torch.float32})[0])
     limit = tolerances(bundle)[name].limit
-    graph, name = bundle.model(name), DECODER if name == WIDE else name  # PyTorch's is float32 anyway
+    graph, name = bundle.model(name), DECODER if name == DECODER_FP32 else name  # PyTorch's is float32 anyway
     calls = [one for one in reference.cases if one.component == name and not one.name.startswith("batch")]
     call = calls[len(calls) // 2]
     return f"{call.name}: {bisect(parts[name], graph, call.inputs, tolerance=limit)}"
 
 
 def write(
-    made: "Certificate", measured: "list[Checked]", reference: "Reference", as_json: Path | None, junit: Path | None,
+    made: "Certificate", measured: "list[Comparison]", reference: "Recording", as_json: Path | None, junit: Path | None,
     html: Path | None,
 ) -> None:  # fmt: skip
     """The files that were asked for."""

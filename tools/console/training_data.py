@@ -47,7 +47,7 @@ def open_folder(folder: Path, size: int, *, skip_bad: bool = False, skip_small: 
     """A folder of one's own, of which every line was read and every image was decoded. All that is wrong is one error,
     or is skipped and told.
     """
-    from ldmrt.model.training.data import PictureFolder
+    from ldmrt.model.training.data import ImageFolder
     from ldmrt.model.training.image_check import check_images
     from ldmrt.model.training.metadata import METADATA, Problem, listing, read_metadata, refuse
 
@@ -70,4 +70,4 @@ def open_folder(folder: Path, size: int, *, skip_bad: bool = False, skip_small: 
     if skipped := bad + small:
         text = "\n".join([f"skipped {len(skipped)} lines of {folder / METADATA}", *listing(skipped)])
         console.print(text, highlight=False, markup=False, soft_wrap=True)
-    return PictureFolder(folder, tuple(rows), size, frozenset(p.file_name for p in skipped if p.file_name))
+    return ImageFolder(folder, tuple(rows), size, frozenset(p.file_name for p in skipped if p.file_name))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ldmrt.tools.options.checkpoint import Reading
+from ldmrt.tools.options.checkpoint import CheckpointOptions
 
 if TYPE_CHECKING:
     from ldmrt.runtime.bundle.bundle import Bundle
@@ -18,50 +18,52 @@ if TYPE_CHECKING:
 
     from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.runtime.bundle.certificate import Certificate
-    from ldmrt.runtime.bundle.recording import Reference
+    from ldmrt.runtime.bundle.recording import Recording
     from ldmrt.runtime.errors import LdmrtError
-    from ldmrt.runtime.parity.compare import Checked
+    from ldmrt.runtime.parity.compare import Comparison
     from ldmrt.runtime.pipeline.pipeline import Pipeline
 
 
 PROMPT = "a red apple, noto style, blue background"
 
 
-def certify(bundle: "Bundle", source: Reading) -> None:
+def certify_new(bundle: "Bundle", source: CheckpointOptions) -> None:
     """Measure a bundle that was just made, and keep the certificate; exit code 1 where it differs."""
     from ldmrt.export.components.torch_pipeline import torch_pipeline
     from ldmrt.export.parity.store import store
-    from ldmrt.export.precision.policy import islands, lower, precisions
+    from ldmrt.export.precision.policy import apply_precisions, islands, precisions
     from ldmrt.runtime.backends.ort.engine import available
-    from ldmrt.runtime.bundle.graphs import UNRUN
-    from ldmrt.runtime.parity.compare import gather
+    from ldmrt.runtime.bundle.graphs import NOT_RUN
+    from ldmrt.runtime.parity.compare import certify
 
-    origin, reference = recorded(bundle, source, PROMPT)
+    origin, reference = record_checkpoint(bundle, source, PROMPT)
     openers, refused = runnable(bundle, available())
     if not openers:
         click.echo(f"{'; '.join(refused)}: checked, not run; PyTorch is measured in its place", err=True)
-        openers = {UNRUN: lambda: torch_pipeline(lower(source.load, precisions(bundle), islands(bundle))[0])}
-    made = gather(list(shown(bundle, reference, openers, aside=True)), bundle, reference, origin)
+        openers = {
+            NOT_RUN: lambda: torch_pipeline(apply_precisions(source.load, precisions(bundle), islands(bundle))[0])
+        }
+    made = certify(list(compare_and_show(bundle, reference, openers, aside=True)), bundle, reference, origin)
     store(bundle, made, reference)
     conclude(made)
 
 
 def replay(bundle: "Bundle", backends: tuple[str, ...]) -> None:
     """Hold backends to what the certificate stored; exit code 1 where one differs."""
-    from ldmrt.runtime.parity.compare import gather
+    from ldmrt.runtime.parity.compare import certify
 
     openers, refused = runnable(bundle, backends)
     for line in refused:
         click.echo(line, err=True)
     if openers:
         reference = bundle.reference
-        measured = list(shown(bundle, reference, openers, aside=True))
-        conclude(gather(measured, bundle, reference))
+        measured = list(compare_and_show(bundle, reference, openers, aside=True))
+        conclude(certify(measured, bundle, reference))
         for error in unmeasured(bundle, measured, reference):
             click.echo(error, err=True)
 
 
-def unmeasured(bundle: "Bundle", measured: "list[Checked]", reference: "Reference") -> "list[LdmrtError]":
+def unmeasured(bundle: "Bundle", measured: "list[Comparison]", reference: "Recording") -> "list[LdmrtError]":
     """An error for each backend of which no network was measured: its engines are for other sizes than the image."""
     from ldmrt.runtime.errors import LdmrtError
 
@@ -80,13 +82,13 @@ def unmeasured(bundle: "Bundle", measured: "list[Checked]", reference: "Referenc
 
 def runnable(bundle: "Bundle", backends: tuple[str, ...]) -> tuple[dict[str, "Callable[[], Pipeline]"], list[str]]:
     """How to open the bundle on each backend that can run it, and what the others lack."""
-    from ldmrt.runtime.backends.registry import lacking
+    from ldmrt.runtime.backends.registry import unsupported_precision
     from ldmrt.runtime.pipeline.pipeline import open_pipeline
 
     openers, refused = dict[str, "Callable[[], Pipeline]"](), list[str]()
     for backend in backends:
         opened = open_pipeline(bundle.path, backend, check=False)
-        if why := lacking(bundle, opened.engines):
+        if why := unsupported_precision(bundle, opened.engines):
             refused.append(f"{backend} cannot run {why}")
         else:
             openers[backend] = partial(open_pipeline, bundle.path, backend, check=False)
@@ -98,10 +100,10 @@ def conclude(made: "Certificate") -> None:
     """Say what was left out and what is wrong, and exit where something is."""
     for line in made.gaps:
         click.secho(f"skipped: {line}", fg="yellow", err=True)
-    shown = made.failures[:20]
-    for line in shown:
+    compare_and_show = made.failures[:20]
+    for line in compare_and_show:
         click.secho(line, fg="red", err=True)
-    if more := len(made.failures) - len(shown):
+    if more := len(made.failures) - len(compare_and_show):
         click.secho(f"and {more} more", fg="red", err=True)
     if made.culprit:
         click.secho(f"it began with: {made.culprit}", fg="red", err=True)
@@ -109,9 +111,9 @@ def conclude(made: "Certificate") -> None:
         sys.exit(1)
 
 
-def recorded(
-    bundle: "Bundle", source: Reading, prompt: str, seed: int = 0, side: int | None = None
-) -> "tuple[list[str], Reference]":
+def record_checkpoint(
+    bundle: "Bundle", source: CheckpointOptions, prompt: str, seed: int = 0, side: int | None = None
+) -> "tuple[list[str], Recording]":
     """Find what of the bundle is not of the checkpoint, and what the checkpoint computes, in float32. Its networks are
     gone when this returns: two copies of a model may be more than a machine holds.
     """
@@ -119,22 +121,22 @@ def recorded(
 
     from ldmrt.export.parity.origin import other_origin
     from ldmrt.export.parity.record import record
-    from ldmrt.export.precision.policy import islands, lower, precisions
+    from ldmrt.export.precision.policy import apply_precisions, islands, precisions
 
     from .progress import console
 
     with console.status("the checkpoint, with PyTorch"):
         origin = []
         if bundle.manifest:
-            origin = other_origin(bundle, lower(source.load, precisions(bundle), islands(bundle))[0])
+            origin = other_origin(bundle, apply_precisions(source.load, precisions(bundle), islands(bundle))[0])
         return origin, record(source.load({"": torch.float32})[0], prompt, seed=seed, side=side)
 
 
-def shown(
-    bundle: "Bundle", reference: "Reference", openers: "Mapping[str, Callable[[], Pipeline]]", *, aside: bool = False
-) -> "Iterator[Checked]":
+def compare_and_show(
+    bundle: "Bundle", reference: "Recording", openers: "Mapping[str, Callable[[], Pipeline]]", *, aside: bool = False
+) -> "Iterator[Comparison]":
     """Measure, show progress, then a table: on the standard output, or `aside` on the other."""
-    from ldmrt.runtime.parity.compare import check
+    from ldmrt.runtime.parity.compare import compare
     from ldmrt.runtime.parity.tolerances import tolerances
     from ldmrt.tools.console import tables
 
@@ -145,7 +147,7 @@ def shown(
     with console.status("comparing") as status:
         for backend, opened in openers.items():
             pipeline, seen = opened(), set[str]()
-            for one in check(pipeline, backend, reference, limits):
+            for one in compare(pipeline, backend, reference, limits):
                 seconds, begin = time.perf_counter() - begin, time.perf_counter()
                 rows.append((one.what, backend, *one.summary, f"{seconds:.1f} s", verdict(one)))
                 seen.add(one.what)
@@ -159,7 +161,7 @@ def shown(
     click.echo(said, err=aside)
 
 
-def verdict(one: "Checked") -> "Text":
+def verdict(one: "Comparison") -> "Text":
     """The last cell of a row."""
     from rich.text import Text
 
@@ -171,14 +173,14 @@ def verdict(one: "Checked") -> "Text":
 
 def covered_by(component: str) -> str:
     """Name what measures a component of which nothing is stored but what follows from it."""
-    from ldmrt.runtime.bundle.graphs import DECODER, WIDE
+    from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32
 
-    return {DECODER: "the picture", WIDE: f"the picture by {WIDE}"}.get(component, "rows and picture")
+    return {DECODER: "the picture", DECODER_FP32: f"the picture by {DECODER_FP32}"}.get(component, "rows and picture")
 
 
-def prove(bundle: "Bundle", backend: str) -> None:
+def verify_built(bundle: "Bundle", backend: str) -> None:
     """Hold what was built to what the checkpoint computed; where it cannot run, the ONNX files that it was made of."""
-    from ldmrt.runtime.backends.registry import here
+    from ldmrt.runtime.backends.registry import available_backends
     from ldmrt.runtime.bundle.engines.recipe import BACKENDS
     from ldmrt.runtime.errors import LdmrtError
 
@@ -192,7 +194,7 @@ def prove(bundle: "Bundle", backend: str) -> None:
         click.secho(f"made of what does not hold: {doubts[0]}", fg="red", err=True)
         sys.exit(1)
     try:
-        able = here(bundle)
+        able = available_backends(bundle)
     except LdmrtError as error:
         console.print(f"not verified: {error.problem}; next: {error.hint}", highlight=False, soft_wrap=True)
         return

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Reading:
+class CheckpointOptions:
     """Holds what the options of a checkpoint say."""
 
     checkpoint: str | None
@@ -157,12 +157,12 @@ OPTIONS = (
 )  # fmt: skip
 
 
-def of_checkpoint(command: Any) -> Any:
-    """Gives a command with the parameter "checkpoint" the options of a `Reading`, which it takes as `source`."""
+def checkpoint_options(command: Any) -> Any:
+    """Give a command with the parameter "checkpoint" the options of `CheckpointOptions`, taken as `source`."""
 
     @functools.wraps(command)
     def gathered(**given: Any) -> Any:
-        source = Reading(**{one.name: given.pop(one.name) for one in fields(Reading)})
+        source = CheckpointOptions(**{one.name: given.pop(one.name) for one in fields(CheckpointOptions)})
         return command(source=source, **given)
 
     for option in reversed(OPTIONS):

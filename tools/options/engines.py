@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 BACKENDS = ["tensorrt", "tensorrt-rtx"]
 
 
-def of_profile(command: Callable[..., Any]) -> Callable[..., Any]:
+def profile_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say for which images engines are."""
     options = (
         click.option("--sizes", help="Images, WIDTHxHEIGHT: 512x512,768x512, or a range, 512-1024x512-1024; the "
@@ -34,7 +34,7 @@ def of_profile(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def read(bundle: "Bundle", sizes: str | None, batch: str, guidance: str, steps: int) -> "Wanted":
+def wanted_profiles(bundle: "Bundle", sizes: str | None, batch: str, guidance: str, steps: int) -> "Wanted":
     """Read the options of sizes, batches and guidance."""
     from ldmrt.export.engines.profiles import Wanted
 
@@ -49,7 +49,7 @@ def targets_of(words: str) -> list[str]:
     return list(dict.fromkeys(compute_capability() if name == "this" else name for name in names))
 
 
-def chosen(bundle: "Bundle", only: str | None, folded: bool) -> list[str]:
+def chosen_graphs(bundle: "Bundle", only: str | None, folded: bool) -> list[str]:
     """The graphs that engines were asked for of."""
     from ldmrt.runtime.bundle.graphs import STEP
     from ldmrt.runtime.errors import LdmrtError

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ldmrt.runtime.bundle.certificate import Certificate, Cost, Drift, Figure, Likeness
+from ldmrt.runtime.bundle.certificate import Certificate, ImageSimilarity, RowError, ShortcutCost, TensorError
 from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.runtime.parity.metrics import OFF
 
@@ -29,7 +29,7 @@ Row = tuple[bool, Sequence[str]]  # whether it is within its tolerance, and its 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """The two images (H, W, 3) of a `Likeness`."""
+    """The two images (H, W, 3) of a `ImageSimilarity`."""
 
     backend: str
     prompt: str
@@ -97,7 +97,7 @@ def _tiles(certificate: Certificate) -> Markup:
     )
 
 
-def _components(figures: Sequence[Figure]) -> Markup:
+def _components(figures: Sequence[TensorError]) -> Markup:
     rows, folds = [], []
     heads = ["case", "output", "", ">relative", ">at most", ">largest", ">mean", ">1 − cosine"]
     for group in _grouped(figures, "component", "backend"):
@@ -119,11 +119,11 @@ def _components(figures: Sequence[Figure]) -> Markup:
     return _section("Components", said, [table, tag("div", folds, class_="folds")] * bool(figures))
 
 
-def _against(one: Figure) -> list[str]:
+def _against(one: TensorError) -> list[str]:
     return [_number(one.relative), f"{one.limit:g}"]
 
 
-def _rows(drifts: Sequence[Drift]) -> Markup:
+def _rows(drifts: Sequence[RowError]) -> Markup:
     plots = []
     heads = ["row", ">t", "", *(head for kind in KINDS for head in (f">{kind}", ">at most"))]
     for rows in _grouped(drifts, "backend"):
@@ -143,13 +143,13 @@ def _rows(drifts: Sequence[Drift]) -> Markup:
     )
 
 
-def _pictures(likenesses: Sequence[Likeness], pairs: Sequence[Pair]) -> Markup:
+def _pictures(likenesses: Sequence[ImageSimilarity], pairs: Sequence[Pair]) -> Markup:
     of = {(pair.backend, pair.prompt, pair.seed): pair for pair in pairs}
     cards = [_card(one, of.get((one.backend, one.prompt, one.seed))) for one in likenesses]
     return _section("Pictures", "The same noise through the reference and through the export.", cards)
 
 
-def _card(one: Likeness, pair: Pair | None) -> Markup:
+def _card(one: ImageSimilarity, pair: Pair | None) -> Markup:
     measures = {
         "verdict": _flag(one.within),
         "PSNR": f"{_decibels(one.psnr)}, at least {one.limit:g}",
@@ -162,7 +162,7 @@ def _card(one: Likeness, pair: Pair | None) -> Markup:
     return tag("article", title, said, shown, class_="card" if one.within else "card past")
 
 
-def _costs(costs: Sequence[Cost]) -> Markup:
+def _costs(costs: Sequence[ShortcutCost]) -> Markup:
     rows = [(True, [one.shortcut, one.backend, one.prompt, str(one.seed), one.said]) for one in costs]
     table = _table("What shortcuts cost", ["shortcut", "backend", "prompt", ">seed", ">PSNR"], rows)
     said = "A picture with a shortcut against the same without. It is asked for knowingly: stated, not held to a limit."
@@ -252,7 +252,7 @@ def _grouped(measured: Sequence[Any], *names: str) -> list[list[Any]]:
     return list(groups.values())
 
 
-def _worst(figures: Sequence[Figure]) -> Figure:
+def _worst(figures: Sequence[TensorError]) -> TensorError:
     return max(figures, key=lambda one: _used(one.relative, one.limit))
 
 

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 
-from ldmrt.runtime.bundle.certificate import Drift
+from ldmrt.runtime.bundle.certificate import RowError
 
 from .markup import Markup, tag
 
-KINDS = {  # attributes of `Drift`; each has its limit beside it
+KINDS = {  # attributes of `RowError`; each has its limit beside it
     "forced": "the network, on the reference's latents",
     "stepped": "the sampler, on what the reference's network says",
     "free": "the latents, in a run of its own",
@@ -15,7 +15,7 @@ KINDS = {  # attributes of `Drift`; each has its limit beside it
 MARKED = 60  # rows; where there are more, the marks would hide the lines
 
 
-def drift_plot(rows: Sequence[Drift]) -> Markup:
+def drift_plot(rows: Sequence[RowError]) -> Markup:
     """The rows of one backend on a logarithmic scale, each kind with its limit."""
     shown = [one for row in rows for kind in KINDS for one in against(row, kind)]
     low, high = _decades(shown)
@@ -67,7 +67,7 @@ def drift_plot(rows: Sequence[Drift]) -> Markup:
     return tag("div", tag("svg", grid, labels, stretched, marks, bands, role="img", aria_label=said), class_="plot")
 
 
-def against(row: Drift, kind: str) -> tuple[float, float]:
+def against(row: RowError, kind: str) -> tuple[float, float]:
     """Draw a value and its limit."""
     return getattr(row, kind), getattr(row, f"{kind}_limit")
 

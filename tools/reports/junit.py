@@ -5,10 +5,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ldmrt.runtime.bundle.certificate import Certificate
-from ldmrt.runtime.parity.compare import Checked
+from ldmrt.runtime.parity.compare import Comparison
 
 
-def to_junit(certificate: Certificate, measured: Sequence[Checked]) -> bytes:
+def to_junit(certificate: Certificate, measured: Sequence[Comparison]) -> bytes:
     """Return the XML file. The time of a component, or of all rows, is shared equally among its cases."""
     origin = "; ".join(certificate.origin)
     cases = [_case("origin", "weights, graphs and configs", 0.0, origin)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from numpy.typing import NDArray
 
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.store import EngineFile, engines, find, runs_on
+from ldmrt.runtime.bundle.engines.store import EngineFile, engines, find_engine, runs_on
 from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.tensors import Bound, Shapes, bound_as, conform
@@ -40,7 +40,9 @@ class TrtEngine:
     def find(self, shapes: Shapes) -> EngineFile:
         """The engine file for these shapes, from outside; an `LdmrtError` where none fits."""
         one = self._session
-        return find(self._bundle, self.component, backend=one.backend, version=one.version, gpu=one.gpu, shapes=shapes)
+        return find_engine(
+            self._bundle, self.component, backend=one.backend, version=one.version, gpu=one.gpu, shapes=shapes
+        )
 
     def bind(self, shapes: Shapes, feedback: Mapping[str, str] | None = None, most: Collection[str] = ()) -> Binding:
         """Make ready for input shapes, or come back to what was made ready: of the last `BOUND` sets of shapes.

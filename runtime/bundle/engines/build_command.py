@@ -12,7 +12,7 @@ def guided_inside(bundle: Bundle) -> bool:
     return any(spec.name == "timestep_cond" for spec in bundle.specs("unet")[0])
 
 
-def mend(bundle: Bundle, component: str, backend: str, gpu: str, shapes: Shapes) -> str:
+def build_command(bundle: Bundle, component: str, backend: str, gpu: str, shapes: Shapes) -> str:
     """The command that builds what is missing."""
     if backend == "tensorrt-rtx" and gpu not in (PORTABLE, *RTX_TARGETS):
         backend = "tensorrt"

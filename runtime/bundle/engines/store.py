@@ -19,7 +19,7 @@ from ldmrt.runtime.files.reading import read_json, sha256
 from ldmrt.runtime.files.writing import remove_abandoned, write_atomically
 from ldmrt.runtime.tensors import Shapes, whole
 
-from .build_command import mend
+from .build_command import build_command
 from .recipe import BACKENDS, PORTABLE, RTX_PORTABLE, Bucket, Recipe, described
 
 FOLDER, PLAN, SIDECAR = "engines", "engine.plan", "engine.json"
@@ -28,7 +28,7 @@ CHANGED = f"{PLAN} was changed"
 BYTES = {"scratch", "weights", "build_peak"}  # of what is measured
 
 
-class NoEngine(LdmrtError):
+class EngineNotFound(LdmrtError):
     """No engine of a bundle is for this backend, GPU and these shapes."""
 
 
@@ -96,7 +96,7 @@ class EngineFile:
         return None
 
 
-def write(folder: Path, recipe: Recipe, plan: Any, measured: Mapping[str, Any]) -> EngineFile:
+def write_engine(folder: Path, recipe: Recipe, plan: Any, measured: Mapping[str, Any]) -> EngineFile:
     """Put an engine into the bundle's `folder` of engines. Whatever happens, it is there whole or it is not there: the
     sidecar goes first and comes last.
     """
@@ -149,9 +149,9 @@ def runs_on(recipe: Recipe, gpu: str) -> bool:
     return gpu in RTX_PORTABLE if recipe.backend == "tensorrt-rtx" else int(gpu.removeprefix("sm")) >= 80
 
 
-def find(bundle: Bundle, component: str, *, backend: str, version: str, gpu: str, shapes: Shapes) -> EngineFile:
+def find_engine(bundle: Bundle, component: str, *, backend: str, version: str, gpu: str, shapes: Shapes) -> EngineFile:
     """The engine of a component for this backend, GPU and these input shapes; the GPU's own before a portable one, then
-    the narrowest. A `NoEngine` says what is wrong with the one that comes nearest, and how to mend it. Nothing of
+    the narrowest. A `EngineNotFound` says what is wrong with the one that comes nearest, and how to mend it. Nothing of
     any plan is read.
     """
     graph, weights = model_digests(bundle, component)
@@ -179,19 +179,19 @@ def find(bundle: Bundle, component: str, *, backend: str, version: str, gpu: str
             fit.append((recipe.target == PORTABLE, sum(sum(r.max) for r in recipe.profile[0].values()), one))
     if fit:
         return min(fit, key=lambda row: row[:2])[2]
-    hint = mend(bundle, component, backend, gpu, shapes)
+    hint = build_command(bundle, component, backend, gpu, shapes)
     if refused:
         *_, name, fault = max(refused)
-        raise NoEngine(component, f"engine {name} {fault}", hint=hint)
+        raise EngineNotFound(component, f"engine {name} {fault}", hint=hint)
     if broken:
-        raise NoEngine(component, f"{broken[0].where} {broken[0].problem}", hint=hint)
-    raise NoEngine(component, f"no engine for {BACKENDS[backend]} {version} on {gpu}", hint=hint)
+        raise EngineNotFound(component, f"{broken[0].where} {broken[0].problem}", hint=hint)
+    raise EngineNotFound(component, f"no engine for {BACKENDS[backend]} {version} on {gpu}", hint=hint)
 
 
 def rebuild(bundle: Bundle, recipe: Recipe) -> str:
     """The command that builds an engine again."""
     shapes = {name: one.opt for name, one in recipe.profile[0].items()}
-    return mend(bundle, recipe.component, recipe.backend, recipe.target, shapes)
+    return build_command(bundle, recipe.component, recipe.backend, recipe.target, shapes)
 
 
 def _misfit(profile: tuple[Bucket, ...], shapes: Shapes) -> str:

@@ -9,7 +9,7 @@ from ldmrt.runtime.files.file_cache import Stamped
 from .store import CHANGED, FOLDER, PLAN, engines, model_digests
 
 
-def prunable(bundle: Bundle, versions: dict[str, str]) -> list[tuple[Path, str]]:
+def unused_engines(bundle: Bundle, versions: dict[str, str]) -> list[tuple[Path, str]]:
     """Folders of engines that nothing will use again, and why: unfinished, damaged, of another model, or of another
     version than the ones installed here, by backend.
     """

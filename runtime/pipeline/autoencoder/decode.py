@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmrt.runtime.bundle.graphs import DECODER, FRONT, TILE, WIDE
-from ldmrt.runtime.bundle.model_info import Shape
+from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32, FRONT, TILE
+from ldmrt.runtime.bundle.model_info import ModelInfo
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.tensors import Engine
@@ -54,7 +54,7 @@ class Decoding:
         return None if max(size, default=0) <= tile // factor else tile // factor
 
 
-def decode(engines: Mapping[str, Engine], shape: Shape, latents: Floats, how: Decoding) -> NDArray[np.uint8]:
+def decode(engines: Mapping[str, Engine], shape: ModelInfo, latents: Floats, how: Decoding) -> NDArray[np.uint8]:
     """Latents (N, C, h, w) to images (N, H, W, 3), one at a time: in memory is one image, or one tile."""
     cells, scale = how.cells(shape.factor, latents.shape[2:]), np.float32(shape.scaling_factor)
     factors = (1, shape.factor)
@@ -71,8 +71,8 @@ def decode(engines: Mapping[str, Engine], shape: Shape, latents: Floats, how: De
     pictures = []
     for one in latents:
         out = draw(DECODER, one[None] / scale)
-        if how.on_overflow == "retry" and WIDE in engines and not np.isfinite(out).all():
-            out = draw(WIDE, one[None] / scale)
+        if how.on_overflow == "retry" and DECODER_FP32 in engines and not np.isfinite(out).all():
+            out = draw(DECODER_FP32, one[None] / scale)
         if not np.isfinite(out).all():
             raise LdmrtError(DECODER, "the image is not finite", hint=_hint(engines, how))
         pictures.append(np.rint((out / 2 + 0.5).clip(0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1))
@@ -80,6 +80,6 @@ def decode(engines: Mapping[str, Engine], shape: Shape, latents: Floats, how: De
 
 
 def _hint(engines: Mapping[str, Engine], how: Decoding) -> str:
-    if WIDE not in engines:
+    if DECODER_FP32 not in engines:
         return "ldmrt export CHECKPOINT BUNDLE --precision fp16 --fp32-decoder, then generate with --on-overflow retry"
     return "--on-overflow retry" if how.on_overflow == "stop" else "ldmrt verify BUNDLE --against CHECKPOINT"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ldmrt.runtime.bundle.graphs import BACK, ENCODER, TILE
-from ldmrt.runtime.bundle.model_info import Shape
+from ldmrt.runtime.bundle.model_info import ModelInfo
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.samplers.noise import noise
 from ldmrt.runtime.samplers.plan import Latents
@@ -15,8 +15,8 @@ from .decode import Decoding
 from .tiling import tiled, tiled_as_whole
 
 
-def encode_picture(
-    engines: Mapping[str, Engine], shape: Shape, how: Decoding, colours: Latents, seeds: list[int], stream: int
+def encode_image(
+    engines: Mapping[str, Engine], shape: ModelInfo, how: Decoding, colours: Latents, seeds: list[int], stream: int
 ) -> Latents:
     """Images (N, 3, H, W) from 0 to 1 to latents as the U-Net sees them, drawn from the autoencoder's Gaussian with
     the seeds' noise.
@@ -32,7 +32,7 @@ def encode_picture(
     return latents
 
 
-def _parameters(engines: Mapping[str, Engine], shape: Shape, how: Decoding, one: Latents) -> Latents:
+def _parameters(engines: Mapping[str, Engine], shape: ModelInfo, how: Decoding, one: Latents) -> Latents:
     """Mean and log-variance (1, 2C, h, w) of an image (1, 3, H, W) from -1 to 1."""
     cells = how.cells(shape.factor, tuple(side // shape.factor for side in one.shape[2:]))
     if cells is None:

@@ -17,10 +17,10 @@ from ldmrt.export.parity.store import store
 from ldmrt.model import Checkpoint
 from ldmrt.runtime import Bundle, Certificate, LdmrtError
 from ldmrt.runtime.bundle.coverage import covered_files
-from ldmrt.runtime.bundle.recording import Case, Reference, Walk
+from ldmrt.runtime.bundle.recording import Case, Recording, Trajectory
 from ldmrt.runtime.files import swap, writing
 from ldmrt.runtime.files.lock import bundle_lock
-from ldmrt.runtime.parity.metrics import figure
+from ldmrt.runtime.parity.metrics import tensor_error
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 CALLS = ("replace", "rename", "link", "mkdir", "unlink", "rmdir", "chmod")
@@ -175,13 +175,13 @@ def test_a_folder_aside_of_a_living_process_is_not_taken(tmp_path: Path) -> None
     shutil.rmtree(aside)
 
 
-def recorded(seed: int) -> Reference:
+def recorded(seed: int) -> Recording:
     """A reference of one row, unlike those of other seeds."""
     rng = np.random.default_rng(seed)
     x, image = rng.random((2, 1, 4, 8, 8), np.float32), rng.integers(0, 255, (1, 16, 16, 3), np.uint8)
     options = {"prompt": "a", "seed": seed, "width": 16, "height": 16, "steps": 1, "guidance": 1.0}
     case = Case("tokenizer", "prompts", {"texts": np.array(["a"])}, {"input_ids": np.array([[1]])})
-    return Reference((case,), Walk(options, {}, np.zeros(1), x, x[:1], image), 1.0)
+    return Recording((case,), Trajectory(options, {}, np.zeros(1), x, x[:1], image), 1.0)
 
 
 @pytest.mark.parametrize("seed", [0, 1])  # the same reference as before, and another
@@ -190,7 +190,7 @@ def test_storing_a_certificate_is_killed_at_every_call(
 ) -> None:
     out = bundles(loaded, tmp_path)
     about = {"bundle": covered_files(Bundle.open(out).manifest), "manifest": ""}
-    made = Certificate((figure("unet", "x", "y", "z", np.ones(1), np.ones(1), 0.0),), (), (), about)
+    made = Certificate((tensor_error("unet", "x", "y", "z", np.ones(1), np.ones(1), 0.0),), (), (), about)
     store(Bundle.open(out), made, recorded(0))
     number = 1
     while killed_at(number, lambda: store(Bundle.open(out), made, recorded(seed))):

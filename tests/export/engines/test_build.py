@@ -13,7 +13,7 @@ from ldmrt.export.engines.profiles import Wanted, recipes
 from ldmrt.runtime import Bundle, LdmrtError
 from ldmrt.runtime.bundle.engines.recipe import Recipe
 from ldmrt.runtime.bundle.engines.store import FOLDER, PLAN, SIDECAR
-from ldmrt.runtime.bundle.engines.unused import prunable
+from ldmrt.runtime.bundle.engines.unused import unused_engines
 
 from ...support.damage.bundle_faults import change_a_weight
 
@@ -163,13 +163,13 @@ def test_what_can_go(opened: Bundle) -> None:
     installed = {"tensorrt-rtx": "1.7.1"}
     why = dict.fromkeys(ALL, "made by 1.6, 1.7.1 is installed")
     old = {one.key: why[one.component] for one in wished(opened, version="1.6")}
-    assert {folder.name: reason for folder, reason in prunable(opened, installed)} == old
-    assert prunable(opened, {}) == []  # of a backend that is not here nothing is known
+    assert {folder.name: reason for folder, reason in unused_engines(opened, installed)} == old
+    assert unused_engines(opened, {}) == []  # of a backend that is not here nothing is known
     spoiled(opened.path / FOLDER / wish[0].key / PLAN)
     (opened.path / FOLDER / wish[1].key / SIDECAR).unlink()
     change_a_weight(opened.path, "vae_decoder")
     shutil.rmtree(opened.path / "vae_encoder")
-    found = {folder.name: reason for folder, reason in prunable(Bundle.open(opened.path, check=False), installed)}
+    found = {folder.name: reason for folder, reason in unused_engines(Bundle.open(opened.path, check=False), installed)}
     assert [found[one.key] for one in wish] == [
         "engine.plan was changed",
         "has no engine.json: it was never finished",

@@ -160,14 +160,14 @@ def test_engines_share_the_largest_scratch(bundle: Path) -> None:
 
 def test_no_room(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, rows = Bundle.open(bundle, check=False), list(predictions(bundle, "16x16").values())
-    memory.check_room(opened, rows)
-    memory.check_room(opened, [])
+    memory.check_memory(opened, rows)
+    memory.check_memory(opened, [])
     monkeypatch.setattr(memory, "free_memory", lambda: rows[0].build - 1)
     with pytest.raises(LdmrtError, match="this machine has too little memory to build it"):
-        memory.check_room(opened, rows)
+        memory.check_memory(opened, rows)
     monkeypatch.setattr(memory, "free_memory", lambda: None)
-    memory.check_room(opened, rows)
+    memory.check_memory(opened, rows)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(memory.shutil, "disk_usage", lambda path: usage(9, 9, sum(row.disk for row in rows) - 1))
     with pytest.raises(LdmrtError, match="not enough space for the engines on the disk"):
-        memory.check_room(opened, rows)
+        memory.check_memory(opened, rows)

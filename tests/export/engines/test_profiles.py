@@ -9,7 +9,7 @@ import pytest
 from ldmrt.export.dims import Dim
 from ldmrt.export.engines.profiles import Wanted, profile, recipes, rows
 from ldmrt.runtime import Bundle, LdmrtError
-from ldmrt.runtime.bundle.engines.build_command import mend
+from ldmrt.runtime.bundle.engines.build_command import build_command
 from ldmrt.runtime.bundle.engines.recipe import Range
 from ldmrt.runtime.bundle.graphs import STEP, STEPS
 from ldmrt.runtime.tensors import TensorSpec, shape_of
@@ -140,7 +140,7 @@ def test_the_command_that_mends_does(bundle: Path, component: str, batch: int, g
     sizes = {"batch": rows, "timesteps": rows, "width": 32, "height": 48}
     sizes |= {"calls": rows * (1 + guided), "rows": 60 * batch, "saved": 3, "terms": 5, "draws": 60 * batch}
     shapes = {spec.name: shape_of(spec, sizes) for spec in opened.specs(component)[0]}
-    words = mend(opened, component, "tensorrt-rtx", "sm89", shapes).split()
+    words = build_command(opened, component, "tensorrt-rtx", "sm89", shapes).split()
     assert ("--folded" in words) == (component == STEP)
     words = [word for word in words if word != "--folded"]
     options = dict(zip(words[3::2], words[4::2], strict=True))

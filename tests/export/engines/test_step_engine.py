@@ -17,9 +17,9 @@ from ldmrt.export.engines.profiles import Wanted, recipes
 from ldmrt.runtime import SCHEDULERS, LdmrtWarning, Pipeline, Request, plan_from_config
 from ldmrt.runtime import open as open_bundle
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.store import FOLDER, write
+from ldmrt.runtime.bundle.engines.store import FOLDER, write_engine
 from ldmrt.runtime.bundle.graphs import STEP, STEPS, most_rows, steps_of
-from ldmrt.runtime.pipeline.fused_step import Room
+from ldmrt.runtime.pipeline.fused_step import StepCapacity
 from ldmrt.tools.benchmarks import gpu_rows
 
 from ...support.fakes import tensorrt
@@ -56,7 +56,7 @@ def put(folder: Path, bundle: Path, graphs: tuple[str, ...], version: str = tens
     wanted = Wanted.read("16x16", "1-2", "any", 16, MOST)
     for one in recipes(opened, wanted, backend=BACKEND, version=version, targets=["sm89"], graphs=graphs):
         onnx = str(source.model(one.component))
-        write(folder / FOLDER, one, tensorrt.plan(list(one.profile), onnx=onnx, **changes), {})
+        write_engine(folder / FOLDER, one, tensorrt.plan(list(one.profile), onnx=onnx, **changes), {})
 
 
 def asked(**changes: Any) -> dict[str, Any]:
@@ -262,7 +262,7 @@ def test_every_sampler_fits(steps: int) -> None:
         for changes in ({}, {"solver_order": 3}, {"skip_prk_steps": False}):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                room = Room.of([plan_from_config({**config, **changes}, steps, name=name)])
+                room = StepCapacity.of([plan_from_config({**config, **changes}, steps, name=name)])
             shapes = room.shapes((1, 4, 8, 8), 2)
             assert [key for key, shape in shapes.items() if not bucket[key].holds(shape)] == [], name
 

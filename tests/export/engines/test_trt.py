@@ -23,8 +23,8 @@ from ldmrt.export.engines.profiles import Wanted, recipes
 from ldmrt.model import load
 from ldmrt.runtime import Bundle, LdmrtError
 from ldmrt.runtime.bundle.engines.recipe import Recipe
-from ldmrt.runtime.bundle.engines.store import FOLDER, EngineFile, engines, find, model_digests
-from ldmrt.runtime.bundle.engines.unused import prunable
+from ldmrt.runtime.bundle.engines.store import FOLDER, EngineFile, engines, find_engine, model_digests
+from ldmrt.runtime.bundle.engines.unused import unused_engines
 from ldmrt.runtime.bundle.graphs import STEP
 
 from ...support.damage.bundle_faults import change_a_weight
@@ -99,10 +99,10 @@ def test_predicted_and_measured(built: Path) -> None:
 def test_it_is_found_and_read(built: Path) -> None:
     opened = Bundle.open(built)
     asked: dict[str, Any] = {"backend": RTX, "version": compiler.version(RTX), "gpu": "sm89"}
-    one = find(opened, "vae_decoder", shapes={"latent_sample": (1, 16, 8, 8)}, **asked)
+    one = find_engine(opened, "vae_decoder", shapes={"latent_sample": (1, 16, 8, 8)}, **asked)
     assert len(one.read(opened)) == one.size > 1e6
     with pytest.raises(LdmrtError, match="takes 1x16x8x8, not 1x16x16x16"):
-        find(opened, "vae_decoder", shapes={"latent_sample": (1, 16, 16, 16)}, **asked)
+        find_engine(opened, "vae_decoder", shapes={"latent_sample": (1, 16, 16, 16)}, **asked)
 
 
 def test_again_all_are_reused(copy: Path) -> None:
@@ -292,7 +292,7 @@ def test_the_folded_step_compiles(copy: Path) -> None:
     assert done.engine.size < 2 * before.disk
     assert [one.recipe.component for one in whole(copy)] == [STEP, *ALL]
     assert summary(decide(copy, [wish])) == "step reused"
-    assert prunable(opened, {RTX: compiler.version(RTX)}) == []
+    assert unused_engines(opened, {RTX: compiler.version(RTX)}) == []
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from ldmrt.runtime.backends.trt.loaded_engine import LoadedPlan, validity_of
 from ldmrt.runtime.backends.trt.session import Session, logger, must
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
-from ldmrt.runtime.bundle.engines.store import FOLDER, EngineFile, model_digests, write
+from ldmrt.runtime.bundle.engines.store import FOLDER, EngineFile, model_digests, write_engine
 
 from ...support.fakes.cuda import FakeCuda
 from ...support.fakes.tensorrt import CLASSES, ENUMS, RTX_ENUMS
@@ -87,7 +87,7 @@ def built(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     made = Recipe("unet", graph, weights, "fp32", "tensorrt-rtx", trt.__version__, "sm89", (PROFILE,), flags)
     compiled = compile_engine(opened.model("unet"), made, lambda *_: True)
     assert compiled is not None
-    write(opened.path / FOLDER, made, compiled.plan, {})
+    write_engine(opened.path / FOLDER, made, compiled.plan, {})
     return opened
 
 

@@ -22,9 +22,9 @@ from ldmrt.export.parity.record import record
 from ldmrt.model import Checkpoint, load, load_adapter, load_controlnet
 from ldmrt.runtime import Bundle, LdmrtError, Pipeline
 from ldmrt.runtime import open as open_pipeline
-from ldmrt.runtime.backends.lazy_engines import Engines
+from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.backends.ort.engine import OrtEngine
-from ldmrt.runtime.parity.compare import check
+from ldmrt.runtime.parity.compare import compare
 from ldmrt.runtime.parity.tolerances import tolerances
 from ldmrt.runtime.samplers.noise import FIRST
 
@@ -171,7 +171,7 @@ def test_xl_on_onnx_draws_what_diffusers_draws(
     engines: dict[str, Any] = {name: part.engine for name, part in parts.items()}
     for name in ("unet", "adapter_colour", f"adapter_{GREY}"):
         engines[name] = partial(OrtEngine, name, to_onnx(parts[name], tmp_path / name))
-    ours = replace(torch_pipeline(adapted(places["sdxl"])), engines=Engines(engines))
+    ours = replace(torch_pipeline(adapted(places["sdxl"])), engines=LazyEngines(engines))
     for scales in SCALES[1:]:
         expected = with_adapters("sdxl", places["sdxl"], scales, monkeypatch)
         close(ours(PROMPTS, controls=controls(scales), **ASKED).latents, expected)
@@ -224,7 +224,7 @@ def test_bundle_passes_the_parity_check_and_states_its_controls(
 ) -> None:
     opened = Bundle.open(bundle)
     assert other_origin(opened, mixed) == []
-    rows = {row.what: row for row in check(pipeline, "onnxruntime", record(mixed, PROMPTS[0]), tolerances(opened))}
+    rows = {row.what: row for row in compare(pipeline, "onnxruntime", record(mixed, PROMPTS[0]), tolerances(opened))}
     assert {"unet", "controlnet_canny", "adapter_colour", f"adapter_{GREY}", "rows", "picture"} < rows.keys()
     assert all(row.within for row in rows.values())
     # two libraries take sums in another order; exactly zero would be a thing compared with itself

@@ -24,12 +24,12 @@ from ldmrt.export.graph.unet_halves import check_cut, cut
 from ldmrt.export.parity.record import record
 from ldmrt.model import Checkpoint, UNet, load
 from ldmrt.runtime import Certificate, LdmrtError, sample
-from ldmrt.runtime.backends.lazy_engines import Engines
+from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.graphs import CUT, DEEP, FEATURE, SHALLOW
+from ldmrt.runtime.bundle.graphs import DEEP, FEATURE, SHALLOW, UNET_HALVES
 from ldmrt.runtime.files.reading import sha256
-from ldmrt.runtime.parity.compare import EVERY, check, gather
+from ldmrt.runtime.parity.compare import EVERY, certify, compare
 from ldmrt.runtime.parity.metrics import psnr
 from ldmrt.runtime.parity.tolerances import COMPONENT, tolerances
 from ldmrt.runtime.pipeline.deep_cache import full_times
@@ -62,7 +62,7 @@ def halves(bundle: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFact
 
 def opened(folder: Path) -> Parts:
     """The U-Net, and its two parts."""
-    graphs = {"unet": "model.onnx"} | {name: f"{name}.onnx" for name in CUT}
+    graphs = {"unet": "model.onnx"} | {name: f"{name}.onnx" for name in UNET_HALVES}
     return {name: OrtEngine(name, folder / file) for name, file in graphs.items()}
 
 
@@ -262,14 +262,14 @@ def test_bundle_has_it_where_it_was_asked_for(loaded: Checkpoint, tmp_path: Path
     folder = tmp_path / "out"
     list(export_bundle(loaded, folder))
     plain = listed(folder)
-    assert not plain & {f"{name}.onnx" for name in CUT}
+    assert not plain & {f"{name}.onnx" for name in UNET_HALVES}
     assert all(done.reused for done in export_bundle(loaded, folder, deep_cache=True))
-    assert listed(folder) == plain | {f"{name}.onnx" for name in CUT}
+    assert listed(folder) == plain | {f"{name}.onnx" for name in UNET_HALVES}
     manifest = json.loads((folder / "ldmrt.json").read_text())
     list(export_bundle(loaded, folder, deep_cache=True))
     assert json.loads((folder / "ldmrt.json").read_text()) == manifest  # the same bytes: a certificate holds
     list(export_bundle(loaded, folder, only=["vae_decoder"]))
-    assert listed(folder) == plain | {f"{name}.onnx" for name in CUT}
+    assert listed(folder) == plain | {f"{name}.onnx" for name in UNET_HALVES}
     list(export_bundle(loaded, folder))
     assert listed(folder) == plain
 
@@ -310,9 +310,9 @@ def checked(halves: Path, loaded: Checkpoint) -> Iterator[Any]:
     pipeline = ldmrt.runtime.open(halves, check=False)
 
     def run(**replaced: Any) -> tuple[ldmrt.runtime.Pipeline, Certificate]:
-        changed = replace(pipeline, engines=Engines.of({**pipeline.engines, **replaced}))
-        measured = list(check(changed, "onnxruntime", reference, tolerances(certified)))
-        return pipeline, gather(measured, certified, reference)
+        changed = replace(pipeline, engines=LazyEngines.of({**pipeline.engines, **replaced}))
+        measured = list(compare(changed, "onnxruntime", reference, tolerances(certified)))
+        return pipeline, certify(measured, certified, reference)
 
     yield run
     pipeline.close()

@@ -17,7 +17,7 @@ from ldmrt.runtime import LdmrtError, Plan, plan_from_config, sample, steps
 from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.graphs import FEEDBACK, STEP, step_specs
-from ldmrt.runtime.pipeline.fused_step import Folded, Room, state, tables
+from ldmrt.runtime.pipeline.fused_step import FusedStep, StepCapacity, state, tables
 from ldmrt.runtime.samplers.guidance import Guidance, classifier_free
 from ldmrt.runtime.samplers.noise import noise
 from ldmrt.runtime.tensors import TensorSpec
@@ -74,7 +74,7 @@ def test_rows_are_those_of_the_loop(engines: tuple[OrtEngine, OrtEngine], name: 
     unet, step = engines
     plan, guidance = plan_from_config(CONFIG, 6, name=name), classifier_free(2, scale)
     words = told(unet, len(guidance.idx))
-    ours = Folded(step, guidance, words).steps(plan, first(plan), drawn)
+    ours = FusedStep(step, guidance, words).steps(plan, first(plan), drawn)
     theirs = steps(plan, first(plan), looped(unet, guidance, words), drawn)
     rows = 0
     for found, expected in zip(ours, theirs, strict=True):
@@ -88,7 +88,7 @@ def test_rows_are_those_of_the_loop(engines: tuple[OrtEngine, OrtEngine], name: 
 def test_sample_is_the_last_of_steps(engines: tuple[OrtEngine, OrtEngine]) -> None:
     unet, step = engines
     plan, guidance = plan_from_config(CONFIG, 5, name="dpmpp_2m_sde"), classifier_free(2, 3.0)
-    folded = Folded(step, guidance, told(unet, 4))
+    folded = FusedStep(step, guidance, told(unet, 4))
     *_, last = folded.steps(plan, first(plan), drawn)
     np.testing.assert_array_equal(folded.sample(plan, first(plan), drawn), last.x)
 
@@ -98,7 +98,7 @@ def test_starts_from_a_picture(engines: tuple[OrtEngine, OrtEngine]) -> None:
     plan, guidance = plan_from_config(CONFIG, 6, name="ddim", strength=0.5), classifier_free(2, 3.0)
     init = np.random.default_rng(2).standard_normal(SHAPE, dtype=np.float32)
     words, x = told(unet, 4), noise([5, 6], 0, SHAPE[1:])
-    found = Folded(step, guidance, words).sample(plan, x, None, init)
+    found = FusedStep(step, guidance, words).sample(plan, x, None, init)
     assert relative(found, sample(plan, x, looped(unet, guidance, words), None, init)) < TOLERANCE
 
 
@@ -108,7 +108,7 @@ def test_pictures_of_different_samplers_share_a_batch(engines: tuple[OrtEngine, 
     plans = [plan_from_config(CONFIG, 3, name="unipc"), plan_from_config(CONFIG, 6, name="euler_a")]
     guidance, words = classifier_free(2, 3.0), told(unet, 4)
     x = np.concatenate([first(plan)[i : i + 1] for i, plan in enumerate(plans)])
-    room = Room.of(plans)
+    room = StepCapacity.of(plans)
     arrays = {
         **state(plans, x, drawn, room),
         **tables(plans, room),
@@ -132,7 +132,7 @@ def test_uploaded_arrays_are_left_alone(engines: tuple[OrtEngine, OrtEngine]) ->
     plan, guidance = plan_from_config(CONFIG, 4, name="dpmpp_2m"), classifier_free(2, 3.0)
     x, words = first(plan), told(unet, 4)
     kept = x.copy(), words["encoder_hidden_states"].copy()
-    Folded(step, guidance, words).sample(plan, x, None)
+    FusedStep(step, guidance, words).sample(plan, x, None)
     np.testing.assert_array_equal(x, kept[0])
     np.testing.assert_array_equal(words["encoder_hidden_states"], kept[1])
 
@@ -182,7 +182,7 @@ def test_extra_channels_stand_beside_the_latents(tmp_path: Path) -> None:
         seen = np.concatenate([x[guidance.idx], beside], axis=1)
         return guidance.combine(unet(sample=seen, timestep=np.full(4, t, np.float32), **words)["out_sample"])
 
-    found = Folded(step, guidance, {**words, "beside": beside}).sample(plan, first(plan), None)
+    found = FusedStep(step, guidance, {**words, "beside": beside}).sample(plan, first(plan), None)
     assert relative(found, sample(plan, first(plan), model)) < TOLERANCE
 
 

@@ -13,8 +13,8 @@ from ldmrt.export.parity.record import record
 from ldmrt.model import Checkpoint, load
 from ldmrt.runtime import Bundle, Certificate, LdmrtError
 from ldmrt.runtime import open as open_pipeline
-from ldmrt.runtime.bundle.recording import Reference
-from ldmrt.runtime.parity.compare import check, gather
+from ldmrt.runtime.bundle.recording import Recording
+from ldmrt.runtime.parity.compare import certify, compare
 from ldmrt.runtime.parity.tolerances import tolerances
 from ldmrt.runtime.samplers.guidance import Guidance
 
@@ -120,7 +120,7 @@ class Made:
 
     checkpoint: Checkpoint
     bundle: Path
-    reference: Reference
+    reference: Recording
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +136,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(loaded, folder / "bundle", record(loaded, PROMPT))
 
 
-def measured(bundle: Path, reference: Reference) -> Certificate:
+def measured(bundle: Path, reference: Recording) -> Certificate:
     opened = Bundle.open(bundle)
     pipeline = open_pipeline(bundle, check=False)
-    certificate = gather(list(check(pipeline, "onnxruntime", reference, tolerances(opened))), opened, reference)
+    certificate = certify(list(compare(pipeline, "onnxruntime", reference, tolerances(opened))), opened, reference)
     pipeline.close()
     return certificate
 

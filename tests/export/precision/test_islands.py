@@ -13,8 +13,8 @@ from ldmrt.export.bundle_writer import export_bundle
 from ldmrt.export.components.table import components
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.export.precision.casting import modules_of
-from ldmrt.export.precision.islands import HALF, LIMIT, climb, ranging
-from ldmrt.export.precision.policy import islands, lower, parse, precisions, settle
+from ldmrt.export.precision.islands import HALF, LIMIT, record_ranges, smallest_safe_module
+from ldmrt.export.precision.policy import apply_precisions, choose_precisions, islands, parse, precisions
 from ldmrt.model import Checkpoint, load
 from ldmrt.runtime import Bundle, LdmrtError
 from ldmrt.runtime import open as open_pipeline
@@ -53,7 +53,7 @@ def test_impossible_precisions(text: str) -> None:
 
 
 def test_a_quiet_model_has_no_islands(checkpoint: Path) -> None:
-    loaded, _, found = settle(reading(checkpoint), {"": "fp16"})
+    loaded, _, found = choose_precisions(reading(checkpoint), {"": "fp16"})
     assert found == {}
     assert {one.precision for one in components(loaded).values()} == {"fp16"}
     assert {one.dtype for network in loaded.networks.values() for one in network.parameters()} == {torch.float16}
@@ -67,7 +67,7 @@ def test_ranges_are_those_of_float32(checkpoint: Path) -> None:
     expected: dict[str, float] = {}
     for name, module in modules_of(whole).items():
         module.register_forward_hook(lambda _, __, out, name=name: expected.update({name: _largest(out)}))
-    with torch.no_grad(), ranging(half) as ranges:
+    with torch.no_grad(), record_ranges(half) as ranges:
         half(x.half(), torch.tensor([500.0]), words.half())
     with torch.no_grad():
         whole(x, torch.tensor([500.0]), words)
@@ -94,11 +94,11 @@ def _largest(out: Any) -> float:
     ],
 )
 def test_climb(ranges: dict[str, float], expected: list[str]) -> None:
-    assert list(climb(ranges, LIMIT)) == expected
+    assert list(smallest_safe_module(ranges, LIMIT)) == expected
 
 
 def test_islands_appear_and_the_picture_survives(loud: Path, tmp_path: Path) -> None:
-    loaded, _, found = settle(reading(loud), {"": "fp16"})
+    loaded, _, found = choose_precisions(reading(loud), {"": "fp16"})
     assert {name: list(modules) for name, modules in found.items()} == {
         "unet": ["mid_block.resnets.0"],
         "vae_decoder": ["decoder.mid_block.resnets.1"],
@@ -115,7 +115,7 @@ def test_islands_appear_and_the_picture_survives(loud: Path, tmp_path: Path) -> 
     assert psnr(half, whole) >= 40.0  # a mean error of two and a half grey levels
     opened = Bundle.open(tmp_path / "half")
     assert islands(opened) == found
-    again, _ = lower(reading(loud), precisions(opened), islands(opened))
+    again, _ = apply_precisions(reading(loud), precisions(opened), islands(opened))
     for one, other in zip(again.unet.parameters(), loaded.unet.parameters(), strict=True):
         assert one.dtype == other.dtype
         assert torch.equal(one, other)
@@ -126,7 +126,7 @@ def test_without_the_island_the_guard_fires(loud: Path) -> None:
     pipeline = torch_pipeline(load(loud, dtype=torch.float16))
     with pytest.raises(LdmrtError, match="unet: latents are not finite after row 0"):
         pipeline(PROMPT, steps=4)
-    loaded, _, _ = settle(reading(loud), {"": "fp16"})
+    loaded, _, _ = choose_precisions(reading(loud), {"": "fp16"})
     assert np.isfinite(torch_pipeline(loaded)(PROMPT, steps=4).latents).all()
 
 
@@ -143,19 +143,19 @@ def test_what_is_loud_at_its_end_stays_wide(checkpoint: Path, tmp_path: Path) ->
     with torch.no_grad():
         tiny.vae.decoder.conv_out.bias += 4e4
     tiny.save(tmp_path)
-    loaded, _, found = settle(reading(tmp_path), {"": "fp16"})
+    loaded, _, found = choose_precisions(reading(tmp_path), {"": "fp16"})
     assert list(found["vae_decoder"]) == [""]
     assert components(loaded)["vae_decoder"].precision == "fp32"
     assert torch.equal(loaded.vae.decoder.conv_in.weight, tiny.vae.decoder.conv_in.weight)
 
 
 def test_one_component_in_halves(checkpoint: Path, tmp_path: Path) -> None:
-    loaded, _, _ = settle(reading(checkpoint), parse("unet=fp16"))
+    loaded, _, _ = choose_precisions(reading(checkpoint), parse("unet=fp16"))
     kinds = {name: part.precision for name, part in components(loaded).items()}
     assert kinds == {"text_encoder": "fp32", "unet": "fp16", "vae_decoder": "fp32", "vae_encoder": "fp32"}
-    loaded, _, _ = settle(reading(checkpoint), parse("fp16,vae_decoder=fp32"))
+    loaded, _, _ = choose_precisions(reading(checkpoint), parse("fp16,vae_decoder=fp32"))
     kinds = {name: part.precision for name, part in components(loaded).items()}
     assert kinds == {"text_encoder": "fp16", "unet": "fp16", "vae_decoder": "fp32", "vae_encoder": "fp16"}
     assert torch.equal(loaded.vae.decoder.conv_in.weight, load(checkpoint).vae.decoder.conv_in.weight)
     with pytest.raises(LdmrtError, match="no component 'vea'"):
-        settle(reading(checkpoint), parse("vea=fp16"))
+        choose_precisions(reading(checkpoint), parse("vea=fp16"))

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ldmrt.export.precision.policy import lower, settle
+from ldmrt.export.precision.policy import apply_precisions, choose_precisions
 from ldmrt.model import load
 from ldmrt.model.lora.merge import merge, read_lora
 from ldmrt.runtime import LdmrtError
-from ldmrt.tools.options.checkpoint import Reading
+from ldmrt.tools.options.checkpoint import CheckpointOptions
 
 LAYERS = {
     "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q": (32, 32),
@@ -46,8 +46,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [folder / f"{name}.safetensors" for name in ("a", "b")]
 
 
-def reading(checkpoint: Path, loras: list[tuple[Path, float]], embeddings: Any = ()) -> Reading:
-    return Reading(str(checkpoint), None, None, None, {}, {}, tuple(loras), tuple(embeddings), None, {}, None, {})
+def reading(checkpoint: Path, loras: list[tuple[Path, float]], embeddings: Any = ()) -> CheckpointOptions:
+    return CheckpointOptions(
+        str(checkpoint), None, None, None, {}, {}, tuple(loras), tuple(embeddings), None, {}, None, {}
+    )
 
 
 def deltas(files: list[tuple[Path, float]]) -> Mapping[str, Tensor]:
@@ -66,7 +68,7 @@ def deltas(files: list[tuple[Path, float]]) -> Mapping[str, Tensor]:
 def test_two_files_are_rounded_once(precision: str, stored: Path, files: list[Path]) -> None:
     loras = [(files[0], 0.8), (files[1], -0.5)]
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    merged, _ = lower(reading(stored, loras).load, {"": precision}, {})
+    merged, _ = apply_precisions(reading(stored, loras).load, {"": precision}, {})
     plain = load(stored, dtype=None)
     wanted = deltas(loras)
     seen = 0
@@ -104,14 +106,14 @@ def test_vectors_are_rounded_once(stored: Path, files: list[Path]) -> None:
     from ldmrt.model.textual_inversion.merge import read_embedding
 
     path = files[0].with_name("pear.safetensors")
-    loaded, merged = lower(reading(stored, [], [(path, "pearly")]).load, {"": "fp16"}, {})
+    loaded, merged = apply_precisions(reading(stored, [], [(path, "pearly")]).load, {"": "fp16"}, {})
     table = loaded.text_encoders["text_encoder"].get_input_embeddings().weight
     assert torch.equal(table[-1], read_embedding(path).vectors[""][0].half())
     assert merged["embeddings"][0]["words"] == ["pearly"]
 
 
 def test_islands_are_measured_of_mixed_weights(stored: Path, files: list[Path]) -> None:
-    loaded, _, islands = settle(reading(stored, [(files[0], 1.0)]).load, {"": "fp16"})
+    loaded, _, islands = choose_precisions(reading(stored, [(files[0], 1.0)]).load, {"": "fp16"})
     assert "unet" not in islands
     assert {parameter.dtype for parameter in loaded.unet.parameters()} == {torch.float16}
 
@@ -120,7 +122,7 @@ def test_weights_that_a_half_cannot_hold_are_named(stored: Path, files: list[Pat
     source = reading(stored, [(files[0], 1e9)]).load
     message = r"(unet|text_encoder): .*weight is not finite in float16\n  try: --precision \1=fp32"
     with pytest.raises(LdmrtError, match=message):
-        lower(source, {"": "fp16"}, {})
-    lower(source, {"": "bf16"}, {})
+        apply_precisions(source, {"": "fp16"}, {})
+    apply_precisions(source, {"": "bf16"}, {})
     with pytest.raises(LdmrtError, match=r"lora: .* of a\.safetensors overflows in torch\.float16"):
         merge(load(stored, dtype=torch.float16).networks, [(read_lora(files[0]), 1e9)])

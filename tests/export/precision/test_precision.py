@@ -15,13 +15,13 @@ from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.export.graph.to_onnx import to_onnx
 from ldmrt.export.precision.casting import computing
 from ldmrt.export.precision.islands import measure
-from ldmrt.export.precision.policy import islands, lower, parse, precisions, settle
-from ldmrt.export.precision.search import error, widen
+from ldmrt.export.precision.policy import apply_precisions, choose_precisions, islands, parse, precisions
+from ldmrt.export.precision.search import error, raise_until_accurate
 from ldmrt.model import load
 from ldmrt.runtime import Bundle, LdmrtError
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.backends.ort.engine import OrtEngine
-from ldmrt.runtime.parity.metrics import figure, psnr
+from ldmrt.runtime.parity.metrics import psnr, tensor_error
 from ldmrt.runtime.parity.tolerances import COMPONENT
 
 from ...support.families import save_pipeline
@@ -52,7 +52,7 @@ def errors(engine: Any, wide: Component, sizes: dict[str, int]) -> list[float]:
     inputs = example(wide, sizes)
     expected, found = wide.engine()(**inputs), engine(**inputs)
     assert found.keys() == expected.keys()
-    return [figure("", "", "", name, found[name], expected[name], 0.0).relative for name in expected]
+    return [tensor_error("", "", "", name, found[name], expected[name], 0.0).relative for name in expected]
 
 
 @pytest.mark.slow
@@ -62,7 +62,7 @@ def test_halves_of_a_family_on_onnx_runtime(family: str, tmp_path: Path) -> None
     says force_upcast.
     """
     folder = save_pipeline(family, tmp_path / family)
-    loaded, _, found = settle(reading(folder), parse("fp16,vae_decoder=fp16,vae_encoder=fp16"))
+    loaded, _, found = choose_precisions(reading(folder), parse("fp16,vae_decoder=fp16,vae_encoder=fp16"))
     assert found == {}
     side = loaded.unet.config.sample_size * loaded.vae.config.factor
     wide = components(load(folder))
@@ -75,7 +75,7 @@ def test_halves_of_a_family_on_onnx_runtime(family: str, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_the_shipped_model_in_halves_on_onnx_runtime(tmp_path: Path) -> None:
     """The final picture within 40 dB of PyTorch's in float32: a mean error of two and a half grey levels."""
-    loaded, _, found = settle(reading(SHIPPED), {"": "fp16"})
+    loaded, _, found = choose_precisions(reading(SHIPPED), {"": "fp16"})
     assert found == {}
     for _ in export_bundle(loaded, tmp_path / "half"):
         pass
@@ -86,13 +86,13 @@ def test_the_shipped_model_in_halves_on_onnx_runtime(tmp_path: Path) -> None:
 
 def test_an_inexact_module_becomes_an_island(inexact: Path) -> None:
     """The one around both that cancel each other: what either gives alone would be rounded at its own door."""
-    loaded, _, found = settle(reading(inexact), {"": "fp16"})
+    loaded, _, found = choose_precisions(reading(inexact), {"": "fp16"})
     assert {name: list(modules) for name, modules in found.items()} == {"unet": ["mid_block.resnets.0"]}
     why = found["unet"]["mid_block.resnets.0"]
     assert why.startswith("error: 0.")
     assert why.endswith("of tolerance 0.01")
     wide, sizes = components(load(inexact))["unet"], {"batch": 2, "height": 16, "width": 16}
-    bare, _ = lower(reading(inexact), {"": "fp16"}, {})
+    bare, _ = apply_precisions(reading(inexact), {"": "fp16"}, {})
     (without,), (held,) = (errors(components(one)["unet"].engine(), wide, sizes) for one in (bare, loaded))
     assert held <= LIMIT < 0.1 < without
     kept, given = loaded.unet.mid_block.resnets[0], wide.module.model.mid_block.resnets[0]
@@ -103,12 +103,12 @@ def test_an_inexact_module_becomes_an_island(inexact: Path) -> None:
 def test_islands_of_errors_are_built_again_from_the_manifest(
     inexact: Path, tmp_path: Path, exported: list[str]
 ) -> None:
-    loaded, _, found = settle(reading(inexact), {"": "fp16"})
+    loaded, _, found = choose_precisions(reading(inexact), {"": "fp16"})
     for _ in export_bundle(loaded, tmp_path / "half", islands=found):
         pass
     opened = Bundle.open(tmp_path / "half")
     assert islands(opened) == found
-    again, _ = lower(reading(inexact), precisions(opened), islands(opened))
+    again, _ = apply_precisions(reading(inexact), precisions(opened), islands(opened))
     for one, other in zip(again.unet.parameters(), loaded.unet.parameters(), strict=True):
         assert one.dtype == other.dtype
         assert torch.equal(one, other)
@@ -118,13 +118,13 @@ def test_a_margin_of_two_where_it_can_be_had(checkpoint: Path) -> None:
     """A quiet network errs by 1.8e-3 in halves; 1.2e-3 is left with islands all over, of what is between them."""
     measured = measure(load(checkpoint), ["unet"])["unet"]
     assert 1.5e-3 < error(measured.part, measured.cases, HALVES) < 2e-3
-    assert widen(measured, "fp16", {}, 1e-2) == {}
-    found = widen(measured, "fp16", {}, 2.5e-3)
+    assert raise_until_accurate(measured, "fp16", {}, 1e-2) == {}
+    found = raise_until_accurate(measured, "fp16", {}, 2.5e-3)
     regions = [*HALVES, *((path, torch.float32) for path in found)]
     assert error(measured.part, measured.cases, regions) <= 1.25e-3
-    assert widen(measured, "fp16", {}, 2e-3) == {}  # it holds, and a margin cannot be had
+    assert raise_until_accurate(measured, "fp16", {}, 2e-3) == {}  # it holds, and a margin cannot be had
     with pytest.raises(LdmrtError, match="cannot hold"):
-        widen(measured, "fp16", {}, 1e-3)
+        raise_until_accurate(measured, "fp16", {}, 1e-3)
 
 
 def test_what_no_island_can_hold_is_said(checkpoint: Path, tmp_path: Path) -> None:
@@ -134,11 +134,11 @@ def test_what_no_island_can_hold_is_said(checkpoint: Path, tmp_path: Path) -> No
         tiny.unet.up_blocks[1].attentions[1].proj_out.bias += 3000
     tiny.save(tmp_path)
     with pytest.raises(LdmrtError) as refused:
-        settle(reading(tmp_path), {"": "fp16"})
+        choose_precisions(reading(tmp_path), {"": "fp16"})
     assert str(refused.value).startswith("unet: fp16 cannot hold the tolerance")
     assert "expected 0.01 of the largest value; found " in str(refused.value)
     assert "--precision fp16,unet=fp32" in str(refused.value)
-    loaded, _, found = settle(reading(tmp_path), parse("fp16,unet=fp32"))
+    loaded, _, found = choose_precisions(reading(tmp_path), parse("fp16,unet=fp32"))
     assert found == {}
     assert components(loaded)["unet"].precision == "fp32"
 
@@ -161,14 +161,14 @@ def test_measured_as_pytorch_computes(checkpoint: Path, dtype: torch.dtype) -> N
 
 def test_force_upcast_of_sdxl_is_known(tmp_path: Path) -> None:
     folder = save_pipeline("sdxl", tmp_path / "sdxl")
-    loaded, _, found = settle(reading(folder), {"": "fp16"})
+    loaded, _, found = choose_precisions(reading(folder), {"": "fp16"})
     assert {name: modules[""] for name, modules in found.items()} == dict.fromkeys(
         ("vae_decoder", "vae_encoder"), "force_upcast in the autoencoder's config"
     )
     kinds = {name: part.precision for name, part in components(loaded).items()}
     assert kinds["vae_decoder"] == kinds["vae_encoder"] == "fp32"
     assert kinds["unet"] == "fp16"
-    _, _, found = settle(reading(folder), parse("fp16,vae_decoder=fp16"))
+    _, _, found = choose_precisions(reading(folder), parse("fp16,vae_decoder=fp16"))
     assert list(found) == ["vae_encoder"]
 
 
@@ -187,7 +187,7 @@ class InstanceNormalization(OpRun):
 
 def test_bfloat16_graph_computes_what_pytorch_does(checkpoint: Path, tmp_path: Path) -> None:
     """By ONNX's own evaluator: ONNX Runtime has not the kernels. Its doors are float32."""
-    loaded, _, found = settle(reading(checkpoint), {"": "bf16"})
+    loaded, _, found = choose_precisions(reading(checkpoint), {"": "bf16"})
     assert found == {}
     part, wide = components(loaded)["unet"], components(load(checkpoint))["unet"]
     assert part.precision == "bf16"

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ldmrt.export.components.table import components
-from ldmrt.export.precision.policy import lower, parse
+from ldmrt.export.precision.policy import apply_precisions, parse
 from ldmrt.model import load
 
 STORED = {
@@ -25,5 +25,5 @@ def test_every_precision(stored: str, precision: str, checkpoint: Path, tmp_path
     for path in folder.rglob("*.safetensors"):
         state = sorted(load_file(path).items())
         save_file({key: value.to(kinds[i % len(kinds)]) for i, (key, value) in enumerate(state)}, path)
-    found, _ = lower(lambda dtypes: (load(folder, dtype=dtypes), {}), parse(precision), {})
+    found, _ = apply_precisions(lambda dtypes: (load(folder, dtype=dtypes), {}), parse(precision), {})
     assert {part.precision for part in components(found).values()} == {precision}

@@ -14,7 +14,7 @@ from ldmrt.model import load
 from ldmrt.model.checkpoint.folder import read_tokenizer
 from ldmrt.model.lora.merge import read_lora
 from ldmrt.model.textual_inversion.added_words import vocabulary
-from ldmrt.model.training.data import PictureFolder
+from ldmrt.model.training.data import ImageFolder
 from ldmrt.runtime import Bundle, LdmrtError, Plan
 from ldmrt.runtime.files.recognise import CHECKPOINT, refuse_other
 from ldmrt.runtime.samplers.settings import read_scheduler
@@ -75,7 +75,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "tokenizer/tokenizer.json": read_words,
     "adapter_config.json": read_lora_folder,
     "sprites.jsonl": read_sprites,
-    "metadata.jsonl": PictureFolder.open,
+    "metadata.jsonl": ImageFolder.open,
     "ldmrt.json": Bundle.open,
     "scheduler_config.json": lambda folder: read_scheduler(folder / "scheduler_config.json"),
     "plan.json": lambda folder: Plan.load(folder / "plan.json"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmrt.model.training.data import PictureFolder
+from ldmrt.model.training.data import ImageFolder
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 
 
@@ -31,13 +31,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_pictures_are_cropped_to_the_centre_and_resized(folder: Path) -> None:
-    data = PictureFolder.open(folder, size=16)
+    data = ImageFolder.open(folder, size=16)
     seen = {}
     for i in range(20):
         sample = data.draw(3, i)
         assert sample.picture.shape == (16, 16, 3)
         assert sample.picture.dtype == np.uint8
-        again = PictureFolder.open(folder, size=16).draw(3, i)
+        again = ImageFolder.open(folder, size=16).draw(3, i)
         assert (again.caption, again.key) == (sample.caption, sample.key)
         np.testing.assert_array_equal(again.picture, sample.picture)
         seen[sample.caption] = sample.picture
@@ -67,19 +67,19 @@ def test_rows_that_name_no_picture_inside_are_refused(rows: list, named: str, fo
     text = json.dumps(rows).replace("OUTSIDE", str(folder.parent / "outside.png"))
     write(folder, *json.loads(text))
     with pytest.raises(LdmrtError, match=named):
-        PictureFolder.open(folder)
+        ImageFolder.open(folder)
 
 
 def test_missing_metadata_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(LdmrtError, match=r"metadata\.jsonl"):
-        PictureFolder.open(tmp_path)
+        ImageFolder.open(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"no picture", b"half"])
 def test_unreadable_picture_is_one_error(content: bytes, folder: Path) -> None:
     path = folder / "wide.png"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content == b"half" else content)
-    data = PictureFolder.open(write(folder, {"file_name": "wide.png", "text": "red"}))
+    data = ImageFolder.open(write(folder, {"file_name": "wide.png", "text": "red"}))
     assert data.draw(0, 0).caption == "red"
     with pytest.raises(LdmrtError, match=r"wide\.png"):
         _ = data.draw(0, 0).picture
@@ -96,7 +96,7 @@ def test_images_pass_the_same_door_as_those_that_are_drawn_from(folder: Path) ->
     Image.fromarray(np.dstack([half, np.where(half, 255, 0).astype(np.uint8)])).save(folder / "clear.png")
     expected = {"turned.png": np.rot90(half, -1), "deep.png": half, "clear.png": np.where(half, half, 255)}
     rows = [{"file_name": name, "text": name} for name in expected]
-    data = PictureFolder.open(write(folder, *rows), size=8)
+    data = ImageFolder.open(write(folder, *rows), size=8)
     samples = {sample.caption: sample for sample in (data.draw(0, i) for i in range(40))}
     with pytest.warns(LdmrtWarning, match="data: transparency is composed on white"):
         seen = {name: sample.picture for name, sample in samples.items()}

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ldmrt.model import Autoencoder, AutoencoderConfig
 from ldmrt.model.training import data
-from ldmrt.model.training.data import PictureFolder
+from ldmrt.model.training.data import ImageFolder
 from ldmrt.model.training.latents import LatentCache
 from ldmrt.model.training.loading import Batches
 from ldmrt.model.training.metadata import Row, read_metadata
@@ -42,7 +42,7 @@ def rows_of(folder: Path) -> tuple[Row, ...]:
 
 
 def batches(folder: Path, size: int = 4, **options: object) -> Batches:
-    return Batches(PictureFolder.open(folder, size=8), 5, size, **options)  # type: ignore[arg-type]
+    return Batches(ImageFolder.open(folder, size=8), 5, size, **options)  # type: ignore[arg-type]
 
 
 def names(loaded: Batches, steps: int, first: int = 0) -> list[str]:
@@ -103,7 +103,7 @@ def test_the_next_of_the_stream_takes_the_place_of_an_unreadable_image(folder: P
     assert sorted(before.skipped) == [("1.png",), ("3.png",)]
     assert "3.png" in before.skipped["3.png",]
     # known from the start, they are skipped in the same way: so a resumed run takes the same steps
-    known = PictureFolder(folder, rows_of(folder), 8, frozenset({"1.png", "3.png"}))
+    known = ImageFolder(folder, rows_of(folder), 8, frozenset({"1.png", "3.png"}))
     assert names(Batches(known, 5, 4), 9) == after
     assert [known.caption(5, i)[-1] for i in range(36)] == [name[0] for name in after]
 
@@ -119,5 +119,5 @@ def test_nothing_but_unreadable_images_ends(folder: Path) -> None:
 def test_a_folder_of_skipped_images_is_refused(folder: Path) -> None:
     rows = rows_of(folder)
     with pytest.raises(LdmrtError, match="names no image that can be used"):
-        PictureFolder(folder, rows, 8, frozenset(row.file_name for row in rows))
-    assert len(PictureFolder(folder, rows, 8, frozenset({"1.png"}))) == COUNT - 1
+        ImageFolder(folder, rows, 8, frozenset(row.file_name for row in rows))
+    assert len(ImageFolder(folder, rows, 8, frozenset({"1.png"}))) == COUNT - 1

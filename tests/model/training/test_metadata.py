@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ldmrt.model.training.data import PictureFolder
+from ldmrt.model.training.data import ImageFolder
 from ldmrt.model.training.metadata import LISTED, Problem, read_metadata, refuse
 from ldmrt.runtime import LdmrtError
 
@@ -49,7 +49,7 @@ def write(folder: Path, *lines: str) -> Path:
 def test_wrong_caption_is_named_with_its_line(caption: str, found: str, folder: Path) -> None:
     write(folder, GOOD, "", f'{{"file_name": "a.png", "text": {caption}}}', GOOD)
     with pytest.raises(LdmrtError, match=f"metadata.jsonl line 3: .*{found}"):
-        PictureFolder.open(folder)
+        ImageFolder.open(folder)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_wrong_line_is_named(line: str, found: str, folder: Path) -> None:
     (folder / "loop").symlink_to("loop")
     os.mkfifo(folder / "fifo")
     with pytest.raises(LdmrtError, match=f"metadata.jsonl line 2: .*{found}"):
-        PictureFolder.open(write(folder, GOOD, line))
+        ImageFolder.open(write(folder, GOOD, line))
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
@@ -87,37 +87,37 @@ def test_wrong_line_is_named(line: str, found: str, folder: Path) -> None:
 def test_blank_lines_and_marks_are_skipped(mark: str, end: str, folder: Path) -> None:
     lines = [json.dumps({"file_name": "a.png", "text": text}) for text in ("one", "two", "three")]
     (folder / "metadata.jsonl").write_text(mark + end.join(lines) + end, encoding="utf-8", newline="")
-    assert [row.text for row in PictureFolder.open(folder).rows] == ["one", "two", "three"]
+    assert [row.text for row in ImageFolder.open(folder).rows] == ["one", "two", "three"]
 
 
 def test_joined_files_keep_their_marks(folder: Path) -> None:
-    assert len(PictureFolder.open(write(folder, GOOD, f"\ufeff{GOOD}")).rows) == 2
+    assert len(ImageFolder.open(write(folder, GOOD, f"\ufeff{GOOD}")).rows) == 2
 
 
 def test_a_caption_may_hold_what_separates_lines_elsewhere(folder: Path) -> None:
     text = "one\u2028two\x85three\u00a0four"
     write(folder, json.dumps({"file_name": "a.png", "text": text}, ensure_ascii=False))
-    assert PictureFolder.open(folder).rows[0].text == text
+    assert ImageFolder.open(folder).rows[0].text == text
 
 
 def test_bytes_that_are_no_text_are_named_with_their_line(folder: Path) -> None:
     (folder / "metadata.jsonl").write_bytes(f"{GOOD}\n".encode() + GOOD.replace("cat", "caf\xe9").encode("latin-1"))
     with pytest.raises(LdmrtError, match="line 2: not UTF-8; found byte 0xe9"):
-        PictureFolder.open(folder)
+        ImageFolder.open(folder)
     (folder / "metadata.jsonl").write_text(GOOD, encoding="utf-16")
     with pytest.raises(LdmrtError, match="line 1: not UTF-8"):
-        PictureFolder.open(folder)
+        ImageFolder.open(folder)
 
 
 def test_all_wrong_lines_are_listed_and_many_are_counted(folder: Path) -> None:
     with pytest.raises(LdmrtError) as caught:
-        PictureFolder.open(write(folder, "{", GOOD, "null", '{"file_name": "b.png", "text": "b"}'))
+        ImageFolder.open(write(folder, "{", GOOD, "null", '{"file_name": "b.png", "text": "b"}'))
     first, *lines = str(caught.value).splitlines()
     assert first == f"data: 3 lines of {folder / 'metadata.jsonl'} cannot be used"
     assert [line.split(":")[0] for line in lines] == ["  line 1", "  line 3", "  line 4"]
 
     with pytest.raises(LdmrtError) as caught:
-        PictureFolder.open(write(folder, *["null"] * 37))
+        ImageFolder.open(write(folder, *["null"] * 37))
     lines = str(caught.value).splitlines()[1:]
     assert (len(lines), lines[-2][:9], lines[-1]) == (LISTED + 1, "  line 20", "  and 17 more")
 

@@ -10,7 +10,7 @@ import ldmrt.runtime
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 from ldmrt.runtime.backends import auto
 from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
-from ldmrt.runtime.bundle.engines.store import FOLDER, write
+from ldmrt.runtime.bundle.engines.store import FOLDER, write_engine
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
 def engine(bundle: Path, backend: str = "tensorrt-rtx", target: str = "sm89") -> Path:
     shape = Range((2, 4, 8, 8), (2, 4, 8, 8), (2, 4, 8, 8))
     recipe = Recipe("unet", "0", "0", "fp16", backend, "1.7", target, ({"sample": shape},))
-    return write(bundle / FOLDER, recipe, b"a plan", {}).folder
+    return write_engine(bundle / FOLDER, recipe, b"a plan", {}).folder
 
 
 def told(bundle: Path, backend: str = "auto") -> list[str]:

@@ -12,13 +12,13 @@ from ldmrt.runtime import LdmrtError, LdmrtWarning
 from ldmrt.runtime import open as open_bundle
 from ldmrt.runtime.backends.auto import AutoEngine, sessions
 from ldmrt.runtime.backends.ort.engine import OrtEngine
-from ldmrt.runtime.backends.registry import BACKENDS, Settings, open_engines
-from ldmrt.runtime.backends.text_encoder_cache import Memo
+from ldmrt.runtime.backends.registry import BACKENDS, BackendSettings, open_engines
+from ldmrt.runtime.backends.text_encoder_cache import CachedTextEncoder
 from ldmrt.runtime.backends.trt.engine import TrtEngine
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
-from ldmrt.runtime.bundle.engines.store import FOLDER, model_digests, write
-from ldmrt.runtime.bundle.graphs import CUT, STEP
+from ldmrt.runtime.bundle.engines.store import FOLDER, model_digests, write_engine
+from ldmrt.runtime.bundle.graphs import STEP, UNET_HALVES
 from ldmrt.runtime.tensors import TensorSpec
 
 from ...support.fakes import tensorrt
@@ -51,7 +51,7 @@ def built(bundle: Path, tmp_path: Path) -> Bundle:
 def put(opened: Bundle, target: str) -> None:
     graph, weights = model_digests(opened, "unet")
     made = Recipe("unet", graph, weights, "fp32", "tensorrt-rtx", tensorrt.VERSION, target, (PROFILE,))
-    write(opened.path / FOLDER, made, tensorrt.plan([PROFILE], broken=True), {})
+    write_engine(opened.path / FOLDER, made, tensorrt.plan([PROFILE], broken=True), {})
 
 
 def test_names() -> None:
@@ -69,7 +69,7 @@ def test_auto_without_engines_is_onnx_runtime(bundle: Path, monkeypatch: pytest.
         "ldmrt.runtime.backends.trt.session.compute_capability", lambda: pytest.fail("the driver was asked")
     )
     engines = open_engines(Bundle.open(bundle), "auto")
-    assert {type(engine) for engine in engines.values()} == {OrtEngine, Memo}
+    assert {type(engine) for engine in engines.values()} == {OrtEngine, CachedTextEncoder}
     engines.close()
 
 
@@ -94,7 +94,7 @@ def test_auto_where_engines_cannot_run(
         engines = open_engines(Bundle.open(built.path), "auto")
     expected = [] if lacks == "a manifest" else ["backend auto takes ONNX Runtime, as 1 engine cannot run here"]
     assert [str(one.message).partition(":")[0] for one in shown] == expected
-    assert {type(engine) for engine in engines.values()} == {OrtEngine, Memo}
+    assert {type(engine) for engine in engines.values()} == {OrtEngine, CachedTextEncoder}
     engines.close()
 
 
@@ -158,22 +158,22 @@ def test_shapes_in_symbols_come_from_the_manifest(built: Bundle, gpu: FakeCuda) 
 def test_a_bundle_without_a_folded_step_is_refused(built: Bundle, gpu: FakeCuda, backend: str) -> None:
     built.model(STEP).unlink()
     with pytest.raises(LdmrtError, match=r"unet: .* has no folded step\n  try: ldmrt export"):
-        open_engines(built, backend, Settings(folded=True))
+        open_engines(built, backend, BackendSettings(folded=True))
 
 
 @pytest.mark.usefixtures("gpu")
 def test_unet_cut_in_two_is_left_out_beside_engines(built: Bundle) -> None:
     """On a CPU it would be slower than the engines."""
     unet = built.manifest["components"]["unet"]
-    unet["graphs"] |= {name: {"inputs": [], "outputs": []} for name in CUT}
-    for name in CUT:
+    unet["graphs"] |= {name: {"inputs": [], "outputs": []} for name in UNET_HALVES}
+    for name in UNET_HALVES:
         built.model(name).touch()
         built.manifest["files"][f"unet/{name}.onnx"] = {}
-    assert set(CUT) <= set(open_engines(built, "onnxruntime"))
+    assert set(UNET_HALVES) <= set(open_engines(built, "onnxruntime"))
     for backend in ("auto", "tensorrt-rtx"):
         engines = open_engines(built, backend)
         assert "unet" in engines
-        assert not set(CUT) & set(engines)
+        assert not set(UNET_HALVES) & set(engines)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_the_folded_step_is_an_engine_where_engines_run(
     built: Bundle, gpu: FakeCuda, backend: str, folded: bool | None, there: bool
 ) -> None:
     """Without one it is asked for only where the user asks, and ONNX Runtime does not step in: the loop does."""
-    engines = open_engines(built, backend, Settings(folded=folded))
+    engines = open_engines(built, backend, BackendSettings(folded=folded))
     assert (STEP in engines) == there
     if there:
         assert not isinstance(engines[STEP], OrtEngine)

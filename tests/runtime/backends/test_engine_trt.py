@@ -14,8 +14,8 @@ from ldmrt.runtime.backends.trt.engine import BOUND, TrtEngine
 from ldmrt.runtime.backends.trt.session import MODULES, Session
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
-from ldmrt.runtime.bundle.engines.store import FOLDER, PLAN, model_digests, write
-from ldmrt.runtime.bundle.model_info import Shape
+from ldmrt.runtime.bundle.engines.store import FOLDER, PLAN, model_digests, write_engine
+from ldmrt.runtime.bundle.model_info import ModelInfo
 
 from ...support.fakes import tensorrt
 from ...support.fakes.cuda import FakeCuda, cudaError_t
@@ -52,7 +52,7 @@ def opened(tmp_path: Path) -> Bundle:
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.onnx").write_bytes(name.encode())
     rows = {name: {"inputs": inputs, "outputs": outputs, "precision": "fp16"} for name in COMPONENTS}
-    return Bundle(tmp_path, {"components": rows}, {}, Shape(4, 8, 1.0, 64))
+    return Bundle(tmp_path, {"components": rows}, {}, ModelInfo(4, 8, 1.0, 64))
 
 
 def ranges(least: int, most: int, side: int = 8, widest: int | None = None) -> dict[str, Range]:
@@ -82,7 +82,7 @@ def put(
     profile = profile or (ranges(1, 4),)
     graph, weights = model_digests(opened, component)
     recipe = Recipe(component, graph, weights, "fp16", backend, version, target, profile)
-    return write(opened.path / FOLDER, recipe, tensorrt.plan(list(profile), **changes), {}).folder
+    return write_engine(opened.path / FOLDER, recipe, tensorrt.plan(list(profile), **changes), {}).folder
 
 
 def engine(opened: Bundle, backend: str, component: str = "unet", session: Session | None = None) -> TrtEngine:

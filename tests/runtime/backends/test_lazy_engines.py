@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.backends.lazy_engines import Engines
+from ldmrt.runtime.backends.lazy_engines import LazyEngines
 
 WAIT = 10  # seconds, for what takes none
 
@@ -33,7 +33,7 @@ def none_open() -> None:
 
 
 def test_opened_when_asked_for_and_once() -> None:
-    engines = Engines({"a": Quiet, "b": Quiet})
+    engines = LazyEngines({"a": Quiet, "b": Quiet})
     assert list(engines) == ["a", "b"]
     assert Quiet.open == 0
     assert engines["a"] is engines["a"]
@@ -56,7 +56,7 @@ def test_soon_is_at_the_same_time() -> None:
         done.set()
         return Quiet()
 
-    engines = Engines({"a": make, "b": make, "c": Quiet})
+    engines = LazyEngines({"a": make, "b": make, "c": Quiet})
     engines.open_soon(["a", "b", "unknown"])
     assert done.wait(WAIT)
     assert engines["a"] is not engines["b"]
@@ -67,7 +67,7 @@ def test_soon_is_at_the_same_time() -> None:
 
 
 def test_not_where_they_take_turns() -> None:
-    engines = Engines({"a": Quiet}, take_turns=True)
+    engines = LazyEngines({"a": Quiet}, take_turns=True)
     engines.open_soon(["a"])
     assert Quiet.open == 0
     engines["a"]
@@ -84,7 +84,7 @@ def test_what_goes_wrong_is_told_and_can_be_mended() -> None:
             raise LdmrtError("a", "broken")
         return Quiet()
 
-    engines = Engines({"a": make})
+    engines = LazyEngines({"a": make})
     for soon in ([], ["a"]):
         engines.open_soon(soon)
         with pytest.raises(LdmrtError, match="a: broken"):
@@ -92,6 +92,6 @@ def test_what_goes_wrong_is_told_and_can_be_mended() -> None:
     broken.clear()
     assert isinstance(engines["a"], Quiet)
     broken.append(True)
-    other = Engines({"a": make})
+    other = LazyEngines({"a": make})
     other.open_soon(["a"])
     other.close()  # of one that did not open

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 import ldmrt.runtime
-from ldmrt.runtime.backends.lazy_engines import Engines
-from ldmrt.runtime.backends.low_memory import by_turns
+from ldmrt.runtime.backends.lazy_engines import LazyEngines
+from ldmrt.runtime.backends.low_memory import in_low_memory
 from ldmrt.runtime.bundle.manifest import MANIFEST
 from ldmrt.runtime.pipeline.autoencoder.decode import Decoding
 from ldmrt.runtime.tensors import TensorSpec
@@ -39,7 +39,7 @@ class Noted:
 def test_one_stage_at_a_time() -> None:
     there: list[str] = []
     specs = dict.fromkeys(NAMES, (Noted.inputs, Noted.outputs))
-    engines = Engines(by_turns({name: partial(Noted, name, there) for name in NAMES}, specs))
+    engines = LazyEngines(in_low_memory({name: partial(Noted, name, there) for name in NAMES}, specs))
     held = dict(engines)
     assert held["unet"].inputs == Noted.inputs
     assert there == []  # what is known is not asked
@@ -56,7 +56,7 @@ def test_one_stage_at_a_time() -> None:
 
 def test_unknown_inputs_are_asked_of_the_engine() -> None:
     there: list[str] = []
-    engines = Engines(by_turns({name: partial(Noted, name, there) for name in NAMES}, {}))
+    engines = LazyEngines(in_low_memory({name: partial(Noted, name, there) for name in NAMES}, {}))
     assert engines["unet"].inputs == Noted.inputs
     assert engines["vae_decoder"].inputs == Noted.inputs
     assert there == ["vae_decoder"]

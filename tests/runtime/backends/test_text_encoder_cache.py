@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ldmrt.runtime
-from ldmrt.runtime.backends.text_encoder_cache import Memo
+from ldmrt.runtime.backends.text_encoder_cache import CachedTextEncoder
 from ldmrt.runtime.tensors import TensorSpec
 
 
@@ -33,7 +33,7 @@ A, B, C = np.arange(9, dtype=np.int64).reshape(3, 3)
 
 def test_a_text_is_encoded_once_and_alone() -> None:
     engine = Noting()
-    memo = Memo(engine)
+    memo = CachedTextEncoder(engine)
     for texts in ([A, B], [B, A, A], [C, A]):
         np.testing.assert_array_equal(
             memo(input_ids=np.stack(texts))["state"], Noting()(input_ids=np.stack(texts))["state"]
@@ -43,21 +43,21 @@ def test_a_text_is_encoded_once_and_alone() -> None:
 
 def test_the_text_that_was_not_asked_for_longest_is_forgotten_first() -> None:
     engine = Noting()
-    memo = Memo(engine, budget=2 * 3 * 2 * 4)  # of two texts
+    memo = CachedTextEncoder(engine, budget=2 * 3 * 2 * 4)  # of two texts
     for texts in ([A, B], [A], [C], [A], [B]):
         memo(input_ids=np.stack(texts))
     assert engine.seen == [[A.tolist()], [B.tolist()], [C.tolist()], [B.tolist()]]
 
 
 def test_what_a_caller_does_to_an_output_is_not_remembered() -> None:
-    memo = Memo(Noting())
+    memo = CachedTextEncoder(Noting())
     memo(input_ids=A[None])["state"][...] = 7
     np.testing.assert_array_equal(memo(input_ids=A[None])["state"], Noting()(input_ids=A[None])["state"])
 
 
 def test_one_larger_than_the_budget_and_closing() -> None:
     engine = Noting()
-    memo = Memo(engine, budget=1)
+    memo = CachedTextEncoder(engine, budget=1)
     memo(input_ids=A[None])
     memo(input_ids=A[None])
     assert len(engine.seen) == 1

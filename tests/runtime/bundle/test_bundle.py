@@ -12,7 +12,7 @@ import ldmrt.runtime
 from ldmrt.runtime import Bundle, Certificate, LdmrtError
 from ldmrt.runtime.bundle.graphs import REQUIRED
 from ldmrt.runtime.bundle.manifest import MANIFEST, SCHEMA
-from ldmrt.runtime.bundle.model_info import Shape
+from ldmrt.runtime.bundle.model_info import ModelInfo
 
 WEIGHTS = "unet/model.onnx_data"
 
@@ -55,7 +55,7 @@ def names(path: str) -> Callable[[Path], None]:
 def test_whole_bundle_opens(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     assert opened.components == ("text_encoder", "unet", "vae_decoder", "vae_encoder")
-    assert opened.shape == Shape(channels=4, factor=2, scaling_factor=0.18215, size=16)
+    assert opened.shape == ModelInfo(channels=4, factor=2, scaling_factor=0.18215, size=16)
     inputs, outputs = opened.specs("unet")
     assert [spec.name for spec in inputs] == ["sample", "timestep", "encoder_hidden_states"]
     assert str(outputs[0]) == "out_sample float32(batch, 4, height/2, width/2)"

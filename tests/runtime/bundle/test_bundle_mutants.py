@@ -12,8 +12,8 @@ import pytest
 import ldmrt.runtime
 from ldmrt.runtime import Bundle, LdmrtError
 from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
-from ldmrt.runtime.bundle.engines.store import FOLDER, engines, model_digests, write
-from ldmrt.runtime.bundle.engines.unused import prunable
+from ldmrt.runtime.bundle.engines.store import FOLDER, engines, model_digests, write_engine
+from ldmrt.runtime.bundle.engines.unused import unused_engines
 
 from ...support.damage.bundle_mutants import mutate
 
@@ -28,7 +28,7 @@ def original(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("mutants") / "original"))
     opened, ranges = Bundle.open(copy), {"sample": Range((2, 4, 8, 8), (2, 4, 8, 8), (2, 4, 8, 8))}
     recipe = Recipe("unet", *model_digests(opened, "unet"), "fp32", "tensorrt-rtx", "1.7.1", "sm89", (ranges,))
-    write(copy / FOLDER, recipe, b"a plan", {"scratch": 5})
+    write_engine(copy / FOLDER, recipe, b"a plan", {"scratch": 5})
     return copy
 
 
@@ -49,7 +49,7 @@ def use(path: Path) -> None:
     opened = Bundle.open(path)
     for one in engines(path):
         assert len(str(one).splitlines()) >= 1
-    prunable(opened, {})
+    unused_engines(opened, {})
     _ = opened.doubts, opened.uncovered
     if opened.manifest.get("certificate") is not None:
         _ = opened.reference

@@ -13,7 +13,7 @@ import pytest
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
-from ldmrt.runtime.bundle.engines.store import PLAN, SIDECAR, EngineFile, engines, find, model_digests, runs_on
+from ldmrt.runtime.bundle.engines.store import PLAN, SIDECAR, EngineFile, engines, find_engine, model_digests, runs_on
 
 from ...support.made_engines import SHAPES, VERSION, put, recipe, static
 
@@ -24,7 +24,7 @@ def opened(bundle: Path, tmp_path: Path) -> Bundle:
 
 
 def asked(opened: Bundle, **changes: Any) -> EngineFile:
-    return find(
+    return find_engine(
         opened,
         "unet",
         **{**{"backend": "tensorrt-rtx", "version": VERSION, "gpu": "sm89", "shapes": SHAPES}, **changes},

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ldmrt.runtime import SCHEDULERS, Plan, plan_from_config, sample
 from ldmrt.runtime.samplers.guidance import Guidance, classifier_free
 from ldmrt.runtime.samplers.noise import FIRST, noise
-from ldmrt.runtime.samplers.workspace import Registers
+from ldmrt.runtime.samplers.workspace import Workspace
 
 CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
 CHANGES: list[dict[str, Any]] = [{}, {"clip_sample": True}, {"thresholding": True}, {"prediction_type": "v_prediction"}]
@@ -65,7 +65,7 @@ class Wish:
 
 def together(wishes: list[Wish]) -> list[Floats]:
     """All wishes with one call of the network a tick, as long as one is not done."""
-    runs = [Registers(wish.plan, wish.first) for wish in wishes]
+    runs = [Workspace(wish.plan, wish.first) for wish in wishes]
     rows, tick = [0] * len(wishes), 0
     while any(row < wish.plan.rows for row, wish in zip(rows, wishes, strict=True)):
         here = [i for i, wish in enumerate(wishes) if wish.joins <= tick and rows[i] < wish.plan.rows]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.bundle.model_info import Shape
+from ldmrt.runtime.bundle.model_info import ModelInfo
 from ldmrt.runtime.pipeline.autoencoder.decode import Decoding, decode
 from ldmrt.runtime.pipeline.autoencoder.tiling import tiled_as_whole
 
@@ -14,7 +14,7 @@ from ...support.autoencoders import FACTOR, Array, Decoder, Front, Normed, laten
 
 
 def test_tiles_as_the_pipeline_asks_for_them() -> None:
-    shape, z, decoder = Shape(4, FACTOR, 2.0, 16), latents(12, 20), Decoder()
+    shape, z, decoder = ModelInfo(4, FACTOR, 2.0, 16), latents(12, 20), Decoder()
     engines = {"vae_decoder": decoder}
     whole = decode(engines, shape, z, Decoding())
     assert decoder.sides == [(12, 20)]
@@ -28,7 +28,7 @@ def test_tiles_as_the_pipeline_asks_for_them() -> None:
 @pytest.mark.parametrize("name", ["vae_decoder", "vae_decoder_fp32"])
 def test_norms_are_shared_where_a_decoder_can(name: str) -> None:
     """One pass is each tile for itself; a picture that fits into one tile is decoded whole."""
-    shape, z = Shape(4, FACTOR, 1.0, 16), latents(12, 20)
+    shape, z = ModelInfo(4, FACTOR, 1.0, 16), latents(12, 20)
     engines: dict[str, Any] = {"vae_decoder": Decoder(halves), "vae_decoder_fp32": Decoder()}
     z = z * 1e6 if name.endswith("fp32") else z
     alone = decode(engines, shape, z, Decoding(tile=32, on_overflow="retry", passes=1))
@@ -65,7 +65,7 @@ def halves(drawn: Array) -> Array:
 @pytest.mark.parametrize("tile", [None, 16])
 def test_overflow(tile: int | None) -> None:
     """Of two pictures the second is too large for halves."""
-    shape = Shape(4, FACTOR, 1.0, 16)
+    shape = ModelInfo(4, FACTOR, 1.0, 16)
     pair = np.concatenate([latents(8, 8), latents(8, 8) * 1e6])
     narrow, wide = Decoder(halves), Decoder()
     both = {"vae_decoder": narrow, "vae_decoder_fp32": wide}

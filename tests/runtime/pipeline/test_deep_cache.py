@@ -10,7 +10,7 @@ import pytest
 
 import ldmrt.runtime
 from ldmrt.runtime import LdmrtError, Pipeline, Request
-from ldmrt.runtime.backends.lazy_engines import Engines
+from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.bundle.graphs import DEEP, FEATURE, SHALLOW
 from ldmrt.runtime.pipeline.deep_cache import full_times
 
@@ -49,7 +49,7 @@ def opened(bundle: Path) -> Iterator[Pipeline]:
 def noting(opened: Pipeline) -> tuple[Pipeline, list[str]]:
     log: list[str] = []
     parts = {name: Noted(opened.engines["unet"], log, name) for name in (DEEP, SHALLOW)}
-    return replace(opened, engines=Engines.of({**opened.engines, **parts})), log
+    return replace(opened, engines=LazyEngines.of({**opened.engines, **parts})), log
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.bundle.model_info import Shape
+from ldmrt.runtime.bundle.model_info import ModelInfo
 from ldmrt.runtime.pipeline.autoencoder.decode import Decoding
-from ldmrt.runtime.pipeline.autoencoder.encode import encode_picture
+from ldmrt.runtime.pipeline.autoencoder.encode import encode_image
 from ldmrt.runtime.pipeline.autoencoder.tiling import tiled_as_whole
 from ldmrt.runtime.samplers.noise import PICTURE, noise
 
 from ...support.autoencoders import FACTOR, Array, Back, Encoder, Normed, enlarged, latents, pooled
 
-SHAPE = Shape(4, FACTOR, 2.0, 16)
+SHAPE = ModelInfo(4, FACTOR, 2.0, 16)
 
 
 def colours(many: int = 1) -> Array:
@@ -23,7 +23,7 @@ def colours(many: int = 1) -> Array:
 
 
 def encoded(engines: dict[str, Any], how: Decoding, many: int = 1) -> Array:
-    return encode_picture(engines, SHAPE, how, colours(many), list(range(many)), PICTURE)
+    return encode_image(engines, SHAPE, how, colours(many), list(range(many)), PICTURE)
 
 
 def test_a_picture_is_drawn_from_its_gaussian() -> None:

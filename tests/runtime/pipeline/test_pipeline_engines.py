@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from ldmrt.runtime import LdmrtError, Pipeline
-from ldmrt.runtime.backends.lazy_engines import Engines
-from ldmrt.runtime.bundle.model_info import Shape
+from ldmrt.runtime.backends.lazy_engines import LazyEngines
+from ldmrt.runtime.bundle.model_info import ModelInfo
 from ldmrt.runtime.tensors import TensorSpec, conform
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
@@ -51,7 +51,7 @@ def pipeline(bundle: Path) -> Pipeline:
     engines["unet"].inputs = (TensorSpec("sample", "float32", ("batch", 4, "height/2", "width/2")),)
     makers = {name: partial(lambda engine: engine, engine) for name, engine in engines.items()}
     tokenizers = {"tokenizer": Tokenizer.open(bundle / "tokenizer")}
-    return Pipeline(Engines(makers), tokenizers, SCHEDULER, Shape(4, 2, 0.5, 16))
+    return Pipeline(LazyEngines(makers), tokenizers, SCHEDULER, ModelInfo(4, 2, 0.5, 16))
 
 
 def test_equal_texts_are_encoded_once(pipeline: Pipeline) -> None:

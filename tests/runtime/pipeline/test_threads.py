@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 import ldmrt.runtime
 from ldmrt.runtime import LdmrtError, Request
-from ldmrt.runtime.backends.lazy_engines import Engines
-from ldmrt.runtime.backends.low_memory import by_turns
-from ldmrt.runtime.backends.text_encoder_cache import Memo
+from ldmrt.runtime.backends.lazy_engines import LazyEngines
+from ldmrt.runtime.backends.low_memory import in_low_memory
+from ldmrt.runtime.backends.text_encoder_cache import CachedTextEncoder
 from ldmrt.runtime.tensors import TensorSpec
 
 THREADS = 8
@@ -58,8 +58,8 @@ def test_turns_of_many_threads() -> None:
     live: list[str] = []
     names = ("text_encoder", "unet", "controlnet_a", "vae_decoder")
     specs = dict.fromkeys(names, (Counted.inputs, Counted.outputs))
-    makers = by_turns({name: lambda name=name: Counted(name, live) for name in names}, specs)
-    engines = Engines(makers, take_turns=True)
+    makers = in_low_memory({name: lambda name=name: Counted(name, live) for name in names}, specs)
+    engines = LazyEngines(makers, take_turns=True)
 
     def work(number: int) -> bool:
         name = names[number % len(names)]
@@ -80,7 +80,7 @@ def test_an_engine_that_cannot_be_opened_is_told_of_to_everybody() -> None:
         made.append(1)
         raise LdmrtError("a", "broken")
 
-    engines = Engines({"a": broken, "b": lambda: Counted("b", [])})
+    engines = LazyEngines({"a": broken, "b": lambda: Counted("b", [])})
 
     def work(_: int) -> str:
         engines.open_soon(["a"])
@@ -113,7 +113,7 @@ class Ids:
 
 def test_a_prompt_is_encoded_and_counted_once() -> None:
     engine = Ids()
-    memo = Memo(engine, budget=5 * 12)  # bytes of five prompts
+    memo = CachedTextEncoder(engine, budget=5 * 12)  # bytes of five prompts
     texts = np.arange(9, dtype=np.int64).reshape(3, 3)
     made = at_once(lambda n: memo(input_ids=texts[[n % 3]])["state"], 300)
     assert engine.calls == 3

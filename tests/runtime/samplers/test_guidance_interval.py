@@ -9,7 +9,7 @@ import pytest
 
 import ldmrt.runtime
 from ldmrt.runtime import LdmrtError, Pipeline, plan_from_config
-from ldmrt.runtime.backends.lazy_engines import Engines
+from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.samplers.guidance import guided_rows
 
 PROMPT = "two pears"
@@ -33,7 +33,7 @@ class Counting:
 @pytest.fixture
 def pipeline(bundle: Path) -> Any:
     opened = ldmrt.runtime.open(bundle, check=False)
-    yield replace(opened, engines=Engines.of({**opened.engines, "unet": Counting(opened.engines["unet"])}))
+    yield replace(opened, engines=LazyEngines.of({**opened.engines, "unet": Counting(opened.engines["unet"])}))
     opened.close()
 
 

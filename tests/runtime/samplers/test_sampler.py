@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ldmrt.runtime import SCHEDULERS, LdmrtError, plan_from_config, sample, steps
-from ldmrt.runtime.samplers.workspace import lay_out
+from ldmrt.runtime.samplers.workspace import assign_slots
 
 from ...support.plans import CONFIG, SHAPE, Array, normal, normal64, plan, tanh
 
@@ -208,7 +208,7 @@ def test_no_row_allocates_more_than_its_result(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_latents_kept_do_not_grow_with_the_rows(name: str) -> None:
-    (_, some), (_, many) = (lay_out(plan(name, rows)) for rows in (25, 50))
+    (_, some), (_, many) = (assign_slots(plan(name, rows)) for rows in (25, 50))
     assert many == some
 
 

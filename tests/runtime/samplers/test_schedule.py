@@ -9,7 +9,7 @@ import pytest
 
 from ldmrt.runtime import SCHEDULERS, LdmrtError, Plan, plan_from_config
 from ldmrt.runtime.samplers.config import KEYS, resolve
-from ldmrt.runtime.samplers.grid import distilled_nodes, edm_nodes, level_nodes, sine_nodes, spaced, whole_nodes
+from ldmrt.runtime.samplers.grid import distilled_grid, edm_grid, level_grid, sine_grid, spaced, whole_grid
 from ldmrt.runtime.samplers.schedule import (
     ZERO_SNR,
     _float32_cumprod,
@@ -178,29 +178,29 @@ def test_every_number_of_distilled_steps_is_that_of_diffusers(class_name: str, o
     c = config(class_name, original_inference_steps=original)
     theirs = Theirs(class_name, c)
     for steps in range(1, original + 1):
-        found = [node.t for node, _ in distilled_nodes(c, steps, last=None).steps]
+        found = [node.t for node, _ in distilled_grid(c, steps, last=None).steps]
         np.testing.assert_array_equal(found, theirs.grid(0, num_inference_steps=steps)[0], err_msg=f"{steps} steps")
 
 
 def test_last_node_is_where_the_config_says() -> None:
     first = alphas_cumprod(config())[0]
     for one, alpha in ((True, 1.0), (False, math.sqrt(first))):
-        assert whole_nodes(config(set_alpha_to_one=one), 10).steps[-1][1].alpha == alpha
+        assert whole_grid(config(set_alpha_to_one=one), 10).steps[-1][1].alpha == alpha
     for end, level in (("zero", 0.0), ("sigma_min", levels(alphas_cumprod(config()))[0])):
         c = config("DPMSolverMultistepScheduler", final_sigmas_type=end)
-        assert level_nodes(c, 10).steps[-1][1].level == pytest.approx(level, rel=8 * ROUNDING)
+        assert level_grid(c, 10).steps[-1][1].level == pytest.approx(level, rel=8 * ROUNDING)
         c = config("EDMEulerScheduler", final_sigmas_type=end)
-        assert edm_nodes(c, 10).steps[-1][1].level == (0.0 if end == "zero" else c["sigma_min"])
+        assert edm_grid(c, 10).steps[-1][1].level == (0.0 if end == "zero" else c["sigma_min"])
 
 
 def test_edm_and_sine_grids_run_between_their_ends() -> None:
     for kind in VALUES["sigma_schedule"]:
-        steps = edm_nodes(config("EDMEulerScheduler", sigma_schedule=kind), 10).steps
+        steps = edm_grid(config("EDMEulerScheduler", sigma_schedule=kind), 10).steps
         np.testing.assert_allclose([steps[0][0].level, steps[-1][0].level], [80.0, 0.002], rtol=64 * ROUNDING)
         for node, _ in steps:
             assert node.t == pytest.approx(math.log(node.level) / 4, rel=1e-12)
             assert node.alpha == pytest.approx(1 / math.hypot(node.level, 0.5), rel=4 * ROUNDING)
-    nodes = sine_nodes(config("IPNDMScheduler"), 10).steps
+    nodes = sine_grid(config("IPNDMScheduler"), 10).steps
     assert (nodes[0][0].t, nodes[0][0].sigma, nodes[-1][1].sigma) == (1.0, 1.0, 0.0)
 
 

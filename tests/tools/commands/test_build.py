@@ -195,13 +195,13 @@ def test_a_foreign_directory(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
 
 def test_engines_of_another_version(ldmrt: Any, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ldmrt.export.engines.profiles import Wanted, recipes
-    from ldmrt.runtime.bundle.engines.store import FOLDER, write
+    from ldmrt.runtime.bundle.engines.store import FOLDER, write_engine
 
     folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     opened = Bundle.open(folder)
     wanted = Wanted.read(None, "1", "on", 16)
     for one in recipes(opened, wanted, backend="tensorrt-rtx", version="1.0", targets=["sm89"]):
-        assert isinstance(write(folder / FOLDER, one, b"a plan", {"scratch": 0}), EngineFile)
+        assert isinstance(write_engine(folder / FOLDER, one, b"a plan", {"scratch": 0}), EngineFile)
     monkeypatch.setattr("ldmrt.tools.commands.engines.versions", lambda: {"tensorrt-rtx": "1.7"})
     assert ldmrt("engines", "list", folder).out.count("made by 1.0, 1.7 is") == len(ALL)
     ran = ldmrt("engines", "prune", folder)

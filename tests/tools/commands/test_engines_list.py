@@ -11,7 +11,7 @@ import pytest
 
 from ldmrt.runtime import Bundle
 from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
-from ldmrt.runtime.bundle.engines.store import FOLDER, SIDECAR, model_digests, write
+from ldmrt.runtime.bundle.engines.store import FOLDER, SIDECAR, model_digests, write_engine
 from ldmrt.runtime.files import file_cache
 from ldmrt.runtime.files.lock import bundle_lock
 from ldmrt.runtime.host import megabytes
@@ -38,7 +38,9 @@ def built(bundle: Path, tmp_path: Path) -> Path:
         shape = (2, 4, side, side)
         buckets = ({"sample": Range(shape, shape, shape)},)
         digests = model_digests(opened, "unet")
-        write(copy / FOLDER, Recipe("unet", *digests, "fp32", "tensorrt-rtx", "1.7.1", "sm89", buckets), b"a plan", {})
+        write_engine(
+            copy / FOLDER, Recipe("unet", *digests, "fp32", "tensorrt-rtx", "1.7.1", "sm89", buckets), b"a plan", {}
+        )
     return copy
 
 

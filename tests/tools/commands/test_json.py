@@ -9,7 +9,7 @@ import pytest
 
 from ldmrt.runtime import SCHEDULERS, Bundle
 from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
-from ldmrt.runtime.bundle.engines.store import FOLDER, write
+from ldmrt.runtime.bundle.engines.store import FOLDER, write_engine
 
 INSPECT = {
     "bundle": str,
@@ -83,7 +83,7 @@ def test_engines(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
     assert said(ldmrt, "engines", "list", copy) == {"bundle": str(copy), "engines": []}
     shape = Range((2, 4, 8, 8), (2, 4, 8, 8), (8, 4, 8, 8))
     recipe = Recipe("unet", "0", "0", "fp16", "tensorrt-rtx", "1.7", "sm89", ({"sample": shape},), ("refit",))
-    write(copy / FOLDER, recipe, b"a plan", {"scratch": 12})
+    write_engine(copy / FOLDER, recipe, b"a plan", {"scratch": 12})
     (copy / FOLDER / "vae_decoder-sm89-0").mkdir()
     one, broken = said(ldmrt, "engines", "list", copy)["engines"]
     assert tuple(one) == tuple(broken) == (*ENGINE, "useless")

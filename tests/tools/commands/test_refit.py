@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ldmrt.runtime import Bundle
-from ldmrt.runtime.bundle.engines.store import FOLDER, EngineFile, engines, write
+from ldmrt.runtime.bundle.engines.store import FOLDER, EngineFile, engines, write_engine
 
 from ...support.damage.bundle_faults import truthful
 from ...support.fakes import refitter
@@ -176,7 +176,7 @@ def test_what_the_library_refuses(
         monkeypatch.setattr("ldmrt.export.engines.refit.KEEPS", "UNKNOWN")  # as before TensorRT 10.14
     else:
         plan["refittable"], said = False, "it is not refittable"
-    write(changed / FOLDER, one.recipe, altered(b"{}", **plan), one.measured)
+    write_engine(changed / FOLDER, one.recipe, altered(b"{}", **plan), one.measured)
     ran = ldmrt("engines", "refit", lora, "--from", changed)
     assert f"unet: engine {one.folder.name} cannot be refitted; found {said}" in ran.error
     assert f"try: ldmrt build {lora} --backend tensorrt --target sm90 --sizes 16x16 --batch 1" in ran.err

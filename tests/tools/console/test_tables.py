@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
-from ldmrt.runtime.bundle.engines.store import FOLDER, write
+from ldmrt.runtime.bundle.engines.store import FOLDER, write_engine
 from ldmrt.tools.console import tables
 
 ROWS = [
@@ -73,7 +73,7 @@ def built(changed: Path) -> Path:
     """With two engines of straw, one of which cannot be read."""
     bucket = {"sample": Range((2, 4, 64, 64), (2, 4, 64, 64), (8, 4, 128, 128)), "timestep": Range((2,), (2,), (8,))}
     recipe = Recipe("unet", "0", "0", "fp16", "tensorrt-rtx", "1.7.1.116", "portable", (bucket, bucket))
-    write(changed / FOLDER, recipe, b"a plan", {"scratch": 12_345_678})
+    write_engine(changed / FOLDER, recipe, b"a plan", {"scratch": 12_345_678})
     (changed / FOLDER / "text_encoder-portable-0123456789abcdef").mkdir()
     return changed
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmrt.runtime.bundle.certificate import Certificate, Cost, Drift, Figure
-from ldmrt.runtime.parity.metrics import likeness
+from ldmrt.runtime.bundle.certificate import Certificate, RowError, ShortcutCost, TensorError
+from ldmrt.runtime.parity.metrics import image_similarity
 from ldmrt.tools.reports import certificate_html
 from ldmrt.tools.reports.certificate_html import Pair, write_report
 from ldmrt.tools.reports.drift_plot import step
@@ -75,18 +75,18 @@ def pair(backend: str = BACKENDS[0], prompt: str = PROMPT) -> Pair:
 
 def certificate(**about: Any) -> Certificate:
     figures = [
-        Figure(component, backend, case, "sample", 4e-6, 2e-7, 1e-6, 1 - 1e-9, 2e-5)
+        TensorError(component, backend, case, "sample", 4e-6, 2e-7, 1e-6, 1 - 1e-9, 2e-5)
         for component in ("text_encoder", "unet", "vae_decoder")
         for backend in BACKENDS
         for case in ("batch 1, 64x64", "batch 3, 64x64", "batch 2, 64x72")
     ]
     drifts = [
-        Drift(backend, row, 999 - 50 * row, 3e-7, 1e-7, 2e-7 * (row + 1), 2e-6, 1e-5, 3e-5)
+        RowError(backend, row, 999 - 50 * row, 3e-7, 1e-7, 2e-7 * (row + 1), 2e-6, 1e-5, 3e-5)
         for backend in BACKENDS
         for row in range(20)
     ]
     one = pair()
-    picture = likeness(one.backend, one.prompt, one.seed, one.found, one.reference, 40.0)
+    picture = image_similarity(one.backend, one.prompt, one.seed, one.found, one.reference, 40.0)
     return Certificate(tuple(figures), tuple(drifts), (picture,), about)
 
 
@@ -134,7 +134,10 @@ def test_page_says_what_was_measured(tmp_path: Path) -> None:
 
 def test_costs_are_stated(tmp_path: Path) -> None:
     assert "Costs" not in written(tmp_path, certificate()).texts
-    costs = Cost(BACKENDS[0], "deep cache 3", PROMPT, 7, 32.46), Cost(BACKENDS[1], "deep cache 3", PROMPT, 7, math.inf)
+    costs = (
+        ShortcutCost(BACKENDS[0], "deep cache 3", PROMPT, 7, 32.46),
+        ShortcutCost(BACKENDS[1], "deep cache 3", PROMPT, 7, math.inf),
+    )
     page = written(tmp_path, replace(certificate(), costs=costs))
     assert "Within tolerance" in page.text
     for said in ("Costs", "deep cache 3", *BACKENDS, PROMPT, "7", "32.5 dB", "identical"):
@@ -227,7 +230,7 @@ def test_equal_pictures_are_identical(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("values", [(0.0, 0.0, 0.0), (math.nan, math.inf, math.inf), (5e-324, 1.0, 1e300)])
 def test_extreme_rows_are_drawn(tmp_path: Path, values: tuple[float, float, float]) -> None:
-    row = Drift("cpu", 0, 999.0, *values, 0.0, 0.0, 0.0)
+    row = RowError("cpu", 0, 999.0, *values, 0.0, 0.0, 0.0)
     page = written(tmp_path, replace(certificate(), drifts=(row,)))
     numbers = [float(one) for line in page.all("polyline") for one in re.split("[ ,]", line["points"])]
     assert all(0 <= one <= 100 for one in numbers)

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from ldmrt.runtime import Bundle, Certificate
-from ldmrt.runtime.bundle.engines.store import FOLDER, EngineFile, engines, write
+from ldmrt.runtime.bundle.engines.store import FOLDER, EngineFile, engines, write_engine
 
 from ...support.fakes.builder import GPU, altered, install
 from ...support.fakes.cuda import FakeCuda
@@ -47,7 +47,7 @@ def test_build_holds_what_it_built_to_the_certificate(
     plan = json.loads(engine.read(Bundle.open(changed)))
     dtype, shape, data = plan["weights"]["conv_in.bias"]
     plan["weights"]["conv_in.bias"] = [dtype, shape, data[:8][::-1] + data[8:]]
-    write(changed / FOLDER, engine.recipe, altered(b"{}", **plan), engine.measured)
+    write_engine(changed / FOLDER, engine.recipe, altered(b"{}", **plan), engine.measured)
     ran = ldmrt("verify", changed)
     assert ran.code == 1
     assert f"row 0 ({backend}): forced" in ran.err
