@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What this machine's GPU makes of the project: one table, and JSON under $OUT or benchmarks/results. Installs nothing.
+# What this machine's GPU makes of the project: one table, and JSON under $OUT or tools/benchmarks/results. Installs nothing.
 # Options are those of `python -m ldmrt.tools.benchmarks.gpu_check --help`; PYTHON names the Python, if it is not python3.
 set -eu
 cd "$(dirname "$0")/.."

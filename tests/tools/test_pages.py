@@ -50,7 +50,7 @@ def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch)
             continue
         assert run(words, monkeypatch) == 0, words
     assert Image.open(place / "out/apple-03.png").size == (64, 64)
-    assert Image.open(place / "out/samplers.png").size == Image.open(ROOT / "docs/samplers.png").size
+    assert Image.open(place / "out/samplers.png").size == Image.open(ROOT / "docs/images/samplers.png").size
 
     names: dict = {}
     for snippet in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):

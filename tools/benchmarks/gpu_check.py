@@ -181,7 +181,7 @@ def gpu_name() -> str:
 
 def place_of(out: Path | None) -> Path:
     """Where the numbers go: what was asked for, the folder $OUT, or this project's results."""
-    return out or Path(os.environ.get("OUT") or "benchmarks/results") / "gpu-check.json"
+    return out or Path(os.environ.get("OUT") or "tools/benchmarks/results") / "gpu-check.json"
 
 
 @click.command()

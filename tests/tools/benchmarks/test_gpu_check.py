@@ -120,7 +120,7 @@ def test_table() -> None:
 
 def test_where_the_numbers_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OUT", raising=False)
-    assert place_of(None) == Path("benchmarks/results/gpu-check.json")
+    assert place_of(None) == Path("tools/benchmarks/results/gpu-check.json")
     monkeypatch.setenv("OUT", "/some/where")
     assert place_of(None) == Path("/some/where/gpu-check.json")
     assert place_of(Path("here.json")) == Path("here.json")
