@@ -19,7 +19,8 @@ from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.samplers.noise import FIRST, MASKED, PICTURE
 from ldmrt.runtime.samplers.registry import find_scheduler
 
-from ..support.families import FAMILIES, save_pipeline
+from ..support.families import FAMILIES
+from ..support.pipelines import save_pipeline
 from .test_tasks import drawing
 
 PROMPTS = ["a red apple, noto style, blue background!", "two pears"]

@@ -21,7 +21,8 @@ from ldmrt.runtime import SCHEDULERS, Pipeline, Plan, RefinedPipeline, Request
 from ldmrt.runtime.samplers.noise import FIRST, MASKED, PICTURE
 from ldmrt.runtime.samplers.registry import find_scheduler
 
-from ..support.families import FAMILIES, save_pipeline
+from ..support.families import FAMILIES
+from ..support.pipelines import save_pipeline
 from .test_tasks import drawing
 
 PROMPTS, SEEDS, STEPS = ["a red apple", "two pears"], [3, 4], 6

@@ -16,7 +16,8 @@ from ldmrt.model import load
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.samplers.noise import FIRST, MASKED, PICTURE, noise
 
-from ..support.families import FAMILIES, save_pipeline
+from ..support.families import FAMILIES
+from ..support.pipelines import save_pipeline
 from . import cases
 from .cases import CASES, SHIPPED, Place, chosen
 from .ours import draw

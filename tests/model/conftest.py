@@ -10,8 +10,9 @@ import torch
 from ldmrt.model.checkpoint import single_file
 from ldmrt.model.checkpoint.families import FAMILIES, Family
 
-from ..support.families import END, tokenizer_files
+from ..support.families import END
 from ..support.ldm import as_written, networks, small
+from ..support.pipelines import tokenizer_files
 
 
 @pytest.fixture

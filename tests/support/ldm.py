@@ -11,7 +11,8 @@ from ldmrt.model.checkpoint.families import FAMILIES, OPEN_CLIP, Family
 from ldmrt.model.checkpoint.original_names import ldm_modules, open_clip_place, unet_name, vae_place
 from ldmrt.model.networks.unet import UNetConfig
 
-from .families import LENGTH, randomise
+from .families import LENGTH
+from .pipelines import randomise
 
 NAMES = {family.name: family for family in FAMILIES}
 

@@ -28,7 +28,8 @@ from ldmrt.runtime.parity.compare import compare
 from ldmrt.runtime.parity.tolerances import tolerances
 from ldmrt.runtime.samplers.noise import FIRST
 
-from ...support.families import FAMILIES, randomise, save_pipeline
+from ...support.families import FAMILIES
+from ...support.pipelines import randomise, save_pipeline
 from ..test_tasks import drawing
 
 PROMPTS, SEEDS, STEPS, SIZE = ["a red apple", "two pears"], [3, 4], 4, 16

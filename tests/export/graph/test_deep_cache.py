@@ -2,8 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,15 @@ from ldmrt.export.components.table import Component, components, example, tensor
 from ldmrt.export.graph.naming import path_of
 from ldmrt.export.graph.to_onnx import to_onnx
 from ldmrt.export.graph.unet_halves import check_cut, cut
-from ldmrt.export.parity.record import record
 from ldmrt.model import Checkpoint, UNet, load
-from ldmrt.runtime import Certificate, LdmrtError, sample
-from ldmrt.runtime.backends.lazy_engines import LazyEngines
+from ldmrt.runtime import LdmrtError, sample
 from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.graphs import DEEP, FEATURE, SHALLOW, UNET_HALVES
-from ldmrt.runtime.files.reading import sha256
-from ldmrt.runtime.parity.compare import EVERY, certify, compare
-from ldmrt.runtime.parity.metrics import psnr
-from ldmrt.runtime.parity.tolerances import COMPONENT, tolerances
+from ldmrt.runtime.parity.tolerances import COMPONENT
 from ldmrt.runtime.pipeline.deep_cache import full_times
 
-from ...support.families import save_pipeline
+from ...support.pipelines import save_pipeline
 
 # Relative to the largest value: the same float32 nodes, of which ONNX Runtime may fuse those beside the cut otherwise.
 SAME = 1e-6
@@ -42,22 +36,6 @@ SAME = 1e-6
 ROWS = 1e-5
 
 Parts = dict[str, OrtEngine]
-
-
-@pytest.fixture(scope="module")
-def halves(bundle: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny bundle with its U-Net cut in two."""
-    folder = tmp_path_factory.mktemp("halves") / "bundle"
-    shutil.copytree(bundle, folder)
-    made = cut(folder / "unet" / "model.onnx", components(load(checkpoint))["unet"])
-    manifest = json.loads((folder / "ldmrt.json").read_text())
-    for name, (inputs, outputs) in made.items():
-        ends = {"inputs": [astuple(one) for one in inputs], "outputs": [astuple(one) for one in outputs]}
-        manifest["components"]["unet"]["graphs"][name] = ends
-        path = folder / "unet" / f"{name}.onnx"
-        manifest["files"][f"unet/{name}.onnx"] = {"size": path.stat().st_size, "sha256": sha256(path)}
-    (folder / "ldmrt.json").write_text(json.dumps(manifest))
-    return folder
 
 
 def opened(folder: Path) -> Parts:
@@ -288,47 +266,3 @@ def test_refused(loaded: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(LdmrtError, match="no deep cache in bfloat16"):
         list(export_bundle(loaded, tmp_path / "out", deep_cache=True))
     assert list(tmp_path.iterdir()) == []
-
-
-class Off:
-    """An engine that is off by a thousandth."""
-
-    def __init__(self, engine: Any) -> None:
-        self._engine, self.inputs, self.outputs = engine, engine.inputs, engine.outputs
-
-    def __call__(self, **arrays: Any) -> dict[str, Any]:
-        return {name: array * np.float32(1.001) for name, array in self._engine(**arrays).items()}
-
-    def close(self) -> None:
-        self._engine.close()
-
-
-@pytest.fixture
-def checked(halves: Path, loaded: Checkpoint) -> Iterator[Any]:
-    """The tiny bundle held to PyTorch, with some engines replaced."""
-    reference, certified = record(loaded, "two pears"), Bundle.open(halves, check=False)
-    pipeline = ldmrt.runtime.open(halves, check=False)
-
-    def run(**replaced: Any) -> tuple[ldmrt.runtime.Pipeline, Certificate]:
-        changed = replace(pipeline, engines=LazyEngines.of({**pipeline.engines, **replaced}))
-        measured = list(compare(changed, "onnxruntime", reference, tolerances(certified)))
-        return pipeline, certify(measured, certified, reference)
-
-    yield run
-    pipeline.close()
-
-
-def test_certificate_states_its_cost(checked: Any) -> None:
-    pipeline, made = checked()
-    assert made.within
-    assert {DEEP, SHALLOW} <= {one.component for one in made.figures}
-    (cost,) = made.costs
-    with_it, without = (pipeline(**made.about["request"], deep_cache=every).images[0] for every in (EVERY, None))
-    assert cost.psnr == psnr(with_it, without) < 60
-    assert (cost.shortcut, cost.prompt, cost.seed) == ("deep cache 3", "two pears", 0)
-    assert Certificate.from_json(json.loads(json.dumps(made.to_json()))) == made
-    _, wrong = checked(**{SHALLOW: Off(pipeline.engines[SHALLOW])})
-    assert wrong.culprit == SHALLOW
-    older = made.to_json()
-    del older["costs"]  # as those written before there were any
-    assert Certificate.from_json(older) == replace(made, costs=())

@@ -22,7 +22,7 @@ from ldmrt.runtime.samplers.guidance import Guidance, classifier_free
 from ldmrt.runtime.samplers.noise import noise
 from ldmrt.runtime.tensors import TensorSpec
 
-from ...support.families import save_pipeline
+from ...support.pipelines import save_pipeline
 
 # Relative to the largest latent: the same float32 numbers, added up in another order, through all rows.
 TOLERANCE = 1e-5

@@ -35,7 +35,7 @@ from ...support.damage.bundle_faults import (
     truthful,
     weight,
 )
-from ...support.families import randomise
+from ...support.pipelines import randomise
 
 PROMPT = "a red apple, noto style, blue background"
 RESNET, BLOCK = "mid_block.resnets.0", "down_blocks.0.attentions.0.transformer_blocks.0"

@@ -24,7 +24,7 @@ from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.parity.metrics import psnr, tensor_error
 from ldmrt.runtime.parity.tolerances import COMPONENT
 
-from ...support.families import save_pipeline
+from ...support.pipelines import save_pipeline
 
 SHIPPED = Path(__file__).parents[3] / "model" / "pretrained" / "emoji64"
 PROMPT = "a panda, noto style, orange background"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from ldmrt.model import load
 from ldmrt.runtime import LdmrtError
 
-from ...support.families import save_pipeline
+from ...support.pipelines import save_pipeline
 
 HUGE = 10**6
 

@@ -18,7 +18,8 @@ from ldmrt.model.config import to_config
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
-from ...support.families import FAMILIES, LENGTH, save_pipeline
+from ...support.families import FAMILIES, LENGTH
+from ...support.pipelines import save_pipeline
 
 UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"

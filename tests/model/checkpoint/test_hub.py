@@ -16,7 +16,7 @@ from ldmrt.model import load
 from ldmrt.model.checkpoint import hub
 from ldmrt.runtime import LdmrtError
 
-from ...support.families import save_pipeline
+from ...support.pipelines import save_pipeline
 
 NAME = "somebody/a-model"
 

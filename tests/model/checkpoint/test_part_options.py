@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 
 from ldmrt.model.checkpoint.families import Family
 
-from ...support.families import LENGTH, randomise
+from ...support.families import LENGTH
 from ...support.ldm import as_written, networks
+from ...support.pipelines import randomise
 from ...tools.conftest import command
 
 SCHEDULER = {

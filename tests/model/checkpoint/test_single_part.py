@@ -17,8 +17,8 @@ from ldmrt.model.checkpoint.original_names import controlnet_place, ldm_modules
 from ldmrt.model.networks.unet import UNetConfig
 from ldmrt.runtime import LdmrtError
 
-from ...support.families import randomise
 from ...support.ldm import as_written, networks
+from ...support.pipelines import randomise
 
 State = dict[str, Tensor]
 VAE = "first_stage_model."

@@ -11,7 +11,7 @@ from ldmrt.model import ControlNet, ControlNetConfig
 from ldmrt.model.config import to_config
 from ldmrt.runtime import LdmrtError
 
-from ...support.families import randomise
+from ...support.pipelines import randomise
 
 SMALL: dict[str, Any] = {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),

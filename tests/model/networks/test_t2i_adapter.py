@@ -12,7 +12,8 @@ from ldmrt.model import Adapter, AdapterConfig, UNet, UNetConfig, load_adapter
 from ldmrt.model.config import to_config
 from ldmrt.runtime import LdmrtError
 
-from ...support.families import FAMILIES, FULL_UNETS, networks, randomise
+from ...support.families import FAMILIES, FULL_UNETS
+from ...support.pipelines import networks, randomise
 
 SMALL: dict[str, Any] = {"channels": (8, 12, 16, 16), "num_res_blocks": 2, "downscale_factor": 4}
 CONFIGS: dict[str, dict[str, Any]] = {

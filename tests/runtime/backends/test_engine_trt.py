@@ -1,98 +1,18 @@
 """The TensorRT backends over a GPU and a TensorRT of straw, which know what the real ones would not forgive."""
 
-import re
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.backends.trt.engine import BOUND, TrtEngine
-from ldmrt.runtime.backends.trt.session import MODULES, Session
+from ldmrt.runtime.backends.trt.engine import BOUND
+from ldmrt.runtime.backends.trt.session import Session
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
-from ldmrt.runtime.bundle.engines.store import FOLDER, PLAN, model_digests, write_engine
-from ldmrt.runtime.bundle.model_info import ModelInfo
 
-from ...support.fakes import tensorrt
-from ...support.fakes.cuda import FakeCuda, cudaError_t
-from ...support.fakes.networks import Small
-from ...support.fakes.tensorrt import SCRATCH, VERSION
-
-GPU = "sm89"
-COMPONENTS = ("unet", "controlnet_edges")
-Arrays = dict[str, NDArray[Any]]
-computed = Small().run
-
-
-@pytest.fixture(params=["tensorrt-rtx", "tensorrt"])
-def backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def gpu(backend: str, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    made = FakeCuda()
-    monkeypatch.setitem(sys.modules, "cuda.bindings", type("bindings", (), {"runtime": made}))
-    monkeypatch.setitem(sys.modules, MODULES[backend], tensorrt.library(made, backend))
-    monkeypatch.setattr("ldmrt.runtime.backends.trt.session.compute_capability", lambda: GPU)
-    return made
-
-
-@pytest.fixture
-def opened(tmp_path: Path) -> Bundle:
-    """A bundle as the backends see one: files, and a manifest that names tensors."""
-    axes = ["batch", 4, "height/8", "width/8"], ["batch", 3]
-    inputs = [["state", "float32", axes[0]], ["row", "int64", ["batch"]], ["context", "float16", axes[1]]]
-    outputs = [["out_state", "float32", axes[0]], ["out_row", "int64", ["batch"]]]
-    for name in COMPONENTS:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.onnx").write_bytes(name.encode())
-    rows = {name: {"inputs": inputs, "outputs": outputs, "precision": "fp16"} for name in COMPONENTS}
-    return Bundle(tmp_path, {"components": rows}, {}, ModelInfo(4, 8, 1.0, 64))
-
-
-def ranges(least: int, most: int, side: int = 8, widest: int | None = None) -> dict[str, Range]:
-    """Of batches and of sides."""
-    low, high = shapes(least, side), shapes(most, widest or side)
-    return {name: Range(low[name], low[name], high[name]) for name in low}
-
-
-def shapes(batch: int, side: int = 8) -> dict[str, tuple[int, ...]]:
-    return {"state": (batch, 4, side, side), "row": (batch,), "context": (batch, 3)}
-
-
-def arrays(batch: int, side: int = 8, seed: int = 0) -> Arrays:
-    random = np.random.default_rng(seed)
-    return {
-        "state": random.normal(size=(batch, 4, side, side)).astype(np.float32),
-        "row": random.integers(0, 50, batch),
-        "context": random.normal(size=(batch, 3)).astype(np.float16),
-    }
-
-
-def put(
-    opened: Bundle, backend: str, *profile: dict[str, Range], component: str = "unet", version: str = VERSION,
-    target: str = GPU, **changes: Any,
-) -> Path:  # fmt: skip
-    """Have an engine in the bundle; where it is."""
-    profile = profile or (ranges(1, 4),)
-    graph, weights = model_digests(opened, component)
-    recipe = Recipe(component, graph, weights, "fp16", backend, version, target, profile)
-    return write_engine(opened.path / FOLDER, recipe, tensorrt.plan(list(profile), **changes), {}).folder
-
-
-def engine(opened: Bundle, backend: str, component: str = "unet", session: Session | None = None) -> TrtEngine:
-    return TrtEngine(component, opened, session or Session(backend))
-
-
-def same(found: Arrays, expected: Arrays) -> None:
-    assert set(found) == set(expected)
-    for name, one in expected.items():
-        np.testing.assert_array_equal(found[name], one.astype(found[name].dtype), err_msg=name)
+from ...support.fakes.cuda import FakeCuda
+from ...support.fakes.tensorrt import SCRATCH
+from .conftest import COMPONENTS, GPU, arrays, computed, engine, put, ranges, same, shapes
 
 
 def test_calls(opened: Bundle, backend: str, gpu: FakeCuda) -> None:
@@ -285,117 +205,3 @@ def test_kernels_are_kept(opened: Bundle, gpu: FakeCuda, backend: str) -> None:
         kept.write_bytes(b"of another driver")
         engine(opened, backend)(**arrays(2))
         assert kept.read_bytes() == b"kernels"
-
-
-def missing(name: str) -> Any:
-    return lambda opened, backend, patch: patch.setitem(sys.modules, name, None)
-
-
-def no_driver(opened: Bundle, backend: str, patch: pytest.MonkeyPatch) -> None:
-    def refuse() -> str:
-        raise LdmrtError("gpu", "there is no NVIDIA driver here")
-
-    patch.setattr("ldmrt.runtime.backends.trt.session.compute_capability", refuse)
-
-
-def spoiled(opened: Bundle, backend: str, patch: pytest.MonkeyPatch) -> None:
-    plan = put(opened, backend) / PLAN
-    plan.write_bytes(plan.read_bytes().replace(b"8", b"9"))
-
-
-def having(**changes: Any) -> Any:
-    return lambda opened, backend, patch: put(opened, backend, **changes)
-
-
-BUILD = "ldmrt build .* --backend .* --target sm89 --sizes 64x64 --batch 1"
-REFUSED: dict[str, tuple[Any, str, str]] = {
-    "no driver": (no_driver, "needs a GPU: there is no NVIDIA driver here", "--backend onnxruntime"),
-    "no bindings": (missing("cuda.bindings"), "cuda-bindings is not installed", "pip install 'ldmrt"),
-    "no engine": (lambda *_: None, "no engine for TensorRT", BUILD),
-    "another GPU": (having(target="sm120"), "was made for sm120, not for sm89", BUILD),
-    "another version": (having(version="1.0"), "was made by TensorRT.* 1.0, not 1.2.3", BUILD),
-    "no such shape": (having(), "takes 1-4x4x8x8, not 5x4x8x8", "--batch 5 --guidance off"),
-    "spoiled": (spoiled, "engine.plan was changed", "ldmrt build"),
-    "broken": (having(broken=True), "cannot be loaded; found the magic tag does not match", "--backend onnxruntime"),
-    "fails": (having(fails=True), "could not run; found execute_async_v3 failed", "--backend onnxruntime"),
-    "other dtype": (having(types={"state": "float16"}), "has another tensor; expected state float32", "ldmrt build"),
-    "on the host": (having(host="row"), "wants a tensor on the host; found row int64", "--backend onnxruntime"),
-    "unknown shape": (having(dynamic="out_row"), "the shape of out_row hangs on data", "--backend onnxruntime"),
-}
-
-
-def call_and_close(opened: Bundle, backend: str, batch: int) -> None:
-    made = engine(opened, backend)
-    try:
-        made(**arrays(batch))
-    finally:
-        made.close()
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_refused(opened: Bundle, backend: str, gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    """One line that says it, one with the command that mends, and nothing is left on the GPU."""
-    prepare, problem, hint = REFUSED[case]
-    if case == "no bindings":
-        put(opened, backend)
-    prepare(opened, backend, monkeypatch)
-    if case in ("another GPU", "another version", "no engine", "no such shape"):
-        read = Path.read_bytes
-        monkeypatch.setattr(
-            Path, "read_bytes", lambda path: pytest.fail(f"{path} was read") if path.name == PLAN else read(path)
-        )
-    with pytest.raises(LdmrtError, match=problem) as refused:
-        call_and_close(opened, backend, 5 if case == "no such shape" else 2)
-    lines = str(refused.value).splitlines()
-    assert len(lines) == 2
-    assert re.search(hint, lines[1]), lines[1]
-    assert gpu.leftovers == []
-
-
-def test_tensorrt_rtx_says_what_does_not_run_here(opened: Bundle, gpu: FakeCuda, backend: str) -> None:
-    """It is asked before the plan is deserialised; TensorRT has no such question."""
-    put(opened, backend, foreign=True)
-    made = engine(opened, backend)
-    if backend == "tensorrt":
-        same(made(**arrays(2)), computed(arrays(2)))
-    else:
-        with pytest.raises(LdmrtError, match="does not run on sm89; found unsupported cc"):
-            made(**arrays(2))
-        assert gpu.did["deserialised"] == 0
-    made.close()
-    assert gpu.leftovers == []
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "hint"),
-    [
-        ("cudaStreamCreateWithFlags", cudaError_t.cudaErrorInsufficientDriver, "a newer NVIDIA driver"),
-        ("cudaHostAlloc", cudaError_t.cudaErrorMemoryAllocation, "fewer images at once"),
-        ("cudaEventSynchronize", cudaError_t.cudaErrorStreamCaptureInvalidated, None),
-    ],
-)
-def test_cuda_fails(
-    opened: Bundle, backend: str, gpu: FakeCuda, call: str, error: cudaError_t, hint: str | None
-) -> None:
-    put(opened, backend)
-    made = engine(opened, backend)
-    gpu.fails[call] = error
-    with pytest.raises(LdmrtError, match=f"cuda: {call} failed; found {error.name}") as refused:
-        made(**arrays(2))
-    assert (refused.value.hint or "").startswith(hint or "")
-    del gpu.fails[call]
-    made.close()
-    assert gpu.leftovers == []
-
-
-def test_no_room(opened: Bundle, backend: str, gpu: FakeCuda) -> None:
-    """What could be had is given back, and a smaller picture still runs."""
-    put(opened, backend, ranges(1, 4, 8, 64))
-    made = engine(opened, backend)
-    same(made(**arrays(1)), computed(arrays(1)))
-    gpu.room = 20_000
-    with pytest.raises(LdmrtError, match="cudaMalloc failed; found cudaErrorMemoryAllocation"):
-        made(**arrays(4, 64))
-    same(made(**arrays(1)), computed(arrays(1)))
-    made.close()
-    assert gpu.leftovers == []

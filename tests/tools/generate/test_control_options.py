@@ -14,7 +14,7 @@ from PIL import Image
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load, load_adapter
 
-from ...support.families import randomise
+from ...support.pipelines import randomise
 
 PROMPT = "two pears"
 

@@ -1,0 +1,77 @@
+"""A resumed training has the settings of the saved one, or says which differ."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ldmrt.model.training.resuming import CHANGEABLE
+from ldmrt.model.training.run import Run
+from ldmrt.runtime import LdmrtError
+
+from .test_train_state import SETTINGS
+
+
+def saved(folder: Path) -> Path:
+    run = Run(nn.Linear(2, 2), SETTINGS)
+    next(run.optimise(lambda random: run.module(torch.ones(2)).square().sum()))
+    run.save(folder / "state")
+    return folder / "state"
+
+
+OTHERS = {
+    "steps": 9, "batch": 4, "learning_rate": 1e-3, "warmup": 3, "ema": 0.9, "clip": 2.0, "seed": 1, "precision": "bf16",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(OTHERS))
+def test_a_resumed_run_has_the_settings_of_the_saved_one(name: str, tmp_path: Path) -> None:
+    """Each that the weights depend on is one error by name, or a change that is asked for and noted."""
+    path, other = saved(tmp_path), replace(SETTINGS, **{name: OTHERS[name]})
+    option, before, run = name.replace("_", "-"), getattr(SETTINGS, name), Run(nn.Linear(2, 2), other)
+    shown = f"--{option}" if option in CHANGEABLE else option
+    message = f"another {shown}; expected {before}; found {OTHERS[name]}\n"
+    with pytest.raises(LdmrtError, match=message) as caught:
+        run.resume(path)
+    assert caught.value.hint == (f"--change {option}" if option in CHANGEABLE else "another --out")
+    if option not in CHANGEABLE:
+        return
+    assert run.resume(path, [option]) == {option: (before, OTHERS[name])}
+    run.save(path)
+    assert Run(nn.Linear(2, 2), other).resume(path) == {}
+    back = Run(nn.Linear(2, 2), SETTINGS)
+    back.resume(path, ["data", option])
+    assert back.changes == [
+        {"step": 1, "name": option, "before": before, "now": OTHERS[name]},
+        {"step": 1, "name": option, "before": OTHERS[name], "now": before},
+    ]
+
+
+def test_every_setting_is_compared() -> None:
+    assert {*OTHERS, "device"} == SETTINGS.shaping().keys() == asdict(SETTINGS).keys() - {"skip_unreadable"}
+
+
+def test_several_other_settings_are_one_error(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    run = Run(nn.Linear(2, 2), replace(SETTINGS, steps=9, batch=4), {"prediction": "sample"})
+    with pytest.raises(LdmrtError, match="another prediction; expected None; found sample\n  try: another --out"):
+        run.resume(path)
+    run = Run(nn.Linear(2, 2), replace(SETTINGS, steps=9, batch=4))
+    with pytest.raises(
+        LdmrtError, match="--steps, --batch; expected --steps 4, --batch 3; found --steps 9, --batch 4"
+    ) as caught:
+        run.resume(path)
+    assert caught.value.hint == "--change steps --change batch"
+
+
+def test_a_state_without_settings_is_resumed(tmp_path: Path) -> None:
+    """One of an older version, which cannot be compared."""
+    path = saved(tmp_path)
+    state = torch.load(path, weights_only=True)
+    del state["changes"]
+    torch.save({**state, "about": {}}, path)
+    run = Run(nn.Linear(2, 2), replace(SETTINGS, steps=9))
+    assert run.resume(path) == {}
+    assert run.step == 1
