@@ -1,6 +1,6 @@
 """A plan run by the folded step (`unet/step.onnx`): one call a row, and the state stays where the network runs.
 
-The loop in `sampler.py` says what it computes; here it is only asked for.
+The loop in `samplers/loop.py` says what it computes; here it is only asked for.
 """
 
 import warnings

@@ -40,31 +40,31 @@ class Exponential:
         return self.carry * x + self.size * weighted(*zip(*terms, strict=True)) + self.drawn * z
 
 
-def _kept(nodes: Grid, node: Node, x: Floats, m: Floats, x0: Floats) -> Floats:
+def _kept(grid: Grid, node: Node, x: Floats, m: Floats, x0: Floats) -> Floats:
     """What a solver of the DPM family remembers of a row: x0, or eps."""
-    if nodes.config["algorithm_type"].endswith("++"):
+    if grid.config["algorithm_type"].endswith("++"):
         return x0
-    x0_is_read = not nodes.config["thresholding"] and nodes.config["algorithm_type"] != "deis"
-    return raw_eps(nodes, node, x, m) if x0_is_read else noise_in(x, x0, node)
+    x0_is_read = not grid.config["thresholding"] and grid.config["algorithm_type"] != "deis"
+    return raw_eps(grid, node, x, m) if x0_is_read else noise_in(x, x0, node)
 
 
-def dpm_multistep(nodes: Grid) -> Iterator[Row]:
+def dpm_multistep(grid: Grid) -> Iterator[Row]:
     """DPM-Solver and DPM-Solver++ 1 to 3 multistep, and their SDEs (Lu et al. 2022, arXiv:2211.01095, algorithm 2).
     DEIS on log rho is the same on eps, exact for polynomials (Zhang & Chen 2022, equation 15).
     """
-    c, count = nodes.config, len(nodes)
+    c, count = grid.config, len(grid)
     x, *saved, m, z, x0 = symbols(c["solver_order"] - 1)
     few = c["lower_order_final"] and count < 15
-    for i, (node, to) in enumerate(nodes.walk(), nodes.begin):
-        order = min(c["solver_order"], i - nodes.begin + 1)
+    for i, (node, to) in enumerate(grid.walk(), grid.begin):
+        order = min(c["solver_order"], i - grid.begin + 1)
         if i == count - 1 and (few or c["euler_at_final"] or c["final_sigmas_type"] == "zero"):
             order = 1
         elif i == count - 2 and few:
             order = min(order, 2)
-        e, d = Exponential(node, to, c["algorithm_type"]), [_kept(nodes, node, x, m, x0), *saved]
+        e, d = Exponential(node, to, c["algorithm_type"]), [_kept(grid, node, x, m, x0), *saved]
         terms = [(e.phi1, d[0])]
         if order > 1 and e.h:
-            back = [nodes.steps[i - k][0].lam for k in range(order)]
+            back = [grid.steps[i - k][0].lam for k in range(order)]
             r0 = (back[0] - back[1]) / e.h
             slope = (d[0] - d[1]) / r0
             if order == 2:
@@ -89,22 +89,22 @@ def _orders(order: int, steps: int, c: Config) -> list[int]:
     return [*orders[:-1], 1] if c["final_sigmas_type"] == "zero" else orders
 
 
-def dpm_singlestep(nodes: Grid) -> Iterator[Row]:
+def dpm_singlestep(grid: Grid) -> Iterator[Row]:
     """DPM-Solver and DPM-Solver++ 1 to 3 singlestep (Lu et al. 2022, arXiv:2206.00927, algorithms 1 and 2)."""
-    c = nodes.config
+    c = grid.config
     x, start, d1, d2, m, z, x0 = symbols(3)
-    orders = _orders(c["solver_order"], len(nodes), c)
-    for i, (node, to) in enumerate(nodes.walk(), nodes.begin):
-        order = min(orders[i], i - nodes.begin + 1)
-        first = nodes.steps[i - order + 1][0]
-        e, d0 = Exponential(first, to, c["algorithm_type"]), _kept(nodes, node, x, m, x0)
+    orders = _orders(c["solver_order"], len(grid), c)
+    for i, (node, to) in enumerate(grid.walk(), grid.begin):
+        order = min(orders[i], i - grid.begin + 1)
+        first = grid.steps[i - order + 1][0]
+        e, d0 = Exponential(first, to, c["algorithm_type"]), _kept(grid, node, x, m, x0)
         base = x if order == 1 else start
         terms = [(e.phi1, (d0, d1, d2)[order - 1])]
         if order == 2:
             r = (node.lam - first.lam) / e.h
             terms += [(e.phi1 / 2 if c["solver_type"] == "midpoint" else e.phi2, (d0 - d1) / r)]
         elif order == 3:
-            r0, r1 = (node.lam - first.lam) / e.h, (nodes.steps[i - 1][0].lam - first.lam) / e.h
+            r0, r1 = (node.lam - first.lam) / e.h, (grid.steps[i - 1][0].lam - first.lam) / e.h
             far, near = (d0 - d2) / r0, (d1 - d2) / r1
             if c["solver_type"] == "midpoint":
                 terms += [(e.phi2, far)]
@@ -113,21 +113,21 @@ def dpm_singlestep(nodes: Grid) -> Iterator[Row]:
         yield node, [e.step(base, terms, z), base, d0, d1]
 
 
-def unipc(nodes: Grid) -> Iterator[Row]:
+def unipc(grid: Grid) -> Iterator[Row]:
     """UniPC (Zhao et al. 2023, arXiv:2302.04867, algorithms 5 to 8): each row corrects the last step with what the
     network says at its end, then predicts the next.
     """
-    c = nodes.config
+    c = grid.config
     x, last, *saved, m, z, x0 = symbols(c["solver_order"] + 1)
     algorithm = "dpmsolver++" if c["predict_x0"] else "dpmsolver"
 
     def step(i: int, base: Floats, order: int, d: Sequence[Floats], end: Floats | None) -> Floats:
         """From node i, with d[0] there; corrected where the value at the end is known."""
-        (node, to), h = nodes.steps[i], nodes.steps[i][1].lam - nodes.steps[i][0].lam
+        (node, to), h = grid.steps[i], grid.steps[i][1].lam - grid.steps[i][0].lam
         if h == 0:  # levels that end at their own least one
             return base
         e = Exponential(node, to, algorithm)
-        ratios = [(nodes.steps[i - k][0].lam - node.lam) / h for k in range(1, order)] + [1.0] * (end is not None)
+        ratios = [(grid.steps[i - k][0].lam - node.lam) / h for k in range(1, order)] + [1.0] * (end is not None)
         values = [*d[1:order], *([] if end is None else [end])]
         terms = [(e.phi1, d[0])]
         if ratios:
@@ -143,12 +143,12 @@ def unipc(nodes: Grid) -> Iterator[Row]:
         return e.step(base, terms, z)
 
     before = 0
-    for i, (node, _) in enumerate(nodes.walk(), nodes.begin):
-        kept = x0 if c["predict_x0"] else raw_eps(nodes, node, x, m)
+    for i, (node, _) in enumerate(grid.walk(), grid.begin):
+        kept = x0 if c["predict_x0"] else raw_eps(grid, node, x, m)
         corrected = x
         if before and i - 1 not in c["disable_corrector"]:
             corrected = step(i - 1, last, before, saved, kept)
-        order = min(c["solver_order"], i - nodes.begin + 1)
-        before = min(order, len(nodes) - i) if c["lower_order_final"] else order
+        order = min(c["solver_order"], i - grid.begin + 1)
+        before = min(order, len(grid) - i) if c["lower_order_final"] else order
         d = [kept, *saved]
         yield node, [step(i, corrected, before, d, None), corrected, *d[: len(saved)]]

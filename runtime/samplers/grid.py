@@ -100,10 +100,10 @@ def spaced(c: Config, steps: int, *, extra: int = 0) -> Floats:
 def whole_grid(c: Config, steps: int, timesteps: Sequence[float] | None = None, *, strided: bool = False) -> Grid:
     """Whole timesteps: DDIM (`strided`: each step leads T // steps down), DDPM (to the next of the grid), PNDM."""
     t = np.round(spaced(c, steps)) if timesteps is None else np.asarray(timesteps, np.float64)
-    nodes = Grid([], alphas_cumprod(c), c)
+    grid = Grid([], alphas_cumprod(c), c)
     to = t - c["num_train_timesteps"] // steps if strided else np.append(t[1:], -1)
-    nodes.steps.extend((nodes.at(here), nodes.at(there)) for here, there in zip(t, to, strict=True))
-    return nodes
+    grid.steps.extend((grid.at(here), grid.at(there)) for here, there in zip(t, to, strict=True))
+    return grid
 
 
 def distilled_grid(
@@ -120,9 +120,11 @@ def distilled_grid(
             raise LdmrtError("scheduler", "invalid number of steps", expected=expected, found=steps)
         taught = np.arange(count, 0, -1) * (c["num_train_timesteps"] // original) - 1
         timesteps = taught[np.floor(np.linspace(0, count, steps, endpoint=False)).astype(int)]
-    nodes = Grid([], alphas_cumprod(c), c)
-    grid = [nodes.at(t) for t in timesteps]
-    return Grid(list(zip(grid, [*grid[1:], grid[-1] if last is None else nodes.at(last)], strict=True)), nodes.abar, c)
+    grid = Grid([], alphas_cumprod(c), c)
+    points = [grid.at(t) for t in timesteps]
+    return Grid(
+        list(zip(points, [*points[1:], points[-1] if last is None else grid.at(last)], strict=True)), grid.abar, c
+    )
 
 
 def level_grid(
@@ -162,10 +164,10 @@ def level_grid(
         level = np.append(level, _end(c, float(level[-1] if how and own_end else levels(abar)[0])))[: len(t) + 1]
     if c.get("timestep_type") == "continuous" and c["prediction_type"] == "v_prediction":
         t = np.log(level[:-1]) / 4
-    grid = [Node(float(time), *split(float(one))) for time, one in zip(t, level, strict=False)]
+    points = [Node(float(time), *split(float(one))) for time, one in zip(t, level, strict=False)]
     # Where these solvers stop at a level above 0, diffusers' early ones leave their result unscaled.
     end = (1.0, float(level[-1])) if early else split(float(level[-1]))
-    return Grid(list(zip(grid, [*grid[1:], Node(0.0, *end)], strict=True)), abar, c)
+    return Grid(list(zip(points, [*points[1:], Node(0.0, *end)], strict=True)), abar, c)
 
 
 def _respacing(c: Config) -> str:

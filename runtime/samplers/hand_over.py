@@ -28,20 +28,20 @@ def timestep(share: float, total: int) -> int:
     return round(total - share * total)
 
 
-def entry(nodes: Sequence[Node], calls: int, limit: int) -> Entry:
+def entry(grid: Sequence[Node], calls: int, limit: int) -> Entry:
     """Find where to go on below a timestep, in the nodes of all rows from pure noise.
 
     Steps of two `calls` of the network are not begun in their middle: where the limit falls there, diffusers begins
     with the step's first call, and takes the latents of the middle, unscaled, for those of its beginning.
     """
-    below = int((np.array([node.t for node in nodes], np.float32) < limit).sum())
-    left, count = len(nodes) - below, below
+    below = int((np.array([node.t for node in grid], np.float32) < limit).sum())
+    left, count = len(grid) - below, below
     if calls == 2 and count % 2 == 0:
-        count = min(count + 1, len(nodes))
+        count = min(count + 1, len(grid))
     if not count:
         raise LdmrtError("scheduler", "denoising_start leaves no step", expected="an earlier start, or more steps")
-    first = nodes[len(nodes) - count]
-    return Entry(len(nodes) - count, first.alpha / (nodes[left].alpha if below else 1.0))
+    first = grid[len(grid) - count]
+    return Entry(len(grid) - count, first.alpha / (grid[left].alpha if below else 1.0))
 
 
 def until(plan: Plan, limit: int, *, unscaled: bool) -> Plan:

@@ -23,7 +23,7 @@ class Scheduler:
 
     class_name: str  # in diffusers
     order: int  # of accuracy, as measured once the history is full; where noise is drawn, in law
-    nodes: Callable[..., Grid]  # of config, steps and the grids in `given`
+    grid: Callable[..., Grid]  # of config, steps and the grids in `given`
     solve: Callable[[Grid], Iterator[solvers.Row]]
     given: tuple[str, ...] = ()  # the grids that a caller may hand in
     eta: float | None = None  # the share of noise drawn afresh where the caller does not say; None: not adjustable
@@ -34,7 +34,7 @@ class Scheduler:
     @property
     def unscaled(self) -> bool:
         """Whether the class keeps latents as x0 + level * eps, which are x / alpha of the model's own space."""
-        return self.nodes in (_early, _dpm2)
+        return self.grid in (_early, _dpm2)
 
 
 _SDE, _T, _TS = "sde-dpmsolver++", ("timesteps",), ("timesteps", "sigmas")
@@ -60,7 +60,7 @@ _strided = partial(whole_grid, strided=True)
 _lcm, _tcd = partial(distilled_grid, last=None), partial(distilled_grid, last=0)
 
 # By everyday name; the first line of a class also serves a config that names the class. A new scheduler is one
-# function in solvers.py, its keys in scheduler_config.py and its line here.
+# function in solvers.py, its keys in config.py and its line here.
 SCHEDULERS: dict[str, Scheduler] = {
     "ddim": Scheduler("DDIMScheduler", 1, _strided, solvers.ddim, eta=0.0),
     "ddpm": Scheduler("DDPMScheduler", 1, whole_grid, solvers.ddpm, _T),
@@ -170,10 +170,10 @@ def plan_from_config(
         raise LdmrtError("scheduler", "invalid number of steps", expected=expected, found=steps)
     try:
         with np.errstate(all="ignore"):
-            distilled = shortened and not grids and scheduler.nodes in (_lcm, _tcd)
-            nodes = scheduler.nodes(c, steps, **grids, **({"strength": strength} if distilled else {}))
-            nodes = replace(nodes, config=c)
-            plan = _begun(nodes, scheduler, start, 1.0 if distilled else strength, len(nodes) if grids else steps)
+            distilled = shortened and not grids and scheduler.grid in (_lcm, _tcd)
+            grid = scheduler.grid(c, steps, **grids, **({"strength": strength} if distilled else {}))
+            grid = replace(grid, config=c)
+            plan = _begun(grid, scheduler, start, 1.0 if distilled else strength, len(grid) if grids else steps)
             if end is None:
                 return plan
             return until(plan, timestep(end, c["num_train_timesteps"]), unscaled=scheduler.unscaled)
@@ -182,14 +182,14 @@ def plan_from_config(
         raise LdmrtError("scheduler", problem, expected="fewer steps, or another end", found=f"{steps} steps") from None
 
 
-def _begun(nodes: Grid, scheduler: Scheduler, start: float | None, strength: float, count: int) -> Plan:
+def _begun(grid: Grid, scheduler: Scheduler, start: float | None, strength: float, count: int) -> Plan:
     """The plan from where it begins: `strength` of its `count` steps, or what another model left to it at `start`."""
     if start is None:
-        begin = min(count - max(1, int(count * strength)), len(nodes) - 1)
-        return _plan(replace(nodes, begin=begin), scheduler)
-    rows = [node for node, _ in scheduler.solve(nodes)]
-    found = entry(rows, scheduler.calls, timestep(start, nodes.config["num_train_timesteps"]))
-    plan = _plan(replace(nodes, begin=found.row // scheduler.calls), scheduler)
+        begin = min(count - max(1, int(count * strength)), len(grid) - 1)
+        return _plan(replace(grid, begin=begin), scheduler)
+    rows = [node for node, _ in scheduler.solve(grid)]
+    found = entry(rows, scheduler.calls, timestep(start, grid.config["num_train_timesteps"]))
+    plan = _plan(replace(grid, begin=found.row // scheduler.calls), scheduler)
     return replace(plan, prior_scale=found.scale, first=found.row)
 
 
@@ -206,19 +206,19 @@ def _handed(scheduler: Scheduler, timesteps: Sequence[float] | None, sigmas: Seq
     return grids
 
 
-def _plan(nodes: Grid, scheduler: Scheduler) -> Plan:
-    c = nodes.config
-    if c["prediction_type"] == "epsilon" and any(node.alpha == 0 for node, _ in nodes.walk()):
+def _plan(grid: Grid, scheduler: Scheduler) -> Plan:
+    c = grid.config
+    if c["prediction_type"] == "epsilon" and any(node.alpha == 0 for node, _ in grid.walk()):
         problem = "zero terminal SNR starts from noise alone, of which epsilon says nothing"
         raise LdmrtError("scheduler", problem, expected="prediction_type v_prediction or sample", found="epsilon")
-    rows = list(scheduler.solve(nodes))
+    rows = list(scheduler.solve(grid))
     x, m = np.eye(2)
     read = np.array([solvers.read(c, node, x, m) for node, _ in rows])
     t, alpha, sigma = np.array([node for node, _ in rows]).T
     table = np.array([state for _, state in rows])
     if not np.isfinite(table).all() or not np.isfinite(read).all():
         raise FloatingPointError
-    first, prior = nodes.steps[0][0], 1.0
+    first, prior = grid.steps[0][0], 1.0
     if "sigma_data" in c:
         prior = first.alpha * float(np.hypot(1, c["sigma_max"]))
     elif scheduler.unscaled and c["timestep_spacing"] != "leading":
@@ -226,7 +226,7 @@ def _plan(nodes: Grid, scheduler: Scheduler) -> Plan:
     learned = str(c.get("variance_type") or "")
     if learned.startswith("learned") and scheduler.solve is not solvers.ddpm:
         learned = "learned, unused"
-    spread = [solvers.spread(node, to) for node, to in nodes.walk()] if learned == "learned_range" else None
+    spread = [solvers.spread(node, to) for node, to in grid.walk()] if learned == "learned_range" else None
     return Plan(
         t=t,
         alpha=alpha,

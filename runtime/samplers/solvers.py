@@ -47,11 +47,11 @@ def noise_in(x: Floats, x0: Floats, node: Node) -> Floats:
     return (x - node.alpha * x0) / node.sigma
 
 
-def raw_eps(nodes: Grid, node: Node, x: Floats, m: Floats) -> Floats:
+def raw_eps(grid: Grid, node: Node, x: Floats, m: Floats) -> Floats:
     """eps before any clipping of x0."""
-    if nodes.config["prediction_type"] == "v_prediction" and "sigma_data" not in nodes.config:
+    if grid.config["prediction_type"] == "v_prediction" and "sigma_data" not in grid.config:
         return node.alpha * m + node.sigma * x  # also on flow sigmas, where it is another: as diffusers has it
-    return noise_in(x, read(nodes.config, node, x, m), node)
+    return noise_in(x, read(grid.config, node, x, m), node)
 
 
 def _fresh(node: Node, to: Node) -> float:
@@ -64,37 +64,37 @@ def spread(node: Node, to: Node) -> float:
     return (1 - (node.alpha / to.alpha) ** 2) / max(_fresh(node, to) ** 2, 1e-20)
 
 
-def ddim(nodes: Grid) -> Iterator[Row]:
+def ddim(grid: Grid) -> Iterator[Row]:
     """Song et al. 2021, equation 12: Euler's method on the probability flow. eta is the share of fresh noise; 1 is
     Euler ancestral.
     """
     x, m, z, x0 = symbols()
-    for node, to in nodes.walk():
-        n = nodes.config["eta"] * _fresh(node, to)
-        yield node, [to.alpha * x0 + math.sqrt(max(0.0, to.sigma**2 - n**2)) * raw_eps(nodes, node, x, m) + n * z]
+    for node, to in grid.walk():
+        n = grid.config["eta"] * _fresh(node, to)
+        yield node, [to.alpha * x0 + math.sqrt(max(0.0, to.sigma**2 - n**2)) * raw_eps(grid, node, x, m) + n * z]
 
 
-def ddpm(nodes: Grid) -> Iterator[Row]:
+def ddpm(grid: Grid) -> Iterator[Row]:
     """Ho et al. 2020, algorithm 2. A learned variance is the network's second half (Nichol & Dhariwal 2021)."""
     x, _, z, x0 = symbols()
-    for node, to in nodes.walk():
+    for node, to in grid.walk():
         small = _fresh(node, to)
         mean = to.alpha * x0 + math.sqrt(max(0.0, to.sigma**2 - small**2)) * noise_in(x, x0, node)
         drawn = max(small, 1e-10)
-        if nodes.config["variance_type"] == "fixed_large":
+        if grid.config["variance_type"] == "fixed_large":
             drawn = math.sqrt(1 - (node.alpha / to.alpha) ** 2)
-        elif nodes.config["variance_type"] == "learned":
+        elif grid.config["variance_type"] == "learned":
             drawn = 1.0
         yield node, [mean + drawn * (node.t > 0) * z]
 
 
-def _churned(nodes: Grid, node: Node, x: Floats, m: Floats, z: Floats) -> tuple[float, Floats, Floats]:
+def _churned(grid: Grid, node: Node, x: Floats, m: Floats, z: Floats) -> tuple[float, Floats, Floats]:
     """The level raised by fresh noise (Karras et al. 2022, algorithm 2), x / alpha there, and x0.
 
     As in diffusers the network has seen x before the noise.
     """
-    c, level = nodes.config, node.level
-    gamma = min(c["s_churn"] / len(nodes), math.sqrt(2) - 1) if c["s_tmin"] <= level <= c["s_tmax"] else 0.0
+    c, level = grid.config, node.level
+    gamma = min(c["s_churn"] / len(grid), math.sqrt(2) - 1) if c["s_tmin"] <= level <= c["s_tmax"] else 0.0
     raised = level * (1 + gamma)
     up = x / node.alpha + c["s_noise"] * math.sqrt(raised**2 - level**2) * z
     there = node
@@ -106,42 +106,42 @@ def _churned(nodes: Grid, node: Node, x: Floats, m: Floats, z: Floats) -> tuple[
     return raised, up, read(c, there, up * there.alpha, m)
 
 
-def euler(nodes: Grid) -> Iterator[Row]:
+def euler(grid: Grid) -> Iterator[Row]:
     """Euler's method on dx/dlevel = (x - x0) / level, with latents that are not scaled (Karras et al. 2022)."""
     x, m, z, _ = symbols()
-    for node, to in nodes.walk():
-        level, up, x0 = _churned(nodes, node, x, m, z)
+    for node, to in grid.walk():
+        level, up, x0 = _churned(grid, node, x, m, z)
         yield node, [to.alpha * x0 + to.sigma / level * (up - x0)]
 
 
-def heun(nodes: Grid) -> Iterator[Row]:
+def heun(grid: Grid) -> Iterator[Row]:
     """Karras et al. 2022, algorithm 1: Euler's step, then the mean of both slopes; the last step is Euler's."""
     x, slope, m, z, x0 = symbols(1)
-    for node, to in nodes.walk():
-        level, up, seen = _churned(nodes, node, x, m, z)
-        seen = seen if nodes.config["s_churn"] else x0  # x0 may be clipped
+    for node, to in grid.walk():
+        level, up, seen = _churned(grid, node, x, m, z)
+        seen = seen if grid.config["s_churn"] else x0  # x0 may be clipped
         first, change = (up - seen) / level, to.level - level
         yield node, [to.alpha * (up + change * first), first]
         if to.sigma:
             yield to, [x + to.alpha * change * (noise_in(x, x0, to) - slope) / 2, 0 * x]
 
 
-def dpm2(nodes: Grid) -> Iterator[Row]:
+def dpm2(grid: Grid) -> Iterator[Row]:
     """DPM-Solver-2 as in k-diffusion: the slope at the geometric middle; with eta = 1 ancestral."""
     x, start, _, z, x0 = symbols(1)
-    for node, to in nodes.walk():
-        n = nodes.config["eta"] * _fresh(node, to)
+    for node, to in grid.walk():
+        n = grid.config["eta"] * _fresh(node, to)
         down = math.sqrt(max(0.0, to.sigma**2 - n**2)) / to.alpha
         eps = noise_in(x, x0, node)
         if not to.sigma:
             yield node, [to.alpha * (x / node.alpha + (down - node.level) * eps), 0 * x]
             continue
-        middle = nodes.between(math.sqrt(node.level * down))
+        middle = grid.between(math.sqrt(node.level * down))
         yield node, [middle.alpha * (x / node.alpha + (middle.level - node.level) * eps), x / node.alpha]
         yield middle, [to.alpha * (start + (down - node.level) * noise_in(x, x0, middle)) + n * z, 0 * x]
 
 
-def dpm_sde(nodes: Grid) -> Iterator[Row]:
+def dpm_sde(grid: Grid) -> Iterator[Row]:
     """DPM-Solver++ for the SDE, singlestep (k-diffusion, `sample_dpmpp_sde`), on one Brownian motion a step."""
     x, start, wiener, _, z, x0 = symbols(2)
 
@@ -150,11 +150,11 @@ def dpm_sde(nodes: Grid) -> Iterator[Row]:
         down = math.sqrt(to.level**2 - n**2)
         return down / frm.level * base + (1 - down / frm.level) * x0 + n * noise
 
-    for node, to in nodes.walk():
+    for node, to in grid.walk():
         if not to.sigma:
             yield node, [to.alpha * x0, 0 * x, 0 * x]
             continue
-        middle = nodes.between(math.sqrt(node.level * to.level))
+        middle = grid.between(math.sqrt(node.level * to.level))
         yield node, [middle.alpha * toward(node, x / node.alpha, middle, z), x / node.alpha, z]
         share = (node.level - middle.level) / (node.level - to.level)  # of the motion's variance
         motion = math.sqrt(share) * wiener + math.sqrt(1 - share) * z
@@ -179,90 +179,90 @@ def weighted(weights: Sequence[float], values: Sequence[Floats]) -> Floats:
     return out
 
 
-def lms(nodes: Grid) -> Iterator[Row]:
+def lms(grid: Grid) -> Iterator[Row]:
     """Linear multistep: the polynomial through the last four slopes, integrated (k-diffusion, `sample_lms`)."""
     x, *saved, _, _, x0 = symbols(3)
     points, weights = np.polynomial.legendre.leggauss(4)  # exact for these cubics
-    for i, (node, to) in enumerate(nodes.walk(), nodes.begin):
+    for i, (node, to) in enumerate(grid.walk(), grid.begin):
         # diffusers counts the order from the whole grid, also where img2img has not seen the slopes before.
-        past = [nodes.steps[i - k][0].level for k in range(min(i + 1, 4))]
+        past = [grid.steps[i - k][0].level for k in range(min(i + 1, 4))]
         half = (to.level - node.level) / 2
         at = node.level + half * (1 + points)
         lagrange = [
             half * weights @ np.prod([at**0, *((at - q) / (p - q) for q in past if q != p)], axis=0) for p in past
         ]
         slopes = [noise_in(x, x0, node), *saved]
-        yield node, [to.alpha * (x / node.alpha + weighted(lagrange, slopes[: i - nodes.begin + 1])), *slopes[:3]]
+        yield node, [to.alpha * (x / node.alpha + weighted(lagrange, slopes[: i - grid.begin + 1])), *slopes[:3]]
 
 
-def ipndm(nodes: Grid) -> Iterator[Row]:
+def ipndm(grid: Grid) -> Iterator[Row]:
     """Improved PNDM: Adams-Bashforth on eps (Liu et al. 2022; Zhang & Chen 2022, appendix)."""
     x, *saved, m, _, _ = symbols(3)
-    for i, (node, to) in enumerate(nodes.walk()):
+    for i, (node, to) in enumerate(grid.walk()):
         slopes = [node.sigma * x + node.alpha * m, *saved]
         eps = _adams(slopes[: i + 1])
         yield node, [to.alpha * (x - node.sigma * eps) / max(node.alpha, 1e-8) + to.sigma * eps, *slopes[:3]]
 
 
-def _leap(nodes: Grid, frm: float, to: float, x: Floats, m: Floats) -> Floats:
+def _leap(grid: Grid, frm: float, to: float, x: Floats, m: Floats) -> Floats:
     """DDIM's step between two training timesteps, as PNDM takes it."""
-    here, there = nodes.at(frm), nodes.at(to)
-    eps = raw_eps(nodes, here, x, m)
+    here, there = grid.at(frm), grid.at(to)
+    eps = raw_eps(grid, here, x, m)
     return there.alpha / here.alpha * (x - here.sigma * eps) + there.sigma * eps
 
 
-def pndm(nodes: Grid) -> Iterator[Row]:
+def pndm(grid: Grid) -> Iterator[Row]:
     """Liu et al. 2022, algorithm 2: three Runge-Kutta steps or, with `skip_prk_steps`, one of Heun (PLMS), then
     Adams-Bashforth on m. img2img cuts the list of rows, as diffusers does.
     """
-    c, times = nodes.config, [node.t for node, _ in nodes.steps]
+    c, times = grid.config, [node.t for node, _ in grid.steps]
     stride = c["num_train_timesteps"] // len(times)
     if c["skip_prk_steps"]:
-        yield from _plms(nodes, (times[:1] + times[1:2] * 2 + times[2:])[nodes.begin :], stride)
+        yield from _plms(grid, (times[:1] + times[1:2] * 2 + times[2:])[grid.begin :], stride)
         return
     if len(times) < 4:
         raise LdmrtError("scheduler", "too few steps for Runge-Kutta", expected="4 steps, or skip_prk_steps true")
     x, start, total, *saved, m, _, _ = symbols(5)
     halves = [t + offset for t in times[:4] for offset in (stride // 2, 0)][1:]
-    grid = [t for t in halves for _ in range(2)][1:-1] + times[3:]
-    for i, t in enumerate(grid[nodes.begin :]):
+    timesteps = [t for t in halves for _ in range(2)][1:-1] + times[3:]
+    for i, t in enumerate(timesteps[grid.begin :]):
         if i >= 12:
-            yield nodes.at(t), [_leap(nodes, t, t - stride, x, _adams([m, *saved])), x, x, m, *saved[:2]]
+            yield grid.at(t), [_leap(grid, t, t - stride, x, _adams([m, *saved])), x, x, m, *saved[:2]]
             continue
         stage, to = i % 4, t if i % 2 else t - stride // 2
         base = start if stage else x
         mean = (total if stage else 0) + m / (6, 3, 3, 6)[stage]
         slopes = saved if stage else [m, *saved[:2]]
-        yield nodes.at(t), [_leap(nodes, times[i // 4], to, base, mean if stage == 3 else m), base, mean, *slopes]
+        yield grid.at(t), [_leap(grid, times[i // 4], to, base, mean if stage == 3 else m), base, mean, *slopes]
 
 
-def _plms(nodes: Grid, grid: list[float], stride: int) -> Iterator[Row]:
+def _plms(grid: Grid, timesteps: list[float], stride: int) -> Iterator[Row]:
     x, *saved, m, _, _ = symbols(3)
-    for i, t in enumerate(grid):
+    for i, t in enumerate(timesteps):
         if i == 1:  # Heun's second half: back from t + stride, where the last saved latents were put by
-            yield nodes.at(t), [_leap(nodes, t + stride, t, saved[2], (m + saved[0]) / 2), *saved]
+            yield grid.at(t), [_leap(grid, t + stride, t, saved[2], (m + saved[0]) / 2), *saved]
             continue
         slopes = [m, *saved[: i - 1]] if i else [m]
         kept = [m, saved[0], saved[1]] if i else [m, saved[1], x]
-        yield nodes.at(t), [_leap(nodes, t, t - stride, x, _adams(slopes)), *kept]
+        yield grid.at(t), [_leap(grid, t, t - stride, x, _adams(slopes)), *kept]
 
 
-def lcm(nodes: Grid) -> Iterator[Row]:
+def lcm(grid: Grid) -> Iterator[Row]:
     """Latent consistency models (Luo et al. 2023, arXiv:2310.04378, algorithm 3)."""
     x, _, z, x0 = symbols()
-    for i, (node, to) in enumerate(nodes.walk(), nodes.begin):
-        t = node.t * nodes.config["timestep_scaling"]
+    for i, (node, to) in enumerate(grid.walk(), grid.begin):
+        t = node.t * grid.config["timestep_scaling"]
         skip, out = 0.25 / (t**2 + 0.25), t / math.sqrt(t**2 + 0.25)
         clean = out * x0 + skip * x
-        yield node, [clean if i == len(nodes) - 1 else to.alpha * clean + to.sigma * z]
+        yield node, [clean if i == len(grid) - 1 else to.alpha * clean + to.sigma * z]
 
 
-def tcd(nodes: Grid) -> Iterator[Row]:
+def tcd(grid: Grid) -> Iterator[Row]:
     """Trajectory consistency distillation (Zheng et al. 2024, arXiv:2402.19159, algorithm 4), eta its gamma."""
     x, m, z, _ = symbols()
-    for node, to in nodes.walk():
-        middle = nodes.at(float(np.floor(np.float32(1 - nodes.config["eta"]) * np.float32(to.t))))
-        x0 = read(nodes.config, node, x, m)
+    for node, to in grid.walk():
+        middle = grid.at(float(np.floor(np.float32(1 - grid.config["eta"]) * np.float32(to.t))))
+        x0 = read(grid.config, node, x, m)
         there = middle.alpha * x0 + middle.sigma * noise_in(x, x0, node)
         kept = to.alpha / middle.alpha
         yield node, [kept * there + math.sqrt(max(0.0, 1 - kept**2)) * z]

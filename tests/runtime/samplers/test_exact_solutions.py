@@ -65,15 +65,15 @@ KNOWING = [
 
 def along(plan: Plan, name: str, config: dict[str, Any]) -> list[tuple[float, float]]:
     """(alpha, sigma) of the latents after every row: of the next row, then of the end."""
-    nodes = [*zip(plan.alpha[1:].tolist(), plan.sigma[1:].tolist(), strict=True)]
+    grid = [*zip(plan.alpha[1:].tolist(), plan.sigma[1:].tolist(), strict=True)]
     least = math.sqrt(0.00085)
     if name in ("dpm_2m", "dpm_3m", "deis", "tcd"):  # end at the least noise of training
         level = least / math.sqrt(1 - least**2)
         if "use_flow_sigmas" in config:
             least = plan.sigma[-1] if name == "deis" else level
-            return [*nodes, (1 - least, least)]
-        return [*nodes, (math.sqrt(1 - least**2), least)]
-    return [*nodes, (1.0, 0.0)]
+            return [*grid, (1 - least, least)]
+        return [*grid, (math.sqrt(1 - least**2), least)]
+    return [*grid, (1.0, 0.0)]
 
 
 @pytest.mark.parametrize(("name", "prediction", "strength", "eta"), KNOWING)

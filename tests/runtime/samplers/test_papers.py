@@ -18,7 +18,7 @@ from ...support.plans import CONFIG, Array, normal64, plan, tanh
 Network = Callable[[Array, float], Array]
 
 
-def nodes(made: Plan) -> tuple[Array, Array]:
+def grid(made: Plan) -> tuple[Array, Array]:
     """alpha and sigma, the clean end with them."""
     return np.append(made.alpha, 1.0), np.append(made.sigma, 0.0)
 
@@ -27,7 +27,7 @@ def nodes(made: Plan) -> tuple[Array, Array]:
 def test_ddim_is_equation_12(eta: float) -> None:
     made = plan_from_config({**CONFIG, "set_alpha_to_one": True}, 8, name="ddim", eta=eta)
     x = normal64(0)
-    abar = nodes(made)[0] ** 2
+    abar = grid(made)[0] ** 2
     for i, state in enumerate(steps(made, x, tanh, normal64)):
         a, b, eps = abar[i], abar[i + 1], tanh(x, made.t[i])
         drawn = eta * math.sqrt((1 - b) / (1 - a)) * math.sqrt(1 - a / b)
@@ -43,7 +43,7 @@ def test_ddpm_is_equation_7(kind: str) -> None:
     variance = np.abs(normal64(2)) if kind == "learned" else np.clip(normal64(2), -1, 1)
     out = np.concatenate([says, variance], axis=1) if made.learned else says
     assert made.learned == (kind if "learned" in kind else "")
-    abar = nodes(made)[0] ** 2
+    abar = grid(made)[0] ** 2
     for i, state in enumerate(steps(made, x, lambda x, t: out, normal64)):
         a, b = abar[i], abar[i + 1]
         beta = 1 - a / b
@@ -64,7 +64,7 @@ def test_ddpm_is_equation_7(kind: str) -> None:
 def test_dpmpp_2m_is_algorithm_2() -> None:
     """Lu et al. 2022, arXiv:2211.01095: r is the last step by this one; the last of few steps is of first order."""
     made, x = plan("dpmpp_2m", 20), normal64(0)
-    alpha, sigma = nodes(made)
+    alpha, sigma = grid(made)
     with np.errstate(divide="ignore"):
         lam = np.log(alpha / sigma)
     last = None

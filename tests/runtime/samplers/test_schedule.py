@@ -200,15 +200,15 @@ def test_edm_and_sine_grids_run_between_their_ends() -> None:
         for node, _ in steps:
             assert node.t == pytest.approx(math.log(node.level) / 4, rel=1e-12)
             assert node.alpha == pytest.approx(1 / math.hypot(node.level, 0.5), rel=4 * ROUNDING)
-    nodes = sine_grid(config("IPNDMScheduler"), 10).steps
-    assert (nodes[0][0].t, nodes[0][0].sigma, nodes[-1][1].sigma) == (1.0, 1.0, 0.0)
+    grid = sine_grid(config("IPNDMScheduler"), 10).steps
+    assert (grid[0][0].t, grid[0][0].sigma, grid[-1][1].sigma) == (1.0, 1.0, 0.0)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_each_node_leads_to_the_next_but_for_ddims_stride(name: str) -> None:
     scheduler = SCHEDULERS[name]
     c = {**resolve(dict(scheduler.asks), scheduler.class_name), **scheduler.fixed}
-    steps = scheduler.nodes(c, 7).steps
+    steps = scheduler.grid(c, 7).steps
     assert len(steps) == 7
     for (node, to), (after, _) in pairwise(steps):
         assert (node.t, node.alpha, node.sigma) > (to.t, 0, to.sigma)
@@ -244,8 +244,8 @@ def test_timesteps_that_are_handed_in_are_those_counted(name: str) -> None:
 def test_levels_that_are_handed_in_are_those_counted(name: str) -> None:
     scheduler = SCHEDULERS[name]
     c = {**resolve(dict(STABLE_DIFFUSION), scheduler.class_name), **scheduler.fixed}
-    nodes = scheduler.nodes(c, 8)
-    handed = plan_from_config(STABLE_DIFFUSION, 1, name=name, sigmas=[*(node.level for node, _ in nodes.steps), 0.0])
+    grid = scheduler.grid(c, 8)
+    handed = plan_from_config(STABLE_DIFFUSION, 1, name=name, sigmas=[*(node.level for node, _ in grid.steps), 0.0])
     counted = plan_from_config(STABLE_DIFFUSION, 8, name=name)
     assert handed.rows == counted.rows
     # The times are found from the levels, in float32's logarithms: to a few thousandths of a timestep near t = 0.
@@ -267,6 +267,6 @@ def test_grid_descends_or_is_refused(name: str, spacing: str) -> None:
         assert np.isfinite(made.table).all()
         scheduler = SCHEDULERS[name]
         c = {**resolve({**asked, **scheduler.asks}, scheduler.class_name), **scheduler.fixed}
-        t = np.array([node.t for node, _ in scheduler.nodes(c, steps).steps])
+        t = np.array([node.t for node, _ in scheduler.grid(c, steps).steps])
         assert (np.diff(t) < 0).all() if steps <= 50 else (np.diff(t) <= 0).all()  # diffusers rounds, too
         assert len(t) == 1 or t[0] > t[-1]

@@ -1,7 +1,8 @@
 """Every scheduler of the table against diffusers' class of the same name, over what a config may say (sweep.py).
 
-diffusers is computed in float64 (exact.py), so that a difference is one of formulas and not of roundings. A new line of
-`SCHEDULERS` and a new key of `KEYS` are swept without a word here; a key without values in the sweep fails a test.
+diffusers is computed in float64 (exact_diffusers.py), so that a difference is one of formulas and not of roundings. A
+new line of `SCHEDULERS` and a new key of `KEYS` are swept without a word here; a key without values in the sweep fails
+a test.
 """
 
 from collections.abc import Iterable, Sequence
