@@ -42,7 +42,7 @@ def in_8_bits(what: str, name: str, image: Any) -> Any:
     if isinstance(image, np.ndarray):
         levels = scaled(what, name, image)
         return Image.fromarray(levels[..., 0] if levels.ndim == 3 and levels.shape[2] == 1 else levels)
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+    if image.mode in ("I", "F") or image.mode.startswith("I;") or _has_signed_bytes(image):
         return _grey(what, name, image)
     if image.mode == "La":
         return image.convert("LA")
@@ -100,8 +100,13 @@ def _white(what: str, name: str, values: NDArray[Any]) -> float:
     return next((white for white in WHITE[kind] if high <= white < most), float(most))
 
 
+def _has_signed_bytes(image: Any) -> bool:
+    """Whether an image is a TIFF of bytes with a sign, which Pillow reads as if they had none."""
+    return image.mode == "L" and SIGNED in getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, ())
+
+
 def _grey(what: str, name: str, image: Any) -> Any:
-    """A grey image of more than 8 bits."""
+    """A grey image of more than 8 bits, or of 8 with a sign."""
     from PIL import Image
 
     values, tags = np.asarray(image), getattr(image, "tag_v2", {})
@@ -110,6 +115,8 @@ def _grey(what: str, name: str, image: Any) -> Any:
         values = values.astype(np.uint16)
     elif image.mode == "I" and bits in (16, 32):  # Pillow reads every integer as one of 32 bits with a sign
         values = values.astype(f"{'i' if SIGNED in tags.get(SAMPLE_FORMAT, ()) else 'u'}{bits // 8}")
+    elif image.mode == "L":
+        values = values.view(np.int8)
     elif image.mode.startswith("I;") and bits == 12:
         white = 4095.0
     levels = Image.fromarray(scaled(what, name, values, white))

@@ -37,6 +37,11 @@ def open_data(
         if (count := len(own)) < batch:
             console.print(f"{count} images for batches of {batch}: some come more than once", highlight=False)
         return own
+    if not os.path.lexists(folder / "sprites.jsonl"):
+        expected = f"{METADATA}, for images of one's own, or sprites.jsonl"
+        raise LdmrtError(
+            "data", f"nothing to train on in {folder}", expected=expected, hint=f"ldmrt data emoji {folder}"
+        )
     data = Emoji.open(folder, styles=styles, groups=groups, layouts=layouts)
     if size != SIZE:
         raise LdmrtError("data", "emoji have one size", expected=f"--size {SIZE}", found=size)

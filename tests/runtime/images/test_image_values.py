@@ -110,6 +110,14 @@ def test_a_dark_image_of_16_bits_stays_dark(tmp_path: Path) -> None:
         assert pixels(image).max() == 1  # 251 of 65535
 
 
+def test_bytes_with_a_sign_are_scaled_from_their_own_range(tmp_path: Path) -> None:
+    half = GREY // 2  # 0 to 125 of 127
+    expected = np.rint(half * (255 / 127)).astype(np.uint8)
+    np.testing.assert_array_equal(pixels(tiff(tmp_path / "a.tif", half.astype(np.int8))), expected)
+    with pytest.raises(LdmrtError, match="expected no negative numbers; found -128 to 127"):
+        read("image", tiff(tmp_path / "b.tif", GREY.astype(np.int8)))
+
+
 @pytest.mark.parametrize("channels", [3, 4])
 def test_colors_of_16_bits(channels: int, tmp_path: Path) -> None:
     np.testing.assert_array_equal(pixels(color16(tmp_path / "a.png", channels))[..., :3], COLOR)
