@@ -12,8 +12,8 @@ SHORTEST = 2  # characters of a name's beginning that are enough
 def nearest(word: object, names: Iterable[str]) -> str | None:
     """Return the name that was most likely meant by `word`, or None.
 
-    Case, spaces and punctuation make no difference, and "DPM++" is "dpmpp"; the beginning of a name is enough, and so is
-    a part of it between underscores or dashes, or an abbreviation of three letters, such as "ort" for "onnxruntime".
+    Case, spaces and punctuation make no difference, and "DPM++" is "dpmpp". The beginning of a name is enough, and so
+    is a part of it between underscores or dashes, or an abbreviation of three letters: "ort" is "onnxruntime".
     """
     known = list(dict.fromkeys(names))
     keys = {_plain(name): name for name in reversed(known)}
