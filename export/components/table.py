@@ -45,7 +45,7 @@ class Component:
         """Return the reference engine."""
         return TorchEngine(self.name, self.module, self.inputs, self.outputs)
 
-    def wide(self) -> "Component":
+    def in_float32(self) -> "Component":
         """Return the component as one that takes and gives float32."""
         inputs, outputs = (
             tuple(one if one.dtype == "int64" else replace(one, dtype="float32") for one in side)
@@ -98,7 +98,7 @@ def _for_numpy(row: Component) -> Component:
         return row
     row.module.register_forward_pre_hook(take, with_kwargs=True)
     row.module.register_forward_hook(lambda _, __, out: tuple(one.float() for one in out))
-    return row.wide()
+    return row.in_float32()
 
 
 def _text_encoders(c: Checkpoint) -> Iterator[Component]:

@@ -20,12 +20,16 @@ PRODUCTS = {"MatMul", "Gemm", "Einsum", "Attention"}
 def check_arithmetic(bundle: Bundle, recipes: Sequence[Recipe]) -> None:
     """Raise an `LdmrtError` for the first engine that cannot be built for its GPU."""
     for recipe in recipes:
-        if recipe.backend == "tensorrt-rtx" and recipe.target == TURING and (what := lacking(bundle, recipe.component)):
+        if (
+            recipe.backend == "tensorrt-rtx"
+            and recipe.target == TURING
+            and (what := unsupported_arithmetic(bundle, recipe.component))
+        ):
             problem = f"{BACKENDS[recipe.backend]} cannot build it for {TURING}, which has no {what}"
             raise LdmrtError(recipe.component, problem, found=recipe.precision, hint=_hint(bundle, recipe))
 
 
-def lacking(bundle: Bundle, graph: str) -> str:
+def unsupported_arithmetic(bundle: Bundle, graph: str) -> str:
     """Return what Turing lacks for a graph; empty where it has all."""
     import onnx
 

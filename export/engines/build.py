@@ -21,7 +21,7 @@ from .compiler import REFIT, Compiled, Watch, compile_engine
 from .refit import DIGEST, weights_sha256
 
 Compiler = Callable[[Path, Recipe, Watch], Compiled]
-TOLD_EVERY = 0.1  # seconds between two words about one engine
+REPORT_EVERY = 0.1  # seconds between two words about one engine
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _watched(run: Callable[[Watch], Compiled], recipe: Recipe) -> Generator[Step
 
     def watch(phase: str, done: float) -> bool:
         now = time.monotonic()
-        if now - told[0] >= TOLD_EVERY:
+        if now - told[0] >= REPORT_EVERY:
             told[0] = now
             said.put(Step(recipe, phase, done))
         return not stop.is_set()

@@ -61,7 +61,7 @@ def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0, side: int | No
     heard = {name: RecordingEngine(part, wanted(part, rows)) for name, part in parts.items()}
     pipeline = replace(plain, engines=LazyEngines.of(heard))
     given = needed(parts, checkpoint, side)
-    walk = _draw(pipeline, options, given)
+    trajectory = _draw(pipeline, options, given)
     texts = [prompt, *TEXTS]
     with warnings.catch_warnings():  # of texts that are too long
         warnings.simplefilter("ignore", LdmrtWarning)
@@ -70,10 +70,10 @@ def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0, side: int | No
     for name, part in parts.items():
         engine = heard[name]
         if name == "vae_encoder" and not engine.cases:
-            engine(sample=walk.images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1)
+            engine(sample=trajectory.images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1)
         cases += engine.cases
         cases += corners(part, side, checkpoint.vae.config.factor)
-    return Recording(tuple(cases), walk, plain.shape.scaling_factor)
+    return Recording(tuple(cases), trajectory, plain.shape.scaling_factor)
 
 
 def corners(part: Component, side: int, factor: int) -> list[Case]:

@@ -56,7 +56,7 @@ def measure(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, Measure
     """Draw two images in float32, whatever the weights are stored in, and ask each of these components something at
     random too.
     """
-    every = {name: part.wide() for name, part in rows(checkpoint).items()}
+    every = {name: part.in_float32() for name, part in rows(checkpoint).items()}
     heard = {name: RecordingEngine(part, wanted(part, STEPS)) for name, part in every.items()}
     measured: dict[str, Measured] = {}
     with contextlib.ExitStack() as stack:

@@ -22,7 +22,7 @@ from ldmrt.runtime.parity.metrics import tensor_error
 from .casting import Regions, computing, modules_of
 from .islands import Measured, outermost
 
-WIDE = torch.float32
+ACCURATE = torch.float32
 MARGIN = 2.0  # another prompt or image may err by twice as much as what was measured
 SHARP = 0.25  # of the tolerance: what errs by more is looked into, to raise only the part of it that does
 LEAST = 0.01  # of the tolerance: a hundred modules of which each errs by less make a tenth of it, signs being random
@@ -49,7 +49,7 @@ def raise_until_accurate(
     part, narrow = measured.part, PRECISIONS[precision]
 
     def lowered(found: Mapping[str, str]) -> Regions:
-        return [("", narrow), *((path, WIDE) for path in found)]
+        return [("", narrow), *((path, ACCURATE) for path in found)]
 
     raised = dict(islands)
     each = [error(part, [case], lowered(raised)) for case in measured.cases]
@@ -124,10 +124,10 @@ class _Search:
 
     def alone(self, path: str) -> float:
         """The error where only this module is narrow, but for the islands in it."""
-        kept = [(one, WIDE) for one in self.islands if inside(one, path)]
-        return error(self.measured.part, [self.case], [("", WIDE), (path, self.narrow), *kept])
+        kept = [(one, ACCURATE) for one in self.islands if inside(one, path)]
+        return error(self.measured.part, [self.case], [("", ACCURATE), (path, self.narrow), *kept])
 
     def gain(self, path: str, alone: float) -> float:
         """Return the part of this error that goes away where only what the module takes and gives is narrow."""
-        left = error(self.measured.part, [self.case], [("", WIDE), (path, self.narrow), (path, WIDE)])
+        left = error(self.measured.part, [self.case], [("", ACCURATE), (path, self.narrow), (path, ACCURATE)])
         return 0.0 if math.isinf(left) else alone - left

@@ -12,7 +12,7 @@ from ldmrt.runtime.files.reading import decode_json, read_bytes
 METADATA = "metadata.jsonl"
 LARGEST = 1 << 29  # bytes of a metadata.jsonl: some millions of captions
 LISTED = 20  # problems that an error names before it only counts them
-FOUND = 200  # characters of an invalid value that an error shows
+LONGEST = 200  # characters of an invalid value that an error shows
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _row(number: int, line: str) -> Row:
     except json.JSONDecodeError as error:
         raise _Invalid(f"not JSON ({error.msg} at character {error.colno})") from None
     except ValueError as error:  # a number of thousands of digits, thousands of brackets
-        raise _Invalid(f"not JSON ({str(error)[:FOUND]})") from None
+        raise _Invalid(f"not JSON ({str(error)[:LONGEST]})") from None
     if not isinstance(row, dict):
         raise _Invalid(f"expected an object with file_name and text, found {_shown(row)}")
     name = _text(row, "file_name")
@@ -133,4 +133,4 @@ def _wrong_place(root: Path, name: str) -> str | None:
 
 def _shown(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False).encode(errors="replace").decode()
-    return text if len(text) <= FOUND else f"{text[:FOUND]}..."
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.files.file_cache import Stamped
+from ldmrt.runtime.files.file_cache import HashCache
 from ldmrt.runtime.files.reading import read_bytes, read_json
 from ldmrt.runtime.files.recognise import expect_bundle
 from ldmrt.runtime.files.swap import recover
@@ -49,7 +49,7 @@ class Bundle:
             manifest = read_json("bundle", path / MANIFEST)
             check_manifest(manifest)
             if check:
-                check_files(path, manifest["files"], Stamped(path) if stamped else None)
+                check_files(path, manifest["files"], HashCache(path) if stamped else None)
         contents = Contents(path, manifest["files"] if manifest else None)
         opened = cls(path, manifest, contents.json("scheduler/scheduler_config.json"), _shape(contents))
         names = opened.components
@@ -98,7 +98,7 @@ class Bundle:
         return Recording.load(self.contents.file(stored["reference"], "certificate"))
 
     @property
-    def doubts(self) -> list[str]:
+    def certificate_issues(self) -> list[str]:
         """List why its images may not be those of the checkpoint."""
         made = self.certificate
         if made is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.files.file_cache import Stamped
+from ldmrt.runtime.files.file_cache import HashCache
 from ldmrt.runtime.files.reading import sha256
 
 from .contents import AGAIN, Contents, is_inside, is_name
@@ -132,7 +132,7 @@ def _check_reference(certificate: object, files: Mapping[str, Any]) -> None:
         raise LdmrtError("bundle", problem, expected=expected, hint="export again")
 
 
-def check_files(path: Path, files: Mapping[str, Mapping[str, Any]], stamps: Stamped | None = None) -> None:
+def check_files(path: Path, files: Mapping[str, Mapping[str, Any]], stamps: HashCache | None = None) -> None:
     """Compare files with their recorded size and SHA-256; the first that differs is an `LdmrtError`."""
     contents = Contents(path, files)
     for name, entry in files.items():

@@ -19,8 +19,8 @@ class ModelInfo:
     factor: int  # pixels a latent, along one side
     scaling_factor: float  # the U-Net sees the autoencoder's latents times this
     size: int  # the longer side, in pixels, of the images that the model was trained on
-    zeros: bool = False  # no negative prompt means no words at all, not the words "" (SDXL)
-    scored: bool = False  # time_ids end with an aesthetic score (SDXL's refiner)
+    zero_empty_prompt: bool = False  # no negative prompt means no words at all, not the words "" (SDXL)
+    aesthetic_score: bool = False  # time_ids end with an aesthetic score (SDXL's refiner)
     sides: tuple[int, int] | None = None  # height and width in pixels, where they are not both `size`
     consistency: bool = False  # a latent consistency model's own pipeline, whose strength shortens the grid
 
@@ -39,8 +39,8 @@ class ModelInfo:
             scaling_factor=_positive(file, "scaling_factor", vae.get("scaling_factor"), 0.18215),
             size=max(sides) * factor,
             sides=None if sides[0] == sides[1] else (sides[0] * factor, sides[1] * factor),
-            zeros=_truth("force_zeros_for_empty_prompt", index.get("force_zeros_for_empty_prompt")),
-            scored=_truth("requires_aesthetics_score", index.get("requires_aesthetics_score")),
+            zero_empty_prompt=_truth("force_zeros_for_empty_prompt", index.get("force_zeros_for_empty_prompt")),
+            aesthetic_score=_truth("requires_aesthetics_score", index.get("requires_aesthetics_score")),
             consistency="LatentConsistencyModel" in str(index.get("_class_name")),
         )
 

@@ -67,16 +67,16 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Recording:
-    """Calls of each component, and a walk."""
+    """Calls of each component, and a trajectory."""
 
     cases: tuple[Case, ...]
-    walk: Trajectory
+    trajectory: Trajectory
     scaling_factor: float
 
     @property
     def small(self) -> "Recording":
-        """Without what the walk shows too, U-Net, controls, decoder, layers of text encoders; and real inputs alone.
-        About a megabyte at 256 pixels.
+        """Return it without what the trajectory shows too (U-Net, controls, decoder, layers of text encoders), and with
+        real inputs alone: about a megabyte at 256 pixels.
         """
         kept = [one for one in self.cases if one.component.startswith(("tokenizer", "text_encoder", "vae_encoder"))]
         kept = [one for one in kept if not one.name.startswith("batch")]
@@ -86,10 +86,10 @@ class Recording:
     def to_bytes(self) -> bytes:
         """Return the recording as a NumPy archive."""
         table = [[one.component, one.name, list(one.inputs), list(one.outputs)] for one in self.cases]
-        walk = self.walk
-        about: dict[str, Any] = {"cases": table, "options": walk.options, "given": list(walk.given)}
+        trajectory = self.trajectory
+        about: dict[str, Any] = {"cases": table, "options": trajectory.options, "given": list(trajectory.given)}
         about["scaling_factor"] = self.scaling_factor
-        arrays: Arrays = {"about": np.array(json.dumps(about)), **walk.arrays}
+        arrays: Arrays = {"about": np.array(json.dumps(about)), **trajectory.arrays}
         for i, one in enumerate(self.cases):
             for side in (one.inputs, one.outputs):
                 arrays |= {f"{i}.{name}": array for name, array in side.items()}
@@ -113,8 +113,8 @@ class Recording:
                 for i, (component, name, inputs, outputs) in enumerate(about["cases"])
             ]
             given = {name: arrays[name] for name in about["given"]}
-            walk = Trajectory(about["options"], given, *(arrays[name] for name in WALK))
-            read = cls(tuple(cases), walk, about["scaling_factor"])
+            trajectory = Trajectory(about["options"], given, *(arrays[name] for name in WALK))
+            read = cls(tuple(cases), trajectory, about["scaling_factor"])
             check_recording(read)
         except (OSError, ValueError, KeyError, TypeError, LdmrtError) as error:
             problem, hint = (
@@ -122,7 +122,7 @@ class Recording:
                 "ldmrt verify BUNDLE --against CHECKPOINT --store",
             )
             raise LdmrtError("certificate", problem, found=first_line(error), hint=hint) from None
-        if not read.cases or not len(walk.said):
+        if not read.cases or not len(trajectory.said):
             problem = f"the stored reference {path} has no {'rows' if read.cases else 'cases'}: it proves nothing"
             raise LdmrtError("certificate", problem, hint=STORE)
         return read
@@ -130,7 +130,7 @@ class Recording:
 
 def check_recording(reference: Recording) -> None:
     """Refuse what `record` never makes: ValueError says what is wrong."""
-    walk = reference.walk
+    trajectory = reference.trajectory
     for case in reference.cases:
         if not (isinstance(case.component, str) and isinstance(case.name, str)):
             raise ValueError("a case has no name")
@@ -143,20 +143,20 @@ def check_recording(reference: Recording) -> None:
             str(text).encode()  # ValueError: no text
         if any(array.dtype.kind == "U" for array in (*case.inputs.values(), *case.outputs.values())) is not reads:
             raise ValueError(f"the case {case.component}, {case.name} has another dtype")
-    _expect("t", walk.t, np.float64, (len(walk.said),))
-    _expect("x", walk.x, np.float32, (len(walk.said) + 1, *walk.said.shape[1:]))
-    _expect("said", walk.said, np.float32, walk.said.shape)
-    options = walk.options
+    _expect("t", trajectory.t, np.float64, (len(trajectory.said),))
+    _expect("x", trajectory.x, np.float32, (len(trajectory.said) + 1, *trajectory.said.shape[1:]))
+    _expect("said", trajectory.said, np.float32, trajectory.said.shape)
+    options = trajectory.options
     if not isinstance(options, dict) or not options.keys() <= PLAIN.keys():
         raise ValueError("the request is not one that is recorded")
     for name, kind in PLAIN.items():
         if type(options.get(name)) not in kind:
             raise ValueError(f"the request's {name} is {options.get(name)!r:.100}")
-    if not 0 < options["steps"] <= STEPS or walk.said.ndim != 5:
-        raise ValueError(f"{options['steps']} steps in {walk.said.ndim} axes")
+    if not 0 < options["steps"] <= STEPS or trajectory.said.ndim != 5:
+        raise ValueError(f"{options['steps']} steps in {trajectory.said.ndim} axes")
     sides = (options["height"], options["width"])
-    _expect("images", walk.images, np.uint8, (walk.said.shape[1], *sides, 3))
-    for name, image in walk.given.items():
+    _expect("images", trajectory.images, np.uint8, (trajectory.said.shape[1], *sides, 3))
+    for name, image in trajectory.given.items():
         if not (name in ("image", "mask") or name.startswith(CONTROL)) or image.shape[:2] != sides:
             raise ValueError(f"the image {name!r:.100} does not belong to the request")
         _expect(name, image, np.uint8, (*sides, 3)[: 2 if name == "mask" else 3])

@@ -50,7 +50,7 @@ class FileCache:
             file.write(json.dumps(self._seen).encode())
 
 
-class Stamped(FileCache):
+class HashCache(FileCache):
     """SHA-256 of the files of one bundle."""
 
     def __init__(self, bundle: Path) -> None:

@@ -34,7 +34,7 @@ from ldmrt.runtime.samplers.workspace import Workspace
 from ldmrt.runtime.tensors import Engine
 
 from .metrics import image_similarity, psnr, tensor_error
-from .tolerances import PICTURE, Tolerance, tolerances
+from .tolerances import IMAGE, Tolerance, tolerances
 
 # The same float32 numbers through the same table; what an encoder adds to the start of inpainting counts too.
 STEPPED = 1e-5
@@ -126,23 +126,23 @@ def compare(
             yield Comparison(f"{name}, in parts", backend, figures)
     found, expected = np.array(pipeline.shape.scaling_factor), np.array(reference.scaling_factor)
     yield Comparison(FACTOR, backend, (tensor_error(FACTOR, backend, "config", "value", found, expected, 0.0),))
-    walk = reference.walk
+    trajectory = reference.trajectory
     if DECODER_FP32 in pipeline.engines:  # the reference's last latents: the only check of it without PyTorch
-        spare = partial(decode, {DECODER: pipeline.engines[DECODER_FP32]}, pipeline.shape, walk.x[-1], Decoding())
+        spare = partial(decode, {DECODER: pipeline.engines[DECODER_FP32]}, pipeline.shape, trajectory.x[-1], Decoding())
         yield replace(
-            compare_images(f"picture by {DECODER_FP32}", backend, walk, PICTURE["fp32"].limit, spare), images=None
+            compare_images(f"picture by {DECODER_FP32}", backend, trajectory, IMAGE["fp32"].limit, spare), images=None
         )
     try:
-        drifts, x = compare_rows(pipeline, backend, walk, limits)
+        drifts, x = compare_rows(pipeline, backend, trajectory, limits)
     except EngineNotFound as error:
-        yield _without("rows", backend, [f"row {row}" for row in range(len(walk.said))], error)
-        yield _without("picture", backend, _seeds(walk), error)
+        yield _without("rows", backend, [f"row {row}" for row in range(len(trajectory.said))], error)
+        yield _without("picture", backend, _seeds(trajectory), error)
         return
     yield Comparison("rows", backend, drifts=tuple(drifts))
-    drawn = compare_images("picture", backend, walk, limits["picture"].limit, partial(pipeline.decode, x))
+    drawn = compare_images("picture", backend, trajectory, limits["picture"].limit, partial(pipeline.decode, x))
     yield drawn
     if cut and drawn.images is not None:
-        costs = tuple(cost_of_deep_cache(pipeline, backend, walk, drawn.images))
+        costs = tuple(cost_of_deep_cache(pipeline, backend, trajectory, drawn.images))
         yield Comparison(f"deep cache {EVERY}", backend, costs=costs)
 
 
@@ -200,50 +200,52 @@ def check_parts(
 
 
 def cost_of_deep_cache(
-    pipeline: Pipeline, backend: str, walk: Trajectory, images: NDArray[np.uint8]
+    pipeline: Pipeline, backend: str, trajectory: Trajectory, images: NDArray[np.uint8]
 ) -> Iterator[ShortcutCost]:
-    """The walk with a deep cache, against its images (B, H, W, 3) by the same backend without."""
-    drawn = pipeline(**walk.asked, deep_cache=EVERY).images
-    request = Request(**walk.options)
+    """The trajectory with a deep cache, against its images (B, H, W, 3) by the same backend without."""
+    drawn = pipeline(**trajectory.asked, deep_cache=EVERY).images
+    request = Request(**trajectory.options)
     for prompt, seed, found, expected in zip(request.prompts, request.seeds, drawn, images, strict=True):
         yield ShortcutCost(backend, f"deep cache {EVERY}", prompt, seed, psnr(found, expected))
 
 
 def compare_rows(
-    pipeline: Pipeline, backend: str, walk: Trajectory, limits: Mapping[str, Tolerance]
+    pipeline: Pipeline, backend: str, trajectory: Trajectory, limits: Mapping[str, Tolerance]
 ) -> tuple[list[RowError], Latents]:
     """The rows, and the last latents of a run of its own.
 
     Guidance g multiplies what the network may be off by with at most g + |1 - g|. A sampler fed with the same numbers
     rounds as float32 does. Errors of rows add up: a run of its own may be off by row + 1 times as much.
     """
-    task = pipeline.prepare(**walk.asked)
-    limit = limits["rows"].limit * max(1.0, 2 * float(walk.options.get("guidance", 1.0)) - 1)
-    rows = len(walk.said)
-    stepped = _stepped(task, walk)
+    task = pipeline.prepare(**trajectory.asked)
+    limit = limits["rows"].limit * max(1.0, 2 * float(trajectory.options.get("guidance", 1.0)) - 1)
+    rows = len(trajectory.said)
+    stepped = _stepped(task, trajectory)
     free, x = [], task.x
     for state in task.steps():
         x = state.x
-        free.append(_relative(x, walk.x[state.row + 1]) if state.row < rows else math.inf)
+        free.append(_relative(x, trajectory.x[state.row + 1]) if state.row < rows else math.inf)
     free += [math.inf] * (rows - len(free))
     drifts = [
-        RowError(backend, row, t, _relative(task.model(walk.x[row], t), walk.said[row]), stepped[row], free[row],
-              limit, STEPPED, (row + 1) * limit)
-        for row, t in enumerate(walk.t.tolist())
+        RowError(
+            backend, row, t, _relative(task.model(trajectory.x[row], t), trajectory.said[row]), stepped[row], free[row],
+            limit, STEPPED, (row + 1) * limit,
+        )
+        for row, t in enumerate(trajectory.t.tolist())
     ]  # fmt: skip
     return drifts, x
 
 
 def compare_images(
-    what: str, backend: str, walk: Trajectory, limit: float, draw: Callable[[], NDArray[np.uint8]]
+    what: str, backend: str, trajectory: Trajectory, limit: float, draw: Callable[[], NDArray[np.uint8]]
 ) -> Comparison:  # fmt: skip
     """The likeness of each image, and the images."""
     try:
         images = draw()
     except EngineNotFound as error:
-        return _without(what, backend, _seeds(walk), error)
-    request = Request(**walk.options)
-    pairs = zip(request.prompts, request.seeds, images, walk.images, strict=True)
+        return _without(what, backend, _seeds(trajectory), error)
+    request = Request(**trajectory.options)
+    pairs = zip(request.prompts, request.seeds, images, trajectory.images, strict=True)
     return Comparison(
         what, backend, pictures=tuple(image_similarity(backend, *pair, limit) for pair in pairs), images=images
     )
@@ -255,23 +257,23 @@ def _without(what: str, backend: str, cases: Sequence[str], error: EngineNotFoun
     )
 
 
-def _seeds(walk: Trajectory) -> list[str]:
-    return [f"seed {seed}" for seed in Request(**walk.options).seeds]
+def _seeds(trajectory: Trajectory) -> list[str]:
+    return [f"seed {seed}" for seed in Request(**trajectory.options).seeds]
 
 
-def _stepped(task: DenoisingTask, walk: Trajectory) -> list[float]:
+def _stepped(task: DenoisingTask, trajectory: Trajectory) -> list[float]:
     """How far the latents after each row are off where the network's word is the reference's: of the sampler alone.
     The first row also answers for the latents before it. A plan of other rows is infinitely off.
     """
-    if len(walk.said) != task.plan.rows:
-        return [math.inf] * len(walk.said)
+    if len(trajectory.said) != task.plan.rows:
+        return [math.inf] * len(trajectory.said)
     run = Workspace(task.plan, task.x if task.init is None else task.plan.noised(task.init, task.x))
-    off = [_relative(run.x, walk.x[0])]
-    for row, said in enumerate(walk.said):
+    off = [_relative(run.x, trajectory.x[0])]
+    for row, said in enumerate(trajectory.said):
         x = run.move(row, said, task.noise(row) if task.plan.draws(row) else None)
         if task.blend is not None:
             x[...] = task.blend(row, x)
-        off.append(_relative(x, walk.x[row + 1]) + abs(float(task.plan.t[row] - walk.t[row])))
+        off.append(_relative(x, trajectory.x[row + 1]) + abs(float(task.plan.t[row] - trajectory.t[row])))
     return [max(off[:2]), *off[2:]]
 
 
@@ -285,7 +287,7 @@ def certify(
     """What was measured, with all that it was measured on, and what is not of the checkpoint."""
     rows = bundle.manifest.get("components", {})
     about = {
-        "request": reference.walk.options,
+        "request": reference.trajectory.options,
         "tolerances": {name: asdict(tolerance) for name, tolerance in tolerances(bundle).items()},
         "bundle": covered_files(bundle.manifest),
         "manifest": manifest_digest(bundle.manifest),

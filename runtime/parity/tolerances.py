@@ -19,7 +19,7 @@ COMPONENT = {  # finer ones first
     "fp16": Tolerance(1e-2, "float16 has 11 bits: an error of 5e-4 in each of many layers"),
     "bf16": Tolerance(8e-2, "bfloat16 has 8 bits: eight times float16's error"),
 }
-PICTURE = {
+IMAGE = {
     "fp32": Tolerance(60.0, "a mean error of a quarter of a grey level after 20 rows and the decoder"),
     "fp16": Tolerance(40.0, "a mean error of two and a half grey levels"),
     "bf16": Tolerance(30.0, "a mean error of eight grey levels; the shipped model's is one"),
@@ -31,4 +31,4 @@ def tolerances(bundle: Bundle) -> Mapping[str, Tolerance]:
     precisions = {name: bundle.precision(name) for name in bundle.components}
     coarsest = max(precisions.values(), key=list(COMPONENT).index)
     limits = {name: COMPONENT[precision] for name, precision in precisions.items()}
-    return limits | {"rows": COMPONENT[coarsest], "picture": PICTURE[coarsest]}
+    return limits | {"rows": COMPONENT[coarsest], "picture": IMAGE[coarsest]}

@@ -66,9 +66,9 @@ class Encoded:
 
     request: Request
     plan: Plan
-    start: InitialLatents
+    initial: InitialLatents
     guidance: Guidance
-    words: Mapping[str, NDArray[Any]]  # the U-Net's inputs that do not change from row to row
+    conditioning: Mapping[str, NDArray[Any]]  # the U-Net's inputs that do not change from row to row
     seconds: float
 
 

@@ -27,29 +27,29 @@ class StepCapacity:
     """Says how many rows, saved latents and noise draws a folded step was built for."""
 
     rows: int
-    saved: int  # latents, with the current ones
-    draws: int  # of noise: one that nobody looks at, or one a row
+    saved_latents: int  # latents, with the current ones
+    noise_draws: int  # of noise: one that nobody looks at, or one a row
 
     @classmethod
     def of(cls, plans: Sequence[Plan]) -> "StepCapacity":
-        """Return the room that plans need."""
+        """Return the capacity that plans need."""
         rows, saved = (max(plan.table.shape[axis] for plan in plans) for axis in (0, 1))
         return cls(rows, saved, rows if any(map(_drawing, plans)) else 1)
 
     @classmethod
     def read(cls, shapes: Shapes) -> "StepCapacity":
-        """Read the room from shapes: the inverse of `shapes`."""
+        """Read the capacity from shapes: the inverse of `shapes`."""
         return cls(shapes["table"][1], shapes["table"][2], shapes["noise"][1])
 
     def shapes(self, x: Shape, calls: int) -> dict[str, Shape]:
         """Return the shapes of the inputs that a sampler fills, for first latents of shape `x` (B, C, h, w)."""
         batch, *latent = x
         return {
-            "state": (batch, self.saved, *latent),
+            "state": (batch, self.saved_latents, *latent),
             "row": (batch,),
             "timesteps": (batch, self.rows),
-            "table": (batch, self.rows, self.saved, self.saved + 2),
-            "noise": (batch, self.draws, *latent),
+            "table": (batch, self.rows, self.saved_latents, self.saved_latents + 2),
+            "noise": (batch, self.noise_draws, *latent),
             "idx": (calls,),
             "weights": (batch, calls),
         }
@@ -65,7 +65,7 @@ class FusedStep:
 
     engine: BindableEngine
     guidance: Guidance
-    told: Mapping[str, NDArray[Any]] = field(repr=False)  # of the network: contexts and their like, one a call
+    conditioning: Mapping[str, NDArray[Any]] = field(repr=False)  # of the network: contexts and their like, one a call
 
     def ready(self, plan: Plan, shape: Shape) -> bool:
         """Whether the engine takes this plan and first latents of this shape; else a warning says why not."""
@@ -104,17 +104,19 @@ class FusedStep:
             return binding.download("new_state")["new_state"][:, 0]
 
     def _bind(self, plan: Plan, shape: Shape) -> Binding:
-        room = StepCapacity.of([plan])
-        shapes = room.shapes(shape, len(self.guidance.idx)) | {name: one.shape for name, one in self.told.items()}
-        return self.engine.bind(shapes, FEEDBACK, SPARE if room.draws == 1 else (*SPARE, "draws"))
+        capacity = StepCapacity.of([plan])
+        shapes = capacity.shapes(shape, len(self.guidance.idx)) | {
+            name: one.shape for name, one in self.conditioning.items()
+        }
+        return self.engine.bind(shapes, FEEDBACK, SPARE if capacity.noise_draws == 1 else (*SPARE, "draws"))
 
     def _start(
         self, plan: Plan, x: Latents, noise: Noise | None, init: Latents | None
     ) -> tuple[Binding, dict[str, NDArray[Any]]]:
         first = x if init is None else plan.noised(init, x)
         binding = self._bind(plan, x.shape)
-        room, plans = StepCapacity.read(binding.shapes), [plan] * len(x)
-        arrays = {**state(plans, first, noise, room), **tables(plans, room), **self.told}
+        capacity, plans = StepCapacity.read(binding.shapes), [plan] * len(x)
+        arrays = {**state(plans, first, noise, capacity), **tables(plans, capacity), **self.conditioning}
         return binding, arrays | {"idx": self.guidance.idx, "weights": self.guidance.matrix}
 
 
@@ -128,10 +130,10 @@ def can_fuse(plan: Plan, request: Request, guidance: Guidance) -> bool:
     return not (plan.hooked or plan.learned or guidance.rescale or moving)
 
 
-def tables(plans: Sequence[Plan], room: StepCapacity) -> dict[str, NDArray[np.float32]]:
+def tables(plans: Sequence[Plan], capacity: StepCapacity) -> dict[str, NDArray[np.float32]]:
     """Plans without hooks, one an image, as the step takes them. Shorter ones stand still after their last row."""
-    table = np.zeros((len(plans), room.rows, room.saved, room.saved + 2), np.float32)
-    timesteps = np.zeros((len(plans), room.rows), np.float32)
+    table = np.zeros((len(plans), capacity.rows, capacity.saved_latents, capacity.saved_latents + 2), np.float32)
+    timesteps = np.zeros((len(plans), capacity.rows), np.float32)
     for one, times, plan in zip(table, timesteps, plans, strict=True):
         own = plan.table.shape[1]
         one[: plan.rows, :own, : own + 1] = plan.folded[:, :, :-1]
@@ -141,12 +143,12 @@ def tables(plans: Sequence[Plan], room: StepCapacity) -> dict[str, NDArray[np.fl
     return {"table": table, "timesteps": timesteps}
 
 
-def state(plans: Sequence[Plan], x: Latents, noise: Noise | None, room: StepCapacity) -> dict[str, NDArray[Any]]:
+def state(plans: Sequence[Plan], x: Latents, noise: Noise | None, capacity: StepCapacity) -> dict[str, NDArray[Any]]:
     """First latents (B, C, h, w), the row numbers, and the noise of all rows: of one where no plan draws any."""
-    kept = np.zeros((len(x), room.saved, *x.shape[1:]), np.float32)
+    kept = np.zeros((len(x), capacity.saved_latents, *x.shape[1:]), np.float32)
     kept[:, 0] = x
-    drawing = [row for row in range(room.rows) if any(row < plan.rows and plan.draws(row) for plan in plans)]
-    drawn = np.zeros((len(x), room.draws, *x.shape[1:]), np.float32)
+    drawing = [row for row in range(capacity.rows) if any(row < plan.rows and plan.draws(row) for plan in plans)]
+    drawn = np.zeros((len(x), capacity.noise_draws, *x.shape[1:]), np.float32)
     for row in drawing:
         if noise is None:
             raise LdmrtError("sampler", "this plan draws noise", expected="noise(row)", found=None)

@@ -143,7 +143,13 @@ class Pipeline:
 
     def _task(self, begun: Encoded) -> DenoisingTask:
         """Prepare the U-Net and its sampler."""
-        request, plan, start, guidance, words = begun.request, begun.plan, begun.start, begun.guidance, begun.words
+        request, plan, start, guidance, words = (
+            begun.request,
+            begun.plan,
+            begun.initial,
+            begun.guidance,
+            begun.conditioning,
+        )
         seeds, every = request.seeds, request.full_every
         unet = self.engines["unet"] if every == 1 else DeepCached(self.engines, full_times(plan, every))
         model = self._network(request, start, guidance, words, unet)
@@ -240,7 +246,7 @@ class Pipeline:
 
     def _words(self, request: Request, guidance: Guidance, start: InitialLatents) -> dict[str, NDArray[Any]]:
         """The U-Net's inputs that follow from prompts and sizes: of the negative prompts, then of the positive."""
-        xl, zeros = "text_embeds" in self._inputs, self.shape.zeros
+        xl, zeros = "text_embeds" in self._inputs, self.shape.zero_empty_prompt
         texts: list[Texts] = [*request.texts]
         skips = [request.clip_skip] * len(texts)
         if not guidance.plain:
@@ -251,7 +257,7 @@ class Pipeline:
         inputs: dict[str, NDArray[Any]] = {"encoder_hidden_states": words.context}
         if xl and words.pooled is not None:
             width = int(self._inputs["time_ids"][-1])
-            ids = time_ids(request, len(request.seeds), start.size, width, scored=self.shape.scored)
+            ids = time_ids(request, len(request.seeds), start.size, width, scored=self.shape.aesthetic_score)
             inputs |= {"text_embeds": words.pooled, "time_ids": ids[1] if guidance.plain else np.concatenate(ids)}
         return inputs
 
@@ -289,7 +295,7 @@ def open_pipeline(
     watched = Watched(Path(bundle))
     opened = Bundle.open(Path(bundle), check=check, stamped=True)
     decoding.cells(opened.shape.factor, ())  # may refuse
-    for doubt in filter(None, (*opened.doubts, opened.uncovered)) if check else ():
+    for doubt in filter(None, (*opened.certificate_issues, opened.uncovered)) if check else ():
         hint = f"ldmrt verify {bundle} --against CHECKPOINT --store"
         warnings.warn(f"{bundle}: {doubt}; next: {hint}", LdmrtWarning, stacklevel=2)
     engines = open_engines(opened, backend, BackendSettings(threads, low_memory, folded, keep_optimized, watched))

@@ -31,7 +31,7 @@ GOAL = 1 / 5  # of diffusers' `scheduler.step`
 
 
 @dataclass(frozen=True)
-class Cost:
+class RowCost:
     """Microseconds a row, the least of the repeats: what comes in between only adds to it."""
 
     name: str
@@ -109,7 +109,7 @@ def libraries() -> tuple[Any, Any]:
     return torch, diffusers
 
 
-def cost(name: str, steps: int, repeats: int) -> Cost:
+def cost(name: str, steps: int, repeats: int) -> RowCost:
     """A sampler and diffusers' class of it, measured in turns, so that a busy moment strikes all of them."""
     with contestants(name, steps) as runs:
         for run, _ in runs:
@@ -119,7 +119,7 @@ def cost(name: str, steps: int, repeats: int) -> Cost:
             for (run, rows), seconds in zip(runs, took, strict=True):
                 seconds.append(run() / rows * 1e6)
     ours, step, scaled = map(min, took)
-    return Cost(name, ours, step, scaled)
+    return RowCost(name, ours, step, scaled)
 
 
 @contextmanager

@@ -85,5 +85,5 @@ def export(
         console.print(f"not verified: {', '.join(missing)} are not exported yet", highlight=False)
         return
     opened = Bundle.open(bundle, check=False)
-    if opened.doubts or opened.uncovered:
+    if opened.certificate_issues or opened.uncovered:
         certify_new(opened, source)

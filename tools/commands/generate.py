@@ -14,7 +14,7 @@ from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.options.checkpoint import SCHEDULER as SCHEDULER_OPTIONS
 from ldmrt.tools.options.common import THREADS, Choice
 from ldmrt.tools.options.images import collected, one_or_all
-from ldmrt.tools.options.types import PICTURE, SIZE, Batch, Control, Interval, Text
+from ldmrt.tools.options.types import IMAGE, SIZE, Batch, Control, Interval, Text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,9 +58,9 @@ STRIP = 10  # at most as many images of the denoising side by side
 @click.option("--eta", type=float, help="Share of fresh noise in each step, 0 to 1.")
 @click.option("--clip-skip", default=0, show_default=True, help="Last layers of the text encoder to leave out.")
 @click.option("--negative-clip-skip", default=0, show_default=True, help="The same for the negative prompt.")
-@click.option("--image", type=PICTURE, multiple=True, help="Start from this image; once for all prompts, or for each.")
+@click.option("--image", type=IMAGE, multiple=True, help="Start from this image; once for all prompts, or for each.")
 @click.option("--strength", default=0.8, show_default=True, help="How much of the way to noise the image goes.")
-@click.option("--mask", type=PICTURE, multiple=True, help="White where the image shall change; as --image.")
+@click.option("--mask", type=IMAGE, multiple=True, help="White where the image shall change; as --image.")
 @click.option("--mask-from", type=Choice(["alpha", "luminance"]), help="What of the mask says where.")
 @click.option("--control", "controls", type=Control(), multiple=True,
               help="Steer with a ControlNet or an adapter; the same name again for the next prompt.")  # fmt: skip
@@ -80,7 +80,7 @@ STRIP = 10  # at most as many images of the denoising side by side
 @click.option("--refiner-start", default=0.8, show_default=True, help="BUNDLE's share of the timesteps, 0 to 1.")
 @click.option("--denoising-end", type=float, help="Stop at this share of the timesteps, 0 to 1.")
 @click.option("--denoising-start", type=float, help="Go on at this share with --latents that were left there.")
-@click.option("--latents", type=PICTURE, help="Start from latents, an .npy file, in place of the seeds' noise.")
+@click.option("--latents", type=IMAGE, help="Start from latents, an .npy file, in place of the seeds' noise.")
 @click.option("--save-latents", is_flag=True, help="Also the latents after the last row, as OUT with the ending .npy.")
 @click.option("--save-steps", is_flag=True, help="Also what the network sees in each row, and a strip of them.")
 @click.option("--tile", type=int, help="Decode, and encode, in overlapping tiles of so many pixels: less memory.")

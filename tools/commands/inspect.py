@@ -20,7 +20,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     With --json: "bundle", "components" (each "name", "precision", "bytes", "inputs" and "outputs" of "name", "dtype"
     and "shape"), "size" in pixels, "latent_channels", "latent_factor", "scaling_factor", "scheduler",
     "prediction_type", "loras", "embeddings", "words" (of the checkpoint's own tokenizers, beside their vocabulary),
-    "made_by", "files" (how many were checked) and "certificate": "holds", "doubts", "uncovered", "backends", "figures",
+    "made_by", "files" (how many were checked) and "certificate": "holds", "issues", "uncovered", "backends", "figures",
     "left_out", and "psnr", the least in dB. What is not known, and a PSNR that is infinite, is null.
 
     Example: ldmrt inspect out/emoji64
@@ -56,8 +56,8 @@ def described(bundle: "Bundle") -> dict[str, Any]:
         "made_by": bundle.manifest.get("made_by"),
         "files": len(bundle.manifest.get("files", {})),
         "certificate": {
-            "holds": not bundle.doubts,
-            "doubts": bundle.doubts,
+            "holds": not bundle.certificate_issues,
+            "issues": bundle.certificate_issues,
             "uncovered": bundle.uncovered or None,
             "backends": sorted({one.backend for one in made.figures}) if made else [],
             "figures": len(made.figures) if made else 0,
@@ -112,7 +112,7 @@ def show(bundle: "Bundle", facts: dict[str, Any]) -> None:
 def certified(facts: dict[str, Any]) -> str:
     """Say in a line what was measured."""
     if not facts["holds"]:
-        return "; ".join(facts["doubts"])
+        return "; ".join(facts["issues"])
     picture = "the picture identical" if facts["psnr"] is None else f"the picture {facts['psnr']:.1f} dB"
     left = f", {facts['left_out']} cases skipped" if facts["left_out"] else ""
     backends = ", ".join(facts["backends"])

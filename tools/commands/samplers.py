@@ -54,7 +54,7 @@ def samplers(names: tuple[str, ...], steps: int | None, strength: float | None, 
             click.echo(f"{name}: {steps} steps, {one.rows} rows{begins}\n{one}\n")
         click.echo(SYMBOLS)
     else:
-        listed = facts(config, names)
+        listed = described(config, names)
         if as_json:
             click.echo(json.dumps(listed, indent=2))
         else:
@@ -80,7 +80,7 @@ def plan(config: Mapping[str, Any], name: str, steps: int, strength: float = 1.0
     return plan_from_config(config, steps, name=name, strength=strength, eta=eta)
 
 
-def facts(config: Mapping[str, Any], names: Sequence[str] = ()) -> list[dict[str, Any]]:
+def described(config: Mapping[str, Any], names: Sequence[str] = ()) -> list[dict[str, Any]]:
     """A line of the list for each name, measured on plans of 10 and 20 steps; `problem` where the config forbids it."""
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.samplers.config import KEYS

@@ -74,7 +74,7 @@ def verify(
         origin, reference = record_checkpoint(opened, source, prompt, seed, side)
     else:
         origin, reference = [], opened.reference
-        for line in filter(None, (*opened.doubts, opened.uncovered)):
+        for line in filter(None, (*opened.certificate_issues, opened.uncovered)):
             click.echo(printable(line), err=True)
     measured = list(compare_and_show(opened, reference, openers))
     made = certify(measured, opened, reference, origin)
@@ -143,6 +143,6 @@ def write(
         pairs = []
         for one in measured:
             if one.images is not None:
-                sides = zip(one.pictures, reference.walk.images, one.images, strict=True)
+                sides = zip(one.pictures, reference.trajectory.images, one.images, strict=True)
                 pairs += [Pair(one.backend, like.prompt, like.seed, expected, found) for like, expected, found in sides]
         write_report(html, made, pairs)

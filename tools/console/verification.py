@@ -67,7 +67,7 @@ def unmeasured(bundle: "Bundle", measured: "list[Comparison]", reference: "Recor
     """An error for each backend of which no network was measured: its engines are for other sizes than the image."""
     from ldmrt.runtime.errors import LdmrtError
 
-    size, ran = "{width}x{height}".format(**reference.walk.options), {one.backend for one in measured if one.ran}
+    size, ran = "{width}x{height}".format(**reference.trajectory.options), {one.backend for one in measured if one.ran}
     other = f"ldmrt verify {bundle.path} --against CHECKPOINT --side PIXELS --store"
     return [
         LdmrtError(
@@ -188,10 +188,12 @@ def verify_built(bundle: "Bundle", backend: str) -> None:
 
     if bundle.certificate is None:
         hint = f"ldmrt verify {bundle.path} --against CHECKPOINT --store"
-        console.print(f"not verified: {bundle.doubts[0]}; next: {hint}", highlight=False, soft_wrap=True)
+        console.print(f"not verified: {bundle.certificate_issues[0]}; next: {hint}", highlight=False, soft_wrap=True)
         return
-    if doubts := bundle.doubts:
-        click.secho(f"made of what does not hold: {doubts[0]}", fg="red", err=True)
+    if issues := bundle.certificate_issues:
+        click.secho(
+            f"not verified: the bundle's certificate does not match its files ({issues[0]})", fg="red", err=True
+        )
         sys.exit(1)
     try:
         able = available_backends(bundle)

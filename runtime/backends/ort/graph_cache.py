@@ -15,7 +15,7 @@ from ldmrt.runtime.bundle.contents import check_inside
 from ldmrt.runtime.bundle.engines.store import model_digests
 from ldmrt.runtime.bundle.external_data import locations
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
-from ldmrt.runtime.files.file_cache import Stamped
+from ldmrt.runtime.files.file_cache import HashCache
 from ldmrt.runtime.files.reading import plain_file, read_json, sha256
 from ldmrt.runtime.files.writing import remove_abandoned, temporary_name, write_atomically
 from ldmrt.runtime.host import features
@@ -42,7 +42,7 @@ def kept(folder: Path) -> Path | None:
         digests = read_json("keep_optimized", folder / LIST)
         if not {MODEL} <= digests.keys() <= {MODEL, DATA}:
             return None
-        stamps = Stamped(folder)
+        stamps = HashCache(folder)
         for name, digest in digests.items():
             check_inside(folder.parent.parent, folder / name)
             if stamps.sha256(name, plain_file("keep_optimized", folder / name)) != digest:

@@ -11,7 +11,7 @@ from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.tensors import Shapes
 
 from .loaded_engine import LoadedPlan
-from .memory_layout import lay_out
+from .memory_layout import place_tensors
 from .session import must
 
 
@@ -44,7 +44,7 @@ class Binding:
         self._context, self._scratch, made = self._plan.context(shapes)
         tensors = [(spec.name, spec.dtype, tuple(shapes[spec.name])) for spec in self._plan.inputs]
         tensors += [(spec.name, spec.dtype, made[spec.name]) for spec in self._plan.outputs]
-        layout = lay_out(tensors)
+        layout = place_tensors(tensors)
         self._inputs = {spec.name for spec in self._plan.inputs}
         address = cuda.malloc(layout.size)
         self._closing.callback(cuda.free, address)

@@ -39,7 +39,7 @@ class Layout:
         }
 
 
-def lay_out(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> Layout:
+def place_tensors(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> Layout:
     """Names, dtypes and shapes to places, one after another. A tensor without elements has a place of its own too:
     TensorRT wants an address for each.
     """

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.files.file_cache import Stamped
+from ldmrt.runtime.files.file_cache import HashCache
 
 from .store import CHANGED, FOLDER, PLAN, engines, model_digests
 
@@ -13,7 +13,7 @@ def unused_engines(bundle: Bundle, versions: dict[str, str]) -> list[tuple[Path,
     """Folders of engines that nothing will use again, and why: unfinished, damaged, of another model, or of another
     version than the ones installed here, by backend.
     """
-    found, stamps = [], Stamped(bundle.path / FOLDER)
+    found, stamps = [], HashCache(bundle.path / FOLDER)
     for one in engines(bundle.path):
         if isinstance(one, LdmrtError):
             found.append((bundle.path / FOLDER / one.where.removeprefix("engine "), one.problem))

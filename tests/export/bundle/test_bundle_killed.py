@@ -194,13 +194,13 @@ def test_storing_a_certificate_is_killed_at_every_call(
     store(Bundle.open(out), made, recorded(0))
     number = 1
     while killed_at(number, lambda: store(Bundle.open(out), made, recorded(seed))):
-        assert Bundle.open(out).reference.walk.options["seed"] in (0, seed)
+        assert Bundle.open(out).reference.trajectory.options["seed"] in (0, seed)
         number += 1
     assert number > 5
-    assert Bundle.open(out).reference.walk.options["seed"] == seed
+    assert Bundle.open(out).reference.trajectory.options["seed"] == seed
     left = [path.name for path in out.iterdir() if path.is_file()]
     named = Bundle.open(out).manifest["certificate"]["reference"]
     assert sorted(left) == sorted(["ldmrt.json", "model_index.json", named])
     assert list(tmp_path.iterdir()) == [out]
     assert [done.reused for done in export_bundle(loaded, out)] == [True] * 4
-    assert Bundle.open(out).reference.walk.options["seed"] == seed, "the certificate is lost"
+    assert Bundle.open(out).reference.trajectory.options["seed"] == seed, "the certificate is lost"

@@ -262,8 +262,8 @@ def test_every_sampler_fits(steps: int) -> None:
         for changes in ({}, {"solver_order": 3}, {"skip_prk_steps": False}):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                room = StepCapacity.of([plan_from_config({**config, **changes}, steps, name=name)])
-            shapes = room.shapes((1, 4, 8, 8), 2)
+                capacity = StepCapacity.of([plan_from_config({**config, **changes}, steps, name=name)])
+            shapes = capacity.shapes((1, 4, 8, 8), 2)
             assert [key for key, shape in shapes.items() if not bucket[key].holds(shape)] == [], name
 
 

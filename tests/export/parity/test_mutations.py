@@ -201,8 +201,8 @@ def _more(w: np.ndarray) -> np.ndarray:
 
 
 def test_noise_of_another_seed(made: Made) -> None:
-    other = replace(made.reference.walk, options={**made.reference.walk.options, "seed": 1})
-    certificate = measured(made.bundle, replace(made.reference, walk=other))
+    other = replace(made.reference.trajectory, options={**made.reference.trajectory.options, "seed": 1})
+    certificate = measured(made.bundle, replace(made.reference, trajectory=other))
     assert certificate.culprit == "scheduler"  # which answers for the latents it starts from
 
 

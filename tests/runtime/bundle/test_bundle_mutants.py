@@ -50,7 +50,7 @@ def use(path: Path) -> None:
     for one in engines(path):
         assert len(str(one).splitlines()) >= 1
     unused_engines(opened, {})
-    _ = opened.doubts, opened.uncovered
+    _ = opened.certificate_issues, opened.uncovered
     if opened.manifest.get("certificate") is not None:
         _ = opened.reference
     with ldmrt_pipeline(path) as pipeline:

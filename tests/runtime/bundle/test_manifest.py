@@ -44,7 +44,7 @@ def test_wrong_types(copy: Path, where: tuple[str, ...], value: Any) -> None:
     edit(copy, change)
     with contextlib.suppress(Refused):
         opened = opened_or_refused(copy)
-        assert opened.doubts
+        assert opened.certificate_issues
         assert all(opened.specs(graph) for graph in opened.graphs)
 
 

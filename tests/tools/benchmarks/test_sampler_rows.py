@@ -11,7 +11,7 @@ import pytest
 from ldmrt.runtime import SCHEDULERS, plan_from_config
 from ldmrt.runtime.samplers.config import CONFIG
 from ldmrt.tools.benchmarks import sampler_rows
-from ldmrt.tools.benchmarks.sampler_rows import Cost, bench, contestants
+from ldmrt.tools.benchmarks.sampler_rows import RowCost, bench, contestants
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # inside diffusers
 
@@ -38,7 +38,7 @@ def test_numbers_of_every_scheduler(
     bench(["--steps", "4", "--repeats", "1", "--json", str(tmp_path / "out.json")], standalone_mode=False)
     written = json.loads((tmp_path / "out.json").read_text())
     assert [line["name"] for line in written["microseconds"]] == list(SCHEDULERS)
-    costs = [Cost(**line) for line in written["microseconds"]]
+    costs = [RowCost(**line) for line in written["microseconds"]]
     assert all(min(cost.ours, cost.step, cost.scaled) > 0 for cost in costs)
     assert {"ldmrt", "numpy", "torch", "diffusers", "python", "cpu", "threads", "load", "latents"} <= written[
         "about"

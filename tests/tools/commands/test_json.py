@@ -27,7 +27,7 @@ INSPECT = {
     "files": int,
     "certificate": dict,
 }
-CERTIFICATE = {"holds": bool, "doubts": list, "backends": list, "figures": int, "left_out": int}
+CERTIFICATE = {"holds": bool, "issues": list, "backends": list, "figures": int, "left_out": int}
 PLAN = {"component": str, "profile": list, "weights": int, "scratch": int, "io": int, "disk": int, "build": int}
 ENGINE = ("name", "component", "backend", "version", "target", "precision", "flags", "profile", "bytes", "scratch")
 

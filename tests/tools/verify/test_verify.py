@@ -53,7 +53,7 @@ def test_side(ldmrt: Any, changed: Path, checkpoint: Path) -> None:
     opened = Bundle.open(changed)
     assert opened.certificate is not None
     assert opened.certificate.about["request"]["width"] == 24
-    assert opened.reference.walk.images.shape == (1, 24, 24, 3)
+    assert opened.reference.trajectory.images.shape == (1, 24, 24, 3)
     assert {one.case for one in opened.certificate.figures if one.component == "unet"} >= {"batch 1 at 24x24"}
     assert ldmrt("verify", changed).code == 0
     ran = ldmrt("verify", changed, "--against", checkpoint, "--side", 25)
@@ -187,6 +187,6 @@ def test_bfloat16_where_no_backend_runs_it(ldmrt: Any, checkpoint: Path, tmp_pat
     assert {(one.backend, one.limit) for one in made.figures if one.component == "unet"} == {("pytorch", 8e-2)}
     assert {one.limit for one in made.figures if one.component == "text_encoder"} == {2e-5}
     assert 1e-3 < max(one.relative for one in made.figures if one.component == "unet") < 8e-2
-    assert opened.doubts == ["its graphs were checked, but no backend has run them"]
+    assert opened.certificate_issues == ["its graphs were checked, but no backend has run them"]
     error = ldmrt("verify", opened.path).error
     assert "could not measure; found onnxruntime cannot run unet in bf16 (Could not find an implementation" in error

@@ -98,7 +98,7 @@ def test_an_old_certificate_says_what_it_leaves_open(ldmrt: Any, changed: Path, 
     rewrite(changed, old)
     (said,) = warned(changed)
     assert "covers the networks alone, not tokenizers, scheduler and configs; next: ldmrt verify" in said
-    assert Bundle.open(changed).doubts == []
+    assert Bundle.open(changed).certificate_issues == []
     assert "covers the networks alone" in ldmrt("inspect", changed).out
     ran = ldmrt("verify", changed)
     assert ran.code == 0, ran.err
