@@ -16,7 +16,6 @@ GONE = set(
     " LeftOut Listening WIDE wide climb ranging widen settle lower Registers lay_out Move Wires Folded fold Room Walk"
     " Reference Start Begun Sampled Task Nodes keep_needed facts zeros scored".split()
 )
-)
 NOT_IN_NAMES = ("picture", "impossible", "said", "told")
 # Keys of certificates and recordings, which stand in bundles that people have; and a training sample's own field.
 STORED = {"pictures", "said", "picture"}
