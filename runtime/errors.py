@@ -4,7 +4,7 @@ import copyreg
 from typing import Any
 
 LONGEST = 1000  # characters of one part of a message: a prompt may be a megabyte
-SAID = 500  # characters of another library's message
+MOST_SHOWN = 500  # characters of another library's message
 
 
 class LdmrtError(Exception):
@@ -60,4 +60,4 @@ def first_line(error: BaseException) -> str:
     `LdmrtError` it is the message without the hint, of an error without a message its `repr`.
     """
     message = str(error).partition("\n  try: ")[0] if isinstance(error, LdmrtError) else str(error)
-    return shortened(" ".join((message.strip() or repr(error)).split()), SAID)
+    return shortened(" ".join((message.strip() or repr(error)).split()), MOST_SHOWN)

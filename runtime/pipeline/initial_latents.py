@@ -10,7 +10,7 @@ from ldmrt.runtime.bundle.model_info import ModelInfo
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.images import reading
 from ldmrt.runtime.samplers.loop import Blend
-from ldmrt.runtime.samplers.noise import FIRST, MASKED, PICTURE, noise
+from ldmrt.runtime.samplers.noise import FIRST, IMAGE, MASKED, noise
 from ldmrt.runtime.samplers.plan import Latents, Plan
 from ldmrt.runtime.tensors import Engine
 
@@ -57,12 +57,12 @@ def initial_latents(
         return InitialLatents(x, size)
     colours = reading.for_each(reading.colors("image", [image, *others], size), len(seeds))
     if request.mask is None:
-        return InitialLatents(x, size, encode_image(engines, shape, how, colours, seeds, PICTURE))
+        return InitialLatents(x, size, encode_image(engines, shape, how, colours, seeds, IMAGE))
     masks = reading.masks(reading.split("mask", request.mask), size, request.mask_from)
     mask = reading.for_each(masks, len(seeds))
     small = mask[:, :, :: shape.factor, :: shape.factor]
     whole = goes_on or request.strength == 1.0  # the first latents are not made of the image
-    init = None if whole and extra else encode_image(engines, shape, how, colours, seeds, PICTURE)
+    init = None if whole and extra else encode_image(engines, shape, how, colours, seeds, IMAGE)
     if extra:
         masked = encode_image(engines, shape, how, np.where(mask < 0.5, colours, np.float32(0.5)), seeds, MASKED)
         return InitialLatents(x, size, init, np.concatenate([small, masked], axis=1))

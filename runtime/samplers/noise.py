@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ldmrt.runtime.errors import LdmrtError
 
 FIRST = 0  # the stream of the first latents; row r of the sampler draws from stream r + 1
-PICTURE, MASKED = 2**63, 2**63 + 1  # of the latents of an image to start from, and of what its mask leaves
+IMAGE, MASKED = 2**63, 2**63 + 1  # of the latents of an image to start from, and of what its mask leaves
 
 
 def noise(

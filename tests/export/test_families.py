@@ -16,7 +16,7 @@ from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.runtime import LdmrtWarning, Pipeline, RefinedPipeline, Request
 from ldmrt.runtime import open as open_pipeline
-from ldmrt.runtime.samplers.noise import FIRST, MASKED, PICTURE
+from ldmrt.runtime.samplers.noise import FIRST, IMAGE, MASKED
 from ldmrt.runtime.samplers.registry import find_scheduler
 
 from ..support.families import FAMILIES
@@ -68,7 +68,7 @@ def task(name: str) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
         return (
             {"image": picture(size), "strength": 0.6},
             {"image": [picture(size)] * 2, "strength": 0.6},
-            [PICTURE, FIRST],
+            [IMAGE, FIRST],
         )
     return {}, {"height": size, "width": size}, [FIRST]
 
@@ -229,7 +229,7 @@ def test_picture_to_picture_of_a_latent_consistency_model(
     kind = diffusers.LatentConsistencyModelImg2ImgPipeline
     pipeline = kind(**loaded.components, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
-    drawing(pipeline, SEEDS, [PICTURE, FIRST], monkeypatch)
+    drawing(pipeline, SEEDS, [IMAGE, FIRST], monkeypatch)
     size = FAMILIES["lcm"].size
     theirs = pipeline(
         PROMPTS, image=[picture(size)] * 2, num_inference_steps=steps, strength=strength, guidance_scale=4.0,

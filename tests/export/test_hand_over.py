@@ -18,7 +18,7 @@ from PIL import Image
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.runtime import SCHEDULERS, Pipeline, Plan, RefinedPipeline, Request
-from ldmrt.runtime.samplers.noise import FIRST, MASKED, PICTURE
+from ldmrt.runtime.samplers.noise import FIRST, IMAGE, MASKED
 from ldmrt.runtime.samplers.registry import find_scheduler
 
 from ..support.families import FAMILIES
@@ -119,7 +119,7 @@ def test_base_and_refiner_inpaint_what_diffusers_inpaints(
         PROMPTS, steps=STEPS, guidance=4.0, seed=SEEDS, scheduler=name, image=image(), mask=mask(), strength=strength
     )
     base, refiner = (ours[part] for part in PARTS)
-    streams = [PICTURE, FIRST, MASKED, *_draws(base.plan(replace(request, denoising_end=share)))]
+    streams = [IMAGE, FIRST, MASKED, *_draws(base.plan(replace(request, denoising_end=share)))]
     asked = {"image": [image()] * 2, "strength": strength, "denoising_end": share}
     left = expected(theirs["sdxl"], name, streams, monkeypatch, **asked)
     plan = refiner.plan(replace(request, latents=left.numpy(), denoising_start=share))

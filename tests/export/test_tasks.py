@@ -15,7 +15,7 @@ from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.runtime import SCHEDULERS, Pipeline
 from ldmrt.runtime import open as open_pipeline
-from ldmrt.runtime.samplers.noise import FIRST, MASKED, PICTURE, noise
+from ldmrt.runtime.samplers.noise import FIRST, IMAGE, MASKED, noise
 from ldmrt.runtime.samplers.registry import find_scheduler
 
 PROMPTS = ["a red apple, noto style, blue background", "two pears"]
@@ -87,7 +87,7 @@ def test_picture_to_picture(
 ) -> None:
     image = picture().resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)  # diffusers keeps a picture's own size
     pipeline = diffusers.StableDiffusionImg2ImgPipeline(**components)
-    expected = theirs(pipeline, name, [PICTURE, FIRST], monkeypatch, image=[image] * 2, strength=strength)
+    expected = theirs(pipeline, name, [IMAGE, FIRST], monkeypatch, image=[image] * 2, strength=strength)
     asked = {"negative_prompt": "blurred", "steps": STEPS, "guidance": 4.0, "seed": SEEDS, "scheduler": name}
     close(ours(PROMPTS, image=image, strength=strength, **asked).latents, expected)
     resized = ours(PROMPTS, image=picture(), width=WIDTH, height=HEIGHT, strength=strength, **asked)
@@ -100,12 +100,12 @@ def test_one_image_and_mask_for_each_prompt(
     images = [picture(seed).resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS) for seed in (0, 1)]
     asked = {"negative_prompt": "blurred", "steps": STEPS, "guidance": 4.0, "seed": SEEDS, "scheduler": "ddim"}
     pipeline = diffusers.StableDiffusionImg2ImgPipeline(**components)
-    expected = theirs(pipeline, "ddim", [PICTURE, FIRST], monkeypatch, image=images, strength=0.5)
+    expected = theirs(pipeline, "ddim", [IMAGE, FIRST], monkeypatch, image=images, strength=0.5)
     close(ours(PROMPTS, image=images, strength=0.5, **asked).latents, expected)
     masks = [mask(), mask().transpose(Image.Transpose.ROTATE_180)]
     pipeline = diffusers.StableDiffusionInpaintPipeline(**components)
     expected = theirs(
-        pipeline, "ddim", [PICTURE, FIRST, MASKED], monkeypatch,
+        pipeline, "ddim", [IMAGE, FIRST, MASKED], monkeypatch,
         image=images, mask_image=masks, height=HEIGHT, width=WIDTH, strength=0.7,
     )  # fmt: skip
     close(ours(PROMPTS, image=images, mask=masks, strength=0.7, **asked).latents, expected)
@@ -118,7 +118,7 @@ def test_inpainting_by_blending(
 ) -> None:
     pipeline = diffusers.StableDiffusionInpaintPipeline(**components)
     expected = theirs(
-        pipeline, name, [PICTURE, FIRST, MASKED], monkeypatch,
+        pipeline, name, [IMAGE, FIRST, MASKED], monkeypatch,
         image=[picture()] * 2, mask_image=[mask()] * 2, height=HEIGHT, width=WIDTH, strength=strength,
     )  # fmt: skip
     found = ours(

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from ldmrt.export.bundle_writer import export_bundle
 from ldmrt.model import load
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.samplers.noise import FIRST, MASKED, PICTURE, noise
+from ldmrt.runtime.samplers.noise import FIRST, IMAGE, MASKED, noise
 
 from ..support.families import FAMILIES
 from ..support.pipelines import save_pipeline
@@ -39,9 +39,9 @@ def checkpoint(family: str, folder: Path) -> None:
 def noises(place: Place) -> None:
     """What diffusers' pipeline draws, of ldmrt's streams: what it needs to begin, then a row each."""
     case, model = place.case, Bundle.open(place.directory("ldmrt")).shape
-    begin = {"text": [FIRST], "picture": [PICTURE, FIRST], "mask": [PICTURE, FIRST, MASKED]}[case.task]
+    begin = {"text": [FIRST], "picture": [IMAGE, FIRST], "mask": [IMAGE, FIRST, MASKED]}[case.task]
     if case.task == "mask" and case.strength == 1.0:  # nothing of the picture is left at the start
-        begin.remove(PICTURE)
+        begin.remove(IMAGE)
     rows = range(1, 2 * cases.STEPS + 1)
     shape = (model.channels, cases.HEIGHT // model.factor, cases.WIDTH // model.factor)
     np.save(place.noises, np.stack([noise(cases.SEEDS, stream, shape) for stream in (*begin, *rows)]))

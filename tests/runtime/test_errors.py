@@ -9,7 +9,7 @@ import pytest
 
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 from ldmrt.runtime.bundle.engines.store import EngineNotFound
-from ldmrt.runtime.errors import LONGEST, SAID, first_line
+from ldmrt.runtime.errors import LONGEST, MOST_SHOWN, first_line
 
 
 class Particular(LdmrtError):
@@ -99,4 +99,4 @@ def test_the_words_of_others_keep_both_ends() -> None:
     said = first_line(ValueError("what it was" + " and so on" * 1000 + " and the cause"))
     assert said.startswith("what it was and so on")
     assert said.endswith("and so on and the cause")
-    assert len(said) <= SAID
+    assert len(said) <= MOST_SHOWN

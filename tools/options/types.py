@@ -21,7 +21,7 @@ class Control(click.ParamType):
         except ValueError:  # the colon belongs to the path
             picture, number = rest, 1.0
         if not equals or not name or not rest:
-            self.fail(f"{value!r} is not NAME=PICTURE or NAME=PICTURE:SCALE, such as canny=edges.png:0.8", param, ctx)
+            self.fail(f"{value!r} is not NAME=IMAGE or NAME=IMAGE:SCALE, such as canny=edges.png:0.8", param, ctx)
         return name, ((picture or rest) if colon else rest, number)
 
 

@@ -134,7 +134,7 @@ BUILD = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have it ignored
 from ldmrt.tools.cli import main
-from ldmrt.runtime.bundle.engines.unused import prunable
+from ldmrt.runtime.bundle.engines.unused import unused_engines
 sys.argv = ["ldmrt", "build", *sys.argv[1:], "--target", "sm89", "--no-verify"]
 main()
 """

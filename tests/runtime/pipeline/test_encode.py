@@ -10,7 +10,7 @@ from ldmrt.runtime.bundle.model_info import ModelInfo
 from ldmrt.runtime.pipeline.autoencoder.decode import Decoding
 from ldmrt.runtime.pipeline.autoencoder.encode import encode_image
 from ldmrt.runtime.pipeline.autoencoder.tiling import tiled_as_whole
-from ldmrt.runtime.samplers.noise import PICTURE, noise
+from ldmrt.runtime.samplers.noise import IMAGE, noise
 
 from ...support.autoencoders import FACTOR, Array, Back, Encoder, Normed, enlarged, latents, pooled
 
@@ -23,12 +23,12 @@ def colours(many: int = 1) -> Array:
 
 
 def encoded(engines: dict[str, Any], how: Decoding, many: int = 1) -> Array:
-    return encode_image(engines, SHAPE, how, colours(many), list(range(many)), PICTURE)
+    return encode_image(engines, SHAPE, how, colours(many), list(range(many)), IMAGE)
 
 
 def test_a_picture_is_drawn_from_its_gaussian() -> None:
     mean = pooled(colours(2) * 2 - 1)
-    expected = (mean + np.exp(-mean / 2) * noise([0, 1], PICTURE, (4, 12, 20))) * 2
+    expected = (mean + np.exp(-mean / 2) * noise([0, 1], IMAGE, (4, 12, 20))) * 2
     np.testing.assert_allclose(encoded({"vae_encoder": Encoder()}, Decoding(), 2), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -50,7 +50,7 @@ def test_norms_are_shared_where_an_encoder_can() -> None:
         assert encoded(parts, how).tobytes() == encoded(alone, how).tobytes()
     x = colours() * 2 - 1
     mean = tiled_as_whole(Normed(encodes=True), x, 8, ("sample", "features"), (FACTOR, 1), 3)
-    expected = (mean + np.exp(-mean / 2) * noise([0], PICTURE, (4, 12, 20))) * 2
+    expected = (mean + np.exp(-mean / 2) * noise([0], IMAGE, (4, 12, 20))) * 2
     np.testing.assert_allclose(encoded(parts, Decoding(32)), expected, rtol=1e-5, atol=1e-6)
 
 

@@ -222,7 +222,7 @@ for words in (["inspect", bundle], ["samplers"], ["samplers", "ddim"], ["plan", 
 # The progress display of a terminal, in this encoding.
 import time
 from rich.console import Console
-from ldmrt.tools import progress
+from ldmrt.tools.console import progress
 progress.console = Console(stderr=True, force_terminal=True)
 from ldmrt.tools.console.script import run_script
 import click

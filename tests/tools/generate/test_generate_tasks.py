@@ -81,7 +81,7 @@ def test_rows_of_the_denoising(ldmrt: Any, bundle: Path, place: Path) -> None:
         (["--image", "in.png", "--strength", "0"], "invalid strength"),
         (["--image", "text.png"], "cannot read text.png"),
         (["--image", "in.png", "--width", "15"], "invalid width; expected a multiple of 2"),
-        (["--control", "canny"], "is not NAME=PICTURE"),
+        (["--control", "canny"], "is not NAME=IMAGE"),
         (["--control", "canny=in.png:0.8"], "no control 'canny' here; expected none"),
         (["--clip-skip", "7"], "cannot skip 7 layers"),
         (["--guidance-interval", "1"], "'1' is not LOW,HIGH"),
