@@ -9,10 +9,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import tomllib
 import yaml
 
 from ldmrt.runtime.optional import PACKAGES
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10, where pytest brings it
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
