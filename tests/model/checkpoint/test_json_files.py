@@ -13,12 +13,12 @@ import torch
 from ldmrt.model import load
 from ldmrt.model.checkpoint.folder import read_tokenizer
 from ldmrt.model.lora.merge import read_lora
-from ldmrt.model.textual_inversion.added_words import vocabulary
 from ldmrt.model.training.data import ImageFolder
-from ldmrt.runtime import Bundle, LdmrtError, Plan
+from ldmrt.runtime import Bundle, LdmrtError
 from ldmrt.runtime.files.recognise import CHECKPOINT, refuse_other
 from ldmrt.runtime.samplers.settings import read_scheduler
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
+from ldmrt.runtime.tokenizer.vocabulary import vocabulary
 from ldmrt.tools.emoji.dataset import load_sprites
 
 from ...support.loras import save
@@ -78,7 +78,6 @@ READERS: dict[str, Callable[[Path], object]] = {
     "metadata.jsonl": ImageFolder.open,
     "ldmrt.json": Bundle.open,
     "scheduler_config.json": lambda folder: read_scheduler(folder / "scheduler_config.json"),
-    "plan.json": lambda folder: Plan.load(folder / "plan.json"),
 }
 
 

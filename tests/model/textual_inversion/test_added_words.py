@@ -40,5 +40,5 @@ def test_too_long_a_prompt_says_what_is_lost(checkpoint: Path) -> None:
 
 def test_id_that_is_not_the_next(checkpoint: Path) -> None:
     files = text(checkpoint)[1] | {"added_tokens.json": json.dumps({"<x>": 700}).encode()}
-    with pytest.raises(LdmrtError, match="impossible id of the added token '<x>'; expected 555; found 700"):
+    with pytest.raises(LdmrtError, match="invalid id of the added token '<x>'; expected 555; found 700"):
         Tokenizer(files)

@@ -11,15 +11,7 @@ from ldmrt.model.training.resuming import CHANGEABLE
 from ldmrt.model.training.run import Run
 from ldmrt.runtime import LdmrtError
 
-from .test_train_state import SETTINGS
-
-
-def saved(folder: Path) -> Path:
-    run = Run(nn.Linear(2, 2), SETTINGS)
-    next(run.optimise(lambda random: run.module(torch.ones(2)).square().sum()))
-    run.save(folder / "state")
-    return folder / "state"
-
+from .tiny_runs import SETTINGS, saved
 
 OTHERS = {
     "steps": 9, "batch": 4, "learning_rate": 1e-3, "warmup": 3, "ema": 0.9, "clip": 2.0, "seed": 1, "precision": "bf16",

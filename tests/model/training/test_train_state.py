@@ -6,7 +6,6 @@ import math
 import resource
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,51 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldmrt.model.training.data import Sample
 from ldmrt.model.training.run import Run, Settings, learning_rate
 from ldmrt.model.training.train import train_ldm
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.samplers.config import resolve
 from ldmrt.runtime.samplers.schedule import alphas_cumprod
 
-from .test_resuming import saved
-
-SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-SETTINGS = Settings(steps=4, batch=3, learning_rate=1e-2)
-
-
-class One:
-    """One picture, again and again."""
-
-    def draw(self, seed: int, index: int) -> Sample:
-        return Sample(np.zeros((4, 4, 3), np.uint8), "a caption", (index,))
-
-
-class Silent(nn.Module):
-    """Predicts zero, and remembers what it was asked: then the loss is the mean square of the target."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
-        self.asked: list[tuple[Tensor, Tensor]] = []
-
-    def forward(self, noised: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        self.asked.append((noised, t))
-        return self.weight * noised
-
-
-class Text(nn.Module):
-    def forward(self, ids: Tensor) -> Any:
-        return SimpleNamespace(last_hidden_state=ids)
-
-
-class Constant(nn.Module):
-    """An autoencoder whose latents are certain: a mean of 2 and no variance."""
-
-    config = SimpleNamespace(scaling_factor=0.25)
-
-    def encode(self, picture: Tensor) -> Tensor:
-        return torch.tensor([2.0, 2.0, -99.0, -99.0])[None, :, None, None].expand(len(picture), 4, 8, 8)
+from .tiny_runs import SCHEDULER, SETTINGS, Constant, One, Silent, Text, saved
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", pytest.param("sample")])
