@@ -98,10 +98,13 @@ def available_backends(bundle: Bundle) -> tuple[str, ...]:
         return built
 
 
+SHORT = {"ort": "onnxruntime", "trt": "tensorrt"}  # as people call them
+
+
 def check_name(backend: str) -> None:
     """An `LdmrtError` where there is no backend of this name."""
     if backend not in BACKENDS:
-        problem = f"no backend {backend!r}{suggestion(backend, BACKENDS)}"
+        problem = f"no backend {backend!r}{suggestion(SHORT.get(str(backend).casefold(), backend), BACKENDS)}"
         raise LdmrtError("backend", problem, expected=", ".join(BACKENDS))
 
 

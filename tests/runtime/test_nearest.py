@@ -28,8 +28,6 @@ BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx
         (None, BACKENDS, None),
         (7, BACKENDS, None),
         ("unet", (), None),
-        ("ORT", BACKENDS, "onnxruntime"),
-        ("trt", BACKENDS, "tensorrt"),
         ("u" * 10**6, COMPONENTS, None),
     ],
 )

@@ -14,6 +14,7 @@ CASES = [
     ("generate BUNDLE x --sheduler ddim", "--scheduler"),
     ("generate BUNDLE x --scheduler eulr", "euler"),
     ("generate BUNDLE x --backend onnx-runtime", "onnxruntime"),
+    ("generate BUNDLE x --backend ORT", "onnxruntime"),
     ("generate BUNDLE x --on-overflow retyr", "retry"),
     ("generate BUNDLE x --mask-from alhpa", "alpha"),
     ("generate BUNDLE x --control cany=PICTURE", None),  # the bundle has none
