@@ -1,16 +1,18 @@
 # Short names for the scripts in tools/. `make` alone lists them.
 .PHONY: help install check test test-fast test-slow demo
+FAST = tests/test_architecture.py tests/test_glossary.py tests/runtime/test_errors.py tests/runtime/test_nearest.py \
+  tests/runtime/test_public.py tests/runtime/samplers --ignore=tests/runtime/samplers/test_guidance_interval.py
 help:
 	@grep -E '^[a-z-]+:.*#' $(MAKEFILE_LIST) | sed 's/:.*#/:/'
 install: # .venv with everything that development needs
-	bash -c '. tools/venv.sh dev'
+	bash -ec '. tools/venv.sh dev'
 check: # ruff, ruff format, mypy
 	bash tools/check.sh
 test: # check, and the default tests
 	bash tools/test.sh
-test-fast: # the tests that need no PyTorch, under a minute
-	bash -c '. tools/venv.sh dev && python -m pytest -m "not slow and not oracle" tests/runtime/samplers tests/runtime/bundle tests/runtime/files tests/test_architecture.py'
+test-fast: # the house's rules and the samplers without diffusers
+	bash -ec '. tools/venv.sh dev; python -m pytest -m "not slow and not oracle" $(FAST)'
 test-slow: # the tests that take minutes each
-	bash -c '. tools/venv.sh dev && python -m pytest -m slow'
+	bash -ec '. tools/venv.sh dev; python -m pytest -m slow'
 demo: # export, verify and draw the shipped model
 	bash tools/demo.sh

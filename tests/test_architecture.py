@@ -116,8 +116,8 @@ def test_every_room_has_its_rule_and_every_rule_a_room() -> None:
     assert {room_of(module) for module in FILES} == MAY.keys()
 
 
-def test_the_rules_hold_no_permission_that_nothing_uses() -> None:
-    """Such as a room that is long gone. Sets that several rooms share may hold more than one of them uses."""
+def test_the_rules_name_no_room_that_is_gone() -> None:
+    """Sets that several rooms share may hold more than one of them uses."""
     assert set().union(*MAY.values()) <= MAY.keys()
 
 

@@ -2,7 +2,7 @@
 
 Known ones come first. The others are found by measuring: what each module gives is measured in float32 while images
 are drawn. Where it comes near the largest half, the smallest module around it whose own result keeps away from there
-becomes an island; where there is none, the whole network stays float32. Those of errors: see `widening`.
+becomes an island; where there is none, the whole network stays float32. Those of errors: see `search.py`.
 """
 
 import contextlib

@@ -1,4 +1,6 @@
-"""Who can run a bundle's networks. A new backend is one file engine_NAME.py and its line here."""
+"""The backends that can run a bundle's networks. A new one is a folder here with an engine class, and a line of
+`BACKENDS`.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

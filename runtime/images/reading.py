@@ -79,7 +79,7 @@ def read_rgb(what: str, image: Any, *, least: int | None = None, animated: bool 
     opened = read(what, image, least=least, animated=animated)
     if _is_transparent(opened):
         _note_transparency(what)
-    return on_white(opened).convert("RGB")
+    return _in_mode(on_white(opened), "RGB")
 
 
 def size_of(image: Any, factor: int) -> Size:
@@ -98,8 +98,10 @@ def colors(what: str, images: Sequence[Any], size: Size, channels: int = 3) -> F
     for image in images:
         opened = read(what, image)
         transparent |= _is_transparent(opened)
-        resized = _resized(on_white(opened).convert(modes[channels]), size)
-        arrays.append(np.asarray(resized).reshape(*size, channels))
+        composed = on_white(opened)
+        # A grey image is the same in three channels after resizing as before, and takes a quarter of the memory.
+        resized = _resized(composed if composed.mode == "L" else _in_mode(composed, modes[channels]), size)
+        arrays.append(np.asarray(_in_mode(resized, modes[channels])).reshape(*size, channels))
     if transparent:
         _note_transparency(what)
     return np.stack(arrays).transpose(0, 3, 1, 2) / np.float32(255)
@@ -280,6 +282,11 @@ def _in_full(plane: Any) -> Any:
     """A mask of zeros and ones with 255 for one."""
     extrema = plane.getextrema()
     return plane.point(lambda level: 255 * level) if extrema in ((0, 1), ((0, 1),) * 3) else plane
+
+
+def _in_mode(image: Any, mode: str) -> Any:
+    """Convert an image, without the copy that Pillow makes of one that has this mode."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _resized(image: Any, size: Size) -> Any:

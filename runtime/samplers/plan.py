@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .schedule import Floats
 
 Latents = NDArray[Any]  # float32; float64 where the caller hands in float64
-M, X, Z, X0 = 0, 1, -2, -1  # columns of a row, and registers; the saved latents stand between x and z
+M, X, Z, X0 = 0, 1, -2, -1  # columns of a row, and operands; the saved latents stand between x and z
 
 
 @dataclass(frozen=True, eq=False)

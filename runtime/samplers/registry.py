@@ -19,7 +19,7 @@ from .plan import Plan
 
 @dataclass(frozen=True)
 class Scheduler:
-    """One line of the table: how a config becomes nodes, and the nodes rows."""
+    """One line of the table: how a config becomes a grid, and the grid rows."""
 
     class_name: str  # in diffusers
     order: int  # of accuracy, as measured once the history is full; where noise is drawn, in law

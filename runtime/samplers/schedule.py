@@ -1,4 +1,4 @@
-"""Noise schedules and the grids that a scheduler_config.json asks for. All in float64."""
+"""Noise schedules: betas, noise levels and their spacing, as a scheduler_config.json asks for. All in float64."""
 
 import math
 from typing import Any

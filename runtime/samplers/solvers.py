@@ -1,4 +1,4 @@
-"""The solvers: each walks the nodes and yields a row of the plan for every evaluation of the network.
+"""The solvers: each walks the grid and yields a row of the plan for every evaluation of the network.
 
 A row is written as its paper writes it, on symbols: `x` the latents, `m` what the network says of them, `x0` the same
 read as a clean image, `z` unit noise, and latents saved by earlier rows. They are unit vectors, so the formula of

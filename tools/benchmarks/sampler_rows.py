@@ -104,7 +104,7 @@ def libraries() -> tuple[Any, Any]:
         import diffusers
         import torch
     except ImportError as error:
-        raise unavailable(error, "bench_samplers") from None
+        raise unavailable(error, "sampler_rows") from None
     diffusers.utils.logging.set_verbosity_error()  # of keys that a class does not have
     return torch, diffusers
 

@@ -70,7 +70,7 @@ def main(*words: str) -> "subprocess.CompletedProcess[str]":
     ("words", "message"),
     [
         (["nonsense"], "error: scheduler: unknown scheduler 'nonsense'; expected ddim"),
-        (["ddim"], "error: bench_samplers: diffusers is not installed"),
+        (["ddim"], "error: sampler_rows: diffusers is not installed"),
     ],
 )
 def test_one_clear_message(words: list[str], message: str) -> None:
