@@ -19,7 +19,7 @@ from ldmrt.runtime.tensors import TensorSpec
 from .specs import dtype_of, image, latent, words
 
 RESIDUAL, FEATURE = "down_block_residual_", "down_intrablock_residual_"
-Specs = Callable[[Checkpoint, Any, str], list[TensorSpec]]  # of a network of the checkpoint and its dtype
+SpecsOf = Callable[[Checkpoint, Any, str], list[TensorSpec]]  # of a network of the checkpoint and its dtype
 SCALE = TensorSpec("conditioning_scale", "float32", ("batch",))
 
 
@@ -29,8 +29,8 @@ class Control:
 
     prefix: str  # of the components' names
     module: Callable[[Any], nn.Module]
-    inputs: Specs
-    outputs: Specs  # also of the U-Net: what it takes from such a network
+    inputs: SpecsOf
+    outputs: SpecsOf  # also of the U-Net: what it takes from such a network
 
 
 class _ControlNet(nn.Module):

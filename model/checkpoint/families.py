@@ -1,12 +1,18 @@
 """The families that a single file may be of: their networks' configs, text encoders, schedulers and pipelines."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from ldmrt.model.networks.unet import UNetConfig
+from ldmrt.model.weights.lazy import Lazy
 from ldmrt.model.weights.weights import SUFFIXES as SUFFIXES
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.tokenizer.vocabulary import END
 
 from .folder import TEXT
+from .original_names import UNET, ldm_modules, unet_name
 
 CLIP, OPEN_CLIP = "transformers", "open_clip"  # whose names a text encoder's weights have
 
@@ -152,3 +158,26 @@ FAMILIES = (
     _BASE.inpainting(_EULER),
     Family("XL refiner", _UNET_REFINER, _VAE_XL, _OF_REFINER, _EULER, _XL_REFINER),
 )
+
+
+def recognise(tensors: Mapping[str, Lazy], path: Path, replaced: Collection[str] = ()) -> Family:
+    """The family whose U-Net takes inputs of the file's widths and that reads all of its text encoders, but for those
+    that are `replaced`.
+    """
+    for family in FAMILIES:
+        level = family.unet["down_block_types"].index(_DOWN[0])
+        attention = f"down_blocks.{level}.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+        widths = {"conv_in.weight": family.unet["in_channels"], attention: family.unet["cross_attention_dim"]}
+        modules = ldm_modules(UNetConfig.read(family.unet))
+        found = {key: tensors.get(unet_name(key, modules)) for key in widths}
+        fits = all(tensor and tensor.shape[1:2] == (widths[key],) for key, tensor in found.items())
+        wanted = [text.prefix for part, text in family.texts.items() if part not in replaced]
+        if fits and all(any(key.startswith(prefix) for key in tensors) for prefix in wanted):
+            return family
+    first = tensors.get(f"{UNET}input_blocks.0.0.weight")
+    raise LdmrtError(
+        "checkpoint", f"{path} is of no family of models that is read here",
+        expected="Stable Diffusion " + ", ".join(family.name for family in FAMILIES),
+        found=f"{len(tensors)} weights, such as {min(tensors, default='none')}"
+        if first is None else f"{UNET}input_blocks.0.0.weight of shape {first.shape}",
+    )  # fmt: skip

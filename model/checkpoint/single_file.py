@@ -19,7 +19,7 @@ from ldmrt.model.weights.weights import Tensors, open_noted
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.tokenizer.vocabulary import END, START
 
-from .families import _DOWN, FAMILIES, OPEN_CLIP, Family, Text
+from .families import OPEN_CLIP, Family, Text, recognise
 from .file_notes import TABLES, FileNotes, check_latents, without_leftovers
 from .folder import TEXT, Source, read_tokenizer
 from .original_names import UNET, VAE, clip_place, ldm_modules, open_clip_place, unet_name, vae_place
@@ -56,29 +56,6 @@ def read_file(
         **{part: (text.kind, text.config) for part, text in family.texts.items()},
     }
     return Source(dict(family.index), networks, tokenizers(family, tokenizer), scheduler, parts.__getitem__)
-
-
-def recognise(tensors: Mapping[str, Lazy], path: Path, replaced: Collection[str] = ()) -> Family:
-    """The family whose U-Net takes inputs of the file's widths and that reads all of its text encoders, but for those
-    that are `replaced`.
-    """
-    for family in FAMILIES:
-        level = family.unet["down_block_types"].index(_DOWN[0])
-        attention = f"down_blocks.{level}.attentions.0.transformer_blocks.0.attn2.to_k.weight"
-        widths = {"conv_in.weight": family.unet["in_channels"], attention: family.unet["cross_attention_dim"]}
-        modules = ldm_modules(UNetConfig.read(family.unet))
-        found = {key: tensors.get(unet_name(key, modules)) for key in widths}
-        fits = all(tensor and tensor.shape[1:2] == (widths[key],) for key, tensor in found.items())
-        wanted = [text.prefix for part, text in family.texts.items() if part not in replaced]
-        if fits and all(any(key.startswith(prefix) for key in tensors) for prefix in wanted):
-            return family
-    first = tensors.get(f"{UNET}input_blocks.0.0.weight")
-    raise LdmrtError(
-        "checkpoint", f"{path} is of no family of models that is read here",
-        expected="Stable Diffusion " + ", ".join(family.name for family in FAMILIES),
-        found=f"{len(tensors)} weights, such as {min(tensors, default='none')}"
-        if first is None else f"{UNET}input_blocks.0.0.weight of shape {first.shape}",
-    )  # fmt: skip
 
 
 def doubles(tensors: Mapping[str, Lazy], family: Family) -> set[str]:

@@ -14,7 +14,7 @@ from ldmrt.model.weights.weights import Tensors, bare, open_weights
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import read_json
 
-from . import single_file
+from . import families
 from .families import CLIP, OPEN_CLIP, Family, Text
 from .file_notes import without_leftovers
 from .folder import TEXT, Source, part_of_folder
@@ -81,7 +81,7 @@ def _controlnet_config(path: Path, tensors: Mapping[str, Lazy], hint: str) -> di
 def _family(path: Path, tensors: Mapping[str, Lazy]) -> Family:
     """The family whose context is as wide as the one that a ControlNet reads."""
     width = next((tensor.shape[-1] for key, tensor in tensors.items() if key.endswith(CONTEXT)), None)
-    family = next((family for family in single_file.FAMILIES if family.unet["cross_attention_dim"] == width), None)
+    family = next((family for family in families.FAMILIES if family.unet["cross_attention_dim"] == width), None)
     if family is None:
         expected, hint = "a ControlNet of Stable Diffusion 1.x, 2.x or XL", "a folder with its config.json"
         found = f"a context of width {width}" if width else f"no weight {CONTEXT}"

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from ldmrt.runtime.bundle.graphs import TOGETHER
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.tensors import Engine, Shapes, TensorSpec
+from ldmrt.runtime.tensors import Engine, Shapes, Specs
 
 Maker = Callable[[], Engine]
-Specs = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]  # inputs and outputs
+Ends = tuple[Specs, Specs]  # inputs and outputs
 
 
 class LowMemory:
@@ -67,7 +67,7 @@ class LowMemory:
 class SharedEngine:
     """An engine that is in memory only while its stage runs. `specs` are asked of the engine itself where left out."""
 
-    def __init__(self, name: str, make: Maker, turns: LowMemory, specs: Specs | None) -> None:
+    def __init__(self, name: str, make: Maker, turns: LowMemory, specs: Ends | None) -> None:
         self._name, self._make, self._turns = name, make, turns
         if specs is None:
             with turns.using(name, make) as engine:
@@ -93,7 +93,7 @@ class SharedEngine:
         self._turns.close()
 
 
-def in_low_memory(makers: Mapping[str, Maker], specs: Mapping[str, Specs]) -> dict[str, Maker]:
+def in_low_memory(makers: Mapping[str, Maker], specs: Mapping[str, Ends]) -> dict[str, Maker]:
     """Makers of engines that take turns. `specs` are of those whose inputs and outputs are known without opening."""
     turns = LowMemory()
 

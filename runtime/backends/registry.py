@@ -20,7 +20,7 @@ from .text_encoder_cache import CachedTextEncoder
 
 @dataclass(frozen=True)
 class BackendSettings:
-    """Settings say how networks are run."""
+    """Says how networks are run."""
 
     threads: int = 0  # 0 is one a core
     low_memory: bool = False  # one network in memory at a time
@@ -112,7 +112,8 @@ def check_name(backend: str) -> None:
 
 def open_engines(bundle: Bundle, backend: str, settings: BackendSettings = BackendSettings()) -> LazyEngines:
     """The components of a bundle on a backend, each opened when it is needed. `auto` takes engines that were built for
-    this machine's GPU, and ONNX Runtime where none fits. Text encoders keep what they said.
+    this machine's GPU, and ONNX Runtime where none fits. Text encoders keep the
+    embeddings of earlier prompts.
     """
     check_name(backend)
     if settings.folded and STEP not in bundle.graphs:

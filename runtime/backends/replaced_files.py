@@ -4,9 +4,8 @@ from pathlib import Path
 
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.files.file_cache import stamp
 from ldmrt.runtime.files.reading import sha256
-
-State = tuple[int, int, int, int]  # size, inode, times of modification and of change
 
 
 class Watched:
@@ -29,10 +28,9 @@ class Watched:
             self._states[file] = found
 
 
-def _state(file: Path) -> State | None:
-    """None where there is no such file."""
+def _state(file: Path) -> list[int] | None:
+    """Return the stamp of a file; None where there is none."""
     try:
-        there = file.stat()
+        return stamp(file.stat())
     except OSError:
         return None
-    return there.st_size, there.st_ino, there.st_mtime_ns, there.st_ctime_ns

@@ -14,9 +14,9 @@ Outputs = dict[str, NDArray[Any]]
 
 
 class CachedTextEncoder:
-    """A text encoder that keeps what it said, the oldest forgotten first once that is more than `budget` bytes.
+    """Keeps the embeddings of a text encoder, and forgets the oldest first once they are more than `budget` bytes.
 
-    Each text is encoded by itself: its bits do not hang on those beside it, nor on what was asked before.
+    Each text is encoded alone, so its embedding does not depend on the batch or on earlier requests.
     """
 
     def __init__(self, engine: Engine, budget: int = BUDGET) -> None:

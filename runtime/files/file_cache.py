@@ -35,12 +35,12 @@ class FileCache:
     def get(self, name: str, state: os.stat_result) -> object:
         """Return what was added of the file `name` while it was in this state; None where it is new or has changed."""
         known = self._known.get(name)
-        return known[-1] if isinstance(known, list) and known[:-1] == _stamp(state) else None
+        return known[-1] if isinstance(known, list) and known[:-1] == stamp(state) else None
 
     def add(self, name: str, state: os.stat_result, value: str | int) -> None:
         """Note what the file is, unless it may still change."""
         if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) > SETTLED:
-            self._seen[name] = [*_stamp(state), value]
+            self._seen[name] = [*stamp(state), value]
 
     def keep(self) -> None:
         """Write what was added, where that is possible; what is known of other files is left out."""
@@ -65,5 +65,6 @@ class HashCache(FileCache):
         return digest
 
 
-def _stamp(state: os.stat_result) -> list[int]:
+def stamp(state: os.stat_result) -> list[int]:
+    """Return what changes of a file whenever it is written: size, inode, times of modification and of change."""
     return [state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns]

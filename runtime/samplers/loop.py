@@ -14,7 +14,7 @@ Blend = Callable[[int, Latents], Latents]
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The latents after `row`, and what the network said there."""
+    """Holds the latents after `row` and the prediction that led to them."""
 
     row: int
     rows: int

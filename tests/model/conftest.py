@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldmrt.model.checkpoint import single_file
+from ldmrt.model.checkpoint import families
 from ldmrt.model.checkpoint.families import FAMILIES, Family
 
 from ..support.families import END
@@ -28,7 +28,7 @@ def vocabulary(tmp_path: Path) -> Path:
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> dict[str, Family]:
     """The families made narrow, in the place of the true ones."""
-    monkeypatch.setattr(single_file, "FAMILIES", tuple(_rows().values()))
+    monkeypatch.setattr(families, "FAMILIES", tuple(_rows().values()))
     return _rows()
 
 

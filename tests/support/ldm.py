@@ -1,4 +1,4 @@
-"""The families of `single_file` made small, and files as CompVis' and Stability AI's programs write them."""
+"""The families of single files made small, and files as CompVis' and Stability AI's programs write them."""
 
 from collections.abc import Mapping
 from dataclasses import replace

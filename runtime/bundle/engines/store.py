@@ -150,9 +150,10 @@ def runs_on(recipe: Recipe, gpu: str) -> bool:
 
 
 def find_engine(bundle: Bundle, component: str, *, backend: str, version: str, gpu: str, shapes: Shapes) -> EngineFile:
-    """The engine of a component for this backend, GPU and these input shapes; the GPU's own before a portable one, then
-    the narrowest. A `EngineNotFound` says what is wrong with the one that comes nearest, and how to mend it. Nothing of
-    any plan is read.
+    """Find the engine of a component for this backend, GPU and these input shapes: the GPU's own before a portable one,
+    then the narrowest. No plan is read.
+
+    Raises `EngineNotFound`, which says what is wrong with the one that comes nearest, and how to mend it.
     """
     graph, weights = model_digests(bundle, component)
     fit, refused, broken = [], [], []

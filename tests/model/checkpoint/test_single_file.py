@@ -17,8 +17,8 @@ from transformers import CLIPTokenizer
 from ldmrt.model import load
 from ldmrt.model.checkpoint import single_file
 from ldmrt.model.checkpoint.checkpoint import build
-from ldmrt.model.checkpoint.families import Family
-from ldmrt.model.checkpoint.single_file import read_file, recognise, split, tokenizers
+from ldmrt.model.checkpoint.families import Family, recognise
+from ldmrt.model.checkpoint.single_file import read_file, split, tokenizers
 from ldmrt.model.weights.lazy import Lazy
 from ldmrt.model.weights.weights import match
 from ldmrt.runtime import LdmrtError, LdmrtWarning

@@ -69,7 +69,7 @@ def test_conditions_that_do_not_fit_are_named() -> None:
 @pytest.mark.filterwarnings("ignore:The configuration file of this scheduler")  # that of 2022
 @pytest.mark.parametrize("name", ["sd14-2022", "sdxl", "sdxl-refiner"])
 def test_saved_pipeline_is_read_by_diffusers(name: str, tmp_path: Path) -> None:
-    """What the table writes for other tests is what it says."""
+    """The pipelines that the table saves for other tests are read back by diffusers."""
     theirs = DiffusionPipeline.from_pretrained(save_pipeline(name, tmp_path))
     assert type(theirs).__name__ == FAMILIES[name].pipeline
     for part, network in networks(FAMILIES[name]).items():

@@ -43,7 +43,7 @@ def test_transparency_is_composed_on_white_with_one_note(kind: str, tmp_path: Pa
     expected = np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")).astype(int)
     assert (expected != np.asarray(rgba.convert("RGB"))).any()
     given = [image]
-    if kind not in ("RGBa", "PA"):  # what PNG has no place for
+    if kind not in ("RGBa", "PA"):  # modes that no PNG can hold
         given.append(stored(tmp_path / "a.png", image))
     for item in given:
         with pytest.warns(LdmrtWarning, match="image: transparency is composed on white") as notes:
