@@ -6,12 +6,12 @@ A public name is imported when it is first asked for, so that the errors and the
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .errors import LdmrtError, LdmrtWarning
+from .errors import BundleError, EngineNotFound, InvalidRequest, LdmrtError, LdmrtWarning, NotFinite
 
 if TYPE_CHECKING:
+    from .backends.registry import BACKENDS, available_backends
     from .bundle.bundle import Bundle
     from .bundle.certificate import Certificate
-    from .files.writing import write_atomically
     from .pipeline.pipeline import Pipeline, Result
     from .pipeline.pipeline import open_pipeline as open
     from .pipeline.refined import RefinedPipeline
@@ -19,42 +19,53 @@ if TYPE_CHECKING:
     from .samplers.loop import State, sample, steps
     from .samplers.plan import Plan
     from .samplers.registry import SCHEDULERS, plan_from_config
+    from .tensors import Engine, TensorSpec
 
 __all__ = [
+    "BACKENDS",
     "SCHEDULERS",
     "Bundle",
+    "BundleError",
     "Certificate",
+    "Engine",
+    "EngineNotFound",
+    "InvalidRequest",
     "LdmrtError",
     "LdmrtWarning",
+    "NotFinite",
     "Pipeline",
     "Plan",
     "RefinedPipeline",
     "Request",
     "Result",
     "State",
+    "TensorSpec",
+    "available_backends",
     "open",
     "plan_from_config",
     "sample",
     "steps",
-    "write_atomically",
 ]
 
 # name -> the module that defines it, and its name there if it is another
 _LAZY = {
+    "BACKENDS": "backends.registry",
     "SCHEDULERS": "samplers.registry",
     "Bundle": "bundle.bundle",
     "Certificate": "bundle.certificate",
+    "Engine": "tensors",
     "Pipeline": "pipeline.pipeline",
     "Plan": "samplers.plan",
     "RefinedPipeline": "pipeline.refined",
     "Request": "pipeline.request",
     "Result": "pipeline.pipeline",
     "State": "samplers.loop",
+    "TensorSpec": "tensors",
+    "available_backends": "backends.registry",
     "open": "pipeline.pipeline:open_pipeline",
     "plan_from_config": "samplers.registry",
     "sample": "samplers.loop",
     "steps": "samplers.loop",
-    "write_atomically": "files.writing",
 }
 
 if not TYPE_CHECKING:  # a type checker shall find misspelt names

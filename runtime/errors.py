@@ -1,4 +1,4 @@
-"""The one error a user can cause, the one warning, and how the words of others are put into them."""
+"""Define the error that a user can cause, its four kinds, the warning, and how other libraries' messages are quoted."""
 
 import copyreg
 from typing import Any
@@ -37,6 +37,22 @@ class LdmrtError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy the message and all attributes, whatever arguments the class takes."""
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
+
+
+class InvalidRequest(LdmrtError):
+    """A request asks for what no model can do, or for what this one cannot."""
+
+
+class BundleError(LdmrtError):
+    """A bundle is missing, damaged, or not one."""
+
+
+class EngineNotFound(LdmrtError):
+    """No engine of a bundle is for this backend, GPU and these shapes."""
+
+
+class NotFinite(LdmrtError):
+    """Latents or an image hold infinities or NaN."""
 
 
 class LdmrtWarning(UserWarning):

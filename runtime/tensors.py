@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from .errors import LdmrtError
 
+Array = NDArray[Any]  # of any dtype and shape
+Arrays = dict[str, Array]  # tensors by name
 Dim = int | str
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]  # of tensors by name
@@ -78,12 +80,12 @@ class Engine(Protocol):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def __call__(self, **arrays: NDArray) -> dict[str, NDArray]: ...
+    def __call__(self, **arrays: Array) -> Arrays: ...
 
     def close(self) -> None: ...
 
 
-def conform(component: str, specs: tuple[TensorSpec, ...], arrays: Mapping[str, NDArray]) -> dict[str, NDArray]:
+def conform(component: str, specs: tuple[TensorSpec, ...], arrays: Mapping[str, Array]) -> Arrays:
     """The arrays that `specs` ask for, of their dtypes, contiguous; an `LdmrtError` where name, rank or a fixed
     dimension is wrong.
     """
@@ -113,11 +115,11 @@ class Binding(Protocol):
     owner: object  # who has uploaded last
     claim: AbstractContextManager[object]  # held by whoever uploads, launches and downloads what belongs together
 
-    def upload(self, **arrays: NDArray[Any]) -> None: ...
+    def upload(self, **arrays: Array) -> None: ...
 
     def launch(self) -> None: ...
 
-    def download(self, *names: str) -> dict[str, NDArray[Any]]: ...
+    def download(self, *names: str) -> Arrays: ...
 
 
 class BindableEngine(Protocol):

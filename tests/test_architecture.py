@@ -24,7 +24,7 @@ EXPORT = {f"export.{name}" for name in ("components", "graph", "parity", "precis
 CONSOLE = {"tools.console", "tools.options"}
 # Which rooms a room may import. There is no list of exceptions.
 MAY: dict[str, set[str]] = {
-    "runtime": {"runtime.errors", "runtime.bundle", "runtime.files", "runtime.pipeline", "runtime.samplers"},
+    "runtime": ERRORS | {f"runtime.{name}" for name in ("backends", "bundle", "pipeline", "samplers", "tensors")},
     "runtime.errors": set(),
     "runtime.nearest": set(),
     "runtime.host": set(),

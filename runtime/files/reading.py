@@ -9,6 +9,7 @@ from typing import Any
 
 from ldmrt.runtime.errors import LdmrtError, first_line
 
+JsonObject = dict[str, Any]  # an object of a JSON file, values of any kind JSON has
 JSON_BYTES = 64 << 20  # the index of a very large model has some megabytes
 JSON_DEPTH = 64  # a config nests lists and objects a few levels deep
 DEEP = f"more than {JSON_DEPTH} nested levels"
@@ -57,12 +58,12 @@ def read_bytes(where: str, path: Path, limit: int = JSON_BYTES) -> bytes:
         raise LdmrtError(where, f"cannot read {path}", found=first_line(error)) from None
 
 
-def read_json(where: str, path: Path) -> dict[str, Any]:
+def read_json(where: str, path: Path) -> JsonObject:
     """Read the JSON object in a regular file."""
     return parse_json(where, str(path), read_bytes(where, path))
 
 
-def parse_json(where: str, name: str, content: str | bytes) -> dict[str, Any]:
+def parse_json(where: str, name: str, content: str | bytes) -> JsonObject:
     """Parse a JSON object that nests at most `JSON_DEPTH` levels; errors call it `name`."""
     problem, expected = f"cannot read {name}", "a JSON object"
     try:

@@ -20,10 +20,9 @@ from ldmrt.runtime.bundle.certificate import (
     TensorError,
 )
 from ldmrt.runtime.bundle.coverage import covered_files, manifest_digest
-from ldmrt.runtime.bundle.engines.store import EngineNotFound
 from ldmrt.runtime.bundle.graphs import BACK, DECODER, DECODER_FP32, DEEP, ENCODER, FEATURE, FRONT, SHALLOW, TILE
 from ldmrt.runtime.bundle.recording import Case, Recording, Trajectory
-from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
+from ldmrt.runtime.errors import EngineNotFound, LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.host import processor, versions
 from ldmrt.runtime.pipeline.autoencoder.decode import Decoding, decode
 from ldmrt.runtime.pipeline.denoise import DenoisingTask

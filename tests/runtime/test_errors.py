@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from ldmrt.runtime import LdmrtError, LdmrtWarning
-from ldmrt.runtime.bundle.engines.store import EngineNotFound
+from ldmrt.runtime import BundleError, EngineNotFound, InvalidRequest, LdmrtError, LdmrtWarning, NotFinite
 from ldmrt.runtime.errors import LONGEST, MOST_SHOWN, first_line
 
 
@@ -30,6 +29,9 @@ RAISED: list[Callable[[], BaseException]] = [
     lambda: LdmrtError("unet", "no input x"),
     lambda: LdmrtError("unet", "wrong", expected=(1, 2), found=lambda: 3, hint="ldmrt export"),  # no lambda pickles
     lambda: EngineNotFound("vae_decoder", "no engine", hint="ldmrt build"),
+    lambda: InvalidRequest("request", "invalid strength", expected="0 to 1", found=2),
+    lambda: BundleError("bundle", "missing file"),
+    lambda: NotFinite("unet", "latents are not finite after row 3", hint="ldmrt verify"),
     lambda: Particular(7),
     lambda: with_attributes(LdmrtError("unet", "wrong", found=ValueError("of another library"))),
     lambda: LdmrtWarning("the prompt was cut"),

@@ -53,7 +53,7 @@ def test_star_gives_every_public_name() -> None:
 @pytest.mark.parametrize("line", [
     "from ldmrt.runtime import LdmrtError, LdmrtWarning",
     "import pickle; pickle.loads(pickle.dumps(ldmrt.runtime.LdmrtError('unet', 'wrong', hint='again')))",
-    "from ldmrt.runtime import write_atomically",
+    "from ldmrt.runtime import BundleError, EngineNotFound, InvalidRequest, NotFinite",
     "hasattr(ldmrt.runtime, '__warningregistry__'), dir(ldmrt.runtime)",  # as the standard library asks any module
 ])  # fmt: skip
 def test_errors_load_no_numpy(line: str) -> None:

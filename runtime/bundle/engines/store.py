@@ -14,7 +14,7 @@ from typing import Any
 
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.contents import check_inside
-from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.errors import EngineNotFound, LdmrtError
 from ldmrt.runtime.files.reading import read_json, sha256
 from ldmrt.runtime.files.writing import remove_abandoned, write_atomically
 from ldmrt.runtime.tensors import Shapes, whole
@@ -26,10 +26,6 @@ FOLDER, PLAN, SIDECAR = "engines", "engine.plan", "engine.json"
 SCHEMA = 1
 CHANGED = f"{PLAN} was changed"
 BYTES = {"scratch", "weights", "build_peak"}  # of what is measured
-
-
-class EngineNotFound(LdmrtError):
-    """No engine of a bundle is for this backend, GPU and these shapes."""
 
 
 @dataclass(frozen=True)

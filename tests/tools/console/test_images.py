@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmrt.runtime import LdmrtError, LdmrtWarning, write_atomically
+from ldmrt.runtime import LdmrtError, LdmrtWarning
+from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.tools.console.image_paths import free_path, numbered
 from ldmrt.tools.console.images import LONGEST, grid, save_image, save_png
 

@@ -17,7 +17,8 @@ import click
 import pytest
 from PIL import Image
 
-from ldmrt.runtime import LdmrtError, write_atomically
+from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.tools.console.script import BUG, run_script
 
 PROGRAM = "import sys; from ldmrt.tools.cli import main; sys.argv[0] = 'ldmrt'; main()"
