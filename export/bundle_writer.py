@@ -24,7 +24,7 @@ from ldmrt.runtime.files.writing import naming, remove_abandoned, temporary_fold
 from ldmrt.runtime.nearest import suggestion
 
 from .components.table import Component, _ends, components, fingerprint
-from .engines.forecast import forecast
+from .engines.image_memory import predict_image_memory
 from .graph.to_onnx import GRAPH, OPSET, to_onnx
 from .graph.unet_halves import check_cut, cut
 from .precision.islands import Islands
@@ -98,7 +98,7 @@ def export_bundle(
         manifest = {**_manifest(checkpoint, rows, work, known), **(merged or {})}
         if "unet" in rows:
             predicted = old.get("memory") if "unet" in kept else None
-            manifest["memory"] = predicted or forecast(work / "unet" / "model.onnx", parts["unet"].inputs)
+            manifest["memory"] = predicted or predict_image_memory(work / "unet" / "model.onnx", parts["unet"].inputs)
         _keep_certificate(old, path, manifest, work)
         write_json(work / MANIFEST, manifest)
         _carry_over(path, work, {MANIFEST, *old.get("files", {})})

@@ -95,7 +95,7 @@ def full_size(
 
 def compared(bundle: Path) -> list[dict[str, Any]]:
     """Of each engine what was predicted and what was measured: bytes and seconds."""
-    from ldmrt.export.engines.memory import predict
+    from ldmrt.export.engines.engine_memory import predict
     from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.runtime.bundle.engines.recipe import described
     from ldmrt.runtime.bundle.engines.store import EngineFile, engines
