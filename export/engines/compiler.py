@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ldmrt.runtime.backends.trt.session import MODULES
@@ -145,7 +146,7 @@ def typed_by_request(backend: str, version: str) -> bool:
     return backend == "tensorrt" and int(version.partition(".")[0]) < 11
 
 
-def _config(trt: Any, recipe: Recipe, profiles: list[Any], monitor: Any) -> Any:
+def _config(trt: Any, recipe: Recipe, profiles: list[object], monitor: object) -> object:
     common = {"profiles": profiles, "progress_monitor": monitor, "refittable": REFIT in recipe.flags}
     if recipe.backend == "tensorrt-rtx":
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
@@ -170,7 +171,7 @@ def _logger(trt: Any) -> Any:
             self.errors: list[str] = []
             self.found = {"Max Scratch Memory": 0, "Total Weights Memory": 0}
 
-        def log(self, severity: Any, message: str) -> None:
+        def log(self, severity: object, message: str) -> None:
             if severity in (trt.Logger.ERROR, trt.Logger.INTERNAL_ERROR):
                 self.errors.append(message)
             elif severity == trt.Logger.INFO and (said := re.fullmatch(r"(.+ Memory): (\d+) bytes", message.strip())):
@@ -202,7 +203,7 @@ def _monitor(trt: Any, watch: Watch) -> Any:
 
 
 @contextlib.contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+def _replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
     old = getattr(module, name)
     setattr(module, name, value)
     try:

@@ -115,7 +115,7 @@ def _wished(
     return list(found.values())
 
 
-def weights_sha256(recipe: Recipe, plan: Any, path: Path) -> str:
+def weights_sha256(recipe: Recipe, plan: bytes, path: Path) -> str:
     """Return the checksum of the weights of a plan: every name with the numbers that the ONNX file has for it.
 
     Raises:
@@ -127,7 +127,7 @@ def weights_sha256(recipe: Recipe, plan: Any, path: Path) -> str:
         return _given(session, engine, path)[1]
 
 
-def _replaced(session: Session, file: EngineFile, source: Bundle, bundle: Bundle) -> tuple[Any, str]:
+def _replaced(session: Session, file: EngineFile, source: Bundle, bundle: Bundle) -> tuple[bytes, str]:
     """Return a plan with the bundle's weights, and their checksum.
 
     The new plan is loaded once to check that the same weights can be replaced again. TensorRT does not return weights,
@@ -150,7 +150,7 @@ def _replaced(session: Session, file: EngineFile, source: Bundle, bundle: Bundle
     return plan, digest
 
 
-def _given(session: Session, engine: Any, path: Path) -> tuple[tuple[Any, Any], str]:
+def _given(session: Session, engine: Any, path: Path) -> tuple[tuple[Any, object], str]:
     """Hand all weights of an ONNX file to an engine, without applying them yet.
 
     Returns:

@@ -1,7 +1,7 @@
 """A network that computes in other precisions for a while; its weights are as before when it is over."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,10 +65,10 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     return type(value)(cast(one, dtype) for one in value) if isinstance(value, (list, tuple)) else value
 
 
-def _begin(dtype: torch.dtype) -> Any:
+def _begin(dtype: torch.dtype) -> Callable[..., tuple[object, dict[str, object]]]:
     """Round what a component takes, but for what stays float32 in every precision."""
 
-    def hook(_: nn.Module, args: Any, given: dict[str, Any]) -> Any:
+    def hook(_: nn.Module, args: object, given: dict[str, object]) -> tuple[object, dict[str, object]]:
         return cast(args, dtype), {n: cast(v, torch.float32 if n in EXACT else dtype) for n, v in given.items()}
 
     return hook
@@ -83,14 +83,14 @@ def _opened(module: nn.Module, dtype: torch.dtype) -> list[RemovableHandle]:
     lent: dict[nn.Parameter, Tensor] = {}
     alone = next(module.children(), None) is None
 
-    def open_up(_: nn.Module, args: Any, given: Any) -> Any:
+    def open_up(_: nn.Module, args: object, given: object) -> tuple[Any, dict[str, Any]] | None:
         for weight in module.parameters(recurse=False):
             lent[weight], weight.data = weight.data, weight.data.to(dtype)
             if alone:
                 weight.data = weight.data.float()
         return cast((args, given), torch.float32) if alone else None
 
-    def close(_: nn.Module, __: Any, out: Any) -> Any:
+    def close(_: nn.Module, __: object, out: object) -> object:
         for weight, data in lent.items():
             weight.data = data
         lent.clear()

@@ -7,9 +7,8 @@ becomes an island; where there is none, the whole network stays float32. Those o
 
 import contextlib
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,8 +117,8 @@ def record_ranges(module: nn.Module) -> Iterator[dict[str, float]]:
     """
     ranges: dict[str, float] = {}
 
-    def note(name: str) -> Any:
-        def hook(_: nn.Module, __: Any, out: Any) -> None:
+    def note(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(_: nn.Module, __: object, out: object) -> None:
             for one in _tensors(out):
                 largest = float(one.abs().max().nan_to_num(nan=float("inf"))) if one.numel() else 0.0
                 ranges[name] = max(ranges.get(name, 0.0), largest)
