@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.errors import BundleError
 from ldmrt.runtime.files.file_cache import HashCache
 from ldmrt.runtime.files.reading import sha256
 
@@ -30,15 +30,15 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     """Refuse what is not a manifest of this schema."""
     if (found := manifest.get("schema")) != SCHEMA or isinstance(found, bool):
         problem = f"{MANIFEST} has another schema"
-        raise LdmrtError("bundle", problem, expected=SCHEMA, found=f"{found!r:.100}", hint=HINT)
+        raise BundleError("bundle", problem, expected=SCHEMA, found=f"{found!r:.100}", hint=HINT)
     for key in ("files", "components", "made_by"):
         if not isinstance(manifest.get(key), dict):
-            raise LdmrtError("bundle", f"{MANIFEST} has no {key}", expected="a JSON object", hint=HINT)
+            raise BundleError("bundle", f"{MANIFEST} has no {key}", expected="a JSON object", hint=HINT)
     _check_listed(manifest["files"])
     _check_components(manifest["components"])
     for name in REQUIRED:
         if f"{name}/model.onnx" not in manifest["files"] or name not in manifest["components"]:
-            raise LdmrtError("bundle", f"{MANIFEST} does not name {name}", hint=HINT)
+            raise BundleError("bundle", f"{MANIFEST} does not name {name}", hint=HINT)
     if not all(isinstance(one, str) for one in manifest["made_by"].values()):
         raise _damaged("made_by", "versions as strings")
     for key, kinds in MERGED.items():
@@ -49,8 +49,8 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
         _check_reference(certificate, manifest["files"])
 
 
-def _damaged(where: str, expected: str) -> LdmrtError:
-    return LdmrtError("bundle", f"{MANIFEST} is damaged at {where}", expected=expected, hint=HINT)
+def _damaged(where: str, expected: str) -> BundleError:
+    return BundleError("bundle", f"{MANIFEST} is damaged at {where}", expected=expected, hint=HINT)
 
 
 def _check_memory(memory: object) -> None:
@@ -65,10 +65,12 @@ def _check_memory(memory: object) -> None:
 
 def _check_listed(files: Mapping[str, Any]) -> None:
     if len(files) > MOST:
-        raise LdmrtError("bundle", f"{MANIFEST} lists too many files", expected=f"at most {MOST}", found=len(files))
+        raise BundleError("bundle", f"{MANIFEST} lists too many files", expected=f"at most {MOST}", found=len(files))
     for name, entry in files.items():
         if not is_inside(name):
-            raise LdmrtError("bundle", f"{MANIFEST} names {name!r:.200}", expected="a path inside the bundle")
+            raise BundleError(
+                "bundle", f"{MANIFEST} names {name!r:.200}", expected="a path inside the bundle", hint=HINT
+            )
         whole = isinstance(entry, dict) and entry.keys() == {"size", "sha256"}
         if not (whole and type(entry["size"]) is int and isinstance(entry["sha256"], str)):
             raise _damaged(name, "size and sha256")
@@ -88,7 +90,7 @@ def _check_components(components: Mapping[str, Any]) -> None:
         for graph, ends in ((name, row), *beside.items()):
             if not is_name(graph):
                 problem = f"{MANIFEST} has the unsupported name {graph!r:.200}"
-                raise LdmrtError("bundle", problem, expected="letters, digits, _, - and .", hint=HINT)
+                raise BundleError("bundle", problem, expected="letters, digits, _, - and .", hint=HINT)
             if graph.casefold() in seen:
                 raise _damaged(graph, "a name for each component and graph")
             seen.add(graph.casefold())
@@ -129,20 +131,20 @@ def _check_reference(certificate: object, files: Mapping[str, Any]) -> None:
     name = certificate.get("reference")
     if not isinstance(name, str) or REFERENCE.fullmatch(name) is None or name not in files:
         problem, expected = f"the certificate names the reference {name!r:.200}", "a listed file, reference-*.npz"
-        raise LdmrtError("bundle", problem, expected=expected, hint="export again")
+        raise BundleError("bundle", problem, expected=expected, hint="export again")
 
 
 def check_files(path: Path, files: Mapping[str, Mapping[str, Any]], stamps: HashCache | None = None) -> None:
-    """Compare files with their recorded size and SHA-256; the first that differs is an `LdmrtError`."""
+    """Compare files with their recorded size and SHA-256; the first that differs is an `BundleError`."""
     contents = Contents(path, files)
     for name, entry in files.items():
         file = contents.file(name)
         if (size := file.stat().st_size) != entry["size"]:
             expected = f"{entry['size']} bytes"
-            raise LdmrtError("bundle", f"{name} was cut off or changed", expected=expected, found=size, hint=AGAIN)
+            raise BundleError("bundle", f"{name} was cut off or changed", expected=expected, found=size, hint=AGAIN)
         found = sha256(file) if stamps is None else stamps.sha256(name, file)
         if found != entry["sha256"]:
             expected = f"sha256 {entry['sha256']:.64}"
-            raise LdmrtError("bundle", f"{name} was changed", expected=expected, found=found, hint=AGAIN)
+            raise BundleError("bundle", f"{name} was changed", expected=expected, found=found, hint=AGAIN)
     if stamps is not None:
         stamps.keep()
