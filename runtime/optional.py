@@ -35,7 +35,7 @@ PACKAGES = {
     "torch": Package("PyTorch", "torch", ("export",)),
     "transformers": Package("transformers", "transformers", ("export",)),
     "safetensors": Package("safetensors", "safetensors", ("export",)),
-    "huggingface_hub": Package("huggingface_hub", "huggingface_hub"),
+    "huggingface_hub": Package("huggingface_hub", "huggingface_hub", ("export",)),
     "skimage": Package("scikit-image", "scikit-image", ("export",)),
     "polygraphy": Package("Polygraphy", "polygraphy", ("rtx", "tensorrt")),
     "tensorrt": Package("TensorRT", "tensorrt", ("tensorrt",)),

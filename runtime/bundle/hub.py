@@ -13,6 +13,7 @@ from ldmrt.runtime.files.reading import read_json
 from ldmrt.runtime.files.swap import recover
 from ldmrt.runtime.optional import unavailable
 
+from .contents import bundle_errors
 from .graphs import ORDER, REQUIRED
 from .manifest import MANIFEST, check_manifest
 
@@ -64,7 +65,8 @@ def _fetch_bundle(name: str, revision: str | None) -> Path:
     folder = _fetch(name, [MANIFEST, INDEX], revision)
     revision = folder.name if COMMIT.fullmatch(folder.name) else revision
     if (folder / MANIFEST).is_file():
-        manifest = read_json("bundle", folder / MANIFEST)
+        with bundle_errors():
+            manifest = read_json("bundle", folder / MANIFEST)
         check_manifest(manifest)
         files = list(manifest["files"])
         folder = _fetch(name, [MANIFEST, INDEX, *map(glob.escape, files)], revision)
@@ -85,6 +87,7 @@ def _fetch_bundle(name: str, revision: str | None) -> Path:
 
 
 def _fetch(name: str, files: Sequence[str], revision: str | None) -> Path:
+    """Fetch files, with a hint for people who meant a path."""
     try:
         return fetch("bundle", name, files, revision)
     except ImportError as error:

@@ -182,7 +182,7 @@ def test_huggingface_hub_is_not_installed(served: Hub, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.setattr("ldmrt.runtime.optional._installed", lambda name: False)
     message = refused()
-    assert message.startswith(f"bundle: no folder {NAME}: huggingface_hub is not installed\n  try: pip install hugg")
+    assert message.startswith(f"bundle: no folder {NAME}: huggingface_hub is not installed\n  try: pip install ")
 
 
 def make_checkpoint(folder: Path) -> None:
