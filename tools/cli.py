@@ -10,6 +10,7 @@ from .options.common import Group
 
 # name -> module of ldmrt.tools.commands, attribute, one line of help
 COMMANDS = {
+    "demo": ("demo", "demo", "Draw images with the small model that ldmrt brings."),
     "generate": ("generate", "generate", "Make images from a bundle."),
     "export": ("export", "export", "Turn a checkpoint into a bundle of ONNX files."),
     "verify": ("verify", "verify", "Prove that a bundle computes what its checkpoint does."),

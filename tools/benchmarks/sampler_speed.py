@@ -1,6 +1,6 @@
 """What a row of a sampler costs on the host, beside the same step of diffusers.
 
-    python -m ldmrt.tools.benchmarks.sampler_rows --json out.json
+    python -m ldmrt.tools.benchmarks.sampler_speed --json out.json
 
 The network's word and the noise lie ready, the word where guidance leaves it, so what is timed is all that stands
 between two calls of the network. What comes once an image is not: diffusers' `set_timesteps` there, the plan and its
@@ -53,7 +53,7 @@ class RowCost:
 def bench(names: tuple[str, ...], steps: int, repeats: int, out: Path | None) -> None:
     """Time the rows of NAMES, all samplers by default, against diffusers' steps on the same latents.
 
-    Example: python -m ldmrt.tools.benchmarks.sampler_rows dpmpp_2m euler
+    Example: python -m ldmrt.tools.benchmarks.sampler_speed dpmpp_2m euler
     """
     from rich.console import Console
     from rich.table import Table
@@ -104,7 +104,7 @@ def libraries() -> tuple[Any, Any]:
         import diffusers
         import torch
     except ImportError as error:
-        raise unavailable(error, "sampler_rows") from None
+        raise unavailable(error, "sampler_speed") from None
     diffusers.utils.logging.set_verbosity_error()  # of keys that a class does not have
     return torch, diffusers
 
