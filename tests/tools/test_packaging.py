@@ -86,7 +86,8 @@ def test_demo_from_the_wheel(built: Path, tmp_path: Path) -> None:
     first = run(ldmrt, "demo", cwd=place)
     assert first == "the images: demo.png, and one by one demo/each-00.png to demo/each-23.png\n"
     assert sorted(path.name for path in place.iterdir()) == ["demo", "demo.png", "emoji64"]
-    assert Image.open(place / "demo.png").size == (8 * 64 + 7 * 2, 3 * 64 + 2 * 2)
+    with Image.open(place / "demo.png") as image:
+        assert image.size == (8 * 64 + 7 * 2, 3 * 64 + 2 * 2)
 
     (tmp_path / "without").mkdir()
     (tmp_path / "without" / "torch.py").write_text("raise ImportError('No module named torch', name='torch')\n")

@@ -17,7 +17,7 @@ from ldmrt.tools.console.images import grid, save_png
 from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.console.progress import console
 from ldmrt.tools.console.run_lock import locked
-from ldmrt.tools.console.training import STATE, nothing_to_save, walk
+from ldmrt.tools.console.training import STATE, nothing_to_save, run_training
 from ldmrt.tools.console.training_data import open_data
 from ldmrt.tools.options.common import Choice, Group
 
@@ -135,7 +135,7 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
         with_scaling_factor(vae, 1.0 / mean.std().item())  # Rombach et al. 2022, appendix G: unit variance
         save_network(out / "vae", vae, to_config("AutoencoderKL", vae.config), torch.float32)
 
-    walk(run, train_autoencoder(run, data), out, save_every, resume, keep, change)
+    run_training(run, train_autoencoder(run, data), out, save_every, resume, keep, change)
 
 
 @train.command()
@@ -218,7 +218,7 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
         )
         checkpoint.save(out)
 
-    walk(run, train_ldm(run, data, vae, tokenizer, scheduler), out, save_every, resume, keep, change)
+    run_training(run, train_ldm(run, data, vae, tokenizer, scheduler), out, save_every, resume, keep, change)
 
 
 def check(out: Path, resume: bool, change: tuple[str, ...], device: str, precision: str) -> None:

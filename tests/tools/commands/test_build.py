@@ -188,7 +188,7 @@ def test_plan(ldmrt: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_foreign_directory(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
     foreign = shutil.copytree(bundle, tmp_path / "foreign")
     (foreign / "ldmrt.json").unlink()
-    assert "foreign has no folded step" in ldmrt("plan", foreign, "--folded").error
+    assert "foreign has no fused step" in ldmrt("plan", foreign, "--folded").error
     assert "has no manifest that says its shapes" in ldmrt("plan", foreign).error
     assert "no directory" in ldmrt("engines", "list", tmp_path / "none").error
 

@@ -53,9 +53,9 @@ def test_exports_verifies_and_draws(ldmrt: Any, place: Path, checkpoint: Path) -
     assert len(steps) == 3
     assert names(place) == ["demo", "demo.png", "emoji64"]
     assert names(place / "demo") == ["each-00.png", "each-01.png", "each-02.png"]
-    image = Image.open(place / "demo.png")
-    assert image.size == (3 * 16 + 2 * 2, 16)
-    assert json.loads(image.text["ldmrt"])["prompts"] == PROMPTS
+    with Image.open(place / "demo.png") as image:
+        assert image.size == (3 * 16 + 2 * 2, 16)
+        assert json.loads(image.text["ldmrt"])["prompts"] == PROMPTS
 
 
 def test_a_second_run_reuses_the_bundle_and_needs_no_torch(
