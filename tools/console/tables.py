@@ -77,7 +77,7 @@ def widths(words: Sequence[int], parts: Sequence[int], whole: Sequence[int], roo
 
 
 def wrapped(text: str, width: int) -> str:
-    """Break text into lines of at most `width` characters: between words, else between parts of a name, else anywhere."""
+    """Break text into lines of at most `width` characters: at spaces, else inside names, else anywhere."""
     lines = []
     for line in text.split("\n"):
         start = ""

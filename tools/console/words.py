@@ -1,6 +1,7 @@
 """Lists of the words that textual inversions and a checkpoint's tokenizers add."""
 
 from collections.abc import Mapping, Sequence
+
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.tokenizer.vocabulary import added_words
 
