@@ -73,7 +73,7 @@ def test_endings_are_those_that_work(ldmrt: Any) -> None:
         ldmrt("samplers")
         .out.splitlines()[-1]
         .startswith(
-            "noise levels spaced otherwise: append _karras, _exponential, _beta to lms, euler, heun, dpm2, dpm2_a, "
+            "other spacings of noise levels: append _karras, _exponential, _beta to lms, euler, heun, dpm2, dpm2_a, "
         )
     )
 
@@ -104,7 +104,7 @@ def test_config_of_a_checkpoint(ldmrt: Any, tmp_path: Path) -> None:
     lines = listed(ldmrt, "--config", tmp_path / "mine.json")
     assert [name for name, line in lines.items() if "problem" in line] == ["edm_euler", "edm_dpmpp_2m"]
     out = ldmrt("samplers", "--config", tmp_path / "mine.json").out
-    assert "not with this config: edm_euler: scheduler: prediction_type sample" in out
+    assert "unsupported with this config: edm_euler: scheduler: prediction_type sample" in out
 
 
 def test_plans(ldmrt: Any) -> None:
@@ -114,7 +114,7 @@ def test_plans(ldmrt: Any) -> None:
         plan = plan_from_config(CONFIG, 6, name=name, strength=0.5)
         assert f"{name}: 6 steps, {plan.rows} rows\n{plan}\n" in ran.out
     assert "x0: that as a clean image" in ran.out
-    assert "euler: 20 steps, 20 rows, begins with unit noise times 0.997667\n" in ldmrt("samplers", "euler").out
+    assert "euler: 20 steps, 20 rows, starts from unit noise times 0.997667\n" in ldmrt("samplers", "euler").out
 
 
 @pytest.mark.parametrize(
