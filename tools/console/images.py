@@ -1,6 +1,7 @@
 """Grids of images, and image files that hold the parameters they were made with."""
 
 import io
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
+from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.files.writing import write_atomically
 
 from .image_paths import FORMATS
@@ -79,6 +81,25 @@ def save_image(path: Path, image: NDArray[np.uint8], notes: Mapping[str, object]
     Image.fromarray(image).save(buffer, kind, exif=exif, **OPTIONS[kind])
     with write_atomically(path) as file:
         file.write(buffer.getvalue())
+
+
+def parameters(options: Mapping[str, object], controls: Mapping[str, tuple[object, float]]) -> JsonObject:
+    """Return the options as an image's metadata holds them: files by their name alone, without seed and count."""
+    plain = {key: names(value) if key in ("image", "mask") else value for key, value in options.items()}
+    plain.pop("seed"), plain.pop("count")
+    return plain | {"controls": {name: [names(images), scale] for name, (images, scale) in controls.items()}}
+
+
+def names(paths: object) -> list[str] | str | None:
+    """Return the file name of a path, the names of a list of paths, or None for None."""
+    if isinstance(paths, list):
+        return [Path(path).name for path in paths]
+    return None if paths is None else Path(str(paths)).name
+
+
+def notes(parameters: JsonObject) -> dict[str, str]:
+    """Return the metadata of an image: its text chunk `ldmrt` holds the parameters as JSON."""
+    return {"ldmrt": json.dumps(parameters, ensure_ascii=False)}
 
 
 def _user_comment(text: str) -> Image.Exif:

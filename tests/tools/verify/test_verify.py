@@ -189,4 +189,7 @@ def test_bfloat16_where_no_backend_runs_it(ldmrt: Any, checkpoint: Path, tmp_pat
     assert 1e-3 < max(one.relative for one in made.figures if one.component == "unet") < 8e-2
     assert opened.certificate_issues == ["its graphs were checked, but no backend has run them"]
     error = ldmrt("verify", opened.path).error
-    assert "no backend can run the bundle; found onnxruntime cannot run unet in bf16 (Could not find an implementation" in error
+    assert (
+        "no backend can run the bundle; found onnxruntime cannot run unet in bf16 (Could not find an implementation"
+        in error
+    )
