@@ -91,8 +91,9 @@ def prepare(bundle: Path) -> None:
 
 
 def run(*words: object, hidden: Collection[str] = (), quiet: bool = False) -> None:
-    """Show a command of ldmrt, without the prompts in `hidden`, and run it in this process. Its standard output goes to
-    the standard error, or nowhere if `quiet`.
+    """Show a command of ldmrt, without the prompts in `hidden`, and run it in this process.
+
+    Its standard output goes to the standard error, or nowhere if `quiet`.
     """
     arguments = [str(word) for word in words]
     shown = shlex.join(["ldmrt", *(word for word in arguments if word not in hidden)])

@@ -63,7 +63,7 @@ class Batch(click.ParamType):
         """Return the number; None for auto."""
         if value == "auto":
             return None
-        return click.IntRange(min=1).convert(value, param, ctx)
+        return click.IntRange(min=1)(value, param, ctx)
 
 
 IMAGE = ImagePath(exists=True, dir_okay=False, path_type=Path)

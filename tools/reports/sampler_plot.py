@@ -3,7 +3,7 @@
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#333333")  # Okabe & Ito 2008
 FORMATS = (".png", ".svg", ".pdf")
 DASH = 5.0  # points
-STYLE: dict[str, object] = {
+STYLE: dict[Any, Any] = {  # matplotlib's type of the keys depends on its version
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
