@@ -38,7 +38,7 @@ class Contestant:
     name: str
     python: str
     path: Path  # what it opens
-    options: dict[str, int] = field(default_factory=dict)
+    options: dict[str, object] = field(default_factory=dict)
     ready: float = 0.0  # seconds from its start until it could draw
     first: float = 0.0  # seconds of the first image
     seconds: list[float] = field(default_factory=list)  # of the next ones

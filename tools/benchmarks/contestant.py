@@ -11,13 +11,10 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 Draw = Callable[[str], NDArray[np.uint8]]  # makes an image (H, W, 3) of a prompt
 
@@ -32,7 +29,7 @@ class Ask(TypedDict, total=False):
     guidance: float
     threads: int
     noise: str  # an .npy file of the first latents
-    options: dict[str, int]  # of `open_pipeline`
+    options: dict[str, Any]  # of `open_pipeline`
 
 
 def ldmrt(path: str, ask: Ask) -> Draw:
@@ -84,7 +81,7 @@ def optimum(path: str, ask: Ask) -> Draw:
     return _theirs(ORTDiffusionPipeline.from_pretrained(path, session_options=options), ask)
 
 
-def _theirs(pipeline: "DiffusionPipeline", ask: Ask) -> Draw:
+def _theirs(pipeline: Any, ask: Ask) -> Draw:
     import torch
 
     pipeline.set_progress_bar_config(disable=True)

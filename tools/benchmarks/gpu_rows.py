@@ -13,14 +13,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from ldmrt.runtime.backends.trt.engine import TrtEngine
     from ldmrt.runtime.pipeline.pipeline import Pipeline
     from ldmrt.runtime.pipeline.request.request import Request
 
@@ -76,7 +75,8 @@ def reference(setting: Setting) -> Values:
     }
     out = model.network(**{name: torch.from_numpy(array) for name, array in inputs.items()})
     setting.work.mkdir(parents=True, exist_ok=True)
-    np.savez(setting.work / PARITY, out_sample=out.cpu().numpy(), **inputs)
+    arrays: dict[str, Any] = {**inputs, "out_sample": out.cpu().numpy()}
+    np.savez(setting.work / PARITY, **arrays)
     return {"torch": torch.__version__, "largest": float(out.abs().max())}
 
 
@@ -179,7 +179,7 @@ def fused(setting: Setting, name: str) -> Values:
     return values
 
 
-def launches(setting: Setting, unet: "TrtEngine") -> float:
+def launches(setting: Setting, unet: Any) -> float:
     """Measure the U-Net's launches per second if nothing leaves the GPU: the limit of a fused loop."""
     stored = dict(np.load(setting.work / PARITY))
     arrays = {spec.name: stored[spec.name].astype(spec.dtype) for spec in unet.inputs}

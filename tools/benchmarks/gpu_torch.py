@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldmrt.export.components.table import components
 from ldmrt.model.checkpoint.checkpoint import Checkpoint, load
@@ -34,7 +35,7 @@ def checkpoint_of(model: str, device: str) -> Checkpoint:
 class TorchModel:
     """The networks that make an image, on a device."""
 
-    modules: dict[str, nn.Module]
+    modules: dict[str, Any]  # modules, or compiled functions of them
     tokenizer: Tokenizer
     plan: Plan
     latent: tuple[int, ...]  # (1, channels, height, width)
@@ -46,9 +47,9 @@ class TorchModel:
     def make(cls, model: str, device: str, dtype: torch.dtype, steps: int, *, compiled: bool = False) -> "TorchModel":
         """Load a model in `dtype`, channels last, with the U-Net and the decoder compiled if wanted."""
         checkpoint = checkpoint_of(model, device)
-        modules = {name: part.module for name, part in components(checkpoint).items()}
+        modules: dict[str, Any] = {name: part.module for name, part in components(checkpoint).items()}
         for name, module in modules.items():
-            modules[name] = module.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            modules[name] = module.to(device, dtype).to(memory_format=torch.channels_last)
         if compiled:
             modules |= {name: torch.compile(modules[name], mode="reduce-overhead") for name in ("unet", "vae_decoder")}
         unet, vae = checkpoint.unet.config, checkpoint.vae.config

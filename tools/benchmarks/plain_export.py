@@ -5,13 +5,12 @@ python -m ldmrt.tools.benchmarks.plain_export CHECKPOINT FOLDER
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import DiffusionPipeline
 
 
 @click.command()
@@ -35,9 +34,7 @@ def plain_export(checkpoint: str, folder: Path, precision: str) -> None:
         click.echo(name)
 
 
-def _networks(
-    pipeline: "DiffusionPipeline", dtype: "torch.dtype"
-) -> "dict[str, tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]":
+def _networks(pipeline: Any, dtype: "torch.dtype") -> "dict[str, tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]":
     """Return each network as a function of tensors, and inputs to trace it with."""
     import torch
 

@@ -5,20 +5,18 @@ python -m ldmrt.tools.benchmarks.random_checkpoint sd15 build/sd15
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from ldmrt.model.checkpoint.families import Family
 
 NAMES = {"sd15": "1.x", "sd15-inpainting": "1.x inpainting", "sd21": "2.x", "sdxl": "XL", "sdxl-refiner": "XL refiner"}
 CAPTIONS = ["a photograph of an astronaut riding a horse", "a red apple on a wooden table", "two pears, oil painting"]
 
 
-def networks(name: str) -> "Iterator[tuple[str, str, nn.Module]]":
+def networks(name: str) -> Iterator[tuple[str, str, Any]]:
     """Yield the networks of a family: part, class in diffusers or transformers, module."""
     from ldmrt.model.checkpoint.checkpoint import NETWORKS, text_encoder
 

@@ -210,7 +210,7 @@ def generate(
             pipeline.draw(request.parts(at_once, base.shape.factor)), parts, lambda result: f"seed {result.seeds[-1]}"
         )
 
-    shared = {"ldmrt": version("ldmrt"), "bundle": bundle.name} | parameters(options, steering)
+    shared: JsonObject = {"ldmrt": version("ldmrt"), "bundle": bundle.name} | parameters(options, steering)
     shared |= {"scheduler": request.scheduler or everyday_name(base.scheduler)}
     if refiner is not None:
         shared |= {"refiner": refiner.name, "refiner_start": refiner_start}

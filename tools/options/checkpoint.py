@@ -100,7 +100,7 @@ class Weighed(click.ParamType):
         try:
             return (Path(file), float(weight)) if colon else (Path(weight), 1.0)
         except ValueError:  # the colon belongs to the path
-            return Path(value), 1.0
+            return Path(str(value)), 1.0
 
 
 class Word(click.ParamType):
