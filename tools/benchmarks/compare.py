@@ -152,7 +152,7 @@ def compare(
 
     opened = Bundle.open(bundle)
     side = side or opened.shape.size
-    options = {"threads": threads}
+    options: dict[str, object] = {"threads": threads}
     contestants = [
         Contestant(REFERENCE, sys.executable, checkpoint),
         Contestant("ldmrt", sys.executable, bundle, options),
