@@ -32,7 +32,7 @@ from .schedule import (
 
 
 class Node(NamedTuple):
-    """A point of the diffusion: x = alpha * x0 + sigma * eps at model time t."""
+    """A node is a point of the diffusion: x = alpha * x0 + sigma * eps at model time t."""
 
     t: float
     alpha: float
@@ -40,18 +40,18 @@ class Node(NamedTuple):
 
     @property
     def level(self) -> float:
-        """The noise of latents that are not scaled, sigma / alpha (Karras et al. 2022)."""
+        """Return sigma / alpha, the noise of latents that are not scaled (Karras et al. 2022)."""
         return self.sigma / self.alpha
 
     @property
     def lam(self) -> float:
-        """Half the log SNR, lambda = log(alpha / sigma); infinite without noise (Lu et al. 2022)."""
+        """Return lambda = log(alpha / sigma), half the log SNR; infinite without noise (Lu et al. 2022)."""
         return math.log(self.alpha / self.sigma) if self.sigma else math.inf
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The steps of a sampler: the node at which each evaluates the network, and the node that it leads to.
+    """Lists the steps of a sampler: the node at which each evaluates the network, and the node that it leads to.
 
     A step mostly leads to the next node, but DDIM's fixed stride may lead beside the grid.
 

@@ -29,9 +29,9 @@ class State:
 
     @property
     def x0(self) -> Latents:
-        """The clean latents that the row predicts, (B, C, h, w), for a preview.
+        """Compute the clean latents that the row predicts, (B, C, h, w), for a preview.
 
-        They are computed when they are asked for, which must be before the sampler's next row.
+        Ask for them before the sampler's next row.
 
         Raises:
             LdmrtError: A later row has run.
@@ -69,7 +69,8 @@ def steps(
         The state after each row, with a copy of its latents.
 
     Raises:
-        LdmrtError: The plan draws noise and `noise` is None, or the prediction has other channels than the latents.
+        InvalidRequest: The plan draws noise and `noise` is None.
+        LdmrtError: The prediction has more channels than the plan reads.
     """
     for row, run in _walk(plan, x, model, noise, init, in_place):
         if blend is not None:
@@ -92,7 +93,8 @@ def sample(plan: Plan, x: Latents, model: Model, noise: Noise | None = None, ini
         The latents after the last row, (B, C, h, w), float64 where the first latents are, float32 else.
 
     Raises:
-        LdmrtError: The plan draws noise and `noise` is None, or the prediction has other channels than the latents.
+        InvalidRequest: The plan draws noise and `noise` is None.
+        LdmrtError: The prediction has more channels than the plan reads.
     """
     for _, run in _walk(plan, x, model, noise, init):
         x = run.x

@@ -33,7 +33,7 @@ class Variance(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A sampler, solved for one grid: a table with one matrix per evaluation of the network.
+    """Holds a sampler that is solved for one grid: a table with one matrix per evaluation of the network.
 
     `plan_from_config` makes plans, `sample` and `steps` run them, and `print(plan)` shows their formulas. Plans are
     computed in float64; the latents that they move are float32.
@@ -103,7 +103,7 @@ class Plan:
 
     @cached_property
     def fused(self) -> Floats:
-        """The table with x0 = kx * x + km * m put in: what a plan without hooks computes, (rows, k + 1, k + 3)."""
+        """Return the table of a plan without hooks, with x0 = kx * x + km * m put in, (rows, k + 1, k + 3)."""
         out = self.table[..., :X0].copy()
         out[:, :, X] += self.table[..., X0] * self.read[:, :1]
         out[:, :, M] += self.table[..., X0] * self.read[:, 1:]

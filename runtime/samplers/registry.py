@@ -19,7 +19,7 @@ from .plan import Plan, Variance
 
 @dataclass(frozen=True)
 class Scheduler:
-    """One line of the table: how a config becomes a grid, and the grid the rows of a plan.
+    """Says how a config becomes a grid, and the grid the rows of a plan: one line of the table.
 
     Attributes:
         class_name: The class in diffusers.
@@ -97,7 +97,7 @@ SCHEDULERS: dict[str, Scheduler] = {
     "edm_euler": Scheduler("EDMEulerScheduler", 1, partial(edm_grid, own_end=True), solvers.euler),
     "edm_dpmpp_2m": Scheduler("EDMDPMSolverMultistepScheduler", 2, edm_grid, exponential.dpm_multistep),
 }
-"""All schedulers by everyday name, each with the class of diffusers that it computes the same as.
+"""Names every scheduler, and the class of diffusers with which each agrees.
 
 The first line of a class also serves a config that names the class. A new scheduler is one function in `solvers.py`,
 its keys in `config.py` and its line here; `docs/samplers.md` shows one, and names the papers.

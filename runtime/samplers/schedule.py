@@ -106,7 +106,7 @@ def float32_cumprod(c: Config) -> Floats32:
 
 
 class TrainedLevels:
-    """The noise levels that a network was trained on, exact and with the roundings of torch in float32.
+    """Holds the noise levels that a network was trained on, exact and with the roundings of torch in float32.
 
     Attributes:
         abar: alpha_bar of the training timesteps, (T,), and `abar32` in float32.

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.errors import InvalidRequest, LdmrtError
 from ldmrt.runtime.tensors import Array
 
 from .plan import Latents, Plan, Variance
@@ -168,7 +168,8 @@ class Workspace:
             The latents after the row, (B, C, h, w): a view of the buffer, which later rows write over.
 
         Raises:
-            LdmrtError: The network predicts more channels than the plan reads, or noise is missing.
+            InvalidRequest: The plan draws noise and `z` is None.
+            LdmrtError: The network predicts more channels than the plan reads.
         """
         program, slots, channels = self._programs[row], self._slots, self._buffer.shape[2]
         self._row = row
@@ -182,7 +183,7 @@ class Workspace:
             slots[program.m][...] = m
         if program.z is not None:
             if z is None:
-                raise LdmrtError("sampler", "this plan draws noise", expected="noise(row)", found=None)
+                raise InvalidRequest("sampler", "this plan draws noise", expected="noise(row)", found=None)
             if z is not slots[program.z]:
                 slots[program.z][...] = z
         if program.x0 is not None:
