@@ -105,7 +105,8 @@ def guided_rows(plan: Plan, interval: tuple[float, float]) -> NDArray[np.bool_]:
     """
     low, high = interval
     level = np.divide(plan.sigma, plan.alpha, out=np.full(plan.rows, np.inf), where=plan.alpha > 0)
-    return (low < level) & (level <= high)
+    inside: NDArray[np.bool_] = (low < level) & (level <= high)
+    return inside
 
 
 def positive_half(conditioning: Mapping[str, Array]) -> Arrays:

@@ -94,7 +94,8 @@ class Plan:
         Returns:
             alpha * x0 + sigma * noise at the first row, (B, C, h, w): float64 where `x0` is, float32 else.
         """
-        return (self.alpha[0] * x0 + self.sigma[0] * noise).astype(np.float64 if x0.dtype == np.float64 else np.float32)
+        x: Latents = self.alpha[0] * x0 + self.sigma[0] * noise
+        return x.astype(np.float64 if x0.dtype == np.float64 else np.float32)
 
     @property
     def hooked(self) -> bool:
@@ -104,7 +105,7 @@ class Plan:
     @cached_property
     def fused(self) -> Floats:
         """Return the table of a plan without hooks, with x0 = kx * x + km * m put in, (rows, k + 1, k + 3)."""
-        out = self.table[..., :X0].copy()
+        out: Floats = self.table[..., :X0].copy()
         out[:, :, X] += self.table[..., X0] * self.read[:, :1]
         out[:, :, M] += self.table[..., X0] * self.read[:, 1:]
         return out

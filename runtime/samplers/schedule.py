@@ -98,7 +98,8 @@ def float32_cumprod(c: Config) -> Floats32:
     def line(first: float, last: float, count: int) -> Floats:  # torch.linspace: from both ends
         low, high, i = np.float32(first), np.float32(last), np.arange(count)
         stride = float((high - low) / np.float32(count - 1))
-        return np.where(i < count // 2, low + stride * i, high - stride * (count - 1 - i)).astype(np.float32)
+        out: Floats = np.where(i < count // 2, low + stride * i, high - stride * (count - 1 - i)).astype(np.float32)
+        return out
 
     if c.get("rescale_betas_zero_snr"):
         return alphas_cumprod(c, zero=ZERO_SNR).astype(np.float32)
@@ -142,8 +143,8 @@ def spaced(c: Config, steps: int, *, extra: int = 0) -> Floats:
         ascending: Floats = np.arange(steps + extra, dtype=np.float64) * (last // (steps + extra))
         return ascending[::-1][:steps] + float(c["steps_offset"])
     if spacing == "trailing":
-        descending: Floats = np.arange(last, 0, -total / steps)
-        return descending[:steps].round() - 1.0
+        descending: Floats = np.arange(last, 0, -total / steps)[:steps].round() - 1.0
+        return descending
     problem = f"no timestep_spacing {spacing!r}{suggestion(spacing, TIMESTEP_SPACINGS)}"
     raise LdmrtError("scheduler", problem, expected="leading, linspace or trailing")
 

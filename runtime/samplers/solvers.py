@@ -37,7 +37,8 @@ def read(c: Config, node: Node, x: Floats, m: Floats) -> Floats:
     _, a, s = node
     if "sigma_data" in c:  # Karras et al. 2022, table 1
         sign = 1 if c["prediction_type"] == "epsilon" else -1
-        return c["sigma_data"] ** 2 * a * x + sign * c["sigma_data"] * s * m
+        x0: Floats = c["sigma_data"] ** 2 * a * x + sign * c["sigma_data"] * s * m
+        return x0
     match c["prediction_type"]:
         case "epsilon":
             return (x - s * m) / a

@@ -142,7 +142,7 @@ class Workspace:
             written = flat[slice(*operands.written)]
             out = written[0] if len(written) == 1 else written.swapaxes(0, 1)
             self._views[operands] = flat[slice(*operands.read)].swapaxes(0, 1), out
-        self.x = self._slots[0]
+        self.x: Latents = self._slots[0]
         self.x[...] = x
         self._row = -1
 
@@ -197,8 +197,10 @@ class Workspace:
     def _scaled(self, row: int, z: Latents, variance: Latents) -> Latents:
         """Scale noise by the deviation that the network predicts (Nichol & Dhariwal 2021, equation 15)."""
         if self._plan.spread is not None:
-            return z * self._plan.spread[row] ** ((variance + 1) / 4)
-        return z * np.sqrt(variance) if self._plan.variance is Variance.LEARNED else z
+            z = z * self._plan.spread[row] ** ((variance + 1) / 4)
+        elif self._plan.variance is Variance.LEARNED:
+            z = z * np.sqrt(variance)
+        return z
 
     def predicted_x0(self, row: int) -> Latents:
         """Return the clean latents that the latest row predicts, (B, C, h, w), through the plan's hooks.
@@ -211,7 +213,7 @@ class Workspace:
             raise LdmrtError("sampler", f"x0 of row {row} is gone", expected=expected, found=self._row)
         program = self._programs[row]
         kx, km = self._plan.read[row].astype(self._buffer.dtype)
-        x0 = kx * self._slots[program.x] + km * self._slots[program.m]
+        x0: Latents = kx * self._slots[program.x] + km * self._slots[program.m]
         if self._plan.threshold is not None:
             quantile, most = self._plan.threshold
             axes = tuple(range(1, x0.ndim))
