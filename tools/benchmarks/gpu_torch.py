@@ -77,7 +77,7 @@ class TorchModel:
     @torch.no_grad()
     def walk(self, context: Tensor, rows: int) -> Tensor:
         """Return the latents after `rows` rows with guidance, (1, C, h, w)."""
-        table = torch.tensor(self.plan.folded, dtype=torch.float32, device=self.device)
+        table = torch.tensor(self.plan.fused, dtype=torch.float32, device=self.device)
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(self.latent, generator=generator).to(self.device)
         state = torch.cat([x[None] * self.plan.prior_scale, x.new_zeros(table.shape[1] - 1, *x.shape)])
