@@ -22,8 +22,7 @@ def networks(name: str) -> Iterator[tuple[str, str, Any]]:
 
     made = family_of(name)
     for part, kind, config in (("unet", "UNet2DConditionModel", made.unet), ("vae", "AutoencoderKL", made.vae)):
-        build, read = NETWORKS[kind]
-        yield part, kind, build(read.read(config))
+        yield part, kind, NETWORKS[kind].from_config(config)
     for part, text in made.texts.items():
         yield part, text.kind, text_encoder(text.config, text.kind, part)
 

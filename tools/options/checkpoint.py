@@ -37,8 +37,8 @@ class CheckpointOptions:
         """The checkpoint with everything that goes with it, and what the manifest says of the files that were merged
         into its weights. `dtype` is one for each network's name, and "" for all others; None is as stored.
         """
-        from ldmrt.model.checkpoint.checkpoint import load, load_adapter, load_controlnet
         from ldmrt.model.checkpoint.file_notes import few_steps_file, for_few_steps
+        from ldmrt.model.checkpoint.load import load, load_adapter, load_controlnet
         from ldmrt.model.lora.merge import merge, read_lora
         from ldmrt.model.textual_inversion.merge import add_embeddings, read_embedding
         from ldmrt.runtime.pipeline.controls import ADAPTER, CONTROLNET

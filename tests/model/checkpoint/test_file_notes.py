@@ -84,7 +84,7 @@ def test_the_user_has_the_last_word(narrow: dict[str, Family], vocabulary: Path,
         narrow["XL"], vocabulary, made, {}, more, prediction_type="epsilon", settings={"steps_offset": 0}
     )
     assert (found["prediction_type"], found["steps_offset"]) == ("epsilon", 0)
-    with pytest.warns(LdmrtWarning, match="unknown modelspec.prediction_type 'w' is left aside"):
+    with pytest.warns(LdmrtWarning, match="unknown modelspec.prediction_type 'w' is ignored"):
         found = scheduler_of(narrow["XL"], vocabulary, made, {"modelspec.prediction_type": "w"})
     assert found["prediction_type"] == "epsilon"
 
@@ -174,8 +174,7 @@ def test_one_warning_counts_what_training_left(
         scheduler_of(narrow["1.x"], vocabulary, made, {}, more)
     count = len(set(keys) - set(TABLES))
     assert [
-        f"model.safetensors: {count} tensors that belong to no network are left aside" in str(one.message)
-        for one in said
+        f"model.safetensors: {count} tensors that belong to no network are skipped" in str(one.message) for one in said
     ] == [True]
 
 
