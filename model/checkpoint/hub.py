@@ -12,7 +12,15 @@ from .folder import INDEX, check_variant, split_index
 
 
 def download(name: str, variant: str | None = None) -> Path:
-    """The folder of a model in the hub's cache. Without a network, what is there already."""
+    """Fetch a model into the hub's cache and return its folder; without a network, the files that are there already.
+
+    Args:
+        name: "owner/name" of a model in diffusers' layout.
+        variant: The variant of the weights to fetch, such as fp16.
+
+    Raises:
+        LdmrtError: There is no such model, it has no such variant, or the hub does not answer.
+    """
     folder = _fetch(name, [INDEX])
     if not (folder / INDEX).is_file():
         raise LdmrtError("checkpoint", f"{name} on the hub has no {INDEX}", expected="a model in diffusers' layout")
@@ -21,17 +29,17 @@ def download(name: str, variant: str | None = None) -> Path:
     inside = {part: [file.partition("/")[2] for file in names if file.startswith(f"{part}/")] for part in parts}
     networks = {part: files for part, files in inside.items() if "config.json" in files}
     check_variant(variant, networks, name)
-    wanted = [INDEX]
+    needed = [INDEX]
     for part, files in inside.items():
         if part in networks:
             weights = choose(part, files, variant, f"{name}/{part}")
             files = ["config.json", weights, *shards(weights, files)]
-        wanted += [f"{part}/{file}" for file in files]
-    return _fetch(name, wanted)
+        needed += [f"{part}/{file}" for file in files]
+    return _fetch(name, needed)
 
 
 def _names(name: str) -> list[str]:
-    """The files of a model; none where the hub does not answer."""
+    """List the files of a model; none where the hub does not answer."""
     from huggingface_hub import HfApi
 
     try:

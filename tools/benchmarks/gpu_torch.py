@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ldmrt.export.components.table import components
-from ldmrt.model.checkpoint.checkpoint import Checkpoint, load
+from ldmrt.model.checkpoint.checkpoint import Checkpoint
+from ldmrt.model.checkpoint.load import load
 from ldmrt.runtime.samplers.plan import Plan
 from ldmrt.runtime.samplers.registry import plan_from_config
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer

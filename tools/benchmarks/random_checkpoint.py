@@ -22,8 +22,7 @@ def networks(name: str) -> Iterator[tuple[str, str, Any]]:
 
     family = family_of(name)
     for part, kind, config in (("unet", "UNet2DConditionModel", family.unet), ("vae", "AutoencoderKL", family.vae)):
-        build, read = NETWORKS[kind]
-        yield part, kind, build(read.read(config))
+        yield part, kind, NETWORKS[kind].from_config(config)
     for part, text in family.texts.items():
         yield part, text.kind, text_encoder(text.config, text.kind, part)
 

@@ -126,7 +126,7 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
     )
     run = Run(network, settings, {"task": "autoencoder", "size": size, "data": data.digest})
     half = preview(size)
-    shown = np.stack([data.draw(seed + 1, i).picture for i in range(2 * half)])
+    shown = np.stack([data.draw(seed + 1, i).image for i in range(2 * half)])
 
     @torch.no_grad()
     def keep() -> None:
@@ -169,7 +169,8 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
     import torch
 
     from ldmrt.export.components.torch_pipeline import torch_pipeline
-    from ldmrt.model.checkpoint.checkpoint import Checkpoint, load_autoencoder, text_encoder
+    from ldmrt.model.checkpoint.checkpoint import Checkpoint, text_encoder
+    from ldmrt.model.checkpoint.load import load_autoencoder
     from ldmrt.model.networks.unet import UNet
     from ldmrt.model.training import presets
     from ldmrt.model.training.run import Run, Settings

@@ -45,8 +45,8 @@ class CheckpointOptions:
         Returns:
             The checkpoint, and the entries of the manifest that name the files that were merged.
         """
-        from ldmrt.model.checkpoint.checkpoint import load, load_adapter, load_controlnet
         from ldmrt.model.checkpoint.file_notes import few_steps_file, for_few_steps
+        from ldmrt.model.checkpoint.load import load, load_adapter, load_controlnet
         from ldmrt.model.lora.merge import merge, read_lora
         from ldmrt.model.textual_inversion.merge import add_embeddings, read_embedding
         from ldmrt.runtime.pipeline.controls import ADAPTER, CONTROLNET
