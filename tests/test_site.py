@@ -116,3 +116,23 @@ def test_links_of_the_repository_become_links_of_the_site(hooks: ModuleType) -> 
     assert hooks.site_path(hooks.target_of("../tests/test_site.py", "export.md")) == "files/tests/test_site.py"
     text = "[a](b.md) [c](https://d.e/f) [g](#h) [i](j.md#k) ![l](m.png)"
     assert hooks.LINK.findall(text) == ["b.md", "j.md", "m.png"]
+
+
+def options_of(command: click.Command) -> set[str]:
+    """The names of all options of a command and of those below it."""
+    names = {name for param in command.params for name in (*param.opts, *param.secondary_opts)} | {"--help"}
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        below = (command.get_command(context, name) for name in command.list_commands(context))
+        names |= {option for part in below if part for option in options_of(part)}
+    return names
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *docs()], ids=lambda path: path.name)
+def test_options_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    text = re.sub(
+        r"^.*(python -m|pip install|cp -rL|tools/\w+\.sh).*$|`(pip|mkdocs|git)[^`]*`", "", text, flags=re.MULTILINE
+    )
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9](?![\w-])", text))
+    assert named - options_of(cli) - {"--exported", "--gpus"} == set()  # of a benchmark, and of docker
