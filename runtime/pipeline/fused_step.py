@@ -19,7 +19,7 @@ from ldmrt.runtime.samplers.loop import Noise, State
 from ldmrt.runtime.samplers.plan import Latents, Plan
 from ldmrt.runtime.tensors import BindableEngine, Binding, Shape, Shapes
 
-from .request import Request
+from .request.request import Request
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch)
     names: dict = {}
     for snippet in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
         exec(snippet, names)
-    assert names["result"].images.shape == (1, 64, 64, 3)
+    assert names["result"].pixels.shape == (1, 64, 64, 3)
 
 
 @pytest.mark.slow

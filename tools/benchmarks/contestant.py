@@ -21,11 +21,12 @@ Draw = Callable[[str], Any]  # of a prompt, an image (H, W, 3), uint8
 def ldmrt(path: str, ask: dict[str, Any]) -> Draw:
     """This project's runtime."""
     from ldmrt.runtime.pipeline.pipeline import open_pipeline
+    from ldmrt.runtime.pipeline.request.fields import from_short
 
     pipeline = open_pipeline(path, **ask.get("options", {}))
     noise = np.load(ask["noise"])
-    asked = {name: ask[name] for name in ("width", "height", "steps", "guidance")}
-    return lambda prompt: pipeline(prompt, latents=noise, **asked).images[0]
+    asked = from_short({name: ask[name] for name in ("width", "height", "steps", "guidance")})
+    return lambda prompt: pipeline(prompt, latents=noise, **asked).pixels[0]
 
 
 def diffusers(path: str, ask: dict[str, Any], compiled: bool = False) -> Draw:

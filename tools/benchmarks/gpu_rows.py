@@ -125,7 +125,7 @@ def backend(setting: Setting, name: str) -> Values:
     from ldmrt.runtime.pipeline.pipeline import open_pipeline as open_bundle
 
     built = engines(setting.bundle, name) if name.startswith("tensorrt") else 0.0
-    pipeline = open_bundle(setting.bundle, name, check=False, folded=False)
+    pipeline = open_bundle(setting.bundle, name, check=False, fused=False)
     measured = parity(setting, lambda **arrays: pipeline.engines["unet"](**arrays)["out_sample"])
     values = {**drawn(setting, pipeline), "off": measured}
     if name.startswith("tensorrt"):
@@ -147,7 +147,7 @@ def asking(setting: Setting) -> tuple[str, Values]:
     """What every row draws."""
     from .gpu_torch import GUIDANCE, PROMPT, SCHEDULER
 
-    return PROMPT, {"steps": setting.steps, "guidance": GUIDANCE, "scheduler": SCHEDULER, "seed": 0}
+    return PROMPT, {"num_inference_steps": setting.steps, "guidance_scale": GUIDANCE, "scheduler": SCHEDULER, "seed": 0}
 
 
 def folded(setting: Setting, name: str) -> Values:
@@ -157,14 +157,15 @@ def folded(setting: Setting, name: str) -> Values:
     from ldmrt.runtime.bundle.graphs import STEP
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.pipeline.pipeline import open_pipeline as open_bundle
+    from ldmrt.runtime.pipeline.request.request import Request
 
     built = engines(setting.bundle, name, only=STEP)
-    pipeline = open_bundle(setting.bundle, name, check=False, folded=True)
+    pipeline = open_bundle(setting.bundle, name, check=False, fused=True)
     prompt, asked = asking(setting)
-    task = pipeline.prepare(prompt, **asked)
-    if task.folded is None:
+    task = pipeline.prepare(Request(prompt, **asked))
+    if task.fused is None:
         raise LdmrtError(STEP, "its engine did not run")
-    measured = off(task.last(), replace(task, folded=None).last())
+    measured = off(task.last(), replace(task, fused=None).last())
     values = {**drawn(setting, pipeline), "off": measured, "build_s": built}
     pipeline.close()
     return values

@@ -89,7 +89,7 @@ def overlapped(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str
     """Time of as many requests by `Pipeline.draw`, where they overlap, of that one by one: the median of three turns.
     Each has a prompt of its own.
     """
-    from ldmrt.runtime.pipeline.request import Request
+    from ldmrt.runtime.pipeline.request.request import Request
 
     ways: list[Callable[[list[Request]], Iterable[Any]]] = [lambda many: map(pipeline, many), pipeline.draw]
     ratios = []
@@ -137,7 +137,7 @@ def trades(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str, An
         drawn = {}
         for every in seconds:
             begin = time.perf_counter()
-            drawn[every] = pipeline(prompt, seed=max(seed, 0), deep_cache=every, **asked).images
+            drawn[every] = pipeline(prompt, seed=max(seed, 0), deep_cache=every, **asked).pixels
             if seed >= 0:
                 seconds[every].append(time.perf_counter() - begin)
         for every in caches if seed >= 0 else ():
@@ -182,17 +182,19 @@ def bench(
     from ldmrt.runtime.files.writing import write_atomically
     from ldmrt.runtime.host import processor, versions
     from ldmrt.runtime.pipeline.pipeline import open_pipeline
+    from ldmrt.runtime.pipeline.request.fields import from_short
     from ldmrt.tools.console import tables
 
-    asked = {"steps": steps, "guidance": guidance, "width": width, "height": height}
-    pipeline = open_pipeline(bundle, backend, threads=threads, folded=False)  # whose rows are seen one by one
+    words = {"steps": steps, "guidance": guidance, "width": width, "height": height}
+    asked = from_short(words)
+    pipeline = open_pipeline(bundle, backend, threads=threads, fused=False)  # whose rows are seen one by one
     rows = stages(pipeline, prompt, pictures, asked)
     of = {row.stage: row for row in rows}
     per_second = of["unet"].calls / (pictures * of["picture"].p50)
     beside = overlapped(pipeline, prompt, pictures, asked) if overlap else None
     traded = trades(pipeline, prompt, pictures, asked, list(dict.fromkeys(caches))) if caches else []
     pipeline.close()
-    start, peak = cold(bundle, prompt, backend, {**asked, "threads": threads}, min(3, pictures))
+    start, peak = cold(bundle, prompt, backend, {**words, "threads": threads}, min(3, pictures))
 
     titles = ("stage", "calls", "p50 ms", "p95 ms", "share")
     cells = [
@@ -206,7 +208,7 @@ def bench(
         said = f"deep cache {one.deep_cache}: {one.ratio:.2f} of an image's time without"
         click.echo(f"{said}, PSNR {one.psnr:.1f} dB, {one.least:.1f} dB at least")
     if out is not None:
-        about = {**asked, "pictures": pictures, "threads": threads, "backend": backend, "cpu": processor(),
+        about = {**words, "pictures": pictures, "threads": threads, "backend": backend, "cpu": processor(),
                  "versions": versions()}  # fmt: skip
         found: dict[str, Any] = {
             "rows_per_second": per_second,

@@ -49,8 +49,10 @@ def evaluate(bundle: Path, folder: Path, style: str, groups: tuple[str, ...], co
         for rows in watched(batches, len(batches), lambda rows: f"images to {rows.stop}"):
             prompts = [Emoji.prompt(*chosen[i]) for i in rows]
             seeds = [seed + i for i in rows]
-            result = pipeline(prompts, seed=seeds, steps=steps, guidance=guidance, scheduler=scheduler)
-            found += [references.identify(image) for image in result.images]
+            result = pipeline(
+                prompts, seed=seeds, num_inference_steps=steps, guidance_scale=guidance, scheduler=scheduler
+            )
+            found += [references.identify(image) for image in result.pixels]
         scores[title] = score(chosen, found)
         if subset == "train":
             scores["trained pairs, shuffled prompts"] = score([*chosen[1:], chosen[0]], found)

@@ -14,14 +14,14 @@ from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.options.checkpoint import SCHEDULER as SCHEDULER_OPTIONS
 from ldmrt.tools.options.common import THREADS, Choice
 from ldmrt.tools.options.images import collected, one_or_all
+from ldmrt.tools.options.request import request_of
 from ldmrt.tools.options.types import IMAGE, SIZE, Batch, Control, Interval, Text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ldmrt.runtime.pipeline.pipeline import Pipeline, Result
-    from ldmrt.runtime.pipeline.refined import RefinedPipeline
-    from ldmrt.runtime.pipeline.request import Request
+    from ldmrt.runtime.pipeline.call import ImagePipeline, Result
+    from ldmrt.runtime.pipeline.request.request import Request
 
 GRID = 1024  # at most as many images in the grid
 STRIP = 10  # at most as many images of the denoising side by side
@@ -122,18 +122,18 @@ def generate(
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.pipeline.pipeline import open_pipeline
     from ldmrt.runtime.pipeline.refined import RefinedPipeline
-    from ldmrt.runtime.pipeline.request import Request
     from ldmrt.runtime.samplers.registry import everyday_name
     from ldmrt.tools.console.image_paths import free_path, latents_of, numbered
     from ldmrt.tools.console.images import grid, save_image
     from ldmrt.tools.console.progress import console, watched
 
     if save_steps and batch is not None:
-        raise LdmrtError("generate", "--save-steps beside --batch", expected="one of them")
+        raise LdmrtError("generate", "--save-steps cannot be combined with --batch", expected="only one of them")
     asked |= {name: one_or_all(asked[name]) for name in ("image", "mask")}
     asked["scheduler_settings"] = settings
-    request = Request(prompts, controls=collected(controls), latents=read_latents(latents), **asked)
-    free = free_path(out, request.images, steps=save_steps, overwrite=overwrite, latents=save_latents)
+    steered = {"controls": collected(controls), "latents": read_latents(latents)}
+    request = request_of({"prompt": prompts, **steered, **asked})
+    free = free_path(out, request.total_images, steps=save_steps, overwrite=overwrite, latents=save_latents)
     out = click.get_current_context().with_resource(free)
     begin = time.perf_counter()
     open_one = partial(
@@ -151,7 +151,7 @@ def generate(
     pipeline = base if refiner is None else RefinedPipeline(base, open_one(refiner), refiner_start)
     opened = time.perf_counter()
     rows, at_once = pipeline.rows(request), batch or pipeline.images_at_once(request)
-    parts = -(-request.images // at_once)
+    parts = -(-request.total_images // at_once)
     previews: list[NDArray[Any]] = []
     if parts == 1 or save_steps:
         results = iter([in_rows(pipeline, request, rows, previews if save_steps else None)])
@@ -172,16 +172,16 @@ def generate(
         took, size = result.seconds, result.latents.shape[2:]
         if cells := base.decoding.cells(base.shape.factor, size):
             shared |= {"tile": cells * base.shape.factor, "tile_passes": base.decoding.passes}
-        shared |= {"height": result.images.shape[1], "width": result.images.shape[2]}
-        for image, seed in zip(result.images, result.seeds, strict=True):
+        shared |= {"height": result.pixels.shape[1], "width": result.pixels.shape[2]}
+        for image, seed in zip(result.pixels, result.seeds, strict=True):
             number += 1
-            prompt = prompts[number // request.count]
-            path = out if request.images == 1 else numbered(out, number)
+            prompt = prompts[number // request.num_images_per_prompt]
+            path = out if request.total_images == 1 else numbered(out, number)
             save_image(path, image, notes({**shared, "prompt": prompt, "seed": seed}))
-            images += [image] if request.images <= GRID else []
-            written += [path] if path != out and request.images <= GRID else []
+            images += [image] if request.total_images <= GRID else []
+            written += [path] if path != out and request.total_images <= GRID else []
     if len(images) > 1:
-        wide = columns or (request.count if len(prompts) > 1 else int(np.ceil(np.sqrt(len(images)))))
+        wide = columns or (request.num_images_per_prompt if len(prompts) > 1 else int(np.ceil(np.sqrt(len(images)))))
         save_image(
             out, grid(np.stack(images), wide), notes({**shared, "prompts": request.prompts, "seeds": request.seeds})
         )
@@ -194,7 +194,7 @@ def generate(
     pipeline.close()
     told = f"{rows} rows {took['latents']:.2f} s, decoded {took['decode']:.2f} s"
     if parts > 1 and not save_steps:
-        told = f"{request.images} images of {rows} rows {time.perf_counter() - opened:.2f} s"
+        told = f"{request.total_images} images of {rows} rows {time.perf_counter() - opened:.2f} s"
     console.print(f"opened {opened - begin:.2f} s, {told}", highlight=False)
     for path in written:
         click.echo(path)
@@ -228,10 +228,10 @@ def save_array(path: Path, array: "NDArray[Any]") -> Path:
 
 
 def in_rows(
-    pipeline: "Pipeline | RefinedPipeline", request: "Request", rows: int, previews: "list[NDArray[Any]] | None"
+    pipeline: "ImagePipeline", request: "Request", rows: int, previews: "list[NDArray[Any]] | None"
 ) -> "Result":
-    """Draw, and show every row; `previews` are given what the network says in each."""
-    from ldmrt.runtime.pipeline.pipeline import Result
+    """Make images and show progress by rows; `previews` collects the predicted clean latents of each."""
+    from ldmrt.runtime.pipeline.call import Result
     from ldmrt.tools.console.progress import watched
 
     begin, x = time.perf_counter(), None
@@ -242,11 +242,11 @@ def in_rows(
     sampled = time.perf_counter()
     assert x is not None
     images = pipeline.decode(x)
-    return Result(images, x, request.seeds, {"latents": sampled - begin, "decode": time.perf_counter() - sampled})
+    return Result.of(images, x, request.seeds, {"latents": sampled - begin, "decode": time.perf_counter() - sampled})
 
 
-def save_rows(pipeline: "Pipeline | RefinedPipeline", previews: "list[NDArray[Any]]", out: Path) -> list[Path]:
-    """The network's word at each row, in a folder beside OUT, and a strip of some: a line an image."""
+def save_rows(pipeline: "ImagePipeline", previews: "list[NDArray[Any]]", out: Path) -> list[Path]:
+    """Save the predicted clean image of each row in a folder beside OUT, and a strip of some: a line an image."""
     import numpy as np
 
     from ldmrt.tools.console.image_paths import steps_of

@@ -212,7 +212,7 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
             {"tokenizer": files}, scheduler,
         )  # fmt: skip
         pipeline = torch_pipeline(checkpoint)
-        pictures = pipeline(prompts, guidance=3.0).images
+        pictures = pipeline(prompts, guidance_scale=3.0).pixels
         save_png(
             out / "training" / f"ldm-{run.step:06d}.png", grid(pictures, min(8, len(pictures))), {"prompts": prompts}
         )

@@ -139,7 +139,7 @@ def test_a_backend_that_was_named_does_not_fall_back(built: Bundle, gpu: FakeCud
     with pytest.raises(
         LdmrtError, match=r"text_encoder: no engine for TensorRT-RTX 1\.2\.3 on sm89\n  try: ldmrt build"
     ):
-        pipeline("a red apple", steps=2)
+        pipeline("a red apple", num_inference_steps=2)
 
 
 def test_no_manifest_no_engine(built: Bundle, gpu: FakeCuda) -> None:

@@ -155,7 +155,7 @@ def test_check_can_be_left_out(copy: Path) -> None:
     with pytest.raises(LdmrtError, match="was changed"):
         ldmrt.runtime.open(copy)
     pipeline = ldmrt.runtime.open(copy, check=False)
-    assert pipeline("a penguin", steps=1).images.shape == (1, 16, 16, 3)
+    assert pipeline("a penguin", num_inference_steps=1).pixels.shape == (1, 16, 16, 3)
     pipeline.close()
 
 
@@ -166,7 +166,7 @@ def test_directory_without_manifest_generates(bundle: Path, copy: Path) -> None:
     pictures = []
     for path in (bundle, copy):
         pipeline = ldmrt.runtime.open(path)
-        pictures.append(pipeline("a red apple", steps=2, seed=3).images)
+        pictures.append(pipeline("a red apple", num_inference_steps=2, seed=3).pixels)
         pipeline.close()
     assert (pictures[0] == pictures[1]).all()
 
@@ -185,7 +185,7 @@ def test_unlisted_file_is_damaged(copy: Path, file: str, content: bytes, words: 
     (copy / MANIFEST).unlink()
     (copy / file).write_bytes(content)
     with pytest.raises(LdmrtError, match=words):
-        ldmrt.runtime.open(copy)("a cat", steps=1)
+        ldmrt.runtime.open(copy)("a cat", num_inference_steps=1)
 
 
 def test_weights_outside_the_bundle_are_refused(copy: Path) -> None:

@@ -25,7 +25,7 @@ def test_half_precision(bundle: Path, half: Path) -> None:
     pictures = []
     for folder in (half, bundle):
         pipeline = ldmrt_open(folder)
-        pictures.append(pipeline(PROMPT, steps=3).images.astype(float))
+        pictures.append(pipeline(PROMPT, num_inference_steps=3).pixels.astype(float))
         pipeline.close()
     # half precision has 11 bits: a few of 255 grey levels after three rows
     assert np.abs(pictures[0] - pictures[1]).max() <= 4
@@ -40,7 +40,7 @@ def test_a_part_leaves_the_others(ldmrt: Any, checkpoint: Path, bundle: Path, tm
     assert "vae_decoder: reused" in ran.err
     assert "unet" not in ran.err
     assert {file: file.read_bytes() for file in copy.glob("*/model.onnx*")} == before
-    ldmrt_open(copy)(PROMPT, steps=1)
+    ldmrt_open(copy)(PROMPT, num_inference_steps=1)
     assert (
         "no component 'vea', did you mean 'vae_decoder'?; expected text_encoder, unet"
         in ldmrt("export", checkpoint, copy, "--components", "vea").error
@@ -69,9 +69,12 @@ def test_lora_and_word_are_merged_and_noted(ldmrt: Any, checkpoint: Path, bundle
     assert "LoRA style.safetensors, weight 0.7" in shown
     assert "words of fruit.safetensors: <pear> or fruit" in shown
     assert "words of style.safetensors:kohya: kohya" in shown
-    one, other = (ldmrt_open(folder)(PROMPT, steps=2).latents for folder in (copy, bundle))
+    one, other = (ldmrt_open(folder)(PROMPT, num_inference_steps=2).latents for folder in (copy, bundle))
     assert np.abs(one - other).max() > 1e-3
-    said = [ldmrt_open(copy)(f"a red {word}", steps=2).latents for word in ("<pear>", "apple", "fruit", "my:word")]
+    said = [
+        ldmrt_open(copy)(f"a red {word}", num_inference_steps=2).latents
+        for word in ("<pear>", "apple", "fruit", "my:word")
+    ]
     assert np.abs(said[0] - said[1]).max() > 1e-3
     assert max(np.abs(other - said[0]).max() for other in said[2:]) < 1e-5  # rows of their own, of the same vectors
 

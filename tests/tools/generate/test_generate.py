@@ -26,7 +26,7 @@ def again(bundle: Path, notes: dict[str, Any]) -> NDArray[np.uint8]:
     """The picture that its own parameters give."""
     names = ("negative_prompt", "steps", "guidance", "scheduler", "eta", "width", "height", "seed")
     pipeline = ldmrt.runtime.open(bundle)
-    picture = pipeline(notes["prompt"], **{name: notes[name] for name in names}).images[0]
+    picture = pipeline(notes["prompt"], **{name: notes[name] for name in names}).pixels[0]
     pipeline.close()
     return picture
 

@@ -35,8 +35,8 @@ def test_from_a_picture(ldmrt: Any, bundle: Path, place: Path) -> None:
     words = ("generate", bundle, PROMPT, "--steps", 4, "--image", "in.png", "--strength", 0.5, "--seed", 3)
     assert ldmrt(*words).code == 0
     with Opened(bundle) as pipeline:
-        expected = pipeline(PROMPT, steps=4, image=place / "in.png", strength=0.5, seed=3).images[0]
-        other = pipeline(PROMPT, steps=4, strength=0.5, width=32, height=20, seed=3).images[0]
+        expected = pipeline(PROMPT, num_inference_steps=4, image=place / "in.png", strength=0.5, seed=3).pixels[0]
+        other = pipeline(PROMPT, num_inference_steps=4, strength=0.5, width=32, height=20, seed=3).pixels[0]
     assert expected.shape == (20, 32, 3)  # the picture's own size, cut to whole latents
     np.testing.assert_array_equal(made(Path("out.png")), expected)
     assert not np.array_equal(expected, other)
@@ -50,7 +50,8 @@ def test_mask_keeps_the_black_part(ldmrt: Any, bundle: Path, place: Path) -> Non
     assert ldmrt(*words).code == 0
     with Opened(bundle) as pipeline:
         states = [
-            pipeline(p, steps=4, image="in.png", mask="mask.png", strength=1.0).latents for p in (PROMPT, "a cat")
+            pipeline(p, num_inference_steps=4, image="in.png", mask_image="mask.png", strength=1.0).latents
+            for p in (PROMPT, "a cat")
         ]
     np.testing.assert_array_equal(states[0][..., :8], states[1][..., :8])  # whatever the prompt says
     assert np.abs(states[0][..., 8:] - states[1][..., 8:]).max() > 1e-3
@@ -149,10 +150,12 @@ def test_one_image_for_each_prompt(ldmrt: Any, bundle: Path, place: Path) -> Non
     for out, options in (("a.png", ()), ("b.png", ("--batch", 1))):
         assert ldmrt("generate", bundle, PROMPT, "a cat", *asked, *options, "-o", out).code == 0
     with Opened(bundle) as pipeline:
-        expected = pipeline([PROMPT, "a cat"], image=["in.png", "other.png"], mask="mask.png", steps=2, strength=0.5)
+        expected = pipeline(
+            [PROMPT, "a cat"], image=["in.png", "other.png"], mask_image="mask.png", num_inference_steps=2, strength=0.5
+        )
     for i in range(2):
-        np.testing.assert_array_equal(made(Path(f"a-{i:02d}.png")), expected.images[i])
-        assert np.abs(made(Path(f"b-{i:02d}.png")).astype(int) - expected.images[i]).max() <= 1  # of sums' order
+        np.testing.assert_array_equal(made(Path(f"a-{i:02d}.png")), expected.pixels[i])
+        assert np.abs(made(Path(f"b-{i:02d}.png")).astype(int) - expected.pixels[i]).max() <= 1  # of sums' order
     with Image.open("a.png") as image:
         notes = json.loads(image.text["ldmrt"])
     assert (notes["image"], notes["mask"]) == (["in.png", "other.png"], "mask.png")
