@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ldmrt.runtime.bundle.engines.targets import BACKENDS
 from ldmrt.tools.console.outputs import check_output
 from ldmrt.tools.console.verification import verify_built
 from ldmrt.tools.options.common import Choice
-from ldmrt.tools.options.engines import BACKENDS, chosen_graphs, profile_options, targets_of, wanted_profiles
+from ldmrt.tools.options.engines import chosen_graphs, profile_options, targets_of, wanted_profiles
 
 if TYPE_CHECKING:
     from ldmrt.export.engines.build import Built, Step

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ldmrt.runtime.bundle.engines.targets import BACKENDS
 from ldmrt.tools.console.outputs import check_output
 from ldmrt.tools.options.common import Choice, Group
-from ldmrt.tools.options.engines import BACKENDS
 
 if TYPE_CHECKING:
     from ldmrt.runtime.bundle.engines.store import EngineFile
@@ -80,7 +80,6 @@ def described(one: "EngineFile | LdmrtError", useless: Mapping[str, str]) -> dic
 
 def show(found: "Sequence[EngineFile | LdmrtError]", listed: Sequence[Mapping[str, Any]]) -> None:
     """Show the engines as a table."""
-    from ldmrt.runtime.bundle.engines.recipe import BACKENDS
     from ldmrt.runtime.bundle.engines.recipe import described as shapes
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.host import megabytes

@@ -181,7 +181,7 @@ def covered_by(component: str) -> str:
 def verify_built(bundle: "Bundle", backend: str) -> None:
     """Hold what was built to what the checkpoint computed; where it cannot run, the ONNX files that it was made of."""
     from ldmrt.runtime.backends.registry import available_backends
-    from ldmrt.runtime.bundle.engines.recipe import BACKENDS
+    from ldmrt.runtime.bundle.engines.targets import BACKENDS
     from ldmrt.runtime.errors import LdmrtError
 
     from .progress import console

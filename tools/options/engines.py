@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from ldmrt.runtime.bundle.bundle import Bundle
 
 
-BACKENDS = ["tensorrt", "tensorrt-rtx"]
-
-
 def profile_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say for which images engines are."""
     options = (

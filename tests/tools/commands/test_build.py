@@ -98,7 +98,7 @@ def test_a_certificate_that_no_longer_holds(ldmrt: Any, copy: Path) -> None:
     (copy / "ldmrt.json").write_text(json.dumps(manifest))
     ran = ldmrt("build", copy, "--target", "sm89", "--components", "vae_decoder")
     assert ran.code == 1
-    assert "picture of seed 0 (onnxruntime)" in ran.err
+    assert "image of seed 0 (onnxruntime)" in ran.err
 
 
 @RTX
