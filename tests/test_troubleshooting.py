@@ -136,12 +136,16 @@ def matched(target: ast.expr | None, value: ast.expr, name: str) -> Iterator[ast
 
 
 def errors_of(texts: Texts) -> Iterator[ast.Call]:
-    """The calls that make an error, also those of a subclass to its base."""
+    """The calls that make an error, also those of a subclass to its base, and of a kind that a function is given."""
     for kind in KINDS:
         yield from texts.calls.get(kind, ())
     for node in texts.nodes:
         if isinstance(node, ast.ClassDef) and KINDS & {getattr(base, "id", "") for base in node.bases}:
             yield from (call for call in ast.walk(node) if isinstance(call, ast.Call) and called(call) == "__init__")
+        elif isinstance(node, ast.FunctionDef):
+            arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+            kinds = {arg.arg for arg in arguments if arg.annotation and "type[" in ast.unparse(arg.annotation)}
+            yield from (call for call in ast.walk(node) if isinstance(call, ast.Call) and called(call) in kinds)
 
 
 def problems() -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ State in, state out: between two calls nothing has to come to the host.
     m        = weights @ out_sample
     state'   = table[row] @ (m, state, noise[row])    row' = row + 1
 
-Each latent has its own row number, times and table (`Plan.folded`), so images of different samplers share a call.
+Each latent has its own row number, times and table (`Plan.fused`), so images of different samplers share a call.
 """
 
 from pathlib import Path

@@ -46,7 +46,7 @@ class SerializationConfig(Protocol):
 
 
 class ExecutionContext(Protocol):
-    """What runs an engine for one set of shapes (tensorrt.IExecutionContext)."""
+    """Runs an engine for one set of shapes (tensorrt.IExecutionContext)."""
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         """Choose the bucket."""
@@ -104,7 +104,7 @@ class CudaEngine(Protocol):
 
 
 class Runtime(Protocol):
-    """What loads plans (tensorrt.Runtime)."""
+    """Loads plans (tensorrt.Runtime)."""
 
     def deserialize_cuda_engine(self, plan: bytes) -> CudaEngine | None:
         """Load a plan; None where it cannot be loaded."""

@@ -82,14 +82,11 @@ class LoadedPlan:
         # Kernels are compiled for the very shapes before the first launch: a context has one set of shapes, and no
         # graph can be recorded while a kernel is still compiled.
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        config.cuda_graph_strategy = (
-            trt.CudaGraphStrategy.DISABLED
-        )  # our graphs also hold the copies of outputs that are fed back
+        # Graphs of our own are recorded instead: they also hold the copies of outputs that are fed back.
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
         cache = config.create_runtime_cache()
         with contextlib.suppress(FileNotFoundError):
-            cache.deserialize(
-                self._cache_path.read_bytes()
-            )  # a cache of another driver or GPU is refused, and made anew
+            cache.deserialize(self._cache_path.read_bytes())  # refused, and made anew, for another driver or GPU
         config.set_runtime_cache(cache)
         return config, cache
 
