@@ -6,10 +6,12 @@ import shlex
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from PIL import Image
 
 from ldmrt.runtime.optional import PACKAGES
@@ -142,7 +144,8 @@ def declared(requirements: list[str]) -> dict[str, str]:
     return found
 
 
-USED = {extra: declared(lines) for extra, lines in EXTRAS.items() if extra != "dev"}
+# What develops and documents the project is pinned, and has no lowest versions.
+USED = {extra: declared(lines) for extra, lines in EXTRAS.items() if extra not in ("dev", "docs")}
 BOUNDS = {name: bound for found in (declared(PROJECT["dependencies"]), *USED.values()) for name, bound in found.items()}
 # Not run on a machine without a GPU, or the same package under another name.
 UNTESTED = {"onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "cuda-bindings"}
@@ -184,6 +187,35 @@ def test_the_lowest_versions_are_the_bounds() -> None:
         assert bound, f"{name} has no lower bound"
         if name not in UNTESTED | {"torch"}:  # why torch is another one is said there
             assert re.sub(r"(\.0)+$", "", lowest[name]) == bound, name
+
+
+def closure(name: str, extras: set[str]) -> set[str]:
+    """All distributions that one needs here with these extras, by the metadata of those that are installed."""
+    reached, queue = set[str](), [(name, extras)]
+    seen = set[tuple[str, frozenset[str]]]()
+    while queue:
+        name, extras = queue.pop()
+        if (name, frozenset(extras)) in seen:
+            continue
+        seen.add((name, frozenset(extras)))
+        reached.add(name)
+        for line in requires(name) or []:
+            requirement = Requirement(line)
+            environments = [{"extra": extra} for extra in extras or {""}]
+            marker = requirement.marker
+            if marker is None or any(marker.evaluate(environment) for environment in environments):
+                queue.append((plain(requirement.name), requirement.extras))
+    return reached - {"ldmrt", "setuptools"}  # the latter comes with the environment, or is asked for by torch
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="constraints.txt is made with Python 3.11")
+def test_all_that_development_installs_is_pinned() -> None:
+    try:
+        needed = closure("ldmrt", {"dev"})
+    except PackageNotFoundError as error:
+        pytest.skip(f"not everything of the dev extra is installed: {error}")
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert needed - {plain(line.partition("==")[0]) for line in lines if "==" in line} == set()
 
 
 SMOKE = """

@@ -11,7 +11,7 @@ from PIL import Image
 from ldmrt.tools import cli
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "samplers.md")
 COMMANDS = [shlex.split(line) for line in re.findall(r"^    (ldmrt .*)$", TEXT, re.MULTILINE)]
 COMMANDS += [shlex.split(line) for line in re.findall(r"^- run: (ldmrt .*)$", TEXT, re.MULTILINE)]
