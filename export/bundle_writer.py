@@ -1,4 +1,4 @@
-"""A bundle written as a whole: into a folder beside its place, then moved there."""
+"""Writes a bundle as a whole: into a folder beside its place, which is then moved there."""
 
 import contextlib
 import importlib.metadata
@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ldmrt.model.checkpoint.checkpoint import Checkpoint, write_json
 from ldmrt.runtime.backends.ort.graph_cache import FOLDER as OPTIMIZED
@@ -17,14 +16,14 @@ from ldmrt.runtime.bundle.graphs import UNET_HALVES
 from ldmrt.runtime.bundle.manifest import MANIFEST, REFERENCE, SCHEMA
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.lock import bundle_lock
-from ldmrt.runtime.files.reading import sha256
+from ldmrt.runtime.files.reading import JsonObject, sha256
 from ldmrt.runtime.files.recognise import BUNDLE, refuse_other
 from ldmrt.runtime.files.swap import recover, replace_folder
 from ldmrt.runtime.files.writing import naming, remove_abandoned, temporary_folder
 from ldmrt.runtime.nearest import suggestion
 
 from .components.table import Component, _ends, components, fingerprint
-from .engines.forecast import forecast
+from .engines.image_memory import predict_image_memory
 from .graph.to_onnx import GRAPH, OPSET, to_onnx
 from .graph.unet_halves import check_cut, cut
 from .precision.islands import Islands
@@ -39,16 +38,34 @@ class Exported:
 
 
 def export_bundle(
-    checkpoint: Checkpoint, path: Path, *, only: Collection[str] = (), merged: Mapping[str, Any] | None = None,
-    islands: Islands | None = None, deep_cache: bool = False,
-) -> Iterator[Exported]:  # fmt: skip
-    """Export every component, or `only` some, to a bundle at `path` and yield after each. `merged` is what the manifest
-    says of files whose weights were added to the checkpoint's, `islands` of modules that were raised to float32.
-    `deep_cache` also cuts the U-Net in two.
+    checkpoint: Checkpoint,
+    path: Path,
+    *,
+    only: Collection[str] = (),
+    merged: Mapping[str, object] | None = None,
+    islands: Islands | None = None,
+    deep_cache: bool = False,
+) -> Iterator[Exported]:
+    """Export a checkpoint to a bundle, and yield after each component.
 
-    A component whose weights, config and exporter are those of the bundle already there is taken from it, and files
-    that the old manifest does not name stay. The bundle changes only after the last component: until then, and after
-    any failure, the old one stands.
+    A component whose weights, config and exporter are those of the bundle already there is reused, and files that the
+    old manifest does not name stay. The bundle changes only after the last component: until then, and after any
+    failure, the old one stands.
+
+    Args:
+        checkpoint: The networks, already in the precisions in which they are exported.
+        path: The bundle's folder: a new or empty one, or an older bundle.
+        only: The components that are exported; all where it is empty.
+        merged: The manifest's entries about weights that were merged into the checkpoint's.
+        islands: The modules that compute in float32, by component, with the reason of each.
+        deep_cache: Whether the U-Net is also cut in two for the deep cache.
+
+    Yields:
+        Each component that was exported or reused, in the order in which they run.
+
+    Raises:
+        LdmrtError: A component is unknown, the folder holds something else, the graph is not valid, or something else
+            changed the bundle meanwhile.
     """
     path, parts = path.resolve(), components(checkpoint)
     if odd := [name for name in parts if not is_name(name)]:
@@ -62,7 +79,7 @@ def export_bundle(
             raise LdmrtError("export", "a deep cache is made of the U-Net", expected="unet among --components")
         check_cut(parts["unet"])
     with _replacing(path) as (old, work):
-        rows: dict[str, Any] = {}
+        rows: JsonObject = {}
         kept = []  # components that stay as they are
         for name, component in parts.items():
             if only and name not in only:
@@ -98,7 +115,7 @@ def export_bundle(
         manifest = {**_manifest(checkpoint, rows, work, known), **(merged or {})}
         if "unet" in rows:
             predicted = old.get("memory") if "unet" in kept else None
-            manifest["memory"] = predicted or forecast(work / "unet" / "model.onnx", parts["unet"].inputs)
+            manifest["memory"] = predicted or predict_image_memory(work / "unet" / "model.onnx", parts["unet"].inputs)
         _keep_certificate(old, path, manifest, work)
         write_json(work / MANIFEST, manifest)
         _carry_over(path, work, {MANIFEST, *old.get("files", {})})
@@ -110,9 +127,10 @@ def made_by() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[tuple[dict[str, Any], Path]]:
-    """The manifest of the bundle that is there, and a folder that takes the bundle's place when the block ends well.
-    Nobody else changes the bundle meanwhile; who did without asking is noticed.
+def _replacing(path: Path) -> Iterator[tuple[JsonObject, Path]]:
+    """Yield the manifest of the bundle at `path`, and a folder that replaces the bundle when the block ends well.
+
+    The bundle is locked meanwhile, and a change by a program that ignores the lock is an `LdmrtError`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with bundle_lock(path):
@@ -127,8 +145,8 @@ def _replacing(path: Path) -> Iterator[tuple[dict[str, Any], Path]]:
             replace_folder(work, path)
 
 
-def _old_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a bundle that is already there and whole; a folder of anything else is not touched."""
+def _old_manifest(path: Path) -> JsonObject:
+    """Return the manifest of an intact bundle, empty where there is none; a folder of anything else is refused."""
     if not path.exists():
         return {}
     if not path.is_dir() or (any(path.iterdir()) and not (path / MANIFEST).is_file()):
@@ -137,16 +155,17 @@ def _old_manifest(path: Path) -> dict[str, Any]:
         opened = Bundle.open(path)
         return {"components": {}, **opened.manifest}
     except LdmrtError:
-        return {}  # damaged: made anew
+        return {}  # damaged: exported again
 
 
 def _stamp(path: Path) -> bytes:
-    """The manifest as it stands there: every change of a bundle changes it."""
+    """Return the manifest's bytes, which every change of a bundle changes."""
     manifest = path / MANIFEST
     return manifest.read_bytes() if manifest.is_file() else b""
 
 
-def _row(component: Component, islands: Mapping[str, str]) -> dict[str, Any]:
+def _row(component: Component, islands: Mapping[str, str]) -> JsonObject:
+    """Describe a component as the manifest does."""
     beside = {name: _ends(*specs) for name, specs in component.graphs.items()}
     return {
         **({"islands": dict(islands)} if islands else {}),
@@ -159,14 +178,14 @@ def _row(component: Component, islands: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _alike(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether two rows are of the same graph; those beside it follow from it, and from what is asked for."""
+def _alike(old: JsonObject, new: JsonObject) -> bool:
+    """Return whether two rows describe the same graph; the graphs beside it follow from it."""
     return {**old, "graphs": None} == {**new, "graphs": None}
 
 
 def _manifest(
-    checkpoint: Checkpoint, rows: dict[str, Any], folder: Path, known: Mapping[str, Any]
-) -> dict[str, Any]:  # fmt: skip
+    checkpoint: Checkpoint, rows: JsonObject, folder: Path, known: JsonObject
+) -> JsonObject:  # fmt: skip
     """Describe the bundle in a folder, and its files: `known` ones as the old manifest has them."""
     files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
     if odd := [name for name in files if not is_inside(name)]:
@@ -186,7 +205,7 @@ def _manifest(
     }
 
 
-def _keep_certificate(old: dict[str, Any], path: Path, manifest: dict[str, Any], work: Path) -> None:
+def _keep_certificate(old: JsonObject, path: Path, manifest: JsonObject, work: Path) -> None:
     """Keep the certificate where no file has changed."""
     kept = old.get("certificate")
     if kept is None:
@@ -198,7 +217,7 @@ def _keep_certificate(old: dict[str, Any], path: Path, manifest: dict[str, Any],
 
 
 def _carry_over(old: Path, new: Path, made: set[str]) -> None:
-    """Keep what a user, or a build of engines, has put into the old bundle; ONNX Runtime's own forms are made anew."""
+    """Keep the files that a user or a build of engines put into the old bundle, without ONNX Runtime's own forms."""
     remove_abandoned(old)
     for file in old.rglob("*") if old.is_dir() else ():
         name = file.relative_to(old)
@@ -212,14 +231,14 @@ def _carry_over(old: Path, new: Path, made: set[str]) -> None:
                 _link(file, new / name)
 
 
-def _take(old: Path, new: Path, row: Mapping[str, Any]) -> None:
-    """A component's folder, but for the halves of a U-Net that its row knows nothing of."""
+def _take(old: Path, new: Path, row: JsonObject) -> None:
+    """Link a component's folder into the new bundle, without the halves of a U-Net that its row does not list."""
     halves = [f"{graph}.onnx" for graph in UNET_HALVES if graph not in row.get("graphs", {})]
     shutil.copytree(old, new, copy_function=_link, ignore=shutil.ignore_patterns(*halves))
 
 
 def _link(old: str | Path, new: str | Path) -> None:
-    """The old bundle's file under a new name: weights and engines are large, and the old name goes."""
+    """Link a file of the old bundle under a new name: weights and engines are large, and the old name is removed."""
     try:
         os.link(os.path.realpath(old), new)
     except OSError:  # a file system without links

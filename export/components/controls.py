@@ -1,16 +1,17 @@
-"""Networks that steer the U-Net by an image: what they take, and what they give it.
+"""Inputs and outputs of the networks that control the U-Net by an image.
 
-Each is a line of `CONTROLS`. What one gives are inputs of the U-Net, of the same names and shapes.
+Each kind is a line of `CONTROLS`. Its outputs are inputs of the U-Net, with the same names and shapes.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
 from ldmrt.model.checkpoint.checkpoint import Checkpoint, class_of
-from ldmrt.model.networks.controlnet import scaled
+from ldmrt.model.networks.controlnet import ControlNet, scaled
+from ldmrt.model.networks.t2i_adapter import Adapter
+from ldmrt.model.networks.unet import UNet
 from ldmrt.model.networks.unet_encoder import UNetEncoder
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.pipeline.controls import ADAPTER, CONTROLNET
@@ -19,7 +20,7 @@ from ldmrt.runtime.tensors import TensorSpec
 from .specs import dtype_of, image, latent, words
 
 RESIDUAL, FEATURE = "down_block_residual_", "down_intrablock_residual_"
-SpecsOf = Callable[[Checkpoint, Any, str], list[TensorSpec]]  # of a network of the checkpoint and its dtype
+SpecsOf = Callable[..., list[TensorSpec]]  # of a network of the checkpoint and its dtype
 SCALE = TensorSpec("conditioning_scale", "float32", ("batch",))
 
 
@@ -28,25 +29,32 @@ class Control:
     """Describes a kind of such networks."""
 
     prefix: str  # of the components' names
-    module: Callable[[Any], nn.Module]
+    module: Callable[[nn.Module], nn.Module]
     inputs: SpecsOf
     outputs: SpecsOf  # also of the U-Net: what it takes from such a network
 
 
 class _ControlNet(nn.Module):
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        """Wrap a network."""
         super().__init__()
         self.model = model
 
     def forward(
-        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, controlnet_cond: Tensor,
-        conditioning_scale: Tensor, **told: Tensor,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        down, mid = self.model(sample, timestep, encoder_hidden_states, controlnet_cond, conditioning_scale, **told)
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        controlnet_cond: Tensor,
+        conditioning_scale: Tensor,
+        **added: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Return the residuals of the down blocks and of the middle."""
+        down, mid = self.model(sample, timestep, encoder_hidden_states, controlnet_cond, conditioning_scale, **added)
         return *down, mid
 
 
-def _controlnet_inputs(c: Checkpoint, model: Any, dtype: str) -> list[TensorSpec]:
+def _controlnet_inputs(c: Checkpoint, model: ControlNet, dtype: str) -> list[TensorSpec]:
     return [
         latent(c, "sample", model.config.in_channels, dtype),
         TensorSpec("timestep", "float32", ("batch",)),
@@ -70,7 +78,8 @@ def _residuals(c: Checkpoint, model: UNetEncoder, dtype: str) -> list[TensorSpec
 
 
 class _Adapter(nn.Module):
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        """Wrap a network."""
         super().__init__()
         self.model = model
 
@@ -79,11 +88,11 @@ class _Adapter(nn.Module):
         return tuple(scaled(feature, factor) for feature in self.model(adapter_cond))
 
 
-def _adapter_inputs(c: Checkpoint, model: Any, dtype: str) -> list[TensorSpec]:
+def _adapter_inputs(c: Checkpoint, model: Adapter, dtype: str) -> list[TensorSpec]:
     return [image(f"{ADAPTER}cond", model.config.in_channels, dtype), SCALE]
 
 
-def _features(c: Checkpoint, model: Any, dtype: str) -> list[TensorSpec]:
+def _features(c: Checkpoint, model: Adapter | UNet, dtype: str) -> list[TensorSpec]:
     """Return one feature for each level of the U-Net, which counts in latents, and perhaps one for its middle."""
     unit = c.vae.config.factor if model is c.unet else 1
     return [
@@ -98,14 +107,16 @@ CONTROLS = {  # by diffusers' class
 
 
 def steering(c: Checkpoint, dtype: str) -> list[TensorSpec]:
-    """The U-Net's inputs that the checkpoint's controls give."""
+    """Return the inputs of the U-Net that the checkpoint's controls output."""
     kinds = {class_of(model) for model in c.controls.values()}
     return [spec for kind, control in CONTROLS.items() if kind in kinds for spec in control.outputs(c, c.unet, dtype)]
 
 
-def check_fit(c: Checkpoint, name: str, model: Any, outputs: Sequence[TensorSpec]) -> None:
-    """Refuse a control that was made for another U-Net: it reads what this one is not told, or gives what it does not
-    take.
+def check_fit(c: Checkpoint, name: str, model: ControlNet | Adapter, outputs: Sequence[TensorSpec]) -> None:
+    """Check that a control was trained for a U-Net of this shape.
+
+    Raises:
+        LdmrtError: Its conditioning or its residuals have other widths than the U-Net's.
     """
     for width in ("cross_attention_dim", "projection_class_embeddings_input_dim"):
         expected, found = getattr(c.unet.config, width), getattr(model.config, width, None)

@@ -6,7 +6,7 @@ from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.runtime.tensors import TensorSpec
 from ldmrt.runtime.tokenizer.tokenizer import token_count
 
-EXACT = ("timestep", "time_ids", "conditioning_scale")  # what stays float32 in every precision
+EXACT = ("timestep", "time_ids", "conditioning_scale")  # inputs that stay float32 in every precision
 
 
 def dtype_of(module: nn.Module) -> str:
@@ -15,25 +15,25 @@ def dtype_of(module: nn.Module) -> str:
 
 
 def image(name: str, channels: int, dtype: str, divisor: int = 1) -> TensorSpec:
-    """Something of an image's two axes, at 1 of so many pixels along each."""
+    """Describe a tensor (batch, channels, height / divisor, width / divisor)."""
     sides = (f"{side}/{divisor}" if divisor > 1 else side for side in ("height", "width"))
     return TensorSpec(name, dtype, ("batch", channels, *sides))
 
 
 def latent(c: Checkpoint, name: str, channels: int, dtype: str) -> TensorSpec:
-    """The same, of the latents' size."""
+    """Describe a tensor of the latents' height and width."""
     return image(name, channels, dtype, c.vae.config.factor)
 
 
 def tokens_of(c: Checkpoint, text_encoder: str) -> int:
-    """How many tokens a text encoder reads: as many as its tokenizer gives, perhaps fewer than it has positions."""
+    """Return the number of tokens that a text encoder reads: its tokenizer's, at most the number of its positions."""
     files = c.tokenizers.get(text_encoder.replace("text_encoder", "tokenizer"), {})
     positions = int(c.text_encoders[text_encoder].config.max_position_embeddings)
     return min(positions, token_count(files)) if files else positions
 
 
 def words(c: Checkpoint, dtype: str) -> list[TensorSpec]:
-    """What U-Nets and ControlNets are told of the prompts."""
+    """Return the inputs of U-Nets and ControlNets for the conditioning: embeddings, SDXL's pooled text and sizes."""
     unet = c.unet.config
     tokens = max(tokens_of(c, name) for name in c.text_encoders)
     width = sum(int(model.config.hidden_size) for model in c.text_encoders.values())  # of all encoders, side by side

@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from ldmrt.model.config import to_config
 from ldmrt.model.torch_engine import TorchEngine
 from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32, ENCODER, STEP, step_specs
 from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.tensors import Specs, TensorSpec, shape_of, split_symbol
 
 from .autoencoder_parts import tile_specs
@@ -27,6 +27,7 @@ from .controls import CONTROLS, check_fit, steering
 from .networks import _Decoder, _Encoder, _TextEncoder, _UNet
 from .specs import dtype_of, image, latent, tokens_of, words
 
+Tensors = tuple[Tensor, ...]
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -38,7 +39,7 @@ class Component:
     module: nn.Module = field(repr=False)  # forward takes the inputs by name, returns a tuple
     inputs: Specs
     outputs: Specs
-    config: dict[str, Any] = field(repr=False)  # its config.json in the bundle
+    config: JsonObject = field(repr=False)  # its config.json in the bundle
     vocabulary: tuple[int, int] = (0, 0)  # of input_ids: entries, and the id that ends a text
 
     def engine(self) -> TorchEngine:
@@ -55,7 +56,7 @@ class Component:
 
     @property
     def graphs(self) -> dict[str, tuple[Specs, Specs]]:
-        """Inputs and outputs of graphs beside its own, of the same weights, by their names."""
+        """Return inputs and outputs of the graphs beside its own, which share its weights, by their names."""
         if self.name == "unet":
             step = step_specs(self.inputs, self.outputs)
             return {} if step is None else {STEP: step}
@@ -66,7 +67,7 @@ class Component:
 
     @property
     def unit(self) -> int:
-        """Pixels that an image's sides are multiples of."""
+        """Return the number of pixels that an image's sides must be multiples of."""
         dims = [dim for spec in self.inputs + self.outputs for dim in spec.shape if isinstance(dim, str)]
         return max(split_symbol(dim)[1] for dim in dims)
 
@@ -77,22 +78,24 @@ class Component:
 
 
 def components(checkpoint: Checkpoint) -> dict[str, Component]:
-    """Every component of a checkpoint, in the order that they run."""
+    """Return every component of a checkpoint by its name, in the order in which they run."""
     return {name: _for_numpy(row) for name, row in rows(checkpoint).items()}
 
 
 def rows(checkpoint: Checkpoint) -> dict[str, Component]:
-    """The same, but one of bfloat16 takes and gives bfloat16."""
+    """Return every component by its name; in bfloat16, inputs and outputs are bfloat16 too."""
     made = [row for build in BUILDERS for row in build(checkpoint)]
     return {row.name: row for row in made}
 
 
 def _for_numpy(row: Component) -> Component:
-    """NumPy has no bfloat16: what such a component takes and gives is float32, cast at its door."""
+    """Let a component of bfloat16 take and return float32, cast by hooks: NumPy has no bfloat16."""
     narrow = {spec.name for spec in row.inputs if spec.dtype == "bfloat16"}
 
-    def take(_: nn.Module, args: Any, given: dict[str, Tensor]) -> Any:
-        return args, {name: one.bfloat16() if name in narrow else one for name, one in given.items()}
+    def take(
+        _: nn.Module, args: tuple[Tensor, ...], inputs: dict[str, Tensor]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        return args, {name: value.bfloat16() if name in narrow else value for name, value in inputs.items()}
 
     if row.precision != "bf16":
         return row
@@ -124,7 +127,7 @@ def _text_encoders(c: Checkpoint) -> Iterator[Component]:
 
 
 def _end(c: Checkpoint, name: str) -> int:
-    """The id that ends a text: old configs say 2, of a vocabulary in which it is another."""
+    """Return the id that ends a text: old configs say 2, where the vocabulary ends with it."""
     eos = int(c.text_encoders[name].config.eos_token_id)
     return int(c.text_encoders[name].config.vocab_size) - 1 if eos == 2 else eos
 
@@ -200,7 +203,7 @@ BUILDERS: tuple[Callable[[Checkpoint], Iterator[Component]], ...] = (
 
 
 def example(component: Component, sizes: Mapping[str, int], seed: int = 0) -> dict[str, NDArray]:
-    """Inputs of the right shape and range: unit noise, timesteps over the whole schedule, ids of the vocabulary."""
+    """Draw inputs of the right shape and range: unit noise, timesteps of the whole schedule, ids of the vocabulary."""
     rng = np.random.default_rng(seed)
     arrays: dict[str, NDArray] = {}
     for spec in component.inputs:
@@ -219,7 +222,7 @@ def example(component: Component, sizes: Mapping[str, int], seed: int = 0) -> di
 
 
 def tensors(component: Component, arrays: Mapping[str, NDArray]) -> dict[str, Tensor]:
-    """The same for PyTorch, of the dtypes that the inputs declare."""
+    """Convert arrays to tensors of the dtypes that the inputs declare."""
     return {spec.name: torch.from_numpy(arrays[spec.name]).to(getattr(torch, spec.dtype)) for spec in component.inputs}
 
 
@@ -238,9 +241,9 @@ def fingerprint(component: Component) -> dict[str, str]:
     return {"weights": weights.hexdigest(), "config": config.hexdigest()}
 
 
-def _ends(inputs: Specs, outputs: Specs) -> dict[str, Any]:
+def _ends(inputs: Specs, outputs: Specs) -> JsonObject:
     return {"inputs": _specs(inputs), "outputs": _specs(outputs)}
 
 
-def _specs(specs: Specs) -> list[Any]:
+def _specs(specs: Specs) -> list[list[object]]:
     return [[spec.name, spec.dtype, list(spec.shape)] for spec in specs]

@@ -10,7 +10,7 @@ from .table import components
 
 
 def torch_pipeline(checkpoint: Checkpoint) -> Pipeline:
-    """A pipeline like `ldmrt.runtime.open` gives, whose engines are PyTorch."""
+    """Return the pipeline of `ldmrt.runtime.open`, with the PyTorch networks as its engines."""
     parts = components(checkpoint)
     return Pipeline(
         LazyEngines({name: component.engine for name, component in parts.items()}),

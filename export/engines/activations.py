@@ -1,14 +1,20 @@
-"""How many bytes of activations a graph holds at once, for given input shapes: the shapes of all its values, node by
-node, and when each is last needed. No weights are read.
+"""Counts the bytes of activations that a graph holds at once, for given input shapes.
+
+The shapes of all its values are inferred node by node, with the node at which each is last needed. No weights are read.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from ldmrt.runtime.tensors import Array, Arrays
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, TypeProto
 
 SMALL = 1024  # elements: values that shapes are computed from are smaller
 # The same bytes under another shape, or a factor of the product that follows, which no kernel writes to memory.
@@ -24,14 +30,14 @@ class Activations:
     nodes: int
 
 
-def activations(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Activations:
+def activations(model: "ModelProto", shapes: Mapping[str, tuple[int, ...]]) -> Activations:
     """Walk an `onnx.ModelProto` whose inputs have these shapes."""
     import onnx
 
     graph = model.graph
     opsets = {one.domain: one.version for one in model.opset_import}
-    types: dict[str, Any] = {}
-    known: dict[str, Any] = {}  # values that shapes are computed from
+    types: dict[str, TypeProto] = {}
+    known: Arrays = {}  # values that shapes are computed from
     for tensor in graph.initializer:
         types[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
         if tensor.data_location != onnx.TensorProto.EXTERNAL and math.prod(tensor.dims) <= SMALL:
@@ -66,7 +72,7 @@ def activations(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Activation
     return Activations(peak, len(graph.node))
 
 
-def _scores(node: Any, types: Mapping[str, Any]) -> int:
+def _scores(node: "NodeProto", types: "Mapping[str, TypeProto]") -> int:
     """Return the bytes of attention that no kernel fuses, as in float32: its scores, and their softmax."""
     import onnx
 
@@ -77,7 +83,7 @@ def _scores(node: Any, types: Mapping[str, Any]) -> int:
     return 2 * query[0] * heads * query[-2] * key[-2] * 4
 
 
-def _last_uses(nodes: Any) -> dict[str, int]:
+def _last_uses(nodes: "Iterable[NodeProto]") -> dict[str, int]:
     """The last node that reads each value: itself, through a view of it, or through what it was put in between of."""
     last: dict[str, int] = {}
     direct: dict[str, int] = {}
@@ -93,19 +99,19 @@ def _last_uses(nodes: Any) -> dict[str, int]:
     return last
 
 
-def _interleaves(node: Any) -> bool:
+def _interleaves(node: "NodeProto") -> bool:
     """Whether a node puts pixels between pixels."""
     return node.op_type == "Concat" and any(one.name == "axis" and one.i > 1 for one in node.attribute)
 
 
-def read(path: Path) -> Any:
-    """A graph without the weights beside it."""
+def read(path: Path) -> "ModelProto":
+    """Read a graph without the weights beside it."""
     import onnx
 
     return onnx.load(str(path), load_external_data=False)
 
 
-def nbytes(tensor_type: Any) -> int:
+def nbytes(tensor_type: "TypeProto") -> int:
     """Return how many bytes a tensor of this type takes."""
     import onnx
 
@@ -114,13 +120,15 @@ def nbytes(tensor_type: Any) -> int:
     return math.prod(dim.dim_value for dim in one.shape.dim) * size
 
 
-def _shape_of(node: Any, tensor_type: Any) -> Any:
+def _shape_of(node: "NodeProto", tensor_type: "TypeProto") -> Array:
+    """Compute a Shape node."""
     dims = [dim.dim_value for dim in tensor_type.tensor_type.shape.dim]
     ends = {one.name: one.i for one in node.attribute}
     return np.array(dims[ends.get("start", 0) : ends.get("end", len(dims))], np.int64)
 
 
-def _evaluate(node: Any, known: dict[str, Any], opsets: Mapping[str, int]) -> None:
+def _evaluate(node: "NodeProto", known: Arrays, opsets: Mapping[str, int]) -> None:
+    """Compute a node whose inputs are known, by ONNX's reference."""
     import onnx
     from onnx.reference import ReferenceEvaluator
 
@@ -133,11 +141,14 @@ def _evaluate(node: Any, known: dict[str, Any], opsets: Mapping[str, int]) -> No
     graph = onnx.helper.make_graph([node], "one", inputs, outputs)
     imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
     results = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=imports)).run(None, feeds)
+    assert isinstance(results, list)
     known.update(zip(node.output, results, strict=True))
 
 
-def _infer(node: Any, types: dict[str, Any], known: dict[str, Any], opsets: Mapping[str, int]) -> dict[str, Any]:
-    """Types of a node's outputs; of the first input's where ONNX knows no better, as norms keep their shape."""
+def _infer(
+    node: "NodeProto", types: "Mapping[str, TypeProto]", known: Arrays, opsets: Mapping[str, int]
+) -> "dict[str, TypeProto]":
+    """Return the types of a node's outputs; the first input's where ONNX infers none, as norms keep their shape."""
     import onnx
 
     inputs = {name: types[name] for name in node.input if name}

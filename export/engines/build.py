@@ -59,7 +59,7 @@ class Built:
 
 
 def decide(bundle: Path, recipes: Sequence[Recipe]) -> list[Decision]:
-    """Compare what shall be there with what is. An engine counts when its plan has the recorded SHA-256."""
+    """Decide for each recipe whether its engine is reused or built, and why. A plan must have its recorded SHA-256."""
     keys = {one.key for one in recipes}
     good, bad = dict[str, EngineFile](), dict[str, str]()
     for one in engines(bundle):
@@ -90,7 +90,7 @@ def _decide(recipe: Recipe, good: dict[str, EngineFile], bad: dict[str, str]) ->
 
 
 def summary(decisions: Sequence[Decision]) -> str:
-    """One line: "rebuilding unet: TensorRT 10.16 -> 11.4; text_encoder and vae_decoder reused"."""
+    """Describe decisions in a line: "rebuilding unet: TensorRT 10.16 -> 11.4; text_encoder and vae_decoder reused"."""
     several = len({one.recipe.target for one in decisions}) > 1
     groups: dict[str, list[str]] = {}
     for one in decisions:
@@ -103,13 +103,23 @@ def summary(decisions: Sequence[Decision]) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """ "a, b and c"."""
+    """Join names with commas and "and"."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def build(bundle: Bundle, decisions: Sequence[Decision], compiler: Compiler = compile_engine) -> Iterator[Step | Built]:
-    """Build what was decided, and yield on the way and after each. Leaving the loop stops the build; what was done
-    before stays. Nobody else changes the bundle meanwhile.
+    """Build engines, and yield progress and each engine. Leaving the loop stops the build; finished engines stay.
+
+    Args:
+        bundle: It is locked while the loop runs.
+        decisions: As `decide` returns them.
+        compiler: It builds one engine.
+
+    Yields:
+        A `Step` at most every `REPORT_EVERY` seconds, and a `Built` for every engine.
+
+    Raises:
+        LdmrtError: The bundle has changed since it was opened, or an engine cannot be built.
     """
     with bundle_lock(bundle.path):
         bundle.check_unchanged()

@@ -33,7 +33,7 @@ Watch = Callable[[str, float], bool]  # of a phase and how much of it is done; F
 class Compiled:
     """A plan, and what its build took: bytes and seconds."""
 
-    plan: Any  # something with the buffer protocol
+    plan: bytes  # or another object with the buffer protocol
     scratch: int
     weights: int
     grown: int | None  # what it added to this process at most
@@ -91,7 +91,19 @@ def check_targets(backend: str, targets: Sequence[str], flags: Sequence[str]) ->
 
 
 def compile_engine(path: Path, recipe: Recipe, watch: Watch) -> Compiled:
-    """Build it; an `LdmrtError` where that fails, or `watch` stopped it."""
+    """Build an engine.
+
+    Args:
+        path: The ONNX file, with its weights beside it.
+        recipe: The library, the GPU and the shapes.
+        watch: Called with a phase and the part of it that is done, 0 to 1; False stops the build.
+
+    Returns:
+        The plan, with bytes and seconds that its build took.
+
+    Raises:
+        LdmrtError: The library cannot build it, or `watch` stopped it.
+    """
     trt = library(recipe.backend)
     from polygraphy.backend import trt as polygraphy_trt
     from polygraphy.exception import PolygraphyException
@@ -127,8 +139,9 @@ def compile_engine(path: Path, recipe: Recipe, watch: Watch) -> Compiled:
 
 
 def typed_by_request(backend: str, version: str) -> bool:
-    """Whether networks of this library compute in the precision of their ONNX file only where that is asked for:
-    TensorRT 11 and TensorRT-RTX know no other way, and have no name, or no use, for the request.
+    """Return whether networks keep the precision of their ONNX file only on request.
+
+    TensorRT 11 and TensorRT-RTX always keep it, and have no name, or no use, for the request.
     """
     return backend == "tensorrt" and int(version.partition(".")[0]) < 11
 

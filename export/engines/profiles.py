@@ -1,4 +1,4 @@
-"""The user's words about sizes and batches, as the shapes that an engine takes."""
+"""Turns the options for sizes and batches into the shapes that an engine takes."""
 
 import re
 from collections.abc import Sequence
@@ -32,8 +32,17 @@ class Wanted:
 
     @classmethod
     def read(cls, sizes: str | None, batch: str, guidance: str, own: int, steps: int = DIMS["steps"].opt) -> "Wanted":
-        """From "512x512,768x512" or "512-1024x512-1024", widths first, and "1-4" or "1,4". A model made for images of
-        `own` pixels makes those where no sizes are given, and is fastest there in a range.
+        """Read options.
+
+        Args:
+            sizes: "512x512,768x512" or "512-1024x512-1024" in pixels, widths first; None for the model's own size.
+            batch: "1-4" or "1,4" images.
+            guidance: One of `GUIDANCE`.
+            own: Width and height that the model was trained for, in pixels; a range is fastest there.
+            steps: The most steps of a sampler that the fused step takes.
+
+        Raises:
+            LdmrtError: A size or a number cannot be read, or is out of range.
         """
         found = []
         for word in (sizes or f"{own}x{own}").split(","):
@@ -64,7 +73,7 @@ def _dim(name: str, low: str, high: str | None, usual: int) -> Dim:
 
 
 def rows(component: str, batch: Dim, guidance: str) -> Dim:
-    """How many rows a component runs at once for so many images."""
+    """Return how many rows a component runs at once for a number of images."""
     if component.startswith(("vae", "adapter")):
         return Dim(1, 1, 1)  # an image at a time: its scratch memory would grow with the batch
     if component.startswith("text_encoder"):  # equal prompts are encoded once
@@ -75,11 +84,12 @@ def rows(component: str, batch: Dim, guidance: str) -> Dim:
 
 
 def sampling(steps: int) -> dict[str, Dim]:
-    """How much of a sampler the folded step holds. It is fastest for the most, which is what the runtime binds; of
-    noise that is one draw where a sampler takes none.
+    """Return the dimensions of a sampler that the fused step holds.
+
+    It is fastest for the largest, which the runtime binds; of noise one draw is bound where a sampler takes none.
     """
     saved, most = DIMS["saved"], most_rows(steps)
-    terms = Dim(*(getattr(saved, end) + 2 for end in ENDS))  # the network's word before them, noise after them
+    terms = Dim(*(getattr(saved, end) + 2 for end in ENDS))  # the prediction before them, noise after them
     return {"rows": Dim(1, most, most), "saved": saved, "terms": terms, "draws": Dim(1, 1, most)}
 
 

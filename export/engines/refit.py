@@ -1,5 +1,6 @@
-"""New weights for engines that are there, such as a model's with a LoRA merged: TensorRT sets them by name, in place of
-a build. What is made stands in the bundle that has the weights; the engine that was read stays as it is.
+"""Replaces the weights of engines, such as by those with a LoRA merged: TensorRT sets them by name, without a build.
+
+New engines are written into the bundle that has the weights; the engines that were read stay as they are.
 """
 
 import hashlib
@@ -44,11 +45,18 @@ class Refitted:
 
 
 def refit(bundle: Bundle, source: Bundle, backend: str, only: Collection[str] = ()) -> Iterator[Refitted]:
-    """Make the engines of `source` fit `bundle`, all components or `only` some, and yield after each. Those whose
-    weights are the same are copied. `source` may be the bundle itself, exported anew since its engines were built.
+    """Refit the engines of `source` with the weights of `bundle`, and yield after each.
 
-    An `LdmrtError` before anything is done where the backend cannot, where a graph is another, or where an engine was
-    not built for it. Whatever happens later, an engine is there whole or it is not there.
+    Engines with equal weights are copied. Whatever happens, an engine is there whole or it is not there.
+
+    Args:
+        bundle: The bundle that has the weights and takes the engines.
+        source: The bundle whose engines are read; it may be the same, exported again since they were built.
+        backend: "tensorrt"; TensorRT-RTX cannot replace weights without a GPU.
+        only: The components; all where it is empty.
+
+    Raises:
+        LdmrtError: The backend cannot refit, a graph differs, or an engine was not built for it.
     """
     check_refit(backend, "--backend")
     if unknown := [name for name in only if name not in bundle.graphs]:
@@ -108,8 +116,10 @@ def _wished(
 
 
 def weights_sha256(recipe: Recipe, plan: Any, path: Path) -> str:
-    """The checksum of the weights of a plan that was just built from the ONNX file at `path`: of every name, and what
-    the file has under it. An `LdmrtError` where the plan cannot be refitted from that very file.
+    """Return the checksum of the weights of a plan: every name with the numbers that the ONNX file has for it.
+
+    Raises:
+        LdmrtError: The plan cannot be refitted from the ONNX file at `path`, of which it was just built.
     """
     session = Session(recipe.backend)
     with session.explained(recipe.component, "its weights cannot be replaced", hint="ldmrt build without --refit"):
@@ -118,8 +128,10 @@ def weights_sha256(recipe: Recipe, plan: Any, path: Path) -> str:
 
 
 def _replaced(session: Session, file: EngineFile, source: Bundle, bundle: Bundle) -> tuple[Any, str]:
-    """A plan with the bundle's weights, and their checksum. It is loaded once more: as many weights can be replaced
-    again. That it computes with them only running it can show, as TensorRT does not give them back.
+    """Return a plan with the bundle's weights, and their checksum.
+
+    The new plan is loaded once to check that the same weights can be replaced again. TensorRT does not return weights,
+    so only a run can show that it computes with them.
     """
     problem, runtime = f"engine {file.folder.name} cannot be refitted", session.runtime
     path = bundle.model(file.recipe.component)
@@ -139,8 +151,10 @@ def _replaced(session: Session, file: EngineFile, source: Bundle, bundle: Bundle
 
 
 def _given(session: Session, engine: Any, path: Path) -> tuple[tuple[Any, Any], str]:
-    """All weights of an ONNX file handed to an engine, not applied yet: by whom, and the checksum of what it is given
-    under each of its names. Who hands them shall live until they are applied: theirs is the memory.
+    """Hand all weights of an ONNX file to an engine, without applying them yet.
+
+    Returns:
+        Refitter and parser, which own the weights' memory and must live until they are applied; and the checksum.
     """
     if not engine.refittable:
         raise Refused("it is not refittable")

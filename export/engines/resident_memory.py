@@ -1,5 +1,6 @@
-"""How much memory a piece of work adds to this process, on Linux: looked at often, as the system keeps one peak for the
-whole process alone.
+"""Measures how much memory a block of code adds to this process, on Linux.
+
+It samples often, because the system keeps only one peak for the whole process.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ class Growth:
     """Counts the bytes that were resident beyond those of the beginning, at most; None where that is unknown."""
 
     def __init__(self) -> None:
+        """Start at what is resident now."""
         self._begin = resident()
         self._most = self._begin
 

@@ -1,23 +1,24 @@
-"""Decoder and encoder, each in two parts beside its own graph and of its weights, so that an image can be taken in
-tiles as parts of the whole:
+"""Cuts decoder and encoder into two parts each, so that an image computed in tiles is the image of the whole.
 
-vae_decoder/vae_decoder_front.onnx   its middle, which attends, a row of latents at a time: latents to `features`
-vae_decoder/vae_decoder_tile.onnx    what enlarges them to pixels
-vae_encoder/vae_encoder_tile.onnx    what makes pixels `features`, as small as latents
-vae_encoder/vae_encoder_back.onnx    its middle, as above, and what follows
+The parts stand beside the component's own graph and share its weights:
 
-What runs in tiles looks no further than a few latents, but for its norms: they take mean and variance from outside, and
-say what they find.
+vae_decoder/vae_decoder_front.onnx   the middle, which attends, a row of latents at a time: latents to `features`
+vae_decoder/vae_decoder_tile.onnx    the layers that enlarge a tile of `features` to pixels
+vae_encoder/vae_encoder_tile.onnx    the layers that reduce a tile of pixels to `features`, as small as latents
+vae_encoder/vae_encoder_back.onnx    the middle, as above, and the layers after it
+
+The layers that run in tiles see no further than a few latents, except for their norms. Those take mean and variance as
+inputs, and output the moments of the tile.
 
 d = x - mean                            x, of a group of channels
-moment_1, moment_2 = <d>, <d * d>       means over the tile, each latent's pixels counted by its `share`
+moment_1, moment_2 = <d>, <d * d>       means over the tile, each latent's pixels weighted by its `share`
 mean', variance' = mean, variance       or, where `own` is 1, the tile's own, from its moments
 y = (x - mean') / sqrt(variance' + eps)
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,25 +26,37 @@ from ldmrt.export.components.autoencoder_parts import FEATURES, MIDDLE
 from ldmrt.runtime.bundle.graphs import TILE
 from ldmrt.runtime.tensors import Specs
 
-from .builder import NodeBuilder, remove_dead_nodes, value
+from .builder import NodeBuilder, remove_dead_nodes, value_info
 from .checks import write_graph
 from .module_graph import Graph
 
+if TYPE_CHECKING:
+    from onnx import GraphProto, NodeProto
+
 
 def write_tiles(component: str, path: Path, specs: Mapping[str, tuple[Specs, Specs]]) -> None:
-    """Write both parts, whose ends are `specs` by their names, beside the graph at `path`, which stays."""
+    """Write both parts of a decoder or an encoder beside its own graph.
+
+    Args:
+        component: The component's name, for messages.
+        path: Its model.onnx, which is not changed.
+        specs: Inputs and outputs of each part by its name, as `tile_specs` states them.
+
+    Raises:
+        LdmrtError: The graph cannot be read, or a part is not valid.
+    """
     for name, (inputs, outputs) in specs.items():
         named = Graph.read(component, path)
         graph = named.proto.graph
-        types = {one.name: one.type.tensor_type.elem_type for one in graph.value_info}
+        types = {info.name: info.type.tensor_type.elem_type for info in graph.value_info}
         nodes = _cut(named, types, begins=inputs[0].name == FEATURES)
         del graph.node[:], graph.input[:], graph.output[:]
         graph.node.extend(nodes)
-        graph.input.extend(map(value, inputs))
-        graph.output.extend(map(value, outputs))
+        graph.input.extend(map(value_info, inputs))
+        graph.output.extend(map(value_info, outputs))
         remove_dead_nodes(graph)
         if name.endswith(TILE):
-            _tell_norms(graph, types)
+            _take_statistics(graph, types)
         else:
             _attend_by_rows(graph, inputs[0].name, types)
         remove_dead_nodes(graph)
@@ -51,8 +64,8 @@ def write_tiles(component: str, path: Path, specs: Mapping[str, tuple[Specs, Spe
         write_graph(component, file.name, named.proto, file)
 
 
-def _cut(named: Graph, types: Mapping[str, int], *, begins: bool) -> list[Any]:
-    """The nodes of a graph that begins with its features, or ends."""
+def _cut(named: Graph, types: Mapping[str, int], *, begins: bool) -> "list[NodeProto]":
+    """Return the nodes of the part that begins with the features, or else of the one that ends with them."""
     import onnx
 
     nodes, joint = named.proto.graph.node, NodeBuilder(FEATURES)
@@ -60,16 +73,19 @@ def _cut(named: Graph, types: Mapping[str, int], *, begins: bool) -> list[Any]:
     if begins:
         joint("Cast", FEATURES, to=types[at], out=at)
         for node in nodes:
-            if node.op_type == "Shape" and node.input[0] in ("sample", "latent_sample"):  # for how many there are
+            if node.op_type == "Shape" and node.input[0] in (
+                "sample",
+                "latent_sample",
+            ):  # of which it reads the batch size
                 node.input[0] = FEATURES
         return [*joint.nodes, *(node for node in nodes if at not in node.output)]
     joint("Cast", at, to=onnx.TensorProto.FLOAT, out=FEATURES)
     return [*nodes, *joint.nodes]
 
 
-def _attend_by_rows(graph: Any, latents: str, types: Mapping[str, int]) -> None:
-    """Attention of one row of latents after the other, whose scores are a row's alone."""
-    nodes = list[Any]()
+def _attend_by_rows(graph: "GraphProto", latents: str, types: Mapping[str, int]) -> None:
+    """Let each Attention compute one row of latents after the other, so that only a row's scores are in memory."""
+    nodes = list["NodeProto"]()
     for node in graph.node:
         if node.op_type == "Attention":
             new = _by_rows(node, latents, types[node.input[0]])
@@ -81,8 +97,14 @@ def _attend_by_rows(graph: Any, latents: str, types: Mapping[str, int]) -> None:
     graph.node.extend(nodes)
 
 
-def _by_rows(node: Any, latents: str, kind: int) -> NodeBuilder:
-    """An Attention whose queries, (batch, h * w, C), come in the h rows of `latents`, (batch, C', h, w)."""
+def _by_rows(node: "NodeProto", latents: str, kind: int) -> NodeBuilder:
+    """Write an Attention as a Scan over rows of latents.
+
+    Args:
+        node: The Attention, whose queries are (batch, h * w, C).
+        latents: The name of the graph's input, (batch, C', h, w), which says how many rows there are.
+        kind: ONNX's number of the queries' dtype.
+    """
     from onnx import helper
 
     query, key, values = node.input
@@ -95,19 +117,19 @@ def _by_rows(node: Any, latents: str, kind: int) -> NodeBuilder:
     attend = helper.make_node("Attention", [row.name, key, values], [out.name], name=f"{new.prefix}/attend")
     attend.attribute.extend(node.attribute)
     body = helper.make_graph([attend], f"{new.prefix}/body", [row], [out])
-    made = new("Scan", cut, body=body, num_scan_inputs=1, scan_input_axes=[1], scan_output_axes=[1])
-    new("Reshape", made, new("Shape", query), out=node.output[0])
+    attended = new("Scan", cut, body=body, num_scan_inputs=1, scan_input_axes=[1], scan_output_axes=[1])
+    new("Reshape", attended, new("Shape", query), out=node.output[0])
     return new
 
 
-def _tell_norms(graph: Any, types: Mapping[str, int]) -> None:
-    """Let norms use given statistics."""
+def _take_statistics(graph: "GraphProto", types: Mapping[str, int]) -> None:
+    """Let the norms use the statistics of the graph's inputs, and output the moments of the tile."""
     import onnx
 
     last = NodeBuilder("tile")
     maker = {node.output[0]: node for node in graph.node}
     share = last("Unsqueeze", "share", last.constant("ends", [0, 1]))
-    nodes, moments = list[Any](), list[tuple[str, str]]()
+    nodes, moments = list["NodeProto"](), list[tuple[str, str]]()
     for node in graph.node:
         if node.op_type != "InstanceNormalization":
             nodes.append(node)
@@ -125,20 +147,34 @@ def _tell_norms(graph: Any, types: Mapping[str, int]) -> None:
     graph.initializer.extend(last.constants)
 
 
-def _norm(new: NodeBuilder, node: Any, features: str, share: str, number: int, narrow: int) -> tuple[str, str]:
-    """An InstanceNormalization of (batch, groups, numbers) by given statistics: its moments, (batch, groups, 1).
+def _norm(
+    new: NodeBuilder,
+    node: "NodeProto",
+    features: str,
+    share: str,
+    number: int,
+    narrow: int,
+) -> tuple[str, str]:
+    """Write an InstanceNormalization of (batch, groups, numbers) that takes its statistics from outside.
 
-    `features` are what it normalises before they were cut into groups, (batch, C, H, W).
+    Args:
+        new: Takes the nodes.
+        node: The InstanceNormalization.
+        features: Its input before it was cut into groups, (batch, C, H, W).
+        share: The weight of each latent, (1, 1, h, w).
+        number: The norm's place among the graph's norms: its statistics are those at this place of the last axis.
+        narrow: ONNX's number of its dtype where that is not float32, else 0.
+
+    Returns:
+        The names of the tile's moments, (batch, groups, 1) each.
     """
     import onnx
 
     (x, *_), (out,) = node.input, node.output
-    eps = next((one.f for one in node.attribute if one.name == "epsilon"), 1e-5)
+    eps = next((attribute.f for attribute in node.attribute if attribute.name == "epsilon"), 1e-5)
     sizes = new("Concat", new.constant("one", [1, 1]), new("Shape", features, start=2, end=4), axis=0)
-    spread = new(
-        "Resize", share, "", "", sizes,
-        mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor",
-    )  # fmt: skip
+    copies = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    spread = new("Resize", share, "", "", sizes, **copies)
     flat = new("Reshape", spread, new.constant("flat", [1, -1]))  # (1, H * W)
     channels = new("Div", new("Shape", features, start=1, end=2), new("Shape", x, start=1, end=2))  # of a group
     wanted = new("Concat", channels, new("Shape", flat, start=1, end=2), axis=0)

@@ -1,5 +1,6 @@
-"""The folded step, unet/step.onnx: a U-Net, guidance and a sampler's row in one graph, of the U-Net's weights.
-State in, state out: between two calls nothing has to come to the host.
+"""The fused step, unet/step.onnx: a U-Net, guidance and a sampler's row in one graph, with the U-Net's weights.
+
+The state goes in and comes out, so nothing has to come to the host between two calls.
 
     sample   = state[:, 0][idx]                       timestep = timesteps[row][idx]
     m        = weights @ out_sample
@@ -13,18 +14,27 @@ from pathlib import Path
 from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.tensors import Specs
 
-from .builder import NodeBuilder, value
+from .builder import NodeBuilder, value_info
 from .checks import write_graph
 
 
 def write_fused_step(path: Path, inputs: Specs, outputs: Specs) -> None:
-    """Write the step with these inputs and outputs beside the U-Net's graph at `path`, which keeps its weights."""
+    """Write step.onnx beside the U-Net's graph; it refers to the U-Net's weights.
+
+    Args:
+        path: The U-Net's model.onnx, which is not changed.
+        inputs: The step's inputs, as `step_specs` states them.
+        outputs: The step's outputs.
+
+    Raises:
+        LdmrtError: ONNX's checker refuses the graph.
+    """
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)
     graph = model.graph
-    (said,) = graph.output
-    dtype = next(one.type.tensor_type.elem_type for one in graph.input if one.name == "sample")
+    (prediction,) = graph.output
+    dtype = next(info.type.tensor_type.elem_type for info in graph.input if info.name == "sample")
 
     before, after = NodeBuilder("step/before"), NodeBuilder("step/after")
     one = before.constant("one", [1])
@@ -32,13 +42,13 @@ def write_fused_step(path: Path, inputs: Specs, outputs: Specs) -> None:
     times = before("GatherND", "timesteps", row, batch_dims=1)  # (batch,)
     x = before("Gather", "state", before.constant("first", 0), axis=1)
     sample = before("Cast", before("Gather", x, "idx", axis=0), to=dtype)
-    if any(one.name == "beside" for one in inputs):
+    if any(spec.name == "beside" for spec in inputs):
         sample = before("Concat", sample, "beside", axis=1)
     before("Identity", sample, out="sample")
     before("Gather", times, "idx", axis=0, out="timestep")
 
     rows = after.constant("rows", [0, -1])
-    out = after("Reshape", after("Cast", said.name, to=onnx.TensorProto.FLOAT), rows)  # (calls, numbers)
+    out = after("Reshape", after("Cast", prediction.name, to=onnx.TensorProto.FLOAT), rows)  # (calls, numbers)
     m = after("Reshape", after("MatMul", "weights", out), after("Shape", x), out="said")
     draws = after("Shape", "noise", start=1, end=2)
     z = after("GatherND", "noise", after("Mod", row, draws), batch_dims=1)  # one for all rows where none draws
@@ -53,7 +63,7 @@ def write_fused_step(path: Path, inputs: Specs, outputs: Specs) -> None:
     del graph.node[:], graph.input[:], graph.output[:]
     graph.node.extend(nodes)
     graph.initializer.extend([*before.constants, *after.constants])
-    graph.input.extend(map(value, inputs))
-    graph.output.extend(map(value, outputs))
+    graph.input.extend(map(value_info, inputs))
+    graph.output.extend(map(value_info, outputs))
     del graph.value_info[:]
-    write_graph("unet", "the folded step", model, path.with_name(f"{STEP}.onnx"))
+    write_graph("unet", "the fused step", model, path.with_name(f"{STEP}.onnx"))

@@ -4,13 +4,28 @@ ONNX Runtime has none for GroupNormalization and computes it in eleven steps; Te
 both.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
+T = TypeVar("T")  # the exporter's symbolic tensors, all of one dtype
 
-def group_norm(x: Any, groups: int, weight: Any, bias: Any, eps: float = 1e-5, cudnn: bool = True) -> Any:
-    """Wu & He 2018, arXiv:1803.08494, equation 7; the signature is `aten::group_norm`'s."""
+
+def group_norm(x: T, groups: int, weight: T, bias: T, eps: float = 1e-5, cudnn: bool = True) -> T:
+    """Translate `aten::group_norm`, whose signature this is (Wu & He 2018, arXiv:1803.08494, equation 7).
+
+    Args:
+        x: Features (batch, C, ...).
+        groups: The number of groups that the C channels are divided into.
+        weight: The scale of each channel, (C,).
+        bias: The shift of each channel, (C,).
+        eps: What is added to a group's variance.
+        cudnn: A choice of PyTorch's own kernel, without a meaning here.
+
+    Returns:
+        The normalised features, of the shape of x.
+    """
     from onnxscript import opset23
 
     op: Any = opset23  # its annotations refuse constants
@@ -18,8 +33,9 @@ def group_norm(x: Any, groups: int, weight: Any, bias: Any, eps: float = 1e-5, c
     grouped = op.Reshape(x, op.Constant(value_ints=[0, groups, -1]))
     one, zero = (op.CastLike(op.Constant(value_floats=[value] * groups), x) for value in (1.0, 0.0))
     normal = op.Reshape(op.InstanceNormalization(grouped, one, zero, epsilon=eps), op.Shape(x))
-    scale, shift = (op.Unsqueeze(one_each, op.Constant(value_ints=[1, 2])) for one_each in (weight, bias))
-    return op.Add(op.Mul(normal, scale), shift)
+    scale, shift = (op.Unsqueeze(per_channel, op.Constant(value_ints=[1, 2])) for per_channel in (weight, bias))
+    result: T = op.Add(op.Mul(normal, scale), shift)
+    return result
 
 
-TRANSLATIONS: dict[Any, Any] = {torch.ops.aten.group_norm.default: group_norm}
+TRANSLATIONS: dict[Callable[..., object], Callable[..., object]] = {torch.ops.aten.group_norm.default: group_norm}

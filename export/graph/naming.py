@@ -1,48 +1,59 @@
 """Names in an ONNX file: nodes and values are called after the modules that they come from.
 
-A node is `<path>/<operator>`, as in `mid_block.resnets.0.conv1/Conv`, and what a module gives is called as the module.
+A node is `<path>/<operator>`, as in `mid_block.resnets.0.conv1/Conv`, and a module's output is called as the module.
 Paths are those of the network's own modules: weights are called as in its state dict.
 """
 
 import ast
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnx_ir import Model, Node, Value
 
 SCOPES = "pkg.torch.onnx.name_scopes"  # a list of modules from the outermost, then the operation
 
 
 def module_path(name: str) -> str:
-    """A module's path within the network, of its path in a component, whose adapters keep the network as `model`."""
+    """Return a module's path within the network.
+
+    Args:
+        name: Its path within a component, whose wrapper keeps the network as `model`: "model.conv_in" gives "conv_in".
+    """
     return "" if name == "model" else name.removeprefix("model.")
 
 
 def path_of(node: str) -> str:
-    """The path of the innermost module that a node comes from; that of the network is empty."""
+    """Return the path of the innermost module that a node comes from; that of the network is empty."""
     return node.rpartition("/")[0]
 
 
 def inside(path: str, module: str) -> bool:
-    """Whether a path is a module's, or that of one within it."""
+    """Return whether a path is a module's, or that of one within it."""
     return path == module or path.startswith(module + ".")
 
 
-def name_after_modules(model: Any) -> None:
-    """Name the nodes, values and weights of a graph that torch's exporter made; its inputs and outputs stay."""
+def name_after_modules(model: "Model") -> None:
+    """Name the nodes, values and weights of a graph that torch's exporter made; its inputs and outputs stay.
+
+    Of several nodes with one operator in a module, the later ones get a number: `conv/Reshape`, `conv/Reshape_1`.
+    """
     graph = model.graph
-    for value in list(graph.initializers.values()):
-        name = _path(value.name) if value.name.startswith("module.") else value.name
-        if name not in graph.initializers:
-            value.name = name
-    modules: dict[Any, Sequence[str]] = {}  # of each node, from the outermost
+    for weight in list(graph.initializers.values()):
+        old = _name(weight)
+        new = _path(old) if old.startswith("module.") else old
+        if new not in graph.initializers:
+            weight.name = new
+    modules: dict[Node, Sequence[str]] = {}  # of each node, from the outermost
     for node in reversed(graph):  # users first: optimisers leave no scopes, and then their users' are right
-        known = _scopes(node)
+        scopes = _scopes(node)
         modules[node] = (
-            _common(modules[user] for out in node.outputs for user in out.consumers()) if known is None else known
+            _common(modules[user] for out in node.outputs for user in out.consumers()) if scopes is None else scopes
         )
     taken = {value.name for value in (*graph.inputs, *graph.outputs, *graph.initializers.values())}
     counts = Counter[str]()
-    gives: dict[str, Any] = {}
+    gives: dict[str, Value | None] = {}
     for node in graph:
         name = f"{modules[node][-1]}/{node.op_type}" if modules[node] else node.op_type
         node.name = f"{name}_{counts[name]}" if counts[name] else name
@@ -50,17 +61,23 @@ def name_after_modules(model: Any) -> None:
         for i, out in enumerate(node.outputs):
             if not out.is_graph_output():
                 out.name = f"{node.name}.{i}" if len(node.outputs) > 1 else node.name
-        if node.outputs[0].dtype is None or node.outputs[0].dtype.is_floating_point():  # else of a shape
-            gives |= dict.fromkeys(modules[node], node.outputs[0] if len(node.outputs) == 1 else None)
-    named = set[Any]()
-    for module, value in gives.items():  # outer modules come before those within
-        if value is not None and not value.is_graph_output() and value not in named and module not in taken:
-            value.name = module
-            named.add(value)
+        first = node.outputs[0]
+        if first.dtype is None or first.dtype.is_floating_point():  # else it is of a shape
+            gives |= dict.fromkeys(modules[node], first if len(node.outputs) == 1 else None)
+    named = set["Value"]()
+    for module, output in gives.items():  # outer modules come before those within
+        if output is not None and not output.is_graph_output() and output not in named and module not in taken:
+            output.name = module
+            named.add(output)
 
 
-def _scopes(node: Any) -> list[str] | None:
-    """The paths of the modules that were running when a node was traced, from the outermost."""
+def _name(value: "Value") -> str:
+    """Return a value's name; the exporter names every weight."""
+    return value.name or ""
+
+
+def _scopes(node: "Node") -> list[str] | None:
+    """Return the paths of the modules that ran when a node was traced, from the outermost; None where none is noted."""
     scopes = node.metadata_props.get(SCOPES)
     if scopes is None:
         return None
@@ -68,11 +85,12 @@ def _scopes(node: Any) -> list[str] | None:
 
 
 def _path(scope: str) -> str:
+    """Return the path within the network of a scope that the exporter noted, such as "module.model.conv_in"."""
     return module_path(scope.removeprefix("module."))
 
 
 def _common(paths: Iterable[Sequence[str]]) -> Sequence[str]:
-    """Return what all lists begin with."""
+    """Return the beginning that all lists share."""
     first, *others = list(paths) or [[]]
     length = 0
     while length < len(first) and all(other[: length + 1] == first[: length + 1] for other in others):

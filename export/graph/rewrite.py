@@ -1,51 +1,74 @@
-"""Nodes that take the place of another, in a graph of onnx_ir whose nodes are named."""
+"""Replaces one node by others, in a graph of onnx_ir whose nodes are named."""
 
+from collections.abc import Sequence
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from ldmrt.runtime.tensors import Array
+
 from .naming import path_of
+
+if TYPE_CHECKING:
+    from onnx_ir import Graph, Node, Value
+
+
+def numbers_of(weight: "Value | None") -> Array:
+    """Return the numbers of a constant."""
+    assert weight is not None
+    assert weight.const_value is not None
+    return weight.const_value.numpy()
 
 
 class Rewrite:
-    """Writes what takes the place of `node`, named after the module that it comes from."""
+    """Writes the nodes that replace `node`, named after the module that it comes from."""
 
-    def __init__(self, graph: Any, node: Any) -> None:
+    def __init__(self, graph: "Graph", node: "Node") -> None:
+        """Start without nodes; the graph changes at `finish`, but for its constants."""
         from onnx_ir.tape import Tape
 
-        self._graph, self._node, self._tape, self._home = graph, node, Tape(), path_of(node.name)
-        self._taken = {one.name for one in graph}
+        self._graph, self._node, self._tape, self._home = graph, node, Tape(), path_of(node.name or "")
+        self._taken = {other.name for other in graph}
 
-    def __call__(self, kind: str, *inputs: Any, **attributes: Any) -> Any:
-        """A node more: what it gives."""
-        made: Any = self._tape.op(kind, inputs, attributes)
+    def __call__(self, kind: str, *inputs: "Value | None", **attributes: int | Sequence[int]) -> "Value":
+        """Append a node of this operator and return its output."""
+        out = self._tape.op(kind, inputs, attributes)
+        node = out.producer()
+        assert node is not None
         names = (f"{self._home}/{kind}_{number}" for number in count(1))
-        made.name = made.producer().name = next(name for name in names if name not in self._taken)
-        self._taken.add(made.name)
-        return made
+        out.name = node.name = next(name for name in names if name not in self._taken)
+        self._taken.add(out.name)
+        return out
 
-    def constant(self, name: str, value: ArrayLike, dtype: DTypeLike = np.int64) -> Any:
-        """A constant of the module: `name` begins with what parts it from the module's."""
+    def constant(self, name: str, value: ArrayLike, dtype: DTypeLike = np.int64) -> "Value":
+        """Add a constant, which is called as the module with `name` after it, such as ".weight.00" or "/axes"."""
         import onnx_ir
 
-        held = self._tape.initializer(onnx_ir.tensor(np.asarray(value, dtype), name=f"{self._home}{name}"))
-        self._graph.register_initializer(held)
-        return held
+        added = self._tape.initializer(onnx_ir.tensor(np.asarray(value, dtype), name=f"{self._home}{name}"))
+        self._graph.register_initializer(added)
+        return added
 
-    def interleave(self, four: list[Any]) -> Any:
-        """Join four (batch, K, H, W), the pixels (0, 0), (0, 1), (1, 0), (1, 1) of every two by two, to all pixels."""
+    def interleave(self, four: Sequence["Value"]) -> "Value":
+        """Join four images of every second pixel to one of all pixels.
+
+        Args:
+            four: (batch, K, H, W) each: the pixels at (0, 0), (0, 1), (1, 0) and (1, 1) of every two by two.
+
+        Returns:
+            The image, (batch, K, 2H, 2W).
+        """
         size = self("Mul", self("Shape", four[0]), self.constant("/double", [1, 1, 2, 2]))
         axes = self.constant("/apart", [3, 5])
-        apart = [self("Unsqueeze", one, axes) for one in four]  # (batch, K, H, 1, W, 1)
+        apart = [self("Unsqueeze", image, axes) for image in four]  # (batch, K, H, 1, W, 1)
         rows = [self("Concat", *apart[2 * a : 2 * a + 2], axis=5) for a in (0, 1)]
         return self("Reshape", self("Concat", *rows, axis=3), size)
 
-    def finish(self, made: Any) -> None:
-        """Put `made` where what the node gives was, under its name, and remove the node."""
-        given = self._node.outputs[0]
+    def finish(self, replacement: "Value") -> None:
+        """Put `replacement` in the place of the node's output, under its name, and remove the node."""
+        output = self._node.outputs[0]
         self._graph.insert_before(self._node, self._tape.nodes)
-        made.name, made.type, made.shape = given.name, given.type, given.shape
-        given.replace_all_uses_with(made, replace_graph_outputs=True)
+        replacement.name, replacement.type, replacement.shape = output.name, output.type, output.shape
+        output.replace_all_uses_with(replacement, replace_graph_outputs=True)
         self._graph.remove(self._node, safe=True)

@@ -1,4 +1,4 @@
-"""One component to one ONNX file with its weights beside it."""
+"""Writes one component as one ONNX file, with its weights in a file beside it."""
 
 import contextlib
 import io
@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,21 +24,36 @@ from .naming import name_after_modules
 from .upsample import convolve_before_upsampling
 from .winograd import convolve_by_tiles
 
-GRAPH = 6  # grows when the same component is written as another graph: bundles then export it anew
+if TYPE_CHECKING:
+    from onnx_ir import Function, Graph, Model
+
+GRAPH = 6  # grows when the same component is written as another graph: bundles then export it again
 OPSET = 23  # native Attention
-ROWS = 26  # of the U-Net for an image, about: all that Stable Diffusion convolves to 640 channels then pays
-INLINE = 1024  # bytes: smaller constants stay in the graph, which shape inference reads
+ROWS = 26  # about as often the U-Net runs for an image: Winograd's tiles then pay for all convolutions to 640 channels
+INLINE = 1024  # bytes: smaller constants stay in the graph, where shape inference reads them
 
 
 def to_onnx(component: Component, folder: Path) -> Path:
-    """Write FOLDER/model.onnx and model.onnx_data, checked, with the dimensions named after the specs; beside a
-    U-Net its folded step.
+    """Trace a component in PyTorch and write it as ONNX, opset 23, its dimensions named after the specs.
+
+    Float32 components get the convolutions of `upsample` and `winograd`. Beside a U-Net its fused step is written,
+    beside a decoder or an encoder its parts for tiles, as `component.graphs` lists them.
+
+    Args:
+        component: The network; its precision is the graph's.
+        folder: Where model.onnx and model.onnx_data are written; it is made where it is missing.
+
+    Returns:
+        The path of model.onnx.
+
+    Raises:
+        LdmrtError: ONNX's checker refuses a graph.
     """
     import onnx_ir
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     inputs, outputs, unit = component.inputs, component.outputs, component.unit
-    # Odd and unlike: nothing is taken for granted. Of timesteps one: the graph spreads it, and takes one an image too.
+    # Odd, unequal sides: the tracer cannot take a size for a constant. One timestep: the graph expands it to the batch.
     sizes = {"batch": 2, "height": 9 * unit, "width": 13 * unit, "timesteps": 1}
     feeds = tensors(component, example(component, sizes))
     with _quiet(), torch.no_grad():
@@ -53,7 +68,7 @@ def to_onnx(component: Component, folder: Path) -> Path:
             custom_translation_table=TRANSLATIONS,
         )
     assert program is not None
-    model: Any = program.model
+    model = program.model
     name_after_modules(model)
     _strip(model)
     attend_side_by_side(model)
@@ -78,19 +93,21 @@ def to_onnx(component: Component, folder: Path) -> Path:
 
 
 class _Positional(torch.nn.Module):
-    """A module that takes its named inputs in order: the tracer knows no `**told`."""
+    """Wraps a module so that it takes its named inputs in order: the tracer knows no keyword arguments."""
 
     def __init__(self, module: torch.nn.Module, names: list[str]) -> None:
+        """Wrap a module, in evaluation mode, whose inputs have these names."""
         super().__init__()
         self.module, self.names = module.eval(), names
 
     def forward(self, *arrays: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Compute the outputs, in order."""
         return self.module(**dict(zip(self.names, arrays, strict=True)))
 
 
-def _dynamic(spec: TensorSpec, unit: int) -> dict[int, Any]:
-    """torch's dynamic dimensions of one input, in units of so many pixels."""
-    dims: dict[int, Any] = {}
+def _dynamic(spec: TensorSpec, unit: int) -> dict[int, torch.export.Dim]:
+    """Return torch's dynamic dimensions of one input by axis; heights and widths count in units of `unit` pixels."""
+    dims: dict[int, torch.export.Dim] = {}
     for axis, dim in enumerate(spec.shape):
         if isinstance(dim, str):
             name, divisor = split_symbol(dim)
@@ -105,8 +122,10 @@ def _dynamic(spec: TensorSpec, unit: int) -> dict[int, Any]:
 
 
 def _axis(dim: int | str, known: set[str]) -> int | str:
-    """An output's dimension in terms of the inputs', as optimum evaluates it to reserve memory: "height / 8", and
-    "height/8 * 8" for a height of which the inputs have the eighth.
+    """Return an output's dimension in terms of the inputs', as optimum evaluates it to reserve memory.
+
+    "height/8" becomes "height / 8" where an input has "height", and "height" becomes "height/8 * 8" where the inputs
+    have only the eighth.
     """
     if isinstance(dim, int) or dim in known:
         return dim
@@ -117,9 +136,10 @@ def _axis(dim: int | str, known: set[str]) -> int | str:
     return f"{whole} * {split_symbol(whole)[1] // divisor}"
 
 
-def _strip(model: Any) -> None:
-    """Remove what the tracer left behind: stack traces with paths of the machine that exported."""
-    for graph in (model.graph, *model.functions.values()):
+def _strip(model: "Model") -> None:
+    """Remove the tracer's notes, such as stack traces with paths of the machine that exports."""
+    graphs: list[Graph | Function] = [model.graph, *model.functions.values()]
+    for graph in graphs:
         for node in graph:
             node.metadata_props.clear()
             node.doc_string = None
@@ -134,7 +154,7 @@ def _strip(model: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's own log and warnings, kept from the user: the checker and parity say what matters."""
+    """Silence the exporter's own log and warnings: the checker and parity report what matters."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,44 +1,63 @@
-"""A 3x3 convolution by Winograd's F(2x2, 3x3), 4/9 of the multiplications (Lavin and Gray 2015, arXiv:1509.09308):
+"""Computes a 3x3 convolution by Winograd's F(2x2, 3x3) with 4/9 of the multiplications.
 
-y = A.T @ ((G @ w @ G.T) * (B.T @ d @ B)) @ A       of each 4x4 pixels d, two apart, the 2x2 in their middle
+Lavin and Gray 2015, arXiv:1509.09308:
 
-The products, summed over the channels, are 16 of matrices. All numbers of G, B and A are 0, 1, -1 or a half: what is
-rounded is about twice what the convolution rounds. Weights take 16/9 of the memory.
+y = A.T @ ((G @ w @ G.T) * (B.T @ d @ B)) @ A       for each 4x4 pixels d, two apart: the 2x2 in their middle
 
-Of float32 alone, as `upsample`: in a narrower type G would round the weights, and GPUs have kernels of their own.
+Summed over the channels, the products are 16 matrix products. All numbers of G, B and A are 0, 1, -1 or a half, so the
+rounding error is about twice that of the convolution. Weights take 16/9 of the memory.
+
+Only float32 graphs are rewritten, as in `upsample`: in a narrower type G would round the weights, and GPUs have kernels
+of their own.
 """
 
 from collections.abc import Iterator
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .rewrite import Rewrite
+from ldmrt.runtime.tensors import Array
+
+from .rewrite import Rewrite, numbers_of
+
+if TYPE_CHECKING:
+    from onnx_ir import Model, Node, Value
 
 B = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]).T
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 A = np.array([[1, 1, 1, 0], [0, 1, -1, -1]]).T
-TILES = ".tiles"  # what the name of a weight ends in that was made of one
-# Channels, of what is given and of what is made: with fewer, moving numbers takes what multiplying saves.
+TILES = ".tiles"  # how the name of a weight ends that was transformed to tiles
+# Least number of input and of output channels: with fewer, moving numbers costs what multiplying saves.
 FEWEST = 320
-# Pairs of such channels for each pixel that they meet in drawing an image: with more, tiles save too little for the
-# memory that their weights take.
+# Most pairs of channels for each pixel that is convolved while an image is drawn: with more, tiles save too little for
+# the memory that their weights take.
 MOST = 250
 SIZE = {"batch": 1, "h": 32, "w": 32}  # of that image, in latents
 PLAIN = {"auto_pad": "NOTSET", "group": 1, "strides": (1, 1), "dilations": (1, 1)}
 
 
-def kernels(weight: NDArray) -> Iterator[tuple[str, NDArray]]:
-    """Make of a weight, (K, C, 3, 3), the one of (16, K, C), with what its name ends in."""
-    made = np.kron(G, G) @ weight.reshape(-1, 9).T.astype(np.float64)
-    yield TILES, made.reshape(16, *weight.shape[:2]).astype(weight.dtype)
+def kernels(weight: Array) -> Iterator[tuple[str, Array]]:
+    """Transform the weight of a convolution, G @ w @ G.T, in float64.
+
+    Args:
+        weight: (K, C, 3, 3), of any floating-point dtype.
+
+    Yields:
+        How the new weight's name ends, and the weight, (16, K, C), of the old one's dtype.
+    """
+    transformed = np.kron(G, G) @ weight.reshape(-1, 9).T.astype(np.float64)
+    yield TILES, transformed.reshape(16, *weight.shape[:2]).astype(weight.dtype)
 
 
-def convolve_by_tiles(model: Any, runs: int) -> None:
-    """Rewrite convolutions in a graph of onnx_ir with named nodes, which `runs` so often for an image; what nobody
-    needs then stays.
+def convolve_by_tiles(model: "Model", runs: int) -> None:
+    """Rewrite the convolutions for which tiles pay, in a graph whose nodes are named.
+
+    Nodes that are dead then stay in the graph; the caller removes them.
+
+    Args:
+        model: The graph.
+        runs: How often it runs while one image is drawn.
     """
     for conv in [node for node in model.graph if node.op_type == "Conv"]:
         if _fits(conv, runs):
@@ -46,23 +65,26 @@ def convolve_by_tiles(model: Any, runs: int) -> None:
             op.finish(_by_tiles(op, *conv.inputs))
 
 
-def _fits(conv: Any, runs: int) -> bool:
-    """3x3 with a bias, as many pixels as there were, and channels that pay."""
-    held = [value.const_value for value in conv.inputs[1:] if value is not None]
-    how = PLAIN | {name: one.value for name, one in conv.attributes.items() if name != "kernel_shape"}
-    if len(held) != 2 or None in held or how != PLAIN | {"pads": (1, 1, 1, 1)}:
+def _fits(conv: "Node", runs: int) -> bool:
+    """Return whether a convolution is 3x3 with a bias, keeps the image's size, and has channels for which tiles pay."""
+    values = [value.const_value for value in conv.inputs[1:] if value is not None]
+    constants = [constant for constant in values if constant is not None]
+    how = PLAIN | {name: attribute.value for name, attribute in conv.attributes.items() if name != "kernel_shape"}
+    if len(constants) != 2 or how != PLAIN | {"pads": (1, 1, 1, 1)}:
         return False
-    made, given, *sides = held[0].shape
-    area = conv.outputs[0].shape.evaluate(SIZE)[2:]
-    if sides != [3, 3] or min(made, given) < FEWEST or not all(isinstance(side, int) for side in area):
-        return False  # of an encoder, the exporter lost how large its features are
-    return made * given <= MOST * prod(area) * runs
+    outputs, inputs, *sides = constants[0].shape.numpy()
+    shape = conv.outputs[0].shape
+    area = [] if shape is None else [side for side in shape.evaluate(SIZE)[2:] if isinstance(side, int)]
+    if sides != [3, 3] or min(outputs, inputs) < FEWEST or len(area) != 2:
+        return False  # in an encoder, the exporter lost the size of its features
+    return outputs * inputs <= MOST * prod(area) * runs
 
 
-def _by_tiles(op: Rewrite, x: Any, weight: Any, bias: Any) -> Any:
-    """What the convolution gives. Of tiles at an odd side, half is cut away again."""
-    many, channels = weight.shape[:2]
-    ((end, kernel),) = kernels(weight.const_value.numpy())
+def _by_tiles(op: Rewrite, x: "Value | None", weight: "Value | None", bias: "Value | None") -> "Value":
+    """Write the convolution of x and return its output; where a side is odd, half a tile is cut off again."""
+    old = numbers_of(weight)
+    many, channels = old.shape[:2]
+    ((end, kernel),) = kernels(old)
     size, deep = op("Shape", x, start=2), op("Unsqueeze", x, op.constant("/deep", [1]))  # (batch, 1, C, H, W)
     to_tiles = op.constant("/to_tiles", np.einsum("ri,sj->ijrs", B, B).reshape(16, 1, 1, 4, 4), np.float32)
     tiles = op("Conv", deep, to_tiles, strides=[1, 2, 2], pads=[0, 1, 1, 0, 2, 2])  # (batch, 16, C, h, w)

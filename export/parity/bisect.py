@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from ldmrt.export.components.table import Component
 from ldmrt.export.graph.module_graph import Graph
@@ -48,6 +48,7 @@ class Row:
         return not (self.expected <= EXTREME and self.found <= EXTREME)
 
     def __str__(self) -> str:
+        """Return a line of the table that `Bisection` prints."""
         return f"{self.difference:10.1e} {self.jump:9.1f} {self.expected:9.3g} {self.found:9.3g}  {self.node}"
 
 
@@ -75,6 +76,7 @@ class Bisection:
         return tuple(row for row in self.rows if row.extreme)
 
     def __str__(self) -> str:
+        """Return the first row past the tolerance, the largest jumps and the extreme values as tables."""
         head = f"{'difference':>10} {'jump':>9} {'PyTorch':>9} {'ONNX':>9}  node"
         found = [self.first] if self.first else []
         within = found and self.rows[-1].difference <= self.tolerance
@@ -198,18 +200,18 @@ def _watched(network: nn.Module, see: Watcher) -> Iterator[None]:
     """Tell of every module within the network that takes, or gives, exactly one tensor of floats."""
     running: list[str] = []
 
-    def watch(name: str, module: nn.Module) -> list[Any]:
+    def watch(name: str, module: nn.Module) -> list[RemovableHandle]:
         path = module_path(name)
 
-        def before(_: nn.Module, args: Any, kwargs: Any) -> None:
+        def before(_: nn.Module, args: object, kwargs: object) -> None:
             running.append(path)
             tell(TAKES, (args, kwargs))
 
-        def after(_: nn.Module, args: Any, output: Any) -> None:
+        def after(_: nn.Module, args: object, output: object) -> None:
             tell(GIVES, output)
             running.pop()
 
-        def tell(side: str, tensors: Any) -> None:
+        def tell(side: str, tensors: object) -> None:
             floats = list(_floats(tensors))
             if len(floats) == 1:
                 see(path, side, floats[0], len(running))
@@ -227,7 +229,7 @@ def _watched(network: nn.Module, see: Watcher) -> Iterator[None]:
             hook.remove()
 
 
-def _floats(tensors: Any) -> Iterator[torch.Tensor]:
+def _floats(tensors: object) -> Iterator[torch.Tensor]:
     if isinstance(tensors, torch.Tensor):
         if tensors.is_floating_point():
             yield tensors

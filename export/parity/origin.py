@@ -1,13 +1,12 @@
-"""What can be seen without running: a graph's weights are the checkpoint's to the bit, and its norms have their eps."""
+"""Checks without running a graph that its weights are the checkpoint's to the bit, and its norms have their eps."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from ldmrt.export.components.table import Component, components, fingerprint
@@ -16,6 +15,10 @@ from ldmrt.export.graph.naming import module_path
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.errors import LdmrtError, first_line
+from ldmrt.runtime.tensors import Array
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
 
 MADE = {upsample.FIRST: upsample.kernels, winograd.TILES: winograd.kernels}  # of weights, by what their names end in
 
@@ -38,7 +41,7 @@ def other_graph(component: Component, path: Path) -> Iterator[str]:
         name = module_path(key)
         plain = value.view(torch.int16).numpy() if value.dtype == torch.bfloat16 else value.numpy()  # NumPy has none
         if not _stands(name, plain, digests, anywhere):
-            yield f"{component.name}: {name} is another"
+            yield f"{component.name}: {name} differs from the checkpoint's"
     nodes = {node.name: node for node in model.graph.node}
     constants = {one.name: one for one in model.graph.initializer}
     for key, module in component.module.named_modules():
@@ -46,8 +49,8 @@ def other_graph(component: Component, path: Path) -> Iterator[str]:
             name = module_path(key)
             grouped = isinstance(module, nn.GroupNorm)
             kind = "InstanceNormalization" if grouped else "LayerNormalization"
-            found = {"epsilon": _epsilon(nodes.get(f"{name}/{kind}"))}
-            expected = {"epsilon": np.float32(module.eps)}
+            found: dict[str, float | None] = {"epsilon": _epsilon(nodes.get(f"{name}/{kind}"))}
+            expected: dict[str, float] = {"epsilon": np.float32(module.eps)}
             if grouped:
                 found["groups"] = _groups(nodes.get(f"{name}/Reshape"), constants, beside)
                 expected["groups"] = module.num_groups
@@ -56,7 +59,7 @@ def other_graph(component: Component, path: Path) -> Iterator[str]:
                     yield f"{component.name}: {what} of {name} is {found[what]}, not {value}"
 
 
-def _stands(name: str, weight: NDArray, digests: Mapping[str, bytes], anywhere: Set[bytes]) -> bool:
+def _stands(name: str, weight: Array, digests: Mapping[str, bytes], anywhere: Set[bytes]) -> bool:
     """Whether a weight is among the constants: whole, or as the kernels that were made of it."""
     for first, kernels in MADE.items():
         if name + first in digests:
@@ -65,12 +68,12 @@ def _stands(name: str, weight: NDArray, digests: Mapping[str, bytes], anywhere: 
     return digests[name] in ways if name in digests else bool(anywhere & ways)
 
 
-def _epsilon(node: Any) -> Any:
+def _epsilon(node: "NodeProto | None") -> float:
     given = [one.f for one in node.attribute if one.name == "epsilon"] if node else [np.nan]
     return np.float32([*given, 1e-5][0])  # which is where ONNX has none
 
 
-def _groups(node: Any, constants: Mapping[str, Any], beside: str) -> int | None:
+def _groups(node: "NodeProto | None", constants: "Mapping[str, TensorProto]", beside: str) -> int | None:
     """Return the groups of a shape (0, groups, -1)."""
     import onnx
 
@@ -80,12 +83,12 @@ def _groups(node: Any, constants: Mapping[str, Any], beside: str) -> int | None:
     return int(shape[1]) if len(shape) == 3 else None
 
 
-def _digest(array: Any) -> bytes:
+def _digest(array: Array) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
 
 
 def other_origin(bundle: Bundle, checkpoint: Checkpoint) -> list[str]:
-    """List what of a bundle was not made from this very checkpoint: weights, configs, scheduler, tokenizer, graphs."""
+    """List the parts of a bundle that do not come from this checkpoint: weights, configs, scheduler and such."""
     differ = []
     for name, component in components(checkpoint).items():
         for key, value in fingerprint(component).items():

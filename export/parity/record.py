@@ -3,10 +3,8 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ldmrt.export.components.table import Component, components, example
 from ldmrt.export.components.torch_pipeline import torch_pipeline
@@ -14,11 +12,13 @@ from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.bundle.recording import CONTROL, Arrays, Case, Recording, Trajectory, asked
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
+from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.pipeline.controls import KINDS
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.fields import from_short
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.plan import Latents
+from ldmrt.runtime.tensors import Array
 
 STEPS, GUIDANCE = 20, 5.0
 TEXTS = ["", "Two PEARS! (oil on canvas), 4k...", "naïve café \u732b \U0001f43c"]  # for the tokenizers
@@ -26,15 +26,16 @@ SIDE = 256  # pixels at most, unless asked: graphs are the same at every size, a
 
 
 class RecordingEngine:
-    """An engine that keeps what it was asked and what it answered, at the calls that are `wanted`: number -> name."""
+    """Keeps inputs and outputs of an engine, at the calls that are `wanted`: number -> name."""
 
     def __init__(self, component: Component, wanted: Mapping[int, str]) -> None:
+        """Wrap a component's PyTorch network."""
         self._engine = component.engine()
         self.inputs, self.outputs = component.inputs, component.outputs
         self.cases: list[Case] = []
         self._wanted, self._calls = wanted, 0
 
-    def __call__(self, **arrays: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def __call__(self, **arrays: Array) -> Arrays:
         """Run the network once, and keep the call."""
         out = self._engine(**arrays)
         if self._calls in self._wanted:
@@ -49,9 +50,22 @@ class RecordingEngine:
 
 
 def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0, side: int | None = None) -> Recording:
-    """Draw an image with PyTorch and keep the calls of every component that it took: of the U-Net those of the first,
-    the middle and the last row. Each component is also asked at an odd batch and at sides that are odd and unlike, with
-    numbers drawn at random. `side` of the image in pixels: the model's own where left out, and no more than 256.
+    """Draw an image with PyTorch and record the calls of every component, and every row of the sampler.
+
+    Of the U-Net, the calls of the first, the middle and the last row are kept. Each component is also called with an
+    odd batch and unequal sides, with random numbers.
+
+    Args:
+        checkpoint: The reference.
+        prompt: The image's prompt.
+        seed: The seed of its noise.
+        side: The image's width and height in pixels; the model's own where it is None, and then at most 256.
+
+    Returns:
+        The recording, whose trajectory holds latents (rows + 1, B, C, h, w) and predictions (rows, B, C, h, w).
+
+    Raises:
+        LdmrtError: The side is not a multiple of the pixels that the networks divide it by.
     """
     parts, plain = components(checkpoint), torch_pipeline(checkpoint)
     side = side or min(SIDE, plain.shape.size)
@@ -59,8 +73,8 @@ def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0, side: int | No
         raise LdmrtError("verify", "invalid side", expected=f"a multiple of {unit} pixels", found=side)
     options = asking(prompt, seed, side, STEPS)
     rows = plain.plan(Request(**from_short(options))).rows
-    heard = {name: RecordingEngine(part, wanted(part, rows)) for name, part in parts.items()}
-    pipeline = replace(plain, engines=LazyEngines.of(heard))
+    engines = {name: RecordingEngine(part, wanted(part, rows)) for name, part in parts.items()}
+    pipeline = replace(plain, engines=LazyEngines.of(engines))
     given = needed(parts, checkpoint, side)
     trajectory = _draw(pipeline, options, given)
     texts = [prompt, *TEXTS]
@@ -69,7 +83,7 @@ def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0, side: int | No
         read = {name: tokenizer(texts) for name, tokenizer in plain.tokenizers.items()}
     cases = [Case(name, "prompts", {"texts": np.array(texts)}, {"input_ids": ids}) for name, ids in read.items()]
     for name, part in parts.items():
-        engine = heard[name]
+        engine = engines[name]
         if name == "vae_encoder" and not engine.cases:
             engine(sample=trajectory.images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1)
         cases += engine.cases
@@ -78,7 +92,7 @@ def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0, side: int | No
 
 
 def corners(part: Component, side: int, factor: int) -> list[Case]:
-    """An odd batch, and sides that are odd and unlike."""
+    """Record random calls: one image, an odd batch, and unequal sides."""
     unit = part.unit if part.unit > 1 else factor
     sizes = [(1, side, side), (3, side, side), (2, side, side + unit)]
     cases = []
@@ -94,40 +108,40 @@ def _reads(part: Component) -> bool:
 
 
 def wanted(part: Component, rows: int) -> dict[int, str]:
-    """Which of its calls are kept, and under which name."""
+    """Return which of a component's calls are kept, and the name of each case."""
     if any(spec.name == "timestep" for spec in part.inputs):
         return {row: f"row {row} of {rows}" for row in (0, rows // 2, rows - 1)}
     return {0: "prompt" if _reads(part) else "picture"}
 
 
-def asking(prompt: str, seed: int, side: int, steps: int) -> dict[str, Any]:
+def asking(prompt: str, seed: int, side: int, steps: int) -> JsonObject:
     """Return the fields of a plain request, by their short words."""
     return {"prompt": prompt, "seed": seed, "width": side, "height": side, "steps": steps, "guidance": GUIDANCE}
 
 
 def needed(parts: Mapping[str, Component], checkpoint: Checkpoint, side: int) -> Arrays:
-    """Images for what cannot do without: an inpainting model, and controls. A slope of colours, half of it masked."""
+    """Return the images that an inpainting model and controls need: a gradient of colours, half of it masked."""
     slope = np.linspace(0, 255, side)
-    picture = np.stack(np.broadcast_arrays(slope, slope[:, None], 255 - slope), axis=-1).astype(np.uint8)
+    image = np.stack(np.broadcast_arrays(slope, slope[:, None], 255 - slope), axis=-1).astype(np.uint8)
     mask = np.zeros((side, side), np.uint8)
     mask[:, side // 2 :] = 255
     names = [name.partition("_")[2] for name in parts if name.startswith(KINDS)]
-    given: Arrays = {f"{CONTROL}{name}": picture for name in names}
+    given: Arrays = {f"{CONTROL}{name}": image for name in names}
     inpaints = checkpoint.unet.config.in_channels != checkpoint.vae.config.latent_channels
-    return given | ({"image": picture, "mask": mask} if inpaints else {})
+    return given | ({"image": image, "mask": mask} if inpaints else {})
 
 
-def _draw(pipeline: Pipeline, options: dict[str, Any], given: Arrays) -> Trajectory:
-    """The whole way with PyTorch, every row kept."""
+def _draw(pipeline: Pipeline, options: JsonObject, given: Arrays) -> Trajectory:
+    """Draw an image with PyTorch and keep every row."""
     task = pipeline.prepare(Request(**from_short(asked(options, given))))
-    seen, said = list[Latents](), list[Latents]()
+    seen, predictions = list[Latents](), list[Latents]()
 
     def model(x: Latents, t: float, _: Latents | None = None) -> Latents:
         seen.append(x.copy())
-        said.append(task.model(x, t).copy())
-        return said[-1]
+        predictions.append(task.model(x, t).copy())
+        return predictions[-1]
 
     x = task.x
     for state in replace(task, model=model).steps():
         x = state.x
-    return Trajectory(options, given, task.plan.t, np.stack([*seen, x]), np.stack(said), pipeline.decode(x))
+    return Trajectory(options, given, task.plan.t, np.stack([*seen, x]), np.stack(predictions), pipeline.decode(x))

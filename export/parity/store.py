@@ -1,4 +1,4 @@
-"""Is the bundle of this checkpoint, and what was measured of it kept in the manifest."""
+"""Keeps a certificate in a bundle's manifest."""
 
 import hashlib
 
@@ -12,10 +12,12 @@ from ldmrt.runtime.files.writing import remove, write_atomically
 
 
 def store(bundle: Bundle, made: Certificate, reference: Recording) -> None:
-    """Keep a certificate in the manifest, and beside it what `ldmrt verify BUNDLE` replays without PyTorch. An
-    `LdmrtError` where the bundle has changed since it was opened: it is not what was measured.
+    """Keep a certificate in the manifest, and beside it the recording that `ldmrt verify` replays without PyTorch.
 
-    The reference is named by its content, so that the old manifest stays true until the new one is there.
+    The recording's file is named by its content, so that the old manifest stays true until the new one is written.
+
+    Raises:
+        LdmrtError: The bundle has changed since it was opened, so it is not the one that was measured.
     """
     with bundle_lock(bundle.path):
         bundle.check_unchanged()

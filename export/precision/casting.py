@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ldmrt.export.components.specs import EXACT
 from ldmrt.export.graph.naming import inside, module_path
@@ -42,9 +43,10 @@ def modules_of(module: nn.Module) -> dict[str, nn.Module]:
     return {**named, "": module}
 
 
-def door(module: nn.Module, dtype: torch.dtype, outer: torch.dtype) -> list[Any]:
-    """Cast what a module takes to its precision, and what it gives to the precision around it. The hooks; those of an
-    inner door on the same module are made later.
+def door(module: nn.Module, dtype: torch.dtype, outer: torch.dtype) -> list[RemovableHandle]:
+    """Cast a module's inputs to its precision and its outputs to the precision around it, and return the hooks.
+
+    The hooks of an inner door on the same module are made later.
     """
     return [
         module.register_forward_pre_hook(lambda _, args, given: cast((args, given), dtype), with_kwargs=True),
@@ -76,7 +78,7 @@ def _dtype(path: str, regions: Regions) -> torch.dtype:
     return next(dtype for name, dtype in reversed(regions) if name == "" or inside(path, name))
 
 
-def _opened(module: nn.Module, dtype: torch.dtype) -> list[Any]:
+def _opened(module: nn.Module, dtype: torch.dtype) -> list[RemovableHandle]:
     """Hooks that lend a module its weights in a precision: they may lie in a file's mapping, and stay there."""
     lent: dict[nn.Parameter, Tensor] = {}
     alone = next(module.children(), None) is None

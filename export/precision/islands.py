@@ -46,8 +46,9 @@ class Measured:
 
 
 def known(checkpoint: Checkpoint) -> Islands:
-    """Return what is known to overflow without measuring: `force_upcast`, which diffusers heeds in SDXL. (Attention of
-    `upcast_attention` computes its scores in float32 by itself.)
+    """Return the components that are known to overflow: those of `force_upcast`, which diffusers heeds in SDXL.
+
+    (Attention of `upcast_attention` computes its scores in float32 by itself.)
     """
     if not (checkpoint.unet.config.addition_embed_type and checkpoint.vae.config.force_upcast):
         return {}
@@ -55,17 +56,15 @@ def known(checkpoint: Checkpoint) -> Islands:
 
 
 def measure(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, Measured]:
-    """Draw two images in float32, whatever the weights are stored in, and ask each of these components something at
-    random too.
-    """
+    """Draw two images in float32, whatever dtype the weights have, and call each component with random inputs."""
     every = {name: part.in_float32() for name, part in rows(checkpoint).items()}
-    heard = {name: RecordingEngine(part, wanted(part, STEPS)) for name, part in every.items()}
+    engines = {name: RecordingEngine(part, wanted(part, STEPS)) for name, part in every.items()}
     measured: dict[str, Measured] = {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", LdmrtWarning)  # of prompts that are too long
         ranges = {name: stack.enter_context(record_ranges(part.module)) for name, part in every.items()}
-        pipeline = replace(torch_pipeline(checkpoint), engines=LazyEngines.of(heard))
+        pipeline = replace(torch_pipeline(checkpoint), engines=LazyEngines.of(engines))
         side = min(SIDE, pipeline.shape.size)
         for seed, prompt in enumerate(PROMPTS):
             task = pipeline.prepare(
@@ -75,18 +74,18 @@ def measure(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, Measure
             for state in task.steps():
                 x = state.x
             picture = pipeline.decode(x)
-            if "vae_encoder" in heard:
-                heard["vae_encoder"](sample=picture.transpose(0, 3, 1, 2).astype("float32") / 127.5 - 1)
+            if "vae_encoder" in engines:
+                engines["vae_encoder"](sample=picture.transpose(0, 3, 1, 2).astype("float32") / 127.5 - 1)
         for name in names:
             part = every[name]
             inputs = example(part, {"batch": 1, "height": side, "width": side})
             at_random = Case(name, "at random", inputs, part.engine()(**inputs))
-            measured[name] = Measured(part, ranges[name], [*heard[name].cases, at_random])
+            measured[name] = Measured(part, ranges[name], [*engines[name].cases, at_random])
     return measured
 
 
 def smallest_safe_module(ranges: Mapping[str, float], limit: float = LIMIT) -> dict[str, str]:
-    """From each module that gives too much to the smallest around it that does not."""
+    """Return, for each module whose output exceeds `limit`, the smallest module around it whose output does not."""
     islands: dict[str, str] = {}
     for name, largest in ranges.items():
         if largest <= limit:
@@ -117,8 +116,9 @@ def raise_islands(parts: Mapping[str, Component], islands: Islands) -> None:
 
 @contextlib.contextmanager
 def record_ranges(module: nn.Module) -> Iterator[dict[str, float]]:
-    """While the context lasts, a network computes in float32 and the largest |value| that each of its modules gave is
-    noted: NaN counts as infinite.
+    """Let a network compute in float32 while the context lasts, and record each module's largest |value|.
+
+    NaN counts as infinite.
     """
     ranges: dict[str, float] = {}
 
@@ -139,7 +139,7 @@ def record_ranges(module: nn.Module) -> Iterator[dict[str, float]]:
                 hook.remove()
 
 
-def _tensors(out: Any) -> Sequence[Tensor]:
+def _tensors(out: object) -> Sequence[Tensor]:
     if isinstance(out, Tensor):
         return [out] if out.is_floating_point() else []
     values = out.values() if isinstance(out, Mapping) else out if isinstance(out, (list, tuple)) else ()

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -14,6 +13,7 @@ from ldmrt.model.weights.weights import finite
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.graphs import DECODER_FP32
 from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.parity.tolerances import COMPONENT
 
@@ -22,11 +22,21 @@ from .search import raise_until_accurate
 
 Precisions = Mapping[str, str]  # by component; "" is that of all others
 Stored = Mapping[str, torch.dtype | None]  # by network; None is what its file holds
-Load = Callable[[Stored], tuple[Checkpoint, dict[str, Any]]]
+Load = Callable[[Stored], tuple[Checkpoint, JsonObject]]
 
 
 def parse(text: str) -> dict[str, str]:
-    """ "fp16", "unet=fp16,vae_decoder=fp16", "fp16,vae_decoder=fp32": others are what stands alone, or fp32."""
+    """Read a precision option: "fp16", "unet=fp16,vae_decoder=fp16" or "fp16,vae_decoder=fp32".
+
+    Args:
+        text: COMPONENT=PRECISION for some components, and perhaps one precision for all others, which is else fp32.
+
+    Returns:
+        Precisions by component; "" stands for all others.
+
+    Raises:
+        LdmrtError: A precision is none of fp32, fp16 and bf16.
+    """
     precisions = {"": "fp32"}
     for word in text.split(","):
         name, equals, precision = word.strip().rpartition("=")
@@ -38,9 +48,20 @@ def parse(text: str) -> dict[str, str]:
     return precisions
 
 
-def choose_precisions(load: Load, wanted: Precisions) -> tuple[Checkpoint, dict[str, Any], Islands]:
-    """Load a checkpoint in these precisions, with islands of float32 where halves would overflow or err too much, and
-    say which. A component that is one island all over is of fp32, unless it was asked for by name.
+def choose_precisions(load: Load, wanted: Precisions) -> tuple[Checkpoint, JsonObject, Islands]:
+    """Load a checkpoint in these precisions, with float32 islands where a narrow type overflows or errs too much.
+
+    A component that is one island as a whole becomes fp32, unless its precision was named.
+
+    Args:
+        load: Loads the checkpoint with each network in a dtype, or as it is stored.
+        wanted: Precisions by component, as `parse` returns them.
+
+    Returns:
+        The checkpoint, the manifest's entries about merged weights, and the islands with the reason of each.
+
+    Raises:
+        LdmrtError: A component is unknown, a weight is not finite in its precision, or the tolerance cannot be held.
     """
     loaded, merged = _read(load, wanted)
     kinds = _kinds(loaded, wanted)
@@ -60,16 +81,17 @@ def choose_precisions(load: Load, wanted: Precisions) -> tuple[Checkpoint, dict[
     return loaded, merged, found
 
 
-def apply_precisions(load: Load, wanted: Precisions, islands: Islands) -> tuple[Checkpoint, dict[str, Any]]:
-    """The same with islands that are known."""
+def apply_precisions(load: Load, wanted: Precisions, islands: Islands) -> tuple[Checkpoint, JsonObject]:
+    """Load a checkpoint in these precisions with these islands, without measuring."""
     loaded, merged = _read(load, wanted)
     _narrow(loaded, _kinds(loaded, wanted), islands)
     return loaded, merged
 
 
-def _read(load: Load, wanted: Precisions) -> tuple[Checkpoint, dict[str, Any]]:
-    """The checkpoint before anything is narrowed: what will be is as it is stored, for an island's weights are not
-    rounded. Who wants a `DECODER_FP32` decoder gets a spare autoencoder.
+def _read(load: Load, wanted: Precisions) -> tuple[Checkpoint, JsonObject]:
+    """Load a checkpoint before its weights are narrowed: islands then keep the weights as they are stored.
+
+    A float32 decoder beside the fp16 one needs a second copy of the autoencoder.
     """
     networks = {name: None if kind != "fp32" else torch.float32 for name, kind in wanted.items()}
     both = {wanted.get(name, wanted[""]) for name in ("vae_decoder", "vae_encoder")}
@@ -79,7 +101,7 @@ def _read(load: Load, wanted: Precisions) -> tuple[Checkpoint, dict[str, Any]]:
 
 
 def _kinds(checkpoint: Checkpoint, wanted: Precisions) -> dict[str, str]:
-    """The precision of every component."""
+    """Return the precision of every component."""
     names = list(components(checkpoint))
     if unknown := [name for name in wanted if name and name not in names]:
         problem = f"no component {unknown[0]!r}{suggestion(unknown[0], names)}"
@@ -88,7 +110,7 @@ def _kinds(checkpoint: Checkpoint, wanted: Precisions) -> dict[str, str]:
 
 
 def _narrow(checkpoint: Checkpoint, kinds: Mapping[str, str], islands: Islands) -> None:
-    """Cast all weights, but for those in islands, in place."""
+    """Cast all weights in place, except those in islands."""
     inner = {name: modules for name, modules in islands.items() if "" not in modules}
     for name, part in components(checkpoint).items():
         for path, module in part.module.named_modules():
@@ -101,7 +123,7 @@ def _narrow(checkpoint: Checkpoint, kinds: Mapping[str, str], islands: Islands) 
 
 
 def _cast(component: str, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A weight in another dtype, which must hold it: a LoRA or an embedding may have made it larger than a half is."""
+    """Cast a weight and check that it is finite: a merged LoRA may exceed the largest half."""
     narrowed = tensor.to(dtype)
     if not finite(narrowed):
         hint = f"--precision {component}=fp32, or a smaller weight of what is merged"

@@ -43,8 +43,12 @@ def error(part: Component, cases: Sequence[Case], regions: Regions) -> float:
 def raise_until_accurate(
     measured: Measured, precision: str, islands: Mapping[str, str], limit: float
 ) -> dict[str, str]:
-    """The islands that a component of this precision needs to err by no more than `limit`, with a margin where that can
-    be had: the given ones, and the worst modules in rounds of 1, 2, 4 ... An `LdmrtError` where all are not enough.
+    """Return the islands that a component needs to err by at most `limit`, with a margin where that is possible.
+
+    Beside `islands`, the worst modules are raised in rounds of 1, 2, 4 ...
+
+    Raises:
+        LdmrtError: The error exceeds `limit` with every island that helps.
     """
     part, narrow = measured.part, PRECISIONS[precision]
 
@@ -83,6 +87,7 @@ class _Search:
     queue: list[tuple[float, str, bool]] = field(default_factory=list)  # -error, path, whether the door's is off
 
     def __post_init__(self) -> None:
+        """Measure the outermost modules."""
         modules = modules_of(self.measured.part.module)
         self.paths = [
             path

@@ -11,7 +11,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from ldmrt.export.bundle_writer import export_bundle
-from ldmrt.export.engines.memory import predict, vram
+from ldmrt.export.engines.engine_memory import predict, vram
 from ldmrt.export.engines.profiles import Wanted, recipes
 from ldmrt.export.parity.record import record
 from ldmrt.model import load

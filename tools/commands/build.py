@@ -61,7 +61,7 @@ def build(
     from ldmrt.export.engines.arithmetic import check_arithmetic
     from ldmrt.export.engines.build import Built, decide, summary
     from ldmrt.export.engines.build import build as build_engines
-    from ldmrt.export.engines.memory import check_memory, predict
+    from ldmrt.export.engines.engine_memory import check_memory, predict
     from ldmrt.export.engines.profiles import recipes
     from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.runtime.host import megabytes

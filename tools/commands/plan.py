@@ -35,7 +35,7 @@ def plan(
 
     Example: ldmrt plan out/emoji64 --sizes 64x64,128x128 --batch 1-4
     """
-    from ldmrt.export.engines.memory import predict, vram
+    from ldmrt.export.engines.engine_memory import predict, vram
     from ldmrt.export.engines.profiles import recipes
     from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.runtime.bundle.engines.recipe import described

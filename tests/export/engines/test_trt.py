@@ -18,7 +18,7 @@ import torch
 from ldmrt.export.bundle_writer import export_bundle
 from ldmrt.export.engines import compiler
 from ldmrt.export.engines.build import Built, Step, build, decide, summary
-from ldmrt.export.engines.memory import predict
+from ldmrt.export.engines.engine_memory import predict
 from ldmrt.export.engines.profiles import Wanted, recipes
 from ldmrt.model import load
 from ldmrt.runtime import Bundle, LdmrtError

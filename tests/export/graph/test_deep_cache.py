@@ -261,14 +261,14 @@ def test_bundle_has_it_where_it_was_asked_for(loaded: Checkpoint, tmp_path: Path
 @pytest.mark.usefixtures("copying")
 def test_refused(loaded: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unet = components(loaded)["unet"]
-    with pytest.raises(LdmrtError, match="nothing that a deep cache could leave out; expected 2 levels; found 1"):
+    with pytest.raises(LdmrtError, match="no layers that a deep cache could skip; expected 2 levels; found 1"):
         check_cut(replace(unet, config={**unet.config, "block_out_channels": (16,)}))
     steered = replace(unet.inputs[0], name="mid_block_residual")
-    with pytest.raises(LdmrtError, match="no deep cache beside controls"):
+    with pytest.raises(LdmrtError, match="a deep cache cannot be combined with controls"):
         check_cut(replace(unet, inputs=(*unet.inputs, steered)))
     with pytest.raises(LdmrtError, match="expected unet among --components"):
         list(export_bundle(loaded, tmp_path / "out", only=["vae_decoder"], deep_cache=True))
     loaded.unet.bfloat16()
-    with pytest.raises(LdmrtError, match="no deep cache in bfloat16"):
+    with pytest.raises(LdmrtError, match="a deep cache cannot be kept in bfloat16"):
         list(export_bundle(loaded, tmp_path / "out", deep_cache=True))
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ldmrt.export.engines import memory
+from ldmrt.export.engines import engine_memory
 from ldmrt.runtime import Bundle
 from ldmrt.runtime.bundle.engines.store import EngineFile, engines
 
@@ -151,11 +151,11 @@ def test_this_machine_has_no_gpu(ldmrt: Any, bundle: Path, monkeypatch: pytest.M
 
 @RTX
 def test_too_little_room(ldmrt: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_memory", lambda: 10**6)
+    monkeypatch.setattr(engine_memory, "free_memory", lambda: 10**6)
     ran = ldmrt("build", bundle, "--target", "sm89")
     assert "unet: this machine has too little memory to build it; expected " in ran.error
     assert "found 1.0 MB available" in ran.error
-    monkeypatch.setattr(memory.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
+    monkeypatch.setattr(engine_memory.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
     ran = ldmrt("build", bundle, "--target", "sm89")
     assert "build: not enough space for the engines on the disk of" in ran.error
     assert "try: ldmrt engines prune" in ran.err

@@ -1,4 +1,4 @@
-"""What engines will take, before they are built.
+"""Predicts the memory and disk space that engines take, before they are built.
 
 The figures below were fitted to 19 engines that TensorRT-RTX 1.7.1 built without a GPU, of the shipped model and of
 Stable Diffusion 1.5 and XL, in float16 and float32, for images of 64 to 1024 pixels: scratch comes within a sixth or
@@ -42,12 +42,12 @@ class Memory:
 
 
 def predict(bundle: Bundle, recipe: Recipe) -> Memory:
-    """Predict what an engine will take."""
+    """Predict the bytes that an engine takes on the GPU, on disk and while it is built; no weights are read."""
     name = recipe.component
     model = read(bundle.model(name))
     weights = sum(file.stat().st_size for file in (bundle.model(name), *bundle.weights(name)))
     live = max(
-        activations(model, {one: shapes.max for one, shapes in bucket.items()}).live for bucket in recipe.profile
+        activations(model, {tensor: shapes.max for tensor, shapes in bucket.items()}).live for bucket in recipe.profile
     )
     nodes = len(model.graph.node)
     inputs, outputs = bundle.specs(name)
@@ -55,27 +55,33 @@ def predict(bundle: Bundle, recipe: Recipe) -> Memory:
         recipe,
         weights=weights,
         scratch=SCRATCH + live,
-        io=max(_io(inputs, outputs, {one: shapes.max for one, shapes in bucket.items()}) for bucket in recipe.profile),
+        io=max(
+            _io(inputs, outputs, {tensor: shapes.max for tensor, shapes in bucket.items()}) for bucket in recipe.profile
+        ),
         disk=weights + KERNELS * nodes,
         build=round(LIBRARY + NODE * nodes + COPIES * weights),
     )
 
 
 def vram(engines: Iterable[Memory]) -> int:
-    """Sum the memory of engines on one GPU that run one after another: they can share the largest scratch."""
+    """Return the bytes that engines take on one GPU when they run one after another and share the largest scratch."""
     rows = list(engines)
-    return sum(one.weights + one.io for one in rows) + max((one.scratch for one in rows), default=0)
+    return sum(engine.weights + engine.io for engine in rows) + max((engine.scratch for engine in rows), default=0)
 
 
 def check_memory(bundle: Bundle, engines: Iterable[Memory]) -> None:
-    """An `LdmrtError` where the disk is too small for engines, or this machine's memory for building one."""
+    """Check that the disk has space for all engines, and this machine the memory to build the largest.
+
+    Raises:
+        LdmrtError: One of them does not suffice.
+    """
     rows = list(engines)
-    disk, free = sum(one.disk for one in rows), shutil.disk_usage(bundle.path).free
+    disk, free = sum(engine.disk for engine in rows), shutil.disk_usage(bundle.path).free
     if disk > free:
         found, hint = f"{megabytes(free)} free", f"ldmrt engines prune {bundle.path}, or fewer --sizes"
         problem = f"not enough space for the engines on the disk of {bundle.path}"
         raise LdmrtError("build", problem, expected=megabytes(disk), found=found, hint=hint)
-    most, memory = max(rows, key=lambda one: one.build, default=None), free_memory()
+    most, memory = max(rows, key=lambda engine: engine.build, default=None), free_memory()
     if most is not None and memory is not None and most.build > memory:
         where, problem = most.recipe.component, "this machine has too little memory to build it"
         found, hint = f"{megabytes(memory)} available", "free some, add swap, or build on a larger machine"

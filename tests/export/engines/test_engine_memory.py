@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from ldmrt.export.engines import memory
+from ldmrt.export.engines import engine_memory
 from ldmrt.export.engines.activations import activations, read
 from ldmrt.export.engines.profiles import Wanted, recipes
 from ldmrt.runtime import Bundle, LdmrtError
@@ -124,11 +124,11 @@ def test_scores_of_attention_are_written_in_float32_alone(kind: Any, scores: int
     assert activations(model, shapes).live == scores * (2 * 4 * 64 * 32 * 4)
 
 
-def predictions(bundle: Path, sizes: str, batch: str = "1") -> dict[str, memory.Memory]:
+def predictions(bundle: Path, sizes: str, batch: str = "1") -> dict[str, engine_memory.Memory]:
     opened = Bundle.open(bundle, check=False)
     wanted = Wanted.read(sizes, batch, "on", 16)
     made = recipes(opened, wanted, backend="tensorrt-rtx", version="1", targets=["sm89"])
-    return {one.component: memory.predict(opened, one) for one in made}
+    return {one.component: engine_memory.predict(opened, one) for one in made}
 
 
 def test_a_prediction(bundle: Path) -> None:
@@ -136,9 +136,9 @@ def test_a_prediction(bundle: Path) -> None:
     floats = 2 * (8 * 4 * 8 * 8) + 8 + 8 * 16 * 24  # sample and out_sample, timestep, words
     assert found.io == 4 * floats
     assert found.weights == sum((bundle / "unet" / name).stat().st_size for name in ("model.onnx", "model.onnx_data"))
-    assert found.scratch > memory.SCRATCH
+    assert found.scratch > engine_memory.SCRATCH
     assert found.disk > found.weights
-    assert found.build > found.weights * memory.COPIES
+    assert found.build > found.weights * engine_memory.COPIES
 
 
 def test_the_largest_bucket_counts(bundle: Path) -> None:
@@ -152,22 +152,22 @@ def test_the_largest_bucket_counts(bundle: Path) -> None:
 def test_engines_share_the_largest_scratch(bundle: Path) -> None:
     rows = predictions(bundle, "16x16")
     one = rows["unet"]
-    assert memory.vram([one]) == one.weights + one.io + one.scratch
+    assert engine_memory.vram([one]) == one.weights + one.io + one.scratch
     two = rows["vae_decoder"]
-    assert memory.vram([one, two]) == one.weights + one.io + two.weights + two.io + max(one.scratch, two.scratch)
-    assert memory.vram([]) == 0
+    assert engine_memory.vram([one, two]) == one.weights + one.io + two.weights + two.io + max(one.scratch, two.scratch)
+    assert engine_memory.vram([]) == 0
 
 
 def test_no_room(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, rows = Bundle.open(bundle, check=False), list(predictions(bundle, "16x16").values())
-    memory.check_memory(opened, rows)
-    memory.check_memory(opened, [])
-    monkeypatch.setattr(memory, "free_memory", lambda: rows[0].build - 1)
+    engine_memory.check_memory(opened, rows)
+    engine_memory.check_memory(opened, [])
+    monkeypatch.setattr(engine_memory, "free_memory", lambda: rows[0].build - 1)
     with pytest.raises(LdmrtError, match="this machine has too little memory to build it"):
-        memory.check_memory(opened, rows)
-    monkeypatch.setattr(memory, "free_memory", lambda: None)
-    memory.check_memory(opened, rows)
+        engine_memory.check_memory(opened, rows)
+    monkeypatch.setattr(engine_memory, "free_memory", lambda: None)
+    engine_memory.check_memory(opened, rows)
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(memory.shutil, "disk_usage", lambda path: usage(9, 9, sum(row.disk for row in rows) - 1))
+    monkeypatch.setattr(engine_memory.shutil, "disk_usage", lambda path: usage(9, 9, sum(row.disk for row in rows) - 1))
     with pytest.raises(LdmrtError, match="not enough space for the engines on the disk"):
-        memory.check_memory(opened, rows)
+        engine_memory.check_memory(opened, rows)

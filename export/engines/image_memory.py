@@ -1,20 +1,30 @@
-"""How much memory a bundle's images will take when they are drawn, for the runtime to choose how many at once."""
+"""Predicts the memory that drawing an image takes, by which the runtime chooses how many images it draws at once."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ldmrt.runtime.tensors import Specs, shape_of, split_symbol
 
 from .activations import activations, read
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
 SIDES = 64, 128  # latents along each side of the images that are predicted: those of Stable Diffusion 1.5 and XL
 
 
-def forecast(graph: Path, inputs: Specs) -> dict[str, float]:
-    """Predict the bytes of activations that one row of a U-Net holds at once, as a quadratic function of an image's
-    pixels: convolutions grow with them, attention whose scores are kept with their square.
+def predict_image_memory(graph: Path, inputs: Specs) -> dict[str, float]:
+    """Predict the bytes of activations that one row of a U-Net holds at once.
 
-    ONNX Runtime held 0.55 to 1.05 of the prediction on a CPU, with small U-Nets in float32.
+    The prediction is a quadratic function of an image's pixels: convolutions grow with them, attention whose scores are
+    kept with their square. ONNX Runtime held 0.55 to 1.05 of it on a CPU, with small U-Nets in float32.
+
+    Args:
+        graph: The U-Net's model.onnx; no weights are read.
+        inputs: Its inputs.
+
+    Returns:
+        Bytes per pixel ("per_pixel") and per squared pixel ("per_pixel_squared") of one row of one image.
     """
     model = read(graph)
     factor = max(split_symbol(dim)[1] for spec in inputs for dim in spec.shape if isinstance(dim, str))
@@ -24,7 +34,7 @@ def forecast(graph: Path, inputs: Specs) -> dict[str, float]:
     return {"per_pixel": max(0.0, each - squared * near**2), "per_pixel_squared": squared}
 
 
-def _live(model: Any, inputs: Specs, side: int) -> int:
+def _live(model: "ModelProto", inputs: Specs, side: int) -> int:
     """Predict the bytes of one row for a square image."""
     sizes = {"batch": 1, "height": side, "width": side}
     return activations(model, {spec.name: shape_of(spec, sizes) for spec in inputs}).live
