@@ -42,10 +42,11 @@ def _read(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[np.generic]
         if stream.tell() + count * dtype.itemsize != member.file_size:
             raise ValueError(f"{member.filename} does not have the size that it declares")
         content = stream.read(member.file_size)
-    array: NDArray[np.generic] = np.frombuffer(content, dtype, count)
+    array = np.frombuffer(content, dtype, count)
     if dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError(f"{member.filename} is not finite")
-    return array.reshape(shape, order="F" if order else "C").copy()
+    shaped: NDArray[np.generic] = array.reshape(shape, order="F" if order else "C").copy()
+    return shaped
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
