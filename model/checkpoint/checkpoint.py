@@ -18,6 +18,7 @@ from ldmrt.model.networks.unet import UNet, UNetConfig
 from ldmrt.model.weights.weight_files import STEMS
 from ldmrt.model.weights.weights import Tensors, fill, match, write
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
+from ldmrt.runtime.files.hub import is_hub_name
 from ldmrt.runtime.files.reading import read_json
 from ldmrt.runtime.files.recognise import ADAPTER, BUNDLE, CHECKPOINT, CONTROLNET, LORA, refuse_other
 from ldmrt.runtime.files.writing import write_atomically
@@ -125,7 +126,7 @@ def load(
             raise LdmrtError("tokenizer", "is only asked for by a single file", found=source)
         if path.suffix in single_file.SUFFIXES and not path.exists():
             raise LdmrtError("checkpoint", f"no file {path}")
-        if not path.exists() and hub.is_name(str(source)):
+        if not path.exists() and is_hub_name(str(source)):
             path = hub.download(str(source), variant)
         made = read_folder(path, variant, parts or ())
         if prediction_type is not None:

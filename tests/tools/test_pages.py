@@ -43,7 +43,7 @@ def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch)
     commands = list({" ".join(words): words for words in COMMANDS if not _trains(words)}.values())
     # exports come first, and what starts from another command's image last
     commands.sort(key=lambda words: (words[1] != "export", "--image" in words))
-    names = {"export", "generate", "verify", "inspect", "samplers", "plan", "build", "engines", "bench"}
+    names = {"demo", "export", "generate", "verify", "inspect", "samplers", "plan", "build", "engines", "bench"}
     assert {words[1] for words in commands} == names
     for words in commands:
         if words[1] == "build" and find_spec("tensorrt_rtx") is None:

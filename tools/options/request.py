@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ldmrt.runtime.pipeline.request.request import Request
 
 
-def request_of(values: Mapping[str, object]) -> "Request":
+def request_of(values: Mapping[str, Any]) -> "Request":
     """Make a request of a command's values, by their short words.
 
     Raises:

@@ -125,6 +125,6 @@ def refuse_unknown(names: Iterable[str]) -> None:
             words = difflib.get_close_matches(name, {**_LONG, **{long: long for long in FIELDS}}, n=1)
             nearest = f", did you mean {_LONG.get(words[0], words[0])!r}?" if words else suggestion(name, FIELDS)
             hint = _OTHERWISE.get(name)
-            raise InvalidRequest(
-                "request", f"unknown argument {name!r}{nearest}", expected=", ".join(FIELDS), hint=hint
-            )
+            problem = f"unknown argument {name!r}{'' if hint else nearest}"
+            expected = None if nearest or hint else ", ".join(FIELDS)
+            raise InvalidRequest("request", problem, expected=expected, hint=hint)

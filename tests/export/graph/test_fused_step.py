@@ -215,7 +215,7 @@ def test_what_is_not_linear_runs_in_the_loop(bundle: Path, asked: dict[str, Any]
 def test_a_bundle_without_a_step_is_refused(bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle, tmp_path / "bundle")
     (tmp_path / "bundle" / "unet" / FILE).unlink()
-    with pytest.raises(LdmrtError, match="has no folded step"):
+    with pytest.raises(LdmrtError, match="has no fused step"):
         opened(tmp_path / "bundle", fused=True)
 
 

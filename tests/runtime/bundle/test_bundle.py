@@ -13,6 +13,7 @@ from ldmrt.runtime import Bundle, Certificate, LdmrtError
 from ldmrt.runtime.bundle.graphs import REQUIRED
 from ldmrt.runtime.bundle.manifest import MANIFEST, SCHEMA
 from ldmrt.runtime.bundle.model_info import ModelInfo
+from ldmrt.runtime.errors import BundleError
 
 WEIGHTS = "unet/model.onnx_data"
 
@@ -114,7 +115,7 @@ def second_encoder(path: Path) -> None:
 def test_damaged(copy: Path, damage: Callable[[Path], Any], words: str) -> None:
     Bundle.open(copy)
     damage(copy)
-    with pytest.raises(LdmrtError) as raised:
+    with pytest.raises(BundleError) as raised:
         Bundle.open(copy)
     assert raised.value.where == "bundle"
     assert words in str(raised.value)
@@ -138,7 +139,7 @@ def test_files_of_a_certificate_may_come_as_pairs(listed: Any) -> None:
 
 
 def test_no_directory(tmp_path: Path) -> None:
-    with pytest.raises(LdmrtError, match=r"no directory .*\n  try: ldmrt export CHECKPOINT"):
+    with pytest.raises(BundleError, match=r"no directory .*\n  try: ldmrt export CHECKPOINT"):
         Bundle.open(tmp_path / "nothing")
 
 

@@ -59,7 +59,7 @@ def test_lora_and_word_are_merged_and_noted(ldmrt: Any, checkpoint: Path, bundle
     words = ("--lora", f"{tmp_path / 'style.safetensors'}:0.7", "--embedding", tmp_path / "fruit.safetensors")
     ran = ldmrt("export", checkpoint, copy, *words, "--embedding", f"{tmp_path / 'fruit.safetensors'}:my:word")
     assert ran.code == 0
-    assert "fruit.safetensors: in prompts it is <pear> or fruit" in ran.err
+    assert "fruit.safetensors: use <pear> or fruit in prompts" in ran.err
     assert "vae_decoder: reused" in ran.err
     manifest = json.loads((copy / "ldmrt.json").read_text())
     assert [(one["file"], one["weight"]) for one in manifest["loras"]] == [("style.safetensors", 0.7)]
@@ -97,7 +97,7 @@ def test_words_of_the_checkpoint_are_listed(ldmrt: Any, checkpoint: Path, bundle
     word = ("--embedding", f"{tmp_path / 'fruit.safetensors'}:<s0><s1>")
     ran = ldmrt("export", tmp_path / "trained", copy, *word, "--no-verify")
     assert ran.code == 0
-    assert "fruit.safetensors: in prompts it is <s0><s1>\nwords of the checkpoint: <cat-toy>, [pear]\n" in ran.err
+    assert "fruit.safetensors: use <s0><s1> in prompts\nwords of the checkpoint: <cat-toy>, [pear]\n" in ran.err
     lines = ldmrt("inspect", copy).out.splitlines()
     at = lines.index("words of fruit.safetensors: <s0><s1>")
     assert lines[at + 1] == "words of the checkpoint: <cat-toy>, [pear]"

@@ -136,7 +136,7 @@ def test_files_that_are_there_are_kept(ldmrt: Any, bundle: Path, place: Path) ->
     words = ("generate", bundle, PROMPT, "--steps", 1, "-o", "a.png", "--seed")
     first, second = ldmrt(*words, 1), ldmrt(*words, 2)
     assert (first.out, second.out) == ("a.png\n", "a_2.png\n")
-    assert "warning: generate: a.png is there already, so a_2.png is written; --overwrite replaces it" in second.err
+    assert "warning: generate: a.png exists already, so a_2.png is written; --overwrite replaces it" in second.err
     kept, other = made(Path("a.png")), made(Path("a_2.png"))
     assert not np.array_equal(kept, other)
     third = ldmrt(*words, 2, "--overwrite")
@@ -194,7 +194,7 @@ def test_a_size_far_from_the_models_own(ldmrt: Any, bundle: Path, place: Path) -
         (["--control", "x=none.png"], "control x: missing file; expected none.png"),
         (["--image", "fifo"], "image: cannot read fifo; expected a regular file; found a FIFO"),
         (["--image", "."], "is a directory"),
-        (["--image", "a\0b"], "has a NUL in it"),
+        (["--image", "a\0b"], "contains a NUL"),
         (["--control", "x=a\0b"], "control x: cannot read"),
         (["-o", "a.gif"], "invalid --out"),
     ],

@@ -163,7 +163,7 @@ def test_a_run_past_its_steps_says_so(steps: int, tmp_path: Path, capsys: pytest
     run.settings.steps = steps
     run.walk(tmp_path, resume=True)
     said = capsys.readouterr().err
-    assert f"done already: 5 of {steps} steps; --steps above 5 with --change steps goes on" in said
+    assert f"done already: 5 of {steps} steps; --steps above 5 with --change steps continues" in said
     assert " min" not in said
     assert (run.saved, run.kept) == ([], [5])  # it may have been killed before it was kept
 
