@@ -4,7 +4,7 @@ import math
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -15,7 +15,7 @@ MOST = 10_000  # arrays
 KINDS = "fiubU"  # floats, whole numbers, truth values and texts
 
 
-def read_archive(path: Path) -> dict[str, NDArray[np.generic]]:
+def read_archive(path: Path) -> dict[str, NDArray[Any]]:
     """Read all arrays of an .npz file, by name.
 
     Raises:

@@ -274,8 +274,7 @@ def _orientation(image: "Image") -> int:
 
 def _is_transparent(image: "Image") -> bool:
     """Tell whether any pixel of an image is not opaque."""
-    extrema: Any = image.getchannel("A").getextrema() if image.mode.endswith("A") else (255, 255)
-    return bool(extrema[0] < 255)
+    return image.mode.endswith("A") and image.getchannel("A").getextrema() != (255, 255)
 
 
 def _note_transparency(what: str) -> None:
