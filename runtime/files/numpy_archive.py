@@ -4,7 +4,7 @@ import math
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -15,7 +15,7 @@ MOST = 10_000  # arrays
 KINDS = "fiubU"  # floats, whole numbers, truth values and texts
 
 
-def read_archive(path: Path) -> dict[str, NDArray[np.generic]]:
+def read_archive(path: Path) -> dict[str, NDArray[Any]]:
     """Read all arrays of an .npz file, by name.
 
     Raises:
@@ -42,10 +42,11 @@ def _read(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[np.generic]
         if stream.tell() + count * dtype.itemsize != member.file_size:
             raise ValueError(f"{member.filename} does not have the size that it declares")
         content = stream.read(member.file_size)
-    array: NDArray[np.generic] = np.frombuffer(content, dtype, count)
+    array = np.frombuffer(content, dtype, count)
     if dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError(f"{member.filename} is not finite")
-    return array.reshape(shape, order="F" if order else "C").copy()
+    shaped: NDArray[np.generic] = array.reshape(shape, order="F" if order else "C").copy()
+    return shaped
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:

@@ -98,7 +98,8 @@ def sample(plan: Plan, x: Latents, model: Model, noise: Noise | None = None, ini
     """
     for _, run in _walk(plan, x, model, noise, init):
         x = run.x
-    return x.copy()
+    last: Latents = x.copy()
+    return last
 
 
 def _walk(

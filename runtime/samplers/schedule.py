@@ -209,7 +209,7 @@ def beta_quantile(p: Floats, a: float = 0.6) -> Floats:
 
     def below(x: Floats) -> Floats:  # DLMF 8.17.8, as a series for x <= 1 / 2
         term = x**a / a
-        out = term.copy()
+        out: Floats = term.copy()
         for k in range(1, 80):
             term = term * x * (k - a) / k * (a + k - 1) / (a + k)
             out += term
