@@ -18,7 +18,7 @@ from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.tensors import Array
 
 if TYPE_CHECKING:
-    from onnx import NodeProto
+    from onnx import NodeProto, TensorProto
 
 MADE = {upsample.FIRST: upsample.kernels, winograd.TILES: winograd.kernels}  # of weights, by what their names end in
 
@@ -51,7 +51,7 @@ def other_graph(component: Component, path: Path) -> Iterator[str]:
             kind = "InstanceNormalization" if grouped else "LayerNormalization"
             found: dict[str, float | None] = {"epsilon": _epsilon(nodes.get(f"{name}/{kind}"))}
             expected: dict[str, float] = {"epsilon": np.float32(module.eps)}
-            if grouped:
+            if isinstance(module, nn.GroupNorm):
                 found["groups"] = _groups(nodes.get(f"{name}/Reshape"), constants, beside)
                 expected["groups"] = module.num_groups
             for what, value in expected.items():

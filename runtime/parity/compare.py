@@ -198,9 +198,9 @@ def check_parts(
             )
 
 
-def requested(trajectory: Trajectory, **changes: object) -> Request:
-    """Return the request that a trajectory was recorded of, with other fields."""
-    return replace(Request(**from_short(trajectory.asked)), **changes)
+def requested(trajectory: Trajectory, deep_cache: int | None = None) -> Request:
+    """Return the request that a trajectory was recorded of, also with a deep cache."""
+    return replace(Request(**from_short(trajectory.asked)), deep_cache=deep_cache)
 
 
 def cost_of_deep_cache(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.images.writing import from_pillow, to_pillow
+from ldmrt.runtime.images.writing import from_pillow
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.runtime.tensors import Array
@@ -56,25 +56,15 @@ class Result:
         return np.rint(self.images * 255).astype(np.uint8)
 
     @classmethod
-    def of(
-        cls,
-        images: NDArray[np.float32] | NDArray[np.uint8],
-        latents: Latents,
-        seeds: list[int],
-        seconds: dict[str, float],
-    ) -> "Result":
-        """Return decoded images as PIL's where they are uint8, and else as they are."""
-        return cls(to_pillow(images) if images.dtype == np.uint8 else images, latents, seeds, seconds)
-
-    @classmethod
     def joined(cls, parts: "Sequence[Result]") -> "Result":
         """Return the result of a request from those of its parts."""
         latents = np.concatenate([part.latents for part in parts])
         if isinstance(parts[0].images, list):
-            images = [image for part in parts for image in part.images]
+            images: list[PillowImage] | NDArray[np.float32] = [image for part in parts for image in part.images]
+        elif parts[0].images is parts[0].latents:
+            images = latents
         else:
-            whole = parts[0].images is parts[0].latents
-            images = latents if whole else np.concatenate([part.images for part in parts])
+            images = np.concatenate([part.images for part in parts])
         seconds = {name: sum(part.seconds[name] for part in parts) for name in parts[0].seconds}
         return cls(images, latents, [seed for part in parts for seed in part.seeds], seconds)
 
@@ -146,7 +136,8 @@ class ImagePipeline(ABC):
         """
         arguments = {name: value for name, value in locals().items() if name in FIELDS}  # each is one of its fields
         refuse_unknown(unknown)
-        if isinstance(arguments.pop("prompt"), Request):
+        del arguments["prompt"]
+        if isinstance(prompt, Request):
             return self.generate(Request.of(prompt, _given(arguments)))
         return self.generate(Request(prompt, **arguments))
 

@@ -18,8 +18,10 @@ from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.certificate import Certificate
 from ldmrt.runtime.bundle.engines.recipe import Bucket
 from ldmrt.runtime.bundle.graphs import DECODER
+from ldmrt.runtime.bundle.hub import local_bundle
 from ldmrt.runtime.bundle.model_info import ModelInfo
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
+from ldmrt.runtime.images.writing import to_pillow
 from ldmrt.runtime.samplers.config import Config
 from ldmrt.runtime.samplers.guidance import classifier_free
 from ldmrt.runtime.samplers.loop import State
@@ -171,11 +173,16 @@ class Pipeline(ImagePipeline):
         called, request, x = time.perf_counter(), denoised.request, denoised.x
         if request.output_type == "latent":
             return Result(x, x, request.seeds, {"latents": denoised.seconds, "decode": 0.0})
-        convert = to_floats if request.output_type == "np" else to_pixels
-        images = decode(self.engines, self.shape, x, self.decoding, convert)
-        return Result.of(
-            images, x, request.seeds, {"latents": denoised.seconds, "decode": time.perf_counter() - called}
-        )
+        if request.output_type == "np":
+            images = decode(self.engines, self.shape, x, self.decoding, to_floats)
+            return Result(images, x, request.seeds, _seconds(denoised, called))
+        pixels = self.decode(x)
+        return Result(to_pillow(pixels), x, request.seeds, _seconds(denoised, called))
+
+
+def _seconds(denoised: Denoised, called: float) -> dict[str, float]:
+    """Return the seconds of each stage, of which decoding began at `called`."""
+    return {"latents": denoised.seconds, "decode": time.perf_counter() - called}
 
 
 def open_pipeline(
@@ -195,7 +202,7 @@ def open_pipeline(
     """Open a bundle as a pipeline; it warns where no certificate holds for the bundle's files.
 
     Args:
-        bundle: The bundle's folder.
+        bundle: The bundle's folder, or its name on the hub: "owner/name", or "owner/name@revision".
         backend: One of `ldmrt.runtime.BACKENDS`: "auto" takes engines that `ldmrt build` made for this machine's GPU,
             and ONNX Runtime where none fits.
         check: Compares the bundle's files with its manifest first.
@@ -221,8 +228,9 @@ def open_pipeline(
         problem = "keep_optimized and low_memory exclude each other"
         raise LdmrtError("open", problem, expected="only one of them")
     decoding = Decoding(tile, on_overflow, low_memory, tile_passes)
-    watched = Watched(Path(bundle))
-    opened = Bundle.open(Path(bundle), check=check, stamped=True)
+    folder = local_bundle(bundle)
+    watched = Watched(folder)
+    opened = Bundle.open(folder, check=check, stamped=True)
     decoding.cells(opened.shape.factor, ())  # raises where the tile is invalid
     for issue in filter(None, (*opened.certificate_issues, opened.uncovered)) if check else ():
         hint = f"ldmrt verify {bundle} --against CHECKPOINT --store"

@@ -163,7 +163,7 @@ def imported() -> set[str]:
                     names |= {alias.name.partition(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and not node.level:
                     names.add((node.module or "").partition(".")[0])
-    return names - sys.stdlib_module_names - {"ldmrt"}
+    return names - sys.stdlib_module_names - {"ldmrt", "_typeshed"}  # the latter is for type checkers
 
 
 def test_every_import_is_declared_and_has_its_extra() -> None:

@@ -279,6 +279,7 @@ def save_array(path: Path, array: "Array") -> Path:
 
 def in_rows(pipeline: "ImagePipeline", request: "Request", rows: int, previews: "list[Latents] | None") -> "Result":
     """Make images and show progress by rows; `previews` collects the predicted clean latents of each."""
+    from ldmrt.runtime.images.writing import to_pillow
     from ldmrt.runtime.pipeline.call import Result
     from ldmrt.tools.console.progress import watched
 
@@ -290,7 +291,8 @@ def in_rows(pipeline: "ImagePipeline", request: "Request", rows: int, previews: 
     sampled = time.perf_counter()
     assert x is not None
     images = pipeline.decode(x)
-    return Result.of(images, x, request.seeds, {"latents": sampled - begin, "decode": time.perf_counter() - sampled})
+    seconds = {"latents": sampled - begin, "decode": time.perf_counter() - sampled}
+    return Result(to_pillow(images), x, request.seeds, seconds)
 
 
 def save_rows(pipeline: "ImagePipeline", previews: "list[Latents]", out: Path) -> list[Path]:

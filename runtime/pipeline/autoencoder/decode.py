@@ -71,7 +71,7 @@ def decode(
     shape: ModelInfo,
     latents: Floats,
     how: Decoding,
-    convert: Callable[[Floats], NDArray[Value]] = to_pixels,
+    convert: Callable[[Floats], NDArray[Value]],
 ) -> NDArray[Value]:
     """Decode latents (N, C, h, w) to images (N, H, W, 3), one at a time: in memory is one image, or one tile.
 
