@@ -113,7 +113,7 @@ def test_family_draws_what_diffusers_draws(
     pipeline = torch_pipeline(load(places[name]))
     negative = {"negative_prompt": ["blurred"] * 2} if name != "lcm" else {}  # whose pipeline has none
     theirs = expected(name, places[name], scheduler, monkeypatch, guidance_scale=4.0, **negative)
-    close(found(pipeline, name, scheduler, guidance=4.0, negative_prompt="blurred"), theirs)
+    close(found(pipeline, name, scheduler, guidance_scale=4.0, negative_prompt="blurred"), theirs)
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd2-v", "sd-turbo", "sdxl", "sdxl-refiner"])
@@ -123,7 +123,7 @@ def test_without_negative_prompt(
 ) -> None:
     """SDXL then takes zeros, not the words ""; Turbo's users ask for a guidance of 0, which is none."""
     theirs = expected(name, places[name], None, monkeypatch, guidance_scale=guidance)
-    close(found(torch_pipeline(load(places[name])), name, None, guidance=guidance), theirs)
+    close(found(torch_pipeline(load(places[name])), name, None, guidance_scale=guidance), theirs)
 
 
 TOLD: list[tuple[dict[str, Any], dict[str, Any], float]] = [
@@ -163,9 +163,9 @@ def test_clip_skip_is_the_positive_prompts(
     told = {"negative_prompt": [negative] * 2} if negative and name != "lcm" else {}
     theirs = expected(name, places[name], None, monkeypatch, guidance_scale=4.0, clip_skip=1, **told)
     ours = torch_pipeline(load(places[name]))
-    close(found(ours, name, None, guidance=4.0, clip_skip=1, negative_prompt=negative), theirs)
+    close(found(ours, name, None, guidance_scale=4.0, clip_skip=1, negative_prompt=negative), theirs)
     if name != "lcm":  # which reads no negative prompt
-        both = found(ours, name, None, guidance=4.0, clip_skip=1, negative_clip_skip=1, negative_prompt=negative)
+        both = found(ours, name, None, guidance_scale=4.0, clip_skip=1, negative_clip_skip=1, negative_prompt=negative)
         assert np.abs(both - theirs).max() > 10 * TOLERANCE * np.abs(theirs).max()
 
 
@@ -209,7 +209,7 @@ def test_sizes_of_the_negative_prompt(
     monkeypatch.setattr(module, "SEEDS", SEEDS[:1])
     latents = expected("sdxl", places["sdxl"], None, monkeypatch, guidance_scale=4.0, negative_prompt=["x"], **theirs)
     pipeline = torch_pipeline(load(places["sdxl"]))
-    close(found(pipeline, "sdxl", None, guidance=4.0, negative_prompt="x", **ours), latents)
+    close(found(pipeline, "sdxl", None, guidance_scale=4.0, negative_prompt="x", **ours), latents)
 
 
 def test_the_refiners_negative_prompt_has_its_own_crop(
@@ -219,7 +219,7 @@ def test_the_refiners_negative_prompt_has_its_own_crop(
     told = {"crops_coords_top_left": (3, 5), "original_size": (40, 20), "negative_original_size": (10, 12)}
     theirs = expected(name, places[name], None, monkeypatch, guidance_scale=4.0, **told)
     asked = {"crops_coords_top_left": (3, 5), "original_size": (40, 20), "negative_original_size": (10, 12)}
-    close(found(torch_pipeline(load(places[name])), name, None, guidance=4.0, **asked), theirs)
+    close(found(torch_pipeline(load(places[name])), name, None, guidance_scale=4.0, **asked), theirs)
 
 
 def test_negative_sizes_that_do_not_count_are_told_of(places: dict[str, Path]) -> None:
@@ -297,6 +297,6 @@ def test_bundle_draws_what_its_checkpoint_draws(name: str, places: dict[str, Pat
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", ".* it has no parity certificate")
         bundle = open_pipeline(tmp_path / "bundle")
-    latents = [found(pipeline, name, None, guidance=4.0) for pipeline in (bundle, torch_pipeline(checkpoint))]
+    latents = [found(pipeline, name, None, guidance_scale=4.0) for pipeline in (bundle, torch_pipeline(checkpoint))]
     assert bundle.shape == torch_pipeline(checkpoint).shape
     close(*latents)

@@ -164,9 +164,9 @@ def test_embeddings_stand_for_prompts(pipeline: Pipeline, embeddings: list[Any])
 def test_no_text_encoder_is_opened_for_embeddings(bundle: Path, embeddings: list[Any]) -> None:
     with ldmrt.runtime.open(bundle, "onnxruntime", check=False) as opened:
         opened(prompt_embeds=embeddings[0], negative_prompt_embeds=embeddings[1], num_inference_steps=1)
-        assert "text_encoder" not in opened.engines._made
+        assert "text_encoder" not in opened.engines._opened
         opened(PROMPT, num_inference_steps=1)
-        assert "text_encoder" in opened.engines._made
+        assert "text_encoder" in opened.engines._opened
 
 
 def test_parts_keep_their_embeddings() -> None:

@@ -77,8 +77,8 @@ def test_rows_of_the_denoising(ldmrt: Any, bundle: Path, place: Path) -> None:
     ("options", "message"),
     [
         (["--image", "none.png"], "File 'none.png' does not exist"),
-        (["--mask", "mask.png"], "a mask without an image"),
-        (["--image", "in.png", "--strength", "1.5"], "invalid strength; expected 0 to 1; found 1.5"),
+        (["--mask", "mask.png"], "--mask without --image; expected --image"),
+        (["--image", "in.png", "--strength", "1.5"], "invalid --strength; expected 0 to 1; found 1.5"),
         (["--image", "in.png", "--strength", "0"], "invalid strength"),
         (["--image", "text.png"], "cannot read text.png"),
         (["--image", "in.png", "--width", "15"], "invalid width; expected a multiple of 2"),
@@ -86,12 +86,12 @@ def test_rows_of_the_denoising(ldmrt: Any, bundle: Path, place: Path) -> None:
         (["--control", "canny=in.png:0.8"], "no control 'canny' here; expected none"),
         (["--clip-skip", "7"], "cannot skip 7 layers"),
         (["--guidance-interval", "1"], "'1' is not LOW,HIGH"),
-        (["--guidance-interval", "3,1"], "invalid guidance_interval"),
-        (["--deep-cache", "0"], "invalid deep_cache; expected at least 1; found 0"),
+        (["--guidance-interval", "3,1"], "invalid --guidance-interval"),
+        (["--deep-cache", "0"], "invalid --deep-cache; expected at least 1; found 0"),
         (["--image", "in.png", "--mask", "mask.png", "--mask-from", "alpha"], "mask: has no alpha to take it from"),
         (["--deep-cache", "2"], "has no U-Net cut in two for a deep cache"),
-        (["--deep-cache", "2", "--control", "canny=in.png"], "a deep cache beside controls"),
-        (["--guidance-rescale", "2"], "invalid guidance_rescale; expected 0 to 1; found 2"),
+        (["--deep-cache", "2", "--control", "canny=in.png"], "--deep-cache cannot be combined with --control"),
+        (["--guidance-rescale", "2"], "invalid --guidance-rescale; expected 0 to 1; found 2"),
     ],
 )
 def test_bad_option(ldmrt: Any, bundle: Path, place: Path, options: list[str], message: str) -> None:
@@ -188,7 +188,7 @@ def test_a_size_far_from_the_models_own(ldmrt: Any, bundle: Path, place: Path) -
     [
         (["--image", "in.png", "--image", "in.png"], "image: wrong number of images; expected 1; found 2"),
         (["--image", "in.png", "--mask", "mask.png", "--mask-from", "red"], "Invalid value for '--mask-from'"),
-        (["--image", "in.png", "--mask-from", "alpha"], "mask_from without a mask"),
+        (["--image", "in.png", "--mask-from", "alpha"], "--mask-from without --mask"),
         (["--control", "x=in.png", "--control", "x=in.png"], "control x: wrong number of images"),
         (["--control", "x=in.png", "--control", "x=in.png:2"], "control x: two scales; expected 1.0; found 2.0"),
         (["--control", "x=none.png"], "control x: missing file; expected none.png"),
