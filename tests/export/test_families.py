@@ -272,7 +272,7 @@ def test_base_and_refiner_draw_what_diffusers_draws(
         pipeline.scheduler = sampler
         pipeline.set_progress_bar_config(disable=True)
         drawing(pipeline, SEEDS, streams, monkeypatch)
-        return pipeline(PROMPTS, **asked, **told).pixels
+        return pipeline(PROMPTS, **asked, **told).images
 
     size = FAMILIES["sdxl"].size
     left = theirs("sdxl", [FIRST], denoising_end=share, height=size, width=size)

@@ -271,7 +271,7 @@ def test_one_that_cannot_be_had_is_said(
 def test_the_check_of_a_gpu_measures_it(built: Path, gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_rows, "engines", lambda *_, **__: 1.5)
     monkeypatch.setattr(gpu_rows, "REPEATS", 1)
-    values = gpu_rows.folded(gpu_rows.Setting("tiny", "cuda", 3, built.parent), BACKEND)
+    values = gpu_rows.fused(gpu_rows.Setting("tiny", "cuda", 3, built.parent), BACKEND)
     assert values.pop("off") < TOLERANCE
     assert values.pop("build_s") == 1.5
     assert min(values.pop("rows_per_s"), values.pop("seconds")) > 0

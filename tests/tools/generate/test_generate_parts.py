@@ -80,13 +80,13 @@ def test_more_images_than_fit_are_drawn_in_parts(bundle: Path, tmp_path: Path, m
     assert command("generate", bundle, PROMPT, "-n", "5", "--steps", "2", "-o", tmp_path / "whole.png") == 0
     monkeypatch.setattr(batch_size, "PIXELS", 2 * 16 * 16)
     seen: list[int] = []
-    begin: Callable[..., object] = ldmrt.runtime.Pipeline._begin
+    begin: Callable[..., object] = ldmrt.runtime.Pipeline._encode
 
     def noted(self: ldmrt.runtime.Pipeline, request: Request) -> object:
         seen.append(request.total_images)
         return begin(self, request)
 
-    monkeypatch.setattr(ldmrt.runtime.Pipeline, "_begin", noted)
+    monkeypatch.setattr(ldmrt.runtime.Pipeline, "_encode", noted)
     assert command("generate", bundle, PROMPT, "-n", "5", "--steps", "2", "-o", tmp_path / "parts.png") == 0
     assert seen == [2, 2, 1]
     assert np.abs(pixels(tmp_path / "whole.png").astype(int) - pixels(tmp_path / "parts.png")).max() <= 1
@@ -99,7 +99,7 @@ def test_more_images_than_fit_are_drawn_in_parts(bundle: Path, tmp_path: Path, m
             with pytest.raises(
                 LdmrtError, match="too many images for one call; expected at most 65536; found 10000000"
             ):
-                call(PROMPT, num_images_per_prompt=10**9, num_inference_steps=2)
+                call(Request(PROMPT, num_images_per_prompt=10**9, num_inference_steps=2))
         drawn = pipeline.draw(Request(PROMPT, num_images_per_prompt=10**9, num_inference_steps=1).parts(2))
         assert next(drawn).seeds == [0, 1]
         drawn.close()
