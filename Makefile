@@ -1,5 +1,5 @@
 # Short names for the scripts in tools/. `make` alone lists them.
-.PHONY: help install check test test-fast test-slow demo
+.PHONY: help install check test test-fast test-slow demo docs
 FAST = tests/test_architecture.py tests/test_glossary.py tests/runtime/test_errors.py tests/runtime/test_nearest.py \
   tests/runtime/test_public.py tests/runtime/samplers --ignore=tests/runtime/samplers/test_guidance_interval.py
 help:
@@ -16,3 +16,5 @@ test-slow: # the tests that take minutes each
 	bash -ec '. tools/venv.sh dev; python -m pytest -m slow'
 demo: # export, verify and draw the shipped model
 	bash tools/demo.sh
+docs: # the documentation site in build/site, with warnings as errors
+	bash -ec '. tools/venv.sh dev; mkdocs build --strict'

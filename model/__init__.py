@@ -1,6 +1,7 @@
-"""The reference models in PyTorch: U-Net, ControlNet, T2I-Adapter, autoencoder, text encoder; training and files."""
+"""Define the reference models in PyTorch, U-Net, ControlNet, T2I-Adapter, autoencoder; load and train them."""
 
-from .checkpoint.checkpoint import Checkpoint, load, load_adapter, load_controlnet
+from .checkpoint.checkpoint import Checkpoint
+from .checkpoint.load import load, load_adapter, load_controlnet
 from .networks.autoencoder import Autoencoder, AutoencoderConfig
 from .networks.controlnet import ControlNet, ControlNetConfig
 from .networks.t2i_adapter import Adapter, AdapterConfig

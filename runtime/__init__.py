@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from .backends.registry import BACKENDS, available_backends
     from .bundle.bundle import Bundle
     from .bundle.certificate import Certificate
-    from .pipeline.pipeline import Pipeline, Result
+    from .pipeline.call import Result
+    from .pipeline.pipeline import Pipeline
     from .pipeline.pipeline import open_pipeline as open
     from .pipeline.refined import RefinedPipeline
-    from .pipeline.request import Request
+    from .pipeline.request.request import Request
     from .samplers.loop import State, sample, steps
     from .samplers.plan import Plan
     from .samplers.registry import SCHEDULERS, plan_from_config
@@ -57,8 +58,8 @@ _LAZY = {
     "Pipeline": "pipeline.pipeline",
     "Plan": "samplers.plan",
     "RefinedPipeline": "pipeline.refined",
-    "Request": "pipeline.request",
-    "Result": "pipeline.pipeline",
+    "Request": "pipeline.request.request",
+    "Result": "pipeline.call",
     "State": "samplers.loop",
     "TensorSpec": "tensors",
     "available_backends": "backends.registry",

@@ -18,7 +18,7 @@ class Package(NamedTuple):
     @property
     def install(self) -> str:
         """Return the command that installs it."""
-        return "pip install " + (" or ".join(f"'ldmrt[{one}]'" for one in self.extras) or self.distribution)
+        return "pip install " + (" or ".join(f"'ldmrt[{extra}]'" for extra in self.extras) or self.distribution)
 
 
 # By the name that Python imports. Those that every installation has are here too: an installation may be damaged.
@@ -47,8 +47,10 @@ PACKAGES = {
 
 
 def unavailable(error: ImportError | OSError, where: str) -> LdmrtError:
-    """Explain an import that failed: the package is not installed, and which extra brings it; or it is there and
-    does not work, and what it says itself.
+    """Explain an import that failed.
+
+    The package is not installed, and the hint names the extra that brings it; or it is installed and does not work,
+    and the error quotes its message.
     """
     wanted = _package_of(error.name) if isinstance(error, ImportError) else ""
     there = _installed(wanted)
@@ -62,7 +64,7 @@ def unavailable(error: ImportError | OSError, where: str) -> LdmrtError:
 
 
 def check_installed(where: str, *names: str) -> None:
-    """An `LdmrtError` where one of these packages is missing: said before work that would be lost."""
+    """Raise an `LdmrtError` where one of these packages is missing, before work is done that would be lost."""
     for name in names:
         if not _installed(name):
             raise _missing(name, where)

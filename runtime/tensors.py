@@ -27,11 +27,17 @@ class TensorSpec:
     shape: tuple[Dim, ...]
 
     def __str__(self) -> str:
+        """Write it as messages show it, such as "sample float32(batch, 4, height/8, width/8)"."""
         return f"{self.name} {self.dtype}({', '.join(map(str, self.shape))})"
 
 
 def whole(value: object) -> int:
-    """A size or a dimension as JSON holds it; TypeError or ValueError where it is none."""
+    """Check a size or a dimension that was read from JSON.
+
+    Raises:
+        TypeError: It is not an integer.
+        ValueError: It is below 0, or 2**63 or above.
+    """
     if type(value) is not int:
         raise TypeError(f"{value!r:.100} is no whole number")
     if not 0 <= value < 2**63:
@@ -40,14 +46,20 @@ def whole(value: object) -> int:
 
 
 def split_symbol(dim: str) -> tuple[str, int]:
-    """ "height/8" -> ("height", 8); "batch" -> ("batch", 1)."""
+    """Split a symbolic dimension: "height/8" into ("height", 8), "batch" into ("batch", 1)."""
     name, _, divisor = dim.partition("/")
     return name, int(divisor or 1)
 
 
 def shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The numbers of a shape in symbols, such as ("batch", 4, "height/8") where height is 512: (2, 4, 64). There are
-    as many timesteps as images, unless `sizes` says otherwise.
+    """Compute the shape of a tensor, such as (2, 4, 64) of ("batch", 4, "height/8") for batch 2 and height 512.
+
+    Args:
+        spec: The tensor, with its shape in symbols.
+        sizes: The size of every symbol, in pixels or items. "timesteps" is "batch" where it is missing.
+
+    Raises:
+        KeyError: A symbol has no size.
     """
 
     def number(dim: Dim) -> int:
@@ -60,34 +72,63 @@ def shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def sizes_of(spec: TensorSpec, shape: tuple[int, ...]) -> dict[str, int]:
-    """The inverse: ("batch", 4, "height/8") and (2, 4, 64) make batch 2, height 512."""
-    found = {}
+    """Compute the sizes of a tensor's symbols: of ("batch", 4, "height/8") and (2, 4, 64) batch 2, height 512.
+
+    Raises:
+        ValueError: The shape has another number of axes than the tensor.
+    """
+    sizes = {}
     for dim, number in zip(spec.shape, shape, strict=True):
         if isinstance(dim, str):
             name, divisor = split_symbol(dim)
-            found[name] = number * divisor
-    return found
+            sizes[name] = number * divisor
+    return sizes
 
 
 def bound_as(shapes: Shapes, feedback: Mapping[str, str]) -> Bound:
-    """What tells one binding of an engine from another: its inputs' shapes, and which outputs are fed back as which."""
+    """Make a key that tells one binding of an engine from another.
+
+    Args:
+        shapes: The shapes of its inputs.
+        feedback: Names of the outputs that are fed back, each with the input that it becomes.
+    """
     return tuple(sorted((name, tuple(shape)) for name, shape in shapes.items())), tuple(sorted(feedback.items()))
 
 
+Specs = tuple[TensorSpec, ...]  # inputs, or outputs
+
+
 class Engine(Protocol):
-    """A network that can be called: named arrays in, named arrays out."""
+    """Runs a network: named arrays in, named arrays out. Every backend satisfies this protocol.
 
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    Attributes:
+        inputs: The arrays that it takes, with their shapes in symbols.
+        outputs: The arrays that it returns.
+    """
 
-    def __call__(self, **arrays: Array) -> Arrays: ...
+    inputs: Specs
+    outputs: Specs
 
-    def close(self) -> None: ...
+    def __call__(self, **arrays: Array) -> Arrays:
+        """Run the network on one array for each of `inputs`, and return one for each of `outputs`, by name."""
+
+    def close(self) -> None:
+        """Free the network's memory; it cannot be called afterwards."""
 
 
-def conform(component: str, specs: tuple[TensorSpec, ...], arrays: Mapping[str, Array]) -> Arrays:
-    """The arrays that `specs` ask for, of their dtypes, contiguous; an `LdmrtError` where name, rank or a fixed
-    dimension is wrong.
+def conform(component: str, specs: Specs, arrays: Mapping[str, Array]) -> Arrays:
+    """Convert arrays to the dtypes of a network's inputs, and check their shapes.
+
+    Args:
+        component: The network's name, for errors.
+        specs: Its inputs.
+        arrays: Arrays by the names of the inputs; others are skipped.
+
+    Returns:
+        One contiguous array for each input, without a copy where nothing changes.
+
+    Raises:
+        LdmrtError: An input is missing, or its rank or a fixed dimension is wrong.
     """
     ready = {}
     for spec in specs:
@@ -101,28 +142,43 @@ def conform(component: str, specs: tuple[TensorSpec, ...], arrays: Mapping[str, 
         )
         if not fits:
             raise LdmrtError(component, f"wrong shape of {spec.name}", expected=spec, found=array.shape)
-        ready[spec.name] = np.asarray(array, spec.dtype, order="C")  # which keeps what has no axes
+        ready[spec.name] = np.asarray(
+            array, spec.dtype, order="C"
+        )  # unlike ascontiguousarray it keeps an array without axes
     return ready
 
 
-Specs = tuple[TensorSpec, ...]  # inputs, or outputs
-
-
 class Binding(Protocol):
-    """An engine's inputs and outputs of one set of shapes, kept where it runs."""
+    """Keeps an engine's inputs and outputs of one set of shapes where the engine runs.
 
-    shapes: Shapes  # of the inputs
-    owner: object  # who has uploaded last
-    claim: AbstractContextManager[object]  # held by whoever uploads, launches and downloads what belongs together
+    Attributes:
+        shapes: The shapes of the inputs.
+        owner: The caller that has uploaded last.
+        claim: A lock that a caller holds while it uploads, launches and downloads arrays that belong together.
+    """
 
-    def upload(self, **arrays: Array) -> None: ...
+    shapes: Shapes
+    owner: object
+    claim: AbstractContextManager[object]
 
-    def launch(self) -> None: ...
+    def upload(self, **arrays: Array) -> None:
+        """Copy arrays to the engine's inputs, by name."""
 
-    def download(self, *names: str) -> Arrays: ...
+    def launch(self) -> None:
+        """Run the engine once; the outputs that are fed back are inputs of the next launch."""
+
+    def download(self, *names: str) -> Arrays:
+        """Wait for the last launch, and copy outputs to the host, by name."""
 
 
 class BindableEngine(Protocol):
-    """An engine whose outputs can be fed back as inputs. Of the dimensions named in `most` it may bind more."""
+    """Runs a network whose outputs can be fed back as inputs."""
 
-    def bind(self, shapes: Shapes, feedback: Mapping[str, str], most: Collection[str] = ()) -> Binding: ...
+    def bind(self, shapes: Shapes, feedback: Mapping[str, str], most: Collection[str] = ()) -> Binding:
+        """Allocate inputs and outputs.
+
+        Args:
+            shapes: The shapes of the inputs.
+            feedback: Names of the outputs that become inputs of the next launch, each with that input's name.
+            most: Symbols of dimensions of which the engine may bind more than `shapes` say.
+        """

@@ -1,1 +1,1 @@
-"""What people run: the command line, the builder of the data set, shell scripts."""
+"""The command line, the builder of the demo's data set, benchmarks and shell scripts."""

@@ -1,4 +1,4 @@
-"""The command line. Each command is imported when it runs, so that `ldmrt --help` stays instant."""
+"""The command line; a command is imported only when it runs, so that `ldmrt --help` stays instant."""
 
 import importlib
 import warnings
@@ -10,38 +10,42 @@ from .options.common import Group
 
 # name -> module of ldmrt.tools.commands, attribute, one line of help
 COMMANDS = {
+    "demo": ("demo", "demo", "Draw images with the small model that ldmrt brings."),
     "generate": ("generate", "generate", "Make images from a bundle."),
     "export": ("export", "export", "Turn a checkpoint into a bundle of ONNX files."),
     "verify": ("verify", "verify", "Prove that a bundle computes what its checkpoint does."),
     "inspect": ("inspect", "inspect", "Show what a bundle holds."),
-    "plan": ("plan", "plan", "Predict the memory and disk that engines take."),
+    "plan": ("plan", "plan", "Predict the memory and disk space of engines."),
     "build": ("build", "build", "Build TensorRT engines of a bundle."),
-    "engines": ("engines", "engines", "List engines, and remove what nothing will use again."),
+    "engines": ("engines", "engines", "List engines, refit them, and remove unused ones."),
     "bench": ("bench", "bench", "Measure where the time of an image goes."),
-    "samplers": ("samplers", "samplers", "List the samplers, show or draw what they compute."),
+    "samplers": ("samplers", "samplers", "List the samplers, or show their plans."),
     "data": ("data", "data", "Build a training set."),
     "train": ("train", "train", "Train an autoencoder, then a diffusion model in its latents."),
     "evaluate": (
         "evaluate",
         "evaluate",
-        "Score the images of an emoji model against what its prompts say.",
+        "Score how well an emoji model follows its prompts.",
     ),
 }
 
 
 class Lazy(Group):
-    """A group that knows its commands' names and imports one only to run it."""
+    """A group that knows the names of its commands and imports a command only to run it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, in the order of the help."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import a command; None if no command has this name."""
         if name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[name]
         return getattr(importlib.import_module(f"ldmrt.tools.commands.{module}"), attribute)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands into the help without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
 
@@ -56,7 +60,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line; warnings of ours are shown, and those of other libraries are not."""
+    """Run the command line; warnings of ldmrt are shown, those of other libraries are hidden."""
     from ldmrt.runtime.errors import LdmrtWarning, shortened
 
     def show(message: Warning | str, category: type[Warning], *rest: object) -> None:

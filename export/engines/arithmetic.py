@@ -7,7 +7,8 @@ builds all but these, for Turing (sm75): nothing in bfloat16, and no matrix prod
 from collections.abc import Sequence
 
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.recipe import BACKENDS, Recipe
+from ldmrt.runtime.bundle.engines.recipe import Recipe
+from ldmrt.runtime.bundle.engines.targets import BACKENDS
 from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.errors import LdmrtError
 

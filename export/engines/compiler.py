@@ -16,7 +16,8 @@ from types import ModuleType
 from typing import Any
 
 from ldmrt.runtime.backends.trt.session import MODULES
-from ldmrt.runtime.bundle.engines.recipe import BACKENDS, PORTABLE, Recipe
+from ldmrt.runtime.bundle.engines.recipe import Recipe
+from ldmrt.runtime.bundle.engines.targets import BACKENDS, PORTABLE
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.optional import unavailable

@@ -6,7 +6,7 @@ The state goes in and comes out, so nothing has to come to the host between two 
     m        = weights @ out_sample
     state'   = table[row] @ (m, state, noise[row])    row' = row + 1
 
-Each latent has its own row number, times and table (`Plan.folded`), so images of different samplers share a call.
+Each latent has its own row number, times and table (`Plan.fused`), so images of different samplers share a call.
 """
 
 from pathlib import Path

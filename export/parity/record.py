@@ -15,7 +15,8 @@ from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.pipeline.controls import KINDS
 from ldmrt.runtime.pipeline.pipeline import Pipeline
-from ldmrt.runtime.pipeline.request import Request
+from ldmrt.runtime.pipeline.request.fields import from_short
+from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.runtime.tensors import Array
 
@@ -71,7 +72,7 @@ def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0, side: int | No
     if side % (unit := max(part.unit for part in parts.values())):
         raise LdmrtError("verify", "invalid side", expected=f"a multiple of {unit} pixels", found=side)
     options = asking(prompt, seed, side, STEPS)
-    rows = plain.plan(Request(**options)).rows
+    rows = plain.plan(Request(**from_short(options))).rows
     engines = {name: RecordingEngine(part, wanted(part, rows)) for name, part in parts.items()}
     pipeline = replace(plain, engines=LazyEngines.of(engines))
     given = needed(parts, checkpoint, side)
@@ -114,7 +115,7 @@ def wanted(part: Component, rows: int) -> dict[int, str]:
 
 
 def asking(prompt: str, seed: int, side: int, steps: int) -> JsonObject:
-    """Return the fields of a plain request."""
+    """Return the fields of a plain request, by their short words."""
     return {"prompt": prompt, "seed": seed, "width": side, "height": side, "steps": steps, "guidance": GUIDANCE}
 
 
@@ -132,7 +133,7 @@ def needed(parts: Mapping[str, Component], checkpoint: Checkpoint, side: int) ->
 
 def _draw(pipeline: Pipeline, options: JsonObject, given: Arrays) -> Trajectory:
     """Draw an image with PyTorch and keep every row."""
-    task = pipeline.prepare(**asked(options, given))
+    task = pipeline.prepare(Request(**from_short(asked(options, given))))
     seen, predictions = list[Latents](), list[Latents]()
 
     def model(x: Latents, t: float, _: Latents | None = None) -> Latents:

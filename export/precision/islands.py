@@ -22,6 +22,8 @@ from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.bundle.recording import Case, asked
 from ldmrt.runtime.errors import LdmrtWarning
+from ldmrt.runtime.pipeline.request.fields import from_short
+from ldmrt.runtime.pipeline.request.request import Request
 
 from .casting import computing, door, modules_of
 
@@ -64,7 +66,9 @@ def measure(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, Measure
         pipeline = replace(torch_pipeline(checkpoint), engines=LazyEngines.of(engines))
         side = min(SIDE, pipeline.shape.size)
         for seed, prompt in enumerate(PROMPTS):
-            task = pipeline.prepare(**asked(asking(prompt, seed, side, STEPS), needed(every, checkpoint, side)))
+            task = pipeline.prepare(
+                Request(**from_short(asked(asking(prompt, seed, side, STEPS), needed(every, checkpoint, side))))
+            )
             x = task.x
             for state in task.steps():
                 x = state.x

@@ -1,1 +1,1 @@
-"""Checkpoints: folders in diffusers' layout, single files and the hub."""
+"""Load checkpoints: folders in diffusers' layout, single files and models of the hub."""

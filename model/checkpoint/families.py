@@ -1,14 +1,14 @@
-"""The families that a single file may be of: their networks' configs, text encoders, schedulers and pipelines."""
+"""List the families of single files: their networks' configs, text encoders, schedulers and pipelines."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ldmrt.model.networks.unet import UNetConfig
 from ldmrt.model.weights.lazy import Lazy
 from ldmrt.model.weights.weights import SUFFIXES as SUFFIXES
 from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.tokenizer.vocabulary import END
 
 from .folder import TEXT
@@ -19,36 +19,40 @@ CLIP, OPEN_CLIP = "transformers", "open_clip"  # whose names a text encoder's we
 
 @dataclass(frozen=True)
 class Text:
-    """A text encoder in a file."""
+    """Describes a text encoder in a file."""
 
     prefix: str
     names: str  # CLIP or OPEN_CLIP
     kind: str  # the class in transformers
     pad: str  # the token that fills up a prompt
-    config: dict[str, Any]
+    config: JsonObject
 
 
 @dataclass(frozen=True)
 class Family:
-    """Models of one shape. `unet`, `vae` and the texts' configs are those of diffusers and transformers."""
+    """Describes models of one shape. `unet`, `vae` and the texts' configs are those of diffusers and transformers."""
 
     name: str
-    unet: dict[str, Any]
-    vae: dict[str, Any]
+    unet: JsonObject
+    vae: JsonObject
     texts: dict[str, Text]
-    scheduler: dict[str, Any]
-    index: dict[str, Any]
+    scheduler: JsonObject
+    index: JsonObject
 
-    def inpainting(self, scheduler: dict[str, Any], **unet: Any) -> "Family":
-        """The same model with the mask and the masked picture as further inputs."""
+    def inpainting(self, scheduler: JsonObject, **unet: object) -> "Family":
+        """Return the same model with the mask and the masked image's latents as further inputs of its U-Net."""
         kind = self.index["_class_name"].replace("Pipeline", "InpaintPipeline")
         return replace(
-            self, name=f"{self.name} inpainting", unet={**self.unet, **unet, "in_channels": 9}, scheduler=scheduler,
+            self,
+            name=f"{self.name} inpainting",
+            unet={**self.unet, **unet, "in_channels": 9},
+            scheduler=scheduler,
             index={**self.index, "_class_name": kind},
-        )  # fmt: skip
+        )
 
 
-def _text(width: int, layers: int, act: str, projection: int) -> dict[str, Any]:
+def _text(width: int, layers: int, act: str, projection: int) -> JsonObject:
+    """Return the config of a text encoder; the heads are 64 channels wide."""
     return {
         "attention_dropout": 0.0, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "hidden_act": act,
         "hidden_size": width, "intermediate_size": 4 * width, "layer_norm_eps": 1e-5, "max_position_embeddings": 77,
@@ -124,10 +128,10 @@ _EULER = {
 
 
 _NONE = [None, None]
-_SD: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "feature_extractor": _NONE, "safety_checker": _NONE}
+_SD: JsonObject = {"_class_name": "StableDiffusionPipeline", "feature_extractor": _NONE, "safety_checker": _NONE}
 _SD |= {"requires_safety_checker": False}
-_XL: dict[str, Any] = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
-_XL_REFINER: dict[str, Any] = {
+_XL: JsonObject = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
+_XL_REFINER: JsonObject = {
     "_class_name": "StableDiffusionXLImg2ImgPipeline", "force_zeros_for_empty_prompt": False,
     "requires_aesthetics_score": True, "text_encoder": _NONE, "tokenizer": _NONE,
 }  # fmt: skip
@@ -161,23 +165,30 @@ FAMILIES = (
 
 
 def recognise(tensors: Mapping[str, Lazy], path: Path, replaced: Collection[str] = ()) -> Family:
-    """The family whose U-Net takes inputs of the file's widths and that reads all of its text encoders, but for those
-    that are `replaced`.
+    """Recognise the family of a file by the widths of its U-Net's inputs and by its text encoders.
+
+    Args:
+        tensors: The tensors of the file, by their names in it.
+        path: The file, for messages.
+        replaced: Parts that come from elsewhere and may be missing.
+
+    Raises:
+        LdmrtError: The file is of none of `FAMILIES`.
     """
     for family in FAMILIES:
         level = family.unet["down_block_types"].index(_DOWN[0])
         attention = f"down_blocks.{level}.attentions.0.transformer_blocks.0.attn2.to_k.weight"
         widths = {"conv_in.weight": family.unet["in_channels"], attention: family.unet["cross_attention_dim"]}
         modules = ldm_modules(UNetConfig.read(family.unet))
-        found = {key: tensors.get(unet_name(key, modules)) for key in widths}
-        fits = all(tensor and tensor.shape[1:2] == (widths[key],) for key, tensor in found.items())
-        wanted = [text.prefix for part, text in family.texts.items() if part not in replaced]
-        if fits and all(any(key.startswith(prefix) for key in tensors) for prefix in wanted):
+        inputs = {key: tensors.get(unet_name(key, modules)) for key in widths}
+        fits = all(tensor and tensor.shape[1:2] == (widths[key],) for key, tensor in inputs.items())
+        prefixes = [text.prefix for part, text in family.texts.items() if part not in replaced]
+        if fits and all(any(key.startswith(prefix) for key in tensors) for prefix in prefixes):
             return family
     first = tensors.get(f"{UNET}input_blocks.0.0.weight")
-    raise LdmrtError(
-        "checkpoint", f"{path} is of no family of models that is read here",
-        expected="Stable Diffusion " + ", ".join(family.name for family in FAMILIES),
-        found=f"{len(tensors)} weights, such as {min(tensors, default='none')}"
-        if first is None else f"{UNET}input_blocks.0.0.weight of shape {first.shape}",
-    )  # fmt: skip
+    if first is None:
+        found = f"{len(tensors)} weights, such as {min(tensors, default='none')}"
+    else:
+        found = f"{UNET}input_blocks.0.0.weight of shape {first.shape}"
+    expected = "Stable Diffusion " + ", ".join(family.name for family in FAMILIES)
+    raise LdmrtError("checkpoint", f"unsupported family of models in {path}", expected=expected, found=found)

@@ -1,4 +1,4 @@
-"""What a single file says of how it was trained: in marker tensors, in its metadata, in its name."""
+"""Read what a single file says of its training: in marker tensors, in its metadata, in its name."""
 
 import contextlib
 import re
@@ -6,14 +6,14 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 
 from ldmrt.model.weights.lazy import Lazy
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
-from ldmrt.runtime.samplers.config import KEYS
+from ldmrt.runtime.files.reading import JsonObject
+from ldmrt.runtime.samplers.config import KEYS, Config
 from ldmrt.runtime.samplers.registry import find_scheduler
 
 PREDICTIONS = {
@@ -43,7 +43,7 @@ TRAINING = re.compile(
 
 @dataclass(frozen=True)
 class FileNotes:
-    """What a file says beside its weights. None is what it does not say."""
+    """Holds what a file says beside its weights; None where it says nothing."""
 
     name: str
     prediction: str | None
@@ -52,8 +52,8 @@ class FileNotes:
     few_steps: str | None = None  # the name or title that says so
 
     @classmethod
-    def read(cls, path: Path, tensors: Mapping[str, Lazy], notes: Mapping[str, Any]) -> "FileNotes":
-        """From the tensors of a file and its metadata."""
+    def read(cls, path: Path, tensors: Mapping[str, Lazy], notes: Mapping[str, object]) -> "FileNotes":
+        """Read the notes in the tensors of a file, its name and its metadata."""
         sigmas = {
             name: value
             for name in ("sigma_min", "sigma_max")
@@ -65,13 +65,19 @@ class FileNotes:
         zero_snr = "ztsnr" in tensors or _true(notes.get("ss_zero_terminal_snr"))
         return cls(path.name, prediction, zero_snr, sigmas if "sigma_max" in sigmas else {}, few_steps(path, notes))
 
-    def scheduler(self, own: Mapping[str, Any], asked: str | None) -> dict[str, Any]:
-        """A family's scheduler config, as the file wants it; `asked` is the prediction type that the user says."""
+    def scheduler(self, own: Config, prediction_type: str | None) -> JsonObject:
+        """Adapt the scheduler config of a file's family to what the file says.
+
+        Args:
+            own: The family's config.
+            prediction_type: The prediction type that the user states, which comes before what the file says.
+        """
         config = dict(own)
-        prediction = asked or self.prediction or ("epsilon" if self.few_steps and "prediction_type" in own else None)
+        usual = "epsilon" if self.few_steps and "prediction_type" in own else None
+        prediction = prediction_type or self.prediction or usual
         if prediction is not None:
             config["prediction_type"] = prediction
-        if self.sigmas and asked is None:
+        if self.sigmas and prediction_type is None:
             return {
                 "_class_name": "EDMEulerScheduler",
                 "sigma_data": 1.0,
@@ -85,49 +91,49 @@ class FileNotes:
         return config if self.few_steps is None else for_few_steps(config, self.few_steps)
 
 
-def few_steps(path: Path, notes: Mapping[str, Any]) -> str | None:
-    """The name or title that says that a model was distilled to few steps, if one does."""
-    said = (path.stem, str(notes.get("modelspec.title", "")), str(notes.get("ss_output_name", "")))
-    return next((text for text in said if FEW_STEPS.search(text)), None)
+def few_steps(path: Path, notes: Mapping[str, object]) -> str | None:
+    """Return the name or title that says that a model was distilled to few steps, if one does."""
+    titles = (path.stem, str(notes.get("modelspec.title", "")), str(notes.get("ss_output_name", "")))
+    return next((title for title in titles if FEW_STEPS.search(title)), None)
 
 
 def few_steps_file(path: Path) -> str | None:
-    """The same of a file of its own, such as a LoRA, whose weights are not looked at."""
+    """Do the same for a file such as a LoRA, of which only the metadata is read."""
     try:
         with safe_open(path, "pt") as file:
             notes = file.metadata() or {}
-    except Exception:  # no safetensors: whoever reads it says so
+    except Exception:  # no safetensors: reading its weights reports that
         notes = {}
     return few_steps(path, notes)
 
 
-def for_few_steps(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A scheduler's config for a model of few steps by its `name`: timesteps are spaced from the end.
+def for_few_steps(config: Config, name: str) -> JsonObject:
+    """Adapt a scheduler's config to a model of few steps by its `name`: timesteps are spaced from the end.
 
-    A class that has no such key stays as it is, as where diffusers makes a scheduler of a config. Both are said.
+    A class that has no such key stays as it is, as diffusers has it. A warning tells either.
     """
     scheduler, _ = find_scheduler(config)
-    said = f"{name!r} is a model of few steps by its name"
+    reason = f"{name!r} is a model of few steps by its name"
     if "timestep_spacing" not in KEYS[scheduler.class_name]:
         hint = "--scheduler-config chooses another"
-        warn(f"{said}, but {scheduler.class_name} has no timestep_spacing and stays as it is; {hint}")
+        warn(f"{reason}, but {scheduler.class_name} has no timestep_spacing and stays as it is; {hint}")
         return dict(config)
     if config.get("timestep_spacing") != "trailing":
-        warn(f"{said}: timestep_spacing is trailing; --set chooses another")
+        warn(f"{reason}: timestep_spacing is trailing; --set chooses another")
     return {**config, "timestep_spacing": "trailing"}
 
 
 def warn(message: str) -> None:
-    """Warn of what a file says."""
+    """Warn the caller's caller of a choice that a file's notes caused."""
     warnings.warn(message, LdmrtWarning, stacklevel=3)
 
 
 def without_leftovers(tensors: Mapping[str, Lazy], path: Path, beside: set[str]) -> dict[str, Lazy]:
-    """The tensors that belong to networks. One warning counts what else there is: what training left, and `beside`."""
+    """Return the tensors that belong to networks; one warning counts the others, of training or in `beside`."""
     aside = sorted(key for key in tensors if key in beside or (TRAINING.fullmatch(key) and key not in MARKERS))
     if aside:
         named = ", ".join(aside[:2]) + (", ..." if len(aside) > 2 else "")
-        message = f"{path.name}: {len(aside)} tensors that belong to no network are left aside: {named}"
+        message = f"{path.name}: {len(aside)} tensors that belong to no network are skipped: {named}"
         warnings.warn(message, LdmrtWarning, stacklevel=2)
     gone = {*aside, *MARKERS}
     return {key: tensor for key, tensor in tensors.items() if key not in gone and not TABLES.fullmatch(key)}
@@ -141,23 +147,25 @@ def check_latents(tensors: Mapping[str, Lazy], path: Path) -> None:
             raise LdmrtError("vae", problem, expected="one scaling factor", found="a model like Playground 2.5")
 
 
-def _prediction(path: Path, tensors: Mapping[str, Lazy], notes: Mapping[str, Any]) -> str | None:
+def _prediction(path: Path, tensors: Mapping[str, Lazy], notes: Mapping[str, object]) -> str | None:
+    """Return the prediction type that a file states, if it does."""
     if "v_pred" in tensors or _true(notes.get("ss_v_parameterization")):
         return "v_prediction"
-    if (said := notes.get("modelspec.prediction_type")) is None:
+    if (stated := notes.get("modelspec.prediction_type")) is None:
         return None
-    if (known := PREDICTIONS.get(str(said).strip().lower())) is None:
-        message = f"{path.name}: unknown modelspec.prediction_type {str(said)[:40]!r} is left aside"
+    if (known := PREDICTIONS.get(str(stated).strip().lower())) is None:
+        message = f"{path.name}: unknown modelspec.prediction_type {str(stated)[:40]!r} is ignored"
         warnings.warn(message, LdmrtWarning, stacklevel=2)
     return known
 
 
-def _true(value: Any) -> bool:
+def _true(value: object) -> bool:
+    """Tell whether a note is true, as the strings of a safetensors header spell it."""
     return str(value).lower() in ("true", "1")
 
 
 def _number(tensor: Lazy | None) -> float | None:
-    """The value of a tensor that holds one number."""
+    """Return the value of a tensor that holds one number; None for any other."""
     if tensor is not None and torch.Size(tensor.shape).numel() == 1:
         with contextlib.suppress(AssertionError):  # of a dtype that is not read
             return float(tensor.view().reshape(()).item())

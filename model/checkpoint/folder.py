@@ -1,14 +1,13 @@
-"""What a checkpoint is made of, before any weight is read; and how a folder in diffusers' layout says it."""
+"""Describe the parts of a checkpoint before any weight is read, as a folder in diffusers' layout states them."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ldmrt.model.weights.weight_files import choose, names_in, variants
 from ldmrt.model.weights.weights import Tensors, bare, open_weights
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.files.reading import read_bytes, read_json
+from ldmrt.runtime.files.reading import JsonObject, read_bytes, read_json
 from ldmrt.runtime.nearest import suggestion
 
 INDEX = "model_index.json"
@@ -16,7 +15,7 @@ SCHEDULER = "scheduler"
 TEXT = ("CLIPTextModel", "CLIPTextModelWithProjection")
 TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast")
 
-# What is read of a folder, and the classes that it may be of.
+# The parts of a folder that are read, and the classes that each may be of.
 PARTS: dict[str, tuple[str, ...]] = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
@@ -27,29 +26,36 @@ PARTS: dict[str, tuple[str, ...]] = {
     "controlnet": ("ControlNetModel",),
     "adapter": ("T2IAdapter",),
 }
-UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # of no influence on a picture made from words
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # of no influence on the images of a prompt
 
 
 @dataclass(frozen=True)
 class Source:
-    """Configs and files. `index` is model_index.json without the parts that are here."""
+    """Holds a checkpoint's configs and files. `index` is model_index.json without the parts that are here."""
 
-    index: dict[str, Any]
-    networks: dict[str, tuple[str, dict[str, Any]]]  # part -> class in diffusers or transformers, and its config
+    index: JsonObject
+    networks: dict[str, tuple[str, JsonObject]]  # part -> class in diffusers or transformers, and its config
     tokenizers: dict[str, dict[str, bytes]]
-    scheduler: dict[str, Any]
+    scheduler: JsonObject
     tensors: Callable[[str], Tensors]  # of a part
 
 
 def read_folder(folder: Path, variant: str | None = None, replaced: Collection[str] = ()) -> Source:
-    """A checkpoint in diffusers' layout. `variant` is taken of each part that has it, the plain files of the others.
-    Parts that are `replaced` may be missing.
+    """Describe a checkpoint in diffusers' layout.
+
+    Args:
+        folder: The folder with model_index.json.
+        variant: The variant of the weights, such as fp16, taken of each part that has it; plain files of the others.
+        replaced: Parts that come from elsewhere and may be missing.
+
+    Raises:
+        LdmrtError: A file is missing or damaged, a part is unsupported, or no part has the variant.
     """
     if not folder.is_dir():
         raise LdmrtError("checkpoint", f"no folder {folder}", expected="a folder in diffusers' layout")
     index, parts = split_index(read_json("checkpoint", folder / INDEX))
     if SCHEDULER not in parts:
-        raise LdmrtError("scheduler", f"{folder / INDEX} names none", expected="a class of diffusers")
+        raise LdmrtError("scheduler", f"{folder / INDEX} names no scheduler", expected="a class of diffusers")
     scheduler = read_json(SCHEDULER, folder / SCHEDULER / "scheduler_config.json")
     tokenizers = {name: read_tokenizer(name, folder / name) for name in parts if name.startswith("tokenizer")}
     networks = {
@@ -61,19 +67,20 @@ def read_folder(folder: Path, variant: str | None = None, replaced: Collection[s
     check_variant(variant, {name: names_in(folder / name) for name in networks}, folder)
 
     def tensors(part: str) -> Tensors:
+        """Describe the tensors of a part, once they are needed."""
         return part_of_folder(part, folder / part, variant)
 
     return Source(index, networks, tokenizers, {**scheduler, "_class_name": parts[SCHEDULER]}, tensors)
 
 
 def part_of_folder(part: str, folder: Path, variant: str | None = None) -> Tensors:
-    """The tensors of one network in its own folder."""
+    """Describe the tensors of one network in its own folder."""
     path = folder / choose(part, names_in(folder), variant, folder)
     return Tensors({bare(key): tensor for key, tensor in open_weights(part, path).items()}, path)
 
 
 def check_variant(variant: str | None, names: Mapping[str, Iterable[str]], where: object) -> None:
-    """An `LdmrtError` where no part has a variant that is asked for."""
+    """Refuse a variant that no part has."""
     there = {kind for part in names.values() for kind in variants(part)}
     if variant and variant not in there:
         found = ", ".join(sorted(kind or "plain" for kind in there))
@@ -81,9 +88,13 @@ def check_variant(variant: str | None, names: Mapping[str, Iterable[str]], where
         raise LdmrtError("checkpoint", problem, found=found or "no weights")
 
 
-def split_index(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The fields of a model_index.json that are its own, and the classes of the parts that are read."""
-    index: dict[str, Any] = {}
+def split_index(content: JsonObject) -> tuple[JsonObject, dict[str, str]]:
+    """Split a model_index.json into its own fields and the classes of the parts that are read.
+
+    Raises:
+        LdmrtError: A part or its class is unsupported.
+    """
+    index: JsonObject = {}
     parts: dict[str, str] = {}
     for name, value in content.items():
         if not isinstance(value, list):
@@ -108,7 +119,7 @@ def split_index(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]
 
 
 def read_tokenizer(component: str, folder: Path) -> dict[str, bytes]:
-    """The files of a tokenizer's folder."""
+    """Read the files of a tokenizer's folder, name to content."""
     paths = [path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".txt") and not path.is_dir()]
     files = {path.name: read_bytes(component, path) for path in paths}
     if not files:

@@ -1,23 +1,26 @@
 """Models of the Hugging Face hub, fetched into its own cache: the files that are read, and no others."""
 
-import re
 from pathlib import Path
 
 from ldmrt.model.weights.weight_files import choose, shards
-from ldmrt.runtime.errors import LdmrtError, first_line
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.files.hub import fetch
 from ldmrt.runtime.files.reading import read_json
 from ldmrt.runtime.optional import unavailable
 
 from .folder import INDEX, check_variant, split_index
 
 
-def is_name(source: str) -> bool:
-    """Whether this could be a model's name on the hub: "owner/name"."""
-    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) is not None
-
-
 def download(name: str, variant: str | None = None) -> Path:
-    """The folder of a model in the hub's cache. Without a network, what is there already."""
+    """Fetch a model into the hub's cache and return its folder; without a network, the files that are there already.
+
+    Args:
+        name: "owner/name" of a model in diffusers' layout.
+        variant: The variant of the weights to fetch, such as fp16.
+
+    Raises:
+        LdmrtError: There is no such model, it has no such variant, or the hub does not answer.
+    """
     folder = _fetch(name, [INDEX])
     if not (folder / INDEX).is_file():
         raise LdmrtError("checkpoint", f"{name} on the hub has no {INDEX}", expected="a model in diffusers' layout")
@@ -26,17 +29,17 @@ def download(name: str, variant: str | None = None) -> Path:
     inside = {part: [file.partition("/")[2] for file in names if file.startswith(f"{part}/")] for part in parts}
     networks = {part: files for part, files in inside.items() if "config.json" in files}
     check_variant(variant, networks, name)
-    wanted = [INDEX]
+    needed = [INDEX]
     for part, files in inside.items():
         if part in networks:
             weights = choose(part, files, variant, f"{name}/{part}")
             files = ["config.json", weights, *shards(weights, files)]
-        wanted += [f"{part}/{file}" for file in files]
-    return _fetch(name, wanted)
+        needed += [f"{part}/{file}" for file in files]
+    return _fetch(name, needed)
 
 
 def _names(name: str) -> list[str]:
-    """The files of a model; none where the hub does not answer."""
+    """List the files of a model; none where the hub does not answer."""
     from huggingface_hub import HfApi
 
     try:
@@ -46,17 +49,8 @@ def _names(name: str) -> list[str]:
 
 
 def _fetch(name: str, files: list[str]) -> Path:
+    """Fetch files of a model, or say how to install what fetches them."""
     try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import RepositoryNotFoundError
+        return fetch("checkpoint", name, files)
     except ImportError as error:
         raise unavailable(error, f"checkpoint: no folder {name}") from None
-    try:
-        return Path(snapshot_download(name, allow_patterns=files))
-    except RepositoryNotFoundError:
-        problem = f"no folder {name}, and no such model on the hub"
-        raise LdmrtError("checkpoint", problem, hint="hf auth login, where it is private") from None
-    except Exception as error:  # of the network, in many classes
-        problem = f"no folder {name}, and the hub could not be reached"
-        hint = "a folder that is there, or again with a network"
-        raise LdmrtError("checkpoint", problem, found=first_line(error.__cause__ or error), hint=hint) from None

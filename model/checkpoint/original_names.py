@@ -1,4 +1,4 @@
-"""Where CompVis' and Stability AI's programs put each weight: from a network's own name to the one in their files."""
+"""Map the name of each weight to the one in files of CompVis' and Stability AI's programs."""
 
 import re
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ RESNET = {
 
 
 def ldm_modules(config: UNetConfig) -> dict[str, str]:
-    """Each module of the U-Net in diffusers' naming -> in that of the original code (CompVis's, later Stability's).
+    """Map each module of the U-Net in diffusers' naming to that of the original code (CompVis', later Stability's).
 
     An entry holds for the module and for all below it, which is named alike; no two entries overlap, so a weight is
     renamed by its one entry, in either direction. Entries that this very network lacks (a conv_shortcut, say) do no
@@ -66,7 +66,7 @@ def ldm_modules(config: UNetConfig) -> dict[str, str]:
 
 
 def unet_name(key: str, modules: Mapping[str, str]) -> str:
-    """The name of a U-Net's weight in a file, by its `ldm_modules`."""
+    """Return the name of a U-Net's weight in a file, by its `ldm_modules`."""
     module, rest = key, ""
     while module not in modules:
         module, dot, last = module.rpartition(".")
@@ -76,23 +76,23 @@ def unet_name(key: str, modules: Mapping[str, str]) -> str:
 
 
 def controlnet_place(key: str, modules: Mapping[str, str], prefix: str) -> Place:
-    """The place of a ControlNet's weight in a file, by the `ldm_modules` of the U-Net that it copies."""
-    if found := re.match(r"controlnet_down_blocks\.(\d+)\.(.+)", key):
-        name = f"zero_convs.{found[1]}.0.{found[2]}"
+    """Return the place of a ControlNet's weight in a file, by the `ldm_modules` of the U-Net that it copies."""
+    if match := re.match(r"controlnet_down_blocks\.(\d+)\.(.+)", key):
+        name = f"zero_convs.{match[1]}.0.{match[2]}"
     elif key.startswith("controlnet_mid_block."):
         name = key.replace("controlnet_mid_block", "middle_block_out.0")
-    elif found := re.match(r"controlnet_cond_embedding\.(conv_in|blocks\.(\d+)|conv_out)\.(.+)", key):
-        place = {"conv_in": 0, "conv_out": 14}.get(found[1], 2 * int(found[2] or 0) + 2)
-        name = f"input_hint_block.{place}.{found[3]}"
+    elif match := re.match(r"controlnet_cond_embedding\.(conv_in|blocks\.(\d+)|conv_out)\.(.+)", key):
+        place = {"conv_in": 0, "conv_out": 14}.get(match[1], 2 * int(match[2] or 0) + 2)
+        name = f"input_hint_block.{place}.{match[3]}"
     else:
         name = unet_name(key, modules).removeprefix(UNET)
     return prefix + name, as_it_is
 
 
 def vae_place(key: str, levels: int) -> Place:
-    """The place of an autoencoder's weight in a file, where attention is made of convolutions of one pixel."""
-    key = re.sub(r"up_blocks\.(\d+)", lambda found: f"up.{levels - 1 - int(found[1])}", key)
-    key = re.sub(r"mid_block\.resnets\.(\d+)", lambda found: f"mid.block_{int(found[1]) + 1}", key)
+    """Return the place of an autoencoder's weight in a file, where attention is made of 1x1 convolutions."""
+    key = re.sub(r"up_blocks\.(\d+)", lambda match: f"up.{levels - 1 - int(match[1])}", key)
+    key = re.sub(r"mid_block\.resnets\.(\d+)", lambda match: f"mid.block_{int(match[1]) + 1}", key)
     for old, new in (
         (r"mid_block\.attentions\.0", "mid.attn_1"), (r"down_blocks", "down"), (r"\.resnets\.", ".block."),
         (r"(down|up)samplers\.0", r"\1sample"), (r"conv_shortcut", "nin_shortcut"), (r"conv_norm_out", "norm_out"),
@@ -103,17 +103,17 @@ def vae_place(key: str, levels: int) -> Place:
 
 
 def clip_place(key: str, prefix: str) -> Place:
-    """The place of a text encoder's weight in a file that has transformers' names."""
+    """Return the place of a text encoder's weight in a file that has transformers' names."""
     return prefix + bare(key), as_it_is
 
 
 def open_clip_place(key: str, prefix: str) -> Place:
-    """The place of a text encoder's weight in a file of OpenCLIP, where q, k and v are one matrix."""
+    """Return the place of a text encoder's weight in a file of OpenCLIP, where q, k and v are one matrix."""
     key, change = bare(key), as_it_is
     if key == "text_projection.weight":
         return f"{prefix}text_projection", Lazy.transposed
-    if found := re.search(r"([qkv])_proj\.", key):
-        change = partial(Lazy.part, index="qkv".index(found[1]), count=3)
+    if match := re.search(r"([qkv])_proj\.", key):
+        change = partial(Lazy.part, index="qkv".index(match[1]), count=3)
     for old, new in (
         (r"embeddings\.(token_embedding)", r"\1"), (r"embeddings\.position_embedding\.weight", "positional_embedding"),
         (r"final_layer_norm", "ln_final"), (r"encoder\.layers", "transformer.resblocks"), (r"layer_norm", "ln_"),

@@ -1,7 +1,7 @@
-"""Whole models in one file, as CompVis' and Stability AI's programs write them: which family, which weight is whose.
+"""Read whole models in one file, as CompVis' and Stability AI's programs write them.
 
-The file holds weights alone. What they belong to is told from their shapes, by the rows of `FAMILIES`; the configs in
-the rows are those of the folders that diffusers takes for the same file. The tokenizer comes from elsewhere.
+The file holds weights alone. Their shapes tell the family, a row of `FAMILIES`; the configs in the rows are those of
+the folders that diffusers takes for the same file. The tokenizer comes from elsewhere.
 """
 
 import json
@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ldmrt.model.networks.unet import UNetConfig
 from ldmrt.model.weights.lazy import Lazy, Place, as_it_is
@@ -24,7 +23,7 @@ from .file_notes import TABLES, FileNotes, check_latents, without_leftovers
 from .folder import TEXT, Source, read_tokenizer
 from .original_names import UNET, VAE, clip_place, ldm_modules, open_clip_place, unet_name, vae_place
 
-CONDITIONERS = ("cond_stage_model.", "conditioner.")  # what text encoders stand under
+CONDITIONERS = ("cond_stage_model.", "conditioner.")  # how the names of text encoders' weights begin
 
 
 def read_file(
@@ -33,22 +32,33 @@ def read_file(
     prediction_type: str | None = None,
     replaced: Collection[str] = (),
 ) -> Source:
-    """What a file holds, with the vocabulary in the folder `tokenizer`. Parts that are `replaced` may be missing."""
-    held, notes = open_noted("checkpoint", path)
-    family = recognise(held, path, replaced)
+    """Describe the checkpoint in a file.
+
+    Args:
+        path: A .safetensors or .ckpt file.
+        tokenizer: A folder with CLIP's vocabulary, or a checkpoint's folder with a tokenizer in it.
+        prediction_type: The prediction type that the user states; it comes before what the file says.
+        replaced: Parts that come from elsewhere and may be missing.
+
+    Raises:
+        LdmrtError: The file is damaged, of no known family, or holds unexpected tensors; or the vocabulary is missing.
+    """
+    everything, notes = open_noted("checkpoint", path)
+    family = recognise(everything, path, replaced)
     if "addition_embed_type" in family.unet:
-        check_latents(held, path)
-    said = FileNotes.read(path, held, notes)
-    scheduler = said.scheduler(family.scheduler, prediction_type)
-    tensors = without_leftovers(held, path, doubles(held, family))
+        check_latents(everything, path)
+    file_notes = FileNotes.read(path, everything, notes)
+    scheduler = file_notes.scheduler(family.scheduler, prediction_type)
+    tensors = without_leftovers(everything, path, doubles(everything, family))
     parts = split(tensors, family, path, replaced)
     second = family.scheduler.get("prediction_type") == "v_prediction"
-    if second and scheduler["prediction_type"] == "v_prediction" and not (prediction_type or said.prediction):
+    if second and scheduler["prediction_type"] == "v_prediction" and not (prediction_type or file_notes.prediction):
         warnings.warn(
             f"{path.name} is Stable Diffusion {family.name} and does not say what it predicts: v_prediction is taken, "
             "as in the models of 768 pixels; those of 512 pixels predict epsilon",
-            LdmrtWarning, stacklevel=3,
-        )  # fmt: skip
+            LdmrtWarning,
+            stacklevel=3,
+        )
     small = {"sample_size": 64} if second and scheduler["prediction_type"] == "epsilon" else {}
     networks = {
         "unet": ("UNet2DConditionModel", family.unet | small),
@@ -59,7 +69,7 @@ def read_file(
 
 
 def doubles(tensors: Mapping[str, Lazy], family: Family) -> set[str]:
-    """Text encoders that the family does not read, and weights that are there under an older name too."""
+    """Return names of text encoders that the family does not read, and of weights stored under an older name too."""
     prefixes = tuple(text.prefix for text in family.texts.values())
     texts = {key for key in tensors if key.startswith(CONDITIONERS)}
     other = {key for key in texts if not key.startswith(prefixes) and not TABLES.fullmatch(key)}
@@ -72,35 +82,35 @@ def doubles(tensors: Mapping[str, Lazy], family: Family) -> set[str]:
 def split(
     tensors: Mapping[str, Lazy], family: Family, path: Path, replaced: Collection[str] = ()
 ) -> dict[str, Tensors]:
-    """The tensors of each part that is not `replaced`. What belongs to none is an error."""
+    """Split the tensors of a file among the parts that are not `replaced`; a tensor of no part is an error."""
     prefixes = {"unet": UNET, "vae": VAE, **{part: text.prefix for part, text in family.texts.items()}}
-    found: dict[str, dict[str, Lazy]] = {part: {} for part in prefixes}
+    by_part: dict[str, dict[str, Lazy]] = {part: {} for part in prefixes}
     surplus = []
     for key, tensor in tensors.items():
         part = next((part for part, prefix in prefixes.items() if key.startswith(prefix)), None)
         if part is None:
             surplus.append(key)
         else:
-            found[part][key] = tensor
+            by_part[part][key] = tensor
     if surplus:
-        raise LdmrtError("checkpoint", f"{len(surplus)} tensors of {path} have no place", found=min(surplus))
+        raise LdmrtError("checkpoint", f"{path} holds {len(surplus)} unexpected tensors", found=min(surplus))
     modules = ldm_modules(UNetConfig.read(family.unet))
     places: dict[str, Callable[[str], Place]] = {
         "unet": lambda key: (unet_name(key, modules), as_it_is),
         "vae": lambda key: vae_place(key, len(family.vae["block_out_channels"])),
     }
     for part, text in family.texts.items():
-        found[part] = {key: tensor for key, tensor in found[part].items() if not unused(key, text)}
+        by_part[part] = {key: tensor for key, tensor in by_part[part].items() if not unused(key, text)}
         if text.names == OPEN_CLIP:
             places[part] = partial(open_clip_place, prefix=text.prefix)
         else:
-            full = any(key.startswith(f"{text.prefix}text_model.") for key in found[part])  # some of 2022 leave it out
+            full = any(key.startswith(f"{text.prefix}text_model.") for key in by_part[part])  # some of 2022 omit it
             places[part] = partial(clip_place, prefix=f"{text.prefix}text_model." if full else text.prefix)
-    return {part: Tensors(named, path, places[part]) for part, named in found.items() if part not in replaced}
+    return {part: Tensors(named, path, places[part]) for part, named in by_part.items() if part not in replaced}
 
 
 def unused(key: str, text: Text) -> bool:
-    """What a file has beyond the part of a text encoder that is used: layers after the last, and a projection."""
+    """Tell whether a file's tensor is of no use to its text encoder: of a layer after the last, or a projection."""
     name = key.removeprefix(text.prefix)
     block = re.match(r"transformer\.resblocks\.(\d+)\.", name)
     beyond = block is not None and int(block[1]) >= text.config["num_hidden_layers"]
@@ -108,24 +118,22 @@ def unused(key: str, text: Text) -> bool:
 
 
 def tokenizers(family: Family, folder: str | Path | None) -> dict[str, dict[str, bytes]]:
-    """The files of each tokenizer of a family: the vocabulary in `folder`, or in its folder "tokenizer"."""
+    """Return the files of each tokenizer of a family: the vocabulary in `folder`, or in its folder "tokenizer"."""
     if folder is None:
-        raise LdmrtError(
-            "tokenizer", "a single file holds none", expected="a folder with CLIP's vocab.json and merges.txt",
-            hint="--tokenizer FOLDER, of any Stable Diffusion in diffusers' layout",
-        )  # fmt: skip
+        expected = "a folder with CLIP's vocab.json and merges.txt"
+        hint = "--tokenizer FOLDER, of any Stable Diffusion in diffusers' layout"
+        raise LdmrtError("tokenizer", "a single file holds no tokenizer", expected=expected, hint=hint)
     folder = Path(folder)
     nested = folder / "tokenizer"
     files = read_tokenizer("tokenizer", nested if nested.is_dir() else folder)
     vocabulary: dict[str, bytes] = {
         name: files[name] for name in ("vocab.json", "merges.txt", "tokenizer.json") if name in files
     }
-    found: dict[str, dict[str, bytes]] = {}
+    by_part: dict[str, dict[str, bytes]] = {}
     for part, text in family.texts.items():
-        special: dict[str, Any] = {"bos_token": START, "eos_token": END, "pad_token": text.pad, "unk_token": END}
-        config: dict[str, Any] = {"model_max_length": text.config["max_position_embeddings"]}
-        config["tokenizer_class"] = "CLIPTokenizer"
-        more = {"special_tokens_map.json": special, "tokenizer_config.json": {**special, **config}}
-        made = {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in more.items()}
-        found[part.replace("text_encoder", "tokenizer")] = {**vocabulary, **made}
-    return found
+        special = {"bos_token": START, "eos_token": END, "pad_token": text.pad, "unk_token": END}
+        length = {"model_max_length": text.config["max_position_embeddings"], "tokenizer_class": "CLIPTokenizer"}
+        configs = {"special_tokens_map.json": special, "tokenizer_config.json": {**special, **length}}
+        files = {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in configs.items()}
+        by_part[part.replace("text_encoder", "tokenizer")] = {**vocabulary, **files}
+    return by_part

@@ -1,18 +1,17 @@
-"""One network in its own file, a folder or a whole checkpoint: an autoencoder, a text encoder, a ControlNet."""
+"""Read one network from its own file, a folder or a whole checkpoint: autoencoder, text encoder, ControlNet."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ldmrt.model.networks.controlnet import ControlNetConfig
 from ldmrt.model.networks.unet import UNetConfig
 from ldmrt.model.weights.lazy import Lazy, Place
 from ldmrt.model.weights.weights import Tensors, bare, open_weights
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.files.reading import read_json
+from ldmrt.runtime.files.reading import JsonObject, read_json
 
 from . import families
 from .families import CLIP, OPEN_CLIP, Family, Text
@@ -26,7 +25,7 @@ CLIP_ANCHOR, OPEN_CLIP_ANCHOR = "embeddings.position_embedding.weight", "positio
 COND, CONTEXT = "controlnet_cond_embedding.conv_in.weight", "attn2.to_k.weight"
 VISION = re.compile(r"(^|\.)(visual|vision_model|visual_projection)\.")  # CLIP's other half
 BUFFERS = re.compile(r"(^|\.)(position_ids|logit_scale|attn_mask)$")
-# By a tensor that they have. "difference" marks weights that are to be added to the U-Net's.
+# Controls of other kinds, by how a tensor's name begins. "difference" marks weights to be added to the U-Net's.
 OTHER_CONTROLS = {
     "lllite_": "ControlNet-LLLite",
     "lora_controlnet": "Control-LoRA",
@@ -36,7 +35,17 @@ OTHER_CONTROLS = {
 
 
 def with_part(source: Source, part: str, path: Path, variant: str | None = None) -> Source:
-    """A checkpoint with an autoencoder or a text encoder from elsewhere in the place of its own, if it has one."""
+    """Put an autoencoder or a text encoder from elsewhere in the place of a checkpoint's own, if it has one.
+
+    Args:
+        source: The checkpoint, which is not changed.
+        part: "vae", "text_encoder" or "text_encoder_2".
+        path: A folder with a config.json, a folder with such a folder in it, or a file of weights.
+        variant: The variant of the weights to read from a folder.
+
+    Raises:
+        LdmrtError: The weights are missing or damaged, or nothing says their config.
+    """
     kind, config = source.networks.get(part, (TEXT[0] if part.startswith("text_encoder") else "AutoencoderKL", None))
     if path.is_dir():
         folder = path if (path / "config.json").exists() else path / part
@@ -50,36 +59,40 @@ def with_part(source: Source, part: str, path: Path, variant: str | None = None)
     return replace(source, networks=networks, tensors=lambda name: tensors if name == part else own(name))
 
 
-def controlnet_source(path: Path) -> tuple[dict[str, Any], Tensors]:
-    """The config and the tensors of a ControlNet in a file, in diffusers' names or in the original ones.
+def controlnet_source(path: Path) -> tuple[JsonObject, Tensors]:
+    """Return the config and the tensors of a ControlNet in a file, in diffusers' names or in the original ones.
 
-    Its config is the one in a config.json beside it, or that of the family that reads the same context.
+    The config is that of a config.json beside the file, or of the family whose context has the same width.
+
+    Raises:
+        LdmrtError: The file is damaged, or another kind of control, or of no known family.
     """
-    held = open_weights("controlnet", path)
+    tensors = open_weights("controlnet", path)
     for mark, kind in OTHER_CONTROLS.items():
-        if any(key.startswith(mark) for key in held):
+        if any(key.startswith(mark) for key in tensors):
             raise LdmrtError("controlnet", f"unsupported {kind} file {path}", expected="a ControlNet")
-    prefix = next((key.removesuffix(HINT) for key in sorted(held) if key.endswith(HINT)), None)
+    prefix = next((key.removesuffix(HINT) for key in sorted(tensors) if key.endswith(HINT)), None)
     if prefix is None:
-        named = {bare(key): tensor for key, tensor in without_leftovers(held, path, set()).items()}
+        named = {bare(key): tensor for key, tensor in without_leftovers(tensors, path, set()).items()}
         beside = path.with_name("config.json")
-        config = read_json("controlnet", beside) if beside.exists() else _controlnet_config(path, held, COND)
+        config = read_json("controlnet", beside) if beside.exists() else _controlnet_config(path, tensors, COND)
         return config, Tensors(named, path)
-    named = without_leftovers({key: tensor for key, tensor in held.items() if key.startswith(prefix)}, path, set())
+    own = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    named = without_leftovers(own, path, set())
     modules = ldm_modules(UNetConfig.read(_family(path, named).unet))
     place = partial(controlnet_place, modules=modules, prefix=prefix)
     return _controlnet_config(path, named, prefix + HINT), Tensors(named, path, place)
 
 
-def _controlnet_config(path: Path, tensors: Mapping[str, Lazy], hint: str) -> dict[str, Any]:
-    """What the weights do not say is taken from the family: the heads, the depths."""
+def _controlnet_config(path: Path, tensors: Mapping[str, Lazy], hint: str) -> JsonObject:
+    """Make a ControlNet's config of its family's; the weight named `hint` tells the channels of the control image."""
     known = {field.name for field in fields(ControlNetConfig)}
     config = {key: value for key, value in _family(path, tensors).unet.items() if key in known}
     return config | {"conditioning_channels": tensors[hint].shape[1]} if hint in tensors else config
 
 
 def _family(path: Path, tensors: Mapping[str, Lazy]) -> Family:
-    """The family whose context is as wide as the one that a ControlNet reads."""
+    """Return the family whose context is as wide as the one that a ControlNet reads."""
     width = next((tensor.shape[-1] for key, tensor in tensors.items() if key.endswith(CONTEXT)), None)
     family = next((family for family in families.FAMILIES if family.unet["cross_attention_dim"] == width), None)
     if family is None:
@@ -89,34 +102,36 @@ def _family(path: Path, tensors: Mapping[str, Lazy]) -> Family:
     return family
 
 
-def _autoencoder(path: Path, config: dict[str, Any], kind: str) -> Tensors:
-    """An autoencoder's tensors: diffusers' names or the original ones, alone or in a whole checkpoint."""
-    held = open_weights("vae", path)
-    prefix = _prefix("vae", path, held, VAE_ANCHOR)
-    named = without_leftovers({key: tensor for key, tensor in held.items() if key.startswith(prefix)}, path, set())
+def _autoencoder(path: Path, config: JsonObject, kind: str) -> Tensors:
+    """Describe an autoencoder's tensors: diffusers' names or the original ones, alone or in a whole checkpoint."""
+    tensors = open_weights("vae", path)
+    prefix = _prefix("vae", path, tensors, VAE_ANCHOR)
+    named = without_leftovers({key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}, path, set())
     if not any(".mid.block_1." in key for key in named):
         return Tensors({bare(key.removeprefix(prefix)): tensor for key, tensor in named.items()}, path)
     levels = len(config["block_out_channels"])
 
     def place(key: str) -> Place:
+        """Return the place of a weight in this very file."""
         name, change = vae_place(key, levels)
         return prefix + name.removeprefix(VAE), change
 
     return Tensors(named, path, place)
 
 
-def _text_encoder(path: Path, config: dict[str, Any], kind: str) -> Tensors:
-    """A text encoder's tensors: names of transformers or of OpenCLIP, alone or in a whole checkpoint."""
-    held = {key: tensor for key, tensor in open_weights("text_encoder", path).items() if not VISION.search(key)}
-    fitting = {key: tensor for key, tensor in held.items() if tensor.shape[-1:] == (config["hidden_size"],)}
+def _text_encoder(path: Path, config: JsonObject, kind: str) -> Tensors:
+    """Describe a text encoder's tensors: names of transformers or of OpenCLIP, alone or in a whole checkpoint."""
+    tensors = {key: tensor for key, tensor in open_weights("text_encoder", path).items() if not VISION.search(key)}
+    fitting = {key: tensor for key, tensor in tensors.items() if tensor.shape[-1:] == (config["hidden_size"],)}
     original = any(key.endswith(OPEN_CLIP_ANCHOR) for key in fitting)
     prefix = _prefix("text_encoder", path, fitting, OPEN_CLIP_ANCHOR if original else CLIP_ANCHOR)
     root = prefix.removesuffix("text_model.")
     text = Text(root, OPEN_CLIP if original else CLIP, kind, "!", config)
-    named = {key: tensor for key, tensor in held.items() if key.startswith(root) and not unused(key, text)}
+    named = {key: tensor for key, tensor in tensors.items() if key.startswith(root) and not unused(key, text)}
     named = {key: tensor for key, tensor in named.items() if not BUFFERS.search(key)}
 
     def place(key: str) -> Place:
+        """Return the place of a weight in this very file; a projection stands beside the text model."""
         if original:
             return open_clip_place(key, prefix)
         return clip_place(key, root if key.startswith("text_projection") else prefix)
@@ -125,9 +140,9 @@ def _text_encoder(path: Path, config: dict[str, Any], kind: str) -> Tensors:
 
 
 def _prefix(part: str, path: Path, tensors: Mapping[str, Lazy], anchor: str) -> str:
-    """What stands before the names of a part's weights: the shortest, where there are several."""
-    found = [key.removesuffix(anchor) for key in tensors if key.endswith(anchor)]
-    if not found:
+    """Return the prefix of the names of a part's weights: the shortest, where there are several."""
+    prefixes = [key.removesuffix(anchor) for key in tensors if key.endswith(anchor)]
+    if not prefixes:
         expected, first = f"a weight {anchor}", f"{len(tensors)} tensors, such as {min(tensors, default='none')}"
         raise LdmrtError(part, f"{path} holds no {part} that fits", expected=expected, found=first)
-    return min(found, key=len)
+    return min(prefixes, key=len)

@@ -1,1 +1,1 @@
-"""LoRA files and their kin, read in every spelling and merged into weights."""
+"""Read LoRA files and their kin in every spelling, and merge them into weights."""

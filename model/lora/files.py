@@ -1,10 +1,10 @@
-"""LoRA files on disk: their tensors, and what PEFT noted of them."""
+"""Read LoRA files on disk: their tensors, and what PEFT noted of them."""
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from ldmrt.model.weights.pickled import lazy_tensor, unwrapped
 from ldmrt.model.weights.tensor_files import find_file, read
 from ldmrt.runtime.errors import LdmrtError, first_line
-from ldmrt.runtime.files.reading import parse_json, read_json
+from ldmrt.runtime.files.reading import JsonObject, parse_json, read_json
 
 from .names import INDICES, PEFT, PREFIXES, SIZE, matches
 
@@ -26,12 +26,13 @@ LARGEST = 1e300  # Python's own whole numbers have no end
 WHOLE = (torch.uint8, torch.int16, torch.int32, torch.int64)  # of the indices of a sparse tensor
 LONGEST = 200  # characters of a name that a message repeats
 
-Notes = Mapping[str, Any]  # of one network's adapter, as PEFT's config has them
+Notes = JsonObject  # of one network's adapter, as PEFT's config has them
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """The tensors of a file, and what PEFT noted of each component's adapter."""
+    """Holds the tensors of a file, and what PEFT noted of each component's adapter."""
 
     path: Path
     tensors: Mapping[str, Tensor] = field(repr=False)
@@ -39,9 +40,12 @@ class LoraFile:
 
 
 def open_lora(path: Path) -> LoraFile:
-    """A file, or a folder with one of the usual names in it.
+    """Open a file, or the one of a usual name in a folder.
 
     diffusers keeps PEFT's notes inside the file, PEFT in one beside it, for the one network that the file is of.
+
+    Raises:
+        LdmrtError: The file is missing, damaged, or holds something else than named tensors.
     """
     path = find_file("lora", path, USUAL)
     content, metadata = read("lora", path)
@@ -53,8 +57,18 @@ def open_lora(path: Path) -> LoraFile:
 
 
 def noted_scale(notes: Notes | None, module: str, rank: int | None) -> float | None:
-    """alpha / rank by PEFT's rules; None where nothing is noted: it is then 1, as diffusers has it. `rank` is None of
-    a LoKr whose factors are whole.
+    """Compute alpha / rank by PEFT's rules.
+
+    Args:
+        notes: What PEFT noted, if anything.
+        module: The module's name.
+        rank: The rank of the factors; None for a LoKr whose factors are whole, which has the noted rank.
+
+    Returns:
+        The scale; None where nothing is noted: it is then 1, as diffusers has it.
+
+    Raises:
+        LdmrtError: The notes are invalid.
     """
     alpha = (notes or {}).get("lora_alpha", (notes or {}).get("alpha"))
     if not notes or alpha is None:
@@ -67,13 +81,13 @@ def noted_scale(notes: Notes | None, module: str, rank: int | None) -> float | N
         raise LdmrtError("lora", f"invalid notes on {module}", found=first_line(error)) from None
 
 
-def _by_pattern(patterns: Any, module: str, value: Any) -> Any:
-    """The value of the first pattern that is for a module, or `value`."""
+def _by_pattern(patterns: Mapping[str, V] | None, module: str, value: V) -> V:
+    """Return the value of the first pattern that is for a module, or `value`."""
     return next((other for pattern, other in (patterns or {}).items() if matches(pattern, module)), value)
 
 
-def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
-    """The tensors of a state dict, which may lie in another's "state_dict"; a number is one too."""
+def _tensors(path: Path, content: object) -> dict[str, Tensor]:
+    """Return the tensors of a state dict, which may lie in another's "state_dict"; numbers become tensors."""
     content, _ = unwrapped("lora", content, path)
     if not isinstance(content, Mapping):
         raise LdmrtError("lora", f"{path} holds no LoRA", expected="named tensors", found=type(content).__name__)
@@ -92,17 +106,17 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
 
 
 def _lacking_numbers(key: str, value: Tensor) -> str | None:
-    """The kind of numbers that a tensor of this name is to hold, if it holds another; one alone may be of any."""
+    """Name the kind of numbers that a tensor of this name lacks, if it holds another; a single one may be of any."""
     if key.endswith((f".{INDICES}", f".{SIZE}")):
         return None if value.dtype in WHOLE else "whole"
     single = value.numel() == 1 and not value.is_complex()
     return None if single or value.is_floating_point() else "floating-point"
 
 
-def _inner_notes(path: Path, text: str) -> dict[str, dict[str, Any]]:
-    """The notes of diffusers, whose keys begin with the component."""
+def _inner_notes(path: Path, text: str) -> dict[str, Notes]:
+    """Split the notes of diffusers, whose keys begin with the component."""
     inside = parse_json("lora", f"the notes of {path}", text)
-    notes: dict[str, dict[str, Any]] = {}
+    notes: dict[str, Notes] = {}
     for key, value in inside.items():
         component, _, name = key.partition(".")
         notes.setdefault(component, {})[name] = value

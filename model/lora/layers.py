@@ -1,5 +1,6 @@
-"""What LoRA files add to a layer: low-rank products, their Hadamard and Kronecker kin, whole and sparse
-differences, and DoRA.
+"""Compute what LoRA files add to a layer.
+
+They hold low-rank products, their Hadamard and Kronecker kin, whole and sparse differences, and DoRA.
 """
 
 import math
@@ -14,26 +15,26 @@ Shape = tuple[int, ...]
 
 
 class Delta(Protocol):
-    """The difference of one weight, kept in factors."""
+    """Holds the difference of one weight, in factors."""
 
     @property
     def rank(self) -> int | None:
-        """What alpha is divided by; None where there is no rank."""
+        """The divisor of alpha; None where there is no rank."""
 
     @property
     def shape(self) -> Shape:
         """Shape of the product. A matrix (out, in * height * width) may stand for a convolution."""
 
     def fits(self) -> bool:
-        """Whether the factors can be multiplied."""
+        """Tell whether the factors can be multiplied."""
 
     def product(self) -> Tensor:
-        """The difference at scale 1, float32, of `shape`."""
+        """Compute the difference at scale 1, float32, of `shape`."""
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """LoRA (Hu et al. 2021, arXiv:2106.09685): up @ down, for a convolution perhaps with `mid` between the two."""
+    """Holds a LoRA (Hu et al. 2021, arXiv:2106.09685): up @ down, for a convolution perhaps with `mid` between them."""
 
     down: Tensor  # (rank, in), or (rank, in, height, width)
     up: Tensor  # (out, rank), or (out, rank, 1, 1)
@@ -51,7 +52,7 @@ class LowRank:
         return (self.up.shape[0], self.down.shape[1], *_four(kernel).shape[2:])
 
     def fits(self) -> bool:
-        """Whether the ranks agree and all but the kernel are pointwise."""
+        """Tell whether the ranks agree and all but the kernel are pointwise."""
         chain = [self.up, self.down] if self.mid is None else [self.up, self.mid, self.down]
         if not all(factor.ndim in (2, 4) and factor.numel() for factor in chain):
             return False
@@ -59,7 +60,7 @@ class LowRank:
         return pointwise and all(left.shape[1] == right.shape[0] for left, right in pairwise(chain))
 
     def product(self) -> Tensor:
-        """up @ [mid @] down."""
+        """Compute up @ down, or up @ mid @ down."""
         up, down = _four(self.up.float()), _four(self.down.float())
         if self.mid is not None:
             down = torch.einsum("pqhw,qi->pihw", _four(self.mid.float()), down[:, :, 0, 0])
@@ -68,7 +69,7 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix or convolution as a @ b, or as a core with `a` and `b` on its two sides (Tucker 1966)."""
+    """Holds a matrix or convolution as a @ b, or as a core with `a` and `b` on its two sides (Tucker 1966)."""
 
     a: Tensor  # (out, rank); (rank, out) beside a core
     b: Tensor  # (rank, in), or (rank, in, height, width)
@@ -87,7 +88,7 @@ class Product:
         return (self.a.shape[1], self.b.shape[1], *self.core.shape[2:])
 
     def fits(self) -> bool:
-        """Whether the ranks agree."""
+        """Tell whether the ranks agree."""
         if self.a.ndim != 2 or self.b.ndim not in (2, 4) or not (self.a.numel() and self.b.numel()):
             return False
         if self.core is None:
@@ -97,7 +98,7 @@ class Product:
         return core and self.b.ndim == 2
 
     def product(self) -> Tensor:
-        """a @ b, or both around the core."""
+        """Compute a @ b, or the core with both around it."""
         a, b = self.a.float(), self.b.float()
         if self.core is None:
             return (a @ b.flatten(1)).reshape(self.shape)
@@ -106,7 +107,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Whole:
-    """A difference or a factor that is stored as it is."""
+    """Holds a difference or a factor that is stored as it is."""
 
     value: Tensor
     rank: int | None = None
@@ -117,17 +118,17 @@ class Whole:
         return tuple(self.value.shape)
 
     def fits(self) -> bool:
-        """Whether there is anything."""
+        """Tell whether the tensor has any elements."""
         return self.value.numel() > 0
 
     def product(self) -> Tensor:
-        """The tensor."""
+        """Return the tensor in float32."""
         return self.value.float()
 
 
 @dataclass(frozen=True)
 class Hadamard:
-    """LoHa (Hyeon-Woo et al. 2021, arXiv:2108.06098): two low-rank products, multiplied element by element."""
+    """Holds a LoHa (Hyeon-Woo et al. 2021, arXiv:2108.06098): two low-rank products, multiplied element by element."""
 
     first: Product
     second: Product
@@ -143,17 +144,17 @@ class Hadamard:
         return self.first.shape
 
     def fits(self) -> bool:
-        """Whether both products are of one shape."""
+        """Tell whether both products are of one shape."""
         return self.first.fits() and self.second.fits() and self.first.shape == self.second.shape
 
     def product(self) -> Tensor:
-        """first * second."""
+        """Multiply both products element by element."""
         return self.first.product() * self.second.product()
 
 
 @dataclass(frozen=True)
 class Kronecker:
-    """LoKr (Yeh et al. 2023, arXiv:2309.14859): the Kronecker product of a small matrix and a larger factor."""
+    """Holds a LoKr (Yeh et al. 2023, arXiv:2309.14859): the Kronecker product of a small matrix and a larger factor."""
 
     first: Product | Whole
     second: Product | Whole
@@ -170,19 +171,19 @@ class Kronecker:
         return (rows * height, columns * width, *kernel)
 
     def fits(self) -> bool:
-        """Whether the first is a matrix and the second a matrix or a convolution."""
+        """Tell whether the first is a matrix and the second a matrix or a convolution."""
         both = self.first.fits() and self.second.fits()
         return both and len(self.first.shape) == 2 and len(self.second.shape) in (2, 4)
 
     def product(self) -> Tensor:
-        """first (x) second."""
+        """Compute the Kronecker product of both; the second one's kernel stays."""
         first, second = self.first.product(), self.second.product()
         return torch.kron(first.reshape(first.shape + (1,) * (second.ndim - 2)), second)
 
 
 @dataclass(frozen=True)
 class Corrected:
-    """A difference with single numbers added to it: those that LyCORIS' extraction keeps beside a low rank."""
+    """Holds a difference and single numbers added to it, which LyCORIS' extraction keeps beside a low rank."""
 
     delta: Delta
     indices: Tensor  # (dimensions, count): where each number belongs
@@ -200,7 +201,7 @@ class Corrected:
         return self.delta.shape
 
     def fits(self) -> bool:
-        """Whether every index is inside a tensor of `size`, and that has the rows and columns of the difference."""
+        """Tell whether every index is inside a tensor of `size`, which has the rows and columns of the difference."""
         if not self.delta.fits() or self.indices.shape != (len(self.size), self.values.numel()):
             return False
         rows = min(self.size, default=0) > 0 and self.size[:1] == self.shape[:1]
@@ -209,7 +210,7 @@ class Corrected:
         return bool(((self.indices >= 0) & (self.indices < torch.tensor(self.size)[:, None])).all())
 
     def product(self) -> Tensor:
-        """The difference, and the numbers in their places."""
+        """Add the numbers to the difference, each in its place."""
         product = self.delta.product().contiguous()
         product.view(self.size).index_put_(tuple(self.indices.long()), self.values.float().flatten(), accumulate=True)
         return product
@@ -217,28 +218,28 @@ class Corrected:
 
 @dataclass(frozen=True)
 class Magnitude:
-    """DoRA (Liu et al. 2024, arXiv:2402.09353): the norms that a weight's rows, or columns, have after the merge."""
+    """Holds a DoRA's norms of a weight's rows, or columns, after the merge (Liu et al. 2024, arXiv:2402.09353)."""
 
     norms: Tensor = field(repr=False)
     by_column: bool = False
     inside: bool = True  # whether a file's factor scales the difference within the norm, as in PEFT
 
     def fits(self, weight: Shape) -> bool:
-        """Whether there is one norm for each row or column of a weight."""
+        """Tell whether there is one norm for each row or column of a weight."""
         return len(weight) > 1 and self.norms.numel() == weight[1 if self.by_column else 0]
 
     def ratio(self, weight: Tensor) -> Tensor:
-        """The wanted norms by those of a weight (out, in, ...), in a shape that multiplies it."""
+        """Divide these norms by those of a weight (out, in, ...), in a shape that multiplies it."""
         axis = 1 if self.by_column else 0
-        found = weight.transpose(0, axis).flatten(1).norm(dim=1).clamp(min=torch.finfo(torch.float32).eps)
+        norms = weight.transpose(0, axis).flatten(1).norm(dim=1).clamp(min=torch.finfo(torch.float32).eps)
         sides = [1] * weight.ndim
         sides[axis] = -1
-        return (self.norms.float().flatten() / found).reshape(sides)
+        return (self.norms.float().flatten() / norms).reshape(sides)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What a file adds to one module: scale * delta to its weight, `bias` to its bias."""
+    """Holds what a file adds to one module: scale * delta to its weight, `bias` to its bias."""
 
     name: str  # as the file spells it
     delta: Delta | None = None
@@ -247,7 +248,7 @@ class Layer:
     magnitude: Magnitude | None = None
 
     def misfits(self, weight: Shape | None, bias: Shape | None) -> str | None:
-        """How a module's weight and bias differ from what this is for, if they do."""
+        """Say how a module's weight and bias differ from those that this layer is for, if they do."""
         weight = weight or ()
         if self.delta is not None and not _agree(self.delta.shape, weight):
             return f"{self.delta.shape} for {weight}"
@@ -258,10 +259,18 @@ class Layer:
         return None
 
     def merged(self, weight: Tensor, factor: float, before: Tensor) -> Tensor:
-        """`weight` (float32) with this at `factor`; `before` is the weight as it was without any file.
+        """Add this layer to a weight.
 
         DoRA's norms are of `before` with this file alone, as PEFT takes them. At another factor than 1 PEFT scales the
         difference within the norm, LyCORIS the way from the weight without norms to that with them.
+
+        Args:
+            weight: The weight (out, in, ...), float32, with the files that came before.
+            factor: The file's weight, which the user states.
+            before: The weight as it was without any file, of the same shape.
+
+        Returns:
+            The changed weight, float32.
         """
         assert self.delta is not None
         delta = (self.scale * self.delta.product()).reshape(weight.shape)
@@ -273,11 +282,11 @@ class Layer:
 
 
 def _agree(shape: Shape, weight: Shape) -> bool:
-    """Whether a difference is for a weight: 1x1 convolutions are matrices, and kernels may lie flat in the rows."""
+    """Tell whether a difference fits a weight: 1x1 convolutions are matrices, and kernels may lie flat in the rows."""
     ours, theirs = (sides[:2] if set(sides[2:]) <= {1} else sides for sides in (shape, weight))
     return ours == theirs or (len(theirs) == 4 and ours == (theirs[0], math.prod(theirs[1:])))
 
 
 def _four(factor: Tensor) -> Tensor:
-    """A matrix as a 1x1 convolution."""
+    """View a matrix as a 1x1 convolution."""
     return factor[:, :, None, None] if factor.ndim == 2 else factor

@@ -1,4 +1,4 @@
-"""LoRA files and their kin, read in the spellings that trainers write and merged into weights."""
+"""Read LoRA files and their kin in the spellings that trainers write, and merge them into weights."""
 
 import math
 import re
@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from ldmrt.model.textual_inversion.merge import Embedding, embedding_of
 from ldmrt.model.weights.weights import finite
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
-from ldmrt.runtime.files.reading import sha256
+from ldmrt.runtime.files.reading import JsonObject, sha256
 from ldmrt.runtime.files.recognise import BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING, LORA, refuse_other
 
 from .files import LONGEST, LoraFile, noted_scale, open_lora, refuse
@@ -29,7 +28,7 @@ BUNDLED = re.compile(r"bundle_emb\.(.+)\.(string_to_param\.\*|emb_params|clip_l|
 
 @dataclass(frozen=True)
 class Lora:
-    """A file, with its layers under (component, the module's name with "_" for ".")."""
+    """Holds a file, with its layers under (component, the module's name with "_" for ".")."""
 
     name: str
     sha256: str
@@ -38,8 +37,17 @@ class Lora:
 
 
 def read_lora(path: str | Path) -> Lora:
-    """A file of kohya's scripts, LyCORIS (LoCon, LoHa, LoKr, full, norms), diffusers or PEFT, DoRA included, or a
-    folder with one; any other kind is refused by name.
+    """Read a file of kohya's scripts, LyCORIS (LoCon, LoHa, LoKr, full, norms), diffusers or PEFT, DoRA included.
+
+    Args:
+        path: The file, or a folder with one.
+
+    Returns:
+        Its layers, and the textual inversions that came with them. Where it holds no alpha and nothing notes one, alpha
+        is taken to be the rank, with a warning.
+
+    Raises:
+        LdmrtError: The file is missing, damaged, not finite, or of a kind that is not merged, which is named.
     """
     refuse_other("lora", Path(path), LORA, BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING)
     opened = open_lora(Path(path))
@@ -47,17 +55,17 @@ def read_lora(path: str | Path) -> Lora:
     parts = _parts(opened.path, rest)
     misshapen, unscaled = [], []
     layers: dict[tuple[str, str], Layer] = {}
-    for name, found in parts.items():
+    for name, tensors in parts.items():
         component, module = place(name)
         noted = partial(noted_scale, opened.notes.get(component), module)
-        layer = build(name, found, noted)
+        layer = build(name, tensors, noted)
         if layer is None:
-            shapes = " and ".join(f"{part} {tuple(value.shape)}" for part, value in found.items())
+            shapes = " and ".join(f"{part} {tuple(value.shape)}" for part, value in tensors.items())
             misshapen.append(f"{name} of {shapes}")
             continue
-        if not (math.isfinite(layer.scale) and all_finite(found)):
+        if not (math.isfinite(layer.scale) and all_finite(tensors)):
             raise LdmrtError("lora", f"{name} in {opened.path} is not finite", hint="use another copy of the file")
-        if PEFT in name and "alpha" not in found and noted(1) is None:
+        if PEFT in name and "alpha" not in tensors and noted(1) is None:
             unscaled.append(name)
         key = (component, flat(module))
         if key in layers:
@@ -76,12 +84,22 @@ def read_lora(path: str | Path) -> Lora:
 
 def merge(
     networks: Mapping[str, nn.Module], loras: Sequence[tuple[Lora, float]], *, unrounded: Collection[str] = ()
-) -> dict[str, Any]:
-    """Add every file, times its weight, to the weights of the networks, which have the names of a checkpoint's parts.
+) -> JsonObject:
+    """Add every file, times its weight, to the weights of networks, in place.
 
-    All is added in float32 and rounded once, to the dtype that a weight had; of the networks that are `unrounded` the
-    weights that are touched stay float32. What can be checked is checked before anything is changed; a weight that
-    would not be finite is refused when its turn comes. Returns what a manifest says of it.
+    All is added in float32 and rounded once, to the dtype that a weight had. Names and shapes are checked before
+    anything is changed; a weight that would not be finite is refused when its turn comes.
+
+    Args:
+        networks: The networks by the names of a checkpoint's parts.
+        loras: The files, each with the factor of all its differences.
+        unrounded: Networks whose changed weights stay float32.
+
+    Returns:
+        The record for a manifest: {"loras": [{"file", "sha256", "weight", "layers"}]}.
+
+    Raises:
+        LdmrtError: A file does not fit the networks, or a weight overflows.
     """
     parameters = {component: dict(network.named_parameters()) for component, network in networks.items()}
     names = {component: modules(network) for component, network in networks.items()}
@@ -126,13 +144,13 @@ def _change(parameter: nn.Parameter, steps: Sequence[tuple[Lora, Layer, float]],
 def _placed(
     lora: Lora, names: Mapping[str, Mapping[str, str]], parameters: Mapping[str, Mapping[str, Tensor]]
 ) -> dict[tuple[str, str], Layer]:
-    """The layers of a file by component and module; all of them must have a place, and each another."""
+    """Return the layers of a file by component and module; each must belong to a module of its own."""
     placed: dict[tuple[str, str], Layer] = {}
-    lost, unfit = [], []
+    unplaced, unfit = [], []
     for (component, name), layer in lora.layers.items():
         module = names.get(component, {}).get(name)
         if module is None:
-            lost.append(layer.name)
+            unplaced.append(layer.name)
             continue
         if (component, module) in placed:
             both = f"{placed[component, module].name} and {layer.name}"
@@ -142,13 +160,13 @@ def _placed(
         if how := layer.misfits(*(None if tensor is None else tuple(tensor.shape) for tensor in own)):
             unfit.append(f"{layer.name} of {how}")
     hint = "a LoRA fits the family that it was trained on: 1.x, 2.x or XL"
-    refuse(lora.name, lost, len(lora.layers), "layers", f"have no place in {', '.join(names)}", hint)
+    refuse(lora.name, unplaced, len(lora.layers), "layers", f"match no module of {', '.join(names)}", hint)
     refuse(lora.name, unfit, len(lora.layers), "layers", "have another shape than the weight", hint)
     return placed
 
 
 def _bundled(opened: LoraFile) -> tuple[tuple[Embedding, ...], dict[str, Tensor]]:
-    """The textual inversions that kohya's files and OneTrainer's bring with them, and all other tensors."""
+    """Split off the textual inversions that kohya's files and OneTrainer's bring with them."""
     words: dict[str, dict[str, Tensor]] = defaultdict(dict)
     rest = {}
     for key, value in opened.tensors.items():
@@ -156,23 +174,22 @@ def _bundled(opened: LoraFile) -> tuple[tuple[Embedding, ...], dict[str, Tensor]
             words[match[1]][match[2] if match[2].startswith("clip") else "emb_params"] = value
         else:
             rest[key] = value
-    made = (
-        embedding_of(content, opened.path, word, name=f"{opened.path.name}:{word}") for word, content in words.items()
-    )
-    return tuple(made), rest
+    path = opened.path
+    embeddings = (embedding_of(content, path, word, name=f"{path.name}:{word}") for word, content in words.items())
+    return tuple(embeddings), rest
 
 
 def _parts(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The tensors of a file by layer, as it spells that, and by part; each layer is whole and of one kind."""
+    """Sort the tensors of a file by layer, as it spells that, and by part; each layer is whole and of one kind."""
     layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
     unknown = []
     for key, value in tensors.items():
         if kind := other_kind(key, value.ndim):
-            raise LdmrtError("lora", f"{path} is a {kind} file, which is not merged", found=key[:LONGEST])
-        if (found := split(key)) is None:
+            raise LdmrtError("lora", f"unsupported {kind} file {path}", found=key[:LONGEST])
+        if (names := split(key)) is None:
             unknown.append(key)
             continue
-        layer, part = found
+        layer, part = names
         if part in layers[layer]:
             raise LdmrtError("lora", f"{path} holds two tensors for the {part} of one layer", found=key[:LONGEST])
         layers[layer][part] = value

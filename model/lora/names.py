@@ -1,4 +1,4 @@
-"""Names in LoRA files: the parts of a layer, and whose weights it is for, in the spellings that trainers write."""
+"""Read names in LoRA files: the part of a layer, and the module it is for, in the spellings that trainers write."""
 
 import fnmatch
 import re
@@ -9,7 +9,7 @@ from ldmrt.model.checkpoint.original_names import ldm_modules
 from ldmrt.model.networks.unet import UNetConfig
 from ldmrt.runtime.errors import LdmrtError
 
-# How a layer's name begins, "_" for ".", and whose weights it then names. Others name their network by its parts.
+# How a layer's name begins, "_" for ".", and the component it then belongs to. Others name it by their modules.
 PREFIXES = {
     "lora_unet_": "unet",
     "lora_te1_": "text_encoder",
@@ -32,7 +32,7 @@ LOKR = ("w1", "w1_a", "w1_b", "t1", "w2", "w2_a", "w2_b", "t2")
 # LyCORIS' extraction writes what a low rank lacks as a sparse tensor, whose indices and size are whole numbers
 INDICES, VALUES, SIZE = SPARSE = ("bias_indices", "bias_values", "bias_size")
 
-# The end of a tensor's name -> the part of a layer that it is. PEFT may put its adapter's name before the last word.
+# The end of a tensor's name, and the part of a layer that it is. PEFT may put its adapter's name before the last word.
 PARTS = {
     r"(?:\.lora_(?:down|A)(?:\.[^.]+)?|(?:_lora|\.lora|\.lora_linear_layer)\.down)\.weight": "down",
     r"(?:\.lora_(?:up|B)(?:\.[^.]+)?|(?:_lora|\.lora|\.lora_linear_layer)\.up)\.weight": "up",
@@ -48,7 +48,7 @@ PARTS = {
     r"\.alpha": "alpha",
 }
 ENDS = [(re.compile(rf"(.+?){end}"), part) for end, part in PARTS.items()]
-# What else is shared under the name of LoRA and is not merged, by what its tensors are called
+# Other methods that are shared under the name of LoRA and are not merged, by the names of their tensors
 OTHERS = {
     r"\.[ab][12]\.weight$|\.glora_": "GLoRA",
     r"boft_": "BOFT",
@@ -63,18 +63,18 @@ OTHERS = {
 
 
 def split(key: str) -> tuple[str, str] | None:
-    """A tensor's name as that of its layer and its part in that; None where it is no part of one."""
+    """Split a tensor's name into that of its layer and its part in it; None where it is no part of a layer."""
     return next(((match[1], part) for end, part in ENDS if (match := end.fullmatch(key))), None)
 
 
 def other_kind(key: str, ndim: int) -> str | None:
-    """The name of the method that a tensor belongs to, if it is one that is not merged."""
+    """Name the method that a tensor belongs to, if it is one that is not merged."""
     kind = next((kind for mark, kind in OTHERS.items() if re.search(mark, key)), None)
     return "BOFT" if kind == "OFT" and ndim == 4 else kind  # LyCORIS calls the blocks of both alike
 
 
 def place(layer: str) -> tuple[str, str]:
-    """The component that a layer's name belongs to, and the module in it; kohya's names stay underscored."""
+    """Return the component that a layer's name belongs to, and the module in it; kohya's names stay underscored."""
     component, name = None, _unwrapped(layer)
     if prefix := next((prefix for prefix in PREFIXES if name.replace(".", "_").startswith(prefix)), ""):
         component, name = PREFIXES[prefix], _unwrapped(name[len(prefix) :])
@@ -90,12 +90,12 @@ def place(layer: str) -> tuple[str, str]:
 
 
 def flat(module: str) -> str:
-    """A module's name as kohya writes it; transformers 5 dropped the prefix of a text encoder's weights."""
+    """Write a module's name as kohya does; transformers 5 dropped the prefix of a text encoder's weights."""
     return module.replace(".", "_").removeprefix("text_model_")
 
 
 def modules(network: nn.Module) -> dict[str, str]:
-    """Every name that a file can give to a module of the network that has weights -> its own name."""
+    """Map every name that a file can give to a module of the network that has weights to its own name."""
     own = {key.rpartition(".")[0] for key, _ in network.named_parameters()}
     names = {flat(module): module for module in own}
     config = getattr(network, "config", None)
@@ -108,7 +108,7 @@ def modules(network: nn.Module) -> dict[str, str]:
 
 
 def matches(pattern: str, module: str) -> bool:
-    """Whether a key of PEFT's `alpha_pattern` or `rank_pattern` is for a module: the module's name or its last parts.
+    """Tell whether a key of PEFT's `alpha_pattern` or `rank_pattern` is for a module: its name or its last parts.
 
     PEFT takes keys for regular expressions. Those of names, `.`, `.*`, sets and alternatives are matched here, in time
     that grows with their length alone; others are refused.
@@ -117,6 +117,7 @@ def matches(pattern: str, module: str) -> bool:
 
 
 def _alternative(pattern: str, module: str) -> bool:
+    """Match one alternative of a pattern as a shell wildcard."""
     bare = pattern.removeprefix("^").removesuffix("$")
     if len(bare) > 500 or not re.fullmatch(r"(?:[\w-]|\\\.|\.\*?|\\d|\[[\w-]+\])*", bare):
         raise LdmrtError("lora", "unsupported regular expression", expected="names, . and .*", found=pattern[:80])
@@ -127,7 +128,7 @@ def _alternative(pattern: str, module: str) -> bool:
 
 
 def _unwrapped(name: str) -> str:
-    """A name without what PEFT and LyCORIS put before those of the network that they wrap."""
+    """Remove from a name the prefixes that PEFT and LyCORIS put before those of the network that they wrap."""
     for wrapper in WRAPPERS:
         if name.replace(".", "_").startswith(wrapper):
             return name[len(wrapper) :]

@@ -1,4 +1,4 @@
-"""A layer of a LoRA file, made of its parts: which of them belong together, and what they are the factors of."""
+"""Build the layers of a LoRA file of their parts: which of them belong together, and which product they make."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -14,22 +14,24 @@ Parts = Mapping[str, Tensor]
 
 
 def _pair(parts: Collection[str], name: str) -> bool:
+    """Tell whether both factors of a product are there."""
     return f"{name}_a" in parts and f"{name}_b" in parts
 
 
 def _factor(parts: Collection[str], name: str) -> bool:
-    """Whether a factor is there, whole or as a product, and not as both."""
+    """Tell whether a factor is there, whole or as a product, and not as both."""
     halves = f"{name}_a" in parts or f"{name}_b" in parts
     return _pair(parts, name) and name not in parts if halves else name in parts
 
 
 def _product(parts: Parts, name: str, core: str) -> Product:
+    """Make a product of two factors, with a core if that is there."""
     return Product(parts[f"{name}_a"], parts[f"{name}_b"], parts.get(core))
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to store a difference: its parts, whether those that it needs are there, and what they make."""
+    """Describes a way to store a difference: its parts, the test for those it needs, and the difference they make."""
 
     parts: frozenset[str]
     complete: Callable[[Collection[str]], bool]
@@ -77,7 +79,7 @@ METHODS = {
 
 
 def lacks(parts: Collection[str]) -> str | None:
-    """What keeps these parts from being a layer, if anything does."""
+    """Say why these parts are not a layer, if they are none."""
     methods = _methods(parts)
     if len(methods) > 1:
         return f"mix {' and '.join(methods)}"
@@ -91,8 +93,15 @@ def lacks(parts: Collection[str]) -> str | None:
 
 
 def build(name: str, parts: Parts, noted: Callable[[int | None], float | None]) -> Layer | None:
-    """The layer of parts that lack nothing; None where they do not fit each other. `noted` is its scale at a rank,
-    where the file itself holds no alpha: 1 where nothing is known.
+    """Build the layer of parts that lack nothing.
+
+    Args:
+        name: The layer's name, as the file spells it.
+        parts: Its tensors by part.
+        noted: Returns the noted scale at a rank, for files without an alpha; None where nothing is noted.
+
+    Returns:
+        The layer, whose scale is 1 where nothing is known; None where the factors do not fit each other.
     """
     delta = next((METHODS[method].build(parts) for method in _methods(parts)), None)
     if delta is not None and INDICES in parts:
@@ -109,7 +118,7 @@ def build(name: str, parts: Parts, noted: Callable[[int | None], float | None]) 
 
 
 def _scale(delta: Delta | None, alpha: Tensor | None, noted: Callable[[int | None], float | None]) -> float:
-    """alpha / rank; 1 of what is stored whole, but for what PEFT notes of a LoKr of whole factors."""
+    """Compute alpha / rank; it is 1 for whole differences, but for a LoKr of whole factors that PEFT notes."""
     rank = None if delta is None else delta.rank
     if alpha is not None:
         return 1.0 if rank is None else float(alpha) / rank
@@ -118,16 +127,20 @@ def _scale(delta: Delta | None, alpha: Tensor | None, noted: Callable[[int | Non
 
 
 def all_finite(parts: Parts) -> bool:
-    """Whether no number in a layer's parts is infinite or not a number, alpha included."""
+    """Tell whether no number in a layer's parts is infinite or NaN, alpha included."""
     return all(finite(part) for part in parts.values())
 
 
 def _methods(parts: Collection[str]) -> list[str]:
+    """Return the names of `METHODS` that have any of these parts."""
     return [name for name, method in METHODS.items() if not method.parts.isdisjoint(parts)]
 
 
 def _magnitude(parts: Parts) -> Magnitude | None:
-    """DoRA's norms. PEFT has them by row, LyCORIS in the shape of the weight with 1 where it takes the norm."""
+    """Return DoRA's norms, if there are any.
+
+    PEFT has them by row, LyCORIS in the shape of the weight with 1 where it takes the norm.
+    """
     if (norms := parts.get("magnitude")) is not None:
         return Magnitude(norms)
     if (norms := parts.get("dora_scale")) is not None:

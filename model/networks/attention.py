@@ -1,4 +1,4 @@
-"""Attention, feed-forward and the transformer of the U-Net. Attribute names are diffusers' state-dict keys."""
+"""Define attention, feed-forward and the transformer of the U-Net. Attribute names are diffusers' state-dict keys."""
 
 import torch
 import torch.nn.functional as F
@@ -8,14 +8,21 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 class Attention(nn.Module):
-    """Multi-head attention by torch's scaled-dot-product: (B, L, C), (B, M, context) -> (B, L, C).
-
-    `upcast` computes the scores in float32 in a network of half precision, where those of some models overflow.
-    """
+    """Computes multi-head attention (Vaswani et al. 2017, section 3.2) by torch's scaled_dot_product_attention."""
 
     def __init__(
         self, channels: int, heads: int, *, context: int | None = None, bias: bool = False, upcast: bool = False
     ) -> None:
+        """Build the four projections.
+
+        Args:
+            channels: Width C of the tokens; each head has C / heads channels.
+            heads: Number of heads.
+            context: Width of the tokens that keys and values are made of; None where those are the input's own.
+            bias: Whether the projections of queries, keys and values have biases.
+            upcast: Whether scores are computed in float32 in a network of half precision, where those of some models
+                overflow.
+        """
         super().__init__()
         context = context or channels
         self.heads = heads
@@ -26,6 +33,7 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Let tokens x (B, L, C) attend to a context (B, M, context), or to themselves; returns (B, L, C)."""
         source = x if context is None else context
         q, k, v = (
             projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, C/heads)
@@ -39,45 +47,52 @@ class Attention(nn.Module):
 
 
 class SpatialAttention(Attention):
-    """Single-head self-attention over the pixels with a residual, as in the autoencoder: (B, C, H, W) -> the same."""
+    """Adds single-head self-attention over the pixels to its input, as in the autoencoder."""
 
     def __init__(self, channels: int, *, groups: int, eps: float) -> None:
+        """Build an attention of one head with biases, and the group norm before it."""
         super().__init__(channels, 1, bias=True)
         self.group_norm = nn.GroupNorm(groups, channels, eps)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Add the attention over all H * W pixels to features x (B, C, H, W); a context is ignored."""
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
         return x + super().forward(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 class GEGLU(nn.Module):
-    """Gated GELU (Shazeer 2020): (..., in) -> (..., out)."""
+    """Gates a linear layer by the GELU of another one (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, inner: int, outer: int) -> None:
+        """Build one layer from `inner` channels to both halves, values and gates, of `outer` channels each."""
         super().__init__()
         self.proj = nn.Linear(inner, 2 * outer)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Multiply the values of x (..., inner) by the GELU of their gates; returns (..., outer)."""
         value, gate = self.proj(x).chunk(2, dim=-1)
         return value * F.gelu(gate)
 
 
 class FeedForward(nn.Module):
-    """GEGLU to four times the width, and back."""
+    """Widens each token four times by a GEGLU, and narrows it by a linear layer."""
 
     def __init__(self, channels: int) -> None:
+        """Build both layers; the state-dict keys are net.0 and net.2, as in diffusers."""
         super().__init__()
         # diffusers keeps a dropout at index 1
         self.net = nn.ModuleList([GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
+        """Transform each token of x (..., C) by itself; returns (..., C)."""
         return self.net[2](self.net[0](x))
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention, feed-forward, each normalised before and added to its input."""
+    """Chains self-attention, cross-attention and feed-forward, each normalised before and added to its input."""
 
     def __init__(self, channels: int, heads: int, context: int, *, upcast: bool = False) -> None:
+        """Build a block of width `channels`, whose cross-attention reads tokens of width `context`."""
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
         self.attn1 = Attention(channels, heads, upcast=upcast)
@@ -87,13 +102,14 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(channels)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Transform tokens x (B, L, C), which read a context (B, M, context); returns (B, L, C)."""
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
 
 class Transformer2D(nn.Module):
-    """Transformer blocks over the pixels: (B, C, H, W), context (B, M, context) -> (B, C, H, W).
+    """Runs transformer blocks over the pixels and adds the result to its input (Rombach et al. 2022, section 3.3).
 
     Within, the channels are the largest multiple of the heads, as in diffusers: 30 channels are 28 for 4 heads.
     """
@@ -101,6 +117,17 @@ class Transformer2D(nn.Module):
     def __init__(
         self, channels: int, heads: int, context: int, *, depth: int, groups: int, linear: bool, upcast: bool = False
     ) -> None:
+        """Build `depth` blocks between two projections.
+
+        Args:
+            channels: Width C of the features.
+            heads: Number of attention heads.
+            context: Width of the context's tokens.
+            depth: Number of transformer blocks.
+            groups: Groups of the norm before the first projection.
+            linear: Whether the projections are linear layers (Stable Diffusion 2 and XL) or 1x1 convolutions (1.x).
+            upcast: Whether attention scores are computed in float32, see `Attention`.
+        """
         super().__init__()
         self.linear = linear
         inner = channels // heads * heads
@@ -111,6 +138,7 @@ class Transformer2D(nn.Module):
         self.proj_out = nn.Linear(inner, channels) if linear else nn.Conv2d(inner, channels, 1)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Add the transformed pixels to features x (B, C, H, W); the context is (B, M, context)."""
         h = self.norm(x)
         if not self.linear:
             h = self.proj_in(h)

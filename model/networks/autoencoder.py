@@ -1,17 +1,17 @@
-"""The KL autoencoder between pictures and latents (Rombach et al. 2022, section 3.1; Kingma & Welling 2013).
+"""Define the KL autoencoder between images and latents (Rombach et al. 2022, section 3.1; Kingma & Welling 2013).
 
 State-dict keys and config fields are those of diffusers' AutoencoderKL.
 """
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldmrt.model.config import from_config, positive, within
+from ldmrt.model.config import RawConfig, from_config, positive, within
 from ldmrt.runtime.errors import LdmrtError
 
 from .attention import SpatialAttention
@@ -19,8 +19,8 @@ from .blocks import Downsample, Level, ResnetBlock, Upsample, known_activation
 
 EPS = 1e-6  # of every norm: fixed in diffusers
 
-# Config keys of diffusers that ask for something else than the blocks below, with the value that asks for nothing.
-NEUTRAL: dict[str, Any] = {
+# Config keys of diffusers that ask for something else than the blocks below, with the values that ask for nothing.
+NEUTRAL: RawConfig = {
     "latents_mean": (None, 0.0),
     "latents_std": (None, 1.0),
     "shift_factor": (None, 0.0),
@@ -29,7 +29,7 @@ NEUTRAL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """What of diffusers' config is read; the defaults are diffusers'."""
+    """Holds the fields of AutoencoderKL's config that matter here; the defaults are diffusers'."""
 
     in_channels: int = 3
     out_channels: int = 3
@@ -48,6 +48,7 @@ class AutoencoderConfig:
     mid_block_add_attention: bool = True
 
     def __post_init__(self) -> None:
+        """Refuse sizes below 1, blocks and activations that are unsupported, and widths that do not fit the groups."""
         positive("vae", self, "in_channels", "out_channels", "block_out_channels", "layers_per_block")
         positive("vae", self, "latent_channels", "norm_num_groups")
         known_activation("vae", self, "act_fn")
@@ -69,37 +70,36 @@ class AutoencoderConfig:
                 )
 
     @classmethod
-    def read(cls, config: dict[str, Any]) -> "AutoencoderConfig":
-        """From the dict in diffusers' config.json."""
+    def read(cls, config: RawConfig) -> "AutoencoderConfig":
+        """Read the content of diffusers' config.json; see `from_config`."""
         side = config.get("sample_size")  # of no effect on an image: a pair of sides may stand for one
-        if side is None or _is_pair(side):
-            config = {**config, "sample_size": max(side or [cls.sample_size])}
+        if side is None:
+            config = {**config, "sample_size": cls.sample_size}
+        elif isinstance(side, (list, tuple)) and len(side) == 2 and all(type(length) is int for length in side):
+            config = {**config, "sample_size": max(side)}
         return from_config(cls, config, NEUTRAL, "vae")
 
     @property
     def factor(self) -> int:
-        """Pixels a latent, along one side."""
+        """Pixels that one latent stands for, along one side."""
         return 2 ** (len(self.block_out_channels) - 1)
 
 
-def _is_pair(side: Any) -> bool:
-    return isinstance(side, (list, tuple)) and len(side) == 2 and all(type(length) is int for length in side)
-
-
 def _stack(widths: list[int], config: AutoencoderConfig) -> list[nn.Module]:
-    """One resnet between each width and the next."""
+    """Build one resnet between each width and the next."""
     groups, act = config.norm_num_groups, config.act_fn
     return [ResnetBlock(a, b, groups=groups, eps=EPS, act=act) for a, b in pairwise(widths)]
 
 
 def _middle(width: int, config: AutoencoderConfig) -> Level:
+    """Build two resnets with an attention between them, where the config has one."""
     groups = config.norm_num_groups
     resnets = _stack([width] * 3, config)
     return Level(resnets, [SpatialAttention(width, groups=groups, eps=EPS)] if config.mid_block_add_attention else None)
 
 
 def _run(level: Level, x: Tensor) -> Tensor:
-    """Resnets with the attentions, if any, between them; then the change of size."""
+    """Run a level on x (B, C, H, W): resnets with the attentions, if any, between them; then the change of size."""
     for i, resnet in enumerate(level.resnets):
         x = resnet(x)
         if level.attentions is not None and i < len(level.attentions):
@@ -111,9 +111,10 @@ def _run(level: Level, x: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """(B, in, H, W) -> (B, 2 * latent, H/f, W/f)."""
+    """Turns images into the parameters of their latents' distribution, before `quant_conv`."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
+        """Build a level for each of `block_out_channels`, all but the last of which halve the size, and a middle."""
         super().__init__()
         widths, groups = config.block_out_channels, config.norm_num_groups
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
@@ -128,6 +129,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(inner, 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Encode images x (B, in_channels, H, W) in [-1, 1]; returns (B, 2 * latent_channels, H/f, W/f)."""
         x = self.conv_in(x)
         for level in (*self.down_blocks, self.mid_block):
             x = _run(cast(Level, level), x)
@@ -135,9 +137,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, latent, h, w) -> (B, out, f*h, f*w)."""
+    """Turns latents into images, after `post_quant_conv`."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
+        """Build a middle and a level for each of `block_out_channels`, all but the last of which double the size."""
         super().__init__()
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
@@ -152,6 +155,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(inner, config.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Decode latents x (B, latent_channels, h, w); returns images (B, out_channels, f*h, f*w), about in [-1, 1]."""
         x = self.conv_in(x)
         for level in (self.mid_block, *self.up_blocks):
             x = _run(cast(Level, level), x)
@@ -159,9 +163,13 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Pictures (B, 3, H, W) in [-1, 1] to and from latents (B, C, H/f, W/f), before the scaling factor."""
+    """Encodes images as latents and decodes latents to images (Rombach et al. 2022, arXiv:2112.10752, section 3.1).
+
+    Latents here are the autoencoder's own: the U-Net's are these times `config.scaling_factor`.
+    """
 
     def __init__(self, config: AutoencoderConfig) -> None:
+        """Build encoder and decoder, each with a 1x1 convolution beside the latents where the config says so."""
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
@@ -170,21 +178,51 @@ class Autoencoder(nn.Module):
         self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1) if config.use_quant_conv else nn.Identity()
         self.post_quant_conv = nn.Conv2d(channels, channels, 1) if config.use_post_quant_conv else nn.Identity()
 
-    def encode(self, picture: Tensor) -> Tensor:
-        """(B, 3, H, W) -> mean and log-variance of the latents, (B, 2C, H/f, W/f)."""
-        return self.quant_conv(self.encoder(picture))
+    @classmethod
+    def from_config(cls, config: RawConfig) -> "Autoencoder":
+        """Build the network of a diffusers config.json, with random weights."""
+        return cls(AutoencoderConfig.read(config))
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Compute the parameters of the latents' normal distribution.
+
+        Args:
+            image: Images (B, 3, H, W) in [-1, 1]; sides are multiples of `config.factor`, f.
+
+        Returns:
+            Mean and log-variance, one after the other along the channels, (B, 2C, H/f, W/f); `moments` splits them.
+        """
+        return self.quant_conv(self.encoder(image))
 
     def decode(self, latent: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, 3, f*h, f*w)."""
+        """Compute the images of latents.
+
+        Args:
+            latent: Latents (B, C, h, w), not multiplied by the scaling factor.
+
+        Returns:
+            Images (B, 3, f*h, f*w), in [-1, 1] but for overshoots, which are not clamped.
+        """
         return self.decoder(self.post_quant_conv(latent))
 
 
 def moments(parameters: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and log-variance, the latter clamped to [-30, 20] as in the reference: (B, 2C, h, w) -> 2 x (B, C, h, w)."""
+    """Split the output of `Autoencoder.encode`, (B, 2C, h, w), into mean and log-variance, (B, C, h, w) each.
+
+    The log-variance is clamped to [-30, 20], as in the code of Rombach et al. 2022.
+    """
     mean, log_variance = parameters.chunk(2, dim=1)
     return mean, log_variance.clamp(-30.0, 20.0)
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(q || N(0, 1)) in nats, mean over all elements (Kingma & Welling 2013, appendix B)."""
+    """Compute KL(q || N(0, 1)) in nats, mean over all elements (Kingma & Welling 2013, appendix B).
+
+    Args:
+        mean: Means of q, (B, C, h, w).
+        log_variance: Logarithms of q's variances, (B, C, h, w).
+
+    Returns:
+        A scalar.
+    """
     return 0.5 * torch.mean(mean.square() + log_variance.exp() - 1.0 - log_variance)

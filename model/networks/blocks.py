@@ -1,7 +1,6 @@
-"""The convolutional blocks that the U-Net and the autoencoder share. Attribute names are diffusers' state-dict keys."""
+"""Define the blocks that U-Net and autoencoder share. Attribute names are diffusers' state-dict keys."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from ldmrt.runtime.errors import LdmrtError
 
-# Those of diffusers' networks, by the names that its configs have for them in any case.
+# The activations of diffusers' networks by their names in configs, which may be in upper or lower case.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "swish": F.silu,
@@ -20,14 +19,24 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class ResnetBlock(nn.Module):
-    """norm, activation, conv, twice, with the time embedding added between: (B, in, H, W) -> (B, out, H, W).
+    """Adds to its input norm, activation, convolution, twice, with the time embedding added between the two.
 
-    `time_channels` is None where there is no time (the autoencoder).
+    Source: the U-Net of Ho et al. 2020 (arXiv:2006.11239, appendix B), after He et al. 2016.
     """
 
     def __init__(
         self, inner: int, outer: int, *, groups: int, eps: float, time_channels: int | None = None, act: str = "silu"
     ) -> None:
+        """Build a block from `inner` to `outer` channels; where they differ, the shortcut is a 1x1 convolution.
+
+        Args:
+            inner: Channels of the input.
+            outer: Channels of the output.
+            groups: Groups of both norms.
+            eps: Added to the variance in both norms.
+            time_channels: Width of the time embedding; None where there is no time, as in the autoencoder.
+            act: A name of `ACTIVATIONS`, in any case.
+        """
         super().__init__()
         self.act = ACTIVATIONS[act.lower()]
         self.norm1 = nn.GroupNorm(groups, inner, eps)
@@ -40,6 +49,7 @@ class ResnetBlock(nn.Module):
             self.conv_shortcut = nn.Conv2d(inner, outer, 1)
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """Transform features x (B, inner, H, W), given the time embedding (B, time_channels); (B, outer, H, W)."""
         h = self.conv1(self.act(self.norm1(x)))
         if time is not None:
             h = h + self.time_emb_proj(self.act(time))[:, :, None, None]
@@ -48,38 +58,40 @@ class ResnetBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Strided 3x3 convolution: (B, C, H, W) -> (B, C, H/2, W/2).
-
-    `padding` 0 pads on the right and below only, as the autoencoder was trained.
-    """
+    """Halves height and width by a strided 3x3 convolution."""
 
     def __init__(self, channels: int, *, padding: int) -> None:
+        """Build the convolution; `padding` 0 pads on the right and below only, as the autoencoder was trained."""
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Halve features x (B, C, H, W); returns (B, C, H/2, W/2), where padding 1 rounds up and 0 down."""
         if self.conv.padding == (0, 0):
             x = F.pad(x, (0, 1, 0, 1))
         return self.conv(x)
 
 
 class Upsample(nn.Module):
-    """Nearest neighbour, then a 3x3 convolution: (B, C, H, W) -> (B, C, 2H, 2W), or the `size` that is given, which
-    is one less where a side was odd before it was halved.
-    """
+    """Doubles height and width by nearest neighbours and convolves the result, 3x3."""
 
     def __init__(self, channels: int) -> None:
+        """Build the convolution, which keeps the number of channels."""
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: torch.Size | None = None) -> Tensor:
+        """Enlarge features x (B, C, H, W) to (B, C, 2H, 2W), or to a `size` (height, width).
+
+        The size is one less than the double where a side was odd before it was halved.
+        """
         if size is None:
             return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 
 class Level(nn.Module):
-    """One resolution of a network: resnets, their attentions if any, then a change of size if any."""
+    """Holds one resolution of a network: resnets, their attentions if any, then a change of size if any."""
 
     def __init__(
         self,
@@ -89,6 +101,7 @@ class Level(nn.Module):
         down: nn.Module | None = None,
         up: nn.Module | None = None,
     ) -> None:
+        """Collect the blocks under diffusers' names; `attentions` are one for each resnet, or fewer."""
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         self.attentions = None if attentions is None else nn.ModuleList(attentions)
@@ -97,14 +110,20 @@ class Level(nn.Module):
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers on the sinusoidal features, to which a projected condition may be added: (B, in) -> (B, out).
-
-    `condition` is the condition's width, None where there is none. `post_act` follows the second layer.
-    """
+    """Embeds sinusoidal features by two linear layers; a projected condition may be added to the features first."""
 
     def __init__(
         self, inner: int, outer: int, *, condition: int | None = None, act: str = "silu", post_act: str | None = None
     ) -> None:
+        """Build both layers.
+
+        Args:
+            inner: Number of features.
+            outer: Width of the embedding.
+            condition: Width of the condition that is added to the features; None where there is none.
+            act: The activation between the layers, a name of `ACTIVATIONS`.
+            post_act: The activation after the second layer; None for no activation.
+        """
         super().__init__()
         self.act = ACTIVATIONS[act.lower()]
         self.post_act = None if post_act is None else ACTIVATIONS[post_act.lower()]
@@ -113,6 +132,7 @@ class TimestepEmbedding(nn.Module):
         self.linear_2 = nn.Linear(outer, outer)
 
     def forward(self, features: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Embed features (B, inner) with a condition (B, condition), if there is one; returns (B, outer)."""
         if self.cond_proj is not None and condition is not None:
             features = features + self.cond_proj(condition)
         time = self.linear_2(self.act(self.linear_1(features)))
@@ -120,9 +140,18 @@ class TimestepEmbedding(nn.Module):
 
 
 def sinusoids(t: Tensor, channels: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
-    """Sinusoidal features of the timestep (Vaswani et al. 2017, section 3.5): (B,) -> (B, channels), float32.
+    """Compute sinusoidal features of timesteps (Vaswani et al. 2017, section 3.5).
 
     The angles reach 1000 and need float32 whatever the model's precision: in float16 they are wrong by 0.42.
+
+    Args:
+        t: Timesteps (B,) of any dtype, in model time: 0 to 999 for Stable Diffusion.
+        channels: Number of features; an odd number ends with a zero.
+        flip_sin_to_cos: Whether the cosines come before the sines.
+        freq_shift: Subtracted from the number of frequencies in the exponent; 1 makes the last one exactly 1e-4.
+
+    Returns:
+        Features (B, channels), float32.
     """
     half = channels // 2
     frequencies = torch.exp(
@@ -134,8 +163,8 @@ def sinusoids(t: Tensor, channels: int, *, flip_sin_to_cos: bool, freq_shift: fl
     return F.pad(features, (0, 1)) if channels % 2 else features
 
 
-def known_activation(component: str, config: Any, *names: str) -> None:
-    """Refuse a config in which one of these fields is no activation of diffusers, or None."""
+def known_activation(component: str, config: object, *names: str) -> None:
+    """Refuse a config in which one of these fields is neither None nor an activation of diffusers."""
     for name in names:
         value = getattr(config, name)
         if value is not None and value.lower() not in ACTIVATIONS:

@@ -1,4 +1,4 @@
-"""ControlNet: a copy of the U-Net's half that turns a picture into residuals (Zhang et al. 2023, arXiv:2302.05543).
+"""Define ControlNet, a copy of half the U-Net that turns an image into residuals (Zhang et al. 2023, arXiv:2302.05543).
 
 State-dict keys and config fields are those of diffusers' ControlNetModel.
 """
@@ -6,12 +6,12 @@ State-dict keys and config fields are those of diffusers' ControlNetModel.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldmrt.model.config import positive
+from ldmrt.model.config import RawConfig, positive
 from ldmrt.runtime.errors import LdmrtError
 
 from . import encoder_config
@@ -20,21 +20,22 @@ from .unet_encoder import UNetEncoder
 
 ORDERS = ("rgb", "bgr")
 
-NEUTRAL: dict[str, Any] = {**encoder_config.NEUTRAL, "global_pool_conditions": False}
+NEUTRAL: RawConfig = {**encoder_config.NEUTRAL, "global_pool_conditions": False}
 
 
 @dataclass(frozen=True)
 class ControlNetConfig(EncoderConfig):
-    """What of diffusers' config is read; the defaults are diffusers'."""
+    """Holds the fields of ControlNetModel's config that matter here; the defaults are diffusers'."""
 
     part: ClassVar[str] = "controlnet"
-    neutral: ClassVar[dict[str, Any]] = NEUTRAL
+    neutral: ClassVar[RawConfig] = NEUTRAL
 
     conditioning_channels: int = 3
     controlnet_conditioning_channel_order: str = "rgb"
     conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
 
     def __post_init__(self) -> None:
+        """Refuse what `EncoderConfig` refuses, sizes of the image embedding below 1 and an unknown channel order."""
         super().__post_init__()
         positive("controlnet", self, "conditioning_channels", "conditioning_embedding_out_channels")
         if (order := self.controlnet_conditioning_channel_order) not in ORDERS:
@@ -43,14 +44,15 @@ class ControlNetConfig(EncoderConfig):
 
     @property
     def factor(self) -> int:
-        """Pixels of the picture a latent, along one side."""
+        """Pixels of the control image that one latent stands for, along one side."""
         return 2 ** (len(self.conditioning_embedding_out_channels) - 1)
 
 
 class ConditioningEmbedding(nn.Module):
-    """Picture to features of the latents' size: (B, in, H, W) -> (B, out, H/f, W/f)."""
+    """Turns a control image into features of the latents' size (Zhang et al. 2023, section 3.2)."""
 
     def __init__(self, inner: int, widths: Sequence[int], outer: int) -> None:
+        """Build convolutions from `inner` channels through `widths`, each step of which halves the size, to `outer`."""
         super().__init__()
         self.conv_in = nn.Conv2d(inner, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList()
@@ -59,19 +61,21 @@ class ConditioningEmbedding(nn.Module):
             self.blocks.append(nn.Conv2d(narrow, wide, 3, stride=2, padding=1))
         self.conv_out = nn.Conv2d(widths[-1], outer, 3, padding=1)
 
-    def forward(self, picture: Tensor) -> Tensor:
-        x = F.silu(self.conv_in(picture))
+    def forward(self, image: Tensor) -> Tensor:
+        """Embed an image (B, inner, H, W); returns (B, outer, H/f, W/f), with f twice as large for each width more."""
+        x = F.silu(self.conv_in(image))
         for block in self.blocks:
             x = F.silu(block(x))
         return self.conv_out(x)
 
 
 class ControlNet(UNetEncoder):
-    """Residuals for the U-Net's skips and middle."""
+    """Turns a control image into residuals for the U-Net's skips and middle (Zhang et al. 2023, arXiv:2302.05543)."""
 
     config: ControlNetConfig
 
     def __init__(self, config: ControlNetConfig) -> None:
+        """Build the copy of the U-Net's half, the image's embedding and one 1x1 convolution for each residual."""
         super().__init__(config)
         widths = config.block_out_channels
         self.controlnet_cond_embedding = ConditioningEmbedding(
@@ -79,6 +83,11 @@ class ControlNet(UNetEncoder):
         )
         self.controlnet_down_blocks = nn.ModuleList(nn.Conv2d(width, width, 1) for width in self.skip_channels)
         self.controlnet_mid_block = nn.Conv2d(widths[-1], widths[-1], 1)
+
+    @classmethod
+    def from_config(cls, config: RawConfig) -> "ControlNet":
+        """Build the network of a diffusers config.json, with random weights."""
+        return cls(ControlNetConfig.read(config))
 
     def forward(
         self,
@@ -91,7 +100,23 @@ class ControlNet(UNetEncoder):
         text_embeds: Tensor | None = None,
         time_ids: Tensor | None = None,
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The U-Net's inputs, a picture `cond` (B, 3, f*H, f*W) in [0, 1], and what to multiply by, () or (B,)."""
+        """Compute the residuals of one evaluation.
+
+        Args:
+            sample: Latents (B, C, h, w), as the U-Net takes them.
+            timestep: Model times (B,).
+            context: Prompt embeddings (B, M, cross_attention_dim).
+            cond: Control images (B, 3, f*h, f*w) in [0, 1], RGB; f is `config.factor`.
+            scale: Factor of all residuals, () or (B,).
+            text_embeds: Pooled prompt embeddings (B, P) of SDXL.
+            time_ids: Sizes and crop (B, 6), or sizes, crop and score (B, 5), of SDXL and its refiner, in pixels.
+
+        Returns:
+            One residual for each skip of the U-Net, in its order, and one for the middle, each of the skip's shape.
+
+        Raises:
+            LdmrtError: An embedding that the config asks for is missing or has another width.
+        """
         if self.config.controlnet_conditioning_channel_order == "bgr":
             cond = cond.flip(1)
         time = self.time(sample, timestep, None, text_embeds, time_ids)
@@ -105,5 +130,5 @@ class ControlNet(UNetEncoder):
 
 
 def scaled(residual: Tensor, factor: Tensor) -> Tensor:
-    """The product, rounded once: a scale of 0.7 is not one of half precision."""
+    """Multiply residuals by their factor, rounded once: a scale of 0.7 has no exact value in half precision."""
     return (residual * factor).to(residual.dtype)

@@ -1,14 +1,15 @@
-"""What a U-Net's and a ControlNet's config have in common. The fields are diffusers'."""
+"""Define the config that a U-Net and a ControlNet share. The fields are diffusers'."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
-from ldmrt.model.config import from_config, positive, within
+from ldmrt.model.config import RawConfig, from_config, positive, within
 from ldmrt.runtime.errors import LdmrtError
 
 from .blocks import known_activation
 
 C = TypeVar("C", bound="EncoderConfig")
+V = TypeVar("V")
 PerLevel = int | tuple[int, ...]  # one number, or one a level
 Depths = int | tuple[int | tuple[int, ...], ...]  # of the transformers: one, or one a level, or one a layer of a level
 
@@ -17,7 +18,7 @@ MIDDLE = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")
 ADDITIONS = (None, "text_time")
 
 # Config keys of diffusers that ask for something else than the blocks below, with the value that asks for nothing.
-NEUTRAL: dict[str, Any] = {
+NEUTRAL: RawConfig = {
     "addition_embed_type_num_heads": 64,
     "class_embed_type": None,
     "encoder_hid_dim": None,
@@ -31,10 +32,10 @@ NEUTRAL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What a U-Net's and a ControlNet's config have in common; the defaults are diffusers'."""
+    """Holds the fields that a U-Net's and a ControlNet's config have in common; the defaults are diffusers'."""
 
     part: ClassVar[str]
-    neutral: ClassVar[dict[str, Any]]
+    neutral: ClassVar[RawConfig]
     middles: ClassVar[tuple[str | None, ...]] = MIDDLE
 
     in_channels: int = 4
@@ -59,6 +60,7 @@ class EncoderConfig:
     projection_class_embeddings_input_dim: int | None = None
 
     def __post_init__(self) -> None:
+        """Refuse sizes and blocks that no network can be built of, or that are unsupported."""
         positive(self.part, self, "in_channels", "block_out_channels", "layers_per_block", "norm_num_groups")
         positive(self.part, self, "cross_attention_dim", "attention_head_dim", "num_attention_heads")
         positive(self.part, self, "addition_time_embed_dim", "projection_class_embeddings_input_dim")
@@ -85,22 +87,24 @@ class EncoderConfig:
                     raise LdmrtError(self.part, f"config lacks {name}", hint=f"{self.addition_embed_type} needs it")
 
     @classmethod
-    def read(cls: type[C], config: dict[str, Any]) -> C:
-        """From the dict in diffusers' config.json."""
-        asked = config.get("cross_attention_dim")
-        if not isinstance(asked, (list, tuple)):
+    def read(cls: type[C], config: RawConfig) -> C:
+        """Read the content of diffusers' config.json; see `from_config`.
+
+        `cross_attention_dim` may be a list with one width a level: the levels with attention must agree.
+        """
+        widths = config.get("cross_attention_dim")
+        if not isinstance(widths, (list, tuple)):
             return from_config(cls, config, cls.neutral, cls.part)
-        # One a level, of which only the levels with attention make use. All of them read one context.
         read = from_config(cls, {**config, "cross_attention_dim": 1}, cls.neutral, cls.part)
-        each = read.per_level(tuple(asked))
-        used = [each[level] for level in sorted(read.attending)] or [each[0]]
-        if any(type(width) is not int or width != used[0] for width in used):
+        each: tuple[object, ...] = read.per_level(tuple(widths))
+        width, *others = [each[level] for level in sorted(read.attending)] or [each[0]]
+        if type(width) is not int or any(type(other) is not int or other != width for other in others):
             expected = "one number for all levels with attention"
-            raise LdmrtError(cls.part, "config has an invalid cross_attention_dim", expected=expected, found=asked)
-        return replace(read, cross_attention_dim=used[0])
+            raise LdmrtError(cls.part, "config has an invalid cross_attention_dim", expected=expected, found=widths)
+        return replace(read, cross_attention_dim=width)
 
     def check_blocks(self, name: str, allowed: tuple[str, ...]) -> None:
-        """One known block a level."""
+        """Refuse a tuple of blocks that has not one block a level, or another block than those `allowed`."""
         types, levels = getattr(self, name), len(self.block_out_channels)
         if len(types) != levels:
             problem = f"{name} does not fit block_out_channels"
@@ -109,12 +113,12 @@ class EncoderConfig:
             problem = f"unsupported {unknown[0]} in {name}"
             raise LdmrtError(self.part, problem, expected=" or ".join(allowed))
 
-    def per_level(self, value: Any) -> tuple[Any, ...]:
-        """`value` once a level."""
+    def per_level(self, value: V | tuple[V, ...]) -> tuple[V, ...]:
+        """Repeat a value once a level; a tuple must have one a level already."""
         levels = len(self.block_out_channels)
         values = value if isinstance(value, tuple) else (value,) * levels
         if len(values) != levels:
-            problem = "a list does not fit block_out_channels"
+            problem = "config has a list that does not fit block_out_channels"
             raise LdmrtError(self.part, problem, expected=f"{levels} values", found=values)
         return values
 
@@ -130,14 +134,16 @@ class EncoderConfig:
 
     @property
     def attending(self) -> set[int]:
-        """The levels that read the context."""
+        """The indices of levels that read the context."""
         levels = {level for level, kind in enumerate(self.down_block_types) if kind == DOWN[0]}
         return levels | ({len(self.block_out_channels) - 1} if self.mid_block_type == MIDDLE[0] else set())
 
     @property
     def features(self) -> list[tuple[int, int]]:
-        """Where an adapter's features are added, in each level and in the middle: the width there, and latents a value
-        of it, along one side. A level without attention has halved its size by then.
+        """The places where an adapter's features are added, one in each level and one in the middle.
+
+        Each is the width there, and the latents that one value stands for along one side. A level without attention
+        has halved its size by then.
         """
         last, widths = len(self.block_out_channels) - 1, self.block_out_channels
         halved = [kind != DOWN[0] and level < last for level, kind in enumerate(self.down_block_types)]
@@ -145,11 +151,12 @@ class EncoderConfig:
         return places + ([(widths[last], 2**last)] if self.mid_block_type else [])
 
     def depths(self, level: int) -> tuple[int, ...]:
-        """The depth of each transformer of a level on the way down."""
-        return self.each_layer(self.per_level(self.transformer_layers_per_block)[level], self.layers[level])
+        """Return the depth of each transformer of a level on the way down."""
+        depths: tuple[PerLevel, ...] = self.per_level(self.transformer_layers_per_block)
+        return self.each_layer(depths[level], self.layers[level])
 
     def each_layer(self, depth: PerLevel, layers: int) -> tuple[int, ...]:
-        """`depth` once a layer of a level."""
+        """Repeat a depth for each layer of a level; of a tuple, take the first so many."""
         depths = depth if isinstance(depth, tuple) else (depth,) * layers
         if len(depths) < layers or min(depths) < 0:
             problem = "config has an invalid transformer_layers_per_block"

@@ -1,27 +1,27 @@
-"""The U-Net that predicts the noise (Rombach et al. 2022, arXiv:2112.10752; Ho et al. 2020, arXiv:2006.11239).
+"""Define the U-Net that predicts the noise (Rombach et al. 2022, arXiv:2112.10752; Ho et al. 2020, arXiv:2006.11239).
 
 State-dict keys and config fields are those of diffusers' UNet2DConditionModel.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ldmrt.model.config import positive
+from ldmrt.model.config import RawConfig, positive
 from ldmrt.runtime.errors import LdmrtError
 
 from . import encoder_config
 from .blocks import ACTIVATIONS, known_activation
-from .encoder_config import MIDDLE, Depths, EncoderConfig
+from .encoder_config import MIDDLE, Depths, EncoderConfig, PerLevel
 from .unet_encoder import UNetEncoder, build_level, levels
 
 UP = ("CrossAttnUpBlock2D", "UpBlock2D")
 
 # Config keys of diffusers that ask for something else than the blocks below, with the value that asks for nothing.
-NEUTRAL: dict[str, Any] = {
+NEUTRAL: RawConfig = {
     **encoder_config.NEUTRAL,
     "attention_type": "default",
     "center_input_sample": False,
@@ -40,10 +40,10 @@ NEUTRAL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class UNetConfig(EncoderConfig):
-    """What of diffusers' config is read; the defaults are diffusers'."""
+    """Holds the fields of UNet2DConditionModel's config that matter here; the defaults are diffusers'."""
 
     part: ClassVar[str] = "unet"
-    neutral: ClassVar[dict[str, Any]] = NEUTRAL
+    neutral: ClassVar[RawConfig] = NEUTRAL
     middles: ClassVar[tuple[str | None, ...]] = (*MIDDLE, None)
 
     sample_size: int | tuple[int, ...] | None = None  # of the latents: one side, or height and width
@@ -55,6 +55,7 @@ class UNetConfig(EncoderConfig):
     time_cond_proj_dim: int | None = None  # LCM (Luo et al. 2023, arXiv:2310.04378): the guidance scale as an input
 
     def __post_init__(self) -> None:
+        """Refuse what `EncoderConfig` refuses, unsupported up blocks and depths that do not fit them."""
         super().__post_init__()
         positive("unet", self, "sample_size", "out_channels", "time_cond_proj_dim")
         known_activation("unet", self, "timestep_post_act", "time_embedding_act_fn")
@@ -67,24 +68,27 @@ class UNetConfig(EncoderConfig):
 
     @property
     def attending(self) -> set[int]:
-        """The levels that read the context."""
+        """The indices of levels that read the context, on the way down or up."""
         ups = enumerate(reversed(self.up_block_types))
         return super().attending | {level for level, kind in ups if kind == UP[0]}
 
     def up_depths(self, level: int) -> tuple[int, ...]:
-        """The depth of each transformer of a level on the way up, where it has one layer more."""
-        depths = self.per_level(self.transformer_layers_per_block)[level]
-        if (given := self.reverse_transformer_layers_per_block) is not None:
-            depths = self.per_level(given)[::-1][level]
-        return self.each_layer(depths, self.layers[level] + 1)
+        """Return the depth of each transformer of a level on the way up, where it has one layer more."""
+        depths: tuple[PerLevel, ...] = self.per_level(self.transformer_layers_per_block)
+        if (reverse := self.reverse_transformer_layers_per_block) is not None:
+            depths = self.per_level(reverse)
+            level_from_deepest = len(depths) - 1 - level
+            return self.each_layer(depths[level_from_deepest], self.layers[level] + 1)
+        return self.each_layer(depths[level], self.layers[level] + 1)
 
 
 class UNet(UNetEncoder):
-    """Noise prediction: sample (B, in, H, W), timestep (B,), context (B, M, cross) -> (B, out, H, W)."""
+    """Predicts the noise in latents, or their velocity or clean latents, from a timestep and prompt embeddings."""
 
     config: UNetConfig
 
     def __init__(self, config: UNetConfig) -> None:
+        """Build the down blocks, the middle, and up blocks that take the skips in reverse order."""
         time_acts = config.timestep_post_act, config.time_embedding_act_fn
         super().__init__(config, condition=config.time_cond_proj_dim, time_acts=time_acts)
         widths, skips = config.block_out_channels, list(self.skip_channels)
@@ -100,6 +104,11 @@ class UNet(UNetEncoder):
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
         self.act = ACTIVATIONS[config.act_fn.lower()]
 
+    @classmethod
+    def from_config(cls, config: RawConfig) -> "UNet":
+        """Build the network of a diffusers config.json, with random weights."""
+        return cls(UNetConfig.read(config))
+
     def forward(
         self,
         sample: Tensor,
@@ -113,10 +122,29 @@ class UNet(UNetEncoder):
         mid_residual: Tensor | None = None,
         adapter_residuals: Sequence[Tensor] = (),
     ) -> Tensor:
-        """`timestep_cond` (B, cond) is LCM's guidance; `text_embeds` (B, P) and `time_ids` (B, 5 or 6) are SDXL's.
+        """Predict once, without guidance.
 
-        `down_residuals`, one for each skip, and `mid_residual` are a ControlNet's. `adapter_residuals` are a
-        T2I-Adapter's (Mou et al. 2023, arXiv:2302.08453), one a level and perhaps one for the middle.
+        Args:
+            sample: Latents (B, in_channels, h, w), scaled as the sampler says; a model that inpaints takes the mask and
+                the masked image's latents after them, as further channels.
+            timestep: Model times (B,), 0 to 999 for Stable Diffusion.
+            context: Prompt embeddings (B, M, cross_attention_dim).
+            timestep_cond: Embedding of the guidance scale (B, time_cond_proj_dim), of LCM (Luo et al. 2023,
+                arXiv:2310.04378).
+            text_embeds: Pooled prompt embeddings (B, P), of SDXL (Podell et al. 2023, arXiv:2307.01952).
+            time_ids: Sizes and crop (B, 6) of SDXL, or sizes, crop and score (B, 5) of its refiner, in pixels.
+            down_residuals: One residual for each skip, of a ControlNet (Zhang et al. 2023, arXiv:2302.05543).
+            mid_residual: The ControlNet's residual for the middle.
+            adapter_residuals: Residuals of a T2I-Adapter (Mou et al. 2023, arXiv:2302.08453), one a level and perhaps
+                one for the middle.
+
+        Returns:
+            The prediction (B, out_channels, h, w): noise (Ho et al. 2020, equation 14), velocity or clean latents, by
+            the scheduler's `prediction_type`.
+
+        Raises:
+            LdmrtError: A condition that the config asks for is missing or has another width, or there is not one
+                residual for each skip.
         """
         time = self.time(sample, timestep, timestep_cond, text_embeds, time_ids)
         x, skips = self.down(self.conv_in(sample), time, context, adapter_residuals)

@@ -1,4 +1,6 @@
-"""The half of the U-Net that ControlNet copies (Zhang et al. 2023, arXiv:2302.05543): time, down blocks and middle.
+"""Define the half of the U-Net that ControlNet copies (Zhang et al. 2023, arXiv:2302.05543).
+
+It embeds the time and holds the down blocks and the middle.
 
 State-dict keys and config fields are diffusers'.
 """
@@ -17,10 +19,27 @@ from .encoder_config import ADDITIONS, DOWN, MIDDLE, EncoderConfig
 
 
 def build_level(
-    config: EncoderConfig, level: int, inner: Sequence[int], depths: Sequence[int] = (), *, down: bool = False,
+    config: EncoderConfig,
+    level: int,
+    inner: Sequence[int],
+    depths: Sequence[int] = (),
+    *,
+    down: bool = False,
     up: bool = False,
-) -> Level:  # fmt: skip
-    """Resnets from each width of `inner` to the level's, transformers of these depths, and a change of size."""
+) -> Level:
+    """Build one level of the U-Net.
+
+    Args:
+        config: The network's config.
+        level: Index of the level, from the largest size.
+        inner: Channels of each resnet's input, in order.
+        depths: Number of blocks of each transformer; empty for a level without attention.
+        down: Whether the level ends with half the size.
+        up: Whether the level ends with twice the size.
+
+    Returns:
+        The level, whose resnets all end with the width of the config.
+    """
     width = config.block_out_channels[level]
     resnets = [
         ResnetBlock(
@@ -51,7 +70,7 @@ def build_level(
 
 
 class UNetEncoder(nn.Module):
-    """What a U-Net and a ControlNet do first."""
+    """Embeds the time and runs the down blocks and the middle: the part that U-Net and ControlNet share."""
 
     config: EncoderConfig
 
@@ -60,10 +79,14 @@ class UNetEncoder(nn.Module):
         config: EncoderConfig,
         *,
         condition: int | None = None,
-        time_acts: tuple[str | None, str | None] = (None,) * 2,
+        time_acts: tuple[str | None, str | None] = (None, None),
     ) -> None:
-        """`condition` is the width of what LCM adds to the time. `time_acts` follow the time embedding, before and
-        after the additions to it.
+        """Build all but the way up.
+
+        Args:
+            config: The network's config.
+            condition: Width of the guidance embedding that LCM adds to the time; None for none.
+            time_acts: Activations that follow the time embedding, before and after the additions to it; None for none.
         """
         super().__init__()
         self.config = config
@@ -99,10 +122,24 @@ class UNetEncoder(nn.Module):
         text_embeds: Tensor | None = None,
         time_ids: Tensor | None = None,
     ) -> Tensor:
-        """What every resnet is told: (B, 4 * width)."""
+        """Embed the time and what is added to it; every resnet takes the result.
+
+        Args:
+            sample: Latents (B, C, h, w), of which only the dtype matters.
+            timestep: Model times (B,).
+            condition: LCM's guidance embedding (B, time_cond_proj_dim).
+            text_embeds: SDXL's pooled prompt embeddings (B, P).
+            time_ids: SDXL's sizes, crop and perhaps score (B, 5 or 6).
+
+        Returns:
+            The time embedding (B, 4 * block_out_channels[0]).
+
+        Raises:
+            LdmrtError: A condition is missing, not expected by the config, or of another width.
+        """
         config, dtype = self.config, sample.dtype
         if condition is not None and self.time_embedding.cond_proj is None:
-            raise LdmrtError(config.part, "timestep_cond is given, but the config has no time_cond_proj_dim")
+            raise LdmrtError(config.part, "unexpected timestep_cond", hint="the config has no time_cond_proj_dim")
         features = self._sinusoids(timestep, config.block_out_channels[0]).to(dtype)
         time = self.time_embedding(features, None if condition is None else condition.to(dtype))
         if config.addition_embed_type is not None:
@@ -110,7 +147,7 @@ class UNetEncoder(nn.Module):
         return time if self.time_act is None else self.time_act(time)
 
     def _additions(self, dtype: torch.dtype, text_embeds: Tensor | None, time_ids: Tensor | None) -> Tensor:
-        """SDXL's pooled text and sizes, as they are added to the time embedding."""
+        """Embed SDXL's pooled text and sizes, to be added to the time embedding (Podell et al. 2023, section 2.2)."""
         config = self.config
         if text_embeds is None or time_ids is None:
             missing = "text_embeds" if text_embeds is None else "time_ids"
@@ -127,7 +164,17 @@ class UNetEncoder(nn.Module):
     def down(
         self, x: Tensor, time: Tensor, context: Tensor, added: Sequence[Tensor] = ()
     ) -> tuple[Tensor, list[Tensor]]:
-        """The down blocks: what comes out, and the skips. `added` is one residual a level, of a T2I-Adapter."""
+        """Run the down blocks.
+
+        Args:
+            x: Features (B, width, h, w), of `conv_in`.
+            time: The time embedding.
+            context: Prompt embeddings (B, M, cross_attention_dim).
+            added: A T2I-Adapter's residuals, one a level; further ones are for the middle.
+
+        Returns:
+            The last features, and all skips in the order of `skip_channels`.
+        """
         skips = [x]
         for i, level in enumerate(levels(self.down_blocks)):
             extra = added[i] if i < len(added) else None
@@ -146,20 +193,21 @@ class UNetEncoder(nn.Module):
         return x, skips
 
     def middle(self, x: Tensor, time: Tensor, context: Tensor, added: Sequence[Tensor] = ()) -> Tensor:
-        """The middle, and the residual that an adapter has for it, if any."""
+        """Run the middle on x (B, C, h, w), and add the residual that a T2I-Adapter has for it, if any."""
         if self.mid_block is None:
             return x
         x = self.mid_block.resnets[0](x, time)
         if self.mid_block.attentions is not None:
             x = self.mid_block.resnets[1](self.mid_block.attentions[0](x, context), time)
         beyond = added[len(self.down_blocks) :]
-        # diffusers leaves out a residual of another shape
+        # diffusers ignores a residual of another shape
         return x + beyond[0] if beyond and beyond[0].shape == x.shape else x
 
     def _sinusoids(self, t: Tensor, channels: int) -> Tensor:
+        """Compute the sinusoidal features of numbers (N,) as the config orders them: (N, channels)."""
         return sinusoids(t, channels, flip_sin_to_cos=self.config.flip_sin_to_cos, freq_shift=self.config.freq_shift)
 
 
 def levels(blocks: nn.ModuleList) -> list[Level]:
-    """The levels in a list of modules."""
+    """Return the levels in a list of modules, typed as such."""
     return cast(list[Level], list(blocks))

@@ -1,1 +1,1 @@
-"""Textual inversions, merged into a tokenizer and its text encoder."""
+"""Merge textual inversions into a tokenizer and its text encoder."""

@@ -1,17 +1,24 @@
-"""Words that are added to a tokenizer's files, each a token of its own (textual inversion)."""
+"""Add words to a tokenizer's files, each a token of its own (textual inversion)."""
 
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.tokenizer.vocabulary import ADDED, END, START, read
 
 
 def check_new(words: Sequence[str], known: Collection[str], added: Collection[str]) -> None:
-    """Refuse words that are known, by case or not: a prompt is read in lower case, and so are the words added to it.
-    `words` are those of one embedding: word, word_1, word_2 ..., or several that stand alone.
+    """Refuse words that are known, in any case: a prompt is read in lower case, and so are the words added to it.
+
+    Args:
+        words: The words of one embedding: word, word_1, word_2 ..., or several that stand alone.
+        known: The whole vocabulary.
+        added: The words in it that have been added before.
+
+    Raises:
+        LdmrtError: A word is known, or would be read as one more vector of another word.
     """
     hint = "--embedding FILE:WORD, with another word"
     lower = {word.lower() for word in (START, END, *added)}
@@ -23,10 +30,10 @@ def check_new(words: Sequence[str], known: Collection[str], added: Collection[st
 
 
 def with_words(files: Mapping[str, bytes], ids: Mapping[str, int]) -> dict[str, bytes]:
-    """The files with these words in every one that lists added words."""
+    """Return a tokenizer's files with these words, by id, in every file that lists added words."""
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
     entries = {number: {"content": word, **plain} for word, number in ids.items()}
-    changed: dict[str, Any] = {ADDED: {**read(files, ADDED), **ids}}
+    changed: JsonObject = {ADDED: {**read(files, ADDED), **ids}}
     if whole := read(files, "tokenizer.json"):
         more = [{"id": number, **entry} for number, entry in entries.items()]
         changed["tokenizer.json"] = {**whole, "added_tokens": [*whole.get("added_tokens", []), *more]}

@@ -1,10 +1,10 @@
-"""Textual inversion (Gal et al. 2022, arXiv:2208.01618): vectors that were learned for one word of the prompt."""
+"""Merge textual inversions (Gal et al. 2022, arXiv:2208.01618): vectors that were learned for one word of a prompt."""
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,16 @@ from ldmrt.model.weights.pickled import lazy_tensor
 from ldmrt.model.weights.tensor_files import find_file, read
 from ldmrt.model.weights.weights import finite
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
-from ldmrt.runtime.files.reading import sha256
+from ldmrt.runtime.files.reading import JsonObject, sha256
 from ldmrt.runtime.files.recognise import BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING, LORA, refuse_other
 from ldmrt.runtime.tokenizer.vocabulary import several, vocabulary
 
 from .added_words import check_new, with_words
 
-# What the files for XL call its two text encoders
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# The two text encoders of XL by their names in files for it
 ENCODERS = {
     "clip_l": "text_encoder",
     "clip_g": "text_encoder_2",
@@ -31,7 +34,7 @@ USUAL = ("learned_embeds.safetensors", "learned_embeds.bin")
 
 @dataclass(frozen=True)
 class Embedding:
-    """A file: the word, and its (count, width) vectors for each text encoder; for "" where the file does not say.
+    """Holds a word and its (count, width) vectors for each text encoder; for "" where the file does not say.
 
     `aliases` are other words for the same vectors, each with rows of its own. A word such as "<s0><s1>" is several,
     one for each vector.
@@ -45,10 +48,18 @@ class Embedding:
 
 
 def read_embedding(path: str | Path, token: str | None = None) -> Embedding:
-    """A file of diffusers, of AUTOMATIC1111's web UI or for XL, or a folder with one.
+    """Read a file of diffusers, of AUTOMATIC1111's web UI or for XL.
 
-    The word is `token`. Where that is left out, it is the word that the file names, and the file's own name, as in the
-    web UI; vectors for XL are also <s0>, <s1> ..., as diffusers' scripts for pivotal tuning call them.
+    Args:
+        path: The file, or a folder with one.
+        token: The word for the vectors. By default the word that the file names, and the file's own name, as in the web
+            UI; vectors for XL are also <s0>, <s1> ..., as diffusers' scripts for pivotal tuning call them.
+
+    Returns:
+        The word and its vectors, float32.
+
+    Raises:
+        LdmrtError: The file is missing, damaged, or no textual inversion; or the word cannot stand in a prompt.
     """
     refuse_other("embedding", Path(path), EMBEDDING, BUNDLE, CHECKPOINT, CONTROLNET, LORA)
     path = find_file("embedding", Path(path), USUAL)
@@ -56,15 +67,16 @@ def read_embedding(path: str | Path, token: str | None = None) -> Embedding:
     return embedding_of(content, path, token)
 
 
-def embedding_of(content: Any, path: Path, token: str | None = None, name: str | None = None) -> Embedding:
-    """The embedding that was read from a file, or from a part of it with a `name` of its own."""
-    inner, vectors = _found(content)
-    if not vectors or not all(isinstance(value, Tensor) and value.ndim in (1, 2) for value in vectors.values()):
+def embedding_of(content: object, path: Path, token: str | None = None, name: str | None = None) -> Embedding:
+    """Make an embedding of the content of a file, or of a part of it with a `name` of its own; see `read_embedding`."""
+    inner, values = _vectors(content)
+    vectors = {key: value for key, value in values.items() if isinstance(value, Tensor) and value.ndim in (1, 2)}
+    if not vectors or len(vectors) < len(values):
         keys = ", ".join(map(str, list(content)[:3])) if isinstance(content, Mapping) else type(content).__name__
-        raise LdmrtError("embedding", f"{path} is no textual inversion", expected="the vectors of one word", found=keys)
+        raise LdmrtError("embedding", f"{path} holds no textual inversion", expected="vectors of one word", found=keys)
     for key, value in vectors.items():
         if lazy_tensor("embedding", key or "the vectors", value, path).dtype is None:
-            raise LdmrtError("embedding", f"the vectors in {path} are no floating-point numbers", found=value.dtype)
+            raise LdmrtError("embedding", f"the vectors in {path} are not floating-point numbers", found=value.dtype)
     if not all(value.numel() and value.float().norm().isfinite() for value in vectors.values()):
         raise LdmrtError("embedding", f"the vectors in {path} are empty or not finite", hint="use another copy of it")
     matrices = {key: value.detach().float().reshape(-1, value.shape[-1]) for key, value in vectors.items()}
@@ -77,15 +89,26 @@ def embedding_of(content: Any, path: Path, token: str | None = None, name: str |
 
 
 def add_embeddings(
-    text_encoders: Mapping[str, Any],
+    text_encoders: "Mapping[str, PreTrainedModel]",
     tokenizers: dict[str, dict[str, bytes]],
     embeddings: Sequence[Embedding],
     unrounded: Collection[str] = (),
-) -> list[dict[str, Any]]:
-    """Give all of a checkpoint's text encoders that an embedding is for its vectors, and their tokenizers its words.
+) -> list[JsonObject]:
+    """Add the vectors of embeddings to the text encoders that they are for, and their words to the tokenizers.
 
-    Of several words for one embedding those that are known already are left out, with a warning. The encoders that are
-    `unrounded` keep their table in float32. Returns what a manifest says of each file.
+    Of several words for one embedding those that are known already are skipped, with a warning.
+
+    Args:
+        text_encoders: A checkpoint's text encoders, which are changed in place.
+        tokenizers: The files of its tokenizers, which are replaced in this dict.
+        embeddings: The embeddings, in the order in which their words get ids.
+        unrounded: The encoders whose table of vectors becomes float32.
+
+    Returns:
+        A record for a manifest for each embedding: its token, words, file and SHA-256.
+
+    Raises:
+        LdmrtError: An embedding is for none of the encoders, of another width, or all of its words are known.
     """
     known: dict[str, set[str]] = {part: set() for part in text_encoders}
     record = []
@@ -101,38 +124,57 @@ def add_embeddings(
         noted = {"token": words[0], "words": words, "file": embedding.name, "sha256": embedding.sha256}
         record.append(noted)
     for part, its in known.items():
-        if lost := sorted(set().union(*known.values()) - its):
-            message = f"embedding: {part} has no vectors for {', '.join(lost)} and reads that as any other text"
+        if missing := sorted(set().union(*known.values()) - its):
+            message = f"embedding: {part} has no vectors for {', '.join(missing)} and reads that as any other text"
             warnings.warn(message, LdmrtWarning, stacklevel=2)
     return record
 
 
-def parts_for(embedding: Embedding, text_encoders: Mapping[str, Any]) -> list[str]:
-    """The text encoders that an embedding has vectors for: those that its file names, or all of the vectors' width."""
+def parts_for(embedding: Embedding, text_encoders: "Mapping[str, PreTrainedModel]") -> list[str]:
+    """Return the names of the encoders that a file has vectors for: those it names, or all of the vectors' width."""
     if "" not in embedding.vectors:
         parts = [part for part in text_encoders if part in embedding.vectors]
     else:
         width = embedding.vectors[""].shape[1]
         parts = [part for part, encoder in text_encoders.items() if encoder.config.hidden_size == width]
-        parts = parts or list(text_encoders)[:1]  # which then says that the width is another
+        parts = parts or list(text_encoders)[:1]  # `add_embedding` then reports the width
     if not parts:
         expected, found = ", ".join(text_encoders), ", ".join(embedding.vectors)
-        raise LdmrtError("embedding", f"{embedding.name} holds nothing for the model", expected=expected, found=found)
+        raise LdmrtError(
+            "embedding", f"{embedding.name} holds no vectors for this model", expected=expected, found=found
+        )
     return parts
 
 
 def add_embedding(
-    text_encoder: Any, tokenizer_files: Mapping[str, bytes], embedding: Embedding, component: str = "text_encoder"
+    text_encoder: "PreTrainedModel",
+    tokenizer_files: Mapping[str, bytes],
+    embedding: Embedding,
+    component: str = "text_encoder",
 ) -> dict[str, bytes]:
-    """Give a CLIP text encoder of transformers the vectors, in place, and return the tokenizer's files with the words.
+    """Add the vectors of an embedding to a CLIP text encoder, in place.
 
     By diffusers' convention several vectors are the words token, token_1, token_2 ... and a prompt's "token" stands
-    for all of them. `component` is which encoder of XL this is. Nothing is changed if anything does not fit.
+    for all of them. Nothing is changed if anything does not fit.
+
+    Args:
+        text_encoder: A text encoder of transformers.
+        tokenizer_files: The files of its tokenizer, name to content.
+        embedding: The word and its vectors.
+        component: The encoder's name in the checkpoint, which tells the two of XL apart.
+
+    Returns:
+        The tokenizer's files with the words.
+
+    Raises:
+        LdmrtError: The embedding has no vectors for this encoder, they have another width, or a word is known.
     """
     vectors = embedding.vectors.get(component, embedding.vectors.get(""))
     if vectors is None:
-        raise LdmrtError(component, f"{embedding.name} holds nothing for it", found=", ".join(embedding.vectors))
-    old = text_encoder.get_input_embeddings().weight
+        raise LdmrtError(component, f"{embedding.name} holds no vectors for it", found=", ".join(embedding.vectors))
+    table = text_encoder.get_input_embeddings()
+    assert isinstance(table, nn.Embedding)
+    old = table.weight
     _check_shape(vectors, old, text_encoder.config.max_position_embeddings, embedding.name, component)
     known, added = vocabulary(tokenizer_files)
     size = len(known)
@@ -153,7 +195,7 @@ def add_embedding(
 
 
 def _check_shape(vectors: Tensor, old: Tensor, length: int, name: str, component: str) -> None:
-    """Refuse vectors of another width than the encoder's, or more than a prompt has room for."""
+    """Refuse vectors of another width than the encoder's, or more than fit into a prompt."""
     if vectors.shape[1] != old.shape[1]:
         raise LdmrtError(
             component,
@@ -169,9 +211,9 @@ def _check_shape(vectors: Tensor, old: Tensor, length: int, name: str, component
 
 
 def _add_words(
-    encoder: Any, files: Mapping[str, bytes], embedding: Embedding, part: str
+    encoder: "PreTrainedModel", files: Mapping[str, bytes], embedding: Embedding, part: str
 ) -> tuple[list[str], dict[str, bytes]]:
-    """Add an embedding under each of its words that is new, of which there must be one: those words, and the files."""
+    """Add an embedding under each of its new words, of which there must be one; returns those words, and the files."""
     files, words, refused = dict(files), [], []
     for word in (embedding.token, *embedding.aliases):
         try:
@@ -188,7 +230,7 @@ def _add_words(
 
 
 def _each(token: str, count: int, name: str) -> list[str]:
-    """The word of each vector: token, token_1, token_2 ...; or those that a token such as "<s0><s1>" is made of."""
+    """Return the word of each vector: token, token_1, token_2 ..., or those that one like "<s0><s1>" consists of."""
     words = several(token)
     if len(words) < 2 or "".join(words) != token:
         return [token, *(f"{token}_{i}" for i in range(1, count))]
@@ -198,7 +240,7 @@ def _each(token: str, count: int, name: str) -> list[str]:
 
 
 def _words(inner: object, path: Path, vectors: Mapping[str, Tensor]) -> list[str]:
-    """Every word for a file's vectors, the one to be noted first."""
+    """Return every word for a file's vectors, the one to be noted first."""
     words = [inner] if isinstance(inner, str) and inner != "*" else []  # "*": where training put its vectors
     if not words or path.name not in USUAL:
         words.append(path.stem)
@@ -209,12 +251,12 @@ def _words(inner: object, path: Path, vectors: Mapping[str, Tensor]) -> list[str
 
 
 def _proper(word: str) -> bool:
-    """Whether a word can stand in a prompt: not empty, and with no more than single spaces inside."""
+    """Tell whether a word can stand in a prompt: not empty, and with no more than single spaces inside."""
     return bool(word) and word == " ".join(word.split())
 
 
-def _found(content: Any) -> tuple[object, dict[str, Any]]:
-    """What a file calls its word, if anything, and what it holds for each text encoder: nothing if it is another."""
+def _vectors(content: object) -> tuple[object, dict[str, object]]:
+    """Find a file's name for its word, if it has one, and its value for each text encoder; none in a file of others."""
     if isinstance(content, Tensor):
         return None, {"": content}
     if not isinstance(content, Mapping) or not content:
@@ -231,12 +273,13 @@ def _found(content: Any) -> tuple[object, dict[str, Any]]:
     return None if key == "emb_params" else key, {"": value}  # emb_params: the web UI's .safetensors
 
 
-def _several(content: Mapping[Any, Any]) -> tuple[object, dict[str, Any]]:
-    """The words of a file that has a vector for each, such as <s1> and <s2>, as one word; nothing of another file."""
-    vectors = list(content.values())
-    alone = all(isinstance(value, Tensor) and value.ndim in (1, 2) and value.numel() for value in vectors)
-    if not alone or not all(isinstance(key, str) and several(key) == [key] for key in content):
+def _several(content: Mapping[object, object]) -> tuple[object, dict[str, object]]:
+    """Join the words of a file that has a vector for each, such as <s1> and <s2>, to one word; none in other files."""
+    values = content.values()
+    vectors = [value for value in values if isinstance(value, Tensor) and value.ndim in (1, 2) and value.numel()]
+    words = [key for key in content if isinstance(key, str) and several(key) == [key]]
+    if len(vectors) < len(values) or len(words) < len(values):
         return None, {}
     if len({value.shape[-1] for value in vectors}) > 1 or any(value.numel() > value.shape[-1] for value in vectors):
         return None, {}
-    return "".join(content), {"": torch.cat([value.reshape(1, -1) for value in vectors])}
+    return "".join(words), {"": torch.cat([value.reshape(1, -1) for value in vectors])}

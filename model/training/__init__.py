@@ -1,1 +1,1 @@
-"""Training of an autoencoder and of a diffusion model in its latents."""
+"""Train an autoencoder, and a diffusion model in its latents."""

@@ -1,6 +1,6 @@
-"""Captioned pictures for training: a stream of samples, and the stream of a folder of one's own.
+"""Define captioned images for training: a stream of samples, and the stream of a folder of one's own.
 
-`draw(seed, index)` gives the same sample whenever and in whatever order it is asked for, and every entry of the data
+`draw(seed, index)` gives the same sample whenever and in whatever order it is called, and every entry of the data
 set once an epoch.
 """
 
@@ -24,19 +24,20 @@ from .order import entry
 
 SIZE = 64  # pixels
 Pixels = NDArray[np.uint8]  # (H, W, 3)
+Key = tuple[object, ...]  # names the image of a sample
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One captioned picture, decoded when it is first asked for. Samples with the same `key` have the same picture."""
+    """Holds a captioned image, decoded when it is first needed. Samples with the same `key` have the same image."""
 
     source: Pixels | Callable[[], Pixels] = field(repr=False)
     caption: str
-    key: tuple
+    key: Key
 
     @cached_property
-    def picture(self) -> Pixels:
-        """The pixels (H, W, 3); an `LdmrtError` where the file cannot be read."""
+    def image(self) -> Pixels:
+        """The pixels (H, W, 3), uint8 RGB; an `LdmrtError` where the file cannot be read."""
         return self.source() if callable(self.source) else self.source
 
 
@@ -46,15 +47,17 @@ def name_of(sample: Sample) -> str:
 
 
 class Captioned(Protocol):
-    """A stream of captioned pictures."""
+    """Streams captioned images, each place of which can be computed alone."""
 
-    def draw(self, seed: int, index: int) -> Sample: ...
+    def draw(self, seed: int, index: int) -> Sample:
+        """Return sample `index` of the stream that `seed` names."""
 
-    def caption(self, seed: int, index: int) -> str: ...
+    def caption(self, seed: int, index: int) -> str:
+        """Return the caption of `draw` without its image."""
 
 
 def generator(*key: int) -> np.random.Generator:
-    """The random numbers of one sample: a counter-based generator keyed by up to two numbers."""
+    """Return a counter-based generator (Philox: Salmon et al. 2011) for one sample, keyed by one or two numbers."""
     return np.random.Generator(np.random.Philox(key=np.array([*key, 0][:2], np.uint64)))
 
 
@@ -65,10 +68,10 @@ def digest(rows: Sequence[object]) -> str:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder of one's own: `metadata.jsonl` with `file_name` and `text`, as Hugging Face's imagefolder has it.
+    """Streams a folder of one's own: `metadata.jsonl` with `file_name` and `text`, as in Hugging Face's imagefolder.
 
-    Pictures are laid on white, cropped to a centred square and resized. In the place of a file in `skipped` comes the
-    next of the stream.
+    Images are laid on white, cropped to a centred square and resized to `size` pixels. In the place of a file in
+    `skipped` comes the next of the stream.
     """
 
     folder: Path
@@ -78,43 +81,56 @@ class ImageFolder:
 
     @classmethod
     def open(cls, folder: Path, *, size: int = SIZE) -> "ImageFolder":
-        """Read metadata.jsonl; every line must have a caption and name a file inside the folder."""
+        """Read metadata.jsonl.
+
+        Args:
+            folder: The folder with metadata.jsonl and the images.
+            size: Pixels along a side of the samples' images.
+
+        Returns:
+            The stream; no image has been opened.
+
+        Raises:
+            LdmrtError: A line has no caption, or names no file inside the folder; an `InvalidLines` where several do.
+        """
         rows, problems = read_metadata(folder)
         if problems:
             raise refuse(folder, problems)
         return cls(folder, tuple(rows), size)
 
     def __post_init__(self) -> None:
+        """Refuse a folder that names no image, or whose images are all skipped."""
         if not len(self):
             problem = "names no image that can be used" if self.rows else "is empty"
             raise LdmrtError("data", f"{self.folder / METADATA} {problem}")
 
     def __len__(self) -> int:
-        """How many captioned pictures an epoch has."""
+        """Count the captioned images of an epoch."""
         return sum(row.file_name not in self.skipped for row in self.rows)
 
     @property
     def digest(self) -> str:
-        """The hash of names and captions."""
+        """A hash of names and captions, see `digest`."""
         return digest([(row.file_name, row.text) for row in self.rows])
 
     def draw(self, seed: int, index: int) -> Sample:
-        """Sample `index` of the stream that `seed` names."""
+        """Return sample `index` of the stream that `seed` names; its image is decoded later."""
         row = self._row(seed, index)
         return Sample(partial(square, self.folder / row.file_name, self.size), row.text, (row.file_name,))
 
     def caption(self, seed: int, index: int) -> str:
-        """The caption of `draw`."""
+        """Return the caption of `draw` without its image."""
         return self._row(seed, index).text
 
     def _row(self, seed: int, index: int) -> Row:
+        """Return the first row of the stream from `index` on that is not skipped."""
         while (row := self.rows[entry(seed, index, len(self.rows))]).file_name in self.skipped:
             index += 1
         return row
 
 
 def square(path: Path, size: int) -> Pixels:
-    """The centred square of an image file, resized to `size` pixels."""
+    """Crop an image file to its centred square and resize that: (size, size, 3), uint8 RGB."""
     image = read_image(path, size)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2

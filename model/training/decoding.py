@@ -1,4 +1,4 @@
-"""Image files as training sees them: upright, on white, in 8-bit RGB, and not animated."""
+"""Read image files as training sees them: upright, on white, in 8-bit RGB, and not animated."""
 
 from pathlib import Path
 
@@ -16,6 +16,6 @@ def read_image(path: Path, least: int) -> Image.Image:
 
 
 def shorter_side(path: Path) -> int:
-    """Pixels along the shorter side of an image, of which only the header is read."""
+    """Return the pixels along the shorter side of an image, of which only the header is read."""
     with Image.open(path) as opened:
         return min(opened.size)

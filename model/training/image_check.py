@@ -1,4 +1,4 @@
-"""Every image of a folder, decoded before training so that none stops it half-way."""
+"""Decode every image of a folder before training, so that none stops it half-way."""
 
 import os
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ BLOCK = 256  # files that are queued at once
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an image can be used: what is wrong with its file, or that it is too small."""
+    """States whether an image can be used: what is wrong with its file, or that it is too small."""
 
     file_name: str
     unreadable: str | None = None
@@ -37,6 +37,7 @@ def check_images(folder: Path, names: list[str], size: int) -> Iterator[Verdict]
 
 
 def _verdict(folder: Path, name: str, size: int, known: FileCache) -> Verdict:
+    """Judge one image, by the cache where its file has not changed."""
     path = folder / name
     try:
         state = path.stat()
@@ -48,9 +49,9 @@ def _verdict(folder: Path, name: str, size: int, known: FileCache) -> Verdict:
             side = shorter_side(path)
         known.add(name, state, side)
     except (LdmrtError, OSError) as error:
-        found = getattr(error, "found", None) or getattr(error, "strerror", None) or error
-        return Verdict(name, unreadable=f"{name} cannot be read ({found})")
+        reason = getattr(error, "found", None) or getattr(error, "strerror", None) or error
+        return Verdict(name, unreadable=f"{name} cannot be read ({reason})")
     if side * ENLARGED < size:
-        return Verdict(name, small=f"{name} is {side} pixels along its shorter side, which --size {size} enlarges more "
-                                   f"than {ENLARGED} times")  # fmt: skip
+        sides = f"{name} is {side} pixels along its shorter side"
+        return Verdict(name, small=f"{sides}, which --size {size} enlarges more than {ENLARGED} times")
     return Verdict(name)

@@ -1,4 +1,4 @@
-"""The batches of a stream: threads decode the pictures of the next one while the network computes."""
+"""Load the batches of a stream: threads decode the images of the next one while the network computes."""
 
 import os
 from collections.abc import Callable
@@ -7,56 +7,67 @@ from dataclasses import replace
 
 from ldmrt.runtime.errors import LdmrtError
 
-from .data import Captioned, Pixels, Sample
+from .data import Captioned, Key, Pixels, Sample
 
-TRIES = 100  # pictures in a row that may be unreadable
+TRIES = 100  # images in a row that may be unreadable
 Wanted = Callable[[Sample], bool]
 
 
 class Batches:
-    """The samples of each step. A picture that cannot be read stops the run, or the next of the stream takes its place
-    where `skip_unreadable`: so a resumed run takes the same steps. `skipped` says why, by sample.
+    """Decodes the samples of each step.
+
+    An unreadable image stops the run; with `skip_unreadable` the next of the stream takes its place, so that a resumed
+    run takes the same steps, and `skipped` says why, by sample.
     """
 
     def __init__(
         self, data: Captioned, seed: int, size: int, *, skip_unreadable: bool = False, wanted: Wanted = lambda _: True
     ) -> None:
-        """`size` is samples a batch; only pictures that are `wanted` are decoded."""
+        """Open the stream that `seed` names.
+
+        Args:
+            data: The captioned images.
+            seed: Names the stream.
+            size: Samples a batch.
+            skip_unreadable: Whether unreadable images are skipped; otherwise they are an `LdmrtError`.
+            wanted: Tells whether the image of a sample is needed; others are not decoded.
+        """
         self.data, self.seed, self.size, self.wanted = data, seed, size, wanted
         self.skip_unreadable = skip_unreadable
-        self.skipped: dict[tuple, str] = {}
+        self.skipped: dict[Key, str] = {}
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
         self._step = -1
         self._samples: list[Sample] = []
-        self._decoded: dict[tuple, Future[Pixels]] = {}
+        self._decoded: dict[Key, Future[Pixels]] = {}
 
     def prepare(self, step: int) -> None:
-        """Begin to decode the pictures of a step."""
+        """Begin to decode the images of a step."""
         self._step = step
         self._samples = [self.data.draw(self.seed, step * self.size + i) for i in range(self.size)]
         self._decoded = {
-            sample.key: self._pool.submit(getattr, sample, "picture")
+            sample.key: self._pool.submit(getattr, sample, "image")
             for sample in {sample.key: sample for sample in self._samples}.values()
             if callable(sample.source) and self.wanted(sample)
         }
 
     def __call__(self, step: int) -> list[Sample]:
-        """The samples of a step; the pictures of those that are wanted are decoded."""
+        """Return the samples of a step; the images that are wanted are decoded."""
         if step != self._step:
             self.prepare(step)
         first = step * self.size
         return [self._decode(sample, first + i) for i, sample in enumerate(self._samples)]
 
     def _decode(self, sample: Sample, index: int, tries: int = TRIES) -> Sample:
+        """Return a sample with its image decoded, or the first readable one that follows it in the stream."""
         try:
             if sample.key in self._decoded:
                 return replace(sample, source=self._decoded[sample.key].result())
             if callable(sample.source) and self.wanted(sample):
-                return replace(sample, source=sample.picture)
+                return replace(sample, source=sample.image)
             return sample
         except LdmrtError as error:
             if not self.skip_unreadable or tries == 1:
-                hint = "mend the file, or --on-bad skip"
+                hint = "repair the file, or --on-bad skip"
                 raise LdmrtError(
                     error.where, error.problem, expected=error.expected, found=error.found, hint=hint
                 ) from None

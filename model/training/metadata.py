@@ -1,10 +1,9 @@
-"""The rows of a metadata.jsonl: which image has which caption, and what is wrong with the lines that say neither."""
+"""Read the rows of a metadata.jsonl: which image has which caption, and what is wrong with invalid lines."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import decode_json, read_bytes
@@ -17,7 +16,7 @@ LONGEST = 200  # characters of an invalid value that an error shows
 
 @dataclass(frozen=True)
 class Row:
-    """One captioned image: where metadata.jsonl names it, its file inside the folder, and its caption."""
+    """Names one captioned image: its line of metadata.jsonl, its file inside the folder, and its caption."""
 
     line: int
     file_name: str
@@ -26,7 +25,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one line of metadata.jsonl, or with the image `file_name` that its row names."""
+    """States what is wrong with one line of metadata.jsonl, or with the image `file_name` that its row names."""
 
     line: int
     found: str
@@ -34,9 +33,15 @@ class Problem:
 
 
 def read_metadata(folder: Path) -> tuple[list[Row], list[Problem]]:
-    """Read every line of metadata.jsonl: the rows, and what is wrong with lines that are none or with a row's file.
+    """Read every line of a folder's metadata.jsonl.
 
     Blank lines and byte-order marks are skipped. No image is opened.
+
+    Returns:
+        The rows, and what is wrong with lines that are none, or with the file that a row names.
+
+    Raises:
+        LdmrtError: The file is missing, too large or not UTF-8.
     """
     path = folder / METADATA
     try:
@@ -63,9 +68,10 @@ def read_metadata(folder: Path) -> tuple[list[Row], list[Problem]]:
 
 
 class InvalidLines(LdmrtError):
-    """Several lines of metadata.jsonl that cannot be used; the message lists them."""
+    """Several lines of metadata.jsonl cannot be used; the message lists them."""
 
     def __init__(self, folder: Path, problems: Sequence[Problem], hint: str | None) -> None:
+        """Put one line for each problem between the message and its hint."""
         super().__init__("data", f"{len(problems)} lines of {folder / METADATA} cannot be used", hint=hint)
         message, *rest = str(self).splitlines()
         self.args = ("\n".join([message, *listing(problems), *rest]),)
@@ -79,17 +85,18 @@ def refuse(folder: Path, problems: Sequence[Problem], hint: str | None = None) -
 
 
 def listing(problems: Sequence[Problem]) -> list[str]:
-    """One indented line for each problem, the first of them where there are many."""
+    """Write one indented line for each problem, the first of them where there are many."""
     problems = sorted(problems, key=lambda problem: problem.line)
     lines = [f"  line {problem.line}: {problem.found}" for problem in problems[:LISTED]]
     return lines + [f"  and {len(problems) - LISTED} more"] * (len(problems) > LISTED)
 
 
 class _Invalid(Exception):
-    """A line that is not a row, and why."""
+    """A line is not a row; the message says why."""
 
 
 def _row(number: int, line: str) -> Row:
+    """Parse one line, or raise `_Invalid`."""
     try:
         row = decode_json(line)
     except json.JSONDecodeError as error:
@@ -102,7 +109,8 @@ def _row(number: int, line: str) -> Row:
     return Row(number, name, _text(row, "text", f" of {name}"))
 
 
-def _text(row: dict[str, Any], key: str, owner: str = "") -> str:
+def _text(row: Mapping[str, object], key: str, owner: str = "") -> str:
+    """Return a string of a row that is not empty, or raise `_Invalid`."""
     if key not in row:
         raise _Invalid(f"no {key}{owner}")
     value = row[key]
@@ -118,7 +126,7 @@ def _text(row: dict[str, Any], key: str, owner: str = "") -> str:
 
 
 def _wrong_place(root: Path, name: str) -> str | None:
-    """What is wrong with a name that should be of a plain file inside the folder `root`, which is resolved."""
+    """Say what is wrong with a name that should be of a plain file inside the resolved folder `root`, if anything."""
     try:
         path = (root / name).resolve()
         inside, there, plain = path.is_relative_to(root), path.exists(), path.is_file()
@@ -132,5 +140,6 @@ def _wrong_place(root: Path, name: str) -> str | None:
 
 
 def _shown(value: object) -> str:
+    """Write a value as JSON for a message, its beginning where it is long."""
     text = json.dumps(value, ensure_ascii=False).encode(errors="replace").decode()
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

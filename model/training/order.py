@@ -1,4 +1,4 @@
-"""The order in which a stream goes through a data set: every entry once an epoch, in another order each time.
+"""Compute the order in which a stream goes through a data set: every entry once an epoch, each time in another order.
 
 Any place of any epoch is computed alone, so a resumed run, or one of another batch, reads the same stream.
 """
@@ -9,7 +9,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 
 
 def entry(seed: int, index: int, count: int) -> int:
-    """Which of `count` entries is sample `index` of the stream that `seed` names.
+    """Return which of `count` entries is sample `index` of the stream that `seed` names.
 
     A Feistel network is a permutation of all numbers of an even count of bits; those that are no entry are permuted on
     until they are one (cycle walking: Black & Rogaway 2002, section 4).

@@ -1,9 +1,8 @@
-"""The demo model's shape: 64x64 pictures, 8x8 latents of 16 channels, 13 million parameters."""
-
-from typing import Any
+"""Define the demo model's shape: 64x64 images, 8x8 latents of 16 channels, 13 million parameters."""
 
 from ldmrt.model.networks.autoencoder import AutoencoderConfig
 from ldmrt.model.networks.unet import UNetConfig
+from ldmrt.runtime.files.reading import JsonObject
 
 AUTOENCODER = AutoencoderConfig(
     down_block_types=("DownEncoderBlock2D",) * 4,
@@ -30,7 +29,7 @@ UNET = UNetConfig(
     attention_head_dim=4,
 )
 
-TEXT_ENCODER: dict[str, Any] = {
+TEXT_ENCODER: JsonObject = {
     "hidden_size": 128,
     "intermediate_size": 512,
     "projection_dim": 128,
@@ -40,7 +39,7 @@ TEXT_ENCODER: dict[str, Any] = {
     "hidden_act": "quick_gelu",
 }
 
-SCHEDULER: dict[str, Any] = {
+SCHEDULER: JsonObject = {
     "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,

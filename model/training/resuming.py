@@ -1,13 +1,13 @@
-"""What a resumed training has in common with the saved one, and which settings may change where that is asked for."""
+"""Compare a resumed training with the saved one, and say which settings may change with --change."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.nearest import suggestion
 
 CHANGEABLE = ("steps", "batch", "learning-rate", "seed", "precision", "device", "size", "data")  # with --change
+Values = tuple[object, object]  # of a setting, before and now
 
 
 def check_changes(names: Collection[str]) -> None:
@@ -19,11 +19,21 @@ def check_changes(names: Collection[str]) -> None:
 
 
 def changes(
-    path: Path, before: Mapping[str, Any], now: Mapping[str, Any], change: Collection[str]
-) -> dict[str, tuple[Any, Any]]:
-    """The settings of a resumed run that differ from those of the run saved in `path`, with both values.
+    path: Path, before: Mapping[str, object], now: Mapping[str, object], change: Collection[str]
+) -> dict[str, Values]:
+    """Find the settings of a resumed run that differ from those of the saved one.
 
-    Each has to be among those that the user wants to `change`; one `LdmrtError` names all that are not.
+    Args:
+        path: The saved run, for messages.
+        before: The settings of the saved run.
+        now: The settings of the resumed run.
+        change: Names of settings that may differ.
+
+    Returns:
+        Both values of each setting that differs, by its name as an option.
+
+    Raises:
+        LdmrtError: Settings differ that are not in `change`, or that cannot be changed; it names them all.
     """
     check_changes(change)
     differ = {key.replace("_", "-"): (before.get(key), value) for key, value in now.items() if before.get(key) != value}
@@ -35,7 +45,8 @@ def changes(
     return differ
 
 
-def _another(path: Path, differ: Mapping[str, tuple[Any, Any]], hint: str) -> LdmrtError:
+def _another(path: Path, differ: Mapping[str, Values], hint: str) -> LdmrtError:
+    """Return the error that names the settings that differ, with both values."""
     named = [(f"--{name}" if name in CHANGEABLE else name, values) for name, values in differ.items()]
     before, now = (
         ", ".join(f"{values[side]}" if len(named) == 1 else f"{name} {values[side]}" for name, values in named)

@@ -1,4 +1,4 @@
-"""Training as generators: each step yields its progress, and whoever walks the loop decides when to stop, save or look.
+"""Run a training as a generator: each step yields its progress, and the caller decides when to stop, save or look.
 
 Every random number depends on (seed, step) alone, so a resumed run takes the very steps that it would have taken.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.files.writing import write_atomically
 
+from .data import Key
 from .metadata import LISTED
-from .resuming import changes
+from .resuming import Values, changes
 
 M = TypeVar("M", bound=nn.Module)
 PRECISIONS = ("fp32", "bf16")
@@ -28,24 +29,25 @@ PRECISIONS = ("fp32", "bf16")
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. `precision` is that of the network's arithmetic; weights and their averages stay float32."""
+    """Says how to train. `precision` is that of the network's arithmetic; weights and their averages stay float32."""
 
     steps: int
-    batch: int
-    learning_rate: float
-    warmup: int = 200
-    ema: float = 0.999
-    clip: float = 1.0
+    batch: int  # samples a step
+    learning_rate: float  # at the end of the warm-up
+    warmup: int = 200  # steps
+    ema: float = 0.999  # decay of the weights' average
+    clip: float = 1.0  # the largest norm of a step's gradient
     seed: int = 0
     device: str = "cpu"
     precision: str = "fp32"
-    skip_unreadable: bool = False  # pictures that cannot be read are skipped; otherwise they stop the run
+    skip_unreadable: bool = False  # unreadable images are skipped; otherwise they stop the run
 
-    def shaping(self) -> dict[str, Any]:
-        """The settings that weights depend on."""
+    def shaping(self) -> dict[str, object]:
+        """Return the settings that weights depend on."""
         return {name: value for name, value in asdict(self).items() if name != "skip_unreadable"}
 
     def __post_init__(self) -> None:
+        """Refuse a precision that is not one of `PRECISIONS`."""
         if self.precision not in PRECISIONS:
             expected = ", ".join(PRECISIONS)
             raise LdmrtError("train", "unsupported precision", expected=expected, found=self.precision)
@@ -53,7 +55,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Progress:
-    """One step taken: `step` of `steps`, its loss, and pictures a second since the loop began."""
+    """Reports one finished step: `step` of `steps`, its loss, and images a second since the loop began."""
 
     step: int
     steps: int
@@ -75,7 +77,7 @@ def naming_memory(settings: Settings) -> Iterator[None]:
         raise LdmrtError("train", problem, found=first_line(error), hint=hint) from None
 
 
-def listed(values: Iterable[Any]) -> str:
+def listed(values: Iterable[object]) -> str:
     """Name values, the first of them where there are many."""
     names = [str(value) for value in values]
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
@@ -83,19 +85,25 @@ def listed(values: Iterable[Any]) -> str:
 
 
 def learning_rate(settings: Settings, step: int) -> float:
-    """Linear warm-up, then half a cosine to zero."""
+    """Return the learning rate of a step: linear warm-up, times half a cosine to zero (Loshchilov & Hutter 2017)."""
     warm = min(1.0, (step + 1) / max(1, settings.warmup))
     return settings.learning_rate * warm * 0.5 * (1.0 + math.cos(math.pi * step / settings.steps))
 
 
 class Run(Generic[M]):
-    """A module in training: its weights, their moving average, the optimiser, and the number of steps taken."""
+    """Holds a module in training: its weights, their moving average, the optimiser, and the number of steps taken."""
 
-    def __init__(self, module: M, settings: Settings, about: dict[str, Any] | None = None) -> None:
-        """`about` is what a resumed run must have in common with the one that was saved, beside its settings."""
-        self.about = about or {}
+    def __init__(self, module: M, settings: Settings, about: Mapping[str, object] | None = None) -> None:
+        """Move a module to the device and begin at step 0.
+
+        Args:
+            module: The network, with its first weights.
+            settings: How to train it.
+            about: What a resumed run must have in common with the saved one, beside its settings: data, task.
+        """
+        self.about = dict(about or {})
         self.settings = settings
-        self.changes: list[dict[str, Any]] = []  # of settings, when the run was resumed: step, name, before and now
+        self.changes: list[dict[str, object]] = []  # of settings, when the run was resumed: step, name, before and now
         self.module = module.to(settings.device).train()
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
@@ -103,16 +111,26 @@ class Run(Generic[M]):
             self.module.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
         )
         self.step = 0
-        self.inputs: Callable[[], dict[str, Iterable[Any]]] = dict  # of the present step, to name where it goes wrong
-        self.skipped: Mapping[tuple, str] = {}  # samples whose pictures could not be read, and why
+        self.inputs: Callable[[], dict[str, Iterable[object]]] = dict  # of the present step, to name in errors
+        self.skipped: Mapping[Key, str] = {}  # samples whose images could not be read, and why
         self.torn = False  # weights that an interrupted update has changed in part are not to be saved
 
     def generator(self) -> torch.Generator:
-        """The random numbers of the present step."""
+        """Return the random numbers of the present step."""
         return torch.Generator(self.settings.device).manual_seed(self.settings.seed * 1_000_003 + self.step)
 
     def optimise(self, loss_of: Callable[[torch.Generator], Tensor]) -> Iterator[Progress]:
-        """Minimise `loss_of` (random numbers -> scalar) until `settings.steps` are taken."""
+        """Minimise a loss by AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101).
+
+        Args:
+            loss_of: Computes the loss of the present step, a scalar, from its random numbers.
+
+        Yields:
+            The progress of each step, until `settings.steps` are taken.
+
+        Raises:
+            LdmrtError: A loss or gradient is not finite, or memory runs out.
+        """
         settings, begin, first = self.settings, time.perf_counter(), self.step
         while self.step < settings.steps:
             for group in self.optimizer.param_groups:
@@ -132,7 +150,7 @@ class Run(Generic[M]):
             yield Progress(self.step, settings.steps, loss.item(), rate)
 
     def _clip(self, loss: Tensor) -> None:
-        """Limit the norm of the gradient; a step that is not finite is an `LdmrtError` that names what it came from."""
+        """Limit the norm of the gradient; a step that is not finite is an `LdmrtError` that names its inputs."""
         gradients = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
         norm = nn.utils.get_total_norm(gradients.values())
         if math.isfinite(loss.item()) and math.isfinite(norm.item()):
@@ -147,13 +165,14 @@ class Run(Generic[M]):
         )
 
     def averaged(self) -> M:
-        """A copy of the module with the averaged weights, ready to be used."""
+        """Return a copy of the module with the averaged weights, in eval mode."""
         copied = copy.deepcopy(self.module)
         copied.load_state_dict(self.average)
         return copied.eval()
 
     @torch.no_grad()
     def _update_average(self) -> None:
+        """Move the averaged weights towards the present ones."""
         decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))  # a young average forgets its random start
         for name, value in self.module.state_dict().items():
             average = self.average[name]
@@ -162,8 +181,8 @@ class Run(Generic[M]):
             else:
                 average.copy_(value)
 
-    def state(self) -> dict[str, Any]:
-        """Everything that `resume` needs."""
+    def state(self) -> dict[str, object]:
+        """Return everything that `resume` needs."""
         return {
             "step": self.step,
             "about": {**self.about, **self.settings.shaping()},
@@ -174,10 +193,9 @@ class Run(Generic[M]):
         }
 
     def bytes(self) -> int:
-        """The size of the state's tensors."""
-        state = self.state()
-        moments = (value for values in state["optimizer"]["state"].values() for value in values.values())
-        tensors = [*state["module"].values(), *state["average"].values(), *moments]
+        """Return the size of the state's tensors."""
+        moments = (value for values in self.optimizer.state_dict()["state"].values() for value in values.values())
+        tensors = [*self.module.state_dict().values(), *self.average.values(), *moments]
         return sum(tensor.nbytes for tensor in tensors)
 
     def save(self, path: Path) -> None:
@@ -188,14 +206,22 @@ class Run(Generic[M]):
             except RuntimeError as error:  # torch counts bytes after a write that failed
                 raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
-    def resume(self, path: Path, change: Collection[str] = ()) -> dict[str, tuple[Any, Any]]:
+    def resume(self, path: Path, change: Collection[str] = ()) -> dict[str, Values]:
         """Go on where `save` left off, with the data, the task and the settings of the saved run.
 
-        Settings may be others where `change` names them; those that are, with both values, are noted in `changes`.
+        Args:
+            path: The file that `save` wrote.
+            change: Names of settings that may differ; those that do are noted in `changes`.
+
+        Returns:
+            Both values of each setting that differs, by name.
+
+        Raises:
+            LdmrtError: The file is missing or damaged, or a setting differs that `change` does not name.
         """
         shaping = self.settings.shaping()
         try:
-            state: dict[str, Any] = torch.load(path, map_location=self.settings.device, weights_only=True)
+            state = torch.load(path, map_location=self.settings.device, weights_only=True)
             if self.settings.steps <= state["step"]:
                 del shaping["steps"]  # no step will be taken
             before = {**shaping, **state["about"]}  # a run of an older version has no settings in its state
@@ -208,7 +234,7 @@ class Run(Generic[M]):
             for part in ("module", "average"):
                 for name, value in state[part].items():
                     if not torch.isfinite(value).all():
-                        raise LdmrtError("train", f"{name} in {path} is not finite", hint="leave out --resume")
+                        raise LdmrtError("train", f"{name} in {path} is not finite", hint="train without --resume")
             self.module.load_state_dict(state["module"])
             self.average = state["average"]
             self.optimizer.load_state_dict(state["optimizer"])
@@ -217,8 +243,8 @@ class Run(Generic[M]):
         except LdmrtError:
             raise
         except FileNotFoundError:
-            raise LdmrtError("train", "nothing to resume", expected=path, hint="leave out --resume") from None
+            raise LdmrtError("train", "nothing to resume", expected=path, hint="train without --resume") from None
         except Exception as error:  # a damaged file can fail in any way
             raise LdmrtError(
-                "train", f"cannot resume from {path}", found=first_line(error), hint="leave out --resume"
+                "train", f"cannot resume from {path}", found=first_line(error), hint="train without --resume"
             ) from None

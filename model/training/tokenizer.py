@@ -1,4 +1,4 @@
-"""A CLIP-format BPE vocabulary, trained once on captions and saved: training it again gives another one."""
+"""Train a BPE vocabulary in CLIP's format on captions, once: training it again gives another one."""
 
 import json
 from collections.abc import Iterable
@@ -11,10 +11,21 @@ from ldmrt.runtime.tokenizer.vocabulary import END, START
 
 
 def train_tokenizer(captions: Iterable[str], *, entries: int, length: int) -> dict[str, bytes]:
-    """The files of a tokenizer folder.
+    """Train a tokenizer (byte-pair encoding: Sennrich et al. 2016, arXiv:1508.07909).
 
-    Order of the vocabulary as in CLIP: 256 bytes, the same at a word's end, the merges, start and end: the end token
+    The vocabulary has CLIP's order: 256 bytes, the same at a word's end, the merges, start and end. So the end token
     has the highest id, on which old CLIP configs rely.
+
+    Args:
+        captions: The texts to learn from.
+        entries: Size of the vocabulary, at least 514.
+        length: Tokens of a prompt, start and end included.
+
+    Returns:
+        The files of a tokenizer folder, name to content.
+
+    Raises:
+        LdmrtError: There are too few entries for the bytes, start and end.
     """
     if entries < 514:
         raise LdmrtError(

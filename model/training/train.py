@@ -1,12 +1,13 @@
-"""What the two trainings minimise, and the weights that they begin with."""
+"""Define the losses of the two trainings, and the weights that they begin with."""
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ldmrt.model.networks.attention import Transformer2D
@@ -14,7 +15,7 @@ from ldmrt.model.networks.autoencoder import Autoencoder, kl_divergence, moments
 from ldmrt.model.networks.blocks import ResnetBlock, Upsample
 from ldmrt.model.networks.unet import UNet
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.samplers.config import resolve
+from ldmrt.runtime.samplers.config import Config, resolve
 from ldmrt.runtime.samplers.schedule import alphas_cumprod
 
 from .data import Captioned, name_of
@@ -22,15 +23,19 @@ from .latents import LatentCache, to_tensor
 from .loading import Batches
 from .run import Progress, Run
 
-KL_WEIGHT = 1e-6  # Rombach et al. 2022, appendix G: latents stay near unit scale, pictures stay sharp
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+KL_WEIGHT = 1e-6  # Rombach et al. 2022, appendix G: latents stay near unit scale, images stay sharp
 CAPTION_DROPOUT = 0.1  # Ho & Salimans 2022, arXiv:2207.12598: the share of empty captions that guidance needs
 
 
 @torch.no_grad()
 def initialise(module: nn.Module) -> None:
-    """Weights to learn fast from: every residual branch begins at zero (Goyal et al. 2017, section 5.1), and the path
-    beside the branches keeps the variance of what flows through it (Glorot & Bengio 2010), which PyTorch's default
-    shrinks by three at every convolution.
+    """Give a network first weights that it learns fast from.
+
+    Every residual branch begins at zero (Goyal et al. 2017, section 5.1), and the path beside the branches keeps the
+    variance of its activations (Glorot & Bengio 2010), which PyTorch's default shrinks by three at every convolution.
     """
     branch: set[nn.Module] = set()
     inner: set[nn.Module] = set()
@@ -53,18 +58,30 @@ def initialise(module: nn.Module) -> None:
 
 
 def train_autoencoder(run: Run[Autoencoder], data: Captioned) -> Iterator[Progress]:
-    """Mean squared error of the reconstruction, and KL."""
+    """Train an autoencoder on the squared error of its reconstruction, and KL (Rombach et al. 2022, section 3.1).
+
+    Args:
+        run: The autoencoder in training.
+        data: Images (H, W, 3) with sides that are multiples of the autoencoder's factor; captions are unused.
+
+    Returns:
+        The generator of `Run.optimise`: nothing happens until it is advanced, one step each time.
+
+    Raises:
+        LdmrtError: While it runs: an unreadable image, a step that is not finite, or not enough memory.
+    """
     vae, settings = run.module, run.settings
 
     batches = Batches(data, settings.seed, settings.batch, skip_unreadable=settings.skip_unreadable)
     run.skipped = batches.skipped
 
     def loss_of(random: torch.Generator) -> Tensor:
+        """Reconstruct the images of the present step through latents drawn from their distribution."""
         samples = batches(run.step)
         if run.step + 1 < settings.steps:
             batches.prepare(run.step + 1)
         run.inputs = lambda: {"samples": map(name_of, samples)}
-        x = to_tensor([sample.picture for sample in samples], settings.device)
+        x = to_tensor([sample.image for sample in samples], settings.device)
         mean, log_variance = moments(vae.encode(x))
         noise = torch.randn(mean.shape, generator=random, device=x.device)
         out = vae.decode(mean + torch.exp(0.5 * log_variance) * noise)
@@ -74,15 +91,16 @@ def train_autoencoder(run: Run[Autoencoder], data: Captioned) -> Iterator[Progre
 
 
 class Denoiser(nn.Module):
-    """The two networks that learn together: the U-Net and the text encoder that conditions it."""
+    """Holds the two networks that learn together: the U-Net and the text encoder that conditions it."""
 
-    def __init__(self, unet: UNet, text_encoder: Any) -> None:
+    def __init__(self, unet: UNet, text_encoder: "PreTrainedModel") -> None:
+        """Hold both as submodules, so that one optimiser has their weights."""
         super().__init__()
         self.unet = unet
         self.text_encoder = text_encoder
 
 
-# What the U-Net learns to say, by prediction type, of (alpha, sigma, x0, eps).
+# The prediction that the U-Net learns, by prediction type: a function of (alpha, sigma, x0, eps).
 TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "epsilon": lambda alpha, sigma, x0, eps: eps,
     "v_prediction": lambda alpha, sigma, x0, eps: alpha * eps - sigma * x0,  # Salimans & Ho 2022, appendix D
@@ -94,10 +112,25 @@ def train_ldm(
     run: Run[Denoiser],
     data: Captioned,
     vae: Autoencoder,
-    tokenize: Callable[[list[str]], np.ndarray],
-    scheduler: dict[str, Any],
+    tokenize: Callable[[list[str]], NDArray[np.int64]],
+    scheduler: Config,
 ) -> Iterator[Progress]:
-    """Denoising loss (Ho et al. 2020, equation 14) on latents, on the prediction type of the scheduler's config."""
+    """Train a U-Net and its text encoder on the denoising loss (Ho et al. 2020, equation 14) in the latents of images.
+
+    Args:
+        run: Both networks in training.
+        data: Captioned images, (H, W, 3) with sides that are multiples of the autoencoder's factor.
+        vae: The autoencoder, trained already; it does not change.
+        tokenize: Turns B captions into token ids (B, length), int64.
+        scheduler: A scheduler's config, which says the noise schedule and the prediction type.
+
+    Returns:
+        The generator of `Run.optimise`: nothing happens until it is advanced, one step each time.
+
+    Raises:
+        LdmrtError: The prediction type cannot be trained, alone or on this noise schedule. While it runs: an unreadable
+            image, a step that is not finite, or not enough memory.
+    """
     denoiser, settings = run.module, run.settings
     abar = torch.tensor(
         alphas_cumprod(resolve(scheduler, "DDPMScheduler")), dtype=torch.float32, device=settings.device
@@ -107,13 +140,14 @@ def train_ldm(
     run.skipped = batches.skipped
     target_of = TARGETS.get(scheduler.get("prediction_type", "epsilon"))
     if target_of is None:
-        found = scheduler["prediction_type"]
-        raise LdmrtError("train", "cannot train this prediction_type", expected=", ".join(TARGETS), found=found)
+        expected, found = ", ".join(TARGETS), scheduler["prediction_type"]
+        raise LdmrtError("train", "unsupported prediction_type", expected=expected, found=found)
     if target_of is TARGETS["epsilon"] and abar[-1] <= 0:
-        problem = "rescale_betas_zero_snr leaves nothing to predict at the last time with prediction_type epsilon"
-        raise LdmrtError("train", problem, expected="v_prediction or sample")
+        problem = "rescale_betas_zero_snr cannot be combined with prediction_type epsilon"
+        raise LdmrtError("train", problem, expected="v_prediction or sample", hint="its last timestep is noise alone")
 
     def loss_of(random: torch.Generator) -> Tensor:
+        """Predict the noise of the present step's latents, each at a timestep of its own."""
         samples, device = batches(run.step), settings.device
         mean, log_variance = moments(cache(samples))
         if run.step + 1 < settings.steps:
@@ -121,7 +155,7 @@ def train_ldm(
         latents = mean + torch.exp(0.5 * log_variance) * torch.randn(mean.shape, generator=random, device=device)
         x0 = latents * vae.config.scaling_factor
         t = torch.randint(len(abar), (len(samples),), generator=random, device=device)
-        run.inputs = lambda: {"samples": map(name_of, samples), "times t": t.tolist()}
+        run.inputs = lambda: {"samples": map(name_of, samples), "timesteps": t.tolist()}
         dropped = (torch.rand(len(samples), generator=random, device=device) < CAPTION_DROPOUT).tolist()
         ids = tokenize(["" if drop else s.caption for drop, s in zip(dropped, samples, strict=True)])
         context = denoiser.text_encoder(torch.from_numpy(ids).to(device)).last_hidden_state

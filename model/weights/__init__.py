@@ -1,1 +1,1 @@
-"""Files of weights: safetensors and torch.save, mapped, checked and put into networks."""
+"""Map files of weights, safetensors and torch.save, check them and put them into networks."""

@@ -1,4 +1,4 @@
-"""Tensors of a file that are known by shape and read one at a time."""
+"""Describe tensors of a file that are known by shape and read one at a time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Lazy:
-    """A tensor in a file, known by its shape and read when it is asked for. `dtype` is None where it is no float."""
+    """Describes a tensor in a file by its shape and reads it when needed. `dtype` is None where it is no float."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None
@@ -17,7 +17,7 @@ class Lazy:
     done: Callable[[], None] = field(default=lambda: None, repr=False)  # nobody needs the view any more
 
     def read(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor: a view of the file as it is stored, a copy where it is asked for in another dtype."""
+        """Return the tensor: a view of the file as it is stored, or a copy in another dtype."""
         view = self.view()
         value = (view if dtype is None else view.to(dtype)).contiguous()
         if value.data_ptr() != view.data_ptr():
@@ -25,19 +25,19 @@ class Lazy:
         return value
 
     def transposed(self) -> "Lazy":
-        """A matrix on its side."""
+        """Describe the transpose of a matrix."""
         return replace(self, shape=self.shape[::-1], view=lambda: self.view().T)
 
     def matrix(self) -> "Lazy":
-        """A convolution of one pixel as the matrix that it is."""
+        """Describe a 1x1 convolution, (out, in, 1, 1), as a matrix (out, in); anything else stays as it is."""
         shape = self.shape[:2] if set(self.shape[2:]) <= {1} else self.shape
         return replace(self, shape=shape, view=lambda: self.view().reshape(shape))
 
     def part(self, index: int, count: int) -> "Lazy":
-        """One of `count` tensors that are stored on top of one another."""
+        """Describe one of `count` tensors that are stacked along the first axis."""
         rows, rest = divmod(self.shape[0] if self.shape else 1, count)
         if rest:
-            return self  # of no shape that fits, which is then said
+            return self  # its shape then does not fit, which `match` reports
         shape = (rows, *self.shape[1:])
         return replace(self, shape=shape, view=lambda: self.view()[index * rows : (index + 1) * rows])
 

@@ -1,11 +1,11 @@
-"""Files of torch.save, which are read with `weights_only` and believed in nothing that they declare."""
+"""Read files of torch.save with `weights_only`, and trust nothing that they declare."""
 
 import pickletools
 import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -18,10 +18,14 @@ WRAPPERS = ("state_dict", "module", "model")  # what training programs put a mod
 DEEPEST = 8  # wrappers in one another
 PICKLES = 5  # of a file before torch 1.6: magic number, protocol, system, object, keys of the storages
 REFUSED = "bytearray"  # fills any number of bytes with zeros
+Opcode = tuple[pickletools.OpcodeInfo, object, int | None]  # with its argument and position
 
 
-def load_pickle(component: str, path: Path) -> Any:
-    """What a file of torch.save holds. Errors are torch's own, but for what would fill the memory."""
+def load_pickle(component: str, path: Path) -> object:
+    """Load the object in a file of torch.save; only tensors and plain Python values are unpickled.
+
+    Errors are torch's own, but for an `LdmrtError` where the file would grow in memory.
+    """
     _check_code(component, path)
     if path.suffix == ".safetensors":  # whose name torch believes
         with path.open("rb") as file:
@@ -32,11 +36,13 @@ def load_pickle(component: str, path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def unwrapped(component: str, state: Any, path: Path) -> tuple[Any, dict[str, Any]]:
-    """The dict that holds the tensors, and what stands beside it: numbers and names that training kept."""
-    beside: dict[str, Any] = {}
+def unwrapped(component: str, state: object, path: Path) -> tuple[object, dict[str, int | float | str]]:
+    """Return the object that should be a dict of tensors, and what stands beside it: numbers and names of training."""
+    beside: dict[str, int | float | str] = {}
     for _ in range(DEEPEST):
-        name = next((name for name in WRAPPERS if isinstance(state, dict) and isinstance(state.get(name), dict)), None)
+        if not isinstance(state, dict):
+            return state, beside
+        name = next((name for name in WRAPPERS if isinstance(state.get(name), dict)), None)
         if name is None:
             return state, beside
         beside |= {str(key): value for key, value in state.items() if isinstance(value, (int, float, str))}
@@ -45,7 +51,7 @@ def unwrapped(component: str, state: Any, path: Path) -> tuple[Any, dict[str, An
 
 
 def lazy_tensor(component: str, key: str, value: Tensor, path: Path) -> Lazy:
-    """A tensor of a pickle, refused where it is larger than the file."""
+    """Describe a tensor of a pickle; refuse one that is larger than the file, or not dense."""
     if value.layout != torch.strided or value.is_meta or value.is_quantized:
         raise LdmrtError(
             component, f"unsupported tensor {key} in {path}", expected="a dense tensor", found=value.layout
@@ -66,8 +72,8 @@ def _check_code(component: str, path: Path) -> None:
                 raise LdmrtError(component, f"cannot read {path}", expected="tensors alone", found=REFUSED)
 
 
-def _pickles(component: str, file: IO[bytes], path: Path) -> Iterator[Iterator[Any]]:
-    """The opcodes of each pickle in a file, as far as it can be read; torch says what is wrong with the rest."""
+def _pickles(component: str, file: IO[bytes], path: Path) -> Iterator[Iterator[Opcode]]:
+    """Yield the opcodes of each pickle in a file, as far as it can be read; torch says what is wrong with the rest."""
     if not zipfile.is_zipfile(file):
         file.seek(0)
         for _ in range(PICKLES):
@@ -84,7 +90,8 @@ def _pickles(component: str, file: IO[bytes], path: Path) -> Iterator[Iterator[A
                     yield _opcodes(pickled)
 
 
-def _opcodes(file: IO[bytes]) -> Iterator[Any]:
+def _opcodes(file: IO[bytes]) -> Iterator[Opcode]:
+    """Yield the opcodes of the pickle that begins here, up to its end or its first invalid one."""
     try:
         yield from pickletools.genops(file)
     except ValueError:  # cut off, or no pickle

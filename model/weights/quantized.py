@@ -1,4 +1,4 @@
-"""Weights stored in float8 or float64, which no network computes in, and the scales that go with float8."""
+"""Convert weights stored in float8 or float64, which no network computes in, and apply the scales of float8."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -29,7 +29,7 @@ FORMATS = ("float8_e4m3fn", "float8_e5m2")
 
 
 def computed_dtype(tensors: Iterable[Lazy]) -> torch.dtype | None:
-    """Return the one dtype for weights that shall stay as they are stored: float32 where that differs among them."""
+    """Return the one dtype for weights that stay as they are stored: float32 where they are of several."""
     kinds = {COMPUTED.get(tensor.dtype, tensor.dtype) for tensor in tensors}
     return kinds.pop() if len(kinds) == 1 else torch.float32
 
@@ -59,14 +59,14 @@ def unscaled(component: str, tensors: Mapping[str, Lazy], path: Path) -> dict[st
 
 def _check_format(component: str, key: str, mark: Lazy, path: Path) -> None:
     """Refuse weights that ComfyUI packed in another way than as float8."""
-    found = parse_json(component, f"{key} in {path}", bytes(mark.view().flatten().tolist())).get("format")
-    if found not in FORMATS:
+    name = parse_json(component, f"{key} in {path}", bytes(mark.view().flatten().tolist())).get("format")
+    if name not in FORMATS:
         problem = f"unsupported format of the weight of {key} in {path}"
-        raise LdmrtError(component, problem, expected=" or ".join(FORMATS), found=repr(found))
+        raise LdmrtError(component, problem, expected=" or ".join(FORMATS), found=repr(name))
 
 
 def _times(component: str, key: str, weight: Lazy, scale: Lazy, path: Path) -> Lazy:
-    """The product of a weight and its scale, which is one number, or one for each row or block."""
+    """Describe the product of a weight and its scale, which is one number, or one for each row or block."""
     shape = scale.shape
     while len(shape) > len(weight.shape) and shape[-1] == 1:
         shape = shape[:-1]
@@ -75,10 +75,8 @@ def _times(component: str, key: str, weight: Lazy, scale: Lazy, path: Path) -> L
         blocks and size % blocks == 0 for size, blocks in zip(weight.shape, shape, strict=True)
     )
     if weight.dtype is None or scale.dtype is None or not fits:
-        raise LdmrtError(
-            component, f"unsupported scale of {key} in {path}", expected="floats, one a weight, row or block",
-            found=f"shape {scale.shape} for {weight.shape}",
-        )  # fmt: skip
+        problem, expected = f"unsupported scale of {key} in {path}", "floats, one a weight, row or block"
+        raise LdmrtError(component, problem, expected=expected, found=f"shape {scale.shape} for {weight.shape}")
 
     def view() -> Tensor:
         factor = scale.view().float().reshape(shape)

@@ -1,8 +1,7 @@
-"""Small files of tensors, LoRA and textual inversion: safetensors or torch.save, whichever their first bytes are."""
+"""Read small files of tensors, LoRA and textual inversion: safetensors or torch.save, told by their first bytes."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -26,11 +25,11 @@ FOREIGN = {
 
 
 def find_file(component: str, path: Path, names: Sequence[str]) -> Path:
-    """The file at `path`; in a folder the first of `names`, or the one safetensors file that it holds."""
+    """Return the file at `path`; in a folder the first of `names`, or the one safetensors file that it holds."""
     if not path.is_dir():
         return plain_file(component, path)
-    if found := next((path / name for name in names if (path / name).is_file()), None):
-        return found
+    if usual := next((path / name for name in names if (path / name).is_file()), None):
+        return usual
     files = sorted(file for file in path.glob("*.safetensors") if file.is_file())
     if len(files) != 1:
         inside = ", ".join(file.name for file in files[:3]) or "none"
@@ -38,8 +37,11 @@ def find_file(component: str, path: Path, names: Sequence[str]) -> Path:
     return files[0]
 
 
-def read(component: str, path: Path) -> tuple[Any, dict[str, str]]:
-    """What a file holds, a tensor or a dict, and a safetensors file's metadata. Nothing is unpickled but tensors."""
+def read(component: str, path: Path) -> tuple[object, dict[str, str]]:
+    """Read the object in a file, a tensor or a dict, and a safetensors file's metadata.
+
+    Nothing is unpickled but tensors and plain Python values.
+    """
     with path.open("rb") as file:
         head = file.read(32)
     foreign = next((kind for begin, kind in FOREIGN.items() if head.startswith(begin)), None)

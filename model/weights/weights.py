@@ -1,4 +1,4 @@
-"""Weights on disk: mapped into memory, checked, put into a network tensor by tensor, and written."""
+"""Map weights on disk into memory, check them, put them into a network tensor by tensor, and write them."""
 
 import contextlib
 import json
@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from ldmrt.runtime.errors import LdmrtError, first_line
-from ldmrt.runtime.files.reading import parse_json, plain_file, read_json
+from ldmrt.runtime.files.reading import JsonObject, parse_json, plain_file, read_json
 from ldmrt.runtime.files.writing import write_atomically
 
 from .lazy import Lazy, Place, as_it_is
@@ -34,19 +34,20 @@ DTYPES = {
 }
 NUMBERS = DTYPES | {"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8}  # no weights, but notes on them
 SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
-Notes = dict[str, Any]  # what a file says beside its tensors
+Notes = JsonObject  # the metadata that a file holds beside its tensors
 LFS = b"version https://git-lfs"  # what stands for a large file that was not fetched
 POSITIONS = "embeddings.position_ids"  # 0, 1, 2 ...: transformers of old saved it, though it is no weight
+N = TypeVar("N", bound=nn.Module)
 
 
 def plain(key: str) -> Place:
-    """The place of a network's weight in a file whose names have gone through `bare`."""
+    """Return the place of a network's weight in a file whose names have gone through `bare`."""
     return bare(key), as_it_is
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """The tensors of one network, as a file names them."""
+    """Holds the tensors of one network, as a file names them."""
 
     named: Mapping[str, Lazy]
     where: Path
@@ -54,8 +55,10 @@ class Tensors:
 
 
 def bare(key: str) -> str:
-    """A key as it is written today: transformers 5 dropped the prefix of a text encoder's weights, and the hub's
-    autoencoders of 2022 name the attention's projections otherwise.
+    """Spell a key as it is written today.
+
+    transformers 5 dropped the prefix of a text encoder's weights, and autoencoders of 2022 have other names for the
+    attention's projections.
     """
     key = key.removeprefix("text_model.")
     for old, new in ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")):
@@ -64,12 +67,12 @@ def bare(key: str) -> str:
 
 
 def open_weights(component: str, path: Path) -> dict[str, Lazy]:
-    """The tensors of a file, or of all the shards of an index."""
+    """Describe the tensors of a file, or of all the shards of an index; none is read yet."""
     return open_noted(component, path)[0]
 
 
 def open_noted(component: str, path: Path) -> tuple[dict[str, Lazy], Notes]:
-    """The tensors of a file, whatever its name ends in, and what it says beside them."""
+    """Describe the tensors of a file, whatever its name ends in, and return its metadata."""
     if path.suffix == ".json":
         return unscaled(component, _open_shards(component, path), path), {}
     opener = _open_safetensors if is_safetensors(component, path) else _open_pickle
@@ -91,12 +94,13 @@ def is_safetensors(component: str, path: Path) -> bool:
 
 
 def _open_shards(component: str, path: Path) -> dict[str, Lazy]:
+    """Describe the tensors of all shards that an index names."""
     places = read_json(component, path).get("weight_map")
     names = sorted(set(map(str, places.values()))) if isinstance(places, dict) else []
     tensors: dict[str, Lazy] = {}
     for name in names:
         if Path(name).name != name or name.endswith(".json"):
-            raise LdmrtError(component, f"{path} names what is no shard beside it", found=name)
+            raise LdmrtError(component, f"{path} names a shard that is not beside it", found=name)
         shard = path.parent / name
         opener = _open_safetensors if is_safetensors(component, shard) else _open_pickle
         tensors |= opener(component, shard)[0]
@@ -106,6 +110,7 @@ def _open_shards(component: str, path: Path) -> dict[str, Lazy]:
 
 
 def _open_safetensors(component: str, path: Path) -> tuple[dict[str, Lazy], Notes]:
+    """Describe the tensors of a safetensors file, and return its metadata."""
     try:
         with safe_open(path, "pt"), path.open("rb") as file:  # the library checks the header against the file
             size = int.from_bytes(file.read(8), "little")
@@ -122,6 +127,7 @@ def _open_safetensors(component: str, path: Path) -> tuple[dict[str, Lazy], Note
 
 
 def _mapped(content: mmap.mmap, dtype: str, shape: list[int], begin: int, end: int) -> Lazy:
+    """Describe a tensor that lies between two bytes of a mapped file."""
     kind = NUMBERS.get(dtype)
 
     def view() -> Tensor:
@@ -136,14 +142,14 @@ def _mapped(content: mmap.mmap, dtype: str, shape: list[int], begin: int, end: i
 
 
 def _forget(content: mmap.mmap, begin: int, end: int) -> None:
-    """Take whole pages that were read out of memory: what they held has been copied."""
+    """Take whole pages that were read out of memory: their content has been copied."""
     first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
     if first < last and hasattr(mmap, "MADV_DONTNEED"):
         content.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def _open_pickle(component: str, path: Path) -> tuple[dict[str, Lazy], Notes]:
-    """The tensors in a file of torch.save, which is never unpickled."""
+    """Describe the tensors in a file of torch.save, none of whose code is run."""
     try:
         state = load_pickle(component, path)
     except LdmrtError:
@@ -152,9 +158,12 @@ def _open_pickle(component: str, path: Path) -> tuple[dict[str, Lazy], Notes]:
         if not (code := re.search(r"GLOBAL \S+|Trying to call.*|Can only (create|build).*", str(error))):
             raise _unreadable(component, path, "a whole file of torch.save", error) from None
         raise LdmrtError(
-            component, f"{path} can only be unpickled, which would run its code", expected="a file of tensors alone",
-            found=code[0], hint="a safetensors file of the same weights",
-        ) from None  # fmt: skip
+            component,
+            f"{path} can only be unpickled, which would run its code",
+            expected="a file of tensors alone",
+            found=code[0],
+            hint="a safetensors file of the same weights",
+        ) from None
     state, notes = unwrapped(component, state, path)
     items = state.items() if isinstance(state, dict) else ()
     tensors = {str(key): lazy_tensor(component, key, value, path) for key, value in items if isinstance(value, Tensor)}
@@ -164,6 +173,7 @@ def _open_pickle(component: str, path: Path) -> tuple[dict[str, Lazy], Notes]:
 
 
 def _unreadable(component: str, path: Path, expected: str, error: Exception) -> LdmrtError:
+    """Return the error for a damaged file, which may be the pointer that Git LFS leaves in its place."""
     with contextlib.suppress(OSError), path.open("rb") as file:
         if file.read(len(LFS)) == LFS:
             return LdmrtError(component, f"cannot read {path}", found="a pointer of Git LFS", hint="git lfs pull")
@@ -174,19 +184,31 @@ def _unreadable(component: str, path: Path, expected: str, error: Exception) -> 
 
 
 def match(component: str, network: nn.Module, tensors: Tensors) -> dict[str, Lazy]:
-    """The tensor for each of a network's weights: none missing, none left, each of the right shape."""
-    wanted = network.state_dict()
-    places = {key: tensors.place(key) for key in wanted}
+    """Find the tensor for each of a network's weights: none missing, none left, each of the right shape.
+
+    Args:
+        component: The part of the checkpoint that errors name.
+        network: A network, which may be on the meta device.
+        tensors: The tensors of a file, and where it keeps each of the network's weights.
+
+    Returns:
+        The tensors by the network's own keys, of the network's shapes; none is read yet.
+
+    Raises:
+        LdmrtError: A tensor is missing, unexpected, of another shape, or holds no floating-point numbers.
+    """
+    state = network.state_dict()
+    places = {key: tensors.place(key) for key in state}
     names = {name for name, _ in places.values()}
-    found, where = tensors.named.keys() - {POSITIONS}, tensors.where
-    if missing := sorted(names - found):
+    present, where = tensors.named.keys() - {POSITIONS}, tensors.where
+    if missing := sorted(names - present):
         raise LdmrtError(component, f"{len(missing)} tensors are missing from {where}", expected=missing[0])
-    if surplus := sorted(found - names):
-        raise LdmrtError(component, f"{len(surplus)} tensors of {where} have no place", found=surplus[0])
+    if surplus := sorted(present - names):
+        raise LdmrtError(component, f"{where} holds {len(surplus)} unexpected tensors", found=surplus[0])
     matched = {}
     for key, (name, change) in places.items():
         tensor = tensors.named[name]
-        expected, shape = tuple(wanted[key].shape), change(tensor).shape
+        expected, shape = tuple(state[key].shape), change(tensor).shape
         if shape != expected:
             raise LdmrtError(component, f"wrong shape of {name} in {where}", expected=expected, found=shape)
         if tensor.dtype is None:
@@ -195,13 +217,23 @@ def match(component: str, network: nn.Module, tensors: Tensors) -> dict[str, Laz
     return matched
 
 
-def fill(
-    component: str, network: nn.Module, matched: Mapping[str, Lazy], tensors: Tensors, dtype: torch.dtype | None
-) -> Any:
-    """Put tensors in the place of a network's, which may be on the meta device; in eval mode.
+def fill(component: str, network: N, matched: Mapping[str, Lazy], tensors: Tensors, dtype: torch.dtype | None) -> N:
+    """Put tensors in the place of a network's, which may be on the meta device.
 
-    One is read at a time, and those that are stored as `dtype` stay in the file's mapping; where it is None, all do
-    that are of one dtype that networks compute in.
+    One is read at a time, and those that are stored as `dtype` stay in the file's mapping.
+
+    Args:
+        component: The part of the checkpoint that errors name.
+        network: The network, which is changed.
+        matched: The tensor for each of its weights, see `match`.
+        tensors: The file's tensors, for messages.
+        dtype: The dtype of all weights; None keeps that of the file if it is one that networks compute in.
+
+    Returns:
+        The same network, in eval mode.
+
+    Raises:
+        LdmrtError: A weight is infinite or NaN in this dtype.
     """
     state, dtype = {}, computed_dtype(matched.values()) if dtype is None else dtype
     for key, tensor in matched.items():
@@ -220,7 +252,7 @@ def fill(
 
 
 def finite(tensor: Tensor) -> bool:
-    """Whether no value is infinite or not a number: one pass that allocates nothing, unlike torch.isfinite."""
+    """Tell whether no value is infinite or NaN, in one pass that allocates nothing, unlike torch.isfinite."""
     if tensor.numel() == 0:
         return True
     whole = tensor.float() if tensor.dtype.itemsize == 1 else tensor
@@ -228,9 +260,13 @@ def finite(tensor: Tensor) -> bool:
 
 
 def write(component: str, path: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """A safetensors file of `dtype`, replaced at once; the tensors are converted one by one."""
+    """Write a safetensors file of `dtype`, replaced at once; the tensors are converted one by one.
+
+    Raises:
+        LdmrtError: A weight is infinite or NaN in this dtype.
+    """
     name = next(name for name, kind in DTYPES.items() if kind == dtype)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: JsonObject = {"__metadata__": {"format": "pt"}}
     end = 0
     for key in sorted(state):
         begin, end = end, end + state[key].numel() * dtype.itemsize

@@ -1,37 +1,40 @@
-"""The fastest engine that is there: one that was built for this GPU and these shapes, else ONNX Runtime."""
+"""Takes the fastest engine of a bundle: one that was built for this GPU and these shapes, else ONNX Runtime."""
 
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from threading import Lock
 
-from numpy.typing import NDArray
-
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.recipe import BACKENDS
 from ldmrt.runtime.bundle.engines.store import EngineFile, engines, runs_on
+from ldmrt.runtime.bundle.engines.targets import BACKENDS
 from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
-from ldmrt.runtime.tensors import Engine, Shapes, conform
+from ldmrt.runtime.tensors import Array, Arrays, Engine, Shape, Shapes, conform
 
 from .trt.binding import Binding
-from .trt.engine import TrtEngine, folds
+from .trt.engine import TrtEngine, runs_fused
 from .trt.session import Session
 
 
 class AutoEngine:
-    """Tries `built` in order, and runs `other`, opened when it is needed, where none of them has an engine that fits
-    and loads: then it warns, once for every set of shapes. Without `other` the first one's fault is an `LdmrtError`.
-    """
+    """Runs a built engine that fits the shapes and loads, else ONNX Runtime with one warning for each set of shapes."""
 
-    def __init__(self, component: str, built: Sequence[TrtEngine], other: Callable[[], Engine] | None) -> None:
-        self.component, self._built, self._open_other = component, built, other
+    def __init__(self, component: str, built: Sequence[TrtEngine], fallback: Callable[[], Engine] | None) -> None:
+        """Hold the engines of a component.
+
+        Args:
+            component: The component, or a graph beside one.
+            built: The engines of each backend, in the order in which they are tried; at least one.
+            fallback: Opens the graph in ONNX Runtime. Without it, the fault of the first engine is raised.
+        """
+        self.component, self._built, self._open_fallback = component, built, fallback
         self.inputs, self.outputs = built[0].inputs, built[0].outputs
-        self._other: Engine | None = None
-        self._chosen: dict[tuple[tuple[int, ...], ...], Engine] = {}
+        self._fallback: Engine | None = None
+        self._chosen: dict[tuple[Shape, ...], Engine] = {}
         self._choosing = Lock()
 
-    def __call__(self, **arrays: NDArray) -> dict[str, NDArray]:
+    def __call__(self, **arrays: Array) -> Arrays:
         """Run the engine that fits the shapes once."""
         feeds = conform(self.component, self.inputs, arrays)
         shapes = {name: array.shape for name, array in feeds.items()}
@@ -39,48 +42,54 @@ class AutoEngine:
         with self._choosing:
             if key not in self._chosen:
                 self._chosen[key] = self._choose(shapes)
-            chosen = self._chosen[key]
-        return chosen(**feeds)
+            engine = self._chosen[key]
+        return engine(**feeds)
 
     def bind(self, shapes: Shapes, feedback: Mapping[str, str], most: Collection[str] = ()) -> Binding:
-        """The first of `built` that fits and loads, made ready; an `LdmrtError` where none does."""
+        """Bind the first built engine that fits and loads; see `TrtEngine.bind`.
+
+        Raises:
+            LdmrtError: None does; it states the fault of the first.
+        """
         return self._first(shapes, feedback, most)[1]
 
     def _first(
         self, shapes: Shapes, feedback: Mapping[str, str] | None = None, most: Collection[str] = ()
     ) -> tuple[TrtEngine, Binding]:
+        """Return the first built engine that fits and loads, with its binding."""
         faults = []
-        for one in self._built:
-            made = _attempt(one, shapes, feedback, most)
-            if not isinstance(made, LdmrtError):
-                return one, made
-            faults.append(made)
+        for engine in self._built:
+            binding = _attempt(engine, shapes, feedback, most)
+            if not isinstance(binding, LdmrtError):
+                return engine, binding
+            faults.append(binding)
         raise faults[0]
 
     def _choose(self, shapes: Shapes) -> Engine:
+        """Return a built engine for these shapes, else ONNX Runtime, after a warning."""
         try:
             return self._first(shapes)[0]
         except LdmrtError as fault:
-            if self._open_other is None:
+            if self._open_fallback is None:
                 raise
-            told = f"{fault.where}: {fault.problem}; it runs on ONNX Runtime; next: {fault.hint}"
-        warnings.warn(told, LdmrtWarning, stacklevel=3)
-        if self._other is None:
-            self._other = self._open_other()
-        return self._other
+            message = f"{fault.where}: {fault.problem}; it runs on ONNX Runtime; next: {fault.hint}"
+        warnings.warn(message, LdmrtWarning, stacklevel=3)
+        if self._fallback is None:
+            self._fallback = self._open_fallback()
+        return self._fallback
 
     def close(self) -> None:
         """Close every engine that was opened."""
-        for one in (*self._built, *([self._other] if self._other is not None else [])):
-            one.close()
+        for engine in (*self._built, *([self._fallback] if self._fallback is not None else [])):
+            engine.close()
         self._chosen.clear()
-        self._other = None
+        self._fallback = None
 
 
 def _attempt(
     engine: TrtEngine, shapes: Shapes, feedback: Mapping[str, str] | None, most: Collection[str]
 ) -> Binding | LdmrtError:
-    """What an engine makes ready for these shapes, or why it cannot run them."""
+    """Return an engine's binding for these shapes, or the error that says why it cannot run them."""
     try:
         return engine.bind(shapes, feedback, most)
     except LdmrtError as error:
@@ -88,51 +97,58 @@ def _attempt(
 
 
 def sessions(bundle: Bundle) -> list[Session]:
-    """The backends that have an engine here for this machine's GPU, TensorRT before TensorRT-RTX."""
-    return [one for one in _tried(bundle) if isinstance(one, Session)]
+    """Return the sessions of backends that have an engine in a bundle for this GPU, TensorRT before TensorRT-RTX."""
+    return [session for session in _tried(bundle) if isinstance(session, Session)]
 
 
 def unused_engines(bundle: Bundle) -> str:
-    """Return why none of a bundle's engines can run here; empty where one can, or where there are none."""
-    there = list(engines(bundle.path)) if bundle.manifest else []
+    """State why none of a bundle's engines can run here; empty where one can, or where the bundle has none."""
+    built = list(engines(bundle.path)) if bundle.manifest else []
     tried = list(_tried(bundle))
-    if not there or any(isinstance(one, Session) for one in tried):
+    if not built or any(isinstance(session, Session) for session in tried):
         return ""
-    broken = [f"{one.where} {one.problem}" for one in there if isinstance(one, LdmrtError)]
-    why = [str(one) for one in tried] or broken[:1]
-    return f"{len(there)} engine{'s' if len(there) > 1 else ''} cannot run here: {'; '.join(why)}"
+    broken = [f"{engine.where} {engine.problem}" for engine in built if isinstance(engine, LdmrtError)]
+    reasons = [str(reason) for reason in tried] or broken[:1]
+    return f"{len(built)} engine{'s' if len(built) > 1 else ''} cannot run here: {'; '.join(reasons)}"
 
 
 def _tried(bundle: Bundle) -> Iterator[Session | str]:
-    """For each backend that has engines in a bundle, its session on this machine's GPU, or why they cannot run."""
-    recipes = [one.recipe for one in engines(bundle.path) if isinstance(one, EngineFile)] if bundle.manifest else []
+    """Yield, for each backend that has engines in a bundle, its session here, or why they cannot run."""
+    files = [engine for engine in engines(bundle.path) if isinstance(engine, EngineFile)] if bundle.manifest else []
     for backend, title in BACKENDS.items():
-        if mine := [one for one in recipes if one.backend == backend]:
+        if recipes := [file.recipe for file in files if file.recipe.backend == backend]:
             try:
                 session = Session(backend)
             except LdmrtError as error:  # no such library, or no GPU
                 yield error.problem
                 continue
-            targets = ", ".join(sorted({one.target for one in mine}))
-            fits = any(runs_on(one, session.gpu) for one in mine)
+            targets = ", ".join(sorted({recipe.target for recipe in recipes}))
+            fits = any(runs_on(recipe, session.gpu) for recipe in recipes)
             yield session if fits else f"{title}: they were built for {targets}, and this GPU is {session.gpu}"
 
 
 def makers(
-    bundle: Bundle, other: Mapping[str, Callable[[], Engine]], folded: bool | None
+    bundle: Bundle, fallback: Mapping[str, Callable[[], Engine]], fused: bool | None
 ) -> dict[str, Callable[[], Engine]]:
-    """What opens each graph of a bundle; `other` is how to open it on ONNX Runtime. Where engines run, a folded step
-    that has none that fits gives way to the loop, whose U-Net may have one. The U-Net cut in two, of which no
-    engines are built, is left out beside engines: on a CPU it would be no shortcut.
+    """Return what opens each graph of a bundle.
+
+    Where engines run here, a fused step without an engine that fits gives way to the loop, whose U-Net may have one.
+    The halves of the U-Net for the deep cache are not among the graphs then: no engines are built of them, and on a CPU
+    they would be no shortcut.
+
+    Args:
+        bundle: The opened bundle.
+        fallback: Opens each graph in ONNX Runtime.
+        fused: `BackendSettings.fused`.
     """
-    if not (found := sessions(bundle)):
-        if why := unused_engines(bundle):
-            warnings.warn(f"backend auto takes ONNX Runtime, as {why}", LdmrtWarning, stacklevel=2)
-        return dict(other)
+    if not (usable := sessions(bundle)):
+        if reason := unused_engines(bundle):
+            warnings.warn(f"backend auto takes ONNX Runtime, as {reason}", LdmrtWarning, stacklevel=2)
+        return dict(fallback)
 
     def auto(name: str) -> AutoEngine:
-        built = [TrtEngine(name, bundle, session) for session in found]
-        return AutoEngine(name, built, None if name == STEP else other[name])
+        built = [TrtEngine(name, bundle, session) for session in usable]
+        return AutoEngine(name, built, None if name == STEP else fallback[name])
 
-    steps = (STEP,) if any(folds(bundle, session, folded) for session in found) else ()
+    steps = (STEP,) if any(runs_fused(bundle, session, fused) for session in usable) else ()
     return {name: partial(auto, name) for name in (*bundle.components, *steps)}

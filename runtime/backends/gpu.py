@@ -1,4 +1,4 @@
-"""Which NVIDIA GPU is here, and how much memory it has left, asked of its driver alone."""
+"""Asks the NVIDIA driver for the GPU's compute capability and its free memory, without any package."""
 
 import ctypes
 import os
@@ -10,7 +10,11 @@ HINT = "a machine with an NVIDIA GPU and its driver, or name the GPU: --target s
 
 
 def compute_capability(device: int = 0) -> str:
-    """Return the GPU's compute capability, such as "sm89". An `LdmrtError` where there is no GPU, or no driver."""
+    """Return the GPU's compute capability, such as "sm89".
+
+    Raises:
+        LdmrtError: There is no GPU, or no driver.
+    """
     driver, handle, major, minor = _driver(), ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     _check(driver.cuInit(0))
     _check(driver.cuDeviceGet(ctypes.byref(handle), device))
@@ -20,13 +24,13 @@ def compute_capability(device: int = 0) -> str:
 
 
 def free_memory(device: int = 0) -> int | None:
-    """Return how many bytes of the GPU's memory can be had now; None where there is no GPU, or no driver."""
+    """Return the bytes of the GPU's memory that are free now; None where there is no GPU, or no driver."""
     handle, context, free, total = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
     try:
         driver = _driver()
         _check(driver.cuInit(0))
         _check(driver.cuDeviceGet(ctypes.byref(handle), device))
-        _check(driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), handle))  # that engines will use, too
+        _check(driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), handle))  # the same context that engines use
         try:
             _check(driver.cuCtxPushCurrent_v2(context))
             _check(driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)))

@@ -11,13 +11,17 @@ from ldmrt.runtime.tensors import Engine
 
 
 class LazyEngines(Mapping[str, Engine]):
-    """Engines by component, each opened when it is first asked for; not sooner where they `take_turns`. Several threads
-    may ask at once. Who runs a request where they take turns holds `turn`, so that requests do not open each other's
-    engines anew.
-    """
+    """Engines by component, each opened by the first caller that asks for it. Several threads may ask at once."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Engine]], *, take_turns: bool = False) -> None:
-        self._makers, self._made, self.take_turns = makers, dict[str, Future[Engine]](), take_turns
+        """Hold what opens each engine.
+
+        Args:
+            makers: Opens the engine of each component.
+            take_turns: The engines do not fit into memory together. `open_soon` then opens nothing, and a request
+                holds `turn` while it runs, so that requests do not close each other's engines.
+        """
+        self._makers, self._opened, self.take_turns = makers, dict[str, Future[Engine]](), take_turns
         self.turn: AbstractContextManager[object] = RLock() if take_turns else nullcontext()
         self._changing, self._closed = Lock(), False
 
@@ -27,54 +31,57 @@ class LazyEngines(Mapping[str, Engine]):
         return cls({name: partial(engines.__getitem__, name) for name in engines})
 
     def __getitem__(self, name: str) -> Engine:
+        """Return the engine of a component, opened if it is not; a failure to open it is raised to every caller."""
         make = self._makers[name]
         with self._changing:
             if self._closed:
                 raise LdmrtError("pipeline", "it is closed", hint="open the bundle again")
-            first = name not in self._made
-            made = self._made.setdefault(name, Future())
+            first = name not in self._opened
+            future = self._opened.setdefault(name, Future())
         if first:
-            _open(make, made)
+            _open(make, future)
         try:
-            return made.result()
+            return future.result()
         except BaseException:
-            with self._changing:  # whoever asks again may have mended it
-                if self._made.get(name) is made and made.done() and made.exception() is not None:
-                    del self._made[name]
+            with self._changing:  # a later caller tries again, as the cause may be gone
+                if self._opened.get(name) is future and future.done() and future.exception() is not None:
+                    del self._opened[name]
             raise
 
     def open_soon(self, names: Iterable[str]) -> None:
-        """Begin to open some, at the same time, while the caller goes on. What goes wrong is raised when one is asked
-        for.
-        """
+        """Begin to open engines, each in a thread of its own; a failure is raised when the engine is asked for."""
         for name in () if self.take_turns else names:
             with self._changing:
-                if self._closed or name not in self._makers or name in self._made:
+                if self._closed or name not in self._makers or name in self._opened:
                     continue
-                self._made[name] = made = Future[Engine]()
-            Thread(target=_open, args=(self._makers[name], made), name=f"open {name}").start()
+                self._opened[name] = future = Future[Engine]()
+            Thread(target=_open, args=(self._makers[name], future), name=f"open {name}").start()
 
     def __contains__(self, name: object) -> bool:
+        """Tell whether a component can be opened, without opening it."""
         return name in self._makers
 
     def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of all components."""
         return iter(self._makers)
 
     def __len__(self) -> int:
+        """Return the number of components."""
         return len(self._makers)
 
     def close(self) -> None:
-        """Free those that were opened, once; none is opened again."""
+        """Free the engines that were opened, each once; none is opened again."""
         with self._changing:
             self._closed = True
-            opened, self._made = self._made, {}
-        for made in opened.values():
-            if made.exception() is None:
-                made.result().close()
+            opened, self._opened = self._opened, {}
+        for future in opened.values():
+            if future.exception() is None:
+                future.result().close()
 
 
-def _open(make: Callable[[], Engine], made: Future[Engine]) -> None:
+def _open(make: Callable[[], Engine], future: Future[Engine]) -> None:
+    """Open an engine and complete its future, by an exception where it cannot be opened."""
     try:
-        made.set_result(make())
-    except BaseException as error:  # raised again by whoever asks
-        made.set_exception(error)
+        future.set_result(make())
+    except BaseException as error:
+        future.set_exception(error)

@@ -3,29 +3,34 @@
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from threading import Condition
-from typing import Any, cast
-
-from numpy.typing import NDArray
+from typing import cast
 
 from ldmrt.runtime.bundle.graphs import TOGETHER
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.tensors import Engine, Shapes, Specs
+from ldmrt.runtime.tensors import Array, Arrays, BindableEngine, Binding, Engine, Shapes, Specs
 
 Maker = Callable[[], Engine]
 Ends = tuple[Specs, Specs]  # inputs and outputs
 
 
 class LowMemory:
-    """Keeps one stage's networks in memory. Calls of one stage run at the same time; another stage waits for them."""
+    """Keeps one stage's networks in memory: text encoders, then the U-Net with its controls, then the autoencoder.
+
+    Calls of one stage run at the same time; another stage waits for them.
+    """
 
     def __init__(self) -> None:
+        """Start without any network in memory."""
         self._stage, self._open = "", dict[str, Engine]()
         self._running, self._changed = 0, Condition()
         self._closed = False
 
     @contextmanager
     def using(self, name: str, make: Maker) -> Iterator[Engine]:
-        """The engine, opened if it is not, and kept while it is used; those of other stages are closed first."""
+        """Yield the engine of a graph and keep it while the block runs.
+
+        Engines of other stages are closed first. `make` opens the engine if it is not in memory.
+        """
         stage = TOGETHER[0] if name.startswith(TOGETHER) else name
         with self._changed:
             self._changed.wait_for(lambda: stage == self._stage or not self._running)
@@ -46,13 +51,13 @@ class LowMemory:
                 self._changed.notify_all()
 
     def free(self) -> None:
-        """Free all, once no call runs; they are opened again when they are called."""
+        """Free all networks, once no call runs; the next call opens them again."""
         with self._changed:
             self._changed.wait_for(lambda: not self._running)
             self._free()
 
     def close(self) -> None:
-        """Free all, and open none again."""
+        """Free all networks, and open none again."""
         with self._changed:
             self._closed = True
             self._changed.wait_for(lambda: not self._running)
@@ -65,39 +70,45 @@ class LowMemory:
 
 
 class SharedEngine:
-    """An engine that is in memory only while its stage runs. `specs` are asked of the engine itself where left out."""
+    """An engine that is in memory only while its stage runs."""
 
-    def __init__(self, name: str, make: Maker, turns: LowMemory, specs: Ends | None) -> None:
-        self._name, self._make, self._turns = name, make, turns
+    def __init__(self, name: str, make: Maker, memory: LowMemory, specs: Ends | None) -> None:
+        """Take inputs and outputs from `specs`, or from the engine itself where they are None, which opens it."""
+        self._name, self._make, self._memory = name, make, memory
         if specs is None:
-            with turns.using(name, make) as engine:
+            with memory.using(name, make) as engine:
                 specs = engine.inputs, engine.outputs
         self.inputs, self.outputs = specs
 
-    def __call__(self, **arrays: NDArray) -> dict[str, NDArray]:
+    def __call__(self, **arrays: Array) -> Arrays:
         """Open the engine where it is not in memory, and run it once."""
-        with self._turns.using(self._name, self._make) as engine:
+        with self._memory.using(self._name, self._make) as engine:
             return engine(**arrays)
 
-    def bind(self, shapes: Shapes, feedback: Mapping[str, str], most: Collection[str] = ()) -> Any:
-        """Bind the engine itself."""
-        with self._turns.using(self._name, self._make) as engine:
-            return cast(Any, engine).bind(shapes, feedback, most)
+    def bind(self, shapes: Shapes, feedback: Mapping[str, str], most: Collection[str] = ()) -> Binding:
+        """Bind the engine itself, which must be one that can be bound."""
+        with self._memory.using(self._name, self._make) as engine:
+            return cast(BindableEngine, engine).bind(shapes, feedback, most)
 
     def free(self) -> None:
-        """Free whoever is in memory, until it is called again."""
-        self._turns.free()
+        """Free the networks in memory, until the next call."""
+        self._memory.free()
 
     def close(self) -> None:
-        """Close the engine that is in memory."""
-        self._turns.close()
+        """Close the networks in memory for good."""
+        self._memory.close()
 
 
 def in_low_memory(makers: Mapping[str, Maker], specs: Mapping[str, Ends]) -> dict[str, Maker]:
-    """Makers of engines that take turns. `specs` are of those whose inputs and outputs are known without opening."""
-    turns = LowMemory()
+    """Make engines share memory: only those of one stage are open at a time.
 
-    def visitor(name: str, make: Maker) -> Maker:
-        return lambda: SharedEngine(name, make, turns, specs.get(name))
+    Args:
+        makers: Opens each graph's engine.
+        specs: Inputs and outputs of the graphs for which they are known without opening the engine.
+    """
+    memory = LowMemory()
 
-    return {name: visitor(name, make) for name, make in makers.items()}
+    def shared(name: str, make: Maker) -> Maker:
+        return lambda: SharedEngine(name, make, memory, specs.get(name))
+
+    return {name: shared(name, make) for name, make in makers.items()}

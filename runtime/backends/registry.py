@@ -1,5 +1,6 @@
-"""The backends that can run a bundle's networks. A new one is a folder here with an engine class, and a line of
-`BACKENDS`.
+"""The backends that can run a bundle's networks.
+
+A new backend is a folder here with an engine class, and a line of `BACKENDS`.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,10 +23,10 @@ from .text_encoder_cache import CachedTextEncoder
 class BackendSettings:
     """Says how networks are run."""
 
-    threads: int = 0  # 0 is one a core
-    low_memory: bool = False  # one network in memory at a time
-    folded: bool | None = None  # a row in one call; None is where ONNX Runtime has a GPU, or an engine of it is there
-    keep_optimized: bool = False  # what ONNX Runtime makes of the graphs, beside the bundle
+    threads: int = 0  # on the CPU; 0 is one for each core
+    low_memory: bool = False  # the networks of one stage in memory at a time
+    fused: bool | None = None  # rows as one call; None: with onnxruntime-cuda, and with an engine of the fused step
+    keep_optimized: bool = False  # keep the graphs that ONNX Runtime optimised beside the bundle
     watched: Watched | None = None  # the files as they were when the bundle was opened
 
 
@@ -33,46 +34,56 @@ Makers = Mapping[str, Maker]  # by component
 
 
 def _onnxruntime(bundle: Bundle, backend: str, settings: BackendSettings) -> Makers:
-    open_one = partial(_open_onnxruntime, bundle, backend, settings)
-    makers: dict[str, Maker] = {name: partial(open_one, name) for name in bundle.graphs}
-    if settings.folded is False or (settings.folded is None and backend != "onnxruntime-cuda"):
-        makers.pop(STEP, None)  # on a CPU a call a row saves nothing
-    if makers.keys() & {STEP, *UNET_HALVES}:  # the U-Net itself is then opened by requests that run it
+    """Return what opens each graph in ONNX Runtime."""
+    open_graph = partial(_open_onnxruntime, bundle, backend, settings)
+    makers: dict[str, Maker] = {name: partial(open_graph, name) for name in bundle.graphs}
+    if settings.fused is False or (settings.fused is None and backend != "onnxruntime-cuda"):
+        makers.pop(STEP, None)  # on a CPU one call for each row saves nothing
+    if makers.keys() & {STEP, *UNET_HALVES}:  # the U-Net itself is then opened only by requests that run it
         makers["unet"] = partial(SharedEngine, "unet", makers["unet"], LowMemory(), bundle.specs("unet"))
     return makers
 
 
 def _open_onnxruntime(bundle: Bundle, backend: str, settings: BackendSettings, name: str) -> Engine:
+    """Open a graph in ONNX Runtime, and check before and after that its files are those of the opened bundle."""
     from .ort.engine import OrtEngine, version
     from .ort.graph_cache import place
 
-    # The halves of a U-Net are called by turns: threads of one that spin would take the cores from the other.
+    # The halves of a U-Net are called in turn: spinning threads of one would take the cores from the other.
     spin = bundle.home(name).startswith(TOGETHER) and name not in UNET_HALVES
     optimized = place(bundle, name, backend, version()) if settings.keep_optimized else None
     if settings.watched is not None:
         settings.watched.check(bundle, name)
     engine = OrtEngine(
-        name, bundle.model(name), backend, threads=settings.threads, frugal=settings.low_memory, spin=spin,
-        optimized=optimized, records=name == STEP,
-    )  # fmt: skip
-    if settings.watched is not None:  # also while it was read
+        name,
+        bundle.model(name),
+        backend,
+        threads=settings.threads,
+        frugal=settings.low_memory,
+        spin=spin,
+        optimized=optimized,
+        records=name == STEP,
+    )
+    if settings.watched is not None:  # the files may have been replaced while they were read
         settings.watched.check(bundle, name)
     return engine
 
 
 def _tensorrt(bundle: Bundle, backend: str, settings: BackendSettings) -> Makers:
-    from .trt.engine import TrtEngine, folds
+    """Return what opens each component in TensorRT, and the fused step if rows run by it."""
+    from .trt.engine import TrtEngine, runs_fused
     from .trt.session import Session
 
     session = Session(backend)
-    steps = (STEP,) if folds(bundle, session, settings.folded) else ()
+    steps = (STEP,) if runs_fused(bundle, session, settings.fused) else ()
     return {name: partial(TrtEngine, name, bundle, session) for name in (*bundle.components, *steps)}
 
 
 def _auto(bundle: Bundle, backend: str, settings: BackendSettings) -> Makers:
+    """Return what opens each graph by a built engine, or in ONNX Runtime; `backend` is "auto"."""
     from .auto import makers
 
-    return makers(bundle, _onnxruntime(bundle, "onnxruntime", settings), settings.folded)
+    return makers(bundle, _onnxruntime(bundle, "onnxruntime", settings), settings.fused)
 
 
 BACKENDS: Mapping[str, Callable[[Bundle, str, BackendSettings], Makers]] = {
@@ -85,13 +96,18 @@ BACKENDS: Mapping[str, Callable[[Bundle, str, BackendSettings], Makers]] = {
 
 
 def available_backends(bundle: Bundle) -> tuple[str, ...]:
-    """The backends of this machine that can run a bundle, or a part of it: those of ONNX Runtime, and those that have
-    an engine in it for the GPU. An `LdmrtError` where there is none.
+    """Name the backends that can run a bundle here, or a part of it.
+
+    Returns:
+        The backends of the installed ONNX Runtime, and those for which the bundle has an engine for this GPU.
+
+    Raises:
+        LdmrtError: There is none, as ONNX Runtime is not installed.
     """
     from .auto import sessions
     from .ort.engine import available
 
-    built = tuple(one.backend for one in sessions(bundle))
+    built = tuple(session.backend for session in sessions(bundle))
     try:
         return (*available(), *built)
     except LdmrtError:
@@ -100,51 +116,65 @@ def available_backends(bundle: Bundle) -> tuple[str, ...]:
         return built
 
 
-SHORT = {"ort": "onnxruntime", "trt": "tensorrt"}  # as people call them
+SHORT = {"ort": "onnxruntime", "trt": "tensorrt"}  # common abbreviations
 
 
 def check_name(backend: str) -> None:
-    """An `LdmrtError` where there is no backend of this name."""
+    """Raise an `LdmrtError` with a suggestion where there is no backend of this name."""
     if backend not in BACKENDS:
         problem = f"no backend {backend!r}{suggestion(SHORT.get(str(backend).casefold(), backend), BACKENDS)}"
         raise LdmrtError("backend", problem, expected=", ".join(BACKENDS))
 
 
 def open_engines(bundle: Bundle, backend: str, settings: BackendSettings = BackendSettings()) -> LazyEngines:
-    """The components of a bundle on a backend, each opened when it is needed. `auto` takes engines that were built for
-    this machine's GPU, and ONNX Runtime where none fits. Text encoders keep the
-    embeddings of earlier prompts.
+    """Open the networks of a bundle on a backend, each when it is needed.
+
+    Args:
+        bundle: The opened bundle.
+        backend: A key of `BACKENDS`. `auto` takes engines that were built for this machine's GPU, and ONNX Runtime
+            where none fits.
+        settings: How the networks are run.
+
+    Returns:
+        The engines by graph. Text encoders keep the embeddings of earlier prompts.
+
+    Raises:
+        LdmrtError: There is no such backend, it cannot run here, or the bundle lacks the fused step that is asked for.
     """
     check_name(backend)
-    if settings.folded and STEP not in bundle.graphs:
+    if settings.fused and STEP not in bundle.graphs:
         hint = "ldmrt export CHECKPOINT BUNDLE"
-        raise LdmrtError("unet", f"{bundle.path} has no folded step", hint=hint)
+        raise LdmrtError("unet", f"{bundle.path} has no fused step", hint=hint)
     makers = BACKENDS[backend](bundle, backend, settings)
     if settings.low_memory:
         known = bundle.manifest.get("components", {})
         makers = in_low_memory(
             makers, {name: bundle.specs(name) for name in bundle.graphs if bundle.home(name) in known}
         )
-    makers = {name: partial(_remembering, name, make) for name, make in makers.items()}
+    makers = {name: partial(_with_cache, name, make) for name, make in makers.items()}
     return LazyEngines(makers, take_turns=settings.low_memory)
 
 
-def _remembering(name: str, make: Maker) -> Engine:
+def _with_cache(name: str, make: Maker) -> Engine:
+    """Open an engine; a text encoder keeps the embeddings of earlier prompts."""
     engine = make()
     return CachedTextEncoder(engine) if name.startswith("text_encoder") else engine
 
 
-LACKING = "NOT_IMPLEMENTED"  # how ONNX Runtime says that it has no kernel
+NO_KERNEL = "NOT_IMPLEMENTED"  # in the messages of ONNX Runtime
 
 
 def unsupported_precision(bundle: Bundle, engines: Mapping[str, Engine]) -> str:
-    """Which component cannot run for want of arithmetic, and why; empty where all can. Opens what is of bfloat16."""
+    """Name the component that a backend has no bfloat16 kernels for, and the reason; empty where it has all.
+
+    The components in bfloat16 are opened for it.
+    """
     for name in bundle.components:
         if bundle.precision(name) == "bf16":
             try:
                 engines[name]
             except LdmrtError as error:
-                if LACKING not in str(error.found):
+                if NO_KERNEL not in str(error.found):
                     raise
-                return f"{name} in bf16 ({str(error.found).rpartition(LACKING)[2].strip(' :')})"
+                return f"{name} in bf16 ({str(error.found).rpartition(NO_KERNEL)[2].strip(' :')})"
     return ""

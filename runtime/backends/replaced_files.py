@@ -3,29 +3,34 @@
 from pathlib import Path
 
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.errors import BundleError
 from ldmrt.runtime.files.file_cache import stamp
 from ldmrt.runtime.files.reading import sha256
 
 
 class Watched:
-    """The state of a bundle's networks on disk. Make it before the bundle is checked."""
+    """The state of a bundle's networks on disk."""
 
     def __init__(self, path: Path) -> None:
+        """Note the state of every ONNX file in a bundle; to be made before the bundle is checked."""
         self._states = {file: _state(file) for file in path.glob("*/*.onnx*")}
 
     def check(self, bundle: Bundle, graph: str) -> None:
-        """Refuse a graph of which a file is no longer the one that was there; the same bytes written anew are."""
+        """Compare the files of a graph with their noted state; the same bytes, written again, are accepted.
+
+        Raises:
+            BundleError: A file was replaced after the bundle was opened.
+        """
         for file in (bundle.model(graph), *bundle.weights(graph)):
-            found = _state(file)
-            if found is not None and found == self._states.get(file):
+            state = _state(file)
+            if state is not None and state == self._states.get(file):
                 continue
             name = file.relative_to(bundle.path).as_posix()
             expected = bundle.manifest.get("files", {}).get(name, {}).get("sha256")
-            if found is None or expected is None or sha256(file) != expected:
+            if state is None or expected is None or sha256(file) != expected:
                 problem, hint = f"{name} was replaced after the bundle was opened", "open the bundle again"
-                raise LdmrtError(graph, problem, hint=hint)
-            self._states[file] = found
+                raise BundleError(graph, problem, hint=hint)
+            self._states[file] = state
 
 
 def _state(file: Path) -> list[int] | None:

@@ -1,23 +1,21 @@
-"""The bundle: a directory that diffusers and optimum recognise, with one manifest that says what it must contain.
+"""The bundle: a directory that diffusers and optimum recognise, with one manifest of its contents.
 
 A directory exported by optimum opens too; it has no manifest, so nothing can be checked.
 """
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.errors import BundleError
 from ldmrt.runtime.files.file_cache import HashCache
-from ldmrt.runtime.files.reading import read_bytes, read_json
+from ldmrt.runtime.files.reading import JsonObject, read_bytes, read_json
 from ldmrt.runtime.files.recognise import expect_bundle
 from ldmrt.runtime.files.swap import recover
 from ldmrt.runtime.tensors import TensorSpec
 
 from .certificate import Certificate
-from .contents import Contents, is_name
+from .contents import Contents, bundle_errors, is_name
 from .coverage import NETWORKS_ALONE, changes, is_partial
 from .graphs import NOT_RUN, ORDER, REQUIRED
 from .manifest import MANIFEST, check_files, check_manifest
@@ -27,109 +25,128 @@ from .recording import Recording
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle. `manifest` is empty where the directory has none."""
+    """An opened bundle."""
 
     path: Path
-    manifest: Mapping[str, Any] = field(repr=False)
-    scheduler: Mapping[str, Any] = field(repr=False)
+    manifest: JsonObject = field(repr=False)  # empty where the directory has none
+    scheduler: JsonObject = field(repr=False)  # scheduler_config.json
     shape: ModelInfo
 
     @classmethod
     def open(cls, path: Path, *, check: bool = True, stamped: bool = False) -> "Bundle":
-        """Read the manifest and the configs. `check` compares every file with its size and SHA-256; `stamped` files
-        that have not changed since they were last compared are not read again.
+        """Read the manifest and the configs, and check that all parts of a model are there.
+
+        Args:
+            path: The directory.
+            check: Compare every file with its size and SHA-256 in the manifest.
+            stamped: Do not read files again that have not changed since they were last compared.
+
+        Raises:
+            BundleError: The directory is missing, is no bundle, or is damaged.
         """
+        with bundle_errors():
+            return cls._open(path, check=check, stamped=stamped)
+
+    @classmethod
+    def _open(cls, path: Path, *, check: bool, stamped: bool) -> "Bundle":
         expect_bundle(path)
         if not path.is_dir():
             recover(path)
         if not path.is_dir():
-            raise LdmrtError("bundle", f"no directory {path}", hint=f"ldmrt export CHECKPOINT {path}")
-        manifest: dict[str, Any] = {}
+            raise BundleError("bundle", f"no directory {path}", hint=f"ldmrt export CHECKPOINT {path}")
+        manifest: JsonObject = {}
         if os.path.lexists(path / MANIFEST):
             manifest = read_json("bundle", path / MANIFEST)
             check_manifest(manifest)
             if check:
                 check_files(path, manifest["files"], HashCache(path) if stamped else None)
         contents = Contents(path, manifest["files"] if manifest else None)
-        opened = cls(path, manifest, contents.json("scheduler/scheduler_config.json"), _shape(contents))
-        names = opened.components
+        bundle = cls(path, manifest, contents.json("scheduler/scheduler_config.json"), _shape(contents))
         for name in REQUIRED:
             contents.file(f"{name}/model.onnx")
-        encoders = [name for name in names if name.startswith("text_encoder")]
+        encoders = [name for name in bundle.components if name.startswith("text_encoder")]
         if not encoders:
             expected = path / "text_encoder" / "model.onnx"
-            raise LdmrtError("bundle", "missing file", expected=expected, hint="export again")
+            raise BundleError("bundle", "missing file", expected=expected, hint="export again")
         for folder in (name.replace("text_encoder", "tokenizer") for name in encoders):
             if not contents.files_in(folder):
-                raise LdmrtError("bundle", "missing tokenizer", expected=path / folder, hint="export again")
-        for name in opened.graphs:
-            contents.graph(name, opened.model(name).relative_to(path).as_posix())
-        return opened
+                raise BundleError("bundle", "missing tokenizer", expected=path / folder, hint="export again")
+        for name in bundle.graphs:
+            contents.graph(name, bundle.model(name).relative_to(path).as_posix())
+        return bundle
 
     def check_unchanged(self) -> None:
-        """Refuse to go on where the bundle has another manifest than when it was opened."""
-        there = read_json("bundle", self.path / MANIFEST) if os.path.lexists(self.path / MANIFEST) else {}
-        if there != self.manifest:
+        """Compare the manifest on disk with the one that was read.
+
+        Raises:
+            BundleError: Another process has changed the bundle since it was opened.
+        """
+        with bundle_errors():
+            current = read_json("bundle", self.path / MANIFEST) if os.path.lexists(self.path / MANIFEST) else {}
+        if current != self.manifest:
             problem = f"{self.path} was changed by something else meanwhile"
-            raise LdmrtError("bundle", problem, hint="run the same command again")
+            raise BundleError("bundle", problem, hint="run the same command again")
 
     @property
     def contents(self) -> Contents:
-        """The files that may be read."""
+        """Return the files that may be read."""
         return Contents(self.path, self.manifest.get("files"))
 
     def precision(self, graph: str) -> str:
-        """Return the precision that a graph computes in; fp32 where no manifest says it."""
+        """Return the precision that a graph computes in; fp32 without a manifest."""
         return str(self.manifest.get("components", {}).get(self.home(graph), {}).get("precision", "fp32"))
 
     @property
     def certificate(self) -> Certificate | None:
-        """Return what was measured when the bundle was made, if it was."""
+        """Return the certificate of the bundle, if it has one."""
         stored = self.manifest.get("certificate")
         return None if stored is None else Certificate.from_json(stored)
 
     @property
     def reference(self) -> Recording:
-        """Load what the certificate's checkpoint computed."""
+        """Load the recording that the certificate compares with.
+
+        Raises:
+            BundleError: The bundle has no certificate, or a damaged recording.
+        """
         stored = self.manifest.get("certificate")
         if stored is None:
             problem, hint = "the bundle has no certificate", f"ldmrt verify {self.path} --against CHECKPOINT --store"
-            raise LdmrtError("certificate", problem, hint=hint)
+            raise BundleError("certificate", problem, hint=hint)
         return Recording.load(self.contents.file(stored["reference"], "certificate"))
 
     @property
     def certificate_issues(self) -> list[str]:
-        """List why its images may not be those of the checkpoint."""
-        made = self.certificate
-        if made is None:
+        """List why the bundle's images may not be those of the checkpoint."""
+        certificate = self.certificate
+        if certificate is None:
             return ["it has no parity certificate"]
-        unrun = bool(made.figures) and {one.backend for one in made.figures} == {NOT_RUN}
-        said = ["its graphs were checked, but no backend has run them"] if unrun else []
+        not_run = {figure.backend for figure in certificate.figures} == {NOT_RUN}
         return [
-            *said,
-            *changes(self.manifest, self.manifest["certificate"], made.about),
-            *made.unproven(self.components),
-            *made.failures[:1],
+            *(["its graphs were checked, but no backend has run them"] if not_run else []),
+            *changes(self.manifest, self.manifest["certificate"], certificate.about),
+            *certificate.unproven(self.components),
+            *certificate.failures[:1],
         ]
 
     @property
     def uncovered(self) -> str:
-        """Say what the certificate leaves open because it is an old one; empty where it is not."""
-        made = self.certificate
-        return NETWORKS_ALONE if made is not None and is_partial(made.about) else ""
+        """Describe the files that an old certificate does not cover; empty where it covers all."""
+        certificate = self.certificate
+        return NETWORKS_ALONE if certificate is not None and is_partial(certificate.about) else ""
 
     def home(self, graph: str) -> str:
-        """The component whose folder and weights are those of a graph."""
+        """Return the component that a graph belongs to: they share folder and weights."""
         rows = self.manifest.get("components", {})
         return next((name for name, row in rows.items() if graph in row.get("graphs", {})), graph)
 
     def model(self, graph: str) -> Path:
-        """The ONNX file of a component, or of a graph beside it."""
+        """Return the ONNX file of a component, or of a graph beside it."""
         home = self.home(graph)
         return self.path / home / ("model.onnx" if home == graph else f"{graph}.onnx")
 
     def weights(self, graph: str) -> tuple[Path, ...]:
-        """The files that hold the weights of a component, and of the graphs beside it."""
+        """Return the files that hold the weights of a component, and of the graphs beside it."""
         folder = self.home(graph)
         names = self.contents.files_in(folder)
         return tuple(self.path / folder / name for name in names if not name.endswith((".json", ".onnx")))
@@ -143,7 +160,7 @@ class Bundle:
 
     @property
     def graphs(self) -> tuple[str, ...]:
-        """Name what an engine can be made of: the components, and the graphs beside them that the manifest names."""
+        """Name all graphs: the components, and the graphs beside them that the manifest names."""
         rows = self.manifest.get("components", {})
         named = ((home, graph) for home, row in rows.items() for graph in row.get("graphs", {}))
         contents = self.contents
@@ -151,18 +168,21 @@ class Bundle:
 
     @property
     def tokenizers(self) -> dict[str, dict[str, bytes]]:
-        """The files of each tokenizer, by the name of its folder."""
+        """Read the files of each tokenizer, by the name of its folder."""
         contents = self.contents
         folders = sorted(path.name for path in self.path.glob("tokenizer*") if path.is_dir())
         listed = {folder: contents.files_in(folder) for folder in folders if is_name(folder)}
-        return {
-            folder: {name: read_bytes("tokenizer", contents.file(f"{folder}/{name}", "tokenizer")) for name in names}
-            for folder, names in listed.items()
-            if names
-        }
+        with bundle_errors():
+            return {
+                folder: {
+                    name: read_bytes("tokenizer", contents.file(f"{folder}/{name}", "tokenizer")) for name in names
+                }
+                for folder, names in listed.items()
+                if names
+            }
 
     def specs(self, graph: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        """Inputs and outputs of a component, or of a graph beside it, as the manifest states them."""
+        """Return inputs and outputs of a component, or of a graph beside it, as the manifest states them."""
         home = self.home(graph)
         row = self.manifest["components"][home]
         row = row if home == graph else row["graphs"][graph]
@@ -174,6 +194,7 @@ class Bundle:
 
 
 def _shape(contents: Contents) -> ModelInfo:
+    """Read the configs of the networks, and model_index.json where there is one."""
     unet, vae = contents.json("unet/config.json"), contents.json("vae_decoder/config.json")
     index = contents.json("model_index.json") if os.path.lexists(contents.bundle / "model_index.json") else {}
     return ModelInfo.read(unet, vae, index)

@@ -1,18 +1,19 @@
-"""What was measured between an exported model and its reference, and what each difference may be."""
+"""The measured differences between an exported model and its reference, each with its tolerance."""
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import Field, asdict, dataclass, field, fields
+from typing import Any, ClassVar, Protocol, TypeVar
 
-from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.errors import BundleError
+from ldmrt.runtime.files.reading import JsonObject
 
-NAMED = 3  # cases that are named of those that were left out
+NAMED = 3  # skipped cases that are named
 
 
 @dataclass(frozen=True)
 class TensorError:
-    """One output of a component on one input, as a backend gives it, against the reference."""
+    """One output of a component for one input, as a backend computes it, against the reference."""
 
     component: str
     backend: str
@@ -26,24 +27,24 @@ class TensorError:
 
     @property
     def within(self) -> bool:
-        """Whether the error is within its tolerance; not-a-number never is."""
+        """Tell whether the error is within its tolerance; not-a-number never is."""
         return self.relative <= self.limit
 
     @property
     def failure(self) -> str:
-        """Say in one line how far it is off."""
+        """State in one line how far the output is off."""
         where = f"{self.component}.{self.output} ({self.case}, {self.backend})"
-        found = "not a number" if math.isnan(self.relative) else f"{self.relative:.1e} of the largest value"
-        return f"{where}: {found}, at most {self.limit:g}"
+        error = "not a number" if math.isnan(self.relative) else f"{self.relative:.1e} of the largest value"
+        return f"{where}: {error}, at most {self.limit:g}"
 
 
 @dataclass(frozen=True)
 class RowError:
-    """A row of a sampler, relative to the largest |value| of the reference.
+    """Three errors of one row of a sampler, relative to the largest |value| of the reference.
 
-    `forced`: what the network says, after guidance, of the reference's own latents; an error that is there at once.
-    `stepped`: the latents after the row, where the sampler is given the reference's network. `free`: the latents after
-    the row of a run of its own; an error that adds up.
+    `forced`: the prediction after guidance for the reference's own latents: an error of this row alone.
+    `stepped`: the latents after the row, where the sampler takes the reference's prediction.
+    `free`: the latents after the row of a run of its own, in which errors accumulate.
     """
 
     backend: str
@@ -58,27 +59,27 @@ class RowError:
 
     @property
     def within(self) -> bool:
-        """Whether all three errors are within their tolerances."""
+        """Tell whether all three errors are within their tolerances."""
         return not self.past
 
     @property
     def past(self) -> list[str]:
-        """Which of the three are past their limits; what is not a number always is."""
+        """Name the errors that exceed their limits; not-a-number always does."""
         names = ("forced", "stepped", "free")
         return [name for name in names if not getattr(self, name) <= getattr(self, f"{name}_limit")]
 
     @property
     def failure(self) -> str:
-        """Say in one line how far it is off."""
-        found = (
+        """State in one line how far the row is off."""
+        errors = (
             f"{name} {getattr(self, name):.1e}, at most {getattr(self, f'{name}_limit'):.1e}" for name in self.past
         )
-        return f"row {self.row} ({self.backend}): {'; '.join(found)}"
+        return f"row {self.row} ({self.backend}): {'; '.join(errors)}"
 
 
 @dataclass(frozen=True)
 class ImageSimilarity:
-    """Two images from the same noise, uint8."""
+    """Two images from the same noise, uint8: one of the backend, one of the reference."""
 
     backend: str
     prompt: str
@@ -90,19 +91,20 @@ class ImageSimilarity:
 
     @property
     def within(self) -> bool:
-        """Whether the PSNR reaches its limit."""
+        """Tell whether the PSNR reaches its limit."""
         return self.psnr >= self.limit
 
     @property
     def failure(self) -> str:
-        """Say in one line how far it is off."""
-        return f"picture of seed {self.seed} ({self.backend}): {self.psnr:.1f} dB, at least {self.limit:g}"
+        """State in one line how far the image is off."""
+        return f"image of seed {self.seed} ({self.backend}): {self.psnr:.1f} dB, at least {self.limit:g}"
 
 
 @dataclass(frozen=True)
 class ShortcutCost:
-    """What a shortcut costs, as a backend draws it: an image with it against the same without. It is asked for
-    knowingly, so it is stated and has no limit.
+    """The cost of a shortcut on a backend: an image with it against the same image without it.
+
+    Users choose a shortcut knowingly, so its cost is stated and has no limit.
     """
 
     backend: str
@@ -113,7 +115,7 @@ class ShortcutCost:
 
     @property
     def said(self) -> str:
-        """Say the PSNR in words."""
+        """Write the PSNR in words."""
         return "identical" if self.psnr == math.inf else f"{self.psnr:.1f} dB"
 
 
@@ -129,116 +131,128 @@ class SkippedCase:
 
 @dataclass(frozen=True)
 class Certificate:
-    """Everything that was measured, and on what: `about` holds tolerances with their reasons, request, versions,
-    hardware and the hashes of both sides. `origin` names what is not of the checkpoint at all, `left_out` what could
-    not be measured. It stands in the manifest.
+    """All measurements of a bundle, and the circumstances of them. It stands in the manifest.
+
+    `about` holds tolerances with their reasons, the request, versions, hardware and the hashes of both sides; `origin`
+    names networks that are not the checkpoint's, `left_out` the cases that could not be measured.
     """
 
     figures: tuple[TensorError, ...]
     drifts: tuple[RowError, ...]
     pictures: tuple[ImageSimilarity, ...]
-    about: Mapping[str, Any] = field(repr=False)
+    about: JsonObject = field(repr=False)
     origin: tuple[str, ...] = ()
     costs: tuple[ShortcutCost, ...] = ()
     left_out: tuple[SkippedCase, ...] = ()
 
     @property
     def within(self) -> bool:
-        """Whether everything is within its tolerance, and something was measured."""
+        """Tell whether everything is within its tolerance, and something was measured."""
         return bool(self.figures) and not self.failures
 
     @property
     def failures(self) -> list[str]:
-        """Return one line for each thing of another checkpoint or past its tolerance, in the order of their making."""
+        """List everything that is of another checkpoint or past its tolerance, in the order of measurement."""
         measured: tuple[TensorError | RowError | ImageSimilarity, ...] = (*self.figures, *self.drifts, *self.pictures)
-        past = [one.failure for one in measured if not one.within]
-        return [*(f"not of this checkpoint: {one}" for one in self.origin), *past]
+        past = [figure.failure for figure in measured if not figure.within]
+        return [*(f"not of this checkpoint: {name}" for name in self.origin), *past]
 
     def unproven(self, components: Iterable[str]) -> list[str]:
-        """Return one line for what was not measured at all of a bundle of these components."""
-        seen = {one.component for one in self.figures} | {one.component for one in self.left_out}
-        said = [f"nothing of {name} was measured" for name in components if name not in seen]
-        for name, some in (("rows", self.drifts), ("picture", self.pictures)):
-            said += [] if some or name in seen else [f"no {name.removesuffix('s')} was measured"]
-        return said
+        """List what was not measured at all of a bundle with these components."""
+        seen = {figure.component for figure in self.figures} | {case.component for case in self.left_out}
+        lines = [f"nothing of {name} was measured" for name in components if name not in seen]
+        for key, name, measured in (("rows", "row", self.drifts), ("picture", "image", self.pictures)):
+            lines += [] if measured or key in seen else [f"no {name} was measured"]
+        return lines
 
     @property
     def gaps(self) -> list[str]:
-        """One line for each component and backend of which cases were left out: how many, the first ones, and why the
-        first.
-        """
+        """List the skipped cases by component and backend: their number, the first ones, and why the first."""
         groups: dict[tuple[str, str], list[SkippedCase]] = {}
-        for one in self.left_out:
-            groups.setdefault((one.component, one.backend), []).append(one)
-        said = []
+        for case in self.left_out:
+            groups.setdefault((case.component, case.backend), []).append(case)
+        lines = []
         for (component, backend), group in groups.items():
-            cases = ", ".join([*(one.case for one in group[:NAMED]), *(["..."] if group[NAMED:] else [])])
-            said.append(f"{component} on {backend}, {len(group)} skipped ({cases}): {group[0].why}")
-        return said
+            cases = ", ".join([*(case.case for case in group[:NAMED]), *(["..."] if group[NAMED:] else [])])
+            lines.append(f"{component} on {backend}, {len(group)} skipped ({cases}): {group[0].why}")
+        return lines
 
     @property
     def culprit(self) -> str:
-        """Where it began, by what is past its tolerance and what is not; empty where all is within."""
-        for one in self.figures:
-            if not one.within:
-                return one.component
-        past = {name for one in self.drifts for name in one.past}
+        """Name the stage where the errors begin, judged by the tolerances that hold; empty where all hold."""
+        for figure in self.figures:
+            if not figure.within:
+                return figure.component
+        past = {name for drift in self.drifts for name in drift.past}
         if "forced" in past:  # the U-Net alone was right
-            return "guidance, or what the U-Net is told of words and sizes"
+            return "guidance or conditioning"
         if "stepped" in past:
             return "scheduler"
-        if any(not one.within for one in self.pictures) and not past:
+        if any(not image.within for image in self.pictures) and not past:
             return "decoding"
-        return "rounding that adds up" if past else ""
+        return "accumulated rounding" if past else ""
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; what is infinite or not a number as a string, which JSON has no other way for."""
+    def to_json(self) -> JsonObject:
+        """Return plain values; infinity and not-a-number, which JSON lacks, as strings."""
         return {
-            "figures": [plain(one) for one in self.figures],
-            "rows": [plain(one) for one in self.drifts],
-            "pictures": [plain(one) for one in self.pictures],
+            "figures": [plain(figure) for figure in self.figures],
+            "rows": [plain(drift) for drift in self.drifts],
+            "pictures": [plain(image) for image in self.pictures],
             "within": self.within,
             "about": dict(self.about),
             "origin": list(self.origin),
-            "costs": [plain(one) for one in self.costs],
-            "left_out": [plain(one) for one in self.left_out],
+            "costs": [plain(cost) for cost in self.costs],
+            "left_out": [plain(case) for case in self.left_out],
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Certificate":
-        """Read what `to_json` gave."""
+    def from_json(cls, value: JsonObject) -> "Certificate":
+        """Read the output of `to_json`.
+
+        Raises:
+            BundleError: The certificate is damaged.
+        """
         try:
             about = dict(value["about"])
             about["bundle"] = dict(about["bundle"])
-            if not all(isinstance(one, str) for one in about["bundle"].values()):
+            if not all(isinstance(digest, str) for digest in about["bundle"].values()):
                 raise TypeError("about: bundle")
             return cls(
-                tuple(_read(TensorError, one) for one in value["figures"]),
-                tuple(_read(RowError, one) for one in value["rows"]),
-                tuple(_read(ImageSimilarity, one) for one in value["pictures"]),
+                tuple(_read(TensorError, entry) for entry in value["figures"]),
+                tuple(_read(RowError, entry) for entry in value["rows"]),
+                tuple(_read(ImageSimilarity, entry) for entry in value["pictures"]),
                 about,
                 tuple(map(str, value["origin"])),
-                tuple(_read(ShortcutCost, one) for one in value.get("costs", ())),  # older ones have none
-                tuple(_read(SkippedCase, one) for one in value.get("left_out", ())),  # unknown to older certificates
+                tuple(_read(ShortcutCost, entry) for entry in value.get("costs", ())),  # absent in older certificates
+                tuple(_read(SkippedCase, entry) for entry in value.get("left_out", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             problem, hint = "the certificate cannot be read", "ldmrt verify BUNDLE --against CHECKPOINT --store"
-            raise LdmrtError("manifest", problem, found=f"{error!r:.200}", hint=hint) from None
+            raise BundleError("manifest", problem, found=f"{error!r:.200}", hint=hint) from None
 
 
-def plain(one: Any) -> dict[str, Any]:
-    """A dataclass as JSON holds it: what is infinite or not a number as a string."""
-    values = asdict(one)
+Record = TypeVar("Record", TensorError, RowError, ImageSimilarity, ShortcutCost, SkippedCase)
+
+
+class Dataclass(Protocol):
+    """Any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+def plain(record: Dataclass) -> JsonObject:
+    """Return a record's fields as JSON can hold them: infinity and not-a-number as strings."""
+    values = asdict(record)
     return {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in values.items()}
 
 
-def _read(kind: Any, value: Mapping[str, Any]) -> Any:
-    """A dataclass from plain values; TypeError or ValueError where one is not of its field's type."""
-    numbers = {one.name for one in fields(kind) if one.type in (float, "float", float | None)}
-    read = {k: float(v) if k in numbers and v is not None else v for k, v in value.items()}
-    for one in fields(kind):
-        if one.type in (str, int) and type(read.get(one.name)) is not one.type:
-            raise TypeError(f"{kind.__name__}.{one.name}")
-        if one.type is float and read.get(one.name) is None:
-            raise TypeError(f"{kind.__name__}.{one.name}")
-    return kind(**read)
+def _read(kind: type[Record], value: JsonObject) -> Record:
+    """Read a record from plain values; TypeError or ValueError where a value is not of its field's type."""
+    numbers = {of.name for of in fields(kind) if of.type in (float, "float", float | None)}
+    values: JsonObject = {k: float(v) if k in numbers and v is not None else v for k, v in value.items()}
+    for of in fields(kind):
+        if of.type in (str, int) and type(values.get(of.name)) is not of.type:
+            raise TypeError(f"{kind.__name__}.{of.name}")
+        if of.type is float and values.get(of.name) is None:
+            raise TypeError(f"{kind.__name__}.{of.name}")
+    return kind(**values)

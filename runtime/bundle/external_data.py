@@ -1,14 +1,14 @@
-"""Which files an ONNX file keeps its weights in, read without the onnx package.
+"""Finds the files that hold the weights of an ONNX file, without the onnx package.
 
-A graph may name any path as the location of a tensor, at any depth of its subgraphs, so all of them are looked at:
-protobuf's wire format, down the fields of onnx.proto3 that lead to a tensor.
+A graph may name any path as the location of a tensor, at any depth of its subgraphs. So all tensors are visited: this
+reads protobuf's wire format, down the fields of onnx.proto3 that lead to a tensor.
 """
 
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
-from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.errors import BundleError
 from ldmrt.runtime.files.reading import plain_file
 
 # message -> field number -> the message that the field holds
@@ -29,7 +29,11 @@ LOCATION = b"location"
 
 
 def locations(component: str, path: Path) -> set[str]:
-    """Return the locations of external data in an ONNX file, as it has them; an `LdmrtError` where it is damaged."""
+    """Return the locations of external data in an ONNX file, as they are written there.
+
+    Raises:
+        BundleError: The file is no ONNX file, or a damaged one.
+    """
     if plain_file(component, path).stat().st_size == 0:
         return set()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -37,10 +41,11 @@ def locations(component: str, path: Path) -> set[str]:
             return {value.decode() for value in _locations(data)}
         except (ValueError, IndexError):
             problem, hint = f"cannot load {path}", "export the bundle again"
-            raise LdmrtError(component, problem, found="no ONNX file, or a damaged one", hint=hint) from None
+            raise BundleError(component, problem, found="no ONNX file, or a damaged one", hint=hint) from None
 
 
 def _locations(data: mmap.mmap) -> Iterator[bytes]:
+    """Yield the location of every tensor; messages are visited from a stack, so that no depth is too deep."""
     waiting = [("model", 0, len(data))]
     while waiting:
         message, begin, end = waiting.pop()
@@ -48,7 +53,7 @@ def _locations(data: mmap.mmap) -> Iterator[bytes]:
             continue
         inside = [(FIELDS[message].get(number), a, b) for number, a, b in _fields(data, begin, end)]
         if message == "entry":
-            texts = {name: data[a:b] for name, a, b in inside if name}  # of doubles the last counts
+            texts = {name: data[a:b] for name, a, b in inside if name}  # of duplicates the last counts
             if texts.get("key") == LOCATION:
                 yield texts.get("value", b"")
         else:
@@ -56,7 +61,7 @@ def _locations(data: mmap.mmap) -> Iterator[bytes]:
 
 
 def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The fields of a message that hold bytes: number, begin, end."""
+    """Yield the fields of a message that hold bytes: number, begin, end."""
     while at < end:
         tag, at = _varint(data, at)
         number, kind = tag >> 3, tag & 7
@@ -70,14 +75,14 @@ def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]
             yield number, begin, at
         elif kind in FIXED:
             at += FIXED[kind]
-        else:  # groups, which ONNX has none of
+        else:  # groups, which ONNX does not use
             raise ValueError(f"wire type {kind}")
     if at != end:
         raise ValueError("a message was cut off")
 
 
 def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, and where the next field begins."""
+    """Read a number of seven bits a byte; return it and the position after it."""
     value = shift = 0
     while (byte := data[at]) & 0x80:
         value |= (byte & 0x7F) << shift

@@ -6,59 +6,66 @@ The export writes them, the pipeline calls them and parity checks them.
 from itertools import count
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # NumPy comes with them, and the help of commands reads the numbers below
+if TYPE_CHECKING:  # it imports NumPy, and the help of commands reads the numbers below
     from ldmrt.runtime.tensors import Specs
 
 
-STEP = "step"  # the folded step, a graph beside the U-Net's own
+STEP = "step"  # the fused step, a graph beside the U-Net's own
 UNET_HALVES = DEEP, SHALLOW = "unet_deep", "unet_shallow"  # the U-Net cut in two for the deep cache
-# What the names of parts of a decoder, or an encoder, have after its own: the whole goes in front of tiles, or after.
+# Endings of the names of an autoencoder's parts. The front or the back takes the whole image, the tile one tile of it.
 FRONT, TILE, BACK = "_front", "_tile", "_back"
-FEATURE = "deep"  # what the one gives and the other takes
-NOT_RUN = "pytorch"  # measured in the place of graphs that no backend could run when the bundle was made
-ORDER = ("text_encoder", "unet", "vae", "controlnet", "adapter")  # of the components, by how their names begin
+FEATURE = "deep"  # the output of the deep half that the shallow half takes
+NOT_RUN = "pytorch"  # stands for a backend where none could run the graphs when the bundle was made
+ORDER = ("text_encoder", "unet", "vae", "controlnet", "adapter")  # the order of components, by how their names begin
 REQUIRED = ("unet", "vae_decoder")
-DECODER, DECODER_FP32 = (
-    "vae_decoder",
-    "vae_decoder_fp32",
-)  # the second beside the first where that one computes in halves
+DECODER = "vae_decoder"
+DECODER_FP32 = "vae_decoder_fp32"  # beside a decoder of half precision
 ENCODER = "vae_encoder"
-STEPS = 50  # that an engine takes, of any sampler, where nobody says how many
-SPARE = ("rows", "saved", "terms")  # of these dimensions an engine may be bound for more than a plan needs
+STEPS = 50  # of any sampler, that an engine of the fused step takes by default
+SPARE = ("rows", "saved", "terms")  # an engine may be bound for more of these dimensions than a plan needs
 
 
 def most_rows(steps: int) -> int:
-    """Of a plan of so many steps, of any sampler: Heun and its like call the network twice in each but the last, and
-    PNDM's Runge-Kutta steps come to nine calls more than steps.
+    """Return how many rows a plan of so many steps has at most, with any sampler.
+
+    Second-order samplers such as Heun call the network twice in each step but the last, and the Runge-Kutta steps of
+    PNDM add nine calls.
     """
     return 2 * steps + 8
 
 
 def steps_of(rows: int) -> int:
-    """A round number of steps whose `most_rows` are these at least: engines are not built for every number."""
+    """Return a number of steps that allows so many rows: a multiple of `STEPS`, so that few engines are needed."""
     return next(steps for steps in count(STEPS, STEPS) if most_rows(steps) >= rows)
 
 
 FEEDBACK = {"new_state": "state", "new_row": "row"}
-TOGETHER = ("unet", "controlnet", "adapter")  # called row by row, by their names; any other is a stage of its own
+TOGETHER = ("unet", "controlnet", "adapter")  # run in every row, by how their names begin; any other is its own stage
 
 
 def step_specs(inputs: "Specs", outputs: "Specs") -> "tuple[Specs, Specs] | None":
-    """What the step of a U-Net takes and gives; None where the U-Net says more than noise (a learned variance) or is
-    told something by controls, which change from row to row.
+    """State the interface of a U-Net's fused step.
+
+    Args:
+        inputs: The inputs of the U-Net.
+        outputs: Its one output.
+
+    Returns:
+        Inputs and outputs of the fused step; None where the U-Net also predicts a variance, or takes residuals of
+        controls, which change from row to row.
     """
     from ldmrt.runtime.tensors import TensorSpec
 
-    told = {one.name: one for one in inputs}
-    sample, (said,) = told.pop("sample"), outputs
-    told.pop("timestep")
-    (_, seen, *_), (_, channels, *area) = sample.shape, said.shape
-    extra = int(seen) - int(channels)
-    if extra < 0 or any("residual" in name for name in told):
+    conditioning = {spec.name: spec for spec in inputs}
+    sample, (prediction,) = conditioning.pop("sample"), outputs
+    conditioning.pop("timestep")
+    (_, width, *_), (_, channels, *area) = sample.shape, prediction.shape
+    extra = int(width) - int(channels)
+    if extra < 0 or any("residual" in name for name in conditioning):
         return None
     state = TensorSpec("state", "float32", ("batch", "saved", channels, *area))
     row = TensorSpec("row", "int64", ("batch",))
-    new = [
+    step_inputs = [
         state,
         row,
         TensorSpec("timesteps", "float32", ("batch", "rows")),
@@ -68,8 +75,11 @@ def step_specs(inputs: "Specs", outputs: "Specs") -> "tuple[Specs, Specs] | None
         TensorSpec("weights", "float32", ("batch", "calls")),
     ]
     if extra:
-        new.append(TensorSpec("beside", sample.dtype, ("calls", extra, *area)))
-    kept = (TensorSpec(one.name, one.dtype, ("calls", *one.shape[1:])) for one in told.values())
-    word = TensorSpec("said", "float32", ("batch", channels, *area))
-    made = (TensorSpec("new_state", state.dtype, state.shape), TensorSpec("new_row", row.dtype, row.shape), word)
-    return (*new, *kept), made
+        step_inputs.append(TensorSpec("beside", sample.dtype, ("calls", extra, *area)))
+    step_inputs += (TensorSpec(spec.name, spec.dtype, ("calls", *spec.shape[1:])) for spec in conditioning.values())
+    step_outputs = (
+        TensorSpec("new_state", state.dtype, state.shape),
+        TensorSpec("new_row", row.dtype, row.shape),
+        TensorSpec("said", "float32", ("batch", channels, *area)),  # the prediction after guidance
+    )
+    return tuple(step_inputs), step_outputs

@@ -1,23 +1,22 @@
-"""The manifest of a bundle: its schema, and whether the files beside it are those that it lists."""
+"""The manifest of a bundle: checks its schema, and the files beside it against those that it lists."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.errors import BundleError
 from ldmrt.runtime.files.file_cache import HashCache
-from ldmrt.runtime.files.reading import sha256
+from ldmrt.runtime.files.reading import JsonObject, sha256
 
 from .contents import AGAIN, Contents, is_inside, is_name
 from .graphs import REQUIRED
 
 MANIFEST = "ldmrt.json"
 SCHEMA = 1
-MOST = 10_000  # files that a manifest may list; Stable Diffusion XL has 40
-COMPONENTS = 100  # with the graphs beside them
+MOST = 10_000  # files in a manifest; Stable Diffusion XL has 40
+COMPONENTS = 100  # in a manifest, with the graphs beside them
 PRECISIONS = ("fp32", "fp16", "bf16")
-# What the entries of each list of files that were merged hold for certain.
+# The keys of each entry in the lists of merged files.
 MERGED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "loras": {"file": str, "weight": (int, float)},
     "embeddings": {"file": str, "token": str},
@@ -26,20 +25,24 @@ REFERENCE = re.compile(r"reference-([0-9a-f]{12})\.npz")  # digits of its SHA-25
 HINT = "export again, or install the ldmrt that made it"
 
 
-def check_manifest(manifest: Mapping[str, Any]) -> None:
-    """Refuse what is not a manifest of this schema."""
-    if (found := manifest.get("schema")) != SCHEMA or isinstance(found, bool):
+def check_manifest(manifest: JsonObject) -> None:
+    """Refuse a manifest of another schema, or with values of other types.
+
+    Raises:
+        BundleError: States the entry that is damaged.
+    """
+    if (schema := manifest.get("schema")) != SCHEMA or isinstance(schema, bool):
         problem = f"{MANIFEST} has another schema"
-        raise LdmrtError("bundle", problem, expected=SCHEMA, found=f"{found!r:.100}", hint=HINT)
+        raise BundleError("bundle", problem, expected=SCHEMA, found=f"{schema!r:.100}", hint=HINT)
     for key in ("files", "components", "made_by"):
         if not isinstance(manifest.get(key), dict):
-            raise LdmrtError("bundle", f"{MANIFEST} has no {key}", expected="a JSON object", hint=HINT)
+            raise BundleError("bundle", f"{MANIFEST} has no {key}", expected="a JSON object", hint=HINT)
     _check_listed(manifest["files"])
     _check_components(manifest["components"])
     for name in REQUIRED:
         if f"{name}/model.onnx" not in manifest["files"] or name not in manifest["components"]:
-            raise LdmrtError("bundle", f"{MANIFEST} does not name {name}", hint=HINT)
-    if not all(isinstance(one, str) for one in manifest["made_by"].values()):
+            raise BundleError("bundle", f"{MANIFEST} does not name {name}", hint=HINT)
+    if not all(isinstance(version, str) for version in manifest["made_by"].values()):
         raise _damaged("made_by", "versions as strings")
     for key, kinds in MERGED.items():
         if not _are_entries(manifest.get(key, []), kinds):
@@ -49,33 +52,37 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
         _check_reference(certificate, manifest["files"])
 
 
-def _damaged(where: str, expected: str) -> LdmrtError:
-    return LdmrtError("bundle", f"{MANIFEST} is damaged at {where}", expected=expected, hint=HINT)
+def _damaged(where: str, expected: str) -> BundleError:
+    """Make the error of an entry that is not as expected."""
+    return BundleError("bundle", f"{MANIFEST} is damaged at {where}", expected=expected, hint=HINT)
 
 
 def _check_memory(memory: object) -> None:
-    """Refuse what is no forecast of a U-Net's memory; a bundle may have none."""
+    """Refuse a forecast of the U-Net's memory that is not numbers of bytes."""
 
-    def is_count(one: object) -> bool:
-        return isinstance(one, (int, float)) and not isinstance(one, bool) and 0 <= one < 1e12
+    def is_count(value: object) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e12
 
     if not (isinstance(memory, dict) and all(map(is_count, memory.values()))):
         raise _damaged("memory", "numbers of bytes")
 
 
-def _check_listed(files: Mapping[str, Any]) -> None:
+def _check_listed(files: JsonObject) -> None:
+    """Refuse paths that lead out of the bundle, and files without size and SHA-256."""
     if len(files) > MOST:
-        raise LdmrtError("bundle", f"{MANIFEST} lists too many files", expected=f"at most {MOST}", found=len(files))
+        raise BundleError("bundle", f"{MANIFEST} lists too many files", expected=f"at most {MOST}", found=len(files))
     for name, entry in files.items():
         if not is_inside(name):
-            raise LdmrtError("bundle", f"{MANIFEST} names {name!r:.200}", expected="a path inside the bundle")
+            raise BundleError(
+                "bundle", f"{MANIFEST} names {name!r:.200}", expected="a path inside the bundle", hint=HINT
+            )
         whole = isinstance(entry, dict) and entry.keys() == {"size", "sha256"}
         if not (whole and type(entry["size"]) is int and isinstance(entry["sha256"], str)):
             raise _damaged(name, "size and sha256")
 
 
-def _check_components(components: Mapping[str, Any]) -> None:
-    """Names are of a closed alphabet and each stands for one graph; rows have the types that `Bundle` reads."""
+def _check_components(components: JsonObject) -> None:
+    """Refuse unsupported names, a name for two graphs, and values of other types than `Bundle` reads."""
     seen = set[str]()
     for name, row in components.items():
         if not isinstance(row, dict):
@@ -88,7 +95,7 @@ def _check_components(components: Mapping[str, Any]) -> None:
         for graph, ends in ((name, row), *beside.items()):
             if not is_name(graph):
                 problem = f"{MANIFEST} has the unsupported name {graph!r:.200}"
-                raise LdmrtError("bundle", problem, expected="letters, digits, _, - and .", hint=HINT)
+                raise BundleError("bundle", problem, expected="letters, digits, _, - and .", hint=HINT)
             if graph.casefold() in seen:
                 raise _damaged(graph, "a name for each component and graph")
             seen.add(graph.casefold())
@@ -98,18 +105,22 @@ def _check_components(components: Mapping[str, Any]) -> None:
 
 
 def _are_entries(value: object, kinds: Mapping[str, type | tuple[type, ...]]) -> bool:
-    def is_entry(one: object) -> bool:
-        if not isinstance(one, dict) or not all(isinstance(one.get(key), kind) for key, kind in kinds.items()):
+    """Tell whether a value is a list of objects with these keys, and lists of strings as trigger words."""
+
+    def is_entry(entry: object) -> bool:
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), kind) for key, kind in kinds.items()):
             return False
-        words = one.get("words", [])
+        words = entry.get("words", [])
         return isinstance(words, list) and all(isinstance(word, str) for word in words)
 
     return isinstance(value, list) and all(map(is_entry, value))
 
 
 def _are_specs(value: object) -> bool:
-    def is_size(one: object) -> bool:
-        return isinstance(one, str) or (type(one) is int and 0 <= one < 2**31)
+    """Tell whether a value is a list of name, dtype and shape, the shape in numbers and symbols."""
+
+    def is_size(dim: object) -> bool:
+        return isinstance(dim, str) or (type(dim) is int and 0 <= dim < 2**31)
 
     return isinstance(value, list) and all(
         isinstance(spec, list)
@@ -122,27 +133,36 @@ def _are_specs(value: object) -> bool:
     )
 
 
-def _check_reference(certificate: object, files: Mapping[str, Any]) -> None:
-    """Refuse a certificate whose reference is no listed file, so that its SHA-256 is known."""
+def _check_reference(certificate: object, files: JsonObject) -> None:
+    """Refuse a certificate whose recording is not a listed file: only the SHA-256 of those is known."""
     if not isinstance(certificate, dict):
         raise _damaged("certificate", "a JSON object")
     name = certificate.get("reference")
     if not isinstance(name, str) or REFERENCE.fullmatch(name) is None or name not in files:
         problem, expected = f"the certificate names the reference {name!r:.200}", "a listed file, reference-*.npz"
-        raise LdmrtError("bundle", problem, expected=expected, hint="export again")
+        raise BundleError("bundle", problem, expected=expected, hint="export again")
 
 
-def check_files(path: Path, files: Mapping[str, Mapping[str, Any]], stamps: HashCache | None = None) -> None:
-    """Compare files with their recorded size and SHA-256; the first that differs is an `LdmrtError`."""
+def check_files(path: Path, files: JsonObject, hashes: HashCache | None = None) -> None:
+    """Compare files with their recorded size and SHA-256.
+
+    Args:
+        path: The bundle's folder.
+        files: The manifest's entry of each file.
+        hashes: A cache, with which files that have not changed since the last comparison are not read again.
+
+    Raises:
+        BundleError: Names the first file that differs.
+    """
     contents = Contents(path, files)
     for name, entry in files.items():
         file = contents.file(name)
         if (size := file.stat().st_size) != entry["size"]:
             expected = f"{entry['size']} bytes"
-            raise LdmrtError("bundle", f"{name} was cut off or changed", expected=expected, found=size, hint=AGAIN)
-        found = sha256(file) if stamps is None else stamps.sha256(name, file)
-        if found != entry["sha256"]:
+            raise BundleError("bundle", f"{name} was cut off or changed", expected=expected, found=size, hint=AGAIN)
+        digest = sha256(file) if hashes is None else hashes.sha256(name, file)
+        if digest != entry["sha256"]:
             expected = f"sha256 {entry['sha256']:.64}"
-            raise LdmrtError("bundle", f"{name} was changed", expected=expected, found=found, hint=AGAIN)
-    if stamps is not None:
-        stamps.keep()
+            raise BundleError("bundle", f"{name} was changed", expected=expected, found=digest, hint=AGAIN)
+    if hashes is not None:
+        hashes.keep()

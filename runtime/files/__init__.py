@@ -1,1 +1,1 @@
-"""Files read with care and written whole: locks, owners, hashes, exchanges."""
+"""Files that are read with care and written whole: locks, owners, hashes, exchanges."""

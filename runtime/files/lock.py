@@ -1,7 +1,7 @@
 """One process at a time changes a folder.
 
-The operating system holds a lock file, so that of a process that was killed it is free at once, on this host or
-another; what is written in it says who has it, and decides on file systems that have no locks.
+The operating system holds a lock file, so that it is free as soon as its process is killed, on this host or another.
+The file names the process that holds it; on file systems without locks that decides.
 """
 
 import contextlib
@@ -24,8 +24,12 @@ READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 @contextlib.contextmanager
 def bundle_lock(bundle: Path) -> Iterator[None]:
-    """Hold the lock of a bundle that is there or shall be: a file beside it, or in it where nothing can be written
-    beside it. An `LdmrtError` says who has it, if anybody has.
+    """Hold the lock of a bundle that exists or is going to be written.
+
+    The lock is a file beside the bundle, or in it where nothing can be written beside it.
+
+    Raises:
+        LdmrtError: Another process, which is named, holds the lock, or the bundle cannot be written.
     """
     bundle = bundle.resolve()
     within = bundle / LOCK
@@ -44,14 +48,23 @@ def bundle_lock(bundle: Path) -> Iterator[None]:
 
 
 def lock_beside(path: Path) -> Path:
-    """Name the lock file of a file or folder that is there or shall be."""
+    """Return the path of the lock file of a file or folder that exists or is going to be written."""
     return path.with_name(f"{temporary_prefix(path.name)}lock")
 
 
 @contextlib.contextmanager
 def file_lock(path: Path, where: str, busy: str, hint: str) -> Iterator[None]:
-    """Hold the lock file `path`, which is removed afterwards. While somebody else has it, raise an `LdmrtError` of
-    `busy` and who that is.
+    """Hold a lock file, which is removed afterwards.
+
+    Args:
+        path: The lock file.
+        where: What it locks, for errors.
+        busy: The problem to state while another process holds it, such as "BUNDLE is being changed".
+        hint: What to do then.
+
+    Raises:
+        LdmrtError: Another process, which is named, holds the lock.
+        OSError: The lock file cannot be written.
     """
     handle = _open(path, where, busy, hint)
     try:
@@ -66,7 +79,7 @@ def file_lock(path: Path, where: str, busy: str, hint: str) -> Iterator[None]:
 
 
 def _open(path: Path, where: str, busy: str, hint: str) -> int:
-    """A handle of the lock file, which nobody else holds."""
+    """Open the lock file and lock it; return its handle."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
@@ -80,11 +93,14 @@ def _open(path: Path, where: str, busy: str, hint: str) -> int:
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # who held it has just removed it
+        os.close(handle)  # its last owner has just removed it
 
 
 def _take(handle: int) -> bool:
-    """Lock a file for as long as it is open; where the system has no locks, by what is written in it."""
+    """Lock a file for as long as it is open; False where another process holds it.
+
+    Where the system has no locks, the owner that is written in the file decides.
+    """
     try:
         import fcntl
 
@@ -101,20 +117,24 @@ def _take(handle: int) -> bool:
 
 
 def _is_free(handle: int) -> bool:
+    """Tell whether no process that runs is written in a lock file as its owner."""
     owner = Owner.parse(_written(handle)[0])
     return owner is None or owner.is_dead
 
 
 def _written(handle: int) -> list[str]:
-    """Who has the lock: for `Owner.parse`, and for people."""
+    """Read the two lines of a lock file that name its owner: for `Owner.parse`, and for people."""
     os.lseek(handle, 0, os.SEEK_SET)
     return [*os.read(handle, 1000).decode(errors="replace").splitlines(), "", ""][:2]
 
 
 def _refused(path: Path, handle: int, where: str, busy: str, hint: str) -> LdmrtError:
-    """Of another host's process nothing is known: a person has to look."""
-    owner, who = _written(handle)
-    known = Owner.parse(owner)
-    if known is not None and not known.is_here:
+    """Make the error about a lock that another process holds.
+
+    Whether a process of another host still runs is unknown here, so the hint asks a person to look.
+    """
+    owner_text, process = _written(handle)
+    owner = Owner.parse(owner_text)
+    if owner is not None and not owner.is_here:
         hint += f", or remove {path} if that process is no more"
-    return LdmrtError(where, f"{busy} by {who or 'another process'}", hint=hint)
+    return LdmrtError(where, f"{busy} by {process or 'another process'}", hint=hint)

@@ -16,20 +16,24 @@ KINDS = "fiubU"  # floats, whole numbers, truth values and texts
 
 
 def read_archive(path: Path) -> dict[str, NDArray[Any]]:
-    """Read all arrays of an .npz file by name; ValueError where it is damaged or holds anything else than finite
-    numbers and texts, or more than `LARGEST` bytes.
+    """Read all arrays of an .npz file, by name.
+
+    Raises:
+        ValueError: The file is damaged, holds anything but finite numbers and texts, or more than `LARGEST` bytes.
+        OSError: It cannot be read.
     """
     try:
         with zipfile.ZipFile(path) as file:
             members = file.infolist()
-            if len(members) > MOST or sum(one.file_size for one in members) > LARGEST:
+            if len(members) > MOST or sum(member.file_size for member in members) > LARGEST:
                 raise ValueError(f"more than {MOST} arrays, or more than {LARGEST >> 20} MB")
-            return {one.filename.removesuffix(".npy"): _read(file, one) for one in members}
+            return {member.filename.removesuffix(".npy"): _read(file, member) for member in members}
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, MemoryError, zlib.error) as error:
         raise ValueError(str(error) or type(error).__name__) from None
 
 
-def _read(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+def _read(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[np.generic]:
+    """Read one array, after its header has been compared with its size."""
     with file.open(member) as stream:
         shape, order, dtype = _header(stream)
         count = math.prod(shape)
@@ -41,11 +45,12 @@ def _read(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
     array = np.frombuffer(content, dtype, count)
     if dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError(f"{member.filename} is not finite")
-    return array.reshape(shape, order="F" if order else "C").copy()
+    shaped: NDArray[np.generic] = array.reshape(shape, order="F" if order else "C").copy()
+    return shaped
 
 
-def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether the first axis runs fastest, and dtype."""
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    """Read the header of an array: its shape, whether the first axis runs fastest, and its dtype."""
     version = npy.read_magic(stream)
     if version == (1, 0):
         return npy.read_array_header_1_0(stream)

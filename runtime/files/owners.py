@@ -1,4 +1,4 @@
-"""Which process made a temporary file or holds a lock, and whether it still runs.
+"""The process that made a temporary file or holds a lock, and whether it still runs.
 
 A process is known by its host, its number and its start: numbers are given again, and hosts share file systems.
 """
@@ -17,7 +17,7 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class Owner:
-    """One process of one host."""
+    """Identifies one process of one host."""
 
     host: str  # eight hexadecimal digits
     pid: int
@@ -25,17 +25,18 @@ class Owner:
 
     @classmethod
     def current(cls) -> "Owner":
-        """Name this process."""
+        """Return this process."""
         _, start = _state(os.getpid())
         return cls(host_digest(), os.getpid(), start)
 
     @classmethod
     def parse(cls, text: str) -> "Owner | None":
-        """Read what `str` gave; None where it is something else."""
-        found = re.fullmatch(r"([0-9a-f]{8})-([0-9]{1,10})-([0-9]{1,20})", text)
-        return cls(found[1], int(found[2]), int(found[3])) if found else None
+        """Parse the text that `str` makes of an owner; None where it is another text."""
+        match = re.fullmatch(r"([0-9a-f]{8})-([0-9]{1,10})-([0-9]{1,20})", text)
+        return cls(match[1], int(match[2]), int(match[3])) if match else None
 
     def __str__(self) -> str:
+        """Join host, number and start, as they stand in names of temporary files."""
         return f"{self.host}-{self.pid}-{self.start}"
 
     @property
@@ -54,16 +55,16 @@ class Owner:
 
 @cache
 def host_digest() -> str:
-    """Eight digits that tell this host, this boot of it and this namespace of process numbers from others."""
-    known = [platform.node()]
+    """Compute eight digits that tell this host, its boot and this namespace of process numbers from others."""
+    facts = [platform.node()]
     with contextlib.suppress(OSError):
-        known.append((PROC / "sys/kernel/random/boot_id").read_text())
-        known.append(os.readlink(PROC / "self/ns/pid"))
-    return hashlib.sha256("\n".join(known).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        facts.append((PROC / "sys/kernel/random/boot_id").read_text())
+        facts.append(os.readlink(PROC / "self/ns/pid"))
+    return hashlib.sha256("\n".join(facts).encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 def _state(pid: int) -> tuple[str, int]:
-    """The letter of a process's state ("" where there is none such) and its start."""
+    """Return the letter of a process's state, "" where no process has this number, and its start."""
     if not (PROC / "self/stat").exists():
         return ("R" if _answers(pid) else ""), 0
     try:
@@ -74,6 +75,7 @@ def _state(pid: int) -> tuple[str, int]:
 
 
 def _answers(pid: int) -> bool:
+    """Tell whether a process has this number, on systems without /proc."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -23,7 +23,7 @@ KINDS = {
 
 
 def sha256(path: Path) -> str:
-    """The hexadecimal SHA-256 of a file."""
+    """Compute the hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -32,9 +32,10 @@ def sha256(path: Path) -> str:
 
 
 def plain_file(where: str, path: Path) -> Path:
-    """Return `path` if it is a regular file; refuse a missing one, a folder, a FIFO, a socket and a device.
+    """Return `path` if it is a regular file: reading a FIFO or a device may never end.
 
-    Reading a FIFO or a device may never end.
+    Raises:
+        LdmrtError: The file is missing, or a folder, a FIFO, a socket or a device.
     """
     try:
         mode = path.stat().st_mode
@@ -49,7 +50,7 @@ def plain_file(where: str, path: Path) -> Path:
 
 
 def read_bytes(where: str, path: Path, limit: int = JSON_BYTES) -> bytes:
-    """Read a regular file of at most `limit` bytes."""
+    """Read a regular file of at most `limit` bytes; raise an `LdmrtError` about `where` for any other."""
     try:
         if (size := plain_file(where, path).stat().st_size) > limit:
             raise LdmrtError(where, f"{path} is too large", expected=f"at most {limit} bytes", found=f"{size} bytes")
@@ -59,12 +60,16 @@ def read_bytes(where: str, path: Path, limit: int = JSON_BYTES) -> bytes:
 
 
 def read_json(where: str, path: Path) -> JsonObject:
-    """Read the JSON object in a regular file."""
+    """Read the JSON object in a regular file; raise an `LdmrtError` about `where` for any other."""
     return parse_json(where, str(path), read_bytes(where, path))
 
 
 def parse_json(where: str, name: str, content: str | bytes) -> JsonObject:
-    """Parse a JSON object that nests at most `JSON_DEPTH` levels; errors call it `name`."""
+    """Parse a JSON object that nests at most `JSON_DEPTH` levels.
+
+    Raises:
+        LdmrtError: The content is anything else; the error is about `where` and calls the content `name`.
+    """
     problem, expected = f"cannot read {name}", "a JSON object"
     try:
         value = decode_json(content)
@@ -78,7 +83,8 @@ def parse_json(where: str, name: str, content: str | bytes) -> JsonObject:
 def decode_json(content: str | bytes) -> Any:
     """Decode any JSON value that nests at most `JSON_DEPTH` levels.
 
-    Everything that is wrong is a ValueError: the JSON, the UTF-8, an integer of thousands of digits, a deeper value.
+    Raises:
+        ValueError: The JSON or its UTF-8 is invalid, an integer has thousands of digits, or values nest deeper.
     """
     try:
         value = json.loads(content)
@@ -89,8 +95,8 @@ def decode_json(content: str | bytes) -> Any:
     return value
 
 
-def too_deep(value: Any) -> bool:
-    """Whether lists and dicts nest deeper than `JSON_DEPTH`: Python prints and copies them by recursion."""
+def too_deep(value: object) -> bool:
+    """Tell whether lists and dicts nest deeper than `JSON_DEPTH`: Python prints and copies them by recursion."""
     level = [value]
     for _ in range(JSON_DEPTH):
         level = [
@@ -104,9 +110,9 @@ def too_deep(value: Any) -> bool:
 
 
 def cache_folder() -> Path | None:
-    """The user's folder for what can be made again; None where the user has none, as in many containers."""
-    if os.path.isabs(named := os.environ.get("XDG_CACHE_HOME", "")):
-        return Path(named) / "ldmrt"
+    """Return the user's folder for files that can be made again; None where there is none, as in many containers."""
+    if os.path.isabs(cache := os.environ.get("XDG_CACHE_HOME", "")):
+        return Path(cache) / "ldmrt"
     if os.environ.get("HOME") == "":
         return None  # expanded, "~" would be the root
     home = os.path.expanduser("~")  # HOME, or else what the system knows of the user, or else "~"

@@ -1,4 +1,4 @@
-"""What a file or a folder is, told by its names alone: for errors about one thing given in place of another.
+"""Kinds of files and folders, recognised by names alone: for errors about one kind in the place of another.
 
 Nothing is unpickled and no weight is read: the names of tensors stand in the first bytes of a safetensors file, and in
 one entry of the archive that torch.save writes.
@@ -49,14 +49,24 @@ _NEXT = {
 
 
 def kind_of(path: Path) -> str:
-    """Return one of the kinds above, or "" where nothing tells it, or more than one is there."""
+    """Return the kind of a file or folder, such as `BUNDLE`, or "" where no kind or more than one matches."""
     with contextlib.suppress(*UNREADABLE):
         return _of_folder(path) if path.is_dir() else _of_file(path) if path.is_file() else ""
     return ""
 
 
 def refuse_other(where: str, path: Path, wanted: str, *others: str) -> None:
-    """Raise an `LdmrtError` with the command to run where `path` is another kind than `wanted`: any, or `others`."""
+    """Refuse a path that is recognised as another kind.
+
+    Args:
+        where: What the path was meant for, for errors.
+        path: A file or folder; one that is not recognised is not refused.
+        wanted: The kind that it should be.
+        others: The kinds to refuse; all but `wanted` where none is named.
+
+    Raises:
+        LdmrtError: The path is another kind; its hint is the command that takes it.
+    """
     kind = kind_of(path)
     if kind and kind != wanted and (not others or kind in others):
         out = shlex.quote((Path("out") / path.stem).as_posix())
@@ -66,7 +76,11 @@ def refuse_other(where: str, path: Path, wanted: str, *others: str) -> None:
 
 
 def expect_bundle(path: Path) -> None:
-    """Raise an `LdmrtError` where `path` is another kind, or lies in a bundle, or bundles lie in it."""
+    """Refuse a path that is another kind than a bundle, or lies in a bundle, or has bundles in it.
+
+    Raises:
+        LdmrtError: Its hint names the bundle, or the command that takes this kind.
+    """
     refuse_other("bundle", path, BUNDLE)
     if path.is_dir() and _runs(path):
         return
@@ -74,17 +88,19 @@ def expect_bundle(path: Path) -> None:
     with contextlib.suppress(OSError, ValueError):
         near += path.resolve(strict=True).parents[:2]
         near += sorted(path.iterdir()) if path.is_dir() else []
-    if found := next((folder for folder in near if kind_of(folder) == BUNDLE), None):
-        raise LdmrtError("bundle", f"{path} is not a bundle", hint=f"{shlex.quote(str(found))}, which is one")
+    if bundle := next((folder for folder in near if kind_of(folder) == BUNDLE), None):
+        raise LdmrtError("bundle", f"{path} is not a bundle", hint=f"{shlex.quote(str(bundle))}, which is one")
 
 
 def _runs(folder: Path) -> bool:
+    """Tell whether a folder has a manifest or graphs."""
     return (folder / MANIFEST).is_file() or any(folder.glob(GRAPHS))
 
 
 def _of_folder(path: Path) -> str:
+    """Recognise a folder by the files in it."""
     unet = path / "unet"
-    weights = any(one.suffix in WEIGHTS for one in unet.iterdir()) if unet.is_dir() else False
+    weights = any(file.suffix in WEIGHTS for file in unet.iterdir()) if unet.is_dir() else False
     if _runs(path):
         return "" if weights else BUNDLE
     if (path / "model_index.json").is_file():
@@ -95,6 +111,7 @@ def _of_folder(path: Path) -> str:
 
 
 def _class_name(config: Path) -> str:
+    """Return the class that a config.json names; "" where it cannot be read."""
     try:
         return str(read_json("config", config).get("_class_name"))
     except LdmrtError:
@@ -102,6 +119,7 @@ def _class_name(config: Path) -> str:
 
 
 def _of_file(path: Path) -> str:
+    """Recognise a file of weights by the names of its tensors."""
     if path.suffix not in WEIGHTS:
         return ""
     names = _names(path)
@@ -109,7 +127,7 @@ def _of_file(path: Path) -> str:
 
 
 def _names(path: Path) -> bytes:
-    """The bytes of a file that hold the names of its tensors."""
+    """Read the bytes of a file that hold the names of its tensors, without its weights."""
     with path.open("rb") as file:
         start = file.read(8)
         if start[:2] == b"PK":

@@ -3,22 +3,24 @@
 import contextlib
 import ctypes
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from .owners import Owner
 from .writing import is_abandoned, remove, sync_folder, temporary_name, temporary_prefix
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's fcntl.h and fs.h
-ASIDE = ".old"  # the suffix of what stood there, between the two steps
+ASIDE = ".old"  # the suffix of the replaced folder, between the two steps
+
+_Rename = Callable[[int, bytes, int, bytes, int], int]
 
 
 def replace_folder(new: Path, place: Path) -> None:
-    """Put the folder `new` in its place; what stood there, if anything, afterwards stands where `new` was.
+    """Put the folder `new` in its place; the folder that stood there, if any, afterwards stands where `new` was.
 
-    A process that is killed leaves the one or the other in its place; where the system cannot exchange two names at
-    once it may leave neither, which `recover` mends. Nor does a power failure leave half a folder.
+    A process that is killed leaves the one or the other in its place. Where the system cannot exchange two names at
+    once it may leave neither, which `recover` repairs. Nor does a power failure leave half a folder.
     """
     sync_folder(new, whole=True)
     _replace(new, place)
@@ -26,6 +28,7 @@ def replace_folder(new: Path, place: Path) -> None:
 
 
 def _replace(new: Path, place: Path) -> None:
+    """Exchange two folders by one call or, where there is none, by three renames."""
     if not place.exists():
         os.rename(new, place)
         return
@@ -43,8 +46,9 @@ def _replace(new: Path, place: Path) -> None:
 
 
 def recover(place: Path) -> None:
-    """Put back what a process that was killed in `replace_folder` has moved aside; where the new folder already stands
-    in its place, the old one goes.
+    """Put back the folder that a process, killed in `replace_folder`, has moved aside.
+
+    Where the new folder already stands in its place, the old one is removed.
     """
     with contextlib.suppress(OSError, ValueError):  # ValueError: a NUL in the name
         place = place.resolve()
@@ -62,18 +66,18 @@ def recover(place: Path) -> None:
                 os.rename(aside, place)
 
 
-def _exchange(one: Path, other: Path) -> bool:
+def _exchange(a: Path, b: Path) -> bool:
     """Exchange two names at once; False where the system or the file system has no such call."""
-    call = _renameat2()
-    return call is not None and call(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
+    rename = _renameat2()
+    return rename is not None and rename(AT_FDCWD, os.fsencode(a), AT_FDCWD, os.fsencode(b), RENAME_EXCHANGE) == 0
 
 
 @cache
-def _renameat2() -> Any:
-    """The C library's renameat2; None where it has none, as elsewhere than on Linux."""
+def _renameat2() -> _Rename | None:
+    """Return the C library's renameat2; None where it has none, as on every system but Linux."""
     try:
-        call = ctypes.CDLL(None).renameat2
+        rename = ctypes.CDLL(None).renameat2
     except (AttributeError, OSError, TypeError):  # TypeError: Windows has no library of all
         return None
-    call.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
-    return call
+    rename.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    return rename

@@ -1,6 +1,6 @@
 """Files and folders that are whole or not there: written under a temporary name and renamed.
 
-The name says which process is at it, so that what one leaves that was killed is removed by the next.
+The name tells which process writes them, so that the next one removes the files that a killed process has left.
 """
 
 import contextlib
@@ -19,18 +19,18 @@ from typing import IO
 from .owners import Owner
 
 TEMPORARY = re.compile(r"\..*\.ldmrt-([0-9a-f]{8}-[0-9]+-[0-9]+)-[0-9a-f]{8}\.tmp", re.DOTALL)
-IDLE = 86400  # seconds without a write: nobody on another host is still at it
+IDLE = 86400  # seconds without a write, after which no process of another host is still writing
 LONGEST = 100  # bytes of a name that its temporary name repeats
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF)  # EBADF: open for reading
 
 
 def temporary_name(name: str, suffix: str = ".tmp") -> str:
-    """Make a hidden name for what shall become `name`; it says which process is at it."""
+    """Make a hidden name for a file that shall become `name`; it tells which process writes it."""
     return f"{temporary_prefix(name)}{Owner.current()}-{secrets.token_hex(4)}{suffix}"
 
 
 def temporary_prefix(name: str) -> str:
-    """Return what the temporary names of `name` begin with."""
+    """Return the beginning of all temporary names of `name`."""
     content = os.fsencode(name)
     if len(content) > LONGEST:
         digest = hashlib.sha256(content).hexdigest()[:8]
@@ -39,32 +39,33 @@ def temporary_prefix(name: str) -> str:
 
 
 def is_abandoned(path: Path, owner: Owner | None) -> bool:
-    """Whether the process that made a temporary file or folder is gone. Of another host's process nothing is known:
-    it is taken to be gone when nothing was written for a day.
+    """Tell whether the process that made a temporary file or folder has ended.
+
+    Nothing is known of a process of another host: it is taken to have ended when nothing was written for a day.
     """
     if owner is not None and owner.is_here:
         return owner.is_dead
-    written = [0.0]
-    for one in (path, *path.rglob("*")):
+    write_times = [0.0]
+    for file in (path, *path.rglob("*")):
         with contextlib.suppress(OSError):
-            written.append(one.lstat().st_mtime)
-    return time.time() - max(written) > IDLE
+            write_times.append(file.lstat().st_mtime)
+    return time.time() - max(write_times) > IDLE
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove temporary files and folders in `folder` whose process is gone, as a killed one leaves them."""
+    """Remove temporary files and folders in `folder` whose process has ended, as a killed one leaves them."""
     try:
         names = [name for name in os.listdir(folder) if TEMPORARY.fullmatch(name)]
     except OSError:
         return
     for name in names:
-        found, path = TEMPORARY.fullmatch(name), folder / name
-        if found and is_abandoned(path, Owner.parse(found[1])):
+        match, path = TEMPORARY.fullmatch(name), folder / name
+        if match and is_abandoned(path, Owner.parse(match[1])):
             remove(path)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder as far as that is possible; of a link, the link alone."""
+    """Remove a file, a folder or a link, not what the link leads to, as far as that is possible."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -74,12 +75,13 @@ def remove(path: Path) -> None:
 
 @cache
 def _remove_abandoned_once(folder: Path) -> None:
+    """Do as `remove_abandoned`, once for each folder in the life of this process."""
     remove_abandoned(folder)
 
 
 @contextlib.contextmanager
 def temporary_folder(place: Path) -> Iterator[Path]:
-    """A private folder beside `place` that is gone when the block ends, if it is still there."""
+    """Make a private folder beside `place`, and remove it when the block ends, unless it was moved."""
     remove_abandoned(place.parent)
     work = place.parent / temporary_name(place.name)
     work.mkdir(mode=0o700)
@@ -90,8 +92,9 @@ def temporary_folder(place: Path) -> Iterator[Path]:
 
 
 def sync(handle: int) -> None:
-    """Wait until a file is on the disk: the system may else keep its new name through a power failure, and not what is
-    in it. File systems that cannot tell are not asked again.
+    """Wait until a file is on the disk, where the file system can tell.
+
+    Without it a power failure may leave a file its new name and not its contents.
     """
     try:
         os.fsync(handle)
@@ -101,13 +104,13 @@ def sync(handle: int) -> None:
 
 
 def sync_folder(folder: Path, *, whole: bool = False) -> None:
-    """Wait until the names in a folder are on the disk; of a `whole` one, all files and folders in it too."""
+    """Wait until the names in a folder are on the disk; with `whole`, all files and folders in it too."""
     for path in [*(folder.rglob("*") if whole else ()), folder]:
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             continue
         try:
             handle = os.open(path, os.O_RDONLY)
-        except PermissionError:  # of folders on Windows, and of files that only their owner reads
+        except PermissionError:  # folders on Windows, and files that only their owner may read
             continue
         try:
             sync(handle)
@@ -117,7 +120,7 @@ def sync_folder(folder: Path, *, whole: bool = False) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give errors of the system that name no file, such as a full disk's, this one."""
+    """Put the name of a file into errors of the system that name none, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -128,8 +131,9 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends well, and leaves no trace when it does not. What
-    is no regular file, such as /dev/stdout or a pipe, is written to as it is.
+    """Open a binary file that takes the place of `path` when the block ends, and is removed when the block raises.
+
+    A device or a pipe, such as /dev/stdout, is written to directly.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         with path.open("wb") as file:

@@ -1,11 +1,15 @@
 """Pixels of every type as 8 bits a channel: greys of 12, 16 and 32 bits, floats, palettes, CMYK, keyed transparency."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.tensors import Array
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 BAND = 256  # rows scaled at once
 # Pixels of these types may hold any of these ranges: white is the least of them that is not exceeded.
@@ -31,7 +35,7 @@ def open_all_greys() -> None:
         OPEN_INFO.setdefault(key, modes)
 
 
-def in_8_bits(what: str, name: str, image: Any) -> Any:
+def in_8_bits(what: str, name: str, image: "Image | Array") -> "Image":
     """Return a PIL image or an array (H, W) or (H, W, 1 to 4) as a PIL image of the mode L, LA, RGB or RGBA.
 
     Integers of 8 and 16 bits are scaled from the range of their type, whatever the brightest pixel is; floats and wider
@@ -53,7 +57,7 @@ def in_8_bits(what: str, name: str, image: Any) -> Any:
     return image.convert("L" if image.mode == "1" else "RGB")
 
 
-def scaled(what: str, name: str, values: NDArray[Any], white: float | None = None) -> NDArray[np.uint8]:
+def scaled(what: str, name: str, values: Array, white: float | None = None) -> NDArray[np.uint8]:
     """Scale values from 0 to `white`, by default that of their type or range, to 0 to 255."""
     if values.dtype == np.uint8 and white is None:
         return values
@@ -65,7 +69,7 @@ def scaled(what: str, name: str, values: NDArray[Any], white: float | None = Non
     return levels
 
 
-def transposed(image: Any, orientation: int) -> Any:
+def transposed(image: "Image", orientation: int) -> "Image":
     """Turn an image upright that EXIF says is not; a turned image has no metadata left, so it is not turned again."""
     from PIL.Image import Transpose as T
 
@@ -78,8 +82,8 @@ def transposed(image: Any, orientation: int) -> Any:
     return upright
 
 
-def _white(what: str, name: str, values: NDArray[Any]) -> float:
-    """The value of white for the type of some values, or the range that they are in."""
+def _white(what: str, name: str, values: Array) -> float:
+    """Return the value of white: that of the values' type, or of the least range that holds them."""
     kind, width = values.dtype.kind, values.dtype.itemsize
     if kind == "b":
         return 1
@@ -100,13 +104,13 @@ def _white(what: str, name: str, values: NDArray[Any]) -> float:
     return next((white for white in WHITE[kind] if high <= white < most), float(most))
 
 
-def _has_signed_bytes(image: Any) -> bool:
-    """Whether an image is a TIFF of bytes with a sign, which Pillow reads as if they had none."""
+def _has_signed_bytes(image: "Image") -> bool:
+    """Tell whether an image is a TIFF of bytes with a sign, which Pillow reads as if they had none."""
     return image.mode == "L" and SIGNED in getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, ())
 
 
-def _grey(what: str, name: str, image: Any) -> Any:
-    """A grey image of more than 8 bits, or of 8 with a sign."""
+def _grey(what: str, name: str, image: "Image") -> "Image":
+    """Convert a grey image of more than 8 bits, or of 8 with a sign."""
     from PIL import Image
 
     values, tags = np.asarray(image), getattr(image, "tag_v2", {})

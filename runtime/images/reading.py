@@ -1,5 +1,4 @@
-"""Images that come in: one door for files, PIL images and arrays, whether they are drawn from, masks, controls or for
-training.
+"""Images that come in: files, PIL images and arrays, to draw from, as masks, as controls and for training.
 
 The autoencoder, the U-Net and the controls see what diffusers' `VaeImageProcessor` gives them; beyond it, EXIF's
 orientation is heeded, every pixel format is scaled from its own range, and transparency is composed on white.
@@ -10,7 +9,8 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,15 @@ from numpy.typing import NDArray
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.files.reading import plain_file
 from ldmrt.runtime.optional import unavailable
+from ldmrt.runtime.tensors import Array
 
 from .modes import in_8_bits, open_all_greys, transposed
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
+
+    Item = Path | Image | Array
 
 Floats = NDArray[np.float32]
 Size = tuple[int, int]  # height, width
@@ -31,7 +38,7 @@ PROGRAMS = ("EPS", "WMF")  # formats that Pillow hands to a program outside
 LAYERED = ("MPO", "PSD")  # formats whose other frames belong to the first: previews, layers
 
 
-def split(what: str, images: Any) -> list[Any]:
+def split(what: str, images: object) -> "list[Item]":
     """Return one item for each image: paths to files that are there, PIL images, and arrays (H, W) or (H, W, C).
 
     `images` is one of these, a list of them, or an array (N, H, W, C); a torch tensor has its channels first, as in
@@ -45,7 +52,7 @@ def split(what: str, images: Any) -> list[Any]:
     return items
 
 
-def read(what: str, image: Any, *, least: int | None = None, animated: bool = True) -> Any:
+def read(what: str, image: object, *, least: int | None = None, animated: bool = True) -> "Image":
     """Open a path, a PIL image or an array as a PIL image of 8 bits a channel (L, LA, RGB or RGBA) that stands upright.
 
     An `LdmrtError` tells why it cannot be read, whatever Pillow raises. Of an animated file it is the first frame, or
@@ -74,7 +81,7 @@ def read(what: str, image: Any, *, least: int | None = None, animated: bool = Tr
         return _decoded(what, name, file)
 
 
-def read_rgb(what: str, image: Any, *, least: int | None = None, animated: bool = True) -> Any:
+def read_rgb(what: str, image: object, *, least: int | None = None, animated: bool = True) -> "Image":
     """Open an image as `read` does, composed on white: a PIL image of the mode RGB."""
     opened = read(what, image, least=least, animated=animated)
     if _is_transparent(opened):
@@ -82,14 +89,25 @@ def read_rgb(what: str, image: Any, *, least: int | None = None, animated: bool 
     return _in_mode(on_white(opened), "RGB")
 
 
-def size_of(image: Any, factor: int) -> Size:
+def size_of(image: "Image", factor: int) -> Size:
     """Return height and width of a PIL image, cut to multiples of `factor`."""
     return image.height - image.height % factor, image.width - image.width % factor
 
 
-def colors(what: str, images: Sequence[Any], size: Size, channels: int = 3) -> Floats:
-    """Read images as (N, channels, H, W) from 0 to 1, composed on white, and resized with Lanczos where they have
-    another size. One channel is grey.
+def colors(what: str, images: Sequence[object], size: Size, channels: int = 3) -> Floats:
+    """Read images of one size, composed on white.
+
+    Args:
+        what: The purpose of the images, for errors.
+        images: Items of `split`, or images of `read`.
+        size: Height and width; images of another size are resized with Lanczos.
+        channels: 3 for RGB, 1 for grey.
+
+    Returns:
+        Values from 0 to 1, (N, channels, H, W), float32.
+
+    Raises:
+        LdmrtError: An image cannot be read, or the number of channels is neither 1 nor 3.
     """
     modes = {1: "L", 3: "RGB"}
     if channels not in modes:
@@ -104,13 +122,14 @@ def colors(what: str, images: Sequence[Any], size: Size, channels: int = 3) -> F
         arrays.append(np.asarray(_in_mode(resized, modes[channels])).reshape(*size, channels))
     if transparent:
         _note_transparency(what)
-    return np.stack(arrays).transpose(0, 3, 1, 2) / np.float32(255)
+    values: Floats = np.stack(arrays).transpose(0, 3, 1, 2) / np.float32(255)
+    return values
 
 
-def masks(images: Sequence[Any], size: Size, source: str | None = None) -> Floats:
-    """Read masks as (N, 1, H, W): 1 where white asks for something new, 0 where the image is kept.
+def masks(images: Sequence[object], size: Size, source: str | None = None) -> Floats:
+    """Read masks as (N, 1, H, W), float32: 1 where white asks for something new, 0 where the image is kept.
 
-    `source` says what of a mask is meant, its alpha (new where it is opaque) or its luminance. Left out, it is the
+    `source` says what of a mask is meant, its alpha (new where it is opaque) or its luminance. By default it is the
     luminance, and the alpha where all colours are alike and the alpha is not. In a mask of zeros and ones one is white.
     """
     greys = [_resized(_in_full(_mask_plane(read("mask", image), source)), size).convert("L") for image in images]
@@ -122,14 +141,13 @@ def for_each(arrays: Floats, count: int) -> Floats:
     return arrays.repeat(count // len(arrays), axis=0)
 
 
-def on_white(image: Any) -> Any:
+def on_white(image: "Image") -> "Image":
     """Compose an image of the mode LA or RGBA on white; another one is returned as it is."""
     if not image.mode.endswith("A"):
         return image
     from PIL import Image
 
-    mode = image.mode[:-1]
-    composed = Image.new(mode, image.size, "white")
+    composed = Image.new(mode := image.mode[:-1], image.size, "white")
     for top in range(0, image.height, BAND):
         box = (0, top, image.width, min(top + BAND, image.height))
         band = image.crop(box)
@@ -137,7 +155,8 @@ def on_white(image: Any) -> Any:
     return composed
 
 
-def _split_one(what: str, image: Any) -> list[Any]:
+def _split_one(what: str, image: object) -> "list[Item]":
+    """Return the items of a path, an image or an array; refuse everything else."""
     if isinstance(image, (str, os.PathLike)):
         return [plain_file(what, Path(image))]
     if isinstance(image, (list, tuple)):
@@ -148,8 +167,8 @@ def _split_one(what: str, image: Any) -> list[Any]:
     return list(array) if array.ndim == 4 else [array]
 
 
-def _array(what: str, image: Any) -> NDArray[Any]:
-    """(H, W), (H, W, C) or (N, H, W, C) of an array, or of a torch tensor, which has the channels first."""
+def _array(what: str, image: Any) -> Array:
+    """Return an array, or a torch tensor, which has the channels first, as (H, W), (H, W, C) or (N, H, W, C)."""
     tensor = hasattr(image, "detach") and hasattr(image, "cpu")
     try:
         if tensor:
@@ -168,7 +187,7 @@ def _array(what: str, image: Any) -> NDArray[Any]:
     return array
 
 
-def _pillow(what: str) -> Any:
+def _pillow(what: str) -> ModuleType:
     """Import Pillow's module Image."""
     try:
         from PIL import Image
@@ -179,7 +198,7 @@ def _pillow(what: str) -> Any:
 
 @contextlib.contextmanager
 def _refusing(what: str, name: str) -> Iterator[None]:
-    """Whatever Pillow and its plugins raise becomes one line: of a damaged file that may be any exception."""
+    """Turn whatever Pillow and its plugins raise into an `LdmrtError`: for a damaged file that may be any exception."""
     try:
         yield
     except LdmrtError:
@@ -190,11 +209,12 @@ def _refusing(what: str, name: str) -> Iterator[None]:
         raise LdmrtError(what, f"cannot read {name}", expected="an image", found=found) from None
 
 
-def _pixels(image: Any) -> int:
+def _pixels(image: "Image") -> int:
+    """Count the pixels of an image."""
     return int(image.width * image.height)
 
 
-def _check_size(what: str, name: str, image: Any) -> None:
+def _check_size(what: str, name: str, image: "Image") -> None:
     """Refuse an image that is too large to be decoded."""
     if (pixels := _pixels(image)) > MAX_PIXELS:
         found = f"{image.width}x{image.height}, {pixels / 1e6:.0f}"
@@ -204,17 +224,18 @@ def _check_size(what: str, name: str, image: Any) -> None:
         )
 
 
-def _is_animated(image: Any) -> bool:
-    """Whether there is a second frame; where that cannot be told, the first one is all there is."""
+def _is_animated(image: "Image") -> bool:
+    """Tell whether there is a second frame; False where the file does not tell."""
     try:
         return bool(getattr(image, "is_animated", False))
     except Exception:
         return False
 
 
-def _scale_jpeg(file: Any, least: int | None) -> None:
-    """Let a JPEG be decoded at a fraction of its size: where no side is below `least`, or to stay within the bound. A
-    progressive one beyond the bound is refused later: all its coefficients are in memory, whatever the fraction.
+def _scale_jpeg(file: "ImageFile", least: int | None) -> None:
+    """Let a JPEG be decoded at a fraction of its size: where no side is below `least`, or to stay within the bound.
+
+    A progressive JPEG beyond the bound is refused later: all its coefficients are in memory, whatever the fraction.
     """
     if file.format in ("JPEG", "MPO") and (_pixels(file) <= MAX_PIXELS or not file.info.get("progressive")):
         if least:
@@ -223,7 +244,7 @@ def _scale_jpeg(file: Any, least: int | None) -> None:
             file.draft(None, (file.width // 2, file.height // 2))
 
 
-def _decoded(what: str, name: str, image: Any) -> Any:
+def _decoded(what: str, name: str, image: "Image") -> "Image":
     """Decode a PIL image and turn it upright. PNG may store the orientation after the pixels, and TIFF turns itself."""
     if 0 in image.size:
         raise LdmrtError(what, "invalid image", expected="at least one pixel", found=f"{image.width}x{image.height}")
@@ -232,9 +253,7 @@ def _decoded(what: str, name: str, image: Any) -> Any:
 
 
 def _load(image: Any) -> None:
-    """Decode a PIL image if that is still to be done, without mapping its file: Pillow maps a TIFF that it will turn
-    at the size that it then has.
-    """
+    """Decode a PIL image without mapping its file: Pillow maps a TIFF that it will turn at the size it then has."""
     if not getattr(image, "tile", None):
         image.load()
         return
@@ -245,29 +264,32 @@ def _load(image: Any) -> None:
         image.filename = name
 
 
-def _orientation(image: Any) -> int:
-    """EXIF's orientation, 1 to 8; damaged EXIF has none."""
+def _orientation(image: "Image") -> int:
+    """Return EXIF's orientation, 1 to 8; 1 where EXIF is damaged."""
     try:
         return int(image.getexif().get(0x0112, 1))
     except Exception:
         return 1
 
 
-def _is_transparent(image: Any) -> bool:
-    return image.mode.endswith("A") and image.getchannel("A").getextrema()[0] < 255
+def _is_transparent(image: "Image") -> bool:
+    """Tell whether any pixel of an image is not opaque."""
+    return image.mode.endswith("A") and image.getchannel("A").getextrema() != (255, 255)
 
 
 def _note_transparency(what: str) -> None:
+    """Warn that transparency is composed on white."""
     warnings.warn(f"{what}: transparency is composed on white", LdmrtWarning, stacklevel=3)
 
 
-def _mask_plane(image: Any, source: str | None) -> Any:
-    """The alpha of a mask, or its colors without it."""
+def _mask_plane(image: "Image", source: str | None) -> "Image":
+    """Return the alpha of a mask, or its colours without it."""
     has_alpha = image.mode.endswith("A")
     if source == "alpha" and not has_alpha:
         raise LdmrtError("mask", "has no alpha to take it from", expected="an alpha channel", found=image.mode)
     if source is None and has_alpha:
-        *bands, alpha = image.getextrema()
+        extrema: Any = image.getextrema()
+        *bands, alpha = extrema
         if alpha[0] != alpha[1]:
             source = "alpha" if all(low == high for low, high in bands) else "luminance"
             kind = "of one colour" if source == "alpha" else "transparent in parts"
@@ -278,18 +300,19 @@ def _mask_plane(image: Any, source: str | None) -> Any:
     return image.convert(image.mode[:-1]) if has_alpha else image
 
 
-def _in_full(plane: Any) -> Any:
-    """A mask of zeros and ones with 255 for one."""
+def _in_full(plane: "Image") -> "Image":
+    """Scale a mask of zeros and ones to 255 for one."""
     extrema = plane.getextrema()
     return plane.point(lambda level: 255 * level) if extrema in ((0, 1), ((0, 1),) * 3) else plane
 
 
-def _in_mode(image: Any, mode: str) -> Any:
+def _in_mode(image: "Image", mode: str) -> "Image":
     """Convert an image, without the copy that Pillow makes of one that has this mode."""
     return image if image.mode == mode else image.convert(mode)
 
 
-def _resized(image: Any, size: Size) -> Any:
+def _resized(image: "Image", size: Size) -> "Image":
+    """Resize an image to (height, width) with Lanczos, where it has another size."""
     from PIL import Image
 
     height, width = size

@@ -27,7 +27,8 @@ from ldmrt.runtime.host import processor, versions
 from ldmrt.runtime.pipeline.autoencoder.decode import Decoding, decode
 from ldmrt.runtime.pipeline.denoise import DenoisingTask
 from ldmrt.runtime.pipeline.pipeline import Pipeline
-from ldmrt.runtime.pipeline.request import Request
+from ldmrt.runtime.pipeline.request.fields import from_short
+from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.runtime.samplers.workspace import Workspace
 from ldmrt.runtime.tensors import Engine
@@ -197,12 +198,17 @@ def check_parts(
             )
 
 
+def requested(trajectory: Trajectory, deep_cache: int | None = None) -> Request:
+    """Return the request that a trajectory was recorded of, also with a deep cache."""
+    return replace(Request(**from_short(trajectory.asked)), deep_cache=deep_cache)
+
+
 def cost_of_deep_cache(
     pipeline: Pipeline, backend: str, trajectory: Trajectory, images: NDArray[np.uint8]
 ) -> Iterator[ShortcutCost]:
     """The trajectory with a deep cache, against its images (B, H, W, 3) by the same backend without."""
-    drawn = pipeline(**trajectory.asked, deep_cache=EVERY).images
-    request = Request(**trajectory.options)
+    drawn = pipeline.generate(requested(trajectory, deep_cache=EVERY)).pixels
+    request = requested(trajectory)
     for prompt, seed, found, expected in zip(request.prompts, request.seeds, drawn, images, strict=True):
         yield ShortcutCost(backend, f"deep cache {EVERY}", prompt, seed, psnr(found, expected))
 
@@ -215,7 +221,7 @@ def compare_rows(
     Guidance g multiplies what the network may be off by with at most g + |1 - g|. A sampler fed with the same numbers
     rounds as float32 does. Errors of rows add up: a run of its own may be off by row + 1 times as much.
     """
-    task = pipeline.prepare(**trajectory.asked)
+    task = pipeline.prepare(requested(trajectory))
     limit = limits["rows"].limit * max(1.0, 2 * float(trajectory.options.get("guidance", 1.0)) - 1)
     rows = len(trajectory.said)
     stepped = _stepped(task, trajectory)
@@ -242,7 +248,7 @@ def compare_images(
         images = draw()
     except EngineNotFound as error:
         return _without(what, backend, _seeds(trajectory), error)
-    request = Request(**trajectory.options)
+    request = requested(trajectory)
     pairs = zip(request.prompts, request.seeds, images, trajectory.images, strict=True)
     return Comparison(
         what, backend, pictures=tuple(image_similarity(backend, *pair, limit) for pair in pairs), images=images
@@ -256,7 +262,7 @@ def _without(what: str, backend: str, cases: Sequence[str], error: EngineNotFoun
 
 
 def _seeds(trajectory: Trajectory) -> list[str]:
-    return [f"seed {seed}" for seed in Request(**trajectory.options).seeds]
+    return [f"seed {seed}" for seed in requested(trajectory).seeds]
 
 
 def _stepped(task: DenoisingTask, trajectory: Trajectory) -> list[float]:

@@ -13,7 +13,7 @@ from ldmrt.runtime.bundle.engines.store import EngineFile, engines
 from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.errors import LdmrtError
 
-from .request import Request
+from .request.request import Request
 
 # Pixels that the networks see at once: 16 images of 512x512, whose decoder takes one at a time.
 PIXELS = 16 * 512 * 512
@@ -85,8 +85,8 @@ def images_at_once(
 
 def bounded(request: Request) -> Request:
     """The request, where it is not of more images than one call may hold."""
-    if request.images > MOST:
+    if request.total_images > MOST:
         hint = "Pipeline.draw(request.parts(16)), which holds those of one part"
         problem = "too many images for one call"
-        raise LdmrtError("request", problem, expected=f"at most {MOST}", found=request.images, hint=hint)
+        raise LdmrtError("request", problem, expected=f"at most {MOST}", found=request.total_images, hint=hint)
     return request

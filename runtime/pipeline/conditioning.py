@@ -1,18 +1,20 @@
-"""What the U-Net is told beside the latents: contexts of the prompts, and the sizes and scores that SDXL asks for."""
+"""Condition the U-Net: embeddings of the prompts, and the sizes and scores that SDXL is conditioned on beside them."""
 
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
-from ldmrt.runtime.tensors import Engine
+from ldmrt.runtime.backends.lazy_engines import LazyEngines
+from ldmrt.runtime.bundle.model_info import ModelInfo
+from ldmrt.runtime.errors import InvalidRequest, LdmrtError, LdmrtWarning, NotFinite
+from ldmrt.runtime.samplers.guidance import Guidance
+from ldmrt.runtime.tensors import Array, Engine
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
-from .request import Request
+from .request.request import Request
 
 Floats = NDArray[np.float32]
 Size = tuple[int, int]  # height, width
@@ -21,20 +23,121 @@ Texts = tuple[str | None, ...]  # one for each text encoder; None is the empty w
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What text encoders make of prompts."""
+    """Holds the embeddings of prompts."""
 
-    context: Floats  # (N, tokens, width)
-    pooled: Floats | None = None  # (N, projection): SDXL
+    context: Array  # (N, tokens, width), float32
+    pooled: Array | None = None  # (N, projection), float32: SDXL
+
+
+class _Side:
+    """The prompts, or the negative prompts: as texts, or as embeddings that stand for them."""
+
+    def __init__(self, request: Request, prefix: str, texts: Sequence[Texts], skip: int) -> None:
+        self.texts, self.skip = texts, skip
+        self.context = request.embeddings(f"{prefix}prompt_embeds")
+        self.pooled = request.embeddings(f"{prefix}pooled_prompt_embeds")
+
+
+def condition(
+    request: Request,
+    engines: LazyEngines,
+    tokenizers: Mapping[str, Tokenizer],
+    model: ModelInfo,
+    guidance: Guidance,
+    size: Size,
+) -> dict[str, Array]:
+    """Return the inputs of the U-Net that follow from prompts and sizes, each with one row for each call.
+
+    Rows of the negative prompts stand before those of the prompts; without guidance there are none.
+
+    Args:
+        request: The request.
+        engines: Those of the pipeline: text encoders are opened where texts are encoded.
+        tokenizers: By text encoder: "tokenizer" and "tokenizer_2".
+        model: The bundle's model.
+        guidance: Of the request.
+        size: (height, width) of the images in pixels.
+    """
+    inputs = unet_inputs(engines)
+    xl, images = "text_embeds" in inputs, request.total_images
+    sides = [_Side(request, "", request.texts, request.clip_skip or 0)]
+    if not guidance.plain:
+        texts = request.negative_texts(zeros=model.zero_empty_prompt)
+        sides.insert(0, _Side(request, "negative_", texts, request.negative_clip_skip or 0))
+    words = _conditioning(sides, engines, tokenizers, xl=xl)
+    out: dict[str, Array] = {"encoder_hidden_states": words.context}
+    if xl and words.pooled is not None:
+        width = int(inputs["time_ids"][-1])
+        ids = time_ids(request, images, size, width, scored=model.aesthetic_score)
+        out |= {"text_embeds": words.pooled, "time_ids": ids[1] if guidance.plain else np.concatenate(ids)}
+    if "timestep_cond" in inputs:  # a distilled model takes the strength of guidance as an input
+        embedding = guidance_embedding(request.guidance_scale, int(inputs["timestep_cond"][-1]))
+        out["timestep_cond"] = embedding.repeat(images, axis=0)
+    return out
+
+
+def unet_inputs(engines: LazyEngines) -> dict[str, tuple[int | str, ...]]:
+    """Return the shapes of the U-Net's inputs, in symbols, by name."""
+    return {spec.name: spec.shape for spec in engines["unet"].inputs}
+
+
+def text_encoders(engines: LazyEngines) -> list[str]:
+    """Return the names of the text encoders."""
+    return [name for name in engines if name.startswith("text_encoder")]
+
+
+def reads_texts(request: Request, guidance: Guidance) -> bool:
+    """Return whether a text encoder is needed: not where embeddings stand for all prompts."""
+    negative = request.negative_prompt_embeds is None and not guidance.plain
+    return request.prompt_embeds is None or negative
+
+
+def _conditioning(
+    sides: Sequence[_Side], engines: LazyEngines, tokenizers: Mapping[str, Tokenizer], *, xl: bool
+) -> Conditioning:
+    """Encode the texts of all sides in one call, and put embeddings in their places."""
+    read = [side for side in sides if side.context is None]
+    encoded = None
+    if read:
+        texts = [text for side in read for text in side.texts]
+        skips = [side.skip for side in read for _ in side.texts]
+        encoded = encode({name: engines[name] for name in text_encoders(engines)}, tokenizers, texts, skips, xl=xl)
+        if len(read) == len(sides):
+            return encoded
+    contexts, pooled, place = list[Array](), list[Array](), 0
+    for side in sides:
+        if side.context is None and encoded is not None:
+            mine = slice(place, place + len(side.texts))
+            place = mine.stop
+            contexts.append(encoded.context[mine])
+            pooled += [] if encoded.pooled is None else [encoded.pooled[mine]]
+        elif side.context is not None:
+            contexts.append(side.context)
+            if xl and side.pooled is None:
+                problem = "prompt embeddings without pooled ones, which this model asks for"
+                raise InvalidRequest("request", problem, expected="pooled_prompt_embeds (prompts, width)")
+            pooled += [side.pooled] if xl and side.pooled is not None else []
+    if len({context.shape[1:] for context in contexts}) > 1:
+        shapes = " and ".join(str(context.shape) for context in contexts)
+        raise InvalidRequest("request", "negative and positive embeddings differ in shape", found=shapes)
+    return Conditioning(np.concatenate(contexts), np.concatenate(pooled) if pooled else None)
 
 
 def encode(
     encoders: Mapping[str, Engine], tokenizers: Mapping[str, Tokenizer], texts: Sequence[Texts], skips: Sequence[int],
     *, xl: bool,
 ) -> Conditioning:  # fmt: skip
-    """Contexts of texts, one a text encoder in each. Equal texts are encoded once.
+    """Encode texts, each once.
 
     Stable Diffusion 1 and 2 take the last hidden state; SDXL the last but one of all its encoders side by side, and the
-    last encoder's pooled text. `skips`, one a text, leave out that many more layers.
+    last encoder's pooled embedding.
+
+    Args:
+        encoders: The text encoders, in their order.
+        tokenizers: By name: "tokenizer" and "tokenizer_2".
+        texts: For each image a text for each encoder; one alone is for all.
+        skips: For each image, how many more of the last layers are skipped.
+        xl: The U-Net is SDXL's.
     """
     contexts, pooled = [], None
     for i, (name, engine) in enumerate(encoders.items()):
@@ -53,14 +156,14 @@ def encode(
             pooled = np.where(empty[:, None], np.float32(0), projected)
     words = Conditioning(np.concatenate(contexts, axis=-1), pooled)
     if not np.isfinite(words.context).all():
-        raise LdmrtError("text_encoder", "the context is not finite", hint="check the checkpoint's weights")
+        raise NotFinite("text_encoder", "the context is not finite", hint="check the checkpoint's weights")
     if xl and pooled is None:
         raise LdmrtError("text_encoder", "no encoder gives text_embeds, which this U-Net asks for", hint="export again")
     return words
 
 
-def _state(name: str, out: Mapping[str, Any], xl: bool, skip: int) -> str:
-    """Which output of a text encoder is the context."""
+def _state(name: str, out: Mapping[str, Array], xl: bool, skip: int) -> str:
+    """Return the name of the text encoder's output that is the context."""
     if xl:
         layers = sum(output.startswith("hidden_states.") for output in out)
         wanted = f"hidden_states.{layers - 2 - skip}"
@@ -74,42 +177,43 @@ def _state(name: str, out: Mapping[str, Any], xl: bool, skip: int) -> str:
 
 
 def time_ids(
-    request: Request, pictures: int, size: tuple[int, int], width: int, *, scored: bool
+    request: Request, images: int, size: tuple[int, int], width: int, *, scored: bool
 ) -> tuple[Floats, Floats]:
-    """SDXL's size conditions (Podell et al. 2023, section 2.2), (images, 6) for the negative prompts and for the
-    positive: original size, crop, target size; the refiner's 5 end with an aesthetic score instead.
+    """Return SDXL's size conditions (Podell et al. 2023, section 2.2), for the negative prompts and for the prompts.
+
+    Both are (images, 6): original size, crop, target size; the refiner's (images, 5) end with an aesthetic score.
     """
     original, target = request.original_size or size, request.target_size or size
-    positive = [*original, *request.crop, *([request.aesthetic_score] if scored else target)]
+    positive = [*original, *request.crops_coords_top_left, *([request.aesthetic_score] if scored else target)]
     rows = []
     for row in (_negative_sizes(request, original, target, scored=scored), positive):
         if len(row) != width:
             raise LdmrtError("unet", "time_ids of another length", expected=width, found=len(row))
-        rows.append(np.tile(np.array(row, np.float32), (pictures, 1)))
+        rows.append(np.tile(np.array(row, np.float32), (images, 1)))
     return rows[0], rows[1]
 
 
 def _negative_sizes(request: Request, original: Size, target: Size, *, scored: bool) -> list[float]:
-    """The size conditions of the negative prompt, as diffusers' pipelines fill in what is left out.
+    """Return the size conditions of the negative prompt, with the defaults of diffusers' pipelines.
 
-    Those that start from noise take all of them or none; those that start from an image have the prompt's crop, but
-    for the refiner, which has the negative one and its score.
+    From noise they count all together or not at all; from an image the crop is the prompt's, but for the refiner, which
+    has the negative crop and score.
     """
     negative = request.negative_original_size, request.negative_target_size
     if scored:
-        return [*(negative[0] or original), *request.negative_crop, request.negative_aesthetic_score]
+        return [*(negative[0] or original), *request.negative_crops_coords_top_left, request.negative_aesthetic_score]
     if request.image is not None or request.denoising_start is not None:
-        return [*(negative[0] or original), *request.crop, *(negative[1] or target)]
+        return [*(negative[0] or original), *request.crops_coords_top_left, *(negative[1] or target)]
     if negative[0] is None or negative[1] is None:
-        if negative != (None, None) or request.negative_crop != (0, 0):
+        if negative != (None, None) or request.negative_crops_coords_top_left != (0, 0):
             problem = "negative sizes count only where negative_original_size and negative_target_size are given"
             warnings.warn(f"request: {problem}", LdmrtWarning, stacklevel=2)
-        return [*original, *request.crop, *target]
-    return [*negative[0], *request.negative_crop, *negative[1]]
+        return [*original, *request.crops_coords_top_left, *target]
+    return [*negative[0], *request.negative_crops_coords_top_left, *negative[1]]
 
 
 def guidance_embedding(scale: float, width: int) -> Floats:
-    """The strength of guidance as sinusoids, (1, width): distilled models take it as an input (Meng et al. 2023)."""
+    """Embed the guidance scale as sinusoids, (1, width): distilled models take it as an input (Meng et al. 2023)."""
     half = width // 2
     frequencies = np.exp(np.arange(half) * -(np.log(10000.0) / (half - 1)))
     angles = np.float32((scale - 1) * 1000.0) * frequencies.astype(np.float32)

@@ -6,7 +6,6 @@ A ControlNet looks at the latents too and runs at each row; an adapter does not,
 
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.images import reading
 from ldmrt.runtime.nearest import suggestion
+from ldmrt.runtime.pipeline.request.checks import with_scale
 from ldmrt.runtime.samplers.guidance import Guidance
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.runtime.tensors import Engine, TensorSpec
@@ -62,12 +62,6 @@ def open_controls(
         return reduce(added, (engine(sample=x, timestep=times) for engine in moving), total)
 
     return run
-
-
-def with_scale(given: Any) -> tuple[Any, Any]:
-    """Split what is given for a control: its images and their scale, or the images alone, whose scale is 1."""
-    paired = isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Real)
-    return given if paired else (given, 1.0)
 
 
 def added(total: Arrays, given: Arrays) -> Arrays:

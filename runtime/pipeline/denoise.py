@@ -1,27 +1,60 @@
-"""A request on its way through the pipeline: after the encoders, made ready for the rows, after the last row."""
+"""Denoise a request: the guided network, the sampler's rows, and a request before and after them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.samplers.guidance import Guidance
+from ldmrt.runtime.backends.lazy_engines import LazyEngines
+from ldmrt.runtime.bundle.graphs import STEP
+from ldmrt.runtime.errors import InvalidRequest, NotFinite
+from ldmrt.runtime.samplers.guidance import Guidance, classifier_free, guided_rows, positive_half
 from ldmrt.runtime.samplers.loop import Blend, Model, Noise, State, steps
+from ldmrt.runtime.samplers.noise import noise
 from ldmrt.runtime.samplers.plan import Latents, Plan
+from ldmrt.runtime.tensors import Array, Arrays, BindableEngine
 
-from .fused_step import FusedStep
+from .controls import open_controls
+from .deep_cache import DeepCached, full_times
+from .fused_step import FusedStep, can_fuse
 from .initial_latents import InitialLatents
-from .request import Request
+from .request.request import Request
 
 FINITE_HINT = "ldmrt verify BUNDLE --against CHECKPOINT"
+Network = Callable[..., Mapping[str, Array]]
+StepEnd = Callable[[int, float, dict[str, Array]], "Mapping[str, Array] | None"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Holds a request after the encoders.
+
+    `conditioning` are the inputs of the U-Net that do not change from row to row: embeddings of the negative prompts
+    and then of the prompts, (N, tokens, width), and what SDXL is conditioned on beside them.
+    """
+
+    request: Request
+    plan: Plan
+    initial: InitialLatents
+    guidance: Guidance
+    conditioning: Mapping[str, Array]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """Holds a request after the last row; `x` are its latents (N, C, h, w)."""
+
+    request: Request
+    x: Latents
+    seconds: float
 
 
 @dataclass(frozen=True)
 class DenoisingTask:
-    """A request made ready: what `runtime.steps` takes, in place. `model(x, t)` is the guided network."""
+    """A request made ready: the arguments of `runtime.steps`, whose latents are overwritten row by row."""
 
     plan: Plan
     x: Latents = field(repr=False)
@@ -29,20 +62,56 @@ class DenoisingTask:
     noise: Noise
     init: Latents | None = field(repr=False)
     blend: Blend | None
-    folded: FusedStep | None = None  # where it can be run so: a call a row, of which nothing need come to the host
+    fused: FusedStep | None = None  # where a row can be one call, after which nothing has to come to the host
+
+    @classmethod
+    def of(cls, engines: LazyEngines, encoded: Encoded, step_end: StepEnd | None = None) -> "DenoisingTask":
+        """Connect the U-Net, its controls and guidance with the plan of a request.
+
+        Args:
+            engines: Those of a pipeline.
+            encoded: The request after the encoders.
+            step_end: Called after each row with its number, its time and {"latents": (N, C, h, w)}.
+        """
+        request, plan, start, guidance = encoded.request, encoded.plan, encoded.initial, encoded.guidance
+        conditioning, every = encoded.conditioning, request.full_every
+        unet = engines["unet"] if every == 1 else DeepCached(engines, full_times(plan, every))
+        model = guided_network(engines, request, start, guidance, conditioning, unet)
+        if request.guidance_interval is not None and not guidance.plain:
+            guided = guided_rows(plan, request.guidance_interval)
+            plain = classifier_free(len(start.x), 1.0)
+            alone = guided_network(engines, request, start, plain, positive_half(conditioning), unet)
+            model = partial(_either, dict(zip(plan.t.tolist(), guided, strict=True)), model, alone)
+
+        def fresh(row: int, into: Latents | None = None) -> Latents:
+            return noise(request.seeds, plan.first + row + 1, start.x.shape[1:], into)
+
+        x = start.x if start.init is not None else start.x * np.float32(plan.prior_scale)
+        blend = start.blend if step_end is None else partial(_end_step, step_end, plan, start.blend)
+        fused = None
+        if STEP in engines and can_fuse(plan, request, guidance) and blend is None:
+            beside = {} if start.beside is None else {"beside": start.beside[guidance.idx]}
+            step = FusedStep(cast(BindableEngine, engines[STEP]), guidance, {**conditioning, **beside})
+            fused = step if step.ready(plan, x.shape) else None
+        return cls(plan, x, model, fresh, start.init, blend, fused)
 
     def steps(self) -> Iterator[State]:
-        """Run it, and stop after every row."""
-        if self.folded is not None:
-            return self.folded.steps(self.plan, self.x, self.noise, self.init)
+        """Yield the state after every row."""
+        if self.fused is not None:
+            return self.fused.steps(self.plan, self.x, self.noise, self.init)
         return steps(self.plan, self.x, self.model, self.noise, self.init, blend=self.blend, in_place=True)
 
     def last(self, go_on: Callable[[], bool] = lambda: True) -> Latents:
-        """Run it to the latents after the last row; an `LdmrtError` names the row where they are not finite. The loop
-        asks after each row whether it shall `go_on`.
+        """Return the latents after the last row, (N, C, h, w).
+
+        Args:
+            go_on: Asked after each row; False ends the loop.
+
+        Raises:
+            NotFinite: Latents are not finite; the error names the row.
         """
-        if self.folded is not None:
-            x = self.folded.sample(self.plan, self.x, self.noise, self.init)
+        if self.fused is not None:
+            x = self.fused.sample(self.plan, self.x, self.noise, self.init)
             if np.isfinite(x).all():
                 return x
         for state in check_finite(self.steps()):
@@ -52,30 +121,49 @@ class DenoisingTask:
         return x
 
 
+def guided_network(
+    engines: LazyEngines,
+    request: Request,
+    start: InitialLatents,
+    guidance: Guidance,
+    conditioning: Mapping[str, Array],
+    unet: Network,
+) -> Model:
+    """Return the U-Net with its controls and guidance as one function (x, t) -> prediction, (N, C, h, w) both."""
+    controls = open_controls(engines, request.controls, start.size, guidance, conditioning)
+    idx, channels = guidance.idx, start.x.shape[1]
+
+    def model(x: Latents, t: float, into: Latents | None = None) -> Latents:
+        x, times = x[idx], np.full(len(idx), t, np.float32)
+        sample = x if start.beside is None else np.concatenate([x, start.beside[idx]], axis=1)
+        out = unet(sample=sample, timestep=times, **conditioning, **controls(x, times))
+        return guidance.combine(out["out_sample"].astype(np.float32, copy=False), into, channels)
+
+    return model
+
+
 def check_finite(states: Iterator[State]) -> Iterator[State]:
-    """Yield states, and refuse the first that is not finite."""
+    """Yield states; raise `NotFinite` at the first whose latents are not."""
     for state in states:
         if not np.isfinite(state.x).all():
-            raise LdmrtError("unet", f"latents are not finite after row {state.row}", hint=FINITE_HINT)
+            raise NotFinite("unet", f"latents are not finite after row {state.row}", hint=FINITE_HINT)
         yield state
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Holds a request after the encoders."""
-
-    request: Request
-    plan: Plan
-    initial: InitialLatents
-    guidance: Guidance
-    conditioning: Mapping[str, NDArray[Any]]  # the U-Net's inputs that do not change from row to row
-    seconds: float
+def _either(
+    guided: Mapping[float, bool], model: Model, alone: Model, x: Latents, t: float, into: Latents | None = None
+) -> Latents:
+    """Predict with guidance at the times that are guided, and else without."""
+    return model(x, t, into) if guided[t] else alone(x, t, into)
 
 
-@dataclass(frozen=True)
-class Denoised:
-    """A request after the last row."""
-
-    x: Latents
-    seeds: list[int]
-    seconds: float
+def _end_step(step_end: StepEnd, plan: Plan, blend: Blend | None, row: int, x: Latents) -> Latents:
+    """Blend the latents after a row, then give them to a callback, which may return others of the same shape."""
+    latents: Array = x.copy() if blend is None else np.array(blend(row, x))
+    arguments: Arrays = {"latents": latents}
+    returned = step_end(row, float(plan.t[row]), arguments)
+    latents = np.asarray((returned or {}).get("latents", latents), np.float32)
+    if latents.shape != x.shape:
+        problem = "callback_on_step_end returned latents of another shape"
+        raise InvalidRequest("request", problem, expected=x.shape, found=latents.shape)
+    return latents

@@ -19,7 +19,7 @@ from ldmrt.runtime.samplers.loop import Noise, State
 from ldmrt.runtime.samplers.plan import Latents, Plan
 from ldmrt.runtime.tensors import BindableEngine, Binding, Shape, Shapes
 
-from .request import Request
+from .request.request import Request
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _weighted(kx: np.float32, x: Latents, km: np.float32, m: Latents) -> Latents
 def can_fuse(plan: Plan, request: Request, guidance: Guidance) -> bool:
     """Whether all between two calls of the network is linear, and the same network is called at every row."""
     moving = bool(request.controls) or request.guidance_interval is not None or request.full_every > 1
-    return not (plan.hooked or plan.learned or guidance.rescale or moving)
+    return not (plan.hooked or plan.predicts_variance or guidance.rescale or moving)
 
 
 def tables(plans: Sequence[Plan], capacity: StepCapacity) -> dict[str, NDArray[np.float32]]:
@@ -136,8 +136,8 @@ def tables(plans: Sequence[Plan], capacity: StepCapacity) -> dict[str, NDArray[n
     timesteps = np.zeros((len(plans), capacity.rows), np.float32)
     for one, times, plan in zip(table, timesteps, plans, strict=True):
         own = plan.table.shape[1]
-        one[: plan.rows, :own, : own + 1] = plan.folded[:, :, :-1]
-        one[: plan.rows, :own, -1] = plan.folded[:, :, -1]
+        one[: plan.rows, :own, : own + 1] = plan.fused[:, :, :-1]
+        one[: plan.rows, :own, -1] = plan.fused[:, :, -1]
         one[plan.rows :, 0, 1] = 1.0
         times[: plan.rows], times[plan.rows :] = plan.t, plan.t[-1]
     return {"table": table, "timesteps": timesteps}

@@ -16,7 +16,7 @@ from ldmrt.runtime.tensors import Engine
 
 from .autoencoder.decode import Decoding
 from .autoencoder.encode import encode_image
-from .request import Request
+from .request.request import Request
 
 FAR = 4  # times more or fewer pixels than the model's own
 
@@ -51,14 +51,14 @@ def initial_latents(
     latents = (shape.channels, size[0] // shape.factor, size[1] // shape.factor)
     seeds = request.seeds
     x = noise(seeds, FIRST, latents) if request.latents is None else _given(request, latents)
-    if extra and (image is None or request.mask is None):
+    if extra and (image is None or request.mask_image is None):
         raise LdmrtError("unet", "this model fills a part of an image", expected="image and mask")
     if image is None:
         return InitialLatents(x, size)
     colours = reading.for_each(reading.colors("image", [image, *others], size), len(seeds))
-    if request.mask is None:
+    if request.mask_image is None:
         return InitialLatents(x, size, encode_image(engines, shape, how, colours, seeds, IMAGE))
-    masks = reading.masks(reading.split("mask", request.mask), size, request.mask_from)
+    masks = reading.masks(reading.split("mask", request.mask_image), size, request.mask_from)
     mask = reading.for_each(masks, len(seeds))
     small = mask[:, :, :: shape.factor, :: shape.factor]
     whole = goes_on or request.strength == 1.0  # the first latents are not made of the image

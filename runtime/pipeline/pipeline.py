@@ -1,13 +1,12 @@
-"""From a prompt to images: tokens, context, the sampler's rows, decoded latents."""
+"""Run a bundle's networks: text encoders, U-Net and autoencoder, from a request to images."""
 
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,175 +17,112 @@ from ldmrt.runtime.backends.replaced_files import Watched
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.certificate import Certificate
 from ldmrt.runtime.bundle.engines.recipe import Bucket
-from ldmrt.runtime.bundle.graphs import DECODER, STEP
+from ldmrt.runtime.bundle.graphs import DECODER
+from ldmrt.runtime.bundle.hub import local_bundle
 from ldmrt.runtime.bundle.model_info import ModelInfo
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
-from ldmrt.runtime.nearest import suggestion
-from ldmrt.runtime.samplers.guidance import Guidance, classifier_free, guided_rows, positive_half
-from ldmrt.runtime.samplers.loop import Model, State
-from ldmrt.runtime.samplers.noise import noise
+from ldmrt.runtime.images.writing import to_pillow
+from ldmrt.runtime.samplers.config import Config
+from ldmrt.runtime.samplers.guidance import classifier_free
+from ldmrt.runtime.samplers.loop import State
 from ldmrt.runtime.samplers.plan import Latents, Plan
 from ldmrt.runtime.samplers.registry import plan_from_config
 from ldmrt.runtime.samplers.settings import read_scheduler, with_settings
-from ldmrt.runtime.tensors import BindableEngine
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
-from .autoencoder.decode import Decoding, decode
+from .autoencoder.decode import Decoding, decode, to_floats, to_pixels
 from .autoencoder.tiling import PASSES
 from .batch_size import Forecast, bounded, images_at_once, unet_profiles
-from .conditioning import Texts, encode, guidance_embedding, time_ids
-from .controls import open_controls
-from .deep_cache import DeepCached, full_times
+from .call import ImagePipeline, Result
+from .conditioning import condition, reads_texts, text_encoders, unet_inputs
 from .denoise import Denoised, DenoisingTask, Encoded, check_finite
-from .fused_step import FusedStep, can_fuse
-from .initial_latents import InitialLatents, initial_latents
+from .initial_latents import initial_latents
 from .overlap import in_stages
-from .request import Request
+from .request.checks import Text
+from .request.request import Request
 
 
 @dataclass(frozen=True)
-class Result:
-    """Holds what came of a request."""
+class Pipeline(ImagePipeline):
+    """The networks of one model, and how a request becomes images: encoded, denoised, decoded.
 
-    images: NDArray[np.uint8] = field(repr=False)  # (N, H, W, 3)
-    latents: Latents = field(repr=False)  # (N, C, h, w), as the U-Net sees them
-    seeds: list[int]
-    seconds: dict[str, float]  # by stage
+    Threads may share a pipeline.
 
-    @classmethod
-    def joined(cls, parts: Sequence["Result"]) -> "Result":
-        """The result of a request from those of its parts."""
-        images, latents = (np.concatenate([getattr(one, name) for one in parts]) for name in ("images", "latents"))
-        seconds = {name: sum(one.seconds[name] for one in parts) for name in parts[0].seconds}
-        return cls(images, latents, [seed for one in parts for seed in one.seeds], seconds)
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """The networks of one model and what turns a request into calls of them."""
+    Attributes:
+        engines: The networks by name, opened when they are first used.
+        tokenizers: By name: "tokenizer" and "tokenizer_2".
+        scheduler: diffusers' scheduler_config.json.
+        shape: What the bundle says of its model: channels, pixels of a latent, scaling, size.
+        certificate: What was measured when the bundle was made.
+        decoding: How latents are decoded: in tiles, once more in float32.
+        profiles: The sizes that engines of the U-Net were built for.
+        forecast: The memory that images take.
+    """
 
     engines: LazyEngines
     tokenizers: Mapping[str, Tokenizer]
-    scheduler: Mapping[str, Any]  # diffusers' scheduler_config.json
+    scheduler: Config
     shape: ModelInfo
-    certificate: Certificate | None = field(default=None, repr=False)  # what was measured when the bundle was made
+    certificate: Certificate | None = field(default=None, repr=False)
     decoding: Decoding = field(default_factory=Decoding)
-    profiles: tuple[tuple[str, Bucket], ...] = field(default=(), repr=False)  # that engines of the U-Net were built for
-    forecast: Forecast | None = None  # of the memory that images take
+    profiles: tuple[tuple[str, Bucket], ...] = field(default=(), repr=False)
+    forecast: Forecast | None = None
 
-    def __call__(self, prompt: Any, **options: Any) -> Result:
-        """The images of a `Request`, given whole or as its prompt and fields. More than fit are drawn in parts."""
-        request = self.request(prompt, options)
+    def generate(self, request: Request) -> Result:
+        """Make the images of a request; more than fit in memory are made in parts."""
         most = self.images_at_once(request)
-        if request.images <= most:
-            return self._draw(request)
+        if request.total_images <= most:
+            return self._generate(request)
         return Result.joined(list(self.draw(bounded(request).parts(most))))
 
-    def latents(self, prompt: Any, **options: Any) -> Latents:
-        """The latents after the last row, (N, C, h, w), not decoded: what another model can go on with."""
+    def draw(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
+        """Yield the results of many requests, in their order; their stages overlap.
+
+        While one request is in the U-Net, the prompts of the next are encoded and the latents of the last decoded: so
+        far it reads ahead. With low memory they run one by one.
+        """
+        stopped = Event()
+        stages = (self._encode, partial(self._denoise, go_on=lambda: not stopped.is_set()), self._decode)
+        if self.engines.take_turns:
+            yield from map(self._generate, requests)
+        else:
+            yield from in_stages(requests, stages, stopped.set)
+
+    def steps(self, request: Request | Text) -> Iterator[State]:
+        """Yield the state after every row of a request, or of a prompt: for progress, previews, or to stop.
+
+        Raises:
+            NotFinite: Latents are not finite; the error names the row.
+        """
+        return check_finite(self.prepare(request).steps())
+
+    def prepare(self, request: Request | Text) -> DenoisingTask:
+        """Encode the prompts and images of a request, or of a prompt, and make its first row ready."""
+        return self._task(self._encode(bounded(Request.of(request, {}))))
+
+    def latents(self, request: Request) -> Latents:
+        """Return the latents after the last row, (N, C, h, w), not decoded: another model can go on with them."""
         with self.engines.turn:
-            return self._sample(self._begin(bounded(self.request(prompt, options)))).x
+            return self._denoise(self._encode(bounded(request))).x
 
     def rows(self, request: Request) -> int:
-        """How many times the network runs for a request."""
+        """Return how many times the U-Net runs for a request."""
         return self.plan(request).rows
 
     def images_at_once(self, request: Request) -> int:
-        """How many images of a request are drawn in one piece, where its size is known before its image is read."""
+        """Return how many images of a request are made in one batch, as far as its size is known without its image."""
         own = (request.height or self.shape.size, request.width or self.shape.size)
         if request.latents is not None and request.denoising_start is not None:
             height, width = request.latents.shape[2:]
             own = height * self.shape.factor, width * self.shape.factor
-        guided = request.guidance > 1
+        guided = request.guidance_scale > 1
         return images_at_once(self.profiles, own, self.shape.factor, guided=guided, forecast=self.forecast)
 
-    def steps(self, prompt: Any, **options: Any) -> Iterator[State]:
-        """The generator behind a call: the state after every row. Walk it for progress, previews, or to stop."""
-        return check_finite(self.prepare(prompt, **options).steps())
-
-    def draw(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
-        """The results of many requests, in their order. While one is in the U-Net, the next one's words are encoded and
-        the last one's latents decoded: so far it reads ahead. With low memory they come one by one.
-        """
-        stopped = Event()
-        stages = (self._begin, partial(self._sample, go_on=lambda: not stopped.is_set()), self._finish)
-        if self.engines.take_turns:
-            yield from map(self._draw, requests)
-        else:
-            yield from in_stages(requests, stages, stopped.set)
-
-    def _draw(self, request: Request) -> Result:
-        """Draw one request from its beginning to its end."""
-        with self.engines.turn:
-            return self._finish(self._sample(self._begin(request)))
-
-    def prepare(self, prompt: Any, **options: Any) -> DenoisingTask:
-        """All that comes before the first row: the words and images of a `Request` encoded, its sampler planned."""
-        return self._task(self._begin(bounded(self.request(prompt, options))))
-
-    def _begin(self, request: Request) -> Encoded:
-        """Encode the words and images of a request."""
-        called = time.perf_counter()
-        plan = self.plan(request)
-        self.engines.open_soon([*self._text_encoders, "unet", *([DECODER] if self.decoding.tile is None else [])])
-        extra = int(self._inputs["sample"][1]) - self.shape.channels
-        start = initial_latents(request, plan, self.engines, self.shape, self.decoding, extra=extra)
-        distilled = "timestep_cond" in self._inputs  # such a model takes the strength of guidance as an input
-        scale = 1.0 if distilled else max(1.0, request.guidance)
-        guidance = classifier_free(len(request.seeds), scale, request.guidance_rescale)
-        words = self._words(request, guidance, start)
-        if distilled:
-            width = int(self._inputs["timestep_cond"][-1])
-            embedding = guidance_embedding(request.guidance, width)
-            words["timestep_cond"] = embedding.repeat(len(request.seeds), axis=0)
-        return Encoded(request, plan, start, guidance, words, time.perf_counter() - called)
-
-    def _task(self, begun: Encoded) -> DenoisingTask:
-        """Prepare the U-Net and its sampler."""
-        request, plan, start, guidance, words = (
-            begun.request,
-            begun.plan,
-            begun.initial,
-            begun.guidance,
-            begun.conditioning,
-        )
-        seeds, every = request.seeds, request.full_every
-        unet = self.engines["unet"] if every == 1 else DeepCached(self.engines, full_times(plan, every))
-        model = self._network(request, start, guidance, words, unet)
-        if request.guidance_interval is not None and not guidance.plain:
-            guided = guided_rows(plan, request.guidance_interval)
-            alone = self._network(request, start, classifier_free(len(seeds), 1.0), positive_half(words), unet)
-            model = partial(_either, dict(zip(plan.t.tolist(), guided, strict=True)), model, alone)
-
-        def fresh(row: int, into: Latents | None = None) -> Latents:
-            return noise(seeds, plan.first + row + 1, start.x.shape[1:], into)
-
-        x = start.x if start.init is not None else start.x * np.float32(plan.prior_scale)
-        folded = None
-        if STEP in self.engines and can_fuse(plan, request, guidance) and start.blend is None:
-            beside = {} if start.beside is None else {"beside": start.beside[guidance.idx]}
-            step = FusedStep(cast(BindableEngine, self.engines[STEP]), guidance, {**words, **beside})
-            folded = step if step.ready(plan, x.shape) else None
-        return DenoisingTask(plan, x, model, fresh, start.init, start.blend, folded)
-
-    def _sample(self, begun: Encoded, go_on: Callable[[], bool] = lambda: True) -> Denoised:
-        """The latents after the last row."""
-        called = time.perf_counter()
-        x = self._task(begun).last(go_on)
-        return Denoised(x, begun.request.seeds, begun.seconds + time.perf_counter() - called)
-
-    def _finish(self, sampled: Denoised) -> Result:
-        """Decode the latents to images."""
-        called = time.perf_counter()
-        images = self.decode(sampled.x)
-        seconds = {"latents": sampled.seconds, "decode": time.perf_counter() - called}
-        return Result(images, sampled.x, sampled.seeds, seconds)
-
     def plan(self, request: Request) -> Plan:
-        """The sampler's table for a request."""
+        """Return the sampler's table for a request."""
         return plan_from_config(
             with_settings(self.scheduler, request.scheduler_settings, request.scheduler),
-            request.steps,
+            request.num_inference_steps,
             name=request.scheduler,
             eta=request.eta,
             strength=request.strength if request.image is not None else 1.0,
@@ -195,110 +131,111 @@ class Pipeline:
             end=request.denoising_end,
         )
 
-    @staticmethod
-    def request(prompt: Any, options: Mapping[str, Any]) -> Request:
-        """A `Request` from what a caller gave."""
-        if unknown := [name for name in options if name not in Request.__dataclass_fields__]:
-            problem = f"no option {unknown[0]!r}{suggestion(unknown[0], Request.__dataclass_fields__)}"
-            raise LdmrtError("request", problem, expected=", ".join(Request.__dataclass_fields__))
-        if isinstance(prompt, Request):
-            return replace(prompt, **options)
-        return Request(prompt, **options)
-
     def decode(self, latents: Latents) -> NDArray[np.uint8]:
-        """Latents (N, C, h, w) to images (N, H, W, 3)."""
-        return decode(self.engines, self.shape, latents, self.decoding)
+        """Decode latents (N, C, h, w), float32, to images (N, H, W, 3)."""
+        return decode(self.engines, self.shape, latents, self.decoding, to_pixels)
 
     def close(self) -> None:
-        """Free the engines; whoever runs it afterwards gets an `LdmrtError`. A second call does nothing."""
+        """Free the engines; a later request raises `LdmrtError`. A second call does nothing."""
         self.engines.close()
 
-    def __enter__(self) -> "Pipeline":
-        """The pipeline, which is closed at the end of the `with`."""
-        return self
+    def _generate(self, request: Request) -> Result:
+        """Make the images of a request in one batch."""
+        with self.engines.turn:
+            return self._decode(self._denoise(self._encode(request)))
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def _encode(self, request: Request) -> Encoded:
+        """Prompts to embeddings, an image and its mask to latents, the scheduler to a plan."""
+        called = time.perf_counter()
+        plan, inputs = self.plan(request), unet_inputs(self.engines)
+        scale = 1.0 if "timestep_cond" in inputs else max(1.0, request.guidance_scale)  # of a distilled model: an input
+        guidance = classifier_free(request.total_images, scale, request.guidance_rescale)
+        encoders = text_encoders(self.engines) if reads_texts(request, guidance) else []
+        self.engines.open_soon([*encoders, "unet", *([DECODER] if self.decoding.tile is None else [])])
+        extra = int(inputs["sample"][1]) - self.shape.channels
+        start = initial_latents(request, plan, self.engines, self.shape, self.decoding, extra=extra)
+        conditioning = condition(request, self.engines, self.tokenizers, self.shape, guidance, start.size)
+        return Encoded(request, plan, start, guidance, conditioning, time.perf_counter() - called)
 
-    def _network(
-        self, request: Request, start: InitialLatents, guidance: Guidance, words: Mapping[str, NDArray[Any]],
-        unet: Callable[..., Mapping[str, NDArray[Any]]],
-    ) -> Model:  # fmt: skip
-        """The U-Net with its controls, guided."""
-        controls = open_controls(self.engines, request.controls, start.size, guidance, words)
-        idx, channels = guidance.idx, start.x.shape[1]
+    def _task(self, encoded: Encoded) -> DenoisingTask:
+        """Connect the U-Net with the plan of a request, and its callback with this pipeline."""
+        callback = encoded.request.callback_on_step_end
+        return DenoisingTask.of(self.engines, encoded, partial(callback, self) if callback is not None else None)
 
-        def model(x: Latents, t: float, into: Latents | None = None) -> Latents:
-            x, times = x[idx], np.full(len(idx), t, np.float32)
-            seen = x if start.beside is None else np.concatenate([x, start.beside[idx]], axis=1)
-            out = unet(sample=seen, timestep=times, **words, **controls(x, times))
-            return guidance.combine(out["out_sample"].astype(np.float32, copy=False), into, channels)
+    def _denoise(self, encoded: Encoded, go_on: Callable[[], bool] = lambda: True) -> Denoised:
+        """One row after another: controls, U-Net, guidance, the plan's row."""
+        called = time.perf_counter()
+        x = self._task(encoded).last(go_on)
+        return Denoised(encoded.request, x, encoded.seconds + time.perf_counter() - called)
 
-        return model
-
-    @property
-    def _text_encoders(self) -> list[str]:
-        return [name for name in self.engines if name.startswith("text_encoder")]
-
-    @property
-    def _inputs(self) -> dict[str, tuple[int | str, ...]]:
-        return {spec.name: spec.shape for spec in self.engines["unet"].inputs}
-
-    def _words(self, request: Request, guidance: Guidance, start: InitialLatents) -> dict[str, NDArray[Any]]:
-        """The U-Net's inputs that follow from prompts and sizes: of the negative prompts, then of the positive."""
-        xl, zeros = "text_embeds" in self._inputs, self.shape.zero_empty_prompt
-        texts: list[Texts] = [*request.texts]
-        skips = [request.clip_skip] * len(texts)
-        if not guidance.plain:
-            texts = [*request.negative_texts(zeros=zeros), *texts]
-            skips = [*[request.negative_clip_skip] * len(skips), *skips]
-        encoders = {name: self.engines[name] for name in self._text_encoders}
-        words = encode(encoders, self.tokenizers, texts, skips, xl=xl)
-        inputs: dict[str, NDArray[Any]] = {"encoder_hidden_states": words.context}
-        if xl and words.pooled is not None:
-            width = int(self._inputs["time_ids"][-1])
-            ids = time_ids(request, len(request.seeds), start.size, width, scored=self.shape.aesthetic_score)
-            inputs |= {"text_embeds": words.pooled, "time_ids": ids[1] if guidance.plain else np.concatenate(ids)}
-        return inputs
+    def _decode(self, denoised: Denoised) -> Result:
+        """Latents to images, in the form that the request asks for."""
+        called, request, x = time.perf_counter(), denoised.request, denoised.x
+        if request.output_type == "latent":
+            return Result(x, x, request.seeds, {"latents": denoised.seconds, "decode": 0.0})
+        if request.output_type == "np":
+            images = decode(self.engines, self.shape, x, self.decoding, to_floats)
+            return Result(images, x, request.seeds, _seconds(denoised, called))
+        pixels = self.decode(x)
+        return Result(to_pillow(pixels), x, request.seeds, _seconds(denoised, called))
 
 
-def _either(
-    guided: Mapping[float, bool], one: Model, other: Model, x: Latents, t: float, into: Latents | None = None
-) -> Latents:
-    """Predict with the first network at the times that are guided, else with the second."""
-    return one(x, t, into) if guided[t] else other(x, t, into)
+def _seconds(denoised: Denoised, called: float) -> dict[str, float]:
+    """Return the seconds of each stage, of which decoding began at `called`."""
+    return {"latents": denoised.seconds, "decode": time.perf_counter() - called}
 
 
 def open_pipeline(
-    bundle: str | Path, backend: str = "auto", *, check: bool = True, tile: int | None = None,
-    tile_passes: int = PASSES, on_overflow: str = "stop", low_memory: bool = False, threads: int = 0,
-    folded: bool | None = None, keep_optimized: bool = False, scheduler: str | Path | Mapping[str, Any] | None = None,
-) -> Pipeline:  # fmt: skip
-    """Open a bundle for generating. `check` compares its files with the manifest first, and warns where no certificate
-    holds for them. `backend` is one of `ldmrt.runtime.backends.registry.BACKENDS`: `auto` takes engines that
-    `ldmrt build` made for this machine's GPU, and ONNX Runtime where none fits; one that is named and cannot run is an
-    `LdmrtError`.
+    bundle: str | Path,
+    backend: str = "auto",
+    *,
+    check: bool = True,
+    tile: int | None = None,
+    tile_passes: int = PASSES,
+    on_overflow: str = "stop",
+    low_memory: bool = False,
+    threads: int = 0,
+    fused: bool | None = None,
+    keep_optimized: bool = False,
+    scheduler: str | Path | Config | None = None,
+) -> Pipeline:
+    """Open a bundle as a pipeline; it warns where no certificate holds for the bundle's files.
 
-    `tile`, `tile_passes` and `on_overflow` are those of `Decoding`. With `low_memory` the networks take turns in
-    memory, which costs opening them anew for every request, and images above 768 pixels are taken in tiles.
-    `threads` are those of the CPU, 0 one a core. `folded` runs a row in one call where a request allows it, so that
-    latents stay where the U-Net runs; left out, it is so with onnxruntime-cuda, and where `ldmrt build --folded` has
-    made an engine of it for this GPU. `keep_optimized` keeps what ONNX Runtime makes of the networks in the bundle's
-    folder, as much disk again: the next one opens in a fraction of the time. `scheduler` is a config in the place of
-    the bundle's, or its file.
+    Args:
+        bundle: The bundle's folder, or its name on the hub: "owner/name", or "owner/name@revision".
+        backend: One of `ldmrt.runtime.BACKENDS`: "auto" takes engines that `ldmrt build` made for this machine's GPU,
+            and ONNX Runtime where none fits.
+        check: Compares the bundle's files with its manifest first.
+        tile: The side in pixels of the tiles in which images are decoded and encoded; whole images by default.
+        tile_passes: How often all tiles are passed over; the last pass gives the image, see `Decoding`.
+        on_overflow: "stop" or "retry", for an image that is not finite, see `Decoding`.
+        low_memory: Keeps one network in memory at a time, which are then opened anew for every request, and takes
+            images above 768 pixels in tiles.
+        threads: Of the CPU; 0 is one a core.
+        fused: Runs a row as one call where a request allows it, so that latents stay where the U-Net runs. By default
+            with onnxruntime-cuda, and where `ldmrt build --folded` has made an engine of it for this GPU.
+        keep_optimized: Keeps ONNX Runtime's optimised networks in the bundle's folder, which takes as much disk again:
+            the next pipeline opens in a fraction of the time.
+        scheduler: A scheduler's config, or its file, in place of the bundle's.
+
+    Raises:
+        BundleError: The bundle is missing or damaged.
+        EngineNotFound: A backend that is named has no engine for this GPU.
+        LdmrtError: An argument is invalid, or a package is missing.
     """
     check_name(backend)
     if keep_optimized and low_memory:
-        problem = "keep_optimized beside low_memory, which takes the networks as they are"
-        raise LdmrtError("open", problem, expected="one of them")
+        problem = "keep_optimized and low_memory exclude each other"
+        raise LdmrtError("open", problem, expected="only one of them")
     decoding = Decoding(tile, on_overflow, low_memory, tile_passes)
-    watched = Watched(Path(bundle))
-    opened = Bundle.open(Path(bundle), check=check, stamped=True)
-    decoding.cells(opened.shape.factor, ())  # may refuse
-    for doubt in filter(None, (*opened.certificate_issues, opened.uncovered)) if check else ():
+    folder = local_bundle(bundle)
+    watched = Watched(folder)
+    opened = Bundle.open(folder, check=check, stamped=True)
+    decoding.cells(opened.shape.factor, ())  # raises where the tile is invalid
+    for issue in filter(None, (*opened.certificate_issues, opened.uncovered)) if check else ():
         hint = f"ldmrt verify {bundle} --against CHECKPOINT --store"
-        warnings.warn(f"{bundle}: {doubt}; next: {hint}", LdmrtWarning, stacklevel=2)
-    engines = open_engines(opened, backend, BackendSettings(threads, low_memory, folded, keep_optimized, watched))
+        warnings.warn(f"{bundle}: {issue}; next: {hint}", LdmrtWarning, stacklevel=2)
+    engines = open_engines(opened, backend, BackendSettings(threads, low_memory, fused, keep_optimized, watched))
     tokenizers = {name: Tokenizer(files) for name, files in opened.tokenizers.items()}
     certificate = opened.certificate if check else None
     config = read_scheduler(Path(scheduler)) if isinstance(scheduler, (str, Path)) else scheduler or opened.scheduler

@@ -5,28 +5,29 @@ Latents go from one to the other as they are; no image is decoded in between.
 
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.runtime.backends.low_memory import SharedEngine
-from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.errors import InvalidRequest, LdmrtError
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.runtime.samplers.plan import Latents
 
-from .pipeline import Pipeline, Result
-from .request import Request
+from .call import ImagePipeline, Result
+from .pipeline import Pipeline
+from .request.checks import Text
+from .request.request import EMBEDDINGS, Request
 
 START = 0.8  # of the timesteps are the base's
 
 
 @dataclass(frozen=True)
-class RefinedPipeline:
-    """Two pipelines as one: `start` is the base's share of the timesteps, above 0 and below 1.
+class RefinedPipeline(ImagePipeline):
+    """Runs two pipelines as one: `start` is the base's share of the timesteps, above 0 and below 1.
 
-    The refiner reads the same prompts and options; controls and a deep cache are the base's alone, and so is an image
-    without a mask.
+    The refiner is given the same prompts and arguments; controls and a deep cache are the base's alone, and
+    so is an image without a mask.
     """
 
     base: Pipeline
@@ -43,17 +44,17 @@ class RefinedPipeline:
                 problem = f"its latents are not the base's: another {name.replace('_', ' ')}"
                 raise LdmrtError("refiner", problem, expected=expected, found=found)
 
-    def __call__(self, prompt: Any, **options: Any) -> Result:
-        """The images of a `Request`, given whole or as its prompt and fields."""
-        return self.refiner(self.begun(Pipeline.request(prompt, options)))
+    def generate(self, request: Request) -> Result:
+        """Make the images of a request: the base begins them, the refiner ends them."""
+        return self.refiner.generate(self.begun(request))
 
     def draw(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
-        """The results of many requests, in their order; the base begins one while the refiner ends the one before."""
+        """Yield the results of many requests, in order; the base begins one while the refiner ends the one before."""
         yield from self.refiner.draw(map(self.begun, requests))
 
-    def steps(self, prompt: Any, **options: Any) -> Iterator[State]:
-        """The state after every row, the base's and then the refiner's."""
-        request = Pipeline.request(prompt, options)
+    def steps(self, request: Request | Text) -> Iterator[State]:
+        """Yield the state after every row, the base's and then the refiner's."""
+        request = Request.of(request, {})
         base, rows, x = self._first(request), self.rows(request), None
         for state in self.base.steps(base):
             x = state.x
@@ -72,12 +73,12 @@ class RefinedPipeline:
         return self._last(request, left)
 
     def rows(self, request: Request) -> int:
-        """How many times the networks run for a request."""
-        left = np.zeros((request.images, 1, 1, 1), np.float32)
+        """Return how many times both U-Nets run for a request."""
+        left = np.zeros((request.total_images, 1, 1, 1), np.float32)
         return self.base.rows(self._first(request)) + self.refiner.rows(self._last(request, left))
 
     def images_at_once(self, request: Request) -> int:
-        """How many images both take in one piece."""
+        """Return how many images both make in one batch."""
         return min(self.base.images_at_once(request), self.refiner.images_at_once(request))
 
     def decode(self, latents: Latents) -> NDArray[np.uint8]:
@@ -89,18 +90,14 @@ class RefinedPipeline:
         self.base.close()
         self.refiner.close()
 
-    def __enter__(self) -> "RefinedPipeline":
-        """The pipeline, which is closed at the end of the `with`."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _first(self, request: Request) -> Request:
+        if any(getattr(request, name) is not None for name in EMBEDDINGS):
+            problem = "prompt embeddings cannot be combined with a refiner, which encodes the prompt by itself"
+            raise InvalidRequest("refiner", problem, expected="prompt")
         return replace(request, denoising_end=self.start)
 
     def _last(self, request: Request, left: Latents) -> Request:
-        image = request.image if request.mask is not None else None
+        image = request.image if request.mask_image is not None else None
         return replace(request, latents=left, denoising_start=self.start, image=image, controls={}, deep_cache=None)
 
 

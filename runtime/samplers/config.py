@@ -1,18 +1,16 @@
-"""What a scheduler_config.json of diffusers may say: the keys of each class, with what a missing one means."""
+"""The keys that a scheduler_config.json of diffusers may have, by class, with the value that a missing one means."""
 
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
+from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.nearest import suggestion
 
-if TYPE_CHECKING:
-    pass
-
-Config = Mapping[str, Any]
+Config = Mapping[str, Any]  # a scheduler_config.json, or keys of one: values of any kind JSON has
 LARGEST = 10**6  # timesteps of training: diffusers' models have 1000
 
 _TRAIN = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -63,10 +61,10 @@ KEYS: dict[str, Config] = {
     "EDMEulerScheduler": _EDM | CHURN,
     "EDMDPMSolverMultistepScheduler": _EDM | _DPM | {"euler_at_final": False},
 }  # fmt: skip
-_KNOWN = {key for keys in KEYS.values() for key in keys}
+KNOWN = {key for keys in KEYS.values() for key in keys}
 
-# The values that a key may have, where few may.
-_CHOICES: Mapping[str, Sequence[object]] = {
+# The values that a key may have, for keys with few.
+CHOICES: Mapping[str, Sequence[object]] = {
     "prediction_type": ("epsilon", "v_prediction", "sample", "flow_prediction"),
     "solver_order": (1, 2, 3),
     "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver", "deis"),
@@ -80,39 +78,72 @@ _CHOICES: Mapping[str, Sequence[object]] = {
     "solver_p": (None,),
 }
 # Numbers that must be above 0, and those that must not be below.
-_POSITIVE: tuple[str, ...] = (
+_POSITIVE = (
     "num_train_timesteps",
     "original_inference_steps",
     "clip_sample_range",
     "sample_max_value",
     "flow_shift",
+    "dynamic_thresholding_ratio",
+    "rho",
+    "sigma_min",
+    "sigma_max",
+    "sigma_data",
+    "timestep_scaling",
 )
-_POSITIVE += ("dynamic_thresholding_ratio", "rho", "sigma_min", "sigma_max", "sigma_data", "timestep_scaling")
 _NOT_NEGATIVE = ("beta_start", "beta_end", "steps_offset", "s_churn", "s_tmin", "s_tmax", "s_noise")
 # Values that one class of a family writes and another takes for its own default.
-_FOREIGN = {"midpoint": ("logrho", "bh1", "bh2"), "bh2": ("midpoint", "heun", "logrho"), "dpmsolver++": ("deis",)}
-_FOREIGN |= {"logrho": ("midpoint", "heun", "bh1", "bh2"), "deis": ("dpmsolver", "dpmsolver++")}
+FOREIGN = {"midpoint": ("logrho", "bh1", "bh2"), "bh2": ("midpoint", "heun", "logrho"), "dpmsolver++": ("deis",)}
+FOREIGN |= {"logrho": ("midpoint", "heun", "bh1", "bh2"), "deis": ("dpmsolver", "dpmsolver++")}
 
 
-def resolve(config: Config, class_name: str) -> dict[str, Any]:
-    """The config with every key of a class, checked. Keys that no class knows are named in a warning."""
-    if unknown := sorted(key for key in config if key not in _KNOWN and not key.startswith("_")):
+def resolve(config: Config, class_name: str) -> JsonObject:
+    """Complete a config with the defaults of a class, and check it.
+
+    Args:
+        config: Keys of any class; those that no class knows are named in a warning, those of other classes skipped.
+        class_name: A key of `KEYS`.
+
+    Returns:
+        Every key of the class with its value.
+
+    Raises:
+        LdmrtError: A value is of a wrong kind, out of range or unknown, or values contradict one another.
+    """
+    if unknown := sorted(key for key in config if key not in KNOWN and not key.startswith("_")):
         warnings.warn(f"scheduler: unknown keys {', '.join(unknown)} are skipped", LdmrtWarning, stacklevel=3)
     out = {key: config.get(key, default) for key, default in KEYS[class_name].items()}
     out |= {key: False for key, value in out.items() if value is None and isinstance(KEYS[class_name][key], bool)}
-    for key, value in out.items():
-        if key not in _CHOICES and not _fits(value, KEYS[class_name][key]):
+    _check_kinds(out, class_name)
+    _check_bounds(out)
+    _check_choices(out, class_name)
+    _check_contradictions(out, class_name)
+    return out
+
+
+def _check_kinds(c: Config, class_name: str) -> None:
+    """Raise an `LdmrtError` for a value of another kind than its key's default, or below its least."""
+    for key, value in c.items():
+        if key not in CHOICES and not _fits(value, KEYS[class_name][key]):
             expected = type(KEYS[class_name][key]).__name__
             raise LdmrtError("scheduler", f"invalid {key}", expected=expected, found=repr(value))
         least = "above 0" if key in _POSITIVE else "0 or above" if key in _NOT_NEGATIVE else ""
         low = not isinstance(value, Real) or value < 0 or (value == 0 and key in _POSITIVE)
         if least and value is not None and low:
             raise LdmrtError("scheduler", f"invalid {key}", expected=f"a number {least}", found=value)
+
+
+def _check_bounds(c: Config) -> None:
+    """Raise an `LdmrtError` for a number above its largest."""
     bounds = {"dynamic_thresholding_ratio": 1, "num_train_timesteps": LARGEST}
-    for key, most in (bounds | {"original_inference_steps": out["num_train_timesteps"]}).items():
-        if out.get(key, 0) > most:
-            raise LdmrtError("scheduler", f"invalid {key}", expected=f"at most {most}", found=out[key])
-    for key, choices in _CHOICES.items():
+    for key, most in (bounds | {"original_inference_steps": c["num_train_timesteps"]}).items():
+        if c.get(key, 0) > most:
+            raise LdmrtError("scheduler", f"invalid {key}", expected=f"at most {most}", found=c[key])
+
+
+def _check_choices(out: JsonObject, class_name: str) -> None:
+    """Raise an `LdmrtError` for an unknown value of a key with few; put the default for that of another class."""
+    for key, choices in CHOICES.items():
         if key not in out:
             continue
         if out[key] not in choices:
@@ -120,31 +151,29 @@ def resolve(config: Config, class_name: str) -> dict[str, Any]:
             problem = f"no {key} {out[key]!r} in {class_name}{suggestion(out[key], map(str, choices))}"
             raise LdmrtError("scheduler", problem, expected=expected)
         default = KEYS[class_name][key]
-        out[key] = default if out[key] in _FOREIGN.get(default, ()) else out[key]
-    _possible(out, class_name)
-    return out
+        out[key] = default if out[key] in FOREIGN.get(default, ()) else out[key]
 
 
-def _fits(value: Any, default: Any) -> bool:
-    """Whether a value is of the kind of a key's default. Where that is None, a number or a list of numbers will do."""
+def _fits(value: object, default: object) -> bool:
+    """Tell whether a value is of the kind of a key's default; where that is None, a number or a list of numbers is."""
     if isinstance(default, (bool, str)):
         return isinstance(value, type(default))
     if isinstance(default, (list, tuple)) or (default is None and isinstance(value, (list, tuple))):
-        return isinstance(value, (list, tuple)) and all(_number(one) for one in value)
+        return isinstance(value, (list, tuple)) and all(map(_is_number, value))
     if default is None:
-        return value is None or _number(value)
-    whole = isinstance(default, int)
-    return (isinstance(value, Integral) if whole else _number(value) or value == default) and not isinstance(
-        value, bool
-    )
+        return value is None or _is_number(value)
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, Integral) if isinstance(default, int) else _is_number(value) or value == default
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
+    """Tell whether a value is a finite number; truth values are none."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-# What contradicts itself: a class (or all), its keys, what is wrong, what is expected.
-_IMPOSSIBLE: Sequence[tuple[str, Config, str, str]] = (
+# Settings that contradict one another: a class (or all), its keys, what is wrong, what is expected.
+CONTRADICTIONS: Sequence[tuple[str, Config, str, str]] = (
     ("", {"prediction_type": "flow_prediction", "use_flow_sigmas": False}, "has no flow", "use_flow_sigmas true"),
     ("EDM", {"prediction_type": "sample"}, "conditions its network otherwise", "epsilon or v_prediction"),
     ("DPM", {"algorithm_type": "dpmsolver", **_END}, "has no eps at sigma 0", "final_sigmas_type sigma_min"),
@@ -171,17 +200,17 @@ _IMPOSSIBLE: Sequence[tuple[str, Config, str, str]] = (
 )
 
 
-def _possible(c: Config, class_name: str) -> None:
-    """An `LdmrtError` for settings that contradict one another."""
-    for prefix, settings, problem, expected in _IMPOSSIBLE:
+def _check_contradictions(c: Config, class_name: str) -> None:
+    """Raise an `LdmrtError` for settings that contradict one another."""
+    for prefix, settings, problem, expected in CONTRADICTIONS:
         if class_name.startswith(prefix) and all(c.get(key, False) == value for key, value in settings.items()):
-            asked = ", ".join(f"{key} {value}" for key, value in settings.items())
-            raise LdmrtError("scheduler", f"{asked} {problem}", expected=expected, found=class_name)
+            shown = ", ".join(f"{key} {value}" for key, value in settings.items())
+            raise LdmrtError("scheduler", f"{shown} {problem}", expected=expected, found=class_name)
     if c.get("trained_betas") is not None and class_name == "IPNDMScheduler":
         raise LdmrtError("scheduler", "IPNDMScheduler has its own betas", expected="no trained_betas")
 
 
-CONFIG: Mapping[str, Any] = {  # Stable Diffusion's
+CONFIG: Config = {  # the noise schedule of Stable Diffusion
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
     "beta_end": 0.012,

@@ -12,14 +12,17 @@ from .solvers import Row, noise_in, raw_eps, symbols, weighted
 
 
 class Exponential:
-    """A step of an exponential integrator, exact in the linear part (Lu et al. 2022, arXiv:2211.01095, section 4):
+    """Computes a step that is exact in the linear part (Lu et al. 2022, arXiv:2211.01095, section 4).
+
+    The step of such an exponential integrator is
 
         x' = carry * x + size * (phi_1 D0 + phi_2 D1 + phi_3 D2) + drawn * z
 
-    D0, D1, D2 are the value, slope and curvature, over the step, of x0 (data prediction, "++") or of eps.
+    with D0, D1, D2 the value, slope and curvature, over the step, of x0 (data prediction, "++") or of eps.
     """
 
     def __init__(self, node: Node, to: Node, algorithm: str) -> None:
+        """Compute the coefficients of a step between two nodes; `algorithm` is an `algorithm_type` of diffusers."""
         h, sde, data = to.lam - node.lam, algorithm.startswith("sde"), algorithm.endswith("++")
         self.h = h
         if data:
@@ -36,12 +39,12 @@ class Exponential:
         self.phi3 = (self.phi1 - self.reach) / self.reach**2 + (-0.5 if sde else 0.5) if 0 < h < math.inf else 0.0
 
     def step(self, x: Floats, terms: Sequence[tuple[float, Floats]], z: Floats) -> Floats:
-        """x' from the terms (phi, D)."""
+        """Compute the new latents x' from x, the terms (phi, D) and unit noise z."""
         return self.carry * x + self.size * weighted(*zip(*terms, strict=True)) + self.drawn * z
 
 
-def _kept(grid: Grid, node: Node, x: Floats, m: Floats, x0: Floats) -> Floats:
-    """What a solver of the DPM family remembers of a row: x0, or eps."""
+def _remembered(grid: Grid, node: Node, x: Floats, m: Floats, x0: Floats) -> Floats:
+    """Return x0 or eps, whichever the solver of the DPM family remembers of a row."""
     if grid.config["algorithm_type"].endswith("++"):
         return x0
     x0_is_read = not grid.config["thresholding"] and grid.config["algorithm_type"] != "deis"
@@ -49,8 +52,10 @@ def _kept(grid: Grid, node: Node, x: Floats, m: Floats, x0: Floats) -> Floats:
 
 
 def dpm_multistep(grid: Grid) -> Iterator[Row]:
-    """DPM-Solver and DPM-Solver++ 1 to 3 multistep, and their SDEs (Lu et al. 2022, arXiv:2211.01095, algorithm 2).
-    DEIS on log rho is the same on eps, exact for polynomials (Zhang & Chen 2022, equation 15).
+    """Solve by multistep DPM-Solver or DPM-Solver++, orders 1 to 3, or for their SDEs.
+
+    Lu et al. 2022, arXiv:2211.01095, algorithm 2. DEIS on log rho is the same on eps, exact for polynomials (Zhang &
+    Chen 2022, equation 15).
     """
     c, count = grid.config, len(grid)
     x, *saved, m, z, x0 = symbols(c["solver_order"] - 1)
@@ -61,7 +66,7 @@ def dpm_multistep(grid: Grid) -> Iterator[Row]:
             order = 1
         elif i == count - 2 and few:
             order = min(order, 2)
-        e, d = Exponential(node, to, c["algorithm_type"]), [_kept(grid, node, x, m, x0), *saved]
+        e, d = Exponential(node, to, c["algorithm_type"]), [_remembered(grid, node, x, m, x0), *saved]
         terms = [(e.phi1, d[0])]
         if order > 1 and e.h:
             back = [grid.steps[i - k][0].lam for k in range(order)]
@@ -78,26 +83,29 @@ def dpm_multistep(grid: Grid) -> Iterator[Row]:
 
 
 def _orders(order: int, steps: int, c: Config) -> list[int]:
-    """The orders of singlestep solvers, as their authors' code counts them."""
+    """Return the order of every step of a singlestep solver, as its authors' code counts them."""
     lower = c["lower_order_final"] or steps % order or c["final_sigmas_type"] == "zero"
     blocks, rest = divmod(steps, order)
-    one = list(range(1, order + 1))
+    block = list(range(1, order + 1))
     if not lower:
-        return one * blocks
+        return block * blocks
     tail = [1, 2, 1] if order == 3 else [1] * order
-    orders = one * (blocks - 1) + tail if not rest else one * blocks + one[:rest]
+    orders = block * (blocks - 1) + tail if not rest else block * blocks + block[:rest]
     return [*orders[:-1], 1] if c["final_sigmas_type"] == "zero" else orders
 
 
 def dpm_singlestep(grid: Grid) -> Iterator[Row]:
-    """DPM-Solver and DPM-Solver++ 1 to 3 singlestep (Lu et al. 2022, arXiv:2206.00927, algorithms 1 and 2)."""
+    """Solve by singlestep DPM-Solver or DPM-Solver++, orders 1 to 3.
+
+    Lu et al. 2022, arXiv:2206.00927, algorithms 1 and 2.
+    """
     c = grid.config
     x, start, d1, d2, m, z, x0 = symbols(3)
     orders = _orders(c["solver_order"], len(grid), c)
     for i, (node, to) in enumerate(grid.walk(), grid.begin):
         order = min(orders[i], i - grid.begin + 1)
         first = grid.steps[i - order + 1][0]
-        e, d0 = Exponential(first, to, c["algorithm_type"]), _kept(grid, node, x, m, x0)
+        e, d0 = Exponential(first, to, c["algorithm_type"]), _remembered(grid, node, x, m, x0)
         base = x if order == 1 else start
         terms = [(e.phi1, (d0, d1, d2)[order - 1])]
         if order == 2:
@@ -114,15 +122,16 @@ def dpm_singlestep(grid: Grid) -> Iterator[Row]:
 
 
 def unipc(grid: Grid) -> Iterator[Row]:
-    """UniPC (Zhao et al. 2023, arXiv:2302.04867, algorithms 5 to 8): each row corrects the last step with what the
-    network says at its end, then predicts the next.
+    """Correct the last step with the prediction at its end, then take the next: UniPC.
+
+    Zhao et al. 2023, arXiv:2302.04867, algorithms 5 to 8.
     """
     c = grid.config
     x, last, *saved, m, z, x0 = symbols(c["solver_order"] + 1)
     algorithm = "dpmsolver++" if c["predict_x0"] else "dpmsolver"
 
     def step(i: int, base: Floats, order: int, d: Sequence[Floats], end: Floats | None) -> Floats:
-        """From node i, with d[0] there; corrected where the value at the end is known."""
+        """Step from node i, with d[0] there; the step is corrected where the value at its end is known."""
         (node, to), h = grid.steps[i], grid.steps[i][1].lam - grid.steps[i][0].lam
         if h == 0:  # levels that end at their own least one
             return base
@@ -144,11 +153,11 @@ def unipc(grid: Grid) -> Iterator[Row]:
 
     before = 0
     for i, (node, _) in enumerate(grid.walk(), grid.begin):
-        kept = x0 if c["predict_x0"] else raw_eps(grid, node, x, m)
+        value = x0 if c["predict_x0"] else raw_eps(grid, node, x, m)
         corrected = x
         if before and i - 1 not in c["disable_corrector"]:
-            corrected = step(i - 1, last, before, saved, kept)
+            corrected = step(i - 1, last, before, saved, value)
         order = min(c["solver_order"], i - grid.begin + 1)
         before = min(order, len(grid) - i) if c["lower_order_final"] else order
-        d = [kept, *saved]
+        d = [value, *saved]
         yield node, [step(i, corrected, before, d, None), corrected, *d[: len(saved)]]

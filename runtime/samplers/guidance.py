@@ -1,37 +1,48 @@
-"""Guidance as a matrix: the network runs on N rows of contexts, and m = W @ out weighs them per latent."""
+"""Guidance as a matrix: the network runs on N rows of conditioning, and m = W @ out weighs them per latent."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .plan import Plan
+from ldmrt.runtime.tensors import Array, Arrays
 
-Floats = NDArray[np.float32]
+from .plan import Plan
+from .schedule import Floats32
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """Which latent each of N network rows sees, and how their outputs combine.
+    """Says which latents each of N network rows sees, and how their outputs combine.
 
-    `weights` are those of every row for every latent, (batch, N). Where the rows are `k` blocks of a row a latent, in
-    order, (batch, k) holds all that is not zero, and grows with the batch, not with its square.
+    Attributes:
+        idx: Index of the latents that each network row sees, (N,).
+        weights: The weight of every row for every latent, (batch, N). Where the rows are k blocks of one row for each
+            latent, in order, (batch, k) holds all that is not zero, and grows with the batch, not with its square.
+        plain: Whether the weights are the identity, so that there is nothing to combine.
+        rescale: The share by which the deviation of each prediction is moved back to that of its positive prompt.
     """
 
-    idx: NDArray[np.int64]  # (N,)
-    weights: Floats  # (batch, N), or (batch, k) where N = k * batch
-    plain: bool = False  # the weights are the identity: there is nothing to combine
+    idx: NDArray[np.int64]
+    weights: Floats32
+    plain: bool = False
     rescale: float = 0.0
 
-    def combine(self, out: Floats, into: Floats | None = None, channels: int | None = None) -> Floats:
-        """Combine the network's outputs, (N, C, ...) -> (batch, C, ...), in `into` where it is given.
+    def combine(self, out: Floats32, into: Floats32 | None = None, channels: int | None = None) -> Floats32:
+        """Combine the network's outputs into one guided prediction for each latent.
 
-        `channels` are those of the mean where the network predicts a variance too: guidance is for the mean alone, and
-        the variance is that of the last block's rows, the positive prompts'. `rescale` moves the deviation of each mean
-        back to that of its positive prompt by this share: strong guidance overexposes (Lin et al. 2023,
-        arXiv:2305.08891, equations 15 and 16).
+        Strong guidance overexposes, which `rescale` takes back (Lin et al. 2023, arXiv:2305.08891, equations 15
+        and 16).
+
+        Args:
+            out: Outputs of the network rows, (N, C, h, w).
+            into: Where to write the prediction, (batch, C, h, w); a new array where it is None.
+            channels: Channels of the mean where the network predicts a variance too. Guidance is for the mean alone;
+                the variance is that of the last block's rows, the positive prompts'.
+
+        Returns:
+            The guided prediction, (batch, C, h, w): `out` itself where there is nothing to combine.
         """
         if self.plain:
             return out
@@ -47,9 +58,10 @@ class Guidance:
             return guided
         return np.concatenate([guided, out[-len(guided) :, channels:]], axis=1)
 
-    def _weighted(self, rows: Floats, guided: Floats) -> None:
-        """Weigh rows (N, numbers) into `guided`, (batch, numbers). Blocks are weighed latent by latent, so that the
-        numbers of one do not depend on how many stand beside it.
+    def _weighted(self, rows: Floats32, guided: Floats32) -> None:
+        """Weigh rows, (N, numbers), into `guided`, (batch, numbers).
+
+        Blocks are weighed latent by latent, so that the numbers of one do not depend on how many stand beside it.
         """
         batch, each = self.weights.shape
         if each == len(rows):
@@ -59,8 +71,8 @@ class Guidance:
             np.matmul(self.weights[:, None], blocks, out=guided[:, None])
 
     @property
-    def matrix(self) -> Floats:
-        """The weights of every row for every latent, (batch, N): what the folded step takes."""
+    def matrix(self) -> Floats32:
+        """Return the weight of every row for every latent, (batch, N), as the fused step takes it."""
         batch, each = self.weights.shape
         if each == len(self.idx):
             return self.weights
@@ -71,9 +83,13 @@ class Guidance:
 
 
 def classifier_free(batch: int, scale: float, rescale: float = 0.0) -> Guidance:
-    """Ho & Salimans 2022, arXiv:2207.12598: (1 - g) * negative + g * positive.
+    """Make classifier-free guidance: (1 - scale) * negative + scale * positive (Ho & Salimans 2022, arXiv:2207.12598).
 
-    The first `batch` rows have the negative prompts; at scale 1 there are only positive ones.
+    Args:
+        batch: Number of latents. The first `batch` network rows have the negative prompts, the others the positive
+            ones; at scale 1 there are only positive ones.
+        scale: The guidance scale; 1 is none.
+        rescale: The share of `Guidance.rescale`, 0 to 1.
     """
     scale, latent = float(scale), np.arange(batch)
     if scale == 1.0:
@@ -83,14 +99,16 @@ def classifier_free(batch: int, scale: float, rescale: float = 0.0) -> Guidance:
 
 
 def guided_rows(plan: Plan, interval: tuple[float, float]) -> NDArray[np.bool_]:
-    """Which rows of a plan have a noise level sigma / alpha inside the interval, (rows,): guidance harms at high levels
-    and does nothing at low ones (Kynkäänniemi et al. 2024, arXiv:2404.07724, equation 6).
+    """Find the rows of a plan whose noise level sigma / alpha is inside an interval, (rows,).
+
+    Guidance harms at high levels and does nothing at low ones (Kynkäänniemi et al. 2024, arXiv:2404.07724, equation 6).
     """
     low, high = interval
     level = np.divide(plan.sigma, plan.alpha, out=np.full(plan.rows, np.inf), where=plan.alpha > 0)
-    return (low < level) & (level <= high)
+    inside: NDArray[np.bool_] = (low < level) & (level <= high)
+    return inside
 
 
-def positive_half(words: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Return the conditioning of the positive prompts alone."""
-    return {name: array[len(array) // 2 :] for name, array in words.items()}
+def positive_half(conditioning: Mapping[str, Array]) -> Arrays:
+    """Return the second half of every array, which is the conditioning of the positive prompts, (N / 2, ...)."""
+    return {name: array[len(array) // 2 :] for name, array in conditioning.items()}

@@ -8,20 +8,36 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.errors import InvalidRequest
 
 FIRST = 0  # the stream of the first latents; row r of the sampler draws from stream r + 1
-IMAGE, MASKED = 2**63, 2**63 + 1  # of the latents of an image to start from, and of what its mask leaves
+IMAGE, MASKED = 2**63, 2**63 + 1  # streams for encoding an image to start from, and the part that its mask leaves
 
 
 def noise(
-    seeds: Sequence[int], stream: int, shape: tuple[int, ...], into: NDArray[np.float32] | None = None
+    seeds: Sequence[int],
+    stream: int,
+    shape: tuple[int, ...],
+    into: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
-    """Unit noise, one image a seed, in `into` where it is given: (len(seeds), *shape)."""
+    """Draw unit noise, one array for each seed.
+
+    Args:
+        seeds: Seeds of the images, 0 to 2**64 - 1.
+        stream: Which of a seed's independent streams to draw from: `FIRST`, `IMAGE`, `MASKED`, or row + 1.
+        shape: Shape of the noise of one image, (C, h, w).
+        into: Where to write it, (len(seeds), C, h, w); a new array where it is None.
+
+    Returns:
+        Normal numbers of mean 0 and variance 1, (len(seeds), C, h, w), float32.
+
+    Raises:
+        InvalidRequest: A seed is out of range.
+    """
     out = np.empty((len(seeds), *shape), np.float32) if into is None else into
-    for picture, seed in zip(out, seeds, strict=True):
+    for image_noise, seed in zip(out, seeds, strict=True):
         if not 0 <= seed < 2**64:
-            raise LdmrtError("noise", "invalid seed", expected="0 to 2**64 - 1", found=seed)
+            raise InvalidRequest("noise", "invalid seed", expected="0 to 2**64 - 1", found=seed)
         generator = np.random.Generator(np.random.Philox(key=np.array([seed, stream], np.uint64)))
-        generator.standard_normal(out=picture, dtype=np.float32)
+        generator.standard_normal(out=image_noise, dtype=np.float32)
     return out

@@ -4,47 +4,80 @@ With x = alpha * x0 + sigma * eps in the model's own space, a row is a small mat
 
     (x, s1 .. sk)' = T @ (m, x, s1 .. sk, z, x0)
 
-where s1 .. sk are latents saved by earlier rows, m the (guided) network output, z unit noise, and x0 what the network
-says as a clean image, kx * x + km * m, clipped where the plan clips.
+where s1 .. sk are latents saved by earlier rows, m is the (guided) prediction, z unit noise, and x0 the clean latents
+that m predicts, kx * x + km * m, clipped where the plan clips.
 """
 
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from ldmrt.runtime.tensors import Array
 
 from .schedule import Floats
 
-Latents = NDArray[Any]  # float32; float64 where the caller hands in float64
+Latents = Array  # float32; float64 where the caller hands in float64
 M, X, Z, X0 = 0, 1, -2, -1  # columns of a row, and operands; the saved latents stand between x and z
+
+
+class Variance(Enum):
+    """Tells how a sampler reads the second half of the network's output (Nichol & Dhariwal 2021)."""
+
+    ABSENT = ""  # the network predicts no variance
+    LEARNED = "learned"  # the variance of the row's noise
+    LEARNED_RANGE = "learned_range"  # -1 to 1: where the variance lies between its smallest and its largest value
+    IGNORED = "ignored"  # a variance that the solver has no use for
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A sampler, solved for one grid. Computed in float64; the state it moves is float32."""
+    """Holds a sampler that is solved for one grid: a table with one matrix per evaluation of the network.
 
-    t: Floats = field(repr=False)  # (rows,) model time
-    alpha: Floats = field(repr=False)  # (rows,) of the nodes
+    `plan_from_config` makes plans, `sample` and `steps` run them, and `print(plan)` shows their formulas. Plans are
+    computed in float64; the latents that they move are float32.
+
+    Attributes:
+        t: Model time of each row, (rows,): 0 to 999 for Stable Diffusion.
+        alpha: Factor of the clean latents where each row evaluates the network, (rows,).
+        sigma: Factor of the noise there, (rows,).
+        read: Weights kx, km of x0 = kx * x + km * m, (rows, 2).
+        table: The matrices T, (rows, k + 1, k + 4) for k saved latents.
+        prior_scale: The factor of unit noise that makes the first latents, or of the latents that another model left.
+        first: The row of the whole plan that this one begins with, where it goes on with another model's latents.
+        end_alpha: The factor of a clean image in the latents after the last row, which inpainting keeps.
+        clip: Bound of |x0|; None where x0 is not clipped.
+        threshold: Quantile and maximum of dynamic thresholding (Saharia et al. 2022, section 2.3), or None.
+        variance: How the second half of the network's output is read.
+        spread: Largest by smallest variance of each row, (rows,), for `Variance.LEARNED_RANGE` alone.
+    """
+
+    t: Floats = field(repr=False)
+    alpha: Floats = field(repr=False)
     sigma: Floats = field(repr=False)
-    read: Floats = field(repr=False)  # (rows, 2): kx, km of x0
-    table: Floats = field(repr=False)  # (rows, k + 1, k + 4)
-    prior_scale: float = 1.0  # the first latents are this times unit noise, or times what another model left
-    first: int = 0  # the row of the whole plan that it begins with, where it goes on with another model's latents
-    end_alpha: float = 1.0  # of a clean image in the latents after the last row: what inpainting keeps
-    clip: float | None = None  # x0 is held within +- this
-    threshold: tuple[float, float] | None = None  # quantile and maximum (Saharia et al. 2022, section 2.3)
-    learned: str = ""  # the network's second half is the variance ("learned"), or a place in its "learned_range"
-    spread: Floats | None = field(default=None, repr=False)  # (rows,) of that range: largest by smallest
+    read: Floats = field(repr=False)
+    table: Floats = field(repr=False)
+    prior_scale: float = 1.0
+    first: int = 0
+    end_alpha: float = 1.0
+    clip: float | None = None
+    threshold: tuple[float, float] | None = None
+    variance: Variance = Variance.ABSENT
+    spread: Floats | None = field(default=None, repr=False)
 
     @property
     def rows(self) -> int:
         """How many times the network is evaluated."""
         return len(self.t)
 
+    @property
+    def predicts_variance(self) -> bool:
+        """Whether the network predicts a variance beside the mean, in as many channels more."""
+        return self.variance is not Variance.ABSENT
+
     def draws(self, row: int) -> bool:
-        """Whether a row needs fresh noise."""
+        """Tell whether a row needs fresh noise."""
         return self._draws[row]
 
     @cached_property
@@ -52,8 +85,17 @@ class Plan:
         return [bool(row[:, Z].any()) for row in self.table]
 
     def noised(self, x0: Latents, noise: Latents) -> Latents:
-        """The latents at the first node, for a plan that starts from an image."""
-        return (self.alpha[0] * x0 + self.sigma[0] * noise).astype(_dtype(x0))
+        """Add noise to the latents of an image, as a plan starts from it (img2img).
+
+        Args:
+            x0: Clean latents, (B, C, h, w).
+            noise: Unit noise, (B, C, h, w).
+
+        Returns:
+            alpha * x0 + sigma * noise at the first row, (B, C, h, w): float64 where `x0` is, float32 else.
+        """
+        x: Latents = self.alpha[0] * x0 + self.sigma[0] * noise
+        return x.astype(np.float64 if x0.dtype == np.float64 else np.float32)
 
     @property
     def hooked(self) -> bool:
@@ -61,14 +103,15 @@ class Plan:
         return self.clip is not None or self.threshold is not None
 
     @cached_property
-    def folded(self) -> Floats:
-        """The table with x0 = kx * x + km * m put in: what a plan without hooks computes, (rows, k + 1, k + 3)."""
-        out = self.table[..., :X0].copy()
+    def fused(self) -> Floats:
+        """Return the table of a plan without hooks, with x0 = kx * x + km * m put in, (rows, k + 1, k + 3)."""
+        out: Floats = self.table[..., :X0].copy()
         out[:, :, X] += self.table[..., X0] * self.read[:, :1]
         out[:, :, M] += self.table[..., X0] * self.read[:, 1:]
         return out
 
     def __str__(self) -> str:
+        """Show each row's node and its formulas, such as "x' = +0.99 x +0.05 x0"."""
         saved = [f"s{i}" for i in range(1, self.table.shape[1])]
         inputs = ["m", "x", *saved, "z", "x0"]
         lines = [f"{'row':>3} {'t':>9} {'alpha':>8} {'sigma':>8}"]
@@ -79,7 +122,3 @@ class Plan:
                 if terms:
                     lines[-1] += f"   {output}' = {' '.join(terms)}"
         return "\n".join(lines)
-
-
-def _dtype(x: Latents) -> Any:
-    return np.float64 if x.dtype == np.float64 else np.float32

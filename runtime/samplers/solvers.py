@@ -1,8 +1,8 @@
 """The solvers: each walks the grid and yields a row of the plan for every evaluation of the network.
 
-A row is written as its paper writes it, on symbols: `x` the latents, `m` what the network says of them, `x0` the same
-read as a clean image, `z` unit noise, and latents saved by earlier rows. They are unit vectors, so the formula of
-the new latents *is* the row's coefficients. See docs/samplers.md for how to add one.
+A row is written as its paper writes it, on symbols: `x` the latents, `m` the network's prediction for them, `x0` the
+clean latents that it predicts, `z` unit noise, and latents saved by earlier rows. They are unit vectors, so the formula
+of the new latents *is* the row's coefficients. See docs/samplers.md for how to add one.
 """
 
 import math
@@ -20,17 +20,25 @@ Row = tuple[Node, list[Floats]]  # where the network is evaluated; the new x and
 
 
 def symbols(saved: int = 0) -> tuple[Floats, ...]:
-    """x, the saved latents, m, z, x0."""
+    """Return x, the saved latents, m, z and x0 as unit vectors, (saved + 4,) each."""
     m, *state, z, x0 = np.eye(saved + 4)
     return (*state, m, z, x0)
 
 
 def read(c: Config, node: Node, x: Floats, m: Floats) -> Floats:
-    """x0, by what the network predicts."""
+    """Return x0 in terms of x and the prediction m, by `prediction_type`.
+
+    Args:
+        c: The config of a scheduler.
+        node: Where the network is evaluated.
+        x: The latents, as a vector of symbols, (n,), or as themselves.
+        m: The prediction, like `x`.
+    """
     _, a, s = node
     if "sigma_data" in c:  # Karras et al. 2022, table 1
         sign = 1 if c["prediction_type"] == "epsilon" else -1
-        return c["sigma_data"] ** 2 * a * x + sign * c["sigma_data"] * s * m
+        x0: Floats = c["sigma_data"] ** 2 * a * x + sign * c["sigma_data"] * s * m
+        return x0
     match c["prediction_type"]:
         case "epsilon":
             return (x - s * m) / a
@@ -43,30 +51,31 @@ def read(c: Config, node: Node, x: Floats, m: Floats) -> Floats:
 
 
 def noise_in(x: Floats, x0: Floats, node: Node) -> Floats:
-    """eps of x = alpha x0 + sigma eps."""
+    """Return eps of x = alpha x0 + sigma eps."""
     return (x - node.alpha * x0) / node.sigma
 
 
 def raw_eps(grid: Grid, node: Node, x: Floats, m: Floats) -> Floats:
-    """eps before any clipping of x0."""
+    """Return eps as it is before x0 is clipped."""
     if grid.config["prediction_type"] == "v_prediction" and "sigma_data" not in grid.config:
-        return node.alpha * m + node.sigma * x  # also on flow sigmas, where it is another: as diffusers has it
+        return node.alpha * m + node.sigma * x  # as diffusers has it, also on flow sigmas, where it is not eps
     return noise_in(x, read(grid.config, node, x, m), node)
 
 
 def _fresh(node: Node, to: Node) -> float:
-    """The deviation of the noise that a step of DDPM draws (Ho et al. 2020, equation 7)."""
+    """Return the deviation of the noise that a step of DDPM draws (Ho et al. 2020, equation 7)."""
     return to.sigma / node.sigma * math.sqrt(max(0.0, 1 - (node.alpha / to.alpha) ** 2))
 
 
 def spread(node: Node, to: Node) -> float:
-    """The largest variance of a step by the smallest, between which a network may choose (`learned_range`)."""
+    """Return the largest variance of a step by the smallest, between which a network may choose (`learned_range`)."""
     return (1 - (node.alpha / to.alpha) ** 2) / max(_fresh(node, to) ** 2, 1e-20)
 
 
 def ddim(grid: Grid) -> Iterator[Row]:
-    """Song et al. 2021, equation 12: Euler's method on the probability flow. eta is the share of fresh noise; 1 is
-    Euler ancestral.
+    """Solve the probability flow by Euler's method in DDIM's variables (Song et al. 2021, equation 12).
+
+    eta is the share of fresh noise; 1 is Euler ancestral.
     """
     x, m, z, x0 = symbols()
     for node, to in grid.walk():
@@ -75,7 +84,10 @@ def ddim(grid: Grid) -> Iterator[Row]:
 
 
 def ddpm(grid: Grid) -> Iterator[Row]:
-    """Ho et al. 2020, algorithm 2. A learned variance is the network's second half (Nichol & Dhariwal 2021)."""
+    """Draw from the reverse process (Ho et al. 2020, algorithm 2).
+
+    A learned variance is the network's second half (Nichol & Dhariwal 2021).
+    """
     x, _, z, x0 = symbols()
     for node, to in grid.walk():
         small = _fresh(node, to)
@@ -89,7 +101,7 @@ def ddpm(grid: Grid) -> Iterator[Row]:
 
 
 def _churned(grid: Grid, node: Node, x: Floats, m: Floats, z: Floats) -> tuple[float, Floats, Floats]:
-    """The level raised by fresh noise (Karras et al. 2022, algorithm 2), x / alpha there, and x0.
+    """Raise the noise level by fresh noise (Karras et al. 2022, algorithm 2); return the level, x / alpha and x0.
 
     As in diffusers the network has seen x before the noise.
     """
@@ -107,7 +119,7 @@ def _churned(grid: Grid, node: Node, x: Floats, m: Floats, z: Floats) -> tuple[f
 
 
 def euler(grid: Grid) -> Iterator[Row]:
-    """Euler's method on dx/dlevel = (x - x0) / level, with latents that are not scaled (Karras et al. 2022)."""
+    """Solve dx/dlevel = (x - x0) / level by Euler's method, for latents that are not scaled (Karras et al. 2022)."""
     x, m, z, _ = symbols()
     for node, to in grid.walk():
         level, up, x0 = _churned(grid, node, x, m, z)
@@ -115,19 +127,19 @@ def euler(grid: Grid) -> Iterator[Row]:
 
 
 def heun(grid: Grid) -> Iterator[Row]:
-    """Karras et al. 2022, algorithm 1: Euler's step, then the mean of both slopes; the last step is Euler's."""
+    """Take Euler's step, then the mean of both slopes (Karras et al. 2022, algorithm 1); the last step is Euler's."""
     x, slope, m, z, x0 = symbols(1)
     for node, to in grid.walk():
-        level, up, seen = _churned(grid, node, x, m, z)
-        seen = seen if grid.config["s_churn"] else x0  # x0 may be clipped
-        first, change = (up - seen) / level, to.level - level
+        level, up, clean = _churned(grid, node, x, m, z)
+        clean = clean if grid.config["s_churn"] else x0  # x0 may be clipped
+        first, change = (up - clean) / level, to.level - level
         yield node, [to.alpha * (up + change * first), first]
         if to.sigma:
             yield to, [x + to.alpha * change * (noise_in(x, x0, to) - slope) / 2, 0 * x]
 
 
 def dpm2(grid: Grid) -> Iterator[Row]:
-    """DPM-Solver-2 as in k-diffusion: the slope at the geometric middle; with eta = 1 ancestral."""
+    """Take the slope at the geometric middle of a step: DPM-Solver-2 as in k-diffusion; with eta = 1 ancestral."""
     x, start, _, z, x0 = symbols(1)
     for node, to in grid.walk():
         n = grid.config["eta"] * _fresh(node, to)
@@ -142,7 +154,7 @@ def dpm2(grid: Grid) -> Iterator[Row]:
 
 
 def dpm_sde(grid: Grid) -> Iterator[Row]:
-    """DPM-Solver++ for the SDE, singlestep (k-diffusion, `sample_dpmpp_sde`), on one Brownian motion a step."""
+    """Solve the SDE by singlestep DPM-Solver++ (k-diffusion, `sample_dpmpp_sde`), on one Brownian motion a step."""
     x, start, wiener, _, z, x0 = symbols(2)
 
     def toward(frm: Node, base: Floats, to: Node, noise: Floats) -> Floats:
@@ -170,17 +182,18 @@ BASHFORTH: list[list[float]] = [
 
 
 def _adams(slopes: Sequence[Floats]) -> Floats:
-    """Adams-Bashforth's mean of the newest four slopes or fewer, newest first."""
+    """Return Adams-Bashforth's mean of the newest four slopes or fewer, newest first."""
     return weighted(BASHFORTH[min(len(slopes), 4) - 1], slopes)
 
 
 def weighted(weights: Sequence[float], values: Sequence[Floats]) -> Floats:
+    """Sum values with their weights; values without a weight do not count."""
     out: Floats = np.sum([w * v for w, v in zip(weights, values, strict=False)], axis=0)
     return out
 
 
 def lms(grid: Grid) -> Iterator[Row]:
-    """Linear multistep: the polynomial through the last four slopes, integrated (k-diffusion, `sample_lms`)."""
+    """Integrate the polynomial through the last four slopes: linear multistep (k-diffusion, `sample_lms`)."""
     x, *saved, _, _, x0 = symbols(3)
     points, weights = np.polynomial.legendre.leggauss(4)  # exact for these cubics
     for i, (node, to) in enumerate(grid.walk(), grid.begin):
@@ -196,7 +209,7 @@ def lms(grid: Grid) -> Iterator[Row]:
 
 
 def ipndm(grid: Grid) -> Iterator[Row]:
-    """Improved PNDM: Adams-Bashforth on eps (Liu et al. 2022; Zhang & Chen 2022, appendix)."""
+    """Apply Adams-Bashforth to eps: improved PNDM (Liu et al. 2022; Zhang & Chen 2022, appendix)."""
     x, *saved, m, _, _ = symbols(3)
     for i, (node, to) in enumerate(grid.walk()):
         slopes = [node.sigma * x + node.alpha * m, *saved]
@@ -205,15 +218,17 @@ def ipndm(grid: Grid) -> Iterator[Row]:
 
 
 def _leap(grid: Grid, frm: float, to: float, x: Floats, m: Floats) -> Floats:
-    """DDIM's step between two training timesteps, as PNDM takes it."""
+    """Take DDIM's step between two training timesteps, as PNDM does."""
     here, there = grid.at(frm), grid.at(to)
     eps = raw_eps(grid, here, x, m)
     return there.alpha / here.alpha * (x - here.sigma * eps) + there.sigma * eps
 
 
 def pndm(grid: Grid) -> Iterator[Row]:
-    """Liu et al. 2022, algorithm 2: three Runge-Kutta steps or, with `skip_prk_steps`, one of Heun (PLMS), then
-    Adams-Bashforth on m. img2img cuts the list of rows, as diffusers does.
+    """Begin with three Runge-Kutta steps, then apply Adams-Bashforth to m (Liu et al. 2022, algorithm 2).
+
+    With `skip_prk_steps` it begins with one step of Heun instead (PLMS). img2img cuts the list of rows, as diffusers
+    does.
     """
     c, times = grid.config, [node.t for node, _ in grid.steps]
     stride = c["num_train_timesteps"] // len(times)
@@ -237,18 +252,19 @@ def pndm(grid: Grid) -> Iterator[Row]:
 
 
 def _plms(grid: Grid, timesteps: list[float], stride: int) -> Iterator[Row]:
+    """Begin with one step of Heun, then apply Adams-Bashforth to m."""
     x, *saved, m, _, _ = symbols(3)
     for i, t in enumerate(timesteps):
-        if i == 1:  # Heun's second half: back from t + stride, where the last saved latents were put by
+        if i == 1:  # Heun's second half: back from t + stride, where the last latents were saved
             yield grid.at(t), [_leap(grid, t + stride, t, saved[2], (m + saved[0]) / 2), *saved]
             continue
         slopes = [m, *saved[: i - 1]] if i else [m]
-        kept = [m, saved[0], saved[1]] if i else [m, saved[1], x]
-        yield grid.at(t), [_leap(grid, t, t - stride, x, _adams(slopes)), *kept]
+        newest = [m, saved[0], saved[1]] if i else [m, saved[1], x]
+        yield grid.at(t), [_leap(grid, t, t - stride, x, _adams(slopes)), *newest]
 
 
 def lcm(grid: Grid) -> Iterator[Row]:
-    """Latent consistency models (Luo et al. 2023, arXiv:2310.04378, algorithm 3)."""
+    """Alternate a consistency function and fresh noise (Luo et al. 2023, arXiv:2310.04378, algorithm 3)."""
     x, _, z, x0 = symbols()
     for i, (node, to) in enumerate(grid.walk(), grid.begin):
         t = node.t * grid.config["timestep_scaling"]
@@ -258,11 +274,14 @@ def lcm(grid: Grid) -> Iterator[Row]:
 
 
 def tcd(grid: Grid) -> Iterator[Row]:
-    """Trajectory consistency distillation (Zheng et al. 2024, arXiv:2402.19159, algorithm 4), eta its gamma."""
+    """Alternate a trajectory consistency function and noise (Zheng et al. 2024, arXiv:2402.19159, algorithm 4).
+
+    eta is its gamma.
+    """
     x, m, z, _ = symbols()
     for node, to in grid.walk():
         middle = grid.at(float(np.floor(np.float32(1 - grid.config["eta"]) * np.float32(to.t))))
         x0 = read(grid.config, node, x, m)
         there = middle.alpha * x0 + middle.sigma * noise_in(x, x0, node)
-        kept = to.alpha / middle.alpha
-        yield node, [kept * there + math.sqrt(max(0.0, 1 - kept**2)) * z]
+        signal = to.alpha / middle.alpha
+        yield node, [signal * there + math.sqrt(max(0.0, 1 - signal**2)) * z]

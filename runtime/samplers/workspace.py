@@ -1,176 +1,223 @@
 """A plan at work: its latents lie in slots of one buffer, and a row computes only what is new.
 
 That s1' = m or s2' = 3 s1 moves no numbers: the slot goes by another name and a factor. When a slot is free again is
-known beforehand, as it is to a compiler that hands out registers.
+known beforehand, as it is to a compiler that assigns registers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.errors import InvalidRequest, LdmrtError
+from ldmrt.runtime.tensors import Array
 
-from .plan import Latents, Plan
+from .plan import Latents, Plan, Variance
+from .schedule import Floats
 
-_LAID_OUT: WeakKeyDictionary[Plan, tuple[list["RowProgram"], int]] = WeakKeyDictionary()  # once for each plan
+Terms = dict[int, float]  # latents as a weighted sum of slots: empty is zero, one term is a slot under another name
+
+_ASSIGNED: WeakKeyDictionary[Plan, tuple[list["RowProgram"], int]] = WeakKeyDictionary()  # once for each plan
 _ROUNDING = 1e-15  # of a row's largest weight: what float64 leaves of a term that cancels
 
 
 @dataclass(frozen=True)
 class Operands:
-    """Which slots a product reads, evenly spaced, and which it writes, side by side: each from, to, and in steps of."""
+    """Names the slots that a product reads, evenly spaced, and those that it writes, side by side."""
 
-    read: tuple[int, int, int]
-    written: tuple[int, int]
+    read: tuple[int, int, int]  # from, to, and in steps of
+    written: tuple[int, int]  # from, to
 
 
 @dataclass(frozen=True, slots=True)
 class RowProgram:
-    """Says what a row does, by slots."""
+    """Says by slots what a row reads and computes."""
 
     x: int  # the latents that the network sees
-    m: int  # what it says
+    m: int  # its prediction
     z: int | None  # fresh noise
-    x0: int | None  # m as a clean image, through the hooks
-    wires: Operands  # the first that is written is the new x
-    weights: dict[Any, NDArray[Any]]  # by dtype: (written, read), or (read,) where one is written
+    x0: int | None  # m as clean latents, through the hooks
+    operands: Operands  # the first slot that is written holds the new x
+    weights: Mapping[np.dtype[np.generic], Array]  # by dtype: (written, read), or (read,) where one slot is written
 
 
 class Slots:
     """Hands out slots of a buffer: those that make it grow least, then those nearest to the others."""
 
     def __init__(self) -> None:
-        self.count = 1  # the first latents'
+        """Begin with one slot, which holds the first latents."""
+        self.count = 1
 
     def take(self, taken: set[int], number: int = 1, read: Sequence[int] = ()) -> int:
-        """The first of `number` slots side by side, which are then `taken` too. None lies among those that are `read`:
-        NumPy would copy a product that is written there.
+        """Take `number` free slots side by side, add them to `taken`, and return the first.
+
+        None lies among the slots that are `read`: NumPy would copy a product that is written there.
         """
         low, high = min(read or taken), 1 + max(read or taken)
         starts = range(max(self.count, high) + 1)
-        apart = (one for one in starts if not read or one >= high or one + number <= low)
-        free = (one for one in apart if taken.isdisjoint(range(one, one + number)))
-        first = min(free, key=lambda one: (max(self.count, one + number), abs(2 * one + number - low - high)))
+        apart = (start for start in starts if not read or start >= high or start + number <= low)
+        free = (start for start in apart if taken.isdisjoint(range(start, start + number)))
+        first = min(free, key=lambda start: (max(self.count, start + number), abs(2 * start + number - low - high)))
         self.count = max(self.count, first + number)
         taken |= {*range(first, first + number)}
         return first
 
 
 def assign_slots(plan: Plan) -> tuple[list[RowProgram], int]:
-    """The moves of a plan, and how many slots they need. What a row read stays until the next row."""
-    moves, slots = [], Slots()
+    """Compute the program of every row of a plan, and how many slots they need.
+
+    The slots that a row reads keep their contents until the next row, so that x0 can be asked for.
+    """
+    programs, slots = list[RowProgram](), Slots()
     x = 0
-    saved: list[dict[int, float]] = [{}] * (plan.table.shape[1] - 1)  # s1 .. sk: a slot and its factor, or nothing
-    for row, matrix in enumerate(plan.table if plan.hooked else plan.folded):
+    saved: list[Terms] = [{}] * (plan.table.shape[1] - 1)  # s1 .. sk: nothing is saved yet
+    for row, matrix in enumerate(plan.table if plan.hooked else plan.fused):
         taken = {x}.union(*saved)
         m = slots.take(taken)
         z = slots.take(taken) if plan.draws(row) else None
         x0 = slots.take(taken) if plan.hooked else None
-        inputs = [{m: 1.0}, {x: 1.0}, *saved, {} if z is None else {z: 1.0}, {} if x0 is None else {x0: 1.0}]
-        outputs: list[dict[int, float]] = []
-        for line in matrix:
-            weights: dict[int, float] = {}
-            for weight, terms in zip(line, inputs, strict=False):
-                if abs(weight) > _ROUNDING * np.abs(line).max():
-                    weights |= {slot: weights.get(slot, 0.0) + factor * weight for slot, factor in terms.items()}
-            outputs.append(weights)
-        sums = [i for i, weights in enumerate(outputs) if i == 0 or len(weights) > 1]  # else a slot by another name
-        read = sorted({slot for i in sums for slot in outputs[i]})
+        inputs: list[Terms] = [{m: 1.0}, {x: 1.0}, *saved, {} if z is None else {z: 1.0}]
+        inputs += [] if x0 is None else [{x0: 1.0}]  # the table of a plan without hooks has no column for it
+        outputs = [_expanded(weights, inputs) for weights in matrix]
+        # The new x is always computed; saved latents that are a multiple of one slot are that slot under another name.
+        computed = [i for i, terms in enumerate(outputs) if i == 0 or len(terms) > 1]
+        read = sorted({slot for i in computed for slot in outputs[i]})
         read = read if len(read) > 1 else sorted({m, x, *read})  # NumPy has no fast product of one
-        first = slots.take(taken, len(sums), read)
-        wires = Operands((read[0], read[-1] + 1, int(np.gcd.reduce(np.diff(read)))), (first, first + len(sums)))
-        dense = np.squeeze([[outputs[i].get(slot, 0.0) for slot in range(*wires.read)] for i in sums])
-        by_dtype = {np.dtype(dtype): dense.astype(dtype) for dtype in (np.float32, np.float64)}
-        moves.append(RowProgram(x, m, z, x0, wires, by_dtype))
-        for slot, i in enumerate(sums, first):
+        first = slots.take(taken, len(computed), read)
+        operands = Operands((read[0], read[-1] + 1, int(np.gcd.reduce(np.diff(read)))), (first, first + len(computed)))
+        programs.append(RowProgram(x, m, z, x0, operands, _dense([outputs[i] for i in computed], operands)))
+        for slot, i in enumerate(computed, first):
             outputs[i] = {slot: 1.0}
-        (x,), *saved = outputs
-    return moves, slots.count
+        x, saved = first, outputs[1:]
+    return programs, slots.count
 
 
-def _laid_out(plan: Plan) -> tuple[list[RowProgram], int]:
-    """The result of `assign_slots`, computed once for each plan."""
-    if plan not in _LAID_OUT:
-        _LAID_OUT[plan] = assign_slots(plan)
-    return _LAID_OUT[plan]
+def _expanded(weights: Floats, inputs: Sequence[Terms]) -> Terms:
+    """Write a line of the table, (inputs,), in terms of slots, without weights that are rounding."""
+    least = _ROUNDING * np.abs(weights).max()
+    sums: Terms = {}
+    for weight, terms in zip(weights, inputs, strict=True):
+        for slot, factor in terms.items() if abs(weight) > least else ():
+            sums[slot] = sums.get(slot, 0.0) + factor * weight
+    return sums
+
+
+def _dense(sums: Sequence[Terms], operands: Operands) -> dict[np.dtype[np.generic], Array]:
+    """Write the weights of some sums as one matrix, (written, read), or (read,) for one sum, in both dtypes."""
+    dense = np.squeeze([[terms.get(slot, 0.0) for slot in range(*operands.read)] for terms in sums])
+    return {np.dtype(dtype): dense.astype(dtype) for dtype in (np.float32, np.float64)}
+
+
+def _assigned(plan: Plan) -> tuple[list[RowProgram], int]:
+    """Return the result of `assign_slots`, computed once for each plan."""
+    if plan not in _ASSIGNED:
+        _ASSIGNED[plan] = assign_slots(plan)
+    return _ASSIGNED[plan]
 
 
 class Workspace:
-    """The latents of one run of a plan. Allocates once; after that only hooks and learned variances do."""
+    """Holds the latents of one run of a plan.
+
+    It allocates once; after that only hooks and learned variances allocate.
+
+    Attributes:
+        x: The current latents, (B, C, h, w): a view of the buffer, which later rows write over.
+    """
 
     def __init__(self, plan: Plan, x: Latents) -> None:
-        """`x` are the first latents, (B, C, h, w), of float32 or float64."""
-        self._plan, (self._moves, slots) = plan, _laid_out(plan)
-        self._slots = np.empty((slots, *x.shape), np.float64 if x.dtype == np.float64 else np.float32)
-        self._slots.fill(0)  # written to here, so that no row is the first to touch the memory
-        flat = self._slots.reshape(slots, len(x), -1)
-        # Looked up by each row, for there are few of them.
-        self._views: dict[Operands, tuple[Latents, Latents]] = {}
-        for wires in {move.wires for move in self._moves}:
-            written = flat[slice(*wires.written)]
+        """Allocate the slots of a run.
+
+        Args:
+            plan: The plan to run.
+            x: First latents, (B, C, h, w), of float32 or float64.
+        """
+        self._plan, (self._programs, count) = plan, _assigned(plan)
+        self._buffer = np.empty((count, *x.shape), np.float64 if x.dtype == np.float64 else np.float32)
+        self._buffer.fill(0)  # written to here, so that no row is the first to touch the memory
+        self._slots: list[Latents] = list(self._buffer)  # the same objects in all rows, (B, C, h, w)
+        flat = self._buffer.reshape(count, len(x), -1)
+        self._views: dict[Operands, tuple[Latents, Latents]] = {}  # few rows differ in their operands
+        for operands in {program.operands for program in self._programs}:
+            written = flat[slice(*operands.written)]
             out = written[0] if len(written) == 1 else written.swapaxes(0, 1)
-            self._views[wires] = flat[slice(*wires.read)].swapaxes(0, 1), out
-        self._slots[0] = x
-        self.x = self._slots[0]
+            self._views[operands] = flat[slice(*operands.read)].swapaxes(0, 1), out
+        self.x: Latents = self._slots[0]
+        self.x[...] = x
         self._row = -1
-        self._lent: tuple[Latents | None, Latents | None] = None, None
 
     def slots(self, row: int) -> tuple[Latents | None, Latents | None]:
-        """Where the network's word at the coming row, and its noise, may be left so that `move` need not copy them. No
-        place for a word that says variances too, nor for noise that a row does not draw.
+        """Return the slots of the coming row for the prediction and the noise, each (B, C, h, w).
+
+        Arrays that are written there and handed to `move` are not copied. The first is None where the network
+        predicts a variance too, the second where the row draws no noise.
         """
-        move = self._moves[row]
-        word = None if self._plan.learned else self._slots[move.m]
-        self._lent = word, None if move.z is None else self._slots[move.z]
-        return self._lent
+        program = self._programs[row]
+        m = None if self._plan.predicts_variance else self._slots[program.m]
+        return m, None if program.z is None else self._slots[program.z]
 
     def move(self, row: int, m: Latents, z: Latents | None = None) -> Latents:
-        """Everything a sampler does between two evaluations of the network: the latents after a row.
+        """Do everything that a sampler does between two evaluations of the network.
 
-        They are a buffer that later rows write over.
+        Args:
+            row: The row of the plan; rows run in order.
+            m: The guided prediction, (B, C, h, w), or (B, 2C, h, w) with a variance.
+            z: Unit noise, (B, C, h, w), where the plan draws it.
+
+        Returns:
+            The latents after the row, (B, C, h, w): a view of the buffer, which later rows write over.
+
+        Raises:
+            InvalidRequest: The plan draws noise and `z` is None.
+            LdmrtError: The network predicts more channels than the plan reads.
         """
-        plan, move, slots = self._plan, self._moves[row], self._slots
+        program, slots, channels = self._programs[row], self._slots, self._buffer.shape[2]
         self._row = row
-        if plan.learned and m.shape[1] == 2 * slots.shape[2]:
+        if self._plan.predicts_variance and m.shape[1] == 2 * channels:
             m, variance = np.split(m, 2, axis=1)
-            if plan.spread is not None and z is not None:  # Nichol & Dhariwal 2021, equation 15
-                z = z * plan.spread[row] ** ((variance + 1) / 4)
-            elif z is not None and plan.learned == "learned":
-                z = z * np.sqrt(variance)
-        if m.shape[1] != slots.shape[2]:
+            z = z if z is None else self._scaled(row, z, variance)
+        if m.shape[1] != channels:
             problem, hint = "the network predicts more than this plan reads", "variance_type learned or learned_range"
-            raise LdmrtError("sampler", problem, expected=f"{slots.shape[2]} channels", found=m.shape[1], hint=hint)
-        if m is not self._lent[0]:
-            slots[move.m] = m
-        if move.z is not None:
+            raise LdmrtError("sampler", problem, expected=f"{channels} channels", found=m.shape[1], hint=hint)
+        if m is not slots[program.m]:
+            slots[program.m][...] = m
+        if program.z is not None:
             if z is None:
-                raise LdmrtError("sampler", "this plan draws noise", expected="noise(row)", found=None)
-            if z is not self._lent[1]:
-                slots[move.z] = z
-        if move.x0 is not None:
-            slots[move.x0] = self.seen(row)
-        inputs, out = self._views[move.wires]
-        np.matmul(move.weights[slots.dtype], inputs, out=out)  # image by image: its bits do not hang on the others
-        self.x = slots[move.wires.written[0]]
+                raise InvalidRequest("sampler", "this plan draws noise", expected="noise(row)", found=None)
+            if z is not slots[program.z]:
+                slots[program.z][...] = z
+        if program.x0 is not None:
+            slots[program.x0][...] = self.predicted_x0(row)
+        inputs, out = self._views[program.operands]
+        # Each image is a product of its own, so its bits do not depend on the others of the batch.
+        np.matmul(program.weights[self._buffer.dtype], inputs, out=out)
+        self.x = slots[program.operands.written[0]]
         return self.x
 
-    def seen(self, row: int) -> Latents:
-        """The network's word at the latest row as a clean image, through the plan's hooks."""
+    def _scaled(self, row: int, z: Latents, variance: Latents) -> Latents:
+        """Scale noise by the deviation that the network predicts (Nichol & Dhariwal 2021, equation 15)."""
+        if self._plan.spread is not None:
+            z = z * self._plan.spread[row] ** ((variance + 1) / 4)
+        elif self._plan.variance is Variance.LEARNED:
+            z = z * np.sqrt(variance)
+        return z
+
+    def predicted_x0(self, row: int) -> Latents:
+        """Return the clean latents that the latest row predicts, (B, C, h, w), through the plan's hooks.
+
+        Raises:
+            LdmrtError: A later row has run, and has written over the prediction.
+        """
         if row != self._row:
-            raise LdmrtError(
-                "sampler", f"x0 of row {row} is gone", expected="asking before the next row", found=self._row
-            )
-        move = self._moves[row]
-        kx, km = self._plan.read[row].astype(self._slots.dtype)
-        x0 = kx * self._slots[move.x] + km * self._slots[move.m]
+            expected = "asking before the next row"
+            raise LdmrtError("sampler", f"x0 of row {row} is gone", expected=expected, found=self._row)
+        program = self._programs[row]
+        kx, km = self._plan.read[row].astype(self._buffer.dtype)
+        x0: Latents = kx * self._slots[program.x] + km * self._slots[program.m]
         if self._plan.threshold is not None:
-            share, most = self._plan.threshold
+            quantile, most = self._plan.threshold
             axes = tuple(range(1, x0.ndim))
-            bound = np.clip(np.quantile(np.abs(x0), share, axis=axes, keepdims=True), 1, most).astype(x0.dtype)
+            bound = np.clip(np.quantile(np.abs(x0), quantile, axis=axes, keepdims=True), 1, most).astype(x0.dtype)
             x0 = np.clip(x0, -bound, bound) / bound
         elif self._plan.clip is not None:
             x0 = np.clip(x0, -self._plan.clip, self._plan.clip)

@@ -20,10 +20,17 @@ CLIP_LENGTH = 77
 
 
 class Tokenizer:
-    """Byte-pair encoding to a fixed length, with start and end tokens and padding."""
+    """Encodes texts as byte pairs, to a fixed length, with start and end tokens and padding."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
-        """`files` are those of a tokenizer folder: vocab.json and merges.txt, or tokenizer.json, and the configs."""
+        """Read a tokenizer.
+
+        Args:
+            files: The files of a tokenizer folder by name: vocab.json and merges.txt, or tokenizer.json, and configs.
+
+        Raises:
+            LdmrtError: A file is missing or damaged, or the package tokenizers is missing.
+        """
         try:
             from tokenizers import Tokenizer as Backend
         except ImportError as error:
@@ -71,7 +78,17 @@ class Tokenizer:
         return int(found)
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        """Turn texts into ids, (len(texts), length). Texts that are too long are cut, and a warning says where."""
+        """Turn texts into token ids.
+
+        Args:
+            texts: Prompts; those that are too long are cut, and a warning quotes the part that is skipped.
+
+        Returns:
+            Ids with start, end and padding, (len(texts), length), int64.
+
+        Raises:
+            LdmrtError: An item is not text.
+        """
         rows = np.full((len(texts), self.length), self.pad, np.int64)
         for text in texts:
             if not isinstance(text, str) or _broken(text):
@@ -93,16 +110,23 @@ class Tokenizer:
 
 
 def token_count(files: Mapping[str, bytes]) -> int:
-    """How many tokens every text is brought to, by the files of a tokenizer's folder."""
+    """Return how many tokens every text is cut or padded to, by the files of a tokenizer's folder."""
     length = _json(files, "tokenizer_config.json").get("model_max_length", CLIP_LENGTH)
     if not isinstance(length, (int, float)) or not length >= 2:
         raise LdmrtError("tokenizer", "invalid model_max_length", expected="at least 2", found=length)
-    return int(length) if length < 10**6 else CLIP_LENGTH  # 1e30 is transformers' word for "nobody said"
+    return int(length) if length < 10**6 else CLIP_LENGTH  # 1e30 is how transformers writes that there is no limit
 
 
 def clip_bpe(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], any_case: Collection[str] = ()) -> Any:
-    """The CLIP pipeline around a vocabulary: lower case, split by `PATTERN`, bytes, merges, start and end tokens, which
-    are read in lower case alone where they are not in `any_case`.
+    """Build CLIP's pipeline around a vocabulary: lower case, split by `PATTERN`, bytes, merges, start and end tokens.
+
+    Args:
+        vocab: The id of every token; it must hold the start and the end token.
+        merges: Pairs of symbols in the order in which they are merged.
+        any_case: The special tokens that are read in any case; others are read in lower case alone.
+
+    Raises:
+        LdmrtError: The vocabulary has no start or end token, or the package tokenizers is missing.
     """
     try:
         from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -132,8 +156,9 @@ def clip_bpe(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], any_ca
 
 
 def _any_case(config: Mapping[str, Any], special: Mapping[str, Any]) -> set[str]:
-    """The special tokens that are noted as normalised, which are read in any case. As in transformers, the list of
-    added tokens comes before the roles, and of the roles of one token the last has the say.
+    """Return the special tokens that are noted as normalised, which are read in any case.
+
+    As in transformers, the list of added tokens comes before the roles, and the last role of a token decides.
     """
     listed = config.get("added_tokens_decoder")
     if isinstance(listed, Mapping) and listed:
@@ -150,7 +175,7 @@ def _any_case(config: Mapping[str, Any], special: Mapping[str, Any]) -> set[str]
 
 
 def _listed(config: Mapping[str, Any]) -> dict[str, int]:
-    """The words that a tokenizer_config.json adds to the vocabulary."""
+    """Return the words that a tokenizer_config.json adds to the vocabulary, with their ids."""
     try:
         return {entry["content"]: int(number) for number, entry in config.get("added_tokens_decoder", {}).items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -169,18 +194,18 @@ def _add_words(backend: Any, words: Mapping[str, int]) -> None:
 
 
 def _word_vectors(backend: Any) -> dict[int, list[int]]:
-    """The ids that each added word stands for: by diffusers' convention word, word_1, word_2 ... as far as they go."""
+    """Return the ids that each added word stands for: by diffusers' convention word, word_1, word_2 and so on."""
     added = {token.content: i for i, token in backend.get_added_tokens_decoder().items() if not token.special}
     return {number: [number, *(added[name] for name in more_vectors(word, added))] for word, number in added.items()}
 
 
 def _broken(text: str) -> bool:
-    """Whether a string holds half of a character, as what was no UTF-8 leaves behind."""
+    """Tell whether a string holds half of a character, as decoded bytes that are not UTF-8 do."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def split_merge(line: str) -> tuple[str, str]:
-    """A line of merges.txt: two symbols."""
+    """Split a line of merges.txt into its two symbols."""
     left, right = line.split()
     return left, right
 

@@ -15,7 +15,7 @@ from ldmrt.export.engines.engine_memory import predict, vram
 from ldmrt.export.engines.profiles import Wanted, recipes
 from ldmrt.export.parity.record import record
 from ldmrt.model import load
-from ldmrt.runtime import Bundle, Pipeline
+from ldmrt.runtime import Bundle, Pipeline, Request
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.parity.compare import certify, compare
 from ldmrt.runtime.parity.metrics import psnr
@@ -57,16 +57,16 @@ def test_draws_what_diffusers_draws(scheduler: str, pipeline: Pipeline) -> None:
     expected = theirs(
         PROMPT, num_inference_steps=20, guidance_scale=5.0, latents=torch.from_numpy(latents), output_type="np"
     ).images
-    found = pipeline(PROMPT, steps=20, guidance=5.0, latents=latents, scheduler=scheduler).images
+    found = pipeline(PROMPT, num_inference_steps=20, guidance_scale=5.0, latents=latents, scheduler=scheduler).pixels
     assert psnr(found, np.rint(expected * 255)) >= 60.0  # an error of a quarter of a grey level on average
 
 
 def test_picture_of_a_batch_is_its_single_twin(pipeline: Pipeline) -> None:
-    batch = pipeline(PROMPT, count=4, seed=7)
+    batch = pipeline(PROMPT, num_images_per_prompt=4, seed=7)
     assert batch.seeds == [7, 8, 9, 10]
-    assert batch.images.tobytes() == pipeline(PROMPT, count=4, seed=7).images.tobytes()
-    for seed, picture in zip(batch.seeds, batch.images, strict=True):
-        twin = pipeline(PROMPT, seed=seed).images[0]
+    assert batch.pixels.tobytes() == pipeline(PROMPT, num_images_per_prompt=4, seed=7).pixels.tobytes()
+    for seed, picture in zip(batch.seeds, batch.pixels, strict=True):
+        twin = pipeline(PROMPT, seed=seed).pixels[0]
         # sums are taken in another order in another batch size: a value at a rounding edge may fall to either side
         assert np.abs(twin.astype(int) - picture).max() <= 1
 
@@ -74,7 +74,9 @@ def test_picture_of_a_batch_is_its_single_twin(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize(("tile", "least"), [(64, 30.0), (128, 38.0), (192, 42.0)])
 def test_tiles_each_for_itself(tile: int, least: float, pipeline: Pipeline) -> None:
     """Norms and attention look at all of a tile, so tiles are not the whole. Measured: 33.0, 40.1 and 43.8 dB."""
-    x = pipeline("a red apple, noto style, blue background", width=256, height=256, steps=12, seed=1).latents
+    x = pipeline(
+        "a red apple, noto style, blue background", width=256, height=256, num_inference_steps=12, seed=1
+    ).latents
     drawn = replace(pipeline, decoding=Decoding(tile, passes=1)).decode(x)
     assert psnr(drawn, pipeline.decode(x)) >= least
 
@@ -85,7 +87,7 @@ def test_tiles(tile: int, least: float, pipeline: Pipeline) -> None:
     left are a tile's edges, beyond which convolutions see nothing.
     """
     for prompt in ("a red apple, noto style, blue background", "a penguin, noto style"):
-        x = pipeline(prompt, width=256, height=256, steps=12, seed=1).latents
+        x = pipeline(prompt, width=256, height=256, num_inference_steps=12, seed=1).latents
         drawn = replace(pipeline, decoding=Decoding(tile)).decode(x)
         assert psnr(drawn, pipeline.decode(x)) >= least
 
@@ -94,9 +96,11 @@ def test_tiles(tile: int, least: float, pipeline: Pipeline) -> None:
 def test_encoding_tiles(tile: int, least: float, pipeline: Pipeline) -> None:
     """What is decoded of latents of a picture that was encoded in tiles. Measured: 46.2, 50.8 and 58.8 dB at least."""
     for prompt in ("a red apple, noto style, blue background", "a penguin, noto style"):
-        picture = pipeline(prompt, width=256, height=256, steps=12, seed=1).images[0]
+        picture = pipeline(prompt, width=256, height=256, num_inference_steps=12, seed=1).pixels[0]
         tiled, whole = (
-            replace(pipeline, decoding=how).prepare(prompt, image=picture, strength=0.5, steps=4).init
+            replace(pipeline, decoding=how)
+            .prepare(Request(prompt, image=picture, strength=0.5, num_inference_steps=4))
+            .init
             for how in (Decoding(tile), Decoding())
         )
         assert tiled is not None

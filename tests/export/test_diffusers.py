@@ -51,18 +51,24 @@ def test_draws_what_diffusers_draws(
         width=width, latents=torch.from_numpy(latents), output_type="np",
     ).images  # fmt: skip
     result = ours(
-        PROMPTS, negative_prompt=NEGATIVE, steps=steps, guidance=guidance, height=height, width=width, latents=latents,
+        PROMPTS,
+        negative_prompt=NEGATIVE,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        height=height,
+        width=width,
+        latents=latents,
         scheduler=scheduler,
-    )  # fmt: skip
-    assert result.images.shape == expected.shape
+    )
+    assert result.pixels.shape == expected.shape
     assert expected.std() > 0.1  # a grey picture would prove nothing
     # 60 dB is an error of a quarter of a grey level on average; most of these are equal to the last bit
-    assert psnr(result.images, np.rint(expected * 255)) >= 60.0
+    assert psnr(result.pixels, np.rint(expected * 255)) >= 60.0
 
 
 def test_another_latent_draws_another_picture(ours: Pipeline) -> None:
-    one, other = (ours(PROMPTS[0], steps=4, seed=seed).images for seed in (0, 1))
+    one, other = (ours(PROMPTS[0], num_inference_steps=4, seed=seed).pixels for seed in (0, 1))
     assert psnr(one, other) < 40.0
-    again = ours(PROMPTS[0], steps=4, seed=0).images
+    again = ours(PROMPTS[0], num_inference_steps=4, seed=0).pixels
     np.testing.assert_array_equal(one, again)
-    assert not np.array_equal(ours(PROMPTS[1], steps=4, seed=0).images, one)
+    assert not np.array_equal(ours(PROMPTS[1], num_inference_steps=4, seed=0).pixels, one)

@@ -61,7 +61,7 @@ def task(name: str) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
     """What a family is asked beside its prompts: of us, of diffusers, and the streams that diffusers draws first."""
     size = FAMILIES[name].size
     if "inpaint" in name:
-        ours = {"image": picture(size), "mask": mask(size), "strength": 1.0}
+        ours = {"image": picture(size), "mask_image": mask(size), "strength": 1.0}
         theirs = {"image": [picture(size)] * 2, "mask_image": [mask(size)] * 2, "strength": 1.0}
         return ours, {**theirs, "height": size, "width": size}, [FIRST, MASKED]
     if "refiner" in name:
@@ -95,7 +95,7 @@ def expected(
 
 def found(pipeline: Pipeline, name: str, scheduler: str | None, **asked: Any) -> NDArray[np.float32]:
     ours, _, _ = task(name)
-    return pipeline(PROMPTS, steps=STEPS, seed=SEEDS, scheduler=scheduler, **{**ours, **asked}).latents
+    return pipeline(PROMPTS, num_inference_steps=STEPS, seed=SEEDS, scheduler=scheduler, **{**ours, **asked}).latents
 
 
 def close(ours: NDArray[Any], theirs: NDArray[Any]) -> None:
@@ -113,7 +113,7 @@ def test_family_draws_what_diffusers_draws(
     pipeline = torch_pipeline(load(places[name]))
     negative = {"negative_prompt": ["blurred"] * 2} if name != "lcm" else {}  # whose pipeline has none
     theirs = expected(name, places[name], scheduler, monkeypatch, guidance_scale=4.0, **negative)
-    close(found(pipeline, name, scheduler, guidance=4.0, negative_prompt="blurred"), theirs)
+    close(found(pipeline, name, scheduler, guidance_scale=4.0, negative_prompt="blurred"), theirs)
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd2-v", "sd-turbo", "sdxl", "sdxl-refiner"])
@@ -123,7 +123,7 @@ def test_without_negative_prompt(
 ) -> None:
     """SDXL then takes zeros, not the words ""; Turbo's users ask for a guidance of 0, which is none."""
     theirs = expected(name, places[name], None, monkeypatch, guidance_scale=guidance)
-    close(found(torch_pipeline(load(places[name])), name, None, guidance=guidance), theirs)
+    close(found(torch_pipeline(load(places[name])), name, None, guidance_scale=guidance), theirs)
 
 
 TOLD: list[tuple[dict[str, Any], dict[str, Any], float]] = [
@@ -133,7 +133,7 @@ TOLD: list[tuple[dict[str, Any], dict[str, Any], float]] = [
         4.0,
     ),
     (
-        {"original_size": (40, 20), "crop": (3, 5), "target_size": (16, 24)},
+        {"original_size": (40, 20), "crops_coords_top_left": (3, 5), "target_size": (16, 24)},
         {"original_size": (40, 20), "crops_coords_top_left": (3, 5), "target_size": (16, 24)},
         4.0,
     ),
@@ -147,7 +147,7 @@ def test_what_sdxl_is_told(
     ours: dict[str, Any], theirs: dict[str, Any], guidance: float, places: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    pipeline, asked = torch_pipeline(load(places["sdxl"])), {"guidance": guidance, "negative_prompt": "blurred"}
+    pipeline, asked = torch_pipeline(load(places["sdxl"])), {"guidance_scale": guidance, "negative_prompt": "blurred"}
     told = {"negative_prompt": ["blurred"] * 2, "guidance_scale": guidance, **theirs}
     latents = expected("sdxl", places["sdxl"], None, monkeypatch, **told)
     close(found(pipeline, "sdxl", None, **asked, **ours), latents)
@@ -163,15 +163,19 @@ def test_clip_skip_is_the_positive_prompts(
     told = {"negative_prompt": [negative] * 2} if negative and name != "lcm" else {}
     theirs = expected(name, places[name], None, monkeypatch, guidance_scale=4.0, clip_skip=1, **told)
     ours = torch_pipeline(load(places[name]))
-    close(found(ours, name, None, guidance=4.0, clip_skip=1, negative_prompt=negative), theirs)
+    close(found(ours, name, None, guidance_scale=4.0, clip_skip=1, negative_prompt=negative), theirs)
     if name != "lcm":  # which reads no negative prompt
-        both = found(ours, name, None, guidance=4.0, clip_skip=1, negative_clip_skip=1, negative_prompt=negative)
+        both = found(ours, name, None, guidance_scale=4.0, clip_skip=1, negative_clip_skip=1, negative_prompt=negative)
         assert np.abs(both - theirs).max() > 10 * TOLERANCE * np.abs(theirs).max()
 
 
 NEGATIVE_SIZES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (
-        {"negative_original_size": (40, 20), "negative_crop": (3, 5), "negative_target_size": (16, 24)},
+        {
+            "negative_original_size": (40, 20),
+            "negative_crops_coords_top_left": (3, 5),
+            "negative_target_size": (16, 24),
+        },
         {
             "negative_original_size": (40, 20),
             "negative_crops_coords_top_left": (3, 5),
@@ -179,7 +183,12 @@ NEGATIVE_SIZES: list[tuple[dict[str, Any], dict[str, Any]]] = [
         },
     ),
     (
-        {"crop": (1, 2), "original_size": (30, 30), "negative_original_size": (40, 20), "negative_target_size": (8, 8)},
+        {
+            "crops_coords_top_left": (1, 2),
+            "original_size": (30, 30),
+            "negative_original_size": (40, 20),
+            "negative_target_size": (8, 8),
+        },
         {
             "crops_coords_top_left": (1, 2),
             "original_size": (30, 30),
@@ -200,7 +209,7 @@ def test_sizes_of_the_negative_prompt(
     monkeypatch.setattr(module, "SEEDS", SEEDS[:1])
     latents = expected("sdxl", places["sdxl"], None, monkeypatch, guidance_scale=4.0, negative_prompt=["x"], **theirs)
     pipeline = torch_pipeline(load(places["sdxl"]))
-    close(found(pipeline, "sdxl", None, guidance=4.0, negative_prompt="x", **ours), latents)
+    close(found(pipeline, "sdxl", None, guidance_scale=4.0, negative_prompt="x", **ours), latents)
 
 
 def test_the_refiners_negative_prompt_has_its_own_crop(
@@ -209,8 +218,8 @@ def test_the_refiners_negative_prompt_has_its_own_crop(
     name = "sdxl-refiner"
     told = {"crops_coords_top_left": (3, 5), "original_size": (40, 20), "negative_original_size": (10, 12)}
     theirs = expected(name, places[name], None, monkeypatch, guidance_scale=4.0, **told)
-    asked = {"crop": (3, 5), "original_size": (40, 20), "negative_original_size": (10, 12)}
-    close(found(torch_pipeline(load(places[name])), name, None, guidance=4.0, **asked), theirs)
+    asked = {"crops_coords_top_left": (3, 5), "original_size": (40, 20), "negative_original_size": (10, 12)}
+    close(found(torch_pipeline(load(places[name])), name, None, guidance_scale=4.0, **asked), theirs)
 
 
 def test_negative_sizes_that_do_not_count_are_told_of(places: dict[str, Path]) -> None:
@@ -236,8 +245,8 @@ def test_picture_to_picture_of_a_latent_consistency_model(
         output_type="latent",
     ).images  # fmt: skip
     ours = torch_pipeline(load(places["lcm"]))
-    asked = {"image": picture(size), "strength": strength, "guidance": 4.0, "seed": SEEDS}
-    close(ours(PROMPTS, steps=steps, **asked).latents, theirs.numpy())
+    asked = {"image": picture(size), "strength": strength, "guidance_scale": 4.0, "seed": SEEDS}
+    close(ours(PROMPTS, num_inference_steps=steps, **asked).latents, theirs.numpy())
 
 
 SLOW = pytest.mark.slow
@@ -253,8 +262,8 @@ def test_base_and_refiner_draw_what_diffusers_draws(
     asked: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": 4.0, "output_type": "latent"}
     base = torch_pipeline(load(places["sdxl"]))
     refined = RefinedPipeline(base, torch_pipeline(load(places["sdxl-refiner"])), share)
-    request = Request(PROMPTS, steps=steps, guidance=4.0, seed=SEEDS, scheduler=scheduler)
-    begun = refined.base.plan(Request("a", steps=steps, scheduler=scheduler, denoising_end=share)).rows
+    request = Request(PROMPTS, num_inference_steps=steps, guidance_scale=4.0, seed=SEEDS, scheduler=scheduler)
+    begun = refined.base.plan(Request("a", num_inference_steps=steps, scheduler=scheduler, denoising_end=share)).rows
 
     def theirs(name: str, streams: list[int], **told: Any) -> Any:
         pipeline = getattr(diffusers, FAMILIES[name].pipeline).from_pretrained(places[name])
@@ -271,12 +280,12 @@ def test_base_and_refiner_draw_what_diffusers_draws(
     final = theirs("sdxl-refiner", rows, image=left, denoising_start=share)
     result = refined(request)
     close(result.latents, final.numpy())
-    assert result.images.shape == (2, size, size, 3)
+    assert result.pixels.shape == (2, size, size, 3)
     *_, last = refined.steps(request)
     assert (last.row + 1, last.rows) == (refined.rows(request), refined.rows(request))
     np.testing.assert_array_equal(last.x, result.latents)
     (drawn,) = refined.draw([request])
-    np.testing.assert_array_equal(drawn.images, result.images)
+    np.testing.assert_array_equal(drawn.pixels, result.pixels)
 
 
 @pytest.mark.parametrize("name", [pytest.param(EXPORTED[0], marks=pytest.mark.slow), *EXPORTED[1:]])
@@ -288,6 +297,6 @@ def test_bundle_draws_what_its_checkpoint_draws(name: str, places: dict[str, Pat
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", ".* it has no parity certificate")
         bundle = open_pipeline(tmp_path / "bundle")
-    latents = [found(pipeline, name, None, guidance=4.0) for pipeline in (bundle, torch_pipeline(checkpoint))]
+    latents = [found(pipeline, name, None, guidance_scale=4.0) for pipeline in (bundle, torch_pipeline(checkpoint))]
     assert bundle.shape == torch_pipeline(checkpoint).shape
     close(*latents)

@@ -116,7 +116,14 @@ def test_base_and_refiner_inpaint_what_diffusers_inpaints(
 ) -> None:  # fmt: skip
     """What the mask keeps is handed over without noise, in the space of the other model's first latents."""
     request = Request(
-        PROMPTS, steps=STEPS, guidance=4.0, seed=SEEDS, scheduler=name, image=image(), mask=mask(), strength=strength
+        PROMPTS,
+        num_inference_steps=STEPS,
+        guidance_scale=4.0,
+        seed=SEEDS,
+        scheduler=name,
+        image=image(),
+        mask_image=mask(),
+        strength=strength,
     )
     base, refiner = (ours[part] for part in PARTS)
     streams = [IMAGE, FIRST, MASKED, *_draws(base.plan(replace(request, denoising_end=share)))]

@@ -88,7 +88,13 @@ def test_picture_to_picture(
     image = picture().resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)  # diffusers keeps a picture's own size
     pipeline = diffusers.StableDiffusionImg2ImgPipeline(**components)
     expected = theirs(pipeline, name, [IMAGE, FIRST], monkeypatch, image=[image] * 2, strength=strength)
-    asked = {"negative_prompt": "blurred", "steps": STEPS, "guidance": 4.0, "seed": SEEDS, "scheduler": name}
+    asked = {
+        "negative_prompt": "blurred",
+        "num_inference_steps": STEPS,
+        "guidance_scale": 4.0,
+        "seed": SEEDS,
+        "scheduler": name,
+    }
     close(ours(PROMPTS, image=image, strength=strength, **asked).latents, expected)
     resized = ours(PROMPTS, image=picture(), width=WIDTH, height=HEIGHT, strength=strength, **asked)
     close(resized.latents, expected)
@@ -98,7 +104,13 @@ def test_one_image_and_mask_for_each_prompt(
     ours: Pipeline, components: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = [picture(seed).resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS) for seed in (0, 1)]
-    asked = {"negative_prompt": "blurred", "steps": STEPS, "guidance": 4.0, "seed": SEEDS, "scheduler": "ddim"}
+    asked = {
+        "negative_prompt": "blurred",
+        "num_inference_steps": STEPS,
+        "guidance_scale": 4.0,
+        "seed": SEEDS,
+        "scheduler": "ddim",
+    }
     pipeline = diffusers.StableDiffusionImg2ImgPipeline(**components)
     expected = theirs(pipeline, "ddim", [IMAGE, FIRST], monkeypatch, image=images, strength=0.5)
     close(ours(PROMPTS, image=images, strength=0.5, **asked).latents, expected)
@@ -108,7 +120,7 @@ def test_one_image_and_mask_for_each_prompt(
         pipeline, "ddim", [IMAGE, FIRST, MASKED], monkeypatch,
         image=images, mask_image=masks, height=HEIGHT, width=WIDTH, strength=0.7,
     )  # fmt: skip
-    close(ours(PROMPTS, image=images, mask=masks, strength=0.7, **asked).latents, expected)
+    close(ours(PROMPTS, image=images, mask_image=masks, strength=0.7, **asked).latents, expected)
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.7])
@@ -122,7 +134,16 @@ def test_inpainting_by_blending(
         image=[picture()] * 2, mask_image=[mask()] * 2, height=HEIGHT, width=WIDTH, strength=strength,
     )  # fmt: skip
     found = ours(
-        PROMPTS, negative_prompt="blurred", steps=STEPS, guidance=4.0, seed=SEEDS, scheduler=name, strength=strength,
-        image=picture(), mask=mask(), width=WIDTH, height=HEIGHT,
-    )  # fmt: skip
+        PROMPTS,
+        negative_prompt="blurred",
+        num_inference_steps=STEPS,
+        guidance_scale=4.0,
+        seed=SEEDS,
+        scheduler=name,
+        strength=strength,
+        image=picture(),
+        mask_image=mask(),
+        width=WIDTH,
+        height=HEIGHT,
+    )
     close(found.latents, expected)

@@ -122,7 +122,7 @@ def kinds(certified: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def draw(pipeline: Pipeline, **options: Any) -> NDArray[np.uint8]:
-    return pipeline(PROMPT, steps=2, seed=1, **options).images
+    return pipeline(PROMPT, num_inference_steps=2, seed=1, **options).pixels
 
 
 def assert_finite(network: torch.nn.Module) -> None:

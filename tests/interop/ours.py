@@ -23,10 +23,16 @@ def draw(place: Place, maker: str, *, prompts: Sequence[str] = cases.PROMPTS, by
         asked["mask"] = cases.mask()
     try:
         result = open_bundle(place.directory(maker))(
-            prompts, negative_prompt=cases.NEGATIVE, steps=cases.STEPS, guidance=cases.GUIDANCE, seed=cases.SEEDS,
-            height=cases.HEIGHT, width=cases.WIDTH, **asked,
-        )  # fmt: skip
+            prompts,
+            negative_prompt=cases.NEGATIVE,
+            num_inference_steps=cases.STEPS,
+            guidance_scale=cases.GUIDANCE,
+            seed=cases.SEEDS,
+            height=cases.HEIGHT,
+            width=cases.WIDTH,
+            **asked,
+        )
     except Exception as error:
         drawn.fail(error)
     else:
-        drawn.save(result.images)
+        drawn.save(result.pixels)

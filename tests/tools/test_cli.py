@@ -112,7 +112,7 @@ def test_inspect(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
         *("text_encoder", "vae_encoder", "fp32", "encoder_hidden_states float32(batch, 16, 24)", "made by ldmrt"),
         "16x16 pixels, latents of 4 channels at 1/2",
         "DDIMScheduler, predicts epsilon, scaling factor 0.18215",
-        "files are as the manifest says",
+        "files match the manifest",
     ]
     for words in wanted:
         assert words in ran.out

@@ -15,6 +15,7 @@ from ldmrt.tools.cli import COMMANDS
 # What each command cannot do without, and its words. BUNDLE and CHECKPOINT are put in.
 CHECKPOINT = {"torch", "transformers", "safetensors"}
 NEEDS: dict[str, tuple[str, set[str]]] = {
+    "demo": ("demo --bundle NEW/bundle -o NEW/x.png", {*CHECKPOINT, "onnx", "onnx_ir", "onnxscript", "onnxruntime"}),
     "generate": ("generate BUNDLE cat --steps 1 -o NEW/x.png", {"onnxruntime", "tokenizers", "PIL"}),
     "export": ("export CHECKPOINT NEW/bundle --no-verify", {*CHECKPOINT, "onnx", "onnx_ir", "onnxscript"}),
     "verify": ("verify BUNDLE --against CHECKPOINT", {*CHECKPOINT, "onnxruntime"}),
@@ -80,7 +81,8 @@ def test_commands_without_a_package(bundle: Path, checkpoint: Path, tmp_path: Pa
         assert len(lines) == 2, (package, words, said)
         assert lines[0].startswith("error: ")
         assert lines[0].endswith(f": {PACKAGES[package].title} is not installed"), (package, words, said)
-        assert lines[1] == f"  try: {PACKAGES[package].install}"
+        install = "pip install 'ldmrt[demo]'" if words[0] == "demo" else PACKAGES[package].install
+        assert lines[1] == f"  try: {install}"
     assert not list(tmp_path.iterdir())  # nothing half made stays
 
 

@@ -6,10 +6,13 @@ import shlex
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from PIL import Image
 
 from ldmrt.runtime.optional import PACKAGES
 
@@ -38,6 +41,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def shipped() -> set[str]:
+    """Files of the shipped model, as a wheel names them."""
+    listed = run("git", "ls-files", "model/pretrained", cwd=ROOT) if (ROOT / ".git").exists() else ""
+    there = [path.relative_to(ROOT).as_posix() for path in (ROOT / "model" / "pretrained").rglob("*") if path.is_file()]
+    return {f"ldmrt/{name}" for name in listed.split() or there}
+
+
 @pytest.mark.slow
 def test_wheel_and_sdist(built: Path, tmp_path: Path) -> None:
     (wheel,) = built.glob("*.whl")
@@ -47,7 +57,9 @@ def test_wheel_and_sdist(built: Path, tmp_path: Path) -> None:
     for package in ("", "model/", "export/", "runtime/", "runtime/bundle/engines/", "tools/", "tools/commands/"):
         assert f"ldmrt/{package}__init__.py" in names
     parts = {part for name in names for part in Path(name).parts}
-    assert not [part for part in parts if part.startswith(("pretrained", "test", "benchmark", "gpu_", "results"))]
+    assert not [part for part in parts if part.startswith(("test", "benchmark", "gpu_", "results"))]
+    assert {name for name in names if name.startswith("ldmrt/model/pretrained/")} == shipped()
+    assert wheel.stat().st_size < 30e6  # the shipped model is 27 MB, and all else less than one
 
     target = tmp_path / "site"
     run(sys.executable, "-m", "pip", "install", "--no-deps", "--target", target, wheel)
@@ -56,6 +68,35 @@ def test_wheel_and_sdist(built: Path, tmp_path: Path) -> None:
     shown = run(sys.executable, "-c", code, target, "--version", cwd=tmp_path)
     assert shown.count(str(target)) == 2
     assert shown.count(PROJECT["version"]) == 2
+
+
+@pytest.mark.slow
+def test_demo_from_the_wheel(built: Path, tmp_path: Path) -> None:
+    """In an environment of its own, which has the wheel and, behind it, the packages of this one without ldmrt."""
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    python, ldmrt = tmp_path / "venv" / "bin" / "python", tmp_path / "venv" / "bin" / "ldmrt"
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    folders = [folder for folder in sys.path if folder.endswith("-packages")]
+    (site / "base.pth").write_text("\n".join(folders))  # as plain folders: what their .pth files say is not done
+    (wheel,) = built.glob("*.whl")
+    run(python, "-m", "pip", "install", "--quiet", "--no-deps", wheel)
+    place = tmp_path / "empty"
+    place.mkdir()
+    where = run(python, "-c", "import ldmrt; print(ldmrt.__file__)", cwd=place)
+    assert where.startswith(str(site))
+
+    first = run(ldmrt, "demo", cwd=place)
+    assert first == "the images: demo.png, and one by one demo/each-00.png to demo/each-23.png\n"
+    assert sorted(path.name for path in place.iterdir()) == ["demo", "demo.png", "emoji64"]
+    with Image.open(place / "demo.png") as image:
+        assert image.size == (8 * 64 + 7 * 2, 3 * 64 + 2 * 2)
+
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "torch.py").write_text("raise ImportError('No module named torch', name='torch')\n")
+    (site / "a.pth").write_text(str(tmp_path / "without"))  # before base.pth, as .pth files are read in order
+    second = run(ldmrt, "demo", "-o", "again.png", cwd=place)
+    assert second.startswith("the images: again.png, ")
+    assert (place / "again.png").read_bytes() == (place / "demo.png").read_bytes()
 
 
 def test_version() -> None:
@@ -103,7 +144,8 @@ def declared(requirements: list[str]) -> dict[str, str]:
     return found
 
 
-USED = {extra: declared(lines) for extra, lines in EXTRAS.items() if extra != "dev"}
+# What develops and documents the project is pinned, and has no lowest versions.
+USED = {extra: declared(lines) for extra, lines in EXTRAS.items() if extra not in ("dev", "docs")}
 BOUNDS = {name: bound for found in (declared(PROJECT["dependencies"]), *USED.values()) for name, bound in found.items()}
 # Not run on a machine without a GPU, or the same package under another name.
 UNTESTED = {"onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "cuda-bindings"}
@@ -121,7 +163,7 @@ def imported() -> set[str]:
                     names |= {alias.name.partition(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and not node.level:
                     names.add((node.module or "").partition(".")[0])
-    return names - sys.stdlib_module_names - {"ldmrt"}
+    return names - sys.stdlib_module_names - {"ldmrt", "_typeshed"}  # the latter is for type checkers
 
 
 def test_every_import_is_declared_and_has_its_extra() -> None:
@@ -145,6 +187,35 @@ def test_the_lowest_versions_are_the_bounds() -> None:
         assert bound, f"{name} has no lower bound"
         if name not in UNTESTED | {"torch"}:  # why torch is another one is said there
             assert re.sub(r"(\.0)+$", "", lowest[name]) == bound, name
+
+
+def closure(name: str, extras: set[str]) -> set[str]:
+    """All distributions that one needs here with these extras, by the metadata of those that are installed."""
+    reached, queue = set[str](), [(name, extras)]
+    seen = set[tuple[str, frozenset[str]]]()
+    while queue:
+        name, extras = queue.pop()
+        if (name, frozenset(extras)) in seen:
+            continue
+        seen.add((name, frozenset(extras)))
+        reached.add(name)
+        for line in requires(name) or []:
+            requirement = Requirement(line)
+            environments = [{"extra": extra} for extra in extras or {""}]
+            marker = requirement.marker
+            if marker is None or any(marker.evaluate(environment) for environment in environments):
+                queue.append((plain(requirement.name), requirement.extras))
+    return reached - {"ldmrt", "setuptools"}  # the latter comes with the environment, or is asked for by torch
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="constraints.txt is made with Python 3.11")
+def test_all_that_development_installs_is_pinned() -> None:
+    try:
+        needed = closure("ldmrt", {"dev"})
+    except PackageNotFoundError as error:
+        pytest.skip(f"not everything of the dev extra is installed: {error}")
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert needed - {plain(line.partition("==")[0]) for line in lines if "==" in line} == set()
 
 
 SMOKE = """

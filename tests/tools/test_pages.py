@@ -11,7 +11,7 @@ from PIL import Image
 from ldmrt.tools import cli
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "samplers.md")
 COMMANDS = [shlex.split(line) for line in re.findall(r"^    (ldmrt .*)$", TEXT, re.MULTILINE)]
 COMMANDS += [shlex.split(line) for line in re.findall(r"^- run: (ldmrt .*)$", TEXT, re.MULTILINE)]
@@ -43,7 +43,7 @@ def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch)
     commands = list({" ".join(words): words for words in COMMANDS if not _trains(words)}.values())
     # exports come first, and what starts from another command's image last
     commands.sort(key=lambda words: (words[1] != "export", "--image" in words))
-    names = {"export", "generate", "verify", "inspect", "samplers", "plan", "build", "engines", "bench"}
+    names = {"demo", "export", "generate", "verify", "inspect", "samplers", "plan", "build", "engines", "bench"}
     assert {words[1] for words in commands} == names
     for words in commands:
         if words[1] == "build" and find_spec("tensorrt_rtx") is None:
@@ -55,7 +55,7 @@ def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch)
     names: dict = {}
     for snippet in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
         exec(snippet, names)
-    assert names["result"].images.shape == (1, 64, 64, 3)
+    assert names["result"].pixels.shape == (1, 64, 64, 3)
 
 
 @pytest.mark.slow

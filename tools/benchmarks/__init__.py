@@ -1,1 +1,1 @@
-"""Benchmarks and checks of the project itself, run from a checkout; no wheel holds them."""
+"""Benchmarks and checks of the project itself; they run from a checkout and are not in the wheel."""

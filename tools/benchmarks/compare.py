@@ -1,4 +1,4 @@
-"""One model drawn by several programs in turns: what each takes, beside how like its image is.
+"""Make images of one model with several programs in turns; compare their times, memory and images.
 
     python -m ldmrt.tools.benchmarks.compare model/pretrained/emoji64 out/emoji64 --json out/compare.json
 
@@ -15,7 +15,6 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -23,9 +22,10 @@ import numpy as np
 from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.console.script import run_script
 
-SCRIPT = (
-    Path(__file__).with_name("contestant.py").read_text(encoding="utf-8")
-)  # by name, its folder would hide modules of Python
+from .contestant import Ask
+
+# Run as text: run by its name, the folder of the file would hide modules of Python.
+SCRIPT = Path(__file__).with_name("contestant.py").read_text(encoding="utf-8")
 REFERENCE = "diffusers"
 # As `ldmrt verify` asks: whole pipelines in float32, and in float16.
 PSNR = {"fp32": 60.0, "fp16": 40.0}
@@ -33,12 +33,12 @@ PSNR = {"fp32": 60.0, "fp16": 40.0}
 
 @dataclass
 class Contestant:
-    """A program, and what was measured of it."""
+    """A program and its measurements."""
 
     name: str
     python: str
     path: Path  # what it opens
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, object] = field(default_factory=dict)
     ready: float = 0.0  # seconds from its start until it could draw
     first: float = 0.0  # seconds of the first image
     seconds: list[float] = field(default_factory=list)  # of the next ones
@@ -47,77 +47,81 @@ class Contestant:
 
     @property
     def kind(self) -> str:
-        """What `contestant.py` knows it by."""
+        """Return its name in `contestant.py`."""
         return self.name.split(",")[0]
 
 
 class Worker:
     """The process of a contestant."""
 
-    def __init__(self, one: Contestant, ask: dict[str, Any]) -> None:
-        self._one = one
-        ask = {**ask, "options": one.options}
+    def __init__(self, contestant: Contestant, ask: Ask) -> None:
+        """Start the process, with as many threads as `ask` says."""
+        self._name = contestant.name
+        ask = {**ask, "options": contestant.options}
         threads = {f"{name}_NUM_THREADS": str(ask["threads"]) for name in ("OMP", "MKL", "OPENBLAS")}
         self._process = subprocess.Popen(
-            [one.python, "-c", SCRIPT, one.kind, str(one.path), json.dumps(ask)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [contestant.python, "-c", SCRIPT, contestant.kind, str(contestant.path), json.dumps(ask)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
             env={**os.environ, **threads},
-        )  # fmt: skip
+        )
 
     def answer(self) -> dict[str, float]:
-        """Its next answer; an `LdmrtError` with its last words where it ended."""
+        """Wait for its next answer; an `LdmrtError` with its last line of output if it has ended."""
         from ldmrt.runtime.errors import LdmrtError
 
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith("ANSWER "):
                 return dict(json.loads(line.removeprefix("ANSWER ")))
-        _, said = self._process.communicate()
-        found = (said.strip().splitlines() or ["nothing"])[-1]
-        raise LdmrtError("compare", f"{self._one.name} ended", expected="a picture", found=found)
+        _, errors = self._process.communicate()
+        last = (errors.strip().splitlines() or ["nothing"])[-1]
+        raise LdmrtError("compare", f"{self._name} ended", expected="an image", found=last)
 
     def draw(self, path: Path) -> dict[str, float]:
-        """Have it draw an image and save it at `path`, .npy."""
+        """Let it make an image and save it at `path`, .npy."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{path}\n")
         self._process.stdin.flush()
         return self.answer()
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self._process.kill()
         self._process.communicate()
 
 
-def race(contestants: list[Contestant], ask: dict[str, Any], rounds: int, folder: Path) -> None:
-    """Let them draw in turns, `rounds` images each after a first one."""
+def race(contestants: list[Contestant], ask: Ask, rounds: int, folder: Path) -> None:
+    """Let the contestants make images in turns, a first one and `rounds` more, and note their measurements."""
     from ldmrt.runtime.parity.metrics import psnr
 
     workers = []
     try:
-        for one in contestants:
+        for contestant in contestants:
             begin = time.perf_counter()
-            workers.append(Worker(one, ask))
+            workers.append(Worker(contestant, ask))
             workers[-1].answer()
-            one.ready = time.perf_counter() - begin
+            contestant.ready = time.perf_counter() - begin
         for number in range(rounds + 1):
-            for one, worker in zip(contestants, workers, strict=True):
-                took = worker.draw(folder / f"{one.name}.npy")
+            for contestant, worker in zip(contestants, workers, strict=True):
+                answer = worker.draw(folder / f"{contestant.name}.npy")
                 if number:
-                    one.seconds.append(took["seconds"])
+                    contestant.seconds.append(answer["seconds"])
                 else:
-                    one.first = took["seconds"]
-                one.peak = took["peak"]
+                    contestant.first = answer["seconds"]
+                contestant.peak = answer["peak"]
     finally:
         for worker in workers:
             worker.close()
     expected = np.load(folder / f"{REFERENCE}.npy")
-    for one in contestants:
-        one.psnr = float(psnr(np.load(folder / f"{one.name}.npy"), expected))
+    for contestant in contestants:
+        contestant.psnr = float(psnr(np.load(folder / f"{contestant.name}.npy"), expected))
 
 
 def ratio(one: Contestant, other: Contestant) -> float:
-    """The median of the rounds' ratios: a busy moment strikes both."""
+    """Return the median of the rounds' ratios of seconds; a busy moment affects both."""
     return statistics.median(a / b for a, b in zip(one.seconds, other.seconds, strict=True))
 
 
@@ -139,7 +143,7 @@ def compare(
     checkpoint: Path, bundle: Path, prompt: str, side: int | None, steps: int, guidance: float, threads: int,
     rounds: int, compiled: bool, low_memory: bool, other: str | None, exported: Path | None, out: Path | None,
 ) -> None:  # fmt: skip
-    """Draw one image with diffusers on CHECKPOINT and with ldmrt on BUNDLE, in turns."""
+    """Make one image with diffusers on CHECKPOINT and with ldmrt on BUNDLE, in turns."""
     from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.files.writing import write_atomically
@@ -148,7 +152,7 @@ def compare(
 
     opened = Bundle.open(bundle)
     side = side or opened.shape.size
-    options = {"threads": threads}
+    options: dict[str, object] = {"threads": threads}
     contestants = [
         Contestant(REFERENCE, sys.executable, checkpoint),
         Contestant("ldmrt", sys.executable, bundle, options),
@@ -164,35 +168,36 @@ def compare(
     with tempfile.TemporaryDirectory() as folder:
         latents = noise([0], 0, (opened.shape.channels, side // opened.shape.factor, side // opened.shape.factor))
         np.save(f"{folder}/noise.npy", latents)
-        ask = {"prompt": prompt, "width": side, "height": side, "steps": steps, "guidance": guidance}
+        ask: Ask = {"prompt": prompt, "width": side, "height": side, "steps": steps, "guidance": guidance}
         race(contestants, {**ask, "threads": threads, "noise": f"{folder}/noise.npy"}, rounds, Path(folder))
     show(contestants, least, f"{bundle.name}, {side}x{side}, {steps} steps, guidance {guidance:g}, {threads} threads")
     if out is not None:
         about = {**ask, "threads": threads, "rounds": rounds, "cpu": processor(), "versions": versions()}
-        rows = [{**asdict(one), "ratio": ratio(one, contestants[0])} for one in contestants]
+        rows = [{**asdict(each), "ratio": ratio(each, contestants[0])} for each in contestants]
         for row in rows:
             row.pop("python"), row.pop("path"), row.pop("options")
             row["psnr"] = row["psnr"] if np.isfinite(row["psnr"]) else "identical"
         with write_atomically(out) as file:
             file.write(json.dumps({"about": about, "contestants": rows}, indent=2).encode())
-    if strange := [one.name for one in contestants if one.psnr < least]:
-        found = ", ".join(strange)
-        raise LdmrtError("compare", "another picture", expected=f">= {least:g} dB to diffusers'", found=found)
+    if different := [contestant.name for contestant in contestants if contestant.psnr < least]:
+        problem, expected = "the images differ", f">= {least:g} dB to diffusers'"
+        raise LdmrtError("compare", problem, expected=expected, found=", ".join(different))
 
 
 def show(contestants: list[Contestant], least: float, title: str) -> None:
-    """A table on the standard output."""
+    """Print a table; a speed whose image has a PSNR below `least` is not shown."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title)
-    for name in ("", "seconds", f"of {REFERENCE}'", "first picture", "peak MB", "PSNR dB"):
+    for name in ("", "seconds", f"of {REFERENCE}'", "first image", "peak MB", "PSNR dB"):
         table.add_column(name, justify="left" if not name else "right")
-    for one in contestants:
-        alike = one.psnr >= least
-        speed = [f"{statistics.median(one.seconds):.3f}", f"{ratio(one, contestants[0]):.3f}"] if alike else ["", ""]
-        first = f"{one.ready + one.first:.2f}"
-        table.add_row(one.name, *speed, first, f"{one.peak / 1e6:.0f}", f"{one.psnr:.1f}")
+    for contestant in contestants:
+        speed = ["", ""]
+        if contestant.psnr >= least:
+            speed = [f"{statistics.median(contestant.seconds):.3f}", f"{ratio(contestant, contestants[0]):.3f}"]
+        first = f"{contestant.ready + contestant.first:.2f}"
+        table.add_row(contestant.name, *speed, first, f"{contestant.peak / 1e6:.0f}", f"{contestant.psnr:.1f}")
     Console().print(table)
 
 

@@ -1,4 +1,4 @@
-"""One way to draw an image, in a process of its own, which `tools/benchmarks/compare.py` tells when to draw.
+"""Make images with one program, in its own process, whenever `tools/benchmarks/compare.py` asks for one.
 
     python -c "$(cat tools/benchmarks/contestant.py)" diffusers CHECKPOINT '{"prompt": ..., "noise": "noise.npy", ...}'
 
@@ -11,25 +11,51 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
-Draw = Callable[[str], Any]  # of a prompt, an image (H, W, 3), uint8
+Draw = Callable[[str], NDArray[np.uint8]]  # makes an image (H, W, 3) of a prompt
 
 
-def ldmrt(path: str, ask: dict[str, Any]) -> Draw:
-    """This project's runtime."""
+class Ask(TypedDict, total=False):
+    """The image that all contestants make, and how."""
+
+    prompt: str
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    threads: int
+    noise: str  # an .npy file of the first latents
+    options: dict[str, Any]  # of `open_pipeline`
+
+
+def ldmrt(path: str, ask: Ask) -> Draw:
+    """Open a bundle with ldmrt's runtime."""
     from ldmrt.runtime.pipeline.pipeline import open_pipeline
+    from ldmrt.runtime.pipeline.request.request import Request
 
     pipeline = open_pipeline(path, **ask.get("options", {}))
     noise = np.load(ask["noise"])
-    asked = {name: ask[name] for name in ("width", "height", "steps", "guidance")}
-    return lambda prompt: pipeline(prompt, latents=noise, **asked).images[0]
+
+    def draw(prompt: str) -> NDArray[np.uint8]:
+        request = Request(
+            prompt,
+            num_inference_steps=ask["steps"],
+            guidance_scale=ask["guidance"],
+            width=ask["width"],
+            height=ask["height"],
+            latents=noise,
+        )
+        return pipeline(request).pixels[0]
+
+    return draw
 
 
-def diffusers(path: str, ask: dict[str, Any], compiled: bool = False) -> Draw:
-    """diffusers on torch eager."""
+def diffusers(path: str, ask: Ask, compiled: bool = False) -> Draw:
+    """Open a checkpoint with diffusers, with torch in eager mode or a compiled U-Net."""
     import torch
     from diffusers import DiffusionPipeline
 
@@ -40,13 +66,13 @@ def diffusers(path: str, ask: dict[str, Any], compiled: bool = False) -> Draw:
     return _theirs(pipeline, ask)
 
 
-def torch_compile(path: str, ask: dict[str, Any]) -> Draw:
-    """diffusers with its U-Net compiled."""
+def torch_compile(path: str, ask: Ask) -> Draw:
+    """Open a checkpoint with diffusers and compile its U-Net."""
     return diffusers(path, ask, compiled=True)
 
 
-def optimum(path: str, ask: dict[str, Any]) -> Draw:
-    """optimum's pipeline on ONNX Runtime."""
+def optimum(path: str, ask: Ask) -> Draw:
+    """Open ONNX files with optimum's pipeline on ONNX Runtime."""
     import onnxruntime
     from optimum.onnxruntime import ORTDiffusionPipeline
 
@@ -55,17 +81,22 @@ def optimum(path: str, ask: dict[str, Any]) -> Draw:
     return _theirs(ORTDiffusionPipeline.from_pretrained(path, session_options=options), ask)
 
 
-def _theirs(pipeline: Any, ask: dict[str, Any]) -> Draw:
+def _theirs(pipeline: Any, ask: Ask) -> Draw:
     import torch
 
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.from_numpy(np.load(ask["noise"]))
 
-    def draw(prompt: str) -> Any:
+    def draw(prompt: str) -> NDArray[np.uint8]:
         images = pipeline(
-            prompt, num_inference_steps=ask["steps"], guidance_scale=ask["guidance"], width=ask["width"],
-            height=ask["height"], latents=noise.clone(), output_type="np",
-        ).images  # fmt: skip
+            prompt,
+            num_inference_steps=ask["steps"],
+            guidance_scale=ask["guidance"],
+            width=ask["width"],
+            height=ask["height"],
+            latents=noise.clone(),
+            output_type="np",
+        ).images
         return np.rint(images[0] * 255).astype(np.uint8)
 
     return draw
@@ -75,26 +106,26 @@ KINDS = {"ldmrt": ldmrt, "diffusers": diffusers, "torch.compile": torch_compile,
 
 
 def main() -> None:
-    """Open, then draw whenever asked: each time another prompt, as people do."""
+    """Open the model, then make an image of another prompt for each line on the standard input."""
     begin = time.perf_counter()
-    kind, path, asked = sys.argv[1:4]
-    ask = json.loads(asked)
+    kind, path, text = sys.argv[1:4]
+    ask: Ask = json.loads(text)
     draw = KINDS[kind](path, ask)
     answer(ready=time.perf_counter() - begin)
     for number, line in enumerate(sys.stdin):
         if not line.strip():
             break
         begin = time.perf_counter()
-        picture = draw(f"{ask['prompt']} {number}")
+        image = draw(f"{ask['prompt']} {number}")
         took = time.perf_counter() - begin
-        np.save(line.strip(), picture)
+        np.save(line.strip(), image)
         kilobyte = 1 if sys.platform == "darwin" else 1024
         answer(seconds=took, peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte)
 
 
-def answer(**said: float) -> None:
-    """A line for whoever asked."""
-    print("ANSWER " + json.dumps(said), flush=True)
+def answer(**values: float) -> None:
+    """Print a line of JSON for the process that asked."""
+    print("ANSWER " + json.dumps(values), flush=True)
 
 
 if __name__ == "__main__":

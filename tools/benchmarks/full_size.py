@@ -1,4 +1,4 @@
-"""A model of full size all the way, and what each step takes, beside other exporters in the same run.
+"""Measure every step of a model of full size, beside other exporters in the same run.
 
     python -m ldmrt.tools.benchmarks.full_size sd15 --json tools/benchmarks/results/full-size-sd15.json
 
@@ -10,7 +10,7 @@ import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,6 +20,9 @@ from ldmrt.tools.console.processes import run
 from ldmrt.tools.console.script import run_script
 
 from .random_checkpoint import NAMES
+
+if TYPE_CHECKING:
+    from ldmrt.runtime.files.reading import JsonObject
 
 OPTIMUM = "import sys; from optimum.exporters.onnx import main_export as export; "
 OPTIMUM += "export(sys.argv[1], output=sys.argv[2], task='text-to-image', library_name='diffusers', "
@@ -40,8 +43,9 @@ def full_size(
     family: str, precision: str, work: Path, steps: tuple[str, ...], other: str | None, target: str, side: int,
     out: Path | None,
 ) -> None:  # fmt: skip
-    """Make a random checkpoint of FAMILY at full size, export it, export it again, verify it, draw an image and build
-    engines for images of its own size.
+    """Measure a random checkpoint of FAMILY at full size.
+
+    It is exported twice, verified, used for an image, and engines are built for images of its own size.
     """
     from rich.console import Console
     from rich.table import Table
@@ -85,16 +89,16 @@ def full_size(
         table.add_row(row.step, f"{row.seconds:.0f}", f"{row.peak:.0f}")
     Console().print(table)
     about = {"family": family, "precision": precision, "weights_mb": weights, "limit_mb": limit, "cpu": processor()}
-    found: dict[str, Any] = {"about": about, "steps": [asdict(row) for row in rows]}
+    numbers: JsonObject = {"about": about, "steps": [asdict(row) for row in rows]}
     if any(row.step == "build" for row in rows):
-        found["engines"] = compared(bundle)
+        numbers["engines"] = compared(bundle)
     if out is not None:
         with write_atomically(out) as file:
-            file.write(json.dumps(found, indent=2).encode())
+            file.write(json.dumps(numbers, indent=2).encode())
 
 
-def compared(bundle: Path) -> list[dict[str, Any]]:
-    """Of each engine what was predicted and what was measured: bytes and seconds."""
+def compared(bundle: Path) -> "list[JsonObject]":
+    """List the predicted and the measured bytes and seconds of each engine."""
     from ldmrt.export.engines.engine_memory import predict
     from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.runtime.bundle.engines.recipe import described

@@ -1,4 +1,4 @@
-"""What this machine's GPU makes of a model of Stable Diffusion 1.5's size, by everything that can run it here.
+"""Measure a model of Stable Diffusion 1.5's size on this machine's GPU, with everything that can run it here.
 
     bash tools/gpu_check.sh
     python -m ldmrt.tools.benchmarks.gpu_check --model model/pretrained/emoji64 --device cpu --steps 4
@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import click
 
 
 @dataclass(frozen=True)
 class Row:
-    """One thing to measure: what it is called, what it imports, what it comes after, its limit in seconds."""
+    """A measurement: its name and title, the packages and rows it needs, and its limit in seconds."""
 
     name: str
     title: str
@@ -37,7 +37,7 @@ class Row:
 MODEL = ("torch", "transformers", "safetensors", "tokenizers")
 BUILDER = ("onnx", "polygraphy", "cuda.bindings")
 ROWS = (
-    Row("reference", "PyTorch, float32: what all are held to", MODEL),
+    Row("reference", "PyTorch, float32: the reference", MODEL),
     Row("eager", "PyTorch eager", MODEL),
     Row("compile", "torch.compile, CUDA graphs", MODEL, limit=180),
     Row("bundle", "export to ONNX", (*MODEL, "onnx", "onnxscript"), limit=180),
@@ -53,11 +53,11 @@ ON_CPU = (*ROWS[:4], Row("onnxruntime", "ONNX Runtime, CPU", ("onnxruntime",), (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a row: values, or why there are none."""
+    """The result of a row: its values, or why there are none."""
 
     name: str
     title: str
-    values: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, object] = field(default_factory=dict)
     why: str = ""
     took: float = 0.0
 
@@ -66,7 +66,7 @@ Runner = Callable[[Row, float], Outcome]
 
 
 def child(options: Sequence[str]) -> Runner:
-    """What measures a row in a process of its own, within a limit of seconds."""
+    """Return a function that measures a row in its own process, within a limit of seconds."""
 
     def run(row: Row, limit: float) -> Outcome:
         begin = time.perf_counter()
@@ -92,13 +92,14 @@ def child(options: Sequence[str]) -> Runner:
 
 
 def command_of(row: Row, options: Sequence[str]) -> list[str]:
-    """What measures a row."""
+    """Return the command that measures a row."""
     return [sys.executable, "-m", "ldmrt.tools.benchmarks.gpu_rows", row.name, *options]
 
 
 def run_group(command: Sequence[str], limit: float, out: IO[str], err: IO[str]) -> int | None:
-    """A process's exit code; None where it took longer. It goes with all that it has started: compilers leave helpers,
-    which would hold on to the GPU.
+    """Run a process and return its exit code; None if it took longer than `limit` seconds.
+
+    All processes that it has started are killed with it: compilers leave helpers that would hold on to the GPU.
     """
     process = subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True)
     try:
@@ -112,7 +113,7 @@ def run_group(command: Sequence[str], limit: float, out: IO[str], err: IO[str]) 
 
 
 def missing(row: Row) -> list[str]:
-    """Packages that a row imports and that are not here."""
+    """List the packages that a row needs and that are not installed."""
 
     def there(name: str) -> bool:
         try:
@@ -124,7 +125,7 @@ def missing(row: Row) -> list[str]:
 
 
 def measure(rows: Sequence[Row], run: Runner, budget: float) -> Iterator[Outcome]:
-    """Run what can be run, in order, within `budget` seconds for all."""
+    """Run the rows that can run, in order, within `budget` seconds for all."""
     end, failed = time.perf_counter() + budget, dict[str, str]()
     for row in rows:
         left = end - time.perf_counter()
@@ -143,7 +144,7 @@ def measure(rows: Sequence[Row], run: Runner, budget: float) -> Iterator[Outcome
 
 
 def table(outcomes: Sequence[Outcome], steps: int) -> str:
-    """For people, in plain text: a bare machine may have nothing that draws tables."""
+    """Format the outcomes as a plain-text table, as a bare machine may lack packages for tables."""
     lines = [["", "rows/s", f"{steps} steps, s", "off by", ""]]
     for one in outcomes:
         values = one.values
@@ -167,7 +168,11 @@ def _short(value: object) -> str:
 
 
 def gpu_name() -> str:
-    """As its driver calls it; the compute capability where nvidia-smi is not there. An `LdmrtError` without a GPU."""
+    """Return the compute capability of the GPU, and its name if nvidia-smi is installed.
+
+    Raises:
+        LdmrtError: There is no GPU.
+    """
     from ldmrt.runtime.backends.gpu import compute_capability
 
     capability = compute_capability()
@@ -180,7 +185,7 @@ def gpu_name() -> str:
 
 
 def place_of(out: Path | None) -> Path:
-    """Where the numbers go: what was asked for, the folder $OUT, or this project's results."""
+    """Return the file for the numbers: `out`, or one in the folder $OUT or in this project's results."""
     return out or Path(os.environ.get("OUT") or "tools/benchmarks/results") / "gpu-check.json"
 
 
@@ -219,7 +224,7 @@ def gpu_check(
 
 
 def main() -> None:
-    """Run it: an `LdmrtError` is one line and exit code 2."""
+    """Run the check; an `LdmrtError` is printed as one line, with exit code 2."""
     from ldmrt.runtime.errors import LdmrtError
 
     try:

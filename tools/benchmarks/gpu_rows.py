@@ -1,4 +1,4 @@
-"""The rows of `tools/gpu_check.sh`, each run in a process of its own: what crashes or hangs takes no other row with it.
+"""Measure a row of `tools/gpu_check.sh`; each runs in its own process, so a crash or hang affects no other row.
 
     python -m ldmrt.tools.benchmarks.gpu_rows eager --work build/gpu_check
 
@@ -13,19 +13,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
-Values = dict[str, Any]
+if TYPE_CHECKING:
+    from ldmrt.runtime.pipeline.pipeline import Pipeline
+    from ldmrt.runtime.pipeline.request.request import Request
+
+Values = dict[str, object]  # what JSON holds of a row
 WARM, REPEATS, ROWS = 3, 3, 20
 PARITY = "parity.npz"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all rows of one check share."""
+    """The settings that all rows of a check share."""
 
     model: str  # a family of random_checkpoint, or the folder of a checkpoint
     device: str
@@ -34,12 +39,12 @@ class Setting:
 
     @property
     def bundle(self) -> Path:
-        """Where the row `bundle` puts it."""
+        """Return the folder of the bundle that the row `bundle` exports."""
         return self.work / "bundle"
 
 
 def timed(run: Callable[[], object], wait: Callable[[], None], repeats: int = REPEATS) -> float:
-    """The median of the seconds that it takes, until the device has done it."""
+    """Return the median of the seconds until the device has finished."""
     taken = []
     for _ in range(repeats):
         begin = time.perf_counter()
@@ -49,13 +54,13 @@ def timed(run: Callable[[], object], wait: Callable[[], None], repeats: int = RE
     return statistics.median(taken)
 
 
-def off(found: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference, relative to the largest value."""
-    return float(np.abs(found.astype(np.float32) - expected).max() / np.abs(expected).max())
+def off(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference, relative to the largest expected value."""
+    return float(np.abs(actual.astype(np.float32) - expected).max() / np.abs(expected).max())
 
 
 def reference(setting: Setting) -> Values:
-    """PyTorch in float32, without TF32: what the others are held to."""
+    """Run PyTorch in float32, without TF32, and save its output as the reference of all other rows."""
     import torch
 
     from .gpu_torch import TorchModel
@@ -68,15 +73,15 @@ def reference(setting: Setting) -> Values:
         "timestep": np.array([501.0, 501.0], np.float32),
         "encoder_hidden_states": model.context().float().cpu().numpy(),
     }
-    out = model.network(**{name: torch.from_numpy(one) for name, one in inputs.items()})
+    out = model.network(**{name: torch.from_numpy(array) for name, array in inputs.items()})
     setting.work.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {**inputs, "out_sample": out.cpu().numpy()}
     np.savez(setting.work / PARITY, **arrays)
     return {"torch": torch.__version__, "largest": float(out.abs().max())}
 
 
-def parity(setting: Setting, network: Callable[..., Any]) -> float | None:
-    """How far a U-Net is off the reference's answer; None where the reference has none."""
+def parity(setting: Setting, network: Callable[..., NDArray[np.floating]]) -> float | None:
+    """Return how far a U-Net's output is off the reference; None without a reference."""
     if not (setting.work / PARITY).is_file():
         return None
     stored = dict(np.load(setting.work / PARITY))
@@ -85,7 +90,7 @@ def parity(setting: Setting, network: Callable[..., Any]) -> float | None:
 
 
 def pytorch(setting: Setting, *, compiled: bool) -> Values:
-    """PyTorch in float16 on a GPU, its best-known layout; float32 on a CPU, which is slow in halves."""
+    """Measure PyTorch: float16 and channels last on a GPU, float32 on a CPU, which is slow in float16."""
     import torch
 
     from .gpu_torch import TorchModel
@@ -94,17 +99,17 @@ def pytorch(setting: Setting, *, compiled: bool) -> Values:
     dtype = torch.float32 if setting.device == "cpu" else torch.float16
     model = TorchModel.make(setting.model, setting.device, dtype, setting.steps, compiled=compiled)
     measured = parity(
-        setting, lambda **a: model.network(**{name: torch.from_numpy(one) for name, one in a.items()}).cpu().numpy()
+        setting, lambda **a: model.network(**{name: torch.from_numpy(array) for name, array in a.items()}).cpu().numpy()
     )
     context, rows = model.context(), min(ROWS, setting.steps)
     model.walk(context, WARM)
-    model.picture()
+    model.image()
     seconds = timed(lambda: model.walk(context, rows), model.wait)
-    return {"rows_per_s": rows / seconds, "seconds": timed(model.picture, model.wait), "off": measured}
+    return {"rows_per_s": rows / seconds, "seconds": timed(model.image, model.wait), "off": measured}
 
 
 def bundle(setting: Setting) -> Values:
-    """The model as ONNX, in the precision that the torch rows run in."""
+    """Export the model to ONNX, in the precision of the torch rows."""
     from ldmrt.export.bundle_writer import export_bundle
     from ldmrt.runtime.bundle.bundle import Bundle
 
@@ -116,16 +121,16 @@ def bundle(setting: Setting) -> Values:
         network.cpu().float() if setting.device == "cpu" else network.cpu().half()
     for _ in export_bundle(checkpoint, setting.bundle):
         pass
-    made = Bundle.open(setting.bundle, check=False)
-    return {"export_s": time.perf_counter() - begin, "precision": made.precision("unet")}
+    precision = Bundle.open(setting.bundle, check=False).precision("unet")
+    return {"export_s": time.perf_counter() - begin, "precision": precision}
 
 
 def backend(setting: Setting, name: str) -> Values:
-    """A backend of the runtime, as a user runs it: prompt to image, latents on the host between rows."""
+    """Measure a backend of the runtime from prompt to image, with latents on the host between rows."""
     from ldmrt.runtime.pipeline.pipeline import open_pipeline as open_bundle
 
     built = engines(setting.bundle, name) if name.startswith("tensorrt") else 0.0
-    pipeline = open_bundle(setting.bundle, name, check=False, folded=False)
+    pipeline = open_bundle(setting.bundle, name, check=False, fused=False)
     measured = parity(setting, lambda **arrays: pipeline.engines["unet"](**arrays)["out_sample"])
     values = {**drawn(setting, pipeline), "off": measured}
     if name.startswith("tensorrt"):
@@ -134,47 +139,51 @@ def backend(setting: Setting, name: str) -> Values:
     return values
 
 
-def drawn(setting: Setting, pipeline: Any) -> Values:
-    """How fast a pipeline draws, from the second image on."""
-    prompt, asked = asking(setting)
-    pipeline(prompt, **asked)
-    results = [pipeline(prompt, **asked) for _ in range(REPEATS)]
-    latents, decode = (statistics.median(one.seconds[stage] for one in results) for stage in ("latents", "decode"))
+def drawn(setting: Setting, pipeline: "Pipeline") -> Values:
+    """Measure how fast a pipeline makes images, from the second one on."""
+    request = request_of(setting)
+    pipeline(request)
+    results = [pipeline(request) for _ in range(REPEATS)]
+    latents, decode = (
+        statistics.median(result.seconds[stage] for result in results) for stage in ("latents", "decode")
+    )
     return {"rows_per_s": setting.steps / latents, "seconds": latents + decode}
 
 
-def asking(setting: Setting) -> tuple[str, Values]:
-    """What every row draws."""
+def request_of(setting: Setting) -> "Request":
+    """Return the request of every row."""
+    from ldmrt.runtime.pipeline.request.request import Request
+
     from .gpu_torch import GUIDANCE, PROMPT, SCHEDULER
 
-    return PROMPT, {"steps": setting.steps, "guidance": GUIDANCE, "scheduler": SCHEDULER, "seed": 0}
+    return Request(PROMPT, num_inference_steps=setting.steps, guidance_scale=GUIDANCE, scheduler=SCHEDULER)
 
 
-def folded(setting: Setting, name: str) -> Values:
-    """The folded step on a backend: nothing comes to the host between rows. It is held to the loop on the U-Net's own
-    engine, after all rows.
+def fused(setting: Setting, name: str) -> Values:
+    """Measure the fused step on a backend, where nothing comes to the host between rows.
+
+    Its latents after all rows are compared with those of the loop on the U-Net's own engine.
     """
     from ldmrt.runtime.bundle.graphs import STEP
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.pipeline.pipeline import open_pipeline as open_bundle
 
     built = engines(setting.bundle, name, only=STEP)
-    pipeline = open_bundle(setting.bundle, name, check=False, folded=True)
-    prompt, asked = asking(setting)
-    task = pipeline.prepare(prompt, **asked)
-    if task.folded is None:
+    pipeline = open_bundle(setting.bundle, name, check=False, fused=True)
+    task = pipeline.prepare(request_of(setting))
+    if task.fused is None:
         raise LdmrtError(STEP, "its engine did not run")
-    measured = off(task.last(), replace(task, folded=None).last())
+    measured = off(task.last(), replace(task, fused=None).last())
     values = {**drawn(setting, pipeline), "off": measured, "build_s": built}
     pipeline.close()
     return values
 
 
 def launches(setting: Setting, unet: Any) -> float:
-    """Runs of the U-Net a second where nothing leaves the GPU: what a folded loop can come to."""
+    """Measure the U-Net's launches per second if nothing leaves the GPU: the limit of a fused loop."""
     stored = dict(np.load(setting.work / PARITY))
     arrays = {spec.name: stored[spec.name].astype(spec.dtype) for spec in unet.inputs}
-    binding = unet.bind({name: one.shape for name, one in arrays.items()})
+    binding = unet.bind({name: array.shape for name, array in arrays.items()})
     binding.upload(**arrays)
     for _ in range(WARM):
         binding.launch()
@@ -188,7 +197,7 @@ def launches(setting: Setting, unet: Any) -> float:
 
 
 def engines(folder: Path, name: str, target: str | None = None, only: str = "") -> float:
-    """Build what a backend needs for one image with guidance, of all components or one graph; seconds."""
+    """Build the engines for one image with guidance, of all components or one graph; return the seconds."""
     from ldmrt.export.engines import compiler
     from ldmrt.export.engines.build import build, decide
     from ldmrt.export.engines.profiles import Wanted, recipes
@@ -207,27 +216,28 @@ def engines(folder: Path, name: str, target: str | None = None, only: str = "") 
 
 
 def portable(setting: Setting) -> Values:
-    """Does a portable engine of TensorRT-RTX run on this GPU? It is asked, then tried with the bundle's U-Net."""
+    """Find out whether a portable engine of TensorRT-RTX runs on this GPU: ask the library, then run the U-Net."""
     from ldmrt.runtime.backends.trt.binding import Binding
     from ldmrt.runtime.backends.trt.loaded_engine import LoadedPlan, validity_of
     from ldmrt.runtime.backends.trt.session import Session
     from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.runtime.bundle.engines.store import EngineFile
-    from ldmrt.runtime.bundle.engines.store import engines as found
+    from ldmrt.runtime.bundle.engines.store import engines as engine_files
 
     built = engines(setting.bundle, "tensorrt-rtx", "portable", "unet")
     opened, session = Bundle.open(setting.bundle, check=False), Session("tensorrt-rtx")
     (file,) = (
-        one for one in found(setting.bundle)
-        if isinstance(one, EngineFile) and (one.recipe.target, one.recipe.component) == ("portable", "unet")
-    )  # fmt: skip
+        file
+        for file in engine_files(setting.bundle)
+        if isinstance(file, EngineFile) and (file.recipe.target, file.recipe.component) == ("portable", "unet")
+    )
     validity, why = validity_of(session, file.read(opened))
     click.echo(f"TensorRT-RTX says {validity}: {why}", err=True)
-    plan = LoadedPlan(session, file, opened)  # which refuses what is not valid
+    plan = LoadedPlan(session, file, opened)  # refuses an engine that is not valid
 
     def network(**arrays: np.ndarray) -> np.ndarray:
         cast = {spec.name: arrays[spec.name].astype(spec.dtype) for spec in plan.inputs}
-        binding = Binding(plan, {name: one.shape for name, one in cast.items()})
+        binding = Binding(plan, {name: array.shape for name, array in cast.items()})
         with contextlib.closing(binding):
             binding.upload(**cast)
             binding.launch()
@@ -247,8 +257,8 @@ MEASURES: dict[str, Callable[[Setting], Values]] = {
     "onnxruntime-cuda": lambda setting: backend(setting, "onnxruntime-cuda"),
     "tensorrt-rtx": lambda setting: backend(setting, "tensorrt-rtx"),
     "tensorrt": lambda setting: backend(setting, "tensorrt"),
-    "tensorrt-rtx-folded": lambda setting: folded(setting, "tensorrt-rtx"),
-    "tensorrt-folded": lambda setting: folded(setting, "tensorrt"),
+    "tensorrt-rtx-folded": lambda setting: fused(setting, "tensorrt-rtx"),
+    "tensorrt-folded": lambda setting: fused(setting, "tensorrt"),
 }
 
 
@@ -259,7 +269,7 @@ MEASURES: dict[str, Callable[[Setting], Values]] = {
 @click.option("--steps", default=50, show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 def row(name: str, model: str, device: str, steps: int, work: Path) -> None:
-    """Measure one row."""
+    """Measure one row and print its values as JSON."""
     from ldmrt.runtime.errors import LdmrtError
 
     try:

@@ -1,4 +1,4 @@
-"""PyTorch as `tools/gpu_check.sh` measures it: the whole loop on the device, held back by nothing of ours."""
+"""The PyTorch model that `tools/gpu_check.sh` measures: the whole loop runs on the device, without ldmrt's runtime."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ldmrt.export.components.table import components
-from ldmrt.model.checkpoint.checkpoint import Checkpoint, load
+from ldmrt.model.checkpoint.checkpoint import Checkpoint
+from ldmrt.model.checkpoint.load import load
 from ldmrt.runtime.samplers.plan import Plan
 from ldmrt.runtime.samplers.registry import plan_from_config
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
@@ -20,7 +21,7 @@ PROMPT, GUIDANCE, SCHEDULER = "a red apple", 7.5, "ddim"
 
 
 def checkpoint_of(model: str, device: str) -> Checkpoint:
-    """A family's shapes with random weights, always the same on one device, or what lies in a folder."""
+    """Make a family's model with random weights, always the same on one device, or load a folder."""
     if model not in NAMES:
         return load(Path(model))
     torch.manual_seed(0)
@@ -33,9 +34,9 @@ def checkpoint_of(model: str, device: str) -> Checkpoint:
 
 @dataclass(frozen=True)
 class TorchModel:
-    """The three networks of an image on a device."""
+    """The networks that make an image, on a device."""
 
-    modules: dict[str, Any]
+    modules: dict[str, Any]  # modules, or compiled functions of them
     tokenizer: Tokenizer
     plan: Plan
     latent: tuple[int, ...]  # (1, channels, height, width)
@@ -45,7 +46,7 @@ class TorchModel:
 
     @classmethod
     def make(cls, model: str, device: str, dtype: torch.dtype, steps: int, *, compiled: bool = False) -> "TorchModel":
-        """In `dtype`, laid out as convolutions like it best."""
+        """Load a model in `dtype`, channels last, with the U-Net and the decoder compiled if wanted."""
         checkpoint = checkpoint_of(model, device)
         modules: dict[str, Any] = {name: part.module for name, part in components(checkpoint).items()}
         for name, module in modules.items():
@@ -61,21 +62,23 @@ class TorchModel:
 
     @torch.no_grad()
     def network(self, **inputs: Tensor) -> Tensor:
-        """The U-Net's word."""
-        cast = {name: one.to(self.device, torch.float32 if name == "timestep" else self.dtype)
-                for name, one in inputs.items()}  # fmt: skip
+        """Run the U-Net and return its prediction, float32."""
+        cast = {
+            name: tensor.to(self.device, torch.float32 if name == "timestep" else self.dtype)
+            for name, tensor in inputs.items()
+        }
         return self.modules["unet"](**cast)[0].float()
 
     @torch.no_grad()
     def context(self) -> Tensor:
-        """Of no words and of the prompt."""
+        """Encode the empty prompt and the prompt: embeddings (2, tokens, width)."""
         ids = torch.from_numpy(self.tokenizer(["", PROMPT])).to(self.device)
         return self.modules["text_encoder"](input_ids=ids)[0]
 
     @torch.no_grad()
     def walk(self, context: Tensor, rows: int) -> Tensor:
-        """The latents after so many rows with guidance."""
-        table = torch.tensor(self.plan.folded, dtype=torch.float32, device=self.device)
+        """Return the latents after `rows` rows with guidance, (1, C, h, w)."""
+        table = torch.tensor(self.plan.fused, dtype=torch.float32, device=self.device)
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(self.latent, generator=generator).to(self.device)
         state = torch.cat([x[None] * self.plan.prior_scale, x.new_zeros(table.shape[1] - 1, *x.shape)])
@@ -88,13 +91,13 @@ class TorchModel:
         return state[0]
 
     @torch.no_grad()
-    def picture(self) -> np.ndarray:
-        """From the prompt to pixels."""
+    def image(self) -> np.ndarray:
+        """Make an image of the prompt, (1, 3, H, W), uint8."""
         x = self.walk(self.context(), self.plan.rows)
         out = self.modules["vae_decoder"](latent_sample=(x / self.factor).to(self.dtype))[0].float()
         return (out / 2 + 0.5).clamp(0, 1).mul(255).round().byte().cpu().numpy()
 
     def wait(self) -> None:
-        """Until the device has done everything."""
+        """Wait until the device has finished."""
         if self.device != "cpu":
             torch.cuda.synchronize()

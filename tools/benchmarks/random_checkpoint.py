@@ -1,4 +1,4 @@
-"""A checkpoint of full size with random weights, in diffusers' layout: to measure with, where no real one is at hand.
+"""Write a checkpoint of full size with random weights, in diffusers' layout, for measurements.
 
 python -m ldmrt.tools.benchmarks.random_checkpoint sd15 build/sd15
 """
@@ -17,26 +17,25 @@ CAPTIONS = ["a photograph of an astronaut riding a horse", "a red apple on a woo
 
 
 def networks(name: str) -> Iterator[tuple[str, str, Any]]:
-    """The networks of a family, one after another: part, class in diffusers or transformers, module."""
+    """Yield the networks of a family: part, class in diffusers or transformers, module."""
     from ldmrt.model.checkpoint.checkpoint import NETWORKS, text_encoder
 
-    made = family_of(name)
-    for part, kind, config in (("unet", "UNet2DConditionModel", made.unet), ("vae", "AutoencoderKL", made.vae)):
-        build, read = NETWORKS[kind]
-        yield part, kind, build(read.read(config))
-    for part, text in made.texts.items():
+    family = family_of(name)
+    for part, kind, config in (("unet", "UNet2DConditionModel", family.unet), ("vae", "AutoencoderKL", family.vae)):
+        yield part, kind, NETWORKS[kind].from_config(config)
+    for part, text in family.texts.items():
         yield part, text.kind, text_encoder(text.config, text.kind, part)
 
 
 def family_of(name: str) -> "Family":
-    """By its name here."""
+    """Return a family by its name on this command line."""
     from ldmrt.model.checkpoint.families import FAMILIES
 
-    return next(one for one in FAMILIES if one.name == NAMES[name])
+    return next(family for family in FAMILIES if family.name == NAMES[name])
 
 
 def tokenizer_files() -> dict[str, bytes]:
-    """Of a small vocabulary, for texts of full length."""
+    """Make a tokenizer with a small vocabulary, for texts of full length."""
     from ldmrt.model.training.tokenizer import train_tokenizer
 
     return train_tokenizer(CAPTIONS * 2, entries=600, length=77)
@@ -57,9 +56,9 @@ def random_checkpoint(family: str, folder: Path, precision: str, seed: int) -> N
     from ldmrt.tools.console.progress import console
 
     torch.manual_seed(seed)
-    made = family_of(family)
+    shapes = family_of(family)
     dtype = torch.float16 if precision == "fp16" else torch.float32
-    parts: dict[str, Any] = {}
+    parts: dict[str, list[str]] = {}
     for part, kind, network in networks(family):
         console.print(f"{part} of {family}", highlight=False)
         if kind in NETWORKS:
@@ -72,9 +71,9 @@ def random_checkpoint(family: str, folder: Path, precision: str, seed: int) -> N
             (folder / tokenizer).mkdir(parents=True, exist_ok=True)
             (folder / tokenizer / name).write_bytes(content)
         parts |= {part: ["transformers", kind], tokenizer: ["transformers", "CLIPTokenizer"]}
-    write_json(folder / "scheduler" / "scheduler_config.json", made.scheduler)
-    parts["scheduler"] = ["diffusers", made.scheduler["_class_name"]]
-    write_json(folder / INDEX, {**made.index, **parts})
+    write_json(folder / "scheduler" / "scheduler_config.json", shapes.scheduler)
+    parts["scheduler"] = ["diffusers", shapes.scheduler["_class_name"]]
+    write_json(folder / INDEX, {**shapes.index, **parts})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`ldmrt bench`: where the time of an image goes."""
+"""Run `ldmrt bench`: measure where the time of an image goes."""
 
 import json
 import statistics
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,13 +17,15 @@ from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.options.common import THREADS
 
 if TYPE_CHECKING:
+    from ldmrt.runtime.files.reading import JsonObject
     from ldmrt.runtime.pipeline.pipeline import Pipeline
-    from ldmrt.runtime.tensors import Engine
+    from ldmrt.runtime.pipeline.request.request import Request
+    from ldmrt.runtime.tensors import Array, Arrays, Engine
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Times of one stage, in seconds."""
+    """The times of one stage, in seconds."""
 
     stage: str
     calls: int
@@ -33,20 +35,22 @@ class Spread:
 
     @classmethod
     def of(cls, stage: str, times: list[float], whole: float) -> "Spread":
-        """Summarise the time of every call."""
+        """Summarise the times of all calls; `whole` is the time of all images."""
         ordered = sorted(times)
         p95 = ordered[round(0.95 * (len(times) - 1))]
         return cls(stage, len(times), statistics.median(times), p95, sum(times) / whole)
 
 
 class Timed:
-    """An engine that notes how long its calls take."""
+    """An engine that measures how long its calls take."""
 
     def __init__(self, engine: "Engine", times: list[float]) -> None:
+        """Wrap an engine; each call appends its seconds to `times`."""
         self._engine, self._times = engine, times
         self.inputs, self.outputs = engine.inputs, engine.outputs
 
-    def __call__(self, **arrays: Any) -> dict[str, Any]:
+    def __call__(self, **arrays: "Array") -> "Arrays":
+        """Run the engine and note the time."""
         begin = time.perf_counter()
         out = self._engine(**arrays)
         self._times.append(time.perf_counter() - begin)
@@ -57,69 +61,89 @@ class Timed:
         self._engine.close()
 
 
-def stages(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str, Any]) -> list[Spread]:
-    """Draw `pictures` one by one after a first one that is not counted: each network's calls, what is between them, and
-    all of it. Each has a prompt of its own, since those that were encoded before are not encoded again.
+def stages(pipeline: "Pipeline", request: "Request", count: int) -> list[Spread]:
+    """Make `count` images one by one, after a first one that is not measured.
+
+    Each has its own prompt, as a prompt that was encoded before is not encoded again.
+
+    Returns:
+        The times of each network's calls, of everything between them, and of whole images.
     """
     from ldmrt.runtime.backends.lazy_engines import LazyEngines
 
     times: dict[str, list[float]] = {name: [] for name in pipeline.engines}
     engines = LazyEngines({name: partial(_timed, pipeline.engines, name, times[name]) for name in pipeline.engines})
     timed = replace(pipeline, engines=engines)
-    timed(prompt, **asked)
-    for noted in times.values():
-        noted.clear()
+    timed.generate(request)
+    for calls in times.values():
+        calls.clear()
     whole, between = [], []
-    for seed in range(pictures):
+    for seed in range(count):
         before = sum(map(sum, times.values()))
         begin = time.perf_counter()
-        timed(f"{prompt} {seed}", seed=seed, **asked)
+        timed.generate(replace(request, prompt=f"{request.prompt} {seed}", seed=seed))
         whole.append(time.perf_counter() - begin)
         between.append(whole[-1] - (sum(map(sum, times.values())) - before))
     total = sum(whole)
-    rows = [Spread.of(name, noted, total) for name, noted in times.items() if noted]
+    rows = [Spread.of(name, calls, total) for name, calls in times.items() if calls]
     return [*rows, Spread.of("outside networks", between, total), Spread.of("picture", whole, total)]
 
 
 def _timed(engines: "Mapping[str, Engine]", name: str, times: list[float]) -> Timed:
-    return Timed(engines[name], times)  # opened no sooner than it is asked for
+    """Open an engine, when it is first used, and wrap it."""
+    return Timed(engines[name], times)
 
 
-def overlapped(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str, Any]) -> float:
-    """Time of as many requests by `Pipeline.draw`, where they overlap, of that one by one: the median of three turns.
-    Each has a prompt of its own.
+def overlapped(pipeline: "Pipeline", request: "Request", count: int) -> float:
+    """Measure the time of `count` requests that overlap, relative to that of as many one by one.
+
+    Each has its own prompt. The result is the median of three turns.
     """
-    from ldmrt.runtime.pipeline.request import Request
-
-    ways: list[Callable[[list[Request]], Iterable[Any]]] = [lambda many: map(pipeline, many), pipeline.draw]
+    ways: list[Callable[[list[Request]], Iterable[object]]] = [
+        lambda requests: map(pipeline.generate, requests),
+        pipeline.draw,
+    ]
     ratios = []
     for turn in range(3):
         seconds = []
         for way, draw in enumerate(ways):
-            many = [Request(f"{prompt} {turn} {way} {seed}", seed=seed, **asked) for seed in range(pictures)]
+            requests = [
+                replace(request, prompt=f"{request.prompt} {turn} {way} {seed}", seed=seed) for seed in range(count)
+            ]
             begin = time.perf_counter()
-            for _ in draw(many):
+            for _ in draw(requests):
                 pass
             seconds.append(time.perf_counter() - begin)
         ratios.append(seconds[1] / seconds[0])
     return statistics.median(ratios)
 
 
-def cold(bundle: Path, prompt: str, backend: str, asked: dict[str, Any], runs: int) -> tuple[float, float]:
-    """A new process from its start to an image on disk: the median of seconds, and of bytes at its peak."""
+def cold(bundle: Path, prompt: str, backend: str, words: Mapping[str, float | None], runs: int) -> tuple[float, float]:
+    """Run `ldmrt generate` in new processes, from their start to an image on disk.
+
+    Args:
+        bundle: The bundle.
+        prompt: The prompt.
+        backend: Name of the backend.
+        words: Values by the names of other options; None takes the default.
+        runs: Number of processes.
+
+    Returns:
+        The medians of the seconds and of the peak memory in bytes.
+    """
     from ldmrt.tools.console.processes import run
 
-    options = [part for name, value in asked.items() if value is not None for part in (f"--{name}", str(value))]
+    options = [part for name, value in words.items() if value is not None for part in (f"--{name}", str(value))]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "ldmrt.tools.cli", "generate", str(bundle), prompt, *options,
                    "--backend", backend, "-o", f"{folder}/out.png"]  # fmt: skip
         taken = [run("a new process", command, quiet=True) for _ in range(runs)]
-    return statistics.median(one.seconds for one in taken), statistics.median(one.peak * 1e6 for one in taken)
+    return statistics.median(run.seconds for run in taken), statistics.median(run.peak * 1e6 for run in taken)
 
 
 @dataclass(frozen=True)
 class Trade:
-    """What a deep cache gains and costs, by images drawn with and without it in turns."""
+    """The time and the PSNR of images with a deep cache, relative to images without it."""
 
     deep_cache: int
     seconds: float  # of an image, the median
@@ -128,53 +152,65 @@ class Trade:
     least: float
 
 
-def trades(pipeline: "Pipeline", prompt: str, pictures: int, asked: dict[str, Any], caches: list[int]) -> list[Trade]:
-    """Draw `pictures` seeds, each without and with every deep cache, after one that is not counted."""
+def trades(pipeline: "Pipeline", request: "Request", count: int, caches: list[int]) -> list[Trade]:
+    """Make the images of `count` seeds in turns, without and with each deep cache; a first seed is not measured."""
     from ldmrt.runtime.parity.metrics import psnr
 
     seconds, apart = {every: list[float]() for every in (1, *caches)}, {every: list[float]() for every in caches}
-    for seed in range(-1, pictures):
-        drawn = {}
+    for seed in range(-1, count):
+        images = {}
         for every in seconds:
             begin = time.perf_counter()
-            drawn[every] = pipeline(prompt, seed=max(seed, 0), deep_cache=every, **asked).images
+            images[every] = pipeline.generate(replace(request, seed=max(seed, 0), deep_cache=every)).pixels
             if seed >= 0:
                 seconds[every].append(time.perf_counter() - begin)
         for every in caches if seed >= 0 else ():
-            apart[every].append(psnr(drawn[every], drawn[1]))
+            apart[every].append(psnr(images[every], images[1]))
     middle = {every: statistics.median(taken) for every, taken in seconds.items()}
     return [
-        Trade(every, middle[every], middle[every] / middle[1], statistics.median(found), min(found))
-        for every, found in apart.items()
+        Trade(every, middle[every], middle[every] / middle[1], statistics.median(decibels), min(decibels))
+        for every, decibels in apart.items()
     ]
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--prompt", default="a red apple, noto style, blue background", show_default=True, help="Of all images.")
-@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Of the sampler.")
-@click.option("--guidance", default=5.0, show_default=True, help="1 is none.")
-@click.option("--width", type=int, help="Pixels; the model's own size by default.")
-@click.option("--height", type=int, help="Pixels; the same.")
 @click.option(
-    "--pictures", type=click.IntRange(min=1), default=10, show_default=True, help="How many are drawn and timed."
+    "--prompt", default="a red apple, noto style, blue background", show_default=True, help="Prompt of all images."
+)
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Steps of the sampler.")
+@click.option("--guidance", default=5.0, show_default=True, help="Guidance scale; 1 is none.")
+@click.option("--width", type=int, help="Width in pixels; the model's own by default.")
+@click.option("--height", type=int, help="Height in pixels; likewise.")
+@click.option(
+    "--pictures", type=click.IntRange(min=1), default=10, show_default=True, help="Number of images that are measured."
 )
 @THREADS
 @click.option("--backend", default="auto", show_default=True, help="As in `ldmrt generate`.")
-@click.option("--overlap", is_flag=True, help="Also requests that overlap, beside as many one by one, in three turns.")
+@click.option("--overlap", is_flag=True, help="Also compare requests that overlap with as many one by one.")
 @click.option(
     "--deep-cache",
     "caches",
     type=click.IntRange(min=2),
     multiple=True,
-    help="Also in turns with a deep cache of so many: time and PSNR beside none. May be repeated.",
+    help="Also measure time and PSNR with this deep cache. May be repeated.",
 )
-@click.option("--json", "out", type=Output(), help="Write the numbers here too.")
+@click.option("--json", "out", type=Output(), help="Also write the numbers to this file.")
 def bench(
-    bundle: Path, prompt: str, steps: int, guidance: float, width: int | None, height: int | None, pictures: int,
-    threads: int, backend: str, overlap: bool, caches: tuple[int, ...], out: Path | None,
-) -> None:  # fmt: skip
-    """Measure where the time of an image goes: each network's calls, what is between them, a cold start, memory.
+    bundle: Path,
+    prompt: str,
+    steps: int,
+    guidance: float,
+    width: int | None,
+    height: int | None,
+    pictures: int,
+    threads: int,
+    backend: str,
+    overlap: bool,
+    caches: tuple[int, ...],
+    out: Path | None,
+) -> None:
+    """Measure where the time of an image goes: the networks' calls, the time between them, a cold start, memory.
 
     Example: ldmrt bench out/emoji64 --pictures 5
     """
@@ -182,17 +218,19 @@ def bench(
     from ldmrt.runtime.files.writing import write_atomically
     from ldmrt.runtime.host import processor, versions
     from ldmrt.runtime.pipeline.pipeline import open_pipeline
+    from ldmrt.runtime.pipeline.request.request import Request
     from ldmrt.tools.console import tables
 
-    asked = {"steps": steps, "guidance": guidance, "width": width, "height": height}
-    pipeline = open_pipeline(bundle, backend, threads=threads, folded=False)  # whose rows are seen one by one
-    rows = stages(pipeline, prompt, pictures, asked)
+    words = {"steps": steps, "guidance": guidance, "width": width, "height": height}
+    request = Request(prompt, num_inference_steps=steps, guidance_scale=guidance, width=width, height=height)
+    pipeline = open_pipeline(bundle, backend, threads=threads, fused=False)  # the U-Net and the row are timed apart
+    rows = stages(pipeline, request, pictures)
     of = {row.stage: row for row in rows}
     per_second = of["unet"].calls / (pictures * of["picture"].p50)
-    beside = overlapped(pipeline, prompt, pictures, asked) if overlap else None
-    traded = trades(pipeline, prompt, pictures, asked, list(dict.fromkeys(caches))) if caches else []
+    beside = overlapped(pipeline, request, pictures) if overlap else None
+    traded = trades(pipeline, request, pictures, list(dict.fromkeys(caches))) if caches else []
     pipeline.close()
-    start, peak = cold(bundle, prompt, backend, {**asked, "threads": threads}, min(3, pictures))
+    start, peak = cold(bundle, prompt, backend, {**words, "threads": threads}, min(3, pictures))
 
     titles = ("stage", "calls", "p50 ms", "p95 ms", "share")
     cells = [
@@ -202,18 +240,18 @@ def bench(
     click.echo(f"{per_second:.1f} rows/s; a new process to an image on disk {start:.2f} s, peak {peak / 1e6:.0f} MB")
     if beside is not None:
         click.echo(f"{pictures} requests that overlap: {beside:.2f} of their time one by one")
-    for one in traded:
-        said = f"deep cache {one.deep_cache}: {one.ratio:.2f} of an image's time without"
-        click.echo(f"{said}, PSNR {one.psnr:.1f} dB, {one.least:.1f} dB at least")
+    for trade in traded:
+        line = f"deep cache {trade.deep_cache}: {trade.ratio:.2f} of an image's time without"
+        click.echo(f"{line}, PSNR {trade.psnr:.1f} dB, {trade.least:.1f} dB at least")
     if out is not None:
-        about = {**asked, "pictures": pictures, "threads": threads, "backend": backend, "cpu": processor(),
-                 "versions": versions()}  # fmt: skip
-        found: dict[str, Any] = {
+        run = {"pictures": pictures, "threads": threads, "backend": backend}
+        about = {**words, **run, "cpu": processor(), "versions": versions()}
+        numbers: JsonObject = {
             "rows_per_second": per_second,
             "cold_start_seconds": start,
             "peak_bytes": peak,
             "overlapped": beside,
         }
-        found |= {"stages": [asdict(row) for row in rows], "deep_cache": [plain(one) for one in traded]}
+        numbers |= {"stages": [asdict(row) for row in rows], "deep_cache": [plain(trade) for trade in traded]}
         with write_atomically(out) as file:
-            file.write(json.dumps({"about": about, **found}, indent=2).encode())
+            file.write(json.dumps({"about": about, **numbers}, indent=2).encode())

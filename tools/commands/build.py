@@ -1,4 +1,4 @@
-"""`ldmrt build`: engines of a bundle for NVIDIA GPUs."""
+"""Run `ldmrt build`: build TensorRT engines of a bundle."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ldmrt.runtime.bundle.engines.targets import BACKENDS
 from ldmrt.tools.console.outputs import check_output
 from ldmrt.tools.console.verification import verify_built
 from ldmrt.tools.options.common import Choice
-from ldmrt.tools.options.engines import BACKENDS, chosen_graphs, profile_options, targets_of, wanted_profiles
+from ldmrt.tools.options.engines import chosen_graphs, profile_options, targets_of, wanted_profiles
 
 if TYPE_CHECKING:
     from ldmrt.export.engines.build import Built, Step
@@ -18,35 +19,48 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
-    "--backend", type=Choice(BACKENDS), default="tensorrt-rtx", show_default=True, help="The library that builds."
+    "--backend",
+    type=Choice(BACKENDS),
+    default="tensorrt-rtx",
+    show_default=True,
+    help="Library that builds the engines.",
 )
-@click.option("--target", default="this", show_default=True, help="GPUs, such as sm89,sm120; portable; this machine's.")
+@click.option("--target", default="this", show_default=True, help="GPUs, such as sm89,sm120, portable or this.")
 @profile_options
-@click.option("--refit", is_flag=True, help="Keep the weights replaceable, for LoRA: TensorRT alone.")
-@click.option("--verify/--no-verify", default=True, help="Whether to run at last what was built.")
+@click.option("--refit", is_flag=True, help="Keep the weights replaceable, for `ldmrt engines refit`; TensorRT only.")
+@click.option("--verify/--no-verify", default=True, help="Whether to run the new engines and compare them.")
 def build(
-    bundle: Path, backend: str, target: str, sizes: str | None, batch: str, guidance: str, only: str | None,
-    folded: bool, steps: int, refit: bool, verify: bool,
-) -> None:  # fmt: skip
-    """Build engines of BUNDLE, one a component and GPU, and keep them in it. TensorRT-RTX builds for any GPU on a
-    machine that has none; TensorRT builds on the GPU itself.
+    bundle: Path,
+    backend: str,
+    target: str,
+    sizes: str | None,
+    batch: str,
+    guidance: str,
+    only: str | None,
+    folded: bool,
+    steps: int,
+    refit: bool,
+    verify: bool,
+) -> None:
+    """Build engines of BUNDLE, one per component and GPU, and store them in it.
 
-    With --folded also one of the U-Net that computes guidance and the sampler's row: an image is then one launch a
-    row. It holds the weights once more; the U-Net's own engine, which --components can leave out, runs what is not
-    linear.
+    TensorRT-RTX builds for any GPU, also on a machine without one; TensorRT builds on the GPU itself.
 
-    An engine whose graph, weights, precision, version, GPU and profile are the same is reused, and a build that was
-    stopped goes on with the next engine. `ldmrt plan` says beforehand what they take.
+    --folded also builds the fused step: the U-Net with guidance and the sampler's row, one launch per row. It holds the
+    weights a second time. The U-Net's own engine, which --components can skip, runs what is not linear.
 
-    What was built is then held to the bundle's certificate, as `ldmrt verify BUNDLE` does, where this machine can run
-    it; where it cannot, what the engines were made of is. Exit code 1 where it differs.
+    An engine with the same graph, weights, precision, version, GPU and profile is reused, and a build that was stopped
+    continues with the next engine. `ldmrt plan` predicts memory and disk space.
+
+    New engines are compared with the bundle's recording, as by `ldmrt verify BUNDLE`; if this machine cannot run them,
+    the ONNX files are. Exit code 1 if a difference exceeds its tolerance.
 
     Example: ldmrt build out/emoji64 --target sm89,portable --sizes 64x64 --batch 1-4
     """
     from ldmrt.export.engines import compiler
     from ldmrt.export.engines.arithmetic import check_arithmetic
     from ldmrt.export.engines.build import Built, decide, summary
-    from ldmrt.export.engines.build import build as built
+    from ldmrt.export.engines.build import build as build_engines
     from ldmrt.export.engines.engine_memory import check_memory, predict
     from ldmrt.export.engines.profiles import recipes
     from ldmrt.runtime.bundle.bundle import Bundle
@@ -62,25 +76,26 @@ def build(
     wished = recipes(opened, wanted, backend=backend, version=version, targets=targets, flags=flags, graphs=graphs)
     check_arithmetic(opened, wished)
     decisions = decide(bundle, wished)
-    missing = {one.recipe.key: predict(opened, one.recipe) for one in decisions if one.there is None}
+    missing = {d.recipe.key: predict(opened, d.recipe) for d in decisions if d.there is None}
     check_memory(opened, missing.values())
     console.print(summary(decisions), highlight=False, soft_wrap=True)
-    for done in watched(built(opened, decisions)):
+    for done in watched(build_engines(opened, decisions)):
         if isinstance(done, Built) and not done.reused:
-            took, before = done.engine.measured, missing[done.recipe.key]
+            measured, predicted = done.engine.measured, missing[done.recipe.key]
             console.print(
                 f"{done.engine.folder.name}: {done.seconds:.1f} s, {megabytes(done.engine.size)}"
-                f", scratch {megabytes(took['scratch'])} (predicted {megabytes(before.scratch)})"
-                f", build peak {megabytes(took['build_peak'] or 0)} (predicted {megabytes(before.build)})",
-                highlight=False, soft_wrap=True,
-            )  # fmt: skip
+                f", scratch {megabytes(measured['scratch'])} (predicted {megabytes(predicted.scratch)})"
+                f", build peak {megabytes(measured['build_peak'] or 0)} (predicted {megabytes(predicted.build)})",
+                highlight=False,
+                soft_wrap=True,
+            )
     click.echo(bundle)
     if verify and missing:
         verify_built(opened, backend)
 
 
 def watched(events: "Iterator[Step | Built]") -> "Iterator[Step | Built]":
-    """Pass events on and show the phase of the build on a terminal."""
+    """Yield the events, and show the phase of the build on a terminal."""
     from ldmrt.export.engines.build import Step
     from ldmrt.tools.console.progress import console
 

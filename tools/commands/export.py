@@ -1,4 +1,4 @@
-"""`ldmrt export`: a checkpoint to a bundle, with its certificate."""
+"""Run `ldmrt export`: turn a checkpoint into a bundle with a certificate."""
 
 import time
 from pathlib import Path
@@ -18,16 +18,14 @@ from ldmrt.tools.options.checkpoint import CheckpointOptions, checkpoint_options
     default="fp32",
     show_default=True,
     metavar="fp32|fp16|bf16|COMPONENT=fp16,...",
-    help="What the networks compute in: all, or by name; with islands of fp32 where that overflows or errs too much.",
+    help="Precision of all networks, or by name; modules that overflow or are inaccurate stay in fp32.",
 )
 @click.option(
-    "--fp32-decoder", is_flag=True, help="Also the decoder in fp32, for `ldmrt generate --on-overflow retry`."
+    "--fp32-decoder", is_flag=True, help="Also export the decoder in fp32, for `ldmrt generate --on-overflow retry`."
 )
-@click.option(
-    "--deep-cache", is_flag=True, help="Also the U-Net cut in two, for `ldmrt generate --deep-cache`; no more weights."
-)
-@click.option("--components", "only", help="Only these, such as unet,vae_decoder; the others stay as they are.")
-@click.option("--verify/--no-verify", default=True, help="Whether to measure it at last and keep the certificate.")
+@click.option("--deep-cache", is_flag=True, help="Also export the graphs that `ldmrt generate --deep-cache` runs.")
+@click.option("--components", "only", help="Components to export, such as unet,vae_decoder; others are kept.")
+@click.option("--verify/--no-verify", default=True, help="Whether to verify the bundle and store the certificate.")
 def export(
     source: CheckpointOptions,
     bundle: Path,
@@ -37,11 +35,14 @@ def export(
     only: str | None,
     verify: bool,
 ) -> None:
-    """Turn CHECKPOINT into BUNDLE, a folder of ONNX files with a manifest. CHECKPOINT is a folder in diffusers' layout,
-    a single .safetensors or .ckpt file, or a model of the Hugging Face hub, OWNER/NAME.
+    """Turn CHECKPOINT into BUNDLE, a folder of ONNX files with a manifest.
 
-    Components that have not changed since the last export to BUNDLE are reused. BUNDLE changes only when all are done.
-    Then it is verified, as `ldmrt verify BUNDLE --against CHECKPOINT --store` does; exit code 1 where it differs.
+    CHECKPOINT is a folder in diffusers' layout, a single .safetensors or .ckpt file, or a model of the Hugging Face
+    hub, OWNER/NAME.
+
+    Components that have not changed since the last export to BUNDLE are reused. BUNDLE changes only after the last
+    component. Then it is verified, as by `ldmrt verify BUNDLE --against CHECKPOINT --store`; exit code 1 if a
+    difference exceeds its tolerance.
 
     Example: ldmrt export model/pretrained/emoji64 out/emoji64
     """
@@ -56,29 +57,31 @@ def export(
     from ldmrt.tools.console.verification import certify_new
     from ldmrt.tools.console.words import listed, own_words
 
-    refuse_other("export", bundle, BUNDLE)  # before minutes of reading
+    refuse_other("export", bundle, BUNDLE)  # before minutes of work
     check_installed("export", "onnx", "onnx_ir", "onnxscript", *(["onnxruntime"] if verify else []))
-    begin, wanted = time.perf_counter(), parse(precision) | ({DECODER_FP32: "fp32"} if fp32_decoder else {})
-    with console.status("reading the checkpoint, and measuring where it needs float32"):
-        loaded, merged, islands = choose_precisions(source.load, wanted)
+    begin, precisions = time.perf_counter(), parse(precision) | ({DECODER_FP32: "fp32"} if fp32_decoder else {})
+    with console.status("reading the checkpoint and finding modules that need float32"):
+        loaded, merged, islands = choose_precisions(source.load, precisions)
     for name, modules in islands.items():
         for module, why in modules.items():
-            console.print(f"{name}: {module or 'all of it'} computes in fp32: {why}", highlight=False)
+            console.print(f"{name}: {module or 'the whole network'} computes in fp32: {why}", highlight=False)
     for entry in merged.get("embeddings", []):
-        console.print(f"{entry['file']}: in prompts it is {' or '.join(entry['words'])}", markup=False, highlight=False)
+        console.print(f"{entry['file']}: use {' or '.join(entry['words'])} in prompts", markup=False, highlight=False)
     if words := own_words(loaded.tokenizers, merged.get("embeddings", [])):
         console.print(f"words of the checkpoint: {listed(words)}", markup=False, highlight=False)
     with console.status("exporting") as status:
         chosen = [name.strip() for name in only.split(",")] if only else []
-        made = export_bundle(loaded, bundle, only=chosen, merged=merged, islands=islands, deep_cache=deep_cache)
-        for done in made:
+        components_done = export_bundle(
+            loaded, bundle, only=chosen, merged=merged, islands=islands, deep_cache=deep_cache
+        )
+        for done in components_done:
             seconds, begin = time.perf_counter() - begin, time.perf_counter()
             how = "reused: weights, config and versions are the same" if done.reused else f"exported in {seconds:.1f} s"
             console.print(f"{done.component}: {how}", highlight=False)
             status.update("exporting")
     click.echo(bundle)
     names = list(components(loaded))
-    del loaded  # verifying reads it again: the networks of both sides never lie in memory at once
+    del loaded  # verifying reads it again, so that memory never holds the networks of both sides
     if not verify:
         return
     if missing := [name for name in names if not (bundle / name / "model.onnx").is_file()]:

@@ -1,27 +1,28 @@
-"""`ldmrt inspect`: what a bundle holds."""
+"""Run `ldmrt inspect`: check the files of a bundle and show its components."""
 
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
     from ldmrt.runtime.bundle.bundle import Bundle
+    from ldmrt.runtime.files.reading import JsonObject
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def inspect(bundle: Path, as_json: bool) -> None:
-    """Check the files of BUNDLE against its manifest and show components, inputs, outputs and what made them.
+    """Check the files of BUNDLE against its manifest and show its components, inputs, outputs and certificate.
 
     With --json: "bundle", "components" (each "name", "precision", "bytes", "inputs" and "outputs" of "name", "dtype"
     and "shape"), "size" in pixels, "latent_channels", "latent_factor", "scaling_factor", "scheduler",
     "prediction_type", "loras", "embeddings", "words" (of the checkpoint's own tokenizers, beside their vocabulary),
     "made_by", "files" (how many were checked) and "certificate": "holds", "issues", "uncovered", "backends", "figures",
-    "left_out", and "psnr", the least in dB. What is not known, and a PSNR that is infinite, is null.
+    "left_out", and "psnr", the lowest in dB. Unknown values, and an infinite PSNR, are null.
 
     Example: ldmrt inspect out/emoji64
     """
@@ -35,12 +36,12 @@ def inspect(bundle: Path, as_json: bool) -> None:
         show(opened, facts)
 
 
-def described(bundle: "Bundle") -> dict[str, Any]:
-    """Return what the JSON holds."""
+def described(bundle: "Bundle") -> "JsonObject":
+    """Return the JSON object that `--json` prints."""
     from ldmrt.tools.console.words import own_words
 
-    shape, made = bundle.shape, bundle.certificate
-    least = min((one.psnr for one in made.pictures), default=math.inf) if made else math.inf
+    shape, certificate = bundle.shape, bundle.certificate
+    lowest = min((image.psnr for image in certificate.pictures), default=math.inf) if certificate else math.inf
     return {
         "bundle": str(bundle.path),
         "components": [_component(bundle, name) for name in bundle.components],
@@ -59,19 +60,20 @@ def described(bundle: "Bundle") -> dict[str, Any]:
             "holds": not bundle.certificate_issues,
             "issues": bundle.certificate_issues,
             "uncovered": bundle.uncovered or None,
-            "backends": sorted({one.backend for one in made.figures}) if made else [],
-            "figures": len(made.figures) if made else 0,
-            "left_out": len(made.left_out) if made else 0,
-            "psnr": least if math.isfinite(least) else None,
+            "backends": sorted({figure.backend for figure in certificate.figures}) if certificate else [],
+            "figures": len(certificate.figures) if certificate else 0,
+            "left_out": len(certificate.left_out) if certificate else 0,
+            "psnr": lowest if math.isfinite(lowest) else None,
         },
     }
 
 
-def _component(bundle: "Bundle", name: str) -> dict[str, Any]:
+def _component(bundle: "Bundle", name: str) -> "JsonObject":
+    """Describe a component; a bundle without a manifest says nothing of inputs, outputs and precision."""
     known = bool(bundle.manifest)
     sides = bundle.specs(name) if known else (None, None)
     inputs, outputs = (
-        None if side is None else [{"name": one.name, "dtype": one.dtype, "shape": list(one.shape)} for one in side]
+        None if side is None else [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in side]
         for side in sides
     )
     size = sum((bundle.path / name / file).stat().st_size for file in bundle.contents.files_in(name))
@@ -79,17 +81,18 @@ def _component(bundle: "Bundle", name: str) -> dict[str, Any]:
     return {"name": name, "precision": precision, "bytes": size, "inputs": inputs, "outputs": outputs}
 
 
-def show(bundle: "Bundle", facts: dict[str, Any]) -> None:
-    """Show the same as text."""
+def show(bundle: "Bundle", facts: "JsonObject") -> None:
+    """Print what `described` returned as a table and lines of text."""
     from ldmrt.runtime.errors import printable
     from ldmrt.tools.console import tables
     from ldmrt.tools.console.words import listed, words_of
 
     rows = []
-    for one in facts["components"]:
-        sides = bundle.specs(one["name"]) if bundle.manifest else ((), ())
+    for component in facts["components"]:
+        sides = bundle.specs(component["name"]) if bundle.manifest else ((), ())
         inputs, outputs = ("\n".join(map(str, side)) for side in sides)
-        rows.append((one["name"], one["precision"] or "", f"{one['bytes'] / 1e6:.1f} MB", inputs, outputs))
+        size = f"{component['bytes'] / 1e6:.1f} MB"
+        rows.append((component["name"], component["precision"] or "", size, inputs, outputs))
     tables.show(("component", "precision", "size", "inputs", "outputs"), rows, lines=True)
     height, width = bundle.shape.own
     click.echo(f"{width}x{height} pixels, latents of {facts['latent_channels']} channels at 1/{facts['latent_factor']}")
@@ -103,18 +106,18 @@ def show(bundle: "Bundle", facts: dict[str, Any]) -> None:
         click.echo(printable(f"words of the checkpoint: {listed(facts['words'])}"))
     if bundle.manifest:
         click.echo("made by " + ", ".join(f"{name} {version}" for name, version in facts["made_by"].items()))
-        click.echo(f"{facts['files']} files are as the manifest says")
+        click.echo(f"{facts['files']} files match the manifest")
         click.echo(f"certificate: {certified(facts['certificate'])}")
     else:
-        click.echo("no manifest: nothing could be checked, and nobody has proven these files")
+        click.echo("no manifest: nothing could be checked, and nothing is proven")
 
 
-def certified(facts: dict[str, Any]) -> str:
-    """Say in a line what was measured."""
+def certified(facts: "JsonObject") -> str:
+    """Summarise a certificate in one line, or list why it does not hold."""
     if not facts["holds"]:
         return "; ".join(facts["issues"])
-    picture = "the picture identical" if facts["psnr"] is None else f"the picture {facts['psnr']:.1f} dB"
-    left = f", {facts['left_out']} cases skipped" if facts["left_out"] else ""
+    image = "the image identical" if facts["psnr"] is None else f"the image {facts['psnr']:.1f} dB"
+    skipped = f", {facts['left_out']} cases skipped" if facts["left_out"] else ""
     backends = ", ".join(facts["backends"])
     old = f"; {facts['uncovered']}" if facts["uncovered"] else ""
-    return f"{facts['figures']} figures within tolerance on {backends}, {picture}{left}; `ldmrt verify`{old}"
+    return f"{facts['figures']} figures within tolerance on {backends}, {image}{skipped}; `ldmrt verify`{old}"

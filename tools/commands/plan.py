@@ -1,4 +1,4 @@
-"""`ldmrt plan`: what engines would take."""
+"""Run `ldmrt plan`: predict the memory and disk space of engines."""
 
 import json
 from pathlib import Path
@@ -7,20 +7,27 @@ import click
 
 from ldmrt.tools.options.engines import chosen_graphs, profile_options, wanted_profiles
 
-# What an engine takes, in bytes: the key in JSON, the title of the column.
-TAKEN = {"weights": "weights", "scratch": "scratch", "io": "in, out", "disk": "disk", "build": "to build"}
+# Predicted bytes of an engine: the key in JSON, the title of the column.
+SIZES = {"weights": "weights", "scratch": "scratch", "io": "in, out", "disk": "disk", "build": "to build"}
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @profile_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object in place of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def plan(
-    bundle: Path, sizes: str | None, batch: str, guidance: str, only: str | None, folded: bool, steps: int,
+    bundle: Path,
+    sizes: str | None,
+    batch: str,
+    guidance: str,
+    only: str | None,
+    folded: bool,
+    steps: int,
     as_json: bool,
-) -> None:  # fmt: skip
-    """Predict what engines of BUNDLE take, for one GPU: its memory for weights, scratch, inputs and outputs; disk; and
-    the memory of the machine that builds them. Nothing is built, and no TensorRT is needed.
+) -> None:
+    """Predict the memory and disk space of engines of BUNDLE, without building them and without TensorRT.
+
+    The memory is that of one GPU for weights, scratch, inputs and outputs, and that of the machine that builds.
 
     With --json: "bundle"; "engines", each with its "component", "profile" (for every bucket the "min", "opt" and "max"
     shape of each input) and its bytes: "weights", "scratch", "io", "disk" and "build"; and the bytes of all, "gpu",
@@ -37,15 +44,15 @@ def plan(
 
     opened = Bundle.open(bundle)
     wanted, graphs = wanted_profiles(opened, sizes, batch, guidance, steps), chosen_graphs(opened, only, folded)
-    wished = recipes(opened, wanted, backend="tensorrt-rtx", version="", targets=["any"], graphs=graphs)
-    rows = [predict(opened, one) for one in wished]
+    planned = recipes(opened, wanted, backend="tensorrt-rtx", version="", targets=["any"], graphs=graphs)
+    rows = [predict(opened, recipe) for recipe in planned]
     disk, build = sum(row.disk for row in rows), max(row.build for row in rows)
     if as_json:
         listed = [
             {
                 "component": row.recipe.component,
                 "profile": row.recipe.plain_profile,
-                **{name: getattr(row, name) for name in TAKEN},
+                **{name: getattr(row, name) for name in SIZES},
             }
             for row in rows
         ]
@@ -53,9 +60,9 @@ def plan(
         click.echo(json.dumps({"bundle": str(bundle), "engines": listed, **total}, indent=2))
         return
     cells = [
-        (row.recipe.component, described(row.recipe.profile), *(megabytes(getattr(row, name)) for name in TAKEN))
+        (row.recipe.component, described(row.recipe.profile), *(megabytes(getattr(row, name)) for name in SIZES))
         for row in rows
     ]
-    tables.show(("component", "largest input", *TAKEN.values()), cells)
+    tables.show(("component", "largest input", *SIZES.values()), cells)
     click.echo(f"GPU memory {megabytes(vram(rows))}, as engines that run one by one share the largest scratch")
     click.echo(f"disk {megabytes(disk)}; memory to build {megabytes(build)}, one engine at a time")

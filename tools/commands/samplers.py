@@ -1,9 +1,9 @@
-"""`ldmrt samplers`: what there is, what each one computes, and how their grids look."""
+"""Run `ldmrt samplers`: list the samplers, show their plans, and plot their grids."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,17 +11,19 @@ from ldmrt.runtime.samplers.config import CONFIG
 from ldmrt.tools.console.outputs import Output
 
 if TYPE_CHECKING:
+    from ldmrt.runtime.files.reading import JsonObject
+    from ldmrt.runtime.samplers.config import Config
     from ldmrt.runtime.samplers.plan import Plan
 
 STEPS = 20
-DRAWN = ("ddim", "euler", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_exponential", "dpmpp_2m_beta")  # where none is named
-SYMBOLS = "m: what the network says of x; x0: that as a clean image; z: unit noise; s1, s2: latents saved for later"
+PLOTTED = ("ddim", "euler", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_exponential", "dpmpp_2m_beta")  # if none is named
+SYMBOLS = "m: prediction; x0: predicted clean latents; z: unit noise; s1, s2: latents saved for later rows"
 
 
 @click.command()
 @click.argument("names", nargs=-1)
-@click.option("--steps", type=int, help=f"Of the plans; {STEPS} by default.")
-@click.option("--strength", type=float, help="Share of the steps to take, as from an image; 1 by default.")
+@click.option("--steps", type=int, help=f"Steps of the plans; {STEPS} by default.")
+@click.option("--strength", type=float, help="Share of the steps that run, as with a start image; 1 by default.")
 @click.option(
     "--config",
     "source",
@@ -29,29 +31,35 @@ SYMBOLS = "m: what the network says of x; x0: that as a clean image; z: unit noi
     help="scheduler_config.json, or a bundle or checkpoint with one; Stable Diffusion's by default.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
-@click.option("--plot", "out", type=Output(), help="Draw timesteps and noise levels: png, svg, pdf.")
-def samplers(names: tuple[str, ...], steps: int | None, strength: float | None, source: Path | None, as_json: bool,
-             out: Path | None) -> None:  # fmt: skip
-    """List the samplers, or show the plans of NAMES: what each row computes.
+@click.option("--plot", "out", type=Output(), help="Plot timesteps and noise levels: png, svg, pdf.")
+def samplers(
+    names: tuple[str, ...],
+    steps: int | None,
+    strength: float | None,
+    source: Path | None,
+    as_json: bool,
+    out: Path | None,
+) -> None:
+    """List the samplers, or show what each row of the plans of NAMES computes.
 
     Example: ldmrt samplers dpmpp_2m_karras --steps 8
     """
     if as_json and out is not None:
-        raise click.UsageError("--json and --plot are two answers: ask for one")
+        raise click.UsageError("--json cannot be combined with --plot; expected: only one of them")
     if (steps, strength) != (None, None) and (as_json or not (names or out)):
-        raise click.UsageError("--steps and --strength are for named samplers or --plot: the list is for any")
+        raise click.UsageError("--steps and --strength need NAMES or --plot: the list does not depend on them")
     config = CONFIG if source is None else read_config(source)
     steps, strength = STEPS if steps is None else steps, 1.0 if strength is None else strength
     if out is not None:
         from ldmrt.tools.reports.sampler_plot import plot
 
-        plot({name: plan(config, name, steps, strength) for name in names or DRAWN}, out)
+        plot({name: plan(config, name, steps, strength) for name in names or PLOTTED}, out)
         click.echo(out)
     elif names and not as_json:
         plans = {name: plan(config, name, steps, strength) for name in names}
-        for name, one in plans.items():
-            begins = f", begins with unit noise times {one.prior_scale:.6g}" if strength == 1.0 else ""
-            click.echo(f"{name}: {steps} steps, {one.rows} rows{begins}\n{one}\n")
+        for name, table in plans.items():
+            start = f", starts from unit noise times {table.prior_scale:.6g}" if strength == 1.0 else ""
+            click.echo(f"{name}: {steps} steps, {table.rows} rows{start}\n{table}\n")
         click.echo(SYMBOLS)
     else:
         listed = described(config, names)
@@ -61,8 +69,8 @@ def samplers(names: tuple[str, ...], steps: int | None, strength: float | None, 
             show(listed, config)
 
 
-def read_config(source: Path) -> dict[str, Any]:
-    """A scheduler_config.json, or the one in a folder."""
+def read_config(source: Path) -> "JsonObject":
+    """Read a scheduler_config.json, or that of a bundle or checkpoint."""
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.files.reading import read_json
 
@@ -73,15 +81,19 @@ def read_config(source: Path) -> dict[str, Any]:
     return read_json("samplers", path)
 
 
-def plan(config: Mapping[str, Any], name: str, steps: int, strength: float = 1.0, eta: float | None = None) -> "Plan":
-    """The plan of an everyday name."""
+def plan(config: "Config", name: str, steps: int, strength: float = 1.0, eta: float | None = None) -> "Plan":
+    """Return the plan of a sampler by its everyday name, such as dpmpp_2m_karras."""
     from ldmrt.runtime.samplers.registry import plan_from_config
 
     return plan_from_config(config, steps, name=name, strength=strength, eta=eta)
 
 
-def described(config: Mapping[str, Any], names: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """A line of the list for each name, measured on plans of 10 and 20 steps; `problem` where the config forbids it."""
+def described(config: "Config", names: Sequence[str] = ()) -> "list[JsonObject]":
+    """Describe samplers by their plans of 10 and 20 steps; `problem` if the config does not allow a plan.
+
+    Raises:
+        LdmrtError: The config allows none of them.
+    """
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.samplers.config import KEYS
     from ldmrt.runtime.samplers.registry import SCHEDULERS, SPACINGS, find_scheduler
@@ -117,8 +129,8 @@ def _draws(plan: "Plan") -> bool:
     return any(map(plan.draws, range(plan.rows)))
 
 
-def show(listed: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> None:
-    """Show the list as a table."""
+def show(listed: "Sequence[JsonObject]", config: "Config") -> None:
+    """Print the list as a table."""
     from ldmrt.runtime.samplers.registry import SPACINGS, everyday_name
     from ldmrt.tools.console import tables
 
@@ -134,11 +146,11 @@ def show(listed: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> None
         rows.append((line["name"], line["class"], str(line["order"]), *measured, eta, ", ".join(line["grids"])))
     tables.show(("name", "class in diffusers", "order", "calls", "noise", "eta", "own grid"), rows)
     for problem, names in problems.items():
-        click.secho(f"not with this config: {', '.join(names)}: {problem}", fg="yellow")
-    click.echo("calls: of the network, in N steps; eta: the share of fresh noise, where it may be chosen")
+        click.secho(f"unsupported with this config: {', '.join(names)}: {problem}", fg="yellow")
+    click.echo("calls: of the network, in N steps; eta: the share of fresh noise, if it can be chosen")
     endings = ", ".join(f"_{kind}" for kind in SPACINGS)
     takers = ", ".join(line["name"] for line in listed if len(line["endings"]) == len(SPACINGS))
-    click.echo(f"noise levels spaced otherwise: append {endings} to {takers}")
+    click.echo(f"other spacings of noise levels: append {endings} to {takers}")
     if own := everyday_name(config):
         click.echo(f"this config's own: {own}")
 

@@ -1,4 +1,4 @@
-"""`ldmrt train`: the loops of ldmrt.model.training.train, watched, saved and resumed."""
+"""Run `ldmrt train`: train an autoencoder, then a diffusion model."""
 
 import copy
 import hashlib
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import click
 import numpy as np
@@ -17,23 +17,30 @@ from ldmrt.tools.console.images import grid, save_png
 from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.console.progress import console
 from ldmrt.tools.console.run_lock import locked
-from ldmrt.tools.console.training import STATE, nothing_to_save, walk
+from ldmrt.tools.console.training import STATE, nothing_to_save, run_training
 from ldmrt.tools.console.training_data import open_data
 from ldmrt.tools.options.common import Choice, Group
 
-SHOWN = 32  # images of a preview of 64 pixels
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ldmrt.model.networks.autoencoder import AutoencoderConfig
+
+P = ParamSpec("P")
+R = TypeVar("R")
+SHOWN = 32  # images in a preview of 64 pixels
 RATE = click.FloatRange(0, 1, min_open=True)
 
 
 def _finite(ctx: click.Context, option: click.Parameter, value: float) -> float:
-    """Refuse not-a-number, which passes every range."""
+    """Refuse NaN, which click's ranges accept."""
     if not math.isfinite(value):
         raise click.BadParameter("not a number")
     return value
 
 
-def _options(steps: int, batch: int, rate: float) -> Callable[[Any], Any]:
-    """The options that both trainings share, with their own defaults."""
+def _options(steps: int, batch: int, rate: float) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a decorator that adds the options of both trainings, with these defaults."""
     options = [
         click.option("--data", "folder", type=click.Path(path_type=Path), required=True,
                      help="Sprites built by `ldmrt data emoji`, or a folder of images with metadata.jsonl."),
@@ -45,29 +52,29 @@ def _options(steps: int, batch: int, rate: float) -> Callable[[Any], Any]:
         click.option("--steps", type=click.IntRange(min=1), default=steps, show_default=True,
                      help="Batches to learn from."),
         click.option("--batch", type=click.IntRange(min=1), default=batch, show_default=True,
-                     help="Images a step."),
+                     help="Images per step."),
         click.option("--learning-rate", type=RATE, default=rate, show_default=True,
-                     callback=_finite, help="The highest, after warming up."),
+                     callback=_finite, help="The highest learning rate, after the warm-up."),
         click.option("--size", type=click.IntRange(8, 8192), default=64, show_default=True,
-                     help="Pixels along a side of what is learned."),
+                     help="Pixels along a side of the training images."),
         click.option("--on-bad", type=Choice(["stop", "skip"]), default="stop", show_default=True,
-                     help="What to do with images that cannot be read, and lines without caption."),
+                     help="Stop at, or skip, unreadable images and lines without a caption."),
         click.option("--on-small", type=Choice(["stop", "skip"]), default="stop", show_default=True,
-                     help="What to do with images that would be enlarged more than twice."),
+                     help="Stop at, or skip, images that would be enlarged more than twice."),
         click.option("--seed", type=click.IntRange(0, 2**32), default=0, show_default=True,
-                     help="Of weights, order and noise."),
+                     help="Seed of weights, order and noise."),
         click.option("--device", type=Choice(["cpu", "cuda"]), default="cpu", show_default=True,
-                     help="Where it trains."),
+                     help="Device of the training."),
         click.option("--precision", type=Choice(["fp32", "bf16"]), default="fp32", show_default=True,
-                     help="What networks compute in; weights stay fp32."),
+                     help="Precision of the networks; weights stay fp32."),
         click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True,
                      help="Steps between checkpoints."),
-        click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out."),
+        click.option("--resume", is_flag=True, help="Continue from the last checkpoint in --out."),
         click.option("--change", multiple=True, metavar="NAME",
-                     help="With --resume: let this setting, such as steps, be another from now on."),
+                     help="With --resume: use a new value of this setting, such as steps."),
     ]  # fmt: skip
 
-    def decorate(function: Any) -> Any:
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
         for option in reversed(options):
             function = option(function)
         return function
@@ -90,7 +97,7 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
                 steps: int, batch: int, learning_rate: float, size: int, on_bad: str, on_small: str, seed: int,
                 device: str, precision: str, save_every: int, resume: bool,
                 change: tuple[str, ...]) -> None:  # fmt: skip
-    """Learn to turn images into latents and back; writes OUT/vae.
+    """Train an autoencoder, which turns images into latents and back; write OUT/vae.
 
     Example: ldmrt train autoencoder --data data/emoji --style noto --out runs/ae
     """
@@ -119,7 +126,7 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
     )
     run = Run(network, settings, {"task": "autoencoder", "size": size, "data": data.digest})
     half = preview(size)
-    shown = np.stack([data.draw(seed + 1, i).picture for i in range(2 * half)])
+    shown = np.stack([data.draw(seed + 1, i).image for i in range(2 * half)])
 
     @torch.no_grad()
     def keep() -> None:
@@ -135,7 +142,7 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
         with_scaling_factor(vae, 1.0 / mean.std().item())  # Rombach et al. 2022, appendix G: unit variance
         save_network(out / "vae", vae, to_config("AutoencoderKL", vae.config), torch.float32)
 
-    walk(run, train_autoencoder(run, data), out, save_every, resume, keep, change)
+    run_training(run, train_autoencoder(run, data), out, save_every, resume, keep, change)
 
 
 @train.command()
@@ -143,7 +150,7 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
 @click.option("--autoencoder", "vae_folder", type=click.Path(path_type=Path), required=True,
               help="A folder with vae/, such as the autoencoder's run.")  # fmt: skip
 @click.option("--prediction", type=Choice(["epsilon", "v_prediction"]), default="epsilon", show_default=True,
-              help="What the U-Net learns to say of noisy latents.")  # fmt: skip
+              help="What the U-Net learns to predict.")  # fmt: skip
 @click.option(
     "--vocabulary",
     type=click.IntRange(600, 4096),
@@ -155,14 +162,15 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
         steps: int, batch: int, learning_rate: float, size: int, on_bad: str, on_small: str, seed: int, device: str,
         precision: str, save_every: int, resume: bool, change: tuple[str, ...], vae_folder: Path, prediction: str,
         vocabulary: int) -> None:  # fmt: skip
-    """Learn to denoise latents by caption; writes a whole checkpoint to OUT.
+    """Train a U-Net and a text encoder to denoise latents; write a whole checkpoint to OUT.
 
     Example: ldmrt train ldm --data data/emoji --style noto --autoencoder runs/ae --out runs/ldm
     """
     import torch
 
     from ldmrt.export.components.torch_pipeline import torch_pipeline
-    from ldmrt.model.checkpoint.checkpoint import Checkpoint, load_autoencoder, text_encoder
+    from ldmrt.model.checkpoint.checkpoint import Checkpoint, text_encoder
+    from ldmrt.model.checkpoint.load import load_autoencoder
     from ldmrt.model.networks.unet import UNet
     from ldmrt.model.training import presets
     from ldmrt.model.training.run import Run, Settings
@@ -212,23 +220,27 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
             {"tokenizer": files}, scheduler,
         )  # fmt: skip
         pipeline = torch_pipeline(checkpoint)
-        pictures = pipeline(prompts, guidance=3.0).images
+        pictures = pipeline(prompts, guidance_scale=3.0).pixels
         save_png(
             out / "training" / f"ldm-{run.step:06d}.png", grid(pictures, min(8, len(pictures))), {"prompts": prompts}
         )
         checkpoint.save(out)
 
-    walk(run, train_ldm(run, data, vae, tokenizer, scheduler), out, save_every, resume, keep, change)
+    run_training(run, train_ldm(run, data, vae, tokenizer, scheduler), out, save_every, resume, keep, change)
 
 
 def check(out: Path, resume: bool, change: tuple[str, ...], device: str, precision: str) -> None:
-    """Refuse what cannot be trained, before any work; nobody else trains in the folder until the command ends."""
+    """Check the options before any work, and lock the folder until the command ends.
+
+    Raises:
+        LdmrtError: The options cannot be combined, or the device, precision or folder cannot be used.
+    """
     import torch
 
     from ldmrt.model.training.resuming import check_changes
 
     if change and not resume:
-        raise LdmrtError("train", "--change without --resume", hint="--resume, or leave out --change")
+        raise LdmrtError("train", "--change needs --resume", hint="--resume, or no --change")
     check_changes(change)
     if device == "cuda" and not torch.cuda.is_available():
         raise LdmrtError("train", "this PyTorch sees no CUDA device", hint="--device cpu")
@@ -236,31 +248,31 @@ def check(out: Path, resume: bool, change: tuple[str, ...], device: str, precisi
         raise LdmrtError("train", "this GPU has no bf16", hint="--precision fp32")
     click.get_current_context().with_resource(locked(out))
     if resume and not (out / STATE).is_file():
-        raise LdmrtError("train", "nothing to resume", expected=out / STATE, hint="leave out --resume")
+        raise LdmrtError("train", "nothing to resume", expected=out / STATE, hint="run without --resume")
     if not resume and (out / STATE).exists():
-        raise LdmrtError("train", f"{out / STATE} is there already", hint="--resume to go on with it, or another --out")
+        raise LdmrtError("train", f"{out / STATE} exists already", hint="--resume to continue it, or another --out")
 
 
-def check_size(size: int, config: Any) -> None:
-    """Refuse images that the autoencoder of this config does not turn into whole latents."""
+def check_size(size: int, config: "AutoencoderConfig") -> None:
+    """Raise an `LdmrtError` if `size` is no multiple of the autoencoder's factor, or its images are not RGB."""
     if (config.in_channels, config.out_channels) != (3, 3):
         found = f"in_channels {config.in_channels}, out_channels {config.out_channels}"
-        raise LdmrtError("vae", "the autoencoder is not one of colours", expected="3 channels", found=found)
+        raise LdmrtError("vae", "the autoencoder is not for RGB images", expected="3 channels", found=found)
     if size % config.factor:
         expected = f"a multiple of {config.factor}, the pixels of one latent"
         raise LdmrtError("train", "unsupported --size", expected=expected, found=size)
 
 
 def preview(size: int) -> int:
-    """How many images a preview draws: as many as are drawn fast."""
+    """Return how many images of this size a preview shows: 32 of 64 pixels, fewer of larger ones, at least 4."""
     return max(4, min(SHOWN, SHOWN * 64**2 // size**2))
 
 
-def digest_of(network: Any) -> str:
-    """Name weights by a hash."""
+def digest_of(network: "nn.Module") -> str:
+    """Return the first 16 hexadecimal digits of the weights' SHA-256."""
     import torch
 
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for value in network.state_dict().values():
-        found.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()[:16]
+        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""`ldmrt verify`: a bundle against its checkpoint, or against what its certificate stored of it."""
+"""Run `ldmrt verify`: compare a bundle with its checkpoint, or with the recording of it in the bundle."""
 
 import json
 from dataclasses import fields
@@ -25,26 +25,42 @@ FILE = Output()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--against", "checkpoint", help="The checkpoint: a folder, a file or OWNER/NAME.")
 @checkpoint_options
-@click.option("--prompt", default=PROMPT, show_default=True, help="Of the image that both draw.")
-@click.option("--seed", default=0, show_default=True, help="Of that image's noise.")
-@click.option("--side", type=click.IntRange(1), help="Of that image, in pixels, where engines are for one size; "
-              "the model's own by default, and no more than 256.")  # fmt: skip
-@click.option("--backend", "backends", multiple=True, help="Only these; all that can run here by default.")
-@click.option("--store", is_flag=True, help="Keep the certificate in the bundle.")
+@click.option("--prompt", default=PROMPT, show_default=True, help="Prompt of the image that both make.")
+@click.option("--seed", default=0, show_default=True, help="Seed of that image.")
+@click.option(
+    "--side",
+    type=click.IntRange(1),
+    help="Pixels of that image, for engines of one size; the model's own by default, at most 256.",
+)
+@click.option("--backend", "backends", multiple=True, help="Backends to measure; all that can run here by default.")
+@click.option("--store", is_flag=True, help="Store the certificate in the bundle.")
 @click.option("--json", "as_json", type=FILE, help="Write the certificate here.")
-@click.option("--junit", type=FILE, help="Write it as JUnit XML, which CI services show.")
-@click.option("--html", type=FILE, help="Write a page with images, one file.")
-@click.option("--bisect", "bisected", metavar="COMPONENT", help="Compare its modules too: where did it begin?")
+@click.option("--junit", type=FILE, help="Write it as JUnit XML, for CI services.")
+@click.option("--html", type=FILE, help="Write it as a page with images, one HTML file.")
+@click.option(
+    "--bisect", "bisected", metavar="COMPONENT", help="Compare its modules too, to find where a difference begins."
+)
 def verify(
-    source: CheckpointOptions, bundle: Path, prompt: str, seed: int, side: int | None, backends: tuple[str, ...],
-    store: bool, as_json: Path | None, junit: Path | None, html: Path | None, bisected: str | None,
-) -> None:  # fmt: skip
-    """Run BUNDLE and its checkpoint side by side: every component on the same inputs, real ones and corners; every row
-    from the checkpoint's latents and from its own; one image from the same noise. Without --against, what the
-    certificate stored is replayed, for which PyTorch is not needed. Engines that `ldmrt build` made for this GPU are
-    measured too; cases of other shapes are left out of that, and named.
+    source: CheckpointOptions,
+    bundle: Path,
+    prompt: str,
+    seed: int,
+    side: int | None,
+    backends: tuple[str, ...],
+    store: bool,
+    as_json: Path | None,
+    junit: Path | None,
+    html: Path | None,
+    bisected: str | None,
+) -> None:
+    """Run BUNDLE and its checkpoint on the same inputs and compare the results.
 
-    Exit code 1 where a difference passes its tolerance, 2 where nothing could be measured.
+    Compared are every component, on real inputs and edge cases; every row of a trajectory, from the checkpoint's
+    latents and from its own; and one image from the same noise. Without --against the bundle is compared with the
+    recording in it, which does not need PyTorch. Engines that `ldmrt build` has built for this GPU are measured too;
+    cases of other shapes are skipped and listed.
+
+    Exit code 1 if a difference exceeds its tolerance, 2 if nothing could be measured.
 
     Example: ldmrt verify out/emoji64 --against model/pretrained/emoji64
     """
@@ -65,8 +81,8 @@ def verify(
         raise LdmrtError("verify", problem, expected=", ".join(opened.components))
     openers, refused = runnable(opened, backends or available_backends(opened))
     if not openers:
-        hint = "where a backend computes in bfloat16, or export with --precision fp16"
-        raise LdmrtError("verify", "could not measure", found="; ".join(refused), hint=hint)
+        hint = "a machine whose backend computes in bfloat16, or export with --precision fp16"
+        raise LdmrtError("verify", "no backend can run the bundle", found="; ".join(refused), hint=hint)
     unused = "" if backends else unused_engines(opened)
     for line in [*refused, *([f"not measured: {unused}"] if unused else [])]:
         click.echo(line, err=True)
@@ -77,36 +93,35 @@ def verify(
         for line in filter(None, (*opened.certificate_issues, opened.uncovered)):
             click.echo(printable(line), err=True)
     measured = list(compare_and_show(opened, reference, openers))
-    made = certify(measured, opened, reference, origin)
+    certificate = certify(measured, opened, reference, origin)
     if store:
-        from ldmrt.export.parity.store import store as keep
+        from ldmrt.export.parity.store import store as store_certificate
 
-        keep(opened, made, reference)
-    write(made, measured, reference, as_json, junit, html)
+        store_certificate(opened, certificate, reference)
+    write(certificate, measured, reference, as_json, junit, html)
     if bisected is not None:
         click.echo(modules(opened, source, reference, bisected))
-    conclude(made)
+    conclude(certificate)
     idle = unmeasured(opened, measured, reference)
     if idle and (backends or len(idle) == len(openers)):
         raise idle[0]
 
 
 def refuse_what_needs_a_checkpoint(context: click.Context) -> None:
-    """Raise an `LdmrtError` for the first option that was given and is of no use without --against."""
+    """Raise an `LdmrtError` for the first option on the command line that needs --against."""
     from ldmrt.runtime.errors import LdmrtError
 
-    needy = {"prompt", "seed", "side", "store", "bisected", *(one.name for one in fields(CheckpointOptions))} - {
-        "checkpoint"
-    }
+    needy = {"prompt", "seed", "side", "store", "bisected", *(field.name for field in fields(CheckpointOptions))}
+    needy.remove("checkpoint")
     for option in context.command.params:
         if option.name in needy and context.get_parameter_source(option.name) is not ParameterSource.DEFAULT:
-            problem = f"{option.opts[0]} without --against"
+            problem = f"{option.opts[0]} needs --against"
             hint = f"ldmrt verify {context.params['bundle']} --against CHECKPOINT"
             raise LdmrtError("verify", problem, expected="a checkpoint to measure against", hint=hint)
 
 
 def modules(bundle: "Bundle", source: CheckpointOptions, reference: "Recording", name: str) -> str:
-    """A component compared module by module, on the middle one of its real calls."""
+    """Compare a component module by module, on the middle one of its recorded real calls."""
     import torch
 
     from ldmrt.export.components.table import components
@@ -116,33 +131,37 @@ def modules(bundle: "Bundle", source: CheckpointOptions, reference: "Recording",
 
     parts = components(source.load({"": torch.float32})[0])
     limit = tolerances(bundle)[name].limit
-    graph, name = bundle.model(name), DECODER if name == DECODER_FP32 else name  # PyTorch's is float32 anyway
-    calls = [one for one in reference.cases if one.component == name and not one.name.startswith("batch")]
+    graph, name = bundle.model(name), DECODER if name == DECODER_FP32 else name  # in PyTorch it is float32 anyway
+    calls = [case for case in reference.cases if case.component == name and not case.name.startswith("batch")]
     call = calls[len(calls) // 2]
     return f"{call.name}: {bisect(parts[name], graph, call.inputs, tolerance=limit)}"
 
 
 def write(
-    made: "Certificate", measured: "list[Comparison]", reference: "Recording", as_json: Path | None, junit: Path | None,
+    certificate: "Certificate",
+    measured: "list[Comparison]",
+    reference: "Recording",
+    as_json: Path | None,
+    junit: Path | None,
     html: Path | None,
-) -> None:  # fmt: skip
-    """The files that were asked for."""
+) -> None:
+    """Write the certificate as JSON, JUnit XML and HTML, to the paths that are not None."""
     from ldmrt.runtime.files.writing import write_atomically
 
     if as_json is not None:
         with write_atomically(as_json) as file:
-            file.write(json.dumps(made.to_json(), indent=2).encode())
+            file.write(json.dumps(certificate.to_json(), indent=2).encode())
     if junit is not None:
         from ldmrt.tools.reports.junit import to_junit
 
         with write_atomically(junit) as file:
-            file.write(to_junit(made, measured))
+            file.write(to_junit(certificate, measured))
     if html is not None:
         from ldmrt.tools.reports.certificate_html import Pair, write_report
 
         pairs = []
-        for one in measured:
-            if one.images is not None:
-                sides = zip(one.pictures, reference.trajectory.images, one.images, strict=True)
-                pairs += [Pair(one.backend, like.prompt, like.seed, expected, found) for like, expected, found in sides]
-        write_report(html, made, pairs)
+        for comparison in measured:
+            if comparison.images is not None:
+                sides = zip(comparison.pictures, reference.trajectory.images, comparison.images, strict=True)
+                pairs += [Pair(comparison.backend, image.prompt, image.seed, *pixels) for image, *pixels in sides]
+        write_report(html, certificate, pairs)

@@ -1,10 +1,10 @@
-"""Grids of images, and image files that tell how they were made."""
+"""Grids of images, and image files that hold the parameters they were made with."""
 
 import io
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,41 +12,55 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
+from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.files.writing import write_atomically
 
 from .image_paths import FORMATS
 
-OPTIONS: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
+OPTIONS: dict[str, dict[str, int]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 LONGEST = {"JPEG": 65535, "WEBP": 16383}  # pixels a side
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
-EXIF_BYTES = 65527  # what a JPEG has room for in one segment
+EXIF_BYTES = 65527  # the limit of one JPEG segment
 
 
-def grid(pictures: NDArray[np.uint8], columns: int, gap: int = 2) -> NDArray[np.uint8]:
-    """Images (N, H, W, 3) in rows of `columns` with white gaps: one image (H', W', 3)."""
-    n, height, width, _ = pictures.shape
+def grid(images: NDArray[np.uint8], columns: int, gap: int = 2) -> NDArray[np.uint8]:
+    """Arrange images in rows of `columns`, with white gaps between them.
+
+    Args:
+        images: (N, H, W, 3), uint8.
+        columns: Images in a row.
+        gap: Pixels between two images.
+
+    Returns:
+        One image (rows * (H + gap) - gap, columns * (W + gap) - gap, 3), uint8.
+    """
+    n, height, width, _ = images.shape
     rows = -(-n // columns)
     sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
-        sheet[top : top + height, left : left + width] = picture
+        sheet[top : top + height, left : left + width] = image
     return sheet
 
 
-def save_png(path: Path, picture: NDArray[np.uint8], notes: Mapping[str, object] | None = None) -> None:
-    """Write (H, W, 3) as PNG, with the notes as text chunks."""
+def save_png(path: Path, image: NDArray[np.uint8], notes: Mapping[str, object] | None = None) -> None:
+    """Write an image (H, W, 3), uint8, as PNG with the notes as text chunks."""
     info = PngInfo()
     for key, value in (notes or {}).items():
         info.add_itxt(key, str(value))
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", pnginfo=info)
+    Image.fromarray(image).save(buffer, "PNG", pnginfo=info)
     with write_atomically(path) as file:
         file.write(buffer.getvalue())
 
 
 def save_image(path: Path, image: NDArray[np.uint8], notes: Mapping[str, object] | None = None) -> None:
-    """Write (H, W, 3) as the PNG, JPEG or WebP that the suffix says, with the notes as text chunks of a PNG, or as the
-    user comment in the others' EXIF.
+    """Write an image (H, W, 3), uint8, as PNG, JPEG or WebP by the suffix of `path`.
+
+    The notes are text chunks of a PNG, and the user comment in the EXIF of the others.
+
+    Raises:
+        LdmrtError: The image has more pixels along a side than the format allows.
     """
     kind = FORMATS[path.suffix.lower()]
     if kind == "PNG":
@@ -57,7 +71,11 @@ def save_image(path: Path, image: NDArray[np.uint8], notes: Mapping[str, object]
         raise LdmrtError("generate", f"{path} is too large for {kind}", expected=expected, found=found, hint="a .png")
     exif = _user_comment("\n".join(map(str, (notes or {}).values())))
     if kind == "JPEG" and len(exif.tobytes()) > EXIF_BYTES:
-        warnings.warn(f"{path}: parameters of more than 64 KiB have no place in a JPEG", LdmrtWarning, stacklevel=2)
+        warnings.warn(
+            f"{path}: parameters of more than 64 KiB do not fit into a JPEG and are not saved",
+            LdmrtWarning,
+            stacklevel=2,
+        )
         exif = Image.Exif()
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, kind, exif=exif, **OPTIONS[kind])
@@ -65,8 +83,27 @@ def save_image(path: Path, image: NDArray[np.uint8], notes: Mapping[str, object]
         file.write(buffer.getvalue())
 
 
+def parameters(options: Mapping[str, object], controls: Mapping[str, tuple[object, float]]) -> JsonObject:
+    """Return the options as an image's metadata holds them: files by their name alone, without seed and count."""
+    plain = {key: names(value) if key in ("image", "mask") else value for key, value in options.items()}
+    plain.pop("seed"), plain.pop("count")
+    return plain | {"controls": {name: [names(images), scale] for name, (images, scale) in controls.items()}}
+
+
+def names(paths: object) -> list[str] | str | None:
+    """Return the file name of a path, the names of a list of paths, or None for None."""
+    if isinstance(paths, list):
+        return [Path(path).name for path in paths]
+    return None if paths is None else Path(str(paths)).name
+
+
+def notes(parameters: JsonObject) -> dict[str, str]:
+    """Return the metadata of an image: its text chunk `ldmrt` holds the parameters as JSON."""
+    return {"ldmrt": json.dumps(parameters, ensure_ascii=False)}
+
+
 def _user_comment(text: str) -> Image.Exif:
-    """EXIF with a user comment: ASCII where that is enough, else UTF-16, which most readers take as big-endian."""
+    """Make EXIF with a user comment: ASCII where possible, else UTF-16, which most readers take as big-endian."""
     exif = Image.Exif()
     if text:
         code, encoding = (b"ASCII\0\0\0", "ascii") if text.isascii() else (b"UNICODE\0", "utf-16-be")

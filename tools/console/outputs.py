@@ -1,9 +1,8 @@
-"""Places that a command shall write to, looked at before it does any work."""
+"""Output paths, checked before a command does any work."""
 
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -11,19 +10,25 @@ NAME_MAX = 255  # bytes, of the usual file systems
 
 
 class Output(click.Path):
-    """A file, or a folder, that a command writes; refused while the command line is read where that cannot be."""
+    """An option for a file or a folder to write; a path that cannot be written is refused when it is parsed."""
 
     def __init__(self, *, folder: bool = False) -> None:
+        """Take files, or with `folder` folders."""
         super().__init__(path_type=Path)
         self.folder = folder
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path, checked with `check_output`."""
         option = param.opts[-1] if param else "output"
         return check_output(Path(value), option, folder=self.folder)
 
 
 def check_output(path: Path, option: str, *, folder: bool = False) -> Path:
-    """The path; an `LdmrtError` where nothing can be written there. Nothing is made, and nothing is changed."""
+    """Return the path if it can be written, without creating or changing anything.
+
+    Raises:
+        LdmrtError: Nothing can be written there; `option` is named.
+    """
     try:
         why = _fault(path, folder)
     except (OSError, ValueError) as error:  # a name that is too long, or holds a null

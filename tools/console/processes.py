@@ -1,4 +1,4 @@
-"""A process that is waited for, and what it took."""
+"""Run a process to its end and measure its time and memory."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ import click
 
 @dataclass(frozen=True)
 class Taken:
-    """Says what a process took: seconds, and MB (10^6 bytes) at its peak."""
+    """The time of a process in seconds and its peak memory in MB (10^6 bytes)."""
 
     step: str
     seconds: float
@@ -20,20 +20,24 @@ class Taken:
 
 
 def run(step: str, command: list[str], *, quiet: bool = False) -> Taken:
-    """Run a process to its end. What it prints goes to the standard error; where that is `quiet`, only if it fails."""
+    """Run a process to its end; its output goes to the standard error, with `quiet` only if it fails.
+
+    Raises:
+        LdmrtError: The exit code is not 0.
+    """
     from ldmrt.runtime.errors import LdmrtError
 
     if not quiet:
         click.secho(f"-- {step}", fg="cyan", err=True)
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+") as output:
         begin = time.perf_counter()
-        child = subprocess.Popen(command, stdout=said if quiet else sys.stderr, stderr=said if quiet else None)
+        child = subprocess.Popen(command, stdout=output if quiet else sys.stderr, stderr=output if quiet else None)
         _, status, usage = os.wait4(child.pid, 0)
         seconds = time.perf_counter() - begin
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
-            said.seek(0)
-            click.echo(said.read(), err=True)
+            output.seek(0)
+            click.echo(output.read(), err=True)
             raise LdmrtError(step, "failed", expected="exit code 0", found=child.returncode)
     kilobyte = 1 if sys.platform == "darwin" else 1024
     return Taken(step, seconds, usage.ru_maxrss * kilobyte / 1e6)

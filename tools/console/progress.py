@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, a line now and then in a log."""
+"""Progress of long commands: a bar on a terminal, a line every ten seconds in a log."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,13 +13,13 @@ LOG_EVERY = 10.0  # seconds, where there is no terminal
 
 
 def watched(items: Iterable[T], total: int, describe: Callable[[T], str], *, start: int = 0) -> Iterator[T]:
-    """Pass `items` on; `describe(item)` is the text beside the bar."""
+    """Yield the items and show how many of `total` are done; `describe(item)` is the text beside the bar."""
     if not console.is_terminal:
-        told = time.monotonic()
+        last = time.monotonic()
         for done, item in enumerate(items, start + 1):
             yield item
-            if time.monotonic() - told >= LOG_EVERY or done == total:
-                told = time.monotonic()
+            if time.monotonic() - last >= LOG_EVERY or done == total:
+                last = time.monotonic()
                 console.print(f"{done}/{total} {describe(item)}", highlight=False)
         return
     columns = (

@@ -1,4 +1,4 @@
-"""One training a folder."""
+"""A lock that lets one training at a time use a folder."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from ldmrt.runtime.files.lock import file_lock
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Keep other trainings out of the folder; what this made of it goes again where nothing else was written."""
+    """Keep other trainings out of the folder; folders created for the lock are removed again if they are empty."""
     lock = out / "training" / "lock"
-    made = [folder for folder in (lock.parent, out) if not folder.exists()]
+    created = [folder for folder in (lock.parent, out) if not folder.exists()]
     try:
         with contextlib.ExitStack() as held:
             try:
@@ -22,6 +22,6 @@ def locked(out: Path) -> Iterator[None]:
                 raise LdmrtError("train", f"cannot write to {out}", found=error.strerror) from None
             yield
     finally:
-        for folder in made:
+        for folder in created:
             with contextlib.suppress(OSError):  # it is not empty
                 folder.rmdir()

@@ -1,4 +1,4 @@
-"""How a command is run: whatever ends it, what is said of that, and with which exit code."""
+"""Run a command, report whatever ends it, and exit with the code for that."""
 
 import contextlib
 import errno
@@ -20,15 +20,17 @@ from .streams import steady
 if TYPE_CHECKING:
     from ldmrt.runtime.errors import LdmrtError
 
-WRONG = 2  # a user can mend it
-BUG = 70  # only we can; 1 is a difference that was measured
+WRONG = 2  # an error that a user can fix
+BUG = 70  # a bug of ldmrt; 1 is a measured difference above its tolerance
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ENDINGS = ("SIGTERM", "SIGHUP")  # HUP: the terminal is gone; Windows has none
 
 
 def run_script(command: click.Command, name: str | None = None) -> NoReturn:
-    """Run a command and exit: with 2 and one message for what a user can mend, 130 after Ctrl-C, 143 after SIGTERM, and
-    70 with a traceback for a fault of ours.
+    """Run a command and exit the process.
+
+    The exit code is 2 with one message for an error that a user can fix, 130 after Ctrl-C, 143 after SIGTERM, and 70
+    with a traceback for a bug of ldmrt.
     """
     ended: list[int] = []
     code = WRONG
@@ -44,32 +46,33 @@ def run_script(command: click.Command, name: str | None = None) -> NoReturn:
 
 @contextlib.contextmanager
 def as_interrupts(ended: list[int]) -> Iterator[None]:
-    """Take the signals that end a process as Ctrl-C while the block runs, and note their numbers: whoever saves or
-    removes something on Ctrl-C, does so then too.
+    """Treat the signals that end a process as Ctrl-C while the block runs, and append their numbers to `ended`.
+
+    Code that saves or removes files on Ctrl-C then does so for these signals too.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if ended:
-            return  # it is ending
+            return  # the command is ending already
         ended.append(number)
         handler = signal.getsignal(signal.SIGINT)
         (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
 
-    taken = []
+    handled = []
     if threading.current_thread() is threading.main_thread():
-        taken = [getattr(signal, name) for name in ENDINGS if hasattr(signal, name)]
-        taken = [number for number in taken if signal.getsignal(number) is signal.SIG_DFL]
-    for number in taken:
+        handled = [getattr(signal, name) for name in ENDINGS if hasattr(signal, name)]
+        handled = [number for number in handled if signal.getsignal(number) is signal.SIG_DFL]
+    for number in handled:
         signal.signal(number, interrupt)
     try:
         yield
     finally:
-        for number in taken:
+        for number in handled:
             signal.signal(number, signal.SIG_DFL)
 
 
 def _run(command: click.Command, name: str | None) -> int:
-    """Run it, say what went wrong, and return the exit code."""
+    """Run a command, report its error if there is one, and return the exit code."""
     from ldmrt.runtime.errors import LONGEST, LdmrtError, shortened
     from ldmrt.runtime.optional import ours, unavailable
 
@@ -78,8 +81,8 @@ def _run(command: click.Command, name: str | None) -> int:
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else int(left.code is not None)
     except click.ClickException as error:
-        if len(said := error.format_message()) > LONGEST:  # a value may be a megabyte
-            _tell(shortened(said))
+        if len(message := error.format_message()) > LONGEST:  # a value may be a megabyte
+            _tell(shortened(message))
         else:
             error.show()
     except (click.Abort, KeyboardInterrupt):
@@ -115,39 +118,40 @@ def _bug() -> int:
 
 
 def _asked_of(command: click.Command) -> str:
-    """The command's name, a group's as it was called."""
+    """Return the name of the command; of a group, the subcommand on the command line."""
     words = [word for word in sys.argv[1:2] if isinstance(command, click.Group)]
     return words[0] if words else command.name or "ldmrt"
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether memory or the stack has run out, in Python or in PyTorch, which has errors of its own for that."""
+    """Tell whether memory or the stack has run out, in Python or in PyTorch, which has its own errors for that."""
     if isinstance(error, (MemoryError, RecursionError)) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def _of_the_system(error: OSError, where: str) -> object:
-    """An error of the operating system, with what to do where a disk is full."""
+    """Return the operating system's error, or what to do if a disk is full."""
     return _full_disk(error, where) or error
 
 
 def _full_disk(error: BaseException, where: str) -> "LdmrtError | None":
-    """What to say where a file could not be written in full: the system's error in what was raised or in what led to
-    it, or its words in the message of a library that keeps nothing else.
+    """Make the message for a full disk; None for any other error.
+
+    The system's error may be the error itself or in its chain of causes; some libraries keep only its text.
     """
     from ldmrt.runtime.errors import LdmrtError
 
     program = Path(sys.argv[0]).stem.replace("cli", "ldmrt")  # python -m ldmrt.tools.cli
-    chain, one = list[BaseException](), error
-    while one is not None and one not in chain:
-        chain.append(one)
-        one = one.__cause__ or one.__context__  # type: ignore[assignment]
-    for one in chain:
-        number = one.errno if isinstance(one, OSError) else None
-        said = next((os.strerror(full) for full in FULL if full == number or os.strerror(full) in str(one)), None)
-        if said is not None:
-            file = one.filename if isinstance(one, OSError) else None
-            hint = f"make room there, then again: {shlex.join([program, *sys.argv[1:]])}"
-            return LdmrtError(str(file or where), "cannot be written", found=said.lower(), hint=hint)
+    chain, cause = list[BaseException](), error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+    for cause in chain:
+        number = cause.errno if isinstance(cause, OSError) else None
+        reason = next((os.strerror(full) for full in FULL if full == number or os.strerror(full) in str(cause)), None)
+        if reason is not None:
+            file = cause.filename if isinstance(cause, OSError) else None
+            hint = f"free some space there, then run again: {shlex.join([program, *sys.argv[1:]])}"
+            return LdmrtError(str(file or where), "cannot be written", found=reason.lower(), hint=hint)
     return None

@@ -1,4 +1,4 @@
-"""Tables that fit the terminal, or 80 columns where there is none: cells wrap between words, names at their joints."""
+"""Tables that fit the terminal, or 80 columns without one: cells wrap between words, names at their joints."""
 
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -17,15 +17,27 @@ JOINT = re.compile(r"(?<=[\s_./-])|(?<=[a-z])(?=[A-Z])|(?<=\d)(?=x\d)")
 
 
 def show(
-    titles: Sequence[str], rows: Sequence[Sequence[Cell]], *, title: str | None = None, lines: bool = False,
-    right: Collection[str] = (), stderr: bool = False,
-) -> None:  # fmt: skip
-    """Print a table on the standard output, or on the standard error. Columns named in `right` are of numbers; `lines`
-    stand between rows.
+    titles: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    *,
+    title: str | None = None,
+    lines: bool = False,
+    right: Collection[str] = (),
+    stderr: bool = False,
+) -> None:
+    """Print a table.
+
+    Args:
+        titles: Titles of the columns.
+        rows: Cells of each row, one per column.
+        title: Title of the table.
+        lines: Whether lines separate the rows.
+        right: Titles of the columns that are aligned to the right, such as those of numbers.
+        stderr: Whether to print on the standard error instead of the standard output.
     """
     console = Console(stderr=stderr)
     columns = list(zip(*([_plain(cell) for cell in row] for row in (titles, *rows)), strict=True))
-    room = console.width - 3 * len(titles) - 1  # of what stands between the cells
+    room = console.width - 3 * len(titles) - 1  # without the borders and the space around cells
     words, parts, whole = ([_longest(column, way) for column in columns] for way in (SPACE, JOINT, None))
     limits = widths(words, parts, whole, room)
     table = Table(title=title, show_lines=lines)
@@ -38,38 +50,48 @@ def show(
 
 
 def widths(words: Sequence[int], parts: Sequence[int], whole: Sequence[int], room: int) -> list[int]:
-    """Return how wide columns are, in `room`, whose longest word, part of a name and line have so many characters.
-    Names stay whole where there is room for them, the widest columns giving way first; what is left over goes to the
-    column that wraps most often.
+    """Choose the widths of columns so that they fit into `room` characters.
+
+    Names stay whole where they fit, and the widest columns are narrowed first. Spare room goes to the column that wraps
+    most often.
+
+    Args:
+        words: Length of the longest word of each column.
+        parts: Length of the longest part of a name of each column.
+        whole: Length of the longest line of each column.
+        room: Characters for all columns together.
+
+    Returns:
+        The width of each column, at least 1.
     """
-    out = [max(1, one) for one in words]
+    out = [max(1, word) for word in words]
     for i in sorted(range(len(out)), key=lambda i: -words[i]):
         if sum(out) > room:
             out[i] = max(1, parts[i], out[i] - (sum(out) - room))
     while sum(out) > max(room, len(out)):
         out[out.index(max(out))] -= 1
-    while sum(out) < room and any(one < wish for one, wish in zip(out, whole, strict=True)):
-        wishes = [wish / one for one, wish in zip(out, whole, strict=True)]
+    while sum(out) < room and any(width < wish for width, wish in zip(out, whole, strict=True)):
+        wishes = [wish / width for width, wish in zip(out, whole, strict=True)]
         out[wishes.index(max(wishes))] += 1
     return out
 
 
 def wrapped(text: str, width: int) -> str:
-    """Return the text in lines of at most `width` characters: between words, else between parts of a name, else cut."""
+    """Break text into lines of at most `width` characters: at spaces, else inside names, else anywhere."""
     lines = []
     for line in text.split("\n"):
-        begun = ""
+        start = ""
         for piece in _pieces(line, width):
-            if begun and len((begun + piece).rstrip()) > width:
-                lines.append(begun.rstrip())
-                begun = ""
-            begun += piece
-        lines.append(begun.rstrip())
+            if start and len((start + piece).rstrip()) > width:
+                lines.append(start.rstrip())
+                start = ""
+            start += piece
+        lines.append(start.rstrip())
     return "\n".join(lines)
 
 
 def _pieces(line: str, width: int) -> Iterator[str]:
-    """Return what stays together: words, where they fit."""
+    """Split a line into pieces that are not broken: words, or parts of words that do not fit."""
     for word in SPACE.split(line):
         for part in [word] if len(word.rstrip()) <= width else JOINT.split(word):
             yield from (part[i : i + width] for i in range(0, max(1, len(part.rstrip())), width))
@@ -83,7 +105,7 @@ def _longest(cells: Sequence[str], joint: re.Pattern[str] | None) -> int:
 
 
 def _plain(cell: Cell) -> str:
-    """The text of a cell, without what would move the cursor: names in files may hold anything."""
+    """Return the text of a cell with control characters escaped, as names in files may contain them."""
     text = cell if isinstance(cell, str) else cell.plain
     return "\n".join(map(printable, text.split("\n")))
 

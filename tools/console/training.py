@@ -1,4 +1,4 @@
-"""A training run, watched: its state is saved every so often, when it is asked to stop, and when it fails."""
+"""Run a training: show its progress, and save its state regularly, on a signal and on failure."""
 
 import contextlib
 import shutil
@@ -6,12 +6,19 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from ldmrt.runtime.errors import LdmrtError, first_line
 
 from .progress import console, watched
 from .script import out_of_memory
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ldmrt.model.training.run import Progress, Run
+
+M = TypeVar("M", bound="nn.Module")
 
 STATE = Path("training") / "state.pt"
 MEGABYTE = 1_000_000
@@ -19,38 +26,35 @@ STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C; Slurm, spot machines, `doc
 SAVING = "SIGUSR1"
 
 
-class Asked:
-    """Which signals have come since the run began: to stop, and by which one, or to save and go on."""
+class Signals:
+    """The signals that have come since the run began: the number of one to stop, and whether one was to save."""
 
     stop: int | None = None
     save = False
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Asked]:
-    """Note signals instead of obeying them at once, so that a step is never cut in two. Ignored ones stay ignored."""
-    asked, before = Asked(), dict[int, Any]()
+def listening() -> Iterator[Signals]:
+    """Note signals instead of obeying them at once, so that no step is interrupted; ignored signals stay ignored."""
+    signals = Signals()
 
     def note(number: int, frame: object) -> None:
         if number == getattr(signal, SAVING, None):
-            asked.save = True
+            signals.save = True
         else:
-            asked.stop = number
+            signals.stop = number
 
-    for name in (*STOPPING, SAVING):
-        number = getattr(signal, name, None)  # Windows has not all of them
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            before[number] = signal.signal(number, note)
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with contextlib.ExitStack() as restored:
+        for name in (*STOPPING, SAVING):
+            number = getattr(signal, name, None)  # Windows does not have all of them
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                restored.callback(signal.signal, number, signal.signal(number, note))
+        yield signals
 
 
 @contextlib.contextmanager
 def nothing_to_save() -> Iterator[None]:
-    """Outlive a signal to save while there is nothing to save: before the first step, and after the last."""
+    """Ignore the signal to save while there is nothing to save: before the first step, and after the last."""
     number = getattr(signal, SAVING, None)
     if number is None or signal.getsignal(number) is not signal.SIG_DFL:
         yield
@@ -62,14 +66,30 @@ def nothing_to_save() -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)
 
 
-def walk(
-    run: Any, loop: Iterator[Any], out: Path, every: int, resume: bool, keep: Callable[[], None],
+def run_training(
+    run: "Run[M]",
+    loop: "Iterator[Progress]",
+    out: Path,
+    every: int,
+    resume: bool,
+    keep: Callable[[], None],
     change: Collection[str] = (),
-) -> None:  # fmt: skip
-    """Walk a training loop; every so often and at the end save its state and `keep` what it has learned.
+) -> None:
+    """Run a training loop to its end, and save its state.
 
-    A signal to stop saves the state of the last whole step, and so does a step that fails. A resumed run may `change`
-    these settings of the saved one.
+    A signal to stop saves the state of the last whole step, and so does a step that fails.
+
+    Args:
+        run: The module in training and its settings.
+        loop: Takes a step each time it is advanced.
+        out: Folder of the run.
+        every: Steps between two saves of the state, each followed by a call of `keep`.
+        resume: Whether to continue from the saved state.
+        keep: Writes the networks as they are now.
+        change: Names of settings that may differ from those of the saved run.
+
+    Raises:
+        LdmrtError: There is not enough memory, or the state cannot be saved.
     """
     state, steps = out / STATE, run.settings.steps
     if resume:
@@ -77,22 +97,22 @@ def walk(
             console.print(f"{name} is {now} after step {run.step}, and was {before}", highlight=False, markup=False)
     if run.step >= steps:
         keep()  # the process may have been killed between the last state and this
-        hint = f"--steps above {run.step} with --change steps goes on"
+        hint = f"--steps above {run.step} with --change steps continues"
         console.print(f"done already: {run.step} of {steps} steps; {hint}", highlight=False)
         return
     begin, saved = time.perf_counter(), run.step
-    with listening() as asked:
+    with listening() as signals:
         try:
             for _ in watched(_reporting(run, loop), steps, lambda p: _described(run, p), start=run.step):
                 due = run.step % every == 0 or run.step == steps
-                if due or asked.save or asked.stop:
-                    saved, asked.save = run.step, False
+                if due or signals.save or signals.stop:
+                    saved, signals.save = run.step, False
                     save(run, state)
                 if due:
                     keep()
-                if asked.stop and run.step < steps:
+                if signals.stop and run.step < steps:
                     console.print(f"stopped at step {run.step}; go on with --resume", highlight=False)
-                    raise KeyboardInterrupt if asked.stop == signal.SIGINT else SystemExit(128 + asked.stop)
+                    raise KeyboardInterrupt if signals.stop == signal.SIGINT else SystemExit(128 + signals.stop)
         except Exception as error:
             if run.step > saved and not run.torn:
                 save(run, state)
@@ -103,35 +123,41 @@ def walk(
     console.print(f"{run.step} steps in {(time.perf_counter() - begin) / 60:.1f} min: {out}", highlight=False)
 
 
-def _too_large(run: Any, error: Exception) -> LdmrtError:
+def _too_large(run: "Run[M]", error: Exception) -> LdmrtError:
     batch = run.settings.batch
     hint = f"--batch {batch // 2}, or a smaller --size" if batch > 1 else "a smaller --size"
     return LdmrtError("train", f"not enough memory for batches of {batch}", found=first_line(error) or None, hint=hint)
 
 
-def save(run: Any, state: Path) -> None:
-    """Write the state of a run; where that fails, the one that was saved before stays."""
+def save(run: "Run[M]", state: Path) -> None:
+    """Write the state of a run; if that fails, the state saved before is kept.
+
+    Raises:
+        LdmrtError: The file cannot be written; it names the bytes needed and free.
+    """
     try:
         run.save(state)
     except OSError as error:
         free = shutil.disk_usage(state.parent).free / MEGABYTE
-        kept = ", which stays as it was" if state.exists() else ""
+        unchanged = ", which stays as it was" if state.exists() else ""
         raise LdmrtError(
-            "train", f"cannot save step {run.step} to {state}{kept}: {error.strerror}",
-            expected=f"{run.bytes() / MEGABYTE:.0f} MB", found=f"{free:.0f} MB free",
-        ) from None  # fmt: skip
+            "train",
+            f"cannot save step {run.step} to {state}{unchanged}: {error.strerror}",
+            expected=f"{run.bytes() / MEGABYTE:.0f} MB",
+            found=f"{free:.0f} MB free",
+        ) from None
 
 
-def _reporting(run: Any, loop: Iterator[Any]) -> Iterator[Any]:
-    """Pass the steps on; tell once of each image that was skipped."""
-    told = 0
+def _reporting(run: "Run[M]", loop: "Iterator[Progress]") -> "Iterator[Progress]":
+    """Yield the steps, and report each skipped image once."""
+    reported = 0
     for progress in loop:
-        for reason in list(run.skipped.values())[told:]:
+        for reason in list(run.skipped.values())[reported:]:
             console.print(f"skipped: {reason}", highlight=False, markup=False, soft_wrap=True)
-        told = len(run.skipped)
+        reported = len(run.skipped)
         yield progress
 
 
-def _described(run: Any, progress: Any) -> str:
+def _described(run: "Run[M]", progress: "Progress") -> str:
     skipped = f", {len(run.skipped)} skipped" if run.skipped else ""
     return f"loss {progress.loss:.4f}, {progress.rate:.0f} images/s{skipped}"

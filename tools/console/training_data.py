@@ -1,13 +1,17 @@
-"""The data of a training, checked whole before its first step."""
+"""Open the data of a training; all of it is checked before the first step."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ldmrt.runtime.errors import LdmrtError
 
 from .progress import console, watched
+
+if TYPE_CHECKING:
+    from ldmrt.model.training.data import ImageFolder
+    from ldmrt.tools.emoji.dataset import Emoji
 
 HINTS = {
     (True, False): "mend these, or train with --on-bad skip",
@@ -26,31 +30,46 @@ def open_data(
     layouts: Sequence[str] = ("large",),
     skip_bad: bool = False,
     skip_small: bool = False,
-) -> Any:
-    """A stream of captioned images: one's own where there is a metadata.jsonl, emoji otherwise."""
+) -> "ImageFolder | Emoji":
+    """Open captioned images: the user's own if the folder has a metadata.jsonl, emoji otherwise.
+
+    Args:
+        folder: Images with metadata.jsonl, or the sprites that `ldmrt data emoji` builds.
+        size: Pixels along a side of the training images.
+        batch: Images per step; a smaller data set is reported.
+        styles: Emoji styles to use; all if empty.
+        groups: Emoji groups to use; all if empty.
+        layouts: Emoji layouts to use.
+        skip_bad: Whether images that cannot be read and lines without a caption are skipped; else they are an error.
+        skip_small: Whether images that would be enlarged more than twice are skipped; else they are an error.
+
+    Raises:
+        LdmrtError: The folder holds neither, or some of it cannot be used.
+    """
     from ldmrt.model.training.data import SIZE
     from ldmrt.model.training.metadata import METADATA
     from ldmrt.tools.emoji.dataset import Emoji
 
     if os.path.lexists(folder / METADATA):
-        own = open_folder(folder, size, skip_bad=skip_bad, skip_small=skip_small)
-        if (count := len(own)) < batch:
-            console.print(f"{count} images for batches of {batch}: some come more than once", highlight=False)
-        return own
+        images = open_folder(folder, size, skip_bad=skip_bad, skip_small=skip_small)
+        if (count := len(images)) < batch:
+            console.print(f"{count} images for batches of {batch}: a batch repeats some of them", highlight=False)
+        return images
     if not os.path.lexists(folder / "sprites.jsonl"):
-        expected = f"{METADATA}, for images of one's own, or sprites.jsonl"
+        expected = f"{METADATA} for your own images, or sprites.jsonl"
         raise LdmrtError(
             "data", f"nothing to train on in {folder}", expected=expected, hint=f"ldmrt data emoji {folder}"
         )
     data = Emoji.open(folder, styles=styles, groups=groups, layouts=layouts)
     if size != SIZE:
-        raise LdmrtError("data", "emoji have one size", expected=f"--size {SIZE}", found=size)
+        raise LdmrtError("data", "unsupported size of emoji images", expected=f"--size {SIZE}", found=size)
     return data
 
 
-def open_folder(folder: Path, size: int, *, skip_bad: bool = False, skip_small: bool = False) -> Any:
-    """A folder of one's own, of which every line was read and every image was decoded. All that is wrong is one error,
-    or is skipped and told.
+def open_folder(folder: Path, size: int, *, skip_bad: bool = False, skip_small: bool = False) -> "ImageFolder":
+    """Open a folder of images after reading every line of its metadata and decoding every image.
+
+    Problems are reported together: as one error, or as skipped lines where `skip_bad` or `skip_small` allow it.
     """
     from ldmrt.model.training.data import ImageFolder
     from ldmrt.model.training.image_check import check_images

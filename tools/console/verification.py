@@ -1,4 +1,4 @@
-"""A bundle measured and shown on a terminal, for the commands that verify, export and build."""
+"""Measure a bundle and show the result, for the commands that verify, export, build and refit."""
 
 import sys
 import time
@@ -12,8 +12,6 @@ import click
 from ldmrt.tools.options.checkpoint import CheckpointOptions
 
 if TYPE_CHECKING:
-    from ldmrt.runtime.bundle.bundle import Bundle
-if TYPE_CHECKING:
     from rich.text import Text
 
     from ldmrt.runtime.bundle.bundle import Bundle
@@ -25,10 +23,15 @@ if TYPE_CHECKING:
 
 
 PROMPT = "a red apple, noto style, blue background"
+SHOWN = 20  # failures
 
 
 def certify_new(bundle: "Bundle", source: CheckpointOptions) -> None:
-    """Measure a bundle that was just made, and keep the certificate; exit code 1 where it differs."""
+    """Measure a new bundle against its checkpoint and store the certificate in it.
+
+    Raises:
+        SystemExit: A difference exceeds its tolerance; the exit code is 1.
+    """
     from ldmrt.export.components.torch_pipeline import torch_pipeline
     from ldmrt.export.parity.store import store
     from ldmrt.export.precision.policy import apply_precisions, islands, precisions
@@ -39,17 +42,21 @@ def certify_new(bundle: "Bundle", source: CheckpointOptions) -> None:
     origin, reference = record_checkpoint(bundle, source, PROMPT)
     openers, refused = runnable(bundle, available())
     if not openers:
-        click.echo(f"{'; '.join(refused)}: checked, not run; PyTorch is measured in its place", err=True)
+        click.echo(f"{'; '.join(refused)}: the graphs are checked but not run; PyTorch is measured instead", err=True)
         openers = {
             NOT_RUN: lambda: torch_pipeline(apply_precisions(source.load, precisions(bundle), islands(bundle))[0])
         }
-    made = certify(list(compare_and_show(bundle, reference, openers, aside=True)), bundle, reference, origin)
-    store(bundle, made, reference)
-    conclude(made)
+    certificate = certify(list(compare_and_show(bundle, reference, openers, stderr=True)), bundle, reference, origin)
+    store(bundle, certificate, reference)
+    conclude(certificate)
 
 
 def replay(bundle: "Bundle", backends: tuple[str, ...]) -> None:
-    """Hold backends to what the certificate stored; exit code 1 where one differs."""
+    """Compare backends with the recording that the bundle's certificate names, without PyTorch.
+
+    Raises:
+        SystemExit: A difference exceeds its tolerance; the exit code is 1.
+    """
     from ldmrt.runtime.parity.compare import certify
 
     openers, refused = runnable(bundle, backends)
@@ -57,17 +64,20 @@ def replay(bundle: "Bundle", backends: tuple[str, ...]) -> None:
         click.echo(line, err=True)
     if openers:
         reference = bundle.reference
-        measured = list(compare_and_show(bundle, reference, openers, aside=True))
+        measured = list(compare_and_show(bundle, reference, openers, stderr=True))
         conclude(certify(measured, bundle, reference))
         for error in unmeasured(bundle, measured, reference):
             click.echo(error, err=True)
 
 
 def unmeasured(bundle: "Bundle", measured: "list[Comparison]", reference: "Recording") -> "list[LdmrtError]":
-    """An error for each backend of which no network was measured: its engines are for other sizes than the image."""
+    """Return an error for each backend without any measured network, as its engines are for other image sizes."""
     from ldmrt.runtime.errors import LdmrtError
 
-    size, ran = "{width}x{height}".format(**reference.trajectory.options), {one.backend for one in measured if one.ran}
+    size, ran = (
+        "{width}x{height}".format(**reference.trajectory.options),
+        {comparison.backend for comparison in measured if comparison.ran},
+    )
     other = f"ldmrt verify {bundle.path} --against CHECKPOINT --side PIXELS --store"
     return [
         LdmrtError(
@@ -75,13 +85,13 @@ def unmeasured(bundle: "Bundle", measured: "list[Comparison]", reference: "Recor
             f"nothing of {name} could be measured",
             hint=f"ldmrt build {bundle.path} --backend {name} --sizes {size}, or {other}",
         )
-        for name in dict.fromkeys(one.backend for one in measured)
+        for name in dict.fromkeys(comparison.backend for comparison in measured)
         if name not in ran
     ]
 
 
 def runnable(bundle: "Bundle", backends: tuple[str, ...]) -> tuple[dict[str, "Callable[[], Pipeline]"], list[str]]:
-    """How to open the bundle on each backend that can run it, and what the others lack."""
+    """Return a function per backend that opens the bundle on it, and why each other backend cannot run it."""
     from ldmrt.runtime.backends.registry import unsupported_precision
     from ldmrt.runtime.pipeline.pipeline import open_pipeline
 
@@ -96,26 +106,36 @@ def runnable(bundle: "Bundle", backends: tuple[str, ...]) -> tuple[dict[str, "Ca
     return openers, refused
 
 
-def conclude(made: "Certificate") -> None:
-    """Say what was left out and what is wrong, and exit where something is."""
-    for line in made.gaps:
+def conclude(certificate: "Certificate") -> None:
+    """Print the skipped cases and the failures; exit with code 1 if there are failures."""
+    for line in certificate.gaps:
         click.secho(f"skipped: {line}", fg="yellow", err=True)
-    compare_and_show = made.failures[:20]
-    for line in compare_and_show:
+    for line in certificate.failures[:SHOWN]:
         click.secho(line, fg="red", err=True)
-    if more := len(made.failures) - len(compare_and_show):
+    if (more := len(certificate.failures) - SHOWN) > 0:
         click.secho(f"and {more} more", fg="red", err=True)
-    if made.culprit:
-        click.secho(f"it began with: {made.culprit}", fg="red", err=True)
-    if not made.within:
+    if certificate.culprit:
+        click.secho(f"it began with: {certificate.culprit}", fg="red", err=True)
+    if not certificate.within:
         sys.exit(1)
 
 
 def record_checkpoint(
     bundle: "Bundle", source: CheckpointOptions, prompt: str, seed: int = 0, side: int | None = None
 ) -> "tuple[list[str], Recording]":
-    """Find what of the bundle is not of the checkpoint, and what the checkpoint computes, in float32. Its networks are
-    gone when this returns: two copies of a model may be more than a machine holds.
+    """Compare the origin of a bundle with a checkpoint, and record what the checkpoint computes in float32.
+
+    The checkpoint's networks are freed before this returns, as a machine may not hold two copies of a model.
+
+    Args:
+        bundle: The bundle to be verified.
+        source: The checkpoint and its options.
+        prompt: Prompt of the image.
+        seed: Seed of the image.
+        side: Pixels along a side of the image; by default the model's own size, at most 256.
+
+    Returns:
+        The differences of weights, graphs and configs, and the recording.
     """
     import torch
 
@@ -125,7 +145,7 @@ def record_checkpoint(
 
     from .progress import console
 
-    with console.status("the checkpoint, with PyTorch"):
+    with console.status("running the checkpoint with PyTorch"):
         origin = []
         if bundle.manifest:
             origin = other_origin(bundle, apply_precisions(source.load, precisions(bundle), islands(bundle))[0])
@@ -133,9 +153,12 @@ def record_checkpoint(
 
 
 def compare_and_show(
-    bundle: "Bundle", reference: "Recording", openers: "Mapping[str, Callable[[], Pipeline]]", *, aside: bool = False
+    bundle: "Bundle", reference: "Recording", openers: "Mapping[str, Callable[[], Pipeline]]", *, stderr: bool = False
 ) -> "Iterator[Comparison]":
-    """Measure, show progress, then a table: on the standard output, or `aside` on the other."""
+    """Yield the comparisons of each backend with the recording; show progress, and a table at the end.
+
+    The table goes to the standard output, or with `stderr` to the standard error.
+    """
     from ldmrt.runtime.parity.compare import compare
     from ldmrt.runtime.parity.tolerances import tolerances
     from ldmrt.tools.console import tables
@@ -146,42 +169,49 @@ def compare_and_show(
     begin, limits = time.perf_counter(), tolerances(bundle)
     with console.status("comparing") as status:
         for backend, opened in openers.items():
-            pipeline, seen = opened(), set[str]()
-            for one in compare(pipeline, backend, reference, limits):
+            pipeline, measured = opened(), set[str]()
+            for comparison in compare(pipeline, backend, reference, limits):
                 seconds, begin = time.perf_counter() - begin, time.perf_counter()
-                rows.append((one.what, backend, *one.summary, f"{seconds:.1f} s", verdict(one)))
-                seen.add(one.what)
-                status.update(f"compared {one.what}")
-                yield replace(one, seconds=seconds)
+                rows.append((comparison.what, backend, *comparison.summary, f"{seconds:.1f} s", verdict(comparison)))
+                measured.add(comparison.what)
+                status.update(f"compared {comparison.what}")
+                yield replace(comparison, seconds=seconds)
             pipeline.close()
-            alone = [name for name in bundle.components if name not in seen]
-            rows += [(name, backend, f"not alone: by {covered_by(name)}", "", "", "") for name in alone]
-    tables.show(("component", "backend", "largest difference", "tolerance", "time", ""), rows, stderr=aside)
-    said = "differences are relative to the largest value of PyTorch's float32 output; dB is the picture's PSNR"
-    click.echo(said, err=aside)
+            others = [name for name in bundle.components if name not in measured]
+            rows += [(name, backend, f"not alone: by {covered_by(name)}", "", "", "") for name in others]
+    tables.show(("component", "backend", "largest difference", "tolerance", "time", ""), rows, stderr=stderr)
+    units = "differences are relative to the largest value of PyTorch's float32 output; dB is the image's PSNR"
+    click.echo(units, err=stderr)
 
 
-def verdict(one: "Comparison") -> "Text":
-    """The last cell of a row."""
+def verdict(comparison: "Comparison") -> "Text":
+    """Return the last cell of a row: ok or FAILED, and how many cases were skipped."""
     from rich.text import Text
 
-    word = "stated" if one.costs else "FAILED" if not one.within else "ok" if one.summary[1] else ""
-    left = f" {len(one.left_out)} skipped" if one.left_out else ""
-    style = "red" if not one.within else "yellow" if left else "green" if word == "ok" else ""
-    return Text(word + left, style=style)
+    within = comparison.within
+    word = "stated" if comparison.costs else "FAILED" if not within else "ok" if comparison.summary[1] else ""
+    skipped = f" {len(comparison.left_out)} skipped" if comparison.left_out else ""
+    style = "red" if not within else "yellow" if skipped else "green" if word == "ok" else ""
+    return Text(word + skipped, style=style)
 
 
 def covered_by(component: str) -> str:
-    """Name what measures a component of which nothing is stored but what follows from it."""
+    """Name the measurement that covers a component whose own outputs are not recorded."""
     from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32
 
-    return {DECODER: "the picture", DECODER_FP32: f"the picture by {DECODER_FP32}"}.get(component, "rows and picture")
+    return {DECODER: "the image", DECODER_FP32: f"the image by {DECODER_FP32}"}.get(component, "rows and image")
 
 
 def verify_built(bundle: "Bundle", backend: str) -> None:
-    """Hold what was built to what the checkpoint computed; where it cannot run, the ONNX files that it was made of."""
+    """Compare new engines with the bundle's recording; where they cannot run, the ONNX files that they were built from.
+
+    A bundle without a certificate is only reported.
+
+    Raises:
+        SystemExit: A difference exceeds its tolerance, or the certificate is of other files; the exit code is 1.
+    """
     from ldmrt.runtime.backends.registry import available_backends
-    from ldmrt.runtime.bundle.engines.recipe import BACKENDS
+    from ldmrt.runtime.bundle.engines.targets import BACKENDS
     from ldmrt.runtime.errors import LdmrtError
 
     from .progress import console
@@ -196,11 +226,11 @@ def verify_built(bundle: "Bundle", backend: str) -> None:
         )
         sys.exit(1)
     try:
-        able = available_backends(bundle)
+        available = available_backends(bundle)
     except LdmrtError as error:
         console.print(f"not verified: {error.problem}; next: {error.hint}", highlight=False, soft_wrap=True)
         return
-    if backend not in able:
-        said = f"the engines were built but not run: {BACKENDS[backend]} cannot run here. What they were made of:"
-        console.print(said, highlight=False, soft_wrap=True)
-    replay(bundle, (backend,) if backend in able else able)
+    if backend not in available:
+        notice = f"the engines were built but not run: {BACKENDS[backend]} cannot run here. Their ONNX files:"
+        console.print(notice, highlight=False, soft_wrap=True)
+    replay(bundle, (backend,) if backend in available else available)

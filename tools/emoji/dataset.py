@@ -1,4 +1,4 @@
-"""Emoji composed with backgrounds and captions on the fly: the demo model's data set."""
+"""Compose emoji with backgrounds and captions on the fly: the demo model's data set."""
 
 import hashlib
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ HELD_OUT = 10  # per cent
 
 @dataclass(frozen=True)
 class Sprite:
-    """One picture of one emoji in one style: row `index` of the sprite array."""
+    """An emoji in one style; its pixels are row `index` of the sprite array."""
 
     index: int
     code: str
@@ -40,7 +40,14 @@ class Sprite:
 
 
 def load_sprites(folder: Path) -> tuple[NDArray[np.uint8], list[Sprite]]:
-    """The sprite set that `ldmrt data emoji` builds: pictures (N, 56, 56, 4) RGBA and their rows."""
+    """Load the sprites that `ldmrt data emoji` builds.
+
+    Returns:
+        The pixels (N, 56, 56, 4), uint8 RGBA, and the N sprites.
+
+    Raises:
+        LdmrtError: A file is missing or damaged.
+    """
     hint = f"ldmrt data emoji {folder}"
     listed = folder / "sprites.jsonl"
     for path in (listed, folder / "sprites.npz"):
@@ -68,16 +75,16 @@ def load_sprites(folder: Path) -> tuple[NDArray[np.uint8], list[Sprite]]:
     return pictures, sprites
 
 
-def composite(sprite: NDArray[np.uint8], picture: NDArray[np.uint8], top: int, left: int) -> None:
-    """Lay an RGBA sprite (h, w, 4) over an RGB picture, in place."""
+def composite(sprite: NDArray[np.uint8], image: NDArray[np.uint8], top: int, left: int) -> None:
+    """Draw an RGBA sprite (h, w, 4) on an RGB image (H, W, 3) in place, at `top` and `left` in pixels."""
     height, width = sprite.shape[:2]
-    window = picture[top : top + height, left : left + width]
+    window = image[top : top + height, left : left + width]
     alpha = sprite[..., 3:].astype(np.float32) / 255.0
     window[:] = np.rint(sprite[..., :3] * alpha + window * (1.0 - alpha)).astype(np.uint8)
 
 
 def _halve(sprite: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(56, 56, 4) -> (28, 28, 4), means of premultiplied colours."""
+    """Halve a sprite (56, 56, 4) to (28, 28, 4) by means of premultiplied colors."""
     alpha = sprite[..., 3:].astype(np.float64)
     stacked = np.concatenate([sprite[..., :3] * alpha, alpha], axis=-1)
     means = stacked.reshape(SMALL, 2, SMALL, 2, 4).mean(axis=(1, 3))
@@ -86,12 +93,12 @@ def _halve(sprite: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _hash(*words: str) -> int:
-    """A number that depends on the words alone: decides what is held out, the same on every machine."""
+    """Return a number that depends on the words alone; it decides what is held out, on every machine alike."""
     return int.from_bytes(hashlib.sha256("\0".join(words).encode()).digest()[:8], "big")
 
 
 def article(label: str) -> str:
-    """The label with its indefinite article; plural and mass nouns take none."""
+    """Put the indefinite article before a label, unless its noun is plural or a mass noun."""
     head = label.split(" of ")[0].split(" with ")[0].split()[-1].lower()
     plural = head.endswith("s") and not head.endswith(("ss", "us", "is", "os"))
     if plural or head in NO_ARTICLE or label.split()[0] in NO_ARTICLE:
@@ -130,7 +137,11 @@ class Emoji:
         layouts: Sequence[str] = LAYOUTS,
         subset: str = "train",
     ) -> "Emoji":
-        """The sprites of `folder`, of the named styles and groups (all of them where none is named)."""
+        """Open the sprites in `folder`, those of the named styles and groups only, if any are named.
+
+        Raises:
+            LdmrtError: A name is unknown, no sprite has the styles and groups, or a file is damaged.
+        """
         pictures, sprites = load_sprites(folder)
         for name, wanted, present in (
             ("style", styles, {s.style for s in sprites}),
@@ -147,12 +158,12 @@ class Emoji:
 
     @cached_property
     def pairs(self) -> list[tuple[Sprite, str]]:
-        """Every (sprite, background) of this subset that the eye can tell apart."""
+        """List every (sprite, background) of this subset whose colors differ enough."""
         backgrounds = lab(np.array(list(PALETTE.values())))  # (12, 3)
         styles: dict[str, set[str]] = {}
         for sprite in self.sprites:
             styles.setdefault(sprite.code, set()).add(sprite.style)
-        found = []
+        pairs = []
         for sprite in self.sprites:
             picture = self.pictures[sprite.index]
             silhouette = lab(picture[picture[..., 3] >= 128][:, :3])  # (pixels, 3)
@@ -162,29 +173,29 @@ class Emoji:
             for name, clashes in zip(PALETTE, clashing, strict=True):
                 out = style_out or _hash(sprite.code, name) % 100 < HELD_OUT
                 if not clashes and out == (self.subset == "held-out"):
-                    found.append((sprite, name))
-        if not found:
+                    pairs.append((sprite, name))
+        if not pairs:
             raise LdmrtError("data", f"no {self.subset} pair is left", expected="more styles or groups")
-        return found
+        return pairs
 
     @cached_property
     def _of_background(self) -> dict[str, list[Sprite]]:
-        found: dict[str, list[Sprite]] = {}
+        sprites: dict[str, list[Sprite]] = {}
         for sprite, background in self.pairs:
-            found.setdefault(background, []).append(sprite)
-        return found
+            sprites.setdefault(background, []).append(sprite)
+        return sprites
 
     def __len__(self) -> int:
-        """How many pairs an epoch has."""
+        """Return the number of pairs in an epoch."""
         return len(self.pairs)
 
     @property
     def digest(self) -> str:
-        """The hash of what is drawn: pairs and layouts."""
+        """Return the hash of the pairs and layouts."""
         return digest([self.layouts, [(sprite.code, sprite.style, name) for sprite, name in self.pairs]])
 
     def draw(self, seed: int, index: int) -> Sample:
-        """Sample `index` of the stream that `seed` names."""
+        """Make sample `index` of the stream with this seed."""
         rng = generator(seed, index)
         sprite, background = self.pairs[entry(seed, index, len(self.pairs))]
         layout = self.layouts[rng.integers(len(self.layouts))]
@@ -214,12 +225,12 @@ class Emoji:
         return Sample(picture, caption, (layout, sprite.index, other.index, background))
 
     def caption(self, seed: int, index: int) -> str:
-        """The caption of `draw`."""
+        """Return the caption of the sample that `draw` makes."""
         return self.draw(seed, index).caption
 
     @staticmethod
     def canvas(background: str) -> NDArray[np.uint8]:
-        """The bare background, (64, 64, 3)."""
+        """Make an image of the background alone, (64, 64, 3), uint8."""
         return np.tile(np.array(PALETTE[background], np.uint8), (SIZE, SIZE, 1))
 
     def _subject(self, sprite: Sprite, rng: np.random.Generator) -> str:
@@ -240,12 +251,12 @@ class Emoji:
 
     @classmethod
     def compose(cls, pictures: NDArray[np.uint8], sprite: Sprite, background: str) -> NDArray[np.uint8]:
-        """One large object on its background, (64, 64, 3)."""
+        """Draw a sprite large on its background, (64, 64, 3), uint8."""
         picture = cls.canvas(background)
         composite(pictures[sprite.index], picture, MARGIN, MARGIN)
         return picture
 
     @staticmethod
     def prompt(sprite: Sprite, background: str) -> str:
-        """The plain caption, the first template with nothing dropped: what a user would ask for."""
+        """Return the plain caption, as a user would write it: the first template with all of its parts."""
         return f"{article(sprite.label)}, {sprite.style} style, {background} background"

@@ -1,4 +1,4 @@
-"""Pinned packages of npm and PyPI: fetched once by their own clients, checked, and read in place."""
+"""Fetch pinned packages of npm and PyPI with their own clients, check them, and read them in place."""
 
 import importlib.util
 import os
@@ -18,7 +18,7 @@ from ldmrt.runtime.files.writing import temporary_folder
 
 @dataclass(frozen=True)
 class Package:
-    """One release on a registry, by the client that fetches it."""
+    """A release on a registry, and the client that fetches it."""
 
     client: str  # "npm" or "pip"
     name: str
@@ -26,23 +26,28 @@ class Package:
     sha256: str
 
     def __str__(self) -> str:
+        """Write the name and the version."""
         return f"{self.name} {self.version}"
 
     @property
     def file(self) -> str:
-        """Its name in the cache, without a suffix: `read` sees from the content what it is."""
+        """Return its file name in the cache, without a suffix, as `read` recognises the format by the content."""
         return f"{self.name}-{self.version}".lstrip("@").replace("/", "-")
 
 
 def default_cache() -> Path:
-    """Where packages are kept between builds: the user's cache folder."""
+    """Return the folder in the user's cache where packages are kept between builds."""
     if (folder := cache_folder()) is None:
         raise LdmrtError("data", "there is no home folder to keep downloads in", hint="--cache FOLDER")
     return folder / "packages"
 
 
 def fetch(package: Package, cache: Path) -> Path:
-    """The package's file in `cache`, downloaded unless it is there with the right checksum."""
+    """Return the package's file in `cache`, downloaded unless it exists with the right checksum.
+
+    Raises:
+        LdmrtError: The client is missing or fails, or the file is not the pinned one.
+    """
     path = cache / package.file
     if path.is_file() and sha256(path) == package.sha256:
         return path
@@ -50,16 +55,16 @@ def fetch(package: Package, cache: Path) -> Path:
     with temporary_folder(path) as folder:
         download(package, folder)
         (fetched,) = folder.iterdir()
-        if (found := sha256(fetched)) != package.sha256:
+        if (digest := sha256(fetched)) != package.sha256:
             hint = f"ask {package.client} which mirror it uses: a release never changes"
             wanted = f"SHA-256 {package.sha256}"
-            raise LdmrtError(str(package), "is not the pinned file", expected=wanted, found=found, hint=hint)
+            raise LdmrtError(str(package), "is not the pinned file", expected=wanted, found=digest, hint=hint)
         os.replace(fetched, path)
     return path
 
 
 def download(package: Package, folder: Path) -> None:
-    """Have the registry's own client put the package's one file into the empty `folder`."""
+    """Download the package's file into the empty `folder` with the registry's own client."""
     if package.client == "npm":
         if (npm := shutil.which("npm")) is None:
             raise LdmrtError(str(package), "npm is not on the PATH", hint="install Node.js, which brings npm")
@@ -71,20 +76,20 @@ def download(package: Package, folder: Path) -> None:
         command += ["--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check"]
     ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
     if ran.returncode:
-        said = re.findall(r"^(?:npm err\S*|error:) *(.+)", ran.stderr, re.IGNORECASE | re.MULTILINE)[:3]
-        found = "; ".join(said) or f"exit status {ran.returncode}"
+        errors = re.findall(r"^(?:npm err\S*|error:) *(.+)", ran.stderr, re.IGNORECASE | re.MULTILINE)[:3]
+        found = "; ".join(errors) or f"exit status {ran.returncode}"
         hint = "check the network and run again: what was fetched is kept"
         raise LdmrtError(str(package), f"{package.client} could not fetch it", found=found, hint=hint)
 
 
 def read(archive: Path, pattern: str) -> dict[str, bytes]:
-    """The members of a wheel or gzipped tar whose whole name matches `pattern`, by the pattern's group."""
+    """Read the members of a wheel or gzipped tar whose full name matches `pattern`; keys are the pattern's group."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as wheel:
             return {m[1]: wheel.read(name) for name in wheel.namelist() if (m := re.fullmatch(pattern, name))}
-    found: dict[str, bytes] = {}
+    members: dict[str, bytes] = {}
     with tarfile.open(archive, "r:gz") as tar:
         for member in tar:
             if (m := re.fullmatch(pattern, member.name)) and (file := tar.extractfile(member)):
-                found[m[1]] = file.read()
-    return found
+                members[m[1]] = file.read()
+    return members

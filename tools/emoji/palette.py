@@ -1,4 +1,4 @@
-"""The twelve backgrounds of the emoji pictures, and CIE L*a*b* to tell colours apart."""
+"""The twelve background colors of the emoji images, and CIE L*a*b* to compare colors."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ _WHITE_D65 = np.array([0.95047, 1.0, 1.08883])
 
 
 def lab(rgb: NDArray) -> NDArray[np.float64]:
-    """sRGB in 0..255, (..., 3), to CIE 1976 L*a*b* under D65: distances are CIE76 colour differences."""
+    """Convert sRGB in 0..255, (..., 3), to CIE 1976 L*a*b* under D65, whose distances are CIE76 color differences."""
     linear = np.asarray(rgb, np.float64) / 255.0
     linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
     xyz = linear @ _TO_XYZ.T / _WHITE_D65
@@ -35,6 +35,6 @@ def lab(rgb: NDArray) -> NDArray[np.float64]:
 
 
 def nearest_colour(rgb: NDArray) -> str:
-    """The name of the palette colour nearest to one sRGB colour (3,) in L*a*b*."""
+    """Return the name of the palette color nearest to an sRGB color (3,) in L*a*b*."""
     distances = np.linalg.norm(lab(np.array(list(PALETTE.values()))) - lab(rgb), axis=-1)
     return list(PALETTE)[int(distances.argmin())]

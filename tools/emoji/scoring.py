@@ -1,4 +1,4 @@
-"""Does an emoji image show what its prompt says? Measured against the sprites themselves, with no network.
+"""Recognise the emoji and the background of an image, by comparison with the sprites, without a network.
 
 The background is the palette colour nearest to the median of the image's border. The identity is the reference
 sprite, laid on that background, that is nearest in mean squared error at 32x32 over shifts of up to 3 pixels.
@@ -20,34 +20,35 @@ HALF = SIZE // 2
 
 
 def background_of(picture: NDArray[np.uint8]) -> str:
-    """The name of the background of an image (64, 64, 3)."""
+    """Return the name of the background of an image (64, 64, 3), uint8."""
     inside = np.zeros((SIZE, SIZE), bool)
     inside[MARGIN:-MARGIN, MARGIN:-MARGIN] = True
     return nearest_colour(np.median(picture[~inside], axis=0))
 
 
 def halved(pictures: NDArray) -> NDArray[np.float32]:
-    """(N, 64, 64, 3) -> (N, 32 * 32 * 3), means of 2x2."""
+    """Average 2x2 pixels: images (N, 64, 64, 3) become rows (N, 32 * 32 * 3), float32."""
     n = len(pictures)
     return pictures.reshape(n, HALF, 2, HALF, 2, 3).astype(np.float32).mean(axis=(2, 4)).reshape(n, -1)
 
 
 class References:
-    """Every sprite of one style, on any background."""
+    """The sprites of one style on every background, to compare images with."""
 
     def __init__(self, pictures: NDArray[np.uint8], sprites: Sequence[Sprite]) -> None:
+        """Take the pixels of all sprites, (N, 56, 56, 4) RGBA, and the sprites of one style."""
         self.pictures, self.sprites = pictures, sprites
         self.on = lru_cache(maxsize=None)(self._on)
 
     def _on(self, background: str) -> NDArray[np.float32]:
-        """The sprites on a background, (sprites, 3072)."""
+        """Draw the sprites on a background, (sprites, 3072), float32."""
         rows = np.empty((len(self.sprites), HALF * HALF * 3), np.float32)
         for row, sprite in zip(rows, self.sprites, strict=True):
             row[:] = halved(Emoji.compose(self.pictures, sprite, background)[None])[0]
         return rows
 
     def identify(self, picture: NDArray[np.uint8]) -> tuple[str, Sprite]:
-        """Background and nearest sprite of an image (64, 64, 3)."""
+        """Return the background and the nearest sprite of an image (64, 64, 3), uint8."""
         background = background_of(picture)
         references = self.on(background)
         padded = np.pad(picture, ((SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)), mode="edge")

@@ -1,10 +1,10 @@
-"""How a checkpoint is read on the command line: one set of options for everything that reads one."""
+"""One set of options for all commands that read a checkpoint."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     import torch
 
     from ldmrt.model.checkpoint.checkpoint import Checkpoint
+    from ldmrt.runtime.files.reading import JsonObject
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """Holds what the options of a checkpoint say."""
+    """The values of the options: a checkpoint and all that is merged into it or goes with it."""
 
     checkpoint: str | None
     variant: str | None
@@ -31,14 +34,19 @@ class CheckpointOptions:
     vae: Path | None
     text_encoders: dict[str, Path]
     scheduler_config: Path | None
-    settings: dict[str, Any]
+    settings: "JsonObject"
 
-    def load(self, dtype: "Mapping[str, torch.dtype | None]") -> "tuple[Checkpoint, dict[str, Any]]":
-        """The checkpoint with everything that goes with it, and what the manifest says of the files that were merged
-        into its weights. `dtype` is one for each network's name, and "" for all others; None is as stored.
+    def load(self, dtype: "Mapping[str, torch.dtype | None]") -> "tuple[Checkpoint, JsonObject]":
+        """Load the checkpoint, merge LoRAs and textual inversions into it, and add its controls.
+
+        Args:
+            dtype: The dtype by network name, "" for all others; None keeps the dtype of the files.
+
+        Returns:
+            The checkpoint, and the entries of the manifest that name the files that were merged.
         """
-        from ldmrt.model.checkpoint.checkpoint import load, load_adapter, load_controlnet
         from ldmrt.model.checkpoint.file_notes import few_steps_file, for_few_steps
+        from ldmrt.model.checkpoint.load import load, load_adapter, load_controlnet
         from ldmrt.model.lora.merge import merge, read_lora
         from ldmrt.model.textual_inversion.merge import add_embeddings, read_embedding
         from ldmrt.runtime.pipeline.controls import ADAPTER, CONTROLNET
@@ -60,24 +68,20 @@ class CheckpointOptions:
         few = next(filter(None, (few_steps_file(path) for path, _ in self.loras)), None)
         if few is not None and "timestep_spacing" not in self.settings:
             loaded = replace(loaded, scheduler=for_few_steps(loaded.scheduler, few))
-        kinds: tuple[tuple[str, Any, dict[str, Path]], ...] = (
-            (CONTROLNET, load_controlnet, self.controlnets),
-            (ADAPTER, load_adapter, self.adapters),
-        )
-        controls = {
-            kind + name: read(path, dtype=dtype.get(kind + name, dtype[""]))
-            for kind, read, folders in kinds
-            for name, path in folders.items()
-        }
-        loaded = replace(loaded, controls={**loaded.controls, **controls})
-        # What will be narrowed later stays float32 where files are merged: it is rounded once
-        wide = [name for name in loaded.networks if dtype.get(name, dtype[""]) is None]
+        controls = dict(loaded.controls)
+        for name, path in self.controlnets.items():
+            controls[CONTROLNET + name] = load_controlnet(path, dtype=dtype.get(CONTROLNET + name, dtype[""]))
+        for name, path in self.adapters.items():
+            controls[ADAPTER + name] = load_adapter(path, dtype=dtype.get(ADAPTER + name, dtype[""]))
+        loaded = replace(loaded, controls=controls)
+        # Weights that are cast to half precision later stay float32 while files are merged: they are rounded once.
+        unrounded = [name for name in loaded.networks if dtype.get(name, dtype[""]) is None]
         loras = [(read_lora(path), weight) for path, weight in self.loras]
-        merged = merge(loaded.networks, loras, unrounded=wide) if loras else {}
+        merged = merge(loaded.networks, loras, unrounded=unrounded) if loras else {}
         embeddings = [read_embedding(path, word) for path, word in self.embeddings]
         embeddings += [embedding for lora, _ in loras for embedding in lora.embeddings]
         if embeddings:
-            merged["embeddings"] = add_embeddings(loaded.text_encoders, loaded.tokenizers, embeddings, wide)
+            merged["embeddings"] = add_embeddings(loaded.text_encoders, loaded.tokenizers, embeddings, unrounded)
         if parts:
             merged["parts"] = {part: path.name for part, path in parts.items()}
         if scheduler is not None or self.settings:
@@ -86,47 +90,51 @@ class CheckpointOptions:
 
 
 class Weighed(click.ParamType):
-    """Reads FILE or FILE:WEIGHT."""
+    """An option of the form FILE or FILE:WEIGHT."""
 
     name = "file[:weight]"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Path, float]:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Path, float]:
+        """Split into the file and its weight, 1 by default."""
         file, colon, weight = str(value).rpartition(":")
         try:
             return (Path(file), float(weight)) if colon else (Path(weight), 1.0)
         except ValueError:  # the colon belongs to the path
-            return Path(value), 1.0
+            return Path(str(value)), 1.0
 
 
 class Word(click.ParamType):
-    """Reads FILE or FILE:WORD."""
+    """An option of the form FILE or FILE:WORD."""
 
     name = "file[:word]"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Path, str | None]:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Path, str | None]:
+        """Split into the file and the word, at the last colon that follows an existing file's name."""
         text = str(value)
         colons = [place for place, letter in enumerate(text) if letter == ":" and text[:place] and text[place + 1 :]]
-        there = [place for place in colons if Path(text[:place]).exists()]
-        if Path(text).exists() or not there:
+        separators = [place for place in colons if Path(text[:place]).exists()]
+        if Path(text).exists() or not separators:
             return Path(text), None
-        return Path(text[: there[-1]]), text[there[-1] + 1 :]
+        return Path(text[: separators[-1]]), text[separators[-1] + 1 :]
 
 
 def named(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
-    """Read NAME=FOLDER, several times."""
+    """Parse every NAME=FOLDER of an option that may be repeated."""
     if wrong := [value for value in values if not all(value.partition("="))]:
         raise click.BadParameter(f"{wrong[0]!r} is not NAME=FOLDER", ctx, param)
     return {value.partition("=")[0]: Path(value.partition("=")[2]) for value in values}
 
 
 def part_files(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
-    """Read PATH or text_encoder_2=PATH, several times."""
+    """Parse every PATH or text_encoder_2=PATH of an option that may be repeated."""
     pairs = [value.partition("=") if value.startswith("text_encoder") else ("", "", value) for value in values]
     return {name if equals else "text_encoder": Path(path if equals else name + path) for name, equals, path in pairs}
 
 
-def settings_of(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    """Read KEY=VALUE, several times."""
+def settings_of(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> "JsonObject":
+    """Parse every KEY=VALUE of an option that may be repeated."""
     from ldmrt.runtime.samplers.settings import parse_setting
 
     return dict(map(parse_setting, values))
@@ -134,37 +142,38 @@ def settings_of(ctx: click.Context, param: click.Parameter, values: tuple[str, .
 
 FILE = click.Path(path_type=Path)
 SCHEDULER = (
-    click.option("--scheduler-config", type=FILE, help="A scheduler_config.json in the place of the model's own."),
+    click.option("--scheduler-config", type=FILE, help="A scheduler_config.json in place of the model's own."),
     click.option("--set", "settings", multiple=True, callback=settings_of, metavar="KEY=VALUE",
-                 help="A key of the scheduler's config, such as timestep_spacing=trailing."),
+                 help="Change a key of the scheduler's config, such as timestep_spacing=trailing."),
 )  # fmt: skip
 OPTIONS = (
-    click.option("--variant", help="Of the weights, such as fp16; the plain ones by default."),
-    click.option("--tokenizer", type=FILE, help="A folder with CLIP's vocabulary, which a single file lacks."),
+    click.option("--variant", help="Variant of the weight files, such as fp16; none by default."),
+    click.option("--tokenizer", type=FILE, help="Folder with CLIP's vocabulary, which a single file lacks."),
     click.option("--prediction", type=Choice(["epsilon", "v_prediction"]),
-                 help="What the model predicts, where the checkpoint does not say it."),
+                 help="What the U-Net predicts, where the checkpoint does not say."),
     click.option("--controlnet", "controlnets", multiple=True, callback=named, metavar="NAME=FOLDER",
-                 help="A ControlNet that goes with it; the U-Net then takes its residuals."),
+                 help="Add a ControlNet; the U-Net then takes its residuals."),
     click.option("--adapter", "adapters", multiple=True, callback=named, metavar="NAME=FOLDER",
-                 help="A T2I-Adapter that goes with it; the U-Net then takes its features."),
-    click.option("--lora", "loras", type=Weighed(), multiple=True, help="A LoRA to merge into the weights."),
+                 help="Add a T2I-Adapter; the U-Net then takes its features."),
+    click.option("--lora", "loras", type=Weighed(), multiple=True, help="Merge a LoRA into the weights."),
     click.option("--embedding", "embeddings", type=Word(), multiple=True,
-                 help="A textual inversion to add, under WORD or its own name."),
-    click.option("--vae", type=FILE, help="An autoencoder in the place of the checkpoint's: a folder or a file."),
+                 help="Add a textual inversion, under WORD or its own name."),
+    click.option("--vae", type=FILE, help="Autoencoder in place of the checkpoint's: a folder or a file."),
     click.option("--text-encoder", "text_encoders", multiple=True, callback=part_files, metavar="[NAME=]PATH",
-                 help="A text encoder in the place of the checkpoint's; NAME may be text_encoder_2."),
+                 help="Text encoder in place of the checkpoint's; NAME may be text_encoder_2."),
     *SCHEDULER,
 )  # fmt: skip
 
 
-def checkpoint_options(command: Any) -> Any:
-    """Give a command with the parameter "checkpoint" the options of `CheckpointOptions`, taken as `source`."""
+def checkpoint_options(command: Callable[..., R]) -> Callable[..., R]:
+    """Give a command with the parameter `checkpoint` the options of `CheckpointOptions`, passed on as `source`."""
 
     @functools.wraps(command)
-    def gathered(**given: Any) -> Any:
-        source = CheckpointOptions(**{one.name: given.pop(one.name) for one in fields(CheckpointOptions)})
-        return command(source=source, **given)
+    def with_source(**parameters: Any) -> R:
+        source = CheckpointOptions(**{field.name: parameters.pop(field.name) for field in fields(CheckpointOptions)})
+        return command(source=source, **parameters)
 
+    decorated: Callable[..., R] = with_source
     for option in reversed(OPTIONS):
-        gathered = option(gathered)
-    return gathered
+        decorated = option(decorated)
+    return decorated

@@ -1,6 +1,4 @@
-"""What several commands share on the command line: types and groups that suggest a name, and options."""
-
-from typing import Any
+"""Types, groups and options that several commands share."""
 
 import click
 
@@ -11,28 +9,28 @@ THREADS = click.option(
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="CPU threads of ONNX Runtime; 0 is one a core.",
+    help="CPU threads of ONNX Runtime; 0 takes one per core.",
 )
 
 
 class Choice(click.Choice):
-    """One of a few words; a misspelt one is told which was likely meant."""
+    """An option that takes one of a few words, and suggests the likely one for a misspelt word."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the word, or fail with the choices and a suggestion."""
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the word; fail with the choices and a suggestion where it is none of them."""
         try:
-            return super().convert(value, param, ctx)
+            return str(super().convert(value, param, ctx))
         except click.BadParameter as error:
-            self.fail(error.message.rstrip(".") + suggestion(value, map(str, self.choices)), param, ctx)
+            self.fail(error.message.rstrip(".") + suggestion(str(value), map(str, self.choices)), param, ctx)
 
 
 class Group(click.Group):
-    """A group of commands; a misspelt one is told which was likely meant."""
+    """A group of commands that suggests the likely one for a misspelt name."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command's name, the command and its words, or fail with a suggestion."""
+        """Return the command's name, the command and its arguments; fail with a suggestion for an unknown name."""
         name = str(args[0])
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             ctx.fail(f"No such command {name!r}{suggestion(name, self.list_commands(ctx))}")

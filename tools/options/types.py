@@ -1,7 +1,6 @@
 """Types of the options of `ldmrt generate`."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -9,28 +8,32 @@ from .images import ImagePath
 
 
 class Control(click.ParamType):
-    """Reads NAME=IMAGE or NAME=IMAGE:SCALE."""
+    """An option of the form NAME=IMAGE or NAME=IMAGE:SCALE."""
 
     name = "name=image[:scale]"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[str, float]]:
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, tuple[str, float]]:
+        """Split into the name, the image's path and the scale, 1 by default."""
         name, equals, rest = value.partition("=")
-        picture, colon, scale = rest.rpartition(":")
+        image, colon, scale = rest.rpartition(":")
         try:
             number = float(scale) if colon else 1.0
         except ValueError:  # the colon belongs to the path
-            picture, number = rest, 1.0
+            image, number = rest, 1.0
         if not equals or not name or not rest:
             self.fail(f"{value!r} is not NAME=IMAGE or NAME=IMAGE:SCALE, such as canny=edges.png:0.8", param, ctx)
-        return name, ((picture or rest) if colon else rest, number)
+        return name, ((image or rest) if colon else rest, number)
 
 
 class Interval(click.ParamType):
-    """Reads LOW,HIGH."""
+    """An option that takes two numbers, LOW,HIGH."""
 
     name = "low,high"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, float]:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        """Return the two numbers."""
         low, _, high = str(value).partition(",")
         try:
             return float(low), float(high)
@@ -39,26 +42,28 @@ class Interval(click.ParamType):
 
 
 class Text(click.ParamType):
-    """Text of a prompt: UTF-8, also where the system's own encoding is a narrower one, such as ASCII."""
+    """The text of a prompt: UTF-8, also where the system's own encoding is narrower, such as ASCII."""
 
     name = "text"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text that the argument's bytes are in UTF-8."""
         try:
             return str(value).encode("utf-8", "surrogateescape").decode()
-        except UnicodeError:  # the request says what is wrong with it
+        except UnicodeError:  # the request reports it
             return str(value)
 
 
 class Batch(click.ParamType):
-    """A number of images, or auto, which is None."""
+    """A number of images, or auto, which becomes None."""
 
     name = "n|auto"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """Return the number; None for auto."""
         if value == "auto":
             return None
-        return click.IntRange(min=1).convert(value, param, ctx)
+        return click.IntRange(min=1)(value, param, ctx)
 
 
 IMAGE = ImagePath(exists=True, dir_okay=False, path_type=Path)

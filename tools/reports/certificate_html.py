@@ -1,4 +1,4 @@
-"""A certificate as one HTML file for people: it fetches nothing, so it can be sent, kept and printed."""
+"""Write a certificate as one HTML file, which fetches nothing, so it can be sent, kept and printed."""
 
 import base64
 import io
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +21,16 @@ from ldmrt.runtime.parity.metrics import OFF
 from .drift_plot import KINDS, against, drift_plot
 from .markup import Inside, Markup, tag
 
-SHOWN = 5  # failures before the fold: more would push the figures off a phone's first screen
+SHOWN = 5  # failures that are not folded away: more would push the figures off a phone's first screen
 SMALL = 256  # pixels: up to here an image is shown with its own pixels, not smoothed
 GAIN = 5  # where the slider starts: at 2**5 a difference of one grey level is just visible
 Row = tuple[bool, Sequence[str]]  # whether it is within its tolerance, and its cells
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """The two images (H, W, 3) of a `ImageSimilarity`."""
+    """The two images (H, W, 3) of an `ImageSimilarity`."""
 
     backend: str
     prompt: str
@@ -38,16 +39,22 @@ class Pair:
     found: NDArray[np.uint8]
 
 
-def write_report(path: Path, certificate: Certificate, pictures: Sequence[Pair]) -> None:
-    """Write the page, whole or not at all. A pair goes to the image of the same backend, prompt and seed."""
+def write_report(path: Path, certificate: Certificate, images: Sequence[Pair]) -> None:
+    """Write the page atomically.
+
+    Args:
+        path: The HTML file.
+        certificate: The measurements that the page shows.
+        images: Pairs to show beside the similarity of the same backend, prompt and seed.
+    """
     proven = bool(certificate.figures or certificate.failures)
     headline = "Within tolerance" if certificate.within else "Past tolerance" if proven else "Nothing proven"
     sections = [
         _components(certificate.figures),
         _rows(certificate.drifts),
-        _pictures(certificate.pictures, pictures),
+        _images(certificate.pictures, images),
         _costs(certificate.costs),
-        _left_out(certificate.gaps),
+        _skipped(certificate.gaps),
         _about(certificate.about),
     ]
     page = Template(Path(__file__).with_name("report.html").read_text("utf-8")).substitute(
@@ -60,38 +67,38 @@ def write_report(path: Path, certificate: Certificate, pictures: Sequence[Pair])
 
 
 def _verdict(headline: str, certificate: Certificate) -> Markup:
-    counts = (certificate.figures, "figure"), (certificate.drifts, "row"), (certificate.pictures, "picture")
-    *first, last = [_count(what, name) for what, name in counts]
+    counts = (certificate.figures, "figure"), (certificate.drifts, "row"), (certificate.pictures, "image")
+    *first, last = [_count(items, name) for items, name in counts]
     everything = f"{', '.join(first)} and {last}"
-    failures = [tag("li", one) for one in certificate.failures]
+    failures = [tag("li", failure) for failure in certificate.failures]
     if certificate.within:
-        said, sign = f"Everything that was measured: {everything}.", "M10 16.5l4.5 4.5L22.5 12"
+        summary, sign = f"Everything that was measured: {everything}.", "M10 16.5l4.5 4.5L22.5 12"
     else:
-        said = f"{len(failures)} past tolerance, of {everything}." if failures else "No component was measured."
+        summary = f"{len(failures)} past tolerance, of {everything}." if failures else "No component was measured."
         sign = "M11 11l10 10M11 21l10-10"
     listed = [tag("ol", failures[:SHOWN])] if failures else []
     if rest := failures[SHOWN:]:
         listed.append(_folded(f"and {len(rest)} more", tag("ol", rest, start=SHOWN + 1)))
     disc = [tag("circle", cx=16, cy=16, r=16), tag("path", d=sign)]
     began = [" It began with: ", tag("b", certificate.culprit), "."] if certificate.culprit else []
-    inside = [tag("svg", disc, viewBox="0 0 32 32", aria_hidden="true"), tag("h1", headline), tag("p", said, began)]
+    inside = [tag("svg", disc, viewBox="0 0 32 32", aria_hidden="true"), tag("h1", headline), tag("p", summary, began)]
     inside += [tag("div", listed, class_="failures")] if listed else []
     return tag("section", inside, class_="verdict" if certificate.within else "verdict past")
 
 
 def _tiles(certificate: Certificate) -> Markup:
-    """How near each kind of measurement comes to its tolerance."""
-    tiles = dict.fromkeys(("Components", "Rows", "Pictures"), ("not measured", ""))
+    """Show the worst value of each kind of measurement as a share of its tolerance."""
+    tiles = dict.fromkeys(("Components", "Rows", "Images"), ("not measured", ""))
     if certificate.figures:
-        one = _worst(certificate.figures)
-        tiles["Components"] = _share(one.relative, one.limit), f"{one.component}, {one.backend}"
+        worst = _worst(certificate.figures)
+        tiles["Components"] = _share(worst.relative, worst.limit), f"{worst.component}, {worst.backend}"
     drifts = [(*against(row, kind), kind, row) for row in certificate.drifts for kind in KINDS]
     if drifts:
         value, limit, kind, row = max(drifts, key=lambda drift: _used(drift[0], drift[1]))
         tiles["Rows"] = _share(value, limit), f"{kind}, row {row.row}, {row.backend}"
     if certificate.pictures:
-        like = min(certificate.pictures, key=lambda one: -math.inf if math.isnan(one.psnr) else one.psnr - one.limit)
-        tiles["Pictures"] = _decibels(like.psnr), f"at least {like.limit:g} dB, {like.backend}"
+        image = min(certificate.pictures, key=lambda i: -math.inf if math.isnan(i.psnr) else i.psnr - i.limit)
+        tiles["Images"] = _decibels(image.psnr), f"at least {image.limit:g} dB, {image.backend}"
     return tag(
         "dl", (_term(a + ", at worst" * bool(c), b, tag("small", c)) for a, (b, c) in tiles.items()), class_="tiles"
     )
@@ -101,26 +108,27 @@ def _components(figures: Sequence[TensorError]) -> Markup:
     rows, folds = [], []
     heads = ["case", "output", "", ">relative", ">at most", ">largest", ">mean", ">1 − cosine"]
     for group in _grouped(figures, "component", "backend"):
-        worst, past = _worst(group), sum(not one.within for one in group)
+        worst, past = _worst(group), sum(not figure.within for figure in group)
         share = f"--used: {100 * min(_used(worst.relative, worst.limit), 1):.0f}%"
         cells = [tag("code", worst.component), worst.backend, _flag(worst.within), *_against(worst)]
         cells.append(tag("span", _share(worst.relative, worst.limit), class_="share", style=share))
         rows.append((worst.within, cells))
         lines = []
-        for one in group:
-            numbers = [_number(one.largest), _number(one.mean), _number(np.maximum(1 - one.cosine, 0))]
-            lines.append((one.within, [one.case, tag("code", one.output), _flag(one.within), *_against(one), *numbers]))
+        for figure in group:
+            numbers = [_number(figure.largest), _number(figure.mean), _number(np.maximum(1 - figure.cosine, 0))]
+            cells = [figure.case, tag("code", figure.output), _flag(figure.within), *_against(figure), *numbers]
+            lines.append((figure.within, cells))
         name = f"{worst.component} on {worst.backend}"
         summary = f"{name}: {_count(group, 'figure')}" + (f", {past} past" if past else "")
         folds.append(_folded(summary, _table(f"All figures of {name}", heads, lines), opened=past > 0))
     heads = ["component", "backend", "", ">largest difference", ">at most", "used"]
     table = _table("The worst figure of each component and backend", heads, rows)
-    said = "The largest difference by the reference's largest value; of all cases and outputs the worst."
-    return _section("Components", said, [table, tag("div", folds, class_="folds")] * bool(figures))
+    note = "The largest difference, relative to the reference's largest value; the worst of all cases and outputs."
+    return _section("Components", note, [table, tag("div", folds, class_="folds")] * bool(figures))
 
 
-def _against(one: TensorError) -> list[str]:
-    return [_number(one.relative), f"{one.limit:g}"]
+def _against(figure: TensorError) -> list[str]:
+    return [_number(figure.relative), f"{figure.limit:g}"]
 
 
 def _rows(drifts: Sequence[RowError]) -> Markup:
@@ -129,7 +137,7 @@ def _rows(drifts: Sequence[RowError]) -> Markup:
     for rows in _grouped(drifts, "backend"):
         lines = []
         for row in rows:
-            numbers = [_number(one) for kind in KINDS for one in against(row, kind)]
+            numbers = [_number(value) for kind in KINDS for value in against(row, kind)]
             lines.append((row.within, [str(row.row), f"{row.t:g}", _flag(row.within), *numbers]))
         table = _folded(f"all of {_count(rows, 'row')}", _table(f"Rows on {rows[0].backend}", heads, lines))
         plots.append(tag("div", tag("h3", rows[0].backend), drift_plot(rows), table))
@@ -137,36 +145,36 @@ def _rows(drifts: Sequence[RowError]) -> Markup:
     for kind, text in KINDS.items():
         drawn = tag("line", class_=kind, x2="100%"), tag("use", class_=f"mark {kind}", href=f"#{kind}", x="50%")
         legend.append(tag("li", tag("svg", drawn, aria_hidden="true"), f"{kind}: {text}"))
-    said = "A forced or stepped error is there at once, a free one adds up. Dashed is a limit; a cross is past it."
+    note = "Forced and stepped errors are those of one row, free errors add up. Dashed is a limit; a cross is past it."
     return _section(
-        "Row by row", said, [tag("ul", legend, class_="legend"), tag("div", plots, class_="plots")] * bool(drifts)
+        "Row by row", note, [tag("ul", legend, class_="legend"), tag("div", plots, class_="plots")] * bool(drifts)
     )
 
 
-def _pictures(likenesses: Sequence[ImageSimilarity], pairs: Sequence[Pair]) -> Markup:
-    of = {(pair.backend, pair.prompt, pair.seed): pair for pair in pairs}
-    cards = [_card(one, of.get((one.backend, one.prompt, one.seed))) for one in likenesses]
-    return _section("Pictures", "The same noise through the reference and through the export.", cards)
+def _images(similarities: Sequence[ImageSimilarity], pairs: Sequence[Pair]) -> Markup:
+    by_key = {(pair.backend, pair.prompt, pair.seed): pair for pair in pairs}
+    cards = [_card(image, by_key.get((image.backend, image.prompt, image.seed))) for image in similarities]
+    return _section("Images", "The reference and the export started from the same noise.", cards)
 
 
-def _card(one: ImageSimilarity, pair: Pair | None) -> Markup:
+def _card(image: ImageSimilarity, pair: Pair | None) -> Markup:
     measures = {
-        "verdict": _flag(one.within),
-        "PSNR": f"{_decibels(one.psnr)}, at least {one.limit:g}",
-        "SSIM": "needs scikit-image" if one.ssim is None else f"{one.ssim:.6f}",
-        f"pixels more than {OFF} of 255 off": f"{100 * one.off:.3g} %",
+        "verdict": _flag(image.within),
+        "PSNR": f"{_decibels(image.psnr)}, at least {image.limit:g}",
+        "SSIM": "needs scikit-image" if image.ssim is None else f"{image.ssim:.6f}",
+        f"pixels more than {OFF} of 255 off": f"{100 * image.off:.3g} %",
     }
-    title = tag("h3", one.prompt), tag("p", f"seed {one.seed}, {one.backend}", class_="soft")
-    said = tag("dl", (_term(name, value) for name, value in measures.items()), class_="measures")
-    shown = tag("div", _three(pair), class_="pictures") if pair else ""
-    return tag("article", title, said, shown, class_="card" if one.within else "card past")
+    title = tag("h3", image.prompt), tag("p", f"seed {image.seed}, {image.backend}", class_="soft")
+    listed = tag("dl", (_term(name, value) for name, value in measures.items()), class_="measures")
+    shown = tag("div", _three(pair), class_="images") if pair else ""
+    return tag("article", title, listed, shown, class_="card" if image.within else "card past")
 
 
 def _costs(costs: Sequence[ShortcutCost]) -> Markup:
-    rows = [(True, [one.shortcut, one.backend, one.prompt, str(one.seed), one.said]) for one in costs]
+    rows = [(True, [cost.shortcut, cost.backend, cost.prompt, str(cost.seed), cost.said]) for cost in costs]
     table = _table("What shortcuts cost", ["shortcut", "backend", "prompt", ">seed", ">PSNR"], rows)
-    said = "A picture with a shortcut against the same without. It is asked for knowingly: stated, not held to a limit."
-    return _section("Costs", said, [table] * bool(costs))
+    note = "An image with a shortcut against the same without. A shortcut is chosen by the user, so it has no limit."
+    return _section("Costs", note, [table] * bool(costs))
 
 
 def _three(pair: Pair) -> list[Markup]:
@@ -181,40 +189,40 @@ def _three(pair: Pair) -> list[Markup]:
     ]
 
 
-def _figure(picture: NDArray[np.uint8], alt: str, caption: str, **attributes: str) -> Markup:
+def _figure(pixels: NDArray[np.uint8], alt: str, caption: str, **attributes: str) -> Markup:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    Image.fromarray(pixels).save(buffer, "PNG")
     source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    height, width, _ = picture.shape
+    height, width, _ = pixels.shape
     small = "small" if max(height, width) <= SMALL else None
     image = tag("img", src=source, alt=alt, width=width, height=height, class_=small)
     return tag("figure", image, tag("figcaption", caption), **attributes)
 
 
-def _left_out(gaps: Sequence[str]) -> Markup:
-    listed = [tag("ul", (tag("li", one) for one in gaps))] * bool(gaps)
-    return _section("Not measured", "What a backend has no engine for.", listed)
+def _skipped(gaps: Sequence[str]) -> Markup:
+    listed = [tag("ul", (tag("li", gap) for gap in gaps))] * bool(gaps)
+    return _section("Not measured", "Cases for which a backend has no engine.", listed)
 
 
-def _about(about: Mapping[str, Any]) -> Markup:
+def _about(about: Mapping[str, object]) -> Markup:
     return _section(
         "Measured on", "", [_folded("request, versions, hardware, tolerances, hashes", _value(about))] * bool(about)
     )
 
 
-def _value(value: Any) -> str:
-    """Write whatever JSON can hold."""
+def _value(value: object) -> str:
+    """Write a value of any kind that JSON has."""
     if isinstance(value, Mapping):
-        rows = [(tag("dt", str(name)), tag("dd", _value(one))) for name, one in value.items()]
-        return tag("dl", (one for row in rows for one in row), class_="about")
+        rows = [(tag("dt", str(name)), tag("dd", _value(item))) for name, item in value.items()]
+        return tag("dl", (cell for row in rows for cell in row), class_="about")
     if isinstance(value, (list, tuple)):
-        return tag("ul", (tag("li", _value(one)) for one in value))
+        return tag("ul", (tag("li", _value(item)) for item in value))
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _section(name: str, said: str, inside: Sequence[str]) -> Markup:
-    """Nothing where there is nothing inside."""
-    return tag("section", tag("h2", name), tag("p", said, class_="soft"), inside) if inside else Markup()
+def _section(name: str, note: str, inside: Sequence[str]) -> Markup:
+    """Make a section; an empty text if nothing is inside."""
+    return tag("section", tag("h2", name), tag("p", note, class_="soft"), inside) if inside else Markup()
 
 
 def _term(name: str, *values: Inside) -> Markup:
@@ -226,7 +234,7 @@ def _folded(summary: str, inside: str, *, opened: bool = False) -> Markup:
 
 
 def _table(label: str, heads: Sequence[str], rows: Iterable[Row]) -> Markup:
-    """The column of a head with ">" is numbers, the one without a word is the verdict."""
+    """Make a table: a head that starts with ">" is of numbers, an empty head is of verdicts."""
     kinds = ["n" if head.startswith(">") else None for head in heads]
     top = [
         tag("th", head.lstrip(">") or "verdict", scope="col", class_=kind)
@@ -240,24 +248,24 @@ def _table(label: str, heads: Sequence[str], rows: Iterable[Row]) -> Markup:
     return tag("div", table, class_="wide", role="region", aria_label=label, tabindex=0)
 
 
-def _count(what: Sequence[Any], name: str) -> str:
-    return f"{len(what)} {name}{'' if len(what) == 1 else 's'}"
+def _count(items: Sequence[object], name: str) -> str:
+    return f"{len(items)} {name}{'' if len(items) == 1 else 's'}"
 
 
-def _grouped(measured: Sequence[Any], *names: str) -> list[list[Any]]:
-    """Group those whose attributes `names` are the same, in the order of the first of each."""
-    groups: dict[tuple[str, ...], list[Any]] = {}
-    for one in measured:
-        groups.setdefault(tuple(getattr(one, name) for name in names), []).append(one)
+def _grouped(measured: Sequence[T], *names: str) -> list[list[T]]:
+    """Group measurements with the same values of the attributes `names`, in the order of their first members."""
+    groups: dict[tuple[str, ...], list[T]] = {}
+    for measurement in measured:
+        groups.setdefault(tuple(getattr(measurement, name) for name in names), []).append(measurement)
     return list(groups.values())
 
 
 def _worst(figures: Sequence[TensorError]) -> TensorError:
-    return max(figures, key=lambda one: _used(one.relative, one.limit))
+    return max(figures, key=lambda figure: _used(figure.relative, figure.limit))
 
 
 def _used(value: float, limit: float) -> float:
-    """The share of the limit; infinite for what is not a number, so that it is the worst."""
+    """Return the share of the limit; NaN counts as infinite, so that it is the worst."""
     if math.isnan(value):
         return math.inf
     return value / limit if limit else (math.inf if value else 0.0)

@@ -1,4 +1,4 @@
-"""How far the rows of a sampler drift from the reference's: an SVG that fills its box and keeps its type's size."""
+"""Plot how far the rows of a sampler drift from the reference: an SVG that fills its box without scaling its text."""
 
 import math
 from collections.abc import Sequence
@@ -7,24 +7,24 @@ from ldmrt.runtime.bundle.certificate import RowError
 
 from .markup import Markup, tag
 
-KINDS = {  # attributes of `RowError`; each has its limit beside it
+KINDS = {  # attributes of `RowError`, each beside its limit
     "forced": "the network, on the reference's latents",
-    "stepped": "the sampler, on what the reference's network says",
+    "stepped": "the sampler, on the reference's predictions",
     "free": "the latents, in a run of its own",
 }
-MARKED = 60  # rows; where there are more, the marks would hide the lines
+MARKED = 60  # rows; more marks would hide the lines
 
 
 def drift_plot(rows: Sequence[RowError]) -> Markup:
-    """The rows of one backend on a logarithmic scale, each kind with its limit."""
-    shown = [one for row in rows for kind in KINDS for one in against(row, kind)]
+    """Plot the rows of one backend on a logarithmic scale, each kind of error with its limit."""
+    shown = [value for row in rows for kind in KINDS for value in against(row, kind)]
     low, high = _decades(shown)
 
     def x(i: float) -> str:
         return f"{100 * (i + 0.5) / len(rows):.2f}"
 
     def y(value: float) -> str:
-        """From the top: the ceiling for what is not finite, the floor for zero, which has no logarithm."""
+        """Return the distance from the top in percent: 0 if the value is not finite, 100 for zero."""
         if not math.isfinite(value):
             return "0"
         return f"{100 * (high - math.log10(value)) / (high - low):.2f}" if value > 0 else "100"
@@ -54,8 +54,8 @@ def drift_plot(rows: Sequence[RowError]) -> Markup:
             elif len(rows) <= MARKED:
                 marks.append(tag("use", class_=f"mark {kind}", href=f"#{kind}", **at(i, value)))
     for i, row in enumerate(rows):
-        found = ["\n{} {:.1e}, at most {:.1e}".format(kind, *against(row, kind)) for kind in KINDS]
-        title = tag("title", f"row {row.row}, t = {row.t:g}", found)
+        errors = ["\n{} {:.1e}, at most {:.1e}".format(kind, *against(row, kind)) for kind in KINDS]
+        title = tag("title", f"row {row.row}, t = {row.t:g}", errors)
         bands.append(tag("rect", title, class_="band", x=f"{x(i - 0.5)}%", width=f"{100 / len(rows)}%", height="100%"))
 
     labels = [
@@ -63,25 +63,25 @@ def drift_plot(rows: Sequence[RowError]) -> Markup:
         tag("text", "row of the sampler", x="50%", y="100%", dy="3.1em", text_anchor="middle"),
     ]
     stretched = tag("svg", lines, width="100%", viewBox="0 0 100 100", preserveAspectRatio="none")
-    said = f"Drift of {len(rows)} rows on {rows[0].backend}; the table below has the numbers"
-    return tag("div", tag("svg", grid, labels, stretched, marks, bands, role="img", aria_label=said), class_="plot")
+    label = f"Drift of {len(rows)} rows on {rows[0].backend}; the table below has the numbers"
+    return tag("div", tag("svg", grid, labels, stretched, marks, bands, role="img", aria_label=label), class_="plot")
 
 
 def against(row: RowError, kind: str) -> tuple[float, float]:
-    """Draw a value and its limit."""
+    """Return the error of a kind and its limit."""
     return getattr(row, kind), getattr(row, f"{kind}_limit")
 
 
 def step(length: int, most: int) -> int:
-    """The least of 1, 2, 5, 10, 20 ... with at most `most` steps in `length`."""
+    """Return the smallest of 1, 2, 5, 10, 20 ... with at most `most` steps in `length`."""
     scale = 1
     while length > 5 * scale * most:
         scale *= 10
-    return next(one * scale for one in (1, 2, 5) if length <= one * scale * most)
+    return next(digit * scale for digit in (1, 2, 5) if length <= digit * scale * most)
 
 
 def _decades(values: Sequence[float]) -> tuple[int, int]:
-    """Whole powers of ten around all that has a logarithm, and one below where there is a zero to draw."""
+    """Return the powers of ten around all positive values, one lower if there is a zero to draw."""
     powers = [math.log10(value) for value in values if 0 < value < math.inf] or [-8.0]
     low, high = math.floor(min(powers)) - (0 in values), math.ceil(max(powers))
     return low, max(high, low + 1)

@@ -1,4 +1,4 @@
-"""HTML and SVG in which everything is escaped that is not markup already."""
+"""Write HTML and SVG in which all text is escaped that is not markup already."""
 
 from collections.abc import Iterable
 from html import escape
@@ -8,15 +8,19 @@ VOID = {"img", "input"}
 
 
 class Markup(str):
-    """Holds text that `tag` made."""
+    """Text that `tag` has made, which is not escaped again."""
 
 
 def tag(name: str, *inside: Inside, **attributes: object) -> Markup:
-    """Write an element. Text inside and attributes are escaped; `class_` is class, `aria_label` is aria-label, and an
-    attribute that is None is left out.
+    """Write an element; the text inside and the attributes are escaped.
+
+    Args:
+        name: Name of the element.
+        inside: Texts or markup, alone or in iterables.
+        attributes: `class_` is written as class and `aria_label` as aria-label; an attribute that is None is skipped.
     """
-    parts = [one for some in inside for one in ([some] if isinstance(some, str) else some)]
-    text = "".join(one if isinstance(one, Markup) else escape(one) for one in parts)
-    given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
-    start = "".join([name, *(f' {key}="{escape(str(value))}"' for key, value in given.items())])
+    parts = [part for item in inside for part in ([item] if isinstance(item, str) else item)]
+    text = "".join(part if isinstance(part, Markup) else escape(part) for part in parts)
+    named = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
+    start = "".join([name, *(f' {key}="{escape(str(value))}"' for key, value in named.items())])
     return Markup(f"<{start}>" if name in VOID else f"<{start}>{text}</{name}>")

@@ -1,21 +1,26 @@
-"""The grids of samplers as an image: timesteps and noise levels, row by row."""
+"""Plot the grids of samplers: timesteps and noise levels, row by row."""
 
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.runtime.optional import unavailable
 from ldmrt.runtime.samplers.plan import Plan
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#333333")  # Okabe & Ito 2008
 FORMATS = (".png", ".svg", ".pdf")
 DASH = 5.0  # points
-STYLE: Any = {
+STYLE: dict[Any, Any] = {  # matplotlib's type of the keys depends on its version
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -33,7 +38,15 @@ STYLE: Any = {
 
 
 def plot(plans: Mapping[str, Plan], out: Path) -> None:
-    """Draw two panels over the rows of each plan: model time, and sigma / alpha on a logarithmic axis."""
+    """Draw two panels over the rows of each plan: the timestep, and sigma / alpha on a logarithmic axis.
+
+    Args:
+        plans: Plans by the name of the sampler.
+        out: A .png, .svg or .pdf file.
+
+    Raises:
+        LdmrtError: The suffix is none of these, or matplotlib is not installed.
+    """
     if out.suffix.lower() not in FORMATS or out.is_dir():
         expected = f"a file name that ends in {', '.join(FORMATS)}"
         raise LdmrtError("samplers", "invalid --plot", expected=expected, found=out)
@@ -58,13 +71,13 @@ def plot(plans: Mapping[str, Plan], out: Path) -> None:
         legend = figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6), frameon=False)
         for line in legend.get_lines():
             line.set_linestyle("solid")
-        picture = rendered(figure, out.suffix.lower()[1:])
+        content = rendered(figure, out.suffix.lower()[1:])
     with write_atomically(out) as file:
-        file.write(picture)
+        file.write(content)
 
 
-def rendered(figure: Any, kind: str) -> bytes:
-    """Render the file's content. A PNG gets a palette, which makes it a third of the size."""
+def rendered(figure: "Figure", kind: str) -> bytes:
+    """Render the content of a png, svg or pdf file; a PNG gets a palette, which makes it a third of the size."""
     from PIL import Image
 
     undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
@@ -77,13 +90,13 @@ def rendered(figure: Any, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def level(plan: Plan) -> Any:
-    """sigma / alpha of each row; not a number where nothing of the image is left."""
+def level(plan: Plan) -> NDArray[np.float64]:
+    """Return sigma / alpha of each row, (rows,); NaN at pure noise, where alpha is 0."""
     return np.divide(plan.sigma, plan.alpha, out=np.full(plan.rows, np.nan), where=plan.alpha > 1e-6)
 
 
-def draw(axes: Any, curves: Mapping[str, Any]) -> None:
-    """Curves with a dot a row. Those that coincide share one line, in dashes of each one's colour."""
+def draw(axes: "Axes", curves: Mapping[str, NDArray[np.float64]]) -> None:
+    """Draw curves (rows,) with a dot per row; curves that coincide share a line, in dashes of their colors."""
     same: dict[bytes, list[str]] = {}
     for name, curve in curves.items():
         same.setdefault(np.round(curve, 6).tobytes(), []).append(name)

@@ -1,5 +1,6 @@
-"""What ONNX Runtime makes of a graph for this CPU when it opens one, kept beside the bundle: opening that takes a
-fraction of the time, and as much disk again as the weights.
+"""Graphs as ONNX Runtime optimised them for this CPU, kept beside the bundle.
+
+A network then opens in a fraction of the time, for as much disk again as its weights.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.contents import check_inside
 from ldmrt.runtime.bundle.engines.store import model_digests
 from ldmrt.runtime.bundle.external_data import locations
-from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
+from ldmrt.runtime.errors import BundleError, LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.file_cache import HashCache
 from ldmrt.runtime.files.reading import plain_file, read_json, sha256
 from ldmrt.runtime.files.writing import remove_abandoned, temporary_name, write_atomically
@@ -24,10 +25,14 @@ FOLDER, MODEL, DATA, LIST = "optimized", "model.onnx", "model.onnx_data", "kept.
 
 
 def place(bundle: Bundle, graph: str, backend: str, version: str) -> Path:
-    """The folder for a graph: another for every other content, and for every backend, ONNX Runtime and kind of CPU."""
+    """Return the folder of an optimised graph: one for each content, backend, ONNX Runtime and kind of CPU.
+
+    Raises:
+        BundleError: The bundle has no manifest, so the content of its files is unknown.
+    """
     if not bundle.manifest:
-        problem, hint = f"{bundle.path} has no manifest that says what its files are", "ldmrt export CHECKPOINT BUNDLE"
-        raise LdmrtError("keep_optimized", problem, hint=hint)
+        problem, hint = f"{bundle.path} has no manifest that lists its files", "ldmrt export CHECKPOINT BUNDLE"
+        raise BundleError("keep_optimized", problem, hint=hint)
     content, kind = _digest(*model_digests(bundle, graph)), _digest(backend, version, features())
     return bundle.path / FOLDER / f"{graph}-{content}-{kind}"
 
@@ -37,28 +42,30 @@ def _digest(*words: str) -> str:
 
 
 def kept(folder: Path) -> Path | None:
-    """The ONNX file that is kept there, where all of it is as it was written."""
+    """Return the optimised ONNX file in a folder, if all files are still as they were written."""
     try:
         digests = read_json("keep_optimized", folder / LIST)
         if not {MODEL} <= digests.keys() <= {MODEL, DATA}:
             return None
-        stamps = HashCache(folder)
+        hashes = HashCache(folder)
         for name, digest in digests.items():
             check_inside(folder.parent.parent, folder / name)
-            if stamps.sha256(name, plain_file("keep_optimized", folder / name)) != digest:
+            if hashes.sha256(name, plain_file("keep_optimized", folder / name)) != digest:
                 return None
         if not locations("keep_optimized", folder / MODEL) <= {DATA} & digests.keys():
             return None
     except (OSError, LdmrtError):
         return None
-    stamps.keep()
+    hashes.keep()
     return folder / MODEL
 
 
 @contextlib.contextmanager
 def keeping(folder: Path) -> Iterator[Path | None]:
-    """A path for ONNX Runtime to write to; what it wrote, with DATA beside it, is kept when the block ends well, and
-    what was kept of another content of the graph goes. None, with a warning, where nothing can be written.
+    """Yield a path that ONNX Runtime writes an optimised graph to, with its weights in DATA beside it.
+
+    When the block ends well the files are moved into `folder`, and optimised graphs of earlier contents are removed.
+    The path is None, after a warning, where nothing can be written.
     """
     try:
         folder.parent.mkdir(exist_ok=True)

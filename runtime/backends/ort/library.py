@@ -1,24 +1,33 @@
-"""ONNX Runtime as it is wanted here: without telemetry, and silent, as what goes wrong arrives as an exception."""
+"""The onnxruntime package, imported without telemetry and silent: every failure arrives as an exception."""
 
 import os
 import re
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.optional import unavailable
 
+from .api import SessionOptions
+
 NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"  # read once, when ONNX Runtime is loaded
-QUIET = 4  # its severities: only what ends the process is printed
+QUIET = 4  # the severity of errors that end the process; only those are printed
 OPENS = {23: "1.23"}  # opset: the first ONNX Runtime that opens it
 TOO_OLD = re.compile(r"Opset (\d+) is under development.*?till opset (\d+)", re.DOTALL)
 IR_TOO_OLD = re.compile(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)")
 
 
-def onnxruntime(where: str) -> Any:
-    """The module; an `LdmrtError` where it is not installed, or does not work.
+def onnxruntime(where: str) -> ModuleType:
+    """Import ONNX Runtime.
 
-    Its own function stops only some events, after an identifier of the machine was written to the user's folder.
+    Its own function stops only some telemetry events, after an identifier of the machine was written to the user's
+    folder; so the environment variable is set first.
+
+    Args:
+        where: What an error concerns.
+
+    Raises:
+        LdmrtError: The package is not installed, or does not work.
     """
     os.environ.setdefault(NO_TELEMETRY, "1")
     try:
@@ -26,29 +35,30 @@ def onnxruntime(where: str) -> Any:
     except (ImportError, OSError) as error:
         raise unavailable(error, where) from None
     ort.disable_telemetry_events()
-    return ort
+    module: ModuleType = ort
+    return module
 
 
-def session_options(ort: Any) -> Any:
-    """Return the options of a silent session."""
-    options = ort.SessionOptions()
+def session_options(ort: ModuleType) -> SessionOptions:
+    """Make the options of a silent session."""
+    options: SessionOptions = ort.SessionOptions()
     options.log_severity_level = QUIET
     return options
 
 
-def refused(error: Exception, component: str, path: Path, ort: Any) -> LdmrtError:
-    """Why ONNX Runtime cannot open a file, and what mends that: a newer ONNX Runtime, or another export."""
+def refused(error: Exception, component: str, path: Path, ort: ModuleType) -> LdmrtError:
+    """Explain why ONNX Runtime cannot open a file: it needs a newer ONNX Runtime, or another export."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
         problem, hint = f"ONNX Runtime cannot open {str(path)!a}", "rename its folders, or set PYTHONUTF8=1"
         return LdmrtError(component, problem, expected="a path in UTF-8", hint=hint)
-    for pattern, of in ((TOO_OLD, "opset"), (IR_TOO_OLD, "ONNX IR version")):
-        if found := pattern.search(str(error)):
-            needed, most = map(int, found.groups())
+    for pattern, kind in ((TOO_OLD, "opset"), (IR_TOO_OLD, "ONNX IR version")):
+        if match := pattern.search(str(error)):
+            needed, most = map(int, match.groups())
             package = "onnxruntime-gpu" if "CUDAExecutionProvider" in ort.get_available_providers() else "onnxruntime"
-            least = OPENS.get(needed) if of == "opset" else None
+            least = OPENS.get(needed) if kind == "opset" else None
             hint = f"pip install '{package}>={least}'" if least else f"pip install --upgrade {package}"
-            problem = f"{path} is of {of} {needed}; this ONNX Runtime {ort.__version__} opens up to {most}"
+            problem = f"{path} is of {kind} {needed}; this ONNX Runtime {ort.__version__} opens up to {most}"
             return LdmrtError(component, problem, hint=hint)
     return LdmrtError(component, f"cannot load {path}", found=first_line(error), hint="export the bundle again")

@@ -1,35 +1,45 @@
-"""An engine made ready for one set of input shapes: its buffers, its context, and a CUDA graph of its launch."""
+"""A binding of an engine to one set of input shapes: buffers, context, and a CUDA graph of the launch."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
 from threading import RLock
-from typing import Any
-
-from numpy.typing import NDArray
 
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.tensors import Shapes
+from ldmrt.runtime.tensors import Array, Arrays, Shapes
 
+from .api import ExecutionContext
+from .cuda import Handle
 from .loaded_engine import LoadedPlan
 from .memory_layout import place_tensors
 from .session import must
 
 
 class Binding:
-    """Upload, launch as often as you like, download: what is on the GPU stays there in between.
+    """Upload, launch as often as you like, download: tensors stay on the GPU in between.
 
-    `feedback={"out_state": "state"}` has every launch end by copying an output onto an input, so that the next one goes
-    on from there. The first launch runs as it is, the second is recorded, and from then on a launch is one call.
-    `owner` is for callers who share it: whoever uploaded last.
+    The first launch runs as it is, the second is recorded, and from then on a launch is one call. `owner` is for
+    callers that share a binding: the one that uploaded last.
     """
 
     def __init__(self, plan: LoadedPlan, shapes: Shapes, feedback: Mapping[str, str] | None = None) -> None:
+        """Allocate buffers and make a context.
+
+        Args:
+            plan: The loaded engine.
+            shapes: The shapes of all inputs.
+            feedback: Outputs that every launch copies onto inputs at its end, such as {"out_state": "state"}, so that
+                the next launch continues from there.
+
+        Raises:
+            LdmrtError: The GPU has not enough memory, or TensorRT refuses the shapes.
+        """
         self._plan, self._session = plan, plan.session
         self.shapes = shapes
         self.owner: object = None
-        self.claim = RLock()  # who uploads, launches and downloads what belongs together holds it
+        self.claim = RLock()  # held by a caller while it uploads, launches and downloads
         self._closing = ExitStack()
-        self._graph: Any = None
+        self._context: ExecutionContext | None = None
+        self._graph: Handle | None = None
         try:
             self._open(shapes, dict(feedback or {}))
         except BaseException:
@@ -41,9 +51,9 @@ class Binding:
         self._closing.callback(self._session.leave)
         self._done = cuda.event()
         self._closing.callback(cuda.drop, self._done)
-        self._context, self._scratch, made = self._plan.context(shapes)
+        self._context, self._scratch, output_shapes = self._plan.context(shapes)
         tensors = [(spec.name, spec.dtype, tuple(shapes[spec.name])) for spec in self._plan.inputs]
-        tensors += [(spec.name, spec.dtype, made[spec.name]) for spec in self._plan.outputs]
+        tensors += [(spec.name, spec.dtype, output_shapes[spec.name]) for spec in self._plan.outputs]
         layout = place_tensors(tensors)
         self._inputs = {spec.name for spec in self._plan.inputs}
         address = cuda.malloc(layout.size)
@@ -52,28 +62,27 @@ class Binding:
         self._closing.callback(cuda.unpin, pinned)
         self._closing.callback(self._drop_context)
         self._host = layout.views(pinned)
-        self._address = {name: address + one.offset for name, one in layout.tensors.items()}
+        self._address = {name: address + tensor.offset for name, tensor in layout.tensors.items()}
         self._copies = [self._copy(*pair) for pair in feedback.items()]
         with self._session.explained(self._plan.component, "TensorRT does not take a buffer"):
-            for name, place in self._address.items():
-                must(self._context.set_tensor_address(name, place), f"set_tensor_address of {name}")
-        self._at = 0  # where its scratch memory was, as the context knows it
+            for name, address in self._address.items():
+                must(self._context.set_tensor_address(name, address), f"set_tensor_address of {name}")
+        self._scratch_address = 0  # of the scratch memory that the context uses
         self._launched, self._recordable, self._kept = False, True, False
         self._waiting: set[str] = set()  # inputs whose pinned copy the stream may not have read yet
 
     def _copy(self, output: str, target: str) -> tuple[int, int, int]:
+        """Return target, source and size of the copy that feeds an output back as an input."""
         known = output in self._host and output not in self._inputs and target in self._inputs
-        alike = known and all(
-            getattr(self._host[output], of) == getattr(self._host[target], of) for of in ("shape", "dtype")
-        )
-        if not alike:
+        source, sink = (self._host.get(name) for name in (output, target))
+        if not known or source is None or sink is None or (source.shape, source.dtype) != (sink.shape, sink.dtype):
             problem = f"{output} cannot be fed back as {target}"
             raise LdmrtError(self._plan.component, problem, expected="an output and an input, of one dtype and shape")
-        return self._address[target], self._address[output], self._host[target].nbytes
+        return self._address[target], self._address[output], sink.nbytes
 
-    def upload(self, **arrays: NDArray) -> None:
-        """Upload inputs, of the dtypes and shapes that were bound. Others stay as they are on the GPU."""
-        self._check()
+    def upload(self, **arrays: Array) -> None:
+        """Upload inputs, of the dtypes and shapes that were bound; others keep their values on the GPU."""
+        self._opened()
         if self._waiting.intersection(arrays):
             self.synchronize()
         for name, array in arrays.items():
@@ -87,17 +96,16 @@ class Binding:
                 self._waiting.add(name)
 
     def launch(self) -> None:
-        """Put one run on the stream, and what is fed back."""
-        self._check()
+        """Put one run on the stream, and the copies of outputs that are fed back."""
         with self._session.turn:
             self._launch()
 
     def _launch(self) -> None:
-        place = self._cuda.scratch(self._scratch)
-        if place != self._at:  # somebody has needed more in between
+        context, address = self._opened(), self._cuda.scratch(self._scratch)
+        if address != self._scratch_address:  # another binding has needed more in between
             self._forget_graph()
-            self._context.set_device_memory(place, self._scratch)
-            self._at = place
+            context.set_device_memory(address, self._scratch)
+            self._scratch_address = address
         if self._graph is None and self._launched and self._recordable and self._capturable():
             self._graph = self._cuda.record(self._enqueue)
             self._recordable = self._graph is not None
@@ -108,19 +116,19 @@ class Binding:
         self._launched = True
 
     def _capturable(self) -> bool:
-        """TensorRT-RTX says whether it has all its kernels; TensorRT has."""
+        """Tell whether all kernels are compiled: TensorRT's always are, TensorRT-RTX is asked."""
         ask = getattr(self._context, "is_stream_capturable", None)
-        return ask is None or ask(int(self._cuda.stream))
+        return ask is None or bool(ask(int(self._cuda.stream)))
 
     def _enqueue(self) -> None:
         with self._session.explained(self._plan.component, "TensorRT could not run"):
-            must(self._context.execute_async_v3(int(self._cuda.stream)), "execute_async_v3")
+            must(self._opened().execute_async_v3(int(self._cuda.stream)), "execute_async_v3")
         for copy in self._copies:
             self._cuda.copy(*copy)
 
-    def download(self, *names: str) -> dict[str, NDArray]:
-        """Outputs, all where none is named, after everything before is done. Arrays of their own."""
-        self._check()
+    def download(self, *names: str) -> Arrays:
+        """Wait for everything before, and return copies of outputs, of all if none is named."""
+        self._opened()
         wanted = names or tuple(name for name in self._host if name not in self._inputs)
         for name in wanted:
             if name not in self._host:
@@ -132,22 +140,23 @@ class Binding:
         return {name: self._host[name].copy() for name in wanted}
 
     def synchronize(self) -> None:
-        """Wait for what is on the stream by now; others may put more there meanwhile."""
+        """Wait for the work that is on the stream now; other threads may put more there meanwhile."""
         with self._session.turn:
             self._cuda.mark(self._done)
         self._cuda.wait(self._done)
         self._waiting.clear()
         if self._launched and not self._kept:
             with self._session.turn:
-                self._plan.save_cache()  # the first launch has compiled what these shapes need
+                self._plan.save_cache()  # the first launch has compiled the kernels for these shapes
             self._kept = True
 
     def _shapes(self) -> str:
         return ", ".join(f"{name}{self._host[name].shape}" for name in sorted(self._inputs))
 
-    def _check(self) -> None:
+    def _opened(self) -> ExecutionContext:
         if self._context is None:
             raise LdmrtError(self._plan.component, "was closed", hint="bind its shapes again")
+        return self._context
 
     def _forget_graph(self) -> None:
         if self._graph is not None:
@@ -155,7 +164,7 @@ class Binding:
         self._graph = None
 
     def _drop_context(self) -> None:
-        self._cuda.synchronize()  # what is on the stream works in the memory that goes next
+        self._cuda.synchronize()  # work on the stream uses the memory that is freed next
         self._forget_graph()
         self._context = None
 

@@ -1,36 +1,37 @@
-"""TensorRT and TensorRT-RTX as engines: what `ldmrt build` put into a bundle, on the GPU.
+"""Runs the engines that `ldmrt build` put into a bundle, in TensorRT or TensorRT-RTX.
 
-Calls are those of ONNX Runtime's engine. A caller who loops can do better: `bind` the shapes once, upload, launch row
-after row with outputs fed back as inputs, and download at the end; that waits for the GPU once an image.
+Calls are those of ONNX Runtime's engine. A caller that loops can do better: `bind` the shapes once, upload, launch row
+after row with outputs fed back as inputs, and download at the end; that waits for the GPU once for each image.
 """
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from numpy.typing import NDArray
-
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.store import EngineFile, engines, find_engine, runs_on
 from ldmrt.runtime.bundle.graphs import STEP
-from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.tensors import Bound, Shapes, bound_as, conform
+from ldmrt.runtime.errors import BundleError
+from ldmrt.runtime.tensors import Array, Arrays, Bound, Shapes, bound_as, conform
 
 from .binding import Binding
 from .loaded_engine import LoadedPlan
 from .session import Session
 
-BOUND = 8  # sets of shapes that stay ready; the one that was used longest ago goes first
+BOUND = 8  # sets of shapes that keep their buffers; those used longest ago are freed first
 
 
 class TrtEngine:
-    """One component of a bundle. The engine file for the shapes of a call is looked up, checked and loaded at the first
-    call with them; an `LdmrtError` says which command builds one that is missing.
-    """
+    """Runs one component of a bundle. The first call with new shapes finds, checks and loads the engine for them."""
 
     def __init__(self, component: str, bundle: Bundle, session: Session) -> None:
+        """Take inputs and outputs from the manifest; no engine is loaded yet.
+
+        Raises:
+            BundleError: The bundle has no manifest, so engines cannot be checked.
+        """
         if not bundle.manifest:
             hint = "ldmrt export CHECKPOINT BUNDLE, or --backend onnxruntime"
-            raise LdmrtError(component, f"{bundle.path} has no manifest that engines could be checked with", hint=hint)
+            raise BundleError(component, f"{bundle.path} has no manifest that engines could be checked with", hint=hint)
         self.component, self._bundle, self._session = component, bundle, session
         self.inputs, self.outputs = bundle.specs(component)
         self._plans: dict[Path, LoadedPlan] = {}
@@ -38,39 +39,51 @@ class TrtEngine:
         self._grown: dict[tuple[Bound, frozenset[str]], Shapes] = {}
 
     def find(self, shapes: Shapes) -> EngineFile:
-        """The engine file for these shapes, from outside; an `LdmrtError` where none fits."""
-        one = self._session
+        """Find the engine file for these shapes, without reading its plan; see `find_engine`."""
+        session = self._session
         return find_engine(
-            self._bundle, self.component, backend=one.backend, version=one.version, gpu=one.gpu, shapes=shapes
+            self._bundle,
+            self.component,
+            backend=session.backend,
+            version=session.version,
+            gpu=session.gpu,
+            shapes=shapes,
         )
 
     def bind(self, shapes: Shapes, feedback: Mapping[str, str] | None = None, most: Collection[str] = ()) -> Binding:
-        """Make ready for input shapes, or come back to what was made ready: of the last `BOUND` sets of shapes.
-        `feedback` names outputs that every launch copies onto inputs. Of the dimensions named in `most` it binds as
-        many as the engine takes: one binding, and one recorded graph, then serves all who need fewer.
+        """Return a binding for input shapes, an earlier one if they are among the last `BOUND` sets of shapes.
+
+        Args:
+            shapes: The shapes of all inputs.
+            feedback: Outputs that every launch copies onto inputs at its end.
+            most: Dimensions that are bound as large as the engine allows. One binding, and one recorded graph, then
+                serves every caller that needs less.
+
+        Raises:
+            EngineNotFound: No engine fits; it states the command that builds one.
         """
         with self._session.turn:
             return self._bind(shapes, dict(feedback or {}), most)
 
-    def _bind(self, shapes: Shapes, fed: Mapping[str, str], most: Collection[str]) -> Binding:
-        key = bound_as(shapes, fed)
+    def _bind(self, shapes: Shapes, feedback: Mapping[str, str], most: Collection[str]) -> Binding:
+        key = bound_as(shapes, feedback)
         if most:
-            asked = key, frozenset(most)
-            if asked not in self._grown:
-                self._grown[asked] = self._most(shapes, most)
-            shapes = self._grown[asked]
-            key = bound_as(shapes, fed)
+            request = key, frozenset(most)
+            if request not in self._grown:
+                self._grown[request] = self._most(shapes, most)
+            shapes = self._grown[request]
+            key = bound_as(shapes, feedback)
         if key in self._bindings:
             self._bindings[key] = self._bindings.pop(key)
             return self._bindings[key]
         file = self.find(shapes)
         if len(self._bindings) >= BOUND:
             self._bindings.pop(next(iter(self._bindings))).close()
-        self._bindings[key] = made = Binding(self._loaded(file), shapes, fed)
-        return made
+        self._bindings[key] = binding = Binding(self._loaded(file), shapes, feedback)
+        return binding
 
     def _most(self, shapes: Shapes, names: Collection[str]) -> Shapes:
-        """The same shapes, but of the named dimensions the most that the engine for them holds."""
+        """Enlarge the named dimensions of shapes to the most that the engine for them takes."""
         file = self.find(shapes)
         bucket = file.recipe.profile[file.bucket(shapes) or 0]
         return {
@@ -86,8 +99,8 @@ class TrtEngine:
             self._plans[file.folder] = LoadedPlan(self._session, file, self._bundle)
         return self._plans[file.folder]
 
-    def __call__(self, **arrays: NDArray) -> dict[str, NDArray]:
-        """Run once; arrays are cast to the dtypes that the graph declares. Waits for the GPU once."""
+    def __call__(self, **arrays: Array) -> Arrays:
+        """Run once and wait for the GPU once; arrays are cast to the dtypes that the graph declares."""
         feeds = conform(self.component, self.inputs, arrays)
         binding = self.bind({name: array.shape for name, array in feeds.items()})
         binding.upload(**feeds)
@@ -95,7 +108,7 @@ class TrtEngine:
         return binding.download()
 
     def close(self) -> None:
-        """Free everything. A later call loads again."""
+        """Free everything; a later call loads again."""
         for binding in self._bindings.values():
             binding.close()
         self._bindings.clear()
@@ -105,10 +118,16 @@ class TrtEngine:
         self._plans.clear()
 
 
-def folds(bundle: Bundle, session: Session, folded: bool | None) -> bool:
-    """Whether rows shall run by the folded step: as it was asked for, else where it has an engine for this GPU."""
-    if folded is not None or STEP not in bundle.graphs:
-        return bool(folded)
-    recipes = (one.recipe for one in engines(bundle.path) if isinstance(one, EngineFile))
-    mine = (one for one in recipes if (one.component, one.backend) == (STEP, session.backend))
-    return any(runs_on(one, session.gpu) for one in mine)
+def runs_fused(bundle: Bundle, session: Session, fused: bool | None) -> bool:
+    """Tell whether rows run by the fused step.
+
+    Args:
+        bundle: The opened bundle.
+        session: The backend and its GPU.
+        fused: The user's choice. None is yes if the bundle has an engine of the fused step for this GPU.
+    """
+    if fused is not None or STEP not in bundle.graphs:
+        return bool(fused)
+    recipes = (engine.recipe for engine in engines(bundle.path) if isinstance(engine, EngineFile))
+    steps = (recipe for recipe in recipes if (recipe.component, recipe.backend) == (STEP, session.backend))
+    return any(runs_on(recipe, session.gpu) for recipe in steps)

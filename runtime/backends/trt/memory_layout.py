@@ -1,4 +1,4 @@
-"""Where the tensors of one call lie in one allocation."""
+"""The places of all tensors of a binding in one allocation."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,47 +7,53 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-ALIGNMENT = 256  # bytes: what TensorRT asks of device memory, and what cudaMalloc gives
+from ldmrt.runtime.tensors import Arrays, Shape
+
+ALIGNMENT = 256  # bytes: TensorRT asks for it, and cudaMalloc gives it
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor's dtype as NumPy calls it, its numbers' shape, and its place in bytes."""
+    """A tensor's NumPy dtype, its shape, and its place."""
 
     dtype: str
-    shape: tuple[int, ...]
-    offset: int
+    shape: Shape
+    offset: int  # bytes
 
     @property
     def size(self) -> int:
-        """How many bytes the tensor takes."""
+        """Return the bytes that the tensor takes."""
         return prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Tensors by name, and how many bytes they take together."""
+    """Tensors by name, and the bytes that they take together."""
 
     tensors: Mapping[str, Tensor]
     size: int
 
-    def views(self, memory: NDArray[np.uint8]) -> dict[str, NDArray]:
-        """The tensors, as arrays over `memory` of `size` bytes."""
+    def views(self, memory: NDArray[np.uint8]) -> Arrays:
+        """Return the tensors as arrays that share `memory`, (size,), uint8."""
         return {
-            name: memory[one.offset : one.offset + one.size].view(one.dtype).reshape(one.shape)
-            for name, one in self.tensors.items()
+            name: memory[tensor.offset : tensor.offset + tensor.size].view(tensor.dtype).reshape(tensor.shape)
+            for name, tensor in self.tensors.items()
         }
 
 
-def place_tensors(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> Layout:
-    """Names, dtypes and shapes to places, one after another. A tensor without elements has a place of its own too:
-    TensorRT wants an address for each.
+def place_tensors(tensors: Iterable[tuple[str, str, Shape]]) -> Layout:
+    """Place tensors one after another.
+
+    A tensor without elements has a place of its own too: TensorRT wants an address for each.
+
+    Args:
+        tensors: Name, dtype and shape of each.
     """
     placed: dict[str, Tensor] = {}
     end = 0
     for name, dtype, shape in tensors:
-        placed[name] = one = Tensor(dtype, tuple(shape), end)
-        end += max(aligned(one.size), ALIGNMENT)
+        placed[name] = tensor = Tensor(dtype, tuple(shape), end)
+        end += max(aligned(tensor.size), ALIGNMENT)
     return Layout(placed, end)
 
 

@@ -1,35 +1,45 @@
-"""TensorRT or TensorRT-RTX in this process: the library, what it logs, and what all engines of a bundle share."""
+"""TensorRT or TensorRT-RTX in this process: the library, its log, and everything that the engines of a bundle share."""
 
 import contextlib
 import importlib
 from collections.abc import Iterator
 from functools import cached_property
 from threading import RLock
-from typing import Any
+from types import ModuleType
+from typing import TypeVar
 
 from ldmrt.runtime.backends.gpu import compute_capability
-from ldmrt.runtime.bundle.engines.recipe import BACKENDS
+from ldmrt.runtime.bundle.engines.targets import BACKENDS
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.optional import unavailable
 
+from .api import Runtime
 from .cuda import Cuda
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 ELSEWHERE = "--backend onnxruntime, which needs no GPU"
+Answer = TypeVar("Answer")
 
 
 class Session:
-    """What the engines of one pipeline share: library, GPU, stream and scratch memory. The stream is made for the first
-    engine that is loaded and goes with the last one that is closed.
+    """Everything that the engines of one pipeline share: library, GPU, stream and scratch memory.
 
-    Engines may run in several threads: who touches TensorRT or the stream holds `turn`, but not while
-    it waits for its results.
+    The stream is made for the first engine that is loaded and destroyed with the last one that is closed. Engines may
+    run in several threads: a thread holds `turn` while it calls TensorRT or uses the stream, but not while it waits.
     """
 
     def __init__(self, backend: str) -> None:
+        """Import the library and find the GPU.
+
+        Args:
+            backend: A backend of `BACKENDS`.
+
+        Raises:
+            LdmrtError: The library is not installed, or there is no GPU.
+        """
         self.backend, self.title = backend, BACKENDS[backend]
         try:
-            self.trt: Any = importlib.import_module(MODULES[backend])
+            self.trt = importlib.import_module(MODULES[backend])
         except (ImportError, OSError) as error:
             raise unavailable(error, "backend") from None
         try:
@@ -42,17 +52,18 @@ class Session:
         self._cuda: Cuda | None = None
 
     @cached_property
-    def log(self) -> Any:
-        """The logger; TensorRT keeps no reference to it."""
+    def log(self) -> "ErrorLog":
+        """Make the logger, and keep it: TensorRT holds no reference to it."""
         return logger(self.trt)
 
     @cached_property
-    def runtime(self) -> Any:
-        """Return TensorRT's runtime, which deserialises engines."""
-        return self.trt.Runtime(self.log)
+    def runtime(self) -> Runtime:
+        """Make TensorRT's runtime, which deserialises engines."""
+        runtime: Runtime = self.trt.Runtime(self.log)
+        return runtime
 
     def join(self) -> Cuda:
-        """The stream, for somebody who will `leave`."""
+        """Return the stream, for an engine or a binding that calls `leave` when it is closed."""
         with self.turn:
             if self._cuda is None:
                 self._cuda = Cuda()
@@ -60,7 +71,7 @@ class Session:
             return self._cuda
 
     def leave(self) -> None:
-        """Somebody has closed what was on the stream."""
+        """Note that a user of the stream was closed; the last one closes the stream."""
         with self.turn:
             self._users -= 1
             if self._users == 0 and self._cuda is not None:
@@ -69,36 +80,41 @@ class Session:
 
     @contextlib.contextmanager
     def explained(self, where: str, problem: str, hint: str = ELSEWHERE) -> Iterator[None]:
-        """An `LdmrtError` with what TensorRT said, where the block raises `Refused`, or TensorRT its own error."""
+        """Turn `Refused` and TensorRT's own errors within the block into an `LdmrtError` with TensorRT's message."""
         self.log.errors.clear()
         try:
             yield
         except (Refused, RuntimeError) as error:
-            found = self.log.errors[0] if self.log.errors else str(error)
-            raise LdmrtError(where, problem, found=found[:300], hint=hint) from None
+            message = self.log.errors[0] if self.log.errors else str(error)
+            raise LdmrtError(where, problem, found=message[:300], hint=hint) from None
 
 
 class Refused(Exception):
-    """TensorRT said no, as it does: by returning False or nothing."""
+    """A call of TensorRT failed, which it reports by returning False or nothing."""
 
 
-def must(answer: Any, call: str) -> Any:
-    """The answer; `Refused` where it is False or None."""
+def must(answer: Answer | None, call: str) -> Answer:
+    """Return the answer of a call; raise `Refused` where it is False or None."""
     if answer is None or answer is False:
         raise Refused(f"{call} failed")
     return answer
 
 
-def logger(trt: Any) -> Any:
-    """Make a logger that keeps the errors, for the one that is raised."""
+class ErrorLog:
+    """Keeps the errors that TensorRT logs, for the exception that is raised."""
 
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
+    def __init__(self, serious: tuple[object, ...]) -> None:
+        """Keep messages of these severities."""
+        super().__init__()
+        self.serious, self.errors = serious, list[str]()
 
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message.strip())
+    def log(self, severity: object, message: str) -> None:
+        """Take a message; TensorRT calls it."""
+        if severity in self.serious:
+            self.errors.append(message.strip())
 
-    return Log()
+
+def logger(trt: ModuleType) -> ErrorLog:
+    """Make a logger for a library: an `ErrorLog` that is also the library's ILogger."""
+    log: ErrorLog = type("Log", (ErrorLog, trt.ILogger), {})((trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR))
+    return log

@@ -1,1 +1,1 @@
-"""Engines as files of a bundle: what they were made of, and which one fits."""
+"""Engines as files of a bundle: their recipes, and the search for one that fits."""

@@ -4,16 +4,24 @@ from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.graphs import STEP, steps_of
 from ldmrt.runtime.tensors import Shapes, sizes_of
 
-from .recipe import PORTABLE, RTX_TARGETS
+from .targets import PORTABLE, RTX_TARGETS
 
 
 def guided_inside(bundle: Bundle) -> bool:
-    """Whether the U-Net takes guidance as an input; it then runs one row for each image."""
+    """Tell whether the U-Net takes guidance as an input; it then runs one row for each image."""
     return any(spec.name == "timestep_cond" for spec in bundle.specs("unet")[0])
 
 
 def build_command(bundle: Bundle, component: str, backend: str, gpu: str, shapes: Shapes) -> str:
-    """The command that builds what is missing."""
+    """Write the command that builds an engine of a component.
+
+    Args:
+        bundle: The bundle that the engine is for.
+        component: The component, or a graph beside one.
+        backend: A backend of `BACKENDS`. TensorRT takes the place of TensorRT-RTX for a GPU that the latter lacks.
+        gpu: The target, such as "sm89", or "portable".
+        shapes: The input shapes that the engine has to take. Those that are missing add no option.
+    """
     if backend == "tensorrt-rtx" and gpu not in (PORTABLE, *RTX_TARGETS):
         backend = "tensorrt"
     command = f"ldmrt build {bundle.path} --backend {backend} --target {gpu}"
@@ -26,7 +34,7 @@ def build_command(bundle: Bundle, component: str, backend: str, gpu: str, shapes
     if "width" in sizes and "height" in sizes:
         command += f" --sizes {sizes['width']}x{sizes['height']}"
     rows = sizes.get("batch", 1)
-    if component.startswith("text_encoder"):  # of two prompts an image
+    if component.startswith("text_encoder"):  # two prompts for each image
         command += f" --batch {(rows + 1) // 2}"
     elif component.startswith(("unet", "controlnet")):
         guided = rows % 2 == 0 and not guided_inside(bundle)

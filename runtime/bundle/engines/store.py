@@ -1,7 +1,7 @@
-"""Engines on disk: engines/KEY/engine.plan, and beside it engine.json, which says what the engine was made of.
+"""Engines on disk: engines/KEY/engine.plan, and beside it engine.json, which states the recipe.
 
-A plan is code that a GPU library runs, and that library may crash on one that is not its own. So everything that can be
-wrong with a plan is found here, before its bytes are handed to anybody.
+A plan is code that a GPU library runs, and the library may crash on a plan that is not its own. So every fault of a
+plan is found here, before the library sees a byte of it.
 """
 
 import hashlib
@@ -10,60 +10,64 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.contents import check_inside
-from ldmrt.runtime.errors import EngineNotFound, LdmrtError
-from ldmrt.runtime.files.reading import read_json, sha256
+from ldmrt.runtime.errors import BundleError, EngineNotFound, LdmrtError
+from ldmrt.runtime.files.reading import JsonObject, read_json, sha256
 from ldmrt.runtime.files.writing import remove_abandoned, write_atomically
 from ldmrt.runtime.tensors import Shapes, whole
 
 from .build_command import build_command
-from .recipe import BACKENDS, PORTABLE, RTX_PORTABLE, Bucket, Recipe, described
+from .recipe import Bucket, Recipe, described
+from .targets import BACKENDS, PORTABLE, RTX_PORTABLE
 
 FOLDER, PLAN, SIDECAR = "engines", "engine.plan", "engine.json"
 SCHEMA = 1
 CHANGED = f"{PLAN} was changed"
-BYTES = {"scratch", "weights", "build_peak"}  # of what is measured
+BYTES = {"scratch", "weights", "build_peak"}  # the measurements that are numbers of bytes
 
 
 @dataclass(frozen=True)
 class EngineFile:
-    """An engine that stands in a bundle, as its sidecar describes it."""
+    """An engine in a bundle, as its sidecar describes it."""
 
     folder: Path
     recipe: Recipe
     size: int  # of the plan, bytes
     sha256: str
-    measured: Mapping[str, Any] = field(default_factory=dict)  # while it was built
+    measured: JsonObject = field(default_factory=dict)  # while it was built
 
     @classmethod
     def open(cls, folder: Path) -> "EngineFile":
-        """Read the sidecar and look at the plan from outside; an `LdmrtError` where one was cut off or renamed."""
+        """Read the sidecar and compare the plan's size with it; the plan itself is not read.
+
+        Raises:
+            BundleError: The engine is unfinished, or was cut off, renamed or edited.
+        """
         name = f"engine {folder.name}"
         if not os.path.lexists(folder / SIDECAR):
-            raise LdmrtError(name, f"has no {SIDECAR}: it was never finished")
+            raise BundleError(name, f"has no {SIDECAR}: it was never finished")
         for file in (SIDECAR, PLAN):
             check_inside(folder.parent.parent, folder / file, name)
-        opened = cls._from_sidecar(folder, name)
-        if opened.recipe.key != folder.name:
-            raise LdmrtError(name, "was renamed or edited", expected=opened.recipe.key)
+        engine = cls._from_sidecar(folder, name)
+        if engine.recipe.key != folder.name:
+            raise BundleError(name, "was renamed or edited", expected=engine.recipe.key)
         if not (folder / PLAN).is_file():
-            raise LdmrtError(name, f"has no {PLAN}")
-        if (found := (folder / PLAN).stat().st_size) != opened.size:
-            raise LdmrtError(name, f"{PLAN} was cut off or changed", expected=f"{opened.size} bytes", found=found)
-        return opened
+            raise BundleError(name, f"has no {PLAN}")
+        if (size := (folder / PLAN).stat().st_size) != engine.size:
+            raise BundleError(name, f"{PLAN} was cut off or changed", expected=f"{engine.size} bytes", found=size)
+        return engine
 
     @classmethod
     def _from_sidecar(cls, folder: Path, name: str) -> "EngineFile":
-        unreadable = LdmrtError(name, f"cannot read its {SIDECAR}")
+        unreadable = BundleError(name, f"cannot read its {SIDECAR}")
         try:
             stored = read_json(name, folder / SIDECAR)
         except LdmrtError:
             raise unreadable from None
         if (schema := stored.get("schema")) != SCHEMA:
-            raise LdmrtError(name, "its sidecar has another schema", expected=SCHEMA, found=f"{schema!r:.100}")
+            raise BundleError(name, "its sidecar has another schema", expected=SCHEMA, found=f"{schema!r:.100}")
         try:
             recipe, plan, measured = Recipe.from_json(stored["recipe"]), stored["plan"], dict(stored["measured"])
             for key in measured.keys() & BYTES:
@@ -74,60 +78,111 @@ class EngineFile:
 
     @property
     def damaged(self) -> bool:
-        """Whether the plan's file differs from the one that was built."""
+        """Tell whether the plan's file differs from the one that was built."""
         return sha256(self.folder / PLAN) != self.sha256
 
     def read(self, bundle: Bundle) -> bytes:
-        """The plan; an `LdmrtError` where the very bytes that would be returned are not those that were built."""
+        """Read the plan.
+
+        Raises:
+            BundleError: The bytes that were read are not those that were built.
+        """
         plan = (self.folder / PLAN).read_bytes()
         if hashlib.sha256(plan).hexdigest() != self.sha256:
-            raise LdmrtError(f"engine {self.folder.name}", CHANGED, hint=rebuild(bundle, self.recipe))
+            raise BundleError(f"engine {self.folder.name}", CHANGED, hint=rebuild(bundle, self.recipe))
         return plan
 
     def bucket(self, shapes: Shapes) -> int | None:
-        """The number of the optimization profile that holds these shapes of its inputs."""
+        """Return the number of the optimization profile that holds these input shapes; None if there is none."""
         for number, bucket in enumerate(self.recipe.profile):
-            if all(name in shapes and one.holds(tuple(shapes[name])) for name, one in bucket.items()):
+            if all(name in shapes and limits.holds(tuple(shapes[name])) for name, limits in bucket.items()):
                 return number
         return None
 
 
-def write_engine(folder: Path, recipe: Recipe, plan: Any, measured: Mapping[str, Any]) -> EngineFile:
-    """Put an engine into the bundle's `folder` of engines. Whatever happens, it is there whole or it is not there: the
-    sidecar goes first and comes last.
+@dataclass(frozen=True)
+class Need:
+    """Everything that an engine must match to run a component here, for inputs of these shapes."""
+
+    backend: str
+    version: str  # of the library
+    gpu: str
+    graph: str  # SHA-256, as in `Recipe`
+    weights: str
+    precision: str
+    shapes: Shapes
+
+    def faults(self, engine: EngineFile) -> list[tuple[int, str]]:
+        """List why an engine does not fit, by rank: a new build cannot change the first, and changes the last."""
+        recipe, title = engine.recipe, BACKENDS[self.backend]
+        checks = (
+            (runs_on(recipe, self.gpu), f"was made for {recipe.target}, not for {self.gpu}"),
+            (recipe.version == self.version, f"was made by {title} {recipe.version}, not {self.version}"),
+            (recipe.graph == self.graph, "was made of another graph"),
+            (recipe.weights == self.weights, "was made of other weights"),
+            (recipe.precision == self.precision, f"was made in {recipe.precision}"),
+            (engine.bucket(self.shapes) is not None, _misfit(recipe.profile, self.shapes)),
+        )
+        return [(rank, fault) for rank, (holds, fault) in enumerate(checks) if not holds]
+
+    def nearness(self, engine: EngineFile) -> tuple[int, int, str]:
+        """Order engines that do not fit: an engine is nearer the later its first fault is and the fewer it has."""
+        faults = self.faults(engine)
+        return faults[0][0], -len(faults), engine.folder.name
+
+
+def write_engine(folder: Path, recipe: Recipe, plan: bytes | memoryview, measured: Mapping[str, object]) -> EngineFile:
+    """Write an engine whole or not at all: the sidecar is removed first and written last.
+
+    Args:
+        folder: The bundle's folder of engines.
+        recipe: The engine's recipe, which also names its folder.
+        plan: The serialised engine; the library's own host memory is not copied.
+        measured: What was measured while it was built, for the sidecar.
     """
     place = folder / recipe.key
     (place / SIDECAR).unlink(missing_ok=True)
     for other in folder.iterdir() if folder.is_dir() else ():
-        remove_abandoned(other)  # what builds that were killed have left
+        remove_abandoned(other)  # left by builds that were killed
     view = memoryview(plan).cast("B")
     with write_atomically(place / PLAN) as file:
         file.write(view)
-    made = EngineFile(place, recipe, len(view), hashlib.sha256(view).hexdigest(), measured)
+    engine = EngineFile(place, recipe, len(view), hashlib.sha256(view).hexdigest(), dict(measured))
     stored = {
         "schema": SCHEMA,
         "recipe": recipe.to_json(),
-        "plan": {"size": made.size, "sha256": made.sha256},
-        "measured": dict(measured),
+        "plan": {"size": engine.size, "sha256": engine.sha256},
+        "measured": engine.measured,
     }
     with write_atomically(place / SIDECAR) as file:
         file.write(json.dumps(stored, indent=1).encode())
-    return made
+    return engine
 
 
 def engines(bundle: Path) -> Iterator[EngineFile | LdmrtError]:
-    """All in a bundle; for one that cannot be used, why."""
+    """Yield all engines of a bundle; for one that cannot be used, the error that says why."""
     for folder in sorted(path for path in (bundle / FOLDER).glob("*") if path.is_dir() and path.name[:1] != "."):
-        one: EngineFile | LdmrtError
+        engine: EngineFile | LdmrtError
         try:
-            one = EngineFile.open(folder)
+            engine = EngineFile.open(folder)
         except LdmrtError as error:
-            one = error
-        yield one
+            engine = error
+        yield engine
+
+
+def readable_engines(bundle: Bundle, component: str, backend: str) -> tuple[list[EngineFile], list[LdmrtError]]:
+    """Return a component's engines for a backend, and the errors of its engines that cannot be read."""
+    every = list(engines(bundle.path))
+    readable = [engine for engine in every if isinstance(engine, EngineFile)]
+    errors = [engine for engine in every if isinstance(engine, LdmrtError)]
+    return (
+        [engine for engine in readable if (engine.recipe.component, engine.recipe.backend) == (component, backend)],
+        [error for error in errors if error.where.startswith(f"engine {component}-")],
+    )
 
 
 def model_digests(bundle: Bundle, component: str) -> tuple[str, str]:
-    """SHA-256 of a component's graph and of its weights: the manifest's, where there is one."""
+    """Return the SHA-256 of a component's graph and of its weights, from the manifest where the bundle has one."""
     listed = bundle.manifest.get("files", {})
 
     def digest(path: Path) -> str:
@@ -139,63 +194,55 @@ def model_digests(bundle: Bundle, component: str) -> tuple[str, str]:
 
 
 def runs_on(recipe: Recipe, gpu: str) -> bool:
-    """Was an engine made for this GPU, "sm89"? Portable ones are for Ampere and what came after it."""
+    """Tell whether an engine runs on a GPU such as "sm89". Portable engines are for Ampere and later."""
     if recipe.target != PORTABLE:
         return recipe.target == gpu
     return gpu in RTX_PORTABLE if recipe.backend == "tensorrt-rtx" else int(gpu.removeprefix("sm")) >= 80
 
 
 def find_engine(bundle: Bundle, component: str, *, backend: str, version: str, gpu: str, shapes: Shapes) -> EngineFile:
-    """Find the engine of a component for this backend, GPU and these input shapes: the GPU's own before a portable one,
-    then the narrowest. No plan is read.
+    """Find the engine of a component for this backend, GPU and these input shapes. No plan is read.
 
-    Raises `EngineNotFound`, which says what is wrong with the one that comes nearest, and how to mend it.
+    An engine for this very GPU comes before a portable one, and of those the narrowest.
+
+    Args:
+        bundle: The bundle that holds the engines.
+        component: The component, or a graph beside one.
+        backend: A backend of `BACKENDS`.
+        version: The version of the backend's library, in full: an engine is only for the version that built it.
+        gpu: The GPU, such as "sm89".
+        shapes: The shapes of all inputs.
+
+    Raises:
+        EngineNotFound: No engine fits. It states the first fault of the nearest one, and the command that builds one.
     """
-    graph, weights = model_digests(bundle, component)
-    fit, refused, broken = [], [], []
-    for one in engines(bundle.path):
-        if isinstance(one, LdmrtError):
-            broken += [one] if one.where.startswith(f"engine {component}-") else []
-            continue
-        recipe = one.recipe
-        if recipe.component != component or recipe.backend != backend:
-            continue
-        # From what rebuilding cannot mend to what it can: the engine with the latest first fault comes nearest.
-        faults = {
-            f"was made for {recipe.target}, not for {gpu}": not runs_on(recipe, gpu),
-            f"was made by {BACKENDS[backend]} {recipe.version}, not {version}": recipe.version != version,
-            "was made of another graph": recipe.graph != graph,
-            "was made of other weights": recipe.weights != weights,
-            f"was made in {recipe.precision}": recipe.precision != bundle.precision(component),
-            _misfit(recipe.profile, shapes): one.bucket(shapes) is None,
-        }
-        found = [(place, fault) for place, (fault, is_so) in enumerate(faults.items()) if is_so]
-        if found:
-            refused.append((found[0][0], -len(found), one.folder.name, found[0][1]))
-        else:
-            fit.append((recipe.target == PORTABLE, sum(sum(r.max) for r in recipe.profile[0].values()), one))
-    if fit:
-        return min(fit, key=lambda row: row[:2])[2]
+    need = Need(backend, version, gpu, *model_digests(bundle, component), bundle.precision(component), shapes)
+    readable, broken = readable_engines(bundle, component, backend)
+    if fitting := [engine for engine in readable if not need.faults(engine)]:
+        return min(fitting, key=lambda engine: (engine.recipe.target == PORTABLE, engine.recipe.width))
     hint = build_command(bundle, component, backend, gpu, shapes)
-    if refused:
-        *_, name, fault = max(refused)
-        raise EngineNotFound(component, f"engine {name} {fault}", hint=hint)
+    if readable:
+        nearest = max(readable, key=need.nearness)
+        _, fault = need.faults(nearest)[0]
+        raise EngineNotFound(component, f"engine {nearest.folder.name} {fault}", hint=hint)
     if broken:
         raise EngineNotFound(component, f"{broken[0].where} {broken[0].problem}", hint=hint)
     raise EngineNotFound(component, f"no engine for {BACKENDS[backend]} {version} on {gpu}", hint=hint)
 
 
 def rebuild(bundle: Bundle, recipe: Recipe) -> str:
-    """The command that builds an engine again."""
-    shapes = {name: one.opt for name, one in recipe.profile[0].items()}
+    """Write the command that builds an engine again."""
+    shapes = {name: limits.opt for name, limits in recipe.profile[0].items()}
     return build_command(bundle, recipe.component, recipe.backend, recipe.target, shapes)
 
 
 def _misfit(profile: tuple[Bucket, ...], shapes: Shapes) -> str:
-    """What a profile takes of the largest input that none of its buckets holds, and what it is given."""
-    buckets = [{name: one for name, one in b.items() if not one.holds(tuple(shapes.get(name, ())))} for b in profile]
-    unfit = set(buckets[0]).intersection(*buckets[1:]) or set(profile[0])
-    name = max((name for name in profile[0] if name in unfit), key=lambda one: len(profile[0][one].max))
-    given = "x".join(map(str, shapes.get(name, ()))) or "nothing"
-    taken = described(tuple({name: bucket[name]} for bucket in profile))
-    return f"takes {taken}, not {given} as {name}"
+    """Compare a profile with the shape of the largest input that none of its buckets holds."""
+    outside = [
+        {name for name, limits in bucket.items() if not limits.holds(tuple(shapes.get(name, ())))} for bucket in profile
+    ]
+    unfit = set.intersection(*outside) or set(profile[0])
+    name = max((name for name in profile[0] if name in unfit), key=lambda name: len(profile[0][name].max))
+    shape = "x".join(map(str, shapes.get(name, ()))) or "nothing"
+    limits = described(tuple({name: bucket[name]} for bucket in profile))
+    return f"takes {limits}, not {shape} as {name}"

@@ -10,22 +10,28 @@ from .store import CHANGED, FOLDER, PLAN, engines, model_digests
 
 
 def unused_engines(bundle: Bundle, versions: dict[str, str]) -> list[tuple[Path, str]]:
-    """Folders of engines that nothing will use again, and why: unfinished, damaged, of another model, or of another
-    version than the ones installed here, by backend.
+    """Find engines that are unfinished, damaged, of another model, or of another version of their library.
+
+    Args:
+        bundle: The bundle whose engines are looked at.
+        versions: The installed versions by backend. Engines of other backends are not compared.
+
+    Returns:
+        The engines' folders, each with the reason.
     """
-    found, stamps = [], HashCache(bundle.path / FOLDER)
-    for one in engines(bundle.path):
-        if isinstance(one, LdmrtError):
-            found.append((bundle.path / FOLDER / one.where.removeprefix("engine "), one.problem))
+    unused, hashes = list[tuple[Path, str]](), HashCache(bundle.path / FOLDER)
+    for engine in engines(bundle.path):
+        if isinstance(engine, LdmrtError):
+            unused.append((bundle.path / FOLDER / engine.where.removeprefix("engine "), engine.problem))
             continue
-        recipe = one.recipe
+        recipe = engine.recipe
         if recipe.component not in bundle.graphs:
-            found.append((one.folder, f"the bundle has no {recipe.component}"))
+            unused.append((engine.folder, f"the bundle has no {recipe.component}"))
         elif (recipe.graph, recipe.weights) != model_digests(bundle, recipe.component):
-            found.append((one.folder, f"{recipe.component} has changed"))
+            unused.append((engine.folder, f"{recipe.component} has changed"))
         elif versions.get(recipe.backend, recipe.version) != recipe.version:
-            found.append((one.folder, f"made by {recipe.version}, {versions[recipe.backend]} is installed"))
-        elif stamps.sha256(f"{one.folder.name}/{PLAN}", one.folder / PLAN) != one.sha256:
-            found.append((one.folder, CHANGED))
-    stamps.keep()
-    return found
+            unused.append((engine.folder, f"made by {recipe.version}, {versions[recipe.backend]} is installed"))
+        elif hashes.sha256(f"{engine.folder.name}/{PLAN}", engine.folder / PLAN) != engine.sha256:
+            unused.append((engine.folder, CHANGED))
+    hashes.keep()
+    return unused

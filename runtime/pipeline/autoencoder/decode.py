@@ -1,19 +1,21 @@
 """Latents to images: whole or in tiles, one at a time, and once more in float32 where halves overflow."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32, FRONT, TILE
 from ldmrt.runtime.bundle.model_info import ModelInfo
-from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.errors import LdmrtError, NotFinite
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.tensors import Engine
 
 from .tiling import OVERLAP, PASSES, Floats, tiled, tiled_as_whole
 
+Value = TypeVar("Value", bound=np.generic)
 ON_OVERFLOW = ("stop", "retry")
 # Pixels. Stable Diffusion's decoder takes 1.8 GB at 512 and 5.1 at 1024, its U-Net 4 all the time.
 LARGE, TILED = 768, 512
@@ -54,8 +56,28 @@ class Decoding:
         return None if max(size, default=0) <= tile // factor else tile // factor
 
 
-def decode(engines: Mapping[str, Engine], shape: ModelInfo, latents: Floats, how: Decoding) -> NDArray[np.uint8]:
-    """Latents (N, C, h, w) to images (N, H, W, 3), one at a time: in memory is one image, or one tile."""
+def to_floats(sample: Floats) -> Floats:
+    """Convert a decoder's output (N, 3, H, W), values in [-1, 1], to images (N, H, W, 3), values in [0, 1]."""
+    return (sample / 2 + 0.5).clip(0, 1).transpose(0, 2, 3, 1)
+
+
+def to_pixels(sample: Floats) -> NDArray[np.uint8]:
+    """Convert a decoder's output (N, 3, H, W), values in [-1, 1], to images (N, H, W, 3), uint8."""
+    return np.rint(to_floats(sample) * 255).astype(np.uint8)
+
+
+def decode(
+    engines: Mapping[str, Engine],
+    shape: ModelInfo,
+    latents: Floats,
+    how: Decoding,
+    convert: Callable[[Floats], NDArray[Value]],
+) -> NDArray[Value]:
+    """Decode latents (N, C, h, w) to images (N, H, W, 3), one at a time: in memory is one image, or one tile.
+
+    Raises:
+        NotFinite: The decoder's output is not finite.
+    """
     cells, scale = how.cells(shape.factor, latents.shape[2:]), np.float32(shape.scaling_factor)
     factors = (1, shape.factor)
 
@@ -68,15 +90,15 @@ def decode(engines: Mapping[str, Engine], shape: ModelInfo, latents: Floats, how
             features = engines[name + FRONT](latent_sample=one)["features"]  # what attends sees the whole
             return tiled_as_whole(engines[name + TILE], features, cells, ("features", "sample"), factors, how.passes)
 
-    pictures = []
-    for one in latents:
-        out = draw(DECODER, one[None] / scale)
+    images = []
+    for latent in latents:
+        out = draw(DECODER, latent[None] / scale)
         if how.on_overflow == "retry" and DECODER_FP32 in engines and not np.isfinite(out).all():
-            out = draw(DECODER_FP32, one[None] / scale)
+            out = draw(DECODER_FP32, latent[None] / scale)
         if not np.isfinite(out).all():
-            raise LdmrtError(DECODER, "the image is not finite", hint=_hint(engines, how))
-        pictures.append(np.rint((out / 2 + 0.5).clip(0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1))
-    return np.concatenate(pictures)
+            raise NotFinite(DECODER, "the image is not finite", hint=_hint(engines, how))
+        images.append(convert(out))
+    return np.concatenate(images)
 
 
 def _hint(engines: Mapping[str, Engine], how: Decoding) -> str:

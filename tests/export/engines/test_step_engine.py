@@ -60,7 +60,13 @@ def put(folder: Path, bundle: Path, graphs: tuple[str, ...], version: str = tens
 
 
 def asked(**changes: Any) -> dict[str, Any]:
-    return {"prompt": "a red apple", "steps": 3, "count": 2, "seed": 3, "scheduler": "dpmpp_2m"} | changes
+    return {
+        "prompt": "a red apple",
+        "num_inference_steps": 3,
+        "num_images_per_prompt": 2,
+        "seed": 3,
+        "scheduler": "dpmpp_2m",
+    } | changes
 
 
 def off(found: Any, expected: Any) -> float:
@@ -92,9 +98,9 @@ def test_a_picture_is_launches_of_one_recorded_graph(built: Path, gpu: FakeCuda,
     pipeline = open_bundle(built, backend, check=False)
     recorded = 0
     for name, steps in (("dpmpp_2m", 4), ("unipc", 3), ("heun", 5), ("lms", 2)):
-        task = pipeline.prepare(**asked(scheduler=name, steps=steps))
-        assert task.folded is not None
-        inputs = len(task.folded.engine.inputs)  # type: ignore[attr-defined]
+        task = pipeline.prepare(Request(**asked(scheduler=name, num_inference_steps=steps)))
+        assert task.fused is not None
+        inputs = len(task.fused.engine.inputs)  # type: ignore[attr-defined]
         gpu.did.clear()
         x = task.last()
         assert (gpu.did["cudaEventSynchronize"], gpu.did["ran"]) == (1, task.plan.rows)
@@ -103,7 +109,7 @@ def test_a_picture_is_launches_of_one_recorded_graph(built: Path, gpu: FakeCuda,
         assert (gpu.did["copy HostToDevice"], gpu.did["copy DeviceToHost"]) == (inputs, 1)
         assert gpu.did["cudaGraphLaunch"] == task.plan.rows - (name == "dpmpp_2m")  # the very first runs as it is
         recorded += gpu.did["cudaStreamBeginCapture"]
-        assert off(x, plain.prepare(**asked(scheduler=name, steps=steps)).last()) < TOLERANCE
+        assert off(x, plain.prepare(Request(**asked(scheduler=name, num_inference_steps=steps))).last()) < TOLERANCE
     assert recorded == 1
     pipeline.close()
     assert gpu.leftovers == []
@@ -115,24 +121,30 @@ def test_samplers_that_draw_share_a_second_graph(built: Path, gpu: FakeCuda, pla
     pipeline = open_bundle(built, BACKEND, check=False)
     recorded = 0
     for name, steps in (("euler_a", 4), ("dpmpp_sde", 3), ("lcm", 2)):
-        task = pipeline.prepare(**asked(scheduler=name, steps=steps))
+        task = pipeline.prepare(Request(**asked(scheduler=name, num_inference_steps=steps)))
         gpu.did.clear()
         x = task.last()
         recorded += gpu.did["cudaStreamBeginCapture"]
-        assert off(x, plain.prepare(**asked(scheduler=name, steps=steps)).last()) < TOLERANCE
+        assert off(x, plain.prepare(Request(**asked(scheduler=name, num_inference_steps=steps))).last()) < TOLERANCE
     assert recorded == 1
     pipeline.close()
 
 
 @pytest.mark.usefixtures("quiet")
-@pytest.mark.parametrize("changes", [{"count": 1}, {"guidance": 1.0}, {"scheduler": "lcm", "steps": 1}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_images_per_prompt": 1}, {"guidance_scale": 1.0}, {"scheduler": "lcm", "num_inference_steps": 1}],
+    ids=str,
+)
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_whole_pictures(built: Path, gpu: FakeCuda, plain: Pipeline, changes: dict[str, Any], low_memory: bool) -> None:
     """And every row that is looked at on the way."""
     pipeline = open_bundle(built, BACKEND, check=False, low_memory=low_memory)
     found, expected = (one(**asked(**changes)) for one in (pipeline, plain))
-    np.testing.assert_allclose(found.images.astype(int), expected.images, atol=1)  # a rounding apart
-    for one, other in zip(pipeline.steps(**asked(**changes)), plain.steps(**asked(**changes)), strict=True):
+    np.testing.assert_allclose(found.pixels.astype(int), expected.pixels, atol=1)  # a rounding apart
+    for one, other in zip(
+        pipeline.steps(Request(**asked(**changes))), plain.steps(Request(**asked(**changes))), strict=True
+    ):
         assert off(one.x, other.x) < TOLERANCE
         assert off(one.x0, other.x0) < TOLERANCE
     pipeline.close()
@@ -143,7 +155,9 @@ def test_whole_pictures(built: Path, gpu: FakeCuda, plain: Pipeline, changes: di
 def test_two_that_are_walked_in_turns(built: Path, gpu: FakeCuda, plain: Pipeline) -> None:
     """They share buffers on the GPU, and each finds its own latents there."""
     pipeline, words = open_bundle(built, BACKEND, check=False), (asked(), asked(seed=9, scheduler="ddim"))
-    pairs = zip(*(pipeline.steps(**one) for one in words), *(plain.steps(**one) for one in words), strict=True)
+    pairs = zip(
+        *(pipeline.steps(Request(**one)) for one in words), *(plain.steps(Request(**one)) for one in words), strict=True
+    )
     for one, other, expected, too in pairs:
         assert off(one.x, expected.x) < TOLERANCE
         assert off(other.x, too.x) < TOLERANCE
@@ -154,15 +168,20 @@ def test_two_that_are_walked_in_turns(built: Path, gpu: FakeCuda, plain: Pipelin
 def test_many_requests_overlap_on_one_stream(built: Path, gpu: FakeCuda, plain: Pipeline) -> None:
     """Of three threads, some in the loop, of more shapes than one: each finds its own numbers."""
     many = [
-        Request(**asked(seed=seed, count=1 + seed % 2, **changes))
+        Request(**asked(seed=seed, num_images_per_prompt=1 + seed % 2, **changes))
         for seed in range(4)
-        for changes in ({}, {"guidance_rescale": 0.5}, {"scheduler": "euler_a", "steps": 4}, {"guidance": 1.0})
+        for changes in (
+            {},
+            {"guidance_rescale": 0.5},
+            {"scheduler": "euler_a", "num_inference_steps": 4},
+            {"guidance_scale": 1.0},
+        )
     ]
     pipeline = open_bundle(built, BACKEND, check=False)
     for found, request in zip(pipeline.draw(many), many, strict=True):
         expected = plain(request)
         assert off(found.latents, expected.latents) < TOLERANCE
-        np.testing.assert_allclose(found.images.astype(int), expected.images, atol=1)  # a rounding apart
+        np.testing.assert_allclose(found.pixels.astype(int), expected.pixels, atol=1)  # a rounding apart
     pipeline.close()
     assert gpu.leftovers == []
 
@@ -173,16 +192,16 @@ def test_what_is_not_linear_runs_on_the_unets_engine(
     built: Path, gpu: FakeCuda, plain: Pipeline, changes: dict[str, Any]
 ) -> None:
     pipeline = open_bundle(built, BACKEND, check=False)
-    task = pipeline.prepare(**asked(**changes))
-    assert task.folded is None
-    assert off(task.last(), plain.prepare(**asked(**changes)).last()) < TOLERANCE
+    task = pipeline.prepare(Request(**asked(**changes)))
+    assert task.fused is None
+    assert off(task.last(), plain.prepare(Request(**asked(**changes))).last()) < TOLERANCE
     pipeline.close()
 
 
 @pytest.mark.usefixtures("quiet")
 def test_it_can_be_left_out(built: Path, gpu: FakeCuda) -> None:
-    pipeline = open_bundle(built, BACKEND, check=False, folded=False)
-    assert pipeline.prepare(**asked()).folded is None
+    pipeline = open_bundle(built, BACKEND, check=False, fused=False)
+    assert pipeline.prepare(Request(**asked())).fused is None
     pipeline.close()
 
 
@@ -190,9 +209,18 @@ def test_it_can_be_left_out(built: Path, gpu: FakeCuda) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 15, "scheduler": "heun"}, r"takes 1-2x1-28x1-6x3-8, not 2x29x2x4 as table; .* --folded --steps 50$"),
-        ({"count": 3}, r"takes 1-2x1-6x4x8x8, not 3x2x4x8x8 as state; .* --batch 3 --folded --steps 50$"),
-        ({"count": 3, "guidance": 1.0}, r"not 3x2x4x8x8 as state; .* --batch 3 --guidance off --folded --steps 50$"),
+        (
+            {"num_inference_steps": 15, "scheduler": "heun"},
+            r"takes 1-2x1-28x1-6x3-8, not 2x29x2x4 as table; .* --folded --steps 50$",
+        ),
+        (
+            {"num_images_per_prompt": 3},
+            r"takes 1-2x1-6x4x8x8, not 3x2x4x8x8 as state; .* --batch 3 --folded --steps 50$",
+        ),
+        (
+            {"num_images_per_prompt": 3, "guidance_scale": 1.0},
+            r"not 3x2x4x8x8 as state; .* --batch 3 --guidance off --folded --steps 50$",
+        ),
     ],
     ids=str,
 )
@@ -204,12 +232,12 @@ def test_what_it_does_not_hold_runs_in_the_loop(
     with pytest.warns(
         LdmrtWarning, match=r"step: engine step-sm89-\w+ .*the rows run one by one; next: ldmrt build"
     ) as said:
-        task = pipeline.prepare(**asked(**changes))
-    assert task.folded is None
+        task = pipeline.prepare(Request(**asked(**changes)))
+    assert task.fused is None
     assert [re.search(message, str(one.message)) is None for one in said] == [False]
     if "steps" in changes:
         gpu.did.clear()
-        assert off(task.last(), plain.prepare(**asked(**changes)).last()) < TOLERANCE
+        assert off(task.last(), plain.prepare(Request(**asked(**changes))).last()) < TOLERANCE
         assert gpu.did["ran"] == task.plan.rows  # on the U-Net's engine
     pipeline.close()
 
@@ -231,10 +259,10 @@ def test_one_that_cannot_be_had_is_said(
         shutil.rmtree(folder)
     if there is not None:
         put(built, bundle, (STEP,), **there)
-    pipeline = open_bundle(built, BACKEND, check=False, folded=None if there else True)
+    pipeline = open_bundle(built, BACKEND, check=False, fused=None if there else True)
     with pytest.warns(LdmrtWarning, match=rf"step: .*{message}.*; the rows run one by one; next: "):
-        task = pipeline.prepare(**asked())
-    assert off(task.last(), plain.prepare(**asked()).last()) < TOLERANCE
+        task = pipeline.prepare(Request(**asked()))
+    assert off(task.last(), plain.prepare(Request(**asked())).last()) < TOLERANCE
     pipeline.close()
     assert gpu.leftovers == []
 
@@ -243,7 +271,7 @@ def test_one_that_cannot_be_had_is_said(
 def test_the_check_of_a_gpu_measures_it(built: Path, gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_rows, "engines", lambda *_, **__: 1.5)
     monkeypatch.setattr(gpu_rows, "REPEATS", 1)
-    values = gpu_rows.folded(gpu_rows.Setting("tiny", "cuda", 3, built.parent), BACKEND)
+    values = gpu_rows.fused(gpu_rows.Setting("tiny", "cuda", 3, built.parent), BACKEND)
     assert values.pop("off") < TOLERANCE
     assert values.pop("build_s") == 1.5
     assert min(values.pop("rows_per_s"), values.pop("seconds")) > 0

@@ -34,7 +34,12 @@ from ..test_tasks import drawing
 
 PROMPTS, SEEDS, STEPS, SIZE = ["a red apple", "two pears"], [3, 4], 4, 16
 TOLERANCE = 2e-4  # relative to the largest latent: two programs' float32 through four rows, with guidance
-ASKED: dict[str, Any] = {"negative_prompt": "blurred", "steps": STEPS, "guidance": 4.0, "seed": SEEDS}
+ASKED: dict[str, Any] = {
+    "negative_prompt": "blurred",
+    "num_inference_steps": STEPS,
+    "guidance_scale": 4.0,
+    "seed": SEEDS,
+}
 LOAD: dict[str, Callable[..., Any]] = {"controlnet": load_controlnet, "adapter": load_adapter}
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # of diffusers
@@ -210,7 +215,7 @@ def test_bundle_steers_as_its_checkpoint_does(size: int, pipeline: Pipeline, mix
     reference = torch_pipeline(mixed)
     drawings = []
     for scales in ({}, {"canny": 1.0}, {"canny": 0.5}, {"canny": 0.5, "colour": 0.8}, {"colour": 0.8}):
-        asked = {"steps": 2, "controls": controls(scales), "width": size, "height": size}
+        asked = {"num_inference_steps": 2, "controls": controls(scales), "width": size, "height": size}
         found, expected = (p(PROMPTS, **asked).latents for p in (pipeline, reference))
         close(found, expected)
         for other in drawings:

@@ -21,7 +21,7 @@ from ldmrt.export.graph.naming import path_of
 from ldmrt.export.graph.to_onnx import to_onnx
 from ldmrt.export.graph.unet_halves import check_cut, cut
 from ldmrt.model import Checkpoint, UNet, load
-from ldmrt.runtime import LdmrtError, sample
+from ldmrt.runtime import LdmrtError, Request, sample
 from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.graphs import DEEP, FEATURE, SHALLOW, UNET_HALVES
@@ -170,14 +170,20 @@ def by_hand(checkpoint: Checkpoint, task: Any, words: Any, scale: float, every: 
 @pytest.mark.parametrize("scheduler", ["euler_a", "heun"])
 def test_pipeline_draws_what_pytorch_draws(halves: Path, loaded: Checkpoint, scheduler: str) -> None:
     pipeline = ldmrt.runtime.open(halves, check=False)
-    asked = {"count": 2, "steps": 7, "guidance": 4.0, "scheduler": scheduler, "seed": 5}
+    asked = {
+        "num_images_per_prompt": 2,
+        "num_inference_steps": 7,
+        "guidance_scale": 4.0,
+        "scheduler": scheduler,
+        "seed": 5,
+    }
     found = pipeline("two pears", **asked, deep_cache=3).latents
-    task = pipeline.prepare("two pears", **asked)
+    task = pipeline.prepare(Request("two pears", **asked))
     encoder = pipeline.engines["text_encoder"]
     words = encoder(input_ids=pipeline.tokenizers["tokenizer"](["", "", "two pears", "two pears"]))["last_hidden_state"]
     assert relative(found, by_hand(loaded, task, words, 4.0, 3)) < ROWS
     assert relative(found, task.last()) > 100 * ROWS
-    one = [pipeline("two pears", steps=1, deep_cache=every).latents for every in (None, 5)]
+    one = [pipeline("two pears", num_inference_steps=1, deep_cache=every).latents for every in (None, 5)]
     np.testing.assert_array_equal(*one)  # for every row is full
     pipeline.close()
 
@@ -186,13 +192,13 @@ def test_low_memory_and_folding(halves: Path) -> None:
     """A pipeline that folds runs a deep cache in the loop. One of low memory takes its weights as they lie in the file,
     and so rounds otherwise.
     """
-    asked = {"steps": 4, "deep_cache": 2, "seed": 1}
+    asked = {"num_inference_steps": 4, "deep_cache": 2, "seed": 1}
     made = []
-    for how in ({}, {"low_memory": True}, {"folded": True}):
+    for how in ({}, {"low_memory": True}, {"fused": True}):
         pipeline = ldmrt.runtime.open(halves, check=False, **how)
         made.append([pipeline("two pears", **asked).latents for _ in range(2)][-1])
-        assert pipeline.prepare("two pears", **asked).folded is None
-        assert (pipeline.prepare("two pears").folded is not None) == ("folded" in how)
+        assert pipeline.prepare(Request("two pears", **asked)).fused is None
+        assert (pipeline.prepare("two pears").fused is not None) == ("fused" in how)
         pipeline.close()
     assert relative(made[1], made[0]) < ROWS
     np.testing.assert_array_equal(made[2], made[0])
@@ -202,9 +208,9 @@ def test_the_unet_itself_is_not_opened_for_it(halves: Path, monkeypatch: pytest.
     there: list[str] = []
     monkeypatch.setattr(OrtEngine, "__init__", noting(OrtEngine.__init__, there))
     pipeline = ldmrt.runtime.open(halves, check=False)
-    pipeline("two pears", steps=2, deep_cache=2)
+    pipeline("two pears", num_inference_steps=2, deep_cache=2)
     assert sorted(there) == ["text_encoder", DEEP, SHALLOW, "vae_decoder"]
-    pipeline("two pears", steps=2)
+    pipeline("two pears", num_inference_steps=2)
     assert there[4:] == ["unet"]
     pipeline.close()
 

@@ -13,7 +13,7 @@ import pytest
 import ldmrt.runtime
 from ldmrt.export.bundle_writer import export_bundle
 from ldmrt.model import load
-from ldmrt.runtime import LdmrtError, Plan, plan_from_config, sample, steps
+from ldmrt.runtime import LdmrtError, Plan, Request, plan_from_config, sample, steps
 from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.graphs import FEEDBACK, STEP, step_specs
@@ -192,10 +192,10 @@ def opened(bundle: Path, **options: Any) -> Any:
 
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_a_pipeline_draws_the_same(bundle: Path, low_memory: bool) -> None:
-    plain, folded = opened(bundle), opened(bundle, folded=True, low_memory=low_memory)
-    assert plain.prepare("a red apple").folded is None
-    asked = {"steps": 4, "count": 2, "scheduler": "euler_a"}
-    assert folded.prepare("a red apple", **asked).folded is not None
+    plain, folded = opened(bundle), opened(bundle, fused=True, low_memory=low_memory)
+    assert plain.prepare("a red apple").fused is None
+    asked = {"num_inference_steps": 4, "num_images_per_prompt": 2, "scheduler": "euler_a"}
+    assert folded.prepare(Request("a red apple", **asked)).fused is not None
     one, other = (pipeline("a red apple", **asked).latents for pipeline in (plain, folded))
     assert relative(other, one) < TOLERANCE
     for pipeline in (plain, folded):
@@ -206,21 +206,21 @@ def test_a_pipeline_draws_the_same(bundle: Path, low_memory: bool) -> None:
     "asked", [{"guidance_rescale": 0.5}, {"guidance_interval": (0.5, 2.0)}, {"scheduler": "ddpm"}], ids=str
 )
 def test_what_is_not_linear_runs_in_the_loop(bundle: Path, asked: dict[str, Any]) -> None:
-    pipeline = opened(bundle, folded=True)
+    pipeline = opened(bundle, fused=True)
     if "scheduler" in asked:  # its config clips
         pipeline = replace(pipeline, scheduler={**pipeline.scheduler, "clip_sample": True})
-    assert pipeline.prepare("a red apple", **asked).folded is None
+    assert pipeline.prepare(Request("a red apple", **asked)).fused is None
 
 
 def test_a_bundle_without_a_step_is_refused(bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle, tmp_path / "bundle")
     (tmp_path / "bundle" / "unet" / FILE).unlink()
-    with pytest.raises(LdmrtError, match="has no folded step"):
-        opened(tmp_path / "bundle", folded=True)
+    with pytest.raises(LdmrtError, match="has no fused step"):
+        opened(tmp_path / "bundle", fused=True)
 
 
 def test_what_is_not_finite_is_laid_at_its_row(bundle: Path) -> None:
-    pipeline = opened(bundle, folded=True)
+    pipeline = opened(bundle, fused=True)
     latents = np.full((1, 4, 8, 8), np.nan, np.float32)
     with pytest.raises(LdmrtError, match="not finite after row 0"):
-        pipeline("a red apple", steps=3, latents=latents)
+        pipeline("a red apple", num_inference_steps=3, latents=latents)

@@ -189,7 +189,7 @@ def test_guidance_off_by_one(made: Made, monkeypatch: pytest.MonkeyPatch) -> Non
         Guidance, "combine", lambda self, *given: combine(replace(self, weights=_more(self.weights)), *given)
     )
     certificate = measured(made.bundle, made.reference)
-    assert certificate.culprit == "guidance, or what the U-Net is told of words and sizes"
+    assert certificate.culprit == "guidance or conditioning"
 
 
 def _more(w: np.ndarray) -> np.ndarray:

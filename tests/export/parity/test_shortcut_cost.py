@@ -54,7 +54,7 @@ def test_certificate_states_its_cost(checked: Any) -> None:
     assert made.within
     assert {DEEP, SHALLOW} <= {one.component for one in made.figures}
     (cost,) = made.costs
-    with_it, without = (pipeline(**made.about["request"], deep_cache=every).images[0] for every in (EVERY, None))
+    with_it, without = (pipeline(**made.about["request"], deep_cache=every).pixels[0] for every in (EVERY, None))
     assert cost.psnr == psnr(with_it, without) < 60
     assert (cost.shortcut, cost.prompt, cost.seed) == ("deep cache 3", "two pears", 0)
     assert Certificate.from_json(json.loads(json.dumps(made.to_json()))) == made

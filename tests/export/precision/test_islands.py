@@ -125,14 +125,14 @@ def test_without_the_island_the_guard_fires(loud: Path) -> None:
     """On PyTorch: ONNX Runtime has no halves on a CPU, and computes whole chains of them in float32."""
     pipeline = torch_pipeline(load(loud, dtype=torch.float16))
     with pytest.raises(LdmrtError, match="unet: latents are not finite after row 0"):
-        pipeline(PROMPT, steps=4)
+        pipeline(PROMPT, num_inference_steps=4)
     loaded, _, _ = choose_precisions(reading(loud), {"": "fp16"})
-    assert np.isfinite(torch_pipeline(loaded)(PROMPT, steps=4).latents).all()
+    assert np.isfinite(torch_pipeline(loaded)(PROMPT, num_inference_steps=4).latents).all()
 
 
 def drawn(bundle: Path) -> np.ndarray:
     pipeline = open_pipeline(bundle, check=False)
-    images = pipeline(PROMPT, steps=4).images
+    images = pipeline(PROMPT, num_inference_steps=4).pixels
     pipeline.close()
     return images
 

@@ -80,8 +80,8 @@ def test_the_shipped_model_in_halves_on_onnx_runtime(tmp_path: Path) -> None:
     for _ in export_bundle(loaded, tmp_path / "half"):
         pass
     half, whole = open_pipeline(tmp_path / "half", check=False), torch_pipeline(load(SHIPPED))
-    asked: dict[str, Any] = {"steps": 20, "guidance": 5.0, "seed": 1}
-    assert psnr(half(PROMPT, **asked).images, whole(PROMPT, **asked).images) >= 40.0
+    asked: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 5.0, "seed": 1}
+    assert psnr(half(PROMPT, **asked).pixels, whole(PROMPT, **asked).pixels) >= 40.0
 
 
 def test_an_inexact_module_becomes_an_island(inexact: Path) -> None:

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from ldmrt.model import Checkpoint, load
-from ldmrt.model.checkpoint.checkpoint import class_of, load_autoencoder, load_controlnet, with_scaling_factor
+from ldmrt.model.checkpoint.checkpoint import class_of, with_scaling_factor
+from ldmrt.model.checkpoint.load import load_autoencoder, load_controlnet
 from ldmrt.model.config import to_config
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
@@ -286,9 +287,9 @@ def test_what_no_picture_needs_is_left_out(checkpoint: Path, tmp_path: Path) -> 
         ({"text_encoder": ["transformers", "T5EncoderModel"]}, "text_encoder: unsupported T5EncoderModel in model"),
         ({"vae": ["diffusers", "AutoencoderTiny"]}, "vae: unsupported AutoencoderTiny in .*; expected AutoencoderKL"),
         ({"prior": ["diffusers", "PriorTransformer"]}, "unsupported prior in .*; found PriorTransformer"),
-        ({"unet": [None, None]}, "unet: model_index.json names none"),
-        ({"scheduler": [None, None]}, "scheduler: .* names none"),
-        ({"tokenizer": [None, None]}, "tokenizer: model_index.json names none; expected one for text_encoder"),
+        ({"unet": [None, None]}, "unet: model_index.json names no unet"),
+        ({"scheduler": [None, None]}, "scheduler: .* names no scheduler"),
+        ({"tokenizer": [None, None]}, "tokenizer: model_index.json names no tokenizer; expected one for text_encoder"),
         ({"text_encoder": [None, None]}, "cross_attention_dim .*; expected 0; found 24"),
         ({"unet": ["diffusers"]}, "invalid unet"),
         ({"vae": ["diffusers", 7]}, "invalid vae"),

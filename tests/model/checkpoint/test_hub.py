@@ -41,7 +41,7 @@ class Hub:
             raise ConnectionError("no network")
         return self.files
 
-    def snapshot_download(self, name: str, *, allow_patterns: list[str]) -> str:
+    def snapshot_download(self, name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
         if not self.online:
             if self.cache.is_dir():
                 return str(self.cache)

@@ -44,15 +44,15 @@ def sparse(**changed: torch.Tensor | None) -> State:
 
 
 REFUSED: dict[str, tuple[State, str]] = {
-    "GLoRA": ({f"{LAYER}.a1.weight": torch.ones(2, 2)}, "is a GLoRA file, which is not merged; found .*a1"),
-    "GLoRA of PEFT": ({"unet.conv_in.glora_A": torch.ones(2)}, "is a GLoRA file"),
-    "OFT": ({f"{LAYER}.oft_blocks": torch.ones(2, 2, 2)}, "is a OFT file"),
-    "OFT of PEFT": ({"unet.conv_in.oft_R.weight": torch.ones(2, 2)}, "is a OFT file"),
-    "BOFT": ({f"{LAYER}.oft_blocks": torch.ones(2, 2, 2, 2)}, "is a BOFT file"),
-    "BOFT of PEFT": ({"unet.conv_in.boft_R": torch.ones(2, 2, 2, 2)}, "is a BOFT file"),
-    "IA3": (GOOD | {f"{LAYER}.on_input": torch.ones(1)}, r"is a \(IA\)\^3 file"),
-    "IA3 of PEFT": ({"unet.conv_in.ia3_l": torch.ones(1, 4)}, r"is a \(IA\)\^3 file"),
-    "AdaLoRA": (GOOD | {"unet.conv_in.lora_E": torch.ones(4, 1)}, "is a AdaLoRA file"),
+    "GLoRA": ({f"{LAYER}.a1.weight": torch.ones(2, 2)}, "unsupported GLoRA file .*; found .*a1"),
+    "GLoRA of PEFT": ({"unet.conv_in.glora_A": torch.ones(2)}, "unsupported GLoRA file"),
+    "OFT": ({f"{LAYER}.oft_blocks": torch.ones(2, 2, 2)}, "unsupported OFT file"),
+    "OFT of PEFT": ({"unet.conv_in.oft_R.weight": torch.ones(2, 2)}, "unsupported OFT file"),
+    "BOFT": ({f"{LAYER}.oft_blocks": torch.ones(2, 2, 2, 2)}, "unsupported BOFT file"),
+    "BOFT of PEFT": ({"unet.conv_in.boft_R": torch.ones(2, 2, 2, 2)}, "unsupported BOFT file"),
+    "IA3": (GOOD | {f"{LAYER}.on_input": torch.ones(1)}, r"unsupported \(IA\)\^3 file"),
+    "IA3 of PEFT": ({"unet.conv_in.ia3_l": torch.ones(1, 4)}, r"unsupported \(IA\)\^3 file"),
+    "AdaLoRA": (GOOD | {"unet.conv_in.lora_E": torch.ones(4, 1)}, "unsupported AdaLoRA file"),
     "LoHa in part": ({f"{LAYER}.hada_w1_a": torch.ones(2, 2)}, "1 of 1 layers .* lack a part of a LoHa; found .*conv"),
     "LoHa with one core": (loha() | {f"{LAYER}.hada_t1": torch.ones(2, 2, 3, 3)}, "lack a part of a LoHa"),
     "LoHa of other ranks": (loha() | {f"{LAYER}.hada_w1_a": torch.ones(16, 3)}, "do not fit each other"),
@@ -108,11 +108,11 @@ REFUSED: dict[str, tuple[State, str]] = {
     "two spellings of a part": (GOOD | {f"{LAYER}.lora_A.weight": torch.ones(2, 4, 3, 3)}, "two tensors for the down"),
     "four unknown layers": (
         GOOD | {k: v for i in range(4) for k, v in pair(f"lora_unet_zoo_{i}", (2, 4), (4, 2)).items()},
-        "4 of 5 layers of a.safetensors have no place in unet, text_encoder; found lora_unet_zoo_0, .*_2, ...\n",
+        "4 of 5 layers of a.safetensors match no module of unet, text_encoder; found lora_unet_zoo_0, .*_2, ...\n",
     ),
     "a text encoder that is not there": (
         GOOD | pair("lora_te2_text_model_encoder_layers_0_self_attn_q_proj", (2, 24), (24, 2)),
-        "1 of 2 layers .* have no place .*; found lora_te2_.*\n  try: .* 1.x, 2.x or XL",
+        "1 of 2 layers .* match no module .*; found lora_te2_.*\n  try: .* 1.x, 2.x or XL",
     ),
     "another shape": (GOOD | pair(TO_Q, (2, 24), (32, 2)), r"1 of 2 layers .*\(32, 24, 1, 1\) for \(32, 32\)"),
     "another kernel": (pair(LAYER, (2, 4, 1, 1), (16, 2, 1, 1)), "another shape than the weight"),

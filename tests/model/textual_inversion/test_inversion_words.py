@@ -122,7 +122,7 @@ def test_half_of_a_pair_for_a_model_without_it(checkpoint: Path, tmp_path: Path)
     encoder, files = text(checkpoint)
     embedding = read_embedding(write({"clip_g": vectors(1, 32)}, tmp_path / "style.safetensors"))
     with pytest.raises(
-        LdmrtError, match=r"style\.safetensors holds nothing .*; expected text_encoder; found text_encoder_2"
+        LdmrtError, match=r"style\.safetensors holds no vectors .*; expected text_encoder; found text_encoder_2"
     ):
         add_embeddings({"text_encoder": encoder}, {"tokenizer": files}, [embedding])
 

@@ -35,12 +35,12 @@ def test_pictures_are_cropped_to_the_centre_and_resized(folder: Path) -> None:
     seen = {}
     for i in range(20):
         sample = data.draw(3, i)
-        assert sample.picture.shape == (16, 16, 3)
-        assert sample.picture.dtype == np.uint8
+        assert sample.image.shape == (16, 16, 3)
+        assert sample.image.dtype == np.uint8
         again = ImageFolder.open(folder, size=16).draw(3, i)
         assert (again.caption, again.key) == (sample.caption, sample.key)
-        np.testing.assert_array_equal(again.picture, sample.picture)
-        seen[sample.caption] = sample.picture
+        np.testing.assert_array_equal(again.image, sample.image)
+        seen[sample.caption] = sample.image
     assert (seen["red"][:, 3:-3] == (255, 0, 0)).all()  # Lanczos reaches three pixels beyond the square
     assert (seen["green"] == (0, 255, 0)).all()
 
@@ -82,7 +82,7 @@ def test_unreadable_picture_is_one_error(content: bytes, folder: Path) -> None:
     data = ImageFolder.open(write(folder, {"file_name": "wide.png", "text": "red"}))
     assert data.draw(0, 0).caption == "red"
     with pytest.raises(LdmrtError, match=r"wide\.png"):
-        _ = data.draw(0, 0).picture
+        _ = data.draw(0, 0).image
 
 
 def test_images_pass_the_same_door_as_those_that_are_drawn_from(folder: Path) -> None:
@@ -99,6 +99,6 @@ def test_images_pass_the_same_door_as_those_that_are_drawn_from(folder: Path) ->
     data = ImageFolder.open(write(folder, *rows), size=8)
     samples = {sample.caption: sample for sample in (data.draw(0, i) for i in range(40))}
     with pytest.warns(LdmrtWarning, match="data: transparency is composed on white"):
-        seen = {name: sample.picture for name, sample in samples.items()}
+        seen = {name: sample.image for name, sample in samples.items()}
     for name, image in expected.items():
         np.testing.assert_array_equal(seen[name], np.stack([image] * 3, axis=-1))

@@ -52,7 +52,7 @@ def names(loaded: Batches, steps: int, first: int = 0) -> list[str]:
         samples = loaded(step)
         loaded.prepare(step + 1)
         for sample in samples:
-            assert sample.picture[0, 0, 0] == 40 * int(sample.caption[-1])
+            assert sample.image[0, 0, 0] == 40 * int(sample.caption[-1])
             found.append(str(sample.key[0]))
     return found
 

@@ -93,7 +93,7 @@ def test_a_step_that_is_not_finite_is_told_by_its_samples_and_times() -> None:
         next(loop)
     times = ", ".join(str(int(t)) for t in unet.asked[1][1])
     found = str(caught.value)
-    assert f"samples 0, 1, 2; times t {times}" in found
+    assert f"samples 0, 1, 2; timesteps {times}" in found
     assert "first in the gradient of unet." in found
     assert "--learning-rate" in found
     assert "--resume" not in found  # which is for whoever saved a state to say

@@ -71,12 +71,12 @@ FILES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "a shard elsewhere": (
         "x.safetensors.index.json",
         lambda p: p.write_text('{"weight_map": {"a": "../secret.safetensors"}}'),
-        "names what is no shard beside it; found ../secret.safetensors",
+        "names a shard that is not beside it; found ../secret.safetensors",
     ),
     "an index of itself": (
         "x.safetensors.index.json",
         lambda p: p.write_text('{"weight_map": {"a": "x.safetensors.index.json"}}'),
-        "names what is no shard beside it; found x.safetensors.index.json",
+        "names a shard that is not beside it; found x.safetensors.index.json",
     ),
     "missing": ("x.safetensors", lambda p: None, "missing file"),
     "a folder": ("x.bin", lambda p: p.mkdir(), "expected a regular file; found a folder"),

@@ -29,7 +29,7 @@ def told(bundle: Path, backend: str = "auto") -> list[str]:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         pipeline = ldmrt.runtime.open(bundle, backend)
-        assert pipeline("a cat", steps=1).images.shape == (1, 16, 16, 3)
+        assert pipeline("a cat", num_inference_steps=1).pixels.shape == (1, 16, 16, 3)
         pipeline.close()
     return [
         str(one.message) for one in seen if issubclass(one.category, LdmrtWarning) and "backend" in str(one.message)

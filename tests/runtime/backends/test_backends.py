@@ -139,7 +139,7 @@ def test_a_backend_that_was_named_does_not_fall_back(built: Bundle, gpu: FakeCud
     with pytest.raises(
         LdmrtError, match=r"text_encoder: no engine for TensorRT-RTX 1\.2\.3 on sm89\n  try: ldmrt build"
     ):
-        pipeline("a red apple", steps=2)
+        pipeline("a red apple", num_inference_steps=2)
 
 
 def test_no_manifest_no_engine(built: Bundle, gpu: FakeCuda) -> None:
@@ -155,10 +155,10 @@ def test_shapes_in_symbols_come_from_the_manifest(built: Bundle, gpu: FakeCuda) 
 
 
 @pytest.mark.parametrize("backend", ["auto", "onnxruntime", "tensorrt-rtx"])
-def test_a_bundle_without_a_folded_step_is_refused(built: Bundle, gpu: FakeCuda, backend: str) -> None:
+def test_a_bundle_without_a_fused_step_is_refused(built: Bundle, gpu: FakeCuda, backend: str) -> None:
     built.model(STEP).unlink()
-    with pytest.raises(LdmrtError, match=r"unet: .* has no folded step\n  try: ldmrt export"):
-        open_engines(built, backend, BackendSettings(folded=True))
+    with pytest.raises(LdmrtError, match=r"unet: .* has no fused step\n  try: ldmrt export"):
+        open_engines(built, backend, BackendSettings(fused=True))
 
 
 @pytest.mark.usefixtures("gpu")
@@ -177,14 +177,14 @@ def test_unet_cut_in_two_is_left_out_beside_engines(built: Bundle) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "folded", "there"),
+    ("backend", "fused", "there"),
     [("auto", None, False), ("auto", True, True), ("tensorrt-rtx", None, False), ("tensorrt-rtx", True, True)],
 )
-def test_the_folded_step_is_an_engine_where_engines_run(
-    built: Bundle, gpu: FakeCuda, backend: str, folded: bool | None, there: bool
+def test_the_fused_step_is_an_engine_where_engines_run(
+    built: Bundle, gpu: FakeCuda, backend: str, fused: bool | None, there: bool
 ) -> None:
     """Without one it is asked for only where the user asks, and ONNX Runtime does not step in: the loop does."""
-    engines = open_engines(built, backend, BackendSettings(folded=folded))
+    engines = open_engines(built, backend, BackendSettings(fused=fused))
     assert (STEP in engines) == there
     if there:
         assert not isinstance(engines[STEP], OrtEngine)

@@ -14,7 +14,7 @@ from ldmrt.runtime.backends.ort.graph_cache import DATA, FOLDER, LIST, MODEL, ke
 from ldmrt.runtime.files.owners import Owner
 
 DEAD = Owner(Owner.current().host, 2**22 + 1, 1)  # above what Linux gives
-ASKED: dict[str, Any] = {"prompt": "a red apple", "steps": 2, "seed": 3}
+ASKED: dict[str, Any] = {"prompt": "a red apple", "num_inference_steps": 2, "seed": 3}
 NETWORKS = ["text_encoder", "unet", "vae_decoder"]  # of a picture made of words
 
 
@@ -27,7 +27,7 @@ def draw(path: Path, **options: Any) -> Any:
     pipeline = ldmrt.runtime.open(path, "onnxruntime", **options)
     latents = pipeline(**ASKED)
     pipeline.close()
-    return latents.latents, latents.images
+    return latents.latents, latents.pixels
 
 
 def folders(path: Path) -> list[Path]:
@@ -121,7 +121,7 @@ def test_a_full_disk_is_a_warning_and_the_image(copy: Path, bundle: Path) -> Non
 
 
 def test_refused(copy: Path) -> None:
-    with pytest.raises(LdmrtError, match="keep_optimized beside low_memory"):
+    with pytest.raises(LdmrtError, match="keep_optimized and low_memory exclude each other"):
         ldmrt.runtime.open(copy, keep_optimized=True, low_memory=True)
     (copy / "ldmrt.json").unlink()
     with pytest.raises(LdmrtError, match="has no manifest"):

@@ -70,13 +70,13 @@ def test_same_pictures(bundle: Path, tmp_path: Path, listed: bool) -> None:
     made = []
     for low_memory in (False, True):
         pipeline = ldmrt.runtime.open(copy, low_memory=low_memory)
-        first = pipeline("two pears", count=2, steps=3, seed=4, scheduler="euler_a")
-        made.append([first, pipeline("a cat", steps=2, image=first.images[0], seed=1)])
+        first = pipeline("two pears", num_images_per_prompt=2, num_inference_steps=3, seed=4, scheduler="euler_a")
+        made.append([first, pipeline("a cat", num_inference_steps=2, image=first.pixels[0], seed=1)])
         pipeline.close()
     for plain, low in zip(*made, strict=True):
         # Kernels that take weights as they lie add up in another order: float32's rounding through three rows.
         np.testing.assert_allclose(low.latents, plain.latents, rtol=0, atol=1e-5 * np.abs(plain.latents).max())
-        assert np.abs(low.images.astype(int) - plain.images).max() <= 1
+        assert np.abs(low.pixels.astype(int) - plain.pixels).max() <= 1
 
 
 def test_tiles_where_the_picture_is_large() -> None:

@@ -82,19 +82,19 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 
 ASKED: list[dict[str, Any]] = [
-    {"steps": 4, "seed": 1},
-    {"steps": 4, "seed": 2, "guidance": 3.0},  # in the first one's buffers
-    {"steps": 3, "seed": 3},
-    {"steps": 3, "seed": 3, "height": 16, "width": 24},
-    {"steps": 4, "seed": 1},
-    {"steps": 3, "seed": 4, "scheduler": "euler_a"},
+    {"num_inference_steps": 4, "seed": 1},
+    {"num_inference_steps": 4, "seed": 2, "guidance_scale": 3.0},  # in the first one's buffers
+    {"num_inference_steps": 3, "seed": 3},
+    {"num_inference_steps": 3, "seed": 3, "height": 16, "width": 24},
+    {"num_inference_steps": 4, "seed": 1},
+    {"num_inference_steps": 3, "seed": 4, "scheduler": "euler_a"},
 ]
 
 
 @pytest.fixture(scope="module")
 def expected(bundle: Path) -> list[Any]:
     """The same by the loop, on the CPU."""
-    pipeline = ldmrt.runtime.open(bundle, "onnxruntime", check=False, folded=False)
+    pipeline = ldmrt.runtime.open(bundle, "onnxruntime", check=False, fused=False)
     return [pipeline(PROMPT, **asked).latents for asked in ASKED]
 
 

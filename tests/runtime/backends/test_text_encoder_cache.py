@@ -67,8 +67,8 @@ def test_one_larger_than_the_budget_and_closing() -> None:
 
 
 def test_pictures_of_a_prompt_do_not_depend_on_those_before(bundle: Path) -> None:
-    asked = {"steps": 2, "guidance": 3.0, "seed": 5}
+    asked = {"num_inference_steps": 2, "guidance_scale": 3.0, "seed": 5}
     fresh = ldmrt.runtime.open(bundle)("a red apple", **asked)
     warm = ldmrt.runtime.open(bundle)
-    warm("a blue bird", negative_prompt="a red apple", steps=1)
+    warm("a blue bird", negative_prompt="a red apple", num_inference_steps=1)
     np.testing.assert_array_equal(warm("a red apple", **asked).latents, fresh.latents)

@@ -50,7 +50,7 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
     "fails": (having(fails=True), "could not run; found execute_async_v3 failed", "--backend onnxruntime"),
     "other dtype": (having(types={"state": "float16"}), "has another tensor; expected state float32", "ldmrt build"),
     "on the host": (having(host="row"), "wants a tensor on the host; found row int64", "--backend onnxruntime"),
-    "unknown shape": (having(dynamic="out_row"), "the shape of out_row hangs on data", "--backend onnxruntime"),
+    "unknown shape": (having(dynamic="out_row"), "the shape of out_row depends on data", "--backend onnxruntime"),
 }
 
 

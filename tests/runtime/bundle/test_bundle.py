@@ -13,6 +13,7 @@ from ldmrt.runtime import Bundle, Certificate, LdmrtError
 from ldmrt.runtime.bundle.graphs import REQUIRED
 from ldmrt.runtime.bundle.manifest import MANIFEST, SCHEMA
 from ldmrt.runtime.bundle.model_info import ModelInfo
+from ldmrt.runtime.errors import BundleError
 
 WEIGHTS = "unet/model.onnx_data"
 
@@ -114,7 +115,7 @@ def second_encoder(path: Path) -> None:
 def test_damaged(copy: Path, damage: Callable[[Path], Any], words: str) -> None:
     Bundle.open(copy)
     damage(copy)
-    with pytest.raises(LdmrtError) as raised:
+    with pytest.raises(BundleError) as raised:
         Bundle.open(copy)
     assert raised.value.where == "bundle"
     assert words in str(raised.value)
@@ -138,7 +139,7 @@ def test_files_of_a_certificate_may_come_as_pairs(listed: Any) -> None:
 
 
 def test_no_directory(tmp_path: Path) -> None:
-    with pytest.raises(LdmrtError, match=r"no directory .*\n  try: ldmrt export CHECKPOINT"):
+    with pytest.raises(BundleError, match=r"no directory .*\n  try: ldmrt export CHECKPOINT"):
         Bundle.open(tmp_path / "nothing")
 
 
@@ -155,7 +156,7 @@ def test_check_can_be_left_out(copy: Path) -> None:
     with pytest.raises(LdmrtError, match="was changed"):
         ldmrt.runtime.open(copy)
     pipeline = ldmrt.runtime.open(copy, check=False)
-    assert pipeline("a penguin", steps=1).images.shape == (1, 16, 16, 3)
+    assert pipeline("a penguin", num_inference_steps=1).pixels.shape == (1, 16, 16, 3)
     pipeline.close()
 
 
@@ -166,7 +167,7 @@ def test_directory_without_manifest_generates(bundle: Path, copy: Path) -> None:
     pictures = []
     for path in (bundle, copy):
         pipeline = ldmrt.runtime.open(path)
-        pictures.append(pipeline("a red apple", steps=2, seed=3).images)
+        pictures.append(pipeline("a red apple", num_inference_steps=2, seed=3).pixels)
         pipeline.close()
     assert (pictures[0] == pictures[1]).all()
 
@@ -185,7 +186,7 @@ def test_unlisted_file_is_damaged(copy: Path, file: str, content: bytes, words: 
     (copy / MANIFEST).unlink()
     (copy / file).write_bytes(content)
     with pytest.raises(LdmrtError, match=words):
-        ldmrt.runtime.open(copy)("a cat", steps=1)
+        ldmrt.runtime.open(copy)("a cat", num_inference_steps=1)
 
 
 def test_weights_outside_the_bundle_are_refused(copy: Path) -> None:

@@ -54,7 +54,7 @@ def use(path: Path) -> None:
     if opened.manifest.get("certificate") is not None:
         _ = opened.reference
     with ldmrt_pipeline(path) as pipeline:
-        images = pipeline("a cat", steps=1, guidance=1.0).images
+        images = pipeline("a cat", num_inference_steps=1, guidance_scale=1.0).pixels
     assert images.dtype == np.uint8
 
 

@@ -128,7 +128,7 @@ def test_a_snapshot_of_the_hub_opens(bundle: Path, tmp_path: Path, manifest: boo
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(os.path.relpath(repository / "blobs" / str(number), link.parent))
     pipeline = ldmrt.runtime.open(snapshot)
-    assert pipeline("a cat", steps=1).images.shape == (1, 16, 16, 3)
+    assert pipeline("a cat", num_inference_steps=1).pixels.shape == (1, 16, 16, 3)
     pipeline.close()
     (snapshot / "unet" / "config.json").unlink()
     shutil.copy(bundle / "unet" / "config.json", tmp_path / "config.json")

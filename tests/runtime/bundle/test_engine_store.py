@@ -1,6 +1,8 @@
 """Engines on disk: what they are made of is their name, and what does not fit is refused before a plan is read."""
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -205,3 +207,9 @@ def test_engines_beside_a_bundle_do_not_disturb_it(opened: Bundle) -> None:
     put(opened, recipe(opened))
     again = Bundle.open(opened.path)
     assert again.components == opened.components
+
+
+def test_names_of_backends_and_gpus_need_no_numpy() -> None:
+    """The help of commands reads them."""
+    program = "import sys, ldmrt.runtime.bundle.engines.targets; sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -14,7 +14,7 @@ from PIL import Image
 import ldmrt.runtime
 from ldmrt.runtime import LdmrtError, LdmrtWarning, Pipeline, Request
 
-ASKED = {"steps": 2, "strength": 0.5, "seed": 3}
+ASKED = {"num_inference_steps": 2, "strength": 0.5, "seed": 3}
 GREY = np.add.outer(np.arange(16) * 8, np.arange(16) * 9).astype(np.uint8)
 COLORS = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
 
@@ -42,10 +42,10 @@ def test_images_from_a_grey_equal_those_from_its_8_bit_twin(kind: str, pipeline:
     elif kind == "TIFF of 32 bits":
         Image.fromarray(sixteen.astype(np.int32)).save(path)
     twin = sixteen if kind == "array" else path
-    expected = pipeline("two pears", image=GREY, mask=GREY, **ASKED).images
-    assert psnr(pipeline("two pears", image=twin, mask=twin, **ASKED).images, expected) > 35
+    expected = pipeline("two pears", image=GREY, mask_image=GREY, **ASKED).pixels
+    assert psnr(pipeline("two pears", image=twin, mask_image=twin, **ASKED).pixels, expected) > 35
     for other in (np.zeros_like(GREY), np.full_like(GREY, 255)):
-        assert psnr(pipeline("two pears", image=other, mask=GREY, **ASKED).images, expected) < 35
+        assert psnr(pipeline("two pears", image=other, mask_image=GREY, **ASKED).pixels, expected) < 35
 
 
 @pytest.mark.parametrize("kind", ["paths", "PIL", "array", "arrays"])
@@ -60,24 +60,26 @@ def test_one_image_for_each_prompt(kind: str, pipeline: Pipeline, tmp_path: Path
         "array": COLORS,
         "arrays": tuple(COLORS),
     }
-    together = pipeline(prompts, count=2, image=images[kind], mask=masks, **ASKED).images
+    together = pipeline(prompts, num_images_per_prompt=2, image=images[kind], mask_image=masks, **ASKED).pixels
     for i, prompt in enumerate(prompts):
-        alone = pipeline(prompt, count=2, image=COLORS[i], mask=masks[i], **ASKED | {"seed": 3 + 2 * i}).images
+        alone = pipeline(
+            prompt, num_images_per_prompt=2, image=COLORS[i], mask_image=masks[i], **ASKED | {"seed": 3 + 2 * i}
+        ).pixels
         assert np.abs(together[2 * i : 2 * i + 2].astype(int) - alone).max() <= 1  # sums are ordered by the batch
-    shared = pipeline(prompts, image=COLORS[:1], **ASKED).images
-    np.testing.assert_array_equal(shared, pipeline(prompts, image=COLORS[0], **ASKED).images)
+    shared = pipeline(prompts, image=COLORS[:1], **ASKED).pixels
+    np.testing.assert_array_equal(shared, pipeline(prompts, image=COLORS[0], **ASKED).pixels)
 
 
 def test_parts_of_a_request_keep_their_images_and_the_first_ones_size(pipeline: Pipeline) -> None:
     sizes = ((17, 22), (40, 30), (8, 50))
     images = [Image.fromarray(color).resize(size) for color, size in zip(COLORS, sizes, strict=True)]
-    whole = Request(["a", "b", "c"], count=2, image=images, mask=[GREY, GREY.T, GREY], **ASKED)
-    expected = pipeline(whole).images
+    whole = Request(["a", "b", "c"], num_images_per_prompt=2, image=images, mask_image=[GREY, GREY.T, GREY], **ASKED)
+    expected = pipeline(whole).pixels
     assert expected.shape == (6, 22, 16, 3)
     for batch in (1, 4):
-        found = np.concatenate([result.images for result in pipeline.draw(whole.parts(batch, pipeline.shape.factor))])
+        found = np.concatenate([result.pixels for result in pipeline.draw(whole.parts(batch, pipeline.shape.factor))])
         assert np.abs(found.astype(int) - expected).max() <= 1
-    assert [part.image for part in Request("a", image=images[0], count=2).parts(1)] == [images[0]] * 2
+    assert [part.image for part in Request("a", image=images[0], num_images_per_prompt=2).parts(1)] == [images[0]] * 2
 
 
 def test_parts_keep_the_images_of_controls() -> None:
@@ -95,8 +97,14 @@ def test_parts_keep_the_images_of_controls() -> None:
         ({"image": COLORS}, "image: wrong number of images; expected 1 or 2 (one per prompt); found 3"),
         ({"image": list(COLORS)}, "image: wrong number of images; expected 1 or 2 (one per prompt); found 3"),
         ({"prompt": "a", "image": COLORS}, "image: wrong number of images; expected 1; found 3"),
-        ({"prompt": "a", "count": 3, "image": COLORS}, "image: wrong number of images; expected 1; found 3"),
-        ({"image": GREY, "mask": COLORS}, "mask: wrong number of images; expected 1 or 2 (one per prompt); found 3"),
+        (
+            {"prompt": "a", "num_images_per_prompt": 3, "image": COLORS},
+            "image: wrong number of images; expected 1; found 3",
+        ),
+        (
+            {"image": GREY, "mask_image": COLORS},
+            "mask_image: wrong number of images; expected 1 or 2 (one per prompt); found 3",
+        ),
         ({"controls": {"x": COLORS}}, "control x: wrong number of images; expected 1 or 2 (one per prompt); found 3"),
         ({"controls": {"x": (list(COLORS), 1)}}, "control x: wrong number of images"),
         ({"controls": {"x": (GREY, float("nan"))}}, "invalid scale of controls 'x'"),
@@ -105,9 +113,9 @@ def test_parts_keep_the_images_of_controls() -> None:
         ({"image": "none.png"}, "image: missing file; expected none.png"),
         ({"image": "a\0b"}, "image: cannot read 'a\\x00b'"),
         ({"image": os.curdir}, "image: cannot read .; expected a regular file; found a folder"),
-        ({"image": GREY, "mask": "/dev/zero"}, "mask: cannot read /dev/zero; expected a regular file"),
-        ({"image": GREY, "mask": GREY, "mask_from": "red"}, "invalid mask_from; expected alpha or luminance"),
-        ({"image": GREY, "mask_from": "alpha"}, "mask_from without a mask"),
+        ({"image": GREY, "mask_image": "/dev/zero"}, "mask_image: cannot read /dev/zero; expected a regular file"),
+        ({"image": GREY, "mask_image": GREY, "mask_from": "red"}, "invalid mask_from; expected alpha, luminance"),
+        ({"image": GREY, "mask_from": "alpha"}, "mask_from without mask_image"),
     ],
 )
 def test_images_that_do_not_fit_are_refused_at_once(fields: dict[str, Any], message: str) -> None:
@@ -120,13 +128,13 @@ def test_images_that_do_not_fit_are_refused_at_once(fields: dict[str, Any], mess
 def test_source_of_the_mask(pipeline: Pipeline) -> None:
     alpha = np.dstack([np.zeros((16, 16, 3), np.uint8), np.where(GREY > 99, 255, 0).astype(np.uint8)])
     asked = {**ASKED, "image": COLORS[0]}
-    changed = pipeline("two pears", mask=GREY > 99, **asked).images
-    kept = pipeline("two pears", mask=np.zeros((16, 16)), **asked).images
+    changed = pipeline("two pears", mask_image=GREY > 99, **asked).pixels
+    kept = pipeline("two pears", mask_image=np.zeros((16, 16)), **asked).pixels
     assert (changed != kept).any()
     with pytest.warns(LdmrtWarning, match="taken from its alpha"):
-        np.testing.assert_array_equal(pipeline("two pears", mask=alpha, **asked).images, changed)
+        np.testing.assert_array_equal(pipeline("two pears", mask_image=alpha, **asked).pixels, changed)
     for source, expected in (("alpha", changed), ("luminance", kept)):
-        images = pipeline("two pears", mask=alpha, mask_from=source, **asked).images
+        images = pipeline("two pears", mask_image=alpha, mask_from=source, **asked).pixels
         np.testing.assert_array_equal(images, expected)
 
 
@@ -135,7 +143,7 @@ SIZES = {(16, 16): False, (24, 24): False, (30, 32): False, (32, 32): True, (8, 
 
 @pytest.mark.parametrize(("size", "far"), SIZES.items())
 def test_a_size_far_from_the_models_own_is_warned_of_once(size: tuple[int, int], far: bool, pipeline: Pipeline) -> None:
-    request = Request("a", count=3, steps=1, width=size[0], height=size[1])
+    request = Request("a", num_images_per_prompt=3, num_inference_steps=1, width=size[0], height=size[1])
     with warnings.catch_warnings(record=True) as notes:
         warnings.resetwarnings()
         for _ in pipeline.draw(request.parts(1)):

@@ -14,7 +14,13 @@ from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.bundle.graphs import DEEP, FEATURE, SHALLOW
 from ldmrt.runtime.pipeline.deep_cache import full_times
 
-ASKED: dict[str, Any] = {"prompt": "two pears", "seed": 3, "guidance": 4.0, "steps": 7, "scheduler": "ddim"}
+ASKED: dict[str, Any] = {
+    "prompt": "two pears",
+    "seed": 3,
+    "guidance_scale": 4.0,
+    "num_inference_steps": 7,
+    "scheduler": "ddim",
+}
 
 
 class Noted:
@@ -58,12 +64,12 @@ def noting(opened: Pipeline) -> tuple[Pipeline, list[str]]:
         ({"deep_cache": 2}, "F2 s F2 s F2 s F2"),
         ({"deep_cache": 3}, "F2 s s F2 s s F2"),
         ({"deep_cache": 9}, "F2 s s s s s s"),
-        ({"deep_cache": 3, "guidance": 1.0, "count": 3}, "F3 s s F3 s s F3"),
+        ({"deep_cache": 3, "guidance_scale": 1.0, "num_images_per_prompt": 3}, "F3 s s F3 s s F3"),
         # Its second row of a step and the next step's first are of one time.
-        ({"deep_cache": 2, "steps": 4, "scheduler": "heun"}, "F2 s s F2 F2 s s"),
+        ({"deep_cache": 2, "num_inference_steps": 4, "scheduler": "heun"}, "F2 s s F2 F2 s s"),
         ({"deep_cache": 3, "image": np.zeros((16, 16, 3), np.uint8), "strength": 0.6}, "F2 s s F2"),
         # Guided in the middle alone: what is kept of another number of calls is of no use.
-        ({"deep_cache": 4, "steps": 9, "guidance_interval": (0.4, 3.0)}, "F1 s F2 s F2 s s F1 F1"),
+        ({"deep_cache": 4, "num_inference_steps": 9, "guidance_interval": (0.4, 3.0)}, "F1 s F2 s F2 s s F1 F1"),
     ],
     ids=str,
 )
@@ -85,7 +91,7 @@ def test_off_is_the_unet_itself(opened: Pipeline, off: int | None) -> None:
 
 def test_a_task_can_be_run_twice_and_knows_of_no_other(opened: Pipeline) -> None:
     noted, log = noting(opened)
-    one, other = (noted.prepare(**ASKED, deep_cache=4) for _ in range(2))
+    one, other = (noted.prepare(Request(**ASKED, deep_cache=4)) for _ in range(2))
     for task in (one, other, one):
         log.clear()
         task.last()
@@ -93,7 +99,7 @@ def test_a_task_can_be_run_twice_and_knows_of_no_other(opened: Pipeline) -> None
 
 
 def test_rows_of_one_time_count_once(opened: Pipeline) -> None:
-    plan = opened.plan(Request("", steps=4, scheduler="heun"))
+    plan = opened.plan(Request("", num_inference_steps=4, scheduler="heun"))
     times = np.float32(plan.t).tolist()
     assert times[1::2] == times[2::2]
     assert full_times(plan, 2) == {times[0], times[3]}
@@ -111,6 +117,6 @@ def test_refused(opened: Pipeline) -> None:
         Request("", deep_cache=0)
     with pytest.raises(LdmrtError, match=r"invalid deep_cache; expected a whole number; found 2\.5"):
         Request("", deep_cache=2.5)  # type: ignore[arg-type]
-    with pytest.raises(LdmrtError, match="a deep cache beside controls"):
+    with pytest.raises(LdmrtError, match="deep_cache cannot be combined with controls"):
         Request("", deep_cache=2, controls={"canny": EDGES})
     Request("", deep_cache=1, controls={"canny": EDGES})

@@ -119,7 +119,7 @@ def test_what_is_at_work_is_told_to_stop() -> None:
 
 def test_rows_stop_when_nobody_wants_the_picture(bundle: Path) -> None:
     pipeline = ldmrt.runtime.open(bundle, "onnxruntime", check=False)
-    task = pipeline.prepare("a penguin", steps=50)
+    task = pipeline.prepare(Request("a penguin", num_inference_steps=50))
     calls: list[float] = []
 
     def model(x: Any, t: float, into: Any = None) -> Any:
@@ -134,25 +134,27 @@ def test_rows_stop_when_nobody_wants_the_picture(bundle: Path) -> None:
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_requests_are_drawn_as_one_by_one(bundle: Path, low_memory: bool) -> None:
     pipeline = ldmrt.runtime.open(bundle, "onnxruntime", check=False, low_memory=low_memory)
-    picture = pipeline("two pears", steps=2).images[0]
+    picture = pipeline("two pears", num_inference_steps=2).pixels[0]
     many = [
-        Request("a penguin", steps=3, seed=1),
-        Request(["a red apple", "two pears"], steps=2, seed=5, scheduler="euler_a", guidance=1.0),
-        Request("a penguin", steps=4, seed=2, image=picture, strength=0.5),
-        Request("two pears", steps=2, width=24),
+        Request("a penguin", num_inference_steps=3, seed=1),
+        Request(["a red apple", "two pears"], num_inference_steps=2, seed=5, scheduler="euler_a", guidance_scale=1.0),
+        Request("a penguin", num_inference_steps=4, seed=2, image=picture, strength=0.5),
+        Request("two pears", num_inference_steps=2, width=24),
     ]
     for found, request in zip(pipeline.draw(many), many, strict=True):
         alone = pipeline(request)
         np.testing.assert_array_equal(found.latents, alone.latents)
-        np.testing.assert_array_equal(found.images, alone.images)
+        np.testing.assert_array_equal(found.pixels, alone.pixels)
         assert found.seeds == alone.seeds
     pipeline.close()
 
 
 def test_a_wrong_request_is_told_of(bundle: Path) -> None:
     pipeline = ldmrt.runtime.open(bundle, "onnxruntime", check=False)
-    drawn = pipeline.draw([Request("a penguin", steps=1), Request("a penguin", steps=1, width=13)])
-    assert next(drawn).images.shape == (1, 16, 16, 3)
+    drawn = pipeline.draw(
+        [Request("a penguin", num_inference_steps=1), Request("a penguin", num_inference_steps=1, width=13)]
+    )
+    assert next(drawn).pixels.shape == (1, 16, 16, 3)
     with pytest.raises(LdmrtError, match="invalid width"):
         next(drawn)
     pipeline.close()
@@ -162,7 +164,13 @@ def test_parts_of_a_request(bundle: Path) -> None:
     """Each picture keeps its words, its seed and its latents."""
     latents = np.random.default_rng(0).standard_normal((6, 4, 8, 8), np.float32)
     whole = Request(
-        ["a", "b", "c"], count=2, seed=7, negative_prompt=["x", "y", "z"], prompt_2="two", latents=latents, steps=3
+        ["a", "b", "c"],
+        num_images_per_prompt=2,
+        seed=7,
+        negative_prompt=["x", "y", "z"],
+        prompt_2="two",
+        latents=latents,
+        num_inference_steps=3,
     )
     for batch in (1, 2, 4, 6, 9):
         parts = list(whole.parts(batch))
@@ -174,6 +182,6 @@ def test_parts_of_a_request(bundle: Path) -> None:
         np.testing.assert_array_equal(
             np.concatenate([part.latents for part in parts if part.latents is not None]), latents
         )
-        assert {part.steps for part in parts} == {3}
+        assert {part.num_inference_steps for part in parts} == {3}
     with pytest.raises(LdmrtError, match="invalid batch; expected at least 1; found 0"):
         whole.parts(0)

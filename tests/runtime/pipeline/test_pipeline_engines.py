@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ldmrt.runtime import LdmrtError, Pipeline
+from ldmrt.runtime import LdmrtError, Pipeline, Request
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.bundle.model_info import ModelInfo
 from ldmrt.runtime.tensors import TensorSpec, conform
@@ -55,7 +55,7 @@ def pipeline(bundle: Path) -> Pipeline:
 
 
 def test_equal_texts_are_encoded_once(pipeline: Pipeline) -> None:
-    pipeline(["a pear", "a cat", "a pear"], count=2, steps=2)
+    pipeline(["a pear", "a cat", "a pear"], num_images_per_prompt=2, num_inference_steps=2)
     encoder = pipeline.engines["text_encoder"]
     assert [call["input_ids"].shape for call in encoder.calls] == [(3, 16)]  # "", "a pear", "a cat"
     first = pipeline.engines["unet"].calls[0]["encoder_hidden_states"][..., 0]
@@ -65,7 +65,7 @@ def test_equal_texts_are_encoded_once(pipeline: Pipeline) -> None:
 
 @pytest.mark.parametrize(("guidance", "rows"), [(5.0, 4), (0.0, 2), (1.0, 2)])
 def test_rows_of_the_network(pipeline: Pipeline, guidance: float, rows: int) -> None:
-    pipeline("a cat", count=2, steps=3, guidance=guidance)
+    pipeline("a cat", num_images_per_prompt=2, num_inference_steps=3, guidance_scale=guidance)
     calls = pipeline.engines["unet"].calls
     assert len(calls) == 3
     assert {call["sample"].shape for call in calls} == {(rows, 4, 8, 8)}
@@ -75,14 +75,14 @@ def test_rows_of_the_network(pipeline: Pipeline, guidance: float, rows: int) -> 
 
 def test_guidance_weighs_the_prompts(pipeline: Pipeline) -> None:
     negative, positive = pipeline.tokenizers["tokenizer"](["two pears", "a cat"])[:, 2]
-    found = pipeline("a cat", negative_prompt="two pears", guidance=3.0, steps=2).latents
+    found = pipeline("a cat", negative_prompt="two pears", guidance_scale=3.0, num_inference_steps=2).latents
     np.testing.assert_allclose(found, 3.0 * positive - 2.0 * negative, rtol=1e-6)  # one float32 sum
 
 
 def test_first_latents_are_scaled_by_the_plan(pipeline: Pipeline) -> None:
     given = np.ones((1, 4, 8, 8))
-    pipeline("a cat", steps=2, latents=given)
-    scale = pipeline.plan(pipeline.request("a cat", {"steps": 2})).prior_scale
+    pipeline("a cat", num_inference_steps=2, latents=given)
+    scale = pipeline.plan(Request("a cat", num_inference_steps=2)).prior_scale
     assert 0.9 < scale < 1.0
     np.testing.assert_array_equal(pipeline.engines["unet"].calls[0]["sample"], np.float32(scale))
 
@@ -119,7 +119,7 @@ def test_what_is_not_finite_is_named(pipeline: Pipeline, component: str, output:
 
     engine.answer = lie
     with pytest.raises(LdmrtError, match=words) as raised:
-        pipeline("a cat", steps=4)
+        pipeline("a cat", num_inference_steps=4)
     assert raised.value.where == component
 
 

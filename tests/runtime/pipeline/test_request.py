@@ -11,32 +11,32 @@ import numpy as np
 import pytest
 
 from ldmrt.runtime import LdmrtError, Request
-from ldmrt.runtime.pipeline.request_fields import FIELDS
+from ldmrt.runtime.pipeline.request.fields import FIELDS
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"count": 0}, "invalid count; expected at least 1; found 0"),
-        ({"count": -2}, "invalid count"),
-        ({"steps": 0}, "invalid steps; expected at least 1; found 0"),
-        ({"steps": -20}, "invalid steps"),
-        ({"guidance": np.nan}, "invalid guidance"),
-        ({"guidance": np.inf}, "invalid guidance"),
+        ({"num_images_per_prompt": 0}, "invalid num_images_per_prompt; expected at least 1; found 0"),
+        ({"num_images_per_prompt": -2}, "invalid num_images_per_prompt"),
+        ({"num_inference_steps": 0}, "invalid num_inference_steps; expected at least 1; found 0"),
+        ({"num_inference_steps": -20}, "invalid num_inference_steps"),
+        ({"guidance_scale": np.nan}, "invalid guidance_scale"),
+        ({"guidance_scale": np.inf}, "invalid guidance_scale"),
         ({"prompt": []}, "no prompt"),
-        ({"negative_prompt": ["a", "b"]}, "as many negative prompts as images; expected 1; found 2"),
-        ({"negative_prompt": []}, "as many negative prompts as images; expected 1; found 0"),
+        ({"negative_prompt": ["a", "b"]}, "wrong length of negative_prompt; expected 1 .one per prompt.; found 2"),
+        ({"negative_prompt": []}, "wrong length of negative_prompt; expected 1 .one per prompt.; found 0"),
         ({"seed": [1, 2]}, "one seed per image; expected 1; found 2"),
-        ({"prompt": ["a", "b"], "count": 2, "seed": [1, 2]}, "one seed per image; expected 4; found 2"),
+        ({"prompt": ["a", "b"], "num_images_per_prompt": 2, "seed": [1, 2]}, "one seed per image; expected 4; found 2"),
         *(
             pytest.param(fields, name, id=f"wrong {fields}")
             for name, fields in (
                 ("prompt", {"prompt": None}),
                 ("prompt", {"prompt": [b"a"]}),
                 ("negative", {"negative_prompt": 3}),
-                ("count", {"count": 1.5}),
-                ("steps", {"steps": 2.5}),
-                ("guidance", {"guidance": "5"}),
+                ("num_images_per_prompt", {"num_images_per_prompt": 1.5}),
+                ("num_inference_steps", {"num_inference_steps": 2.5}),
+                ("guidance_scale", {"guidance_scale": "5"}),
                 ("seed", {"seed": 1.5}),
                 ("seed", {"seed": -1}),
                 ("width", {"width": 64.0}),
@@ -56,7 +56,7 @@ def test_one_prompt() -> None:
 
 
 def test_each_picture_has_its_prompt_and_seed() -> None:
-    request = Request(("cat", "dog"), count=2, seed=5, negative_prompt=["dog", "cat"])
+    request = Request(("cat", "dog"), num_images_per_prompt=2, seed=5, negative_prompt=["dog", "cat"])
     assert request.prompts == ["cat", "cat", "dog", "dog"]
     assert request.negative_texts(zeros=True) == [(text, text) for text in ("dog", "dog", "cat", "cat")]
     assert request.seeds == [5, 6, 7, 8]
@@ -81,8 +81,8 @@ def test_no_negative_prompt_may_mean_no_words_at_all() -> None:
 
 
 def test_seeds_are_whole_numbers_whatever_counts_them() -> None:
-    assert Request("cat", count=3, seed=np.array([3, 1, 4])).seeds == [3, 1, 4]
-    assert [type(seed) for seed in Request("cat", count=2, seed=np.int64(3)).seeds] == [int, int]
+    assert Request("cat", num_images_per_prompt=3, seed=np.array([3, 1, 4])).seeds == [3, 1, 4]
+    assert [type(seed) for seed in Request("cat", num_images_per_prompt=2, seed=np.int64(3)).seeds] == [int, int]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_request_is_a_value() -> None:
     request = Request("cat", seed=3)
     assert request == Request("cat", seed=3)
     with pytest.raises(AttributeError):
-        request.steps = 3  # type: ignore[misc]
+        request.seed = 3  # type: ignore[misc]
 
 
 class Hostile:
@@ -155,7 +155,7 @@ def test_an_odd_value_is_kept_or_refused(name: str) -> None:
             assert name.split("_")[0].rstrip("s") in f"{found.where} {found.problem}"
             assert len(str(found)) < 400
             assert "\n" not in str(found)
-        elif name not in ("image", "mask"):
+        elif name not in ("image", "mask_image"):
             kept = getattr(found, name)
             assert not isinstance(kept, (bool, np.generic, Fraction))
 
@@ -168,7 +168,7 @@ def made(name: str, value: Any) -> Request | LdmrtError:
         return error
 
 
-@pytest.mark.parametrize("name", ["aesthetic_score", "negative_aesthetic_score", "guidance", "strength", "eta"])
+@pytest.mark.parametrize("name", ["aesthetic_score", "negative_aesthetic_score", "guidance_scale", "strength", "eta"])
 @pytest.mark.parametrize("value", [True, np.True_, math.nan, np.float32(np.inf), "1", Decimal(1), None])
 def test_only_finite_numbers_are_numbers(name: str, value: Any) -> None:
     if name == "eta" and value is None:
@@ -180,14 +180,28 @@ def test_only_finite_numbers_are_numbers(name: str, value: Any) -> None:
 def test_numbers_of_numpy_are_numbers() -> None:
     """And are kept as Python's, which do not overflow."""
     request = Request(
-        ["a", "b"], count=np.int8(100), steps=np.int64(4), guidance=np.float32(2.5), width=np.int32(64),
-        crop=np.array([1, 2]), guidance_interval=(np.float16(0.5), 2), seed=np.uint64(7), strength=Fraction(1, 2),
-    )  # fmt: skip
-    assert request.images == 200
+        ["a", "b"],
+        num_images_per_prompt=np.int8(100),
+        num_inference_steps=np.int64(4),
+        guidance_scale=np.float32(2.5),
+        width=np.int32(64),
+        crops_coords_top_left=np.array([1, 2]),
+        guidance_interval=(np.float16(0.5), 2),
+        seed=np.uint64(7),
+        strength=Fraction(1, 2),
+    )
+    assert request.total_images == 200
     assert request == Request(
-        ["a", "b"], count=100, steps=4, guidance=2.5, width=64, crop=(1, 2), guidance_interval=(0.5, 2.0), seed=7,
+        ["a", "b"],
+        num_images_per_prompt=100,
+        num_inference_steps=4,
+        guidance_scale=2.5,
+        width=64,
+        crops_coords_top_left=(1, 2),
+        guidance_interval=(0.5, 2.0),
+        seed=7,
         strength=0.5,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("name", ["prompt", "negative_prompt", "prompt_2", "negative_prompt_2"])
@@ -206,7 +220,10 @@ def test_a_long_value_is_not_printed_back() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"seed": 2**64 - 2, "count": 3}, "invalid seed; expected 0 to 2**64 - 1; found 18446744073709551616"),
+        (
+            {"seed": 2**64 - 2, "num_images_per_prompt": 3},
+            "invalid seed; expected 0 to 2**64 - 1; found 18446744073709551616",
+        ),
         ({"denoising_start": 0.5}, "denoising_start without latents"),
         (
             {"denoising_start": 0.5, "denoising_end": 0.5, "latents": np.zeros((1, 4, 2, 2))},
@@ -214,7 +231,7 @@ def test_a_long_value_is_not_printed_back() -> None:
         ),
         (
             {"denoising_start": 0.5, "image": "in.png", "latents": np.zeros((1, 4, 2, 2))},
-            "denoising_start beside an image",
+            "denoising_start cannot be combined with image",
         ),
         ({"controls": {"canny": ("in.png", "high")}}, "invalid scale of controls 'canny'; expected "),
         ({"controls": {"canny": ("in.png", 1, 2)}}, "invalid controls 'canny'; expected an image, or (image, scale)"),
@@ -227,8 +244,8 @@ def test_combinations_that_are_refused(fields: dict[str, Any], words: str) -> No
 
 
 def test_a_request_of_any_size_is_parted_without_lists() -> None:
-    request = Request(["a", "b"], count=10**9, seed=3, negative_prompt=["x", "y"])
-    assert request.images == 2 * 10**9
+    request = Request(["a", "b"], num_images_per_prompt=10**9, seed=3, negative_prompt=["x", "y"])
+    assert request.total_images == 2 * 10**9
     parts = request.parts(4)
     first = next(parts)
     assert (first.prompts, first.seeds, first.negative_prompt) == (["a"] * 4, [3, 4, 5, 6], ["x"] * 4)

@@ -122,23 +122,28 @@ def test_a_prompt_is_encoded_and_counted_once() -> None:
 
 
 REQUESTS = [
-    Request(["a penguin", "two pears", "a cat"][n % 3], steps=2, seed=n, scheduler=["ddim", "euler_a"][n % 2],
-            guidance=[4.0, 1.0][n // 4 % 2])
+    Request(
+        ["a penguin", "two pears", "a cat"][n % 3],
+        num_inference_steps=2,
+        seed=n,
+        scheduler=["ddim", "euler_a"][n % 2],
+        guidance_scale=[4.0, 1.0][n // 4 % 2],
+    )
     for n in range(9)
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
     "how",
-    [{}, pytest.param({"low_memory": True}, marks=pytest.mark.slow), {"folded": True}],
+    [{}, pytest.param({"low_memory": True}, marks=pytest.mark.slow), {"fused": True}],
     ids=["plain", "low memory", "folded"],
 )
 def test_images_are_those_of_one_thread(bundle: Path, how: dict[str, Any]) -> None:
     """72 of 72, nine requests by eight threads."""
     with ldmrt.runtime.open(bundle, "onnxruntime", check=False, threads=1, **how) as pipeline:
-        alone = [pipeline(request).images for request in REQUESTS]
+        alone = [pipeline(request).pixels for request in REQUESTS]
     with ldmrt.runtime.open(bundle, "onnxruntime", check=False, threads=1, **how) as pipeline:
-        together = at_once(lambda n: pipeline(REQUESTS[n % len(REQUESTS)]).images, THREADS * len(REQUESTS))
+        together = at_once(lambda n: pipeline(REQUESTS[n % len(REQUESTS)]).pixels, THREADS * len(REQUESTS))
     assert len(together) == 72
     for n, images in enumerate(together):
         np.testing.assert_array_equal(images, alone[n % len(REQUESTS)])
@@ -146,17 +151,20 @@ def test_images_are_those_of_one_thread(bundle: Path, how: dict[str, Any]) -> No
 
 def test_a_pipeline_is_closed_by_its_with_and_says_so(bundle: Path) -> None:
     with ldmrt.runtime.open(bundle, "onnxruntime", check=False) as pipeline:
-        latents = pipeline("a cat", steps=1).latents
-        task = pipeline.prepare("a cat", steps=1)
+        latents = pipeline("a cat", num_inference_steps=1).latents
+        task = pipeline.prepare(Request("a cat", num_inference_steps=1))
     pipeline.close()  # once more
     pipeline.close()
     for use in (
-        lambda: pipeline("a cat", steps=1), lambda: next(pipeline.steps("a cat", steps=1)),
-        lambda: list(pipeline.draw([Request("a cat", steps=1)])), lambda: pipeline.decode(latents), task.last,
-    ):  # fmt: skip
+        lambda: pipeline("a cat", num_inference_steps=1),
+        lambda: next(pipeline.steps(Request("a cat", num_inference_steps=1))),
+        lambda: list(pipeline.draw([Request("a cat", num_inference_steps=1)])),
+        lambda: pipeline.decode(latents),
+        task.last,
+    ):
         with pytest.raises(LdmrtError, match="closed"):
             use()
     with pytest.raises(ZeroDivisionError), ldmrt.runtime.open(bundle, "onnxruntime", check=False) as other:
         raise ZeroDivisionError
     with pytest.raises(LdmrtError, match="closed"):
-        other("a cat", steps=1)
+        other("a cat", num_inference_steps=1)

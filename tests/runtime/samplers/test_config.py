@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldmrt.runtime import SCHEDULERS, LdmrtError, LdmrtWarning, Plan, plan_from_config
-from ldmrt.runtime.samplers.config import _CHOICES, _FOREIGN, _IMPOSSIBLE, _KNOWN, CHURN, KEYS, resolve
+from ldmrt.runtime.samplers.config import CHOICES, CHURN, CONTRADICTIONS, FOREIGN, KEYS, KNOWN, resolve
 from ldmrt.runtime.samplers.registry import BY_CLASS, SPACINGS, everyday_name, find_scheduler
 
 from ...support.exact_diffusers import Theirs, arguments
@@ -79,13 +79,13 @@ def test_unknown_keys_are_named_once() -> None:
 @pytest.mark.parametrize("class_name", KEYS)
 def test_keys_of_other_classes_are_left_out_in_silence(class_name: str) -> None:
     """A bundle's config is read by whichever scheduler the user names."""
-    others = {key: VALUES.get(key, [None])[-1] for key in _KNOWN - set(KEYS[class_name])}
+    others = {key: VALUES.get(key, [None])[-1] for key in KNOWN - set(KEYS[class_name])}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert resolve(others, class_name) == dict(KEYS[class_name])
 
 
-@pytest.mark.parametrize(("prefix", "asked", "problem", "expected"), _IMPOSSIBLE)
+@pytest.mark.parametrize(("prefix", "asked", "problem", "expected"), CONTRADICTIONS)
 def test_every_impossible_setting_is_reached_and_explained(
     prefix: str, asked: dict[str, Any], problem: str, expected: str
 ) -> None:
@@ -104,7 +104,7 @@ def test_every_impossible_setting_is_reached_and_explained(
 def test_foreign_value_becomes_the_default_as_in_diffusers(class_name: str, key: str) -> None:
     if key not in KEYS[class_name]:
         return
-    for value in (*_CHOICES[key], "other"):
+    for value in (*CHOICES[key], "other"):
         config = (
             {"final_sigmas_type": "sigma_min", key: value} if "final_sigmas_type" in KEYS[class_name] else {key: value}
         )
@@ -117,13 +117,13 @@ def test_foreign_value_becomes_the_default_as_in_diffusers(class_name: str, key:
 
 
 def test_foreign_values_are_choices() -> None:
-    choices = {*_CHOICES["solver_type"], *_CHOICES["algorithm_type"]}
-    assert choices.issuperset({*_FOREIGN, *(value for values in _FOREIGN.values() for value in values)})
+    choices = {*CHOICES["solver_type"], *CHOICES["algorithm_type"]}
+    assert choices.issuperset({*FOREIGN, *(value for values in FOREIGN.values() for value in values)})
 
 
-@pytest.mark.parametrize("key", _CHOICES)
+@pytest.mark.parametrize("key", CHOICES)
 def test_other_value_is_refused_with_the_choices(key: str) -> None:
-    class_name, choices = next(name for name in KEYS if key in KEYS[name]), _CHOICES[key]
+    class_name, choices = next(name for name in KEYS if key in KEYS[name]), CHOICES[key]
     other = True if choices == (False,) else 7 if isinstance(choices[0], int) else "other"
     said = refused({"_class_name": class_name, key: other})
     assert f"no {key} {other!r} in {class_name}; expected {', '.join(str(choice) for choice in choices)}" in said

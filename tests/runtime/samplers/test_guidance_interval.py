@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ldmrt.runtime
-from ldmrt.runtime import LdmrtError, Pipeline, plan_from_config
+from ldmrt.runtime import LdmrtError, Pipeline, Request, plan_from_config
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.samplers.guidance import guided_rows
 
@@ -57,25 +57,31 @@ def test_no_clean_part_is_no_finite_level() -> None:
 
 @pytest.mark.parametrize("scheduler", ["heun", "euler_a", "dpmpp_2m"])
 def test_as_the_whole_matrix_with_guidance_of_one(pipeline: Pipeline, scheduler: str) -> None:
-    asked: dict[str, Any] = {"prompt": PROMPT, "count": 2, "steps": 6, "seed": 3, "scheduler": scheduler}
+    asked: dict[str, Any] = {
+        "prompt": PROMPT,
+        "num_images_per_prompt": 2,
+        "num_inference_steps": 6,
+        "seed": 3,
+        "scheduler": scheduler,
+    }
     level, unet = (0.4, 3.0), pipeline.engines["unet"]
-    found = pipeline(**asked, guidance_interval=level, guidance=4.0)
-    plan = pipeline.plan(pipeline.request(PROMPT, {"steps": 6, "scheduler": scheduler}))
+    found = pipeline(**asked, guidance_interval=level, guidance_scale=4.0)
+    plan = pipeline.plan(Request(PROMPT, num_inference_steps=6, scheduler=scheduler))
     guided = guided_rows(plan, level)
     assert 0 < guided.sum() < len(guided)
     assert unet.rows == [4 if here else 2 for here in guided]  # type: ignore[attr-defined]
-    strong, none = (pipeline.prepare(**asked, guidance=scale) for scale in (4.0, 1.0 + 1e-12))
+    strong, none = (pipeline.prepare(Request(**asked, guidance_scale=scale)) for scale in (4.0, 1.0 + 1e-12))
     by_time = dict(zip(plan.t.tolist(), guided, strict=True))
     *_, last = replace(strong, model=lambda x, t, into: (strong if by_time[t] else none).model(x, t, into)).steps()
     # guidance 1 weighs the negative prompt by 1e-12: what differs are float32's roundings in another batch size
     np.testing.assert_allclose(found.latents, last.x, atol=2e-5 * np.abs(last.x).max())
-    plain = pipeline(**asked, guidance=4.0).latents
+    plain = pipeline(**asked, guidance_scale=4.0).latents
     assert np.abs(found.latents - plain).max() > 1e-2 * np.abs(plain).max()
 
 
 def test_interval_of_all_rows_changes_nothing(pipeline: Pipeline) -> None:
-    asked: dict[str, Any] = {"prompt": PROMPT, "steps": 3, "seed": 3, "guidance": 4.0}
-    assert pipeline(**asked, guidance_interval=(0, 1e4)).images.tobytes() == pipeline(**asked).images.tobytes()
+    asked: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 3, "seed": 3, "guidance_scale": 4.0}
+    assert pipeline(**asked, guidance_interval=(0, 1e4)).pixels.tobytes() == pipeline(**asked).pixels.tobytes()
 
 
 @pytest.mark.parametrize("ends", [(1, 1), (2, 1), (-1, 2), (0.5, np.inf), (0.5, np.nan), (1, 2, 3)])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ldmrt.runtime import Plan, plan_from_config, sample, steps
+from ldmrt.runtime.samplers.plan import Variance
 
 from ...support.plans import CONFIG, Array, normal64, plan, tanh
 
@@ -41,8 +42,8 @@ def test_ddpm_is_equation_7(kind: str) -> None:
     """Ho et al. 2020; a learned variance by Nichol & Dhariwal 2021, equation 15."""
     made, x, says = plan("ddpm", 5, variance_type=kind), normal64(0), normal64(1)
     variance = np.abs(normal64(2)) if kind == "learned" else np.clip(normal64(2), -1, 1)
-    out = np.concatenate([says, variance], axis=1) if made.learned else says
-    assert made.learned == (kind if "learned" in kind else "")
+    out = np.concatenate([says, variance], axis=1) if made.predicts_variance else says
+    assert made.variance is (Variance(kind) if "learned" in kind else Variance.ABSENT)
     abar = grid(made)[0] ** 2
     for i, state in enumerate(steps(made, x, lambda x, t: out, normal64)):
         a, b = abar[i], abar[i + 1]
@@ -172,7 +173,7 @@ def test_churn_draws_within_its_range_alone(name: str) -> None:
     for nothing in ({**CHURN, "s_churn": 0.0}, {**CHURN, "s_tmin": 1e9, "s_tmax": 2e9}):
         other = plan(name, 12, **nothing)
         assert not any(other.draws(row) for row in range(other.rows))
-        np.testing.assert_allclose(other.folded, still.folded, rtol=1e-12, atol=1e-12)  # roundings of float64
+        np.testing.assert_allclose(other.fused, still.fused, rtol=1e-12, atol=1e-12)  # roundings of float64
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_float32_is_within_its_rounding_of_float64(name: str) -> None:
     largest = np.eye(width)[1] * np.abs(first).max()
     through, own = np.eye(kept)[None], U * largest[None, 1:-1]  # (errors made so far, kept, kept), (errors, kept)
     for state in steps(made, first.astype(np.float32), lambda x, t: np.float32(c) * x, normal64):
-        row = made.folded[state.row]
+        row = made.fused[state.row]
         largest[0] = c * largest[1]
         largest[-1] = np.abs(normal64(state.row)).max() if made.draws(state.row) else 0.0
         outside = 2 * largest * (np.arange(width) == 0) + largest * (np.arange(width) == width - 1)  # c is rounded too
@@ -177,7 +177,7 @@ def test_word_left_in_place_is_the_word_handed_over(name: str, change: dict[str,
     expected = [state.x for state in steps(made, normal(0), tanh, normal)]
     found = [state.x for state in steps(made, normal(0), network, noise, in_place=True)]
     np.testing.assert_array_equal(found, expected)
-    assert left == [not made.learned] * made.rows
+    assert left == [not made.predicts_variance] * made.rows
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

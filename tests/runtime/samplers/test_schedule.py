@@ -9,15 +9,16 @@ import pytest
 
 from ldmrt.runtime import SCHEDULERS, LdmrtError, Plan, plan_from_config
 from ldmrt.runtime.samplers.config import KEYS, resolve
-from ldmrt.runtime.samplers.grid import distilled_grid, edm_grid, level_grid, sine_grid, spaced, whole_grid
+from ldmrt.runtime.samplers.grid import distilled_grid, edm_grid, late_grid, sine_grid, whole_grid
 from ldmrt.runtime.samplers.schedule import (
     ZERO_SNR,
-    _float32_cumprod,
     alphas_cumprod,
     beta_quantile,
     betas,
+    float32_cumprod,
     karras,
     levels,
+    spaced,
     split,
     times,
 )
@@ -75,7 +76,7 @@ def test_alpha_bar_is_that_of_diffusers(class_name: str, least: float, schedule:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_float32_roundings_are_those_of_torch(schedule: str) -> None:
     theirs = Theirs("EulerDiscreteScheduler", SCHEDULES[schedule]).real.alphas_cumprod.numpy()
-    np.testing.assert_array_equal(_float32_cumprod(config("EulerDiscreteScheduler", **SCHEDULES[schedule])), theirs)
+    np.testing.assert_array_equal(float32_cumprod(config("EulerDiscreteScheduler", **SCHEDULES[schedule])), theirs)
 
 
 @pytest.mark.oracle
@@ -84,7 +85,7 @@ def test_float32_roundings_without_terminal_signal_are_nearly_those_of_torch(sch
     """A sixth of torch's float32 roots is not the nearest float32, on this machine."""
     asked = {**SCHEDULES[schedule], "rescale_betas_zero_snr": True}
     theirs = Theirs("EulerDiscreteScheduler", asked).real.alphas_cumprod.numpy()
-    found = _float32_cumprod(config("EulerDiscreteScheduler", **asked))
+    found = float32_cumprod(config("EulerDiscreteScheduler", **asked))
     np.testing.assert_allclose(found, theirs, rtol=0, atol=16 * 2.0**-24)  # of numbers up to 1, a few roundings
     assert found[-1] == theirs[-1] == ZERO_SNR
 
@@ -188,7 +189,7 @@ def test_last_node_is_where_the_config_says() -> None:
         assert whole_grid(config(set_alpha_to_one=one), 10).steps[-1][1].alpha == alpha
     for end, level in (("zero", 0.0), ("sigma_min", levels(alphas_cumprod(config()))[0])):
         c = config("DPMSolverMultistepScheduler", final_sigmas_type=end)
-        assert level_grid(c, 10).steps[-1][1].level == pytest.approx(level, rel=8 * ROUNDING)
+        assert late_grid(c, 10).steps[-1][1].level == pytest.approx(level, rel=8 * ROUNDING)
         c = config("EDMEulerScheduler", final_sigmas_type=end)
         assert edm_grid(c, 10).steps[-1][1].level == (0.0 if end == "zero" else c["sigma_min"])
 

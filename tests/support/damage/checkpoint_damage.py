@@ -191,7 +191,7 @@ FIELDS: list[tuple[str, str, Any, str]] = [
     ("text_encoder", "hidden_size", 32, ""),
     ("text_encoder", "hidden_size", 23, "hidden size (23)"),
     ("text_encoder", "num_hidden_layers", 3, "are missing"),
-    ("text_encoder", "num_hidden_layers", 1, "have no place"),
+    ("text_encoder", "num_hidden_layers", 1, "unexpected tensors"),
     ("text_encoder", "vocab_size", 10, "does not fit the text encoder"),
     ("text_encoder", "intermediate_size", 64, "wrong shape"),
     ("text_encoder", "hidden_act", "frobnicate", "frobnicate"),

@@ -188,12 +188,12 @@ def test_the_loop_of_torch_is_the_runtimes(setting: Setting) -> None:
     model = TorchModel.make(setting.model, "cpu", torch.float32, setting.steps)
     noise = torch.randn(model.latent, generator=torch.Generator().manual_seed(0)).numpy()
     pipeline = open_bundle(setting.bundle, "onnxruntime", check=False)
-    ours = pipeline(PROMPT, steps=4, guidance=GUIDANCE, scheduler=SCHEDULER, latents=noise)
+    ours = pipeline(PROMPT, num_inference_steps=4, guidance_scale=GUIDANCE, scheduler=SCHEDULER, latents=noise)
     found = model.walk(model.context(), 4).numpy()
     limit = LIMIT * (2 * GUIDANCE - 1) * 4  # guidance multiplies what the networks may differ by, and rows add it up
     assert np.abs(found - ours.latents).max() / np.abs(ours.latents).max() <= limit
     # one grey level, where a value falls on the other side of a half
-    assert np.abs(model.picture()[0].transpose(1, 2, 0).astype(int) - ours.images[0]).max() <= 1
+    assert np.abs(model.picture()[0].transpose(1, 2, 0).astype(int) - ours.pixels[0]).max() <= 1
 
 
 def test_what_is_off_is_seen(setting: Setting) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +19,12 @@ from ldmrt.runtime import open as open_pipeline
 from ldmrt.tools.benchmarks.compare import Contestant, race, ratio, show
 from ldmrt.tools.commands.bench import Spread, bench, overlapped, stages, trades
 
+FOUR_STEPS = Request("a red apple", num_inference_steps=4)
 ASK = {"prompt": "a red apple", "width": 16, "height": 16, "steps": 2, "guidance": 3.0, "threads": 1}
 
 
 def test_stages_add_up_to_the_picture(bundle: Path) -> None:
-    rows = {row.stage: row for row in stages(open_pipeline(bundle, check=False), "a red apple", 3, {"steps": 4})}
+    rows = {row.stage: row for row in stages(open_pipeline(bundle, check=False), FOUR_STEPS, 3)}
     assert {name: row.calls for name, row in rows.items()} == {
         "text_encoder": 3, "unet": 12, "vae_decoder": 3, "outside networks": 3, "picture": 3,
     }  # fmt: skip
@@ -52,8 +53,8 @@ def test_overlap_is_a_ratio_of_the_same_pictures() -> None:
             pipeline(other)
             yield None
 
-    pipeline.draw = draw  # type: ignore[attr-defined]
-    found = overlapped(cast(Any, pipeline), "a red apple", 4, {"steps": 2})
+    both: Any = SimpleNamespace(generate=pipeline, draw=draw)
+    found = overlapped(both, Request("a red apple", num_inference_steps=2), 4)
     assert 0 < found < 1  # half, but for a machine that is busy
     assert len(set(asked)) == len(asked) == 3 * 2 * 4
 
@@ -64,15 +65,16 @@ class Drawn:
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
 
-    def __call__(self, prompt: str, *, seed: int, deep_cache: int, steps: int) -> Any:
-        self.asked.append((seed, deep_cache))
-        time.sleep(0.02 if deep_cache > 1 else 0.04)
-        return SimpleNamespace(images=np.full((1, 8, 8, 3), 99 + deep_cache, np.uint8))
+    def generate(self, request: Request) -> Any:
+        every = request.deep_cache or 1
+        self.asked.append((request.seeds[0], every))
+        time.sleep(0.02 if every > 1 else 0.04)
+        return SimpleNamespace(pixels=np.full((1, 8, 8, 3), 99 + every, np.uint8))
 
 
 def test_deep_caches_are_drawn_in_turns() -> None:
     pipeline: Any = Drawn()
-    found = trades(pipeline, "a red apple", 3, {"steps": 4}, [2, 5])
+    found = trades(pipeline, FOUR_STEPS, 3, [2, 5])
     assert pipeline.asked == [(seed, every) for seed in (0, 0, 1, 2) for every in (1, 2, 5)]
     assert [one.deep_cache for one in found] == [2, 5]
     for one in found:
@@ -106,7 +108,7 @@ def test_race_draws_the_same_picture_with_both(bundle: Path, checkpoint: Path, t
 def test_a_contestant_that_fails_is_named(tmp_path: Path) -> None:
     np.save(tmp_path / "noise.npy", np.zeros((1, 4, 8, 8), np.float32))
     broken = Contestant("ldmrt", sys.executable, tmp_path / "nowhere")
-    with pytest.raises(LdmrtError, match=r"ldmrt ended; expected a picture; found .*nowhere"):
+    with pytest.raises(LdmrtError, match=r"ldmrt ended; expected an image; found .*nowhere"):
         race([broken], {**ASK, "noise": str(tmp_path / "noise.npy")}, 1, tmp_path)
 
 
@@ -140,5 +142,5 @@ def test_command_refuses_another_picture(bundle: Path, checkpoint: Path, tmp_pat
     ]
     done = subprocess.run([*command, "--steps", "3"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "another picture" in done.stderr
+    assert "the images differ" in done.stderr
     assert "Traceback" not in done.stderr

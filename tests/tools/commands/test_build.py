@@ -32,7 +32,7 @@ def test_all_the_way(ldmrt: Any, copy: Path) -> None:
     assert (ran.code, ran.out) == (0, f"{copy}\n")
     assert "building text_encoder, unet, vae_decoder and vae_encoder: no engine yet" in ran.err
     assert ran.err.count("(predicted ") == 2 * len(ALL)  # scratch and memory of each
-    assert "the engines were built but not run: TensorRT-RTX cannot run here. What they were made of:" in ran.err
+    assert "the engines were built but not run: TensorRT-RTX cannot run here. Their ONNX files:" in ran.err
     assert ran.err.count("│ ok │") == 7  # what the certificate stored, on ONNX Runtime
 
     ran = ldmrt("build", copy, "--target", "sm89")
@@ -98,7 +98,7 @@ def test_a_certificate_that_no_longer_holds(ldmrt: Any, copy: Path) -> None:
     (copy / "ldmrt.json").write_text(json.dumps(manifest))
     ran = ldmrt("build", copy, "--target", "sm89", "--components", "vae_decoder")
     assert ran.code == 1
-    assert "picture of seed 0 (onnxruntime)" in ran.err
+    assert "image of seed 0 (onnxruntime)" in ran.err
 
 
 @RTX
@@ -188,7 +188,7 @@ def test_plan(ldmrt: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_foreign_directory(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
     foreign = shutil.copytree(bundle, tmp_path / "foreign")
     (foreign / "ldmrt.json").unlink()
-    assert "foreign has no folded step" in ldmrt("plan", foreign, "--folded").error
+    assert "foreign has no fused step" in ldmrt("plan", foreign, "--folded").error
     assert "has no manifest that says its shapes" in ldmrt("plan", foreign).error
     assert "no directory" in ldmrt("engines", "list", tmp_path / "none").error
 

@@ -25,7 +25,7 @@ def test_half_precision(bundle: Path, half: Path) -> None:
     pictures = []
     for folder in (half, bundle):
         pipeline = ldmrt_open(folder)
-        pictures.append(pipeline(PROMPT, steps=3).images.astype(float))
+        pictures.append(pipeline(PROMPT, num_inference_steps=3).pixels.astype(float))
         pipeline.close()
     # half precision has 11 bits: a few of 255 grey levels after three rows
     assert np.abs(pictures[0] - pictures[1]).max() <= 4
@@ -40,7 +40,7 @@ def test_a_part_leaves_the_others(ldmrt: Any, checkpoint: Path, bundle: Path, tm
     assert "vae_decoder: reused" in ran.err
     assert "unet" not in ran.err
     assert {file: file.read_bytes() for file in copy.glob("*/model.onnx*")} == before
-    ldmrt_open(copy)(PROMPT, steps=1)
+    ldmrt_open(copy)(PROMPT, num_inference_steps=1)
     assert (
         "no component 'vea', did you mean 'vae_decoder'?; expected text_encoder, unet"
         in ldmrt("export", checkpoint, copy, "--components", "vea").error
@@ -59,7 +59,7 @@ def test_lora_and_word_are_merged_and_noted(ldmrt: Any, checkpoint: Path, bundle
     words = ("--lora", f"{tmp_path / 'style.safetensors'}:0.7", "--embedding", tmp_path / "fruit.safetensors")
     ran = ldmrt("export", checkpoint, copy, *words, "--embedding", f"{tmp_path / 'fruit.safetensors'}:my:word")
     assert ran.code == 0
-    assert "fruit.safetensors: in prompts it is <pear> or fruit" in ran.err
+    assert "fruit.safetensors: use <pear> or fruit in prompts" in ran.err
     assert "vae_decoder: reused" in ran.err
     manifest = json.loads((copy / "ldmrt.json").read_text())
     assert [(one["file"], one["weight"]) for one in manifest["loras"]] == [("style.safetensors", 0.7)]
@@ -69,9 +69,12 @@ def test_lora_and_word_are_merged_and_noted(ldmrt: Any, checkpoint: Path, bundle
     assert "LoRA style.safetensors, weight 0.7" in shown
     assert "words of fruit.safetensors: <pear> or fruit" in shown
     assert "words of style.safetensors:kohya: kohya" in shown
-    one, other = (ldmrt_open(folder)(PROMPT, steps=2).latents for folder in (copy, bundle))
+    one, other = (ldmrt_open(folder)(PROMPT, num_inference_steps=2).latents for folder in (copy, bundle))
     assert np.abs(one - other).max() > 1e-3
-    said = [ldmrt_open(copy)(f"a red {word}", steps=2).latents for word in ("<pear>", "apple", "fruit", "my:word")]
+    said = [
+        ldmrt_open(copy)(f"a red {word}", num_inference_steps=2).latents
+        for word in ("<pear>", "apple", "fruit", "my:word")
+    ]
     assert np.abs(said[0] - said[1]).max() > 1e-3
     assert max(np.abs(other - said[0]).max() for other in said[2:]) < 1e-5  # rows of their own, of the same vectors
 
@@ -94,7 +97,7 @@ def test_words_of_the_checkpoint_are_listed(ldmrt: Any, checkpoint: Path, bundle
     word = ("--embedding", f"{tmp_path / 'fruit.safetensors'}:<s0><s1>")
     ran = ldmrt("export", tmp_path / "trained", copy, *word, "--no-verify")
     assert ran.code == 0
-    assert "fruit.safetensors: in prompts it is <s0><s1>\nwords of the checkpoint: <cat-toy>, [pear]\n" in ran.err
+    assert "fruit.safetensors: use <s0><s1> in prompts\nwords of the checkpoint: <cat-toy>, [pear]\n" in ran.err
     lines = ldmrt("inspect", copy).out.splitlines()
     at = lines.index("words of fruit.safetensors: <s0><s1>")
     assert lines[at + 1] == "words of the checkpoint: <cat-toy>, [pear]"

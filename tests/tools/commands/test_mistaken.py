@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 import ldmrt.runtime
 from ldmrt.model import load
-from ldmrt.model.checkpoint.checkpoint import load_adapter, load_autoencoder, load_controlnet
+from ldmrt.model.checkpoint.load import load_adapter, load_autoencoder, load_controlnet
 from ldmrt.model.lora.merge import read_lora
 from ldmrt.model.textual_inversion.merge import read_embedding
 from ldmrt.runtime import LdmrtError

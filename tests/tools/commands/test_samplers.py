@@ -73,7 +73,7 @@ def test_endings_are_those_that_work(ldmrt: Any) -> None:
         ldmrt("samplers")
         .out.splitlines()[-1]
         .startswith(
-            "noise levels spaced otherwise: append _karras, _exponential, _beta to lms, euler, heun, dpm2, dpm2_a, "
+            "other spacings of noise levels: append _karras, _exponential, _beta to lms, euler, heun, dpm2, dpm2_a, "
         )
     )
 
@@ -104,7 +104,7 @@ def test_config_of_a_checkpoint(ldmrt: Any, tmp_path: Path) -> None:
     lines = listed(ldmrt, "--config", tmp_path / "mine.json")
     assert [name for name, line in lines.items() if "problem" in line] == ["edm_euler", "edm_dpmpp_2m"]
     out = ldmrt("samplers", "--config", tmp_path / "mine.json").out
-    assert "not with this config: edm_euler: scheduler: prediction_type sample" in out
+    assert "unsupported with this config: edm_euler: scheduler: prediction_type sample" in out
 
 
 def test_plans(ldmrt: Any) -> None:
@@ -113,8 +113,8 @@ def test_plans(ldmrt: Any) -> None:
     for name in ("heun", "dpmpp_2m_karras"):
         plan = plan_from_config(CONFIG, 6, name=name, strength=0.5)
         assert f"{name}: 6 steps, {plan.rows} rows\n{plan}\n" in ran.out
-    assert "x0: that as a clean image" in ran.out
-    assert "euler: 20 steps, 20 rows, begins with unit noise times 0.997667\n" in ldmrt("samplers", "euler").out
+    assert "x0: predicted clean latents" in ran.out
+    assert "euler: 20 steps, 20 rows, starts from unit noise times 0.997667\n" in ldmrt("samplers", "euler").out
 
 
 @pytest.mark.parametrize(
@@ -127,9 +127,9 @@ def test_plans(ldmrt: Any) -> None:
         (["ddim", "--steps", "0"], "invalid number of steps"),
         (["ddim", "--steps", "few"], "Invalid value for '--steps'"),
         (["ddim", "--strength", "2"], "invalid strength"),
-        (["--steps", "5"], "--steps and --strength are for named samplers or --plot"),
-        (["ddim", "--strength", "1", "--json"], "--steps and --strength are for named samplers"),
-        (["--json", "--plot", "out.png"], "--json and --plot are two answers"),
+        (["--steps", "5"], "--steps and --strength need NAMES or --plot"),
+        (["ddim", "--strength", "1", "--json"], "--steps and --strength need NAMES"),
+        (["--json", "--plot", "out.png"], "--json cannot be combined with --plot"),
         (["--plot", "out.jpg"], "invalid --plot; expected a file name that ends in .png, .svg, .pdf"),
         (["--plot", "folder.png"], "--plot: folder.png cannot be written; found a folder of that name"),
         (["--plot", "file/out.png"], "file"),

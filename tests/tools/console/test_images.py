@@ -202,7 +202,7 @@ def test_two_runs_at_once_are_given_other_names(tmp_path: Path) -> None:
     """Before either has written anything, and whichever of their files are the same."""
     with (
         free_path(tmp_path / "a.png", 1, steps=False, overwrite=False, latents=True) as first,
-        pytest.warns(LdmrtWarning, match=r"a\.png is there already, so a_2\.png is written"),
+        pytest.warns(LdmrtWarning, match=r"a\.png exists already, so a_2\.png is written"),
         free_path(tmp_path / "a.png", 3, steps=True, overwrite=False) as second,
         pytest.warns(LdmrtWarning, match=r"a_2\.jpg"),
         free_path(tmp_path / "a.jpg", 1, steps=False, overwrite=False, latents=True) as third,

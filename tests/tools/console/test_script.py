@@ -151,7 +151,7 @@ def test_a_full_disk_is_one_message(
     assert len(said.splitlines()) == 2, said
     first, second = said.splitlines()
     assert first == f"error: {tmp_path}/unet/model.onnx: cannot be written; found file too large"
-    assert second == "  try: make room there, then again: draw 'a cat'"
+    assert second == "  try: free some space there, then run again: draw 'a cat'"
     assert list((tmp_path / "unet").iterdir()) == []
 
 
@@ -175,7 +175,7 @@ def test_a_full_disk_in_anybodys_words(error: Exception, capsys: pytest.CaptureF
         first, second = capsys.readouterr().err.splitlines()
         assert first.startswith("error: unet/model.onnx_data" if getattr(error, "filename", None) else "error: draw")
         assert "cannot be written; found " in first
-        assert second == "  try: make room there, then again: draw"
+        assert second == "  try: free some space there, then run again: draw"
 
 
 def run(*words: object, stdout: Any = subprocess.PIPE, **environment: str) -> "subprocess.CompletedProcess[bytes]":
@@ -202,7 +202,7 @@ def test_a_full_standard_output_is_one_message() -> None:
     assert ran.returncode == 2
     assert ran.stderr.decode().splitlines() == [
         "error: standard output: cannot be written; found no space left on device",
-        "  try: make room there, then again: ldmrt samplers ddim",
+        "  try: free some space there, then run again: ldmrt samplers ddim",
     ]
 
 

@@ -256,7 +256,7 @@ def test_distinct_threshold(level: int, kept: list[int]) -> None:
     ],
 )
 def test_labels_left_out(label: str, left_out: bool) -> None:
-    assert bool(build.LEFT_OUT_LABEL.search(label)) == left_out
+    assert bool(build.SKIPPED_LABELS.search(label)) == left_out
 
 
 def test_default_cache_follows_the_users_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def test_a_sample_depends_on_seed_and_index_alone(folder: Path) -> None:
     back = [second.draw(7, i) for i in reversed(range(40))][::-1]
     for one, other in zip(ahead, back, strict=True):
         assert (one.caption, one.key) == (other.caption, other.key)
-        np.testing.assert_array_equal(one.picture, other.picture)
+        np.testing.assert_array_equal(one.image, other.image)
     assert [sample.key for sample in ahead] != [first.draw(8, i).key for i in range(40)]
     assert len({sample.caption for sample in ahead}) > 20
 
@@ -52,15 +52,15 @@ def test_a_picture_is_its_background_where_nothing_lies(layout: str, folder: Pat
     for i in range(60):
         sample = data.draw(1, i)
         background = next(word for word in sample.key if word in PALETTE)
-        assert sample.picture.shape == (64, 64, 3)
-        assert sample.picture.dtype == np.uint8
+        assert sample.image.shape == (64, 64, 3)
+        assert sample.image.dtype == np.uint8
         assert f"{background} background" in sample.caption
         assert sample.key[0] == layout
         border = np.ones((64, 64), bool)
         border[4:-4, 4:-4] = False
-        assert (sample.picture[border] == PALETTE[background]).all()
-        assert (sample.picture[~border] != PALETTE[background]).any()
-        np.testing.assert_array_equal(pictures.setdefault(sample.key, sample.picture), sample.picture)
+        assert (sample.image[border] == PALETTE[background]).all()
+        assert (sample.image[~border] != PALETTE[background]).any()
+        np.testing.assert_array_equal(pictures.setdefault(sample.key, sample.image), sample.image)
         if layout == "pair":
             assert " left of " in sample.caption
         if layout == "small":
@@ -78,7 +78,7 @@ def test_small_sprites_lie_where_the_caption_says(folder: Path) -> None:
     data, seen = Emoji.open(folder, layouts=["small"]), set()
     for i in range(60):
         sample = data.draw(2, i)
-        y, x = np.nonzero((sample.picture != PALETTE[str(sample.key[2])]).any(-1))
+        y, x = np.nonzero((sample.image != PALETTE[str(sample.key[2])]).any(-1))
         centre = (y.min() + y.max()) / 2, (x.min() + x.max()) / 2
         place = where[centre]
         assert f", small, in the {place}" in sample.caption

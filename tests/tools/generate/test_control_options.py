@@ -56,7 +56,7 @@ def test_adapter_steers(
     out, asked = tmp_path / "out.png", f"sketch={tmp_path / 'in.png'}:0.5"
     assert ldmrt("generate", "bundle", PROMPT, "--steps", 2, "--control", asked, "-o", out).code == 0
     drawn = [
-        torch_pipeline(with_sketch)(PROMPT, steps=2, controls=controls).images[0]
+        torch_pipeline(with_sketch)(PROMPT, num_inference_steps=2, controls=controls).pixels[0]
         for controls in ({"sketch": (picture, 0.5)}, {"sketch": picture}, {})
     ]
     assert len({picture.tobytes() for picture in drawn}) == 3

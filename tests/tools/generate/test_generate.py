@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import ldmrt.runtime
+from ldmrt.runtime.pipeline.request.fields import from_short
 from ldmrt.tools.console.images import grid
 
 PROMPT = "a red apple, noto style, blue background"
@@ -26,7 +27,7 @@ def again(bundle: Path, notes: dict[str, Any]) -> NDArray[np.uint8]:
     """The picture that its own parameters give."""
     names = ("negative_prompt", "steps", "guidance", "scheduler", "eta", "width", "height", "seed")
     pipeline = ldmrt.runtime.open(bundle)
-    picture = pipeline(notes["prompt"], **{name: notes[name] for name in names}).images[0]
+    picture = pipeline(notes["prompt"], **from_short({name: notes[name] for name in names})).pixels[0]
     pipeline.close()
     return picture
 
@@ -71,7 +72,7 @@ def test_pictures_do_not_hang_on_how_many_are_drawn_at_once(
 def test_steps_are_of_one_batch(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
     ran = ldmrt("generate", bundle, PROMPT, "--batch", 1, "--save-steps", "-o", tmp_path / "new" / "out.png")
     assert (ran.code, ran.out) == (2, "")
-    assert "--save-steps beside --batch; expected one of them" in ran.err
+    assert "--save-steps cannot be combined with --batch; expected only one of them" in ran.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -113,16 +114,16 @@ def test_prompt_that_is_too_long_is_a_warning(ldmrt: Any, bundle: Path, tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--steps", "-1"], "request: invalid steps; expected at least 1; found -1"),
+        (["--steps", "-1"], "request: invalid --steps; expected at least 1; found -1"),
         (["--steps", "many"], "Invalid value for '--steps'"),
         (["--steps", "1001"], "invalid number of steps; expected 1 to 1000"),
         (["-n", "0"], "Invalid value for '-n'"),
-        (["--guidance", "nan"], "invalid guidance"),
-        (["--seed", "-1"], "invalid seed; expected 0 to 2**64 - 1; found -1"),
+        (["--guidance", "nan"], "invalid --guidance"),
+        (["--seed", "-1"], "invalid --seed; expected 0 to 2**64 - 1; found -1"),
         (["--width", "15"], "invalid width; expected a multiple of 2; found 15"),
-        (["--height", "-16"], "invalid height"),
+        (["--height", "-16"], "invalid --height"),
         (["--scheduler", "heron"], "unknown scheduler 'heron', did you mean 'heun'?; expected ddim"),
-        (["--eta", "2"], "invalid eta"),
+        (["--eta", "2"], "invalid --eta"),
         (["--backend", "cuda"], "no backend 'cuda'"),
         (
             ["-o", "out.gif"],
@@ -136,7 +137,7 @@ def test_prompt_that_is_too_long_is_a_warning(ldmrt: Any, bundle: Path, tmp_path
                 (["--columns", "0", "-n", "2"], "columns"),
                 (["--eta", "0.5", "--scheduler", "dpmpp_2m"], "eta"),  # it would change nothing
                 (["--scheduler", ""], "unknown scheduler ''"),
-                (["--negative", "\udcff"], "invalid negative_prompt"),
+                (["--negative", "\udcff"], "invalid --negative"),
                 (["-o", "folder.png"], "folder.png"),
                 (["-o", "file/out.png"], "file"),
             )

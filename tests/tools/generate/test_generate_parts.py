@@ -80,27 +80,27 @@ def test_more_images_than_fit_are_drawn_in_parts(bundle: Path, tmp_path: Path, m
     assert command("generate", bundle, PROMPT, "-n", "5", "--steps", "2", "-o", tmp_path / "whole.png") == 0
     monkeypatch.setattr(batch_size, "PIXELS", 2 * 16 * 16)
     seen: list[int] = []
-    begin: Callable[..., object] = ldmrt.runtime.Pipeline._begin
+    begin: Callable[..., object] = ldmrt.runtime.Pipeline._encode
 
     def noted(self: ldmrt.runtime.Pipeline, request: Request) -> object:
-        seen.append(request.images)
+        seen.append(request.total_images)
         return begin(self, request)
 
-    monkeypatch.setattr(ldmrt.runtime.Pipeline, "_begin", noted)
+    monkeypatch.setattr(ldmrt.runtime.Pipeline, "_encode", noted)
     assert command("generate", bundle, PROMPT, "-n", "5", "--steps", "2", "-o", tmp_path / "parts.png") == 0
     assert seen == [2, 2, 1]
     assert np.abs(pixels(tmp_path / "whole.png").astype(int) - pixels(tmp_path / "parts.png")).max() <= 1
     with ldmrt.runtime.open(bundle, "onnxruntime", check=False) as pipeline:
-        result = pipeline(PROMPT, count=5, steps=2)
-        assert result.images.shape == (5, 16, 16, 3)
+        result = pipeline(PROMPT, num_images_per_prompt=5, num_inference_steps=2)
+        assert result.pixels.shape == (5, 16, 16, 3)
         assert result.seeds == [0, 1, 2, 3, 4]
         assert seen[3:] == [2, 2, 1]
         for call in (pipeline, pipeline.prepare, pipeline.latents):
             with pytest.raises(
                 LdmrtError, match="too many images for one call; expected at most 65536; found 10000000"
             ):
-                call(PROMPT, count=10**9, steps=2)
-        drawn = pipeline.draw(Request(PROMPT, count=10**9, steps=1).parts(2))
+                call(Request(PROMPT, num_images_per_prompt=10**9, num_inference_steps=2))
+        drawn = pipeline.draw(Request(PROMPT, num_images_per_prompt=10**9, num_inference_steps=1).parts(2))
         assert next(drawn).seeds == [0, 1]
         drawn.close()
 
@@ -151,7 +151,7 @@ def test_free_memory_is_divided_by_what_an_image_takes(
     with ldmrt.runtime.open(bundle, "onnxruntime", check=False) as pipeline:
         pipeline = replace(pipeline, forecast=Forecast.read(opened, backend))
         assert pipeline.images_at_once(Request(PROMPT)) == 3
-        assert pipeline.images_at_once(Request(PROMPT, guidance=1.0)) == 7
+        assert pipeline.images_at_once(Request(PROMPT, guidance_scale=1.0)) == 7
     monkeypatch.setattr(where, "free_memory", lambda: None)
     assert Forecast.read(opened, backend) is None
 

@@ -35,8 +35,8 @@ def test_from_a_picture(ldmrt: Any, bundle: Path, place: Path) -> None:
     words = ("generate", bundle, PROMPT, "--steps", 4, "--image", "in.png", "--strength", 0.5, "--seed", 3)
     assert ldmrt(*words).code == 0
     with Opened(bundle) as pipeline:
-        expected = pipeline(PROMPT, steps=4, image=place / "in.png", strength=0.5, seed=3).images[0]
-        other = pipeline(PROMPT, steps=4, strength=0.5, width=32, height=20, seed=3).images[0]
+        expected = pipeline(PROMPT, num_inference_steps=4, image=place / "in.png", strength=0.5, seed=3).pixels[0]
+        other = pipeline(PROMPT, num_inference_steps=4, strength=0.5, width=32, height=20, seed=3).pixels[0]
     assert expected.shape == (20, 32, 3)  # the picture's own size, cut to whole latents
     np.testing.assert_array_equal(made(Path("out.png")), expected)
     assert not np.array_equal(expected, other)
@@ -50,7 +50,8 @@ def test_mask_keeps_the_black_part(ldmrt: Any, bundle: Path, place: Path) -> Non
     assert ldmrt(*words).code == 0
     with Opened(bundle) as pipeline:
         states = [
-            pipeline(p, steps=4, image="in.png", mask="mask.png", strength=1.0).latents for p in (PROMPT, "a cat")
+            pipeline(p, num_inference_steps=4, image="in.png", mask_image="mask.png", strength=1.0).latents
+            for p in (PROMPT, "a cat")
         ]
     np.testing.assert_array_equal(states[0][..., :8], states[1][..., :8])  # whatever the prompt says
     assert np.abs(states[0][..., 8:] - states[1][..., 8:]).max() > 1e-3
@@ -76,8 +77,8 @@ def test_rows_of_the_denoising(ldmrt: Any, bundle: Path, place: Path) -> None:
     ("options", "message"),
     [
         (["--image", "none.png"], "File 'none.png' does not exist"),
-        (["--mask", "mask.png"], "a mask without an image"),
-        (["--image", "in.png", "--strength", "1.5"], "invalid strength; expected 0 to 1; found 1.5"),
+        (["--mask", "mask.png"], "--mask without --image; expected --image"),
+        (["--image", "in.png", "--strength", "1.5"], "invalid --strength; expected 0 to 1; found 1.5"),
         (["--image", "in.png", "--strength", "0"], "invalid strength"),
         (["--image", "text.png"], "cannot read text.png"),
         (["--image", "in.png", "--width", "15"], "invalid width; expected a multiple of 2"),
@@ -85,12 +86,12 @@ def test_rows_of_the_denoising(ldmrt: Any, bundle: Path, place: Path) -> None:
         (["--control", "canny=in.png:0.8"], "no control 'canny' here; expected none"),
         (["--clip-skip", "7"], "cannot skip 7 layers"),
         (["--guidance-interval", "1"], "'1' is not LOW,HIGH"),
-        (["--guidance-interval", "3,1"], "invalid guidance_interval"),
-        (["--deep-cache", "0"], "invalid deep_cache; expected at least 1; found 0"),
+        (["--guidance-interval", "3,1"], "invalid --guidance-interval"),
+        (["--deep-cache", "0"], "invalid --deep-cache; expected at least 1; found 0"),
         (["--image", "in.png", "--mask", "mask.png", "--mask-from", "alpha"], "mask: has no alpha to take it from"),
         (["--deep-cache", "2"], "has no U-Net cut in two for a deep cache"),
-        (["--deep-cache", "2", "--control", "canny=in.png"], "a deep cache beside controls"),
-        (["--guidance-rescale", "2"], "invalid guidance_rescale; expected 0 to 1; found 2"),
+        (["--deep-cache", "2", "--control", "canny=in.png"], "--deep-cache cannot be combined with --control"),
+        (["--guidance-rescale", "2"], "invalid --guidance-rescale; expected 0 to 1; found 2"),
     ],
 )
 def test_bad_option(ldmrt: Any, bundle: Path, place: Path, options: list[str], message: str) -> None:
@@ -135,7 +136,7 @@ def test_files_that_are_there_are_kept(ldmrt: Any, bundle: Path, place: Path) ->
     words = ("generate", bundle, PROMPT, "--steps", 1, "-o", "a.png", "--seed")
     first, second = ldmrt(*words, 1), ldmrt(*words, 2)
     assert (first.out, second.out) == ("a.png\n", "a_2.png\n")
-    assert "warning: generate: a.png is there already, so a_2.png is written; --overwrite replaces it" in second.err
+    assert "warning: generate: a.png exists already, so a_2.png is written; --overwrite replaces it" in second.err
     kept, other = made(Path("a.png")), made(Path("a_2.png"))
     assert not np.array_equal(kept, other)
     third = ldmrt(*words, 2, "--overwrite")
@@ -149,10 +150,12 @@ def test_one_image_for_each_prompt(ldmrt: Any, bundle: Path, place: Path) -> Non
     for out, options in (("a.png", ()), ("b.png", ("--batch", 1))):
         assert ldmrt("generate", bundle, PROMPT, "a cat", *asked, *options, "-o", out).code == 0
     with Opened(bundle) as pipeline:
-        expected = pipeline([PROMPT, "a cat"], image=["in.png", "other.png"], mask="mask.png", steps=2, strength=0.5)
+        expected = pipeline(
+            [PROMPT, "a cat"], image=["in.png", "other.png"], mask_image="mask.png", num_inference_steps=2, strength=0.5
+        )
     for i in range(2):
-        np.testing.assert_array_equal(made(Path(f"a-{i:02d}.png")), expected.images[i])
-        assert np.abs(made(Path(f"b-{i:02d}.png")).astype(int) - expected.images[i]).max() <= 1  # of sums' order
+        np.testing.assert_array_equal(made(Path(f"a-{i:02d}.png")), expected.pixels[i])
+        assert np.abs(made(Path(f"b-{i:02d}.png")).astype(int) - expected.pixels[i]).max() <= 1  # of sums' order
     with Image.open("a.png") as image:
         notes = json.loads(image.text["ldmrt"])
     assert (notes["image"], notes["mask"]) == (["in.png", "other.png"], "mask.png")
@@ -185,13 +188,13 @@ def test_a_size_far_from_the_models_own(ldmrt: Any, bundle: Path, place: Path) -
     [
         (["--image", "in.png", "--image", "in.png"], "image: wrong number of images; expected 1; found 2"),
         (["--image", "in.png", "--mask", "mask.png", "--mask-from", "red"], "Invalid value for '--mask-from'"),
-        (["--image", "in.png", "--mask-from", "alpha"], "mask_from without a mask"),
+        (["--image", "in.png", "--mask-from", "alpha"], "--mask-from without --mask"),
         (["--control", "x=in.png", "--control", "x=in.png"], "control x: wrong number of images"),
         (["--control", "x=in.png", "--control", "x=in.png:2"], "control x: two scales; expected 1.0; found 2.0"),
         (["--control", "x=none.png"], "control x: missing file; expected none.png"),
         (["--image", "fifo"], "image: cannot read fifo; expected a regular file; found a FIFO"),
         (["--image", "."], "is a directory"),
-        (["--image", "a\0b"], "has a NUL in it"),
+        (["--image", "a\0b"], "contains a NUL"),
         (["--control", "x=a\0b"], "control x: cannot read"),
         (["-o", "a.gif"], "invalid --out"),
     ],

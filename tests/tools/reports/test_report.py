@@ -118,7 +118,7 @@ def test_page_says_what_was_measured(tmp_path: Path) -> None:
     }
     page = written(tmp_path, certificate(**about), pair())
     assert "Within tolerance" in page.text
-    assert "Everything that was measured: 18 figures, 40 rows and 1 picture." in page.text
+    assert "Everything that was measured: 18 figures, 40 rows and 1 image." in page.text
     assert "✗" not in page.text
     for said in ("text_encoder", *BACKENDS, "batch 2, 64x72", "1.0e-06", "2e-05", "5 % of the limit", "1.0e-09"):
         assert said in page.text
@@ -194,7 +194,7 @@ def test_failures_come_first(tmp_path: Path) -> None:
     given = failing()
     page = written(tmp_path, given, pair())
     assert "Past tolerance" in page.text
-    assert "6 past tolerance, of 18 figures, 40 rows and 1 picture." in page.text
+    assert "6 past tolerance, of 18 figures, 40 rows and 1 image." in page.text
     places = [page.texts.index(line) for line in given.failures]
     assert places == sorted(places)
     assert places[-1] < page.texts.index("Components")
@@ -210,7 +210,7 @@ def test_what_is_no_number_is_the_worst(tmp_path: Path) -> None:
     worst = page.texts[page.texts.index("Components, at worst") :]
     assert worst[1:3] == ["NaN", "unet, tensorrt-fp16"]
     assert worst[worst.index("Rows, at worst") + 1] in ("NaN", "infinite")
-    assert worst[worst.index("Pictures, at worst") + 1] == "20.5 dB"
+    assert worst[worst.index("Images, at worst") + 1] == "20.5 dB"
     # a tile, the worst and its share, four numbers of a figure and one of another, a row and its tile
     assert page.texts.count("NaN") == 1 + 2 + 4 + 1 + 2
     assert page.texts.count("infinite") == 2 + 3 + 1  # the worst and its share, three numbers, a row

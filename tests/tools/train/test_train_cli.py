@@ -87,7 +87,7 @@ def test_resume_as_something_else(ldmrt: Any, pictures: Path, tmp_path: Path) ->
         assert message in ldmrt(*words, "--resume", *more).error
         assert (out / STATE).read_bytes() == before
     assert "try: --change steps" in ldmrt(*words, "--resume", "--steps", 2).err
-    assert "--change without --resume" in ldmrt(*words, "--change", "steps").error
+    assert "--change needs --resume" in ldmrt(*words, "--change", "steps").error
     ran = ldmrt(
         *words, "--resume", "--steps", 2, "--learning-rate", 1e-4, "--change", "steps", "--change", "learning-rate"
     )
@@ -108,7 +108,7 @@ def test_the_whole_way(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
         assert sheet.size == (8 * 66 - 2, 8 * 66 - 2)
 
     again = ldmrt("train", "autoencoder", *short, "--out", ae)
-    assert f"{ae / STATE} is there already" in again.error
+    assert f"{ae / STATE} exists already" in again.error
     assert "--resume to go on with it, or another --out" in again.err
 
     ran = ldmrt("train", "ldm", *short, "--out", ldm, "--autoencoder", ae)

@@ -153,7 +153,7 @@ def test_an_image_that_is_lost_half_way(ldmrt: Any, folder: Path, tmp_path: Path
 def test_fewer_images_than_the_batch_are_said(ldmrt: Any, folder: Path, tmp_path: Path) -> None:
     ran = ldmrt(*words(folder, tmp_path / "out", "--batch", 8))
     assert ran.code == 0, ran.err
-    assert "5 images for batches of 8: some come more than once" in ran.err
+    assert "5 images for batches of 8: a batch repeats some of them" in ran.err
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import pytest
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.tools.console.run_lock import locked
-from ldmrt.tools.console.training import STATE, STOPPING, nothing_to_save, walk
+from ldmrt.tools.console.training import STATE, STOPPING, nothing_to_save, run_training
 
 
 class Steps:
@@ -45,7 +45,7 @@ class Steps:
             yield SimpleNamespace(loss=0.0, rate=0.0)
 
     def walk(self, out: Path, every: int = 3, resume: bool = False, change: Collection[str] = ()) -> None:
-        walk(self, self.loop(), out, every, resume, lambda: self.kept.append(self.step), change)
+        run_training(self, self.loop(), out, every, resume, lambda: self.kept.append(self.step), change)
 
 
 def at(step: int, act: Callable[[], object]) -> Callable[[int], object]:
@@ -163,7 +163,7 @@ def test_a_run_past_its_steps_says_so(steps: int, tmp_path: Path, capsys: pytest
     run.settings.steps = steps
     run.walk(tmp_path, resume=True)
     said = capsys.readouterr().err
-    assert f"done already: 5 of {steps} steps; --steps above 5 with --change steps goes on" in said
+    assert f"done already: 5 of {steps} steps; --steps above 5 with --change steps continues" in said
     assert " min" not in said
     assert (run.saved, run.kept) == ([], [5])  # it may have been killed before it was kept
 

@@ -58,7 +58,7 @@ def test_side(ldmrt: Any, changed: Path, checkpoint: Path) -> None:
     assert ldmrt("verify", changed).code == 0
     ran = ldmrt("verify", changed, "--against", checkpoint, "--side", 25)
     assert (ran.code, "invalid side; expected a multiple of 2 pixels; found 25" in ran.error) == (2, True)
-    assert "--side without --against" in ldmrt("verify", changed, "--side", 24).error
+    assert "--side needs --against" in ldmrt("verify", changed, "--side", 24).error
 
 
 def test_open_shows_the_certificate(certified: Path, recwarn: pytest.WarningsRecorder) -> None:
@@ -118,7 +118,7 @@ def test_bisect_names_the_module(ldmrt: Any, certified: Path, copy: Path) -> Non
     first = ran.out[ran.out.index("the first past") :].splitlines()[2]
     assert "mid_block.resnets.0.conv1" in first
     assert "no component 'vea'" in ldmrt("verify", certified, "--against", copy, "--bisect", "vea").error
-    assert "--bisect without --against" in ldmrt("verify", certified, "--bisect", "unet").error
+    assert "--bisect needs --against" in ldmrt("verify", certified, "--bisect", "unet").error
 
 
 def test_replay_finds_a_changed_network(ldmrt: Any, changed: Path) -> None:
@@ -164,7 +164,7 @@ def test_no_verify(ldmrt: Any, checkpoint: Path, bundle: Path, tmp_path: Path) -
 
 
 def test_store_wants_a_checkpoint(ldmrt: Any, certified: Path) -> None:
-    assert "--store without --against" in ldmrt("verify", certified, "--store").error
+    assert "--store needs --against" in ldmrt("verify", certified, "--store").error
 
 
 def test_a_half_precision_bundle_is_held_to_its_own_tolerance(half: Path) -> None:
@@ -179,7 +179,7 @@ def test_bfloat16_where_no_backend_runs_it(ldmrt: Any, checkpoint: Path, tmp_pat
     ran = ldmrt("export", checkpoint, tmp_path / "brief", "--precision", "bf16,text_encoder=fp32")
     assert ran.code == 0, ran.err
     (line,) = (line for line in ran.err.splitlines() if "cannot run unet in bf16" in line)
-    assert line.endswith("checked, not run; PyTorch is measured in its place")
+    assert line.endswith("the graphs are checked but not run; PyTorch is measured instead")
     opened = Bundle.open(tmp_path / "brief")
     assert [opened.precision(name) for name in opened.components] == ["fp32", "bf16", "bf16", "bf16"]
     made = opened.certificate
@@ -189,4 +189,7 @@ def test_bfloat16_where_no_backend_runs_it(ldmrt: Any, checkpoint: Path, tmp_pat
     assert 1e-3 < max(one.relative for one in made.figures if one.component == "unet") < 8e-2
     assert opened.certificate_issues == ["its graphs were checked, but no backend has run them"]
     error = ldmrt("verify", opened.path).error
-    assert "could not measure; found onnxruntime cannot run unet in bf16 (Could not find an implementation" in error
+    assert (
+        "no backend can run the bundle; found onnxruntime cannot run unet in bf16 (Could not find an implementation"
+        in error
+    )

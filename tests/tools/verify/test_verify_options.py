@@ -29,7 +29,7 @@ NEEDY = {
 def test_options_that_need_a_checkpoint(ldmrt: Any, bundle: Path, option: str) -> None:
     value = NEEDY[option]
     ran = ldmrt("verify", bundle, option, *([] if value is None else [value]))
-    assert f"verify: {option} without --against; expected a checkpoint to measure against" in ran.error
+    assert f"verify: {option} needs --against; expected a checkpoint to measure against" in ran.error
     assert f"  try: ldmrt verify {bundle} --against CHECKPOINT" in ran.err
 
 
@@ -38,8 +38,8 @@ def test_every_component_is_named(ldmrt: Any, certified: Path, checkpoint: Path,
     assert ran.code == 0, ran.err
     named = {line.split("│")[1].strip() for line in ran.out.splitlines() if line.startswith("│")}
     assert set(Bundle.open(certified).components) <= named
-    assert re.search(r"│ unet +│ onnxruntime +│ not alone: by rows and picture +│", ran.out)
-    assert re.search(r"│ vae_decoder +│ onnxruntime +│ not alone: by the picture +│", ran.out)
+    assert re.search(r"│ unet +│ onnxruntime +│ not alone: by rows and image +│", ran.out)
+    assert re.search(r"│ vae_decoder +│ onnxruntime +│ not alone: by the image +│", ran.out)
     times(tmp_path / "it.xml")
 
     ran = ldmrt("verify", certified, "--against", checkpoint, "--junit", tmp_path / "it.xml")

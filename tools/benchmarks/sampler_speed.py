@@ -1,10 +1,10 @@
-"""What a row of a sampler costs on the host, beside the same step of diffusers.
+"""Measure the time of a sampler's row on the host, beside the same step of diffusers.
 
-    python -m ldmrt.tools.benchmarks.sampler_rows --json out.json
+    python -m ldmrt.tools.benchmarks.sampler_speed --json out.json
 
-The network's word and the noise lie ready, the word where guidance leaves it, so what is timed is all that stands
-between two calls of the network. What comes once an image is not: diffusers' `set_timesteps` there, the plan and its
-buffers here.
+The prediction and the noise are ready, the prediction where guidance leaves it, so the time is all that passes between
+two calls of the network. Work that is done once per image is not measured: diffusers' `set_timesteps`, and the plan and
+its buffers.
 """
 
 import json
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 from unittest import mock
 
 import click
@@ -32,7 +32,7 @@ GOAL = 1 / 5  # of diffusers' `scheduler.step`
 
 @dataclass(frozen=True)
 class RowCost:
-    """Microseconds a row, the least of the repeats: what comes in between only adds to it."""
+    """Microseconds per row: the least of the repeats, as interruptions only add to it."""
 
     name: str
     ours: float
@@ -41,7 +41,7 @@ class RowCost:
 
     @property
     def ratio(self) -> float:
-        """Ours by diffusers' step."""
+        """Return ldmrt's time relative to diffusers' step."""
         return self.ours / self.step
 
 
@@ -53,7 +53,7 @@ class RowCost:
 def bench(names: tuple[str, ...], steps: int, repeats: int, out: Path | None) -> None:
     """Time the rows of NAMES, all samplers by default, against diffusers' steps on the same latents.
 
-    Example: python -m ldmrt.tools.benchmarks.sampler_rows dpmpp_2m euler
+    Example: python -m ldmrt.tools.benchmarks.sampler_speed dpmpp_2m euler
     """
     from rich.console import Console
     from rich.table import Table
@@ -96,21 +96,21 @@ def bench(names: tuple[str, ...], steps: int, repeats: int, out: Path | None) ->
             file.write(json.dumps({"about": about, "microseconds": [asdict(one) for one in costs]}, indent=2).encode())
 
 
-def libraries() -> tuple[Any, Any]:
-    """torch and diffusers."""
+def libraries() -> tuple[ModuleType, ModuleType]:
+    """Import torch and diffusers."""
     from ldmrt.runtime.optional import unavailable
 
     try:
         import diffusers
         import torch
     except ImportError as error:
-        raise unavailable(error, "sampler_rows") from None
+        raise unavailable(error, "sampler_speed") from None
     diffusers.utils.logging.set_verbosity_error()  # of keys that a class does not have
     return torch, diffusers
 
 
 def cost(name: str, steps: int, repeats: int) -> RowCost:
-    """A sampler and diffusers' class of it, measured in turns, so that a busy moment strikes all of them."""
+    """Measure a sampler and diffusers' class of it in turns, so that a busy moment affects all of them."""
     with contestants(name, steps) as runs:
         for run, _ in runs:
             run()  # what is computed once and kept
@@ -124,7 +124,7 @@ def cost(name: str, steps: int, repeats: int) -> RowCost:
 
 @contextmanager
 def contestants(name: str, steps: int) -> Iterator[list[tuple[Callable[[], float], int]]]:
-    """Ours, diffusers' step, and the same with its scaled input: each a run that says its seconds, and its rows."""
+    """Yield ldmrt's rows, diffusers' steps, and those with scaled inputs: functions that return seconds, and rows."""
     import importlib
 
     import numpy as np
@@ -147,8 +147,8 @@ def contestants(name: str, steps: int) -> Iterator[list[tuple[Callable[[], float
         run = Workspace(plan, x)
         begin = time.perf_counter()
         for row in range(plan.rows):
-            word, fresh = run.slots(row)
-            run.move(row, m if word is None else word, fresh)
+            prediction, fresh = run.slots(row)
+            run.move(row, m if prediction is None else prediction, fresh)
         return time.perf_counter() - begin
 
     def run_theirs(scaled: bool) -> float:
@@ -171,7 +171,7 @@ def contestants(name: str, steps: int) -> Iterator[list[tuple[Callable[[], float
 
 
 def main() -> None:
-    """Run it, with a thread each."""
+    """Run the benchmark with `THREADS` threads in every library."""
     for library in ("OMP", "OPENBLAS", "MKL"):  # read when NumPy is first imported
         os.environ.setdefault(f"{library}_NUM_THREADS", str(THREADS))
     run_script(bench)

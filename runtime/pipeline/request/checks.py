@@ -1,16 +1,22 @@
-"""What each field of a `Request` may hold: a check by name, which returns the value as plain Python or is an error."""
+"""Check what a field of a `Request` holds: each check returns the value as plain Python, or raises."""
 
 import math
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.images.reading import MASK_SOURCES
+from ldmrt.runtime.errors import InvalidRequest, LdmrtError
+from ldmrt.runtime.nearest import suggestion
+from ldmrt.runtime.tensors import Array
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
 
 LARGEST_COUNT = 10**9  # images of a prompt
 LARGEST_STEPS, LARGEST_SKIP = 10**6, 1000
@@ -20,15 +26,29 @@ LARGEST_GUIDANCE = 1e6
 SEEDS = 2**64
 
 Check = Callable[[str, Any], Any]
+Text = str | Sequence[str]
+Image = Union[Array, str, Path, "PillowImage"]
+Images = Image | Sequence[Image]
 
 
-def invalid(name: str, expected: object, found: object) -> LdmrtError:
-    """The error of a field that holds something else; what was found is printed in short."""
-    return LdmrtError("request", f"invalid {name}", expected=expected, found=short(found))
+def invalid(name: str, expected: object, found: object) -> InvalidRequest:
+    """Make the error of a field whose value is not as expected; the value is printed in short."""
+    return InvalidRequest("request", f"invalid {name}", expected=expected, found=short(found))
+
+
+def exclusive(name: str, other: str, why: str = "") -> InvalidRequest:
+    """Make the error of two fields that exclude one another."""
+    problem = f"{name} cannot be combined with {other}"
+    return InvalidRequest("request", f"{problem}, {why}" if why else problem, expected="only one of them")
+
+
+def needs(name: str, other: str) -> InvalidRequest:
+    """Make the error of a field that is given without another."""
+    return InvalidRequest("request", f"{name} without {other.partition(',')[0]}", expected=other)
 
 
 def short(value: object) -> str:
-    """A value for a message: numbers as they are, anything else as at most a line of its `repr`."""
+    """Print a value for a message: numbers as they are, anything else as at most a line of its `repr`."""
     if isinstance(value, (Real, np.bool_)) and not isinstance(value, Integral):
         return str(value)
     printer = reprlib.Repr()
@@ -93,12 +113,50 @@ class Pair:
 
 @dataclass(frozen=True)
 class Optional:
-    """None, or what another check lets pass."""
+    """Lets None pass, or stand for a default, and checks any other value."""
 
     check: Check
+    default: object = None
 
-    def __call__(self, name: str, value: Any) -> Any:
-        return None if value is None else self.check(name, value)
+    def __call__(self, name: str, value: object) -> object:
+        """Check a value that is not None."""
+        return self.default if value is None else self.check(name, value)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Lets some words pass."""
+
+    words: Sequence[str]
+
+    def __call__(self, name: str, value: object) -> str:
+        """Check that a value is one of the words; another one is answered with the nearest."""
+        if isinstance(value, str) and value in self.words:
+            return value
+        near = suggestion(value, self.words) if isinstance(value, str) else ""
+        raise invalid(f"{name}{near}", ", ".join(self.words), value)
+
+
+@dataclass(frozen=True)
+class Floats:
+    """Takes an array of numbers, NumPy's or torch's, with so many axes."""
+
+    axes: str  # such as "(images, C, h, w)"
+
+    def __call__(self, name: str, value: object) -> NDArray[np.float32]:
+        """Return a value as an array of float32."""
+        expected = f"an array of numbers {self.axes}"
+        try:
+            array = np.asarray(value)
+            with np.errstate(over="ignore"):  # a value that is not finite is found where it is used
+                array = array.astype(np.float32, copy=False) if array.dtype.kind in "fiu" else array
+        except Exception:  # of any object that does not become an array
+            raise invalid(name, expected, value) from None
+        if array.dtype != np.float32:
+            raise invalid(name, expected, array.dtype)
+        if array.ndim != self.axes.count(",") + 1:
+            raise InvalidRequest("request", f"wrong shape of {name}", expected=self.axes, found=array.shape)
+        return array
 
 
 def texts(name: str, value: Any) -> Any:
@@ -119,7 +177,7 @@ def _text(name: str, text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         found = f"half of one, {text[error.start]!a}, at {error.start}"
-        raise LdmrtError("request", f"invalid {name}", expected="text of whole characters", found=found) from None
+        raise InvalidRequest("request", f"invalid {name}", expected="text of whole characters", found=found) from None
     return text
 
 
@@ -148,13 +206,6 @@ def name_of(name: str, value: Any) -> str:
     return value
 
 
-def mask_source(name: str, value: Any) -> str:
-    """Check which channel a mask is taken from."""
-    if not isinstance(value, str) or value not in MASK_SOURCES:
-        raise invalid(name, " or ".join(MASK_SOURCES), value)
-    return value
-
-
 def interval(name: str, value: Any) -> tuple[float, float]:
     """Two numbers from 0 on, the second above the first."""
     expected = "two noise levels, low and high"
@@ -164,23 +215,10 @@ def interval(name: str, value: Any) -> tuple[float, float]:
     return low, high
 
 
-def latents(name: str, value: Any) -> Any:
-    """Latents as an array (images, C, height/f, width/f) of float32."""
-    try:
-        array = np.asarray(value)
-        with np.errstate(over="ignore"):  # what is not finite is told of when it is sampled
-            array = array.astype(np.float32, copy=False) if array.dtype.kind in "fiu" else array
-    except Exception:  # of whatever does not become an array
-        raise invalid(name, "an array of numbers (images, C, h, w)", value) from None
-    if array.dtype != np.float32:
-        raise invalid(name, "an array of numbers (images, C, h, w)", array.dtype)
-    if array.ndim != 4:
-        raise LdmrtError("request", f"wrong shape of {name}", expected="(images, C, h, w)", found=array.shape)
-    return array
-
-
 def controls(name: str, value: Any) -> dict[str, Any]:
     """Images by the name of a control, each alone or with a scale."""
+    if value is None:
+        return {}
     if not isinstance(value, Mapping):
         raise invalid(name, "images by the name of a control", value)
     for key, given in value.items():
@@ -193,60 +231,34 @@ def controls(name: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
+def with_scale(control: Images | tuple[Images, float]) -> tuple[Images, float]:
+    """Split what a control is given: its images and their scale, or the images alone, whose scale is 1."""
+    if isinstance(control, tuple) and len(control) == 2 and isinstance(control[1], Real):
+        return control[0], float(control[1])
+    return control, 1.0
+
+
 def settings(name: str, value: Any) -> dict[str, Any]:
     """Check that keys of a scheduler's config are texts; their values are checked with the scheduler's class."""
+    if value is None:
+        return {}
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise invalid(name, "keys of a scheduler's config, with values", value)
     return dict(value)
 
 
-def anything(name: str, value: Any) -> Any:
-    """An image, which is checked where it is read."""
+def callback(name: str, value: object) -> object:
+    """Check that a value can be called."""
+    if not callable(value):
+        raise invalid(name, "a function (pipeline, step, timestep, callback_kwargs)", value)
+    return value
+
+
+def anything(name: str, value: object) -> object:
+    """Let any value pass: an image, which is checked where it is read, or a generator, which is replaced by seeds."""
     return value
 
 
 def _length(value: Any) -> int | None:
     """Return the length of a list or an array with one axis; None where it is neither."""
     return None if isinstance(value, np.ndarray) and value.ndim != 1 else len(value)
-
-
-_SHARE = Number(0, 1)
-_SIDE = Optional(Whole(1, LARGEST_SIDE))
-_SIZE = Pair(Whole(0, LARGEST_SIZE), "two whole numbers")
-
-FIELDS: Mapping[str, Check] = {
-    "prompt": texts,
-    "negative_prompt": Optional(texts),
-    "prompt_2": Optional(texts),
-    "negative_prompt_2": Optional(texts),
-    "count": Whole(1, LARGEST_COUNT),
-    "steps": Whole(1, LARGEST_STEPS),
-    "guidance": Number(-LARGEST_GUIDANCE, LARGEST_GUIDANCE),
-    "guidance_rescale": _SHARE,
-    "guidance_interval": Optional(interval),
-    "deep_cache": Optional(Whole(1, LARGEST_STEPS)),
-    "seed": seeds,
-    "width": _SIDE,
-    "height": _SIDE,
-    "scheduler": Optional(name_of),
-    "scheduler_settings": settings,
-    "eta": Optional(_SHARE),
-    "clip_skip": Whole(0, LARGEST_SKIP),
-    "negative_clip_skip": Whole(0, LARGEST_SKIP),
-    "image": anything,
-    "strength": _SHARE,
-    "denoising_start": Optional(_SHARE),
-    "denoising_end": Optional(_SHARE),
-    "mask": anything,
-    "mask_from": Optional(mask_source),
-    "controls": controls,
-    "original_size": Optional(_SIZE),
-    "crop": _SIZE,
-    "target_size": Optional(_SIZE),
-    "negative_original_size": Optional(_SIZE),
-    "negative_crop": _SIZE,
-    "negative_target_size": Optional(_SIZE),
-    "aesthetic_score": Number(-LARGEST_GUIDANCE, LARGEST_GUIDANCE),
-    "negative_aesthetic_score": Number(-LARGEST_GUIDANCE, LARGEST_GUIDANCE),
-    "latents": Optional(latents),
-}

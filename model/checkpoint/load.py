@@ -1,0 +1,229 @@
+"""Load a latent diffusion model from a folder in diffusers' layout, a single file or the hub."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from ldmrt.model.config import check_depth
+from ldmrt.model.networks.autoencoder import Autoencoder
+from ldmrt.model.networks.controlnet import ControlNet
+from ldmrt.model.networks.t2i_adapter import Adapter
+from ldmrt.model.networks.unet import UNet
+from ldmrt.model.weights.weights import Tensors, fill, match
+from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
+from ldmrt.runtime.files.hub import is_hub_name
+from ldmrt.runtime.files.reading import JsonObject, read_json
+from ldmrt.runtime.files.recognise import ADAPTER, BUNDLE, CHECKPOINT, CONTROLNET, LORA, refuse_other
+from ldmrt.runtime.samplers.config import Config
+from ldmrt.runtime.samplers.registry import plan_from_config
+from ldmrt.runtime.samplers.settings import with_settings
+from ldmrt.runtime.tokenizer.tokenizer import Tokenizer, token_count
+
+from . import hub, single_file
+from .checkpoint import Checkpoint, build, is_text_encoder, on_meta
+from .folder import INDEX, Source, part_of_folder, read_folder
+from .outdated import current_scheduler, current_size
+from .single_part import controlnet_source, with_part
+
+Network = TypeVar("Network", UNet, Autoencoder, ControlNet, Adapter)
+Dtype = torch.dtype | Mapping[str, torch.dtype | None] | None
+
+
+def load(
+    source: str | Path,
+    *,
+    variant: str | None = None,
+    dtype: Dtype = torch.float32,
+    tokenizer: str | Path | None = None,
+    prediction_type: str | None = None,
+    parts: Mapping[str, Path] | None = None,
+    scheduler: Config | None = None,
+    settings: Config | None = None,
+) -> Checkpoint:
+    """Load a latent diffusion model (Rombach et al. 2022, arXiv:2112.10752), Stable Diffusion 1.x, 2.x or XL.
+
+    Configs, and the names and shapes of all weights, are checked before the first weight is read.
+
+    Args:
+        source: A folder in diffusers' layout, a single .safetensors or .ckpt file, or a model of the hub, "owner/name".
+        variant: The variant of the weights, such as "fp16"; by default the plain one, or the only one.
+        dtype: The dtype of all weights, or one for each network's name and "" for all others; None leaves weights as
+            they are stored.
+        tokenizer: A folder with CLIP's vocabulary, which a single file does not hold.
+        prediction_type: "epsilon", "v_prediction" or "sample", for models that do not state it.
+        parts: Folders or files that take the place of the checkpoint's own "vae", "text_encoder" or "text_encoder_2".
+        scheduler: A scheduler's config in the place of the checkpoint's own.
+        settings: Keys of the scheduler's config with other values.
+
+    Returns:
+        The networks in eval mode on the CPU, and everything else that a bundle is exported from.
+
+    Raises:
+        LdmrtError: The source is missing, damaged, of an unsupported architecture, or its parts do not fit together.
+    """
+    path = Path(source)
+    refuse_other("checkpoint", path, CHECKPOINT)
+    if path.exists() and not path.is_dir():
+        if variant is not None:
+            raise LdmrtError("checkpoint", "a single file has no variants", found=variant)
+        description = single_file.read_file(path, tokenizer, prediction_type, parts or ())
+    else:
+        if tokenizer is not None:
+            raise LdmrtError("tokenizer", "is only for a single file; a folder has its own", found=source)
+        if path.suffix in single_file.SUFFIXES and not path.exists():
+            raise LdmrtError("checkpoint", f"no file {path}")
+        if not path.exists() and is_hub_name(str(source)):
+            path = hub.download(str(source), variant)
+        description = read_folder(path, variant, parts or ())
+        if prediction_type is not None:
+            stated = {**description.scheduler, "prediction_type": prediction_type}
+            description = replace(description, scheduler=stated)
+    for part, place in (parts or {}).items():
+        description = with_part(description, part, Path(place), variant)
+    config = current_scheduler(description) if scheduler is None else dict(scheduler)
+    return _assemble(replace(description, scheduler=with_settings(config, settings or {})), dtype)
+
+
+def load_autoencoder(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Autoencoder:
+    """Load the autoencoder in FOLDER/vae, in eval mode; None leaves its weights in the dtype of the file."""
+    refuse_other("autoencoder", folder, CHECKPOINT, BUNDLE, LORA)
+    return _load_network("vae", Autoencoder, folder / "vae", dtype=dtype)
+
+
+def load_controlnet(
+    folder: str | Path, *, variant: str | None = None, dtype: torch.dtype | None = torch.float32
+) -> ControlNet:
+    """Load a ControlNet (Zhang et al. 2023, arXiv:2302.05543).
+
+    Args:
+        folder: A folder in diffusers' layout, or a file with diffusers' names or the original ones.
+        variant: The variant of the weights, such as "fp16"; by default the plain one, or the only one.
+        dtype: The dtype of all weights; None leaves them as they are stored.
+
+    Returns:
+        The network in eval mode on the CPU.
+
+    Raises:
+        LdmrtError: The weights or the config are missing, damaged or unsupported, or of another kind of control.
+    """
+    refuse_other("controlnet", Path(folder), CONTROLNET, BUNDLE, ADAPTER, LORA)
+    if Path(folder).exists() and not Path(folder).is_dir():
+        config, tensors = controlnet_source(Path(folder))
+        return _build_and_fill("controlnet", ControlNet, config, tensors, dtype)
+    return _load_network("controlnet", ControlNet, Path(folder), variant, dtype)
+
+
+def load_adapter(
+    folder: str | Path, *, variant: str | None = None, dtype: torch.dtype | None = torch.float32
+) -> Adapter:
+    """Load a T2I-Adapter (Mou et al. 2023, arXiv:2302.08453).
+
+    Args:
+        folder: A folder in diffusers' layout.
+        variant: The variant of the weights, such as "fp16"; by default the plain one, or the only one.
+        dtype: The dtype of all weights; None leaves them as they are stored.
+
+    Returns:
+        The network in eval mode on the CPU.
+
+    Raises:
+        LdmrtError: The weights or the config are missing, damaged or unsupported.
+    """
+    refuse_other("adapter", Path(folder), ADAPTER, BUNDLE, CHECKPOINT, CONTROLNET, LORA)
+    if Path(folder).is_file():
+        expected = "a folder in diffusers' layout, with its config.json"
+        raise LdmrtError("adapter", f"cannot read {folder}", expected=expected, found="a file")
+    return _load_network("adapter", Adapter, Path(folder), variant, dtype)
+
+
+def _load_network(
+    part: str,
+    kind: type[Network],
+    folder: Path,
+    variant: str | None = None,
+    dtype: torch.dtype | None = torch.float32,
+) -> Network:
+    """Load one network from a folder with its config.json."""
+    config = read_json(part, folder / "config.json")
+    return _build_and_fill(part, kind, config, part_of_folder(part, folder, variant), dtype)
+
+
+def _build_and_fill(
+    part: str, kind: type[Network], config: JsonObject, tensors: Tensors, dtype: torch.dtype | None
+) -> Network:
+    """Build one network and put its weights into it."""
+    check_depth(part, config, lambda: len(tensors.named))
+    with on_meta(part):
+        network = kind.from_config(config)
+    return fill(part, network, match(part, network, tensors), tensors, dtype)
+
+
+def _assemble(source: Source, dtype: Dtype) -> Checkpoint:
+    """Build and check everything, then read the weights."""
+    for part in ("unet", "vae"):
+        if part not in source.networks:
+            raise LdmrtError(part, f"{INDEX} names no {part}", expected="a part of every checkpoint")
+    for part, (_, config) in source.networks.items():
+        check_depth(part, config, lambda part=part: len(source.tensors(part).named))  # type: ignore[misc]
+    networks = {part: build(part, kind, config) for part, (kind, config) in source.networks.items()}
+    unet, vae = networks["unet"], networks["vae"]
+    assert isinstance(unet, UNet)
+    assert isinstance(vae, Autoencoder)
+    encoders = {part: network for part, network in networks.items() if is_text_encoder(network)}
+    controls = {part: network for part, network in networks.items() if isinstance(network, (ControlNet, Adapter))}
+    unet.config = current_size(unet.config, source)
+    checkpoint = Checkpoint(unet, vae, encoders, source.tokenizers, source.scheduler, source.index, controls)
+    _check(checkpoint)
+    tensors = {part: source.tensors(part) for part in networks}
+    matched = {part: match(part, network, tensors[part]) for part, network in networks.items()}
+    for part, network in networks.items():
+        kind = dtype.get(part, dtype[""]) if isinstance(dtype, Mapping) else dtype
+        fill(part, network, matched.pop(part), tensors.pop(part), kind)
+    return checkpoint
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    """Refuse parts that do not fit together."""
+    unet, vae, encoders = checkpoint.unet.config, checkpoint.vae.config, checkpoint.text_encoders
+    for name, found in (("in_channels", vae.in_channels), ("out_channels", vae.out_channels)):
+        if found != 3:
+            raise LdmrtError("vae", f"unsupported {name}", expected="3, of an RGB image", found=found)
+    channels, width = vae.latent_channels, sum(encoder.config.hidden_size for encoder in encoders.values())
+    if unet.in_channels not in (channels, 2 * channels + 1):  # the latter to inpaint: mask and masked image
+        problem = "in_channels of unet/config.json is not latent_channels of vae/config.json"
+        raise LdmrtError("unet", problem, expected=channels, found=unet.in_channels)
+    if width != unet.cross_attention_dim:
+        files = " + ".join(f"{name}/config.json" for name in encoders) or "no text encoder"
+        problem = f"cross_attention_dim of unet/config.json is not hidden_size of {files}"
+        raise LdmrtError("unet", problem, expected=width, found=unet.cross_attention_dim)
+    if unet.addition_embed_type:
+        assert unet.addition_time_embed_dim is not None  # its config says so
+        numbers = 5 if checkpoint.index.get("requires_aesthetics_score") else 6
+        pooled = list(encoders.values())[-1].config.projection_dim
+        inputs = pooled + numbers * unet.addition_time_embed_dim
+        if inputs != unet.projection_class_embeddings_input_dim:
+            problem = f"projection_class_embeddings_input_dim does not fit the text encoder and {numbers} sizes"
+            raise LdmrtError("unet", problem, expected=inputs, found=unet.projection_class_embeddings_input_dim)
+    for name, encoder in encoders.items():
+        part = name.replace("text_encoder", "tokenizer")
+        if part not in checkpoint.tokenizers:
+            raise LdmrtError(part, f"{INDEX} names no {part}", expected=f"one for {name}")
+        tokens, text = Tokenizer(checkpoint.tokenizers[part]), encoder.config
+        if tokens.size > text.vocab_size or tokens.length > text.max_position_embeddings:
+            expected = f"at most {text.vocab_size} entries and {text.max_position_embeddings} tokens"
+            sizes = f"{tokens.size} and {tokens.length}"
+            raise LdmrtError(part, "does not fit the text encoder", expected=expected, found=sizes)
+    lengths = {part: token_count(files) for part, files in checkpoint.tokenizers.items()}
+    if len(set(lengths.values())) > 1:  # whose contexts lie side by side
+        each = ", ".join(f"{length} of {part}" for part, length in lengths.items())
+        raise LdmrtError("tokenizer_2", "another model_max_length than the first tokenizer's", found=each)
+    try:
+        with warnings.catch_warnings():  # unknown keys are warned of where the scheduler is used
+            warnings.simplefilter("ignore", LdmrtWarning)
+            plan_from_config(checkpoint.scheduler, 4)
+    except (TypeError, ValueError, ArithmeticError, IndexError) as error:  # numbers that cannot be computed with
+        raise LdmrtError("scheduler", "invalid config", found=first_line(error)) from None

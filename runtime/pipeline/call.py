@@ -1,0 +1,188 @@
+"""Call a pipeline as diffusers' pipelines are called, and return the images in the form that was asked for."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.images.writing import from_pillow
+from ldmrt.runtime.samplers.loop import State
+from ldmrt.runtime.samplers.plan import Latents
+from ldmrt.runtime.tensors import Array
+
+from .request.checks import Images, Text
+from .request.fields import FIELDS, refuse_unknown
+from .request.generators import Generator as RandomGenerator
+from .request.request import Callback, OutputType, Request
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
+
+Anything = TypeVar("Anything", bound="ImagePipeline")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Holds the images of a request, and how they came about.
+
+    Attributes:
+        images: In the form of the request's `output_type`: a list of PIL images; or float32 (N, H, W, 3), values in
+            [0, 1]; or the latents.
+        latents: (N, C, h, w), float32, after the last row, as the U-Net sees them.
+        seeds: The seed of each image.
+        seconds: The time of each stage: "latents" (text encoders and U-Net) and "decode".
+    """
+
+    images: "list[PillowImage] | NDArray[np.float32]" = field(repr=False)
+    latents: Latents = field(repr=False)
+    seeds: list[int]
+    seconds: dict[str, float]
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The images as one array (N, H, W, 3), uint8.
+
+        Raises:
+            LdmrtError: They were asked for as latents, which `Pipeline.decode` decodes.
+        """
+        if isinstance(self.images, list):
+            return from_pillow(self.images)
+        if self.images is self.latents:
+            raise LdmrtError("result", "the latents are not decoded", hint="pipeline.decode(result.latents)")
+        return np.rint(self.images * 255).astype(np.uint8)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Result]") -> "Result":
+        """Return the result of a request from those of its parts."""
+        latents = np.concatenate([part.latents for part in parts])
+        if isinstance(parts[0].images, list):
+            images: list[PillowImage] | NDArray[np.float32] = [image for part in parts for image in part.images]
+        elif parts[0].images is parts[0].latents:
+            images = latents
+        else:
+            images = np.concatenate([part.images for part in parts])
+        seconds = {name: sum(part.seconds[name] for part in parts) for name in parts[0].seconds}
+        return cls(images, latents, [seed for part in parts for seed in part.seeds], seconds)
+
+
+class ImagePipeline(ABC):
+    """Makes images of requests: one, many that overlap, or row by row."""
+
+    def __call__(
+        self,
+        prompt: Request | Text | None = None,
+        *,
+        negative_prompt: Text | None = None,
+        prompt_2: Text | None = None,
+        negative_prompt_2: Text | None = None,
+        num_images_per_prompt: int = 1,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 5.0,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] | None = None,
+        deep_cache: int | None = None,
+        seed: int | Sequence[int] = 0,
+        generator: RandomGenerator | Sequence[RandomGenerator] | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        scheduler: str | None = None,
+        scheduler_settings: Mapping[str, object] | None = None,
+        eta: float | None = None,
+        clip_skip: int | None = None,
+        negative_clip_skip: int | None = None,
+        image: Images | None = None,
+        strength: float = 0.8,
+        denoising_start: float | None = None,
+        denoising_end: float | None = None,
+        mask_image: Images | None = None,
+        mask_from: str | None = None,
+        controls: Mapping[str, Images | tuple[Images, float]] | None = None,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] = (0, 0),
+        target_size: tuple[int, int] | None = None,
+        negative_original_size: tuple[int, int] | None = None,
+        negative_crops_coords_top_left: tuple[int, int] = (0, 0),
+        negative_target_size: tuple[int, int] | None = None,
+        aesthetic_score: float = 6.0,
+        negative_aesthetic_score: float = 2.5,
+        latents: Array | None = None,
+        prompt_embeds: Array | None = None,
+        negative_prompt_embeds: Array | None = None,
+        pooled_prompt_embeds: Array | None = None,
+        negative_pooled_prompt_embeds: Array | None = None,
+        output_type: OutputType = "pil",
+        callback_on_step_end: Callback | None = None,
+        **unknown: NoReturn,
+    ) -> Result:
+        """Make the images of a request, given as the arguments of diffusers' pipelines, or whole.
+
+        More images than fit in memory are made in parts.
+
+        Args:
+            prompt: A text, a list of texts, or a `Request` that holds all arguments.
+            negative_prompt: See `Request`, which describes this and all other arguments.
+
+        Returns:
+            The images, in the form of `output_type`.
+
+        Raises:
+            InvalidRequest: An argument is invalid, or unknown; the error names the one that was meant.
+            EngineNotFound: The bundle has no engine for this GPU and these sizes.
+            NotFinite: Latents or an image hold infinities or NaN.
+        """
+        arguments = {name: value for name, value in locals().items() if name in FIELDS}  # each is one of its fields
+        refuse_unknown(unknown)
+        del arguments["prompt"]
+        if isinstance(prompt, Request):
+            return self.generate(Request.of(prompt, _given(arguments)))
+        return self.generate(Request(prompt, **arguments))
+
+    @abstractmethod
+    def generate(self, request: Request) -> Result:
+        """Make the images of a request."""
+
+    @abstractmethod
+    def draw(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
+        """Yield the results of many requests, in their order."""
+
+    @abstractmethod
+    def steps(self, request: Request | Text) -> Iterator[State]:
+        """Yield the state after every row of a request: for progress, previews, or to stop."""
+
+    @abstractmethod
+    def rows(self, request: Request) -> int:
+        """Return how many times the U-Net runs for a request."""
+
+    @abstractmethod
+    def images_at_once(self, request: Request) -> int:
+        """Return how many images of a request are made in one batch."""
+
+    @abstractmethod
+    def decode(self, latents: Latents) -> NDArray[np.uint8]:
+        """Decode latents (N, C, h, w), float32, to images (N, H, W, 3)."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the engines."""
+
+    def __enter__(self: Anything) -> Anything:
+        """Return the pipeline, which is closed at the end of the `with`."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the pipeline."""
+        self.close()
+
+
+def _given(arguments: Mapping[str, object]) -> dict[str, object]:
+    """Return the arguments that differ from the defaults of `Request`."""
+    defaults = {name: one.default for name, one in Request.__dataclass_fields__.items()}
+    return {
+        name: value
+        for name, value in arguments.items()
+        if value is not None and not (isinstance(value, (int, float, str, tuple)) and value == defaults[name])
+    }

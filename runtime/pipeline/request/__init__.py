@@ -1,0 +1,1 @@
+"""A request: its fields, how they are checked, and its parts."""

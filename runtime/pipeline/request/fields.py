@@ -1,0 +1,130 @@
+"""Name the fields of a `Request` as diffusers' pipelines name their arguments.
+
+`FIELDS` is the one table of them: how each is checked, and the short word for it on the command line, in recordings and
+in the metadata of images, where that is another.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ldmrt.runtime.errors import InvalidRequest
+from ldmrt.runtime.images.reading import MASK_SOURCES
+from ldmrt.runtime.nearest import suggestion
+
+from .checks import (
+    LARGEST_COUNT,
+    LARGEST_GUIDANCE,
+    LARGEST_SIDE,
+    LARGEST_SIZE,
+    LARGEST_SKIP,
+    LARGEST_STEPS,
+    Check,
+    Floats,
+    Number,
+    OneOf,
+    Optional,
+    Pair,
+    Whole,
+    anything,
+    callback,
+    controls,
+    interval,
+    name_of,
+    seeds,
+    settings,
+    texts,
+)
+
+Value = TypeVar("Value")
+OUTPUT_TYPES = ("pil", "np", "latent")
+
+
+@dataclass(frozen=True)
+class Field:
+    """Describes one field: its check, and its short word where it has one."""
+
+    check: Check
+    short: str = ""
+
+
+_SHARE = Number(0, 1)
+_SIDE = Optional(Whole(1, LARGEST_SIDE))
+_SIZE = Pair(Whole(0, LARGEST_SIZE), "two whole numbers")
+_SKIP = Optional(Whole(0, LARGEST_SKIP), 0)
+_SCORE = Number(-LARGEST_GUIDANCE, LARGEST_GUIDANCE)
+
+FIELDS: Mapping[str, Field] = {
+    "prompt": Field(Optional(texts)),
+    "negative_prompt": Field(Optional(texts)),
+    "prompt_2": Field(Optional(texts)),
+    "negative_prompt_2": Field(Optional(texts)),
+    "num_images_per_prompt": Field(Whole(1, LARGEST_COUNT), "count"),
+    "num_inference_steps": Field(Whole(1, LARGEST_STEPS), "steps"),
+    "guidance_scale": Field(Number(-LARGEST_GUIDANCE, LARGEST_GUIDANCE), "guidance"),
+    "guidance_rescale": Field(_SHARE),
+    "guidance_interval": Field(Optional(interval)),
+    "deep_cache": Field(Optional(Whole(1, LARGEST_STEPS))),
+    "seed": Field(seeds),
+    "generator": Field(anything),
+    "width": Field(_SIDE),
+    "height": Field(_SIDE),
+    "scheduler": Field(Optional(name_of)),
+    "scheduler_settings": Field(settings),
+    "eta": Field(Optional(_SHARE)),
+    "clip_skip": Field(_SKIP),
+    "negative_clip_skip": Field(_SKIP),
+    "image": Field(anything),
+    "strength": Field(_SHARE),
+    "denoising_start": Field(Optional(_SHARE)),
+    "denoising_end": Field(Optional(_SHARE)),
+    "mask_image": Field(anything, "mask"),
+    "mask_from": Field(Optional(OneOf(MASK_SOURCES))),
+    "controls": Field(controls),
+    "original_size": Field(Optional(_SIZE)),
+    "crops_coords_top_left": Field(_SIZE, "crop"),
+    "target_size": Field(Optional(_SIZE)),
+    "negative_original_size": Field(Optional(_SIZE)),
+    "negative_crops_coords_top_left": Field(_SIZE, "negative_crop"),
+    "negative_target_size": Field(Optional(_SIZE)),
+    "aesthetic_score": Field(_SCORE),
+    "negative_aesthetic_score": Field(_SCORE),
+    "latents": Field(Optional(Floats("(images, C, h, w)"))),
+    "prompt_embeds": Field(Optional(Floats("(prompts, tokens, width)"))),
+    "negative_prompt_embeds": Field(Optional(Floats("(prompts, tokens, width)"))),
+    "pooled_prompt_embeds": Field(Optional(Floats("(prompts, width)"))),
+    "negative_pooled_prompt_embeds": Field(Optional(Floats("(prompts, width)"))),
+    "output_type": Field(OneOf(OUTPUT_TYPES)),
+    "callback_on_step_end": Field(Optional(callback)),
+}
+SHORT: Mapping[str, str] = {name: field.short or name for name, field in FIELDS.items()}
+_LONG: Mapping[str, str] = {short: name for name, short in SHORT.items()}
+# Arguments of diffusers' pipelines that are given otherwise.
+_OTHERWISE: Mapping[str, str] = {
+    "control_image": "controls={NAME: image}",
+    "controlnet_conditioning_scale": "controls={NAME: (image, scale)}",
+    "adapter_conditioning_scale": "controls={NAME: (image, scale)}",
+    "cross_attention_kwargs": "ldmrt export --lora FILE:SCALE, which merges a LoRA",
+    "callback": "callback_on_step_end",
+    "callback_on_step_end_tensor_inputs": "callback_on_step_end, whose callback_kwargs hold the latents",
+    "sigmas": "scheduler_settings, such as {'use_karras_sigmas': True}",
+    "timesteps": "scheduler_settings, such as {'timestep_spacing': 'trailing'}",
+}
+
+
+def from_short(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Return fields under the names that a `Request` gives them, from their short words."""
+    return {_LONG.get(word, word): value for word, value in values.items()}
+
+
+def refuse_unknown(names: Iterable[str]) -> None:
+    """Refuse arguments that are no fields; an `InvalidRequest` names the one that was meant."""
+    for name in names:
+        if name not in FIELDS:
+            words = difflib.get_close_matches(name, {**_LONG, **{long: long for long in FIELDS}}, n=1)
+            nearest = f", did you mean {_LONG.get(words[0], words[0])!r}?" if words else suggestion(name, FIELDS)
+            hint = _OTHERWISE.get(name)
+            problem = f"unknown argument {name!r}{'' if hint else nearest}"
+            expected = None if nearest or hint else ", ".join(FIELDS)
+            raise InvalidRequest("request", problem, expected=expected, hint=hint)

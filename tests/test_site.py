@@ -1,0 +1,138 @@
+"""The documentation site builds without a warning, and its references are complete."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+import yaml
+
+import ldmrt.runtime
+from ldmrt.tools.cli import cli
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "docs" / "reference"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the built site."""
+    pytest.importorskip("mkdocs_autorefs", reason="the docs extra is not installed")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "WARNING" not in ran.stderr
+    return folder
+
+
+@pytest.fixture
+def hooks(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The hooks of the build, as a module."""
+    pytest.importorskip("mkdocs", reason="the docs extra is not installed")
+    monkeypatch.syspath_prepend(REFERENCE)
+    monkeypatch.delitem(sys.modules, "site_hooks", raising=False)
+    return __import__("site_hooks")
+
+
+@pytest.mark.slow
+def test_site_builds_with_warnings_as_errors(site: Path) -> None:
+    pages = {path.relative_to(site).as_posix() for path in site.rglob("*.html")} - {"404.html"}
+    sources = {path.relative_to(ROOT / "docs").with_suffix(".html").as_posix() for path in docs()}
+    assert pages == sources | {"index.html", "contributing.html", "changelog.html", "shipped-model.html"}
+    assert (site / "images/demo.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_every_link_of_the_site_leads_to_a_file(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        for link in re.findall(r'(?:href|src)="?([^"#? >]+)', page.read_text(encoding="utf-8")):
+            if not re.match(r"[a-z]+:|/", link):
+                assert (page.parent / link).exists(), (page, link)
+
+
+@pytest.mark.slow
+def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="?https?://', page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_references_on_the_site(site: Path) -> None:
+    api = (site / "reference/api.html").read_text(encoding="utf-8")
+    assert all(f'id="ldmrt.runtime.{name}"' in api for name in ldmrt.runtime.__all__)
+    command_line = (site / "reference/cli.html").read_text(encoding="utf-8")
+    assert "ldmrt train autoencoder" in command_line
+    assert "--negative-clip-skip" in command_line
+
+
+def docs() -> list[Path]:
+    """Every page in docs."""
+    return sorted((ROOT / "docs").rglob("*.md"))
+
+
+def pages_of(entry: object) -> list[str]:
+    """The pages of a part of the navigation."""
+    if isinstance(entry, str):
+        return [entry]
+    return [page for part in (entry.values() if isinstance(entry, dict) else entry) for page in pages_of(part)]
+
+
+def test_navigation_has_every_page() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert "\nstrict: true\n" in text
+    listed = pages_of(yaml.safe_load(text)["nav"])
+    sources = {page.relative_to(ROOT / "docs").as_posix() for page in docs()}
+    assert sorted(listed) == sorted(sources | {"index.md", "contributing.md", "changelog.md"})
+
+
+def test_api_page_has_every_public_name_once() -> None:
+    names = re.findall(r"^::: ldmrt\.runtime\.(\w+)$", (REFERENCE / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(names) == sorted(ldmrt.runtime.__all__)
+
+
+def test_command_line_page_has_every_command_and_option(hooks: ModuleType) -> None:
+    assert hooks.COMMANDS in (REFERENCE / "cli.md").read_text(encoding="utf-8").splitlines()
+    lines = list(hooks.reference())
+    contexts = list(hooks.contexts(click.Context(cli, info_name="ldmrt")))
+    assert len(contexts) > len(cli.list_commands(contexts[0]))  # with the commands of groups
+    for context in contexts:
+        start = next(i for i, line in enumerate(lines) if re.fullmatch(rf"##+ {context.command_path}", line))
+        end = next((i for i in range(start + 1, len(lines)) if re.match("##+ ", lines[i])), len(lines))
+        options = [param for param in context.command.params if isinstance(param, click.Option)]
+        for option in options:
+            names = [*option.opts, *option.secondary_opts]
+            assert sum(all(name in line for name in names) for line in lines[start:end]) >= 1, option
+
+
+def test_links_of_the_repository_become_links_of_the_site(hooks: ModuleType) -> None:
+    assert hooks.site_path(hooks.target_of("docs/export.md", "index.md")) == "export.md"
+    assert hooks.site_path(hooks.target_of("../CONTRIBUTING.md", "generate.md")) == "contributing.md"
+    assert hooks.site_path(hooks.target_of("../tests/test_site.py", "export.md")) == "files/tests/test_site.py"
+    text = "[a](b.md) [c](https://d.e/f) [g](#h) [i](j.md#k) ![l](m.png)"
+    assert hooks.LINK.findall(text) == ["b.md", "j.md", "m.png"]
+
+
+def options_of(command: click.Command) -> set[str]:
+    """The names of all options of a command and of those below it."""
+    names = {name for param in command.params for name in (*param.opts, *param.secondary_opts)} | {"--help"}
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        below = (command.get_command(context, name) for name in command.list_commands(context))
+        names |= {option for part in below if part for option in options_of(part)}
+    return names
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *docs()], ids=lambda path: path.name)
+def test_options_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    text = re.sub(
+        r"^.*(python -m|pip install|cp -rL|tools/\w+\.sh).*$|`(pip|mkdocs|git)[^`]*`", "", text, flags=re.MULTILINE
+    )
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9](?![\w-])", text))
+    assert named - options_of(cli) - {"--exported", "--gpus"} == set()  # of a benchmark, and of docker

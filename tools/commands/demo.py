@@ -1,0 +1,103 @@
+"""Run `ldmrt demo`: the shipped model from its checkpoint to images."""
+
+import contextlib
+import io
+import os
+import shlex
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+import click
+
+from ldmrt.tools.console.outputs import Output
+
+# Beside `tools` in a checkout and in an installed package alike.
+CHECKPOINT = Path(__file__).parents[2] / "model" / "pretrained" / "emoji64"
+PROMPTS = Path(__file__).parents[1] / "emoji" / "demo_prompts.txt"  # one a line
+DRAWING = ("--seed", "1", "--guidance", "2", "--columns", "8")
+EXPORT = ("torch", "transformers", "safetensors", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
+EXTRA = "pip install 'ldmrt[demo]'"
+
+
+@click.command()
+@click.option(
+    "-o",
+    "--out",
+    type=Output(),
+    default=Path("demo.png"),
+    show_default=True,
+    help="File of the grid; single images go into a folder beside it, which has its name without the ending.",
+)
+@click.option(
+    "--bundle",
+    type=Output(folder=True),
+    default=Path("emoji64"),
+    show_default=True,
+    help="Folder of the bundle, exported where it is missing and reused where it exists.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace existing images; without it, OUT gets a free number.")
+def demo(out: Path, bundle: Path, overwrite: bool) -> None:
+    """Draw 24 emoji with the small model that ldmrt brings: export it, verify it, make the images.
+
+    It shows each command that it runs. Exporting needs the packages of ldmrt[demo]; where the bundle exists already,
+    those of ldmrt[cpu] are enough.
+
+    Example: ldmrt demo -o out/demo.png --bundle out/emoji64
+    """
+    from ldmrt.tools.console.image_paths import free_path, numbered
+
+    prompts = PROMPTS.read_text(encoding="utf-8").splitlines()
+    with free_path(out, 1, steps=False, overwrite=overwrite) as grid:
+        prepare(bundle)
+        each = grid.with_suffix("") / f"each{grid.suffix}"
+        with free_path(each, len(prompts), steps=False, overwrite=overwrite) as each:
+            run("generate", bundle, *prompts, *DRAWING, "--overwrite", "--out", each, hidden=prompts[1:], quiet=True)
+            os.replace(each, grid)
+    first, last = numbered(each, 0), numbered(each, len(prompts) - 1)
+    click.echo(f"the images: {grid}, and one by one {first} to {last}")
+
+
+def prepare(bundle: Path) -> None:
+    """Export the shipped checkpoint unless a bundle exists already, then verify the bundle without PyTorch.
+
+    Raises:
+        LdmrtError: A package that the export needs is not installed, or the bundle is damaged.
+        SystemExit: A difference passes its tolerance; the exit code is 1.
+    """
+    from ldmrt.runtime.bundle.bundle import Bundle
+    from ldmrt.runtime.errors import BundleError, LdmrtError
+    from ldmrt.runtime.files.recognise import BUNDLE, kind_of
+    from ldmrt.runtime.optional import check_installed
+
+    if kind_of(bundle) != BUNDLE:
+        try:
+            check_installed("demo", *EXPORT)
+        except LdmrtError as error:
+            raise LdmrtError("demo", error.problem, hint=EXTRA) from None
+        run("export", CHECKPOINT, bundle)
+    else:
+        click.echo(f"{bundle} exists: the export is skipped", err=True)
+    try:
+        certificate = Bundle.open(bundle).certificate
+    except LdmrtError as error:
+        hint = f"remove {bundle}, or name another folder with --bundle"
+        raise BundleError(error.where, error.problem, expected=error.expected, found=error.found, hint=hint) from None
+    if certificate is None:
+        against = shlex.join(("ldmrt", "verify", str(bundle), "--against", str(CHECKPOINT), "--store"))
+        click.secho(f"not verified: {bundle} has no certificate; next: {against}", fg="yellow", err=True)
+    else:
+        run("verify", bundle)
+
+
+def run(*words: object, hidden: Collection[str] = (), quiet: bool = False) -> None:
+    """Show a command of ldmrt, without the prompts in `hidden`, and run it in this process.
+
+    Its standard output goes to the standard error, or nowhere if `quiet`.
+    """
+    arguments = [str(word) for word in words]
+    shown = shlex.join(["ldmrt", *(word for word in arguments if word not in hidden)])
+    click.secho(f"$ {shown}" + (f"  # and {len(hidden)} more prompts" if hidden else ""), fg="cyan", err=True)
+    group = click.get_current_context().find_root().command
+    with contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr):
+        group.main(arguments, prog_name="ldmrt", standalone_mode=False)
