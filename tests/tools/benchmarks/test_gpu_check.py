@@ -193,7 +193,7 @@ def test_the_loop_of_torch_is_the_runtimes(setting: Setting) -> None:
     limit = LIMIT * (2 * GUIDANCE - 1) * 4  # guidance multiplies what the networks may differ by, and rows add it up
     assert np.abs(found - ours.latents).max() / np.abs(ours.latents).max() <= limit
     # one grey level, where a value falls on the other side of a half
-    assert np.abs(model.picture()[0].transpose(1, 2, 0).astype(int) - ours.pixels[0]).max() <= 1
+    assert np.abs(model.image()[0].transpose(1, 2, 0).astype(int) - ours.pixels[0]).max() <= 1
 
 
 def test_what_is_off_is_seen(setting: Setting) -> None:
