@@ -19,6 +19,7 @@ from ldmrt.runtime.bundle.graphs import DEEP, SHALLOW
 from ldmrt.runtime.parity.compare import EVERY, certify, compare
 from ldmrt.runtime.parity.metrics import psnr
 from ldmrt.runtime.parity.tolerances import tolerances
+from ldmrt.runtime.pipeline.request.fields import from_short
 
 
 class Off:
@@ -54,7 +55,8 @@ def test_certificate_states_its_cost(checked: Any) -> None:
     assert made.within
     assert {DEEP, SHALLOW} <= {one.component for one in made.figures}
     (cost,) = made.costs
-    with_it, without = (pipeline(**made.about["request"], deep_cache=every).pixels[0] for every in (EVERY, None))
+    fields = from_short(made.about["request"])
+    with_it, without = (pipeline(**fields, deep_cache=every).pixels[0] for every in (EVERY, None))
     assert cost.psnr == psnr(with_it, without) < 60
     assert (cost.shortcut, cost.prompt, cost.seed) == ("deep cache 3", "two pears", 0)
     assert Certificate.from_json(json.loads(json.dumps(made.to_json()))) == made
