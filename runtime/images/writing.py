@@ -1,6 +1,5 @@
-"""Images as Pillow has them, from arrays and back."""
+"""Images as 256 levels, and as Pillow has them."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,13 +9,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+def levels(images: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Round images (N, H, W, 3), values in [0, 1], to 256 levels."""
+    return np.rint(images * 255).astype(np.uint8)
+
+
 def to_pillow(pixels: NDArray[np.uint8]) -> "list[Image]":
     """Return images (N, H, W, 3), uint8, as Pillow's."""
     from PIL import Image
 
     return [Image.fromarray(image) for image in pixels]
-
-
-def from_pillow(images: "Sequence[Image]") -> NDArray[np.uint8]:
-    """Return Pillow's images of one size, RGB, as (N, H, W, 3), uint8."""
-    return np.stack([np.asarray(image) for image in images])

@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.images.writing import from_pillow
+from ldmrt.runtime.images.writing import levels, to_pillow
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.runtime.tensors import Array
@@ -30,43 +31,44 @@ class Result:
     """Holds the images of a request, and how they came about.
 
     Attributes:
-        images: In the form of the request's `output_type`: a list of PIL images; or float32 (N, H, W, 3), values in
-            [0, 1]; or the latents.
+        array: The images as the request's `output_type` asks: for "pil" uint8 (N, H, W, 3); for "np" float32
+            (N, H, W, 3), values in [0, 1]; for "latent" the latents themselves.
         latents: (N, C, h, w), float32, after the last row, as the U-Net sees them.
         seeds: The seed of each image.
         seconds: The time of each stage: "latents" (text encoders and U-Net) and "decode".
     """
 
-    images: "list[PillowImage] | NDArray[np.float32]" = field(repr=False)
+    array: NDArray[np.uint8] | NDArray[np.float32] = field(repr=False)
     latents: Latents = field(repr=False)
     seeds: list[int]
     seconds: dict[str, float]
 
+    @cached_property
+    def images(self) -> "list[PillowImage] | NDArray[np.float32]":
+        """The images as diffusers returns them: PIL's for "pil", and else `array`."""
+        if self.array.dtype == np.uint8:
+            return to_pillow(self.pixels)
+        return self.array.astype(np.float32, copy=False)
+
     @property
     def pixels(self) -> NDArray[np.uint8]:
-        """The images as one array (N, H, W, 3), uint8.
+        """The images as uint8 (N, H, W, 3).
 
         Raises:
             LdmrtError: They were asked for as latents, which `Pipeline.decode` decodes.
         """
-        if isinstance(self.images, list):
-            return from_pillow(self.images)
-        if self.images is self.latents:
+        if self.array is self.latents:
             raise LdmrtError("result", "the latents are not decoded", hint="pipeline.decode(result.latents)")
-        return np.rint(self.images * 255).astype(np.uint8)
+        return levels(self.array) if self.array.dtype != np.uint8 else self.array.astype(np.uint8, copy=False)
 
     @classmethod
     def joined(cls, parts: "Sequence[Result]") -> "Result":
         """Return the result of a request from those of its parts."""
         latents = np.concatenate([part.latents for part in parts])
-        if isinstance(parts[0].images, list):
-            images: list[PillowImage] | NDArray[np.float32] = [image for part in parts for image in part.images]
-        elif parts[0].images is parts[0].latents:
-            images = latents
-        else:
-            images = np.concatenate([part.images for part in parts])
+        whole = parts[0].array is parts[0].latents
+        array = latents if whole else np.concatenate([part.array for part in parts])
         seconds = {name: sum(part.seconds[name] for part in parts) for name in parts[0].seconds}
-        return cls(images, latents, [seed for part in parts for seed in part.seeds], seconds)
+        return cls(array, latents, [seed for part in parts for seed in part.seeds], seconds)
 
 
 class ImagePipeline(ABC):

@@ -21,7 +21,6 @@ from ldmrt.runtime.bundle.graphs import DECODER
 from ldmrt.runtime.bundle.hub import local_bundle
 from ldmrt.runtime.bundle.model_info import ModelInfo
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
-from ldmrt.runtime.images.writing import to_pillow
 from ldmrt.runtime.samplers.config import Config
 from ldmrt.runtime.samplers.guidance import classifier_free
 from ldmrt.runtime.samplers.loop import State
@@ -30,7 +29,7 @@ from ldmrt.runtime.samplers.registry import plan_from_config
 from ldmrt.runtime.samplers.settings import read_scheduler, with_settings
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
-from .autoencoder.decode import Decoding, decode, to_floats, to_pixels
+from .autoencoder.decode import Decoding, decode, decode_unrounded
 from .autoencoder.tiling import PASSES
 from .batch_size import Forecast, bounded, images_at_once, unet_profiles
 from .call import ImagePipeline, Result
@@ -100,11 +99,6 @@ class Pipeline(ImagePipeline):
         """Encode the prompts and images of a request, or of a prompt, and make its first row ready."""
         return self._task(self._encode(bounded(Request.of(request, {}))))
 
-    def latents(self, request: Request) -> Latents:
-        """Return the latents after the last row, (N, C, h, w), not decoded: another model can go on with them."""
-        with self.engines.turn:
-            return self._denoise(self._encode(bounded(request))).x
-
     def rows(self, request: Request) -> int:
         """Return how many times the U-Net runs for a request."""
         return self.plan(request).rows
@@ -133,7 +127,7 @@ class Pipeline(ImagePipeline):
 
     def decode(self, latents: Latents) -> NDArray[np.uint8]:
         """Decode latents (N, C, h, w), float32, to images (N, H, W, 3)."""
-        return decode(self.engines, self.shape, latents, self.decoding, to_pixels)
+        return decode(self.engines, self.shape, latents, self.decoding)
 
     def close(self) -> None:
         """Free the engines; a later request raises `LdmrtError`. A second call does nothing."""
@@ -151,7 +145,8 @@ class Pipeline(ImagePipeline):
         scale = 1.0 if "timestep_cond" in inputs else max(1.0, request.guidance_scale)  # of a distilled model: an input
         guidance = classifier_free(request.total_images, scale, request.guidance_rescale)
         encoders = text_encoders(self.engines) if reads_texts(request, guidance) else []
-        self.engines.open_soon([*encoders, "unet", *([DECODER] if self.decoding.tile is None else [])])
+        decodes = request.output_type != "latent" and self.decoding.tile is None
+        self.engines.open_soon([*encoders, "unet", *([DECODER] if decodes else [])])
         extra = int(inputs["sample"][1]) - self.shape.channels
         start = initial_latents(request, plan, self.engines, self.shape, self.decoding, extra=extra)
         conditioning = condition(request, self.engines, self.tokenizers, self.shape, guidance, start.size)
@@ -173,16 +168,9 @@ class Pipeline(ImagePipeline):
         called, request, x = time.perf_counter(), denoised.request, denoised.x
         if request.output_type == "latent":
             return Result(x, x, request.seeds, {"latents": denoised.seconds, "decode": 0.0})
-        if request.output_type == "np":
-            images = decode(self.engines, self.shape, x, self.decoding, to_floats)
-            return Result(images, x, request.seeds, _seconds(denoised, called))
-        pixels = self.decode(x)
-        return Result(to_pillow(pixels), x, request.seeds, _seconds(denoised, called))
-
-
-def _seconds(denoised: Denoised, called: float) -> dict[str, float]:
-    """Return the seconds of each stage, of which decoding began at `called`."""
-    return {"latents": denoised.seconds, "decode": time.perf_counter() - called}
+        how = decode_unrounded if request.output_type == "np" else decode
+        array = how(self.engines, self.shape, x, self.decoding)
+        return Result(array, x, request.seeds, {"latents": denoised.seconds, "decode": time.perf_counter() - called})
 
 
 def open_pipeline(

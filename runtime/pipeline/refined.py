@@ -68,7 +68,7 @@ class RefinedPipeline(ImagePipeline):
     def begun(self, request: Request) -> Request:
         """The refiner's request, once the base has run its rows."""
         _free(self.refiner)
-        left = self.base.latents(self._first(request))
+        left = self.base.generate(self._first(request)).latents
         _free(self.base)
         return self._last(request, left)
 
@@ -94,7 +94,7 @@ class RefinedPipeline(ImagePipeline):
         if any(getattr(request, name) is not None for name in EMBEDDINGS):
             problem = "prompt embeddings cannot be combined with a refiner, which encodes the prompt by itself"
             raise InvalidRequest("refiner", problem, expected="prompt")
-        return replace(request, denoising_end=self.start)
+        return replace(request, denoising_end=self.start, output_type="latent")
 
     def _last(self, request: Request, left: Latents) -> Request:
         image = request.image if request.mask_image is not None else None

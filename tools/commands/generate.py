@@ -279,7 +279,6 @@ def save_array(path: Path, array: "Array") -> Path:
 
 def in_rows(pipeline: "ImagePipeline", request: "Request", rows: int, previews: "list[Latents] | None") -> "Result":
     """Make images and show progress by rows; `previews` collects the predicted clean latents of each."""
-    from ldmrt.runtime.images.writing import to_pillow
     from ldmrt.runtime.pipeline.call import Result
     from ldmrt.tools.console.progress import watched
 
@@ -292,7 +291,7 @@ def in_rows(pipeline: "ImagePipeline", request: "Request", rows: int, previews: 
     assert x is not None
     images = pipeline.decode(x)
     seconds = {"latents": sampled - begin, "decode": time.perf_counter() - sampled}
-    return Result(to_pillow(images), x, request.seeds, seconds)
+    return Result(images, x, request.seeds, seconds)
 
 
 def save_rows(pipeline: "ImagePipeline", previews: "list[Latents]", out: Path) -> list[Path]:

@@ -1,8 +1,7 @@
-"""Latents to images: whole or in tiles, one at a time, and once more in float32 where halves overflow."""
+"""Decode latents to images: whole or in tiles, one at a time, and once more in float32 where fp16 overflows."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +9,12 @@ from numpy.typing import NDArray
 from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32, FRONT, TILE
 from ldmrt.runtime.bundle.model_info import ModelInfo
 from ldmrt.runtime.errors import LdmrtError, NotFinite
+from ldmrt.runtime.images.writing import levels
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.tensors import Engine
 
 from .tiling import OVERLAP, PASSES, Floats, tiled, tiled_as_whole
 
-Value = TypeVar("Value", bound=np.generic)
 ON_OVERFLOW = ("stop", "retry")
 # Pixels. Stable Diffusion's decoder takes 1.8 GB at 512 and 5.1 at 1024, its U-Net 4 all the time.
 LARGE, TILED = 768, 512
@@ -23,12 +22,15 @@ LARGE, TILED = 768, 512
 
 @dataclass(frozen=True)
 class Decoding:
-    """How latents are decoded, and images encoded.
+    """Says how latents are decoded, and images encoded.
 
-    `tile` is the side of a tile in pixels; None takes an image in one piece. `on_overflow` says what becomes of an
-    image that is not finite: "stop" is an error, "retry" decodes it once more with the decoder of float32. `sparing`
-    chooses tiles by itself for an image that is large. `passes` over the tiles: with 1 each is drawn for itself, with
-    more their norms are told, by the pass before, what the whole looks like.
+    Attributes:
+        tile: The side of a tile in pixels; None takes an image in one piece.
+        on_overflow: For an image that is not finite: "stop" is an error, "retry" decodes it once more with the float32
+            decoder.
+        sparing: Chooses tiles by itself for a large image.
+        passes: Over all tiles: with 1 each tile is decoded for itself, with more the norms of a pass take the whole
+            image's statistics from the pass before.
     """
 
     tile: int | None = None
@@ -37,6 +39,7 @@ class Decoding:
     passes: int = PASSES
 
     def __post_init__(self) -> None:
+        """Refuse invalid settings."""
         if self.on_overflow not in ON_OVERFLOW:
             problem = f"invalid on_overflow{suggestion(self.on_overflow, ON_OVERFLOW)}"
             raise LdmrtError("decode", problem, expected=" or ".join(ON_OVERFLOW), found=self.on_overflow)
@@ -44,7 +47,7 @@ class Decoding:
             raise LdmrtError("decode", "invalid passes over the tiles", expected="1 or more", found=self.passes)
 
     def cells(self, factor: int, size: tuple[int, ...]) -> int | None:
-        """The side of a tile in latents of `factor` pixels, for an image of `size` latents; None is no tiles."""
+        """Return the side of a tile in latents of `factor` pixels, for an image of `size` latents; None is no tiles."""
         tile = self.tile
         if tile is None and self.sparing and max(size, default=0) * factor > LARGE:
             tile = TILED
@@ -56,49 +59,41 @@ class Decoding:
         return None if max(size, default=0) <= tile // factor else tile // factor
 
 
-def to_floats(sample: Floats) -> Floats:
-    """Convert a decoder's output (N, 3, H, W), values in [-1, 1], to images (N, H, W, 3), values in [0, 1]."""
-    return (sample / 2 + 0.5).clip(0, 1).transpose(0, 2, 3, 1)
-
-
-def to_pixels(sample: Floats) -> NDArray[np.uint8]:
-    """Convert a decoder's output (N, 3, H, W), values in [-1, 1], to images (N, H, W, 3), uint8."""
-    return np.rint(to_floats(sample) * 255).astype(np.uint8)
-
-
-def decode(
-    engines: Mapping[str, Engine],
-    shape: ModelInfo,
-    latents: Floats,
-    how: Decoding,
-    convert: Callable[[Floats], NDArray[Value]],
-) -> NDArray[Value]:
+def decode(engines: Mapping[str, Engine], shape: ModelInfo, latents: Floats, how: Decoding) -> NDArray[np.uint8]:
     """Decode latents (N, C, h, w) to images (N, H, W, 3), one at a time: in memory is one image, or one tile.
 
     Raises:
         NotFinite: The decoder's output is not finite.
     """
+    return np.concatenate([levels(image) for image in _decoded(engines, shape, latents, how)])
+
+
+def decode_unrounded(engines: Mapping[str, Engine], shape: ModelInfo, latents: Floats, how: Decoding) -> Floats:
+    """Decode latents likewise, to float32 in [0, 1]."""
+    return np.concatenate(list(_decoded(engines, shape, latents, how)))
+
+
+def _decoded(engines: Mapping[str, Engine], shape: ModelInfo, latents: Floats, how: Decoding) -> Iterator[Floats]:
+    """Yield the image of each latent, (1, H, W, 3), values in [0, 1]."""
     cells, scale = how.cells(shape.factor, latents.shape[2:]), np.float32(shape.scaling_factor)
     factors = (1, shape.factor)
 
-    def draw(name: str, one: Floats) -> Floats:
+    def draw(name: str, latent: Floats) -> Floats:
         if cells is None:
-            return engines[name](latent_sample=one)["sample"].astype(np.float32, copy=False)
-        with np.errstate(invalid="ignore"):  # what is not finite is told of below
+            return engines[name](latent_sample=latent)["sample"].astype(np.float32, copy=False)
+        with np.errstate(invalid="ignore"):  # an image that is not finite is an error below
             if how.passes == 1 or name + TILE not in engines:
-                return tiled(engines[name], one, cells, ("latent_sample", "sample"), factors)
-            features = engines[name + FRONT](latent_sample=one)["features"]  # what attends sees the whole
+                return tiled(engines[name], latent, cells, ("latent_sample", "sample"), factors)
+            features = engines[name + FRONT](latent_sample=latent)["features"]  # attention sees the whole
             return tiled_as_whole(engines[name + TILE], features, cells, ("features", "sample"), factors, how.passes)
 
-    images = []
     for latent in latents:
         out = draw(DECODER, latent[None] / scale)
         if how.on_overflow == "retry" and DECODER_FP32 in engines and not np.isfinite(out).all():
             out = draw(DECODER_FP32, latent[None] / scale)
         if not np.isfinite(out).all():
             raise NotFinite(DECODER, "the image is not finite", hint=_hint(engines, how))
-        images.append(convert(out))
-    return np.concatenate(images)
+        yield (out / 2 + 0.5).clip(0, 1).transpose(0, 2, 3, 1)
 
 
 def _hint(engines: Mapping[str, Engine], how: Decoding) -> str:

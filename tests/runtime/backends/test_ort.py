@@ -74,7 +74,7 @@ def test_telemetry_leaves_nothing_in_the_users_folder(bundle: Path, tmp_path: Pa
     code = f"""
 import ldmrt.runtime
 with ldmrt.runtime.open({str(bundle)!r}, "onnxruntime", check=False) as pipeline:
-    pipeline("a red apple", steps=1)
+    pipeline("a red apple", num_inference_steps=1)
 """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORT_"))}
     ran = subprocess.run(

@@ -33,7 +33,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("words", "message"),
     [
         (["autoencoder"], "Missing option '--data'"),
-        (["autoencoder", "--data", "nowhere"], "data: nothing to train on in nowhere; expected metadata.jsonl, for"),
+        (["autoencoder", "--data", "nowhere"], "data: nothing to train on in nowhere; expected metadata.jsonl for"),
         (["autoencoder", "--data", "pictures", "--precision", "fp8"], "'fp8' is not one of 'fp32', 'bf16'"),
         (["autoencoder", "--data", "pictures", "--resume"], "nothing to resume; expected out/training/state.pt"),
         (["ldm", "--data", "pictures"], "Missing option '--autoencoder'"),
