@@ -22,6 +22,15 @@ class LdmrtError(Exception):
         found: object = None,
         hint: str | None = None,
     ) -> None:
+        """Make the message of its parts.
+
+        Args:
+            where: The component, option or file that the error is about.
+            problem: What is wrong.
+            expected: What was expected; its text is kept.
+            found: What was found; its text is kept.
+            hint: The next command, or what to change.
+        """
         self.where, self.problem, self.hint = where, problem, hint
         # Their words alone: the objects themselves may be large, or such that no other process can have them.
         self.expected = None if expected is None else str(expected)
@@ -72,8 +81,9 @@ def shortened(text: object, most: int = LONGEST) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Put another library's message into one line, its beginning and its end: the cause may stand in either. Of an
-    `LdmrtError` it is the message without the hint, of an error without a message its `repr`.
+    """Put another library's message into one line, its beginning and its end: the cause may stand in either.
+
+    Of an `LdmrtError` it is the message without the hint, of an error without a message its `repr`.
     """
     message = str(error).partition("\n  try: ")[0] if isinstance(error, LdmrtError) else str(error)
     return shortened(" ".join((message.strip() or repr(error)).split()), MOST_SHOWN)

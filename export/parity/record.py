@@ -10,7 +10,7 @@ from ldmrt.export.components.table import Component, components, example
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
-from ldmrt.runtime.bundle.recording import CONTROL, Arrays, Case, Recording, Trajectory, asked
+from ldmrt.runtime.bundle.recording import CONTROL, Case, Recording, Trajectory, asked
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.pipeline.controls import KINDS
@@ -18,7 +18,7 @@ from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.fields import from_short
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.plan import Latents
-from ldmrt.runtime.tensors import Array
+from ldmrt.runtime.tensors import Array, Arrays
 
 STEPS, GUIDANCE = 20, 5.0
 TEXTS = ["", "Two PEARS! (oil on canvas), 4k...", "naïve café \u732b \U0001f43c"]  # for the tokenizers

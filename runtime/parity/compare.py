@@ -94,8 +94,9 @@ def _share(pair: tuple[float, float]) -> float:
 def compare(
     pipeline: Pipeline, backend: str, reference: Recording, limits: Mapping[str, Tolerance]
 ) -> Iterator[Comparison]:
-    """Every recorded call of every component that is here, then the rows and the images. What the backend has no
-    engine for is left out.
+    """Compare every recorded call of every component of a pipeline, then the rows and the images.
+
+    Cases that the backend has no engine for are skipped, and listed.
     """
     for name, tokenizer in pipeline.tokenizers.items():
         for case in reference.cases:
@@ -176,8 +177,9 @@ def check_halves(
 def check_parts(
     engines: Mapping[str, Engine], name: str, backend: str, cases: Sequence[Case], limit: float
 ) -> Iterator[TensorError]:
-    """The parts of a decoder or an encoder on its recorded calls, each as one tile: with their own statistics, then
-    told them, they say what it says.
+    """Compare the parts of a decoder or an encoder with the whole one, on its recorded calls as one tile.
+
+    The norms use the tile's own statistics first, and then the same statistics as inputs.
     """
     tile = engines[name + TILE]
     groups, norms = next(spec.shape[1:] for spec in tile.inputs if spec.name == "mean")
@@ -266,8 +268,9 @@ def _seeds(trajectory: Trajectory) -> list[str]:
 
 
 def _stepped(task: DenoisingTask, trajectory: Trajectory) -> list[float]:
-    """How far the latents after each row are off where the network's word is the reference's: of the sampler alone.
-    The first row also answers for the latents before it. A plan of other rows is infinitely off.
+    """Return the error of the latents after each row where the reference's predictions are given: the sampler's alone.
+
+    The first row's includes that of the latents before it. A plan with another number of rows is infinitely off.
     """
     if len(trajectory.said) != task.plan.rows:
         return [math.inf] * len(trajectory.said)

@@ -1,18 +1,18 @@
-"""The difference of tensors and the similarity of images, as a certificate states them."""
+"""Measure the difference of tensors and the similarity of images, as a certificate states them."""
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.runtime.bundle.certificate import ImageSimilarity, TensorError
+from ldmrt.runtime.tensors import Array
 
-OFF = 2  # grey levels: what nobody sees
+OFF = 2  # grey levels: a difference that nobody sees
 
 
 def tensor_error(
-    component: str, backend: str, case: str, output: str, found: NDArray[Any], expected: NDArray[Any], limit: float
+    component: str, backend: str, case: str, output: str, found: Array, expected: Array, limit: float
 ) -> TensorError:
     """Measure `found` against `expected`, in float64; another shape is infinitely far."""
     if found.shape != expected.shape:
@@ -36,15 +36,16 @@ def image_similarity(
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio of two uint8 images in dB; infinite where they are equal."""
+    """Return the peak signal-to-noise ratio of two uint8 images in dB; infinite where they are equal."""
     error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
     return math.inf if error == 0 else float(10 * np.log10(255.0**2 / error))
 
 
 def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float | None:
-    """Structural similarity (Wang et al. 2004) by scikit-image, where it is installed."""
+    """Return the structural similarity (Wang et al. 2004) by scikit-image, where it is installed."""
     try:
         from skimage.metrics import structural_similarity
     except ImportError:
         return None
-    return float(structural_similarity(a, b, channel_axis=-1, data_range=255))
+    similarity = structural_similarity(a, b, channel_axis=-1, data_range=255)  # type: ignore[no-untyped-call]
+    return float(similarity)

@@ -1,5 +1,6 @@
-"""How many images are drawn at once, where nobody says: what engines were built for, else as many as fit in memory, and
-no more than a stated number of pixels.
+"""Choose how many images are made in one batch.
+
+As many as an engine was built for, else as many as fit in memory, and no more than a stated number of pixels.
 """
 
 from collections.abc import Sequence
@@ -32,8 +33,9 @@ class Forecast:
 
     @classmethod
     def read(cls, bundle: Bundle, backend: str) -> "Forecast | None":
-        """Read a bundle's prediction and measure the memory that is free where ONNX Runtime runs: the GPU's for
-        onnxruntime-cuda, else the machine's. None where either is unknown.
+        """Read a bundle's prediction, and measure the free memory: the GPU's for onnxruntime-cuda, else the machine's.
+
+        None where either is unknown.
         """
         free = gpu.free_memory() if backend == "onnxruntime-cuda" else host.free_memory()
         predicted = bundle.manifest.get("memory", {})
@@ -43,13 +45,13 @@ class Forecast:
         return cls(SHARE * max(0, free - weights), predicted["per_pixel"], predicted["per_pixel_squared"])
 
     def images(self, pixels: int, rows: int) -> int:
-        """How many images of so many pixels fit, where the U-Net runs so many rows for each."""
+        """Return how many images of so many pixels fit, where the U-Net runs so many rows for each."""
         each = rows * pixels * (self.per_pixel + self.per_pixel_squared * pixels)
         return int(self.free / each) if each else MOST
 
 
 def unet_profiles(bundle: Bundle, backend: str) -> tuple[tuple[str, Bucket], ...]:
-    """What the engines of a bundle's U-Net, or of its folded step, were built for, where the backend may run them."""
+    """What the engines of a bundle's U-Net, or of its fused step, were built for, where the backend may run them."""
     if backend.startswith("onnxruntime") or not bundle.manifest:
         return ()
     recipes = [one.recipe for one in engines(bundle.path) if isinstance(one, EngineFile)]
@@ -65,8 +67,9 @@ def images_at_once(
     guided: bool,
     forecast: Forecast | None = None,
 ) -> int:
-    """How many images of a size (height, width) in pixels one call takes: the most of any engine that is for the size,
-    and where there is none as many as fit in memory, but no more than `PIXELS` are.
+    """Return how many images of a size (height, width) in pixels one call takes.
+
+    The most of any engine that was built for the size; without one as many as fit in memory, up to `PIXELS`.
     """
     pixels = size[0] * size[1]
     latent = size[0] // factor, size[1] // factor
@@ -84,7 +87,7 @@ def images_at_once(
 
 
 def bounded(request: Request) -> Request:
-    """The request, where it is not of more images than one call may hold."""
+    """Return a request; refuse one of more images than one call may hold."""
     if request.total_images > MOST:
         hint = "Pipeline.draw(request.parts(16)), which holds those of one part"
         problem = "too many images for one call"

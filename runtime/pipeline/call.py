@@ -2,9 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,9 @@ from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.runtime.tensors import Array
 
 from .request.checks import Images, Text
-from .request.fields import FIELDS, refuse_unknown
+from .request.fields import FIELDS, OutputType, refuse_unknown
 from .request.generators import Generator as RandomGenerator
-from .request.request import Callback, OutputType, Request
+from .request.request import Callback, Request
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -59,7 +59,9 @@ class Result:
         """
         if self.array is self.latents:
             raise LdmrtError("result", "the latents are not decoded", hint="pipeline.decode(result.latents)")
-        return levels(self.array) if self.array.dtype != np.uint8 else self.array.astype(np.uint8, copy=False)
+        if self.array.dtype == np.uint8:
+            return self.array.astype(np.uint8, copy=False)
+        return levels(self.array.astype(np.float32, copy=False))
 
     @classmethod
     def joined(cls, parts: "Sequence[Result]") -> "Result":
@@ -120,13 +122,9 @@ class ImagePipeline(ABC):
         callback_on_step_end: Callback | None = None,
         **unknown: NoReturn,
     ) -> Result:
-        """Make the images of a request, given as the arguments of diffusers' pipelines, or whole.
+        """Make images: of arguments named as those of diffusers' pipelines, or of a `Request` in the place of `prompt`.
 
-        More images than fit in memory are made in parts.
-
-        Args:
-            prompt: A text, a list of texts, or a `Request` that holds all arguments.
-            negative_prompt: See `Request`, which describes this and all other arguments.
+        `Request` describes the arguments. More images than fit in memory are made in parts.
 
         Returns:
             The images, in the form of `output_type`.
@@ -140,7 +138,7 @@ class ImagePipeline(ABC):
         refuse_unknown(unknown)
         del arguments["prompt"]
         if isinstance(prompt, Request):
-            return self.generate(Request.of(prompt, _given(arguments)))
+            return self.generate(replace(prompt, **_given(arguments)))
         return self.generate(Request(prompt, **arguments))
 
     @abstractmethod
@@ -180,7 +178,7 @@ class ImagePipeline(ABC):
         self.close()
 
 
-def _given(arguments: Mapping[str, object]) -> dict[str, object]:
+def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that differ from the defaults of `Request`."""
     defaults = {name: one.default for name, one in Request.__dataclass_fields__.items()}
     return {

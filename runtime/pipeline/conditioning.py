@@ -86,9 +86,9 @@ def text_encoders(engines: LazyEngines) -> list[str]:
     return [name for name in engines if name.startswith("text_encoder")]
 
 
-def reads_texts(request: Request, guidance: Guidance) -> bool:
+def reads_texts(request: Request) -> bool:
     """Return whether a text encoder is needed: not where embeddings stand for all prompts."""
-    negative = request.negative_prompt_embeds is None and not guidance.plain
+    negative = request.negative_prompt_embeds is None and request.guidance_scale > 1
     return request.prompt_embeds is None or negative
 
 

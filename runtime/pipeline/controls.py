@@ -1,7 +1,7 @@
-"""Images that steer the U-Net: what ControlNets (Zhang et al. 2023, arXiv:2302.05543) and T2I-Adapters (Mou et al.
-2023, arXiv:2302.08453) make of them is added inside it.
+"""Steer the U-Net by images: residuals of ControlNets and T2I-Adapters are added inside it.
 
-A ControlNet looks at the latents too and runs at each row; an adapter does not, and runs once.
+ControlNet: Zhang et al. 2023, arXiv:2302.05543; T2I-Adapter: Mou et al. 2023, arXiv:2302.08453. A ControlNet looks at
+the latents too and runs at each row; an adapter does not, and runs once.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ def open_controls(
     guidance: Guidance,
     words: Mapping[str, NDArray[Any]],
 ) -> Controls:
-    """What the U-Net is given at each row: the sum over all controls that are asked for, zeros where none is."""
+    """Return a function (latents, times) -> residuals: their sum over all controls, zeros where there are none."""
     kinds = {name.removeprefix(kind): kind for name in engines for kind in KINDS if name.startswith(kind)}
     if unknown := [name for name in asked if name not in kinds]:
         problem = f"no control {unknown[0]!r} here{suggestion(unknown[0], kinds)}"
@@ -65,7 +65,7 @@ def open_controls(
 
 
 def added(total: Arrays, given: Arrays) -> Arrays:
-    """`total` and what one control gives more."""
+    """Add the residuals of one control to `total`."""
     return total | {name: total[name] + array for name, array in given.items()}
 
 

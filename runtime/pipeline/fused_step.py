@@ -1,6 +1,6 @@
-"""A plan run by the folded step (`unet/step.onnx`): one call a row, and the state stays where the network runs.
+"""Run a plan by the fused step (`unet/step.onnx`): one call a row, and the state stays where the network runs.
 
-The loop in `samplers/loop.py` says what it computes; here it is only asked for.
+It computes the same as the loop in `samplers/loop.py`.
 """
 
 import warnings
@@ -24,11 +24,11 @@ from .request.request import Request
 
 @dataclass(frozen=True)
 class StepCapacity:
-    """Says how many rows, saved latents and noise draws a folded step was built for."""
+    """Says how many rows, saved latents and noise draws a fused step was built for."""
 
     rows: int
     saved_latents: int  # latents, with the current ones
-    noise_draws: int  # of noise: one that nobody looks at, or one a row
+    noise_draws: int  # one a row, or one in all that no row uses
 
     @classmethod
     def of(cls, plans: Sequence[Plan]) -> "StepCapacity":
@@ -72,8 +72,8 @@ class FusedStep:
         try:
             self._bind(plan, shape)
         except LdmrtError as error:
-            told = f"{error.where}: {error.problem}; the rows run one by one"
-            warnings.warn(f"{told}; next: {error.hint}" if error.hint else told, LdmrtWarning, stacklevel=3)
+            warning = f"{error.where}: {error.problem}; the rows run one by one"
+            warnings.warn(f"{warning}; next: {error.hint}" if error.hint else warning, LdmrtWarning, stacklevel=3)
             return False
         return True
 
@@ -87,10 +87,10 @@ class FusedStep:
                     binding.upload(**arrays)
                     binding.owner = mine
                 binding.launch()
-                found = binding.download("new_state", "said")
-            arrays |= {"state": found["new_state"], "row": arrays["row"] + 1}
-            seen = partial(_weighted, kx, x, km, found["said"])
-            x = found["new_state"][:, 0]
+                outputs = binding.download("new_state", "said")  # the latter is the prediction
+            arrays |= {"state": outputs["new_state"], "row": arrays["row"] + 1}
+            seen = partial(_weighted, kx, x, km, outputs["said"])
+            x = outputs["new_state"][:, 0]
             yield State(row, plan.rows, x, seen)
 
     def sample(self, plan: Plan, x: Latents, noise: Noise | None, init: Latents | None = None) -> Latents:
@@ -121,7 +121,8 @@ class FusedStep:
 
 
 def _weighted(kx: np.float32, x: Latents, km: np.float32, m: Latents) -> Latents:
-    return kx * x + km * m
+    out: Latents = kx * x + km * m
+    return out
 
 
 def can_fuse(plan: Plan, request: Request, guidance: Guidance) -> bool:

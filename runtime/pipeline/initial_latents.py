@@ -1,4 +1,4 @@
-"""Where sampling starts: from noise, from an image, or from the part of one that a mask leaves."""
+"""Make the first latents: of noise, of an image, or of an image and a mask."""
 
 import warnings
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ldmrt.runtime.bundle.model_info import ModelInfo
-from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
+from ldmrt.runtime.errors import InvalidRequest, LdmrtWarning
 from ldmrt.runtime.images import reading
 from ldmrt.runtime.samplers.loop import Blend
 from ldmrt.runtime.samplers.noise import FIRST, IMAGE, MASKED, noise
@@ -23,7 +23,7 @@ FAR = 4  # times more or fewer pixels than the model's own
 
 @dataclass(frozen=True)
 class InitialLatents:
-    """Says where sampling starts, and what is kept on the way."""
+    """Holds the first latents of a request, and the latents that are kept in every row."""
 
     x: Latents  # unit noise, or what another model left
     size: tuple[int, int]  # height, width in pixels
@@ -35,9 +35,16 @@ class InitialLatents:
 def initial_latents(
     request: Request, plan: Plan, engines: Mapping[str, Engine], shape: ModelInfo, how: Decoding, *, extra: int
 ) -> InitialLatents:
-    """Noise, or what another model left, and the image and mask if any, as latents. `extra` channels are those that
-    an inpainting U-Net has more than the latents; another one keeps what the mask leaves by blending it in after every
-    row.
+    """Make the first latents of a request: of noise or another model's latents, and of its image and mask if any.
+
+    Args:
+        request: The request.
+        plan: Its sampler's table.
+        engines: Those of the pipeline; the encoder is opened where there is an image.
+        shape: The bundle's model.
+        how: Whole images or tiles.
+        extra: How many channels an inpainting U-Net has more than the latents. With none, the kept part of the image is
+            blended in after every row.
     """
     first, *others = [None] if request.image is None else reading.split("image", request.image)
     image = None if first is None else reading.read("image", first)
@@ -52,7 +59,7 @@ def initial_latents(
     seeds = request.seeds
     x = noise(seeds, FIRST, latents) if request.latents is None else _given(request, latents)
     if extra and (image is None or request.mask_image is None):
-        raise LdmrtError("unet", "this model fills a part of an image", expected="image and mask")
+        raise InvalidRequest("unet", "this model fills a part of an image", expected="image and mask_image")
     if image is None:
         return InitialLatents(x, size)
     colours = reading.for_each(reading.colors("image", [image, *others], size), len(seeds))
@@ -70,15 +77,16 @@ def initial_latents(
     fresh = noise(seeds, FIRST, latents) if goes_on else x
 
     def blend(row: int, after: Latents) -> Latents:
-        kept = np.float32(alpha[row + 1]) * init + np.float32(sigma[row + 1]) * fresh
+        kept: Latents = np.float32(alpha[row + 1]) * init + np.float32(sigma[row + 1]) * fresh
         return (1 - small) * kept + small * after
 
     return InitialLatents(x, size, None if whole else init, blend=blend)
 
 
 def _warn_of_size(size: tuple[int, int], own: int) -> None:
-    """Warn where an image has four times the pixels that the model was trained on, or a quarter: it repeats itself
-    then, or falls apart.
+    """Warn where an image has four times the pixels that the model was trained on, or a quarter.
+
+    Its content repeats itself then, or falls apart.
     """
     share = size[0] * size[1] / own**2
     if not 1 / FAR < share < FAR:
@@ -89,5 +97,5 @@ def _warn_of_size(size: tuple[int, int], own: int) -> None:
 def _given(request: Request, shape: tuple[int, ...]) -> Latents:
     given, expected = np.asarray(request.latents, np.float32), (len(request.seeds), *shape)
     if given.shape != expected:
-        raise LdmrtError("request", "wrong shape of latents", expected=expected, found=given.shape)
+        raise InvalidRequest("request", "wrong shape of latents", expected=expected, found=given.shape)
     return given

@@ -1,4 +1,4 @@
-"""Work in stages, each of which goes on with the next item while those after it still have the one before."""
+"""Run stages in threads: each goes on with the next item while the stage after it has the one before."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -12,12 +12,17 @@ Stage = Callable[[Any], Any]
 def in_stages(
     items: Iterable[Any], stages: Sequence[Stage], stop: Callable[[], object] = lambda: None
 ) -> Generator[Any, None, None]:
-    """What the stages, one after another, make of items, in their order. Each stage is a thread of its own, so what it
-    uses nobody else has to share. As many items are under way as there are stages; so far it reads ahead.
+    """Yield the items, each after all stages, in their order.
 
-    What goes wrong is raised in its item's place, and what came after it is dropped; what goes wrong in `items` is
-    raised after all that came before. Who stops early waits for what is
-    at work, no more; `stop` is called before, to tell it.
+    Each stage is a thread of its own, so stages share nothing. As many items are under way as there are stages; so far
+    it reads ahead. An error is raised in its item's place, and the items after it are dropped; an error of `items`
+    itself is raised after all items before it. A caller that stops early waits for the stages that are at work, no
+    more.
+
+    Args:
+        items: What the first stage takes.
+        stages: Functions, each of which takes what the one before returns.
+        stop: Called first where the caller stops early, so that stages can end sooner.
     """
     threads = [ThreadPoolExecutor(1, f"stage {number}") for number, _ in enumerate(stages)]
     under_way, ended = deque[Future[Any]](), deque[Exception]()
@@ -43,7 +48,7 @@ def in_stages(
 
 
 def _until_it_fails(items: Iterable[Any], ended: deque[Exception]) -> Iterator[Any]:
-    """Pass items on; an exception that ends them is put aside."""
+    """Yield items; an exception that ends them is put aside."""
     try:
         yield from items
     except Exception as error:
@@ -51,7 +56,7 @@ def _until_it_fails(items: Iterable[Any], ended: deque[Exception]) -> Iterator[A
 
 
 def one_by_one(items: Iterable[Any], stages: Sequence[Stage]) -> Iterator[Any]:
-    """The results of `in_stages`, without threads."""
+    """Yield the results of `in_stages`, without threads."""
     for item in items:
         for stage in stages:
             item = stage(item)

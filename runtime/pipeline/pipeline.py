@@ -97,7 +97,7 @@ class Pipeline(ImagePipeline):
 
     def prepare(self, request: Request | Text) -> DenoisingTask:
         """Encode the prompts and images of a request, or of a prompt, and make its first row ready."""
-        return self._task(self._encode(bounded(Request.of(request, {}))))
+        return self._task(self._encode(bounded(Request.of(request))))
 
     def rows(self, request: Request) -> int:
         """Return how many times the U-Net runs for a request."""
@@ -141,12 +141,13 @@ class Pipeline(ImagePipeline):
     def _encode(self, request: Request) -> Encoded:
         """Prompts to embeddings, an image and its mask to latents, the scheduler to a plan."""
         called = time.perf_counter()
-        plan, inputs = self.plan(request), unet_inputs(self.engines)
+        plan = self.plan(request)
+        decodes = request.output_type != "latent" and self.decoding.tile is None
+        encoders = text_encoders(self.engines) if reads_texts(request) else []
+        self.engines.open_soon([*encoders, "unet", *([DECODER] if decodes else [])])
+        inputs = unet_inputs(self.engines)
         scale = 1.0 if "timestep_cond" in inputs else max(1.0, request.guidance_scale)  # of a distilled model: an input
         guidance = classifier_free(request.total_images, scale, request.guidance_rescale)
-        encoders = text_encoders(self.engines) if reads_texts(request, guidance) else []
-        decodes = request.output_type != "latent" and self.decoding.tile is None
-        self.engines.open_soon([*encoders, "unet", *([DECODER] if decodes else [])])
         extra = int(inputs["sample"][1]) - self.shape.channels
         start = initial_latents(request, plan, self.engines, self.shape, self.decoding, extra=extra)
         conditioning = condition(request, self.engines, self.tokenizers, self.shape, guidance, start.size)

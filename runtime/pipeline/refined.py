@@ -35,6 +35,7 @@ class RefinedPipeline(ImagePipeline):
     start: float = START
 
     def __post_init__(self) -> None:
+        """Refuse an invalid start, and a refiner of other latents."""
         if not 0 < self.start < 1:
             raise LdmrtError("refiner", "invalid start", expected="above 0, below 1", found=self.start)
         base, refiner = self.base.shape, self.refiner.shape
@@ -54,7 +55,7 @@ class RefinedPipeline(ImagePipeline):
 
     def steps(self, request: Request | Text) -> Iterator[State]:
         """Yield the state after every row, the base's and then the refiner's."""
-        request = Request.of(request, {})
+        request = Request.of(request)
         base, rows, x = self._first(request), self.rows(request), None
         for state in self.base.steps(base):
             x = state.x

@@ -1,7 +1,7 @@
-"""An image, or its latents, through one side of an autoencoder in tiles that overlap."""
+"""Run one side of an autoencoder in tiles that overlap."""
 
 from collections.abc import Iterator
-from typing import Any
+from types import EllipsisType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,16 +12,18 @@ from ldmrt.runtime.tensors import Engine
 OVERLAP, REACH = 4, 8
 PASSES = 3  # over all tiles, of which the last draws
 Floats = NDArray[np.float32]
-Names = tuple[str, str]  # of what a network takes, and of what it makes
+Names = tuple[str, str]  # of a network's input, and of its output
+Place = tuple[EllipsisType, slice, slice]  # of a tile in an array (..., H, W)
 Factors = tuple[int, int]  # numbers a latent of both, along one side
 
 
 def tiled(network: Engine, x: Floats, cells: int, names: Names, factors: Factors) -> Floats:
-    """What a network makes of x (1, C, H, W) in tiles of `cells` latents a side that overlap by a quarter or more, each
-    fading linearly into its neighbours, much as diffusers' `AutoencoderKL.tiled_decode` and `tiled_encode` do.
+    """Run a network on x (1, C, H, W) in tiles of `cells` latents a side, and blend its outputs.
 
-    Of what lies beyond its tile a convolution misses little. But norms and attention look at all that they are given:
-    a tile comes out a little lighter or darker than in the whole, and the fading spreads the difference.
+    Tiles overlap by a quarter or more and fade linearly into their neighbours, much as in diffusers'
+    `AutoencoderKL.tiled_decode` and `tiled_encode`. Convolutions miss little of the image beyond a tile. But norms and
+    attention depend on the whole input: a tile comes out a little lighter or darker, and the fading spreads the
+    difference.
     """
     (taken, made), out = names, list[Floats]()
     for tile, place, share in _tiles(x, cells, factors):
@@ -30,11 +32,10 @@ def tiled(network: Engine, x: Floats, cells: int, names: Names, factors: Factors
 
 
 def tiled_as_whole(network: Engine, x: Floats, cells: int, names: Names, factors: Factors, passes: int) -> Floats:
-    """As `tiled`, but the network's norms take mean and variance of the whole, which the pass before found: the first
-    pass with each tile's own.
+    """Run a network as `tiled` does, with the norms' mean and variance of the whole image, measured by the pass before.
 
-    A norm's statistics are exact where those of all norms before it were, so as many passes as there are norms would
-    be exact; three come close.
+    The first pass uses each tile's own. A norm's statistics are exact where those of all norms before it were, so as
+    many passes as there are norms would be exact; three come close.
     """
     (taken, made), out = names, list[Floats]()
     high, wide = (side // factors[0] for side in x.shape[2:])
@@ -52,36 +53,38 @@ def tiled_as_whole(network: Engine, x: Floats, cells: int, names: Names, factors
     return out[0]
 
 
-def _tiles(x: Floats, cells: int, factors: Factors) -> Iterator[tuple[Floats, Any, Floats]]:
-    """Each tile of x, where it lies in what is made, and how much it counts there."""
+def _tiles(x: Floats, cells: int, factors: Factors) -> Iterator[tuple[Floats, Place, Floats]]:
+    """Yield each tile of x, its place in the output, and the weight of each pixel there."""
     high, wide = (side // factors[0] for side in x.shape[2:])
     before, after = (grid(high, wide, cells, factor) for factor in factors)
     for (taken, _), (place, share) in zip(before, after, strict=True):
         yield np.ascontiguousarray(x[taken]), place, share
 
 
-def _add(out: list[Floats], tile: NDArray[Any], place: Any, share: Floats, x: Floats, factors: Factors) -> None:
-    """Add what was made of a tile to the whole, which the first one begins."""
+def _add(out: list[Floats], tile: Floats, place: Place, share: Floats, x: Floats, factors: Factors) -> None:
+    """Add a tile's output to the whole, which the first tile allocates."""
     if not out:
         size = (side // factors[0] * factors[1] for side in x.shape[2:])
         out.append(np.zeros((1, tile.shape[1], *size), np.float32))
     out[0][place] += tile.astype(np.float32, copy=False) * share
 
 
-def grid(high: int, wide: int, cells: int, factor: int) -> Iterator[tuple[Any, Floats]]:
-    """Tiles of `cells` latents a side: where each lies in an array (..., high * factor, wide * factor), and how much
-    each of its numbers counts, (cells * factor, cells * factor).
+def grid(high: int, wide: int, cells: int, factor: int) -> Iterator[tuple[Place, Floats]]:
+    """Yield tiles of `cells` latents a side: the place in an array (..., high * factor, wide * factor), and weights.
+
+    The weights of a tile's pixels are (cells * factor, cells * factor).
     """
     for top, down in fades(high, cells, factor):
         for left, across in fades(wide, cells, factor):
             rows, columns = (slice(at * factor, at * factor + len(one)) for at, one in ((top, down), (left, across)))
-            yield np.s_[..., rows, columns], down[:, None] * across
+            yield (..., rows, columns), down[:, None] * across
 
 
 def fades(length: int, cells: int, factor: int) -> list[tuple[int, Floats]]:
-    """Where tiles begin along a side of `length` latents, evenly spread, and how much each pixel of theirs counts:
-    rising from one end over the middle half of the overlap and falling to the other, as pixels at an edge miss most of
-    what lies beyond. Over all tiles each pixel's shares add up to one.
+    """Return where tiles begin along a side of `length` latents, evenly spread, and the weight of each of their pixels.
+
+    Weights rise from one end over the middle half of the overlap and fall to the other, as pixels at an edge miss most
+    of the image beyond. Over all tiles each pixel's weights add up to one.
     """
     cells = min(cells, length)
     shared = max(cells // OVERLAP, min(cells // 2, REACH))

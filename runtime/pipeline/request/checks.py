@@ -61,12 +61,13 @@ def short(value: object) -> str:
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole number, Python's or NumPy's; True and False are none."""
+    """Takes a whole number, Python's or NumPy's; True and False are none."""
 
     least: int = 0
     most: float = math.inf
 
     def __call__(self, name: str, value: object) -> int:
+        """Return a value as an int."""
         if not isinstance(value, Integral) or isinstance(value, bool):
             raise invalid(name, "a whole number", value)
         if int(value) < self.least:
@@ -78,12 +79,13 @@ class Whole:
 
 @dataclass(frozen=True)
 class Number:
-    """A finite number, Python's or NumPy's; True and False are none."""
+    """Takes a finite number, Python's or NumPy's; True and False are none."""
 
     least: float = -math.inf
     most: float = math.inf
 
     def __call__(self, name: str, value: object) -> float:
+        """Return a value as a float."""
         bounded = math.isfinite(self.least) and math.isfinite(self.most)
         expected = f"{self.least:g} to {self.most:g}" if bounded else "a number"
         try:
@@ -97,12 +99,13 @@ class Number:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two values of one kind."""
+    """Takes two values of one kind."""
 
     of: Whole | Number
     expected: str
 
-    def __call__(self, name: str, value: Any) -> tuple[Any, Any]:
+    def __call__(self, name: str, value: object) -> tuple[float, float]:
+        """Return a value as a tuple of two."""
         if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, (str, bytes)) or _length(value) != 2:
             raise invalid(name, self.expected, value)
         try:

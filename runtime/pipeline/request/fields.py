@@ -7,7 +7,7 @@ in the metadata of images, where that is another.
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeAlias, TypeVar, get_args
 
 from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.images.reading import MASK_SOURCES
@@ -38,7 +38,7 @@ from .checks import (
 )
 
 Value = TypeVar("Value")
-OUTPUT_TYPES = ("pil", "np", "latent")
+OutputType: TypeAlias = Literal["pil", "np", "latent"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ FIELDS: Mapping[str, Field] = {
     "negative_prompt_embeds": Field(Optional(Floats("(prompts, tokens, width)"))),
     "pooled_prompt_embeds": Field(Optional(Floats("(prompts, width)"))),
     "negative_pooled_prompt_embeds": Field(Optional(Floats("(prompts, width)"))),
-    "output_type": Field(OneOf(OUTPUT_TYPES)),
+    "output_type": Field(OneOf(get_args(OutputType))),
     "callback_on_step_end": Field(Optional(callback)),
 }
 SHORT: Mapping[str, str] = {name: field.short or name for name, field in FIELDS.items()}

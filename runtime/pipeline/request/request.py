@@ -2,19 +2,18 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.images.reading import read, size_of, split
 from ldmrt.runtime.tensors import Array
 
 from .checks import LARGEST_SIDE, SEEDS, Images, Text, Whole, exclusive, invalid, needs, with_scale
-from .fields import FIELDS, refuse_unknown
+from .fields import FIELDS, OutputType
 from .generators import Generator, seeds_from
 
 TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-OutputType: TypeAlias = Literal["pil", "np", "latent"]
 Callback: TypeAlias = Callable[[Any, int, float, dict[str, Array]], "Mapping[str, Array] | None"]
 
 
@@ -116,10 +115,9 @@ class Request:
     callback_on_step_end: Callback | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(cls, request: "Request | Text | None", fields: Mapping[str, Any]) -> "Request":
-        """Return a request with other fields, or make one of a prompt and fields."""
-        refuse_unknown(fields)
-        return replace(request, **fields) if isinstance(request, Request) else cls(request, **fields)
+    def of(cls, request: "Request | Text") -> "Request":
+        """Return a request as it is, or make one of a prompt."""
+        return request if isinstance(request, Request) else cls(request)
 
     def __post_init__(self) -> None:
         """Check every field, then what they say together."""
