@@ -31,7 +31,7 @@ from .precision.islands import Islands
 
 @dataclass(frozen=True)
 class Exported:
-    """Says what became of one component."""
+    """Names a component and how its files came about."""
 
     component: str
     reused: bool

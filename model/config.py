@@ -10,7 +10,7 @@ from ldmrt.runtime.errors import LdmrtError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-# What training leaves in a config: its moving average, and what does nothing when a network is run.
+# Keys that training leaves in a config: its moving average, and what does nothing when a network is run.
 NOTES = {"decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"}
 NOTES |= {"attention_dropout", "dropout", "gradient_checkpointing", "use_gradient_checkpointing", "use_checkpoint"}
 NOTES |= {"architectures", "dtype", "torch_dtype", "transformers_version"}  # and what else programs note

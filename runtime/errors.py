@@ -1,10 +1,13 @@
 """Define the error that a user can cause, its four kinds, the warning, and how other libraries' messages are quoted."""
 
 import copyreg
-from typing import Any
+from typing import Any, TypeVar
 
 LONGEST = 1000  # characters of one part of a message: a prompt may be a megabyte
 MOST_SHOWN = 500  # characters of another library's message
+
+
+Kind = TypeVar("Kind", bound="LdmrtError")
 
 
 class LdmrtError(Exception):
@@ -43,6 +46,10 @@ class LdmrtError(Exception):
         message = printable("; ".join(parts)) + (f"\n  try: {printable(shortened(hint))}" if hint else "")
         super().__init__(message)
 
+    def as_kind(self, kind: "type[Kind]", hint: str | None = None) -> "Kind":
+        """Return this error as another kind, with another hint if one is given."""
+        return kind(self.where, self.problem, expected=self.expected, found=self.found, hint=hint or self.hint)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy the message and all attributes, whatever arguments the class takes."""
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
@@ -53,7 +60,7 @@ class InvalidRequest(LdmrtError):
 
 
 class BundleError(LdmrtError):
-    """A bundle is missing, damaged, or not one."""
+    """A bundle is missing or damaged, is not one, or lacks a part that was asked of it."""
 
 
 class EngineNotFound(LdmrtError):
@@ -74,7 +81,7 @@ def printable(text: str) -> str:
 
 
 def shortened(text: object, most: int = LONGEST) -> str:
-    """The beginning and the end of a text, at most so many characters."""
+    """Return the beginning and the end of a text, at most so many characters."""
     whole = str(text)
     half = (most - 5) // 2
     return whole if len(whole) <= most else f"{whole[:half]} ... {whole[-half:]}"

@@ -1,4 +1,4 @@
-"""What computes here: for what is measured and kept."""
+"""Describe this machine, for measurements and caches."""
 
 import contextlib
 import importlib.metadata
@@ -19,13 +19,13 @@ def versions() -> dict[str, str]:
 
 
 def processor() -> str:
-    """The CPU's name, and how many cores this process may use."""
+    """Return the CPU's name, and the number of cores."""
     name = _cpuinfo("model name") or platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores"
 
 
 def features() -> str:
-    """Return what the CPU can compute with, in its own words: which kernels run, and how they want weights laid out."""
+    """Return what the CPU can compute with, in its own words: which kernels run, and their layout of weights."""
     return _cpuinfo("flags", "Features") or f"{platform.machine()} {platform.processor()}"
 
 
@@ -40,7 +40,7 @@ def free_memory() -> int | None:
 
 
 def _cpuinfo(*names: str) -> str:
-    """Return what Linux says under the first of these names; empty where it says nothing."""
+    """Return what Linux reports under the first of these names; empty where it reports nothing."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith(names))

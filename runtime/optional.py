@@ -1,4 +1,4 @@
-"""Packages that only some commands need, the extra that brings each, and what is said where one is missing."""
+"""Name packages that only some commands need, the extra that brings each, and the error where one is missing."""
 
 import importlib.util
 import sys
@@ -80,7 +80,7 @@ def ours(error: ImportError) -> bool:
 
 
 def _package_of(name: str | None) -> str:
-    """The package that a module is of, by its key where it has one: `cuda` alone is a name that several share."""
+    """Return the package that a module is of, by its key where it has one: several share the name `cuda`."""
     for key in PACKAGES if name else ():
         if name == key or str(name).startswith(f"{key}.") or key.startswith(f"{name}."):
             return key
@@ -101,7 +101,7 @@ def _installed(name: str) -> bool:
 
 
 def _asked(trace: TracebackType | None) -> str:
-    """The package that this one's code had asked for when the import failed; "" where none of its code ran."""
+    """Return the package that this one's code had asked for when the import failed; "" where none of its code ran."""
     asked, after = "", False
     while trace is not None:
         module = _top(str(trace.tb_frame.f_globals.get("__name__", "")))

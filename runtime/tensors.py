@@ -142,9 +142,8 @@ def conform(component: str, specs: Specs, arrays: Mapping[str, Array]) -> Arrays
         )
         if not fits:
             raise LdmrtError(component, f"wrong shape of {spec.name}", expected=spec, found=array.shape)
-        ready[spec.name] = np.asarray(
-            array, spec.dtype, order="C"
-        )  # unlike ascontiguousarray it keeps an array without axes
+        # Unlike ascontiguousarray, asarray keeps an array without axes.
+        ready[spec.name] = np.asarray(array, spec.dtype, order="C")
     return ready
 
 

@@ -30,7 +30,7 @@ MAY: dict[str, set[str]] = {
     "runtime.host": set(),
     "runtime.optional": ERRORS,
     "runtime.tensors": ERRORS,
-    "runtime.files": ERRORS,
+    "runtime.files": ERRORS | {"runtime.optional"},
     "runtime.images": GROUND,
     "runtime.tokenizer": GROUND,
     "runtime.samplers": GROUND,

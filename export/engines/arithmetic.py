@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.recipe import Recipe
-from ldmrt.runtime.bundle.engines.targets import BACKENDS
+from ldmrt.runtime.bundle.engines.targets import TITLES
 from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.errors import LdmrtError
 
@@ -26,7 +26,7 @@ def check_arithmetic(bundle: Bundle, recipes: Sequence[Recipe]) -> None:
             and recipe.target == TURING
             and (what := unsupported_arithmetic(bundle, recipe.component))
         ):
-            problem = f"{BACKENDS[recipe.backend]} cannot build it for {TURING}, which has no {what}"
+            problem = f"{TITLES[recipe.backend]} cannot build it for {TURING}, which has no {what}"
             raise LdmrtError(recipe.component, problem, found=recipe.precision, hint=_hint(bundle, recipe))
 
 

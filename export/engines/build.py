@@ -26,7 +26,7 @@ REPORT_EVERY = 0.1  # seconds between two words about one engine
 
 @dataclass(frozen=True)
 class Decision:
-    """Says what to do about one engine. It is reused where there is nothing to do."""
+    """Holds what is to be done about one engine. It is reused where there is nothing to do."""
 
     recipe: Recipe
     there: EngineFile | None

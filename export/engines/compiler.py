@@ -17,7 +17,7 @@ from typing import Any
 
 from ldmrt.runtime.backends.trt.session import MODULES
 from ldmrt.runtime.bundle.engines.recipe import Recipe
-from ldmrt.runtime.bundle.engines.targets import BACKENDS, PORTABLE
+from ldmrt.runtime.bundle.engines.targets import PORTABLE, TITLES
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.optional import unavailable
@@ -65,14 +65,14 @@ def version(backend: str) -> str:
 def check_refit(backend: str, option: str) -> None:
     """Refuse to replace weights where the library cannot."""
     if backend == "tensorrt-rtx":
-        problem = f"{BACKENDS[backend]} compiles engines with replaceable weights by CUDA, and fails where no GPU is"
+        problem = f"{TITLES[backend]} compiles engines with replaceable weights by CUDA, and fails where no GPU is"
         hint = "ldmrt export CHECKPOINT BUNDLE --lora FILE:WEIGHT, then build: what has not changed is reused"
         raise LdmrtError(option, problem, hint=hint)
 
 
 def check_targets(backend: str, targets: Sequence[str], flags: Sequence[str]) -> None:
     """Refuse what the library cannot build, before anything is built."""
-    trt, title = library(backend), BACKENDS[backend]
+    trt, title = library(backend), TITLES[backend]
     if backend == "tensorrt-rtx":
         if REFIT in flags:
             check_refit(backend, "--refit")
@@ -130,7 +130,7 @@ def compile_engine(path: Path, recipe: Recipe, watch: Watch) -> Compiled:
         except PolygraphyException as error:
             if monitor.stopped:
                 raise LdmrtError(recipe.component, "the build was stopped") from None
-            problem = f"{BACKENDS[recipe.backend]} cannot build it for {recipe.target}"
+            problem = f"{TITLES[recipe.backend]} cannot build it for {recipe.target}"
             found = first_line(RuntimeError(log.errors[0]) if log.errors else error)
             raise LdmrtError(
                 recipe.component, problem, found=found, hint=f"ldmrt verify {path.parent.parent}"

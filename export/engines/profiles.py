@@ -23,7 +23,7 @@ FLAGS = ("decomposable attentions",)  # of every engine: head sizes without a fu
 
 @dataclass(frozen=True)
 class Wanted:
-    """Says what shall run: images of these widths and heights, so many at once, in so many steps at most."""
+    """Describes what shall run: images of these widths and heights, so many at once, in so many steps at most."""
 
     sizes: tuple[tuple[Dim, Dim], ...]  # (width, height) each
     batches: tuple[Dim, ...]

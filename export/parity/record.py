@@ -10,7 +10,7 @@ from ldmrt.export.components.table import Component, components, example
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
-from ldmrt.runtime.bundle.recording import CONTROL, Case, Recording, Trajectory, asked
+from ldmrt.runtime.bundle.recording import CONTROL, Case, Recording, Trajectory, request_fields
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.pipeline.controls import KINDS
@@ -72,7 +72,7 @@ def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0, side: int | No
     if side % (unit := max(part.unit for part in parts.values())):
         raise LdmrtError("verify", "invalid side", expected=f"a multiple of {unit} pixels", found=side)
     options = asking(prompt, seed, side, STEPS)
-    rows = plain.plan(Request(**from_short(options))).rows
+    rows = plain.plan(request_of(options, {})).rows
     engines = {name: RecordingEngine(part, wanted(part, rows)) for name, part in parts.items()}
     pipeline = replace(plain, engines=LazyEngines.of(engines))
     given = needed(parts, checkpoint, side)
@@ -119,6 +119,11 @@ def asking(prompt: str, seed: int, side: int, steps: int) -> JsonObject:
     return {"prompt": prompt, "seed": seed, "width": side, "height": side, "steps": steps, "guidance": GUIDANCE}
 
 
+def request_of(options: JsonObject, images: Arrays) -> Request:
+    """Return the request of fields by their short words, and of its images as recordings name them."""
+    return Request(**from_short(request_fields(options, images)))
+
+
 def needed(parts: Mapping[str, Component], checkpoint: Checkpoint, side: int) -> Arrays:
     """Return the images that an inpainting model and controls need: a gradient of colours, half of it masked."""
     slope = np.linspace(0, 255, side)
@@ -133,7 +138,7 @@ def needed(parts: Mapping[str, Component], checkpoint: Checkpoint, side: int) ->
 
 def _draw(pipeline: Pipeline, options: JsonObject, given: Arrays) -> Trajectory:
     """Draw an image with PyTorch and keep every row."""
-    task = pipeline.prepare(Request(**from_short(asked(options, given))))
+    task = pipeline.prepare(request_of(options, given))
     seen, predictions = list[Latents](), list[Latents]()
 
     def model(x: Latents, t: float, _: Latents | None = None) -> Latents:

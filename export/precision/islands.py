@@ -17,13 +17,11 @@ from ldmrt.export.components.specs import dtype_of
 from ldmrt.export.components.table import Component, example, rows
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.export.graph.naming import inside
-from ldmrt.export.parity.record import SIDE, RecordingEngine, asking, needed, wanted
+from ldmrt.export.parity.record import SIDE, RecordingEngine, asking, needed, request_of, wanted
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
-from ldmrt.runtime.bundle.recording import Case, asked
+from ldmrt.runtime.bundle.recording import Case
 from ldmrt.runtime.errors import LdmrtWarning
-from ldmrt.runtime.pipeline.request.fields import from_short
-from ldmrt.runtime.pipeline.request.request import Request
 
 from .casting import computing, door, modules_of
 
@@ -66,9 +64,7 @@ def measure(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, Measure
         pipeline = replace(torch_pipeline(checkpoint), engines=LazyEngines.of(engines))
         side = min(SIDE, pipeline.shape.size)
         for seed, prompt in enumerate(PROMPTS):
-            task = pipeline.prepare(
-                Request(**from_short(asked(asking(prompt, seed, side, STEPS), needed(every, checkpoint, side))))
-            )
+            task = pipeline.prepare(request_of(asking(prompt, seed, side, STEPS), needed(every, checkpoint, side)))
             x = task.x
             for state in task.steps():
                 x = state.x

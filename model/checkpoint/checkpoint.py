@@ -34,7 +34,7 @@ PIPELINE = {
     "requires_safety_checker": False,
     "safety_checker": [None, None],
 }
-# What a text encoder's config may say of the program that ran it; the model is the same.
+# Keys of a text encoder's config about the program that ran it; the model is the same.
 NOTES = {"dtype", "torch_dtype", "_name_or_path", "_attn_implementation", "attn_implementation", "return_dict"}
 NOTES |= {"output_attentions", "output_hidden_states"}
 # The networks of this package by the names of diffusers' classes.

@@ -33,7 +33,7 @@ TABLES = re.compile(
     r"|sigmas|log_sigmas|epoch|step|iteration)|(.*\.)?embeddings\.position_ids"
     r"|(cond_stage_model|conditioner\.embedders\.\d)\.(model\.|transformer\.)?(logit_scale|attn_mask)"
 )
-# What training leaves in files beside the networks that it trains.
+# Tensors that training leaves in files beside the networks that it trains.
 TRAINING = re.compile(
     r"(.*\.)?(model_ema|ema_model|ema|loss|embedding_manager|optimizers?|optimizer_states?|lr_schedulers?|callbacks)\..*"
     r"|edm_.*|(.*\.)?(exp_avg(_sq)?|momentum_buffer|max_exp_avg_sq)"

@@ -6,7 +6,6 @@ from ldmrt.model.weights.weight_files import choose, shards
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.hub import fetch
 from ldmrt.runtime.files.reading import read_json
-from ldmrt.runtime.optional import unavailable
 
 from .folder import INDEX, check_variant, split_index
 
@@ -21,7 +20,7 @@ def download(name: str, variant: str | None = None) -> Path:
     Raises:
         LdmrtError: There is no such model, it has no such variant, or the hub does not answer.
     """
-    folder = _fetch(name, [INDEX])
+    folder = fetch("checkpoint", name, [INDEX])
     if not (folder / INDEX).is_file():
         raise LdmrtError("checkpoint", f"{name} on the hub has no {INDEX}", expected="a model in diffusers' layout")
     _, parts = split_index(read_json("checkpoint", folder / INDEX))
@@ -35,7 +34,7 @@ def download(name: str, variant: str | None = None) -> Path:
             weights = choose(part, files, variant, f"{name}/{part}")
             files = ["config.json", weights, *shards(weights, files)]
         needed += [f"{part}/{file}" for file in files]
-    return _fetch(name, needed)
+    return fetch("checkpoint", name, needed)
 
 
 def _names(name: str) -> list[str]:
@@ -44,13 +43,5 @@ def _names(name: str) -> list[str]:
 
     try:
         return list(HfApi().list_repo_files(name))
-    except Exception:  # of the network, in many classes; `_fetch` has said or will say what is wrong
+    except Exception:  # of the network, in many classes; `fetch` reports it
         return []
-
-
-def _fetch(name: str, files: list[str]) -> Path:
-    """Fetch files of a model, or say how to install what fetches them."""
-    try:
-        return fetch("checkpoint", name, files)
-    except ImportError as error:
-        raise unavailable(error, f"checkpoint: no folder {name}") from None

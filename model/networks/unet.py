@@ -76,9 +76,8 @@ class UNetConfig(EncoderConfig):
         """Return the depth of each transformer of a level on the way up, where it has one layer more."""
         depths: tuple[PerLevel, ...] = self.per_level(self.transformer_layers_per_block)
         if (reverse := self.reverse_transformer_layers_per_block) is not None:
-            depths = self.per_level(reverse)
-            level_from_deepest = len(depths) - 1 - level
-            return self.each_layer(depths[level_from_deepest], self.layers[level] + 1)
+            depths = self.per_level(reverse)  # from the deepest level
+            depths = depths[::-1]
         return self.each_layer(depths[level], self.layers[level] + 1)
 
 

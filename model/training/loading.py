@@ -67,9 +67,6 @@ class Batches:
             return sample
         except LdmrtError as error:
             if not self.skip_unreadable or tries == 1:
-                hint = "repair the file, or --on-bad skip"
-                raise LdmrtError(
-                    error.where, error.problem, expected=error.expected, found=error.found, hint=hint
-                ) from None
+                raise error.as_kind(LdmrtError, "repair the file, or --on-bad skip") from None
             self.skipped[sample.key] = str(error)
         return self._decode(self.data.draw(self.seed, index + 1), index + 1, tries - 1)

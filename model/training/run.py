@@ -29,7 +29,7 @@ PRECISIONS = ("fp32", "bf16")
 
 @dataclass(frozen=True)
 class Settings:
-    """Says how to train. `precision` is that of the network's arithmetic; weights and their averages stay float32."""
+    """Holds how to train. `precision` is that of the network's arithmetic; weights and their averages stay float32."""
 
     steps: int
     batch: int  # samples a step

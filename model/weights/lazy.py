@@ -14,7 +14,7 @@ class Lazy:
     shape: tuple[int, ...]
     dtype: torch.dtype | None
     view: Callable[[], Tensor] = field(repr=False)  # a mapping of the file, without a copy where that is possible
-    done: Callable[[], None] = field(default=lambda: None, repr=False)  # nobody needs the view any more
+    done: Callable[[], None] = field(default=lambda: None, repr=False)  # called when the view is needed no more
 
     def read(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the tensor: a view of the file as it is stored, or a copy in another dtype."""

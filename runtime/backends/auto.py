@@ -7,7 +7,7 @@ from threading import Lock
 
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.store import EngineFile, engines, runs_on
-from ldmrt.runtime.bundle.engines.targets import BACKENDS
+from ldmrt.runtime.bundle.engines.targets import TITLES
 from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.tensors import Array, Arrays, Engine, Shape, Shapes, conform
@@ -115,7 +115,7 @@ def unused_engines(bundle: Bundle) -> str:
 def _tried(bundle: Bundle) -> Iterator[Session | str]:
     """Yield, for each backend that has engines in a bundle, its session here, or why they cannot run."""
     files = [engine for engine in engines(bundle.path) if isinstance(engine, EngineFile)] if bundle.manifest else []
-    for backend, title in BACKENDS.items():
+    for backend, title in TITLES.items():
         if recipes := [file.recipe for file in files if file.recipe.backend == backend]:
             try:
                 session = Session(backend)

@@ -9,7 +9,7 @@ from functools import partial
 
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.graphs import STEP, TOGETHER, UNET_HALVES
-from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.errors import BundleError, LdmrtError
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.tensors import Engine
 
@@ -21,7 +21,7 @@ from .text_encoder_cache import CachedTextEncoder
 
 @dataclass(frozen=True)
 class BackendSettings:
-    """Says how networks are run."""
+    """Holds how networks are run."""
 
     threads: int = 0  # on the CPU; 0 is one for each core
     low_memory: bool = False  # the networks of one stage in memory at a time
@@ -144,7 +144,7 @@ def open_engines(bundle: Bundle, backend: str, settings: BackendSettings = Backe
     check_name(backend)
     if settings.fused and STEP not in bundle.graphs:
         hint = "ldmrt export CHECKPOINT BUNDLE"
-        raise LdmrtError("unet", f"{bundle.path} has no fused step", hint=hint)
+        raise BundleError("unet", f"{bundle.path} has no fused step", hint=hint)
     makers = BACKENDS[backend](bundle, backend, settings)
     if settings.low_memory:
         known = bundle.manifest.get("components", {})

@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import Field, asdict, dataclass, field, fields
-from typing import Any, ClassVar, Protocol, TypeVar
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, TypeVar
 
 from ldmrt.runtime.errors import BundleError
 from ldmrt.runtime.files.reading import JsonObject
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 NAMED = 3  # skipped cases that are named
 
@@ -114,7 +117,7 @@ class ShortcutCost:
     psnr: float  # dB, infinite where they are equal
 
     @property
-    def said(self) -> str:
+    def psnr_text(self) -> str:
         """Write the PSNR in words."""
         return "identical" if self.psnr == math.inf else f"{self.psnr:.1f} dB"
 
@@ -234,13 +237,7 @@ class Certificate:
 Record = TypeVar("Record", TensorError, RowError, ImageSimilarity, ShortcutCost, SkippedCase)
 
 
-class Dataclass(Protocol):
-    """Any dataclass."""
-
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-
-
-def plain(record: Dataclass) -> JsonObject:
+def plain(record: "DataclassInstance") -> JsonObject:
     """Return a record's fields as JSON can hold them: infinity and not-a-number as strings."""
     values = asdict(record)
     return {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in values.items()}
@@ -248,11 +245,11 @@ def plain(record: Dataclass) -> JsonObject:
 
 def _read(kind: type[Record], value: JsonObject) -> Record:
     """Read a record from plain values; TypeError or ValueError where a value is not of its field's type."""
-    numbers = {of.name for of in fields(kind) if of.type in (float, "float", float | None)}
+    numbers = {known.name for known in fields(kind) if known.type in (float, "float", float | None)}
     values: JsonObject = {k: float(v) if k in numbers and v is not None else v for k, v in value.items()}
-    for of in fields(kind):
-        if of.type in (str, int) and type(values.get(of.name)) is not of.type:
-            raise TypeError(f"{kind.__name__}.{of.name}")
-        if of.type is float and values.get(of.name) is None:
-            raise TypeError(f"{kind.__name__}.{of.name}")
+    for known in fields(kind):
+        if known.type in (str, int) and type(values.get(known.name)) is not known.type:
+            raise TypeError(f"{kind.__name__}.{known.name}")
+        if known.type is float and values.get(known.name) is None:
+            raise TypeError(f"{kind.__name__}.{known.name}")
     return kind(**values)

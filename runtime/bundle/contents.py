@@ -42,9 +42,7 @@ def bundle_errors() -> Iterator[None]:
     except BundleError:
         raise
     except LdmrtError as error:
-        raise BundleError(
-            error.where, error.problem, expected=error.expected, found=error.found, hint=error.hint
-        ) from None
+        raise error.as_kind(BundleError) from None
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def changes(manifest: JsonObject, stored: JsonObject, about: JsonObject) -> list
         changed += [f"{name} is not among the files that were certified" for name in now if name not in then]
     lines = [*changed[:NAMED], *([f"and {len(changed) - NAMED} more files are not"] if changed[NAMED:] else [])]
     if not is_partial(about) and about["manifest"] != manifest_digest(manifest):
-        lines.append(f"{MANIFEST} does not say of the networks what it said when they were certified")
+        lines.append(f"{MANIFEST} describes the networks differently than when they were certified")
     name = str(stored.get("reference"))
     digest, named = str(manifest["files"].get(name, {}).get("sha256")), REFERENCE.fullmatch(name)
     if named is None or not digest.startswith(named[1]) or stored.get("reference_sha256", digest) != digest:

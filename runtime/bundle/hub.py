@@ -11,7 +11,6 @@ from ldmrt.runtime.errors import BundleError, LdmrtError
 from ldmrt.runtime.files.hub import fetch, is_hub_name
 from ldmrt.runtime.files.reading import read_json
 from ldmrt.runtime.files.swap import recover
-from ldmrt.runtime.optional import unavailable
 
 from .contents import bundle_errors
 from .graphs import ORDER, REQUIRED
@@ -30,9 +29,9 @@ COMMIT = re.compile("[0-9a-f]{40}")  # the name of a snapshot's folder in the hu
 def local_bundle(name: str | Path, revision: str | None = None) -> Path:
     """Return the folder of a bundle; a bundle on the hub is fetched into the hub's cache first.
 
-    A path that exists is returned as it is, and so is anything that cannot be a name on the hub: an absolute path, one
-    that begins with `.` or `~`, one with more than one slash. Engines are not fetched: each is made for one GPU and one
-    version of its library.
+    A path that exists is returned as it is, and so is any text that cannot be a name on the hub: an absolute path, one
+    that begins with `.` or `~`, one with more than one slash. (A `Path` keeps no leading "./".) Engines are not
+    fetched: each is made for one GPU and one version of its library.
 
     Args:
         name: A folder, or a name on the hub: "owner/name", or "owner/name@revision".
@@ -90,9 +89,6 @@ def _fetch(name: str, files: Sequence[str], revision: str | None) -> Path:
     """Fetch files, with a hint for people who meant a path."""
     try:
         return fetch("bundle", name, files, revision)
-    except ImportError as error:
-        failure = unavailable(error, f"bundle: no folder {name}")
     except LdmrtError as error:
-        failure = error
-    hint = f"{failure.hint}; for a bundle of your own: ldmrt export CHECKPOINT {name}"
-    raise BundleError(failure.where, failure.problem, expected=failure.expected, found=failure.found, hint=hint)
+        hint = f"{error.hint}; for a bundle of your own: ldmrt export CHECKPOINT {name}"
+        raise error.as_kind(BundleError, hint) from None

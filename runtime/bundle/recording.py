@@ -33,7 +33,7 @@ class Case:
     outputs: Arrays = field(repr=False)
 
 
-def asked(options: JsonObject, given: Arrays) -> JsonObject:
+def request_fields(options: JsonObject, given: Arrays) -> JsonObject:
     """Return the fields of a recorded request, ready for `Request`.
 
     Args:
@@ -61,9 +61,9 @@ class Trajectory:
         return {name: getattr(self, name) for name in WALK} | self.given
 
     @property
-    def asked(self) -> JsonObject:
+    def request_fields(self) -> JsonObject:
         """Return the fields of the request, with its images."""
-        return asked(self.options, self.given)
+        return request_fields(self.options, self.given)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldmrt.runtime.errors import LdmrtError, first_line
+from ldmrt.runtime.optional import unavailable
 
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # "owner/name"; the hub has no other alphabet
 
@@ -31,11 +32,13 @@ def fetch(where: str, name: str, files: Sequence[str], revision: str | None = No
 
     Raises:
         LdmrtError: The hub has no such model or revision, access to it is restricted, or the hub cannot be reached and
-            the cache has no snapshot.
-        ImportError: huggingface_hub is not installed.
+            the cache has no snapshot. Or huggingface_hub is not installed.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    except ImportError as error:
+        raise unavailable(error, f"{where}: no folder {name}") from None
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))

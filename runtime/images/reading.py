@@ -147,7 +147,8 @@ def on_white(image: "Image") -> "Image":
         return image
     from PIL import Image
 
-    composed = Image.new(mode := image.mode[:-1], image.size, "white")
+    mode = image.mode[:-1]
+    composed = Image.new(mode, image.size, "white")
     for top in range(0, image.height, BAND):
         box = (0, top, image.width, min(top + BAND, image.height))
         band = image.crop(box)

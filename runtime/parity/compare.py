@@ -71,7 +71,7 @@ class Comparison:
     def summary(self) -> tuple[str, str]:
         """The worst of it, and its tolerance."""
         if self.costs:
-            return min(self.costs, key=lambda one: one.psnr).said, "none: a cost"
+            return min(self.costs, key=lambda cost: cost.psnr).psnr_text, "none: a cost"
         if self.pictures:
             least = min(self.pictures, key=lambda one: one.psnr)
             return f"{least.psnr:.1f} dB" if least.psnr < math.inf else "identical", f">= {least.limit:g} dB"
@@ -202,7 +202,7 @@ def check_parts(
 
 def requested(trajectory: Trajectory, deep_cache: int | None = None) -> Request:
     """Return the request that a trajectory was recorded of, also with a deep cache."""
-    return replace(Request(**from_short(trajectory.asked)), deep_cache=deep_cache)
+    return replace(Request(**from_short(trajectory.request_fields)), deep_cache=deep_cache)
 
 
 def cost_of_deep_cache(

@@ -24,7 +24,7 @@ from .request.request import Request
 
 @dataclass(frozen=True)
 class StepCapacity:
-    """Says how many rows, saved latents and noise draws a fused step was built for."""
+    """Holds how many rows, saved latents and noise draws a fused step was built for."""
 
     rows: int
     saved_latents: int  # latents, with the current ones

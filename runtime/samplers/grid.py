@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.errors import InvalidRequest
 
 from .config import Config
 from .schedule import (
@@ -85,10 +85,11 @@ class Grid:
         Below 0 it is the last node: without noise, or with that of timestep 0 where `set_alpha_to_one` is false.
 
         Raises:
-            LdmrtError: The timestep is not one of training.
+            InvalidRequest: The timestep is not one of training.
         """
         if t >= len(self.abar):
-            raise LdmrtError("scheduler", "the grid leaves the schedule", expected=f"below {len(self.abar)}", found=t)
+            expected = f"below {len(self.abar)}"
+            raise InvalidRequest("scheduler", "the grid leaves the schedule", expected=expected, found=t)
         final = 1.0 if self.config.get("set_alpha_to_one", True) else self.abar[0]
         abar = float(self.abar[int(t)] if t >= 0 else final)
         return Node(float(t), math.sqrt(abar), math.sqrt(1 - abar))
@@ -128,14 +129,14 @@ def distilled_grid(
         strength: The share of the distilled timesteps to thin, counted from the end.
 
     Raises:
-        LdmrtError: There are more steps than distilled timesteps.
+        InvalidRequest: There are more steps than distilled timesteps.
     """
     original = c["original_inference_steps"]
     if timesteps is None:
         count = int(original * strength)
         if not 1 <= steps <= count:
             expected = f"1 to {count}" if count else f"a strength of at least {1 / original:g}"
-            raise LdmrtError("scheduler", "invalid number of steps", expected=expected, found=steps)
+            raise InvalidRequest("scheduler", "invalid number of steps", expected=expected, found=steps)
         distilled = np.arange(count, 0, -1) * (c["num_train_timesteps"] // original) - 1
         timesteps = distilled[np.floor(np.linspace(0, count, steps, endpoint=False)).astype(int)]
     grid = Grid([], alphas_cumprod(c), c)
@@ -164,7 +165,8 @@ def early_grid(
         whole: Round the timesteps of Karras' levels, as DPM-2 does.
 
     Raises:
-        LdmrtError: Both timesteps and a spacing of noise levels are chosen, or the config is invalid.
+        InvalidRequest: Both timesteps and a spacing of noise levels are chosen.
+        LdmrtError: The config is invalid.
     """
     train, spacing = TrainedLevels(c), spacing_of(c)
     _refuse_timesteps(spacing, timesteps)
@@ -173,9 +175,9 @@ def early_grid(
         t = times(level[:-1], train.abar32)
     else:
         t = spaced(c, steps) if timesteps is None else np.asarray(timesteps, np.float64)
-        level, rounded = (_early_levels(c, spacing, t, steps, known) for known in (train.level, train.level32))
+        level = _early_levels(c, spacing, t, steps, train.level)
         if spacing:
-            t = times(rounded, train.abar32)
+            t = times(_early_levels(c, spacing, t, steps, train.level32), train.abar32)
             t = np.round(t) if whole and spacing == "karras_sigmas" else t
         level = np.append(level, last_level(c, float(train.level[0])))[: len(t) + 1]
     if c.get("timestep_type") == "continuous" and c["prediction_type"] == "v_prediction":
@@ -198,7 +200,8 @@ def late_grid(c: Config, steps: int, timesteps: Sequence[float] | None = None, *
         own_end: End respaced levels at the least of them, not at that of training.
 
     Raises:
-        LdmrtError: Both timesteps and a spacing of noise levels are chosen, or the config is invalid.
+        InvalidRequest: Both timesteps and a spacing of noise levels are chosen.
+        LdmrtError: The config is invalid.
     """
     spacing = spacing_of(c)
     if spacing == "flow_sigmas":
@@ -206,9 +209,9 @@ def late_grid(c: Config, steps: int, timesteps: Sequence[float] | None = None, *
     _refuse_timesteps(spacing, timesteps)
     train = TrainedLevels(c)
     t = np.round(spaced(c, steps, extra=1) if timesteps is None else np.asarray(timesteps, np.float64))
-    level, rounded = (_late_levels(c, spacing, t, steps, known) for known in (train.level, train.level32))
+    level = _late_levels(c, spacing, t, steps, train.level)
     if spacing:
-        t = times(rounded, train.abar32)
+        t = times(_late_levels(c, spacing, t, steps, train.level32), train.abar32)
         cosine = "use_lu_lambdas" in c and c["beta_schedule"] == "squaredcos_cap_v2"  # in DPMSolverMultistep alone
         t = np.round(t) if spacing in ("karras_sigmas", "lu_lambdas") and not cosine else np.trunc(t)
     least = level[-1] if spacing and own_end else train.level[0]
@@ -227,9 +230,10 @@ def _chained(nodes: Sequence[Node], end: Node) -> list[tuple[Node, Node]]:
 
 
 def _refuse_timesteps(spacing: str, timesteps: Sequence[float] | None) -> None:
-    """Raise an `LdmrtError` for chosen timesteps beside a spacing, which determines the timesteps itself."""
+    """Raise an `InvalidRequest` for chosen timesteps beside a spacing, which determines the timesteps itself."""
     if spacing and timesteps is not None:
-        raise LdmrtError("scheduler", f"timesteps cannot be chosen with use_{spacing}", expected=f"use_{spacing} false")
+        problem = f"timesteps cannot be chosen with use_{spacing}"
+        raise InvalidRequest("scheduler", problem, expected=f"use_{spacing} false")
 
 
 def _early_levels(c: Config, spacing: str, t: Floats, steps: int, train: Floats | Floats32) -> Floats:

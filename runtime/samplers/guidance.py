@@ -14,7 +14,7 @@ from .schedule import Floats32
 
 @dataclass(frozen=True)
 class Guidance:
-    """Says which latents each of N network rows sees, and how their outputs combine.
+    """Tells which latents each of N network rows sees, and how their outputs combine.
 
     Attributes:
         idx: Index of the latents that each network row sees, (N,).

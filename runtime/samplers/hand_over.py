@@ -17,7 +17,7 @@ from .plan import Plan
 
 @dataclass(frozen=True)
 class Entry:
-    """Says where a plan begins that goes on with another model's latents."""
+    """Holds the place where a plan begins that goes on with another model's latents."""
 
     row: int  # the first row, counted in the plan from pure noise
     scale: float  # factor of the latents: they were left at one noise level and may be read at another

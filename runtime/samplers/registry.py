@@ -19,7 +19,7 @@ from .plan import Plan, Variance
 
 @dataclass(frozen=True)
 class Scheduler:
-    """Says how a config becomes a grid, and the grid the rows of a plan: one line of the table.
+    """Describes how a config becomes a grid, and the grid the rows of a plan: one line of the table.
 
     Attributes:
         class_name: The class in diffusers.

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.errors import InvalidRequest, LdmrtError
 from ldmrt.runtime.nearest import suggestion
 
 from .config import Config
@@ -17,13 +18,8 @@ Floats32 = NDArray[np.float32]
 _Float = TypeVar("_Float", np.float32, np.float64)
 ZERO_SNR = 2.0**-24  # what diffusers puts for a signal of zero where it must divide by it
 BETAS, TIMESTEP_SPACINGS = ("linear", "scaled_linear", "squaredcos_cap_v2"), ("leading", "linspace", "trailing")
-LEVEL_SPACINGS = (
-    "karras_sigmas",
-    "lu_lambdas",
-    "exponential_sigmas",
-    "beta_sigmas",
-    "flow_sigmas",
-)  # keys after "use_"
+# Spacings of noise levels: "use_" and one of these is a key of a config.
+LEVEL_SPACINGS = ("karras_sigmas", "lu_lambdas", "exponential_sigmas", "beta_sigmas", "flow_sigmas")
 RHO = 7.0  # of Karras et al. 2022, table 1
 
 
@@ -110,14 +106,24 @@ class TrainedLevels:
     """Holds the noise levels that a network was trained on, exact and with the roundings of torch in float32.
 
     Attributes:
-        abar: alpha_bar of the training timesteps, (T,), and `abar32` in float32.
-        level: Noise levels sigma / alpha of the training timesteps, (T,), ascending, and `level32` in float32.
+        abar: alpha_bar of the training timesteps, (T,).
+        level: Noise levels sigma / alpha of the training timesteps, (T,), ascending.
     """
 
     def __init__(self, c: Config) -> None:
         """Compute them from the config of a scheduler."""
-        self.abar, self.abar32 = alphas_cumprod(c, zero=ZERO_SNR), float32_cumprod(c)
-        self.level, self.level32 = levels(self.abar), levels(self.abar32)
+        self._config, self.abar = c, alphas_cumprod(c, zero=ZERO_SNR)
+        self.level = levels(self.abar)
+
+    @cached_property
+    def abar32(self) -> Floats32:
+        """alpha_bar of the training timesteps, (T,), rounded as torch rounds it."""
+        return float32_cumprod(self._config)
+
+    @cached_property
+    def level32(self) -> Floats32:
+        """Noise levels of `abar32`, (T,), ascending."""
+        return levels(self.abar32)
 
 
 def spaced(c: Config, steps: int, *, extra: int = 0) -> Floats:
@@ -129,12 +135,13 @@ def spaced(c: Config, steps: int, *, extra: int = 0) -> Floats:
         extra: 1 for solvers that drop the last of N + 1 timesteps.
 
     Raises:
-        LdmrtError: There are more steps than training timesteps, or the spacing is unknown.
+        InvalidRequest: There are more steps than training timesteps.
+        LdmrtError: The spacing is unknown.
     """
     total = c["num_train_timesteps"]
     spacing, last = c.get("timestep_spacing", "linspace"), total
     if steps + extra > total:
-        raise LdmrtError("scheduler", "invalid number of steps", expected=f"1 to {total - extra}", found=steps)
+        raise InvalidRequest("scheduler", "invalid number of steps", expected=f"1 to {total - extra}", found=steps)
     if c.get("lambda_min_clipped", -math.inf) > -math.inf:
         last -= int(np.searchsorted(-np.log(levels(alphas_cumprod(c, zero=ZERO_SNR)))[::-1], c["lambda_min_clipped"]))
     if spacing == "linspace":

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.errors import InvalidRequest
 
 from .config import Config
 from .grid import Grid, Node
@@ -236,7 +236,7 @@ def pndm(grid: Grid) -> Iterator[Row]:
         yield from _plms(grid, (times[:1] + times[1:2] * 2 + times[2:])[grid.begin :], stride)
         return
     if len(times) < 4:
-        raise LdmrtError("scheduler", "too few steps for Runge-Kutta", expected="4 steps, or skip_prk_steps true")
+        raise InvalidRequest("scheduler", "too few steps for Runge-Kutta", expected="4 steps, or skip_prk_steps true")
     x, start, total, *saved, m, _, _ = symbols(5)
     halves = [t + offset for t in times[:4] for offset in (stride // 2, 0)][1:]
     timesteps = [t for t in halves for _ in range(2)][1:-1] + times[3:]

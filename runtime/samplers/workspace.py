@@ -32,7 +32,7 @@ class Operands:
 
 @dataclass(frozen=True, slots=True)
 class RowProgram:
-    """Says by slots what a row reads and computes."""
+    """Names the slots that a row reads, and holds its weights."""
 
     x: int  # the latents that the network sees
     m: int  # its prediction

@@ -1,4 +1,4 @@
-"""The words of a tokenizer by its files, and those that were added to its byte-pair vocabulary."""
+"""Read the words of a tokenizer from its files, and those that were added to its byte-pair vocabulary."""
 
 import itertools
 import re
@@ -16,7 +16,7 @@ Files = Mapping[str, bytes]
 
 
 def vocabulary(files: Files) -> tuple[dict[str, int], dict[str, int]]:
-    """Every word of a tokenizer with its id, and those alone that were added to the byte-pair vocabulary."""
+    """Return every word of a tokenizer with its id, and separately those added to the byte-pair vocabulary."""
     whole, config = (read(files, name) for name in ("tokenizer.json", "tokenizer_config.json"))
     words = _byte_pairs(files)
     try:
@@ -31,7 +31,7 @@ def vocabulary(files: Files) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def added_words(tokenizers: Mapping[str, Files], but: Collection[str] = ()) -> list[str]:
-    """The words that tokenizers have beside their byte-pair vocabularies, by id: those of textual inversions.
+    """Return the words that tokenizers have beside their byte-pair vocabularies, by id: those of textual inversions.
 
     Of word, word_1, word_2 ... the first stands for all. Special tokens that have a role are no words, nor are those in
     `but`, of which one such as "<s0><s1>" is several.
@@ -48,22 +48,22 @@ def added_words(tokenizers: Mapping[str, Files], but: Collection[str] = ()) -> l
 
 
 def more_vectors(word: str, added: Collection[str]) -> list[str]:
-    """The added words that a word also stands for: by diffusers' convention word_1, word_2 ... as far as they go."""
+    """Return the added words that a word also stands for: by diffusers' convention word_1, word_2 and so on."""
     return list(itertools.takewhile(added.__contains__, (f"{word}_{i}" for i in itertools.count(1))))
 
 
 def several(token: str) -> list[str]:
-    """The words that a token such as "<s0><s1>" is made of."""
+    """Split a token such as "<s0><s1>" into its words."""
     return re.findall(r"<[^<>\s]+>", token)
 
 
 def read(files: Files, name: str) -> dict[str, Any]:
-    """The JSON object in one of the files; an empty one where the file is missing."""
+    """Read the JSON object in one of the files; an empty one where the file is missing."""
     return parse_json("tokenizer", name, files.get(name, b"{}"))
 
 
 def _byte_pairs(files: Files) -> dict[str, Any]:
-    """The byte-pair vocabulary, without what was added to it."""
+    """Return the byte-pair vocabulary, without the words that were added to it."""
     model = read(files, "tokenizer.json").get("model")
     words = read(files, "vocab.json") or (model.get("vocab") if isinstance(model, dict) else None)
     if not words or not isinstance(words, dict):
@@ -72,7 +72,7 @@ def _byte_pairs(files: Files) -> dict[str, Any]:
 
 
 def _roles(files: Files) -> set[str]:
-    """The tokens that begin, end or pad a text, or stand for what is unknown."""
+    """Return the tokens that begin, end or pad a text, or stand for an unknown one."""
     configs = (read(files, name) for name in ("special_tokens_map.json", "tokenizer_config.json"))
     notes = (config.get(role) for config in configs for role in ROLES)
     return {str(note.get("content") if isinstance(note, dict) else note) for note in notes}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ldmrt.runtime.bundle.engines.targets import BACKENDS
+from ldmrt.runtime.bundle.engines.targets import TITLES
 from ldmrt.tools.console.outputs import check_output
 from ldmrt.tools.console.verification import verify_built
 from ldmrt.tools.options.common import Choice
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--backend",
-    type=Choice(BACKENDS),
+    type=Choice(TITLES),
     default="tensorrt-rtx",
     show_default=True,
     help="Library that builds the engines.",

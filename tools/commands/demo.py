@@ -82,7 +82,7 @@ def prepare(bundle: Path) -> None:
         certificate = Bundle.open(bundle).certificate
     except LdmrtError as error:
         hint = f"remove {bundle}, or name another folder with --bundle"
-        raise BundleError(error.where, error.problem, expected=error.expected, found=error.found, hint=hint) from None
+        raise error.as_kind(BundleError, hint) from None
     if certificate is None:
         against = shlex.join(("ldmrt", "verify", str(bundle), "--against", str(CHECKPOINT), "--store"))
         click.secho(f"not verified: {bundle} has no certificate; next: {against}", fg="yellow", err=True)

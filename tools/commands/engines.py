@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ldmrt.runtime.bundle.engines.targets import BACKENDS
+from ldmrt.runtime.bundle.engines.targets import TITLES
 from ldmrt.tools.console.outputs import check_output
 from ldmrt.tools.options.common import Choice, Group
 
@@ -90,7 +90,7 @@ def show(files: "Sequence[EngineFile | LdmrtError]", listed: "Sequence[JsonObjec
     for engine, about in zip(files, listed, strict=True):
         cells = ("", "", "", "")
         if not isinstance(engine, LdmrtError):
-            backend = f"{BACKENDS[engine.recipe.backend]} {engine.recipe.version}"
+            backend = f"{TITLES[engine.recipe.backend]} {engine.recipe.version}"
             cells = (backend, shapes(engine.recipe.profile), megabytes(engine.size), megabytes(about["scratch"] or 0))
         rows.append((about["name"], *cells, about["useless"] or "fits"))
     tables.show(("engine", "made by", "largest input", "disk", "scratch", "state"), rows, lines=True)
@@ -104,7 +104,7 @@ def show(files: "Sequence[EngineFile | LdmrtError]", listed: "Sequence[JsonObjec
     type=click.Path(path_type=Path),
     help="Bundle with the engines; by default BUNDLE itself, exported again since they were built.",
 )
-@click.option("--backend", type=Choice(BACKENDS), default="tensorrt", show_default=True, help="Backend of the engines.")
+@click.option("--backend", type=Choice(TITLES), default="tensorrt", show_default=True, help="Backend of the engines.")
 @click.option("--components", "only", help="Components to refit, such as unet,text_encoder; all by default.")
 @click.option("--verify/--no-verify", default=True, help="Whether to run the new engines and compare them.")
 def refit(bundle: Path, source: Path | None, backend: str, only: str | None, verify: bool) -> None:

@@ -211,7 +211,7 @@ def verify_built(bundle: "Bundle", backend: str) -> None:
         SystemExit: A difference exceeds its tolerance, or the certificate is of other files; the exit code is 1.
     """
     from ldmrt.runtime.backends.registry import available_backends
-    from ldmrt.runtime.bundle.engines.targets import BACKENDS
+    from ldmrt.runtime.bundle.engines.targets import TITLES
     from ldmrt.runtime.errors import LdmrtError
 
     from .progress import console
@@ -231,6 +231,6 @@ def verify_built(bundle: "Bundle", backend: str) -> None:
         console.print(f"not verified: {error.problem}; next: {error.hint}", highlight=False, soft_wrap=True)
         return
     if backend not in available:
-        notice = f"the engines were built but not run: {BACKENDS[backend]} cannot run here. Their ONNX files:"
+        notice = f"the engines were built but not run: {TITLES[backend]} cannot run here. Their ONNX files:"
         console.print(notice, highlight=False, soft_wrap=True)
     replay(bundle, (backend,) if backend in available else available)

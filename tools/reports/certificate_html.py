@@ -171,7 +171,7 @@ def _card(image: ImageSimilarity, pair: Pair | None) -> Markup:
 
 
 def _costs(costs: Sequence[ShortcutCost]) -> Markup:
-    rows = [(True, [cost.shortcut, cost.backend, cost.prompt, str(cost.seed), cost.said]) for cost in costs]
+    rows = [(True, [cost.shortcut, cost.backend, cost.prompt, str(cost.seed), cost.psnr_text]) for cost in costs]
     table = _table("What shortcuts cost", ["shortcut", "backend", "prompt", ">seed", ">PSNR"], rows)
     note = "An image with a shortcut against the same without. A shortcut is chosen by the user, so it has no limit."
     return _section("Costs", note, [table] * bool(costs))

@@ -65,17 +65,17 @@ class Binding:
         self._address = {name: address + tensor.offset for name, tensor in layout.tensors.items()}
         self._copies = [self._copy(*pair) for pair in feedback.items()]
         with self._session.explained(self._plan.component, "TensorRT does not take a buffer"):
-            for name, address in self._address.items():
-                must(self._context.set_tensor_address(name, address), f"set_tensor_address of {name}")
+            for name, place in self._address.items():
+                must(self._context.set_tensor_address(name, place), f"set_tensor_address of {name}")
         self._scratch_address = 0  # of the scratch memory that the context uses
         self._launched, self._recordable, self._kept = False, True, False
         self._waiting: set[str] = set()  # inputs whose pinned copy the stream may not have read yet
 
     def _copy(self, output: str, target: str) -> tuple[int, int, int]:
         """Return target, source and size of the copy that feeds an output back as an input."""
-        known = output in self._host and output not in self._inputs and target in self._inputs
-        source, sink = (self._host.get(name) for name in (output, target))
-        if not known or source is None or sink is None or (source.shape, source.dtype) != (sink.shape, sink.dtype):
+        ends = output not in self._inputs and target in self._inputs
+        source, sink = self._host.get(output), self._host.get(target)
+        if not ends or source is None or sink is None or (source.shape, source.dtype) != (sink.shape, sink.dtype):
             problem = f"{output} cannot be fed back as {target}"
             raise LdmrtError(self._plan.component, problem, expected="an output and an input, of one dtype and shape")
         return self._address[target], self._address[output], sink.nbytes

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from ldmrt.runtime.backends.gpu import compute_capability
-from ldmrt.runtime.bundle.engines.targets import BACKENDS
+from ldmrt.runtime.bundle.engines.targets import TITLES
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.optional import unavailable
 
@@ -32,12 +32,12 @@ class Session:
         """Import the library and find the GPU.
 
         Args:
-            backend: A backend of `BACKENDS`.
+            backend: A backend of `TITLES`.
 
         Raises:
             LdmrtError: The library is not installed, or there is no GPU.
         """
-        self.backend, self.title = backend, BACKENDS[backend]
+        self.backend, self.title = backend, TITLES[backend]
         try:
             self.trt = importlib.import_module(MODULES[backend])
         except (ImportError, OSError) as error:

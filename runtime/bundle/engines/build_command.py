@@ -18,7 +18,7 @@ def build_command(bundle: Bundle, component: str, backend: str, gpu: str, shapes
     Args:
         bundle: The bundle that the engine is for.
         component: The component, or a graph beside one.
-        backend: A backend of `BACKENDS`. TensorRT takes the place of TensorRT-RTX for a GPU that the latter lacks.
+        backend: A backend of `TITLES`. TensorRT takes the place of TensorRT-RTX for a GPU that the latter lacks.
         gpu: The target, such as "sm89", or "portable".
         shapes: The input shapes that the engine has to take. Those that are missing add no option.
     """

@@ -9,7 +9,7 @@ from ldmrt.runtime.bundle.contents import is_name
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.tensors import Shape, whole
 
-from .targets import BACKENDS, TARGET
+from .targets import TARGET, TITLES
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Recipe:
     graph: str  # SHA-256 of the ONNX file
     weights: str  # SHA-256 over the component's weight files
     precision: str
-    backend: str  # of BACKENDS
+    backend: str  # of TITLES
     version: str  # the library's, in full
     target: str  # "sm89", or "portable"
     profile: tuple[Bucket, ...]
@@ -86,7 +86,7 @@ class Recipe:
         )
         names = [field.name for field in fields(cls) if field.name not in ("profile", "flags")]
         texts = {name: str(stored[name]) for name in names}
-        known = texts["backend"] in BACKENDS and TARGET.fullmatch(texts["target"]) and is_name(texts["component"])
+        known = texts["backend"] in TITLES and TARGET.fullmatch(texts["target"]) and is_name(texts["component"])
         ordered = all(r.holds(r.min) and r.holds(r.opt) for b in buckets for r in b.values())
         if not (known and buckets and all(buckets) and ordered and isinstance(stored["flags"], list)):
             raise ValueError("no recipe")
@@ -96,9 +96,9 @@ class Recipe:
         """List the differences to another recipe, such as "TensorRT 10.16 -> 11.4"."""
         lines = []
         if self.backend != new.backend:
-            lines.append(f"{BACKENDS[self.backend]} -> {BACKENDS[new.backend]} {new.version}")
+            lines.append(f"{TITLES[self.backend]} -> {TITLES[new.backend]} {new.version}")
         elif self.version != new.version:
-            lines.append(f"{BACKENDS[self.backend]} {self.version} -> {new.version}")
+            lines.append(f"{TITLES[self.backend]} {self.version} -> {new.version}")
         files = {"graph": self.graph != new.graph, "weights": self.weights != new.weights}
         lines += [f"its {name} changed" for name, differs in files.items() if differs]
         for name in ("precision", "target"):

@@ -20,7 +20,7 @@ from ldmrt.runtime.tensors import Shapes, whole
 
 from .build_command import build_command
 from .recipe import Bucket, Recipe, described
-from .targets import BACKENDS, PORTABLE, RTX_PORTABLE
+from .targets import PORTABLE, RTX_PORTABLE, TITLES
 
 FOLDER, PLAN, SIDECAR = "engines", "engine.plan", "engine.json"
 SCHEMA = 1
@@ -113,8 +113,8 @@ class Need:
     shapes: Shapes
 
     def faults(self, engine: EngineFile) -> list[tuple[int, str]]:
-        """List why an engine does not fit, by rank: a new build cannot change the first, and changes the last."""
-        recipe, title = engine.recipe, BACKENDS[self.backend]
+        """List why an engine does not fit, each with its rank: from another GPU (0) to other shapes (5)."""
+        recipe, title = engine.recipe, TITLES[self.backend]
         checks = (
             (runs_on(recipe, self.gpu), f"was made for {recipe.target}, not for {self.gpu}"),
             (recipe.version == self.version, f"was made by {title} {recipe.version}, not {self.version}"),
@@ -208,7 +208,7 @@ def find_engine(bundle: Bundle, component: str, *, backend: str, version: str, g
     Args:
         bundle: The bundle that holds the engines.
         component: The component, or a graph beside one.
-        backend: A backend of `BACKENDS`.
+        backend: A backend of `TITLES`.
         version: The version of the backend's library, in full: an engine is only for the version that built it.
         gpu: The GPU, such as "sm89".
         shapes: The shapes of all inputs.
@@ -227,7 +227,7 @@ def find_engine(bundle: Bundle, component: str, *, backend: str, version: str, g
         raise EngineNotFound(component, f"engine {nearest.folder.name} {fault}", hint=hint)
     if broken:
         raise EngineNotFound(component, f"{broken[0].where} {broken[0].problem}", hint=hint)
-    raise EngineNotFound(component, f"no engine for {BACKENDS[backend]} {version} on {gpu}", hint=hint)
+    raise EngineNotFound(component, f"no engine for {TITLES[backend]} {version} on {gpu}", hint=hint)
 
 
 def rebuild(bundle: Bundle, recipe: Recipe) -> str:

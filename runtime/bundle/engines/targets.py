@@ -2,7 +2,7 @@
 
 import re
 
-BACKENDS = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}  # backends that run engines: names and titles
+TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}  # backends that run engines: names and titles
 PORTABLE = "portable"
 # The GPUs of a portable engine of TensorRT-RTX. Its targets end at consumer cards, without Hopper and its like.
 RTX_PORTABLE = ("sm80", "sm86", "sm89", "sm120", "sm121")

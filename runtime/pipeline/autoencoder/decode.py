@@ -22,7 +22,7 @@ LARGE, TILED = 768, 512
 
 @dataclass(frozen=True)
 class Decoding:
-    """Says how latents are decoded, and images encoded.
+    """Holds how latents are decoded, and images encoded.
 
     Attributes:
         tile: The side of a tile in pixels; None takes an image in one piece.
