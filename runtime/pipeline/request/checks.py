@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Protocol, Union, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,6 +140,23 @@ class OneOf:
         raise invalid(f"{name}{near}", ", ".join(self.words), value)
 
 
+@runtime_checkable
+class TorchTensor(Protocol):
+    """torch.Tensor, as far as it is read here; torch is not imported."""
+
+    def detach(self) -> "TorchTensor":
+        """Return it without its history."""
+        ...
+
+    def float(self) -> "TorchTensor":
+        """Return it in float32."""
+        ...
+
+    def cpu(self) -> object:
+        """Return it in the machine's memory."""
+        ...
+
+
 @dataclass(frozen=True)
 class Floats:
     """Takes an array of numbers, NumPy's or torch's, with so many axes."""
@@ -150,6 +167,8 @@ class Floats:
         """Return a value as an array of float32."""
         expected = f"an array of numbers {self.axes}"
         try:
+            if isinstance(value, TorchTensor):
+                value = value.detach().float().cpu()  # which NumPy reads, whatever its type, device and history
             array = np.asarray(value)
             with np.errstate(over="ignore"):  # a value that is not finite is found where it is used
                 array = array.astype(np.float32, copy=False) if array.dtype.kind in "fiu" else array
