@@ -55,7 +55,7 @@ def door(module: nn.Module, dtype: torch.dtype, outer: torch.dtype) -> list[Remo
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
-    """The floating-point tensors in a value, of another precision."""
+    """Cast the floating-point tensors in a value to another precision."""
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, Mapping):

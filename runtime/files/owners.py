@@ -31,7 +31,7 @@ class Owner:
 
     @classmethod
     def parse(cls, text: str) -> "Owner | None":
-        """Parse the text that `str` makes of an owner; None where it is another text."""
+        """Parse an owner's text, as `str` writes it; None where the text is not of that form."""
         match = re.fullmatch(r"([0-9a-f]{8})-([0-9]{1,10})-([0-9]{1,20})", text)
         return cls(match[1], int(match[2]), int(match[3])) if match else None
 

@@ -65,7 +65,7 @@ def refuse_other(where: str, path: Path, wanted: str, *others: str) -> None:
         others: The kinds to refuse; all but `wanted` where none is named.
 
     Raises:
-        LdmrtError: The path is another kind; its hint is the command that takes it.
+        LdmrtError: The path is not of these kinds; the hint is the command that takes it.
     """
     kind = kind_of(path)
     if kind and kind != wanted and (not others or kind in others):
@@ -76,7 +76,7 @@ def refuse_other(where: str, path: Path, wanted: str, *others: str) -> None:
 
 
 def expect_bundle(path: Path) -> None:
-    """Refuse a path that is another kind than a bundle, or lies in a bundle, or has bundles in it.
+    """Refuse a path that is not a bundle but something else, lies in a bundle, or has bundles in it.
 
     Raises:
         LdmrtError: Its hint names the bundle, or the command that takes this kind.

@@ -1,7 +1,7 @@
 """Name the fields of a `Request` as diffusers' pipelines name their arguments.
 
 `FIELDS` is the one table of them: how each is checked, and the short word for it on the command line, in recordings and
-in the metadata of images, where that is another.
+in the metadata of images, where the two differ.
 """
 
 import difflib
