@@ -1,9 +1,11 @@
 """What the tests share: a tiny checkpoint with random weights and its bundle, made once."""
 
 import fcntl
+import logging
 import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,29 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="ldmrt-tests-")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Waiting for the disk takes longer than most tests, and nothing here has to outlive a power failure.
 os.fsync = lambda handle: None  # type: ignore[assignment]
+
+
+def pytest_runtest_protocol() -> None:
+    """Keep pytest's log handler off torch's trace logger: with a handler, torch describes each step of an export."""
+    if "torch" in sys.modules:
+        logging.getLogger("torch.__trace").propagate = True  # pytest adds its handler to loggers that do not propagate
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Give ONNX Runtime one thread where a test asks for no number: threads that spin between two calls take the cores
+    from the other processes that share the tests.
+    """
+    from ldmrt.runtime.backends.ort.engine import OrtEngine
+
+    opened = OrtEngine.__init__
+
+    def init(self: OrtEngine, *arguments: Any, threads: int = 0, **options: Any) -> None:
+        opened(self, *arguments, threads=threads or 1, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(OrtEngine, "__init__", init)
+        yield
 
 
 def tiny_checkpoint() -> Any:
