@@ -20,7 +20,7 @@ from ldmrt.runtime.files.reading import JsonObject, sha256
 from ldmrt.runtime.files.recognise import BUNDLE, refuse_other
 from ldmrt.runtime.files.swap import recover, replace_folder
 from ldmrt.runtime.files.writing import naming, remove_abandoned, temporary_folder
-from ldmrt.runtime.nearest import suggestion
+from ldmrt.runtime.nearest import check_known
 
 from .components.table import Component, _ends, components, fingerprint
 from .engines.image_memory import predict_image_memory
@@ -70,9 +70,7 @@ def export_bundle(
     path, parts = path.resolve(), components(checkpoint)
     if odd := [name for name in parts if not is_name(name)]:
         raise LdmrtError("export", f"unsupported name {odd[0]!r:.200}", expected="letters, digits, _, - and .")
-    if unknown := [name for name in only if name not in parts]:
-        problem = f"no component {unknown[0]!r}{suggestion(unknown[0], parts)}"
-        raise LdmrtError("export", problem, expected=", ".join(parts))
+    check_known("export", only, parts)
     refuse_other("export", path, BUNDLE)
     if deep_cache:
         if only and "unet" not in only:

@@ -2,7 +2,9 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+
+from ldmrt.runtime.errors import LdmrtError
 
 LONGEST = 100  # characters of a misspelt name that are compared
 SHORTEST = 2  # characters of a name's beginning that are enough
@@ -31,6 +33,14 @@ def suggestion(word: object, names: Iterable[str]) -> str:
     """Return ", did you mean 'NAME'?" for the end of an error about an unknown name; empty where no name is near."""
     name = nearest(word, names)
     return "" if name is None else f", did you mean {name!r}?"
+
+
+def check_known(where: str, names: Iterable[str], components: Collection[str]) -> None:
+    """Raise an `LdmrtError` for the first name that is not a component."""
+    for name in names:
+        if name not in components:
+            problem = f"no component {name!r}{suggestion(name, components)}"
+            raise LdmrtError(where, problem, expected=", ".join(components))
 
 
 def _plain(name: str) -> str:

@@ -26,7 +26,7 @@ CONSOLE = {"tools.console", "tools.options"}
 MAY: dict[str, set[str]] = {
     "runtime": ERRORS | {f"runtime.{name}" for name in ("backends", "bundle", "pipeline", "samplers", "tensors")},
     "runtime.errors": set(),
-    "runtime.nearest": set(),
+    "runtime.nearest": ERRORS,
     "runtime.host": set(),
     "runtime.optional": ERRORS,
     "runtime.tensors": ERRORS,

@@ -8,25 +8,21 @@ import click
 from .console.script import run_script
 from .options.common import Group
 
-# name -> module of ldmrt.tools.commands, attribute, one line of help
+# name of the command, of its module and of its function -> one line of help
 COMMANDS = {
-    "demo": ("demo", "demo", "Draw images with the small model that ldmrt brings."),
-    "generate": ("generate", "generate", "Make images from a bundle."),
-    "export": ("export", "export", "Turn a checkpoint into a bundle of ONNX files."),
-    "verify": ("verify", "verify", "Prove that a bundle computes what its checkpoint does."),
-    "inspect": ("inspect", "inspect", "Show what a bundle holds."),
-    "plan": ("plan", "plan", "Predict the memory and disk space of engines."),
-    "build": ("build", "build", "Build TensorRT engines of a bundle."),
-    "engines": ("engines", "engines", "List engines, refit them, and remove unused ones."),
-    "bench": ("bench", "bench", "Measure where the time of an image goes."),
-    "samplers": ("samplers", "samplers", "List the samplers, or show their plans."),
-    "data": ("data", "data", "Build a training set."),
-    "train": ("train", "train", "Train an autoencoder, then a diffusion model in its latents."),
-    "evaluate": (
-        "evaluate",
-        "evaluate",
-        "Score how well an emoji model follows its prompts.",
-    ),
+    "demo": "Draw images with the small model that ldmrt brings.",
+    "generate": "Make images from a bundle.",
+    "export": "Turn a checkpoint into a bundle of ONNX files.",
+    "verify": "Prove that a bundle computes what its checkpoint does.",
+    "inspect": "Show what a bundle holds.",
+    "plan": "Predict the memory and disk space of engines.",
+    "build": "Build TensorRT engines of a bundle.",
+    "engines": "List engines, refit them, and remove unused ones.",
+    "bench": "Measure where the time of an image goes.",
+    "samplers": "List the samplers, or show their plans.",
+    "data": "Build a training set.",
+    "train": "Train an autoencoder, then a diffusion model in its latents.",
+    "evaluate": "Score how well an emoji model follows its prompts.",
 }
 
 
@@ -41,13 +37,12 @@ class Lazy(Group):
         """Import a command; None if no command has this name."""
         if name not in COMMANDS:
             return None
-        module, attribute, _ = COMMANDS[name]
-        return getattr(importlib.import_module(f"ldmrt.tools.commands.{module}"), attribute)
+        return getattr(importlib.import_module(f"ldmrt.tools.commands.{name}"), name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands into the help without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

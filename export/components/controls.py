@@ -17,7 +17,7 @@ from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.pipeline.controls import ADAPTER, CONTROLNET
 from ldmrt.runtime.tensors import TensorSpec
 
-from .specs import dtype_of, image, latent, words
+from .specs import conditioning, dtype_of, image, latent
 
 RESIDUAL, FEATURE = "down_block_residual_", "down_intrablock_residual_"
 SpecsOf = Callable[..., list[TensorSpec]]  # of a network of the checkpoint and its dtype
@@ -58,7 +58,7 @@ def _controlnet_inputs(c: Checkpoint, model: ControlNet, dtype: str) -> list[Ten
     return [
         latent(c, "sample", model.config.in_channels, dtype),
         TensorSpec("timestep", "float32", ("batch",)),
-        *words(c, dtype),
+        *conditioning(c, dtype),
         image(f"{CONTROLNET}cond", model.config.conditioning_channels, dtype),
         SCALE,
     ]

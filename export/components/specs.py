@@ -32,7 +32,7 @@ def tokens_of(c: Checkpoint, text_encoder: str) -> int:
     return min(positions, token_count(files)) if files else positions
 
 
-def words(c: Checkpoint, dtype: str) -> list[TensorSpec]:
+def conditioning(c: Checkpoint, dtype: str) -> list[TensorSpec]:
     """Return the inputs of U-Nets and ControlNets for the conditioning: embeddings, SDXL's pooled text and sizes."""
     unet = c.unet.config
     tokens = max(tokens_of(c, name) for name in c.text_encoders)

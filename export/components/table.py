@@ -25,7 +25,7 @@ from ldmrt.runtime.tensors import Specs, TensorSpec, shape_of, split_symbol
 from .autoencoder_parts import tile_specs
 from .controls import CONTROLS, check_fit, steering
 from .networks import _Decoder, _Encoder, _TextEncoder, _UNet
-from .specs import dtype_of, image, latent, tokens_of, words
+from .specs import conditioning, dtype_of, image, latent, tokens_of
 
 Tensors = tuple[Tensor, ...]
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -135,7 +135,7 @@ def _end(c: Checkpoint, name: str) -> int:
 def _unet(c: Checkpoint) -> Iterator[Component]:
     config, dtype = c.unet.config, dtype_of(c.unet)
     inputs = [latent(c, "sample", config.in_channels, dtype), TensorSpec("timestep", "float32", ("timesteps",))]
-    inputs += words(c, dtype)
+    inputs += conditioning(c, dtype)
     if config.time_cond_proj_dim:
         inputs.append(TensorSpec("timestep_cond", dtype, ("batch", config.time_cond_proj_dim)))
     yield Component(

@@ -84,7 +84,7 @@ def _scores(node: "NodeProto", types: "Mapping[str, TypeProto]") -> int:
 
 
 def _last_uses(nodes: "Iterable[NodeProto]") -> dict[str, int]:
-    """The last node that reads each value: itself, through a view of it, or through what it was put in between of."""
+    """Return the last node that reads each value: directly, through a view, or through an interleaved copy."""
     last: dict[str, int] = {}
     direct: dict[str, int] = {}
     for place, node in reversed(list(enumerate(nodes))):

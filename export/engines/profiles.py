@@ -28,7 +28,7 @@ class Wanted:
     sizes: tuple[tuple[Dim, Dim], ...]  # (width, height) each
     batches: tuple[Dim, ...]
     guidance: str = "on"
-    steps: int = DIMS["steps"].opt  # of any sampler, by the folded step
+    steps: int = DIMS["steps"].opt  # most steps of any sampler in the fused step
 
     @classmethod
     def read(cls, sizes: str | None, batch: str, guidance: str, own: int, steps: int = DIMS["steps"].opt) -> "Wanted":
@@ -94,7 +94,7 @@ def sampling(steps: int) -> dict[str, Dim]:
 
 
 def profile(graph: str, inputs: Sequence[TensorSpec], wanted: Wanted) -> tuple[Bucket, ...]:
-    """The shapes of a graph's inputs: a bucket for each size and batch that make a difference to it."""
+    """Return the shapes of a graph's inputs: a bucket for each size and batch that make a difference to it."""
     buckets: list[Bucket] = []
     for (width, height), batch in product(wanted.sizes, wanted.batches):
         if graph == STEP:  # of so many images, for which the U-Net runs so many rows

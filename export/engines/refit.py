@@ -26,7 +26,7 @@ from ldmrt.runtime.bundle.engines.store import (
 )
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.lock import bundle_lock
-from ldmrt.runtime.nearest import suggestion
+from ldmrt.runtime.nearest import check_known
 
 from .compiler import REFIT, check_refit
 
@@ -59,9 +59,7 @@ def refit(bundle: Bundle, source: Bundle, backend: str, only: Collection[str] = 
         LdmrtError: The backend cannot refit, a graph differs, or an engine was not built for it.
     """
     check_refit(backend, "--backend")
-    if unknown := [name for name in only if name not in bundle.graphs]:
-        problem = f"no component {unknown[0]!r}{suggestion(unknown[0], bundle.graphs)}"
-        raise LdmrtError("--components", problem, expected=", ".join(bundle.graphs))
+    check_known("--components", only, bundle.graphs)
     session = Session(backend)
     with bundle_lock(bundle.path):
         bundle.check_unchanged()

@@ -261,7 +261,7 @@ def _onnx(
 
 
 def _largest(array: NDArray) -> float:
-    """The largest absolute value; not a number where any is none."""
+    """Return the largest absolute value; NaN where any value is NaN."""
     return float(max(-array.min(), array.max())) if array.size else 0.0
 
 

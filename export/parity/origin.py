@@ -24,7 +24,7 @@ MADE = {upsample.FIRST: upsample.kernels, winograd.TILES: winograd.kernels}  # o
 
 
 def other_graph(component: Component, path: Path) -> Iterator[str]:
-    """Where the graph at `path` is not the component's, one line each.
+    """Yield a line for each part of the graph at `path` that is not the component's.
 
     Constants stand under their weight's name, or folded, turned or shared: then under any name. Where a convolution
     was written otherwise (`upsample`, `winograd`), what was made of its weight does.

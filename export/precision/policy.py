@@ -14,7 +14,7 @@ from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.graphs import DECODER_FP32
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject
-from ldmrt.runtime.nearest import suggestion
+from ldmrt.runtime.nearest import check_known, suggestion
 from ldmrt.runtime.parity.tolerances import COMPONENT
 
 from .islands import Islands, known, measure, raise_islands, smallest_safe_module
@@ -103,23 +103,22 @@ def _read(load: Load, wanted: Precisions) -> tuple[Checkpoint, JsonObject]:
 def _kinds(checkpoint: Checkpoint, wanted: Precisions) -> dict[str, str]:
     """Return the precision of every component."""
     names = list(components(checkpoint))
-    if unknown := [name for name in wanted if name and name not in names]:
-        problem = f"no component {unknown[0]!r}{suggestion(unknown[0], names)}"
-        raise LdmrtError("precision", problem, expected=", ".join(names))
+    check_known("precision", filter(None, wanted), names)
     return {name: wanted.get(name, wanted[""]) for name in names}
 
 
 def _narrow(checkpoint: Checkpoint, kinds: Mapping[str, str], islands: Islands) -> None:
     """Cast all weights in place, except those in islands."""
     inner = {name: modules for name, modules in islands.items() if "" not in modules}
-    for name, part in components(checkpoint).items():
+    parts = components(checkpoint)
+    for name, part in parts.items():
         for path, module in part.module.named_modules():
             wide = any(inside(module_path(path), island) for island in inner.get(name, ()))
             dtype = torch.float32 if wide else PRECISIONS[kinds[name]]
             for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
                 if tensor.is_floating_point() and tensor.dtype != dtype:
                     tensor.data = _cast(name, f"{path}.{key}".lstrip("."), tensor.data, dtype)
-    raise_islands(components(checkpoint), inner)
+    raise_islands(parts, inner)
 
 
 def _cast(component: str, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

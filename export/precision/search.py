@@ -29,7 +29,7 @@ LEAST = 0.01  # of the tolerance: a hundred modules of which each errs by less m
 
 
 def error(part: Component, cases: Sequence[Case], regions: Regions) -> float:
-    """The largest difference from the recorded outputs, relative to the largest value; infinite where it is none."""
+    """Return the largest difference from the recorded outputs, relative to the largest value; infinite for NaN."""
     worst, engine = 0.0, part.engine()
     with computing(part.module, regions):
         for case in cases:

@@ -119,7 +119,7 @@ if sys.argv[2] == "vae_decoder":
     assert pipeline.decode(latents).shape == (1, 2048, 2048, 3)
 else:
     picture = numbers.integers(0, 256, (2048, 2048, 3), np.uint8)
-    assert pipeline.prepare("a fox", image=picture, strength=0.5).init.shape[2:] == (256, 256)
+    assert pipeline.prepare(ldmrt.runtime.Request("a fox", image=picture, strength=0.5)).init.shape[2:] == (256, 256)
 # Not getrusage, whose peak is that of the process which started this one, if it was larger.
 print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024)
 """

@@ -73,7 +73,7 @@ def test_help_has_an_example(ldmrt: Any, words: tuple[str, ...]) -> None:
 
 def test_help_names_every_command(ldmrt: Any) -> None:
     ran = ldmrt("--help")
-    assert all(f"\n  {name}" in ran.out and text in ran.out for name, (_, _, text) in COMMANDS.items())
+    assert all(f"\n  {name}" in ran.out and text in ran.out for name, text in COMMANDS.items())
 
 
 @pytest.mark.parametrize(

@@ -32,24 +32,21 @@ class Ask(TypedDict, total=False):
     options: dict[str, Any]  # of `open_pipeline`
 
 
+def arguments(ask: Ask) -> dict[str, Any]:
+    """Return the arguments of the image, which have one name in all programs."""
+    sides = {"width": ask["width"], "height": ask["height"]}
+    return {"num_inference_steps": ask["steps"], "guidance_scale": ask["guidance"], **sides}
+
+
 def ldmrt(path: str, ask: Ask) -> Draw:
     """Open a bundle with ldmrt's runtime."""
     from ldmrt.runtime.pipeline.pipeline import open_pipeline
-    from ldmrt.runtime.pipeline.request.request import Request
 
     pipeline = open_pipeline(path, **ask.get("options", {}))
     noise = np.load(ask["noise"])
 
     def draw(prompt: str) -> NDArray[np.uint8]:
-        request = Request(
-            prompt,
-            num_inference_steps=ask["steps"],
-            guidance_scale=ask["guidance"],
-            width=ask["width"],
-            height=ask["height"],
-            latents=noise,
-        )
-        return pipeline(request).pixels[0]
+        return pipeline(prompt, **arguments(ask), latents=noise).pixels[0]
 
     return draw
 
@@ -88,15 +85,7 @@ def _theirs(pipeline: Any, ask: Ask) -> Draw:
     noise = torch.from_numpy(np.load(ask["noise"]))
 
     def draw(prompt: str) -> NDArray[np.uint8]:
-        images = pipeline(
-            prompt,
-            num_inference_steps=ask["steps"],
-            guidance_scale=ask["guidance"],
-            width=ask["width"],
-            height=ask["height"],
-            latents=noise.clone(),
-            output_type="np",
-        ).images
+        images = pipeline(prompt, **arguments(ask), latents=noise.clone(), output_type="np").images
         return np.rint(images[0] * 255).astype(np.uint8)
 
     return draw

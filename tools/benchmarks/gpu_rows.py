@@ -127,10 +127,10 @@ def bundle(setting: Setting) -> Values:
 
 def backend(setting: Setting, name: str) -> Values:
     """Measure a backend of the runtime from prompt to image, with latents on the host between rows."""
-    from ldmrt.runtime.pipeline.pipeline import open_pipeline as open_bundle
+    from ldmrt.runtime.pipeline.pipeline import open_pipeline
 
     built = engines(setting.bundle, name) if name.startswith("tensorrt") else 0.0
-    pipeline = open_bundle(setting.bundle, name, check=False, fused=False)
+    pipeline = open_pipeline(setting.bundle, name, check=False, fused=False)
     measured = parity(setting, lambda **arrays: pipeline.engines["unet"](**arrays)["out_sample"])
     values = {**drawn(setting, pipeline), "off": measured}
     if name.startswith("tensorrt"):
@@ -166,10 +166,10 @@ def fused(setting: Setting, name: str) -> Values:
     """
     from ldmrt.runtime.bundle.graphs import STEP
     from ldmrt.runtime.errors import LdmrtError
-    from ldmrt.runtime.pipeline.pipeline import open_pipeline as open_bundle
+    from ldmrt.runtime.pipeline.pipeline import open_pipeline
 
     built = engines(setting.bundle, name, only=STEP)
-    pipeline = open_bundle(setting.bundle, name, check=False, fused=True)
+    pipeline = open_pipeline(setting.bundle, name, check=False, fused=True)
     task = pipeline.prepare(request_of(setting))
     if task.fused is None:
         raise LdmrtError(STEP, "its engine did not run")

@@ -15,6 +15,7 @@ import click
 
 from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.options.common import THREADS
+from ldmrt.tools.options.request import request_of
 
 if TYPE_CHECKING:
     from ldmrt.runtime.files.reading import JsonObject
@@ -218,11 +219,10 @@ def bench(
     from ldmrt.runtime.files.writing import write_atomically
     from ldmrt.runtime.host import processor, versions
     from ldmrt.runtime.pipeline.pipeline import open_pipeline
-    from ldmrt.runtime.pipeline.request.request import Request
     from ldmrt.tools.console import tables
 
     words = {"steps": steps, "guidance": guidance, "width": width, "height": height}
-    request = Request(prompt, num_inference_steps=steps, guidance_scale=guidance, width=width, height=height)
+    request = request_of({"prompt": prompt, **words})
     pipeline = open_pipeline(bundle, backend, threads=threads, fused=False)  # the U-Net and the row are timed apart
     rows = stages(pipeline, request, pictures)
     of = {row.stage: row for row in rows}

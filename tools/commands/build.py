@@ -10,7 +10,7 @@ from ldmrt.runtime.bundle.engines.targets import TITLES
 from ldmrt.tools.console.outputs import check_output
 from ldmrt.tools.console.verification import verify_built
 from ldmrt.tools.options.common import Choice
-from ldmrt.tools.options.engines import chosen_graphs, profile_options, targets_of, wanted_profiles
+from ldmrt.tools.options.engines import EngineOptions, engine_options, targets_of
 
 if TYPE_CHECKING:
     from ldmrt.export.engines.build import Built, Step
@@ -26,19 +26,14 @@ if TYPE_CHECKING:
     help="Library that builds the engines.",
 )
 @click.option("--target", default="this", show_default=True, help="GPUs, such as sm89,sm120, portable or this.")
-@profile_options
+@engine_options
 @click.option("--refit", is_flag=True, help="Keep the weights replaceable, for `ldmrt engines refit`; TensorRT only.")
 @click.option("--verify/--no-verify", default=True, help="Whether to run the new engines and compare them.")
 def build(
     bundle: Path,
     backend: str,
     target: str,
-    sizes: str | None,
-    batch: str,
-    guidance: str,
-    only: str | None,
-    folded: bool,
-    steps: int,
+    engines: EngineOptions,
     refit: bool,
     verify: bool,
 ) -> None:
@@ -69,7 +64,7 @@ def build(
 
     opened = Bundle.open(bundle)
     check_output(bundle, "engines", folder=True)
-    wanted, graphs = wanted_profiles(opened, sizes, batch, guidance, steps), chosen_graphs(opened, only, folded)
+    wanted, graphs = engines.wanted(opened), engines.graphs(opened)
     flags = (compiler.REFIT,) if refit else ()
     version, targets = compiler.version(backend), targets_of(target)
     compiler.check_targets(backend, targets, flags)

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ldmrt.tools.console.outputs import Output
-from ldmrt.tools.options.common import Group
+from ldmrt.tools.options.common import SIDE, Group
 
 
 @click.group(cls=Group)
@@ -35,13 +35,7 @@ def emoji(out: Path, cache: Path | None) -> None:
 
 @data.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option(
-    "--size",
-    type=click.IntRange(8, 8192),
-    default=64,
-    show_default=True,
-    help="Pixels along a side of the training images.",
-)
+@SIDE
 def check(folder: Path, size: int) -> None:
     """Read every line and decode every image of a training set.
 

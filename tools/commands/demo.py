@@ -45,10 +45,13 @@ def demo(out: Path, bundle: Path, overwrite: bool) -> None:
 
     Example: ldmrt demo -o out/demo.png --bundle out/emoji64
     """
+    from ldmrt.runtime.errors import LdmrtError
     from ldmrt.tools.console.image_paths import free_path, numbered
 
     prompts = PROMPTS.read_text(encoding="utf-8").splitlines()
     with free_path(out, 1, steps=False, overwrite=overwrite) as grid:
+        if grid.with_suffix("") == bundle:
+            raise LdmrtError("demo", "--out and --bundle name one folder", expected="another name for one of them")
         prepare(bundle)
         each = grid.with_suffix("") / f"each{grid.suffix}"
         with free_path(each, len(prompts), steps=False, overwrite=overwrite) as each:

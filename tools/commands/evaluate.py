@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.tools.options.common import THREADS
+from ldmrt.tools.options.request import request_of
 
 if TYPE_CHECKING:
     from ldmrt.tools.emoji.dataset import Sprite
@@ -68,9 +69,8 @@ def evaluate(
         for rows in watched(batches, len(batches), lambda rows: f"images to {rows.stop}"):
             prompts = [Emoji.prompt(*chosen[i]) for i in rows]
             seeds = [seed + i for i in rows]
-            result = pipeline(
-                prompts, seed=seeds, num_inference_steps=steps, guidance_scale=guidance, scheduler=scheduler
-            )
+            words = {"prompt": prompts, "seed": seeds, "steps": steps, "guidance": guidance, "scheduler": scheduler}
+            result = pipeline.generate(request_of(words))
             recognised += [references.identify(image) for image in result.pixels]
         scores[title] = score(chosen, recognised)
         if subset == "train":
@@ -84,7 +84,7 @@ def evaluate(
         (title, f"{row['pictures']:.0f}", f"{row['background']:.3f}", f"{row['identity']:.3f}")
         for title, row in scores.items()
     ]
-    tables.show(("", "pictures", "background", "identity"), cells)
+    tables.show(("", "images", "background", "identity"), cells)
     click.echo(f"autoencoder: PSNR {psnr:.1f} dB over {len(shown)} images of held-out pairs")
 
 

@@ -5,7 +5,7 @@ import time
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -158,7 +158,7 @@ def generate(
     refiner_start: float,
     latents: Path | None,
     save_latents: bool,
-    **options: object,
+    **options: Any,
 ) -> None:
     """Make images of PROMPTS with BUNDLE: OUT, or OUT as a grid and a numbered file for each.
 
@@ -178,8 +178,7 @@ def generate(
 
     if save_steps and batch is not None:
         raise LdmrtError("generate", "--save-steps cannot be combined with --batch", expected="only one of them")
-    files = {name: options[name] for name in ("image", "mask")}
-    options |= {name: one_or_all(paths) for name, paths in files.items() if isinstance(paths, tuple)}
+    options |= {name: one_or_all(options[name]) for name in ("image", "mask")}
     options["scheduler_settings"] = settings
     steering = collected(controls)
     request = request_of({"prompt": prompts, "controls": steering, "latents": read_latents(latents), **options})

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ldmrt.tools.options.engines import chosen_graphs, profile_options, wanted_profiles
+from ldmrt.tools.options.engines import EngineOptions, engine_options
 
 # Predicted bytes of an engine: the key in JSON, the title of the column.
 SIZES = {"weights": "weights", "scratch": "scratch", "io": "in, out", "disk": "disk", "build": "to build"}
@@ -13,16 +13,11 @@ SIZES = {"weights": "weights", "scratch": "scratch", "io": "in, out", "disk": "d
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@profile_options
+@engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def plan(
     bundle: Path,
-    sizes: str | None,
-    batch: str,
-    guidance: str,
-    only: str | None,
-    folded: bool,
-    steps: int,
+    engines: EngineOptions,
     as_json: bool,
 ) -> None:
     """Predict the memory and disk space of engines of BUNDLE, without building them and without TensorRT.
@@ -43,7 +38,7 @@ def plan(
     from ldmrt.tools.console import tables
 
     opened = Bundle.open(bundle)
-    wanted, graphs = wanted_profiles(opened, sizes, batch, guidance, steps), chosen_graphs(opened, only, folded)
+    wanted, graphs = engines.wanted(opened), engines.graphs(opened)
     planned = recipes(opened, wanted, backend="tensorrt-rtx", version="", targets=["any"], graphs=graphs)
     rows = [predict(opened, recipe) for recipe in planned]
     disk, build = sum(row.disk for row in rows), max(row.build for row in rows)

@@ -19,7 +19,7 @@ from ldmrt.tools.console.progress import console
 from ldmrt.tools.console.run_lock import locked
 from ldmrt.tools.console.training import STATE, nothing_to_save, run_training
 from ldmrt.tools.console.training_data import open_data
-from ldmrt.tools.options.common import Choice, Group
+from ldmrt.tools.options.common import SIDE, Choice, Group
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,8 +55,7 @@ def _options(steps: int, batch: int, rate: float) -> Callable[[Callable[P, R]], 
                      help="Images per step."),
         click.option("--learning-rate", type=RATE, default=rate, show_default=True,
                      callback=_finite, help="The highest learning rate, after the warm-up."),
-        click.option("--size", type=click.IntRange(8, 8192), default=64, show_default=True,
-                     help="Pixels along a side of the training images."),
+        SIDE,
         click.option("--on-bad", type=Choice(["stop", "skip"]), default="stop", show_default=True,
                      help="Stop at, or skip, unreadable images and lines without a caption."),
         click.option("--on-small", type=Choice(["stop", "skip"]), default="stop", show_default=True,

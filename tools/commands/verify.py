@@ -68,7 +68,7 @@ def verify(
     from ldmrt.runtime.backends.registry import available_backends
     from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.runtime.errors import LdmrtError, printable
-    from ldmrt.runtime.nearest import suggestion
+    from ldmrt.runtime.nearest import check_known
     from ldmrt.runtime.parity.compare import certify
 
     if source.checkpoint is None:
@@ -76,9 +76,7 @@ def verify(
     opened = Bundle.open(bundle)
     if store:
         check_output(bundle, "--store", folder=True)
-    if bisected is not None and bisected not in opened.components:
-        problem = f"no component {bisected!r}{suggestion(bisected, opened.components)}"
-        raise LdmrtError("verify", problem, expected=", ".join(opened.components))
+    check_known("verify", filter(None, [bisected]), opened.components)
     openers, refused = runnable(opened, backends or available_backends(opened))
     if not openers:
         hint = "a machine whose backend computes in bfloat16, or export with --precision fp16"

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from ldmrt.tools.emoji.dataset import Emoji
 
 HINTS = {
-    (True, False): "mend these, or train with --on-bad skip",
+    (True, False): "correct these, or train with --on-bad skip",
     (False, True): "a smaller --size, or train with --on-small skip",
-    (True, True): "mend these, or train with --on-bad skip --on-small skip",
+    (True, True): "correct these, or train with --on-bad skip --on-small skip",
 }
 
 

@@ -35,3 +35,12 @@ class Group(click.Group):
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             ctx.fail(f"No such command {name!r}{suggestion(name, self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)
+
+
+SIDE = click.option(
+    "--size",
+    type=click.IntRange(8, 8192),
+    default=64,
+    show_default=True,
+    help="Pixels along a side of the training images.",
+)

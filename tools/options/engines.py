@@ -1,11 +1,13 @@
 """Options of the commands that build or predict engines."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from dataclasses import dataclass, fields
+from functools import wraps
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from ldmrt.runtime.bundle.graphs import STEPS
+from ldmrt.runtime.bundle.graphs import STEP, STEPS
 
 from .common import Choice
 
@@ -13,13 +15,52 @@ if TYPE_CHECKING:
     from ldmrt.export.engines.profiles import Wanted
     from ldmrt.runtime.bundle.bundle import Bundle
 
-
-P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def profile_options(command: Callable[P, R]) -> Callable[P, R]:
-    """Give a command the options that say for which images engines are built."""
+@dataclass(frozen=True)
+class EngineOptions:
+    """Holds the options that say which engines are built, and for which images."""
+
+    sizes: str | None
+    batch: str
+    guidance: str
+    only: str | None
+    folded: bool
+    steps: int
+
+    def wanted(self, bundle: "Bundle") -> "Wanted":
+        """Parse sizes, batches and guidance."""
+        from ldmrt.export.engines.profiles import Wanted
+
+        return Wanted.read(self.sizes, self.batch, self.guidance, bundle.shape.size, self.steps)
+
+    def graphs(self, bundle: "Bundle") -> list[str]:
+        """Return the graphs that `--components` and `--folded` select.
+
+        Raises:
+            LdmrtError: A component is unknown, or the bundle has no fused step.
+        """
+        from ldmrt.runtime.errors import LdmrtError
+        from ldmrt.runtime.nearest import check_known
+
+        names = list(bundle.components) if self.only is None else [name.strip() for name in self.only.split(",")]
+        check_known("--components", names, bundle.components)
+        if self.folded and STEP not in bundle.graphs:
+            problem, hint = f"{bundle.path} has no fused step", "ldmrt export CHECKPOINT BUNDLE, without controls"
+            raise LdmrtError("--folded", problem, hint=hint)
+        return [name for name in bundle.graphs if name in names or (self.folded and name == STEP)]
+
+
+def engine_options(command: Callable[..., R]) -> Callable[..., R]:
+    """Give a command the options that say which engines are built; it takes them as `engines`, `EngineOptions`."""
+
+    @wraps(command)
+    def with_engines(**parameters: object) -> R:
+        names = [field.name for field in fields(EngineOptions)]
+        engines = EngineOptions(**{name: parameters.pop(name) for name in names})  # type: ignore[arg-type]
+        return command(engines=engines, **parameters)
+
     options = (
         click.option("--sizes", help="Images, WIDTHxHEIGHT: 512x512,768x512, or a range, 512-1024x512-1024; the "
                      "model's own size by default."),
@@ -30,16 +71,10 @@ def profile_options(command: Callable[P, R]) -> Callable[P, R]:
         click.option("--folded", is_flag=True, help="Also the fused step, which runs a sampler's row as one call."),
         click.option("--steps", default=STEPS, show_default=True, help="Most steps of a sampler in the fused step."),
     )  # fmt: skip
+    decorated: Callable[..., R] = with_engines
     for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def wanted_profiles(bundle: "Bundle", sizes: str | None, batch: str, guidance: str, steps: int) -> "Wanted":
-    """Parse the options of sizes, batches and guidance."""
-    from ldmrt.export.engines.profiles import Wanted
-
-    return Wanted.read(sizes, batch, guidance, bundle.shape.size, steps)
+        decorated = option(decorated)
+    return decorated
 
 
 def targets_of(words: str) -> list[str]:
@@ -48,23 +83,3 @@ def targets_of(words: str) -> list[str]:
 
     names = [word.strip().lower() for word in words.split(",")]
     return list(dict.fromkeys(compute_capability() if name == "this" else name for name in names))
-
-
-def chosen_graphs(bundle: "Bundle", only: str | None, folded: bool) -> list[str]:
-    """Return the graphs that `--components` and `--folded` select.
-
-    Raises:
-        LdmrtError: A component is unknown, or the bundle has no fused step.
-    """
-    from ldmrt.runtime.bundle.graphs import STEP
-    from ldmrt.runtime.errors import LdmrtError
-    from ldmrt.runtime.nearest import suggestion
-
-    names = list(bundle.components) if only is None else [name.strip() for name in only.split(",")]
-    if unknown := [name for name in names if name not in bundle.components]:
-        problem = f"no component {unknown[0]!r}{suggestion(unknown[0], bundle.components)}"
-        raise LdmrtError("--components", problem, expected=", ".join(bundle.components))
-    if folded and STEP not in bundle.graphs:
-        problem, hint = f"{bundle.path} has no fused step", "ldmrt export CHECKPOINT BUNDLE, without controls"
-        raise LdmrtError("--folded", problem, hint=hint)
-    return [name for name in bundle.graphs if name in names or (folded and name == STEP)]

@@ -11,8 +11,8 @@ from ldmrt.tools.cli import COMMANDS
 
 def commands() -> Iterator[tuple[str, click.Command]]:
     """Every command and those inside groups."""
-    for name, (module, attribute, _) in COMMANDS.items():
-        found = getattr(importlib.import_module(f"ldmrt.tools.commands.{module}"), attribute)
+    for name in COMMANDS:
+        found = getattr(importlib.import_module(f"ldmrt.tools.commands.{name}"), name)
         yield from ((f"{name} {sub}", one) for sub, one in getattr(found, "commands", {"": found}).items())
 
 

@@ -109,7 +109,7 @@ def test_the_whole_way(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
 
     again = ldmrt("train", "autoencoder", *short, "--out", ae)
     assert f"{ae / STATE} exists already" in again.error
-    assert "--resume to go on with it, or another --out" in again.err
+    assert "--resume to continue it, or another --out" in again.err
 
     ran = ldmrt("train", "ldm", *short, "--out", ldm, "--autoencoder", ae)
     assert ran.code == 0, ran.err
