@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import ldmrt
 from ldmrt.model.checkpoint.checkpoint import Checkpoint, write_json
 from ldmrt.runtime.backends.ort.graph_cache import FOLDER as OPTIMIZED
 from ldmrt.runtime.bundle.bundle import Bundle
@@ -24,6 +25,7 @@ from ldmrt.runtime.nearest import check_known
 
 from .components.table import Component, _ends, components, fingerprint
 from .engines.image_memory import predict_image_memory
+from .graph.cuda.write import write_cuda_graphs
 from .graph.to_onnx import GRAPH, OPSET, to_onnx
 from .graph.unet_halves import check_cut, cut
 from .precision.islands import Islands
@@ -98,6 +100,7 @@ def export_bundle(
                 kept.append(name)
             if divide:
                 halves = cut(work / name / "model.onnx", component)
+                write_cuda_graphs(name, work / name)
                 beside = {graph: _ends(*specs) for graph, specs in halves.items()}
                 rows[name]["graphs"] = rows[name].get("graphs", {}) | beside
             yield Exported(name, reused)
@@ -121,7 +124,8 @@ def export_bundle(
 
 def made_by() -> dict[str, str]:
     """Versions that decide what an export looks like."""
-    return {name: importlib.metadata.version(name) for name in ("ldmrt", "torch", "onnx", "onnxscript", "transformers")}
+    names = ("torch", "onnx", "onnxscript", "transformers")
+    return {"ldmrt": ldmrt.__version__, **{name: importlib.metadata.version(name) for name in names}}
 
 
 @contextlib.contextmanager
@@ -231,7 +235,7 @@ def _carry_over(old: Path, new: Path, made: set[str]) -> None:
 
 def _take(old: Path, new: Path, row: JsonObject) -> None:
     """Link a component's folder into the new bundle, without the halves of a U-Net that its row does not list."""
-    halves = [f"{graph}.onnx" for graph in UNET_HALVES if graph not in row.get("graphs", {})]
+    halves = [f"{graph}*.onnx" for graph in UNET_HALVES if graph not in row.get("graphs", {})]
     shutil.copytree(old, new, copy_function=_link, ignore=shutil.ignore_patterns(*halves))
 
 

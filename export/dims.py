@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ldmrt.runtime.bundle.graphs import STEPS
+from ldmrt.runtime.bundle.graphs import SAVED, STEPS
 
 
 @dataclass(frozen=True)
@@ -19,5 +19,5 @@ DIMS = {
     "height": Dim(64, 512, 2048),  # pixels
     "width": Dim(64, 512, 2048),
     "steps": Dim(1, STEPS, 1000),  # of a sampler
-    "saved": Dim(1, 6, 6),  # latents that it keeps, with the current ones: six are PNDM's with its Runge-Kutta steps
+    "saved": Dim(1, SAVED, SAVED),
 }

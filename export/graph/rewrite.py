@@ -1,7 +1,7 @@
 """Replaces one node by others, in a graph of onnx_ir whose nodes are named."""
 
 from collections.abc import Sequence
-from itertools import count
+from itertools import count as numbers
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,9 @@ def numbers_of(weight: "Value | None") -> Array:
     return weight.const_value.numpy()
 
 
+Attribute = int | float | Sequence[int]
+
+
 class Rewrite:
     """Writes the nodes that replace `node`, named after the module that it comes from."""
 
@@ -32,21 +35,35 @@ class Rewrite:
         self._graph, self._node, self._tape, self._home = graph, node, Tape(), path_of(node.name or "")
         self._taken = {other.name for other in graph}
 
-    def __call__(self, kind: str, *inputs: "Value | None", **attributes: int | Sequence[int]) -> "Value":
+    def __call__(
+        self, kind: str, *inputs: "Value | None", domain: str = "", **attributes: "Attribute"
+    ) -> "Value":  # fmt: skip
         """Append a node of this operator and return its output."""
-        out = self._tape.op(kind, inputs, attributes)
-        node = out.producer()
+        return self.several(kind, 1, *inputs, domain=domain, **attributes)[0]
+
+    def several(
+        self, kind: str, count: int, *inputs: "Value | None", domain: str = "", **attributes: "Attribute"
+    ) -> "Sequence[Value]":  # fmt: skip
+        """Append a node of this operator and return its `count` outputs."""
+        outputs = self._tape.op_multi_out(kind, inputs, attributes, num_outputs=count, domain=domain)
+        node = outputs[0].producer()
         assert node is not None
-        names = (f"{self._home}/{kind}_{number}" for number in count(1))
-        out.name = node.name = next(name for name in names if name not in self._taken)
-        self._taken.add(out.name)
-        return out
+        names = (f"{self._home}/{kind}_{number}" for number in numbers(1))
+        node.name = next(name for name in names if name not in self._taken)
+        self._taken.add(node.name)
+        for place, output in enumerate(outputs):
+            output.name = f"{node.name}.{place}" if place else node.name
+        return outputs
 
     def constant(self, name: str, value: ArrayLike, dtype: DTypeLike = np.int64) -> "Value":
-        """Add a constant, which is called as the module with `name` after it, such as ".weight.00" or "/axes"."""
+        """Return a constant, which is called as the module with `name` after it, such as ".weight.00" or "/axes"."""
         import onnx_ir
 
-        added = self._tape.initializer(onnx_ir.tensor(np.asarray(value, dtype), name=f"{self._home}{name}"))
+        tensor = onnx_ir.tensor(np.asarray(value, dtype), name=f"{self._home}{name}")
+        there = self._graph.initializers.get(tensor.name)
+        if there is not None and np.array_equal(numbers_of(there), tensor.numpy()):
+            return there
+        added = self._tape.initializer(tensor)
         self._graph.register_initializer(added)
         return added
 
@@ -65,10 +82,13 @@ class Rewrite:
         rows = [self("Concat", *apart[2 * a : 2 * a + 2], axis=5) for a in (0, 1)]
         return self("Reshape", self("Concat", *rows, axis=3), size)
 
+    def replace(self, value: "Value", replacement: "Value") -> None:
+        """Put `replacement` in the place of a value, under its name."""
+        replacement.name, replacement.type, replacement.shape = value.name, value.type, value.shape
+        value.replace_all_uses_with(replacement, replace_graph_outputs=True)
+
     def finish(self, replacement: "Value") -> None:
         """Put `replacement` in the place of the node's output, under its name, and remove the node."""
-        output = self._node.outputs[0]
         self._graph.insert_before(self._node, self._tape.nodes)
-        replacement.name, replacement.type, replacement.shape = output.name, output.type, output.shape
-        output.replace_all_uses_with(replacement, replace_graph_outputs=True)
+        self.replace(self._node.outputs[0], replacement)
         self._graph.remove(self._node, safe=True)

@@ -18,6 +18,7 @@ from ldmrt.runtime.tensors import TensorSpec, split_symbol
 from .attention import attend_side_by_side
 from .autoencoder_parts import write_tiles
 from .checks import check_graph
+from .cuda.write import write_cuda_graphs
 from .fused_step import write_fused_step
 from .group_norm import TRANSLATIONS
 from .naming import name_after_modules
@@ -27,7 +28,7 @@ from .winograd import convolve_by_tiles
 if TYPE_CHECKING:
     from onnx_ir import Function, Graph, Model
 
-GRAPH = 6  # grows when the same component is written as another graph: bundles then export it again
+GRAPH = 7  # grows when the same component is written as another graph: bundles then export it again
 OPSET = 23  # native Attention
 ROWS = 26  # about as often the U-Net runs for an image: Winograd's tiles then pay for all convolutions to 640 channels
 INLINE = 1024  # bytes: smaller constants stay in the graph, where shape inference reads them
@@ -89,6 +90,8 @@ def to_onnx(component: Component, folder: Path) -> Path:
         write_fused_step(path, *component.graphs[STEP])
     elif component.graphs:
         write_tiles(component.name, path, component.graphs)
+    if component.precision != "bf16":  # ONNX Runtime's own operators have no kernels for it
+        write_cuda_graphs(component.name, folder)
     return path
 
 

@@ -47,26 +47,26 @@ def _onnxruntime(bundle: Bundle, backend: str, settings: BackendSettings) -> Mak
 def _open_onnxruntime(bundle: Bundle, backend: str, settings: BackendSettings, name: str) -> Engine:
     """Open a graph in ONNX Runtime, and check before and after that its files are those of the opened bundle."""
     from .ort.engine import OrtEngine, version
+    from .ort.fixed_shapes import FixedShapes
     from .ort.graph_cache import place
 
     # The halves of a U-Net are called in turn: spinning threads of one would take the cores from the other.
     spin = bundle.home(name).startswith(TOGETHER) and name not in UNET_HALVES
-    optimized = place(bundle, name, backend, version()) if settings.keep_optimized else None
-    if settings.watched is not None:
-        settings.watched.check(bundle, name)
-    engine = OrtEngine(
-        name,
-        bundle.model(name),
-        backend,
-        threads=settings.threads,
-        frugal=settings.low_memory,
-        spin=spin,
-        optimized=optimized,
-        records=name == STEP,
-    )
-    if settings.watched is not None:  # the files may have been replaced while they were read
-        settings.watched.check(bundle, name)
-    return engine
+    on_gpu = backend == "onnxruntime-cuda"
+    # A graph that was optimised for a GPU holds operators of its provider alone, and opens in no other session.
+    optimized = place(bundle, name, backend, version()) if settings.keep_optimized and not on_gpu else None
+    path = bundle.models(name)[-1] if on_gpu else bundle.model(name)
+
+    def open_session(dims: Mapping[str, int] | None = None) -> OrtEngine:
+        if settings.watched is not None:
+            settings.watched.check(bundle, name)
+        options = {"threads": settings.threads, "frugal": settings.low_memory, "spin": spin}
+        engine = OrtEngine(name, path, backend, **options, optimized=optimized, dims=dims)
+        if settings.watched is not None:  # the files may have been replaced while they were read
+            settings.watched.check(bundle, name)
+        return engine
+
+    return FixedShapes(name, bundle.specs(name), open_session) if on_gpu and name == STEP else open_session()
 
 
 def _tensorrt(bundle: Bundle, backend: str, settings: BackendSettings) -> Makers:

@@ -21,7 +21,7 @@ class Watched:
         Raises:
             BundleError: A file was replaced after the bundle was opened.
         """
-        for file in (bundle.model(graph), *bundle.weights(graph)):
+        for file in (*bundle.models(graph), *bundle.weights(graph)):
             state = _state(file)
             if state is not None and state == self._states.get(file):
                 continue

@@ -17,7 +17,7 @@ from ldmrt.runtime.tensors import TensorSpec
 from .certificate import Certificate
 from .contents import Contents, bundle_errors, is_name
 from .coverage import NETWORKS_ALONE, changes, is_partial
-from .graphs import NOT_RUN, ORDER, REQUIRED
+from .graphs import NOT_RUN, ORDER, REQUIRED, cuda_file
 from .manifest import MANIFEST, check_files, check_manifest
 from .model_info import ModelInfo
 from .recording import Recording
@@ -72,7 +72,8 @@ class Bundle:
             if not contents.files_in(folder):
                 raise BundleError("bundle", "missing tokenizer", expected=path / folder, hint="export again")
         for name in bundle.graphs:
-            contents.graph(name, bundle.model(name).relative_to(path).as_posix())
+            for file in bundle.models(name):
+                contents.graph(name, file.relative_to(path).as_posix())
         return bundle
 
     def check_unchanged(self) -> None:
@@ -144,6 +145,12 @@ class Bundle:
         """Return the ONNX file of a component, or of a graph beside it."""
         home = self.home(graph)
         return self.path / home / ("model.onnx" if home == graph else f"{graph}.onnx")
+
+    def models(self, graph: str) -> tuple[Path, ...]:
+        """Return the ONNX files of a graph: its own, and its twin for ONNX Runtime's CUDA provider if it has one."""
+        model = self.model(graph)
+        twin = cuda_file(model)
+        return (model, twin) if self.contents.has(twin.relative_to(self.path).as_posix()) else (model,)
 
     def weights(self, graph: str) -> tuple[Path, ...]:
         """Return the files that hold the weights of a component, and of the graphs beside it."""

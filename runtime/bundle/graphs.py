@@ -4,6 +4,7 @@ The export writes them, the pipeline calls them and parity checks them.
 """
 
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # it imports NumPy, and the help of commands reads the numbers below
@@ -22,6 +23,7 @@ DECODER = "vae_decoder"
 DECODER_FP32 = "vae_decoder_fp32"  # beside a decoder of half precision
 ENCODER = "vae_encoder"
 STEPS = 50  # of any sampler, that an engine of the fused step takes by default
+SAVED = 6  # latents that a sampler keeps at most, with the current ones: PNDM with its Runge-Kutta steps keeps six
 SPARE = ("rows", "saved", "terms")  # an engine may be bound for more of these dimensions than a plan needs
 
 
@@ -40,7 +42,13 @@ def steps_of(rows: int) -> int:
 
 
 FEEDBACK = {"new_state": "state", "new_row": "row"}
+CUDA = ".cuda.onnx"  # the end of a graph's twin for ONNX Runtime's CUDA provider, such as unet/model.cuda.onnx
 TOGETHER = ("unet", "controlnet", "adapter")  # run in every row, by how their names begin; any other is its own stage
+
+
+def cuda_file(path: Path) -> Path:
+    """Return where the twin of an ONNX file for ONNX Runtime's CUDA provider lies, if it has one."""
+    return path.with_name(path.stem + CUDA)
 
 
 def step_specs(inputs: "Specs", outputs: "Specs") -> "tuple[Specs, Specs] | None":

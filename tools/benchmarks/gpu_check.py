@@ -43,6 +43,7 @@ ROWS = (
     Row("bundle", "export to ONNX", (*MODEL, "onnx", "onnxscript"), limit=180),
     Row("portable", "TensorRT-RTX, portable engine", ("tensorrt_rtx", *BUILDER), ("bundle",)),
     Row("onnxruntime-cuda", "ONNX Runtime, CUDA", ("onnxruntime",), ("bundle",)),
+    Row("onnxruntime-cuda-folded", "ONNX Runtime, CUDA, a launch a row", ("onnxruntime",), ("bundle",)),
     Row("tensorrt-rtx", "ldmrt on TensorRT-RTX", ("tensorrt_rtx", *BUILDER), ("bundle",), 120),
     Row("tensorrt", "ldmrt on TensorRT", ("tensorrt", *BUILDER), ("bundle",), 180),
     Row("tensorrt-rtx-folded", "TensorRT-RTX, a launch a row", ("tensorrt_rtx", *BUILDER), ("tensorrt-rtx",), 120),

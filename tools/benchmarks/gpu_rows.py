@@ -168,7 +168,7 @@ def fused(setting: Setting, name: str) -> Values:
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.pipeline.pipeline import open_pipeline
 
-    built = engines(setting.bundle, name, only=STEP)
+    built = engines(setting.bundle, name, only=STEP) if name.startswith("tensorrt") else 0.0
     pipeline = open_pipeline(setting.bundle, name, check=False, fused=True)
     task = pipeline.prepare(request_of(setting))
     if task.fused is None:
@@ -255,6 +255,7 @@ MEASURES: dict[str, Callable[[Setting], Values]] = {
     "portable": portable,
     "onnxruntime": lambda setting: backend(setting, "onnxruntime"),
     "onnxruntime-cuda": lambda setting: backend(setting, "onnxruntime-cuda"),
+    "onnxruntime-cuda-folded": lambda setting: fused(setting, "onnxruntime-cuda"),
     "tensorrt-rtx": lambda setting: backend(setting, "tensorrt-rtx"),
     "tensorrt": lambda setting: backend(setting, "tensorrt"),
     "tensorrt-rtx-folded": lambda setting: fused(setting, "tensorrt-rtx"),

@@ -3,12 +3,12 @@
 import math
 import time
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+import ldmrt
 from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.options.checkpoint import SCHEDULER as SCHEDULER_OPTIONS
 from ldmrt.tools.options.common import THREADS, Choice
@@ -209,7 +209,7 @@ def generate(
             pipeline.draw(request.parts(at_once, base.shape.factor)), parts, lambda result: f"seed {result.seeds[-1]}"
         )
 
-    shared: JsonObject = {"ldmrt": version("ldmrt"), "bundle": bundle.name} | parameters(options, steering)
+    shared: JsonObject = {"ldmrt": ldmrt.__version__, "bundle": bundle.name} | parameters(options, steering)
     shared |= {"scheduler": request.scheduler or everyday_name(base.scheduler)}
     if refiner is not None:
         shared |= {"refiner": refiner.name, "refiner_start": refiner_start}

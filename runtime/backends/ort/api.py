@@ -54,6 +54,9 @@ class SessionOptions(Protocol):
     graph_optimization_level: object  # of onnxruntime.GraphOptimizationLevel
     optimized_model_filepath: str
 
+    def add_free_dimension_override_by_name(self, name: str, size: int) -> None:
+        """Fix the size of a symbolic dimension."""
+
     def add_session_config_entry(self, key: str, value: str) -> None:
         """Set an option by its name."""
 

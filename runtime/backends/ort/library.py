@@ -2,6 +2,7 @@
 
 import os
 import re
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -37,6 +38,20 @@ def onnxruntime(where: str) -> ModuleType:
     ort.disable_telemetry_events()
     module: ModuleType = ort
     return module
+
+
+@cache
+def load_cuda(ort: ModuleType) -> None:
+    """Load the CUDA libraries of NVIDIA's packages, where they are installed, and silence ONNX Runtime's own log.
+
+    cuDNN refuses some fused convolutions, for which ONNX Runtime logs an error and then takes another kernel.
+    """
+    ort.set_default_logger_severity(QUIET)
+    vars(ort)["print"] = lambda *_: None  # what it does not find it prints; the provider then says so where it opens
+    try:
+        ort.preload_dlls()
+    finally:
+        del vars(ort)["print"]
 
 
 def session_options(ort: ModuleType) -> SessionOptions:

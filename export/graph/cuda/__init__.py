@@ -1,0 +1,1 @@
+"""Graphs for ONNX Runtime's CUDA provider, beside those that every backend runs."""
