@@ -112,7 +112,8 @@ def _in_steps(graph: "Graph", node: "Node") -> None:
     numbers = put("Cast", x, to=FLOAT)
     apart = put("Sub", numbers, put("ReduceMean", numbers, last))
     variance = put("ReduceMean", put("Mul", apart, apart), last)
-    epsilon = put.constant("/epsilon", node.attributes["epsilon"].as_float(), np.float32)
+    least = node.attributes["epsilon"].as_float()
+    epsilon = put.constant(f"/epsilon_{least:g}", least, np.float32)
     normal = put("Div", apart, put("Sqrt", put("Add", variance, epsilon)))
     scale, shift = (
         put("Cast", put("Reshape", one, put.constant("/column", [-1, 1])), to=FLOAT) for one in node.inputs[1:3]
