@@ -59,8 +59,9 @@ class Rewrite:
         """Return a constant, which is called as the module with `name` after it, such as ".weight.00" or "/axes"."""
         import onnx_ir
 
-        tensor = onnx_ir.tensor(np.asarray(value, dtype), name=f"{self._home}{name}")
-        there = self._graph.initializers.get(tensor.name)
+        full = f"{self._home}{name}"
+        tensor = onnx_ir.tensor(np.asarray(value, dtype), name=full)
+        there = self._graph.initializers.get(full)
         if there is not None and np.array_equal(numbers_of(there), tensor.numpy()):
             return there
         added = self._tape.initializer(tensor)

@@ -18,12 +18,12 @@ from ldmrt.runtime.tensors import TensorSpec, split_symbol
 from .attention import attend_side_by_side
 from .autoencoder_parts import write_tiles
 from .checks import check_graph
+from .cpu.upsample import convolve_before_upsampling
+from .cpu.winograd import convolve_by_tiles
 from .cuda.write import write_cuda_graphs
 from .fused_step import write_fused_step
 from .group_norm import TRANSLATIONS
 from .naming import name_after_modules
-from .upsample import convolve_before_upsampling
-from .winograd import convolve_by_tiles
 
 if TYPE_CHECKING:
     from onnx_ir import Function, Graph, Model

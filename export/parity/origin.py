@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ldmrt.export.components.table import Component, components, fingerprint
-from ldmrt.export.graph import upsample, winograd
+from ldmrt.export.graph.cpu import upsample, winograd
 from ldmrt.export.graph.naming import module_path
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.runtime.bundle.bundle import Bundle

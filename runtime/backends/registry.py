@@ -60,8 +60,10 @@ def _open_onnxruntime(bundle: Bundle, backend: str, settings: BackendSettings, n
     def open_session(dims: Mapping[str, int] | None = None) -> OrtEngine:
         if settings.watched is not None:
             settings.watched.check(bundle, name)
-        options = {"threads": settings.threads, "frugal": settings.low_memory, "spin": spin}
-        engine = OrtEngine(name, path, backend, **options, optimized=optimized, dims=dims)
+        frugal, threads = settings.low_memory, settings.threads
+        engine = OrtEngine(
+            name, path, backend, threads=threads, frugal=frugal, spin=spin, optimized=optimized, dims=dims
+        )
         if settings.watched is not None:  # the files may have been replaced while they were read
             settings.watched.check(bundle, name)
         return engine

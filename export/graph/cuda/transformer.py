@@ -74,7 +74,13 @@ def fuse_gated_gelu(graph: "Graph") -> bool:
         gelu = only_user(gate, "Gelu")
         times = only_user(gelu.outputs[0], "Mul") if gelu is not None else None
         plus = producer(node.inputs[0], "Add")
-        if times is None or plus is None or only_user(half, "Mul") is not times or width(half, -1) not in GATES:
+        if (
+            gelu is None
+            or times is None
+            or plus is None
+            or only_user(half, "Mul") is not times
+            or width(half, -1) not in GATES
+        ):
             continue
         x, bias = plus.inputs
         if not is_constant(bias) or not _exact(gelu):

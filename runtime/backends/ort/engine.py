@@ -33,7 +33,7 @@ TURN = RLock()
 EXTERNAL = "session.optimized_model_external_initializers"
 # TensorFloat-32 would round float32 to 10 bits. With channels last, convolutions in half precision take tensor cores
 # without moving anything. The default search for kernels, "EXHAUSTIVE", takes ones without tensor cores for the decoder
-# of Stable Diffusion 1.5, which is then ten times slower (ONNX Runtime 1.31 on an H200).
+# of Stable Diffusion 1.5, which is then many times slower (ONNX Runtime 1.31 on an H200).
 CUDA_OPTIONS = {"use_tf32": "0", "prefer_nhwc": "1", "cudnn_conv_algo_search": "HEURISTIC"}
 PROVIDERS = {"onnxruntime": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
 

@@ -12,8 +12,8 @@ from onnx import helper, numpy_helper
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ldmrt.export.components.table import components
+from ldmrt.export.graph.cpu.upsample import FIRST, convolve_before_upsampling, kernels
 from ldmrt.export.graph.to_onnx import to_onnx
-from ldmrt.export.graph.upsample import FIRST, convolve_before_upsampling, kernels
 from ldmrt.model import load
 from ldmrt.model.networks.blocks import Upsample
 from ldmrt.runtime.backends.ort.engine import OrtEngine

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from ldmrt.export.engines.activations import activations
-from ldmrt.export.graph.winograd import TILES, A, B, convolve_by_tiles, kernels
+from ldmrt.export.graph.cpu.winograd import TILES, A, B, convolve_by_tiles, kernels
 from ldmrt.export.parity.origin import other_graph
 from ldmrt.runtime.backends.ort.engine import OrtEngine
 

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ldmrt.export.graph.rewrite import Rewrite, numbers_of
 from ldmrt.runtime.tensors import Array
-
-from .rewrite import Rewrite, numbers_of
 
 if TYPE_CHECKING:
     from onnx_ir import Model, Node, Value
