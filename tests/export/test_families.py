@@ -2,6 +2,8 @@
 
 import sys
 import warnings
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ldmrt.export.bundle_writer import export_bundle
+from ldmrt.export.components.table import components
 from ldmrt.export.components.torch_pipeline import torch_pipeline
-from ldmrt.model import load
+from ldmrt.export.graph.to_onnx import to_onnx
+from ldmrt.model import UNet, UNetConfig, load
 from ldmrt.runtime import LdmrtWarning, Pipeline, RefinedPipeline, Request
 from ldmrt.runtime import open as open_pipeline
+from ldmrt.runtime.backends.lazy_engines import LazyEngines
+from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.samplers.noise import FIRST, IMAGE, MASKED
 from ldmrt.runtime.samplers.registry import find_scheduler
 
 from ..support.families import FAMILIES
-from ..support.pipelines import save_pipeline
+from ..support.pipelines import randomise, save_pipeline
 from .test_tasks import drawing
 
 PROMPTS = ["a red apple, noto style, blue background!", "two pears"]
@@ -29,6 +35,13 @@ SAMPLERS = (None, "ddim", "euler_a", "dpmpp_2m_karras", "unipc")  # None is the 
 # Relative to the largest latent. Two programs' float32 through a handful of rows, with guidance.
 TOLERANCE = 2e-4
 EXPORTED = ("sdxl", "sd15-inpainting")  # of the others the same graphs are exported elsewhere
+SMALL_XL = {
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "block_out_channels": [16, 32],
+    "attention_head_dim": [1, 2],
+    "transformer_layers_per_block": 1,
+}
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
 
 
@@ -103,9 +116,18 @@ def close(ours: NDArray[Any], theirs: NDArray[Any]) -> None:
     assert np.abs(ours - theirs).max() <= TOLERANCE * np.abs(theirs).max()
 
 
+# By default each family with its own sampler and with two of the others, each of those with half of the families.
+FAMILIES_AND_SAMPLERS = [
+    pytest.param(name, one, marks=pytest.mark.slow if one and (row + column) % 2 else [])
+    for row, name in enumerate(FAMILIES)
+    for column, one in enumerate(SAMPLERS)
+    if one is None or name != "lcm"  # whose pipeline ends at x0
+]
+
+
 @pytest.mark.parametrize(
     ("name", "scheduler"),
-    [(name, one) for name in FAMILIES for one in SAMPLERS if one is None or name != "lcm"],  # whose pipeline ends at x0
+    FAMILIES_AND_SAMPLERS,
 )
 def test_family_draws_what_diffusers_draws(
     name: str, scheduler: str | None, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
@@ -288,7 +310,23 @@ def test_base_and_refiner_draw_what_diffusers_draws(
     np.testing.assert_array_equal(drawn.pixels, result.pixels)
 
 
-@pytest.mark.parametrize("name", [pytest.param(EXPORTED[0], marks=pytest.mark.slow), *EXPORTED[1:]])
+def test_what_xl_alone_has_is_exported(places: dict[str, Path], tmp_path: Path) -> None:
+    """Its second text encoder, and a U-Net of two levels that takes sizes and pooled embeddings."""
+    config = {**FAMILIES["sdxl"].unet, **SMALL_XL}
+    unet = randomise(UNet(UNetConfig.read({"_class_name": "UNet2DConditionModel", **config})))
+    checkpoint = replace(load(places["sdxl"]), unet=unet)
+    parts = components(checkpoint)
+    engines: dict[str, Any] = {name: part.engine for name, part in parts.items()}
+    for part in ("text_encoder_2", "unet"):
+        engines[part] = partial(OrtEngine, part, to_onnx(parts[part], tmp_path / part))
+    reference = torch_pipeline(checkpoint)
+    exported = replace(torch_pipeline(checkpoint), engines=LazyEngines(engines))
+    close(*(found(pipeline, "sdxl", None, guidance_scale=4.0) for pipeline in (exported, reference)))
+    exported.close()
+
+
+@pytest.mark.slow  # whole bundles; parts of the same graphs are exported above, and in test_fused_step.py
+@pytest.mark.parametrize("name", EXPORTED)
 def test_bundle_draws_what_its_checkpoint_draws(name: str, places: dict[str, Path], tmp_path: Path) -> None:
     checkpoint = load(places[name])
     for _ in export_bundle(checkpoint, tmp_path / "bundle"):

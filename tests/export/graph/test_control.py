@@ -169,6 +169,7 @@ def test_adapters_draw_what_diffusers_draws(
     unlike(ours(PROMPTS, **ASKED).latents, expected)
 
 
+@pytest.mark.slow  # the same graphs as those of the bundle below, and XL's own in test_families.py
 def test_xl_on_onnx_draws_what_diffusers_draws(
     places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
