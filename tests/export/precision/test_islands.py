@@ -112,7 +112,7 @@ def test_islands_appear_and_the_picture_survives(loud: Path, tmp_path: Path, exp
     assert all(name.startswith("mid_block.resnets.0.") for name in wide)
     for _ in export_bundle(loaded, tmp_path / "half", islands=found):
         pass
-    half, whole = (torch_pipeline(one)(PROMPT, num_inference_steps=4).pixels for one in (loaded, load(loud)))
+    half, whole = (torch_pipeline(model)(PROMPT, num_inference_steps=4).pixels for model in (loaded, load(loud)))
     assert psnr(half, whole) >= 40.0  # a mean error of two and a half grey levels
     opened = Bundle.open(tmp_path / "half")
     assert islands(opened) == found
@@ -125,16 +125,16 @@ def test_islands_appear_and_the_picture_survives(loud: Path, tmp_path: Path, exp
 def test_an_exported_island_computes_what_pytorch_does(loud: Path, tmp_path: Path) -> None:
     """The decoder, in whose halves alone nothing finite is left."""
     loaded, _, _ = choose_precisions(reading(loud), {"": "fp16"})
-    part, wide = (components(one)["vae_decoder"] for one in (loaded, load(loud)))
-    engine = OrtEngine("vae_decoder", to_onnx(part, tmp_path / "vae_decoder"))
-    inputs = example(wide, {"batch": 2, "height": 16, "width": 16})
-    (found,), (expected,) = (one(**inputs).values() for one in (engine, wide.engine()))
-    engine.close()
+    half, whole = (components(model)["vae_decoder"] for model in (loaded, load(loud)))
+    exported = OrtEngine("vae_decoder", to_onnx(half, tmp_path / "vae_decoder"))
+    inputs = example(whole, {"batch": 2, "height": 16, "width": 16})
+    (found,), (expected,) = (engine(**inputs).values() for engine in (exported, whole.engine()))
+    exported.close()
     assert np.abs(found - expected).max() <= COMPONENT["fp16"].limit * np.abs(expected).max()
 
 
 @pytest.mark.slow  # two exports; what they are made of is above
-def test_the_picture_survives_on_onnx_runtime(loud: Path, tmp_path: Path) -> None:
+def test_the_image_survives_on_onnx_runtime(loud: Path, tmp_path: Path) -> None:
     loaded, _, found = choose_precisions(reading(loud), {"": "fp16"})
     for _ in export_bundle(loaded, tmp_path / "half", islands=found):
         pass
