@@ -18,7 +18,7 @@ from ldmrt.export.components.table import components
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.export.graph.to_onnx import to_onnx
 from ldmrt.model import UNet, UNetConfig, load
-from ldmrt.runtime import LdmrtWarning, Pipeline, RefinedPipeline, Request
+from ldmrt.runtime import Bundle, LdmrtWarning, Pipeline, RefinedPipeline, Request
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.backends.ort.engine import OrtEngine
@@ -118,17 +118,14 @@ def close(ours: NDArray[Any], theirs: NDArray[Any]) -> None:
 
 # By default each family with its own sampler and with two of the others, each of those with half of the families.
 FAMILIES_AND_SAMPLERS = [
-    pytest.param(name, one, marks=pytest.mark.slow if one and (row + column) % 2 else [])
+    pytest.param(name, scheduler, marks=pytest.mark.slow if scheduler and (row + column) % 2 else [])
     for row, name in enumerate(FAMILIES)
-    for column, one in enumerate(SAMPLERS)
-    if one is None or name != "lcm"  # whose pipeline ends at x0
+    for column, scheduler in enumerate(SAMPLERS)
+    if scheduler is None or name != "lcm"  # whose pipeline ends at x0
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "scheduler"),
-    FAMILIES_AND_SAMPLERS,
-)
+@pytest.mark.parametrize(("name", "scheduler"), FAMILIES_AND_SAMPLERS)
 def test_family_draws_what_diffusers_draws(
     name: str, scheduler: str | None, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,6 +320,15 @@ def test_what_xl_alone_has_is_exported(places: dict[str, Path], tmp_path: Path) 
     exported = replace(torch_pipeline(checkpoint), engines=LazyEngines(engines))
     close(*(found(pipeline, "sdxl", None, guidance_scale=4.0) for pipeline in (exported, reference)))
     exported.close()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_bundle_is_of_the_shape_of_its_checkpoint(
+    name: str, places: dict[str, Path], tmp_path: Path, exported: list[str]
+) -> None:
+    checkpoint = load(places[name])
+    assert [done.component for done in export_bundle(checkpoint, tmp_path / "bundle")] == exported
+    assert Bundle.open(tmp_path / "bundle").shape == torch_pipeline(checkpoint).shape
 
 
 @pytest.mark.slow  # whole bundles; parts of the same graphs are exported above, and in test_fused_step.py

@@ -108,7 +108,7 @@ NAMED: list[tuple[str, Notes]] = [
     ("Hyper-SDXL-1step-Unet.safetensors", {}),
     ("model.safetensors", {"modelspec.title": "DreamShaper XL v2 Turbo"}),
 ]
-# By default each name in one family, each family once.
+# By default each name in one family, and each family once or twice.
 FEW = [
     pytest.param(family, *named, marks=[] if place % 3 == at else pytest.mark.slow)
     for place, named in enumerate(NAMED)
