@@ -182,7 +182,7 @@ def test_a_half_precision_bundle_is_held_to_its_own_tolerance(half: Path) -> Non
     ],
 )
 def test_bfloat16_where_no_backend_runs_it(
-    precision: str, kinds: list[str], ldmrt: Any, checkpoint: Path, bundle: Path, tmp_path: Path
+    precision: str, kinds: list[str], ldmrt: Any, checkpoint: Path, bundle: Path, tmp_path: Path, shared_exports: None
 ) -> None:
     """The graphs are checked, PyTorch's bfloat16 is measured in their place, and all of that is said."""
     shutil.copytree(bundle, tmp_path / "brief")  # what stays in float32 is reused
