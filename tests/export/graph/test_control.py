@@ -1,6 +1,7 @@
 """ControlNets and T2I-Adapters: our pipeline with one and with two of them against diffusers', then bundles of them."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ldmrt.export.bundle_writer import export_bundle
-from ldmrt.export.components.table import components
+from ldmrt.export.components.table import Component, components
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.export.graph.to_onnx import to_onnx
 from ldmrt.export.parity.origin import other_origin
@@ -65,8 +66,11 @@ SCALES: list[dict[str, float]] = [{"colour": 1.0}, {GREY: 0.4}, {"colour": 0.7, 
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By name, a checkpoint and two adapters for it, made when first asked for; SD 1.5's has two ControlNets too."""
+def places(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By name, a checkpoint and two adapters for it, made when first asked for; SD 1.5's has two ControlNets too.
+
+    What knows of no control in SD 1.5's is the tiny checkpoint's, and exported for all tests.
+    """
 
     class Saved(dict[str, Path]):
         def __missing__(self, name: str) -> Path:
@@ -74,6 +78,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             change, _, config = ADAPTERS[name]
             family = name.split()[0]
             save_pipeline(family, place / "checkpoint")
+            for part in ("tokenizer", "text_encoder", "vae") if family == "sd15" else ():
+                shutil.rmtree(place / "checkpoint" / part)
+                shutil.copytree(checkpoint / part, place / "checkpoint" / part)
             unet = randomise(diffusers.UNet2DConditionModel(**FAMILIES[family].unet | change))
             unet.save_pretrained(place / "checkpoint" / "unet")
             for seed, (adapter, channels) in enumerate((("colour", 3), (GREY, 1))):
@@ -169,14 +176,21 @@ def test_adapters_draw_what_diffusers_draws(
     unlike(ours(PROMPTS, **ASKED).latents, expected)
 
 
-@pytest.mark.slow  # the same graphs as those of the bundle below, and XL's own in test_families.py
+@pytest.mark.parametrize(
+    "exported",
+    [
+        ["adapter_colour"],  # XL's U-Net is exported in test_families.py, and one with features in the bundle below
+        pytest.param(["unet", "adapter_colour", f"adapter_{GREY}"], marks=pytest.mark.slow),
+    ],
+    ids=["adapter", "all"],
+)
 def test_xl_on_onnx_draws_what_diffusers_draws(
-    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: list[str], places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its U-Net and adapters: the other components know of no adapter."""
     parts = components(adapted(places["sdxl"]))
     engines: dict[str, Any] = {name: part.engine for name, part in parts.items()}
-    for name in ("unet", "adapter_colour", f"adapter_{GREY}"):
+    for name in exported:
         engines[name] = partial(OrtEngine, name, to_onnx(parts[name], tmp_path / name))
     ours = replace(torch_pipeline(adapted(places["sdxl"])), engines=LazyEngines(engines))
     for scales in SCALES[1:]:
@@ -191,10 +205,14 @@ def mixed(places: dict[str, Path]) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def bundle(mixed: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(
+    mixed: Checkpoint, export_once: Callable[[Component, Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("control") / "bundle"
-    for _ in export_bundle(mixed, folder):
-        pass
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("ldmrt.export.bundle_writer.to_onnx", export_once)
+        for _ in export_bundle(mixed, folder):
+            pass
     return folder
 
 
