@@ -1,9 +1,6 @@
 """Every family's pipeline draws what diffusers' pipeline of that family draws, with the same noises."""
 
 import sys
-import warnings
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +10,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from ldmrt.export.bundle_writer import export_bundle
-from ldmrt.export.components.table import components
 from ldmrt.export.components.torch_pipeline import torch_pipeline
-from ldmrt.export.graph.to_onnx import to_onnx
-from ldmrt.model import UNet, UNetConfig, load
-from ldmrt.runtime import Bundle, LdmrtWarning, Pipeline, RefinedPipeline, Request
-from ldmrt.runtime import open as open_pipeline
-from ldmrt.runtime.backends.lazy_engines import LazyEngines
-from ldmrt.runtime.backends.ort.engine import OrtEngine
+from ldmrt.model import load
+from ldmrt.runtime import LdmrtWarning, Pipeline, RefinedPipeline, Request
 from ldmrt.runtime.samplers.noise import FIRST, IMAGE, MASKED
 from ldmrt.runtime.samplers.registry import find_scheduler
 
 from ..support.families import FAMILIES
-from ..support.pipelines import randomise, save_pipeline
+from ..support.pipelines import save_pipeline
 from .test_tasks import drawing
 
 PROMPTS = ["a red apple, noto style, blue background!", "two pears"]
@@ -34,14 +25,6 @@ STEPS, SEEDS = 5, [3, 4]
 SAMPLERS = (None, "ddim", "euler_a", "dpmpp_2m_karras", "unipc")  # None is the family's own
 # Relative to the largest latent. Two programs' float32 through a handful of rows, with guidance.
 TOLERANCE = 2e-4
-EXPORTED = ("sdxl", "sd15-inpainting")  # of the others the same graphs are exported elsewhere
-SMALL_XL = {
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    "block_out_channels": [16, 32],
-    "attention_head_dim": [1, 2],
-    "transformer_layers_per_block": 1,
-}
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
 
 
@@ -305,42 +288,3 @@ def test_base_and_refiner_draw_what_diffusers_draws(
     np.testing.assert_array_equal(last.x, result.latents)
     (drawn,) = refined.draw([request])
     np.testing.assert_array_equal(drawn.pixels, result.pixels)
-
-
-def test_what_xl_alone_has_is_exported(places: dict[str, Path], tmp_path: Path) -> None:
-    """Its second text encoder, and a U-Net of two levels that takes sizes and pooled embeddings."""
-    config = {**FAMILIES["sdxl"].unet, **SMALL_XL}
-    unet = randomise(UNet(UNetConfig.read({"_class_name": "UNet2DConditionModel", **config})))
-    checkpoint = replace(load(places["sdxl"]), unet=unet)
-    parts = components(checkpoint)
-    engines: dict[str, Any] = {name: part.engine for name, part in parts.items()}
-    for part in ("text_encoder_2", "unet"):
-        engines[part] = partial(OrtEngine, part, to_onnx(parts[part], tmp_path / part))
-    reference = torch_pipeline(checkpoint)
-    exported = replace(torch_pipeline(checkpoint), engines=LazyEngines(engines))
-    close(*(found(pipeline, "sdxl", None, guidance_scale=4.0) for pipeline in (exported, reference)))
-    exported.close()
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_bundle_is_of_the_shape_of_its_checkpoint(
-    name: str, places: dict[str, Path], tmp_path: Path, exported: list[str]
-) -> None:
-    checkpoint = load(places[name])
-    assert [done.component for done in export_bundle(checkpoint, tmp_path / "bundle")] == exported
-    assert Bundle.open(tmp_path / "bundle").shape == torch_pipeline(checkpoint).shape
-
-
-@pytest.mark.slow  # whole bundles; parts of the same graphs are exported above, and in test_fused_step.py
-@pytest.mark.parametrize("name", EXPORTED)
-def test_bundle_draws_what_its_checkpoint_draws(name: str, places: dict[str, Path], tmp_path: Path) -> None:
-    checkpoint = load(places[name])
-    for _ in export_bundle(checkpoint, tmp_path / "bundle"):
-        pass
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", ".* it has no parity certificate")
-        bundle = open_pipeline(tmp_path / "bundle")
-    latents = [found(pipeline, name, None, guidance_scale=4.0) for pipeline in (bundle, torch_pipeline(checkpoint))]
-    assert bundle.shape == torch_pipeline(checkpoint).shape
-    close(*latents)

@@ -1,7 +1,4 @@
-"""Engines that TensorRT-RTX really builds, in half precision, of the tiny model and, when slow, of the shipped one.
-
-No GPU is needed, so none runs.
-"""
+"""Engines that TensorRT-RTX really builds in half precision, of the tiny and the shipped model. None runs."""
 
 import json
 import os
@@ -11,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,6 @@ import pytest
 import torch
 
 from ldmrt.export.bundle_writer import export_bundle
-from ldmrt.export.components.table import Component
 from ldmrt.export.engines import compiler
 from ldmrt.export.engines.build import Built, Step, build, decide, summary
 from ldmrt.export.engines.engine_memory import predict
@@ -41,18 +37,12 @@ SHIPPED = Path(__file__).parents[3] / "model" / "pretrained" / "emoji64"
 ALL = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
 TARGETS = ("sm75", "sm86", "sm89", "sm120", "portable")
 RTX = "tensorrt-rtx"
-slow_on_shipped = pytest.mark.parametrize(
-    "demo", [pytest.param("shipped", marks=pytest.mark.slow)], indirect=True, scope="module"
-)
+ON_SHIPPED = pytest.param("shipped", marks=pytest.mark.slow)
+slow_on_shipped = pytest.mark.parametrize("demo", [ON_SHIPPED], indirect=True, scope="module")
 
 
-@pytest.fixture(scope="module", params=["tiny", pytest.param("shipped", marks=pytest.mark.slow)])
-def demo(
-    request: pytest.FixtureRequest,
-    checkpoint: Path,
-    export_once: Callable[[Component, Path], Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
+@pytest.fixture(scope="module", params=["tiny", ON_SHIPPED])
+def demo(request: Any, checkpoint: Path, export_once: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle in float16. Do not write into it."""
     folder, source = tmp_path_factory.mktemp("demo") / "bundle", SHIPPED
     if request.param == "tiny":

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ldmrt.export.bundle_writer import export_bundle
-from ldmrt.export.components.table import Component, components
+from ldmrt.export.components.table import components
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.export.graph.to_onnx import to_onnx
 from ldmrt.export.parity.origin import other_origin
@@ -67,10 +67,7 @@ SCALES: list[dict[str, float]] = [{"colour": 1.0}, {GREY: 0.4}, {"colour": 0.7, 
 
 @pytest.fixture(scope="module")
 def places(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By name, a checkpoint and two adapters for it, made when first asked for; SD 1.5's has two ControlNets too.
-
-    What knows of no control in SD 1.5's is the tiny checkpoint's, and exported for all tests.
-    """
+    """By name, a checkpoint and two adapters for it, made when first asked for; SD 1.5's has two ControlNets too."""
 
     class Saved(dict[str, Path]):
         def __missing__(self, name: str) -> Path:
@@ -78,7 +75,7 @@ def places(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
             change, _, config = ADAPTERS[name]
             family = name.split()[0]
             save_pipeline(family, place / "checkpoint")
-            for part in ("tokenizer", "text_encoder", "vae") if family == "sd15" else ():
+            for part in ("tokenizer", "text_encoder", "vae") if family == "sd15" else ():  # exported for all tests
                 shutil.rmtree(place / "checkpoint" / part)
                 shutil.copytree(checkpoint / part, place / "checkpoint" / part)
             unet = randomise(diffusers.UNet2DConditionModel(**FAMILIES[family].unet | change))
@@ -176,14 +173,11 @@ def test_adapters_draw_what_diffusers_draws(
     unlike(ours(PROMPTS, **ASKED).latents, expected)
 
 
-@pytest.mark.parametrize(
-    "exported",
-    [
-        ["adapter_colour"],  # XL's U-Net is exported in test_families.py, and one with features in the bundle below
-        pytest.param(["unet", "adapter_colour", f"adapter_{GREY}"], marks=pytest.mark.slow),
-    ],
-    ids=["adapter", "all"],
-)
+# XL's U-Net is exported in bundle/test_exported_families.py, and one with features in the bundle below.
+EXPORTED = [["adapter_colour"], pytest.param(["unet", "adapter_colour", f"adapter_{GREY}"], marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("exported", EXPORTED, ids=["adapter", "all"])
 def test_xl_on_onnx_draws_what_diffusers_draws(
     exported: list[str], places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,9 +199,7 @@ def mixed(places: dict[str, Path]) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def bundle(
-    mixed: Checkpoint, export_once: Callable[[Component, Path], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def bundle(mixed: Checkpoint, export_once: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("control") / "bundle"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("ldmrt.export.bundle_writer.to_onnx", export_once)
