@@ -1,8 +1,11 @@
 """What the tests share: a tiny checkpoint with random weights and its bundle, made once."""
 
 import fcntl
+import hashlib
+import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -123,6 +126,27 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def export_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, Path], Path]:
+    """A `to_onnx` that exports a component once for all tests, known by the hashes by which an export reuses one."""
+    from ldmrt.export.components.table import fingerprint
+    from ldmrt.export.graph.to_onnx import to_onnx
+
+    def copied(component: Any, folder: Path) -> Path:
+        made_of = [component.name, fingerprint(component)]
+        key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+        graphs = made_once(tmp_path_factory, f"graphs-{key[:16]}", lambda place: to_onnx(component, place))
+        return Path(shutil.copytree(graphs, folder, dirs_exist_ok=True)) / "model.onnx"
+
+    return copied
+
+
+@pytest.fixture
+def shared_exports(export_once: Callable[[Any, Path], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have bundles written with what another test has already exported, where that is the same."""
+    monkeypatch.setattr("ldmrt.export.bundle_writer.to_onnx", export_once)
+
+
+@pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """The tiny checkpoint's bundle. Do not write into it: copy it first.
 
@@ -130,13 +154,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     """
     if made := os.environ.get("LDMRT_TEST_BUNDLE"):
         return Path(made)
-    checkpoint = request.getfixturevalue("checkpoint")
+    checkpoint, export_once = (request.getfixturevalue(name) for name in ("checkpoint", "export_once"))
 
     def export(folder: Path) -> None:
-        from ldmrt.export.bundle_writer import export_bundle
+        from ldmrt.export import bundle_writer
         from ldmrt.model import load
 
-        for _ in export_bundle(load(checkpoint), folder):
-            pass
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(bundle_writer, "to_onnx", export_once)
+            for _ in bundle_writer.export_bundle(load(checkpoint), folder):
+                pass
 
     return made_once(tmp_path_factory, "bundle", export)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,11 +60,18 @@ def certified(bundle: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
-def half(bundle: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def half(
+    bundle: Path,
+    checkpoint: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    export_once: Callable[[Any, Path], Path],
+) -> Path:
     """A bundle in float16 with its certificate, and its decoder in float32 as well. Do not write into it."""
 
     def export(folder: Path) -> None:
-        assert command("export", checkpoint, folder, "--precision", "fp16", "--fp32-decoder") == 0
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("ldmrt.export.bundle_writer.to_onnx", export_once)
+            assert command("export", checkpoint, folder, "--precision", "fp16", "--fp32-decoder") == 0
 
     return made_once(tmp_path_factory, "half/bundle", export)
 

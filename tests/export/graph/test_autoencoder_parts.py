@@ -134,7 +134,7 @@ def test_norms_take_what_they_are_told_and_say_what_they_found(
 
 
 @pytest.mark.slow
-def test_in_halves_their_statistics_are_float32(checkpoint: Path, tmp_path: Path) -> None:
+def test_in_halves_their_statistics_are_float32(checkpoint: Path, tmp_path: Path, shared_exports: None) -> None:
     half = load(checkpoint, dtype=torch.float16)
     for _ in export_bundle(half, tmp_path / "bundle"):
         pass

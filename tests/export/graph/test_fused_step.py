@@ -12,11 +12,13 @@ import pytest
 
 import ldmrt.runtime
 from ldmrt.export.bundle_writer import export_bundle
+from ldmrt.export.components.table import components
 from ldmrt.model import load
 from ldmrt.runtime import LdmrtError, Plan, Request, plan_from_config, sample, steps
 from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.graphs import FEEDBACK, STEP, step_specs
+from ldmrt.runtime.parity.tolerances import COMPONENT
 from ldmrt.runtime.pipeline.fused_step import FusedStep, StepCapacity, state, tables
 from ldmrt.runtime.samplers.guidance import Guidance, classifier_free
 from ldmrt.runtime.samplers.noise import noise
@@ -30,6 +32,7 @@ FILE = f"{STEP}.onnx"
 SHAPE = (2, 4, 8, 10)
 CONFIG = {"_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
           "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}  # fmt: skip
+TIMES = np.float32([1, 250, 500, 999])
 SAMPLERS = ("ddim", "euler_a", "dpmpp_2m", "unipc", "heun", "lms", "pndm", "dpmpp_2s", "lcm")
 
 
@@ -177,6 +180,9 @@ def test_extra_channels_stand_beside_the_latents(tmp_path: Path) -> None:
     plan, guidance = plan_from_config(CONFIG, 3, name="ddim"), classifier_free(2, 3.0)
     words = told(unet, 4)
     beside = np.random.default_rng(3).standard_normal((4, 5, *SHAPE[2:]), dtype=np.float32)
+    inputs = {"sample": np.concatenate([first(plan)[guidance.idx], beside], axis=1), "timestep": TIMES, **words}
+    (exported,), (torchs,) = (engine(**inputs).values() for engine in (unet, components(checkpoint)["unet"].engine()))
+    assert relative(exported, torchs) < COMPONENT["fp32"].limit
 
     def model(x: Any, t: float) -> Any:
         seen = np.concatenate([x[guidance.idx], beside], axis=1)

@@ -1,5 +1,6 @@
 """A convolution of what was doubled, as four of what was there: beside the two, and in what is exported."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from ldmrt.export.components.table import components
+from ldmrt.export.components.table import Component, components
 from ldmrt.export.graph.cpu.upsample import FIRST, convolve_before_upsampling, kernels
-from ldmrt.export.graph.to_onnx import to_onnx
 from ldmrt.model import load
 from ldmrt.model.networks.blocks import Upsample
 from ldmrt.runtime.backends.ort.engine import OrtEngine
@@ -84,9 +84,11 @@ def test_kernels_of_ones_count_the_pixels_that_are_copies() -> None:
     assert found[".01"][0, 0].tolist() == [[2, 1], [4, 2]]
 
 
-def test_decoders_of_float32_alone(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+def test_decoders_of_float32_alone(
+    checkpoint: Path, bundle: Path, tmp_path: Path, export_once: Callable[[Component, Path], Path]
+) -> None:
     """A U-Net's sizes may be odd, and sums of halves would be rounded."""
     assert "Resize" not in operators(bundle / "vae_decoder" / "model.onnx")
     assert "Resize" in operators(bundle / "unet" / "model.onnx")
     half = components(load(checkpoint, dtype=torch.float16))["vae_decoder"]
-    assert "Resize" in operators(to_onnx(half, tmp_path / "half"))
+    assert "Resize" in operators(export_once(half, tmp_path / "half"))

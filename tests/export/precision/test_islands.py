@@ -10,15 +10,18 @@ import pytest
 import torch
 
 from ldmrt.export.bundle_writer import export_bundle
-from ldmrt.export.components.table import components
+from ldmrt.export.components.table import components, example
 from ldmrt.export.components.torch_pipeline import torch_pipeline
+from ldmrt.export.graph.to_onnx import to_onnx
 from ldmrt.export.precision.casting import modules_of
 from ldmrt.export.precision.islands import HALF, LIMIT, record_ranges, smallest_safe_module
 from ldmrt.export.precision.policy import apply_precisions, choose_precisions, islands, parse, precisions
 from ldmrt.model import Checkpoint, load
 from ldmrt.runtime import Bundle, LdmrtError
 from ldmrt.runtime import open as open_pipeline
+from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.parity.metrics import psnr
+from ldmrt.runtime.parity.tolerances import COMPONENT
 
 PROMPT = "two pears"
 Load = Callable[[Mapping[str, torch.dtype]], tuple[Checkpoint, dict[str, Any]]]
@@ -97,7 +100,7 @@ def test_climb(ranges: dict[str, float], expected: list[str]) -> None:
     assert list(smallest_safe_module(ranges, LIMIT)) == expected
 
 
-def test_islands_appear_and_the_picture_survives(loud: Path, tmp_path: Path) -> None:
+def test_islands_appear_and_the_picture_survives(loud: Path, tmp_path: Path, exported: list[str]) -> None:
     loaded, _, found = choose_precisions(reading(loud), {"": "fp16"})
     assert {name: list(modules) for name, modules in found.items()} == {
         "unet": ["mid_block.resnets.0"],
@@ -109,9 +112,7 @@ def test_islands_appear_and_the_picture_survives(loud: Path, tmp_path: Path) -> 
     assert all(name.startswith("mid_block.resnets.0.") for name in wide)
     for _ in export_bundle(loaded, tmp_path / "half", islands=found):
         pass
-    for _ in export_bundle(load(loud), tmp_path / "whole"):
-        pass
-    half, whole = (drawn(tmp_path / name) for name in ("half", "whole"))
+    half, whole = (torch_pipeline(model)(PROMPT, num_inference_steps=4).pixels for model in (loaded, load(loud)))
     assert psnr(half, whole) >= 40.0  # a mean error of two and a half grey levels
     opened = Bundle.open(tmp_path / "half")
     assert islands(opened) == found
@@ -119,6 +120,28 @@ def test_islands_appear_and_the_picture_survives(loud: Path, tmp_path: Path) -> 
     for one, other in zip(again.unet.parameters(), loaded.unet.parameters(), strict=True):
         assert one.dtype == other.dtype
         assert torch.equal(one, other)
+
+
+def test_an_exported_island_computes_what_pytorch_does(loud: Path, tmp_path: Path) -> None:
+    """The decoder, in whose halves alone nothing finite is left."""
+    loaded, _, _ = choose_precisions(reading(loud), {"": "fp16"})
+    half, whole = (components(model)["vae_decoder"] for model in (loaded, load(loud)))
+    exported = OrtEngine("vae_decoder", to_onnx(half, tmp_path / "vae_decoder"))
+    inputs = example(whole, {"batch": 2, "height": 16, "width": 16})
+    (found,), (expected,) = (engine(**inputs).values() for engine in (exported, whole.engine()))
+    exported.close()
+    assert np.abs(found - expected).max() <= COMPONENT["fp16"].limit * np.abs(expected).max()
+
+
+@pytest.mark.slow  # two exports; what they are made of is above
+def test_the_image_survives_on_onnx_runtime(loud: Path, tmp_path: Path) -> None:
+    loaded, _, found = choose_precisions(reading(loud), {"": "fp16"})
+    for _ in export_bundle(loaded, tmp_path / "half", islands=found):
+        pass
+    for _ in export_bundle(load(loud), tmp_path / "whole"):
+        pass
+    half, whole = (drawn(tmp_path / name) for name in ("half", "whole"))
+    assert psnr(half, whole) >= 40.0  # a mean error of two and a half grey levels
 
 
 def test_without_the_island_the_guard_fires(loud: Path) -> None:

@@ -1,5 +1,6 @@
 """What the precisions cost: halves and bfloat16 against float32, and islands where a module errs too much."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,9 @@ class InstanceNormalization(OpRun):
         )
 
 
-def test_bfloat16_graph_computes_what_pytorch_does(checkpoint: Path, tmp_path: Path) -> None:
+def test_bfloat16_graph_computes_what_pytorch_does(
+    checkpoint: Path, tmp_path: Path, export_once: Callable[[Component, Path], Path]
+) -> None:
     """By ONNX's own evaluator: ONNX Runtime has not the kernels. Its doors are float32."""
     loaded, _, found = choose_precisions(reading(checkpoint), {"": "bf16"})
     assert found == {}
@@ -193,7 +196,7 @@ def test_bfloat16_graph_computes_what_pytorch_does(checkpoint: Path, tmp_path: P
     assert part.precision == "bf16"
     assert {spec.dtype for spec in part.inputs + part.outputs} == {"float32"}
     inputs = example(part, {"batch": 2, "height": 16, "width": 16})
-    (graph,) = ReferenceEvaluator(str(to_onnx(part, tmp_path)), new_ops=[InstanceNormalization]).run(None, inputs)
+    (graph,) = ReferenceEvaluator(str(export_once(part, tmp_path)), new_ops=[InstanceNormalization]).run(None, inputs)
     (torchs,), (exact,) = (one.engine()(**inputs).values() for one in (part, wide))
     size, cost = np.abs(exact).max(), np.abs(torchs - exact).max()
     assert 1e-3 < cost / size <= COMPONENT["bf16"].limit

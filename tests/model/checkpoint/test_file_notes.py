@@ -102,16 +102,21 @@ def test_zero_terminal_snr_is_that_of_diffusers(
     assert plan.t[0] == 999
 
 
-@pytest.mark.parametrize("family", ["1.x", "2.x", "XL"])
-@pytest.mark.parametrize(
-    ("file", "notes"),
-    [
-        ("sd_xl_turbo_1.0_fp16.safetensors", {}),
-        ("sdxl_lightning_4step.safetensors", {}),
-        ("Hyper-SDXL-1step-Unet.safetensors", {}),
-        ("model.safetensors", {"modelspec.title": "DreamShaper XL v2 Turbo"}),
-    ],
-)
+NAMED: list[tuple[str, Notes]] = [
+    ("sd_xl_turbo_1.0_fp16.safetensors", {}),
+    ("sdxl_lightning_4step.safetensors", {}),
+    ("Hyper-SDXL-1step-Unet.safetensors", {}),
+    ("model.safetensors", {"modelspec.title": "DreamShaper XL v2 Turbo"}),
+]
+# By default each name in one family, and each family once or twice.
+FEW = [
+    pytest.param(family, *named, marks=[] if place % 3 == at else pytest.mark.slow)
+    for place, named in enumerate(NAMED)
+    for at, family in enumerate(("1.x", "2.x", "XL"))
+]
+
+
+@pytest.mark.parametrize(("family", "file", "notes"), FEW)
 def test_models_of_few_steps_space_their_timesteps_from_the_end(
     file: str, notes: Notes, family: str, narrow: dict[str, Family], vocabulary: Path, made: dict[str, State]
 ) -> None:
@@ -169,7 +174,10 @@ LEFT = [
 TABLES = ["betas", "alphas_cumprod", "cond_stage_model.transformer.text_model.embeddings.position_ids", "global_step"]
 
 
-@pytest.mark.parametrize("keys", [*([key] for key in LEFT), LEFT, LEFT + TABLES])
+ALONE = [pytest.param([key], marks=pytest.mark.slow) for key in LEFT]  # together they are counted one by one
+
+
+@pytest.mark.parametrize("keys", [*ALONE, LEFT, LEFT + TABLES])
 def test_one_warning_counts_what_training_left(
     keys: list[str], narrow: dict[str, Family], vocabulary: Path, made: dict[str, State]
 ) -> None:

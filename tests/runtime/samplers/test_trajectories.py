@@ -163,10 +163,12 @@ RUNS = ((4, 1.0), (9, 0.5))
 LONGER = dict.fromkeys(("solver", "unipc", "ending"), ((4, 1.0), (14, 0.75), (15, 0.5)))
 
 
+@pytest.mark.parametrize("most", [25, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_name_is_that_scheduler_of_diffusers(name: str) -> None:
-    check(Case(STABLE_DIFFUSION, n, s, name) for n in STEPS for s in STRENGTHS)
-    check(Case({}, n, s, name) for n in STEPS for s in STRENGTHS[::2])
+def test_name_is_that_scheduler_of_diffusers(name: str, most: int) -> None:
+    counts = [n for n in STEPS if (n <= 25) == (most == 25)]
+    check(Case(STABLE_DIFFUSION, n, s, name) for n in counts for s in STRENGTHS)
+    check(Case({}, n, s, name) for n in counts for s in STRENGTHS[::2])
 
 
 @pytest.mark.parametrize("name", RESPACED)

@@ -41,7 +41,7 @@ def test_what_is_shipped() -> None:
     assert all(", noto style, " in prompt and prompt.endswith(" background") for prompt in prompts)
 
 
-def test_exports_verifies_and_draws(ldmrt: Any, place: Path, checkpoint: Path) -> None:
+def test_exports_verifies_and_draws(ldmrt: Any, place: Path, checkpoint: Path, shared_exports: None) -> None:
     ran = ldmrt("demo")
     assert ran.code == 0, ran.err
     assert ran.out.split("\n")[0] == "the images: demo.png, and one by one demo/each-00.png to demo/each-02.png"

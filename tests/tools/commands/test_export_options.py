@@ -49,8 +49,8 @@ def test_a_part_leaves_the_others(ldmrt: Any, checkpoint: Path, bundle: Path, tm
 
 def test_lora_and_word_are_merged_and_noted(ldmrt: Any, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     copy, rng = shutil.copytree(bundle, tmp_path / "copy"), torch.Generator().manual_seed(0)
-    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
-    up, down = torch.randn(32, 4, generator=rng), torch.randn(4, 32, generator=rng)
+    name = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"  # test_refit.py exports one of the U-Net
+    up, down = torch.randn(24, 4, generator=rng), torch.randn(4, 24, generator=rng)
     bundled = {"bundle_emb.kohya.string_to_param.*": torch.randn(1, 24, generator=rng)}
     save_file(
         {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down} | bundled, tmp_path / "style.safetensors"

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldmrt.model.training import presets
 from ldmrt.tools.console.training import STATE
 
 
@@ -63,8 +65,11 @@ def test_bad_words(
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 
 
-def test_autoencoder_of_other_channels(ldmrt: Any, pictures: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_autoencoder_of_other_channels(
+    ldmrt: Any, pictures: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The tiny checkpoint's has 4 at a factor of 2: the U-Net is made to fit, and --size says of which pictures."""
+    monkeypatch.setattr(presets, "UNET", replace(presets.UNET, block_out_channels=(32, 32), norm_num_groups=8))
     out = tmp_path / "out"
     words = ("--data", pictures, "--autoencoder", checkpoint, "--out", out, "--steps", 1, "--batch", 1)
     assert ldmrt("train", "ldm", *words, "--size", 16).code == 0

@@ -174,14 +174,24 @@ def test_a_half_precision_bundle_is_held_to_its_own_tolerance(half: Path) -> Non
     assert 2e-5 < max(one.relative for one in made.figures if one.component == "unet") < 1e-2
 
 
-def test_bfloat16_where_no_backend_runs_it(ldmrt: Any, checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("precision", "kinds"),
+    [
+        ("unet=bf16", ["fp32", "bf16", "fp32", "fp32"]),
+        pytest.param("bf16,text_encoder=fp32", ["fp32", "bf16", "bf16", "bf16"], marks=pytest.mark.slow),
+    ],
+)
+def test_bfloat16_where_no_backend_runs_it(
+    precision: str, kinds: list[str], ldmrt: Any, checkpoint: Path, bundle: Path, tmp_path: Path, shared_exports: None
+) -> None:
     """The graphs are checked, PyTorch's bfloat16 is measured in their place, and all of that is said."""
-    ran = ldmrt("export", checkpoint, tmp_path / "brief", "--precision", "bf16,text_encoder=fp32")
+    shutil.copytree(bundle, tmp_path / "brief")  # what stays in float32 is reused
+    ran = ldmrt("export", checkpoint, tmp_path / "brief", "--precision", precision)
     assert ran.code == 0, ran.err
     (line,) = (line for line in ran.err.splitlines() if "cannot run unet in bf16" in line)
     assert line.endswith("the graphs are checked but not run; PyTorch is measured instead")
     opened = Bundle.open(tmp_path / "brief")
-    assert [opened.precision(name) for name in opened.components] == ["fp32", "bf16", "bf16", "bf16"]
+    assert [opened.precision(name) for name in opened.components] == kinds
     made = opened.certificate
     assert made is not None
     assert {(one.backend, one.limit) for one in made.figures if one.component == "unet"} == {("pytorch", 8e-2)}

@@ -1,0 +1,69 @@
+"""Bundles of families draw what their checkpoints draw, and say the same of the model."""
+
+import warnings
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ldmrt.export.bundle_writer import export_bundle
+from ldmrt.export.components.table import components
+from ldmrt.export.components.torch_pipeline import torch_pipeline
+from ldmrt.export.graph.to_onnx import to_onnx
+from ldmrt.model import UNet, UNetConfig, load
+from ldmrt.runtime import Bundle
+from ldmrt.runtime import open as open_pipeline
+from ldmrt.runtime.backends.lazy_engines import LazyEngines
+from ldmrt.runtime.backends.ort.engine import OrtEngine
+
+from ...support.families import FAMILIES
+from ...support.pipelines import randomise, save_pipeline
+from ..test_families import close, found
+
+EXPORTED = ("sdxl", "sd15-inpainting")  # of the others the same graphs are exported elsewhere
+SMALL_XL = {
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "block_out_channels": [16, 32],
+    "attention_head_dim": [1, 2],
+    "transformer_layers_per_block": 1,
+}
+
+
+def test_what_xl_alone_has_is_exported(tmp_path: Path) -> None:
+    """Its second text encoder, and a U-Net of two levels that takes sizes and pooled embeddings."""
+    config = {**FAMILIES["sdxl"].unet, **SMALL_XL}
+    unet = randomise(UNet(UNetConfig.read({"_class_name": "UNet2DConditionModel", **config})))
+    checkpoint = replace(load(save_pipeline("sdxl", tmp_path / "checkpoint")), unet=unet)
+    parts = components(checkpoint)
+    engines: dict[str, Any] = {name: part.engine for name, part in parts.items()}
+    for part in ("text_encoder_2", "unet"):
+        engines[part] = partial(OrtEngine, part, to_onnx(parts[part], tmp_path / part))
+    reference = torch_pipeline(checkpoint)
+    exported = replace(torch_pipeline(checkpoint), engines=LazyEngines(engines))
+    close(*(found(pipeline, "sdxl", None, guidance_scale=4.0) for pipeline in (exported, reference)))
+    exported.close()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_bundle_is_of_the_shape_of_its_checkpoint(name: str, tmp_path: Path, exported: list[str]) -> None:
+    checkpoint = load(save_pipeline(name, tmp_path / "checkpoint"))
+    assert [done.component for done in export_bundle(checkpoint, tmp_path / "bundle")] == exported
+    assert Bundle.open(tmp_path / "bundle").shape == torch_pipeline(checkpoint).shape
+
+
+@pytest.mark.slow  # whole bundles; parts of the same graphs are exported above, and in test_fused_step.py
+@pytest.mark.parametrize("name", EXPORTED)
+def test_bundle_draws_what_its_checkpoint_draws(name: str, tmp_path: Path) -> None:
+    checkpoint = load(save_pipeline(name, tmp_path / "checkpoint"))
+    for _ in export_bundle(checkpoint, tmp_path / "bundle"):
+        pass
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".* it has no parity certificate")
+        bundle = open_pipeline(tmp_path / "bundle")
+    latents = [found(pipeline, name, None, guidance_scale=4.0) for pipeline in (bundle, torch_pipeline(checkpoint))]
+    assert bundle.shape == torch_pipeline(checkpoint).shape
+    close(*latents)
