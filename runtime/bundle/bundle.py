@@ -147,10 +147,15 @@ class Bundle:
         return self.path / home / ("model.onnx" if home == graph else f"{graph}.onnx")
 
     def models(self, graph: str) -> tuple[Path, ...]:
-        """Return the ONNX files of a graph: its own, and its twin for ONNX Runtime's CUDA provider if it has one."""
+        """Return the ONNX files of a graph: its own, and its twin for ONNX Runtime's CUDA provider if it has one.
+
+        A twin that the manifest lists is returned although its file is missing: without it, a GPU may compute wrongly.
+        """
         model = self.model(graph)
         twin = cuda_file(model)
-        return (model, twin) if self.contents.has(twin.relative_to(self.path).as_posix()) else (model,)
+        listed = self.manifest.get("files")
+        has_twin = twin.is_file() if listed is None else twin.relative_to(self.path).as_posix() in listed
+        return (model, twin) if has_twin else (model,)
 
     def weights(self, graph: str) -> tuple[Path, ...]:
         """Return the files that hold the weights of a component, and of the graphs beside it."""

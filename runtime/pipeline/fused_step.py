@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.runtime.bundle.graphs import FEEDBACK, SPARE
-from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
+from ldmrt.runtime.errors import BundleError, LdmrtError, LdmrtWarning
 from ldmrt.runtime.samplers.guidance import Guidance
 from ldmrt.runtime.samplers.loop import Noise, State
 from ldmrt.runtime.samplers.plan import Latents, Plan
@@ -68,9 +68,15 @@ class FusedStep:
     conditioning: Mapping[str, NDArray[Any]] = field(repr=False)  # of the network: contexts and their like, one a call
 
     def ready(self, plan: Plan, shape: Shape) -> bool:
-        """Whether the engine takes this plan and first latents of this shape; else a warning says why not."""
+        """Tell whether the engine takes this plan and first latents of this shape; else a warning says why not.
+
+        Raises:
+            BundleError: A file is damaged, or was replaced after the bundle was opened.
+        """
         try:
             self._bind(plan, shape)
+        except BundleError:
+            raise
         except LdmrtError as error:
             warning = f"{error.where}: {error.problem}; the rows run one by one"
             warnings.warn(f"{warning}; next: {error.hint}" if error.hint else warning, LdmrtWarning, stacklevel=3)

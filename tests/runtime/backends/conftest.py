@@ -1,10 +1,11 @@
-"""A bundle of small networks, and TensorRT on a GPU that are stand-ins."""
+"""A bundle of small networks, and TensorRT and ONNX Runtime on a GPU that are stand-ins."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
@@ -17,6 +18,8 @@ from ldmrt.runtime.bundle.model_info import ModelInfo
 
 from ...support.fakes import tensorrt
 from ...support.fakes.cuda import FakeCuda
+from ...support.fakes.cuda_provider import CUDA as PROVIDER
+from ...support.fakes.cuda_provider import Recorder
 from ...support.fakes.networks import Small
 from ...support.fakes.tensorrt import VERSION
 
@@ -43,6 +46,15 @@ def gpu(backend: str, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     monkeypatch.setitem(sys.modules, "cuda.bindings", type("bindings", (), {"runtime": made}))
     monkeypatch.setitem(sys.modules, MODULES[backend], tensorrt.library(made, backend))
     monkeypatch.setattr("ldmrt.runtime.backends.trt.session.compute_capability", lambda: GPU)
+    return made
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    made = Recorder()
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [PROVIDER])
+    monkeypatch.setattr(ort, "InferenceSession", made.session)
+    monkeypatch.setattr(ort.OrtValue, "ortvalue_from_shape_and_type", made.value)
     return made
 
 

@@ -16,6 +16,7 @@ from ldmrt.runtime.bundle.model_info import ModelInfo
 from ldmrt.runtime.errors import BundleError
 
 WEIGHTS = "unet/model.onnx_data"
+TWIN = "unet/step.cuda.onnx"  # the fused step for ONNX Runtime's CUDA provider
 
 
 @pytest.fixture
@@ -90,6 +91,8 @@ def second_encoder(path: Path) -> None:
         (lambda path: (path / WEIGHTS).unlink(), "missing file"),
         (cut_off, f"{WEIGHTS} was cut off or changed; expected 768512 bytes; found 768511"),
         (flipped, f"{WEIGHTS} was changed; expected sha256"),
+        (lambda path: (path / TWIN).unlink(), "missing file"),
+        (written(TWIN, b""), f"{TWIN} was cut off or changed"),
         (written("unet/config.json", b"{}"), "unet/config.json was cut off or changed"),
         (written(MANIFEST, b""), "expected a JSON object"),
         (written(MANIFEST, b'{"schema": 1'), "expected a JSON object"),
@@ -158,6 +161,20 @@ def test_check_can_be_left_out(copy: Path) -> None:
     pipeline = ldmrt.runtime.open(copy, check=False)
     assert pipeline("a penguin", num_inference_steps=1).pixels.shape == (1, 16, 16, 3)
     pipeline.close()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: (path / TWIN).unlink(), "step: missing file"),  # the graph beside it may be wrong on a GPU
+        (written(TWIN, b"not an ONNX file"), "step: cannot load"),
+        (manifest(lambda m: m["files"].pop(WEIGHTS)), "expected weights in a file beside it"),
+    ],
+)
+def test_a_graph_for_cuda_is_read_also_without_a_check(copy: Path, damage: Callable[[Path], Any], words: str) -> None:
+    damage(copy)
+    with pytest.raises(BundleError, match=words):
+        Bundle.open(copy, check=False)
 
 
 def test_directory_without_manifest_generates(bundle: Path, copy: Path) -> None:

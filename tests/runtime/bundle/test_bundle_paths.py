@@ -91,6 +91,7 @@ def test_good_names(name: str) -> None:
 
 WHERE = ["unet", "unet/model.onnx", "unet/model.onnx_data", "unet/config.json", "tokenizer", "tokenizer/vocab.json"]
 WHERE += ["scheduler", "scheduler/scheduler_config.json", "model_index.json", "unet/step.onnx", "vae_decoder"]
+WHERE += ["unet/model.cuda.onnx", "unet/step.cuda.onnx"]
 
 
 @pytest.mark.parametrize("name", WHERE)
@@ -99,7 +100,7 @@ def test_links_that_lead_out(copy: Path, tmp_path: Path, name: str, manifest: bo
     """Of files and of folders, whatever the content."""
     if not manifest:
         (copy / MANIFEST).unlink()
-    if name == "unet/step.onnx" and not manifest:
+    if name.startswith("unet/step") and not manifest:
         return  # without a manifest nobody knows of it
     outside = tmp_path / "outside"
     shutil.move(copy / name, outside)
@@ -168,7 +169,7 @@ def make(kind: str, path: Path) -> None:
 
 
 FILES = ["ldmrt.json", "unet/model.onnx", "unet/model.onnx_data", "unet/config.json", "model_index.json"]
-FILES += ["tokenizer/vocab.json", "scheduler/scheduler_config.json", "unet/step.onnx"]
+FILES += ["tokenizer/vocab.json", "scheduler/scheduler_config.json", "unet/step.onnx", "unet/model.cuda.onnx"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -188,17 +189,18 @@ def test_nor_where_there_is_no_manifest(copy: Path, name: str, kind: str) -> Non
 
 @pytest.mark.parametrize("location", ["../model.oxdata", "/tmp/model.data", "no-such-file.x", "*/_ORT_MEM_ADDR"])
 @pytest.mark.parametrize("manifest", [True, False])
-def test_weights_elsewhere(copy: Path, location: str, manifest: bool) -> None:
+@pytest.mark.parametrize("file", ["model.onnx", "model.cuda.onnx"])
+def test_weights_elsewhere(copy: Path, location: str, manifest: bool, file: str) -> None:
     """An ONNX file may name any path as its external data."""
-    graph = (copy / "unet" / "model.onnx").read_bytes()
-    assert locations("unet", copy / "unet" / "model.onnx") == {"model.onnx_data"}
-    (copy / "unet" / "model.onnx").write_bytes(graph.replace(b"model.onnx_data", location.encode().ljust(15, b"x")))
+    graph = (copy / "unet" / file).read_bytes()
+    assert locations("unet", copy / "unet" / file) == {"model.onnx_data"}
+    (copy / "unet" / file).write_bytes(graph.replace(b"model.onnx_data", location.encode().ljust(15, b"x")))
     shutil.copy(copy / "unet/model.onnx_data", copy / "model.oxdata")
     if manifest:
         list_anew(copy)
     else:
         (copy / MANIFEST).unlink()
-    assert "unet: cannot load" in refused(copy)
+    assert f"unet: cannot load {copy / 'unet' / file}" in refused(copy)
 
 
 def test_weights_that_the_manifest_does_not_list(copy: Path) -> None:
@@ -213,13 +215,15 @@ def test_configs_that_the_manifest_does_not_list(copy: Path, name: str) -> None:
 
 
 def test_what_is_not_listed_is_not_read(copy: Path) -> None:
-    """A word, a tokenizer and a network that somebody has added."""
+    """A word, a tokenizer, a network and a graph for CUDA that somebody has added."""
     before = Bundle.open(copy)
     (copy / "tokenizer" / "added_tokens.json").write_text('{"evil": 7}')
     shutil.copytree(copy / "tokenizer", copy / "tokenizer_2")
     shutil.copytree(copy / "unet", copy / "controlnet_evil")
     (copy / "unet" / "more_data").write_bytes(b"")
+    edit(copy, lambda m: m["files"].pop("unet/model.cuda.onnx"))
     after = Bundle.open(copy)
+    assert after.models("unet") == (copy / "unet" / "model.onnx",)
     assert after.tokenizers == before.tokenizers
     assert after.components == before.components
     assert after.weights("unet") == before.weights("unet")
