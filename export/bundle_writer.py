@@ -4,7 +4,7 @@ import contextlib
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +95,7 @@ def export_bundle(
                     to_onnx(component, work / name)
                 write_json(work / name / "config.json", component.config)
             elif divide:
-                shutil.copytree(path / name, work / name)
+                _take(path, work, name, _listed(old, rows[name]), shutil.copy2)
             else:
                 kept.append(name)
             if divide:
@@ -111,7 +111,7 @@ def export_bundle(
         write_json(work / "scheduler" / "scheduler_config.json", checkpoint.scheduler)
         write_json(work / "model_index.json", checkpoint.model_index())
         for name in kept:
-            _take(path / name, work / name, rows[name])
+            _take(path, work, name, _listed(old, rows[name]), _link)
         known = {name: row for name, row in old.get("files", {}).items() if name.partition("/")[0] in kept}
         manifest = {**_manifest(checkpoint, rows, work, known), **(merged or {})}
         if "unet" in rows:
@@ -233,10 +233,20 @@ def _carry_over(old: Path, new: Path, made: set[str]) -> None:
                 _link(file, new / name)
 
 
-def _take(old: Path, new: Path, row: JsonObject) -> None:
-    """Link a component's folder into the new bundle, without the halves of a U-Net that its row does not list."""
-    halves = [f"{graph}*.onnx" for graph in UNET_HALVES if graph not in row.get("graphs", {})]
-    shutil.copytree(old, new, copy_function=_link, ignore=shutil.ignore_patterns(*halves))
+def _listed(old: JsonObject, row: JsonObject) -> set[str]:
+    """Name the files of the old manifest, without the halves of a U-Net that the component's row does not list."""
+    halves = tuple(f"unet/{graph}." for graph in UNET_HALVES if graph not in row.get("graphs", {}))
+    return {name for name in old["files"] if not name.startswith(halves)}
+
+
+def _take(old: Path, new: Path, component: str, files: set[str], copy: Callable[[str, str], object]) -> None:
+    """Copy those of a component's files that are named into the new bundle: a file that was added is not listed."""
+
+    def others(folder: str, names: list[str]) -> set[str]:
+        paths = {name: Path(folder) / name for name in names}
+        return {n for n, path in paths.items() if path.is_file() and path.relative_to(old).as_posix() not in files}
+
+    shutil.copytree(old / component, new / component, copy_function=copy, ignore=others)
 
 
 def _link(old: str | Path, new: str | Path) -> None:

@@ -204,7 +204,7 @@ def open_pipeline(
         fused: Runs a row as one call where a request allows it, so that latents stay where the U-Net runs. By default
             with onnxruntime-cuda, and where `ldmrt build --folded` has made an engine of it for this GPU.
         keep_optimized: Keeps ONNX Runtime's optimised networks in the bundle's folder, which takes as much disk again:
-            the next pipeline opens in a fraction of the time.
+            the next pipeline opens in a fraction of the time. With onnxruntime-cuda nothing is kept.
         scheduler: A scheduler's config, or its file, in place of the bundle's.
 
     Raises:

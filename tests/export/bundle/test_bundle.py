@@ -15,6 +15,7 @@ import torch
 from ldmrt.export.bundle_writer import export_bundle
 from ldmrt.model import Autoencoder, Checkpoint
 from ldmrt.runtime import Bundle
+from ldmrt.runtime.bundle.graphs import CUDA, STEP, cuda_file
 
 ALL = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
 
@@ -42,6 +43,16 @@ def test_manifest_lists_every_file(bundle: Path, loaded: Checkpoint) -> None:
     assert (opened.shape.factor, opened.shape.channels, opened.shape.size) == (2, 4, 16)
 
 
+def test_every_graph_has_one_for_cuda(bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    assert {"text_encoder", "unet", STEP, "vae_decoder", "vae_encoder"} <= set(opened.graphs)
+    alike = {graph for graph in opened.graphs if len(opened.models(graph)) == 1}
+    assert not alike & {*ALL, STEP}
+    twins = {file.relative_to(bundle).as_posix() for file in bundle.rglob(f"*{CUDA}")}
+    assert twins == {f"{opened.home(g)}/{cuda_file(opened.model(g)).name}" for g in set(opened.graphs) - alike}
+    assert twins <= opened.manifest["files"].keys()
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_second_export_reuses_all(
     links: bool, bundle: Path, loaded: Checkpoint, exported: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -53,9 +64,24 @@ def test_second_export_reuses_all(
     assert [(done.component, done.reused) for done in export_bundle(loaded, copy)] == [(name, True) for name in ALL]
     assert exported == []
     assert content(copy) == content(bundle)
+    assert f"unet/model{CUDA}" in content(copy)
     assert list(tmp_path.iterdir()) == [copy]
     assert copy.stat().st_mode & 0o777 == 0o755
     assert ((copy / "unet/model.onnx_data").stat().st_ino == weights) is links, "weights took their disk twice"
+
+
+@pytest.mark.usefixtures("exported")
+@pytest.mark.parametrize("name", [f"unet/model{CUDA}", "unet/notes.txt"])
+def test_a_file_that_was_added_stays_and_is_not_listed(loaded: Checkpoint, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "out"
+    list(export_bundle(loaded, folder))
+    before = (folder / "ldmrt.json").read_bytes()
+    (folder / name).write_bytes(b"of a stranger")
+    for _ in range(2):
+        assert all(done.reused for done in export_bundle(loaded, folder))
+        assert (folder / name).read_bytes() == b"of a stranger"
+        assert (folder / "ldmrt.json").read_bytes() == before
+    assert len(Bundle.open(folder).models("unet")) == 1
 
 
 def nudge(network: str, key: str) -> Callable[[Checkpoint], Any]:

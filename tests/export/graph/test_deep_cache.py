@@ -24,7 +24,7 @@ from ldmrt.model import Checkpoint, UNet, load
 from ldmrt.runtime import LdmrtError, Request, sample
 from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.graphs import DEEP, FEATURE, SHALLOW, UNET_HALVES
+from ldmrt.runtime.bundle.graphs import CUDA, DEEP, FEATURE, SHALLOW, STEP, UNET_HALVES
 from ldmrt.runtime.parity.tolerances import COMPONENT
 from ldmrt.runtime.pipeline.deep_cache import full_times
 
@@ -243,17 +243,18 @@ def listed(folder: Path) -> set[str]:
 
 @pytest.mark.usefixtures("copying")
 def test_bundle_has_it_where_it_was_asked_for(loaded: Checkpoint, tmp_path: Path) -> None:
-    folder = tmp_path / "out"
+    folder, halves = tmp_path / "out", {f"{name}{end}" for name in UNET_HALVES for end in (".onnx", CUDA)}
     list(export_bundle(loaded, folder))
     plain = listed(folder)
-    assert not plain & {f"{name}.onnx" for name in UNET_HALVES}
+    assert not plain & halves
     assert all(done.reused for done in export_bundle(loaded, folder, deep_cache=True))
-    assert listed(folder) == plain | {f"{name}.onnx" for name in UNET_HALVES}
+    assert listed(folder) == plain | halves
+    assert all(len(Bundle.open(folder).models(name)) == 2 for name in ("unet", STEP, *UNET_HALVES))
     manifest = json.loads((folder / "ldmrt.json").read_text())
     list(export_bundle(loaded, folder, deep_cache=True))
     assert json.loads((folder / "ldmrt.json").read_text()) == manifest  # the same bytes: a certificate holds
     list(export_bundle(loaded, folder, only=["vae_decoder"]))
-    assert listed(folder) == plain | {f"{name}.onnx" for name in UNET_HALVES}
+    assert listed(folder) == plain | halves
     list(export_bundle(loaded, folder))
     assert listed(folder) == plain
 

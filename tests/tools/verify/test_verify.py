@@ -192,6 +192,7 @@ def test_bfloat16_where_no_backend_runs_it(
     assert line.endswith("the graphs are checked but not run; PyTorch is measured instead")
     opened = Bundle.open(tmp_path / "brief")
     assert [opened.precision(name) for name in opened.components] == kinds
+    assert all((opened.precision(name) == "bf16") == (len(opened.models(name)) == 1) for name in opened.components)
     made = opened.certificate
     assert made is not None
     assert {(one.backend, one.limit) for one in made.figures if one.component == "unet"} == {("pytorch", 8e-2)}
