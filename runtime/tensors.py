@@ -110,7 +110,14 @@ class Engine(Protocol):
     outputs: Specs
 
     def __call__(self, **arrays: Array) -> Arrays:
-        """Run the network on one array for each of `inputs`, and return one for each of `outputs`, by name."""
+        """Run the network once.
+
+        Args:
+            arrays: One for each of `inputs`, by name, such as a U-Net's sample (B, C, h, w).
+
+        Returns:
+            One for each of `outputs`, by name.
+        """
 
     def close(self) -> None:
         """Free the network's memory; it cannot be called afterwards."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 FLOAT = 1  # float32 of ONNX
+WIDEST = 512  # channels of a group, that a block of the kernel takes, each thread of it two
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class _Norm:
         assert shift is not None
         assert groups is not None
         epsilon, channels = node.attributes["epsilon"].as_float(), width(x, 1)
-        if channels is None or channels // groups % 2:
-            return None  # a thread of the kernel takes two channels, of one group
+        if channels is None or channels // groups % 2 or channels // groups > WIDEST:
+            return None
         silu = _silu(plus.outputs[0])
         return cls(x, scale, shift, groups, epsilon, silu is not None, silu or plus)
 
@@ -88,7 +89,7 @@ def normalise_channels_last(graph: "Graph") -> bool:
             put("Cast", put("Reshape", one, put.constant("/all", [-1])), to=FLOAT) for one in (norm.scale, norm.shift)
         )
         options = {"groups": norm.groups, "activation": int(norm.silu), "channels_last": 1}
-        total = _sum_before(put, norm.x)
+        total = _sum_before(norm.x)
         if total is None:
             x = put("Transpose", norm.x, perm=TO_LAST)
             y = put("GroupNorm", x, scale, shift, domain=MICROSOFT, epsilon=norm.epsilon, **options)
@@ -121,10 +122,10 @@ def _in_steps(graph: "Graph", node: "Node") -> None:
     put.finish(put("CastLike", put("Add", put("Mul", normal, scale), shift), x))
 
 
-def _sum_before(put: Rewrite, x: "Value") -> "_Sum | None":
-    """Take apart the sum that a norm's input is, if a convolution is one of its terms; else return None.
+def _sum_before(x: "Value") -> "_Sum | None":
+    """Take apart the sum that a norm's input is; return None where no term is a convolution that the sum alone uses.
 
-    The convolutions lose their biases, so each may be used by the sum alone.
+    Such convolutions lose their biases.
     """
     add = producer(x, "Add")
     if add is None:
@@ -134,10 +135,10 @@ def _sum_before(put: Rewrite, x: "Value") -> "_Sum | None":
     if not convolutions:
         return None
     main = convolutions[0]
-    (other,) = (term for term in terms if term is not main.outputs[0])
+    other = next((term for term in terms if term is not main.outputs[0]), None)
     spread = producer(other, "Unsqueeze")
     skip = spread.inputs[0] if spread is not None and rank(spread.inputs[0]) == 2 else other
-    if skip is None or rank(skip) not in (2, 4) or other.dtype != x.dtype or x.is_graph_output():
+    if other is None or skip is None or rank(skip) not in (2, 4) or other.dtype != x.dtype or x.is_graph_output():
         return None
     biases = tuple(bias for node in convolutions if len(node.inputs) > 2 and (bias := node.inputs[2]) is not None)
     for node in convolutions:

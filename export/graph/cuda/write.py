@@ -1,8 +1,8 @@
 """Writes unet/model.cuda.onnx beside unet/model.onnx, and so on: the same network in operators with fast CUDA kernels.
 
-On a GPU, ONNX Runtime 1.31 runs some of the standard operators on the CPU (InstanceNormalization of opset 22 and later)
-or returns wrong numbers (Attention with heads wider than 128). Its own operators, of the domain `com.microsoft`, run on
-the GPU and are right. They exist nowhere else, so they get a graph of their own, which reads the weights of the first.
+On a GPU, ONNX Runtime 1.31 runs some standard operators on the CPU (InstanceNormalization of opset 22 and later) or
+returns wrong numbers (Attention with heads of 160 channels). Its own operators, of the domain `com.microsoft`, run on
+the GPU and are right. Nothing else has them, so they get a graph of their own, which reads the weights of the first.
 """
 
 from pathlib import Path

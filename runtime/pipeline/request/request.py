@@ -230,7 +230,7 @@ class Request:
         return [(text or "", other or text or "") for text, other in zip(first, second, strict=True)]
 
     def embeddings(self, name: str) -> Array | None:
-        """Return one of the fields of embeddings with a row for each image, or None."""
+        """Return one of the fields of embeddings for each image, (N, tokens, width) or (N, width), or None."""
         array: Array | None = getattr(self, name)
         return None if array is None else array.repeat(self.num_images_per_prompt, axis=0)
 
