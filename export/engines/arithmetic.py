@@ -7,7 +7,7 @@ builds all but these, for Turing (sm75): nothing in bfloat16, and no matrix prod
 from collections.abc import Sequence
 
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.recipe import Recipe
+from ldmrt.runtime.bundle.engines.engine_key import Recipe
 from ldmrt.runtime.bundle.engines.targets import TITLES
 from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.errors import LdmrtError

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.recipe import Recipe
+from ldmrt.runtime.bundle.engines.engine_key import Recipe
 from ldmrt.runtime.bundle.engines.store import CHANGED, FOLDER, EngineFile, engines, write_engine
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.lock import bundle_lock

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from ldmrt.runtime.backends.trt.session import MODULES
-from ldmrt.runtime.bundle.engines.recipe import Recipe
+from ldmrt.runtime.bundle.engines.engine_key import Recipe
 from ldmrt.runtime.bundle.engines.targets import PORTABLE, TITLES
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.nearest import suggestion

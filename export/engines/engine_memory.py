@@ -15,7 +15,7 @@ from math import prod
 import numpy as np
 
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.recipe import Recipe
+from ldmrt.runtime.bundle.engines.engine_key import Recipe
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.host import free_memory, megabytes
 from ldmrt.runtime.tensors import TensorSpec, shape_of, sizes_of

@@ -8,7 +8,7 @@ from itertools import product
 from ldmrt.export.dims import DIMS, Dim
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.build_command import guided_inside
-from ldmrt.runtime.bundle.engines.recipe import Bucket, Range, Recipe
+from ldmrt.runtime.bundle.engines.engine_key import Bucket, Range, Recipe
 from ldmrt.runtime.bundle.engines.store import model_digests
 from ldmrt.runtime.bundle.graphs import STEP, most_rows
 from ldmrt.runtime.errors import LdmrtError

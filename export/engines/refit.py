@@ -14,7 +14,7 @@ import numpy as np
 
 from ldmrt.runtime.backends.trt.session import Refused, Session, must
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.recipe import Recipe
+from ldmrt.runtime.bundle.engines.engine_key import Recipe
 from ldmrt.runtime.bundle.engines.store import (
     FOLDER,
     EngineFile,

@@ -15,7 +15,7 @@ from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.pipeline.controls import KINDS
 from ldmrt.runtime.pipeline.pipeline import Pipeline
-from ldmrt.runtime.pipeline.request.fields import from_short
+from ldmrt.runtime.pipeline.request.field_names import from_short
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.runtime.tensors import Array, Arrays

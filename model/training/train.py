@@ -18,9 +18,9 @@ from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.samplers.config import Config, resolve
 from ldmrt.runtime.samplers.schedule import alphas_cumprod
 
+from .batches import Batches
 from .data import Captioned, name_of
 from .latents import LatentCache, to_tensor
-from .loading import Batches
 from .run import Progress, Run
 
 if TYPE_CHECKING:

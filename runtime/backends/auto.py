@@ -12,7 +12,7 @@ from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.tensors import Array, Arrays, Engine, Shape, Shapes, conform
 
-from .trt.binding import Binding
+from .trt.cuda_graph import Binding
 from .trt.engine import TrtEngine, runs_fused
 from .trt.session import Session
 

@@ -27,7 +27,7 @@ from ldmrt.runtime.host import processor, versions
 from ldmrt.runtime.pipeline.autoencoder.decode import Decoding, decode
 from ldmrt.runtime.pipeline.denoise import DenoisingTask
 from ldmrt.runtime.pipeline.pipeline import Pipeline
-from ldmrt.runtime.pipeline.request.fields import from_short
+from ldmrt.runtime.pipeline.request.field_names import from_short
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.runtime.samplers.workspace import Workspace

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ldmrt.runtime import host
 from ldmrt.runtime.backends import gpu
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.recipe import Bucket
+from ldmrt.runtime.bundle.engines.engine_key import Bucket
 from ldmrt.runtime.bundle.engines.store import EngineFile, engines
 from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.errors import LdmrtError

@@ -16,7 +16,7 @@ from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.runtime.tensors import Array
 
 from .request.checks import Images, Text
-from .request.fields import FIELDS, OutputType, refuse_unknown
+from .request.field_names import FIELDS, OutputType, refuse_unknown
 from .request.generators import Generator as RandomGenerator
 from .request.request import Callback, Request
 

@@ -16,7 +16,7 @@ from ldmrt.runtime.backends.registry import BackendSettings, check_name, open_en
 from ldmrt.runtime.backends.replaced_files import Watched
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.certificate import Certificate
-from ldmrt.runtime.bundle.engines.recipe import Bucket
+from ldmrt.runtime.bundle.engines.engine_key import Bucket
 from ldmrt.runtime.bundle.graphs import DECODER
 from ldmrt.runtime.bundle.hub import local_bundle
 from ldmrt.runtime.bundle.model_info import ModelInfo

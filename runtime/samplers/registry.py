@@ -10,7 +10,7 @@ import numpy as np
 from ldmrt.runtime.errors import InvalidRequest, LdmrtError
 from ldmrt.runtime.nearest import nearest
 
-from . import exponential, solvers
+from . import dpm_deis_unipc, solvers
 from .config import KEYS, Config, resolve
 from .grid import Grid, distilled_grid, early_grid, edm_grid, late_grid, sine_grid, whole_grid
 from .hand_over import entry, timestep, until
@@ -52,13 +52,13 @@ def _multistep(solver_order: int, algorithm: str = "dpmsolver++", order: int = 2
     """Make the line of a DPM-Solver that keeps earlier predictions."""
     asks = {"solver_order": solver_order, "algorithm_type": algorithm}
     asks |= _TO_MIN if algorithm == "dpmsolver" else {}
-    return Scheduler("DPMSolverMultistepScheduler", order, late_grid, exponential.dpm_multistep, _T, asks=asks)
+    return Scheduler("DPMSolverMultistepScheduler", order, late_grid, dpm_deis_unipc.dpm_multistep, _T, asks=asks)
 
 
 def _singlestep(order: int) -> Scheduler:
     """Make the line of a DPM-Solver that evaluates the network inside each of its steps."""
     asks = {"solver_order": order, "algorithm_type": "dpmsolver++"}
-    return Scheduler("DPMSolverSinglestepScheduler", order, late_grid, exponential.dpm_singlestep, _T, asks=asks)
+    return Scheduler("DPMSolverSinglestepScheduler", order, late_grid, dpm_deis_unipc.dpm_singlestep, _T, asks=asks)
 
 
 _DEIS = _TO_MIN | {"algorithm_type": "deis", "solver_type": "heun", "euler_at_final": False}
@@ -89,13 +89,13 @@ SCHEDULERS: dict[str, Scheduler] = {
     "dpm_3m": _multistep(3, "dpmsolver"),
     "dpmpp_2s": _singlestep(2),
     "dpmpp_3s": _singlestep(3),
-    "unipc": Scheduler("UniPCMultistepScheduler", 3, _own_end, exponential.unipc, _T),
-    "deis": Scheduler("DEISMultistepScheduler", 2, _own_end, exponential.dpm_multistep, _T, fixed=_DEIS),
+    "unipc": Scheduler("UniPCMultistepScheduler", 3, _own_end, dpm_deis_unipc.unipc, _T),
+    "deis": Scheduler("DEISMultistepScheduler", 2, _own_end, dpm_deis_unipc.dpm_multistep, _T, fixed=_DEIS),
     "ipndm": Scheduler("IPNDMScheduler", 2, sine_grid, solvers.ipndm, fixed={"prediction_type": "v_prediction"}),
     "lcm": Scheduler("LCMScheduler", 1, _lcm, solvers.lcm, _T),
     "tcd": Scheduler("TCDScheduler", 1, _tcd, solvers.tcd, _T, 0.3, _UNCLIPPED),
     "edm_euler": Scheduler("EDMEulerScheduler", 1, partial(edm_grid, own_end=True), solvers.euler),
-    "edm_dpmpp_2m": Scheduler("EDMDPMSolverMultistepScheduler", 2, edm_grid, exponential.dpm_multistep),
+    "edm_dpmpp_2m": Scheduler("EDMDPMSolverMultistepScheduler", 2, edm_grid, dpm_deis_unipc.dpm_multistep),
 }
 """Names every scheduler, and the class of diffusers with which each agrees.
 

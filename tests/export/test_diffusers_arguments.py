@@ -12,7 +12,7 @@ import torch
 from ldmrt.runtime import Pipeline
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.parity.metrics import psnr
-from ldmrt.runtime.pipeline.request.fields import FIELDS
+from ldmrt.runtime.pipeline.request.field_names import FIELDS
 
 PROMPTS = ["a red apple, noto style, blue background", "two pears"]
 LATENTS = torch.from_numpy(np.random.default_rng(3).standard_normal((2, 4, 8, 8), np.float32))

@@ -101,7 +101,7 @@ def compared(bundle: Path) -> "list[JsonObject]":
     """List the predicted and the measured bytes and seconds of each engine."""
     from ldmrt.export.engines.engine_memory import predict
     from ldmrt.runtime.bundle.bundle import Bundle
-    from ldmrt.runtime.bundle.engines.recipe import described
+    from ldmrt.runtime.bundle.engines.engine_key import described
     from ldmrt.runtime.bundle.engines.store import EngineFile, engines
 
     opened, rows = Bundle.open(bundle, check=False), []

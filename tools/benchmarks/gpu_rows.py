@@ -217,7 +217,7 @@ def engines(folder: Path, name: str, target: str | None = None, only: str = "") 
 
 def portable(setting: Setting) -> Values:
     """Find out whether a portable engine of TensorRT-RTX runs on this GPU: ask the library, then run the U-Net."""
-    from ldmrt.runtime.backends.trt.binding import Binding
+    from ldmrt.runtime.backends.trt.cuda_graph import Binding
     from ldmrt.runtime.backends.trt.loaded_engine import LoadedPlan, validity_of
     from ldmrt.runtime.backends.trt.session import Session
     from ldmrt.runtime.bundle.bundle import Bundle

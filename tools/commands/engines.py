@@ -81,7 +81,7 @@ def described(engine: "EngineFile | LdmrtError", useless: Mapping[str, str]) -> 
 
 def show(files: "Sequence[EngineFile | LdmrtError]", listed: "Sequence[JsonObject]") -> None:
     """Print the engines as a table."""
-    from ldmrt.runtime.bundle.engines.recipe import described as shapes
+    from ldmrt.runtime.bundle.engines.engine_key import described as shapes
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.host import megabytes
     from ldmrt.tools.console import tables

@@ -33,7 +33,7 @@ def plan(
     from ldmrt.export.engines.engine_memory import predict, vram
     from ldmrt.export.engines.profiles import recipes
     from ldmrt.runtime.bundle.bundle import Bundle
-    from ldmrt.runtime.bundle.engines.recipe import described
+    from ldmrt.runtime.bundle.engines.engine_key import described
     from ldmrt.runtime.host import megabytes
     from ldmrt.tools.console import tables
 

@@ -13,7 +13,7 @@ from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.errors import BundleError
 from ldmrt.runtime.tensors import Array, Arrays, Bound, Shapes, bound_as, conform
 
-from .binding import Binding
+from .cuda_graph import Binding
 from .loaded_engine import LoadedPlan
 from .session import Session
 

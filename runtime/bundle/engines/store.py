@@ -19,7 +19,7 @@ from ldmrt.runtime.files.writing import remove_abandoned, write_atomically
 from ldmrt.runtime.tensors import Shapes, whole
 
 from .build_command import build_command
-from .recipe import Bucket, Recipe, described
+from .engine_key import Bucket, Recipe, described
 from .targets import PORTABLE, RTX_PORTABLE, TITLES
 
 FOLDER, PLAN, SIDECAR = "engines", "engine.plan", "engine.json"

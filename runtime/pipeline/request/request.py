@@ -9,7 +9,7 @@ from ldmrt.runtime.images.reading import read, size_of, split
 from ldmrt.runtime.tensors import Array
 
 from .checks import LARGEST_SIDE, SEEDS, Images, Text, Whole, exclusive, invalid, needs, with_scale
-from .fields import FIELDS, OutputType
+from .field_names import FIELDS, OutputType
 from .generators import Generator, seeds_from
 
 TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")

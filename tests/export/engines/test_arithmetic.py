@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from ldmrt.export.engines import compiler
 from ldmrt.export.engines.arithmetic import check_arithmetic
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
+from ldmrt.runtime.bundle.engines.engine_key import Range, Recipe
 
 DTYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 NODES: dict[str, tuple[list[list[int]], dict[str, Any]]] = {

@@ -11,7 +11,7 @@ from ldmrt.export.engines.build import Built, Step, build, decide, listed, summa
 from ldmrt.export.engines.compiler import Compiled, Watch
 from ldmrt.export.engines.profiles import Wanted, recipes
 from ldmrt.runtime import Bundle, LdmrtError
-from ldmrt.runtime.bundle.engines.recipe import Recipe
+from ldmrt.runtime.bundle.engines.engine_key import Recipe
 from ldmrt.runtime.bundle.engines.store import FOLDER, PLAN, SIDECAR
 from ldmrt.runtime.bundle.engines.unused import unused_engines
 

@@ -10,7 +10,7 @@ from ldmrt.export.dims import Dim
 from ldmrt.export.engines.profiles import Wanted, profile, recipes, rows
 from ldmrt.runtime import Bundle, LdmrtError
 from ldmrt.runtime.bundle.engines.build_command import build_command
-from ldmrt.runtime.bundle.engines.recipe import Range
+from ldmrt.runtime.bundle.engines.engine_key import Range
 from ldmrt.runtime.bundle.graphs import STEP, STEPS
 from ldmrt.runtime.tensors import TensorSpec, shape_of
 

@@ -23,7 +23,7 @@ from ldmrt.export.engines.engine_memory import predict
 from ldmrt.export.engines.profiles import Wanted, recipes
 from ldmrt.model import load
 from ldmrt.runtime import Bundle, LdmrtError
-from ldmrt.runtime.bundle.engines.recipe import Recipe
+from ldmrt.runtime.bundle.engines.engine_key import Recipe
 from ldmrt.runtime.bundle.engines.store import FOLDER, EngineFile, engines, find_engine, model_digests
 from ldmrt.runtime.bundle.engines.unused import unused_engines
 from ldmrt.runtime.bundle.graphs import STEP

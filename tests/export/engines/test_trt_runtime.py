@@ -15,7 +15,7 @@ from ldmrt.runtime.backends.trt.engine import TrtEngine
 from ldmrt.runtime.backends.trt.loaded_engine import LoadedPlan, validity_of
 from ldmrt.runtime.backends.trt.session import Session, logger, must
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
+from ldmrt.runtime.bundle.engines.engine_key import Range, Recipe
 from ldmrt.runtime.bundle.engines.store import FOLDER, EngineFile, model_digests, write_engine
 
 from ...support.fakes.cuda import FakeCuda

@@ -19,7 +19,7 @@ from ldmrt.runtime.bundle.graphs import DEEP, SHALLOW
 from ldmrt.runtime.parity.compare import EVERY, certify, compare
 from ldmrt.runtime.parity.metrics import psnr
 from ldmrt.runtime.parity.tolerances import tolerances
-from ldmrt.runtime.pipeline.request.fields import from_short
+from ldmrt.runtime.pipeline.request.field_names import from_short
 
 
 class Off:

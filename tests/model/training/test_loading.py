@@ -9,9 +9,9 @@ from PIL import Image
 
 from ldmrt.model import Autoencoder, AutoencoderConfig
 from ldmrt.model.training import data
+from ldmrt.model.training.batches import Batches
 from ldmrt.model.training.data import ImageFolder
 from ldmrt.model.training.latents import LatentCache
-from ldmrt.model.training.loading import Batches
 from ldmrt.model.training.metadata import Row, read_metadata
 from ldmrt.runtime import LdmrtError
 

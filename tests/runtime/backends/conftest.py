@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ldmrt.runtime.backends.trt.engine import TrtEngine
 from ldmrt.runtime.backends.trt.session import MODULES, Session
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
+from ldmrt.runtime.bundle.engines.engine_key import Range, Recipe
 from ldmrt.runtime.bundle.engines.store import FOLDER, model_digests, write_engine
 from ldmrt.runtime.bundle.model_info import ModelInfo
 

@@ -9,7 +9,7 @@ import pytest
 import ldmrt.runtime
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 from ldmrt.runtime.backends import auto
-from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
+from ldmrt.runtime.bundle.engines.engine_key import Range, Recipe
 from ldmrt.runtime.bundle.engines.store import FOLDER, write_engine
 
 

@@ -16,7 +16,7 @@ from ldmrt.runtime.backends.registry import BACKENDS, BackendSettings, open_engi
 from ldmrt.runtime.backends.text_encoder_cache import CachedTextEncoder
 from ldmrt.runtime.backends.trt.engine import TrtEngine
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
+from ldmrt.runtime.bundle.engines.engine_key import Range, Recipe
 from ldmrt.runtime.bundle.engines.store import FOLDER, model_digests, write_engine
 from ldmrt.runtime.bundle.graphs import STEP, UNET_HALVES
 from ldmrt.runtime.tensors import TensorSpec

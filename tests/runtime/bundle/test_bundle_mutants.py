@@ -11,7 +11,7 @@ import pytest
 
 import ldmrt.runtime
 from ldmrt.runtime import Bundle, LdmrtError
-from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
+from ldmrt.runtime.bundle.engines.engine_key import Range, Recipe
 from ldmrt.runtime.bundle.engines.store import FOLDER, engines, model_digests, write_engine
 from ldmrt.runtime.bundle.engines.unused import unused_engines
 

@@ -11,7 +11,7 @@ import pytest
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
+from ldmrt.runtime.bundle.engines.engine_key import Range, Recipe
 from ldmrt.runtime.bundle.engines.store import PLAN, SIDECAR, EngineFile, engines, find_engine, model_digests, runs_on
 
 from ...support.made_engines import SHAPES, VERSION, put, recipe, static

@@ -14,7 +14,7 @@ import ldmrt.runtime
 from ldmrt.runtime import InvalidRequest, LdmrtError, Pipeline, Request
 from ldmrt.runtime.pipeline.call import ImagePipeline
 from ldmrt.runtime.pipeline.refined import RefinedPipeline
-from ldmrt.runtime.pipeline.request.fields import FIELDS, from_short
+from ldmrt.runtime.pipeline.request.field_names import FIELDS, from_short
 
 PROMPT = "two pears"
 MAPPINGS = {"controls", "scheduler_settings"}  # whose default in a call is None, which a request turns into {}

@@ -8,7 +8,7 @@ import pytest
 
 import ldmrt.runtime
 from ldmrt.runtime import LdmrtError, Pipeline, Request
-from ldmrt.runtime.pipeline.request.fields import FIELDS
+from ldmrt.runtime.pipeline.request.field_names import FIELDS
 
 from .test_request import ODD, made
 

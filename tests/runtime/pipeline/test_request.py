@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ldmrt.runtime import LdmrtError, Request
-from ldmrt.runtime.pipeline.request.fields import FIELDS
+from ldmrt.runtime.pipeline.request.field_names import FIELDS
 
 
 @pytest.mark.parametrize(

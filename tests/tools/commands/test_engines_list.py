@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ldmrt.runtime import Bundle
-from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
+from ldmrt.runtime.bundle.engines.engine_key import Range, Recipe
 from ldmrt.runtime.bundle.engines.store import FOLDER, SIDECAR, model_digests, write_engine
 from ldmrt.runtime.files import file_cache
 from ldmrt.runtime.files.lock import bundle_lock

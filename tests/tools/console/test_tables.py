@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ldmrt.runtime.bundle.engines.recipe import Range, Recipe
+from ldmrt.runtime.bundle.engines.engine_key import Range, Recipe
 from ldmrt.runtime.bundle.engines.store import FOLDER, write_engine
 from ldmrt.tools.console import tables
 

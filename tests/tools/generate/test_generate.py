@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import ldmrt.runtime
-from ldmrt.runtime.pipeline.request.fields import from_short
+from ldmrt.runtime.pipeline.request.field_names import from_short
 from ldmrt.tools.console.images import grid
 
 PROMPT = "a red apple, noto style, blue background"

@@ -15,7 +15,7 @@ import ldmrt.runtime
 from ldmrt.runtime import LdmrtError, RefinedPipeline, Request, host
 from ldmrt.runtime.backends import gpu
 from ldmrt.runtime.bundle.coverage import manifest_digest
-from ldmrt.runtime.bundle.engines.recipe import Range
+from ldmrt.runtime.bundle.engines.engine_key import Range
 from ldmrt.runtime.bundle.manifest import check_manifest
 from ldmrt.runtime.pipeline import batch_size
 from ldmrt.runtime.pipeline.batch_size import Forecast, images_at_once

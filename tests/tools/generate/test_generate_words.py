@@ -4,7 +4,7 @@ import click
 import pytest
 
 from ldmrt.runtime import Request
-from ldmrt.runtime.pipeline.request.fields import FIELDS, SHORT
+from ldmrt.runtime.pipeline.request.field_names import FIELDS, SHORT
 from ldmrt.tools.commands.generate import generate
 
 # Python alone: functions, generators, arrays of a text encoder, and the form of what is returned.

@@ -1,4 +1,4 @@
-"""A request from a command's options: one table, `ldmrt.runtime.pipeline.request.fields`, has both of its names."""
+"""A request from a command's options, whose short words stand in `ldmrt.runtime.pipeline.request.field_names`."""
 
 import re
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ def request_of(values: Mapping[str, Any]) -> "Request":
     Raises:
         InvalidRequest: A value is invalid; the error names the command's option, such as --steps.
     """
-    from ldmrt.runtime.pipeline.request.fields import SHORT, from_short
+    from ldmrt.runtime.pipeline.request.field_names import SHORT, from_short
     from ldmrt.runtime.pipeline.request.request import Request
 
     try:
