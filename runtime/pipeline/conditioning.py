@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.bundle.model_info import ModelInfo
-from ldmrt.runtime.errors import InvalidRequest, LdmrtError, LdmrtWarning, NotFinite
+from ldmrt.runtime.errors import BundleError, InvalidRequest, LdmrtError, LdmrtWarning, NotFinite
 from ldmrt.runtime.samplers.guidance import Guidance
 from ldmrt.runtime.tensors import Array, Engine
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
@@ -67,11 +67,11 @@ def condition(
     words = _conditioning(sides, engines, tokenizers, xl=xl)
     out: dict[str, Array] = {"encoder_hidden_states": words.context}
     if xl and words.pooled is not None:
-        width = int(inputs["time_ids"][-1])
+        width = fixed_size(inputs, "time_ids", -1)
         ids = time_ids(request, images, size, width, scored=model.aesthetic_score)
         out |= {"text_embeds": words.pooled, "time_ids": ids[1] if guidance.plain else np.concatenate(ids)}
     if "timestep_cond" in inputs:  # a distilled model takes the strength of guidance as an input
-        embedding = guidance_embedding(request.guidance_scale, int(inputs["timestep_cond"][-1]))
+        embedding = guidance_embedding(request.guidance_scale, fixed_size(inputs, "timestep_cond", -1))
         out["timestep_cond"] = embedding.repeat(images, axis=0)
     return out
 
@@ -79,6 +79,20 @@ def condition(
 def unet_inputs(engines: LazyEngines) -> dict[str, tuple[int | str, ...]]:
     """Return the shapes of the U-Net's inputs, in symbols, by name."""
     return {spec.name: spec.shape for spec in engines["unet"].inputs}
+
+
+def fixed_size(inputs: Mapping[str, tuple[int | str, ...]], name: str, axis: int) -> int:
+    """Return a size of one of the U-Net's inputs that is the same for every request.
+
+    Raises:
+        BundleError: The U-Net has no such input, or it states no such size.
+    """
+    shape = inputs.get(name, ())
+    size = shape[axis] if -len(shape) <= axis < len(shape) else None
+    if not isinstance(size, int):
+        found = f"{name} {shape}" if name in inputs else ", ".join(inputs)
+        raise BundleError("unet", f"no input {name} of a fixed width", found=found, hint="export again")
+    return size
 
 
 def text_encoders(engines: LazyEngines) -> list[str]:

@@ -33,7 +33,7 @@ from .autoencoder.decode import Decoding, decode, decode_unrounded
 from .autoencoder.tiling import PASSES
 from .batch_size import Forecast, bounded, images_at_once, unet_profiles
 from .call import ImagePipeline, Result
-from .conditioning import condition, reads_texts, text_encoders, unet_inputs
+from .conditioning import condition, fixed_size, reads_texts, text_encoders, unet_inputs
 from .denoise import Denoised, DenoisingTask, Encoded, check_finite
 from .initial_latents import initial_latents
 from .overlap import in_stages
@@ -148,7 +148,7 @@ class Pipeline(ImagePipeline):
         inputs = unet_inputs(self.engines)
         scale = 1.0 if "timestep_cond" in inputs else max(1.0, request.guidance_scale)  # of a distilled model: an input
         guidance = classifier_free(request.total_images, scale, request.guidance_rescale)
-        extra = int(inputs["sample"][1]) - self.shape.channels
+        extra = fixed_size(inputs, "sample", 1) - self.shape.channels
         start = initial_latents(request, plan, self.engines, self.shape, self.decoding, extra=extra)
         conditioning = condition(request, self.engines, self.tokenizers, self.shape, guidance, start.size)
         return Encoded(request, plan, start, guidance, conditioning, time.perf_counter() - called)

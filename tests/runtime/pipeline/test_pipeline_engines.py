@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ldmrt.runtime import LdmrtError, Pipeline, Request
+from ldmrt.runtime import BundleError, LdmrtError, Pipeline, Request
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.bundle.model_info import ModelInfo
+from ldmrt.runtime.pipeline.conditioning import fixed_size
 from ldmrt.runtime.tensors import TensorSpec, conform
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
@@ -150,3 +151,17 @@ def test_engine_gets_the_dtypes_it_declares() -> None:
     assert list(ready) == ["x"]
     assert ready["x"].dtype == np.float32
     assert ready["x"].flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("inputs", "found"),
+    [
+        ({"latents": ("batch", 4, 8, 8), "timestep": ("batch",)}, "latents, timestep"),
+        ({"sample": ("batch", "channels", 8, 8)}, r"sample \('batch', 'channels', 8, 8\)"),
+        ({"sample": ("batch",)}, r"sample \('batch',\)"),
+        ({}, ""),
+    ],
+)
+def test_a_unet_without_its_inputs_is_refused(inputs: dict[str, tuple[int | str, ...]], found: str) -> None:
+    with pytest.raises(BundleError, match=f"unet: no input sample of a fixed width; found {found}"):
+        fixed_size(inputs, "sample", 1)
