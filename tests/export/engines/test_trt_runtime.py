@@ -57,7 +57,7 @@ def test_the_stand_in_of_cuda_has_nothing_of_its_own() -> None:
 def test_what_the_source_calls_exists() -> None:
     """Names that the backend's files use of the library, found in their text."""
     folder = Path(importlib.import_module("ldmrt.runtime.backends.trt.session").__file__ or "").parent
-    text = "".join((folder / name).read_text() for name in ("session.py", "loaded_engine.py", "binding.py"))
+    text = "".join((folder / name).read_text() for name in ("session.py", "loaded_engine.py", "cuda_graph.py"))
     known = {name for kind in CLASSES for name in dir(getattr(trt, kind))}
     called = set(re.findall(r"(?:context|engine|config|cache|runtime)\.([a-z]\w+)\(", text))
     assert len(called) > 15
