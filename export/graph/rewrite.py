@@ -1,7 +1,7 @@
 """Replaces one node by others, in a graph of onnx_ir whose nodes are named."""
 
 from collections.abc import Sequence
-from itertools import count as numbers
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,20 +35,18 @@ class Rewrite:
         self._graph, self._node, self._tape, self._home = graph, node, Tape(), path_of(node.name or "")
         self._taken = {other.name for other in graph}
 
-    def __call__(
-        self, kind: str, *inputs: "Value | None", domain: str = "", **attributes: "Attribute"
-    ) -> "Value":  # fmt: skip
+    def __call__(self, kind: str, *inputs: "Value | None", domain: str = "", **attributes: Attribute) -> "Value":
         """Append a node of this operator and return its output."""
         return self.several(kind, 1, *inputs, domain=domain, **attributes)[0]
 
     def several(
-        self, kind: str, count: int, *inputs: "Value | None", domain: str = "", **attributes: "Attribute"
-    ) -> "Sequence[Value]":  # fmt: skip
-        """Append a node of this operator and return its `count` outputs."""
-        outputs = self._tape.op_multi_out(kind, inputs, attributes, num_outputs=count, domain=domain)
+        self, kind: str, number: int, *inputs: "Value | None", domain: str = "", **attributes: Attribute
+    ) -> "Sequence[Value]":
+        """Append a node of this operator and return its outputs, of which there are `number`."""
+        outputs = self._tape.op_multi_out(kind, inputs, attributes, num_outputs=number, domain=domain)
         node = outputs[0].producer()
         assert node is not None
-        names = (f"{self._home}/{kind}_{number}" for number in numbers(1))
+        names = (f"{self._home}/{kind}_{place}" for place in count(1))
         node.name = next(name for name in names if name not in self._taken)
         self._taken.add(node.name)
         for place, output in enumerate(outputs):

@@ -38,7 +38,8 @@ def to_onnx(component: Component, folder: Path) -> Path:
     """Trace a component in PyTorch and write it as ONNX, opset 23, its dimensions named after the specs.
 
     Float32 components get the convolutions of `upsample` and `winograd`. Beside a U-Net its fused step is written,
-    beside a decoder or an encoder its parts for tiles, as `component.graphs` lists them.
+    beside a decoder or an encoder its parts for tiles, as `component.graphs` lists them. Beside each of them, where
+    its operators differ, stands its graph for CUDA.
 
     Args:
         component: The network; its precision is the graph's.

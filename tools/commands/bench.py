@@ -15,7 +15,7 @@ import click
 
 from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.options.common import THREADS
-from ldmrt.tools.options.option_errors import request_of
+from ldmrt.tools.options.to_request import request_of
 
 if TYPE_CHECKING:
     from ldmrt.runtime.files.reading import JsonObject

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.tools.options.common import THREADS
-from ldmrt.tools.options.option_errors import request_of
+from ldmrt.tools.options.to_request import request_of
 
 if TYPE_CHECKING:
     from ldmrt.tools.emoji.dataset import Sprite

@@ -13,7 +13,7 @@ from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.options.checkpoint import SCHEDULER as SCHEDULER_OPTIONS
 from ldmrt.tools.options.common import THREADS, Choice
 from ldmrt.tools.options.images import collected, one_or_all
-from ldmrt.tools.options.option_errors import request_of
+from ldmrt.tools.options.to_request import request_of
 from ldmrt.tools.options.types import IMAGE, SIZE, Batch, Control, Interval, Text
 
 if TYPE_CHECKING:

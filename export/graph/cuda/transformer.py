@@ -1,8 +1,10 @@
 """The transformer blocks of a U-Net, and the attention of an autoencoder, in ONNX Runtime's operators for CUDA.
 
-MultiHeadAttention(q, k, v)                              heads side by side, by flash attention
-BiasSplitGelu(x, bias)                                   h * GELU(g), where h and g are the halves of x + bias
-SkipLayerNormalization(x, skip, scale, shift, bias) -> y, s   s = x + skip + bias, and y = LayerNorm(s)
+    MultiHeadAttention(q, k, v)                                   attention on heads side by side
+    BiasSplitGelu(x, bias)                                        h * GELU(g), of the halves h and g of x + bias
+    SkipLayerNormalization(x, skip, scale, shift, bias) -> y, s   s = x + skip + bias, and y = LayerNorm(s)
+
+The last one's bias is that of the projection before it.
 """
 
 from typing import TYPE_CHECKING

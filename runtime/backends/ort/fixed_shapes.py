@@ -11,7 +11,7 @@ from ldmrt.runtime.bundle.graphs import SAVED, most_rows, steps_of
 from ldmrt.runtime.tensors import Array, Arrays, Shapes, Specs
 
 from .binding import OrtBinding
-from .engine import OrtEngine
+from .engine import TURN, OrtEngine
 
 SESSIONS = 2  # each holds the weights of the graph; the one that was used longest ago is closed
 
@@ -56,7 +56,8 @@ class FixedShapes:
         with self._changing:
             session = self._sessions.pop(key, None)
             while session is None and len(self._sessions) >= SESSIONS:
-                self._sessions.pop(next(iter(self._sessions)))  # freed when no binding is in use
+                with TURN:  # freeing its memory would disturb the capture of a CUDA graph
+                    del self._sessions[next(iter(self._sessions))]
             self._sessions[key] = session = session or self._open(dims)
             return session
 

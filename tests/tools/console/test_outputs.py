@@ -1,6 +1,9 @@
 """Places that cannot be written to are found before any work, by every command that writes."""
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +65,27 @@ def test_what_is_no_plain_file_is_not_replaced(tmp_path: Path) -> None:
             check_output(path, "--json")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_no_permission(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(LdmrtError, match="no permission to write"):
-        check_output(tmp_path / "out", "--out")
+@contextmanager
+def without_roots_rights() -> Iterator[None]:
+    """Root may write everywhere, so it becomes another user for the time of the block."""
+    users = os.getresuid()
+    nobody = (65534, 65534, users[2]) if users[1] == 0 else users  # the saved one lets it become root again
+    os.setresuid(*nobody)
+    try:
+        yield
+    finally:
+        os.setresuid(*users)
+
+
+@pytest.mark.parametrize(("mode", "may"), [(0o555, False), (0o777, True)])
+def test_no_permission(mode: int, may: bool) -> None:
+    with tempfile.TemporaryDirectory() as name:  # not in tmp_path, which other users cannot enter
+        folder = Path(name)
+        check_output(folder / "out", "--out")  # imports what it needs
+        folder.chmod(mode)
+        refusal = nullcontext() if may else pytest.raises(LdmrtError, match="no permission to write")
+        with without_roots_rights(), refusal:
+            assert check_output(folder / "out", "--out") == folder / "out"
 
 
 def test_a_read_only_folder_is_seen_by_root_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
