@@ -32,6 +32,7 @@ SMALL_XL = {
 }
 
 
+@pytest.mark.slow  # two exports that no other test shares
 def test_what_xl_alone_has_is_exported(tmp_path: Path) -> None:
     """Its second text encoder, and a U-Net of two levels that takes sizes and pooled embeddings."""
     config = {**FAMILIES["sdxl"].unet, **SMALL_XL}
@@ -54,7 +55,7 @@ def test_bundle_is_of_the_shape_of_its_checkpoint(name: str, tmp_path: Path, exp
     assert Bundle.open(tmp_path / "bundle").shape == torch_pipeline(checkpoint).shape
 
 
-@pytest.mark.slow  # whole bundles; parts of the same graphs are exported above, and in test_fused_step.py
+@pytest.mark.slow  # whole bundles
 @pytest.mark.parametrize("name", EXPORTED)
 def test_bundle_draws_what_its_checkpoint_draws(name: str, tmp_path: Path) -> None:
     checkpoint = load(save_pipeline(name, tmp_path / "checkpoint"))

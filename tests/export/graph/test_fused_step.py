@@ -170,6 +170,7 @@ def test_the_manifest_says_what_it_takes_and_gives(bundle: Path) -> None:
     engine.close()
 
 
+@pytest.mark.slow  # an export that no other test shares
 def test_extra_channels_stand_beside_the_latents(tmp_path: Path) -> None:
     """Of models that fill a mask."""
     checkpoint = load(save_pipeline("sd15-inpainting", tmp_path / "inpainting"))

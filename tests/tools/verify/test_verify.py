@@ -174,11 +174,12 @@ def test_a_half_precision_bundle_is_held_to_its_own_tolerance(half: Path) -> Non
     assert 2e-5 < max(one.relative for one in made.figures if one.component == "unet") < 1e-2
 
 
+@pytest.mark.slow  # exports that no other test shares; test_precision.py exports the U-Net alone
 @pytest.mark.parametrize(
     ("precision", "kinds"),
     [
         ("unet=bf16", ["fp32", "bf16", "fp32", "fp32"]),
-        pytest.param("bf16,text_encoder=fp32", ["fp32", "bf16", "bf16", "bf16"], marks=pytest.mark.slow),
+        ("bf16,text_encoder=fp32", ["fp32", "bf16", "bf16", "bf16"]),
     ],
 )
 def test_bfloat16_where_no_backend_runs_it(
