@@ -305,10 +305,7 @@ def test_two_controls_of_one_name_are_refused(places: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"block_out_channels": [16, 24]},
-            "down_block_residual_3; expected .*, 32, .*; found .*, 24, ",
-        ),
+        ({"block_out_channels": [16, 24]}, "down_block_residual_3; expected .*, 32, .*; found .*, 24, "),
         ({"cross_attention_dim": 32}, "cross_attention_dim; expected 24; found 32"),  # SD 2's beside SD 1.5
     ],
 )
