@@ -222,7 +222,7 @@ def bench(
     from ldmrt.runtime.pipeline.pipeline import open_pipeline
     from ldmrt.tools.console import tables
 
-    words = {"steps": steps, "guidance": guidance, "width": width, "height": height}
+    words: dict[str, float | str | None] = {"steps": steps, "guidance": guidance, "width": width, "height": height}
     request = request_of({"prompt": prompt, **words})
     # not fused: the U-Net and the row are timed apart
     pipeline = open_pipeline(bundle, backend, threads=threads, fused=False, compute=compute)
@@ -232,7 +232,7 @@ def bench(
     beside = overlapped(pipeline, request, pictures) if overlap else None
     traded = trades(pipeline, request, pictures, list(dict.fromkeys(caches))) if caches else []
     pipeline.close()
-    ways = {"threads": threads, "backend": backend, "compute": compute}
+    ways: dict[str, float | str | None] = {"threads": threads, "backend": backend, "compute": compute}
     start, peak = cold(bundle, prompt, {**words, **ways}, min(3, pictures))
 
     titles = ("stage", "calls", "p50 ms", "p95 ms", "share")

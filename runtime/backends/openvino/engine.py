@@ -11,7 +11,7 @@ import numpy as np
 
 from ldmrt.runtime.backends.kept_networks import keeping, kept
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
-from ldmrt.runtime.tensors import Array, Arrays, Specs, TensorSpec, conform, shape_of, sizes_of
+from ldmrt.runtime.tensors import Array, Arrays, Specs, TensorSpec, conform, shape_of, sizes_of, split_symbol
 
 from .api import CompiledModel, InferRequest, Model, Port, Tensor
 from .library import core, device_of, openvino
@@ -105,25 +105,30 @@ class OpenVinoEngine:
             name: array if array.flags.writeable else array.copy()  # OpenVINO shares no read-only array
             for name, array in conform(self.component, self.inputs, arrays).items()
         }
-        with self._request() as request:
+        outputs = self._allocated(feeds)
+        with self._request(outputs is not None) as request:
             try:
                 for index, array in enumerate(feeds.values()):
                     request.set_input_tensor(index, self._shared(array))
-                outputs = self._allocated(feeds) if self._known else {}
-                for index, array in enumerate(outputs.values()):
+                for index, array in enumerate((outputs or {}).values()):
                     request.set_output_tensor(index, self._shared(array))
                 request.infer()
             except Exception as error:
                 raise LdmrtError(self.component, "OpenVINO failed", found=reason(error)) from None
-            if not self._known:
-                outputs = {
-                    spec.name: request.get_output_tensor(index).data.copy() for index, spec in enumerate(self.outputs)
-                }
-        return outputs
+            return outputs or {
+                spec.name: request.get_output_tensor(index).data.copy() for index, spec in enumerate(self.outputs)
+            }
 
-    def _allocated(self, feeds: Mapping[str, Array]) -> Arrays:
-        """Return empty arrays for the outputs."""
-        sizes = {name: n for spec in self.inputs for name, n in sizes_of(spec, feeds[spec.name].shape).items()}
+    def _allocated(self, feeds: Mapping[str, Array]) -> Arrays | None:
+        """Return empty arrays for the outputs; none where shapes are unknown, None where a size is rounded."""
+        if not self._known:
+            return {}
+        sizes: dict[str, int] = {}
+        for spec in self.inputs:  # the first to have a size knows it best: half of an odd height may be rounded up
+            sizes = sizes_of(spec, feeds[spec.name].shape) | sizes
+        symbols = (split_symbol(dim) for spec in self.outputs for dim in spec.shape if isinstance(dim, str))
+        if any(sizes[name] % divisor for name, divisor in symbols):
+            return None
         return {spec.name: np.empty(shape_of(spec, sizes), spec.dtype) for spec in self.outputs}
 
     def _shared(self, array: Array) -> Tensor:
@@ -132,10 +137,17 @@ class OpenVinoEngine:
         return tensor
 
     @contextmanager
-    def _request(self) -> Iterator[InferRequest]:
-        """Yield a request that no other thread uses meanwhile; a new one where all are in use."""
+    def _request(self, again: bool) -> Iterator[InferRequest]:
+        """Yield a request that no other thread uses meanwhile; a new one where all are in use.
+
+        Args:
+            again: The request may be one that had arrays of a caller's for its outputs: it gets new ones.
+        """
         if self._model is None:
             raise LdmrtError(self.component, "its pipeline is closed", hint="open the bundle again")
+        if not again:
+            yield self._model.create_infer_request()
+            return
         try:
             request = self._idle.get_nowait()
         except Empty:

@@ -64,7 +64,8 @@ def test_bundle_draws_what_its_checkpoint_draws(name: str, tmp_path: Path) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", ".* it has no parity certificate")
-        bundle = open_pipeline(tmp_path / "bundle")
-    latents = [found(pipeline, name, None, guidance_scale=4.0) for pipeline in (bundle, torch_pipeline(checkpoint))]
-    assert bundle.shape == torch_pipeline(checkpoint).shape
-    close(*latents)
+        bundles = [open_pipeline(tmp_path / "bundle", backend) for backend in ("onnxruntime", "openvino")]
+    expected = found(torch_pipeline(checkpoint), name, None, guidance_scale=4.0)
+    for bundle in bundles:
+        assert bundle.shape == torch_pipeline(checkpoint).shape
+        close(found(bundle, name, None, guidance_scale=4.0), expected)

@@ -208,9 +208,9 @@ def bundle(mixed: Checkpoint, export_once: Any, tmp_path_factory: pytest.TempPat
     return folder
 
 
-@pytest.fixture
-def pipeline(bundle: Path) -> Pipeline:
-    return open_pipeline(bundle)
+@pytest.fixture(params=["onnxruntime", "openvino"])
+def pipeline(bundle: Path, request: pytest.FixtureRequest) -> Pipeline:
+    return open_pipeline(bundle, request.param)
 
 
 @pytest.mark.slow  # a bundle that no other test shares

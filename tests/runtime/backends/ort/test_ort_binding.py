@@ -15,7 +15,7 @@ from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.graphs import FEEDBACK, STEP
 
-from ...support.fakes.cuda_provider import Recorder
+from ....support.fakes.cuda_provider import Recorder
 
 PROMPT = "a red apple"
 
