@@ -10,7 +10,7 @@ from pathlib import Path
 
 import ldmrt
 from ldmrt.model.checkpoint.checkpoint import Checkpoint, write_json
-from ldmrt.runtime.backends.ort.graph_cache import FOLDER as OPTIMIZED
+from ldmrt.runtime.backends.kept_networks import FOLDER as OPTIMIZED
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.contents import is_inside, is_name
 from ldmrt.runtime.bundle.graphs import UNET_HALVES

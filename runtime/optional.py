@@ -29,6 +29,7 @@ PACKAGES = {
     "rich": Package("rich", "rich"),
     "tokenizers": Package("tokenizers", "tokenizers"),
     "onnxruntime": Package("ONNX Runtime", "onnxruntime", ("cpu", "gpu")),
+    "openvino": Package("OpenVINO", "openvino", ("openvino",)),
     "onnx": Package("onnx", "onnx", ("export", "rtx", "tensorrt")),
     "onnx_ir": Package("onnx-ir", "onnx-ir", ("export",)),
     "onnxscript": Package("onnxscript", "onnxscript", ("export",)),

@@ -104,14 +104,20 @@ def tiny_checkpoint() -> Any:
     return Checkpoint(UNet(unet).eval(), Autoencoder(vae).eval(), encoders, tokenizers, scheduler)
 
 
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """Make a folder once for all processes that share the tests (pytest-xdist): the others wait until it is there."""
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object], *, wait: bool = True) -> Path:
+    """Make a folder once for all processes that share the tests (pytest-xdist).
+
+    The others wait until it is there, or without `wait` they leave it to the one that makes it.
+    """
     base = factory.getbasetemp()
     root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder = root / "shared" / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return folder
         if not folder.exists():
             work = folder.with_suffix(".part")
             make(work)
@@ -125,16 +131,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "checkpoint", lambda folder: tiny_checkpoint().save(folder))
 
 
-@pytest.fixture(scope="session")
-def export_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, Path], Path]:
-    """A `to_onnx` that exports a component once for all tests, known by the hashes by which an export reuses one."""
+def graphs_of(factory: pytest.TempPathFactory, component: Any, *, wait: bool = True) -> Path:
+    """Export a component once for all tests; it is known by the hashes by which an export reuses one."""
     from ldmrt.export.components.table import fingerprint
     from ldmrt.export.graph.to_onnx import to_onnx
 
+    made_of = [component.name, fingerprint(component)]
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    return made_once(factory, f"graphs-{key[:16]}", lambda place: to_onnx(component, place), wait=wait)
+
+
+@pytest.fixture(scope="session")
+def export_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, Path], Path]:
+    """A `to_onnx` that exports a component once for all tests."""
+
     def copied(component: Any, folder: Path) -> Path:
-        made_of = [component.name, fingerprint(component)]
-        key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
-        graphs = made_once(tmp_path_factory, f"graphs-{key[:16]}", lambda place: to_onnx(component, place))
+        graphs = graphs_of(tmp_path_factory, component)
         return Path(shutil.copytree(graphs, folder, dirs_exist_ok=True)) / "model.onnx"
 
     return copied
@@ -154,12 +166,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     """
     if made := os.environ.get("LDMRT_TEST_BUNDLE"):
         return Path(made)
+    from ldmrt.export import bundle_writer
+    from ldmrt.export.components.table import components
+    from ldmrt.model import load
+
     checkpoint, export_once = (request.getfixturevalue(name) for name in ("checkpoint", "export_once"))
+    for component in components(load(checkpoint)).values():
+        graphs_of(tmp_path_factory, component, wait=False)  # processes that need the bundle now export a part each
 
     def export(folder: Path) -> None:
-        from ldmrt.export import bundle_writer
-        from ldmrt.model import load
-
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(bundle_writer, "to_onnx", export_once)
             for _ in bundle_writer.export_bundle(load(checkpoint), folder):

@@ -98,14 +98,16 @@ def _attend_by_rows(graph: "GraphProto", latents: str, types: Mapping[str, int])
 
 
 def _by_rows(node: "NodeProto", latents: str, kind: int) -> NodeBuilder:
-    """Write an Attention as a Scan over rows of latents.
+    """Write an Attention as a Loop over rows of latents.
+
+    A Scan would be shorter, but OpenVINO 2026.4 does not read one that uses values from around it.
 
     Args:
         node: The Attention, whose queries are (batch, h * w, C).
         latents: The name of the graph's input, (batch, C', h, w), which says how many rows there are.
         kind: ONNX's number of the queries' dtype.
     """
-    from onnx import helper
+    from onnx import TensorProto, helper
 
     query, key, values = node.input
     new = NodeBuilder(f"{node.name}/rows")
@@ -113,12 +115,18 @@ def _by_rows(node: "NodeProto", latents: str, kind: int) -> NodeBuilder:
     same, rest = new.constant("same", [0]), new.constant("rest", [-1])
     sizes = new("Concat", same, rows, rest, new("Shape", query, start=2, end=3), axis=0)
     cut = new("Reshape", query, sizes)  # (batch, h, w, C)
-    row, out = (helper.make_tensor_value_info(f"{new.prefix}/{name}", kind, [None] * 3) for name in ("row", "out"))
-    attend = helper.make_node("Attention", [row.name, key, values], [out.name], name=f"{new.prefix}/attend")
-    attend.attribute.extend(node.attribute)
-    body = helper.make_graph([attend], f"{new.prefix}/body", [row], [out])
-    attended = new("Scan", cut, body=body, num_scan_inputs=1, scan_input_axes=[1], scan_output_axes=[1])
-    new("Reshape", attended, new("Shape", query), out=node.output[0])
+    number, going = f"{new.prefix}/number", f"{new.prefix}/going"
+    once = NodeBuilder(f"{new.prefix}/row")
+    out = once("Attention", once("Gather", cut, number, axis=1), key, values)
+    once.nodes[-1].attribute.extend(node.attribute)
+    goes_on = once("Identity", going)
+    whole, truth = TensorProto.INT64, TensorProto.BOOL
+    takes = [helper.make_tensor_value_info(number, whole, []), helper.make_tensor_value_info(going, truth, [])]
+    gives = [helper.make_tensor_value_info(goes_on, truth, []), helper.make_tensor_value_info(out, kind, [None] * 3)]
+    body = helper.make_graph(once.nodes, f"{new.prefix}/body", takes, gives)
+    always = new.constant("always", True, np.bool_)
+    attended = new("Loop", new("Squeeze", rows), always, body=body)  # (h, batch, w, C)
+    new("Reshape", new("Transpose", attended, perm=[1, 0, 2, 3]), new("Shape", query), out=node.output[0])
     return new
 
 

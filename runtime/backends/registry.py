@@ -6,9 +6,11 @@ A new backend is a folder here with an engine class, and a line of `BACKENDS`.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.graphs import STEP, TOGETHER, UNET_HALVES
+from ldmrt.runtime.bundle.manifest import PRECISIONS
 from ldmrt.runtime.errors import BundleError, LdmrtError
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.tensors import Engine
@@ -18,6 +20,8 @@ from .low_memory import LowMemory, Maker, SharedEngine, in_low_memory
 from .replaced_files import Watched
 from .text_encoder_cache import CachedTextEncoder
 
+AnEngine = TypeVar("AnEngine", bound=Engine)
+
 
 @dataclass(frozen=True)
 class BackendSettings:
@@ -26,7 +30,8 @@ class BackendSettings:
     threads: int = 0  # on the CPU; 0 is one for each core
     low_memory: bool = False  # the networks of one stage in memory at a time
     fused: bool | None = None  # rows as one call; None: with onnxruntime-cuda, and with an engine of the fused step
-    keep_optimized: bool = False  # keep the graphs that ONNX Runtime optimised beside the bundle
+    keep_optimized: bool = False  # keep the networks as the backend optimised them beside the bundle
+    compute: str = "fp32"  # the precision that OpenVINO computes in; others compute in that of the graph
     watched: Watched | None = None  # the files as they were when the bundle was opened
 
 
@@ -39,16 +44,31 @@ def _onnxruntime(bundle: Bundle, backend: str, settings: BackendSettings) -> Mak
     makers: dict[str, Maker] = {name: partial(open_graph, name) for name in bundle.graphs}
     if settings.fused is False or (settings.fused is None and backend != "onnxruntime-cuda"):
         makers.pop(STEP, None)  # on a CPU one call for each row saves nothing
-    if makers.keys() & {STEP, *UNET_HALVES}:  # the U-Net itself is then opened only by requests that run it
+    return _unet_on_demand(bundle, makers)
+
+
+def _unet_on_demand(bundle: Bundle, makers: dict[str, Maker]) -> Makers:
+    """Let only requests that run the whole U-Net open it, where a fused step or its halves may run in its place."""
+    if makers.keys() & {STEP, *UNET_HALVES}:
         makers["unet"] = partial(SharedEngine, "unet", makers["unet"], LowMemory(), bundle.specs("unet"))
     return makers
 
 
+def _unchanged(bundle: Bundle, settings: BackendSettings, name: str, make: Callable[[], AnEngine]) -> AnEngine:
+    """Open a graph's engine, and check before and after that its files are those of the opened bundle."""
+    if settings.watched is not None:
+        settings.watched.check(bundle, name)
+    engine = make()
+    if settings.watched is not None:  # the files may have been replaced while they were read
+        settings.watched.check(bundle, name)
+    return engine
+
+
 def _open_onnxruntime(bundle: Bundle, backend: str, settings: BackendSettings, name: str) -> Engine:
-    """Open a graph in ONNX Runtime, and check before and after that its files are those of the opened bundle."""
+    """Open a graph in ONNX Runtime."""
+    from .kept_networks import place
     from .ort.engine import OrtEngine, version
     from .ort.fixed_shapes import FixedShapes
-    from .ort.graph_cache import place
 
     # The halves of a U-Net are called in turn: spinning threads of one would take the cores from the other.
     spin = bundle.home(name).startswith(TOGETHER) and name not in UNET_HALVES
@@ -58,17 +78,41 @@ def _open_onnxruntime(bundle: Bundle, backend: str, settings: BackendSettings, n
     path = bundle.models(name)[-1] if on_gpu else bundle.model(name)
 
     def open_session(dims: Mapping[str, int] | None = None) -> OrtEngine:
-        if settings.watched is not None:
-            settings.watched.check(bundle, name)
         frugal, threads = settings.low_memory, settings.threads
-        engine = OrtEngine(
-            name, path, backend, threads=threads, frugal=frugal, spin=spin, optimized=optimized, dims=dims
+        make = partial(
+            OrtEngine, name, path, backend, threads=threads, frugal=frugal, spin=spin, optimized=optimized, dims=dims
         )
-        if settings.watched is not None:  # the files may have been replaced while they were read
-            settings.watched.check(bundle, name)
-        return engine
+        return _unchanged(bundle, settings, name, make)
 
     return FixedShapes(name, bundle.specs(name), open_session) if on_gpu and name == STEP else open_session()
+
+
+def _openvino(bundle: Bundle, backend: str, settings: BackendSettings) -> Makers:
+    """Return what opens each graph but the fused step in OpenVINO."""
+    if settings.fused:  # on a CPU one call for each row saves nothing
+        raise LdmrtError("open", f"{backend} runs no fused step", hint="leave fused out")
+    open_graph = partial(_open_openvino, bundle, backend, settings)
+    return _unet_on_demand(bundle, {name: partial(open_graph, name) for name in bundle.graphs if name != STEP})
+
+
+def _open_openvino(bundle: Bundle, backend: str, settings: BackendSettings, name: str) -> Engine:
+    """Open a graph in OpenVINO."""
+    from .kept_networks import place
+    from .openvino.engine import OpenVinoEngine
+    from .openvino.library import version
+
+    keep, compute = settings.keep_optimized, settings.compute
+    make = partial(
+        OpenVinoEngine,
+        name,
+        bundle.model(name),
+        backend,
+        compute=compute,
+        threads=settings.threads,
+        specs=bundle.specs(name) if bundle.home(name) in bundle.manifest.get("components", {}) else None,
+        compiled=place(bundle, name, backend, version(), compute) if keep else None,
+    )
+    return _unchanged(bundle, settings, name, make)
 
 
 def _tensorrt(bundle: Bundle, backend: str, settings: BackendSettings) -> Makers:
@@ -92,33 +136,44 @@ BACKENDS: Mapping[str, Callable[[Bundle, str, BackendSettings], Makers]] = {
     "auto": _auto,
     "onnxruntime": _onnxruntime,
     "onnxruntime-cuda": _onnxruntime,
+    "openvino": _openvino,
+    "openvino-gpu": _openvino,
+    "openvino-npu": _openvino,
     "tensorrt": _tensorrt,
     "tensorrt-rtx": _tensorrt,
 }
 
 
-def available_backends(bundle: Bundle) -> tuple[str, ...]:
+def available_backends(bundle: Bundle, compute: str = "fp32") -> tuple[str, ...]:
     """Name the backends that can run a bundle here, or a part of it.
 
+    Args:
+        bundle: The opened bundle.
+        compute: The precision to compute in; all but "fp32" is a choice of OpenVINO's alone.
+
     Returns:
-        The backends of the installed ONNX Runtime, and those for which the bundle has an engine for this GPU.
+        The backends of the installed ONNX Runtime, those of OpenVINO, and those for which the bundle has an engine for
+        this GPU.
 
     Raises:
-        LdmrtError: There is none, as ONNX Runtime is not installed.
+        LdmrtError: There is none, as neither ONNX Runtime nor OpenVINO is installed.
     """
     from .auto import sessions
+    from .openvino.library import available as openvino_available
     from .ort.engine import available
 
-    built = tuple(session.backend for session in sessions(bundle))
+    if compute != "fp32":
+        return openvino_available(compute) or ("openvino",)
+    others = (*openvino_available(), *(session.backend for session in sessions(bundle)))
     try:
-        return (*available(), *built)
+        return (*available(), *others)
     except LdmrtError:
-        if not built:
+        if not others:
             raise
-        return built
+        return others
 
 
-SHORT = {"ort": "onnxruntime", "trt": "tensorrt"}  # common abbreviations
+SHORT = {"ort": "onnxruntime", "trt": "tensorrt", "ov": "openvino"}  # common abbreviations
 
 
 def check_name(backend: str) -> None:
@@ -126,6 +181,17 @@ def check_name(backend: str) -> None:
     if backend not in BACKENDS:
         problem = f"no backend {backend!r}{suggestion(SHORT.get(str(backend).casefold(), backend), BACKENDS)}"
         raise LdmrtError("backend", problem, expected=", ".join(BACKENDS))
+
+
+def check_compute(backend: str, compute: str) -> None:
+    """Raise an `LdmrtError` where a backend does not choose the precision that it computes in."""
+    if compute not in PRECISIONS:
+        problem = f"no precision {compute!r}{suggestion(compute, PRECISIONS)}"
+        raise LdmrtError("compute", problem, expected=", ".join(PRECISIONS))
+    if compute != "fp32" and BACKENDS[backend] is not _openvino:
+        problem, expected = f"{backend} computes in the precision of the bundle", "openvino"
+        hint = f"--backend openvino, or ldmrt export CHECKPOINT BUNDLE --precision {compute}"
+        raise LdmrtError("compute", problem, expected=expected, found=compute, hint=hint)
 
 
 def open_engines(bundle: Bundle, backend: str, settings: BackendSettings = BackendSettings()) -> LazyEngines:
@@ -144,6 +210,7 @@ def open_engines(bundle: Bundle, backend: str, settings: BackendSettings = Backe
         LdmrtError: There is no such backend, it cannot run here, or the bundle lacks the fused step that is asked for.
     """
     check_name(backend)
+    check_compute(backend, settings.compute)
     if settings.fused and STEP not in bundle.graphs:
         hint = "ldmrt export CHECKPOINT BUNDLE"
         raise BundleError("unet", f"{bundle.path} has no fused step", hint=hint)

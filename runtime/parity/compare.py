@@ -289,13 +289,20 @@ def _relative(found: Latents, expected: Latents) -> float:
 
 
 def certify(
-    measured: Sequence[Comparison], bundle: Bundle, reference: Recording, origin: Sequence[str] = ()
+    measured: Sequence[Comparison],
+    bundle: Bundle,
+    reference: Recording,
+    origin: Sequence[str] = (),
+    compute: str = "fp32",
 ) -> Certificate:
-    """What was measured, with all that it was measured on, and what is not of the checkpoint."""
+    """What was measured, with all that it was measured on, and what is not of the checkpoint.
+
+    Those are in `origin`. The backends have computed in `compute`, whose tolerances are stated.
+    """
     rows = bundle.manifest.get("components", {})
     about = {
         "request": reference.trajectory.options,
-        "tolerances": {name: asdict(tolerance) for name, tolerance in tolerances(bundle).items()},
+        "tolerances": {name: asdict(tolerance) for name, tolerance in tolerances(bundle, compute).items()},
         "bundle": covered_files(bundle.manifest),
         "manifest": manifest_digest(bundle.manifest),
         "checkpoint": {name: {key: row.get(key) for key in ("weights", "config")} for name, row in rows.items()},

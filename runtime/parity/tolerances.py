@@ -26,9 +26,15 @@ IMAGE = {
 }
 
 
-def tolerances(bundle: Bundle) -> Mapping[str, Tolerance]:
-    """Return the tolerances of every component, and of rows and images: the coarsest precision decides theirs."""
-    precisions = {name: bundle.precision(name) for name in bundle.components}
-    coarsest = max(precisions.values(), key=list(COMPONENT).index)
+def tolerances(bundle: Bundle, compute: str = "fp32") -> Mapping[str, Tolerance]:
+    """Return the tolerances of every component, and of rows and images: the coarsest precision decides theirs.
+
+    Args:
+        bundle: The opened bundle.
+        compute: The precision that the backend computes in, where it is coarser than that of a component.
+    """
+    coarseness = list(COMPONENT).index
+    precisions = {name: max(bundle.precision(name), compute, key=coarseness) for name in bundle.components}
+    coarsest = max(precisions.values(), key=coarseness)
     limits = {name: COMPONENT[precision] for name, precision in precisions.items()}
     return limits | {"rows": COMPONENT[coarsest], "picture": IMAGE[coarsest]}

@@ -186,6 +186,7 @@ def open_pipeline(
     threads: int = 0,
     fused: bool | None = None,
     keep_optimized: bool = False,
+    compute: str = "fp32",
     scheduler: str | Path | Config | None = None,
 ) -> Pipeline:
     """Open a bundle as a pipeline; it warns where no certificate holds for the bundle's files.
@@ -203,8 +204,11 @@ def open_pipeline(
         threads: Of the CPU; 0 is one a core.
         fused: Runs a row as one call where a request allows it, so that latents stay where the U-Net runs. By default
             with onnxruntime-cuda, and where `ldmrt build --folded` has made an engine of it for this GPU.
-        keep_optimized: Keeps ONNX Runtime's optimised networks in the bundle's folder, which takes as much disk again:
-            the next pipeline opens in a fraction of the time. With onnxruntime-cuda nothing is kept.
+        keep_optimized: Keeps the networks as ONNX Runtime optimised or OpenVINO compiled them in the bundle's folder,
+            which takes as much disk again: the next pipeline opens in a fraction of the time. With onnxruntime-cuda
+            nothing is kept.
+        compute: The precision that OpenVINO computes in: "fp32", or "bf16" and "fp16" on a device that has them. The
+            others compute in that of the bundle.
         scheduler: A scheduler's config, or its file, in place of the bundle's.
 
     Raises:
@@ -224,7 +228,8 @@ def open_pipeline(
     for issue in filter(None, (*opened.certificate_issues, opened.uncovered)) if check else ():
         hint = f"ldmrt verify {bundle} --against CHECKPOINT --store"
         warnings.warn(f"{bundle}: {issue}; next: {hint}", LdmrtWarning, stacklevel=2)
-    engines = open_engines(opened, backend, BackendSettings(threads, low_memory, fused, keep_optimized, watched))
+    settings = BackendSettings(threads, low_memory, fused, keep_optimized, compute, watched)
+    engines = open_engines(opened, backend, settings)
     tokenizers = {name: Tokenizer(files) for name, files in opened.tokenizers.items()}
     certificate = opened.certificate if check else None
     config = read_scheduler(Path(scheduler)) if isinstance(scheduler, (str, Path)) else scheduler or opened.scheduler

@@ -18,7 +18,7 @@ NEEDS: dict[str, tuple[str, set[str]]] = {
     "demo": ("demo --bundle NEW/bundle -o NEW/x.png", {*CHECKPOINT, "onnx", "onnx_ir", "onnxscript", "onnxruntime"}),
     "generate": ("generate BUNDLE cat --steps 1 -o NEW/x.png", {"onnxruntime", "tokenizers", "PIL"}),
     "export": ("export CHECKPOINT NEW/bundle --no-verify", {*CHECKPOINT, "onnx", "onnx_ir", "onnxscript"}),
-    "verify": ("verify BUNDLE --against CHECKPOINT", {*CHECKPOINT, "onnxruntime"}),
+    "verify": ("verify BUNDLE --against CHECKPOINT --backend onnxruntime", {*CHECKPOINT, "onnxruntime"}),
     "inspect": ("inspect BUNDLE", {"rich"}),
     "plan": ("plan BUNDLE", {"onnx"}),
     "build": ("build BUNDLE --target sm89", {"tensorrt_rtx", "polygraphy"}),
@@ -60,7 +60,8 @@ def test_every_command_and_package_is_tried() -> None:
     assert NEEDS.keys() == COMMANDS.keys()
     tried = set().union(*(packages for _, packages in NEEDS.values()))
     # click and numpy are needed by all; the others have a test of their own
-    assert PACKAGES.keys() - tried == {"click", "numpy", "huggingface_hub", "skimage", "cuda.bindings", "diffusers"}
+    elsewhere = {"click", "numpy", "huggingface_hub", "openvino", "skimage", "cuda.bindings", "diffusers"}
+    assert PACKAGES.keys() - tried == elsewhere
 
 
 @pytest.mark.slow

@@ -234,7 +234,7 @@ def test_the_lowest_versions_export_verify_and_draw(tmp_path: Path) -> None:
     python, ldmrt = tmp_path / "venv" / "bin" / "python", tmp_path / "venv" / "bin" / "ldmrt"
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", LOWEST]
     run(*install, "torch")  # by the exact version, before anything asks for another
-    run(*install, f"{ROOT}[cpu,export,plot]", "polygraphy", "pytest")  # the conftest is a pytest's
+    run(*install, f"{ROOT}[cpu,openvino,export,plot]", "polygraphy", "pytest")  # the conftest is a pytest's
     listed = dict(line.split("==") for line in run(python, "-m", "pip", "freeze").splitlines() if "==" in line)
     installed = {plain(name): version.partition("+")[0] for name, version in listed.items()}
     for line in LOWEST.read_text(encoding="utf-8").splitlines():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ldmrt.tools.console.outputs import Output
-from ldmrt.tools.options.common import THREADS
+from ldmrt.tools.options.common import COMPUTE, THREADS
 from ldmrt.tools.options.to_request import request_of
 
 if TYPE_CHECKING:
@@ -119,14 +119,13 @@ def overlapped(pipeline: "Pipeline", request: "Request", count: int) -> float:
     return statistics.median(ratios)
 
 
-def cold(bundle: Path, prompt: str, backend: str, words: Mapping[str, float | None], runs: int) -> tuple[float, float]:
+def cold(bundle: Path, prompt: str, words: Mapping[str, float | str | None], runs: int) -> tuple[float, float]:
     """Run `ldmrt generate` in new processes, from their start to an image on disk.
 
     Args:
         bundle: The bundle.
         prompt: The prompt.
-        backend: Name of the backend.
-        words: Values by the names of other options; None takes the default.
+        words: Values by the names of options; None takes the default.
         runs: Number of processes.
 
     Returns:
@@ -137,7 +136,7 @@ def cold(bundle: Path, prompt: str, backend: str, words: Mapping[str, float | No
     options = [part for name, value in words.items() if value is not None for part in (f"--{name}", str(value))]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "ldmrt.tools.cli", "generate", str(bundle), prompt, *options,
-                   "--backend", backend, "-o", f"{folder}/out.png"]  # fmt: skip
+                   "-o", f"{folder}/out.png"]  # fmt: skip
         taken = [run("a new process", command, quiet=True) for _ in range(runs)]
     return statistics.median(run.seconds for run in taken), statistics.median(run.peak * 1e6 for run in taken)
 
@@ -188,6 +187,7 @@ def trades(pipeline: "Pipeline", request: "Request", count: int, caches: list[in
 )
 @THREADS
 @click.option("--backend", default="auto", show_default=True, help="As in `ldmrt generate`.")
+@COMPUTE
 @click.option("--overlap", is_flag=True, help="Also compare requests that overlap with as many one by one.")
 @click.option(
     "--deep-cache",
@@ -207,6 +207,7 @@ def bench(
     pictures: int,
     threads: int,
     backend: str,
+    compute: str,
     overlap: bool,
     caches: tuple[int, ...],
     out: Path | None,
@@ -223,14 +224,16 @@ def bench(
 
     words = {"steps": steps, "guidance": guidance, "width": width, "height": height}
     request = request_of({"prompt": prompt, **words})
-    pipeline = open_pipeline(bundle, backend, threads=threads, fused=False)  # the U-Net and the row are timed apart
+    # not fused: the U-Net and the row are timed apart
+    pipeline = open_pipeline(bundle, backend, threads=threads, fused=False, compute=compute)
     rows = stages(pipeline, request, pictures)
     of = {row.stage: row for row in rows}
     per_second = of["unet"].calls / (pictures * of["picture"].p50)
     beside = overlapped(pipeline, request, pictures) if overlap else None
     traded = trades(pipeline, request, pictures, list(dict.fromkeys(caches))) if caches else []
     pipeline.close()
-    start, peak = cold(bundle, prompt, backend, {**words, "threads": threads}, min(3, pictures))
+    ways = {"threads": threads, "backend": backend, "compute": compute}
+    start, peak = cold(bundle, prompt, {**words, **ways}, min(3, pictures))
 
     titles = ("stage", "calls", "p50 ms", "p95 ms", "share")
     cells = [
@@ -244,8 +247,7 @@ def bench(
         line = f"deep cache {trade.deep_cache}: {trade.ratio:.2f} of an image's time without"
         click.echo(f"{line}, PSNR {trade.psnr:.1f} dB, {trade.least:.1f} dB at least")
     if out is not None:
-        run = {"pictures": pictures, "threads": threads, "backend": backend}
-        about = {**words, **run, "cpu": processor(), "versions": versions()}
+        about = {**words, "pictures": pictures, **ways, "cpu": processor(), "versions": versions()}
         numbers: JsonObject = {
             "rows_per_second": per_second,
             "cold_start_seconds": start,

@@ -11,7 +11,7 @@ import click
 import ldmrt
 from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.options.checkpoint import SCHEDULER as SCHEDULER_OPTIONS
-from ldmrt.tools.options.common import THREADS, Choice
+from ldmrt.tools.options.common import COMPUTE, THREADS, Choice
 from ldmrt.tools.options.images import collected, one_or_all
 from ldmrt.tools.options.to_request import request_of
 from ldmrt.tools.options.types import IMAGE, SIZE, Batch, Control, Interval, Text
@@ -113,7 +113,9 @@ STRIP = 10  # most rows in the strip of the denoising
 )
 @click.option("--low-memory", is_flag=True, help="Keep one stage in memory at a time; tiles above 768 pixels.")
 @click.option(
-    "--keep-optimized", is_flag=True, help="Save the networks as ONNX Runtime optimised them: later starts are faster."
+    "--keep-optimized",
+    is_flag=True,
+    help="Save the networks as they were optimised: later starts are faster.",
 )
 @click.option(
     "--on-overflow", default="stop", show_default=True, help="If an image is not finite: stop, or retry in float32."
@@ -122,9 +124,10 @@ STRIP = 10  # most rows in the strip of the denoising
     "--backend",
     default="auto",
     show_default=True,
-    help="onnxruntime, onnxruntime-cuda, tensorrt, "
-    "tensorrt-rtx; auto takes engines that fit this machine's GPU, else ONNX Runtime.",
+    help="onnxruntime, onnxruntime-cuda, openvino, openvino-gpu, openvino-npu, tensorrt, tensorrt-rtx; auto takes "
+    "engines that fit this machine's GPU, else ONNX Runtime.",
 )
+@COMPUTE
 @THREADS
 @click.option("--columns", type=click.IntRange(min=1), help="Columns of the grid; nearly square by default.")
 @click.option(
@@ -147,6 +150,7 @@ def generate(
     low_memory: bool,
     keep_optimized: bool,
     backend: str,
+    compute: str,
     threads: int,
     columns: int | None,
     out: Path,
@@ -194,6 +198,7 @@ def generate(
         low_memory=low_memory,
         threads=threads,
         keep_optimized=keep_optimized,
+        compute=compute,
         scheduler=scheduler_config,
     )
     base = open_one(bundle)

@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from ldmrt.tools.console.outputs import Output, check_output
 from ldmrt.tools.console.verification import PROMPT, compare_and_show, conclude, record_checkpoint, runnable, unmeasured
 from ldmrt.tools.options.checkpoint import CheckpointOptions, checkpoint_options
+from ldmrt.tools.options.common import COMPUTE
 
 if TYPE_CHECKING:
     from ldmrt.runtime.bundle.bundle import Bundle
@@ -33,6 +34,7 @@ FILE = Output()
     help="Pixels of that image, for engines of one size; the model's own by default, at most 256.",
 )
 @click.option("--backend", "backends", multiple=True, help="Backends to measure; all that can run here by default.")
+@COMPUTE
 @click.option("--store", is_flag=True, help="Store the certificate in the bundle.")
 @click.option("--json", "as_json", type=FILE, help="Write the certificate here.")
 @click.option("--junit", type=FILE, help="Write it as JUnit XML, for CI services.")
@@ -47,6 +49,7 @@ def verify(
     seed: int,
     side: int | None,
     backends: tuple[str, ...],
+    compute: str,
     store: bool,
     as_json: Path | None,
     junit: Path | None,
@@ -77,7 +80,7 @@ def verify(
     if store:
         check_output(bundle, "--store", folder=True)
     check_known("verify", filter(None, [bisected]), opened.components)
-    openers, refused = runnable(opened, backends or available_backends(opened))
+    openers, refused = runnable(opened, backends or available_backends(opened, compute), compute)
     if not openers:
         hint = "a machine whose backend computes in bfloat16, or export with --precision fp16"
         raise LdmrtError("verify", "no backend can run the bundle", found="; ".join(refused), hint=hint)
@@ -90,8 +93,8 @@ def verify(
         origin, reference = [], opened.reference
         for line in filter(None, (*opened.certificate_issues, opened.uncovered)):
             click.echo(printable(line), err=True)
-    measured = list(compare_and_show(opened, reference, openers))
-    certificate = certify(measured, opened, reference, origin)
+    measured = list(compare_and_show(opened, reference, openers, compute=compute))
+    certificate = certify(measured, opened, reference, origin, compute)
     if store:
         from ldmrt.export.parity.store import store as store_certificate
 

@@ -90,18 +90,24 @@ def unmeasured(bundle: "Bundle", measured: "list[Comparison]", reference: "Recor
     ]
 
 
-def runnable(bundle: "Bundle", backends: tuple[str, ...]) -> tuple[dict[str, "Callable[[], Pipeline]"], list[str]]:
-    """Return a function per backend that opens the bundle on it, and why each other backend cannot run it."""
+def runnable(
+    bundle: "Bundle", backends: tuple[str, ...], compute: str = "fp32"
+) -> tuple[dict[str, "Callable[[], Pipeline]"], list[str]]:
+    """Return a function per backend that opens the bundle on it, and why each other backend cannot run it.
+
+    A backend is named with the precision that it computes in, where that is not fp32.
+    """
     from ldmrt.runtime.backends.registry import unsupported_precision
     from ldmrt.runtime.pipeline.pipeline import open_pipeline
 
     openers, refused = dict[str, "Callable[[], Pipeline]"](), list[str]()
     for backend in backends:
-        opened = open_pipeline(bundle.path, backend, check=False)
+        opener = partial(open_pipeline, bundle.path, backend, check=False, compute=compute)
+        opened = opener()
         if why := unsupported_precision(bundle, opened.engines):
             refused.append(f"{backend} cannot run {why}")
         else:
-            openers[backend] = partial(open_pipeline, bundle.path, backend, check=False)
+            openers[backend if compute == "fp32" else f"{backend} {compute}"] = opener
         opened.close()
     return openers, refused
 
@@ -153,11 +159,17 @@ def record_checkpoint(
 
 
 def compare_and_show(
-    bundle: "Bundle", reference: "Recording", openers: "Mapping[str, Callable[[], Pipeline]]", *, stderr: bool = False
+    bundle: "Bundle",
+    reference: "Recording",
+    openers: "Mapping[str, Callable[[], Pipeline]]",
+    *,
+    compute: str = "fp32",
+    stderr: bool = False,
 ) -> "Iterator[Comparison]":
     """Yield the comparisons of each backend with the recording; show progress, and a table at the end.
 
-    The table goes to the standard output, or with `stderr` to the standard error.
+    The tolerances are those of `compute`, which the backends compute in. The table goes to the standard output, or with
+    `stderr` to the standard error.
     """
     from ldmrt.runtime.parity.compare import compare
     from ldmrt.runtime.parity.tolerances import tolerances
@@ -166,7 +178,7 @@ def compare_and_show(
     from .progress import console
 
     rows: list[tuple[tables.Cell, ...]] = []
-    begin, limits = time.perf_counter(), tolerances(bundle)
+    begin, limits = time.perf_counter(), tolerances(bundle, compute)
     with console.status("comparing") as status:
         for backend, opened in openers.items():
             pipeline, measured = opened(), set[str]()

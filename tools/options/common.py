@@ -9,7 +9,13 @@ THREADS = click.option(
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="CPU threads of ONNX Runtime; 0 takes one per core.",
+    help="CPU threads of ONNX Runtime or OpenVINO; 0 takes one per core.",
+)
+COMPUTE = click.option(
+    "--compute",
+    default="fp32",
+    show_default=True,
+    help="Precision that OpenVINO computes in: fp32, bf16 or fp16. All but fp32 change the image a little.",
 )
 
 

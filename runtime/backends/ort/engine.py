@@ -8,14 +8,15 @@ from pathlib import Path
 from threading import Lock, RLock
 from types import ModuleType
 
+from ldmrt.runtime.backends.kept_networks import keeping, kept
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.tensors import Array, Arrays, Bound, Shapes, TensorSpec, bound_as, conform
 
 from .api import Node, Session, SessionOptions
 from .binding import UNRECORDED, OrtBinding, run_options
-from .graph_cache import DATA, keeping, kept
 from .library import load_cuda, onnxruntime, refused, session_options
 
+MODEL, DATA = "model.onnx", "model.onnx_data"  # of a graph that is kept as it was optimised
 DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -124,7 +125,7 @@ class OrtEngine:
         )
         open_session = self._open
         if optimized is not None:
-            if (file := kept(optimized)) is not None:
+            if (file := kept(optimized, MODEL, DATA)) is not None:
                 path, options.graph_optimization_level = file, ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             else:
                 open_session = partial(self._open_and_keep, optimized)
@@ -146,9 +147,9 @@ class OrtEngine:
     ) -> Session:
         """Open the session and keep its optimised graph, where the disk has room for it."""
         try:
-            with keeping(optimized) as file:
-                if file is not None:
-                    options.optimized_model_filepath = str(file)
+            with keeping(optimized) as folder:
+                if folder is not None:
+                    options.optimized_model_filepath = str(folder / MODEL)
                     options.add_session_config_entry(f"{EXTERNAL}_file_name", DATA)
                     options.add_session_config_entry(f"{EXTERNAL}_min_size_in_bytes", "1024")
                 return self._open(ort, path, options, provider)

@@ -213,6 +213,7 @@ def pipeline(bundle: Path) -> Pipeline:
     return open_pipeline(bundle)
 
 
+@pytest.mark.slow  # a bundle that no other test shares
 @pytest.mark.parametrize("scales", SCALES)
 def test_bundle_with_adapters_draws_what_diffusers_draws(
     scales: dict[str, float], pipeline: Pipeline, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
@@ -221,6 +222,7 @@ def test_bundle_with_adapters_draws_what_diffusers_draws(
     close(pipeline(PROMPTS, controls=controls(scales), **ASKED).latents, expected)
 
 
+@pytest.mark.slow  # a bundle that no other test shares
 @pytest.mark.parametrize("size", [16, 18])  # of which the second is not a whole number of the deepest latents
 def test_bundle_steers_as_its_checkpoint_does(size: int, pipeline: Pipeline, mixed: Checkpoint) -> None:
     reference = torch_pipeline(mixed)
@@ -236,6 +238,7 @@ def test_bundle_steers_as_its_checkpoint_does(size: int, pipeline: Pipeline, mix
         pipeline(PROMPTS, controls={"pose": edges(0)})
 
 
+@pytest.mark.slow  # a bundle that no other test shares
 def test_bundle_passes_the_parity_check_and_states_its_controls(
     bundle: Path, pipeline: Pipeline, mixed: Checkpoint
 ) -> None:
@@ -302,10 +305,7 @@ def test_two_controls_of_one_name_are_refused(places: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"block_out_channels": [16, 24]},
-            "down_block_residual_3; expected .*, 32, .*; found .*, 24, ",
-        ),
+        ({"block_out_channels": [16, 24]}, "down_block_residual_3; expected .*, 32, .*; found .*, 24, "),
         ({"cross_attention_dim": 32}, "cross_attention_dim; expected 24; found 32"),  # SD 2's beside SD 1.5
     ],
 )

@@ -37,6 +37,7 @@ from ...support.damage.bundle_faults import (
 )
 from ...support.pipelines import randomise
 
+pytestmark = pytest.mark.slow  # an export that no other test shares
 PROMPT = "a red apple, noto style, blue background"
 RESNET, BLOCK = "mid_block.resnets.0", "down_blocks.0.attentions.0.transformer_blocks.0"
 DECODER, ENCODER = "decoder.mid_block.resnets.0", "encoder.mid_block.resnets.0"

@@ -186,6 +186,7 @@ class InstanceNormalization(OpRun):
         )
 
 
+@pytest.mark.slow  # an export that only slow tests share
 def test_bfloat16_graph_computes_what_pytorch_does(
     checkpoint: Path, tmp_path: Path, export_once: Callable[[Component, Path], Path]
 ) -> None:

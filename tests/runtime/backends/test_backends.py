@@ -55,7 +55,8 @@ def put(opened: Bundle, target: str) -> None:
 
 
 def test_names() -> None:
-    assert list(BACKENDS) == ["auto", "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
+    openvino = ["openvino", "openvino-gpu", "openvino-npu"]
+    assert list(BACKENDS) == ["auto", "onnxruntime", "onnxruntime-cuda", *openvino, "tensorrt", "tensorrt-rtx"]
 
 
 def test_a_name_that_is_none() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import ldmrt.runtime
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.backends.ort.graph_cache import FOLDER
+from ldmrt.runtime.backends.kept_networks import FOLDER
 from ldmrt.runtime.bundle.graphs import CUDA
 from ldmrt.runtime.bundle.manifest import MANIFEST
 from ldmrt.runtime.errors import BundleError

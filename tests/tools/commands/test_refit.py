@@ -18,7 +18,10 @@ from ...support.fakes.builder import altered
 from ...support.fakes.cuda import FakeCuda
 from ..conftest import command
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")  # of Polygraphy
+pytestmark = [
+    pytest.mark.slow,  # an export with a LoRA that no other test shares
+    pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning"),  # of Polygraphy
+]
 BUILD = ("--backend", "tensorrt", "--no-verify")
 # Modules of the tiny checkpoint, and how wide is what goes in and out. Weights of a kilobyte stay in the graph: larger.
 LORA = {

@@ -10,7 +10,8 @@ import pytest
 
 import ldmrt.runtime
 from ldmrt.runtime import LdmrtError, LdmrtWarning
-from ldmrt.runtime.backends.ort.graph_cache import DATA, FOLDER, LIST, MODEL, keeping, kept
+from ldmrt.runtime.backends.kept_networks import FOLDER, LIST, keeping, kept
+from ldmrt.runtime.backends.ort.engine import DATA, MODEL
 from ldmrt.runtime.files.owners import Owner
 
 DEAD = Owner(Owner.current().host, 2**22 + 1, 1)  # above what Linux gives
@@ -54,20 +55,20 @@ def test_what_was_damaged_is_made_anew(copy: Path, harm: Any, name: str) -> None
     first = draw(copy, keep_optimized=True)
     unet = next(folder for folder in folders(copy) if folder.name.startswith("unet"))
     harm(unet / name)
-    assert kept(unet) is None
+    assert kept(unet, MODEL, DATA) is None
     for found, one in zip(draw(copy, keep_optimized=True), first, strict=True):
         np.testing.assert_array_equal(found, one)
-    assert kept(unet) == unet / MODEL
+    assert kept(unet, MODEL, DATA) == unet / MODEL
 
 
 def test_another_content_takes_the_place_of_the_old_and_another_cpu_does_not(tmp_path: Path) -> None:
     for name in ("unet-old-a", "unet-old-b", "unet_deep-old-a", "unet-new-a"):
-        with keeping(tmp_path / FOLDER / name) as file:
-            assert file is not None
-            file.write_bytes(b"a graph")
+        with keeping(tmp_path / FOLDER / name) as work:
+            assert work is not None
+            (work / MODEL).write_bytes(b"a graph")
     assert [folder.name for folder in folders(tmp_path)] == ["unet-new-a", "unet_deep-old-a"]
-    with keeping(tmp_path / FOLDER / "unet-new-b") as file:
-        assert file is not None
+    with keeping(tmp_path / FOLDER / "unet-new-b") as work:
+        assert work is not None
     assert [folder.name for folder in folders(tmp_path)] == ["unet-new-a", "unet-new-b", "unet_deep-old-a"]
 
 
@@ -75,9 +76,9 @@ def test_nothing_half_written_stays(tmp_path: Path) -> None:
     folder = tmp_path / FOLDER / "unet-a-b"
 
     def fail() -> None:
-        with keeping(folder) as file:
-            assert file is not None
-            file.write_bytes(b"half")
+        with keeping(folder) as work:
+            assert work is not None
+            (work / MODEL).write_bytes(b"half")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -95,7 +96,7 @@ def test_a_list_of_nothing_is_not_a_whole_cache(copy: Path, content: str) -> Non
     expected = draw(copy, keep_optimized=True)
     for folder in folders(copy):
         (folder / LIST).write_text(content)
-        assert kept(folder) is None
+        assert kept(folder, MODEL, DATA) is None
     for found, one in zip(draw(copy, keep_optimized=True), expected, strict=True):
         np.testing.assert_array_equal(found, one)
 

@@ -1,4 +1,4 @@
-"""Graphs as ONNX Runtime optimised them for this CPU, kept beside the bundle.
+"""Networks as a backend optimised or compiled them for this machine, kept beside the bundle.
 
 A network then opens in a fraction of the time, for as much disk again as its weights.
 """
@@ -21,11 +21,16 @@ from ldmrt.runtime.files.reading import plain_file, read_json, sha256
 from ldmrt.runtime.files.writing import remove_abandoned, temporary_name, write_atomically
 from ldmrt.runtime.host import features
 
-FOLDER, MODEL, DATA, LIST = "optimized", "model.onnx", "model.onnx_data", "kept.json"
+FOLDER, LIST = "optimized", "kept.json"
 
 
-def place(bundle: Bundle, graph: str, backend: str, version: str) -> Path:
-    """Return the folder of an optimised graph: one for each content, backend, ONNX Runtime and kind of CPU.
+def place(bundle: Bundle, graph: str, *kind: str) -> Path:
+    """Return the folder of a kept network: one for each content, kind of CPU, and what `kind` says beside it.
+
+    Args:
+        bundle: The opened bundle.
+        graph: The name of the graph.
+        kind: What else a kept network depends on: the backend, its library's version, its options.
 
     Raises:
         BundleError: The bundle has no manifest, so the content of its files is unknown.
@@ -33,39 +38,45 @@ def place(bundle: Bundle, graph: str, backend: str, version: str) -> Path:
     if not bundle.manifest:
         problem, hint = f"{bundle.path} has no manifest that lists its files", "ldmrt export CHECKPOINT BUNDLE"
         raise BundleError("keep_optimized", problem, hint=hint)
-    content, kind = _digest(*model_digests(bundle, graph)), _digest(backend, version, features())
-    return bundle.path / FOLDER / f"{graph}-{content}-{kind}"
+    content, machine = _digest(*model_digests(bundle, graph)), _digest(*kind, features())
+    return bundle.path / FOLDER / f"{graph}-{content}-{machine}"
 
 
 def _digest(*words: str) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]
 
 
-def kept(folder: Path) -> Path | None:
-    """Return the optimised ONNX file in a folder, if all files are still as they were written."""
+def kept(folder: Path, model: str, data: str | None = None) -> Path | None:
+    """Return a network that is kept in a folder, if all files are still as they were written.
+
+    Args:
+        folder: The folder that `place` names.
+        model: The file that the backend opens.
+        data: The file beside it that an ONNX file may have its weights in.
+    """
     try:
         digests = read_json("keep_optimized", folder / LIST)
-        if not {MODEL} <= digests.keys() <= {MODEL, DATA}:
+        if not {model} <= digests.keys() <= {model, data}:
             return None
         hashes = HashCache(folder)
         for name, digest in digests.items():
             check_inside(folder.parent.parent, folder / name)
             if hashes.sha256(name, plain_file("keep_optimized", folder / name)) != digest:
                 return None
-        if not locations("keep_optimized", folder / MODEL) <= {DATA} & digests.keys():
+        if data and not locations("keep_optimized", folder / model) <= {data} & digests.keys():
             return None
     except (OSError, LdmrtError):
         return None
     hashes.keep()
-    return folder / MODEL
+    return folder / model
 
 
 @contextlib.contextmanager
 def keeping(folder: Path) -> Iterator[Path | None]:
-    """Yield a path that ONNX Runtime writes an optimised graph to, with its weights in DATA beside it.
+    """Yield a folder that a network is written to.
 
-    When the block ends well the files are moved into `folder`, and optimised graphs of earlier contents are removed.
-    The path is None, after a warning, where nothing can be written.
+    When the block ends well it becomes `folder`, and the networks of earlier contents are removed.
+    It is None, after a warning, where nothing can be written.
     """
     try:
         folder.parent.mkdir(exist_ok=True)
@@ -77,7 +88,7 @@ def keeping(folder: Path) -> Iterator[Path | None]:
         yield None
         return
     try:
-        yield work / MODEL
+        yield work
         digests = {path.name: sha256(path) for path in sorted(work.iterdir())}
         with write_atomically(work / LIST) as file:
             file.write(json.dumps(digests).encode())

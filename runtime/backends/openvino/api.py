@@ -1,0 +1,90 @@
+"""The part of OpenVINO's Python API that is used here, as types."""
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import Protocol
+
+from ldmrt.runtime.tensors import Array
+
+
+class ElementType(Protocol):
+    """The type of a tensor's elements (openvino.Type)."""
+
+    def to_dtype(self) -> object:
+        """Return NumPy's dtype."""
+
+
+class Dimension(Protocol):
+    """One dimension of a shape (openvino.Dimension)."""
+
+    is_dynamic: bool
+
+    def get_length(self) -> int:
+        """Return the size of a dimension that is fixed."""
+
+
+class Port(Protocol):
+    """An input or output of a network (openvino.Output)."""
+
+    def get_any_name(self) -> str:
+        """Return its name."""
+
+    def get_partial_shape(self) -> Sequence[Dimension]:
+        """Return its shape, with dimensions that may change."""
+
+    def get_element_type(self) -> ElementType:
+        """Return the type of its elements."""
+
+
+class Tensor(Protocol):
+    """An array of OpenVINO's (openvino.Tensor)."""
+
+    data: Array
+
+
+class InferRequest(Protocol):
+    """One run of a network at a time, with its own memory (openvino.InferRequest)."""
+
+    def set_input_tensor(self, index: int, tensor: Tensor) -> None:
+        """Read an input from this array."""
+
+    def set_output_tensor(self, index: int, tensor: Tensor) -> None:
+        """Write an output to this array."""
+
+    def get_output_tensor(self, index: int) -> Tensor:
+        """Return an output of the last run."""
+
+    def infer(self) -> object:
+        """Run once."""
+
+
+class Model(Protocol):
+    """A network that was read (openvino.Model)."""
+
+    inputs: Sequence[Port]
+    outputs: Sequence[Port]
+
+
+class CompiledModel(Protocol):
+    """A network for one device (openvino.CompiledModel)."""
+
+    def create_infer_request(self) -> InferRequest:
+        """Make a request, which holds memory of its own."""
+
+    def export_model(self, stream: BytesIO) -> None:
+        """Write what `Core.import_model` opens."""
+
+
+class Core(Protocol):
+    """The devices of this machine (openvino.Core)."""
+
+    available_devices: Sequence[str]
+
+    def get_property(self, device: str, name: str) -> Sequence[str]:
+        """Return a property of a device."""
+
+    def compile_model(self, model: Model, device: str, config: Mapping[str, str]) -> CompiledModel:
+        """Compile a network for a device."""
+
+    def import_model(self, blob: Tensor, device: str, config: Mapping[str, str]) -> CompiledModel:
+        """Open a network that was compiled before."""
