@@ -7,13 +7,11 @@ differs from diffusers' is not shown.
 """
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -23,111 +21,74 @@ from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.console.script import run_script
 
 from .contestant import Ask
+from .race import REFERENCE, Contestant, race, ratio
 
-# Run as text: run by its name, the folder of the file would hide modules of Python.
-SCRIPT = Path(__file__).with_name("contestant.py").read_text(encoding="utf-8")
-REFERENCE = "diffusers"
-# As `ldmrt verify` asks: whole pipelines in float32, and in float16.
-PSNR = {"fp32": 60.0, "fp16": 40.0}
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}  # OpenVINO's property; by default it computes in bf16 where a CPU has it
 
 
-@dataclass
-class Contestant:
-    """A program and its measurements."""
+def coarser(*precisions: str) -> str:
+    """Return the coarsest of the precisions."""
+    from ldmrt.runtime.parity.tolerances import IMAGE
 
-    name: str
-    python: str
-    path: Path  # what it opens
-    options: dict[str, object] = field(default_factory=dict)
-    ready: float = 0.0  # seconds from its start until it could draw
-    first: float = 0.0  # seconds of the first image
-    seconds: list[float] = field(default_factory=list)  # of the next ones
-    peak: float = 0.0  # bytes
-    psnr: float = 0.0  # dB to the reference's image
-
-    @property
-    def kind(self) -> str:
-        """Return its name in `contestant.py`."""
-        return self.name.split(",")[0]
+    return max(precisions, key=list(IMAGE).index)
 
 
-class Worker:
-    """The process of a contestant."""
+def ldmrt_contestants(
+    bundle: Path, precision: str, threads: int, low_memory: bool, backends: Sequence[str], computes: Sequence[str]
+) -> list[Contestant]:
+    """List ldmrt itself, with low memory, and on other backends: at the bundle's precision, then at each of `computes`.
 
-    def __init__(self, contestant: Contestant, ask: Ask) -> None:
-        """Start the process, with as many threads as `ask` says."""
-        self._name = contestant.name
-        ask = {**ask, "options": contestant.options}
-        threads = {f"{name}_NUM_THREADS": str(ask["threads"]) for name in ("OMP", "MKL", "OPENBLAS")}
-        self._process = subprocess.Popen(
-            [contestant.python, "-c", SCRIPT, contestant.kind, str(contestant.path), json.dumps(ask)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **threads},
+    Args:
+        bundle: The bundle's folder.
+        precision: The coarsest of the bundle's networks.
+        threads: Threads of the CPU.
+        low_memory: Adds ldmrt with one component in memory at a time.
+        backends: Names for `open_pipeline`.
+        computes: Precisions for `open_pipeline`, coarser than the bundle's.
+    """
+    options: dict[str, object] = {"threads": threads}
+    contestants = [Contestant("ldmrt", sys.executable, bundle, options, precision)]
+    if low_memory:
+        low = {**options, "low_memory": True}
+        contestants.append(Contestant("ldmrt, low memory", sys.executable, bundle, low, precision))
+    for backend in backends:
+        on_backend = {**options, "backend": backend}
+        contestants.append(Contestant(f"ldmrt, {backend}", sys.executable, bundle, on_backend, precision))
+        for compute in computes:
+            name, computed = f"ldmrt, {backend} {compute}", {**on_backend, "compute": compute}
+            contestants.append(Contestant(name, sys.executable, bundle, computed, coarser(precision, compute)))
+    return contestants
+
+
+def openvino_contestants(python: str, exported: Path, threads: int) -> list[Contestant]:
+    """List optimum-intel and OpenVINO GenAI on optimum-intel's export, each with its defaults and in float32."""
+    options: dict[str, object] = {"INFERENCE_NUM_THREADS": threads}
+    return [
+        contestant
+        for name in ("optimum-intel", "GenAI")
+        for contestant in (
+            Contestant(name, python, exported, options, "bf16"),
+            Contestant(f"{name}, float32", python, exported, {**options, **FLOAT32}),
         )
-
-    def answer(self) -> dict[str, float]:
-        """Wait for its next answer; an `LdmrtError` with its last line of output if it has ended."""
-        from ldmrt.runtime.errors import LdmrtError
-
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("ANSWER "):
-                return dict(json.loads(line.removeprefix("ANSWER ")))
-        _, errors = self._process.communicate()
-        last = (errors.strip().splitlines() or ["nothing"])[-1]
-        raise LdmrtError("compare", f"{self._name} ended", expected="an image", found=last)
-
-    def draw(self, path: Path) -> dict[str, float]:
-        """Let it make an image and save it at `path`, .npy."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{path}\n")
-        self._process.stdin.flush()
-        return self.answer()
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.communicate()
+    ]
 
 
-def race(contestants: list[Contestant], ask: Ask, rounds: int, folder: Path) -> None:
-    """Let the contestants make images in turns, a first one and `rounds` more, and note their measurements."""
-    from ldmrt.runtime.parity.metrics import psnr
+def selection(contestants: list[Contestant], names: Sequence[str]) -> list[Contestant]:
+    """Return the reference and the contestants of these names; all if there are none.
 
-    workers = []
-    try:
-        for contestant in contestants:
-            begin = time.perf_counter()
-            workers.append(Worker(contestant, ask))
-            workers[-1].answer()
-            contestant.ready = time.perf_counter() - begin
-        for number in range(rounds + 1):
-            for contestant, worker in zip(contestants, workers, strict=True):
-                answer = worker.draw(folder / f"{contestant.name}.npy")
-                if number:
-                    contestant.seconds.append(answer["seconds"])
-                else:
-                    contestant.first = answer["seconds"]
-                contestant.peak = answer["peak"]
-    finally:
-        for worker in workers:
-            worker.close()
-    expected = np.load(folder / f"{REFERENCE}.npy")
-    for contestant in contestants:
-        contestant.psnr = float(psnr(np.load(folder / f"{contestant.name}.npy"), expected))
-
-
-def ratio(one: Contestant, other: Contestant) -> float:
-    """Return the median of the rounds' ratios of seconds; a busy moment affects both."""
-    return statistics.median(a / b for a, b in zip(one.seconds, other.seconds, strict=True))
+    Raises:
+        UsageError: No contestant has one of the names.
+    """
+    known = [contestant.name for contestant in contestants]
+    if unknown := [name for name in names if name not in known]:
+        raise click.UsageError(f"--only: no contestant is {unknown[0]!r}; expected: one of {', '.join(known)}")
+    return [one for one in contestants if not names or one.name in {REFERENCE, *names}]
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("checkpoint", type=FOLDER)
+@click.argument("bundle", type=FOLDER)
 @click.option("--prompt", default="a red apple, noto style, blue background", show_default=True)
 @click.option("--side", type=click.IntRange(8), help="Pixels; the model's own size by default.")
 @click.option("--steps", default=20, show_default=True)
@@ -136,13 +97,42 @@ def ratio(one: Contestant, other: Contestant) -> float:
 @click.option("--rounds", default=10, show_default=True, help="Images of each, after a first one.")
 @click.option("--compiled", is_flag=True, help="Also diffusers with its U-Net through torch.compile.")
 @click.option("--low-memory", is_flag=True, help="Also ldmrt with one component in memory at a time.")
-@click.option("--optimum", "other", type=click.Path(exists=True), help="A Python that has optimum-onnx: also that.")
-@click.option("--exported", type=click.Path(exists=True, path_type=Path), help="With --optimum: on its own export too.")
+@click.option("--backend", "backends", multiple=True, help="Also ldmrt on this backend.")
+@click.option(
+    "--compute",
+    "computes",
+    multiple=True,
+    type=click.Choice(["bf16", "fp16"]),
+    help="With --backend: at this precision too.",
+)
+@click.option("--optimum", type=click.Path(exists=True), help="A Python that has optimum-onnx: also that.")
+@click.option("--exported", type=FOLDER, help="With --optimum: on its own export too.")
+@click.option(
+    "--openvino", type=click.Path(exists=True), help="A Python that has optimum-intel and OpenVINO GenAI: also those."
+)
+@click.option("--exported-openvino", type=FOLDER, help="With --openvino: optimum-intel's export, in float32.")
+@click.option("--only", multiple=True, metavar="NAME", help="Beside diffusers only this contestant; all by default.")
 @click.option("--json", "out", type=Output(), help="Write the numbers here too.")
 def compare(
-    checkpoint: Path, bundle: Path, prompt: str, side: int | None, steps: int, guidance: float, threads: int,
-    rounds: int, compiled: bool, low_memory: bool, other: str | None, exported: Path | None, out: Path | None,
-) -> None:  # fmt: skip
+    checkpoint: Path,
+    bundle: Path,
+    prompt: str,
+    side: int | None,
+    steps: int,
+    guidance: float,
+    threads: int,
+    rounds: int,
+    compiled: bool,
+    low_memory: bool,
+    backends: Sequence[str],
+    computes: Sequence[str],
+    optimum: str | None,
+    exported: Path | None,
+    openvino: str | None,
+    exported_openvino: Path | None,
+    only: Sequence[str],
+    out: Path | None,
+) -> None:
     """Make one image with diffusers on CHECKPOINT and with ldmrt on BUNDLE, in turns."""
     from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.runtime.errors import LdmrtError
@@ -150,27 +140,31 @@ def compare(
     from ldmrt.runtime.host import processor, versions
     from ldmrt.runtime.samplers.noise import noise
 
+    if computes and not backends:
+        raise click.UsageError("--compute needs --backend: it says how that backend computes")
+    if (openvino is None) != (exported_openvino is None):
+        raise click.UsageError("--openvino and --exported-openvino need each other; expected: both or neither")
     opened = Bundle.open(bundle)
     side = side or opened.shape.size
-    options: dict[str, object] = {"threads": threads}
+    precision = coarser(*map(opened.precision, opened.components))
     contestants = [
         Contestant(REFERENCE, sys.executable, checkpoint),
-        Contestant("ldmrt", sys.executable, bundle, options),
+        *ldmrt_contestants(bundle, precision, threads, low_memory, backends, computes),
     ]
-    if low_memory:
-        contestants.append(Contestant("ldmrt, low memory", sys.executable, bundle, {**options, "low_memory": True}))
     if compiled:
         contestants.append(Contestant("torch.compile", sys.executable, checkpoint))
-    if other:
-        contestants.append(Contestant("optimum", other, bundle))
-        contestants += [Contestant("optimum, own export", other, exported)] if exported else []
-    least = PSNR.get(opened.precision("unet"), PSNR["fp16"])
+    if optimum:
+        contestants.append(Contestant("optimum", optimum, bundle, precision=precision))
+        contestants += [Contestant("optimum, own export", optimum, exported)] if exported else []
+    if openvino and exported_openvino:
+        contestants += openvino_contestants(openvino, exported_openvino, threads)
+    contestants = selection(contestants, only)
     with tempfile.TemporaryDirectory() as folder:
         latents = noise([0], 0, (opened.shape.channels, side // opened.shape.factor, side // opened.shape.factor))
         np.save(f"{folder}/noise.npy", latents)
         ask: Ask = {"prompt": prompt, "width": side, "height": side, "steps": steps, "guidance": guidance}
         race(contestants, {**ask, "threads": threads, "noise": f"{folder}/noise.npy"}, rounds, Path(folder))
-    show(contestants, least, f"{bundle.name}, {side}x{side}, {steps} steps, guidance {guidance:g}, {threads} threads")
+    show(contestants, f"{bundle.name}, {side}x{side}, {steps} steps, guidance {guidance:g}, {threads} threads")
     if out is not None:
         about = {**ask, "threads": threads, "rounds": rounds, "cpu": processor(), "versions": versions()}
         rows = [{**asdict(each), "ratio": ratio(each, contestants[0])} for each in contestants]
@@ -179,13 +173,14 @@ def compare(
             row["psnr"] = row["psnr"] if np.isfinite(row["psnr"]) else "identical"
         with write_atomically(out) as file:
             file.write(json.dumps({"about": about, "contestants": rows}, indent=2).encode())
-    if different := [contestant.name for contestant in contestants if contestant.psnr < least]:
-        problem, expected = "the images differ", f">= {least:g} dB to diffusers'"
-        raise LdmrtError("compare", problem, expected=expected, found=", ".join(different))
+    if different := [each for each in contestants if each.psnr < each.least]:
+        expected = ", ".join(f"{each.name} >= {each.least:g} dB to {REFERENCE}'" for each in different)
+        found = ", ".join(f"{each.psnr:.1f} dB" for each in different)
+        raise LdmrtError("compare", "the images differ", expected=expected, found=found)
 
 
-def show(contestants: list[Contestant], least: float, title: str) -> None:
-    """Print a table; a speed whose image has a PSNR below `least` is not shown."""
+def show(contestants: list[Contestant], title: str) -> None:
+    """Print a table; a speed whose image has a PSNR below the contestant's least is not shown."""
     from rich.console import Console
     from rich.table import Table
 
@@ -194,7 +189,7 @@ def show(contestants: list[Contestant], least: float, title: str) -> None:
         table.add_column(name, justify="left" if not name else "right")
     for contestant in contestants:
         speed = ["", ""]
-        if contestant.psnr >= least:
+        if contestant.psnr >= contestant.least:
             speed = [f"{statistics.median(contestant.seconds):.3f}", f"{ratio(contestant, contestants[0]):.3f}"]
         first = f"{contestant.ready + contestant.first:.2f}"
         table.add_row(contestant.name, *speed, first, f"{contestant.peak / 1e6:.0f}", f"{contestant.psnr:.1f}")

@@ -2,8 +2,8 @@
 
     python -c "$(cat tools/benchmarks/contestant.py)" diffusers CHECKPOINT '{"prompt": ..., "noise": "noise.npy", ...}'
 
-Written so that a Python without ldmrt can run it, such as one that has optimum. It prints a line of JSON when it is
-ready and one after each image that a line on its standard input asks for; an empty line ends it.
+Written so that a Python without ldmrt can run it, such as one that has optimum or OpenVINO GenAI. It prints a line of
+JSON when it is ready and one after each image that a line on its standard input asks for; an empty line ends it.
 """
 
 import json
@@ -16,7 +16,8 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-Draw = Callable[[str], NDArray[np.uint8]]  # makes an image (H, W, 3) of a prompt
+Image = NDArray[Any]  # (H, W, 3), grey levels from 0 to 255: integers, or floats that are not rounded yet
+Draw = Callable[[str], Image]  # makes an image of a prompt
 
 
 class Ask(TypedDict, total=False):
@@ -29,7 +30,7 @@ class Ask(TypedDict, total=False):
     guidance: float
     threads: int
     noise: str  # an .npy file of the first latents
-    options: dict[str, Any]  # of `open_pipeline`
+    options: dict[str, Any]  # of what opens the model: `open_pipeline`, OpenVINO
 
 
 def arguments(ask: Ask) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def ldmrt(path: str, ask: Ask) -> Draw:
     pipeline = open_pipeline(path, **ask.get("options", {}))
     noise = np.load(ask["noise"])
 
-    def draw(prompt: str) -> NDArray[np.uint8]:
+    def draw(prompt: str) -> Image:
         return pipeline(prompt, **arguments(ask), latents=noise).pixels[0]
 
     return draw
@@ -78,20 +79,55 @@ def optimum(path: str, ask: Ask) -> Draw:
     return _theirs(ORTDiffusionPipeline.from_pretrained(path, session_options=options), ask)
 
 
+def optimum_intel(path: str, ask: Ask) -> Draw:
+    """Open a model that optimum-intel exported with its pipeline on OpenVINO."""
+    from optimum.intel import OVDiffusionPipeline
+
+    return _theirs(OVDiffusionPipeline.from_pretrained(path, export=False, ov_config=ask["options"]), ask)
+
+
+def genai(path: str, ask: Ask) -> Draw:
+    """Open a model that optimum-intel exported with OpenVINO GenAI, and let its generator return the latents."""
+    import openvino
+    import openvino_genai
+
+    class Latents(openvino_genai.Generator):
+        """Returns the first latents in place of random numbers."""
+
+        def randn_tensor(self, shape: Any) -> Any:
+            """Return the latents (1, C, h, w), whose size is `shape`."""
+            return openvino.Tensor(noise.reshape(list(shape)))
+
+    pipeline = openvino_genai.Text2ImagePipeline(path, "CPU", **ask["options"])
+    noise = np.load(ask["noise"])
+
+    def draw(prompt: str) -> Image:
+        return np.array(pipeline.generate(prompt, **arguments(ask), generator=Latents()).data[0])
+
+    return draw
+
+
 def _theirs(pipeline: Any, ask: Ask) -> Draw:
     import torch
 
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.from_numpy(np.load(ask["noise"]))
 
-    def draw(prompt: str) -> NDArray[np.uint8]:
+    def draw(prompt: str) -> Image:
         images = pipeline(prompt, **arguments(ask), latents=noise.clone(), output_type="np").images
-        return np.rint(images[0] * 255).astype(np.uint8)
+        return np.asarray(images[0] * 255)
 
     return draw
 
 
-KINDS = {"ldmrt": ldmrt, "diffusers": diffusers, "torch.compile": torch_compile, "optimum": optimum}
+KINDS = {
+    "ldmrt": ldmrt,
+    "diffusers": diffusers,
+    "torch.compile": torch_compile,
+    "optimum": optimum,
+    "optimum-intel": optimum_intel,
+    "GenAI": genai,
+}
 
 
 def main() -> None:
