@@ -184,9 +184,19 @@ def test_a_half_precision_bundle_is_held_to_its_own_tolerance(half: Path) -> Non
     ],
 )
 def test_bfloat16_where_no_backend_runs_it(
-    precision: str, kinds: list[str], ldmrt: Any, checkpoint: Path, bundle: Path, tmp_path: Path, shared_exports: None
+    precision: str,
+    kinds: list[str],
+    ldmrt: Any,
+    checkpoint: Path,
+    bundle: Path,
+    tmp_path: Path,
+    shared_exports: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The graphs are checked, PyTorch's bfloat16 is measured in their place, and all of that is said."""
+    """The graphs are checked, PyTorch's bfloat16 is measured in their place, and all of that is said.
+
+    OpenVINO, once it is installed, runs them.
+    """
     shutil.copytree(bundle, tmp_path / "brief")  # what stays in float32 is reused
     ran = ldmrt("export", checkpoint, tmp_path / "brief", "--precision", precision)
     assert ran.code == 0, ran.err
@@ -201,8 +211,11 @@ def test_bfloat16_where_no_backend_runs_it(
     assert {one.limit for one in made.figures if one.component == "text_encoder"} == {2e-5}
     assert 1e-3 < max(one.relative for one in made.figures if one.component == "unet") < 8e-2
     assert opened.certificate_issues == ["its graphs were checked, but no backend has run them"]
-    error = ldmrt("verify", opened.path).error
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "openvino", None)
+        error = ldmrt("verify", opened.path).error
     assert (
         "no backend can run the bundle; found onnxruntime cannot run unet in bf16 (Could not find an implementation"
         in error
     )
+    assert ldmrt("verify", opened.path, "--backend", "openvino").code == 0
