@@ -104,14 +104,18 @@ def tiny_checkpoint() -> Any:
     return Checkpoint(UNet(unet).eval(), Autoencoder(vae).eval(), encoders, tokenizers, scheduler)
 
 
+def shared(factory: pytest.TempPathFactory, name: str) -> Path:
+    """Where something lies that is made once for all processes that share the tests."""
+    base = factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
+
+
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object], *, wait: bool = True) -> Path:
     """Make a folder once for all processes that share the tests (pytest-xdist).
 
     The others wait until it is there, or without `wait` they leave it to the one that makes it.
     """
-    base = factory.getbasetemp()
-    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder = root / "shared" / name
+    folder = shared(factory, name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as handle:
         try:
@@ -171,8 +175,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     from ldmrt.model import load
 
     checkpoint, export_once = (request.getfixturevalue(name) for name in ("checkpoint", "export_once"))
-    for component in components(load(checkpoint)).values():
-        graphs_of(tmp_path_factory, component, wait=False)  # processes that need the bundle now export a part each
+    if not shared(tmp_path_factory, "bundle").exists():
+        for component in components(load(checkpoint)).values():
+            graphs_of(tmp_path_factory, component, wait=False)  # processes that need the bundle now export a part each
 
     def export(folder: Path) -> None:
         with pytest.MonkeyPatch.context() as patched:

@@ -89,7 +89,7 @@ def _open_onnxruntime(bundle: Bundle, backend: str, settings: BackendSettings, n
 
 def _openvino(bundle: Bundle, backend: str, settings: BackendSettings) -> Makers:
     """Return what opens each graph but the fused step in OpenVINO."""
-    if settings.fused:  # on a CPU one call for each row saves nothing
+    if settings.fused:
         raise LdmrtError("open", f"{backend} runs no fused step", hint="leave fused out")
     open_graph = partial(_open_openvino, bundle, backend, settings)
     return _unet_on_demand(bundle, {name: partial(open_graph, name) for name in bundle.graphs if name != STEP})
@@ -101,7 +101,8 @@ def _open_openvino(bundle: Bundle, backend: str, settings: BackendSettings, name
     from .openvino.engine import OpenVinoEngine
     from .openvino.library import version
 
-    keep, compute = settings.keep_optimized, settings.compute
+    compute = settings.compute
+    keep = settings.keep_optimized and backend == "openvino"  # on other devices it depends on their drivers too
     make = partial(
         OpenVinoEngine,
         name,
@@ -159,7 +160,7 @@ def available_backends(bundle: Bundle, compute: str = "fp32") -> tuple[str, ...]
         LdmrtError: There is none, as neither ONNX Runtime nor OpenVINO is installed.
     """
     from .auto import sessions
-    from .openvino.library import available as openvino_available
+    from .openvino.devices import available as openvino_available
     from .ort.engine import available
 
     if compute != "fp32":

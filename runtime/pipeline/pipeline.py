@@ -205,8 +205,8 @@ def open_pipeline(
         fused: Runs a row as one call where a request allows it, so that latents stay where the U-Net runs. By default
             with onnxruntime-cuda, and where `ldmrt build --folded` has made an engine of it for this GPU.
         keep_optimized: Keeps the networks as ONNX Runtime optimised or OpenVINO compiled them in the bundle's folder,
-            which takes as much disk again: the next pipeline opens in a fraction of the time. With onnxruntime-cuda
-            nothing is kept.
+            which takes as much disk again: the next pipeline opens in a fraction of the time. On GPUs and NPUs nothing
+            is kept.
         compute: The precision that OpenVINO computes in: "fp32", or "bf16" and "fp16" on a device that has them. The
             others compute in that of the bundle.
         scheduler: A scheduler's config, or its file, in place of the bundle's.

@@ -45,17 +45,23 @@ def ldmrt_contestants(
         threads: Threads of the CPU.
         low_memory: Adds ldmrt with one component in memory at a time.
         backends: Names for `open_pipeline`.
-        computes: Precisions for `open_pipeline`, coarser than the bundle's.
+        computes: Precisions for `open_pipeline` with OpenVINO, coarser than the bundle's.
+
+    Raises:
+        LdmrtError: There is no backend of one of the names.
     """
+    from ldmrt.runtime.backends.registry import check_name
+
     options: dict[str, object] = {"threads": threads}
     contestants = [Contestant("ldmrt", sys.executable, bundle, options, precision)]
     if low_memory:
         low = {**options, "low_memory": True}
         contestants.append(Contestant("ldmrt, low memory", sys.executable, bundle, low, precision))
     for backend in backends:
+        check_name(backend)
         on_backend = {**options, "backend": backend}
         contestants.append(Contestant(f"ldmrt, {backend}", sys.executable, bundle, on_backend, precision))
-        for compute in computes:
+        for compute in computes if backend.startswith("openvino") else ():  # no other backend has a choice
             name, computed = f"ldmrt, {backend} {compute}", {**on_backend, "compute": compute}
             contestants.append(Contestant(name, sys.executable, bundle, computed, coarser(precision, compute)))
     return contestants

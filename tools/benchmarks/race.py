@@ -1,5 +1,6 @@
 """Run the contestants of a comparison in turns, each in a process of its own, and measure time, memory and images."""
 
+import contextlib
 import json
 import os
 import statistics
@@ -58,7 +59,7 @@ class Worker:
             [contestant.python, "-c", SCRIPT, contestant.kind, str(contestant.path), json.dumps(ask)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.STDOUT,  # which is read
             text=True,
             env={**os.environ, **threads},
         )
@@ -68,18 +69,19 @@ class Worker:
         from ldmrt.runtime.errors import LdmrtError
 
         assert self._process.stdout is not None
+        last = "nothing"
         for line in self._process.stdout:
             if line.startswith("ANSWER "):
                 return dict(json.loads(line.removeprefix("ANSWER ")))
-        _, errors = self._process.communicate()
-        last = (errors.strip().splitlines() or ["nothing"])[-1]
+            last = line.strip() or last
         raise LdmrtError("compare", f"{self._name} ended", expected="an image", found=last)
 
     def draw(self, path: Path) -> dict[str, float]:
         """Let it make an image and save it at `path`, .npy."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{path}\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which `answer` explains
+            self._process.stdin.write(f"{path}\n")
+            self._process.stdin.flush()
         return self.answer()
 
     def close(self) -> None:

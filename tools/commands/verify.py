@@ -77,6 +77,9 @@ def verify(
     if source.checkpoint is None:
         refuse_what_needs_a_checkpoint(click.get_current_context())
     opened = Bundle.open(bundle)
+    if store and compute != "fp32":
+        problem, hint = "--store and --compute exclude each other", "without --store"
+        raise LdmrtError("verify", problem, expected="only one of them", hint=hint)
     if store:
         check_output(bundle, "--store", folder=True)
     check_known("verify", filter(None, [bisected]), opened.components)
@@ -101,7 +104,7 @@ def verify(
         store_certificate(opened, certificate, reference)
     write(certificate, measured, reference, as_json, junit, html)
     if bisected is not None:
-        click.echo(modules(opened, source, reference, bisected))
+        click.echo(modules(opened, source, reference, bisected, compute))
     conclude(certificate)
     idle = unmeasured(opened, measured, reference)
     if idle and (backends or len(idle) == len(openers)):
@@ -121,7 +124,7 @@ def refuse_what_needs_a_checkpoint(context: click.Context) -> None:
             raise LdmrtError("verify", problem, expected="a checkpoint to measure against", hint=hint)
 
 
-def modules(bundle: "Bundle", source: CheckpointOptions, reference: "Recording", name: str) -> str:
+def modules(bundle: "Bundle", source: CheckpointOptions, reference: "Recording", name: str, compute: str) -> str:
     """Compare a component module by module, on the middle one of its recorded real calls."""
     import torch
 
@@ -131,7 +134,7 @@ def modules(bundle: "Bundle", source: CheckpointOptions, reference: "Recording",
     from ldmrt.runtime.parity.tolerances import tolerances
 
     parts = components(source.load({"": torch.float32})[0])
-    limit = tolerances(bundle)[name].limit
+    limit = tolerances(bundle, compute)[name].limit
     graph, name = bundle.model(name), DECODER if name == DECODER_FP32 else name  # in PyTorch it is float32 anyway
     calls = [case for case in reference.cases if case.component == name and not case.name.startswith("batch")]
     call = calls[len(calls) // 2]

@@ -14,12 +14,44 @@ from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.tensors import Array, Arrays, Specs, TensorSpec, conform, shape_of, sizes_of, split_symbol
 
 from .api import CompiledModel, InferRequest, Model, Port, Tensor
-from .library import core, device_of, openvino
+from .devices import check_precision, core, device_of, options
+from .library import openvino, reason
 
 COMPILED = "model.blob"  # of a network that is kept as it was compiled
-# How the lines of OpenVINO's errors begin that say where one was raised.
-WHERE = ("Exception from", "Check '", "FrontEnd API failed", "Model wasn't fully converted")
-ELEMENTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}  # OpenVINO's names of precisions
+
+
+class _Network:
+    """A compiled network, its requests that no thread uses, and the file that it reads its weights from."""
+
+    def __init__(self, model: CompiledModel, blob: Array | None = None) -> None:
+        """Hold a network.
+
+        Args:
+            model: The compiled network.
+            blob: Its file, mapped into memory, where it was imported: OpenVINO copies nothing of it.
+        """
+        # In the order in which they are freed: a request may use the network, and that the file.
+        self.idle: SimpleQueue[InferRequest] = SimpleQueue()
+        self.model, self.blob = model, blob
+
+    @contextmanager
+    def request(self, again: bool) -> Iterator[InferRequest]:
+        """Yield a request that no other thread uses meanwhile; a new one where all are in use.
+
+        Args:
+            again: The request may be one that had arrays of a caller's for its outputs: it gets new ones.
+        """
+        if not again:
+            yield self.model.create_infer_request()
+            return
+        try:
+            request = self.idle.get_nowait()
+        except Empty:
+            request = self.model.create_infer_request()
+        try:
+            yield request
+        finally:
+            self.idle.put(request)
 
 
 class OpenVinoEngine:
@@ -56,28 +88,26 @@ class OpenVinoEngine:
         device = device_of(backend, component)
         self._library = openvino(component)
         check_precision(component, device, compute)
-        chosen, known = options(device, compute, threads), specs is not None
-        self._blob: Array | None = None  # the file that an imported network reads its weights from, mapped into memory
+        chosen, self._known = options(device, compute, threads), specs is not None
         try:
-            model = self._imported(compiled, device, chosen) if compiled is not None and specs is not None else None
-            if model is None:
+            network = self._imported(compiled, device, chosen) if compiled is not None and specs is not None else None
+            if network is None:
                 graph = self._read(path)
-                model = core().compile_model(graph, device, chosen)
+                network = _Network(core().compile_model(graph, device, chosen))
                 # Those of the compiled model may have names of nodes that were removed.
                 found = tuple(map(_spec, graph.inputs)), tuple(map(_spec, graph.outputs))
                 specs = specs or found
                 _check_names(component, path, specs, found)
                 if compiled is not None:
-                    _keep(model, compiled)
+                    _keep(network.model, compiled)
         except LdmrtError:
             raise
         except Exception as error:  # OpenVINO raises RuntimeError and classes of its own
             problem, hint = f"OpenVINO cannot open {path}", "export the bundle again, or --backend onnxruntime"
             raise LdmrtError(component, problem, found=reason(error), hint=hint) from None
         assert specs is not None
-        self.component, self._known = component, known
-        self._model: CompiledModel | None = model
-        self._idle: SimpleQueue[InferRequest] = SimpleQueue()
+        self.component = component
+        self._network: _Network | None = network
         self.inputs, self.outputs = specs
 
     def _read(self, path: Path) -> Model:
@@ -86,18 +116,16 @@ class OpenVinoEngine:
         model: Model = frontend.convert(frontend.load(str(path)))
         return model
 
-    def _imported(self, folder: Path, device: str, chosen: Mapping[str, str]) -> CompiledModel | None:
+    def _imported(self, folder: Path, device: str, chosen: Mapping[str, str]) -> _Network | None:
         """Open the compiled network that a folder keeps; None where there is none, or none of this OpenVINO's."""
         file = kept(folder, COMPILED)
         if file is None:
             return None
-        blob = np.memmap(file, np.uint8, "c")
         try:
-            model = core().import_model(self._shared(blob), device, chosen)
-        except RuntimeError:
+            blob = np.memmap(file, np.uint8, "c")
+            return _Network(core().import_model(self._shared(blob), device, chosen), blob)
+        except (OSError, ValueError, RuntimeError):
             return None
-        self._blob = blob
-        return model
 
     def __call__(self, **arrays: Array) -> Arrays:
         """Run once; arrays are cast to the dtypes that the graph declares."""
@@ -105,28 +133,43 @@ class OpenVinoEngine:
             name: array if array.flags.writeable else array.copy()  # OpenVINO shares no read-only array
             for name, array in conform(self.component, self.inputs, arrays).items()
         }
-        outputs = self._allocated(feeds)
-        with self._request(outputs is not None) as request:
-            try:
-                for index, array in enumerate(feeds.values()):
-                    request.set_input_tensor(index, self._shared(array))
-                for index, array in enumerate((outputs or {}).values()):
-                    request.set_output_tensor(index, self._shared(array))
-                request.infer()
-            except Exception as error:
-                raise LdmrtError(self.component, "OpenVINO failed", found=reason(error)) from None
-            return outputs or {
-                spec.name: request.get_output_tensor(index).data.copy() for index, spec in enumerate(self.outputs)
-            }
+        outputs, network = self._allocated(feeds), self._network  # which stays open until this call ends
+        if network is None:
+            raise LdmrtError(self.component, "its pipeline is closed", hint="open the bundle again")
+        try:
+            with network.request(outputs is not None) as request:
+                return self._run(request, feeds, outputs or {})
+        except LdmrtError:
+            raise
+        except Exception as error:
+            raise LdmrtError(self.component, "OpenVINO failed", found=reason(error)) from None
+
+    def _run(self, request: InferRequest, feeds: Arrays, outputs: Arrays) -> Arrays:
+        """Run a request on arrays; return the outputs that were given, or else copies of OpenVINO's."""
+        for index, array in enumerate(feeds.values()):
+            request.set_input_tensor(index, self._shared(array))
+        for index, array in enumerate(outputs.values()):
+            request.set_output_tensor(index, self._shared(array))
+        request.infer()
+        results = {spec.name: request.get_output_tensor(index).data for index, spec in enumerate(self.outputs)}
+        if not outputs:
+            return {name: data.copy() for name, data in results.items()}
+        for name, data in results.items():
+            if data.shape != outputs[name].shape:
+                expected = outputs[name].shape
+                raise LdmrtError(self.component, f"wrong shape of {name}", expected=expected, found=data.shape)
+        return outputs
 
     def _allocated(self, feeds: Mapping[str, Array]) -> Arrays | None:
-        """Return empty arrays for the outputs; none where shapes are unknown, None where a size is rounded."""
+        """Return empty arrays for the outputs; none without shapes, None where a size is rounded or unknown."""
         if not self._known:
             return {}
         sizes: dict[str, int] = {}
         for spec in self.inputs:  # the first to have a size knows it best: half of an odd height may be rounded up
             sizes = sizes_of(spec, feeds[spec.name].shape) | sizes
-        symbols = (split_symbol(dim) for spec in self.outputs for dim in spec.shape if isinstance(dim, str))
+        symbols = [split_symbol(dim) for spec in self.outputs for dim in spec.shape if isinstance(dim, str)]
+        if not {"batch", *(name for name, _ in symbols)} <= sizes.keys():
+            return None
         if any(sizes[name] % divisor for name, divisor in symbols):
             return None
         return {spec.name: np.empty(shape_of(spec, sizes), spec.dtype) for spec in self.outputs}
@@ -136,30 +179,9 @@ class OpenVinoEngine:
         tensor: Tensor = self._library.Tensor(array, shared_memory=True)
         return tensor
 
-    @contextmanager
-    def _request(self, again: bool) -> Iterator[InferRequest]:
-        """Yield a request that no other thread uses meanwhile; a new one where all are in use.
-
-        Args:
-            again: The request may be one that had arrays of a caller's for its outputs: it gets new ones.
-        """
-        if self._model is None:
-            raise LdmrtError(self.component, "its pipeline is closed", hint="open the bundle again")
-        if not again:
-            yield self._model.create_infer_request()
-            return
-        try:
-            request = self._idle.get_nowait()
-        except Empty:
-            request = self._model.create_infer_request()
-        try:
-            yield request
-        finally:
-            self._idle.put(request)
-
     def close(self) -> None:
-        """Free the network and its requests."""
-        self._model, self._idle, self._blob = None, SimpleQueue(), None
+        """Free the network and its requests, once no call runs."""
+        self._network = None
 
 
 def _check_names(component: str, path: Path, expected: tuple[Specs, Specs], found: tuple[Specs, Specs]) -> None:
@@ -178,32 +200,9 @@ def _keep(model: CompiledModel, folder: Path) -> None:
                 stream = io.BytesIO()
                 model.export_model(stream)
                 (work / COMPILED).write_bytes(stream.getbuffer())
-    except (OSError, RuntimeError) as error:
+    except (OSError, MemoryError, RuntimeError) as error:
         message = f"{folder.parent}: nothing can be kept there: {first_line(error)}"
         warnings.warn(message, LdmrtWarning, stacklevel=4)
-
-
-def check_precision(component: str, device: str, compute: str) -> None:
-    """Raise an `LdmrtError` where a device does not compute in a precision: OpenVINO would silently take another."""
-    has = {name.lower() for name in core().get_property(device, "OPTIMIZATION_CAPABILITIES")}
-    if compute not in has:
-        able = ", ".join(f"--compute {name}" for name in ELEMENTS if name in has)
-        problem = f"OpenVINO's {device} does not compute in {compute} on this machine"
-        raise LdmrtError(component, problem, expected=able, hint=f"{able.partition(', ')[0]}, or another machine")
-
-
-def options(device: str, compute: str, threads: int) -> dict[str, str]:
-    """Return OpenVINO's options: one call at a time, on all cores, in one precision."""
-    chosen = {"INFERENCE_PRECISION_HINT": ELEMENTS[compute], "PERFORMANCE_HINT": "LATENCY"}
-    if device == "CPU":
-        chosen |= {"NUM_STREAMS": "1"} | ({"INFERENCE_NUM_THREADS": str(threads)} if threads else {})
-    return chosen
-
-
-def reason(error: Exception) -> str:
-    """Return the line of an error of OpenVINO's that says what is wrong, without those that say where it was raised."""
-    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(WHERE)]
-    return lines[0] if lines else first_line(error)
 
 
 def _spec(port: Port) -> TensorSpec:

@@ -1,17 +1,15 @@
-"""The openvino package, imported without telemetry, and the devices that it finds."""
+"""The openvino package, imported without telemetry."""
 
 import sys
-from functools import cache
 from threading import Lock
 from types import ModuleType
 
-from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.errors import first_line
 from ldmrt.runtime.optional import unavailable
 
-from .api import Core
-
 CONVERTER = "openvino.tools.ovc"
-DEVICES = {"openvino": "CPU", "openvino-gpu": "GPU", "openvino-npu": "NPU"}  # by backend
+# How the lines of OpenVINO's errors begin that say where one was raised.
+WHERE = ("Exception from", "Check '", "FrontEnd API failed", "Model wasn't fully converted")
 _IMPORTING = Lock()
 
 
@@ -27,7 +25,7 @@ def openvino(where: str) -> ModuleType:
         LdmrtError: The package is not installed, or does not work.
     """
     with _IMPORTING:
-        hidden = CONVERTER not in sys.modules
+        hidden = "openvino" not in sys.modules and CONVERTER not in sys.modules
         if hidden:
             sys.modules[CONVERTER] = None  # type: ignore[assignment]  # OpenVINO then goes on without it
         try:
@@ -41,42 +39,12 @@ def openvino(where: str) -> ModuleType:
     return module
 
 
-@cache
-def core() -> Core:
-    """Return the process's one core: each would load the plugins of all devices anew."""
-    made: Core = openvino("backend").Core()
-    return made
-
-
-def device_of(backend: str, component: str) -> str:
-    """Return the device that a backend runs on, such as "CPU".
-
-    Raises:
-        LdmrtError: OpenVINO is not installed, or finds no such device here.
-    """
-    openvino(component)
-    device = DEVICES[backend]
-    found = core().available_devices
-    if not any(name.partition(".")[0] == device for name in found):
-        problem = f"OpenVINO finds no {device} here"
-        raise LdmrtError(component, problem, found=", ".join(found) or "no device", hint="--backend openvino")
-    return device
-
-
 def version() -> str:
     """Return the version of OpenVINO, with its build."""
     return str(openvino("backend").get_version())
 
 
-def available(compute: str = "fp32") -> tuple[str, ...]:
-    """Name the backends of OpenVINO that compute in a precision here; none where it is not installed."""
-    try:
-        openvino("backend")
-    except LdmrtError:
-        return ()
-    found = core().available_devices
-    return tuple(
-        backend
-        for backend, device in DEVICES.items()
-        if device in found and compute.upper() in core().get_property(device, "OPTIMIZATION_CAPABILITIES")
-    )
+def reason(error: Exception) -> str:
+    """Return the line of an error of OpenVINO's that says what is wrong, without those that say where it was raised."""
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(WHERE)]
+    return lines[0] if lines else first_line(error)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pytest
 import ldmrt.runtime
 from ldmrt.runtime import Bundle, LdmrtError
 from ldmrt.runtime.backends.kept_networks import FOLDER, LIST
-from ldmrt.runtime.backends.openvino import library
-from ldmrt.runtime.backends.openvino.engine import COMPILED, OpenVinoEngine, options
+from ldmrt.runtime.backends.openvino import devices
+from ldmrt.runtime.backends.openvino.devices import device_of, options, precisions
+from ldmrt.runtime.backends.openvino.engine import COMPILED, OpenVinoEngine
 from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.backends.registry import BackendSettings, available_backends, open_engines
 from ldmrt.runtime.bundle.graphs import STEP
@@ -156,10 +158,61 @@ def test_threads_share_an_engine(bundle: Path) -> None:
     assert faults == []
 
 
+CLOSED = """
+import sys, threading, numpy as np
+from pathlib import Path
+from ldmrt.runtime import Bundle, LdmrtError
+from ldmrt.runtime.backends.openvino.engine import OpenVinoEngine
+opened = Bundle.open(Path(sys.argv[1]))
+kept = opened.path / "optimized/x-y-z"
+for _ in range(2):  # the second reads its weights from the file of the first
+    engine = OpenVinoEngine("unet", opened.model("unet"), specs=opened.specs("unet"), compiled=kept)
+shapes = {"sample": (2, 4, 64, 64), "timestep": (2,), "encoder_hidden_states": (2, 16, 24)}
+inputs = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+begun, faults = threading.Event(), []
+def run():
+    while True:
+        begun.set()
+        try:
+            engine(**inputs)
+        except LdmrtError as error:
+            return faults.append(error.problem)
+threads = [threading.Thread(target=run) for _ in range(2)]
+[thread.start() for thread in threads]
+begun.wait()
+engine.close()
+[thread.join() for thread in threads]
+print(faults)
+"""
+
+
+def test_closing_waits_for_no_call_and_breaks_none(bundle: Path, tmp_path: Path) -> None:
+    """Also of a network whose weights are mapped into memory, in a process of its own: a fault would end it."""
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    ran = subprocess.run([sys.executable, "-c", CLOSED, str(copy)], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout.strip(), ran.stderr) == (0, str(["its pipeline is closed"] * 2), "")
+
+
+def test_sizes_that_are_rounded_and_outputs_that_are_not_as_stated(bundle: Path) -> None:
+    engine, ort = engines(bundle, "vae_encoder")
+    for side in (16, 17, 16, 19):
+        inputs = {"sample": np.random.default_rng(side).standard_normal((1, 3, side, side)).astype(np.float32)}
+        close(engine(**inputs), ort(**inputs), ROUNDING)
+    known = Bundle.open(bundle).specs("vae_encoder")
+    (output,) = known[1]
+    for shape in (("batch", 8, "height", "width"), ("batch", 8, "height/4", "width/4")):
+        wrong = known[0], (replace(output, shape=shape),)
+        lying = OpenVinoEngine("vae_encoder", Bundle.open(bundle).model("vae_encoder"), specs=wrong)
+        with pytest.raises(LdmrtError, match=r"vae_encoder: (wrong shape of latent_parameters|OpenVINO failed)"):
+            lying(sample=np.ones((1, 3, 16, 16)))
+    unknown = known[0], (replace(output, shape=("batch", 8, "rows", "columns")),)
+    odd = OpenVinoEngine("vae_encoder", Bundle.open(bundle).model("vae_encoder"), specs=unknown)
+    close(odd(sample=np.ones((1, 3, 16, 16))), ort(sample=np.ones((1, 3, 16, 16))), ROUNDING)
+
+
 def test_arrays_that_cannot_be_written_or_are_not_in_order(bundle: Path) -> None:
     engine, ort = engines(bundle, "unet")
     inputs = feeds(engine)
-    expected = ort(**inputs)
     inputs["sample"].flags.writeable = False
     inputs["encoder_hidden_states"] = np.asfortranarray(inputs["encoder_hidden_states"])
     inputs["timestep"] = np.broadcast_to(inputs["timestep"][:1], 2)
@@ -225,16 +278,50 @@ class NoBrainFloat:
 def test_refused(
     bundle: Path, backend: str, how: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library, "core", NoBrainFloat)
-    monkeypatch.setattr("ldmrt.runtime.backends.openvino.engine.core", NoBrainFloat)
+    monkeypatch.setattr(devices, "core", NoBrainFloat)
     with pytest.raises(LdmrtError, match=message):
         open_engines(Bundle.open(bundle), backend, BackendSettings(**how))["unet"]
+
+
+class Several:
+    """A core of a machine with two GPUs of Intel's and an NPU."""
+
+    available_devices = ("CPU", "GPU.0", "GPU.1", "NPU")
+
+    def get_property(self, device: str, name: str) -> list[str]:
+        return {"CPU": ["FP32", "BF16"], "GPU": ["FP32", "FP16"], "NPU": ["FP16", "INT8"]}[device]
+
+
+def test_devices_are_used_by_name(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "core", Several)
+    assert [device_of(f"openvino{name}", "unet") for name in ("", "-gpu", "-npu")] == ["CPU", "GPU", "NPU"]
+    assert [precisions(device) for device in ("CPU", "GPU", "NPU")] == [("fp32", "bf16"), ("fp32", "fp16"), ("fp16",)]
+    assert available_backends(Bundle.open(bundle)) == ("onnxruntime", "openvino")
+    with pytest.raises(
+        LdmrtError, match=r"NPU does not compute in fp32 .*; expected --compute fp16\n  try: --compute fp16"
+    ):
+        open_engines(Bundle.open(bundle), "openvino-npu")["unet"]
+
+
+def test_a_driver_that_is_broken(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others go on without it."""
+
+    def broken() -> Any:
+        raise RuntimeError("Exception from core.cpp:1\nno such plugin\n")
+
+    monkeypatch.setattr("openvino.Core", broken)
+    devices._core.cache_clear()
+    assert available_backends(Bundle.open(bundle)) == ("onnxruntime",)
+    with pytest.raises(
+        LdmrtError, match=r"OpenVINO does not work here; found no such plugin\n  try: --backend onnxruntime"
+    ):
+        open_engines(Bundle.open(bundle), "openvino")["unet"]
 
 
 def test_it_is_measured_where_it_is_installed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Bundle.open(bundle)
     assert available_backends(opened) == ("onnxruntime", "openvino")
-    monkeypatch.setattr(library, "core", NoBrainFloat)
+    monkeypatch.setattr(devices, "core", NoBrainFloat)
     assert available_backends(opened, "bf16") == ("openvino",)  # which then says why it cannot
     monkeypatch.setitem(sys.modules, "openvino", None)  # type: ignore[arg-type]
     assert available_backends(opened) == ("onnxruntime",)

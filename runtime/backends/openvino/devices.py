@@ -1,0 +1,96 @@
+"""The devices that OpenVINO finds here, what they can do, and its options for them."""
+
+from functools import cache
+from threading import Lock
+
+from ldmrt.runtime.errors import LdmrtError
+
+from .api import Core
+from .library import openvino, reason
+
+DEVICES = {"openvino": "CPU", "openvino-gpu": "GPU", "openvino-npu": "NPU"}  # by backend
+ELEMENTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}  # OpenVINO's names of precisions
+_MAKING = Lock()
+
+
+def core() -> Core:
+    """Return the process's one core: each would load the plugins of all devices anew.
+
+    Raises:
+        LdmrtError: OpenVINO is not installed, or does not work.
+    """
+    with _MAKING:
+        return _core()
+
+
+@cache
+def _core() -> Core:
+    try:
+        made: Core = openvino("backend").Core()
+    except RuntimeError as error:
+        raise _broken(error) from None
+    return made
+
+
+def device_of(backend: str, component: str) -> str:
+    """Return the device that a backend runs on, such as "CPU".
+
+    Args:
+        backend: A key of `DEVICES`.
+        component: The component that errors name.
+
+    Raises:
+        LdmrtError: OpenVINO is not installed or does not work, or it finds no such device here.
+    """
+    openvino(component)
+    device = DEVICES[backend]
+    try:
+        found = core().available_devices
+    except RuntimeError as error:
+        raise _broken(error) from None
+    if not any(name.partition(".")[0] == device for name in found):  # "GPU.0" is one of several
+        problem = f"OpenVINO finds no {device} here"
+        raise LdmrtError(component, problem, found=", ".join(found) or "no device", hint="--backend openvino")
+    return device
+
+
+def precisions(device: str) -> tuple[str, ...]:
+    """Name the precisions that a device computes in."""
+    try:
+        able = core().get_property(device, "OPTIMIZATION_CAPABILITIES")
+    except RuntimeError as error:
+        raise _broken(error) from None
+    return tuple(name for name in ELEMENTS if name.upper() in able)
+
+
+def check_precision(component: str, device: str, compute: str) -> None:
+    """Raise an `LdmrtError` where a device does not compute in a precision: OpenVINO would silently take another."""
+    able = precisions(device)
+    if compute not in able:
+        problem = f"OpenVINO's {device} does not compute in {compute} on this machine"
+        expected = ", ".join(f"--compute {name}" for name in able) or "none that ldmrt has"
+        hint = f"--compute {able[0]}, or another machine" if able else "--backend openvino"
+        raise LdmrtError(component, problem, expected=expected, hint=hint)
+
+
+def available(compute: str = "fp32") -> tuple[str, ...]:
+    """Return the backend of the CPU where OpenVINO is installed and computes in a precision; else none.
+
+    Intel's GPUs and NPUs are used where they are named.
+    """
+    try:
+        return ("openvino",) if compute in precisions(device_of("openvino", "backend")) else ()
+    except LdmrtError:
+        return ()
+
+
+def options(device: str, compute: str, threads: int) -> dict[str, str]:
+    """Return OpenVINO's options: one call at a time, on all cores, in one precision."""
+    chosen = {"INFERENCE_PRECISION_HINT": ELEMENTS[compute], "PERFORMANCE_HINT": "LATENCY"}
+    if device == "CPU":
+        chosen |= {"NUM_STREAMS": "1"} | ({"INFERENCE_NUM_THREADS": str(threads)} if threads else {})
+    return chosen
+
+
+def _broken(error: RuntimeError) -> LdmrtError:
+    return LdmrtError("backend", "OpenVINO does not work here", found=reason(error), hint="--backend onnxruntime")
