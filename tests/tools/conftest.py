@@ -77,6 +77,18 @@ def half(
 
 
 @pytest.fixture
+def with_openvino() -> None:
+    """Have `verify` measure OpenVINO too, as it does outside of these tests."""
+
+
+@pytest.fixture(autouse=True)
+def without_openvino(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `verify` measure ONNX Runtime alone: OpenVINO compiles for seconds."""
+    if "with_openvino" not in request.fixturenames:
+        monkeypatch.setattr("ldmrt.runtime.backends.openvino.devices.available", lambda compute="fp32": ())
+
+
+@pytest.fixture
 def changed(certified: Path, tmp_path: Path) -> Path:
     """A copy of it to write into."""
     return Path(shutil.copytree(certified, tmp_path / "changed"))

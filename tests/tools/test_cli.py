@@ -127,8 +127,7 @@ def test_verify_a_true_bundle(ldmrt: Any, bundle: Path, checkpoint: Path) -> Non
     ran = ldmrt("verify", bundle, "--against", checkpoint)
     assert ran.code == 0, ran.out + ran.err
     # tokenizer, four components, the decoder's parts and the encoder's, scaling factor, rows and the picture
-    for backend in ("onnxruntime", "openvino"):
-        assert sum(f" {backend} " in line and " ok " in line for line in ran.out.splitlines()) == 10
+    assert ran.out.count(" ok ") == 10
     assert "FAILED" not in ran.out
 
 
@@ -143,8 +142,7 @@ def test_verify_finds_a_planted_fault(ldmrt: Any, bundle: Path, copy: Path) -> N
     assert "not of this checkpoint: vae_decoder: decoder.conv_out.bias differs from the checkpoint's" in ran.err
     assert "it began with: vae_decoder" in ran.err
     # the decoder, its parts, and the picture where it moves over a grey level's edge
-    for backend in ("onnxruntime", "openvino"):
-        assert sum(f" {backend} " in line and "FAILED" in line for line in ran.out.splitlines()) in (2, 3)
+    assert ran.out.count("FAILED") in (2, 3)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -32,6 +32,7 @@ def copy(checkpoint: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
 
 
+@pytest.mark.usefixtures("with_openvino")
 def test_files(ldmrt: Any, certified: Path, checkpoint: Path, tmp_path: Path) -> None:
     names = {option: tmp_path / f"certificate.{option}" for option in ("json", "junit", "html")}
     ran = ldmrt("verify", certified, "--against", checkpoint, *(w for o, p in names.items() for w in (f"--{o}", p)))
