@@ -97,6 +97,7 @@ def test_image_to_image_and_inpainting(bundle: Path) -> None:
         assert psnr(draw(bundle, request={**ASKED, **task}), expected) >= 60.0  # as `tolerances` asks of float32
 
 
+@pytest.mark.oracle
 def test_half_precision_is_computed_in_float32(half_unet: tuple[Path, Any]) -> None:
     """Its weights and its ends are rounded to 11 bits, nothing between."""
     path, wide = half_unet
