@@ -199,7 +199,7 @@ def test_options_that_do_not_fit(options: list[str], message: str, run: Compare,
 @pytest.mark.oracle
 @pytest.mark.slow
 def test_command_refuses_another_picture(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
-    """Of a bundle whose scheduler is another."""
+    """Take another scheduler than the bundle's."""
     shutil.copytree(bundle, tmp_path / "bundle")
     (tmp_path / "bundle" / "ldmrt.json").unlink()
     path = tmp_path / "bundle" / "scheduler" / "scheduler_config.json"

@@ -1,4 +1,4 @@
-"""`ldmrt bench`: that it measures what it says, not how fast anything is."""
+"""`ldmrt bench` measures every stage of an image; no test asks for a speed."""
 
 import json
 import time
