@@ -2,10 +2,9 @@
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,38 +19,11 @@ from .library import openvino, reason
 COMPILED = "model.blob"  # of a network that is kept as it was compiled
 
 
-class _Network:
-    """A compiled network, its requests that no thread uses, and the file that it reads its weights from."""
+class _Network(NamedTuple):
+    """A compiled network, and its file where it was imported: OpenVINO reads weights from there, mapped into memory."""
 
-    def __init__(self, model: CompiledModel, blob: Array | None = None) -> None:
-        """Hold a network.
-
-        Args:
-            model: The compiled network.
-            blob: Its file, mapped into memory, where it was imported: OpenVINO copies nothing of it.
-        """
-        # In the order in which they are freed: a request may use the network, and that the file.
-        self.idle: SimpleQueue[InferRequest] = SimpleQueue()
-        self.model, self.blob = model, blob
-
-    @contextmanager
-    def request(self, again: bool) -> Iterator[InferRequest]:
-        """Yield a request that no other thread uses meanwhile; a new one where all are in use.
-
-        Args:
-            again: The request may be one that had arrays of a caller's for its outputs: it gets new ones.
-        """
-        if not again:
-            yield self.model.create_infer_request()
-            return
-        try:
-            request = self.idle.get_nowait()
-        except Empty:
-            request = self.model.create_infer_request()
-        try:
-            yield request
-        finally:
-            self.idle.put(request)
+    model: CompiledModel
+    blob: Array | None = None
 
 
 class OpenVinoEngine:
@@ -133,12 +105,12 @@ class OpenVinoEngine:
             name: array if array.flags.writeable else array.copy()  # OpenVINO shares no read-only array
             for name, array in conform(self.component, self.inputs, arrays).items()
         }
-        outputs, network = self._allocated(feeds), self._network  # which stays open until this call ends
+        network = self._network  # which stays open until this call ends
         if network is None:
             raise LdmrtError(self.component, "its pipeline is closed", hint="open the bundle again")
         try:
-            with network.request(outputs is not None) as request:
-                return self._run(request, feeds, outputs or {})
+            # A request of its own for each call, in microseconds: one that ran before would hold arrays of that call.
+            return self._run(network.model.create_infer_request(), feeds, self._allocated(feeds))
         except LdmrtError:
             raise
         except Exception as error:
@@ -160,18 +132,15 @@ class OpenVinoEngine:
                 raise LdmrtError(self.component, f"wrong shape of {name}", expected=expected, found=data.shape)
         return outputs
 
-    def _allocated(self, feeds: Mapping[str, Array]) -> Arrays | None:
-        """Return empty arrays for the outputs; none without shapes, None where a size is rounded or unknown."""
-        if not self._known:
-            return {}
+    def _allocated(self, feeds: Mapping[str, Array]) -> Arrays:
+        """Return empty arrays for the outputs; none where a shape is unknown or may be rounded."""
         sizes: dict[str, int] = {}
-        for spec in self.inputs:  # the first to have a size knows it best: half of an odd height may be rounded up
+        for spec in self.inputs if self._known else ():
+            # The first to have a size knows it best: half of an odd height may be rounded up.
             sizes = sizes_of(spec, feeds[spec.name].shape) | sizes
         symbols = [split_symbol(dim) for spec in self.outputs for dim in spec.shape if isinstance(dim, str)]
-        if not {"batch", *(name for name, _ in symbols)} <= sizes.keys():
-            return None
-        if any(sizes[name] % divisor for name, divisor in symbols):
-            return None
+        if "batch" not in sizes or any(name not in sizes or sizes[name] % divisor for name, divisor in symbols):
+            return {}
         return {spec.name: np.empty(shape_of(spec, sizes), spec.dtype) for spec in self.outputs}
 
     def _shared(self, array: Array) -> Tensor:
