@@ -135,20 +135,24 @@ def conform(component: str, specs: Specs, arrays: Mapping[str, Array]) -> Arrays
         One contiguous array for each input, without a copy where nothing changes.
 
     Raises:
-        LdmrtError: An input is missing, or its rank or a fixed dimension is wrong.
+        LdmrtError: An input is missing, or its rank or a fixed dimension is wrong, or it has another size of a symbol
+            than an input before it.
     """
-    ready = {}
+    ready, sizes = {}, dict[str, int]()
     for spec in specs:
         if spec.name not in arrays:
             raise LdmrtError(component, f"no input {spec.name}", expected=spec, found=", ".join(arrays) or "nothing")
         array = np.asarray(arrays[spec.name])
         if spec.shape == () and array.size and (array == array.flat[0]).all():
             array = array.reshape(-1)[0].reshape(())  # optimum's U-Nets take one timestep for the whole batch
-        fits = len(spec.shape) == array.ndim and all(
-            not isinstance(want, int) or want == have for want, have in zip(spec.shape, array.shape, strict=True)
-        )
-        if not fits:
-            raise LdmrtError(component, f"wrong shape of {spec.name}", expected=spec, found=array.shape)
+        problem = f"wrong shape of {spec.name}"
+        if len(spec.shape) != array.ndim:
+            raise LdmrtError(component, problem, expected=spec, found=array.shape)
+        for dim, size in zip(spec.shape, array.shape, strict=True):
+            known = dim if isinstance(dim, int) else sizes.setdefault(dim, size)
+            if size != known:
+                expected = spec if isinstance(dim, int) else f"{spec} with {dim} {known}, as in the inputs before it"
+                raise LdmrtError(component, problem, expected=expected, found=array.shape)
         # Unlike ascontiguousarray, asarray keeps an array without axes.
         ready[spec.name] = np.asarray(array, spec.dtype, order="C")
     return ready

@@ -31,18 +31,21 @@ def pytest_runtest_protocol() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Give ONNX Runtime one thread where a test asks for no number: threads that spin between two calls take the cores
+    """Give networks one thread where a test asks for no number: threads that spin between two calls take the cores
     from the other processes that share the tests.
     """
+    from ldmrt.runtime.backends.openvino.engine import OpenVinoEngine
     from ldmrt.runtime.backends.ort.engine import OrtEngine
 
-    opened = OrtEngine.__init__
+    def with_one(opened: Callable[..., None]) -> Callable[..., None]:
+        def init(self: object, *arguments: Any, threads: int = 0, **options: Any) -> None:
+            opened(self, *arguments, threads=threads or 1, **options)
 
-    def init(self: OrtEngine, *arguments: Any, threads: int = 0, **options: Any) -> None:
-        opened(self, *arguments, threads=threads or 1, **options)
+        return init
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(OrtEngine, "__init__", init)
+        for engine in (OrtEngine, OpenVinoEngine):
+            patched.setattr(engine, "__init__", with_one(engine.__init__))
         yield
 
 

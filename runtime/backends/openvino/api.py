@@ -54,8 +54,11 @@ class InferRequest(Protocol):
     def get_output_tensor(self, index: int) -> Tensor:
         """Return an output of the last run."""
 
-    def infer(self) -> object:
-        """Run once."""
+    def start_async(self) -> None:
+        """Start a run."""
+
+    def wait(self) -> None:
+        """Wait for the run to end; raise what it failed with."""
 
 
 class Model(Protocol):

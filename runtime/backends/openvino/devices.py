@@ -73,15 +73,13 @@ def check_precision(component: str, device: str, compute: str) -> None:
         raise LdmrtError(component, problem, expected=expected, hint=hint)
 
 
-def available(compute: str = "fp32") -> tuple[str, ...]:
-    """Return the backend of the CPU where OpenVINO is installed and computes in a precision; else none.
-
-    Intel's GPUs and NPUs are used where they are named.
-    """
+def available() -> tuple[str, ...]:
+    """Return the backend of the CPU where OpenVINO works; Intel's GPUs and NPUs are used where they are named."""
     try:
-        return ("openvino",) if compute in precisions(device_of("openvino", "backend")) else ()
+        device_of("openvino", "backend")
     except LdmrtError:
         return ()
+    return ("openvino",)
 
 
 def options(device: str, compute: str, threads: int) -> dict[str, str]:

@@ -122,7 +122,8 @@ class OpenVinoEngine:
             request.set_input_tensor(index, self._shared(array))
         for index, array in enumerate(outputs.values()):
             request.set_output_tensor(index, self._shared(array))
-        request.infer()
+        request.start_async()  # with one thread, `infer` of OpenVINO 2026.4 returns without an error where a node fails
+        request.wait()
         results = {spec.name: request.get_output_tensor(index).data for index, spec in enumerate(self.outputs)}
         if not outputs:
             return {name: data.copy() for name, data in results.items()}
