@@ -164,7 +164,7 @@ def available_backends(bundle: Bundle, compute: str = "fp32") -> tuple[str, ...]
     from .ort.engine import available
 
     if compute != "fp32":
-        return openvino_available(compute) or ("openvino",)
+        return ("openvino",)  # which says where it cannot
     others = (*openvino_available(), *(session.backend for session in sessions(bundle)))
     try:
         return (*available(), *others)

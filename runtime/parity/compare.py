@@ -295,9 +295,9 @@ def certify(
     origin: Sequence[str] = (),
     compute: str = "fp32",
 ) -> Certificate:
-    """What was measured, with all that it was measured on, and what is not of the checkpoint.
+    """Make the certificate of measurements, with all that they were made on.
 
-    Those are in `origin`. The backends have computed in `compute`, whose tolerances are stated.
+    `origin` lists what is not of the checkpoint, and `compute` is the precision that the backends computed in.
     """
     rows = bundle.manifest.get("components", {})
     about = {

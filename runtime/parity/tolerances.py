@@ -33,8 +33,12 @@ def tolerances(bundle: Bundle, compute: str = "fp32") -> Mapping[str, Tolerance]
         bundle: The opened bundle.
         compute: The precision that the backend computes in, where it is coarser than that of a component.
     """
-    coarseness = list(COMPONENT).index
-    precisions = {name: max(bundle.precision(name), compute, key=coarseness) for name in bundle.components}
-    coarsest = max(precisions.values(), key=coarseness)
+    precisions = {name: coarsest(bundle.precision(name), compute) for name in bundle.components}
     limits = {name: COMPONENT[precision] for name, precision in precisions.items()}
-    return limits | {"rows": COMPONENT[coarsest], "picture": IMAGE[coarsest]}
+    whole = coarsest(*precisions.values())
+    return limits | {"rows": COMPONENT[whole], "picture": IMAGE[whole]}
+
+
+def coarsest(*precisions: str) -> str:
+    """Return the coarsest of some precisions."""
+    return max(precisions, key=list(COMPONENT).index)

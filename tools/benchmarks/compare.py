@@ -27,13 +27,6 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}  # OpenVINO's property; by default it computes in bf16 where a CPU has it
 
 
-def coarser(*precisions: str) -> str:
-    """Return the coarsest of the precisions."""
-    from ldmrt.runtime.parity.tolerances import IMAGE
-
-    return max(precisions, key=list(IMAGE).index)
-
-
 def ldmrt_contestants(
     bundle: Path, precision: str, threads: int, low_memory: bool, backends: Sequence[str], computes: Sequence[str]
 ) -> list[Contestant]:
@@ -51,6 +44,7 @@ def ldmrt_contestants(
         LdmrtError: There is no backend of one of the names.
     """
     from ldmrt.runtime.backends.registry import check_name
+    from ldmrt.runtime.parity.tolerances import coarsest
 
     options: dict[str, object] = {"threads": threads}
     contestants = [Contestant("ldmrt", sys.executable, bundle, options, precision)]
@@ -63,7 +57,7 @@ def ldmrt_contestants(
         contestants.append(Contestant(f"ldmrt, {backend}", sys.executable, bundle, on_backend, precision))
         for compute in computes if backend.startswith("openvino") else ():  # no other backend has a choice
             name, computed = f"ldmrt, {backend} {compute}", {**on_backend, "compute": compute}
-            contestants.append(Contestant(name, sys.executable, bundle, computed, coarser(precision, compute)))
+            contestants.append(Contestant(name, sys.executable, bundle, computed, coarsest(precision, compute)))
     return contestants
 
 
@@ -144,6 +138,7 @@ def compare(
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.files.writing import write_atomically
     from ldmrt.runtime.host import processor, versions
+    from ldmrt.runtime.parity.tolerances import coarsest
     from ldmrt.runtime.samplers.noise import noise
 
     if computes and not backends:
@@ -152,7 +147,7 @@ def compare(
         raise click.UsageError("--openvino and --exported-openvino need each other; expected: both or neither")
     opened = Bundle.open(bundle)
     side = side or opened.shape.size
-    precision = coarser(*map(opened.precision, opened.components))
+    precision = coarsest(*map(opened.precision, opened.components))
     contestants = [
         Contestant(REFERENCE, sys.executable, checkpoint),
         *ldmrt_contestants(bundle, precision, threads, low_memory, backends, computes),

@@ -149,8 +149,8 @@ def main() -> None:
 
 
 def answer(**values: float) -> None:
-    """Print a line of JSON for the process that asked."""
-    print("ANSWER " + json.dumps(values), flush=True)
+    """Print a line of JSON for the process that asked; whatever a library has printed, the line begins there."""
+    print("\nANSWER " + json.dumps(values), flush=True)
 
 
 if __name__ == "__main__":
