@@ -99,6 +99,7 @@ class ControlNet(UNetEncoder):
         *,
         text_embeds: Tensor | None = None,
         time_ids: Tensor | None = None,
+        class_labels: Tensor | None = None,
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Compute the residuals of one evaluation.
 
@@ -110,16 +111,17 @@ class ControlNet(UNetEncoder):
             scale: Factor of all residuals, () or (B,).
             text_embeds: Pooled prompt embeddings (B, P) of SDXL.
             time_ids: Sizes and crop (B, 6), or sizes, crop and score (B, 5), of SDXL and its refiner, in pixels.
+            class_labels: Classes (B,), as the U-Net takes them.
 
         Returns:
             One residual for each skip of the U-Net, in its order, and one for the middle, each of the skip's shape.
 
         Raises:
-            LdmrtError: An embedding that the config asks for is missing or has another width.
+            LdmrtError: An embedding or class that the config asks for is missing or has another width or type.
         """
         if self.config.controlnet_conditioning_channel_order == "bgr":
             cond = cond.flip(1)
-        time = self.time(sample, timestep, None, text_embeds, time_ids)
+        time = self.time(sample, timestep, None, text_embeds, time_ids, class_labels)
         x, skips = self.down(self.conv_in(sample) + self.controlnet_cond_embedding(cond), time, context)
         x = self.middle(x, time, context)
         factor = scale.reshape(-1, 1, 1, 1)

@@ -16,15 +16,14 @@ Depths = int | tuple[int | tuple[int, ...], ...]  # of the transformers: one, or
 DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")
 MIDDLE = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")
 ADDITIONS = (None, "text_time")
+CLASSES = (None, "timestep")  # a table of num_class_embeds, or a number embedded as the time is
 
 # Config keys of diffusers that ask for something else than the blocks below, with the value that asks for nothing.
 NEUTRAL: RawConfig = {
     "addition_embed_type_num_heads": 64,
-    "class_embed_type": None,
     "encoder_hid_dim": None,
     "encoder_hid_dim_type": None,
     "mid_block_scale_factor": 1,
-    "num_class_embeds": None,
     "only_cross_attention": False,
     "resnet_time_scale_shift": "default",
 }
@@ -55,6 +54,8 @@ class EncoderConfig:
     num_attention_heads: PerLevel | None = None
     use_linear_projection: bool = False
     upcast_attention: bool | None = False
+    class_embed_type: str | None = None
+    num_class_embeds: int | None = None
     addition_embed_type: str | None = None
     addition_time_embed_dim: int | None = None
     projection_class_embeddings_input_dim: int | None = None
@@ -64,13 +65,15 @@ class EncoderConfig:
         positive(self.part, self, "in_channels", "block_out_channels", "layers_per_block", "norm_num_groups")
         positive(self.part, self, "cross_attention_dim", "attention_head_dim", "num_attention_heads")
         positive(self.part, self, "addition_time_embed_dim", "projection_class_embeddings_input_dim")
+        positive(self.part, self, "num_class_embeds")
         self.check_blocks("down_block_types", DOWN)
         known_activation(self.part, self, "act_fn")
         features = min(self.block_out_channels[0], self.addition_time_embed_dim or self.block_out_channels[0]) // 2
         within(self.part, self, "norm_eps", 1e-12, 1.0)
         within(self.part, self, "freq_shift", 0, features - 1)
         within(self.part, self, "downsample_padding", 0, 1)
-        for name, allowed in (("mid_block_type", self.middles), ("addition_embed_type", ADDITIONS)):
+        choices = {"mid_block_type": self.middles, "addition_embed_type": ADDITIONS, "class_embed_type": CLASSES}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 problem = f"unsupported {name} in the config"
                 raise LdmrtError(self.part, problem, expected=allowed, found=getattr(self, name))
@@ -131,6 +134,11 @@ class EncoderConfig:
     def layers(self) -> tuple[int, ...]:
         """The number of resnets of each level on the way down."""
         return self.per_level(self.layers_per_block)
+
+    @property
+    def class_act_fn(self) -> str:
+        """The activation in the embedding of a class that is a number, whatever that of the blocks is."""
+        return "silu"
 
     @property
     def attending(self) -> set[int]:

@@ -67,6 +67,11 @@ class UNetConfig(EncoderConfig):
             self.up_depths(level)
 
     @property
+    def class_act_fn(self) -> str:
+        """The activation in the embedding of a class that is a number: that of the blocks."""
+        return self.act_fn
+
+    @property
     def attending(self) -> set[int]:
         """The indices of levels that read the context, on the way down or up."""
         ups = enumerate(reversed(self.up_block_types))
@@ -117,6 +122,7 @@ class UNet(UNetEncoder):
         timestep_cond: Tensor | None = None,
         text_embeds: Tensor | None = None,
         time_ids: Tensor | None = None,
+        class_labels: Tensor | None = None,
         down_residuals: Sequence[Tensor] = (),
         mid_residual: Tensor | None = None,
         adapter_residuals: Sequence[Tensor] = (),
@@ -132,6 +138,9 @@ class UNet(UNetEncoder):
                 arXiv:2310.04378).
             text_embeds: Pooled prompt embeddings (B, P), of SDXL (Podell et al. 2023, arXiv:2307.01952).
             time_ids: Sizes and crop (B, 6) of SDXL, or sizes, crop and score (B, 5) of its refiner, in pixels.
+            class_labels: Classes (B,), int64 below num_class_embeds, or numbers that are embedded as the time is where
+                class_embed_type is "timestep". An upscaler takes the noise level of the small image (Ho et al. 2021,
+                arXiv:2106.15282).
             down_residuals: One residual for each skip, of a ControlNet (Zhang et al. 2023, arXiv:2302.05543).
             mid_residual: The ControlNet's residual for the middle.
             adapter_residuals: Residuals of a T2I-Adapter (Mou et al. 2023, arXiv:2302.08453), one a level and perhaps
@@ -142,10 +151,10 @@ class UNet(UNetEncoder):
             the scheduler's `prediction_type`.
 
         Raises:
-            LdmrtError: A condition that the config asks for is missing or has another width, or there is not one
-                residual for each skip.
+            LdmrtError: A condition that the config asks for is missing or has another width or type, one is given that
+                it does not ask for, or there is not one residual for each skip.
         """
-        time = self.time(sample, timestep, timestep_cond, text_embeds, time_ids)
+        time = self.time(sample, timestep, timestep_cond, text_embeds, time_ids, class_labels)
         x, skips = self.down(self.conv_in(sample), time, context, adapter_residuals)
         if down_residuals:
             if len(down_residuals) != len(skips):

@@ -15,7 +15,9 @@ from ldmrt.runtime.errors import LdmrtError
 
 from .attention import Transformer2D
 from .blocks import ACTIVATIONS, Downsample, Level, ResnetBlock, TimestepEmbedding, Upsample, sinusoids
-from .encoder_config import ADDITIONS, DOWN, MIDDLE, EncoderConfig
+from .encoder_config import ADDITIONS, CLASSES, DOWN, MIDDLE, EncoderConfig
+
+WHOLE = (torch.int64, torch.int32)  # what a table can be read by
 
 
 def build_level(
@@ -96,6 +98,11 @@ class UNetEncoder(nn.Module):
         self.time_embedding = TimestepEmbedding(
             widths[0], 4 * widths[0], condition=condition, act=config.act_fn, post_act=time_acts[0]
         )
+        self.class_embedding: nn.Embedding | TimestepEmbedding | None = None
+        if config.class_embed_type == CLASSES[1]:
+            self.class_embedding = TimestepEmbedding(widths[0], 4 * widths[0], act=config.class_act_fn)
+        elif config.num_class_embeds is not None:
+            self.class_embedding = nn.Embedding(config.num_class_embeds, 4 * widths[0])
         self.time_act = None if time_acts[1] is None else ACTIVATIONS[time_acts[1].lower()]
         if config.addition_embed_type and config.projection_class_embeddings_input_dim:
             self.add_embedding = TimestepEmbedding(config.projection_class_embeddings_input_dim, 4 * widths[0])
@@ -121,6 +128,7 @@ class UNetEncoder(nn.Module):
         condition: Tensor | None = None,
         text_embeds: Tensor | None = None,
         time_ids: Tensor | None = None,
+        class_labels: Tensor | None = None,
     ) -> Tensor:
         """Embed the time and what is added to it; every resnet takes the result.
 
@@ -130,21 +138,39 @@ class UNetEncoder(nn.Module):
             condition: LCM's guidance embedding (B, time_cond_proj_dim).
             text_embeds: SDXL's pooled prompt embeddings (B, P).
             time_ids: SDXL's sizes, crop and perhaps score (B, 5 or 6).
+            class_labels: Classes (B,), whole numbers or numbers that are embedded as the time is.
 
         Returns:
             The time embedding (B, 4 * block_out_channels[0]).
 
         Raises:
-            LdmrtError: A condition is missing, not expected by the config, or of another width.
+            LdmrtError: A condition is missing, not expected by the config, or of another width or type.
         """
         config, dtype = self.config, sample.dtype
         if condition is not None and self.time_embedding.cond_proj is None:
             raise LdmrtError(config.part, "unexpected timestep_cond", hint="the config has no time_cond_proj_dim")
         features = self._sinusoids(timestep, config.block_out_channels[0]).to(dtype)
         time = self.time_embedding(features, None if condition is None else condition.to(dtype))
+        if class_labels is not None or self.class_embedding is not None:
+            time = time + self._class(dtype, class_labels)
         if config.addition_embed_type is not None:
             time = time + self._additions(dtype, text_embeds, time_ids)
         return time if self.time_act is None else self.time_act(time)
+
+    def _class(self, dtype: torch.dtype, labels: Tensor | None) -> Tensor:
+        """Embed classes (B,), to be added to the time embedding (Nichol & Dhariwal 2021, arXiv:2102.09672)."""
+        part, embedding = self.config.part, self.class_embedding
+        if embedding is None:
+            hint = "the config has neither num_class_embeds nor class_embed_type"
+            raise LdmrtError(part, "unexpected class_labels", hint=hint)
+        if labels is None:
+            name = "num_class_embeds" if isinstance(embedding, nn.Embedding) else f"class_embed_type {CLASSES[1]}"
+            raise LdmrtError(part, "class_labels is missing", hint=f"{name} needs it")
+        if isinstance(embedding, TimestepEmbedding):
+            return embedding(self._sinusoids(labels, self.config.block_out_channels[0]).to(dtype))
+        if labels.dtype not in WHOLE:
+            raise LdmrtError(part, "class_labels holds no whole numbers", expected="int64", found=labels.dtype)
+        return embedding(labels).to(dtype)
 
     def _additions(self, dtype: torch.dtype, text_embeds: Tensor | None, time_ids: Tensor | None) -> Tensor:
         """Embed SDXL's pooled text and sizes, to be added to the time embedding (Podell et al. 2023, section 2.2)."""

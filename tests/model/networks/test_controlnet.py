@@ -166,7 +166,7 @@ def test_missing_condition_is_named() -> None:
         ({"conditioning_embedding_out_channels": None}, "conditioning_embedding_out_channels"),
         ({"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}, "AttnDownBlock2D"),
         ({"mid_block_type": None}, "mid_block_type"),
-        ({"class_embed_type": "timestep"}, "class_embed_type"),
+        ({"class_embed_type": "projection"}, "class_embed_type"),
         ({"addition_embed_type": "text"}, "addition_embed_type"),
         ({"encoder_hid_dim": 8}, "encoder_hid_dim"),
         ({"num_control_type": 6}, "num_control_type"),  # ControlNetUnionModel
