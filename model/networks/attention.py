@@ -89,13 +89,20 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Chains self-attention, cross-attention and feed-forward, each normalised before and added to its input."""
+    """Chains self-attention, cross-attention and feed-forward, each normalised before and added to its input.
 
-    def __init__(self, channels: int, heads: int, context: int, *, upcast: bool = False) -> None:
+    With `only_cross` the first attention reads the context too, as in upscalers, whose images have too many pixels for
+    attention among themselves.
+    """
+
+    def __init__(
+        self, channels: int, heads: int, context: int, *, upcast: bool = False, only_cross: bool = False
+    ) -> None:
         """Build a block of width `channels`, whose cross-attention reads tokens of width `context`."""
         super().__init__()
+        self.only_cross = only_cross
         self.norm1 = nn.LayerNorm(channels)
-        self.attn1 = Attention(channels, heads, upcast=upcast)
+        self.attn1 = Attention(channels, heads, context=context if only_cross else None, upcast=upcast)
         self.norm2 = nn.LayerNorm(channels)
         self.attn2 = Attention(channels, heads, context=context, upcast=upcast)
         self.norm3 = nn.LayerNorm(channels)
@@ -103,7 +110,7 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Transform tokens x (B, L, C), which read a context (B, M, context); returns (B, L, C)."""
-        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn1(self.norm1(x), context if self.only_cross else None)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -115,7 +122,16 @@ class Transformer2D(nn.Module):
     """
 
     def __init__(
-        self, channels: int, heads: int, context: int, *, depth: int, groups: int, linear: bool, upcast: bool = False
+        self,
+        channels: int,
+        heads: int,
+        context: int,
+        *,
+        depth: int,
+        groups: int,
+        linear: bool,
+        upcast: bool = False,
+        only_cross: bool = False,
     ) -> None:
         """Build `depth` blocks between two projections.
 
@@ -127,13 +143,14 @@ class Transformer2D(nn.Module):
             groups: Groups of the norm before the first projection.
             linear: Whether the projections are linear layers (Stable Diffusion 2 and XL) or 1x1 convolutions (1.x).
             upcast: Whether attention scores are computed in float32, see `Attention`.
+            only_cross: Whether all attention is to the context, see `TransformerBlock`.
         """
         super().__init__()
         self.linear = linear
         inner = channels // heads * heads
         self.norm = nn.GroupNorm(groups, channels, 1e-6)
         self.proj_in = nn.Linear(channels, inner) if linear else nn.Conv2d(channels, inner, 1)
-        blocks = (TransformerBlock(inner, heads, context, upcast=upcast) for _ in range(depth))
+        blocks = (TransformerBlock(inner, heads, context, upcast=upcast, only_cross=only_cross) for _ in range(depth))
         self.transformer_blocks = nn.ModuleList(blocks)
         self.proj_out = nn.Linear(inner, channels) if linear else nn.Conv2d(inner, channels, 1)
 

@@ -24,7 +24,6 @@ NEUTRAL: RawConfig = {
     "encoder_hid_dim": None,
     "encoder_hid_dim_type": None,
     "mid_block_scale_factor": 1,
-    "only_cross_attention": False,
     "resnet_time_scale_shift": "default",
 }
 
@@ -52,6 +51,7 @@ class EncoderConfig:
     transformer_layers_per_block: Depths = 1
     attention_head_dim: PerLevel = 8  # the number of heads: diffusers keeps an old misnomer
     num_attention_heads: PerLevel | None = None
+    only_cross_attention: bool | tuple[bool, ...] = False
     use_linear_projection: bool = False
     upcast_attention: bool | None = False
     class_embed_type: str | None = None
@@ -82,6 +82,7 @@ class EncoderConfig:
                 expected = f"a multiple of {self.norm_num_groups} groups and one for each of {heads} heads"
                 raise LdmrtError(self.part, f"block_out_channels {width} cannot be split", expected=expected)
         self.per_level(self.layers_per_block)
+        self.per_level(self.only_cross_attention)
         for level in range(len(self.block_out_channels)):
             self.depths(level)
         if self.addition_embed_type:
@@ -129,6 +130,16 @@ class EncoderConfig:
     def heads(self) -> tuple[int, ...]:
         """The number of attention heads of each level."""
         return self.per_level(self.num_attention_heads or self.attention_head_dim)
+
+    @property
+    def only_cross(self) -> tuple[bool, ...]:
+        """Whether the transformers of each level attend to the context alone."""
+        return self.per_level(self.only_cross_attention)
+
+    @property
+    def middle_only_cross(self) -> bool:
+        """Whether the middle's transformer attends to the context alone."""
+        return False
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -30,7 +30,6 @@ NEUTRAL: RawConfig = {
     "conv_out_kernel": 3,
     "cross_attention_norm": None,
     "dual_cross_attention": False,
-    "mid_block_only_cross_attention": (None, False),
     "resnet_out_scale_factor": 1.0,
     "resnet_skip_time_act": False,
     "time_embedding_dim": None,
@@ -50,6 +49,7 @@ class UNetConfig(EncoderConfig):
     out_channels: int = 4
     up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
     reverse_transformer_layers_per_block: Depths | None = None  # of the up blocks, from the deepest
+    mid_block_only_cross_attention: bool | None = None  # what all levels do, if that is one value
     timestep_post_act: str | None = None
     time_embedding_act_fn: str | None = None
     time_cond_proj_dim: int | None = None  # LCM (Luo et al. 2023, arXiv:2310.04378): the guidance scale as an input
@@ -70,6 +70,12 @@ class UNetConfig(EncoderConfig):
     def class_act_fn(self) -> str:
         """The activation in the embedding of a class that is a number: that of the blocks."""
         return self.act_fn
+
+    @property
+    def middle_only_cross(self) -> bool:
+        """Whether the middle's transformer attends to the context alone."""
+        stated, levels = self.mid_block_only_cross_attention, self.only_cross_attention
+        return levels is True if stated is None else stated
 
     @property
     def attending(self) -> set[int]:
@@ -102,7 +108,8 @@ class UNet(UNetEncoder):
             width, layers = widths[level], config.layers[level] + 1
             channels = [(inner if i == 0 else width) + skips.pop() for i in range(layers)]
             depths = config.up_depths(level) if kind == UP[0] else ()
-            self.up_blocks.append(build_level(config, level, channels, depths, up=level > 0))
+            only_cross = config.only_cross[level]
+            self.up_blocks.append(build_level(config, level, channels, depths, only_cross=only_cross, up=level > 0))
             inner = width
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)

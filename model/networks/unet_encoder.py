@@ -26,6 +26,7 @@ def build_level(
     inner: Sequence[int],
     depths: Sequence[int] = (),
     *,
+    only_cross: bool = False,
     down: bool = False,
     up: bool = False,
 ) -> Level:
@@ -36,6 +37,7 @@ def build_level(
         level: Index of the level, from the largest size.
         inner: Channels of each resnet's input, in order.
         depths: Number of blocks of each transformer; empty for a level without attention.
+        only_cross: Whether the transformers attend to the context alone.
         down: Whether the level ends with half the size.
         up: Whether the level ends with twice the size.
 
@@ -65,6 +67,7 @@ def build_level(
             groups=config.norm_num_groups,
             linear=config.use_linear_projection,
             upcast=bool(config.upcast_attention),
+            only_cross=only_cross,
         )
         for depth in depths
     ]
@@ -112,12 +115,14 @@ class UNetEncoder(nn.Module):
         for level, (kind, width, layers) in enumerate(zip(config.down_block_types, widths, config.layers, strict=True)):
             inner = [self.skip_channels[-1]] + [width] * (layers - 1)
             depths = config.depths(level) if kind == DOWN[0] else ()
-            self.down_blocks.append(build_level(config, level, inner, depths, down=level < last))
+            only_cross = config.only_cross[level]
+            self.down_blocks.append(build_level(config, level, inner, depths, only_cross=only_cross, down=level < last))
             self.skip_channels += [width] * (layers + (level < last))
 
         self.mid_block: Level | None = None
         if config.mid_block_type == MIDDLE[0]:
-            self.mid_block = build_level(config, last, [widths[last]] * 2, config.depths(last)[:1])
+            depths, only_cross = config.depths(last)[:1], config.middle_only_cross
+            self.mid_block = build_level(config, last, [widths[last]] * 2, depths, only_cross=only_cross)
         elif config.mid_block_type == MIDDLE[1]:
             self.mid_block = build_level(config, last, [widths[last]])
 

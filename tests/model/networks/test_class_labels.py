@@ -12,11 +12,20 @@ from ldmrt.model.config import to_config
 from ldmrt.runtime import LdmrtError
 
 from ...support.pipelines import randomise
-from .unets import CLOSE, TWO, difference, pair
+from .unets import CLOSE, THREE, TWO, difference, pair
 
 TABLE = {"num_class_embeds": 10}
 NUMBER = {"class_embed_type": "timestep"}
 WHOLE, BETWEEN = torch.tensor([9, 0, 3]), torch.tensor([0.0, 20.5, 999.0])
+# As in the config of Stable Diffusion's x4 upscaler, whose class is the noise level of the small image.
+UPSCALER: dict[str, Any] = THREE | {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "only_cross_attention": (True, True, False),
+    "in_channels": 7,
+    "num_class_embeds": 1000,
+    "use_linear_projection": True,
+}
 CASES: dict[str, tuple[dict[str, Any], Tensor]] = {
     "a table": (TABLE, WHOLE),
     "a table, read by 32 bits": (TABLE, WHOLE.int()),
@@ -25,6 +34,7 @@ CASES: dict[str, tuple[dict[str, Any], Tensor]] = {
     "a number, and a table that is not there": (NUMBER | TABLE, BETWEEN),
     "a number, sine first and shifted": (NUMBER | {"flip_sin_to_cos": False, "freq_shift": 1}, BETWEEN),
     "a number, of another activation": (NUMBER | {"act_fn": "mish"}, BETWEEN),
+    "the x4 upscaler": (UPSCALER, torch.tensor([0, 20, 999])),
     "before the activation of the time": (TABLE | {"time_embedding_act_fn": "mish"}, WHOLE),
 }
 TIMES = torch.tensor([0, 1, 999])
@@ -48,7 +58,7 @@ def test_every_label_matters(name: str) -> None:
     """Else the comparison above could pass on networks that ignore it."""
     change, labels = CASES[name]
     ours, _ = pair(TWO | change)
-    sample, context = (torch.randn(3, *shape).double() for shape in ((4, 4, 4), (5, 24)))
+    sample, context = (torch.randn(3, *shape).double() for shape in ((ours.config.in_channels, 4, 4), (5, 24)))
     base = ours(sample, TIMES, context, class_labels=labels)
     changed = ours(sample, TIMES, context, class_labels=labels.roll(1))
     assert ((changed - base).flatten(1).abs().amax(1) > 1e-3 * base.abs().max()).all()

@@ -38,6 +38,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "cross_attention_dim": (7, 24, 24),  # the first has no attention
     },
     "no attention in the middle": TWO | {"mid_block_type": "UNetMidBlock2D"},
+    "attention to the context alone": TWO | {"only_cross_attention": True},
+    "attention to the context alone, but for the middle": TWO
+    | {"only_cross_attention": True, "mid_block_only_cross_attention": False},
+    "attention to the context alone in the middle": TWO | {"mid_block_only_cross_attention": True},
+    "attention to the context alone in some levels": THREE
+    | {
+        "down_block_types": CROSS[:1] * 3,
+        "up_block_types": PLAIN[:1] * 3,
+        "only_cross_attention": (True, False, True),  # which says nothing of the middle
+    },
     "no middle": TWO | {"mid_block_type": None},
     "no attention at all": TWO
     | {"down_block_types": CROSS[1:] * 2, "up_block_types": PLAIN[1:] * 2, "mid_block_type": "UNetMidBlock2D"},
@@ -97,7 +107,9 @@ def test_every_input_matters() -> None:
         ({"class_embeddings_concat": True}, "class_embeddings_concat"),
         ({"num_class_embeds": 0}, "num_class_embeds"),
         ({"num_class_embeds": "ten"}, "num_class_embeds"),
-        ({"only_cross_attention": [True, False]}, "only_cross_attention"),
+        ({"only_cross_attention": [True]}, "config has a list that does not fit block_out_channels"),
+        ({"only_cross_attention": "yes"}, "only_cross_attention"),
+        ({"mid_block_only_cross_attention": "yes"}, "mid_block_only_cross_attention"),
         ({"encoder_hid_dim": 64}, "encoder_hid_dim"),
         ({"attention_type": "gated"}, "attention_type"),
         ({"dual_cross_attention": True}, "dual_cross_attention"),
@@ -164,7 +176,7 @@ def test_a_null_in_place_of_a_truth_is_false(key: str) -> None:
     assert UNetConfig.read({**TWO, key: None}) == UNetConfig.read({**TWO, key: False})
 
 
-@pytest.mark.parametrize("key", ["only_cross_attention", "mid_block_scale_factor", "resnet_time_scale_shift"])
+@pytest.mark.parametrize("key", ["mid_block_scale_factor", "resnet_time_scale_shift"])
 def test_a_list_asks_for_nothing_where_each_of_it_does(key: str) -> None:
     nothing = NEUTRAL[key]
     assert UNetConfig.read({**TWO, key: [nothing, nothing]}) == UNetConfig.read(TWO)
