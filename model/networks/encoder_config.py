@@ -16,6 +16,7 @@ Depths = int | tuple[int | tuple[int, ...], ...]  # of the transformers: one, or
 DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")
 MIDDLE = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")
 ADDITIONS = (None, "text_time")
+TIMES = ("default", "scale_shift")  # how a resnet is told the time: by an addition, or by scale and shift
 CLASSES = (None, "timestep")  # a table of num_class_embeds, or a number embedded as the time is
 
 # Config keys of diffusers that ask for something else than the blocks below, with the value that asks for nothing.
@@ -24,7 +25,6 @@ NEUTRAL: RawConfig = {
     "encoder_hid_dim": None,
     "encoder_hid_dim_type": None,
     "mid_block_scale_factor": 1,
-    "resnet_time_scale_shift": "default",
 }
 
 
@@ -54,6 +54,7 @@ class EncoderConfig:
     only_cross_attention: bool | tuple[bool, ...] = False
     use_linear_projection: bool = False
     upcast_attention: bool | None = False
+    resnet_time_scale_shift: str = TIMES[0]
     class_embed_type: str | None = None
     num_class_embeds: int | None = None
     addition_embed_type: str | None = None
@@ -73,6 +74,7 @@ class EncoderConfig:
         within(self.part, self, "freq_shift", 0, features - 1)
         within(self.part, self, "downsample_padding", 0, 1)
         choices = {"mid_block_type": self.middles, "addition_embed_type": ADDITIONS, "class_embed_type": CLASSES}
+        choices["resnet_time_scale_shift"] = TIMES
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 problem = f"unsupported {name} in the config"

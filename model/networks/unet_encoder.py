@@ -15,7 +15,7 @@ from ldmrt.runtime.errors import LdmrtError
 
 from .attention import Transformer2D
 from .blocks import ACTIVATIONS, Downsample, Level, ResnetBlock, TimestepEmbedding, Upsample, sinusoids
-from .encoder_config import ADDITIONS, CLASSES, DOWN, MIDDLE, EncoderConfig
+from .encoder_config import ADDITIONS, CLASSES, DOWN, MIDDLE, TIMES, EncoderConfig
 
 WHOLE = (torch.int64, torch.int32)  # what a table can be read by
 
@@ -52,6 +52,7 @@ def build_level(
             groups=config.norm_num_groups,
             eps=config.norm_eps,
             time_channels=4 * config.block_out_channels[0],
+            scale_shift=config.resnet_time_scale_shift == TIMES[1],
             act=config.act_fn,
         )
         for channels in inner

@@ -45,6 +45,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "four strides": SMALL | {"conditioning_embedding_out_channels": (2, 4, 4, 6, 8)},
     "attention to the context alone": SMALL | {"only_cross_attention": True},  # but for the middle
     "attention to the context alone in a level": XL | {"only_cross_attention": (False, True, False)},
+    "time by scale and shift": SMALL | {"resnet_time_scale_shift": "scale_shift"},
     "no attention in the middle": SMALL | {"mid_block_type": "UNetMidBlock2D"},
     "sine first, shifted": SMALL | {"flip_sin_to_cos": False, "freq_shift": 1},
     "other padding and eps": SMALL | {"downsample_padding": 0, "norm_eps": 1e-3},

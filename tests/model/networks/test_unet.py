@@ -48,6 +48,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "up_block_types": PLAIN[:1] * 3,
         "only_cross_attention": (True, False, True),  # which says nothing of the middle
     },
+    "time by scale and shift": TWO | {"resnet_time_scale_shift": "scale_shift"},
+    "time by scale and shift, of another activation": TWO
+    | {"resnet_time_scale_shift": "scale_shift", "act_fn": "mish"},
     "no middle": TWO | {"mid_block_type": None},
     "no attention at all": TWO
     | {"down_block_types": CROSS[1:] * 2, "up_block_types": PLAIN[1:] * 2, "mid_block_type": "UNetMidBlock2D"},
@@ -113,7 +116,9 @@ def test_every_input_matters() -> None:
         ({"encoder_hid_dim": 64}, "encoder_hid_dim"),
         ({"attention_type": "gated"}, "attention_type"),
         ({"dual_cross_attention": True}, "dual_cross_attention"),
-        ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift"),
+        ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift"),
+        ({"resnet_time_scale_shift": "ada_group"}, "resnet_time_scale_shift"),
+        ({"resnet_time_scale_shift": None}, "resnet_time_scale_shift"),
         ({"time_embedding_type": "fourier"}, "time_embedding_type"),
         ({"conv_in_kernel": 1}, "conv_in_kernel"),
         ({"act_fn": "tanh"}, "act_fn"),
@@ -176,7 +181,7 @@ def test_a_null_in_place_of_a_truth_is_false(key: str) -> None:
     assert UNetConfig.read({**TWO, key: None}) == UNetConfig.read({**TWO, key: False})
 
 
-@pytest.mark.parametrize("key", ["mid_block_scale_factor", "resnet_time_scale_shift"])
+@pytest.mark.parametrize("key", ["mid_block_scale_factor", "addition_embed_type_num_heads"])
 def test_a_list_asks_for_nothing_where_each_of_it_does(key: str) -> None:
     nothing = NEUTRAL[key]
     assert UNetConfig.read({**TWO, key: [nothing, nothing]}) == UNetConfig.read(TWO)
