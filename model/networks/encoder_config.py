@@ -135,13 +135,8 @@ class EncoderConfig:
 
     @property
     def only_cross(self) -> tuple[bool, ...]:
-        """Whether the transformers of each level attend to the context alone."""
+        """Whether the transformers of each level attend to the context alone; that of the middle never does."""
         return self.per_level(self.only_cross_attention)
-
-    @property
-    def middle_only_cross(self) -> bool:
-        """Whether the middle's transformer attends to the context alone."""
-        return False
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -49,7 +49,7 @@ class UNetConfig(EncoderConfig):
     out_channels: int = 4
     up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
     reverse_transformer_layers_per_block: Depths | None = None  # of the up blocks, from the deepest
-    mid_block_only_cross_attention: bool | None = None  # what all levels do, if that is one value
+    mid_block_only_cross_attention: bool | None = None  # diffusers heeds it in other middle blocks alone
     timestep_post_act: str | None = None
     time_embedding_act_fn: str | None = None
     time_cond_proj_dim: int | None = None  # LCM (Luo et al. 2023, arXiv:2310.04378): the guidance scale as an input
@@ -70,12 +70,6 @@ class UNetConfig(EncoderConfig):
     def class_act_fn(self) -> str:
         """The activation in the embedding of a class that is a number: that of the blocks."""
         return self.act_fn
-
-    @property
-    def middle_only_cross(self) -> bool:
-        """Whether the middle's transformer attends to the context alone."""
-        stated, levels = self.mid_block_only_cross_attention, self.only_cross_attention
-        return levels is True if stated is None else stated
 
     @property
     def attending(self) -> set[int]:

@@ -122,8 +122,7 @@ class UNetEncoder(nn.Module):
 
         self.mid_block: Level | None = None
         if config.mid_block_type == MIDDLE[0]:
-            depths, only_cross = config.depths(last)[:1], config.middle_only_cross
-            self.mid_block = build_level(config, last, [widths[last]] * 2, depths, only_cross=only_cross)
+            self.mid_block = build_level(config, last, [widths[last]] * 2, config.depths(last)[:1])
         elif config.mid_block_type == MIDDLE[1]:
             self.mid_block = build_level(config, last, [widths[last]])
 

@@ -38,15 +38,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "cross_attention_dim": (7, 24, 24),  # the first has no attention
     },
     "no attention in the middle": TWO | {"mid_block_type": "UNetMidBlock2D"},
-    "attention to the context alone": TWO | {"only_cross_attention": True},
-    "attention to the context alone, but for the middle": TWO
-    | {"only_cross_attention": True, "mid_block_only_cross_attention": False},
-    "attention to the context alone in the middle": TWO | {"mid_block_only_cross_attention": True},
+    "attention to the context alone": TWO | {"only_cross_attention": True},  # but in the middle
+    "a key of other middle blocks": TWO | {"mid_block_only_cross_attention": True},
     "attention to the context alone in some levels": THREE
     | {
         "down_block_types": CROSS[:1] * 3,
         "up_block_types": PLAIN[:1] * 3,
-        "only_cross_attention": (True, False, True),  # which says nothing of the middle
+        "only_cross_attention": (True, False, True),
     },
     "time by scale and shift": TWO | {"resnet_time_scale_shift": "scale_shift"},
     "time by scale and shift, of another activation": TWO
