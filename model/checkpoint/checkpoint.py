@@ -13,6 +13,7 @@ from torch import nn
 from ldmrt.model.config import LARGEST, RawConfig, to_config
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.controlnet import ControlNet
+from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.networks.t2i_adapter import Adapter
 from ldmrt.model.networks.unet import UNet
 from ldmrt.model.weights.weight_files import STEMS
@@ -38,8 +39,9 @@ PIPELINE = {
 NOTES = {"dtype", "torch_dtype", "_name_or_path", "_attn_implementation", "attn_implementation", "return_dict"}
 NOTES |= {"output_attentions", "output_hidden_states"}
 # The networks of this package by the names of diffusers' classes.
-NETWORKS: dict[str, type[UNet | Autoencoder | Control]] = {
+NETWORKS: dict[str, type[UNet | PlainUNet | Autoencoder | Control]] = {
     "UNet2DConditionModel": UNet,
+    "UNet2DModel": PlainUNet,
     "AutoencoderKL": Autoencoder,
     "ControlNetModel": ControlNet,
     "T2IAdapter": Adapter,

@@ -5,24 +5,25 @@ State-dict keys and config fields are those of diffusers' UNet2DConditionModel.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldmrt.model.config import RawConfig, positive
-from ldmrt.runtime.errors import LdmrtError
 
-from . import encoder_config
-from .blocks import ACTIVATIONS, known_activation
-from .encoder_config import MIDDLE, Depths, EncoderConfig, PerLevel
-from .unet_encoder import UNetEncoder, build_level, levels
+from . import context_config
+from .blocks import known_activation
+from .context_config import MIDDLE, ContextConfig, Depths
+from .encoder_config import PerLevel
+from .unet_body import BodyConfig, UNetBody
+from .unet_encoder import transformer
 
 UP = ("CrossAttnUpBlock2D", "UpBlock2D")
 
 # Config keys of diffusers that ask for something else than the blocks below, with the value that asks for nothing.
 NEUTRAL: RawConfig = {
-    **encoder_config.NEUTRAL,
+    **context_config.NEUTRAL,
     "attention_type": "default",
     "center_input_sample": False,
     "class_embeddings_concat": False,
@@ -38,15 +39,13 @@ NEUTRAL: RawConfig = {
 
 
 @dataclass(frozen=True)
-class UNetConfig(EncoderConfig):
+class UNetConfig(ContextConfig, BodyConfig):
     """Holds the fields of UNet2DConditionModel's config that matter here; the defaults are diffusers'."""
 
-    part: ClassVar[str] = "unet"
     neutral: ClassVar[RawConfig] = NEUTRAL
+    ups: ClassVar[tuple[str, str]] = UP
     middles: ClassVar[tuple[str | None, ...]] = (*MIDDLE, None)
 
-    sample_size: int | tuple[int, ...] | None = None  # of the latents: one side, or height and width
-    out_channels: int = 4
     up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
     reverse_transformer_layers_per_block: Depths | None = None  # of the up blocks, from the deepest
     mid_block_only_cross_attention: bool | None = None  # diffusers heeds it in other middle blocks alone
@@ -55,14 +54,10 @@ class UNetConfig(EncoderConfig):
     time_cond_proj_dim: int | None = None  # LCM (Luo et al. 2023, arXiv:2310.04378): the guidance scale as an input
 
     def __post_init__(self) -> None:
-        """Refuse what `EncoderConfig` refuses, unsupported up blocks and depths that do not fit them."""
+        """Refuse what `ContextConfig` and `BodyConfig` refuse, and depths that do not fit the up blocks."""
         super().__post_init__()
-        positive("unet", self, "sample_size", "out_channels", "time_cond_proj_dim")
+        positive("unet", self, "time_cond_proj_dim")
         known_activation("unet", self, "timestep_post_act", "time_embedding_act_fn")
-        if isinstance(self.sample_size, tuple) and len(self.sample_size) != 2:
-            problem, expected = "config has an invalid sample_size", "one side, or height and width"
-            raise LdmrtError("unet", problem, expected=expected, found=self.sample_size)
-        self.check_blocks("up_block_types", UP)
         for level in range(len(self.block_out_channels)):
             self.up_depths(level)
 
@@ -86,28 +81,15 @@ class UNetConfig(EncoderConfig):
         return self.each_layer(depths[level], self.layers[level] + 1)
 
 
-class UNet(UNetEncoder):
+class UNet(UNetBody):
     """Predicts the noise in latents, or their velocity or clean latents, from a timestep and prompt embeddings."""
 
     config: UNetConfig
 
     def __init__(self, config: UNetConfig) -> None:
-        """Build the down blocks, the middle, and up blocks that take the skips in reverse order."""
+        """Build the network, with transformers that read the context in some levels."""
         time_acts = config.timestep_post_act, config.time_embedding_act_fn
-        super().__init__(config, condition=config.time_cond_proj_dim, time_acts=time_acts)
-        widths, skips = config.block_out_channels, list(self.skip_channels)
-        self.up_blocks = nn.ModuleList()
-        inner = widths[-1]
-        for level, kind in zip(reversed(range(len(widths))), config.up_block_types, strict=True):
-            width, layers = widths[level], config.layers[level] + 1
-            channels = [(inner if i == 0 else width) + skips.pop() for i in range(layers)]
-            depths = config.up_depths(level) if kind == UP[0] else ()
-            only_cross = config.only_cross[level]
-            self.up_blocks.append(build_level(config, level, channels, depths, only_cross=only_cross, up=level > 0))
-            inner = width
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
-        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
-        self.act = ACTIVATIONS[config.act_fn.lower()]
+        super().__init__(config, partial(transformer, config), condition=config.time_cond_proj_dim, time_acts=time_acts)
 
     @classmethod
     def from_config(cls, config: RawConfig) -> "UNet":
@@ -156,20 +138,11 @@ class UNet(UNetEncoder):
                 it does not ask for, or there is not one residual for each skip.
         """
         time = self.time(sample, timestep, timestep_cond, text_embeds, time_ids, class_labels)
-        x, skips = self.down(self.conv_in(sample), time, context, adapter_residuals)
-        if down_residuals:
-            if len(down_residuals) != len(skips):
-                found = len(down_residuals)
-                raise LdmrtError("unet", "wrong number of down_residuals", expected=len(skips), found=found)
-            skips = [skip + residual for skip, residual in zip(skips, down_residuals, strict=True)]
-        x = self.middle(x, time, context, adapter_residuals)
-        if mid_residual is not None:
-            x = x + mid_residual
-        for level in levels(self.up_blocks):
-            for i, resnet in enumerate(level.resnets):
-                x = resnet(torch.cat([x, skips.pop()], dim=1), time)
-                if level.attentions is not None:
-                    x = level.attentions[i](x, context)
-            if level.upsamplers is not None:
-                x = level.upsamplers[0](x, skips[-1].shape[2:])
-        return self.conv_out(self.act(self.conv_norm_out(x)))
+        return self.predict(
+            sample,
+            time,
+            context,
+            down_residuals=down_residuals,
+            mid_residual=mid_residual,
+            adapter_residuals=adapter_residuals,
+        )

@@ -6,7 +6,7 @@ State-dict keys and config fields are diffusers'.
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +15,41 @@ from ldmrt.runtime.errors import LdmrtError
 
 from .attention import Transformer2D
 from .blocks import ACTIVATIONS, Downsample, Level, ResnetBlock, TimestepEmbedding, Upsample, sinusoids
-from .encoder_config import ADDITIONS, CLASSES, DOWN, MIDDLE, TIMES, EncoderConfig
+from .context_config import ADDITIONS, ContextConfig
+from .encoder_config import CLASSES, TIMES, EncoderConfig
 
 WHOLE = (torch.int64, torch.int32)  # what a table can be read by
+
+
+class Attend(Protocol):
+    """Builds one attention of a network, which takes features (B, C, h, w) and the context."""
+
+    def __call__(self, level: int, depth: int, /, *, middle: bool) -> nn.Module:
+        """Build an attention of a level, or of the middle, with so many blocks."""
+
+
+def transformer(config: ContextConfig, level: int, depth: int, *, middle: bool) -> Transformer2D:
+    """Build a transformer of a level, or of the middle, that reads the context."""
+    return Transformer2D(
+        config.block_out_channels[level],
+        config.heads[level],
+        config.cross_attention_dim,
+        depth=depth,
+        groups=config.norm_num_groups,
+        linear=config.use_linear_projection,
+        upcast=bool(config.upcast_attention),
+        only_cross=not middle and config.only_cross[level],
+    )
 
 
 def build_level(
     config: EncoderConfig,
     level: int,
     inner: Sequence[int],
+    attend: Attend,
     depths: Sequence[int] = (),
     *,
-    only_cross: bool = False,
+    middle: bool = False,
     down: bool = False,
     up: bool = False,
 ) -> Level:
@@ -36,8 +59,9 @@ def build_level(
         config: The network's config.
         level: Index of the level, from the largest size.
         inner: Channels of each resnet's input, in order.
-        depths: Number of blocks of each transformer; empty for a level without attention.
-        only_cross: Whether the transformers attend to the context alone.
+        attend: What builds the attentions.
+        depths: Number of blocks of each attention; empty for a level without attention.
+        middle: Whether this is the middle, which has the size of its level.
         down: Whether the level ends with half the size.
         up: Whether the level ends with twice the size.
 
@@ -59,20 +83,8 @@ def build_level(
     ]
     smaller = Downsample(width, padding=config.downsample_padding) if down else None
     larger = Upsample(width) if up else None
-    transformers = [
-        Transformer2D(
-            width,
-            config.heads[level],
-            config.cross_attention_dim,
-            depth=depth,
-            groups=config.norm_num_groups,
-            linear=config.use_linear_projection,
-            upcast=bool(config.upcast_attention),
-            only_cross=only_cross,
-        )
-        for depth in depths
-    ]
-    return Level(resnets, transformers or None, down=smaller, up=larger)
+    attentions = [attend(level, depth, middle=middle) for depth in depths]
+    return Level(resnets, attentions or None, down=smaller, up=larger)
 
 
 class UNetEncoder(nn.Module):
@@ -83,6 +95,7 @@ class UNetEncoder(nn.Module):
     def __init__(
         self,
         config: EncoderConfig,
+        attend: Attend,
         *,
         condition: int | None = None,
         time_acts: tuple[str | None, str | None] = (None, None),
@@ -91,6 +104,7 @@ class UNetEncoder(nn.Module):
 
         Args:
             config: The network's config.
+            attend: What builds the attentions of its levels.
             condition: Width of the guidance embedding that LCM adds to the time; None for none.
             time_acts: Activations that follow the time embedding, before and after the additions to it; None for none.
         """
@@ -100,7 +114,7 @@ class UNetEncoder(nn.Module):
         last = len(widths) - 1
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(
-            widths[0], 4 * widths[0], condition=condition, act=config.act_fn, post_act=time_acts[0]
+            widths[0], 4 * widths[0], condition=condition, act=config.outer_act_fn, post_act=time_acts[0]
         )
         self.class_embedding: nn.Embedding | TimestepEmbedding | None = None
         if config.class_embed_type == CLASSES[1]:
@@ -115,16 +129,14 @@ class UNetEncoder(nn.Module):
         self.skip_channels = [widths[0]]  # of each skip connection, in the order that they are made
         for level, (kind, width, layers) in enumerate(zip(config.down_block_types, widths, config.layers, strict=True)):
             inner = [self.skip_channels[-1]] + [width] * (layers - 1)
-            depths = config.depths(level) if kind == DOWN[0] else ()
-            only_cross = config.only_cross[level]
-            self.down_blocks.append(build_level(config, level, inner, depths, only_cross=only_cross, down=level < last))
+            depths = config.depths(level) if kind == config.downs[0] else ()
+            self.down_blocks.append(build_level(config, level, inner, attend, depths, down=level < last))
             self.skip_channels += [width] * (layers + (level < last))
 
         self.mid_block: Level | None = None
-        if config.mid_block_type == MIDDLE[0]:
-            self.mid_block = build_level(config, last, [widths[last]] * 2, config.depths(last)[:1])
-        elif config.mid_block_type == MIDDLE[1]:
-            self.mid_block = build_level(config, last, [widths[last]])
+        resnets, depths = config.middle
+        if resnets:
+            self.mid_block = build_level(config, last, [widths[last]] * resnets, attend, depths, middle=True)
 
     def time(
         self,
@@ -193,14 +205,14 @@ class UNetEncoder(nn.Module):
         return self.add_embedding(added)
 
     def down(
-        self, x: Tensor, time: Tensor, context: Tensor, added: Sequence[Tensor] = ()
+        self, x: Tensor, time: Tensor, context: Tensor | None, added: Sequence[Tensor] = ()
     ) -> tuple[Tensor, list[Tensor]]:
         """Run the down blocks.
 
         Args:
             x: Features (B, width, h, w), of `conv_in`.
             time: The time embedding.
-            context: Prompt embeddings (B, M, cross_attention_dim).
+            context: Prompt embeddings (B, M, cross_attention_dim), or None for a network that reads no context.
             added: A T2I-Adapter's residuals, one a level; further ones are for the middle.
 
         Returns:
@@ -223,13 +235,14 @@ class UNetEncoder(nn.Module):
                 x = skips[-1] = x + extra  # the skip too: diffusers adds in place
         return x, skips
 
-    def middle(self, x: Tensor, time: Tensor, context: Tensor, added: Sequence[Tensor] = ()) -> Tensor:
+    def middle(self, x: Tensor, time: Tensor, context: Tensor | None, added: Sequence[Tensor] = ()) -> Tensor:
         """Run the middle on x (B, C, h, w), and add the residual that a T2I-Adapter has for it, if any."""
         if self.mid_block is None:
             return x
-        x = self.mid_block.resnets[0](x, time)
-        if self.mid_block.attentions is not None:
-            x = self.mid_block.resnets[1](self.mid_block.attentions[0](x, context), time)
+        for i, resnet in enumerate(self.mid_block.resnets):
+            if i and self.mid_block.attentions is not None:
+                x = self.mid_block.attentions[i - 1](x, context)
+            x = resnet(x, time)
         beyond = added[len(self.down_blocks) :]
         # diffusers ignores a residual of another shape
         return x + beyond[0] if beyond and beyond[0].shape == x.shape else x
