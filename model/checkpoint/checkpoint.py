@@ -16,6 +16,7 @@ from ldmrt.model.networks.controlnet import ControlNet
 from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.networks.t2i_adapter import Adapter
 from ldmrt.model.networks.unet import UNet
+from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.weights.weight_files import STEMS
 from ldmrt.model.weights.weights import write
 from ldmrt.runtime.errors import LdmrtError, first_line
@@ -39,10 +40,11 @@ PIPELINE = {
 NOTES = {"dtype", "torch_dtype", "_name_or_path", "_attn_implementation", "attn_implementation", "return_dict"}
 NOTES |= {"output_attentions", "output_hidden_states"}
 # The networks of this package by the names of diffusers' classes.
-NETWORKS: dict[str, type[UNet | PlainUNet | Autoencoder | Control]] = {
+NETWORKS: dict[str, type[UNet | PlainUNet | Autoencoder | VQAutoencoder | Control]] = {
     "UNet2DConditionModel": UNet,
     "UNet2DModel": PlainUNet,
     "AutoencoderKL": Autoencoder,
+    "VQModel": VQAutoencoder,
     "ControlNetModel": ControlNet,
     "T2IAdapter": Adapter,
 }
