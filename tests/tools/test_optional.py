@@ -65,7 +65,7 @@ def test_every_command_and_package_is_tried() -> None:
     assert PACKAGES.keys() - tried == elsewhere
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=1)
 def test_commands_without_a_package(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     image = Path(__file__).parents[2] / "docs" / "images" / "demo.png"
     places = {"BUNDLE": str(bundle), "CHECKPOINT": str(checkpoint), "IMAGE": str(image)}

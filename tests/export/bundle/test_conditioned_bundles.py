@@ -23,7 +23,7 @@ from ...support.families import CONDITIONED
 from ...support.pipelines import save_pipeline
 from ..test_families import STEPS, close, picture
 
-pytestmark = pytest.mark.slow  # three bundles
+pytestmark = pytest.mark.slow(minutes=0.2)  # three bundles
 
 
 def ldmrt(*words: object) -> int:
