@@ -7,7 +7,6 @@ from itertools import product
 
 from ldmrt.export.dims import DIMS, Dim
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.engines.build_command import guided_inside
 from ldmrt.runtime.bundle.engines.engine_key import Bucket, Range, Recipe
 from ldmrt.runtime.bundle.engines.store import model_digests
 from ldmrt.runtime.bundle.graphs import STEP, most_rows
@@ -17,7 +16,7 @@ from ldmrt.runtime.tensors import TensorSpec, shape_of, split_symbol
 ENDS = ("min", "opt", "max")
 SIZE = re.compile(r"(\d+)(?:-(\d+))?x(\d+)(?:-(\d+))?")
 COUNT = re.compile(r"(\d+)(?:-(\d+))?")
-GUIDANCE = ("on", "off", "any")  # how many rows the U-Net runs for an image: two, one, or either
+GUIDANCE = ("on", "off", "any")  # how many rows the U-Net runs for an image: those of guidance, one, or either
 FLAGS = ("decomposable attentions",)  # of every engine: head sizes without a fused kernel fail to build else
 
 
@@ -29,6 +28,7 @@ class Wanted:
     batches: tuple[Dim, ...]
     guidance: str = "on"
     steps: int = DIMS["steps"].opt  # most steps of any sampler in the fused step
+    rows: int = 2  # of guidance, for each image
 
     @classmethod
     def read(cls, sizes: str | None, batch: str, guidance: str, own: int, steps: int = DIMS["steps"].opt) -> "Wanted":
@@ -72,14 +72,14 @@ def _dim(name: str, low: str, high: str | None, usual: int) -> Dim:
     return Dim(least, min(max(usual, least), most), most)
 
 
-def rows(component: str, batch: Dim, guidance: str) -> Dim:
-    """Return how many rows a component runs at once for a number of images."""
+def rows(component: str, batch: Dim, guidance: str, guided: int = 2) -> Dim:
+    """Return how many rows a component runs at once for a number of images, with so many rows of guidance for each."""
     if component.startswith(("vae", "adapter")):
         return Dim(1, 1, 1)  # an image at a time: its scratch memory would grow with the batch
     if component.startswith("text_encoder"):  # equal prompts are encoded once
         return Dim(1, min(2, batch.max) if guidance == "off" else 2, batch.max * (1 if guidance == "off" else 2))
-    least = batch.min * (2 if guidance == "on" else 1)
-    factor = 1 if guidance == "off" else 2
+    least = batch.min * (guided if guidance == "on" else 1)
+    factor = 1 if guidance == "off" else guided
     return Dim(least, batch.opt * factor, batch.max * factor)
 
 
@@ -98,9 +98,13 @@ def profile(graph: str, inputs: Sequence[TensorSpec], wanted: Wanted) -> tuple[B
     buckets: list[Bucket] = []
     for (width, height), batch in product(wanted.sizes, wanted.batches):
         if graph == STEP:  # of so many images, for which the U-Net runs so many rows
-            dims = {"batch": batch, "calls": rows("unet", batch, wanted.guidance), **sampling(wanted.steps)}
+            dims = {
+                "batch": batch,
+                "calls": rows("unet", batch, wanted.guidance, wanted.rows),
+                **sampling(wanted.steps),
+            }
         else:
-            dims = {"batch": rows(graph, batch, wanted.guidance)}
+            dims = {"batch": rows(graph, batch, wanted.guidance, wanted.rows)}
         dims |= {"width": width, "height": height}
         for spec in inputs:
             _check(graph, spec, dims)
@@ -131,8 +135,8 @@ def recipes(
     if not bundle.manifest:
         hint = "ldmrt export CHECKPOINT BUNDLE"
         raise LdmrtError("build", f"{bundle.path} has no manifest that says its shapes", hint=hint)
-    if guided_inside(bundle):
-        wanted = replace(wanted, guidance="off")
+    guided = len(bundle.stage.guide.rows)
+    wanted = replace(wanted, rows=guided) if guided > 1 else replace(wanted, guidance="off")
     made = []
     for name in bundle.components if graphs is None else graphs:
         graph, weights = model_digests(bundle, name)

@@ -7,11 +7,6 @@ from ldmrt.runtime.tensors import Shapes, sizes_of
 from .targets import PORTABLE, RTX_TARGETS
 
 
-def guided_inside(bundle: Bundle) -> bool:
-    """Tell whether the U-Net takes guidance as an input; it then runs one row for each image."""
-    return any(spec.name == "timestep_cond" for spec in bundle.specs("unet")[0])
-
-
 def build_command(bundle: Bundle, component: str, backend: str, gpu: str, shapes: Shapes) -> str:
     """Write the command that builds an engine of a component.
 
@@ -34,11 +29,12 @@ def build_command(bundle: Bundle, component: str, backend: str, gpu: str, shapes
     if "width" in sizes and "height" in sizes:
         command += f" --sizes {sizes['width']}x{sizes['height']}"
     rows = sizes.get("batch", 1)
-    if component.startswith("text_encoder"):  # two prompts for each image
-        command += f" --batch {(rows + 1) // 2}"
+    each = len(bundle.stage.guide.rows)
+    if component.startswith("text_encoder"):  # two prompts for each image, or one without guidance
+        command += f" --batch {-(-rows // min(2, each))}"
     elif component.startswith(("unet", "controlnet")):
-        guided = rows % 2 == 0 and not guided_inside(bundle)
-        command += f" --batch {rows // 2}" if guided else f" --batch {rows} --guidance off"
+        guided = each > 1 and rows % each == 0
+        command += f" --batch {rows // each}" if guided else f" --batch {rows} --guidance off"
     elif component == STEP:
         command += f" --batch {rows}" + (" --guidance off" if sizes.get("calls") == rows else "")
         command += f" --folded --steps {steps_of(sizes.get('rows', 1))}"

@@ -8,10 +8,12 @@ import pytest
 
 from ldmrt.export.dims import Dim
 from ldmrt.export.engines.profiles import Wanted, profile, recipes, rows
+from ldmrt.model.families.instruct_pix2pix import GUIDE
 from ldmrt.runtime import Bundle, LdmrtError
 from ldmrt.runtime.bundle.engines.build_command import build_command
 from ldmrt.runtime.bundle.engines.engine_key import Range
 from ldmrt.runtime.bundle.graphs import STEP, STEPS
+from ldmrt.runtime.bundle.stages import Guide, Row
 from ldmrt.runtime.tensors import TensorSpec, shape_of
 
 UNET = (
@@ -116,6 +118,15 @@ def test_sizes_that_the_network_cannot_make(sizes: str, specs: tuple[TensorSpec,
         profile("unet", specs, said(sizes))
 
 
+def test_three_rows_of_guidance(bundle: Path) -> None:
+    """An image's three rows are one call, as InstructPix2Pix asks."""
+    opened = Bundle.open(bundle, check=False)
+    opened = replace(opened, stages=(replace(opened.stage, guide=GUIDE),))
+    wanted = Wanted.read("32x32", "1-2", "on", opened.stage.size)
+    (made,) = recipes(opened, wanted, backend="tensorrt-rtx", version="1", targets=["sm89"], graphs=["unet"])
+    assert made.profile[0]["sample"] == Range((3, 4, 16, 16), (3, 4, 16, 16), (6, 4, 16, 16))
+
+
 def test_recipes_of_a_bundle(bundle: Path) -> None:
     opened = Bundle.open(bundle, check=False)
     wanted = Wanted.read(None, "1", "on", opened.stage.size)
@@ -133,12 +144,20 @@ def test_recipes_of_a_bundle(bundle: Path) -> None:
 @pytest.mark.parametrize("component", ["text_encoder", "unet", "vae_decoder", "vae_encoder", STEP])
 @pytest.mark.parametrize("batch", [1, 2, 3, 4])
 @pytest.mark.parametrize("guided", [False, True])
-def test_the_command_that_mends_does(bundle: Path, component: str, batch: int, guided: bool) -> None:
+@pytest.mark.parametrize("guide", [Guide(), GUIDE, Guide((Row("positive"),), ())], ids=["two", "three", "one"])
+def test_the_command_that_mends_does(bundle: Path, component: str, batch: int, guided: bool, guide: Guide) -> None:
     """What a refusal of an engine tells the user to build holds the shapes that were refused."""
     opened = Bundle.open(bundle, check=False)
+    opened = replace(opened, stages=(replace(opened.stage, guide=guide),))
     rows = 1 if component.startswith("vae") else batch
     sizes = {"batch": rows, "timesteps": rows, "width": 32, "height": 48}
-    sizes |= {"calls": rows * (1 + guided), "rows": 60 * batch, "saved": 3, "terms": 5, "draws": 60 * batch}
+    sizes |= {
+        "calls": rows * (len(guide.rows) if guided else 1),
+        "rows": 60 * batch,
+        "saved": 3,
+        "terms": 5,
+        "draws": 60 * batch,
+    }
     shapes = {spec.name: shape_of(spec, sizes) for spec in opened.specs(component)[0]}
     words = build_command(opened, component, "tensorrt-rtx", "sm89", shapes).split()
     assert ("--folded" in words) == (component == STEP)
