@@ -189,6 +189,6 @@ def test_the_folded_step(bundle: Path) -> None:
 
 
 def test_a_directory_without_a_manifest(bundle: Path) -> None:
-    bare = Bundle(bundle, {}, {}, Bundle.open(bundle, check=False).shape)
+    bare = Bundle(bundle, {}, {}, Bundle.open(bundle, check=False).stages)
     with pytest.raises(LdmrtError, match="has no manifest"):
         recipes(bare, said(), backend="tensorrt-rtx", version="1", targets=["sm89"])
