@@ -31,8 +31,8 @@ class Parts:
         parts = (name, name + TILE, name + (FRONT if self.decodes else BACK))
         self.network, self.tile, self.whole = (OrtEngine(part, self.bundle.model(part)) for part in parts)
         self.taken, self.made = self.network.inputs[0].name, self.network.outputs[0].name
-        shape = self.bundle.shape
-        size = (shape.channels, 10, 14) if self.decodes else (3, 10 * shape.factor, 14 * shape.factor)
+        space = self.bundle.stage.space
+        size = (space.channels, 10, 14) if self.decodes else (3, 10 * space.factor, 14 * space.factor)
         self.area = (10, 14)
         self.x = np.random.default_rng(0).standard_normal((2, *size), dtype=np.float32)
         mean = next(spec for spec in self.tile.inputs if spec.name == "mean")
