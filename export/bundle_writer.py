@@ -108,7 +108,8 @@ def export_bundle(
             (work / folder).mkdir()
             for name, content in files.items():
                 (work / folder / name).write_bytes(content)
-        write_json(work / "scheduler" / "scheduler_config.json", checkpoint.scheduler)
+        for name, scheduler in checkpoint.schedulers.items():
+            write_json(work / name / "scheduler_config.json", scheduler)
         write_json(work / "model_index.json", checkpoint.model_index())
         for name in kept:
             _take(path, work, name, _listed(old, rows[name]), _link)
@@ -198,7 +199,8 @@ def _manifest(
         "schema": SCHEMA,
         "made_by": made_by(),
         "prediction_type": checkpoint.scheduler.get("prediction_type", "epsilon"),
-        "scaling_factor": checkpoint.vae.config.scaling_factor,
+        "scaling_factor": checkpoint.stage.space.scaling_factor,
+        "stages": [checkpoint.stage.to_json()],
         "components": rows,
         "files": {
             name: known.get(name) or {"size": file.stat().st_size, "sha256": sha256(file)}

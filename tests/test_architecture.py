@@ -19,7 +19,7 @@ ERRORS = {"runtime.errors"}
 GROUND = ERRORS | {f"runtime.{name}" for name in ("files", "host", "nearest", "optional", "tensors")}
 RUNTIME = GROUND | {f"runtime.{name}" for name in ("backends", "bundle", "images", "pipeline", "samplers", "tokenizer")}
 READING = GROUND | {"runtime.samplers", "runtime.tokenizer"}
-MODEL = {f"model.{name}" for name in ("config", "networks", "weights", "checkpoint", "torch_engine")}
+MODEL = {f"model.{name}" for name in ("config", "families", "networks", "weights", "checkpoint", "torch_engine")}
 EXPORT = {f"export.{name}" for name in ("components", "graph", "parity", "precision", "bundle_writer", "engines")}
 CONSOLE = {"tools.console", "tools.options"}
 # Which rooms a room may import. There is no list of exceptions.
@@ -43,7 +43,9 @@ MAY: dict[str, set[str]] = {
     "model.config": ERRORS,
     "model.networks": ERRORS | {"model.config"},
     "model.weights": GROUND,
-    "model.checkpoint": READING | {"model.config", "model.networks", "model.weights"},
+    "model.families": ERRORS | {"runtime.bundle", "runtime.files"},  # stages are values
+    "model.checkpoint": READING
+    | {"runtime.bundle", "model.config", "model.families", "model.networks", "model.weights"},
     "model.textual_inversion": READING | {"model.weights"},
     "model.lora": READING | {"model.checkpoint", "model.networks", "model.textual_inversion", "model.weights"},
     "model.training": READING | {"model.networks", "runtime.images"},

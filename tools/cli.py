@@ -12,6 +12,7 @@ from .options.common import Group
 COMMANDS = {
     "demo": "Draw images with the small model that ldmrt brings.",
     "generate": "Make images from a bundle.",
+    "upscale": "Enlarge an image with a bundle of an upscaler.",
     "export": "Turn a checkpoint into a bundle of ONNX files.",
     "verify": "Prove that a bundle computes what its checkpoint does.",
     "inspect": "Show what a bundle holds.",
@@ -24,6 +25,7 @@ COMMANDS = {
     "train": "Train an autoencoder, then a diffusion model in its latents.",
     "evaluate": "Score how well an emoji model follows its prompts.",
 }
+TRAINING = ("data", "train", "evaluate")  # in a folder of their own
 
 
 class Lazy(Group):
@@ -37,7 +39,8 @@ class Lazy(Group):
         """Import a command; None if no command has this name."""
         if name not in COMMANDS:
             return None
-        return getattr(importlib.import_module(f"ldmrt.tools.commands.{name}"), name)
+        folder = "commands.training" if name in TRAINING else "commands"
+        return getattr(importlib.import_module(f"ldmrt.tools.{folder}.{name}"), name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands into the help without importing them."""

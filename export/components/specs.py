@@ -43,4 +43,6 @@ def conditioning(c: Checkpoint, dtype: str) -> list[TensorSpec]:
         numbers = (unet.projection_class_embeddings_input_dim - width) // unet.addition_time_embed_dim
         specs.append(TensorSpec("text_embeds", dtype, ("batch", width)))
         specs.append(TensorSpec("time_ids", "float32", ("batch", numbers)))
+    if unet.num_class_embeds:
+        specs.append(TensorSpec("class_labels", "int64", ("batch",)))
     return specs

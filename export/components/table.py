@@ -41,6 +41,7 @@ class Component:
     outputs: Specs
     config: JsonObject = field(repr=False)  # its config.json in the bundle
     vocabulary: tuple[int, int] = (0, 0)  # of input_ids: entries, and the id that ends a text
+    classes: int = 0  # of class_labels
 
     def engine(self) -> TorchEngine:
         """Return the reference engine."""
@@ -144,6 +145,7 @@ def _unet(c: Checkpoint) -> Iterator[Component]:
         (*inputs, *steering(c, dtype)),
         (latent(c, "out_sample", config.out_channels, dtype),),
         to_config("UNet2DConditionModel", config),
+        classes=config.num_class_embeds or 0,
     )
 
 
@@ -208,7 +210,9 @@ def example(component: Component, sizes: Mapping[str, int], seed: int = 0) -> di
     arrays: dict[str, NDArray] = {}
     for spec in component.inputs:
         shape = shape_of(spec, sizes)
-        if spec.dtype == "int64":
+        if spec.name == "class_labels":
+            arrays[spec.name] = rng.integers(0, component.classes, shape)
+        elif spec.dtype == "int64":
             entries, end = component.vocabulary
             arrays[spec.name] = rng.integers(0, entries, shape)
             arrays[spec.name][:, -1] = end

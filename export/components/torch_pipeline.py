@@ -2,7 +2,6 @@
 
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
-from ldmrt.runtime.bundle.model_info import ModelInfo
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
@@ -16,5 +15,6 @@ def torch_pipeline(checkpoint: Checkpoint) -> Pipeline:
         LazyEngines({name: component.engine for name, component in parts.items()}),
         {name: Tokenizer(files) for name, files in checkpoint.tokenizers.items()},
         checkpoint.scheduler,
-        ModelInfo.read(parts["unet"].config, parts["vae_decoder"].config, checkpoint.index),
+        checkpoint.stage,
+        schedulers=checkpoint.noisers,
     )

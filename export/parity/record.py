@@ -11,6 +11,7 @@ from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.bundle.recording import CONTROL, Case, Recording, Trajectory, request_fields
+from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.pipeline.controls import KINDS
@@ -68,10 +69,10 @@ def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0, side: int | No
         LdmrtError: The side is not a multiple of the pixels that the networks divide it by.
     """
     parts, plain = components(checkpoint), torch_pipeline(checkpoint)
-    side = side or min(SIDE, plain.shape.size)
+    side = side or min(SIDE, plain.stage.size)
     if side % (unit := max(part.unit for part in parts.values())):
         raise LdmrtError("verify", "invalid side", expected=f"a multiple of {unit} pixels", found=side)
-    options = asking(prompt, seed, side, STEPS)
+    options = asking(prompt, seed, side, STEPS, plain.stage)
     rows = plain.plan(request_of(options, {})).rows
     engines = {name: RecordingEngine(part, wanted(part, rows)) for name, part in parts.items()}
     pipeline = replace(plain, engines=LazyEngines.of(engines))
@@ -88,7 +89,7 @@ def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0, side: int | No
             engine(sample=trajectory.images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1)
         cases += engine.cases
         cases += corners(part, side, checkpoint.vae.config.factor)
-    return Recording(tuple(cases), trajectory, plain.shape.scaling_factor)
+    return Recording(tuple(cases), trajectory, plain.stage.space.scaling_factor)
 
 
 def corners(part: Component, side: int, factor: int) -> list[Case]:
@@ -114,9 +115,10 @@ def wanted(part: Component, rows: int) -> dict[int, str]:
     return {0: "prompt" if _reads(part) else "picture"}
 
 
-def asking(prompt: str, seed: int, side: int, steps: int) -> JsonObject:
-    """Return the fields of a plain request, by their short words."""
-    return {"prompt": prompt, "seed": seed, "width": side, "height": side, "steps": steps, "guidance": GUIDANCE}
+def asking(prompt: str, seed: int, side: int, steps: int, stage: Stage) -> JsonObject:
+    """Return the fields of a plain request, by their short words; of a model that draws classes, the first one."""
+    plain = {"prompt": prompt, "seed": seed, "width": side, "height": side, "steps": steps, "guidance": GUIDANCE}
+    return plain | ({"class_labels": 0} if stage.source("class") else {})
 
 
 def request_of(options: JsonObject, images: Arrays) -> Request:
@@ -125,15 +127,20 @@ def request_of(options: JsonObject, images: Arrays) -> Request:
 
 
 def needed(parts: Mapping[str, Component], checkpoint: Checkpoint, side: int) -> Arrays:
-    """Return the images that an inpainting model and controls need: a gradient of colours, half of it masked."""
+    """Return the images that the model and its controls need: a gradient of colours, half of it masked.
+
+    A model that enlarges is given a small one, whose enlargement has this side.
+    """
+    stage = checkpoint.stage
+    side //= stage.enlarges
     slope = np.linspace(0, 255, side)
     image = np.stack(np.broadcast_arrays(slope, slope[:, None], 255 - slope), axis=-1).astype(np.uint8)
     mask = np.zeros((side, side), np.uint8)
     mask[:, side // 2 :] = 255
     names = [name.partition("_")[2] for name in parts if name.startswith(KINDS)]
     given: Arrays = {f"{CONTROL}{name}": image for name in names}
-    inpaints = checkpoint.unet.config.in_channels != checkpoint.vae.config.latent_channels
-    return given | ({"image": image, "mask": mask} if inpaints else {})
+    images = {"image": image, "mask": mask} if stage.takes_mask else {"image": image} if stage.takes_image else {}
+    return given | images
 
 
 def _draw(pipeline: Pipeline, options: JsonObject, given: Arrays) -> Trajectory:

@@ -62,9 +62,11 @@ def measure(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, Measure
         warnings.simplefilter("ignore", LdmrtWarning)  # of prompts that are too long
         ranges = {name: stack.enter_context(record_ranges(part.module)) for name, part in every.items()}
         pipeline = replace(torch_pipeline(checkpoint), engines=LazyEngines.of(engines))
-        side = min(SIDE, pipeline.shape.size)
+        side = min(SIDE, pipeline.stage.size)
         for seed, prompt in enumerate(PROMPTS):
-            task = pipeline.prepare(request_of(asking(prompt, seed, side, STEPS), needed(every, checkpoint, side)))
+            task = pipeline.prepare(
+                request_of(asking(prompt, seed, side, STEPS, pipeline.stage), needed(every, checkpoint, side))
+            )
             x = task.x
             for state in task.steps():
                 x = state.x

@@ -11,12 +11,16 @@ import torch
 from torch import nn
 
 from ldmrt.model.config import LARGEST, RawConfig, to_config
+from ldmrt.model.families.table import stage_of
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.controlnet import ControlNet
+from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.networks.t2i_adapter import Adapter
 from ldmrt.model.networks.unet import UNet
+from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.weights.weight_files import STEMS
 from ldmrt.model.weights.weights import write
+from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.files.writing import write_atomically
@@ -38,9 +42,11 @@ PIPELINE = {
 NOTES = {"dtype", "torch_dtype", "_name_or_path", "_attn_implementation", "attn_implementation", "return_dict"}
 NOTES |= {"output_attentions", "output_hidden_states"}
 # The networks of this package by the names of diffusers' classes.
-NETWORKS: dict[str, type[UNet | Autoencoder | Control]] = {
+NETWORKS: dict[str, type[UNet | PlainUNet | Autoencoder | VQAutoencoder | Control]] = {
     "UNet2DConditionModel": UNet,
+    "UNet2DModel": PlainUNet,
     "AutoencoderKL": Autoencoder,
+    "VQModel": VQAutoencoder,
     "ControlNetModel": ControlNet,
     "T2IAdapter": Adapter,
 }
@@ -61,6 +67,18 @@ class Checkpoint:
     index: JsonObject = field(default_factory=lambda: dict(PIPELINE))
     controls: dict[str, Control] = field(default_factory=dict)  # "controlnet_canny", "adapter_depth" ...
     spare: Autoencoder | None = None  # a copy in float32, where `vae` is in half precision and may overflow
+    noisers: dict[str, JsonObject] = field(default_factory=dict)  # configs of "low_res_scheduler"
+
+    @property
+    def stage(self) -> Stage:
+        """Describe how images are made with these networks."""
+        unet, vae = (to_config(class_of(network), network.config) for network in (self.unet, self.vae))
+        return stage_of(unet, vae, self.index)
+
+    @property
+    def schedulers(self) -> dict[str, JsonObject]:
+        """Every scheduler's config by its folder's name."""
+        return {"scheduler": self.scheduler, **self.noisers}
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -86,7 +104,8 @@ class Checkpoint:
             for file_name, content in files.items():
                 with write_atomically(folder / name / file_name) as file:
                     file.write(content)
-        write_json(folder / "scheduler" / "scheduler_config.json", self.scheduler)
+        for name, scheduler in self.schedulers.items():
+            write_json(folder / name / "scheduler_config.json", scheduler)
         write_json(folder / INDEX, self.model_index())
 
     def model_index(self) -> JsonObject:
@@ -94,7 +113,7 @@ class Checkpoint:
         kinds = {name: class_of(network) for name, network in self.networks.items()}
         parts = {name: ["transformers" if kind in TEXT else "diffusers", kind] for name, kind in kinds.items()}
         parts |= {name: ["transformers", "CLIPTokenizer"] for name in self.tokenizers}
-        parts["scheduler"] = ["diffusers", self.scheduler["_class_name"]]
+        parts |= {name: ["diffusers", scheduler["_class_name"]] for name, scheduler in self.schedulers.items()}
         return dict(sorted({**self.index, **parts}.items()))
 
 

@@ -1,7 +1,7 @@
 """Describe the parts of a checkpoint before any weight is read, as a folder in diffusers' layout states them."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ldmrt.model.weights.weight_files import choose, names_in, variants
@@ -11,7 +11,7 @@ from ldmrt.runtime.files.reading import JsonObject, read_bytes, read_json
 from ldmrt.runtime.nearest import suggestion
 
 INDEX = "model_index.json"
-SCHEDULER = "scheduler"
+SCHEDULER, NOISERS = "scheduler", ("low_res_scheduler",)
 TEXT = ("CLIPTextModel", "CLIPTextModelWithProjection")
 TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast")
 
@@ -38,6 +38,7 @@ class Source:
     tokenizers: dict[str, dict[str, bytes]]
     scheduler: JsonObject
     tensors: Callable[[str], Tensors]  # of a part
+    noisers: dict[str, JsonObject] = field(default_factory=dict)  # schedulers that add noise to an image, by folder
 
 
 def read_folder(folder: Path, variant: str | None = None, replaced: Collection[str] = ()) -> Source:
@@ -56,12 +57,16 @@ def read_folder(folder: Path, variant: str | None = None, replaced: Collection[s
     index, parts = split_index(read_json("checkpoint", folder / INDEX))
     if SCHEDULER not in parts:
         raise LdmrtError("scheduler", f"{folder / INDEX} names no scheduler", expected="a class of diffusers")
-    scheduler = read_json(SCHEDULER, folder / SCHEDULER / "scheduler_config.json")
+    schedulers = {
+        name: {**read_json(name, folder / name / "scheduler_config.json"), "_class_name": kind}
+        for name, kind in parts.items()
+        if name in (SCHEDULER, *NOISERS)
+    }
     tokenizers = {name: read_tokenizer(name, folder / name) for name in parts if name.startswith("tokenizer")}
     networks = {
         name: (kind, read_json(name, folder / name / "config.json"))
         for name, kind in parts.items()
-        if name not in (SCHEDULER, *tokenizers)
+        if name not in (*schedulers, *tokenizers)
         and not (name in replaced and not (folder / name / "config.json").exists())
     }
     check_variant(variant, {name: names_in(folder / name) for name in networks}, folder)
@@ -70,7 +75,7 @@ def read_folder(folder: Path, variant: str | None = None, replaced: Collection[s
         """Describe the tensors of a part, once they are needed."""
         return part_of_folder(part, folder / part, variant)
 
-    return Source(index, networks, tokenizers, {**scheduler, "_class_name": parts[SCHEDULER]}, tensors)
+    return Source(index, networks, tokenizers, schedulers.pop(SCHEDULER), tensors, schedulers)
 
 
 def part_of_folder(part: str, folder: Path, variant: str | None = None) -> Tensors:
@@ -103,7 +108,7 @@ def split_index(content: JsonObject) -> tuple[JsonObject, dict[str, str]]:
             index[name] = [None, None]
         elif len(value) != 2 or not isinstance(value[1], str):
             raise LdmrtError("checkpoint", f"{INDEX} has an invalid {name}", found=repr(value))
-        elif name == SCHEDULER:
+        elif name in (SCHEDULER, *NOISERS):
             parts[name] = value[1]
         elif name not in PARTS:
             raise LdmrtError("checkpoint", f"unsupported {name} in {INDEX}", found=value[1])

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from ldmrt.model.config import check_depth
+from ldmrt.model.families.table import width as channels_of
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.controlnet import ControlNet
 from ldmrt.model.networks.t2i_adapter import Adapter
@@ -176,7 +177,8 @@ def _assemble(source: Source, dtype: Dtype) -> Checkpoint:
     encoders = {part: network for part, network in networks.items() if is_text_encoder(network)}
     controls = {part: network for part, network in networks.items() if isinstance(network, (ControlNet, Adapter))}
     unet.config = current_size(unet.config, source)
-    checkpoint = Checkpoint(unet, vae, encoders, source.tokenizers, source.scheduler, source.index, controls)
+    index, noisers = source.index, source.noisers
+    checkpoint = Checkpoint(unet, vae, encoders, source.tokenizers, source.scheduler, index, controls, noisers=noisers)
     _check(checkpoint)
     tensors = {part: source.tensors(part) for part in networks}
     matched = {part: match(part, network, tensors[part]) for part, network in networks.items()}
@@ -192,10 +194,14 @@ def _check(checkpoint: Checkpoint) -> None:
     for name, found in (("in_channels", vae.in_channels), ("out_channels", vae.out_channels)):
         if found != 3:
             raise LdmrtError("vae", f"unsupported {name}", expected="3, of an RGB image", found=found)
-    channels, width = vae.latent_channels, sum(encoder.config.hidden_size for encoder in encoders.values())
-    if unet.in_channels not in (channels, 2 * channels + 1):  # the latter to inpaint: mask and masked image
+    stage, width = checkpoint.stage, sum(encoder.config.hidden_size for encoder in encoders.values())
+    beside = {source.kind: channels_of(stage, source) for source in stage.beside}
+    if unet.in_channels != (channels := vae.latent_channels + sum(beside.values())):
         problem = "in_channels of unet/config.json is not latent_channels of vae/config.json"
+        problem += "".join(f" and {count} of the {kind}" for kind, count in beside.items())
         raise LdmrtError("unet", problem, expected=channels, found=unet.in_channels)
+    if lacking := [name for name in stage.schedulers if name not in checkpoint.noisers]:
+        raise LdmrtError("checkpoint", f"{INDEX} names no {lacking[0]}", expected="a scheduler of diffusers")
     if width != unet.cross_attention_dim:
         files = " + ".join(f"{name}/config.json" for name in encoders) or "no text encoder"
         problem = f"cross_attention_dim of unet/config.json is not hidden_size of {files}"

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+from ldmrt.model.families.table import FAMILIES
 from ldmrt.model.networks.unet import UNetConfig
 from ldmrt.runtime.files.reading import JsonObject
 
@@ -24,6 +25,6 @@ def current_size(config: UNetConfig, source: Source) -> UNetConfig:
 
 
 def _is_stable_diffusion(source: Source) -> bool:
-    """Tell whether a checkpoint is a Stable Diffusion 1.x or 2.x."""
+    """Tell whether a checkpoint is a plain Stable Diffusion 1.x or 2.x: other pipelines correct nothing."""
     name = str(source.index.get("_class_name"))
-    return name.startswith("StableDiffusion") and "XL" not in name
+    return name.startswith("StableDiffusion") and "XL" not in name and name not in FAMILIES

@@ -11,32 +11,40 @@ class Attention(nn.Module):
     """Computes multi-head attention (Vaswani et al. 2017, section 3.2) by torch's scaled_dot_product_attention."""
 
     def __init__(
-        self, channels: int, heads: int, *, context: int | None = None, bias: bool = False, upcast: bool = False
+        self,
+        channels: int,
+        heads: int,
+        *,
+        inner: int | None = None,
+        context: int | None = None,
+        bias: bool = False,
+        upcast: bool = False,
     ) -> None:
         """Build the four projections.
 
         Args:
-            channels: Width C of the tokens; each head has C / heads channels.
+            channels: Width C of the tokens.
             heads: Number of heads.
+            inner: Width of all heads together; None for C.
             context: Width of the tokens that keys and values are made of; None where those are the input's own.
             bias: Whether the projections of queries, keys and values have biases.
             upcast: Whether scores are computed in float32 in a network of half precision, where those of some models
                 overflow.
         """
         super().__init__()
-        context = context or channels
+        inner, context = inner or channels, context or channels
         self.heads = heads
         self.upcast = upcast
-        self.to_q = nn.Linear(channels, channels, bias=bias)
-        self.to_k = nn.Linear(context, channels, bias=bias)
-        self.to_v = nn.Linear(context, channels, bias=bias)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.to_q = nn.Linear(channels, inner, bias=bias)
+        self.to_k = nn.Linear(context, inner, bias=bias)
+        self.to_v = nn.Linear(context, inner, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(inner, channels)])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Let tokens x (B, L, C) attend to a context (B, M, context), or to themselves; returns (B, L, C)."""
         source = x if context is None else context
         q, k, v = (
-            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, C/heads)
+            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, inner/heads)
             for projected in (self.to_q(x), self.to_k(source), self.to_v(source))
         )
         if self.upcast and q.dtype in HALVES:
@@ -47,16 +55,26 @@ class Attention(nn.Module):
 
 
 class SpatialAttention(Attention):
-    """Adds single-head self-attention over the pixels to its input, as in the autoencoder."""
+    """Adds self-attention over the pixels to its input, as in the autoencoder and in U-Nets without context."""
 
-    def __init__(self, channels: int, *, groups: int, eps: float) -> None:
-        """Build an attention of one head with biases, and the group norm before it."""
-        super().__init__(channels, 1, bias=True)
-        self.group_norm = nn.GroupNorm(groups, channels, eps)
+    def __init__(self, channels: int, *, groups: int | None, eps: float, head_width: int | None = None) -> None:
+        """Build an attention with biases, and the group norm before it.
+
+        Args:
+            channels: Width C of the features.
+            groups: Groups of the norm; None for no norm.
+            eps: Added to the variance in the norm.
+            head_width: Width of a head, of which there are as many as C has room for; None for one head of width C.
+        """
+        head_width = head_width or channels
+        heads = channels // head_width
+        super().__init__(channels, heads, inner=heads * head_width, bias=True)
+        self.group_norm = None if groups is None else nn.GroupNorm(groups, channels, eps)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Add the attention over all H * W pixels to features x (B, C, H, W); a context is ignored."""
-        tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
+        normed = x if self.group_norm is None else self.group_norm(x)
+        tokens = normed.flatten(2).transpose(1, 2)  # (B, HW, C)
         return x + super().forward(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
@@ -89,13 +107,20 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Chains self-attention, cross-attention and feed-forward, each normalised before and added to its input."""
+    """Chains self-attention, cross-attention and feed-forward, each normalised before and added to its input.
 
-    def __init__(self, channels: int, heads: int, context: int, *, upcast: bool = False) -> None:
+    With `only_cross` the first attention reads the context too, as in upscalers, whose images have too many pixels for
+    attention among themselves.
+    """
+
+    def __init__(
+        self, channels: int, heads: int, context: int, *, upcast: bool = False, only_cross: bool = False
+    ) -> None:
         """Build a block of width `channels`, whose cross-attention reads tokens of width `context`."""
         super().__init__()
+        self.only_cross = only_cross
         self.norm1 = nn.LayerNorm(channels)
-        self.attn1 = Attention(channels, heads, upcast=upcast)
+        self.attn1 = Attention(channels, heads, context=context if only_cross else None, upcast=upcast)
         self.norm2 = nn.LayerNorm(channels)
         self.attn2 = Attention(channels, heads, context=context, upcast=upcast)
         self.norm3 = nn.LayerNorm(channels)
@@ -103,7 +128,7 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Transform tokens x (B, L, C), which read a context (B, M, context); returns (B, L, C)."""
-        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn1(self.norm1(x), context if self.only_cross else None)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -115,7 +140,16 @@ class Transformer2D(nn.Module):
     """
 
     def __init__(
-        self, channels: int, heads: int, context: int, *, depth: int, groups: int, linear: bool, upcast: bool = False
+        self,
+        channels: int,
+        heads: int,
+        context: int,
+        *,
+        depth: int,
+        groups: int,
+        linear: bool,
+        upcast: bool = False,
+        only_cross: bool = False,
     ) -> None:
         """Build `depth` blocks between two projections.
 
@@ -127,13 +161,14 @@ class Transformer2D(nn.Module):
             groups: Groups of the norm before the first projection.
             linear: Whether the projections are linear layers (Stable Diffusion 2 and XL) or 1x1 convolutions (1.x).
             upcast: Whether attention scores are computed in float32, see `Attention`.
+            only_cross: Whether all attention is to the context, see `TransformerBlock`.
         """
         super().__init__()
         self.linear = linear
         inner = channels // heads * heads
         self.norm = nn.GroupNorm(groups, channels, 1e-6)
         self.proj_in = nn.Linear(channels, inner) if linear else nn.Conv2d(channels, inner, 1)
-        blocks = (TransformerBlock(inner, heads, context, upcast=upcast) for _ in range(depth))
+        blocks = (TransformerBlock(inner, heads, context, upcast=upcast, only_cross=only_cross) for _ in range(depth))
         self.transformer_blocks = nn.ModuleList(blocks)
         self.proj_out = nn.Linear(inner, channels) if linear else nn.Conv2d(inner, channels, 1)
 

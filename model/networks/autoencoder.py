@@ -1,11 +1,12 @@
 """Define the KL autoencoder between images and latents (Rombach et al. 2022, section 3.1; Kingma & Welling 2013).
 
-State-dict keys and config fields are those of diffusers' AutoencoderKL.
+Its encoder and decoder are also those of the autoencoder with a codebook. State-dict keys and config fields are those
+of diffusers' AutoencoderKL.
 """
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
+from typing import ClassVar, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from ldmrt.runtime.errors import LdmrtError
 from .attention import SpatialAttention
 from .blocks import Downsample, Level, ResnetBlock, Upsample, known_activation
 
+C = TypeVar("C", bound="CodecConfig")
 EPS = 1e-6  # of every norm: fixed in diffusers
 
 # Config keys of diffusers that ask for something else than the blocks below, with the values that ask for nothing.
@@ -28,8 +30,10 @@ NEUTRAL: RawConfig = {
 
 
 @dataclass(frozen=True)
-class AutoencoderConfig:
-    """Holds the fields of AutoencoderKL's config that matter here; the defaults are diffusers'."""
+class CodecConfig:
+    """Holds the fields that AutoencoderKL's and VQModel's configs share; the defaults are diffusers'."""
+
+    neutral: ClassVar[RawConfig]
 
     in_channels: int = 3
     out_channels: int = 3
@@ -42,9 +46,7 @@ class AutoencoderConfig:
     act_fn: str = "silu"  # of the resnets; the last one of encoder and decoder is SiLU in diffusers whatever it says
     sample_size: int = 32
     scaling_factor: float = 0.18215
-    force_upcast: bool = True
-    use_quant_conv: bool = True
-    use_post_quant_conv: bool = True
+    force_upcast: bool = False
     mid_block_add_attention: bool = True
 
     def __post_init__(self) -> None:
@@ -70,28 +72,49 @@ class AutoencoderConfig:
                 )
 
     @classmethod
-    def read(cls, config: RawConfig) -> "AutoencoderConfig":
+    def read(cls: type[C], config: RawConfig) -> C:
         """Read the content of diffusers' config.json; see `from_config`."""
         side = config.get("sample_size")  # of no effect on an image: a pair of sides may stand for one
         if side is None:
             config = {**config, "sample_size": cls.sample_size}
         elif isinstance(side, (list, tuple)) and len(side) == 2 and all(type(length) is int for length in side):
             config = {**config, "sample_size": max(side)}
-        return from_config(cls, config, NEUTRAL, "vae")
+        return from_config(cls, config, cls.neutral, "vae")
 
     @property
     def factor(self) -> int:
         """Pixels that one latent stands for, along one side."""
         return 2 ** (len(self.block_out_channels) - 1)
 
+    @property
+    def encoded_channels(self) -> int:
+        """Channels of the encoder's output."""
+        return self.latent_channels
 
-def _stack(widths: list[int], config: AutoencoderConfig) -> list[nn.Module]:
+
+@dataclass(frozen=True)
+class AutoencoderConfig(CodecConfig):
+    """Holds the fields of AutoencoderKL's config that matter here; the defaults are diffusers'."""
+
+    neutral: ClassVar[RawConfig] = NEUTRAL
+
+    force_upcast: bool = True
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+
+    @property
+    def encoded_channels(self) -> int:
+        """Channels of the encoder's output: the mean and the log-variance of each latent."""
+        return 2 * self.latent_channels
+
+
+def _stack(widths: list[int], config: CodecConfig) -> list[nn.Module]:
     """Build one resnet between each width and the next."""
     groups, act = config.norm_num_groups, config.act_fn
     return [ResnetBlock(a, b, groups=groups, eps=EPS, act=act) for a, b in pairwise(widths)]
 
 
-def _middle(width: int, config: AutoencoderConfig) -> Level:
+def _middle(width: int, config: CodecConfig) -> Level:
     """Build two resnets with an attention between them, where the config has one."""
     groups = config.norm_num_groups
     resnets = _stack([width] * 3, config)
@@ -111,9 +134,9 @@ def _run(level: Level, x: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Turns images into the parameters of their latents' distribution, before `quant_conv`."""
+    """Turns images into the parameters of their latents' distribution, or into latents, before `quant_conv`."""
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: CodecConfig) -> None:
         """Build a level for each of `block_out_channels`, all but the last of which halve the size, and a middle."""
         super().__init__()
         widths, groups = config.block_out_channels, config.norm_num_groups
@@ -126,10 +149,10 @@ class Encoder(nn.Module):
             inner = width
         self.mid_block = _middle(inner, config)
         self.conv_norm_out = nn.GroupNorm(groups, inner, EPS)
-        self.conv_out = nn.Conv2d(inner, 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(inner, config.encoded_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode images x (B, in_channels, H, W) in [-1, 1]; returns (B, 2 * latent_channels, H/f, W/f)."""
+        """Encode images x (B, in_channels, H, W) in [-1, 1]; returns (B, encoded_channels, H/f, W/f)."""
         x = self.conv_in(x)
         for level in (*self.down_blocks, self.mid_block):
             x = _run(cast(Level, level), x)
@@ -139,7 +162,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Turns latents into images, after `post_quant_conv`."""
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: CodecConfig) -> None:
         """Build a middle and a level for each of `block_out_channels`, all but the last of which double the size."""
         super().__init__()
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups

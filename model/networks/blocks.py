@@ -21,11 +21,20 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class ResnetBlock(nn.Module):
     """Adds to its input norm, activation, convolution, twice, with the time embedding added between the two.
 
-    Source: the U-Net of Ho et al. 2020 (arXiv:2006.11239, appendix B), after He et al. 2016.
+    Source: the U-Net of Ho et al. 2020 (arXiv:2006.11239, appendix B), after He et al. 2016. With `scale_shift` the
+    time embedding scales and shifts what the second norm made (Nichol & Dhariwal 2021, arXiv:2102.09672).
     """
 
     def __init__(
-        self, inner: int, outer: int, *, groups: int, eps: float, time_channels: int | None = None, act: str = "silu"
+        self,
+        inner: int,
+        outer: int,
+        *,
+        groups: int,
+        eps: float,
+        time_channels: int | None = None,
+        scale_shift: bool = False,
+        act: str = "silu",
     ) -> None:
         """Build a block from `inner` to `outer` channels; where they differ, the shortcut is a 1x1 convolution.
 
@@ -35,14 +44,16 @@ class ResnetBlock(nn.Module):
             groups: Groups of both norms.
             eps: Added to the variance in both norms.
             time_channels: Width of the time embedding; None where there is no time, as in the autoencoder.
+            scale_shift: Whether the time scales and shifts the second norm's output, in the place of an addition.
             act: A name of `ACTIVATIONS`, in any case.
         """
         super().__init__()
+        self.scale_shift = scale_shift
         self.act = ACTIVATIONS[act.lower()]
         self.norm1 = nn.GroupNorm(groups, inner, eps)
         self.conv1 = nn.Conv2d(inner, outer, 3, padding=1)
         if time_channels is not None:
-            self.time_emb_proj = nn.Linear(time_channels, outer)
+            self.time_emb_proj = nn.Linear(time_channels, 2 * outer if scale_shift else outer)
         self.norm2 = nn.GroupNorm(groups, outer, eps)
         self.conv2 = nn.Conv2d(outer, outer, 3, padding=1)
         if inner != outer:
@@ -51,9 +62,16 @@ class ResnetBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """Transform features x (B, inner, H, W), given the time embedding (B, time_channels); (B, outer, H, W)."""
         h = self.conv1(self.act(self.norm1(x)))
-        if time is not None:
-            h = h + self.time_emb_proj(self.act(time))[:, :, None, None]
-        h = self.conv2(self.act(self.norm2(h)))
+        if time is None:
+            h = self.norm2(h)
+        else:
+            told = self.time_emb_proj(self.act(time))[:, :, None, None]
+            if self.scale_shift:
+                scale, shift = told.chunk(2, dim=1)
+                h = self.norm2(h) * (1 + scale) + shift
+            else:
+                h = self.norm2(h + told)
+        h = self.conv2(self.act(h))
         return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
 
 

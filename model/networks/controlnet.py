@@ -5,6 +5,7 @@ State-dict keys and config fields are those of diffusers' ControlNetModel.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
@@ -14,17 +15,17 @@ from torch import Tensor, nn
 from ldmrt.model.config import RawConfig, positive
 from ldmrt.runtime.errors import LdmrtError
 
-from . import encoder_config
-from .encoder_config import EncoderConfig
-from .unet_encoder import UNetEncoder
+from . import context_config
+from .context_config import ContextConfig
+from .unet_encoder import UNetEncoder, transformer
 
 ORDERS = ("rgb", "bgr")
 
-NEUTRAL: RawConfig = {**encoder_config.NEUTRAL, "global_pool_conditions": False}
+NEUTRAL: RawConfig = {**context_config.NEUTRAL, "global_pool_conditions": False}
 
 
 @dataclass(frozen=True)
-class ControlNetConfig(EncoderConfig):
+class ControlNetConfig(ContextConfig):
     """Holds the fields of ControlNetModel's config that matter here; the defaults are diffusers'."""
 
     part: ClassVar[str] = "controlnet"
@@ -35,7 +36,7 @@ class ControlNetConfig(EncoderConfig):
     conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
 
     def __post_init__(self) -> None:
-        """Refuse what `EncoderConfig` refuses, sizes of the image embedding below 1 and an unknown channel order."""
+        """Refuse what `ContextConfig` refuses, sizes of the image embedding below 1 and an unknown channel order."""
         super().__post_init__()
         positive("controlnet", self, "conditioning_channels", "conditioning_embedding_out_channels")
         if (order := self.controlnet_conditioning_channel_order) not in ORDERS:
@@ -76,7 +77,7 @@ class ControlNet(UNetEncoder):
 
     def __init__(self, config: ControlNetConfig) -> None:
         """Build the copy of the U-Net's half, the image's embedding and one 1x1 convolution for each residual."""
-        super().__init__(config)
+        super().__init__(config, partial(transformer, config))
         widths = config.block_out_channels
         self.controlnet_cond_embedding = ConditioningEmbedding(
             config.conditioning_channels, config.conditioning_embedding_out_channels, widths[0]
@@ -99,6 +100,7 @@ class ControlNet(UNetEncoder):
         *,
         text_embeds: Tensor | None = None,
         time_ids: Tensor | None = None,
+        class_labels: Tensor | None = None,
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Compute the residuals of one evaluation.
 
@@ -110,16 +112,17 @@ class ControlNet(UNetEncoder):
             scale: Factor of all residuals, () or (B,).
             text_embeds: Pooled prompt embeddings (B, P) of SDXL.
             time_ids: Sizes and crop (B, 6), or sizes, crop and score (B, 5), of SDXL and its refiner, in pixels.
+            class_labels: Classes (B,), as the U-Net takes them.
 
         Returns:
             One residual for each skip of the U-Net, in its order, and one for the middle, each of the skip's shape.
 
         Raises:
-            LdmrtError: An embedding that the config asks for is missing or has another width.
+            LdmrtError: An embedding or class that the config asks for is missing or has another width or type.
         """
         if self.config.controlnet_conditioning_channel_order == "bgr":
             cond = cond.flip(1)
-        time = self.time(sample, timestep, None, text_embeds, time_ids)
+        time = self.time(sample, timestep, None, text_embeds, time_ids, class_labels)
         x, skips = self.down(self.conv_in(sample) + self.controlnet_cond_embedding(cond), time, context)
         x = self.middle(x, time, context)
         factor = scale.reshape(-1, 1, 1, 1)

@@ -1,6 +1,7 @@
-"""Define the config that a U-Net and a ControlNet share. The fields are diffusers'."""
+"""Define the config that all U-Nets and ControlNets share. The fields are diffusers'."""
 
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 from ldmrt.model.config import RawConfig, from_config, positive, within
@@ -11,97 +12,60 @@ from .blocks import known_activation
 C = TypeVar("C", bound="EncoderConfig")
 V = TypeVar("V")
 PerLevel = int | tuple[int, ...]  # one number, or one a level
-Depths = int | tuple[int | tuple[int, ...], ...]  # of the transformers: one, or one a level, or one a layer of a level
 
-DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")
-MIDDLE = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")
-ADDITIONS = (None, "text_time")
+TIMES = ("default", "scale_shift")  # how a resnet is told the time: by an addition, or by scale and shift
+CLASSES = (None, "timestep")  # a table of num_class_embeds, or a number embedded as the time is
 
 # Config keys of diffusers that ask for something else than the blocks below, with the value that asks for nothing.
-NEUTRAL: RawConfig = {
-    "addition_embed_type_num_heads": 64,
-    "class_embed_type": None,
-    "encoder_hid_dim": None,
-    "encoder_hid_dim_type": None,
-    "mid_block_scale_factor": 1,
-    "num_class_embeds": None,
-    "only_cross_attention": False,
-    "resnet_time_scale_shift": "default",
-}
+NEUTRAL: RawConfig = {"mid_block_scale_factor": 1}
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
-    """Holds the fields that a U-Net's and a ControlNet's config have in common; the defaults are diffusers'."""
+class EncoderConfig(ABC):
+    """Holds the fields that the configs of all U-Nets and ControlNets have in common."""
 
     part: ClassVar[str]
     neutral: ClassVar[RawConfig]
-    middles: ClassVar[tuple[str | None, ...]] = MIDDLE
+    downs: ClassVar[tuple[str, str]]  # a level's block with attention, and the one without
+    middles: ClassVar[tuple[str | None, ...]]
 
     in_channels: int = 4
     flip_sin_to_cos: bool = True
     freq_shift: int = 0
     act_fn: str = "silu"
-    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
-    mid_block_type: str | None = "UNetMidBlock2DCrossAttn"
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    down_block_types: tuple[str, ...] = ()
+    mid_block_type: str | None = None
+    block_out_channels: tuple[int, ...] = ()
     layers_per_block: PerLevel = 2
     downsample_padding: int = 1
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
-    cross_attention_dim: int = 1280
-    transformer_layers_per_block: Depths = 1
-    attention_head_dim: PerLevel = 8  # the number of heads: diffusers keeps an old misnomer
-    num_attention_heads: PerLevel | None = None
-    use_linear_projection: bool = False
-    upcast_attention: bool | None = False
-    addition_embed_type: str | None = None
-    addition_time_embed_dim: int | None = None
-    projection_class_embeddings_input_dim: int | None = None
+    resnet_time_scale_shift: str = TIMES[0]
+    class_embed_type: str | None = None
+    num_class_embeds: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse sizes and blocks that no network can be built of, or that are unsupported."""
         positive(self.part, self, "in_channels", "block_out_channels", "layers_per_block", "norm_num_groups")
-        positive(self.part, self, "cross_attention_dim", "attention_head_dim", "num_attention_heads")
-        positive(self.part, self, "addition_time_embed_dim", "projection_class_embeddings_input_dim")
-        self.check_blocks("down_block_types", DOWN)
+        positive(self.part, self, "num_class_embeds")
+        self.check_blocks("down_block_types", self.downs)
         known_activation(self.part, self, "act_fn")
-        features = min(self.block_out_channels[0], self.addition_time_embed_dim or self.block_out_channels[0]) // 2
         within(self.part, self, "norm_eps", 1e-12, 1.0)
-        within(self.part, self, "freq_shift", 0, features - 1)
+        within(self.part, self, "freq_shift", 0, self.block_out_channels[0] // 2 - 1)
         within(self.part, self, "downsample_padding", 0, 1)
-        for name, allowed in (("mid_block_type", self.middles), ("addition_embed_type", ADDITIONS)):
-            if getattr(self, name) not in allowed:
-                problem = f"unsupported {name} in the config"
-                raise LdmrtError(self.part, problem, expected=allowed, found=getattr(self, name))
-        for width, heads in zip(self.block_out_channels, self.heads, strict=True):
-            if width % self.norm_num_groups or width < heads:
-                expected = f"a multiple of {self.norm_num_groups} groups and one for each of {heads} heads"
+        self.check_choice("mid_block_type", self.middles)
+        self.check_choice("resnet_time_scale_shift", TIMES)
+        self.check_choice("class_embed_type", CLASSES)
+        for width in self.block_out_channels:
+            if width % self.norm_num_groups:
+                expected = f"a multiple of {self.norm_num_groups} groups"
                 raise LdmrtError(self.part, f"block_out_channels {width} cannot be split", expected=expected)
         self.per_level(self.layers_per_block)
-        for level in range(len(self.block_out_channels)):
-            self.depths(level)
-        if self.addition_embed_type:
-            for name in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
-                if getattr(self, name) is None:
-                    raise LdmrtError(self.part, f"config lacks {name}", hint=f"{self.addition_embed_type} needs it")
 
     @classmethod
     def read(cls: type[C], config: RawConfig) -> C:
-        """Read the content of diffusers' config.json; see `from_config`.
-
-        `cross_attention_dim` may be a list with one width a level: the levels with attention must agree.
-        """
-        widths = config.get("cross_attention_dim")
-        if not isinstance(widths, (list, tuple)):
-            return from_config(cls, config, cls.neutral, cls.part)
-        read = from_config(cls, {**config, "cross_attention_dim": 1}, cls.neutral, cls.part)
-        each: tuple[object, ...] = read.per_level(tuple(widths))
-        width, *others = [each[level] for level in sorted(read.attending)] or [each[0]]
-        if type(width) is not int or any(type(other) is not int or other != width for other in others):
-            expected = "one number for all levels with attention"
-            raise LdmrtError(cls.part, "config has an invalid cross_attention_dim", expected=expected, found=widths)
-        return replace(read, cross_attention_dim=width)
+        """Read the content of diffusers' config.json; see `from_config`."""
+        return from_config(cls, config, cls.neutral, cls.part)
 
     def check_blocks(self, name: str, allowed: tuple[str, ...]) -> None:
         """Refuse a tuple of blocks that has not one block a level, or another block than those `allowed`."""
@@ -113,6 +77,12 @@ class EncoderConfig:
             problem = f"unsupported {unknown[0]} in {name}"
             raise LdmrtError(self.part, problem, expected=" or ".join(allowed))
 
+    def check_choice(self, name: str, allowed: tuple[str | None, ...]) -> None:
+        """Refuse another value of a field than those `allowed`."""
+        if getattr(self, name) not in allowed:
+            problem = f"unsupported {name} in the config"
+            raise LdmrtError(self.part, problem, expected=allowed, found=getattr(self, name))
+
     def per_level(self, value: V | tuple[V, ...]) -> tuple[V, ...]:
         """Repeat a value once a level; a tuple must have one a level already."""
         levels = len(self.block_out_channels)
@@ -123,42 +93,40 @@ class EncoderConfig:
         return values
 
     @property
-    def heads(self) -> tuple[int, ...]:
-        """The number of attention heads of each level."""
-        return self.per_level(self.num_attention_heads or self.attention_head_dim)
-
-    @property
     def layers(self) -> tuple[int, ...]:
         """The number of resnets of each level on the way down."""
         return self.per_level(self.layers_per_block)
 
-    @property
-    def attending(self) -> set[int]:
-        """The indices of levels that read the context."""
-        levels = {level for level, kind in enumerate(self.down_block_types) if kind == DOWN[0]}
-        return levels | ({len(self.block_out_channels) - 1} if self.mid_block_type == MIDDLE[0] else set())
-
-    @property
-    def features(self) -> list[tuple[int, int]]:
-        """The places where an adapter's features are added, one in each level and one in the middle.
-
-        Each is the width there, and the latents that one value stands for along one side. A level without attention
-        has halved its size by then.
-        """
-        last, widths = len(self.block_out_channels) - 1, self.block_out_channels
-        halved = [kind != DOWN[0] and level < last for level, kind in enumerate(self.down_block_types)]
-        places = [(width, 2 ** (level + halved[level])) for level, width in enumerate(widths)]
-        return places + ([(widths[last], 2**last)] if self.mid_block_type else [])
-
+    @abstractmethod
     def depths(self, level: int) -> tuple[int, ...]:
-        """Return the depth of each transformer of a level on the way down."""
-        depths: tuple[PerLevel, ...] = self.per_level(self.transformer_layers_per_block)
-        return self.each_layer(depths[level], self.layers[level])
+        """Return the depth of each attention of a level on the way down, if the level has attention."""
 
-    def each_layer(self, depth: PerLevel, layers: int) -> tuple[int, ...]:
-        """Repeat a depth for each layer of a level; of a tuple, take the first so many."""
-        depths = depth if isinstance(depth, tuple) else (depth,) * layers
-        if len(depths) < layers or min(depths) < 0:
-            problem = "config has an invalid transformer_layers_per_block"
-            raise LdmrtError(self.part, problem, expected=f"{layers} depths of a level", found=depth)
-        return depths[:layers]
+    @property
+    @abstractmethod
+    def middle(self) -> tuple[int, tuple[int, ...]]:
+        """The number of resnets in the middle, and the depths of the attentions between them."""
+
+    @property
+    def outer_act_fn(self) -> str:
+        """The activation outside the blocks: in the embedding of the time, and before the last convolution."""
+        return self.act_fn
+
+    @property
+    def class_act_fn(self) -> str:
+        """The activation in the embedding of a class that is a number, whatever that of the blocks is."""
+        return "silu"
+
+    @property
+    def addition_embed_type(self) -> str | None:
+        """The kind of the embeddings that are added to the time's; None for networks that have no such field."""
+        return None
+
+    @property
+    def addition_time_embed_dim(self) -> int | None:
+        """The width of each embedded size among the additions to the time."""
+        return None
+
+    @property
+    def projection_class_embeddings_input_dim(self) -> int | None:
+        """The width of all additions to the time, before they are embedded."""
+        return None

@@ -5,24 +5,25 @@ State-dict keys and config fields are those of diffusers' UNet2DConditionModel.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldmrt.model.config import RawConfig, positive
-from ldmrt.runtime.errors import LdmrtError
 
-from . import encoder_config
-from .blocks import ACTIVATIONS, known_activation
-from .encoder_config import MIDDLE, Depths, EncoderConfig, PerLevel
-from .unet_encoder import UNetEncoder, build_level, levels
+from . import context_config
+from .blocks import known_activation
+from .context_config import MIDDLE, ContextConfig, Depths
+from .encoder_config import PerLevel
+from .unet_body import BodyConfig, UNetBody
+from .unet_encoder import transformer
 
 UP = ("CrossAttnUpBlock2D", "UpBlock2D")
 
 # Config keys of diffusers that ask for something else than the blocks below, with the value that asks for nothing.
 NEUTRAL: RawConfig = {
-    **encoder_config.NEUTRAL,
+    **context_config.NEUTRAL,
     "attention_type": "default",
     "center_input_sample": False,
     "class_embeddings_concat": False,
@@ -30,7 +31,6 @@ NEUTRAL: RawConfig = {
     "conv_out_kernel": 3,
     "cross_attention_norm": None,
     "dual_cross_attention": False,
-    "mid_block_only_cross_attention": (None, False),
     "resnet_out_scale_factor": 1.0,
     "resnet_skip_time_act": False,
     "time_embedding_dim": None,
@@ -39,32 +39,32 @@ NEUTRAL: RawConfig = {
 
 
 @dataclass(frozen=True)
-class UNetConfig(EncoderConfig):
+class UNetConfig(ContextConfig, BodyConfig):
     """Holds the fields of UNet2DConditionModel's config that matter here; the defaults are diffusers'."""
 
-    part: ClassVar[str] = "unet"
     neutral: ClassVar[RawConfig] = NEUTRAL
+    ups: ClassVar[tuple[str, str]] = UP
     middles: ClassVar[tuple[str | None, ...]] = (*MIDDLE, None)
 
-    sample_size: int | tuple[int, ...] | None = None  # of the latents: one side, or height and width
-    out_channels: int = 4
     up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
     reverse_transformer_layers_per_block: Depths | None = None  # of the up blocks, from the deepest
+    mid_block_only_cross_attention: bool | None = None  # diffusers heeds it in other middle blocks alone
     timestep_post_act: str | None = None
     time_embedding_act_fn: str | None = None
     time_cond_proj_dim: int | None = None  # LCM (Luo et al. 2023, arXiv:2310.04378): the guidance scale as an input
 
     def __post_init__(self) -> None:
-        """Refuse what `EncoderConfig` refuses, unsupported up blocks and depths that do not fit them."""
+        """Refuse what `ContextConfig` and `BodyConfig` refuse, and depths that do not fit the up blocks."""
         super().__post_init__()
-        positive("unet", self, "sample_size", "out_channels", "time_cond_proj_dim")
+        positive("unet", self, "time_cond_proj_dim")
         known_activation("unet", self, "timestep_post_act", "time_embedding_act_fn")
-        if isinstance(self.sample_size, tuple) and len(self.sample_size) != 2:
-            problem, expected = "config has an invalid sample_size", "one side, or height and width"
-            raise LdmrtError("unet", problem, expected=expected, found=self.sample_size)
-        self.check_blocks("up_block_types", UP)
         for level in range(len(self.block_out_channels)):
             self.up_depths(level)
+
+    @property
+    def class_act_fn(self) -> str:
+        """The activation in the embedding of a class that is a number: that of the blocks."""
+        return self.act_fn
 
     @property
     def attending(self) -> set[int]:
@@ -81,27 +81,15 @@ class UNetConfig(EncoderConfig):
         return self.each_layer(depths[level], self.layers[level] + 1)
 
 
-class UNet(UNetEncoder):
+class UNet(UNetBody):
     """Predicts the noise in latents, or their velocity or clean latents, from a timestep and prompt embeddings."""
 
     config: UNetConfig
 
     def __init__(self, config: UNetConfig) -> None:
-        """Build the down blocks, the middle, and up blocks that take the skips in reverse order."""
+        """Build the network, with transformers that read the context in some levels."""
         time_acts = config.timestep_post_act, config.time_embedding_act_fn
-        super().__init__(config, condition=config.time_cond_proj_dim, time_acts=time_acts)
-        widths, skips = config.block_out_channels, list(self.skip_channels)
-        self.up_blocks = nn.ModuleList()
-        inner = widths[-1]
-        for level, kind in zip(reversed(range(len(widths))), config.up_block_types, strict=True):
-            width, layers = widths[level], config.layers[level] + 1
-            channels = [(inner if i == 0 else width) + skips.pop() for i in range(layers)]
-            depths = config.up_depths(level) if kind == UP[0] else ()
-            self.up_blocks.append(build_level(config, level, channels, depths, up=level > 0))
-            inner = width
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
-        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
-        self.act = ACTIVATIONS[config.act_fn.lower()]
+        super().__init__(config, partial(transformer, config), condition=config.time_cond_proj_dim, time_acts=time_acts)
 
     @classmethod
     def from_config(cls, config: RawConfig) -> "UNet":
@@ -117,6 +105,7 @@ class UNet(UNetEncoder):
         timestep_cond: Tensor | None = None,
         text_embeds: Tensor | None = None,
         time_ids: Tensor | None = None,
+        class_labels: Tensor | None = None,
         down_residuals: Sequence[Tensor] = (),
         mid_residual: Tensor | None = None,
         adapter_residuals: Sequence[Tensor] = (),
@@ -132,6 +121,9 @@ class UNet(UNetEncoder):
                 arXiv:2310.04378).
             text_embeds: Pooled prompt embeddings (B, P), of SDXL (Podell et al. 2023, arXiv:2307.01952).
             time_ids: Sizes and crop (B, 6) of SDXL, or sizes, crop and score (B, 5) of its refiner, in pixels.
+            class_labels: Classes (B,), int64 below num_class_embeds, or numbers that are embedded as the time is where
+                class_embed_type is "timestep". An upscaler takes the noise level of the small image (Ho et al. 2021,
+                arXiv:2106.15282).
             down_residuals: One residual for each skip, of a ControlNet (Zhang et al. 2023, arXiv:2302.05543).
             mid_residual: The ControlNet's residual for the middle.
             adapter_residuals: Residuals of a T2I-Adapter (Mou et al. 2023, arXiv:2302.08453), one a level and perhaps
@@ -142,24 +134,15 @@ class UNet(UNetEncoder):
             the scheduler's `prediction_type`.
 
         Raises:
-            LdmrtError: A condition that the config asks for is missing or has another width, or there is not one
-                residual for each skip.
+            LdmrtError: A condition that the config asks for is missing or has another width or type, one is given that
+                it does not ask for, or there is not one residual for each skip.
         """
-        time = self.time(sample, timestep, timestep_cond, text_embeds, time_ids)
-        x, skips = self.down(self.conv_in(sample), time, context, adapter_residuals)
-        if down_residuals:
-            if len(down_residuals) != len(skips):
-                found = len(down_residuals)
-                raise LdmrtError("unet", "wrong number of down_residuals", expected=len(skips), found=found)
-            skips = [skip + residual for skip, residual in zip(skips, down_residuals, strict=True)]
-        x = self.middle(x, time, context, adapter_residuals)
-        if mid_residual is not None:
-            x = x + mid_residual
-        for level in levels(self.up_blocks):
-            for i, resnet in enumerate(level.resnets):
-                x = resnet(torch.cat([x, skips.pop()], dim=1), time)
-                if level.attentions is not None:
-                    x = level.attentions[i](x, context)
-            if level.upsamplers is not None:
-                x = level.upsamplers[0](x, skips[-1].shape[2:])
-        return self.conv_out(self.act(self.conv_norm_out(x)))
+        time = self.time(sample, timestep, timestep_cond, text_embeds, time_ids, class_labels)
+        return self.predict(
+            sample,
+            time,
+            context,
+            down_residuals=down_residuals,
+            mid_residual=mid_residual,
+            adapter_residuals=adapter_residuals,
+        )

@@ -6,7 +6,7 @@ State-dict keys and config fields are diffusers'.
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,41 @@ from ldmrt.runtime.errors import LdmrtError
 
 from .attention import Transformer2D
 from .blocks import ACTIVATIONS, Downsample, Level, ResnetBlock, TimestepEmbedding, Upsample, sinusoids
-from .encoder_config import ADDITIONS, DOWN, MIDDLE, EncoderConfig
+from .context_config import ADDITIONS, ContextConfig
+from .encoder_config import CLASSES, TIMES, EncoderConfig
+
+WHOLE = (torch.int64, torch.int32)  # what a table can be read by
+
+
+class Attend(Protocol):
+    """Builds one attention of a network, which takes features (B, C, h, w) and the context."""
+
+    def __call__(self, level: int, depth: int, /, *, middle: bool) -> nn.Module:
+        """Build an attention of a level, or of the middle, with so many blocks."""
+
+
+def transformer(config: ContextConfig, level: int, depth: int, *, middle: bool) -> Transformer2D:
+    """Build a transformer of a level, or of the middle, that reads the context."""
+    return Transformer2D(
+        config.block_out_channels[level],
+        config.heads[level],
+        config.cross_attention_dim,
+        depth=depth,
+        groups=config.norm_num_groups,
+        linear=config.use_linear_projection,
+        upcast=bool(config.upcast_attention),
+        only_cross=not middle and config.only_cross[level],
+    )
 
 
 def build_level(
     config: EncoderConfig,
     level: int,
     inner: Sequence[int],
+    attend: Attend,
     depths: Sequence[int] = (),
     *,
+    middle: bool = False,
     down: bool = False,
     up: bool = False,
 ) -> Level:
@@ -33,7 +59,9 @@ def build_level(
         config: The network's config.
         level: Index of the level, from the largest size.
         inner: Channels of each resnet's input, in order.
-        depths: Number of blocks of each transformer; empty for a level without attention.
+        attend: What builds the attentions.
+        depths: Number of blocks of each attention; empty for a level without attention.
+        middle: Whether this is the middle, which has the size of its level.
         down: Whether the level ends with half the size.
         up: Whether the level ends with twice the size.
 
@@ -48,25 +76,15 @@ def build_level(
             groups=config.norm_num_groups,
             eps=config.norm_eps,
             time_channels=4 * config.block_out_channels[0],
+            scale_shift=config.resnet_time_scale_shift == TIMES[1],
             act=config.act_fn,
         )
         for channels in inner
     ]
     smaller = Downsample(width, padding=config.downsample_padding) if down else None
     larger = Upsample(width) if up else None
-    transformers = [
-        Transformer2D(
-            width,
-            config.heads[level],
-            config.cross_attention_dim,
-            depth=depth,
-            groups=config.norm_num_groups,
-            linear=config.use_linear_projection,
-            upcast=bool(config.upcast_attention),
-        )
-        for depth in depths
-    ]
-    return Level(resnets, transformers or None, down=smaller, up=larger)
+    attentions = [attend(level, depth, middle=middle) for depth in depths]
+    return Level(resnets, attentions or None, down=smaller, up=larger)
 
 
 class UNetEncoder(nn.Module):
@@ -77,6 +95,7 @@ class UNetEncoder(nn.Module):
     def __init__(
         self,
         config: EncoderConfig,
+        attend: Attend,
         *,
         condition: int | None = None,
         time_acts: tuple[str | None, str | None] = (None, None),
@@ -85,6 +104,7 @@ class UNetEncoder(nn.Module):
 
         Args:
             config: The network's config.
+            attend: What builds the attentions of its levels.
             condition: Width of the guidance embedding that LCM adds to the time; None for none.
             time_acts: Activations that follow the time embedding, before and after the additions to it; None for none.
         """
@@ -94,8 +114,13 @@ class UNetEncoder(nn.Module):
         last = len(widths) - 1
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(
-            widths[0], 4 * widths[0], condition=condition, act=config.act_fn, post_act=time_acts[0]
+            widths[0], 4 * widths[0], condition=condition, act=config.outer_act_fn, post_act=time_acts[0]
         )
+        self.class_embedding: nn.Embedding | TimestepEmbedding | None = None
+        if config.class_embed_type == CLASSES[1]:
+            self.class_embedding = TimestepEmbedding(widths[0], 4 * widths[0], act=config.class_act_fn)
+        elif config.num_class_embeds is not None:
+            self.class_embedding = nn.Embedding(config.num_class_embeds, 4 * widths[0])
         self.time_act = None if time_acts[1] is None else ACTIVATIONS[time_acts[1].lower()]
         if config.addition_embed_type and config.projection_class_embeddings_input_dim:
             self.add_embedding = TimestepEmbedding(config.projection_class_embeddings_input_dim, 4 * widths[0])
@@ -104,15 +129,14 @@ class UNetEncoder(nn.Module):
         self.skip_channels = [widths[0]]  # of each skip connection, in the order that they are made
         for level, (kind, width, layers) in enumerate(zip(config.down_block_types, widths, config.layers, strict=True)):
             inner = [self.skip_channels[-1]] + [width] * (layers - 1)
-            depths = config.depths(level) if kind == DOWN[0] else ()
-            self.down_blocks.append(build_level(config, level, inner, depths, down=level < last))
+            depths = config.depths(level) if kind == config.downs[0] else ()
+            self.down_blocks.append(build_level(config, level, inner, attend, depths, down=level < last))
             self.skip_channels += [width] * (layers + (level < last))
 
         self.mid_block: Level | None = None
-        if config.mid_block_type == MIDDLE[0]:
-            self.mid_block = build_level(config, last, [widths[last]] * 2, config.depths(last)[:1])
-        elif config.mid_block_type == MIDDLE[1]:
-            self.mid_block = build_level(config, last, [widths[last]])
+        resnets, depths = config.middle
+        if resnets:
+            self.mid_block = build_level(config, last, [widths[last]] * resnets, attend, depths, middle=True)
 
     def time(
         self,
@@ -121,6 +145,7 @@ class UNetEncoder(nn.Module):
         condition: Tensor | None = None,
         text_embeds: Tensor | None = None,
         time_ids: Tensor | None = None,
+        class_labels: Tensor | None = None,
     ) -> Tensor:
         """Embed the time and what is added to it; every resnet takes the result.
 
@@ -130,21 +155,39 @@ class UNetEncoder(nn.Module):
             condition: LCM's guidance embedding (B, time_cond_proj_dim).
             text_embeds: SDXL's pooled prompt embeddings (B, P).
             time_ids: SDXL's sizes, crop and perhaps score (B, 5 or 6).
+            class_labels: Classes (B,), whole numbers or numbers that are embedded as the time is.
 
         Returns:
             The time embedding (B, 4 * block_out_channels[0]).
 
         Raises:
-            LdmrtError: A condition is missing, not expected by the config, or of another width.
+            LdmrtError: A condition is missing, not expected by the config, or of another width or type.
         """
         config, dtype = self.config, sample.dtype
         if condition is not None and self.time_embedding.cond_proj is None:
             raise LdmrtError(config.part, "unexpected timestep_cond", hint="the config has no time_cond_proj_dim")
         features = self._sinusoids(timestep, config.block_out_channels[0]).to(dtype)
         time = self.time_embedding(features, None if condition is None else condition.to(dtype))
+        if class_labels is not None or self.class_embedding is not None:
+            time = time + self._class(dtype, class_labels)
         if config.addition_embed_type is not None:
             time = time + self._additions(dtype, text_embeds, time_ids)
         return time if self.time_act is None else self.time_act(time)
+
+    def _class(self, dtype: torch.dtype, labels: Tensor | None) -> Tensor:
+        """Embed classes (B,), to be added to the time embedding (Nichol & Dhariwal 2021, arXiv:2102.09672)."""
+        part, embedding = self.config.part, self.class_embedding
+        if embedding is None:
+            hint = "the config has neither num_class_embeds nor class_embed_type"
+            raise LdmrtError(part, "unexpected class_labels", hint=hint)
+        if labels is None:
+            name = "num_class_embeds" if isinstance(embedding, nn.Embedding) else f"class_embed_type {CLASSES[1]}"
+            raise LdmrtError(part, "class_labels is missing", hint=f"{name} needs it")
+        if isinstance(embedding, TimestepEmbedding):
+            return embedding(self._sinusoids(labels, self.config.block_out_channels[0]).to(dtype))
+        if labels.dtype not in WHOLE:
+            raise LdmrtError(part, "class_labels holds no whole numbers", expected="int64", found=labels.dtype)
+        return embedding(labels).to(dtype)
 
     def _additions(self, dtype: torch.dtype, text_embeds: Tensor | None, time_ids: Tensor | None) -> Tensor:
         """Embed SDXL's pooled text and sizes, to be added to the time embedding (Podell et al. 2023, section 2.2)."""
@@ -162,14 +205,14 @@ class UNetEncoder(nn.Module):
         return self.add_embedding(added)
 
     def down(
-        self, x: Tensor, time: Tensor, context: Tensor, added: Sequence[Tensor] = ()
+        self, x: Tensor, time: Tensor, context: Tensor | None, added: Sequence[Tensor] = ()
     ) -> tuple[Tensor, list[Tensor]]:
         """Run the down blocks.
 
         Args:
             x: Features (B, width, h, w), of `conv_in`.
             time: The time embedding.
-            context: Prompt embeddings (B, M, cross_attention_dim).
+            context: Prompt embeddings (B, M, cross_attention_dim), or None for a network that reads no context.
             added: A T2I-Adapter's residuals, one a level; further ones are for the middle.
 
         Returns:
@@ -192,13 +235,14 @@ class UNetEncoder(nn.Module):
                 x = skips[-1] = x + extra  # the skip too: diffusers adds in place
         return x, skips
 
-    def middle(self, x: Tensor, time: Tensor, context: Tensor, added: Sequence[Tensor] = ()) -> Tensor:
+    def middle(self, x: Tensor, time: Tensor, context: Tensor | None, added: Sequence[Tensor] = ()) -> Tensor:
         """Run the middle on x (B, C, h, w), and add the residual that a T2I-Adapter has for it, if any."""
         if self.mid_block is None:
             return x
-        x = self.mid_block.resnets[0](x, time)
-        if self.mid_block.attentions is not None:
-            x = self.mid_block.resnets[1](self.mid_block.attentions[0](x, context), time)
+        for i, resnet in enumerate(self.mid_block.resnets):
+            if i and self.mid_block.attentions is not None:
+                x = self.mid_block.attentions[i - 1](x, context)
+            x = resnet(x, time)
         beyond = added[len(self.down_blocks) :]
         # diffusers ignores a residual of another shape
         return x + beyond[0] if beyond and beyond[0].shape == x.shape else x

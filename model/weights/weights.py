@@ -37,6 +37,8 @@ SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 Notes = JsonObject  # the metadata that a file holds beside its tensors
 LFS = b"version https://git-lfs"  # what stands for a large file that was not fetched
 POSITIONS = "embeddings.position_ids"  # 0, 1, 2 ...: transformers of old saved it, though it is no weight
+PROJECTIONS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+OLD_PROJECTION = re.compile(rf"(\.attentions\.\d+\.)({'|'.join(PROJECTIONS)})\.")
 N = TypeVar("N", bound=nn.Module)
 
 
@@ -57,13 +59,11 @@ class Tensors:
 def bare(key: str) -> str:
     """Spell a key as it is written today.
 
-    transformers 5 dropped the prefix of a text encoder's weights, and autoencoders of 2022 have other names for the
-    attention's projections.
+    transformers 5 dropped the prefix of a text encoder's weights, and networks of 2022 have other names for the
+    projections of attention over the pixels.
     """
     key = key.removeprefix("text_model.")
-    for old, new in ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")):
-        key = key.replace(f".attentions.0{old}", f".attentions.0{new}")
-    return key
+    return OLD_PROJECTION.sub(lambda found: f"{found[1]}{PROJECTIONS[found[2]]}.", key)
 
 
 def open_weights(component: str, path: Path) -> dict[str, Lazy]:

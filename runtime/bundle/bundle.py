@@ -17,10 +17,11 @@ from ldmrt.runtime.tensors import TensorSpec
 from .certificate import Certificate
 from .contents import Contents, bundle_errors, is_name
 from .coverage import NETWORKS_ALONE, changes, is_partial
-from .graphs import NOT_RUN, ORDER, REQUIRED, cuda_file
+from .graphs import DECODER, NOT_RUN, ORDER, cuda_file
 from .manifest import MANIFEST, check_files, check_manifest
-from .model_info import ModelInfo
 from .recording import Recording
+from .stages import PROMPT, Stage, stage_of_configs
+from .stages_json import check_inputs, stages_from_json
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Bundle:
     path: Path
     manifest: JsonObject = field(repr=False)  # empty where the directory has none
     scheduler: JsonObject = field(repr=False)  # scheduler_config.json
-    shape: ModelInfo
+    stages: tuple[Stage, ...]
 
     @classmethod
     def open(cls, path: Path, *, check: bool = True, stamped: bool = False) -> "Bundle":
@@ -61,11 +62,14 @@ class Bundle:
             if check:
                 check_files(path, manifest["files"], HashCache(path) if stamped else None)
         contents = Contents(path, manifest["files"] if manifest else None)
-        bundle = cls(path, manifest, contents.json("scheduler/scheduler_config.json"), _shape(contents))
-        for name in REQUIRED:
-            contents.file(f"{name}/model.onnx")
+        bundle = cls(path, manifest, contents.json("scheduler/scheduler_config.json"), _stages(contents, manifest))
+        for stage in bundle.stages:
+            for name in (stage.network, DECODER):
+                contents.file(f"{name}/model.onnx")
+            if stage.network in manifest.get("components", {}):
+                check_inputs(stage, bundle.specs(stage.network)[0])
         encoders = [name for name in bundle.components if name.startswith("text_encoder")]
-        if not encoders:
+        if not encoders and PROMPT in bundle.stage.reads:
             expected = path / "text_encoder" / "model.onnx"
             raise BundleError("bundle", "missing file", expected=expected, hint="export again")
         for folder in (name.replace("text_encoder", "tokenizer") for name in encoders):
@@ -87,6 +91,17 @@ class Bundle:
         if current != self.manifest:
             problem = f"{self.path} was changed by something else meanwhile"
             raise BundleError("bundle", problem, hint="run the same command again")
+
+    @property
+    def stage(self) -> Stage:
+        """Return the stage that draws."""
+        return self.stages[0]
+
+    @property
+    def schedulers(self) -> dict[str, JsonObject]:
+        """Read the configs of the schedulers that add noise to an image, by their folders."""
+        folders = (folder for stage in self.stages for folder in stage.schedulers)
+        return {folder: self.contents.json(f"{folder}/scheduler_config.json") for folder in folders}
 
     @property
     def contents(self) -> Contents:
@@ -205,8 +220,10 @@ class Bundle:
         return inputs, outputs
 
 
-def _shape(contents: Contents) -> ModelInfo:
-    """Read the configs of the networks, and model_index.json where there is one."""
+def _stages(contents: Contents, manifest: JsonObject) -> tuple[Stage, ...]:
+    """Read the stages of a manifest; of an old one, or without any, that of the configs."""
+    if "stages" in manifest:
+        return stages_from_json(manifest["stages"])
     unet, vae = contents.json("unet/config.json"), contents.json("vae_decoder/config.json")
     index = contents.json("model_index.json") if os.path.lexists(contents.bundle / "model_index.json") else {}
-    return ModelInfo.read(unet, vae, index)
+    return (stage_of_configs(unet, vae, index),)

@@ -12,7 +12,8 @@ from .contents import AGAIN, Contents, is_inside, is_name
 from .graphs import REQUIRED
 
 MANIFEST = "ldmrt.json"
-SCHEMA = 1
+SCHEMA = 2
+READ = (1, 2)  # schemas that can be read; the first has no stages
 MOST = 10_000  # files in a manifest; Stable Diffusion XL has 40
 COMPONENTS = 100  # in a manifest, with the graphs beside them
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -31,9 +32,11 @@ def check_manifest(manifest: JsonObject) -> None:
     Raises:
         BundleError: States the entry that is damaged.
     """
-    if (schema := manifest.get("schema")) != SCHEMA or isinstance(schema, bool):
-        problem = f"{MANIFEST} has another schema"
-        raise BundleError("bundle", problem, expected=SCHEMA, found=f"{schema!r:.100}", hint=HINT)
+    if (schema := manifest.get("schema")) not in READ or isinstance(schema, bool):
+        problem, expected = f"{MANIFEST} has another schema", " or ".join(map(str, READ))
+        raise BundleError("bundle", problem, expected=expected, found=f"{schema!r:.100}", hint=HINT)
+    if schema == SCHEMA and "stages" not in manifest:
+        raise BundleError("bundle", f"{MANIFEST} has no stages", expected="a list", hint=HINT)
     for key in ("files", "components", "made_by"):
         if not isinstance(manifest.get(key), dict):
             raise BundleError("bundle", f"{MANIFEST} has no {key}", expected="a JSON object", hint=HINT)

@@ -19,8 +19,9 @@ WALK = ("t", "x", "said", "images")  # the arrays of a trajectory, by their name
 STORE = "ldmrt verify BUNDLE --against CHECKPOINT --store"
 STEPS = 1000  # of a recorded request, at most
 LARGEST = 1e9  # of a scaling factor
-# The fields of a recorded request.
+# The fields of a recorded request, and one that only models have which draw classes.
 PLAIN = {"prompt": (str,), "seed": (int,), "width": (int,), "height": (int,), "steps": (int,), "guidance": (float, int)}
+FURTHER = {"class_labels": (int,)}
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def request_fields(options: JsonObject, given: Arrays) -> JsonObject:
     """Return the fields of a recorded request, ready for `Request`.
 
     Args:
-        options: The fields that are text or numbers, those of `PLAIN`.
+        options: The fields that are text or numbers, those of `PLAIN` and `FURTHER`.
         given: The images of the request, uint8, by "image", "mask" and "controls.NAME".
     """
     controls = {name.removeprefix(CONTROL): image for name, image in given.items() if name.startswith(CONTROL)}
@@ -147,9 +148,9 @@ def check_recording(reference: Recording) -> None:
     _expect("x", trajectory.x, np.float32, (len(trajectory.said) + 1, *rows[1:]))
     _expect("said", trajectory.said, np.float32, rows)
     options = trajectory.options
-    if not isinstance(options, dict) or not options.keys() <= PLAIN.keys():
+    if not isinstance(options, dict) or not options.keys() <= PLAIN.keys() | FURTHER.keys():
         raise ValueError("the request is not one that is recorded")
-    for name, kind in PLAIN.items():
+    for name, kind in (PLAIN | {name: kind for name, kind in FURTHER.items() if name in options}).items():
         if type(options.get(name)) not in kind:
             raise ValueError(f"the request's {name} is {options.get(name)!r:.100}")
     if not 0 < options["steps"] <= STEPS or trajectory.said.ndim != 5:
@@ -157,9 +158,11 @@ def check_recording(reference: Recording) -> None:
     sides = (options["height"], options["width"])
     _expect("images", trajectory.images, np.uint8, (rows[1], *sides, 3))
     for name, image in trajectory.given.items():
-        if not (name in ("image", "mask") or name.startswith(CONTROL)) or image.shape[:2] != sides:
+        own = image.shape[:2]  # smaller than the sides where the model enlarges an image
+        enlarged = len(own) == 2 and all(own) and (sides[0] * own[1] == sides[1] * own[0]) and not sides[0] % own[0]
+        if not (name in ("image", "mask") or name.startswith(CONTROL)) or not enlarged:
             raise ValueError(f"the image {name!r:.100} does not belong to the request")
-        _expect(name, image, np.uint8, (*sides, 3)[: 2 if name == "mask" else 3])
+        _expect(name, image, np.uint8, (*own, 3)[: 2 if name == "mask" else 3])
     if type(reference.scaling_factor) not in (int, float) or not 0 < reference.scaling_factor < LARGEST:
         raise ValueError(f"scaling factor {reference.scaling_factor!r:.100}")
 

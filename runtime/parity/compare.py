@@ -124,14 +124,14 @@ def compare(
         if name + TILE in pipeline.engines and calls:
             figures = tuple(check_parts(pipeline.engines, name, backend, calls, limits[name].limit))
             yield Comparison(f"{name}, in parts", backend, figures)
-    found, expected = np.array(pipeline.shape.scaling_factor), np.array(reference.scaling_factor)
+    space = pipeline.stage.space
+    found, expected = np.array(space.scaling_factor), np.array(reference.scaling_factor)
     yield Comparison(FACTOR, backend, (tensor_error(FACTOR, backend, "config", "value", found, expected, 0.0),))
     trajectory = reference.trajectory
     if DECODER_FP32 in pipeline.engines:  # the reference's last latents: the only check of it without PyTorch
-        spare = partial(decode, {DECODER: pipeline.engines[DECODER_FP32]}, pipeline.shape, trajectory.x[-1], Decoding())
-        yield replace(
-            compare_images(f"picture by {DECODER_FP32}", backend, trajectory, IMAGE["fp32"].limit, spare), images=None
-        )
+        spare = partial(decode, {DECODER: pipeline.engines[DECODER_FP32]}, space, trajectory.x[-1], Decoding())
+        likeness = compare_images(f"picture by {DECODER_FP32}", backend, trajectory, IMAGE["fp32"].limit, spare)
+        yield replace(likeness, images=None)
     try:
         drifts, x = compare_rows(pipeline, backend, trajectory, limits)
     except EngineNotFound as error:

@@ -64,12 +64,13 @@ def images_at_once(
     size: tuple[int, int],
     factor: int,
     *,
-    guided: bool,
+    rows: int,
     forecast: Forecast | None = None,
 ) -> int:
     """Return how many images of a size (height, width) in pixels one call takes.
 
-    The most of any engine that was built for the size; without one as many as fit in memory, up to `PIXELS`.
+    The most of any engine that was built for the size; without one as many as fit in memory, up to `PIXELS`. The
+    network runs so many `rows` for each.
     """
     pixels = size[0] * size[1]
     latent = size[0] // factor, size[1] // factor
@@ -78,11 +79,10 @@ def images_at_once(
         shapes = bucket.get(INPUTS[component])
         if shapes is None or not shapes.holds((*shapes.max[:-2], *latent)):
             continue
-        rows = shapes.max[0]
-        found.append(rows if component == STEP or not guided else rows // 2)
+        found.append(shapes.max[0] if component == STEP else shapes.max[0] // rows)
     if found:
         return max(1, *found)
-    fitting = MOST if forecast is None else forecast.images(pixels, 2 if guided else 1)
+    fitting = MOST if forecast is None else forecast.images(pixels, rows)
     return max(1, min(fitting, PIXELS // pixels))
 
 

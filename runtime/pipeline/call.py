@@ -17,8 +17,9 @@ from ldmrt.runtime.tensors import Array
 
 from .request.checks import Images, Text
 from .request.field_names import FIELDS, OutputType, refuse_unknown
+from .request.fields import Callback
 from .request.generators import Generator as RandomGenerator
-from .request.request import Callback, Request
+from .request.request import Request
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -86,6 +87,7 @@ class ImagePipeline(ABC):
         num_images_per_prompt: int = 1,
         num_inference_steps: int = 20,
         guidance_scale: float = 5.0,
+        image_guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
         deep_cache: int | None = None,
@@ -98,7 +100,9 @@ class ImagePipeline(ABC):
         eta: float | None = None,
         clip_skip: int | None = None,
         negative_clip_skip: int | None = None,
+        class_labels: int | Sequence[int] | None = None,
         image: Images | None = None,
+        noise_level: int | None = None,
         strength: float = 0.8,
         denoising_start: float | None = None,
         denoising_end: float | None = None,

@@ -10,13 +10,14 @@ import numpy as np
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.errors import InvalidRequest, NotFinite
-from ldmrt.runtime.samplers.guidance import Guidance, classifier_free, guided_rows, positive_half
+from ldmrt.runtime.samplers.guidance import Guidance, guide, guided_rows, last_rows
 from ldmrt.runtime.samplers.loop import Blend, Model, Noise, State, steps
 from ldmrt.runtime.samplers.noise import noise
 from ldmrt.runtime.samplers.plan import Latents, Plan
 from ldmrt.runtime.tensors import Array, Arrays, BindableEngine
 
-from .controls import open_controls
+from .conditioning.sources import BESIDE_STATE
+from .controls import Controls, open_controls
 from .deep_cache import DeepCached, full_times
 from .fused_step import FusedStep, can_fuse
 from .initial_latents import InitialLatents
@@ -31,13 +32,14 @@ StepEnd = Callable[[int, float, dict[str, Array]], "Mapping[str, Array] | None"]
 class Encoded:
     """Holds a request after the encoders.
 
-    `conditioning` are the inputs of the U-Net that do not change from row to row: embeddings of the negative prompts
-    and then of the prompts, (N, tokens, width), and what SDXL is conditioned on beside them.
+    `conditioning` are the inputs of the U-Net that do not change from row to row, see `condition`; `size` is the height
+    and width of the images in pixels.
     """
 
     request: Request
     plan: Plan
     initial: InitialLatents
+    size: tuple[int, int]
     guidance: Guidance
     conditioning: Mapping[str, Array]
     seconds: float
@@ -76,11 +78,13 @@ class DenoisingTask:
         request, plan, start, guidance = encoded.request, encoded.plan, encoded.initial, encoded.guidance
         conditioning, every = encoded.conditioning, request.full_every
         unet = engines["unet"] if every == 1 else DeepCached(engines, full_times(plan, every))
-        model = guided_network(engines, request, start, guidance, conditioning, unet)
+        controls = open_controls(engines, request.controls, encoded.size, guidance, conditioning)
+        model = guided_network(unet, guidance, conditioning, controls, start.x.shape[1])
         if request.guidance_interval is not None and not guidance.plain:
             guided = guided_rows(plan, request.guidance_interval)
-            plain = classifier_free(len(start.x), 1.0)
-            alone = guided_network(engines, request, start, plain, positive_half(conditioning), unet)
+            plain, last = guide(len(start.x), ()), last_rows(conditioning, len(start.x))
+            controls = open_controls(engines, request.controls, encoded.size, plain, last)
+            alone = guided_network(unet, plain, last, controls, start.x.shape[1])
             model = partial(_either, dict(zip(plan.t.tolist(), guided, strict=True)), model, alone)
 
         def fresh(row: int, into: Latents | None = None) -> Latents:
@@ -90,8 +94,7 @@ class DenoisingTask:
         blend = start.blend if step_end is None else partial(_end_step, step_end, plan, start.blend)
         fused = None
         if STEP in engines and can_fuse(plan, request, guidance) and blend is None:
-            beside = {} if start.beside is None else {"beside": start.beside[guidance.idx]}
-            step = FusedStep(cast(BindableEngine, engines[STEP]), guidance, {**conditioning, **beside})
+            step = FusedStep(cast(BindableEngine, engines[STEP]), guidance, conditioning)
             fused = step if step.ready(plan, x.shape) else None
         return cls(plan, x, model, fresh, start.init, blend, fused)
 
@@ -122,21 +125,24 @@ class DenoisingTask:
 
 
 def guided_network(
-    engines: LazyEngines,
-    request: Request,
-    start: InitialLatents,
-    guidance: Guidance,
-    conditioning: Mapping[str, Array],
-    unet: Network,
+    unet: Network, guidance: Guidance, conditioning: Mapping[str, Array], controls: Controls, channels: int
 ) -> Model:
-    """Return the U-Net with its controls and guidance as one function (x, t) -> prediction, (N, C, h, w) both."""
-    controls = open_controls(engines, request.controls, start.size, guidance, conditioning)
-    idx, channels = guidance.idx, start.x.shape[1]
+    """Return a network with its controls and guidance as one function (x, t) -> prediction, (N, C, h, w) both.
+
+    Args:
+        unet: The network.
+        guidance: Its rows, and how they are weighed.
+        conditioning: Its inputs that do not change, as `condition` makes them.
+        controls: What gives it residuals.
+        channels: C, of the latents.
+    """
+    idx, inputs = guidance.idx, dict(conditioning)
+    beside = inputs.pop(BESIDE_STATE, None)
 
     def model(x: Latents, t: float, into: Latents | None = None) -> Latents:
         x, times = x[idx], np.full(len(idx), t, np.float32)
-        sample = x if start.beside is None else np.concatenate([x, start.beside[idx]], axis=1)
-        out = unet(sample=sample, timestep=times, **conditioning, **controls(x, times))
+        sample = x if beside is None else np.concatenate([x, beside], axis=1)
+        out = unet(sample=sample, timestep=times, **inputs, **controls(x, times))
         return guidance.combine(out["out_sample"].astype(np.float32, copy=False), into, channels)
 
     return model

@@ -19,10 +19,10 @@ from ldmrt.runtime.bundle.certificate import Certificate
 from ldmrt.runtime.bundle.engines.engine_key import Bucket
 from ldmrt.runtime.bundle.graphs import DECODER
 from ldmrt.runtime.bundle.hub import local_bundle
-from ldmrt.runtime.bundle.model_info import ModelInfo
+from ldmrt.runtime.bundle.stages import Row, Stage
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.samplers.config import Config
-from ldmrt.runtime.samplers.guidance import classifier_free
+from ldmrt.runtime.samplers.guidance import guide
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.runtime.samplers.plan import Latents, Plan
 from ldmrt.runtime.samplers.registry import plan_from_config
@@ -33,11 +33,13 @@ from .autoencoder.decode import Decoding, decode, decode_unrounded
 from .autoencoder.tiling import PASSES
 from .batch_size import Forecast, bounded, images_at_once, unet_profiles
 from .call import ImagePipeline, Result
-from .conditioning import condition, fixed_size, reads_texts, text_encoders, unet_inputs
+from .conditioning.prompts import reads_texts, text_encoders
+from .conditioning.sources import Context, condition
 from .denoise import Denoised, DenoisingTask, Encoded, check_finite
 from .initial_latents import initial_latents
 from .overlap import in_stages
 from .request.checks import Text
+from .request.images import read_images
 from .request.request import Request
 
 
@@ -51,21 +53,23 @@ class Pipeline(ImagePipeline):
         engines: The networks by name, opened when they are first used.
         tokenizers: By name: "tokenizer" and "tokenizer_2".
         scheduler: diffusers' scheduler_config.json.
-        shape: What the bundle says of its model: channels, pixels of a latent, scaling, size.
+        stage: What the bundle says of its model: its space, its size, the sources of its inputs, its guidance.
         certificate: What was measured when the bundle was made.
         decoding: How latents are decoded: in tiles, once more in float32.
         profiles: The sizes that engines of the U-Net were built for.
         forecast: The memory that images take.
+        schedulers: The configs of schedulers that add noise to an image which the network is given, by their folders.
     """
 
     engines: LazyEngines
     tokenizers: Mapping[str, Tokenizer]
     scheduler: Config
-    shape: ModelInfo
+    stage: Stage
     certificate: Certificate | None = field(default=None, repr=False)
     decoding: Decoding = field(default_factory=Decoding)
     profiles: tuple[tuple[str, Bucket], ...] = field(default=(), repr=False)
     forecast: Forecast | None = None
+    schedulers: Mapping[str, Config] = field(default_factory=dict, repr=False)
 
     def generate(self, request: Request) -> Result:
         """Make the images of a request; more than fit in memory are made in parts."""
@@ -105,12 +109,12 @@ class Pipeline(ImagePipeline):
 
     def images_at_once(self, request: Request) -> int:
         """Return how many images of a request are made in one batch, as far as its size is known without its image."""
-        own = (request.height or self.shape.size, request.width or self.shape.size)
+        factor, own = self.stage.space.factor, (request.height or self.stage.size, request.width or self.stage.size)
         if request.latents is not None and request.denoising_start is not None:
             height, width = request.latents.shape[2:]
-            own = height * self.shape.factor, width * self.shape.factor
-        guided = request.guidance_scale > 1
-        return images_at_once(self.profiles, own, self.shape.factor, guided=guided, forecast=self.forecast)
+            own = height * factor, width * factor
+        rows = len(self._rows(request)[0])
+        return images_at_once(self.profiles, own, factor, rows=rows, forecast=self.forecast)
 
     def plan(self, request: Request) -> Plan:
         """Return the sampler's table for a request."""
@@ -119,15 +123,15 @@ class Pipeline(ImagePipeline):
             request.num_inference_steps,
             name=request.scheduler,
             eta=request.eta,
-            strength=request.strength if request.image is not None else 1.0,
-            shortened=self.shape.consistency,
+            strength=request.strength if request.image is not None and not self.stage.takes_image else 1.0,
+            shortened=self.stage.shortens,
             start=request.denoising_start,
             end=request.denoising_end,
         )
 
     def decode(self, latents: Latents) -> NDArray[np.uint8]:
         """Decode latents (N, C, h, w), float32, to images (N, H, W, 3)."""
-        return decode(self.engines, self.shape, latents, self.decoding)
+        return decode(self.engines, self.stage.space, latents, self.decoding)
 
     def close(self) -> None:
         """Free the engines; a later request raises `LdmrtError`. A second call does nothing."""
@@ -143,15 +147,20 @@ class Pipeline(ImagePipeline):
         called = time.perf_counter()
         plan = self.plan(request)
         decodes = request.output_type != "latent" and self.decoding.tile is None
-        encoders = text_encoders(self.engines) if reads_texts(request) else []
+        rows, scales = self._rows(request)
+        encoders = text_encoders(self.engines) if reads_texts(request, rows) else []
         self.engines.open_soon([*encoders, "unet", *([DECODER] if decodes else [])])
-        inputs = unet_inputs(self.engines)
-        scale = 1.0 if "timestep_cond" in inputs else max(1.0, request.guidance_scale)  # of a distilled model: an input
-        guidance = classifier_free(request.total_images, scale, request.guidance_rescale)
-        extra = fixed_size(inputs, "sample", 1) - self.shape.channels
-        start = initial_latents(request, plan, self.engines, self.shape, self.decoding, extra=extra)
-        conditioning = condition(request, self.engines, self.tokenizers, self.shape, guidance, start.size)
-        return Encoded(request, plan, start, guidance, conditioning, time.perf_counter() - called)
+        given = read_images(request, self.stage)
+        start = initial_latents(request, plan, self.engines, self.stage, given, self.decoding)
+        guidance = guide(request.total_images, scales, request.guidance_rescale)
+        sources = self.engines, self.tokenizers, self.schedulers, self.decoding
+        conditioning = condition(Context(request, self.stage, rows, given, *sources))
+        return Encoded(request, plan, start, given.size, guidance, conditioning, time.perf_counter() - called)
+
+    def _rows(self, request: Request) -> tuple[tuple[Row, ...], list[float]]:
+        """Return the rows of guidance that a request runs, and their scales: the last one alone without guidance."""
+        rows, scales = self.stage.guide.rows, request.scales(self.stage.guide.scales)
+        return (rows if scales else rows[-1:]), scales
 
     def _task(self, encoded: Encoded) -> DenoisingTask:
         """Connect the U-Net with the plan of a request, and its callback with this pipeline."""
@@ -170,7 +179,7 @@ class Pipeline(ImagePipeline):
         if request.output_type == "latent":
             return Result(x, x, request.seeds, {"latents": denoised.seconds, "decode": 0.0})
         how = decode_unrounded if request.output_type == "np" else decode
-        array = how(self.engines, self.shape, x, self.decoding)
+        array = how(self.engines, self.stage.space, x, self.decoding)
         return Result(array, x, request.seeds, {"latents": denoised.seconds, "decode": time.perf_counter() - called})
 
 
@@ -224,7 +233,7 @@ def open_pipeline(
     folder = local_bundle(bundle)
     watched = Watched(folder)
     opened = Bundle.open(folder, check=check, stamped=True)
-    decoding.cells(opened.shape.factor, ())  # raises where the tile is invalid
+    decoding.cells(opened.stage.space.factor, ())  # raises where the tile is invalid
     for issue in filter(None, (*opened.certificate_issues, opened.uncovered)) if check else ():
         hint = f"ldmrt verify {bundle} --against CHECKPOINT --store"
         warnings.warn(f"{bundle}: {issue}; next: {hint}", LdmrtWarning, stacklevel=2)
@@ -235,4 +244,5 @@ def open_pipeline(
     config = read_scheduler(Path(scheduler)) if isinstance(scheduler, (str, Path)) else scheduler or opened.scheduler
     profiles = unet_profiles(opened, backend)
     forecast = Forecast.read(opened, backend)
-    return Pipeline(engines, tokenizers, config, opened.shape, certificate, decoding, profiles, forecast)
+    schedulers = opened.schedulers
+    return Pipeline(engines, tokenizers, config, opened.stage, certificate, decoding, profiles, forecast, schedulers)

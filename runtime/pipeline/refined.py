@@ -38,7 +38,7 @@ class RefinedPipeline(ImagePipeline):
         """Refuse an invalid start, and a refiner of other latents."""
         if not 0 < self.start < 1:
             raise LdmrtError("refiner", "invalid start", expected="above 0, below 1", found=self.start)
-        base, refiner = self.base.shape, self.refiner.shape
+        base, refiner = self.base.stage.space, self.refiner.stage.space
         for name in ("channels", "factor", "scaling_factor"):
             expected, found = getattr(base, name), getattr(refiner, name)
             if expected != found:

@@ -1,6 +1,6 @@
 """Guidance as a matrix: the network runs on N rows of conditioning, and m = W @ out weighs them per latent."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +82,24 @@ class Guidance:
         return dense.reshape(batch, -1)
 
 
+def guide(batch: int, scales: Sequence[float], rescale: float = 0.0) -> Guidance:
+    """Weigh rows of less and more conditioning, p0 + s1 (p1 - p0) + s2 (p2 - p1) + ... .
+
+    One scale is classifier-free guidance, two are that of InstructPix2Pix (Brooks et al. 2023, arXiv:2211.09800,
+    equation 3).
+
+    Args:
+        batch: Number of latents; the network runs on one block of so many rows after another.
+        scales: One for each row but the first; without any there is one row and nothing to combine.
+        rescale: The share of `Guidance.rescale`, 0 to 1.
+    """
+    if not scales:
+        return classifier_free(batch, 1.0)
+    each = np.append(1.0, scales) - np.append(scales, 0.0)
+    weights = np.tile(each.astype(np.float32), (batch, 1))
+    return Guidance(np.tile(np.arange(batch), len(each)), weights, rescale=rescale)
+
+
 def classifier_free(batch: int, scale: float, rescale: float = 0.0) -> Guidance:
     """Make classifier-free guidance: (1 - scale) * negative + scale * positive (Ho & Salimans 2022, arXiv:2207.12598).
 
@@ -91,11 +109,9 @@ def classifier_free(batch: int, scale: float, rescale: float = 0.0) -> Guidance:
         scale: The guidance scale; 1 is none.
         rescale: The share of `Guidance.rescale`, 0 to 1.
     """
-    scale, latent = float(scale), np.arange(batch)
     if scale == 1.0:
-        return Guidance(latent, np.ones((batch, 1), np.float32), plain=True)
-    weights = np.tile(np.array([1 - scale, scale], np.float32), (batch, 1))
-    return Guidance(np.concatenate([latent, latent]), weights, rescale=rescale)
+        return Guidance(np.arange(batch), np.ones((batch, 1), np.float32), plain=True)
+    return guide(batch, [float(scale)], rescale)
 
 
 def guided_rows(plan: Plan, interval: tuple[float, float]) -> NDArray[np.bool_]:
@@ -109,6 +125,6 @@ def guided_rows(plan: Plan, interval: tuple[float, float]) -> NDArray[np.bool_]:
     return inside
 
 
-def positive_half(conditioning: Mapping[str, Array]) -> Arrays:
-    """Return the second half of every array, which is the conditioning of the positive prompts, (N / 2, ...)."""
-    return {name: array[len(array) // 2 :] for name, array in conditioning.items()}
+def last_rows(conditioning: Mapping[str, Array], batch: int) -> Arrays:
+    """Return the last block of every array, which is the full conditioning, (batch, ...)."""
+    return {name: array[-batch:] for name, array in conditioning.items()}

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from ldmrt.runtime.errors import InvalidRequest
 
 FIRST = 0  # the stream of the first latents; row r of the sampler draws from stream r + 1
-IMAGE, MASKED = 2**63, 2**63 + 1  # streams for encoding an image to start from, and the part that its mask leaves
+# Streams for encoding an image to start from, and the part that its mask leaves; and the noise on a small image.
+IMAGE, MASKED, NOISED = 2**63, 2**63 + 1, 2**63 + 2
 
 
 def noise(
@@ -24,7 +25,7 @@ def noise(
 
     Args:
         seeds: Seeds of the images, 0 to 2**64 - 1.
-        stream: Which of a seed's independent streams to draw from: `FIRST`, `IMAGE`, `MASKED`, or row + 1.
+        stream: Which of a seed's independent streams to draw from: `FIRST`, `IMAGE`, `MASKED`, `NOISED`, or row + 1.
         shape: Shape of the noise of one image, (C, h, w).
         into: Where to write it, (len(seeds), C, h, w); a new array where it is None.
 

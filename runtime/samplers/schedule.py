@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ldmrt.runtime.errors import InvalidRequest, LdmrtError
 from ldmrt.runtime.nearest import suggestion
 
-from .config import Config
+from .config import Config, resolve
 
 Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
@@ -100,6 +100,24 @@ def float32_cumprod(c: Config) -> Floats32:
     if c.get("rescale_betas_zero_snr"):
         return alphas_cumprod(c, zero=ZERO_SNR).astype(np.float32)
     return np.cumprod(1 - betas(c, line).astype(np.float32), dtype=np.float64).astype(np.float32)
+
+
+def signal_and_noise(config: Config, timestep: int) -> tuple[float, float]:
+    """Return alpha and sigma of a training timestep, with which noise is added to an image that a network is given.
+
+    The noised image is alpha * image + sigma * noise (Ho et al. 2021, arXiv:2106.15282).
+
+    Args:
+        config: A diffusers scheduler config, of a class that adds noise of `alphas_cumprod`.
+        timestep: 0 to `num_train_timesteps` - 1.
+
+    Raises:
+        InvalidRequest: The timestep is out of range.
+    """
+    abar = alphas_cumprod(resolve(config, "DDPMScheduler"))
+    if not 0 <= timestep < len(abar):
+        raise InvalidRequest("scheduler", "invalid noise level", expected=f"0 to {len(abar) - 1}", found=timestep)
+    return float(np.sqrt(abar[timestep])), float(np.sqrt(1 - abar[timestep]))
 
 
 class TrainedLevels:

@@ -115,7 +115,7 @@ import ldmrt.runtime
 
 pipeline, numbers = ldmrt.runtime.open(sys.argv[1], "onnxruntime", low_memory=True), np.random.default_rng(0)
 if sys.argv[2] == "vae_decoder":
-    latents = numbers.standard_normal((1, pipeline.shape.channels, 256, 256), dtype=np.float32)
+    latents = numbers.standard_normal((1, pipeline.stage.space.channels, 256, 256), dtype=np.float32)
     assert pipeline.decode(latents).shape == (1, 2048, 2048, 3)
 else:
     picture = numbers.integers(0, 256, (2048, 2048, 3), np.uint8)
@@ -133,7 +133,7 @@ def test_large_picture_takes_the_memory_that_is_predicted(name: str, demo: Path)
     whole at once in float32, most of it attention.
     """
     opened = Bundle.open(demo)
-    wanted = Wanted.read("2048x2048", "1", "on", opened.shape.size)
+    wanted = Wanted.read("2048x2048", "1", "on", opened.stage.size)
     (recipe,) = recipes(opened, wanted, backend="tensorrt-rtx", version="", targets=["any"], graphs=[name])
     done = subprocess.run([sys.executable, "-c", LARGE, str(demo), name], capture_output=True, text=True, check=True)
     assert int(done.stdout) <= min(vram([predict(opened, recipe)]), 1_000_000_000)

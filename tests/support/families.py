@@ -199,6 +199,34 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
+# Families whose U-Net is told more than a prompt.
+CONDITIONED: dict[str, Family] = {
+    "pix2pix": Family(
+        "StableDiffusionInstructPix2PixPipeline",
+        _UNET1 | {"in_channels": 8},
+        _vae(8, 16),
+        _scheduler("EulerAncestralDiscreteScheduler", **_SD1),
+        _TEXT1,
+    ),
+    "upscaler": Family(
+        "StableDiffusionUpscalePipeline",
+        _UNET2
+        | {"in_channels": 7, "num_class_embeds": 1000, "only_cross_attention": [True, False], "upcast_attention": True},
+        _vae(8, 12, 16, scaling_factor=0.08333),
+        _scheduler("DDIMScheduler", prediction_type="v_prediction", **_SD1),
+        _TEXT2,
+        pad="!",
+        extra={
+            "low_res_scheduler": {
+                "_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02,
+                "beta_schedule": "scaled_linear",
+            },
+            "max_noise_level": 350,
+        },
+    ),
+    "classes": Family("StableDiffusionPipeline", _UNET1 | {"num_class_embeds": 5}, _vae(8, 16), _PNDM, _TEXT1),
+}  # fmt: skip
+
 # The hub's own configs, of which only the shapes are made.
 _FULL_BLOCKS = {"layers_per_block": 2, "norm_num_groups": 32}
 _FULL_XL = (

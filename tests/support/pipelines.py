@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .families import _OLD_FIELDS, _OLD_NAMES, CAPTIONS, END, FAMILIES, LENGTH, START, Config, Family
+from .families import _OLD_FIELDS, _OLD_NAMES, CAPTIONS, CONDITIONED, END, FAMILIES, LENGTH, START, Config, Family
 
 
 def randomise(module: Any, seed: int = 0) -> Any:
@@ -61,7 +61,7 @@ def save_pipeline(name: str, folder: Path, **how: Any) -> Path:
     import diffusers
     from transformers import CLIPTokenizer
 
-    family = FAMILIES[name]
+    family = {**FAMILIES, **CONDITIONED}[name]
     parts: Config = {"text_encoder": None, "tokenizer": None, **networks(family), **family.extra}
     pads = {"tokenizer": family.pad, "tokenizer_2": "!"}
     held = [name for name in pads if parts.get(name.replace("tokenizer", "text_encoder")) is not None]
@@ -70,9 +70,11 @@ def save_pipeline(name: str, folder: Path, **how: Any) -> Path:
             (folder / tokenizer).mkdir(parents=True, exist_ok=True)
             (folder / tokenizer / file).write_bytes(content)
         parts[tokenizer] = CLIPTokenizer.from_pretrained(folder / tokenizer)
-    parts["scheduler"] = getattr(diffusers, family.scheduler["_class_name"]).from_config(family.scheduler)
+    schedulers = {"scheduler": family.scheduler, "low_res_scheduler": family.extra.get("low_res_scheduler")}
+    parts |= {name: getattr(diffusers, c["_class_name"]).from_config(c) for name, c in schedulers.items() if c}
     if family.text_encoder_2 is None:
-        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        parts |= {"safety_checker": None, "feature_extractor": None}
+        parts |= {} if "low_res_scheduler" in parts else {"requires_safety_checker": False}
     getattr(diffusers, family.pipeline)(**parts).save_pretrained(folder, **how)
     for tokenizer in held:
         (folder / tokenizer / "tokenizer.json").unlink(missing_ok=True)  # not on the hub

@@ -146,7 +146,7 @@ def compare(
     if (openvino is None) != (exported_openvino is None):
         raise click.UsageError("--openvino and --exported-openvino need each other; expected: both or neither")
     opened = Bundle.open(bundle)
-    side = side or opened.shape.size
+    side = side or opened.stage.size
     precision = coarsest(*map(opened.precision, opened.components))
     contestants = [
         Contestant(REFERENCE, sys.executable, checkpoint),
@@ -161,7 +161,8 @@ def compare(
         contestants += openvino_contestants(openvino, exported_openvino, threads)
     contestants = selection(contestants, only)
     with tempfile.TemporaryDirectory() as folder:
-        latents = noise([0], 0, (opened.shape.channels, side // opened.shape.factor, side // opened.shape.factor))
+        space = opened.stage.space
+        latents = noise([0], 0, (space.channels, side // space.factor, side // space.factor))
         np.save(f"{folder}/noise.npy", latents)
         ask: Ask = {"prompt": prompt, "width": side, "height": side, "steps": steps, "guidance": guidance}
         race(contestants, {**ask, "threads": threads, "noise": f"{folder}/noise.npy"}, rounds, Path(folder))

@@ -208,7 +208,7 @@ def engines(folder: Path, name: str, target: str | None = None, only: str = "") 
     targets = [target or compute_capability()]
     version = compiler.version(name)
     compiler.check_targets(name, targets, ())
-    wanted, graphs = Wanted.read(None, "1", "on", opened.shape.size), [only] if only else None
+    wanted, graphs = Wanted.read(None, "1", "on", opened.stage.size), [only] if only else None
     wished = recipes(opened, wanted, backend=name, version=version, targets=targets, graphs=graphs)
     for _ in build(opened, decide(folder, wished)):
         pass

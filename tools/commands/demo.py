@@ -46,7 +46,7 @@ def demo(out: Path, bundle: Path, overwrite: bool) -> None:
     Example: ldmrt demo -o out/demo.png --bundle out/emoji64
     """
     from ldmrt.runtime.errors import LdmrtError
-    from ldmrt.tools.console.image_paths import free_path, numbered
+    from ldmrt.tools.console.drawing.image_paths import free_path, numbered
 
     prompts = PROMPTS.read_text(encoding="utf-8").splitlines()
     with free_path(out, 1, steps=False, overwrite=overwrite) as grid:

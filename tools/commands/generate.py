@@ -21,13 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ldmrt.runtime.files.reading import JsonObject
-    from ldmrt.runtime.pipeline.call import ImagePipeline, Result
-    from ldmrt.runtime.pipeline.request.request import Request
     from ldmrt.runtime.samplers.plan import Latents
-    from ldmrt.runtime.tensors import Array
 
 GRID = 1024  # most images in the grid
-STRIP = 10  # most rows in the strip of the denoising
 
 
 @click.command()
@@ -46,6 +42,7 @@ STRIP = 10  # most rows in the strip of the denoising
     "--steps", default=20, show_default=True, help="Steps of the sampler; some samplers run the U-Net twice per step."
 )
 @click.option("--guidance", default=5.0, show_default=True, help="Guidance scale; 1 is none.")
+@click.option("--image-guidance", type=float, help="InstructPix2Pix: guidance scale of the image; 1.5 by default.")
 @click.option(
     "--guidance-rescale",
     default=0.0,
@@ -67,7 +64,11 @@ STRIP = 10  # most rows in the strip of the denoising
 @click.option("--eta", type=float, help="Share of fresh noise in each step, 0 to 1.")
 @click.option("--clip-skip", default=0, show_default=True, help="Last layers of the text encoder to skip.")
 @click.option("--negative-clip-skip", default=0, show_default=True, help="The same for the negative prompt.")
+@click.option(
+    "--class", "class_labels", type=int, multiple=True, help="Class to draw: one for all prompts, or one for each."
+)
 @click.option("--image", type=IMAGE, multiple=True, help="Image to start from; one for all prompts, or one for each.")
+@click.option("--noise-level", type=int, help="Upscaler: timestep whose noise is added to the image; 20 by default.")
 @click.option("--strength", default=0.8, show_default=True, help="How much noise is added to the image, 0 to 1.")
 @click.option(
     "--mask", type=IMAGE, multiple=True, help="Mask, white where the image changes; one or several, as --image."
@@ -176,13 +177,15 @@ def generate(
     from ldmrt.runtime.pipeline.pipeline import open_pipeline
     from ldmrt.runtime.pipeline.refined import RefinedPipeline
     from ldmrt.runtime.samplers.registry import everyday_name
-    from ldmrt.tools.console.image_paths import free_path, latents_of, numbered
-    from ldmrt.tools.console.images import grid, notes, parameters, save_image
+    from ldmrt.tools.console.drawing.image_paths import free_path, latents_of, numbered
+    from ldmrt.tools.console.drawing.images import grid, notes, parameters, save_image
+    from ldmrt.tools.console.drawing.latents import read_latents, save_array
+    from ldmrt.tools.console.drawing.rows import in_rows, save_rows
     from ldmrt.tools.console.progress import console, watched
 
     if save_steps and batch is not None:
         raise LdmrtError("generate", "--save-steps cannot be combined with --batch", expected="only one of them")
-    options |= {name: one_or_all(options[name]) for name in ("image", "mask")}
+    options |= {name: one_or_all(options[name]) for name in ("image", "mask", "class_labels")}
     options["scheduler_settings"] = settings
     steering = collected(controls)
     request = request_of({"prompt": prompts, "controls": steering, "latents": read_latents(latents), **options})
@@ -204,14 +207,14 @@ def generate(
     base = open_one(bundle)
     pipeline = base if refiner is None else RefinedPipeline(base, open_one(refiner), refiner_start)
     opened = time.perf_counter()
-    rows, at_once = pipeline.rows(request), batch or pipeline.images_at_once(request)
+    rows, at_once, factor = pipeline.rows(request), batch or pipeline.images_at_once(request), base.stage.space.factor
     parts = -(-request.total_images // at_once)
     previews = list["Latents"]()
     if parts == 1 or save_steps:
         results = iter([in_rows(pipeline, request, rows, previews if save_steps else None)])
     else:
         results = watched(
-            pipeline.draw(request.parts(at_once, base.shape.factor)), parts, lambda result: f"seed {result.seeds[-1]}"
+            pipeline.draw(request.parts(at_once, factor)), parts, lambda result: f"seed {result.seeds[-1]}"
         )
 
     shared: JsonObject = {"ldmrt": ldmrt.__version__, "bundle": bundle.name} | parameters(options, steering)
@@ -224,8 +227,8 @@ def generate(
     for result in results:
         final += [result.latents] if save_latents else []
         seconds, size = result.seconds, result.latents.shape[2:]
-        if cells := base.decoding.cells(base.shape.factor, size):
-            shared |= {"tile": cells * base.shape.factor, "tile_passes": base.decoding.passes}
+        if cells := base.decoding.cells(factor, size):
+            shared |= {"tile": cells * factor, "tile_passes": base.decoding.passes}
         shared |= {"height": result.pixels.shape[1], "width": result.pixels.shape[2]}
         for image, seed in zip(result.pixels, result.seeds, strict=True):
             number += 1
@@ -252,67 +255,3 @@ def generate(
     console.print(f"opened {opened - begin:.2f} s, {times}", highlight=False)
     for path in written:
         click.echo(path)
-
-
-def read_latents(path: Path | None) -> "Array | None":
-    """Read the latents in an .npy file, without unpickling anything; None without a file."""
-    import numpy as np
-
-    from ldmrt.runtime.errors import LdmrtError, first_line
-    from ldmrt.runtime.files.reading import plain_file
-
-    if path is None:
-        return None
-    try:
-        return np.asarray(np.lib.format.open_memmap(plain_file("generate", path), mode="r"))
-    except (OSError, ValueError) as error:
-        found = first_line(error)
-        raise LdmrtError("generate", f"cannot read {path}", expected="an .npy file", found=found) from None
-
-
-def save_array(path: Path, array: "Array") -> Path:
-    """Write an array as .npy and return the path."""
-    import numpy as np
-
-    from ldmrt.runtime.files.writing import write_atomically
-
-    with write_atomically(path) as file:
-        np.save(file, array)
-    return path
-
-
-def in_rows(pipeline: "ImagePipeline", request: "Request", rows: int, previews: "list[Latents] | None") -> "Result":
-    """Make images and show progress by rows; `previews` collects the predicted clean latents of each."""
-    from ldmrt.runtime.pipeline.call import Result
-    from ldmrt.tools.console.progress import watched
-
-    begin, x = time.perf_counter(), None
-    for state in watched(pipeline.steps(request), rows, lambda s: f"row {s.row + 1} of {s.rows}"):
-        x = state.x
-        if previews is not None:
-            previews.append(state.x0)
-    sampled = time.perf_counter()
-    assert x is not None
-    images = pipeline.decode(x)
-    seconds = {"latents": sampled - begin, "decode": time.perf_counter() - sampled}
-    return Result(images, x, request.seeds, seconds)
-
-
-def save_rows(pipeline: "ImagePipeline", previews: "list[Latents]", out: Path) -> list[Path]:
-    """Save the predicted clean image of each row in a folder beside OUT, and a strip with a line per image."""
-    import numpy as np
-
-    from ldmrt.tools.console.image_paths import steps_of
-    from ldmrt.tools.console.images import grid, save_image
-
-    decoded = [pipeline.decode(x0) for x0 in previews]
-    folder, strip = steps_of(out)
-    folder.mkdir(exist_ok=True)
-    written = []
-    for row, images in enumerate(decoded):
-        written.append(folder / f"{row:03d}{out.suffix}")
-        save_image(written[-1], grid(images, len(images)))
-    shown = np.unique(np.linspace(0, len(decoded) - 1, STRIP).round().astype(int))
-    cells = [decoded[row][i] for i in range(len(decoded[0])) for row in shown]
-    save_image(strip, grid(np.stack(cells), len(shown)))
-    return [*written, strip]

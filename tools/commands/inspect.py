@@ -19,10 +19,11 @@ def inspect(bundle: Path, as_json: bool) -> None:
     """Check the files of BUNDLE against its manifest and show its components, inputs, outputs and certificate.
 
     With --json: "bundle", "components" (each "name", "precision", "bytes", "inputs" and "outputs" of "name", "dtype"
-    and "shape"), "size" in pixels, "latent_channels", "latent_factor", "scaling_factor", "scheduler",
-    "prediction_type", "loras", "embeddings", "words" (of the checkpoint's own tokenizers, beside their vocabulary),
-    "made_by", "files" (how many were checked) and "certificate": "holds", "issues", "uncovered", "backends", "figures",
-    "left_out", and "psnr", the lowest in dB. Unknown values, and an infinite PSNR, are null.
+    and "shape"), "stages" as the manifest holds them, "size" in pixels, "latent_channels", "latent_factor",
+    "scaling_factor", "scheduler", "prediction_type", "loras", "embeddings", "words" (of the checkpoint's own
+    tokenizers, beside their vocabulary), "made_by", "files" (how many were checked) and "certificate": "holds",
+    "issues", "uncovered", "backends", "figures", "left_out", and "psnr", the lowest in dB. Unknown values, and an
+    infinite PSNR, are null.
 
     Example: ldmrt inspect out/emoji64
     """
@@ -40,15 +41,16 @@ def described(bundle: "Bundle") -> "JsonObject":
     """Return the JSON object that `--json` prints."""
     from ldmrt.tools.console.words import own_words
 
-    shape, certificate = bundle.shape, bundle.certificate
+    stage, certificate = bundle.stage, bundle.certificate
     lowest = min((image.psnr for image in certificate.pictures), default=math.inf) if certificate else math.inf
     return {
         "bundle": str(bundle.path),
         "components": [_component(bundle, name) for name in bundle.components],
-        "size": shape.size,
-        "latent_channels": shape.channels,
-        "latent_factor": shape.factor,
-        "scaling_factor": shape.scaling_factor,
+        "stages": [stage.to_json() for stage in bundle.stages],
+        "size": stage.size,
+        "latent_channels": stage.space.channels,
+        "latent_factor": stage.space.factor,
+        "scaling_factor": stage.space.scaling_factor,
         "scheduler": bundle.scheduler.get("_class_name"),
         "prediction_type": bundle.scheduler.get("prediction_type", "epsilon"),
         "loras": bundle.manifest.get("loras", []),
@@ -94,10 +96,13 @@ def show(bundle: "Bundle", facts: "JsonObject") -> None:
         size = f"{component['bytes'] / 1e6:.1f} MB"
         rows.append((component["name"], component["precision"] or "", size, inputs, outputs))
     tables.show(("component", "precision", "size", "inputs", "outputs"), rows, lines=True)
-    height, width = bundle.shape.own
+    height, width = bundle.stage.own
     click.echo(f"{width}x{height} pixels, latents of {facts['latent_channels']} channels at 1/{facts['latent_factor']}")
     predicts = f"predicts {facts['prediction_type']}, scaling factor {facts['scaling_factor']:.5g}"
     click.echo(f"{facts['scheduler']}, {predicts}")
+    given = [source.kind.replace("_", " ") for sources in bundle.stage.reads.values() for source in sources]
+    scales = " and ".join(bundle.stage.guide.scales) or "nothing"
+    click.echo(f"the U-Net is given {', '.join(given)}; guided by {scales}")
     for entry in facts["loras"]:
         click.echo(printable(f"LoRA {entry['file']}, weight {entry['weight']:g}"))
     for entry in facts["embeddings"]:

@@ -33,7 +33,7 @@ class EngineOptions:
         """Parse sizes, batches and guidance."""
         from ldmrt.export.engines.profiles import Wanted
 
-        return Wanted.read(self.sizes, self.batch, self.guidance, bundle.shape.size, self.steps)
+        return Wanted.read(self.sizes, self.batch, self.guidance, bundle.stage.size, self.steps)
 
     def graphs(self, bundle: "Bundle") -> list[str]:
         """Return the graphs that `--components` and `--folded` select.

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32, FRONT, TILE
-from ldmrt.runtime.bundle.model_info import ModelInfo
+from ldmrt.runtime.bundle.stages import Space
 from ldmrt.runtime.errors import LdmrtError, NotFinite
 from ldmrt.runtime.images.writing import levels
 from ldmrt.runtime.nearest import suggestion
@@ -59,24 +59,24 @@ class Decoding:
         return None if max(size, default=0) <= tile // factor else tile // factor
 
 
-def decode(engines: Mapping[str, Engine], shape: ModelInfo, latents: Floats, how: Decoding) -> NDArray[np.uint8]:
+def decode(engines: Mapping[str, Engine], space: Space, latents: Floats, how: Decoding) -> NDArray[np.uint8]:
     """Decode latents (N, C, h, w) to images (N, H, W, 3), one at a time: in memory is one image, or one tile.
 
     Raises:
         NotFinite: The decoder's output is not finite.
     """
-    return np.concatenate([levels(image) for image in _decoded(engines, shape, latents, how)])
+    return np.concatenate([levels(image) for image in _decoded(engines, space, latents, how)])
 
 
-def decode_unrounded(engines: Mapping[str, Engine], shape: ModelInfo, latents: Floats, how: Decoding) -> Floats:
+def decode_unrounded(engines: Mapping[str, Engine], space: Space, latents: Floats, how: Decoding) -> Floats:
     """Decode latents likewise, to float32 in [0, 1]."""
-    return np.concatenate(list(_decoded(engines, shape, latents, how)))
+    return np.concatenate(list(_decoded(engines, space, latents, how)))
 
 
-def _decoded(engines: Mapping[str, Engine], shape: ModelInfo, latents: Floats, how: Decoding) -> Iterator[Floats]:
+def _decoded(engines: Mapping[str, Engine], space: Space, latents: Floats, how: Decoding) -> Iterator[Floats]:
     """Yield the image of each latent, (1, H, W, 3), values in [0, 1]."""
-    cells, scale = how.cells(shape.factor, latents.shape[2:]), np.float32(shape.scaling_factor)
-    factors = (1, shape.factor)
+    cells, scale = how.cells(space.factor, latents.shape[2:]), np.float32(space.scaling_factor)
+    factors = (1, space.factor)
 
     def draw(name: str, latent: Floats) -> Floats:
         if cells is None:

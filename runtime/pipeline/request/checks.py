@@ -213,6 +213,13 @@ def seeds(name: str, value: Any) -> Any:
     return [_seed(check, name, one) for one in value]
 
 
+def labels(name: str, value: Any) -> Any:
+    """A class, or one for each prompt."""
+    if isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes)) and _length(value) is not None:
+        return [Whole()(name, one) for one in value]
+    return Whole()(name, value)
+
+
 def _seed(check: Whole, name: str, value: Any) -> int:
     try:
         return check(name, value)

@@ -1,24 +1,25 @@
 """Describe what a user asks a pipeline for, and check it once."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.images.reading import read, size_of, split
 from ldmrt.runtime.tensors import Array
 
-from .checks import LARGEST_SIDE, SEEDS, Images, Text, Whole, exclusive, invalid, needs, with_scale
-from .field_names import FIELDS, OutputType
-from .generators import Generator, seeds_from
+from .checks import LARGEST_SIDE, SEEDS, Images, Text, Whole, exclusive, invalid, with_scale
+from .combinations import check_combinations, check_embeddings, wrong_number
+from .field_names import FIELDS
+from .fields import Fields
+from .generators import seeds_from
 
 TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-Callback: TypeAlias = Callable[[Any, int, float, dict[str, Array]], "Mapping[str, Array] | None"]
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(Fields):
     """Asks for `num_images_per_prompt` images of each prompt; the fields are named as in diffusers' pipelines.
 
     Attributes:
@@ -29,6 +30,7 @@ class Request:
         num_images_per_prompt: How many images of each prompt, 1 or more.
         num_inference_steps: Steps of the sampler, 1 or more.
         guidance_scale: The weight w of classifier-free guidance (Ho & Salimans 2022, as in Imagen); 1 or less is none.
+        image_guidance_scale: InstructPix2Pix: the weight of the image, 1.5 by default (Brooks et al. 2023, equation 3).
         guidance_rescale: How much of its excess of contrast is taken back, 0 to 1 (Lin et al. 2023, section 3.4).
         guidance_interval: (low, high): guides at noise levels low < sigma / alpha <= high alone (Kynkäänniemi et al.
             2024).
@@ -42,8 +44,10 @@ class Request:
         eta: Share of fresh noise in each step, 0 to 1 (DDIM, equation 16); the scheduler's own by default.
         clip_skip: How many of the text encoder's last layers are skipped for the prompt.
         negative_clip_skip: The same for the negative prompt; diffusers has none, other programs use one for both.
-        image: An image to start from (PIL, a path, or an array (H, W, 3)), a list of one for each prompt, or an array
-            (N, H, W, 3).
+        class_labels: The class that a class-conditional model draws, or a list of one for each prompt.
+        image: An image to start from, edit or enlarge (PIL, a path, or an array (H, W, 3)), a list of one for each
+            prompt, or an array (N, H, W, 3).
+        noise_level: The timestep whose noise is added to an image that is enlarged, 20 by default.
         strength: How much of the way to noise the image goes, 0 to 1.
         denoising_start: Goes on at this share of the schedule with `latents` that were left there: SDXL's refiner.
         denoising_end: Stops at this share of the schedule and leaves latents: SDXL's base.
@@ -72,48 +76,6 @@ class Request:
         InvalidRequest: A value is invalid, or two of them exclude one another.
     """
 
-    prompt: Text | None = None
-    negative_prompt: Text | None = None
-    prompt_2: Text | None = None
-    negative_prompt_2: Text | None = None
-    num_images_per_prompt: int = 1
-    num_inference_steps: int = 20
-    guidance_scale: float = 5.0
-    guidance_rescale: float = 0.0
-    guidance_interval: tuple[float, float] | None = None
-    deep_cache: int | None = None
-    seed: int | Sequence[int] = 0
-    generator: Generator | Sequence[Generator] | None = field(default=None, repr=False, compare=False)
-    width: int | None = None
-    height: int | None = None
-    scheduler: str | None = None
-    scheduler_settings: Mapping[str, object] = field(default_factory=dict, compare=False)
-    eta: float | None = None
-    clip_skip: int | None = None
-    negative_clip_skip: int | None = None
-    image: Images | None = field(default=None, repr=False, compare=False)
-    strength: float = 0.8
-    denoising_start: float | None = None
-    denoising_end: float | None = None
-    mask_image: Images | None = field(default=None, repr=False, compare=False)
-    mask_from: str | None = None
-    controls: Mapping[str, Images | tuple[Images, float]] = field(default_factory=dict, repr=False, compare=False)
-    original_size: tuple[int, int] | None = None
-    crops_coords_top_left: tuple[int, int] = (0, 0)
-    target_size: tuple[int, int] | None = None
-    negative_original_size: tuple[int, int] | None = None
-    negative_crops_coords_top_left: tuple[int, int] = (0, 0)
-    negative_target_size: tuple[int, int] | None = None
-    aesthetic_score: float = 6.0
-    negative_aesthetic_score: float = 2.5
-    latents: Array | None = field(default=None, repr=False, compare=False)
-    prompt_embeds: Array | None = field(default=None, repr=False, compare=False)
-    negative_prompt_embeds: Array | None = field(default=None, repr=False, compare=False)
-    pooled_prompt_embeds: Array | None = field(default=None, repr=False, compare=False)
-    negative_pooled_prompt_embeds: Array | None = field(default=None, repr=False, compare=False)
-    output_type: OutputType = "pil"
-    callback_on_step_end: Callback | None = field(default=None, repr=False, compare=False)
-
     @classmethod
     def of(cls, request: "Request | Text") -> "Request":
         """Return a request as it is, or make one of a prompt."""
@@ -125,8 +87,8 @@ class Request:
             object.__setattr__(self, name, field_.check(name, getattr(self, name)))
         if not self.total_images:
             raise InvalidRequest("request", "no prompt", expected="prompt, or prompt_embeds")
-        self._check_combinations()
-        self._check_embeddings()
+        check_combinations(self)
+        check_embeddings(self)
         self._check_images("image", self.image)
         self._check_images("mask_image", self.mask_image)
         for name, control in self.controls.items():
@@ -134,7 +96,7 @@ class Request:
         for name in TEXTS[1:]:
             text = getattr(self, name)
             if not isinstance(text, (str, type(None))) and len(text) != self.prompt_count:
-                raise self._wrong_number(name, len(text))
+                raise wrong_number(name, self.prompt_count, len(text))
         self._choose_seeds()
 
     def _choose_seeds(self) -> None:
@@ -149,66 +111,6 @@ class Request:
                 raise invalid("seed", "0 to 2**64 - 1", self.seed + self.total_images - 1)
         elif len(self.seed) != self.total_images:
             raise InvalidRequest("request", "one seed per image", expected=self.total_images, found=len(self.seed))
-
-    def _check_combinations(self) -> None:
-        """Refuse fields that exclude one another, or that need another."""
-        if self.full_every > 1 and self.controls:
-            raise exclusive("deep_cache", "controls")
-        if self.mask_image is not None and self.image is None:
-            raise needs("mask_image", "image")
-        if self.mask_from is not None and self.mask_image is None:
-            raise needs("mask_from", "mask_image")
-        if self.denoising_start is None:
-            return
-        if self.latents is None:
-            raise needs("denoising_start", "latents, which another request left at its denoising_end")
-        if self.image is not None and self.mask_image is None:
-            raise exclusive("denoising_start", "image", "which the latents already hold")
-        if self.denoising_end is not None and self.denoising_start >= self.denoising_end:
-            raise invalid("denoising_start", f"below denoising_end, {self.denoising_end:g}", self.denoising_start)
-
-    def _check_embeddings(self) -> None:
-        """Refuse embeddings beside the texts that they stand for, and those that lack or contradict another."""
-        for side in ("", "negative_"):
-            embeddings, pooled = f"{side}prompt_embeds", f"{side}pooled_prompt_embeds"
-            if getattr(self, embeddings) is None:
-                if getattr(self, pooled) is not None:
-                    raise needs(pooled, embeddings)
-                continue
-            for text in (f"{side}prompt", f"{side}prompt_2"):
-                if getattr(self, text) is not None:
-                    raise exclusive(text, embeddings)
-            for name in (embeddings, pooled):
-                array = getattr(self, name)
-                if array is not None and len(array) != self.prompt_count:
-                    raise self._wrong_number(name, len(array))
-        positive, negative = self.prompt_embeds, self.negative_prompt_embeds
-        if positive is not None and negative is not None and positive.shape != negative.shape:
-            problem = "wrong shape of negative_prompt_embeds"
-            raise InvalidRequest(
-                "request", problem, expected=f"that of prompt_embeds, {positive.shape}", found=negative.shape
-            )
-
-    def _wrong_number(self, name: str, found: int) -> InvalidRequest:
-        expected = f"{self.prompt_count} (one per prompt)"
-        return InvalidRequest("request", f"wrong length of {name}", expected=expected, found=found)
-
-    @property
-    def prompt_count(self) -> int:
-        """The number of prompts."""
-        if self.prompt_embeds is not None:
-            return len(self.prompt_embeds)
-        return 0 if self.prompt is None else 1 if isinstance(self.prompt, str) else len(self.prompt)
-
-    @property
-    def total_images(self) -> int:
-        """The number of images, of all prompts."""
-        return self.prompt_count * self.num_images_per_prompt
-
-    @property
-    def full_every(self) -> int:
-        """After how many of the sampler's times the whole U-Net runs again; 1 is at each."""
-        return self.deep_cache or 1
 
     @property
     def prompts(self) -> list[str]:
@@ -262,6 +164,8 @@ class Request:
         changes |= {name: None for name in TEXTS if getattr(self, name) is None}
         indices = [i // self.num_images_per_prompt for i in places]
         changes |= {name: array[indices] for name in EMBEDDINGS if (array := getattr(self, name)) is not None}
+        if self.class_of_each is not None:
+            changes["class_labels"] = self.class_of_each[places.start : places.stop]
         changes |= {name: self._images_of(getattr(self, name), places) for name in ("image", "mask_image")}
         scaled = {name: with_scale(control) for name, control in self.controls.items()}
         changes["controls"] = {name: (self._images_of(each, places), scale) for name, (each, scale) in scaled.items()}

@@ -40,7 +40,7 @@ def test_manifest_lists_every_file(bundle: Path, loaded: Checkpoint) -> None:
         loaded.tokenizers["tokenizer"]
     )
     opened = Bundle.open(bundle)
-    assert (opened.shape.factor, opened.shape.channels, opened.shape.size) == (2, 4, 16)
+    assert (opened.stage.space.factor, opened.stage.space.channels, opened.stage.size) == (2, 4, 16)
 
 
 def test_every_graph_has_one_for_cuda(bundle: Path) -> None:

@@ -52,7 +52,7 @@ def test_what_xl_alone_has_is_exported(tmp_path: Path) -> None:
 def test_bundle_is_of_the_shape_of_its_checkpoint(name: str, tmp_path: Path, exported: list[str]) -> None:
     checkpoint = load(save_pipeline(name, tmp_path / "checkpoint"))
     assert [done.component for done in export_bundle(checkpoint, tmp_path / "bundle")] == exported
-    assert Bundle.open(tmp_path / "bundle").shape == torch_pipeline(checkpoint).shape
+    assert Bundle.open(tmp_path / "bundle").stages == (torch_pipeline(checkpoint).stage,)
 
 
 @pytest.mark.slow  # whole bundles
@@ -67,5 +67,5 @@ def test_bundle_draws_what_its_checkpoint_draws(name: str, tmp_path: Path) -> No
         bundles = [open_pipeline(tmp_path / "bundle", backend) for backend in ("onnxruntime", "openvino")]
     expected = found(torch_pipeline(checkpoint), name, None, guidance_scale=4.0)
     for bundle in bundles:
-        assert bundle.shape == torch_pipeline(checkpoint).shape
+        assert bundle.stage == torch_pipeline(checkpoint).stage
         close(found(bundle, name, None, guidance_scale=4.0), expected)

@@ -26,7 +26,7 @@ def opened(bundle: Path, tmp_path: Path) -> Bundle:
 
 
 def wished(opened: Bundle, *, version: str = "1.7.1", sizes: str | None = None, targets: str = "sm89") -> list[Recipe]:
-    wanted = Wanted.read(sizes, "1", "on", opened.shape.size)
+    wanted = Wanted.read(sizes, "1", "on", opened.stage.size)
     return recipes(opened, wanted, backend="tensorrt-rtx", version=version, targets=targets.split(","))
 
 

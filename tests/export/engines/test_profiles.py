@@ -118,7 +118,7 @@ def test_sizes_that_the_network_cannot_make(sizes: str, specs: tuple[TensorSpec,
 
 def test_recipes_of_a_bundle(bundle: Path) -> None:
     opened = Bundle.open(bundle, check=False)
-    wanted = Wanted.read(None, "1", "on", opened.shape.size)
+    wanted = Wanted.read(None, "1", "on", opened.stage.size)
     made = recipes(opened, wanted, backend="tensorrt-rtx", version="1", targets=["sm89", "portable"], flags=["refit"])
     assert [(one.component, one.target) for one in made] == [
         (name, target) for name in opened.components for target in ("sm89", "portable")

@@ -75,7 +75,7 @@ def copy(built: Path, tmp_path: Path) -> Path:
 
 def sizes(opened: Bundle) -> str:
     """The model's own size, as an option."""
-    return f"{opened.shape.size}x{opened.shape.size}"
+    return f"{opened.stage.size}x{opened.stage.size}"
 
 
 def weights(folder: Path, component: str) -> int:
@@ -85,7 +85,7 @@ def weights(folder: Path, component: str) -> int:
 
 def wished(folder: Path, targets: Sequence[str]) -> list[Recipe]:
     opened = Bundle.open(folder, check=False)
-    wanted = Wanted.read(sizes(opened), "1-4", "on", opened.shape.size)
+    wanted = Wanted.read(sizes(opened), "1-4", "on", opened.stage.size)
     return recipes(opened, wanted, backend=RTX, version=compiler.version(RTX), targets=targets)
 
 
@@ -119,7 +119,7 @@ def test_predicted_and_measured(built: Path) -> None:
 def test_it_is_found_and_read(built: Path) -> None:
     opened = Bundle.open(built)
     asked: dict[str, Any] = {"backend": RTX, "version": compiler.version(RTX), "gpu": "sm89"}
-    channels = opened.shape.channels
+    channels = opened.stage.space.channels
     one = find_engine(opened, "vae_decoder", shapes={"latent_sample": (1, channels, 8, 8)}, **asked)
     assert len(one.read(opened)) == one.size > weights(built, "vae_decoder")
     with pytest.raises(LdmrtError, match=f"takes 1x{channels}x8x8, not 1x{channels}x16x16"):
@@ -302,7 +302,7 @@ def test_growth_is_what_a_block_adds() -> None:
 def test_the_folded_step_compiles(copy: Path) -> None:
     """For one picture and for four, with or without guidance, of any sampler; beside the others, which stay."""
     opened = Bundle.open(copy)
-    wanted = Wanted.read(sizes(opened), "1-4", "any", opened.shape.size)
+    wanted = Wanted.read(sizes(opened), "1-4", "any", opened.stage.size)
     (wish,) = recipes(opened, wanted, backend=RTX, version=compiler.version(RTX), targets=["sm89"], graphs=[STEP])
     assert wish.weights == model_digests(opened, "unet")[1]
     *_, done = build(opened, decide(copy, [wish]))

@@ -43,6 +43,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "blue first": SMALL | {"controlnet_conditioning_channel_order": "bgr"},
     "grey picture, six latent channels": SMALL | {"conditioning_channels": 1, "in_channels": 6},
     "four strides": SMALL | {"conditioning_embedding_out_channels": (2, 4, 4, 6, 8)},
+    "attention to the context alone": SMALL | {"only_cross_attention": True},  # but for the middle
+    "attention to the context alone in a level": XL | {"only_cross_attention": (False, True, False)},
+    "time by scale and shift": SMALL | {"resnet_time_scale_shift": "scale_shift"},
     "no attention in the middle": SMALL | {"mid_block_type": "UNetMidBlock2D"},
     "sine first, shifted": SMALL | {"flip_sin_to_cos": False, "freq_shift": 1},
     "other padding and eps": SMALL | {"downsample_padding": 0, "norm_eps": 1e-3},
@@ -166,7 +169,7 @@ def test_missing_condition_is_named() -> None:
         ({"conditioning_embedding_out_channels": None}, "conditioning_embedding_out_channels"),
         ({"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}, "AttnDownBlock2D"),
         ({"mid_block_type": None}, "mid_block_type"),
-        ({"class_embed_type": "timestep"}, "class_embed_type"),
+        ({"class_embed_type": "projection"}, "class_embed_type"),
         ({"addition_embed_type": "text"}, "addition_embed_type"),
         ({"encoder_hid_dim": 8}, "encoder_hid_dim"),
         ({"num_control_type": 6}, "num_control_type"),  # ControlNetUnionModel

@@ -1,33 +1,17 @@
 """The U-Net against diffusers' UNet2DConditionModel with the same weights."""
 
-import json
 from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 
-from ldmrt.model import UNet, UNetConfig
+from ldmrt.model import UNetConfig
 from ldmrt.model.config import to_config
-from ldmrt.model.networks.encoder_config import NEUTRAL
+from ldmrt.model.networks.context_config import NEUTRAL
 from ldmrt.runtime import LdmrtError
 
-CROSS, PLAIN = ("CrossAttnDownBlock2D", "DownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
-TWO: dict[str, Any] = {
-    "down_block_types": CROSS,
-    "up_block_types": PLAIN[::-1],
-    "block_out_channels": (16, 32),
-    "layers_per_block": 1,
-    "norm_num_groups": 8,
-    "cross_attention_dim": 24,
-    "attention_head_dim": 2,
-}
-THREE: dict[str, Any] = {
-    **TWO,
-    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    "block_out_channels": (16, 32, 48),
-}
+from .unets import CLOSE, CROSS, PLAIN, THREE, TWO, difference, pair
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "two levels": TWO,
     "two layers": TWO | {"layers_per_block": 2},
@@ -54,6 +38,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "cross_attention_dim": (7, 24, 24),  # the first has no attention
     },
     "no attention in the middle": TWO | {"mid_block_type": "UNetMidBlock2D"},
+    "attention to the context alone": TWO | {"only_cross_attention": True},  # but in the middle
+    "a key of other middle blocks": TWO | {"mid_block_only_cross_attention": True},
+    "attention to the context alone in some levels": THREE
+    | {
+        "down_block_types": CROSS[:1] * 3,
+        "up_block_types": PLAIN[:1] * 3,
+        "only_cross_attention": (True, False, True),
+    },
+    "time by scale and shift": TWO | {"resnet_time_scale_shift": "scale_shift"},
+    "time by scale and shift, of another activation": TWO
+    | {"resnet_time_scale_shift": "scale_shift", "act_fn": "mish"},
     "no middle": TWO | {"mid_block_type": None},
     "no attention at all": TWO
     | {"down_block_types": CROSS[1:] * 2, "up_block_types": PLAIN[1:] * 2, "mid_block_type": "UNetMidBlock2D"},
@@ -70,36 +65,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "other padding, eps and channels": TWO
     | {"downsample_padding": 0, "norm_eps": 1e-3, "in_channels": 6, "out_channels": 5},
 }
-
-
-def pair(config: dict[str, Any]) -> tuple[UNet, UNet2DConditionModel]:
-    """Ours, read from their whole config, and theirs; no weight keeps the one or zero that hides a mistake."""
-    torch.manual_seed(1)
-    theirs = UNet2DConditionModel(**config).double().eval()
-    with torch.no_grad():
-        for value in theirs.parameters():
-            value.add_(0.1 * torch.randn_like(value))
-    ours = UNet(UNetConfig.read(json.loads(json.dumps(dict(theirs.config))))).double().eval()  # lists, as in a file
-    assert list(ours.state_dict())
-    assert ours.state_dict().keys() == theirs.state_dict().keys()
-    ours.load_state_dict(theirs.state_dict())
-    return ours, theirs
-
-
-@torch.no_grad()
-def difference(ours: UNet, theirs: UNet2DConditionModel, size: tuple[int, int], timestep: torch.Tensor) -> float:
-    """The largest one, relative to the largest value."""
-    generator = torch.Generator().manual_seed(2)
-    sample = torch.randn(len(timestep), ours.config.in_channels, *size, generator=generator).double()
-    context = torch.randn(len(timestep), 5, ours.config.cross_attention_dim, generator=generator).double()
-    expected = theirs(sample, timestep, context).sample
-    found = ours(sample, timestep, context)
-    assert found.shape == expected.shape
-    return float((found - expected).abs().max() / expected.abs().max())
-
-
-# In float64 another order of sums makes 1e-14, and a norm's eps of 1e-6 for 1e-5 makes 1e-7 or more.
-CLOSE = 1e-9
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -137,13 +102,21 @@ def test_every_input_matters() -> None:
         ({"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}, "AttnDownBlock2D"),
         ({"up_block_types": ["UpBlock2D", "SimpleCrossAttnUpBlock2D"]}, "SimpleCrossAttnUpBlock2D"),
         ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "mid_block_type"),
-        ({"class_embed_type": "timestep"}, "class_embed_type"),
-        ({"num_class_embeds": 1000}, "num_class_embeds"),
-        ({"only_cross_attention": [True, False]}, "only_cross_attention"),
+        ({"class_embed_type": "projection"}, "class_embed_type"),
+        ({"class_embed_type": "simple_projection"}, "class_embed_type"),
+        ({"class_embed_type": "identity"}, "class_embed_type"),
+        ({"class_embeddings_concat": True}, "class_embeddings_concat"),
+        ({"num_class_embeds": 0}, "num_class_embeds"),
+        ({"num_class_embeds": "ten"}, "num_class_embeds"),
+        ({"only_cross_attention": [True]}, "config has a list that does not fit block_out_channels"),
+        ({"only_cross_attention": "yes"}, "only_cross_attention"),
+        ({"mid_block_only_cross_attention": "yes"}, "mid_block_only_cross_attention"),
         ({"encoder_hid_dim": 64}, "encoder_hid_dim"),
         ({"attention_type": "gated"}, "attention_type"),
         ({"dual_cross_attention": True}, "dual_cross_attention"),
-        ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift"),
+        ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift"),
+        ({"resnet_time_scale_shift": "ada_group"}, "resnet_time_scale_shift"),
+        ({"resnet_time_scale_shift": None}, "resnet_time_scale_shift"),
         ({"time_embedding_type": "fourier"}, "time_embedding_type"),
         ({"conv_in_kernel": 1}, "conv_in_kernel"),
         ({"act_fn": "tanh"}, "act_fn"),
@@ -206,7 +179,7 @@ def test_a_null_in_place_of_a_truth_is_false(key: str) -> None:
     assert UNetConfig.read({**TWO, key: None}) == UNetConfig.read({**TWO, key: False})
 
 
-@pytest.mark.parametrize("key", ["only_cross_attention", "mid_block_scale_factor", "resnet_time_scale_shift"])
+@pytest.mark.parametrize("key", ["mid_block_scale_factor", "addition_embed_type_num_heads"])
 def test_a_list_asks_for_nothing_where_each_of_it_does(key: str) -> None:
     nothing = NEUTRAL[key]
     assert UNetConfig.read({**TWO, key: [nothing, nothing]}) == UNetConfig.read(TWO)

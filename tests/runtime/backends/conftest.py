@@ -14,13 +14,13 @@ from ldmrt.runtime.backends.trt.session import MODULES, Session
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.engine_key import Range, Recipe
 from ldmrt.runtime.bundle.engines.store import FOLDER, model_digests, write_engine
-from ldmrt.runtime.bundle.model_info import ModelInfo
 
 from ...support.fakes import tensorrt
 from ...support.fakes.cuda import FakeCuda
 from ...support.fakes.cuda_provider import CUDA as PROVIDER
 from ...support.fakes.cuda_provider import Recorder
 from ...support.fakes.networks import Small
+from ...support.fakes.stages import plain
 from ...support.fakes.tensorrt import VERSION
 
 GPU = "sm89"
@@ -68,7 +68,7 @@ def opened(tmp_path: Path) -> Bundle:
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.onnx").write_bytes(name.encode())
     rows = {name: {"inputs": inputs, "outputs": outputs, "precision": "fp16"} for name in COMPONENTS}
-    return Bundle(tmp_path, {"components": rows}, {}, ModelInfo(4, 8, 1.0, 64))
+    return Bundle(tmp_path, {"components": rows}, {}, (plain(4, 8, 1.0, 64),))
 
 
 def ranges(least: int, most: int, side: int = 8, widest: int | None = None) -> dict[str, Range]:

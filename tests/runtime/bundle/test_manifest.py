@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,22 @@ WRONG = [None, 3, "x", [], {}, True, [[1]], {"a": None}, 1e308, -1]
         ("embeddings",),
         ("certificate",),
         ("schema",),
+        ("stages",),
+        ("stages", 0),
+        *(("stages", 0, key) for key in ("name", "network", "space", "size", "reads", "guide", "enlarges", "shortens")),
+        *(("stages", 0, "space", key) for key in ("channels", "factor", "scaling_factor")),
+        ("stages", 0, "reads", "sample"),
+        ("stages", 0, "reads", "timestep", 0),
+        ("stages", 0, "reads", "timestep", 0, "from"),
+        ("stages", 0, "guide", "rows"),
+        ("stages", 0, "guide", "rows", 1, "prompt"),
+        ("stages", 0, "guide", "scales"),
     ],
 )
-def test_wrong_types(copy: Path, where: tuple[str, ...], value: Any) -> None:
+def test_wrong_types(copy: Path, where: tuple[str | int, ...], value: Any) -> None:
     """Right, where it says nothing else; else one line."""
 
-    def change(manifest: dict[str, Any]) -> None:
+    def change(manifest: Any) -> None:
         *above, last = where
         for key in above:
             manifest = manifest[key]
@@ -46,6 +57,12 @@ def test_wrong_types(copy: Path, where: tuple[str, ...], value: Any) -> None:
         opened = opened_or_refused(copy)
         assert opened.certificate_issues
         assert all(opened.specs(graph) for graph in opened.graphs)
+
+
+def without_stages(manifest: dict[str, Any]) -> None:
+    """Make a manifest of the first schema, whose stage is read from the configs."""
+    del manifest["stages"]
+    manifest["schema"] = 1
 
 
 CONFIGS = {
@@ -63,10 +80,11 @@ def test_absurd_configs(copy: Path, file: str, key: str, value: Any) -> None:
     config = json.loads((copy / file).read_text()) | {key: value}
     (copy / file).write_text(json.dumps(config))
     list_anew(copy)
+    edit(copy, without_stages)
     with contextlib.suppress(Refused):
-        shape = opened_or_refused(copy).shape
-        assert 0 < shape.size <= 2**31
-        assert 0 < shape.scaling_factor < 1e9
+        stage = opened_or_refused(copy).stage
+        assert 0 < stage.size <= 2**31
+        assert 0 < stage.space.scaling_factor < 1e9
 
 
 @pytest.mark.parametrize("path", ["a\0b", "x" * 5000])
@@ -74,3 +92,35 @@ def test_absurd_paths(path: str) -> None:
     with pytest.raises((LdmrtError, OSError)) as raised:
         Bundle.open(Path(path))
     assert len(str(raised.value).splitlines()) <= 2
+
+
+def test_a_manifest_of_the_first_schema_has_the_same_stage(copy: Path) -> None:
+    stages = Bundle.open(copy).stages
+    edit(copy, without_stages)
+    assert Bundle.open(copy).stages == stages
+
+
+def first_stage(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any]], object]:
+    return lambda manifest: change(manifest["stages"][0])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m.pop("stages"), "has no stages; expected a list"),
+        (lambda m: m["stages"].append(m["stages"][0]), "unsupported number of stages; expected 1; found 2"),
+        (
+            first_stage(lambda s: s["reads"].pop("timestep")),
+            "stage base gives no timestep; expected the inputs",
+        ),
+        (first_stage(lambda s: s["reads"].update(odd=[{"from": "timestep"}])), "stage base gives unknown odd"),
+        (first_stage(lambda s: s["reads"].update(timestep=[{"from": "moon"}])), "found 'moon'"),
+        (first_stage(lambda s: s["reads"]["timestep"][0].update(zeros=True)), "settings of timestep: none"),
+        (first_stage(lambda s: s["guide"]["scales"].append("guidance_scale")), "a scale for each row but the first"),
+        (first_stage(lambda s: s.update(network="moon")), "does not list moon/model.onnx"),
+    ],
+)
+def test_stages_that_cannot_be_run(copy: Path, change: Callable[[dict[str, Any]], object], words: str) -> None:
+    edit(copy, change)
+    with pytest.raises(LdmrtError, match=words):
+        Bundle.open(copy)

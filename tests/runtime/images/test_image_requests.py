@@ -77,7 +77,9 @@ def test_parts_of_a_request_keep_their_images_and_the_first_ones_size(pipeline: 
     expected = pipeline(whole).pixels
     assert expected.shape == (6, 22, 16, 3)
     for batch in (1, 4):
-        found = np.concatenate([result.pixels for result in pipeline.draw(whole.parts(batch, pipeline.shape.factor))])
+        found = np.concatenate(
+            [result.pixels for result in pipeline.draw(whole.parts(batch, pipeline.stage.space.factor))]
+        )
         assert np.abs(found.astype(int) - expected).max() <= 1
     assert [part.image for part in Request("a", image=images[0], num_images_per_prompt=2).parts(1)] == [images[0]] * 2
 

@@ -15,6 +15,7 @@ from ldmrt.runtime import InvalidRequest, LdmrtError, Pipeline, Request
 from ldmrt.runtime.pipeline.call import ImagePipeline
 from ldmrt.runtime.pipeline.refined import RefinedPipeline
 from ldmrt.runtime.pipeline.request.field_names import FIELDS, from_short
+from ldmrt.runtime.pipeline.request.fields import Fields
 
 PROMPT = "two pears"
 MAPPINGS = {"controls", "scheduler_settings"}  # whose default in a call is None, which a request turns into {}
@@ -39,7 +40,7 @@ def test_a_call_has_the_arguments_of_a_request() -> None:
     _, *parameters, unknown = inspect.signature(ImagePipeline.__call__).parameters.values()
     assert (unknown.kind, unknown.annotation) == (inspect.Parameter.VAR_KEYWORD, typing.NoReturn)
     assert [one.name for one in parameters] == [one.name for one in fields(Request)] == list(FIELDS)
-    own = Request.__annotations__
+    own = Fields.__annotations__
     for parameter, field in zip(parameters, fields(Request), strict=True):
         name = parameter.name
         assert parameter.default == (None if field.default is MISSING else field.default), name

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.bundle.model_info import ModelInfo
+from ldmrt.runtime.bundle.stages import Space
 from ldmrt.runtime.pipeline.autoencoder.decode import Decoding
 from ldmrt.runtime.pipeline.autoencoder.encode import encode_image
 from ldmrt.runtime.pipeline.autoencoder.tiling import tiled_as_whole
@@ -14,7 +14,7 @@ from ldmrt.runtime.samplers.noise import IMAGE, noise
 
 from ...support.autoencoders import FACTOR, Array, Back, Encoder, Normed, enlarged, latents, pooled
 
-SHAPE = ModelInfo(4, FACTOR, 2.0, 16)
+SPACE = Space(4, FACTOR, 2.0)
 
 
 def colours(many: int = 1) -> Array:
@@ -23,7 +23,7 @@ def colours(many: int = 1) -> Array:
 
 
 def encoded(engines: dict[str, Any], how: Decoding, many: int = 1) -> Array:
-    return encode_image(engines, SHAPE, how, colours(many), list(range(many)), IMAGE)
+    return encode_image(engines, SPACE, how, colours(many), list(range(many)), IMAGE)
 
 
 def test_a_picture_is_drawn_from_its_gaussian() -> None:

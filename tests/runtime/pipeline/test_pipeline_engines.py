@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from ldmrt.runtime import BundleError, LdmrtError, Pipeline, Request
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
-from ldmrt.runtime.bundle.model_info import ModelInfo
-from ldmrt.runtime.pipeline.conditioning import fixed_size
+from ldmrt.runtime.pipeline.conditioning.sources import Context
+from ldmrt.runtime.pipeline.request.images import GivenImages
 from ldmrt.runtime.tensors import TensorSpec, conform
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
+
+from ...support.fakes.stages import plain
 
 Array = NDArray[Any]
 SCHEDULER = {"_class_name": "EulerDiscreteScheduler", "prediction_type": "sample"}
@@ -52,7 +54,7 @@ def pipeline(bundle: Path) -> Pipeline:
     engines["unet"].inputs = (TensorSpec("sample", "float32", ("batch", 4, "height/2", "width/2")),)
     makers = {name: partial(lambda engine: engine, engine) for name, engine in engines.items()}
     tokenizers = {"tokenizer": Tokenizer.open(bundle / "tokenizer")}
-    return Pipeline(LazyEngines(makers), tokenizers, SCHEDULER, ModelInfo(4, 2, 0.5, 16))
+    return Pipeline(LazyEngines(makers), tokenizers, SCHEDULER, plain(4, 2, 0.5, 16))
 
 
 def test_equal_texts_are_encoded_once(pipeline: Pipeline) -> None:
@@ -156,12 +158,16 @@ def test_engine_gets_the_dtypes_it_declares() -> None:
 @pytest.mark.parametrize(
     ("inputs", "found"),
     [
-        ({"latents": ("batch", 4, 8, 8), "timestep": ("batch",)}, "latents, timestep"),
-        ({"sample": ("batch", "channels", 8, 8)}, r"sample \('batch', 'channels', 8, 8\)"),
-        ({"sample": ("batch",)}, r"sample \('batch',\)"),
+        ({"sample": ("batch", 4, 8, 8), "timestep": ("batch",)}, "sample, timestep"),
+        ({"time_ids": ("batch", "numbers")}, r"time_ids \('batch', 'numbers'\)"),
+        ({"time_ids": ()}, r"time_ids \(\)"),
         ({}, ""),
     ],
 )
 def test_a_unet_without_its_inputs_is_refused(inputs: dict[str, tuple[int | str, ...]], found: str) -> None:
-    with pytest.raises(BundleError, match=f"unet: no input sample of a fixed width; found {found}"):
-        fixed_size(inputs, "sample", 1)
+    unet = Fake(None)
+    unet.inputs = tuple(TensorSpec(name, "float32", shape) for name, shape in inputs.items())
+    stage, given = plain(4, 2, 0.5, 16), GivenImages((16, 16))
+    context = Context(Request("a cat"), stage, stage.guide.rows, given, LazyEngines.of({"unet": unet}), {})
+    with pytest.raises(BundleError, match=f"unet: no input time_ids of a fixed width; found {found}"):
+        context.width("time_ids")

@@ -12,8 +12,8 @@ from PIL import Image
 
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.writing import write_atomically
-from ldmrt.tools.console.image_paths import free_path, numbered
-from ldmrt.tools.console.images import LONGEST, grid, save_image, save_png
+from ldmrt.tools.console.drawing.image_paths import free_path, numbered
+from ldmrt.tools.console.drawing.images import LONGEST, grid, save_image, save_png
 
 
 def pictures(n: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from PIL import Image
 
 import ldmrt.runtime
 from ldmrt.runtime.pipeline.request.field_names import from_short
-from ldmrt.tools.console.images import grid
+from ldmrt.tools.console.drawing.images import grid
 
 PROMPT = "a red apple, noto style, blue background"
 

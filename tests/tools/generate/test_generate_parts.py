@@ -110,19 +110,20 @@ def test_as_many_as_engines_were_built_for() -> None:
         return {name: Range((1, 4, 32, 32), (2, 4, 64, 64), (most, 4, 64, 96))}
 
     profiles = [("unet", bucket(8)), ("unet", bucket(4)), ("step", bucket(6, "state"))]
-    assert images_at_once(profiles[:2], (512, 768), 8, guided=True) == 4
-    assert images_at_once(profiles[:2], (512, 768), 8, guided=False) == 8
-    assert images_at_once(profiles, (512, 512), 8, guided=True) == 6
-    assert images_at_once(profiles, (1024, 1024), 8, guided=True) == 4  # of no engine: by their pixels
-    assert images_at_once([], (64, 64), 8, guided=True) == 1024
-    assert images_at_once([], (8192, 8192), 8, guided=True) == 1
+    assert images_at_once(profiles[:2], (512, 768), 8, rows=2) == 4
+    assert images_at_once(profiles[:2], (512, 768), 8, rows=1) == 8
+    assert images_at_once(profiles, (512, 512), 8, rows=2) == 6
+    assert images_at_once(profiles, (1024, 1024), 8, rows=2) == 4  # of no engine: by their pixels
+    assert images_at_once([], (64, 64), 8, rows=2) == 1024
+    assert images_at_once([], (8192, 8192), 8, rows=2) == 1
 
 
 def test_a_refiner_of_other_latents_is_refused(bundle: Path) -> None:
     from dataclasses import replace
 
     pipeline = ldmrt.runtime.open(bundle, "onnxruntime", check=False)
-    other = replace(pipeline, shape=replace(pipeline.shape, channels=16))
+    stage = pipeline.stage
+    other = replace(pipeline, stage=replace(stage, space=replace(stage.space, channels=16)))
     with pytest.raises(LdmrtError, match="its latents are not the base's: another channels; expected 4; found 16"):
         RefinedPipeline(pipeline, other)
     pipeline.close()
@@ -131,12 +132,12 @@ def test_a_refiner_of_other_latents_is_refused(bundle: Path) -> None:
 def test_as_many_as_fit_in_memory() -> None:
     forecast = Forecast(free=10e9, per_pixel=4000.0, per_pixel_squared=0.01)
     size, each = (512, 512), 512 * 512 * (4000.0 + 0.01 * 512 * 512)
-    assert images_at_once([], size, 8, guided=True, forecast=forecast) == int(10e9 / (2 * each)) == 2
-    assert images_at_once([], size, 8, guided=False, forecast=forecast) == 5
-    assert images_at_once([], (64, 64), 8, guided=True, forecast=Forecast(1e15, 4000.0, 0.0)) == 1024
-    assert images_at_once([], size, 8, guided=True, forecast=Forecast(0.0, 4000.0, 0.0)) == 1
+    assert images_at_once([], size, 8, rows=2, forecast=forecast) == int(10e9 / (2 * each)) == 2
+    assert images_at_once([], size, 8, rows=1, forecast=forecast) == 5
+    assert images_at_once([], (64, 64), 8, rows=2, forecast=Forecast(1e15, 4000.0, 0.0)) == 1024
+    assert images_at_once([], size, 8, rows=2, forecast=Forecast(0.0, 4000.0, 0.0)) == 1
     profile = {"sample": Range((1, 4, 32, 32), (2, 4, 64, 64), (8, 4, 64, 96))}
-    assert images_at_once([("unet", profile)], size, 8, guided=True, forecast=forecast) == 4
+    assert images_at_once([("unet", profile)], size, 8, rows=2, forecast=forecast) == 4
 
 
 @pytest.mark.parametrize(("backend", "where"), [("onnxruntime", host), ("onnxruntime-cuda", gpu)])

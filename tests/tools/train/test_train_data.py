@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from ldmrt.model.training import presets
-from ldmrt.tools.commands import train
+from ldmrt.tools.commands.training import train
 from ldmrt.tools.console.training import STATE
 from ldmrt.tools.console.training_data import open_data
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.lock import file_lock, lock_beside
-
-from .outputs import check_output
+from ldmrt.tools.console.outputs import check_output
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 

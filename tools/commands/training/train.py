@@ -13,7 +13,7 @@ import numpy as np
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.writing import write_atomically
-from ldmrt.tools.console.images import grid, save_png
+from ldmrt.tools.console.drawing.images import grid, save_png
 from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.console.progress import console
 from ldmrt.tools.console.run_lock import locked

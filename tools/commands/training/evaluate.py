@@ -103,7 +103,7 @@ def autoencoder_psnr(bundle: Path, pictures: NDArray[np.uint8], threads: int = 0
     names = ("vae_encoder", "vae_decoder")
     encoder, decoder = (OrtEngine(name, opened.model(name), threads=threads) for name in names)
     x = pictures.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
-    mean = encoder(sample=x)["latent_parameters"][:, : opened.shape.channels]
+    mean = encoder(sample=x)["latent_parameters"][:, : opened.stage.space.channels]
     error = decoder(latent_sample=mean)["sample"].clip(-1, 1) - x
     return float(np.mean(-10 * np.log10(np.square(error / 2).mean(axis=(1, 2, 3)))))
 

@@ -1,0 +1,1 @@
+"""How the pipelines of diffusers differ from a plain Stable Diffusion, as stages: data alone."""

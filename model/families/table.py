@@ -1,0 +1,35 @@
+"""Name the pipelines of diffusers whose networks are told more than a prompt: a family is a file, and a line here."""
+
+from collections.abc import Callable, Mapping
+
+from ldmrt.runtime.bundle.stages import Source, Stage, stage_of_configs
+from ldmrt.runtime.files.reading import JsonObject
+
+from .instruct_pix2pix import instruct_pix2pix
+from .upscaler import upscaler
+
+FAMILIES: Mapping[str, Callable[[Stage, JsonObject], Stage]] = {  # by `_class_name` of model_index.json
+    "StableDiffusionInstructPix2PixPipeline": instruct_pix2pix,
+    "StableDiffusionUpscalePipeline": upscaler,
+}
+
+
+def stage_of(unet: JsonObject, vae: JsonObject, index: JsonObject) -> Stage:
+    """Return the stage of a model.
+
+    Args:
+        unet: The content of its U-Net's config.json.
+        vae: The content of its autoencoder's config.json.
+        index: Its model_index.json.
+
+    Raises:
+        LdmrtError: A value of the configs is missing or invalid.
+    """
+    stage = stage_of_configs(unet, vae, index)
+    family = FAMILIES.get(str(index.get("_class_name")))
+    return stage if family is None else family(stage, index)
+
+
+def width(stage: Stage, source: Source) -> int:
+    """Return how many channels a source gives: those of the latents, of a mask, or of an RGB image."""
+    return {"mask": 1, "noised_image": 3}.get(source.kind, stage.space.channels)

@@ -1,0 +1,205 @@
+"""Describe how images are made as data: which networks run, in which space, and where each of their inputs comes from.
+
+A manifest holds a list of stages, so the pipeline knows no family of models. One without, and a folder that optimum
+exported, are read as the one stage that their configs describe.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from ldmrt.runtime.errors import BundleError
+from ldmrt.runtime.files.reading import JsonObject
+
+from .configs import positive, sides_of, truth, whole
+
+Setting = bool | int | float | str
+SAMPLE, TIMESTEP = "sample", "timestep"  # inputs of every network that denoises
+PROMPT, POOLED, CLASSES = "encoder_hidden_states", "text_embeds", "class_labels"
+# Where an input, or some channels of it, may come from: the settings of each kind, by their types.
+KINDS: Mapping[str, Mapping[str, type]] = {
+    "state": {},
+    "timestep": {},
+    "prompt": {"penultimate": bool, "zeros": bool},  # the layer that is taken; whether no negative prompt is zeros
+    "pooled_prompt": {"zeros": bool},
+    "sizes": {"scored": bool},  # of SDXL; whether they end with an aesthetic score
+    "guidance_scale": {},  # embedded, for a distilled network
+    "class": {"count": int},
+    "noise_level": {"most": int},  # that was added to the image
+    "mask": {},
+    "masked_image": {},  # its latents
+    "image_latents": {},  # the autoencoder's mean, not scaled
+    "noised_image": {"scheduler": str},  # as small as the latents; the folder of the scheduler that adds its noise
+}
+IMAGE_KINDS = ("image_latents", "noised_image")  # they are given the image, which is then no start for the latents
+MASK_KINDS = ("mask", "masked_image")
+PROMPTS = ("negative", "positive")
+SCALES = ("guidance_scale", "image_guidance_scale")  # fields of a request
+MOST = 16  # stages, rows of guidance, or sources of an input
+
+
+@dataclass(frozen=True)
+class Source:
+    """Names where an input of a network comes from, or some of its channels."""
+
+    kind: str  # one of `KINDS`
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+
+    def setting(self, name: str) -> Setting:
+        """Return a setting; false, 0 or "" where it is absent."""
+        return self.settings.get(name, KINDS[self.kind][name]())
+
+
+@dataclass(frozen=True)
+class Space:
+    """The space that a sampler moves in: latents of an autoencoder.
+
+    Attributes:
+        channels: Channels of the latents.
+        factor: Pixels of the image per latent, along one side.
+        scaling_factor: The network sees the autoencoder's latents times this.
+    """
+
+    channels: int
+    factor: int
+    scaling_factor: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of guidance: the prompts that the network sees in it, and the sources that it does not see."""
+
+    prompt: str  # one of `PROMPTS`
+    blank: tuple[str, ...] = ()  # kinds of sources that are zeros
+
+
+@dataclass(frozen=True)
+class Guide:
+    """How often the network runs for each image, and how its predictions are weighed.
+
+    The prediction is p0 + s1 (p1 - p0) + s2 (p2 - p1) + ..., with one scale for each row but the first: for two rows
+    classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598), for three that of InstructPix2Pix (Brooks et al.
+    2023, arXiv:2211.09800, equation 3). Without guidance the last row runs alone.
+    """
+
+    rows: tuple[Row, ...] = (Row("negative"), Row("positive"))
+    scales: tuple[str, ...] = ("guidance_scale",)  # fields of the request
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Describes one network that denoises, and what it is told.
+
+    Attributes:
+        space: Where its sampler moves.
+        size: The longer side, in pixels, of the images that the model was trained on.
+        sides: Their height and width in pixels, where they are not both `size`.
+        reads: The sources of each input, by its name; those of one input are its channels, in order.
+        guide: Its guidance.
+        enlarges: How many times larger than the image that it is given its image is.
+        shortens: Whether the strength of an image shortens the sampler's grid, as for latent consistency models.
+        name: Its name.
+        network: The component that denoises.
+    """
+
+    space: Space
+    size: int
+    sides: tuple[int, int] | None = None
+    reads: Mapping[str, tuple[Source, ...]] = field(default_factory=dict)
+    guide: Guide = Guide()
+    enlarges: int = 1
+    shortens: bool = False
+    name: str = "base"
+    network: str = "unet"
+
+    @property
+    def own(self) -> tuple[int, int]:
+        """Return height and width, in pixels, of the images that the model was trained on."""
+        return self.sides or (self.size, self.size)
+
+    @property
+    def beside(self) -> tuple[Source, ...]:
+        """Return the sources of the channels that the network sees beside the state."""
+        return tuple(source for source in self.reads.get(SAMPLE, ()) if source.kind != "state")
+
+    def source(self, kind: str) -> Source | None:
+        """Return the source of a kind; None where no input has it."""
+        return next((source for sources in self.reads.values() for source in sources if source.kind == kind), None)
+
+    @property
+    def schedulers(self) -> tuple[str, ...]:
+        """Name the folders of the schedulers that add noise to an image which the network is given."""
+        return tuple(str(source.setting("scheduler")) for source in self.beside if source.kind == "noised_image")
+
+    @property
+    def takes_image(self) -> bool:
+        """Tell whether the network is given the image, so that the latents do not start from it."""
+        return any(source.kind in IMAGE_KINDS for source in self.beside)
+
+    @property
+    def takes_mask(self) -> bool:
+        """Tell whether the network is given a mask."""
+        return any(source.kind in MASK_KINDS for source in self.beside)
+
+    def to_json(self) -> JsonObject:
+        """Return the stage as the manifest holds it."""
+        return {
+            "name": self.name,
+            "network": self.network,
+            "space": {**vars(self.space)},
+            "size": self.size,
+            **({} if self.sides is None else {"sides": list(self.sides)}),
+            "reads": {name: [{"from": s.kind, **s.settings} for s in sources] for name, sources in self.reads.items()},
+            "guide": {
+                "rows": [{"prompt": row.prompt, "blank": list(row.blank)} for row in self.guide.rows],
+                "scales": list(self.guide.scales),
+            },
+            "enlarges": self.enlarges,
+            "shortens": self.shortens,
+        }
+
+
+def stage_of_configs(unet: JsonObject, vae: JsonObject, index: JsonObject) -> Stage:
+    """Derive the stage of a Stable Diffusion from the configs that diffusers writes.
+
+    Args:
+        unet: unet/config.json.
+        vae: vae_decoder/config.json.
+        index: model_index.json, which states three properties of pipelines; it may be empty.
+
+    Raises:
+        BundleError: A value is missing or invalid.
+    """
+    file = "vae_decoder/config.json"
+    widths = vae.get("block_out_channels")
+    if not isinstance(widths, list) or not 0 < len(widths) <= MOST:
+        found = None if widths is None else f"{widths!r:.100}"
+        raise BundleError("bundle", f"{file} has no block_out_channels", expected="a list of widths", found=found)
+    factor = 2 ** (len(widths) - 1)
+    channels = whole(file, "latent_channels", vae.get("latent_channels"), 4)
+    sides = sides_of(unet.get("sample_size"))
+    zeros = truth("force_zeros_for_empty_prompt", index.get("force_zeros_for_empty_prompt"))
+    scored = truth("requires_aesthetics_score", index.get("requires_aesthetics_score"))
+    xl = bool(unet.get("addition_embed_type"))
+    masked = unet.get("in_channels") == 2 * channels + 1
+    empty = {"zeros": True} if zeros else {}
+    reads: dict[str, tuple[Source, ...]] = {
+        SAMPLE: (Source("state"), *((Source(kind) for kind in MASK_KINDS) if masked else ())),
+        TIMESTEP: (Source("timestep"),),
+        PROMPT: (Source("prompt", {**({"penultimate": True} if xl else {}), **empty}),),
+    }
+    if xl:
+        reads[POOLED] = (Source("pooled_prompt", empty),)
+        reads["time_ids"] = (Source("sizes", {"scored": True} if scored else {}),)
+    if unet.get("time_cond_proj_dim"):
+        reads["timestep_cond"] = (Source("guidance_scale"),)
+    if unet.get("num_class_embeds"):
+        count = whole("unet/config.json", "num_class_embeds", unet["num_class_embeds"], 1)
+        reads[CLASSES] = (Source("class", {"count": count}),)
+    stage = Stage(
+        Space(channels, factor, positive(file, "scaling_factor", vae.get("scaling_factor"), 0.18215)),
+        size=max(sides) * factor,
+        sides=None if sides[0] == sides[1] else (sides[0] * factor, sides[1] * factor),
+        reads=reads,
+        shortens="LatentConsistencyModel" in str(index.get("_class_name")),
+    )
+    return replace(stage, guide=Guide((Row("positive"),), ())) if "timestep_cond" in reads else stage

@@ -1,0 +1,146 @@
+"""Read the stages of a manifest, and refuse what the pipeline cannot run."""
+
+from collections.abc import Mapping
+
+from ldmrt.runtime.errors import BundleError
+from ldmrt.runtime.files.reading import JsonObject
+from ldmrt.runtime.tensors import TensorSpec
+
+from .configs import LARGEST
+from .contents import is_name
+from .manifest import MANIFEST
+from .stages import KINDS, MOST, PROMPTS, SAMPLE, SCALES, Guide, Row, Source, Space, Stage
+
+HINT = "export again, or install the ldmrt that made it"
+
+
+def stages_from_json(value: object) -> tuple[Stage, ...]:
+    """Read the stages of a manifest.
+
+    Args:
+        value: The manifest's list, as `Stage.to_json` writes its items.
+
+    Raises:
+        BundleError: An entry is damaged, or of a newer ldmrt.
+    """
+    stages = _list("stages", value, least=1)
+    if len(stages) > 1:
+        raise BundleError("bundle", "unsupported number of stages", expected=1, found=len(stages), hint=HINT)
+    return tuple(_stage(f"stage {place}", stage) for place, stage in enumerate(stages))
+
+
+def check_inputs(stage: Stage, inputs: tuple[TensorSpec, ...]) -> None:
+    """Refuse a stage that gives its network other inputs than the network has, apart from those of controls.
+
+    Raises:
+        BundleError: Names the stage and the input.
+    """
+    names = {spec.name for spec in inputs if "residual" not in spec.name}
+    for problem, odd in (("gives no", names - stage.reads.keys()), ("gives unknown", stage.reads.keys() - names)):
+        if odd:
+            expected = f"the inputs of {stage.network}: {', '.join(sorted(names))}"
+            raise BundleError("bundle", f"stage {stage.name} {problem} {min(odd)}", expected=expected, hint=HINT)
+
+
+def _stage(where: str, value: object) -> Stage:
+    entry = _object(where, value, "name", "network", "space", "size", "reads", "guide", "enlarges", "shortens")
+    for key in ("name", "network"):
+        if not is_name(entry[key]):
+            raise _damaged(f"{key} of {where}", "a name", entry[key])
+    space = _object(f"space of {where}", entry["space"], "channels", "factor", "scaling_factor")
+    sides = entry.get("sides")
+    pair = None if sides is None else [_whole(f"sides of {where}", side) for side in _list(f"sides of {where}", sides)]
+    if pair is not None and len(pair) != 2:
+        raise _damaged(f"sides of {where}", "height and width", sides)
+    reads = {
+        str(name): tuple(_source(f"{name!r:.50} of {where}", item) for item in _list(f"{name!r:.50}", items, least=1))
+        for name, items in _object(f"reads of {where}", entry["reads"]).items()
+    }
+    if SAMPLE not in reads or reads[SAMPLE][0].kind != "state":
+        raise _damaged(f"reads of {where}", f"{SAMPLE}, which begins with the state", sorted(reads))
+    return Stage(
+        Space(
+            _whole(f"channels of {where}", space["channels"]),
+            _whole(f"factor of {where}", space["factor"]),
+            _number(f"scaling_factor of {where}", space["scaling_factor"]),
+        ),
+        size=_whole(f"size of {where}", entry["size"], LARGEST**2),
+        sides=None if pair is None else (pair[0], pair[1]),
+        reads=reads,
+        guide=_guide(f"guide of {where}", entry["guide"]),
+        enlarges=_whole(f"enlarges of {where}", entry["enlarges"]),
+        shortens=_truth(f"shortens of {where}", entry["shortens"]),
+        name=entry["name"],
+        network=entry["network"],
+    )
+
+
+def _source(where: str, value: object) -> Source:
+    entry = _object(where, value, "from")
+    kind, settings = entry["from"], {name: setting for name, setting in entry.items() if name != "from"}
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise _damaged(where, f"one of {', '.join(KINDS)}", kind)
+    for name, setting in settings.items():
+        expected = KINDS[kind].get(name)
+        if expected is None or type(setting) is not expected or (expected is str and not is_name(setting)):
+            raise _damaged(where, f"settings of {kind}: {', '.join(KINDS[kind]) or 'none'}", {name: setting})
+    return Source(kind, settings)
+
+
+def _guide(where: str, value: object) -> Guide:
+    entry = _object(where, value, "rows", "scales")
+    rows = tuple(_row(where, row) for row in _list(where, entry["rows"], least=1))
+    scales = tuple(str(scale) for scale in _list(where, entry["scales"]))
+    if len(scales) != len(rows) - 1 or any(scale not in SCALES for scale in scales):
+        raise _damaged(where, f"a scale for each row but the first, of {', '.join(SCALES)}", entry["scales"])
+    return Guide(rows, scales)
+
+
+def _row(where: str, value: object) -> Row:
+    entry = _object(where, value, "prompt", "blank")
+    blank = tuple(str(kind) for kind in _list(where, entry["blank"]))
+    if entry["prompt"] not in PROMPTS or any(kind not in KINDS for kind in blank):
+        raise _damaged(where, f"a prompt, {' or '.join(PROMPTS)}, and sources", entry)
+    return Row(entry["prompt"], blank)
+
+
+def _object(where: str, value: object, *keys: str) -> JsonObject:
+    """Return a JSON object that has these keys."""
+    if not isinstance(value, Mapping) or any(key not in value for key in keys):
+        raise _damaged(where, f"a JSON object with {', '.join(keys)}" if keys else "a JSON object", value)
+    return dict(value)
+
+
+def _list(where: str, value: object, least: int = 0) -> list[object]:
+    """Return a list of at least so many values, and of few."""
+    if not isinstance(value, list) or not least <= len(value) <= MOST:
+        raise _damaged(where, f"a list of {least} to {MOST}", value)
+    return value
+
+
+def _whole(where: str, value: object, most: int = LARGEST) -> int:
+    """Return a whole number above 0."""
+    if type(value) is not int or not 0 < value <= most:
+        raise _damaged(where, f"1 to {most}", value)
+    return value
+
+
+def _number(where: str, value: object) -> float:
+    """Return a number above 0."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e9:
+        raise _damaged(where, "a number above 0", value)
+    return float(value)
+
+
+def _truth(where: str, value: object) -> bool:
+    """Return true or false."""
+    if not isinstance(value, bool):
+        raise _damaged(where, "true or false", value)
+    return value
+
+
+def _damaged(where: str, expected: str, found: object) -> BundleError:
+    """Make the error of an entry that is not as expected."""
+    return BundleError(
+        "bundle", f"{MANIFEST} is damaged at {where}", expected=expected, found=f"{found!r:.100}", hint=HINT
+    )

@@ -1,0 +1,1 @@
+"""The inputs of a network that denoises, each from its sources."""

@@ -1,0 +1,53 @@
+"""Refuse fields of a request that exclude one another, that need another, or that do not fit together."""
+
+from ldmrt.runtime.errors import InvalidRequest
+
+from .checks import exclusive, invalid, needs
+from .fields import Fields
+
+
+def check_combinations(request: Fields) -> None:
+    """Refuse fields that exclude one another, or that need another."""
+    if request.full_every > 1 and request.controls:
+        raise exclusive("deep_cache", "controls")
+    if request.mask_image is not None and request.image is None:
+        raise needs("mask_image", "image")
+    if request.mask_from is not None and request.mask_image is None:
+        raise needs("mask_from", "mask_image")
+    if isinstance(request.class_labels, list) and len(request.class_labels) != request.prompt_count:
+        raise wrong_number("class_labels", request.prompt_count, len(request.class_labels))
+    if request.denoising_start is None:
+        return
+    if request.latents is None:
+        raise needs("denoising_start", "latents, which another request left at its denoising_end")
+    if request.image is not None and request.mask_image is None:
+        raise exclusive("denoising_start", "image", "which the latents already hold")
+    if request.denoising_end is not None and request.denoising_start >= request.denoising_end:
+        raise invalid("denoising_start", f"below denoising_end, {request.denoising_end:g}", request.denoising_start)
+
+
+def check_embeddings(request: Fields) -> None:
+    """Refuse embeddings beside the texts that they stand for, and those that lack or contradict another."""
+    for side in ("", "negative_"):
+        embeddings, pooled = f"{side}prompt_embeds", f"{side}pooled_prompt_embeds"
+        if getattr(request, embeddings) is None:
+            if getattr(request, pooled) is not None:
+                raise needs(pooled, embeddings)
+            continue
+        for text in (f"{side}prompt", f"{side}prompt_2"):
+            if getattr(request, text) is not None:
+                raise exclusive(text, embeddings)
+        for name in (embeddings, pooled):
+            array = getattr(request, name)
+            if array is not None and len(array) != request.prompt_count:
+                raise wrong_number(name, request.prompt_count, len(array))
+    positive, negative = request.prompt_embeds, request.negative_prompt_embeds
+    if positive is not None and negative is not None and positive.shape != negative.shape:
+        problem, expected = "wrong shape of negative_prompt_embeds", f"that of prompt_embeds, {positive.shape}"
+        raise InvalidRequest("request", problem, expected=expected, found=negative.shape)
+
+
+def wrong_number(name: str, prompts: int, found: int) -> InvalidRequest:
+    """Make the error of a field that holds not one value for each prompt."""
+    expected = f"{prompts} (one per prompt)"
+    return InvalidRequest("request", f"wrong length of {name}", expected=expected, found=found)

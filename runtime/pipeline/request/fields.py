@@ -1,0 +1,99 @@
+"""Declare the fields of a request, and what follows from them alone."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from ldmrt.runtime.tensors import Array
+
+from .checks import Images, Text
+from .field_names import OutputType
+from .generators import Generator
+
+IMAGE_SCALE = 1.5  # of guidance by an image, where a request states none
+Callback: TypeAlias = Callable[[Any, int, float, dict[str, Array]], "Mapping[str, Array] | None"]
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Holds the fields that `Request` describes, with their defaults."""
+
+    prompt: Text | None = None
+    negative_prompt: Text | None = None
+    prompt_2: Text | None = None
+    negative_prompt_2: Text | None = None
+    num_images_per_prompt: int = 1
+    num_inference_steps: int = 20
+    guidance_scale: float = 5.0
+    image_guidance_scale: float | None = None
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] | None = None
+    deep_cache: int | None = None
+    seed: int | Sequence[int] = 0
+    generator: Generator | Sequence[Generator] | None = field(default=None, repr=False, compare=False)
+    width: int | None = None
+    height: int | None = None
+    scheduler: str | None = None
+    scheduler_settings: Mapping[str, object] = field(default_factory=dict, compare=False)
+    eta: float | None = None
+    clip_skip: int | None = None
+    negative_clip_skip: int | None = None
+    class_labels: int | Sequence[int] | None = None
+    image: Images | None = field(default=None, repr=False, compare=False)
+    noise_level: int | None = None
+    strength: float = 0.8
+    denoising_start: float | None = None
+    denoising_end: float | None = None
+    mask_image: Images | None = field(default=None, repr=False, compare=False)
+    mask_from: str | None = None
+    controls: Mapping[str, Images | tuple[Images, float]] = field(default_factory=dict, repr=False, compare=False)
+    original_size: tuple[int, int] | None = None
+    crops_coords_top_left: tuple[int, int] = (0, 0)
+    target_size: tuple[int, int] | None = None
+    negative_original_size: tuple[int, int] | None = None
+    negative_crops_coords_top_left: tuple[int, int] = (0, 0)
+    negative_target_size: tuple[int, int] | None = None
+    aesthetic_score: float = 6.0
+    negative_aesthetic_score: float = 2.5
+    latents: Array | None = field(default=None, repr=False, compare=False)
+    prompt_embeds: Array | None = field(default=None, repr=False, compare=False)
+    negative_prompt_embeds: Array | None = field(default=None, repr=False, compare=False)
+    pooled_prompt_embeds: Array | None = field(default=None, repr=False, compare=False)
+    negative_pooled_prompt_embeds: Array | None = field(default=None, repr=False, compare=False)
+    output_type: OutputType = "pil"
+    callback_on_step_end: Callback | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def prompt_count(self) -> int:
+        """The number of prompts."""
+        if self.prompt_embeds is not None:
+            return len(self.prompt_embeds)
+        return 0 if self.prompt is None else 1 if isinstance(self.prompt, str) else len(self.prompt)
+
+    @property
+    def total_images(self) -> int:
+        """The number of images, of all prompts."""
+        return self.prompt_count * self.num_images_per_prompt
+
+    def scales(self, names: Sequence[str]) -> list[float]:
+        """Return the scales of guidance by their fields; none where the last is 1 or less, or another below 1."""
+        values = {
+            "guidance_scale": self.guidance_scale,
+            "image_guidance_scale": self.image_guidance_scale or IMAGE_SCALE,
+        }
+        scales = [values[name] for name in names]
+        return scales if scales and scales[-1] > 1 and min(scales) >= 1 else []
+
+    @property
+    def class_of_each(self) -> list[int] | None:
+        """The class of each image; None where there are no classes."""
+        if self.class_labels is None:
+            return None
+        labels = [self.class_labels] if isinstance(self.class_labels, int) else list(self.class_labels)
+        each = labels * self.prompt_count if len(labels) == 1 else labels
+        return [label for label in each for _ in range(self.num_images_per_prompt)]
+
+    @property
+    def full_every(self) -> int:
+        """After how many of the sampler's times the whole U-Net runs again; 1 is at each."""
+        return self.deep_cache or 1

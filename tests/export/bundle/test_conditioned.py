@@ -1,0 +1,141 @@
+"""Models that are told more than a prompt draw what diffusers' pipelines draw: an image, a noise level, a class."""
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from ldmrt.export.components.torch_pipeline import torch_pipeline
+from ldmrt.model import load
+from ldmrt.runtime import LdmrtError, Pipeline
+from ldmrt.runtime.samplers.noise import FIRST, NOISED
+from ldmrt.runtime.samplers.registry import find_scheduler
+
+from ...support.families import CONDITIONED
+from ...support.pipelines import save_pipeline
+from ..test_families import PROMPTS, SEEDS, STEPS, TOLERANCE, close, picture
+from ..test_tasks import drawing
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
+SMALL = 12  # pixels of an image that is enlarged
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("conditioned")
+    return {name: save_pipeline(name, root / name) for name in CONDITIONED}
+
+
+@pytest.fixture(scope="module")
+def pipelines(places: dict[str, Path]) -> dict[str, Pipeline]:
+    return {name: torch_pipeline(load(place)) for name, place in places.items()}
+
+
+def theirs(
+    name: str, place: Path, scheduler: str | None, monkeypatch: pytest.MonkeyPatch, **asked: Any
+) -> NDArray[np.float32]:
+    """The latents of diffusers' own pipeline."""
+    pipeline = getattr(diffusers, CONDITIONED[name].pipeline).from_pretrained(place)
+    if scheduler is not None:
+        line, changes = find_scheduler({}, scheduler)
+        pipeline.scheduler = getattr(diffusers, line.class_name).from_config(pipeline.scheduler.config, **changes)
+    pipeline.set_progress_bar_config(disable=True)
+    if name == "classes":  # by hand: the pipeline passes no class
+        labels, forward = torch.tensor(asked.pop("class_labels")), pipeline.unet.forward
+
+        def labelled(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            return forward(sample, *args, class_labels=labels.repeat(len(sample) // len(labels)), **kwargs)
+
+        pipeline.unet.forward = labelled
+    drawing(pipeline, SEEDS, [NOISED, FIRST] if name == "upscaler" else [FIRST], monkeypatch)
+    latents = pipeline(PROMPTS, num_inference_steps=STEPS, output_type="latent", **asked).images
+    return latents.numpy()
+
+
+@pytest.mark.parametrize("scheduler", [None, "dpmpp_2m_karras"])
+@pytest.mark.parametrize("scales", [(4.0, 1.5), (7.5, 1.0), (1.0, 1.5), (4.0, 0.9)], ids=str)
+def test_an_image_is_edited(
+    scales: tuple[float, float],
+    scheduler: str | None,
+    places: dict[str, Path],
+    pipelines: dict[str, Pipeline],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """InstructPix2Pix has three rows of guidance, or one where either scale is too small."""
+    asked: dict[str, Any] = {"guidance_scale": scales[0], "image_guidance_scale": scales[1]}
+    image, negative = [picture(16)] * 2, ["blurred"] * 2
+    expected = theirs(
+        "pix2pix", places["pix2pix"], scheduler, monkeypatch, image=image, negative_prompt=negative, **asked
+    )
+    asked |= {"num_inference_steps": STEPS, "seed": SEEDS, "scheduler": scheduler}
+    close(pipelines["pix2pix"](PROMPTS, image=picture(16), negative_prompt="blurred", **asked).latents, expected)
+
+
+@pytest.mark.parametrize("scheduler", [None, "euler_a"])
+@pytest.mark.parametrize(("guidance", "level"), [(4.0, None), (1.0, 0), (7.5, 350)])
+def test_an_image_is_enlarged(
+    guidance: float,
+    level: int | None,
+    scheduler: str | None,
+    places: dict[str, Path],
+    pipelines: dict[str, Pipeline],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: dict[str, Any] = {"guidance_scale": guidance} | ({} if level is None else {"noise_level": level})
+    images = [picture(SMALL)] * 2
+    expected = theirs("upscaler", places["upscaler"], scheduler, monkeypatch, image=images, **asked)
+    asked |= {"num_inference_steps": STEPS, "seed": SEEDS, "scheduler": scheduler}
+    result = pipelines["upscaler"](PROMPTS, image=picture(SMALL), **asked)
+    close(result.latents, expected)
+    assert result.pixels.shape == (2, 4 * SMALL, 4 * SMALL, 3)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_a_class_is_drawn(
+    guidance: float, places: dict[str, Path], pipelines: dict[str, Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = theirs(
+        "classes", places["classes"], None, monkeypatch, class_labels=[4, 2], guidance_scale=guidance,
+        height=16, width=16,
+    )  # fmt: skip
+    asked: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": guidance}
+    close(pipelines["classes"](PROMPTS, class_labels=[4, 2], seed=SEEDS, **asked).latents, expected)
+    other = pipelines["classes"](PROMPTS, class_labels=[4, 3], seed=SEEDS, **asked).latents
+    assert np.abs(other - expected)[1].max() > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", CONDITIONED)
+def test_an_image_is_that_of_its_seed_alone(name: str, pipelines: dict[str, Pipeline]) -> None:
+    asked: dict[str, Any] = {"num_inference_steps": 3, "num_images_per_prompt": 3}
+    asked |= {"class_labels": 3} if name == "classes" else {"image": picture(SMALL if name == "upscaler" else 16)}
+    together = pipelines[name]("a pear", seed=5, **asked).latents
+    alone = pipelines[name]("a pear", seed=6, **{**asked, "num_images_per_prompt": 1}).latents
+    # Batches of other sizes are other kernels of PyTorch: float32's rounding through three rows.
+    assert np.abs(together[1] - alone[0]).max() <= 2e-5 * np.abs(alone).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "words"),
+    [
+        ("pix2pix", {}, "this model is given an image; expected image"),
+        ("pix2pix", {"image": "image", "mask_image": "image"}, "this model takes no mask_image; expected image alone"),
+        ("pix2pix", {"image": "image", "class_labels": 1}, "this model takes no class_labels"),
+        ("upscaler", {"image": "image", "noise_level": 351}, "invalid noise_level; expected 0 to 350; found 351"),
+        ("upscaler", {"image": "image", "image_guidance_scale": 2.0}, "this model takes no image_guidance_scale"),
+        ("upscaler", {"image": "image", "width": 66}, "invalid width; expected a multiple of 4; found 66"),
+        ("classes", {}, "this model draws classes; expected class_labels, 0 to 4"),
+        ("classes", {"class_labels": 5}, "invalid class_labels; expected 0 to 4; found 5"),
+        ("classes", {"class_labels": [1, 2]}, "wrong length of class_labels; expected 1"),
+        ("classes", {"class_labels": 1, "noise_level": 3}, "this model takes no noise_level"),
+    ],
+)
+def test_what_a_model_lacks_or_does_not_take(
+    name: str, asked: dict[str, Any], words: str, pipelines: dict[str, Pipeline]
+) -> None:
+    given = {key: picture(16) if value == "image" else value for key, value in asked.items()}
+    with pytest.raises(LdmrtError, match=words):
+        pipelines[name]("a pear", num_inference_steps=2, **given)

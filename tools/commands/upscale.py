@@ -1,0 +1,74 @@
+"""Run `ldmrt upscale`: enlarge an image with a bundle of an upscaler."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import ldmrt
+from ldmrt.tools.console.outputs import Output
+from ldmrt.tools.options.common import COMPUTE, THREADS
+from ldmrt.tools.options.to_request import request_of
+from ldmrt.tools.options.types import IMAGE, Text
+
+if TYPE_CHECKING:
+    from ldmrt.runtime.files.reading import JsonObject
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("image", type=IMAGE)
+@click.option("--prompt", default="", type=Text(), help="What the image shows.")
+@click.option("--negative", "negative_prompt", type=Text(), help="What the enlarged image should not show.")
+@click.option("--noise-level", type=int, help="Timestep whose noise is added to the image; 20 by default.")
+@click.option("--steps", default=20, show_default=True, help="Steps of the sampler.")
+@click.option("--guidance", default=5.0, show_default=True, help="Guidance scale; 1 is none.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the image.")
+@click.option("--scheduler", help="Name of a sampler, see `ldmrt samplers`; the bundle's own by default.")
+@click.option("--tile", type=int, help="Decode in overlapping tiles of so many pixels: less memory.")
+@click.option("--low-memory", is_flag=True, help="Keep one stage in memory at a time; tiles above 768 pixels.")
+@click.option("--backend", default="auto", show_default=True, help="As of `ldmrt generate`.")
+@COMPUTE
+@THREADS
+@click.option(
+    "-o", "--out", type=Output(), default=Path("out.png"), show_default=True, help="File: .png, .jpg or .webp."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing file; without it, OUT gets a free number.")
+def upscale(
+    bundle: Path,
+    image: Path,
+    tile: int | None,
+    low_memory: bool,
+    backend: str,
+    compute: str,
+    threads: int,
+    out: Path,
+    overwrite: bool,
+    **options: Any,
+) -> None:
+    """Enlarge IMAGE with BUNDLE, which was exported from an upscaler: OUT is so many times larger as it was trained to.
+
+    Example: ldmrt upscale out/x4-upscaler small.png --prompt "a white cat" -o out/large.png
+    """
+    from ldmrt.runtime.errors import LdmrtError
+    from ldmrt.runtime.pipeline.pipeline import open_pipeline
+    from ldmrt.runtime.samplers.registry import everyday_name
+    from ldmrt.tools.console.drawing.image_paths import free_path
+    from ldmrt.tools.console.drawing.images import notes, parameters, save_image
+    from ldmrt.tools.console.drawing.rows import in_rows
+
+    request = request_of({**options, "image": image})
+    out = click.get_current_context().with_resource(free_path(out, 1, steps=False, overwrite=overwrite))
+    opened = open_pipeline(bundle, backend, tile=tile, low_memory=low_memory, compute=compute, threads=threads)
+    with opened as pipeline:
+        if pipeline.stage.enlarges == 1:
+            hint = f'ldmrt generate {bundle} "{request.prompts[0]}" --image {image}'
+            raise LdmrtError("upscale", f"{bundle} enlarges no image", expected="an upscaler's bundle", hint=hint)
+        result = in_rows(pipeline, request, pipeline.rows(request), None)
+        facts: JsonObject = {"ldmrt": ldmrt.__version__, "bundle": bundle.name} | parameters(
+            {**options, "count": 1}, {}
+        )
+        facts |= {"scheduler": request.scheduler or everyday_name(pipeline.scheduler)}
+        height, width = result.pixels.shape[1:3]
+        save_image(out, result.pixels[0], notes({**facts, "height": height, "width": width, "image": image.name}))
+    click.echo(out)

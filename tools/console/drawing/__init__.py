@@ -1,0 +1,1 @@
+"""What commands that make images share."""

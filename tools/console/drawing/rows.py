@@ -1,0 +1,44 @@
+"""Make images row by row, with progress, and save what each row predicts."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ldmrt.runtime.pipeline.call import ImagePipeline, Result
+from ldmrt.runtime.pipeline.request.request import Request
+from ldmrt.runtime.samplers.plan import Latents
+from ldmrt.tools.console.drawing.image_paths import steps_of
+from ldmrt.tools.console.drawing.images import grid, save_image
+from ldmrt.tools.console.progress import watched
+
+STRIP = 10  # most rows in the strip of the denoising
+
+
+def in_rows(pipeline: ImagePipeline, request: Request, rows: int, previews: list[Latents] | None) -> Result:
+    """Make images and show progress by rows; `previews` collects the predicted clean latents of each."""
+    begin, x = time.perf_counter(), None
+    for state in watched(pipeline.steps(request), rows, lambda s: f"row {s.row + 1} of {s.rows}"):
+        x = state.x
+        if previews is not None:
+            previews.append(state.x0)
+    sampled = time.perf_counter()
+    assert x is not None
+    images = pipeline.decode(x)
+    seconds = {"latents": sampled - begin, "decode": time.perf_counter() - sampled}
+    return Result(images, x, request.seeds, seconds)
+
+
+def save_rows(pipeline: ImagePipeline, previews: list[Latents], out: Path) -> list[Path]:
+    """Save the predicted clean image of each row in a folder beside OUT, and a strip with a line per image."""
+    decoded = [pipeline.decode(x0) for x0 in previews]
+    folder, strip = steps_of(out)
+    folder.mkdir(exist_ok=True)
+    written = []
+    for row, images in enumerate(decoded):
+        written.append(folder / f"{row:03d}{out.suffix}")
+        save_image(written[-1], grid(images, len(images)))
+    shown = np.unique(np.linspace(0, len(decoded) - 1, STRIP).round().astype(int))
+    cells = [decoded[row][i] for i in range(len(decoded[0])) for row in shown]
+    save_image(strip, grid(np.stack(cells), len(shown)))
+    return [*written, strip]
