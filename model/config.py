@@ -133,9 +133,19 @@ def _fits(value: object, hint: type | types.UnionType) -> bool:
     return isinstance(value, (int, float) if hint is float else hint)
 
 
+# Fields which earlier versions did not write, with the value that asks for nothing. They are left out where
+# they have it, so that a bundle's hash of a config stays that of its checkpoint.
+LEFT_OUT: RawConfig = {
+    "class_embed_type": None,
+    "mid_block_only_cross_attention": None,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "resnet_time_scale_shift": "default",
+}
+
+
 def to_config(class_name: str, config: "DataclassInstance") -> dict[str, object]:
     """Return the content of diffusers' config.json for a dataclass that `from_config` made."""
-    return {
-        "_class_name": class_name,
-        **{field.name: _nested(getattr(config, field.name), list) for field in dataclasses.fields(config)},
-    }
+    values = {field.name: _nested(getattr(config, field.name), list) for field in dataclasses.fields(config)}
+    kept = {name: value for name, value in values.items() if name not in LEFT_OUT or value != LEFT_OUT[name]}
+    return {"_class_name": class_name, **kept}

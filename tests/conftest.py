@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,17 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="ldmrt-tests-")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Waiting for the disk takes longer than most tests, and nothing here has to outlive a power failure.
 os.fsync = lambda handle: None  # type: ignore[assignment]
+
+
+@pytest.hookimpl(trylast=True)  # after those that are not selected have been taken out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no process is left alone with one of them at the end."""
+    minutes, tests = Counter[Path](), Counter[Path]()
+    for item in items:
+        slow = item.get_closest_marker("slow")
+        minutes[item.path] += slow.kwargs.get("minutes", 0) if slow else 0
+        tests[item.path] += 1
+    items.sort(key=lambda item: (-minutes[item.path], -tests[item.path]))  # stable: files stay together
 
 
 def pytest_runtest_protocol() -> None:

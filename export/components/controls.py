@@ -13,6 +13,7 @@ from ldmrt.model.networks.controlnet import ControlNet, scaled
 from ldmrt.model.networks.t2i_adapter import Adapter
 from ldmrt.model.networks.unet import UNet
 from ldmrt.model.networks.unet_encoder import UNetEncoder
+from ldmrt.runtime.bundle.stages import CLASSES
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.pipeline.controls import ADAPTER, CONTROLNET
 from ldmrt.runtime.tensors import TensorSpec
@@ -58,7 +59,7 @@ def _controlnet_inputs(c: Checkpoint, model: ControlNet, dtype: str) -> list[Ten
     return [
         latent(c, "sample", model.config.in_channels, dtype),
         TensorSpec("timestep", "float32", ("batch",)),
-        *conditioning(c, dtype),
+        *(spec for spec in conditioning(c, dtype) if spec.name != CLASSES or model.config.num_class_embeds),
         image(f"{CONTROLNET}cond", model.config.conditioning_channels, dtype),
         SCALE,
     ]

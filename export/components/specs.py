@@ -3,6 +3,7 @@
 from torch import nn
 
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
+from ldmrt.runtime.bundle.stages import CLASSES
 from ldmrt.runtime.tensors import TensorSpec
 from ldmrt.runtime.tokenizer.tokenizer import token_count
 
@@ -44,5 +45,5 @@ def conditioning(c: Checkpoint, dtype: str) -> list[TensorSpec]:
         specs.append(TensorSpec("text_embeds", dtype, ("batch", width)))
         specs.append(TensorSpec("time_ids", "float32", ("batch", numbers)))
     if unet.num_class_embeds:
-        specs.append(TensorSpec("class_labels", "int64", ("batch",)))
+        specs.append(TensorSpec(CLASSES, "int64", ("batch",)))
     return specs

@@ -18,6 +18,7 @@ from ldmrt.model.checkpoint.checkpoint import Checkpoint, class_of
 from ldmrt.model.config import to_config
 from ldmrt.model.torch_engine import TorchEngine
 from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32, ENCODER, STEP, step_specs
+from ldmrt.runtime.bundle.stages import CLASSES
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.tensors import Specs, TensorSpec, shape_of, split_symbol
@@ -210,7 +211,7 @@ def example(component: Component, sizes: Mapping[str, int], seed: int = 0) -> di
     arrays: dict[str, NDArray] = {}
     for spec in component.inputs:
         shape = shape_of(spec, sizes)
-        if spec.name == "class_labels":
+        if spec.name == CLASSES:
             arrays[spec.name] = rng.integers(0, component.classes, shape)
         elif spec.dtype == "int64":
             entries, end = component.vocabulary

@@ -194,6 +194,9 @@ def _check(checkpoint: Checkpoint) -> None:
     for name, found in (("in_channels", vae.in_channels), ("out_channels", vae.out_channels)):
         if found != 3:
             raise LdmrtError("vae", f"unsupported {name}", expected="3, of an RGB image", found=found)
+    if unet.class_embed_type is not None:
+        problem, found = "unsupported class_embed_type in unet/config.json", unet.class_embed_type
+        raise LdmrtError("unet", problem, expected="none, or num_class_embeds alone", found=found)
     stage, width = checkpoint.stage, sum(encoder.config.hidden_size for encoder in encoders.values())
     beside = {source.kind: channels_of(stage, source) for source in stage.beside}
     if unet.in_channels != (channels := vae.latent_channels + sum(beside.values())):

@@ -18,6 +18,24 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+Resize = Callable[[Tensor, torch.Size | None], Tensor]
+
+
+def halve(x: Tensor, _: torch.Size | None = None) -> Tensor:
+    """Average features (B, C, H, W) over squares of two; returns (B, C, H/2, W/2), rounded down."""
+    return F.avg_pool2d(x, 2)
+
+
+def double(x: Tensor, size: torch.Size | None = None) -> Tensor:
+    """Enlarge features (B, C, H, W) by nearest neighbours to (B, C, 2H, 2W), or to a `size` (height, width).
+
+    The size is one less than the double where a side was odd before it was halved.
+    """
+    if size is None:
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    return F.interpolate(x, size=size, mode="nearest")
+
+
 class ResnetBlock(nn.Module):
     """Adds to its input norm, activation, convolution, twice, with the time embedding added between the two.
 
@@ -34,6 +52,7 @@ class ResnetBlock(nn.Module):
         eps: float,
         time_channels: int | None = None,
         scale_shift: bool = False,
+        resize: Resize | None = None,
         act: str = "silu",
     ) -> None:
         """Build a block from `inner` to `outer` channels; where they differ, the shortcut is a 1x1 convolution.
@@ -45,10 +64,11 @@ class ResnetBlock(nn.Module):
             eps: Added to the variance in both norms.
             time_channels: Width of the time embedding; None where there is no time, as in the autoencoder.
             scale_shift: Whether the time scales and shifts the second norm's output, in the place of an addition.
+            resize: What changes the size, of input and branch, before the first convolution; None keeps it.
             act: A name of `ACTIVATIONS`, in any case.
         """
         super().__init__()
-        self.scale_shift = scale_shift
+        self.scale_shift, self.resize = scale_shift, resize
         self.act = ACTIVATIONS[act.lower()]
         self.norm1 = nn.GroupNorm(groups, inner, eps)
         self.conv1 = nn.Conv2d(inner, outer, 3, padding=1)
@@ -59,9 +79,15 @@ class ResnetBlock(nn.Module):
         if inner != outer:
             self.conv_shortcut = nn.Conv2d(inner, outer, 1)
 
-    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        """Transform features x (B, inner, H, W), given the time embedding (B, time_channels); (B, outer, H, W)."""
-        h = self.conv1(self.act(self.norm1(x)))
+    def forward(self, x: Tensor, time: Tensor | None = None, size: torch.Size | None = None) -> Tensor:
+        """Transform features x (B, inner, H, W), given the time embedding (B, time_channels); (B, outer, H, W).
+
+        A block that doubles its input doubles it to a `size` (height, width), if one is given.
+        """
+        h = self.act(self.norm1(x))
+        if self.resize is not None:
+            x, h = self.resize(x, size), self.resize(h, size)
+        h = self.conv1(h)
         if time is None:
             h = self.norm2(h)
         else:
@@ -83,8 +109,8 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Halve features x (B, C, H, W); returns (B, C, H/2, W/2), where padding 1 rounds up and 0 down."""
+    def forward(self, x: Tensor, _: Tensor | None = None) -> Tensor:
+        """Halve features x (B, C, H, W), whatever the time; (B, C, H/2, W/2), where padding 1 rounds up and 0 down."""
         if self.conv.padding == (0, 0):
             x = F.pad(x, (0, 1, 0, 1))
         return self.conv(x)
@@ -98,14 +124,9 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, size: torch.Size | None = None) -> Tensor:
-        """Enlarge features x (B, C, H, W) to (B, C, 2H, 2W), or to a `size` (height, width).
-
-        The size is one less than the double where a side was odd before it was halved.
-        """
-        if size is None:
-            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+    def forward(self, x: Tensor, _: Tensor | None = None, size: torch.Size | None = None) -> Tensor:
+        """Enlarge features x (B, C, H, W), whatever the time, to (B, C, 2H, 2W) or to a `size`, see `double`."""
+        return self.conv(double(x, size))
 
 
 class Level(nn.Module):

@@ -14,6 +14,7 @@ V = TypeVar("V")
 PerLevel = int | tuple[int, ...]  # one number, or one a level
 
 TIMES = ("default", "scale_shift")  # how a resnet is told the time: by an addition, or by scale and shift
+SIZES = ("conv", "resnet")  # what halves or doubles the size in levels with attention
 CLASSES = (None, "timestep")  # a table of num_class_embeds, or a number embedded as the time is
 
 # Config keys of diffusers that ask for something else than the blocks below, with the value that asks for nothing.
@@ -110,6 +111,16 @@ class EncoderConfig(ABC):
     def outer_act_fn(self) -> str:
         """The activation outside the blocks: in the embedding of the time, and before the last convolution."""
         return self.act_fn
+
+    @property
+    def downsample_type(self) -> str:
+        """One of `SIZES`: what halves the size of a level with attention."""
+        return SIZES[0]
+
+    @property
+    def upsample_type(self) -> str:
+        """One of `SIZES`: what doubles the size of a level with attention."""
+        return SIZES[0]
 
     @property
     def class_act_fn(self) -> str:

@@ -14,16 +14,14 @@ from ldmrt.runtime.errors import LdmrtError
 
 from . import encoder_config
 from .attention import SpatialAttention
-from .encoder_config import TIMES
+from .encoder_config import SIZES, TIMES
 from .unet_body import BodyConfig, UNetBody
 
 # Config keys of diffusers that ask for something else than the blocks below, with the value that asks for nothing.
 NEUTRAL: RawConfig = {
     **encoder_config.NEUTRAL,
-    "downsample_type": "conv",
     "time_embedding_dim": None,
     "time_embedding_type": "positional",
-    "upsample_type": "conv",
 }
 
 
@@ -44,6 +42,8 @@ class PlainUNetConfig(BodyConfig):
     up_block_types: tuple[str, ...] = ("AttnUpBlock2D",) * 3 + ("UpBlock2D",)
     block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
     layers_per_block: int = 2
+    downsample_type: str = SIZES[0]
+    upsample_type: str = SIZES[0]
     attention_head_dim: int | None = 8  # the width of a head here; None for one head
     attn_norm_num_groups: int | None = None
     add_attention: bool = True  # in the middle
@@ -53,6 +53,8 @@ class PlainUNetConfig(BodyConfig):
         """Refuse what `BodyConfig` refuses, and attention that no network can be built of."""
         super().__post_init__()
         positive(self.part, self, "attention_head_dim", "attn_norm_num_groups")
+        self.check_choice("downsample_type", SIZES)
+        self.check_choice("upsample_type", SIZES)
         widths = self.block_out_channels
         attending = {level for level, kind in enumerate(self.down_block_types) if kind == self.downs[0]}
         attending |= {level for level, kind in enumerate(reversed(self.up_block_types)) if kind == self.ups[0]}

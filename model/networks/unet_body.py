@@ -113,5 +113,5 @@ class UNetBody(UNetEncoder):
                 if level.attentions is not None:
                     x = level.attentions[i](x, context)
             if level.upsamplers is not None:
-                x = level.upsamplers[0](x, skips[-1].shape[2:])
+                x = level.upsamplers[0](x, time, skips[-1].shape[2:])
         return self.conv_out(self.act(self.conv_norm_out(x)))

@@ -6,6 +6,7 @@ State-dict keys and config fields are diffusers'.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol, cast
 
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 from ldmrt.runtime.errors import LdmrtError
 
 from .attention import Transformer2D
-from .blocks import ACTIVATIONS, Downsample, Level, ResnetBlock, TimestepEmbedding, Upsample, sinusoids
+from .blocks import ACTIVATIONS, Downsample, Level, ResnetBlock, TimestepEmbedding, Upsample, double, halve, sinusoids
 from .context_config import ADDITIONS, ContextConfig
-from .encoder_config import CLASSES, TIMES, EncoderConfig
+from .encoder_config import CLASSES, SIZES, TIMES, EncoderConfig
 
 WHOLE = (torch.int64, torch.int32)  # what a table can be read by
 
@@ -69,20 +70,23 @@ def build_level(
         The level, whose resnets all end with the width of the config.
     """
     width = config.block_out_channels[level]
-    resnets = [
-        ResnetBlock(
-            channels,
-            width,
-            groups=config.norm_num_groups,
-            eps=config.norm_eps,
-            time_channels=4 * config.block_out_channels[0],
-            scale_shift=config.resnet_time_scale_shift == TIMES[1],
-            act=config.act_fn,
-        )
-        for channels in inner
-    ]
-    smaller = Downsample(width, padding=config.downsample_padding) if down else None
-    larger = Upsample(width) if up else None
+    resnet = partial(
+        ResnetBlock,
+        outer=width,
+        groups=config.norm_num_groups,
+        eps=config.norm_eps,
+        time_channels=4 * config.block_out_channels[0],
+        scale_shift=config.resnet_time_scale_shift == TIMES[1],
+        act=config.act_fn,
+    )
+    resnets = [resnet(channels) for channels in inner]
+    smaller: nn.Module | None = None
+    larger: nn.Module | None = None
+    if down:  # by a resnet in levels with attention alone, as in diffusers
+        by_resnet = bool(depths) and config.downsample_type == SIZES[1]
+        smaller = resnet(width, resize=halve) if by_resnet else Downsample(width, padding=config.downsample_padding)
+    if up:
+        larger = resnet(width, resize=double) if depths and config.upsample_type == SIZES[1] else Upsample(width)
     attentions = [attend(level, depth, middle=middle) for depth in depths]
     return Level(resnets, attentions or None, down=smaller, up=larger)
 
@@ -229,7 +233,7 @@ class UNetEncoder(nn.Module):
                         x = x + extra
                 skips.append(x)
             if level.downsamplers is not None:
-                x = level.downsamplers[0](x)
+                x = level.downsamplers[0](x, time)
                 skips.append(x)
             if extra is not None and level.attentions is None:
                 x = skips[-1] = x + extra  # the skip too: diffusers adds in place

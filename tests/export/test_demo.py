@@ -22,7 +22,7 @@ from ldmrt.runtime.parity.metrics import psnr
 from ldmrt.runtime.parity.tolerances import tolerances
 from ldmrt.runtime.pipeline.autoencoder.decode import Decoding
 
-pytestmark = pytest.mark.slow  # minutes, on a model of which tools/demo.sh shows the same
+pytestmark = pytest.mark.slow(minutes=0.3)  # minutes, on a model of which tools/demo.sh shows the same
 SHIPPED = Path(__file__).parents[2] / "model" / "pretrained" / "emoji64"
 PROMPT = "a panda, noto style, orange background"
 

@@ -35,7 +35,7 @@ from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ..support.loras import save, tiny_factors
 from .mutants import mutate
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow(minutes=0.5)]
 MUTANTS = 200
 SECONDS = 20  # one mutant: what is opened here takes less than one
 PROMPT = "a red apple, noto style, blue background"

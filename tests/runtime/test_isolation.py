@@ -97,7 +97,7 @@ sys.exit(f"loaded after all: {{loaded}}" if loaded else code)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=6)
 def test_suite_passes_without_torch(bundle: Path) -> None:
     """Every other test of this folder, but for those that compare with torch's world."""
     here = Path(__file__)

@@ -17,6 +17,7 @@ CHECKPOINT = {"torch", "transformers", "safetensors"}
 NEEDS: dict[str, tuple[str, set[str]]] = {
     "demo": ("demo --bundle NEW/bundle -o NEW/x.png", {*CHECKPOINT, "onnx", "onnx_ir", "onnxscript", "onnxruntime"}),
     "generate": ("generate BUNDLE cat --steps 1 -o NEW/x.png", {"onnxruntime", "tokenizers", "PIL"}),
+    "upscale": ("upscale BUNDLE IMAGE", {"PIL"}),
     "export": ("export CHECKPOINT NEW/bundle --no-verify", {*CHECKPOINT, "onnx", "onnx_ir", "onnxscript"}),
     "verify": ("verify BUNDLE --against CHECKPOINT --backend onnxruntime", {*CHECKPOINT, "onnxruntime"}),
     "inspect": ("inspect BUNDLE", {"rich"}),
@@ -64,9 +65,10 @@ def test_every_command_and_package_is_tried() -> None:
     assert PACKAGES.keys() - tried == elsewhere
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=1)
 def test_commands_without_a_package(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
-    places = {"BUNDLE": str(bundle), "CHECKPOINT": str(checkpoint)}
+    image = Path(__file__).parents[2] / "docs" / "images" / "demo.png"
+    places = {"BUNDLE": str(bundle), "CHECKPOINT": str(checkpoint), "IMAGE": str(image)}
     asked = [
         (package, [places.get(word, word.replace("NEW", str(tmp_path))) for word in words.split()])
         for words, packages in NEEDS.values()

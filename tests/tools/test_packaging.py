@@ -70,7 +70,7 @@ def test_wheel_and_sdist(built: Path, tmp_path: Path) -> None:
     assert shown.count(PROJECT["version"]) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=2)
 def test_demo_from_the_wheel(built: Path, tmp_path: Path) -> None:
     """In an environment of its own, which has the wheel and, behind it, the packages of this one without ldmrt."""
     run(sys.executable, "-m", "venv", tmp_path / "venv")
@@ -116,7 +116,7 @@ def pip_lines() -> list[str]:
     return [*page, *(step["run"] for step in steps if step.get("run", "").startswith("pip install"))]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=2)
 def test_the_ci_recipe_installs_from_a_checkout(tmp_path: Path) -> None:
     (tmp_path / "ldmrt").symlink_to(ROOT)
     lines = pip_lines()
@@ -227,7 +227,7 @@ tiny_checkpoint().save(Path("checkpoint"))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=4)
 def test_the_lowest_versions_export_verify_and_draw(tmp_path: Path) -> None:
     """In an environment of its own, which has to be downloaded."""
     run(sys.executable, "-m", "venv", tmp_path / "venv")

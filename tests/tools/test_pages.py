@@ -38,7 +38,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow  # CI's demo walks the same way
+@pytest.mark.slow(minutes=3)  # CI's demo walks the same way
 def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = list({" ".join(words): words for words in COMMANDS if not _trains(words)}.values())
     # exports come first, and what starts from another command's image last
@@ -58,7 +58,7 @@ def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch)
     assert names["result"].pixels.shape == (1, 64, 64, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=5)
 def test_walk_from_packages_to_scores(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = [words for words in COMMANDS if _trains(words)]
     assert [words[1] for words in commands] == ["data", "train", "train", "export", "evaluate"]
@@ -67,7 +67,7 @@ def test_walk_from_packages_to_scores(place: Path, monkeypatch: pytest.MonkeyPat
         assert run([*words, *extra], monkeypatch) == 0, words
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=5)
 def test_scores_of_the_shipped_model(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,7 @@
 """Models that are told more than a prompt draw what diffusers' pipelines draw: an image, a noise level, a class."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +141,24 @@ def test_what_a_model_lacks_or_does_not_take(
     given = {key: picture(16) if value == "image" else value for key, value in asked.items()}
     with pytest.raises(LdmrtError, match=words):
         pipelines[name]("a pear", num_inference_steps=2, **given)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "change", "words"),
+    [
+        ("classes", "unet", {"class_embed_type": "timestep"}, "unsupported class_embed_type in unet/config.json"),
+        ("pix2pix", "unet", {"in_channels": 9}, "and 4 of the image_latents; expected 8; found 9"),
+        ("upscaler", "unet", {"in_channels": 4}, "and 3 of the noised_image; expected 7; found 4"),
+        ("upscaler", "", {"low_res_scheduler": None}, "model_index.json names no low_res_scheduler"),
+    ],
+)
+def test_checkpoints_that_do_not_fit(
+    name: str, part: str, change: dict[str, Any], words: str, places: dict[str, Path], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(places[name], tmp_path / "copy"))
+    file = copy / part / ("config.json" if part else "model_index.json")
+    file.write_text(
+        json.dumps({key: v for key, v in {**json.loads(file.read_text()), **change}.items() if v is not None})
+    )
+    with pytest.raises(LdmrtError, match=words):
+        load(copy)

@@ -30,6 +30,11 @@ TWO: dict[str, Any] = {
     "norm_num_groups": 8,
 }
 FOUR: dict[str, Any] = {"block_out_channels": (8, 16, 16, 24), "norm_num_groups": 4, "layers_per_block": 2}
+RESNETS: dict[str, Any] = TWO | {  # the first level has no attention and keeps its convolutions
+    "down_block_types": (ATTN[1], ATTN[0], ATTN[0]),
+    "up_block_types": (PLAIN[0], PLAIN[0], PLAIN[1]),
+    "block_out_channels": (16, 32, 24),
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "two levels": TWO,
     "two layers": TWO | {"layers_per_block": 2},
@@ -61,6 +66,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "heads of one channel": TWO | {"attention_head_dim": 1},
     "images from 0 to 1": TWO | {"center_input_sample": True},
     "another activation": TWO | {"act_fn": "mish"},  # of the resnets alone
+    "halved by resnets": RESNETS | {"downsample_type": "resnet"},
+    "doubled by resnets": RESNETS | {"upsample_type": "resnet"},
+    "halved and doubled by resnets, scale and shift": RESNETS
+    | {"downsample_type": "resnet", "upsample_type": "resnet", "resnet_time_scale_shift": "scale_shift"},
     "no padding": TWO | {"downsample_padding": 0},
     "keys of training": TWO | {"dropout": 0.3, "num_train_timesteps": 1000},
     "two sides": TWO | {"sample_size": (8, 12)},
@@ -132,9 +141,10 @@ def test_odd_sides_equal_a_network_of_diffusers_that_takes_them() -> None:
 
 
 @pytest.mark.parametrize("size", [(7, 9), (6, 5)], ids=str)
+@pytest.mark.parametrize("name", ["CompVis/ldm-celebahq-256", "halved and doubled by resnets, scale and shift"])
 @torch.no_grad()
-def test_attention_takes_odd_sides(size: tuple[int, int]) -> None:
-    ours, _ = pair(FOUR)
+def test_attention_takes_odd_sides(name: str, size: tuple[int, int]) -> None:
+    ours, _ = pair(CONFIGS[name])
     sample = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
     assert ours(sample, TIMES[:2]).shape == sample.shape
 
@@ -210,8 +220,8 @@ def test_old_names_of_projections_are_read_as_diffusers_reads_them(tmp_path: Pat
         ({"time_embedding_type": "fourier"}, "time_embedding_type"),
         ({"time_embedding_type": "learned"}, "time_embedding_type"),
         ({"time_embedding_dim": 64}, "time_embedding_dim"),
-        ({"downsample_type": "resnet"}, "downsample_type"),
-        ({"upsample_type": "resnet"}, "upsample_type"),
+        ({"downsample_type": "fir"}, "downsample_type"),
+        ({"upsample_type": "fir"}, "upsample_type"),
         ({"mid_block_scale_factor": 2}, "mid_block_scale_factor"),
         ({"class_embed_type": "identity"}, "class_embed_type"),
         ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=7)
 def test_stable_diffusion_15_within_memory(tmp_path: Path) -> None:
     out = tmp_path / "numbers.json"
     steps = [word for step in ("export", "again", "verify", "generate") for word in ("--step", step)]
