@@ -59,7 +59,7 @@ def measure(
 ) -> None:
     """Time the graphs of one network of CHECKPOINT on a backend, beside each other."""
     from ldmrt.export.components.table import components, example
-    from ldmrt.model import load
+    from ldmrt.model.checkpoint.load import load
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.files.writing import write_atomically
     from ldmrt.runtime.host import processor, versions
