@@ -191,9 +191,11 @@ def _assemble(source: Source, dtype: Dtype) -> Checkpoint:
 def _check(checkpoint: Checkpoint) -> None:
     """Refuse parts that do not fit together."""
     unet, vae, encoders = checkpoint.unet.config, checkpoint.vae.config, checkpoint.text_encoders
+    channels, meaning = (6, "an RGB image and its depth") if checkpoint.stage.depth else (3, "an RGB image")
     for name, found in (("in_channels", vae.in_channels), ("out_channels", vae.out_channels)):
-        if found != 3:
-            raise LdmrtError("vae", f"unsupported {name}", expected="3, of an RGB image", found=found)
+        if found != channels:
+            hint = f"{INDEX} of StableDiffusionLDM3DPipeline" if found == 6 else None
+            raise LdmrtError("vae", f"unsupported {name}", expected=f"{channels}, of {meaning}", found=found, hint=hint)
     if unet.class_embed_type is not None:
         problem, found = "unsupported class_embed_type in unet/config.json", unet.class_embed_type
         raise LdmrtError("unet", problem, expected="none, or num_class_embeds alone", found=found)

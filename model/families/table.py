@@ -6,10 +6,12 @@ from ldmrt.runtime.bundle.stages import Source, Stage, stage_of_configs
 from ldmrt.runtime.files.reading import JsonObject
 
 from .instruct_pix2pix import instruct_pix2pix
+from .ldm3d import ldm3d
 from .upscaler import upscaler
 
 FAMILIES: Mapping[str, Callable[[Stage, JsonObject], Stage]] = {  # by `_class_name` of model_index.json
     "StableDiffusionInstructPix2PixPipeline": instruct_pix2pix,
+    "StableDiffusionLDM3DPipeline": ldm3d,
     "StableDiffusionUpscalePipeline": upscaler,
 }
 

@@ -54,7 +54,7 @@ class Trajectory:
     t: NDArray[np.float64] = field(repr=False)  # (rows,), model time
     x: NDArray[np.float32] = field(repr=False)  # (rows + 1, B, C, h, w), latents before each row and after the last
     said: NDArray[np.float32] = field(repr=False)  # (rows, B, C, h, w), predictions after guidance
-    images: NDArray[np.uint8] = field(repr=False)  # (B, H, W, 3)
+    images: NDArray[np.uint8] = field(repr=False)  # (B, H, W, 3), or 6 with a depth
 
     @property
     def arrays(self) -> Arrays:
@@ -156,7 +156,8 @@ def check_recording(reference: Recording) -> None:
     if not 0 < options["steps"] <= STEPS or trajectory.said.ndim != 5:
         raise ValueError(f"{options['steps']} steps in {trajectory.said.ndim} axes")
     sides = (options["height"], options["width"])
-    _expect("images", trajectory.images, np.uint8, (rows[1], *sides, 3))
+    channels = 6 if trajectory.images.shape[-1:] == (6,) else 3  # with a depth
+    _expect("images", trajectory.images, np.uint8, (rows[1], *sides, channels))
     for name, image in trajectory.given.items():
         own = image.shape[:2]  # smaller than the sides where the model enlarges an image
         enlarged = len(own) == 2 and all(own) and (sides[0] * own[1] == sides[1] * own[0]) and not sides[0] % own[0]

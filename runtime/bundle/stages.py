@@ -97,6 +97,7 @@ class Stage:
         guide: Its guidance.
         enlarges: How many times larger than the image that it is given its image is.
         shortens: Whether the strength of an image shortens the sampler's grid, as for latent consistency models.
+        depth: Whether images have six channels: colours, and a depth of 16 bits in the last two.
         name: Its name.
         network: The component that denoises.
     """
@@ -108,6 +109,7 @@ class Stage:
     guide: Guide = Guide()
     enlarges: int = 1
     shortens: bool = False
+    depth: bool = False
     name: str = "base"
     network: str = "unet"
 
@@ -155,6 +157,7 @@ class Stage:
             },
             "enlarges": self.enlarges,
             "shortens": self.shortens,
+            "depth": self.depth,
         }
 
 

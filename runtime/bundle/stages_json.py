@@ -43,7 +43,7 @@ def check_inputs(stage: Stage, inputs: tuple[TensorSpec, ...]) -> None:
 
 
 def _stage(where: str, value: object) -> Stage:
-    entry = _object(where, value, "name", "network", "space", "size", "reads", "guide", "enlarges", "shortens")
+    entry = _object(where, value, "name", "network", "space", "size", "reads", "guide", "enlarges", "shortens", "depth")
     for key in ("name", "network"):
         if not is_name(entry[key]):
             raise _damaged(f"{key} of {where}", "a name", entry[key])
@@ -70,6 +70,7 @@ def _stage(where: str, value: object) -> Stage:
         guide=_guide(f"guide of {where}", entry["guide"]),
         enlarges=_whole(f"enlarges of {where}", entry["enlarges"]),
         shortens=_truth(f"shortens of {where}", entry["shortens"]),
+        depth=_truth(f"depth of {where}", entry["depth"]),
         name=entry["name"],
         network=entry["network"],
     )

@@ -33,7 +33,7 @@ class Result:
 
     Attributes:
         array: The images as the request's `output_type` asks: for "pil" uint8 (N, H, W, 3); for "np" float32
-            (N, H, W, 3), values in [0, 1]; for "latent" the latents themselves.
+            (N, H, W, 3), values in [0, 1]; for "latent" the latents themselves. With a depth it has six channels.
         latents: (N, C, h, w), float32, after the last row, as the U-Net sees them.
         seeds: The seed of each image.
         seconds: The time of each stage: "latents" (text encoders and U-Net) and "decode".
@@ -49,7 +49,8 @@ class Result:
         """The images as diffusers returns them: PIL's for "pil", and else `array`."""
         if self.array.dtype == np.uint8:
             return to_pillow(self.pixels)
-        return self.array.astype(np.float32, copy=False)
+        colours = self.array if self.array is self.latents else self.array[..., :3]
+        return colours.astype(np.float32, copy=False)
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
@@ -58,6 +59,24 @@ class Result:
         Raises:
             LdmrtError: They were asked for as latents, which `Pipeline.decode` decodes.
         """
+        return self._levels[..., :3]
+
+    @property
+    def depth(self) -> NDArray[np.uint16] | None:
+        """The depth of each image, uint16 (N, H, W), of a model that draws one (Stan et al. 2023, arXiv:2305.10853).
+
+        Raises:
+            LdmrtError: The images were asked for as latents.
+        """
+        high_and_low = self._levels[..., 4:6]
+        if not high_and_low.shape[-1]:
+            return None
+        depth: NDArray[np.uint16] = high_and_low[..., 0].astype(np.uint16) << 8 | high_and_low[..., 1]
+        return depth
+
+    @property
+    def _levels(self) -> NDArray[np.uint8]:
+        """All channels as uint8, (N, H, W, C)."""
         if self.array is self.latents:
             raise LdmrtError("result", "the latents are not decoded", hint="pipeline.decode(result.latents)")
         if self.array.dtype == np.uint8:

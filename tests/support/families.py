@@ -224,6 +224,7 @@ CONDITIONED: dict[str, Family] = {
             "max_noise_level": 350,
         },
     ),
+    "ldm3d": Family("StableDiffusionLDM3DPipeline", _UNET1, _vae(8, 16, in_channels=6, out_channels=6), _PNDM, _TEXT1),
     "classes": Family("StableDiffusionPipeline", _UNET1 | {"num_class_embeds": 5}, _vae(8, 16), _PNDM, _TEXT1),
 }  # fmt: skip
 

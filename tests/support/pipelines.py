@@ -75,6 +75,7 @@ def save_pipeline(name: str, folder: Path, **how: Any) -> Path:
     if family.text_encoder_2 is None:
         parts |= {"safety_checker": None, "feature_extractor": None}
         parts |= {} if "low_res_scheduler" in parts else {"requires_safety_checker": False}
+        parts |= {"image_encoder": None} if "LDM3D" in family.pipeline else {}
     getattr(diffusers, family.pipeline)(**parts).save_pretrained(folder, **how)
     for tokenizer in held:
         (folder / tokenizer / "tokenizer.json").unlink(missing_ok=True)  # not on the hub

@@ -177,8 +177,8 @@ def generate(
     from ldmrt.runtime.pipeline.pipeline import open_pipeline
     from ldmrt.runtime.pipeline.refined import RefinedPipeline
     from ldmrt.runtime.samplers.registry import everyday_name
-    from ldmrt.tools.console.drawing.image_paths import free_path, latents_of, numbered
-    from ldmrt.tools.console.drawing.images import grid, notes, parameters, save_image
+    from ldmrt.tools.console.drawing.image_paths import depth_of, free_path, latents_of, numbered
+    from ldmrt.tools.console.drawing.images import grid, notes, parameters, save_depth, save_image
     from ldmrt.tools.console.drawing.latents import read_latents, save_array
     from ldmrt.tools.console.drawing.rows import in_rows, save_rows
     from ldmrt.tools.console.progress import console, watched
@@ -230,11 +230,14 @@ def generate(
         if cells := base.decoding.cells(factor, size):
             shared |= {"tile": cells * factor, "tile_passes": base.decoding.passes}
         shared |= {"height": result.pixels.shape[1], "width": result.pixels.shape[2]}
-        for image, seed in zip(result.pixels, result.seeds, strict=True):
+        depths = result.depth
+        for place, (image, seed) in enumerate(zip(result.pixels, result.seeds, strict=True)):
             number += 1
             prompt = prompts[number // request.num_images_per_prompt]
             path = out if request.total_images == 1 else numbered(out, number)
             save_image(path, image, notes({**shared, "prompt": prompt, "seed": seed}))
+            if depths is not None:
+                save_depth(depth_of(path), depths[place])
             images += [image] if request.total_images <= GRID else []
             written += [path] if path != out and request.total_images <= GRID else []
     if len(images) > 1:

@@ -166,6 +166,7 @@ def write(
         pairs = []
         for comparison in measured:
             if comparison.images is not None:
-                sides = zip(comparison.pictures, reference.trajectory.images, comparison.images, strict=True)
+                shown = (images[..., :3] for images in (reference.trajectory.images, comparison.images))
+                sides = zip(comparison.pictures, *shown, strict=True)
                 pairs += [Pair(comparison.backend, image.prompt, image.seed, *pixels) for image, *pixels in sides]
         write_report(html, certificate, pairs)

@@ -47,6 +47,8 @@ def read_images(request: Request, stage: Stage) -> GivenImages:
     factor, enlarges = stage.space.factor, stage.enlarges
     if request.mask_image is not None and stage.takes_image:
         raise InvalidRequest("request", "this model takes no mask_image", expected="image alone")
+    if request.image is not None and stage.depth:
+        raise InvalidRequest("request", "this model takes no image", expected="a prompt alone")
     first, *others = [None] if request.image is None else reading.split("image", request.image)
     image = None if first is None else reading.read("image", first)
     own = stage.own

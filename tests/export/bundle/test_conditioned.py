@@ -24,6 +24,12 @@ from ..test_tasks import drawing
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
 SMALL = 12  # pixels of an image that is enlarged
+TOLD: dict[str, dict[str, Any]] = {  # beside the prompt
+    "pix2pix": {"image": picture(16)},
+    "upscaler": {"image": picture(SMALL)},
+    "classes": {"class_labels": 3},
+    "ldm3d": {},
+}
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +116,38 @@ def test_a_class_is_drawn(
     assert np.abs(other - expected)[1].max() > 100 * TOLERANCE
 
 
+def test_a_depth_is_drawn(
+    places: dict[str, Path], pipelines: dict[str, Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a current Pillow diffusers' pipeline fails to save a depth, so its decoder's output is converted here."""
+    pipeline = diffusers.StableDiffusionLDM3DPipeline.from_pretrained(places["ldm3d"])
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.image_processor.postprocess = lambda image, **how: (image, image)
+    decoded, decode = list[torch.Tensor](), pipeline.vae.decode
+    pipeline.vae.decode = lambda z, **how: decoded.append(z) or decode(z, **how)
+    asked: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": 4.0}
+    drawing(pipeline, SEEDS, [FIRST], monkeypatch)
+    image = pipeline(PROMPTS, height=16, width=16, **asked).rgb
+    result = pipelines["ldm3d"](PROMPTS, seed=SEEDS, **asked)
+    close(result.latents, decoded[0].numpy() * pipeline.vae.config.scaling_factor)
+    levels = ((image / 2 + 0.5).clamp(0, 1) * 255).round().int().permute(0, 2, 3, 1).numpy()
+    assert np.abs(result.array.astype(int) - levels).max() <= 1  # a rounding
+    assert np.array_equal(result.pixels, result.array[..., :3])
+    depth = [pipeline.image_processor.rgblike_to_depthmap(one[..., 3:].astype(np.int32)) for one in result.array]
+    assert result.depth is not None
+    assert result.depth.dtype == np.uint16
+    assert np.array_equal(result.depth, np.stack(depth))
+    assert np.ptp(result.depth) > 256  # more than one of the two bytes counts
+    whole = pipelines["ldm3d"](PROMPTS, seed=SEEDS, output_type="np", **asked)
+    assert whole.images.shape == (2, 16, 16, 3)
+    assert whole.depth is not None
+    assert np.array_equal(whole.depth, result.depth)
+
+
 @pytest.mark.parametrize("name", CONDITIONED)
 def test_an_image_is_that_of_its_seed_alone(name: str, pipelines: dict[str, Pipeline]) -> None:
     asked: dict[str, Any] = {"num_inference_steps": 3, "num_images_per_prompt": 3}
-    asked |= {"class_labels": 3} if name == "classes" else {"image": picture(SMALL if name == "upscaler" else 16)}
+    asked |= TOLD[name]
     together = pipelines[name]("a pear", seed=5, **asked).latents
     alone = pipelines[name]("a pear", seed=6, **{**asked, "num_images_per_prompt": 1}).latents
     # Batches of other sizes are other kernels of PyTorch: float32's rounding through three rows.
@@ -129,6 +163,7 @@ def test_an_image_is_that_of_its_seed_alone(name: str, pipelines: dict[str, Pipe
         ("upscaler", {"image": "image", "noise_level": 351}, "invalid noise_level; expected 0 to 350; found 351"),
         ("upscaler", {"image": "image", "image_guidance_scale": 2.0}, "this model takes no image_guidance_scale"),
         ("upscaler", {"image": "image", "width": 66}, "invalid width; expected a multiple of 4; found 66"),
+        ("ldm3d", {"image": "image"}, "this model takes no image; expected a prompt alone"),
         ("classes", {}, "this model draws classes; expected class_labels, 0 to 4"),
         ("classes", {"class_labels": 5}, "invalid class_labels; expected 0 to 4; found 5"),
         ("classes", {"class_labels": [1, 2]}, "wrong length of class_labels; expected 1"),
@@ -149,6 +184,13 @@ def test_what_a_model_lacks_or_does_not_take(
         ("classes", "unet", {"class_embed_type": "timestep"}, "unsupported class_embed_type in unet/config.json"),
         ("pix2pix", "unet", {"in_channels": 9}, "and 4 of the image_latents; expected 8; found 9"),
         ("upscaler", "unet", {"in_channels": 4}, "and 3 of the noised_image; expected 7; found 4"),
+        (
+            "ldm3d",
+            "",
+            {"_class_name": "StableDiffusionPipeline"},
+            "in_channels; expected 3, of an RGB image",
+        ),
+        ("ldm3d", "vae", {"out_channels": 3}, "unsupported out_channels; expected 6, of an RGB image and its depth"),
         ("upscaler", "", {"low_res_scheduler": None}, "model_index.json names no low_res_scheduler"),
     ],
 )

@@ -22,6 +22,7 @@ from ...runtime.bundle.test_bundle_paths import edit, list_anew
 from ...support.families import CONDITIONED
 from ...support.pipelines import save_pipeline
 from ..test_families import STEPS, close, picture
+from .test_conditioned import TOLD
 
 pytestmark = pytest.mark.slow(minutes=0.2)  # three bundles
 
@@ -63,12 +64,13 @@ def test_bundle_draws_what_its_checkpoint_draws(
     """Also with an image of an odd size, and with one stage in memory at a time."""
     checkpoint, bundle = made(name)
     asked: dict[str, Any] = {"num_inference_steps": STEPS, "num_images_per_prompt": 3, "guidance_scale": 4.0}
-    asked |= {"class_labels": 3} if name == "classes" else {"image": picture(18).resize((22, 18))}
+    asked |= {"image": picture(18).resize((22, 18))} if "image" in TOLD[name] else TOLD[name]
     expected = torch_pipeline(load(checkpoint))("two pears", **asked)
     for low_memory in (False, True):
         with open_pipeline(bundle, backend, low_memory=low_memory) as pipeline:
             found = pipeline("two pears", **asked)
         close(found.latents, expected.latents)
+        assert (found.depth is None) is (name != "ldm3d")
         assert np.abs(found.pixels.astype(int) - expected.pixels).max() <= 1  # a rounding
 
 
@@ -84,6 +86,12 @@ def test_commands(made: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> N
     assert ldmrt(*edited, "-o", tmp_path / "edited.png") == 0
     drawn = ("generate", made("classes")[1], "a pear", "a cat", "--class", 1, "--class", 4, "--steps", 2)
     assert ldmrt(*drawn, "-o", tmp_path / "drawn.png") == 0
+    deep = ("generate", made("ldm3d")[1], "a pear", "a cat", "--steps", 2, "-o", tmp_path / "deep.jpg")
+    assert ldmrt(*deep) == 0
+    with Image.open(tmp_path / "deep-01-depth.png") as image:
+        assert (image.mode, image.size) == ("I;16", (16, 16))
+    assert ldmrt(*deep) == 0  # no file is written over
+    assert (tmp_path / "deep_2-00-depth.png").exists()
     assert ldmrt("upscale", made("classes")[1], small, "-o", tmp_path / "none.png") != 0
     assert not (tmp_path / "none.png").exists()
 

@@ -26,6 +26,11 @@ def steps_of(out: Path) -> tuple[Path, Path]:
     return out.with_name(f"{out.stem}-steps"), out.with_name(f"{out.stem}-steps{out.suffix}")
 
 
+def depth_of(path: Path) -> Path:
+    """Return the file of an image's depth: out-depth.png beside out.png."""
+    return path.with_name(f"{path.stem}-depth.png")
+
+
 def latents_of(out: Path) -> Path:
     """Return the file of the latents, out.npy beside out.png."""
     return out.with_suffix(".npy")
@@ -86,7 +91,8 @@ class _Files:
     @property
     def single(self) -> list[Path]:
         """List all files and folders except those of single images."""
-        return [self.out, *(steps_of(self.out) if self.steps else ()), *([latents_of(self.out)] * self.latents)]
+        steps = steps_of(self.out) if self.steps else ()
+        return [self.out, depth_of(self.out), *steps, *([latents_of(self.out)] * self.latents)]
 
     @property
     def last(self) -> list[Path]:
@@ -96,10 +102,11 @@ class _Files:
     @property
     def in_the_way(self) -> list[Path]:
         """List the files that may exist already, and the numbered files that do exist."""
-        pattern = re.compile(rf"{re.escape(self.out.stem)}-([0-9]{{2,10}}){re.escape(self.out.suffix)}", re.DOTALL)
+        stem, suffix = re.escape(self.out.stem), re.escape(self.out.suffix)
+        pattern = re.compile(rf"{stem}-([0-9]{{2,10}})({suffix}|-depth\.png)", re.DOTALL)
         matches = map(pattern.fullmatch, os.listdir(self.out.parent) if self.count > 1 else ())
-        numbers = [int(match[1]) for match in matches if match]
-        return [*self.single, *(numbered(self.out, number) for number in numbers if number < self.count)]
+        names = [match[0] for match in matches if match and int(match[1]) < self.count]
+        return [*self.single, *map(self.out.with_name, names)]
 
     def check(self) -> None:
         """Raise an `LdmrtError` for a path that cannot be written, such as a file with the name of a folder."""

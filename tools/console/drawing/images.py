@@ -54,6 +54,14 @@ def save_png(path: Path, image: NDArray[np.uint8], notes: Mapping[str, object] |
         file.write(buffer.getvalue())
 
 
+def save_depth(path: Path, depth: NDArray[np.uint16]) -> None:
+    """Write a depth (H, W), uint16, as a grey PNG of 16 bits."""
+    buffer = io.BytesIO()
+    Image.fromarray(depth).save(buffer, "PNG")
+    with write_atomically(path) as file:
+        file.write(buffer.getvalue())
+
+
 def save_image(path: Path, image: NDArray[np.uint8], notes: Mapping[str, object] | None = None) -> None:
     """Write an image (H, W, 3), uint8, as PNG, JPEG or WebP by the suffix of `path`.
 

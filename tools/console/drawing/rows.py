@@ -31,7 +31,7 @@ def in_rows(pipeline: ImagePipeline, request: Request, rows: int, previews: list
 
 def save_rows(pipeline: ImagePipeline, previews: list[Latents], out: Path) -> list[Path]:
     """Save the predicted clean image of each row in a folder beside OUT, and a strip with a line per image."""
-    decoded = [pipeline.decode(x0) for x0 in previews]
+    decoded = [pipeline.decode(x0)[..., :3] for x0 in previews]
     folder, strip = steps_of(out)
     folder.mkdir(exist_ok=True)
     written = []
