@@ -34,7 +34,7 @@ ROWS = 26  # about as often the U-Net runs for an image: Winograd's tiles then p
 INLINE = 1024  # bytes: smaller constants stay in the graph, where shape inference reads them
 
 
-def to_onnx(component: Component, folder: Path) -> Path:
+def to_onnx(component: Component, folder: Path, *, rewritten: bool = True) -> Path:
     """Trace a component in PyTorch and write it as ONNX, opset 23, its dimensions named after the specs.
 
     Float32 components get the convolutions of `upsample` and `winograd`. Beside a U-Net its fused step is written,
@@ -44,6 +44,7 @@ def to_onnx(component: Component, folder: Path) -> Path:
     Args:
         component: The network; its precision is the graph's.
         folder: Where model.onnx and model.onnx_data are written; it is made where it is missing.
+        rewritten: Float32 convolutions are rewritten; without it they are PyTorch's, for measurements.
 
     Returns:
         The path of model.onnx.
@@ -74,7 +75,7 @@ def to_onnx(component: Component, folder: Path) -> Path:
     name_after_modules(model)
     _strip(model)
     attend_side_by_side(model)
-    if component.precision == "fp32":
+    if rewritten and component.precision == "fp32":
         convolve_before_upsampling(model)
         convolve_by_tiles(model, ROWS if any(spec.name == "timestep" for spec in inputs) else 1)
     RemoveUnusedNodesPass()(model)

@@ -56,12 +56,16 @@ def _unet_on_demand(bundle: Bundle, makers: dict[str, Maker]) -> Makers:
 
 def _unchanged(bundle: Bundle, settings: BackendSettings, name: str, make: Callable[[], AnEngine]) -> AnEngine:
     """Open a graph's engine, and check before and after that its files are those of the opened bundle."""
+    _check_unchanged(bundle, settings, name)
+    engine = make()
+    _check_unchanged(bundle, settings, name)  # the files may have been replaced while they were read
+    return engine
+
+
+def _check_unchanged(bundle: Bundle, settings: BackendSettings, name: str) -> None:
+    """Raise a `BundleError` where a graph's files are not those of the opened bundle."""
     if settings.watched is not None:
         settings.watched.check(bundle, name)
-    engine = make()
-    if settings.watched is not None:  # the files may have been replaced while they were read
-        settings.watched.check(bundle, name)
-    return engine
 
 
 def _open_onnxruntime(bundle: Bundle, backend: str, settings: BackendSettings, name: str) -> Engine:
@@ -98,13 +102,13 @@ def _openvino(bundle: Bundle, backend: str, settings: BackendSettings) -> Makers
 def _open_openvino(bundle: Bundle, backend: str, settings: BackendSettings, name: str) -> Engine:
     """Open a graph in OpenVINO."""
     from .kept_networks import place
-    from .openvino.engine import OpenVinoEngine
+    from .openvino.engine import FIXED_AFTER, FIXED_MOST, OpenVinoEngine
     from .openvino.library import version
 
     compute = settings.compute
     keep = settings.keep_optimized and backend == "openvino"  # on other devices it depends on their drivers too
-    make = partial(
-        OpenVinoEngine,
+    light = not settings.low_memory and sum(file.stat().st_size for file in bundle.weights(name)) <= FIXED_MOST
+    return OpenVinoEngine(
         name,
         bundle.model(name),
         backend,
@@ -112,8 +116,9 @@ def _open_openvino(bundle: Bundle, backend: str, settings: BackendSettings, name
         threads=settings.threads,
         specs=bundle.specs(name) if bundle.home(name) in bundle.manifest.get("components", {}) else None,
         compiled=place(bundle, name, backend, version(), compute) if keep else None,
+        fixed_after=FIXED_AFTER if backend == "openvino" and light else None,
+        check=partial(_check_unchanged, bundle, settings, name),
     )
-    return _unchanged(bundle, settings, name, make)
 
 
 def _tensorrt(bundle: Bundle, backend: str, settings: BackendSettings) -> Makers:

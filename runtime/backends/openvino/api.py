@@ -67,9 +67,14 @@ class Model(Protocol):
     inputs: Sequence[Port]
     outputs: Sequence[Port]
 
+    def reshape(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Fix the shapes of inputs, by name."""
+
 
 class CompiledModel(Protocol):
     """A network for one device (openvino.CompiledModel)."""
+
+    inputs: Sequence[Port]
 
     def create_infer_request(self) -> InferRequest:
         """Make a request, which holds memory of its own."""

@@ -3,6 +3,8 @@
 from functools import cache
 from threading import Lock
 
+import numpy as np
+
 from ldmrt.runtime.errors import LdmrtError
 
 from .api import Core
@@ -25,8 +27,12 @@ def core() -> Core:
 
 @cache
 def _core() -> Core:
+    library = openvino("backend")
+    # Its first use of NumPy may not be in two threads: each would wait for a lock that the other has, for ever.
+    library.Type.f32.to_dtype()
+    library.Tensor(np.zeros(1, np.float32), shared_memory=True)
     try:
-        made: Core = openvino("backend").Core()
+        made: Core = library.Core()
     except RuntimeError as error:
         raise _broken(error) from None
     return made
@@ -44,6 +50,8 @@ def device_of(backend: str, component: str) -> str:
     """
     openvino(component)
     device = DEVICES[backend]
+    if device == "CPU":  # which every package of OpenVINO runs on; naming all devices loads the libraries of each
+        return device
     try:
         found = core().available_devices
     except RuntimeError as error:
@@ -76,7 +84,7 @@ def check_precision(component: str, device: str, compute: str) -> None:
 def available() -> tuple[str, ...]:
     """Return the backend of the CPU where OpenVINO works; Intel's GPUs and NPUs are used where they are named."""
     try:
-        device_of("openvino", "backend")
+        precisions(device_of("openvino", "backend"))
     except LdmrtError:
         return ()
     return ("openvino",)

@@ -6,6 +6,9 @@ from types import ModuleType
 
 from ldmrt.runtime.errors import first_line
 from ldmrt.runtime.optional import unavailable
+from ldmrt.runtime.tensors import Array
+
+from .api import Tensor
 
 CONVERTER = "openvino.tools.ovc"
 # How the lines of OpenVINO's errors begin that say where one was raised.
@@ -42,6 +45,12 @@ def openvino(where: str) -> ModuleType:
 def version() -> str:
     """Return the version of OpenVINO, with its build."""
     return str(openvino("backend").get_version())
+
+
+def shared(array: Array) -> Tensor:
+    """Return OpenVINO's view of an array, which must outlive it."""
+    tensor: Tensor = openvino("backend").Tensor(array, shared_memory=True)
+    return tensor
 
 
 def reason(error: Exception) -> str:

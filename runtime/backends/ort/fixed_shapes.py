@@ -5,22 +5,20 @@ there is nothing to compute.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from threading import Lock
 
+from ldmrt.runtime.backends.by_sizes import BySizes, Sizes, sizes_in
 from ldmrt.runtime.bundle.graphs import SAVED, most_rows, steps_of
 from ldmrt.runtime.tensors import Array, Arrays, Shapes, Specs
 
 from .binding import OrtBinding
 from .engine import TURN, OrtEngine
 
-SESSIONS = 2  # each holds the weights of the graph; the one that was used longest ago is closed
-
 
 class FixedShapes:
     """Opens and keeps the sessions of a graph."""
 
     def __init__(
-        self, component: str, ends: tuple[Specs, Specs], open_with: Callable[[Mapping[str, int]], OrtEngine]
+        self, component: str, ends: tuple[Specs, Specs], open_with: Callable[[Sizes | None], OrtEngine]
     ) -> None:
         """Hold what opens a session; none is opened yet.
 
@@ -29,37 +27,22 @@ class FixedShapes:
             ends: The inputs and the outputs of the graph.
             open_with: Opens a session, given the size of each symbolic dimension.
         """
-        self.component, self._open = component, open_with
+        self.component = component
         self.inputs, self.outputs = ends
-        self._sessions: dict[tuple[tuple[str, int], ...], OrtEngine] = {}  # the one that was used last is last
-        self._changing = Lock()
+        # Freeing the memory of a session would disturb the capture of a CUDA graph.
+        self._sessions = BySizes(component, open_with, freeing=TURN)
 
     def bind(self, shapes: Shapes, feedback: Mapping[str, str], most: Collection[str] = ()) -> OrtBinding:
         """Return the binding of a session for these shapes, which may have more of the dimensions in `most`.
 
         Rows, saved latents and draws are rounded up as for engines of TensorRT, so that samplers share a session.
         """
-        dims = {
-            dim: size
-            for spec in self.inputs
-            for dim, size in zip(spec.shape, shapes[spec.name], strict=True)
-            if isinstance(dim, str)
-        }
+        dims = sizes_in(self.inputs, shapes)
         dims |= {dim: size for dim, size in _roomy(dims).items() if dim in most}
         sizes = {
             spec.name: tuple(dims[dim] if isinstance(dim, str) else dim for dim in spec.shape) for spec in self.inputs
         }
-        return self._session(dims).bind(sizes, feedback)
-
-    def _session(self, dims: Mapping[str, int]) -> OrtEngine:
-        key = tuple(sorted(dims.items()))
-        with self._changing:
-            session = self._sessions.pop(key, None)
-            while session is None and len(self._sessions) >= SESSIONS:
-                with TURN:  # freeing its memory would disturb the capture of a CUDA graph
-                    del self._sessions[next(iter(self._sessions))]
-            self._sessions[key] = session = session or self._open(dims)
-            return session
+        return self._sessions.of(dims).bind(sizes, feedback)
 
     def __call__(self, **arrays: Array) -> Arrays:
         """Run once."""
@@ -71,10 +54,8 @@ class FixedShapes:
 
     def close(self) -> None:
         """Free all sessions."""
-        with self._changing:
-            for session in self._sessions.values():
-                session.close()
-            self._sessions.clear()
+        for session in self._sessions.close():
+            session.close()
 
 
 def _roomy(dims: Mapping[str, int]) -> dict[str, int]:

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,54 @@ def test_a_driver_that_is_broken(bundle: Path, monkeypatch: pytest.MonkeyPatch) 
         LdmrtError, match=r"OpenVINO does not work here; found no such plugin\n  try: --backend onnxruntime"
     ):
         open_engines(Bundle.open(bundle), "openvino")["unet"]
+
+
+def test_its_first_use_of_numpy_is_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads that are the first would wait for each other, for ever; all begin with the core."""
+    used: list[str] = []
+
+    class Library:
+        """Notes what is used of OpenVINO, slowly."""
+
+        class Type:
+            class f32:
+                @staticmethod
+                def to_dtype() -> None:
+                    time.sleep(0.05)
+                    used.append("Type")
+
+        @staticmethod
+        def Tensor(array: object, *, shared_memory: bool) -> None:
+            used.append("Tensor")
+
+        @staticmethod
+        def Core() -> str:
+            used.append("Core")
+            return "a core"
+
+    devices._core.cache_clear()
+    monkeypatch.setattr(devices, "openvino", lambda _: Library)
+    try:
+        threads = [threading.Thread(target=devices.core) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert used == ["Type", "Tensor", "Core"]
+    finally:
+        devices._core.cache_clear()
+
+
+def test_the_libraries_of_other_devices_are_not_loaded(bundle: Path) -> None:
+    """Those of GPUs and NPUs cost a CPU's first image time."""
+    code = f"""
+import ldmrt.runtime
+with ldmrt.runtime.open({str(bundle)!r}, "openvino", check=False) as pipeline:
+    pipeline("a red apple", num_inference_steps=1)
+print(*sorted({{name for name in ("cpu", "gpu", "npu") if f"intel_{{name}}_plugin" in open("/proc/self/maps").read()}}))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "cpu"
 
 
 def test_it_is_measured_where_it_is_installed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ import pytest
 import ldmrt.runtime
 from ldmrt.runtime import Bundle, LdmrtError
 from ldmrt.runtime.backends.kept_networks import FOLDER, LIST
-from ldmrt.runtime.backends.openvino.engine import COMPILED, OpenVinoEngine
+from ldmrt.runtime.backends.openvino.engine import OpenVinoEngine
+from ldmrt.runtime.backends.openvino.network import COMPILED
 from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.parity.metrics import psnr

@@ -9,8 +9,8 @@ import pytest
 
 import ldmrt.runtime
 from ldmrt.runtime import LdmrtError, LdmrtWarning, Request
+from ldmrt.runtime.backends import by_sizes
 from ldmrt.runtime.backends.ort import engine as engine_ort
-from ldmrt.runtime.backends.ort import fixed_shapes
 from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.graphs import FEEDBACK, STEP
@@ -55,7 +55,7 @@ def test_what_is_recorded_draws_the_loops_pictures(bundle: Path, recorder: Recor
 def test_the_session_that_was_used_longest_ago_is_closed(
     bundle: Path, recorder: Recorder, expected: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fixed_shapes, "SESSIONS", 1)
+    monkeypatch.setattr(by_sizes, "MOST", 1)
     compare(draw(bundle), expected)
     assert recorder.opened == 4  # the fifth request's was closed by the fourth
 
