@@ -119,7 +119,7 @@ def check_fit(c: Checkpoint, name: str, model: ControlNet | Adapter, outputs: Se
     Raises:
         LdmrtError: Its conditioning or its residuals have other widths than the U-Net's.
     """
-    for width in ("cross_attention_dim", "projection_class_embeddings_input_dim"):
+    for width in ("cross_attention_dim", "projection_class_embeddings_input_dim", "num_class_embeds"):
         expected, found = getattr(c.unet.config, width), getattr(model.config, width, None)
         if found is not None and found != expected:
             raise LdmrtError(name, f"does not fit this U-Net in {width}", expected=expected, found=found)

@@ -86,7 +86,9 @@ def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0, side: int | No
     for name, part in parts.items():
         engine = engines[name]
         if name == "vae_encoder" and not engine.cases:
-            engine(sample=trajectory.images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1)
+            channels = int(part.inputs[0].shape[1])
+            images = trajectory.images[..., :channels].transpose(0, 3, 1, 2)
+            engine(sample=images.astype(np.float32) / np.float32(127.5) - 1)
         cases += engine.cases
         cases += corners(part, side, checkpoint.vae.config.factor)
     return Recording(tuple(cases), trajectory, plain.stage.space.scaling_factor)

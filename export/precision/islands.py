@@ -72,7 +72,9 @@ def measure(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, Measure
                 x = state.x
             picture = pipeline.decode(x)
             if "vae_encoder" in engines:
-                engines["vae_encoder"](sample=picture.transpose(0, 3, 1, 2).astype("float32") / 127.5 - 1)
+                channels = int(every["vae_encoder"].inputs[0].shape[1])
+                images = picture[..., :channels].transpose(0, 3, 1, 2)
+                engines["vae_encoder"](sample=images.astype("float32") / 127.5 - 1)
         for name in names:
             part = every[name]
             inputs = example(part, {"batch": 1, "height": side, "width": side})

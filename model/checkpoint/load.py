@@ -9,7 +9,6 @@ from typing import TypeVar
 import torch
 
 from ldmrt.model.config import check_depth
-from ldmrt.model.families.table import width as channels_of
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.controlnet import ControlNet
 from ldmrt.model.networks.t2i_adapter import Adapter
@@ -21,6 +20,7 @@ from ldmrt.runtime.files.reading import JsonObject, read_json
 from ldmrt.runtime.files.recognise import ADAPTER, BUNDLE, CHECKPOINT, CONTROLNET, LORA, refuse_other
 from ldmrt.runtime.samplers.config import Config
 from ldmrt.runtime.samplers.registry import plan_from_config
+from ldmrt.runtime.samplers.schedule import signal_and_noise
 from ldmrt.runtime.samplers.settings import with_settings
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer, token_count
 
@@ -191,22 +191,29 @@ def _assemble(source: Source, dtype: Dtype) -> Checkpoint:
 def _check(checkpoint: Checkpoint) -> None:
     """Refuse parts that do not fit together."""
     unet, vae, encoders = checkpoint.unet.config, checkpoint.vae.config, checkpoint.text_encoders
-    channels, meaning = (6, "an RGB image and its depth") if checkpoint.stage.depth else (3, "an RGB image")
-    for name, found in (("in_channels", vae.in_channels), ("out_channels", vae.out_channels)):
-        if found != channels:
-            hint = f"{INDEX} of StableDiffusionLDM3DPipeline" if found == 6 else None
-            raise LdmrtError("vae", f"unsupported {name}", expected=f"{channels}, of {meaning}", found=found, hint=hint)
+    stage, width = checkpoint.stage, sum(encoder.config.hidden_size for encoder in encoders.values())
+    colours, meaning = 3 + stage.depth, "an RGB image and its depth" if stage.depth else "an RGB image"
+    for name, count in (("in_channels", vae.in_channels), ("out_channels", vae.out_channels)):
+        if count != colours:
+            hint = f"{INDEX} of StableDiffusionLDM3DPipeline" if count in (4, 6) else None
+            raise LdmrtError("vae", f"unsupported {name}", expected=f"{colours}, of {meaning}", found=count, hint=hint)
     if unet.class_embed_type is not None:
         problem, found = "unsupported class_embed_type in unet/config.json", unet.class_embed_type
         raise LdmrtError("unet", problem, expected="none, or num_class_embeds alone", found=found)
-    stage, width = checkpoint.stage, sum(encoder.config.hidden_size for encoder in encoders.values())
-    beside = {source.kind: channels_of(stage, source) for source in stage.beside}
+    beside = stage.channels_beside
     if unet.in_channels != (channels := vae.latent_channels + sum(beside.values())):
         problem = "in_channels of unet/config.json is not latent_channels of vae/config.json"
         problem += "".join(f" and {count} of the {kind}" for kind, count in beside.items())
         raise LdmrtError("unet", problem, expected=channels, found=unet.in_channels)
     if lacking := [name for name in stage.schedulers if name not in checkpoint.noisers]:
         raise LdmrtError("checkpoint", f"{INDEX} names no {lacking[0]}", expected="a scheduler of diffusers")
+    if level := stage.source("noise_level"):
+        most, classes = int(level.setting("most")), unet.num_class_embeds or 0
+        if most >= classes:
+            problem, expected = "num_class_embeds of unet/config.json is not above max_noise_level", f"above {most}"
+            raise LdmrtError("unet", problem, expected=expected, found=classes)
+        for noiser in checkpoint.noisers.values():
+            signal_and_noise(noiser, most)  # raises where its config is invalid
     if width != unet.cross_attention_dim:
         files = " + ".join(f"{name}/config.json" for name in encoders) or "no text encoder"
         problem = f"cross_attention_dim of unet/config.json is not hidden_size of {files}"

@@ -12,7 +12,7 @@ GUIDE = Guide(
 )
 
 
-def instruct_pix2pix(stage: Stage, index: JsonObject) -> Stage:
+def instruct_pix2pix(stage: Stage, index: JsonObject, vae: JsonObject) -> Stage:
     """Give the U-Net the image's latents beside its own, and guide by the image and by the text."""
     reads = {**stage.reads, SAMPLE: (Source("state"), Source(IMAGE))}
     return replace(stage, reads=reads, guide=GUIDE)

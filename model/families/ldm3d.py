@@ -6,6 +6,6 @@ from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.files.reading import JsonObject
 
 
-def ldm3d(stage: Stage, index: JsonObject) -> Stage:
-    """Let the decoder give six channels: red, green, blue, and a depth of 16 bits in the last two."""
-    return replace(stage, depth=True)
+def ldm3d(stage: Stage, index: JsonObject, vae: JsonObject) -> Stage:
+    """Let the decoder give a depth beside the colours: one channel, or three of which the last two are its 16 bits."""
+    return replace(stage, depth=1 if vae.get("out_channels") == 4 else 3)

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping
 
-from ldmrt.runtime.bundle.stages import Source, Stage, stage_of_configs
+from ldmrt.runtime.bundle.stages import Stage, stage_of_configs
 from ldmrt.runtime.files.reading import JsonObject
 
 from .instruct_pix2pix import instruct_pix2pix
 from .ldm3d import ldm3d
 from .upscaler import upscaler
 
-FAMILIES: Mapping[str, Callable[[Stage, JsonObject], Stage]] = {  # by `_class_name` of model_index.json
+FAMILIES: Mapping[str, Callable[[Stage, JsonObject, JsonObject], Stage]] = {  # by `_class_name` of model_index.json
     "StableDiffusionInstructPix2PixPipeline": instruct_pix2pix,
     "StableDiffusionLDM3DPipeline": ldm3d,
     "StableDiffusionUpscalePipeline": upscaler,
@@ -29,9 +29,4 @@ def stage_of(unet: JsonObject, vae: JsonObject, index: JsonObject) -> Stage:
     """
     stage = stage_of_configs(unet, vae, index)
     family = FAMILIES.get(str(index.get("_class_name")))
-    return stage if family is None else family(stage, index)
-
-
-def width(stage: Stage, source: Source) -> int:
-    """Return how many channels a source gives: those of the latents, of a mask, or of an RGB image."""
-    return {"mask": 1, "noised_image": 3}.get(source.kind, stage.space.channels)
+    return stage if family is None else family(stage, index, vae)

@@ -129,7 +129,7 @@ class Bundle:
         if stored is None:
             problem, hint = "the bundle has no certificate", f"ldmrt verify {self.path} --against CHECKPOINT --store"
             raise BundleError("certificate", problem, hint=hint)
-        return Recording.load(self.contents.file(stored["reference"], "certificate"))
+        return Recording.load(self.contents.file(stored["reference"], "certificate"), self.stage.enlarges)
 
     @property
     def certificate_issues(self) -> list[str]:
@@ -226,4 +226,9 @@ def _stages(contents: Contents, manifest: JsonObject) -> tuple[Stage, ...]:
         return stages_from_json(manifest["stages"])
     unet, vae = contents.json("unet/config.json"), contents.json("vae_decoder/config.json")
     index = contents.json("model_index.json") if os.path.lexists(contents.bundle / "model_index.json") else {}
-    return (stage_of_configs(unet, vae, index),)
+    stage = stage_of_configs(unet, vae, index)
+    channels = stage.space.channels + sum(stage.channels_beside.values())
+    if (found := unet.get("in_channels", channels)) != channels:
+        problem = "in_channels of unet/config.json does not fit a plain Stable Diffusion, and no manifest says more"
+        raise BundleError("bundle", problem, expected=channels, found=f"{found!r:.100}", hint="export again")
+    return (stage,)

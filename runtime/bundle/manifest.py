@@ -32,7 +32,7 @@ def check_manifest(manifest: JsonObject) -> None:
     Raises:
         BundleError: States the entry that is damaged.
     """
-    if (schema := manifest.get("schema")) not in READ or isinstance(schema, bool):
+    if (schema := manifest.get("schema")) not in READ or type(schema) is not int:
         problem, expected = f"{MANIFEST} has another schema", " or ".join(map(str, READ))
         raise BundleError("bundle", problem, expected=expected, found=f"{schema!r:.100}", hint=HINT)
     if schema == SCHEMA and "stages" not in manifest:

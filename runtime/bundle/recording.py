@@ -111,8 +111,8 @@ class Recording:
             file.write(self.to_bytes())
 
     @classmethod
-    def load(cls, path: Path) -> "Recording":
-        """Read a file that `save` wrote.
+    def load(cls, path: Path, enlarges: int = 1) -> "Recording":
+        """Read a file that `save` wrote, of a model that makes images so many times larger than it is given.
 
         Raises:
             BundleError: The file is no recording, is damaged, or is empty and so proves nothing.
@@ -127,7 +127,7 @@ class Recording:
             images = {name: arrays[name] for name in about["given"]}
             trajectory = Trajectory(about["options"], images, *(arrays[name] for name in WALK))
             recording = cls(tuple(cases), trajectory, about["scaling_factor"])
-            check_recording(recording)
+            check_recording(recording, enlarges)
         except (OSError, ValueError, KeyError, TypeError, LdmrtError) as error:
             problem = f"cannot read the stored reference {path}"
             raise BundleError("certificate", problem, found=first_line(error), hint=STORE) from None
@@ -138,7 +138,7 @@ class Recording:
         return recording
 
 
-def check_recording(reference: Recording) -> None:
+def check_recording(reference: Recording, enlarges: int = 1) -> None:
     """Refuse a recording that the reference cannot have made; the ValueError states what is wrong."""
     trajectory = reference.trajectory
     for case in reference.cases:
@@ -159,9 +159,8 @@ def check_recording(reference: Recording) -> None:
     channels = 6 if trajectory.images.shape[-1:] == (6,) else 3  # with a depth
     _expect("images", trajectory.images, np.uint8, (rows[1], *sides, channels))
     for name, image in trajectory.given.items():
-        own = image.shape[:2]  # smaller than the sides where the model enlarges an image
-        enlarged = len(own) == 2 and all(own) and (sides[0] * own[1] == sides[1] * own[0]) and not sides[0] % own[0]
-        if not (name in ("image", "mask") or name.startswith(CONTROL)) or not enlarged:
+        own = tuple(side // enlarges for side in sides) if name == "image" else sides
+        if not (name in ("image", "mask") or name.startswith(CONTROL)) or image.shape[:2] != own:
             raise ValueError(f"the image {name!r:.100} does not belong to the request")
         _expect(name, image, np.uint8, (*own, 3)[: 2 if name == "mask" else 3])
     if type(reference.scaling_factor) not in (int, float) or not 0 < reference.scaling_factor < LARGEST:

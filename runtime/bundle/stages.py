@@ -97,7 +97,8 @@ class Stage:
         guide: Its guidance.
         enlarges: How many times larger than the image that it is given its image is.
         shortens: Whether the strength of an image shortens the sampler's grid, as for latent consistency models.
-        depth: Whether images have six channels: colours, and a depth of 16 bits in the last two.
+        depth: How many channels of a depth the decoder gives beside the colours: none, one, or three, of which the last
+            two are its 16 bits.
         name: Its name.
         network: The component that denoises.
     """
@@ -109,7 +110,7 @@ class Stage:
     guide: Guide = Guide()
     enlarges: int = 1
     shortens: bool = False
-    depth: bool = False
+    depth: int = 0
     name: str = "base"
     network: str = "unet"
 
@@ -126,6 +127,12 @@ class Stage:
     def source(self, kind: str) -> Source | None:
         """Return the source of a kind; None where no input has it."""
         return next((source for sources in self.reads.values() for source in sources if source.kind == kind), None)
+
+    @property
+    def channels_beside(self) -> dict[str, int]:
+        """Return how many channels each source beside the state gives: of latents, of a mask, or of an RGB image."""
+        widths = {"mask": 1, "noised_image": 3}
+        return {source.kind: widths.get(source.kind, self.space.channels) for source in self.beside}
 
     @property
     def schedulers(self) -> tuple[str, ...]:

@@ -9,8 +9,27 @@ from ldmrt.runtime.tensors import TensorSpec
 from .configs import LARGEST
 from .contents import is_name
 from .manifest import MANIFEST
-from .stages import KINDS, MOST, PROMPTS, SAMPLE, SCALES, Guide, Row, Source, Space, Stage
+from .stages import (
+    IMAGE_KINDS,
+    KINDS,
+    MASK_KINDS,
+    MOST,
+    PROMPTS,
+    SAMPLE,
+    SCALES,
+    TIMESTEP,
+    Guide,
+    Row,
+    Source,
+    Space,
+    Stage,
+)
 
+NETWORK = "unet"  # of the one stage that can be run
+STAGE = ("name", "network", "space", "size", "reads", "guide", "enlarges", "shortens", "depth")
+BESIDE = (*MASK_KINDS, *IMAGE_KINDS)
+OTHERS = tuple(kind for kind in KINDS if kind not in ("state", "timestep", *BESIDE))
+DEPTHS = (0, 1, 3)
 HINT = "export again, or install the ldmrt that made it"
 
 
@@ -36,17 +55,24 @@ def check_inputs(stage: Stage, inputs: tuple[TensorSpec, ...]) -> None:
         BundleError: Names the stage and the input.
     """
     names = {spec.name for spec in inputs if "residual" not in spec.name}
-    for problem, odd in (("gives no", names - stage.reads.keys()), ("gives unknown", stage.reads.keys() - names)):
-        if odd:
-            expected = f"the inputs of {stage.network}: {', '.join(sorted(names))}"
-            raise BundleError("bundle", f"stage {stage.name} {problem} {min(odd)}", expected=expected, hint=HINT)
+    width = next((spec.shape[1:2] for spec in inputs if spec.name == SAMPLE), ())
+    channels = stage.space.channels + sum(stage.channels_beside.values())
+    if width != (channels,):
+        problem = f"stage {stage.name} gives sample another number of channels"
+        raise BundleError("bundle", problem, expected=", ".join(map(str, width)), found=channels, hint=HINT)
+    expected = f"the inputs of {stage.network}: {', '.join(sorted(names))}"
+    if missing := names - stage.reads.keys():
+        raise BundleError("bundle", f"stage {stage.name} gives no {min(missing)}", expected=expected, hint=HINT)
+    if unknown := stage.reads.keys() - names:
+        raise BundleError("bundle", f"stage {stage.name} gives unknown {min(unknown)}", expected=expected, hint=HINT)
 
 
 def _stage(where: str, value: object) -> Stage:
-    entry = _object(where, value, "name", "network", "space", "size", "reads", "guide", "enlarges", "shortens", "depth")
-    for key in ("name", "network"):
-        if not is_name(entry[key]):
-            raise _damaged(f"{key} of {where}", "a name", entry[key])
+    entry = _object(where, value, *STAGE, optional="sides")
+    if not is_name(entry["name"]):
+        raise _damaged(f"name of {where}", "a name", entry["name"])
+    if entry["network"] != NETWORK:
+        raise _damaged(f"network of {where}", NETWORK, entry["network"])
     space = _object(f"space of {where}", entry["space"], "channels", "factor", "scaling_factor")
     sides = entry.get("sides")
     pair = None if sides is None else [_whole(f"sides of {where}", side) for side in _list(f"sides of {where}", sides)]
@@ -56,9 +82,7 @@ def _stage(where: str, value: object) -> Stage:
         str(name): tuple(_source(f"{name!r:.50} of {where}", item) for item in _list(f"{name!r:.50}", items, least=1))
         for name, items in _object(f"reads of {where}", entry["reads"]).items()
     }
-    if SAMPLE not in reads or reads[SAMPLE][0].kind != "state":
-        raise _damaged(f"reads of {where}", f"{SAMPLE}, which begins with the state", sorted(reads))
-    return Stage(
+    stage = Stage(
         Space(
             _whole(f"channels of {where}", space["channels"]),
             _whole(f"factor of {where}", space["factor"]),
@@ -70,20 +94,48 @@ def _stage(where: str, value: object) -> Stage:
         guide=_guide(f"guide of {where}", entry["guide"]),
         enlarges=_whole(f"enlarges of {where}", entry["enlarges"]),
         shortens=_truth(f"shortens of {where}", entry["shortens"]),
-        depth=_truth(f"depth of {where}", entry["depth"]),
+        depth=_depth(f"depth of {where}", entry["depth"]),
         name=entry["name"],
         network=entry["network"],
     )
+    _check_fit(where, stage)
+    return stage
+
+
+def _check_fit(where: str, stage: Stage) -> None:
+    """Refuse sources that cannot stand where they are, and numbers that contradict one another."""
+    every = {name: [source.kind for source in sources] for name, sources in stage.reads.items()}
+    beside = [source.kind for source in stage.beside]
+    others = {name: kinds for name, kinds in every.items() if name not in (SAMPLE, TIMESTEP)}
+    noised, level = "noised_image" in beside, stage.source("noise_level") is not None
+    blank = {kind for row in stage.guide.rows for kind in row.blank}
+    for part, expected, holds in (
+        ("sample", f"the state, then each once: {', '.join(BESIDE)}", every.get(SAMPLE) == ["state", *beside]),
+        ("sample", f"each once: {', '.join(BESIDE)}", set(beside) <= {*BESIDE} and len({*beside}) == len(beside)),
+        ("sample", "mask and masked_image", not stage.takes_mask or {*beside} == {*MASK_KINDS}),
+        ("timestep", "the timestep", every.get(TIMESTEP) == ["timestep"]),
+        ("reads", "one source for each other input", all(len(kinds) == 1 for kinds in others.values())),
+        ("reads", f"one of {', '.join(OTHERS)}", all(kind in OTHERS for kinds in others.values() for kind in kinds)),
+        ("reads", "noised_image with noise_level", noised is level),
+        ("enlarges", stage.space.factor if noised else 1, stage.enlarges == (stage.space.factor if noised else 1)),
+        ("blank", ", ".join(beside) or "nothing", blank <= {*beside}),
+        ("scales", "each once", len({*stage.guide.scales}) == len(stage.guide.scales)),
+        ("sides", f"at most {stage.size}", max(stage.own) == stage.size),
+    ):
+        if not holds:
+            raise _damaged(f"{part} of {where}", str(expected), stage.to_json().get(part, stage.to_json()["reads"]))
 
 
 def _source(where: str, value: object) -> Source:
-    entry = _object(where, value, "from")
-    kind, settings = entry["from"], {name: setting for name, setting in entry.items() if name != "from"}
+    entry = _object(where, value)
+    kind, settings = entry.get("from"), {name: setting for name, setting in entry.items() if name != "from"}
     if not isinstance(kind, str) or kind not in KINDS:
         raise _damaged(where, f"one of {', '.join(KINDS)}", kind)
-    for name, setting in settings.items():
-        expected = KINDS[kind].get(name)
-        if expected is None or type(setting) is not expected or (expected is str and not is_name(setting)):
+    needed = {name for name, type_ in KINDS[kind].items() if type_ is not bool}
+    for name in settings.keys() | needed:
+        setting, expected = settings.get(name), KINDS[kind].get(name)
+        fits = is_name(setting) if expected is str else not isinstance(setting, int) or 0 <= setting < LARGEST
+        if expected is None or type(setting) is not expected or not fits:
             raise _damaged(where, f"settings of {kind}: {', '.join(KINDS[kind]) or 'none'}", {name: setting})
     return Source(kind, settings)
 
@@ -105,9 +157,9 @@ def _row(where: str, value: object) -> Row:
     return Row(entry["prompt"], blank)
 
 
-def _object(where: str, value: object, *keys: str) -> JsonObject:
-    """Return a JSON object that has these keys."""
-    if not isinstance(value, Mapping) or any(key not in value for key in keys):
+def _object(where: str, value: object, *keys: str, optional: str = "") -> JsonObject:
+    """Return a JSON object that has these keys, and perhaps one more; without keys, any."""
+    if not isinstance(value, Mapping) or (keys and not {*keys} <= value.keys() <= {*keys, optional}):
         raise _damaged(where, f"a JSON object with {', '.join(keys)}" if keys else "a JSON object", value)
     return dict(value)
 
@@ -131,6 +183,13 @@ def _number(where: str, value: object) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e9:
         raise _damaged(where, "a number above 0", value)
     return float(value)
+
+
+def _depth(where: str, value: object) -> int:
+    """Return a number of channels of a depth."""
+    if type(value) is not int or value not in DEPTHS:
+        raise _damaged(where, " or ".join(map(str, DEPTHS)), value)
+    return value
 
 
 def _truth(where: str, value: object) -> bool:

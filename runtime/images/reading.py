@@ -89,11 +89,6 @@ def read_rgb(what: str, image: object, *, least: int | None = None, animated: bo
     return _in_mode(on_white(opened), "RGB")
 
 
-def size_of(image: "Image", factor: int) -> Size:
-    """Return height and width of a PIL image, cut to multiples of `factor`."""
-    return image.height - image.height % factor, image.width - image.width % factor
-
-
 def colors(what: str, images: Sequence[object], size: Size, channels: int = 3) -> Floats:
     """Read images of one size, composed on white.
 

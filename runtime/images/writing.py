@@ -10,8 +10,17 @@ if TYPE_CHECKING:
 
 
 def levels(images: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Round images (N, H, W, 3), values in [0, 1], to 256 levels."""
-    return np.rint(images * 255).astype(np.uint8)
+    """Round images (N, H, W, C), values in [0, 1], to 256 levels.
+
+    Of four channels the last is a depth: its 16 bits become the last two of six channels, as they are of autoencoders
+    that give six themselves.
+    """
+    rounded = np.rint(images * 255).astype(np.uint8)
+    if images.shape[-1] != 4:
+        return rounded
+    depth = (images[..., 3] * np.float32(65535)).astype(np.uint16)  # cut off, as diffusers does
+    high, low = (depth >> np.uint16(8)).astype(np.uint8), (depth & np.uint16(255)).astype(np.uint8)
+    return np.stack([*np.moveaxis(rounded[..., :3], -1, 0), np.zeros_like(high), high, low], axis=-1)
 
 
 def to_pillow(pixels: NDArray[np.uint8]) -> "list[Image]":

@@ -245,13 +245,13 @@ def compare_rows(
 def compare_images(
     what: str, backend: str, trajectory: Trajectory, limit: float, draw: Callable[[], NDArray[np.uint8]]
 ) -> Comparison:  # fmt: skip
-    """The likeness of each image, and the images."""
+    """The likeness of each image, without the lower byte of a depth, which may turn over; and the images."""
     try:
         images = draw()
     except EngineNotFound as error:
         return _without(what, backend, _seeds(trajectory), error)
     request = requested(trajectory)
-    pairs = zip(request.prompts, request.seeds, images, trajectory.images, strict=True)
+    pairs = zip(request.prompts, request.seeds, images[..., :5], trajectory.images[..., :5], strict=True)
     return Comparison(
         what, backend, pictures=tuple(image_similarity(backend, *pair, limit) for pair in pairs), images=images
     )

@@ -71,7 +71,8 @@ class Result:
         high_and_low = self._levels[..., 4:6]
         if not high_and_low.shape[-1]:
             return None
-        depth: NDArray[np.uint16] = high_and_low[..., 0].astype(np.uint16) << 8 | high_and_low[..., 1]
+        high, low = (high_and_low[..., place].astype(np.uint16) for place in (0, 1))
+        depth: NDArray[np.uint16] = np.bitwise_or(np.left_shift(high, np.uint16(8)), low)
         return depth
 
     @property
@@ -186,7 +187,7 @@ class ImagePipeline(ABC):
 
     @abstractmethod
     def decode(self, latents: Latents) -> NDArray[np.uint8]:
-        """Decode latents (N, C, h, w), float32, to images (N, H, W, 3)."""
+        """Decode latents (N, C, h, w), float32, to images (N, H, W, 3), or 6 channels with a depth."""
 
     @abstractmethod
     def close(self) -> None:

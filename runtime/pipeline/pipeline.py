@@ -21,6 +21,8 @@ from ldmrt.runtime.bundle.graphs import DECODER
 from ldmrt.runtime.bundle.hub import local_bundle
 from ldmrt.runtime.bundle.stages import Row, Stage
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
+from ldmrt.runtime.images import reading
+from ldmrt.runtime.images.sizes import enlarged_size
 from ldmrt.runtime.samplers.config import Config
 from ldmrt.runtime.samplers.guidance import guide
 from ldmrt.runtime.samplers.loop import State
@@ -76,7 +78,11 @@ class Pipeline(ImagePipeline):
         most = self.images_at_once(request)
         if request.total_images <= most:
             return self._generate(request)
-        return Result.joined(list(self.draw(bounded(request).parts(most))))
+        return Result.joined(list(self.draw(self.parts(bounded(request), most))))
+
+    def parts(self, request: Request, batch: int) -> Iterator[Request]:
+        """Yield a request as several of at most so many images, which make the same images."""
+        return request.parts(batch, self.stage.space.factor, self.stage.enlarges)
 
     def draw(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
         """Yield the results of many requests, in their order; their stages overlap.
@@ -108,11 +114,17 @@ class Pipeline(ImagePipeline):
         return self.plan(request).rows
 
     def images_at_once(self, request: Request) -> int:
-        """Return how many images of a request are made in one batch, as far as its size is known without its image."""
+        """Return how many images of a request are made in one batch.
+
+        An image to start from is not read for its size, unless it is enlarged.
+        """
         factor, own = self.stage.space.factor, (request.height or self.stage.size, request.width or self.stage.size)
         if request.latents is not None and request.denoising_start is not None:
             height, width = request.latents.shape[2:]
             own = height * factor, width * factor
+        elif request.image is not None and self.stage.enlarges > 1 and None in (request.height, request.width):
+            first = reading.split("image", request.image)[0]
+            own = enlarged_size(reading.read("image", first), factor, self.stage.enlarges)
         rows = len(self._rows(request)[0])
         return images_at_once(self.profiles, own, factor, rows=rows, forecast=self.forecast)
 
@@ -130,7 +142,7 @@ class Pipeline(ImagePipeline):
         )
 
     def decode(self, latents: Latents) -> NDArray[np.uint8]:
-        """Decode latents (N, C, h, w), float32, to images (N, H, W, 3)."""
+        """Decode latents (N, C, h, w), float32, to images (N, H, W, 3), or 6 channels with a depth."""
         return decode(self.engines, self.stage.space, latents, self.decoding)
 
     def close(self) -> None:

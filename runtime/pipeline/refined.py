@@ -38,6 +38,10 @@ class RefinedPipeline(ImagePipeline):
         """Refuse an invalid start, and a refiner of other latents."""
         if not 0 < self.start < 1:
             raise LdmrtError("refiner", "invalid start", expected="above 0, below 1", found=self.start)
+        for stage in (self.base.stage, self.refiner.stage):
+            if stage.takes_image or stage.source("class"):
+                problem = "a model that is given an image or a class cannot share its timesteps"
+                raise LdmrtError("refiner", problem, expected="models of prompts alone, as SDXL and its refiner")
         base, refiner = self.base.stage.space, self.refiner.stage.space
         for name in ("channels", "factor", "scaling_factor"):
             expected, found = getattr(base, name), getattr(refiner, name)

@@ -20,6 +20,7 @@ ZERO_SNR = 2.0**-24  # what diffusers puts for a signal of zero where it must di
 BETAS, TIMESTEP_SPACINGS = ("linear", "scaled_linear", "squaredcos_cap_v2"), ("leading", "linspace", "trailing")
 # Spacings of noise levels: "use_" and one of these is a key of a config.
 LEVEL_SPACINGS = ("karras_sigmas", "lu_lambdas", "exponential_sigmas", "beta_sigmas", "flow_sigmas")
+NOISERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")  # add noise of `alphas_cumprod`
 RHO = 7.0  # of Karras et al. 2022, table 1
 
 
@@ -113,8 +114,12 @@ def signal_and_noise(config: Config, timestep: int) -> tuple[float, float]:
 
     Raises:
         InvalidRequest: The timestep is out of range.
+        LdmrtError: The config is invalid, or of a class that adds noise in another way.
     """
-    abar = alphas_cumprod(resolve(config, "DDPMScheduler"))
+    if (name := config.get("_class_name")) not in NOISERS:
+        problem = f"unsupported {name} to add noise to an image"
+        raise LdmrtError("scheduler", problem, expected=" or ".join(NOISERS))
+    abar = alphas_cumprod(resolve(config, str(name)))
     if not 0 <= timestep < len(abar):
         raise InvalidRequest("scheduler", "invalid noise level", expected=f"0 to {len(abar) - 1}", found=timestep)
     return float(np.sqrt(abar[timestep])), float(np.sqrt(1 - abar[timestep]))

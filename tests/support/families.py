@@ -225,6 +225,9 @@ CONDITIONED: dict[str, Family] = {
         },
     ),
     "ldm3d": Family("StableDiffusionLDM3DPipeline", _UNET1, _vae(8, 16, in_channels=6, out_channels=6), _PNDM, _TEXT1),
+    "ldm3d-4c": Family(
+        "StableDiffusionLDM3DPipeline", _UNET1, _vae(8, 16, in_channels=4, out_channels=4), _PNDM, _TEXT1
+    ),
     "classes": Family("StableDiffusionPipeline", _UNET1 | {"num_class_embeds": 5}, _vae(8, 16), _PNDM, _TEXT1),
 }  # fmt: skip
 

@@ -173,6 +173,8 @@ def generate(
     """
     import numpy as np
 
+    from ldmrt.runtime.bundle.bundle import Bundle
+    from ldmrt.runtime.bundle.hub import local_bundle
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.pipeline.pipeline import open_pipeline
     from ldmrt.runtime.pipeline.refined import RefinedPipeline
@@ -189,7 +191,10 @@ def generate(
     options["scheduler_settings"] = settings
     steering = collected(controls)
     request = request_of({"prompt": prompts, "controls": steering, "latents": read_latents(latents), **options})
-    free = free_path(out, request.total_images, steps=save_steps, overwrite=overwrite, latents=save_latents)
+    depth = Bundle.open(local_bundle(bundle), check=False).stage.depth > 0
+    free = free_path(
+        out, request.total_images, steps=save_steps, overwrite=overwrite, latents=save_latents, depth=depth
+    )
     out = click.get_current_context().with_resource(free)
     begin = time.perf_counter()
     open_one = partial(
@@ -213,9 +218,7 @@ def generate(
     if parts == 1 or save_steps:
         results = iter([in_rows(pipeline, request, rows, previews if save_steps else None)])
     else:
-        results = watched(
-            pipeline.draw(request.parts(at_once, factor)), parts, lambda result: f"seed {result.seeds[-1]}"
-        )
+        results = watched(pipeline.draw(base.parts(request, at_once)), parts, lambda result: f"seed {result.seeds[-1]}")
 
     shared: JsonObject = {"ldmrt": ldmrt.__version__, "bundle": bundle.name} | parameters(options, steering)
     shared |= {"scheduler": request.scheduler or everyday_name(base.scheduler)}
@@ -238,6 +241,7 @@ def generate(
             save_image(path, image, notes({**shared, "prompt": prompt, "seed": seed}))
             if depths is not None:
                 save_depth(depth_of(path), depths[place])
+                written += [depth_of(path)] if request.total_images <= GRID else []
             images += [image] if request.total_images <= GRID else []
             written += [path] if path != out and request.total_images <= GRID else []
     if len(images) > 1:

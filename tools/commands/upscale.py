@@ -70,5 +70,8 @@ def upscale(
         )
         facts |= {"scheduler": request.scheduler or everyday_name(pipeline.scheduler)}
         height, width = result.pixels.shape[1:3]
-        save_image(out, result.pixels[0], notes({**facts, "height": height, "width": width, "image": image.name}))
+        facts |= {"height": height, "width": width, "image": image.name, "seed": result.seeds[0]}
+        if cells := pipeline.decoding.cells(pipeline.stage.space.factor, result.latents.shape[2:]):
+            facts |= {"tile": cells * pipeline.stage.space.factor, "tile_passes": pipeline.decoding.passes}
+        save_image(out, result.pixels[0], notes(facts))
     click.echo(out)

@@ -60,7 +60,7 @@ class Decoding:
 
 
 def decode(engines: Mapping[str, Engine], space: Space, latents: Floats, how: Decoding) -> NDArray[np.uint8]:
-    """Decode latents (N, C, h, w) to images (N, H, W, 3), one at a time: in memory is one image, or one tile.
+    """Decode latents (N, C, h, w) to images (N, H, W, 3 or 6), one at a time: in memory is one image, or one tile.
 
     Raises:
         NotFinite: The decoder's output is not finite.

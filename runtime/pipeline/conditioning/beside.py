@@ -33,7 +33,7 @@ class ImageSources:
 
     @property
     def colours(self) -> Latents:
-        """The image of each request, (images, 3, H, W), values in [0, 1]."""
+        """The request's image for each image that is made, (images, 3, H, W), values in [0, 1]."""
         if self.given.colours is None:
             raise InvalidRequest("request", "this model is given an image", expected="image")
         return self.given.colours

@@ -77,10 +77,8 @@ class Fields:
 
     def scales(self, names: Sequence[str]) -> list[float]:
         """Return the scales of guidance by their fields; none where the last is 1 or less, or another below 1."""
-        values = {
-            "guidance_scale": self.guidance_scale,
-            "image_guidance_scale": self.image_guidance_scale or IMAGE_SCALE,
-        }
+        image_scale = IMAGE_SCALE if self.image_guidance_scale is None else self.image_guidance_scale
+        values = {"guidance_scale": self.guidance_scale, "image_guidance_scale": image_scale}
         scales = [values[name] for name in names]
         return scales if scales and scales[-1] > 1 and min(scales) >= 1 else []
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import InvalidRequest, LdmrtWarning
 from ldmrt.runtime.images import reading
+from ldmrt.runtime.images.sizes import enlarged_size
 from ldmrt.runtime.samplers.plan import Latents
 
 from .request import Request
@@ -53,12 +54,12 @@ def read_images(request: Request, stage: Stage) -> GivenImages:
     image = None if first is None else reading.read("image", first)
     own = stage.own
     if image is not None:
-        height, width = reading.size_of(image, max(1, factor // enlarges))
-        own = height * enlarges, width * enlarges
+        own = enlarged_size(image, factor, enlarges)
     if request.latents is not None and request.denoising_start is not None:
         own = request.latents.shape[2] * factor, request.latents.shape[3] * factor
     size = request.size(own, factor)
-    _warn_of_size(size, stage.size)
+    if enlarges == 1:
+        _warn_of_size(size, stage.size)
     if image is None:
         return GivenImages(size)
     count, small = request.total_images, (size[0] // enlarges, size[1] // enlarges)

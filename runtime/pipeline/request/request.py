@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ldmrt.runtime.errors import InvalidRequest
-from ldmrt.runtime.images.reading import read, size_of, split
+from ldmrt.runtime.images.reading import read, split
+from ldmrt.runtime.images.sizes import enlarged_size
 from ldmrt.runtime.tensors import Array
 
 from .checks import LARGEST_SIDE, SEEDS, Images, Text, Whole, exclusive, invalid, with_scale
@@ -146,15 +147,16 @@ class Request(Fields):
             return [self.seed + i for i in places]
         return list(self.seed[places.start : places.stop])
 
-    def parts(self, batch: int, factor: int = 1) -> Iterator["Request"]:
+    def parts(self, batch: int, factor: int = 1, enlarges: int = 1) -> Iterator["Request"]:
         """Yield this request as several that make the same images, so that not all are in memory at once.
 
         Args:
             batch: Images of each part; the last one has the rest. A part is made when it is asked for.
             factor: Pixels of one latent. Where a request starts from several images, the first one's size, cut to
                 multiples of it, is that of all.
+            enlarges: How many times larger than these images the result is.
         """
-        batch, sides = Whole(1)("batch", batch), self._sides_of_first_image(factor)
+        batch, sides = Whole(1)("batch", batch), self._sides_of_first_image(factor, enlarges)
         starts = range(0, self.total_images, batch)
         return (self._part(range(first, min(first + batch, self.total_images)), sides) for first in starts)
 
@@ -182,13 +184,14 @@ class Request(Fields):
             expected = "1" if prompts == 1 else f"1 or {prompts} (one per prompt)"
             raise InvalidRequest(where, "wrong number of images", expected=expected, found=count)
 
-    def _sides_of_first_image(self, factor: int) -> dict[str, int]:
+    def _sides_of_first_image(self, factor: int, enlarges: int) -> dict[str, int]:
         """Height and width that follow from the first of several images."""
         items = [] if self.image is None else split("image", self.image)
         if len(items) < 2:
             return {}
-        own = zip(("height", "width"), size_of(read("image", items[0]), factor), strict=True)
-        return {name: side for name, side in own if getattr(self, name) is None}
+        own = enlarged_size(read("image", items[0]), factor, enlarges)
+        sides = zip(("height", "width"), own, strict=True)
+        return {name: side for name, side in sides if getattr(self, name) is None}
 
     def _images_of(self, images: Images | None, places: range) -> Images | None:
         """Return those of the images that belong to these places."""

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 import click
 import pytest
 
-from ldmrt.tools.cli import COMMANDS
+from ldmrt.tools.cli import COMMANDS, TRAINING
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
     """Every command and those inside groups."""
     for name in COMMANDS:
-        found = getattr(importlib.import_module(f"ldmrt.tools.commands.{name}"), name)
+        folder = "commands.training" if name in TRAINING else "commands"
+        found = getattr(importlib.import_module(f"ldmrt.tools.{folder}.{name}"), name)
         yield from ((f"{name} {sub}", one) for sub, one in getattr(found, "commands", {"": found}).items())
 
 

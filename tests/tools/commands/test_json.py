@@ -14,6 +14,7 @@ from ldmrt.runtime.bundle.engines.store import FOLDER, write_engine
 INSPECT = {
     "bundle": str,
     "components": list,
+    "stages": list,
     "size": int,
     "latent_channels": int,
     "latent_factor": int,

@@ -37,7 +37,9 @@ def latents_of(out: Path) -> Path:
 
 
 @contextlib.contextmanager
-def free_path(out: Path, count: int, *, steps: bool, overwrite: bool, latents: bool = False) -> Iterator[Path]:
+def free_path(
+    out: Path, count: int, *, steps: bool, overwrite: bool, latents: bool = False, depth: bool = False
+) -> Iterator[Path]:
     """Yield `out`, or out_2.png, out_3.png and so on where one of the files of `count` images exists already.
 
     A changed name is a warning. With `overwrite` the name never changes. The name is locked until the block ends, so
@@ -50,7 +52,7 @@ def free_path(out: Path, count: int, *, steps: bool, overwrite: bool, latents: b
         expected = "a file name that ends in " + ", ".join(FORMATS)
         raise LdmrtError("generate", "invalid --out", expected=expected, found=out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    wanted = _Files(out, count, steps, latents)
+    wanted = _Files(out, count, steps, latents, depth)
     if overwrite:
         wanted.check()
         yield out
@@ -87,12 +89,14 @@ class _Files:
     count: int
     steps: bool
     latents: bool
+    depth: bool
 
     @property
     def single(self) -> list[Path]:
         """List all files and folders except those of single images."""
         steps = steps_of(self.out) if self.steps else ()
-        return [self.out, depth_of(self.out), *steps, *([latents_of(self.out)] * self.latents)]
+        depth = [depth_of(self.out)] if self.depth else []
+        return [self.out, *depth, *steps, *([latents_of(self.out)] * self.latents)]
 
     @property
     def last(self) -> list[Path]:
@@ -103,7 +107,8 @@ class _Files:
     def in_the_way(self) -> list[Path]:
         """List the files that may exist already, and the numbered files that do exist."""
         stem, suffix = re.escape(self.out.stem), re.escape(self.out.suffix)
-        pattern = re.compile(rf"{stem}-([0-9]{{2,10}})({suffix}|-depth\.png)", re.DOTALL)
+        depth = r"|-depth\.png" if self.depth else ""
+        pattern = re.compile(rf"{stem}-([0-9]{{2,10}})({suffix}{depth})", re.DOTALL)
         matches = map(pattern.fullmatch, os.listdir(self.out.parent) if self.count > 1 else ())
         names = [match[0] for match in matches if match and int(match[1]) < self.count]
         return [*self.single, *map(self.out.with_name, names)]
