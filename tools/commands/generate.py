@@ -173,13 +173,11 @@ def generate(
     """
     import numpy as np
 
-    from ldmrt.runtime.bundle.bundle import Bundle
-    from ldmrt.runtime.bundle.hub import local_bundle
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.pipeline.pipeline import open_pipeline
     from ldmrt.runtime.pipeline.refined import RefinedPipeline
     from ldmrt.runtime.samplers.registry import everyday_name
-    from ldmrt.tools.console.drawing.image_paths import depth_of, free_path, latents_of, numbered
+    from ldmrt.tools.console.drawing.image_paths import check_name, depth_of, free_path, latents_of, numbered
     from ldmrt.tools.console.drawing.images import grid, notes, parameters, save_depth, save_image
     from ldmrt.tools.console.drawing.latents import read_latents, save_array
     from ldmrt.tools.console.drawing.rows import in_rows, save_rows
@@ -191,11 +189,7 @@ def generate(
     options["scheduler_settings"] = settings
     steering = collected(controls)
     request = request_of({"prompt": prompts, "controls": steering, "latents": read_latents(latents), **options})
-    depth = Bundle.open(local_bundle(bundle), check=False).stage.depth > 0
-    free = free_path(
-        out, request.total_images, steps=save_steps, overwrite=overwrite, latents=save_latents, depth=depth
-    )
-    out = click.get_current_context().with_resource(free)
+    check_name(out)
     begin = time.perf_counter()
     open_one = partial(
         open_pipeline,
@@ -210,6 +204,15 @@ def generate(
         scheduler=scheduler_config,
     )
     base = open_one(bundle)
+    free = free_path(
+        out,
+        request.total_images,
+        steps=save_steps,
+        overwrite=overwrite,
+        latents=save_latents,
+        depth=base.stage.depth > 0,
+    )
+    out = click.get_current_context().with_resource(free)
     pipeline = base if refiner is None else RefinedPipeline(base, open_one(refiner), refiner_start)
     opened = time.perf_counter()
     rows, at_once, factor = pipeline.rows(request), batch or pipeline.images_at_once(request), base.stage.space.factor

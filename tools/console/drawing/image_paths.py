@@ -36,6 +36,13 @@ def latents_of(out: Path) -> Path:
     return out.with_suffix(".npy")
 
 
+def check_name(out: Path) -> None:
+    """Raise an `LdmrtError` where a file's suffix is no image format."""
+    if out.suffix.lower() not in FORMATS or out.is_dir():
+        expected = "a file name that ends in " + ", ".join(FORMATS)
+        raise LdmrtError("generate", "invalid --out", expected=expected, found=out)
+
+
 @contextlib.contextmanager
 def free_path(
     out: Path, count: int, *, steps: bool, overwrite: bool, latents: bool = False, depth: bool = False
@@ -48,9 +55,7 @@ def free_path(
     Raises:
         LdmrtError: The suffix is no image format, or a file cannot be written.
     """
-    if out.suffix.lower() not in FORMATS or out.is_dir():
-        expected = "a file name that ends in " + ", ".join(FORMATS)
-        raise LdmrtError("generate", "invalid --out", expected=expected, found=out)
+    check_name(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     wanted = _Files(out, count, steps, latents, depth)
     if overwrite:
