@@ -62,7 +62,7 @@ def full_size(
         "again": [*ldmrt, "export", *paths, *precise, "--no-verify"],
         "torch": [*python, "ldmrt.tools.benchmarks.plain_export", str(checkpoint), str(scrap), *precise],
         "optimum": [str(other), "-c", OPTIMUM, str(checkpoint), str(scrap), precision],
-        "verify": [*ldmrt, "verify", str(bundle), "--against", str(checkpoint), "--store"],
+        "verify": [*ldmrt, "verify", str(bundle), "--against", str(checkpoint), "--store", "--backend", "onnxruntime"],
         "generate": [*ldmrt, "generate", str(bundle), "an astronaut", "--steps", "2", "--width", str(side),
                      "--height", str(side), "-o", str(work / f"{family}-{precision}.png")],
         "build": [*ldmrt, "build", str(bundle), "--target", target, "--no-verify"],
