@@ -31,6 +31,7 @@ from ...support.damage.bundle_faults import (
     operator,
     regrouped,
     skipped,
+    space,
     swapped,
     truthful,
     weight,
@@ -93,10 +94,7 @@ FAULTS: dict[str, tuple[Plant, str]] = {
     "schedule, by one step": (config("scheduler/scheduler_config.json", steps_offset=0), "scheduler"),
     "prediction": (config("scheduler/scheduler_config.json", prediction_type="v_prediction"), "scheduler"),
     "another solver": (config("scheduler/scheduler_config.json", _class_name="EulerDiscreteScheduler"), "scheduler"),
-    "scaling factor, by a thousandth": (
-        config("vae_decoder/config.json", scaling_factor=0.18215 * 1.001),
-        "scaling factor",
-    ),
+    "scaling factor, by a thousandth": (space(scaling_factor=0.18215 * 1.001), "scaling factor"),
     "pad token": (config("tokenizer/tokenizer_config.json", pad_token="!"), "tokenizer"),
     "half of the merges lost": (lines("tokenizer/merges.txt", lambda merges: merges[: len(merges) // 2]), "tokenizer"),
 }

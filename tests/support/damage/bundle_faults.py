@@ -149,6 +149,18 @@ def config(file: str, **change: Any) -> Plant:
     return plant
 
 
+def space(**change: Any) -> Plant:
+    """Other values in the space of the manifest's stage."""
+
+    def plant(bundle: Path) -> None:
+        path = bundle / "ldmrt.json"
+        manifest = json.loads(path.read_text())
+        manifest["stages"][0]["space"] |= change
+        path.write_text(json.dumps(manifest))
+
+    return plant
+
+
 def lines(file: str, change: Callable[[list[str]], list[str]]) -> Plant:
     """Other lines in a file of text."""
 
