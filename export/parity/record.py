@@ -134,15 +134,14 @@ def needed(parts: Mapping[str, Component], checkpoint: Checkpoint, side: int) ->
     A model that enlarges is given a small one, whose enlargement has this side.
     """
     stage = checkpoint.stage
-    side //= stage.enlarges
     slope = np.linspace(0, 255, side)
     image = np.stack(np.broadcast_arrays(slope, slope[:, None], 255 - slope), axis=-1).astype(np.uint8)
     mask = np.zeros((side, side), np.uint8)
     mask[:, side // 2 :] = 255
     names = [name.partition("_")[2] for name in parts if name.startswith(KINDS)]
     given: Arrays = {f"{CONTROL}{name}": image for name in names}
-    images = {"image": image, "mask": mask} if stage.takes_mask else {"image": image} if stage.takes_image else {}
-    return given | images
+    given |= {"image": image[:: stage.enlarges, :: stage.enlarges]} if stage.takes_image or stage.takes_mask else {}
+    return given | ({"mask": mask} if stage.takes_mask else {})
 
 
 def _draw(pipeline: Pipeline, options: JsonObject, given: Arrays) -> Trajectory:

@@ -200,15 +200,14 @@ def _check(checkpoint: Checkpoint) -> None:
     if unet.class_embed_type is not None:
         problem, found = "unsupported class_embed_type in unet/config.json", unet.class_embed_type
         raise LdmrtError("unet", problem, expected="none, or num_class_embeds alone", found=found)
-    beside = stage.channels_beside
-    if unet.in_channels != (channels := vae.latent_channels + sum(beside.values())):
+    if unet.in_channels != stage.input_channels:
         problem = "in_channels of unet/config.json is not latent_channels of vae/config.json"
-        problem += "".join(f" and {count} of the {kind}" for kind, count in beside.items())
-        raise LdmrtError("unet", problem, expected=channels, found=unet.in_channels)
+        problem += "".join(f" and {count} of the {kind}" for kind, count in stage.channels_beside.items())
+        raise LdmrtError("unet", problem, expected=stage.input_channels, found=unet.in_channels)
     if lacking := [name for name in stage.schedulers if name not in checkpoint.noisers]:
         raise LdmrtError("checkpoint", f"{INDEX} names no {lacking[0]}", expected="a scheduler of diffusers")
-    if level := stage.source("noise_level"):
-        most, classes = int(level.setting("most")), unet.num_class_embeds or 0
+    if stage.schedulers:
+        most, classes = stage.max_noise_level, unet.num_class_embeds or 0
         if most >= classes:
             problem, expected = "num_class_embeds of unet/config.json is not above max_noise_level", f"above {most}"
             raise LdmrtError("unet", problem, expected=expected, found=classes)

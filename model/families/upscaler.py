@@ -24,4 +24,4 @@ def upscaler(stage: Stage, index: JsonObject, vae: JsonObject) -> Stage:
     beside = (Source("state"), Source("noised_image", {"scheduler": NOISER}))
     reads = {**stage.reads, SAMPLE: beside, CLASSES: (Source("noise_level", {"most": most}),)}
     space = replace(stage.space, scaling_factor=SCALING_FACTOR)
-    return replace(stage, space=space, reads=reads, enlarges=space.factor)
+    return replace(stage, space=space, reads=reads)

@@ -17,7 +17,7 @@ from ldmrt.runtime.tensors import TensorSpec
 from .certificate import Certificate
 from .contents import Contents, bundle_errors, is_name
 from .coverage import NETWORKS_ALONE, changes, is_partial
-from .graphs import DECODER, NOT_RUN, ORDER, cuda_file
+from .graphs import NOT_RUN, ORDER, REQUIRED, cuda_file
 from .manifest import MANIFEST, check_files, check_manifest
 from .recording import Recording
 from .stages import PROMPT, Stage, stage_of_configs
@@ -63,11 +63,10 @@ class Bundle:
                 check_files(path, manifest["files"], HashCache(path) if stamped else None)
         contents = Contents(path, manifest["files"] if manifest else None)
         bundle = cls(path, manifest, contents.json("scheduler/scheduler_config.json"), _stages(contents, manifest))
-        for stage in bundle.stages:
-            for name in (stage.network, DECODER):
-                contents.file(f"{name}/model.onnx")
-            if stage.network in manifest.get("components", {}):
-                check_inputs(stage, bundle.specs(stage.network)[0])
+        for name in REQUIRED:
+            contents.file(f"{name}/model.onnx")
+        if manifest:
+            check_inputs(bundle.stage, bundle.specs("unet")[0])
         encoders = [name for name in bundle.components if name.startswith("text_encoder")]
         if not encoders and PROMPT in bundle.stage.reads:
             expected = path / "text_encoder" / "model.onnx"
@@ -100,8 +99,7 @@ class Bundle:
     @property
     def schedulers(self) -> dict[str, JsonObject]:
         """Read the configs of the schedulers that add noise to an image, by their folders."""
-        folders = (folder for stage in self.stages for folder in stage.schedulers)
-        return {folder: self.contents.json(f"{folder}/scheduler_config.json") for folder in folders}
+        return {folder: self.contents.json(f"{folder}/scheduler_config.json") for folder in self.stage.schedulers}
 
     @property
     def contents(self) -> Contents:
@@ -227,8 +225,9 @@ def _stages(contents: Contents, manifest: JsonObject) -> tuple[Stage, ...]:
     unet, vae = contents.json("unet/config.json"), contents.json("vae_decoder/config.json")
     index = contents.json("model_index.json") if os.path.lexists(contents.bundle / "model_index.json") else {}
     stage = stage_of_configs(unet, vae, index)
-    channels = stage.space.channels + sum(stage.channels_beside.values())
-    if (found := unet.get("in_channels", channels)) != channels:
+    if (found := unet.get("in_channels", stage.input_channels)) != stage.input_channels:
         problem = "in_channels of unet/config.json does not fit a plain Stable Diffusion, and no manifest says more"
-        raise BundleError("bundle", problem, expected=channels, found=f"{found!r:.100}", hint="export again")
+        raise BundleError(
+            "bundle", problem, expected=stage.input_channels, found=f"{found!r:.100}", hint="export again"
+        )
     return (stage,)

@@ -20,7 +20,7 @@ KINDS: Mapping[str, Mapping[str, type]] = {
     "state": {},
     "timestep": {},
     "prompt": {"penultimate": bool, "zeros": bool},  # the layer that is taken; whether no negative prompt is zeros
-    "pooled_prompt": {"zeros": bool},
+    "pooled_prompt": {},
     "sizes": {"scored": bool},  # of SDXL; whether they end with an aesthetic score
     "guidance_scale": {},  # embedded, for a distilled network
     "class": {"count": int},
@@ -91,33 +91,38 @@ class Stage:
 
     Attributes:
         space: Where its sampler moves.
-        size: The longer side, in pixels, of the images that the model was trained on.
-        sides: Their height and width in pixels, where they are not both `size`.
+        own: Height and width, in pixels, of the images that the model was trained on.
         reads: The sources of each input, by its name; those of one input are its channels, in order.
         guide: Its guidance.
-        enlarges: How many times larger than the image that it is given its image is.
         shortens: Whether the strength of an image shortens the sampler's grid, as for latent consistency models.
         depth: How many channels of a depth the decoder gives beside the colours: none, one, or three, of which the last
             two are its 16 bits.
         name: Its name.
-        network: The component that denoises.
     """
 
     space: Space
-    size: int
-    sides: tuple[int, int] | None = None
+    own: tuple[int, int]
     reads: Mapping[str, tuple[Source, ...]] = field(default_factory=dict)
     guide: Guide = Guide()
-    enlarges: int = 1
     shortens: bool = False
     depth: int = 0
     name: str = "base"
-    network: str = "unet"
 
     @property
-    def own(self) -> tuple[int, int]:
-        """Return height and width, in pixels, of the images that the model was trained on."""
-        return self.sides or (self.size, self.size)
+    def size(self) -> int:
+        """Return the longer side, in pixels, of the images that the model was trained on."""
+        return max(self.own)
+
+    @property
+    def enlarges(self) -> int:
+        """Return how many times larger than the image that it is given its image is: one as small as latents is."""
+        return self.space.factor if self.schedulers else 1
+
+    @property
+    def max_noise_level(self) -> int:
+        """Return the last timestep whose noise may be added to the image that the network is given."""
+        level = self.source("noise_level")
+        return 0 if level is None else int(level.setting("most"))
 
     @property
     def beside(self) -> tuple[Source, ...]:
@@ -133,6 +138,11 @@ class Stage:
         """Return how many channels each source beside the state gives: of latents, of a mask, or of an RGB image."""
         widths = {"mask": 1, "noised_image": 3}
         return {source.kind: widths.get(source.kind, self.space.channels) for source in self.beside}
+
+    @property
+    def input_channels(self) -> int:
+        """Return how many channels the network sees: those of the latents, and those beside them."""
+        return self.space.channels + sum(self.channels_beside.values())
 
     @property
     def schedulers(self) -> tuple[str, ...]:
@@ -153,16 +163,13 @@ class Stage:
         """Return the stage as the manifest holds it."""
         return {
             "name": self.name,
-            "network": self.network,
             "space": {**vars(self.space)},
-            "size": self.size,
-            **({} if self.sides is None else {"sides": list(self.sides)}),
+            "own": list(self.own),
             "reads": {name: [{"from": s.kind, **s.settings} for s in sources] for name, sources in self.reads.items()},
             "guide": {
                 "rows": [{"prompt": row.prompt, "blank": list(row.blank)} for row in self.guide.rows],
                 "scales": list(self.guide.scales),
             },
-            "enlarges": self.enlarges,
             "shortens": self.shortens,
             "depth": self.depth,
         }
@@ -191,14 +198,13 @@ def stage_of_configs(unet: JsonObject, vae: JsonObject, index: JsonObject) -> St
     scored = truth("requires_aesthetics_score", index.get("requires_aesthetics_score"))
     xl = bool(unet.get("addition_embed_type"))
     masked = unet.get("in_channels") == 2 * channels + 1
-    empty = {"zeros": True} if zeros else {}
     reads: dict[str, tuple[Source, ...]] = {
         SAMPLE: (Source("state"), *((Source(kind) for kind in MASK_KINDS) if masked else ())),
         TIMESTEP: (Source("timestep"),),
-        PROMPT: (Source("prompt", {**({"penultimate": True} if xl else {}), **empty}),),
+        PROMPT: (Source("prompt", ({"penultimate": True} if xl else {}) | ({"zeros": True} if zeros else {})),),
     }
     if xl:
-        reads[POOLED] = (Source("pooled_prompt", empty),)
+        reads[POOLED] = (Source("pooled_prompt"),)
         reads["time_ids"] = (Source("sizes", {"scored": True} if scored else {}),)
     if unet.get("time_cond_proj_dim"):
         reads["timestep_cond"] = (Source("guidance_scale"),)
@@ -207,8 +213,7 @@ def stage_of_configs(unet: JsonObject, vae: JsonObject, index: JsonObject) -> St
         reads[CLASSES] = (Source("class", {"count": count}),)
     stage = Stage(
         Space(channels, factor, positive(file, "scaling_factor", vae.get("scaling_factor"), 0.18215)),
-        size=max(sides) * factor,
-        sides=None if sides[0] == sides[1] else (sides[0] * factor, sides[1] * factor),
+        own=(sides[0] * factor, sides[1] * factor),
         reads=reads,
         shortens="LatentConsistencyModel" in str(index.get("_class_name")),
     )

@@ -25,8 +25,7 @@ from .stages import (
     Stage,
 )
 
-NETWORK = "unet"  # of the one stage that can be run
-STAGE = ("name", "network", "space", "size", "reads", "guide", "enlarges", "shortens", "depth")
+STAGE = ("name", "space", "own", "reads", "guide", "shortens", "depth")
 BESIDE = (*MASK_KINDS, *IMAGE_KINDS)
 OTHERS = tuple(kind for kind in KINDS if kind not in ("state", "timestep", *BESIDE))
 DEPTHS = (0, 1, 3)
@@ -56,11 +55,10 @@ def check_inputs(stage: Stage, inputs: tuple[TensorSpec, ...]) -> None:
     """
     names = {spec.name for spec in inputs if "residual" not in spec.name}
     width = next((spec.shape[1:2] for spec in inputs if spec.name == SAMPLE), ())
-    channels = stage.space.channels + sum(stage.channels_beside.values())
-    if width != (channels,):
+    if width != (stage.input_channels,):
         problem = f"stage {stage.name} gives sample another number of channels"
-        raise BundleError("bundle", problem, expected=", ".join(map(str, width)), found=channels, hint=HINT)
-    expected = f"the inputs of {stage.network}: {', '.join(sorted(names))}"
+        raise BundleError("bundle", problem, expected=", ".join(map(str, width)), found=stage.input_channels, hint=HINT)
+    expected = f"the inputs of the U-Net: {', '.join(sorted(names))}"
     if missing := names - stage.reads.keys():
         raise BundleError("bundle", f"stage {stage.name} gives no {min(missing)}", expected=expected, hint=HINT)
     if unknown := stage.reads.keys() - names:
@@ -68,16 +66,13 @@ def check_inputs(stage: Stage, inputs: tuple[TensorSpec, ...]) -> None:
 
 
 def _stage(where: str, value: object) -> Stage:
-    entry = _object(where, value, *STAGE, optional="sides")
+    entry = _object(where, value, *STAGE)
     if not is_name(entry["name"]):
         raise _damaged(f"name of {where}", "a name", entry["name"])
-    if entry["network"] != NETWORK:
-        raise _damaged(f"network of {where}", NETWORK, entry["network"])
     space = _object(f"space of {where}", entry["space"], "channels", "factor", "scaling_factor")
-    sides = entry.get("sides")
-    pair = None if sides is None else [_whole(f"sides of {where}", side) for side in _list(f"sides of {where}", sides)]
-    if pair is not None and len(pair) != 2:
-        raise _damaged(f"sides of {where}", "height and width", sides)
+    sides = [_whole(f"own of {where}", side, LARGEST**2) for side in _list(f"own of {where}", entry["own"])]
+    if len(sides) != 2:
+        raise _damaged(f"own of {where}", "height and width", sides)
     reads = {
         str(name): tuple(_source(f"{name!r:.50} of {where}", item) for item in _list(f"{name!r:.50}", items, least=1))
         for name, items in _object(f"reads of {where}", entry["reads"]).items()
@@ -88,22 +83,19 @@ def _stage(where: str, value: object) -> Stage:
             _whole(f"factor of {where}", space["factor"]),
             _number(f"scaling_factor of {where}", space["scaling_factor"]),
         ),
-        size=_whole(f"size of {where}", entry["size"], LARGEST**2),
-        sides=None if pair is None else (pair[0], pair[1]),
+        own=(sides[0], sides[1]),
         reads=reads,
         guide=_guide(f"guide of {where}", entry["guide"]),
-        enlarges=_whole(f"enlarges of {where}", entry["enlarges"]),
         shortens=_truth(f"shortens of {where}", entry["shortens"]),
         depth=_depth(f"depth of {where}", entry["depth"]),
         name=entry["name"],
-        network=entry["network"],
     )
     _check_fit(where, stage)
     return stage
 
 
 def _check_fit(where: str, stage: Stage) -> None:
-    """Refuse sources that cannot stand where they are, and numbers that contradict one another."""
+    """Refuse sources that cannot stand where they are, or that lack another."""
     every = {name: [source.kind for source in sources] for name, sources in stage.reads.items()}
     beside = [source.kind for source in stage.beside]
     others = {name: kinds for name, kinds in every.items() if name not in (SAMPLE, TIMESTEP)}
@@ -117,13 +109,11 @@ def _check_fit(where: str, stage: Stage) -> None:
         ("reads", "one source for each other input", all(len(kinds) == 1 for kinds in others.values())),
         ("reads", f"one of {', '.join(OTHERS)}", all(kind in OTHERS for kinds in others.values() for kind in kinds)),
         ("reads", "noised_image with noise_level", noised is level),
-        ("enlarges", stage.space.factor if noised else 1, stage.enlarges == (stage.space.factor if noised else 1)),
         ("blank", ", ".join(beside) or "nothing", blank <= {*beside}),
         ("scales", "each once", len({*stage.guide.scales}) == len(stage.guide.scales)),
-        ("sides", f"at most {stage.size}", max(stage.own) == stage.size),
     ):
         if not holds:
-            raise _damaged(f"{part} of {where}", str(expected), stage.to_json().get(part, stage.to_json()["reads"]))
+            raise _damaged(f"{part} of {where}", expected, stage.to_json().get(part, stage.to_json()["reads"]))
 
 
 def _source(where: str, value: object) -> Source:
@@ -157,9 +147,9 @@ def _row(where: str, value: object) -> Row:
     return Row(entry["prompt"], blank)
 
 
-def _object(where: str, value: object, *keys: str, optional: str = "") -> JsonObject:
-    """Return a JSON object that has these keys, and perhaps one more; without keys, any."""
-    if not isinstance(value, Mapping) or (keys and not {*keys} <= value.keys() <= {*keys, optional}):
+def _object(where: str, value: object, *keys: str) -> JsonObject:
+    """Return a JSON object that has these keys and no others; without keys, any."""
+    if not isinstance(value, Mapping) or (keys and value.keys() != {*keys}):
         raise _damaged(where, f"a JSON object with {', '.join(keys)}" if keys else "a JSON object", value)
     return dict(value)
 

@@ -14,7 +14,7 @@ from ldmrt.runtime.tensors import Engine
 
 from .autoencoder.decode import Decoding
 from .autoencoder.encode import encode_image
-from .request.images import GivenImages
+from .request.images import GivenImages, small_mask
 from .request.request import Request
 
 
@@ -58,7 +58,7 @@ def initial_latents(
         init = encode_image(engines, stage.space, how, colours, seeds, IMAGE)
     if stage.takes_mask:
         return InitialLatents(x, init)
-    small = given.small_mask(mask, factor)
+    small = small_mask(mask, factor)
     alpha, sigma = np.append(plan.alpha, plan.end_alpha), np.append(plan.sigma, 0.0)
     fresh = noise(seeds, FIRST, latents) if goes_on else x
 

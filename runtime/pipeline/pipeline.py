@@ -35,8 +35,9 @@ from .autoencoder.decode import Decoding, decode, decode_unrounded
 from .autoencoder.tiling import PASSES
 from .batch_size import Forecast, bounded, images_at_once, unet_profiles
 from .call import ImagePipeline, Result
+from .conditioning.context import Context
 from .conditioning.prompts import reads_texts, text_encoders
-from .conditioning.sources import Context, condition
+from .conditioning.sources import condition
 from .denoise import Denoised, DenoisingTask, Encoded, check_finite
 from .initial_latents import initial_latents
 from .overlap import in_stages

@@ -4,83 +4,19 @@ A new kind of conditioning is a line here, and one in `KINDS` of `bundle/stages.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 
-from ldmrt.runtime.backends.lazy_engines import LazyEngines
-from ldmrt.runtime.bundle.stages import Row, Source, Stage
-from ldmrt.runtime.errors import BundleError, InvalidRequest, LdmrtError
-from ldmrt.runtime.pipeline.autoencoder.decode import Decoding
-from ldmrt.runtime.pipeline.request.images import GivenImages
+from ldmrt.runtime.bundle.stages import Source, Stage
+from ldmrt.runtime.errors import InvalidRequest, LdmrtError
 from ldmrt.runtime.pipeline.request.request import Request
-from ldmrt.runtime.samplers.config import Config
 from ldmrt.runtime.tensors import Array, Arrays
-from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
-from .beside import BESIDE, ImageSources, noise_level
-from .prompts import Conditioning, Side, encode_sides
+from .beside import BESIDE
+from .context import Context
 from .sizes import guidance_embedding, time_ids
 
 BESIDE_STATE = "beside"  # the channels that the network sees beside the state, which are no input of their own
-
-
-@dataclass(frozen=True)
-class Context:
-    """Holds all that sources are made of: a request, its images, and the networks of its stage.
-
-    Attributes:
-        request: The request.
-        stage: The stage that it runs.
-        rows: Rows of guidance: those of the stage, or the last one alone.
-        given: The request's images.
-        engines: Those of the pipeline; a text encoder or the encoder is opened where it is needed.
-        tokenizers: By name: "tokenizer" and "tokenizer_2".
-        schedulers: Configs of the schedulers that add noise to images, by their folders.
-        how: Whole images or tiles.
-    """
-
-    request: Request
-    stage: Stage
-    rows: tuple[Row, ...]
-    given: GivenImages
-    engines: LazyEngines
-    tokenizers: Mapping[str, Tokenizer]
-    schedulers: Mapping[str, Config] = field(default_factory=dict)
-    how: Decoding = field(default_factory=Decoding)
-
-    @cached_property
-    def prompts(self) -> Conditioning:
-        """The embeddings of the prompts of all rows, encoded at once."""
-        sources = [source for kind in ("prompt", "pooled_prompt") if (source := self.stage.source(kind))]
-        zeros = any(source.setting("zeros") for source in sources)
-        sides = [Side.of(self.request, row, zeros=zeros) for row in self.rows]
-        return encode_sides(sides, self.engines, self.tokenizers, xl=bool(sources[0].settings.get("penultimate")))
-
-    @property
-    def images(self) -> ImageSources:
-        """What sources that are images are made of."""
-        return ImageSources(self.request, self.stage, self.given, self.engines, self.schedulers, self.how)
-
-    def width(self, name: str) -> int:
-        """Return the last size of an input of the network.
-
-        Raises:
-            BundleError: The network has no such input, or it states no such size.
-        """
-        shapes = {spec.name: spec.shape for spec in self.engines[self.stage.network].inputs}
-        shape = shapes.get(name, ())
-        size = shape[-1] if shape else None
-        if not isinstance(size, int):
-            found = f"{name} {shape}" if name in shapes else ", ".join(shapes)
-            raise BundleError(self.stage.network, f"no input {name} of a fixed width", found=found, hint="export again")
-        return size
-
-    def repeated(self, array: Array) -> Array:
-        """Repeat an array of one image, (1, ...), or of all, (images, ...), for every call of the network."""
-        images = self.request.total_images
-        return np.concatenate([array.repeat(images // len(array), axis=0)] * len(self.rows))
 
 
 def condition(context: Context) -> Arrays:
@@ -102,7 +38,7 @@ def condition(context: Context) -> Arrays:
         if source.kind in SOURCES:
             inputs[name] = SOURCES[source.kind](context, source, name)
     if beside := context.stage.beside:
-        channels = [(source.kind, BESIDE[source.kind](context.images, source)) for source in beside]
+        channels = [(source.kind, BESIDE[source.kind](context, source)) for source in beside]
         rows = [
             np.concatenate([np.zeros_like(array) if kind in row.blank else array for kind, array in channels], axis=1)
             for row in context.rows
@@ -135,16 +71,16 @@ def _guidance_scale(context: Context, source: Source, name: str) -> Array:
 
 
 def _class(context: Context, source: Source, name: str) -> Array:
-    count, labels = source.setting("count"), context.request.class_of_each
+    last, labels = int(source.setting("count")) - 1, context.request.class_of_each
     if labels is None:
-        raise InvalidRequest("request", "this model draws classes", expected=f"class_labels, 0 to {int(count) - 1}")
-    if outside := [label for label in labels if not 0 <= label < int(count)]:
-        raise InvalidRequest("request", "invalid class_labels", expected=f"0 to {int(count) - 1}", found=outside[0])
+        raise InvalidRequest("request", "this model draws classes", expected=f"class_labels, 0 to {last}")
+    if outside := [label for label in labels if label > last]:
+        raise InvalidRequest("request", "invalid class_labels", expected=f"0 to {last}", found=outside[0])
     return context.repeated(np.array(labels, np.int64))
 
 
 def _noise_level(context: Context, source: Source, name: str) -> Array:
-    return context.repeated(np.array([noise_level(context.request, source)], np.int64))
+    return context.repeated(np.array([context.noise_level], np.int64))
 
 
 SOURCES: Mapping[str, Callable[[Context, Source, str], Array]] = {
@@ -159,8 +95,7 @@ SOURCES: Mapping[str, Callable[[Context, Source, str], Array]] = {
 
 def _refuse_unused(request: Request, stage: Stage) -> None:
     """Refuse fields that no source of the stage takes: they would have no effect."""
-    fields = {"class_labels": ("class",), "noise_level": ("noise_level",), "image_guidance_scale": ()}
-    for name, kinds in fields.items():
-        taken = name in stage.guide.scales or any(stage.source(kind) for kind in kinds)
-        if getattr(request, name) is not None and not taken:
+    taken = {*stage.guide.scales, *(source.kind for sources in stage.reads.values() for source in sources)}
+    for name, kind in {"class_labels": "class", "noise_level": "noise_level", "image_guidance_scale": ""}.items():
+        if getattr(request, name) is not None and not {name, kind} & taken:
             raise InvalidRequest("request", f"this model takes no {name}", expected=f"a request without {name}")

@@ -28,11 +28,6 @@ class GivenImages:
     colours: Latents | None = None
     mask: Latents | None = None
 
-    @staticmethod
-    def small_mask(mask: Latents, factor: int) -> Latents:
-        """Return a mask for latents of `factor` pixels, as diffusers resizes it."""
-        return mask[:, :, ::factor, ::factor]
-
 
 def read_images(request: Request, stage: Stage) -> GivenImages:
     """Read the image and the mask of a request.
@@ -68,6 +63,11 @@ def read_images(request: Request, stage: Stage) -> GivenImages:
         return GivenImages(size, colours)
     masks = reading.masks(reading.split("mask", request.mask_image), size, request.mask_from)
     return GivenImages(size, colours, reading.for_each(masks, count))
+
+
+def small_mask(mask: Latents, factor: int) -> Latents:
+    """Return a mask for latents of `factor` pixels, as diffusers resizes it."""
+    return mask[:, :, ::factor, ::factor]
 
 
 def _warn_of_size(size: tuple[int, int], own: int) -> None:

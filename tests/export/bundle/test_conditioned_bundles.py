@@ -144,5 +144,5 @@ def test_a_noise_level_that_is_off_by_one_is_found(
     made: Callable[[str], tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert culprit(made("upscaler")[1]) == ""
-    monkeypatch.setattr("ldmrt.runtime.pipeline.conditioning.beside.NOISE_LEVEL", 21)
+    monkeypatch.setattr("ldmrt.runtime.pipeline.conditioning.context.NOISE_LEVEL", 21)
     assert culprit(made("upscaler")[1]) == "guidance or conditioning"

@@ -19,18 +19,11 @@ from ldmrt.model.networks.vq_autoencoder import Quantizer, VQAutoencoder, VQConf
 from ldmrt.runtime import LdmrtError
 
 from ...support.pipelines import randomise
+from .test_autoencoder import config as without_codes
 
 
 def config(*widths: int, **change: Any) -> dict[str, Any]:
-    plain = {
-        "down_block_types": ("DownEncoderBlock2D",) * len(widths),
-        "up_block_types": ("UpDecoderBlock2D",) * len(widths),
-        "block_out_channels": widths,
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "num_vq_embeddings": 64,
-    }
-    return plain | change
+    return without_codes(*widths, **{"num_vq_embeddings": 64, **change})
 
 
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ldmrt.runtime import BundleError, LdmrtError, Pipeline, Request
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
-from ldmrt.runtime.pipeline.conditioning.sources import Context
+from ldmrt.runtime.pipeline.conditioning.context import Context
 from ldmrt.runtime.pipeline.request.images import GivenImages
 from ldmrt.runtime.tensors import TensorSpec, conform
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer

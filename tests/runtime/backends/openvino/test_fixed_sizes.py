@@ -1,7 +1,6 @@
 """OpenVINO's networks for fixed sizes: the same results, few of them, kept beside the bundle, freed under no call."""
 
 import shutil
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from ldmrt.runtime.backends.registry import BackendSettings
 from ldmrt.runtime.backends.replaced_files import Watched
 from ldmrt.runtime.parity.tolerances import tolerances
 
-from .test_openvino import GRAPHS, ROUNDING, close, draw, engines, feeds, psnr
+from .test_openvino import GRAPHS, ROUNDING, at_once, close, draw, engines, feeds, psnr
 
 NETWORKS = ["text_encoder", "unet", "vae_decoder"]  # of an image of a prompt
 
@@ -60,11 +59,7 @@ def test_threads_with_other_sizes_free_no_network_that_runs(bundle: Path, monkey
                 faults.append(number)
             done.append(number)
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(inputs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(run, len(inputs))
     assert (faults, len(done)) == ([], 12)  # no call has failed
     assert len(sizes_of_open(engine)) == 1
 

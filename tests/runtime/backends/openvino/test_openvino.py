@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -137,6 +138,15 @@ def test_without_a_manifest_names_and_results_are_the_graphs(bundle: Path) -> No
         close(alone(**feeds(known)), known(**feeds(known)), 0.0)
 
 
+def at_once(run: Callable[[int], None], count: int) -> None:
+    """Run a function in so many threads, with their numbers."""
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def test_threads_share_an_engine(bundle: Path) -> None:
     engine, _ = engines(bundle, "unet")
     inputs = [feeds(engine, batch) for batch in (1, 2, 3, 4)]
@@ -149,11 +159,7 @@ def test_threads_share_an_engine(bundle: Path) -> None:
             if any(not np.array_equal(found[name], one) for name, one in expected[number].items()):
                 faults.append(number)
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(inputs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(run, len(inputs))
     assert faults == []
 
 
