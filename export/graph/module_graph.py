@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ldmrt.runtime.bundle.graphs import inside, path_of
 from ldmrt.runtime.errors import LdmrtError, first_line
-
-from .naming import inside, path_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto

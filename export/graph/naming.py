@@ -24,16 +24,6 @@ def module_path(name: str) -> str:
     return "" if name == "model" else name.removeprefix("model.")
 
 
-def path_of(node: str) -> str:
-    """Return the path of the innermost module that a node comes from; that of the network is empty."""
-    return node.rpartition("/")[0]
-
-
-def inside(path: str, module: str) -> bool:
-    """Return whether a path is a module's, or that of one within it."""
-    return path == module or path.startswith(module + ".")
-
-
 def name_after_modules(model: "Model") -> None:
     """Name the nodes, values and weights of a graph that torch's exporter made; its inputs and outputs stay.
 

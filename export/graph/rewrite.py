@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from ldmrt.runtime.bundle.graphs import path_of
 from ldmrt.runtime.tensors import Array
-
-from .naming import path_of
 
 if TYPE_CHECKING:
     from onnx_ir import Graph, Node, Value

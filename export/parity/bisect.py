@@ -17,8 +17,9 @@ from torch.utils.hooks import RemovableHandle
 
 from ldmrt.export.components.table import Component
 from ldmrt.export.graph.module_graph import Graph
-from ldmrt.export.graph.naming import module_path, path_of
+from ldmrt.export.graph.naming import module_path
 from ldmrt.runtime.backends.ort.library import onnxruntime, session_options
+from ldmrt.runtime.bundle.graphs import path_of
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.parity.tolerances import COMPONENT
 from ldmrt.runtime.tensors import conform

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ldmrt.export.components.specs import EXACT
-from ldmrt.export.graph.naming import inside, module_path
+from ldmrt.export.graph.naming import module_path
+from ldmrt.runtime.bundle.graphs import inside
 
 Regions = Sequence[tuple[str, torch.dtype]]  # modules, outer ones first, and what each computes in; the first is ""
 

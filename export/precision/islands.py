@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from ldmrt.export.components.specs import dtype_of
 from ldmrt.export.components.table import Component, example, rows
 from ldmrt.export.components.torch_pipeline import torch_pipeline
-from ldmrt.export.graph.naming import inside
 from ldmrt.export.parity.record import SIDE, RecordingEngine, asking, needed, request_of, wanted
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.bundle.recording import Case
 from ldmrt.runtime.errors import LdmrtWarning
+from ldmrt.runtime.parity.islands import outermost
 
 from .casting import computing, door, modules_of
 
@@ -94,15 +94,6 @@ def smallest_safe_module(ranges: Mapping[str, float], limit: float = LIMIT) -> d
             around = around.rpartition(".")[0]
         islands.setdefault(around, f"range: {name or 'its result'} reaches {largest:.4g} of a half's {HALF:.0f}")
     return outermost(islands)
-
-
-def outermost(islands: Mapping[str, str]) -> dict[str, str]:
-    """Keep the paths that lie in no other."""
-    return {
-        name: why
-        for name, why in islands.items()
-        if not any(name != other and (other == "" or inside(name, other)) for other in islands)
-    }
 
 
 def raise_islands(parts: Mapping[str, Component], islands: Islands) -> None:

@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 
 from ldmrt.export.components.table import PRECISIONS, components
-from ldmrt.export.graph.naming import inside, module_path
+from ldmrt.export.graph.naming import module_path
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.model.weights.weights import finite
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.graphs import DECODER_FP32
+from ldmrt.runtime.bundle.graphs import DECODER_FP32, inside
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.nearest import check_known, suggestion

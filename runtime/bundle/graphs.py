@@ -91,3 +91,13 @@ def step_specs(inputs: "Specs", outputs: "Specs") -> "tuple[Specs, Specs] | None
         TensorSpec("said", "float32", ("batch", channels, *area)),  # the prediction after guidance
     )
     return tuple(step_inputs), step_outputs
+
+
+def path_of(node: str) -> str:
+    """Return the path of the innermost module that a node comes from; that of the network is empty."""
+    return node.rpartition("/")[0]
+
+
+def inside(path: str, module: str) -> bool:
+    """Return whether a path is a module's, or that of one within it."""
+    return path == module or path.startswith(module + ".")

@@ -9,8 +9,8 @@ The last one's bias is that of the projection before it.
 
 from typing import TYPE_CHECKING
 
-from ldmrt.export.graph.naming import path_of
 from ldmrt.export.graph.rewrite import Rewrite
+from ldmrt.runtime.bundle.graphs import path_of
 
 from .rewrites import MICROSOFT, TO_FIRST, TO_LAST, is_constant, only_user, producer, rank, width
 

@@ -17,14 +17,13 @@ import ldmrt.runtime
 from ldmrt.export import bundle_writer
 from ldmrt.export.bundle_writer import export_bundle
 from ldmrt.export.components.table import Component, components, example, tensors
-from ldmrt.export.graph.naming import path_of
 from ldmrt.export.graph.to_onnx import to_onnx
 from ldmrt.export.graph.unet_halves import check_cut, cut
 from ldmrt.model import Checkpoint, UNet, load
 from ldmrt.runtime import LdmrtError, Request, sample
 from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.graphs import CUDA, DEEP, FEATURE, SHALLOW, STEP, UNET_HALVES
+from ldmrt.runtime.bundle.graphs import CUDA, DEEP, FEATURE, SHALLOW, STEP, UNET_HALVES, path_of
 from ldmrt.runtime.parity.tolerances import COMPONENT
 from ldmrt.runtime.pipeline.deep_cache import full_times
 

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from ldmrt.export.components.table import Component, components, example
-from ldmrt.export.graph.naming import SCOPES, inside, module_path, name_after_modules, path_of
+from ldmrt.export.graph.naming import SCOPES, module_path, name_after_modules
 from ldmrt.export.parity import bisect as module
 from ldmrt.export.parity.bisect import EXTREME, Bisection, Row, bisect
 from ldmrt.model import load
 from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.bundle.graphs import inside, path_of
 
 from ...support.damage.graph_faults import BLOCK, FAULTS, NAMES, planted, weight
 
