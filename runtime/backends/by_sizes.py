@@ -29,7 +29,7 @@ def sizes_in(specs: Specs, shapes: Shapes) -> dict[str, int]:
 
 
 class BySizes(Generic[Opened]):
-    """Opens the networks of a graph when sizes are worth one, and keeps the `MOST` that were used last.
+    """Opens the networks of a graph when sizes are worth one, and keeps those that were used last.
 
     Several threads may share it. A network that another takes the place of is only forgotten, as a call may still run.
     """
@@ -40,6 +40,8 @@ class BySizes(Generic[Opened]):
         open_for: Callable[[Sizes | None], Opened],
         *,
         after: int | None = 1,
+        at_first: bool = False,
+        most: int | None = None,
         freeing: AbstractContextManager[object] | None = None,
     ) -> None:
         """Hold what opens a network; none is opened yet.
@@ -49,9 +51,12 @@ class BySizes(Generic[Opened]):
             open_for: Opens a network for these sizes alone, or for any where it gets None.
             after: Sizes are worth a network when they are asked for this often in a row; until then the one for any
                 sizes runs them. None: they never are.
+            at_first: The sizes that are asked for first are worth a network in any case.
+            most: How many networks stay open; `MOST` by default.
             freeing: A lock that is held while a network is freed.
         """
-        self.component, self._open_for, self._after = component, open_for, after
+        self.component, self._open_for, self._after, self._at_first = component, open_for, after, at_first
+        self._most = MOST if most is None else most
         self._freeing = nullcontext() if freeing is None else freeing
         self._opened: dict[Key, Opened] = {}  # the one that was used last is last
         self._last, self._times = _key(None), 0  # how often the last sizes were asked for in a row
@@ -73,7 +78,8 @@ class BySizes(Generic[Opened]):
             if self._closed:
                 raise LdmrtError(self.component, "its pipeline is closed", hint="open the bundle again")
             self._last, self._times = key, self._times + 1 if key == self._last else 1
-            worth = key in self._opened or (self._after is not None and self._times >= self._after)
+            first, self._at_first = self._at_first, False
+            worth = first or key in self._opened or (self._after is not None and self._times >= self._after)
             key = key if worth else None
             network = self._opened.pop(key) if key in self._opened else self._open(key)
             self._opened[key] = network
@@ -81,7 +87,7 @@ class BySizes(Generic[Opened]):
 
     def _open(self, key: Key) -> Opened:
         """Open a network, after those in whose place it comes are forgotten."""
-        while len(self._opened) >= MOST:
+        while len(self._opened) >= self._most:
             with self._freeing:
                 del self._opened[next(iter(self._opened))]
         return self._open_for(None if key is None else dict(key))

@@ -9,7 +9,8 @@ from functools import partial
 from typing import TypeVar
 
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.graphs import STEP, TOGETHER, UNET_HALVES
+from ldmrt.runtime.bundle.certificate import Islands
+from ldmrt.runtime.bundle.graphs import STEP, TOGETHER, UNET_HALVES, inside
 from ldmrt.runtime.bundle.manifest import PRECISIONS
 from ldmrt.runtime.errors import BundleError, LdmrtError
 from ldmrt.runtime.nearest import suggestion
@@ -33,6 +34,7 @@ class BackendSettings:
     keep_optimized: bool = False  # keep the networks as the backend optimised them beside the bundle
     compute: str = "fp32"  # the precision that OpenVINO computes in; others compute in that of the graph
     watched: Watched | None = None  # the files as they were when the bundle was opened
+    islands: Islands | None = None  # what OpenVINO keeps in float32 in a narrower precision; None: the certificate's
 
 
 Makers = Mapping[str, Maker]  # by component
@@ -105,7 +107,9 @@ def _open_openvino(bundle: Bundle, backend: str, settings: BackendSettings, name
     from .openvino.engine import FIXED_AFTER, FIXED_MOST, OpenVinoEngine
     from .openvino.library import version
 
-    compute = settings.compute
+    islands = settings.islands if settings.islands is not None else bundle.islands(backend, settings.compute)
+    modules = islands.get(bundle.home(name), {})
+    compute = "fp32" if "" in modules else settings.compute
     keep = settings.keep_optimized and backend == "openvino"  # on other devices it depends on their drivers too
     light = not settings.low_memory and sum(file.stat().st_size for file in bundle.weights(name)) <= FIXED_MOST
     return OpenVinoEngine(
@@ -113,10 +117,12 @@ def _open_openvino(bundle: Bundle, backend: str, settings: BackendSettings, name
         bundle.model(name),
         backend,
         compute=compute,
+        in_float32=lambda path: any(inside(path, island) for island in modules),
         threads=settings.threads,
         specs=bundle.specs(name) if bundle.home(name) in bundle.manifest.get("components", {}) else None,
-        compiled=place(bundle, name, backend, version(), compute) if keep else None,
+        compiled=place(bundle, name, backend, version(), compute, *sorted(modules)) if keep else None,
         fixed_after=FIXED_AFTER if backend == "openvino" and light else None,
+        fixed_first=backend == "openvino" and not light,
         check=partial(_check_unchanged, bundle, settings, name),
     )
 
@@ -189,12 +195,17 @@ def check_name(backend: str) -> None:
         raise LdmrtError("backend", problem, expected=", ".join(BACKENDS))
 
 
+def chooses_precision(backend: str) -> bool:
+    """Tell whether a backend may compute in another precision than that of the bundle."""
+    return BACKENDS.get(backend) is _openvino
+
+
 def check_compute(backend: str, compute: str) -> None:
     """Raise an `LdmrtError` where a backend does not choose the precision that it computes in."""
     if compute not in PRECISIONS:
         problem = f"no precision {compute!r}{suggestion(compute, PRECISIONS)}"
         raise LdmrtError("compute", problem, expected=", ".join(PRECISIONS))
-    if compute != "fp32" and BACKENDS[backend] is not _openvino:
+    if compute != "fp32" and not chooses_precision(backend):
         problem, expected = f"{backend} computes in the precision of the bundle", "openvino"
         hint = f"--backend openvino, or ldmrt export CHECKPOINT BUNDLE --precision {compute}"
         raise LdmrtError("compute", problem, expected=expected, found=compute, hint=hint)

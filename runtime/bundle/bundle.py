@@ -14,7 +14,7 @@ from ldmrt.runtime.files.recognise import expect_bundle
 from ldmrt.runtime.files.swap import recover
 from ldmrt.runtime.tensors import TensorSpec
 
-from .certificate import Certificate
+from .certificate import Certificate, Islands, backend_row
 from .contents import Contents, bundle_errors, is_name
 from .coverage import NETWORKS_ALONE, changes, is_partial
 from .graphs import NOT_RUN, ORDER, REQUIRED, cuda_file
@@ -128,6 +128,16 @@ class Bundle:
             problem, hint = "the bundle has no certificate", f"ldmrt verify {self.path} --against CHECKPOINT --store"
             raise BundleError("certificate", problem, hint=hint)
         return Recording.load(self.contents.file(stored["reference"], "certificate"), self.stage.enlarges)
+
+    def islands(self, backend: str, compute: str) -> Islands:
+        """Return the modules that the certificate keeps in float32 where a backend computes in a narrower precision.
+
+        Args:
+            backend: The backend's name.
+            compute: The precision that it computes in.
+        """
+        certificate = self.certificate
+        return certificate.islands.get(backend_row(backend, compute), {}) if certificate is not None else {}
 
     @property
     def certificate_issues(self) -> list[str]:

@@ -1,7 +1,7 @@
 """The measured differences between an exported model and its reference, each with its tolerance."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 NAMED = 3  # skipped cases that are named
+Islands = Mapping[str, Mapping[str, str]]  # by component: modules that compute in float32, with the reason of each
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ class Certificate:
     """All measurements of a bundle, and the circumstances of them. It stands in the manifest.
 
     `about` holds tolerances with their reasons, the request, versions, hardware and the hashes of both sides; `origin`
-    names networks that are not the checkpoint's, `left_out` the cases that could not be measured.
+    names networks that are not the checkpoint's, `left_out` the cases that could not be measured, and `islands` the
+    modules that a backend keeps in float32, by its name and precision, such as "openvino bf16".
     """
 
     figures: tuple[TensorError, ...]
@@ -147,6 +149,7 @@ class Certificate:
     origin: tuple[str, ...] = ()
     costs: tuple[ShortcutCost, ...] = ()
     left_out: tuple[SkippedCase, ...] = ()
+    islands: Mapping[str, Islands] = field(default_factory=dict)
 
     @property
     def within(self) -> bool:
@@ -206,6 +209,7 @@ class Certificate:
             "origin": list(self.origin),
             "costs": [plain(cost) for cost in self.costs],
             "left_out": [plain(case) for case in self.left_out],
+            "islands": {name: {one: dict(of) for one, of in rows.items()} for name, rows in self.islands.items()},
         }
 
     @classmethod
@@ -228,10 +232,16 @@ class Certificate:
                 tuple(map(str, value["origin"])),
                 tuple(_read(ShortcutCost, entry) for entry in value.get("costs", ())),  # absent in older certificates
                 tuple(_read(SkippedCase, entry) for entry in value.get("left_out", ())),
+                {str(name): _read_islands(rows) for name, rows in value.get("islands", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             problem, hint = "the certificate cannot be read", "ldmrt verify BUNDLE --against CHECKPOINT --store"
             raise BundleError("manifest", problem, found=f"{error!r:.200}", hint=hint) from None
+
+
+def backend_row(backend: str, compute: str) -> str:
+    """Name a backend in a certificate: with the precision that it computes in, where that is not fp32."""
+    return backend if compute == "fp32" else f"{backend} {compute}"
 
 
 Record = TypeVar("Record", TensorError, RowError, ImageSimilarity, ShortcutCost, SkippedCase)
@@ -253,3 +263,11 @@ def _read(kind: type[Record], value: JsonObject) -> Record:
         if known.type is float and values.get(known.name) is None:
             raise TypeError(f"{kind.__name__}.{known.name}")
     return kind(**values)
+
+
+def _read_islands(value: JsonObject) -> Islands:
+    """Read the islands of a backend from plain values; TypeError or AttributeError where they are none."""
+    read = {component: dict(modules.items()) for component, modules in value.items()}
+    if not all(isinstance(why, str) for modules in read.values() for why in modules.values()):
+        raise TypeError("islands")
+    return read

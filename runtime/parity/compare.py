@@ -3,27 +3,23 @@
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.runtime.backends.text_encoder_cache import CachedTextEncoder
-from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.certificate import (
-    Certificate,
     ImageSimilarity,
     RowError,
     ShortcutCost,
     SkippedCase,
     TensorError,
 )
-from ldmrt.runtime.bundle.coverage import covered_files, manifest_digest
 from ldmrt.runtime.bundle.graphs import BACK, DECODER, DECODER_FP32, DEEP, ENCODER, FEATURE, FRONT, SHALLOW, TILE
 from ldmrt.runtime.bundle.recording import Case, Recording, Trajectory
 from ldmrt.runtime.errors import EngineNotFound, LdmrtError, LdmrtWarning, first_line
-from ldmrt.runtime.host import processor, versions
 from ldmrt.runtime.pipeline.autoencoder.decode import Decoding, decode
 from ldmrt.runtime.pipeline.denoise import DenoisingTask
 from ldmrt.runtime.pipeline.pipeline import Pipeline
@@ -34,7 +30,7 @@ from ldmrt.runtime.samplers.workspace import Workspace
 from ldmrt.runtime.tensors import Engine
 
 from .metrics import image_similarity, psnr, tensor_error
-from .tolerances import IMAGE, Tolerance, tolerances
+from .tolerances import IMAGE, Tolerance
 
 # The same float32 numbers through the same table; what an encoder adds to the start of inpainting counts too.
 STEPPED = 1e-5
@@ -286,35 +282,3 @@ def _stepped(task: DenoisingTask, trajectory: Trajectory) -> list[float]:
 
 def _relative(found: Latents, expected: Latents) -> float:
     return float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-30))
-
-
-def certify(
-    measured: Sequence[Comparison],
-    bundle: Bundle,
-    reference: Recording,
-    origin: Sequence[str] = (),
-    compute: str = "fp32",
-) -> Certificate:
-    """Make the certificate of measurements, with all that they were made on.
-
-    `origin` lists what is not of the checkpoint, and `compute` is the precision that the backends computed in.
-    """
-    rows = bundle.manifest.get("components", {})
-    about = {
-        "request": reference.trajectory.options,
-        "tolerances": {name: asdict(tolerance) for name, tolerance in tolerances(bundle, compute).items()},
-        "bundle": covered_files(bundle.manifest),
-        "manifest": manifest_digest(bundle.manifest),
-        "checkpoint": {name: {key: row.get(key) for key in ("weights", "config")} for name, row in rows.items()},
-        "versions": versions(),
-        "hardware": processor(),
-    }
-    return Certificate(
-        tuple(one for chunk in measured for one in chunk.figures),
-        tuple(one for chunk in measured for one in chunk.drifts),
-        tuple(one for chunk in measured for one in chunk.pictures),
-        about,
-        tuple(origin),
-        tuple(one for chunk in measured for one in chunk.costs),
-        tuple(one for chunk in measured for one in chunk.left_out),
-    )

@@ -17,7 +17,8 @@ from ldmrt.export.parity.record import record
 from ldmrt.model import load
 from ldmrt.runtime import Bundle, Pipeline, Request
 from ldmrt.runtime import open as open_pipeline
-from ldmrt.runtime.parity.compare import certify, compare
+from ldmrt.runtime.parity.certify import certify
+from ldmrt.runtime.parity.compare import compare
 from ldmrt.runtime.parity.metrics import psnr
 from ldmrt.runtime.parity.tolerances import tolerances
 from ldmrt.runtime.pipeline.autoencoder.decode import Decoding

@@ -11,7 +11,9 @@ import random
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,10 +54,21 @@ class Contestant:
 @click.option("--side", type=click.IntRange(min=16), default=64, show_default=True, help="Pixels of the image.")
 @click.option("--calls", type=click.IntRange(min=1), default=41, show_default=True, help="Of each graph.")
 @click.option("--backend", type=click.Choice(["openvino", "onnxruntime"]), default="openvino", show_default=True)
+@click.option(
+    "--compute", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True, help="OpenVINO's."
+)
 @click.option("--fixed", is_flag=True, help="Also with networks for these sizes alone (OpenVINO).")
 @click.option("--json", "out", type=Output(), help="Write the numbers here too.")
 def measure(
-    checkpoint: Path, network: str, batch: int, side: int, calls: int, backend: str, fixed: bool, out: Path | None
+    checkpoint: Path,
+    network: str,
+    batch: int,
+    side: int,
+    calls: int,
+    backend: str,
+    compute: str,
+    fixed: bool,
+    out: Path | None,
 ) -> None:
     """Time the graphs of one network of CHECKPOINT on a backend, beside each other."""
     from ldmrt.export.components.table import components, example
@@ -67,13 +80,15 @@ def measure(
     known = components(load(checkpoint))
     if network not in known:
         raise LdmrtError("network", f"no network {network!r}", expected=", ".join(known))
-    if fixed and backend != "openvino":
-        raise LdmrtError("fixed", "only OpenVINO opens networks for fixed sizes", hint="--backend openvino")
+    if (fixed or compute != "fp32") and backend != "openvino":
+        problem = "only OpenVINO opens networks for fixed sizes and in other precisions"
+        raise LdmrtError("backend", problem, hint="--backend openvino")
     component = known.pop(network)
     known.clear()
     feeds = example(component, {"batch": batch, "timesteps": batch, "height": side, "width": side})
     with tempfile.TemporaryDirectory() as folder:
-        contestants = _run(component, Path(folder), feeds, backend, SIZES if fixed else SIZES[:1], calls)
+        opened = partial(_open, component, backend, compute)
+        contestants = _run(component, Path(folder), feeds, opened, SIZES if fixed else SIZES[:1], calls)
     first = contestants[0]
     for one in contestants:
         wall, cpu = one.ratio(first)
@@ -82,13 +97,18 @@ def measure(
                    f"its CPU time, results differ by {one.error:.1e}")  # fmt: skip
     if out is not None:
         about = {**versions(), "cpu": processor(), "load": list(os.getloadavg()), "network": network, "batch": batch,
-                 "side": side, "backend": backend}  # fmt: skip
+                 "side": side, "backend": backend, "compute": compute}  # fmt: skip
         with write_atomically(out) as file:
             file.write(json.dumps({"about": about, "contestants": [asdict(one) for one in contestants]}).encode())
 
 
 def _run(
-    component: "Component", folder: Path, feeds: "Arrays", backend: str, sizes: tuple[str, ...], calls: int
+    component: "Component",
+    folder: Path,
+    feeds: "Arrays",
+    opened: "Callable[[Path, str], Engine]",
+    sizes: tuple[str, ...],
+    calls: int,
 ) -> list[Contestant]:
     """Export a network both ways, and call all its graphs by turns, in a new order each time."""
     from ldmrt.export.graph.to_onnx import to_onnx
@@ -96,7 +116,7 @@ def _run(
     networks: list[tuple[Contestant, Engine]] = []
     for graph in ("rewritten", "plain"):
         path = to_onnx(component, folder / graph, rewritten=graph == "rewritten")
-        networks += ((Contestant(graph, one), _open(component, path, backend, one)) for one in sizes)
+        networks += ((Contestant(graph, one), opened(path, one)) for one in sizes)
     expected: dict[str, Array] = {}
     for one, engine in networks:
         results = engine(**feeds)
@@ -112,7 +132,7 @@ def _run(
     return [one for one, _ in networks]
 
 
-def _open(component: "Component", path: Path, backend: str, sizes: str) -> "Engine":
+def _open(component: "Component", backend: str, compute: str, path: Path, sizes: str) -> "Engine":
     """Open a graph for any sizes, or for those of the first call."""
     from ldmrt.runtime.backends.openvino.engine import OpenVinoEngine
     from ldmrt.runtime.backends.ort.engine import OrtEngine
@@ -120,7 +140,8 @@ def _open(component: "Component", path: Path, backend: str, sizes: str) -> "Engi
     if backend == "onnxruntime":
         return OrtEngine(component.name, path, spin=False)  # its threads would take the cores from the next
     specs = component.inputs, component.outputs
-    return OpenVinoEngine(component.name, path, specs=specs, fixed_after=1 if sizes == "fixed sizes" else None)
+    fixed_after = 1 if sizes == "fixed sizes" else None
+    return OpenVinoEngine(component.name, path, compute=compute, specs=specs, fixed_after=fixed_after)
 
 
 if __name__ == "__main__":

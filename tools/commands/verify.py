@@ -9,13 +9,22 @@ import click
 from click.core import ParameterSource
 
 from ldmrt.tools.console.outputs import Output, check_output
-from ldmrt.tools.console.verification import PROMPT, compare_and_show, conclude, record_checkpoint, runnable, unmeasured
+from ldmrt.tools.console.verification import (
+    PROMPT,
+    Runnable,
+    compare_and_show,
+    conclude,
+    record_checkpoint,
+    runnable,
+    unmeasured,
+    with_islands,
+)
 from ldmrt.tools.options.checkpoint import CheckpointOptions, checkpoint_options
 from ldmrt.tools.options.common import COMPUTE
 
 if TYPE_CHECKING:
     from ldmrt.runtime.bundle.bundle import Bundle
-    from ldmrt.runtime.bundle.certificate import Certificate
+    from ldmrt.runtime.bundle.certificate import Certificate, Islands
     from ldmrt.runtime.bundle.recording import Recording
     from ldmrt.runtime.parity.compare import Comparison
 
@@ -68,36 +77,42 @@ def verify(
     Example: ldmrt verify out/emoji64 --against model/pretrained/emoji64
     """
     from ldmrt.runtime.backends.auto import unused_engines
-    from ldmrt.runtime.backends.registry import available_backends
+    from ldmrt.runtime.backends.registry import available_backends, chooses_precision
     from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.runtime.errors import LdmrtError, printable
     from ldmrt.runtime.nearest import check_known
-    from ldmrt.runtime.parity.compare import certify
+    from ldmrt.runtime.parity.certify import certify
 
     if source.checkpoint is None:
         refuse_what_needs_a_checkpoint(click.get_current_context())
     opened = Bundle.open(bundle)
-    if store and compute != "fp32":
-        problem, hint = "--store and --compute exclude each other", "without --store"
-        raise LdmrtError("verify", problem, expected="only one of them", hint=hint)
     if store:
         check_output(bundle, "--store", folder=True)
     check_known("verify", filter(None, [bisected]), opened.components)
-    openers, refused = runnable(opened, backends or available_backends(opened, compute), compute)
-    if not openers:
+    able, refused = list[Runnable](), list[str]()
+    for one in ("fp32", compute) if store and compute != "fp32" else (compute,):  # a certificate holds float32 first
+        some = [name for name in backends if one == "fp32" or chooses_precision(name)] or backends
+        able_in_this, others = runnable(opened, some or available_backends(opened, one), one)
+        able, refused = able + able_in_this, refused + others
+    if not able:
         hint = "a machine whose backend computes in bfloat16, or export with --precision fp16"
         raise LdmrtError("verify", "no backend can run the bundle", found="; ".join(refused), hint=hint)
     unused = "" if backends else unused_engines(opened)
     for line in [*refused, *([f"not measured: {unused}"] if unused else [])]:
         click.echo(line, err=True)
+    islands: dict[str, Islands] = {}
     if source.checkpoint is not None:
         origin, reference = record_checkpoint(opened, source, prompt, seed, side)
+        for place, narrow in enumerate(able):
+            if narrow.compute != "fp32":
+                able[place], islands[narrow.name] = with_islands(opened, reference, narrow)
     else:
         origin, reference = [], opened.reference
         for line in filter(None, (*opened.certificate_issues, opened.uncovered)):
             click.echo(printable(line), err=True)
-    measured = list(compare_and_show(opened, reference, openers, compute=compute))
-    certificate = certify(measured, opened, reference, origin, compute)
+    measured = list(compare_and_show(opened, reference, able))
+    computes = list(dict.fromkeys(one.compute for one in able))
+    certificate = certify(measured, opened, reference, origin, computes, islands)
     if store:
         from ldmrt.export.parity.store import store as store_certificate
 
@@ -107,7 +122,7 @@ def verify(
         click.echo(modules(opened, source, reference, bisected, compute))
     conclude(certificate)
     idle = unmeasured(opened, measured, reference)
-    if idle and (backends or len(idle) == len(openers)):
+    if idle and (backends or len(idle) == len(able)):
         raise idle[0]
 
 

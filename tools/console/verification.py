@@ -2,10 +2,10 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from ldmrt.runtime.bundle.bundle import Bundle
-    from ldmrt.runtime.bundle.certificate import Certificate
+    from ldmrt.runtime.bundle.certificate import Certificate, Islands
     from ldmrt.runtime.bundle.recording import Recording
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.parity.compare import Comparison
@@ -24,6 +24,21 @@ if TYPE_CHECKING:
 
 PROMPT = "a red apple, noto style, blue background"
 SHOWN = 20  # failures
+
+
+class Runnable(NamedTuple):
+    """A backend that can run a bundle."""
+
+    backend: str
+    compute: str  # the precision that it computes in
+    open: "Callable[[], Pipeline]"
+
+    @property
+    def name(self) -> str:
+        """Return its name in a certificate."""
+        from ldmrt.runtime.bundle.certificate import backend_row
+
+        return backend_row(self.backend, self.compute)
 
 
 def certify_new(bundle: "Bundle", source: CheckpointOptions) -> None:
@@ -37,16 +52,18 @@ def certify_new(bundle: "Bundle", source: CheckpointOptions) -> None:
     from ldmrt.export.precision.policy import apply_precisions, islands, precisions
     from ldmrt.runtime.backends.ort.engine import available
     from ldmrt.runtime.bundle.graphs import NOT_RUN
-    from ldmrt.runtime.parity.compare import certify
+    from ldmrt.runtime.parity.certify import certify
 
     origin, reference = record_checkpoint(bundle, source, PROMPT)
-    openers, refused = runnable(bundle, available())
-    if not openers:
+    able, refused = runnable(bundle, available())
+    if not able:
         click.echo(f"{'; '.join(refused)}: the graphs are checked but not run; PyTorch is measured instead", err=True)
-        openers = {
-            NOT_RUN: lambda: torch_pipeline(apply_precisions(source.load, precisions(bundle), islands(bundle))[0])
-        }
-    certificate = certify(list(compare_and_show(bundle, reference, openers, stderr=True)), bundle, reference, origin)
+
+        def in_pytorch() -> "Pipeline":
+            return torch_pipeline(apply_precisions(source.load, precisions(bundle), islands(bundle))[0])
+
+        able = [Runnable(NOT_RUN, "fp32", in_pytorch)]
+    certificate = certify(list(compare_and_show(bundle, reference, able, stderr=True)), bundle, reference, origin)
     store(bundle, certificate, reference)
     conclude(certificate)
 
@@ -57,14 +74,14 @@ def replay(bundle: "Bundle", backends: tuple[str, ...]) -> None:
     Raises:
         SystemExit: A difference exceeds its tolerance; the exit code is 1.
     """
-    from ldmrt.runtime.parity.compare import certify
+    from ldmrt.runtime.parity.certify import certify
 
-    openers, refused = runnable(bundle, backends)
+    able, refused = runnable(bundle, backends)
     for line in refused:
         click.echo(line, err=True)
-    if openers:
+    if able:
         reference = bundle.reference
-        measured = list(compare_and_show(bundle, reference, openers, stderr=True))
+        measured = list(compare_and_show(bundle, reference, able, stderr=True))
         conclude(certify(measured, bundle, reference))
         for error in unmeasured(bundle, measured, reference):
             click.echo(error, err=True)
@@ -90,26 +107,53 @@ def unmeasured(bundle: "Bundle", measured: "list[Comparison]", reference: "Recor
     ]
 
 
-def runnable(
-    bundle: "Bundle", backends: tuple[str, ...], compute: str = "fp32"
-) -> tuple[dict[str, "Callable[[], Pipeline]"], list[str]]:
-    """Return a function per backend that opens the bundle on it, and why each other backend cannot run it.
-
-    A backend is named with the precision that it computes in, where that is not fp32.
-    """
+def runnable(bundle: "Bundle", backends: Sequence[str], compute: str = "fp32") -> tuple[list[Runnable], list[str]]:
+    """Return the backends that can run a bundle in a precision, and why each other one cannot."""
     from ldmrt.runtime.backends.registry import unsupported_precision
     from ldmrt.runtime.pipeline.pipeline import open_pipeline
 
-    openers, refused = dict[str, "Callable[[], Pipeline]"](), list[str]()
+    able, refused = list[Runnable](), list[str]()
     for backend in backends:
         opener = partial(open_pipeline, bundle.path, backend, check=False, compute=compute)
         opened = opener()
         if why := unsupported_precision(bundle, opened.engines):
             refused.append(f"{backend} cannot run {why}")
         else:
-            openers[backend if compute == "fp32" else f"{backend} {compute}"] = opener
+            able.append(Runnable(backend, compute, opener))
         opened.close()
-    return openers, refused
+    return able, refused
+
+
+def with_islands(bundle: "Bundle", reference: "Recording", narrow: Runnable) -> "tuple[Runnable, Islands]":
+    """Find the modules that a backend has to compute in float32 so that the rest may be narrow; let it do so.
+
+    Args:
+        bundle: The opened bundle.
+        reference: What its checkpoint computed.
+        narrow: A backend of OpenVINO's and a precision below float32.
+
+    Returns:
+        The backend with these islands, and the islands of each component that needs any.
+    """
+    from ldmrt.runtime.backends.registry import BackendSettings, open_engines
+    from ldmrt.runtime.parity.in_openvino import islands_of
+
+    from .progress import console
+
+    found: dict[str, dict[str, str]] = {}
+    with console.status(f"looking for what {narrow.name} computes too coarsely") as status:
+        for component, modules in islands_of(bundle, reference, narrow.backend, narrow.compute):
+            status.update(f"looked at {component}")
+            found |= {component: modules} if modules else {}
+    for component, modules in found.items():
+        for path, why in modules.items():
+            click.echo(f"{component}: {path or 'all of it'} stays in fp32 on {narrow.name}; {why}", err=True)
+
+    def opener() -> "Pipeline":
+        settings = BackendSettings(compute=narrow.compute, islands=found)
+        return replace(narrow.open(), engines=open_engines(bundle, narrow.backend, settings))
+
+    return narrow._replace(open=opener), found
 
 
 def conclude(certificate: "Certificate") -> None:
@@ -161,14 +205,13 @@ def record_checkpoint(
 def compare_and_show(
     bundle: "Bundle",
     reference: "Recording",
-    openers: "Mapping[str, Callable[[], Pipeline]]",
+    able: Sequence[Runnable],
     *,
-    compute: str = "fp32",
     stderr: bool = False,
 ) -> "Iterator[Comparison]":
     """Yield the comparisons of each backend with the recording; show progress, and a table at the end.
 
-    The tolerances are those of `compute`, which the backends compute in. The table goes to the standard output, or with
+    The tolerances are those of the precision that a backend computes in. The table goes to the standard output, or with
     `stderr` to the standard error.
     """
     from ldmrt.runtime.parity.compare import compare
@@ -178,11 +221,11 @@ def compare_and_show(
     from .progress import console
 
     rows: list[tuple[tables.Cell, ...]] = []
-    begin, limits = time.perf_counter(), tolerances(bundle, compute)
+    begin = time.perf_counter()
     with console.status("comparing") as status:
-        for backend, opened in openers.items():
-            pipeline, measured = opened(), set[str]()
-            for comparison in compare(pipeline, backend, reference, limits):
+        for one in able:
+            pipeline, backend, measured = one.open(), one.name, set[str]()
+            for comparison in compare(pipeline, backend, reference, tolerances(bundle, one.compute)):
                 seconds, begin = time.perf_counter() - begin, time.perf_counter()
                 rows.append((comparison.what, backend, *comparison.summary, f"{seconds:.1f} s", verdict(comparison)))
                 measured.add(comparison.what)

@@ -1,6 +1,6 @@
 """The part of OpenVINO's Python API that is used here, as types."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
 from typing import Protocol
 
@@ -61,11 +61,64 @@ class InferRequest(Protocol):
         """Wait for the run to end; raise what it failed with."""
 
 
+class Target(Protocol):
+    """The input of a node that an output goes to (openvino.Input)."""
+
+    def get_node(self) -> "Node":
+        """Return the node that takes it."""
+
+
+class Value(Protocol):
+    """One output of a node (openvino.Output)."""
+
+    def get_target_inputs(self) -> Collection[Target]:
+        """Return where it goes."""
+
+    def replace(self, other: "Value") -> None:
+        """Let another value go there instead."""
+
+
+class Node(Protocol):
+    """An operator of a network that was read (openvino.Node); `data` is that of a constant."""
+
+    data: Array
+
+    def get_name(self) -> str:
+        """Return its own name in this network, which OpenVINO gives it."""
+
+    def get_friendly_name(self) -> str:
+        """Return its name, which is that in the ONNX file where it has one."""
+
+    def set_friendly_name(self, name: str) -> None:
+        """Name it."""
+
+    def input_value(self, index: int) -> Value:
+        """Return what an input takes."""
+
+    def output(self, index: int) -> Value:
+        """Return an output."""
+
+    def outputs(self) -> Sequence[Value]:
+        """Return all outputs."""
+
+    def get_rt_info(self) -> Mapping[str, object]:
+        """Return what is noted for compilers, by name."""
+
+    def set_rt_info(self, value: object, key: str) -> None:
+        """Note something for compilers."""
+
+
 class Model(Protocol):
     """A network that was read (openvino.Model)."""
 
     inputs: Sequence[Port]
     outputs: Sequence[Port]
+
+    def get_ops(self) -> Sequence[Node]:
+        """Return all nodes."""
+
+    def get_ordered_ops(self) -> Sequence[Node]:
+        """Return all nodes, each after those that it takes something from."""
 
     def reshape(self, shapes: Mapping[str, Sequence[int]]) -> None:
         """Fix the shapes of inputs, by name."""
@@ -90,6 +143,9 @@ class Core(Protocol):
 
     def get_property(self, device: str, name: str) -> Sequence[str]:
         """Return a property of a device."""
+
+    def read_model(self, model: bytes) -> Model:
+        """Read a network in OpenVINO's own format, IR."""
 
     def compile_model(self, model: Model, device: str, config: Mapping[str, str]) -> CompiledModel:
         """Compile a network for a device."""

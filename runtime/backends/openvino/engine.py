@@ -17,8 +17,8 @@ from .network import Graph, Network
 # How often in a row sizes are called until a network of their own is worth compiling: it takes as long as FIXED_AFTER
 # calls of the shipped model's U-Net save by it. So the worst order of sizes costs at most as much again.
 FIXED_AFTER = 150
-# Bytes of weights, in a second network: what a call saves is a few milliseconds, however large the weights are, and
-# nothing could be measured of it in Stable Diffusion 1.5's U-Net of 3.4 GB.
+# Bytes of weights, for a second network. Of larger ones a single network is open: that for the sizes of the first call,
+# until others come.
 FIXED_MOST = 250 * 10**6
 
 
@@ -32,10 +32,12 @@ class OpenVinoEngine:
         backend: str = "openvino",
         *,
         compute: str = "fp32",
+        in_float32: Callable[[str], bool] = lambda _: False,
         threads: int = 0,
         specs: tuple[Specs, Specs] | None = None,
         compiled: Path | None = None,
         fixed_after: int | None = None,
+        fixed_first: bool = False,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         """Compile the graph.
@@ -46,12 +48,15 @@ class OpenVinoEngine:
             backend: A key of `DEVICES`.
             compute: The precision to compute in: "fp32", or "bf16" and "fp16" where the device has it. OpenVINO itself
                 would take the fastest.
+            in_float32: Tells of a module's path whether it computes in float32 in any case, as far as OpenVINO allows.
             threads: Threads on the CPU; 0 leaves it to OpenVINO, which takes one for each core.
             specs: The inputs and outputs with their shapes in symbols, where they are known. With them, outputs are
                 written where the caller gets them.
             compiled: A folder that the compiled network is read from, or else written to. The results are the same.
             fixed_after: Sizes that are called this often in a row get a network that is compiled for them alone. It
                 needs `specs`.
+            fixed_first: The network is compiled at the first call, for its sizes alone. Where others come, one for any
+                sizes takes its place, so that one is open at a time.
             check: Called before and after the file is read, to raise where it is not the right one any more.
 
         Raises:
@@ -61,12 +66,22 @@ class OpenVinoEngine:
         device = device_of(backend, component)
         check_precision(component, device, compute)
         self.component, self._sized = component, specs is not None
-        graph = Graph(component, path, device, options(device, compute, threads), specs, compiled, check)
-        network = graph.first()
+        graph = Graph(
+            component, path, device, options(device, compute, threads), compute, in_float32, specs, compiled, check
+        )
+        later = fixed_first and specs is not None
+        self._networks = BySizes(
+            component,
+            graph.open,
+            after=fixed_after if self._sized and not later else None,
+            at_first=later,
+            most=1 if later else None,
+        )
+        if not later:
+            network = graph.first()
+            self._networks.add(network.sizes, network)
         assert graph.specs is not None
         self.inputs, self.outputs = graph.specs
-        self._networks = BySizes(component, graph.open, after=fixed_after if self._sized else None)
-        self._networks.add(network.sizes, network)
 
     def __call__(self, **arrays: Array) -> Arrays:
         """Run once; arrays are cast to the dtypes that the graph declares."""

@@ -15,10 +15,13 @@ from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.tensors import Array, Specs, TensorSpec
 
 from .api import CompiledModel, Model, Port
+from .convolutions import restore_convolutions
 from .devices import core
+from .islands import keep_in_float32, modules_of
 from .library import openvino, reason, shared
 
 COMPILED = "model.blob"  # of a network that is kept as it was compiled
+TILED = ("fp32",)  # precisions in which convolutions by Winograd's tiles are faster than OpenVINO's own
 FIXED = "fixed"  # how the name of its folder ends where it is for fixed sizes
 
 
@@ -39,6 +42,8 @@ class Graph:
         path: The ONNX file.
         device: OpenVINO's name of the device.
         options: OpenVINO's options.
+        compute: The precision that it computes in.
+        in_float32: Tells of a module's path whether it computes in float32 all the same.
         specs: Inputs and outputs, with their shapes in symbols; None until they are known.
         folder: Where the network for any sizes is kept. That for fixed sizes is kept beside it: one, of the sizes that
             were worth it last.
@@ -49,6 +54,8 @@ class Graph:
     path: Path
     device: str
     options: Mapping[str, str]
+    compute: str
+    in_float32: Callable[[str], bool]
     specs: tuple[Specs, Specs] | None
     folder: Path | None
     check: Callable[[], None]
@@ -85,11 +92,15 @@ class Graph:
     def _compiled(self, sizes: Sizes | None) -> CompiledModel:
         """Compile the ONNX file."""
         try:
-            graph = self._read()
+            graph = _read(self.component, self.path)
             # Those of the compiled model may have names of nodes that were removed.
             found = tuple(map(_spec, graph.inputs)), tuple(map(_spec, graph.outputs))
             self.specs = self.specs or found
             _check_names(self.component, self.path, self.specs, found)
+            if self.compute not in TILED:
+                restore_convolutions(graph)
+            if self.compute != "fp32":
+                keep_in_float32(graph, self.in_float32)
             if sizes is not None:
                 graph.reshape({spec.name: _shape(spec, sizes) for spec in self.specs[0]})
             return core().compile_model(graph, self.device, self.options)
@@ -98,12 +109,6 @@ class Graph:
         except Exception as error:  # OpenVINO raises RuntimeError and classes of its own
             problem, hint = f"OpenVINO cannot open {self.path}", "export the bundle again, or --backend onnxruntime"
             raise LdmrtError(self.component, problem, found=reason(error), hint=hint) from None
-
-    def _read(self) -> Model:
-        """Read the file; only the frontend for ONNX, as the others print what they think of a damaged one."""
-        frontend = openvino(self.component).frontend.FrontEndManager().load_by_framework("onnx")
-        model: Model = frontend.convert(frontend.load(str(self.path)))
-        return model
 
     def _imported(self, folder: Path | None) -> Network | None:
         """Open the compiled network that a folder keeps; None where there is none, or none of this OpenVINO's."""
@@ -116,6 +121,19 @@ class Graph:
             return Network(model, _sizes(self.specs[0], model.inputs), blob)
         except (OSError, ValueError, RuntimeError):
             return None
+
+
+def _read(component: str, path: Path) -> Model:
+    """Read an ONNX file; only with the frontend for ONNX, as the others print what they think of a damaged one."""
+    frontend = openvino(component).frontend.FrontEndManager().load_by_framework("onnx")
+    model: Model = frontend.convert(frontend.load(str(path)))
+    return model
+
+
+def modules(component: str, path: Path) -> list[str]:
+    """List the paths of the modules in an ONNX file, outer ones first; only OpenVINO's reader opens it."""
+    inner = {path for _, path in modules_of(_read(component, path))}
+    return sorted({module.rsplit(".", depth)[0] for module in inner for depth in range(module.count(".") + 1)} - {""})
 
 
 def _check_names(component: str, path: Path, expected: tuple[Specs, Specs], found: tuple[Specs, Specs]) -> None:

@@ -14,7 +14,8 @@ from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.parity.compare import certify, compare
+from ldmrt.runtime.parity.certify import certify
+from ldmrt.runtime.parity.compare import compare
 from ldmrt.runtime.parity.tolerances import tolerances
 from ldmrt.tools.cli import cli
 

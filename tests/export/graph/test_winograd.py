@@ -12,12 +12,14 @@ import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+from openvino import Core
 from torch import nn
 from torch.nn import functional
 
 from ldmrt.export.engines.activations import activations
 from ldmrt.export.graph.cpu.winograd import TILES, A, B, convolve_by_tiles, kernels
 from ldmrt.export.parity.origin import other_graph
+from ldmrt.runtime.backends.openvino.convolutions import restore_convolutions, weight_of
 from ldmrt.runtime.backends.ort.engine import OrtEngine
 
 CHANNELS = 320
@@ -84,6 +86,29 @@ def test_tiles_are_the_definition() -> None:
     ((_, tiles),) = kernels(w.reshape(1, 1, 3, 3))
     found = A.T @ (tiles.reshape(4, 4) * (B.T @ d @ B)) @ A
     assert found.tolist() == [[(d[a : a + 3, b : b + 3] * w).sum() for b in (0, 1)] for a in (0, 1)]
+
+
+@pytest.mark.parametrize("sides", [(1, 4), (9, 6)])
+def test_openvino_writes_the_convolution_back(sides: tuple[int, int], made: Path) -> None:
+    graph = Core().read_model(made)
+    assert restore_convolutions(graph) == 1
+    (conv,) = (node for node in graph.get_ops() if node.get_type_name() == "Convolution")
+    assert list(conv.input_value(1).get_shape()) == [384, CHANNELS, 3, 3]
+    x, weight, bias = numbers(2, CHANNELS, *sides), numbers(384, CHANNELS, 3, 3), numbers(384)
+    exact = functional.conv2d(*(torch.tensor(one).double() for one in (x, weight, bias)), padding=1).numpy()
+    found = Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(x)[0]
+    # the weight comes from tiles that were rounded, which doubles what the convolution rounds: 2.1e-6 in all
+    assert np.abs(found - exact).max() <= 4 * ROUNDING * np.abs(exact).max()
+
+
+def test_openvino_leaves_other_convolutions(tmp_path: Path) -> None:
+    assert restore_convolutions(Core().read_model(graph(tmp_path / "graph.onnx", made=16))) == 0
+
+
+def test_the_weight_of_tiles() -> None:
+    weight = numbers(3, 5, 3, 3)
+    ((_, tiles),) = kernels(weight)
+    assert np.abs(weight_of(tiles) - weight).max() <= 1e-6 * np.abs(weight).max()  # the tiles are rounded once
 
 
 def test_the_weight_is_replaced(made: Path) -> None:

@@ -14,7 +14,8 @@ from ldmrt.model import Checkpoint, load
 from ldmrt.runtime import Bundle, Certificate, LdmrtError
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.bundle.recording import Recording
-from ldmrt.runtime.parity.compare import certify, compare
+from ldmrt.runtime.parity.certify import certify
+from ldmrt.runtime.parity.compare import compare
 from ldmrt.runtime.parity.tolerances import tolerances
 from ldmrt.runtime.samplers.guidance import Guidance
 

@@ -16,7 +16,8 @@ from ldmrt.runtime import Certificate
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.graphs import DEEP, SHALLOW
-from ldmrt.runtime.parity.compare import EVERY, certify, compare
+from ldmrt.runtime.parity.certify import certify
+from ldmrt.runtime.parity.compare import EVERY, compare
 from ldmrt.runtime.parity.metrics import psnr
 from ldmrt.runtime.parity.tolerances import tolerances
 from ldmrt.runtime.pipeline.request.field_names import from_short

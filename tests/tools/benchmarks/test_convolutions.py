@@ -33,3 +33,5 @@ def test_refused(checkpoint: Path) -> None:
         measure([str(checkpoint), "--network", "encoder"], standalone_mode=False)
     with pytest.raises(LdmrtError, match="only OpenVINO opens networks for fixed sizes"):
         measure([str(checkpoint), "--fixed", "--backend", "onnxruntime"], standalone_mode=False)
+    with pytest.raises(LdmrtError, match="in other precisions"):
+        measure([str(checkpoint), "--compute", "bf16", "--backend", "onnxruntime"], standalone_mode=False)

@@ -111,7 +111,28 @@ def test_a_network_that_takes_much_memory_gets_no_second_one(bundle: Path, monke
 
     weights = sum(file.stat().st_size for file in Bundle.open(bundle).weights("unet"))
     assert opened(weights) == [None, list(inputs["sample"].shape)]
-    assert opened(weights - 1) == opened(weights, low_memory=True) == [None]
+    assert opened(weights - 1) == opened(weights, low_memory=True) == [list(inputs["sample"].shape)]
+
+
+def test_the_first_sizes_are_compiled_for_and_other_ones_take_their_place(bundle: Path, tmp_path: Path) -> None:
+    opened, folder = Bundle.open(bundle), tmp_path / "kept"
+    (other, ort), paths = engines(bundle, "unet"), (opened.model("unet"), folder)
+
+    def first() -> OpenVinoEngine:
+        return OpenVinoEngine("unet", paths[0], specs=opened.specs("unet"), compiled=paths[1], fixed_first=True)
+
+    engine, shapes = first(), []
+    assert sizes_of_open(engine) == []
+    for batch, height, width in ((2, 16, 32), (2, 16, 32), (1, 16, 16), (2, 16, 32)):
+        inputs = feeds(other, batch, height, width)
+        close(engine(**inputs), ort(**inputs), ROUNDING)
+        shapes += sizes_of_open(engine)
+    size = list(feeds(other, 2, 16, 32)["sample"].shape)
+    assert shapes == [size, size, None, None]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "keptfixed"]
+    again = first()
+    close(again(**inputs), engine(**inputs), ROUNDING)  # of two kept ones that for these sizes
+    assert sizes_of_open(again) == [size]
 
 
 def test_a_file_that_is_replaced_is_not_compiled_for_other_sizes(
