@@ -2,13 +2,18 @@
 
 import json
 import math
+from functools import partial
+from operator import eq
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ldmrt.runtime.bundle.bundle import Bundle
+    from ldmrt.runtime.bundle.certificate import Certificate
     from ldmrt.runtime.files.reading import JsonObject
 
 
@@ -22,8 +27,9 @@ def inspect(bundle: Path, as_json: bool) -> None:
     and "shape"), "stages" as the manifest holds them, "size" in pixels, "latent_channels", "latent_factor",
     "scaling_factor", "scheduler", "prediction_type", "loras", "embeddings", "words" (of the checkpoint's own
     tokenizers, beside their vocabulary), "made_by", "files" (how many were checked) and "certificate": "holds",
-    "issues", "uncovered", "backends", "figures", "left_out", and "psnr", the lowest in dB. Unknown values, and an
-    infinite PSNR, are null.
+    "issues", "uncovered", "backends", "figures", "left_out", "psnr", the lowest in dB, and "narrow": for each backend
+    that computes in a precision below the bundle's its "psnr" and its "islands", the modules that stay in float32,
+    by component. Unknown values, and an infinite PSNR, are null.
 
     Example: ldmrt inspect out/emoji64
     """
@@ -42,7 +48,7 @@ def described(bundle: "Bundle") -> "JsonObject":
     from ldmrt.tools.console.words import own_words
 
     stage, certificate = bundle.stage, bundle.certificate
-    lowest = min((image.psnr for image in certificate.pictures), default=math.inf) if certificate else math.inf
+    narrow = certificate.islands if certificate else {}
     return {
         "bundle": str(bundle.path),
         "components": [_component(bundle, name) for name in bundle.components],
@@ -65,9 +71,20 @@ def described(bundle: "Bundle") -> "JsonObject":
             "backends": sorted({figure.backend for figure in certificate.figures}) if certificate else [],
             "figures": len(certificate.figures) if certificate else 0,
             "left_out": len(certificate.left_out) if certificate else 0,
-            "psnr": lowest if math.isfinite(lowest) else None,
+            "psnr": _lowest(certificate, lambda backend: backend not in narrow),
+            "narrow": {
+                name: {"psnr": _lowest(certificate, partial(eq, name)), "islands": islands}
+                for name, islands in narrow.items()
+            },
         },
     }
+
+
+def _lowest(certificate: "Certificate | None", counts: "Callable[[str], bool]") -> float | None:
+    """Return the lowest PSNR in dB of the images of some backends; None where it is infinite."""
+    pictures = certificate.pictures if certificate else ()
+    lowest = min((image.psnr for image in pictures if counts(image.backend)), default=math.inf)
+    return lowest if math.isfinite(lowest) else None
 
 
 def _component(bundle: "Bundle", name: str) -> "JsonObject":
@@ -113,6 +130,9 @@ def show(bundle: "Bundle", facts: "JsonObject") -> None:
         click.echo("made by " + ", ".join(f"{name} {version}" for name, version in facts["made_by"].items()))
         click.echo(f"{facts['files']} files match the manifest")
         click.echo(f"certificate: {certified(facts['certificate'])}")
+        for name, narrow in facts["certificate"]["narrow"].items():
+            paths = [f"{one}.{path}".rstrip(".") for one, modules in narrow["islands"].items() for path in modules]
+            click.echo(f"{name}: {_image(narrow['psnr'])}, in float32 there: {', '.join(paths) or 'nothing'}")
     else:
         click.echo("no manifest: nothing could be checked, and nothing is proven")
 
@@ -121,8 +141,12 @@ def certified(facts: "JsonObject") -> str:
     """Summarise a certificate in one line, or list why it does not hold."""
     if not facts["holds"]:
         return "; ".join(facts["issues"])
-    image = "the image identical" if facts["psnr"] is None else f"the image {facts['psnr']:.1f} dB"
+    image = _image(facts["psnr"])
     skipped = f", {facts['left_out']} cases skipped" if facts["left_out"] else ""
     backends = ", ".join(facts["backends"])
     old = f"; {facts['uncovered']}" if facts["uncovered"] else ""
     return f"{facts['figures']} figures within tolerance on {backends}, {image}{skipped}; `ldmrt verify`{old}"
+
+
+def _image(psnr: float | None) -> str:
+    return "the image identical" if psnr is None else f"the image {psnr:.1f} dB"

@@ -70,7 +70,8 @@ def verify(
     Compared are every component, on real inputs and edge cases; every row of a trajectory, from the checkpoint's
     latents and from its own; and one image from the same noise. Without --against the bundle is compared with the
     recording in it, which does not need PyTorch. Engines that `ldmrt build` has built for this GPU are measured too;
-    cases of other shapes are skipped and listed.
+    cases of other shapes are skipped and listed. With --compute OpenVINO is measured in that precision; --against then
+    looks for the modules that have to stay in float32, and --store keeps both precisions and these modules.
 
     Exit code 1 if a difference exceeds its tolerance, 2 if nothing could be measured.
 

@@ -57,12 +57,28 @@ def test_inspect(ldmrt: Any, certified: Path, bundle: Path, tmp_path: Path) -> N
     assert (unet["precision"], unet["bytes"] > 1e5) == ("fp32", True)
     assert unet["inputs"][0] == {"name": "sample", "dtype": "float32", "shape": ["batch", 4, "height/2", "width/2"]}
 
+    assert found["certificate"]["narrow"] == {}
+
     bare = Path(shutil.copytree(bundle, tmp_path / "bare"))
     (bare / "ldmrt.json").unlink()
     unknown = said(ldmrt, "inspect", bare)
     assert set(unknown) == set(found)
     assert not unknown["certificate"]["holds"]
     assert unknown["components"][1]["inputs"] is unknown["made_by"] is None
+
+
+def test_inspect_tells_what_a_narrow_precision_keeps_in_float32(ldmrt: Any, changed: Path) -> None:
+    manifest = json.loads((changed / "ldmrt.json").read_text())
+    stored, name = manifest["certificate"], "openvino bf16"
+    (image,) = stored["pictures"]
+    stored["pictures"].append({**image, "backend": name, "psnr": 42.25, "limit": 30.0})
+    stored["islands"] = {name: {"unet": {"mid_block": "error: 0.2", "conv_in": "error: 0.1"}, "vae_decoder": {"": "x"}}}
+    (changed / "ldmrt.json").write_text(json.dumps(manifest))
+    found = said(ldmrt, "inspect", changed)["certificate"]
+    assert found["narrow"] == {name: {"psnr": 42.25, "islands": stored["islands"][name]}}
+    assert found["psnr"] is None or found["psnr"] > 60
+    last = ldmrt("inspect", changed).out.splitlines()[-1]
+    assert last == f"{name}: the image 42.2 dB, in float32 there: unet.mid_block, unet.conv_in, vae_decoder"
 
 
 def test_plan(ldmrt: Any, bundle: Path) -> None:
