@@ -13,7 +13,7 @@ from ldmrt.runtime.bundle.graphs import inside
 from ldmrt.runtime.bundle.recording import Case
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.parity import islands as search
-from ldmrt.runtime.parity.islands import MARGIN, find_islands, less
+from ldmrt.runtime.parity.islands import find_islands, less
 
 from .casting import Regions, computing, modules_of
 from .islands import Measured
@@ -42,7 +42,7 @@ def raise_until_accurate(
         expected, hint = f"{limit:g} of the largest value", f"--precision {precision},{name}=fp32"
         left = f"{found.left:.2g} where every module that it helps computes in float32"
         raise LdmrtError(name, problem, expected=expected, found=left, hint=hint)
-    return found.islands if found.left <= limit / MARGIN or found.before > limit else dict(islands)
+    return found.islands
 
 
 @dataclass

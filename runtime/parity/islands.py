@@ -62,7 +62,8 @@ def error(engine: Engine, cases: Sequence[Case]) -> float:
 def find_islands(component: Narrowed, islands: Mapping[str, str], limit: float) -> Found:
     """Find the islands with which a component errs by at most `limit`, with a margin where that is possible.
 
-    Beside `islands`, the worst modules are raised in rounds of 1, 2, 4 ... until that is reached or none helps.
+    Beside `islands`, the worst modules are raised in rounds of 1, 2, 4 ... until that is reached or none helps. None is
+    added where the component errs by at most `limit` without them and no margin can be had.
 
     Args:
         component: The component.
@@ -79,6 +80,8 @@ def find_islands(component: Narrowed, islands: Mapping[str, str], limit: float) 
             raised[path] = f"error: {alone:.2g} by this alone, {before:.2g} in all, of tolerance {limit:g}"
         raised = outermost(raised)
         left, count = component.with_islands(raised), 2 * count
+    if before <= limit < MARGIN * left:
+        return Found(dict(islands), before, before)
     return Found(raised, before, left)
 
 

@@ -93,6 +93,14 @@ def test_what_no_island_takes_away_is_left() -> None:
     assert found.left > 0.3 > LIMIT
 
 
+def test_none_is_added_where_it_holds_and_no_margin_can_be_had() -> None:
+    found = find_islands(Known({"mid.conv": 0.02}, always=0.07), {}, LIMIT)
+    assert found == ({}, pytest.approx(0.09), pytest.approx(0.09))
+    found = find_islands(Known({"mid.conv": 0.04}, always=0.07), {}, LIMIT)  # it needs one, with or without a margin
+    assert [*found.islands] == ["mid.conv"]
+    assert found.left == pytest.approx(0.07)
+
+
 def test_the_outermost_islands() -> None:
     assert outermost({"a.b": "x", "a": "y", "ab": "z"}) == {"a": "y", "ab": "z"}
     assert outermost({"a.b": "x", "": "y"}) == {"": "y"}
