@@ -99,7 +99,7 @@ def stated(bundle: Path, folder: Path, islands: Any) -> Bundle:
 
 
 def test_the_certificate_states_them(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every graph of a component gets them; a kept network is another one with other islands."""
+    """All graphs of a component use its islands, and a network compiled with other islands is not reused."""
     asked: list[tuple[str, str, bool, Any]] = []
 
     class Noted:
