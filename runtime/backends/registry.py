@@ -117,7 +117,7 @@ def _open_openvino(bundle: Bundle, backend: str, settings: BackendSettings, name
         bundle.model(name),
         backend,
         compute=compute,
-        in_float32=lambda path: any(inside(path, island) for island in modules),
+        in_float32=(lambda path: any(inside(path, island) for island in modules)) if modules else None,
         threads=settings.threads,
         specs=bundle.specs(name) if bundle.home(name) in bundle.manifest.get("components", {}) else None,
         compiled=place(bundle, name, backend, version(), compute, *sorted(modules)) if keep else None,

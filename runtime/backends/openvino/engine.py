@@ -32,7 +32,7 @@ class OpenVinoEngine:
         backend: str = "openvino",
         *,
         compute: str = "fp32",
-        in_float32: Callable[[str], bool] = lambda _: False,
+        in_float32: Callable[[str], bool] | None = None,
         threads: int = 0,
         specs: tuple[Specs, Specs] | None = None,
         compiled: Path | None = None,
@@ -48,7 +48,8 @@ class OpenVinoEngine:
             backend: A key of `DEVICES`.
             compute: The precision to compute in: "fp32", or "bf16" and "fp16" where the device has it. OpenVINO itself
                 would take the fastest.
-            in_float32: Tells of a module's path whether it computes in float32 in any case, as far as OpenVINO allows.
+            in_float32: Tells of a module's path whether it computes in float32 in any case, as far as OpenVINO allows;
+                no module does by default.
             threads: Threads on the CPU; 0 leaves it to OpenVINO, which takes one for each core.
             specs: The inputs and outputs with their shapes in symbols, where they are known. With them, outputs are
                 written where the caller gets them.

@@ -43,7 +43,7 @@ class Graph:
         device: OpenVINO's name of the device.
         options: OpenVINO's options.
         compute: The precision that it computes in.
-        in_float32: Tells of a module's path whether it computes in float32 all the same.
+        in_float32: Tells of a module's path whether it computes in float32 all the same; None where none does.
         specs: Inputs and outputs, with their shapes in symbols; None until they are known.
         folder: Where the network for any sizes is kept. That for fixed sizes is kept beside it: one, of the sizes that
             were worth it last.
@@ -55,7 +55,7 @@ class Graph:
     device: str
     options: Mapping[str, str]
     compute: str
-    in_float32: Callable[[str], bool]
+    in_float32: Callable[[str], bool] | None
     specs: tuple[Specs, Specs] | None
     folder: Path | None
     check: Callable[[], None]
@@ -99,7 +99,7 @@ class Graph:
             _check_names(self.component, self.path, self.specs, found)
             if self.compute not in TILED:
                 restore_convolutions(graph)
-            if self.compute != "fp32":
+            if self.in_float32 is not None:
                 keep_in_float32(graph, self.in_float32)
             if sizes is not None:
                 graph.reshape({spec.name: _shape(spec, sizes) for spec in self.specs[0]})

@@ -104,7 +104,7 @@ def test_the_certificate_states_them(bundle: Path, tmp_path: Path, monkeypatch: 
 
     class Noted:
         def __init__(self, name: str, *_: Any, compute: str, in_float32: Any, compiled: Path, **__: Any) -> None:
-            asked.append((name, compute, in_float32(f"{ISLAND}.conv1"), compiled))
+            asked.append((name, compute, in_float32 is not None and in_float32(f"{ISLAND}.conv1"), compiled))
 
     monkeypatch.setattr("ldmrt.runtime.backends.openvino.engine.OpenVinoEngine", Noted)
     islands = {"openvino bf16": {"unet": {ISLAND: "why"}, "vae_decoder": {"": "why"}}}
