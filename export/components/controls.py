@@ -67,7 +67,7 @@ def _controlnet_inputs(c: Checkpoint, model: ControlNet, dtype: str) -> list[Ten
 
 def _residuals(c: Checkpoint, model: UNetEncoder, dtype: str) -> list[TensorSpec]:
     """Return one residual for each skip of the U-Net and one for its middle."""
-    factor, last = c.vae.config.factor, len(model.config.block_out_channels) - 1
+    factor, last = c.stage.space.factor, len(model.config.block_out_channels) - 1
     levels = [0]  # of each skip
     for level, layers in enumerate(model.config.layers):
         levels += [level] * layers + [level + 1] * (level < last)
@@ -95,7 +95,7 @@ def _adapter_inputs(c: Checkpoint, model: Adapter, dtype: str) -> list[TensorSpe
 
 def _features(c: Checkpoint, model: Adapter | UNet, dtype: str) -> list[TensorSpec]:
     """Return one feature for each level of the U-Net, which counts in latents, and perhaps one for its middle."""
-    unit = c.vae.config.factor if model is c.unet else 1
+    unit = c.stage.space.factor if model is c.unet else 1
     return [
         image(f"{FEATURE}{i}", width, dtype, unit * divisor) for i, (width, divisor) in enumerate(model.config.features)
     ]
@@ -110,6 +110,8 @@ CONTROLS = {  # by diffusers' class
 def steering(c: Checkpoint, dtype: str) -> list[TensorSpec]:
     """Return the inputs of the U-Net that the checkpoint's controls output."""
     kinds = {class_of(model) for model in c.controls.values()}
+    if kinds and not isinstance(c.unet, UNet):
+        raise LdmrtError("export", f"{class_of(c.unet)} takes no controls", expected="UNet2DConditionModel")
     return [spec for kind, control in CONTROLS.items() if kind in kinds for spec in control.outputs(c, c.unet, dtype)]
 
 
@@ -120,7 +122,7 @@ def check_fit(c: Checkpoint, name: str, model: ControlNet | Adapter, outputs: Se
         LdmrtError: Its conditioning or its residuals have other widths than the U-Net's.
     """
     for width in ("cross_attention_dim", "projection_class_embeddings_input_dim", "num_class_embeds"):
-        expected, found = getattr(c.unet.config, width), getattr(model.config, width, None)
+        expected, found = getattr(c.unet.config, width, None), getattr(model.config, width, None)
         if found is not None and found != expected:
             raise LdmrtError(name, f"does not fit this U-Net in {width}", expected=expected, found=found)
     taken = {spec.name: spec.shape for spec in steering(c, dtype_of(c.unet))}

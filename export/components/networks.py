@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from ldmrt.model.networks.autoencoder import Autoencoder
+from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 
 from .controls import FEATURE, RESIDUAL
 
@@ -36,19 +37,21 @@ class _UNet(nn.Module):
         self.model = model
 
     def forward(
-        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **conditioning: Tensor
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor | None = None, **conditioning: Tensor
     ) -> tuple[Tensor]:
         mid = conditioning.pop("mid_block_residual", None)
         skips = [conditioning.pop(name) for name in list(conditioning) if name.startswith(RESIDUAL)]
         features = [conditioning.pop(name) for name in list(conditioning) if name.startswith(FEATURE)]
         steered = {"down_residuals": skips, "mid_residual": mid, "adapter_residuals": features}
         times = timestep.expand(sample.shape[0])  # optimum's pipelines have one for the whole batch
+        if encoder_hidden_states is None:  # which controls do not steer
+            return (self.model(sample, times, **conditioning),)
         return (self.model(sample, times, encoder_hidden_states, **conditioning, **steered),)
 
 
 class _Decoder(nn.Module):
-    def __init__(self, model: Autoencoder) -> None:
-        """Wrap a network."""
+    def __init__(self, model: Autoencoder | VQAutoencoder) -> None:
+        """Wrap the half of a network that makes images."""
         super().__init__()
         self.post_quant_conv, self.decoder = model.post_quant_conv, model.decoder
 
@@ -56,9 +59,21 @@ class _Decoder(nn.Module):
         return (self.decoder(self.post_quant_conv(latent_sample)),)
 
 
+class _VQDecoder(_Decoder):
+    """Looks the codes up first."""
+
+    def __init__(self, model: VQAutoencoder) -> None:
+        """Wrap the half of a network that makes images, with its codebook."""
+        super().__init__(model)
+        self.quantize = model.quantize
+
+    def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
+        return super().forward(self.quantize(latent_sample))
+
+
 class _Encoder(nn.Module):
-    def __init__(self, model: Autoencoder) -> None:
-        """Wrap a network."""
+    def __init__(self, model: Autoencoder | VQAutoencoder) -> None:
+        """Wrap the half of a network that makes latents, or the parameters of their distribution."""
         super().__init__()
         self.encoder, self.quant_conv = model.encoder, model.quant_conv
 

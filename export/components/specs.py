@@ -3,7 +3,7 @@
 from torch import nn
 
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
-from ldmrt.runtime.bundle.stages import CLASSES
+from ldmrt.runtime.bundle.stages import CLASSES, POOLED, PROMPT
 from ldmrt.runtime.tensors import TensorSpec
 from ldmrt.runtime.tokenizer.tokenizer import token_count
 
@@ -23,7 +23,7 @@ def image(name: str, channels: int, dtype: str, divisor: int = 1) -> TensorSpec:
 
 def latent(c: Checkpoint, name: str, channels: int, dtype: str) -> TensorSpec:
     """Describe a tensor of the latents' height and width."""
-    return image(name, channels, dtype, c.vae.config.factor)
+    return image(name, channels, dtype, c.stage.space.factor)
 
 
 def tokens_of(c: Checkpoint, text_encoder: str) -> int:
@@ -34,15 +34,19 @@ def tokens_of(c: Checkpoint, text_encoder: str) -> int:
 
 
 def conditioning(c: Checkpoint, dtype: str) -> list[TensorSpec]:
-    """Return the inputs of U-Nets and ControlNets for the conditioning: embeddings, SDXL's pooled text and sizes."""
-    unet = c.unet.config
-    tokens = max(tokens_of(c, name) for name in c.text_encoders)
-    width = sum(int(model.config.hidden_size) for model in c.text_encoders.values())  # of all encoders, side by side
-    specs = [TensorSpec("encoder_hidden_states", dtype, ("batch", tokens, width))]
+    """Return the inputs of U-Nets for the conditioning, in the order of the stage: embeddings, sizes, a class."""
+    unet, reads = c.unet.config, c.stage.reads
+    specs = []
+    if PROMPT in reads:
+        tokens = max(tokens_of(c, name) for name in c.text_encoders)
+        width = sum(
+            int(model.config.hidden_size) for model in c.text_encoders.values()
+        )  # of all encoders, side by side
+        specs.append(TensorSpec(PROMPT, dtype, ("batch", tokens, width)))
     if unet.projection_class_embeddings_input_dim and unet.addition_time_embed_dim:
         width = int(list(c.text_encoders.values())[-1].config.projection_dim)
         numbers = (unet.projection_class_embeddings_input_dim - width) // unet.addition_time_embed_dim
-        specs.append(TensorSpec("text_embeds", dtype, ("batch", width)))
+        specs.append(TensorSpec(POOLED, dtype, ("batch", width)))
         specs.append(TensorSpec("time_ids", "float32", ("batch", numbers)))
     if unet.num_class_embeds:
         specs.append(TensorSpec(CLASSES, "int64", ("batch",)))

@@ -16,16 +16,18 @@ from torch import Tensor, nn
 
 from ldmrt.model.checkpoint.checkpoint import Checkpoint, class_of
 from ldmrt.model.config import to_config
+from ldmrt.model.networks.unet import UNetConfig
+from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.torch_engine import TorchEngine
 from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32, ENCODER, STEP, step_specs
-from ldmrt.runtime.bundle.stages import CLASSES
+from ldmrt.runtime.bundle.stages import CLASSES, VQ
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.tensors import Specs, TensorSpec, shape_of, split_symbol
 
 from .autoencoder_parts import tile_specs
 from .controls import CONTROLS, check_fit, steering
-from .networks import _Decoder, _Encoder, _TextEncoder, _UNet
+from .networks import _Decoder, _Encoder, _TextEncoder, _UNet, _VQDecoder
 from .specs import conditioning, dtype_of, image, latent, tokens_of
 
 Tensors = tuple[Tensor, ...]
@@ -138,14 +140,14 @@ def _unet(c: Checkpoint) -> Iterator[Component]:
     config, dtype = c.unet.config, dtype_of(c.unet)
     inputs = [latent(c, "sample", config.in_channels, dtype), TensorSpec("timestep", "float32", ("timesteps",))]
     inputs += conditioning(c, dtype)
-    if config.time_cond_proj_dim:
+    if isinstance(config, UNetConfig) and config.time_cond_proj_dim:
         inputs.append(TensorSpec("timestep_cond", dtype, ("batch", config.time_cond_proj_dim)))
     yield Component(
         "unet",
         _UNet(c.unet),
         (*inputs, *steering(c, dtype)),
         (latent(c, "out_sample", config.out_channels, dtype),),
-        to_config("UNet2DConditionModel", config),
+        to_config(class_of(c.unet), config),
         classes=config.num_class_embeds or 0,
     )
 
@@ -154,26 +156,28 @@ def _vae_decoders(c: Checkpoint) -> Iterator[Component]:
     for name, vae in ((DECODER, c.vae), (DECODER_FP32, c.spare)):
         if vae is None:
             continue
-        config, module = vae.config, _Decoder(vae)
+        module = _VQDecoder(vae) if isinstance(vae, VQAutoencoder) else _Decoder(vae)
         dtype = dtype_of(module)
         yield Component(
             name,
             module,
-            (latent(c, "latent_sample", config.latent_channels, dtype),),
-            (image("sample", config.out_channels, dtype),),
-            to_config("AutoencoderKL", config),
+            (latent(c, "latent_sample", c.stage.space.channels, dtype),),
+            (image("sample", vae.config.out_channels, dtype),),
+            to_config(class_of(vae), vae.config),
         )
 
 
 def _vae_encoder(c: Checkpoint) -> Iterator[Component]:
+    if c.vae is None:
+        return
     config, module = c.vae.config, _Encoder(c.vae)
-    dtype = dtype_of(module)
+    dtype, channels = dtype_of(module), c.stage.space.channels
     yield Component(
         "vae_encoder",
         module,
         (image("sample", config.in_channels, dtype),),
-        (latent(c, "latent_parameters", 2 * config.latent_channels, dtype),),
-        to_config("AutoencoderKL", config),
+        (latent(c, "latent_parameters", channels if c.stage.space.codec == VQ else 2 * channels, dtype),),
+        to_config(class_of(c.vae), config),
     )
 
 

@@ -90,7 +90,7 @@ def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0, side: int | No
             images = trajectory.images[..., :channels].transpose(0, 3, 1, 2)
             engine(sample=images.astype(np.float32) / np.float32(127.5) - 1)
         cases += engine.cases
-        cases += corners(part, side, checkpoint.vae.config.factor)
+        cases += corners(part, side, plain.stage.space.factor)
     return Recording(tuple(cases), trajectory, plain.stage.space.scaling_factor)
 
 
@@ -118,7 +118,11 @@ def wanted(part: Component, rows: int) -> dict[int, str]:
 
 
 def asking(prompt: str, seed: int, side: int, steps: int, stage: Stage) -> JsonObject:
-    """Return the fields of a plain request, by their short words; of a model that draws classes, the first one."""
+    """Return the fields of a plain request, by their short words; of a model that draws classes, the first one.
+
+    A model that reads no prompt is given "".
+    """
+    prompt = prompt if stage.source("prompt") else ""
     plain = {"prompt": prompt, "seed": seed, "width": side, "height": side, "steps": steps, "guidance": GUIDANCE}
     return plain | ({"class_labels": 0} if stage.source("class") else {})
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Control = ControlNet | Adapter
+Codec = Autoencoder | VQAutoencoder
 WEIGHTS, TEXT_WEIGHTS = f"{STEMS[0]}.safetensors", f"{STEMS[1]}.safetensors"
 PIPELINE = {
     "_class_name": "StableDiffusionPipeline",
@@ -42,7 +43,7 @@ PIPELINE = {
 NOTES = {"dtype", "torch_dtype", "_name_or_path", "_attn_implementation", "attn_implementation", "return_dict"}
 NOTES |= {"output_attentions", "output_hidden_states"}
 # The networks of this package by the names of diffusers' classes.
-NETWORKS: dict[str, type[UNet | PlainUNet | Autoencoder | VQAutoencoder | Control]] = {
+NETWORKS: dict[str, type[UNet | PlainUNet | Codec | Control]] = {
     "UNet2DConditionModel": UNet,
     "UNet2DModel": PlainUNet,
     "AutoencoderKL": Autoencoder,
@@ -56,24 +57,26 @@ NETWORKS: dict[str, type[UNet | PlainUNet | Autoencoder | VQAutoencoder | Contro
 class Checkpoint:
     """Holds the networks, the tokenizers' files and the scheduler's config, under the names of diffusers' folders.
 
-    SDXL has two text encoders, its refiner only the second. `index` is model_index.json without its parts.
+    SDXL has two text encoders, its refiner only the second; models without a prompt have none, and models that work in
+    pixels have no autoencoder. `index` is model_index.json without its parts.
     """
 
-    unet: UNet
-    vae: Autoencoder
+    unet: UNet | PlainUNet
+    vae: Codec | None
     text_encoders: "dict[str, PreTrainedModel]"  # "text_encoder", "text_encoder_2": classes of transformers
     tokenizers: dict[str, dict[str, bytes]] = field(repr=False)  # "tokenizer", "tokenizer_2": file name -> content
     scheduler: JsonObject
     index: JsonObject = field(default_factory=lambda: dict(PIPELINE))
     controls: dict[str, Control] = field(default_factory=dict)  # "controlnet_canny", "adapter_depth" ...
-    spare: Autoencoder | None = None  # a copy in float32, where `vae` is in half precision and may overflow
+    spare: Codec | None = None  # a copy in float32, where `vae` is in half precision and may overflow
     noisers: dict[str, JsonObject] = field(default_factory=dict)  # configs of "low_res_scheduler"
+    folders: dict[str, str] = field(default_factory=dict)  # of networks that have another name in their pipeline
 
     @property
     def stage(self) -> Stage:
         """Describe how images are made with these networks."""
-        unet, vae = (to_config(class_of(network), network.config) for network in (self.unet, self.vae))
-        return stage_of(unet, vae, self.index)
+        vae = None if self.vae is None else to_config(class_of(self.vae), self.vae.config)
+        return stage_of(to_config(class_of(self.unet), self.unet.config), vae, self.index)
 
     @property
     def schedulers(self) -> dict[str, JsonObject]:
@@ -82,8 +85,13 @@ class Checkpoint:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """Every network by its folder's name."""
-        return {"unet": self.unet, "vae": self.vae, **self.text_encoders, **self.controls}
+        """Every network by its name here."""
+        return {**self.own_networks, **self.text_encoders}
+
+    @property
+    def own_networks(self) -> "dict[str, UNet | PlainUNet | Codec | Control]":
+        """The networks that this package defines, by their names here."""
+        return {"unet": self.unet, **({} if self.vae is None else {"vae": self.vae}), **self.controls}
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         """Write a folder in diffusers' layout; model_index.json comes last.
@@ -96,10 +104,10 @@ class Checkpoint:
             LdmrtError: A weight is infinite or NaN in this dtype.
         """
         for name, encoder in self.text_encoders.items():
-            save_text_encoder(folder / name, encoder, dtype)
-        own: dict[str, UNet | Autoencoder | Control] = {"unet": self.unet, "vae": self.vae, **self.controls}
-        for name, network in own.items():
-            save_network(folder / name, network, to_config(class_of(network), network.config), dtype)
+            save_text_encoder(folder / self.folders.get(name, name), encoder, dtype)
+        for name, network in self.own_networks.items():
+            config = to_config(class_of(network), network.config)
+            save_network(folder / self.folders.get(name, name), network, config, dtype)
         for name, files in self.tokenizers.items():
             for file_name, content in files.items():
                 with write_atomically(folder / name / file_name) as file:
@@ -110,7 +118,7 @@ class Checkpoint:
 
     def model_index(self) -> JsonObject:
         """Return the content of model_index.json, which tells diffusers and optimum the class of each part."""
-        kinds = {name: class_of(network) for name, network in self.networks.items()}
+        kinds = {self.folders.get(name, name): class_of(network) for name, network in self.networks.items()}
         parts = {name: ["transformers" if kind in TEXT else "diffusers", kind] for name, kind in kinds.items()}
         parts |= {name: ["transformers", "CLIPTokenizer"] for name in self.tokenizers}
         parts |= {name: ["diffusers", scheduler["_class_name"]] for name, scheduler in self.schedulers.items()}

@@ -17,8 +17,8 @@ TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast")
 
 # The parts of a folder that are read, and the classes that each may be of.
 PARTS: dict[str, tuple[str, ...]] = {
-    "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
+    "unet": ("UNet2DConditionModel", "UNet2DModel"),
+    "vae": ("AutoencoderKL", "VQModel"),
     "text_encoder": TEXT,
     "text_encoder_2": TEXT,
     "tokenizer": TOKENIZER,
@@ -26,12 +26,16 @@ PARTS: dict[str, tuple[str, ...]] = {
     "controlnet": ("ControlNetModel",),
     "adapter": ("T2IAdapter",),
 }
+ALIASES = {"vqvae": "vae"}  # parts under the names that older pipelines have for them
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # of no influence on the images of a prompt
 
 
 @dataclass(frozen=True)
 class Source:
-    """Holds a checkpoint's configs and files. `index` is model_index.json without the parts that are here."""
+    """Holds a checkpoint's configs and files. `index` is model_index.json without the parts that are here.
+
+    `folders` names the folders of parts that have another name in model_index.json.
+    """
 
     index: JsonObject
     networks: dict[str, tuple[str, JsonObject]]  # part -> class in diffusers or transformers, and its config
@@ -39,6 +43,7 @@ class Source:
     scheduler: JsonObject
     tensors: Callable[[str], Tensors]  # of a part
     noisers: dict[str, JsonObject] = field(default_factory=dict)  # schedulers that add noise to an image, by folder
+    folders: dict[str, str] = field(default_factory=dict)
 
 
 def read_folder(folder: Path, variant: str | None = None, replaced: Collection[str] = ()) -> Source:
@@ -54,7 +59,14 @@ def read_folder(folder: Path, variant: str | None = None, replaced: Collection[s
     """
     if not folder.is_dir():
         raise LdmrtError("checkpoint", f"no folder {folder}", expected="a folder in diffusers' layout")
-    index, parts = split_index(read_json("checkpoint", folder / INDEX))
+    content = read_json("checkpoint", folder / INDEX)
+    index, parts = split_index(content)
+    folders = {part: alias for alias, part in ALIASES.items() if alias in content}
+
+    def place(part: str) -> Path:
+        """Return the folder of a part."""
+        return folder / folders.get(part, part)
+
     if SCHEDULER not in parts:
         raise LdmrtError("scheduler", f"{folder / INDEX} names no scheduler", expected="a class of diffusers")
     schedulers = {
@@ -64,18 +76,18 @@ def read_folder(folder: Path, variant: str | None = None, replaced: Collection[s
     }
     tokenizers = {name: read_tokenizer(name, folder / name) for name in parts if name.startswith("tokenizer")}
     networks = {
-        name: (kind, read_json(name, folder / name / "config.json"))
+        name: (kind, read_json(name, place(name) / "config.json"))
         for name, kind in parts.items()
         if name not in (*schedulers, *tokenizers)
-        and not (name in replaced and not (folder / name / "config.json").exists())
+        and not (name in replaced and not (place(name) / "config.json").exists())
     }
-    check_variant(variant, {name: names_in(folder / name) for name in networks}, folder)
+    check_variant(variant, {name: names_in(place(name)) for name in networks}, folder)
 
     def tensors(part: str) -> Tensors:
         """Describe the tensors of a part, once they are needed."""
-        return part_of_folder(part, folder / part, variant)
+        return part_of_folder(part, place(part), variant)
 
-    return Source(index, networks, tokenizers, schedulers.pop(SCHEDULER), tensors, schedulers)
+    return Source(index, networks, tokenizers, schedulers.pop(SCHEDULER), tensors, schedulers, folders)
 
 
 def part_of_folder(part: str, folder: Path, variant: str | None = None) -> Tensors:
@@ -101,9 +113,12 @@ def split_index(content: JsonObject) -> tuple[JsonObject, dict[str, str]]:
     """
     index: JsonObject = {}
     parts: dict[str, str] = {}
-    for name, value in content.items():
+    for alias, value in content.items():
+        name = ALIASES.get(alias, alias)
+        if name != alias and name in content:
+            raise LdmrtError(name, f"{INDEX} names {name} and {alias}", expected="one of them")
         if not isinstance(value, list):
-            index[name] = value
+            index[alias] = value
         elif value == [None, None] or name in UNUSED:
             index[name] = [None, None]
         elif len(value) != 2 or not isinstance(value[1], str):

@@ -1,6 +1,5 @@
 """Load a latent diffusion model from a folder in diffusers' layout, a single file or the hub."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,23 +8,24 @@ from typing import TypeVar
 import torch
 
 from ldmrt.model.config import check_depth
+from ldmrt.model.families.table import PIXEL_FAMILIES
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.controlnet import ControlNet
+from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.networks.t2i_adapter import Adapter
 from ldmrt.model.networks.unet import UNet
+from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.weights.weights import Tensors, fill, match
-from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.hub import is_hub_name
 from ldmrt.runtime.files.reading import JsonObject, read_json
 from ldmrt.runtime.files.recognise import ADAPTER, BUNDLE, CHECKPOINT, CONTROLNET, LORA, refuse_other
 from ldmrt.runtime.samplers.config import Config
-from ldmrt.runtime.samplers.registry import plan_from_config
-from ldmrt.runtime.samplers.schedule import signal_and_noise
 from ldmrt.runtime.samplers.settings import with_settings
-from ldmrt.runtime.tokenizer.tokenizer import Tokenizer, token_count
 
 from . import hub, single_file
 from .checkpoint import Checkpoint, build, is_text_encoder, on_meta
+from .fit import check_fit
 from .folder import INDEX, Source, part_of_folder, read_folder
 from .outdated import current_scheduler, current_size
 from .single_part import controlnet_source, with_part
@@ -45,7 +45,7 @@ def load(
     scheduler: Config | None = None,
     settings: Config | None = None,
 ) -> Checkpoint:
-    """Load a latent diffusion model (Rombach et al. 2022, arXiv:2112.10752), Stable Diffusion 1.x, 2.x or XL.
+    """Load a diffusion model: latent diffusion (Rombach et al. 2022, arXiv:2112.10752) of all its tasks, or DDPM.
 
     Configs, and the names and shapes of all weights, are checked before the first weight is read.
 
@@ -165,82 +165,28 @@ def _build_and_fill(
 
 def _assemble(source: Source, dtype: Dtype) -> Checkpoint:
     """Build and check everything, then read the weights."""
-    for part in ("unet", "vae"):
+    pixels = source.index.get("_class_name") in PIXEL_FAMILIES
+    for part in ("unet",) if pixels else ("unet", "vae"):
         if part not in source.networks:
             raise LdmrtError(part, f"{INDEX} names no {part}", expected="a part of every checkpoint")
     for part, (_, config) in source.networks.items():
         check_depth(part, config, lambda part=part: len(source.tensors(part).named))  # type: ignore[misc]
     networks = {part: build(part, kind, config) for part, (kind, config) in source.networks.items()}
-    unet, vae = networks["unet"], networks["vae"]
-    assert isinstance(unet, UNet)
-    assert isinstance(vae, Autoencoder)
+    unet, vae = networks["unet"], networks.get("vae")
+    assert isinstance(unet, (UNet, PlainUNet))
+    assert isinstance(vae, (Autoencoder, VQAutoencoder, type(None)))
     encoders = {part: network for part, network in networks.items() if is_text_encoder(network)}
     controls = {part: network for part, network in networks.items() if isinstance(network, (ControlNet, Adapter))}
-    unet.config = current_size(unet.config, source)
-    index, noisers = source.index, source.noisers
-    checkpoint = Checkpoint(unet, vae, encoders, source.tokenizers, source.scheduler, index, controls, noisers=noisers)
-    _check(checkpoint)
+    if isinstance(unet, UNet):
+        unet.config = current_size(unet.config, source)
+    checkpoint = Checkpoint(
+        unet, vae, encoders, source.tokenizers, source.scheduler, source.index, controls,
+        noisers=source.noisers, folders=source.folders,
+    )  # fmt: skip
+    check_fit(checkpoint)
     tensors = {part: source.tensors(part) for part in networks}
     matched = {part: match(part, network, tensors[part]) for part, network in networks.items()}
     for part, network in networks.items():
         kind = dtype.get(part, dtype[""]) if isinstance(dtype, Mapping) else dtype
         fill(part, network, matched.pop(part), tensors.pop(part), kind)
     return checkpoint
-
-
-def _check(checkpoint: Checkpoint) -> None:
-    """Refuse parts that do not fit together."""
-    unet, vae, encoders = checkpoint.unet.config, checkpoint.vae.config, checkpoint.text_encoders
-    stage, width = checkpoint.stage, sum(encoder.config.hidden_size for encoder in encoders.values())
-    colours, meaning = 3 + stage.depth, "an RGB image and its depth" if stage.depth else "an RGB image"
-    for name, count in (("in_channels", vae.in_channels), ("out_channels", vae.out_channels)):
-        if count != colours:
-            hint = f"{INDEX} of StableDiffusionLDM3DPipeline" if count in (4, 6) else None
-            raise LdmrtError("vae", f"unsupported {name}", expected=f"{colours}, of {meaning}", found=count, hint=hint)
-    if unet.class_embed_type is not None:
-        problem, found = "unsupported class_embed_type in unet/config.json", unet.class_embed_type
-        raise LdmrtError("unet", problem, expected="none, or num_class_embeds alone", found=found)
-    if unet.in_channels != stage.input_channels:
-        problem = "in_channels of unet/config.json is not latent_channels of vae/config.json"
-        problem += "".join(f" and {count} of the {kind}" for kind, count in stage.channels_beside.items())
-        raise LdmrtError("unet", problem, expected=stage.input_channels, found=unet.in_channels)
-    if lacking := [name for name in stage.schedulers if name not in checkpoint.noisers]:
-        raise LdmrtError("checkpoint", f"{INDEX} names no {lacking[0]}", expected="a scheduler of diffusers")
-    if stage.schedulers:
-        most, classes = stage.max_noise_level, unet.num_class_embeds or 0
-        if most >= classes:
-            problem, expected = "num_class_embeds of unet/config.json is not above max_noise_level", f"above {most}"
-            raise LdmrtError("unet", problem, expected=expected, found=classes)
-        for noiser in checkpoint.noisers.values():
-            signal_and_noise(noiser, most)  # raises where its config is invalid
-    if width != unet.cross_attention_dim:
-        files = " + ".join(f"{name}/config.json" for name in encoders) or "no text encoder"
-        problem = f"cross_attention_dim of unet/config.json is not hidden_size of {files}"
-        raise LdmrtError("unet", problem, expected=width, found=unet.cross_attention_dim)
-    if unet.addition_embed_type:
-        assert unet.addition_time_embed_dim is not None  # its config says so
-        numbers = 5 if checkpoint.index.get("requires_aesthetics_score") else 6
-        pooled = list(encoders.values())[-1].config.projection_dim
-        inputs = pooled + numbers * unet.addition_time_embed_dim
-        if inputs != unet.projection_class_embeddings_input_dim:
-            problem = f"projection_class_embeddings_input_dim does not fit the text encoder and {numbers} sizes"
-            raise LdmrtError("unet", problem, expected=inputs, found=unet.projection_class_embeddings_input_dim)
-    for name, encoder in encoders.items():
-        part = name.replace("text_encoder", "tokenizer")
-        if part not in checkpoint.tokenizers:
-            raise LdmrtError(part, f"{INDEX} names no {part}", expected=f"one for {name}")
-        tokens, text = Tokenizer(checkpoint.tokenizers[part]), encoder.config
-        if tokens.size > text.vocab_size or tokens.length > text.max_position_embeddings:
-            expected = f"at most {text.vocab_size} entries and {text.max_position_embeddings} tokens"
-            sizes = f"{tokens.size} and {tokens.length}"
-            raise LdmrtError(part, "does not fit the text encoder", expected=expected, found=sizes)
-    lengths = {part: token_count(files) for part, files in checkpoint.tokenizers.items()}
-    if len(set(lengths.values())) > 1:  # whose contexts lie side by side
-        each = ", ".join(f"{length} of {part}" for part, length in lengths.items())
-        raise LdmrtError("tokenizer_2", "another model_max_length than the first tokenizer's", found=each)
-    try:
-        with warnings.catch_warnings():  # unknown keys are warned of where the scheduler is used
-            warnings.simplefilter("ignore", LdmrtWarning)
-            plan_from_config(checkpoint.scheduler, 4)
-    except (TypeError, ValueError, ArithmeticError, IndexError) as error:  # numbers that cannot be computed with
-        raise LdmrtError("scheduler", "invalid config", found=first_line(error)) from None

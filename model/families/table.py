@@ -1,4 +1,4 @@
-"""Name the pipelines of diffusers whose networks are told more than a prompt: a family is a file, and a line here."""
+"""Name the pipelines of diffusers that are not plain Stable Diffusions: a family is a file, and a line here."""
 
 from collections.abc import Callable, Mapping
 
@@ -7,21 +7,26 @@ from ldmrt.runtime.files.reading import JsonObject
 
 from .instruct_pix2pix import instruct_pix2pix
 from .ldm3d import ldm3d
+from .super_resolution import super_resolution
 from .upscaler import upscaler
 
-FAMILIES: Mapping[str, Callable[[Stage, JsonObject, JsonObject], Stage]] = {  # by `_class_name` of model_index.json
+Preset = Callable[[Stage, JsonObject, JsonObject], Stage]
+FAMILIES: Mapping[str, Preset] = {  # by `_class_name` of model_index.json
+    "LDMSuperResolutionPipeline": super_resolution,
     "StableDiffusionInstructPix2PixPipeline": instruct_pix2pix,
     "StableDiffusionLDM3DPipeline": ldm3d,
     "StableDiffusionUpscalePipeline": upscaler,
 }
+# Pipelines without an autoencoder: their U-Nets work in pixels.
+PIXEL_FAMILIES = ("DDIMPipeline", "DDPMPipeline")
 
 
-def stage_of(unet: JsonObject, vae: JsonObject, index: JsonObject) -> Stage:
+def stage_of(unet: JsonObject, vae: JsonObject | None, index: JsonObject) -> Stage:
     """Return the stage of a model.
 
     Args:
         unet: The content of its U-Net's config.json.
-        vae: The content of its autoencoder's config.json.
+        vae: The content of its autoencoder's config.json; None for a model without one.
         index: Its model_index.json.
 
     Raises:
@@ -29,4 +34,4 @@ def stage_of(unet: JsonObject, vae: JsonObject, index: JsonObject) -> Stage:
     """
     stage = stage_of_configs(unet, vae, index)
     family = FAMILIES.get(str(index.get("_class_name")))
-    return stage if family is None else family(stage, index, vae)
+    return stage if family is None else family(stage, index, vae or {})

@@ -17,8 +17,8 @@ from ldmrt.runtime.tensors import TensorSpec
 from .certificate import Certificate, Islands, backend_row
 from .contents import Contents, bundle_errors, is_name
 from .coverage import NETWORKS_ALONE, changes, is_partial
-from .graphs import NOT_RUN, ORDER, REQUIRED, cuda_file
-from .manifest import MANIFEST, check_files, check_manifest
+from .graphs import NOT_RUN, ORDER, cuda_file
+from .manifest import MANIFEST, check_files, check_manifest, check_named
 from .recording import Recording
 from .stages import PROMPT, Stage, stage_of_configs
 from .stages_json import check_inputs, stages_from_json
@@ -63,7 +63,9 @@ class Bundle:
                 check_files(path, manifest["files"], HashCache(path) if stamped else None)
         contents = Contents(path, manifest["files"] if manifest else None)
         bundle = cls(path, manifest, contents.json("scheduler/scheduler_config.json"), _stages(contents, manifest))
-        for name in REQUIRED:
+        if manifest:
+            check_named(manifest, bundle.stage.space.components)
+        for name in bundle.stage.space.components:
             contents.file(f"{name}/model.onnx")
         if manifest:
             check_inputs(bundle.stage, bundle.specs("unet")[0])
@@ -127,7 +129,7 @@ class Bundle:
         if stored is None:
             problem, hint = "the bundle has no certificate", f"ldmrt verify {self.path} --against CHECKPOINT --store"
             raise BundleError("certificate", problem, hint=hint)
-        return Recording.load(self.contents.file(stored["reference"], "certificate"), self.stage.enlarges)
+        return Recording.load(self.contents.file(stored["reference"], "certificate"), self.stage)
 
     def islands(self, backend: str, compute: str) -> Islands:
         """Return the modules that the certificate keeps in float32 where a backend computes in a narrower precision.

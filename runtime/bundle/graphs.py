@@ -18,7 +18,6 @@ FRONT, TILE, BACK = "_front", "_tile", "_back"
 FEATURE = "deep"  # the output of the deep half that the shallow half takes
 NOT_RUN = "pytorch"  # stands for a backend where none could run the graphs when the bundle was made
 ORDER = ("text_encoder", "unet", "vae", "controlnet", "adapter")  # the order of components, by how their names begin
-REQUIRED = ("unet", "vae_decoder")
 DECODER = "vae_decoder"
 DECODER_FP32 = "vae_decoder_fp32"  # beside a decoder of half precision
 ENCODER = "vae_encoder"

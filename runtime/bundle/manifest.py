@@ -1,7 +1,7 @@
 """The manifest of a bundle: checks its schema, and the files beside it against those that it lists."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ldmrt.runtime.errors import BundleError
@@ -9,7 +9,6 @@ from ldmrt.runtime.files.file_cache import HashCache
 from ldmrt.runtime.files.reading import JsonObject, sha256
 
 from .contents import AGAIN, Contents, is_inside, is_name
-from .graphs import REQUIRED
 
 MANIFEST = "ldmrt.json"
 SCHEMA = 2
@@ -42,9 +41,6 @@ def check_manifest(manifest: JsonObject) -> None:
             raise BundleError("bundle", f"{MANIFEST} has no {key}", expected="a JSON object", hint=HINT)
     _check_listed(manifest["files"])
     _check_components(manifest["components"])
-    for name in REQUIRED:
-        if f"{name}/model.onnx" not in manifest["files"] or name not in manifest["components"]:
-            raise BundleError("bundle", f"{MANIFEST} does not name {name}", hint=HINT)
     if not all(isinstance(version, str) for version in manifest["made_by"].values()):
         raise _damaged("made_by", "versions as strings")
     for key, kinds in MERGED.items():
@@ -53,6 +49,13 @@ def check_manifest(manifest: JsonObject) -> None:
     _check_memory(manifest.get("memory", {}))
     if (certificate := manifest.get("certificate")) is not None:
         _check_reference(certificate, manifest["files"])
+
+
+def check_named(manifest: JsonObject, names: Iterable[str]) -> None:
+    """Refuse a manifest that lacks a component which its stages need."""
+    for name in names:
+        if f"{name}/model.onnx" not in manifest["files"] or name not in manifest["components"]:
+            raise BundleError("bundle", f"{MANIFEST} does not name {name}", hint=HINT)
 
 
 def _damaged(where: str, expected: str) -> BundleError:

@@ -14,6 +14,8 @@ from ldmrt.runtime.files.reading import JsonObject, parse_json, plain_file
 from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.runtime.tensors import Array, Arrays
 
+from .stages import PIXELS, Stage
+
 CONTROL = "controls."
 WALK = ("t", "x", "said", "images")  # the arrays of a trajectory, by their names in the archive
 STORE = "ldmrt verify BUNDLE --against CHECKPOINT --store"
@@ -53,7 +55,7 @@ class Trajectory:
     given: Arrays = field(repr=False)  # the images of the request: "image", "mask", "controls.NAME"
     t: NDArray[np.float64] = field(repr=False)  # (rows,), model time
     x: NDArray[np.float32] = field(repr=False)  # (rows + 1, B, C, h, w), latents before each row and after the last
-    said: NDArray[np.float32] = field(repr=False)  # (rows, B, C, h, w), predictions after guidance
+    said: NDArray[np.float32] = field(repr=False)  # (rows, B, C, h, w), predictions after guidance, or 2C of a variance
     images: NDArray[np.uint8] = field(repr=False)  # (B, H, W, 3), or 6 with a depth
 
     @property
@@ -111,8 +113,8 @@ class Recording:
             file.write(self.to_bytes())
 
     @classmethod
-    def load(cls, path: Path, enlarges: int = 1) -> "Recording":
-        """Read a file that `save` wrote, of a model that makes images so many times larger than it is given.
+    def load(cls, path: Path, stage: Stage) -> "Recording":
+        """Read a file that `save` wrote of a model of this stage.
 
         Raises:
             BundleError: The file is no recording, is damaged, or is empty and so proves nothing.
@@ -127,12 +129,13 @@ class Recording:
             images = {name: arrays[name] for name in about["given"]}
             trajectory = Trajectory(about["options"], images, *(arrays[name] for name in WALK))
             recording = cls(tuple(cases), trajectory, about["scaling_factor"])
-            check_recording(recording, enlarges)
+            check_recording(recording, stage.enlarges)
         except (OSError, ValueError, KeyError, TypeError, LdmrtError) as error:
             problem = f"cannot read the stored reference {path}"
             raise BundleError("certificate", problem, found=first_line(error), hint=STORE) from None
-        if not recording.cases or not len(trajectory.said):
-            missing = "rows" if recording.cases else "cases"
+        lacks_cases = not recording.cases and stage.space.codec != PIXELS  # where the trajectory shows the one network
+        if lacks_cases or not len(trajectory.said):
+            missing = "cases" if lacks_cases else "rows"
             problem = f"the stored reference {path} has no {missing}: it proves nothing"
             raise BundleError("certificate", problem, hint=STORE)
         return recording
@@ -144,20 +147,24 @@ def check_recording(reference: Recording, enlarges: int = 1) -> None:
     for case in reference.cases:
         _check_case(case)
     rows = trajectory.said.shape
+    if trajectory.said.ndim != 5 or trajectory.x.ndim != 5:
+        raise ValueError(f"latents in {trajectory.x.ndim} axes, and predictions in {trajectory.said.ndim}")
+    channels = trajectory.x.shape[2]
+    variance = trajectory.said.shape[2] == 2 * channels  # is predicted too
     _expect("t", trajectory.t, np.float64, (len(trajectory.said),))
-    _expect("x", trajectory.x, np.float32, (len(trajectory.said) + 1, *rows[1:]))
-    _expect("said", trajectory.said, np.float32, rows)
+    _expect("x", trajectory.x, np.float32, (len(trajectory.said) + 1, rows[1], channels, *rows[3:]))
+    _expect("said", trajectory.said, np.float32, (*rows[:2], channels * (1 + variance), *rows[3:]))
     options = trajectory.options
     if not isinstance(options, dict) or not options.keys() <= PLAIN.keys() | FURTHER.keys():
         raise ValueError("the request is not one that is recorded")
     for name, kind in (PLAIN | {name: kind for name, kind in FURTHER.items() if name in options}).items():
         if type(options.get(name)) not in kind:
             raise ValueError(f"the request's {name} is {options.get(name)!r:.100}")
-    if not 0 < options["steps"] <= STEPS or trajectory.said.ndim != 5:
-        raise ValueError(f"{options['steps']} steps in {trajectory.said.ndim} axes")
+    if not 0 < options["steps"] <= STEPS:
+        raise ValueError(f"{options['steps']} steps")
     sides = (options["height"], options["width"])
-    channels = 6 if trajectory.images.shape[-1:] == (6,) else 3  # with a depth
-    _expect("images", trajectory.images, np.uint8, (rows[1], *sides, channels))
+    colours = 6 if trajectory.images.shape[-1:] == (6,) else 3  # with a depth
+    _expect("images", trajectory.images, np.uint8, (rows[1], *sides, colours))
     for name, image in trajectory.given.items():
         own = tuple(side // enlarges for side in sides) if name == "image" else sides
         if not (name in ("image", "mask") or name.startswith(CONTROL)) or image.shape[:2] != own:

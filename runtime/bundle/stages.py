@@ -11,10 +11,12 @@ from ldmrt.runtime.errors import BundleError
 from ldmrt.runtime.files.reading import JsonObject
 
 from .configs import positive, sides_of, truth, whole
+from .graphs import DECODER
 
 Setting = bool | int | float | str
 SAMPLE, TIMESTEP = "sample", "timestep"  # inputs of every network that denoises
 PROMPT, POOLED, CLASSES = "encoder_hidden_states", "text_embeds", "class_labels"
+PLAIN = "UNet2DModel"  # diffusers' U-Net that reads no prompt
 # Where an input, or some channels of it, may come from: the settings of each kind, by their types.
 KINDS: Mapping[str, Mapping[str, type]] = {
     "state": {},
@@ -28,13 +30,17 @@ KINDS: Mapping[str, Mapping[str, type]] = {
     "mask": {},
     "masked_image": {},  # its latents
     "image_latents": {},  # the autoencoder's mean, not scaled
-    "noised_image": {"scheduler": str},  # as small as the latents; the folder of the scheduler that adds its noise
+    "small_image": {},  # as small as the latents
+    "noised_image": {"scheduler": str},  # the same, with noise that the scheduler in this folder adds
 }
-IMAGE_KINDS = ("image_latents", "noised_image")  # they are given the image, which is then no start for the latents
+SMALL_KINDS = ("small_image", "noised_image")  # RGB images, whose enlargement is drawn
+IMAGE_KINDS = ("image_latents", *SMALL_KINDS)  # they are given the image, which is then no start for the latents
 MASK_KINDS = ("mask", "masked_image")
 PROMPTS = ("negative", "positive")
 SCALES = ("guidance_scale", "image_guidance_scale")  # fields of a request
 MOST = 16  # stages, rows of guidance, or sources of an input
+KL, VQ, PIXELS = "kl", "vq", "none"
+CODECS = (KL, VQ, PIXELS)  # an autoencoder that gives Gaussians, one with a codebook, and none
 
 
 @dataclass(frozen=True)
@@ -51,17 +57,24 @@ class Source:
 
 @dataclass(frozen=True)
 class Space:
-    """The space that a sampler moves in: latents of an autoencoder.
+    """The space that a sampler moves in: latents of an autoencoder, or the pixels of images in [-1, 1].
 
     Attributes:
-        channels: Channels of the latents.
-        factor: Pixels of the image per latent, along one side.
+        channels: Channels of the latents, or of the images.
+        factor: Pixels of the image per latent, along one side; 1 without an autoencoder.
         scaling_factor: The network sees the autoencoder's latents times this.
+        codec: One of `CODECS`: what makes images of latents.
     """
 
     channels: int
     factor: int
     scaling_factor: float
+    codec: str = KL
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Name the networks without which no images can be made in this space."""
+        return ("unet",) if self.codec == PIXELS else ("unet", DECODER)
 
 
 @dataclass(frozen=True)
@@ -116,7 +129,7 @@ class Stage:
     @property
     def enlarges(self) -> int:
         """Return how many times larger than the image that it is given its image is: one as small as latents is."""
-        return self.space.factor if self.schedulers else 1
+        return self.space.factor if any(source.kind in SMALL_KINDS for source in self.beside) else 1
 
     @property
     def max_noise_level(self) -> int:
@@ -136,7 +149,7 @@ class Stage:
     @property
     def channels_beside(self) -> dict[str, int]:
         """Return how many channels each source beside the state gives: of latents, of a mask, or of an RGB image."""
-        widths = {"mask": 1, "noised_image": 3}
+        widths = {"mask": 1, **dict.fromkeys(SMALL_KINDS, 3)}
         return {source.kind: widths.get(source.kind, self.space.channels) for source in self.beside}
 
     @property
@@ -163,7 +176,7 @@ class Stage:
         """Return the stage as the manifest holds it."""
         return {
             "name": self.name,
-            "space": {**vars(self.space)},
+            "space": {name: value for name, value in vars(self.space).items() if value != KL},
             "own": list(self.own),
             "reads": {name: [{"from": s.kind, **s.settings} for s in sources] for name, sources in self.reads.items()},
             "guide": {
@@ -175,34 +188,62 @@ class Stage:
         }
 
 
-def stage_of_configs(unet: JsonObject, vae: JsonObject, index: JsonObject) -> Stage:
-    """Derive the stage of a Stable Diffusion from the configs that diffusers writes.
+def stage_of_configs(unet: JsonObject, vae: JsonObject | None, index: JsonObject) -> Stage:
+    """Derive the stage of a model from the configs that diffusers writes.
 
     Args:
         unet: unet/config.json.
-        vae: vae_decoder/config.json.
+        vae: vae_decoder/config.json; None for a model without an autoencoder, which works in pixels.
         index: model_index.json, which states three properties of pipelines; it may be empty.
 
     Raises:
         BundleError: A value is missing or invalid.
     """
+    space = _space_of_config(vae) if vae is not None else Space(channels_of(unet), 1, 1.0, PIXELS)
+    sides = sides_of(unet.get("sample_size"))
+    stage = Stage(
+        space,
+        own=(sides[0] * space.factor, sides[1] * space.factor),
+        reads=_reads_of_configs(unet, space, index),
+        shortens="LatentConsistencyModel" in str(index.get("_class_name")),
+    )
+    guided = "timestep_cond" not in stage.reads and PROMPT in stage.reads
+    return stage if guided else replace(stage, guide=Guide((Row("positive"),), ()))
+
+
+def channels_of(unet: JsonObject) -> int:
+    """Return the channels that a U-Net without anything beside its state takes."""
+    return whole("unet/config.json", "in_channels", unet.get("in_channels"), 3)
+
+
+def _space_of_config(vae: JsonObject) -> Space:
+    """Return the latents of an autoencoder."""
     file = "vae_decoder/config.json"
     widths = vae.get("block_out_channels")
     if not isinstance(widths, list) or not 0 < len(widths) <= MOST:
         found = None if widths is None else f"{widths!r:.100}"
         raise BundleError("bundle", f"{file} has no block_out_channels", expected="a list of widths", found=found)
-    factor = 2 ** (len(widths) - 1)
-    channels = whole(file, "latent_channels", vae.get("latent_channels"), 4)
-    sides = sides_of(unet.get("sample_size"))
+    codec = VQ if vae.get("_class_name") == "VQModel" else KL
+    name = "vq_embed_dim" if codec == VQ and vae.get("vq_embed_dim") else "latent_channels"
+    channels = whole(file, name, vae.get(name), 3 if codec == VQ else 4)
+    return Space(
+        channels, 2 ** (len(widths) - 1), positive(file, "scaling_factor", vae.get("scaling_factor"), 0.18215), codec
+    )
+
+
+def _reads_of_configs(unet: JsonObject, space: Space, index: JsonObject) -> dict[str, tuple[Source, ...]]:
+    """Return the sources of a U-Net's inputs: of one with attention to a context that is a prompt's."""
     zeros = truth("force_zeros_for_empty_prompt", index.get("force_zeros_for_empty_prompt"))
     scored = truth("requires_aesthetics_score", index.get("requires_aesthetics_score"))
     xl = bool(unet.get("addition_embed_type"))
-    masked = unet.get("in_channels") == 2 * channels + 1
+    masked = space.codec != PIXELS and unet.get("in_channels") == 2 * space.channels + 1
     reads: dict[str, tuple[Source, ...]] = {
         SAMPLE: (Source("state"), *((Source(kind) for kind in MASK_KINDS) if masked else ())),
         TIMESTEP: (Source("timestep"),),
-        PROMPT: (Source("prompt", ({"penultimate": True} if xl else {}) | ({"zeros": True} if zeros else {})),),
     }
+    if unet.get("_class_name") != PLAIN:
+        settings = ({"penultimate": True} if xl else {}) | ({"zeros": True} if zeros else {})
+        reads[PROMPT] = (Source("prompt", settings),)
     if xl:
         reads[POOLED] = (Source("pooled_prompt"),)
         reads["time_ids"] = (Source("sizes", {"scored": True} if scored else {}),)
@@ -211,10 +252,4 @@ def stage_of_configs(unet: JsonObject, vae: JsonObject, index: JsonObject) -> St
     if unet.get("num_class_embeds"):
         count = whole("unet/config.json", "num_class_embeds", unet["num_class_embeds"], 1)
         reads[CLASSES] = (Source("class", {"count": count}),)
-    stage = Stage(
-        Space(channels, factor, positive(file, "scaling_factor", vae.get("scaling_factor"), 0.18215)),
-        own=(sides[0] * factor, sides[1] * factor),
-        reads=reads,
-        shortens="LatentConsistencyModel" in str(index.get("_class_name")),
-    )
-    return replace(stage, guide=Guide((Row("positive"),), ())) if "timestep_cond" in reads else stage
+    return reads

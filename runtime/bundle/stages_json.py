@@ -10,10 +10,13 @@ from .configs import LARGEST
 from .contents import is_name
 from .manifest import MANIFEST
 from .stages import (
+    CODECS,
     IMAGE_KINDS,
     KINDS,
+    KL,
     MASK_KINDS,
     MOST,
+    PIXELS,
     PROMPTS,
     SAMPLE,
     SCALES,
@@ -25,6 +28,7 @@ from .stages import (
     Stage,
 )
 
+SPACE = ("channels", "factor", "scaling_factor", "codec")
 STAGE = ("name", "space", "own", "reads", "guide", "shortens", "depth")
 BESIDE = (*MASK_KINDS, *IMAGE_KINDS)
 OTHERS = tuple(kind for kind in KINDS if kind not in ("state", "timestep", *BESIDE))
@@ -69,7 +73,7 @@ def _stage(where: str, value: object) -> Stage:
     entry = _object(where, value, *STAGE)
     if not is_name(entry["name"]):
         raise _damaged(f"name of {where}", "a name", entry["name"])
-    space = _object(f"space of {where}", entry["space"], "channels", "factor", "scaling_factor")
+    space = _object(f"space of {where}", {"codec": KL, **_object(f"space of {where}", entry["space"])}, *SPACE)
     sides = [_whole(f"own of {where}", side, LARGEST**2) for side in _list(f"own of {where}", entry["own"])]
     if len(sides) != 2:
         raise _damaged(f"own of {where}", "height and width", sides)
@@ -82,6 +86,7 @@ def _stage(where: str, value: object) -> Stage:
             _whole(f"channels of {where}", space["channels"]),
             _whole(f"factor of {where}", space["factor"]),
             _number(f"scaling_factor of {where}", space["scaling_factor"]),
+            _codec(f"codec of {where}", space["codec"]),
         ),
         own=(sides[0], sides[1]),
         reads=reads,
@@ -105,6 +110,7 @@ def _check_fit(where: str, stage: Stage) -> None:
         ("sample", f"the state, then each once: {', '.join(BESIDE)}", every.get(SAMPLE) == ["state", *beside]),
         ("sample", f"each once: {', '.join(BESIDE)}", set(beside) <= {*BESIDE} and len({*beside}) == len(beside)),
         ("sample", "mask and masked_image", not stage.takes_mask or {*beside} == {*MASK_KINDS}),
+        ("space", "factor 1 without an autoencoder", stage.space.codec != PIXELS or stage.space.factor == 1),
         ("timestep", "the timestep", every.get(TIMESTEP) == ["timestep"]),
         ("reads", "one source for each other input", all(len(kinds) == 1 for kinds in others.values())),
         ("reads", f"one of {', '.join(OTHERS)}", all(kind in OTHERS for kinds in others.values() for kind in kinds)),
@@ -173,6 +179,13 @@ def _number(where: str, value: object) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e9:
         raise _damaged(where, "a number above 0", value)
     return float(value)
+
+
+def _codec(where: str, value: object) -> str:
+    """Return the name of what makes images of latents."""
+    if value not in CODECS:
+        raise _damaged(where, " or ".join(CODECS), value)
+    return str(value)
 
 
 def _depth(where: str, value: object) -> int:

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 def levels(images: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Round images (N, H, W, C), values in [0, 1], to 256 levels.
 
-    Of four channels the last is a depth: its 16 bits become the last two of six channels, as they are of autoencoders
-    that give six themselves.
+    A grey image has its one channel three times. Of four channels the last is a depth: its 16 bits become the last two
+    of six channels, as they are of autoencoders that give six themselves.
     """
     rounded = np.rint(images * 255).astype(np.uint8)
+    if images.shape[-1] == 1:
+        return rounded.repeat(3, axis=-1)
     if images.shape[-1] != 4:
         return rounded
     depth = (images[..., 3] * np.float32(65535)).astype(np.uint16)  # cut off, as diffusers does

@@ -37,7 +37,7 @@ from .batch_size import Forecast, bounded, images_at_once, unet_profiles
 from .call import ImagePipeline, Result
 from .conditioning.context import Context
 from .conditioning.prompts import reads_texts, text_encoders
-from .conditioning.sources import condition
+from .conditioning.sources import check_sources, condition
 from .denoise import Denoised, DenoisingTask, Encoded, check_finite
 from .initial_latents import initial_latents
 from .overlap import in_stages
@@ -158,8 +158,9 @@ class Pipeline(ImagePipeline):
     def _encode(self, request: Request) -> Encoded:
         """Prompts to embeddings, an image and its mask to latents, the scheduler to a plan."""
         called = time.perf_counter()
+        check_sources(request, self.stage)
         plan = self.plan(request)
-        decodes = request.output_type != "latent" and self.decoding.tile is None
+        decodes = request.output_type != "latent" and self.decoding.tile is None and DECODER in self.engines
         rows, scales = self._rows(request)
         encoders = text_encoders(self.engines) if reads_texts(request, rows) else []
         self.engines.open_soon([*encoders, "unet", *([DECODER] if decodes else [])])

@@ -5,7 +5,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .families import _OLD_FIELDS, _OLD_NAMES, CAPTIONS, CONDITIONED, END, FAMILIES, LENGTH, START, Config, Family
+from .families import (
+    _OLD_FIELDS,
+    _OLD_NAMES,
+    CAPTIONS,
+    CONDITIONED,
+    END,
+    FAMILIES,
+    LENGTH,
+    PLAIN,
+    START,
+    Config,
+    Family,
+)
 
 
 def randomise(module: Any, seed: int = 0) -> Any:
@@ -45,10 +57,12 @@ def _text_encoder(config: Config, kind: str) -> Any:
 def networks(family: Family) -> dict[str, Any]:
     """diffusers' and transformers' networks with random weights, by component."""
     import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 
     torch.manual_seed(3)
-    made = {"unet": UNet2DConditionModel(**family.unet), "vae": AutoencoderKL(**family.vae)}
+    made = {"unet": (UNet2DModel if family in PLAIN.values() else UNet2DConditionModel)(**family.unet)}
+    if family.vae:
+        made["vae"] = (VQModel if "num_vq_embeddings" in family.vae else AutoencoderKL)(**family.vae)
     if family.text_encoder:
         made["text_encoder"] = _text_encoder(family.text_encoder, "CLIPTextModel")
     if family.text_encoder_2:
@@ -61,6 +75,8 @@ def save_pipeline(name: str, folder: Path, **how: Any) -> Path:
     import diffusers
     from transformers import CLIPTokenizer
 
+    if name in PLAIN:
+        return _save_plain(PLAIN[name], folder)
     family = {**FAMILIES, **CONDITIONED}[name]
     parts: Config = {"text_encoder": None, "tokenizer": None, **networks(family), **family.extra}
     pads = {"tokenizer": family.pad, "tokenizer_2": "!"}
@@ -84,6 +100,16 @@ def save_pipeline(name: str, folder: Path, **how: Any) -> Path:
     _write(folder / "scheduler" / "scheduler_config.json", family.scheduler)
     if family.old:
         _make_old(folder)
+    return folder
+
+
+def _save_plain(family: Family, folder: Path) -> Path:
+    """Write the pipeline of a family whose U-Net reads no prompt."""
+    import diffusers
+
+    parts = {"vqvae" if name == "vae" else name: network for name, network in networks(family).items()}
+    parts["scheduler"] = getattr(diffusers, family.scheduler["_class_name"]).from_config(family.scheduler)
+    getattr(diffusers, family.pipeline)(**parts).save_pretrained(folder)
     return folder
 
 

@@ -82,12 +82,18 @@ def stages(pipeline: "Pipeline", request: "Request", count: int) -> list[Spread]
     for seed in range(count):
         before = sum(map(sum, times.values()))
         begin = time.perf_counter()
-        timed.generate(replace(request, prompt=f"{request.prompt} {seed}", seed=seed))
+        timed.generate(_another(request, seed))
         whole.append(time.perf_counter() - begin)
         between.append(whole[-1] - (sum(map(sum, times.values())) - before))
     total = sum(whole)
     rows = [Spread.of(name, calls, total) for name, calls in times.items() if calls]
     return [*rows, Spread.of("outside networks", between, total), Spread.of("picture", whole, total)]
+
+
+def _another(request: "Request", seed: int, turn: str = "") -> "Request":
+    """Return a request with another seed and, where it has a prompt, another prompt."""
+    prompt = None if request.prompt is None else f"{request.prompt} {turn}{seed}"
+    return replace(request, prompt=prompt, seed=seed)
 
 
 def _timed(engines: "Mapping[str, Engine]", name: str, times: list[float]) -> Timed:
@@ -108,9 +114,7 @@ def overlapped(pipeline: "Pipeline", request: "Request", count: int) -> float:
     for turn in range(3):
         seconds = []
         for way, draw in enumerate(ways):
-            requests = [
-                replace(request, prompt=f"{request.prompt} {turn} {way} {seed}", seed=seed) for seed in range(count)
-            ]
+            requests = [_another(request, seed, f"{turn} {way} ") for seed in range(count)]
             begin = time.perf_counter()
             for _ in draw(requests):
                 pass
@@ -119,12 +123,12 @@ def overlapped(pipeline: "Pipeline", request: "Request", count: int) -> float:
     return statistics.median(ratios)
 
 
-def cold(bundle: Path, prompt: str, words: Mapping[str, float | str | None], runs: int) -> tuple[float, float]:
+def cold(bundle: Path, prompt: str | None, words: Mapping[str, float | str | None], runs: int) -> tuple[float, float]:
     """Run `ldmrt generate` in new processes, from their start to an image on disk.
 
     Args:
         bundle: The bundle.
-        prompt: The prompt.
+        prompt: The prompt, if the model reads one.
         words: Values by the names of options; None takes the default.
         runs: Number of processes.
 
@@ -135,7 +139,7 @@ def cold(bundle: Path, prompt: str, words: Mapping[str, float | str | None], run
 
     options = [part for name, value in words.items() if value is not None for part in (f"--{name}", str(value))]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "ldmrt.tools.cli", "generate", str(bundle), prompt, *options,
+        command = [sys.executable, "-m", "ldmrt.tools.cli", "generate", str(bundle), *filter(None, [prompt]), *options,
                    "-o", f"{folder}/out.png"]  # fmt: skip
         taken = [run("a new process", command, quiet=True) for _ in range(runs)]
     return statistics.median(run.seconds for run in taken), statistics.median(run.peak * 1e6 for run in taken)
@@ -176,7 +180,10 @@ def trades(pipeline: "Pipeline", request: "Request", count: int, caches: list[in
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
-    "--prompt", default="a red apple, noto style, blue background", show_default=True, help="Prompt of all images."
+    "--prompt",
+    default="a red apple, noto style, blue background",
+    show_default=True,
+    help="Prompt of all images, if the model reads one.",
 )
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Steps of the sampler.")
 @click.option("--guidance", default=5.0, show_default=True, help="Guidance scale; 1 is none.")
@@ -223,9 +230,10 @@ def bench(
     from ldmrt.tools.console import tables
 
     words: dict[str, float | str | None] = {"steps": steps, "guidance": guidance, "width": width, "height": height}
-    request = request_of({"prompt": prompt, **words})
     # not fused: the U-Net and the row are timed apart
     pipeline = open_pipeline(bundle, backend, threads=threads, fused=False, compute=compute)
+    text = prompt if pipeline.stage.source("prompt") else None
+    request = request_of({"prompt": text, **words})
     rows = stages(pipeline, request, pictures)
     of = {row.stage: row for row in rows}
     per_second = of["unet"].calls / (pictures * of["picture"].p50)
@@ -233,7 +241,7 @@ def bench(
     traded = trades(pipeline, request, pictures, list(dict.fromkeys(caches))) if caches else []
     pipeline.close()
     ways: dict[str, float | str | None] = {"threads": threads, "backend": backend, "compute": compute}
-    start, peak = cold(bundle, prompt, {**words, **ways}, min(3, pictures))
+    start, peak = cold(bundle, text, {**words, **ways}, min(3, pictures))
 
     titles = ("stage", "calls", "p50 ms", "p95 ms", "share")
     cells = [

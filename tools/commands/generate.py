@@ -28,7 +28,7 @@ GRID = 1024  # most images in the grid
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("prompts", nargs=-1, required=True, type=Text())
+@click.argument("prompts", nargs=-1, type=Text())
 @click.option("--negative", "negative_prompt", type=Text(), help="What the images should not show.")
 @click.option("-n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Images of each prompt.")
 @click.option(
@@ -167,6 +167,8 @@ def generate(
 ) -> None:
     """Make images of PROMPTS with BUNDLE: OUT, or OUT as a grid and a numbered file for each.
 
+    A model that reads no text takes no PROMPTS.
+
     All parameters are saved in the PNG's text chunk "ldmrt", or in the user comment of a JPEG's or WebP's EXIF.
 
     Example: ldmrt generate out/emoji64 "a red apple, noto style, blue background" -n 4 --seed 1 -o out/apple.png
@@ -188,7 +190,7 @@ def generate(
     options |= {name: one_or_all(options[name]) for name in ("image", "mask", "class_labels")}
     options["scheduler_settings"] = settings
     steering = collected(controls)
-    request = request_of({"prompt": prompts, "controls": steering, "latents": read_latents(latents), **options})
+    request = request_of({"prompt": prompts or None, "controls": steering, "latents": read_latents(latents), **options})
     check_name(out)
     begin = time.perf_counter()
     open_one = partial(
@@ -239,7 +241,7 @@ def generate(
         depths = result.depth
         for place, (image, seed) in enumerate(zip(result.pixels, result.seeds, strict=True)):
             number += 1
-            prompt = prompts[number // request.num_images_per_prompt]
+            prompt = request.prompts[number]
             path = out if request.total_images == 1 else numbered(out, number)
             save_image(path, image, notes({**shared, "prompt": prompt, "seed": seed}))
             if depths is not None:

@@ -102,6 +102,7 @@ def _component(bundle: "Bundle", name: str) -> "JsonObject":
 
 def show(bundle: "Bundle", facts: "JsonObject") -> None:
     """Print what `described` returned as a table and lines of text."""
+    from ldmrt.runtime.bundle.stages import PIXELS
     from ldmrt.runtime.errors import printable
     from ldmrt.tools.console import tables
     from ldmrt.tools.console.words import listed, words_of
@@ -114,7 +115,10 @@ def show(bundle: "Bundle", facts: "JsonObject") -> None:
         rows.append((component["name"], component["precision"] or "", size, inputs, outputs))
     tables.show(("component", "precision", "size", "inputs", "outputs"), rows, lines=True)
     height, width = bundle.stage.own
-    click.echo(f"{width}x{height} pixels, latents of {facts['latent_channels']} channels at 1/{facts['latent_factor']}")
+    channels, factor = facts["latent_channels"], facts["latent_factor"]
+    latents = f"latents of {channels} channels at 1/{factor}"
+    space = f"sampled in pixels of {channels} channels" if bundle.stage.space.codec == PIXELS else latents
+    click.echo(f"{width}x{height} pixels, {space}")
     predicts = f"predicts {facts['prediction_type']}, scaling factor {facts['scaling_factor']:.5g}"
     click.echo(f"{facts['scheduler']}, {predicts}")
     given = [source.kind.replace("_", " ") for sources in bundle.stage.reads.values() for source in sources]

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32, FRONT, TILE
-from ldmrt.runtime.bundle.stages import Space
+from ldmrt.runtime.bundle.stages import PIXELS, Space
 from ldmrt.runtime.errors import LdmrtError, NotFinite
 from ldmrt.runtime.images.writing import levels
 from ldmrt.runtime.nearest import suggestion
@@ -62,6 +62,8 @@ class Decoding:
 def decode(engines: Mapping[str, Engine], space: Space, latents: Floats, how: Decoding) -> NDArray[np.uint8]:
     """Decode latents (N, C, h, w) to images (N, H, W, 3 or 6), one at a time: in memory is one image, or one tile.
 
+    A state of pixels is its own image, with as many channels as it has.
+
     Raises:
         NotFinite: The decoder's output is not finite.
     """
@@ -88,7 +90,7 @@ def _decoded(engines: Mapping[str, Engine], space: Space, latents: Floats, how: 
             return tiled_as_whole(engines[name + TILE], features, cells, ("features", "sample"), factors, how.passes)
 
     for latent in latents:
-        out = draw(DECODER, latent[None] / scale)
+        out = latent[None] if space.codec == PIXELS else draw(DECODER, latent[None] / scale)
         if how.on_overflow == "retry" and DECODER_FP32 in engines and not np.isfinite(out).all():
             out = draw(DECODER_FP32, latent[None] / scale)
         if not np.isfinite(out).all():
@@ -97,6 +99,8 @@ def _decoded(engines: Mapping[str, Engine], space: Space, latents: Floats, how: 
 
 
 def _hint(engines: Mapping[str, Engine], how: Decoding) -> str:
+    if DECODER not in engines:
+        return "ldmrt verify BUNDLE --against CHECKPOINT"
     if DECODER_FP32 not in engines:
         return "ldmrt export CHECKPOINT BUNDLE --precision fp16 --fp32-decoder, then generate with --on-overflow retry"
     return "--on-overflow retry" if how.on_overflow == "stop" else "ldmrt verify BUNDLE --against CHECKPOINT"

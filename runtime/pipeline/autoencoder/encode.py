@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ldmrt.runtime.bundle.graphs import BACK, ENCODER, TILE
-from ldmrt.runtime.bundle.stages import Space
+from ldmrt.runtime.bundle.stages import PIXELS, VQ, Space
 from ldmrt.runtime.errors import LdmrtError, NotFinite
 from ldmrt.runtime.samplers.noise import noise
 from ldmrt.runtime.samplers.plan import Latents
@@ -19,6 +19,8 @@ def encode_image(
     engines: Mapping[str, Engine], space: Space, how: Decoding, colours: Latents, seeds: list[int], stream: int
 ) -> Latents:
     """Encode images to latents, sampled from the autoencoder's Gaussian with the seeds' noise.
+
+    An autoencoder with a codebook gives no Gaussian but latents; pixels in [-1, 1] are their own latents.
 
     Args:
         engines: Those of the pipeline.
@@ -36,8 +38,10 @@ def encode_image(
         NotFinite: The latents are not finite.
     """
     mean, log_variance = _gaussian(engines, space, how, colours)
-    drawn = noise(seeds, stream, mean.shape[1:])
-    latents: Latents = (mean + np.exp(np.clip(log_variance, -30, 20) / 2) * drawn) * np.float32(space.scaling_factor)
+    if log_variance is not None:
+        drawn = noise(seeds, stream, mean.shape[1:])
+        mean = mean + np.exp(np.clip(log_variance, -30, 20) / 2) * drawn
+    latents: Latents = mean * np.float32(space.scaling_factor)
     return _finite(latents)
 
 
@@ -60,12 +64,19 @@ def encode_mean(engines: Mapping[str, Engine], space: Space, how: Decoding, colo
     return _finite(_gaussian(engines, space, how, colours)[0])
 
 
-def _gaussian(engines: Mapping[str, Engine], space: Space, how: Decoding, colours: Latents) -> tuple[Latents, Latents]:
-    """Return mean and log-variance of images, (N, C, h, w) both."""
+def _gaussian(
+    engines: Mapping[str, Engine], space: Space, how: Decoding, colours: Latents
+) -> tuple[Latents, Latents | None]:
+    """Return mean and log-variance of images, (N, C, h, w) both; no variance where the codec gives none."""
+    if space.codec == PIXELS:
+        return colours * 2 - 1, None
     if ENCODER not in engines:
         raise LdmrtError(ENCODER, "this bundle cannot take an image", hint="export again, with vae_encoder")
     parameters = [_parameters(engines, space, how, one[None] * 2 - 1) for one in colours]
-    mean, log_variance = np.split(np.concatenate(parameters).astype(np.float32, copy=False), 2, axis=1)
+    encoded = np.concatenate(parameters).astype(np.float32, copy=False)
+    if space.codec == VQ:
+        return encoded, None
+    mean, log_variance = np.split(encoded, 2, axis=1)
     return mean, log_variance
 
 

@@ -27,8 +27,13 @@ def _image_latents(context: Context, source: Source) -> Latents:
     return encode_mean(context.engines, context.stage.space, context.how, context.colours)
 
 
+def _small_image(context: Context, source: Source) -> Latents:
+    pixels: Latents = context.colours * 2 - 1
+    return pixels
+
+
 def _noised_image(context: Context, source: Source) -> Latents:
-    pixels = context.colours * 2 - 1
+    pixels = _small_image(context, source)
     alpha, sigma = signal_and_noise(context.schedulers[str(source.setting("scheduler"))], context.noise_level)
     noised: Latents = np.float32(alpha) * pixels
     noised += np.float32(sigma) * noise(context.request.seeds, NOISED, pixels.shape[1:])
@@ -39,5 +44,6 @@ BESIDE: Mapping[str, Callable[[Context, Source], Latents]] = {
     "mask": _mask,
     "masked_image": _masked_image,
     "image_latents": _image_latents,
+    "small_image": _small_image,
     "noised_image": _noised_image,
 }

@@ -9,7 +9,8 @@ import numpy as np
 
 from ldmrt.runtime.bundle.stages import Source, Stage
 from ldmrt.runtime.errors import InvalidRequest, LdmrtError
-from ldmrt.runtime.pipeline.request.request import Request
+from ldmrt.runtime.pipeline.request.combinations import no_prompt
+from ldmrt.runtime.pipeline.request.request import EMBEDDINGS, TEXTS, Request
 from ldmrt.runtime.tensors import Array, Arrays
 
 from .beside import BESIDE
@@ -30,9 +31,8 @@ def condition(context: Context) -> Arrays:
         `BESIDE_STATE` are channels, (calls, C, h, w), that stand beside the state.
 
     Raises:
-        InvalidRequest: The request lacks what a source needs, or has what no source takes.
+        InvalidRequest: The request lacks what a source needs.
     """
-    _refuse_unused(context.request, context.stage)
     inputs: Arrays = {}
     for name, (source, *_) in context.stage.reads.items():
         if source.kind in SOURCES:
@@ -93,8 +93,19 @@ SOURCES: Mapping[str, Callable[[Context, Source, str], Array]] = {
 }
 
 
-def _refuse_unused(request: Request, stage: Stage) -> None:
-    """Refuse fields that no source of the stage takes: they would have no effect."""
+def check_sources(request: Request, stage: Stage) -> None:
+    """Refuse a request without the prompt that a stage reads, or with fields that no source of it takes.
+
+    Raises:
+        InvalidRequest: Names the field, which would have no effect, or which is missing.
+    """
+    if stage.source("prompt") is None:
+        for name in (*TEXTS, *EMBEDDINGS):
+            given = getattr(request, name)
+            if given is not None and (name in EMBEDDINGS or any(given)):  # "" asks for nothing
+                raise InvalidRequest("request", f"this model takes no {name}", expected=f"a request without {name}")
+    elif request.prompt is None and request.prompt_embeds is None:
+        raise no_prompt()
     taken = {*stage.guide.scales, *(source.kind for sources in stage.reads.values() for source in sources)}
     for name, kind in {"class_labels": "class", "noise_level": "noise_level", "image_guidance_scale": ""}.items():
         if getattr(request, name) is not None and not {name, kind} & taken:

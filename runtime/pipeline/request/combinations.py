@@ -51,3 +51,8 @@ def wrong_number(name: str, prompts: int, found: int) -> InvalidRequest:
     """Make the error of a field that holds not one value for each prompt."""
     expected = f"{prompts} (one per prompt)"
     return InvalidRequest("request", f"wrong length of {name}", expected=expected, found=found)
+
+
+def no_prompt() -> InvalidRequest:
+    """Make the error of a request without a prompt."""
+    return InvalidRequest("request", "no prompt", expected="prompt, or prompt_embeds")

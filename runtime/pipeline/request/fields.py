@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from ldmrt.runtime.images.reading import split
 from ldmrt.runtime.tensors import Array
 
 from .checks import Images, Text
@@ -65,10 +66,14 @@ class Fields:
 
     @property
     def prompt_count(self) -> int:
-        """The number of prompts."""
+        """The number of prompts; without any, that of the classes or of the images, and else 1."""
         if self.prompt_embeds is not None:
             return len(self.prompt_embeds)
-        return 0 if self.prompt is None else 1 if isinstance(self.prompt, str) else len(self.prompt)
+        if self.prompt is not None:
+            return 1 if isinstance(self.prompt, str) else len(self.prompt)
+        if isinstance(self.class_labels, Sequence):
+            return len(self.class_labels)
+        return 1 if self.image is None else len(split("image", self.image))
 
     @property
     def total_images(self) -> int:

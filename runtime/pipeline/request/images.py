@@ -3,7 +3,7 @@
 import warnings
 from dataclasses import dataclass
 
-from ldmrt.runtime.bundle.stages import Stage
+from ldmrt.runtime.bundle.stages import PIXELS, Stage
 from ldmrt.runtime.errors import InvalidRequest, LdmrtWarning
 from ldmrt.runtime.images import reading
 from ldmrt.runtime.images.sizes import enlarged_size
@@ -20,7 +20,8 @@ class GivenImages:
 
     Attributes:
         size: Height and width, in pixels, of the images that are made.
-        colours: (images, 3, H, W), values in [0, 1]; smaller than `size` where the stage enlarges them.
+        colours: (images, 3, H, W), or 1 for a model of grey images, values in [0, 1]; smaller than `size` where the
+            stage enlarges them.
         mask: (images, 1, H, W), 1 where the image shall change and 0 where it is kept.
     """
 
@@ -58,7 +59,8 @@ def read_images(request: Request, stage: Stage) -> GivenImages:
     if image is None:
         return GivenImages(size)
     count, small = request.total_images, (size[0] // enlarges, size[1] // enlarges)
-    colours = reading.for_each(reading.colors("image", [image, *others], small), count)
+    channels = stage.space.channels if stage.space.codec == PIXELS else 3
+    colours = reading.for_each(reading.colors("image", [image, *others], small, channels), count)
     if request.mask_image is None:
         return GivenImages(size, colours)
     masks = reading.masks(reading.split("mask", request.mask_image), size, request.mask_from)

@@ -10,7 +10,7 @@ from ldmrt.runtime.images.sizes import enlarged_size
 from ldmrt.runtime.tensors import Array
 
 from .checks import LARGEST_SIDE, SEEDS, Images, Text, Whole, exclusive, invalid, with_scale
-from .combinations import check_combinations, check_embeddings, wrong_number
+from .combinations import check_combinations, check_embeddings, no_prompt, wrong_number
 from .field_names import FIELDS
 from .fields import Fields
 from .generators import seeds_from
@@ -24,7 +24,7 @@ class Request(Fields):
     """Asks for `num_images_per_prompt` images of each prompt; the fields are named as in diffusers' pipelines.
 
     Attributes:
-        prompt: A text, or a list of them.
+        prompt: A text, or a list of them; None for a model that reads none.
         negative_prompt: What the images shall not show, where `guidance_scale` is above 1.
         prompt_2: SDXL: the text that the second text encoder reads; `prompt` by default.
         negative_prompt_2: SDXL: the same for the negative prompt.
@@ -87,7 +87,7 @@ class Request(Fields):
         for name, field_ in FIELDS.items():
             object.__setattr__(self, name, field_.check(name, getattr(self, name)))
         if not self.total_images:
-            raise InvalidRequest("request", "no prompt", expected="prompt, or prompt_embeds")
+            raise no_prompt()
         check_combinations(self)
         check_embeddings(self)
         self._check_images("image", self.image)
@@ -173,7 +173,10 @@ class Request(Fields):
         changes["controls"] = {name: (self._images_of(each, places), scale) for name, (each, scale) in scaled.items()}
         if self.latents is not None:
             changes["latents"] = self.latents[places.start : places.stop]
-        return replace(self, num_images_per_prompt=1, seed=self._seeds(places), **changes, **sides)
+        counted = changes["prompt"] is not None or self.prompt_embeds is not None or self.class_labels is not None
+        several = counted or isinstance(changes["image"], list)
+        changes["num_images_per_prompt"] = 1 if several else len(places)  # nothing in it is one for each image
+        return replace(self, seed=self._seeds(places), **changes, **sides)
 
     def _check_images(self, where: str, images: Images | None) -> None:
         """Refuse images that are not one, or one for each prompt; a file must be there."""

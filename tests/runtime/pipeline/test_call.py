@@ -187,7 +187,7 @@ STATES = np.zeros((1, 77, 4), np.float32)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({}, "no prompt; expected prompt, or prompt_embeds"),
+        ({"prompt": []}, "no prompt; expected prompt, or prompt_embeds"),
         ({"prompt": "a", "prompt_embeds": STATES}, "prompt cannot be combined with prompt_embeds"),
         ({"prompt_2": "a", "prompt_embeds": STATES}, "prompt_2 cannot be combined with prompt_embeds"),
         (

@@ -31,7 +31,7 @@ from ldmrt.runtime.pipeline.request.field_names import FIELDS
         *(
             pytest.param(fields, name, id=f"wrong {fields}")
             for name, fields in (
-                ("prompt", {"prompt": None}),
+                ("prompt", {"prompt": []}),
                 ("prompt", {"prompt": [b"a"]}),
                 ("negative", {"negative_prompt": 3}),
                 ("num_images_per_prompt", {"num_images_per_prompt": 1.5}),

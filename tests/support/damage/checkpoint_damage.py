@@ -162,7 +162,7 @@ def replace(target: Target, rng: random.Random) -> Named:
 FIELDS: list[tuple[str, str, Any, str]] = [
     ("unet", "in_channels", 5, "unet/config.json is not latent_channels of vae/config.json; expected 4; found 5"),
     ("unet", "in_channels", "4", ""),
-    ("unet", "out_channels", 3, "conv_out"),
+    ("unet", "out_channels", 3, "out_channels"),
     ("unet", "block_out_channels", [16], ""),
     ("unet", "block_out_channels", [16, 10**12], "invalid config"),
     ("unet", "block_out_channels", [16, 48], "wrong shape"),

@@ -30,7 +30,7 @@ class Family:
     @property
     def factor(self) -> int:
         """Pixels a latent, along one side."""
-        return int(2 ** (len(self.vae["block_out_channels"]) - 1))
+        return int(2 ** (len(self.vae["block_out_channels"]) - 1)) if self.vae else 1
 
     @property
     def size(self) -> int:
