@@ -129,6 +129,14 @@ def test_defaults_are_those_of_diffusers() -> None:
     assert LDMBertConfig().hidden_size == theirs.LDMBertConfig().hidden_size == 1280
 
 
+def test_published_size_has_the_weights_of_diffusers() -> None:
+    with torch.device("meta"):
+        ours, model = LDMBert(LDMBertConfig()), theirs.LDMBertModel(theirs.LDMBertConfig())
+    shapes = {key: value.shape for key, value in ours.state_dict().items()}
+    assert shapes == {key: value.shape for key, value in model.state_dict().items()}
+    assert sum(shape.numel() for shape in shapes.values()) > 500e6
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
