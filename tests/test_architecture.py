@@ -46,7 +46,7 @@ MAY: dict[str, set[str]] = {
     "model.families": ERRORS | {"runtime.bundle", "runtime.files"},  # stages are values
     "model.checkpoint": READING
     | {"runtime.bundle", "model.config", "model.families", "model.networks", "model.weights"},
-    "model.textual_inversion": READING | {"model.weights"},
+    "model.textual_inversion": READING | {"model.networks", "model.weights"},
     "model.lora": READING | {"model.checkpoint", "model.networks", "model.textual_inversion", "model.weights"},
     "model.training": READING | {"model.networks", "runtime.images"},
     "export": set(),

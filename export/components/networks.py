@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from ldmrt.model.networks.autoencoder import Autoencoder
+from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 
 from .controls import FEATURE, RESIDUAL
@@ -26,6 +27,18 @@ class _TextEncoder(nn.Module):
         norm = getattr(self.model, "text_model", self.model).get_submodule("final_layer_norm")
         skipped = [norm(out.hidden_states[-1 - skip]) for skip in range(1, self.skips + 1)]
         return *first, *out.hidden_states, *skipped
+
+
+class _LDMBert(nn.Module):
+    """Returns the last hidden state alone: no pipeline reads another, and there is no pooled text."""
+
+    def __init__(self, model: LDMBert) -> None:
+        """Wrap a text encoder without the head that it was trained with."""
+        super().__init__()
+        self.model = model.model
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor]:
+        return (self.model(input_ids),)
 
 
 class _UNet(nn.Module):

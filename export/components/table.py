@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from ldmrt.model.checkpoint.checkpoint import Checkpoint, class_of
 from ldmrt.model.config import to_config
+from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.networks.unet import UNetConfig
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.torch_engine import TorchEngine
@@ -27,8 +29,11 @@ from ldmrt.runtime.tensors import Specs, TensorSpec, shape_of, split_symbol
 
 from .autoencoder_parts import tile_specs
 from .controls import CONTROLS, check_fit, steering
-from .networks import _Decoder, _Encoder, _TextEncoder, _UNet, _VQDecoder
+from .networks import _Decoder, _Encoder, _LDMBert, _TextEncoder, _UNet, _VQDecoder
 from .specs import conditioning, dtype_of, image, latent, tokens_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 Tensors = tuple[Tensor, ...]
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -110,6 +115,9 @@ def _for_numpy(row: Component) -> Component:
 
 def _text_encoders(c: Checkpoint) -> Iterator[Component]:
     for name, model in c.text_encoders.items():
+        if isinstance(model, LDMBert):
+            yield _ldm_bert(c, name, model)
+            continue
         config = model.config
         dtype, width, tokens = dtype_of(model), int(config.hidden_size), tokens_of(c, name)
         layers = int(config.num_hidden_layers)
@@ -126,14 +134,26 @@ def _text_encoders(c: Checkpoint) -> Iterator[Component]:
             (TensorSpec("input_ids", "int64", ("batch", tokens)),),
             tuple(outputs),
             {**config.to_dict(), "architectures": [class_of(model)]},
-            (int(config.vocab_size), _end(c, name)),
+            (int(config.vocab_size), _end(config)),
         )
 
 
-def _end(c: Checkpoint, name: str) -> int:
+def _ldm_bert(c: Checkpoint, name: str, model: LDMBert) -> Component:
+    config, tokens = model.config, tokens_of(c, name)
+    return Component(
+        name,
+        _LDMBert(model),
+        (TensorSpec("input_ids", "int64", ("batch", tokens)),),
+        (TensorSpec("last_hidden_state", dtype_of(model), ("batch", tokens, config.d_model)),),
+        {**config.to_dict(), "architectures": [class_of(model)]},
+        (config.vocab_size, config.pad_token_id),
+    )
+
+
+def _end(config: "PretrainedConfig") -> int:
     """Return the id that ends a text: old configs say 2, where the vocabulary ends with it."""
-    eos = int(c.text_encoders[name].config.eos_token_id)
-    return int(c.text_encoders[name].config.vocab_size) - 1 if eos == 2 else eos
+    eos = int(config.eos_token_id)
+    return int(config.vocab_size) - 1 if eos == 2 else eos
 
 
 def _unet(c: Checkpoint) -> Iterator[Component]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from ldmrt.model.config import LARGEST, RawConfig, to_config
 from ldmrt.model.families.table import stage_of
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.controlnet import ControlNet
+from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.networks.t2i_adapter import Adapter
 from ldmrt.model.networks.unet import UNet
@@ -24,6 +25,7 @@ from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.files.writing import write_atomically
+from ldmrt.runtime.tokenizer.vocabulary import tokenizer_class
 
 from .folder import INDEX, TEXT
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 Control = ControlNet | Adapter
 Codec = Autoencoder | VQAutoencoder
+TextEncoder: TypeAlias = "PreTrainedModel | LDMBert"
 WEIGHTS, TEXT_WEIGHTS = f"{STEMS[0]}.safetensors", f"{STEMS[1]}.safetensors"
 PIPELINE = {
     "_class_name": "StableDiffusionPipeline",
@@ -39,17 +42,20 @@ PIPELINE = {
     "requires_safety_checker": False,
     "safety_checker": [None, None],
 }
+# Where a pipeline finds a class that is not diffusers' own; the last is a module of its pipeline's.
+LIBRARIES = {**dict.fromkeys(TEXT, "transformers"), "LDMBertModel": "latent_diffusion"}
 # Keys of a text encoder's config about the program that ran it; the model is the same.
 NOTES = {"dtype", "torch_dtype", "_name_or_path", "_attn_implementation", "attn_implementation", "return_dict"}
 NOTES |= {"output_attentions", "output_hidden_states"}
 # The networks of this package by the names of diffusers' classes.
-NETWORKS: dict[str, type[UNet | PlainUNet | Codec | Control]] = {
+NETWORKS: dict[str, type[UNet | PlainUNet | Codec | Control | LDMBert]] = {
     "UNet2DConditionModel": UNet,
     "UNet2DModel": PlainUNet,
     "AutoencoderKL": Autoencoder,
     "VQModel": VQAutoencoder,
     "ControlNetModel": ControlNet,
     "T2IAdapter": Adapter,
+    "LDMBertModel": LDMBert,
 }
 
 
@@ -63,7 +69,7 @@ class Checkpoint:
 
     unet: UNet | PlainUNet
     vae: Codec | None
-    text_encoders: "dict[str, PreTrainedModel]"  # "text_encoder", "text_encoder_2": classes of transformers
+    text_encoders: dict[str, TextEncoder]  # "text_encoder", "text_encoder_2": classes of transformers, or our own
     tokenizers: dict[str, dict[str, bytes]] = field(repr=False)  # "tokenizer", "tokenizer_2": file name -> content
     scheduler: JsonObject
     index: JsonObject = field(default_factory=lambda: dict(PIPELINE))
@@ -119,8 +125,8 @@ class Checkpoint:
     def model_index(self) -> JsonObject:
         """Return the content of model_index.json, which tells diffusers and optimum the class of each part."""
         kinds = {self.folders.get(name, name): class_of(network) for name, network in self.networks.items()}
-        parts = {name: ["transformers" if kind in TEXT else "diffusers", kind] for name, kind in kinds.items()}
-        parts |= {name: ["transformers", "CLIPTokenizer"] for name in self.tokenizers}
+        parts = {name: [LIBRARIES.get(kind, "diffusers"), kind] for name, kind in kinds.items()}
+        parts |= {name: ["transformers", tokenizer_class(files)] for name, files in self.tokenizers.items()}
         parts |= {name: ["diffusers", scheduler["_class_name"]] for name, scheduler in self.schedulers.items()}
         return dict(sorted({**self.index, **parts}.items()))
 
@@ -161,9 +167,9 @@ def class_of(network: nn.Module) -> str:
     return next((kind for kind, ours in NETWORKS.items() if type(network) is ours), type(network).__name__)
 
 
-def is_text_encoder(network: nn.Module) -> "TypeGuard[PreTrainedModel]":
-    """Tell a text encoder, which is transformers', from the networks of this package."""
-    return class_of(network) in TEXT
+def is_text_encoder(network: nn.Module) -> TypeGuard[TextEncoder]:
+    """Tell a text encoder, of transformers or of this package, from other networks."""
+    return isinstance(network, LDMBert) or class_of(network) in TEXT
 
 
 def save_network(folder: Path, network: nn.Module, config: RawConfig, dtype: torch.dtype, name: str = WEIGHTS) -> None:
@@ -172,13 +178,13 @@ def save_network(folder: Path, network: nn.Module, config: RawConfig, dtype: tor
     write_json(folder / "config.json", config)
 
 
-def save_text_encoder(folder: Path, network: "PreTrainedModel", dtype: torch.dtype) -> None:
+def save_text_encoder(folder: Path, network: TextEncoder, dtype: torch.dtype) -> None:
     """Write a text encoder with the names that every version of transformers reads: 5 dropped the prefix of some."""
     state = network.state_dict()
-    if not any(key.startswith("text_model.") for key in state):
+    if class_of(network) in TEXT and not any(key.startswith("text_model.") for key in state):
         state = {f"text_model.{key}": value for key, value in state.items()}
     write(folder.name, folder / TEXT_WEIGHTS, state, dtype)
-    config = {**network.config.to_dict(), "architectures": [type(network).__name__]}
+    config = {**network.config.to_dict(), "architectures": [class_of(network)]}
     write_json(folder / "config.json", {**config, "dtype": str(dtype).removeprefix("torch.")})
 
 

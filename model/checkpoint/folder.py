@@ -13,20 +13,20 @@ from ldmrt.runtime.nearest import suggestion
 INDEX = "model_index.json"
 SCHEDULER, NOISERS = "scheduler", ("low_res_scheduler",)
 TEXT = ("CLIPTextModel", "CLIPTextModelWithProjection")
-TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast")
+TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast", "BertTokenizer", "BertTokenizerFast")
 
 # The parts of a folder that are read, and the classes that each may be of.
 PARTS: dict[str, tuple[str, ...]] = {
     "unet": ("UNet2DConditionModel", "UNet2DModel"),
     "vae": ("AutoencoderKL", "VQModel"),
-    "text_encoder": TEXT,
+    "text_encoder": (*TEXT, "LDMBertModel"),
     "text_encoder_2": TEXT,
     "tokenizer": TOKENIZER,
     "tokenizer_2": TOKENIZER,
     "controlnet": ("ControlNetModel",),
     "adapter": ("T2IAdapter",),
 }
-ALIASES = {"vqvae": "vae"}  # parts under the names that older pipelines have for them
+ALIASES = {"vqvae": "vae", "bert": "text_encoder"}  # parts under the names that older pipelines have for them
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # of no influence on the images of a prompt
 
 
@@ -143,5 +143,5 @@ def read_tokenizer(component: str, folder: Path) -> dict[str, bytes]:
     paths = [path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".txt") and not path.is_dir()]
     files = {path.name: read_bytes(component, path) for path in paths}
     if not files:
-        raise LdmrtError(component, "missing files", expected=f"{folder}/vocab.json and merges.txt")
+        raise LdmrtError(component, "missing files", expected=f"{folder}/vocab.json and merges.txt, or vocab.txt")
     return files

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.weights.pickled import lazy_tensor
 from ldmrt.model.weights.tensor_files import find_file, read
 from ldmrt.model.weights.weights import finite
@@ -89,7 +90,7 @@ def embedding_of(content: object, path: Path, token: str | None = None, name: st
 
 
 def add_embeddings(
-    text_encoders: "Mapping[str, PreTrainedModel]",
+    text_encoders: "Mapping[str, PreTrainedModel | LDMBert]",
     tokenizers: dict[str, dict[str, bytes]],
     embeddings: Sequence[Embedding],
     unrounded: Collection[str] = (),
@@ -108,17 +109,22 @@ def add_embeddings(
         A record for a manifest for each embedding: its token, words, file and SHA-256.
 
     Raises:
-        LdmrtError: An embedding is for none of the encoders, of another width, or all of its words are known.
+        LdmrtError: An embedding is for none of the encoders, of another width, or all of its words are known; or the
+            encoders are not CLIP's.
     """
-    known: dict[str, set[str]] = {part: set() for part in text_encoders}
+    encoders = {part: encoder for part, encoder in text_encoders.items() if not isinstance(encoder, LDMBert)}
+    if embeddings and text_encoders and not encoders:
+        problem = f"{embeddings[0].name} cannot be added to this text encoder"
+        raise LdmrtError("embedding", problem, expected="one of CLIP", found="LDMBertModel")
+    known: dict[str, set[str]] = {part: set() for part in encoders}
     record = []
     for embedding in embeddings:
         words: list[str] = []
-        for part in parts_for(embedding, text_encoders):
+        for part in parts_for(embedding, encoders):
             if part in unrounded:
-                text_encoders[part].get_input_embeddings().float()
+                encoders[part].get_input_embeddings().float()
             name = part.replace("text_encoder", "tokenizer")
-            added, tokenizers[name] = _add_words(text_encoders[part], tokenizers[name], embedding, part)
+            added, tokenizers[name] = _add_words(encoders[part], tokenizers[name], embedding, part)
             known[part].update(added)
             words += [word for word in added if word not in words]
         noted = {"token": words[0], "words": words, "file": embedding.name, "sha256": embedding.sha256}

@@ -1,1 +1,1 @@
-"""CLIP's tokenizer in NumPy, and the words of its files."""
+"""The tokenizers of CLIP and BERT, and the words of their files."""

@@ -1,4 +1,4 @@
-"""CLIP's tokenizer: text to ids, from the files that diffusers and transformers write."""
+"""Turn text into ids, by CLIP's tokenizer or BERT's, from the files that diffusers and transformers write."""
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -12,56 +12,45 @@ from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.files.reading import parse_json
 from ldmrt.runtime.optional import unavailable
 
-from .vocabulary import END, ROLES, START, more_vectors
+from .vocabulary import END, ROLES, START, is_wordpiece, more_vectors, vocabulary
+from .wordpiece import bert_wordpiece
 
 # Radford et al. 2021: contractions, words, single digits, runs of signs
 PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 CLIP_LENGTH = 77
+BERT_LENGTH = 77  # latent diffusion's, whatever a tokenizer's config says of BERT itself
 
 
 class Tokenizer:
-    """Encodes texts as byte pairs, to a fixed length, with start and end tokens and padding."""
+    """Encodes texts as byte pairs or word pieces, to a fixed length, with start and end tokens and padding."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         """Read a tokenizer.
 
         Args:
-            files: The files of a tokenizer folder by name: vocab.json and merges.txt, or tokenizer.json, and configs.
+            files: The files of a tokenizer folder by name. CLIP's: vocab.json and merges.txt, or tokenizer.json, and
+                configs. BERT's: vocab.txt or tokenizer.json, and configs.
 
         Raises:
             LdmrtError: A file is missing or damaged, or the package tokenizers is missing.
         """
-        try:
-            from tokenizers import Tokenizer as Backend
-        except ImportError as error:
-            raise unavailable(error, "tokenizer") from None
         config, special = (_json(files, name) for name in ("tokenizer_config.json", "special_tokens_map.json"))
-        try:
-            if "vocab.json" in files and "merges.txt" in files:
-                merges = files["merges.txt"].decode().splitlines()
-                pairs = [split_merge(line) for line in merges if line and not line.startswith("#version")]
-                self._backend = clip_bpe(
-                    parse_json("tokenizer", "vocab.json", files["vocab.json"]), pairs, _any_case(config, special)
-                )
-            else:
-                self._backend = Backend.from_str(files["tokenizer.json"].decode())
-        except Exception as error:  # tokenizers raises bare Exception
-            raise LdmrtError(
-                "tokenizer",
-                "cannot read the vocabulary",
-                expected="vocab.json and merges.txt, or tokenizer.json",
-                found=first_line(error),
-            ) from None
-        _add_words(self._backend, {**_listed(config), **_json(files, "added_tokens.json")})
+        if is_wordpiece(files):
+            self._backend, tokens = bert_wordpiece(files)
+            start, end, pad = (tokens[role] for role in ("cls_token", "sep_token", "pad_token"))
+            _add_words(self._backend, vocabulary(files)[1])
+        else:
+            self._backend = _byte_pairs(files, config, special)
+            start, end, pad = START, END, special.get("pad_token") or config.get("pad_token") or END
+            pad = pad["content"] if isinstance(pad, dict) else pad
+            _add_words(self._backend, {**_listed(config), **_json(files, "added_tokens.json")})
         self._backend.no_padding()
         self._backend.no_truncation()
         self.size = int(self._backend.get_vocab_size())
         self._vectors = _word_vectors(self._backend)
         self.length = token_count(files)
-        pad = special.get("pad_token") or config.get("pad_token") or END
-        pad = pad["content"] if isinstance(pad, dict) else pad
-        self.start, self.end, self.pad = self._id(START), self._id(END), self._id(pad)
-        if pad not in (START, END):  # Stable Diffusion 2 pads with "!", which then is one wherever it stands in a text
+        self.start, self.end, self.pad = self._id(start), self._id(end), self._id(pad)
+        if pad not in (start, end):  # Stable Diffusion 2 pads with "!", which then is one wherever it stands in a text
             self._backend.add_special_tokens([pad])
 
     @classmethod
@@ -111,10 +100,34 @@ class Tokenizer:
 
 def token_count(files: Mapping[str, bytes]) -> int:
     """Return how many tokens every text is cut or padded to, by the files of a tokenizer's folder."""
+    if is_wordpiece(files):
+        return BERT_LENGTH
     length = _json(files, "tokenizer_config.json").get("model_max_length", CLIP_LENGTH)
     if not isinstance(length, (int, float)) or not length >= 2:
         raise LdmrtError("tokenizer", "invalid model_max_length", expected="at least 2", found=length)
     return int(length) if length < 10**6 else CLIP_LENGTH  # 1e30 is how transformers writes that there is no limit
+
+
+def _byte_pairs(files: Mapping[str, bytes], config: Mapping[str, Any], special: Mapping[str, Any]) -> Any:
+    """Build CLIP's tokenizer of its files."""
+    try:
+        from tokenizers import Tokenizer as Backend
+    except ImportError as error:
+        raise unavailable(error, "tokenizer") from None
+    try:
+        if "vocab.json" not in files or "merges.txt" not in files:
+            return Backend.from_str(files["tokenizer.json"].decode())
+        merges = files["merges.txt"].decode().splitlines()
+        pairs = [split_merge(line) for line in merges if line and not line.startswith("#version")]
+        vocab = parse_json("tokenizer", "vocab.json", files["vocab.json"])
+        return clip_bpe(vocab, pairs, _any_case(config, special))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise LdmrtError(
+            "tokenizer",
+            "cannot read the vocabulary",
+            expected="vocab.json and merges.txt, or tokenizer.json",
+            found=first_line(error),
+        ) from None
 
 
 def clip_bpe(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], any_case: Collection[str] = ()) -> Any:

@@ -1,4 +1,4 @@
-"""Read the words of a tokenizer from its files, and those that were added to its byte-pair vocabulary."""
+"""Read the words of a tokenizer from its files, and those that were added to its vocabulary."""
 
 import itertools
 import re
@@ -11,14 +11,64 @@ from ldmrt.runtime.files.reading import parse_json
 START, END = "<|startoftext|>", "<|endoftext|>"
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 ADDED = "added_tokens.json"
+PIECES = "vocab.txt"  # WordPiece's vocabulary, one token a line
+MOST_PIECES = 1 << 20  # BERT has 30522, in all languages 119547
+BERT_ROLES = {  # the usual tokens
+    "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]",
+}  # fmt: skip
 
 Files = Mapping[str, bytes]
 
 
+def is_wordpiece(files: Files) -> bool:
+    """Tell the files of BERT's tokenizer from those of CLIP's."""
+    kind = str(read(files, "tokenizer_config.json").get("tokenizer_class"))
+    if kind.startswith(("Bert", "CLIP")):
+        return kind.startswith("Bert")
+    if "vocab.json" in files or PIECES in files:
+        return "vocab.json" not in files
+    model = read(files, "tokenizer.json").get("model")
+    return isinstance(model, dict) and model.get("type") == "WordPiece"
+
+
+def tokenizer_class(files: Files) -> str:
+    """Return the name of the class in transformers that reads these files."""
+    return "BertTokenizer" if is_wordpiece(files) else "CLIPTokenizer"
+
+
+def word_pieces(files: Files) -> dict[str, int]:
+    """Return WordPiece's vocabulary: each token with its id, its line in vocab.txt counted from 0.
+
+    Raises:
+        LdmrtError: The file is missing, not UTF-8 or too long, or a token or an id is there twice.
+    """
+    if PIECES in files:
+        tokens = _lines(files[PIECES])
+        ids = {token: i for i, token in enumerate(tokens)}
+        if twice := next((token for i, token in enumerate(tokens) if ids[token] != i), None):
+            raise LdmrtError("tokenizer", f"{PIECES} holds one token twice", found=repr(twice))
+        return ids
+    model = read(files, "tokenizer.json").get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocab, dict) or not vocab:
+        raise LdmrtError("tokenizer", "missing files", expected=f"{PIECES} or tokenizer.json")
+    if not all(type(i) is int for i in vocab.values()) or sorted(vocab.values()) != list(range(len(vocab))):
+        expected = f"the ids 0 to {len(vocab) - 1}, each once"
+        raise LdmrtError("tokenizer", "cannot read the vocabulary", expected=expected)
+    return dict(vocab)
+
+
+def bert_tokens(files: Files) -> dict[str, str]:
+    """Return the special tokens of BERT's tokenizer by their roles, as its configs name them."""
+    configs = [read(files, name) for name in ("special_tokens_map.json", "tokenizer_config.json")]
+    notes = {role: next((c[role] for c in configs if c.get(role)), usual) for role, usual in BERT_ROLES.items()}
+    return {role: str(note.get("content") if isinstance(note, dict) else note) for role, note in notes.items()}
+
+
 def vocabulary(files: Files) -> tuple[dict[str, int], dict[str, int]]:
-    """Return every word of a tokenizer with its id, and separately those added to the byte-pair vocabulary."""
+    """Return every word of a tokenizer with its id, and separately those added to its vocabulary."""
     whole, config = (read(files, name) for name in ("tokenizer.json", "tokenizer_config.json"))
-    words = _byte_pairs(files)
+    words = _base_words(files)
     try:
         added = {
             **{entry["content"]: int(entry["id"]) for entry in whole.get("added_tokens", [])},
@@ -31,7 +81,7 @@ def vocabulary(files: Files) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def added_words(tokenizers: Mapping[str, Files], but: Collection[str] = ()) -> list[str]:
-    """Return the words that tokenizers have beside their byte-pair vocabularies, by id: those of textual inversions.
+    """Return the words that tokenizers have beside their vocabularies, by id: those of textual inversions.
 
     Of word, word_1, word_2 ... the first stands for all. Special tokens that have a role are no words, nor are those in
     `but`, of which one such as "<s0><s1>" is several.
@@ -42,7 +92,7 @@ def added_words(tokenizers: Mapping[str, Files], but: Collection[str] = ()) -> l
         _, added = vocabulary(files)
         new = [word for word in sorted(added, key=lambda word, ids=added: ids[word]) if isinstance(word, str)]  # type: ignore[misc]
         more = {name for word in new for name in more_vectors(word, added)}
-        others = {*known, *more, *_roles(files), *_byte_pairs(files)}
+        others = {*known, *more, *_roles(files), *_base_words(files)}
         words |= dict.fromkeys(word for word in new if word not in others)
     return list(words)
 
@@ -62,8 +112,22 @@ def read(files: Files, name: str) -> dict[str, Any]:
     return parse_json("tokenizer", name, files.get(name, b"{}"))
 
 
-def _byte_pairs(files: Files) -> dict[str, Any]:
-    """Return the byte-pair vocabulary, without the words that were added to it."""
+def _lines(content: bytes) -> list[str]:
+    """Split a vocabulary file at line feeds alone, as transformers does: other breaks may be tokens."""
+    if (count := content.count(b"\n")) > MOST_PIECES:
+        raise LdmrtError("tokenizer", f"{PIECES} is too long", expected=f"at most {MOST_PIECES} tokens", found=count)
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise LdmrtError("tokenizer", f"cannot read {PIECES}", expected="UTF-8", found=first_line(error)) from None
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def _base_words(files: Files) -> dict[str, Any]:
+    """Return the byte pairs or the word pieces of a vocabulary, without the words that were added to it."""
+    if is_wordpiece(files):
+        return word_pieces(files)
     model = read(files, "tokenizer.json").get("model")
     words = read(files, "vocab.json") or (model.get("vocab") if isinstance(model, dict) else None)
     if not words or not isinstance(words, dict):
@@ -74,5 +138,5 @@ def _byte_pairs(files: Files) -> dict[str, Any]:
 def _roles(files: Files) -> set[str]:
     """Return the tokens that begin, end or pad a text, or stand for an unknown one."""
     configs = (read(files, name) for name in ("special_tokens_map.json", "tokenizer_config.json"))
-    notes = (config.get(role) for config in configs for role in ROLES)
+    notes = (config.get(role) for config in configs for role in (*ROLES, *BERT_ROLES))
     return {str(note.get("content") if isinstance(note, dict) else note) for note in notes}

@@ -8,6 +8,7 @@ import torch
 
 from ldmrt.model import load
 from ldmrt.model.lora.merge import Lora, merge, read_lora
+from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.runtime import LdmrtError
 
 from ...support.loras import State, ours, rename, save, weights
@@ -149,3 +150,13 @@ def test_weight_that_is_no_number(checkpoint: Path, tmp_path: Path) -> None:
     assert isinstance(lora, Lora)
     with pytest.raises(LdmrtError, match=r"invalid weight of a\.safetensors"):
         merge({"unet": load(checkpoint).unet}, [(lora, float("inf"))])
+
+
+def test_layers_for_clip_match_no_module_of_latent_diffusions_own_text_encoder(tmp_path: Path) -> None:
+    encoder = LDMBert.from_config({"d_model": 8, "encoder_layers": 1, "encoder_ffn_dim": 8, "vocab_size": 9})
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    state = pair("lora_te_text_model_encoder_layers_0_self_attn_q_proj", (2, 8), (512, 2))
+    lora = read_lora(save(state, tmp_path / "clip.safetensors"))
+    with pytest.raises(LdmrtError, match=r"1 of 1 layers .*match no module of text_encoder; found lora_te_"):
+        merge({"text_encoder": encoder}, [(lora, 1.0)])
+    assert all(torch.equal(before[key], value) for key, value in encoder.state_dict().items())

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ldmrt.model import load
-from ldmrt.model.textual_inversion.merge import Embedding, add_embedding, read_embedding
+from ldmrt.model.checkpoint.checkpoint import build
+from ldmrt.model.networks.ldm_bert import LDMBert
+from ldmrt.model.textual_inversion.merge import Embedding, add_embedding, add_embeddings, read_embedding
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.files.reading import sha256
 
@@ -291,3 +293,14 @@ def test_tokenizer_that_is_broken(checkpoint: Path) -> None:
             add_embedding(encoder, files | change, embedding)
     with pytest.raises(LdmrtError, match="missing files"):
         add_embedding(encoder, {}, embedding)
+
+
+def test_encoder_that_reads_berts_tokens_takes_no_words() -> None:
+    encoder = build("text_encoder", "LDMBertModel", {"d_model": WIDTH, "encoder_layers": 1})
+    assert isinstance(encoder, LDMBert)
+    embedding = Embedding("new", {"": vectors(1)}, "a.pt", "")
+    tokenizers: dict[str, Files] = {"tokenizer": {"vocab.txt": b""}}
+    with pytest.raises(LdmrtError, match=r"a\.pt cannot be added to this text encoder; .*; found LDMBertModel"):
+        add_embeddings({"text_encoder": encoder}, tokenizers, [embedding])
+    assert tokenizers == {"tokenizer": {"vocab.txt": b""}}
+    assert add_embeddings({"text_encoder": encoder}, tokenizers, []) == []
