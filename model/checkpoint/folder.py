@@ -27,6 +27,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "adapter": ("T2IAdapter",),
 }
 ALIASES = {"vqvae": "vae", "bert": "text_encoder"}  # parts under the names that older pipelines have for them
+CONFIGS = {"unet": "config.json", SCHEDULER: "scheduler_config.json"}  # of parts that may have no folder of their own
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # of no influence on the images of a prompt
 
 
@@ -61,16 +62,16 @@ def read_folder(folder: Path, variant: str | None = None, replaced: Collection[s
         raise LdmrtError("checkpoint", f"no folder {folder}", expected="a folder in diffusers' layout")
     content = read_json("checkpoint", folder / INDEX)
     index, parts = split_index(content)
-    folders = {part: alias for alias, part in ALIASES.items() if alias in content}
+    folders = folders_of(parts, content, lambda file: (folder / file).is_file())
 
     def place(part: str) -> Path:
         """Return the folder of a part."""
-        return folder / folders.get(part, part)
+        return folder / folders[part]
 
     if SCHEDULER not in parts:
         raise LdmrtError("scheduler", f"{folder / INDEX} names no scheduler", expected="a class of diffusers")
     schedulers = {
-        name: {**read_json(name, folder / name / "scheduler_config.json"), "_class_name": kind}
+        name: {**read_json(name, place(name) / CONFIGS[SCHEDULER]), "_class_name": kind}
         for name, kind in parts.items()
         if name in (SCHEDULER, *NOISERS)
     }
@@ -87,7 +88,22 @@ def read_folder(folder: Path, variant: str | None = None, replaced: Collection[s
         """Describe the tensors of a part, once they are needed."""
         return part_of_folder(part, place(part), variant)
 
-    return Source(index, networks, tokenizers, schedulers.pop(SCHEDULER), tensors, schedulers, folders)
+    renamed = {part: name for part, name in folders.items() if part in networks and name not in (part, "")}
+    return Source(index, networks, tokenizers, schedulers.pop(SCHEDULER), tensors, schedulers, renamed)
+
+
+def folders_of(parts: Iterable[str], content: JsonObject, there: Callable[[str], bool]) -> dict[str, str]:
+    """Find the folder of each part, as diffusers does: that of its name, or "", which is the model's own.
+
+    Args:
+        parts: Parts by their names here.
+        content: The content of model_index.json, which may have other names for them.
+        there: Tells whether a file exists, by its path in the model's folder.
+    """
+    aliases = {part: alias for alias, part in ALIASES.items() if alias in content}
+    folders = {part: aliases.get(part, part) for part in parts}
+    lone = {part for part, file in CONFIGS.items() if not there(f"{part}/{file}") and there(file)}
+    return {part: "" if part in lone else name for part, name in folders.items()}
 
 
 def part_of_folder(part: str, folder: Path, variant: str | None = None) -> Tensors:

@@ -7,7 +7,7 @@ from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.hub import fetch
 from ldmrt.runtime.files.reading import read_json
 
-from .folder import INDEX, check_variant, split_index
+from .folder import CONFIGS, INDEX, SCHEDULER, check_variant, folders_of, split_index
 
 
 def download(name: str, variant: str | None = None) -> Path:
@@ -23,18 +23,27 @@ def download(name: str, variant: str | None = None) -> Path:
     folder = fetch("checkpoint", name, [INDEX])
     if not (folder / INDEX).is_file():
         raise LdmrtError("checkpoint", f"{name} on the hub has no {INDEX}", expected="a model in diffusers' layout")
-    _, parts = split_index(read_json("checkpoint", folder / INDEX))
+    content = read_json("checkpoint", folder / INDEX)
+    _, parts = split_index(content)
     names = _names(name) or [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    inside = {part: [file.partition("/")[2] for file in names if file.startswith(f"{part}/")] for part in parts}
+    folders = folders_of(parts, content, names.__contains__)
+    inside = {part: _inside(names, place) for part, place in folders.items()}
+    inside |= {SCHEDULER: [CONFIGS[SCHEDULER]]} if folders.get(SCHEDULER) == "" else {}
     networks = {part: files for part, files in inside.items() if "config.json" in files}
     check_variant(variant, networks, name)
     needed = [INDEX]
     for part, files in inside.items():
         if part in networks:
-            weights = choose(part, files, variant, f"{name}/{part}")
+            weights = choose(part, files, variant, f"{name}/{folders[part]}")
             files = ["config.json", weights, *shards(weights, files)]
-        needed += [f"{part}/{file}" for file in files]
+        needed += [f"{folders[part]}/{file}".removeprefix("/") for file in files]
     return fetch("checkpoint", name, needed)
+
+
+def _inside(names: list[str], folder: str) -> list[str]:
+    """Return the names of the files in a folder of a model; those beside model_index.json for ""."""
+    start = f"{folder}/" if folder else ""
+    return [name.removeprefix(start) for name in names if name.startswith(start) and (folder or "/" not in name)]
 
 
 def _names(name: str) -> list[str]:

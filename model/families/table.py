@@ -18,7 +18,7 @@ FAMILIES: Mapping[str, Preset] = {  # by `_class_name` of model_index.json
     "StableDiffusionUpscalePipeline": upscaler,
 }
 # Pipelines without an autoencoder: their U-Nets work in pixels.
-PIXEL_FAMILIES = ("DDIMPipeline", "DDPMPipeline")
+PIXEL_FAMILIES = ("DDIMPipeline", "DDPMPipeline", "PNDMPipeline")
 
 
 def stage_of(unet: JsonObject, vae: JsonObject | None, index: JsonObject) -> Stage:

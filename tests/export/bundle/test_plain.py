@@ -21,7 +21,7 @@ from ldmrt.runtime.samplers.noise import FIRST
 from ldmrt.runtime.samplers.registry import find_scheduler
 
 from ...support.families import PLAIN
-from ...support.pipelines import save_pipeline
+from ...support.pipelines import randomise, save_pipeline
 from ..test_families import SEEDS, STEPS, TOLERANCE, close, picture
 from ..test_tasks import drawing
 
@@ -129,6 +129,28 @@ def test_several_images_are_enlarged_without_a_prompt(pipelines: dict[str, Pipel
     request = Request(image=images, num_inference_steps=2, num_images_per_prompt=2)
     found = np.concatenate([part.latents for part in pipeline.draw(pipeline.parts(request, 3))])
     assert np.abs(found - result.latents).max() <= 2e-5 * np.abs(result.latents).max()  # as for a seed alone
+
+
+def test_classes_stand_for_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a U-Net in pixels that draws them, against diffusers' pipeline, which passes none by itself."""
+    pipeline = diffusers.DDPMPipeline.from_pretrained(save_pipeline("ddpm", tmp_path / "saved"))
+    unet = randomise(diffusers.UNet2DModel(**{**PLAIN["ddpm"].unet, "num_class_embeds": 4}))
+    diffusers.DDPMPipeline(unet=unet, scheduler=pipeline.scheduler).save_pretrained(tmp_path / "classes")
+    forward, labels = unet.forward, torch.tensor([3, 1])
+    monkeypatch.setattr(unet, "forward", lambda sample, t: forward(sample, t, class_labels=labels))
+    pipeline = diffusers.DDPMPipeline(unet=unet, scheduler=pipeline.scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    drawing(pipeline, SEEDS, [FIRST], monkeypatch)
+    expected = pipeline(batch_size=2, num_inference_steps=STEPS, output_type="np").images
+    ours = torch_pipeline(load(tmp_path / "classes"))
+    result = ours(class_labels=[3, 1], seed=SEEDS, num_inference_steps=STEPS, output_type="np")
+    assert psnr(*((images * 255).round().astype(np.uint8) for images in (result.array, expected))) > 60  # as above
+    request = Request(class_labels=[3, 1], seed=SEEDS, num_inference_steps=STEPS)
+    parts = list(ours.draw(ours.parts(request, 1)))
+    found = np.concatenate([part.latents for part in parts])
+    assert np.abs(found - result.latents).max() <= 2e-5 * np.abs(result.latents).max()  # as for a seed alone
+    with pytest.raises(LdmrtError, match="this model draws classes; expected class_labels, 0 to 3"):
+        ours(num_inference_steps=1)
 
 
 def test_an_image_in_pixels_goes_on_from_an_image(pipelines: dict[str, Pipeline]) -> None:

@@ -100,6 +100,29 @@ def test_shards_and_variants(served: Hub, checkpoint: Path, tmp_path: Path) -> N
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["ldm", "ddpm"])
+def test_folders_of_older_pipelines(name: str, served: Hub, tmp_path: Path) -> None:
+    """Under other names, or none: the U-Net and the scheduler of a DDPM lie beside model_index.json on the hub."""
+    expected = load(save_pipeline(name, tmp_path / name))
+    if name == "ddpm":
+        for part in ("unet", "scheduler"):
+            for file in (tmp_path / name / part).iterdir():
+                file.rename(tmp_path / name / file.name)
+            (tmp_path / name / part).rmdir()
+    shutil.rmtree(served.folder)
+    shutil.copytree(tmp_path / name, served.folder)
+    kept = set(served.files)
+    (served.folder / "samples").mkdir()
+    for extra in ("README.md", "samples/1.png", "train.log"):
+        (served.folder / extra).write_bytes(b"large")
+    for loaded in (load(tmp_path / name), load(NAME)):
+        assert loaded.scheduler == expected.scheduler
+        for part, network in expected.networks.items():
+            found = loaded.networks[part].state_dict()
+            assert all(torch.equal(value, found[key]) for key, value in network.state_dict().items())
+    assert served.fetched == kept
+
+
 def test_without_a_network(served: Hub) -> None:
     """What was fetched once is there."""
     expected = load(NAME)
