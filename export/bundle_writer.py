@@ -118,6 +118,7 @@ def export_bundle(
         if "unet" in rows:
             predicted = old.get("memory") if "unet" in kept else None
             manifest["memory"] = predicted or predict_image_memory(work / "unet" / "model.onnx", parts["unet"].inputs)
+        manifest |= {name: old[name] for name in ("then", "schema") if "then" in old}  # the later stages stay
         _keep_certificate(old, path, manifest, work)
         write_json(work / MANIFEST, manifest)
         _carry_over(path, work, {MANIFEST, *old.get("files", {})})

@@ -15,7 +15,7 @@ from ldmrt.model.networks.unet import UNet
 from ldmrt.model.networks.unet_encoder import UNetEncoder
 from ldmrt.runtime.bundle.stages import CLASSES
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.pipeline.controls import ADAPTER, CONTROLNET
+from ldmrt.runtime.pipeline.denoising.controls import ADAPTER, CONTROLNET
 from ldmrt.runtime.tensors import TensorSpec
 
 from .specs import conditioning, dtype_of, image, latent

@@ -38,6 +38,7 @@ IMAGE_KINDS = ("image_latents", *SMALL_KINDS)  # they are given the image, which
 MASK_KINDS = ("mask", "masked_image")
 PROMPTS = ("negative", "positive")
 SCALES = ("guidance_scale", "image_guidance_scale")  # fields of a request
+BASE = "base"  # the name of a model's first stage
 MOST = 16  # stages, rows of guidance, or sources of an input
 KL, VQ, PIXELS = "kl", "vq", "none"
 CODECS = (KL, VQ, PIXELS)  # an autoencoder that gives Gaussians, one with a codebook, and none
@@ -111,6 +112,7 @@ class Stage:
         depth: How many channels of a depth the decoder gives beside the colours: none, one, or three, of which the last
             two are its 16 bits.
         name: Its name.
+        number: Its place in a cascade, from 0, which the manifest does not hold: it chooses the streams of noise.
     """
 
     space: Space
@@ -119,7 +121,8 @@ class Stage:
     guide: Guide = Guide()
     shortens: bool = False
     depth: int = 0
-    name: str = "base"
+    name: str = BASE
+    number: int = 0
 
     @property
     def size(self) -> int:

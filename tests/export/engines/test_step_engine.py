@@ -19,7 +19,7 @@ from ldmrt.runtime import open as open_bundle
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.store import FOLDER, write_engine
 from ldmrt.runtime.bundle.graphs import STEP, STEPS, most_rows, steps_of
-from ldmrt.runtime.pipeline.fused_step import StepCapacity
+from ldmrt.runtime.pipeline.denoising.fused_step import StepCapacity
 from ldmrt.tools.benchmarks import gpu_rows
 
 from ...support.fakes import tensorrt
