@@ -186,6 +186,23 @@ def test_config_written_back_makes_the_same_network_in_diffusers(name: str) -> N
     assert shapes[0] == shapes[1]
 
 
+def test_full_size_has_the_tensors_of_diffusers() -> None:
+    """The config of google/ncsnpp-celebahq-256, without its weights."""
+    attending, levels = 4, (128, 128, 256, 256, 256, 256, 256)
+    config = SKIP | {
+        "block_out_channels": levels,
+        "layers_per_block": 2,
+        "sample_size": 256,
+        "down_block_types": [DOWN[level != attending] for level in range(len(levels))],
+        "up_block_types": [UP[level != attending] for level in reversed(range(len(levels)))],
+    }
+    with torch.device("meta"):
+        ours, theirs = PlainUNet.from_config(config), UNet2DModel(**config)
+    shapes = [{key: value.shape for key, value in one.state_dict().items()} for one in (ours, theirs)]
+    assert shapes[0] == shapes[1]
+    assert sum(value.numel() for value in ours.state_dict().values()) > 60e6
+
+
 def test_configs_of_other_networks_are_written_as_before() -> None:
     """So that the hashes of bundles stay: without the fields that are new."""
     assert not {"time_embedding_type", "mid_block_scale_factor"} & to_config("UNet2DModel", PlainUNetConfig()).keys()
