@@ -10,9 +10,9 @@ import torch
 from ldmrt.model.config import check_depth
 from ldmrt.model.families.table import PIXEL_FAMILIES
 from ldmrt.model.networks.autoencoder import Autoencoder
-from ldmrt.model.networks.controlnet import ControlNet
+from ldmrt.model.networks.controls.controlnet import ControlNet
+from ldmrt.model.networks.controls.t2i_adapter import Adapter
 from ldmrt.model.networks.plain_unet import PlainUNet
-from ldmrt.model.networks.t2i_adapter import Adapter
 from ldmrt.model.networks.unet import UNet
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.weights.weights import Tensors, fill, match

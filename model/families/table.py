@@ -7,18 +7,20 @@ from ldmrt.runtime.files.reading import JsonObject
 
 from .instruct_pix2pix import instruct_pix2pix
 from .ldm3d import ldm3d
+from .score_sde import score_sde
 from .super_resolution import super_resolution
 from .upscaler import upscaler
 
 Preset = Callable[[Stage, JsonObject, JsonObject], Stage]
 FAMILIES: Mapping[str, Preset] = {  # by `_class_name` of model_index.json
     "LDMSuperResolutionPipeline": super_resolution,
+    "ScoreSdeVePipeline": score_sde,
     "StableDiffusionInstructPix2PixPipeline": instruct_pix2pix,
     "StableDiffusionLDM3DPipeline": ldm3d,
     "StableDiffusionUpscalePipeline": upscaler,
 }
 # Pipelines without an autoencoder: their U-Nets work in pixels.
-PIXEL_FAMILIES = ("DDIMPipeline", "DDPMPipeline", "PNDMPipeline")
+PIXEL_FAMILIES = ("DDIMPipeline", "DDPMPipeline", "PNDMPipeline", "ScoreSdeVePipeline")
 
 
 def stage_of(unet: JsonObject, vae: JsonObject | None, index: JsonObject) -> Stage:

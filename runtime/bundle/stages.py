@@ -58,24 +58,29 @@ class Source:
 
 @dataclass(frozen=True)
 class Space:
-    """The space that a sampler moves in: latents of an autoencoder, or the pixels of images in [-1, 1].
+    """The space that a sampler moves in: latents of an autoencoder, or the pixels of images.
 
     Attributes:
         channels: Channels of the latents, or of the images.
         factor: Pixels of the image per latent, along one side; 1 without an autoencoder.
         scaling_factor: The network sees the autoencoder's latents times this.
         codec: One of `CODECS`: what makes images of latents.
+        least: The value of a black pixel, -1 or 0, where a white one is 1; of images whose pixels are sampled.
     """
 
     channels: int
     factor: int
     scaling_factor: float
     codec: str = KL
+    least: float = -1.0
 
     @property
     def components(self) -> tuple[str, ...]:
         """Name the networks without which no images can be made in this space."""
         return ("unet",) if self.codec == PIXELS else ("unet", DECODER)
+
+
+SPACE = {"codec": KL, "least": -1.0}  # values of a space that a manifest need not state
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,7 @@ class Stage:
         """Return the stage as the manifest holds it."""
         return {
             "name": self.name,
-            "space": {name: value for name, value in vars(self.space).items() if value != KL},
+            "space": {name: value for name, value in vars(self.space).items() if SPACE.get(name) != value},
             "own": list(self.own),
             "reads": {name: [{"from": s.kind, **s.settings} for s in sources] for name, sources in self.reads.items()},
             "guide": {
