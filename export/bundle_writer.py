@@ -22,6 +22,7 @@ from ldmrt.runtime.files.recognise import BUNDLE, refuse_other
 from ldmrt.runtime.files.swap import recover, replace_folder
 from ldmrt.runtime.files.writing import naming, remove_abandoned, temporary_folder
 from ldmrt.runtime.nearest import check_known
+from ldmrt.runtime.samplers.config import prediction_type
 
 from .components.table import Component, _ends, components, fingerprint
 from .engines.image_memory import predict_image_memory
@@ -199,7 +200,7 @@ def _manifest(
     return {
         "schema": SCHEMA,
         "made_by": made_by(),
-        "prediction_type": checkpoint.scheduler.get("prediction_type", "epsilon"),
+        "prediction_type": prediction_type(checkpoint.scheduler),
         "scaling_factor": checkpoint.stage.space.scaling_factor,
         "stages": [checkpoint.stage.to_json()],
         "components": rows,

@@ -107,6 +107,12 @@ FOREIGN = {"midpoint": ("logrho", "bh1", "bh2"), "bh2": ("midpoint", "heun", "lo
 FOREIGN |= {"logrho": ("midpoint", "heun", "bh1", "bh2"), "deis": ("dpmsolver", "dpmsolver++")}
 
 
+def prediction_type(config: Config) -> str:
+    """Return what a network predicts for the scheduler of a config; the default is diffusers'."""
+    score = config.get("_class_name") == "ScoreSdeVeScheduler"
+    return "score" if score else str(config.get("prediction_type") or "epsilon")
+
+
 def resolve(config: Config, class_name: str) -> JsonObject:
     """Complete a config with the defaults of a class, and check it.
 

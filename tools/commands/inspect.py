@@ -49,6 +49,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
 
 def described(bundle: "Bundle") -> "JsonObject":
     """Return the JSON object that `--json` prints."""
+    from ldmrt.runtime.samplers.config import prediction_type
     from ldmrt.tools.console.words import own_words
 
     stage, certificate = bundle.stage, bundle.certificate
@@ -63,7 +64,7 @@ def described(bundle: "Bundle") -> "JsonObject":
         "latent_factor": stage.space.factor,
         "scaling_factor": stage.space.scaling_factor,
         "scheduler": bundle.scheduler.get("_class_name"),
-        "prediction_type": bundle.scheduler.get("prediction_type", "epsilon"),
+        "prediction_type": prediction_type(bundle.scheduler),
         "loras": bundle.manifest.get("loras", []),
         "embeddings": bundle.manifest.get("embeddings", []),
         "words": own_words(bundle.tokenizers, bundle.manifest.get("embeddings", [])),
