@@ -229,8 +229,8 @@ def open_pipeline(
         keep_optimized: Keeps the networks as ONNX Runtime optimised or OpenVINO compiled them in the bundle's folder,
             which takes as much disk again: the next pipeline opens in a fraction of the time. On GPUs and NPUs nothing
             is kept.
-        compute: The precision that OpenVINO computes in: "fp32", or "bf16" and "fp16" on a device that has them. The
-            others compute in that of the bundle.
+        compute: The precision that OpenVINO computes in: "fp32", or "bf16", "fp16" and "int8" on a device that has
+            them. For int8 the bundle has to hold ranges of activations. The others compute in that of the bundle.
         scheduler: A scheduler's config, or its file, in place of the bundle's.
 
     Raises:
@@ -252,6 +252,8 @@ def open_pipeline(
         warnings.warn(f"{bundle}: {issue}; next: {hint}", LdmrtWarning, stacklevel=2)
     settings = BackendSettings(threads, low_memory, fused, keep_optimized, compute, watched)
     engines = open_engines(opened, backend, settings)
+    if check and (issue := opened.narrow_issue(backend, compute)):
+        warnings.warn(f"{bundle}: {issue}; for images that are proven: --compute fp32", LdmrtWarning, stacklevel=2)
     tokenizers = {name: Tokenizer(files) for name, files in opened.tokenizers.items()}
     certificate = opened.certificate if check else None
     config = read_scheduler(Path(scheduler)) if isinstance(scheduler, (str, Path)) else scheduler or opened.scheduler
