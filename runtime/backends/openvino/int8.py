@@ -1,13 +1,15 @@
 """Lets modules of a graph compute in int8: its convolutions and linear layers, with ranges that were measured before.
 
-What such a module takes is rounded to 256 levels between the ends of its range, and its weights to 255 for each output
-channel. OpenVINO knows both as its own forms of int8 (FakeQuantize and a scaled constant) and multiplies integers.
+What such a module takes is rounded to 256 levels between the ends of its range. Its weights are rounded to 255 for each
+output channel, and to 127 on CPUs without instructions for int8. OpenVINO knows both as its own forms of int8
+(FakeQuantize and a scaled constant) and multiplies integers.
 """
 
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from ldmrt.runtime.host import features
 from ldmrt.runtime.tensors import Array
 
 from .api import Model, Node
@@ -21,23 +23,32 @@ from .ranges import Range
 IN_INT8 = ("unet", "controlnet")
 WEIGHTED = ("Convolution", "MatMul")  # operators that can compute in int8
 LEVELS = 256  # of an activation
-MOST = 127  # of a weight, in whole steps; as many below zero
+# Whole steps of a weight on each side of zero. CPUs that multiply bytes and add them in one instruction of 32 bits take
+# all; others add pairs in 16 bits, which overflow beyond half of them. NNCF rounds to half in any case.
+MOST, HALF = 127, 63
+DOTS = ("vnni", "amx_int8", "asimddp")  # parts of the names of these instructions, x86's and Arm's
 TINY = np.finfo(np.float32).tiny  # of a channel whose weights are all zero
 
 
-def rounded(weight: Array, axis: int) -> tuple[Array, Array]:
+def steps() -> int:
+    """Return how many steps a weight may take on each side of zero on this machine."""
+    return MOST if any(name in features() for name in DOTS) else HALF
+
+
+def rounded(weight: Array, axis: int, most: int = MOST) -> tuple[Array, Array]:
     """Round a weight to int8, with a scale for each output channel.
 
     Args:
         weight: The weight, float.
         axis: Its axis of output channels.
+        most: Steps on each side of zero.
 
     Returns:
         The int8 weight, and the float32 scales that it is to be multiplied with, of size 1 along all other axes.
     """
     others = tuple(one for one in range(weight.ndim) if one != axis % weight.ndim)
     wide = weight.astype(np.float32)
-    scales = np.maximum(np.abs(wide).max(axis=others, keepdims=True) / np.float32(MOST), TINY)
+    scales = np.maximum(np.abs(wide).max(axis=others, keepdims=True) / np.float32(most), TINY)
     return np.rint(wide / scales).astype(np.int8), scales
 
 
@@ -61,7 +72,7 @@ def compute_in_int8(graph: Model, inputs: Mapping[str, Range]) -> int:
                 bounds = [operators.convert(bound, element) for bound in bounds]
             taken[key] = operators.fake_quantize(value, *bounds, LEVELS)
         node.input(0).replace_source_output(taken[key].output(0))
-        whole, scales = rounded(weight.data, _output_axis(node))
+        whole, scales = rounded(weight.data, _output_axis(node), steps())
         wide = operators.convert(operators.constant(whole), "f32")
         made = operators.multiply(wide, operators.constant(scales))
         if (element := node.input_value(1).get_element_type().get_type_name()) != "f32":

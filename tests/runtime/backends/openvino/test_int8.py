@@ -15,7 +15,7 @@ from ldmrt.runtime.backends import registry
 from ldmrt.runtime.backends.openvino.convolutions import restore_convolutions
 from ldmrt.runtime.backends.openvino.devices import beside_int8, core
 from ldmrt.runtime.backends.openvino.engine import OpenVinoEngine
-from ldmrt.runtime.backends.openvino.int8 import between, compute_in_int8, rounded, weight_of
+from ldmrt.runtime.backends.openvino.int8 import between, compute_in_int8, rounded, steps, weight_of
 from ldmrt.runtime.backends.openvino.islands import modules_of
 from ldmrt.runtime.backends.openvino.library import openvino
 from ldmrt.runtime.backends.openvino.network import read_graph
@@ -58,7 +58,7 @@ def fake_quantised(x: Array) -> Array:
 def one_operator(kind: str, weight: Array) -> tuple[Any, Array, Array]:
     """A graph of one operator, an input for it, and the axes to sum over as a matrix: (graph, x, expected)."""
     ops = openvino("test").opset13
-    whole, scales = rounded(weight, -1 if kind == "linear (C, K)" else 0)
+    whole, scales = rounded(weight, -1 if kind == "linear (C, K)" else 0, steps())
     w = whole.astype(np.float64) * scales
     x = levels((2, 5, 6, 7) if kind == "convolution" else (2, 9, 5))
     value, given = ops.parameter(x.shape, np.float32, name="x"), ops.constant(weight)
@@ -242,3 +242,14 @@ def test_the_rest_is_as_narrow_as_the_device(monkeypatch: pytest.MonkeyPatch) ->
     able = {"old": ("fp32", "int8"), "new": ("fp32", "bf16", "int8"), "GPU": ("fp32", "fp16", "int8")}
     monkeypatch.setattr("ldmrt.runtime.backends.openvino.devices.precisions", able.__getitem__)
     assert [beside_int8(device) for device in able] == ["fp32", "bf16", "fp16"]
+
+
+def test_weights_take_half_their_steps_where_sums_would_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for flags in ("fpu sse4_2 avx2 fma", "avx2 avx_vnni", "avx512f avx512_vnni", "fp asimd asimddp", ""):
+        monkeypatch.setattr("ldmrt.runtime.backends.openvino.int8.features", lambda flags=flags: flags)
+        found.append(steps())
+    assert found == [63, 127, 127, 127, 63]
+    whole, scales = rounded(np.array([[1.0, -0.4]], np.float32), 0, 63)
+    assert whole.tolist() == [[63, -25]]
+    np.testing.assert_allclose(scales, [[1 / 63]], rtol=1e-6)
