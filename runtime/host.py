@@ -6,7 +6,18 @@ import os
 import platform
 from pathlib import Path
 
-PACKAGES = ("ldmrt", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch", "onnx", "transformers")
+PACKAGES = (
+    "ldmrt",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "nncf",
+    "tensorrt",
+    "torch",
+    "onnx",
+    "transformers",
+)
 
 
 def versions() -> dict[str, str]:

@@ -30,6 +30,7 @@ PACKAGES = {
     "tokenizers": Package("tokenizers", "tokenizers"),
     "onnxruntime": Package("ONNX Runtime", "onnxruntime", ("cpu", "gpu")),
     "openvino": Package("OpenVINO", "openvino", ("openvino",)),
+    "nncf": Package("NNCF", "nncf", ("int8",)),
     "onnx": Package("onnx", "onnx", ("export", "rtx", "tensorrt")),
     "onnx_ir": Package("onnx-ir", "onnx-ir", ("export",)),
     "onnxscript": Package("onnxscript", "onnxscript", ("export",)),

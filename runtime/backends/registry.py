@@ -3,8 +3,8 @@
 A new backend is a folder here with an engine class, and a line of `BACKENDS`.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -18,6 +18,8 @@ from ldmrt.runtime.tensors import Engine
 
 from .lazy_engines import LazyEngines
 from .low_memory import LowMemory, Maker, SharedEngine, in_low_memory
+from .openvino.devices import COMPUTES
+from .openvino.ranges import Ranges, read_ranges, to_bytes
 from .replaced_files import Watched
 from .text_encoder_cache import CachedTextEncoder
 
@@ -35,6 +37,9 @@ class BackendSettings:
     compute: str = "fp32"  # the precision that OpenVINO computes in; others compute in that of the graph
     watched: Watched | None = None  # the files as they were when the bundle was opened
     islands: Islands | None = None  # what OpenVINO keeps in float32 in a narrower precision; None: the certificate's
+    ranges: Mapping[str, Ranges] | None = (
+        None  # of activations, with which OpenVINO computes in int8; None: the bundle's
+    )
 
 
 Makers = Mapping[str, Maker]  # by component
@@ -97,6 +102,8 @@ def _openvino(bundle: Bundle, backend: str, settings: BackendSettings) -> Makers
     """Return what opens each graph but the fused step in OpenVINO."""
     if settings.fused:
         raise LdmrtError("open", f"{backend} runs no fused step", hint="leave fused out")
+    if settings.compute == "int8" and settings.ranges is None:
+        settings = replace(settings, ranges=read_ranges(bundle))
     open_graph = partial(_open_openvino, bundle, backend, settings)
     return _unet_on_demand(bundle, {name: partial(open_graph, name) for name in bundle.graphs if name != STEP})
 
@@ -110,6 +117,8 @@ def _open_openvino(bundle: Bundle, backend: str, settings: BackendSettings, name
     islands = settings.islands if settings.islands is not None else bundle.islands(backend, settings.compute)
     modules = islands.get(bundle.home(name), {})
     compute = "fp32" if "" in modules else settings.compute
+    table = (settings.ranges or {}).get(bundle.home(name)) if compute == "int8" else None
+    told = [to_bytes({name: table}).decode()] if table is not None else []
     keep = settings.keep_optimized and backend == "openvino"  # on other devices it depends on their drivers too
     light = not settings.low_memory and sum(file.stat().st_size for file in bundle.weights(name)) <= FIXED_MOST
     return OpenVinoEngine(
@@ -118,9 +127,10 @@ def _open_openvino(bundle: Bundle, backend: str, settings: BackendSettings, name
         backend,
         compute=compute,
         in_float32=(lambda path: any(inside(path, island) for island in modules)) if modules else None,
+        ranges=table.inputs if table is not None else None,
         threads=settings.threads,
         specs=bundle.specs(name) if bundle.home(name) in bundle.manifest.get("components", {}) else None,
-        compiled=place(bundle, name, backend, version(), compute, *sorted(modules)) if keep else None,
+        compiled=place(bundle, name, backend, version(), compute, *sorted(modules), *told) if keep else None,
         fixed_after=FIXED_AFTER if backend == "openvino" and light else None,
         fixed_first=backend == "openvino" and not light,
         check=partial(_check_unchanged, bundle, settings, name),
@@ -200,15 +210,27 @@ def chooses_precision(backend: str) -> bool:
     return BACKENDS.get(backend) is _openvino
 
 
+def unavailable_precision(backends: Sequence[str], compute: str) -> str:
+    """Return why one of some backends does not compute in a precision here; empty where all do."""
+    from .openvino.devices import check_precision, device_of
+
+    try:
+        for name in backends if compute != "fp32" else ():
+            check_precision("compute", device_of(name, "compute"), compute)
+    except LdmrtError as error:
+        return f"{compute} is not measured, as {error.problem}"
+    return ""
+
+
 def check_compute(backend: str, compute: str) -> None:
     """Raise an `LdmrtError` where a backend does not choose the precision that it computes in."""
-    if compute not in PRECISIONS:
-        problem = f"no precision {compute!r}{suggestion(compute, PRECISIONS)}"
-        raise LdmrtError("compute", problem, expected=", ".join(PRECISIONS))
+    if compute not in COMPUTES:
+        problem = f"no precision {compute!r}{suggestion(compute, COMPUTES)}"
+        raise LdmrtError("compute", problem, expected=", ".join(COMPUTES))
     if compute != "fp32" and not chooses_precision(backend):
         problem, expected = f"{backend} computes in the precision of the bundle", "openvino"
-        hint = f"--backend openvino, or ldmrt export CHECKPOINT BUNDLE --precision {compute}"
-        raise LdmrtError("compute", problem, expected=expected, found=compute, hint=hint)
+        other = f", or ldmrt export CHECKPOINT BUNDLE --precision {compute}" if compute in PRECISIONS else ""
+        raise LdmrtError("compute", problem, expected=expected, found=compute, hint=f"--backend openvino{other}")
 
 
 def open_engines(bundle: Bundle, backend: str, settings: BackendSettings = BackendSettings()) -> LazyEngines:

@@ -152,6 +152,7 @@ class Bundle:
         certificate = self.certificate
         if certificate is None:
             return ["it has no parity certificate"]
+        certificate = certificate.exact()
         not_run = {figure.backend for figure in certificate.figures} == {NOT_RUN}
         return [
             *(["its graphs were checked, but no backend has run them"] if not_run else []),
@@ -159,6 +160,20 @@ class Bundle:
             *certificate.unproven(self.components),
             *certificate.failures[:1],
         ]
+
+    def narrow_issue(self, backend: str, compute: str) -> str:
+        """Say how far the images of a narrower precision are from the checkpoint's, where that is too far.
+
+        Args:
+            backend: The backend's name.
+            compute: The precision that it computes in.
+
+        Returns:
+            The last failure in the certificate, which is that of the image if it is too far; empty where there is none.
+        """
+        certificate, row = self.certificate, backend_row(backend, compute)
+        failures = certificate.past_limit([row]) if certificate is not None and compute != "fp32" else []
+        return f"{row} is not the same model: {failures[-1]}" if failures else ""
 
     @property
     def uncovered(self) -> str:

@@ -1,8 +1,8 @@
 """The measured differences between an exported model and its reference, each with its tolerance."""
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from ldmrt.runtime.errors import BundleError
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 NAMED = 3  # skipped cases that are named
+PARTS = ("figures", "drifts", "pictures", "costs", "left_out", "times")  # of a certificate, by backend
 Islands = Mapping[str, Mapping[str, str]]  # by component: modules that compute in float32, with the reason of each
 
 
@@ -124,6 +125,22 @@ class ShortcutCost:
 
 
 @dataclass(frozen=True)
+class TimeGain:
+    """The time of a backend in a narrow precision beside float32, by turns on one machine. It has no limit."""
+
+    backend: str
+    what: str  # "a row", with its guidance and controls, or "decoding"
+    seconds: float  # the median
+    ratio: float  # to float32, the median of the turns' own ratios
+    calls: int  # of each
+
+    @property
+    def text(self) -> str:
+        """Write the ratio in words."""
+        return f"{self.ratio:.2f} of fp32's time"
+
+
+@dataclass(frozen=True)
 class SkippedCase:
     """A case that a backend has no engine for."""
 
@@ -139,7 +156,8 @@ class Certificate:
 
     `about` holds tolerances with their reasons, the request, versions, hardware and the hashes of both sides; `origin`
     names networks that are not the checkpoint's, `left_out` the cases that could not be measured, and `islands` the
-    modules that a backend keeps in float32, by its name and precision, such as "openvino bf16".
+    modules that a backend keeps in float32, by its name and precision, such as "openvino bf16", also where there are
+    none. `times` says what narrow precisions gain.
     """
 
     figures: tuple[TensorError, ...]
@@ -150,6 +168,7 @@ class Certificate:
     costs: tuple[ShortcutCost, ...] = ()
     left_out: tuple[SkippedCase, ...] = ()
     islands: Mapping[str, Islands] = field(default_factory=dict)
+    times: tuple[TimeGain, ...] = ()
 
     @property
     def within(self) -> bool:
@@ -159,9 +178,29 @@ class Certificate:
     @property
     def failures(self) -> list[str]:
         """List everything that is of another checkpoint or past its tolerance, in the order of measurement."""
+        return [*(f"not of this checkpoint: {name}" for name in self.origin), *self.past_limit(self.backends)]
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """Name the backends that were measured, with their precisions, in the order of measurement."""
         measured: tuple[TensorError | RowError | ImageSimilarity, ...] = (*self.figures, *self.drifts, *self.pictures)
-        past = [figure.failure for figure in measured if not figure.within]
-        return [*(f"not of this checkpoint: {name}" for name in self.origin), *past]
+        return tuple(dict.fromkeys(one.backend for one in measured))
+
+    def past_limit(self, backends: Collection[str]) -> list[str]:
+        """List everything of these backends that is past its tolerance, in the order of measurement."""
+        measured: tuple[TensorError | RowError | ImageSimilarity, ...] = (*self.figures, *self.drifts, *self.pictures)
+        return [one.failure for one in measured if one.backend in backends and not one.within]
+
+    def exact(self) -> "Certificate":
+        """Return the part of it that is of backends in the bundle's own precision.
+
+        A narrow precision is a choice, whose failures do not touch the others.
+        """
+        every: JsonObject = {name: getattr(self, name) for name in PARTS}
+        parts: JsonObject = {
+            name: tuple(one for one in some if one.backend not in self.islands) for name, some in every.items()
+        }
+        return replace(self, **parts, islands={})
 
     def unproven(self, components: Iterable[str]) -> list[str]:
         """List what was not measured at all of a bundle with these components."""
@@ -209,6 +248,7 @@ class Certificate:
             "origin": list(self.origin),
             "costs": [plain(cost) for cost in self.costs],
             "left_out": [plain(case) for case in self.left_out],
+            "times": [plain(one) for one in self.times],
             "islands": {name: {one: dict(of) for one, of in rows.items()} for name, rows in self.islands.items()},
         }
 
@@ -233,6 +273,7 @@ class Certificate:
                 tuple(_read(ShortcutCost, entry) for entry in value.get("costs", ())),  # absent in older certificates
                 tuple(_read(SkippedCase, entry) for entry in value.get("left_out", ())),
                 {str(name): _read_islands(rows) for name, rows in value.get("islands", {}).items()},
+                tuple(_read(TimeGain, entry) for entry in value.get("times", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             problem, hint = "the certificate cannot be read", "ldmrt verify BUNDLE --against CHECKPOINT --store"
@@ -244,7 +285,13 @@ def backend_row(backend: str, compute: str) -> str:
     return backend if compute == "fp32" else f"{backend} {compute}"
 
 
-Record = TypeVar("Record", TensorError, RowError, ImageSimilarity, ShortcutCost, SkippedCase)
+def compute_of(row: str) -> tuple[str, str]:
+    """Return the backend and the precision of a name that `backend_row` made."""
+    backend, _, compute = row.partition(" ")
+    return backend, compute or "fp32"
+
+
+Record = TypeVar("Record", TensorError, RowError, ImageSimilarity, ShortcutCost, SkippedCase, TimeGain)
 
 
 def plain(record: "DataclassInstance") -> JsonObject:

@@ -46,4 +46,5 @@ def certify(
         tuple(one for chunk in measured for one in chunk.costs),
         tuple(one for chunk in measured for one in chunk.left_out),
         islands,
+        tuple(one for chunk in measured for one in chunk.times),
     )

@@ -16,6 +16,7 @@ from ldmrt.runtime.bundle.certificate import (
     ShortcutCost,
     SkippedCase,
     TensorError,
+    TimeGain,
 )
 from ldmrt.runtime.bundle.graphs import BACK, DECODER, DECODER_FP32, DEEP, ENCODER, FEATURE, FRONT, SHALLOW, TILE
 from ldmrt.runtime.bundle.recording import Case, Recording, Trajectory
@@ -49,6 +50,7 @@ class Comparison:
     pictures: tuple[ImageSimilarity, ...] = ()
     costs: tuple[ShortcutCost, ...] = ()
     left_out: tuple[SkippedCase, ...] = ()
+    times: tuple[TimeGain, ...] = ()
     images: NDArray[np.uint8] | None = field(default=None, repr=False)
     seconds: float = 0.0  # that measuring took
 
@@ -66,6 +68,8 @@ class Comparison:
     @property
     def summary(self) -> tuple[str, str]:
         """The worst of it, and its tolerance."""
+        if self.times:
+            return self.times[0].text, "none: a gain"
         if self.costs:
             return min(self.costs, key=lambda cost: cost.psnr).psnr_text, "none: a cost"
         if self.pictures:

@@ -1,11 +1,13 @@
 """A component that OpenVINO computes in a narrow precision, as the search for islands measures it."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from ldmrt.runtime.backends.openvino.engine import OpenVinoEngine
 from ldmrt.runtime.backends.openvino.network import modules
+from ldmrt.runtime.backends.openvino.ranges import Range, Ranges
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32, inside
 from ldmrt.runtime.bundle.recording import Case, Recording
@@ -25,6 +27,7 @@ class InOpenVino:
         backend: A backend of OpenVINO's.
         compute: The narrow precision.
         cases: Its recorded calls.
+        ranges: Of activations, for int8: without islands these modules compute in it.
     """
 
     bundle: Bundle
@@ -32,6 +35,7 @@ class InOpenVino:
     backend: str
     compute: str
     cases: Sequence[Case]
+    ranges: Mapping[str, Range] | None = None
     paths: Sequence[str] = field(init=False)
     worst: Case | None = None  # of the first measurement
     measured: dict[tuple[str, ...], float | None] = field(default_factory=dict)  # on it, by module and islands
@@ -90,7 +94,15 @@ class InOpenVino:
     def _errors(self, in_float32: Callable[[str], bool], cases: Sequence[Case]) -> list[float]:
         """Return the error of each call where the modules that `in_float32` names compute in float32."""
         path, specs = self.bundle.model(self.name), self.bundle.specs(self.name)
-        engine = OpenVinoEngine(self.name, path, self.backend, compute=self.compute, in_float32=in_float32, specs=specs)
+        engine = OpenVinoEngine(
+            self.name,
+            path,
+            self.backend,
+            compute=self.compute,
+            in_float32=in_float32,
+            ranges=self.ranges,
+            specs=specs,
+        )
         try:
             return [error(engine, [case]) for case in cases]
         finally:
@@ -98,7 +110,11 @@ class InOpenVino:
 
 
 def islands_of(
-    bundle: Bundle, reference: Recording, backend: str, compute: str
+    bundle: Bundle,
+    reference: Recording,
+    backend: str,
+    compute: str,
+    tables: Mapping[str, Ranges] = MappingProxyType({}),
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield each component of which calls were recorded, with the islands that it needs on a backend of OpenVINO's.
 
@@ -109,12 +125,14 @@ def islands_of(
         reference: What the checkpoint computed.
         backend: A backend of OpenVINO's.
         compute: The narrow precision.
+        tables: The ranges of activations in each component, for int8.
     """
     limits = tolerances(bundle, compute)
     for name in bundle.components:
         same = DECODER if name == DECODER_FP32 else name  # the reference is of float32
         if cases := [case for case in reference.cases if case.component == same]:
             limit = limits[name].limit
-            found = find_islands(InOpenVino(bundle, name, backend, compute, cases), {}, limit)
+            ranges = tables[name].inputs if name in tables else None
+            found = find_islands(InOpenVino(bundle, name, backend, compute, cases, ranges), {}, limit)
             whole = {"": f"error: {found.left:.2g} with the islands that help, of tolerance {limit:g}"}
             yield name, found.islands if found.left <= limit else whole

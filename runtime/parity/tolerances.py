@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ldmrt.runtime.backends.openvino.int8 import IN_INT8
 from ldmrt.runtime.bundle.bundle import Bundle
 
 
@@ -18,11 +19,13 @@ COMPONENT = {  # finer ones first
     "fp32": Tolerance(2e-5, "float32 against float32, only the order of sums differs: 3e-6 at most was measured"),
     "fp16": Tolerance(1e-2, "float16 has 11 bits: an error of 5e-4 in each of many layers"),
     "bf16": Tolerance(8e-2, "bfloat16 has 8 bits: eight times float16's error"),
+    "int8": Tolerance(2e-1, "int8 has 256 steps for all values of a layer: two and a half times bfloat16's error"),
 }
 IMAGE = {
     "fp32": Tolerance(60.0, "a mean error of a quarter of a grey level after 20 rows and the decoder"),
     "fp16": Tolerance(40.0, "a mean error of two and a half grey levels"),
     "bf16": Tolerance(30.0, "a mean error of eight grey levels; the shipped model's is one"),
+    "int8": Tolerance(25.0, "a mean error of fourteen grey levels: below it is another image of the same prompt"),
 }
 
 
@@ -31,9 +34,12 @@ def tolerances(bundle: Bundle, compute: str = "fp32") -> Mapping[str, Tolerance]
 
     Args:
         bundle: The opened bundle.
-        compute: The precision that the backend computes in, where it is coarser than that of a component.
+        compute: The precision that the backend computes in, where it is coarser than that of a component. With int8,
+            components that it is not for compute in bfloat16 at most.
     """
-    precisions = {name: coarsest(bundle.precision(name), compute) for name in bundle.components}
+    beside = "bf16" if compute == "int8" else compute
+    computes = {name: compute if name.startswith(IN_INT8) else beside for name in bundle.components}
+    precisions = {name: coarsest(bundle.precision(name), computes[name]) for name in bundle.components}
     limits = {name: COMPONENT[precision] for name, precision in precisions.items()}
     whole = coarsest(*precisions.values())
     return limits | {"rows": COMPONENT[whole], "picture": IMAGE[whole]}

@@ -53,8 +53,8 @@ def open_pipeline(
         keep_optimized: Keeps the networks as ONNX Runtime optimised or OpenVINO compiled them in the bundle's folder,
             which takes as much disk again: the next pipeline opens in a fraction of the time. On GPUs and NPUs nothing
             is kept.
-        compute: The precision that OpenVINO computes in: "fp32", or "bf16" and "fp16" on a device that has them. The
-            others compute in that of the bundle.
+        compute: The precision that OpenVINO computes in: "fp32", or "bf16", "fp16" and "int8" on a device that has
+            them. For int8 the bundle has to hold ranges of activations. The others compute in that of the bundle.
         scheduler: A scheduler's config, or its file, in place of the bundle's; that of later stages is theirs.
 
     Raises:
@@ -79,8 +79,12 @@ def open_pipeline(
         for issue in filter(None, (*opened.certificate_issues, opened.uncovered)) if check else ():
             hint = f"ldmrt verify {name} --against CHECKPOINT --store"
             warnings.warn(f"{name}: {issue}; next: {hint}", LdmrtWarning, stacklevel=3)
+        engines = open_engines(opened, backend, replace(settings, watched=watched))
+        if check and (issue := opened.narrow_issue(backend, compute)):
+            hint = "for images that are proven: --compute fp32"
+            warnings.warn(f"{name}: {issue}; {hint}", LdmrtWarning, stacklevel=3)
         pipeline = Pipeline(
-            open_engines(opened, backend, replace(settings, watched=watched)),
+            engines,
             {name: Tokenizer(files) for name, files in opened.tokenizers.items()},
             config or opened.scheduler,
             opened.stage,

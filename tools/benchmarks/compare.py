@@ -102,7 +102,7 @@ def selection(contestants: list[Contestant], names: Sequence[str]) -> list[Conte
     "--compute",
     "computes",
     multiple=True,
-    type=click.Choice(["bf16", "fp16"]),
+    type=click.Choice(["bf16", "fp16", "int8"]),
     help="With --backend: at this precision too.",
 )
 @click.option("--optimum", type=click.Path(exists=True), help="A Python that has optimum-onnx: also that.")

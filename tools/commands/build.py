@@ -8,7 +8,7 @@ import click
 
 from ldmrt.runtime.bundle.engines.targets import TITLES
 from ldmrt.tools.console.outputs import check_output
-from ldmrt.tools.console.verification import verify_built
+from ldmrt.tools.console.verification.measure import verify_built
 from ldmrt.tools.options.common import Choice
 from ldmrt.tools.options.engines import EngineOptions, engine_options, targets_of
 from ldmrt.tools.options.stages import every_stage

@@ -119,7 +119,7 @@ def refit(bundle: Path, source: Path | None, backend: str, only: str | None, ver
     from ldmrt.export.engines.refit import refit as refit_engines
     from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.tools.console.progress import console
-    from ldmrt.tools.console.verification import verify_built
+    from ldmrt.tools.console.verification.measure import verify_built
 
     opened = Bundle.open(bundle)
     check_output(bundle, "engines", folder=True)

@@ -57,7 +57,7 @@ def export(
     from ldmrt.runtime.files.recognise import BUNDLE, refuse_other
     from ldmrt.runtime.optional import check_installed
     from ldmrt.tools.console.progress import console
-    from ldmrt.tools.console.verification import certify_new
+    from ldmrt.tools.console.verification.measure import certify_new
     from ldmrt.tools.console.words import listed, own_words
 
     refuse_other("export", bundle, BUNDLE)  # before minutes of work

@@ -32,8 +32,9 @@ def inspect(bundle: Path, as_json: bool) -> None:
     (of the checkpoint's own tokenizers, beside their vocabulary), "made_by", "files" (how many were checked) and
     "certificate": "holds",
     "issues", "uncovered", "backends", "figures", "left_out", "psnr", the lowest in dB, and "narrow": for each backend
-    that computes in a precision below the bundle's its "psnr" and its "islands", the modules that stay in float32,
-    by component. Unknown values, and an infinite PSNR, are null.
+    that computes in a precision below the bundle's whether it is "within" its tolerances, its "psnr", the lowest
+    "ssim", the "time" of a row and of decoding relative to float32, and its "islands", the modules that stay in
+    float32, by component. Unknown values, and an infinite PSNR, are null.
 
     Example: ldmrt inspect out/emoji64
     """
@@ -78,11 +79,20 @@ def described(bundle: "Bundle") -> "JsonObject":
             "figures": len(certificate.figures) if certificate else 0,
             "left_out": len(certificate.left_out) if certificate else 0,
             "psnr": _lowest(certificate, lambda backend: backend not in narrow),
-            "narrow": {
-                name: {"psnr": _lowest(certificate, partial(eq, name)), "islands": islands}
-                for name, islands in narrow.items()
-            },
+            "narrow": {name: _narrow(certificate, name) for name in certificate.islands} if certificate else {},
         },
+    }
+
+
+def _narrow(certificate: "Certificate", backend: str) -> "JsonObject":
+    """Describe what a certificate states of a backend in a narrow precision."""
+    ssim = [image.ssim for image in certificate.pictures if image.backend == backend and image.ssim is not None]
+    return {
+        "within": not certificate.past_limit([backend]),
+        "psnr": _lowest(certificate, partial(eq, backend)),
+        "ssim": min(ssim, default=None),
+        "time": {gain.what: gain.ratio for gain in certificate.times if gain.backend == backend},
+        "islands": certificate.islands[backend],
     }
 
 
@@ -142,7 +152,10 @@ def show(bundle: "Bundle", facts: "JsonObject") -> None:
         click.echo(f"certificate: {certified(facts['certificate'])}")
         for name, narrow in facts["certificate"]["narrow"].items():
             paths = [f"{one}.{path}".rstrip(".") for one, modules in narrow["islands"].items() for path in modules]
-            click.echo(f"{name}: {_image(narrow['psnr'])}, in float32 there: {', '.join(paths) or 'nothing'}")
+            similar = "" if narrow["ssim"] is None else f", SSIM {narrow['ssim']:.3f}"
+            times = "".join(f", {what} in {ratio:.2f} of fp32's time" for what, ratio in narrow["time"].items())
+            click.echo(f"{name}: {'' if narrow['within'] else 'not the same model, '}{_image(narrow['psnr'])}{similar}"
+                       f"{times}, in float32 there: {', '.join(paths) or 'nothing'}")  # fmt: skip
     else:
         click.echo("no manifest: nothing could be checked, and nothing is proven")
 

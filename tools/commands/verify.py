@@ -9,21 +9,22 @@ import click
 from click.core import ParameterSource
 
 from ldmrt.tools.console.outputs import Output, check_output
-from ldmrt.tools.console.verification import (
+from ldmrt.tools.console.verification.measure import (
     PROMPT,
-    Runnable,
     compare_and_show,
     conclude,
     record_checkpoint,
     runnable,
     unmeasured,
-    with_islands,
 )
+from ldmrt.tools.console.verification.narrow import precisions, ranges_for_int8, with_islands
+from ldmrt.tools.console.verification.runnable import Runnable
 from ldmrt.tools.options.checkpoint import CheckpointOptions, checkpoint_options
 from ldmrt.tools.options.common import COMPUTE
 from ldmrt.tools.options.stages import every_stage
 
 if TYPE_CHECKING:
+    from ldmrt.runtime.backends.openvino.ranges import Ranges
     from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.runtime.bundle.certificate import Certificate, Islands
     from ldmrt.runtime.bundle.recording import Recording
@@ -73,7 +74,8 @@ def verify(
     latents and from its own; and one image from the same noise. Without --against the bundle is compared with the
     recording in it, which does not need PyTorch. Engines that `ldmrt build` has built for this GPU are measured too;
     cases of other shapes are skipped and listed. With --compute OpenVINO is measured in that precision; --against then
-    looks for the modules that have to stay in float32, and --store keeps both precisions and these modules.
+    looks for the modules that have to stay in float32, and --store keeps both precisions and these modules. For int8
+    --against also measures the ranges of activations, on the rows of that image, and --store keeps them.
 
     Of a cascade the later stages are compared too, each on its own recorded inputs; with --against the first one alone,
     as each stage has a checkpoint of its own.
@@ -83,10 +85,12 @@ def verify(
     Example: ldmrt verify out/emoji64 --against model/pretrained/emoji64
     """
     from ldmrt.runtime.backends.auto import unused_engines
-    from ldmrt.runtime.backends.registry import available_backends, chooses_precision
+    from ldmrt.runtime.backends.openvino.ranges import read_ranges, to_bytes, with_ranges
+    from ldmrt.runtime.backends.registry import available_backends, unavailable_precision
     from ldmrt.runtime.bundle.bundle import Bundle
     from ldmrt.runtime.errors import LdmrtError, printable
     from ldmrt.runtime.nearest import check_known
+    from ldmrt.runtime.optional import check_installed
     from ldmrt.runtime.parity.certify import certify
 
     if source.checkpoint is None:
@@ -96,9 +100,16 @@ def verify(
         check_output(bundle, "--store", folder=True)
     check_known("verify", filter(None, [bisected]), opened.components)
     able, refused = list[Runnable](), list[str]()
-    for one in ("fp32", compute) if store and compute != "fp32" else (compute,):  # a certificate holds float32 first
-        some = [name for name in backends if one == "fp32" or chooses_precision(name)] or backends
-        able_in_this, others = runnable(opened, some or available_backends(opened, one), one)
+    before = opened.certificate if store else None
+    calibrates = compute == "int8" and source.checkpoint is not None
+    if calibrates:
+        check_installed("int8", "nncf")
+    for one, some in precisions(backends, compute, before) if store else [(compute, backends)]:
+        names, ready = some or available_backends(opened, one), not (calibrates and one == compute)
+        if one != compute and (missing := unavailable_precision(names, one)):
+            refused.append(f"{missing}: the certificate holds it no more")
+            continue
+        able_in_this, others = runnable(opened, names, one, calibrated=ready)
         able, refused = able + able_in_this, refused + others
     if not able:
         hint = "a machine whose backend computes in bfloat16, or export with --precision fp16"
@@ -107,22 +118,30 @@ def verify(
     for line in [*refused, *([f"not measured: {unused}"] if unused else [])]:
         click.echo(line, err=True)
     islands: dict[str, Islands] = {}
+    ranges: bytes | None = None
     if source.checkpoint is not None:
         origin, reference = record_checkpoint(opened, source, prompt, seed, side)
         for place, narrow in enumerate(able):
+            tables: dict[str, Ranges] = {}
+            if narrow.compute == "int8" and compute == "int8":
+                tables = ranges_for_int8(opened, reference, narrow.backend)
+                ranges = to_bytes(tables)
+            elif narrow.compute == "int8":
+                tables = read_ranges(opened)
             if narrow.compute != "fp32":
-                able[place], islands[narrow.name] = with_islands(opened, reference, narrow)
+                able[place], islands[narrow.name] = with_islands(opened, reference, narrow, tables)
     else:
         origin, reference = [], opened.reference
         for line in filter(None, (*opened.certificate_issues, opened.uncovered)):
             click.echo(printable(line), err=True)
     measured = list(compare_and_show(opened, reference, able))
     computes = list(dict.fromkeys(one.compute for one in able))
-    certificate = certify(measured, opened, reference, origin, computes, islands)
+    certified = opened if ranges is None else with_ranges(opened, ranges)
+    certificate = certify(measured, certified, reference, origin, computes, islands)
     if store:
         from ldmrt.export.parity.store import store as store_certificate
 
-        store_certificate(opened, certificate, reference)
+        store_certificate(opened, certificate, reference, ranges)
     write(certificate, measured, reference, as_json, junit, html)
     if bisected is not None:
         click.echo(modules(opened, source, reference, bisected, compute))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ldmrt.runtime.bundle.certificate import Certificate, ImageSimilarity, RowError, ShortcutCost, TensorError
+from ldmrt.runtime.bundle.certificate import Certificate, ImageSimilarity, RowError, ShortcutCost, TensorError, TimeGain
 from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.runtime.parity.metrics import OFF
 
@@ -54,6 +54,7 @@ def write_report(path: Path, certificate: Certificate, images: Sequence[Pair]) -
         _rows(certificate.drifts),
         _images(certificate.pictures, images),
         _costs(certificate.costs),
+        _times(certificate.times),
         _skipped(certificate.gaps),
         _about(certificate.about),
     ]
@@ -175,6 +176,13 @@ def _costs(costs: Sequence[ShortcutCost]) -> Markup:
     table = _table("What shortcuts cost", ["shortcut", "backend", "prompt", ">seed", ">PSNR"], rows)
     note = "An image with a shortcut against the same without. A shortcut is chosen by the user, so it has no limit."
     return _section("Costs", note, [table] * bool(costs))
+
+
+def _times(times: Sequence[TimeGain]) -> Markup:
+    rows = [(True, [one.backend, one.what, f"{one.seconds:.3g}", f"{one.ratio:.2f}"]) for one in times]
+    table = _table("What narrow precisions gain", ["backend", "time of", ">seconds", ">relative to fp32"], rows)
+    note = "Narrow and float32 by turns, on the machine that this was measured on. It has no limit."
+    return _section("Time", note, [table] * bool(times))
 
 
 def _three(pair: Pair) -> list[Markup]:

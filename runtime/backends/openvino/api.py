@@ -13,6 +13,9 @@ class ElementType(Protocol):
     def to_dtype(self) -> object:
         """Return NumPy's dtype."""
 
+    def get_type_name(self) -> str:
+        """Return its name, such as "f32"."""
+
 
 class Dimension(Protocol):
     """One dimension of a shape (openvino.Dimension)."""
@@ -67,9 +70,21 @@ class Target(Protocol):
     def get_node(self) -> "Node":
         """Return the node that takes it."""
 
+    def replace_source_output(self, value: "Value") -> None:
+        """Take another value."""
+
 
 class Value(Protocol):
     """One output of a node (openvino.Output)."""
+
+    def get_node(self) -> "Node":
+        """Return the node."""
+
+    def get_index(self) -> int:
+        """Return which of its outputs it is."""
+
+    def get_element_type(self) -> ElementType:
+        """Return the type of its elements."""
 
     def get_target_inputs(self) -> Collection[Target]:
         """Return where it goes."""
@@ -92,8 +107,20 @@ class Node(Protocol):
     def set_friendly_name(self, name: str) -> None:
         """Name it."""
 
+    def get_type_name(self) -> str:
+        """Return the name of the operator, such as "Convolution"."""
+
+    def get_attributes(self) -> Mapping[str, object]:
+        """Return its settings, by name."""
+
+    def input(self, index: int) -> Target:
+        """Return an input."""
+
     def input_value(self, index: int) -> Value:
         """Return what an input takes."""
+
+    def input_values(self) -> Sequence[Value]:
+        """Return what all inputs take."""
 
     def output(self, index: int) -> Value:
         """Return an output."""

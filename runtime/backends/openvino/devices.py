@@ -12,6 +12,7 @@ from .library import openvino, reason
 
 DEVICES = {"openvino": "CPU", "openvino-gpu": "GPU", "openvino-npu": "NPU"}  # by backend
 ELEMENTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}  # OpenVINO's names of precisions
+COMPUTES = (*ELEMENTS, "int8")
 _MAKING = Lock()
 
 
@@ -68,7 +69,7 @@ def precisions(device: str) -> tuple[str, ...]:
         able = core().get_property(device, "OPTIMIZATION_CAPABILITIES")
     except RuntimeError as error:
         raise _broken(error) from None
-    return tuple(name for name in ELEMENTS if name.upper() in able)
+    return tuple(name for name in COMPUTES if name.upper() in able)
 
 
 def check_precision(component: str, device: str, compute: str) -> None:
@@ -90,9 +91,16 @@ def available() -> tuple[str, ...]:
     return ("openvino",)
 
 
+def beside_int8(device: str) -> str:
+    """Return the precision of what does not compute in int8 where the rest does: the narrowest that a device has."""
+    able = precisions(device)
+    return next(name for name in ("bf16", "fp16", "fp32") if name in able)
+
+
 def options(device: str, compute: str, threads: int) -> dict[str, str]:
-    """Return OpenVINO's options: one call at a time, on all cores, in one precision."""
-    chosen = {"INFERENCE_PRECISION_HINT": ELEMENTS[compute], "PERFORMANCE_HINT": "LATENCY"}
+    """Return OpenVINO's options: one call at a time, on all cores, in one precision, or in int8 and another one."""
+    element = ELEMENTS[beside_int8(device) if compute == "int8" else compute]
+    chosen = {"INFERENCE_PRECISION_HINT": element, "PERFORMANCE_HINT": "LATENCY"}
     if device == "CPU":
         chosen |= {"NUM_STREAMS": "1"} | ({"INFERENCE_NUM_THREADS": str(threads)} if threads else {})
     return chosen

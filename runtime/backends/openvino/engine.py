@@ -13,6 +13,7 @@ from .api import InferRequest
 from .devices import check_precision, device_of, options
 from .library import reason, shared
 from .network import Graph, Network
+from .ranges import Range
 
 # How often in a row sizes are called until a network of their own is worth compiling: it takes as long as FIXED_AFTER
 # calls of the shipped model's U-Net save by it. So the worst order of sizes costs at most as much again.
@@ -33,6 +34,7 @@ class OpenVinoEngine:
         *,
         compute: str = "fp32",
         in_float32: Callable[[str], bool] | None = None,
+        ranges: Mapping[str, Range] | None = None,
         threads: int = 0,
         specs: tuple[Specs, Specs] | None = None,
         compiled: Path | None = None,
@@ -46,10 +48,12 @@ class OpenVinoEngine:
             component: The component that errors name.
             path: The ONNX file.
             backend: A key of `DEVICES`.
-            compute: The precision to compute in: "fp32", or "bf16" and "fp16" where the device has it. OpenVINO itself
-                would take the fastest.
+            compute: The precision to compute in: "fp32", or "bf16", "fp16" and "int8" where the device has it. OpenVINO
+                itself would take the fastest.
             in_float32: Tells of a module's path whether it computes in float32 in any case, as far as OpenVINO allows;
                 no module does by default.
+            ranges: With "int8", the modules that compute in it, by their paths, with the range of what each takes. The
+                others compute in the narrowest other precision of the device.
             threads: Threads on the CPU; 0 leaves it to OpenVINO, which takes one for each core.
             specs: The inputs and outputs with their shapes in symbols, where they are known. With them, outputs are
                 written where the caller gets them.
@@ -68,7 +72,16 @@ class OpenVinoEngine:
         check_precision(component, device, compute)
         self.component, self._sized = component, specs is not None
         graph = Graph(
-            component, path, device, options(device, compute, threads), compute, in_float32, specs, compiled, check
+            component,
+            path,
+            device,
+            options(device, compute, threads),
+            compute,
+            in_float32,
+            ranges,
+            specs,
+            compiled,
+            check,
         )
         later = fixed_first and specs is not None
         self._networks = BySizes(

@@ -17,8 +17,10 @@ from ldmrt.runtime.tensors import Array, Specs, TensorSpec
 from .api import CompiledModel, Model, Port
 from .convolutions import restore_convolutions
 from .devices import core
+from .int8 import compute_in_int8
 from .islands import keep_in_float32, modules_of
 from .library import openvino, reason, shared
+from .ranges import Range
 
 COMPILED = "model.blob"  # of a network that is kept as it was compiled
 TILED = ("fp32",)  # precisions in which convolutions by Winograd's tiles are faster than OpenVINO's own
@@ -45,6 +47,7 @@ class Graph:
         compute: The precision that it computes in.
         in_float32: Tells of a module's path whether it computes in float32 all the same; None where none does.
         specs: Inputs and outputs, with their shapes in symbols; None until they are known.
+        ranges: Of what the modules take that compute in int8, by their paths; None in other precisions.
         folder: Where the network for any sizes is kept. That for fixed sizes is kept beside it: one, of the sizes that
             were worth it last.
         check: Raises where the file is not that of the opened bundle any more; called before and after it is read.
@@ -56,6 +59,7 @@ class Graph:
     options: Mapping[str, str]
     compute: str
     in_float32: Callable[[str], bool] | None
+    ranges: Mapping[str, Range] | None
     specs: tuple[Specs, Specs] | None
     folder: Path | None
     check: Callable[[], None]
@@ -92,13 +96,16 @@ class Graph:
     def _compiled(self, sizes: Sizes | None) -> CompiledModel:
         """Compile the ONNX file."""
         try:
-            graph = _read(self.component, self.path)
+            graph = read_graph(self.component, self.path)
             # Those of the compiled model may have names of nodes that were removed.
             found = tuple(map(_spec, graph.inputs)), tuple(map(_spec, graph.outputs))
             self.specs = self.specs or found
             _check_names(self.component, self.path, self.specs, found)
             if self.compute not in TILED:
                 restore_convolutions(graph)
+            if self.ranges:
+                exact = self.in_float32 or (lambda _: False)
+                compute_in_int8(graph, {path: ends for path, ends in self.ranges.items() if not exact(path)})
             if self.in_float32 is not None:
                 keep_in_float32(graph, self.in_float32)
             if sizes is not None:
@@ -123,7 +130,7 @@ class Graph:
             return None
 
 
-def _read(component: str, path: Path) -> Model:
+def read_graph(component: str, path: Path) -> Model:
     """Read an ONNX file; only with the frontend for ONNX, as the others print what they think of a damaged one."""
     frontend = openvino(component).frontend.FrontEndManager().load_by_framework("onnx")
     model: Model = frontend.convert(frontend.load(str(path)))
@@ -132,7 +139,7 @@ def _read(component: str, path: Path) -> Model:
 
 def modules(component: str, path: Path) -> list[str]:
     """List the paths of the modules in an ONNX file, outer ones first; only OpenVINO's reader opens it."""
-    inner = {path for _, path in modules_of(_read(component, path))}
+    inner = {path for _, path in modules_of(read_graph(component, path))}
     return sorted({module.rsplit(".", depth)[0] for module in inner for depth in range(module.count(".") + 1)} - {""})
 
 

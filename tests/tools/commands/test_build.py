@@ -105,7 +105,9 @@ def test_a_certificate_that_no_longer_holds(ldmrt: Any, copy: Path) -> None:
 def test_where_it_can_run_the_engines_are_held_to_it(ldmrt: Any, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
     monkeypatch.setattr("ldmrt.runtime.backends.ort.engine.available", lambda: ("onnxruntime", "tensorrt-rtx"))
-    monkeypatch.setattr("ldmrt.tools.console.verification.replay", lambda bundle, backends: asked.append(backends))
+    monkeypatch.setattr(
+        "ldmrt.tools.console.verification.measure.replay", lambda bundle, backends: asked.append(backends)
+    )
     words = ("--target", "sm89", "--components", "text_encoder")
     ran = ldmrt("build", copy, *words)
     assert (ran.code, asked) == (0, [("tensorrt-rtx",)])

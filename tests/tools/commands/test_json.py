@@ -72,13 +72,30 @@ def test_inspect_tells_what_a_narrow_precision_keeps_in_float32(ldmrt: Any, chan
     stored, name = manifest["certificate"], "openvino bf16"
     (image,) = stored["pictures"]
     stored["pictures"].append({**image, "backend": name, "psnr": 42.25, "limit": 30.0})
+    stored["times"] = [{"backend": name, "what": "a row", "seconds": 0.1, "ratio": 0.5, "calls": 5}]
     stored["islands"] = {name: {"unet": {"mid_block": "error: 0.2", "conv_in": "error: 0.1"}, "vae_decoder": {"": "x"}}}
     (changed / "ldmrt.json").write_text(json.dumps(manifest))
     found = said(ldmrt, "inspect", changed)["certificate"]
-    assert found["narrow"] == {name: {"psnr": 42.25, "islands": stored["islands"][name]}}
+    stated = {"within": True, "psnr": 42.25, "ssim": image["ssim"], "time": {"a row": 0.5}}
+    assert found["narrow"] == {name: {**stated, "islands": stored["islands"][name]}}
     assert found["psnr"] is None or found["psnr"] > 60
     last = ldmrt("inspect", changed).out.splitlines()[-1]
-    assert last == f"{name}: the image 42.2 dB, in float32 there: unet.mid_block, unet.conv_in, vae_decoder"
+    kept = "in float32 there: unet.mid_block, unet.conv_in, vae_decoder"
+    assert last == f"{name}: the image 42.2 dB, SSIM 1.000, a row in 0.50 of fp32's time, {kept}"
+
+
+def test_inspect_calls_a_failing_precision_another_model(ldmrt: Any, changed: Path) -> None:
+    """The rest of the certificate still holds."""
+    manifest = json.loads((changed / "ldmrt.json").read_text())
+    stored, name = manifest["certificate"], "openvino int8"
+    (image,) = stored["pictures"]
+    stored["pictures"].append({**image, "backend": name, "psnr": 12.5, "limit": 25.0})
+    stored["islands"], stored["within"] = {name: {}}, False
+    (changed / "ldmrt.json").write_text(json.dumps(manifest))
+    found = said(ldmrt, "inspect", changed)["certificate"]
+    assert (found["holds"], found["issues"], found["narrow"][name]["within"]) == (True, [], False)
+    last = ldmrt("inspect", changed).out.splitlines()[-1]
+    assert last.startswith(f"{name}: not the same model, the image 12.5 dB")
 
 
 def test_plan(ldmrt: Any, bundle: Path) -> None:

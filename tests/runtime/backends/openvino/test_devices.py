@@ -41,10 +41,13 @@ class NoBrainFloat:
     ("backend", "how", "message"),
     [
         ("openvino", {"compute": "bf16"}, r"unet: OpenVINO's CPU does not compute in bf16 on this machine; expected "
-         r"--compute fp32\n  try: --compute fp32, or another machine"),
+         r"--compute fp32, --compute int8\n  try: --compute fp32, or another machine"),
         ("openvino-gpu", {}, r"unet: OpenVINO finds no GPU here; found CPU\n  try: --backend openvino"),
         ("openvino-npu", {"compute": "fp16"}, "unet: OpenVINO finds no NPU here"),
-        ("openvino", {"compute": "fp8"}, "compute: no precision 'fp8'; expected fp32, fp16, bf16"),
+        ("openvino", {"compute": "fp8"}, "compute: no precision 'fp8'; expected fp32, fp16, bf16, int8"),
+        ("openvino", {"compute": "int8"}, r"int8: \S+ holds no ranges of activations for int8\n  try: ldmrt verify \S+ "
+         "--against CHECKPOINT --compute int8 --store"),
+        ("onnxruntime", {"compute": "int8"}, r"found int8\n  try: --backend openvino$"),
         ("openvino", {"compute": "bf61"}, "did you mean 'bf16'"),
         ("auto", {"compute": "bf16"}, "compute: auto computes in the precision of the bundle; expected openvino"),
         ("onnxruntime", {"compute": "fp16"}, "onnxruntime computes in the precision of the bundle"),
@@ -72,10 +75,15 @@ class Several:
 def test_devices_are_used_by_name(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "core", Several)
     assert [device_of(f"openvino{name}", "unet") for name in ("", "-gpu", "-npu")] == ["CPU", "GPU", "NPU"]
-    assert [precisions(device) for device in ("CPU", "GPU", "NPU")] == [("fp32", "bf16"), ("fp32", "fp16"), ("fp16",)]
+    assert [precisions(device) for device in ("CPU", "GPU", "NPU")] == [
+        ("fp32", "bf16"),
+        ("fp32", "fp16"),
+        ("fp16", "int8"),
+    ]
     assert available_backends(Bundle.open(bundle)) == ("onnxruntime", "openvino")
     with pytest.raises(
-        LdmrtError, match=r"NPU does not compute in fp32 .*; expected --compute fp16\n  try: --compute fp16"
+        LdmrtError,
+        match=r"NPU does not compute in fp32 .*; expected --compute fp16, --compute int8\n  try: --compute fp16",
     ):
         open_engines(Bundle.open(bundle), "openvino-npu")["unet"]
 

@@ -49,7 +49,7 @@ def test_modules_are_those_of_the_graph(bundle: Path) -> None:
 
 def test_the_nodes_of_an_island_are_marked(bundle: Path) -> None:
     """Those that the reader of ONNX made of one node of several are of the module that uses them."""
-    graph = network._read("unet", Bundle.open(bundle).model("unet"))
+    graph = network.read_graph("unet", Bundle.open(bundle).model("unet"))
     keep_in_float32(graph, lambda path: inside(path, ISLAND))
     marked = {node.get_name() for node in graph.get_ops() if KEY in node.get_rt_info()}
     named = {node.get_name(): node.get_friendly_name() for node in graph.get_ops() if "/" in node.get_friendly_name()}

@@ -2,20 +2,24 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import chain
+from typing import TYPE_CHECKING
 
 import click
 
 from ldmrt.tools.options.checkpoint import CheckpointOptions
 
+from .narrow import gains
+from .runnable import Runnable
+
 if TYPE_CHECKING:
     from rich.text import Text
 
     from ldmrt.runtime.bundle.bundle import Bundle
-    from ldmrt.runtime.bundle.certificate import Certificate, Islands
+    from ldmrt.runtime.bundle.certificate import Certificate
     from ldmrt.runtime.bundle.recording import Recording
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.runtime.parity.compare import Comparison
@@ -24,21 +28,6 @@ if TYPE_CHECKING:
 
 PROMPT = "a red apple, noto style, blue background"
 SHOWN = 20  # failures
-
-
-class Runnable(NamedTuple):
-    """A backend that can run a bundle."""
-
-    backend: str
-    compute: str  # the precision that it computes in
-    open: "Callable[[], Pipeline]"
-
-    @property
-    def name(self) -> str:
-        """Return its name in a certificate."""
-        from ldmrt.runtime.bundle.certificate import backend_row
-
-        return backend_row(self.backend, self.compute)
 
 
 def certify_new(bundle: "Bundle", source: CheckpointOptions) -> None:
@@ -107,53 +96,30 @@ def unmeasured(bundle: "Bundle", measured: "list[Comparison]", reference: "Recor
     ]
 
 
-def runnable(bundle: "Bundle", backends: Sequence[str], compute: str = "fp32") -> tuple[list[Runnable], list[str]]:
-    """Return the backends that can run a bundle in a precision, and why each other one cannot."""
+def runnable(
+    bundle: "Bundle", backends: Sequence[str], compute: str = "fp32", *, calibrated: bool = True
+) -> tuple[list[Runnable], list[str]]:
+    """Return the backends that can run a bundle in a precision, and why each other one cannot.
+
+    Args:
+        bundle: The opened bundle.
+        backends: Their names.
+        compute: The precision.
+        calibrated: The bundle has to hold what the precision needs; else that is still to be measured.
+    """
     from ldmrt.runtime.backends.registry import unsupported_precision
     from ldmrt.runtime.pipeline.opening import open_pipeline
 
     able, refused = list[Runnable](), list[str]()
     for backend in backends:
         opener = partial(open_pipeline, bundle.path, backend, check=False, compute=compute)
-        opened = opener()
+        opened = opener() if calibrated else open_pipeline(bundle.path, backend, check=False)
         if why := unsupported_precision(bundle, opened.engines):
             refused.append(f"{backend} cannot run {why}")
         else:
             able.append(Runnable(backend, compute, opener))
         opened.close()
     return able, refused
-
-
-def with_islands(bundle: "Bundle", reference: "Recording", narrow: Runnable) -> "tuple[Runnable, Islands]":
-    """Find the modules that a backend has to compute in float32 so that the rest may be narrow; let it do so.
-
-    Args:
-        bundle: The opened bundle.
-        reference: What its checkpoint computed.
-        narrow: A backend of OpenVINO's and a precision below float32.
-
-    Returns:
-        The backend with these islands, and the islands of each component that needs any.
-    """
-    from ldmrt.runtime.backends.registry import BackendSettings, open_engines
-    from ldmrt.runtime.parity.in_openvino import islands_of
-
-    from .progress import console
-
-    found: dict[str, dict[str, str]] = {}
-    with console.status(f"looking for what {narrow.name} computes too coarsely") as status:
-        for component, modules in islands_of(bundle, reference, narrow.backend, narrow.compute):
-            status.update(f"looked at {component}")
-            found |= {component: modules} if modules else {}
-    for component, modules in found.items():
-        for path, why in modules.items():
-            click.echo(f"{component}: {path or 'all of it'} stays in fp32 on {narrow.name}; {why}", err=True)
-
-    def opener() -> "Pipeline":
-        settings = BackendSettings(compute=narrow.compute, islands=found)
-        return replace(narrow.open(), engines=open_engines(bundle, narrow.backend, settings))
-
-    return narrow._replace(open=opener), found
 
 
 def conclude(certificate: "Certificate") -> None:
@@ -192,8 +158,7 @@ def record_checkpoint(
     from ldmrt.export.parity.origin import other_origin
     from ldmrt.export.parity.record import record
     from ldmrt.export.precision.policy import apply_precisions, islands, precisions
-
-    from .progress import console
+    from ldmrt.tools.console.progress import console
 
     with console.status("running the checkpoint with PyTorch"):
         origin = []
@@ -217,15 +182,15 @@ def compare_and_show(
     from ldmrt.runtime.parity.compare import compare
     from ldmrt.runtime.parity.tolerances import tolerances
     from ldmrt.tools.console import tables
-
-    from .progress import console
+    from ldmrt.tools.console.progress import console
 
     rows: list[tuple[tables.Cell, ...]] = []
     begin = time.perf_counter()
     with console.status("comparing") as status:
         for one in able:
             pipeline, backend, measured = one.open(), one.name, set[str]()
-            for comparison in compare(pipeline, backend, reference, tolerances(bundle, one.compute)):
+            compared = compare(pipeline, backend, reference, tolerances(bundle, one.compute))
+            for comparison in chain(compared, gains(bundle, one, pipeline, reference)):
                 seconds, begin = time.perf_counter() - begin, time.perf_counter()
                 rows.append((comparison.what, backend, *comparison.summary, f"{seconds:.1f} s", verdict(comparison)))
                 measured.add(comparison.what)
@@ -244,7 +209,15 @@ def verdict(comparison: "Comparison") -> "Text":
     from rich.text import Text
 
     within = comparison.within
-    word = "stated" if comparison.costs else "FAILED" if not within else "ok" if comparison.summary[1] else ""
+    word = (
+        "stated"
+        if comparison.costs or comparison.times
+        else "FAILED"
+        if not within
+        else "ok"
+        if comparison.summary[1]
+        else ""
+    )
     skipped = f" {len(comparison.left_out)} skipped" if comparison.left_out else ""
     style = "red" if not within else "yellow" if skipped else "green" if word == "ok" else ""
     return Text(word + skipped, style=style)
@@ -268,8 +241,7 @@ def verify_built(bundle: "Bundle", backend: str) -> None:
     from ldmrt.runtime.backends.registry import available_backends
     from ldmrt.runtime.bundle.engines.targets import TITLES
     from ldmrt.runtime.errors import LdmrtError
-
-    from .progress import console
+    from ldmrt.tools.console.progress import console
 
     if bundle.certificate is None:
         hint = f"ldmrt verify {bundle.path} --against CHECKPOINT --store"

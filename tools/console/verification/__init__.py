@@ -1,0 +1,1 @@
+"""How the commands that verify, export, build and refit measure a bundle."""
