@@ -26,7 +26,7 @@ from ldmrt.runtime.bundle.recording import Recording
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.optional import unavailable
 from ldmrt.runtime.parity.compare import requested
-from ldmrt.runtime.pipeline.pipeline import open_pipeline
+from ldmrt.runtime.pipeline.opening import open_pipeline
 from ldmrt.runtime.tensors import Array, Arrays, Engine
 
 LATENTS = "sample"  # their input

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ldmrt.runtime import InvalidRequest, LdmrtError, Plan, Request, plan_from_config, sample, steps
-from ldmrt.runtime.pipeline.fused_step import can_fuse
+from ldmrt.runtime.pipeline.denoising.fused_step import can_fuse
 from ldmrt.runtime.samplers.config import resolve
 from ldmrt.runtime.samplers.guidance import guide
 from ldmrt.runtime.samplers.noise import FIRST, noise

@@ -21,7 +21,7 @@ def test_threads_reach_the_engines(
         asked.append(settings.threads)
         raise LdmrtError("test", "far enough")
 
-    monkeypatch.setattr("ldmrt.runtime.pipeline.pipeline.open_engines", open_engines)
+    monkeypatch.setattr("ldmrt.runtime.pipeline.opening.open_engines", open_engines)
     places = {"BUNDLE": bundle, "OUT": tmp_path / "out.png"}
     given = [] if threads is None else ["--threads", threads]
     assert "far enough" in ldmrt(*(places.get(word, word) for word in words.split()), *given).error

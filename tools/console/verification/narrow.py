@@ -71,7 +71,7 @@ def with_islands(
     """
     from ldmrt.runtime.backends.registry import BackendSettings, open_engines
     from ldmrt.runtime.parity.in_openvino import islands_of
-    from ldmrt.runtime.pipeline.pipeline import open_pipeline
+    from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.tools.console.progress import console
 
     found: dict[str, dict[str, str]] = {}
@@ -94,7 +94,7 @@ def with_islands(
 def gains(bundle: "Bundle", narrow: Runnable, pipeline: "Pipeline", reference: "Recording") -> "Iterator[Comparison]":
     """Yield what a narrow precision gains in time; nothing for a backend in the bundle's own."""
     from ldmrt.runtime.parity.time_gain import time_gains
-    from ldmrt.runtime.pipeline.pipeline import open_pipeline
+    from ldmrt.runtime.pipeline.opening import open_pipeline
 
     if narrow.compute != "fp32":
         exact = open_pipeline(bundle.path, narrow.backend, check=False)
