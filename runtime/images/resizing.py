@@ -42,11 +42,11 @@ def _nearest(old: int, new: int) -> Samples:
 
 
 def _bilinear(old: int, new: int) -> Samples:
-    return _between(np.maximum((np.arange(new) + 0.5) * (old / new) - 0.5, 0), old)
+    return _between(np.maximum((np.arange(new, dtype=np.float64) + 0.5) * (old / new) - 0.5, 0), old)
 
 
 def _bilinear_aligned(old: int, new: int) -> Samples:
-    return _between(np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0), old)
+    return _between(np.arange(new, dtype=np.float64) * ((old - 1) / (new - 1) if new > 1 else 0.0), old)
 
 
 def _between(at: NDArray[np.float64], old: int) -> Samples:

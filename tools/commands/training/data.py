@@ -43,7 +43,7 @@ def emoji(out: Path, cache: Path | None) -> None:
 def pictures(sprites: Path, out: Path, size: int, cache: Path | None) -> None:
     """Draw the emoji of SPRITES in Noto's style at another size into OUT/train and OUT/held-out, for an upscaler.
 
-    They are drawn by resvg-py from the vectors of a pinned npm package (8 MB).
+    They are drawn by resvg-py from the vectors of a pinned npm package (3 MB).
 
     Example: ldmrt data pictures data/emoji data/emoji128
     """
