@@ -22,6 +22,7 @@ from ldmrt.runtime.files.recognise import BUNDLE, refuse_other
 from ldmrt.runtime.files.swap import recover, replace_folder
 from ldmrt.runtime.files.writing import naming, remove_abandoned, temporary_folder
 from ldmrt.runtime.nearest import check_known
+from ldmrt.runtime.samplers.config import prediction_type
 
 from .components.table import Component, _ends, components, fingerprint
 from .engines.image_memory import predict_image_memory
@@ -118,6 +119,7 @@ def export_bundle(
         if "unet" in rows:
             predicted = old.get("memory") if "unet" in kept else None
             manifest["memory"] = predicted or predict_image_memory(work / "unet" / "model.onnx", parts["unet"].inputs)
+        manifest |= {name: old[name] for name in ("then", "schema") if "then" in old}  # the later stages stay
         _keep_certificate(old, path, manifest, work)
         write_json(work / MANIFEST, manifest)
         _carry_over(path, work, {MANIFEST, *old.get("files", {})})
@@ -198,7 +200,7 @@ def _manifest(
     return {
         "schema": SCHEMA,
         "made_by": made_by(),
-        "prediction_type": checkpoint.scheduler.get("prediction_type", "epsilon"),
+        "prediction_type": prediction_type(checkpoint.scheduler),
         "scaling_factor": checkpoint.stage.space.scaling_factor,
         "stages": [checkpoint.stage.to_json()],
         "components": rows,

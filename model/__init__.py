@@ -3,8 +3,8 @@
 from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.load import load, load_adapter, load_controlnet
 from .networks.autoencoder import Autoencoder, AutoencoderConfig
-from .networks.controlnet import ControlNet, ControlNetConfig
-from .networks.t2i_adapter import Adapter, AdapterConfig
+from .networks.controls.controlnet import ControlNet, ControlNetConfig
+from .networks.controls.t2i_adapter import Adapter, AdapterConfig
 from .networks.unet import UNet, UNetConfig
 
 __all__ = [

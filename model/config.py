@@ -138,9 +138,11 @@ def _fits(value: object, hint: type | types.UnionType) -> bool:
 LEFT_OUT: RawConfig = {
     "class_embed_type": None,
     "mid_block_only_cross_attention": None,
+    "mid_block_scale_factor": 1,
     "num_class_embeds": None,
     "only_cross_attention": False,
     "resnet_time_scale_shift": "default",
+    "time_embedding_type": "positional",
 }
 
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from .bundle.bundle import Bundle
     from .bundle.certificate import Certificate
     from .pipeline.call import Result
+    from .pipeline.opening import open_pipeline as open
     from .pipeline.pipeline import Pipeline
-    from .pipeline.pipeline import open_pipeline as open
     from .pipeline.refined import RefinedPipeline
     from .pipeline.request.request import Request
     from .samplers.loop import State, sample, steps
@@ -63,7 +63,7 @@ _LAZY = {
     "State": "samplers.loop",
     "TensorSpec": "tensors",
     "available_backends": "backends.registry",
-    "open": "pipeline.pipeline:open_pipeline",
+    "open": "pipeline.opening:open_pipeline",
     "plan_from_config": "samplers.registry",
     "sample": "samplers.loop",
     "steps": "samplers.loop",

@@ -20,7 +20,9 @@ GROUND = ERRORS | {f"runtime.{name}" for name in ("files", "host", "nearest", "o
 RUNTIME = GROUND | {f"runtime.{name}" for name in ("backends", "bundle", "images", "pipeline", "samplers", "tokenizer")}
 READING = GROUND | {"runtime.samplers", "runtime.tokenizer"}
 MODEL = {f"model.{name}" for name in ("config", "families", "networks", "weights", "checkpoint", "torch_engine")}
-EXPORT = {f"export.{name}" for name in ("components", "graph", "parity", "precision", "bundle_writer", "engines")}
+EXPORT = {
+    f"export.{name}" for name in ("components", "graph", "parity", "precision", "bundle_writer", "cascade", "engines")
+}
 CONSOLE = {"tools.console", "tools.options"}
 # Which rooms a room may import. There is no list of exceptions.
 MAY: dict[str, set[str]] = {
@@ -59,6 +61,7 @@ MAY: dict[str, set[str]] = {
     "export.engines": GROUND | {"runtime.bundle", "runtime.backends", "export.dims"},  # without torch
     "export.bundle_writer": RUNTIME
     | {"model.checkpoint", "export.components", "export.engines", "export.graph", "export.precision"},
+    "export.cascade": RUNTIME,
     "tools": set(),
     "tools.cli": ERRORS | CONSOLE,
     "tools.emoji": GROUND | {"runtime.images", "model.training"},

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ldmrt.model.checkpoint.checkpoint import Checkpoint, class_of
-from ldmrt.model.networks.controlnet import ControlNet, scaled
-from ldmrt.model.networks.t2i_adapter import Adapter
+from ldmrt.model.networks.controls.controlnet import ControlNet, scaled
+from ldmrt.model.networks.controls.t2i_adapter import Adapter
 from ldmrt.model.networks.unet import UNet
 from ldmrt.model.networks.unet_encoder import UNetEncoder
 from ldmrt.runtime.bundle.stages import CLASSES
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.pipeline.controls import ADAPTER, CONTROLNET
+from ldmrt.runtime.pipeline.denoising.controls import ADAPTER, CONTROLNET
 from ldmrt.runtime.tensors import TensorSpec
 
 from .specs import conditioning, dtype_of, image, latent

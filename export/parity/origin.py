@@ -48,14 +48,21 @@ def other_graph(component: Component, path: Path) -> Iterator[str]:
         if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
             name = module_path(key)
             kind = "InstanceNormalization" if isinstance(module, nn.GroupNorm) else "LayerNormalization"
-            found: dict[str, float | None] = {"epsilon": _epsilon(nodes.get(f"{name}/{kind}"))}
+            computed = _computed_as(name, kind, nodes)
+            found: dict[str, float | None] = {"epsilon": _epsilon(nodes.get(f"{computed}/{kind}"))}
             expected: dict[str, float] = {"epsilon": np.float32(module.eps)}
             if isinstance(module, nn.GroupNorm):
-                found["groups"] = _groups(nodes.get(f"{name}/Reshape"), constants, beside)
+                found["groups"] = _groups(nodes.get(f"{computed}/Reshape"), constants, beside)
                 expected["groups"] = module.num_groups
             for what, value in expected.items():
                 if found[what] != value:
                     yield f"{component.name}: {what} of {name} is {found[what]}, not {value}"
+
+
+def _computed_as(name: str, kind: str, nodes: "Mapping[str, NodeProto]") -> str:
+    """Return the module whose nodes normalise for a norm: another one where both take the same, so one is enough."""
+    scale = nodes.get(f"{name}/Mul")
+    return name if f"{name}/{kind}" in nodes or scale is None else scale.input[0].rpartition("/")[0]
 
 
 def _stands(name: str, weight: Array, digests: Mapping[str, bytes], anywhere: Set[bytes]) -> bool:

@@ -14,7 +14,7 @@ from ldmrt.runtime.bundle.recording import CONTROL, Case, Recording, Trajectory,
 from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.reading import JsonObject
-from ldmrt.runtime.pipeline.controls import KINDS
+from ldmrt.runtime.pipeline.denoising.controls import KINDS
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.field_names import from_short
 from ldmrt.runtime.pipeline.request.request import Request

@@ -13,10 +13,10 @@ from torch import nn
 from ldmrt.model.config import LARGEST, RawConfig, to_config
 from ldmrt.model.families.table import stage_of
 from ldmrt.model.networks.autoencoder import Autoencoder
-from ldmrt.model.networks.controlnet import ControlNet
+from ldmrt.model.networks.controls.controlnet import ControlNet
+from ldmrt.model.networks.controls.t2i_adapter import Adapter
 from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.networks.plain_unet import PlainUNet
-from ldmrt.model.networks.t2i_adapter import Adapter
 from ldmrt.model.networks.unet import UNet
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.weights.weight_files import STEMS

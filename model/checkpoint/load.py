@@ -10,9 +10,9 @@ import torch
 from ldmrt.model.config import check_depth
 from ldmrt.model.families.table import PIXEL_FAMILIES
 from ldmrt.model.networks.autoencoder import Autoencoder
-from ldmrt.model.networks.controlnet import ControlNet
+from ldmrt.model.networks.controls.controlnet import ControlNet
+from ldmrt.model.networks.controls.t2i_adapter import Adapter
 from ldmrt.model.networks.plain_unet import PlainUNet
-from ldmrt.model.networks.t2i_adapter import Adapter
 from ldmrt.model.networks.unet import UNet
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.weights.weights import Tensors, fill, match
@@ -165,9 +165,9 @@ def _build_and_fill(
 
 def _assemble(source: Source, dtype: Dtype) -> Checkpoint:
     """Build and check everything, then read the weights."""
-    pixels = source.index.get("_class_name") in PIXEL_FAMILIES
-    for part in ("unet",) if pixels else ("unet", "vae"):
-        if part not in source.networks:
+    pixels = source.index.get("_class_name") in PIXEL_FAMILIES  # which have no autoencoder
+    for part in ("unet", "vae"):
+        if part not in source.networks and not (part == "vae" and pixels):
             raise LdmrtError(part, f"{INDEX} names no {part}", expected="a part of every checkpoint")
     for part, (_, config) in source.networks.items():
         check_depth(part, config, lambda part=part: len(source.tensors(part).named))  # type: ignore[misc]

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
-from ldmrt.model.networks.controlnet import ControlNetConfig
+from ldmrt.model.networks.controls.controlnet import ControlNetConfig
 from ldmrt.model.networks.unet import UNetConfig
 from ldmrt.model.weights.lazy import Lazy, Place
 from ldmrt.model.weights.weights import Tensors, bare, open_weights

@@ -57,7 +57,9 @@ class Attention(nn.Module):
 class SpatialAttention(Attention):
     """Adds self-attention over the pixels to its input, as in the autoencoder and in U-Nets without context."""
 
-    def __init__(self, channels: int, *, groups: int | None, eps: float, head_width: int | None = None) -> None:
+    def __init__(
+        self, channels: int, *, groups: int | None, eps: float, head_width: int | None = None, scale: float = 1.0
+    ) -> None:
         """Build an attention with biases, and the group norm before it.
 
         Args:
@@ -65,17 +67,20 @@ class SpatialAttention(Attention):
             groups: Groups of the norm; None for no norm.
             eps: Added to the variance in the norm.
             head_width: Width of a head, of which there are as many as C has room for; None for one head of width C.
+            scale: What the sum of input and attention is divided by.
         """
         head_width = head_width or channels
         heads = channels // head_width
         super().__init__(channels, heads, inner=heads * head_width, bias=True)
+        self.scale = scale
         self.group_norm = None if groups is None else nn.GroupNorm(groups, channels, eps)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Add the attention over all H * W pixels to features x (B, C, H, W); a context is ignored."""
         normed = x if self.group_norm is None else self.group_norm(x)
         tokens = normed.flatten(2).transpose(1, 2)  # (B, HW, C)
-        return x + super().forward(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
+        out = x + super().forward(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
+        return out if self.scale == 1 else out / self.scale
 
 
 class GEGLU(nn.Module):

@@ -54,29 +54,35 @@ class ResnetBlock(nn.Module):
         scale_shift: bool = False,
         resize: Resize | None = None,
         act: str = "silu",
+        outer_groups: int | None = None,
+        shortcut: bool = False,
+        scale: float = 1.0,
     ) -> None:
         """Build a block from `inner` to `outer` channels; where they differ, the shortcut is a 1x1 convolution.
 
         Args:
             inner: Channels of the input.
             outer: Channels of the output.
-            groups: Groups of both norms.
+            groups: Groups of both norms, or of the first.
             eps: Added to the variance in both norms.
             time_channels: Width of the time embedding; None where there is no time, as in the autoencoder.
             scale_shift: Whether the time scales and shifts the second norm's output, in the place of an addition.
             resize: What changes the size, of input and branch, before the first convolution; None keeps it.
             act: A name of `ACTIVATIONS`, in any case.
+            outer_groups: Groups of the second norm; None for as many as in the first.
+            shortcut: Whether the shortcut is a convolution anyway.
+            scale: What the sum of shortcut and branch is divided by.
         """
         super().__init__()
-        self.scale_shift, self.resize = scale_shift, resize
+        self.scale_shift, self.resize, self.scale = scale_shift, resize, scale
         self.act = ACTIVATIONS[act.lower()]
         self.norm1 = nn.GroupNorm(groups, inner, eps)
         self.conv1 = nn.Conv2d(inner, outer, 3, padding=1)
         if time_channels is not None:
             self.time_emb_proj = nn.Linear(time_channels, 2 * outer if scale_shift else outer)
-        self.norm2 = nn.GroupNorm(groups, outer, eps)
+        self.norm2 = nn.GroupNorm(outer_groups or groups, outer, eps)
         self.conv2 = nn.Conv2d(outer, outer, 3, padding=1)
-        if inner != outer:
+        if shortcut or inner != outer:
             self.conv_shortcut = nn.Conv2d(inner, outer, 1)
 
     def forward(self, x: Tensor, time: Tensor | None = None, size: torch.Size | None = None) -> Tensor:
@@ -98,7 +104,8 @@ class ResnetBlock(nn.Module):
             else:
                 h = self.norm2(h + told)
         h = self.conv2(self.act(h))
-        return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
+        out = h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
+        return out if self.scale == 1 else out / self.scale
 
 
 class Downsample(nn.Module):

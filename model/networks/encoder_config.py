@@ -15,6 +15,7 @@ PerLevel = int | tuple[int, ...]  # one number, or one a level
 
 TIMES = ("default", "scale_shift")  # how a resnet is told the time: by an addition, or by scale and shift
 SIZES = ("conv", "resnet")  # what halves or doubles the size in levels with attention
+FEATURES = ("positional", "fourier")  # of the time: sinusoids, or those of a noise level at random frequencies
 CLASSES = (None, "timestep")  # a table of num_class_embeds, or a number embedded as the time is
 
 # Config keys of diffusers that ask for something else than the blocks below, with the value that asks for nothing.
@@ -27,7 +28,7 @@ class EncoderConfig(ABC):
 
     part: ClassVar[str]
     neutral: ClassVar[RawConfig]
-    downs: ClassVar[tuple[str, str]]  # a level's block with attention, and the one without
+    downs: ClassVar[tuple[str, ...]]  # a level's block with attention, and the one without; perhaps others so
     middles: ClassVar[tuple[str | None, ...]]
 
     in_channels: int = 4
@@ -39,7 +40,7 @@ class EncoderConfig(ABC):
     block_out_channels: tuple[int, ...] = ()
     layers_per_block: PerLevel = 2
     downsample_padding: int = 1
-    norm_num_groups: int = 32
+    norm_num_groups: int | None = 32  # None: a quarter of the channels, at most 32
     norm_eps: float = 1e-5
     resnet_time_scale_shift: str = TIMES[0]
     class_embed_type: str | None = None
@@ -57,10 +58,16 @@ class EncoderConfig(ABC):
         self.check_choice("mid_block_type", self.middles)
         self.check_choice("resnet_time_scale_shift", TIMES)
         self.check_choice("class_embed_type", CLASSES)
-        for width in self.block_out_channels:
-            if width % self.norm_num_groups:
-                expected = f"a multiple of {self.norm_num_groups} groups"
-                raise LdmrtError(self.part, f"block_out_channels {width} cannot be split", expected=expected)
+        if self.norm_num_groups is None and not self.groups_follow_widths:
+            raise LdmrtError(self.part, "config has an invalid norm_num_groups", expected="a number", found=None)
+        for width, groups in self.norms():
+            if not groups or width % groups:
+                expected = f"a multiple of {groups} groups" if groups else "at least 4"
+                widths = self.block_out_channels
+                found = None if width in widths else f"{widths}, of which two side by side are {width}"
+                raise LdmrtError(
+                    self.part, f"block_out_channels {width} cannot be split", expected=expected, found=found
+                )
         self.per_level(self.layers_per_block)
 
     @classmethod
@@ -94,6 +101,19 @@ class EncoderConfig(ABC):
         return values
 
     @property
+    def groups_follow_widths(self) -> bool:
+        """Whether the network has no norm of `norm_num_groups` that could not do without it."""
+        return False
+
+    def groups(self, width: int) -> int:
+        """Return the number of groups in which so many channels are normalised."""
+        return self.norm_num_groups or min(width // 4, 32)
+
+    def norms(self) -> list[tuple[int, int]]:
+        """Return the channels and groups of the norms that must divide."""
+        return [(width, self.groups(width)) for width in self.block_out_channels]
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """The number of resnets of each level on the way down."""
         return self.per_level(self.layers_per_block)
@@ -121,6 +141,16 @@ class EncoderConfig(ABC):
     def upsample_type(self) -> str:
         """One of `SIZES`: what doubles the size of a level with attention."""
         return SIZES[0]
+
+    @property
+    def time_embedding_type(self) -> str:
+        """One of `FEATURES`: of which the embedding of the time is made."""
+        return FEATURES[0]
+
+    @property
+    def mid_block_scale_factor(self) -> float:
+        """What the sums in the middle's blocks are divided by."""
+        return 1.0
 
     @property
     def class_act_fn(self) -> str:

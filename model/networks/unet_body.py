@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ldmrt.model.config import positive
 from ldmrt.runtime.errors import LdmrtError
 
-from .blocks import ACTIVATIONS
+from .blocks import ACTIVATIONS, Level
 from .encoder_config import EncoderConfig
 from .unet_encoder import Attend, UNetEncoder, build_level, levels
 
@@ -24,7 +24,7 @@ class BodyConfig(EncoderConfig):
     """Holds the fields that every U-Net's config has, and a ControlNet's has not."""
 
     part: ClassVar[str] = "unet"
-    ups: ClassVar[tuple[str, str]]  # a level's block with attention, and the one without
+    ups: ClassVar[tuple[str, ...]]  # a level's block with attention, and the one without; perhaps others so
 
     sample_size: int | tuple[int, ...] | None = None  # of the latents: one side, or height and width
     out_channels: int = 4
@@ -38,6 +38,16 @@ class BodyConfig(EncoderConfig):
             problem, expected = "config has an invalid sample_size", "one side, or height and width"
             raise LdmrtError(self.part, problem, expected=expected, found=self.sample_size)
         self.check_blocks("up_block_types", self.ups)
+
+    @property
+    def up_channels(self) -> list[list[tuple[int, int]]]:
+        """The channels of the features and of the skip that each resnet takes on the way up, by level."""
+        widths = self.block_out_channels
+        around = zip(widths, self.layers, widths[:1] + widths, widths[1:] + widths[-1:], strict=False)
+        return [
+            list(zip([below] + [width] * layers, [width] * layers + [above], strict=True))
+            for width, layers, above, below in around
+        ]
 
     @abstractmethod
     def up_depths(self, level: int) -> tuple[int, ...]:
@@ -59,18 +69,18 @@ class UNetBody(UNetEncoder):
     ) -> None:
         """Build the network; the arguments are those of `UNetEncoder`."""
         super().__init__(config, attend, condition=condition, time_acts=time_acts)
-        widths, skips = config.block_out_channels, list(self.skip_channels)
+        widths = config.block_out_channels
         self.up_blocks = nn.ModuleList()
-        inner = widths[-1]
         for level, kind in zip(reversed(range(len(widths))), config.up_block_types, strict=True):
-            width, layers = widths[level], config.layers[level] + 1
-            channels = [(inner if i == 0 else width) + skips.pop() for i in range(layers)]
-            depths = config.up_depths(level) if kind == config.ups[0] else ()
-            self.up_blocks.append(build_level(config, level, channels, attend, depths, up=level > 0))
-            inner = width
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
+            depths = config.up_depths(level) if kind in config.ups[::2] else ()
+            self.up_blocks.append(self.level_up(level, config.up_channels[level], attend, depths))
+        self.conv_norm_out = nn.GroupNorm(config.groups(widths[0]), widths[0], config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
         self.act = ACTIVATIONS[config.outer_act_fn.lower()]
+
+    def level_up(self, level: int, channels: Sequence[tuple[int, int]], attend: Attend, depths: Sequence[int]) -> Level:
+        """Build a level of the way up: as `build_level`, of the channels of each resnet's features and of its skip."""
+        return build_level(self.config, level, [sum(pair) for pair in channels], attend, depths, up=level > 0)
 
     def predict(
         self,

@@ -17,7 +17,8 @@ from ldmrt.runtime.errors import LdmrtError
 from .attention import Transformer2D
 from .blocks import ACTIVATIONS, Downsample, Level, ResnetBlock, TimestepEmbedding, Upsample, double, halve, sinusoids
 from .context_config import ADDITIONS, ContextConfig
-from .encoder_config import CLASSES, SIZES, TIMES, EncoderConfig
+from .encoder_config import CLASSES, FEATURES, SIZES, TIMES, EncoderConfig
+from .score.fourier import GaussianFourier
 
 WHOLE = (torch.int64, torch.int32)  # what a table can be read by
 
@@ -36,10 +37,24 @@ def transformer(config: ContextConfig, level: int, depth: int, *, middle: bool) 
         config.heads[level],
         config.cross_attention_dim,
         depth=depth,
-        groups=config.norm_num_groups,
+        groups=config.groups(config.block_out_channels[level]),
         linear=config.use_linear_projection,
         upcast=bool(config.upcast_attention),
         only_cross=not middle and config.only_cross[level],
+    )
+
+
+def resnets_of(config: EncoderConfig, outer: int, *, scale: float) -> "partial[ResnetBlock]":
+    """Return what builds the resnets of a network that end with `outer` channels, of the channels of their inputs."""
+    return partial(
+        ResnetBlock,
+        outer=outer,
+        groups=config.groups(outer),
+        eps=config.norm_eps,
+        time_channels=4 * config.block_out_channels[0],
+        scale_shift=config.resnet_time_scale_shift == TIMES[1],
+        act=config.act_fn,
+        scale=scale,
     )
 
 
@@ -70,15 +85,7 @@ def build_level(
         The level, whose resnets all end with the width of the config.
     """
     width = config.block_out_channels[level]
-    resnet = partial(
-        ResnetBlock,
-        outer=width,
-        groups=config.norm_num_groups,
-        eps=config.norm_eps,
-        time_channels=4 * config.block_out_channels[0],
-        scale_shift=config.resnet_time_scale_shift == TIMES[1],
-        act=config.act_fn,
-    )
+    resnet = resnets_of(config, width, scale=config.mid_block_scale_factor if middle else 1.0)
     resnets = [resnet(channels) for channels in inner]
     smaller: nn.Module | None = None
     larger: nn.Module | None = None
@@ -117,12 +124,14 @@ class UNetEncoder(nn.Module):
         widths = config.block_out_channels
         last = len(widths) - 1
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.time_proj = GaussianFourier(widths[0]) if config.time_embedding_type == FEATURES[1] else None
+        features = widths[0] if self.time_proj is None else 2 * widths[0]
         self.time_embedding = TimestepEmbedding(
-            widths[0], 4 * widths[0], condition=condition, act=config.outer_act_fn, post_act=time_acts[0]
+            features, 4 * widths[0], condition=condition, act=config.outer_act_fn, post_act=time_acts[0]
         )
         self.class_embedding: nn.Embedding | TimestepEmbedding | None = None
         if config.class_embed_type == CLASSES[1]:
-            self.class_embedding = TimestepEmbedding(widths[0], 4 * widths[0], act=config.class_act_fn)
+            self.class_embedding = TimestepEmbedding(features, 4 * widths[0], act=config.class_act_fn)
         elif config.num_class_embeds is not None:
             self.class_embedding = nn.Embedding(config.num_class_embeds, 4 * widths[0])
         self.time_act = None if time_acts[1] is None else ACTIVATIONS[time_acts[1].lower()]
@@ -133,14 +142,19 @@ class UNetEncoder(nn.Module):
         self.skip_channels = [widths[0]]  # of each skip connection, in the order that they are made
         for level, (kind, width, layers) in enumerate(zip(config.down_block_types, widths, config.layers, strict=True)):
             inner = [self.skip_channels[-1]] + [width] * (layers - 1)
-            depths = config.depths(level) if kind == config.downs[0] else ()
-            self.down_blocks.append(build_level(config, level, inner, attend, depths, down=level < last))
+            depths = config.depths(level) if kind in config.downs[::2] else ()
+            self.down_blocks.append(self.level_down(level, inner, attend, depths))
             self.skip_channels += [width] * (layers + (level < last))
 
         self.mid_block: Level | None = None
         resnets, depths = config.middle
         if resnets:
             self.mid_block = build_level(config, last, [widths[last]] * resnets, attend, depths, middle=True)
+
+    def level_down(self, level: int, inner: Sequence[int], attend: Attend, depths: Sequence[int]) -> Level:
+        """Build a level of the way down; the arguments are those of `build_level`."""
+        last = len(self.config.block_out_channels) - 1
+        return build_level(self.config, level, inner, attend, depths, down=level < last)
 
     def time(
         self,
@@ -170,7 +184,7 @@ class UNetEncoder(nn.Module):
         config, dtype = self.config, sample.dtype
         if condition is not None and self.time_embedding.cond_proj is None:
             raise LdmrtError(config.part, "unexpected timestep_cond", hint="the config has no time_cond_proj_dim")
-        features = self._sinusoids(timestep, config.block_out_channels[0]).to(dtype)
+        features = self._features(timestep).to(dtype)
         time = self.time_embedding(features, None if condition is None else condition.to(dtype))
         if class_labels is not None or self.class_embedding is not None:
             time = time + self._class(dtype, class_labels)
@@ -188,7 +202,7 @@ class UNetEncoder(nn.Module):
             name = "num_class_embeds" if isinstance(embedding, nn.Embedding) else f"class_embed_type {CLASSES[1]}"
             raise LdmrtError(part, "class_labels is missing", hint=f"{name} needs it")
         if isinstance(embedding, TimestepEmbedding):
-            return embedding(self._sinusoids(labels, self.config.block_out_channels[0]).to(dtype))
+            return embedding(self._features(labels).to(dtype))
         if labels.dtype not in WHOLE:
             raise LdmrtError(part, "class_labels holds no whole numbers", expected="int64", found=labels.dtype)
         return embedding(labels).to(dtype)
@@ -250,6 +264,12 @@ class UNetEncoder(nn.Module):
         beyond = added[len(self.down_blocks) :]
         # diffusers ignores a residual of another shape
         return x + beyond[0] if beyond and beyond[0].shape == x.shape else x
+
+    def _features(self, t: Tensor) -> Tensor:
+        """Compute the features of times (B,), float32, of which they are embedded."""
+        if self.time_proj is not None:
+            return self.time_proj(t)
+        return self._sinusoids(t, self.config.block_out_channels[0])
 
     def _sinusoids(self, t: Tensor, channels: int) -> Tensor:
         """Compute the sinusoidal features of numbers (N,) as the config orders them: (N, channels)."""

@@ -99,6 +99,11 @@ class Bundle:
         return self.stages[0]
 
     @property
+    def then(self) -> tuple[str, ...]:
+        """Name the later stages of a cascade: each is a bundle in a folder of this one."""
+        return tuple(self.manifest.get("then", ()))
+
+    @property
     def schedulers(self) -> dict[str, JsonObject]:
         """Read the configs of the schedulers that add noise to an image, by their folders."""
         return {folder: self.contents.json(f"{folder}/scheduler_config.json") for folder in self.stage.schedulers}

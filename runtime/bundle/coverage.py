@@ -8,7 +8,7 @@ from ldmrt.runtime.files.reading import JsonObject
 
 from .manifest import MANIFEST, REFERENCE
 
-APART = ("schema", "made_by", "files", "certificate", "memory")  # keys of the manifest that no image depends on
+APART = ("schema", "made_by", "files", "certificate", "memory", "then")  # keys of the manifest that no image depends on
 NAMED = 3  # changed files that are named
 NETWORKS_ALONE = "its certificate is an old one that covers the networks alone, not tokenizers, scheduler and configs"
 

@@ -9,10 +9,12 @@ from ldmrt.runtime.files.file_cache import HashCache
 from ldmrt.runtime.files.reading import JsonObject, sha256
 
 from .contents import AGAIN, Contents, is_inside, is_name
+from .stages import BASE
 
 MANIFEST = "ldmrt.json"
-SCHEMA = 2
-READ = (1, 2)  # schemas that can be read; the first has no stages
+SCHEMA, CASCADE = 2, 3  # of a model, and of one that others come after
+READ = (1, SCHEMA, CASCADE)  # schemas that can be read; the first has no stages
+MOST_STAGES = 8  # of a cascade, after the first
 MOST = 10_000  # files in a manifest; Stable Diffusion XL has 40
 COMPONENTS = 100  # in a manifest, with the graphs beside them
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -34,7 +36,7 @@ def check_manifest(manifest: JsonObject) -> None:
     if (schema := manifest.get("schema")) not in READ or type(schema) is not int:
         problem, expected = f"{MANIFEST} has another schema", " or ".join(map(str, READ))
         raise BundleError("bundle", problem, expected=expected, found=f"{schema!r:.100}", hint=HINT)
-    if schema == SCHEMA and "stages" not in manifest:
+    if schema >= SCHEMA and "stages" not in manifest:
         raise BundleError("bundle", f"{MANIFEST} has no stages", expected="a list", hint=HINT)
     for key in ("files", "components", "made_by"):
         if not isinstance(manifest.get(key), dict):
@@ -47,6 +49,7 @@ def check_manifest(manifest: JsonObject) -> None:
         if not _are_entries(manifest.get(key, []), kinds):
             raise _damaged(key, f"a list of objects with {' and '.join(kinds)}")
     _check_memory(manifest.get("memory", {}))
+    _check_then(manifest)
     if (certificate := manifest.get("certificate")) is not None:
         _check_reference(certificate, manifest["files"])
 
@@ -61,6 +64,18 @@ def check_named(manifest: JsonObject, names: Iterable[str]) -> None:
 def _damaged(where: str, expected: str) -> BundleError:
     """Make the error of an entry that is not as expected."""
     return BundleError("bundle", f"{MANIFEST} is damaged at {where}", expected=expected, hint=HINT)
+
+
+def _check_then(manifest: JsonObject) -> None:
+    """Refuse later stages that are not names of folders."""
+    names = manifest.get("then", [])
+    if ("then" in manifest) is not (manifest["schema"] == CASCADE):
+        raise _damaged("then", f"the later stages of a manifest of schema {CASCADE}")
+    named = isinstance(names, list) and len(names) <= MOST_STAGES and all(map(is_name, names))
+    if not named or len({*map(str.casefold, names), BASE}) != len(names) + 1:
+        raise _damaged("then", f"at most {MOST_STAGES} names of stages, all different")
+    if taken := [name for name in names if name in manifest["components"]]:
+        raise _damaged("then", f"other names than those of components, such as {taken[0]}")
 
 
 def _check_memory(memory: object) -> None:

@@ -40,6 +40,7 @@ IMAGE_KINDS = ("image_latents", *SMALL_KINDS)  # they are given the image, which
 MASK_KINDS = ("mask", "masked_image")
 PROMPTS = ("negative", "positive")
 SCALES = ("guidance_scale", "image_guidance_scale")  # fields of a request
+BASE = "base"  # the name of a model's first stage
 MOST = 16  # stages, rows of guidance, or sources of an input
 KL, VQ, PIXELS = "kl", "vq", "none"
 CODECS = (KL, VQ, PIXELS)  # an autoencoder that gives Gaussians, one with a codebook, and none
@@ -59,24 +60,29 @@ class Source:
 
 @dataclass(frozen=True)
 class Space:
-    """The space that a sampler moves in: latents of an autoencoder, or the pixels of images in [-1, 1].
+    """The space that a sampler moves in: latents of an autoencoder, or the pixels of images.
 
     Attributes:
         channels: Channels of the latents, or of the images.
         factor: Pixels of the image per latent, along one side; 1 without an autoencoder.
         scaling_factor: The network sees the autoencoder's latents times this.
         codec: One of `CODECS`: what makes images of latents.
+        least: The value of a black pixel, -1 or 0, where a white one is 1; of images whose pixels are sampled.
     """
 
     channels: int
     factor: int
     scaling_factor: float
     codec: str = KL
+    least: float = -1.0
 
     @property
     def components(self) -> tuple[str, ...]:
         """Name the networks without which no images can be made in this space."""
         return ("unet",) if self.codec == PIXELS else ("unet", DECODER)
+
+
+SPACE = {"codec": KL, "least": -1.0}  # values of a space that a manifest need not state
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,7 @@ class Stage:
         depth: How many channels of a depth the decoder gives beside the colours: none, one, or three, of which the last
             two are its 16 bits.
         name: Its name.
+        number: Its place in a cascade, from 0, which the manifest does not hold: it chooses the streams of noise.
     """
 
     space: Space
@@ -121,7 +128,8 @@ class Stage:
     guide: Guide = Guide()
     shortens: bool = False
     depth: int = 0
-    name: str = "base"
+    name: str = BASE
+    number: int = 0
 
     @property
     def size(self) -> int:
@@ -182,7 +190,7 @@ class Stage:
         """Return the stage as the manifest holds it."""
         return {
             "name": self.name,
-            "space": {name: value for name, value in vars(self.space).items() if value != KL},
+            "space": {name: value for name, value in vars(self.space).items() if SPACE.get(name) != value},
             "own": list(self.own),
             "reads": {name: [{"from": s.kind, **s.settings} for s in sources] for name, sources in self.reads.items()},
             "guide": {

@@ -1,6 +1,7 @@
 """Read the stages of a manifest, and refuse what the pipeline cannot run."""
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 from ldmrt.runtime.errors import BundleError
 from ldmrt.runtime.files.reading import JsonObject
@@ -13,7 +14,6 @@ from .stages import (
     CODECS,
     IMAGE_KINDS,
     KINDS,
-    KL,
     MASK_KINDS,
     MOST,
     NOISED_KINDS,
@@ -22,6 +22,7 @@ from .stages import (
     SAMPLE,
     SCALES,
     SMALL_KINDS,
+    SPACE,
     TIMESTEP,
     Guide,
     Row,
@@ -30,11 +31,12 @@ from .stages import (
     Stage,
 )
 
-SPACE = ("channels", "factor", "scaling_factor", "codec")
+KEYS = ("channels", "factor", "scaling_factor", *SPACE)
 STAGE = ("name", "space", "own", "reads", "guide", "shortens", "depth")
 BESIDE = (*MASK_KINDS, *IMAGE_KINDS)
 OTHERS = tuple(kind for kind in KINDS if kind not in ("state", "timestep", *BESIDE))
-DEPTHS = (0, 1, 3)
+DEPTHS, LEAST = (0, 1, 3), (-1.0, 0.0)
+T = TypeVar("T", str, float)
 HINT = "export again, or install the ldmrt that made it"
 
 
@@ -75,7 +77,7 @@ def _stage(where: str, value: object) -> Stage:
     entry = _object(where, value, *STAGE)
     if not is_name(entry["name"]):
         raise _damaged(f"name of {where}", "a name", entry["name"])
-    space = _object(f"space of {where}", {"codec": KL, **_object(f"space of {where}", entry["space"])}, *SPACE)
+    space = _object(f"space of {where}", {**SPACE, **_object(f"space of {where}", entry["space"])}, *KEYS)
     sides = [_whole(f"own of {where}", side, LARGEST**2) for side in _list(f"own of {where}", entry["own"])]
     if len(sides) != 2:
         raise _damaged(f"own of {where}", "height and width", sides)
@@ -88,7 +90,8 @@ def _stage(where: str, value: object) -> Stage:
             _whole(f"channels of {where}", space["channels"]),
             _whole(f"factor of {where}", space["factor"]),
             _number(f"scaling_factor of {where}", space["scaling_factor"]),
-            _codec(f"codec of {where}", space["codec"]),
+            _one_of(f"codec of {where}", space["codec"], CODECS),
+            float(_one_of(f"least of {where}", space["least"], LEAST)),
         ),
         own=(sides[0], sides[1]),
         reads=reads,
@@ -115,6 +118,7 @@ def _check_fit(where: str, stage: Stage) -> None:
         ("sample", "a small image enlarged 1 to 16 times", 0 < stage.enlarges <= MOST * stage.space.factor),
         ("sample", "mask and masked_image", not stage.takes_mask or {*beside} == {*MASK_KINDS}),
         ("space", "factor 1 without an autoencoder", stage.space.codec != PIXELS or stage.space.factor == 1),
+        ("space", "least -1 with an autoencoder", stage.space.codec == PIXELS or stage.space.least == -1),
         ("timestep", "the timestep", every.get(TIMESTEP) == ["timestep"]),
         ("reads", "one source for each other input", all(len(kinds) == 1 for kinds in others.values())),
         ("reads", f"one of {', '.join(OTHERS)}", all(kind in OTHERS for kinds in others.values() for kind in kinds)),
@@ -185,11 +189,12 @@ def _number(where: str, value: object) -> float:
     return float(value)
 
 
-def _codec(where: str, value: object) -> str:
-    """Return the name of what makes images of latents."""
-    if value not in CODECS:
-        raise _damaged(where, " or ".join(CODECS), value)
-    return str(value)
+def _one_of(where: str, value: object, known: tuple[T, ...]) -> T:
+    """Return one of some values."""
+    for one in known:
+        if type(one) is type(value) and one == value:
+            return one
+    raise _damaged(where, " or ".join(map(str, known)), value)
 
 
 def _depth(where: str, value: object) -> int:

@@ -21,7 +21,7 @@ from ldmrt.runtime.bundle.graphs import BACK, DECODER, DECODER_FP32, DEEP, ENCOD
 from ldmrt.runtime.bundle.recording import Case, Recording, Trajectory
 from ldmrt.runtime.errors import EngineNotFound, LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.pipeline.autoencoder.decode import Decoding, decode
-from ldmrt.runtime.pipeline.denoise import DenoisingTask
+from ldmrt.runtime.pipeline.denoising.denoise import DenoisingTask
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.field_names import from_short
 from ldmrt.runtime.pipeline.request.request import Request

@@ -142,6 +142,9 @@ class ImagePipeline(ABC):
         negative_prompt_embeds: Array | None = None,
         pooled_prompt_embeds: Array | None = None,
         negative_pooled_prompt_embeds: Array | None = None,
+        stages: Mapping[str, Mapping[str, object]] | None = None,
+        from_stage: str | None = None,
+        until_stage: str | None = None,
         output_type: OutputType = "pil",
         callback_on_step_end: Callback | None = None,
         **unknown: NoReturn,
@@ -186,8 +189,13 @@ class ImagePipeline(ABC):
         """Return how many images of a request are made in one batch."""
 
     @abstractmethod
-    def decode(self, latents: Latents) -> NDArray[np.uint8]:
-        """Decode latents (N, C, h, w), float32, to images (N, H, W, 3), or 6 channels with a depth."""
+    def decode(self, latents: Latents, stage: str | None = None) -> NDArray[np.uint8]:
+        """Decode latents (N, C, h, w), float32, to images (N, H, W, 3), or 6 channels with a depth.
+
+        Args:
+            latents: The latents.
+            stage: The stage of a cascade that they belong to; the first by default.
+        """
 
     @abstractmethod
     def close(self) -> None:

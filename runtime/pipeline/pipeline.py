@@ -1,26 +1,21 @@
 """Run a bundle's networks: text encoders, U-Net and autoencoder, from a request to images."""
 
 import time
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
+from itertools import pairwise
 from threading import Event
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
-from ldmrt.runtime.backends.registry import BackendSettings, check_name, open_engines
-from ldmrt.runtime.backends.replaced_files import Watched
-from ldmrt.runtime.bundle.bundle import Bundle
+from ldmrt.runtime.backends.low_memory import SharedEngine
 from ldmrt.runtime.bundle.certificate import Certificate
 from ldmrt.runtime.bundle.engines.engine_key import Bucket
 from ldmrt.runtime.bundle.graphs import DECODER
-from ldmrt.runtime.bundle.hub import local_bundle
 from ldmrt.runtime.bundle.stages import Row, Stage
-from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.images import reading
 from ldmrt.runtime.images.sizes import enlarged_size
 from ldmrt.runtime.samplers.config import Config
@@ -28,22 +23,22 @@ from ldmrt.runtime.samplers.guidance import guide
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.runtime.samplers.plan import Latents, Plan
 from ldmrt.runtime.samplers.registry import plan_from_config
-from ldmrt.runtime.samplers.settings import read_scheduler, with_settings
+from ldmrt.runtime.samplers.settings import with_settings
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
 from .autoencoder.decode import Decoding, decode, decode_unrounded
-from .autoencoder.tiling import PASSES
-from .batch_size import Forecast, bounded, images_at_once, unet_profiles
+from .batch_size import Forecast, bounded, images_at_once
 from .call import ImagePipeline, Result
 from .conditioning.context import Context
 from .conditioning.prompts import reads_texts, text_encoders
 from .conditioning.sources import check_sources, condition
-from .denoise import Denoised, DenoisingTask, Encoded, check_finite
-from .initial_latents import initial_latents
+from .denoising.denoise import Denoised, DenoisingTask, Encoded, check_finite
+from .denoising.initial_latents import initial_latents
 from .overlap import in_stages
 from .request.checks import Text
 from .request.images import read_images
 from .request.request import Request
+from .request.stages import first_request, next_request, walk
 
 
 @dataclass(frozen=True)
@@ -62,6 +57,7 @@ class Pipeline(ImagePipeline):
         profiles: The sizes that engines of the U-Net were built for.
         forecast: The memory that images take.
         schedulers: The configs of schedulers that add noise to an image which the network is given, by their folders.
+        later: The later stages of a cascade, each of which enlarges the images of the one before.
     """
 
     engines: LazyEngines
@@ -73,24 +69,58 @@ class Pipeline(ImagePipeline):
     profiles: tuple[tuple[str, Bucket], ...] = field(default=(), repr=False)
     forecast: Forecast | None = None
     schedulers: Mapping[str, Config] = field(default_factory=dict, repr=False)
+    later: "tuple[Pipeline, ...]" = ()
+
+    @property
+    def stages(self) -> "tuple[Pipeline, ...]":
+        """Every stage of a cascade, or the one that there is."""
+        return (self, *self.later)
 
     def generate(self, request: Request) -> Result:
-        """Make the images of a request; more than fit in memory are made in parts."""
+        """Make the images of a request, by all stages that it runs; more than fit in memory are made in parts."""
+        pipelines = self._walk(request)
+        own = first_request(request, [each.stage for each in pipelines])
+        result, spent = pipelines[0]._generate_in_parts(own), 0.0
+        for before, each in pairwise(pipelines):
+            before.free()
+            spent += sum(result.seconds.values())
+            own = next_request(request, each.stage, result.pixels, ends=each is pipelines[-1])
+            result = each._generate_in_parts(own)
+        return replace(result, seconds=result.seconds | {"latents": spent + result.seconds["latents"]})
+
+    def _walk(self, request: Request) -> "tuple[Pipeline, ...]":
+        """Return the stages that a request runs."""
+        places = walk(request, [each.stage.name for each in self.stages])
+        return self.stages[places.start : places.stop]
+
+    def _generate_in_parts(self, request: Request) -> Result:
+        """Make the images of this stage."""
         most = self.images_at_once(request)
         if request.total_images <= most:
             return self._generate(request)
-        return Result.joined(list(self.draw(self.parts(bounded(request), most))))
+        return Result.joined(list(self._overlapped(self.parts(bounded(request), most))))
 
     def parts(self, request: Request, batch: int) -> Iterator[Request]:
         """Yield a request as several of at most so many images, which make the same images."""
-        return request.parts(batch, self.stage.space.factor, self.stage.enlarges)
+        first = self._walk(request)[0].stage
+        return request.parts(batch, first.space.factor, first.enlarges)
 
     def draw(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
         """Yield the results of many requests, in their order; their stages overlap.
 
         While one request is in the U-Net, the prompts of the next are encoded and the latents of the last decoded: so
-        far it reads ahead. With low memory they run one by one.
+        far it reads ahead. With low memory, and through several stages, they run one by one.
         """
+        yield from map(self.generate, requests) if self.later else self._overlapped(self._alone(requests))
+
+    def _alone(self, requests: Iterable[Request]) -> Iterator[Request]:
+        """Yield the requests of the one stage that there is."""
+        for request in requests:
+            self._walk(request)
+            yield first_request(request, [self.stage])
+
+    def _overlapped(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
+        """Yield the results of many requests of this stage."""
         stopped = Event()
         stages = (self._encode, partial(self._denoise, go_on=lambda: not stopped.is_set()), self._decode)
         if self.engines.take_turns:
@@ -104,21 +134,39 @@ class Pipeline(ImagePipeline):
         Raises:
             NotFinite: Latents are not finite; the error names the row.
         """
-        return check_finite(self.prepare(request).steps())
+        request = Request.of(request)
+        pipelines, rows, begun = self._walk(request), self.rows(request), 0
+        own = first_request(request, [each.stage for each in pipelines])
+        for each in pipelines:
+            for state in check_finite(each.prepare(own).steps()):
+                yield replace(state, row=begun + state.row, rows=rows, stage=each.stage.name)
+            begun += each.plan(own).rows
+            if each is not pipelines[-1]:
+                images = each.decode(state.x)[..., :3]
+                each.free()
+                after = pipelines[pipelines.index(each) + 1]
+                own = next_request(request, after.stage, images, ends=after is pipelines[-1])
 
     def prepare(self, request: Request | Text) -> DenoisingTask:
-        """Encode the prompts and images of a request, or of a prompt, and make its first row ready."""
+        """Encode the prompts and images of a request of this stage, or of a prompt, and make its first row ready."""
         return self._task(self._encode(bounded(Request.of(request))))
 
     def rows(self, request: Request) -> int:
-        """Return how many times the U-Net runs for a request."""
-        return self.plan(request).rows
+        """Return how many times the U-Nets run for a request."""
+        first, *others = self._walk(request)
+        own = first_request(request, [first.stage, *(each.stage for each in others)])
+        blank = np.zeros((request.total_images, 1, 1, 3), np.uint8)
+        later = (each.plan(next_request(request, each.stage, blank, ends=False)).rows for each in others)
+        return first.plan(own).rows + sum(later)
 
     def images_at_once(self, request: Request) -> int:
-        """Return how many images of a request are made in one batch.
+        """Return how many images of a request are made in one batch, in the first stage that it runs.
 
         An image to start from is not read for its size, unless it is enlarged.
         """
+        begins = self._walk(request)[0]
+        if begins is not self:
+            return begins.images_at_once(replace(request, from_stage=None, until_stage=None, stages={}))
         factor, own = self.stage.space.factor, (request.height or self.stage.size, request.width or self.stage.size)
         if request.latents is not None and request.denoising_start is not None:
             height, width = request.latents.shape[2:]
@@ -142,13 +190,21 @@ class Pipeline(ImagePipeline):
             end=request.denoising_end,
         )
 
-    def decode(self, latents: Latents) -> NDArray[np.uint8]:
-        """Decode latents (N, C, h, w), float32, to images (N, H, W, 3), or 6 channels with a depth."""
-        return decode(self.engines, self.stage.space, latents, self.decoding)
+    def decode(self, latents: Latents, stage: str | None = None) -> NDArray[np.uint8]:
+        """Decode latents (N, C, h, w), float32, of a stage to images (N, H, W, 3), or 6 channels with a depth."""
+        of = next((each for each in self.stages if each.stage.name == stage), self)
+        return decode(of.engines, of.stage.space, latents, of.decoding)
+
+    def free(self) -> None:
+        """Make room where one network is in memory at a time."""
+        unet = self.engines["unet"]
+        if isinstance(unet, SharedEngine):
+            unet.free()
 
     def close(self) -> None:
-        """Free the engines; a later request raises `LdmrtError`. A second call does nothing."""
-        self.engines.close()
+        """Free the engines of all stages; a later request raises `LdmrtError`. A second call does nothing."""
+        for each in self.stages:
+            each.engines.close()
 
     def _generate(self, request: Request) -> Result:
         """Make the images of a request in one batch."""
@@ -169,7 +225,8 @@ class Pipeline(ImagePipeline):
         guidance = guide(request.total_images, scales, request.guidance_rescale)
         sources = self.engines, self.tokenizers, self.schedulers, self.decoding
         conditioning = condition(Context(request, self.stage, rows, given, *sources))
-        return Encoded(request, plan, start, given.size, guidance, conditioning, time.perf_counter() - called)
+        seconds = time.perf_counter() - called
+        return Encoded(request, plan, start, given.size, guidance, conditioning, seconds, self.stage.number)
 
     def _rows(self, request: Request) -> tuple[tuple[Row, ...], list[float]]:
         """Return the rows of guidance that a request runs, and their scales: the last one alone without guidance."""
@@ -195,68 +252,3 @@ class Pipeline(ImagePipeline):
         how = decode_unrounded if request.output_type == "np" else decode
         array = how(self.engines, self.stage.space, x, self.decoding)
         return Result(array, x, request.seeds, {"latents": denoised.seconds, "decode": time.perf_counter() - called})
-
-
-def open_pipeline(
-    bundle: str | Path,
-    backend: str = "auto",
-    *,
-    check: bool = True,
-    tile: int | None = None,
-    tile_passes: int = PASSES,
-    on_overflow: str = "stop",
-    low_memory: bool = False,
-    threads: int = 0,
-    fused: bool | None = None,
-    keep_optimized: bool = False,
-    compute: str = "fp32",
-    scheduler: str | Path | Config | None = None,
-) -> Pipeline:
-    """Open a bundle as a pipeline; it warns where no certificate holds for the bundle's files.
-
-    Args:
-        bundle: The bundle's folder, or its name on the hub: "owner/name", or "owner/name@revision".
-        backend: One of `ldmrt.runtime.BACKENDS`: "auto" takes engines that `ldmrt build` made for this machine's GPU,
-            and ONNX Runtime where none fits.
-        check: Compares the bundle's files with its manifest first.
-        tile: The side in pixels of the tiles in which images are decoded and encoded; whole images by default.
-        tile_passes: How often all tiles are passed over; the last pass gives the image, see `Decoding`.
-        on_overflow: "stop" or "retry", for an image that is not finite, see `Decoding`.
-        low_memory: Keeps one network in memory at a time, which are then opened anew for every request, and takes
-            images above 768 pixels in tiles.
-        threads: Of the CPU; 0 is one a core.
-        fused: Runs a row as one call where a request allows it, so that latents stay where the U-Net runs. By default
-            with onnxruntime-cuda, and where `ldmrt build --folded` has made an engine of it for this GPU.
-        keep_optimized: Keeps the networks as ONNX Runtime optimised or OpenVINO compiled them in the bundle's folder,
-            which takes as much disk again: the next pipeline opens in a fraction of the time. On GPUs and NPUs nothing
-            is kept.
-        compute: The precision that OpenVINO computes in: "fp32", or "bf16" and "fp16" on a device that has them. The
-            others compute in that of the bundle.
-        scheduler: A scheduler's config, or its file, in place of the bundle's.
-
-    Raises:
-        BundleError: The bundle is missing or damaged.
-        EngineNotFound: A backend that is named has no engine for this GPU.
-        LdmrtError: An argument is invalid, or a package is missing.
-    """
-    check_name(backend)
-    if keep_optimized and low_memory:
-        problem = "keep_optimized and low_memory exclude each other"
-        raise LdmrtError("open", problem, expected="only one of them")
-    decoding = Decoding(tile, on_overflow, low_memory, tile_passes)
-    folder = local_bundle(bundle)
-    watched = Watched(folder)
-    opened = Bundle.open(folder, check=check, stamped=True)
-    decoding.cells(opened.stage.space.factor, ())  # raises where the tile is invalid
-    for issue in filter(None, (*opened.certificate_issues, opened.uncovered)) if check else ():
-        hint = f"ldmrt verify {bundle} --against CHECKPOINT --store"
-        warnings.warn(f"{bundle}: {issue}; next: {hint}", LdmrtWarning, stacklevel=2)
-    settings = BackendSettings(threads, low_memory, fused, keep_optimized, compute, watched)
-    engines = open_engines(opened, backend, settings)
-    tokenizers = {name: Tokenizer(files) for name, files in opened.tokenizers.items()}
-    certificate = opened.certificate if check else None
-    config = read_scheduler(Path(scheduler)) if isinstance(scheduler, (str, Path)) else scheduler or opened.scheduler
-    profiles = unet_profiles(opened, backend)
-    forecast = Forecast.read(opened, backend)
-    schedulers = opened.schedulers
-    return Pipeline(engines, tokenizers, config, opened.stage, certificate, decoding, profiles, forecast, schedulers)

@@ -9,15 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmrt.runtime.backends.low_memory import SharedEngine
 from ldmrt.runtime.errors import InvalidRequest, LdmrtError
+from ldmrt.runtime.pipeline.call import ImagePipeline, Result
+from ldmrt.runtime.pipeline.pipeline import Pipeline
+from ldmrt.runtime.pipeline.request.checks import Text
+from ldmrt.runtime.pipeline.request.request import EMBEDDINGS, Request
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.runtime.samplers.plan import Latents
-
-from .call import ImagePipeline, Result
-from .pipeline import Pipeline
-from .request.checks import Text
-from .request.request import EMBEDDINGS, Request
 
 START = 0.8  # of the timesteps are the base's
 
@@ -36,6 +34,8 @@ class RefinedPipeline(ImagePipeline):
 
     def __post_init__(self) -> None:
         """Refuse an invalid start, and a refiner of other latents."""
+        if self.base.later or self.refiner.later:
+            raise LdmrtError("refiner", "cannot be combined with a cascade", expected="models of one stage")
         if not 0 < self.start < 1:
             raise LdmrtError("refiner", "invalid start", expected="above 0, below 1", found=self.start)
         for stage in (self.base.stage, self.refiner.stage):
@@ -65,16 +65,16 @@ class RefinedPipeline(ImagePipeline):
             x = state.x
             yield replace(state, rows=rows)
         first = self.base.rows(base)
-        _free(self.base)
+        self.base.free()
         if x is not None:
             for state in self.refiner.steps(self._last(request, x)):
                 yield replace(state, row=first + state.row, rows=rows)
 
     def begun(self, request: Request) -> Request:
         """The refiner's request, once the base has run its rows."""
-        _free(self.refiner)
+        self.refiner.free()
         left = self.base.generate(self._first(request)).latents
-        _free(self.base)
+        self.base.free()
         return self._last(request, left)
 
     def rows(self, request: Request) -> int:
@@ -86,7 +86,7 @@ class RefinedPipeline(ImagePipeline):
         """Return how many images both make in one batch."""
         return min(self.base.images_at_once(request), self.refiner.images_at_once(request))
 
-    def decode(self, latents: Latents) -> NDArray[np.uint8]:
+    def decode(self, latents: Latents, stage: str | None = None) -> NDArray[np.uint8]:
         """Decode latents (N, C, h, w) to images (N, H, W, 3) with the refiner's autoencoder."""
         return self.refiner.decode(latents)
 
@@ -104,10 +104,3 @@ class RefinedPipeline(ImagePipeline):
     def _last(self, request: Request, left: Latents) -> Request:
         image = request.image if request.mask_image is not None else None
         return replace(request, latents=left, denoising_start=self.start, image=image, controls={}, deep_cache=None)
-
-
-def _free(pipeline: Pipeline) -> None:
-    """Make room where one network is in memory at a time."""
-    unet = pipeline.engines["unet"]
-    if isinstance(unet, SharedEngine):
-        unet.free()

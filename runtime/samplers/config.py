@@ -36,6 +36,8 @@ _EDM = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "sigma_schedul
 _EDM |= {"num_train_timesteps": 1000, "prediction_type": "epsilon"} | _END
 # Arguments of diffusers' `step`, which a config may hold here.
 CHURN = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf, "s_noise": 1.0}
+# Whether a corrector's step is of each image, or of the batch as in diffusers; its config has no key for it.
+STEP_BY = {"step_by": "image"}
 
 KEYS: dict[str, Config] = {
     "DDIMScheduler": _WHOLE | {"set_alpha_to_one": True},
@@ -60,6 +62,9 @@ KEYS: dict[str, Config] = {
     "TCDScheduler": _DISTILLED,
     "EDMEulerScheduler": _EDM | CHURN,
     "EDMDPMSolverMultistepScheduler": _EDM | _DPM | {"euler_at_final": False},
+    "ScoreSdeVeScheduler": {"num_train_timesteps": 2000, "snr": 0.15, "sigma_min": 0.01, "sigma_max": 1348.0,
+                            "sampling_eps": 1e-5, "correct_steps": 1} | STEP_BY,
+    "ScoreSdeVpScheduler": {"num_train_timesteps": 2000, "beta_min": 0.1, "beta_max": 20.0, "sampling_eps": 1e-3},
 }  # fmt: skip
 KNOWN = {key for keys in KEYS.values() for key in keys}
 
@@ -76,6 +81,7 @@ CHOICES: Mapping[str, Sequence[object]] = {
     "use_dynamic_shifting": (False,),  # it asks for the size of the image
     "shift_terminal": (None,),
     "solver_p": (None,),
+    "step_by": ("image", "batch"),
 }
 # Numbers that must be above 0, and those that must not be below.
 _POSITIVE = (
@@ -90,11 +96,21 @@ _POSITIVE = (
     "sigma_max",
     "sigma_data",
     "timestep_scaling",
+    "snr",
 )
-_NOT_NEGATIVE = ("beta_start", "beta_end", "steps_offset", "s_churn", "s_tmin", "s_tmax", "s_noise")
+_NOT_NEGATIVE = (
+    *("beta_start", "beta_end", "beta_min", "beta_max", "steps_offset", "sampling_eps", "correct_steps"),
+    *CHURN,
+)
 # Values that one class of a family writes and another takes for its own default.
 FOREIGN = {"midpoint": ("logrho", "bh1", "bh2"), "bh2": ("midpoint", "heun", "logrho"), "dpmsolver++": ("deis",)}
 FOREIGN |= {"logrho": ("midpoint", "heun", "bh1", "bh2"), "deis": ("dpmsolver", "dpmsolver++")}
+
+
+def prediction_type(config: Config) -> str:
+    """Return what a network predicts for the scheduler of a config; the default is diffusers'."""
+    score = config.get("_class_name") == "ScoreSdeVeScheduler"
+    return "score" if score else str(config.get("prediction_type") or "epsilon")
 
 
 def resolve(config: Config, class_name: str) -> JsonObject:
@@ -135,7 +151,7 @@ def _check_kinds(c: Config, class_name: str) -> None:
 
 def _check_bounds(c: Config) -> None:
     """Raise an `LdmrtError` for a number above its largest."""
-    bounds = {"dynamic_thresholding_ratio": 1, "num_train_timesteps": LARGEST}
+    bounds = {"dynamic_thresholding_ratio": 1, "num_train_timesteps": LARGEST, "sampling_eps": 1, "correct_steps": 100}
     for key, most in (bounds | {"original_inference_steps": c["num_train_timesteps"]}).items():
         if c.get(key, 0) > most:
             raise LdmrtError("scheduler", f"invalid {key}", expected=f"at most {most}", found=c[key])

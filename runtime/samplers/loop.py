@@ -20,12 +20,14 @@ class State:
         row: Number of the row in the plan, from 0.
         rows: How many rows the plan has.
         x: Latents after the row, (B, C, h, w): an array of the caller's own.
+        stage: The stage of a cascade that the row belongs to.
     """
 
     row: int
     rows: int
     x: Latents = field(repr=False)
     _predict_x0: Callable[[], Latents] = field(repr=False)
+    stage: str = "base"
 
     @property
     def x0(self) -> Latents:

@@ -13,6 +13,12 @@ from ldmrt.runtime.errors import InvalidRequest
 FIRST = 0  # the stream of the first latents; row r of the sampler draws from stream r + 1
 # Streams for encoding an image to start from, and the part that its mask leaves; and the noise on a small image.
 IMAGE, MASKED, NOISED = 2**63, 2**63 + 1, 2**63 + 2
+STAGE = 2**40  # from the streams of a stage of a cascade to those of the next
+
+
+def of_stage(stream: int, stage: int) -> int:
+    """Return the stream of a stage of a cascade; those of the first, 0, are the streams themselves."""
+    return stream + stage * STAGE
 
 
 def noise(

@@ -16,6 +16,7 @@ import numpy as np
 
 from ldmrt.runtime.tensors import Array
 
+from .papers.langevin import Langevin
 from .schedule import Floats
 
 Latents = Array  # float32; float64 where the caller hands in float64
@@ -51,6 +52,7 @@ class Plan:
         threshold: Quantile and maximum of dynamic thresholding (Saharia et al. 2022, section 2.3), or None.
         variance: How the second half of the network's output is read.
         spread: Largest by smallest variance of each row, (rows,), for `Variance.LEARNED_RANGE` alone.
+        langevin: Which rows are corrections, with a step size that the prediction decides; None for no such row.
     """
 
     t: Floats = field(repr=False)
@@ -65,6 +67,7 @@ class Plan:
     threshold: tuple[float, float] | None = None
     variance: Variance = Variance.ABSENT
     spread: Floats | None = field(default=None, repr=False)
+    langevin: Langevin | None = None
 
     @property
     def rows(self) -> int:
@@ -100,11 +103,16 @@ class Plan:
     @property
     def hooked(self) -> bool:
         """Whether something that is not linear stands between the network and the row."""
+        return self.bounds_x0 or self.langevin is not None
+
+    @property
+    def bounds_x0(self) -> bool:
+        """Whether x0 is clipped or thresholded."""
         return self.clip is not None or self.threshold is not None
 
     @cached_property
     def fused(self) -> Floats:
-        """Return the table of a plan without hooks, with x0 = kx * x + km * m put in, (rows, k + 1, k + 3)."""
+        """Return the table for a plan with unbounded x0, with x0 = kx * x + km * m put in, (rows, k + 1, k + 3)."""
         out: Floats = self.table[..., :X0].copy()
         out[:, :, X] += self.table[..., X0] * self.read[:, :1]
         out[:, :, M] += self.table[..., X0] * self.read[:, 1:]

@@ -10,10 +10,12 @@ import numpy as np
 from ldmrt.runtime.errors import InvalidRequest, LdmrtError
 from ldmrt.runtime.nearest import nearest
 
-from . import dpm_deis_unipc, solvers
-from .config import KEYS, Config, resolve
+from . import solvers
+from .config import CHURN, KEYS, Config, resolve
 from .grid import Grid, distilled_grid, early_grid, edm_grid, late_grid, sine_grid, whole_grid
 from .hand_over import entry, timestep, until
+from .papers import dpm_deis_unipc, score_sde
+from .papers.langevin import Langevin
 from .plan import Plan, Variance
 
 
@@ -65,6 +67,7 @@ _DEIS = _TO_MIN | {"algorithm_type": "deis", "solver_type": "heun", "euler_at_fi
 _UNCLIPPED = {"clip_sample": False, "thresholding": False}
 _early_whole, _own_end = partial(early_grid, whole=True), partial(late_grid, own_end=True)
 _strided = partial(whole_grid, strided=True)
+_VE, _SCORE, _EPS = "ScoreSdeVeScheduler", {"prediction_type": "score"}, {"prediction_type": "epsilon"}
 _lcm, _tcd = partial(distilled_grid, last=None), partial(distilled_grid, last=0)
 
 SCHEDULERS: dict[str, Scheduler] = {
@@ -96,6 +99,10 @@ SCHEDULERS: dict[str, Scheduler] = {
     "tcd": Scheduler("TCDScheduler", 1, _tcd, solvers.tcd, _T, 0.3, _UNCLIPPED),
     "edm_euler": Scheduler("EDMEulerScheduler", 1, partial(edm_grid, own_end=True), solvers.euler),
     "edm_dpmpp_2m": Scheduler("EDMDPMSolverMultistepScheduler", 2, edm_grid, dpm_deis_unipc.dpm_multistep),
+    "score_ve": Scheduler(_VE, 1, score_sde.ve_grid, score_sde.ve, fixed=_SCORE),
+    "score_ve_euler": Scheduler(_VE, 1, score_sde.ve_flow_grid, solvers.euler, fixed=_SCORE | CHURN),
+    "score_ve_heun": Scheduler(_VE, 2, score_sde.ve_flow_grid, solvers.heun, fixed=_SCORE | CHURN, calls=2),
+    "score_vp": Scheduler("ScoreSdeVpScheduler", 1, score_sde.vp_grid, score_sde.vp, fixed=_EPS),
 }
 """Names every scheduler, and the class of diffusers with which each agrees.
 
@@ -197,6 +204,7 @@ def plan_from_config(
         LdmrtError: The config is invalid, contradicts itself, or has no finite plan.
     """
     scheduler, asked = find_scheduler(config, name)
+    score_sde.refuse_other_equation(config, scheduler.class_name)
     own = resolve({**config, **asked}, scheduler.class_name)
     if missing := [key for key, value in asked.items() if own.get(key, False) != value]:
         problem = f"{scheduler.class_name} has no {missing[0]}"
@@ -207,6 +215,8 @@ def plan_from_config(
         raise InvalidRequest("scheduler", f"{scheduler.class_name} has no eta to choose", expected="no eta", found=eta)
     if not 0.0 <= (eta or 0.0) <= 1.0:
         raise InvalidRequest("scheduler", "invalid eta", expected="0 to 1", found=eta)
+    if (start, end) != (None, None):
+        score_sde.refuse_to_share(scheduler.class_name)
     c = {**own, "eta": scheduler.eta if eta is None else eta, **scheduler.fixed}
     chosen = _chosen_grids(scheduler, timesteps, sigmas)
     if not chosen and (not isinstance(steps, Integral) or not 1 <= steps <= c["num_train_timesteps"]):
@@ -283,6 +293,7 @@ def _tabulate(grid: Grid, scheduler: Scheduler) -> Plan:
         threshold=(c["dynamic_thresholding_ratio"], c["sample_max_value"]) if c.get("thresholding") else None,
         variance=variance,
         spread=np.array([solvers.spread(node, to) for node, to in grid.walk()]) if in_range else None,
+        langevin=_langevin(scheduler, c),
     )
 
 
@@ -292,6 +303,13 @@ def _variance(scheduler: Scheduler, c: Config) -> Variance:
     if not kind.startswith("learned"):
         return Variance.ABSENT
     return Variance(kind) if scheduler.solve is solvers.ddpm else Variance.IGNORED
+
+
+def _langevin(scheduler: Scheduler, c: Config) -> Langevin | None:
+    """Return the corrector of a solver that has one."""
+    if scheduler.solve is not score_sde.ve or not c["correct_steps"]:
+        return None
+    return Langevin(float(c["snr"]), c["correct_steps"], by_batch=c["step_by"] == "batch")
 
 
 def _refuse_epsilon_of_pure_noise(grid: Grid) -> None:

@@ -86,21 +86,22 @@ def alphas_cumprod(c: Config, *, zero: float = 0.0) -> Floats:
     return abar
 
 
+def linspace32(first: float, last: float, count: int) -> Floats:
+    """Space numbers evenly with the roundings of torch.linspace in float32, which counts from both ends, (count,)."""
+    low, high, i = np.float32(first), np.float32(last), np.arange(count)
+    stride = float((high - low) / np.float32(max(count - 1, 1)))
+    out: Floats = np.where(i < max(count // 2, 1), low + stride * i, high - stride * (count - 1 - i)).astype(np.float32)
+    return out
+
+
 def float32_cumprod(c: Config) -> Floats32:
     """Compute `alphas_cumprod` with the roundings of torch in float32, (T,).
 
     They decide whether a level's timestep is 999 or 998.9999, which is truncated to 998.
     """
-
-    def line(first: float, last: float, count: int) -> Floats:  # torch.linspace: from both ends
-        low, high, i = np.float32(first), np.float32(last), np.arange(count)
-        stride = float((high - low) / np.float32(count - 1))
-        out: Floats = np.where(i < count // 2, low + stride * i, high - stride * (count - 1 - i)).astype(np.float32)
-        return out
-
     if c.get("rescale_betas_zero_snr"):
         return alphas_cumprod(c, zero=ZERO_SNR).astype(np.float32)
-    return np.cumprod(1 - betas(c, line).astype(np.float32), dtype=np.float64).astype(np.float32)
+    return np.cumprod(1 - betas(c, linspace32).astype(np.float32), dtype=np.float64).astype(np.float32)
 
 
 def signal_and_noise(config: Config, timestep: int) -> tuple[float, float]:

@@ -44,6 +44,8 @@ def read(c: Config, node: Node, x: Floats, m: Floats) -> Floats:
             return (x - s * m) / a
         case "v_prediction":  # Salimans & Ho 2022, appendix D
             return a * x - s * m
+        case "score":  # Song et al. 2021: m is the gradient of log p(x); Tweedie's formula
+            return (x + s**2 * m) / a
         case "flow_prediction":  # Liu et al. 2022: m = eps - x0
             return x - s * m
         case _:  # "sample"

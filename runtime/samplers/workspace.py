@@ -72,13 +72,13 @@ def assign_slots(plan: Plan) -> tuple[list[RowProgram], int]:
     programs, slots = list[RowProgram](), Slots()
     x = 0
     saved: list[Terms] = [{}] * (plan.table.shape[1] - 1)  # s1 .. sk: nothing is saved yet
-    for row, matrix in enumerate(plan.table if plan.hooked else plan.fused):
+    for row, matrix in enumerate(plan.table if plan.bounds_x0 else plan.fused):
         taken = {x}.union(*saved)
         m = slots.take(taken)
         z = slots.take(taken) if plan.draws(row) else None
-        x0 = slots.take(taken) if plan.hooked else None
+        x0 = slots.take(taken) if plan.bounds_x0 else None
         inputs: list[Terms] = [{m: 1.0}, {x: 1.0}, *saved, {} if z is None else {z: 1.0}]
-        inputs += [] if x0 is None else [{x0: 1.0}]  # the table of a plan without hooks has no column for it
+        inputs += [] if x0 is None else [{x0: 1.0}]  # `plan.fused` has no column for it
         outputs = [_expanded(weights, inputs) for weights in matrix]
         # The new x is always computed; saved latents that are a multiple of one slot are that slot under another name.
         computed = [i for i, terms in enumerate(outputs) if i == 0 or len(terms) > 1]
@@ -114,6 +114,23 @@ def _assigned(plan: Plan) -> tuple[list[RowProgram], int]:
     if plan not in _ASSIGNED:
         _ASSIGNED[plan] = assign_slots(plan)
     return _ASSIGNED[plan]
+
+
+def _resized(program: RowProgram, z: int, weights: Array, sizes: Floats) -> Array:
+    """Return the weights of a correction whose step size differs between images, (B, 1, read).
+
+    Args:
+        program: The row's.
+        z: The slot of its noise.
+        weights: Those of step size 1, (read,).
+        sizes: The step size of each image, (B,).
+    """
+    read = range(*program.operands.read)
+    factors = np.ones((len(sizes), len(read)))
+    factors[:, read.index(program.m)] = sizes
+    factors[:, read.index(z)] = np.sqrt(sizes)
+    out: Array = (weights * factors)[:, None].astype(weights.dtype)
+    return out
 
 
 class Workspace:
@@ -189,8 +206,12 @@ class Workspace:
         if program.x0 is not None:
             slots[program.x0][...] = self.predicted_x0(row)
         inputs, out = self._views[program.operands]
+        weights = program.weights[self._buffer.dtype]
+        if (langevin := self._plan.langevin) is not None and program.z is not None and langevin.corrects(row):
+            sizes = langevin.sizes(slots[program.m], slots[program.z])
+            weights, out = _resized(program, program.z, weights, sizes), out[:, None]
         # Each image is a product of its own, so its bits do not depend on the others of the batch.
-        np.matmul(program.weights[self._buffer.dtype], inputs, out=out)
+        np.matmul(weights, inputs, out=out)
         self.x = slots[program.operands.written[0]]
         return self.x
 

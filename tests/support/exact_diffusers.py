@@ -26,7 +26,7 @@ def _module(name: str) -> ModuleType:
     assert spec.origin is not None
     source = Path(spec.origin).read_text(encoding="utf-8").replace("float32", "float64")
     module = ModuleType(f"{name}_float64")
-    module.__package__ = "diffusers.schedulers"
+    module.__package__ = name.rpartition(".")[0]
     module.__file__ = spec.origin
     exec(compile(source, spec.origin, "exec"), module.__dict__)
     return module
@@ -35,9 +35,9 @@ def _module(name: str) -> ModuleType:
 @cache
 def scheduler_class(class_name: str, *, float64: bool = True) -> Any:
     """A scheduler class of diffusers."""
-    import diffusers
+    from diffusers import schedulers
 
-    theirs = getattr(diffusers, class_name)
+    theirs = getattr(schedulers, class_name)
     made = getattr(_module(theirs.__module__), class_name) if float64 else theirs
     logging.getLogger(made.__module__).setLevel(logging.ERROR)  # they warn of what is meant here
     return made
@@ -45,8 +45,9 @@ def scheduler_class(class_name: str, *, float64: bool = True) -> Any:
 
 @cache
 def arguments(class_name: str, method: str) -> Mapping[str, inspect.Parameter]:
-    """What a method of diffusers' class takes."""
-    return inspect.signature(getattr(scheduler_class(class_name, float64=False), method)).parameters
+    """What a method of diffusers' class takes; nothing where it has no such method."""
+    own = getattr(scheduler_class(class_name, float64=False), method, None)
+    return {} if own is None else inspect.signature(own).parameters
 
 
 @contextmanager

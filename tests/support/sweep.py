@@ -57,6 +57,12 @@ VALUES: dict[str, Sequence[Any]] = {
     "s_tmin": [0.5],
     "s_tmax": [5.0],
     "s_noise": [1.01],
+    "snr": [0.3],
+    "sampling_eps": [0.1],
+    "correct_steps": [0, 2],
+    "beta_min": [0.3],
+    "beta_max": [10.0],
+    "step_by": ["batch"],
 }
 UNSWEPT = {
     "use_dynamic_shifting": "needs the size of the picture, and is refused",

@@ -41,7 +41,7 @@ def arguments(ask: Ask) -> dict[str, Any]:
 
 def ldmrt(path: str, ask: Ask) -> Draw:
     """Open a bundle with ldmrt's runtime."""
-    from ldmrt.runtime.pipeline.pipeline import open_pipeline
+    from ldmrt.runtime.pipeline.opening import open_pipeline
 
     pipeline = open_pipeline(path, **ask.get("options", {}))
     noise = np.load(ask["noise"])

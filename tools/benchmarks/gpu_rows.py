@@ -127,7 +127,7 @@ def bundle(setting: Setting) -> Values:
 
 def backend(setting: Setting, name: str) -> Values:
     """Measure a backend of the runtime from prompt to image, with latents on the host between rows."""
-    from ldmrt.runtime.pipeline.pipeline import open_pipeline
+    from ldmrt.runtime.pipeline.opening import open_pipeline
 
     built = engines(setting.bundle, name) if name.startswith("tensorrt") else 0.0
     pipeline = open_pipeline(setting.bundle, name, check=False, fused=False)
@@ -166,7 +166,7 @@ def fused(setting: Setting, name: str) -> Values:
     """
     from ldmrt.runtime.bundle.graphs import STEP
     from ldmrt.runtime.errors import LdmrtError
-    from ldmrt.runtime.pipeline.pipeline import open_pipeline
+    from ldmrt.runtime.pipeline.opening import open_pipeline
 
     built = engines(setting.bundle, name, only=STEP) if name.startswith("tensorrt") else 0.0
     pipeline = open_pipeline(setting.bundle, name, check=False, fused=True)

@@ -53,12 +53,12 @@ class TorchModel:
             modules[name] = module.to(device, dtype).to(memory_format=torch.channels_last)
         if compiled:
             modules |= {name: torch.compile(modules[name], mode="reduce-overhead") for name in ("unet", "vae_decoder")}
-        unet, vae = checkpoint.unet.config, checkpoint.vae.config
+        unet, space = checkpoint.unet.config, checkpoint.stage.space
         plan = plan_from_config(checkpoint.scheduler, steps, name=SCHEDULER)
         side = unet.sample_size if isinstance(unet.sample_size, int) else 64
-        latent = (1, vae.latent_channels, side, side)
+        latent = (1, space.channels, side, side)
         tokenizer = Tokenizer(checkpoint.tokenizers["tokenizer"])
-        return cls(modules, tokenizer, plan, latent, vae.scaling_factor, device, dtype)
+        return cls(modules, tokenizer, plan, latent, space.scaling_factor, device, dtype)
 
     @torch.no_grad()
     def network(self, **inputs: Tensor) -> Tensor:

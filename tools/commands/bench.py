@@ -226,7 +226,7 @@ def bench(
     from ldmrt.runtime.bundle.certificate import plain
     from ldmrt.runtime.files.writing import write_atomically
     from ldmrt.runtime.host import processor, versions
-    from ldmrt.runtime.pipeline.pipeline import open_pipeline
+    from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.tools.console import tables
 
     words: dict[str, float | str | None] = {"steps": steps, "guidance": guidance, "width": width, "height": height}

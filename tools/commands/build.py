@@ -11,6 +11,7 @@ from ldmrt.tools.console.outputs import check_output
 from ldmrt.tools.console.verification import verify_built
 from ldmrt.tools.options.common import Choice
 from ldmrt.tools.options.engines import EngineOptions, engine_options, targets_of
+from ldmrt.tools.options.stages import every_stage
 
 if TYPE_CHECKING:
     from ldmrt.export.engines.build import Built, Step
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 @engine_options
 @click.option("--refit", is_flag=True, help="Keep the weights replaceable, for `ldmrt engines refit`; TensorRT only.")
 @click.option("--verify/--no-verify", default=True, help="Whether to run the new engines and compare them.")
+@every_stage(lambda options: options["engines"].chosen)
 def build(
     bundle: Path,
     backend: str,
@@ -49,6 +51,9 @@ def build(
 
     New engines are compared with the bundle's recording, as by `ldmrt verify BUNDLE`; if this machine cannot run them,
     the ONNX files are. Exit code 1 if a difference exceeds its tolerance.
+
+    Of a cascade engines of all stages are built, each for its model's own size; with --sizes or --components of the
+    first stage alone: those of another are built in the folder of the stage.
 
     Example: ldmrt build out/emoji64 --target sm89,portable --sizes 64x64 --batch 1-4
     """

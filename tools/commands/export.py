@@ -25,6 +25,7 @@ from ldmrt.tools.options.checkpoint import CheckpointOptions, checkpoint_options
 )
 @click.option("--deep-cache", is_flag=True, help="Also export the graphs that `ldmrt generate --deep-cache` runs.")
 @click.option("--components", "only", help="Components to export, such as unet,vae_decoder; others are kept.")
+@click.option("--stage", help="Export as a later stage of this name of BUNDLE, a bundle whose images it enlarges.")
 @click.option("--verify/--no-verify", default=True, help="Whether to verify the bundle and store the certificate.")
 def export(
     source: CheckpointOptions,
@@ -33,6 +34,7 @@ def export(
     fp32_decoder: bool,
     deep_cache: bool,
     only: str | None,
+    stage: str | None,
     verify: bool,
 ) -> None:
     """Turn CHECKPOINT into BUNDLE, a folder of ONNX files with a manifest.
@@ -47,6 +49,7 @@ def export(
     Example: ldmrt export model/pretrained/emoji64 out/emoji64
     """
     from ldmrt.export.bundle_writer import export_bundle
+    from ldmrt.export.cascade import add_stage, check_stage
     from ldmrt.export.components.table import components
     from ldmrt.export.precision.policy import choose_precisions, parse
     from ldmrt.runtime.bundle.bundle import Bundle
@@ -58,6 +61,10 @@ def export(
     from ldmrt.tools.console.words import listed, own_words
 
     refuse_other("export", bundle, BUNDLE)  # before minutes of work
+    cascade = bundle
+    if stage is not None:
+        check_stage(cascade, stage)
+        bundle = cascade / stage
     check_installed("export", "onnx", "onnx_ir", "onnxscript", *(["onnxruntime"] if verify else []))
     begin, precisions = time.perf_counter(), parse(precision) | ({DECODER_FP32: "fp32"} if fp32_decoder else {})
     with console.status("reading the checkpoint and finding modules that need float32"):
@@ -79,6 +86,8 @@ def export(
             how = "reused: weights, config and versions are the same" if done.reused else f"exported in {seconds:.1f} s"
             console.print(f"{done.component}: {how}", highlight=False)
             status.update("exporting")
+    if stage is not None:
+        add_stage(cascade, stage)
     click.echo(bundle)
     names = list(components(loaded))
     del loaded  # verifying reads it again, so that memory never holds the networks of both sides

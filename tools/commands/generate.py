@@ -14,7 +14,7 @@ from ldmrt.tools.options.checkpoint import SCHEDULER as SCHEDULER_OPTIONS
 from ldmrt.tools.options.common import COMPUTE, THREADS, Choice
 from ldmrt.tools.options.images import collected, one_or_all
 from ldmrt.tools.options.to_request import request_of
-from ldmrt.tools.options.types import IMAGE, SIZE, Batch, Control, Interval, Text
+from ldmrt.tools.options.types import IMAGE, SIZE, Batch, ByStage, Control, Interval, Text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,9 +39,19 @@ GRID = 1024  # most images in the grid
     help="Images per batch; auto: as engines were built for, else as fit in memory, at most 16 of 512x512.",
 )
 @click.option(
-    "--steps", default=20, show_default=True, help="Steps of the sampler; some samplers run the U-Net twice per step."
+    "--steps",
+    type=ByStage(click.INT),
+    default=20,
+    show_default=True,
+    help="Steps of the sampler, some of which run the U-Net twice per step; or by stage, base=50,upscale=20.",
 )
-@click.option("--guidance", default=5.0, show_default=True, help="Guidance scale; 1 is none.")
+@click.option(
+    "--guidance",
+    type=ByStage(click.FLOAT),
+    default=5.0,
+    show_default=True,
+    help="Guidance scale, or by stage; 1 is none.",
+)
 @click.option("--image-guidance", type=float, help="InstructPix2Pix: guidance scale of the image; 1.5 by default.")
 @click.option(
     "--guidance-rescale",
@@ -58,7 +68,13 @@ GRID = 1024  # most images in the grid
 @click.option("--seed", default=0, show_default=True, help="Seed of the first image; the next ones count up.")
 @click.option("--width", type=int, help="Width in pixels; that of --image or the model's own by default.")
 @click.option("--height", type=int, help="Height in pixels; likewise.")
-@click.option("--scheduler", help="Name of a sampler, see `ldmrt samplers`; the bundle's own by default.")
+@click.option(
+    "--scheduler",
+    type=ByStage(click.STRING),
+    help="Name of a sampler, or by stage, see `ldmrt samplers`; the bundle's own by default.",
+)
+@click.option("--from", "from", help="Stage of a cascade to begin at, with --image; the first by default.")
+@click.option("--until", help="Stage of a cascade to end at; the last by default.")
 @SCHEDULER_OPTIONS[0]
 @SCHEDULER_OPTIONS[1]
 @click.option("--eta", type=float, help="Share of fresh noise in each step, 0 to 1.")
@@ -176,7 +192,7 @@ def generate(
     import numpy as np
 
     from ldmrt.runtime.errors import LdmrtError
-    from ldmrt.runtime.pipeline.pipeline import open_pipeline
+    from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.runtime.pipeline.refined import RefinedPipeline
     from ldmrt.runtime.samplers.registry import everyday_name
     from ldmrt.tools.console.drawing.image_paths import check_name, depth_of, free_path, latents_of, numbered
@@ -212,21 +228,23 @@ def generate(
         steps=save_steps,
         overwrite=overwrite,
         latents=save_latents,
-        depth=base.stage.depth > 0,
+        depth=base.stages[-1].stage.depth > 0,
     )
     out = click.get_current_context().with_resource(free)
     pipeline = base if refiner is None else RefinedPipeline(base, open_one(refiner), refiner_start)
     opened = time.perf_counter()
-    rows, at_once, factor = pipeline.rows(request), batch or pipeline.images_at_once(request), base.stage.space.factor
+    rows, at_once = pipeline.rows(request), batch or pipeline.images_at_once(request)
+    last = next((each for each in base.stages if each.stage.name == request.until_stage), base.stages[-1])
+    factor = last.stage.space.factor
     parts = -(-request.total_images // at_once)
-    previews = list["Latents"]()
+    previews = list[tuple[str, "Latents"]]()
     if parts == 1 or save_steps:
         results = iter([in_rows(pipeline, request, rows, previews if save_steps else None)])
     else:
         results = watched(pipeline.draw(base.parts(request, at_once)), parts, lambda result: f"seed {result.seeds[-1]}")
 
     shared: JsonObject = {"ldmrt": ldmrt.__version__, "bundle": bundle.name} | parameters(options, steering)
-    shared |= {"scheduler": request.scheduler or everyday_name(base.scheduler)}
+    shared |= {"scheduler": shared["scheduler"] or everyday_name(base.scheduler)}
     if refiner is not None:
         shared |= {"refiner": refiner.name, "refiner_start": refiner_start}
     written, images, seconds = [out], list["NDArray[np.uint8]"](), dict[str, float]()

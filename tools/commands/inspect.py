@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ldmrt.tools.options.stages import every_stage
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -20,13 +22,15 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+@every_stage(lambda options: options["as_json"])
 def inspect(bundle: Path, as_json: bool) -> None:
     """Check the files of BUNDLE against its manifest and show its components, inputs, outputs and certificate.
 
     With --json: "bundle", "components" (each "name", "precision", "bytes", "inputs" and "outputs" of "name", "dtype"
-    and "shape"), "stages" as the manifest holds them, "size" in pixels, "latent_channels", "latent_factor",
-    "scaling_factor", "scheduler", "prediction_type", "loras", "embeddings", "words" (of the checkpoint's own
-    tokenizers, beside their vocabulary), "made_by", "files" (how many were checked) and "certificate": "holds",
+    and "shape"), "stages" as the manifest holds them, "then", the names of a cascade's later stages, "size" in pixels,
+    "latent_channels", "latent_factor", "scaling_factor", "scheduler", "prediction_type", "loras", "embeddings", "words"
+    (of the checkpoint's own tokenizers, beside their vocabulary), "made_by", "files" (how many were checked) and
+    "certificate": "holds",
     "issues", "uncovered", "backends", "figures", "left_out", "psnr", the lowest in dB, and "narrow": for each backend
     that computes in a precision below the bundle's its "psnr" and its "islands", the modules that stay in float32,
     by component. Unknown values, and an infinite PSNR, are null.
@@ -45,6 +49,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
 
 def described(bundle: "Bundle") -> "JsonObject":
     """Return the JSON object that `--json` prints."""
+    from ldmrt.runtime.samplers.config import prediction_type
     from ldmrt.tools.console.words import own_words
 
     stage, certificate = bundle.stage, bundle.certificate
@@ -53,12 +58,13 @@ def described(bundle: "Bundle") -> "JsonObject":
         "bundle": str(bundle.path),
         "components": [_component(bundle, name) for name in bundle.components],
         "stages": [stage.to_json() for stage in bundle.stages],
+        "then": list(bundle.then),
         "size": stage.size,
         "latent_channels": stage.space.channels,
         "latent_factor": stage.space.factor,
         "scaling_factor": stage.space.scaling_factor,
         "scheduler": bundle.scheduler.get("_class_name"),
-        "prediction_type": bundle.scheduler.get("prediction_type", "epsilon"),
+        "prediction_type": prediction_type(bundle.scheduler),
         "loras": bundle.manifest.get("loras", []),
         "embeddings": bundle.manifest.get("embeddings", []),
         "words": own_words(bundle.tokenizers, bundle.manifest.get("embeddings", [])),

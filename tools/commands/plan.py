@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from ldmrt.tools.options.engines import EngineOptions, engine_options
+from ldmrt.tools.options.stages import every_stage
 
 # Predicted bytes of an engine: the key in JSON, the title of the column.
 SIZES = {"weights": "weights", "scratch": "scratch", "io": "in, out", "disk": "disk", "build": "to build"}
@@ -15,6 +16,7 @@ SIZES = {"weights": "weights", "scratch": "scratch", "io": "in, out", "disk": "d
 @click.argument("bundle", type=click.Path(path_type=Path))
 @engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+@every_stage(lambda options: options["as_json"] or options["engines"].chosen)
 def plan(
     bundle: Path,
     engines: EngineOptions,

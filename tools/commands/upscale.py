@@ -1,5 +1,6 @@
 """Run `ldmrt upscale`: enlarge an image with a bundle of an upscaler."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +49,12 @@ def upscale(
 ) -> None:
     """Enlarge IMAGE with BUNDLE, which was exported from an upscaler: OUT is so many times larger as it was trained to.
 
+    Of a cascade it runs the last stage.
+
     Example: ldmrt upscale out/x4-upscaler small.png --prompt "a white cat" -o out/large.png
     """
     from ldmrt.runtime.errors import LdmrtError
-    from ldmrt.runtime.pipeline.pipeline import open_pipeline
+    from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.runtime.samplers.registry import everyday_name
     from ldmrt.tools.console.drawing.image_paths import free_path
     from ldmrt.tools.console.drawing.images import notes, parameters, save_image
@@ -61,17 +64,20 @@ def upscale(
     out = click.get_current_context().with_resource(free_path(out, 1, steps=False, overwrite=overwrite))
     opened = open_pipeline(bundle, backend, tile=tile, low_memory=low_memory, compute=compute, threads=threads)
     with opened as pipeline:
-        if pipeline.stage.enlarges == 1:
+        last = pipeline.stages[-1]
+        if last.stage.enlarges == 1:
             hint = f'ldmrt generate {bundle} "{request.prompts[0]}" --image {image}'
             raise LdmrtError("upscale", f"{bundle} enlarges no image", expected="an upscaler's bundle", hint=hint)
+        request = replace(request, from_stage=last.stage.name)
         result = in_rows(pipeline, request, pipeline.rows(request), None)
         facts: JsonObject = {"ldmrt": ldmrt.__version__, "bundle": bundle.name} | parameters(
             {**options, "count": 1}, {}
         )
-        facts |= {"scheduler": request.scheduler or everyday_name(pipeline.scheduler)}
+        facts |= {"scheduler": request.scheduler or everyday_name(last.scheduler)}
         height, width = result.pixels.shape[1:3]
         facts |= {"height": height, "width": width, "image": image.name, "seed": result.seeds[0]}
-        if cells := pipeline.decoding.cells(pipeline.stage.space.factor, result.latents.shape[2:]):
-            facts |= {"tile": cells * pipeline.stage.space.factor, "tile_passes": pipeline.decoding.passes}
+        factor = last.stage.space.factor
+        if cells := last.decoding.cells(factor, result.latents.shape[2:]):
+            facts |= {"tile": cells * factor, "tile_passes": last.decoding.passes}
         save_image(out, result.pixels[0], notes(facts))
     click.echo(out)

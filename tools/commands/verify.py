@@ -21,6 +21,7 @@ from ldmrt.tools.console.verification import (
 )
 from ldmrt.tools.options.checkpoint import CheckpointOptions, checkpoint_options
 from ldmrt.tools.options.common import COMPUTE
+from ldmrt.tools.options.stages import every_stage
 
 if TYPE_CHECKING:
     from ldmrt.runtime.bundle.bundle import Bundle
@@ -51,6 +52,7 @@ FILE = Output()
 @click.option(
     "--bisect", "bisected", metavar="COMPONENT", help="Compare its modules too, to find where a difference begins."
 )
+@every_stage(lambda options: options["source"].checkpoint is not None)
 def verify(
     source: CheckpointOptions,
     bundle: Path,
@@ -72,6 +74,9 @@ def verify(
     recording in it, which does not need PyTorch. Engines that `ldmrt build` has built for this GPU are measured too;
     cases of other shapes are skipped and listed. With --compute OpenVINO is measured in that precision; --against then
     looks for the modules that have to stay in float32, and --store keeps both precisions and these modules.
+
+    Of a cascade the later stages are compared too, each on its own recorded inputs; with --against the first one alone,
+    as each stage has a checkpoint of its own.
 
     Exit code 1 if a difference exceeds its tolerance, 2 if nothing could be measured.
 

@@ -110,7 +110,7 @@ def unmeasured(bundle: "Bundle", measured: "list[Comparison]", reference: "Recor
 def runnable(bundle: "Bundle", backends: Sequence[str], compute: str = "fp32") -> tuple[list[Runnable], list[str]]:
     """Return the backends that can run a bundle in a precision, and why each other one cannot."""
     from ldmrt.runtime.backends.registry import unsupported_precision
-    from ldmrt.runtime.pipeline.pipeline import open_pipeline
+    from ldmrt.runtime.pipeline.opening import open_pipeline
 
     able, refused = list[Runnable](), list[str]()
     for backend in backends:

@@ -49,7 +49,7 @@ class CheckpointOptions:
         from ldmrt.model.checkpoint.load import load, load_adapter, load_controlnet
         from ldmrt.model.lora.merge import merge, read_lora
         from ldmrt.model.textual_inversion.merge import add_embeddings, read_embedding
-        from ldmrt.runtime.pipeline.controls import ADAPTER, CONTROLNET
+        from ldmrt.runtime.pipeline.denoising.controls import ADAPTER, CONTROLNET
         from ldmrt.runtime.samplers.settings import read_scheduler
 
         assert self.checkpoint is not None

@@ -29,6 +29,11 @@ class EngineOptions:
     folded: bool
     steps: int
 
+    @property
+    def chosen(self) -> bool:
+        """Tell whether sizes or components are named, which are those of one stage."""
+        return self.sizes is not None or self.only is not None
+
     def wanted(self, bundle: "Bundle") -> "Wanted":
         """Parse sizes, batches and guidance."""
         from ldmrt.export.engines.profiles import Wanted

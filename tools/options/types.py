@@ -66,5 +66,22 @@ class Batch(click.ParamType):
         return click.IntRange(min=1)(value, param, ctx)
 
 
+class ByStage(click.ParamType):
+    """A value for every stage of a cascade, or STAGE=VALUE,STAGE=VALUE."""
+
+    def __init__(self, kind: click.ParamType) -> None:
+        """Take the type of one value."""
+        self.kind, self.name = kind, kind.name
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        """Return the value, or a dict of values by stage."""
+        if not isinstance(value, str) or "=" not in value:
+            return self.kind.convert(value, param, ctx)
+        pairs = [part.partition("=") for part in value.split(",")]
+        if not all(name and equals for name, equals, _ in pairs) or len({name for name, *_ in pairs}) < len(pairs):
+            self.fail(f"{value!r} is not one value, or STAGE=VALUE,STAGE=VALUE, such as base=50,upscale=20", param, ctx)
+        return {name: self.kind.convert(each, param, ctx) for name, _, each in pairs}
+
+
 IMAGE = ImagePath(exists=True, dir_okay=False, path_type=Path)
 SIZE = click.Tuple([int, int])

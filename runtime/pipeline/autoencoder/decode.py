@@ -95,7 +95,7 @@ def _decoded(engines: Mapping[str, Engine], space: Space, latents: Floats, how: 
             out = draw(DECODER_FP32, latent[None] / scale)
         if not np.isfinite(out).all():
             raise NotFinite(DECODER, "the image is not finite", hint=_hint(engines, how))
-        yield (out / 2 + 0.5).clip(0, 1).transpose(0, 2, 3, 1)
+        yield (out if space.least == 0 else out / 2 + 0.5).clip(0, 1).transpose(0, 2, 3, 1)
 
 
 def _hint(engines: Mapping[str, Engine], how: Decoding) -> str:

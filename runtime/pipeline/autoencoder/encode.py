@@ -69,7 +69,7 @@ def _gaussian(
 ) -> tuple[Latents, Latents | None]:
     """Return mean and log-variance of images, (N, C, h, w) both; no variance where the codec gives none."""
     if space.codec == PIXELS:
-        return colours * 2 - 1, None
+        return colours if space.least == 0 else colours * 2 - 1, None
     if ENCODER not in engines:
         raise LdmrtError(ENCODER, "this bundle cannot take an image", hint="export again, with vae_encoder")
     parameters = [_parameters(engines, space, how, one[None] * 2 - 1) for one in colours]

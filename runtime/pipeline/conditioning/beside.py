@@ -9,7 +9,7 @@ from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.images.resizing import resize
 from ldmrt.runtime.pipeline.autoencoder.encode import encode_image, encode_mean
 from ldmrt.runtime.pipeline.request.images import small_mask
-from ldmrt.runtime.samplers.noise import MASKED, NOISED, noise
+from ldmrt.runtime.samplers.noise import MASKED, NOISED, noise, of_stage
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.runtime.samplers.schedule import signal_and_noise
 
@@ -22,7 +22,8 @@ def _mask(context: Context, source: Source) -> Latents:
 
 def _masked_image(context: Context, source: Source) -> Latents:
     masked = np.where(context.mask < 0.5, context.colours, np.float32(0.5))
-    return encode_image(context.engines, context.stage.space, context.how, masked, context.request.seeds, MASKED)
+    stream = of_stage(MASKED, context.stage.number)
+    return encode_image(context.engines, context.stage.space, context.how, masked, context.request.seeds, stream)
 
 
 def _image_latents(context: Context, source: Source) -> Latents:
@@ -51,7 +52,8 @@ def _noise_of_level(context: Context, source: Source, pixels: Latents) -> Latent
     """Add noise of the request's level to an image (Ho et al. 2021, arXiv:2106.15282, section 4.1)."""
     alpha, sigma = signal_and_noise(context.schedulers[str(source.setting("scheduler"))], context.noise_level)
     noised: Latents = np.float32(alpha) * pixels
-    noised += np.float32(sigma) * noise(context.request.seeds, NOISED, pixels.shape[1:])
+    stream = of_stage(NOISED, context.stage.number)
+    noised += np.float32(sigma) * noise(context.request.seeds, stream, pixels.shape[1:])
     return noised
 
 

@@ -276,6 +276,22 @@ def settings(name: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
+OF_A_STAGE: tuple[str, ...] = ("num_inference_steps", "guidance_scale", "guidance_rescale", "scheduler", "eta")
+OF_A_STAGE += ("scheduler_settings", "noise_level", "class_labels", "prompt", "negative_prompt")
+
+
+def by_stage(name: str, value: Any) -> dict[str, dict[str, Any]]:
+    """Check that fields stand under the names of stages; their values are checked where a stage is run."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(fields, Mapping) for fields in value.values()):
+        raise invalid(name, "fields by the name of a stage, such as {'base': {'num_inference_steps': 50}}", value)
+    for stage, fields in value.items():
+        if odd := [field for field in fields if field not in OF_A_STAGE]:
+            raise invalid(f"{name} {stage!r}", f"some of {', '.join(OF_A_STAGE)}", odd[0])
+    return {str(stage): dict(fields) for stage, fields in value.items()}
+
+
 def callback(name: str, value: object) -> object:
     """Check that a value can be called."""
     if not callable(value):

@@ -28,6 +28,7 @@ from .checks import (
     Pair,
     Whole,
     anything,
+    by_stage,
     callback,
     controls,
     interval,
@@ -99,6 +100,9 @@ FIELDS: Mapping[str, Field] = {
     "negative_prompt_embeds": Field(Optional(Floats("(prompts, tokens, width)"))),
     "pooled_prompt_embeds": Field(Optional(Floats("(prompts, width)"))),
     "negative_pooled_prompt_embeds": Field(Optional(Floats("(prompts, width)"))),
+    "stages": Field(by_stage),
+    "from_stage": Field(Optional(name_of), "from"),
+    "until_stage": Field(Optional(name_of), "until"),
     "output_type": Field(OneOf(get_args(OutputType))),
     "callback_on_step_end": Field(Optional(callback)),
 }

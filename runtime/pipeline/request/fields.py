@@ -61,6 +61,9 @@ class Fields:
     negative_prompt_embeds: Array | None = field(default=None, repr=False, compare=False)
     pooled_prompt_embeds: Array | None = field(default=None, repr=False, compare=False)
     negative_pooled_prompt_embeds: Array | None = field(default=None, repr=False, compare=False)
+    stages: Mapping[str, Mapping[str, object]] = field(default_factory=dict, compare=False)
+    from_stage: str | None = None
+    until_stage: str | None = None
     output_type: OutputType = "pil"
     callback_on_step_end: Callback | None = field(default=None, repr=False, compare=False)
 

@@ -69,6 +69,9 @@ class Request(Fields):
         negative_prompt_embeds: (prompts, tokens, width) in place of `negative_prompt`.
         pooled_prompt_embeds: SDXL: (prompts, width), which belongs to `prompt_embeds`.
         negative_pooled_prompt_embeds: SDXL: (prompts, width), which belongs to `negative_prompt_embeds`.
+        stages: Fields with other values in one stage of a cascade: {"upscale": {"num_inference_steps": 20}}.
+        from_stage: The stage of a cascade that the request begins at, with `image`; the first by default.
+        until_stage: The stage that it ends at; the last by default.
         output_type: The form of `Result.images`: "pil", a list; "np", float32 (images, H, W, 3) in [0, 1]; "latent".
         callback_on_step_end: Called after each row with (pipeline, row, timestep, {"latents": (images, C, h, w)}); may
             return {"latents": others} to go on with.

@@ -25,7 +25,7 @@ from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.graphs import CUDA, DEEP, FEATURE, SHALLOW, STEP, UNET_HALVES, path_of
 from ldmrt.runtime.parity.tolerances import COMPONENT
-from ldmrt.runtime.pipeline.deep_cache import full_times
+from ldmrt.runtime.pipeline.denoising.deep_cache import full_times
 
 from ...support.pipelines import save_pipeline
 

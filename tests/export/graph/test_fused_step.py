@@ -19,7 +19,7 @@ from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.graphs import FEEDBACK, STEP, step_specs
 from ldmrt.runtime.parity.tolerances import COMPONENT
-from ldmrt.runtime.pipeline.fused_step import FusedStep, StepCapacity, state, tables
+from ldmrt.runtime.pipeline.denoising.fused_step import FusedStep, StepCapacity, state, tables
 from ldmrt.runtime.samplers.guidance import Guidance, classifier_free
 from ldmrt.runtime.samplers.noise import noise
 from ldmrt.runtime.tensors import TensorSpec

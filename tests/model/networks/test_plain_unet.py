@@ -217,15 +217,19 @@ def test_old_names_of_projections_are_read_as_diffusers_reads_them(tmp_path: Pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"time_embedding_type": "fourier"}, "time_embedding_type"),
+        ({"time_embedding_type": None}, "time_embedding_type"),
         ({"time_embedding_type": "learned"}, "time_embedding_type"),
         ({"time_embedding_dim": 64}, "time_embedding_dim"),
         ({"downsample_type": "fir"}, "downsample_type"),
         ({"upsample_type": "fir"}, "upsample_type"),
-        ({"mid_block_scale_factor": 2}, "mid_block_scale_factor"),
+        ({"mid_block_scale_factor": 0}, "mid_block_scale_factor"),
+        ({"mid_block_scale_factor": "2"}, "mid_block_scale_factor"),
         ({"class_embed_type": "identity"}, "class_embed_type"),
         ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift"),
-        ({"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "SkipDownBlock2D"),
+        (
+            {"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]},
+            "DownBlock2D in down.* combined with SkipDownBlock2D",
+        ),
         ({"up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}, "CrossAttnUpBlock2D"),
         ({"up_block_types": ["UpBlock2D"]}, "up_block_types"),
         ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, "mid_block_type"),

@@ -18,7 +18,11 @@ from ldmrt.runtime.pipeline.request.field_names import FIELDS, from_short
 from ldmrt.runtime.pipeline.request.fields import Fields
 
 PROMPT = "two pears"
-MAPPINGS = {"controls", "scheduler_settings"}  # whose default in a call is None, which a request turns into {}
+MAPPINGS = {
+    "controls",
+    "scheduler_settings",
+    "stages",
+}  # whose default in a call is None, which a request turns into {}
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.pipeline.controls import open_controls
+from ldmrt.runtime.pipeline.denoising.controls import open_controls
 from ldmrt.runtime.samplers.guidance import classifier_free
 from ldmrt.runtime.tensors import TensorSpec, conform
 

@@ -12,7 +12,7 @@ import ldmrt.runtime
 from ldmrt.runtime import LdmrtError, Pipeline, Request
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.bundle.graphs import DEEP, FEATURE, SHALLOW
-from ldmrt.runtime.pipeline.deep_cache import full_times
+from ldmrt.runtime.pipeline.denoising.deep_cache import full_times
 
 ASKED: dict[str, Any] = {
     "prompt": "two pears",

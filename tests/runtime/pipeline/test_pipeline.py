@@ -116,11 +116,16 @@ def test_negative_prompt_counts_for_nothing_without_guidance(pipeline: Pipeline)
     assert one.tobytes() == other.tobytes()
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", [name for name in SCHEDULERS if not name.startswith("score")])
 def test_scheduler_by_name(pipeline: Pipeline, scheduler: str) -> None:
     found: NDArray[Any] = pipeline(PROMPT, num_inference_steps=4, scheduler=scheduler).latents
     own = pipeline(PROMPT, num_inference_steps=4).latents
     assert (found.tobytes() == own.tobytes()) == (scheduler == "ddim")  # the bundle's own
+
+
+def test_sampler_of_another_kind_of_network_is_refused(pipeline: Pipeline) -> None:
+    with pytest.raises(LdmrtError, match="ScoreSdeVeScheduler cannot replace DDIMScheduler"):
+        pipeline(PROMPT, num_inference_steps=4, scheduler="score_ve")
 
 
 def test_walk_can_be_stopped(pipeline: Pipeline) -> None:

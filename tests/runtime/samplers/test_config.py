@@ -32,6 +32,7 @@ def refused(config: Any, *args: Any, **more: Any) -> str:
 def test_keys_and_defaults_are_those_of_diffusers(class_name: str) -> None:
     """And those of its `step` that a config may hold here, where it has them."""
     ours, step = dict(KEYS[class_name]), arguments(class_name, "step")
+    assert ours.pop("step_by", "image") == "image"  # which diffusers does not have: it steps by the batch
     churn = {key: ours.pop(key) for key in CHURN if key in ours}
     assert ours == {key: one.default for key, one in arguments(class_name, "__init__").items() if key != "self"}
     for key in churn:

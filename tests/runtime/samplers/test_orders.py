@@ -175,6 +175,8 @@ FLOWS: list[tuple[str, dict[str, Any], Grid]] = [
     ("edm_euler", {"sigma_schedule": "exponential"}, own),
     ("edm_dpmpp_2m", {}, own),
     ("edm_dpmpp_2m", {"sigma_schedule": "exponential"}, own),
+    ("score_ve_euler", {}, own),
+    ("score_ve_heun", {}, own),
 ]
 # Where a config asks for another order than that of its name.
 OTHER_FLOWS: list[tuple[str, dict[str, Any], Grid, int]] = [
@@ -193,6 +195,7 @@ LAWS: list[tuple[str, dict[str, Any], Grid]] = [
     ("dpmpp_2m_sde", {}, soft),
     ("dpmpp_2m_sde", {"solver_type": "heun"}, soft),
     ("dpmpp_3m_sde", {}, soft),
+    ("score_ve", {"correct_steps": 0}, own),  # a correction is no step toward the data
 ]
 OTHER_LAWS: list[tuple[str, dict[str, Any], Grid, int]] = [
     ("ddim", {"eta": 1.0}, strided, 1),
@@ -255,12 +258,12 @@ def variance_error(plan: Plan, grid: Grid) -> Floats:
 
 @pytest.mark.parametrize(("name", "change", "grid", "order"), claimed(LAWS, OTHER_LAWS))
 def test_order_in_law(name: str, change: dict[str, Any], grid: Grid, order: int) -> None:
-    """Of the variance, where noise is drawn: Gaussian data stays Gaussian."""
+    """Of the variance, where noise is drawn: Gaussian data stays Gaussian. test_score_sde.py has that of `score_vp`."""
     assert slope(lambda plan: variance_error(plan, grid), name, change, grid) == pytest.approx(order, abs=SLACK)
 
 
 def test_every_scheduler_has_its_order_measured() -> None:
-    assert {case[0] for case in (*FLOWS, *LAWS)} == set(SCHEDULERS) - {"lcm"}
+    assert {case[0] for case in (*FLOWS, *LAWS)} == set(SCHEDULERS) - {"lcm", "score_vp"}
 
 
 @pytest.mark.parametrize("n", [1, 2, 7])

@@ -24,6 +24,9 @@ STRENGTHS = (1.0, 0.75, 0.5, 0.3)
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
 STABLE_DIFFUSION |= {"steps_offset": 1, "set_alpha_to_one": False}
 LEVELS = [key for key in VALUES if key.startswith("use_")]  # grids of noise levels, whose timesteps have to be found
+# Which have no `step`, but a predictor and a corrector: test_score_sde.py.
+STEPPED = [name for name in KEYS if not name.startswith("ScoreSde")]
+NAMES = [name for name, scheduler in SCHEDULERS.items() if scheduler.class_name in STEPPED]
 NO_PICTURE = ("IPNDMScheduler",)  # which have no add_noise in diffusers
 SHAPE = (2, 3, 2, 2)
 DRAWS = np.random.default_rng(0).standard_normal((102, *SHAPE))
@@ -157,14 +160,14 @@ RESPACED = [
     for kind in SPACINGS
     if f"use_{kind}_sigmas" in KEYS[scheduler.class_name]
 ]
-SWEPT = [(name, group) for name in KEYS for group in TOGETHER if together(name, group)]
+SWEPT = [(name, group) for name in STEPPED for group in TOGETHER if together(name, group)]
 RUNS = ((4, 1.0), (9, 0.5))
 # Orders and how they end: below 15 steps and from there on, and after singlestep's blocks of 2 or 3, of whatever rest.
 LONGER = dict.fromkeys(("solver", "unipc", "ending"), ((4, 1.0), (14, 0.75), (15, 0.5)))
 
 
 @pytest.mark.parametrize("most", [25, pytest.param(50, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_name_is_that_scheduler_of_diffusers(name: str, most: int) -> None:
     counts = [n for n in STEPS if (n <= 25) == (most == 25)]
     check(Case(STABLE_DIFFUSION, n, s, name) for n in counts for s in STRENGTHS)
@@ -176,7 +179,7 @@ def test_name_with_a_spacing_is_that_of_diffusers(name: str) -> None:
     check(Case(STABLE_DIFFUSION, n, s, name) for n, s in ((4, 1.0), (10, 0.5), (25, 1.0)))
 
 
-@pytest.mark.parametrize("class_name", KEYS)
+@pytest.mark.parametrize("class_name", STEPPED)
 def test_each_value_means_what_it_means_to_diffusers(class_name: str) -> None:
     configs = [{**config, "_class_name": class_name} for config in alone(class_name)]
     check(Case(config, n, s) for config in configs for n, s in ((1, 1.0), (10, 1.0), (25, 0.5)))
@@ -225,4 +228,5 @@ def test_what_cannot_be_compared_still_cannot(one: Without) -> None:
 def test_sweep_knows_every_key() -> None:
     assert {key for keys in KEYS.values() for key in keys} == {*VALUES, *UNSWEPT}
     assert {name for name in KEYS if "eta" in arguments(name, "step")} == set(ETA)
-    assert {name for name in KEYS if not hasattr(scheduler_class(name), "add_noise")} == set(NO_PICTURE)
+    assert {name for name in STEPPED if not hasattr(scheduler_class(name), "add_noise")} == set(NO_PICTURE)
+    assert [name for name in KEYS if hasattr(scheduler_class(name), "step")] == STEPPED

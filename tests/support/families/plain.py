@@ -30,6 +30,22 @@ PLAIN: dict[str, Family] = {
         {},
         {"_class_name": "DDIMScheduler", "clip_sample": True, "prediction_type": "v_prediction"},
     ),
+    "score-sde": Family(
+        "ScoreSdeVePipeline",
+        _PLAIN
+        | {
+            "down_block_types": ["SkipDownBlock2D", "AttnSkipDownBlock2D"],
+            "up_block_types": ["AttnSkipUpBlock2D", "SkipUpBlock2D"],
+            "block_out_channels": [32, 32],
+            "attention_head_dim": None,
+            "norm_num_groups": None,
+            "norm_eps": 1e-6,
+            "mid_block_scale_factor": 2**0.5,
+            "time_embedding_type": "fourier",
+        },
+        {},
+        {"_class_name": "ScoreSdeVeScheduler", "sigma_min": 0.01, "sigma_max": 50.0, "num_train_timesteps": 2000},
+    ),
     "improved-ddpm": Family(
         "DDPMPipeline",
         _PLAIN | {"sample_size": 16, "out_channels": 6, "resnet_time_scale_shift": "scale_shift"},

@@ -52,7 +52,7 @@ def evaluate(
 
     Example: ldmrt evaluate out/emoji64 --data data/emoji --group animals-nature --group food-drink
     """
-    from ldmrt.runtime.pipeline.pipeline import open_pipeline
+    from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.tools.console import tables
     from ldmrt.tools.console.progress import watched
     from ldmrt.tools.emoji.dataset import Emoji

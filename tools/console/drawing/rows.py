@@ -15,23 +15,26 @@ from ldmrt.tools.console.progress import watched
 STRIP = 10  # most rows in the strip of the denoising
 
 
-def in_rows(pipeline: ImagePipeline, request: Request, rows: int, previews: list[Latents] | None) -> Result:
+Previews = list[tuple[str, Latents]]  # the stage of each row, and the clean latents that it predicts
+
+
+def in_rows(pipeline: ImagePipeline, request: Request, rows: int, previews: Previews | None) -> Result:
     """Make images and show progress by rows; `previews` collects the predicted clean latents of each."""
-    begin, x = time.perf_counter(), None
+    begin, x, stage = time.perf_counter(), None, None
     for state in watched(pipeline.steps(request), rows, lambda s: f"row {s.row + 1} of {s.rows}"):
-        x = state.x
+        x, stage = state.x, state.stage
         if previews is not None:
-            previews.append(state.x0)
+            previews.append((stage, state.x0))
     sampled = time.perf_counter()
     assert x is not None
-    images = pipeline.decode(x)
+    images = pipeline.decode(x, stage)
     seconds = {"latents": sampled - begin, "decode": time.perf_counter() - sampled}
     return Result(images, x, request.seeds, seconds)
 
 
-def save_rows(pipeline: ImagePipeline, previews: list[Latents], out: Path) -> list[Path]:
+def save_rows(pipeline: ImagePipeline, previews: Previews, out: Path) -> list[Path]:
     """Save the predicted clean image of each row in a folder beside OUT, and a strip with a line per image."""
-    decoded = [pipeline.decode(x0)[..., :3] for x0 in previews]
+    decoded = [pipeline.decode(x0, stage)[..., :3] for stage, x0 in previews]
     folder, strip = steps_of(out)
     folder.mkdir(exist_ok=True)
     written = []
@@ -39,6 +42,10 @@ def save_rows(pipeline: ImagePipeline, previews: list[Latents], out: Path) -> li
         written.append(folder / f"{row:03d}{out.suffix}")
         save_image(written[-1], grid(images, len(images)))
     shown = np.unique(np.linspace(0, len(decoded) - 1, STRIP).round().astype(int))
+    side = max(images.shape[1] for images in decoded)  # an earlier stage's are smaller
+    decoded = [
+        images.repeat(side // images.shape[1], axis=1).repeat(side // images.shape[1], axis=2) for images in decoded
+    ]
     cells = [decoded[row][i] for i in range(len(decoded[0])) for row in shown]
     save_image(strip, grid(np.stack(cells), len(shown)))
     return [*written, strip]

@@ -13,11 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldmrt.model.config import RawConfig, positive
+from ldmrt.model.networks import context_config
+from ldmrt.model.networks.context_config import ContextConfig
+from ldmrt.model.networks.unet_encoder import UNetEncoder, transformer
 from ldmrt.runtime.errors import LdmrtError
-
-from . import context_config
-from .context_config import ContextConfig
-from .unet_encoder import UNetEncoder, transformer
 
 ORDERS = ("rgb", "bgr")
 

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 
 from ldmrt.runtime.bundle.graphs import FEEDBACK, SPARE
 from ldmrt.runtime.errors import BundleError, LdmrtError, LdmrtWarning
+from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.guidance import Guidance
 from ldmrt.runtime.samplers.loop import Noise, State
 from ldmrt.runtime.samplers.plan import Latents, Plan
 from ldmrt.runtime.tensors import BindableEngine, Binding, Shape, Shapes
-
-from .request.request import Request
 
 
 @dataclass(frozen=True)

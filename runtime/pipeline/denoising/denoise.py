@@ -10,18 +10,18 @@ import numpy as np
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.errors import InvalidRequest, NotFinite
+from ldmrt.runtime.pipeline.conditioning.sources import BESIDE_STATE
+from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.guidance import Guidance, guide, guided_rows, last_rows
 from ldmrt.runtime.samplers.loop import Blend, Model, Noise, State, steps
-from ldmrt.runtime.samplers.noise import noise
+from ldmrt.runtime.samplers.noise import noise, of_stage
 from ldmrt.runtime.samplers.plan import Latents, Plan
 from ldmrt.runtime.tensors import Array, Arrays, BindableEngine
 
-from .conditioning.sources import BESIDE_STATE
 from .controls import Controls, open_controls
 from .deep_cache import DeepCached, full_times
 from .fused_step import FusedStep, can_fuse
 from .initial_latents import InitialLatents
-from .request.request import Request
 
 FINITE_HINT = "ldmrt verify BUNDLE --against CHECKPOINT"
 Network = Callable[..., Mapping[str, Array]]
@@ -43,6 +43,7 @@ class Encoded:
     guidance: Guidance
     conditioning: Mapping[str, Array]
     seconds: float
+    stage: int = 0  # its place in a cascade
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class DenoisingTask:
             model = partial(_either, dict(zip(plan.t.tolist(), guided, strict=True)), model, alone)
 
         def fresh(row: int, into: Latents | None = None) -> Latents:
-            return noise(request.seeds, plan.first + row + 1, start.x.shape[1:], into)
+            return noise(request.seeds, of_stage(plan.first + row + 1, encoded.stage), start.x.shape[1:], into)
 
         x = start.x if start.init is not None else start.x * np.float32(plan.prior_scale)
         blend = start.blend if step_end is None else partial(_end_step, step_end, plan, start.blend)

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from .config import Config
-from .grid import Grid, Node
-from .schedule import Floats
-from .solvers import Row, noise_in, raw_eps, symbols, weighted
+from ldmrt.runtime.samplers.config import Config
+from ldmrt.runtime.samplers.grid import Grid, Node
+from ldmrt.runtime.samplers.schedule import Floats
+from ldmrt.runtime.samplers.solvers import Row, noise_in, raw_eps, symbols, weighted
 
 
 class Exponential:

@@ -7,15 +7,14 @@ import numpy as np
 
 from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import InvalidRequest
+from ldmrt.runtime.pipeline.autoencoder.decode import Decoding
+from ldmrt.runtime.pipeline.autoencoder.encode import encode_image
+from ldmrt.runtime.pipeline.request.images import GivenImages, small_mask
+from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.loop import Blend
-from ldmrt.runtime.samplers.noise import FIRST, IMAGE, noise
+from ldmrt.runtime.samplers.noise import FIRST, IMAGE, noise, of_stage
 from ldmrt.runtime.samplers.plan import Latents, Plan
 from ldmrt.runtime.tensors import Engine
-
-from .autoencoder.decode import Decoding
-from .autoencoder.encode import encode_image
-from .request.images import GivenImages, small_mask
-from .request.request import Request
 
 
 @dataclass(frozen=True)
@@ -44,23 +43,24 @@ def initial_latents(
         how: Whole images or tiles.
     """
     factor, seeds = stage.space.factor, request.seeds
+    first, encoding = of_stage(FIRST, stage.number), of_stage(IMAGE, stage.number)
     latents = (stage.space.channels, given.size[0] // factor, given.size[1] // factor)
-    x = noise(seeds, FIRST, latents) if request.latents is None else _given(request, latents)
+    x = noise(seeds, first, latents) if request.latents is None else _given(request, latents)
     colours, mask = given.colours, given.mask
     if colours is None or stage.takes_image:
         return InitialLatents(x)
     if mask is None:
-        return InitialLatents(x, encode_image(engines, stage.space, how, colours, seeds, IMAGE))
+        return InitialLatents(x, encode_image(engines, stage.space, how, colours, seeds, encoding))
     goes_on = request.latents is not None and request.denoising_start is not None
     whole = goes_on or request.strength == 1.0  # the first latents are not made of the image
     init = None
     if not (whole and stage.takes_mask):
-        init = encode_image(engines, stage.space, how, colours, seeds, IMAGE)
+        init = encode_image(engines, stage.space, how, colours, seeds, encoding)
     if stage.takes_mask:
         return InitialLatents(x, init)
     small = small_mask(mask, factor)
     alpha, sigma = np.append(plan.alpha, plan.end_alpha), np.append(plan.sigma, 0.0)
-    fresh = noise(seeds, FIRST, latents) if goes_on else x
+    fresh = noise(seeds, first, latents) if goes_on else x
 
     def blend(row: int, after: Latents) -> Latents:
         kept: Latents = np.float32(alpha[row + 1]) * init + np.float32(sigma[row + 1]) * fresh

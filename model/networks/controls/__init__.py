@@ -1,0 +1,1 @@
+"""Networks that steer a U-Net by an image: ControlNet and T2I-Adapter."""

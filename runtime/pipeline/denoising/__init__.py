@@ -1,0 +1,1 @@
+"""From the first latents to the last: controls, the guided network, and a row as one call."""

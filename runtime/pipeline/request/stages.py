@@ -1,0 +1,100 @@
+"""Make the requests of a cascade's stages (Ho et al. 2021, arXiv:2106.15282).
+
+Each enlarges the images of the one before. A stage is given the images as levels, so that it draws the same from a file
+that the stage before has saved.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldmrt.runtime.bundle.stages import Stage
+from ldmrt.runtime.errors import BundleError, InvalidRequest
+from ldmrt.runtime.nearest import suggestion
+
+from .request import EMBEDDINGS, TEXTS, Request
+
+# What only the first stage of a request takes: later ones are given the images of the stage before.
+FIRST_ALONE: dict[str, Any] = {
+    **dict.fromkeys(("width", "height", "mask_image", "mask_from", "latents", "deep_cache", *EMBEDDINGS)),
+    **dict.fromkeys(("denoising_start", "denoising_end", "original_size", "target_size")),
+    "controls": {},
+}
+# Fields that some stages take and others refuse, and the kind of source that takes each.
+TAKEN = {"class_labels": "class", "noise_level": "noise_level"}
+NO_STAGES: dict[str, Any] = {"stages": {}, "from_stage": None, "until_stage": None}
+
+
+def check_order(stage: Stage) -> None:
+    """Refuse a later stage that takes no image.
+
+    Raises:
+        BundleError: Names the stage.
+    """
+    if not stage.takes_image:
+        problem = f"stage {stage.name} takes no image, so it cannot come after another"
+        raise BundleError("bundle", problem, expected="an upscaler, or another model that is given an image")
+
+
+def walk(request: Request, names: Sequence[str]) -> range:
+    """Return the places of the stages that a request runs.
+
+    Args:
+        request: The request, which may begin and end at any stage.
+        names: The names of all stages, in order.
+
+    Raises:
+        InvalidRequest: A stage is unknown, or the last one comes before the first.
+    """
+    named = [request.from_stage or names[0], request.until_stage or names[-1]]
+    for name in (*named, *request.stages):
+        if name not in names:
+            problem = f"unknown stage {name!r:.100}{suggestion(name, names)}"
+            raise InvalidRequest("request", problem, expected=", ".join(names))
+    first, last = map(names.index, named)
+    if first > last:
+        raise InvalidRequest("request", f"from_stage {named[0]} comes after until_stage {named[1]}")
+    return range(first, last + 1)
+
+
+def first_request(request: Request, stages: Sequence[Stage]) -> Request:
+    """Return the request of the first stage that a request runs.
+
+    Args:
+        request: The request.
+        stages: All stages that it runs. What a later one takes, this one is not asked for.
+    """
+    if request.stages or len(stages) > 1 or request.from_stage or request.until_stage:
+        later = {source.kind for stage in stages[1:] for sources in stage.reads.values() for source in sources}
+        others: dict[str, Any] = {
+            name: None for name, kind in TAKEN.items() if stages[0].source(kind) is None and kind in later
+        }
+        request = replace(request, **others)
+        request = _of_stage(request, stages[0], ends=len(stages) == 1)
+    return request
+
+
+def next_request(request: Request, stage: Stage, images: NDArray[np.uint8], *, ends: bool) -> Request:
+    """Return the request of a later stage, for each image of the stage before.
+
+    Args:
+        request: The request.
+        stage: The later stage.
+        images: (N, H, W, 3), uint8.
+        ends: Whether it is the last stage that the request runs.
+    """
+    (each,) = request.parts(request.total_images)
+    changes: dict[str, Any] = {**FIRST_ALONE, "num_images_per_prompt": 1, "image": list(images)}
+    if stage.source("prompt") is None:
+        changes |= dict.fromkeys(TEXTS)
+    changes |= {name: None for name, kind in TAKEN.items() if stage.source(kind) is None}
+    return _of_stage(replace(each, **changes), stage, ends=ends)
+
+
+def _of_stage(request: Request, stage: Stage, *, ends: bool) -> Request:
+    """Give a request the values that it has for a stage alone."""
+    form = {} if ends else {"output_type": "pil"}
+    return replace(request, **{**NO_STAGES, **form, **request.stages.get(stage.name, {})})
