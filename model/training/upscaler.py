@@ -23,7 +23,7 @@ from .batches import Batches
 from .data import Captioned, name_of
 from .latents import to_tensor
 from .run import Progress, Run
-from .train import TARGETS
+from .train import TARGETS, initialise
 
 TIMES = 2  # how often an upscaler enlarges
 BLUR = 0.8  # pixels of the small image: the largest standard deviation of a Gaussian
@@ -115,6 +115,13 @@ def blurred(images: Tensor, widths: Tensor) -> Tensor:
 def enlarged(small: Tensor) -> Tensor:
     """Enlarge small images `TIMES` times, bilinearly."""
     return F.interpolate(small, scale_factor=TIMES, mode="bilinear", align_corners=False)
+
+
+@torch.no_grad()
+def first_weights(unet: PlainUNet) -> None:
+    """Give an upscaler first weights: those of `initialise`, and a last convolution that predicts zero."""
+    initialise(unet)
+    unet.conv_out.weight.zero_()
 
 
 def levels_of(scheduler: Config, device: str) -> Tensor:

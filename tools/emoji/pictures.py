@@ -7,7 +7,7 @@ lie in an image of 64 pixels, and a few are of another year's design than those.
 import importlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -39,7 +39,7 @@ class Renderer(Protocol):
         """Return the PNG of an SVG."""
 
 
-def draw(sprites: Path, out: Path, size: int, cache: Path | None = None) -> Iterator[Step]:
+def draw(sprites: Path, out: Path, size: int, cache: Path | None = None, groups: Sequence[str] = ()) -> Iterator[Step]:
     """Write folders of captioned PNG files, OUT/train and OUT/held-out, each with its metadata.jsonl last.
 
     Args:
@@ -47,15 +47,17 @@ def draw(sprites: Path, out: Path, size: int, cache: Path | None = None) -> Iter
         out: The folder to write to.
         size: Pixels along a side.
         cache: Where the package is kept; the user's cache by default.
+        groups: The groups of emoji that are drawn; all if empty.
 
     Raises:
-        LdmrtError: resvg-py is not installed, the package cannot be fetched, or the sprites are damaged.
+        LdmrtError: resvg-py is not installed, a group is unknown, the package cannot be fetched, or the sprites are
+            damaged.
     """
     try:
         renderer = cast(Renderer, importlib.import_module("resvg_py"))
     except ImportError:
         raise LdmrtError("data", "resvg-py is not installed", hint="pip install resvg-py") from None
-    data = Emoji.open(sprites, styles=[STYLE])
+    data = Emoji.open(sprites, styles=[STYLE], groups=groups)
     yield Step(f"package {VECTORS}", 0, len(data.pairs))
     files = read(fetch(VECTORS, cache or default_cache()), r"package/(icons|chars)\.json")
     names, icons = json.loads(files["chars"]), json.loads(files["icons"])

@@ -9,10 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from ldmrt.model import Autoencoder, AutoencoderConfig
+from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.training.data import Sample
 from ldmrt.model.training.presets import NOISER, UPSCALER, UPSCALER_SCHEDULER
 from ldmrt.model.training.run import Run, Settings
-from ldmrt.model.training.upscaler import Degradation, blurred, cropped, enlarged, psnr_of, train_upscaler
+from ldmrt.model.training.upscaler import (
+    Degradation,
+    blurred,
+    cropped,
+    enlarged,
+    first_weights,
+    psnr_of,
+    train_upscaler,
+)
 from ldmrt.runtime import LdmrtError
 
 IMAGES = torch.rand((64, 3, 24, 24), generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -157,9 +166,15 @@ def test_psnr_is_that_of_the_first_step() -> None:
             assert found < float(-10 * error.log10().mean()) - 0.1
 
 
-def test_the_preset_is_small() -> None:
-    """Below 15 MB in float32, and below 8 in float16."""
-    from ldmrt.model.networks.plain_unet import PlainUNet
-
-    weights = sum(value.numel() for value in PlainUNet(UPSCALER).state_dict().values())
+def test_the_preset_is_small_and_begins_with_zero() -> None:
+    """Below 15 MB in float32, and below 8 in float16; of any even size."""
+    unet = PlainUNet(UPSCALER).eval()
+    weights = sum(value.numel() for value in unet.state_dict().values())
     assert 2e6 < weights < 15e6 / 4
+    sample, times, levels = torch.randn(1, 6, 34, 18), torch.tensor([500]), torch.tensor([3])
+    assert float(unet(sample, times, class_labels=levels).detach().abs().max()) > 0
+    first_weights(unet)
+    found = unet(sample, times, class_labels=levels)
+    assert found.shape == (1, 3, 34, 18)
+    assert float(found.detach().abs().max()) == 0
+    assert float(unet.conv_in.weight.detach().std()) > 0

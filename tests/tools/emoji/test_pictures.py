@@ -77,6 +77,11 @@ def test_emoji_lie_within_a_border_of_their_background(drawn: Path) -> None:
         assert (pixels[inner] != colour).any()
 
 
+def test_a_group_that_is_unknown_is_refused(drawn: Path, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(LdmrtError, match="no group 'foods'"):
+        next(pictures.draw(folder, tmp_path / "other", 96, groups=["foods"]))
+
+
 def test_training_reads_what_is_drawn(drawn: Path) -> None:
     from ldmrt.tools.console.training_data import open_data
 

@@ -175,7 +175,7 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
 
 
 @train.command()
-@training_options(steps=10_000, batch=16, rate=1e-3)
+@training_options(steps=5000, batch=16, rate=1.5e-3)
 @click.option("--autoencoder", "vae_folder", type=click.Path(path_type=Path),
               help="A folder with vae/, whose faults half of the small images get; none by default.")  # fmt: skip
 @click.option("--crop", type=click.IntRange(min=8), default=64, show_default=True,
@@ -196,8 +196,7 @@ def upscaler(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], lay
     from ldmrt.model.training import presets
     from ldmrt.model.training.latents import to_tensor
     from ldmrt.model.training.run import Run, Settings
-    from ldmrt.model.training.train import initialise
-    from ldmrt.model.training.upscaler import Degradation, psnr_of, train_upscaler
+    from ldmrt.model.training.upscaler import Degradation, first_weights, psnr_of, train_upscaler
 
     check(out, resume, change, device, precision)
     vae = None if vae_folder is None else load_autoencoder(vae_folder).to(device)
@@ -210,7 +209,7 @@ def upscaler(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], lay
     )  # fmt: skip
     torch.manual_seed(seed)
     network = PlainUNet(config)
-    initialise(network)
+    first_weights(network)
     settings = Settings(
         steps, batch, learning_rate, seed=seed, device=device, precision=precision, skip_unreadable=on_bad == "skip"
     )
