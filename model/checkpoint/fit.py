@@ -52,7 +52,8 @@ def _check_channels(checkpoint: Checkpoint) -> None:
         problem, found = "unsupported class_embed_type in unet/config.json", unet.class_embed_type
         raise LdmrtError("unet", problem, expected="none, or num_class_embeds alone", found=found)
     if unet.in_channels != stage.input_channels:
-        problem = "in_channels of unet/config.json is not latent_channels of vae/config.json"
+        own = "latent_channels of vae/config.json" if checkpoint.vae else f"{stage.space.channels} of the state"
+        problem = f"in_channels of unet/config.json is not {own}"
         problem += "".join(f" and {count} of the {kind}" for kind, count in stage.channels_beside.items())
         raise LdmrtError("unet", problem, expected=stage.input_channels, found=unet.in_channels)
     channels, kind = stage.space.channels, str(checkpoint.scheduler.get("variance_type"))

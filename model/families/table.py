@@ -1,4 +1,4 @@
-"""Name the pipelines of diffusers that are not plain Stable Diffusions: a family is a file, and a line here."""
+"""Name the pipelines that are not plain Stable Diffusions: a family is a file, and a line here."""
 
 from collections.abc import Callable, Mapping
 
@@ -7,6 +7,7 @@ from ldmrt.runtime.files.reading import JsonObject
 
 from .instruct_pix2pix import instruct_pix2pix
 from .ldm3d import ldm3d
+from .pixel_upscaler import pixel_upscaler
 from .score_sde import score_sde
 from .super_resolution import super_resolution
 from .upscaler import upscaler
@@ -14,13 +15,14 @@ from .upscaler import upscaler
 Preset = Callable[[Stage, JsonObject, JsonObject], Stage]
 FAMILIES: Mapping[str, Preset] = {  # by `_class_name` of model_index.json
     "LDMSuperResolutionPipeline": super_resolution,
+    "PixelUpscalePipeline": pixel_upscaler,
     "ScoreSdeVePipeline": score_sde,
     "StableDiffusionInstructPix2PixPipeline": instruct_pix2pix,
     "StableDiffusionLDM3DPipeline": ldm3d,
     "StableDiffusionUpscalePipeline": upscaler,
 }
-# Pipelines without an autoencoder: their U-Nets work in pixels.
-PIXEL_FAMILIES = ("DDIMPipeline", "DDPMPipeline", "PNDMPipeline", "ScoreSdeVePipeline")
+# Pipelines without an autoencoder: their U-Nets work in pixels. PixelUpscalePipeline is our own.
+PIXEL_FAMILIES = ("DDIMPipeline", "DDPMPipeline", "PNDMPipeline", "PixelUpscalePipeline", "ScoreSdeVePipeline")
 
 
 def stage_of(unet: JsonObject, vae: JsonObject | None, index: JsonObject) -> Stage:

@@ -17,11 +17,22 @@ def upscaler(stage: Stage, index: JsonObject, vae: JsonObject) -> Stage:
 
     The noise makes the two stages of a cascade robust against each other (Ho et al. 2021, arXiv:2106.15282).
     """
-    most = index.get("max_noise_level", MAX_NOISE_LEVEL)
-    if type(most) is not int or not 0 <= most < LARGEST:
-        expected = f"0 to {LARGEST - 1}"
-        raise LdmrtError("checkpoint", "invalid max_noise_level in model_index.json", expected=expected, found=most)
     beside = (Source("state"), Source("noised_image", {"scheduler": NOISER}))
-    reads = {**stage.reads, SAMPLE: beside, CLASSES: (Source("noise_level", {"most": most}),)}
+    reads = {**stage.reads, SAMPLE: beside, CLASSES: (noise_level(index, MAX_NOISE_LEVEL),)}
     space = replace(stage.space, scaling_factor=SCALING_FACTOR)
     return replace(stage, space=space, reads=reads)
+
+
+def noise_level(index: JsonObject, most: int) -> Source:
+    """Return the source of the noise's level, up to the max_noise_level of model_index.json, or `most` without it."""
+    most = whole_of(index, "max_noise_level", most, 0, LARGEST - 1)
+    return Source("noise_level", {"most": most})
+
+
+def whole_of(index: JsonObject, name: str, default: int, least: int, most: int) -> int:
+    """Return a whole number of model_index.json in a range."""
+    value = index.get(name, default)
+    if type(value) is not int or not least <= value <= most:
+        expected = f"{least} to {most}"
+        raise LdmrtError("checkpoint", f"invalid {name} in model_index.json", expected=expected, found=value)
+    return value

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.images.reading import read_rgb
 
-from .decoding import read_image
 from .metadata import METADATA, Row, read_metadata, refuse
 from .order import entry
 
 SIZE = 64  # pixels
+DRAFT = 2  # a JPEG may be decoded at a fraction of its size that has this many times the pixels wanted along a side
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 Key = tuple[object, ...]  # names the image of a sample
 
@@ -136,3 +137,15 @@ def square(path: Path, size: int) -> Pixels:
     left, top = (image.width - side) // 2, (image.height - side) // 2
     cropped = image.crop((left, top, left + side, top + side))
     return np.asarray(cropped.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def read_image(path: Path, least: int) -> Image.Image:
+    """Read an image, upright, on white and in 8-bit RGB; a JPEG may come smaller, with no side below twice `least`."""
+    image: Image.Image = read_rgb("data", path, least=DRAFT * least, animated=False)
+    return image
+
+
+def shorter_side(path: Path) -> int:
+    """Return the pixels along the shorter side of an image, of which only the header is read."""
+    with Image.open(path) as opened:
+        return min(opened.size)

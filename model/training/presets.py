@@ -1,6 +1,7 @@
-"""Define the demo model's shape: 64x64 images, 8x8 latents of 16 channels, 13 million parameters."""
+"""Define the shape of the demo model, 64x64 images of 8x8 latents of 16 channels, and of its upscaler."""
 
 from ldmrt.model.networks.autoencoder import AutoencoderConfig
+from ldmrt.model.networks.plain_unet import PlainUNetConfig
 from ldmrt.model.networks.unet import UNetConfig
 from ldmrt.runtime.files.reading import JsonObject
 
@@ -50,4 +51,38 @@ SCHEDULER: JsonObject = {
     "steps_offset": 1,  # of no effect on this spacing; diffusers warns of anything else
     "timestep_spacing": "trailing",
     "prediction_type": "epsilon",
+}
+
+UPSCALER = PlainUNetConfig(
+    sample_size=128,
+    in_channels=6,  # the state, and the small image enlarged
+    out_channels=3,
+    down_block_types=("DownBlock2D",) * 4,
+    up_block_types=("UpBlock2D",) * 4,
+    block_out_channels=(32, 64, 96, 128),
+    layers_per_block=1,
+    norm_num_groups=1,
+    norm_eps=1.0,  # a norm that hardly depends on the image, so that parts of it and the whole are drawn alike
+    add_attention=False,  # so that it works at any size
+    num_class_embeds=64,  # levels of noise
+)
+
+UPSCALER_SCHEDULER: JsonObject = {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "squaredcos_cap_v2",
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    "set_alpha_to_one": True,
+    "steps_offset": 1,
+    "timestep_spacing": "trailing",
+    "prediction_type": "sample",
+}
+
+NOISER: JsonObject = {
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
 }

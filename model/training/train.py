@@ -52,6 +52,9 @@ def initialise(module: nn.Module) -> None:
         elif isinstance(child, nn.Conv2d):
             fan = child.weight[0].numel() / (4 if child in upsampling else 1)  # four equal neighbours add up
             nn.init.normal_(child.weight, std=math.sqrt((2 if child in inner else 1) / fan))
+        elif isinstance(child, nn.Embedding):  # of classes, which begin nearly alike
+            nn.init.normal_(child.weight, std=0.02)
+            continue
         else:
             continue
         nn.init.zeros_(child.bias)  # type: ignore[arg-type]

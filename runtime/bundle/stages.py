@@ -32,8 +32,10 @@ KINDS: Mapping[str, Mapping[str, type]] = {
     "image_latents": {},  # the autoencoder's mean, not scaled
     "small_image": {},  # as small as the latents
     "noised_image": {"scheduler": str},  # the same, with noise that the scheduler in this folder adds
+    "enlarged_image": {"scheduler": str, "times": int},  # a small image enlarged so often, then with noise
 }
-SMALL_KINDS = ("small_image", "noised_image")  # RGB images, whose enlargement is drawn
+NOISED_KINDS = ("noised_image", "enlarged_image")  # they are given noise of a level that the network is told
+SMALL_KINDS = ("small_image", *NOISED_KINDS)  # images in colours, whose enlargement is drawn
 IMAGE_KINDS = ("image_latents", *SMALL_KINDS)  # they are given the image, which is then no start for the latents
 MASK_KINDS = ("mask", "masked_image")
 PROMPTS = ("negative", "positive")
@@ -137,7 +139,10 @@ class Stage:
     @property
     def enlarges(self) -> int:
         """Return how many times larger than the image that it is given its image is: one as small as latents is."""
-        return self.space.factor if any(source.kind in SMALL_KINDS for source in self.beside) else 1
+        small = next((source for source in self.beside if source.kind in SMALL_KINDS), None)
+        if small is None:
+            return 1
+        return self.space.factor * (int(small.setting("times")) if "times" in KINDS[small.kind] else 1)
 
     @property
     def max_noise_level(self) -> int:
@@ -156,8 +161,9 @@ class Stage:
 
     @property
     def channels_beside(self) -> dict[str, int]:
-        """Return how many channels each source beside the state gives: of latents, of a mask, or of an RGB image."""
-        widths = {"mask": 1, **dict.fromkeys(SMALL_KINDS, 3)}
+        """Return how many channels each source beside the state gives: of latents, of a mask, or of an image."""
+        colours = self.space.channels if self.space.codec == PIXELS else 3
+        widths = {"mask": 1, **dict.fromkeys(SMALL_KINDS, colours)}
         return {source.kind: widths.get(source.kind, self.space.channels) for source in self.beside}
 
     @property
@@ -168,7 +174,7 @@ class Stage:
     @property
     def schedulers(self) -> tuple[str, ...]:
         """Name the folders of the schedulers that add noise to an image which the network is given."""
-        return tuple(str(source.setting("scheduler")) for source in self.beside if source.kind == "noised_image")
+        return tuple(str(source.setting("scheduler")) for source in self.beside if source.kind in NOISED_KINDS)
 
     @property
     def takes_image(self) -> bool:

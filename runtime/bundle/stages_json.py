@@ -16,10 +16,12 @@ from .stages import (
     KINDS,
     MASK_KINDS,
     MOST,
+    NOISED_KINDS,
     PIXELS,
     PROMPTS,
     SAMPLE,
     SCALES,
+    SMALL_KINDS,
     SPACE,
     TIMESTEP,
     Guide,
@@ -107,18 +109,20 @@ def _check_fit(where: str, stage: Stage) -> None:
     every = {name: [source.kind for source in sources] for name, sources in stage.reads.items()}
     beside = [source.kind for source in stage.beside]
     others = {name: kinds for name, kinds in every.items() if name not in (SAMPLE, TIMESTEP)}
-    noised, level = "noised_image" in beside, stage.source("noise_level") is not None
+    noised, level = any(kind in NOISED_KINDS for kind in beside), stage.source("noise_level") is not None
     blank = {kind for row in stage.guide.rows for kind in row.blank}
     for part, expected, holds in (
         ("sample", f"the state, then each once: {', '.join(BESIDE)}", every.get(SAMPLE) == ["state", *beside]),
         ("sample", f"each once: {', '.join(BESIDE)}", set(beside) <= {*BESIDE} and len({*beside}) == len(beside)),
+        ("sample", f"one of {', '.join(SMALL_KINDS)}", sum(kind in SMALL_KINDS for kind in beside) <= 1),
+        ("sample", "a small image enlarged 1 to 16 times", 0 < stage.enlarges <= MOST * stage.space.factor),
         ("sample", "mask and masked_image", not stage.takes_mask or {*beside} == {*MASK_KINDS}),
         ("space", "factor 1 without an autoencoder", stage.space.codec != PIXELS or stage.space.factor == 1),
         ("space", "least -1 with an autoencoder", stage.space.codec == PIXELS or stage.space.least == -1),
         ("timestep", "the timestep", every.get(TIMESTEP) == ["timestep"]),
         ("reads", "one source for each other input", all(len(kinds) == 1 for kinds in others.values())),
         ("reads", f"one of {', '.join(OTHERS)}", all(kind in OTHERS for kinds in others.values() for kind in kinds)),
-        ("reads", "noised_image with noise_level", noised is level),
+        ("reads", f"{' or '.join(NOISED_KINDS)} with noise_level", noised is level),
         ("blank", ", ".join(beside) or "nothing", blank <= {*beside}),
         ("scales", "each once", len({*stage.guide.scales}) == len(stage.guide.scales)),
     ):

@@ -92,7 +92,7 @@ def _halve(sprite: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.rint(np.concatenate([colour, means[..., 3:]], axis=-1)).clip(0, 255).astype(np.uint8)
 
 
-def _hash(*words: str) -> int:
+def hash_of(*words: str) -> int:
     """Return a number that depends on the words alone; it decides what is held out, on every machine alike."""
     return int.from_bytes(hashlib.sha256("\0".join(words).encode()).digest()[:8], "big")
 
@@ -169,9 +169,9 @@ class Emoji:
             silhouette = lab(picture[picture[..., 3] >= 128][:, :3])  # (pixels, 3)
             distance = np.linalg.norm(silhouette[:, None] - backgrounds, axis=-1)
             clashing = (distance < NEAR).mean(axis=0) >= CLASHING
-            style_out = len(styles[sprite.code]) > 1 and _hash(sprite.code, sprite.style) % 100 < HELD_OUT
+            style_out = len(styles[sprite.code]) > 1 and hash_of(sprite.code, sprite.style) % 100 < HELD_OUT
             for name, clashes in zip(PALETTE, clashing, strict=True):
-                out = style_out or _hash(sprite.code, name) % 100 < HELD_OUT
+                out = style_out or hash_of(sprite.code, name) % 100 < HELD_OUT
                 if not clashes and out == (self.subset == "held-out"):
                     pairs.append((sprite, name))
         if not pairs:

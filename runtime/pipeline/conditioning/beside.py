@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from ldmrt.runtime.bundle.stages import Source
+from ldmrt.runtime.errors import InvalidRequest
+from ldmrt.runtime.images.resizing import resize
 from ldmrt.runtime.pipeline.autoencoder.encode import encode_image, encode_mean
 from ldmrt.runtime.pipeline.request.images import small_mask
 from ldmrt.runtime.samplers.noise import MASKED, NOISED, noise, of_stage
@@ -34,7 +36,20 @@ def _small_image(context: Context, source: Source) -> Latents:
 
 
 def _noised_image(context: Context, source: Source) -> Latents:
-    pixels = _small_image(context, source)
+    return _noise_of_level(context, source, _small_image(context, source))
+
+
+def _enlarged_image(context: Context, source: Source) -> Latents:
+    pixels, times = _small_image(context, source), int(source.setting("times"))
+    for name, side in zip(("height", "width"), context.given.size, strict=True):
+        if side % times:
+            raise InvalidRequest("request", f"invalid {name}", expected=f"a multiple of {times}", found=side)
+    height, width = pixels.shape[2:]
+    return _noise_of_level(context, source, resize(pixels, (times * height, times * width), "bilinear"))
+
+
+def _noise_of_level(context: Context, source: Source, pixels: Latents) -> Latents:
+    """Add noise of the request's level to an image (Ho et al. 2021, arXiv:2106.15282, section 4.1)."""
     alpha, sigma = signal_and_noise(context.schedulers[str(source.setting("scheduler"))], context.noise_level)
     noised: Latents = np.float32(alpha) * pixels
     stream = of_stage(NOISED, context.stage.number)
@@ -48,4 +63,5 @@ BESIDE: Mapping[str, Callable[[Context, Source], Latents]] = {
     "image_latents": _image_latents,
     "small_image": _small_image,
     "noised_image": _noised_image,
+    "enlarged_image": _enlarged_image,
 }

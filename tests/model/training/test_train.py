@@ -13,9 +13,11 @@ from torch import nn
 
 from ldmrt.model import Autoencoder, AutoencoderConfig, UNet, UNetConfig
 from ldmrt.model.checkpoint.checkpoint import text_encoder
+from ldmrt.model.networks.plain_unet import PlainUNet, PlainUNetConfig
 from ldmrt.model.training.data import Sample
 from ldmrt.model.training.run import Progress, Run, Settings, learning_rate
 from ldmrt.model.training.train import Denoiser, train_autoencoder, train_ldm
+from ldmrt.model.training.upscaler import Degradation, train_upscaler
 
 SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon"}
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
@@ -62,20 +64,36 @@ def train_denoiser(run: Run) -> Iterator[Progress]:
     return train_ldm(run, Three(), autoencoder(5).eval(), tokenize, SCHEDULER)
 
 
-BOTH = pytest.mark.parametrize(("build", "train"), [(autoencoder, train_vae), (denoiser, train_denoiser)])
+def upscaler(seed: int) -> PlainUNet:
+    torch.manual_seed(seed)
+    config = PlainUNetConfig(
+        in_channels=6, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), block_out_channels=(16,),
+        layers_per_block=1, norm_num_groups=8, add_attention=False, num_class_embeds=4,
+    )  # fmt: skip
+    return PlainUNet(config)
 
 
-@BOTH
+def train_enlarging(run: Run) -> Iterator[Progress]:
+    degradation = Degradation(crop=6, levels=4, vae=autoencoder(5).eval())
+    return train_upscaler(run, Three(), degradation, SCHEDULER, SCHEDULER)
+
+
+EACH = pytest.mark.parametrize(
+    ("build", "train"), [(autoencoder, train_vae), (denoiser, train_denoiser), (upscaler, train_enlarging)]
+)
+
+
+@EACH
 def test_loss_falls(build: Callable[[int], nn.Module], train: Callable[[Run], Iterator[Progress]]) -> None:
     run = Run(build(0), Settings(steps=30, batch=4, learning_rate=1e-2, warmup=5))
     progress = list(train(run))
     assert [p.step for p in progress] == list(range(1, 31))
     assert all(p.steps == 30 and p.rate > 0 for p in progress)
     losses = [p.loss for p in progress]
-    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])  # both reach 0.5 and less, whatever the seed
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])  # each reaches 0.5 and less, whatever the seed
 
 
-@BOTH
+@EACH
 def test_a_resumed_run_takes_the_same_steps(
     build: Callable[[int], nn.Module], train: Callable[[Run], Iterator[Progress]], tmp_path: Path
 ) -> None:
@@ -132,7 +150,7 @@ def test_every_step_and_every_seed_has_numbers_of_its_own() -> None:
     assert len(drawn) == 18
 
 
-@BOTH
+@EACH
 def test_every_picture_of_the_stream_is_drawn_once(
     build: Callable[[int], nn.Module], train: Callable[[Run], Iterator[Progress]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,7 +128,10 @@ def first_stage(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[st
         (first_stage(lambda s: s["reads"]["encoder_hidden_states"].append({"from": "prompt"})), "one source for each"),
         (first_stage(lambda s: s["reads"].update(encoder_hidden_states=[{"from": "mask"}])), "one of prompt"),
         (first_stage(lambda s: s["reads"].update(labels=[{"from": "class"}])), "settings of class: count"),
-        (first_stage(lambda s: s["reads"].update(labels=[{"from": "noise_level", "most": 3}])), "noised_image with"),
+        (
+            first_stage(lambda s: s["reads"].update(labels=[{"from": "noise_level", "most": 3}])),
+            "noised_image or enlarged_image with",
+        ),
         (first_stage(lambda s: s["guide"]["rows"][0].update(blank=["prompt"])), "blank of stage 0; expected nothing"),
         (lambda m: m.update(schema=2.0), "another schema; expected 1 or 2 or 3; found 2.0"),
     ],

@@ -38,6 +38,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["autoencoder", "--data", "nowhere"], "data: nothing to train on in nowhere; expected metadata.jsonl for"),
         (["autoencoder", "--data", "pictures", "--precision", "fp8"], "'fp8' is not one of 'fp32', 'bf16'"),
         (["autoencoder", "--data", "pictures", "--resume"], "nothing to resume; expected out/training/state.pt"),
+        (["upscaler", "--data", "pictures", "--size", "63"], "unsupported --size; expected a multiple of 2; found 63"),
+        (["upscaler", "--data", "pictures", "--crop", "72"], "--crop; expected a multiple of 8 up to --size, 64"),
+        (["upscaler", "--data", "pictures", "--crop", "60"], "unsupported --crop; expected a multiple of 8"),
+        (["upscaler", "--data", "nowhere"], "data: nothing to train on in nowhere; expected metadata.jsonl for"),
+        (["upscaler", "--data", "pictures", "--autoencoder", "nowhere"], "missing file; expected nowhere/vae/config"),
         (["ldm", "--data", "pictures"], "Missing option '--autoencoder'"),
         (["ldm", "--data", "pictures", "--autoencoder", "nowhere"], "missing file; expected nowhere/vae/config.json"),
         (["ldm", "--data", "pictures", "--autoencoder", "x", "--vocabulary", "10"],
@@ -75,6 +80,38 @@ def test_autoencoder_of_other_channels(
     assert ldmrt("train", "ldm", *words, "--size", 16).code == 0
     config = json.loads((out / "unet" / "config.json").read_text())
     assert (config["in_channels"], config["out_channels"], config["sample_size"]) == (4, 4, 8)
+
+
+def test_an_upscaler_is_trained_stopped_and_used(
+    ldmrt: Any, pictures: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped and resumed, it has the weights of the run that was not."""
+    small = {"block_out_channels": (8, 8), "norm_num_groups": 4, "num_class_embeds": 5}
+    kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    monkeypatch.setattr(presets, "UPSCALER", replace(presets.UPSCALER, **small, **kinds))
+    whole, halves, bundle, out = (tmp_path / name for name in ("whole", "halves", "bundle", "out.png"))
+    words = ("train", "upscaler", "--data", pictures, "--size", 16, "--crop", 8, "--batch", 2)
+    words += ("--autoencoder", checkpoint, "--steps", 2, "--save-every", 1)
+    ran = ldmrt(*words, "--out", whole)
+    assert ran.code == 0, ran.err
+    assert "step 2: PSNR " in ran.err
+
+    def stop(*_: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ldmrt.model.training.upscaler.psnr_of", stop)  # after the first step
+        assert ldmrt(*words, "--out", halves).code != 0
+    changed = ldmrt(*words, "--out", halves, "--resume", "--crop", 12)
+    assert "another --crop; expected 8; found 12" in changed.error
+    assert ldmrt(*words, "--out", halves, "--resume").code == 0
+    weights = Path("unet") / "diffusion_pytorch_model.safetensors"
+    assert (halves / weights).read_bytes() == (whole / weights).read_bytes()
+
+    assert ldmrt("export", whole, bundle, "--no-verify").code == 0
+    assert ldmrt("upscale", bundle, pictures / "0.png", "--steps", 1, "--noise-level", 4, "-o", out).code == 0
+    with Image.open(out) as image:
+        assert image.size == (128, 128)
 
 
 def test_resume_as_something_else(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:

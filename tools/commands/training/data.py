@@ -34,6 +34,28 @@ def emoji(out: Path, cache: Path | None) -> None:
 
 
 @data.command()
+@click.argument("sprites", type=click.Path(path_type=Path))
+@click.argument("out", type=Output(folder=True))
+@click.option("--size", type=click.IntRange(64, 512), default=128, show_default=True, help="Pixels along a side.")
+@click.option("--group", "groups", multiple=True, help="Emoji groups to draw; all by default.")
+@click.option(
+    "--cache", type=click.Path(path_type=Path), help="Folder for downloaded packages; the user's cache by default."
+)
+def pictures(sprites: Path, out: Path, size: int, groups: tuple[str, ...], cache: Path | None) -> None:
+    """Draw the emoji of SPRITES in Noto's style at another size into OUT/train and OUT/held-out, for an upscaler.
+
+    They are drawn by resvg-py from the vectors of a pinned npm package (3 MB).
+
+    Example: ldmrt data pictures data/emoji data/emoji128
+    """
+    from ldmrt.tools.console.progress import console
+    from ldmrt.tools.emoji.pictures import draw
+
+    for step in draw(sprites, out, size, cache, groups):
+        console.print(f"[{step.done}/{step.total}] {step.message}", highlight=False, markup=False)
+
+
+@data.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @SIDE
 def check(folder: Path, size: int) -> None:

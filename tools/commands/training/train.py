@@ -1,12 +1,10 @@
-"""Run `ldmrt train`: train an autoencoder, then a diffusion model."""
+"""Run `ldmrt train`: train an autoencoder, a diffusion model in its latents, and an upscaler."""
 
 import copy
 import hashlib
-import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -14,76 +12,24 @@ import numpy as np
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.tools.console.drawing.images import grid, save_png
-from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.console.progress import console
 from ldmrt.tools.console.run_lock import locked
 from ldmrt.tools.console.training import STATE, nothing_to_save, run_training
 from ldmrt.tools.console.training_data import open_data
-from ldmrt.tools.options.common import SIDE, Choice, Group
+from ldmrt.tools.console.training_options import training_options
+from ldmrt.tools.options.common import Choice, Group
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ldmrt.model.networks.autoencoder import AutoencoderConfig
 
-P = ParamSpec("P")
-R = TypeVar("R")
 SHOWN = 32  # images in a preview of 64 pixels
-RATE = click.FloatRange(0, 1, min_open=True)
-
-
-def _finite(ctx: click.Context, option: click.Parameter, value: float) -> float:
-    """Refuse NaN, which click's ranges accept."""
-    if not math.isfinite(value):
-        raise click.BadParameter("not a number")
-    return value
-
-
-def _options(steps: int, batch: int, rate: float) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make a decorator that adds the options of both trainings, with these defaults."""
-    options = [
-        click.option("--data", "folder", type=click.Path(path_type=Path), required=True,
-                     help="Sprites built by `ldmrt data emoji`, or a folder of images with metadata.jsonl."),
-        click.option("--style", "styles", multiple=True, help="Emoji styles to use; all by default."),
-        click.option("--group", "groups", multiple=True, help="Emoji groups to use; all by default."),
-        click.option("--layout", "layouts", multiple=True, default=["large"], show_default=True,
-                     help="Emoji layouts: large, small, pair."),
-        click.option("--out", type=Output(folder=True), required=True, help="Folder of the run."),
-        click.option("--steps", type=click.IntRange(min=1), default=steps, show_default=True,
-                     help="Batches to learn from."),
-        click.option("--batch", type=click.IntRange(min=1), default=batch, show_default=True,
-                     help="Images per step."),
-        click.option("--learning-rate", type=RATE, default=rate, show_default=True,
-                     callback=_finite, help="The highest learning rate, after the warm-up."),
-        SIDE,
-        click.option("--on-bad", type=Choice(["stop", "skip"]), default="stop", show_default=True,
-                     help="Stop at, or skip, unreadable images and lines without a caption."),
-        click.option("--on-small", type=Choice(["stop", "skip"]), default="stop", show_default=True,
-                     help="Stop at, or skip, images that would be enlarged more than twice."),
-        click.option("--seed", type=click.IntRange(0, 2**32), default=0, show_default=True,
-                     help="Seed of weights, order and noise."),
-        click.option("--device", type=Choice(["cpu", "cuda"]), default="cpu", show_default=True,
-                     help="Device of the training."),
-        click.option("--precision", type=Choice(["fp32", "bf16"]), default="fp32", show_default=True,
-                     help="Precision of the networks; weights stay fp32."),
-        click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True,
-                     help="Steps between checkpoints."),
-        click.option("--resume", is_flag=True, help="Continue from the last checkpoint in --out."),
-        click.option("--change", multiple=True, metavar="NAME",
-                     help="With --resume: use a new value of this setting, such as steps."),
-    ]  # fmt: skip
-
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
 
 
 @click.group(cls=Group)
 def train() -> None:
-    """Train an autoencoder, then a diffusion model in its latents.
+    """Train an autoencoder, then a diffusion model in its latents, or an upscaler in pixels.
 
     Example: ldmrt train autoencoder --data data/emoji --style noto --out runs/ae
     """
@@ -91,7 +37,7 @@ def train() -> None:
 
 
 @train.command()
-@_options(steps=6000, batch=8, rate=1e-3)
+@training_options(steps=6000, batch=8, rate=1e-3)
 def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts: tuple[str, ...], out: Path,
                 steps: int, batch: int, learning_rate: float, size: int, on_bad: str, on_small: str, seed: int,
                 device: str, precision: str, save_every: int, resume: bool,
@@ -145,7 +91,7 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
 
 
 @train.command()
-@_options(steps=5500, batch=32, rate=8e-4)
+@training_options(steps=5500, batch=32, rate=8e-4)
 @click.option("--autoencoder", "vae_folder", type=click.Path(path_type=Path), required=True,
               help="A folder with vae/, such as the autoencoder's run.")  # fmt: skip
 @click.option("--prediction", type=Choice(["epsilon", "v_prediction"]), default="epsilon", show_default=True,
@@ -226,6 +172,63 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
         checkpoint.save(out)
 
     run_training(run, train_ldm(run, data, vae, tokenizer, scheduler), out, save_every, resume, keep, change)
+
+
+@train.command()
+@training_options(steps=5000, batch=16, rate=1.5e-3)
+@click.option("--autoencoder", "vae_folder", type=click.Path(path_type=Path),
+              help="A folder with vae/, whose faults half of the small images get; none by default.")  # fmt: skip
+@click.option("--crop", type=click.IntRange(min=8), default=64, show_default=True,
+              help="Pixels along a side of the part of each image that a step learns from.")  # fmt: skip
+def upscaler(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts: tuple[str, ...], out: Path,
+             steps: int, batch: int, learning_rate: float, size: int, on_bad: str, on_small: str, seed: int,
+             device: str, precision: str, save_every: int, resume: bool, change: tuple[str, ...],
+             vae_folder: Path | None, crop: int) -> None:  # fmt: skip
+    """Train a U-Net to enlarge images twice in pixels; write a whole checkpoint to OUT.
+
+    Example: ldmrt train upscaler --data data/emoji128/train --size 128 --out runs/upscaler
+    """
+    import torch
+
+    from ldmrt.model.checkpoint.checkpoint import Checkpoint
+    from ldmrt.model.checkpoint.load import load_autoencoder
+    from ldmrt.model.networks.plain_unet import PlainUNet
+    from ldmrt.model.training import presets
+    from ldmrt.model.training.latents import to_tensor
+    from ldmrt.model.training.run import Run, Settings
+    from ldmrt.model.training.upscaler import Degradation, first_weights, psnr_of, train_upscaler
+
+    check(out, resume, change, device, precision)
+    vae = None if vae_folder is None else load_autoencoder(vae_folder).to(device)
+    config = replace(presets.UPSCALER, sample_size=size)
+    degradation = Degradation(crop, presets.UPSCALER.num_class_embeds or 0, vae)
+    degradation.check(size, 2 ** (len(config.block_out_channels) - 1))
+    data = open_data(
+        folder, size, styles=styles, groups=groups, layouts=layouts, skip_bad=on_bad == "skip",
+        skip_small=on_small == "skip", batch=batch,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    network = PlainUNet(config)
+    first_weights(network)
+    settings = Settings(
+        steps, batch, learning_rate, seed=seed, device=device, precision=precision, skip_unreadable=on_bad == "skip"
+    )
+    run = Run(network, settings, {
+        "task": "upscaler", "size": size, "crop": crop, "data": data.digest,
+        "autoencoder": None if vae is None else digest_of(vae),
+    })  # fmt: skip
+    shown = [data.draw(seed + 1, i).image for i in range(preview(size))]
+
+    def keep() -> None:
+        unet = run.averaged()
+        found = psnr_of(unet, to_tensor(shown, device), presets.NOISER)
+        console.print(f"step {run.step}: PSNR {found:.2f} dB over {len(shown)} images", highlight=False)
+        index = {"_class_name": "PixelUpscalePipeline", "max_noise_level": degradation.levels - 1, "enlarges": 2}
+        noisers = {"low_res_scheduler": presets.NOISER}
+        Checkpoint(unet.cpu(), None, {}, {}, presets.UPSCALER_SCHEDULER, index, noisers=noisers).save(out)
+
+    loop = train_upscaler(run, data, degradation, presets.UPSCALER_SCHEDULER, presets.NOISER)
+    run_training(run, loop, out, save_every, resume, keep, change)
 
 
 def check(out: Path, resume: bool, change: tuple[str, ...], device: str, precision: str) -> None:

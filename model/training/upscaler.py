@@ -1,0 +1,199 @@
+"""Define the loss of an upscaler in pixels, and how the small images that it learns from are made of the large ones.
+
+An upscaler is a stage of a cascade, and the small images that it will be given are another model's: blurred, and with
+its autoencoder's faults. So it learns from such images, with noise on them, and is told how much (noise conditioning
+augmentation: Ho et al. 2021, arXiv:2106.15282, section 4.1).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldmrt.model.networks.autoencoder import Autoencoder, moments
+from ldmrt.model.networks.plain_unet import PlainUNet
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.samplers.config import Config, resolve
+from ldmrt.runtime.samplers.schedule import alphas_cumprod
+
+from .batches import Batches
+from .data import Captioned, name_of
+from .latents import to_tensor
+from .run import Progress, Run
+from .train import TARGETS, initialise
+
+TIMES = 2  # how often an upscaler enlarges
+BLUR = 0.8  # pixels of the small image: the largest standard deviation of a Gaussian
+RADIUS = 2  # pixels: of its kernel
+SHAKEN = 0.25  # of the latents' standard deviation: the most noise on those of an autoencoder
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """States how small images are made of large ones.
+
+    Attributes:
+        crop: Pixels along a side of the part of each large image that is learnt from, a multiple of `TIMES`.
+        levels: The levels of noise, 0 to `levels` - 1: timesteps of the noiser.
+        vae: An autoencoder that half of the small images go through; None for none.
+    """
+
+    crop: int
+    levels: int
+    vae: Autoencoder | None = None
+
+    def check(self, size: int, factor: int) -> None:
+        """Refuse images that it, or a network, cannot be applied to.
+
+        Args:
+            size: Pixels along a side of the images.
+            factor: How many times smaller than the images a network's features get.
+
+        Raises:
+            LdmrtError: The size cannot be divided, or the crop cannot or is larger.
+        """
+        unit = TIMES * (1 if self.vae is None else self.vae.config.factor)
+        if size % unit:
+            raise LdmrtError("train", "unsupported --size", expected=f"a multiple of {unit}", found=size)
+        if not 0 < self.crop <= size or self.crop % math.lcm(TIMES, factor):
+            expected = f"a multiple of {math.lcm(TIMES, factor)} up to --size, {size}"
+            raise LdmrtError("train", "unsupported --crop", expected=expected, found=self.crop)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Make pairs of B images (B, 3, H, W) in [-1, 1].
+
+        Returns:
+            Crops of the images (B, 3, crop, crop), each mirrored or not, and the small ones (B, 3, crop / 2, crop / 2)
+            of which they are the enlargement.
+        """
+        count, device = len(images), images.device
+        mirrored = torch.rand(count, generator=random, device=device) < 0.5
+        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        small = F.interpolate(images, scale_factor=1 / TIMES, mode="bicubic", antialias=True)
+        means = F.avg_pool2d(images, TIMES)
+        averaged = torch.rand(count, generator=random, device=device) >= 0.5
+        small = torch.where(averaged[:, None, None, None], means, small)
+        through = torch.rand(count, generator=random, device=device) < 0.5
+        if self.vae is not None and through.any():
+            small[through] = self._through(self.vae, small[through], random)
+        widths = BLUR * torch.rand(count, generator=random, device=device)
+        small = blurred(small, torch.where(torch.rand(count, generator=random, device=device) < 0.5, widths, 0))
+        span = (images.shape[-1] - self.crop) // TIMES + 1
+        places = torch.randint(span, (2, count), generator=random, device=device).T
+        return cropped(images, TIMES * places, self.crop), cropped(small.clamp(-1, 1), places, self.crop // TIMES)
+
+    def _through(self, vae: Autoencoder, small: Tensor, random: torch.Generator) -> Tensor:
+        """Encode and decode images, with some noise on their latents, as a sampler's are not quite an encoder's."""
+        mean, _ = moments(vae.encode(small))
+        noise = torch.randn(mean.shape, generator=random, device=mean.device)
+        shaken = SHAKEN * torch.rand(len(mean), generator=random, device=mean.device) / vae.config.scaling_factor
+        return vae.decode(mean + shaken[:, None, None, None] * noise).to(small.dtype)
+
+
+def cropped(images: Tensor, places: Tensor, side: int) -> Tensor:
+    """Crop images (B, C, H, W) to squares from the rows and columns `places` (B, 2) on."""
+    pairs = zip(images, places.tolist(), strict=True)
+    return torch.stack([image[:, y : y + side, x : x + side] for image, (y, x) in pairs])
+
+
+def blurred(images: Tensor, widths: Tensor) -> Tensor:
+    """Blur images (B, C, H, W) by Gaussians of these standard deviations (B,), in pixels; 0 changes nothing."""
+    places = torch.arange(-RADIUS, RADIUS + 1, device=images.device)
+    weights = torch.exp(-0.5 * (places / widths.clamp(min=1e-3)[:, None]) ** 2)
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    count, channels, height = images.shape[:3]
+    kernels = weights.repeat_interleave(channels, dim=0)  # one for each channel of each image
+    flat = F.pad(images, (RADIUS,) * 4, mode="replicate").reshape(1, count * channels, height + 2 * RADIUS, -1)
+    flat = F.conv2d(flat, kernels[:, None, :, None], groups=count * channels)
+    return F.conv2d(flat, kernels[:, None, None, :], groups=count * channels).reshape(images.shape)
+
+
+def enlarged(small: Tensor) -> Tensor:
+    """Enlarge small images `TIMES` times, bilinearly."""
+    return F.interpolate(small, scale_factor=TIMES, mode="bilinear", align_corners=False)
+
+
+@torch.no_grad()
+def first_weights(unet: PlainUNet) -> None:
+    """Give an upscaler first weights: those of `initialise`, and a last convolution that predicts zero."""
+    initialise(unet)
+    unet.conv_out.weight.zero_()
+
+
+def levels_of(scheduler: Config, device: str) -> Tensor:
+    """Return a scheduler's cumulative products of alpha, one a timestep."""
+    return torch.tensor(alphas_cumprod(resolve(scheduler, "DDPMScheduler")), dtype=torch.float32, device=device)
+
+
+def train_upscaler(
+    run: Run[PlainUNet], data: Captioned, degradation: Degradation, scheduler: Config, noiser: Config
+) -> Iterator[Progress]:
+    """Train a U-Net on the denoising loss (Ho et al. 2020, equation 14) of images, given their small ones.
+
+    Args:
+        run: The U-Net in training: 3 channels of its state, 3 of the small image enlarged and noised.
+        data: Images (H, H, 3), of a size that `degradation` can be applied to; captions are unused.
+        degradation: What makes the small images.
+        scheduler: A scheduler's config, which says the noise schedule and the prediction type.
+        noiser: The config of the scheduler that adds noise to the small image.
+
+    Returns:
+        The generator of `Run.optimise`: nothing happens until it is advanced, one step each time.
+
+    Raises:
+        LdmrtError: While it runs: an unreadable image, a step that is not finite, or not enough memory.
+    """
+    unet, settings = run.module, run.settings
+    abar, bbar = levels_of(scheduler, settings.device), levels_of(noiser, settings.device)
+    target_of = TARGETS[scheduler.get("prediction_type", "epsilon")]
+    batches = Batches(data, settings.seed, settings.batch, skip_unreadable=settings.skip_unreadable)
+    run.skipped = batches.skipped
+
+    def loss_of(random: torch.Generator) -> Tensor:
+        """Predict the present step's images, each at a timestep and a level of its own."""
+        samples, device = batches(run.step), settings.device
+        if run.step + 1 < settings.steps:
+            batches.prepare(run.step + 1)
+        x0, small = degradation(to_tensor([sample.image for sample in samples], device), random)
+        count = len(samples)
+        t = torch.randint(len(abar), (count,), generator=random, device=device)
+        level = torch.randint(degradation.levels, (count,), generator=random, device=device)
+        run.inputs = lambda: {"samples": map(name_of, samples), "timesteps": t.tolist(), "levels": level.tolist()}
+        eps = torch.randn(x0.shape, generator=random, device=device)
+        beside = noised(enlarged(small), bbar[level], torch.randn(x0.shape, generator=random, device=device))
+        sample = torch.cat([noised(x0, abar[t], eps), beside], dim=1).contiguous(memory_format=torch.channels_last)
+        alpha, sigma = abar[t].sqrt()[:, None, None, None], (1 - abar[t]).sqrt()[:, None, None, None]
+        return F.mse_loss(unet(sample, t, class_labels=level).float(), target_of(alpha, sigma, x0, eps))
+
+    return run.optimise(loss_of)
+
+
+def noised(x0: Tensor, abar: Tensor, noise: Tensor) -> Tensor:
+    """Add noise to images (B, C, H, W) by the cumulative products of alpha (B,) (Ho et al. 2020, equation 4)."""
+    return abar.sqrt()[:, None, None, None] * x0 + (1 - abar).sqrt()[:, None, None, None] * noise
+
+
+@torch.no_grad()
+def psnr_of(unet: PlainUNet, images: Tensor, noiser: Config, level: int = 0) -> float:
+    """Score a U-Net that predicts samples by the mean PSNR of its first step, from nothing but the small image.
+
+    Args:
+        unet: The U-Net.
+        images: Large images (B, 3, H, W) in [-1, 1]; the small ones are their means.
+        noiser: The config of the scheduler that adds noise to the small image.
+        level: How much noise.
+
+    Returns:
+        Decibels.
+    """
+    random = torch.Generator().manual_seed(0)
+    state, noise = torch.randn((2, *images.shape), generator=random).to(images.device)
+    levels = torch.full((len(images),), level, device=images.device)
+    beside = noised(enlarged(F.avg_pool2d(images, TIMES)), levels_of(noiser, str(images.device))[levels], noise)
+    times = torch.full((len(images),), 999, device=images.device)
+    found = unet(torch.cat([state, beside], dim=1), times, class_labels=levels).clamp(-1, 1)
+    return float(-10 * ((found - images) / 2).square().mean(dim=(1, 2, 3)).log10().mean())

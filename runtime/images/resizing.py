@@ -1,0 +1,86 @@
+"""Resize images and latents in NumPy as torch.nn.functional.interpolate does.
+
+Each method is a few samples of every row and column, weighted.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+Samples = tuple[NDArray[np.int64], NDArray[np.float32]]  # of each new place: the old ones, and their weights
+CUBIC = -0.5  # the parameter of Keys' kernel (Keys 1981), as where PyTorch and Pillow antialias
+
+
+def resize(images: NDArray[np.float32], size: tuple[int, int], method: str) -> NDArray[np.float32]:
+    """Resize images, or latents.
+
+    Args:
+        images: (B, C, H, W).
+        size: The new height and width.
+        method: One of `METHODS`; "bicubic" antialiases where the image becomes smaller.
+
+    Returns:
+        (B, C, height, width).
+    """
+    samples = METHODS[method]
+    for axis, new in ((2, size[0]), (3, size[1])):
+        places, weights = samples(images.shape[axis], new)
+        shape = [1] * 4
+        shape[axis] = new
+        parts = (
+            images.take(column, axis) * weight.reshape(shape)
+            for column, weight in zip(places.T, weights.T, strict=True)
+        )
+        images = sum(parts, np.float32(0))
+    return np.ascontiguousarray(images)
+
+
+def _nearest(old: int, new: int) -> Samples:
+    places = np.floor(np.arange(new, dtype=np.float32) * np.float32(old / new)).astype(np.int64)  # in float32, as torch
+    return np.minimum(places, old - 1)[:, None], np.ones((new, 1), np.float32)
+
+
+def _bilinear(old: int, new: int) -> Samples:
+    return _between(np.maximum((np.arange(new, dtype=np.float64) + 0.5) * (old / new) - 0.5, 0), old)
+
+
+def _bilinear_aligned(old: int, new: int) -> Samples:
+    return _between(np.arange(new, dtype=np.float64) * ((old - 1) / (new - 1) if new > 1 else 0.0), old)
+
+
+def _between(at: NDArray[np.float64], old: int) -> Samples:
+    """Return the two samples around each place."""
+    first = np.minimum(at.astype(np.int64), old - 1)
+    share = np.clip(at - first, 0, 1).astype(np.float32)
+    places = np.stack([first, np.minimum(first + 1, old - 1)], axis=1)
+    return places, np.stack([1 - share, share], axis=1)
+
+
+def _bicubic(old: int, new: int) -> Samples:
+    """Return Keys' kernel, as wide as the larger of two pixels."""
+    scale = old / new
+    wide = max(scale, 1.0)
+    centres = (np.arange(new) + 0.5) * scale
+    places = np.floor(centres - 2 * wide + 0.5).astype(np.int64)[:, None] + np.arange(int(np.ceil(4 * wide)) + 2)
+    last = np.floor(centres + 2 * wide + 0.5)[:, None]
+    inside = (places >= 0) & (places < np.minimum(last, old))
+    weights = np.where(inside, _keys((places - centres[:, None] + 0.5) / wide), 0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return places.clip(0, old - 1), weights.astype(np.float32)
+
+
+def _keys(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Evaluate Keys' cubic kernel, which is zero two pixels away."""
+    x = np.abs(x)
+    near = ((CUBIC + 2) * x - (CUBIC + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * CUBIC
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+METHODS: Mapping[str, Callable[[int, int], Samples]] = {
+    "nearest": _nearest,
+    "bilinear": _bilinear,
+    "bilinear_aligned": _bilinear_aligned,
+    "bicubic": _bicubic,
+}
