@@ -15,6 +15,7 @@ INSPECT = {
     "bundle": str,
     "components": list,
     "stages": list,
+    "then": list,
     "size": int,
     "latent_channels": int,
     "latent_factor": int,
