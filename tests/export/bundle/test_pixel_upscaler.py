@@ -23,7 +23,7 @@ from ldmrt.runtime.samplers.noise import FIRST, NOISED, noise
 from ldmrt.runtime.samplers.registry import find_scheduler
 
 from ...runtime.bundle.test_bundle_paths import list_anew
-from ...support.pipelines import randomise
+from ...support.pipelines import randomise, save_pipeline
 from ..test_families import SEEDS, STEPS, TOLERANCE, close, picture
 from .test_conditioned_bundles import culprit, ldmrt, stage
 
@@ -218,6 +218,21 @@ def test_commands(bundle: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "none.png").exists()
     for command in ("verify", "inspect", "plan"):
         assert ldmrt(command, bundle) == 0
+
+
+def test_it_enlarges_what_another_stage_draws(places: dict[int, Path], tmp_path: Path) -> None:
+    """The second stage of a cascade, both in pixels."""
+    cascade, out = tmp_path / "cascade", tmp_path / "out.png"
+    assert ldmrt("export", save_pipeline("ddpm", tmp_path / "base"), cascade, "--no-verify") == 0
+    assert ldmrt("export", places[4], cascade, "--stage", "upscale", "--no-verify") == 0
+    assert ldmrt("generate", cascade, "--steps", "base=3,upscale=2", "--noise-level", 3, "-o", out) == 0
+    assert ldmrt("generate", cascade, "--steps", 3, "--until", "base", "-o", tmp_path / "base.png") == 0
+    upscale = ("generate", cascade, "--from", "upscale", "--image", tmp_path / "base.png", "--noise-level", 3)
+    assert ldmrt(*upscale, "--steps", 2, "-o", tmp_path / "alone.png") == 0
+    images = [np.asarray(Image.open(path)).astype(int) for path in (out, tmp_path / "alone.png")]
+    assert [image.shape for image in images] == [(64, 64, 3)] * 2
+    # The stage alone is given the levels of a file, the cascade perhaps the numbers before they were rounded.
+    assert np.abs(images[0] - images[1]).mean() < 2
 
 
 def beside(**changes: Any) -> Callable[[Any], object]:
