@@ -53,7 +53,7 @@ def read_images(request: Request, stage: Stage) -> GivenImages:
         own = enlarged_size(image, factor, enlarges)
     if request.latents is not None and request.denoising_start is not None:
         own = request.latents.shape[2] * factor, request.latents.shape[3] * factor
-    size = request.size(own, factor)
+    size = request.size(own, max(factor, enlarges))
     if enlarges == 1:
         _warn_of_size(size, stage.size)
     if image is None:
