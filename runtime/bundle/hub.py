@@ -64,14 +64,9 @@ def _fetch_bundle(name: str, revision: str | None) -> Path:
     folder = _fetch(name, [MANIFEST, INDEX], revision)
     revision = folder.name if COMMIT.fullmatch(folder.name) else revision
     if (folder / MANIFEST).is_file():
-        with bundle_errors():
-            manifest = read_json("bundle", folder / MANIFEST)
-        check_manifest(manifest)
-        files = list(manifest["files"])
-        folder = _fetch(name, [MANIFEST, INDEX, *map(glob.escape, files)], revision)
-        if lacking := [file for file in files if not (folder / file).is_file()]:
-            problem, hint = f"{name} from the hub is incomplete", "run again with a network, or upload the bundle again"
-            raise BundleError("bundle", problem, expected=lacking[0], hint=hint)
+        for stage in _fetch_listed(name, folder, "", revision):
+            _fetch(name, [f"{stage}/{MANIFEST}"], revision)
+            _fetch_listed(name, folder, f"{stage}/", revision)
         return folder
     if (folder / INDEX).is_file():
         folder = _fetch(name, [INDEX, *UNLISTED], revision)
@@ -83,6 +78,19 @@ def _fetch_bundle(name: str, revision: str | None) -> Path:
     problem, expected = f"{name} on the hub is not a bundle", f"{MANIFEST}, or ONNX files as optimum exports them"
     hint = f"ldmrt export {checkpoint} {shlex.quote(f'out/{Path(name).name}')}"
     raise BundleError("bundle", problem, expected=expected, hint=hint)
+
+
+def _fetch_listed(name: str, folder: Path, place: str, revision: str | None) -> tuple[str, ...]:
+    """Fetch the files that the manifest at a place in a model's folder lists, and return the later stages it names."""
+    with bundle_errors():
+        manifest = read_json("bundle", folder / place / MANIFEST)
+    check_manifest(manifest)
+    files = [f"{place}{file}" for file in manifest["files"]]
+    _fetch(name, [f"{place}{MANIFEST}", f"{place}{INDEX}", *map(glob.escape, files)], revision)
+    if lacking := [file for file in files if not (folder / file).is_file()]:
+        problem, hint = f"{name} from the hub is incomplete", "run again with a network, or upload the bundle again"
+        raise BundleError("bundle", problem, expected=lacking[0], hint=hint)
+    return tuple(manifest.get("then", ()))
 
 
 def _fetch(name: str, files: Sequence[str], revision: str | None) -> Path:

@@ -80,6 +80,20 @@ def test_files_of_the_manifest_are_fetched_and_no_others(served: Hub, bundle: Pa
     assert served.revisions == [None, COMMIT]  # all files are of the manifest's commit
 
 
+def test_later_stages_are_fetched_too(served: Hub, bundle: Path) -> None:
+    shutil.copytree(bundle, served.folder / "upscale")
+    (served.folder / "upscale" / "notes.txt").write_bytes(b"large")
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    (served.folder / MANIFEST).write_text(json.dumps({**manifest, "schema": 3, "then": ["upscale"]}))
+    folder = local_bundle(NAME)
+    assert served.fetched == files_of(bundle) | {f"upscale/{file}" for file in files_of(bundle)}
+    assert Bundle.open(folder).then == ("upscale",)
+    assert Bundle.open(folder / "upscale").components == Bundle.open(bundle).components
+    shutil.rmtree(served.snapshot)
+    shutil.rmtree(served.folder / "upscale")
+    assert "upscale/ldmrt.json" in refused()
+
+
 def test_a_bundle_without_a_manifest(served: Hub, bundle: Path) -> None:
     """One that optimum exported: its networks, tokenizers and configs."""
     (served.folder / MANIFEST).unlink()
