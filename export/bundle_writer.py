@@ -11,6 +11,7 @@ from pathlib import Path
 import ldmrt
 from ldmrt.model.checkpoint.checkpoint import Checkpoint, write_json
 from ldmrt.runtime.backends.kept_networks import FOLDER as OPTIMIZED
+from ldmrt.runtime.backends.openvino.ranges import stored_in
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.contents import is_inside, is_name
 from ldmrt.runtime.bundle.graphs import UNET_HALVES
@@ -216,9 +217,10 @@ def _keep_certificate(old: JsonObject, path: Path, manifest: JsonObject, work: P
     kept = old.get("certificate")
     if kept is None:
         return
-    reference = {kept["reference"]: old["files"].get(kept["reference"])}
-    if {**manifest["files"], **reference} == old["files"]:
-        _link(path / kept["reference"], work / kept["reference"])
+    beside = {name: old["files"].get(name) for name in (kept["reference"], stored_in(old)) if name is not None}
+    if {**manifest["files"], **beside} == old["files"]:
+        for name in beside:
+            _link(path / name, work / name)
         manifest |= {"certificate": kept, "files": old["files"]}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.contents import is_name
-from ldmrt.runtime.bundle.manifest import CASCADE, MANIFEST, check_manifest
+from ldmrt.runtime.bundle.manifest import CASCADE, MANIFEST, MOST_STAGES, check_manifest, folders_of
 from ldmrt.runtime.bundle.stages import BASE
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.lock import bundle_lock
@@ -20,9 +20,14 @@ def check_stage(bundle: Path, name: str) -> None:
         LdmrtError: The bundle is missing or damaged, or the name is its own or a component's.
     """
     opened = Bundle.open(bundle, check=False)
-    if not is_name(name) or name == BASE or name in opened.components or not opened.manifest:
-        taken = ", ".join((BASE, *opened.components))
-        raise LdmrtError("export", f"invalid name of a stage {name!r:.100}", expected=f"a name other than {taken}")
+    if not opened.manifest:
+        raise LdmrtError("export", f"{bundle} has no manifest, so it can have no later stage", hint="export it again")
+    taken = {BASE, *folders_of(opened.manifest)}
+    if not is_name(name) or name in taken:
+        expected = f"a name other than {', '.join(sorted(taken))}"
+        raise LdmrtError("export", f"invalid name of a stage {name!r:.100}", expected=expected)
+    if name not in opened.then and len(opened.then) == MOST_STAGES:
+        raise LdmrtError("export", f"{bundle} has too many stages", expected=f"at most {MOST_STAGES} after the first")
 
 
 def add_stage(bundle: Path, name: str) -> None:

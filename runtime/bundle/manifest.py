@@ -14,6 +14,7 @@ from .stages import BASE
 MANIFEST = "ldmrt.json"
 SCHEMA, CASCADE = 2, 3  # of a model, and of one that others come after
 READ = (1, SCHEMA, CASCADE)  # schemas that can be read; the first has no stages
+KEPT = ("engines", "optimized")  # folders that a bundle's manifest does not list
 MOST_STAGES = 8  # of a cascade, after the first
 MOST = 10_000  # files in a manifest; Stable Diffusion XL has 40
 COMPONENTS = 100  # in a manifest, with the graphs beside them
@@ -74,8 +75,13 @@ def _check_then(manifest: JsonObject) -> None:
     named = isinstance(names, list) and len(names) <= MOST_STAGES and all(map(is_name, names))
     if not named or len({*map(str.casefold, names), BASE}) != len(names) + 1:
         raise _damaged("then", f"at most {MOST_STAGES} names of stages, all different")
-    if taken := [name for name in names if name in manifest["components"]]:
-        raise _damaged("then", f"other names than those of components, such as {taken[0]}")
+    if taken := {*names} & folders_of(manifest):
+        raise _damaged("then", f"other names than those of the bundle's own folders, such as {min(taken)}")
+
+
+def folders_of(manifest: JsonObject) -> set[str]:
+    """Name the folders of a bundle that are its own: those of its files, and of what is kept beside them."""
+    return {name.partition("/")[0] for name in manifest["files"]} | set(manifest["components"]) | {*KEPT}
 
 
 def _check_memory(memory: object) -> None:

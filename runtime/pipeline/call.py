@@ -194,7 +194,7 @@ class ImagePipeline(ABC):
 
         Args:
             latents: The latents.
-            stage: The stage of a cascade that they belong to; the first by default.
+            stage: The stage of a cascade that they belong to; the last by default.
         """
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """Run a bundle's networks: text encoders, U-Net and autoencoder, from a request to images."""
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -16,6 +16,7 @@ from ldmrt.runtime.bundle.certificate import Certificate
 from ldmrt.runtime.bundle.engines.engine_key import Bucket
 from ldmrt.runtime.bundle.graphs import DECODER
 from ldmrt.runtime.bundle.stages import Row, Stage
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.images import reading
 from ldmrt.runtime.images.sizes import enlarged_size
 from ldmrt.runtime.samplers.config import Config
@@ -41,7 +42,7 @@ from .request.request import Request
 from .request.stages import first_request, next_request, walk
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pipeline(ImagePipeline):
     """The networks of one model, and how a request becomes images: encoded, denoised, decoded.
 
@@ -78,9 +79,8 @@ class Pipeline(ImagePipeline):
 
     def generate(self, request: Request) -> Result:
         """Make the images of a request, by all stages that it runs; more than fit in memory are made in parts."""
-        pipelines = self._walk(request)
-        own = first_request(request, [each.stage for each in pipelines])
-        result, spent = pipelines[0]._generate_in_parts(own), 0.0
+        pipelines = self._checked_walk(request)
+        result, spent = pipelines[0]._generate_in_parts(self._first(request, pipelines)), 0.0
         for before, each in pairwise(pipelines):
             before.free()
             spent += sum(result.seconds.values())
@@ -92,6 +92,25 @@ class Pipeline(ImagePipeline):
         """Return the stages that a request runs."""
         places = walk(request, [each.stage.name for each in self.stages])
         return self.stages[places.start : places.stop]
+
+    def _checked_walk(self, request: Request) -> "tuple[Pipeline, ...]":
+        """Return the stages that a request runs; what a later one of them refuses is refused before the first runs."""
+        pipelines = self._walk(request)
+        for each, own in zip(pipelines[1:], self._later_requests(request, pipelines), strict=True):
+            check_sources(own, each.stage)
+            each.plan(own)
+        return pipelines
+
+    def _first(self, request: Request, pipelines: "Sequence[Pipeline]") -> Request:
+        """Return the request of the first stage of those that a request runs."""
+        stage, *others = (each.stage for each in pipelines)
+        every = [each.stage for each in self.stages if each.stage is not stage]
+        return first_request(request, stage, every, ends=not others)
+
+    def _later_requests(self, request: Request, pipelines: "Sequence[Pipeline]") -> Iterator[Request]:
+        """Yield the requests of the later stages, with blank images in the place of those that are not made yet."""
+        blank = np.zeros((request.total_images, 1, 1, 3), np.uint8)
+        return (next_request(request, each.stage, blank, ends=each is pipelines[-1]) for each in pipelines[1:])
 
     def _generate_in_parts(self, request: Request) -> Result:
         """Make the images of this stage."""
@@ -116,8 +135,7 @@ class Pipeline(ImagePipeline):
     def _alone(self, requests: Iterable[Request]) -> Iterator[Request]:
         """Yield the requests of the one stage that there is."""
         for request in requests:
-            self._walk(request)
-            yield first_request(request, [self.stage])
+            yield self._first(request, self._walk(request))
 
     def _overlapped(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
         """Yield the results of many requests of this stage."""
@@ -135,17 +153,16 @@ class Pipeline(ImagePipeline):
             NotFinite: Latents are not finite; the error names the row.
         """
         request = Request.of(request)
-        pipelines, rows, begun = self._walk(request), self.rows(request), 0
-        own = first_request(request, [each.stage for each in pipelines])
-        for each in pipelines:
+        pipelines, rows, begun = self._checked_walk(request), self.rows(request), 0
+        own = self._first(request, pipelines)
+        for place, each in enumerate(pipelines, start=1):
             for state in check_finite(each.prepare(own).steps()):
                 yield replace(state, row=begun + state.row, rows=rows, stage=each.stage.name)
             begun += each.plan(own).rows
-            if each is not pipelines[-1]:
-                images = each.decode(state.x)[..., :3]
+            if after := pipelines[place : place + 1]:
+                images = each.decode(state.x, each.stage.name)[..., :3]
                 each.free()
-                after = pipelines[pipelines.index(each) + 1]
-                own = next_request(request, after.stage, images, ends=after is pipelines[-1])
+                own = next_request(request, after[0].stage, images, ends=after[0] is pipelines[-1])
 
     def prepare(self, request: Request | Text) -> DenoisingTask:
         """Encode the prompts and images of a request of this stage, or of a prompt, and make its first row ready."""
@@ -153,11 +170,9 @@ class Pipeline(ImagePipeline):
 
     def rows(self, request: Request) -> int:
         """Return how many times the U-Nets run for a request."""
-        first, *others = self._walk(request)
-        own = first_request(request, [first.stage, *(each.stage for each in others)])
-        blank = np.zeros((request.total_images, 1, 1, 3), np.uint8)
-        later = (each.plan(next_request(request, each.stage, blank, ends=False)).rows for each in others)
-        return first.plan(own).rows + sum(later)
+        pipelines = self._walk(request)
+        requests = [self._first(request, pipelines), *self._later_requests(request, pipelines)]
+        return sum(each.plan(own).rows for each, own in zip(pipelines, requests, strict=True))
 
     def images_at_once(self, request: Request) -> int:
         """Return how many images of a request are made in one batch, in the first stage that it runs.
@@ -192,7 +207,11 @@ class Pipeline(ImagePipeline):
 
     def decode(self, latents: Latents, stage: str | None = None) -> NDArray[np.uint8]:
         """Decode latents (N, C, h, w), float32, of a stage to images (N, H, W, 3), or 6 channels with a depth."""
-        of = next((each for each in self.stages if each.stage.name == stage), self)
+        of = next((each for each in self.stages if each.stage.name == stage), None)
+        if of is None and stage is not None:
+            names = ", ".join(each.stage.name for each in self.stages)
+            raise LdmrtError("decode", f"unknown stage {stage!r:.100}", expected=names)
+        of = of or self.stages[-1]
         return decode(of.engines, of.stage.space, latents, of.decoding)
 
     def free(self) -> None:

@@ -221,6 +221,8 @@ def bench(
 ) -> None:
     """Measure where the time of an image goes: the networks' calls, the time between them, a cold start, memory.
 
+    Of a cascade the first stage is measured.
+
     Example: ldmrt bench out/emoji64 --pictures 5
     """
     from ldmrt.runtime.bundle.certificate import plain
@@ -233,13 +235,15 @@ def bench(
     # not fused: the U-Net and the row are timed apart
     pipeline = open_pipeline(bundle, backend, threads=threads, fused=False, compute=compute)
     text = prompt if pipeline.stage.source("prompt") else None
-    request = request_of({"prompt": text, **words})
+    until = {"until": pipeline.stage.name} if pipeline.later else {}
+    request = request_of({"prompt": text, **words, **until})
     rows = stages(pipeline, request, pictures)
     of = {row.stage: row for row in rows}
     per_second = of["unet"].calls / (pictures * of["picture"].p50)
     beside = overlapped(pipeline, request, pictures) if overlap else None
     traded = trades(pipeline, request, pictures, list(dict.fromkeys(caches))) if caches else []
     pipeline.close()
+    words |= until
     ways: dict[str, float | str | None] = {"threads": threads, "backend": backend, "compute": compute}
     start, peak = cold(bundle, text, {**words, **ways}, min(3, pictures))
 

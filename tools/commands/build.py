@@ -52,8 +52,8 @@ def build(
     New engines are compared with the bundle's recording, as by `ldmrt verify BUNDLE`; if this machine cannot run them,
     the ONNX files are. Exit code 1 if a difference exceeds its tolerance.
 
-    Of a cascade engines of all stages are built, each for its model's own size; with --sizes or --components of the
-    first stage alone: those of another are built in the folder of the stage.
+    Of a cascade engines of all stages are built, each for its model's own size; with --sizes, --components or --folded
+    those of the first stage alone: another's are built in the folder of the stage.
 
     Example: ldmrt build out/emoji64 --target sm89,portable --sizes 64x64 --batch 1-4
     """

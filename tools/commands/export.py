@@ -1,6 +1,7 @@
 """Run `ldmrt export`: turn a checkpoint into a bundle with a certificate."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -56,6 +57,7 @@ def export(
     from ldmrt.runtime.bundle.graphs import DECODER_FP32
     from ldmrt.runtime.files.recognise import BUNDLE, refuse_other
     from ldmrt.runtime.optional import check_installed
+    from ldmrt.runtime.pipeline.request.stages import check_order
     from ldmrt.tools.console.progress import console
     from ldmrt.tools.console.verification.measure import certify_new
     from ldmrt.tools.console.words import listed, own_words
@@ -69,6 +71,8 @@ def export(
     begin, precisions = time.perf_counter(), parse(precision) | ({DECODER_FP32: "fp32"} if fp32_decoder else {})
     with console.status("reading the checkpoint and finding modules that need float32"):
         loaded, merged, islands = choose_precisions(source.load, precisions)
+    if stage is not None:
+        check_order(replace(loaded.stage, name=stage))
     for name, modules in islands.items():
         for module, why in modules.items():
             console.print(f"{name}: {module or 'the whole network'} computes in fp32: {why}", highlight=False)

@@ -222,29 +222,31 @@ def generate(
         scheduler=scheduler_config,
     )
     base = open_one(bundle)
+    by_name = {each.stage.name: each for each in base.stages}
+    first, last = by_name.get(request.from_stage or "", base), by_name.get(request.until_stage or "", base.stages[-1])
     free = free_path(
         out,
         request.total_images,
         steps=save_steps,
         overwrite=overwrite,
         latents=save_latents,
-        depth=base.stages[-1].stage.depth > 0,
+        depth=last.stage.depth > 0,
     )
     out = click.get_current_context().with_resource(free)
     pipeline = base if refiner is None else RefinedPipeline(base, open_one(refiner), refiner_start)
     opened = time.perf_counter()
     rows, at_once = pipeline.rows(request), batch or pipeline.images_at_once(request)
-    last = next((each for each in base.stages if each.stage.name == request.until_stage), base.stages[-1])
     factor = last.stage.space.factor
     parts = -(-request.total_images // at_once)
     previews = list[tuple[str, "Latents"]]()
-    if parts == 1 or save_steps:
+    whole = request.total_images == 1 or not base.later  # a later stage may have to make its images in parts
+    if save_steps or (parts == 1 and whole):
         results = iter([in_rows(pipeline, request, rows, previews if save_steps else None)])
     else:
         results = watched(pipeline.draw(base.parts(request, at_once)), parts, lambda result: f"seed {result.seeds[-1]}")
 
     shared: JsonObject = {"ldmrt": ldmrt.__version__, "bundle": bundle.name} | parameters(options, steering)
-    shared |= {"scheduler": shared["scheduler"] or everyday_name(base.scheduler)}
+    shared |= {"scheduler": shared["scheduler"] or everyday_name(first.scheduler)}
     if refiner is not None:
         shared |= {"refiner": refiner.name, "refiner_start": refiner_start}
     written, images, seconds = [out], list["NDArray[np.uint8]"](), dict[str, float]()

@@ -96,6 +96,8 @@ def verify(
     if source.checkpoint is None:
         refuse_what_needs_a_checkpoint(click.get_current_context())
     opened = Bundle.open(bundle)
+    if compute == "int8" and not opened.manifest:
+        raise LdmrtError("verify", f"{bundle} has no manifest, to which int8 binds its ranges", hint="export it again")
     if store:
         check_output(bundle, "--store", folder=True)
     check_known("verify", filter(None, [bisected]), opened.components)
@@ -119,13 +121,14 @@ def verify(
         click.echo(line, err=True)
     islands: dict[str, Islands] = {}
     ranges: bytes | None = None
+    calibrated: dict[str, Ranges] = {}  # once, for whichever backend comes first: they are of the network
     if source.checkpoint is not None:
         origin, reference = record_checkpoint(opened, source, prompt, seed, side)
         for place, narrow in enumerate(able):
             tables: dict[str, Ranges] = {}
             if narrow.compute == "int8" and compute == "int8":
-                tables = ranges_for_int8(opened, reference, narrow.backend)
-                ranges = to_bytes(tables)
+                calibrated = calibrated or ranges_for_int8(opened, reference, narrow.backend)
+                tables, ranges = calibrated, to_bytes(calibrated)
             elif narrow.compute == "int8":
                 tables = read_ranges(opened)
             if narrow.compute != "fp32":

@@ -31,8 +31,8 @@ class EngineOptions:
 
     @property
     def chosen(self) -> bool:
-        """Tell whether sizes or components are named, which are those of one stage."""
-        return self.sizes is not None or self.only is not None
+        """Tell whether engines are asked for that one stage alone may have: of sizes, of components, fused."""
+        return self.sizes is not None or self.only is not None or self.folded
 
     def wanted(self, bundle: "Bundle") -> "Wanted":
         """Parse sizes, batches and guidance."""

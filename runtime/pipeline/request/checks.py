@@ -277,11 +277,11 @@ def settings(name: str, value: Any) -> dict[str, Any]:
 
 
 OF_A_STAGE: tuple[str, ...] = ("num_inference_steps", "guidance_scale", "guidance_rescale", "scheduler", "eta")
-OF_A_STAGE += ("scheduler_settings", "noise_level", "class_labels", "prompt", "negative_prompt")
+OF_A_STAGE += ("scheduler_settings", "noise_level")
 
 
 def by_stage(name: str, value: Any) -> dict[str, dict[str, Any]]:
-    """Check that fields stand under the names of stages; their values are checked where a stage is run."""
+    """Check that fields stand under the names of stages."""
     if value is None:
         return {}
     if not isinstance(value, Mapping) or not all(isinstance(fields, Mapping) for fields in value.values()):

@@ -57,6 +57,15 @@ _SIZE = Pair(Whole(0, LARGEST_SIZE), "two whole numbers")
 _SKIP = Optional(Whole(0, LARGEST_SKIP), 0)
 _SCORE = Number(-LARGEST_GUIDANCE, LARGEST_GUIDANCE)
 
+
+def _by_stage(name: str, value: object) -> dict[str, dict[str, object]]:
+    """Check fields under the names of stages, and their values."""
+    stages = by_stage(name, value)
+    return {
+        stage: {field: FIELDS[field].check(field, one) for field, one in own.items()} for stage, own in stages.items()
+    }
+
+
 FIELDS: Mapping[str, Field] = {
     "prompt": Field(Optional(texts)),
     "negative_prompt": Field(Optional(texts)),
@@ -100,7 +109,7 @@ FIELDS: Mapping[str, Field] = {
     "negative_prompt_embeds": Field(Optional(Floats("(prompts, tokens, width)"))),
     "pooled_prompt_embeds": Field(Optional(Floats("(prompts, width)"))),
     "negative_pooled_prompt_embeds": Field(Optional(Floats("(prompts, width)"))),
-    "stages": Field(by_stage),
+    "stages": Field(_by_stage),
     "from_stage": Field(Optional(name_of), "from"),
     "until_stage": Field(Optional(name_of), "until"),
     "output_type": Field(OneOf(get_args(OutputType))),

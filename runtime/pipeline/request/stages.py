@@ -60,21 +60,27 @@ def walk(request: Request, names: Sequence[str]) -> range:
     return range(first, last + 1)
 
 
-def first_request(request: Request, stages: Sequence[Stage]) -> Request:
+def first_request(request: Request, stage: Stage, others: Sequence[Stage], *, ends: bool) -> Request:
     """Return the request of the first stage that a request runs.
 
     Args:
         request: The request.
-        stages: All stages that it runs. What a later one takes, this one is not asked for.
+        stage: The stage.
+        others: The other stages of the cascade. What one of them takes is not asked of this one if it does not.
+        ends: Whether it is the only stage that the request runs.
     """
-    if request.stages or len(stages) > 1 or request.from_stage or request.until_stage:
-        later = {source.kind for stage in stages[1:] for sources in stage.reads.values() for source in sources}
-        others: dict[str, Any] = {
-            name: None for name, kind in TAKEN.items() if stages[0].source(kind) is None and kind in later
-        }
-        request = replace(request, **others)
-        request = _of_stage(request, stages[0], ends=len(stages) == 1)
-    return request
+    if not others:
+        named = request.stages or request.from_stage or request.until_stage
+        return _of_stage(request, stage, ends=ends) if named else request
+    changes: dict[str, Any] = {
+        name: None for name, kind in TAKEN.items() if stage.source(kind) is None and any(o.source(kind) for o in others)
+    }
+    if stage.source("prompt") is None and any(other.source("prompt") for other in others):
+        count = request.total_images
+        (request,) = request.parts(count)  # the prompts no longer count the images
+        each = isinstance(request.image, list) or (request.class_labels is not None and "class_labels" not in changes)
+        changes |= {**dict.fromkeys(TEXTS), "num_images_per_prompt": 1 if each else count}
+    return _of_stage(replace(request, **changes), stage, ends=ends)
 
 
 def next_request(request: Request, stage: Stage, images: NDArray[np.uint8], *, ends: bool) -> Request:
@@ -97,4 +103,5 @@ def next_request(request: Request, stage: Stage, images: NDArray[np.uint8], *, e
 def _of_stage(request: Request, stage: Stage, *, ends: bool) -> Request:
     """Give a request the values that it has for a stage alone."""
     form = {} if ends else {"output_type": "pil"}
-    return replace(request, **{**NO_STAGES, **form, **request.stages.get(stage.name, {})})
+    changes: dict[str, Any] = {**NO_STAGES, **form, **request.stages.get(stage.name, {})}
+    return replace(request, **changes)

@@ -118,15 +118,52 @@ def test_stages_draw_noises_of_their_own() -> None:
         ({"from_stage": "large"}, "this model is given an image; expected image"),
         ({"stages": {"large": {"num_inference_steps": 0}}}, "invalid num_inference_steps; expected at least 1"),
         ({"stages": {"large": {"width": 64}}}, "invalid stages 'large'; expected some of num_inference_steps"),
+        ({"stages": {"huge": {"eta": 2}}}, "invalid eta; expected 0 to 1; found 2"),
+        ({"stages": {"huge": {"scheduler": "none"}}}, "unknown scheduler 'none'"),
         ({"stages": {"large": 3}}, "invalid stages; expected fields by the name of a stage"),
         ({"noise_level": 400}, "invalid noise_level; expected 0 to 350; found 400"),
         ({"class_labels": 1}, "this model takes no class_labels"),
-        ({"noise_level": 4, "until_stage": "base"}, "this model takes no noise_level"),
     ],
 )
 def test_what_no_stage_takes(asked: dict[str, Any], words: str, cascade: Pipeline) -> None:
     with pytest.raises(LdmrtError, match=words):
         cascade("a pear", **{**ASKED, **asked})
+
+
+def test_what_another_stage_takes_is_not_asked_of_the_first(
+    alone: list[Pipeline], cascade: Pipeline, tmp_path: Path
+) -> None:
+    """A noise level that no stage of the request uses; a prompt that the first stage does not read."""
+    small = alone[0]("a pear", **ASKED).pixels
+    assert np.array_equal(cascade("a pear", until_stage="base", noise_level=4, **ASKED).pixels, small)
+    image = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
+    told = cascade("a pear", from_stage="huge", image=image, num_inference_steps=2, seed=5, eta=1.0).pixels
+    assert np.array_equal(told, alone[2](image=image, num_inference_steps=2, seed=5, eta=1.0).pixels)
+    first = torch_pipeline(load(save_pipeline("ddpm", tmp_path / "ddpm")))
+    mixed = replace(first, later=(alone[1],))
+    asked: dict[str, Any] = {"num_inference_steps": 2, "seed": 5, "num_images_per_prompt": 2}
+    found = mixed(["a pear", "a cat"], **asked).pixels
+    begun = first(num_images_per_prompt=4, num_inference_steps=2, seed=5).pixels
+    expected = alone[1](["a pear"] * 2 + ["a cat"] * 2, image=list(begun), num_inference_steps=2, seed=5).pixels
+    assert np.array_equal(found, expected)
+
+
+def test_what_a_later_stage_refuses_is_refused_before_the_first_runs(
+    cascade: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pipeline, "_generate_in_parts", lambda *_: pytest.fail("a stage ran"))
+    with pytest.raises(LdmrtError, match="unknown scheduler 'none'"):
+        cascade("a pear", stages={"huge": {"scheduler": "none"}}, **ASKED)
+    embedded = {"prompt_embeds": np.zeros((1, 16, 24), np.float32), "guidance_scale": 1.0, "num_inference_steps": 2}
+    with pytest.raises(LdmrtError, match="no prompt"):
+        cascade(**embedded)
+
+
+def test_latents_are_those_of_the_last_stage(cascade: Pipeline) -> None:
+    result = cascade("a pear", **ASKED)
+    assert np.array_equal(cascade.decode(result.latents), result.pixels)
+    with pytest.raises(LdmrtError, match="unknown stage 'larg'; expected base, large, huge"):
+        cascade.decode(result.latents, "larg")
 
 
 def test_one_stage_has_a_name_too(alone: list[Pipeline]) -> None:
@@ -192,7 +229,7 @@ def test_base_is_exported_again_and_keeps_its_stages(bundle: Path, places: list[
     assert ldmrt("export", places[1], copy, "--stage", "large", "--no-verify") == 0
     assert Bundle.open(copy).then == ("large",)
     assert Bundle.open(copy / "large").certificate is not None
-    for name in ("base", "unet", "../x", ""):
+    for name in ("base", "unet", "engines", "optimized", "scheduler", "../x", ""):
         assert ldmrt("export", places[1], copy, "--stage", name) != 0
     assert ldmrt("export", places[0], copy, "--stage", "second", "--no-verify") != 0  # it takes no image
     assert Bundle.open(copy).then == ("large",)
@@ -215,6 +252,7 @@ def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]
         (edited(lambda m: m.update(then=["large", "Large"])), "damaged at then"),
         (edited(lambda m: m.update(then=["base"])), "damaged at then"),
         (edited(lambda m: m.update(then=["unet"])), "damaged at then"),
+        (edited(lambda m: m.update(then=["engines"])), "damaged at then"),
         (edited(lambda m: m.update(then="large")), "damaged at then"),
         (edited(lambda m: m.update(then=[f"s{i}" for i in range(9)])), "damaged at then"),
         (edited(lambda m: m.update(schema=2)), "damaged at then"),

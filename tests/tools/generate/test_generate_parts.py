@@ -12,8 +12,11 @@ import pytest
 from PIL import Image
 
 import ldmrt.runtime
-from ldmrt.runtime import LdmrtError, RefinedPipeline, Request, host
+from ldmrt.export.bundle_writer import export_bundle
+from ldmrt.model import load
+from ldmrt.runtime import Bundle, LdmrtError, RefinedPipeline, Request, host
 from ldmrt.runtime.backends import gpu
+from ldmrt.runtime.backends.openvino.ranges import stored_in, to_bytes, with_ranges
 from ldmrt.runtime.bundle.coverage import manifest_digest
 from ldmrt.runtime.bundle.engines.engine_key import Range
 from ldmrt.runtime.bundle.manifest import check_manifest
@@ -168,6 +171,25 @@ def test_a_bundle_without_a_prediction_keeps_its_certificate(bundle: Path, tmp_p
     with ldmrt.runtime.open(copy, "onnxruntime") as pipeline:
         assert pipeline.forecast is None
         assert pipeline.images_at_once(Request(PROMPT)) == batch_size.PIXELS // 256
+
+
+def test_an_export_that_changes_nothing_keeps_ranges_and_certificate(
+    certified: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """The ranges of int8 are a file of the bundle that no checkpoint has."""
+    copy = Path(shutil.copytree(certified, tmp_path / "copy"))
+    content = to_bytes({})
+    listed = with_ranges(Bundle.open(copy), content).manifest
+    name = stored_in(listed)
+    assert name is not None
+    (copy / name).write_bytes(content)
+    (copy / "ldmrt.json").write_text(json.dumps(listed))
+    for _ in export_bundle(load(checkpoint), copy):
+        pass
+    opened = Bundle.open(copy)
+    assert opened.certificate is not None
+    assert stored_in(opened.manifest) == name
+    assert (copy / name).read_bytes() == content
 
 
 @pytest.mark.parametrize("memory", [[], {"per_pixel": -1}, {"per_pixel": "1"}, {"per_pixel": True}, None])

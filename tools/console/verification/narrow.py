@@ -23,7 +23,7 @@ def precisions(
     """List the precisions that a stored certificate is to hold, with the backends that are measured in each.
 
     It holds float32 first, then the narrower ones that the bundle's certificate holds already, then the one that is
-    asked for: none takes the place of another.
+    asked for: none takes the place of another. All backends that it holds in the latter are measured again.
 
     Args:
         backends: Those that are asked for; empty for all that can run.
@@ -36,7 +36,9 @@ def precisions(
     held = [] if before is None else [compute_of(row) for row in before.islands]
     chosen = [("fp32", backends)] + [(one, (backend,)) for backend, one in held if one != compute]
     if compute != "fp32":
-        chosen.append((compute, tuple(name for name in backends if chooses_precision(name)) or backends))
+        asked = tuple(name for name in backends if chooses_precision(name)) or backends
+        others = (backend for backend, one in held if one == compute and backend not in asked)
+        chosen.append((compute, (*asked, *others) if asked else ()))
     return chosen
 
 
