@@ -7,8 +7,8 @@ from ldmrt.runtime import Request
 from ldmrt.runtime.pipeline.request.field_names import FIELDS, SHORT
 from ldmrt.tools.commands.generate import generate
 
-# Python alone: functions, generators, arrays of a text encoder, the form of what is returned, and fields by stage, whose
-# values some options take as STAGE=VALUE.
+# Python alone: functions, generators, arrays of a text encoder, the form of what is returned, and fields by stage, of
+# which some options take a part as STAGE=VALUE.
 PYTHON = {name for name in FIELDS if name.endswith("_embeds")} | {"generator", "output_type", "callback_on_step_end"}
 PYTHON |= {"stages"}
 RENAMED = {"prompt": "prompts", "scheduler_settings": "settings"}  # prompts are arguments; settings are read by pairs
