@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from ldmrt.runtime.images.resizing import METHODS, resize
 
@@ -22,9 +21,12 @@ SIZES = [  # none becomes one pixel wide, where torch repeats the first row of a
 ]  # fmt: skip
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize(("old", "new"), SIZES, ids=str)
 @pytest.mark.parametrize("method", METHODS)
 def test_resizing_is_torchs(method: str, old: tuple[int, int], new: tuple[int, int]) -> None:
+    import torch
+
     images = np.random.default_rng(0).uniform(-1, 1, (2, 3, *old)).astype(np.float32)
     found = resize(images, new, method)
     expected = torch.nn.functional.interpolate(torch.from_numpy(images).double(), new, **THEIRS[method]).numpy()
