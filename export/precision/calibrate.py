@@ -116,8 +116,8 @@ def ranges_of(bundle: Bundle, component: str, calls: Sequence[Arrays]) -> dict[s
 def by_nncf(bundle: Bundle, component: str, calls: Sequence[Arrays]) -> Model:
     """Let NNCF quantise a network: the inputs and weights of the modules that int8 is for.
 
-    NNCF would also scale channels of linear layers (SmoothQuant) and move biases. With the shipped model the first
-    takes 12 dB from images of other prompts than the recorded one and the second gives 0.3 dB, so neither is used.
+    NNCF would also scale channels of linear layers (SmoothQuant) and move biases. The first suits the recorded prompt
+    and harms images of others, and the second gains hardly anything, so neither is used.
     """
     library, graph = nncf(), read_graph(component, bundle.model(component))
     restore_convolutions(graph)

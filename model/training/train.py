@@ -111,6 +111,16 @@ TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
+def levels_of(scheduler: Config, device: str) -> Tensor:
+    """Return a scheduler's cumulative products of alpha, (timesteps,), float32."""
+    return torch.tensor(alphas_cumprod(resolve(scheduler, "DDPMScheduler")), dtype=torch.float32, device=device)
+
+
+def alpha_and_sigma(abar: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the scales of images and of noise, (B, 1, 1, 1) each, for cumulative products of alpha (B,)."""
+    return abar.sqrt()[:, None, None, None], (1.0 - abar).sqrt()[:, None, None, None]
+
+
 def train_ldm(
     run: Run[Denoiser],
     data: Captioned,
@@ -135,9 +145,7 @@ def train_ldm(
             image, a step that is not finite, or not enough memory.
     """
     denoiser, settings = run.module, run.settings
-    abar = torch.tensor(
-        alphas_cumprod(resolve(scheduler, "DDPMScheduler")), dtype=torch.float32, device=settings.device
-    )
+    abar = levels_of(scheduler, settings.device)
     cache = LatentCache(vae, settings.device)
     batches = Batches(data, settings.seed, settings.batch, skip_unreadable=settings.skip_unreadable, wanted=cache.lacks)
     run.skipped = batches.skipped
@@ -163,7 +171,7 @@ def train_ldm(
         ids = tokenize(["" if drop else s.caption for drop, s in zip(dropped, samples, strict=True)])
         context = denoiser.text_encoder(torch.from_numpy(ids).to(device)).last_hidden_state
         eps = torch.randn(x0.shape, generator=random, device=device)
-        alpha, sigma = abar[t].sqrt()[:, None, None, None], (1.0 - abar[t]).sqrt()[:, None, None, None]
+        alpha, sigma = alpha_and_sigma(abar[t])
         noised = (alpha * x0 + sigma * eps).contiguous(memory_format=torch.channels_last)
         return F.mse_loss(denoiser.unet(noised, t, context).float(), target_of(alpha, sigma, x0, eps))
 

@@ -16,14 +16,13 @@ from torch import Tensor
 from ldmrt.model.networks.autoencoder import Autoencoder, moments
 from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.samplers.config import Config, resolve
-from ldmrt.runtime.samplers.schedule import alphas_cumprod
+from ldmrt.runtime.samplers.config import Config
 
 from .batches import Batches
 from .data import Captioned, name_of
 from .latents import to_tensor
 from .run import Progress, Run
-from .train import TARGETS, initialise
+from .train import TARGETS, alpha_and_sigma, initialise, levels_of
 
 TIMES = 2  # how often an upscaler enlarges
 BLUR = 0.8  # pixels of the small image: the largest standard deviation of a Gaussian
@@ -124,11 +123,6 @@ def first_weights(unet: PlainUNet) -> None:
     unet.conv_out.weight.zero_()
 
 
-def levels_of(scheduler: Config, device: str) -> Tensor:
-    """Return a scheduler's cumulative products of alpha, one a timestep."""
-    return torch.tensor(alphas_cumprod(resolve(scheduler, "DDPMScheduler")), dtype=torch.float32, device=device)
-
-
 def train_upscaler(
     run: Run[PlainUNet], data: Captioned, degradation: Degradation, scheduler: Config, noiser: Config
 ) -> Iterator[Progress]:
@@ -165,8 +159,8 @@ def train_upscaler(
         run.inputs = lambda: {"samples": map(name_of, samples), "timesteps": t.tolist(), "levels": level.tolist()}
         eps = torch.randn(x0.shape, generator=random, device=device)
         beside = noised(enlarged(small), bbar[level], torch.randn(x0.shape, generator=random, device=device))
-        sample = torch.cat([noised(x0, abar[t], eps), beside], dim=1).contiguous(memory_format=torch.channels_last)
-        alpha, sigma = abar[t].sqrt()[:, None, None, None], (1 - abar[t]).sqrt()[:, None, None, None]
+        alpha, sigma = alpha_and_sigma(abar[t])
+        sample = torch.cat([alpha * x0 + sigma * eps, beside], dim=1).contiguous(memory_format=torch.channels_last)
         return F.mse_loss(unet(sample, t, class_labels=level).float(), target_of(alpha, sigma, x0, eps))
 
     return run.optimise(loss_of)
@@ -174,7 +168,8 @@ def train_upscaler(
 
 def noised(x0: Tensor, abar: Tensor, noise: Tensor) -> Tensor:
     """Add noise to images (B, C, H, W) by the cumulative products of alpha (B,) (Ho et al. 2020, equation 4)."""
-    return abar.sqrt()[:, None, None, None] * x0 + (1 - abar).sqrt()[:, None, None, None] * noise
+    alpha, sigma = alpha_and_sigma(abar)
+    return alpha * x0 + sigma * noise
 
 
 @torch.no_grad()

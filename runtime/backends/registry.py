@@ -3,10 +3,11 @@
 A new backend is a folder here with an engine class, and a line of `BACKENDS`.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.certificate import Islands
@@ -18,10 +19,11 @@ from ldmrt.runtime.tensors import Engine
 
 from .lazy_engines import LazyEngines
 from .low_memory import LowMemory, Maker, SharedEngine, in_low_memory
-from .openvino.devices import COMPUTES
-from .openvino.ranges import Ranges, read_ranges, to_bytes
 from .replaced_files import Watched
 from .text_encoder_cache import CachedTextEncoder
+
+if TYPE_CHECKING:
+    from .openvino.ranges import Ranges
 
 AnEngine = TypeVar("AnEngine", bound=Engine)
 
@@ -37,9 +39,7 @@ class BackendSettings:
     compute: str = "fp32"  # the precision that OpenVINO computes in; others compute in that of the graph
     watched: Watched | None = None  # the files as they were when the bundle was opened
     islands: Islands | None = None  # what OpenVINO keeps in float32 in a narrower precision; None: the certificate's
-    ranges: Mapping[str, Ranges] | None = (
-        None  # of activations, with which OpenVINO computes in int8; None: the bundle's
-    )
+    ranges: "Mapping[str, Ranges] | None" = None  # of activations, for int8 in OpenVINO; None: the bundle's
 
 
 Makers = Mapping[str, Maker]  # by component
@@ -103,6 +103,8 @@ def _openvino(bundle: Bundle, backend: str, settings: BackendSettings) -> Makers
     if settings.fused:
         raise LdmrtError("open", f"{backend} runs no fused step", hint="leave fused out")
     if settings.compute == "int8" and settings.ranges is None:
+        from .openvino.ranges import read_ranges
+
         settings = replace(settings, ranges=read_ranges(bundle))
     open_graph = partial(_open_openvino, bundle, backend, settings)
     return _unet_on_demand(bundle, {name: partial(open_graph, name) for name in bundle.graphs if name != STEP})
@@ -118,7 +120,7 @@ def _open_openvino(bundle: Bundle, backend: str, settings: BackendSettings, name
     modules = islands.get(bundle.home(name), {})
     compute = "fp32" if "" in modules else settings.compute
     table = (settings.ranges or {}).get(bundle.home(name)) if compute == "int8" else None
-    told = [to_bytes({name: table}).decode()] if table is not None else []
+    calibrated = [] if table is None else [json.dumps(asdict(table), sort_keys=True)]
     keep = settings.keep_optimized and backend == "openvino"  # on other devices it depends on their drivers too
     light = not settings.low_memory and sum(file.stat().st_size for file in bundle.weights(name)) <= FIXED_MOST
     return OpenVinoEngine(
@@ -130,7 +132,7 @@ def _open_openvino(bundle: Bundle, backend: str, settings: BackendSettings, name
         ranges=table.inputs if table is not None else None,
         threads=settings.threads,
         specs=bundle.specs(name) if bundle.home(name) in bundle.manifest.get("components", {}) else None,
-        compiled=place(bundle, name, backend, version(), compute, *sorted(modules), *told) if keep else None,
+        compiled=place(bundle, name, backend, version(), compute, *sorted(modules), *calibrated) if keep else None,
         fixed_after=FIXED_AFTER if backend == "openvino" and light else None,
         fixed_first=backend == "openvino" and not light,
         check=partial(_check_unchanged, bundle, settings, name),
@@ -224,6 +226,8 @@ def unavailable_precision(backends: Sequence[str], compute: str) -> str:
 
 def check_compute(backend: str, compute: str) -> None:
     """Raise an `LdmrtError` where a backend does not choose the precision that it computes in."""
+    from .openvino.devices import COMPUTES
+
     if compute not in COMPUTES:
         problem = f"no precision {compute!r}{suggestion(compute, COMPUTES)}"
         raise LdmrtError("compute", problem, expected=", ".join(COMPUTES))

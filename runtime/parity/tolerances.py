@@ -22,10 +22,10 @@ COMPONENT = {  # finer ones first
     "int8": Tolerance(2e-1, "int8 has 256 steps for all values of a layer: two and a half times bfloat16's error"),
 }
 IMAGE = {
-    "fp32": Tolerance(60.0, "a mean error of a quarter of a grey level after 20 rows and the decoder"),
-    "fp16": Tolerance(40.0, "a mean error of two and a half grey levels"),
-    "bf16": Tolerance(30.0, "a mean error of eight grey levels; the shipped model's is one"),
-    "int8": Tolerance(25.0, "a mean error of fourteen grey levels: below it is another image of the same prompt"),
+    "fp32": Tolerance(60.0, "an RMS error of a quarter of a grey level after 20 rows and the decoder"),
+    "fp16": Tolerance(40.0, "an RMS error of two and a half grey levels"),
+    "bf16": Tolerance(30.0, "an RMS error of eight grey levels; the shipped model's is one"),
+    "int8": Tolerance(25.0, "an RMS error of fourteen grey levels; beyond it the content of images changes"),
 }
 
 

@@ -1,7 +1,7 @@
 """Run a bundle's networks: text encoders, U-Net and autoencoder, from a request to images."""
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -79,13 +79,12 @@ class Pipeline(ImagePipeline):
 
     def generate(self, request: Request) -> Result:
         """Make the images of a request, by all stages that it runs; more than fit in memory are made in parts."""
-        pipelines = self._checked_walk(request)
-        result, spent = pipelines[0]._generate_in_parts(self._first(request, pipelines)), 0.0
-        for before, each in pairwise(pipelines):
+        (first, own), *later = self._stage_requests(request)
+        result, spent = first._generate_in_parts(own), 0.0
+        for (before, _), (each, blank) in pairwise([(first, own), *later]):
             before.free()
             spent += sum(result.seconds.values())
-            own = next_request(request, each.stage, result.pixels, ends=each is pipelines[-1])
-            result = each._generate_in_parts(own)
+            result = each._generate_in_parts(replace(blank, image=list(result.pixels)))
         return replace(result, seconds=result.seconds | {"latents": spent + result.seconds["latents"]})
 
     def _walk(self, request: Request) -> "tuple[Pipeline, ...]":
@@ -93,24 +92,20 @@ class Pipeline(ImagePipeline):
         places = walk(request, [each.stage.name for each in self.stages])
         return self.stages[places.start : places.stop]
 
-    def _checked_walk(self, request: Request) -> "tuple[Pipeline, ...]":
-        """Return the stages that a request runs; what a later one of them refuses is refused before the first runs."""
-        pipelines = self._walk(request)
-        for each, own in zip(pipelines[1:], self._later_requests(request, pipelines), strict=True):
+    def _stage_requests(self, request: Request) -> "list[tuple[Pipeline, Request]]":
+        """Return each stage that a request runs, with its request; those of later stages have blank images.
+
+        What a later stage refuses is refused here, before the first one runs.
+        """
+        first, *later = self._walk(request)
+        others = [each.stage for each in self.stages if each is not first]
+        requests = [(first, first_request(request, first.stage, others, ends=not later))]
+        for each in later:
+            own = next_request(request, each.stage, ends=each is later[-1])
             check_sources(own, each.stage)
             each.plan(own)
-        return pipelines
-
-    def _first(self, request: Request, pipelines: "Sequence[Pipeline]") -> Request:
-        """Return the request of the first stage of those that a request runs."""
-        stage, *others = (each.stage for each in pipelines)
-        every = [each.stage for each in self.stages if each.stage is not stage]
-        return first_request(request, stage, every, ends=not others)
-
-    def _later_requests(self, request: Request, pipelines: "Sequence[Pipeline]") -> Iterator[Request]:
-        """Yield the requests of the later stages, with blank images in the place of those that are not made yet."""
-        blank = np.zeros((request.total_images, 1, 1, 3), np.uint8)
-        return (next_request(request, each.stage, blank, ends=each is pipelines[-1]) for each in pipelines[1:])
+            requests.append((each, own))
+        return requests
 
     def _generate_in_parts(self, request: Request) -> Result:
         """Make the images of this stage."""
@@ -135,7 +130,7 @@ class Pipeline(ImagePipeline):
     def _alone(self, requests: Iterable[Request]) -> Iterator[Request]:
         """Yield the requests of the one stage that there is."""
         for request in requests:
-            yield self._first(request, self._walk(request))
+            yield self._stage_requests(request)[0][1]
 
     def _overlapped(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
         """Yield the results of many requests of this stage."""
@@ -152,17 +147,18 @@ class Pipeline(ImagePipeline):
         Raises:
             NotFinite: Latents are not finite; the error names the row.
         """
-        request = Request.of(request)
-        pipelines, rows, begun = self._checked_walk(request), self.rows(request), 0
-        own = self._first(request, pipelines)
-        for place, each in enumerate(pipelines, start=1):
-            for state in check_finite(each.prepare(own).steps()):
+        requests, begun = self._stage_requests(Request.of(request)), 0
+        later = [each.plan(own).rows for each, own in requests[1:]]
+        images: NDArray[np.uint8] | None = None
+        for place, (each, own) in enumerate(requests):
+            task = each.prepare(own if images is None else replace(own, image=list(images)))
+            rows = begun + task.plan.rows + sum(later[place:])
+            for state in check_finite(task.steps()):
                 yield replace(state, row=begun + state.row, rows=rows, stage=each.stage.name)
-            begun += each.plan(own).rows
-            if after := pipelines[place : place + 1]:
+            begun += task.plan.rows
+            if place < len(later):
                 images = each.decode(state.x, each.stage.name)[..., :3]
                 each.free()
-                own = next_request(request, after[0].stage, images, ends=after[0] is pipelines[-1])
 
     def prepare(self, request: Request | Text) -> DenoisingTask:
         """Encode the prompts and images of a request of this stage, or of a prompt, and make its first row ready."""
@@ -170,9 +166,7 @@ class Pipeline(ImagePipeline):
 
     def rows(self, request: Request) -> int:
         """Return how many times the U-Nets run for a request."""
-        pipelines = self._walk(request)
-        requests = [self._first(request, pipelines), *self._later_requests(request, pipelines)]
-        return sum(each.plan(own).rows for each, own in zip(pipelines, requests, strict=True))
+        return sum(each.plan(own).rows for each, own in self._stage_requests(request))
 
     def images_at_once(self, request: Request) -> int:
         """Return how many images of a request are made in one batch, in the first stage that it runs.

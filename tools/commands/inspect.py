@@ -30,11 +30,10 @@ def inspect(bundle: Path, as_json: bool) -> None:
     and "shape"), "stages" as the manifest holds them, "then", the names of a cascade's later stages, "size" in pixels,
     "latent_channels", "latent_factor", "scaling_factor", "scheduler", "prediction_type", "loras", "embeddings", "words"
     (of the checkpoint's own tokenizers, beside their vocabulary), "made_by", "files" (how many were checked) and
-    "certificate": "holds",
-    "issues", "uncovered", "backends", "figures", "left_out", "psnr", the lowest in dB, and "narrow": for each backend
-    that computes in a precision below the bundle's whether it is "within" its tolerances, its "psnr", the lowest
-    "ssim", the "time" of a row and of decoding relative to float32, and its "islands", the modules that stay in
-    float32, by component. Unknown values, and an infinite PSNR, are null.
+    "certificate": "holds", "issues", "uncovered", "backends", "figures", "left_out", "psnr", the lowest in dB, and
+    "narrow": for each backend that computes in a precision below the bundle's whether it is "within" its tolerances,
+    its "psnr", the lowest "ssim", the "time" of a row and of decoding relative to float32, and its "islands", the
+    modules that stay in float32, by component. Unknown values, and an infinite PSNR, are null.
 
     Example: ldmrt inspect out/emoji64
     """

@@ -18,8 +18,7 @@ from .library import openvino
 from .ranges import Range
 
 # How the names of components begin that compute in int8: they run in every row and take the latents. The decoder runs
-# once, and its errors are seen at once: in the shipped model int8 saves a tenth of its time beside bf16, which is a
-# hundredth of an image's, and images are 42 dB from float32's by the decoder alone.
+# once, so that int8 saves little, and its errors are seen at once.
 IN_INT8 = ("unet", "controlnet")
 WEIGHTED = ("Convolution", "MatMul")  # operators that can compute in int8
 LEVELS = 256  # of an activation

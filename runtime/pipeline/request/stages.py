@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import BundleError, InvalidRequest
@@ -25,6 +24,7 @@ FIRST_ALONE: dict[str, Any] = {
 }
 # Fields that some stages take and others refuse, and the kind of source that takes each.
 TAKEN = {"class_labels": "class", "noise_level": "noise_level"}
+BLANK = np.zeros((1, 1, 3), np.uint8)
 NO_STAGES: dict[str, Any] = {"stages": {}, "from_stage": None, "until_stage": None}
 
 
@@ -77,23 +77,23 @@ def first_request(request: Request, stage: Stage, others: Sequence[Stage], *, en
     }
     if stage.source("prompt") is None and any(other.source("prompt") for other in others):
         count = request.total_images
-        (request,) = request.parts(count)  # the prompts no longer count the images
+        (request,) = request.parts(count, stage.space.factor, stage.enlarges)  # prompts no longer count the images
         each = isinstance(request.image, list) or (request.class_labels is not None and "class_labels" not in changes)
         changes |= {**dict.fromkeys(TEXTS), "num_images_per_prompt": 1 if each else count}
     return _of_stage(replace(request, **changes), stage, ends=ends)
 
 
-def next_request(request: Request, stage: Stage, images: NDArray[np.uint8], *, ends: bool) -> Request:
-    """Return the request of a later stage, for each image of the stage before.
+def next_request(request: Request, stage: Stage, *, ends: bool) -> Request:
+    """Return the request of a later stage, with a blank image in the place of each that the stage before makes.
 
     Args:
         request: The request.
         stage: The later stage.
-        images: (N, H, W, 3), uint8.
         ends: Whether it is the last stage that the request runs.
     """
-    (each,) = request.parts(request.total_images)
-    changes: dict[str, Any] = {**FIRST_ALONE, "num_images_per_prompt": 1, "image": list(images)}
+    count = request.total_images
+    (each,) = request.parts(count)
+    changes: dict[str, Any] = {**FIRST_ALONE, "num_images_per_prompt": 1, "image": [BLANK] * count}
     if stage.source("prompt") is None:
         changes |= dict.fromkeys(TEXTS)
     changes |= {name: None for name, kind in TAKEN.items() if stage.source(kind) is None}

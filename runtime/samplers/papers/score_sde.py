@@ -48,9 +48,7 @@ def ve_grid(c: Config, steps: int) -> Grid:
     Raises:
         LdmrtError: The levels do not descend.
     """
-    level = np.append(
-        _levels(c, np.linspace(0, 1, steps)), 0.0
-    )  # the last is found at -1: below the least there is none
+    level = np.append(_levels(c, np.linspace(0, 1, steps)), 0.0)  # at -1 is the level after the least: none
     place = (linspace32(1, c["sampling_eps"], steps).astype(np.float32) * np.float32(steps - 1)).astype(int)
     told = np.append(_levels(c, np.linspace(1, c["sampling_eps"], steps)), 0.0)
     nodes, leads_to = (

@@ -139,9 +139,12 @@ def test_what_another_stage_takes_is_not_asked_of_the_first(
     image = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
     told = cascade("a pear", from_stage="huge", image=image, num_inference_steps=2, seed=5, eta=1.0).pixels
     assert np.array_equal(told, alone[2](image=image, num_inference_steps=2, seed=5, eta=1.0).pixels)
+    pair = [image, image[::-1].copy()]
+    asked: dict[str, Any] = {"num_inference_steps": 2, "seed": 5, "eta": 1.0, "image": pair}
+    assert np.array_equal(cascade(["a pear", "a cat"], from_stage="huge", **asked).pixels, alone[2](**asked).pixels)
     first = torch_pipeline(load(save_pipeline("ddpm", tmp_path / "ddpm")))
     mixed = replace(first, later=(alone[1],))
-    asked: dict[str, Any] = {"num_inference_steps": 2, "seed": 5, "num_images_per_prompt": 2}
+    asked = {"num_inference_steps": 2, "seed": 5, "num_images_per_prompt": 2}
     found = mixed(["a pear", "a cat"], **asked).pixels
     begun = first(num_images_per_prompt=4, num_inference_steps=2, seed=5).pixels
     expected = alone[1](["a pear"] * 2 + ["a cat"] * 2, image=list(begun), num_inference_steps=2, seed=5).pixels

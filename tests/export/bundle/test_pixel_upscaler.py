@@ -255,7 +255,7 @@ def beside(**changes: Any) -> Callable[[Any], object]:
     ],
 )
 def test_a_stage_that_cannot_be_is_refused(change: Callable[[Any], object], bundle: Path, tmp_path: Path) -> None:
-    """One that enlarges three times could be; its certificate tells that it is another."""
+    """A factor of three is valid by itself, but the certificate is of a factor of two."""
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     stage(change)(copy)
     list_anew(copy)

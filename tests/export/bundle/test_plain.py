@@ -250,7 +250,7 @@ def test_a_model_that_reads_a_prompt_needs_one(checkpoint: Path) -> None:
 
 
 def test_tolerance_notices_a_wrong_row(pipelines: dict[str, Pipeline]) -> None:
-    """The image beside the latents counts: without it the state is another."""
+    """The small image conditions the network: another image gives other latents."""
     grey = Image.fromarray(np.full((SMALL, SMALL, 3), 127, np.uint8))
     images = [told("super-resolution")["image"], grey]
     shown, other = (pipelines["super-resolution"](image=image, num_inference_steps=3).latents for image in images)

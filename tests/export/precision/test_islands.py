@@ -113,7 +113,7 @@ def test_islands_appear_and_the_picture_survives(loud: Path, tmp_path: Path, exp
     for _ in export_bundle(loaded, tmp_path / "half", islands=found):
         pass
     half, whole = (torch_pipeline(model)(PROMPT, num_inference_steps=4).pixels for model in (loaded, load(loud)))
-    assert psnr(half, whole) >= 40.0  # a mean error of two and a half grey levels
+    assert psnr(half, whole) >= 40.0  # an RMS error of two and a half grey levels
     opened = Bundle.open(tmp_path / "half")
     assert islands(opened) == found
     again, _ = apply_precisions(reading(loud), precisions(opened), islands(opened))
@@ -141,7 +141,7 @@ def test_the_image_survives_on_onnx_runtime(loud: Path, tmp_path: Path) -> None:
     for _ in export_bundle(load(loud), tmp_path / "whole"):
         pass
     half, whole = (drawn(tmp_path / name) for name in ("half", "whole"))
-    assert psnr(half, whole) >= 40.0  # a mean error of two and a half grey levels
+    assert psnr(half, whole) >= 40.0  # an RMS error of two and a half grey levels
 
 
 def test_without_the_island_the_guard_fires(loud: Path) -> None:
