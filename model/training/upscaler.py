@@ -27,6 +27,7 @@ from .train import TARGETS, alpha_and_sigma, initialise, levels_of
 TIMES = 2  # how often an upscaler enlarges
 BLUR = 0.8  # pixels of the small image: the largest standard deviation of a Gaussian
 RADIUS = 2  # pixels: of its kernel
+STEADY = 8.0  # beside an image in [-1, 1]: with it the first prediction is within 1% of the image
 SHAKEN = 0.25  # of the latents' standard deviation: the most noise on those of an autoencoder
 
 
@@ -60,6 +61,11 @@ class Degradation:
         if not 0 < self.crop <= size or self.crop % math.lcm(TIMES, factor):
             expected = f"a multiple of {math.lcm(TIMES, factor)} up to --size, {size}"
             raise LdmrtError("train", "unsupported --crop", expected=expected, found=self.crop)
+
+    def draw_levels(self, count: int, random: torch.Generator, device: str) -> Tensor:
+        """Draw levels of noise (count,), the lowest most often, or the errors of the last would be all the loss."""
+        share = torch.rand(count, generator=random, device=device).square()
+        return (self.levels * share).long().clamp(max=self.levels - 1)  # the share may be 1 in float32
 
     @torch.no_grad()
     def __call__(self, images: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -118,9 +124,31 @@ def enlarged(small: Tensor) -> Tensor:
 
 @torch.no_grad()
 def first_weights(unet: PlainUNet) -> None:
-    """Give an upscaler first weights: those of `initialise`, and a last convolution that predicts zero."""
+    """Give an upscaler first weights that predict the small image enlarged, so that it learns what is missing in it.
+
+    The first convolution passes that image on, the last block's shortcut adds its negative and two constants to it, and
+    the last convolution subtracts one from the other: silu(x) - silu(-x) = x. The constants are so large that the last
+    norm, of one group, hardly depends on the image. What else the last block makes begins at zero.
+
+    Args:
+        unet: A U-Net of one group in each norm, whose input is a state of C channels and an image of as many; its
+            first width is at least 4 * C.
+    """
     initialise(unet)
-    unet.conv_out.weight.zero_()
+    count, width = unet.config.out_channels, unet.config.block_out_channels[0]
+    last = unet.up_blocks[-1].resnets[-1].conv_shortcut  # type: ignore[union-attr,index]
+    last.weight.zero_()
+    unet.conv_in.weight[:count] = 0
+    unet.conv_out.weight[:, : 4 * count] = 0
+    for i in range(count):
+        unet.conv_in.weight[i, count + i, 1, 1] = 1
+        for j, sign in enumerate((1, -1)):
+            last.weight[4 * i + j, i - width] = sign  # the skip's features come last
+            last.bias[4 * i + 2 + j] = sign * STEADY
+            unet.conv_out.weight[i, 4 * i + j, 1, 1] = sign
+    norm = unet.conv_norm_out
+    image = 1 / 3  # the variance of numbers that are uniform in [-1, 1]
+    norm.weight[:] = math.sqrt(2 * count * (STEADY**2 + image) / width + norm.eps)
 
 
 def train_upscaler(
@@ -155,7 +183,7 @@ def train_upscaler(
         x0, small = degradation(to_tensor([sample.image for sample in samples], device), random)
         count = len(samples)
         t = torch.randint(len(abar), (count,), generator=random, device=device)
-        level = torch.randint(degradation.levels, (count,), generator=random, device=device)
+        level = degradation.draw_levels(count, random, device)
         run.inputs = lambda: {"samples": map(name_of, samples), "timesteps": t.tolist(), "levels": level.tolist()}
         eps = torch.randn(x0.shape, generator=random, device=device)
         beside = noised(enlarged(small), bbar[level], torch.randn(x0.shape, generator=random, device=device))

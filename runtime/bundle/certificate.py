@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 from ldmrt.runtime.errors import BundleError
 from ldmrt.runtime.files.reading import JsonObject
 
+from .graphs import DECODER
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -224,17 +226,22 @@ class Certificate:
 
     @property
     def culprit(self) -> str:
-        """Name the stage where the errors begin, judged by the tolerances that hold; empty where all hold."""
+        """Name where the errors begin, judged by the tolerances that hold; empty where all hold.
+
+        A network that was not measured alone, as its calls take the checkpoint, is named with what stands around it.
+        """
         for figure in self.figures:
             if not figure.within:
                 return figure.component
         past = {name for drift in self.drifts for name in drift.past}
-        if "forced" in past:  # the U-Net alone was right
-            return "guidance or conditioning"
+        alone = {figure.component for figure in self.figures}
+        if "forced" in past:
+            return "guidance or conditioning" if "unet" in alone else "unet, guidance or conditioning"
         if "stepped" in past:
             return "scheduler"
         if any(not image.within for image in self.pictures) and not past:
-            return "decoding"
+            known = DECODER in alone or DECODER not in self.about.get("checkpoint", ())
+            return "decoding" if known else "vae_decoder or decoding"
         return "accumulated rounding" if past else ""
 
     def to_json(self) -> JsonObject:

@@ -94,7 +94,9 @@ def _decoded(engines: Mapping[str, Engine], space: Space, latents: Floats, how: 
         if how.on_overflow == "retry" and DECODER_FP32 in engines and not np.isfinite(out).all():
             out = draw(DECODER_FP32, latent[None] / scale)
         if not np.isfinite(out).all():
-            raise NotFinite(DECODER, "the image is not finite", hint=_hint(engines, how))
+            raise NotFinite(
+                "unet" if space.codec == PIXELS else DECODER, "the image is not finite", hint=_hint(engines, how)
+            )
         yield (out if space.least == 0 else out / 2 + 0.5).clip(0, 1).transpose(0, 2, 3, 1)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from ldmrt.export.components.torch_pipeline import torch_pipeline
@@ -17,7 +18,9 @@ from ldmrt.runtime import LdmrtError, Pipeline, RefinedPipeline, Request
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.samplers.noise import FIRST, IMAGE, MASKED, NOISED, STAGE, noise, of_stage
+from ldmrt.tools.cli import cli
 
+from ...support.damage.bundle_faults import Plant, config, truthful, weight
 from ...support.pipelines import save_pipeline
 from .test_conditioned_bundles import ldmrt
 
@@ -236,6 +239,32 @@ def test_base_is_exported_again_and_keeps_its_stages(bundle: Path, places: list[
         assert ldmrt("export", places[1], copy, "--stage", name) != 0
     assert ldmrt("export", places[0], copy, "--stage", "second", "--no-verify") != 0  # it takes no image
     assert Bundle.open(copy).then == ("large",)
+
+
+@pytest.mark.slow(minutes=0.5)
+@pytest.mark.parametrize(
+    ("stage", "fault", "found"),
+    [
+        (0, weight("unet", "conv_out.bias", np.zeros_like), "unet, guidance or conditioning"),
+        (1, weight("unet", "conv_out.bias", np.zeros_like), "unet, guidance or conditioning"),
+        (1, weight("vae_decoder", "decoder.conv_out.bias", np.zeros_like), "vae_decoder or decoding"),
+        (1, weight("text_encoder", "final_layer_norm.bias", np.zeros_like), "text_encoder"),
+        (1, config("low_res_scheduler/scheduler_config.json", beta_start=0.0003), "unet, guidance or conditioning"),
+        (0, config("scheduler/scheduler_config.json", beta_end=0.013), "scheduler"),
+    ],
+)
+def test_a_fault_is_laid_at_its_stage(stage: int, fault: Plant, found: str, bundle: Path, tmp_path: Path) -> None:
+    """The stored recordings hold no call of a U-Net or a decoder alone, so these are named with what is around them."""
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    place = copy / "large" if stage else copy
+    fault(place)
+    truthful(place)
+    assert ldmrt("verify", copy / "large") == (1 if stage else 0)
+    result = CliRunner().invoke(cli, ["verify", str(copy)])
+    assert result.exit_code == 1
+    of_stages = result.output.split("stage large\n")
+    assert [f"it began with: {found}\n" in said for said in of_stages] == [stage == 0, stage == 1]
+    assert result.output.count("it began with") == 1
 
 
 def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:

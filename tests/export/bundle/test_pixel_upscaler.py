@@ -262,16 +262,18 @@ def test_a_stage_that_cannot_be_is_refused(change: Callable[[Any], object], bund
     assert ldmrt("verify", copy) != 0
 
 
-def test_faults_of_the_conditioning_are_found(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert culprit(bundle) == ""
+def test_faults_of_the_conditioning_are_found(
+    bundle: Path, places: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert culprit(bundle, places[2]) == ""
     module = "ldmrt.runtime.pipeline.conditioning.beside"
     with monkeypatch.context() as patched:
         patched.setattr(f"{module}.resize", lambda images, size, _: resize(images, size, "nearest"))
-        assert culprit(bundle) == "guidance or conditioning"
+        assert culprit(bundle, places[2]) == "guidance or conditioning"
     with monkeypatch.context() as patched:  # [0, 1] in the place of [-1, 1]
         patched.setattr(f"{module}._small_image", lambda context, source: context.colours)
-        assert culprit(bundle) == "guidance or conditioning"
+        assert culprit(bundle, places[2]) == "guidance or conditioning"
     with monkeypatch.context() as patched:
         level = Context.noise_level.fget  # type: ignore[attr-defined]
         patched.setattr(Context, "noise_level", property(lambda context: level(context) + 1))
-        assert culprit(bundle) == "guidance or conditioning"
+        assert culprit(bundle, places[2]) == "guidance or conditioning"

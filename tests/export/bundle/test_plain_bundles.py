@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -16,6 +17,7 @@ from ldmrt.runtime.parity.metrics import psnr
 from ldmrt.runtime.pipeline.conditioning.beside import BESIDE
 
 from ...runtime.bundle.test_bundle_paths import list_anew
+from ...support.damage.bundle_faults import inputs, skipped, weight
 from ...support.families import PLAIN
 from ...support.pipelines import save_pipeline
 from ..test_families import STEPS, close, picture
@@ -125,6 +127,14 @@ def scheduler(**changes: Any) -> Callable[[Path], None]:
         ("ddpm", scheduler(clip_sample=False), "scheduler"),
         ("ddim-grey", scheduler(prediction_type="epsilon"), "scheduler"),
         ("improved-ddpm", scheduler(beta_schedule="linear"), "scheduler"),
+        ("improved-ddpm", weight("unet", "conv_out.weight", lambda v: np.roll(v, 3, axis=0)), "unet"),  # halves swapped
+        ("super-resolution", weight("unet", "conv_in.weight", lambda v: np.roll(v, 3, axis=1)), "unet"),
+        ("ldm", weight("vae_decoder", "quantize.embedding.weight", lambda v: np.roll(v, 1, axis=0)), "vae_decoder"),
+        ("ldm", inputs("vae_decoder", "quantize/Sub", [1, 0]), "vae_decoder"),  # the code that is farthest
+        ("score-sde", scheduler(snr=0.16), "scheduler"),
+        ("score-sde", scheduler(correct_steps=2), "scheduler"),
+        ("score-sde", scheduler(sigma_max=49.0), "scheduler"),
+        ("score-sde", skipped("unet", "Div_2"), "unet"),  # by the noise level
     ],
 )
 def test_a_fault_is_found_where_it_is(
@@ -133,12 +143,12 @@ def test_a_fault_is_found_where_it_is(
     copy = Path(shutil.copytree(made(name)[1], tmp_path / "bundle"))
     fault(copy)
     list_anew(copy)
-    assert culprit(made(name)[1]) == ""
-    assert culprit(copy) == expected
+    assert culprit(made(name)[1], made(name)[0]) == ""
+    assert culprit(copy, made(name)[0]) == expected
 
 
 def test_a_small_image_of_another_range_is_found(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """[0, 1] in place of [-1, 1]."""
-    assert culprit(made("super-resolution")[1]) == ""
+    assert culprit(*made("super-resolution")[::-1]) == ""
     monkeypatch.setitem(BESIDE, "small_image", lambda context, source: context.colours)  # type: ignore[arg-type]
-    assert culprit(made("super-resolution")[1]) == "guidance or conditioning"
+    assert culprit(*made("super-resolution")[::-1]) == "guidance or conditioning"

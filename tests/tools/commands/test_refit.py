@@ -113,7 +113,7 @@ def test_a_refit_that_did_not_take_is_found(
     monkeypatch.setattr(refitter.Refitter, "refit_cuda_engine", lambda self: True)
     ran = ldmrt("engines", "refit", lora, "--from", changed)
     assert ran.code == 1
-    assert "it began with: guidance or conditioning" in ran.err
+    assert "it began with: unet, guidance or conditioning" in ran.err
 
 
 @pytest.mark.parametrize("fault", ["backend", "component", "none", "flag", "graph"])
