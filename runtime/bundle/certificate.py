@@ -230,9 +230,8 @@ class Certificate:
 
         A network that was not measured alone, as its calls take the checkpoint, is named with what stands around it.
         """
-        for figure in self.figures:
-            if not figure.within:
-                return figure.component
+        if failed := [figure.component for figure in self.figures if not figure.within]:
+            return failed[0]
         past = {name for drift in self.drifts for name in drift.past}
         alone = {figure.component for figure in self.figures}
         if "forced" in past:
@@ -290,12 +289,6 @@ class Certificate:
 def backend_row(backend: str, compute: str) -> str:
     """Name a backend in a certificate: with the precision that it computes in, where that is not fp32."""
     return backend if compute == "fp32" else f"{backend} {compute}"
-
-
-def compute_of(row: str) -> tuple[str, str]:
-    """Return the backend and the precision of a name that `backend_row` made."""
-    backend, _, compute = row.partition(" ")
-    return backend, compute or "fp32"
 
 
 Record = TypeVar("Record", TensorError, RowError, ImageSimilarity, ShortcutCost, SkippedCase, TimeGain)

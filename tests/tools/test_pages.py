@@ -16,7 +16,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "samplers.md")
 COMMANDS = [shlex.split(line) for line in re.findall(r"^    (ldmrt .*)$", TEXT, re.MULTILINE)]
 COMMANDS += [shlex.split(line) for line in re.findall(r"^- run: (ldmrt .*)$", TEXT, re.MULTILINE)]
-SHORTER = {"autoencoder": "--steps 4 --batch 2", "ldm": "--steps 4 --batch 4", "evaluate": "--prompts 2 --steps 2"}
+SHORTER = {"autoencoder": "--steps 4 --batch 2", "ldm": "--steps 4 --batch 4", "upscaler": "--steps 4 --batch 2",
+           "evaluate": "--prompts 2 --steps 2"}  # fmt: skip
 TRAINS = ("data", "train", "evaluate")
 
 
@@ -43,8 +44,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = list({" ".join(words): words for words in COMMANDS if not _trains(words)}.values())
     # exports come first, and what starts from another command's image last
-    commands.sort(key=lambda words: (words[1] != "export", "--image" in words))
-    names = {"demo", "export", "generate", "verify", "inspect", "samplers", "plan", "build", "engines", "bench"}
+    commands.sort(key=lambda words: (words[1] != "export", "--image" in words or words[1] == "upscale"))
+    names = {"demo", "export", "generate", "upscale", "verify", "inspect", "samplers", "plan", "build", "engines"}
+    names |= {"bench"}
     assert {words[1] for words in commands} == names
     for words in commands:
         if words[1] == "build" and find_spec("tensorrt_rtx") is None:
@@ -63,7 +65,7 @@ def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.slow(minutes=5)
 def test_walk_from_packages_to_scores(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = [words for words in COMMANDS if _trains(words)]
-    assert [words[1] for words in commands] == ["data", "train", "train", "export", "evaluate"]
+    assert " ".join(words[1] for words in commands) == "data train train export evaluate data train export generate evaluate"
     for words in commands:
         extra = [option for word in words[1:3] for option in SHORTER.get(word, "").split()]
         assert run([*words, *extra], monkeypatch) == 0, words

@@ -1,4 +1,4 @@
-"""Run `ldmrt demo`: the shipped model from its checkpoint to images."""
+"""Run `ldmrt demo`: the shipped models, one that draws and one that enlarges, from their checkpoints to images."""
 
 import contextlib
 import io
@@ -13,9 +13,12 @@ import click
 from ldmrt.tools.console.outputs import Output
 
 # Beside `tools` in a checkout and in an installed package alike.
-CHECKPOINT = Path(__file__).parents[2] / "model" / "pretrained" / "emoji64"
+SHIPPED = Path(__file__).parents[2] / "model" / "pretrained"
+CHECKPOINT, UPSCALER = SHIPPED / "emoji64", SHIPPED / "emoji128-upscaler"
 PROMPTS = Path(__file__).parents[1] / "emoji" / "demo_prompts.txt"  # one a line
-DRAWING = ("--seed", "1", "--guidance", "2", "--columns", "8")
+DRAWING = ("--seed", "1", "--guidance", "2", "--columns", "6")
+STAGE = "upscale"
+ENLARGING = ("--steps", f"base=20,{STAGE}=1", "--noise-level", "0")
 EXPORT = ("torch", "transformers", "safetensors", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
 EXTRA = "pip install 'ldmrt[demo]'"
 
@@ -32,18 +35,20 @@ EXTRA = "pip install 'ldmrt[demo]'"
 @click.option(
     "--bundle",
     type=Output(folder=True),
-    default=Path("emoji64"),
+    default=Path("emoji128"),
     show_default=True,
     help="Folder of the bundle, exported where it is missing and reused where it exists.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace existing images; without it, OUT gets a free number.")
 def demo(out: Path, bundle: Path, overwrite: bool) -> None:
-    """Draw 24 emoji with the small model that ldmrt brings: export it, verify it, make the images.
+    """Draw 24 emoji with the small models that ldmrt brings: export both, verify them, make the images.
+
+    The one draws images of 64 pixels, the other enlarges them to 128: a cascade.
 
     It shows each command that it runs. Exporting needs the packages of ldmrt[demo]; where the bundle exists already,
     those of ldmrt[cpu] are enough.
 
-    Example: ldmrt demo -o out/demo.png --bundle out/emoji64
+    Example: ldmrt demo -o out/demo.png --bundle out/emoji128
     """
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.tools.console.drawing.image_paths import free_path, numbered
@@ -52,17 +57,20 @@ def demo(out: Path, bundle: Path, overwrite: bool) -> None:
     with free_path(out, 1, steps=False, overwrite=overwrite) as grid:
         if grid.with_suffix("") == bundle:
             raise LdmrtError("demo", "--out and --bundle name one folder", expected="another name for one of them")
-        prepare(bundle)
+        how = (*DRAWING, *(ENLARGING if prepare(bundle) else ()))
         each = grid.with_suffix("") / f"each{grid.suffix}"
         with free_path(each, len(prompts), steps=False, overwrite=overwrite) as each:
-            run("generate", bundle, *prompts, *DRAWING, "--overwrite", "--out", each, hidden=prompts[1:], quiet=True)
+            run("generate", bundle, *prompts, *how, "--overwrite", "--out", each, hidden=prompts[1:], quiet=True)
             os.replace(each, grid)
     first, last = numbered(each, 0), numbered(each, len(prompts) - 1)
     click.echo(f"the images: {grid}, and one by one {first} to {last}")
 
 
-def prepare(bundle: Path) -> None:
-    """Export the shipped checkpoint unless a bundle exists already, then verify the bundle without PyTorch.
+def prepare(bundle: Path) -> bool:
+    """Export the shipped checkpoints unless a bundle exists already, then verify the bundle without PyTorch.
+
+    Returns:
+        Whether the bundle has the stage that enlarges: one that exists may be of another model.
 
     Raises:
         LdmrtError: A package that the export needs is not installed, or the bundle is damaged.
@@ -79,18 +87,20 @@ def prepare(bundle: Path) -> None:
         except LdmrtError as error:
             raise LdmrtError("demo", error.problem, hint=EXTRA) from None
         run("export", CHECKPOINT, bundle)
+        run("export", UPSCALER, bundle, "--stage", STAGE)
     else:
         click.echo(f"{bundle} exists: the export is skipped", err=True)
     try:
-        certificate = Bundle.open(bundle).certificate
+        opened = Bundle.open(bundle)
     except LdmrtError as error:
         hint = f"remove {bundle}, or name another folder with --bundle"
         raise error.as_kind(BundleError, hint) from None
-    if certificate is None:
+    if opened.certificate is None:
         against = shlex.join(("ldmrt", "verify", str(bundle), "--against", str(CHECKPOINT), "--store"))
         click.secho(f"not verified: {bundle} has no certificate; next: {against}", fg="yellow", err=True)
     else:
         run("verify", bundle)
+    return opened.then == (STAGE,)
 
 
 def run(*words: object, hidden: Collection[str] = (), quiet: bool = False) -> None:

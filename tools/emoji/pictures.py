@@ -15,8 +15,8 @@ from PIL import Image
 
 from ldmrt.model.training.data import SIZE
 from ldmrt.model.training.metadata import METADATA
-from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.writing import write_atomically
+from ldmrt.runtime.optional import check_installed
 
 from .build import Step
 from .dataset import MARGIN, Emoji, hash_of
@@ -53,10 +53,8 @@ def draw(sprites: Path, out: Path, size: int, cache: Path | None = None, groups:
         LdmrtError: resvg-py is not installed, a group is unknown, the package cannot be fetched, or the sprites are
             damaged.
     """
-    try:
-        renderer = cast(Renderer, importlib.import_module("resvg_py"))
-    except ImportError:
-        raise LdmrtError("data", "resvg-py is not installed", hint="pip install resvg-py") from None
+    check_installed("data", "resvg_py")
+    renderer = cast(Renderer, importlib.import_module("resvg_py"))
     data = Emoji.open(sprites, styles=[STYLE], groups=groups)
     yield Step(f"package {VECTORS}", 0, len(data.pairs))
     files = read(fetch(VECTORS, cache or default_cache()), r"package/(icons|chars)\.json")

@@ -136,7 +136,9 @@ def test_state_and_image_are_noised_as_by_diffusers() -> None:
     ((sample, t, levels),) = unet.asked
     clean = torch.tensor([40.0 * (i % 7) for i in range(count)]) / 127.5 - 1
     assert len(set(t.tolist())) > 100
-    assert set(levels.tolist()) == set(range(64))
+    assert 0 <= int(levels.min()) < 2
+    assert 60 < int(levels.max()) < 64
+    assert abs(float((levels < 16).float().mean()) - 0.5) < 0.125  # a square below a quarter: four standard deviations
     for part, times, config in ((sample[:, :3], t, UPSCALER_SCHEDULER), (sample[:, 3:], levels, NOISER)):
         scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
         zeros, ones = (torch.full(part.shape, value) for value in (0.0, 1.0))
@@ -183,7 +185,7 @@ def test_the_first_prediction_is_the_small_image_enlarged() -> None:
     images = {"even": IMAGES[:2], "flat": torch.ones(2, 3, 24, 24), "of two colours": IMAGES[:2].sign()}
     for name, image in images.items():
         found = unet(torch.cat([torch.randn_like(image), image], dim=1), times, class_labels=levels)
-        assert float((found - image).abs().max()) < 0.01, name  # what the last norm makes of the image's variance
+        assert float((found - image).abs().max()) < 0.02, name  # what the last norm makes of the image's variance
 
 
 def test_everything_is_learned_from_the_first_weights() -> None:

@@ -90,6 +90,6 @@ def test_training_reads_what_is_drawn(drawn: Path) -> None:
 
 def test_without_the_renderer_it_says_what_to_install(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "resvg_py", None)
-    with pytest.raises(LdmrtError, match=r"resvg-py is not installed\n  try: pip install resvg-py"):
+    with pytest.raises(LdmrtError, match=r"resvg-py is not installed\n  try: pip install 'ldmrt\[train\]'"):
         next(pictures.draw(folder, tmp_path / "out", 96))
     assert not (tmp_path / "out").exists()

@@ -1,7 +1,8 @@
-"""Run `ldmrt evaluate`: score an emoji model."""
+"""Run `ldmrt evaluate`: score an emoji model, or a stage that enlarges."""
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,10 @@ BATCH = 10  # images per call
 @click.option("--prompts", "count", default=300, show_default=True, help="Trained pairs, and as many held-out ones.")
 @click.option("--steps", default=20, show_default=True, help="Steps of the sampler.")
 @click.option("--guidance", default=3.0, show_default=True, help="Guidance scale; 1 is none.")
+@click.option(
+    "--stage", help="Score this stage of a cascade instead, which enlarges: the PSNR of large images of --data."
+)
+@click.option("--noise-level", type=int, help="With --stage: timestep whose noise is added to the small images.")
 @click.option("--scheduler", help="Name of a sampler; the bundle's own by default.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the first image; the next ones count up.")
 @THREADS
@@ -40,6 +45,8 @@ def evaluate(
     count: int,
     steps: int,
     guidance: float,
+    stage: str | None,
+    noise_level: int | None,
     scheduler: str | None,
     seed: int,
     threads: int,
@@ -50,6 +57,9 @@ def evaluate(
     The emoji of an image is the nearest one of all sprites of the style. The last row scores the same images against
     the prompts of other images.
 
+    With --stage, large images of --data are made small and enlarged again, of a cascade also those that went through
+    the first stage's autoencoder: PSNR beside that of interpolation.
+
     Example: ldmrt evaluate out/emoji64 --data data/emoji --group animals-nature --group food-drink
     """
     from ldmrt.runtime.pipeline.opening import open_pipeline
@@ -58,7 +68,23 @@ def evaluate(
     from ldmrt.tools.emoji.dataset import Emoji
     from ldmrt.tools.emoji.scoring import References
 
+    from .enlarging import MEANS, enlarging_scores
+
     pipeline = open_pipeline(bundle, threads=threads)
+    if stage is not None:
+        given = {"steps": steps, "noise_level": noise_level, "seed": seed}
+        through = partial(reconstructed, bundle, threads=threads) if "vae_encoder" in pipeline.engines else None
+        found = enlarging_scores(pipeline, stage, folder, count, through=through, **given)
+        if as_json:
+            click.echo(json.dumps(found, indent=2))
+            return
+        titles = ("small images", "images", *(f"{title}, dB" for title in list(found[MEANS])[1:]))
+        rows = [
+            (kind, f"{number:.0f}", *(f"{value:.2f}" for value in psnrs))
+            for kind, (number, *psnrs) in zip(found, (row.values() for row in found.values()), strict=True)
+        ]
+        tables.show(titles, rows)
+        return
     references = References(*_of_style(folder, style))
     scores: dict[str, dict[str, float]] = {}
     for title, subset in (("trained pairs", "train"), ("held-out pairs", "held-out")):
@@ -76,7 +102,9 @@ def evaluate(
         if subset == "train":
             scores["trained pairs, shuffled prompts"] = score([*chosen[1:], chosen[0]], recognised)
     shown = [Emoji.compose(references.pictures, *pair) for pair in chosen[:100]]
-    psnr = autoencoder_psnr(bundle, np.stack(shown), threads)
+    pictures = np.stack(shown)
+    error = np.square(reconstructed(bundle, pictures, threads) - pictures).mean(axis=(1, 2, 3))
+    psnr = float(np.mean(10 * np.log10(255**2 / error)))
     if as_json:
         click.echo(json.dumps({**scores, "autoencoder": {"pictures": len(shown), "psnr": psnr}}, indent=2))
         return
@@ -88,13 +116,16 @@ def evaluate(
     click.echo(f"autoencoder: PSNR {psnr:.1f} dB over {len(shown)} images of held-out pairs")
 
 
-def autoencoder_psnr(bundle: Path, pictures: NDArray[np.uint8], threads: int = 0) -> float:
-    """Encode and decode images, and return the mean PSNR in dB.
+def reconstructed(bundle: Path, pictures: NDArray[np.uint8], threads: int = 0) -> NDArray[np.float32]:
+    """Encode and decode images with a bundle's autoencoder; the encoder's mean is decoded.
 
     Args:
-        bundle: The bundle whose encoder and decoder run; the encoder's mean is decoded.
+        bundle: The bundle.
         pictures: (N, H, W, 3), uint8.
         threads: CPU threads of ONNX Runtime; 0 takes one per core.
+
+    Returns:
+        (N, H, W, 3), levels from 0 to 255 that are not rounded.
     """
     from ldmrt.runtime.backends.ort.engine import OrtEngine
     from ldmrt.runtime.bundle.bundle import Bundle
@@ -102,10 +133,9 @@ def autoencoder_psnr(bundle: Path, pictures: NDArray[np.uint8], threads: int = 0
     opened = Bundle.open(bundle, check=False)
     names = ("vae_encoder", "vae_decoder")
     encoder, decoder = (OrtEngine(name, opened.model(name), threads=threads) for name in names)
-    x = pictures.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
-    mean = encoder(sample=x)["latent_parameters"][:, : opened.stage.space.channels]
-    error = decoder(latent_sample=mean)["sample"].clip(-1, 1) - x
-    return float(np.mean(-10 * np.log10(np.square(error / 2).mean(axis=(1, 2, 3)))))
+    mean = encoder(sample=pictures.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1)["latent_parameters"]
+    decoded = decoder(latent_sample=mean[:, : opened.stage.space.channels])["sample"]
+    return (decoded.clip(-1, 1).transpose(0, 2, 3, 1) + 1) * 127.5
 
 
 def score(prompts: "Sequence[tuple[Sprite, str]]", recognised: "Sequence[tuple[str, Sprite]]") -> dict[str, float]:

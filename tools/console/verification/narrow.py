@@ -31,7 +31,6 @@ def precisions(
         before: The bundle's certificate; None where it has none.
     """
     from ldmrt.runtime.backends.registry import chooses_precision
-    from ldmrt.runtime.bundle.certificate import compute_of
 
     held = [] if before is None else [compute_of(row) for row in before.islands]
     chosen = [("fp32", backends)] + [(one, (backend,)) for backend, one in held if one != compute]
@@ -102,3 +101,9 @@ def gains(bundle: "Bundle", narrow: Runnable, pipeline: "Pipeline", reference: "
         exact = open_pipeline(bundle.path, narrow.backend, check=False)
         yield from time_gains(pipeline, exact, narrow.name, reference.trajectory)
         exact.close()
+
+
+def compute_of(row: str) -> tuple[str, str]:
+    """Return the backend and the precision of a name that `certificate.backend_row` made."""
+    backend, _, compute = row.partition(" ")
+    return backend, compute or "fp32"
