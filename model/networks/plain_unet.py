@@ -200,7 +200,9 @@ class PlainUNet(UNetBody):
             skips += made
         x, out = self.middle(x, time, None), None
         for level in self.up_blocks:
-            x, out = level(x, time, skips, out)
+            left = len(skips) - len(level.resnets)
+            skips, own = skips[:left], skips[left:]
+            x, out = level(x, time, own, skips[-1].shape[2:] if skips else None, out)
         x = self.conv_out(self.act(self.conv_norm_out(x)))
         return x if out is None else x + out
 

@@ -115,26 +115,27 @@ class SkipUp(Level):
             self.skip_conv = nn.Conv2d(width, IMAGE, 3, padding=1)
 
     def forward(
-        self, x: Tensor, time: Tensor, skips: list[Tensor], image: Tensor | None
+        self, x: Tensor, time: Tensor, skips: Sequence[Tensor], size: torch.Size | None, image: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Run the level on features x (B, C, H, W).
 
         Args:
             x: The features.
             time: The time embedding.
-            skips: Those of the way down, of which the level takes its own from the end.
+            skips: The level's own of the way down, one for each resnet, in the order of the way down.
+            size: Height and width of the next level's features; None for the last level.
             image: What the levels before have made of the image, (B, 3, H/2, W/2); None for the first.
 
         Returns:
-            The features, of twice the size or as the next skip has it, and the image, (B, 3, H, W).
+            The features, of twice the size or the given size, and the image, (B, 3, H, W).
         """
-        for resnet in self.resnets:
-            x = resnet(torch.cat([x, skips.pop()], dim=1), time)
+        for resnet, skip in zip(self.resnets, reversed(skips), strict=True):
+            x = resnet(torch.cat([x, skip], dim=1), time)
         if self.attentions is not None:
             x = self.attentions[0](x)
         image = None if image is None else fir_double(image, x.shape[2:])
         if hasattr(self, "resnet_up"):
             part = self.skip_conv(F.silu(self.skip_norm(x)))
             image = part if image is None else image + part
-            x = self.resnet_up(x, time, skips[-1].shape[2:])
+            x = self.resnet_up(x, time, size)
         return x, image

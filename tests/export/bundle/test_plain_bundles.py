@@ -13,6 +13,7 @@ from PIL import Image
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.runtime import open as open_pipeline
+from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.parity.metrics import psnr
 from ldmrt.runtime.pipeline.conditioning.beside import BESIDE
 
@@ -58,6 +59,13 @@ def test_bundle_draws_what_its_checkpoint_draws(name: str, backend: str, made: M
         close(found.latents, expected.latents)
         # A code may flip where two are equally near; the decoder then draws another patch.
         assert psnr(found.pixels, expected.pixels) > (50 if PLAIN[name].vae else 60)
+
+
+def test_half_precision_keeps_the_noise_level_in_float32(made: Make, tmp_path: Path) -> None:
+    """Its sines have angles of thousands, which a half rounds to whole numbers."""
+    place = tmp_path / "bundle"
+    assert ldmrt("export", made("score-sde")[0], place, "--precision", "fp16") == 0
+    assert list(Bundle.open(place).manifest["components"]["unet"]["islands"]) == ["time_proj"]
 
 
 @pytest.mark.parametrize("name", ["ldm", "super-resolution"])
