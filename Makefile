@@ -14,7 +14,7 @@ test-fast: # the house's rules and the samplers without diffusers
 	bash -ec '. tools/venv.sh dev; python -m pytest -m "not slow and not oracle" $(FAST)'
 test-slow: # the tests that take minutes each
 	bash -ec '. tools/venv.sh dev; python -m pytest -m slow'
-demo: # export, verify and draw the shipped model
+demo: # export, verify and draw the shipped models
 	bash tools/demo.sh
 docs: # the documentation site in build/site, with warnings as errors
 	bash -ec '. tools/venv.sh dev; mkdocs build --strict'

@@ -1,6 +1,6 @@
-"""`ldmrt demo` on a tiny checkpoint in the place of the shipped one.
+"""`ldmrt demo` on tiny checkpoints in the place of the shipped ones.
 
-tests/tools/test_packaging.py runs it on the shipped one, from a wheel.
+tests/tools/test_packaging.py runs it on the shipped ones, from a wheel.
 """
 
 import json
@@ -14,18 +14,22 @@ from PIL import Image
 
 from ldmrt.tools.commands import demo
 
+from ...export.bundle.test_pixel_upscaler import save
+
 PROMPTS = ["a red apple, noto style, blue background", "two pears", "a penguin"]
-SHIPPED, ALL = demo.CHECKPOINT, demo.PROMPTS
+SHIPPED, ALL = (demo.CHECKPOINT, demo.UPSCALER), demo.PROMPTS
 
 
 @pytest.fixture
 def place(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder in which the demo is of the tiny model, of three prompts and of two steps."""
+    """An empty folder in which the demo is of tiny models, of three prompts and of two steps."""
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
     (tmp_path / "here").mkdir()
     monkeypatch.setattr(demo, "CHECKPOINT", checkpoint)
+    monkeypatch.setattr(demo, "UPSCALER", tmp_path / "upscaler")  # made where it is needed
     monkeypatch.setattr(demo, "PROMPTS", tmp_path / "prompts.txt")
     monkeypatch.setattr(demo, "DRAWING", ("--seed", "1", "--columns", "3", "--steps", "2"))
+    monkeypatch.setattr(demo, "ENLARGING", ("--steps", "base=2,upscale=1"))
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here"
 
@@ -35,26 +39,32 @@ def names(folder: Path) -> list[str]:
 
 
 def test_what_is_shipped() -> None:
-    assert (SHIPPED / "model_index.json").is_file()
+    assert all((checkpoint / "model_index.json").is_file() for checkpoint in SHIPPED)
     prompts = ALL.read_text(encoding="utf-8").splitlines()
     assert len(set(prompts)) == 24
     assert all(", noto style, " in prompt and prompt.endswith(" background") for prompt in prompts)
 
 
-def test_exports_verifies_and_draws(ldmrt: Any, place: Path, checkpoint: Path, shared_exports: None) -> None:
+def test_exports_verifies_and_draws(
+    ldmrt: Any, place: Path, checkpoint: Path, shared_exports: None, tmp_path: Path
+) -> None:
+    save(tmp_path / "upscaler")
     ran = ldmrt("demo")
     assert ran.code == 0, ran.err
     assert ran.out.split("\n")[0] == "the images: demo.png, and one by one demo/each-00.png to demo/each-02.png"
     steps = [line for line in ran.err.splitlines() if line.startswith("$ ")]
-    assert steps[0] == f"$ ldmrt export {checkpoint} emoji64"
-    assert steps[1] == "$ ldmrt verify emoji64"
-    assert steps[2].startswith(f"$ ldmrt generate emoji64 '{PROMPTS[0]}' --seed 1 --columns 3")
-    assert steps[2].endswith("# and 2 more prompts")
-    assert len(steps) == 3
-    assert names(place) == ["demo", "demo.png", "emoji64"]
+    assert steps[:3] == [
+        f"$ ldmrt export {checkpoint} emoji128",
+        f"$ ldmrt export {tmp_path / 'upscaler'} emoji128 --stage upscale",
+        "$ ldmrt verify emoji128",
+    ]
+    assert steps[3].startswith(f"$ ldmrt generate emoji128 '{PROMPTS[0]}' --seed 1 --columns 3")
+    assert steps[3].endswith("# and 2 more prompts")
+    assert len(steps) == 4
+    assert names(place) == ["demo", "demo.png", "emoji128"]
     assert names(place / "demo") == ["each-00.png", "each-01.png", "each-02.png"]
     with Image.open(place / "demo.png") as image:
-        assert image.size == (3 * 16 + 2 * 2, 16)
+        assert image.size == (3 * 32 + 2 * 2, 32)
         assert json.loads(image.text["ldmrt"])["prompts"] == PROMPTS
 
 
@@ -63,7 +73,7 @@ def test_a_second_run_reuses_the_bundle_and_needs_no_torch(
 ) -> None:
     for package in ("torch", "transformers", "onnx"):
         monkeypatch.setitem(sys.modules, package, None)  # type: ignore[arg-type]
-    ran = ldmrt("demo", "--bundle", certified, "-o", "out/grid.webp")
+    ran = ldmrt("demo", "--bundle", certified, "-o", "out/grid.webp")  # of one stage: nothing is enlarged
     assert ran.code == 0, ran.err
     assert f"{certified} exists: the export is skipped" in ran.err
     assert "$ ldmrt export" not in ran.err

@@ -175,7 +175,7 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
 
 
 @train.command()
-@training_options(steps=5000, batch=16, rate=1.5e-3)
+@training_options(steps=2500, batch=16, rate=6e-4)
 @click.option("--autoencoder", "vae_folder", type=click.Path(path_type=Path),
               help="A folder with vae/, whose faults half of the small images get; none by default.")  # fmt: skip
 @click.option("--crop", type=click.IntRange(min=8), default=64, show_default=True,
