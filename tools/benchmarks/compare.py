@@ -28,14 +28,19 @@ FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}  # OpenVINO's property; by default
 
 
 def ldmrt_contestants(
-    bundle: Path, precision: str, threads: int, low_memory: bool, backends: Sequence[str], computes: Sequence[str]
+    bundle: Path,
+    precision: str,
+    options: dict[str, object],
+    low_memory: bool,
+    backends: Sequence[str],
+    computes: Sequence[str],
 ) -> list[Contestant]:
     """List ldmrt itself, with low memory, and on other backends: at the bundle's precision, then at each of `computes`.
 
     Args:
         bundle: The bundle's folder.
         precision: The coarsest of the bundle's networks.
-        threads: Threads of the CPU.
+        options: Arguments of `open_pipeline` for all of them.
         low_memory: Adds ldmrt with one component in memory at a time.
         backends: Names for `open_pipeline`.
         computes: Precisions for `open_pipeline` with OpenVINO, coarser than the bundle's.
@@ -46,7 +51,6 @@ def ldmrt_contestants(
     from ldmrt.runtime.backends.registry import check_name
     from ldmrt.runtime.parity.tolerances import coarsest
 
-    options: dict[str, object] = {"threads": threads}
     contestants = [Contestant("ldmrt", sys.executable, bundle, options, precision)]
     if low_memory:
         low = {**options, "low_memory": True}
@@ -97,6 +101,7 @@ def selection(contestants: list[Contestant], names: Sequence[str]) -> list[Conte
 @click.option("--rounds", default=10, show_default=True, help="Images of each, after a first one.")
 @click.option("--compiled", is_flag=True, help="Also diffusers with its U-Net through torch.compile.")
 @click.option("--low-memory", is_flag=True, help="Also ldmrt with one component in memory at a time.")
+@click.option("--keep-optimized", is_flag=True, help="ldmrt keeps networks in BUNDLE, and starts from those there.")
 @click.option("--backend", "backends", multiple=True, help="Also ldmrt on this backend.")
 @click.option(
     "--compute",
@@ -124,6 +129,7 @@ def compare(
     rounds: int,
     compiled: bool,
     low_memory: bool,
+    keep_optimized: bool,
     backends: Sequence[str],
     computes: Sequence[str],
     optimum: str | None,
@@ -148,9 +154,10 @@ def compare(
     opened = Bundle.open(bundle)
     side = side or opened.stage.size
     precision = coarsest(*map(opened.precision, opened.components))
+    options: dict[str, object] = {"threads": threads, "keep_optimized": keep_optimized}
     contestants = [
         Contestant(REFERENCE, sys.executable, checkpoint),
-        *ldmrt_contestants(bundle, precision, threads, low_memory, backends, computes),
+        *ldmrt_contestants(bundle, precision, options, low_memory, backends, computes),
     ]
     if compiled:
         contestants.append(Contestant("torch.compile", sys.executable, checkpoint))
