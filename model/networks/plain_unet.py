@@ -19,7 +19,7 @@ from .encoder_config import FEATURES, SIZES, TIMES
 from .score import skip_levels
 from .score.skip_levels import IMAGE, SkipDown, SkipUp
 from .unet_body import BodyConfig, UNetBody
-from .unet_encoder import Attend, resnets_of
+from .unet_encoder import Attend, levels, resnets_of
 
 # Config keys of diffusers that ask for something else than the blocks below, with the value that asks for nothing.
 NEUTRAL: RawConfig = {
@@ -199,7 +199,7 @@ class PlainUNet(UNetBody):
             x, image, made = level(x, time, image)
             skips += made
         x, out = self.middle(x, time, None), None
-        for level in self.up_blocks:
+        for level in levels(self.up_blocks):
             left = len(skips) - len(level.resnets)
             skips, own = skips[:left], skips[left:]
             x, out = level(x, time, own, skips[-1].shape[2:] if skips else None, out)

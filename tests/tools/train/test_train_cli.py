@@ -86,7 +86,7 @@ def test_an_upscaler_is_trained_stopped_and_used(
     ldmrt: Any, pictures: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped and resumed, it has the weights of the run that was not."""
-    small = {"block_out_channels": (8, 8), "norm_num_groups": 4, "num_class_embeds": 5}
+    small = {"block_out_channels": (16, 16), "norm_num_groups": 4, "num_class_embeds": 5}
     kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
     monkeypatch.setattr(presets, "UPSCALER", replace(presets.UPSCALER, **small, **kinds))
     whole, halves, bundle, out = (tmp_path / name for name in ("whole", "halves", "bundle", "out.png"))

@@ -68,22 +68,15 @@ def evaluate(
     from ldmrt.tools.emoji.dataset import Emoji
     from ldmrt.tools.emoji.scoring import References
 
-    from .enlarging import MEANS, enlarging_scores
+    from .enlarging import enlarging_scores
 
     pipeline = open_pipeline(bundle, threads=threads)
     if stage is not None:
-        given = {"steps": steps, "noise_level": noise_level, "seed": seed}
         through = partial(reconstructed, bundle, threads=threads) if "vae_encoder" in pipeline.engines else None
-        found = enlarging_scores(pipeline, stage, folder, count, through=through, **given)
-        if as_json:
-            click.echo(json.dumps(found, indent=2))
-            return
-        titles = ("small images", "images", *(f"{title}, dB" for title in list(found[MEANS])[1:]))
-        rows = [
-            (kind, f"{number:.0f}", *(f"{value:.2f}" for value in psnrs))
-            for kind, (number, *psnrs) in zip(found, (row.values() for row in found.values()), strict=True)
-        ]
-        tables.show(titles, rows)
+        psnrs = enlarging_scores(
+            pipeline, stage, folder, count, steps=steps, noise_level=noise_level, seed=seed, through=through
+        )
+        show_enlarging(psnrs, as_json)
         return
     references = References(*_of_style(folder, style))
     scores: dict[str, dict[str, float]] = {}
@@ -114,6 +107,18 @@ def evaluate(
     ]
     tables.show(("", "images", "background", "identity"), cells)
     click.echo(f"autoencoder: PSNR {psnr:.1f} dB over {len(shown)} images of held-out pairs")
+
+
+def show_enlarging(psnrs: dict[str, dict[str, float]], as_json: bool) -> None:
+    """Print what `enlarging_scores` returned, as JSON or as a table."""
+    from ldmrt.tools.console import tables
+
+    if as_json:
+        click.echo(json.dumps(psnrs, indent=2))
+        return
+    _, *titles = next(iter(psnrs.values()))
+    rows = [(kind, f"{row['pictures']:.0f}", *(f"{row[title]:.2f}" for title in titles)) for kind, row in psnrs.items()]
+    tables.show(("small images", "images", *(f"{title}, dB" for title in titles)), rows)
 
 
 def reconstructed(bundle: Path, pictures: NDArray[np.uint8], threads: int = 0) -> NDArray[np.float32]:
