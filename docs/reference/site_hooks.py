@@ -19,6 +19,7 @@ OUTSIDE = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "model/pretrained/emoji64/README.md": "shipped-model.md",
+    "model/pretrained/emoji128-upscaler/README.md": "shipped-upscaler.md",
 }
 LINK = re.compile(r"(?<=\]\()(?![a-z+]+:|#)([^)#\s]+)")  # relative ones, without the anchor
 COMMANDS = "<!-- commands -->"  # the line of cli.md that the reference replaces

@@ -27,7 +27,7 @@ from .train import TARGETS, alpha_and_sigma, initialise, levels_of
 TIMES = 2  # how often an upscaler enlarges
 BLUR = 0.8  # pixels of the small image: the largest standard deviation of a Gaussian
 RADIUS = 2  # pixels: of its kernel
-STEADY = 4.0  # beside an image in [-1, 1]: with it the first prediction is within 2% of the image
+STEADY = 4.0  # the constants that `first_weights` adds: its prediction then errs by less than 0.02
 SHAKEN = 0.25  # of the latents' standard deviation: the most noise on those of an autoencoder
 
 
@@ -63,7 +63,7 @@ class Degradation:
             raise LdmrtError("train", "unsupported --crop", expected=expected, found=self.crop)
 
     def draw_levels(self, count: int, random: torch.Generator, device: str) -> Tensor:
-        """Draw levels of noise (count,), the lowest most often, or the errors of the last would be all the loss."""
+        """Draw levels of noise (count,), low ones more often: else the errors at high levels dominate the loss."""
         share = torch.rand(count, generator=random, device=device).square()
         return (self.levels * share).long().clamp(max=self.levels - 1)  # the share may be 1 in float32
 
@@ -132,10 +132,15 @@ def first_weights(unet: PlainUNet) -> None:
 
     Args:
         unet: A U-Net whose input is a state of C channels and an image of as many; its first width is at least 4 * C,
-            and its last norm's groups are of two channels or more.
+            and the groups of its last norm are of a multiple of four channels.
+
+    Raises:
+        ValueError: The width or the groups are others.
     """
     initialise(unet)
-    count, width = unet.config.out_channels, unet.config.block_out_channels[0]
+    norm, count, width = unet.conv_norm_out, unet.config.out_channels, unet.config.block_out_channels[0]
+    if width < 4 * count or width // norm.num_groups % 4:
+        raise ValueError(f"{width} channels in {norm.num_groups} groups: not in fours, or fewer than {4 * count}")
     last = unet.up_blocks[-1].resnets[-1].conv_shortcut  # type: ignore[union-attr,index]
     last.weight.zero_()
     unet.conv_in.weight[:count] = 0
@@ -146,10 +151,10 @@ def first_weights(unet: PlainUNet) -> None:
             last.weight[4 * i + j, i - width] = sign  # the skip's features come last
             last.bias[4 * i + 2 + j] = sign * STEADY
             unet.conv_out.weight[i, 4 * i + j, 1, 1] = sign
-    norm, squares = unet.conv_norm_out, torch.zeros(width)
-    squares[: 4 * count] = torch.tensor([1 / 3, 1 / 3, STEADY**2, STEADY**2]).repeat(count)  # an image's are uniform
-    of_groups = squares.reshape(norm.num_groups, -1).mean(dim=1)  # whose means are zero
-    norm.weight[:] = torch.sqrt(of_groups + norm.eps).repeat_interleave(width // norm.num_groups)
+    squares = torch.zeros(width)  # of the features, where an image's values are uniform in [-1, 1]
+    squares[: 4 * count] = torch.tensor([1 / 3, 1 / 3, STEADY**2, STEADY**2]).repeat(count)
+    variances = squares.reshape(norm.num_groups, -1).mean(dim=1)  # the means of groups are zero
+    norm.weight[:] = torch.sqrt(variances + norm.eps).repeat_interleave(width // norm.num_groups)
 
 
 def train_upscaler(

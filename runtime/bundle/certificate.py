@@ -228,12 +228,11 @@ class Certificate:
     def culprit(self) -> str:
         """Name where the errors begin, judged by the tolerances that hold; empty where all hold.
 
-        A network that was not measured alone, as its calls take the checkpoint, is named with what stands around it.
+        A U-Net or decoder that was not measured alone, as that takes the checkpoint, stands before what is around it.
         """
         if failed := [figure.component for figure in self.figures if not figure.within]:
             return failed[0]
-        past = {name for drift in self.drifts for name in drift.past}
-        alone = {figure.component for figure in self.figures}
+        alone, past = {figure.component for figure in self.figures}, {n for drift in self.drifts for n in drift.past}
         if "forced" in past:
             return "guidance or conditioning" if "unet" in alone else "unet, guidance or conditioning"
         if "stepped" in past:

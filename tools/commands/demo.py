@@ -70,7 +70,7 @@ def prepare(bundle: Path) -> bool:
     """Export the shipped checkpoints unless a bundle exists already, then verify the bundle without PyTorch.
 
     Returns:
-        Whether the bundle has the stage that enlarges: one that exists may be of another model.
+        Whether the bundle has the stage `STAGE`; one that existed before may lack it.
 
     Raises:
         LdmrtError: A package that the export needs is not installed, or the bundle is damaged.
@@ -100,7 +100,11 @@ def prepare(bundle: Path) -> bool:
         click.secho(f"not verified: {bundle} has no certificate; next: {against}", fg="yellow", err=True)
     else:
         run("verify", bundle)
-    return opened.then == (STAGE,)
+    if STAGE in opened.then:
+        return True
+    added = shlex.join(("ldmrt", "export", str(UPSCALER), str(bundle), "--stage", STAGE))
+    click.secho(f"{bundle} has no stage {STAGE}, so images are not enlarged; next: {added}", fg="yellow", err=True)
+    return False
 
 
 def run(*words: object, hidden: Collection[str] = (), quiet: bool = False) -> None:

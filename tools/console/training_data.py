@@ -1,7 +1,7 @@
 """Open the data of a training; all of it is checked before the first step."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,10 +66,18 @@ def open_data(
     return data
 
 
-def open_folder(folder: Path, size: int, *, skip_bad: bool = False, skip_small: bool = False) -> "ImageFolder":
+def open_folder(
+    folder: Path,
+    size: int,
+    *,
+    skip_bad: bool = False,
+    skip_small: bool = False,
+    hints: Mapping[tuple[bool, bool], str] = HINTS,
+) -> "ImageFolder":
     """Open a folder of images after reading every line of its metadata and decoding every image.
 
     Problems are reported together: as one error, or as skipped lines where `skip_bad` or `skip_small` allow it.
+    `hints` say what to do about an error, by whether images are bad and whether some are small.
     """
     from ldmrt.model.training.data import ImageFolder
     from ldmrt.model.training.image_check import check_images
@@ -90,7 +98,7 @@ def open_folder(folder: Path, size: int, *, skip_bad: bool = False, skip_small: 
             small.append(Problem(row.line, verdict.small, row.file_name))
     refused = (bad if not skip_bad else []) + (small if not skip_small else [])
     if refused:
-        raise refuse(folder, refused, HINTS[bool(bad) and not skip_bad, bool(small) and not skip_small])
+        raise refuse(folder, refused, hints[bool(bad) and not skip_bad, bool(small) and not skip_small])
     if skipped := bad + small:
         text = "\n".join([f"skipped {len(skipped)} lines of {folder / METADATA}", *listing(skipped)])
         console.print(text, highlight=False, markup=False, soft_wrap=True)

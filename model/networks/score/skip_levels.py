@@ -122,8 +122,8 @@ class SkipUp(Level):
         Args:
             x: The features.
             time: The time embedding.
-            skips: The level's own of the way down, one for each resnet, in the order of the way down.
-            size: Height and width of the next level's features; None for the last level.
+            skips: The features of the way down that this level takes, one for each resnet, first made first.
+            size: Height and width of the next level's features; None where this level does not enlarge.
             image: What the levels before have made of the image, (B, 3, H/2, W/2); None for the first.
 
         Returns:

@@ -65,7 +65,7 @@ def decode(engines: Mapping[str, Engine], space: Space, latents: Floats, how: De
     A state of pixels is its own image, with as many channels as it has.
 
     Raises:
-        NotFinite: The decoder's output is not finite.
+        NotFinite: The decoder's output is not finite or, of a model in pixels, the U-Net's.
     """
     return np.concatenate([levels(image) for image in _decoded(engines, space, latents, how)])
 

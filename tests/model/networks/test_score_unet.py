@@ -141,8 +141,7 @@ def test_blocks_equal_diffusers_at_odd_sides(size: tuple[int, int]) -> None:
                  for i, resnet in enumerate(other.resnets)][::-1]  # fmt: skip
         x, past = randn(2, below, *half), randn(2, 3, *(side // 2 for side in half))
         for before in (None, past) if all(side % 2 == 0 for side in half) else (None,):
-            around = torch.zeros(2, 1, *(2 * side for side in half))  # the next skip, whose size is taken
-            found, made = mine(x, time, [around, *skips], before)
+            found, made = mine(x, time, skips, torch.Size(2 * side for side in half), before)
             expected, left = other(x, tuple(skips), time, before)
             assert relative(found, expected) <= CLOSE
             if isinstance(left, Tensor):

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ldmrt.runtime import LdmrtError
+from ldmrt.runtime import LdmrtError, NotFinite
 from ldmrt.runtime.bundle.stages import Space
 from ldmrt.runtime.pipeline.autoencoder.decode import Decoding, decode
 from ldmrt.runtime.pipeline.autoencoder.tiling import tiled_as_whole
@@ -60,6 +60,11 @@ def test_impossible_on_overflow() -> None:
 def halves(drawn: Array) -> Array:
     with np.errstate(over="ignore"):
         return drawn.astype(np.float16)
+
+
+def test_an_image_of_a_model_in_pixels_is_its_unets() -> None:
+    with pytest.raises(NotFinite, match="unet: the image is not finite"):
+        decode({}, Space(3, 1, 1.0, codec="none"), np.full((1, 3, 4, 4), np.nan, np.float32), Decoding())
 
 
 @pytest.mark.parametrize("tile", [None, 16])

@@ -73,8 +73,9 @@ def test_a_second_run_reuses_the_bundle_and_needs_no_torch(
 ) -> None:
     for package in ("torch", "transformers", "onnx"):
         monkeypatch.setitem(sys.modules, package, None)  # type: ignore[arg-type]
-    ran = ldmrt("demo", "--bundle", certified, "-o", "out/grid.webp")  # of one stage: nothing is enlarged
+    ran = ldmrt("demo", "--bundle", certified, "-o", "out/grid.webp")
     assert ran.code == 0, ran.err
+    assert f"{certified} has no stage upscale, so images are not enlarged; next: ldmrt export" in ran.err
     assert f"{certified} exists: the export is skipped" in ran.err
     assert "$ ldmrt export" not in ran.err
     assert names(place / "out") == ["grid", "grid.webp"]

@@ -16,23 +16,35 @@ from ldmrt.tools.options.to_request import request_of
 if TYPE_CHECKING:
     from ldmrt.tools.emoji.dataset import Sprite
 
+    from .enlarging import Scores
+
 BATCH = 10  # images per call
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
-    "--data", "folder", type=click.Path(path_type=Path), required=True, help="Folder that `ldmrt data emoji` has built."
+    "--data",
+    "folder",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder that `ldmrt data emoji` has built; with --stage, large images with metadata.jsonl.",
 )
 @click.option("--style", default="noto", show_default=True, help="Style of the emoji.")
 @click.option("--group", "groups", multiple=True, help="Emoji groups the model was trained on; all by default.")
-@click.option("--prompts", "count", default=300, show_default=True, help="Trained pairs, and as many held-out ones.")
-@click.option("--steps", default=20, show_default=True, help="Steps of the sampler.")
-@click.option("--guidance", default=3.0, show_default=True, help="Guidance scale; 1 is none.")
 @click.option(
-    "--stage", help="Score this stage of a cascade instead, which enlarges: the PSNR of large images of --data."
+    "--prompts",
+    "count",
+    type=click.IntRange(min=1),
+    default=300,
+    show_default=True,
+    help="Trained pairs, and as many held-out ones; with --stage, how many images.",
 )
-@click.option("--noise-level", type=int, help="With --stage: timestep whose noise is added to the small images.")
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Steps of the sampler.")
+@click.option("--guidance", default=3.0, show_default=True, help="Guidance scale; 1 is none.")
+@click.option("--stage", help="Score this stage of a cascade instead: the PSNR of the images that it enlarges.")
+@click.option("--noise-level", type=click.IntRange(min=0),
+              help="With --stage: timestep whose noise is added to the small images.")  # fmt: skip
 @click.option("--scheduler", help="Name of a sampler; the bundle's own by default.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the first image; the next ones count up.")
 @THREADS
@@ -57,8 +69,8 @@ def evaluate(
     The emoji of an image is the nearest one of all sprites of the style. The last row scores the same images against
     the prompts of other images.
 
-    With --stage, large images of --data are made small and enlarged again, of a cascade also those that went through
-    the first stage's autoencoder: PSNR beside that of interpolation.
+    With --stage, large images of --data are made small and enlarged again, and their PSNR is printed beside that of
+    interpolation. In a cascade, small images that went through the first stage's autoencoder are scored too.
 
     Example: ldmrt evaluate out/emoji64 --data data/emoji --group animals-nature --group food-drink
     """
@@ -70,13 +82,13 @@ def evaluate(
 
     from .enlarging import enlarging_scores
 
+    check_options(stage, noise_level)
     pipeline = open_pipeline(bundle, threads=threads)
     if stage is not None:
-        through = partial(reconstructed, bundle, threads=threads) if "vae_encoder" in pipeline.engines else None
-        psnrs = enlarging_scores(
-            pipeline, stage, folder, count, steps=steps, noise_level=noise_level, seed=seed, through=through
-        )
-        show_enlarging(psnrs, as_json)
+        coded = stage != pipeline.stage.name and "vae_encoder" in pipeline.engines
+        through = partial(reconstructed, bundle, threads=threads) if coded else None
+        asked = {"num_inference_steps": steps, "noise_level": noise_level, "seed": seed, "scheduler": scheduler}
+        show_enlarging(*enlarging_scores(pipeline, stage, folder, count, through=through, **asked), as_json)
         return
     references = References(*_of_style(folder, style))
     scores: dict[str, dict[str, float]] = {}
@@ -109,15 +121,33 @@ def evaluate(
     click.echo(f"autoencoder: PSNR {psnr:.1f} dB over {len(shown)} images of held-out pairs")
 
 
-def show_enlarging(psnrs: dict[str, dict[str, float]], as_json: bool) -> None:
+def check_options(stage: str | None, noise_level: int | None) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        LdmrtError: Names the option.
+    """
+    from click.core import ParameterSource
+
+    from ldmrt.runtime.errors import LdmrtError
+
+    if stage is None and noise_level is not None:
+        raise LdmrtError("evaluate", "--noise-level needs --stage", hint="--stage NAME, or no --noise-level")
+    source = click.get_current_context().get_parameter_source
+    for name, option in {"style": "--style", "groups": "--group", "guidance": "--guidance"}.items():
+        if stage is not None and source(name) is ParameterSource.COMMANDLINE:
+            raise LdmrtError("evaluate", f"{option} has no effect with --stage", hint=f"no {option}")
+
+
+def show_enlarging(count: int, psnrs: "Scores", as_json: bool) -> None:
     """Print what `enlarging_scores` returned, as JSON or as a table."""
     from ldmrt.tools.console import tables
 
     if as_json:
-        click.echo(json.dumps(psnrs, indent=2))
+        click.echo(json.dumps({"pictures": count, "psnr": psnrs}, indent=2))
         return
-    _, *titles = next(iter(psnrs.values()))
-    rows = [(kind, f"{row['pictures']:.0f}", *(f"{row[title]:.2f}" for title in titles)) for kind, row in psnrs.items()]
+    titles = list(next(iter(psnrs.values())))
+    rows = [(kind, str(count), *(f"{row[title]:.2f}" for title in titles)) for kind, row in psnrs.items()]
     tables.show(("small images", "images", *(f"{title}, dB" for title in titles)), rows)
 
 
@@ -138,9 +168,12 @@ def reconstructed(bundle: Path, pictures: NDArray[np.uint8], threads: int = 0) -
     opened = Bundle.open(bundle, check=False)
     names = ("vae_encoder", "vae_decoder")
     encoder, decoder = (OrtEngine(name, opened.model(name), threads=threads) for name in names)
-    mean = encoder(sample=pictures.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1)["latent_parameters"]
-    decoded = decoder(latent_sample=mean[:, : opened.stage.space.channels])["sample"]
-    return (decoded.clip(-1, 1).transpose(0, 2, 3, 1) + 1) * 127.5
+    decoded = list[NDArray[np.float32]]()
+    for i in range(0, len(pictures), BATCH):
+        x = pictures[i : i + BATCH].transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+        mean = encoder(sample=x)["latent_parameters"][:, : opened.stage.space.channels]
+        decoded.append(decoder(latent_sample=mean)["sample"])
+    return (np.concatenate(decoded).clip(-1, 1).transpose(0, 2, 3, 1) + 1) * 127.5
 
 
 def score(prompts: "Sequence[tuple[Sprite, str]]", recognised: "Sequence[tuple[str, Sprite]]") -> dict[str, float]:

@@ -184,7 +184,7 @@ def upscaler(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], lay
              steps: int, batch: int, learning_rate: float, size: int, on_bad: str, on_small: str, seed: int,
              device: str, precision: str, save_every: int, resume: bool, change: tuple[str, ...],
              vae_folder: Path | None, crop: int) -> None:  # fmt: skip
-    """Train a U-Net to enlarge images twice in pixels; write a whole checkpoint to OUT.
+    """Train a U-Net in pixels that doubles the size of images; write a whole checkpoint to OUT.
 
     Example: ldmrt train upscaler --data data/emoji128/train --size 128 --out runs/upscaler
     """
