@@ -27,6 +27,7 @@ def enlarging_scores(
     folder: Path,
     count: int,
     *,
+    seed: int = 0,
     through: Callable[[Images], NDArray[np.float32]] | None = None,
     **asked: Any,
 ) -> tuple[int, Scores]:
@@ -37,8 +38,9 @@ def enlarging_scores(
         name: The stage's name.
         folder: Large images with metadata.jsonl. The small ones are the means of their blocks of pixels.
         count: How many images, 1 or more; all where there are fewer.
+        seed: Which images, and the seed of the first one's noise.
         through: An autoencoder that images (N, h, w, 3) also go through, for a second kind; levels, not rounded.
-        asked: Fields of the request; `seed` also says which images, and is the seed of the first one's noise.
+        asked: Other fields of the request.
 
     Returns:
         The number of images, and by the kind of small image the mean PSNR in dB of the stage and of each filter.
@@ -52,7 +54,7 @@ def enlarging_scores(
     if name not in enlarging:
         expected = ", ".join(enlarging) or "a bundle with one"
         raise LdmrtError("evaluate", "no such stage that enlarges", expected=expected, found=name)
-    times, size, seed = stages[name].enlarges, stages[name].size, asked.get("seed", 0)
+    times, size = stages[name].enlarges, stages[name].size
     unit = times * (1 if through is None else pipeline.stage.space.factor)
     if size % unit:
         expected = f"a multiple of {unit}"
@@ -69,7 +71,7 @@ def enlarging_scores(
     scores = {}
     for kind, small in kinds.items():
         drawn = [
-            pipeline(image=image, from_stage=name, until_stage=name, **{**asked, "seed": seed + i}).pixels[0]
+            pipeline(image=image, from_stage=name, until_stage=name, seed=seed + i, **asked).pixels[0]
             for i, image in enumerate(watched(small, len(small), lambda _: "images enlarged"))
         ]
         made = {STAGE: np.stack(drawn)} | {title: resized(small, times, how) for title, how in FILTERS.items()}

@@ -87,8 +87,9 @@ def evaluate(
     if stage is not None:
         coded = stage != pipeline.stage.name and "vae_encoder" in pipeline.engines
         through = partial(reconstructed, bundle, threads=threads) if coded else None
-        asked = {"num_inference_steps": steps, "noise_level": noise_level, "seed": seed, "scheduler": scheduler}
-        show_enlarging(*enlarging_scores(pipeline, stage, folder, count, through=through, **asked), as_json)
+        asked = {"num_inference_steps": steps, "noise_level": noise_level, "scheduler": scheduler}
+        found = enlarging_scores(pipeline, stage, folder, count, seed=seed, through=through, **asked)
+        show_enlarging(*found, as_json)
         return
     references = References(*_of_style(folder, style))
     scores: dict[str, dict[str, float]] = {}

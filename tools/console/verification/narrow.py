@@ -30,9 +30,12 @@ def precisions(
         compute: The precision that is asked for.
         before: The bundle's certificate; None where it has none.
     """
-    from ldmrt.runtime.backends.registry import chooses_precision
+    from ldmrt.runtime.backends.openvino.devices import COMPUTES
+    from ldmrt.runtime.backends.registry import BACKENDS, chooses_precision
+    from ldmrt.runtime.bundle.certificate import backend_row
 
-    held = [] if before is None else [compute_of(row) for row in before.islands]
+    rows = {} if before is None else before.islands
+    held = [(backend, one) for backend in BACKENDS for one in COMPUTES if backend_row(backend, one) in rows]
     chosen = [("fp32", backends)] + [(one, (backend,)) for backend, one in held if one != compute]
     if compute != "fp32":
         asked = tuple(name for name in backends if chooses_precision(name)) or backends
@@ -101,9 +104,3 @@ def gains(bundle: "Bundle", narrow: Runnable, pipeline: "Pipeline", reference: "
         exact = open_pipeline(bundle.path, narrow.backend, check=False)
         yield from time_gains(pipeline, exact, narrow.name, reference.trajectory)
         exact.close()
-
-
-def compute_of(row: str) -> tuple[str, str]:
-    """Return the backend and the precision of a name that `certificate.backend_row` made."""
-    backend, _, compute = row.partition(" ")
-    return backend, compute or "fp32"
