@@ -177,6 +177,12 @@ def shared_exports(export_once: Callable[[Any, Path], Path], monkeypatch: pytest
     monkeypatch.setattr("ldmrt.export.bundle_writer.to_onnx", export_once)
 
 
+@pytest.fixture
+def row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have low memory call networks on one row at a time, however small the images."""
+    monkeypatch.setattr("ldmrt.runtime.backends.few_rows.LATENTS", 1)
+
+
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """The tiny checkpoint's bundle. Do not write into it: copy it first.

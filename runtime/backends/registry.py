@@ -17,6 +17,7 @@ from ldmrt.runtime.errors import BundleError, LdmrtError
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.tensors import Engine
 
+from .few_rows import FewRows
 from .lazy_engines import LazyEngines
 from .low_memory import LowMemory, Maker, SharedEngine, in_low_memory
 from .replaced_files import Watched
@@ -33,7 +34,7 @@ class BackendSettings:
     """Holds how networks are run."""
 
     threads: int = 0  # on the CPU; 0 is one for each core
-    low_memory: bool = False  # the networks of one stage in memory at a time
+    low_memory: bool = False  # the networks of one stage in memory at a time, on few rows
     fused: bool | None = None  # rows as one call; None: with onnxruntime-cuda, and with an engine of the fused step
     keep_optimized: bool = False  # keep the networks as the backend optimised them beside the bundle
     compute: str = "fp32"  # the precision that OpenVINO computes in; others compute in that of the graph
@@ -51,7 +52,18 @@ def _onnxruntime(bundle: Bundle, backend: str, settings: BackendSettings) -> Mak
     makers: dict[str, Maker] = {name: partial(open_graph, name) for name in bundle.graphs}
     if settings.fused is False or (settings.fused is None and backend != "onnxruntime-cuda"):
         makers.pop(STEP, None)  # on a CPU one call for each row saves nothing
-    return _unet_on_demand(bundle, makers)
+    return _unet_on_demand(bundle, _sparing(makers, settings))
+
+
+def _sparing(makers: dict[str, Maker], settings: BackendSettings) -> dict[str, Maker]:
+    """Have low memory call networks on few rows. Not those of TensorRT, which were built for a number of rows."""
+    if not settings.low_memory:
+        return makers
+
+    def on_few_rows(make: Maker) -> Engine:
+        return FewRows(make())
+
+    return {name: partial(on_few_rows, make) for name, make in makers.items()}
 
 
 def _unet_on_demand(bundle: Bundle, makers: dict[str, Maker]) -> Makers:
@@ -107,7 +119,8 @@ def _openvino(bundle: Bundle, backend: str, settings: BackendSettings) -> Makers
 
         settings = replace(settings, ranges=read_ranges(bundle))
     open_graph = partial(_open_openvino, bundle, backend, settings)
-    return _unet_on_demand(bundle, {name: partial(open_graph, name) for name in bundle.graphs if name != STEP})
+    makers: dict[str, Maker] = {name: partial(open_graph, name) for name in bundle.graphs if name != STEP}
+    return _unet_on_demand(bundle, _sparing(makers, settings))
 
 
 def _open_openvino(bundle: Bundle, backend: str, settings: BackendSettings, name: str) -> Engine:

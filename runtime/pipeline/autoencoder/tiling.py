@@ -35,7 +35,8 @@ def tiled_as_whole(network: Engine, x: Floats, cells: int, names: Names, factors
     """Run a network as `tiled` does, with the norms' mean and variance of the whole image, measured by the pass before.
 
     The first pass uses each tile's own. A norm's statistics are exact where those of all norms before it were, so as
-    many passes as there are norms would be exact; three come close.
+    many passes as there are norms would be exact; three come close. Tiles are no larger than so many of them have to
+    be.
     """
     (taken, made), out = names, list[Floats]()
     high, wide = (side // factors[0] for side in x.shape[2:])
@@ -43,7 +44,8 @@ def tiled_as_whole(network: Engine, x: Floats, cells: int, names: Names, factors
     mean, variance, own = np.zeros(kinds), np.ones(kinds), np.ones(1)
     for left in reversed(range(passes)):
         first, second = np.zeros(kinds), np.zeros(kinds)
-        for (tile, place, share), (_, part) in zip(_tiles(x, cells, factors), grid(high, wide, cells, 1), strict=True):
+        cut = zip(_tiles(x, cells, factors, even=True), grid(high, wide, cells, 1, even=True), strict=True)
+        for (tile, place, share), (_, part) in cut:
             found = network(**{taken: tile}, share=part, mean=mean, variance=variance, own=own)
             first += found["moment_1"] * (part.sum() / (high * wide))
             second += found["moment_2"] * (part.sum() / (high * wide))
@@ -53,10 +55,10 @@ def tiled_as_whole(network: Engine, x: Floats, cells: int, names: Names, factors
     return out[0]
 
 
-def _tiles(x: Floats, cells: int, factors: Factors) -> Iterator[tuple[Floats, Place, Floats]]:
+def _tiles(x: Floats, cells: int, factors: Factors, *, even: bool = False) -> Iterator[tuple[Floats, Place, Floats]]:
     """Yield each tile of x, its place in the output, and the weight of each pixel there."""
     high, wide = (side // factors[0] for side in x.shape[2:])
-    before, after = (grid(high, wide, cells, factor) for factor in factors)
+    before, after = (grid(high, wide, cells, factor, even=even) for factor in factors)
     for (taken, _), (place, share) in zip(before, after, strict=True):
         yield np.ascontiguousarray(x[taken]), place, share
 
@@ -69,26 +71,29 @@ def _add(out: list[Floats], tile: Floats, place: Place, share: Floats, x: Floats
     out[0][place] += tile.astype(np.float32, copy=False) * share
 
 
-def grid(high: int, wide: int, cells: int, factor: int) -> Iterator[tuple[Place, Floats]]:
+def grid(high: int, wide: int, cells: int, factor: int, *, even: bool = False) -> Iterator[tuple[Place, Floats]]:
     """Yield tiles of `cells` latents a side: the place in an array (..., high * factor, wide * factor), and weights.
 
-    The weights of a tile's pixels are (cells * factor, cells * factor).
+    The weights of a tile's pixels are (cells * factor, cells * factor), or fewer where tiles are `even`, see `fades`.
     """
-    for top, down in fades(high, cells, factor):
-        for left, across in fades(wide, cells, factor):
+    for top, down in fades(high, cells, factor, even=even):
+        for left, across in fades(wide, cells, factor, even=even):
             rows, columns = (slice(at * factor, at * factor + len(one)) for at, one in ((top, down), (left, across)))
             yield (..., rows, columns), down[:, None] * across
 
 
-def fades(length: int, cells: int, factor: int) -> list[tuple[int, Floats]]:
+def fades(length: int, cells: int, factor: int, *, even: bool = False) -> list[tuple[int, Floats]]:
     """Return where tiles begin along a side of `length` latents, evenly spread, and the weight of each of their pixels.
 
     Weights rise from one end over the middle half of the overlap and fall to the other, as pixels at an edge miss most
-    of the image beyond. Over all tiles each pixel's weights add up to one.
+    of the image beyond. Over all tiles each pixel's weights add up to one. `even` tiles have no more latents than their
+    overlaps need, 54 of 64 where three tiles cover 128: networks that take any size have less to compute.
     """
     cells = min(cells, length)
     shared = max(cells // OVERLAP, min(cells // 2, REACH))
     many = -(-(length - shared) // (cells - shared))
+    if even:
+        cells = -(-(length + (many - 1) * shared) // many)
     starts = np.rint(np.linspace(0, length - cells, many)).astype(int).tolist()
     inside = np.arange(cells * factor) + 0.5  # the middles of its pixels
     total, tiles = np.zeros(length * factor), []

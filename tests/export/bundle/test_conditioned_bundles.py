@@ -60,12 +60,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path
     return make
 
 
+@pytest.mark.usefixtures("row_by_row")
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("name", CONDITIONED)
 def test_bundle_draws_what_its_checkpoint_draws(
     name: str, backend: str, made: Callable[[str], tuple[Path, Path]]
 ) -> None:
-    """Also with an image of an odd size, and with one stage in memory at a time."""
+    """Also with an image of an odd size, and with one stage in memory at a time, on one row."""
     checkpoint, bundle = made(name)
     asked: dict[str, Any] = {"num_inference_steps": STEPS, "num_images_per_prompt": 3, "guidance_scale": 4.0}
     asked |= {"image": picture(18).resize((22, 18))} if "image" in TOLD[name] else TOLD[name]

@@ -44,10 +44,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Make:
     return make
 
 
+@pytest.mark.usefixtures("row_by_row")
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("name", PLAIN)
 def test_bundle_draws_what_its_checkpoint_draws(name: str, backend: str, made: Make) -> None:
-    """Also of an odd size, and with one stage in memory at a time."""
+    """Also of an odd size, and with one stage in memory at a time, on one row."""
     checkpoint, bundle = made(name)
     unit = 1 if name == "super-resolution" else PLAIN[name].factor
     asked: dict[str, Any] = {"num_inference_steps": STEPS, "num_images_per_prompt": 3, **told(name, 13, 17)}

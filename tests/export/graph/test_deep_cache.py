@@ -187,6 +187,7 @@ def test_pipeline_draws_what_pytorch_draws(halves: Path, loaded: Checkpoint, sch
     pipeline.close()
 
 
+@pytest.mark.usefixtures("row_by_row")
 def test_low_memory_and_folding(halves: Path) -> None:
     """A pipeline that folds runs a deep cache in the loop. One of low memory takes its weights as they lie in the file,
     and so rounds otherwise.

@@ -62,6 +62,7 @@ def test_unknown_inputs_are_asked_of_the_engine() -> None:
     assert there == ["vae_decoder"]
 
 
+@pytest.mark.usefixtures("row_by_row")
 @pytest.mark.parametrize("listed", [True, False])
 def test_same_pictures(bundle: Path, tmp_path: Path, listed: bool) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))

@@ -24,6 +24,26 @@ def test_shares_of_a_pixel_add_up_to_one(length: int, cells: int) -> None:
     assert all(end - start >= cells // 4 for end, (start, _) in zip(ends, tiles[1:], strict=False))
 
 
+@pytest.mark.parametrize("cells", [4, 7, 8, 16])
+@pytest.mark.parametrize("length", [3, 8, 9, 15, 16, 17, 31, 64])
+def test_even_tiles_are_as_many_no_larger_and_share_as_much(length: int, cells: int) -> None:
+    tiles, even = fades(length, cells, FACTOR), fades(length, cells, FACTOR, even=True)
+    side, total = len(even[0][1]) // FACTOR, np.zeros(length * FACTOR)
+    assert len(even) == len(tiles)
+    assert side <= len(tiles[0][1]) // FACTOR
+    for start, share in even:
+        total[start * FACTOR : start * FACTOR + len(share)] += share
+    np.testing.assert_allclose(total, 1, rtol=3 * 2.0**-24)
+    starts = [start for start, _ in even]
+    assert starts[-1] + side == length
+    shared = [start + side - after for start, after in zip(starts, starts[1:], strict=False)]
+    assert all(max(cells // 4, min(cells // 2, 8)) <= each < side for each in shared)
+
+
+def test_even_tiles_of_a_large_image() -> None:
+    assert [(start, len(share)) for start, share in fades(128, 64, 1, even=True)] == [(0, 54), (37, 54), (74, 54)]
+
+
 @pytest.mark.parametrize("size", [(8, 20), (19, 8), (33, 17)])
 def test_decoder_that_looks_at_one_latent_draws_the_same_in_tiles(size: tuple[int, int]) -> None:
     z, decoder = latents(*size), Decoder()
