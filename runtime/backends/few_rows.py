@@ -8,8 +8,8 @@ import numpy as np
 
 from ldmrt.runtime.tensors import Array, Arrays, BindableEngine, Binding, Engine, Shapes
 
-# Latents of all rows of a call, as many as one image of 512x512 has. Its activations in Stable Diffusion 1.5 take 0.7
-# GB, a fifth of the weights. Fewer would cost time for little memory, as each call reads the weights anew.
+# Latents of all rows of a call, as many as one image of 512x512 has. Fewer would save little memory and cost time, as
+# each call reads the weights anew.
 LATENTS = 64 * 64
 
 

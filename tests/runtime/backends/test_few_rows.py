@@ -13,7 +13,7 @@ SIDE = 64  # of the latents of one row, which are LATENTS
 
 
 class Rows:
-    """A network each of whose rows is a function of the same row of its inputs; it notes how many rows each call had."""
+    """A network whose rows are functions of the same rows of its inputs; it notes how many rows each call had."""
 
     inputs = (
         TensorSpec("sample", "float32", ("batch", 1, "height/8", "width/8")),

@@ -1,5 +1,7 @@
 """Tiles that overlap: how much each counts, and what networks make of them, both ways."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -36,7 +38,7 @@ def test_even_tiles_are_as_many_no_larger_and_share_as_much(length: int, cells: 
     np.testing.assert_allclose(total, 1, rtol=3 * 2.0**-24)
     starts = [start for start, _ in even]
     assert starts[-1] + side == length
-    shared = [start + side - after for start, after in zip(starts, starts[1:], strict=False)]
+    shared = [start + side - after for start, after in pairwise(starts)]
     assert all(max(cells // 4, min(cells // 2, 8)) <= each < side for each in shared)
 
 
