@@ -11,8 +11,8 @@ from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.store import PLAN
 
-from ...support.fakes.cuda import FakeCuda, cudaError_t
-from .conftest import arrays, computed, engine, put, ranges, same
+from ....support.fakes.cuda import FakeCuda, cudaError_t
+from ..conftest import arrays, computed, engine, put, ranges, same
 
 
 def missing(name: str) -> Any:

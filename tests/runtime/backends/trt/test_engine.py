@@ -10,9 +10,9 @@ from ldmrt.runtime.backends.trt.engine import BOUND
 from ldmrt.runtime.backends.trt.session import Session
 from ldmrt.runtime.bundle.bundle import Bundle
 
-from ...support.fakes.cuda import FakeCuda
-from ...support.fakes.tensorrt import SCRATCH
-from .conftest import COMPONENTS, GPU, arrays, computed, engine, put, ranges, same, shapes
+from ....support.fakes.cuda import FakeCuda
+from ....support.fakes.tensorrt import SCRATCH
+from ..conftest import COMPONENTS, GPU, arrays, computed, engine, put, ranges, same, shapes
 
 
 def test_calls(opened: Bundle, backend: str, gpu: FakeCuda) -> None:
