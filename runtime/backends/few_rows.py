@@ -8,8 +8,8 @@ import numpy as np
 
 from ldmrt.runtime.tensors import Array, Arrays, BindableEngine, Binding, Engine, Shapes
 
-# Latents of all rows of a call, as many as one image of 512x512 has. Fewer would save little memory and cost time, as
-# each call reads the weights anew.
+# Latents of all rows of a call, as many as one image of 512x512 has: each call reads all weights, so it has to have
+# some work.
 LATENTS = 64 * 64
 
 
@@ -17,20 +17,22 @@ class FewRows:
     """A network whose calls take the rows of `sample` in parts of at most `LATENTS` latents, or one by one.
 
     The rows of a U-Net or a ControlNet do not depend on each other, so the outputs are those of one call up to
-    rounding. A network without `sample` is called as it is.
+    rounding. A network without `sample`, or with a fixed number of rows, is called as it is.
     """
 
     def __init__(self, engine: Engine) -> None:
         """Take the engine whose calls are divided."""
         self._engine = engine
         self.inputs, self.outputs = engine.inputs, engine.outputs
-        self._by_row = {spec.name for spec in engine.inputs if spec.shape[:1] in (("batch",), ("timesteps",))}
+        # Whatever the symbol: ldmrt's is "batch", and others' are "batch_size" and "steps".
+        self._by_row = {spec.name for spec in engine.inputs if spec.shape and isinstance(spec.shape[0], str)}
 
     def __call__(self, **arrays: Array) -> Arrays:
         """Run once for each part, and join the outputs."""
         sample = arrays.get("sample")
-        rows = 1 if sample is None else len(sample)
-        most = rows if sample is None else max(1, LATENTS // prod(sample.shape[2:]))
+        if sample is None or "sample" not in self._by_row:
+            return self._engine(**arrays)
+        rows, most = len(sample), max(1, LATENTS // prod(sample.shape[2:]))
         divided = {name: array for name, array in arrays.items() if name in self._by_row and array.shape != (1,)}
         if rows <= most or any(len(array) != rows for array in divided.values()):
             return self._engine(**arrays)  # it refuses arrays whose rows differ in number

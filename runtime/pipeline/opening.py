@@ -45,8 +45,8 @@ def open_pipeline(
         tile: The side in pixels of the tiles in which images are decoded and encoded; whole images by default.
         tile_passes: How often all tiles are passed over; the last pass gives the image, see `Decoding`.
         on_overflow: "stop" or "retry", for an image that is not finite, see `Decoding`.
-        low_memory: Keeps one network in memory at a time, which are then opened anew for every request, and takes
-            images above 768 pixels in tiles.
+        low_memory: Keeps one network in memory at a time, which are then opened anew for every request, runs the
+            U-Net on few rows of a batch at a time, and takes images above 768 pixels in tiles.
         threads: Of the CPU; 0 is one a core.
         fused: Runs a row as one call where a request allows it, so that latents stay where the U-Net runs. By default
             with onnxruntime-cuda, and where `ldmrt build --folded` has made an engine of it for this GPU.

@@ -35,8 +35,7 @@ def tiled_as_whole(network: Engine, x: Floats, cells: int, names: Names, factors
     """Run a network as `tiled` does, with the norms' mean and variance of the whole image, measured by the pass before.
 
     The first pass uses each tile's own. A norm's statistics are exact where those of all norms before it were, so as
-    many passes as there are norms would be exact; three come close. Tiles are no larger than so many of them have to
-    be.
+    many passes as there are norms would be exact; three come close. The tiles are `even`, see `fades`.
     """
     (taken, made), out = names, list[Floats]()
     high, wide = (side // factors[0] for side in x.shape[2:])

@@ -1,6 +1,7 @@
 """A network that is called on few rows at a time: which rows, and that its outputs are those of one call."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,6 +71,17 @@ def test_rows_that_differ_in_number_are_refused_by_the_network() -> None:
     given = arrays(3, SIDE, 3) | {"context": np.zeros((2, 3), np.float32)}
     with pytest.raises(LdmrtError, match="context"):
         FewRows(Rows())(**given)
+
+
+@pytest.mark.parametrize(("batch", "steps", "calls"), [("batch_size", "steps", [1, 1]), (2, 2, [2])])
+def test_the_names_of_dimensions_do_not_matter(batch: int | str, steps: int | str, calls: list[int]) -> None:
+    """Graphs that another exporter wrote call them otherwise, or have a fixed number of rows."""
+    network, given = Rows(), arrays(2, SIDE, 2)
+    first = {"sample": batch, "timestep": steps, "context": batch, "scale": 2}
+    network.inputs = tuple(replace(spec, shape=(first[spec.name], *spec.shape[1:])) for spec in Rows.inputs)
+    found = FewRows(network)(**given)
+    assert network.calls == calls
+    np.testing.assert_array_equal(found["out_sample"], Rows()(**given)["out_sample"])
 
 
 def test_a_network_without_sample_is_called_as_it_is() -> None:
