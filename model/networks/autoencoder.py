@@ -239,13 +239,14 @@ def moments(parameters: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Compute KL(q || N(0, 1)) in nats, mean over all elements (Kingma & Welling 2013, appendix B).
+    """Compute KL(q || N(0, 1)) in nats, the mean over an image's elements (Kingma & Welling 2013, appendix B).
 
     Args:
         mean: Means of q, (B, C, h, w).
         log_variance: Logarithms of q's variances, (B, C, h, w).
 
     Returns:
-        A scalar.
+        One number for each image, (B,).
     """
-    return 0.5 * torch.mean(mean.square() + log_variance.exp() - 1.0 - log_variance)
+    nats = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)
+    return nats.flatten(1).mean(dim=1, dtype=torch.float64).float()  # whatever the batch, the same bits

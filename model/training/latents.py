@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ldmrt.model.networks.autoencoder import Autoencoder
 
-from .data import Key, Pixels, Sample
+from .data.captioned import Key, Pixels, Sample
 
 
 def to_tensor(images: list[Pixels], device: str) -> Tensor:

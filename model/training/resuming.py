@@ -6,7 +6,18 @@ from pathlib import Path
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.nearest import suggestion
 
-CHANGEABLE = ("steps", "batch", "learning-rate", "seed", "precision", "device", "size", "crop", "data")  # with --change
+CHANGEABLE = (
+    "steps",
+    "batch",
+    "accumulate",
+    "learning-rate",
+    "seed",
+    "precision",
+    "device",
+    "size",
+    "crop",
+    "data",
+)  # with --change
 Values = tuple[object, object]  # of a setting, before and now
 
 

@@ -1,14 +1,13 @@
 """Run a training as a generator: each step yields its progress, and the caller decides when to stop, save or look.
 
-Every random number depends on (seed, step) alone, so a resumed run takes the very steps that it would have taken.
+Every random number is that of a sample (`Draws`), so a resumed run takes the very steps that it would have taken.
 """
 
-import contextlib
 import copy
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -19,62 +18,57 @@ from torch import Tensor, nn
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.files.writing import write_atomically
 
-from .data import Key
-from .metadata import LISTED
+from .data.batches import Batches, Wanted
+from .data.captioned import Captioned, Key, Sample, name_of
+from .data.metadata import LISTED
+from .draws import Draws
 from .resuming import Values, changes
+from .settings import Settings, learning_rate, naming_memory
 
 M = TypeVar("M", bound=nn.Module)
-PRECISIONS = ("fp32", "bf16")
+Losses = Mapping[str, Tensor]  # of B samples, (B,) each, by the name of the part
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Holds how to train. `precision` is that of the network's arithmetic; weights and their averages stay float32."""
+class Task:
+    """States what a training minimises: the mean over samples of the sum of their losses.
 
-    steps: int
-    batch: int  # samples a step
-    learning_rate: float  # at the end of the warm-up
-    warmup: int = 200  # steps
-    ema: float = 0.999  # decay of the weights' average
-    clip: float = 1.0  # the largest norm of a step's gradient
-    seed: int = 0
-    device: str = "cpu"
-    precision: str = "fp32"
-    skip_unreadable: bool = False  # unreadable images are skipped; otherwise they stop the run
+    Attributes:
+        data: The captioned images.
+        loss_of: Computes the losses of some samples from their random numbers, each sample's by itself.
+        timesteps: How many timesteps its draws are from; 0 where it has none.
+        wanted: Tells whether the image of a sample is needed; others are not decoded.
+    """
 
-    def shaping(self) -> dict[str, object]:
-        """Return the settings that weights depend on."""
-        return {name: value for name, value in asdict(self).items() if name != "skip_unreadable"}
-
-    def __post_init__(self) -> None:
-        """Refuse a precision that is not one of `PRECISIONS`."""
-        if self.precision not in PRECISIONS:
-            expected = ", ".join(PRECISIONS)
-            raise LdmrtError("train", "unsupported precision", expected=expected, found=self.precision)
+    data: Captioned
+    loss_of: Callable[[list[Sample], Draws], Losses]
+    timesteps: int = 0
+    wanted: Wanted = lambda _: True
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Reports one finished step: `step` of `steps`, its loss, and images a second since the loop began."""
+    """Reports one finished step.
+
+    Attributes:
+        step: Its number, from 1.
+        steps: How many there will be.
+        loss: The mean over its samples.
+        rate: Images a second since the loop began.
+        losses: The parts of each sample's loss, (batch,) each, by name.
+        noted: The integers that its samples drew, (batch,) each, such as timesteps.
+        learning_rate: The step's.
+        gradient: The norm of its gradient before it was clipped.
+    """
 
     step: int
     steps: int
     loss: float
     rate: float
-
-
-@contextlib.contextmanager
-def naming_memory(settings: Settings) -> Iterator[None]:
-    """Turn the errors of a device, or a machine, without enough memory into an `LdmrtError`."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(error):
-            raise
-        half = f"--batch {settings.batch // 2}" if settings.batch > 1 else "a smaller --size"
-        hint = half if settings.precision == "bf16" else f"{half}, or --precision bf16"
-        problem = f"out of memory on {settings.device} with batches of {settings.batch}"
-        raise LdmrtError("train", problem, found=first_line(error), hint=hint) from None
+    losses: Losses
+    noted: Mapping[str, Tensor]
+    learning_rate: float
+    gradient: float
 
 
 def listed(values: Iterable[object]) -> str:
@@ -82,12 +76,6 @@ def listed(values: Iterable[object]) -> str:
     names = [str(value) for value in values]
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
-
-
-def learning_rate(settings: Settings, step: int) -> float:
-    """Return the learning rate of a step: linear warm-up, times half a cosine to zero (Loshchilov & Hutter 2017)."""
-    warm = min(1.0, (step + 1) / max(1, settings.warmup))
-    return settings.learning_rate * warm * 0.5 * (1.0 + math.cos(math.pi * step / settings.steps))
 
 
 class Run(Generic[M]):
@@ -111,55 +99,77 @@ class Run(Generic[M]):
             self.module.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
         )
         self.step = 0
-        self.inputs: Callable[[], dict[str, Iterable[object]]] = dict  # of the present step, to name in errors
         self.skipped: Mapping[Key, str] = {}  # samples whose images could not be read, and why
         self.torn = False  # weights that an interrupted update has changed in part are not to be saved
 
-    def generator(self) -> torch.Generator:
-        """Return the random numbers of the present step."""
-        return torch.Generator(self.settings.device).manual_seed(self.settings.seed * 1_000_003 + self.step)
-
-    def optimise(self, loss_of: Callable[[torch.Generator], Tensor]) -> Iterator[Progress]:
-        """Minimise a loss by AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101).
-
-        Args:
-            loss_of: Computes the loss of the present step, a scalar, from its random numbers.
+    def optimise(self, task: Task) -> Iterator[Progress]:
+        """Minimise a task's loss by AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101).
 
         Yields:
             The progress of each step, until `settings.steps` are taken.
 
         Raises:
-            LdmrtError: A loss or gradient is not finite, or memory runs out.
+            LdmrtError: An image cannot be read, a loss or gradient is not finite, or memory runs out.
         """
         settings, begin, first = self.settings, time.perf_counter(), self.step
+        batches = Batches(
+            task.data, settings.seed, settings.batch, skip_unreadable=settings.skip_unreadable, wanted=task.wanted
+        )
+        self.skipped = batches.skipped
         while self.step < settings.steps:
+            rate = learning_rate(settings, self.step)
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(settings, self.step)
+                group["lr"] = rate
             with naming_memory(settings):
-                with torch.autocast(settings.device, torch.bfloat16, enabled=settings.precision == "bf16"):
-                    loss = loss_of(self.generator())
-                self.optimizer.zero_grad()
-                loss.backward()
-                self._clip(loss)
+                samples = batches(self.step)
+                losses, noted = self._gradient(task, samples, batches)
+                loss = sum(value.sum().item() for value in losses.values()) / settings.batch
+                named = {"samples": map(name_of, samples), **{name: value.tolist() for name, value in noted.items()}}
+                norm = self._clip(loss, named)
                 self.torn = True
                 self.optimizer.step()
                 self.torn = False
             self.step += 1
             self._update_average()
-            rate = (self.step - first) * settings.batch / (time.perf_counter() - begin)
-            yield Progress(self.step, settings.steps, loss.item(), rate)
+            speed = (self.step - first) * settings.batch / (time.perf_counter() - begin)
+            yield Progress(self.step, settings.steps, loss, speed, losses, noted, rate, norm)
 
-    def _clip(self, loss: Tensor) -> None:
-        """Limit the norm of the gradient; a step that is not finite is an `LdmrtError` that names its inputs."""
+    def _gradient(
+        self, task: Task, samples: list[Sample], batches: Batches
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Compute the gradient of the present step, part by part; return its samples' losses, and what they noted."""
+        settings, first = self.settings, self.step * self.settings.batch
+        found = list[tuple[Losses, Mapping[str, Tensor]]]()
+        self.optimizer.zero_grad()
+        for part in settings.parts:
+            draws = Draws(settings.seed, range(first + part.start, first + part.stop), settings.device)
+            with torch.autocast(settings.device, torch.bfloat16, enabled=settings.precision == "bf16"):
+                losses = task.loss_of(samples[part], draws)
+            if part.stop == settings.batch and self.step + 1 < settings.steps:
+                batches.prepare(self.step + 1)  # while the gradient is computed
+            (torch.stack(list(losses.values())).sum() / settings.batch).backward()
+            found.append(({name: value.detach() for name, value in losses.items()}, draws.noted))
+        losses, noted = (
+            {name: torch.cat([one[name] for one in each]) for name in each[0]} for each in zip(*found, strict=True)
+        )
+        return losses, noted
+
+    def _clip(self, loss: float, inputs: Mapping[str, Iterable[object]]) -> float:
+        """Limit the norm of the gradient and return what it was; a step that is not finite is an `LdmrtError`.
+
+        Args:
+            loss: The step's.
+            inputs: What the error names, such as the samples.
+        """
         gradients = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
         norm = nn.utils.get_total_norm(gradients.values())
-        if math.isfinite(loss.item()) and math.isfinite(norm.item()):
+        if math.isfinite(loss) and math.isfinite(norm.item()):
             nn.utils.clip_grads_with_norm_(self.module.parameters(), self.settings.clip, norm)
-            return
-        found = [f"loss {loss.item()}, gradient norm {norm.item()}"]
+            return norm.item()
+        found = [f"loss {loss}, gradient norm {norm.item()}"]
         bad = (name for name, gradient in gradients.items() if not torch.isfinite(gradient).all())
         found += [f"first in the gradient of {name}" for name in islice(bad, 1)]
-        found += [f"{kind} {listed(values)}" for kind, values in self.inputs().items()]
+        found += [f"{kind} {listed(values)}" for kind, values in inputs.items()]
         raise LdmrtError(
             "train", f"step {self.step} is not finite", found="; ".join(found), hint="a lower --learning-rate"
         )

@@ -1,27 +1,25 @@
-"""Define the losses of the two trainings, and the weights that they begin with."""
+"""Define what an autoencoder and a latent diffusion model learn, and the weights that they begin with."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from ldmrt.model.networks.attention import Transformer2D
 from ldmrt.model.networks.autoencoder import Autoencoder, kl_divergence, moments
 from ldmrt.model.networks.blocks import ResnetBlock, Upsample
 from ldmrt.model.networks.unet import UNet
-from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.samplers.config import Config, resolve
-from ldmrt.runtime.samplers.schedule import alphas_cumprod
+from ldmrt.runtime.samplers.config import Config
 
-from .batches import Batches
-from .data import Captioned, name_of
+from .data.captioned import Captioned, Sample
+from .draws import Draws
 from .latents import LatentCache, to_tensor
-from .run import Progress, Run
+from .objective import TIMESTEPS, alpha_and_sigma, levels_of, noised, squared_error, target_of
+from .run import Losses, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,37 +58,26 @@ def initialise(module: nn.Module) -> None:
         nn.init.zeros_(child.bias)  # type: ignore[arg-type]
 
 
-def train_autoencoder(run: Run[Autoencoder], data: Captioned) -> Iterator[Progress]:
-    """Train an autoencoder on the squared error of its reconstruction, and KL (Rombach et al. 2022, section 3.1).
+def autoencoder_task(vae: Autoencoder, data: Captioned) -> Task:
+    """Let an autoencoder learn by the squared error of its reconstruction, and KL (Rombach et al. 2022, section 3.1).
 
     Args:
-        run: The autoencoder in training.
+        vae: The autoencoder in training.
         data: Images (H, W, 3) with sides that are multiples of the autoencoder's factor; captions are unused.
 
     Returns:
-        The generator of `Run.optimise`: nothing happens until it is advanced, one step each time.
-
-    Raises:
-        LdmrtError: While it runs: an unreadable image, a step that is not finite, or not enough memory.
+        The task, whose losses have the parts `reconstruction` and `kl`.
     """
-    vae, settings = run.module, run.settings
 
-    batches = Batches(data, settings.seed, settings.batch, skip_unreadable=settings.skip_unreadable)
-    run.skipped = batches.skipped
-
-    def loss_of(random: torch.Generator) -> Tensor:
-        """Reconstruct the images of the present step through latents drawn from their distribution."""
-        samples = batches(run.step)
-        if run.step + 1 < settings.steps:
-            batches.prepare(run.step + 1)
-        run.inputs = lambda: {"samples": map(name_of, samples)}
-        x = to_tensor([sample.image for sample in samples], settings.device)
+    def loss_of(samples: list[Sample], draws: Draws) -> Losses:
+        """Reconstruct images through latents drawn from their distribution."""
+        x = to_tensor([sample.image for sample in samples], draws.device)
         mean, log_variance = moments(vae.encode(x))
-        noise = torch.randn(mean.shape, generator=random, device=x.device)
-        out = vae.decode(mean + torch.exp(0.5 * log_variance) * noise)
-        return F.mse_loss(out.float(), x) + KL_WEIGHT * kl_divergence(mean.float(), log_variance.float())
+        latents = mean + torch.exp(0.5 * log_variance) * draws.normal("latents", mean.shape[1:])
+        kl = kl_divergence(mean.float(), log_variance.float())
+        return {"reconstruction": squared_error(vae.decode(latents), x), "kl": KL_WEIGHT * kl}
 
-    return run.optimise(loss_of)
+    return Task(data, loss_of)
 
 
 class Denoiser(nn.Module):
@@ -103,76 +90,43 @@ class Denoiser(nn.Module):
         self.text_encoder = text_encoder
 
 
-# The prediction that the U-Net learns, by prediction type: a function of (alpha, sigma, x0, eps).
-TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
-    "epsilon": lambda alpha, sigma, x0, eps: eps,
-    "v_prediction": lambda alpha, sigma, x0, eps: alpha * eps - sigma * x0,  # Salimans & Ho 2022, appendix D
-    "sample": lambda alpha, sigma, x0, eps: x0,
-}
-
-
-def levels_of(scheduler: Config, device: str) -> Tensor:
-    """Return a scheduler's cumulative products of alpha, (timesteps,), float32."""
-    return torch.tensor(alphas_cumprod(resolve(scheduler, "DDPMScheduler")), dtype=torch.float32, device=device)
-
-
-def alpha_and_sigma(abar: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the scales of images and of noise, (B, 1, 1, 1) each, for cumulative products of alpha (B,)."""
-    return abar.sqrt()[:, None, None, None], (1.0 - abar).sqrt()[:, None, None, None]
-
-
-def train_ldm(
-    run: Run[Denoiser],
+def ldm_task(
+    denoiser: Denoiser,
     data: Captioned,
     vae: Autoencoder,
     tokenize: Callable[[list[str]], NDArray[np.int64]],
     scheduler: Config,
-) -> Iterator[Progress]:
-    """Train a U-Net and its text encoder on the denoising loss (Ho et al. 2020, equation 14) in the latents of images.
+    device: str = "cpu",
+) -> Task:
+    """Let a U-Net and its text encoder learn by the denoising loss (Ho et al. 2020, equation 14) in images' latents.
 
     Args:
-        run: Both networks in training.
+        denoiser: Both networks in training.
         data: Captioned images, (H, W, 3) with sides that are multiples of the autoencoder's factor.
         vae: The autoencoder, trained already; it does not change.
         tokenize: Turns B captions into token ids (B, length), int64.
         scheduler: A scheduler's config, which says the noise schedule and the prediction type.
+        device: That of all three networks.
 
     Returns:
-        The generator of `Run.optimise`: nothing happens until it is advanced, one step each time.
+        The task, whose losses have the one part `denoising`.
 
     Raises:
-        LdmrtError: The prediction type cannot be trained, alone or on this noise schedule. While it runs: an unreadable
-            image, a step that is not finite, or not enough memory.
+        LdmrtError: The prediction type cannot be trained, alone or on this noise schedule.
     """
-    denoiser, settings = run.module, run.settings
-    abar = levels_of(scheduler, settings.device)
-    cache = LatentCache(vae, settings.device)
-    batches = Batches(data, settings.seed, settings.batch, skip_unreadable=settings.skip_unreadable, wanted=cache.lacks)
-    run.skipped = batches.skipped
-    target_of = TARGETS.get(scheduler.get("prediction_type", "epsilon"))
-    if target_of is None:
-        expected, found = ", ".join(TARGETS), scheduler["prediction_type"]
-        raise LdmrtError("train", "unsupported prediction_type", expected=expected, found=found)
-    if target_of is TARGETS["epsilon"] and abar[-1] <= 0:
-        problem = "rescale_betas_zero_snr cannot be combined with prediction_type epsilon"
-        raise LdmrtError("train", problem, expected="v_prediction or sample", hint="its last timestep is noise alone")
+    target, abar, cache = target_of(scheduler), levels_of(scheduler, device), LatentCache(vae, device)
 
-    def loss_of(random: torch.Generator) -> Tensor:
-        """Predict the noise of the present step's latents, each at a timestep of its own."""
-        samples, device = batches(run.step), settings.device
+    def loss_of(samples: list[Sample], draws: Draws) -> Losses:
+        """Predict the noise of images' latents, each at a timestep of its own."""
         mean, log_variance = moments(cache(samples))
-        if run.step + 1 < settings.steps:
-            batches.prepare(run.step + 1)
-        latents = mean + torch.exp(0.5 * log_variance) * torch.randn(mean.shape, generator=random, device=device)
+        latents = mean + torch.exp(0.5 * log_variance) * draws.normal("latents", mean.shape[1:])
         x0 = latents * vae.config.scaling_factor
-        t = torch.randint(len(abar), (len(samples),), generator=random, device=device)
-        run.inputs = lambda: {"samples": map(name_of, samples), "timesteps": t.tolist()}
-        dropped = (torch.rand(len(samples), generator=random, device=device) < CAPTION_DROPOUT).tolist()
+        t = draws.integers(TIMESTEPS, len(abar))
+        dropped = draws.chance("caption dropout", CAPTION_DROPOUT).tolist()
         ids = tokenize(["" if drop else s.caption for drop, s in zip(dropped, samples, strict=True)])
         context = denoiser.text_encoder(torch.from_numpy(ids).to(device)).last_hidden_state
-        eps = torch.randn(x0.shape, generator=random, device=device)
-        alpha, sigma = alpha_and_sigma(abar[t])
-        noised = (alpha * x0 + sigma * eps).contiguous(memory_format=torch.channels_last)
-        return F.mse_loss(denoiser.unet(noised, t, context).float(), target_of(alpha, sigma, x0, eps))
+        eps = draws.normal("noise", x0.shape[1:])
+        x = noised(x0, abar[t], eps).contiguous(memory_format=torch.channels_last)
+        return {"denoising": squared_error(denoiser.unet(x, t, context), target(*alpha_and_sigma(abar[t]), x0, eps))}
 
-    return run.optimise(loss_of)
+    return Task(data, loss_of, timesteps=len(abar), wanted=cache.lacks)

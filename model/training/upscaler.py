@@ -6,7 +6,6 @@ augmentation: Ho et al. 2021, arXiv:2106.15282, section 4.1).
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,11 +17,12 @@ from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.samplers.config import Config
 
-from .batches import Batches
-from .data import Captioned, name_of
+from .data.captioned import Captioned, Sample
+from .draws import Draws
 from .latents import to_tensor
-from .run import Progress, Run
-from .train import TARGETS, alpha_and_sigma, initialise, levels_of
+from .objective import TIMESTEPS, alpha_and_sigma, levels_of, noised, squared_error, target_of
+from .run import Losses, Task
+from .train import initialise
 
 TIMES = 2  # how often an upscaler enlarges
 BLUR = 0.8  # pixels of the small image: the largest standard deviation of a Gaussian
@@ -62,41 +62,41 @@ class Degradation:
             expected = f"a multiple of {math.lcm(TIMES, factor)} up to --size, {size}"
             raise LdmrtError("train", "unsupported --crop", expected=expected, found=self.crop)
 
-    def draw_levels(self, count: int, random: torch.Generator, device: str) -> Tensor:
-        """Draw levels of noise (count,), low ones more often: else the errors at high levels dominate the loss."""
-        share = torch.rand(count, generator=random, device=device).square()
-        return (self.levels * share).long().clamp(max=self.levels - 1)  # the share may be 1 in float32
+    def draw_levels(self, draws: Draws) -> Tensor:
+        """Draw levels of noise (B,), low ones more often: else the errors at high levels dominate the loss."""
+        draws.noted["levels"] = (self.levels * draws.uniform("levels").square()).long().clamp(max=self.levels - 1)
+        return draws.noted["levels"]
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Make pairs of B images (B, 3, H, W) in [-1, 1].
 
         Returns:
             Crops of the images (B, 3, crop, crop), each mirrored or not, and the small ones (B, 3, crop / 2, crop / 2)
             of which they are the enlargement.
         """
-        count, device = len(images), images.device
-        mirrored = torch.rand(count, generator=random, device=device) < 0.5
-        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        images = torch.where(_each(draws.chance("mirror", 0.5)), images.flip(-1), images)
         small = F.interpolate(images, scale_factor=1 / TIMES, mode="bicubic", antialias=True)
-        means = F.avg_pool2d(images, TIMES)
-        averaged = torch.rand(count, generator=random, device=device) >= 0.5
-        small = torch.where(averaged[:, None, None, None], means, small)
-        through = torch.rand(count, generator=random, device=device) < 0.5
+        small = torch.where(_each(draws.chance("means", 0.5)), F.avg_pool2d(images, TIMES), small)
+        through = draws.chance("autoencoder", 0.5)
         if self.vae is not None and through.any():
-            small[through] = self._through(self.vae, small[through], random)
-        widths = BLUR * torch.rand(count, generator=random, device=device)
-        small = blurred(small, torch.where(torch.rand(count, generator=random, device=device) < 0.5, widths, 0))
+            small[through] = self._through(self.vae, small[through], draws.of(through))
+        widths = BLUR * draws.uniform("width of the blur")
+        small = blurred(small, torch.where(draws.chance("blur", 0.5), widths, 0))
         span = (images.shape[-1] - self.crop) // TIMES + 1
-        places = torch.randint(span, (2, count), generator=random, device=device).T
+        places = torch.stack([(span * draws.uniform(side)).long().clamp(max=span - 1) for side in ("top", "left")], 1)
         return cropped(images, TIMES * places, self.crop), cropped(small.clamp(-1, 1), places, self.crop // TIMES)
 
-    def _through(self, vae: Autoencoder, small: Tensor, random: torch.Generator) -> Tensor:
+    def _through(self, vae: Autoencoder, small: Tensor, draws: Draws) -> Tensor:
         """Encode and decode images, with some noise on their latents, as a sampler's are not quite an encoder's."""
         mean, _ = moments(vae.encode(small))
-        noise = torch.randn(mean.shape, generator=random, device=mean.device)
-        shaken = SHAKEN * torch.rand(len(mean), generator=random, device=mean.device) / vae.config.scaling_factor
-        return vae.decode(mean + shaken[:, None, None, None] * noise).to(small.dtype)
+        shaken = SHAKEN * draws.uniform("shaking") / vae.config.scaling_factor
+        return vae.decode(mean + _each(shaken) * draws.normal("shaken latents", mean.shape[1:])).to(small.dtype)
+
+
+def _each(values: Tensor) -> Tensor:
+    """Return one value for each image (B,) as (B, 1, 1, 1)."""
+    return values[:, None, None, None]
 
 
 def cropped(images: Tensor, places: Tensor, side: int) -> Tensor:
@@ -157,53 +157,40 @@ def first_weights(unet: PlainUNet) -> None:
     norm.weight[:] = torch.sqrt(variances + norm.eps).repeat_interleave(width // norm.num_groups)
 
 
-def train_upscaler(
-    run: Run[PlainUNet], data: Captioned, degradation: Degradation, scheduler: Config, noiser: Config
-) -> Iterator[Progress]:
-    """Train a U-Net on the denoising loss (Ho et al. 2020, equation 14) of images, given their small ones.
+def upscaler_task(
+    unet: PlainUNet,
+    data: Captioned,
+    degradation: Degradation,
+    scheduler: Config,
+    noiser: Config,
+    device: str = "cpu",
+) -> Task:
+    """Let a U-Net learn by the denoising loss (Ho et al. 2020, equation 14) of images, given their small ones.
 
     Args:
-        run: The U-Net in training: 3 channels of its state, 3 of the small image enlarged and noised.
+        unet: The U-Net in training: 3 channels of its state, 3 of the small image enlarged and noised.
         data: Images (H, H, 3), of a size that `degradation` can be applied to; captions are unused.
         degradation: What makes the small images.
         scheduler: A scheduler's config, which says the noise schedule and the prediction type.
         noiser: The config of the scheduler that adds noise to the small image.
+        device: The network's.
 
     Returns:
-        The generator of `Run.optimise`: nothing happens until it is advanced, one step each time.
-
-    Raises:
-        LdmrtError: While it runs: an unreadable image, a step that is not finite, or not enough memory.
+        The task, whose losses have the one part `denoising`.
     """
-    unet, settings = run.module, run.settings
-    abar, bbar = levels_of(scheduler, settings.device), levels_of(noiser, settings.device)
-    target_of = TARGETS[scheduler.get("prediction_type", "epsilon")]
-    batches = Batches(data, settings.seed, settings.batch, skip_unreadable=settings.skip_unreadable)
-    run.skipped = batches.skipped
+    target, abar, bbar = target_of(scheduler), levels_of(scheduler, device), levels_of(noiser, device)
 
-    def loss_of(random: torch.Generator) -> Tensor:
-        """Predict the present step's images, each at a timestep and a level of its own."""
-        samples, device = batches(run.step), settings.device
-        if run.step + 1 < settings.steps:
-            batches.prepare(run.step + 1)
-        x0, small = degradation(to_tensor([sample.image for sample in samples], device), random)
-        count = len(samples)
-        t = torch.randint(len(abar), (count,), generator=random, device=device)
-        level = degradation.draw_levels(count, random, device)
-        run.inputs = lambda: {"samples": map(name_of, samples), "timesteps": t.tolist(), "levels": level.tolist()}
-        eps = torch.randn(x0.shape, generator=random, device=device)
-        beside = noised(enlarged(small), bbar[level], torch.randn(x0.shape, generator=random, device=device))
-        alpha, sigma = alpha_and_sigma(abar[t])
-        sample = torch.cat([alpha * x0 + sigma * eps, beside], dim=1).contiguous(memory_format=torch.channels_last)
-        return F.mse_loss(unet(sample, t, class_labels=level).float(), target_of(alpha, sigma, x0, eps))
+    def loss_of(samples: list[Sample], draws: Draws) -> Losses:
+        """Predict images, each at a timestep and a level of its own."""
+        x0, small = degradation(to_tensor([sample.image for sample in samples], device), draws)
+        t, level = draws.integers(TIMESTEPS, len(abar)), degradation.draw_levels(draws)
+        eps = draws.normal("noise", x0.shape[1:])
+        beside = noised(enlarged(small), bbar[level], draws.normal("noise of the level", x0.shape[1:]))
+        x = torch.cat([noised(x0, abar[t], eps), beside], dim=1).contiguous(memory_format=torch.channels_last)
+        expected = target(*alpha_and_sigma(abar[t]), x0, eps)
+        return {"denoising": squared_error(unet(x, t, class_labels=level), expected)}
 
-    return run.optimise(loss_of)
-
-
-def noised(x0: Tensor, abar: Tensor, noise: Tensor) -> Tensor:
-    """Add noise to images (B, C, H, W) by the cumulative products of alpha (B,) (Ho et al. 2020, equation 4)."""
-    alpha, sigma = alpha_and_sigma(abar)
-    return alpha * x0 + sigma * noise
+    return Task(data, loss_of, timesteps=len(abar))
 
 
 @torch.no_grad()

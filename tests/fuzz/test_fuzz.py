@@ -27,8 +27,8 @@ from PIL import Image
 import ldmrt.runtime
 from ldmrt.model import load
 from ldmrt.model.lora.merge import merge, read_lora
-from ldmrt.model.training.data import ImageFolder
-from ldmrt.model.training.metadata import InvalidLines
+from ldmrt.model.training.data.captioned import ImageFolder
+from ldmrt.model.training.data.metadata import InvalidLines
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 

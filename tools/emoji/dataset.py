@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmrt.model.training.data import SIZE, Sample, digest, generator
-from ldmrt.model.training.order import entry
+from ldmrt.model.training.data.captioned import SIZE, Sample, digest, generator
+from ldmrt.model.training.data.order import entry
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.numpy_archive import read_archive
 from ldmrt.runtime.files.reading import parse_json, plain_file

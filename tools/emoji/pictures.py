@@ -13,8 +13,8 @@ from typing import Protocol, cast
 
 from PIL import Image
 
-from ldmrt.model.training.data import SIZE
-from ldmrt.model.training.metadata import METADATA
+from ldmrt.model.training.data.captioned import SIZE
+from ldmrt.model.training.data.metadata import METADATA
 from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.runtime.optional import check_installed
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmrt.model.training.data import SIZE
+from ldmrt.model.training.data.captioned import SIZE
 
 from .dataset import MARGIN, Emoji, Sprite
 from .palette import nearest_colour

@@ -13,7 +13,7 @@ import torch
 from ldmrt.model import load
 from ldmrt.model.checkpoint.folder import read_tokenizer
 from ldmrt.model.lora.merge import read_lora
-from ldmrt.model.training.data import ImageFolder
+from ldmrt.model.training.data.captioned import ImageFolder
 from ldmrt.runtime import Bundle, LdmrtError
 from ldmrt.runtime.files.recognise import CHECKPOINT, refuse_other
 from ldmrt.runtime.samplers.settings import read_scheduler

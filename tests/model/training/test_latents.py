@@ -5,7 +5,7 @@ import torch
 
 from ldmrt.model import Autoencoder, AutoencoderConfig
 from ldmrt.model.networks.blocks import ResnetBlock
-from ldmrt.model.training.data import Sample
+from ldmrt.model.training.data.captioned import Sample
 from ldmrt.model.training.latents import LatentCache, to_tensor
 from ldmrt.model.training.presets import AUTOENCODER
 from ldmrt.model.training.train import initialise

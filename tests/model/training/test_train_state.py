@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldmrt.model.training.run import Run, Settings, learning_rate
-from ldmrt.model.training.train import train_ldm
+from ldmrt.model.training.run import Run
+from ldmrt.model.training.settings import Settings, learning_rate
+from ldmrt.model.training.train import ldm_task
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.samplers.config import resolve
 from ldmrt.runtime.samplers.schedule import alphas_cumprod
 
-from .tiny_runs import SCHEDULER, SETTINGS, Constant, One, Silent, Text, saved
+from .tiny_runs import SCHEDULER, SETTINGS, Constant, One, Silent, Text, minimising, saved
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", pytest.param("sample")])
@@ -27,7 +28,8 @@ def test_target_is_what_the_scheduler_predicts(kind: str) -> None:
     unet, x0 = Silent(), 0.5
     run = Run(nn.ModuleDict({"unet": unet, "text_encoder": Text()}), SETTINGS)
     tokenize: Callable[[list[str]], np.ndarray] = lambda texts: np.zeros((len(texts), 4), np.int64)  # noqa: E731
-    progress = next(iter(train_ldm(run, One(), Constant(), tokenize, SCHEDULER | {"prediction_type": kind})))  # type: ignore[arg-type]
+    task = ldm_task(run.module, One(), Constant(), tokenize, SCHEDULER | {"prediction_type": kind})  # type: ignore[arg-type]
+    progress = next(run.optimise(task))
     noised, t = unet.asked[0]
     abar = torch.from_numpy(alphas_cumprod(resolve(SCHEDULER, "DDPMScheduler")))[t][:, None, None, None]
     eps = (noised.double() - abar.sqrt() * x0) / (1 - abar).sqrt()
@@ -49,7 +51,7 @@ def test_a_tenth_of_the_captions_is_dropped() -> None:
         return np.zeros((len(batch), 4), np.int64)
 
     run = Run(nn.ModuleDict({"unet": Silent(), "text_encoder": Text()}), Settings(1, 1000, 1e-3))
-    list(train_ldm(run, One(), Constant(), tokenize, SCHEDULER | {"prediction_type": "epsilon"}))  # type: ignore[arg-type]
+    list(run.optimise(ldm_task(run.module, One(), Constant(), tokenize, SCHEDULER | {"prediction_type": "epsilon"})))  # type: ignore[arg-type]
     assert set(texts) == {"", "a caption"}
     assert 70 <= texts.count("") <= 130  # of 1000; the standard deviation is 9.5
 
@@ -58,7 +60,7 @@ def test_a_tenth_of_the_captions_is_dropped() -> None:
 def test_loss_that_is_not_finite_stops_the_run(value: float) -> None:
     run = Run(nn.Linear(2, 2), SETTINGS)
     before = copy.deepcopy(run.module.state_dict())
-    loop = run.optimise(lambda random: run.module(torch.ones(2)).sum() * (1.0 if run.step == 0 else value))
+    loop = minimising(lambda: run.module(torch.ones(2)).sum() * (1.0 if run.step == 0 else value), run)
     next(loop)
     assert not torch.equal(run.module.weight, before["weight"])
     before = copy.deepcopy(run.module.state_dict())
@@ -73,7 +75,7 @@ def test_loss_that_is_not_finite_stops_the_run(value: float) -> None:
 def test_gradient_that_is_not_finite_stops_the_run() -> None:
     run = Run(nn.Linear(2, 2), SETTINGS)
     with pytest.raises(LdmrtError, match=r"loss 0\.0, gradient norm nan; first in the gradient of weight"):
-        next(run.optimise(lambda random: (run.module(torch.ones(2)) * 0).abs().sum().sqrt()))
+        next(minimising(lambda: (run.module(torch.ones(2)) * 0).abs().sum().sqrt(), run))
 
 
 def test_a_step_that_is_not_finite_is_told_by_its_samples_and_times() -> None:
@@ -87,7 +89,8 @@ def test_a_step_that_is_not_finite_is_told_by_its_samples_and_times() -> None:
 
     unet = Broken()
     run = Run(nn.ModuleDict({"text_encoder": Text(), "unet": unet}), SETTINGS)
-    loop = train_ldm(run, One(), Constant(), lambda texts: np.zeros((len(texts), 4), np.int64), SCHEDULER)  # type: ignore[arg-type]
+    tokenize: Callable[[list[str]], np.ndarray] = lambda texts: np.zeros((len(texts), 4), np.int64)  # noqa: E731
+    loop = run.optimise(ldm_task(run.module, One(), Constant(), tokenize, SCHEDULER))  # type: ignore[arg-type]
     unet.asked.append((torch.zeros(()), torch.zeros(())))
     with pytest.raises(LdmrtError) as caught:
         next(loop)
@@ -104,7 +107,7 @@ def test_the_gradient_is_clipped_as_by_clip_grad_norm() -> None:
     run, twin = (Run(nn.Linear(4, 4), SETTINGS) for _ in range(2))
     twin.module.load_state_dict(run.module.state_dict())
     x = torch.randn(4) * 100
-    next(run.optimise(lambda random: run.module(x).square().sum()))
+    next(minimising(lambda: run.module(x).square().sum(), run))
     for group in twin.optimizer.param_groups:
         group["lr"] = learning_rate(SETTINGS, 0)
     twin.module(x).square().sum().backward()
@@ -123,23 +126,26 @@ def test_the_gradient_is_clipped_as_by_clip_grad_norm() -> None:
     ids=lambda error: type(error).__name__,
 )
 def test_out_of_memory_says_what_takes_less(error: Exception) -> None:
-    def loss_of(random: torch.Generator) -> Tensor:
+    def loss_of() -> Tensor:
         raise error
 
-    for batch, precision, hint in (
-        (8, "fp32", "--batch 4, or --precision bf16"),
-        (3, "bf16", "--batch 1"),
-        (1, "bf16", "a smaller --size"),
+    for batch, parts, precision, hint in (
+        (8, 1, "fp32", "--accumulate 2, or --precision bf16"),
+        (8, 2, "bf16", "--accumulate 4"),
+        (3, 2, "bf16", "a smaller --size"),
+        (1, 1, "bf16", "a smaller --size"),
     ):
-        run = Run(nn.Linear(2, 2), Settings(4, batch, 1e-2, precision=precision))
-        with pytest.raises(LdmrtError, match=f"out of memory on cpu with batches of {batch}") as caught:
-            next(run.optimise(loss_of))
+        run = Run(nn.Linear(2, 2), Settings(4, batch, 1e-2, precision=precision, accumulate=parts))
+        with pytest.raises(
+            LdmrtError, match=f"out of memory on cpu with {-(-batch // parts)} samples at once"
+        ) as caught:
+            next(minimising(loss_of, run))
         assert caught.value.hint == hint
 
 
 def test_another_error_of_torch_is_none_of_memory() -> None:
     with pytest.raises(RuntimeError, match="must match"):
-        next(Run(nn.Linear(2, 2), SETTINGS).optimise(lambda random: torch.ones(2) + torch.ones(3)))
+        next(minimising(lambda: torch.ones(2) + torch.ones(3), Run(nn.Linear(2, 2), SETTINGS)))
 
 
 def test_unknown_precision_is_refused() -> None:
@@ -147,11 +153,18 @@ def test_unknown_precision_is_refused() -> None:
         Settings(4, 1, 1e-2, precision="fp16")
 
 
+@pytest.mark.parametrize("parts", [0, 3])
+def test_a_batch_has_no_more_parts_than_samples(parts: int) -> None:
+    with pytest.raises(LdmrtError, match=f"expected 1 to 2, the samples of a batch; found {parts}"):
+        Settings(4, 2, 1e-2, accumulate=parts)
+
+
 def test_a_schedule_that_ends_in_pure_noise_cannot_be_trained_on_epsilon() -> None:
     def first(prediction: str) -> Any:
         run = Run(nn.ModuleDict({"unet": Silent(), "text_encoder": Text()}), SETTINGS)
         scheduler = SCHEDULER | {"prediction_type": prediction, "rescale_betas_zero_snr": True}
-        return train_ldm(run, One(), Constant(), lambda texts: np.zeros((len(texts), 4), np.int64), scheduler)  # type: ignore[arg-type]
+        tokenize: Callable[[list[str]], np.ndarray] = lambda texts: np.zeros((len(texts), 4), np.int64)  # noqa: E731
+        return run.optimise(ldm_task(run.module, One(), Constant(), tokenize, scheduler))  # type: ignore[arg-type]
 
     with pytest.raises(LdmrtError, match=r"rescale_betas_zero_snr .* prediction_type epsilon; expected v_prediction"):
         first("epsilon")

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from ldmrt.model import Autoencoder, AutoencoderConfig
 from ldmrt.model.networks.plain_unet import PlainUNet
-from ldmrt.model.training.data import Sample
+from ldmrt.model.training.data.captioned import Sample
+from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.presets import NOISER, UPSCALER, UPSCALER_SCHEDULER
-from ldmrt.model.training.run import Run, Settings
+from ldmrt.model.training.run import Run
+from ldmrt.model.training.settings import Settings
 from ldmrt.model.training.upscaler import (
     Degradation,
     blurred,
@@ -20,7 +22,7 @@ from ldmrt.model.training.upscaler import (
     enlarged,
     first_weights,
     psnr_of,
-    train_upscaler,
+    upscaler_task,
 )
 from ldmrt.runtime import LdmrtError
 
@@ -28,12 +30,12 @@ IMAGES = torch.rand((64, 3, 24, 24), generator=torch.Generator().manual_seed(0))
 VAE = AutoencoderConfig(3, 3, ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2, (8, 8), 1, norm_num_groups=4)
 
 
-def random(seed: int = 1) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def draws() -> Draws:
+    return Draws(1, range(len(IMAGES)))
 
 
 def test_small_images_belong_to_their_large_ones() -> None:
-    large, small = Degradation(crop=16, levels=4)(IMAGES, random())
+    large, small = Degradation(crop=16, levels=4)(IMAGES, draws())
     assert large.shape == (64, 3, 16, 16)
     assert small.shape == (64, 3, 8, 8)
     means = torch.nn.functional.avg_pool2d(large, 2)
@@ -45,7 +47,7 @@ def test_small_images_belong_to_their_large_ones() -> None:
 
 
 def test_half_of_the_large_images_are_mirrored_parts() -> None:
-    large, _ = Degradation(crop=16, levels=4)(IMAGES, random())
+    large, _ = Degradation(crop=16, levels=4)(IMAGES, draws())
     parts = {False: IMAGES, True: IMAGES.flip(-1)}
     found = [
         {
@@ -64,7 +66,7 @@ def test_half_of_the_large_images_are_mirrored_parts() -> None:
 def test_half_of_the_small_images_have_the_autoencoders_faults() -> None:
     torch.manual_seed(0)
     vae = Autoencoder(VAE).eval()
-    plain, through = (Degradation(24, 4, each)(IMAGES, random())[1] for each in (None, vae))
+    plain, through = (Degradation(24, 4, each)(IMAGES, draws())[1] for each in (None, vae))
     assert plain.shape == through.shape == (64, 3, 12, 12)
     far = (plain - through).abs().amax(dim=(1, 2, 3)) > 0.5  # random weights: nothing of the image is left
     assert 16 < int(far.sum()) < 48  # four standard deviations
@@ -132,7 +134,8 @@ def test_state_and_image_are_noised_as_by_diffusers() -> None:
     """Each at a time of its own: what is left after the signal is noise of the size that diffusers' would have."""
     unet, count = Asked(), 256
     run: Run = Run(unet, Settings(1, count, 1e-3))
-    (progress,) = train_upscaler(run, Grey(), Degradation(16, 64), UPSCALER_SCHEDULER, NOISER)  # type: ignore[arg-type]
+    task = upscaler_task(unet, Grey(), Degradation(16, 64), UPSCALER_SCHEDULER, NOISER)  # type: ignore[arg-type]
+    (progress,) = run.optimise(task)
     ((sample, t, levels),) = unet.asked
     clean = torch.tensor([40.0 * (i % 7) for i in range(count)]) / 127.5 - 1
     assert len(set(t.tolist())) > 100

@@ -83,7 +83,7 @@ def test_a_group_that_is_unknown_is_refused(drawn: Path, folder: Path, tmp_path:
 
 
 def test_training_reads_what_is_drawn(drawn: Path) -> None:
-    from ldmrt.tools.console.training_data import open_data
+    from ldmrt.tools.console.training.data import open_data
 
     assert len(open_data(drawn / "train", 96)) == len(rows(drawn / "train"))
 

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from ldmrt.model.training.data import SIZE
+from ldmrt.model.training.data.captioned import SIZE
 from ldmrt.tools.commands.training.evaluate import score
 from ldmrt.tools.emoji.dataset import MARGIN, SPRITE, Emoji, Sprite, composite
 from ldmrt.tools.emoji.palette import PALETTE, nearest_colour

@@ -15,7 +15,7 @@ from ldmrt.model import load
 from ldmrt.runtime import LdmrtError, Pipeline
 from ldmrt.tools.cli import cli
 from ldmrt.tools.commands.training.enlarging import MEANS, THROUGH, enlarging_scores, mean_psnr
-from ldmrt.tools.console.training_data import open_folder
+from ldmrt.tools.console.training.data import open_folder
 
 from ...export.bundle.test_pixel_upscaler import save
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from ldmrt.model.training import presets
-from ldmrt.tools.console.training import STATE
+from ldmrt.tools.console.training.run import STATE
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +192,22 @@ def test_a_signal_saves_and_resume_goes_on(number: int, code: int, ldmrt: Any, p
     assert ran.code == 0, ran.err
     assert f"{step + 2} steps in " in ran.err
     assert torch.load(tmp_path / STATE, weights_only=True)["step"] == step + 2
+
+
+def test_the_log_is_shown(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("train", "autoencoder", "--data", pictures, "--out", out, "--batch", 2, "--size", 16)
+    assert ldmrt(*words, "--steps", 3, "--log-every", 1, "--accumulate", 2).code == 0
+    shown = ldmrt("train", "--show", out)
+    assert shown.code == 0
+    assert all(title in shown.out for title in ("step", "reconstruction", "kl", "images/s"))
+    assert "loss, steps 1 to 3" in shown.out
+    assert "█" in shown.out
+    assert f"no log in {tmp_path}; expected {tmp_path / 'log.jsonl'}" in ldmrt("train", "--show", tmp_path).error
+
+
+def test_more_parts_than_images_leave_nothing_behind(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+    words = ("train", "autoencoder", "--data", pictures, "--out", tmp_path / "out", "--batch", 2)
+    ran = ldmrt(*words, "--accumulate", 3)
+    assert "invalid --accumulate; expected 1 to 2, the samples of a batch; found 3" in ran.error
+    assert not (tmp_path / "out").exists()

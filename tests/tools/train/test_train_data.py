@@ -16,8 +16,9 @@ from PIL import Image
 
 from ldmrt.model.training import presets
 from ldmrt.tools.commands.training import train
-from ldmrt.tools.console.training import STATE
-from ldmrt.tools.console.training_data import open_data
+from ldmrt.tools.console.training import options
+from ldmrt.tools.console.training.data import open_data
+from ldmrt.tools.console.training.run import STATE
 
 COUNT = 5
 
@@ -129,9 +130,9 @@ def test_nothing_left_is_one_error(ldmrt: Any, folder: Path, tmp_path: Path) -> 
 
 def test_an_image_that_is_lost_half_way(ldmrt: Any, folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """The last whole step is saved, and the run goes on without it where asked."""
-    from ldmrt.model.training import data
+    from ldmrt.model.training.data import captioned
 
-    decoded, square = list[str](), data.square
+    decoded, square = list[str](), captioned.square
 
     def lost(path: Path, size: int) -> Any:
         decoded.append(path.name)
@@ -139,7 +140,7 @@ def test_an_image_that_is_lost_half_way(ldmrt: Any, folder: Path, tmp_path: Path
             (folder / "3.png").unlink()
         return square(path, size)
 
-    monkeypatch.setattr(data, "square", lost)
+    monkeypatch.setattr(captioned, "square", lost)
     asked = words(folder, tmp_path / "out", "--save-every", 100, steps=30)
     ran = ldmrt(*asked)
     assert "3.png" in ran.error
@@ -212,11 +213,11 @@ def test_preview_of_large_images_is_small(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_signal_to_save_may_come_while_the_data_is_read(
     ldmrt: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(*arguments: Any, **options: Any) -> Any:
+    def read(*arguments: Any, **named: Any) -> Any:
         signal.raise_signal(signal.SIGUSR1)
-        return open_data(*arguments, **options)
+        return open_data(*arguments, **named)
 
-    monkeypatch.setattr(train, "open_data", read)
+    monkeypatch.setattr(options, "open_data", read)
     assert ldmrt(*words(folder, tmp_path / "out")).code == 0
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
 

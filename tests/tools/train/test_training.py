@@ -8,22 +8,28 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from ldmrt.model.training.log import read_log
+from ldmrt.model.training.run import Progress, Task
+from ldmrt.model.training.settings import Settings
 from ldmrt.runtime import LdmrtError
 from ldmrt.tools.console.run_lock import locked
-from ldmrt.tools.console.training import STATE, STOPPING, nothing_to_save, run_training
+from ldmrt.tools.console.training.log import LOG
+from ldmrt.tools.console.training.run import STATE, STOPPING, nothing_to_save, run_training
 
 
 class Steps:
     """A training run that only counts, to eight; `within` is called in each step by its number."""
 
     def __init__(self, within: Callable[[int], object] = lambda step: None) -> None:
-        self.step, self.settings, self.torn = 0, SimpleNamespace(steps=8, batch=6), False
+        self.step, self.settings, self.torn = 0, Settings(steps=8, batch=6, learning_rate=1e-3), False
         self.skipped: dict[tuple, str] = {}
         self.within = within
         self.saved, self.kept = list[int](), list[int]()
@@ -38,14 +44,16 @@ class Steps:
         self.step = 5
         return dict.fromkeys(change, ("before", "now"))
 
-    def loop(self) -> Iterator[Any]:
+    def optimise(self, task: Task) -> Iterator[Progress]:
         while self.step < self.settings.steps:
             self.within(self.step + 1)
             self.step += 1  # a step is never cut in two
-            yield SimpleNamespace(loss=0.0, rate=0.0)
+            yield Progress(self.step, 8, 0.5, 9.0, {"loss": torch.full((6,), 0.5)}, {}, 1e-3, 2.0)
 
     def walk(self, out: Path, every: int = 3, resume: bool = False, change: Collection[str] = ()) -> None:
-        run_training(self, self.loop(), out, every, resume, lambda: self.kept.append(self.step), change)
+        options = SimpleNamespace(out=out, save_every=every, log_every=2, resume=resume, change=change)
+        task = Task(None, lambda samples, draws: {})  # type: ignore[arg-type]
+        run_training(self, task, options, lambda: self.kept.append(self.step))  # type: ignore[arg-type]
 
 
 def at(step: int, act: Callable[[], object]) -> Callable[[int], object]:
@@ -127,7 +135,7 @@ def test_nothing_new_is_not_saved(step: int, torn: bool, tmp_path: Path, capsys:
 )
 def test_too_little_memory_saves_and_says_what_may_fit(error: Exception, tmp_path: Path) -> None:
     run = Steps(at(5, fail(error)))
-    with pytest.raises(LdmrtError, match=r"memory for batches of 6.*\n  try: --batch 3, or a smaller --size"):
+    with pytest.raises(LdmrtError, match=r"memory for 6 samples at once.*\n  try: --accumulate 2, or --precision bf16"):
         run.walk(tmp_path)
     assert run.saved == [3, 4]
 
@@ -160,7 +168,7 @@ def test_resumed_run_keeps_its_last_step(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize("steps", [3, 5])
 def test_a_run_past_its_steps_says_so(steps: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Steps()
-    run.settings.steps = steps
+    run.settings = replace(run.settings, steps=steps)
     run.walk(tmp_path, resume=True)
     said = capsys.readouterr().err
     assert f"done already: 5 of {steps} steps; --steps above 5 with --change steps continues" in said
@@ -191,7 +199,19 @@ def test_skipped_images_are_told_once(tmp_path: Path, capsys: pytest.CaptureFixt
     run.walk(tmp_path)
     said = capsys.readouterr().err
     assert (said.count("skipped: in step 1"), said.count("skipped: in step 5"), said.count("skipped:")) == (1, 1, 2)
-    assert "8/8 loss 0.0000, 0 images/s, 2 skipped" in said
+    assert "8/8 loss 0.5000, 9 images/s, 2 skipped" in said
+
+
+def test_the_log_has_no_step_twice(tmp_path: Path) -> None:
+    """Stopped after a step of no whole line, it has one more; steps that are taken again are not logged again."""
+    stopped = Steps(at(7, lambda: signal.raise_signal(signal.SIGTERM)))
+    with pytest.raises(SystemExit):
+        stopped.walk(tmp_path)
+    assert [line["step"] for line in read_log(tmp_path / LOG)] == [2, 4, 6, 7]
+    Steps().walk(tmp_path, resume=True)  # from step 5, as if it had been killed before it could save
+    assert [line["step"] for line in read_log(tmp_path / LOG)] == [2, 4, 6, 8]
+    Steps().walk(tmp_path)
+    assert [line["step"] for line in read_log(tmp_path / LOG)] == [2, 4, 6, 8]
 
 
 def test_a_folder_has_one_training_at_a_time(tmp_path: Path) -> None:

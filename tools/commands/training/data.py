@@ -65,7 +65,7 @@ def check(folder: Path, size: int) -> None:
 
     Example: ldmrt data check photos --size 64
     """
-    from ldmrt.tools.console.training_data import open_data
+    from ldmrt.tools.console.training.data import open_data
 
     checked = open_data(folder, size)
     click.echo(f"{folder}: {len(checked)} captioned images can be used")

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ldmrt.model.training.metadata import METADATA
+from ldmrt.model.training.data.metadata import METADATA
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.parity.metrics import psnr
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.tools.console.progress import watched
-from ldmrt.tools.console.training_data import HINTS, open_folder
+from ldmrt.tools.console.training.data import HINTS, open_folder
 
 Images = NDArray[np.uint8]
 Scores = dict[str, dict[str, float]]

@@ -14,20 +14,30 @@ from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.tools.console.drawing.images import grid, save_png
 from ldmrt.tools.console.progress import console
 from ldmrt.tools.console.run_lock import locked
-from ldmrt.tools.console.training import STATE, nothing_to_save, run_training
-from ldmrt.tools.console.training_data import open_data
-from ldmrt.tools.console.training_options import training_options
+from ldmrt.tools.console.training.log import show_log
+from ldmrt.tools.console.training.options import Options, training_options
+from ldmrt.tools.console.training.run import STATE, nothing_to_save, run_training
 from ldmrt.tools.options.common import Choice, Group
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ldmrt.model.networks.autoencoder import AutoencoderConfig
+    from ldmrt.model.training.settings import Settings
 
 SHOWN = 32  # images in a preview of 64 pixels
 
 
+def _show(ctx: click.Context, option: click.Parameter, out: Path | None) -> None:
+    """Print the log of a run and end."""
+    if out is not None:
+        show_log(out)
+        ctx.exit()
+
+
 @click.group(cls=Group)
+@click.option("--show", type=click.Path(path_type=Path), is_eager=True, expose_value=False, callback=_show,
+              metavar="OUT", help="Print the log of the run in OUT: a table, and the curve of its loss.")  # fmt: skip
 def train() -> None:
     """Train an autoencoder, then a diffusion model in its latents, or an upscaler in pixels.
 
@@ -38,10 +48,7 @@ def train() -> None:
 
 @train.command()
 @training_options(steps=6000, batch=8, rate=1e-3)
-def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts: tuple[str, ...], out: Path,
-                steps: int, batch: int, learning_rate: float, size: int, on_bad: str, on_small: str, seed: int,
-                device: str, precision: str, save_every: int, resume: bool,
-                change: tuple[str, ...]) -> None:  # fmt: skip
+def autoencoder(options: Options) -> None:
     """Train an autoencoder, which turns images into latents and back; write OUT/vae.
 
     Example: ldmrt train autoencoder --data data/emoji --style noto --out runs/ae
@@ -53,22 +60,16 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
     from ldmrt.model.networks.autoencoder import Autoencoder, moments
     from ldmrt.model.training import presets
     from ldmrt.model.training.latents import to_tensor
-    from ldmrt.model.training.run import Run, Settings
-    from ldmrt.model.training.train import initialise, train_autoencoder
+    from ldmrt.model.training.run import Run
+    from ldmrt.model.training.train import autoencoder_task, initialise
 
-    check(out, resume, change, device, precision)
+    settings, out, size, seed, device = check(options), options.out, options.size, options.seed, options.device
     config = replace(presets.AUTOENCODER, sample_size=size)
     check_size(size, config)
-    data = open_data(
-        folder, size, styles=styles, groups=groups, layouts=layouts, skip_bad=on_bad == "skip",
-        skip_small=on_small == "skip", batch=batch,
-    )  # fmt: skip
+    data = options.open_data()
     torch.manual_seed(seed)
     network = Autoencoder(config)
     initialise(network)
-    settings = Settings(
-        steps, batch, learning_rate, seed=seed, device=device, precision=precision, skip_unreadable=on_bad == "skip"
-    )
     run = Run(network, settings, {"task": "autoencoder", "size": size, "data": data.digest})
     half = preview(size)
     shown = np.stack([data.draw(seed + 1, i).image for i in range(2 * half)])
@@ -87,7 +88,7 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
         with_scaling_factor(vae, 1.0 / mean.std().item())  # Rombach et al. 2022, appendix G: unit variance
         save_network(out / "vae", vae, to_config("AutoencoderKL", vae.config), torch.float32)
 
-    run_training(run, train_autoencoder(run, data), out, save_every, resume, keep, change)
+    run_training(run, autoencoder_task(network, data), options, keep)
 
 
 @train.command()
@@ -103,10 +104,7 @@ def autoencoder(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], 
     show_default=True,
     help="Entries of the BPE tokenizer.",
 )
-def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts: tuple[str, ...], out: Path,
-        steps: int, batch: int, learning_rate: float, size: int, on_bad: str, on_small: str, seed: int, device: str,
-        precision: str, save_every: int, resume: bool, change: tuple[str, ...], vae_folder: Path, prediction: str,
-        vocabulary: int) -> None:  # fmt: skip
+def ldm(options: Options, vae_folder: Path, prediction: str, vocabulary: int) -> None:
     """Train a U-Net and a text encoder to denoise latents; write a whole checkpoint to OUT.
 
     Example: ldmrt train ldm --data data/emoji --style noto --autoencoder runs/ae --out runs/ldm
@@ -118,22 +116,19 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
     from ldmrt.model.checkpoint.load import load_autoencoder
     from ldmrt.model.networks.unet import UNet
     from ldmrt.model.training import presets
-    from ldmrt.model.training.run import Run, Settings
+    from ldmrt.model.training.run import Run
     from ldmrt.model.training.tokenizer import train_tokenizer
-    from ldmrt.model.training.train import Denoiser, initialise, train_ldm
+    from ldmrt.model.training.train import Denoiser, initialise, ldm_task
     from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
-    check(out, resume, change, device, precision)
+    settings, out, size, seed, device = check(options), options.out, options.size, options.seed, options.device
     vae = load_autoencoder(vae_folder).to(device)
     vae.config = replace(vae.config, sample_size=size)
     check_size(size, vae.config)
-    data = open_data(
-        folder, size, styles=styles, groups=groups, layouts=layouts, skip_bad=on_bad == "skip",
-        skip_small=on_small == "skip", batch=batch,
-    )  # fmt: skip
+    data = options.open_data()
     length = presets.TEXT_ENCODER["max_position_embeddings"]
     tokens = out / "tokenizer"
-    if not resume:
+    if not options.resume:
         files = train_tokenizer((data.caption(seed, i) for i in range(20_000)), entries=vocabulary, length=length)
         for name, content in files.items():
             with write_atomically(tokens / name) as file:
@@ -148,9 +143,6 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
     unet = replace(presets.UNET, in_channels=channels, out_channels=channels, sample_size=size // vae.config.factor)
     denoiser = Denoiser(UNet(unet), text_encoder({**presets.TEXT_ENCODER, **ids, "pad_token_id": tokenizer.pad}))
     initialise(denoiser.unet)
-    settings = Settings(
-        steps, batch, learning_rate, seed=seed, device=device, precision=precision, skip_unreadable=on_bad == "skip"
-    )
     run = Run(denoiser, settings, {
         "task": "ldm", "size": size, "data": data.digest, "prediction": prediction,
         "vocabulary": tokenizer.size, "latent_channels": channels, "autoencoder": digest_of(vae),
@@ -171,7 +163,8 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
         )
         checkpoint.save(out)
 
-    run_training(run, train_ldm(run, data, vae, tokenizer, scheduler), out, save_every, resume, keep, change)
+    task = ldm_task(denoiser, data, vae, tokenizer, scheduler, device)
+    run_training(run, task, options, keep)
 
 
 @train.command()
@@ -180,10 +173,7 @@ def ldm(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts:
               help="A folder with vae/, whose faults half of the small images get; none by default.")  # fmt: skip
 @click.option("--crop", type=click.IntRange(min=8), default=64, show_default=True,
               help="Pixels along a side of the part of each image that a step learns from.")  # fmt: skip
-def upscaler(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], layouts: tuple[str, ...], out: Path,
-             steps: int, batch: int, learning_rate: float, size: int, on_bad: str, on_small: str, seed: int,
-             device: str, precision: str, save_every: int, resume: bool, change: tuple[str, ...],
-             vae_folder: Path | None, crop: int) -> None:  # fmt: skip
+def upscaler(options: Options, vae_folder: Path | None, crop: int) -> None:
     """Train a U-Net in pixels that doubles the size of images; write a whole checkpoint to OUT.
 
     Example: ldmrt train upscaler --data data/emoji128/train --size 128 --out runs/upscaler
@@ -195,24 +185,18 @@ def upscaler(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], lay
     from ldmrt.model.networks.plain_unet import PlainUNet
     from ldmrt.model.training import presets
     from ldmrt.model.training.latents import to_tensor
-    from ldmrt.model.training.run import Run, Settings
-    from ldmrt.model.training.upscaler import Degradation, first_weights, psnr_of, train_upscaler
+    from ldmrt.model.training.run import Run
+    from ldmrt.model.training.upscaler import Degradation, first_weights, psnr_of, upscaler_task
 
-    check(out, resume, change, device, precision)
+    settings, out, size, seed, device = check(options), options.out, options.size, options.seed, options.device
     vae = None if vae_folder is None else load_autoencoder(vae_folder).to(device)
     config = replace(presets.UPSCALER, sample_size=size)
     degradation = Degradation(crop, presets.UPSCALER.num_class_embeds or 0, vae)
     degradation.check(size, 2 ** (len(config.block_out_channels) - 1))
-    data = open_data(
-        folder, size, styles=styles, groups=groups, layouts=layouts, skip_bad=on_bad == "skip",
-        skip_small=on_small == "skip", batch=batch,
-    )  # fmt: skip
+    data = options.open_data()
     torch.manual_seed(seed)
     network = PlainUNet(config)
     first_weights(network)
-    settings = Settings(
-        steps, batch, learning_rate, seed=seed, device=device, precision=precision, skip_unreadable=on_bad == "skip"
-    )
     run = Run(network, settings, {
         "task": "upscaler", "size": size, "crop": crop, "data": data.digest,
         "autoencoder": None if vae is None else digest_of(vae),
@@ -227,12 +211,15 @@ def upscaler(folder: Path, styles: tuple[str, ...], groups: tuple[str, ...], lay
         noisers = {"low_res_scheduler": presets.NOISER}
         Checkpoint(unet.cpu(), None, {}, {}, presets.UPSCALER_SCHEDULER, index, noisers=noisers).save(out)
 
-    loop = train_upscaler(run, data, degradation, presets.UPSCALER_SCHEDULER, presets.NOISER)
-    run_training(run, loop, out, save_every, resume, keep, change)
+    task = upscaler_task(network, data, degradation, presets.UPSCALER_SCHEDULER, presets.NOISER, device)
+    run_training(run, task, options, keep)
 
 
-def check(out: Path, resume: bool, change: tuple[str, ...], device: str, precision: str) -> None:
+def check(options: Options) -> "Settings":
     """Check the options before any work, and lock the folder until the command ends.
+
+    Returns:
+        The settings of the run.
 
     Raises:
         LdmrtError: The options cannot be combined, or the device, precision or folder cannot be used.
@@ -241,18 +228,21 @@ def check(out: Path, resume: bool, change: tuple[str, ...], device: str, precisi
 
     from ldmrt.model.training.resuming import check_changes
 
-    if change and not resume:
+    settings, state = options.settings(), options.out / STATE
+    if options.change and not options.resume:
         raise LdmrtError("train", "--change needs --resume", hint="--resume, or no --change")
-    check_changes(change)
-    if device == "cuda" and not torch.cuda.is_available():
+    check_changes(options.change)
+    if settings.device == "cuda" and not torch.cuda.is_available():
         raise LdmrtError("train", "this PyTorch sees no CUDA device", hint="--device cpu")
-    if device == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    bf16 = (settings.device, settings.precision) == ("cuda", "bf16")
+    if bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise LdmrtError("train", "this GPU has no bf16", hint="--precision fp32")
-    click.get_current_context().with_resource(locked(out))
-    if resume and not (out / STATE).is_file():
-        raise LdmrtError("train", "nothing to resume", expected=out / STATE, hint="run without --resume")
-    if not resume and (out / STATE).exists():
-        raise LdmrtError("train", f"{out / STATE} exists already", hint="--resume to continue it, or another --out")
+    click.get_current_context().with_resource(locked(options.out))
+    if options.resume and not state.is_file():
+        raise LdmrtError("train", "nothing to resume", expected=state, hint="run without --resume")
+    if not options.resume and state.exists():
+        raise LdmrtError("train", f"{state} exists already", hint="--resume to continue it, or another --out")
+    return settings
 
 
 def check_size(size: int, config: "AutoencoderConfig") -> None:

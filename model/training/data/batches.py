@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ldmrt.runtime.errors import LdmrtError
 
-from .data import Captioned, Key, Pixels, Sample
+from .captioned import Captioned, Key, Pixels, Sample
 
 TRIES = 100  # images in a row that may be unreadable
 Wanted = Callable[[Sample], bool]

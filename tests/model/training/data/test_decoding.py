@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmrt.model.training.data import square
+from ldmrt.model.training.data.captioned import square
 from ldmrt.runtime import LdmrtError
 
 GREY = np.tile(np.linspace(0, 255, 48), (40, 1)).astype(np.uint8)

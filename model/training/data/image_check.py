@@ -12,7 +12,7 @@ import PIL
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.file_cache import FileCache
 
-from .data import read_image, shorter_side
+from .captioned import read_image, shorter_side
 
 ENLARGED = 2  # how many times an image may be enlarged
 BLOCK = 256  # files that are queued at once

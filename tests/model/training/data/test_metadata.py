@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ldmrt.model.training.data import ImageFolder
-from ldmrt.model.training.metadata import LISTED, Problem, read_metadata, refuse
+from ldmrt.model.training.data.captioned import ImageFolder
+from ldmrt.model.training.data.metadata import LISTED, Problem, read_metadata, refuse
 from ldmrt.runtime import LdmrtError
 
 GOOD = '{"file_name": "a.png", "text": "a cat"}'

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldmrt.runtime.errors import LdmrtError
-
-from .progress import console, watched
+from ldmrt.tools.console.progress import console, watched
 
 if TYPE_CHECKING:
-    from ldmrt.model.training.data import ImageFolder
+    from ldmrt.model.training.data.captioned import ImageFolder
     from ldmrt.tools.emoji.dataset import Emoji
 
 HINTS = {
@@ -46,8 +45,8 @@ def open_data(
     Raises:
         LdmrtError: The folder holds neither, or some of it cannot be used.
     """
-    from ldmrt.model.training.data import SIZE
-    from ldmrt.model.training.metadata import METADATA
+    from ldmrt.model.training.data.captioned import SIZE
+    from ldmrt.model.training.data.metadata import METADATA
     from ldmrt.tools.emoji.dataset import Emoji
 
     if os.path.lexists(folder / METADATA):
@@ -79,9 +78,9 @@ def open_folder(
     Problems are reported together: as one error, or as skipped lines where `skip_bad` or `skip_small` allow it.
     `hints` say what to do about an error, by whether images are bad and whether some are small.
     """
-    from ldmrt.model.training.data import ImageFolder
-    from ldmrt.model.training.image_check import check_images
-    from ldmrt.model.training.metadata import METADATA, Problem, listing, read_metadata, refuse
+    from ldmrt.model.training.data.captioned import ImageFolder
+    from ldmrt.model.training.data.image_check import check_images
+    from ldmrt.model.training.data.metadata import METADATA, Problem, listing, read_metadata, refuse
 
     rows, bad = read_metadata(folder)
     misplaced = {problem.file_name for problem in bad}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmrt.model.training import image_check
-from ldmrt.model.training.image_check import Verdict, check_images
+from ldmrt.model.training.data import image_check
+from ldmrt.model.training.data.image_check import Verdict, check_images
 from ldmrt.runtime.files import file_cache
 
 

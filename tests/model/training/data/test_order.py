@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from ldmrt.model.training.order import entry
+from ldmrt.model.training.data.order import entry
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 40, 64, 65, 1000])

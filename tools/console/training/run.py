@@ -4,19 +4,21 @@ import contextlib
 import shutil
 import signal
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ldmrt.runtime.errors import LdmrtError, first_line
+from ldmrt.tools.console.progress import console, watched
+from ldmrt.tools.console.script import out_of_memory
 
-from .progress import console, watched
-from .script import out_of_memory
+from .log import LOG
+from .options import Options
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ldmrt.model.training.run import Progress, Run
+    from ldmrt.model.training.run import Progress, Run, Task
 
 M = TypeVar("M", bound="nn.Module")
 
@@ -66,34 +68,25 @@ def nothing_to_save() -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)
 
 
-def run_training(
-    run: "Run[M]",
-    loop: "Iterator[Progress]",
-    out: Path,
-    every: int,
-    resume: bool,
-    keep: Callable[[], None],
-    change: Collection[str] = (),
-) -> None:
-    """Run a training loop to its end, and save its state.
+def run_training(run: "Run[M]", task: "Task", options: Options, keep: Callable[[], None]) -> None:
+    """Run a training to its end, log it, and save its state.
 
     A signal to stop saves the state of the last whole step, and so does a step that fails.
 
     Args:
         run: The module in training and its settings.
-        loop: Takes a step each time it is advanced.
-        out: Folder of the run.
-        every: Steps between two saves of the state, each followed by a call of `keep`.
-        resume: Whether to continue from the saved state.
-        keep: Writes the networks as they are now.
-        change: Names of settings that may differ from those of the saved run.
+        task: What it learns.
+        options: Say where the run is kept, how often it is saved and logged, and whether it is resumed.
+        keep: Writes the networks as they are now; called after each save of the state.
 
     Raises:
         LdmrtError: There is not enough memory, or the state cannot be saved.
     """
-    state, steps = out / STATE, run.settings.steps
-    if resume:
-        for name, (before, now) in run.resume(state, change).items():
+    from ldmrt.model.training.log import Log
+
+    out, state, steps, every = options.out, options.out / STATE, run.settings.steps, options.save_every
+    if options.resume:
+        for name, (before, now) in run.resume(state, options.change).items():
             console.print(f"{name} is {now} after step {run.step}, and was {before}", highlight=False, markup=False)
     if run.step >= steps:
         keep()  # the process may have been killed between the last state and this
@@ -101,9 +94,12 @@ def run_training(
         console.print(f"done already: {run.step} of {steps} steps; {hint}", highlight=False)
         return
     begin, saved = time.perf_counter(), run.step
+    log = Log(out / LOG, options.log_every, task.timesteps, run.step)
     with listening() as signals:
         try:
-            for _ in watched(_reporting(run, loop), steps, lambda p: _described(run, p), start=run.step):
+            loop = _reporting(run, run.optimise(task))
+            for progress in watched(loop, steps, lambda p: _described(run, p), start=run.step):
+                log.add(progress, len(run.skipped))
                 due = run.step % every == 0 or run.step == steps
                 if due or signals.save or signals.stop:
                     saved, signals.save = run.step, False
@@ -111,6 +107,7 @@ def run_training(
                 if due:
                     keep()
                 if signals.stop and run.step < steps:
+                    log.write(progress, len(run.skipped))
                     console.print(f"stopped at step {run.step}; go on with --resume", highlight=False)
                     raise KeyboardInterrupt if signals.stop == signal.SIGINT else SystemExit(128 + signals.stop)
         except Exception as error:
@@ -124,9 +121,9 @@ def run_training(
 
 
 def _too_large(run: "Run[M]", error: Exception) -> LdmrtError:
-    batch = run.settings.batch
-    hint = f"--batch {batch // 2}, or a smaller --size" if batch > 1 else "a smaller --size"
-    return LdmrtError("train", f"not enough memory for batches of {batch}", found=first_line(error) or None, hint=hint)
+    settings, found = run.settings, first_line(error) or None
+    problem = f"not enough memory for {settings.at_once} samples at once"
+    return LdmrtError("train", problem, found=found, hint=settings.smaller)
 
 
 def save(run: "Run[M]", state: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmrt.model.training.data import ImageFolder
+from ldmrt.model.training.data.captioned import ImageFolder
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 
 

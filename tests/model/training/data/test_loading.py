@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from ldmrt.model import Autoencoder, AutoencoderConfig
-from ldmrt.model.training import data
-from ldmrt.model.training.batches import Batches
-from ldmrt.model.training.data import ImageFolder
+from ldmrt.model.training.data import captioned
+from ldmrt.model.training.data.batches import Batches
+from ldmrt.model.training.data.captioned import ImageFolder
+from ldmrt.model.training.data.metadata import Row, read_metadata
 from ldmrt.model.training.latents import LatentCache
-from ldmrt.model.training.metadata import Row, read_metadata
 from ldmrt.runtime import LdmrtError
 
 COUNT = 6
@@ -32,8 +32,8 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each file was decoded."""
-    times, square = Counter[str](), data.square
-    monkeypatch.setattr(data, "square", lambda path, size: times.update([path.name]) or square(path, size))
+    times, square = Counter[str](), captioned.square
+    monkeypatch.setattr(captioned, "square", lambda path, size: times.update([path.name]) or square(path, size))
     return times
 
 

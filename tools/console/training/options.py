@@ -1,19 +1,70 @@
-"""Define the options that all trainings have."""
+"""Define the options that all trainings have, and what they are together."""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.options.common import SIDE, Choice
 
-from .outputs import Output
+from .data import open_data
 
-P = ParamSpec("P")
-R = TypeVar("R")
+if TYPE_CHECKING:
+    from ldmrt.model.training.data.captioned import ImageFolder
+    from ldmrt.model.training.settings import Settings
+    from ldmrt.tools.emoji.dataset import Emoji
+
 RATE = click.FloatRange(0, 1, min_open=True)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Holds the values of the options that all trainings have."""
+
+    folder: Path
+    styles: tuple[str, ...]
+    groups: tuple[str, ...]
+    layouts: tuple[str, ...]
+    out: Path
+    steps: int
+    batch: int
+    accumulate: int
+    learning_rate: float
+    size: int
+    on_bad: str
+    on_small: str
+    seed: int
+    device: str
+    precision: str
+    save_every: int
+    log_every: int
+    resume: bool
+    change: tuple[str, ...]
+
+    def settings(self) -> "Settings":
+        """Return the settings of the run.
+
+        Raises:
+            LdmrtError: They cannot be combined.
+        """
+        from ldmrt.model.training.settings import Settings
+
+        return Settings(
+            self.steps, self.batch, self.learning_rate, accumulate=self.accumulate, seed=self.seed, device=self.device,
+            precision=self.precision, skip_unreadable=self.on_bad == "skip",
+        )  # fmt: skip
+
+    def open_data(self) -> "ImageFolder | Emoji":
+        """Open the images, as `open_data` does."""
+        return open_data(
+            self.folder, self.size, batch=self.batch, styles=self.styles, groups=self.groups, layouts=self.layouts,
+            skip_bad=self.on_bad == "skip", skip_small=self.on_small == "skip",
+        )  # fmt: skip
 
 
 def _finite(ctx: click.Context, option: click.Parameter, value: float) -> float:
@@ -23,8 +74,8 @@ def _finite(ctx: click.Context, option: click.Parameter, value: float) -> float:
     return value
 
 
-def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make a decorator that adds the options of every training, with these defaults."""
+def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a decorator that adds the options of every training, with these defaults; the command takes `Options`."""
     options = [
         click.option("--data", "folder", type=click.Path(path_type=Path), required=True,
                      help="Sprites built by `ldmrt data emoji`, or a folder of images with metadata.jsonl."),
@@ -37,6 +88,8 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[
                      help="Batches to learn from."),
         click.option("--batch", type=click.IntRange(min=1), default=batch, show_default=True,
                      help="Images per step."),
+        click.option("--accumulate", type=click.IntRange(min=1), default=1, show_default=True,
+                     help="Parts that a batch is computed in: less memory, the same step."),
         click.option("--learning-rate", type=RATE, default=rate, show_default=True,
                      callback=_finite, help="The highest learning rate, after the warm-up."),
         SIDE,
@@ -52,14 +105,20 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[
                      help="Precision of the networks; weights stay fp32."),
         click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True,
                      help="Steps between checkpoints."),
+        click.option("--log-every", type=click.IntRange(min=1), default=50, show_default=True,
+                     help="Steps between two lines of OUT/log.jsonl."),
         click.option("--resume", is_flag=True, help="Continue from the last checkpoint in --out."),
         click.option("--change", multiple=True, metavar="NAME",
                      help="With --resume: use a new value of this setting, such as steps."),
     ]  # fmt: skip
 
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def with_options(**values: Any) -> None:
+            command(Options(**{field.name: values.pop(field.name) for field in fields(Options)}), **values)
+
         for option in reversed(options):
-            function = option(function)
-        return function
+            with_options = option(with_options)
+        return with_options
 
     return decorate

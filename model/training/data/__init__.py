@@ -1,0 +1,1 @@
+"""Captioned images for training: where they come from, their order, and the batches made of them."""

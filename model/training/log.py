@@ -1,0 +1,121 @@
+"""Log a training: one JSON object a line, each of the steps since the one before."""
+
+import json
+import math
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.files.reading import JsonObject, read_bytes
+from ldmrt.runtime.files.writing import write_atomically
+
+from .objective import TIMESTEPS
+from .run import Progress
+
+BINS = 10  # of the timesteps, over which losses are averaged
+LARGEST = 1 << 28  # bytes of a log: a million lines
+MEGABYTE = 1e6
+
+
+class Log:
+    """Averages what steps report, and appends a line to a file for every few of them."""
+
+    def __init__(self, path: Path, every: int, timesteps: int, step: int = 0) -> None:
+        """Open the log of a run that goes on after `step`; lines of later steps, of a run that was killed, are removed.
+
+        Args:
+            path: The file; it is made where it is missing.
+            every: Steps between two lines.
+            timesteps: How many timesteps losses are averaged by; 0 where the task has none.
+            step: Steps that the run has taken.
+        """
+        self.path, self.every, self.timesteps = path, every, timesteps
+        kept = [line for line in read_log(path) if line["step"] <= step] if step and path.is_file() else []
+        with write_atomically(path) as file:
+            file.write("".join(map(_line, kept)).encode())
+        self._begin()
+
+    def _begin(self) -> None:
+        """Start an average of no steps."""
+        self.steps = 0
+        self.samples = 0
+        self.gradient = 0.0
+        self.sums: dict[str, float] = {}  # of the parts of the loss
+        self.by_time = torch.zeros(BINS, 2, dtype=torch.float64)  # the losses' sum and number
+
+    def add(self, progress: Progress, skipped: int = 0) -> None:
+        """Add a step, and write a line where it is due.
+
+        Args:
+            progress: The step's.
+            skipped: How many images could not be read so far.
+        """
+        losses = {name: value.double().cpu() for name, value in progress.losses.items()}
+        total = torch.stack(list(losses.values())).sum(dim=0)
+        self.steps += 1
+        self.samples += len(total)
+        self.gradient += progress.gradient
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.sum().item()
+        if TIMESTEPS in progress.noted:
+            bins = progress.noted[TIMESTEPS].cpu() * BINS // self.timesteps
+            self.by_time.index_add_(0, bins, torch.stack([total, torch.ones_like(total)], dim=1))
+        if progress.step % self.every == 0 or progress.step == progress.steps:
+            self.write(progress, skipped)
+
+    def write(self, progress: Progress, skipped: int = 0) -> None:
+        """Write a line of the steps since the last one, if there are any; the run may stop between two lines."""
+        if not self.steps:
+            return
+        parts = {name: value / self.samples for name, value in self.sums.items()}
+        line: JsonObject = {
+            "step": progress.step,
+            "samples": progress.step * len(next(iter(progress.losses.values()))),
+            "loss": sum(parts.values()),
+            "parts": parts,
+            "loss_by_timestep": [total / count if count else None for total, count in self.by_time.tolist()],
+            "learning_rate": progress.learning_rate,
+            "gradient_norm": self.gradient / self.steps,
+            "images_per_second": progress.rate,
+            "skipped": skipped,
+            "memory_mb": memory(),
+        }
+        if not self.timesteps:
+            del line["loss_by_timestep"]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(line))
+        self._begin()
+
+
+def read_log(path: Path) -> list[JsonObject]:
+    """Read the lines of a log; the last one may be cut off, where the process was killed.
+
+    Raises:
+        LdmrtError: The file is missing, or another line is no line of a log.
+    """
+    lines, found = read_bytes("train", path, LARGEST).decode(errors="replace").split("\n"), list[JsonObject]()
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            one = json.loads(line)
+            whole = isinstance(one["step"], int) and math.isfinite(one["loss"])
+        except (ValueError, TypeError, KeyError):
+            whole = False
+        if not whole:
+            raise LdmrtError("train", f"{path} line {number} is not a line of a training's log", found=line[:80])
+        found.append(one)
+    return found
+
+
+def memory() -> float:
+    """Return the most memory that the process has held, in MB: the GPU's where one was used."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / MEGABYTE
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE
+
+
+def _line(line: JsonObject) -> str:
+    return json.dumps(line) + "\n"

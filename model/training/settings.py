@@ -1,0 +1,77 @@
+"""Hold the settings of a training: steps, batches, learning rate, and what the arithmetic is done in."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+
+from ldmrt.runtime.errors import LdmrtError, first_line
+
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Holds how to train. `precision` is that of the network's arithmetic; weights and their averages stay float32."""
+
+    steps: int
+    batch: int  # samples a step
+    learning_rate: float  # at the end of the warm-up
+    warmup: int = 200  # steps
+    ema: float = 0.999  # decay of the weights' average
+    clip: float = 1.0  # the largest norm of a step's gradient
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "fp32"
+    accumulate: int = 1  # parts of a batch, whose gradients are added up: less memory, the same step
+    skip_unreadable: bool = False  # unreadable images are skipped; otherwise they stop the run
+
+    def shaping(self) -> dict[str, object]:
+        """Return the settings that weights depend on."""
+        return {name: value for name, value in asdict(self).items() if name != "skip_unreadable"}
+
+    def __post_init__(self) -> None:
+        """Refuse a precision that is not one of `PRECISIONS`, and more parts of a batch than it has samples."""
+        if self.precision not in PRECISIONS:
+            expected = ", ".join(PRECISIONS)
+            raise LdmrtError("train", "unsupported precision", expected=expected, found=self.precision)
+        if not 1 <= self.accumulate <= self.batch:
+            expected = f"1 to {self.batch}, the samples of a batch"
+            raise LdmrtError("train", "invalid --accumulate", expected=expected, found=self.accumulate)
+
+    @property
+    def parts(self) -> list[slice]:
+        """The samples of a batch that are computed together, in `accumulate` parts that are nearly of one size."""
+        ends = [self.batch * i // self.accumulate for i in range(self.accumulate + 1)]
+        return [slice(*ends[i : i + 2]) for i in range(self.accumulate)]
+
+    @property
+    def at_once(self) -> int:
+        """The samples of the largest part."""
+        return -(-self.batch // self.accumulate)
+
+    @property
+    def smaller(self) -> str:
+        """The options that take less memory, for a message."""
+        half = f"--accumulate {2 * self.accumulate}" if 2 * self.accumulate <= self.batch else "a smaller --size"
+        return half if self.precision == "bf16" else f"{half}, or --precision bf16"
+
+
+def learning_rate(settings: Settings, step: int) -> float:
+    """Return the learning rate of a step: linear warm-up, times half a cosine to zero (Loshchilov & Hutter 2017)."""
+    warm = min(1.0, (step + 1) / max(1, settings.warmup))
+    return settings.learning_rate * warm * 0.5 * (1.0 + math.cos(math.pi * step / settings.steps))
+
+
+@contextlib.contextmanager
+def naming_memory(settings: Settings) -> Iterator[None]:
+    """Turn the errors of a device, or a machine, without enough memory into an `LdmrtError`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(error):
+            raise
+        problem = f"out of memory on {settings.device} with {settings.at_once} samples at once"
+        raise LdmrtError("train", problem, found=first_line(error), hint=settings.smaller) from None

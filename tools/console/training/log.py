@@ -1,0 +1,47 @@
+"""Show the log of a training: a table of some of its lines, and the curve of its loss."""
+
+from pathlib import Path
+
+import click
+
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.tools.console.drawing.curve import curve
+from ldmrt.tools.console.tables import show
+
+LOG = "log.jsonl"
+ROWS = 12  # of the table, evenly spaced
+
+
+def show_log(out: Path) -> None:
+    """Print the log of the run in a folder.
+
+    Raises:
+        LdmrtError: The folder has no log, or it is damaged.
+    """
+    from ldmrt.model.training.log import read_log
+
+    path = out / LOG
+    if not path.is_file():
+        raise LdmrtError("train", f"no log in {out}", expected=path, hint="the folder of a run, its --out")
+    lines = read_log(path)
+    if not lines:
+        raise LdmrtError("train", f"{path} is empty", hint="wait for the first line; --log-every says when it comes")
+    last = len(lines) - 1
+    chosen = [lines[i] for i in sorted({last * row // (ROWS - 1) for row in range(ROWS)})]
+    parts = list(lines[-1]["parts"]) if len(lines[-1]["parts"]) > 1 else []
+    titles = ("step", "loss", *parts, "learning rate", "gradient", "images/s", "skipped", "MB")
+    rows = [
+        (
+            str(line["step"]),
+            *(f"{value:.4g}" for value in (line["loss"], *(line["parts"][name] for name in parts))),
+            f"{line['learning_rate']:.2e}", f"{line['gradient_norm']:.3g}", f"{line['images_per_second']:.1f}",
+            str(line["skipped"]), f"{line['memory_mb']:.0f}",
+        )
+        for line in chosen
+    ]  # fmt: skip
+    show(titles, rows, right=titles)
+    click.echo(f"loss, steps {lines[0]['step']} to {lines[-1]['step']}")
+    click.echo("\n".join(curve([max(line["loss"], 1e-12) for line in lines])))
+    if times := lines[-1].get("loss_by_timestep"):
+        click.echo("loss by tenths of the timesteps, from the clean end, of the last line")
+        click.echo("  ".join("-" if value is None else f"{value:.3g}" for value in times))
