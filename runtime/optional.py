@@ -43,6 +43,7 @@ PACKAGES = {
     "tensorrt": Package("TensorRT", "tensorrt", ("tensorrt",)),
     "tensorrt_rtx": Package("TensorRT-RTX", "tensorrt-rtx-cu13", ("rtx",)),
     "cuda.bindings": Package("cuda-bindings", "cuda-bindings", ("rtx", "tensorrt")),
+    "tomli": Package("tomli", "tomli", ("export",)),
     "resvg_py": Package("resvg-py", "resvg-py", ("train",)),
     "matplotlib": Package("matplotlib", "matplotlib", ("plot",)),
     "diffusers": Package("diffusers", "diffusers", ("dev",)),

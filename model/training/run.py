@@ -6,6 +6,7 @@ Every random number is that of a sample (`Draws`), so a resumed run takes the ve
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -15,7 +16,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ldmrt.runtime.errors import LdmrtError, first_line
+from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.files.writing import write_atomically
 
 from .data.batches import Batches, Wanted
@@ -195,6 +196,7 @@ class Run(Generic[M]):
         """Return everything that `resume` needs."""
         return {
             "step": self.step,
+            "torch": str(torch.__version__),
             "about": {**self.about, **self.settings.shaping()},
             "changes": self.changes,
             "module": self.module.state_dict(),
@@ -249,6 +251,9 @@ class Run(Generic[M]):
             self.average = state["average"]
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = state["step"]
+            if (version := state.get("torch", str(torch.__version__))) != torch.__version__:
+                now = f"this is {torch.__version__}: rounding may differ from here on"
+                warnings.warn(f"train: {path} was saved by torch {version}, {now}", LdmrtWarning, stacklevel=2)
             return differ
         except LdmrtError:
             raise

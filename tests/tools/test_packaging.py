@@ -148,7 +148,7 @@ def declared(requirements: list[str]) -> dict[str, str]:
 USED = {extra: declared(lines) for extra, lines in EXTRAS.items() if extra not in ("dev", "docs")}
 BOUNDS = {name: bound for found in (declared(PROJECT["dependencies"]), *USED.values()) for name, bound in found.items()}
 # Not run on a machine without a GPU, or the same package under another name; of NNCF and resvg-py one was tried.
-UNTESTED = {"onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "cuda-bindings", "nncf", "resvg-py"}
+UNTESTED = {"onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "cuda-bindings", "nncf", "resvg-py", "tomli"}
 
 
 def imported() -> set[str]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from ldmrt.model.training.resuming import CHANGEABLE
 from ldmrt.model.training.run import Run
-from ldmrt.runtime import LdmrtError
+from ldmrt.runtime import LdmrtError, LdmrtWarning
 
 from .tiny_runs import SETTINGS, saved
 
@@ -68,3 +68,12 @@ def test_a_state_without_settings_is_resumed(tmp_path: Path) -> None:
     run = Run(nn.Linear(2, 2), replace(SETTINGS, steps=9))
     assert run.resume(path) == {}
     assert run.step == 1
+
+
+def test_another_torch_is_a_warning(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    state = torch.load(path, weights_only=True)
+    assert state["torch"] == torch.__version__
+    torch.save(state | {"torch": "1.0"}, path)
+    with pytest.warns(LdmrtWarning, match=r"saved by torch 1\.0, this is .*: rounding may differ"):
+        Run(nn.Linear(2, 2), SETTINGS).resume(path)

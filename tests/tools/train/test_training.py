@@ -51,7 +51,7 @@ class Steps:
             yield Progress(self.step, 8, 0.5, 9.0, {"loss": torch.full((6,), 0.5)}, {}, 1e-3, 2.0)
 
     def walk(self, out: Path, every: int = 3, resume: bool = False, change: Collection[str] = ()) -> None:
-        options = SimpleNamespace(out=out, save_every=every, log_every=2, resume=resume, change=change)
+        options = SimpleNamespace(out=out, save_every=every, log_every=2, resume=resume, change=change, recipe="")
         task = Task(None, lambda samples, draws: {})  # type: ignore[arg-type]
         run_training(self, task, options, lambda: self.kept.append(self.step))  # type: ignore[arg-type]
 

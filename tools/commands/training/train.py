@@ -16,8 +16,9 @@ from ldmrt.tools.console.progress import console
 from ldmrt.tools.console.run_lock import locked
 from ldmrt.tools.console.training.log import show_log
 from ldmrt.tools.console.training.options import Options, training_options
+from ldmrt.tools.console.training.recipe import Trainings
 from ldmrt.tools.console.training.run import STATE, nothing_to_save, run_training
-from ldmrt.tools.options.common import Choice, Group
+from ldmrt.tools.options.common import Choice
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,11 +36,14 @@ def _show(ctx: click.Context, option: click.Parameter, out: Path | None) -> None
         ctx.exit()
 
 
-@click.group(cls=Group)
+@click.group(cls=Trainings)
 @click.option("--show", type=click.Path(path_type=Path), is_eager=True, expose_value=False, callback=_show,
               metavar="OUT", help="Print the log of the run in OUT: a table, and the curve of its loss.")  # fmt: skip
 def train() -> None:
     """Train an autoencoder, then a diffusion model in its latents, or an upscaler in pixels.
+
+    A recipe, such as the recipe.toml of an earlier run, may take the place of a command: ldmrt train RECIPE.toml
+    [--set KEY=VALUE]... --out OUT
 
     Example: ldmrt train autoencoder --data data/emoji --style noto --out runs/ae
     """

@@ -13,6 +13,7 @@ from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.options.common import SIDE, Choice
 
 from .data import open_data
+from .recipe import recipe_of
 
 if TYPE_CHECKING:
     from ldmrt.model.training.data.captioned import ImageFolder
@@ -45,6 +46,7 @@ class Options:
     log_every: int
     resume: bool
     change: tuple[str, ...]
+    recipe: str  # of all options of the training
 
     def settings(self) -> "Settings":
         """Return the settings of the run.
@@ -115,7 +117,9 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
         def with_options(**values: Any) -> None:
-            command(Options(**{field.name: values.pop(field.name) for field in fields(Options)}), **values)
+            recipe = recipe_of(click.get_current_context().command, values)
+            common = {field.name: values.pop(field.name) for field in fields(Options) if field.name != "recipe"}
+            command(Options(**common, recipe=recipe), **values)
 
         for option in reversed(options):
             with_options = option(with_options)

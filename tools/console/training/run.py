@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ldmrt.runtime.errors import LdmrtError, first_line
+from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.tools.console.progress import console, watched
 from ldmrt.tools.console.script import out_of_memory
 
 from .log import LOG
 from .options import Options
+from .recipe import RECIPE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,7 +71,7 @@ def nothing_to_save() -> Iterator[None]:
 
 
 def run_training(run: "Run[M]", task: "Task", options: Options, keep: Callable[[], None]) -> None:
-    """Run a training to its end, log it, and save its state.
+    """Run a training to its end, log it, and save its recipe and its state.
 
     A signal to stop saves the state of the last whole step, and so does a step that fails.
 
@@ -94,6 +96,8 @@ def run_training(run: "Run[M]", task: "Task", options: Options, keep: Callable[[
         console.print(f"done already: {run.step} of {steps} steps; {hint}", highlight=False)
         return
     begin, saved = time.perf_counter(), run.step
+    with write_atomically(out / RECIPE) as file:
+        file.write(options.recipe.encode(errors="replace"))  # names of files may be no text
     log = Log(out / LOG, options.log_every, task.timesteps, run.step)
     with listening() as signals:
         try:
