@@ -6,18 +6,10 @@ from pathlib import Path
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.nearest import suggestion
 
-CHANGEABLE = (
-    "steps",
-    "batch",
-    "accumulate",
-    "learning-rate",
-    "seed",
-    "precision",
-    "device",
-    "size",
-    "crop",
-    "data",
-)  # with --change
+CHANGEABLE = (  # with --change
+    *("steps", "batch", "accumulate", "learning-rate", "seed", "precision", "device", "size", "crop", "data"),
+    *("snr-gamma", "offset-noise", "input-perturbation"),
+)
 Values = tuple[object, object]  # of a setting, before and now
 
 

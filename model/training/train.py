@@ -13,12 +13,11 @@ from ldmrt.model.networks.attention import Transformer2D
 from ldmrt.model.networks.autoencoder import Autoencoder, kl_divergence, moments
 from ldmrt.model.networks.blocks import ResnetBlock, Upsample
 from ldmrt.model.networks.unet import UNet
-from ldmrt.runtime.samplers.config import Config
 
 from .data.captioned import Captioned, Sample
 from .draws import Draws
 from .latents import LatentCache, to_tensor
-from .objective import TIMESTEPS, alpha_and_sigma, levels_of, noised, squared_error, target_of
+from .objective import Objective, squared_error
 from .run import Losses, Task
 
 if TYPE_CHECKING:
@@ -95,8 +94,7 @@ def ldm_task(
     data: Captioned,
     vae: Autoencoder,
     tokenize: Callable[[list[str]], NDArray[np.int64]],
-    scheduler: Config,
-    device: str = "cpu",
+    objective: Objective,
 ) -> Task:
     """Let a U-Net and its text encoder learn by the denoising loss (Ho et al. 2020, equation 14) in images' latents.
 
@@ -105,28 +103,23 @@ def ldm_task(
         data: Captioned images, (H, W, 3) with sides that are multiples of the autoencoder's factor.
         vae: The autoencoder, trained already; it does not change.
         tokenize: Turns B captions into token ids (B, length), int64.
-        scheduler: A scheduler's config, which says the noise schedule and the prediction type.
-        device: That of all three networks.
+        objective: What the U-Net predicts; its device is that of all three networks.
 
     Returns:
         The task, whose losses have the one part `denoising`.
-
-    Raises:
-        LdmrtError: The prediction type cannot be trained, alone or on this noise schedule.
     """
-    target, abar, cache = target_of(scheduler), levels_of(scheduler, device), LatentCache(vae, device)
+    device = str(objective.abar.device)
+    cache = LatentCache(vae, device)
 
     def loss_of(samples: list[Sample], draws: Draws) -> Losses:
         """Predict the noise of images' latents, each at a timestep of its own."""
         mean, log_variance = moments(cache(samples))
         latents = mean + torch.exp(0.5 * log_variance) * draws.normal("latents", mean.shape[1:])
         x0 = latents * vae.config.scaling_factor
-        t = draws.integers(TIMESTEPS, len(abar))
         dropped = draws.chance("caption dropout", CAPTION_DROPOUT).tolist()
         ids = tokenize(["" if drop else s.caption for drop, s in zip(dropped, samples, strict=True)])
         context = denoiser.text_encoder(torch.from_numpy(ids).to(device)).last_hidden_state
-        eps = draws.normal("noise", x0.shape[1:])
-        x = noised(x0, abar[t], eps).contiguous(memory_format=torch.channels_last)
-        return {"denoising": squared_error(denoiser.unet(x, t, context), target(*alpha_and_sigma(abar[t]), x0, eps))}
+        t, eps, x = objective.draw(x0, draws)
+        return {"denoising": objective.losses(denoiser.unet(x, t, context), x0, t, eps)}
 
-    return Task(data, loss_of, timesteps=len(abar), wanted=cache.lacks)
+    return Task(data, loss_of, timesteps=len(objective.abar), wanted=cache.lacks)

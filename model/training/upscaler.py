@@ -20,7 +20,7 @@ from ldmrt.runtime.samplers.config import Config
 from .data.captioned import Captioned, Sample
 from .draws import Draws
 from .latents import to_tensor
-from .objective import TIMESTEPS, alpha_and_sigma, levels_of, noised, squared_error, target_of
+from .objective import Objective, levels_of, noised
 from .run import Losses, Task
 from .train import initialise
 
@@ -158,12 +158,7 @@ def first_weights(unet: PlainUNet) -> None:
 
 
 def upscaler_task(
-    unet: PlainUNet,
-    data: Captioned,
-    degradation: Degradation,
-    scheduler: Config,
-    noiser: Config,
-    device: str = "cpu",
+    unet: PlainUNet, data: Captioned, degradation: Degradation, objective: Objective, noiser: Config
 ) -> Task:
     """Let a U-Net learn by the denoising loss (Ho et al. 2020, equation 14) of images, given their small ones.
 
@@ -171,26 +166,25 @@ def upscaler_task(
         unet: The U-Net in training: 3 channels of its state, 3 of the small image enlarged and noised.
         data: Images (H, H, 3), of a size that `degradation` can be applied to; captions are unused.
         degradation: What makes the small images.
-        scheduler: A scheduler's config, which says the noise schedule and the prediction type.
+        objective: What the U-Net predicts; its device is the network's.
         noiser: The config of the scheduler that adds noise to the small image.
-        device: The network's.
 
     Returns:
         The task, whose losses have the one part `denoising`.
     """
-    target, abar, bbar = target_of(scheduler), levels_of(scheduler, device), levels_of(noiser, device)
+    device = str(objective.abar.device)
+    bbar = levels_of(noiser, device)
 
     def loss_of(samples: list[Sample], draws: Draws) -> Losses:
         """Predict images, each at a timestep and a level of its own."""
         x0, small = degradation(to_tensor([sample.image for sample in samples], device), draws)
-        t, level = draws.integers(TIMESTEPS, len(abar)), degradation.draw_levels(draws)
-        eps = draws.normal("noise", x0.shape[1:])
+        t, eps, x = objective.draw(x0, draws)
+        level = degradation.draw_levels(draws)
         beside = noised(enlarged(small), bbar[level], draws.normal("noise of the level", x0.shape[1:]))
-        x = torch.cat([noised(x0, abar[t], eps), beside], dim=1).contiguous(memory_format=torch.channels_last)
-        expected = target(*alpha_and_sigma(abar[t]), x0, eps)
-        return {"denoising": squared_error(unet(x, t, class_labels=level), expected)}
+        sample = torch.cat([x, beside], dim=1).contiguous(memory_format=torch.channels_last)
+        return {"denoising": objective.losses(unet(sample, t, class_labels=level), x0, t, eps)}
 
-    return Task(data, loss_of, timesteps=len(abar))
+    return Task(data, loss_of, timesteps=len(objective.abar))
 
 
 @torch.no_grad()

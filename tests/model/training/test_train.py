@@ -20,7 +20,7 @@ from ldmrt.model.training.settings import Settings, learning_rate
 from ldmrt.model.training.train import Denoiser, autoencoder_task, ldm_task
 from ldmrt.model.training.upscaler import Degradation, upscaler_task
 
-from .tiny_runs import Constant, One, Silent, Text
+from .tiny_runs import Constant, One, Silent, Text, objective
 
 SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon"}
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
@@ -64,7 +64,7 @@ def train_vae(run: Run) -> Iterator[Progress]:
 
 
 def train_denoiser(run: Run) -> Iterator[Progress]:
-    return run.optimise(ldm_task(run.module, Three(), autoencoder(5).eval(), tokenize, SCHEDULER))
+    return run.optimise(ldm_task(run.module, Three(), autoencoder(5).eval(), tokenize, objective(SCHEDULER)))
 
 
 def upscaler(seed: int) -> PlainUNet:
@@ -78,7 +78,7 @@ def upscaler(seed: int) -> PlainUNet:
 
 def train_enlarging(run: Run) -> Iterator[Progress]:
     degradation = Degradation(crop=6, levels=4, vae=autoencoder(5).eval())
-    return run.optimise(upscaler_task(run.module, Three(), degradation, SCHEDULER, SCHEDULER))
+    return run.optimise(upscaler_task(run.module, Three(), degradation, objective(SCHEDULER), SCHEDULER))
 
 
 EACH = pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_batch_in_parts_has_the_same_bits_where_kernels_have() -> None:
         run = Run(
             nn.ModuleDict({"unet": Silent(), "text_encoder": Text()}), dataclasses.replace(settings, accumulate=parts)
         )
-        task = ldm_task(run.module, One(), Constant(), tokenize, SCHEDULER)  # type: ignore[arg-type]
+        task = ldm_task(run.module, One(), Constant(), tokenize, objective(SCHEDULER))  # type: ignore[arg-type]
         losses.append(next(run.optimise(task)).losses["denoising"])
     assert all(torch.equal(one, losses[0]) for one in losses)
 

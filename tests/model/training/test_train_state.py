@@ -20,7 +20,7 @@ from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.samplers.config import resolve
 from ldmrt.runtime.samplers.schedule import alphas_cumprod
 
-from .tiny_runs import SCHEDULER, SETTINGS, Constant, One, Silent, Text, minimising, saved
+from .tiny_runs import SCHEDULER, SETTINGS, Constant, One, Silent, Text, minimising, objective, saved
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", pytest.param("sample")])
@@ -28,7 +28,7 @@ def test_target_is_what_the_scheduler_predicts(kind: str) -> None:
     unet, x0 = Silent(), 0.5
     run = Run(nn.ModuleDict({"unet": unet, "text_encoder": Text()}), SETTINGS)
     tokenize: Callable[[list[str]], np.ndarray] = lambda texts: np.zeros((len(texts), 4), np.int64)  # noqa: E731
-    task = ldm_task(run.module, One(), Constant(), tokenize, SCHEDULER | {"prediction_type": kind})  # type: ignore[arg-type]
+    task = ldm_task(run.module, One(), Constant(), tokenize, objective(SCHEDULER | {"prediction_type": kind}))  # type: ignore[arg-type]
     progress = next(run.optimise(task))
     noised, t = unet.asked[0]
     abar = torch.from_numpy(alphas_cumprod(resolve(SCHEDULER, "DDPMScheduler")))[t][:, None, None, None]
@@ -51,7 +51,7 @@ def test_a_tenth_of_the_captions_is_dropped() -> None:
         return np.zeros((len(batch), 4), np.int64)
 
     run = Run(nn.ModuleDict({"unet": Silent(), "text_encoder": Text()}), Settings(1, 1000, 1e-3))
-    list(run.optimise(ldm_task(run.module, One(), Constant(), tokenize, SCHEDULER | {"prediction_type": "epsilon"})))  # type: ignore[arg-type]
+    list(run.optimise(ldm_task(run.module, One(), Constant(), tokenize, objective(SCHEDULER))))  # type: ignore[arg-type]
     assert set(texts) == {"", "a caption"}
     assert 70 <= texts.count("") <= 130  # of 1000; the standard deviation is 9.5
 
@@ -90,7 +90,7 @@ def test_a_step_that_is_not_finite_is_told_by_its_samples_and_times() -> None:
     unet = Broken()
     run = Run(nn.ModuleDict({"text_encoder": Text(), "unet": unet}), SETTINGS)
     tokenize: Callable[[list[str]], np.ndarray] = lambda texts: np.zeros((len(texts), 4), np.int64)  # noqa: E731
-    loop = run.optimise(ldm_task(run.module, One(), Constant(), tokenize, SCHEDULER))  # type: ignore[arg-type]
+    loop = run.optimise(ldm_task(run.module, One(), Constant(), tokenize, objective(SCHEDULER)))  # type: ignore[arg-type]
     unet.asked.append((torch.zeros(()), torch.zeros(())))
     with pytest.raises(LdmrtError) as caught:
         next(loop)
@@ -164,7 +164,7 @@ def test_a_schedule_that_ends_in_pure_noise_cannot_be_trained_on_epsilon() -> No
         run = Run(nn.ModuleDict({"unet": Silent(), "text_encoder": Text()}), SETTINGS)
         scheduler = SCHEDULER | {"prediction_type": prediction, "rescale_betas_zero_snr": True}
         tokenize: Callable[[list[str]], np.ndarray] = lambda texts: np.zeros((len(texts), 4), np.int64)  # noqa: E731
-        return run.optimise(ldm_task(run.module, One(), Constant(), tokenize, scheduler))  # type: ignore[arg-type]
+        return run.optimise(ldm_task(run.module, One(), Constant(), tokenize, objective(scheduler)))  # type: ignore[arg-type]
 
     with pytest.raises(LdmrtError, match=r"rescale_betas_zero_snr .* prediction_type epsilon; expected v_prediction"):
         first("epsilon")

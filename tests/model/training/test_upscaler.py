@@ -26,6 +26,8 @@ from ldmrt.model.training.upscaler import (
 )
 from ldmrt.runtime import LdmrtError
 
+from .tiny_runs import objective
+
 IMAGES = torch.rand((64, 3, 24, 24), generator=torch.Generator().manual_seed(0)) * 2 - 1
 VAE = AutoencoderConfig(3, 3, ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2, (8, 8), 1, norm_num_groups=4)
 
@@ -134,7 +136,7 @@ def test_state_and_image_are_noised_as_by_diffusers() -> None:
     """Each at a time of its own: what is left after the signal is noise of the size that diffusers' would have."""
     unet, count = Asked(), 256
     run: Run = Run(unet, Settings(1, count, 1e-3))
-    task = upscaler_task(unet, Grey(), Degradation(16, 64), UPSCALER_SCHEDULER, NOISER)  # type: ignore[arg-type]
+    task = upscaler_task(unet, Grey(), Degradation(16, 64), objective(UPSCALER_SCHEDULER), NOISER)  # type: ignore[arg-type]
     (progress,) = run.optimise(task)
     ((sample, t, levels),) = unet.asked
     clean = torch.tensor([40.0 * (i % 7) for i in range(count)]) / 127.5 - 1

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmrt.model.training.data.captioned import Sample
+from ldmrt.model.training.objective import Objective
 from ldmrt.model.training.run import Progress, Run, Task
 from ldmrt.model.training.settings import Settings
 
@@ -51,6 +52,10 @@ class Constant(nn.Module):
 
     def encode(self, picture: Tensor) -> Tensor:
         return torch.tensor([2.0, 2.0, -99.0, -99.0])[None, :, None, None].expand(len(picture), 4, 8, 8)
+
+
+def objective(scheduler: dict[str, Any]) -> Objective:
+    return Objective.of(scheduler, "cpu")
 
 
 def minimising(loss: Callable[[], Tensor], run: Run) -> Iterator[Progress]:

@@ -15,7 +15,7 @@ from ldmrt.tools.console.drawing.images import grid, save_png
 from ldmrt.tools.console.progress import console
 from ldmrt.tools.console.run_lock import locked
 from ldmrt.tools.console.training.log import show_log
-from ldmrt.tools.console.training.options import Options, training_options
+from ldmrt.tools.console.training.options import Options, finite, training_options
 from ldmrt.tools.console.training.recipe import Trainings
 from ldmrt.tools.console.training.run import STATE, nothing_to_save, run_training
 from ldmrt.tools.options.common import Choice
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ldmrt.model.training.settings import Settings
 
 SHOWN = 32  # images in a preview of 64 pixels
+POSITIVE = click.FloatRange(0, 1000, min_open=True)
 
 
 def _show(ctx: click.Context, option: click.Parameter, out: Path | None) -> None:
@@ -108,7 +109,27 @@ def autoencoder(options: Options) -> None:
     show_default=True,
     help="Entries of the BPE tokenizer.",
 )
-def ldm(options: Options, vae_folder: Path, prediction: str, vocabulary: int) -> None:
+@click.option(
+    "--snr-gamma",
+    type=POSITIVE,
+    callback=finite,
+    help="Largest signal-to-noise ratio by which a timestep counts (min-SNR); all count alike by default.",
+)
+@click.option(
+    "--offset-noise",
+    type=POSITIVE,
+    callback=finite,
+    help="Standard deviation of a number that is added to all noise of a channel; none by default.",
+)
+@click.option("--input-perturbation", type=POSITIVE, callback=finite,
+              help="Standard deviation of noise on the input that is not predicted; none by default.")  # fmt: skip
+def ldm(
+    options: Options,
+    vae_folder: Path,
+    prediction: str,
+    vocabulary: int,
+    **weighting: float | None,
+) -> None:
     """Train a U-Net and a text encoder to denoise latents; write a whole checkpoint to OUT.
 
     Example: ldmrt train ldm --data data/emoji --style noto --autoencoder runs/ae --out runs/ldm
@@ -120,6 +141,7 @@ def ldm(options: Options, vae_folder: Path, prediction: str, vocabulary: int) ->
     from ldmrt.model.checkpoint.load import load_autoencoder
     from ldmrt.model.networks.unet import UNet
     from ldmrt.model.training import presets
+    from ldmrt.model.training.objective import Objective
     from ldmrt.model.training.run import Run
     from ldmrt.model.training.tokenizer import train_tokenizer
     from ldmrt.model.training.train import Denoiser, initialise, ldm_task
@@ -150,7 +172,7 @@ def ldm(options: Options, vae_folder: Path, prediction: str, vocabulary: int) ->
     run = Run(denoiser, settings, {
         "task": "ldm", "size": size, "data": data.digest, "prediction": prediction,
         "vocabulary": tokenizer.size, "latent_channels": channels, "autoencoder": digest_of(vae),
-        "scaling_factor": vae.config.scaling_factor,
+        "scaling_factor": vae.config.scaling_factor, **weighting,
     })  # fmt: skip
     prompts = [data.caption(seed + 1, i) for i in range(preview(size))]
 
@@ -167,7 +189,7 @@ def ldm(options: Options, vae_folder: Path, prediction: str, vocabulary: int) ->
         )
         checkpoint.save(out)
 
-    task = ldm_task(denoiser, data, vae, tokenizer, scheduler, device)
+    task = ldm_task(denoiser, data, vae, tokenizer, Objective.of(scheduler, device, **weighting))
     run_training(run, task, options, keep)
 
 
@@ -189,6 +211,7 @@ def upscaler(options: Options, vae_folder: Path | None, crop: int) -> None:
     from ldmrt.model.networks.plain_unet import PlainUNet
     from ldmrt.model.training import presets
     from ldmrt.model.training.latents import to_tensor
+    from ldmrt.model.training.objective import Objective
     from ldmrt.model.training.run import Run
     from ldmrt.model.training.upscaler import Degradation, first_weights, psnr_of, upscaler_task
 
@@ -215,7 +238,8 @@ def upscaler(options: Options, vae_folder: Path | None, crop: int) -> None:
         noisers = {"low_res_scheduler": presets.NOISER}
         Checkpoint(unet.cpu(), None, {}, {}, presets.UPSCALER_SCHEDULER, index, noisers=noisers).save(out)
 
-    task = upscaler_task(network, data, degradation, presets.UPSCALER_SCHEDULER, presets.NOISER, device)
+    objective = Objective.of(presets.UPSCALER_SCHEDULER, device)
+    task = upscaler_task(network, data, degradation, objective, presets.NOISER)
     run_training(run, task, options, keep)
 
 

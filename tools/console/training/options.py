@@ -69,9 +69,9 @@ class Options:
         )  # fmt: skip
 
 
-def _finite(ctx: click.Context, option: click.Parameter, value: float) -> float:
+def finite(ctx: click.Context, option: click.Parameter, value: float | None) -> float | None:
     """Refuse NaN, which click's ranges accept."""
-    if not math.isfinite(value):
+    if value is not None and not math.isfinite(value):
         raise click.BadParameter("not a number")
     return value
 
@@ -93,7 +93,7 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[
         click.option("--accumulate", type=click.IntRange(min=1), default=1, show_default=True,
                      help="Parts that a batch is computed in: less memory, the same step."),
         click.option("--learning-rate", type=RATE, default=rate, show_default=True,
-                     callback=_finite, help="The highest learning rate, after the warm-up."),
+                     callback=finite, help="The highest learning rate, after the warm-up."),
         SIDE,
         click.option("--on-bad", type=Choice(["stop", "skip"]), default="stop", show_default=True,
                      help="Stop at, or skip, unreadable images and lines without a caption."),
