@@ -67,7 +67,7 @@ def tiny_checkpoint() -> Any:
 
     from ldmrt.model import Autoencoder, AutoencoderConfig, Checkpoint, UNet, UNetConfig
     from ldmrt.model.checkpoint.checkpoint import text_encoder
-    from ldmrt.model.training.tokenizer import train_tokenizer
+    from ldmrt.model.training.tasks.tokenizer import train_tokenizer
     from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
     torch.manual_seed(0)

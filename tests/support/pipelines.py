@@ -34,7 +34,7 @@ def randomise(module: Any, seed: int = 0) -> Any:
 @cache
 def tokenizer_files(pad: str) -> dict[str, bytes]:
     """Those of the hub's tokenizer folders; special_tokens_map.json has the last word on the padding."""
-    from ldmrt.model.training.tokenizer import train_tokenizer
+    from ldmrt.model.training.tasks.tokenizer import train_tokenizer
 
     files = train_tokenizer(CAPTIONS, entries=600, length=LENGTH)
     del files["tokenizer.json"]

@@ -36,7 +36,7 @@ def family_of(name: str) -> "Family":
 
 def tokenizer_files() -> dict[str, bytes]:
     """Make a tokenizer with a small vocabulary, for texts of full length."""
-    from ldmrt.model.training.tokenizer import train_tokenizer
+    from ldmrt.model.training.tasks.tokenizer import train_tokenizer
 
     return train_tokenizer(CAPTIONS * 2, entries=600, length=77)
 

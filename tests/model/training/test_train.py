@@ -17,8 +17,9 @@ from ldmrt.model.networks.plain_unet import PlainUNet, PlainUNetConfig
 from ldmrt.model.training.data.captioned import Sample
 from ldmrt.model.training.run import Progress, Run
 from ldmrt.model.training.settings import Settings, learning_rate
-from ldmrt.model.training.train import Denoiser, autoencoder_task, ldm_task
-from ldmrt.model.training.upscaler import Degradation, upscaler_task
+from ldmrt.model.training.tasks.autoencoder import autoencoder_task
+from ldmrt.model.training.tasks.latent_diffusion import Denoiser, ldm_task
+from ldmrt.model.training.tasks.upscaler import Degradation, upscaler_task
 
 from .tiny_runs import Constant, One, Silent, Text, objective
 

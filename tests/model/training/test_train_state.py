@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ldmrt.model.training.run import Run
 from ldmrt.model.training.settings import Settings, learning_rate
-from ldmrt.model.training.train import ldm_task
+from ldmrt.model.training.tasks.latent_diffusion import ldm_task
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.samplers.config import resolve
 from ldmrt.runtime.samplers.schedule import alphas_cumprod

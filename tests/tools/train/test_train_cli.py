@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmrt.model.training import presets
+from ldmrt.model.training.tasks import presets
 from ldmrt.tools.console.training.run import STATE
 
 
@@ -100,7 +100,7 @@ def test_an_upscaler_is_trained_stopped_and_used(
         signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patched:
-        patched.setattr("ldmrt.model.training.upscaler.psnr_of", stop)  # after the first step
+        patched.setattr("ldmrt.model.training.tasks.upscaler.psnr_of", stop)  # after the first step
         assert ldmrt(*words, "--out", halves).code != 0
     changed = ldmrt(*words, "--out", halves, "--resume", "--crop", 12)
     assert "another --crop; expected 8; found 12" in changed.error

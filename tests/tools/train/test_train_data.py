@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmrt.model.training import presets
+from ldmrt.model.training.tasks import presets
 from ldmrt.tools.commands.training import train
 from ldmrt.tools.console.training import options
 from ldmrt.tools.console.training.data import open_data

@@ -63,10 +63,11 @@ def autoencoder(options: Options) -> None:
     from ldmrt.model.checkpoint.checkpoint import save_network, with_scaling_factor
     from ldmrt.model.config import to_config
     from ldmrt.model.networks.autoencoder import Autoencoder, moments
-    from ldmrt.model.training import presets
+    from ldmrt.model.training.initialise import initialise
     from ldmrt.model.training.latents import to_tensor
     from ldmrt.model.training.run import Run
-    from ldmrt.model.training.train import autoencoder_task, initialise
+    from ldmrt.model.training.tasks import presets
+    from ldmrt.model.training.tasks.autoencoder import autoencoder_task
 
     settings, out, size, seed, device = check(options), options.out, options.size, options.seed, options.device
     config = replace(presets.AUTOENCODER, sample_size=size)
@@ -140,11 +141,12 @@ def ldm(
     from ldmrt.model.checkpoint.checkpoint import Checkpoint, text_encoder
     from ldmrt.model.checkpoint.load import load_autoencoder
     from ldmrt.model.networks.unet import UNet
-    from ldmrt.model.training import presets
+    from ldmrt.model.training.initialise import initialise
     from ldmrt.model.training.objective import Objective
     from ldmrt.model.training.run import Run
-    from ldmrt.model.training.tokenizer import train_tokenizer
-    from ldmrt.model.training.train import Denoiser, initialise, ldm_task
+    from ldmrt.model.training.tasks import presets
+    from ldmrt.model.training.tasks.latent_diffusion import Denoiser, ldm_task
+    from ldmrt.model.training.tasks.tokenizer import train_tokenizer
     from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
     settings, out, size, seed, device = check(options), options.out, options.size, options.seed, options.device
@@ -209,11 +211,11 @@ def upscaler(options: Options, vae_folder: Path | None, crop: int) -> None:
     from ldmrt.model.checkpoint.checkpoint import Checkpoint
     from ldmrt.model.checkpoint.load import load_autoencoder
     from ldmrt.model.networks.plain_unet import PlainUNet
-    from ldmrt.model.training import presets
     from ldmrt.model.training.latents import to_tensor
     from ldmrt.model.training.objective import Objective
     from ldmrt.model.training.run import Run
-    from ldmrt.model.training.upscaler import Degradation, first_weights, psnr_of, upscaler_task
+    from ldmrt.model.training.tasks import presets
+    from ldmrt.model.training.tasks.upscaler import Degradation, first_weights, psnr_of, upscaler_task
 
     settings, out, size, seed, device = check(options), options.out, options.size, options.seed, options.device
     vae = None if vae_folder is None else load_autoencoder(vae_folder).to(device)

@@ -14,15 +14,14 @@ from torch import Tensor
 
 from ldmrt.model.networks.autoencoder import Autoencoder, moments
 from ldmrt.model.networks.plain_unet import PlainUNet
+from ldmrt.model.training.data.captioned import Captioned, Sample
+from ldmrt.model.training.draws import Draws
+from ldmrt.model.training.initialise import initialise
+from ldmrt.model.training.latents import to_tensor
+from ldmrt.model.training.objective import Objective, levels_of, noised
+from ldmrt.model.training.run import Losses, Task
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.samplers.config import Config
-
-from .data.captioned import Captioned, Sample
-from .draws import Draws
-from .latents import to_tensor
-from .objective import Objective, levels_of, noised
-from .run import Losses, Task
-from .train import initialise
 
 TIMES = 2  # how often an upscaler enlarges
 BLUR = 0.8  # pixels of the small image: the largest standard deviation of a Gaussian

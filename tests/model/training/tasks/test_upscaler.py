@@ -12,10 +12,10 @@ from ldmrt.model import Autoencoder, AutoencoderConfig
 from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.training.data.captioned import Sample
 from ldmrt.model.training.draws import Draws
-from ldmrt.model.training.presets import NOISER, UPSCALER, UPSCALER_SCHEDULER
 from ldmrt.model.training.run import Run
 from ldmrt.model.training.settings import Settings
-from ldmrt.model.training.upscaler import (
+from ldmrt.model.training.tasks.presets import NOISER, UPSCALER, UPSCALER_SCHEDULER
+from ldmrt.model.training.tasks.upscaler import (
     Degradation,
     blurred,
     cropped,
@@ -26,7 +26,7 @@ from ldmrt.model.training.upscaler import (
 )
 from ldmrt.runtime import LdmrtError
 
-from .tiny_runs import objective
+from ..tiny_runs import objective
 
 IMAGES = torch.rand((64, 3, 24, 24), generator=torch.Generator().manual_seed(0)) * 2 - 1
 VAE = AutoencoderConfig(3, 3, ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2, (8, 8), 1, norm_num_groups=4)

@@ -8,7 +8,7 @@ import pytest
 from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from ldmrt.model.training.tokenizer import train_tokenizer
+from ldmrt.model.training.tasks.tokenizer import train_tokenizer
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 from ldmrt.runtime.tokenizer.vocabulary import END, START
