@@ -20,15 +20,15 @@ class Draws:
         noted: Numbers of samples that an error or a log names, such as timesteps: B of them, by what they are for.
     """
 
-    def __init__(self, seed: int, samples: Sequence[int], device: str = "cpu") -> None:
-        """Take the samples at these places of the stream that `seed` names."""
-        self.seed, self.samples, self.device = seed, tuple(samples), device
+    def __init__(self, seed: int, samples: Sequence[int], device: str = "cpu", stream: str = "") -> None:
+        """Take the samples at these places of the stream that `seed` names, or of another one of that name."""
+        self.seed, self.samples, self.device, self.stream = seed, tuple(samples), device, stream
         self.noted: dict[str, Tensor] = {}
 
     def of(self, chosen: Tensor) -> "Draws":
         """Return the draws of the samples for which `chosen` (B,) is true."""
         pairs = zip(self.samples, chosen.tolist(), strict=True)
-        return Draws(self.seed, [sample for sample, taken in pairs if taken], self.device)
+        return Draws(self.seed, [sample for sample, taken in pairs if taken], self.device, self.stream)
 
     def normal(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
         """Draw numbers of mean 0 and variance 1, (B, *shape), float32."""
@@ -49,7 +49,7 @@ class Draws:
 
     def _each(self, purpose: str, draw: Callable[[np.random.Generator], NDArray[np.generic]]) -> Tensor:
         """Stack what each sample draws from a generator of its own."""
-        stream = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
+        stream = int.from_bytes(hashlib.sha256((self.stream + purpose).encode()).digest()[:8], "little")
         key = np.array([self.seed, stream], np.uint64)
         philox = (np.random.Philox(key=key, counter=[0, 0, sample, 0]) for sample in self.samples)
         return torch.from_numpy(np.stack([draw(np.random.Generator(one)) for one in philox])).to(self.device)

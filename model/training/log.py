@@ -4,6 +4,7 @@ import json
 import math
 import resource
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -66,6 +67,10 @@ class Log:
         if progress.step % self.every == 0 or progress.step == progress.steps:
             self.write(progress, skipped)
 
+    def validated(self, step: int, losses: Mapping[str, float]) -> None:
+        """Write a line of the losses of held-out images after a step."""
+        self._append({"step": step, "loss": sum(losses.values()), "validation": dict(losses)})
+
     def write(self, progress: Progress, skipped: int = 0) -> None:
         """Write a line of the steps since the last one, if there are any; the run may stop between two lines."""
         if not self.steps:
@@ -85,9 +90,13 @@ class Log:
         }
         if not self.timesteps:
             del line["loss_by_timestep"]
+        self._append(line)
+        self._begin()
+
+    def _append(self, line: JsonObject) -> None:
+        """Append one line to the file."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_line(line))
-        self._begin()
 
 
 def read_log(path: Path) -> list[JsonObject]:

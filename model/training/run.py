@@ -144,7 +144,7 @@ class Run(Generic[M]):
         self.optimizer.zero_grad()
         for part in settings.parts:
             draws = Draws(settings.seed, range(first + part.start, first + part.stop), settings.device)
-            with torch.autocast(settings.device, torch.bfloat16, enabled=settings.precision == "bf16"):
+            with settings.autocast():
                 losses = task.loss_of(samples[part], draws)
             if part.stop == settings.batch and self.step + 1 < settings.steps:
                 batches.prepare(self.step + 1)  # while the gradient is computed

@@ -47,6 +47,10 @@ class Settings:
         ends = [self.batch * i // self.accumulate for i in range(self.accumulate + 1)]
         return [slice(*ends[i : i + 2]) for i in range(self.accumulate)]
 
+    def autocast(self) -> torch.autocast:
+        """Compute networks in the precision of the run within this context."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
+
     @property
     def at_once(self) -> int:
         """The samples of the largest part."""

@@ -114,6 +114,14 @@ class ImageFolder:
         """A hash of names and captions, see `digest`."""
         return digest([(row.file_name, row.text) for row in self.rows])
 
+    def fraction(self, name: str) -> float:
+        """Return a number from 0 to 1 that the bytes of an image's file alone decide; 1 where it cannot be read."""
+        try:
+            content = (self.folder / name).read_bytes()
+        except OSError:
+            return 1.0
+        return float(int.from_bytes(hashlib.sha256(content).digest()[:8], "big")) / 2.0**64
+
     def draw(self, seed: int, index: int) -> Sample:
         """Return sample `index` of the stream that `seed` names; its image is decoded later."""
         row = self._row(seed, index)

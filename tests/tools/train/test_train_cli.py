@@ -211,3 +211,16 @@ def test_more_parts_than_images_leave_nothing_behind(ldmrt: Any, pictures: Path,
     ran = ldmrt(*words, "--accumulate", 3)
     assert "invalid --accumulate; expected 1 to 2, the samples of a batch; found 3" in ran.error
     assert not (tmp_path / "out").exists()
+
+
+def test_held_out_images_are_measured(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("train", "autoencoder", "--data", pictures, "--out", out, "--batch", 2, "--size", 16)
+    ran = ldmrt(*words, "--steps", 4, "--save-every", 2, "--validation", 0.4)
+    assert ran.code == 0, ran.err
+    assert " held-out images" in ran.err
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation" in line] == [2, 4]
+    assert "loss of held-out images, steps 2 to 4" in ldmrt("train", "--show", out).out
+    changed = ldmrt(*words, "--steps", 4, "--resume", "--validation", 0.3)
+    assert "another --data, --validation" in changed.error or "another --validation" in changed.error

@@ -72,11 +72,13 @@ def autoencoder(options: Options) -> None:
     settings, out, size, seed, device = check(options), options.out, options.size, options.seed, options.device
     config = replace(presets.AUTOENCODER, sample_size=size)
     check_size(size, config)
-    data = options.open_data()
+    data, held = options.open_data()
     torch.manual_seed(seed)
     network = Autoencoder(config)
     initialise(network)
-    run = Run(network, settings, {"task": "autoencoder", "size": size, "data": data.digest})
+    run = Run(
+        network, settings, {"task": "autoencoder", "size": size, "data": data.digest, "validation": options.validation}
+    )
     half = preview(size)
     shown = np.stack([data.draw(seed + 1, i).image for i in range(2 * half)])
 
@@ -94,7 +96,7 @@ def autoencoder(options: Options) -> None:
         with_scaling_factor(vae, 1.0 / mean.std().item())  # Rombach et al. 2022, appendix G: unit variance
         save_network(out / "vae", vae, to_config("AutoencoderKL", vae.config), torch.float32)
 
-    run_training(run, autoencoder_task(network, data), options, keep)
+    run_training(run, autoencoder_task(network, data), options, keep, held)
 
 
 @train.command()
@@ -153,7 +155,7 @@ def ldm(
     vae = load_autoencoder(vae_folder).to(device)
     vae.config = replace(vae.config, sample_size=size)
     check_size(size, vae.config)
-    data = options.open_data()
+    data, held = options.open_data()
     length = presets.TEXT_ENCODER["max_position_embeddings"]
     tokens = out / "tokenizer"
     if not options.resume:
@@ -172,7 +174,7 @@ def ldm(
     denoiser = Denoiser(UNet(unet), text_encoder({**presets.TEXT_ENCODER, **ids, "pad_token_id": tokenizer.pad}))
     initialise(denoiser.unet)
     run = Run(denoiser, settings, {
-        "task": "ldm", "size": size, "data": data.digest, "prediction": prediction,
+        "task": "ldm", "size": size, "data": data.digest, "validation": options.validation, "prediction": prediction,
         "vocabulary": tokenizer.size, "latent_channels": channels, "autoencoder": digest_of(vae),
         "scaling_factor": vae.config.scaling_factor, **weighting,
     })  # fmt: skip
@@ -192,7 +194,7 @@ def ldm(
         checkpoint.save(out)
 
     task = ldm_task(denoiser, data, vae, tokenizer, Objective.of(scheduler, device, **weighting))
-    run_training(run, task, options, keep)
+    run_training(run, task, options, keep, held)
 
 
 @train.command()
@@ -222,12 +224,12 @@ def upscaler(options: Options, vae_folder: Path | None, crop: int) -> None:
     config = replace(presets.UPSCALER, sample_size=size)
     degradation = Degradation(crop, presets.UPSCALER.num_class_embeds or 0, vae)
     degradation.check(size, 2 ** (len(config.block_out_channels) - 1))
-    data = options.open_data()
+    data, held = options.open_data()
     torch.manual_seed(seed)
     network = PlainUNet(config)
     first_weights(network)
     run = Run(network, settings, {
-        "task": "upscaler", "size": size, "crop": crop, "data": data.digest,
+        "task": "upscaler", "size": size, "crop": crop, "data": data.digest, "validation": options.validation,
         "autoencoder": None if vae is None else digest_of(vae),
     })  # fmt: skip
     shown = [data.draw(seed + 1, i).image for i in range(preview(size))]
@@ -242,7 +244,7 @@ def upscaler(options: Options, vae_folder: Path | None, crop: int) -> None:
 
     objective = Objective.of(presets.UPSCALER_SCHEDULER, device)
     task = upscaler_task(network, data, degradation, objective, presets.NOISER)
-    run_training(run, task, options, keep)
+    run_training(run, task, options, keep, held)
 
 
 def check(options: Options) -> "Settings":

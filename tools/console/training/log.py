@@ -23,7 +23,9 @@ def show_log(out: Path) -> None:
     path = out / LOG
     if not path.is_file():
         raise LdmrtError("train", f"no log in {out}", expected=path, hint="the folder of a run, its --out")
-    lines = read_log(path)
+    everything = read_log(path)
+    lines = [line for line in everything if "validation" not in line]
+    held = [line for line in everything if "validation" in line]
     if not lines:
         raise LdmrtError("train", f"{path} is empty", hint="wait for the first line; --log-every says when it comes")
     last = len(lines) - 1
@@ -42,6 +44,9 @@ def show_log(out: Path) -> None:
     show(titles, rows, right=titles)
     click.echo(f"loss, steps {lines[0]['step']} to {lines[-1]['step']}")
     click.echo("\n".join(curve([max(line["loss"], 1e-12) for line in lines])))
+    if held:
+        click.echo(f"loss of held-out images, steps {held[0]['step']} to {held[-1]['step']}")
+        click.echo("\n".join(curve([max(line["loss"], 1e-12) for line in held])))
     if times := lines[-1].get("loss_by_timestep"):
         click.echo("loss by tenths of the timesteps, from the clean end, of the last line")
         click.echo("  ".join("-" if value is None else f"{value:.3g}" for value in times))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.options.common import SIDE, Choice
 
@@ -39,6 +40,7 @@ class Options:
     size: int
     on_bad: str
     on_small: str
+    validation: float | None
     seed: int
     device: str
     precision: str
@@ -61,12 +63,21 @@ class Options:
             precision=self.precision, skip_unreadable=self.on_bad == "skip",
         )  # fmt: skip
 
-    def open_data(self) -> "ImageFolder | Emoji":
-        """Open the images, as `open_data` does."""
-        return open_data(
+    def open_data(self) -> "tuple[ImageFolder | Emoji, ImageFolder | None]":
+        """Open the images, as `open_data` does; return those to train on, and those that are held out."""
+        from ldmrt.model.training.data.captioned import ImageFolder
+        from ldmrt.model.training.validation import split
+
+        images = open_data(
             self.folder, self.size, batch=self.batch, styles=self.styles, groups=self.groups, layouts=self.layouts,
             skip_bad=self.on_bad == "skip", skip_small=self.on_small == "skip",
         )  # fmt: skip
+        if self.validation is None:
+            return images, None
+        if not isinstance(images, ImageFolder):
+            hint = "no --validation; pairs of emoji and background are held out already"
+            raise LdmrtError("train", "--validation is for images of your own", hint=hint)
+        return split(images, self.validation)
 
 
 def finite(ctx: click.Context, option: click.Parameter, value: float | None) -> float | None:
@@ -99,6 +110,8 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[
                      help="Stop at, or skip, unreadable images and lines without a caption."),
         click.option("--on-small", type=Choice(["stop", "skip"]), default="stop", show_default=True,
                      help="Stop at, or skip, images that would be enlarged more than twice."),
+        click.option("--validation", type=click.FloatRange(0, 0.5, min_open=True), callback=finite,
+                     help="Share of the images that is held out; their loss is logged with each checkpoint."),
         click.option("--seed", type=click.IntRange(0, 2**32), default=0, show_default=True,
                      help="Seed of weights, order and noise."),
         click.option("--device", type=Choice(["cpu", "cuda"]), default="cpu", show_default=True,

@@ -20,6 +20,8 @@ from .recipe import RECIPE
 if TYPE_CHECKING:
     from torch import nn
 
+    from ldmrt.model.training.data.captioned import ImageFolder
+    from ldmrt.model.training.log import Log
     from ldmrt.model.training.run import Progress, Run, Task
 
 M = TypeVar("M", bound="nn.Module")
@@ -70,7 +72,9 @@ def nothing_to_save() -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)
 
 
-def run_training(run: "Run[M]", task: "Task", options: Options, keep: Callable[[], None]) -> None:
+def run_training(
+    run: "Run[M]", task: "Task", options: Options, keep: Callable[[], None], held: "ImageFolder | None" = None
+) -> None:
     """Run a training to its end, log it, and save its recipe and its state.
 
     A signal to stop saves the state of the last whole step, and so does a step that fails.
@@ -80,6 +84,7 @@ def run_training(run: "Run[M]", task: "Task", options: Options, keep: Callable[[
         task: What it learns.
         options: Say where the run is kept, how often it is saved and logged, and whether it is resumed.
         keep: Writes the networks as they are now; called after each save of the state.
+        held: Images whose loss is logged then; None for none.
 
     Raises:
         LdmrtError: There is not enough memory, or the state cannot be saved.
@@ -110,6 +115,8 @@ def run_training(run: "Run[M]", task: "Task", options: Options, keep: Callable[[
                     save(run, state)
                 if due:
                     keep()
+                if due and held is not None:
+                    _validate(run, task, held, log)
                 if signals.stop and run.step < steps:
                     log.write(progress, len(run.skipped))
                     console.print(f"stopped at step {run.step}; go on with --resume", highlight=False)
@@ -122,6 +129,15 @@ def run_training(run: "Run[M]", task: "Task", options: Options, keep: Callable[[
                 raise _too_large(run, error) from None
             raise
     console.print(f"{run.step} steps in {(time.perf_counter() - begin) / 60:.1f} min: {out}", highlight=False)
+
+
+def _validate(run: "Run[M]", task: "Task", held: "ImageFolder", log: "Log") -> None:
+    """Measure the loss of held-out images, log it and print it."""
+    from ldmrt.model.training.validation import validation_losses
+
+    losses = validation_losses(run, task, held)
+    log.validated(run.step, losses)
+    console.print(f"step {run.step}: loss {sum(losses.values()):.4f} of {len(held)} held-out images", highlight=False)
 
 
 def _too_large(run: "Run[M]", error: Exception) -> LdmrtError:

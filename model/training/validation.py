@@ -1,0 +1,67 @@
+"""Measure the loss of images that are never trained on, with the average of the weights."""
+
+from dataclasses import replace
+
+import torch
+
+from ldmrt.runtime.errors import LdmrtError
+
+from .data.batches import Batches
+from .data.captioned import ImageFolder
+from .draws import Draws
+from .run import M, Run, Task
+
+MOST = 256  # images that are measured
+
+
+def validation_losses(run: Run[M], task: Task, held: ImageFolder) -> dict[str, float]:
+    """Return the mean of each part of a task's loss over held-out images, at most `MOST` of them.
+
+    The images, timesteps and noise are the same each time, so the losses of two checkpoints can be compared. The run
+    is left as it was.
+
+    Args:
+        run: The run; the average of its weights is measured.
+        task: What it learns.
+        held: The images, which the task's own do not hold.
+    """
+    settings, count = run.settings, min(MOST, len(held))
+    loaded = Batches(
+        held, settings.seed, settings.at_once, skip_unreadable=settings.skip_unreadable, wanted=task.wanted
+    )
+    sums: dict[str, float] = {}
+    present = {name: value.detach().clone() for name, value in run.module.state_dict().items()}
+    run.module.load_state_dict(run.average)
+    run.module.eval()
+    try:
+        for step in range(-(-count // settings.at_once)):
+            first = step * settings.at_once
+            samples = loaded(step)[: count - first]
+            draws = Draws(settings.seed, range(first, first + len(samples)), settings.device, stream="validation")
+            with torch.no_grad(), settings.autocast():
+                losses = task.loss_of(samples, draws)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.double().sum().item()
+    finally:
+        run.module.load_state_dict(present)
+        run.module.train()
+    return {name: value / count for name, value in sums.items()}
+
+
+def split(images: ImageFolder, share: float) -> tuple[ImageFolder, ImageFolder]:
+    """Divide images by the hash of their files, so that copies of one are on one side.
+
+    Returns:
+        The images to train on, and about this share of all, held out.
+
+    Raises:
+        LdmrtError: One of the sides has no image.
+    """
+    names = {row.file_name for row in images.rows}
+    held = {name for name in names if images.fraction(name) < share}
+    if not held or held == names:
+        problem = f"--validation {share} leaves no image {'to train on' if held else 'for the validation'}"
+        raise LdmrtError("train", problem, expected="another share", found=f"{len(names)} images")
+    sides = ([row for row in images.rows if (row.file_name in held) is chosen] for chosen in (False, True))
+    train, validation = (replace(images, rows=tuple(rows)) for rows in sides)
+    return train, validation
