@@ -8,7 +8,7 @@ from ldmrt.runtime.nearest import suggestion
 
 CHANGEABLE = (  # with --change
     *("steps", "batch", "accumulate", "learning-rate", "seed", "precision", "device", "size", "crop", "data"),
-    *("validation", "snr-gamma", "offset-noise", "input-perturbation"),
+    *("schedule", "warmup", "validation", "snr-gamma", "offset-noise", "input-perturbation"),
 )
 Values = tuple[object, object]  # of a setting, before and now
 

@@ -23,8 +23,9 @@ from .data.batches import Batches, Wanted
 from .data.captioned import Captioned, Key, Sample, name_of
 from .data.metadata import LISTED
 from .draws import Draws
+from .optimisers import OPTIMISERS
 from .resuming import Values, changes
-from .settings import Settings, learning_rate, naming_memory
+from .settings import Settings, naming_memory
 
 M = TypeVar("M", bound=nn.Module)
 Losses = Mapping[str, Tensor]  # of B samples, (B,) each, by the name of the part
@@ -96,15 +97,13 @@ class Run(Generic[M]):
         self.module = module.to(settings.device).train()
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(
-            self.module.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
-        )
+        self.optimizer = OPTIMISERS[settings.optimiser](self.module.parameters(), settings.learning_rate)
         self.step = 0
         self.skipped: Mapping[Key, str] = {}  # samples whose images could not be read, and why
         self.torn = False  # weights that an interrupted update has changed in part are not to be saved
 
     def optimise(self, task: Task) -> Iterator[Progress]:
-        """Minimise a task's loss by AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101).
+        """Minimise a task's loss.
 
         Yields:
             The progress of each step, until `settings.steps` are taken.
@@ -118,7 +117,7 @@ class Run(Generic[M]):
         )
         self.skipped = batches.skipped
         while self.step < settings.steps:
-            rate = learning_rate(settings, self.step)
+            rate = settings.rate(self.step)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             with naming_memory(settings):
@@ -235,7 +234,7 @@ class Run(Generic[M]):
         try:
             state = torch.load(path, map_location=self.settings.device, weights_only=True)
             if self.settings.steps <= state["step"]:
-                del shaping["steps"]  # no step will be taken
+                shaping.pop("steps", None)  # no step will be taken
             before = {**shaping, **state["about"]}  # a run of an older version has no settings in its state
             differ = changes(path, before, {**self.about, **shaping}, change)
             noted = [

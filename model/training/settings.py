@@ -1,13 +1,14 @@
 """Hold the settings of a training: steps, batches, learning rate, and what the arithmetic is done in."""
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
 
 from ldmrt.runtime.errors import LdmrtError, first_line
+
+from .optimisers import OPTIMISERS, SCHEDULES, check_choice, learning_rate
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -20,6 +21,8 @@ class Settings:
     batch: int  # samples a step
     learning_rate: float  # at the end of the warm-up
     warmup: int = 200  # steps
+    schedule: str = "cosine"  # of the learning rate after the warm-up
+    optimiser: str = "adamw"
     ema: float = 0.999  # decay of the weights' average
     clip: float = 1.0  # the largest norm of a step's gradient
     seed: int = 0
@@ -30,16 +33,23 @@ class Settings:
 
     def shaping(self) -> dict[str, object]:
         """Return the settings that weights depend on."""
-        return {name: value for name, value in asdict(self).items() if name != "skip_unreadable"}
+        free = {"skip_unreadable"} | ({"steps"} if self.schedule == "constant" else set())
+        return {name: value for name, value in asdict(self).items() if name not in free}
 
     def __post_init__(self) -> None:
-        """Refuse a precision that is not one of `PRECISIONS`, and more parts of a batch than it has samples."""
+        """Refuse unknown choices, and more parts of a batch than it has samples."""
         if self.precision not in PRECISIONS:
             expected = ", ".join(PRECISIONS)
             raise LdmrtError("train", "unsupported precision", expected=expected, found=self.precision)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("optimiser", self.optimiser, OPTIMISERS)
         if not 1 <= self.accumulate <= self.batch:
             expected = f"1 to {self.batch}, the samples of a batch"
             raise LdmrtError("train", "invalid --accumulate", expected=expected, found=self.accumulate)
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of the step after `step` steps."""
+        return learning_rate(self.schedule, self.learning_rate, step, self.steps, self.warmup)
 
     @property
     def parts(self) -> list[slice]:
@@ -61,12 +71,6 @@ class Settings:
         """The options that take less memory, for a message."""
         half = f"--accumulate {2 * self.accumulate}" if 2 * self.accumulate <= self.batch else "a smaller --size"
         return half if self.precision == "bf16" else f"{half}, or --precision bf16"
-
-
-def learning_rate(settings: Settings, step: int) -> float:
-    """Return the learning rate of a step: linear warm-up, times half a cosine to zero (Loshchilov & Hutter 2017)."""
-    warm = min(1.0, (step + 1) / max(1, settings.warmup))
-    return settings.learning_rate * warm * 0.5 * (1.0 + math.cos(math.pi * step / settings.steps))
 
 
 @contextlib.contextmanager

@@ -6,8 +6,8 @@ import torch
 from ldmrt.model import Autoencoder, AutoencoderConfig
 from ldmrt.model.networks.blocks import ResnetBlock
 from ldmrt.model.training.data.captioned import Sample
-from ldmrt.model.training.initialise import initialise
 from ldmrt.model.training.latents import LatentCache, to_tensor
+from ldmrt.model.training.tasks.initialise import initialise
 from ldmrt.model.training.tasks.presets import AUTOENCODER
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from ldmrt.model.checkpoint.checkpoint import text_encoder
 from ldmrt.model.networks.plain_unet import PlainUNet, PlainUNetConfig
 from ldmrt.model.training.data.captioned import Sample
 from ldmrt.model.training.run import Progress, Run
-from ldmrt.model.training.settings import Settings, learning_rate
+from ldmrt.model.training.settings import Settings
 from ldmrt.model.training.tasks.autoencoder import autoencoder_task
 from ldmrt.model.training.tasks.latent_diffusion import Denoiser, ldm_task
 from ldmrt.model.training.tasks.upscaler import Degradation, upscaler_task
@@ -163,17 +162,6 @@ def test_average_equals_a_slow_twin() -> None:
         # one rounding to float32 a step, of six
         torch.testing.assert_close(value.double(), expected[key], rtol=1e-6, atol=1e-7)
     assert not torch.equal(averaged.state_dict()["quant_conv.weight"], run.module.state_dict()["quant_conv.weight"])
-
-
-def test_learning_rate_warms_up_then_falls_along_a_cosine() -> None:
-    settings = Settings(steps=100, batch=1, learning_rate=2.0, warmup=10)
-    rates = [learning_rate(settings, step) for step in range(100)]
-    assert rates[0] == pytest.approx(0.2)  # a tenth of the way up, on a cosine that has not begun to fall
-    assert rates[4] == pytest.approx(2.0 * 0.5 * (1 + math.cos(math.pi * 0.04)) / 2)
-    assert rates[50] == pytest.approx(1.0)
-    assert rates[75] == pytest.approx(1 - math.sqrt(0.5))
-    assert 0 < rates[99] < 1e-3
-    assert rates[9:] == sorted(rates[9:], reverse=True)
 
 
 @EACH

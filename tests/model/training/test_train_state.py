@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmrt.model.training.run import Run
-from ldmrt.model.training.settings import Settings, learning_rate
+from ldmrt.model.training.settings import Settings
 from ldmrt.model.training.tasks.latent_diffusion import ldm_task
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.samplers.config import resolve
@@ -109,7 +109,7 @@ def test_the_gradient_is_clipped_as_by_clip_grad_norm() -> None:
     x = torch.randn(4) * 100
     next(minimising(lambda: run.module(x).square().sum(), run))
     for group in twin.optimizer.param_groups:
-        group["lr"] = learning_rate(SETTINGS, 0)
+        group["lr"] = SETTINGS.rate(0)
     twin.module(x).square().sum().backward()
     nn.utils.clip_grad_norm_(twin.module.parameters(), SETTINGS.clip)
     twin.optimizer.step()

@@ -17,7 +17,7 @@ from ldmrt.model.training.settings import Settings
 SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
-SETTINGS = Settings(steps=4, batch=3, learning_rate=1e-2)
+SETTINGS = Settings(steps=4, batch=3, learning_rate=1e-2, warmup=0)
 
 
 class One:

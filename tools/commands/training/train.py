@@ -63,11 +63,11 @@ def autoencoder(options: Options) -> None:
     from ldmrt.model.checkpoint.checkpoint import save_network, with_scaling_factor
     from ldmrt.model.config import to_config
     from ldmrt.model.networks.autoencoder import Autoencoder, moments
-    from ldmrt.model.training.initialise import initialise
     from ldmrt.model.training.latents import to_tensor
     from ldmrt.model.training.run import Run
     from ldmrt.model.training.tasks import presets
     from ldmrt.model.training.tasks.autoencoder import autoencoder_task
+    from ldmrt.model.training.tasks.initialise import initialise
 
     settings, out, size, seed, device = check(options), options.out, options.size, options.seed, options.device
     config = replace(presets.AUTOENCODER, sample_size=size)
@@ -143,10 +143,10 @@ def ldm(
     from ldmrt.model.checkpoint.checkpoint import Checkpoint, text_encoder
     from ldmrt.model.checkpoint.load import load_autoencoder
     from ldmrt.model.networks.unet import UNet
-    from ldmrt.model.training.initialise import initialise
     from ldmrt.model.training.objective import Objective
     from ldmrt.model.training.run import Run
     from ldmrt.model.training.tasks import presets
+    from ldmrt.model.training.tasks.initialise import initialise
     from ldmrt.model.training.tasks.latent_diffusion import Denoiser, ldm_task
     from ldmrt.model.training.tasks.tokenizer import train_tokenizer
     from ldmrt.runtime.tokenizer.tokenizer import Tokenizer

@@ -37,6 +37,9 @@ class Options:
     batch: int
     accumulate: int
     learning_rate: float
+    schedule: str
+    warmup: int
+    optimiser: str
     size: int
     on_bad: str
     on_small: str
@@ -59,7 +62,8 @@ class Options:
         from ldmrt.model.training.settings import Settings
 
         return Settings(
-            self.steps, self.batch, self.learning_rate, accumulate=self.accumulate, seed=self.seed, device=self.device,
+            self.steps, self.batch, self.learning_rate, warmup=self.warmup, schedule=self.schedule,
+            optimiser=self.optimiser, accumulate=self.accumulate, seed=self.seed, device=self.device,
             precision=self.precision, skip_unreadable=self.on_bad == "skip",
         )  # fmt: skip
 
@@ -105,6 +109,12 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[
                      help="Parts that a batch is computed in: less memory, the same step."),
         click.option("--learning-rate", type=RATE, default=rate, show_default=True,
                      callback=finite, help="The highest learning rate, after the warm-up."),
+        click.option("--schedule", type=Choice(["constant", "cosine", "linear", "polynomial"]), default="cosine",
+                     show_default=True, help="How the learning rate changes after the warm-up."),
+        click.option("--warmup", type=click.IntRange(min=0), default=200, show_default=True,
+                     help="Steps in which the learning rate rises from 0."),
+        click.option("--optimizer", "optimiser", type=Choice(["adamw", "sgd", "lion"]), default="adamw",
+                     show_default=True, help="How a step changes the weights."),
         SIDE,
         click.option("--on-bad", type=Choice(["stop", "skip"]), default="stop", show_default=True,
                      help="Stop at, or skip, unreadable images and lines without a caption."),
