@@ -22,7 +22,7 @@ COMMANDS = {
     "bench": "Measure where the time of an image goes.",
     "samplers": "List the samplers, or show their plans.",
     "data": "Build a training set.",
-    "train": "Train an autoencoder, a diffusion model in its latents, or an upscaler.",
+    "train": "Train an autoencoder, a diffusion model in latents or pixels, or an upscaler.",
     "evaluate": "Score how well an emoji model follows its prompts.",
 }
 TRAINING = ("data", "train", "evaluate")  # in a folder of their own

@@ -25,6 +25,7 @@ from ldmrt.runtime.samplers.schedule import alphas_cumprod
 from .draws import Draws
 
 LEVELS = 255  # between the darkest and the brightest of an image in [-1, 1]
+VLB_WEIGHT = 0.001  # of the bound in L_hybrid
 LEAST = 1e-12  # probability of a level, so that its logarithm is finite
 Network = Callable[[Tensor, Tensor], Tensor]  # network(x, t), of x (B, C, H, W) and timesteps (B,)
 # The image that a network sees, by what it predicts: a function of (alpha, sigma, x_t, prediction).
@@ -159,6 +160,31 @@ def terms(
     kl = gaussian_kl(true, posterior, mean, log_variance).flatten(1).mean(dim=1)
     first = -level_log_likelihood(x0, mean, log_variance).flatten(1).mean(dim=1)
     return torch.where(t == 0, first, kl)
+
+
+def hybrid_losses(
+    chain: Chain, prediction: str, x0: Tensor, x: Tensor, t: Tensor, predicted: Tensor, v: Tensor
+) -> Tensor:
+    """Return the part of L_hybrid that teaches the variance (Nichol & Dhariwal 2021, equation 16): 0.001 T L_t in bits.
+
+    The prediction itself gets no gradient from it.
+
+    Args:
+        chain: The noise schedule, of T timesteps.
+        prediction: What the network predicts, a key of `SEEN`.
+        x0: Images, (B, C, H, W), of 256 levels in [-1, 1].
+        x: The images with noise of their timesteps.
+        t: Timesteps, (B,).
+        predicted: The first half of the network's output.
+        v: Its second half, which chooses the variance, see `Chain.log_variance`.
+
+    Returns:
+        A number for each image, (B,), float64.
+    """
+    abar = chain.abar[t][:, None, None, None]
+    seen = SEEN[prediction](abar.sqrt(), (1 - abar).sqrt(), x.double(), predicted.detach().double())
+    found = terms(chain, x0.double(), x.double(), t, seen, "learned_range", v.double())
+    return VLB_WEIGHT * len(chain.abar) * bits(found)
 
 
 @torch.no_grad()

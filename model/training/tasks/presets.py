@@ -1,4 +1,4 @@
-"""Define the shape of the demo model, 64x64 images of 8x8 latents of 16 channels, and of its upscaler."""
+"""Define the shapes of the demo model, 64x64 images of 8x8 latents, of its upscaler and of a U-Net in pixels."""
 
 from ldmrt.model.networks.autoencoder import AutoencoderConfig
 from ldmrt.model.networks.plain_unet import PlainUNetConfig
@@ -50,6 +50,25 @@ SCHEDULER: JsonObject = {
     "set_alpha_to_one": True,
     "steps_offset": 1,  # of no effect on this spacing; diffusers warns of anything else
     "timestep_spacing": "trailing",
+    "prediction_type": "epsilon",
+}
+
+UNCONDITIONAL = PlainUNetConfig(
+    sample_size=64,
+    down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+    up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    block_out_channels=(64, 128, 192),
+    layers_per_block=1,
+    norm_num_groups=32,
+    attention_head_dim=32,
+)
+
+UNCONDITIONAL_SCHEDULER: JsonObject = {
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "squaredcos_cap_v2",
+    "clip_sample": True,
+    "variance_type": "fixed_small",
     "prediction_type": "epsilon",
 }
 

@@ -13,10 +13,12 @@ from ldmrt.model.training.bound import (
     bits,
     bound_of,
     gaussian_kl,
+    hybrid_losses,
     level_log_likelihood,
     prior,
     terms,
 )
+from ldmrt.model.training.objective import Objective, noised
 from ldmrt.runtime import LdmrtError
 
 LINEAR = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
@@ -157,6 +159,32 @@ def test_terms_are_those_of_improved_diffusion(name: str, kind: str, monkeypatch
     np.testing.assert_allclose(found, expected, rtol=2e-6, atol=3e-7)
     # theirs, in float32, is a difference of numbers near 1
     assert float(bits(prior(chain, x0))[0]) == pytest.approx(PRIORS[name], rel=1e-4)
+
+
+def test_hybrid_loss_is_improved_diffusions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What GaussianDiffusion.training_losses returned (RESCALED_MSE, EPSILON, LEARNED_RANGE), and its gradients."""
+    monkeypatch.setattr(torch.special, "ndtr", approximate)
+    random, times = np.random.Generator(np.random.Philox(key=8)), [0, 1, 5, 300, 999]
+    shape = (len(times), 3, 4, 4)
+    x0 = torch.from_numpy(np.rint(random.random(shape) * 255) / 127.5 - 1)
+    eps, base = (torch.from_numpy(random.standard_normal(shape)) for _ in range(2))
+    weights = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (0.9, 0.1, 0.3)]
+    chain, t = Chain.of(COSINE), torch.tensor(times)
+    objective = Objective("epsilon", chain.abar)
+    x = noised(x0, chain.abar[t], eps)
+    predicted, v = weights[0] * eps + weights[1] * base, torch.tanh(weights[2] * x)
+    simple = objective.losses(predicted, x0, t, eps)
+    bound = hybrid_losses(chain, "epsilon", x0, x, t, predicted, v)
+    # Theirs look up their tables in float32.
+    assert bound.tolist() == pytest.approx(
+        [0.9469708, 0.0540690829, 0.00933840005, 0.000118377624, 18.5200009], rel=2e-6, abs=1e-8
+    )
+    assert simple.tolist() == pytest.approx(
+        [0.0221315163, 0.0203806106, 0.0246255576, 0.0209529169, 0.0256998431], rel=1e-7
+    )
+    gradients = torch.autograd.grad((simple + bound).mean(), weights)
+    expected = [-0.252267547, 0.202894231, 0.000674775304]
+    assert [float(value) for value in gradients] == pytest.approx(expected, rel=2e-6)
 
 
 def test_learned_range_ends_at_the_fixed_variances() -> None:

@@ -18,6 +18,7 @@ from ldmrt.model.training.run import Progress, Run
 from ldmrt.model.training.settings import Settings
 from ldmrt.model.training.tasks.autoencoder import autoencoder_task
 from ldmrt.model.training.tasks.latent_diffusion import Denoiser, ldm_task
+from ldmrt.model.training.tasks.unconditional import unconditional_task
 from ldmrt.model.training.tasks.upscaler import Degradation, upscaler_task
 
 from .tiny_runs import Constant, One, Silent, Text, objective
@@ -81,8 +82,17 @@ def train_enlarging(run: Run) -> Iterator[Progress]:
     return run.optimise(upscaler_task(run.module, Three(), degradation, objective(SCHEDULER), SCHEDULER))
 
 
+def plain(seed: int) -> PlainUNet:
+    return PlainUNet(dataclasses.replace(upscaler(seed).config, in_channels=3, out_channels=6, num_class_embeds=None))
+
+
+def train_plain(run: Run) -> Iterator[Progress]:
+    return run.optimise(unconditional_task(run.module, Three(), objective(SCHEDULER), learned=True))
+
+
 EACH = pytest.mark.parametrize(
-    ("build", "train"), [(autoencoder, train_vae), (denoiser, train_denoiser), (upscaler, train_enlarging)]
+    ("build", "train"),
+    [(autoencoder, train_vae), (denoiser, train_denoiser), (upscaler, train_enlarging), (plain, train_plain)],
 )
 
 

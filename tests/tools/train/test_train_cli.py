@@ -224,3 +224,35 @@ def test_held_out_images_are_measured(ldmrt: Any, pictures: Path, tmp_path: Path
     assert "loss of held-out images, steps 2 to 4" in ldmrt("train", "--show", out).out
     changed = ldmrt(*words, "--steps", 4, "--resume", "--validation", 0.3)
     assert "another --data, --validation" in changed.error or "another --validation" in changed.error
+
+
+@pytest.mark.parametrize("variance", ["fixed_large", "learned_range"])
+def test_a_unet_in_pixels_is_trained_exported_and_drawn_with(
+    ldmrt: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variance: str
+) -> None:
+    """What it writes loads in diffusers too, whose U-Net computes the same."""
+    import diffusers
+    import torch
+
+    from ldmrt.model import load
+
+    kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    small = replace(
+        presets.UNCONDITIONAL, block_out_channels=(16, 16), norm_num_groups=4, attention_head_dim=8, **kinds
+    )
+    monkeypatch.setattr(presets, "UNCONDITIONAL", small)
+    out, bundle, image = (tmp_path / name for name in ("out", "bundle", "out.png"))
+    words = ("train", "unconditional", "--data", pictures, "--size", 16, "--batch", 2, "--steps", 2)
+    ran = ldmrt(*words, "--variance", variance, "--snr-gamma", 5, "--out", out)
+    assert ran.code == 0, ran.err
+    theirs = diffusers.DDPMPipeline.from_pretrained(out).unet
+    sample, t = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 900])
+    with torch.no_grad():
+        found, expected = load(out).unet(sample, t), theirs(sample, t).sample
+    assert found.shape[1] == (6 if variance == "learned_range" else 3)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))  # float32
+    assert ldmrt("export", out, bundle, "--no-verify").code == 0
+    assert ldmrt("generate", bundle, "--steps", 3, "-o", image).code == 0
+    with Image.open(image) as drawn:
+        assert drawn.size == (16, 16)
+    assert "expected a multiple of 2; found 17" in ldmrt(*words, "--out", tmp_path / "odd", "--size", 17).error

@@ -15,8 +15,7 @@ import pytest
 from PIL import Image
 
 from ldmrt.model.training.tasks import presets
-from ldmrt.tools.commands.training import train
-from ldmrt.tools.console.training import options
+from ldmrt.tools.console.training import checks, options
 from ldmrt.tools.console.training.data import open_data
 from ldmrt.tools.console.training.run import STATE
 
@@ -29,7 +28,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(presets.AUTOENCODER, block_out_channels=(4,) * 4, layers_per_block=1, norm_num_groups=2)
     monkeypatch.setattr(presets, "AUTOENCODER", config)
     monkeypatch.setattr(presets, "UNET", replace(presets.UNET, block_out_channels=(32, 32), norm_num_groups=8))
-    monkeypatch.setattr(train, "SHOWN", 4)
+    monkeypatch.setattr(checks, "SHOWN", 4)
 
 
 @pytest.fixture
@@ -207,7 +206,7 @@ def test_a_resumed_run_has_the_autoencoder_of_the_saved_one(ldmrt: Any, folder: 
 
 def test_preview_of_large_images_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert [train.preview(size) for size in (8, 64, 96, 128, 512)] == [32, 32, 14, 8, 4]
+    assert [checks.preview(size) for size in (8, 64, 96, 128, 512)] == [32, 32, 14, 8, 4]
 
 
 def test_a_signal_to_save_may_come_while_the_data_is_read(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ldmrt.tools.emoji.dataset import Emoji
 
 RATE = click.FloatRange(0, 1, min_open=True)
+POSITIVE = click.FloatRange(0, 1000, min_open=True)
+F = TypeVar("F", bound=Callable[..., object])
 
 
 @dataclass(frozen=True)
@@ -149,3 +151,21 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[
         return with_options
 
     return decorate
+
+
+PREDICTION = click.option("--prediction", type=Choice(["epsilon", "v_prediction"]), default="epsilon",
+                          show_default=True, help="What the U-Net learns to predict.")  # fmt: skip
+
+
+def weighting_options(command: F) -> F:
+    """Add the options of a denoising loss."""
+    for option in (
+        click.option("--snr-gamma", type=POSITIVE, callback=finite,
+                     help="Largest signal-to-noise ratio by which a timestep counts (min-SNR); all alike by default."),
+        click.option("--offset-noise", type=POSITIVE, callback=finite,
+                     help="Standard deviation of a number that is added to all noise of a channel; none by default."),
+        click.option("--input-perturbation", type=POSITIVE, callback=finite,
+                     help="Standard deviation of noise on the input that is not predicted; none by default."),
+    ):  # fmt: skip
+        command = option(command)
+    return command

@@ -1,0 +1,1 @@
+"""The commands of `ldmrt train`: one for each task."""

@@ -1,0 +1,97 @@
+"""Run `ldmrt train ldm`: a U-Net and a text encoder, in latents."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from ldmrt.runtime.files.writing import write_atomically
+from ldmrt.tools.console.drawing.images import grid, save_png
+from ldmrt.tools.console.training.checks import check, check_size, digest_of, preview
+from ldmrt.tools.console.training.options import PREDICTION, Options, training_options, weighting_options
+from ldmrt.tools.console.training.run import run_training
+
+
+@click.command()
+@training_options(steps=5500, batch=32, rate=8e-4)
+@click.option("--autoencoder", "vae_folder", type=click.Path(path_type=Path), required=True,
+              help="A folder with vae/, such as the autoencoder's run.")  # fmt: skip
+@PREDICTION
+@click.option(
+    "--vocabulary",
+    type=click.IntRange(600, 4096),
+    default=2048,
+    show_default=True,
+    help="Entries of the BPE tokenizer.",
+)
+@weighting_options
+def ldm(
+    options: Options,
+    vae_folder: Path,
+    prediction: str,
+    vocabulary: int,
+    **weighting: float | None,
+) -> None:
+    """Train a U-Net and a text encoder to denoise latents; write a whole checkpoint to OUT.
+
+    Example: ldmrt train ldm --data data/emoji --style noto --autoencoder runs/ae --out runs/ldm
+    """
+    import torch
+
+    from ldmrt.export.components.torch_pipeline import torch_pipeline
+    from ldmrt.model.checkpoint.checkpoint import Checkpoint, text_encoder
+    from ldmrt.model.checkpoint.load import load_autoencoder
+    from ldmrt.model.networks.unet import UNet
+    from ldmrt.model.training.objective import Objective
+    from ldmrt.model.training.run import Run
+    from ldmrt.model.training.tasks import presets
+    from ldmrt.model.training.tasks.initialise import initialise
+    from ldmrt.model.training.tasks.latent_diffusion import Denoiser, ldm_task
+    from ldmrt.model.training.tasks.tokenizer import train_tokenizer
+    from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
+
+    settings, out, size, seed, device = check(options), options.out, options.size, options.seed, options.device
+    vae = load_autoencoder(vae_folder).to(device)
+    vae.config = replace(vae.config, sample_size=size)
+    check_size(size, vae.config)
+    data, held = options.open_data()
+    length = presets.TEXT_ENCODER["max_position_embeddings"]
+    tokens = out / "tokenizer"
+    if not options.resume:
+        files = train_tokenizer((data.caption(seed, i) for i in range(20_000)), entries=vocabulary, length=length)
+        for name, content in files.items():
+            with write_atomically(tokens / name) as file:
+                file.write(content)
+    files = {path.name: path.read_bytes() for path in sorted(tokens.iterdir())}
+    tokenizer = Tokenizer(files)
+    scheduler = {**presets.SCHEDULER, "prediction_type": prediction}
+
+    torch.manual_seed(seed)
+    ids = {"vocab_size": tokenizer.size, "bos_token_id": tokenizer.start, "eos_token_id": tokenizer.end}
+    channels = vae.config.latent_channels
+    unet = replace(presets.UNET, in_channels=channels, out_channels=channels, sample_size=size // vae.config.factor)
+    denoiser = Denoiser(UNet(unet), text_encoder({**presets.TEXT_ENCODER, **ids, "pad_token_id": tokenizer.pad}))
+    initialise(denoiser.unet)
+    run = Run(denoiser, settings, {
+        "task": "ldm", "size": size, "data": data.digest, "validation": options.validation, "prediction": prediction,
+        "vocabulary": tokenizer.size, "latent_channels": channels, "autoencoder": digest_of(vae),
+        "scaling_factor": vae.config.scaling_factor, **weighting,
+    })  # fmt: skip
+    prompts = [data.caption(seed + 1, i) for i in range(preview(size))]
+
+    def keep() -> None:
+        networks = run.averaged()
+        checkpoint = Checkpoint(
+            networks.unet.cpu(), copy.deepcopy(vae).cpu(), {"text_encoder": networks.text_encoder.cpu()},
+            {"tokenizer": files}, scheduler,
+        )  # fmt: skip
+        pipeline = torch_pipeline(checkpoint)
+        pictures = pipeline(prompts, guidance_scale=3.0).pixels
+        save_png(
+            out / "training" / f"ldm-{run.step:06d}.png", grid(pictures, min(8, len(pictures))), {"prompts": prompts}
+        )
+        checkpoint.save(out)
+
+    task = ldm_task(denoiser, data, vae, tokenizer, Objective.of(scheduler, device, **weighting))
+    run_training(run, task, options, keep, held)

@@ -1,0 +1,75 @@
+"""Check the options of a training before any work."""
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import click
+
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.tools.console.run_lock import locked
+
+from .options import Options
+from .run import STATE
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ldmrt.model.networks.autoencoder import AutoencoderConfig
+    from ldmrt.model.training.settings import Settings
+
+SHOWN = 32  # images in a preview of 64 pixels
+
+
+def check(options: Options) -> "Settings":
+    """Check the options before any work, and lock the folder until the command ends.
+
+    Returns:
+        The settings of the run.
+
+    Raises:
+        LdmrtError: The options cannot be combined, or the device, precision or folder cannot be used.
+    """
+    import torch
+
+    from ldmrt.model.training.resuming import check_changes
+
+    settings, state = options.settings(), options.out / STATE
+    if options.change and not options.resume:
+        raise LdmrtError("train", "--change needs --resume", hint="--resume, or no --change")
+    check_changes(options.change)
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise LdmrtError("train", "this PyTorch sees no CUDA device", hint="--device cpu")
+    bf16 = (settings.device, settings.precision) == ("cuda", "bf16")
+    if bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise LdmrtError("train", "this GPU has no bf16", hint="--precision fp32")
+    click.get_current_context().with_resource(locked(options.out))
+    if options.resume and not state.is_file():
+        raise LdmrtError("train", "nothing to resume", expected=state, hint="run without --resume")
+    if not options.resume and state.exists():
+        raise LdmrtError("train", f"{state} exists already", hint="--resume to continue it, or another --out")
+    return settings
+
+
+def check_size(size: int, config: "AutoencoderConfig") -> None:
+    """Raise an `LdmrtError` if `size` is no multiple of the autoencoder's factor, or its images are not RGB."""
+    if (config.in_channels, config.out_channels) != (3, 3):
+        found = f"in_channels {config.in_channels}, out_channels {config.out_channels}"
+        raise LdmrtError("vae", "the autoencoder is not for RGB images", expected="3 channels", found=found)
+    if size % config.factor:
+        expected = f"a multiple of {config.factor}, the pixels of one latent"
+        raise LdmrtError("train", "unsupported --size", expected=expected, found=size)
+
+
+def preview(size: int) -> int:
+    """Return how many images of this size a preview shows: 32 of 64 pixels, fewer of larger ones, at least 4."""
+    return max(4, min(SHOWN, SHOWN * 64**2 // size**2))
+
+
+def digest_of(network: "nn.Module") -> str:
+    """Return the first 16 hexadecimal digits of the weights' SHA-256."""
+    import torch
+
+    digest = hashlib.sha256()
+    for value in network.state_dict().values():
+        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
