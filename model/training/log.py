@@ -19,6 +19,7 @@ from .run import Progress
 BINS = 10  # of the timesteps, over which losses are averaged
 LARGEST = 1 << 28  # bytes of a log: a million lines
 MEGABYTE = 1e6
+NUMBERS = ("samples", "learning_rate", "gradient_norm", "images_per_second", "skipped", "memory_mb")
 
 
 class Log:
@@ -109,8 +110,8 @@ def read_log(path: Path) -> list[JsonObject]:
     for number, line in enumerate(lines[:-1], 1):
         try:
             one = json.loads(line)
-            whole = isinstance(one["step"], int) and math.isfinite(one["loss"])
-        except (ValueError, TypeError, KeyError):
+            whole = _whole(one)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             whole = False
         if not whole:
             raise LdmrtError("train", f"{path} line {number} is not a line of a training's log", found=line[:80])
@@ -124,6 +125,16 @@ def memory() -> float:
         return torch.cuda.max_memory_allocated() / MEGABYTE
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE
+
+
+def _whole(line: JsonObject) -> bool:
+    """Tell whether a line has all that is shown of it; what is none of these is an error of Python's."""
+    losses = line["validation"] if "validation" in line else line["parts"]
+    numbers = [line["step"], line["loss"], *losses.values()]
+    if "validation" not in line:
+        numbers += [line[name] for name in NUMBERS]
+        numbers += [value for value in line.get("loss_by_timestep", []) if value is not None]
+    return isinstance(line["step"], int) and all(map(math.isfinite, numbers))
 
 
 def _line(line: JsonObject) -> str:

@@ -68,9 +68,20 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     assert path.read_text() == "".join(whole.splitlines(keepends=True)[:4])
 
 
-@pytest.mark.parametrize("damage", ["no log", "[]", '{"step": 1}', '{"step": "1", "loss": 1}', json.dumps([1, 2])])
+LINE = {"step": 1, "loss": 1.0, "validation": {"kl": 1.0}}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "no log", "[]", "[" * 100_000, json.dumps({"step": 1}), json.dumps({"step": 1, "loss": 1.0}),
+        *(json.dumps(LINE | change) for change in (
+            {"step": "1"}, {"loss": None}, {"loss": float("nan")}, {"validation": {"kl": "x"}}, {"validation": [1]},
+        )),
+    ],
+)  # fmt: skip
 def test_a_damaged_line_is_one_error(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    path.write_text(f'{{"step": 1, "loss": 1.0}}\n{damage}\n')
+    path.write_text(f"{json.dumps(LINE)}\n{damage}\n")
     with pytest.raises(LdmrtError, match=r"line 2 is not a line of a training's log; found"):
         read_log(path)

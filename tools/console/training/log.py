@@ -28,25 +28,25 @@ def show_log(out: Path) -> None:
     held = [line for line in everything if "validation" in line]
     if not lines:
         raise LdmrtError("train", f"{path} is empty", hint="wait for the first line; --log-every says when it comes")
-    last = len(lines) - 1
-    chosen = [lines[i] for i in sorted({last * row // (ROWS - 1) for row in range(ROWS)})]
+    chosen = [lines[i] for i in sorted({(len(lines) - 1) * row // (ROWS - 1) for row in range(ROWS)})]
     parts = list(lines[-1]["parts"]) if len(lines[-1]["parts"]) > 1 else []
-    titles = ("step", "loss", *parts, "learning rate", "gradient", "images/s", "skipped", "MB")
+    titles = ("step", "loss", *parts, "learning rate", "gradient", "images/s")
     rows = [
         (
             str(line["step"]),
             *(f"{value:.4g}" for value in (line["loss"], *(line["parts"][name] for name in parts))),
             f"{line['learning_rate']:.2e}", f"{line['gradient_norm']:.3g}", f"{line['images_per_second']:.1f}",
-            str(line["skipped"]), f"{line['memory_mb']:.0f}",
         )
         for line in chosen
     ]  # fmt: skip
     show(titles, rows, right=titles)
+    last = lines[-1]
+    click.echo(f"{last['samples']} samples, {last['skipped']} images skipped, at most {last['memory_mb']:.0f} MB")
     click.echo(f"loss, steps {lines[0]['step']} to {lines[-1]['step']}")
     click.echo("\n".join(curve([max(line["loss"], 1e-12) for line in lines])))
     if held:
         click.echo(f"loss of held-out images, steps {held[0]['step']} to {held[-1]['step']}")
         click.echo("\n".join(curve([max(line["loss"], 1e-12) for line in held])))
-    if times := lines[-1].get("loss_by_timestep"):
+    if times := last.get("loss_by_timestep"):
         click.echo("loss by tenths of the timesteps, from the clean end, of the last line")
         click.echo("  ".join("-" if value is None else f"{value:.3g}" for value in times))
