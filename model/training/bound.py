@@ -39,10 +39,10 @@ KINDS = ("fixed_small", "fixed_large", "learned_range")  # of the variance of p
 
 @dataclass(frozen=True)
 class Chain:
-    """Holds the Markov chain of a noise schedule: x_t = alpha_t x_{t-1} + sqrt(beta_t) eps, of T timesteps.
+    """Holds the Markov chain of a noise schedule: x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) eps, of T timesteps.
 
     Attributes:
-        abar: The products of alpha^2 up to each timestep, (T,), float64.
+        abar: The cumulative products of 1 - beta, (T,), float64.
     """
 
     abar: Tensor
@@ -108,7 +108,7 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_lo
 
 
 def level_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Return the log-probability of an image's levels under a Gaussian that is cut into 256 (equation 13).
+    """Return the log-probability of an image's levels under a Gaussian that is discretised to 256 levels (equation 13).
 
     Args:
         x: An image of 256 levels, scaled to [-1, 1].
@@ -129,13 +129,13 @@ def level_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tenso
 
 
 def prior(chain: Chain, x0: Tensor) -> Tensor:
-    """Return L_T of B images (B, C, H, W): nats a number, (B,)."""
+    """Return L_T of B images (B, C, H, W): nats per dimension, (B,)."""
     mean, log_variance = chain.abar[-1].sqrt() * x0, (1 - chain.abar[-1]).log()
     return gaussian_kl(mean, log_variance, torch.zeros_like(x0), torch.zeros_like(log_variance)).flatten(1).mean(dim=1)
 
 
 def terms(
-    chain: Chain, x0: Tensor, x: Tensor, t: Tensor, believed: Tensor, kind: str, v: Tensor | None = None
+    chain: Chain, x0: Tensor, x: Tensor, t: Tensor, predicted: Tensor, kind: str, v: Tensor | None = None
 ) -> Tensor:
     """Return a term of the bound for each of B images.
 
@@ -144,17 +144,17 @@ def terms(
         x0: Images, (B, C, H, W), of 256 levels in [-1, 1] where t is 0.
         x: The images with noise of their timesteps.
         t: Timesteps, (B,).
-        believed: The images that the network sees in `x`; its prediction, turned into x0.
+        predicted: x0 as the network predicts it.
         kind: How the variance of p is chosen, see `Chain.log_variance`.
         v: The network's second half where it is learned.
 
     Returns:
-        L_t, or L_0 where t is 0: nats a number, (B,).
+        L_t, or L_0 where t is 0: nats per dimension, (B,).
 
     Raises:
         LdmrtError: The kind of variance is unknown.
     """
-    mean, log_variance = chain.posterior_mean(believed, x, t), chain.log_variance(kind, t, v)
+    mean, log_variance = chain.posterior_mean(predicted, x, t), chain.log_variance(kind, t, v)
     true = chain.posterior_mean(x0, x, t)
     posterior = chain.log_variance("fixed_small", t)
     kl = gaussian_kl(true, posterior, mean, log_variance).flatten(1).mean(dim=1)
@@ -199,22 +199,31 @@ def bound_of(network: Network, x0: Tensor, scheduler: Config, *, seed: int = 0) 
         seed: Of the noise; image i has the draws of sample i.
 
     Returns:
-        L_T, (B,), and L_0, L_1 to L_{T-1}, (B, T); nats a number. Their sum is the bound.
+        L_T, (B,), and L_0, L_1 to L_{T-1}, (B, T); nats per dimension. Their sum is the bound.
 
     Raises:
-        LdmrtError: The prediction type or the kind of variance is unknown.
+        LdmrtError: The prediction type or the kind of variance is unknown or does not fit the noise schedule or the
+            network.
     """
     kind = scheduler.get("variance_type", "fixed_small")
     prediction = scheduler.get("prediction_type", "epsilon")
     if prediction not in SEEN:
         raise LdmrtError("bound", "unsupported prediction_type", expected=", ".join(SEEN), found=prediction)
-    chain = Chain.of(scheduler)
+    chain, channels = Chain.of(scheduler), x0.shape[1] * (2 if kind == "learned_range" else 1)
+    if len(chain.abar) < 2:
+        raise LdmrtError("bound", "too few timesteps", expected="at least 2", found=len(chain.abar))
+    if prediction == "epsilon" and chain.abar[-1] <= 0:
+        problem = "rescale_betas_zero_snr cannot be combined with prediction_type epsilon"
+        raise LdmrtError("bound", problem, expected="v_prediction or sample")
     draws, found, images = Draws(seed, range(len(x0))), list[Tensor](), x0.double().cpu()
     for step in range(len(chain.abar)):
         t = torch.full((len(x0),), step)
         alpha, sigma = chain.abar[step].sqrt(), (1 - chain.abar[step]).sqrt()
         x = alpha * images + sigma * draws.normal(f"bound {step}", images.shape[1:])
         said = network(x.to(x0), t.to(x0.device)).double().cpu()
+        if said.shape[1] != channels:
+            problem = f"the network predicts another number of channels than variance_type {kind} asks for"
+            raise LdmrtError("bound", problem, expected=channels, found=said.shape[1])
         mean, v = said.chunk(2, dim=1) if kind == "learned_range" else (said, None)
         found.append(terms(chain, images, x, t, SEEN[prediction](alpha, sigma, x, mean), kind, v))
     return prior(chain, images), torch.stack(found, dim=1)

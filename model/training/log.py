@@ -2,14 +2,14 @@
 
 import json
 import math
-import resource
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.reading import JsonObject, read_bytes
 from ldmrt.runtime.files.writing import write_atomically
 
@@ -26,16 +26,29 @@ class Log:
     """Averages what steps report, and appends a line to a file for every few of them."""
 
     def __init__(self, path: Path, every: int, timesteps: int, step: int = 0) -> None:
-        """Open the log of a run that goes on after `step`; lines of later steps, of a run that was killed, are removed.
+        """Open the log of a run that goes on after `step`.
+
+        Lines of later steps, of a run that was killed, are removed, and so are those that cannot be read.
 
         Args:
             path: The file; it is made where it is missing.
             every: Steps between two lines.
             timesteps: How many timesteps losses are averaged by; 0 where the task has none.
             step: Steps that the run has taken.
+
+        Raises:
+            LdmrtError: A folder has its name.
         """
+        if path.is_dir():
+            raise LdmrtError("train", f"{path} is a folder", expected="a file, or nothing", hint="move it away")
         self.path, self.every, self.timesteps = path, every, timesteps
-        kept = [line for line in read_log(path) if line["step"] <= step] if step and path.is_file() else []
+        lines, damaged = _read(path) if step and path.is_file() else ([], [])
+        if damaged:
+            warnings.warn(f"train: {len(damaged)} damaged lines of {path} are removed", LdmrtWarning, stacklevel=2)
+        kept = [line for line in lines if line["step"] <= step]
+        taken = [line for line in kept if "validation" not in line]
+        self.before = taken[-1] if taken else {"samples": 0, "skipped": 0}  # the totals of the run that goes on
+        self.start: int = self.before["skipped"]
         with write_atomically(path) as file:
             file.write("".join(map(_line, kept)).encode())
         self._begin()
@@ -53,7 +66,7 @@ class Log:
 
         Args:
             progress: The step's.
-            skipped: How many images could not be read so far.
+            skipped: How many images could not be read since the log was opened.
         """
         losses = {name: value.double().cpu() for name, value in progress.losses.items()}
         total = torch.stack(list(losses.values())).sum(dim=0)
@@ -69,8 +82,10 @@ class Log:
             self.write(progress, skipped)
 
     def validated(self, step: int, losses: Mapping[str, float]) -> None:
-        """Write a line of the losses of held-out images after a step."""
-        self._append({"step": step, "loss": sum(losses.values()), "validation": dict(losses)})
+        """Write a line of the losses of held-out images after a step; null for those that are not finite."""
+        finite = {name: value if math.isfinite(value) else None for name, value in losses.items()}
+        total = sum(losses.values())
+        self._append({"step": step, "loss": total if math.isfinite(total) else None, "validation": finite})
 
     def write(self, progress: Progress, skipped: int = 0) -> None:
         """Write a line of the steps since the last one, if there are any; the run may stop between two lines."""
@@ -79,19 +94,20 @@ class Log:
         parts = {name: value / self.samples for name, value in self.sums.items()}
         line: JsonObject = {
             "step": progress.step,
-            "samples": progress.step * len(next(iter(progress.losses.values()))),
+            "samples": self.before["samples"] + self.samples,
             "loss": sum(parts.values()),
             "parts": parts,
             "loss_by_timestep": [total / count if count else None for total, count in self.by_time.tolist()],
             "learning_rate": progress.learning_rate,
             "gradient_norm": self.gradient / self.steps,
             "images_per_second": progress.rate,
-            "skipped": skipped,
+            "skipped": self.start + skipped,
             "memory_mb": memory(),
         }
         if not self.timesteps:
             del line["loss_by_timestep"]
         self._append(line)
+        self.before = line
         self._begin()
 
     def _append(self, line: JsonObject) -> None:
@@ -106,23 +122,37 @@ def read_log(path: Path) -> list[JsonObject]:
     Raises:
         LdmrtError: The file is missing, or another line is no line of a log.
     """
-    lines, found = read_bytes("train", path, LARGEST).decode(errors="replace").split("\n"), list[JsonObject]()
+    lines, damaged = _read(path)
+    for number, line in damaged:
+        raise LdmrtError("train", f"{path} line {number} is not a line of a training's log", found=line[:80])
+    return lines
+
+
+def _read(path: Path) -> tuple[list[JsonObject], list[tuple[int, str]]]:
+    """Return the lines of a log, and the numbers and texts of those that are none."""
+    found, damaged = list[JsonObject](), list[tuple[int, str]]()
+    lines = read_bytes("train", path, LARGEST).decode(errors="replace").split("\n")
     for number, line in enumerate(lines[:-1], 1):
         try:
             one = json.loads(line)
             whole = _whole(one)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
             whole = False
-        if not whole:
-            raise LdmrtError("train", f"{path} line {number} is not a line of a training's log", found=line[:80])
-        found.append(one)
-    return found
+        if whole:
+            found.append(one)
+        else:
+            damaged.append((number, line))
+    return found, damaged
 
 
 def memory() -> float:
-    """Return the most memory that the process has held, in MB: the GPU's where one was used."""
+    """Return the most memory that the process has held, in MB: the GPU's where one was used; 0 on Windows."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / MEGABYTE
+    try:
+        import resource
+    except ImportError:
+        return 0.0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE
 
@@ -131,7 +161,9 @@ def _whole(line: JsonObject) -> bool:
     """Tell whether a line has all that is shown of it; what is none of these is an error of Python's."""
     losses = line["validation"] if "validation" in line else line["parts"]
     numbers = [line["step"], line["loss"], *losses.values()]
-    if "validation" not in line:
+    if "validation" in line:
+        numbers = [value for value in numbers if value is not None]
+    else:
         numbers += [line[name] for name in NUMBERS]
         numbers += [value for value in line.get("loss_by_timestep", []) if value is not None]
     return isinstance(line["step"], int) and all(map(math.isfinite, numbers))

@@ -35,9 +35,9 @@ class Objective:
 
     Attributes:
         prediction: The prediction type, a key of `TARGETS`.
-        abar: The cumulative products of alpha, (timesteps,), on the network's device.
-        snr_gamma: The largest signal-to-noise ratio by which a timestep counts (min-SNR); None weights all by 1.
-        offset_noise: The standard deviation of a number for each channel that is added to all of its noise.
+        abar: The cumulative products of 1 - beta, (timesteps,), on the network's device.
+        snr_gamma: Gamma of min-SNR weighting, at which the signal-to-noise ratio is clamped; None for no weighting.
+        offset_noise: The standard deviation of a random constant that is added to each channel's noise.
         input_perturbation: The standard deviation of noise that the network is given and shall not predict (Ning et al.
             2023, arXiv:2301.11706, section 4).
     """

@@ -23,7 +23,7 @@ from .data.batches import Batches, Wanted
 from .data.captioned import Captioned, Key, Sample, name_of
 from .data.metadata import LISTED
 from .draws import Draws
-from .optimisers import OPTIMISERS
+from .optimizers import OPTIMIZERS
 from .resuming import Values, changes
 from .settings import Settings, naming_memory
 
@@ -32,7 +32,7 @@ Losses = Mapping[str, Tensor]  # of B samples, (B,) each, by the name of the par
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingTask:
     """States what a training minimises: the mean over samples of the sum of their losses.
 
     Attributes:
@@ -81,7 +81,7 @@ def listed(values: Iterable[object]) -> str:
 
 
 class Run(Generic[M]):
-    """Holds a module in training: its weights, their moving average, the optimiser, and the number of steps taken."""
+    """Holds a module in training: its weights, their moving average, the optimizer, and the number of steps taken."""
 
     def __init__(self, module: M, settings: Settings, about: Mapping[str, object] | None = None) -> None:
         """Move a module to the device and begin at step 0.
@@ -97,12 +97,12 @@ class Run(Generic[M]):
         self.module = module.to(settings.device).train()
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
-        self.optimizer = OPTIMISERS[settings.optimiser](self.module.parameters(), settings.learning_rate)
+        self.optimizer = OPTIMIZERS[settings.optimizer](self.module.parameters(), settings.learning_rate)
         self.step = 0
         self.skipped: Mapping[Key, str] = {}  # samples whose images could not be read, and why
         self.torn = False  # weights that an interrupted update has changed in part are not to be saved
 
-    def optimise(self, task: Task) -> Iterator[Progress]:
+    def optimise(self, task: TrainingTask) -> Iterator[Progress]:
         """Minimise a task's loss.
 
         Yields:
@@ -135,7 +135,7 @@ class Run(Generic[M]):
             yield Progress(self.step, settings.steps, loss, speed, losses, noted, rate, norm)
 
     def _gradient(
-        self, task: Task, samples: list[Sample], batches: Batches
+        self, task: TrainingTask, samples: list[Sample], batches: Batches
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Compute the gradient of the present step, part by part; return its samples' losses, and what they noted."""
         settings, first = self.settings, self.step * self.settings.batch

@@ -8,7 +8,7 @@ import torch
 
 from ldmrt.runtime.errors import LdmrtError, first_line
 
-from .optimisers import OPTIMISERS, SCHEDULES, check_choice, learning_rate
+from .optimizers import OPTIMIZERS, SCHEDULES, check_choice, learning_rate
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -22,7 +22,7 @@ class Settings:
     learning_rate: float  # at the end of the warm-up
     warmup: int = 200  # steps
     schedule: str = "cosine"  # of the learning rate after the warm-up
-    optimiser: str = "adamw"
+    optimizer: str = "adamw"
     ema: float = 0.999  # decay of the weights' average
     clip: float = 1.0  # the largest norm of a step's gradient
     seed: int = 0
@@ -42,7 +42,7 @@ class Settings:
             expected = ", ".join(PRECISIONS)
             raise LdmrtError("train", "unsupported precision", expected=expected, found=self.precision)
         check_choice("schedule", self.schedule, SCHEDULES)
-        check_choice("optimiser", self.optimiser, OPTIMISERS)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
         if not 1 <= self.accumulate <= self.batch:
             expected = f"1 to {self.batch}, the samples of a batch"
             raise LdmrtError("train", "invalid --accumulate", expected=expected, found=self.accumulate)

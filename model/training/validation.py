@@ -9,12 +9,12 @@ from ldmrt.runtime.errors import LdmrtError
 from .data.batches import Batches
 from .data.captioned import ImageFolder
 from .draws import Draws
-from .run import M, Run, Task
+from .run import M, Run, TrainingTask
 
 MOST = 256  # images that are measured
 
 
-def validation_losses(run: Run[M], task: Task, held: ImageFolder) -> dict[str, float]:
+def validation_losses(run: Run[M], task: TrainingTask, held: ImageFolder) -> dict[str, float]:
     """Return the mean of each part of a task's loss over held-out images, at most `MOST` of them.
 
     The images, timesteps and noise are the same each time, so the losses of two checkpoints can be compared. The run
@@ -57,11 +57,11 @@ def split(images: ImageFolder, share: float) -> tuple[ImageFolder, ImageFolder]:
     Raises:
         LdmrtError: One of the sides has no image.
     """
-    names = {row.file_name for row in images.rows}
+    names = {row.file_name for row in images.rows} - images.skipped
     held = {name for name in names if images.fraction(name) < share}
     if not held or held == names:
         problem = f"--validation {share} leaves no image {'to train on' if held else 'for the validation'}"
         raise LdmrtError("train", problem, expected="another share", found=f"{len(names)} images")
-    sides = ([row for row in images.rows if (row.file_name in held) is chosen] for chosen in (False, True))
-    train, validation = (replace(images, rows=tuple(rows)) for rows in sides)
-    return train, validation
+    train = [row for row in images.rows if row.file_name not in held]
+    validation = [row for row in images.rows if row.file_name in held]
+    return replace(images, rows=tuple(train)), replace(images, rows=tuple(validation), skipped=frozenset())

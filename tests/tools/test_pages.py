@@ -17,6 +17,7 @@ TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name
 COMMANDS = [shlex.split(line) for line in re.findall(r"^    (ldmrt .*)$", TEXT, re.MULTILINE)]
 COMMANDS += [shlex.split(line) for line in re.findall(r"^- run: (ldmrt .*)$", TEXT, re.MULTILINE)]
 SHORTER = {"autoencoder": "--steps 4 --batch 2", "ldm": "--steps 4 --batch 4", "upscaler": "--steps 4 --batch 2",
+           "unconditional": "--steps 2 --batch 2", "runs/ae/recipe.toml": "--steps 4 --batch 2",
            "evaluate": "--prompts 2 --steps 2"}  # fmt: skip
 TRAINS = ("data", "train", "evaluate")
 
@@ -29,7 +30,7 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def _trains(words: list[str]) -> bool:
-    return words[1] in TRAINS or "out/ldm" in words
+    return words[1] in TRAINS or not {"out/ldm", "out/ddpm"}.isdisjoint(words)
 
 
 @pytest.fixture
@@ -65,7 +66,8 @@ def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch)
 def test_walk_from_packages_to_scores(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = [words for words in COMMANDS if _trains(words)]
     first, second = "data train train export evaluate", "data train export generate evaluate"
-    assert " ".join(words[1] for words in commands) == f"{first} {second}"
+    third, later = "train export", "train train train"  # in pixels; its log shown, and two recipes
+    assert " ".join(words[1] for words in commands) == f"{first} {second} {third} {later}"
     for words in commands:
         extra = [option for word in words[1:3] for option in SHORTER.get(word, "").split()]
         assert run([*words, *extra], monkeypatch) == 0, words

@@ -7,12 +7,12 @@ from ldmrt.model.training.data.captioned import Captioned, Sample
 from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.latents import to_tensor
 from ldmrt.model.training.objective import squared_error
-from ldmrt.model.training.run import Losses, Task
+from ldmrt.model.training.run import Losses, TrainingTask
 
 KL_WEIGHT = 1e-6  # Rombach et al. 2022, appendix G: latents stay near unit scale, images stay sharp
 
 
-def autoencoder_task(vae: Autoencoder, data: Captioned) -> Task:
+def autoencoder_task(vae: Autoencoder, data: Captioned) -> TrainingTask:
     """Let an autoencoder learn by the squared error of its reconstruction, and KL (Rombach et al. 2022, section 3.1).
 
     Args:
@@ -31,4 +31,4 @@ def autoencoder_task(vae: Autoencoder, data: Captioned) -> Task:
         kl = kl_divergence(mean.float(), log_variance.float())
         return {"reconstruction": squared_error(vae.decode(latents), x), "kl": KL_WEIGHT * kl}
 
-    return Task(data, loss_of)
+    return TrainingTask(data, loss_of)

@@ -14,7 +14,7 @@ from ldmrt.model.training.data.captioned import Captioned, Sample
 from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.latents import LatentCache
 from ldmrt.model.training.objective import Objective
-from ldmrt.model.training.run import Losses, Task
+from ldmrt.model.training.run import Losses, TrainingTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,7 +26,7 @@ class Denoiser(nn.Module):
     """Holds the two networks that learn together: the U-Net and the text encoder that conditions it."""
 
     def __init__(self, unet: UNet, text_encoder: "PreTrainedModel") -> None:
-        """Hold both as submodules, so that one optimiser has their weights."""
+        """Hold both as submodules, so that one optimizer has their weights."""
         super().__init__()
         self.unet = unet
         self.text_encoder = text_encoder
@@ -38,7 +38,7 @@ def ldm_task(
     vae: Autoencoder,
     tokenize: Callable[[list[str]], NDArray[np.int64]],
     objective: Objective,
-) -> Task:
+) -> TrainingTask:
     """Let a U-Net and its text encoder learn by the denoising loss (Ho et al. 2020, equation 14) in images' latents.
 
     Args:
@@ -65,4 +65,4 @@ def ldm_task(
         t, eps, x = objective.draw(x0, draws)
         return {"denoising": objective.losses(denoiser.unet(x, t, context), x0, t, eps)}
 
-    return Task(data, loss_of, timesteps=len(objective.abar), wanted=cache.lacks)
+    return TrainingTask(data, loss_of, timesteps=len(objective.abar), wanted=cache.lacks)

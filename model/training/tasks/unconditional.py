@@ -1,4 +1,4 @@
-"""Define what a U-Net in pixels learns that is told nothing but the time."""
+"""Define what an unconditional U-Net in pixels learns."""
 
 from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.training.bound import Chain, hybrid_losses
@@ -6,10 +6,12 @@ from ldmrt.model.training.data.captioned import Captioned, Sample
 from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.latents import to_tensor
 from ldmrt.model.training.objective import Objective
-from ldmrt.model.training.run import Losses, Task
+from ldmrt.model.training.run import Losses, TrainingTask
 
 
-def unconditional_task(unet: PlainUNet, data: Captioned, objective: Objective, *, learned: bool = False) -> Task:
+def unconditional_task(
+    unet: PlainUNet, data: Captioned, objective: Objective, *, learned: bool = False
+) -> TrainingTask:
     """Let a U-Net learn by the denoising loss (Ho et al. 2020, equation 14) of images, and perhaps its variance.
 
     Args:
@@ -34,4 +36,4 @@ def unconditional_task(unet: PlainUNet, data: Captioned, objective: Objective, *
         bound = hybrid_losses(chain, objective.prediction, x0, x, t, mean, variance)
         return {"denoising": objective.losses(mean, x0, t, eps), "bound": bound}
 
-    return Task(data, loss_of, timesteps=len(objective.abar))
+    return TrainingTask(data, loss_of, timesteps=len(objective.abar))

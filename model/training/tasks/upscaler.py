@@ -18,7 +18,7 @@ from ldmrt.model.training.data.captioned import Captioned, Sample
 from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.latents import to_tensor
 from ldmrt.model.training.objective import Objective, levels_of, noised
-from ldmrt.model.training.run import Losses, Task
+from ldmrt.model.training.run import Losses, TrainingTask
 from ldmrt.model.training.tasks.initialise import initialise
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.samplers.config import Config
@@ -158,7 +158,7 @@ def first_weights(unet: PlainUNet) -> None:
 
 def upscaler_task(
     unet: PlainUNet, data: Captioned, degradation: Degradation, objective: Objective, noiser: Config
-) -> Task:
+) -> TrainingTask:
     """Let a U-Net learn by the denoising loss (Ho et al. 2020, equation 14) of images, given their small ones.
 
     Args:
@@ -183,7 +183,7 @@ def upscaler_task(
         sample = torch.cat([x, beside], dim=1).contiguous(memory_format=torch.channels_last)
         return {"denoising": objective.losses(unet(sample, t, class_labels=level), x0, t, eps)}
 
-    return Task(data, loss_of, timesteps=len(objective.abar))
+    return TrainingTask(data, loss_of, timesteps=len(objective.abar))
 
 
 @torch.no_grad()

@@ -236,5 +236,12 @@ def test_bound_of_a_network_that_learns_its_variance() -> None:
     learned = bound_of(lambda x, t: torch.cat([x, -torch.ones_like(x)], dim=1), x0, scheduler)
     for one, other in zip(fixed, learned, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=0.0)
+    for changed, problem in (
+        ({"num_train_timesteps": 1}, "too few timesteps; expected at least 2; found 1"),
+        ({"prediction_type": "epsilon", "rescale_betas_zero_snr": True}, "cannot be combined with prediction_type"),
+        ({}, "another number of channels than variance_type learned_range asks for; expected 6; found 3"),
+    ):
+        with pytest.raises(LdmrtError, match=problem):
+            bound_of(lambda x, t: x, x0, {**scheduler, **changed})
     with pytest.raises(LdmrtError, match="unsupported prediction_type; expected epsilon, v_prediction, sample"):
         bound_of(lambda x, t: x, x0, {**scheduler, "prediction_type": "flow_prediction"})

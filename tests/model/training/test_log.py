@@ -1,6 +1,7 @@
 """The log of a training: means of steps, equal to those of all samples, and files that were cut off."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from ldmrt.model.training.log import Log, read_log
 from ldmrt.model.training.run import Progress
-from ldmrt.runtime import LdmrtError
+from ldmrt.runtime import LdmrtError, LdmrtWarning
 
 BATCH, STEPS = 4, 7
 
@@ -68,6 +69,40 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     assert path.read_text() == "".join(whole.splitlines(keepends=True)[:4])
 
 
+def test_a_log_that_goes_on_counts_on(tmp_path: Path) -> None:
+    """Also after another batch; damaged lines are left out with a warning."""
+    path, taken = tmp_path / "log.jsonl", steps()
+    log = Log(path, 2, 50)
+    for progress in taken[:4]:
+        log.add(progress, skipped=3)
+    with path.open("a") as file:
+        file.write("no line\n")
+    with pytest.warns(LdmrtWarning, match="1 damaged lines of .* are removed"):
+        log = Log(path, 2, 50, step=4)
+    larger = {name: torch.cat([value, value]) for name, value in taken[4].losses.items()}
+    log.add(replace(taken[4], losses=larger, noted={}), skipped=1)
+    log.write(taken[4], skipped=1)
+    lines = read_log(path)
+    assert [(line["step"], line["samples"], line["skipped"]) for line in lines] == [(2, 8, 3), (4, 16, 3), (5, 24, 4)]
+
+
+def test_a_validation_loss_that_is_not_finite_can_be_read(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log.jsonl", 1, 0)
+    log.validated(1, {"kl": float("inf"), "reconstruction": 1.0})
+    (line,) = read_log(tmp_path / "log.jsonl")
+    assert line == {"step": 1, "loss": None, "validation": {"kl": None, "reconstruction": 1.0}}
+
+
+def test_a_folder_in_the_place_of_the_log_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(LdmrtError, match=r"log\.jsonl is a folder"):
+        Log(tmp_path / "log.jsonl", 1, 0)
+
+
+WHOLE = {
+    "step": 1, "samples": 2, "loss": 1.0, "parts": {"kl": 1.0}, "learning_rate": 0.1, "gradient_norm": 1.0,
+    "images_per_second": 1.0, "skipped": 0, "memory_mb": 1.0,
+}  # fmt: skip
 LINE = {"step": 1, "loss": 1.0, "validation": {"kl": 1.0}}
 
 
@@ -76,12 +111,18 @@ LINE = {"step": 1, "loss": 1.0, "validation": {"kl": 1.0}}
     [
         "no log", "[]", "[" * 100_000, json.dumps({"step": 1}), json.dumps({"step": 1, "loss": 1.0}),
         *(json.dumps(LINE | change) for change in (
-            {"step": "1"}, {"loss": None}, {"loss": float("nan")}, {"validation": {"kl": "x"}}, {"validation": [1]},
+            {"step": "1"}, {"loss": float("nan")}, {"validation": {"kl": "x"}}, {"validation": [1]},
         )),
+        *(json.dumps(WHOLE | change) for change in (
+            {"loss": None}, {"parts": [1]}, {"samples": 10**400}, {"gradient_norm": "x"}, {"loss_by_timestep": ["x"]},
+        )),
+        *(json.dumps({name: value for name, value in WHOLE.items() if name != left}) for left in WHOLE),
     ],
 )  # fmt: skip
 def test_a_damaged_line_is_one_error(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
+    path.write_text(f"{json.dumps(LINE)}\n{json.dumps(WHOLE)}\n")
+    assert len(read_log(path)) == 2
     path.write_text(f"{json.dumps(LINE)}\n{damage}\n")
     with pytest.raises(LdmrtError, match=r"line 2 is not a line of a training's log; found"):
         read_log(path)

@@ -1,6 +1,7 @@
 """Held-out images: divided by their bytes, never trained on, and measured without touching the run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ldmrt.model.training.data.captioned import ImageFolder, Sample
 from ldmrt.model.training.draws import Draws
-from ldmrt.model.training.run import Losses, Run, Task
+from ldmrt.model.training.run import Losses, Run, TrainingTask
 from ldmrt.model.training.settings import Settings
 from ldmrt.model.training.validation import split, validation_losses
 from ldmrt.runtime import LdmrtError
@@ -45,6 +46,17 @@ def test_copies_are_on_one_side(folder: Path) -> None:
     assert names[1] < larger  # a larger share holds out more of the same
 
 
+def test_skipped_images_are_held_out_by_none(folder: Path) -> None:
+    """What is measured are the others, each once."""
+    images = ImageFolder.open(folder, size=8)
+    _, held = split(images, 0.3)
+    lost = frozenset(row.file_name for row in held.rows[:3])
+    train, fewer = split(replace(images, skipped=lost), 0.3)
+    assert {row.file_name for row in fewer.rows} == {row.file_name for row in held.rows} - lost
+    assert sorted(fewer.draw(5, i).caption for i in range(len(fewer))) == sorted(row.text for row in fewer.rows)
+    assert not lost & {train.draw(0, i).caption for i in range(len(train))}
+
+
 @pytest.mark.parametrize(("share", "problem"), [(1e-9, "for the validation"), (1.0, "to train on")])
 def test_a_share_that_leaves_nothing_is_refused(folder: Path, share: float, problem: str) -> None:
     with pytest.raises(LdmrtError, match=f"leaves no image {problem}; expected another share; found 120 images"):
@@ -66,13 +78,13 @@ def bright(samples: list[Sample]) -> Tensor:
     return torch.tensor([float(sample.image.mean()) / 255 for sample in samples])
 
 
-def task_of(module: nn.Module, images: ImageFolder, seen: list[str]) -> Task:
+def task_of(module: nn.Module, images: ImageFolder, seen: list[str]) -> TrainingTask:
     def loss_of(samples: list[Sample], draws: Draws) -> Losses:
         seen.extend(sample.caption for sample in samples)
         x = bright(samples)
         return {"error": (module(x) - x).square(), "noise": draws.uniform("noise")}
 
-    return Task(images, loss_of)
+    return TrainingTask(images, loss_of)
 
 
 def test_the_loss_is_the_averages_and_the_run_is_left_alone(folder: Path) -> None:

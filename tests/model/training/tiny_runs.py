@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ldmrt.model.training.data.captioned import Sample
 from ldmrt.model.training.objective import Objective
-from ldmrt.model.training.run import Progress, Run, Task
+from ldmrt.model.training.run import Progress, Run, TrainingTask
 from ldmrt.model.training.settings import Settings
 
 SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -60,7 +60,7 @@ def objective(scheduler: dict[str, Any]) -> Objective:
 
 def minimising(loss: Callable[[], Tensor], run: Run) -> Iterator[Progress]:
     """A run whose every sample has this loss."""
-    return run.optimise(Task(One(), lambda samples, draws: {"loss": loss().expand(len(samples))}))  # type: ignore[arg-type]
+    return run.optimise(TrainingTask(One(), lambda samples, draws: {"loss": loss().expand(len(samples))}))  # type: ignore[arg-type]
 
 
 def saved(folder: Path) -> Path:

@@ -91,7 +91,14 @@ def test_options_replace_what_the_recipe_says(tmp_path: Path) -> None:
         ('task = "lmd"', [], "invalid task in .*, did you mean 'ldm'"),
         ('task = "ldm"\nstepz = 3', [], "no option 'stepz' of ldm, did you mean 'steps'"),
         ('task = "ldm"', ["--set", "stepz=3"], "no option 'stepz' of ldm, did you mean 'steps'"),
-        ('task = "ldm"\nout = "x"', [], "no option 'out' of ldm"),
+        (
+            'task = "ldm"\nout = "x"',
+            [],
+            "out is no part of a recipe; found out = 'x'",
+        ),
+        ('task = "ldm"', ["--set", "resume=1"], "resume is no part of a recipe"),
+        ('task = "ldm"\ndata = "a\\u0000b"', [], "invalid data in .*; expected no null character"),
+        ("schema = true", [], "unsupported schema of .*; expected 1; found True"),
         ('task = "ldm"\nsteps = "3"', [], "invalid steps in .*; expected an integer; found '3'"),
         ('task = "ldm"\nsteps = true', [], "invalid steps in .*; expected an integer; found True"),
         ('task = "ldm"\nsteps = [3]', [], r"invalid steps in .*; expected an integer; found \[3\]"),
@@ -112,6 +119,13 @@ def test_bad_recipes(
     ran = ldmrt("train", "r.toml", "--out", "out", *words)
     assert re.search(message, ran.error), ran.error
     assert [path.name for path in tmp_path.iterdir()] == ["r.toml"]
+
+
+def test_an_empty_setting_is_the_default(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_bytes(b'\xef\xbb\xbftask = "autoencoder"\nvalidation = 0.25\nsteps = 7\n')
+    _, _, words = train.resolve_command(click.Context(train), [str(path), "--set", "validation="])
+    assert words == ["--steps", "7"]
 
 
 def test_a_recipe_that_is_missing_or_not_text(ldmrt: Any, tmp_path: Path) -> None:

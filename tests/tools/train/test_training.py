@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from ldmrt.model.training.log import read_log
-from ldmrt.model.training.run import Progress, Task
+from ldmrt.model.training.run import Progress, TrainingTask
 from ldmrt.model.training.settings import Settings
 from ldmrt.runtime import LdmrtError
 from ldmrt.tools.console.run_lock import locked
@@ -44,7 +44,7 @@ class Steps:
         self.step = 5
         return dict.fromkeys(change, ("before", "now"))
 
-    def optimise(self, task: Task) -> Iterator[Progress]:
+    def optimise(self, task: TrainingTask) -> Iterator[Progress]:
         while self.step < self.settings.steps:
             self.within(self.step + 1)
             self.step += 1  # a step is never cut in two
@@ -52,7 +52,7 @@ class Steps:
 
     def walk(self, out: Path, every: int = 3, resume: bool = False, change: Collection[str] = ()) -> None:
         options = SimpleNamespace(out=out, save_every=every, log_every=2, resume=resume, change=change, recipe="")
-        task = Task(None, lambda samples, draws: {})  # type: ignore[arg-type]
+        task = TrainingTask(None, lambda samples, draws: {})  # type: ignore[arg-type]
         run_training(self, task, options, lambda: self.kept.append(self.step))  # type: ignore[arg-type]
 
 
@@ -203,15 +203,24 @@ def test_skipped_images_are_told_once(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_log_has_no_step_twice(tmp_path: Path) -> None:
-    """Stopped after a step of no whole line, it has one more; steps that are taken again are not logged again."""
+    """It has a line at each save too, and at the stop; steps that are taken again are not logged again."""
     stopped = Steps(at(7, lambda: signal.raise_signal(signal.SIGTERM)))
     with pytest.raises(SystemExit):
         stopped.walk(tmp_path)
-    assert [line["step"] for line in read_log(tmp_path / LOG)] == [2, 4, 6, 7]
+    assert [line["step"] for line in read_log(tmp_path / LOG)] == [2, 3, 4, 6, 7]
     Steps().walk(tmp_path, resume=True)  # from step 5, as if it had been killed before it could save
-    assert [line["step"] for line in read_log(tmp_path / LOG)] == [2, 4, 6, 8]
+    assert [line["step"] for line in read_log(tmp_path / LOG)] == [2, 3, 4, 6, 8]
     Steps().walk(tmp_path)
-    assert [line["step"] for line in read_log(tmp_path / LOG)] == [2, 4, 6, 8]
+    lines = read_log(tmp_path / LOG)
+    assert [line["step"] for line in lines] == [2, 3, 4, 6, 8]
+    assert [line["samples"] for line in lines] == [12, 18, 24, 36, 48]
+
+
+def test_the_steps_before_a_failing_one_are_logged(tmp_path: Path) -> None:
+    run = Steps(at(8, fail(LdmrtError("train", "step 7 is not finite"))))
+    with pytest.raises(LdmrtError, match="not finite"):
+        run.walk(tmp_path)
+    assert [line["step"] for line in read_log(tmp_path / LOG)] == [2, 3, 4, 6, 7]
 
 
 def test_a_folder_has_one_training_at_a_time(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ def curve(values: Sequence[float], width: int = 60, height: int = 8) -> list[str
     count = min(width, len(values))
     ends = [len(values) * i // count for i in range(count + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(ends)]
-    low, high = min(means), max(means)
-    span = math.log(high / low) or 1.0
-    filled = [1 + round((8 * height - 1) * math.log(mean / low) / span) for mean in means]  # eighths of a line
-    titles = [f"{high:.3g}", *[""] * (height - 2), f"{low:.3g}"]
+    logs = [math.log(mean) for mean in means]
+    low, span = min(logs), max(logs) - min(logs) or 1.0
+    filled = [1 + round((8 * height - 1) * (log - low) / span) for log in logs]  # eighths of a line
+    titles = [f"{max(means):.3g}", *[""] * (height - 2), f"{min(means):.3g}"]
     return [
         f"{title:>9} " + "".join(BLOCKS[min(8, max(0, eighths - 8 * row))] for eighths in filled)
         for row, title in zip(reversed(range(height)), titles, strict=True)

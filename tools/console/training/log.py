@@ -1,5 +1,6 @@
 """Show the log of a training: a table of some of its lines, and the curve of its loss."""
 
+import math
 from pathlib import Path
 
 import click
@@ -25,7 +26,7 @@ def show_log(out: Path) -> None:
         raise LdmrtError("train", f"no log in {out}", expected=path, hint="the folder of a run, its --out")
     everything = read_log(path)
     lines = [line for line in everything if "validation" not in line]
-    held = [line for line in everything if "validation" in line]
+    held = [line for line in everything if "validation" in line and line["loss"] is not None]
     if not lines:
         raise LdmrtError("train", f"{path} is empty", hint="wait for the first line; --log-every says when it comes")
     chosen = [lines[i] for i in sorted({(len(lines) - 1) * row // (ROWS - 1) for row in range(ROWS)})]
@@ -34,7 +35,7 @@ def show_log(out: Path) -> None:
     rows = [
         (
             str(line["step"]),
-            *(f"{value:.4g}" for value in (line["loss"], *(line["parts"][name] for name in parts))),
+            *(f"{value:.4g}" for value in (line["loss"], *(line["parts"].get(name, math.nan) for name in parts))),
             f"{line['learning_rate']:.2e}", f"{line['gradient_norm']:.3g}", f"{line['images_per_second']:.1f}",
         )
         for line in chosen

@@ -41,7 +41,7 @@ class Options:
     learning_rate: float
     schedule: str
     warmup: int
-    optimiser: str
+    optimizer: str
     size: int
     on_bad: str
     on_small: str
@@ -65,7 +65,7 @@ class Options:
 
         return Settings(
             self.steps, self.batch, self.learning_rate, warmup=self.warmup, schedule=self.schedule,
-            optimiser=self.optimiser, accumulate=self.accumulate, seed=self.seed, device=self.device,
+            optimizer=self.optimizer, accumulate=self.accumulate, seed=self.seed, device=self.device,
             precision=self.precision, skip_unreadable=self.on_bad == "skip",
         )  # fmt: skip
 
@@ -115,7 +115,7 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[
                      show_default=True, help="How the learning rate changes after the warm-up."),
         click.option("--warmup", type=click.IntRange(min=0), default=200, show_default=True,
                      help="Steps in which the learning rate rises from 0."),
-        click.option("--optimizer", "optimiser", type=Choice(["adamw", "sgd", "lion"]), default="adamw",
+        click.option("--optimizer", "optimizer", type=Choice(["adamw", "sgd", "lion"]), default="adamw",
                      show_default=True, help="How a step changes the weights."),
         SIDE,
         click.option("--on-bad", type=Choice(["stop", "skip"]), default="stop", show_default=True,
@@ -123,7 +123,7 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[
         click.option("--on-small", type=Choice(["stop", "skip"]), default="stop", show_default=True,
                      help="Stop at, or skip, images that would be enlarged more than twice."),
         click.option("--validation", type=click.FloatRange(0, 0.5, min_open=True), callback=finite,
-                     help="Share of the images that is held out; their loss is logged with each checkpoint."),
+                     help="Share of the images that is held out; the loss of at most 256 of them is logged."),
         click.option("--seed", type=click.IntRange(0, 2**32), default=0, show_default=True,
                      help="Seed of weights, order and noise."),
         click.option("--device", type=Choice(["cpu", "cuda"]), default="cpu", show_default=True,
@@ -161,9 +161,9 @@ def weighting_options(command: F) -> F:
     """Add the options of a denoising loss."""
     for option in (
         click.option("--snr-gamma", type=POSITIVE, callback=finite,
-                     help="Largest signal-to-noise ratio by which a timestep counts (min-SNR); all alike by default."),
+                     help="Min-SNR loss weighting: clamp the signal-to-noise ratio at this; unweighted by default."),
         click.option("--offset-noise", type=POSITIVE, callback=finite,
-                     help="Standard deviation of a number that is added to all noise of a channel; none by default."),
+                     help="Standard deviation of a random constant added to each channel's noise; none by default."),
         click.option("--input-perturbation", type=POSITIVE, callback=finite,
                      help="Standard deviation of noise on the input that is not predicted; none by default."),
     ):  # fmt: skip

@@ -45,7 +45,10 @@ class Trainings(Group):
         return super().resolve_command(ctx, args)
 
     def _words(self, ctx: click.Context, path: Path, args: Sequence[str]) -> list[str]:
-        """Write a recipe as a command line; options in `args`, and their `--set KEY=VALUE`, come before its own."""
+        """Write a recipe as a command line; options in `args`, and their `--set KEY=VALUE`, come before its own.
+
+        An empty VALUE stands for the option's default.
+        """
         recipe = read_recipe(path)
         name, tasks = recipe.pop("task", None), self.list_commands(ctx)
         if name not in tasks:
@@ -56,12 +59,17 @@ class Trainings(Group):
         options = options_of(command)
         rest, changed = split_settings(args)
         for key, value in (recipe | changed).items():
+            if key in NOT_KEPT:
+                hint = f"--{key} on the command line"
+                raise LdmrtError("train", f"{key} is no part of a recipe", found=f"{key} = {value!r}", hint=hint)
             if key not in options:
                 problem = f"no option {key!r} of {name}{suggestion(key, options)}"
                 raise LdmrtError("train", problem, expected=", ".join(options), found=f"{key} = {value!r} in {path}")
         words = [str(name)]
         for key, value in (recipe | changed).items():
             option = options[key]
+            if value == "" and key in changed:  # the option's default
+                continue
             if not any(word.split("=")[0] in option.opts for word in rest):
                 words += _written(path, key, value, option, as_text=key in changed)
         return [*words, *rest]
@@ -81,11 +89,13 @@ def read_recipe(path: Path) -> dict[str, Any]:
         import tomli as tomllib
 
     try:
-        recipe = tomllib.loads(read_bytes("train", path, LARGEST).decode())
+        recipe = tomllib.loads(read_bytes("train", path, LARGEST).decode("utf-8-sig"))
     except ValueError as error:  # of TOML, or of UTF-8
         raise LdmrtError("train", f"cannot read {path}", expected="a recipe in TOML", found=first_line(error)) from None
-    if (schema := recipe.pop("schema", SCHEMA)) != SCHEMA:
-        raise LdmrtError("train", f"unsupported schema of {path}", expected=SCHEMA, found=schema, hint="a newer ldmrt")
+    schema = recipe.pop("schema", SCHEMA)
+    if type(schema) is not int or schema != SCHEMA:
+        hint = "a newer ldmrt" if type(schema) is int and schema > SCHEMA else None
+        raise LdmrtError("train", f"unsupported schema of {path}", expected=SCHEMA, found=repr(schema), hint=hint)
     return {key.replace("-", "_"): value for key, value in recipe.items()}
 
 
@@ -144,4 +154,6 @@ def _written(path: Path, key: str, value: Any, option: click.Parameter, *, as_te
         if not as_text and (isinstance(one, bool) or not isinstance(one, accepted)):
             expected += " or several" if option.multiple else ""
             raise LdmrtError("train", f"invalid {key} in {path}", expected=expected, found=repr(value))
+        if "\0" in str(one):
+            raise LdmrtError("train", f"invalid {key} in {path}", expected="no null character", found=repr(one))
         yield from (option.opts[0], str(one))

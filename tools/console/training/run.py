@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ldmrt.model.training.data.captioned import ImageFolder
     from ldmrt.model.training.log import Log
-    from ldmrt.model.training.run import Progress, Run, Task
+    from ldmrt.model.training.run import Progress, Run, TrainingTask
 
 M = TypeVar("M", bound="nn.Module")
 
@@ -73,7 +73,7 @@ def nothing_to_save() -> Iterator[None]:
 
 
 def run_training(
-    run: "Run[M]", task: "Task", options: Options, keep: Callable[[], None], held: "ImageFolder | None" = None
+    run: "Run[M]", task: "TrainingTask", options: Options, keep: Callable[[], None], held: "ImageFolder | None" = None
 ) -> None:
     """Run a training to its end, log it, and save its recipe and its state.
 
@@ -101,29 +101,32 @@ def run_training(
         console.print(f"done already: {run.step} of {steps} steps; {hint}", highlight=False)
         return
     begin, saved = time.perf_counter(), run.step
+    log, last = Log(out / LOG, options.log_every, task.timesteps, run.step), None
     with write_atomically(out / RECIPE) as file:
         file.write(options.recipe.encode(errors="replace"))  # names of files may be no text
-    log = Log(out / LOG, options.log_every, task.timesteps, run.step)
     with listening() as signals:
         try:
             loop = _reporting(run, run.optimise(task))
             for progress in watched(loop, steps, lambda p: _described(run, p), start=run.step):
                 log.add(progress, len(run.skipped))
+                last, stop = progress, signals.stop
                 due = run.step % every == 0 or run.step == steps
-                if due or signals.save or signals.stop:
+                if due or signals.save or stop:
                     saved, signals.save = run.step, False
                     save(run, state)
+                    log.write(progress, len(run.skipped))
                 if due:
                     keep()
                 if due and held is not None:
                     _validate(run, task, held, log)
-                if signals.stop and run.step < steps:
-                    log.write(progress, len(run.skipped))
+                if stop and run.step < steps:
                     console.print(f"stopped at step {run.step}; go on with --resume", highlight=False)
-                    raise KeyboardInterrupt if signals.stop == signal.SIGINT else SystemExit(128 + signals.stop)
+                    raise KeyboardInterrupt if stop == signal.SIGINT else SystemExit(128 + stop)
         except Exception as error:
             if run.step > saved and not run.torn:
                 save(run, state)
+                if last is not None:
+                    log.write(last, len(run.skipped))
                 console.print(f"saved the state of step {run.step}; go on with --resume", highlight=False)
             if out_of_memory(error):
                 raise _too_large(run, error) from None
@@ -131,13 +134,14 @@ def run_training(
     console.print(f"{run.step} steps in {(time.perf_counter() - begin) / 60:.1f} min: {out}", highlight=False)
 
 
-def _validate(run: "Run[M]", task: "Task", held: "ImageFolder", log: "Log") -> None:
+def _validate(run: "Run[M]", task: "TrainingTask", held: "ImageFolder", log: "Log") -> None:
     """Measure the loss of held-out images, log it and print it."""
-    from ldmrt.model.training.validation import validation_losses
+    from ldmrt.model.training.validation import MOST, validation_losses
 
-    losses = validation_losses(run, task, held)
+    losses, count = validation_losses(run, task, held), min(MOST, len(held))
     log.validated(run.step, losses)
-    console.print(f"step {run.step}: loss {sum(losses.values()):.4f} of {len(held)} held-out images", highlight=False)
+    shown = f"{sum(losses.values()):.4f} (held-out images: {count})"
+    console.print(f"step {run.step}: validation loss {shown}", highlight=False)
 
 
 def _too_large(run: "Run[M]", error: Exception) -> LdmrtError:

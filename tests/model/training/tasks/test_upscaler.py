@@ -205,11 +205,11 @@ def test_everything_is_learned_from_the_first_weights() -> None:
     torch.manual_seed(0)
     unet = PlainUNet(UPSCALER)
     first_weights(unet)
-    optimiser = torch.optim.SGD(unet.parameters(), lr=0.01)
+    optimizer = torch.optim.SGD(unet.parameters(), lr=0.01)
     sample, times, levels = torch.randn(2, 6, 16, 16), torch.tensor([500, 20]), torch.tensor([3, 0])
     for _ in range(3):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         unet(sample, times, class_labels=levels).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
     still = [name for name, value in unet.named_parameters() if not float(value.grad.abs().max())]  # type: ignore
     assert still == []

@@ -75,7 +75,7 @@ def ldm(
     initialise(denoiser.unet)
     run = Run(denoiser, settings, {
         "task": "ldm", "size": size, "data": data.digest, "validation": options.validation, "prediction": prediction,
-        "vocabulary": tokenizer.size, "latent_channels": channels, "autoencoder": digest_of(vae),
+        "vocabulary": vocabulary, "latent_channels": channels, "autoencoder": digest_of(vae),
         "scaling_factor": vae.config.scaling_factor, **weighting,
     })  # fmt: skip
     prompts = [data.caption(seed + 1, i) for i in range(preview(size))]

@@ -6,12 +6,13 @@ import click
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.tools.console.drawing.images import grid, save_png
-from ldmrt.tools.console.training.checks import check, preview
+from ldmrt.tools.console.training.checks import check
 from ldmrt.tools.console.training.options import PREDICTION, Options, training_options, weighting_options
 from ldmrt.tools.console.training.run import run_training
 from ldmrt.tools.options.common import Choice
 
 PREVIEW_STEPS = 50  # of the sampler
+PREVIEW = 8  # images
 
 
 @click.command()
@@ -22,7 +23,7 @@ PREVIEW_STEPS = 50  # of the sampler
               help="Variance of the sampler's noise; learned_range is learned too, by the bound.")  # fmt: skip
 @weighting_options
 def unconditional(options: Options, prediction: str, variance: str, **weighting: float | None) -> None:
-    """Train a U-Net in pixels that is told nothing but the time; write a whole checkpoint to OUT.
+    """Train an unconditional U-Net in pixels (DDPM); write a whole checkpoint to OUT.
 
     Example: ldmrt train unconditional --data photos --size 32 --out runs/ddpm
     """
@@ -54,9 +55,7 @@ def unconditional(options: Options, prediction: str, variance: str, **weighting:
 
     def keep() -> None:
         checkpoint = Checkpoint(run.averaged().cpu(), None, {}, {}, scheduler, {"_class_name": "DDPMPipeline"})
-        made = torch_pipeline(checkpoint)(
-            num_inference_steps=PREVIEW_STEPS, num_images_per_prompt=preview(size), seed=0
-        )
+        made = torch_pipeline(checkpoint)(num_inference_steps=PREVIEW_STEPS, num_images_per_prompt=PREVIEW, seed=0)
         save_png(out / "training" / f"unconditional-{run.step:06d}.png", grid(made.pixels, 8))
         checkpoint.save(out)
 

@@ -44,7 +44,7 @@ class Lion(torch.optim.Optimizer):
 
 
 Weights = Iterable[nn.Parameter]
-OPTIMISERS: dict[str, Callable[[Weights, float], torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[Weights, float], torch.optim.Optimizer]] = {
     "adamw": lambda weights, rate: torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.99), weight_decay=0.0),
     "sgd": lambda weights, rate: torch.optim.SGD(weights, lr=rate, momentum=0.9),
     "lion": lambda weights, rate: Lion(weights, lr=rate),
@@ -64,7 +64,8 @@ def learning_rate(schedule: str, rate: float, step: int, steps: int, warmup: int
     if step < warmup:
         return rate * step / warmup
     share = SCHEDULES[schedule](min(1.0, (step - warmup) / max(1, steps - warmup)))
-    return LAST + (rate - LAST) * share if schedule == "polynomial" else rate * share
+    last = min(LAST, rate) if schedule == "polynomial" else 0.0
+    return last + (rate - last) * share
 
 
 def check_choice(kind: str, name: str, names: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldmrt.model.training.optimisers import OPTIMISERS, POWER, SCHEDULES, Lion, learning_rate
+from ldmrt.model.training.optimizers import OPTIMIZERS, POWER, SCHEDULES, Lion, learning_rate
 from ldmrt.model.training.run import Run
 from ldmrt.model.training.settings import Settings
 from ldmrt.runtime import LdmrtError
@@ -20,16 +20,20 @@ from .tiny_runs import minimising
 @pytest.mark.parametrize("schedule", list(SCHEDULES))
 @pytest.mark.parametrize("warmup", [0, 1, 7, 30])
 def test_learning_rates_are_those_of_diffusers(schedule: str, warmup: int) -> None:
-    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.3)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.3)
     name = "constant_with_warmup" if schedule == "constant" else schedule
     theirs = diffusers.optimization.get_scheduler(
-        name, optimiser, num_warmup_steps=warmup, num_training_steps=40, power=POWER
+        name, optimizer, num_warmup_steps=warmup, num_training_steps=40, power=POWER
     )
     for step in range(40):
         found = learning_rate(schedule, 0.3, step, 40, warmup)
         assert found == pytest.approx(theirs.get_last_lr()[0], rel=1e-12, abs=1e-15)
-        optimiser.step()
+        optimizer.step()
         theirs.step()
+
+
+def test_a_small_rate_does_not_rise() -> None:
+    assert all(learning_rate("polynomial", 1e-8, step, 9, 0) == 1e-8 for step in range(9))
 
 
 def test_lion_is_its_paper() -> None:
@@ -37,22 +41,22 @@ def test_lion_is_its_paper() -> None:
     random = torch.Generator().manual_seed(0)
     start, goals = (torch.randn(4, 3, generator=random, dtype=torch.float64) for _ in range(2))
     weight, lr = nn.Parameter(start.clone()), 0.01
-    optimiser = Lion([weight], lr=lr)
+    optimizer = Lion([weight], lr=lr)
     theta, m = start.clone(), torch.zeros_like(start)
     for _ in range(20):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (weight - goals).pow(4).sum().backward()
-        optimiser.step()
+        optimizer.step()
         g = 4 * (theta - goals) ** 3
         theta = theta - lr * torch.sign(0.9 * m + (1 - 0.9) * g)
         m = 0.99 * m + (1 - 0.99) * g
         torch.testing.assert_close(weight.detach(), theta, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", list(OPTIMISERS))
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_each_learns_and_resumes_to_the_bit(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    settings = Settings(6, 2, 0.05, warmup=0, optimiser=name, schedule="constant")
+    settings = Settings(6, 2, 0.05, warmup=0, optimizer=name, schedule="constant")
     first = nn.Linear(3, 3)
 
     def run_of(module: nn.Module) -> Run:
@@ -78,7 +82,7 @@ def test_steps_of_a_constant_schedule_are_free() -> None:
     assert "steps" in Settings(3, 1, 1e-3).shaping()
 
 
-@pytest.mark.parametrize(("option", "value"), [("schedule", "cosin"), ("optimiser", "adam")])
+@pytest.mark.parametrize(("option", "value"), [("schedule", "cosin"), ("optimizer", "adam")])
 def test_unknown_choices_are_refused(option: str, value: str) -> None:
     with pytest.raises(LdmrtError, match=f"unknown {option}, did you mean '{value}.+'.*; found {value}"):
         Settings(3, 1, 1e-3, **{option: value})  # type: ignore[arg-type]
