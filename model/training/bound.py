@@ -48,14 +48,14 @@ class Chain:
     abar: Tensor
 
     @classmethod
-    def of(cls, scheduler: Config) -> "Chain":
-        """Return the chain of a scheduler's noise schedule."""
-        return cls(torch.from_numpy(alphas_cumprod(resolve(scheduler, "DDPMScheduler"))))
+    def of(cls, scheduler: Config, device: str = "cpu") -> "Chain":
+        """Return the chain of a scheduler's noise schedule, on a device that has float64."""
+        return cls(torch.from_numpy(alphas_cumprod(resolve(scheduler, "DDPMScheduler"))).to(device))
 
     @property
     def before(self) -> Tensor:
         """The products up to the timestep before, (T,)."""
-        return torch.cat([torch.ones(1, dtype=self.abar.dtype), self.abar[:-1]])
+        return torch.cat([self.abar.new_ones(1), self.abar[:-1]])
 
     @property
     def beta(self) -> Tensor:

@@ -10,7 +10,7 @@ from ldmrt.model.training.run import Losses, TrainingTask
 
 
 def unconditional_task(
-    unet: PlainUNet, data: Captioned, objective: Objective, *, learned: bool = False
+    unet: PlainUNet, data: Captioned, objective: Objective, chain: Chain | None = None
 ) -> TrainingTask:
     """Let a U-Net learn by the denoising loss (Ho et al. 2020, equation 14) of images, and perhaps its variance.
 
@@ -18,19 +18,20 @@ def unconditional_task(
         unet: The U-Net in training, of 3 channels; it predicts 6 where it learns its variance.
         data: Images (H, W, 3), of sides that the U-Net can halve; captions are unused.
         objective: What the U-Net predicts; its device is the network's.
-        learned: The U-Net learns the variance too, by the variational bound (Nichol & Dhariwal 2021, equation 16).
+        chain: The noise schedule in float64, on that device too, where the U-Net learns its variance by the variational
+            bound (Nichol & Dhariwal 2021, equation 16); None where it does not. In float32 the smallest steps' variances
+            would be off by a thousandth.
 
     Returns:
         The task, whose losses have the part `denoising`, and `bound` where the variance is learned.
     """
-    chain = Chain(objective.abar.double())
 
     def loss_of(samples: list[Sample], draws: Draws) -> Losses:
         """Predict images, each at a timestep of its own."""
         x0 = to_tensor([sample.image for sample in samples], str(objective.abar.device))
         t, eps, x = objective.draw(x0, draws)
         said = unet(x, t)
-        if not learned:
+        if chain is None:
             return {"denoising": objective.losses(said, x0, t, eps)}
         mean, variance = said.chunk(2, dim=1)
         bound = hybrid_losses(chain, objective.prediction, x0, x, t, mean, variance)

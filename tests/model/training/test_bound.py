@@ -245,3 +245,10 @@ def test_bound_of_a_network_that_learns_its_variance() -> None:
             bound_of(lambda x, t: x, x0, {**scheduler, **changed})
     with pytest.raises(LdmrtError, match="unsupported prediction_type; expected epsilon, v_prediction, sample"):
         bound_of(lambda x, t: x, x0, {**scheduler, "prediction_type": "flow_prediction"})
+
+
+def test_a_chain_is_on_one_device() -> None:
+    """The device without numbers stands for a GPU: what mixes devices fails on it."""
+    chain, t = Chain.of(LINEAR, "meta"), torch.zeros(2, dtype=torch.int64, device="meta")
+    x = torch.zeros(2, 3, 4, 4, dtype=torch.float64, device="meta")
+    assert hybrid_losses(chain, "epsilon", x, x, t, x, x).device.type == "meta"

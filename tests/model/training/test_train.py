@@ -13,6 +13,7 @@ from torch import nn
 from ldmrt.model import Autoencoder, AutoencoderConfig, UNet, UNetConfig
 from ldmrt.model.checkpoint.checkpoint import text_encoder
 from ldmrt.model.networks.plain_unet import PlainUNet, PlainUNetConfig
+from ldmrt.model.training.bound import Chain
 from ldmrt.model.training.data.captioned import Sample
 from ldmrt.model.training.run import Progress, Run
 from ldmrt.model.training.settings import Settings
@@ -87,7 +88,7 @@ def plain(seed: int) -> PlainUNet:
 
 
 def train_plain(run: Run) -> Iterator[Progress]:
-    return run.optimise(unconditional_task(run.module, Three(), objective(SCHEDULER), learned=True))
+    return run.optimise(unconditional_task(run.module, Three(), objective(SCHEDULER), Chain.of(SCHEDULER)))
 
 
 EACH = pytest.mark.parametrize(

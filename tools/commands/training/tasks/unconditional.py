@@ -32,6 +32,7 @@ def unconditional(options: Options, prediction: str, variance: str, **weighting:
     from ldmrt.export.components.torch_pipeline import torch_pipeline
     from ldmrt.model.checkpoint.checkpoint import Checkpoint
     from ldmrt.model.networks.plain_unet import PlainUNet
+    from ldmrt.model.training.bound import Chain
     from ldmrt.model.training.objective import Objective
     from ldmrt.model.training.run import Run
     from ldmrt.model.training.tasks import presets
@@ -59,5 +60,6 @@ def unconditional(options: Options, prediction: str, variance: str, **weighting:
         save_png(out / "training" / f"unconditional-{run.step:06d}.png", grid(made.pixels, 8))
         checkpoint.save(out)
 
-    task = unconditional_task(network, data, Objective.of(scheduler, device, **weighting), learned=learned)
+    chain = Chain.of(scheduler, device) if learned else None
+    task = unconditional_task(network, data, Objective.of(scheduler, device, **weighting), chain)
     run_training(run, task, options, keep, held)
