@@ -19,8 +19,8 @@ def unconditional_task(
         data: Images (H, W, 3), of sides that the U-Net can halve; captions are unused.
         objective: What the U-Net predicts; its device is the network's.
         chain: The noise schedule in float64, on that device too, where the U-Net learns its variance by the variational
-            bound (Nichol & Dhariwal 2021, equation 16); None where it does not. In float32 the smallest steps' variances
-            would be off by a thousandth.
+            bound (Nichol & Dhariwal 2021, equation 16); None where not. In float32 the smallest betas would lose
+            their digits.
 
     Returns:
         The task, whose losses have the part `denoising`, and `bound` where the variance is learned.
