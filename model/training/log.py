@@ -13,8 +13,8 @@ from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.reading import JsonObject, read_bytes
 from ldmrt.runtime.files.writing import write_atomically
 
-from .objective import TIMESTEPS
-from .run import Progress
+from .diffusion.objective import TIMESTEPS
+from .loop.run import Progress
 
 BINS = 10  # of the timesteps, over which losses are averaged
 LARGEST = 1 << 28  # bytes of a log: a million lines

@@ -13,9 +13,16 @@ from ldmrt.tools import cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TRAINING = ["training", "scores"]  # pages of docs/training with commands, each of which may use what earlier ones made
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """The commands of a page, in their order."""
+    return [shlex.split(line) for line in re.findall(r"^(?:    |- run: )(ldmrt .*)$", text, re.MULTILINE)]
+
+
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "samplers.md")
-COMMANDS = [shlex.split(line) for line in re.findall(r"^    (ldmrt .*)$", TEXT, re.MULTILINE)]
-COMMANDS += [shlex.split(line) for line in re.findall(r"^- run: (ldmrt .*)$", TEXT, re.MULTILINE)]
+COMMANDS = commands_of(TEXT)
 SHORTER = {"autoencoder": "--steps 4 --batch 2", "ldm": "--steps 4 --batch 4", "upscaler": "--steps 4 --batch 2",
            "unconditional": "--steps 2 --batch 2", "runs/ae/recipe.toml": "--steps 4 --batch 2",
            "evaluate": "--prompts 2 --steps 2"}  # fmt: skip
@@ -64,10 +71,9 @@ def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.slow(minutes=5)
 def test_walk_from_packages_to_scores(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands = [words for words in COMMANDS if _trains(words)]
-    first, second = "data train train export evaluate", "data train export generate evaluate"
-    third, later = "train export", "train train train"  # in pixels; its log shown, and two recipes
-    assert " ".join(words[1] for words in commands) == f"{first} {second} {third} {later}"
+    pages = [(ROOT / f"docs/training/{name}.md").read_text(encoding="utf-8") for name in TRAINING]
+    commands = [words for page in pages for words in commands_of(page)]
+    assert sorted(commands) == sorted(words for words in COMMANDS if _trains(words))
     for words in commands:
         extra = [option for word in words[1:3] for option in SHORTER.get(word, "").split()]
         assert run([*words, *extra], monkeypatch) == 0, words

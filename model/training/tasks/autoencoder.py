@@ -4,10 +4,10 @@ import torch
 
 from ldmrt.model.networks.autoencoder import Autoencoder, kl_divergence, moments
 from ldmrt.model.training.data.captioned import Captioned, Sample
+from ldmrt.model.training.diffusion.objective import squared_error
 from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.latents import to_tensor
-from ldmrt.model.training.objective import squared_error
-from ldmrt.model.training.run import Losses, TrainingTask
+from ldmrt.model.training.loop.run import Losses, TrainingTask
 
 KL_WEIGHT = 1e-6  # Rombach et al. 2022, appendix G: latents stay near unit scale, images stay sharp
 

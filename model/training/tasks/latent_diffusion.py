@@ -11,10 +11,10 @@ from torch import nn
 from ldmrt.model.networks.autoencoder import Autoencoder, moments
 from ldmrt.model.networks.unet import UNet
 from ldmrt.model.training.data.captioned import Captioned, Sample
+from ldmrt.model.training.diffusion.objective import Objective
 from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.latents import LatentCache
-from ldmrt.model.training.objective import Objective
-from ldmrt.model.training.run import Losses, TrainingTask
+from ldmrt.model.training.loop.run import Losses, TrainingTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

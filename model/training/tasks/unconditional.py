@@ -1,12 +1,12 @@
 """Define what an unconditional U-Net in pixels learns."""
 
 from ldmrt.model.networks.plain_unet import PlainUNet
-from ldmrt.model.training.bound import Chain, hybrid_losses
 from ldmrt.model.training.data.captioned import Captioned, Sample
+from ldmrt.model.training.diffusion.bound import Chain, hybrid_losses
+from ldmrt.model.training.diffusion.objective import Objective
 from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.latents import to_tensor
-from ldmrt.model.training.objective import Objective
-from ldmrt.model.training.run import Losses, TrainingTask
+from ldmrt.model.training.loop.run import Losses, TrainingTask
 
 
 def unconditional_task(

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from ldmrt.model.training.log import read_log
-from ldmrt.model.training.run import Progress, TrainingTask
-from ldmrt.model.training.settings import Settings
+from ldmrt.model.training.loop.run import Progress, TrainingTask
+from ldmrt.model.training.loop.settings import Settings
 from ldmrt.runtime import LdmrtError
 from ldmrt.tools.console.run_lock import locked
 from ldmrt.tools.console.training.log import LOG

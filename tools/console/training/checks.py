@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ldmrt.model.networks.autoencoder import AutoencoderConfig
-    from ldmrt.model.training.settings import Settings
+    from ldmrt.model.training.loop.settings import Settings
 
 SHOWN = 32  # images in a preview of 64 pixels
 
@@ -31,7 +31,7 @@ def check(options: Options) -> "Settings":
     """
     import torch
 
-    from ldmrt.model.training.resuming import check_changes
+    from ldmrt.model.training.loop.resuming import check_changes
 
     settings, state = options.settings(), options.out / STATE
     if options.change and not options.resume:

@@ -18,7 +18,7 @@ from .recipe import recipe_of
 
 if TYPE_CHECKING:
     from ldmrt.model.training.data.captioned import ImageFolder
-    from ldmrt.model.training.settings import Settings
+    from ldmrt.model.training.loop.settings import Settings
     from ldmrt.tools.emoji.dataset import Emoji
 
 RATE = click.FloatRange(0, 1, min_open=True)
@@ -61,7 +61,7 @@ class Options:
         Raises:
             LdmrtError: They cannot be combined.
         """
-        from ldmrt.model.training.settings import Settings
+        from ldmrt.model.training.loop.settings import Settings
 
         return Settings(
             self.steps, self.batch, self.learning_rate, warmup=self.warmup, schedule=self.schedule,

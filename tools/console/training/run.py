@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ldmrt.model.training.data.captioned import ImageFolder
     from ldmrt.model.training.log import Log
-    from ldmrt.model.training.run import Progress, Run, TrainingTask
+    from ldmrt.model.training.loop.run import Progress, Run, TrainingTask
 
 M = TypeVar("M", bound="nn.Module")
 

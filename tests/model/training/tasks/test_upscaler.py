@@ -12,8 +12,8 @@ from ldmrt.model import Autoencoder, AutoencoderConfig
 from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.training.data.captioned import Sample
 from ldmrt.model.training.draws import Draws
-from ldmrt.model.training.run import Run
-from ldmrt.model.training.settings import Settings
+from ldmrt.model.training.loop.run import Run
+from ldmrt.model.training.loop.settings import Settings
 from ldmrt.model.training.tasks.presets import NOISER, UPSCALER, UPSCALER_SCHEDULER
 from ldmrt.model.training.tasks.upscaler import (
     Degradation,

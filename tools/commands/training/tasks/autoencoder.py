@@ -25,7 +25,7 @@ def autoencoder(options: Options) -> None:
     from ldmrt.model.config import to_config
     from ldmrt.model.networks.autoencoder import Autoencoder, moments
     from ldmrt.model.training.latents import to_tensor
-    from ldmrt.model.training.run import Run
+    from ldmrt.model.training.loop.run import Run
     from ldmrt.model.training.tasks import presets
     from ldmrt.model.training.tasks.autoencoder import autoencoder_task
     from ldmrt.model.training.tasks.initialise import initialise

@@ -43,8 +43,8 @@ def ldm(
     from ldmrt.model.checkpoint.checkpoint import Checkpoint, text_encoder
     from ldmrt.model.checkpoint.load import load_autoencoder
     from ldmrt.model.networks.unet import UNet
-    from ldmrt.model.training.objective import Objective
-    from ldmrt.model.training.run import Run
+    from ldmrt.model.training.diffusion.objective import Objective
+    from ldmrt.model.training.loop.run import Run
     from ldmrt.model.training.tasks import presets
     from ldmrt.model.training.tasks.initialise import initialise
     from ldmrt.model.training.tasks.latent_diffusion import Denoiser, ldm_task

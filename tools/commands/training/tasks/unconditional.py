@@ -32,9 +32,9 @@ def unconditional(options: Options, prediction: str, variance: str, **weighting:
     from ldmrt.export.components.torch_pipeline import torch_pipeline
     from ldmrt.model.checkpoint.checkpoint import Checkpoint
     from ldmrt.model.networks.plain_unet import PlainUNet
-    from ldmrt.model.training.bound import Chain
-    from ldmrt.model.training.objective import Objective
-    from ldmrt.model.training.run import Run
+    from ldmrt.model.training.diffusion.bound import Chain
+    from ldmrt.model.training.diffusion.objective import Objective
+    from ldmrt.model.training.loop.run import Run
     from ldmrt.model.training.tasks import presets
     from ldmrt.model.training.tasks.initialise import initialise
     from ldmrt.model.training.tasks.unconditional import unconditional_task

@@ -27,9 +27,9 @@ def upscaler(options: Options, vae_folder: Path | None, crop: int) -> None:
     from ldmrt.model.checkpoint.checkpoint import Checkpoint
     from ldmrt.model.checkpoint.load import load_autoencoder
     from ldmrt.model.networks.plain_unet import PlainUNet
+    from ldmrt.model.training.diffusion.objective import Objective
     from ldmrt.model.training.latents import to_tensor
-    from ldmrt.model.training.objective import Objective
-    from ldmrt.model.training.run import Run
+    from ldmrt.model.training.loop.run import Run
     from ldmrt.model.training.tasks import presets
     from ldmrt.model.training.tasks.upscaler import Degradation, first_weights, psnr_of, upscaler_task
 

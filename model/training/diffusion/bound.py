@@ -18,11 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldmrt.model.training.draws import Draws
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.samplers.config import Config, resolve
 from ldmrt.runtime.samplers.schedule import alphas_cumprod
-
-from .draws import Draws
 
 LEVELS = 255  # between the darkest and the brightest of an image in [-1, 1]
 VLB_WEIGHT = 0.001  # of the bound in L_hybrid

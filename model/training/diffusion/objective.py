@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldmrt.model.training.draws import Draws
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.samplers.config import Config, resolve
 from ldmrt.runtime.samplers.schedule import alphas_cumprod
-
-from .draws import Draws
 
 TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {  # of (alpha, sigma, x0, eps)
     "epsilon": lambda alpha, sigma, x0, eps: eps,

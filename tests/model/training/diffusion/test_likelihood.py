@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldmrt.model.networks.plain_unet import PlainUNet
-from ldmrt.model.training.likelihood import bits_per_dimension, log_density
+from ldmrt.model.training.diffusion.likelihood import bits_per_dimension, log_density
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.errors import NotFinite
 

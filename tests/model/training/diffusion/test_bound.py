@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldmrt.model.training.bound import (
+from ldmrt.model.training.diffusion.bound import (
     KINDS,
     Chain,
     bits,
@@ -18,7 +18,7 @@ from ldmrt.model.training.bound import (
     prior,
     terms,
 )
-from ldmrt.model.training.objective import Objective, noised
+from ldmrt.model.training.diffusion.objective import Objective, noised
 from ldmrt.runtime import LdmrtError
 
 LINEAR = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}

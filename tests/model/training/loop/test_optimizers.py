@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldmrt.model.training.optimizers import OPTIMIZERS, POWER, SCHEDULES, Lion, learning_rate
-from ldmrt.model.training.run import Run
-from ldmrt.model.training.settings import Settings
+from ldmrt.model.training.loop.optimizers import OPTIMIZERS, POWER, SCHEDULES, Lion, learning_rate
+from ldmrt.model.training.loop.run import Run
+from ldmrt.model.training.loop.settings import Settings
 from ldmrt.runtime import LdmrtError
 
-from .tiny_runs import minimising
+from ..tiny_runs import minimising
 
 
 @pytest.mark.parametrize("schedule", list(SCHEDULES))

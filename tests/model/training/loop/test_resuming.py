@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from ldmrt.model.training.resuming import CHANGEABLE
-from ldmrt.model.training.run import Run
+from ldmrt.model.training.loop.resuming import CHANGEABLE
+from ldmrt.model.training.loop.run import Run
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 
-from .tiny_runs import SETTINGS, saved
+from ..tiny_runs import SETTINGS, saved
 
 OTHERS = {
     "steps": 9, "batch": 4, "learning_rate": 1e-3, "warmup": 3, "ema": 0.9, "clip": 2.0, "seed": 1, "precision": "bf16",

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldmrt.model.training.run import Run
-from ldmrt.model.training.settings import Settings
+from ldmrt.model.training.loop.run import Run
+from ldmrt.model.training.loop.settings import Settings
 from ldmrt.model.training.tasks.latent_diffusion import ldm_task
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.samplers.config import resolve
 from ldmrt.runtime.samplers.schedule import alphas_cumprod
 
-from .tiny_runs import SCHEDULER, SETTINGS, Constant, One, Silent, Text, minimising, objective, saved
+from ..tiny_runs import SCHEDULER, SETTINGS, Constant, One, Silent, Text, minimising, objective, saved
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", pytest.param("sample")])

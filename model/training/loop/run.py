@@ -16,13 +16,13 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ldmrt.model.training.data.batches import Batches, Wanted
+from ldmrt.model.training.data.captioned import Captioned, Key, Sample, name_of
+from ldmrt.model.training.data.metadata import LISTED
+from ldmrt.model.training.draws import Draws
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.files.writing import write_atomically
 
-from .data.batches import Batches, Wanted
-from .data.captioned import Captioned, Key, Sample, name_of
-from .data.metadata import LISTED
-from .draws import Draws
 from .optimizers import OPTIMIZERS
 from .resuming import Values, changes
 from .settings import Settings, naming_memory

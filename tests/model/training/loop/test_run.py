@@ -13,16 +13,16 @@ from torch import nn
 from ldmrt.model import Autoencoder, AutoencoderConfig, UNet, UNetConfig
 from ldmrt.model.checkpoint.checkpoint import text_encoder
 from ldmrt.model.networks.plain_unet import PlainUNet, PlainUNetConfig
-from ldmrt.model.training.bound import Chain
 from ldmrt.model.training.data.captioned import Sample
-from ldmrt.model.training.run import Progress, Run
-from ldmrt.model.training.settings import Settings
+from ldmrt.model.training.diffusion.bound import Chain
+from ldmrt.model.training.loop.run import Progress, Run
+from ldmrt.model.training.loop.settings import Settings
 from ldmrt.model.training.tasks.autoencoder import autoencoder_task
 from ldmrt.model.training.tasks.latent_diffusion import Denoiser, ldm_task
 from ldmrt.model.training.tasks.unconditional import unconditional_task
 from ldmrt.model.training.tasks.upscaler import Degradation, upscaler_task
 
-from .tiny_runs import Constant, One, Silent, Text, objective
+from ..tiny_runs import Constant, One, Silent, Text, objective
 
 SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon"}
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)

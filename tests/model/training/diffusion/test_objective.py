@@ -9,8 +9,8 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from ldmrt.model.training.diffusion.objective import MIN_SNR, TARGETS, Objective, alpha_and_sigma
 from ldmrt.model.training.draws import Draws
-from ldmrt.model.training.objective import MIN_SNR, TARGETS, Objective, alpha_and_sigma
 
 SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 SHAPE = (64, 4, 8, 6)

@@ -1,0 +1,1 @@
+"""Run a training: its settings, its steps and its state."""
