@@ -13,7 +13,7 @@ from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.reading import JsonObject, read_bytes
 from ldmrt.runtime.files.writing import write_atomically
 
-from .diffusion.objective import TIMESTEPS
+from .diffusion.timesteps import TIMESTEPS
 from .loop.run import Progress
 
 BINS = 10  # of the timesteps, over which losses are averaged

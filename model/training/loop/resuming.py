@@ -8,7 +8,8 @@ from ldmrt.runtime.nearest import suggestion
 
 CHANGEABLE = (  # with --change
     *("steps", "batch", "accumulate", "learning-rate", "seed", "precision", "device", "size", "crop", "data"),
-    *("schedule", "warmup", "validation", "snr-gamma", "offset-noise", "input-perturbation"),
+    *("schedule", "warmup", "validation", "snr-gamma", "debias", "loss", "huber-c"),
+    *("timesteps", "offset-noise", "pyramid-noise", "input-perturbation"),
 )
 Values = tuple[object, object]  # of a setting, before and now
 

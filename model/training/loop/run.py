@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,19 @@ M = TypeVar("M", bound=nn.Module)
 Losses = Mapping[str, Tensor]  # of B samples, (B,) each, by the name of the part
 
 
+class Memory(Protocol):
+    """Learns from the losses of each step, such as which timesteps have large ones; part of a run's state."""
+
+    def learn(self, losses: Tensor, noted: Mapping[str, Tensor]) -> None:
+        """Learn from the losses of a step's samples, (B,), and from what they noted."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what has been learned."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take what `state_dict` returned."""
+
+
 @dataclass(frozen=True)
 class TrainingTask:
     """States what a training minimises: the mean over samples of the sum of their losses.
@@ -40,12 +53,14 @@ class TrainingTask:
         loss_of: Computes the losses of some samples from their random numbers, each sample's by itself.
         timesteps: How many timesteps its draws are from; 0 where it has none.
         wanted: Tells whether the image of a sample is needed; others are not decoded.
+        memory: What its draws learn from the losses of each step; None for nothing.
     """
 
     data: Captioned
     loss_of: Callable[[list[Sample], Draws], Losses]
     timesteps: int = 0
     wanted: Wanted = lambda _: True
+    memory: "Memory | None" = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +115,7 @@ class Run(Generic[M]):
         self.optimizer = OPTIMIZERS[settings.optimizer](self.module.parameters(), settings.learning_rate)
         self.step = 0
         self.skipped: Mapping[Key, str] = {}  # samples whose images could not be read, and why
+        self.memory: Mapping[str, Tensor] = {}  # of the task's draws
         self.torn = False  # weights that an interrupted update has changed in part are not to be saved
 
     def optimise(self, task: TrainingTask) -> Iterator[Progress]:
@@ -116,6 +132,8 @@ class Run(Generic[M]):
             task.data, settings.seed, settings.batch, skip_unreadable=settings.skip_unreadable, wanted=task.wanted
         )
         self.skipped = batches.skipped
+        if task.memory is not None and self.memory:
+            task.memory.load_state_dict(self.memory)
         while self.step < settings.steps:
             rate = settings.rate(self.step)
             for group in self.optimizer.param_groups:
@@ -131,6 +149,9 @@ class Run(Generic[M]):
                 self.torn = False
             self.step += 1
             self._update_average()
+            if task.memory is not None:
+                task.memory.learn(torch.stack(list(losses.values())).sum(dim=0), noted)
+                self.memory = task.memory.state_dict()
             speed = (self.step - first) * settings.batch / (time.perf_counter() - begin)
             yield Progress(self.step, settings.steps, loss, speed, losses, noted, rate, norm)
 
@@ -201,6 +222,7 @@ class Run(Generic[M]):
             "module": self.module.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
+            "memory": self.memory,
         }
 
     def bytes(self) -> int:
@@ -249,6 +271,7 @@ class Run(Generic[M]):
             self.module.load_state_dict(state["module"])
             self.average = state["average"]
             self.optimizer.load_state_dict(state["optimizer"])
+            self.memory = state.get("memory", {})
             self.step = state["step"]
             if (version := state.get("torch", str(torch.__version__))) != torch.__version__:
                 now = f"this is {torch.__version__}: rounding may differ from here on"

@@ -4,7 +4,7 @@ import torch
 
 from ldmrt.model.networks.autoencoder import Autoencoder, kl_divergence, moments
 from ldmrt.model.training.data.captioned import Captioned, Sample
-from ldmrt.model.training.diffusion.objective import squared_error
+from ldmrt.model.training.diffusion.error import squared_error
 from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.latents import to_tensor
 from ldmrt.model.training.loop.run import Losses, TrainingTask

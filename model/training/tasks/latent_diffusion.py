@@ -51,7 +51,7 @@ def ldm_task(
     Returns:
         The task, whose losses have the one part `denoising`.
     """
-    device = str(objective.abar.device)
+    device = objective.device
     cache = LatentCache(vae, device)
 
     def loss_of(samples: list[Sample], draws: Draws) -> Losses:
@@ -63,6 +63,6 @@ def ldm_task(
         ids = tokenize(["" if drop else s.caption for drop, s in zip(dropped, samples, strict=True)])
         context = denoiser.text_encoder(torch.from_numpy(ids).to(device)).last_hidden_state
         t, eps, x = objective.draw(x0, draws)
-        return {"denoising": objective.losses(denoiser.unet(x, t, context), x0, t, eps)}
+        return {"denoising": objective.losses(denoiser.unet(x, objective.times[t], context), x0, t, eps)}
 
-    return TrainingTask(data, loss_of, timesteps=len(objective.abar), wanted=cache.lacks)
+    return TrainingTask(data, loss_of, timesteps=len(objective.times), wanted=cache.lacks, memory=objective.memory)

@@ -54,6 +54,8 @@ def test_every_option_is_kept(name: str, tmp_path: Path) -> None:
         kind = option.type
         if isinstance(kind, click.Choice):
             values[option.name] = kind.choices[-1]
+        elif isinstance(kind, click.types.BoolParamType):
+            values[option.name] = True
         elif isinstance(kind, click.types.IntParamType):
             values[option.name] = 600
         elif isinstance(kind, click.types.FloatParamType):

@@ -226,6 +226,33 @@ def test_held_out_images_are_measured(ldmrt: Any, pictures: Path, tmp_path: Path
     assert "another --data, --validation" in changed.error or "another --validation" in changed.error
 
 
+def test_a_model_of_flow_draws_what_diffusers_draws(
+    ldmrt: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import diffusers
+    import torch
+
+    from ldmrt.runtime import open as open_pipeline
+
+    two = {"block_out_channels": (16, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    monkeypatch.setattr(presets, "AUTOENCODER", replace(presets.AUTOENCODER, latent_channels=4, **two, **kinds))
+    monkeypatch.setattr(presets, "UNET", replace(presets.UNET, attention_head_dim=2, **two))
+    ae, ldm, bundle = (tmp_path / name for name in ("ae", "ldm", "bundle"))
+    words = ["--data", pictures, "--size", 16, "--steps", 2, "--batch", 2]
+    assert ldmrt("train", "autoencoder", *words, "--out", ae).code == 0
+    flow = ["--prediction", "flow_prediction", "--flow-shift", 3, "--timesteps", "logit_normal"]
+    ran = ldmrt("train", "ldm", *words, *flow, "--autoencoder", ae, "--out", ldm)
+    assert ran.code == 0, ran.err
+    assert ldmrt("export", ldm, bundle, "--no-verify").code == 0
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(ldm, safety_checker=None)
+    start = np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32)
+    options = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
+    expected = theirs("a square", height=16, width=16, latents=torch.from_numpy(start), **options).images.numpy()
+    found = open_pipeline(bundle)("a square", latents=start, **options).latents
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4 * np.abs(expected).max())  # as every family's latents
+
+
 @pytest.mark.parametrize("variance", ["fixed_large", "learned_range"])
 def test_a_unet_in_pixels_is_trained_exported_and_drawn_with(
     ldmrt: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variance: str

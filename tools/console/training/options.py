@@ -153,8 +153,10 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[
     return decorate
 
 
-PREDICTION = click.option("--prediction", type=Choice(["epsilon", "v_prediction"]), default="epsilon",
-                          show_default=True, help="What the U-Net learns to predict.")  # fmt: skip
+def prediction_option(*more: str) -> Callable[[F], F]:
+    """Make the option of what a U-Net predicts, noise or v, or one of `more`."""
+    return click.option("--prediction", type=Choice(["epsilon", "v_prediction", *more]), default="epsilon",
+                        show_default=True, help="What the U-Net learns to predict.")  # fmt: skip
 
 
 def weighting_options(command: F) -> F:
@@ -162,6 +164,16 @@ def weighting_options(command: F) -> F:
     for option in (
         click.option("--snr-gamma", type=POSITIVE, callback=finite,
                      help="Min-SNR loss weighting: clamp the signal-to-noise ratio at this; unweighted by default."),
+        click.option("--debias", is_flag=True,
+                     help="Weight the loss by 1 / sqrt(SNR) for noise, and likewise for other predictions."),
+        click.option("--loss", type=Choice(["l2", "huber", "smooth_l1"]), default="l2", show_default=True,
+                     help="Squared error, or a pseudo-Huber loss, on which outliers have less influence."),
+        click.option("--huber-c", type=RATE, callback=finite, default=0.1, show_default=True,
+                     help="Where a Huber loss becomes linear at the last timestep; 1 at the first."),
+        click.option("--timesteps", type=Choice(["uniform", "logit_normal", "mode", "importance"]), default="uniform",
+                     show_default=True, help="How timesteps are drawn; importance: where the loss was large."),
+        click.option("--pyramid-noise", type=RATE, callback=finite,
+                     help="Discount of added noise of lower resolutions; none by default."),
         click.option("--offset-noise", type=POSITIVE, callback=finite,
                      help="Standard deviation of a random constant added to each channel's noise; none by default."),
         click.option("--input-perturbation", type=POSITIVE, callback=finite,
