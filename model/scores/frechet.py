@@ -31,4 +31,4 @@ def frechet_distance(real: ArrayLike, generated: ArrayLike) -> float:
 def _root(features: Features) -> Features:
     """Return A with A'A the unbiased covariance of features (N, d); it has at most d rows."""
     centred = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
-    return centred if len(centred) <= centred.shape[1] else np.linalg.qr(centred, mode="r")
+    return centred if len(centred) <= centred.shape[1] else np.asarray(np.linalg.qr(centred, mode="r"), np.float64)
