@@ -50,6 +50,7 @@ MAY: dict[str, set[str]] = {
     | {"runtime.bundle", "model.config", "model.families", "model.networks", "model.weights"},
     "model.textual_inversion": READING | {"model.networks", "model.weights"},
     "model.lora": READING | {"model.checkpoint", "model.networks", "model.textual_inversion", "model.weights"},
+    "model.scores": ERRORS,
     "model.training": READING | {"model.networks", "runtime.images"},
     "export": set(),
     "export.dims": {"runtime.bundle"},
@@ -72,7 +73,7 @@ MAY: dict[str, set[str]] = {
     | MODEL
     | EXPORT
     | CONSOLE
-    | {"runtime.parity", "model.training", "tools.emoji", "tools.reports"},
+    | {"runtime.parity", "model.scores", "model.training", "tools.emoji", "tools.reports"},
     "tools.benchmarks": RUNTIME | MODEL | EXPORT | CONSOLE | {"runtime.parity", "model.training"},
 }
 
