@@ -13,6 +13,7 @@ from ldmrt.tools import cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ELSEWHERE = {"samplers.md", "learn.md"}  # which have tests of their own
 TRAINING = ["training", "scores"]  # pages of docs/training with commands, each of which may use what earlier ones made
 
 
@@ -21,7 +22,7 @@ def commands_of(text: str) -> list[list[str]]:
     return [shlex.split(line) for line in re.findall(r"^(?:    |- run: )(ldmrt .*)$", text, re.MULTILINE)]
 
 
-TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "samplers.md")
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name not in ELSEWHERE)
 COMMANDS = commands_of(TEXT)
 SHORTER = {"autoencoder": "--steps 4 --batch 2", "ldm": "--steps 4 --batch 4", "upscaler": "--steps 4 --batch 2",
            "unconditional": "--steps 2 --batch 2", "runs/ae/recipe.toml": "--steps 4 --batch 2",
