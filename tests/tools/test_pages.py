@@ -13,7 +13,11 @@ from ldmrt.tools import cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-TRAINING = ["training", "scores"]  # pages of docs/training with commands, each of which may use what earlier ones made
+TRAINING = [
+    "training",
+    "finetune",
+    "scores",
+]  # pages of docs/training with commands, each of which may use what earlier ones made
 
 
 def commands_of(text: str) -> list[list[str]]:
@@ -24,7 +28,8 @@ def commands_of(text: str) -> list[list[str]]:
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "samplers.md")
 COMMANDS = commands_of(TEXT)
 SHORTER = {"autoencoder": "--steps 4 --batch 2", "ldm": "--steps 4 --batch 4", "upscaler": "--steps 4 --batch 2",
-           "unconditional": "--steps 2 --batch 2", "runs/ae/recipe.toml": "--steps 4 --batch 2",
+           "unconditional": "--steps 2 --batch 2",
+           "finetune": "--steps 2 --batch 2", "runs/ae/recipe.toml": "--steps 4 --batch 2",
            "evaluate": "--prompts 2 --steps 2"}  # fmt: skip
 TRAINS = ("data", "train", "evaluate")
 
