@@ -132,7 +132,7 @@ def conditioned_task(
         The task, whose losses have the one part `denoising`.
     """
     device, conditions = str(objective.abar.device), conditions or Conditions()
-    cache, encoders = LatentCache(vae, device), encoders_of(networks)
+    cache, encoders, unet = LatentCache(vae, device), encoders_of(networks), networks.get_submodule("unet")
 
     def loss_of(samples: list[Sample], draws: Draws) -> Losses:
         """Predict the noise of images' latents, each at a timestep of its own."""
@@ -147,7 +147,7 @@ def conditioned_task(
         if conditions.xl:
             size = x0.shape[2] * vae.config.factor, x0.shape[3] * vae.config.factor
             more = {"text_embeds": pooled, "time_ids": time_ids(samples, size, device)}
-        return {"denoising": objective.losses(networks.unet(x, t, context, **more), x0, t, eps)}
+        return {"denoising": objective.losses(unet(x, t, context, **more), x0, t, eps)}
 
     return TrainingTask(data, loss_of, timesteps=len(objective.abar), wanted=cache.lacks)
 

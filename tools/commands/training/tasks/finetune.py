@@ -44,6 +44,7 @@ def finetune(
     Example: ldmrt train finetune --from runs/ldm --data photos --out runs/photos
     """
     from ldmrt.export.components.torch_pipeline import torch_pipeline
+    from ldmrt.model.checkpoint.checkpoint import is_text_encoder
     from ldmrt.model.checkpoint.load import load
     from ldmrt.model.networks.autoencoder import Autoencoder
     from ldmrt.model.training.diffusion.objective import Objective
@@ -69,9 +70,8 @@ def finetune(
 
     def keep() -> None:
         networks = run.averaged().cpu()
-        made = replace(
-            checkpoint, unet=networks.unet, vae=copy.deepcopy(vae).cpu(), text_encoders=encoders_of(networks)
-        )
+        encoders = {name: one for name, one in encoders_of(networks).items() if is_text_encoder(one)}
+        made = replace(checkpoint, unet=networks.unet, vae=copy.deepcopy(vae).cpu(), text_encoders=encoders)
         if prompts:
             pictures = torch_pipeline(made)(prompts, guidance_scale=5.0).pixels
             path = out / "training" / f"finetune-{run.step:06d}.png"
