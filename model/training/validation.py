@@ -30,8 +30,8 @@ def validation_losses(run: Run[M], task: TrainingTask, held: ImageFolder) -> dic
         held, settings.seed, settings.at_once, skip_unreadable=settings.skip_unreadable, wanted=task.wanted
     )
     sums: dict[str, float] = {}
-    present = {name: value.detach().clone() for name, value in run.module.state_dict().items()}
-    run.module.load_state_dict(run.average)
+    present = {name: value.clone() for name, value in run.weights().items()}
+    run.put(run.average)
     run.module.eval()
     try:
         for step in range(-(-count // settings.at_once)):
@@ -43,7 +43,7 @@ def validation_losses(run: Run[M], task: TrainingTask, held: ImageFolder) -> dic
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.double().sum().item()
     finally:
-        run.module.load_state_dict(present)
+        run.put(present)
         run.module.train()
     return {name: value / count for name, value in sums.items()}
 

@@ -14,7 +14,8 @@ from ldmrt.tools import cli
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ELSEWHERE = {"samplers.md", "learn.md"}  # which have tests of their own
-TRAINING = ["training", "scores"]  # pages of docs/training with commands, each of which may use what earlier ones made
+# pages of docs/training with commands, each of which may use what earlier ones made
+TRAINING = ["training", "finetune", "scores"]
 
 
 def commands_of(text: str) -> list[list[str]]:
@@ -25,7 +26,8 @@ def commands_of(text: str) -> list[list[str]]:
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name not in ELSEWHERE)
 COMMANDS = commands_of(TEXT)
 SHORTER = {"autoencoder": "--steps 4 --batch 2", "ldm": "--steps 4 --batch 4", "upscaler": "--steps 4 --batch 2",
-           "unconditional": "--steps 2 --batch 2", "runs/ae/recipe.toml": "--steps 4 --batch 2",
+           "unconditional": "--steps 2 --batch 2",
+           "finetune": "--steps 2 --batch 2", "runs/ae/recipe.toml": "--steps 4 --batch 2",
            "evaluate": "--prompts 2 --steps 2"}  # fmt: skip
 TRAINS = ("data", "train", "evaluate")
 

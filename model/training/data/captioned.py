@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from .metadata import METADATA, Row, read_metadata, refuse
 from .order import entry
 
 SIZE = 64  # pixels
+ORIENTATION, SIDEWAYS = 0x0112, 5  # EXIF's tag, and its first value of an image that lies on its side
 DRAFT = 2  # a JPEG may be decoded at a fraction of its size that has this many times the pixels wanted along a side
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 Key = tuple[object, ...]  # names the image of a sample
@@ -30,11 +31,16 @@ Key = tuple[object, ...]  # names the image of a sample
 
 @dataclass(frozen=True)
 class Sample:
-    """Holds a captioned image, decoded when it is first needed. Samples with the same `key` have the same image."""
+    """Holds a captioned image, decoded when it is first needed. Samples with the same `key` have the same image.
+
+    `sizes` returns what SDXL is told of it, in pixels: the original's height and width, and the top and left of the
+    part that is seen, in the original scaled as that part is; None for an image that is whole.
+    """
 
     source: Pixels | Callable[[], Pixels] = field(repr=False)
     caption: str
     key: Key
+    sizes: Callable[[], tuple[int, ...]] | None = field(default=None, repr=False)
 
     @cached_property
     def image(self) -> Pixels:
@@ -125,7 +131,9 @@ class ImageFolder:
     def draw(self, seed: int, index: int) -> Sample:
         """Return sample `index` of the stream that `seed` names; its image is decoded later."""
         row = self._row(seed, index)
-        return Sample(partial(square, self.folder / row.file_name, self.size), row.text, (row.file_name,))
+        path = self.folder / row.file_name
+        sizes = partial(sizes_of_square, path, self.size)
+        return Sample(partial(square, path, self.size), row.text, (row.file_name,), sizes)
 
     def caption(self, seed: int, index: int) -> str:
         """Return the caption of `draw` without its image."""
@@ -145,6 +153,16 @@ def square(path: Path, size: int) -> Pixels:
     left, top = (image.width - side) // 2, (image.height - side) // 2
     cropped = image.crop((left, top, left + side, top + side))
     return np.asarray(cropped.resize((size, size), Image.Resampling.LANCZOS))
+
+
+@lru_cache(maxsize=100_000)
+def sizes_of_square(path: Path, size: int) -> tuple[int, int, int, int]:
+    """Return the height and width of an image, upright, and the top and left of its `square` where that is cropped."""
+    with Image.open(path) as opened:
+        turned = opened.getexif().get(ORIENTATION, 1) >= SIDEWAYS
+        height, width = opened.size if turned else opened.size[::-1]
+    side = min(height, width)
+    return height, width, (height - side) // 2 * size // side, (width - side) // 2 * size // side
 
 
 def read_image(path: Path, least: int) -> Image.Image:

@@ -102,7 +102,8 @@ class Run(Generic[M]):
         """Move a module to the device and begin at step 0.
 
         Args:
-            module: The network, with its first weights.
+            module: The network, with its first weights; those without `requires_grad` are frozen: neither optimizer,
+                average nor state has them.
             settings: How to train it.
             about: What a resumed run must have in common with the saved one, beside its settings: data, task.
         """
@@ -111,8 +112,10 @@ class Run(Generic[M]):
         self.changes: list[dict[str, object]] = []  # of settings, when the run was resumed: step, name, before and now
         self.module = module.to(settings.device).train()
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
-        self.optimizer = OPTIMIZERS[settings.optimizer](self.module.parameters(), settings.learning_rate)
+        self.frozen = {name for name, weight in self.module.named_parameters() if not weight.requires_grad}
+        self.average = {name: value.clone() for name, value in self.weights().items()}
+        learning = [weight for weight in self.module.parameters() if weight.requires_grad]
+        self.optimizer = OPTIMIZERS[settings.optimizer](learning, settings.learning_rate)
         self.step = 0
         self.skipped: Mapping[Key, str] = {}  # samples whose images could not be read, and why
         self.memory: Mapping[str, Tensor] = {}  # of the task's draws
@@ -195,17 +198,26 @@ class Run(Generic[M]):
             "train", f"step {self.step} is not finite", found="; ".join(found), hint="a lower --learning-rate"
         )
 
+    def weights(self) -> dict[str, Tensor]:
+        """Return what changes in training: the weights that are not frozen, and all buffers."""
+        return {name: value for name, value in self.module.state_dict().items() if name not in self.frozen}
+
+    def put(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy values of all `weights` into the module."""
+        frozen = {name: value for name, value in self.module.state_dict().items() if name in self.frozen}
+        self.module.load_state_dict({**frozen, **weights})
+
     def averaged(self) -> M:
         """Return a copy of the module with the averaged weights, in eval mode."""
         copied = copy.deepcopy(self.module)
-        copied.load_state_dict(self.average)
+        copied.load_state_dict({**copied.state_dict(), **self.average})
         return copied.eval()
 
     @torch.no_grad()
     def _update_average(self) -> None:
         """Move the averaged weights towards the present ones."""
         decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))  # a young average forgets its random start
-        for name, value in self.module.state_dict().items():
+        for name, value in self.weights().items():
             average = self.average[name]
             if average.is_floating_point():
                 average.lerp_(value, 1.0 - decay)
@@ -219,7 +231,7 @@ class Run(Generic[M]):
             "torch": str(torch.__version__),
             "about": {**self.about, **self.settings.shaping()},
             "changes": self.changes,
-            "module": self.module.state_dict(),
+            "module": self.weights(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
             "memory": self.memory,
@@ -228,7 +240,7 @@ class Run(Generic[M]):
     def bytes(self) -> int:
         """Return the size of the state's tensors."""
         moments = (value for values in self.optimizer.state_dict()["state"].values() for value in values.values())
-        tensors = [*self.module.state_dict().values(), *self.average.values(), *moments]
+        tensors = [*self.weights().values(), *self.average.values(), *moments]
         return sum(tensor.nbytes for tensor in tensors)
 
     def save(self, path: Path) -> None:
@@ -268,7 +280,7 @@ class Run(Generic[M]):
                 for name, value in state[part].items():
                     if not torch.isfinite(value).all():
                         raise LdmrtError("train", f"{name} in {path} is not finite", hint="train without --resume")
-            self.module.load_state_dict(state["module"])
+            self.put(state["module"])
             self.average = state["average"]
             self.optimizer.load_state_dict(state["optimizer"])
             self.memory = state.get("memory", {})

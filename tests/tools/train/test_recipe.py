@@ -62,6 +62,10 @@ def test_every_option_is_kept(name: str, tmp_path: Path) -> None:
             values[option.name] = 3e-05
         elif option.multiple:
             values[option.name] = ('a "b"', "c\\d\n\u00e9\U0001f34e\x7f")
+        elif isinstance(option, click.Option) and option.is_flag:
+            values[option.name] = True
+        elif isinstance(kind, click.types.StringParamType):
+            values[option.name] = 'a "b"'
         else:
             values[option.name] = tmp_path / 'a "b"'
     path = tmp_path / "r.toml"
@@ -89,7 +93,7 @@ def test_options_replace_what_the_recipe_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words", "message"),
     [
-        ("steps = 3", [], "invalid task in .*; expected autoencoder, ldm, .*; found nothing"),
+        ("steps = 3", [], "invalid task in .*; expected autoencoder, .*; found nothing"),
         ('task = "lmd"', [], "invalid task in .*, did you mean 'ldm'"),
         ('task = "ldm"\nstepz = 3', [], "no option 'stepz' of ldm, did you mean 'steps'"),
         ('task = "ldm"', ["--set", "stepz=3"], "no option 'stepz' of ldm, did you mean 'steps'"),
