@@ -54,6 +54,7 @@ class TrainingTask:
         timesteps: How many timesteps its draws are from; 0 where it has none.
         wanted: Tells whether the image of a sample is needed; others are not decoded.
         memory: What its draws learn from the losses of each step; None for nothing.
+        after: Called with the number of steps taken before, after each step's update of the weights.
     """
 
     data: Captioned
@@ -61,6 +62,7 @@ class TrainingTask:
     timesteps: int = 0
     wanted: Wanted = lambda _: True
     memory: "Memory | None" = None
+    after: Callable[[int], None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,19 @@ def listed(values: Iterable[object]) -> str:
 
 
 class Run(Generic[M]):
-    """Holds a module in training: its weights, their moving average, the optimizer, and the number of steps taken."""
+    """Holds a module in training: its weights, their moving average, the optimizer, and the number of steps taken.
 
-    def __init__(self, module: M, settings: Settings, about: Mapping[str, object] | None = None) -> None:
+    An opponent, such as a discriminator, learns beside it with an optimizer of its own. The parts of the loss are then
+    of one of them each: a part that shall not teach the other is computed from detached images, or frozen weights.
+    """
+
+    def __init__(
+        self,
+        module: M,
+        settings: Settings,
+        about: Mapping[str, object] | None = None,
+        opponent: nn.Module | None = None,
+    ) -> None:
         """Move a module to the device and begin at step 0.
 
         Args:
@@ -106,6 +118,7 @@ class Run(Generic[M]):
                 average nor state has them.
             settings: How to train it.
             about: What a resumed run must have in common with the saved one, beside its settings: data, task.
+            opponent: A network that learns in the same steps; None for none.
         """
         self.about = dict(about or {})
         self.settings = settings
@@ -116,6 +129,11 @@ class Run(Generic[M]):
         self.average = {name: value.clone() for name, value in self.weights().items()}
         learning = [weight for weight in self.module.parameters() if weight.requires_grad]
         self.optimizer = OPTIMIZERS[settings.optimizer](learning, settings.learning_rate)
+        self.opponent = opponent
+        self.opposing: torch.optim.Optimizer | None = None
+        if opponent is not None:
+            opponent.to(settings.device).train()
+            self.opposing = OPTIMIZERS[settings.optimizer](opponent.parameters(), settings.learning_rate)
         self.step = 0
         self.skipped: Mapping[Key, str] = {}  # samples whose images could not be read, and why
         self.memory: Mapping[str, Tensor] = {}  # of the task's draws
@@ -139,7 +157,7 @@ class Run(Generic[M]):
             task.memory.load_state_dict(self.memory)
         while self.step < settings.steps:
             rate = settings.rate(self.step)
-            for group in self.optimizer.param_groups:
+            for group in (group for optimizer in self._optimizers() for group in optimizer.param_groups):
                 group["lr"] = rate
             with naming_memory(settings):
                 samples = batches(self.step)
@@ -148,7 +166,9 @@ class Run(Generic[M]):
                 named = {"samples": map(name_of, samples), **{name: value.tolist() for name, value in noted.items()}}
                 norm = self._clip(loss, named)
                 self.torn = True
-                self.optimizer.step()
+                for optimizer in self._optimizers():
+                    optimizer.step()
+                task.after(self.step)
                 self.torn = False
             self.step += 1
             self._update_average()
@@ -164,7 +184,8 @@ class Run(Generic[M]):
         """Compute the gradient of the present step, part by part; return its samples' losses, and what they noted."""
         settings, first = self.settings, self.step * self.settings.batch
         found = list[tuple[Losses, Mapping[str, Tensor]]]()
-        self.optimizer.zero_grad()
+        for optimizer in self._optimizers():
+            optimizer.zero_grad()
         for part in settings.parts:
             draws = Draws(settings.seed, range(first + part.start, first + part.stop), settings.device)
             with settings.autocast():
@@ -178,8 +199,14 @@ class Run(Generic[M]):
         )
         return losses, noted
 
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        """Return the module's optimizer, and the opponent's."""
+        return [self.optimizer, *([] if self.opposing is None else [self.opposing])]
+
     def _clip(self, loss: float, inputs: Mapping[str, Iterable[object]]) -> float:
         """Limit the norm of the gradient and return what it was; a step that is not finite is an `LdmrtError`.
+
+        The opponent's gradient is limited by itself.
 
         Args:
             loss: The step's.
@@ -187,6 +214,13 @@ class Run(Generic[M]):
         """
         gradients = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
         norm = nn.utils.get_total_norm(gradients.values())
+        if self.opponent is not None and math.isfinite(norm.item()):
+            own = {name: p.grad for name, p in self.opponent.named_parameters() if p.grad is not None}
+            total = nn.utils.get_total_norm(own.values())
+            if math.isfinite(total.item()):
+                nn.utils.clip_grads_with_norm_(self.opponent.parameters(), self.settings.clip, total)
+            else:
+                gradients, norm = {f"opponent.{name}": gradient for name, gradient in own.items()}, total
         if math.isfinite(loss) and math.isfinite(norm.item()):
             nn.utils.clip_grads_with_norm_(self.module.parameters(), self.settings.clip, norm)
             return norm.item()
@@ -235,12 +269,21 @@ class Run(Generic[M]):
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
             "memory": self.memory,
+            **self._opposing_state(),
         }
+
+    def _opposing_state(self) -> dict[str, object]:
+        """Return the opponent's part of the state; nothing without an opponent."""
+        if self.opponent is None or self.opposing is None:
+            return {}
+        return {"opponent": self.opponent.state_dict(), "opposing": self.opposing.state_dict()}
 
     def bytes(self) -> int:
         """Return the size of the state's tensors."""
-        moments = (value for values in self.optimizer.state_dict()["state"].values() for value in values.values())
+        kept = [values for optimizer in self._optimizers() for values in optimizer.state_dict()["state"].values()]
+        moments = (value for values in kept for value in values.values())
         tensors = [*self.weights().values(), *self.average.values(), *moments]
+        tensors += self.opponent.state_dict().values() if self.opponent is not None else []
         return sum(tensor.nbytes for tensor in tensors)
 
     def save(self, path: Path) -> None:
@@ -276,7 +319,7 @@ class Run(Generic[M]):
                 for name, values in differ.items()
             ]
             self.changes = [*state.get("changes", []), *noted]
-            for part in ("module", "average"):
+            for part in ("module", "average", *(["opponent"] if self.opponent is not None else [])):
                 for name, value in state[part].items():
                     if not torch.isfinite(value).all():
                         raise LdmrtError("train", f"{name} in {path} is not finite", hint="train without --resume")
@@ -284,6 +327,9 @@ class Run(Generic[M]):
             self.average = state["average"]
             self.optimizer.load_state_dict(state["optimizer"])
             self.memory = state.get("memory", {})
+            if self.opponent is not None and self.opposing is not None:
+                self.opponent.load_state_dict(state["opponent"])
+                self.opposing.load_state_dict(state["opposing"])
             self.step = state["step"]
             if (version := state.get("torch", str(torch.__version__))) != torch.__version__:
                 now = f"this is {torch.__version__}: rounding may differ from here on"

@@ -1,0 +1,1 @@
+"""Losses of an autoencoder: reconstruction, perceptual, adversarial and codebook parts; and its report."""

@@ -1,0 +1,180 @@
+"""An autoencoder with all parts of its loss: runs are resumed to the bit, and parts are off by weight 0."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, VQModel
+
+from ldmrt.model.config import to_config
+from ldmrt.model.networks.autoencoder import Autoencoder, AutoencoderConfig
+from ldmrt.model.networks.vq_autoencoder import VQAutoencoder, VQConfig
+from ldmrt.model.training.data.captioned import Sample
+from ldmrt.model.training.first_stage.discriminator import Discriminator
+from ldmrt.model.training.first_stage.quantise import Codebook
+from ldmrt.model.training.first_stage.report import report
+from ldmrt.model.training.latents import to_tensor
+from ldmrt.model.training.loop.run import Run, TrainingTask
+from ldmrt.model.training.loop.settings import Settings
+from ldmrt.model.training.tasks.autoencoder import Parts, autoencoder_task, finished, learn_log_variance
+from ldmrt.model.training.tasks.initialise import initialise
+from ldmrt.runtime import LdmrtError
+
+SHAPE = {
+    "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "block_out_channels": (8, 8), "norm_num_groups": 4,
+}  # fmt: skip
+SETTINGS = Settings(steps=6, batch=4, learning_rate=3e-3, warmup=2, ema=0.9)
+ADVERSARIAL = Parts(adversarial=0.5, start=2, perceptual=0.1, reconstruction="l1", log_variance=None)
+CASES = {
+    "kl": ("kl", Parts()), "kl summed": ("kl", Parts(summed=True, log_variance=-1.0)),
+    "kl adversarial": ("kl", ADVERSARIAL), "vq": ("vq", Parts()), "vq averaged": ("averaged", Parts()),
+    "vq adversarial": ("vq", Parts(adversarial=1.0, discriminator_loss="vanilla")),
+}  # fmt: skip
+
+
+class Eight:
+    """A stream of eight smooth pictures."""
+
+    def __init__(self, side: int = 8) -> None:
+        y, x = np.mgrid[:side, :side] / side
+        random = np.random.default_rng(0)
+        waves = [np.sin(a * x + b * y + c) for a, b, c in random.uniform(-3, 3, (24, 3))]
+        self.images = (np.stack(waves).reshape(8, 3, side, side).transpose(0, 2, 3, 1) * 127 + 128).astype(np.uint8)
+
+    def draw(self, seed: int, index: int) -> Sample:
+        return Sample(self.images[(seed + index) % 8], "", (index % 8,))
+
+
+def prepared(kind: str, parts: Parts, seed: int, settings: Settings = SETTINGS) -> tuple[Run, TrainingTask]:
+    torch.manual_seed(seed)
+    codebook = None
+    network: Autoencoder | VQAutoencoder
+    if kind == "kl":
+        network = Autoencoder(AutoencoderConfig(latent_channels=3, **SHAPE))
+    else:
+        network = VQAutoencoder(VQConfig(num_vq_embeddings=9, **SHAPE))
+        codebook = Codebook(network.quantize, 0, averaged=kind == "averaged")
+    if parts.log_variance is None:
+        learn_log_variance(network)
+    discriminator = Discriminator(1, 8) if parts.adversarial else None
+    run = Run(network, settings, opponent=discriminator)
+    return run, autoencoder_task(
+        network, Eight(), parts, discriminator=discriminator, codebook=codebook, taken=lambda: run.step
+    )
+
+
+def tensors(value: object, name: str = "") -> dict[str, object]:
+    """Flatten nested dicts and lists of a state."""
+    if isinstance(value, dict):
+        return {k: v for key, one in value.items() for k, v in tensors(one, f"{name}.{key}").items()}
+    if isinstance(value, list):
+        return {k: v for i, one in enumerate(value) for k, v in tensors(one, f"{name}.{i}").items()}
+    return {name: value}
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_a_resumed_run_takes_the_same_steps(case: str, parts: int, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, accumulate=parts)
+    whole, task = prepared(*CASES[case], 0, settings)
+    losses = [p.loss for p in whole.optimise(task)]
+    first, task = prepared(*CASES[case], 0, settings)
+    halves = [p.loss for p in itertools.islice(first.optimise(task), 3)]
+    first.save(tmp_path / "state")
+    second, task = prepared(*CASES[case], 1, settings)
+    second.resume(tmp_path / "state")
+    halves += [p.loss for p in second.optimise(task)]
+    assert halves == losses
+    one, other = tensors(whole.state()), tensors(second.state())
+    assert one.keys() == other.keys()
+    assert any(name.startswith(".opposing.state") for name in one) == bool(CASES[case][1].adversarial)
+    for name, value in one.items():
+        same = torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
+        assert same, name
+
+
+def test_the_discriminator_begins_at_its_step_and_learns_from_its_own_part() -> None:
+    run, task = prepared("kl", ADVERSARIAL, 0)
+    before = {name: value.clone() for name, value in run.opponent.state_dict().items()}
+    for progress in run.optimise(task):
+        assert progress.losses.keys() == {"reconstruction", "kl", "perceptual", "adversarial", "discriminator"}
+        begun = progress.step > 2
+        assert (progress.losses["discriminator"].abs().sum() > 0) == begun
+        changed = any(not torch.equal(value, before[name]) for name, value in run.opponent.state_dict().items())
+        assert changed == begun
+
+
+def test_gradients_of_the_opponent_are_those_of_its_part_alone() -> None:
+    """One backward pass of all parts equals one for each network."""
+    run, task = prepared("kl", Parts(adversarial=0.5), 0)
+    run.settings = dataclasses.replace(SETTINGS, clip=1e9)
+    next(run.optimise(task))
+    found = {name: weight.grad for name, weight in run.opponent.named_parameters()}
+    other, task = prepared("kl", Parts(adversarial=0.5), 0)
+    from ldmrt.model.training.draws import Draws
+
+    losses = task.loss_of([Eight().draw(0, i) for i in range(4)], Draws(0, range(4)))
+    gradients = torch.autograd.grad(losses["discriminator"].mean(), other.opponent.parameters())
+    for expected, (name, gradient) in zip(gradients, found.items(), strict=True):
+        torch.testing.assert_close(gradient, expected, msg=name)
+
+
+def test_parts_of_the_defaults_are_todays_losses_to_the_bit() -> None:
+    plain, task = prepared("kl", Parts(), 0)
+    general, other = prepared("kl", Parts(adversarial=0.0, start=1), 0)  # the way through all parts
+    for one, two in zip(plain.optimise(task), general.optimise(other), strict=True):
+        assert one.losses.keys() == two.losses.keys() == {"reconstruction", "kl"}
+        assert all(torch.equal(value, two.losses[name]) for name, value in one.losses.items())
+    assert plain.state().keys() == {"step", "torch", "about", "changes", "module", "average", "optimizer"}
+
+
+def test_a_gradient_of_the_opponent_that_is_not_finite_stops_the_run() -> None:
+    run, task = prepared("kl", Parts(adversarial=0.5), 0)
+    run.opponent.last.bias.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(LdmrtError, match=r"step 0 is not finite; .*opponent\.last\.bias"):
+        next(run.optimise(task))
+
+
+@pytest.mark.parametrize("kind", ["kl", "averaged"])
+def test_a_finished_autoencoder_loads_in_diffusers(kind: str) -> None:
+    run, task = prepared(kind, Parts(log_variance=None), 0)
+    list(run.optimise(task))
+    ours = finished(run.averaged())
+    theirs = (AutoencoderKL if kind == "kl" else VQModel).from_config(
+        to_config("AutoencoderKL" if kind == "kl" else "VQModel", ours.config)
+    )
+    theirs.load_state_dict(ours.state_dict())
+    x = to_tensor(list(Eight().images), "cpu")
+    with torch.no_grad():
+        if kind == "kl":
+            expected, latents = theirs.decode(theirs.encode(x).latent_dist.mode()).sample, ours.encode(x).chunk(2, 1)[0]
+        else:
+            latents, hidden = ours.encode(x), theirs.encode(x).latents
+            assert torch.equal(ours.quantize.codes(latents).flatten(), theirs.quantize(hidden)[2][2].flatten())
+            expected = theirs.decode(hidden).sample
+        # 1e-4: two implementations of attention in float32, values of about 1
+        torch.testing.assert_close(ours.decode(latents), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_eight_pictures_are_learned_by_heart(kind: str) -> None:
+    settings = Settings(steps=300, batch=8, learning_rate=4e-3, warmup=20, ema=0.9)
+    shape = {**SHAPE, "block_out_channels": (32, 32)}
+    torch.manual_seed(0)
+    codebook, network = None, None
+    if kind == "kl":
+        network = Autoencoder(AutoencoderConfig(latent_channels=4, **shape))
+        initialise(network)
+    else:
+        network = VQAutoencoder(VQConfig(num_vq_embeddings=256, latent_channels=4, **shape))
+        initialise(network)
+        codebook = Codebook(network.quantize, 0)
+    run = Run(network, settings)
+    list(run.optimise(autoencoder_task(network, Eight(16), codebook=codebook)))
+    found = report(run.averaged(), [to_tensor(list(Eight(16).images), "cpu")])
+    assert found.psnr >= 30, found
