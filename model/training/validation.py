@@ -9,7 +9,8 @@ from ldmrt.runtime.errors import LdmrtError
 from .data.batches import Batches
 from .data.captioned import ImageFolder
 from .draws import Draws
-from .loop.run import M, Run, TrainingTask
+from .loop.run import M, Run
+from .loop.task import TrainingTask
 
 MOST = 256  # images that are measured
 

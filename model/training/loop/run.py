@@ -7,87 +7,30 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ldmrt.model.training.data.batches import Batches, Wanted
-from ldmrt.model.training.data.captioned import Captioned, Key, Sample, name_of
+from ldmrt.model.training.data.batches import Batches
+from ldmrt.model.training.data.captioned import Key, Sample, name_of
 from ldmrt.model.training.data.metadata import LISTED
 from ldmrt.model.training.draws import Draws
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.files.writing import write_atomically
 
+from .checkpointing import checkpoint_blocks
+from .loss_scale import MOST, LossScale
 from .optimizers import OPTIMIZERS
 from .resuming import Values, changes
 from .settings import Settings, naming_memory
+from .task import Losses, Progress, TrainingTask
 
 M = TypeVar("M", bound=nn.Module)
-Losses = Mapping[str, Tensor]  # of B samples, (B,) each, by the name of the part
-
-
-class Memory(Protocol):
-    """Learns from the losses of each step, such as which timesteps have large ones; part of a run's state."""
-
-    def learn(self, losses: Tensor, noted: Mapping[str, Tensor]) -> None:
-        """Learn from the losses of a step's samples, (B,), and from what they noted."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return what has been learned."""
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take what `state_dict` returned."""
-
-
-@dataclass(frozen=True)
-class TrainingTask:
-    """States what a training minimises: the mean over samples of the sum of their losses.
-
-    Attributes:
-        data: The captioned images.
-        loss_of: Computes the losses of some samples from their random numbers, each sample's by itself.
-        timesteps: How many timesteps its draws are from; 0 where it has none.
-        wanted: Tells whether the image of a sample is needed; others are not decoded.
-        memory: What its draws learn from the losses of each step; None for nothing.
-        after: Called with the number of steps taken before, after each step's update of the weights.
-    """
-
-    data: Captioned
-    loss_of: Callable[[list[Sample], Draws], Losses]
-    timesteps: int = 0
-    wanted: Wanted = lambda _: True
-    memory: "Memory | None" = None
-    after: Callable[[int], None] = lambda _: None
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Reports one finished step.
-
-    Attributes:
-        step: Its number, from 1.
-        steps: How many there will be.
-        loss: The mean over its samples.
-        rate: Images a second since the loop began.
-        losses: The parts of each sample's loss, (batch,) each, by name.
-        noted: The integers that its samples drew, (batch,) each, such as timesteps.
-        learning_rate: The step's.
-        gradient: The norm of its gradient before it was clipped.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    rate: float
-    losses: Losses
-    noted: Mapping[str, Tensor]
-    learning_rate: float
-    gradient: float
 
 
 def listed(values: Iterable[object]) -> str:
@@ -95,6 +38,11 @@ def listed(values: Iterable[object]) -> str:
     names = [str(value) for value in values]
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
+
+
+def _shown(norms: Iterable[Tensor]) -> float:
+    """Return the first norm that is not finite, or the first one."""
+    return min((norm.item() for norm in norms), key=math.isfinite)
 
 
 class Run(Generic[M]):
@@ -129,6 +77,9 @@ class Run(Generic[M]):
         self.average = {name: value.clone() for name, value in self.weights().items()}
         learning = [weight for weight in self.module.parameters() if weight.requires_grad]
         self.optimizer = OPTIMIZERS[settings.optimizer](learning, settings.learning_rate)
+        self.loss_scale = LossScale() if settings.precision == "fp16" else None
+        if settings.checkpointing:
+            checkpoint_blocks(self.module)
         self.opponent = opponent
         self.opposing: torch.optim.Optimizer | None = None
         if opponent is not None:
@@ -163,20 +114,10 @@ class Run(Generic[M]):
                 samples = batches(self.step)
                 losses, noted = self._gradient(task, samples, batches)
                 loss = sum(value.sum().item() for value in losses.values()) / settings.batch
-                named = {"samples": map(name_of, samples), **{name: value.tolist() for name, value in noted.items()}}
-                norm = self._clip(loss, named)
-                self.torn = True
-                for optimizer in self._optimizers():
-                    optimizer.step()
-                task.after(self.step)
-                self.torn = False
+                norm = self._update(task, samples, losses, noted)
             self.step += 1
-            self._update_average()
-            if task.memory is not None:
-                task.memory.learn(torch.stack(list(losses.values())).sum(dim=0), noted)
-                self.memory = task.memory.state_dict()
             speed = (self.step - first) * settings.batch / (time.perf_counter() - begin)
-            yield Progress(self.step, settings.steps, loss, speed, losses, noted, rate, norm)
+            yield Progress(self.step, settings.steps, loss, speed, losses, noted, rate, norm, self.loss_scale)
 
     def _gradient(
         self, task: TrainingTask, samples: list[Sample], batches: Batches
@@ -192,7 +133,8 @@ class Run(Generic[M]):
                 losses = task.loss_of(samples[part], draws)
             if part.stop == settings.batch and self.step + 1 < settings.steps:
                 batches.prepare(self.step + 1)  # while the gradient is computed
-            (torch.stack(list(losses.values())).sum() / settings.batch).backward()
+            mean = torch.stack(list(losses.values())).sum() / settings.batch
+            (mean if self.loss_scale is None else self.loss_scale.scale * mean).backward()
             found.append(({name: value.detach() for name, value in losses.items()}, draws.noted))
         losses, noted = (
             {name: torch.cat([one[name] for one in each]) for name in each[0]} for each in zip(*found, strict=True)
@@ -203,34 +145,60 @@ class Run(Generic[M]):
         """Return the module's optimizer, and the opponent's."""
         return [self.optimizer, *([] if self.opposing is None else [self.opposing])]
 
-    def _clip(self, loss: float, inputs: Mapping[str, Iterable[object]]) -> float:
-        """Limit the norm of the gradient and return what it was; a step that is not finite is an `LdmrtError`.
+    def _update(self, task: TrainingTask, samples: list[Sample], losses: Losses, noted: Mapping[str, Tensor]) -> float:
+        """Change the weights by their gradient, and return the norm that it had before it was limited.
 
-        The opponent's gradient is limited by itself.
-
-        Args:
-            loss: The step's.
-            inputs: What the error names, such as the samples.
+        The opponent's gradient is limited by itself. In fp16 a step that is not finite changes nothing, unless there
+        were too many in a row; else it is an `LdmrtError`.
         """
-        gradients = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
-        norm = nn.utils.get_total_norm(gradients.values())
-        if self.opponent is not None and math.isfinite(norm.item()):
-            own = {name: p.grad for name, p in self.opponent.named_parameters() if p.grad is not None}
-            total = nn.utils.get_total_norm(own.values())
-            if math.isfinite(total.item()):
-                nn.utils.clip_grads_with_norm_(self.opponent.parameters(), self.settings.clip, total)
-            else:
-                gradients, norm = {f"opponent.{name}": gradient for name, gradient in own.items()}, total
-        if math.isfinite(loss) and math.isfinite(norm.item()):
-            nn.utils.clip_grads_with_norm_(self.module.parameters(), self.settings.clip, norm)
-            return norm.item()
-        found = [f"loss {loss}, gradient norm {norm.item()}"]
+        modules = [self.module, *([] if self.opponent is None else [self.opponent])]
+        each = [{name: p.grad for name, p in one.named_parameters() if p.grad is not None} for one in modules]
+        if self.loss_scale is not None:
+            for gradients in filter(None, each):
+                torch._foreach_div_(list(gradients.values()), self.loss_scale.scale)
+        norms = [nn.utils.get_total_norm(gradients.values()) for gradients in each]
+        taken = all(bool(value.isfinite().all()) for value in [*losses.values(), *norms])
+        scale = self.loss_scale and self.loss_scale.after(taken=taken)
+        if taken:
+            for one, norm in zip(modules, norms, strict=True):
+                nn.utils.clip_grads_with_norm_(one.parameters(), self.settings.clip, norm)
+            self.torn = True
+            for optimizer in self._optimizers():
+                optimizer.step()
+            task.after(self.step)
+            self._update_average()
+            self.torn = False
+            if task.memory is not None:
+                task.memory.learn(torch.stack(list(losses.values())).sum(dim=0), noted)
+                self.memory = task.memory.state_dict()
+        elif scale is None or scale.hopeless:
+            named = {f"opponent.{name}": gradient for gradients in each[1:] for name, gradient in gradients.items()}
+            inputs = {"samples": map(name_of, samples), **{name: value.tolist() for name, value in noted.items()}}
+            raise self._not_finite(losses, norms, {**each[0], **named}, inputs)
+        self.loss_scale = scale
+        return _shown(norms)
+
+    def _not_finite(
+        self,
+        losses: Losses,
+        norms: Iterable[Tensor],
+        gradients: Mapping[str, Tensor],
+        inputs: Mapping[str, Iterable[object]],
+    ) -> LdmrtError:
+        """Return the error of a step that is not finite."""
+        loss = sum(value.sum().item() for value in losses.values()) / self.settings.batch
+        found = [f"loss {loss}, gradient norm {_shown(norms)}"]
         bad = (name for name, gradient in gradients.items() if not torch.isfinite(gradient).all())
         found += [f"first in the gradient of {name}" for name in islice(bad, 1)]
         found += [f"{kind} {listed(values)}" for kind, values in inputs.items()]
-        raise LdmrtError(
-            "train", f"step {self.step} is not finite", found="; ".join(found), hint="a lower --learning-rate"
-        )
+        problem, hint = f"step {self.step} is not finite", "a lower --learning-rate"
+        if self.loss_scale is not None:
+            scale = self.loss_scale.scale
+            problem = (
+                f"step {self.step} is not finite in fp16, as the {MOST - 1} before it, with a loss scale of {scale:g}"
+            )
+            hint = "a lower --learning-rate, or --precision bf16"
+        return LdmrtError("train", problem, found="; ".join(found), hint=hint)
 
     def weights(self) -> dict[str, Tensor]:
         """Return what changes in training: the weights that are not frozen, and all buffers."""
@@ -250,7 +218,8 @@ class Run(Generic[M]):
     @torch.no_grad()
     def _update_average(self) -> None:
         """Move the averaged weights towards the present ones."""
-        decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))  # a young average forgets its random start
+        taken = self.step + 1
+        decay = min(self.settings.ema, (1 + taken) / (10 + taken))  # a young average forgets its random start
         for name, value in self.weights().items():
             average = self.average[name]
             if average.is_floating_point():
@@ -270,6 +239,7 @@ class Run(Generic[M]):
             "optimizer": self.optimizer.state_dict(),
             "memory": self.memory,
             **self._opposing_state(),
+            "loss_scale": self.loss_scale and asdict(self.loss_scale),
         }
 
     def _opposing_state(self) -> dict[str, object]:
@@ -330,6 +300,8 @@ class Run(Generic[M]):
             if self.opponent is not None and self.opposing is not None:
                 self.opponent.load_state_dict(state["opponent"])
                 self.opposing.load_state_dict(state["opposing"])
+            if self.loss_scale is not None and state.get("loss_scale"):
+                self.loss_scale = LossScale(**state["loss_scale"])
             self.step = state["step"]
             if (version := state.get("torch", str(torch.__version__))) != torch.__version__:
                 now = f"this is {torch.__version__}: rounding may differ from here on"

@@ -23,7 +23,7 @@ from ldmrt.model.training.first_stage.quantise import Codebook, quantise, strip
 from ldmrt.model.training.first_stage.reconstruction import ERRORS, nll, scaled
 from ldmrt.model.training.latents import to_tensor
 from ldmrt.model.training.loop.optimizers import check_choice
-from ldmrt.model.training.loop.run import Losses, TrainingTask
+from ldmrt.model.training.loop.task import Losses, TrainingTask
 
 KL_WEIGHT = 1e-6  # Rombach et al. 2022, appendix G: latents stay near unit scale, images stay sharp
 LOG_VARIANCE = "log_variance"  # the parameter's name, where it is learned

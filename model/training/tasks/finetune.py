@@ -16,7 +16,7 @@ from ldmrt.model.training.data.captioned import Captioned, Sample
 from ldmrt.model.training.diffusion.objective import Objective
 from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.latents import LatentCache
-from ldmrt.model.training.loop.run import Losses, TrainingTask
+from ldmrt.model.training.loop.task import Losses, TrainingTask
 from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import LdmrtError
 

@@ -5,7 +5,7 @@ from torch import nn
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.training.data.captioned import Captioned
 from ldmrt.model.training.diffusion.objective import Objective
-from ldmrt.model.training.loop.run import TrainingTask
+from ldmrt.model.training.loop.task import TrainingTask
 
 from .finetune import TEXT_ENCODER, Denoiser, Tokenize, conditioned_task
 

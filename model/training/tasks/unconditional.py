@@ -6,7 +6,7 @@ from ldmrt.model.training.diffusion.bound import Chain, hybrid_losses
 from ldmrt.model.training.diffusion.objective import Objective
 from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.latents import to_tensor
-from ldmrt.model.training.loop.run import Losses, TrainingTask
+from ldmrt.model.training.loop.task import Losses, TrainingTask
 
 
 def unconditional_task(

@@ -18,7 +18,7 @@ from ldmrt.model.training.data.captioned import Captioned, Sample
 from ldmrt.model.training.diffusion.objective import Objective, levels_of, noised
 from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.latents import to_tensor
-from ldmrt.model.training.loop.run import Losses, TrainingTask
+from ldmrt.model.training.loop.task import Losses, TrainingTask
 from ldmrt.model.training.tasks.initialise import initialise
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.samplers.config import Config

@@ -24,7 +24,6 @@ SCHEMA = 1
 LARGEST = 1 << 20  # bytes
 NOT_KEPT = {"out", "resume", "change", "help"}  # options that say where and how a run goes on, and not what it is
 KINDS: dict[type, tuple[type | tuple[type, ...], str]] = {
-    click.types.BoolParamType: (bool, "true or false"),
     click.types.IntParamType: (int, "an integer"),
     click.types.FloatParamType: ((int, float), "a number"),
 }
@@ -158,12 +157,9 @@ def _written(path: Path, key: str, value: Any, option: click.Parameter, *, as_te
     kinds = [kind for base, kind in KINDS.items() if isinstance(option.type, base)]
     accepted, expected = kinds[0] if kinds else (str, "a string")
     for one in several:
-        if not as_text and (isinstance(one, bool) != (accepted is bool) or not isinstance(one, accepted)):
+        if not as_text and (isinstance(one, bool) or not isinstance(one, accepted)):
             expected += " or several" if option.multiple else ""
             raise LdmrtError("train", f"invalid {key} in {path}", expected=expected, found=repr(value))
         if "\0" in str(one):
             raise LdmrtError("train", f"invalid {key} in {path}", expected="no null character", found=repr(one))
-        if accepted is bool:
-            yield from (option.opts if option.type.convert(one, option, None) else [])
-        else:
-            yield from (option.opts[0], str(one))
+        yield from (option.opts[0], str(one))

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from ldmrt.model.training.data.captioned import ImageFolder
     from ldmrt.model.training.log import Log
-    from ldmrt.model.training.loop.run import Progress, Run, TrainingTask
+    from ldmrt.model.training.loop.run import Run
+    from ldmrt.model.training.loop.task import Progress, TrainingTask
 
 M = TypeVar("M", bound="nn.Module")
 
@@ -181,4 +182,6 @@ def _reporting(run: "Run[M]", loop: "Iterator[Progress]") -> "Iterator[Progress]
 
 def _described(run: "Run[M]", progress: "Progress") -> str:
     skipped = f", {len(run.skipped)} skipped" if run.skipped else ""
+    if progress.loss_scale is not None and progress.loss_scale.skipped:
+        skipped += f", {progress.loss_scale.skipped} steps skipped"
     return f"loss {progress.loss:.4f}, {progress.rate:.0f} images/s{skipped}"

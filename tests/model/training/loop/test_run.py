@@ -16,8 +16,9 @@ from ldmrt.model.networks.plain_unet import PlainUNet, PlainUNetConfig
 from ldmrt.model.training.data.captioned import Sample
 from ldmrt.model.training.diffusion.bound import Chain
 from ldmrt.model.training.diffusion.objective import Objective
-from ldmrt.model.training.loop.run import Progress, Run
+from ldmrt.model.training.loop.run import Run
 from ldmrt.model.training.loop.settings import Settings
+from ldmrt.model.training.loop.task import Progress
 from ldmrt.model.training.tasks.autoencoder import autoencoder_task
 from ldmrt.model.training.tasks.latent_diffusion import Denoiser, ldm_task
 from ldmrt.model.training.tasks.unconditional import unconditional_task

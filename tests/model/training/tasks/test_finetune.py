@@ -16,8 +16,9 @@ from ldmrt.model.checkpoint.load import load
 from ldmrt.model.training.data.captioned import Sample
 from ldmrt.model.training.diffusion.objective import TIMESTEPS, Objective
 from ldmrt.model.training.draws import Draws
-from ldmrt.model.training.loop.run import Progress, Run, TrainingTask
+from ldmrt.model.training.loop.run import Run
 from ldmrt.model.training.loop.settings import Settings
+from ldmrt.model.training.loop.task import Progress, TrainingTask
 from ldmrt.model.training.tasks.finetune import Conditions, Denoiser, conditioned_task, encoders_of
 from ldmrt.model.training.validation import validation_losses
 from ldmrt.runtime import LdmrtError
