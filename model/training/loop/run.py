@@ -8,7 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -23,6 +23,8 @@ from ldmrt.model.training.draws import Draws
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.files.writing import write_atomically
 
+from .checkpointing import checkpoint_blocks
+from .loss_scale import MOST, LossScale
 from .optimizers import OPTIMIZERS
 from .resuming import Values, changes
 from .settings import Settings, naming_memory
@@ -61,6 +63,7 @@ class Progress:
         noted: The integers that its samples drew, (batch,) each, such as timesteps.
         learning_rate: The step's.
         gradient: The norm of its gradient before it was clipped.
+        loss_scale: What the loss is scaled by after it, in fp16; None in other precisions.
     """
 
     step: int
@@ -71,6 +74,12 @@ class Progress:
     noted: Mapping[str, Tensor]
     learning_rate: float
     gradient: float
+    loss_scale: LossScale | None = None
+
+    @property
+    def taken(self) -> bool:
+        """Whether it changed weights: a step in fp16 whose gradient is not finite is skipped."""
+        return math.isfinite(self.loss) and math.isfinite(self.gradient)
 
 
 def listed(values: Iterable[object]) -> str:
@@ -101,6 +110,9 @@ class Run(Generic[M]):
         self.average = {name: value.clone() for name, value in self.weights().items()}
         learning = [weight for weight in self.module.parameters() if weight.requires_grad]
         self.optimizer = OPTIMIZERS[settings.optimizer](learning, settings.learning_rate)
+        self.loss_scale = LossScale() if settings.precision == "fp16" else None
+        if settings.checkpointing:
+            checkpoint_blocks(self.module)
         self.step = 0
         self.skipped: Mapping[Key, str] = {}  # samples whose images could not be read, and why
         self.torn = False  # weights that an interrupted update has changed in part are not to be saved
@@ -128,14 +140,10 @@ class Run(Generic[M]):
                 losses, noted = self._gradient(task, samples, batches)
                 loss = sum(value.sum().item() for value in losses.values()) / settings.batch
                 named = {"samples": map(name_of, samples), **{name: value.tolist() for name, value in noted.items()}}
-                norm = self._clip(loss, named)
-                self.torn = True
-                self.optimizer.step()
-                self.torn = False
+                norm = self._update(loss, named)
             self.step += 1
-            self._update_average()
             speed = (self.step - first) * settings.batch / (time.perf_counter() - begin)
-            yield Progress(self.step, settings.steps, loss, speed, losses, noted, rate, norm)
+            yield Progress(self.step, settings.steps, loss, speed, losses, noted, rate, norm, self.loss_scale)
 
     def _gradient(
         self, task: TrainingTask, samples: list[Sample], batches: Batches
@@ -150,32 +158,56 @@ class Run(Generic[M]):
                 losses = task.loss_of(samples[part], draws)
             if part.stop == settings.batch and self.step + 1 < settings.steps:
                 batches.prepare(self.step + 1)  # while the gradient is computed
-            (torch.stack(list(losses.values())).sum() / settings.batch).backward()
+            mean = torch.stack(list(losses.values())).sum() / settings.batch
+            (mean if self.loss_scale is None else self.loss_scale.scale * mean).backward()
             found.append(({name: value.detach() for name, value in losses.items()}, draws.noted))
         losses, noted = (
             {name: torch.cat([one[name] for one in each]) for name in each[0]} for each in zip(*found, strict=True)
         )
         return losses, noted
 
-    def _clip(self, loss: float, inputs: Mapping[str, Iterable[object]]) -> float:
-        """Limit the norm of the gradient and return what it was; a step that is not finite is an `LdmrtError`.
+    def _update(self, loss: float, inputs: Mapping[str, Iterable[object]]) -> float:
+        """Change the weights by their gradient, of limited norm, and return what the norm was.
+
+        In fp16 a step that is not finite changes none, unless there were too many in a row; else it is an `LdmrtError`.
 
         Args:
             loss: The step's.
             inputs: What the error names, such as the samples.
         """
         gradients = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
+        if self.loss_scale is not None and gradients:
+            torch._foreach_div_(list(gradients.values()), self.loss_scale.scale)
         norm = nn.utils.get_total_norm(gradients.values())
-        if math.isfinite(loss) and math.isfinite(norm.item()):
+        taken = math.isfinite(loss) and math.isfinite(norm.item())
+        scale = self.loss_scale and self.loss_scale.after(taken=taken)
+        if taken:
             nn.utils.clip_grads_with_norm_(self.module.parameters(), self.settings.clip, norm)
-            return norm.item()
-        found = [f"loss {loss}, gradient norm {norm.item()}"]
+            self.torn = True
+            self.optimizer.step()
+            self._update_average()
+            self.torn = False
+        elif scale is None or scale.hopeless:
+            raise self._not_finite(loss, norm.item(), gradients, inputs)
+        self.loss_scale = scale
+        return norm.item()
+
+    def _not_finite(
+        self, loss: float, norm: float, gradients: Mapping[str, Tensor], inputs: Mapping[str, Iterable[object]]
+    ) -> LdmrtError:
+        """Return the error of a step that is not finite."""
+        found = [f"loss {loss}, gradient norm {norm}"]
         bad = (name for name, gradient in gradients.items() if not torch.isfinite(gradient).all())
         found += [f"first in the gradient of {name}" for name in islice(bad, 1)]
         found += [f"{kind} {listed(values)}" for kind, values in inputs.items()]
-        raise LdmrtError(
-            "train", f"step {self.step} is not finite", found="; ".join(found), hint="a lower --learning-rate"
-        )
+        problem, hint = f"step {self.step} is not finite", "a lower --learning-rate"
+        if self.loss_scale is not None:
+            scale = self.loss_scale.scale
+            problem = (
+                f"step {self.step} is not finite in fp16, as the {MOST - 1} before it, with a loss scale of {scale:g}"
+            )
+            hint = "a lower --learning-rate, or --precision bf16"
+        return LdmrtError("train", problem, found="; ".join(found), hint=hint)
 
     def weights(self) -> dict[str, Tensor]:
         """Return what changes in training: the weights that are not frozen, and all buffers."""
@@ -195,7 +227,8 @@ class Run(Generic[M]):
     @torch.no_grad()
     def _update_average(self) -> None:
         """Move the averaged weights towards the present ones."""
-        decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))  # a young average forgets its random start
+        taken = self.step + 1
+        decay = min(self.settings.ema, (1 + taken) / (10 + taken))  # a young average forgets its random start
         for name, value in self.weights().items():
             average = self.average[name]
             if average.is_floating_point():
@@ -213,6 +246,7 @@ class Run(Generic[M]):
             "module": self.weights(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
+            "loss_scale": self.loss_scale and asdict(self.loss_scale),
         }
 
     def bytes(self) -> int:
@@ -261,6 +295,8 @@ class Run(Generic[M]):
             self.put(state["module"])
             self.average = state["average"]
             self.optimizer.load_state_dict(state["optimizer"])
+            if self.loss_scale is not None and state.get("loss_scale"):
+                self.loss_scale = LossScale(**state["loss_scale"])
             self.step = state["step"]
             if (version := state.get("torch", str(torch.__version__))) != torch.__version__:
                 now = f"this is {torch.__version__}: rounding may differ from here on"

@@ -37,6 +37,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["autoencoder"], "Missing option '--data'"),
         (["autoencoder", "--data", "nowhere"], "data: nothing to train on in nowhere; expected metadata.jsonl for"),
         (["autoencoder", "--data", "pictures", "--precision", "fp8"], "'fp8' is not one of 'fp32', 'bf16'"),
+        (["autoencoder", "--data", "pictures", "--precision", "fp16"], "fp16 is for GPUs: a CPU computes it slowly"),
         (["autoencoder", "--data", "pictures", "--resume"], "nothing to resume; expected out/training/state.pt"),
         (["upscaler", "--data", "pictures", "--size", "63"], "unsupported --size; expected a multiple of 2; found 63"),
         (["upscaler", "--data", "pictures", "--crop", "72"], "--crop; expected a multiple of 8 up to --size, 64"),
@@ -256,3 +257,13 @@ def test_a_unet_in_pixels_is_trained_exported_and_drawn_with(
     with Image.open(image) as drawn:
         assert drawn.size == (16, 16)
     assert "expected a multiple of 2; found 17" in ldmrt(*words, "--out", tmp_path / "odd", "--size", 17).error
+
+
+def test_checkpointing_changes_no_bit(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+    weights, files = Path("vae") / "diffusion_pytorch_model.safetensors", []
+    for name, more in (("kept", []), ("again", ["--checkpointing"])):
+        words = ("--data", pictures, "--size", 16, "--batch", 2, "--steps", 2, "--warmup", 0, "--out", tmp_path / name)
+        assert ldmrt("train", "autoencoder", *words, *more).code == 0
+        files.append((tmp_path / name / weights).read_bytes())
+    assert files[0] == files[1]
+    assert "checkpointing = true" in (tmp_path / "again" / "recipe.toml").read_text()

@@ -39,9 +39,12 @@ def check(options: Options) -> "Settings":
     check_changes(options.change)
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise LdmrtError("train", "this PyTorch sees no CUDA device", hint="--device cpu")
+    if (settings.device, settings.precision) == ("cpu", "fp16"):
+        problem, hint = "fp16 is for GPUs: a CPU computes it slowly", "--precision bf16 or fp32, or --device cuda"
+        raise LdmrtError("train", problem, hint=hint)
     bf16 = (settings.device, settings.precision) == ("cuda", "bf16")
     if bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise LdmrtError("train", "this GPU has no bf16", hint="--precision fp32")
+        raise LdmrtError("train", "this GPU has no bf16", hint="--precision fp16, or fp32")
     click.get_current_context().with_resource(locked(options.out))
     if options.resume and not state.is_file():
         raise LdmrtError("train", "nothing to resume", expected=state, hint="run without --resume")

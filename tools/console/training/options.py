@@ -49,6 +49,7 @@ class Options:
     seed: int
     device: str
     precision: str
+    checkpointing: bool
     save_every: int
     log_every: int
     resume: bool
@@ -66,7 +67,7 @@ class Options:
         return Settings(
             self.steps, self.batch, self.learning_rate, warmup=self.warmup, schedule=self.schedule,
             optimizer=self.optimizer, accumulate=self.accumulate, seed=self.seed, device=self.device,
-            precision=self.precision, skip_unreadable=self.on_bad == "skip",
+            precision=self.precision, checkpointing=self.checkpointing, skip_unreadable=self.on_bad == "skip",
         )  # fmt: skip
 
     def open_data(self) -> "tuple[ImageFolder | Emoji, ImageFolder | None]":
@@ -128,8 +129,10 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[
                      help="Seed of weights, order and noise."),
         click.option("--device", type=Choice(["cpu", "cuda"]), default="cpu", show_default=True,
                      help="Device of the training."),
-        click.option("--precision", type=Choice(["fp32", "bf16"]), default="fp32", show_default=True,
-                     help="Precision of the networks; weights stay fp32."),
+        click.option("--precision", type=Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True,
+                     help="Precision of the networks; weights stay fp32. fp16, with a scaled loss, is for GPUs."),
+        click.option("--checkpointing", is_flag=True,
+                     help="Compute activations again for the gradient: less memory, a slower step, the same result."),
         click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True,
                      help="Steps between checkpoints."),
         click.option("--log-every", type=click.IntRange(min=1), default=50, show_default=True,

@@ -181,4 +181,6 @@ def _reporting(run: "Run[M]", loop: "Iterator[Progress]") -> "Iterator[Progress]
 
 def _described(run: "Run[M]", progress: "Progress") -> str:
     skipped = f", {len(run.skipped)} skipped" if run.skipped else ""
+    if progress.loss_scale is not None and progress.loss_scale.skipped:
+        skipped += f", {progress.loss_scale.skipped} steps skipped"
     return f"loss {progress.loss:.4f}, {progress.rate:.0f} images/s{skipped}"
