@@ -19,7 +19,8 @@ from PIL import Image
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.images.reading import read_rgb
 
-from .metadata import METADATA, Row, read_metadata, refuse
+from .listing import read_listing
+from .metadata import CAPTION, METADATA, Row, refuse
 from .order import entry
 
 SIZE = 64  # pixels
@@ -75,8 +76,9 @@ def digest(rows: Sequence[object]) -> str:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Streams a folder of one's own: `metadata.jsonl` with `file_name` and `text`, as in Hugging Face's imagefolder.
+    """Streams a folder of one's own, with metadata as in Hugging Face's imagefolder or captions beside the images.
 
+    `listed` is the name of the metadata, "" where there is none. Of several captions each sample draws one.
     Images are laid on white, cropped to a centred square and resized to `size` pixels. In the place of a file in
     `skipped` comes the next of the stream.
     """
@@ -85,14 +87,17 @@ class ImageFolder:
     rows: tuple[Row, ...] = field(repr=False)
     size: int = SIZE
     skipped: frozenset[str] = field(default=frozenset(), repr=False)
+    listed: str = METADATA
 
     @classmethod
-    def open(cls, folder: Path, *, size: int = SIZE) -> "ImageFolder":
-        """Read metadata.jsonl.
+    def open(cls, folder: Path, *, size: int = SIZE, prompt: str | None = None, column: str = CAPTION) -> "ImageFolder":
+        """Read the captions of a folder, see `read_listing`.
 
         Args:
-            folder: The folder with metadata.jsonl and the images.
+            folder: The folder of the images.
             size: Pixels along a side of the samples' images.
+            prompt: The caption of images that have none, in a folder without metadata.
+            column: The column of the captions in the metadata.
 
         Returns:
             The stream; no image has been opened.
@@ -100,16 +105,16 @@ class ImageFolder:
         Raises:
             LdmrtError: A line has no caption, or names no file inside the folder; an `InvalidLines` where several do.
         """
-        rows, problems = read_metadata(folder)
+        listed, rows, problems = read_listing(folder, prompt, column)
         if problems:
-            raise refuse(folder, problems)
-        return cls(folder, tuple(rows), size)
+            raise refuse(folder / listed, problems)
+        return cls(folder, tuple(rows), size, listed=listed)
 
     def __post_init__(self) -> None:
         """Refuse a folder that names no image, or whose images are all skipped."""
         if not len(self):
             problem = "names no image that can be used" if self.rows else "is empty"
-            raise LdmrtError("data", f"{self.folder / METADATA} {problem}")
+            raise LdmrtError("data", f"{self.folder / self.listed} {problem}")
 
     def __len__(self) -> int:
         """Count the captioned images of an epoch."""
@@ -118,7 +123,7 @@ class ImageFolder:
     @property
     def digest(self) -> str:
         """A hash of names and captions, see `digest`."""
-        return digest([(row.file_name, row.text) for row in self.rows])
+        return digest([(row.file_name, *row.texts) for row in self.rows])
 
     def fraction(self, name: str) -> float:
         """Return a number from 0 to 1 that the bytes of an image's file alone decide; 1 where it cannot be read."""
@@ -130,20 +135,20 @@ class ImageFolder:
 
     def draw(self, seed: int, index: int) -> Sample:
         """Return sample `index` of the stream that `seed` names; its image is decoded later."""
-        row = self._row(seed, index)
+        row, caption = self._row(seed, index)
         path = self.folder / row.file_name
         sizes = partial(sizes_of_square, path, self.size)
-        return Sample(partial(square, path, self.size), row.text, (row.file_name,), sizes)
+        return Sample(partial(square, path, self.size), caption, (row.file_name,), sizes)
 
     def caption(self, seed: int, index: int) -> str:
         """Return the caption of `draw` without its image."""
-        return self._row(seed, index).text
+        return self._row(seed, index)[1]
 
-    def _row(self, seed: int, index: int) -> Row:
-        """Return the first row of the stream from `index` on that is not skipped."""
+    def _row(self, seed: int, index: int) -> tuple[Row, str]:
+        """Return the first row of the stream from `index` on that is not skipped, and the caption of this sample."""
         while (row := self.rows[entry(seed, index, len(self.rows))]).file_name in self.skipped:
             index += 1
-        return row
+        return row, row.texts[generator(seed, index).integers(len(row.texts)) if row.others else 0]
 
 
 def square(path: Path, size: int) -> Pixels:

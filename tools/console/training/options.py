@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 RATE = click.FloatRange(0, 1, min_open=True)
 POSITIVE = click.FloatRange(0, 1000, min_open=True)
+PROMPT = click.option("--prompt", help="Caption of images that have no text beside them, in a folder without metadata.")
+CAPTION_COLUMN = click.option("--caption-column", default="text", show_default=True,
+                              help="Column of the captions in metadata.jsonl or metadata.csv.")  # fmt: skip
 F = TypeVar("F", bound=Callable[..., object])
 
 
@@ -34,6 +37,8 @@ class Options:
     styles: tuple[str, ...]
     groups: tuple[str, ...]
     layouts: tuple[str, ...]
+    prompt: str | None
+    caption_column: str
     out: Path
     steps: int
     batch: int
@@ -78,6 +83,7 @@ class Options:
         images = open_data(
             self.folder, self.size, batch=self.batch, styles=self.styles, groups=self.groups, layouts=self.layouts,
             skip_bad=self.on_bad == "skip", skip_small=self.on_small == "skip",
+            prompt=self.prompt, column=self.caption_column,
         )  # fmt: skip
         if self.validation is None:
             return images, None
@@ -98,11 +104,13 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[
     """Make a decorator that adds the options of every training, with these defaults; the command takes `Options`."""
     options = [
         click.option("--data", "folder", type=click.Path(path_type=Path), required=True,
-                     help="Sprites built by `ldmrt data emoji`, or a folder of images with metadata.jsonl."),
+                     help="Sprites built by `ldmrt data emoji`, or a folder of captioned images."),
         click.option("--style", "styles", multiple=True, help="Emoji styles to use; all by default."),
         click.option("--group", "groups", multiple=True, help="Emoji groups to use; all by default."),
         click.option("--layout", "layouts", multiple=True, default=["large"], show_default=True,
                      help="Emoji layouts: large, small, pair."),
+        PROMPT,
+        CAPTION_COLUMN,
         click.option("--out", type=Output(folder=True), required=True, help="Folder of the run."),
         click.option("--steps", type=click.IntRange(min=1), default=steps, show_default=True,
                      help="Batches to learn from."),
