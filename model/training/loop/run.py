@@ -111,7 +111,7 @@ class Run(Generic[M]):
         Raises:
             LdmrtError: An image cannot be read, a loss or gradient is not finite, or memory runs out.
         """
-        settings, begin, first = self.settings, time.perf_counter(), self.step
+        settings, begin, seen = self.settings, time.perf_counter(), 0
         batches = Batches(
             task.data, settings.seed, settings.batch, skip_unreadable=settings.skip_unreadable, wanted=task.wanted
         )
@@ -123,7 +123,7 @@ class Run(Generic[M]):
             with naming_memory(settings):
                 samples = batches(self.step)
                 losses, noted = self._gradient(task, samples, batches)
-                loss = sum(value.sum().item() for value in losses.values()) / settings.batch
+                loss = sum(value.sum().item() for value in losses.values()) / len(samples)
                 named = {"samples": map(name_of, samples), **{name: value.tolist() for name, value in noted.items()}}
                 norm = self._clip(loss, named)
                 self.torn = True
@@ -131,23 +131,24 @@ class Run(Generic[M]):
                 self.torn = False
             self.step += 1
             self._update_average()
-            speed = (self.step - first) * settings.batch / (time.perf_counter() - begin)
+            seen += len(samples)
+            speed = seen / (time.perf_counter() - begin)
             yield Progress(self.step, settings.steps, loss, speed, losses, noted, rate, norm)
 
     def _gradient(
         self, task: TrainingTask, samples: list[Sample], batches: Batches
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Compute the gradient of the present step, part by part; return its samples' losses, and what they noted."""
-        settings, first = self.settings, self.step * self.settings.batch
+        settings, count = self.settings, len(samples)
         found = list[tuple[Losses, Mapping[str, Tensor]]]()
         self.optimizer.zero_grad()
-        for part in settings.parts:
-            draws = Draws(settings.seed, range(first + part.start, first + part.stop), settings.device)
+        for part in settings.parts(count):
+            draws = Draws(settings.seed, [sample.index for sample in samples[part]], settings.device)
             with settings.autocast():
                 losses = task.loss_of(samples[part], draws)
-            if part.stop == settings.batch and self.step + 1 < settings.steps:
+            if part.stop == count and self.step + 1 < settings.steps:
                 batches.prepare(self.step + 1)  # while the gradient is computed
-            (torch.stack(list(losses.values())).sum() / settings.batch).backward()
+            (torch.stack(list(losses.values())).sum() / count).backward()
             found.append(({name: value.detach() for name, value in losses.items()}, draws.noted))
         losses, noted = (
             {name: torch.cat([one[name] for one in each]) for name in each[0]} for each in zip(*found, strict=True)

@@ -24,6 +24,7 @@ def autoencoder(options: Options) -> None:
     from ldmrt.model.checkpoint.checkpoint import save_network, with_scaling_factor
     from ldmrt.model.config import to_config
     from ldmrt.model.networks.autoencoder import Autoencoder, moments
+    from ldmrt.model.training.data.buckets import BucketedImages
     from ldmrt.model.training.latents import to_tensor
     from ldmrt.model.training.loop.run import Run
     from ldmrt.model.training.tasks import presets
@@ -33,15 +34,15 @@ def autoencoder(options: Options) -> None:
     settings, out, size, seed, device = check(options), options.out, options.size, options.seed, options.device
     config = replace(presets.AUTOENCODER, sample_size=size)
     check_size(size, config)
-    data, held = options.open_data()
+    data, held = options.open_data(config.factor)
     torch.manual_seed(seed)
     network = Autoencoder(config)
     initialise(network)
-    run = Run(
-        network, settings, {"task": "autoencoder", "size": size, "data": data.digest, "validation": options.validation}
-    )
-    half = preview(size)
-    shown = np.stack([data.draw(seed + 1, i).image for i in range(2 * half)])
+    run = Run(network, settings, {
+        "task": "autoencoder", "size": size, "data": data.digest, "validation": options.validation, **options.shaped,
+    })  # fmt: skip
+    half, squares = preview(size), data.images if isinstance(data, BucketedImages) else data
+    shown = np.stack([squares.draw(seed + 1, i).image for i in range(2 * half)])
 
     @torch.no_grad()
     def keep() -> None:
