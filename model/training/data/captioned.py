@@ -6,11 +6,11 @@ set once an epoch.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,22 @@ ORIENTATION, SIDEWAYS = 0x0112, 5  # EXIF's tag, and its first value of an image
 DRAFT = 2  # a JPEG may be decoded at a fraction of its size that has this many times the pixels wanted along a side
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 Key = tuple[object, ...]  # names the image of a sample
+Shape = tuple[int, int]  # width, height
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """States how an image was made of its file, each as height and width in pixels, as SDXL is told it.
+
+    Attributes:
+        original: The size of the upright image in the file.
+        crop: How much was cut off at the top and at the left, after the image was resized.
+        target: The size of the sample's image.
+    """
+
+    original: tuple[int, int]
+    crop: tuple[int, int]
+    target: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -41,7 +57,8 @@ class Sample:
     source: Pixels | Callable[[], Pixels] = field(repr=False)
     caption: str
     key: Key
-    sizes: Callable[[], tuple[int, ...]] | None = field(default=None, repr=False)
+    sizes: Sizes | None = None  # of images of one's own that were checked
+    index: int = -1  # its place in the stream, in a batch; its random numbers depend on it
 
     @cached_property
     def image(self) -> Pixels:
@@ -64,6 +81,17 @@ class Captioned(Protocol):
         """Return the caption of `draw` without its image."""
 
 
+@runtime_checkable
+class Grouped(Captioned, Protocol):
+    """Streams captioned images whose batches hold certain samples together."""
+
+    def indices(self, seed: int, step: int, batch: int) -> Sequence[int]:
+        """Return which samples of the stream a step takes: at most `batch`, and at least one."""
+
+    def after(self, index: int) -> int:
+        """Return the sample that takes the place of another one in its batch."""
+
+
 def generator(*key: int) -> np.random.Generator:
     """Return a counter-based generator (Philox: Salmon et al. 2011) for one sample, keyed by one or two numbers."""
     return np.random.Generator(np.random.Philox(key=np.array([*key, 0][:2], np.uint64)))
@@ -78,7 +106,8 @@ def digest(rows: Sequence[object]) -> str:
 class ImageFolder:
     """Streams a folder of one's own, with metadata as in Hugging Face's imagefolder or captions beside the images.
 
-    `listed` is the name of the metadata, "" where there is none. Of several captions each sample draws one.
+    `listed` is the name of the metadata, "" where there is none; `shapes` are the sizes of upright images, as far as
+    they are known. Of several captions each sample draws one.
     Images are laid on white, cropped to a centred square and resized to `size` pixels. In the place of a file in
     `skipped` comes the next of the stream.
     """
@@ -88,6 +117,7 @@ class ImageFolder:
     size: int = SIZE
     skipped: frozenset[str] = field(default=frozenset(), repr=False)
     listed: str = METADATA
+    shapes: Mapping[str, Shape] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, folder: Path, *, size: int = SIZE, prompt: str | None = None, column: str = CAPTION) -> "ImageFolder":
@@ -135,39 +165,47 @@ class ImageFolder:
 
     def draw(self, seed: int, index: int) -> Sample:
         """Return sample `index` of the stream that `seed` names; its image is decoded later."""
-        row, caption = self._row(seed, index)
-        path = self.folder / row.file_name
-        sizes = partial(sizes_of_square, path, self.size)
-        return Sample(partial(square, path, self.size), caption, (row.file_name,), sizes)
+        row = self._row(seed, index)
+        shape = self.shapes.get(row.file_name)
+        sizes = sizes_of(shape, (self.size, self.size)) if shape else None
+        source = partial(square, self.folder / row.file_name, self.size)
+        return Sample(source, self.caption_of(row, seed, index), (row.file_name,), sizes)
 
     def caption(self, seed: int, index: int) -> str:
         """Return the caption of `draw` without its image."""
-        return self._row(seed, index)[1]
+        return self.caption_of(self._row(seed, index), seed, index)
 
-    def _row(self, seed: int, index: int) -> tuple[Row, str]:
-        """Return the first row of the stream from `index` on that is not skipped, and the caption of this sample."""
+    def caption_of(self, row: Row, seed: int, index: int) -> str:
+        """Return the caption of a row that sample `index` draws."""
+        return row.texts[generator(seed, index).integers(len(row.texts)) if row.others else 0]
+
+    def _row(self, seed: int, index: int) -> Row:
+        """Return the first row of the stream from `index` on that is not skipped."""
         while (row := self.rows[entry(seed, index, len(self.rows))]).file_name in self.skipped:
             index += 1
-        return row, row.texts[generator(seed, index).integers(len(row.texts)) if row.others else 0]
+        return row
 
 
 def square(path: Path, size: int) -> Pixels:
     """Crop an image file to its centred square and resize that: (size, size, 3), uint8 RGB."""
-    image = read_image(path, size)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    cropped = image.crop((left, top, left + side, top + side))
-    return np.asarray(cropped.resize((size, size), Image.Resampling.LANCZOS))
+    return fitted(path, (size, size))
 
 
-@lru_cache(maxsize=100_000)
-def sizes_of_square(path: Path, size: int) -> tuple[int, int, int, int]:
-    """Return the height and width of an image, upright, and the top and left of its `square` where that is cropped."""
-    with Image.open(path) as opened:
-        turned = opened.getexif().get(ORIENTATION, 1) >= SIDEWAYS
-        height, width = opened.size if turned else opened.size[::-1]
-    side = min(height, width)
-    return height, width, (height - side) // 2 * size // side, (width - side) // 2 * size // side
+def fitted(path: Path, shape: Shape) -> Pixels:
+    """Crop an image file to the largest centred part of a shape, and resize that: (height, width, 3), uint8 RGB."""
+    image = read_image(path, max(shape))
+    scale = max(shape[0] / image.width, shape[1] / image.height)
+    width, height = (min(side, max(1, round(to / scale))) for side, to in zip(image.size, shape, strict=True))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    cropped = image.crop((left, top, left + width, top + height))
+    return np.asarray(cropped.resize(shape, Image.Resampling.LANCZOS))
+
+
+def sizes_of(original: Shape, target: Shape) -> Sizes:
+    """Return the sizes of an image that covers a shape, and of which the centre is taken."""
+    scale = max(to / side for side, to in zip(original, target, strict=True))
+    left, top = (max(0, (round(side * scale) - to) // 2) for side, to in zip(original, target, strict=True))
+    return Sizes((original[1], original[0]), (top, left), (target[1], target[0]))
 
 
 def read_image(path: Path, least: int) -> Image.Image:
@@ -176,7 +214,12 @@ def read_image(path: Path, least: int) -> Image.Image:
     return image
 
 
-def shorter_side(path: Path) -> int:
-    """Return the pixels along the shorter side of an image, of which only the header is read."""
+def upright_shape(path: Path, decoded: Shape) -> Shape:
+    """Return the width and height of an image, of which only the header is read.
+
+    A JPEG may have been decoded at a fraction of its size, which tells how it stands.
+    """
     with Image.open(path) as opened:
-        return min(opened.size)
+        width, height = opened.size
+    lies = (width > height) != (decoded[0] > decoded[1]) and decoded[0] != decoded[1]
+    return (height, width) if lies else (width, height)

@@ -99,7 +99,7 @@ class Run(Generic[M]):
         Raises:
             LdmrtError: An image cannot be read, a loss or gradient is not finite, or memory runs out.
         """
-        settings, begin, first = self.settings, time.perf_counter(), self.step
+        settings, begin, seen = self.settings, time.perf_counter(), 0
         batches = Batches(
             task.data, settings.seed, settings.batch, skip_unreadable=settings.skip_unreadable, wanted=task.wanted
         )
@@ -113,27 +113,28 @@ class Run(Generic[M]):
             with naming_memory(settings):
                 samples = batches(self.step)
                 losses, noted = self._gradient(task, samples, batches)
-                loss = sum(value.sum().item() for value in losses.values()) / settings.batch
+                loss = sum(value.sum().item() for value in losses.values()) / len(samples)
                 norm = self._update(task, samples, losses, noted)
             self.step += 1
-            speed = (self.step - first) * settings.batch / (time.perf_counter() - begin)
+            seen += len(samples)
+            speed = seen / (time.perf_counter() - begin)
             yield Progress(self.step, settings.steps, loss, speed, losses, noted, rate, norm, self.loss_scale)
 
     def _gradient(
         self, task: TrainingTask, samples: list[Sample], batches: Batches
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Compute the gradient of the present step, part by part; return its samples' losses, and what they noted."""
-        settings, first = self.settings, self.step * self.settings.batch
+        settings, count = self.settings, len(samples)
         found = list[tuple[Losses, Mapping[str, Tensor]]]()
         for optimizer in self._optimizers():
             optimizer.zero_grad()
-        for part in settings.parts:
-            draws = Draws(settings.seed, range(first + part.start, first + part.stop), settings.device)
+        for part in settings.parts(count):
+            draws = Draws(settings.seed, [sample.index for sample in samples[part]], settings.device)
             with settings.autocast():
                 losses = task.loss_of(samples[part], draws)
-            if part.stop == settings.batch and self.step + 1 < settings.steps:
+            if part.stop == count and self.step + 1 < settings.steps:
                 batches.prepare(self.step + 1)  # while the gradient is computed
-            mean = torch.stack(list(losses.values())).sum() / settings.batch
+            mean = torch.stack(list(losses.values())).sum() / count
             (mean if self.loss_scale is None else self.loss_scale.scale * mean).backward()
             found.append(({name: value.detach() for name, value in losses.items()}, draws.noted))
         losses, noted = (
@@ -186,7 +187,7 @@ class Run(Generic[M]):
         inputs: Mapping[str, Iterable[object]],
     ) -> LdmrtError:
         """Return the error of a step that is not finite."""
-        loss = sum(value.sum().item() for value in losses.values()) / self.settings.batch
+        loss = sum(value.sum().item() for value in losses.values()) / len(next(iter(losses.values())))
         found = [f"loss {loss}, gradient norm {_shown(norms)}"]
         bad = (name for name, gradient in gradients.items() if not torch.isfinite(gradient).all())
         found += [f"first in the gradient of {name}" for name in islice(bad, 1)]

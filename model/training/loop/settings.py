@@ -52,11 +52,14 @@ class Settings:
         """Return the learning rate of the step after `step` steps."""
         return learning_rate(self.schedule, self.learning_rate, step, self.steps, self.warmup)
 
-    @property
-    def parts(self) -> list[slice]:
-        """The samples of a batch that are computed together, in `accumulate` parts that are nearly of one size."""
-        ends = [self.batch * i // self.accumulate for i in range(self.accumulate + 1)]
-        return [slice(*ends[i : i + 2]) for i in range(self.accumulate)]
+    def parts(self, count: int) -> list[slice]:
+        """Return which of a batch's samples are computed together, in `accumulate` parts that are nearly of one size.
+
+        A batch of a smaller `count` than that has as many parts.
+        """
+        parts = min(self.accumulate, count)
+        ends = [count * i // parts for i in range(parts + 1)]
+        return [slice(*ends[i : i + 2]) for i in range(parts)]
 
     def autocast(self) -> torch.autocast:
         """Compute networks in the precision of the run within this context."""

@@ -12,7 +12,7 @@ from ldmrt.model.checkpoint.checkpoint import Checkpoint, TextEncoder
 from ldmrt.model.networks.autoencoder import Autoencoder, moments
 from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.networks.unet import UNet
-from ldmrt.model.training.data.captioned import Captioned, Sample
+from ldmrt.model.training.data.captioned import Captioned, Sample, Sizes
 from ldmrt.model.training.diffusion.objective import Objective
 from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.latents import LatentCache
@@ -104,7 +104,8 @@ class Conditions:
 
 def time_ids(samples: Sequence[Sample], size: tuple[int, int], device: str) -> Tensor:
     """Return SDXL's sizes of B samples, (B, 6): original height and width, crop's top and left, target's size."""
-    rows = [[*(sample.sizes() if sample.sizes else (*size, 0, 0)), *size] for sample in samples]
+    sizes = [sample.sizes or Sizes(size, (0, 0), size) for sample in samples]
+    rows = [[*each.original, *each.crop, *each.target] for each in sizes]
     return torch.tensor(rows, dtype=torch.float32, device=device)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ldmrt.tools.benchmarks.train_speed import GOALS, bench, contestants
+from ldmrt.tools.benchmarks.speed.training import GOALS, bench, contestants
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from ldmrt.runtime.errors import LdmrtError
 from ldmrt.tools.console.progress import console, watched
 
 if TYPE_CHECKING:
-    from ldmrt.model.training.data.captioned import ImageFolder
+    from ldmrt.model.training.data.captioned import ImageFolder, Shape
     from ldmrt.tools.emoji.dataset import Emoji
 
 HINTS = {
@@ -31,6 +31,7 @@ def open_data(
     skip_small: bool = False,
     prompt: str | None = None,
     column: str = "text",
+    shapes: "Sequence[Shape]" = (),
 ) -> "ImageFolder | Emoji":
     """Open captioned images: emoji if the folder has sprites.jsonl and no metadata, else the user's own.
 
@@ -45,6 +46,7 @@ def open_data(
         skip_small: Whether images that would be enlarged more than twice are skipped; else they are an error.
         prompt: The caption of the user's images that have none.
         column: The column of the captions in the user's metadata.
+        shapes: Of the training images, where they are not squares.
 
     Raises:
         LdmrtError: The folder holds neither, or some of it cannot be used.
@@ -56,7 +58,9 @@ def open_data(
 
     sprites = os.path.lexists(folder / "sprites.jsonl")
     if any(os.path.lexists(folder / name) for name in (METADATA, TABLE)) or (not sprites and images_in(folder)):
-        images = open_folder(folder, size, skip_bad=skip_bad, skip_small=skip_small, prompt=prompt, column=column)
+        images = open_folder(
+            folder, size, skip_bad=skip_bad, skip_small=skip_small, prompt=prompt, column=column, shapes=shapes
+        )
         if (count := len(images)) < batch:
             console.print(f"{count} images for batches of {batch}: a batch repeats some of them", highlight=False)
         return images
@@ -79,6 +83,7 @@ def open_folder(
     skip_small: bool = False,
     prompt: str | None = None,
     column: str = "text",
+    shapes: "Sequence[Shape]" = (),
     hints: Mapping[tuple[bool, bool], str] = HINTS,
 ) -> "ImageFolder":
     """Open a folder of images after reading every caption and decoding every image.
@@ -94,7 +99,7 @@ def open_folder(
     listed, rows, bad = read_listing(folder, prompt, column)
     misplaced = {problem.file_name for problem in bad}
     names = list(dict.fromkeys(row.file_name for row in rows if row.file_name not in misplaced))
-    checks = check_images(folder, names, size)
+    checks = check_images(folder, names, size, shapes)
     verdicts = {verdict.file_name: verdict for verdict in watched(checks, len(names), lambda _: "images checked")}
     small = list[Problem]()
     for row in rows:
@@ -113,4 +118,5 @@ def open_folder(
         )
         console.print(text, highlight=False, markup=False, soft_wrap=True)
     lost = frozenset(problem.file_name for problem in skipped if problem.file_name)
-    return ImageFolder(folder, tuple(rows), size, lost, listed)
+    known = {verdict.file_name: verdict.shape for verdict in verdicts.values() if verdict.shape}
+    return ImageFolder(folder, tuple(rows), size, lost, listed, known)

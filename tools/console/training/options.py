@@ -17,9 +17,12 @@ from .data import open_data
 from .recipe import recipe_of
 
 if TYPE_CHECKING:
+    from ldmrt.model.training.data.buckets import BucketedImages
     from ldmrt.model.training.data.captioned import ImageFolder
     from ldmrt.model.training.loop.settings import Settings
     from ldmrt.tools.emoji.dataset import Emoji
+
+    Opened = ImageFolder | BucketedImages | Emoji
 
 RATE = click.FloatRange(0, 1, min_open=True)
 POSITIVE = click.FloatRange(0, 1000, min_open=True)
@@ -48,6 +51,7 @@ class Options:
     warmup: int
     optimizer: str
     size: int
+    buckets: bool
     on_bad: str
     on_small: str
     validation: float | None
@@ -75,22 +79,40 @@ class Options:
             precision=self.precision, checkpointing=self.checkpointing, skip_unreadable=self.on_bad == "skip",
         )  # fmt: skip
 
-    def open_data(self) -> "tuple[ImageFolder | Emoji, ImageFolder | None]":
-        """Open the images, as `open_data` does; return those to train on, and those that are held out."""
+    @property
+    def shaped(self) -> dict[str, object]:
+        """What a resumed run must have in common with the saved one where images are no squares."""
+        return {"buckets": True} if self.buckets else {}
+
+    def open_data(self, unit: int | None = None) -> "tuple[Opened, ImageFolder | BucketedImages | None]":
+        """Open the images, as `open_data` does; return those to train on, and those that are held out.
+
+        Args:
+            unit: The pixels that sides have to be multiples of with --buckets; None where images have to be squares.
+        """
+        from ldmrt.model.training.data.buckets import BucketedImages, bucket_shapes
         from ldmrt.model.training.data.captioned import ImageFolder
         from ldmrt.model.training.validation import split
 
+        if self.buckets and unit is None:
+            raise LdmrtError("train", "this training is of squares", hint="no --buckets")
+        shapes = bucket_shapes(self.size, unit) if self.buckets and unit else ()
         images = open_data(
             self.folder, self.size, batch=self.batch, styles=self.styles, groups=self.groups, layouts=self.layouts,
             skip_bad=self.on_bad == "skip", skip_small=self.on_small == "skip",
-            prompt=self.prompt, column=self.caption_column,
+            prompt=self.prompt, column=self.caption_column, shapes=shapes,
         )  # fmt: skip
-        if self.validation is None:
-            return images, None
         if not isinstance(images, ImageFolder):
-            hint = "no --validation; pairs of emoji and background are held out already"
-            raise LdmrtError("train", "--validation is for images of your own", hint=hint)
-        return split(images, self.validation)
+            if shapes:
+                raise LdmrtError("train", "--buckets is for images of your own", hint="no --buckets")
+            if self.validation is not None:
+                hint = "no --validation; pairs of emoji and background are held out already"
+                raise LdmrtError("train", "--validation is for images of your own", hint=hint)
+            return images, None
+        train, held = (images, None) if self.validation is None else split(images, self.validation)
+        if not shapes:
+            return train, held
+        return BucketedImages.of(train, shapes), None if held is None else BucketedImages.of(held, shapes)
 
 
 def finite(ctx: click.Context, option: click.Parameter, value: float | None) -> float | None:
@@ -127,6 +149,8 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[
         click.option("--optimizer", "optimizer", type=Choice(["adamw", "sgd", "lion"]), default="adamw",
                      show_default=True, help="How a step changes the weights."),
         SIDE,
+        click.option("--buckets", is_flag=True,
+                     help="Train on the shapes nearest to the images', of the area of --size, instead of squares."),
         click.option("--on-bad", type=Choice(["stop", "skip"]), default="stop", show_default=True,
                      help="Stop at, or skip, unreadable images and lines without a caption."),
         click.option("--on-small", type=Choice(["stop", "skip"]), default="stop", show_default=True,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.model.checkpoint.load import load
-from ldmrt.model.training.data.captioned import Sample
+from ldmrt.model.training.data.captioned import Sample, Sizes
 from ldmrt.model.training.diffusion.objective import TIMESTEPS, Objective
 from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.loop.run import Run
@@ -40,7 +40,7 @@ class Three:
     def draw(self, seed: int, index: int) -> Sample:
         which = (seed + index) % 3
         picture = np.random.default_rng(which).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        return Sample(picture, CAPTIONS[which], (which,), lambda: (40 + which, 30, 2 * which, which))
+        return Sample(picture, CAPTIONS[which], (which,), Sizes((40 + which, 30), (2 * which, which), (16, 16)))
 
     def caption(self, seed: int, index: int) -> str:
         return self.draw(seed, index).caption
@@ -104,7 +104,8 @@ def steps_of_diffusers(folder: Path, train_text: bool) -> tuple[list[float], dic
         if xl:  # an empty prompt is zeros in its pipeline
             kept = ~torch.tensor(dropped)[:, None]
             context, pooled = context * kept[..., None], pooled * kept
-            ids = torch.tensor([[*s.sizes(), 16, 16] for s in samples])  # type: ignore[misc]
+            sizes = [s.sizes for s in samples if s.sizes is not None]
+            ids = torch.tensor([[*one.original, *one.crop, *one.target] for one in sizes])
             more = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}}
         target = noise if noiser.config.prediction_type == "epsilon" else noiser.get_velocity(latents, noise, timesteps)
         predicted = unet(noisy, timesteps, context, **more).sample

@@ -59,12 +59,12 @@ def finetune(
     denoiser, vae = Denoiser.of(checkpoint, train_text_encoders=train_text_encoder), checkpoint.vae
     assert isinstance(vae, Autoencoder)  # `Denoiser.of` refuses others
     check_size(size, vae.config)
-    data, held = options.open_data()
+    data, held = options.open_data(vae.config.factor * 2 ** (len(denoiser.unet.config.block_out_channels) - 1))
     model, autoencoder = digest_of(denoiser), digest_of(vae)
     run = Run(denoiser, settings, {
         "task": "finetune", "size": size, "data": data.digest, "validation": options.validation, "model": model,
         "autoencoder": autoencoder, "prediction": objective.prediction, "train_text_encoder": train_text_encoder,
-        "caption_dropout": caption_dropout, **weighting,
+        "caption_dropout": caption_dropout, **weighting, **options.shaped,
     })  # fmt: skip
     denoiser.unet.config = replace(denoiser.unet.config, sample_size=size // vae.config.factor)
     prompts = [data.caption(options.seed + 1, i) for i in range(previews)]

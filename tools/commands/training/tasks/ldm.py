@@ -66,7 +66,7 @@ def ldm(
     vae = load_autoencoder(vae_folder).to(device)
     vae.config = replace(vae.config, sample_size=size)
     check_size(size, vae.config)
-    data, held = options.open_data()
+    data, held = options.open_data(vae.config.factor * 2 ** (len(presets.UNET.block_out_channels) - 1))
     length = presets.TEXT_ENCODER["max_position_embeddings"]
     tokens = out / "tokenizer"
     if not options.resume:
@@ -89,7 +89,7 @@ def ldm(
     run = Run(denoiser, settings, {
         "task": "ldm", "size": size, "data": data.digest, "validation": options.validation, "prediction": prediction,
         "vocabulary": vocabulary, "latent_channels": channels, "autoencoder": digest_of(vae),
-        "scaling_factor": vae.config.scaling_factor, "flow_shift": flow_shift, **weighting,
+        "scaling_factor": vae.config.scaling_factor, "flow_shift": flow_shift, **weighting, **options.shaped,
     })  # fmt: skip
     prompts = [data.caption(seed + 1, i) for i in range(preview(size))]
 

@@ -1,6 +1,6 @@
 """Measure a training step of the demo U-Net beside the same step written with diffusers, by turns in one process.
 
-    python -m ldmrt.tools.benchmarks.train_speed --json out.json
+    python -m ldmrt.tools.benchmarks.speed.training --json out.json
 
 All contestants have the same first weights, images, optimizer, clipping and average of the weights. diffusers runs
 twice: with latents that are computed before, and as its example `train_text_to_image.py` is, which encodes in every
@@ -153,7 +153,7 @@ def diffusers_loop(unet, encoder, vae, stream, tokenize, batch, encoding):  # ty
 def bench(batch: int, steps: int, rounds: int, out: Path | None) -> None:
     """Time training steps of the demo U-Net, its latents cached, beside diffusers' with and without cached latents.
 
-    Example: python -m ldmrt.tools.benchmarks.train_speed --rounds 7
+    Example: python -m ldmrt.tools.benchmarks.speed.training --rounds 7
     """
     import torch
 
