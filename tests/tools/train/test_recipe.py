@@ -52,7 +52,9 @@ def test_every_option_is_kept(name: str, tmp_path: Path) -> None:
     for option in options_of(command).values():
         assert option.name is not None
         kind = option.type
-        if isinstance(kind, click.Choice):
+        if isinstance(kind, click.types.BoolParamType):
+            values[option.name] = True
+        elif isinstance(kind, click.Choice):
             values[option.name] = kind.choices[-1]
         elif isinstance(kind, click.types.IntParamType):
             values[option.name] = 600
@@ -61,7 +63,7 @@ def test_every_option_is_kept(name: str, tmp_path: Path) -> None:
         elif option.multiple:
             values[option.name] = ('a "b"', "c\\d\n\u00e9\U0001f34e\x7f")
         else:
-            values[option.name] = tmp_path / 'a "b"'
+            values[option.name] = (str if kind is click.STRING else Path)(tmp_path / 'a "b"')
     path = tmp_path / "r.toml"
     path.write_text(recipe_of(command, values))
     context = click.Context(train)
