@@ -143,3 +143,13 @@ def test_settings_are_taken_out() -> None:
 def test_a_recipe_has_a_schema(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text('schema = 1\ntask = "ldm"\nlearning-rate = 1\n')
     assert read_recipe(tmp_path / "r.toml") == {"task": "ldm", "learning_rate": 1}
+
+
+@pytest.mark.parametrize("value", ["1", '"true"', "[true]", "[]"])
+def test_a_flag_is_true_or_false(value: str, ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+    """In a recipe as a boolean, and as a word after --set."""
+    path, plain = tmp_path / "r.toml", json.dumps(str(pictures))
+    path.write_text(f'schema = 1\ntask = "autoencoder"\ndata = {plain}\nbuckets = {value}\n')
+    assert "invalid buckets in" in ldmrt("train", path, "--out", tmp_path / "out").error
+    set_words = ("--set", "buckets=yes", "--out", tmp_path / "out")
+    assert "expected true or false; found 'yes'" in ldmrt("train", path, *set_words).error

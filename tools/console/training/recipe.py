@@ -148,8 +148,8 @@ def split_settings(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 def _written(path: Path, key: str, value: Any, option: click.Parameter, *, as_text: bool) -> Iterator[str]:
     """Yield an option and its value as words, once for each where it may have several."""
     if isinstance(option, click.Option) and option.is_flag:
-        words = {"true": True, "false": False} if as_text else {}
-        if not isinstance(value := words.get(value, value), bool):
+        value = {"true": True, "false": False}.get(value, value) if as_text else value
+        if not isinstance(value, bool):
             raise LdmrtError("train", f"invalid {key} in {path}", expected="true or false", found=repr(value))
         yield from option.opts[:1] * value
         return
