@@ -1,6 +1,7 @@
 """`ldmrt evaluate` on images of one's own: the bundle's images beside the folder's."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from ldmrt.export.components.torch_pipeline import torch_pipeline
+from ldmrt.model.checkpoint.checkpoint import Checkpoint
+from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.scores.frechet import frechet_distance
+from ldmrt.model.training.tasks import presets
 from ldmrt.runtime.pipeline.opening import open_pipeline
 from ldmrt.tools.commands.training.features import latent_features, pooled
-from ldmrt.tools.commands.training.sample_scores import MEASURES, shrunk
+from ldmrt.tools.commands.training.sample_scores import MEASURES, sample_scores, shrunk
 
 COUNT = 6
 
@@ -134,3 +139,15 @@ def test_large_images_are_compared_small() -> None:
     image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
     means = image.reshape(1, 32, 2, 32, 2, 3).mean(axis=(2, 4))
     assert np.abs(shrunk(image) - means).max() <= 1  # Pillow rounds to levels once in each direction
+
+
+def test_a_model_without_prompts_draws_as_many(folder: Path, images: np.ndarray) -> None:
+    """In pixels, with the guidance that the command has by default."""
+    config = replace(presets.UNCONDITIONAL, sample_size=images.shape[1], block_out_channels=(32, 32),
+                     down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)  # fmt: skip
+    checkpoint = Checkpoint(
+        PlainUNet(config).eval(), None, {}, {}, presets.UNCONDITIONAL_SCHEDULER, {"_class_name": "DDPMPipeline"}
+    )
+    wanted = {"steps": 1, "guidance": 3.0, "scheduler": None}
+    scores = sample_scores(torch_pipeline(checkpoint), folder, COUNT, ["memorisation"], **wanted)
+    assert (scores["images"], scores["reference images"]) == (COUNT, 12)

@@ -126,7 +126,7 @@ def drawn(pipeline: Pipeline, data: ImageFolder, count: int, seed: int, **asked:
         if prompted:
             words["prompt"] = [data.caption(seed, i) for i in rows]
         else:
-            words["pictures"] = len(rows)
+            words["count"] = len(rows)
         found.append(pipeline.generate(request_of(words)).pixels)
     return np.concatenate(found)
 
