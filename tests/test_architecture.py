@@ -50,7 +50,7 @@ MAY: dict[str, set[str]] = {
     | {"runtime.bundle", "model.config", "model.families", "model.networks", "model.weights"},
     "model.textual_inversion": READING | {"model.networks", "model.weights"},
     "model.lora": READING | {"model.checkpoint", "model.networks", "model.textual_inversion", "model.weights"},
-    "model.training": READING | {"model.networks", "runtime.images"},
+    "model.training": READING | {"model.lora", "model.networks", "runtime.images"},
     "export": set(),
     "export.dims": {"runtime.bundle"},
     "export.components": RUNTIME | MODEL,
