@@ -52,7 +52,7 @@ def _notes(pairs: Pairs) -> str:
     targets: dict[str, list[str]] = {}
     for component, module in pairs.places.values():
         targets.setdefault(component, []).append(module)
-    notes = {}
+    notes: dict[str, object] = {}
     for component, modules in targets.items():
         values = {"r": pairs.adapter.rank, "lora_alpha": pairs.adapter.alpha, "target_modules": modules}
         notes |= {f"{component}.{key}": value for key, value in values.items()}
