@@ -51,7 +51,8 @@ MAY: dict[str, set[str]] = {
     "model.textual_inversion": READING | {"model.networks", "model.weights"},
     "model.lora": READING | {"model.checkpoint", "model.networks", "model.textual_inversion", "model.weights"},
     "model.scores": ERRORS,
-    "model.training": READING | {"runtime.bundle", "runtime.images", "model.checkpoint", "model.networks"},
+    "model.training": READING
+    | {"runtime.bundle", "runtime.images", "model.checkpoint", "model.lora", "model.networks"},
     "export": set(),
     "export.dims": {"runtime.bundle"},
     "export.components": RUNTIME | MODEL,
