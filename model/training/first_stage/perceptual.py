@@ -27,6 +27,8 @@ class Lpips(nn.Module):
             LdmrtError: A weight is missing or has a shape that does not fit; it names the weight.
         """
         super().__init__()
+        self.shift: Tensor
+        self.scale: Tensor
         self.register_buffer("shift", torch.tensor(SHIFT)[:, None, None])
         self.register_buffer("scale", torch.tensor(SCALE)[:, None, None])
         self.groups = nn.ModuleList()

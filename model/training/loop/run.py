@@ -152,7 +152,7 @@ class Run(Generic[M]):
         The opponent's gradient is limited by itself. In fp16 a step that is not finite changes nothing, unless there
         were too many in a row; else it is an `LdmrtError`.
         """
-        modules = [self.module, *([] if self.opponent is None else [self.opponent])]
+        modules: list[nn.Module] = [self.module, *([] if self.opponent is None else [self.opponent])]
         each = [{name: p.grad for name, p in one.named_parameters() if p.grad is not None} for one in modules]
         if self.loss_scale is not None:
             for gradients in filter(None, each):

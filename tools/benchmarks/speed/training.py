@@ -69,7 +69,7 @@ def contestants(batch: int) -> dict[str, Iterator[float]]:
     words = {**presets.TEXT_ENCODER, "vocab_size": entries, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     stream, vae, unet, text = Stream(), Autoencoder(presets.AUTOENCODER).eval(), UNet(presets.UNET), text_encoder(words)
 
-    def tokenize(texts: list[str]) -> np.ndarray:  # type: ignore[type-arg]
+    def tokenize(texts: list[str]) -> np.ndarray:
         numbers = np.array([[sum(map(ord, one)) * 7919 % entries] for one in texts])
         return np.concatenate([np.zeros_like(numbers), numbers, np.ones((len(texts), length - 2), np.int64)], axis=1)
 

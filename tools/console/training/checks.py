@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ldmrt.model.networks.autoencoder import AutoencoderConfig
+    from ldmrt.model.networks.vq_autoencoder import VQConfig
     from ldmrt.model.training.loop.settings import Settings
 
 SHOWN = 32  # images in a preview of 64 pixels
@@ -53,7 +54,7 @@ def check(options: Options) -> "Settings":
     return settings
 
 
-def check_size(size: int, config: "AutoencoderConfig") -> None:
+def check_size(size: int, config: "AutoencoderConfig | VQConfig") -> None:
     """Raise an `LdmrtError` if `size` is no multiple of the autoencoder's factor, or its images are not RGB."""
     if (config.in_channels, config.out_channels) != (3, 3):
         found = f"in_channels {config.in_channels}, out_channels {config.out_channels}"
