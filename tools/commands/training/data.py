@@ -5,8 +5,7 @@ from pathlib import Path
 import click
 
 from ldmrt.tools.console.outputs import Output
-from ldmrt.tools.console.training.options import CAPTION_COLUMN, PROMPT
-from ldmrt.tools.options.common import SIDE, Group
+from ldmrt.tools.options.common import CAPTION_COLUMN, PROMPT, SIDE, Group
 
 
 @click.group(cls=Group)

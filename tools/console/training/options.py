@@ -11,7 +11,7 @@ import click
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.tools.console.outputs import Output
-from ldmrt.tools.options.common import SIDE, Choice
+from ldmrt.tools.options.common import CAPTION_COLUMN, PROMPT, SIDE, Choice
 
 from .data import open_data
 from .recipe import recipe_of
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 RATE = click.FloatRange(0, 1, min_open=True)
 POSITIVE = click.FloatRange(0, 1000, min_open=True)
-PROMPT = click.option("--prompt", help="Caption of images that have no text beside them, in a folder without metadata.")
-CAPTION_COLUMN = click.option("--caption-column", default="text", show_default=True,
-                              help="Column of the captions in metadata.jsonl or metadata.csv.")  # fmt: skip
 F = TypeVar("F", bound=Callable[..., object])
 
 
