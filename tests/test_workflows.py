@@ -48,6 +48,14 @@ def test_every_supported_python_runs_what_ci_runs() -> None:
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
 
 
+def test_ci_chains_a_training_to_an_image() -> None:
+    run, chain = ((ROOT / ".ci" / name).read_text(encoding="utf-8") for name in ("run", "chain.sh"))
+    assert "\nbash .ci/chain.sh\n" in run
+    assert "\nset -eu\n" in chain  # the first command that fails ends it
+    steps = re.findall(r"^ldmrt (train \w+|\w+)", chain, re.MULTILINE)
+    assert steps == ["train autoencoder", "train ldm", "export", "verify", "generate"]
+
+
 def test_documentation_is_built_as_make_docs_builds_it() -> None:
     commands = commands_of(jobs_of("test.yml")["docs"])
     (recipe,) = re.findall(r"^docs:.*\n\t(.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)

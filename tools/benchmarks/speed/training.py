@@ -110,11 +110,12 @@ def diffusers_loop(unet, encoder, vae, stream, tokenize, batch, encoding):  # ty
     from diffusers.training_utils import EMAModel
 
     from ldmrt.model.training.latents import to_tensor
+    from ldmrt.model.training.loop.optimizers import OPTIMIZERS
     from ldmrt.model.training.tasks import presets
 
     unet.train(), encoder.train()
     parameters = [*unet.parameters(), *encoder.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+    optimizer = OPTIMIZERS["adamw"](parameters, 1e-4)
     average = EMAModel(parameters, decay=DECAY)
     scheduler = DDPMScheduler.from_config({**presets.SCHEDULER, "_class_name": "DDPMScheduler"})
     images = torch.cat([to_tensor([image], "cpu") for image in stream.images])
