@@ -204,6 +204,7 @@ def main() -> None:
     """Run the benchmark with `THREADS` threads in every library."""
     for library in ("OMP", "OPENBLAS", "MKL"):
         os.environ.setdefault(f"{library}_NUM_THREADS", str(THREADS))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine threads would count their waiting as work
     run_script(bench)
 
 
