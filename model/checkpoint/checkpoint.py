@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard, TypeVar
 
 import torch
 from torch import nn
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Control = ControlNet | Adapter
 Codec = Autoencoder | VQAutoencoder
+V = TypeVar("V", bound=Codec)
 TextEncoder: TypeAlias = "PreTrainedModel | LDMBert"
 WEIGHTS, TEXT_WEIGHTS = f"{STEMS[0]}.safetensors", f"{STEMS[1]}.safetensors"
 PIPELINE = {
@@ -156,7 +157,7 @@ def text_encoder(config: JsonObject, kind: str = TEXT[0], part: str = "text_enco
         raise LdmrtError(part, "invalid config", found=found or first_line(error)) from None
 
 
-def with_scaling_factor(vae: Autoencoder, scaling_factor: float) -> Autoencoder:
+def with_scaling_factor(vae: V, scaling_factor: float) -> V:
     """Change the scaling factor in an autoencoder's config; returns the same object."""
     vae.config = replace(vae.config, scaling_factor=scaling_factor)
     return vae

@@ -13,7 +13,11 @@ from ldmrt.tools import cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-TRAINING = ["training", "scores"]  # pages of docs/training with commands, each of which may use what earlier ones made
+TRAINING = [
+    "training",
+    "autoencoder",
+    "scores",
+]  # pages of docs/training with commands, each of which may use what earlier ones made
 
 
 def commands_of(text: str) -> list[list[str]]:

@@ -48,7 +48,7 @@ class Lpips(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the features of images (B, 3, H, W) in [-1, 1] after each group, each pixel's of norm 1."""
-        x, found = (x - self.shift) / self.scale, []
+        x, found = (x - self.get_buffer("shift")) / self.get_buffer("scale"), list[Tensor]()
         for k, group in enumerate(self.groups):
             x = F.max_pool2d(x, 2) if k else x
             for convolution in group:  # type: ignore[attr-defined]

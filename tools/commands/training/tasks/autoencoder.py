@@ -1,6 +1,6 @@
 """Run `ldmrt train autoencoder`."""
 
-from dataclasses import replace
+from typing import Any
 
 import click
 import numpy as np
@@ -8,14 +8,18 @@ import numpy as np
 from ldmrt.tools.console.drawing.images import grid, save_png
 from ldmrt.tools.console.progress import console
 from ldmrt.tools.console.training.checks import check, check_size, preview
+from ldmrt.tools.console.training.first_stage import FirstStage, batches_of, first_stage_options
 from ldmrt.tools.console.training.options import Options, training_options
 from ldmrt.tools.console.training.run import run_training
 
 
 @click.command()
 @training_options(steps=6000, batch=8, rate=1e-3)
-def autoencoder(options: Options) -> None:
+@first_stage_options
+def autoencoder(options: Options, **values: Any) -> None:
     """Train an autoencoder, which turns images into latents and back; write OUT/vae.
+
+    With --validation each checkpoint is measured on held-out images, whose latents give the scaling factor.
 
     Example: ldmrt train autoencoder --data data/emoji --style noto --out runs/ae
     """
@@ -24,37 +28,46 @@ def autoencoder(options: Options) -> None:
     from ldmrt.model.checkpoint.checkpoint import save_network, with_scaling_factor
     from ldmrt.model.config import to_config
     from ldmrt.model.networks.autoencoder import Autoencoder, moments
+    from ldmrt.model.training.first_stage.report import report
     from ldmrt.model.training.latents import to_tensor
     from ldmrt.model.training.loop.run import Run
-    from ldmrt.model.training.tasks import presets
-    from ldmrt.model.training.tasks.autoencoder import autoencoder_task
-    from ldmrt.model.training.tasks.initialise import initialise
+    from ldmrt.model.training.tasks.autoencoder import autoencoder_task, finished
 
+    stage = FirstStage(**values)
+    parts = stage.parts()
     settings, out, size, seed, device = check(options), options.out, options.size, options.seed, options.device
-    config = replace(presets.AUTOENCODER, sample_size=size)
-    check_size(size, config)
+    network, codebook = stage.network(size, seed)
+    check_size(size, network.config)
     data, held = options.open_data()
-    torch.manual_seed(seed)
-    network = Autoencoder(config)
-    initialise(network)
-    run = Run(
-        network, settings, {"task": "autoencoder", "size": size, "data": data.digest, "validation": options.validation}
-    )
+    discriminator, perceptual = stage.opponents(seed, device)
+    about = {"task": "autoencoder", "size": size, "data": data.digest, "validation": options.validation}
+    run = Run(network, settings, about | stage.about(), discriminator)
+    task = autoencoder_task(
+        network, data, parts, perceptual=perceptual, discriminator=discriminator, codebook=codebook,
+        taken=lambda: run.step,
+    )  # fmt: skip
     half = preview(size)
     shown = np.stack([data.draw(seed + 1, i).image for i in range(2 * half)])
 
     @torch.no_grad()
     def keep() -> None:
-        vae = run.averaged()
+        vae = finished(run.averaged())
         x = to_tensor(list(shown), device)
-        mean, _ = moments(vae.encode(x))
+        encoded = vae.encode(x)
+        mean = moments(encoded)[0] if isinstance(vae, Autoencoder) else encoded
         back = vae.decode(mean).clamp(-1, 1)
         psnr = -10 * ((back - x) / 2).square().mean().log10().item()
         console.print(f"step {run.step}: PSNR {psnr:.2f} dB over {len(shown)} images", highlight=False)
         pictures = np.rint((back.cpu().permute(0, 2, 3, 1).numpy() + 1) * 127.5).astype(np.uint8)
         pairs = np.stack([shown[:half], pictures[:half]], axis=1).reshape(2 * half, *shown.shape[1:])
         save_png(out / "training" / f"autoencoder-{run.step:06d}.png", grid(pairs, min(8, len(pairs))))
-        with_scaling_factor(vae, 1.0 / mean.std().item())  # Rombach et al. 2022, appendix G: unit variance
-        save_network(out / "vae", vae, to_config("AutoencoderKL", vae.config), torch.float32)
+        factor = 1.0 / mean.std().item()  # Rombach et al. 2022, appendix G: unit variance
+        if held is not None:
+            measured = report(vae, batches_of(held, size, device, skip_unreadable=settings.skip_unreadable))
+            console.print(f"step {run.step}, {measured.images} held-out images: {measured}", highlight=False)
+            factor = measured.scaling_factor
+        with_scaling_factor(vae, factor)
+        kind = "AutoencoderKL" if isinstance(vae, Autoencoder) else "VQModel"
+        save_network(out / "vae", vae, to_config(kind, vae.config), torch.float32)
 
-    run_training(run, autoencoder_task(network, data), options, keep, held)
+    run_training(run, task, options, keep, held)

@@ -1,0 +1,135 @@
+"""`ldmrt train autoencoder` with all parts of its loss; today's defaults are squared error and KL, to the bit."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, VQModel
+from PIL import Image
+from safetensors.torch import load_file
+
+from ldmrt.model.networks.autoencoder import Autoencoder, kl_divergence, moments
+from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
+from ldmrt.model.training.data.captioned import ImageFolder, Sample
+from ldmrt.model.training.diffusion.objective import squared_error
+from ldmrt.model.training.draws import Draws
+from ldmrt.model.training.latents import to_tensor
+from ldmrt.model.training.loop.run import Losses, Run, TrainingTask
+from ldmrt.model.training.loop.settings import Settings
+from ldmrt.model.training.tasks import presets
+from ldmrt.model.training.tasks.initialise import initialise
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pictures of noise, and one network of random weights for LPIPS beside them."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rows = []
+    for i in range(12):
+        pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        rows.append(json.dumps({"file_name": f"{i}.png", "text": f"noise {i}"}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+def words(pictures: Path, *more: object) -> list[object]:
+    return ["train", "autoencoder", "--data", pictures, "--batch", 2, "--size", 16, "--warmup", 1, *more]
+
+
+def test_the_defaults_take_the_steps_of_squared_error_and_kl(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+    """The loss is written out; the weights are equal to the bit."""
+    assert ldmrt(*words(pictures, "--steps", 3, "--out", tmp_path)).code == 0
+    torch.manual_seed(0)
+    vae = Autoencoder(replace(presets.AUTOENCODER, sample_size=16))
+    initialise(vae)
+
+    def loss_of(samples: list[Sample], draws: Draws) -> Losses:
+        x = to_tensor([sample.image for sample in samples], "cpu")
+        mean, log_variance = moments(vae.encode(x))
+        latents = mean + torch.exp(0.5 * log_variance) * draws.normal("latents", mean.shape[1:])
+        return {"reconstruction": squared_error(vae.decode(latents), x), "kl": 1e-6 * kl_divergence(mean, log_variance)}
+
+    run = Run(vae, Settings(steps=3, batch=2, learning_rate=1e-3, warmup=1))
+    list(run.optimise(TrainingTask(ImageFolder.open(pictures, size=16), loss_of)))
+    found = load_file(tmp_path / "vae" / WEIGHTS)
+    assert found.keys() == run.average.keys()
+    assert all(torch.equal(value, run.average[name]) for name, value in found.items())
+    state = torch.load(tmp_path / "training" / "state.pt", weights_only=True)
+    assert state.keys() == run.state().keys()
+
+
+PARTS = {
+    "vq": ["--kind", "vq", "--codes", 12],
+    "all": ["--reconstruction", "l1", "--sum", "--log-variance", "learned", "--adversarial", 0.5, "--perceptual",
+            "discriminator", "--discriminator-start", 1, "--discriminator-layers", 1],
+    "averaged": ["--kind", "vq", "--codebook", "average", "--adversarial", 0.5, "--discriminator-layers", 1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_run_that_was_stopped_ends_in_the_same_bytes(name: str, ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+    """And loads in diffusers and here, with equal codes and pictures."""
+    more, whole, halves = ["--validation", 0.4, *PARTS[name]], tmp_path / "whole", tmp_path / "halves"
+    ran = ldmrt(*words(pictures, "--steps", 4, "--schedule", "constant", "--out", whole, *more))
+    assert ran.code == 0, ran.err
+    assert "held-out images: PSNR" in ran.err
+    for steps, resumed in ((2, []), (4, ["--resume"])):
+        again = words(pictures, "--steps", steps, "--schedule", "constant", "--out", halves, *more, *resumed)
+        assert ldmrt(*again).code == 0
+    assert (whole / "vae" / WEIGHTS).read_bytes() == (halves / "vae" / WEIGHTS).read_bytes()
+    assert (whole / "vae" / "config.json").read_bytes() == (halves / "vae" / "config.json").read_bytes()
+    changed = ldmrt(
+        *words(pictures, "--steps", 4, "--schedule", "constant", "--out", halves, "--resume"), "--validation", 0.4
+    )
+    assert "was trained with another" in changed.error
+    config = json.loads((whole / "vae" / "config.json").read_text())
+    x, tensors = (
+        to_tensor([ImageFolder.open(pictures, size=16).draw(0, 0).image], "cpu"),
+        load_file(whole / "vae" / WEIGHTS),
+    )
+    with torch.no_grad():
+        if name == "all":
+            theirs, ours = AutoencoderKL.from_pretrained(whole / "vae"), Autoencoder.from_config(config)
+            ours.load_state_dict(tensors)
+            latents = moments(ours.encode(x))[0]
+            expected = theirs.decode(theirs.encode(x).latent_dist.mode()).sample
+        else:
+            theirs, ours = VQModel.from_pretrained(whole / "vae"), VQAutoencoder.from_config(config)
+            ours.load_state_dict(tensors)
+            latents, hidden = ours.encode(x), theirs.encode(x).latents
+            assert torch.equal(ours.quantize.codes(latents).flatten(), theirs.quantize(hidden)[2][2].flatten())
+            expected = theirs.decode(hidden).sample
+        # 1e-4: two implementations in float32, of values of about 1
+        torch.testing.assert_close(ours.decode(latents), expected, rtol=1e-4, atol=1e-4)
+    lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    names = {"vq": {"codebook"}, "all": {"kl", "perceptual"}, "averaged": {"codebook"}}[name]
+    opposing = {"adversarial", "discriminator"} if name != "vq" else set()
+    parts = next(line["parts"] for line in lines if "parts" in line)
+    assert parts.keys() == {"reconstruction"} | names | opposing
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--perceptual", "discriminator"], "--perceptual discriminator needs a discriminator that learns"),
+        (["--log-variance", "low"], "invalid --log-variance; expected a number from -50 to 50, or learned; found low"),
+        (["--log-variance", "inf"], "invalid --log-variance"),
+        (["--kl-weight", "nan"], "--kl-weight"),
+        (["--codes", "1"], "--codes"),
+        (["--perceptual", "nowhere.safetensors"], "nowhere.safetensors"),
+    ],
+)
+def test_impossible_losses_are_refused(
+    more: list[str], message: str, ldmrt: Any, pictures: Path, tmp_path: Path
+) -> None:
+    ran = ldmrt(*words(pictures, "--steps", 1, "--out", tmp_path / "out", *more))
+    assert ran.code == 2
+    assert message in ran.err
+    assert not list((tmp_path / "out").rglob("*.pt"))

@@ -1,0 +1,182 @@
+"""Build the networks of an autoencoder's training from its options, and measure what it has learned."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.tools.options.common import Choice
+
+from .options import POSITIVE, finite
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ldmrt.model.networks.autoencoder import Autoencoder
+    from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
+    from ldmrt.model.training.data.captioned import ImageFolder
+    from ldmrt.model.training.first_stage.discriminator import Discriminator
+    from ldmrt.model.training.first_stage.perceptual import Lpips
+    from ldmrt.model.training.first_stage.quantise import Codebook
+    from ldmrt.model.training.tasks.autoencoder import Parts
+
+F = TypeVar("F", bound=Callable[..., object])
+DISCRIMINATOR = "discriminator"  # of --perceptual: its features instead of a file's
+LEARNED = "learned"  # of --log-variance
+MOST = 256  # images of a report
+WEIGHT = click.FloatRange(0, 1e6)
+
+
+def first_stage_options(command: F) -> F:
+    """Add the options of an autoencoder's loss; the command takes them by the names of `FirstStage`."""
+    for option in reversed([
+        click.option("--kind", type=Choice(["kl", "vq"]), default="kl", show_default=True,
+                     help="Latents from a normal distribution, or vectors of a codebook."),
+        click.option("--reconstruction", type=Choice(["l1", "l2"]), default="l2", show_default=True,
+                     help="Absolute or squared error."),
+        click.option("--sum", "summed", is_flag=True, help="Sum losses over an image, instead of their means."),
+        click.option("--log-variance", default="0", show_default=True, metavar="NUMBER|learned",
+                     help="s of the reconstruction's loss / exp(s) + s."),
+        click.option("--kl-weight", type=WEIGHT, default=1e-6, show_default=True, callback=finite,
+                     help="Weight of the KL."),
+        click.option("--perceptual", metavar="FILE|discriminator",
+                     help="Weights of LPIPS as safetensors, or the discriminator's features."),
+        click.option("--perceptual-weight", type=WEIGHT, default=1.0, show_default=True, callback=finite,
+                     help="Weight of the perceptual distance."),
+        click.option("--adversarial", type=WEIGHT, default=0.0, show_default=True, callback=finite,
+                     help="Weight of the adversarial part, beside its adaptive one; 0 for none."),
+        click.option("--discriminator-start", type=click.IntRange(min=0), default=0, show_default=True,
+                     help="Step after which the adversarial part begins."),
+        click.option("--discriminator-loss", type=Choice(["hinge", "vanilla"]), default="hinge", show_default=True,
+                     help="Loss of the discriminator."),
+        click.option("--discriminator-layers", type=click.IntRange(1, 8), default=3, show_default=True,
+                     help="Layers of the discriminator that halve the size, and one more."),
+        click.option("--codes", type=click.IntRange(2, 1 << 20), default=1024, show_default=True,
+                     help="Vectors of the codebook."),
+        click.option("--codebook", type=Choice(["gradient", "average"]), default="gradient", show_default=True,
+                     help="How the codebook learns."),
+        click.option("--commitment", type=POSITIVE, default=0.25, show_default=True, callback=finite,
+                     help="Weight of the latents' distance to their codes."),
+    ]):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True)
+class FirstStage:
+    """Holds the options of an autoencoder's loss."""
+
+    kind: str
+    reconstruction: str
+    summed: bool
+    log_variance: str
+    kl_weight: float
+    perceptual: str | None
+    perceptual_weight: float
+    adversarial: float
+    discriminator_start: int
+    discriminator_loss: str
+    discriminator_layers: int
+    codes: int
+    codebook: str
+    commitment: float
+
+    def parts(self) -> "Parts":
+        """Return what the loss is made of.
+
+        Raises:
+            LdmrtError: Options contradict each other, or --log-variance is no number.
+        """
+        from ldmrt.model.training.tasks.autoencoder import Parts
+
+        if self.perceptual == DISCRIMINATOR and not self.adversarial:
+            hint = "--adversarial 0.5"
+            raise LdmrtError("train", "--perceptual discriminator needs a discriminator that learns", hint=hint)
+        try:
+            s = None if self.log_variance == LEARNED else float(self.log_variance)
+        except ValueError:
+            s = float("nan")
+        if s is not None and not -50 <= s <= 50:
+            expected = "a number from -50 to 50, or learned"
+            raise LdmrtError("train", "invalid --log-variance", expected=expected, found=self.log_variance)
+        weight = self.perceptual_weight if self.perceptual else 0.0
+        return Parts(
+            self.reconstruction, self.summed, s, weight, self.adversarial, self.discriminator_start,
+            self.discriminator_loss, self.kl_weight, self.commitment,
+        )  # fmt: skip
+
+    def about(self) -> dict[str, object]:
+        """Return what a resumed run must have in common with the saved one; None for today's defaults."""
+        named: dict[str, Any] = self.parts().named()
+        if self.perceptual and self.perceptual != DISCRIMINATOR:
+            named["network"] = Path(self.perceptual).name
+        if self.adversarial:
+            named["layers"] = self.discriminator_layers
+        if self.kind == "vq":
+            named |= {"codes": self.codes, "codebook": self.codebook}
+        told = ", ".join(f"{name} {value}" for name, value in sorted(named.items())) or None
+        return {"kind": None if self.kind == "kl" else self.kind, "loss": told}
+
+    def network(self, size: int, seed: int) -> "tuple[Autoencoder | VQAutoencoder, Codebook | None]":
+        """Build the autoencoder with its first weights, and what updates its codebook."""
+        import torch
+        from torch import nn
+
+        from ldmrt.model.networks.autoencoder import Autoencoder
+        from ldmrt.model.networks.vq_autoencoder import VQAutoencoder, VQConfig
+        from ldmrt.model.training.first_stage.quantise import Codebook
+        from ldmrt.model.training.tasks import presets
+        from ldmrt.model.training.tasks.autoencoder import learn_log_variance
+        from ldmrt.model.training.tasks.initialise import initialise
+
+        config, codebook = replace(presets.AUTOENCODER, sample_size=size), None
+        torch.manual_seed(seed)
+        network: Autoencoder | VQAutoencoder
+        if self.kind == "kl":
+            network = Autoencoder(config)
+            initialise(network)
+        else:
+            names = ("down_block_types", "up_block_types", "block_out_channels", "layers_per_block", "latent_channels")
+            shape = {name: getattr(config, name) for name in (*names, "norm_num_groups", "sample_size")}
+            network = VQAutoencoder(VQConfig(num_vq_embeddings=self.codes, scaling_factor=1.0, **shape))
+            initialise(network)
+            nn.init.normal_(network.quantize.embedding.weight)  # as latents are
+            codebook = Codebook(network.quantize, seed, averaged=self.codebook == "average")
+        if self.log_variance == LEARNED:
+            learn_log_variance(network)
+        return network, codebook
+
+    def opponents(self, seed: int, device: str) -> "tuple[Discriminator | None, Lpips | None]":
+        """Build the discriminator and read the perceptual network, as far as they are asked for.
+
+        Raises:
+            LdmrtError: The file of the perceptual network cannot be read, or is another network's.
+        """
+        import torch
+
+        from ldmrt.model.training.first_stage.discriminator import Discriminator
+        from ldmrt.model.training.first_stage.perceptual import Lpips
+        from ldmrt.model.weights.weights import open_weights
+
+        discriminator = perceptual = None
+        if self.perceptual and self.perceptual != DISCRIMINATOR:
+            opened = open_weights("train", Path(self.perceptual))
+            perceptual = Lpips({name: lazy.read() for name, lazy in opened.items()}).to(device)
+        if self.adversarial:
+            torch.manual_seed(seed)
+            discriminator = Discriminator(self.discriminator_layers)
+        return discriminator, perceptual
+
+
+def batches_of(held: "ImageFolder", size: int, device: str, *, skip_unreadable: bool) -> "Iterator[Tensor]":
+    """Yield held-out images as tensors (B, 3, H, W) in [-1, 1], at most `MOST`."""
+    from ldmrt.model.training.data.batches import Batches
+    from ldmrt.model.training.latents import to_tensor
+
+    count, several = min(MOST, len(held)), max(1, 8 * 64**2 // size**2)
+    loaded = Batches(held, 0, several, skip_unreadable=skip_unreadable)
+    for step in range(-(-count // several)):
+        yield to_tensor([sample.image for sample in loaded(step)[: count - step * several]], device)
