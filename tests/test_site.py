@@ -1,5 +1,6 @@
 """The documentation site builds without a warning, and its references are complete."""
 
+import io
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ from types import ModuleType
 import click
 import pytest
 import yaml
+from PIL import Image
 
 import ldmrt.runtime
 from ldmrt.tools.cli import cli
@@ -75,6 +77,44 @@ def test_references_on_the_site(site: Path) -> None:
     command_line = (site / "reference/cli.html").read_text(encoding="utf-8")
     assert "ldmrt train autoencoder" in command_line
     assert "--negative-clip-skip" in command_line
+
+
+@pytest.mark.slow
+def test_what_the_code_of_a_page_prints_is_on_the_site(site: Path) -> None:
+    learn = (site / "training/learn.html").read_text(encoding="utf-8")
+    assert "ELBO, exact posterior" in re.sub("<[^>]+>", "", learn.partition("log evidence          -")[2])
+    images = sorted((site / "training").glob("learn-*.png"))
+    assert [Image.open(path).size[0] > 300 for path in images] == [True] * 3
+    assert all(f'src="{path.name}"' in learn for path in images)
+
+
+@pytest.mark.slow(minutes=1)
+def test_learn_page_holds_what_it_says_whatever_the_seed(hooks: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its asserts hold for other numbers than those that are shown, and every section checks something."""
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "docs/training/learn.md").read_text(encoding="utf-8")
+    other = text.replace("manual_seed(0)", "manual_seed(7)").replace("default_rng(0)", "default_rng(7)")
+    assert other.count("(7)") == 2
+    shown, figures = hooks.run_blocks(other)
+    assert len(figures) == 3
+    assert "ONNX Runtime's image to PyTorch's:" in shown
+    for section in text.split("\n## ")[1:]:
+        assert "    assert " in section or "\nassert " in section, section.partition("\n")[0]
+
+
+def test_blocks_run_in_order_in_one_namespace(hooks: ModuleType) -> None:
+    first = "```python\nimport numpy as np\nx = 6 * 7\n```\n"
+    then = "```python\nprint(x)\nfigure = np.zeros((2, 3, 3), np.uint8)\n```\n"
+    shown, figures = hooks.run_blocks(f"a\n\n{first}\nb\n\n{then}\nc\n")
+    printed = "```text\n42\n```\n\n![What the block above draws](learn-1.png)\n"
+    assert shown == f"a\n\n{first}\nb\n\n{then}\n{printed}\nc\n"
+    assert Image.open(io.BytesIO(figures["learn-1.png"])).size == (9, 6)
+
+
+def test_claim_that_does_not_hold_stops_the_build_and_names_its_line(hooks: ModuleType) -> None:
+    with pytest.raises(AssertionError) as raised:
+        hooks.run_blocks("a\n\n```python\nx = 1\nassert x == 2\n```\n")
+    assert raised.traceback[-1].lineno == 4  # from 0: the fifth line of the page
 
 
 def docs() -> list[Path]:

@@ -23,7 +23,7 @@ COMMANDS = {
     "samplers": "List the samplers, or show their plans.",
     "data": "Build a training set.",
     "train": "Train an autoencoder, a diffusion model in latents or pixels, or an upscaler.",
-    "evaluate": "Score how well an emoji model follows its prompts.",
+    "evaluate": "Score the images of a model beside those that it was trained on.",
 }
 TRAINING = ("data", "train", "evaluate")  # in a folder of their own
 

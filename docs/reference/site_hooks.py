@@ -1,7 +1,10 @@
 """Hooks of mkdocs: add the pages that stand outside docs, the files that pages link to, and the help of commands."""
 
+import contextlib
+import io
 import posixpath
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import click
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from PIL import Image
 
 from ldmrt.tools.cli import cli
 
@@ -22,6 +26,8 @@ OUTSIDE = {
     "model/pretrained/emoji128-upscaler/README.md": "shipped-upscaler.md",
 }
 LINK = re.compile(r"(?<=\]\()(?![a-z+]+:|#)([^)#\s]+)")  # relative ones, without the anchor
+BLOCK = re.compile(r"```python\n(.*?)```\n", re.DOTALL)
+RUN = "training/learn.md"  # the page whose code runs when it is built
 COMMANDS = "<!-- commands -->"  # the line of cli.md that the reference replaces
 
 
@@ -68,7 +74,41 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     source = page.file.src_uri
     here = posixpath.dirname(source)
     markdown = LINK.sub(lambda m: posixpath.relpath(site_path(target_of(m[1], source)), here or "."), markdown)
+    if source == RUN:
+        markdown, figures = run_blocks(markdown)
+        for name, content in figures.items():
+            files.append(File.generated(config, posixpath.join(here, name), content=content))
     return markdown.replace(COMMANDS, "\n".join(reference())) if source.endswith("cli.md") else markdown
+
+
+def run_blocks(markdown: str) -> tuple[str, dict[str, bytes]]:
+    """Run a page's blocks of Python in their order and in one namespace, in the current folder, the repository's.
+
+    Returns:
+        The page, with what each block prints below it, and the image that it leaves as `figure`, (H, W, 3), uint8,
+        three times as large; and the images as PNG, by their names.
+
+    Raises:
+        AssertionError: What the page claims does not hold.
+    """
+    names, figures = dict[str, object](), dict[str, bytes]()
+
+    def run(block: re.Match[str]) -> str:
+        printed, shown = io.StringIO(), block[0]
+        line = markdown.count("\n", 0, block.start(1))  # so that a traceback names the line of the page
+        with contextlib.redirect_stdout(printed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exec(compile("\n" * line + block[1], RUN, "exec"), names)
+        if text := printed.getvalue():
+            shown += f"\n```text\n{text}```\n"
+        if (pixels := names.pop("figure", None)) is not None:
+            image, content, name = Image.fromarray(pixels), io.BytesIO(), f"learn-{len(figures) + 1}.png"
+            image.resize((3 * image.width, 3 * image.height), Image.Resampling.NEAREST).save(content, "PNG")
+            figures[name] = content.getvalue()
+            shown += f"\n![What the block above draws]({name})\n"
+        return shown
+
+    return BLOCK.sub(run, markdown), figures
 
 
 def reference() -> Iterator[str]:

@@ -30,6 +30,10 @@ class Draws:
         pairs = zip(self.samples, chosen.tolist(), strict=True)
         return Draws(self.seed, [sample for sample, taken in pairs if taken], self.device, self.stream)
 
+    def each(self) -> list["Draws"]:
+        """Return the draws of each sample alone."""
+        return [Draws(self.seed, [sample], self.device, self.stream) for sample in self.samples]
+
     def normal(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
         """Draw numbers of mean 0 and variance 1, (B, *shape), float32."""
         return self._each(purpose, lambda random: random.standard_normal(shape, np.float32))
@@ -44,7 +48,11 @@ class Draws:
 
     def integers(self, purpose: str, below: int) -> Tensor:
         """Draw an integer from 0 to `below` - 1 for each sample, (B,), int64, and note it."""
-        self.noted[purpose] = self._each(purpose, lambda random: random.integers(below, size=()))
+        return self.note(purpose, self._each(purpose, lambda random: random.integers(below, size=())))
+
+    def note(self, purpose: str, values: Tensor) -> Tensor:
+        """Note values (B,) of the samples, for an error or a log, and return them on the device."""
+        self.noted[purpose] = values.to(self.device)
         return self.noted[purpose]
 
     def _each(self, purpose: str, draw: Callable[[np.random.Generator], NDArray[np.generic]]) -> Tensor:

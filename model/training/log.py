@@ -13,13 +13,14 @@ from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.reading import JsonObject, read_bytes
 from ldmrt.runtime.files.writing import write_atomically
 
-from .diffusion.objective import TIMESTEPS
-from .loop.run import Progress
+from .diffusion.timesteps import TIMESTEPS
+from .loop.task import Progress
 
 BINS = 10  # of the timesteps, over which losses are averaged
 LARGEST = 1 << 28  # bytes of a log: a million lines
 MEGABYTE = 1e6
 NUMBERS = ("samples", "learning_rate", "gradient_norm", "images_per_second", "skipped", "memory_mb")
+SCALED = ("loss_scale", "steps_skipped")  # of a training in fp16
 
 
 class Log:
@@ -55,14 +56,15 @@ class Log:
 
     def _begin(self) -> None:
         """Start an average of no steps."""
-        self.steps = 0
-        self.samples = 0
+        self.steps = 0  # that were taken
+        self.samples = 0  # of all steps
+        self.averaged = 0  # samples of the steps that were taken
         self.gradient = 0.0
         self.sums: dict[str, float] = {}  # of the parts of the loss
         self.by_time = torch.zeros(BINS, 2, dtype=torch.float64)  # the losses' sum and number
 
     def add(self, progress: Progress, skipped: int = 0) -> None:
-        """Add a step, and write a line where it is due.
+        """Add a step, and write a line where it is due; of a step in fp16 that was skipped, samples alone count.
 
         Args:
             progress: The step's.
@@ -70,12 +72,14 @@ class Log:
         """
         losses = {name: value.double().cpu() for name, value in progress.losses.items()}
         total = torch.stack(list(losses.values())).sum(dim=0)
-        self.steps += 1
         self.samples += len(total)
-        self.gradient += progress.gradient
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.sum().item()
-        if TIMESTEPS in progress.noted:
+        if progress.taken:
+            self.steps += 1
+            self.averaged += len(total)
+            self.gradient += progress.gradient
+            for name, value in losses.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value.sum().item()
+        if TIMESTEPS in progress.noted and progress.taken:
             bins = progress.noted[TIMESTEPS].cpu() * BINS // self.timesteps
             self.by_time.index_add_(0, bins, torch.stack([total, torch.ones_like(total)], dim=1))
         if progress.step % self.every == 0 or progress.step == progress.steps:
@@ -88,10 +92,10 @@ class Log:
         self._append({"step": step, "loss": total if math.isfinite(total) else None, "validation": finite})
 
     def write(self, progress: Progress, skipped: int = 0) -> None:
-        """Write a line of the steps since the last one, if there are any; the run may stop between two lines."""
+        """Write a line of the steps since the last one, if any were taken; the run may stop between two lines."""
         if not self.steps:
             return
-        parts = {name: value / self.samples for name, value in self.sums.items()}
+        parts = {name: value / self.averaged for name, value in self.sums.items()}
         line: JsonObject = {
             "step": progress.step,
             "samples": self.before["samples"] + self.samples,
@@ -106,6 +110,8 @@ class Log:
         }
         if not self.timesteps:
             del line["loss_by_timestep"]
+        if progress.loss_scale is not None:
+            line |= {"loss_scale": progress.loss_scale.scale, "steps_skipped": progress.loss_scale.skipped}
         self._append(line)
         self.before = line
         self._begin()
@@ -164,7 +170,7 @@ def _whole(line: JsonObject) -> bool:
     if "validation" in line:
         numbers = [value for value in numbers if value is not None]
     else:
-        numbers += [line[name] for name in NUMBERS]
+        numbers += [line[name] for name in (*NUMBERS, *(name for name in SCALED if name in line))]
         numbers += [value for value in line.get("loss_by_timestep", []) if value is not None]
     return isinstance(line["step"], int) and all(map(math.isfinite, numbers))
 

@@ -7,14 +7,16 @@ import torch
 from ldmrt.runtime.errors import LdmrtError
 
 from .data.batches import Batches
+from .data.buckets import BucketedImages
 from .data.captioned import ImageFolder
 from .draws import Draws
-from .loop.run import M, Run, TrainingTask
+from .loop.run import M, Run
+from .loop.task import TrainingTask
 
 MOST = 256  # images that are measured
 
 
-def validation_losses(run: Run[M], task: TrainingTask, held: ImageFolder) -> dict[str, float]:
+def validation_losses(run: Run[M], task: TrainingTask, held: ImageFolder | BucketedImages) -> dict[str, float]:
     """Return the mean of each part of a task's loss over held-out images, at most `MOST` of them.
 
     The images, timesteps and noise are the same each time, so the losses of two checkpoints can be compared. The run
@@ -30,20 +32,22 @@ def validation_losses(run: Run[M], task: TrainingTask, held: ImageFolder) -> dic
         held, settings.seed, settings.at_once, skip_unreadable=settings.skip_unreadable, wanted=task.wanted
     )
     sums: dict[str, float] = {}
-    present = {name: value.detach().clone() for name, value in run.module.state_dict().items()}
-    run.module.load_state_dict(run.average)
+    present = {name: value.clone() for name, value in run.weights().items()}
+    run.put(run.average)
     run.module.eval()
     try:
-        for step in range(-(-count // settings.at_once)):
-            first = step * settings.at_once
-            samples = loaded(step)[: count - first]
-            draws = Draws(settings.seed, range(first, first + len(samples)), settings.device, stream="validation")
+        step = done = 0
+        while done < count:
+            samples = loaded(step)[: count - done]
+            step, done = step + 1, done + len(samples)
+            indices = [sample.index for sample in samples]
+            draws = Draws(settings.seed, indices, settings.device, stream="validation")
             with torch.no_grad(), settings.autocast():
                 losses = task.loss_of(samples, draws)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.double().sum().item()
     finally:
-        run.module.load_state_dict(present)
+        run.put(present)
         run.module.train()
     return {name: value / count for name, value in sums.items()}
 

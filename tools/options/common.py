@@ -17,6 +17,9 @@ COMPUTE = click.option(
     show_default=True,
     help="Precision that OpenVINO computes in: fp32, bf16, fp16 or int8. All but fp32 change the image, int8 visibly.",
 )
+PROMPT = click.option("--prompt", help="Caption of images that have no text beside them, in a folder without metadata.")
+CAPTION_COLUMN = click.option("--caption-column", default="text", show_default=True,
+                              help="Column of the captions in metadata.jsonl or metadata.csv.")  # fmt: skip
 
 
 class Choice(click.Choice):

@@ -1,13 +1,13 @@
 """Load the batches of a stream: threads decode the images of the next one while the network computes."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 from ldmrt.runtime.errors import LdmrtError
 
-from .captioned import Captioned, Key, Pixels, Sample
+from .captioned import Captioned, Grouped, Key, Pixels, Sample
 
 TRIES = 100  # images in a row that may be unreadable
 Wanted = Callable[[Sample], bool]
@@ -28,7 +28,7 @@ class Batches:
         Args:
             data: The captioned images.
             seed: Names the stream.
-            size: Samples a batch.
+            size: Samples a batch; batches of grouped data may have fewer.
             skip_unreadable: Whether unreadable images are skipped; otherwise they are an `LdmrtError`.
             wanted: Tells whether the image of a sample is needed; others are not decoded.
         """
@@ -43,7 +43,10 @@ class Batches:
     def prepare(self, step: int) -> None:
         """Begin to decode the images of a step."""
         self._step = step
-        self._samples = [self.data.draw(self.seed, step * self.size + i) for i in range(self.size)]
+        indices: Sequence[int] = range(step * self.size, (step + 1) * self.size)
+        if isinstance(self.data, Grouped):
+            indices = self.data.indices(self.seed, step, self.size)
+        self._samples = [replace(self.data.draw(self.seed, index), index=index) for index in indices]
         self._decoded = {
             sample.key: self._pool.submit(getattr, sample, "image")
             for sample in {sample.key: sample for sample in self._samples}.values()
@@ -51,11 +54,13 @@ class Batches:
         }
 
     def __call__(self, step: int) -> list[Sample]:
-        """Return the samples of a step; the images that are wanted are decoded."""
+        """Return the samples of a step; the images that are wanted are decoded.
+
+        One that takes the place of another has the index of that one.
+        """
         if step != self._step:
             self.prepare(step)
-        first = step * self.size
-        return [self._decode(sample, first + i) for i, sample in enumerate(self._samples)]
+        return [replace(self._decode(sample, sample.index), index=sample.index) for sample in self._samples]
 
     def _decode(self, sample: Sample, index: int, tries: int = TRIES) -> Sample:
         """Return a sample with its image decoded, or the first readable one that follows it in the stream."""
@@ -69,4 +74,5 @@ class Batches:
             if not self.skip_unreadable or tries == 1:
                 raise error.as_kind(LdmrtError, "repair the file, or --on-bad skip") from None
             self.skipped[sample.key] = str(error)
-        return self._decode(self.data.draw(self.seed, index + 1), index + 1, tries - 1)
+        following = self.data.after(index) if isinstance(self.data, Grouped) else index + 1
+        return self._decode(self.data.draw(self.seed, following), following, tries - 1)

@@ -6,11 +6,11 @@ set once an epoch.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,22 +19,46 @@ from PIL import Image
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.images.reading import read_rgb
 
-from .metadata import METADATA, Row, read_metadata, refuse
+from .listing import read_listing
+from .metadata import CAPTION, METADATA, Row, refuse
 from .order import entry
 
 SIZE = 64  # pixels
+ORIENTATION, SIDEWAYS = 0x0112, 5  # EXIF's tag, and its first value of an image that lies on its side
 DRAFT = 2  # a JPEG may be decoded at a fraction of its size that has this many times the pixels wanted along a side
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 Key = tuple[object, ...]  # names the image of a sample
+Shape = tuple[int, int]  # width, height
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """States how an image was made of its file, each as height and width in pixels, as SDXL is told it.
+
+    Attributes:
+        original: The size of the upright image in the file.
+        crop: How much was cut off at the top and at the left, after the image was resized.
+        target: The size of the sample's image.
+    """
+
+    original: tuple[int, int]
+    crop: tuple[int, int]
+    target: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Holds a captioned image, decoded when it is first needed. Samples with the same `key` have the same image."""
+    """Holds a captioned image, decoded when it is first needed. Samples with the same `key` have the same image.
+
+    `sizes` returns what SDXL is told of it, in pixels: the original's height and width, and the top and left of the
+    part that is seen, in the original scaled as that part is; None for an image that is whole.
+    """
 
     source: Pixels | Callable[[], Pixels] = field(repr=False)
     caption: str
     key: Key
+    sizes: Sizes | None = None  # of images of one's own that were checked
+    index: int = -1  # its place in the stream, in a batch; its random numbers depend on it
 
     @cached_property
     def image(self) -> Pixels:
@@ -57,6 +81,17 @@ class Captioned(Protocol):
         """Return the caption of `draw` without its image."""
 
 
+@runtime_checkable
+class Grouped(Captioned, Protocol):
+    """Streams captioned images whose batches hold certain samples together."""
+
+    def indices(self, seed: int, step: int, batch: int) -> Sequence[int]:
+        """Return which samples of the stream a step takes: at most `batch`, and at least one."""
+
+    def after(self, index: int) -> int:
+        """Return the sample that takes the place of another one in its batch."""
+
+
 def generator(*key: int) -> np.random.Generator:
     """Return a counter-based generator (Philox: Salmon et al. 2011) for one sample, keyed by one or two numbers."""
     return np.random.Generator(np.random.Philox(key=np.array([*key, 0][:2], np.uint64)))
@@ -69,8 +104,10 @@ def digest(rows: Sequence[object]) -> str:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Streams a folder of one's own: `metadata.jsonl` with `file_name` and `text`, as in Hugging Face's imagefolder.
+    """Streams a folder of one's own, with metadata as in Hugging Face's imagefolder or captions beside the images.
 
+    `listed` is the name of the metadata, "" where there is none; `shapes` are the sizes of upright images, as far as
+    they are known. Of several captions each sample draws one.
     Images are laid on white, cropped to a centred square and resized to `size` pixels. In the place of a file in
     `skipped` comes the next of the stream.
     """
@@ -79,14 +116,18 @@ class ImageFolder:
     rows: tuple[Row, ...] = field(repr=False)
     size: int = SIZE
     skipped: frozenset[str] = field(default=frozenset(), repr=False)
+    listed: str = METADATA
+    shapes: Mapping[str, Shape] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def open(cls, folder: Path, *, size: int = SIZE) -> "ImageFolder":
-        """Read metadata.jsonl.
+    def open(cls, folder: Path, *, size: int = SIZE, prompt: str | None = None, column: str = CAPTION) -> "ImageFolder":
+        """Read the captions of a folder, see `read_listing`.
 
         Args:
-            folder: The folder with metadata.jsonl and the images.
+            folder: The folder of the images.
             size: Pixels along a side of the samples' images.
+            prompt: The caption of images that have none, in a folder without metadata.
+            column: The column of the captions in the metadata.
 
         Returns:
             The stream; no image has been opened.
@@ -94,16 +135,16 @@ class ImageFolder:
         Raises:
             LdmrtError: A line has no caption, or names no file inside the folder; an `InvalidLines` where several do.
         """
-        rows, problems = read_metadata(folder)
+        listed, rows, problems = read_listing(folder, prompt, column)
         if problems:
-            raise refuse(folder, problems)
-        return cls(folder, tuple(rows), size)
+            raise refuse(folder / listed, problems)
+        return cls(folder, tuple(rows), size, listed=listed)
 
     def __post_init__(self) -> None:
         """Refuse a folder that names no image, or whose images are all skipped."""
         if not len(self):
             problem = "names no image that can be used" if self.rows else "is empty"
-            raise LdmrtError("data", f"{self.folder / METADATA} {problem}")
+            raise LdmrtError("data", f"{self.folder / self.listed} {problem}")
 
     def __len__(self) -> int:
         """Count the captioned images of an epoch."""
@@ -112,7 +153,7 @@ class ImageFolder:
     @property
     def digest(self) -> str:
         """A hash of names and captions, see `digest`."""
-        return digest([(row.file_name, row.text) for row in self.rows])
+        return digest([(row.file_name, *row.texts) for row in self.rows])
 
     def fraction(self, name: str) -> float:
         """Return a number from 0 to 1 that the bytes of an image's file alone decide; 1 where it cannot be read."""
@@ -125,11 +166,18 @@ class ImageFolder:
     def draw(self, seed: int, index: int) -> Sample:
         """Return sample `index` of the stream that `seed` names; its image is decoded later."""
         row = self._row(seed, index)
-        return Sample(partial(square, self.folder / row.file_name, self.size), row.text, (row.file_name,))
+        shape = self.shapes.get(row.file_name)
+        sizes = sizes_of(shape, (self.size, self.size)) if shape else None
+        source = partial(square, self.folder / row.file_name, self.size)
+        return Sample(source, self.caption_of(row, seed, index), (row.file_name,), sizes)
 
     def caption(self, seed: int, index: int) -> str:
         """Return the caption of `draw` without its image."""
-        return self._row(seed, index).text
+        return self.caption_of(self._row(seed, index), seed, index)
+
+    def caption_of(self, row: Row, seed: int, index: int) -> str:
+        """Return the caption of a row that sample `index` draws."""
+        return row.texts[generator(seed, index).integers(len(row.texts)) if row.others else 0]
 
     def _row(self, seed: int, index: int) -> Row:
         """Return the first row of the stream from `index` on that is not skipped."""
@@ -140,11 +188,24 @@ class ImageFolder:
 
 def square(path: Path, size: int) -> Pixels:
     """Crop an image file to its centred square and resize that: (size, size, 3), uint8 RGB."""
-    image = read_image(path, size)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    cropped = image.crop((left, top, left + side, top + side))
-    return np.asarray(cropped.resize((size, size), Image.Resampling.LANCZOS))
+    return fitted(path, (size, size))
+
+
+def fitted(path: Path, shape: Shape) -> Pixels:
+    """Crop an image file to the largest centred part of a shape, and resize that: (height, width, 3), uint8 RGB."""
+    image = read_image(path, max(shape))
+    scale = max(shape[0] / image.width, shape[1] / image.height)
+    width, height = (min(side, max(1, round(to / scale))) for side, to in zip(image.size, shape, strict=True))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    cropped = image.crop((left, top, left + width, top + height))
+    return np.asarray(cropped.resize(shape, Image.Resampling.LANCZOS))
+
+
+def sizes_of(original: Shape, target: Shape) -> Sizes:
+    """Return the sizes of an image that covers a shape, and of which the centre is taken."""
+    scale = max(to / side for side, to in zip(original, target, strict=True))
+    left, top = (max(0, (round(side * scale) - to) // 2) for side, to in zip(original, target, strict=True))
+    return Sizes((original[1], original[0]), (top, left), (target[1], target[0]))
 
 
 def read_image(path: Path, least: int) -> Image.Image:
@@ -153,7 +214,12 @@ def read_image(path: Path, least: int) -> Image.Image:
     return image
 
 
-def shorter_side(path: Path) -> int:
-    """Return the pixels along the shorter side of an image, of which only the header is read."""
+def upright_shape(path: Path, decoded: Shape) -> Shape:
+    """Return the width and height of an image, of which only the header is read.
+
+    A JPEG may have been decoded at a fraction of its size, which tells how it stands.
+    """
     with Image.open(path) as opened:
-        return min(opened.size)
+        width, height = opened.size
+    lies = (width > height) != (decoded[0] > decoded[1]) and decoded[0] != decoded[1]
+    return (height, width) if lies else (width, height)

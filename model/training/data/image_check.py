@@ -1,7 +1,7 @@
 """Decode every image of a folder before training, so that none stops it half-way."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -12,7 +12,8 @@ import PIL
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.file_cache import FileCache
 
-from .captioned import read_image, shorter_side
+from .buckets import nearest
+from .captioned import Shape, read_image, upright_shape
 
 ENLARGED = 2  # how many times an image may be enlarged
 BLOCK = 256  # files that are queued at once
@@ -20,38 +21,55 @@ BLOCK = 256  # files that are queued at once
 
 @dataclass(frozen=True)
 class Verdict:
-    """States whether an image can be used: what is wrong with its file, or that it is too small."""
+    """States whether an image can be used: its width and height, what is wrong with its file, or that it is small."""
 
     file_name: str
+    shape: Shape | None = None
     unreadable: str | None = None
     small: str | None = None
 
 
-def check_images(folder: Path, names: list[str], size: int) -> Iterator[Verdict]:
-    """Decode each image once, in parallel; those that were whole before and have not changed are not read again."""
+def check_images(folder: Path, names: list[str], size: int, shapes: Sequence[Shape] = ()) -> Iterator[Verdict]:
+    """Decode each image once, in parallel; those that were whole before and have not changed are not read again.
+
+    Args:
+        folder: The folder that the names are of.
+        names: The images' files.
+        size: The size of the training, in pixels.
+        shapes: Its shapes, of which each image gets the nearest; squares by default.
+    """
+    shapes = shapes or [(size, size)]
     known, seen = FileCache("images", folder, PIL.__version__), iter(dict.fromkeys(names))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while block := list(islice(seen, BLOCK)):
-            yield from pool.map(lambda name: _verdict(folder, name, size, known), block)
+            yield from pool.map(lambda name: _verdict(folder, name, size, shapes, known), block)
     known.keep()
 
 
-def _verdict(folder: Path, name: str, size: int, known: FileCache) -> Verdict:
+def _verdict(folder: Path, name: str, size: int, shapes: Sequence[Shape], known: FileCache) -> Verdict:
     """Judge one image, by the cache where its file has not changed."""
     path = folder / name
     try:
         state = path.stat()
         if not state.st_size:
             return Verdict(name, unreadable=f"{name} is empty")
-        side = known.get(name, state)  # along the shorter side of an image that was whole
-        if not isinstance(side, int):
-            read_image(path, size)
-            side = shorter_side(path)
-        known.add(name, state, side)
+        shape = _parsed(known.get(name, state))  # of an image that was whole
+        if shape is None:
+            shape = upright_shape(path, read_image(path, size).size)
+        known.add(name, state, "{}x{}".format(*shape))
     except (LdmrtError, OSError) as error:
         reason = getattr(error, "found", None) or getattr(error, "strerror", None) or error
         return Verdict(name, unreadable=f"{name} cannot be read ({reason})")
-    if side * ENLARGED < size:
-        sides = f"{name} is {side} pixels along its shorter side"
-        return Verdict(name, small=f"{sides}, which --size {size} enlarges more than {ENLARGED} times")
-    return Verdict(name)
+    target = nearest(shapes, shape)
+    if any(side * ENLARGED < to for side, to in zip(shape, target, strict=True)):
+        sides = f"{name} is {min(shape)} pixels along its shorter side"
+        return Verdict(name, shape, small=f"{sides}, which --size {size} enlarges more than {ENLARGED} times")
+    return Verdict(name, shape)
+
+
+def _parsed(value: object) -> Shape | None:
+    """Return the width and height that the cache holds; None where it holds none."""
+    width, _, height = value.partition("x") if isinstance(value, str) else ("", "", "")
+    return (
+        (int(width), int(height)) if width.isdecimal() and height.isdecimal() and int(width) and int(height) else None
+    )

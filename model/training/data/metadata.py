@@ -1,7 +1,9 @@
-"""Read the rows of a metadata.jsonl: which image has which caption, and what is wrong with invalid lines."""
+"""Read the rows of a metadata.jsonl or metadata.csv: which image has which captions, and what is wrong with lines."""
 
+import csv
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +11,8 @@ from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import decode_json, read_bytes
 
 METADATA = "metadata.jsonl"
+TABLE = "metadata.csv"
+CAPTION = "text"  # the column of captions
 LARGEST = 1 << 29  # bytes of a metadata.jsonl: some millions of captions
 LISTED = 20  # problems that an error names before it only counts them
 LONGEST = 200  # characters of an invalid value that an error shows
@@ -16,26 +20,42 @@ LONGEST = 200  # characters of an invalid value that an error shows
 
 @dataclass(frozen=True)
 class Row:
-    """Names one captioned image: its line of metadata.jsonl, its file inside the folder, and its caption."""
+    """Names one captioned image: its line of the metadata, its file inside the folder, its caption and perhaps others.
+
+    The line is 0 where there is no metadata.
+    """
 
     line: int
     file_name: str
     text: str
+    others: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All captions."""
+        return (self.text, *self.others)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """States what is wrong with one line of metadata.jsonl, or with the image `file_name` that its row names."""
+    """States what is wrong with one line of the metadata, or with the image `file_name` that its row names.
+
+    The line is 0 where there is no metadata.
+    """
 
     line: int
     found: str
     file_name: str | None = None
 
 
-def read_metadata(folder: Path) -> tuple[list[Row], list[Problem]]:
-    """Read every line of a folder's metadata.jsonl.
+def read_metadata(path: Path, column: str = CAPTION) -> tuple[list[Row], list[Problem]]:
+    """Read every line of a metadata.jsonl, or every row of a metadata.csv.
 
     Blank lines and byte-order marks are skipped. No image is opened.
+
+    Args:
+        path: The file, in the folder of the images.
+        column: The key, or the column, of the captions; in metadata.jsonl a caption may be a list of several.
 
     Returns:
         The rows, and what is wrong with lines that are none, or with the file that a row names.
@@ -43,21 +63,12 @@ def read_metadata(folder: Path) -> tuple[list[Row], list[Problem]]:
     Raises:
         LdmrtError: The file is missing, too large or not UTF-8.
     """
-    path = folder / METADATA
-    try:
-        content = read_bytes("data", path, LARGEST)
-        text = content.decode()
-    except UnicodeDecodeError as error:
-        lines_before = content.count(b"\n", 0, error.start)
-        found = f"byte {content[error.start]:#x}"
-        raise LdmrtError("data", f"{path} line {lines_before + 1}: not UTF-8", found=found) from None
-    rows, problems, root = list[Row](), list[Problem](), folder.resolve()
-    # str.splitlines would also split at characters that a caption may hold
-    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
-        if not (stripped := line.strip("\ufeff \t")):
-            continue
+    text = read_text(path, LARGEST).replace("\r\n", "\n").replace("\r", "\n")
+    rows, problems, root = list[Row](), list[Problem](), path.parent.resolve()
+    lines = _records(text, column, problems) if path.name == TABLE else _objects(text, problems)
+    for number, fields in lines:
         try:
-            row = _row(number, stripped)
+            row = _row(number, fields, column)
         except _Invalid as invalid:
             problems.append(Problem(number, str(invalid)))
             continue
@@ -67,27 +78,78 @@ def read_metadata(folder: Path) -> tuple[list[Row], list[Problem]]:
     return rows, problems
 
 
-class InvalidLines(LdmrtError):
-    """Several lines of metadata.jsonl cannot be used; the message lists them."""
+def read_text(path: Path, limit: int) -> str:
+    """Read a text of at most `limit` bytes; an `LdmrtError` names the line that is not UTF-8."""
+    try:
+        content = read_bytes("data", path, limit)
+        return content.decode()
+    except UnicodeDecodeError as error:
+        lines_before = content.count(b"\n", 0, error.start)
+        found = f"byte {content[error.start]:#x}"
+        raise LdmrtError("data", f"{path} line {lines_before + 1}: not UTF-8", found=found) from None
 
-    def __init__(self, folder: Path, problems: Sequence[Problem], hint: str | None) -> None:
+
+def _objects(text: str, problems: list[Problem]) -> Iterator[tuple[int, object]]:
+    """Yield the values of lines of JSON with their numbers; note lines that are none."""
+    # str.splitlines would also split at characters that a caption may hold
+    for number, line in enumerate(text.split("\n"), 1):
+        if not (stripped := line.strip("\ufeff \t")):
+            continue
+        try:
+            yield number, decode_json(stripped)
+        except json.JSONDecodeError as error:
+            problems.append(Problem(number, f"not JSON ({error.msg} at character {error.colno})"))
+        except ValueError as error:  # a number of thousands of digits, thousands of brackets
+            problems.append(Problem(number, f"not JSON ({str(error)[:LONGEST]})"))
+
+
+def _records(text: str, column: str, problems: list[Problem]) -> Iterator[tuple[int, object]]:
+    """Yield the rows of a table below its header, by column, with the lines they begin at; note those that are none."""
+    reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline="\n"), strict=True)
+    header, number = list[str](), 1
+    try:
+        for record in reader:
+            number, begin = reader.line_num + 1, number
+            if not "".join(record).strip():
+                continue
+            if not header:
+                header = record
+                if lacking := [name for name in ("file_name", column) if name not in header]:
+                    problems.append(Problem(begin, f"no column {' or '.join(lacking)}, found {_shown(header)}"))
+                    return
+            elif len(record) != len(header):
+                problems.append(Problem(begin, f"{len(record)} fields, expected {len(header)}"))
+            else:
+                yield begin, dict(zip(header, record, strict=True))
+    except csv.Error as error:
+        problems.append(Problem(number, f"not CSV ({error})"))
+
+
+class InvalidLines(LdmrtError):
+    """Several lines of the metadata, or images without it, cannot be used; the message lists them."""
+
+    def __init__(self, listed: Path, problems: Sequence[Problem], hint: str | None) -> None:
         """Put one line for each problem between the message and its hint."""
-        super().__init__("data", f"{len(problems)} lines of {folder / METADATA} cannot be used", hint=hint)
+        what = "lines" if any(problem.line for problem in problems) else "images"
+        super().__init__("data", f"{len(problems)} {what} of {listed} cannot be used", hint=hint)
         message, *rest = str(self).splitlines()
         self.args = ("\n".join([message, *listing(problems), *rest]),)
 
 
-def refuse(folder: Path, problems: Sequence[Problem], hint: str | None = None) -> LdmrtError:
-    """Return the error that names each problem."""
+def refuse(listed: Path, problems: Sequence[Problem], hint: str | None = None) -> LdmrtError:
+    """Return the error that names each problem of a file, or of a folder of images without metadata."""
     if len(problems) > 1:
-        return InvalidLines(folder, problems, hint)
-    return LdmrtError("data", f"{folder / METADATA} line {problems[0].line}: {problems[0].found}", hint=hint)
+        return InvalidLines(listed, problems, hint)
+    (problem,) = problems
+    if not problem.line:
+        return LdmrtError("data", f"an image of {listed} cannot be used: {problem.found}", hint=hint)
+    return LdmrtError("data", f"{listed} line {problem.line}: {problem.found}", hint=hint)
 
 
 def listing(problems: Sequence[Problem]) -> list[str]:
     """Write one indented line for each problem, the first of them where there are many."""
     problems = sorted(problems, key=lambda problem: problem.line)
-    lines = [f"  line {problem.line}: {problem.found}" for problem in problems[:LISTED]]
+    lines = [f"  {f'line {each.line}: ' if each.line else ''}{each.found}" for each in problems[:LISTED]]
     return lines + [f"  and {len(problems) - LISTED} more"] * (len(problems) > LISTED)
 
 
@@ -95,18 +157,16 @@ class _Invalid(Exception):
     """A line is not a row; the message says why."""
 
 
-def _row(number: int, line: str) -> Row:
-    """Parse one line, or raise `_Invalid`."""
-    try:
-        row = decode_json(line)
-    except json.JSONDecodeError as error:
-        raise _Invalid(f"not JSON ({error.msg} at character {error.colno})") from None
-    except ValueError as error:  # a number of thousands of digits, thousands of brackets
-        raise _Invalid(f"not JSON ({str(error)[:LONGEST]})") from None
+def _row(number: int, row: object, column: str) -> Row:
+    """Check the fields of one line, or raise `_Invalid`."""
     if not isinstance(row, dict):
-        raise _Invalid(f"expected an object with file_name and text, found {_shown(row)}")
+        raise _Invalid(f"expected an object with file_name and {column}, found {_shown(row)}")
     name = _text(row, "file_name")
-    return Row(number, name, _text(row, "text", f" of {name}"))
+    owner, captions = f" of {name}", row.get(column)
+    if isinstance(captions, list) and captions:
+        first, *others = (_text({f"{column}[{i}]": text}, f"{column}[{i}]", owner) for i, text in enumerate(captions))
+        return Row(number, name, first, tuple(others))
+    return Row(number, name, _text(row, column, owner))
 
 
 def _text(row: Mapping[str, object], key: str, owner: str = "") -> str:

@@ -27,6 +27,8 @@ class Lpips(nn.Module):
             LdmrtError: A weight is missing or has a shape that does not fit; it names the weight.
         """
         super().__init__()
+        self.shift: Tensor
+        self.scale: Tensor
         self.register_buffer("shift", torch.tensor(SHIFT)[:, None, None])
         self.register_buffer("scale", torch.tensor(SCALE)[:, None, None])
         self.groups = nn.ModuleList()
@@ -48,7 +50,7 @@ class Lpips(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the features of images (B, 3, H, W) in [-1, 1] after each group, each pixel's of norm 1."""
-        x, found = (x - self.get_buffer("shift")) / self.get_buffer("scale"), list[Tensor]()
+        x, found = (x - self.shift) / self.scale, []
         for k, group in enumerate(self.groups):
             x = F.max_pool2d(x, 2) if k else x
             for convolution in group:  # type: ignore[attr-defined]

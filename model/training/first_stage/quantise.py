@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ldmrt.model.networks.vq_autoencoder import Quantizer
-from ldmrt.model.training.diffusion.objective import squared_error
+from ldmrt.model.training.diffusion.error import squared_error
 from ldmrt.model.training.draws import Draws
 
 COMMITMENT = 0.25  # van den Oord et al. 2017, equation 3
@@ -62,12 +62,11 @@ class Codebook:
     """
 
     def __init__(self, quantizer: Quantizer, seed: int, *, averaged: bool = False, restart: bool = True) -> None:
-        """Add the buffers; a codebook that is `averaged` gets no gradient."""
+        """Add the buffers; one that is `averaged` learns by its averages alone, so `quantise` gives it no gradient."""
         self.quantizer, self.seed, self.averaged, self.restart = quantizer, seed, averaged, restart
         table = quantizer.embedding.weight
         quantizer.register_buffer("usage", torch.zeros(len(table)))
         quantizer.register_buffer("sums", torch.zeros_like(table.detach()))
-        table.requires_grad_(not averaged)
         self.seen: list[tuple[Tensor, Tensor]] = []  # latents (n, width) and their codes (n,), of the present step
 
     def note(self, latents: Tensor, codes: Tensor) -> None:

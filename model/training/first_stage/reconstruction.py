@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ldmrt.model.training.diffusion.objective import squared_error
+from ldmrt.model.training.diffusion.error import squared_error
 
 
 def absolute_error(found: Tensor, expected: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.nearest import suggestion
 
 CHANGEABLE = (  # with --change
-    *("steps", "batch", "accumulate", "learning-rate", "seed", "precision", "device", "size", "crop", "data"),
-    *("schedule", "warmup", "validation", "snr-gamma", "offset-noise", "input-perturbation"),
+    *("steps", "batch", "accumulate", "learning-rate", "seed", "precision", "device", "size", "buckets", "crop"),
+    *("data", "schedule", "warmup", "validation", "snr-gamma", "debias", "loss", "huber-c"),
+    *("timesteps", "offset-noise", "pyramid-noise", "input-perturbation"),
 )
 Values = tuple[object, object]  # of a setting, before and now
 

@@ -7,8 +7,8 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -16,63 +16,21 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ldmrt.model.training.data.batches import Batches, Wanted
-from ldmrt.model.training.data.captioned import Captioned, Key, Sample, name_of
+from ldmrt.model.training.data.batches import Batches
+from ldmrt.model.training.data.captioned import Key, Sample, name_of
 from ldmrt.model.training.data.metadata import LISTED
 from ldmrt.model.training.draws import Draws
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.files.writing import write_atomically
 
+from .checkpointing import checkpoint_blocks
+from .loss_scale import MOST, LossScale
 from .optimizers import OPTIMIZERS
 from .resuming import Values, changes
 from .settings import Settings, naming_memory
+from .task import Losses, Progress, TrainingTask
 
 M = TypeVar("M", bound=nn.Module)
-Losses = Mapping[str, Tensor]  # of B samples, (B,) each, by the name of the part
-
-
-@dataclass(frozen=True)
-class TrainingTask:
-    """States what a training minimises: the mean over samples of the sum of their losses.
-
-    Attributes:
-        data: The captioned images.
-        loss_of: Computes the losses of some samples from their random numbers, each sample's by itself.
-        timesteps: How many timesteps its draws are from; 0 where it has none.
-        wanted: Tells whether the image of a sample is needed; others are not decoded.
-        after: Called with the number of steps taken before, after each step's update of the weights.
-    """
-
-    data: Captioned
-    loss_of: Callable[[list[Sample], Draws], Losses]
-    timesteps: int = 0
-    wanted: Wanted = lambda _: True
-    after: Callable[[int], None] = lambda _: None
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Reports one finished step.
-
-    Attributes:
-        step: Its number, from 1.
-        steps: How many there will be.
-        loss: The mean over its samples.
-        rate: Images a second since the loop began.
-        losses: The parts of each sample's loss, (batch,) each, by name.
-        noted: The integers that its samples drew, (batch,) each, such as timesteps.
-        learning_rate: The step's.
-        gradient: The norm of its gradient before it was clipped.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    rate: float
-    losses: Losses
-    noted: Mapping[str, Tensor]
-    learning_rate: float
-    gradient: float
 
 
 def listed(values: Iterable[object]) -> str:
@@ -80,6 +38,11 @@ def listed(values: Iterable[object]) -> str:
     names = [str(value) for value in values]
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
+
+
+def _shown(norms: Iterable[Tensor]) -> float:
+    """Return the first norm that is not finite, or the first one."""
+    return min((norm.item() for norm in norms), key=math.isfinite)
 
 
 class Run(Generic[M]):
@@ -99,7 +62,8 @@ class Run(Generic[M]):
         """Move a module to the device and begin at step 0.
 
         Args:
-            module: The network, with its first weights.
+            module: The network, with its first weights; those without `requires_grad` are frozen: neither optimizer,
+                average nor state has them.
             settings: How to train it.
             about: What a resumed run must have in common with the saved one, beside its settings: data, task.
             opponent: A network that learns in the same steps; None for none.
@@ -109,8 +73,13 @@ class Run(Generic[M]):
         self.changes: list[dict[str, object]] = []  # of settings, when the run was resumed: step, name, before and now
         self.module = module.to(settings.device).train()
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
-        self.optimizer = OPTIMIZERS[settings.optimizer](self.module.parameters(), settings.learning_rate)
+        self.frozen = {name for name, weight in self.module.named_parameters() if not weight.requires_grad}
+        self.average = {name: value.clone() for name, value in self.weights().items()}
+        learning = [weight for weight in self.module.parameters() if weight.requires_grad]
+        self.optimizer = OPTIMIZERS[settings.optimizer](learning, settings.learning_rate)
+        self.loss_scale = LossScale() if settings.precision == "fp16" else None
+        if settings.checkpointing:
+            checkpoint_blocks(self.module)
         self.opponent = opponent
         self.opposing: torch.optim.Optimizer | None = None
         if opponent is not None:
@@ -118,6 +87,7 @@ class Run(Generic[M]):
             self.opposing = OPTIMIZERS[settings.optimizer](opponent.parameters(), settings.learning_rate)
         self.step = 0
         self.skipped: Mapping[Key, str] = {}  # samples whose images could not be read, and why
+        self.memory: Mapping[str, Tensor] = {}  # of the task's draws
         self.torn = False  # weights that an interrupted update has changed in part are not to be saved
 
     def optimise(self, task: TrainingTask) -> Iterator[Progress]:
@@ -129,11 +99,13 @@ class Run(Generic[M]):
         Raises:
             LdmrtError: An image cannot be read, a loss or gradient is not finite, or memory runs out.
         """
-        settings, begin, first = self.settings, time.perf_counter(), self.step
+        settings, begin, seen = self.settings, time.perf_counter(), 0
         batches = Batches(
             task.data, settings.seed, settings.batch, skip_unreadable=settings.skip_unreadable, wanted=task.wanted
         )
         self.skipped = batches.skipped
+        if task.memory is not None and self.memory:
+            task.memory.load_state_dict(self.memory)
         while self.step < settings.steps:
             rate = settings.rate(self.step)
             for group in (group for optimizer in self._optimizers() for group in optimizer.param_groups):
@@ -141,34 +113,29 @@ class Run(Generic[M]):
             with naming_memory(settings):
                 samples = batches(self.step)
                 losses, noted = self._gradient(task, samples, batches)
-                loss = sum(value.sum().item() for value in losses.values()) / settings.batch
-                named = {"samples": map(name_of, samples), **{name: value.tolist() for name, value in noted.items()}}
-                norm = self._clip(loss, named)
-                self.torn = True
-                for optimizer in self._optimizers():
-                    optimizer.step()
-                task.after(self.step)
-                self.torn = False
+                loss = sum(value.sum().item() for value in losses.values()) / len(samples)
+                norm = self._update(task, samples, losses, noted)
             self.step += 1
-            self._update_average()
-            speed = (self.step - first) * settings.batch / (time.perf_counter() - begin)
-            yield Progress(self.step, settings.steps, loss, speed, losses, noted, rate, norm)
+            seen += len(samples)
+            speed = seen / (time.perf_counter() - begin)
+            yield Progress(self.step, settings.steps, loss, speed, losses, noted, rate, norm, self.loss_scale)
 
     def _gradient(
         self, task: TrainingTask, samples: list[Sample], batches: Batches
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Compute the gradient of the present step, part by part; return its samples' losses, and what they noted."""
-        settings, first = self.settings, self.step * self.settings.batch
+        settings, count = self.settings, len(samples)
         found = list[tuple[Losses, Mapping[str, Tensor]]]()
         for optimizer in self._optimizers():
             optimizer.zero_grad()
-        for part in settings.parts:
-            draws = Draws(settings.seed, range(first + part.start, first + part.stop), settings.device)
+        for part in settings.parts(count):
+            draws = Draws(settings.seed, [sample.index for sample in samples[part]], settings.device)
             with settings.autocast():
                 losses = task.loss_of(samples[part], draws)
-            if part.stop == settings.batch and self.step + 1 < settings.steps:
+            if part.stop == count and self.step + 1 < settings.steps:
                 batches.prepare(self.step + 1)  # while the gradient is computed
-            (torch.stack(list(losses.values())).sum() / settings.batch).backward()
+            mean = torch.stack(list(losses.values())).sum() / count
+            (mean if self.loss_scale is None else self.loss_scale.scale * mean).backward()
             found.append(({name: value.detach() for name, value in losses.items()}, draws.noted))
         losses, noted = (
             {name: torch.cat([one[name] for one in each]) for name in each[0]} for each in zip(*found, strict=True)
@@ -179,46 +146,82 @@ class Run(Generic[M]):
         """Return the module's optimizer, and the opponent's."""
         return [self.optimizer, *([] if self.opposing is None else [self.opposing])]
 
-    def _clip(self, loss: float, inputs: Mapping[str, Iterable[object]]) -> float:
-        """Limit the norm of the gradient and return what it was; a step that is not finite is an `LdmrtError`.
+    def _update(self, task: TrainingTask, samples: list[Sample], losses: Losses, noted: Mapping[str, Tensor]) -> float:
+        """Change the weights by their gradient, and return the norm that it had before it was limited.
 
-        The opponent's gradient is limited by itself.
-
-        Args:
-            loss: The step's.
-            inputs: What the error names, such as the samples.
+        The opponent's gradient is limited by itself. In fp16 a step that is not finite changes nothing, unless there
+        were too many in a row; else it is an `LdmrtError`.
         """
-        gradients = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
-        norm = nn.utils.get_total_norm(gradients.values())
-        if self.opponent is not None and math.isfinite(norm.item()):
-            own = {name: p.grad for name, p in self.opponent.named_parameters() if p.grad is not None}
-            total = nn.utils.get_total_norm(own.values())
-            if math.isfinite(total.item()):
-                nn.utils.clip_grads_with_norm_(self.opponent.parameters(), self.settings.clip, total)
-            else:
-                gradients, norm = {f"opponent.{name}": gradient for name, gradient in own.items()}, total
-        if math.isfinite(loss) and math.isfinite(norm.item()):
-            nn.utils.clip_grads_with_norm_(self.module.parameters(), self.settings.clip, norm)
-            return norm.item()
-        found = [f"loss {loss}, gradient norm {norm.item()}"]
+        modules: list[nn.Module] = [self.module, *([] if self.opponent is None else [self.opponent])]
+        each = [{name: p.grad for name, p in one.named_parameters() if p.grad is not None} for one in modules]
+        if self.loss_scale is not None:
+            for gradients in filter(None, each):
+                torch._foreach_div_(list(gradients.values()), self.loss_scale.scale)
+        norms = [nn.utils.get_total_norm(gradients.values()) for gradients in each]
+        taken = all(bool(value.isfinite().all()) for value in [*losses.values(), *norms])
+        scale = self.loss_scale and self.loss_scale.after(taken=taken)
+        if taken:
+            for one, norm in zip(modules, norms, strict=True):
+                nn.utils.clip_grads_with_norm_(one.parameters(), self.settings.clip, norm)
+            self.torn = True
+            for optimizer in self._optimizers():
+                optimizer.step()
+            task.after(self.step)
+            self._update_average()
+            self.torn = False
+            if task.memory is not None:
+                task.memory.learn(torch.stack(list(losses.values())).sum(dim=0), noted)
+                self.memory = task.memory.state_dict()
+        elif scale is None or scale.hopeless:
+            named = {f"opponent.{name}": gradient for gradients in each[1:] for name, gradient in gradients.items()}
+            inputs = {"samples": map(name_of, samples), **{name: value.tolist() for name, value in noted.items()}}
+            raise self._not_finite(losses, norms, {**each[0], **named}, inputs)
+        self.loss_scale = scale
+        return _shown(norms)
+
+    def _not_finite(
+        self,
+        losses: Losses,
+        norms: Iterable[Tensor],
+        gradients: Mapping[str, Tensor],
+        inputs: Mapping[str, Iterable[object]],
+    ) -> LdmrtError:
+        """Return the error of a step that is not finite."""
+        loss = sum(value.sum().item() for value in losses.values()) / len(next(iter(losses.values())))
+        found = [f"loss {loss}, gradient norm {_shown(norms)}"]
         bad = (name for name, gradient in gradients.items() if not torch.isfinite(gradient).all())
         found += [f"first in the gradient of {name}" for name in islice(bad, 1)]
         found += [f"{kind} {listed(values)}" for kind, values in inputs.items()]
-        raise LdmrtError(
-            "train", f"step {self.step} is not finite", found="; ".join(found), hint="a lower --learning-rate"
-        )
+        problem, hint = f"step {self.step} is not finite", "a lower --learning-rate"
+        if self.loss_scale is not None:
+            scale = self.loss_scale.scale
+            problem = (
+                f"step {self.step} is not finite in fp16, as the {MOST - 1} before it, with a loss scale of {scale:g}"
+            )
+            hint = "a lower --learning-rate, or --precision bf16"
+        return LdmrtError("train", problem, found="; ".join(found), hint=hint)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return what changes in training: the weights that are not frozen, and all buffers."""
+        return {name: value for name, value in self.module.state_dict().items() if name not in self.frozen}
+
+    def put(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy values of all `weights` into the module."""
+        frozen = {name: value for name, value in self.module.state_dict().items() if name in self.frozen}
+        self.module.load_state_dict({**frozen, **weights})
 
     def averaged(self) -> M:
         """Return a copy of the module with the averaged weights, in eval mode."""
         copied = copy.deepcopy(self.module)
-        copied.load_state_dict(self.average)
+        copied.load_state_dict({**copied.state_dict(), **self.average})
         return copied.eval()
 
     @torch.no_grad()
     def _update_average(self) -> None:
         """Move the averaged weights towards the present ones."""
-        decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))  # a young average forgets its random start
-        for name, value in self.module.state_dict().items():
+        taken = self.step + 1
+        decay = min(self.settings.ema, (1 + taken) / (10 + taken))  # a young average forgets its random start
+        for name, value in self.weights().items():
             average = self.average[name]
             if average.is_floating_point():
                 average.lerp_(value, 1.0 - decay)
@@ -232,10 +235,12 @@ class Run(Generic[M]):
             "torch": str(torch.__version__),
             "about": {**self.about, **self.settings.shaping()},
             "changes": self.changes,
-            "module": self.module.state_dict(),
+            "module": self.weights(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
+            "memory": self.memory,
             **self._opposing_state(),
+            "loss_scale": self.loss_scale and asdict(self.loss_scale),
         }
 
     def _opposing_state(self) -> dict[str, object]:
@@ -248,7 +253,7 @@ class Run(Generic[M]):
         """Return the size of the state's tensors."""
         kept = [values for optimizer in self._optimizers() for values in optimizer.state_dict()["state"].values()]
         moments = (value for values in kept for value in values.values())
-        tensors = [*self.module.state_dict().values(), *self.average.values(), *moments]
+        tensors = [*self.weights().values(), *self.average.values(), *moments]
         tensors += self.opponent.state_dict().values() if self.opponent is not None else []
         return sum(tensor.nbytes for tensor in tensors)
 
@@ -289,12 +294,15 @@ class Run(Generic[M]):
                 for name, value in state[part].items():
                     if not torch.isfinite(value).all():
                         raise LdmrtError("train", f"{name} in {path} is not finite", hint="train without --resume")
-            self.module.load_state_dict(state["module"])
+            self.put(state["module"])
             self.average = state["average"]
             self.optimizer.load_state_dict(state["optimizer"])
+            self.memory = state.get("memory", {})
             if self.opponent is not None and self.opposing is not None:
                 self.opponent.load_state_dict(state["opponent"])
                 self.opposing.load_state_dict(state["opposing"])
+            if self.loss_scale is not None and state.get("loss_scale"):
+                self.loss_scale = LossScale(**state["loss_scale"])
             self.step = state["step"]
             if (version := state.get("torch", str(torch.__version__))) != torch.__version__:
                 now = f"this is {torch.__version__}: rounding may differ from here on"

@@ -10,7 +10,7 @@ from ldmrt.runtime.errors import LdmrtError, first_line
 
 from .optimizers import OPTIMIZERS, SCHEDULES, check_choice, learning_rate
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,12 @@ class Settings:
     device: str = "cpu"
     precision: str = "fp32"
     accumulate: int = 1  # parts of a batch, whose gradients are added up: less memory, the same step
+    checkpointing: bool = False  # activations are computed again for the gradient: less memory, the same step
     skip_unreadable: bool = False  # unreadable images are skipped; otherwise they stop the run
 
     def shaping(self) -> dict[str, object]:
         """Return the settings that weights depend on."""
-        free = {"skip_unreadable"} | ({"steps"} if self.schedule == "constant" else set())
+        free = {"skip_unreadable", "checkpointing"} | ({"steps"} if self.schedule == "constant" else set())
         return {name: value for name, value in asdict(self).items() if name not in free}
 
     def __post_init__(self) -> None:
@@ -51,15 +52,19 @@ class Settings:
         """Return the learning rate of the step after `step` steps."""
         return learning_rate(self.schedule, self.learning_rate, step, self.steps, self.warmup)
 
-    @property
-    def parts(self) -> list[slice]:
-        """The samples of a batch that are computed together, in `accumulate` parts that are nearly of one size."""
-        ends = [self.batch * i // self.accumulate for i in range(self.accumulate + 1)]
-        return [slice(*ends[i : i + 2]) for i in range(self.accumulate)]
+    def parts(self, count: int) -> list[slice]:
+        """Return which of a batch's samples are computed together, in `accumulate` parts that are nearly of one size.
+
+        A batch of a smaller `count` than that has as many parts.
+        """
+        parts = min(self.accumulate, count)
+        ends = [count * i // parts for i in range(parts + 1)]
+        return [slice(*ends[i : i + 2]) for i in range(parts)]
 
     def autocast(self) -> torch.autocast:
         """Compute networks in the precision of the run within this context."""
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
+        kind = PRECISIONS[self.precision]
+        return torch.autocast(self.device, kind or torch.bfloat16, enabled=kind is not None)
 
     @property
     def at_once(self) -> int:
@@ -70,7 +75,8 @@ class Settings:
     def smaller(self) -> str:
         """The options that take less memory, for a message."""
         half = f"--accumulate {2 * self.accumulate}" if 2 * self.accumulate <= self.batch else "a smaller --size"
-        return half if self.precision == "bf16" else f"{half}, or --precision bf16"
+        others = ["--checkpointing"] * (not self.checkpointing) + ["--precision bf16"] * (self.precision == "fp32")
+        return " or ".join([", ".join([half, *others[:-1]]), *others[-1:]])
 
 
 @contextlib.contextmanager

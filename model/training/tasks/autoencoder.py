@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ldmrt.model.networks.autoencoder import Autoencoder, kl_divergence, moments
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.training.data.captioned import Captioned, Sample
-from ldmrt.model.training.diffusion.objective import squared_error
+from ldmrt.model.training.diffusion.error import squared_error
 from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.first_stage.discriminator import (
     LOSSES,
@@ -23,7 +23,7 @@ from ldmrt.model.training.first_stage.quantise import Codebook, quantise, strip
 from ldmrt.model.training.first_stage.reconstruction import ERRORS, nll, scaled
 from ldmrt.model.training.latents import to_tensor
 from ldmrt.model.training.loop.optimizers import check_choice
-from ldmrt.model.training.loop.run import Losses, TrainingTask
+from ldmrt.model.training.loop.task import Losses, TrainingTask
 
 KL_WEIGHT = 1e-6  # Rombach et al. 2022, appendix G: latents stay near unit scale, images stay sharp
 LOG_VARIANCE = "log_variance"  # the parameter's name, where it is learned

@@ -53,6 +53,15 @@ SCHEDULER: JsonObject = {
     "prediction_type": "epsilon",
 }
 
+FLOW_SCHEDULER: JsonObject = {  # one that diffusers' StableDiffusionPipeline takes
+    "_class_name": "DPMSolverMultistepScheduler",
+    "num_train_timesteps": 1000,
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "flow_shift": 1.0,
+    "final_sigmas_type": "zero",
+}
+
 UNCONDITIONAL = PlainUNetConfig(
     sample_size=64,
     down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),

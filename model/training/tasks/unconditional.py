@@ -6,7 +6,7 @@ from ldmrt.model.training.diffusion.bound import Chain, hybrid_losses
 from ldmrt.model.training.diffusion.objective import Objective
 from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.latents import to_tensor
-from ldmrt.model.training.loop.run import Losses, TrainingTask
+from ldmrt.model.training.loop.task import Losses, TrainingTask
 
 
 def unconditional_task(
@@ -28,13 +28,13 @@ def unconditional_task(
 
     def loss_of(samples: list[Sample], draws: Draws) -> Losses:
         """Predict images, each at a timestep of its own."""
-        x0 = to_tensor([sample.image for sample in samples], str(objective.abar.device))
+        x0 = to_tensor([sample.image for sample in samples], objective.device)
         t, eps, x = objective.draw(x0, draws)
-        said = unet(x, t)
+        said = unet(x, objective.times[t])
         if chain is None:
             return {"denoising": objective.losses(said, x0, t, eps)}
         mean, variance = said.chunk(2, dim=1)
         bound = hybrid_losses(chain, objective.prediction, x0, x, t, mean, variance)
-        return {"denoising": objective.losses(mean, x0, t, eps), "bound": bound}
+        return {"denoising": objective.losses(mean, x0, t, eps), "bound": objective.corrected(bound, t)}
 
-    return TrainingTask(data, loss_of, timesteps=len(objective.abar))
+    return TrainingTask(data, loss_of, timesteps=len(objective.times), memory=objective.memory)

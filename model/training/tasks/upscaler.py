@@ -18,7 +18,7 @@ from ldmrt.model.training.data.captioned import Captioned, Sample
 from ldmrt.model.training.diffusion.objective import Objective, levels_of, noised
 from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.latents import to_tensor
-from ldmrt.model.training.loop.run import Losses, TrainingTask
+from ldmrt.model.training.loop.task import Losses, TrainingTask
 from ldmrt.model.training.tasks.initialise import initialise
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.samplers.config import Config
@@ -171,7 +171,7 @@ def upscaler_task(
     Returns:
         The task, whose losses have the one part `denoising`.
     """
-    device = str(objective.abar.device)
+    device = objective.device
     bbar = levels_of(noiser, device)
 
     def loss_of(samples: list[Sample], draws: Draws) -> Losses:
@@ -181,9 +181,9 @@ def upscaler_task(
         level = degradation.draw_levels(draws)
         beside = noised(enlarged(small), bbar[level], draws.normal("noise of the level", x0.shape[1:]))
         sample = torch.cat([x, beside], dim=1).contiguous(memory_format=torch.channels_last)
-        return {"denoising": objective.losses(unet(sample, t, class_labels=level), x0, t, eps)}
+        return {"denoising": objective.losses(unet(sample, objective.times[t], class_labels=level), x0, t, eps)}
 
-    return TrainingTask(data, loss_of, timesteps=len(objective.abar))
+    return TrainingTask(data, loss_of, timesteps=len(objective.times))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ldmrt.model.training.log import Log, read_log
-from ldmrt.model.training.loop.run import Progress
+from ldmrt.model.training.loop.task import Progress
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 
 BATCH, STEPS = 4, 7

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ldmrt.model.training.data.captioned import ImageFolder, Sample
 from ldmrt.model.training.draws import Draws
-from ldmrt.model.training.loop.run import Losses, Run, TrainingTask
+from ldmrt.model.training.loop.run import Run
 from ldmrt.model.training.loop.settings import Settings
+from ldmrt.model.training.loop.task import Losses, TrainingTask
 from ldmrt.model.training.validation import split, validation_losses
 from ldmrt.runtime import LdmrtError
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ldmrt.model.training.data.captioned import Sample
 from ldmrt.model.training.diffusion.objective import Objective
-from ldmrt.model.training.loop.run import Progress, Run, TrainingTask
+from ldmrt.model.training.loop.run import Run
 from ldmrt.model.training.loop.settings import Settings
+from ldmrt.model.training.loop.task import Progress, TrainingTask
 
 SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 

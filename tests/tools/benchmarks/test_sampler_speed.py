@@ -10,8 +10,8 @@ import pytest
 
 from ldmrt.runtime import SCHEDULERS, plan_from_config
 from ldmrt.runtime.samplers.config import CONFIG
-from ldmrt.tools.benchmarks import sampler_speed
-from ldmrt.tools.benchmarks.sampler_speed import RowCost, bench, contestants
+from ldmrt.tools.benchmarks.speed import samplers
+from ldmrt.tools.benchmarks.speed.samplers import RowCost, bench, contestants
 
 STEPPED = [name for name in SCHEDULERS if not name.startswith("score")]  # the others have no `step` in diffusers
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # inside diffusers
@@ -35,7 +35,7 @@ def test_numbers_of_every_scheduler(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr(sampler_speed, "SHAPE", (1, 4, 8, 8))
+    monkeypatch.setattr(samplers, "SHAPE", (1, 4, 8, 8))
     bench(["--steps", "4", "--repeats", "1", "--json", str(tmp_path / "out.json")], standalone_mode=False)
     written = json.loads((tmp_path / "out.json").read_text())
     assert [line["name"] for line in written["microseconds"]] == STEPPED
@@ -62,7 +62,7 @@ def test_rows_are_as_many_as_calls_of_step(name: str) -> None:
 
 def main(*words: str) -> "subprocess.CompletedProcess[str]":
     program = (
-        "import sys; sys.modules['diffusers'] = None\nfrom ldmrt.tools.benchmarks.sampler_speed import main; main()"
+        "import sys; sys.modules['diffusers'] = None\nfrom ldmrt.tools.benchmarks.speed.samplers import main; main()"
     )
     return subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
 

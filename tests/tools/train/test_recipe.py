@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldmrt.runtime import LdmrtError
 from ldmrt.tools.commands.training.train import train
 from ldmrt.tools.console.training.recipe import options_of, read_recipe, recipe_of, split_settings
 
@@ -52,14 +53,18 @@ def test_every_option_is_kept(name: str, tmp_path: Path) -> None:
     for option in options_of(command).values():
         assert option.name is not None
         kind = option.type
-        if isinstance(kind, click.Choice):
+        if isinstance(option, click.Option) and option.is_flag:
+            values[option.name] = True
+        elif isinstance(kind, click.Choice):
             values[option.name] = kind.choices[-1]
         elif isinstance(kind, click.types.IntParamType):
-            values[option.name] = 600
+            values[option.name] = min(600, int(getattr(kind, "max", None) or 600))
         elif isinstance(kind, click.types.FloatParamType):
             values[option.name] = 3e-05
         elif option.multiple:
             values[option.name] = ('a "b"', "c\\d\n\u00e9\U0001f34e\x7f")
+        elif isinstance(kind, click.types.StringParamType):
+            values[option.name] = 'a "b"'
         else:
             values[option.name] = tmp_path / 'a "b"'
     path = tmp_path / "r.toml"
@@ -87,7 +92,7 @@ def test_options_replace_what_the_recipe_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words", "message"),
     [
-        ("steps = 3", [], "invalid task in .*; expected autoencoder, ldm, .*; found nothing"),
+        ("steps = 3", [], "invalid task in .*; expected autoencoder, .*; found nothing"),
         ('task = "lmd"', [], "invalid task in .*, did you mean 'ldm'"),
         ('task = "ldm"\nstepz = 3', [], "no option 'stepz' of ldm, did you mean 'steps'"),
         ('task = "ldm"', ["--set", "stepz=3"], "no option 'stepz' of ldm, did you mean 'steps'"),
@@ -141,3 +146,18 @@ def test_settings_are_taken_out() -> None:
 def test_a_recipe_has_a_schema(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text('schema = 1\ntask = "ldm"\nlearning-rate = 1\n')
     assert read_recipe(tmp_path / "r.toml") == {"task": "ldm", "learning_rate": 1}
+
+
+def test_a_flag_is_true_or_false(tmp_path: Path) -> None:
+    path, context = tmp_path / "r.toml", click.Context(train)
+    for said, expected in (("true", True), ("false", False)):
+        path.write_text(f'task = "autoencoder"\ncheckpointing = {said}\n')
+        assert ("--checkpointing" in train.resolve_command(context, [str(path)])[2]) is expected
+    words = [str(path), "--set", "checkpointing=true"]
+    assert "--checkpointing" in train.resolve_command(context, words)[2]
+    for wrong in ('"yes"', "1"):
+        path.write_text(f'task = "autoencoder"\ncheckpointing = {wrong}\n')
+        with pytest.raises(LdmrtError, match=r"invalid checkpointing .*; expected true or false; found"):
+            train.resolve_command(context, [str(path)])
+    with pytest.raises(LdmrtError, match="expected true or false; found 'yes'"):
+        train.resolve_command(context, [str(path), "--set", "checkpointing=yes"])

@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from ldmrt.model.networks.autoencoder import Autoencoder, kl_divergence, moments
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.training.data.captioned import ImageFolder, Sample
-from ldmrt.model.training.diffusion.objective import squared_error
+from ldmrt.model.training.diffusion.error import squared_error
 from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.latents import to_tensor
-from ldmrt.model.training.loop.run import Losses, Run, TrainingTask
+from ldmrt.model.training.loop.run import Run
 from ldmrt.model.training.loop.settings import Settings
+from ldmrt.model.training.loop.task import Losses, TrainingTask
 from ldmrt.model.training.tasks import presets
 from ldmrt.model.training.tasks.initialise import initialise
 
@@ -126,9 +127,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(name: str, ldmrt: Any, pi
         (["--perceptual", "nowhere.safetensors"], "nowhere.safetensors"),
     ],
 )
-def test_impossible_losses_are_refused(
-    more: list[str], message: str, ldmrt: Any, pictures: Path, tmp_path: Path
-) -> None:
+def test_invalid_losses_are_refused(more: list[str], message: str, ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
     ran = ldmrt(*words(pictures, "--steps", 1, "--out", tmp_path / "out", *more))
     assert ran.code == 2
     assert message in ran.err

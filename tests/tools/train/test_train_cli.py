@@ -35,13 +35,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("words", "message"),
     [
         (["autoencoder"], "Missing option '--data'"),
-        (["autoencoder", "--data", "nowhere"], "data: nothing to train on in nowhere; expected metadata.jsonl for"),
+        (["autoencoder", "--data", "nowhere"], "data: nothing to train on in nowhere; expected metadata.jsonl or"),
         (["autoencoder", "--data", "pictures", "--precision", "fp8"], "'fp8' is not one of 'fp32', 'bf16'"),
+        (["autoencoder", "--data", "pictures", "--precision", "fp16"], "fp16 is for GPUs: a CPU computes it slowly"),
         (["autoencoder", "--data", "pictures", "--resume"], "nothing to resume; expected out/training/state.pt"),
         (["upscaler", "--data", "pictures", "--size", "63"], "unsupported --size; expected a multiple of 2; found 63"),
         (["upscaler", "--data", "pictures", "--crop", "72"], "--crop; expected a multiple of 8 up to --size, 64"),
         (["upscaler", "--data", "pictures", "--crop", "60"], "unsupported --crop; expected a multiple of 8"),
-        (["upscaler", "--data", "nowhere"], "data: nothing to train on in nowhere; expected metadata.jsonl for"),
+        (["upscaler", "--data", "nowhere"], "data: nothing to train on in nowhere; expected metadata.jsonl or"),
         (["upscaler", "--data", "pictures", "--autoencoder", "nowhere"], "missing file; expected nowhere/vae/config"),
         (["ldm", "--data", "pictures"], "Missing option '--autoencoder'"),
         (["ldm", "--data", "pictures", "--autoencoder", "nowhere"], "missing file; expected nowhere/vae/config.json"),
@@ -226,6 +227,33 @@ def test_held_out_images_are_measured(ldmrt: Any, pictures: Path, tmp_path: Path
     assert "another --data, --validation" in changed.error or "another --validation" in changed.error
 
 
+def test_a_model_of_flow_draws_what_diffusers_draws(
+    ldmrt: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import diffusers
+    import torch
+
+    from ldmrt.runtime import open as open_pipeline
+
+    two = {"block_out_channels": (16, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    monkeypatch.setattr(presets, "AUTOENCODER", replace(presets.AUTOENCODER, latent_channels=4, **two, **kinds))
+    monkeypatch.setattr(presets, "UNET", replace(presets.UNET, attention_head_dim=2, **two))
+    ae, ldm, bundle = (tmp_path / name for name in ("ae", "ldm", "bundle"))
+    words = ["--data", pictures, "--size", 16, "--steps", 2, "--batch", 2]
+    assert ldmrt("train", "autoencoder", *words, "--out", ae).code == 0
+    flow = ["--prediction", "flow_prediction", "--flow-shift", 3, "--timesteps", "logit_normal"]
+    ran = ldmrt("train", "ldm", *words, *flow, "--autoencoder", ae, "--out", ldm)
+    assert ran.code == 0, ran.err
+    assert ldmrt("export", ldm, bundle, "--no-verify").code == 0
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(ldm, safety_checker=None)
+    start = np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32)
+    options = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
+    expected = theirs("a square", height=16, width=16, latents=torch.from_numpy(start), **options).images.numpy()
+    found = open_pipeline(bundle)("a square", latents=start, **options).latents
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4 * np.abs(expected).max())  # as every family's latents
+
+
 @pytest.mark.parametrize("variance", ["fixed_large", "learned_range"])
 def test_a_unet_in_pixels_is_trained_exported_and_drawn_with(
     ldmrt: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variance: str
@@ -256,3 +284,13 @@ def test_a_unet_in_pixels_is_trained_exported_and_drawn_with(
     with Image.open(image) as drawn:
         assert drawn.size == (16, 16)
     assert "expected a multiple of 2; found 17" in ldmrt(*words, "--out", tmp_path / "odd", "--size", 17).error
+
+
+def test_checkpointing_changes_no_bit(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+    weights, files = Path("vae") / "diffusion_pytorch_model.safetensors", []
+    for name, more in (("kept", []), ("again", ["--checkpointing"])):
+        words = ("--data", pictures, "--size", 16, "--batch", 2, "--steps", 2, "--warmup", 0, "--out", tmp_path / name)
+        assert ldmrt("train", "autoencoder", *words, *more).code == 0
+        files.append((tmp_path / name / weights).read_bytes())
+    assert files[0] == files[1]
+    assert "checkpointing = true" in (tmp_path / "again" / "recipe.toml").read_text()

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from ldmrt.model.training.log import read_log
-from ldmrt.model.training.loop.run import Progress, TrainingTask
 from ldmrt.model.training.loop.settings import Settings
+from ldmrt.model.training.loop.task import Progress, TrainingTask
 from ldmrt.runtime import LdmrtError
 from ldmrt.tools.console.run_lock import locked
 from ldmrt.tools.console.training.log import LOG
@@ -135,7 +135,9 @@ def test_nothing_new_is_not_saved(step: int, torn: bool, tmp_path: Path, capsys:
 )
 def test_too_little_memory_saves_and_says_what_may_fit(error: Exception, tmp_path: Path) -> None:
     run = Steps(at(5, fail(error)))
-    with pytest.raises(LdmrtError, match=r"memory for 6 samples at once.*\n  try: --accumulate 2, or --precision bf16"):
+    with pytest.raises(
+        LdmrtError, match=r"memory for 6 samples at once.*\n  try: --accumulate 2, --checkpointing or --precision bf16"
+    ):
         run.walk(tmp_path)
     assert run.saved == [3, 4]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ldmrt.tools.console.outputs import Output
-from ldmrt.tools.options.common import SIDE, Group
+from ldmrt.tools.options.common import CAPTION_COLUMN, PROMPT, SIDE, Group
 
 
 @click.group(cls=Group)
@@ -58,8 +58,10 @@ def pictures(sprites: Path, out: Path, size: int, groups: tuple[str, ...], cache
 @data.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @SIDE
-def check(folder: Path, size: int) -> None:
-    """Read every line and decode every image of a training set.
+@PROMPT
+@CAPTION_COLUMN
+def check(folder: Path, size: int, prompt: str | None, caption_column: str) -> None:
+    """Read every caption and decode every image of a training set.
 
     Training does so too before its first step; images that have not changed since are not read again.
 
@@ -67,5 +69,5 @@ def check(folder: Path, size: int) -> None:
     """
     from ldmrt.tools.console.training.data import open_data
 
-    checked = open_data(folder, size)
+    checked = open_data(folder, size, prompt=prompt, column=caption_column)
     click.echo(f"{folder}: {len(checked)} captioned images can be used")

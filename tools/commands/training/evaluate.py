@@ -1,24 +1,27 @@
-"""Run `ldmrt evaluate`: score an emoji model, or a stage that enlarges."""
+"""Run `ldmrt evaluate`: score the images of a model, an emoji model, or a stage that enlarges."""
 
 import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmrt.tools.options.common import THREADS
+from ldmrt.tools.console.outputs import Output
+from ldmrt.tools.options.common import THREADS, Choice
 from ldmrt.tools.options.to_request import request_of
 
 if TYPE_CHECKING:
+    from ldmrt.runtime.pipeline.pipeline import Pipeline
     from ldmrt.tools.emoji.dataset import Sprite
 
     from .enlarging import Scores
 
 BATCH = 10  # images per call
+MEASURES = ("fid", "kid", "precision", "recall", "memorisation")  # of the images of any model
 
 
 @click.command()
@@ -28,7 +31,7 @@ BATCH = 10  # images per call
     "folder",
     type=click.Path(path_type=Path),
     required=True,
-    help="Folder that `ldmrt data emoji` has built; with --stage, large images with metadata.jsonl.",
+    help="Images with metadata.jsonl; or the folder that `ldmrt data emoji` has built.",
 )
 @click.option("--style", default="noto", show_default=True, help="Style of the emoji.")
 @click.option("--group", "groups", multiple=True, help="Emoji groups the model was trained on; all by default.")
@@ -38,13 +41,21 @@ BATCH = 10  # images per call
     type=click.IntRange(min=1),
     default=300,
     show_default=True,
-    help="Trained pairs, and as many held-out ones; with --stage, how many images.",
+    help="How many images; of emoji as many trained pairs and as many held-out ones.",
 )
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Steps of the sampler.")
 @click.option("--guidance", default=3.0, show_default=True, help="Guidance scale; 1 is none.")
 @click.option("--stage", help="Score this stage of a cascade instead: the PSNR of the images that it enlarges.")
 @click.option("--noise-level", type=click.IntRange(min=0),
               help="With --stage: timestep whose noise is added to the small images.")  # fmt: skip
+@click.option("--measure", "measures", multiple=True, type=Choice(MEASURES),
+              help="Measure this alone; may be given several times. All by default.")  # fmt: skip
+@click.option(
+    "--features",
+    type=click.Path(path_type=Path),
+    help="TorchScript file of the network whose features are compared; the bundle's autoencoder by default.",
+)
+@click.option("--sheet", type=Output(), help="PNG file for the 16 likeliest copies, beside the images they copy.")
 @click.option("--scheduler", help="Name of a sampler; the bundle's own by default.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the first image; the next ones count up.")
 @THREADS
@@ -59,21 +70,28 @@ def evaluate(
     guidance: float,
     stage: str | None,
     noise_level: int | None,
+    measures: tuple[str, ...],
+    features: Path | None,
+    sheet: Path | None,
     scheduler: str | None,
     seed: int,
     threads: int,
     as_json: bool,
 ) -> None:
-    """Make images of emoji with BUNDLE and measure how often they show the prompt's background and emoji.
+    """Make images of a folder's captions with BUNDLE and compare them with the folder's images.
 
-    The emoji of an image is the nearest one of all sprites of the style. The last row scores the same images against
-    the prompts of other images.
+    FID, KID, precision and recall compare features. Memorisation is the share of images that are twice as near to an
+    image of the folder as to the next one.
+
+    With emoji, measure how often the images show the prompt's background and emoji. The emoji of an image is the
+    nearest one of all sprites of the style. The last row scores the same images against the prompts of other images.
 
     With --stage, large images of --data are made small and enlarged again, and their PSNR is printed beside that of
     interpolation. In a cascade, small images that went through the first stage's autoencoder are scored too.
 
     Example: ldmrt evaluate out/emoji64 --data data/emoji --group animals-nature --group food-drink
     """
+    from ldmrt.model.training.data.metadata import METADATA
     from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.tools.console import tables
     from ldmrt.tools.console.progress import watched
@@ -82,7 +100,8 @@ def evaluate(
 
     from .enlarging import enlarging_scores
 
-    check_options(stage, noise_level)
+    own = stage is None and (folder / METADATA).is_file()
+    check_options(stage, noise_level, own)
     pipeline = open_pipeline(bundle, threads=threads)
     if stage is not None:
         coded = stage != pipeline.stage.name and "vae_encoder" in pipeline.engines
@@ -90,6 +109,10 @@ def evaluate(
         asked = {"num_inference_steps": steps, "noise_level": noise_level, "scheduler": scheduler}
         found = enlarging_scores(pipeline, stage, folder, count, seed=seed, through=through, **asked)
         show_enlarging(*found, as_json)
+        return
+    if own:
+        wanted = {"steps": steps, "guidance": guidance, "scheduler": scheduler, "seed": seed}
+        show_samples(pipeline, bundle, folder, count, measures, features, sheet, threads, as_json, **wanted)
         return
     references = References(*_of_style(folder, style))
     scores: dict[str, dict[str, float]] = {}
@@ -122,8 +145,13 @@ def evaluate(
     click.echo(f"autoencoder: PSNR {psnr:.1f} dB over {len(shown)} images of held-out pairs")
 
 
-def check_options(stage: str | None, noise_level: int | None) -> None:
+def check_options(stage: str | None, noise_level: int | None, own: bool) -> None:
     """Refuse options that would have no effect.
+
+    Args:
+        stage: The stage that enlarges.
+        noise_level: Its noise level.
+        own: Whether the images are of one's own, and no stage is scored.
 
     Raises:
         LdmrtError: Names the option.
@@ -134,10 +162,54 @@ def check_options(stage: str | None, noise_level: int | None) -> None:
 
     if stage is None and noise_level is not None:
         raise LdmrtError("evaluate", "--noise-level needs --stage", hint="--stage NAME, or no --noise-level")
+    emoji = {"style": "--style", "groups": "--group"}
+    samples = {"measures": "--measure", "features": "--features", "sheet": "--sheet"}
+    idle, where = samples, "without metadata.jsonl in --data"
+    if own:
+        idle, where = emoji, "with images of your own"
+    elif stage is not None:
+        idle, where = {**emoji, **samples, "guidance": "--guidance"}, "with --stage"
     source = click.get_current_context().get_parameter_source
-    for name, option in {"style": "--style", "groups": "--group", "guidance": "--guidance"}.items():
-        if stage is not None and source(name) is ParameterSource.COMMANDLINE:
-            raise LdmrtError("evaluate", f"{option} has no effect with --stage", hint=f"no {option}")
+    for name, option in idle.items():
+        if source(name) is ParameterSource.COMMANDLINE:
+            raise LdmrtError("evaluate", f"{option} has no effect {where}", hint=f"no {option}")
+
+
+def show_samples(
+    pipeline: "Pipeline",
+    bundle: Path,
+    folder: Path,
+    count: int,
+    measures: Sequence[str],
+    features: Path | None,
+    sheet: Path | None,
+    threads: int,
+    as_json: bool,
+    **wanted: Any,
+) -> None:
+    """Score a model's images beside those of a folder, see `sample_scores`, and print a table or JSON."""
+    from ldmrt.runtime.errors import LdmrtError
+    from ldmrt.tools.console import tables
+
+    from .features import latent_features, network_features
+    from .sample_scores import OF_FEATURES, sample_scores
+
+    measures, extract = measures or MEASURES, None
+    compared = not set(OF_FEATURES).isdisjoint(measures)
+    if sheet is not None and "memorisation" not in measures:
+        raise LdmrtError(
+            "evaluate", "--sheet needs --measure memorisation", hint="--measure memorisation, or no --sheet"
+        )
+    if features is not None and not compared:
+        raise LdmrtError("evaluate", "--features has no effect on memorisation", hint="no --features")
+    if compared:
+        extract = network_features(features) if features else latent_features(bundle, threads)
+    scores = sample_scores(pipeline, folder, count, measures, extract=extract, sheet=sheet, **wanted)
+    if as_json:
+        named = {"features": str(features or "autoencoder")} if compared else {}
+        click.echo(json.dumps({**scores, **named}, indent=2))
+        return
+    tables.show(("measure", "value"), [(name, f"{value:.4g}") for name, value in scores.items()])
 
 
 def show_enlarging(count: int, psnrs: "Scores", as_json: bool) -> None:

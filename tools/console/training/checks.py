@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ldmrt.model.networks.autoencoder import AutoencoderConfig
+    from ldmrt.model.networks.vq_autoencoder import VQConfig
     from ldmrt.model.training.loop.settings import Settings
 
 SHOWN = 32  # images in a preview of 64 pixels
@@ -39,9 +40,12 @@ def check(options: Options) -> "Settings":
     check_changes(options.change)
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise LdmrtError("train", "this PyTorch sees no CUDA device", hint="--device cpu")
+    if (settings.device, settings.precision) == ("cpu", "fp16"):
+        problem, hint = "fp16 is for GPUs: a CPU computes it slowly", "--precision bf16 or fp32, or --device cuda"
+        raise LdmrtError("train", problem, hint=hint)
     bf16 = (settings.device, settings.precision) == ("cuda", "bf16")
     if bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise LdmrtError("train", "this GPU has no bf16", hint="--precision fp32")
+        raise LdmrtError("train", "this GPU has no bf16", hint="--precision fp16, or fp32")
     click.get_current_context().with_resource(locked(options.out))
     if options.resume and not state.is_file():
         raise LdmrtError("train", "nothing to resume", expected=state, hint="run without --resume")
@@ -50,7 +54,7 @@ def check(options: Options) -> "Settings":
     return settings
 
 
-def check_size(size: int, config: "AutoencoderConfig") -> None:
+def check_size(size: int, config: "AutoencoderConfig | VQConfig") -> None:
     """Raise an `LdmrtError` if `size` is no multiple of the autoencoder's factor, or its images are not RGB."""
     if (config.in_channels, config.out_channels) != (3, 3):
         found = f"in_channels {config.in_channels}, out_channels {config.out_channels}"

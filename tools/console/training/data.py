@@ -9,7 +9,7 @@ from ldmrt.runtime.errors import LdmrtError
 from ldmrt.tools.console.progress import console, watched
 
 if TYPE_CHECKING:
-    from ldmrt.model.training.data.captioned import ImageFolder
+    from ldmrt.model.training.data.captioned import ImageFolder, Shape
     from ldmrt.tools.emoji.dataset import Emoji
 
 HINTS = {
@@ -29,11 +29,14 @@ def open_data(
     layouts: Sequence[str] = ("large",),
     skip_bad: bool = False,
     skip_small: bool = False,
+    prompt: str | None = None,
+    column: str = "text",
+    shapes: "Sequence[Shape]" = (),
 ) -> "ImageFolder | Emoji":
-    """Open captioned images: the user's own if the folder has a metadata.jsonl, emoji otherwise.
+    """Open captioned images: emoji if the folder has sprites.jsonl and no metadata, else the user's own.
 
     Args:
-        folder: Images with metadata.jsonl, or the sprites that `ldmrt data emoji` builds.
+        folder: Images with metadata or with captions beside them, or the sprites that `ldmrt data emoji` builds.
         size: Pixels along a side of the training images.
         batch: Images per step; a smaller data set is reported.
         styles: Emoji styles to use; all if empty.
@@ -41,21 +44,28 @@ def open_data(
         layouts: Emoji layouts to use.
         skip_bad: Whether images that cannot be read and lines without a caption are skipped; else they are an error.
         skip_small: Whether images that would be enlarged more than twice are skipped; else they are an error.
+        prompt: The caption of the user's images that have none.
+        column: The column of the captions in the user's metadata.
+        shapes: Of the training images, where they are not squares.
 
     Raises:
         LdmrtError: The folder holds neither, or some of it cannot be used.
     """
     from ldmrt.model.training.data.captioned import SIZE
-    from ldmrt.model.training.data.metadata import METADATA
+    from ldmrt.model.training.data.listing import images_in
+    from ldmrt.model.training.data.metadata import METADATA, TABLE
     from ldmrt.tools.emoji.dataset import Emoji
 
-    if os.path.lexists(folder / METADATA):
-        images = open_folder(folder, size, skip_bad=skip_bad, skip_small=skip_small)
+    sprites = os.path.lexists(folder / "sprites.jsonl")
+    if any(os.path.lexists(folder / name) for name in (METADATA, TABLE)) or (not sprites and images_in(folder)):
+        images = open_folder(
+            folder, size, skip_bad=skip_bad, skip_small=skip_small, prompt=prompt, column=column, shapes=shapes
+        )
         if (count := len(images)) < batch:
             console.print(f"{count} images for batches of {batch}: a batch repeats some of them", highlight=False)
         return images
-    if not os.path.lexists(folder / "sprites.jsonl"):
-        expected = f"{METADATA} for your own images, or sprites.jsonl"
+    if not sprites:
+        expected = f"{METADATA} or {TABLE}, or images with captions beside them, for your own images, or sprites.jsonl"
         raise LdmrtError(
             "data", f"nothing to train on in {folder}", expected=expected, hint=f"ldmrt data emoji {folder}"
         )
@@ -71,21 +81,25 @@ def open_folder(
     *,
     skip_bad: bool = False,
     skip_small: bool = False,
+    prompt: str | None = None,
+    column: str = "text",
+    shapes: "Sequence[Shape]" = (),
     hints: Mapping[tuple[bool, bool], str] = HINTS,
 ) -> "ImageFolder":
-    """Open a folder of images after reading every line of its metadata and decoding every image.
+    """Open a folder of images after reading every caption and decoding every image.
 
     Problems are reported together: as one error, or as skipped lines where `skip_bad` or `skip_small` allow it.
     `hints` say what to do about an error, by whether images are bad and whether some are small.
     """
     from ldmrt.model.training.data.captioned import ImageFolder
     from ldmrt.model.training.data.image_check import check_images
-    from ldmrt.model.training.data.metadata import METADATA, Problem, listing, read_metadata, refuse
+    from ldmrt.model.training.data.listing import read_listing
+    from ldmrt.model.training.data.metadata import Problem, listing, refuse
 
-    rows, bad = read_metadata(folder)
+    listed, rows, bad = read_listing(folder, prompt, column)
     misplaced = {problem.file_name for problem in bad}
     names = list(dict.fromkeys(row.file_name for row in rows if row.file_name not in misplaced))
-    checks = check_images(folder, names, size)
+    checks = check_images(folder, names, size, shapes)
     verdicts = {verdict.file_name: verdict for verdict in watched(checks, len(names), lambda _: "images checked")}
     small = list[Problem]()
     for row in rows:
@@ -97,8 +111,12 @@ def open_folder(
             small.append(Problem(row.line, verdict.small, row.file_name))
     refused = (bad if not skip_bad else []) + (small if not skip_small else [])
     if refused:
-        raise refuse(folder, refused, hints[bool(bad) and not skip_bad, bool(small) and not skip_small])
+        raise refuse(folder / listed, refused, hints[bool(bad) and not skip_bad, bool(small) and not skip_small])
     if skipped := bad + small:
-        text = "\n".join([f"skipped {len(skipped)} lines of {folder / METADATA}", *listing(skipped)])
+        text = "\n".join(
+            [f"skipped {len(skipped)} {'lines' if listed else 'images'} of {folder / listed}", *listing(skipped)]
+        )
         console.print(text, highlight=False, markup=False, soft_wrap=True)
-    return ImageFolder(folder, tuple(rows), size, frozenset(p.file_name for p in skipped if p.file_name))
+    lost = frozenset(problem.file_name for problem in skipped if problem.file_name)
+    known = {verdict.file_name: verdict.shape for verdict in verdicts.values() if verdict.shape}
+    return ImageFolder(folder, tuple(rows), size, lost, listed, known)

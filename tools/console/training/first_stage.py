@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ldmrt.model.networks.autoencoder import Autoencoder
     from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
+    from ldmrt.model.training.data.buckets import BucketedImages
     from ldmrt.model.training.data.captioned import ImageFolder
     from ldmrt.model.training.first_stage.discriminator import Discriminator
     from ldmrt.model.training.first_stage.perceptual import Lpips
@@ -171,12 +172,16 @@ class FirstStage:
         return discriminator, perceptual
 
 
-def batches_of(held: "ImageFolder", size: int, device: str, *, skip_unreadable: bool) -> "Iterator[Tensor]":
-    """Yield held-out images as tensors (B, 3, H, W) in [-1, 1], at most `MOST`."""
+def batches_of(
+    held: "ImageFolder | BucketedImages", size: int, device: str, *, skip_unreadable: bool
+) -> "Iterator[Tensor]":
+    """Yield the squares of held-out images as tensors (B, 3, size, size) in [-1, 1], at most `MOST`."""
     from ldmrt.model.training.data.batches import Batches
+    from ldmrt.model.training.data.buckets import BucketedImages
     from ldmrt.model.training.latents import to_tensor
 
-    count, several = min(MOST, len(held)), max(1, 8 * 64**2 // size**2)
-    loaded = Batches(held, 0, several, skip_unreadable=skip_unreadable)
+    squares = held.images if isinstance(held, BucketedImages) else held
+    count, several = min(MOST, len(squares)), max(1, 8 * 64**2 // size**2)
+    loaded = Batches(squares, 0, several, skip_unreadable=skip_unreadable)
     for step in range(-(-count // several)):
         yield to_tensor([sample.image for sample in loaded(step)[: count - step * several]], device)

@@ -43,6 +43,8 @@ def show_log(out: Path) -> None:
     show(titles, rows, right=titles)
     last = lines[-1]
     click.echo(f"{last['samples']} samples, {last['skipped']} images skipped, at most {last['memory_mb']:.0f} MB")
+    if "loss_scale" in last:
+        click.echo(f"{last['steps_skipped']} steps skipped in fp16, loss scale {last['loss_scale']:g}")
     click.echo(f"loss, steps {lines[0]['step']} to {lines[-1]['step']}")
     click.echo("\n".join(curve([max(line["loss"], 1e-12) for line in lines])))
     if held:

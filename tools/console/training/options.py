@@ -11,15 +11,18 @@ import click
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.tools.console.outputs import Output
-from ldmrt.tools.options.common import SIDE, Choice
+from ldmrt.tools.options.common import CAPTION_COLUMN, PROMPT, SIDE, Choice
 
 from .data import open_data
 from .recipe import recipe_of
 
 if TYPE_CHECKING:
+    from ldmrt.model.training.data.buckets import BucketedImages
     from ldmrt.model.training.data.captioned import ImageFolder
     from ldmrt.model.training.loop.settings import Settings
     from ldmrt.tools.emoji.dataset import Emoji
+
+    Opened = ImageFolder | BucketedImages | Emoji
 
 RATE = click.FloatRange(0, 1, min_open=True)
 POSITIVE = click.FloatRange(0, 1000, min_open=True)
@@ -34,6 +37,8 @@ class Options:
     styles: tuple[str, ...]
     groups: tuple[str, ...]
     layouts: tuple[str, ...]
+    prompt: str | None
+    caption_column: str
     out: Path
     steps: int
     batch: int
@@ -43,12 +48,14 @@ class Options:
     warmup: int
     optimizer: str
     size: int
+    buckets: bool
     on_bad: str
     on_small: str
     validation: float | None
     seed: int
     device: str
     precision: str
+    checkpointing: bool
     save_every: int
     log_every: int
     resume: bool
@@ -66,24 +73,43 @@ class Options:
         return Settings(
             self.steps, self.batch, self.learning_rate, warmup=self.warmup, schedule=self.schedule,
             optimizer=self.optimizer, accumulate=self.accumulate, seed=self.seed, device=self.device,
-            precision=self.precision, skip_unreadable=self.on_bad == "skip",
+            precision=self.precision, checkpointing=self.checkpointing, skip_unreadable=self.on_bad == "skip",
         )  # fmt: skip
 
-    def open_data(self) -> "tuple[ImageFolder | Emoji, ImageFolder | None]":
-        """Open the images, as `open_data` does; return those to train on, and those that are held out."""
+    @property
+    def shaped(self) -> dict[str, object]:
+        """What a resumed run must have in common with the saved one where images are no squares."""
+        return {"buckets": True} if self.buckets else {}
+
+    def open_data(self, unit: int | None = None) -> "tuple[Opened, ImageFolder | BucketedImages | None]":
+        """Open the images, as `open_data` does; return those to train on, and those that are held out.
+
+        Args:
+            unit: The pixels that sides have to be multiples of with --buckets; None where images have to be squares.
+        """
+        from ldmrt.model.training.data.buckets import BucketedImages, bucket_shapes
         from ldmrt.model.training.data.captioned import ImageFolder
         from ldmrt.model.training.validation import split
 
+        if self.buckets and unit is None:
+            raise LdmrtError("train", "this training is of squares", hint="no --buckets")
+        shapes = bucket_shapes(self.size, unit) if self.buckets and unit else ()
         images = open_data(
             self.folder, self.size, batch=self.batch, styles=self.styles, groups=self.groups, layouts=self.layouts,
             skip_bad=self.on_bad == "skip", skip_small=self.on_small == "skip",
+            prompt=self.prompt, column=self.caption_column, shapes=shapes,
         )  # fmt: skip
-        if self.validation is None:
-            return images, None
         if not isinstance(images, ImageFolder):
-            hint = "no --validation; pairs of emoji and background are held out already"
-            raise LdmrtError("train", "--validation is for images of your own", hint=hint)
-        return split(images, self.validation)
+            if shapes:
+                raise LdmrtError("train", "--buckets is for images of your own", hint="no --buckets")
+            if self.validation is not None:
+                hint = "no --validation; pairs of emoji and background are held out already"
+                raise LdmrtError("train", "--validation is for images of your own", hint=hint)
+            return images, None
+        train, held = (images, None) if self.validation is None else split(images, self.validation)
+        if not shapes:
+            return train, held
+        return BucketedImages.of(train, shapes), None if held is None else BucketedImages.of(held, shapes)
 
 
 def finite(ctx: click.Context, option: click.Parameter, value: float | None) -> float | None:
@@ -97,11 +123,13 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[
     """Make a decorator that adds the options of every training, with these defaults; the command takes `Options`."""
     options = [
         click.option("--data", "folder", type=click.Path(path_type=Path), required=True,
-                     help="Sprites built by `ldmrt data emoji`, or a folder of images with metadata.jsonl."),
+                     help="Sprites built by `ldmrt data emoji`, or a folder of captioned images."),
         click.option("--style", "styles", multiple=True, help="Emoji styles to use; all by default."),
         click.option("--group", "groups", multiple=True, help="Emoji groups to use; all by default."),
         click.option("--layout", "layouts", multiple=True, default=["large"], show_default=True,
                      help="Emoji layouts: large, small, pair."),
+        PROMPT,
+        CAPTION_COLUMN,
         click.option("--out", type=Output(folder=True), required=True, help="Folder of the run."),
         click.option("--steps", type=click.IntRange(min=1), default=steps, show_default=True,
                      help="Batches to learn from."),
@@ -118,6 +146,8 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[
         click.option("--optimizer", "optimizer", type=Choice(["adamw", "sgd", "lion"]), default="adamw",
                      show_default=True, help="How a step changes the weights."),
         SIDE,
+        click.option("--buckets", is_flag=True,
+                     help="Train on the shapes nearest to the images', of the area of --size, instead of squares."),
         click.option("--on-bad", type=Choice(["stop", "skip"]), default="stop", show_default=True,
                      help="Stop at, or skip, unreadable images and lines without a caption."),
         click.option("--on-small", type=Choice(["stop", "skip"]), default="stop", show_default=True,
@@ -128,8 +158,10 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[
                      help="Seed of weights, order and noise."),
         click.option("--device", type=Choice(["cpu", "cuda"]), default="cpu", show_default=True,
                      help="Device of the training."),
-        click.option("--precision", type=Choice(["fp32", "bf16"]), default="fp32", show_default=True,
-                     help="Precision of the networks; weights stay fp32."),
+        click.option("--precision", type=Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True,
+                     help="Precision of the networks; weights stay fp32. fp16, with a scaled loss, is for GPUs."),
+        click.option("--checkpointing", is_flag=True,
+                     help="Compute activations again for the gradient: less memory, a slower step, the same result."),
         click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True,
                      help="Steps between checkpoints."),
         click.option("--log-every", type=click.IntRange(min=1), default=50, show_default=True,
@@ -153,8 +185,10 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[
     return decorate
 
 
-PREDICTION = click.option("--prediction", type=Choice(["epsilon", "v_prediction"]), default="epsilon",
-                          show_default=True, help="What the U-Net learns to predict.")  # fmt: skip
+def prediction_option(*more: str) -> Callable[[F], F]:
+    """Make the option of what a U-Net predicts, noise or v, or one of `more`."""
+    return click.option("--prediction", type=Choice(["epsilon", "v_prediction", *more]), default="epsilon",
+                        show_default=True, help="What the U-Net learns to predict.")  # fmt: skip
 
 
 def weighting_options(command: F) -> F:
@@ -162,6 +196,16 @@ def weighting_options(command: F) -> F:
     for option in (
         click.option("--snr-gamma", type=POSITIVE, callback=finite,
                      help="Min-SNR loss weighting: clamp the signal-to-noise ratio at this; unweighted by default."),
+        click.option("--debias", is_flag=True,
+                     help="Weight the loss by 1 / sqrt(SNR) for noise, and likewise for other predictions."),
+        click.option("--loss", type=Choice(["l2", "huber", "smooth_l1"]), default="l2", show_default=True,
+                     help="Squared error, or a pseudo-Huber loss, on which outliers have less influence."),
+        click.option("--huber-c", type=RATE, callback=finite, default=0.1, show_default=True,
+                     help="Where a Huber loss becomes linear at the last timestep; 1 at the first."),
+        click.option("--timesteps", type=Choice(["uniform", "logit_normal", "mode", "importance"]), default="uniform",
+                     show_default=True, help="How timesteps are drawn; importance: where the loss was large."),
+        click.option("--pyramid-noise", type=RATE, callback=finite,
+                     help="Discount of added noise of lower resolutions; none by default."),
         click.option("--offset-noise", type=POSITIVE, callback=finite,
                      help="Standard deviation of a random constant added to each channel's noise; none by default."),
         click.option("--input-perturbation", type=POSITIVE, callback=finite,

@@ -147,6 +147,12 @@ def split_settings(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 def _written(path: Path, key: str, value: Any, option: click.Parameter, *, as_text: bool) -> Iterator[str]:
     """Yield an option and its value as words, once for each where it may have several."""
+    if isinstance(option, click.Option) and option.is_flag:
+        flag = {"true": True, "false": False}.get(value) if as_text else value
+        if not isinstance(flag, bool):
+            raise LdmrtError("train", f"invalid {key} in {path}", expected="true or false", found=repr(value))
+        yield from [option.opts[0]] * flag
+        return
     several = value if isinstance(value, list) and option.multiple else [value]
     kinds = [kind for base, kind in KINDS.items() if isinstance(option.type, base)]
     accepted, expected = kinds[0] if kinds else (str, "a string")

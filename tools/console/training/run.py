@@ -20,9 +20,13 @@ from .recipe import RECIPE
 if TYPE_CHECKING:
     from torch import nn
 
+    from ldmrt.model.training.data.buckets import BucketedImages
     from ldmrt.model.training.data.captioned import ImageFolder
     from ldmrt.model.training.log import Log
-    from ldmrt.model.training.loop.run import Progress, Run, TrainingTask
+    from ldmrt.model.training.loop.run import Run
+    from ldmrt.model.training.loop.task import Progress, TrainingTask
+
+    Held = ImageFolder | BucketedImages
 
 M = TypeVar("M", bound="nn.Module")
 
@@ -73,7 +77,7 @@ def nothing_to_save() -> Iterator[None]:
 
 
 def run_training(
-    run: "Run[M]", task: "TrainingTask", options: Options, keep: Callable[[], None], held: "ImageFolder | None" = None
+    run: "Run[M]", task: "TrainingTask", options: Options, keep: Callable[[], None], held: "Held | None" = None
 ) -> None:
     """Run a training to its end, log it, and save its recipe and its state.
 
@@ -134,7 +138,7 @@ def run_training(
     console.print(f"{run.step} steps in {(time.perf_counter() - begin) / 60:.1f} min: {out}", highlight=False)
 
 
-def _validate(run: "Run[M]", task: "TrainingTask", held: "ImageFolder", log: "Log") -> None:
+def _validate(run: "Run[M]", task: "TrainingTask", held: "Held", log: "Log") -> None:
     """Measure the loss of held-out images, log it and print it."""
     from ldmrt.model.training.validation import MOST, validation_losses
 
@@ -181,4 +185,6 @@ def _reporting(run: "Run[M]", loop: "Iterator[Progress]") -> "Iterator[Progress]
 
 def _described(run: "Run[M]", progress: "Progress") -> str:
     skipped = f", {len(run.skipped)} skipped" if run.skipped else ""
+    if progress.loss_scale is not None and progress.loss_scale.skipped:
+        skipped += f", {progress.loss_scale.skipped} steps skipped"
     return f"loss {progress.loss:.4f}, {progress.rate:.0f} images/s{skipped}"

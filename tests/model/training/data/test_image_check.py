@@ -12,6 +12,8 @@ from ldmrt.model.training.data import image_check
 from ldmrt.model.training.data.image_check import Verdict, check_images
 from ldmrt.runtime.files import file_cache
 
+WHOLE = {"a.png": Verdict("a.png", (70, 64)), "b.png": Verdict("b.png", (70, 31))}
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -41,7 +43,7 @@ def check(folder: Path, *names: str, size: int = 62) -> dict[str, Verdict]:
 
 def test_whole_images_are_decoded_once(folder: Path, decoded: list[str]) -> None:
     for _ in range(2):
-        assert check(folder, "a.png", "b.png", "a.png") == {name: Verdict(name) for name in ("a.png", "b.png")}
+        assert check(folder, "a.png", "b.png", "a.png") == WHOLE
     assert sorted(decoded) == ["a.png", "b.png"]
 
 
@@ -77,16 +79,16 @@ def test_a_cache_that_is_of_no_use_is_left_aside(
         (path,) = tmp_path.glob("cache/ldmrt/images/*.json")
         (state, known) = (folder / "a.png").stat(), json.loads(path.read_text())
         stamp = [state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns]
-        assert known == {"a.png": [*stamp, 64]}
-        damaged = {"damaged": "{", "no list": '{"a.png": 3}', "no side": json.dumps({"a.png": [*stamp, "64"]})}
+        assert known == {"a.png": [*stamp, "70x64"]}
+        damaged = {"damaged": "{", "no list": '{"a.png": 3}', "no side": json.dumps({"a.png": [*stamp, 64]})}
         path.write_text(damaged[cache])
-    assert check(folder, "a.png") == {"a.png": Verdict("a.png")}
+    assert check(folder, "a.png") == {"a.png": WHOLE["a.png"]}
 
 
 def test_no_home_is_no_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "")
-    assert check(folder, "a.png") == {"a.png": Verdict("a.png")}
+    assert check(folder, "a.png") == {"a.png": WHOLE["a.png"]}
 
 
 def test_what_is_wrong_is_said(folder: Path) -> None:

@@ -38,7 +38,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def rows_of(folder: Path) -> tuple[Row, ...]:
-    return tuple(read_metadata(folder)[0])
+    return tuple(read_metadata(folder / "metadata.jsonl")[0])
 
 
 def batches(folder: Path, size: int = 4, **options: object) -> Batches:

@@ -38,7 +38,9 @@ def write(folder: Path, *lines: str) -> Path:
         ("NaN", "is NaN"),
         ("true", "is true"),
         ("[]", r"is \[\]"),
-        ('["a", "b"]', r'is \["a", "b"\]'),
+        ('["a", null]', r"text\[1\] of a.png is null"),
+        ('["a", ["b"]]', r'text\[1\] of a.png is \["b"\]'),
+        ('["", "b"]', r"text\[0\] of a.png is empty"),
         ('{"en": "a"}', r'is \{"en": "a"\}'),
         ('""', "is empty"),
         (r'" \t\n"', "is empty"),
@@ -124,7 +126,9 @@ def test_all_wrong_lines_are_listed_and_many_are_counted(folder: Path) -> None:
 
 def test_rows_of_files_that_cannot_be_used_are_kept_apart(folder: Path) -> None:
     """They keep their place in the order, so a file that is lost half-way does not change it."""
-    rows, problems = read_metadata(write(folder, GOOD, '{"file_name": "b.png", "text": "b"}', "null"))
+    rows, problems = read_metadata(
+        write(folder, GOOD, '{"file_name": "b.png", "text": "b"}', "null") / "metadata.jsonl"
+    )
     assert [row.file_name for row in rows] == ["a.png", "b.png"]
     assert [(problem.line, problem.file_name) for problem in problems] == [(2, "b.png"), (3, None)]
 

@@ -170,7 +170,7 @@ def test_hybrid_loss_is_improved_diffusions(monkeypatch: pytest.MonkeyPatch) -> 
     eps, base = (torch.from_numpy(random.standard_normal(shape)) for _ in range(2))
     weights = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (0.9, 0.1, 0.3)]
     chain, t = Chain.of(COSINE), torch.tensor(times)
-    objective = Objective("epsilon", chain.abar)
+    objective = Objective("epsilon", chain.abar.sqrt(), (1 - chain.abar).sqrt(), torch.arange(len(chain.abar)))
     x = noised(x0, chain.abar[t], eps)
     predicted, v = weights[0] * eps + weights[1] * base, torch.tanh(weights[2] * x)
     simple = objective.losses(predicted, x0, t, eps)

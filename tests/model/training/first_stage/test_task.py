@@ -17,8 +17,9 @@ from ldmrt.model.training.first_stage.discriminator import Discriminator
 from ldmrt.model.training.first_stage.quantise import Codebook
 from ldmrt.model.training.first_stage.report import report
 from ldmrt.model.training.latents import to_tensor
-from ldmrt.model.training.loop.run import Run, TrainingTask
+from ldmrt.model.training.loop.run import Run
 from ldmrt.model.training.loop.settings import Settings
+from ldmrt.model.training.loop.task import TrainingTask
 from ldmrt.model.training.tasks.autoencoder import Parts, autoencoder_task, finished, learn_log_variance
 from ldmrt.model.training.tasks.initialise import initialise
 from ldmrt.runtime import LdmrtError
@@ -129,7 +130,17 @@ def test_parts_of_the_defaults_are_todays_losses_to_the_bit() -> None:
     for one, two in zip(plain.optimise(task), general.optimise(other), strict=True):
         assert one.losses.keys() == two.losses.keys() == {"reconstruction", "kl"}
         assert all(torch.equal(value, two.losses[name]) for name, value in one.losses.items())
-    assert plain.state().keys() == {"step", "torch", "about", "changes", "module", "average", "optimizer"}
+    assert plain.state().keys() == {
+        "step",
+        "torch",
+        "about",
+        "changes",
+        "module",
+        "average",
+        "optimizer",
+        "memory",
+        "loss_scale",
+    }
 
 
 def test_a_gradient_of_the_opponent_that_is_not_finite_stops_the_run() -> None:

@@ -43,7 +43,11 @@ def test_a_resumed_run_has_the_settings_of_the_saved_one(name: str, tmp_path: Pa
 
 
 def test_every_setting_is_compared() -> None:
-    assert {*OTHERS, "device"} == SETTINGS.shaping().keys() == asdict(SETTINGS).keys() - {"skip_unreadable"}
+    assert (
+        {*OTHERS, "device"}
+        == SETTINGS.shaping().keys()
+        == asdict(SETTINGS).keys() - {"skip_unreadable", "checkpointing"}
+    )
 
 
 def test_several_other_settings_are_one_error(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from ldmrt.model.checkpoint.checkpoint import text_encoder
 from ldmrt.model.networks.plain_unet import PlainUNet, PlainUNetConfig
 from ldmrt.model.training.data.captioned import Sample
 from ldmrt.model.training.diffusion.bound import Chain
-from ldmrt.model.training.loop.run import Progress, Run
+from ldmrt.model.training.diffusion.objective import Objective
+from ldmrt.model.training.loop.run import Run
 from ldmrt.model.training.loop.settings import Settings
+from ldmrt.model.training.loop.task import Progress
 from ldmrt.model.training.tasks.autoencoder import autoencoder_task
 from ldmrt.model.training.tasks.latent_diffusion import Denoiser, ldm_task
 from ldmrt.model.training.tasks.unconditional import unconditional_task
@@ -91,13 +93,26 @@ def train_plain(run: Run) -> Iterator[Progress]:
     return run.optimise(unconditional_task(run.module, Three(), objective(SCHEDULER), Chain.of(SCHEDULER)))
 
 
-EACH = pytest.mark.parametrize(
-    ("build", "train"),
-    [(autoencoder, train_vae), (denoiser, train_denoiser), (upscaler, train_enlarging), (plain, train_plain)],
-)
+def train_flow(run: Run) -> Iterator[Progress]:
+    flow = Objective.of({"prediction_type": "flow_prediction"}, "cpu", timesteps="logit_normal", loss="huber")
+    return run.optimise(ldm_task(run.module, Three(), autoencoder(5).eval(), tokenize, flow))
 
 
-@EACH
+def train_by_importance(run: Run) -> Iterator[Progress]:
+    """With so few timesteps that all of them have been seen often enough after five samples."""
+    scheduler = {**SCHEDULER, "num_train_timesteps": 2}
+    drawn = Objective.of(scheduler, "cpu", timesteps="importance", pyramid_noise=0.5)
+    assert drawn.memory is not None
+    drawn.memory.losses = drawn.memory.losses[:, :1]
+    drawn.memory.REMEMBERED = 1  # type: ignore[misc]
+    return run.optimise(unconditional_task(run.module, Three(), drawn, Chain.of(scheduler)))
+
+
+TASKS = [(autoencoder, train_vae), (denoiser, train_denoiser), (upscaler, train_enlarging), (plain, train_plain)]
+EACH = pytest.mark.parametrize(("build", "train"), [*TASKS, (denoiser, train_flow), (plain, train_by_importance)])
+
+
+@pytest.mark.parametrize(("build", "train"), TASKS)
 def test_loss_falls(build: Callable[[int], nn.Module], train: Callable[[Run], Iterator[Progress]]) -> None:
     run = Run(build(0), Settings(steps=30, batch=4, learning_rate=1e-2, warmup=5))
     progress = list(train(run))

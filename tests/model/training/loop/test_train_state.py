@@ -130,10 +130,10 @@ def test_out_of_memory_says_what_takes_less(error: Exception) -> None:
         raise error
 
     for batch, parts, precision, hint in (
-        (8, 1, "fp32", "--accumulate 2, or --precision bf16"),
-        (8, 2, "bf16", "--accumulate 4"),
-        (3, 2, "bf16", "a smaller --size"),
-        (1, 1, "bf16", "a smaller --size"),
+        (8, 1, "fp32", "--accumulate 2, --checkpointing or --precision bf16"),
+        (8, 2, "bf16", "--accumulate 4 or --checkpointing"),
+        (3, 2, "fp16", "a smaller --size or --checkpointing"),
+        (1, 1, "bf16", "a smaller --size or --checkpointing"),
     ):
         run = Run(nn.Linear(2, 2), Settings(4, batch, 1e-2, precision=precision, accumulate=parts))
         with pytest.raises(
@@ -149,8 +149,8 @@ def test_another_error_of_torch_is_none_of_memory() -> None:
 
 
 def test_unknown_precision_is_refused() -> None:
-    with pytest.raises(LdmrtError, match="expected fp32, bf16; found fp16"):
-        Settings(4, 1, 1e-2, precision="fp16")
+    with pytest.raises(LdmrtError, match="expected fp32, bf16, fp16; found fp8"):
+        Settings(4, 1, 1e-2, precision="fp8")
 
 
 @pytest.mark.parametrize("parts", [0, 3])

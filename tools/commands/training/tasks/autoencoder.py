@@ -28,6 +28,7 @@ def autoencoder(options: Options, **values: Any) -> None:
     from ldmrt.model.checkpoint.checkpoint import save_network, with_scaling_factor
     from ldmrt.model.config import to_config
     from ldmrt.model.networks.autoencoder import Autoencoder, moments
+    from ldmrt.model.training.data.buckets import BucketedImages
     from ldmrt.model.training.first_stage.report import report
     from ldmrt.model.training.latents import to_tensor
     from ldmrt.model.training.loop.run import Run
@@ -38,16 +39,16 @@ def autoencoder(options: Options, **values: Any) -> None:
     settings, out, size, seed, device = check(options), options.out, options.size, options.seed, options.device
     network, codebook = stage.network(size, seed)
     check_size(size, network.config)
-    data, held = options.open_data()
+    data, held = options.open_data(network.config.factor)
     discriminator, perceptual = stage.opponents(seed, device)
     about = {"task": "autoencoder", "size": size, "data": data.digest, "validation": options.validation}
-    run = Run(network, settings, about | stage.about(), discriminator)
+    run = Run(network, settings, about | options.shaped | stage.about(), discriminator)
     task = autoencoder_task(
         network, data, parts, perceptual=perceptual, discriminator=discriminator, codebook=codebook,
         taken=lambda: run.step,
     )  # fmt: skip
-    half = preview(size)
-    shown = np.stack([data.draw(seed + 1, i).image for i in range(2 * half)])
+    half, squares = preview(size), data.images if isinstance(data, BucketedImages) else data
+    shown = np.stack([squares.draw(seed + 1, i).image for i in range(2 * half)])
 
     @torch.no_grad()
     def keep() -> None:

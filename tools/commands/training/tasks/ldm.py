@@ -3,13 +3,21 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.tools.console.drawing.images import grid, save_png
 from ldmrt.tools.console.training.checks import check, check_size, digest_of, preview
-from ldmrt.tools.console.training.options import PREDICTION, Options, training_options, weighting_options
+from ldmrt.tools.console.training.options import (
+    POSITIVE,
+    Options,
+    finite,
+    prediction_option,
+    training_options,
+    weighting_options,
+)
 from ldmrt.tools.console.training.run import run_training
 
 
@@ -17,7 +25,9 @@ from ldmrt.tools.console.training.run import run_training
 @training_options(steps=5500, batch=32, rate=8e-4)
 @click.option("--autoencoder", "vae_folder", type=click.Path(path_type=Path), required=True,
               help="A folder with vae/, such as the autoencoder's run.")  # fmt: skip
-@PREDICTION
+@prediction_option("flow_prediction")
+@click.option("--flow-shift", type=POSITIVE, callback=finite, default=1.0, show_default=True,
+              help="With flow_prediction: above 1 for more noise in the middle of the steps.")  # fmt: skip
 @click.option(
     "--vocabulary",
     type=click.IntRange(600, 4096),
@@ -30,8 +40,9 @@ def ldm(
     options: Options,
     vae_folder: Path,
     prediction: str,
+    flow_shift: float,
     vocabulary: int,
-    **weighting: float | None,
+    **weighting: Any,
 ) -> None:
     """Train a U-Net and a text encoder to denoise latents; write a whole checkpoint to OUT.
 
@@ -55,7 +66,7 @@ def ldm(
     vae = load_autoencoder(vae_folder).to(device)
     vae.config = replace(vae.config, sample_size=size)
     check_size(size, vae.config)
-    data, held = options.open_data()
+    data, held = options.open_data(vae.config.factor * 2 ** (len(presets.UNET.block_out_channels) - 1))
     length = presets.TEXT_ENCODER["max_position_embeddings"]
     tokens = out / "tokenizer"
     if not options.resume:
@@ -66,6 +77,8 @@ def ldm(
     files = {path.name: path.read_bytes() for path in sorted(tokens.iterdir())}
     tokenizer = Tokenizer(files)
     scheduler = {**presets.SCHEDULER, "prediction_type": prediction}
+    if prediction == "flow_prediction":
+        scheduler = {**presets.FLOW_SCHEDULER, "flow_shift": flow_shift}
 
     torch.manual_seed(seed)
     ids = {"vocab_size": tokenizer.size, "bos_token_id": tokenizer.start, "eos_token_id": tokenizer.end}
@@ -76,7 +89,7 @@ def ldm(
     run = Run(denoiser, settings, {
         "task": "ldm", "size": size, "data": data.digest, "validation": options.validation, "prediction": prediction,
         "vocabulary": vocabulary, "latent_channels": channels, "autoencoder": digest_of(vae),
-        "scaling_factor": vae.config.scaling_factor, **weighting,
+        "scaling_factor": vae.config.scaling_factor, "flow_shift": flow_shift, **weighting, **options.shaped,
     })  # fmt: skip
     prompts = [data.caption(seed + 1, i) for i in range(preview(size))]
 

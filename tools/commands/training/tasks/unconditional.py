@@ -1,13 +1,14 @@
 """Run `ldmrt train unconditional`: a U-Net in pixels."""
 
 from dataclasses import replace
+from typing import Any
 
 import click
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.tools.console.drawing.images import grid, save_png
 from ldmrt.tools.console.training.checks import check
-from ldmrt.tools.console.training.options import PREDICTION, Options, training_options, weighting_options
+from ldmrt.tools.console.training.options import Options, prediction_option, training_options, weighting_options
 from ldmrt.tools.console.training.run import run_training
 from ldmrt.tools.options.common import Choice
 
@@ -17,12 +18,12 @@ PREVIEW = 8  # images
 
 @click.command()
 @training_options(steps=20000, batch=32, rate=2e-4)
-@PREDICTION
+@prediction_option("sample")
 @click.option("--variance", type=Choice(["fixed_small", "fixed_large", "learned_range"]), default="fixed_small",
               show_default=True,
               help="Variance of the sampler's noise; learned_range is learned too, by the bound.")  # fmt: skip
 @weighting_options
-def unconditional(options: Options, prediction: str, variance: str, **weighting: float | None) -> None:
+def unconditional(options: Options, prediction: str, variance: str, **weighting: Any) -> None:
     """Train an unconditional U-Net in pixels (DDPM); write a whole checkpoint to OUT.
 
     Example: ldmrt train unconditional --data photos --size 32 --out runs/ddpm

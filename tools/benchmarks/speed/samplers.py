@@ -1,6 +1,6 @@
 """Measure the time of a sampler's row on the host, beside the same step of diffusers.
 
-    python -m ldmrt.tools.benchmarks.sampler_speed --json out.json
+    python -m ldmrt.tools.benchmarks.speed.samplers --json out.json
 
 The prediction and the noise are ready, the prediction where guidance leaves it, so the time is all that passes between
 two calls of the network. Work that is done once per image is not measured: diffusers' `set_timesteps`, and the plan and
@@ -54,7 +54,7 @@ class RowCost:
 def bench(names: tuple[str, ...], steps: int, repeats: int, out: Path | None) -> None:
     """Time the rows of NAMES, all samplers by default, against diffusers' steps on the same latents.
 
-    Example: python -m ldmrt.tools.benchmarks.sampler_speed dpmpp_2m euler
+    Example: python -m ldmrt.tools.benchmarks.speed.samplers dpmpp_2m euler
     """
     from rich.console import Console
     from rich.table import Table

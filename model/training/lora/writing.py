@@ -1,0 +1,71 @@
+"""Write low-rank pairs in the names of diffusers and PEFT, or of kohya's scripts."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ldmrt.model.lora.names import flat
+from ldmrt.runtime.errors import LdmrtError
+
+from .pairs import Pairs
+
+FORMATS = ("diffusers", "kohya")
+# Text encoders of kohya's files: of a model with one, and of one with two
+ALONE = {"text_encoder": "lora_te_text_model_"}
+BOTH = {"text_encoder": "lora_te1_text_model_", "text_encoder_2": "lora_te2_text_model_"}
+
+
+def write(pairs: Pairs, path: Path, form: str = "diffusers", two_encoders: bool = False) -> None:
+    """Write pairs as a safetensors file.
+
+    Args:
+        pairs: The pairs; their factors are written in float32.
+        path: The file, whose folder exists.
+        form: One of `FORMATS`. diffusers' names have alpha in the file's notes, kohya's beside each pair.
+        two_encoders: Whether the model has two text encoders, which kohya's names tell apart.
+
+    Raises:
+        LdmrtError: The format is unknown.
+    """
+    if form not in FORMATS:
+        raise LdmrtError("training", "unknown format of a LoRA", expected=" or ".join(FORMATS), found=form)
+    if form == "diffusers":
+        save_file(_diffusers(pairs), path, metadata={"format": "pt", "lora_adapter_metadata": _notes(pairs)})
+    else:
+        save_file(_kohya(pairs, two_encoders), path, metadata={"format": "pt"})
+
+
+def _diffusers(pairs: Pairs) -> dict[str, Tensor]:
+    """Name the factors as `save_lora_weights` does."""
+    tensors = {}
+    for (component, module), (down, up) in pairs.factors().items():
+        tensors[f"{component}.{module}.lora_A.weight"] = down.float().cpu().contiguous()
+        tensors[f"{component}.{module}.lora_B.weight"] = up.float().cpu().contiguous()
+    return tensors
+
+
+def _notes(pairs: Pairs) -> str:
+    """Write what PEFT notes of each network's adapter."""
+    targets: dict[str, list[str]] = {}
+    for component, module in pairs.places.values():
+        targets.setdefault(component, []).append(module)
+    notes: dict[str, object] = {}
+    for component, modules in targets.items():
+        values = {"r": pairs.adapter.rank, "lora_alpha": pairs.adapter.alpha, "target_modules": modules}
+        notes |= {f"{component}.{key}": value for key, value in values.items()}
+    return json.dumps(notes, indent=2, sort_keys=True)
+
+
+def _kohya(pairs: Pairs, two_encoders: bool) -> dict[str, Tensor]:
+    """Name the factors as kohya's scripts do, with an alpha for each pair."""
+    prefixes = {"unet": "lora_unet_"} | (BOTH if two_encoders else ALONE)
+    tensors = {}
+    for (component, module), (down, up) in pairs.factors().items():
+        name = prefixes[component] + flat(module)
+        tensors[f"{name}.lora_down.weight"] = down.float().cpu().contiguous()
+        tensors[f"{name}.lora_up.weight"] = up.float().cpu().contiguous()
+        tensors[f"{name}.alpha"] = torch.tensor(float(pairs.adapter.alpha))
+    return tensors

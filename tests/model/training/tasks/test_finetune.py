@@ -1,0 +1,222 @@
+"""Fine-tuning takes the steps of diffusers' examples train_text_to_image.py and train_text_to_image_sdxl.py."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ldmrt.model.checkpoint.checkpoint import Checkpoint
+from ldmrt.model.checkpoint.load import load
+from ldmrt.model.training.data.captioned import Sample, Sizes
+from ldmrt.model.training.diffusion.objective import TIMESTEPS, Objective
+from ldmrt.model.training.draws import Draws
+from ldmrt.model.training.loop.run import Run
+from ldmrt.model.training.loop.settings import Settings
+from ldmrt.model.training.loop.task import Progress, TrainingTask
+from ldmrt.model.training.tasks.finetune import Conditions, Denoiser, conditioned_task, encoders_of
+from ldmrt.model.training.validation import validation_losses
+from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
+
+from ....support.pipelines import save_pipeline
+
+FAMILIES = ("sd15", "sd2-v", "sdxl")
+SETTINGS = Settings(steps=5, batch=2, learning_rate=1e-4, warmup=0, schedule="constant", seed=3)
+CAPTIONS = ("a red apple", "two pears", "a penguin on a yellow background!")
+
+
+class Three:
+    """Three captioned pictures, each a part of a larger one."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def draw(self, seed: int, index: int) -> Sample:
+        which = (seed + index) % 3
+        picture = np.random.default_rng(which).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        return Sample(picture, CAPTIONS[which], (which,), Sizes((40 + which, 30), (2 * which, which), (16, 16)))
+
+    def caption(self, seed: int, index: int) -> str:
+        return self.draw(seed, index).caption
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made = dict[str, Path]()
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            made[name] = save_pipeline(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return folder
+
+
+def task_of(checkpoint: Checkpoint, denoiser: Denoiser, dropout: float = 0.5) -> TrainingTask:
+    tokenizers = {
+        name: Tokenizer(checkpoint.tokenizers[name.replace("text_encoder", "tokenizer")])
+        for name in encoders_of(denoiser)
+    }
+    objective, conditions = Objective.of(checkpoint.scheduler, "cpu"), Conditions.of(checkpoint.stage, dropout)
+    return conditioned_task(denoiser, Three(), checkpoint.vae, tokenizers, objective, conditions)  # type: ignore[arg-type]
+
+
+def steps_of_diffusers(folder: Path, train_text: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The lines of diffusers' examples, with the random numbers of our samples."""
+    import diffusers
+
+    pipe: Any = diffusers.DiffusionPipeline.from_pretrained(folder)
+    unet, vae, xl = pipe.unet.train(), pipe.vae, hasattr(pipe, "text_encoder_2")
+    noiser = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
+    noiser.register_to_config(prediction_type=pipe.scheduler.config.prediction_type)
+    encoders = [pipe.text_encoder, pipe.text_encoder_2] if xl else [pipe.text_encoder]
+    tokenizers = [pipe.tokenizer, pipe.tokenizer_2] if xl else [pipe.tokenizer]
+    weights = [*unet.parameters(), *(p for encoder in encoders if train_text for p in encoder.parameters())]
+    optimizer = torch.optim.AdamW(weights, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0)
+    losses = []
+    for step in range(5):
+        samples = [Three().draw(3, 2 * step + i) for i in range(2)]
+        draws = Draws(3, range(2 * step, 2 * step + 2))
+        pixels = torch.stack([torch.from_numpy(s.image).permute(2, 0, 1) / 127.5 - 1 for s in samples])
+        with torch.no_grad():
+            spread = vae.encode(pixels).latent_dist
+        latents = spread.mean + spread.std * draws.normal("latents", spread.mean.shape[1:])
+        latents = latents * vae.config.scaling_factor
+        noise = draws.normal("noise", latents.shape[1:])
+        timesteps = draws.integers(TIMESTEPS, 1000)
+        noisy = noiser.add_noise(latents, noise, timesteps)
+        dropped = draws.chance("caption dropout", 0.5).tolist()
+        captions = ["" if drop else s.caption for drop, s in zip(dropped, samples, strict=True)]
+        states, pooled = [], None
+        for encoder, tokenizer in zip(encoders, tokenizers, strict=True):
+            length = tokenizer.model_max_length
+            ids = tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+            out = encoder(ids.input_ids, output_hidden_states=True)
+            pooled = out[0]
+            states.append(out.hidden_states[-2] if xl else out.last_hidden_state)
+        context, more = torch.cat(states, dim=-1), {}
+        if xl:  # an empty prompt is zeros in its pipeline
+            kept = ~torch.tensor(dropped)[:, None]
+            context, pooled = context * kept[..., None], pooled * kept
+            sizes = [s.sizes for s in samples if s.sizes is not None]
+            ids = torch.tensor([[*one.original, *one.crop, *one.target] for one in sizes])
+            more = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}}
+        target = noise if noiser.config.prediction_type == "epsilon" else noiser.get_velocity(latents, noise, timesteps)
+        predicted = unet(noisy, timesteps, context, **more).sample
+        loss = F.mse_loss(predicted.float(), target.float(), reduction="mean")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    state = {f"unet.{key}": value for key, value in unet.state_dict().items()}
+    for name, encoder in zip(("text_encoder", "text_encoder_2"), encoders, strict=False):
+        state |= {f"{name}.{key}": value for key, value in encoder.state_dict().items()}
+    return losses, state
+
+
+@pytest.mark.parametrize("train_text", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_five_steps_are_those_of_diffusers(family: str, train_text: bool, folders: Callable[[str], Path]) -> None:
+    checkpoint = load(folders(family))
+    denoiser = Denoiser.of(checkpoint, train_text_encoders=train_text)
+    first = {key: value.clone() for key, value in denoiser.state_dict().items()}
+    run = Run(denoiser, SETTINGS)
+    losses = [progress.loss for progress in run.optimise(task_of(checkpoint, denoiser))]
+    expected, weights = steps_of_diffusers(folders(family), train_text)
+    assert losses[0] == pytest.approx(expected[0], rel=1e-6)  # float32 sums in another order
+    assert losses == pytest.approx(expected, rel=1e-5)  # and those of four steps before
+    ours = denoiser.state_dict()
+    assert ours.keys() == weights.keys()
+    for key, value in weights.items():
+        learns = train_text or key.startswith("unet.")
+        if not learns:
+            assert torch.equal(ours[key], first[key]), key
+        if not key.endswith(
+            "k_proj.bias"
+        ):  # softmax takes no notice of it: its gradient is zero, and AdamW takes signs
+            error = (ours[key] - value).norm() / value.norm()
+            assert error <= 1e-5, (key, error)  # rounding of gradients, and AdamW divides small ones by themselves
+    assert any(not torch.equal(ours[key], first[key]) for key in first if key.startswith("text_encoder")) is train_text
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("family", "train_text"), [("sd15", False), ("sdxl", True)])
+def test_a_resumed_run_takes_the_same_steps(
+    family: str, train_text: bool, accumulate: int, folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, steps=6, schedule="cosine", accumulate=accumulate)
+
+    def begin() -> tuple[Run, Iterator[Progress]]:
+        checkpoint = load(folders(family))
+        denoiser = Denoiser.of(checkpoint, train_text_encoders=train_text)
+        run = Run(denoiser, settings)
+        return run, run.optimise(task_of(checkpoint, denoiser))
+
+    whole, steps = begin()
+    losses = [progress.loss for progress in steps]
+    first, steps = begin()
+    halves = [progress.loss for progress in itertools.islice(steps, 3)]
+    first.save(tmp_path / "state")
+    second, steps = begin()
+    second.resume(tmp_path / "state")
+    halves += [progress.loss for progress in steps]
+    assert halves == losses
+    for one, other in ((whole.module.state_dict(), second.module.state_dict()), (whole.average, second.average)):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+    moments, others = whole.optimizer.state_dict()["state"], second.optimizer.state_dict()["state"]
+    assert moments.keys() == others.keys()
+    assert all(torch.equal(value, others[i][name]) for i, each in moments.items() for name, value in each.items())
+
+
+def test_frozen_weights_are_kept_once(folders: Callable[[str], Path]) -> None:
+    """Neither the optimizer nor the average nor the state has them, and the average's copy has them unchanged."""
+    checkpoint = load(folders("sd15"))
+    denoiser = Denoiser.of(checkpoint)
+    run = Run(denoiser, replace(SETTINGS, steps=1))
+    list(run.optimise(task_of(checkpoint, denoiser)))
+    unet = len(list(denoiser.unet.parameters()))
+    assert len(run.optimizer.param_groups[0]["params"]) == unet
+    for kept in (run.average, run.state()["module"]):
+        assert len(kept) == unet  # type: ignore[arg-type]
+        assert all(name.startswith("unet.") for name in kept)  # type: ignore[attr-defined]
+    assert all(weight.grad is None for weight in denoiser.text_encoder.parameters())
+    averaged = run.averaged()
+    for name, value in denoiser.text_encoder.state_dict().items():
+        assert torch.equal(averaged.text_encoder.state_dict()[name], value)
+
+
+def test_validation_sees_the_average_and_leaves_the_weights(folders: Callable[[str], Path]) -> None:
+    checkpoint = load(folders("sd15"))
+    denoiser = Denoiser.of(checkpoint)
+    run = Run(denoiser, replace(SETTINGS, steps=2))
+    task = task_of(checkpoint, denoiser)
+    list(run.optimise(task))
+    before = {name: value.clone() for name, value in denoiser.state_dict().items()}
+    losses = validation_losses(run, task, Three())  # type: ignore[arg-type]
+    assert all(torch.equal(value, before[name]) for name, value in denoiser.state_dict().items())
+    averaged = Run(run.averaged(), SETTINGS)
+    assert validation_losses(averaged, task_of(checkpoint, averaged.module), Three()) == losses  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        ("lcm", "would unlearn its few steps; expected Stable Diffusion 1, 2 or XL; found guidance_scale"),
+        ("sd15-inpainting", "reads more than captioned images give; .* found mask, masked_image"),
+        ("sdxl-refiner", "reads more than captioned images give; .* found sizes"),
+        ("classes", "reads more than captioned images give; .* found class"),
+        ("ddpm", "the model reads no prompt"),
+    ],
+)
+def test_a_checkpoint_of_another_kind_is_refused(family: str, message: str, tmp_path: Path) -> None:
+    checkpoint = load(save_pipeline(family, tmp_path))
+    with pytest.raises(LdmrtError, match=message):
+        Denoiser.of(checkpoint)

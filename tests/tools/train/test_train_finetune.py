@@ -1,0 +1,82 @@
+"""`ldmrt train finetune`: from a checkpoint to one that diffusers loads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from ldmrt.export.components.torch_pipeline import torch_pipeline
+from ldmrt.model import load
+
+from ...support.pipelines import save_pipeline
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rows = []
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 256, (20, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        rows.append(json.dumps({"file_name": f"{i}.png", "text": ["a red apple", "two pears", "a penguin"][i]}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd2-v", "sdxl"])
+def test_what_it_writes_draws_the_same_in_diffusers(ldmrt: Any, pictures: Path, tmp_path: Path, family: str) -> None:
+    import diffusers
+
+    source, out = save_pipeline(family, tmp_path / "source"), tmp_path / "out"
+    words = ("train", "finetune", "--from", source, "--data", pictures, "--size", 16, "--batch", 2, "--steps", 2)
+    words += ("--warmup", 0, "--learning-rate", 1e-2, "--previews", 1, "--train-text-encoder", "--out", out)
+    ran = ldmrt(*words)
+    assert ran.code == 0, ran.err
+    theirs = diffusers.DiffusionPipeline.from_pretrained(out)
+    theirs.set_progress_bar_config(disable=True)
+    start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    asked = {"num_inference_steps": 4, "guidance_scale": 5.0, "height": 16, "width": 16}
+    ours = torch_pipeline(load(out))("two pears", **asked, latents=start.numpy(), output_type="latent").latents
+    expected = theirs("two pears", **asked, latents=start, output_type="latent").images.numpy()
+    assert np.abs(ours - expected).max() <= 2e-4 * max(1.0, np.abs(expected).max())  # float32, amplified by guidance
+    before = torch_pipeline(load(source))("two pears", **asked, latents=start.numpy(), output_type="latent").latents
+    assert np.abs(ours - before).max() > 1e-2
+    assert (out / "training" / "finetune-000002.png").is_file()
+    again = ldmrt(*words, "--steps", 3, "--resume", "--change", "steps")
+    assert again.code == 0, again.err
+    assert "train_text_encoder = true" in (out / "recipe.toml").read_text()
+    repeated = ldmrt("train", out / "recipe.toml", "--set", "train_text_encoder=false", "--out", tmp_path / "again")
+    assert repeated.code == 0, repeated.err
+    weights = load_file(tmp_path / "again" / "text_encoder" / "model.safetensors")
+    for name, value in load_file(source / "text_encoder" / "model.safetensors").items():
+        key = name if name in weights else f"text_model.{name}"
+        assert torch.equal(weights[key], value)
+
+
+def test_bad_checkpoints_are_refused_before_any_step(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+    source = save_pipeline("sd15", tmp_path / "source")
+    out = tmp_path / "out"
+    words = ("train", "finetune", "--from", source, "--data", pictures, "--size", 16, "--out", out)
+    scheduler = json.loads((source / "scheduler" / "scheduler_config.json").read_text())
+    zero = scheduler | {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True}
+    (source / "scheduler" / "scheduler_config.json").write_text(json.dumps(zero))
+    assert "rescale_betas_zero_snr cannot be combined with prediction_type epsilon" in ldmrt(*words).error
+    (source / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    assert "expected a multiple of 2" in ldmrt(*words, "--size", 15).error
+    path = source / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    save_file({**weights, "conv_in.bias": weights["conv_in.bias"] * torch.nan}, path, metadata={"format": "pt"})
+    assert "conv_in.bias" in ldmrt(*words).error
+    config = json.loads((source / "unet" / "config.json").read_text())
+    (source / "unet" / "config.json").write_text(json.dumps(config | {"in_channels": 5}))
+    assert "in_channels of unet/config.json is not latent_channels of vae/config.json; expected 4; found 5" in (
+        ldmrt(*words).error
+    )
+    (source / "unet" / "config.json").write_text(json.dumps(config | {"cross_attention_dim": 20}))
+    assert "is not hidden_size of text_encoder/config.json; expected 24; found 20" in ldmrt(*words).error

@@ -1,0 +1,1 @@
+"""Time parts of the project beside the same parts of diffusers."""

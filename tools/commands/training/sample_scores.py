@@ -1,0 +1,154 @@
+"""Score images that a bundle draws beside the images of a folder: FID, KID, precision, recall and copies."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ldmrt.model.scores.frechet import frechet_distance
+from ldmrt.model.scores.kernel import kernel_distance
+from ldmrt.model.scores.manifold import precision_and_recall
+from ldmrt.model.scores.nearest import Neighbours, nearest_neighbours
+from ldmrt.model.training.data.captioned import ImageFolder, square
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.pipeline.pipeline import Pipeline
+from ldmrt.tools.console.drawing.images import grid, save_png
+from ldmrt.tools.console.progress import watched
+from ldmrt.tools.console.training.data import HINTS, open_folder
+from ldmrt.tools.options.to_request import request_of
+
+if TYPE_CHECKING:
+    from .features import Extractor
+
+Images = NDArray[np.uint8]  # (N, H, W, 3)
+MEASURES = ("fid", "kid", "precision", "recall", "memorisation")
+OF_FEATURES = MEASURES[:4]
+BATCH = 10  # images per call
+COMPARED = 32  # pixels along a side of images that are searched for copies
+SHOWN = 16  # of the likeliest copies, on a sheet
+
+
+@dataclass(frozen=True)
+class FolderImages:
+    """Holds what scores need of a folder's images: small pixels, and features where a measure asks for them."""
+
+    files: tuple[Path, ...]
+    small: Images
+    features: NDArray[np.float64] | None
+
+
+def sample_scores(
+    pipeline: Pipeline,
+    folder: Path,
+    count: int,
+    measures: Sequence[str] = MEASURES,
+    *,
+    extract: "Extractor | None" = None,
+    sheet: Path | None = None,
+    seed: int = 0,
+    **asked: object,
+) -> dict[str, float]:
+    """Draw images of a folder's captions, and score them beside all of the folder's images.
+
+    Args:
+        pipeline: The model; images are of its last stage's size.
+        folder: Images with metadata.jsonl, those that the model was trained on.
+        count: How many images are drawn, 1 or more.
+        measures: Names of `MEASURES`.
+        extract: Computes the features; not needed for memorisation alone.
+        sheet: A PNG file for the likeliest copies, each beside its nearest image of the folder.
+        seed: Which captions, and the seed of the first image; the next ones count up.
+        asked: Other options of the request, by their short words.
+
+    Returns:
+        The measures by name, "images" and "reference images": how many were compared.
+
+    Raises:
+        LdmrtError: The folder's images cannot be used, there are too few of either, or the model takes an image.
+    """
+    if pipeline.stage.takes_image:
+        raise LdmrtError("evaluate", "this model needs an image to start from", hint="--stage, for one that enlarges")
+    size = pipeline.stages[-1].stage.size
+    data = open_folder(folder, size, hints=dict.fromkeys(HINTS, "correct these, or remove their lines"))
+    used = extract if not set(OF_FEATURES).isdisjoint(measures) else None
+    reference = reference_of(data, used)
+    images = drawn(pipeline, data, count, seed, **asked)
+    scores: dict[str, float] = {"images": len(images), "reference images": len(reference.files)}
+    if used is not None and reference.features is not None:
+        scores |= feature_scores(reference.features, in_batches(used, images), measures)
+    if "memorisation" in measures:
+        neighbours = nearest_neighbours(reference.small, shrunk(images))
+        scores["memorisation"] = neighbours.copied
+        scores["lowest ratio"] = float(neighbours.ratio.min())
+        if sheet is not None:
+            save_png(sheet, copies(images, reference.files, neighbours))
+    return scores
+
+
+def feature_scores(
+    real: NDArray[np.float64], generated: NDArray[np.float64], measures: Sequence[str]
+) -> dict[str, float]:
+    """Return the measures that are of features, (N, d) and (M, d), by name."""
+    scores = dict[str, float]()
+    if "fid" in measures:
+        scores["fid"] = frechet_distance(real, generated)
+    if "kid" in measures:
+        scores["kid"] = kernel_distance(real, generated)
+    if not {"precision", "recall"}.isdisjoint(measures):
+        both = dict(zip(("precision", "recall"), precision_and_recall(real, generated), strict=True))
+        scores |= {name: value for name, value in both.items() if name in measures}
+    return scores
+
+
+def reference_of(data: ImageFolder, extract: "Extractor | None") -> FolderImages:
+    """Read each file of a folder once."""
+    files = tuple(data.folder / name for name in dict.fromkeys(row.file_name for row in data.rows))
+    small, features = list[Images](), list[NDArray[np.float64]]()
+    parts = [files[i : i + BATCH] for i in range(0, len(files), BATCH)]
+    for part in watched(parts, len(parts), lambda _: "batches of the folder's images"):
+        images = np.stack([square(path, data.size) for path in part])
+        small.append(shrunk(images))
+        if extract is not None:
+            features.append(extract(images))
+    return FolderImages(files, np.concatenate(small), np.concatenate(features) if features else None)
+
+
+def drawn(pipeline: Pipeline, data: ImageFolder, count: int, seed: int, **asked: object) -> Images:
+    """Draw images of the captions that a folder's stream has, or of none where the model reads none."""
+    found, parts = list[Images](), [range(i, min(i + BATCH, count)) for i in range(0, count, BATCH)]
+    prompted = pipeline.stage.source("prompt") is not None
+    for rows in watched(parts, len(parts), lambda rows: f"images to {rows.stop}"):
+        words: dict[str, object] = {"seed": [seed + i for i in rows], **asked}
+        if prompted:
+            words["prompt"] = [data.caption(seed, i) for i in rows]
+        else:
+            words["count"] = len(rows)
+        found.append(pipeline.generate(request_of(words)).pixels)
+    return np.concatenate(found)
+
+
+def in_batches(extract: "Callable[[Images], NDArray[np.float64]]", images: Images) -> NDArray[np.float64]:
+    """Compute the features (N, d) of images, a few at a time."""
+    return np.concatenate([extract(images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
+
+
+def shrunk(images: Images) -> Images:
+    """Resize images to `COMPARED` pixels a side; smaller ones stay as they are."""
+    if max(images.shape[1:3]) <= COMPARED:
+        return images
+    size = (COMPARED, COMPARED)
+    return np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX)) for image in images])
+
+
+def copies(images: Images, files: Sequence[Path], neighbours: Neighbours) -> Images:
+    """Arrange the likeliest copies in two columns of pairs: the drawn image, then its nearest of the folder."""
+    pairs = [
+        image
+        for i in neighbours.worst[:SHOWN]
+        for image in (images[i], square(files[neighbours.index[i]], images.shape[1]))
+    ]
+    return grid(np.stack(pairs), 4)
