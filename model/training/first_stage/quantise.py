@@ -67,10 +67,17 @@ class Codebook:
         table = quantizer.embedding.weight
         quantizer.register_buffer("usage", torch.zeros(len(table)))
         quantizer.register_buffer("sums", torch.zeros_like(table.detach()))
-        self.seen: list[tuple[Tensor, Tensor]] = []  # latents (n, width) and their codes (n,), of the present step
+        self.step = 0
+        self.seen: list[tuple[Tensor, Tensor]] = []  # latents (n, width) and their codes (n,), of that step
 
-    def note(self, latents: Tensor, codes: Tensor) -> None:
-        """Remember the latents (B, width, h, w) of a part of a step, and their codes (B, h * w)."""
+    def note(self, latents: Tensor, codes: Tensor, step: int) -> None:
+        """Remember the latents (B, width, h, w) of a part of a step, and their codes (B, h * w).
+
+        Those of another step are forgotten: it changed no weight, as its gradient was not finite.
+        """
+        if step != self.step:
+            self.step = step
+            self.seen.clear()
         flat = latents.detach().float().flatten(2).transpose(1, 2).flatten(0, 1)
         self.seen.append((flat, codes.flatten()))
 

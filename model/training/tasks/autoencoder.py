@@ -100,7 +100,7 @@ def autoencoder_task(
         perceptual: The network of the perceptual part; None for the discriminator's features.
         discriminator: The opponent of the run; needed by an adversarial part, or a perceptual one without a network.
         codebook: Updates the codes of a `VQAutoencoder`; needed by one.
-        taken: Tells how many steps have been taken, for `parts.start`.
+        taken: Tells how many steps have been taken, for `parts.start` and the codebook.
 
     Returns:
         The task, whose losses have the parts `reconstruction`, `kl` or `codebook`, and those asked for: `perceptual`,
@@ -115,7 +115,7 @@ def autoencoder_task(
             latents = vae.encode(x).float()
             found = quantise(vae.quantize, latents, parts.commitment, learned=not codebook.averaged)
             if vae.training:
-                codebook.note(latents, found.codes)
+                codebook.note(latents, found.codes, taken())
             return vae.decoder(vae.post_quant_conv(found.latents)), "codebook", found.loss
         mean, log_variance = moments(vae.encode(x))
         latents = mean + torch.exp(0.5 * log_variance) * draws.normal("latents", mean.shape[1:])

@@ -10,13 +10,14 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, VQModel
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ldmrt.model.networks.autoencoder import Autoencoder, kl_divergence, moments
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.training.data.captioned import ImageFolder, Sample
 from ldmrt.model.training.diffusion.error import squared_error
 from ldmrt.model.training.draws import Draws
+from ldmrt.model.training.first_stage.perceptual import GROUPS
 from ldmrt.model.training.latents import to_tensor
 from ldmrt.model.training.loop.run import Run
 from ldmrt.model.training.loop.settings import Settings
@@ -90,6 +91,20 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(name: str, ldmrt: Any, pi
         *words(pictures, "--steps", 4, "--schedule", "constant", "--out", halves, "--resume"), "--validation", 0.4
     )
     assert "was trained with another" in changed.error
+    if name == "vq":
+        of_latents = (
+            "train",
+            "ldm",
+            "--data",
+            pictures,
+            "--size",
+            16,
+            "--autoencoder",
+            whole,
+            "--out",
+            tmp_path / "ldm",
+        )
+        assert "has a codebook; expected AutoencoderKL; found VQModel" in ldmrt(*of_latents).error
     config = json.loads((whole / "vae" / "config.json").read_text())
     x, tensors = (
         to_tensor([ImageFolder.open(pictures, size=16).draw(0, 0).image], "cpu"),
@@ -114,6 +129,33 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(name: str, ldmrt: Any, pi
     opposing = {"adversarial", "discriminator"} if name != "vq" else set()
     parts = next(line["parts"] for line in lines if "parts" in line)
     assert parts.keys() == {"reconstruction"} | names | opposing
+
+
+def test_a_perceptual_network_of_a_file(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+    """It is read, logged and compared by its weights: the file may be moved, and not be changed."""
+    torch.manual_seed(0)
+    given, inner = {}, 3
+    for k, numbers in enumerate(GROUPS):
+        for n in numbers:
+            given |= {f"net.slice{k + 1}.{n}.weight": torch.randn(4, inner, 3, 3)}
+            given |= {f"net.slice{k + 1}.{n}.bias": torch.zeros(4)}
+            inner = 4
+        given[f"lin{k}.model.1.weight"] = torch.rand(1, 4, 1, 1)
+    one, moved, changed, out = (tmp_path / name for name in ("a.safetensors", "b.safetensors", "c.safetensors", "out"))
+    save_file(given, one)
+    save_file(given, moved)
+    save_file(given | {"lin0.model.1.weight": torch.ones(1, 4, 1, 1)}, changed)
+    more = ["--schedule", "constant", "--out", out, "--perceptual"]
+    ran = ldmrt(*words(pictures, "--steps", 1, *more, one))
+    assert ran.code == 0, ran.err
+    parts = json.loads((out / "log.jsonl").read_text().splitlines()[0])["parts"]
+    assert parts.keys() == {"reconstruction", "kl", "perceptual"}
+    assert parts["perceptual"] > 0
+    assert (
+        "trained with another perceptual-network"
+        in ldmrt(*words(pictures, "--steps", 2, *more, changed, "--resume")).error
+    )
+    assert ldmrt(*words(pictures, "--steps", 2, *more, moved, "--resume")).code == 0
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import click
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.tools.options.common import Choice
 
+from .checks import digest_of
 from .options import POSITIVE, finite
 
 if TYPE_CHECKING:
@@ -109,17 +110,16 @@ class FirstStage:
             self.discriminator_loss, self.kl_weight, self.commitment,
         )  # fmt: skip
 
-    def about(self) -> dict[str, object]:
-        """Return what a resumed run must have in common with the saved one; None for today's defaults."""
+    def about(self, perceptual: "Lpips | None") -> dict[str, object]:
+        """Return what a resumed run must have in common with the saved one; None for the defaults."""
         named: dict[str, Any] = self.parts().named()
-        if self.perceptual and self.perceptual != DISCRIMINATOR:
-            named["network"] = Path(self.perceptual).name
         if self.adversarial:
             named["layers"] = self.discriminator_layers
         if self.kind == "vq":
             named |= {"codes": self.codes, "codebook": self.codebook}
         told = ", ".join(f"{name} {value}" for name, value in sorted(named.items())) or None
-        return {"kind": None if self.kind == "kl" else self.kind, "loss": told}
+        network = digest_of(perceptual) if perceptual is not None else None  # its file may have been moved, or changed
+        return {"kind": None if self.kind == "kl" else self.kind, "loss": told, "perceptual_network": network}
 
     def network(self, size: int, seed: int) -> "tuple[Autoencoder | VQAutoencoder, Codebook | None]":
         """Build the autoencoder with its first weights, and what updates its codebook."""

@@ -51,7 +51,7 @@ def test_a_codebook_by_moving_average_equals_a_slow_twin() -> None:
     for step in range(4):
         for part in torch.randn(2, 2, 3, 2, 2):  # two parts of a batch are one update
             codes = ours.codes(part)
-            book.note(part, codes)
+            book.note(part, codes, step)
             each = zip(part.flatten(2).transpose(1, 2).flatten(0, 1).double(), codes.flatten(), strict=True)
             for latent, code in each:
                 usage[code] += (1 - DECAY) / DECAY * 1.0
@@ -73,14 +73,14 @@ def test_unused_codes_restart_from_the_batch() -> None:
     latents = torch.randn(1, 3, 8, 8)
     book = Codebook(ours, 0)
     codes = ours.codes(latents)
-    book.note(latents, codes)
+    book.note(latents, codes, 0)
     book.update(0)
     for code, row in enumerate(ours.embedding.weight.detach()):
         if code in codes:
             assert torch.equal(row, before[code])
         else:
             assert (row == latents.flatten(2)[0].T).all(dim=1).any()
-    book.note(latents, ours.codes(latents))
+    book.note(latents, ours.codes(latents), 1)
     again = ours.embedding.weight.detach().clone()
     book.update(1)
     assert torch.equal(again, ours.embedding.weight)  # a code that was just restarted has time to find latents

@@ -13,13 +13,15 @@ from ldmrt.model.config import to_config
 from ldmrt.model.networks.autoencoder import Autoencoder, AutoencoderConfig
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder, VQConfig
 from ldmrt.model.training.data.captioned import Sample
+from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.first_stage.discriminator import Discriminator
 from ldmrt.model.training.first_stage.quantise import Codebook
 from ldmrt.model.training.first_stage.report import report
 from ldmrt.model.training.latents import to_tensor
+from ldmrt.model.training.loop.loss_scale import LossScale
 from ldmrt.model.training.loop.run import Run
 from ldmrt.model.training.loop.settings import Settings
-from ldmrt.model.training.loop.task import TrainingTask
+from ldmrt.model.training.loop.task import Losses, TrainingTask
 from ldmrt.model.training.tasks.autoencoder import Parts, autoencoder_task, finished, learn_log_variance
 from ldmrt.model.training.tasks.initialise import initialise
 from ldmrt.runtime import LdmrtError
@@ -116,8 +118,6 @@ def test_gradients_of_the_opponent_are_those_of_its_part_alone() -> None:
     next(run.optimise(task))
     found = {name: weight.grad for name, weight in run.opponent.named_parameters()}
     other, task = prepared("kl", Parts(adversarial=0.5), 0)
-    from ldmrt.model.training.draws import Draws
-
     losses = task.loss_of([Eight().draw(0, i) for i in range(4)], Draws(0, range(4)))
     gradients = torch.autograd.grad(losses["discriminator"].mean(), other.opponent.parameters())
     for expected, (name, gradient) in zip(gradients, found.items(), strict=True):
@@ -148,6 +148,38 @@ def test_a_gradient_of_the_opponent_that_is_not_finite_stops_the_run() -> None:
     run.opponent.last.bias.register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(LdmrtError, match=r"step 0 is not finite; .*opponent\.last\.bias"):
         next(run.optimise(task))
+
+
+def codes_after_a_skipped_step(*, noted: bool) -> torch.Tensor:
+    """The codebook of a run whose second step is not finite; its latents may be noted, or not."""
+    run, task = prepared("averaged", Parts(), 0)
+    run.loss_scale = LossScale()
+
+    def loss_of(samples: list[Sample], draws: Draws) -> Losses:
+        if run.step != 1:
+            return task.loss_of(samples, draws)
+        run.module.train(noted)  # in eval mode no latents are noted
+        losses = {name: value * float("inf") for name, value in task.loss_of(samples, draws).items()}
+        run.module.train()
+        return losses
+
+    list(run.optimise(dataclasses.replace(task, loss_of=loss_of)))
+    assert run.loss_scale.skipped == 1
+    return run.module.quantize.embedding.weight.detach()
+
+
+def test_a_skipped_step_leaves_nothing_in_the_codebook() -> None:
+    assert torch.equal(codes_after_a_skipped_step(noted=True), codes_after_a_skipped_step(noted=False))
+
+
+@pytest.mark.parametrize("parts", [Parts(), ADVERSARIAL], ids=["plain", "adversarial"])
+def test_checkpointing_takes_the_same_steps(parts: Parts) -> None:
+    """The adaptive weight takes gradients of its own through the blocks that are computed again."""
+    losses = []
+    for checkpointing in (False, True):
+        run, task = prepared("kl", parts, 0, dataclasses.replace(SETTINGS, checkpointing=checkpointing))
+        losses.append([progress.loss for progress in run.optimise(task)])
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("kind", ["kl", "averaged"])

@@ -42,7 +42,7 @@ def autoencoder(options: Options, **values: Any) -> None:
     data, held = options.open_data(network.config.factor)
     discriminator, perceptual = stage.opponents(seed, device)
     about = {"task": "autoencoder", "size": size, "data": data.digest, "validation": options.validation}
-    run = Run(network, settings, about | options.shaped | stage.about(), discriminator)
+    run = Run(network, settings, about | options.shaped | stage.about(perceptual), discriminator)
     task = autoencoder_task(
         network, data, parts, perceptual=perceptual, discriminator=discriminator, codebook=codebook,
         taken=lambda: run.step,
