@@ -30,6 +30,17 @@ def features_of(values: ArrayLike, least: int = 2) -> Features:
     return found
 
 
+def both_of(first: ArrayLike, second: ArrayLike, least: int = 2) -> tuple[Features, Features]:
+    """Return two sets of features of one width as `features_of` does.
+
+    Raises:
+        LdmrtError: One has fewer than `least` rows, is not finite, or the widths differ.
+    """
+    a, b = features_of(first, least), features_of(second, least)
+    same_width(a, b)
+    return a, b
+
+
 def same_width(a: Features, b: Features) -> None:
     """Raise an `LdmrtError` if two sets of features have different numbers of columns."""
     if a.shape[1] != b.shape[1]:

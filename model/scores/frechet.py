@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .distances import Features, features_of, same_width
+from .distances import Features, both_of
 
 
 def frechet_distance(real: ArrayLike, generated: ArrayLike) -> float:
@@ -18,8 +18,7 @@ def frechet_distance(real: ArrayLike, generated: ArrayLike) -> float:
     Raises:
         LdmrtError: One has fewer than 2 rows, is not finite, or the widths differ.
     """
-    a, b = features_of(real), features_of(generated)
-    same_width(a, b)
+    a, b = both_of(real, generated)
     apart = a.mean(axis=0) - b.mean(axis=0)
     # C1 = A'A and C2 = B'B: the eigenvalues of C1 C2 are the squared singular values of A B', so no root of a
     # covariance of low rank is taken.

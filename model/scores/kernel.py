@@ -2,7 +2,7 @@
 
 from numpy.typing import ArrayLike
 
-from .distances import ROWS, Features, features_of, same_width
+from .distances import ROWS, Features, both_of
 
 DEGREE = 3
 
@@ -19,8 +19,7 @@ def kernel_distance(real: ArrayLike, generated: ArrayLike) -> float:
     Raises:
         LdmrtError: One has fewer than 2 rows, is not finite, or the widths differ.
     """
-    a, b = features_of(real), features_of(generated)
-    same_width(a, b)
+    a, b = both_of(real, generated)
     return _within(a) + _within(b) - 2 * _total(a, b) / (len(a) * len(b))
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .distances import Features, features_of, squared_distances
+from .distances import Features, both_of, squared_distances
 
 NEIGHBOURS = 3  # as guided-diffusion's evaluator has it
 
@@ -22,7 +22,7 @@ def precision_and_recall(real: ArrayLike, generated: ArrayLike, neighbours: int 
     Raises:
         LdmrtError: One has no k + 1 rows, is not finite, or the widths differ.
     """
-    a, b = (features_of(values, least=neighbours + 1) for values in (real, generated))
+    a, b = both_of(real, generated, least=neighbours + 1)
     of_real, of_generated = radii(a, neighbours), radii(b, neighbours)
     covered, inside = np.zeros(len(a), bool), np.zeros(len(b), bool)
     for rows, block in squared_distances(a, b):

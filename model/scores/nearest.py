@@ -38,8 +38,8 @@ class Neighbours:
 def nearest_neighbours(training: ArrayLike, generated: ArrayLike) -> Neighbours:
     """Find the nearest training image of each generated one, and how much nearer it is than the second nearest.
 
-    Equal training images count as one: the second nearest is another image (arXiv:2301.13188, section 4.2, compares a
-    distance with those to other images too).
+    Equal training images count as one, so the second nearest is another image. The distance to the nearest relative to
+    the distances to others is what arXiv:2301.13188, section 4.2, detects copies by.
 
     Args:
         training: Pixels or features of the training images, (N, ...).

@@ -48,3 +48,14 @@ def png(bits: int, kind: int, width: int, height: int, data: bytes) -> bytes:
     chunks = ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
     parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def three_images(folder: Path) -> Path:
+    """Make a folder with three images of one colour each, and a file that is none."""
+    from PIL import Image
+
+    folder.mkdir()
+    for i, name in enumerate(("b.png", "a.jpg", "c.WEBP")):
+        Image.new("RGB", (9, 9), (80 * i, 0, 0)).save(folder / name)
+    (folder / "notes.md").write_text("no image")
+    return folder

@@ -107,10 +107,6 @@ class BucketedImages:
         first = self._first(group := bisect_right(self._ends, place))
         return epoch * len(self) + first + (place + 1 - first) % len(self.groups[group][1])
 
-    def steps(self, batch: int) -> int:
-        """Count the steps of an epoch."""
-        return sum(-(-len(rows) // batch) for _, rows in self.groups)
-
     @cached_property
     def _ends(self) -> list[int]:
         """Where in an epoch the samples of each shape end."""

@@ -24,7 +24,6 @@ from .metadata import CAPTION, METADATA, Row, refuse
 from .order import entry
 
 SIZE = 64  # pixels
-ORIENTATION, SIDEWAYS = 0x0112, 5  # EXIF's tag, and its first value of an image that lies on its side
 DRAFT = 2  # a JPEG may be decoded at a fraction of its size that has this many times the pixels wanted along a side
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 Key = tuple[object, ...]  # names the image of a sample
@@ -48,11 +47,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Sample:
-    """Holds a captioned image, decoded when it is first needed. Samples with the same `key` have the same image.
-
-    `sizes` returns what SDXL is told of it, in pixels: the original's height and width, and the top and left of the
-    part that is seen, in the original scaled as that part is; None for an image that is whole.
-    """
+    """Holds a captioned image, decoded when it is first needed. Samples with the same `key` have the same image."""
 
     source: Pixels | Callable[[], Pixels] = field(repr=False)
     caption: str

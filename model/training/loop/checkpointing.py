@@ -35,8 +35,8 @@ class Recomputed:
 def checkpoint_blocks(module: nn.Module) -> int:
     """Let each resnet, transformer and layer of a text encoder within a module keep its inputs alone.
 
-    Losses and gradients keep their bits where kernels give the same ones twice, as they do on the CPU; a step takes
-    about a third longer, for every block runs once more.
+    Losses and gradients keep their bits where kernels give the same ones twice, as they do on the CPU. A step takes
+    longer, for every block runs once more.
 
     Args:
         module: The networks, which change in place.

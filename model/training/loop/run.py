@@ -40,11 +40,6 @@ def listed(values: Iterable[object]) -> str:
     return ", ".join(names[:LISTED]) + more
 
 
-def _shown(norms: Iterable[Tensor]) -> float:
-    """Return the first norm that is not finite, or the first one."""
-    return min((norm.item() for norm in norms), key=math.isfinite)
-
-
 class Run(Generic[M]):
     """Holds a module in training: its weights, their moving average, the optimizer, and the number of steps taken.
 
@@ -114,7 +109,7 @@ class Run(Generic[M]):
                 samples = batches(self.step)
                 losses, noted = self._gradient(task, samples, batches)
                 loss = sum(value.sum().item() for value in losses.values()) / len(samples)
-                norm = self._update(task, samples, losses, noted)
+                norm = self._update(task, samples, losses, noted, loss)
             self.step += 1
             seen += len(samples)
             speed = seen / (time.perf_counter() - begin)
@@ -146,7 +141,9 @@ class Run(Generic[M]):
         """Return the module's optimizer, and the opponent's."""
         return [self.optimizer, *([] if self.opposing is None else [self.opposing])]
 
-    def _update(self, task: TrainingTask, samples: list[Sample], losses: Losses, noted: Mapping[str, Tensor]) -> float:
+    def _update(
+        self, task: TrainingTask, samples: list[Sample], losses: Losses, noted: Mapping[str, Tensor], loss: float
+    ) -> float:
         """Change the weights by their gradient, and return the norm that it had before it was limited.
 
         The opponent's gradient is limited by itself. In fp16 a step that is not finite changes nothing, unless there
@@ -158,7 +155,8 @@ class Run(Generic[M]):
             for gradients in filter(None, each):
                 torch._foreach_div_(list(gradients.values()), self.loss_scale.scale)
         norms = [nn.utils.get_total_norm(gradients.values()) for gradients in each]
-        taken = all(bool(value.isfinite().all()) for value in [*losses.values(), *norms])
+        shown = min((norm.item() for norm in norms), key=math.isfinite)  # the first that is not finite, or the first
+        taken = math.isfinite(loss) and math.isfinite(shown)
         scale = self.loss_scale and self.loss_scale.after(taken=taken)
         if taken:
             for one, norm in zip(modules, norms, strict=True):
@@ -175,20 +173,15 @@ class Run(Generic[M]):
         elif scale is None or scale.hopeless:
             named = {f"opponent.{name}": gradient for gradients in each[1:] for name, gradient in gradients.items()}
             inputs = {"samples": map(name_of, samples), **{name: value.tolist() for name, value in noted.items()}}
-            raise self._not_finite(losses, norms, {**each[0], **named}, inputs)
+            raise self._not_finite(loss, shown, {**each[0], **named}, inputs)
         self.loss_scale = scale
-        return _shown(norms)
+        return shown
 
     def _not_finite(
-        self,
-        losses: Losses,
-        norms: Iterable[Tensor],
-        gradients: Mapping[str, Tensor],
-        inputs: Mapping[str, Iterable[object]],
+        self, loss: float, norm: float, gradients: Mapping[str, Tensor], inputs: Mapping[str, Iterable[object]]
     ) -> LdmrtError:
         """Return the error of a step that is not finite."""
-        loss = sum(value.sum().item() for value in losses.values()) / len(next(iter(losses.values())))
-        found = [f"loss {loss}, gradient norm {_shown(norms)}"]
+        found = [f"loss {loss}, gradient norm {norm}"]
         bad = (name for name, gradient in gradients.items() if not torch.isfinite(gradient).all())
         found += [f"first in the gradient of {name}" for name in islice(bad, 1)]
         found += [f"{kind} {listed(values)}" for kind, values in inputs.items()]

@@ -20,7 +20,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Adapter:
+class LoraConfig:
     """Says which pairs are added: their rank, their scale alpha / rank, and the groups of layers that get one."""
 
     rank: int
@@ -34,11 +34,11 @@ class Adapter:
             LdmrtError: The rank is below 1, alpha is not a positive number, or a group is unknown.
         """
         if self.rank < 1:
-            raise LdmrtError("training", "a LoRA's rank is too small", expected="at least 1", found=self.rank)
+            raise LdmrtError("train", "invalid rank of a LoRA", expected="at least 1", found=self.rank)
         if not 0 < self.alpha < math.inf:
-            raise LdmrtError("training", "invalid alpha of a LoRA", expected="a positive number", found=self.alpha)
+            raise LdmrtError("train", "invalid alpha of a LoRA", expected="a positive number", found=self.alpha)
         if unknown := [name for name in self.layers if name not in GROUPS]:
-            raise LdmrtError("training", "unknown layers of a LoRA", expected=", ".join(GROUPS), found=unknown[0])
+            raise LdmrtError("train", "unknown group of layers", expected=", ".join(GROUPS), found=unknown[0])
 
     @property
     def scale(self) -> float:
@@ -86,29 +86,29 @@ class Pairs(nn.Module):
     The networks keep their modules, their names and their weights: `state_dict` of this module holds the pairs alone.
     """
 
-    def __init__(self, networks: Mapping[str, nn.Module], adapter: Adapter) -> None:
+    def __init__(self, networks: Mapping[str, nn.Module], config: LoraConfig) -> None:
         """Freeze the networks and add a pair, of PyTorch's global generator, to each chosen layer.
 
         Args:
             networks: The networks by component: "unet", "text_encoder", "text_encoder_2".
-            adapter: Which pairs are added.
+            config: Which pairs are added.
 
         Raises:
             LdmrtError: A network has no such layer, or one with fewer channels than the rank.
         """
         super().__init__()
-        self.adapter = adapter
+        self.config = config
         self.places: dict[str, tuple[str, str]] = {}  # component and module, by the pair's name in `pairs`
         self.pairs = nn.ModuleDict()
-        found = {component: chosen(network, adapter.layers) for component, network in networks.items()}
+        found = {component: chosen(network, config.layers) for component, network in networks.items()}
         for component, layers in found.items():
-            _check(component, layers, adapter)
+            _check(component, layers, config)
         for component, layers in found.items():
             networks[component].requires_grad_(False)
             for module, layer in layers.items():
                 name = f"{component}.{module}".replace(".", "/")  # a ModuleDict takes no dots
                 self.places[name] = (component, module)
-                self.pairs[name] = pair = Pair(layer, adapter.rank, adapter.scale)
+                self.pairs[name] = pair = Pair(layer, config.rank, config.scale)
                 layer.register_forward_hook(_adds(pair))
 
     def factors(self) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
@@ -140,12 +140,12 @@ def _adds(pair: Pair) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
     return hook
 
 
-def _check(component: str, layers: Mapping[str, nn.Linear | nn.Conv2d], adapter: Adapter) -> None:
+def _check(component: str, layers: Mapping[str, nn.Linear | nn.Conv2d], config: LoraConfig) -> None:
     """Refuse a network without chosen layers, and a rank larger than a layer."""
     if not layers:
-        raise LdmrtError("training", f"no layer of {component} is for this LoRA", found=", ".join(adapter.layers))
+        raise LdmrtError("train", f"no layer of {component} is in these groups", found=", ".join(config.layers))
     for name, layer in layers.items():
         largest = min(layer.weight.shape[0], torch.numel(layer.weight[0]))
-        if adapter.rank > largest:
-            problem = f"a LoRA's rank is larger than {component}.{name}"
-            raise LdmrtError("training", problem, expected=f"at most {largest}", found=adapter.rank)
+        if config.rank > largest:
+            problem = f"the rank of the LoRA is too large for {component}.{name}"
+            raise LdmrtError("train", problem, expected=f"at most {largest}", found=config.rank)

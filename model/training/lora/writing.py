@@ -31,7 +31,7 @@ def write(pairs: Pairs, path: Path, form: str = "diffusers", two_encoders: bool 
         LdmrtError: The format is unknown.
     """
     if form not in FORMATS:
-        raise LdmrtError("training", "unknown format of a LoRA", expected=" or ".join(FORMATS), found=form)
+        raise LdmrtError("train", "unknown format of a LoRA", expected=" or ".join(FORMATS), found=form)
     if form == "diffusers":
         save_file(_diffusers(pairs), path, metadata={"format": "pt", "lora_adapter_metadata": _notes(pairs)})
     else:
@@ -48,13 +48,13 @@ def _diffusers(pairs: Pairs) -> dict[str, Tensor]:
 
 
 def _notes(pairs: Pairs) -> str:
-    """Write what PEFT notes of each network's adapter."""
+    """Write what PEFT notes of each network's config."""
     targets: dict[str, list[str]] = {}
     for component, module in pairs.places.values():
         targets.setdefault(component, []).append(module)
     notes: dict[str, object] = {}
     for component, modules in targets.items():
-        values = {"r": pairs.adapter.rank, "lora_alpha": pairs.adapter.alpha, "target_modules": modules}
+        values = {"r": pairs.config.rank, "lora_alpha": pairs.config.alpha, "target_modules": modules}
         notes |= {f"{component}.{key}": value for key, value in values.items()}
     return json.dumps(notes, indent=2, sort_keys=True)
 
@@ -67,5 +67,5 @@ def _kohya(pairs: Pairs, two_encoders: bool) -> dict[str, Tensor]:
         name = prefixes[component] + flat(module)
         tensors[f"{name}.lora_down.weight"] = down.float().cpu().contiguous()
         tensors[f"{name}.lora_up.weight"] = up.float().cpu().contiguous()
-        tensors[f"{name}.alpha"] = torch.tensor(float(pairs.adapter.alpha))
+        tensors[f"{name}.alpha"] = torch.tensor(float(pairs.config.alpha))
     return tensors

@@ -14,16 +14,12 @@ from ldmrt.model.training.data.listing import images_in
 from ldmrt.model.training.tasks import presets
 from ldmrt.tools.console.training import checks
 
+from ...support.image_files import three_images
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three images of one colour each, and a file that is none."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for i, name in enumerate(("b.png", "a.jpg", "c.WEBP")):
-        Image.new("RGB", (9, 9), (80 * i, 0, 0)).save(folder / name)
-    (folder / "notes.md").write_text("no image")
-    return folder
+    return three_images(tmp_path / "images")
 
 
 def table(folder: Path, *rows: tuple[str, ...]) -> None:

@@ -123,7 +123,7 @@ def test_what_has_no_effect_is_refused(ldmrt: Any, bundle: Path, folder: Path, t
         (("--prompts", 2), "too few images for this score; expected at least 4; found 2"),
     ):
         assert message in ldmrt(*asked(bundle, folder, *more)).err
-    assert "--sheet has no effect without metadata.jsonl in --data" in (
+    assert "--sheet has no effect without captioned images in --data" in (
         ldmrt("evaluate", bundle, "--data", tmp_path, "--sheet", tmp_path / "x.png").error
     )
 

@@ -80,3 +80,22 @@ def test_bad_checkpoints_are_refused_before_any_step(ldmrt: Any, pictures: Path,
     )
     (source / "unet" / "config.json").write_text(json.dumps(config | {"cross_attention_dim": 20}))
     assert "is not hidden_size of text_encoder/config.json; expected 24; found 20" in ldmrt(*words).error
+
+
+def test_the_size_is_the_checkpoints_or_chosen(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+    source = save_pipeline("sd15", tmp_path / "source")
+    words = ("train", "finetune", "--from", source, "--data", pictures, "--batch", 2, "--steps", 1, "--previews", 0)
+    ran = ldmrt(*words, "--out", tmp_path / "out")
+    assert ran.code == 2
+    size = json.loads((source / "unet" / "config.json").read_text())["sample_size"] * 2  # pixels of one latent
+    assert f"--size is not that of the checkpoint; expected {size} pixels; found 64" in ran.error
+    assert not (tmp_path / "out" / "training").exists()
+
+
+def test_a_checkpoint_is_not_replaced_by_its_own_training(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+    source = save_pipeline("sd15", tmp_path / "source")
+    before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    ran = ldmrt("train", "finetune", "--from", source, "--data", pictures, "--size", 16, "--out", source)
+    assert ran.code == 2
+    assert "--out is the checkpoint that --from names" in ran.error
+    assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before

@@ -14,6 +14,8 @@ from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.options.common import THREADS, Choice
 from ldmrt.tools.options.to_request import request_of
 
+from .measures import MEASURES, OF_FEATURES
+
 if TYPE_CHECKING:
     from ldmrt.runtime.pipeline.pipeline import Pipeline
     from ldmrt.tools.emoji.dataset import Sprite
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from .enlarging import Scores
 
 BATCH = 10  # images per call
-MEASURES = ("fid", "kid", "precision", "recall", "memorisation")  # of the images of any model
 
 
 @click.command()
@@ -31,7 +32,7 @@ MEASURES = ("fid", "kid", "precision", "recall", "memorisation")  # of the image
     "folder",
     type=click.Path(path_type=Path),
     required=True,
-    help="Images with metadata.jsonl; or the folder that `ldmrt data emoji` has built.",
+    help="Captioned images, or the folder that `ldmrt data emoji` has built.",
 )
 @click.option("--style", default="noto", show_default=True, help="Style of the emoji.")
 @click.option("--group", "groups", multiple=True, help="Emoji groups the model was trained on; all by default.")
@@ -91,16 +92,16 @@ def evaluate(
 
     Example: ldmrt evaluate out/emoji64 --data data/emoji --group animals-nature --group food-drink
     """
-    from ldmrt.model.training.data.metadata import METADATA
     from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.tools.console import tables
     from ldmrt.tools.console.progress import watched
+    from ldmrt.tools.console.training.data import holds_images
     from ldmrt.tools.emoji.dataset import Emoji
     from ldmrt.tools.emoji.scoring import References
 
     from .enlarging import enlarging_scores
 
-    own = stage is None and (folder / METADATA).is_file()
+    own = stage is None and holds_images(folder)
     check_options(stage, noise_level, own)
     pipeline = open_pipeline(bundle, threads=threads)
     if stage is not None:
@@ -164,7 +165,7 @@ def check_options(stage: str | None, noise_level: int | None, own: bool) -> None
         raise LdmrtError("evaluate", "--noise-level needs --stage", hint="--stage NAME, or no --noise-level")
     emoji = {"style": "--style", "groups": "--group"}
     samples = {"measures": "--measure", "features": "--features", "sheet": "--sheet"}
-    idle, where = samples, "without metadata.jsonl in --data"
+    idle, where = samples, "without captioned images in --data"
     if own:
         idle, where = emoji, "with images of your own"
     elif stage is not None:
@@ -192,7 +193,7 @@ def show_samples(
     from ldmrt.tools.console import tables
 
     from .features import latent_features, network_features
-    from .sample_scores import OF_FEATURES, sample_scores
+    from .sample_scores import sample_scores
 
     measures, extract = measures or MEASURES, None
     compared = not set(OF_FEATURES).isdisjoint(measures)

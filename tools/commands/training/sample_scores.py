@@ -21,12 +21,12 @@ from ldmrt.tools.console.progress import watched
 from ldmrt.tools.console.training.data import HINTS, open_folder
 from ldmrt.tools.options.to_request import request_of
 
+from .measures import MEASURES, OF_FEATURES
+
 if TYPE_CHECKING:
     from .features import Extractor
 
 Images = NDArray[np.uint8]  # (N, H, W, 3)
-MEASURES = ("fid", "kid", "precision", "recall", "memorisation")
-OF_FEATURES = MEASURES[:4]
 BATCH = 10  # images per call
 COMPARED = 32  # pixels along a side of images that are searched for copies
 SHOWN = 16  # of the likeliest copies, on a sheet
@@ -56,7 +56,7 @@ def sample_scores(
 
     Args:
         pipeline: The model; images are of its last stage's size.
-        folder: Images with metadata.jsonl, those that the model was trained on.
+        folder: Captioned images, those that the model was trained on.
         count: How many images are drawn, 1 or more.
         measures: Names of `MEASURES`.
         extract: Computes the features; not needed for memorisation alone.

@@ -12,11 +12,22 @@ if TYPE_CHECKING:
     from ldmrt.model.training.data.captioned import ImageFolder, Shape
     from ldmrt.tools.emoji.dataset import Emoji
 
+SPRITES = "sprites.jsonl"
 HINTS = {
     (True, False): "correct these, or train with --on-bad skip",
     (False, True): "a smaller --size, or train with --on-small skip",
     (True, True): "correct these, or train with --on-bad skip --on-small skip",
 }
+
+
+def holds_images(folder: Path) -> bool:
+    """Tell whether a folder has captioned images of the user's own, and not the sprites of `ldmrt data emoji`."""
+    from ldmrt.model.training.data.listing import images_in
+    from ldmrt.model.training.data.metadata import METADATA, TABLE
+
+    if any(os.path.lexists(folder / name) for name in (METADATA, TABLE)):
+        return True
+    return not os.path.lexists(folder / SPRITES) and bool(images_in(folder))
 
 
 def open_data(
@@ -52,19 +63,17 @@ def open_data(
         LdmrtError: The folder holds neither, or some of it cannot be used.
     """
     from ldmrt.model.training.data.captioned import SIZE
-    from ldmrt.model.training.data.listing import images_in
     from ldmrt.model.training.data.metadata import METADATA, TABLE
     from ldmrt.tools.emoji.dataset import Emoji
 
-    sprites = os.path.lexists(folder / "sprites.jsonl")
-    if any(os.path.lexists(folder / name) for name in (METADATA, TABLE)) or (not sprites and images_in(folder)):
+    if holds_images(folder):
         images = open_folder(
             folder, size, skip_bad=skip_bad, skip_small=skip_small, prompt=prompt, column=column, shapes=shapes
         )
         if (count := len(images)) < batch:
             console.print(f"{count} images for batches of {batch}: a batch repeats some of them", highlight=False)
         return images
-    if not sprites:
+    if not os.path.lexists(folder / SPRITES):
         expected = f"{METADATA} or {TABLE}, or images with captions beside them, for your own images, or sprites.jsonl"
         raise LdmrtError(
             "data", f"nothing to train on in {folder}", expected=expected, hint=f"ldmrt data emoji {folder}"

@@ -117,9 +117,9 @@ class FirstStage:
             named["layers"] = self.discriminator_layers
         if self.kind == "vq":
             named |= {"codes": self.codes, "codebook": self.codebook}
-        told = ", ".join(f"{name} {value}" for name, value in sorted(named.items())) or None
+        parts = ", ".join(f"{name} {value}" for name, value in sorted(named.items())) or None
         network = digest_of(perceptual) if perceptual is not None else None  # its file may have been moved, or changed
-        return {"kind": None if self.kind == "kl" else self.kind, "loss": told, "perceptual_network": network}
+        return {"kind": None if self.kind == "kl" else self.kind, "loss": parts, "perceptual_network": network}
 
     def network(self, size: int, seed: int) -> "tuple[Autoencoder | VQAutoencoder, Codebook | None]":
         """Build the autoencoder with its first weights, and what updates its codebook."""
@@ -154,7 +154,7 @@ class FirstStage:
         """Build the discriminator and read the perceptual network, as far as they are asked for.
 
         Raises:
-            LdmrtError: The file of the perceptual network cannot be read, or is another network's.
+            LdmrtError: The file of the perceptual network cannot be read, or lacks weights of VGG16 and LPIPS.
         """
         import torch
 

@@ -7,24 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from ldmrt.model.training.data.captioned import ImageFolder
 from ldmrt.model.training.data.listing import images_in, read_listing
 from ldmrt.runtime import LdmrtError
+
+from ....support.image_files import three_images
 
 CAPTIONS = ("plain", 'with "quotes", commas', "two\nlines", " spaces ", "caf\u00e9 \u2028 \U0001f600")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three images of one colour each, and a file that is none."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for i, name in enumerate(("b.png", "a.jpg", "c.WEBP")):
-        Image.new("RGB", (9, 9), (80 * i, 0, 0)).save(folder / name)
-    (folder / "notes.md").write_text("no image")
-    return folder
+    return three_images(tmp_path / "images")
 
 
 def table(folder: Path, *rows: tuple[str, ...], mark: str = "", **dialect: Any) -> Path:

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+from skimage import metrics
 from torch.distributions import Normal, kl_divergence
 
 from ldmrt.model.networks.autoencoder import Autoencoder, AutoencoderConfig, moments
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder, VQConfig
 from ldmrt.model.training.first_stage.report import report, ssim
 
-metrics = pytest.importorskip("skimage.metrics")
 SHAPE = {
     "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2,
     "block_out_channels": (8, 8), "norm_num_groups": 4,

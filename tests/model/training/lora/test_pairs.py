@@ -3,20 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
-from peft import LoraConfig
 from torch import Tensor, nn
 
 from ldmrt.model.lora.merge import merge, read_lora
-from ldmrt.model.training.lora.pairs import GROUPS, Adapter, Pairs
+from ldmrt.model.training.lora.pairs import GROUPS, LoraConfig, Pairs
 from ldmrt.model.training.lora.writing import write
 from ldmrt.runtime.errors import LdmrtError
 
 from ....support.loras import ours, pipeline
 
 ALL = tuple(GROUPS)
-ADAPTER = Adapter(rank=4, alpha=6.0, layers=ALL)
+ADAPTER = LoraConfig(rank=4, alpha=6.0, layers=ALL)
 
 
 def inputs(unet: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,7 +44,7 @@ def both(checkpoint: Path) -> tuple[nn.Module, Pairs, Any, dict[str, nn.Paramete
     pairs = Pairs({"unet": unet}, ADAPTER)
     randomise(pairs)
     targets = [module for _, module in pairs.places.values()]
-    theirs.add_adapter(LoraConfig(r=4, lora_alpha=6, target_modules=targets))
+    theirs.add_adapter(peft.LoraConfig(r=4, lora_alpha=6, target_modules=targets))
     named = {name.replace(".default", ""): p for name, p in theirs.named_parameters() if "lora_" in name}
     with torch.no_grad():
         for (_, module), (down, up) in pairs.factors().items():
@@ -129,18 +129,18 @@ def hidden(encoder: Any, ids: Tensor) -> Tensor:
     return found if isinstance(found, Tensor) else found[0]
 
 
-def test_impossible_adapters_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+def test_invalid_loras_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     networks = ours(checkpoint)
-    with pytest.raises(LdmrtError, match="rank is larger than unet"):
-        Pairs(networks, Adapter(rank=10_000, alpha=1.0))
+    with pytest.raises(LdmrtError, match="rank of the LoRA is too large for unet"):
+        Pairs(networks, LoraConfig(rank=10_000, alpha=1.0))
     assert all(weight.requires_grad for weight in networks["unet"].parameters())  # nothing was changed
     with pytest.raises(LdmrtError, match=r"no layer of text_encoder .*convolutions"):
-        Pairs(networks, Adapter(rank=2, alpha=1.0, layers=("convolutions",)))
-    with pytest.raises(LdmrtError, match=r"rank is too small"):
-        Adapter(rank=0, alpha=1.0)
+        Pairs(networks, LoraConfig(rank=2, alpha=1.0, layers=("convolutions",)))
+    with pytest.raises(LdmrtError, match=r"invalid rank of a LoRA"):
+        LoraConfig(rank=0, alpha=1.0)
     with pytest.raises(LdmrtError, match="invalid alpha"):
-        Adapter(rank=1, alpha=float("nan"))
-    with pytest.raises(LdmrtError, match="unknown layers"):
-        Adapter(rank=1, alpha=1.0, layers=("attentions",))
+        LoraConfig(rank=1, alpha=float("nan"))
+    with pytest.raises(LdmrtError, match="unknown group of layers"):
+        LoraConfig(rank=1, alpha=1.0, layers=("attentions",))
     with pytest.raises(LdmrtError, match="unknown format"):
-        write(Pairs(networks, Adapter(rank=1, alpha=1.0)), tmp_path / "lora.safetensors", "peft")
+        write(Pairs(networks, LoraConfig(rank=1, alpha=1.0)), tmp_path / "lora.safetensors", "peft")

@@ -6,12 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.tools.console.drawing.images import grid, save_png
 from ldmrt.tools.console.training.checks import check, check_size, digest_of
 from ldmrt.tools.console.training.options import Options, finite, training_options, weighting_options
 from ldmrt.tools.console.training.run import run_training
 from ldmrt.tools.options.common import Choice
+
+
+def check_own_size(size: int, own: int) -> None:
+    """Raise an `LdmrtError` if nobody asked for a size and the default is not the checkpoint's own."""
+    chosen = click.get_current_context().get_parameter_source("size") is not ParameterSource.DEFAULT
+    if size != own and not chosen:
+        expected, hint = f"{own} pixels", f"--size {own}, or another one on purpose"
+        raise LdmrtError("train", "--size is not that of the checkpoint", expected=expected, found=size, hint=hint)
 
 
 @click.command()
@@ -53,11 +63,15 @@ def finetune(
     from ldmrt.model.training.tasks.finetune import Conditions, Denoiser, conditioned_task, encoders_of
     from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
+    if Path(source).resolve() == options.out.resolve():
+        raise LdmrtError("train", "--out is the checkpoint that --from names", hint="another --out")
     settings, out, size, device = check(options), options.out, options.size, options.device
     checkpoint = load(source, variant=variant, tokenizer=tokenizer, prediction_type=prediction)
     objective = Objective.of(checkpoint.scheduler, device, **weighting)
     denoiser, vae = Denoiser.of(checkpoint, train_text_encoders=train_text_encoder), checkpoint.vae
     assert isinstance(vae, Autoencoder)  # `Denoiser.of` refuses others
+    if isinstance(latents := denoiser.unet.config.sample_size, int):
+        check_own_size(size, latents * vae.config.factor)
     check_size(size, vae.config)
     data, held = options.open_data(vae.config.factor * 2 ** (len(denoiser.unet.config.block_out_channels) - 1))
     model, autoencoder = digest_of(denoiser), digest_of(vae)
