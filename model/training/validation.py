@@ -10,6 +10,7 @@ from .data.batches import Batches
 from .data.buckets import BucketedImages
 from .data.captioned import ImageFolder
 from .draws import Draws
+from .loop.averaged import with_average
 from .loop.run import M, Run
 from .loop.task import TrainingTask
 
@@ -32,23 +33,17 @@ def validation_losses(run: Run[M], task: TrainingTask, held: ImageFolder | Bucke
         held, settings.seed, settings.at_once, skip_unreadable=settings.skip_unreadable, wanted=task.wanted
     )
     sums: dict[str, float] = {}
-    present = {name: value.clone() for name, value in run.weights().items()}
-    run.put(run.average)
-    run.module.eval()
-    try:
+    with with_average(run), torch.no_grad():
         step = done = 0
         while done < count:
             samples = loaded(step)[: count - done]
             step, done = step + 1, done + len(samples)
             indices = [sample.index for sample in samples]
             draws = Draws(settings.seed, indices, settings.device, stream="validation")
-            with torch.no_grad(), settings.autocast():
+            with settings.autocast():
                 losses = task.loss_of(samples, draws)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.double().sum().item()
-    finally:
-        run.put(present)
-        run.module.train()
     return {name: value / count for name, value in sums.items()}
 
 

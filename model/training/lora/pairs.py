@@ -1,11 +1,13 @@
 """Add trainable low-rank pairs to the layers of frozen networks (Hu et al. 2021, arXiv:2106.09685)."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ldmrt.runtime.errors import LdmrtError
 
@@ -15,6 +17,7 @@ TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "attention": ("to_q", "to_k", "to_v", "to_out.0", *TEXT_ATTENTION),
     "feed-forward": ("ff.net.0.proj", "ff.net.2", "fc1", "fc2"),
+    "projections": ("proj_in", "proj_out"),  # before and after a U-Net's transformers
     "convolutions": ("conv_in", "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"),
 }
 
@@ -108,8 +111,25 @@ class Pairs(nn.Module):
             for module, layer in layers.items():
                 name = f"{component}.{module}".replace(".", "/")  # a ModuleDict takes no dots
                 self.places[name] = (component, module)
-                self.pairs[name] = pair = Pair(layer, config.rank, config.scale)
-                layer.register_forward_hook(_adds(pair))
+                self.pairs[name] = Pair(layer, config.rank, config.scale)
+        self._hooks = self._attached(networks)
+
+    def _attached(self, networks: Mapping[str, nn.Module]) -> list[RemovableHandle]:
+        """Add each pair to the output of its layer."""
+        layers = (
+            (self.pairs[name], networks[where].get_submodule(module)) for name, (where, module) in self.places.items()
+        )
+        return [layer.register_forward_hook(_adds(pair)) for pair, layer in layers]
+
+    @contextmanager
+    def detached(self, networks: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Take the pairs off the networks within this context, as for a copy of the networks without them."""
+        for hook in self._hooks:
+            hook.remove()
+        try:
+            yield
+        finally:
+            self._hooks = self._attached(networks)
 
     def factors(self) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
         """Return the weights of `down` and `up`, detached, by component and module."""
@@ -131,7 +151,7 @@ def chosen(network: nn.Module, groups: Collection[str]) -> dict[str, nn.Linear |
     }
 
 
-def _adds(pair: Pair) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
+def _adds(pair: nn.Module) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
     """Return the hook that adds a pair to its layer's output."""
 
     def hook(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ldmrt.model.lora.names import flat
 from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.files.writing import write_atomically
 
 from .pairs import Pairs
 
@@ -18,24 +19,25 @@ ALONE = {"text_encoder": "lora_te_text_model_"}
 BOTH = {"text_encoder": "lora_te1_text_model_", "text_encoder_2": "lora_te2_text_model_"}
 
 
-def write(pairs: Pairs, path: Path, form: str = "diffusers", two_encoders: bool = False) -> None:
-    """Write pairs as a safetensors file.
+def write(pairs: Pairs, path: Path, form: str = "diffusers") -> None:
+    """Write pairs as a safetensors file, replaced at once.
 
     Args:
         pairs: The pairs; their factors are written in float32.
-        path: The file, whose folder exists.
+        path: The file.
         form: One of `FORMATS`. diffusers' names have alpha in the file's notes, kohya's beside each pair.
-        two_encoders: Whether the model has two text encoders, which kohya's names tell apart.
 
     Raises:
         LdmrtError: The format is unknown.
     """
     if form not in FORMATS:
         raise LdmrtError("train", "unknown format of a LoRA", expected=" or ".join(FORMATS), found=form)
+    notes = {"format": "pt"}
     if form == "diffusers":
-        save_file(_diffusers(pairs), path, metadata={"format": "pt", "lora_adapter_metadata": _notes(pairs)})
-    else:
-        save_file(_kohya(pairs, two_encoders), path, metadata={"format": "pt"})
+        notes["lora_adapter_metadata"] = _notes(pairs)
+    content = save(_diffusers(pairs) if form == "diffusers" else _kohya(pairs), notes)
+    with write_atomically(path) as file:
+        file.write(content)
 
 
 def _diffusers(pairs: Pairs) -> dict[str, Tensor]:
@@ -59,9 +61,10 @@ def _notes(pairs: Pairs) -> str:
     return json.dumps(notes, indent=2, sort_keys=True)
 
 
-def _kohya(pairs: Pairs, two_encoders: bool) -> dict[str, Tensor]:
+def _kohya(pairs: Pairs) -> dict[str, Tensor]:
     """Name the factors as kohya's scripts do, with an alpha for each pair."""
-    prefixes = {"unet": "lora_unet_"} | (BOTH if two_encoders else ALONE)
+    both = any(component == "text_encoder_2" for component, _ in pairs.places.values())
+    prefixes = {"unet": "lora_unet_"} | (BOTH if both else ALONE)
     tensors = {}
     for (component, module), (down, up) in pairs.factors().items():
         name = prefixes[component] + flat(module)

@@ -86,12 +86,10 @@ class Conditions:
         contexts, pooled = list[Tensor](), None
         for name, encoder in encoders.items():
             ids = torch.from_numpy(tokenizers[name](captions)).to(device)
-            learns = any(weight.requires_grad for weight in encoder.parameters())
-            with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-                if isinstance(encoder, LDMBert):
-                    contexts.append(encoder.model(ids))
-                    continue
-                out = encoder(ids, output_hidden_states=True) if self.xl else encoder(ids)
+            if isinstance(encoder, LDMBert):
+                contexts.append(encoder.model(ids))
+                continue
+            out = encoder(ids, output_hidden_states=True) if self.xl else encoder(ids)
             contexts.append(out.hidden_states[-2] if self.xl else out.last_hidden_state)
             pooled = out.text_embeds if self.xl and "text_embeds" in out else pooled
         context = torch.cat(contexts, dim=-1)

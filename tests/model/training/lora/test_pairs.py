@@ -1,5 +1,6 @@
 """Low-rank pairs in training against PEFT's on diffusers' U-Net, and their files read by diffusers and by ldmrt."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ldmrt.model import load
 from ldmrt.model.lora.merge import merge, read_lora
 from ldmrt.model.training.lora.pairs import GROUPS, LoraConfig, Pairs
 from ldmrt.model.training.lora.writing import write
@@ -144,3 +146,47 @@ def test_invalid_loras_are_refused(checkpoint: Path, tmp_path: Path) -> None:
         LoraConfig(rank=1, alpha=1.0, layers=("attentions",))
     with pytest.raises(LdmrtError, match="unknown format"):
         write(Pairs(networks, LoraConfig(rank=1, alpha=1.0)), tmp_path / "lora.safetensors", "peft")
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+def test_files_of_two_text_encoders_load_in_diffusers(
+    form: str, folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    import diffusers
+
+    trained = load(folders("sdxl")).networks
+    networks = {name: trained[name] for name in ("unet", "text_encoder", "text_encoder_2")}
+    pairs = Pairs(networks, LoraConfig(rank=4, alpha=6.0, layers=("attention", "feed-forward", "projections")))
+    randomise(pairs)
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    write(pairs, path, form)
+    theirs: Any = diffusers.StableDiffusionXLPipeline.from_pretrained(folders("sdxl"))
+    theirs.load_lora_weights(tmp_path)
+    merged = load(folders("sdxl")).networks
+    counts = merge(merged, [(read_lora(path), 1.0)])["loras"][0]["layers"]
+    assert sum(counts.values()) == len(pairs.places)
+    ids = torch.tensor([[1, 5, 7, 2]])
+    for name in ("text_encoder", "text_encoder_2"):
+        with torch.no_grad():
+            expected = networks[name](ids, output_hidden_states=True).hidden_states[-2]
+            for encoder in (getattr(theirs, name), merged[name]):
+                found = encoder(ids, output_hidden_states=True).hidden_states[-2]
+                # float32: a merged weight rounds once where a pair beside it rounds twice
+                assert (found - expected).abs().max() <= 2e-5
+            with pairs.detached(networks):
+                plain = networks[name](ids, output_hidden_states=True).hidden_states[-2]
+            assert (plain - expected).abs().max() > 1e-2
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    config: Any = theirs.unet.config
+    context = torch.randn(1, 5, config.cross_attention_dim, generator=torch.Generator().manual_seed(4))
+    more = {
+        "text_embeds": torch.randn(1, networks["text_encoder_2"].config.projection_dim),
+        "time_ids": torch.ones(1, 6),
+    }  # type: ignore[union-attr, arg-type]
+    with torch.no_grad():
+        expected = networks["unet"](x, torch.tensor([7]), context, **more)
+        found = theirs.unet(x, torch.tensor([7]), context, added_cond_kwargs=more).sample
+        assert (found - expected).abs().max() <= 2e-5 * max(1.0, float(expected.abs().max()))
+        assert (merged["unet"](x, torch.tensor([7]), context, **more) - expected).abs().max() <= 2e-5 * max(
+            1.0, float(expected.abs().max())
+        )

@@ -1,70 +1,30 @@
 """Fine-tuning takes the steps of diffusers' examples train_text_to_image.py and train_text_to_image_sdxl.py."""
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.model.checkpoint.load import load
-from ldmrt.model.training.data.captioned import Sample, Sizes
-from ldmrt.model.training.diffusion.objective import TIMESTEPS, Objective
+from ldmrt.model.training.diffusion.objective import TIMESTEPS
 from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.loop.run import Run
 from ldmrt.model.training.loop.settings import Settings
-from ldmrt.model.training.loop.task import Progress, TrainingTask
-from ldmrt.model.training.tasks.finetune import Conditions, Denoiser, conditioned_task, encoders_of
+from ldmrt.model.training.loop.task import Progress
+from ldmrt.model.training.tasks.finetune import Denoiser
 from ldmrt.model.training.validation import validation_losses
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
 from ....support.pipelines import save_pipeline
+from ..captioned import Three, task_of
+from ..resumed import assert_resumes
 
 FAMILIES = ("sd15", "sd2-v", "sdxl")
 SETTINGS = Settings(steps=5, batch=2, learning_rate=1e-4, warmup=0, schedule="constant", seed=3)
-CAPTIONS = ("a red apple", "two pears", "a penguin on a yellow background!")
-
-
-class Three:
-    """Three captioned pictures, each a part of a larger one."""
-
-    def __len__(self) -> int:
-        return 3
-
-    def draw(self, seed: int, index: int) -> Sample:
-        which = (seed + index) % 3
-        picture = np.random.default_rng(which).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        return Sample(picture, CAPTIONS[which], (which,), Sizes((40 + which, 30), (2 * which, which), (16, 16)))
-
-    def caption(self, seed: int, index: int) -> str:
-        return self.draw(seed, index).caption
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made = dict[str, Path]()
-
-    def folder(name: str) -> Path:
-        if name not in made:
-            made[name] = save_pipeline(name, tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return folder
-
-
-def task_of(checkpoint: Checkpoint, denoiser: Denoiser, dropout: float = 0.5) -> TrainingTask:
-    tokenizers = {
-        name: Tokenizer(checkpoint.tokenizers[name.replace("text_encoder", "tokenizer")])
-        for name in encoders_of(denoiser)
-    }
-    objective, conditions = Objective.of(checkpoint.scheduler, "cpu"), Conditions.of(checkpoint.stage, dropout)
-    return conditioned_task(denoiser, Three(), checkpoint.vae, tokenizers, objective, conditions)  # type: ignore[arg-type]
 
 
 def steps_of_diffusers(folder: Path, train_text: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
@@ -159,21 +119,7 @@ def test_a_resumed_run_takes_the_same_steps(
         run = Run(denoiser, settings)
         return run, run.optimise(task_of(checkpoint, denoiser))
 
-    whole, steps = begin()
-    losses = [progress.loss for progress in steps]
-    first, steps = begin()
-    halves = [progress.loss for progress in itertools.islice(steps, 3)]
-    first.save(tmp_path / "state")
-    second, steps = begin()
-    second.resume(tmp_path / "state")
-    halves += [progress.loss for progress in steps]
-    assert halves == losses
-    for one, other in ((whole.module.state_dict(), second.module.state_dict()), (whole.average, second.average)):
-        assert one.keys() == other.keys()
-        assert all(torch.equal(value, other[key]) for key, value in one.items())
-    moments, others = whole.optimizer.state_dict()["state"], second.optimizer.state_dict()["state"]
-    assert moments.keys() == others.keys()
-    assert all(torch.equal(value, others[i][name]) for i, each in moments.items() for name, value in each.items())
+    assert_resumes(begin, tmp_path / "state")
 
 
 def test_frozen_weights_are_kept_once(folders: Callable[[str], Path]) -> None:
