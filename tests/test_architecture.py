@@ -74,7 +74,7 @@ MAY: dict[str, set[str]] = {
     | MODEL
     | EXPORT
     | CONSOLE
-    | {"runtime.parity", "model.scores", "model.training", "tools.emoji", "tools.reports"},
+    | {"runtime.parity", "model.lora", "model.scores", "model.training", "tools.emoji", "tools.reports"},
     "tools.benchmarks": RUNTIME | MODEL | EXPORT | CONSOLE | {"runtime.parity", "model.training"},
 }
 

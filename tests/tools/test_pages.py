@@ -27,7 +27,8 @@ TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name
 COMMANDS = commands_of(TEXT)
 SHORTER = {"autoencoder": "--steps 4 --batch 2", "ldm": "--steps 4 --batch 4", "upscaler": "--steps 4 --batch 2",
            "unconditional": "--steps 2 --batch 2",
-           "finetune": "--steps 2 --batch 2", "runs/ae/recipe.toml": "--steps 4 --batch 2",
+           "finetune": "--steps 2 --batch 2", "lora": "--steps 2 --batch 2",
+           "runs/ae/recipe.toml": "--steps 4 --batch 2",
            "evaluate": "--prompts 2 --steps 2"}  # fmt: skip
 TRAINS = ("data", "train", "evaluate")
 

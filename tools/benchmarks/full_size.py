@@ -1,6 +1,6 @@
 """Measure every step of a model of full size, beside other exporters in the same run.
 
-    python -m ldmrt.tools.benchmarks.full_size sd15 --json tools/benchmarks/results/full-size-sd15.json
+    python -m ldmrt.tools.benchmarks.full_size sd15 --json tools/benchmarks/results/full-size/sd15.json
 
 Every step is a process of its own, as a user would start it; its peak is the most memory that was resident at once.
 """

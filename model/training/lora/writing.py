@@ -32,10 +32,11 @@ def write(pairs: Pairs, path: Path, form: str = "diffusers") -> None:
     """
     if form not in FORMATS:
         raise LdmrtError("train", "unknown format of a LoRA", expected=" or ".join(FORMATS), found=form)
-    notes = {"format": "pt"}
+    # one note: safetensors writes several in an order that changes from file to file
     if form == "diffusers":
-        notes["lora_adapter_metadata"] = _notes(pairs)
-    content = save(_diffusers(pairs) if form == "diffusers" else _kohya(pairs), notes)
+        content = save(_diffusers(pairs), {"lora_adapter_metadata": _notes(pairs)})
+    else:
+        content = save(_kohya(pairs), {"format": "pt"})
     with write_atomically(path) as file:
         file.write(content)
 

@@ -56,7 +56,7 @@ def test_every_option_is_kept(name: str, tmp_path: Path) -> None:
         if isinstance(option, click.Option) and option.is_flag:
             values[option.name] = True
         elif isinstance(kind, click.Choice):
-            values[option.name] = kind.choices[-1]
+            values[option.name] = kind.choices[-2:] if option.multiple else kind.choices[-1]
         elif isinstance(kind, click.types.IntParamType):
             values[option.name] = min(600, int(getattr(kind, "max", None) or 600))
         elif isinstance(kind, click.types.FloatParamType):

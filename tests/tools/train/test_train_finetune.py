@@ -7,26 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 
 from ...support.pipelines import save_pipeline
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    rows = []
-    for i in range(3):
-        pixels = np.random.default_rng(i).integers(0, 256, (20, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-        rows.append(json.dumps({"file_name": f"{i}.png", "text": ["a red apple", "two pears", "a penguin"][i]}))
-    (folder / "metadata.jsonl").write_text("\n".join(rows))
-    return folder
 
 
 @pytest.mark.parametrize("family", ["sd15", "sd2-v", "sdxl"])

@@ -11,6 +11,7 @@ from ldmrt.tools.console.training.run import nothing_to_save
 from .tasks.autoencoder import autoencoder
 from .tasks.finetune import finetune
 from .tasks.ldm import ldm
+from .tasks.lora import lora
 from .tasks.unconditional import unconditional
 from .tasks.upscaler import upscaler
 
@@ -36,5 +37,5 @@ def train() -> None:
     click.get_current_context().with_resource(nothing_to_save())
 
 
-for command in (autoencoder, ldm, finetune, upscaler, unconditional):
+for command in (autoencoder, ldm, finetune, lora, upscaler, unconditional):
     train.add_command(command)

@@ -1,0 +1,74 @@
+"""Run `ldmrt train lora`: low-rank pairs beside a checkpoint's layers."""
+
+import copy
+from typing import Any
+
+import click
+
+from ldmrt.tools.console.training.base import Base, base_options
+from ldmrt.tools.console.training.checks import check
+from ldmrt.tools.console.training.options import POSITIVE, Options, finite, training_options
+from ldmrt.tools.console.training.run import run_training
+from ldmrt.tools.options.common import Choice
+
+FILE = "pytorch_lora_weights.safetensors"  # what diffusers' `load_lora_weights` looks for in a folder
+
+
+@click.command()
+@training_options(steps=1000, batch=4, rate=1e-4)
+@base_options
+@click.option("--rank", type=click.IntRange(min=1), default=16, show_default=True,
+              help="Channels between the two factors of a pair.")  # fmt: skip
+@click.option("--alpha", type=POSITIVE, callback=finite,
+              help="Pairs are scaled by alpha / rank; the rank by default.")  # fmt: skip
+@click.option("--layers", type=Choice(["attention", "feed-forward", "projections", "convolutions"]), multiple=True,
+              default=["attention"], show_default=True,
+              help="Groups of layers that get a pair; may be repeated.")  # fmt: skip
+@click.option("--format", "form", type=Choice(["diffusers", "kohya"]), default="diffusers", show_default=True,
+              help="Names of the tensors in the file.")  # fmt: skip
+def lora(
+    options: Options,
+    source: str,
+    rank: int,
+    alpha: float | None,
+    layers: tuple[str, ...],
+    form: str,
+    train_text_encoder: bool,
+    **values: Any,
+) -> None:
+    """Train a LoRA of a checkpoint on images of your own; write OUT/pytorch_lora_weights.safetensors.
+
+    Example: ldmrt train lora --from runs/ldm --data photos --rank 8 --out runs/lora
+    """
+    import torch
+
+    from ldmrt.model.lora.merge import merge, read_lora
+    from ldmrt.model.training.loop.averaged import with_average
+    from ldmrt.model.training.loop.checkpointing import checkpoint_blocks
+    from ldmrt.model.training.loop.run import Run
+    from ldmrt.model.training.lora.pairs import LoraConfig, Pairs
+    from ldmrt.model.training.lora.writing import write
+    from ldmrt.model.training.tasks.finetune import encoders_of
+
+    settings, out = check(options), options.out
+    config = LoraConfig(rank, alpha or float(rank), tuple(dict.fromkeys(layers)))
+    base = Base.open(options, source, train_text_encoder=False, **values)
+    denoiser = base.denoiser.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    networks = {"unet": denoiser.unet, **(encoders_of(denoiser) if train_text_encoder else {})}
+    torch.manual_seed(options.seed)
+    pairs = Pairs(networks, config)
+    if settings.checkpointing:
+        checkpoint_blocks(denoiser)
+    about = {"task": "lora", "rank": rank, "alpha": config.alpha, "layers": ", ".join(config.layers)}
+    run = Run(pairs, settings, {**base.about, **about, "train_text_encoder": train_text_encoder})
+
+    def keep() -> None:
+        with with_average(run):
+            write(pairs, out / FILE, form)
+        if base.prompts:
+            with pairs.detached(networks):
+                made = base.checkpoint_of(copy.deepcopy(denoiser).cpu())
+            merge(made.networks, [(read_lora(out / FILE), 1.0)])  # as `export --lora` does
+            base.preview(made, out / "training" / f"lora-{run.step:06d}.png")
+
+    run_training(run, base.task(), options, keep, base.held)

@@ -1,0 +1,176 @@
+"""Open the checkpoint that a training starts from, and what it learns from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.tools.console.drawing.images import grid, save_png
+from ldmrt.tools.options.common import Choice
+
+from .checks import check_size, digest_of
+from .options import Options, finite, weighting_options
+
+if TYPE_CHECKING:
+    from ldmrt.model.checkpoint.checkpoint import Checkpoint
+    from ldmrt.model.networks.autoencoder import Autoencoder
+    from ldmrt.model.training.data.buckets import BucketedImages
+    from ldmrt.model.training.data.captioned import ImageFolder
+    from ldmrt.model.training.diffusion.objective import Objective
+    from ldmrt.model.training.loop.task import TrainingTask
+    from ldmrt.model.training.tasks.finetune import Denoiser
+    from ldmrt.tools.emoji.dataset import Emoji
+
+F = TypeVar("F", bound=Callable[..., object])
+GUIDANCE = 5.0  # of previews
+
+
+def base_options(command: F) -> F:
+    """Add the options of a training that starts from a checkpoint; the command takes them by `Base.open`'s names."""
+    for option in reversed([
+        click.option("--from", "source", required=True, metavar="CHECKPOINT",
+                     help="The model to start from: a folder, a single file, or OWNER/NAME on the hub."),
+        click.option("--variant", help="Variant of the weight files, such as fp16; none by default."),
+        click.option("--tokenizer", type=click.Path(path_type=Path),
+                     help="Folder with CLIP's vocabulary, which a single file lacks."),
+        click.option("--prediction", type=Choice(["epsilon", "v_prediction"]),
+                     help="What the U-Net predicts, where the checkpoint does not say."),
+        click.option("--train-text-encoder", is_flag=True, help="Train the text encoders too."),
+        click.option("--caption-dropout", type=click.FloatRange(0, 1), default=0.1, show_default=True,
+                     callback=finite, help="Share of captions that are left out, for guidance."),
+        click.option("--previews", type=click.IntRange(min=0), default=4, show_default=True,
+                     help="Images that are drawn of captions at each checkpoint."),
+        weighting_options,
+    ]):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True)
+class Base:
+    """Holds a checkpoint that is trained further, and what it learns from.
+
+    Attributes:
+        checkpoint: As it was read.
+        denoiser: Its U-Net and its text encoders; what does not learn is frozen.
+        vae: Its autoencoder.
+        data: The images to train on.
+        held: Those that are held out; None for none.
+        objective: What the U-Net predicts.
+        dropout: The share of captions that are left out.
+        prompts: What previews are drawn of.
+        about: What a resumed run must have in common with the saved one.
+    """
+
+    checkpoint: "Checkpoint"
+    denoiser: "Denoiser"
+    vae: "Autoencoder"
+    data: "ImageFolder | BucketedImages | Emoji"
+    held: "ImageFolder | BucketedImages | None"
+    objective: "Objective"
+    dropout: float
+    prompts: list[str]
+    about: dict[str, object]
+
+    @classmethod
+    def open(
+        cls,
+        options: Options,
+        source: str,
+        *,
+        variant: str | None,
+        tokenizer: Path | None,
+        prediction: str | None,
+        train_text_encoder: bool,
+        caption_dropout: float,
+        previews: int,
+        **weighting: Any,
+    ) -> "Base":
+        """Read the checkpoint, and open the images at a size that it can be trained at.
+
+        Args:
+            options: Those of all trainings.
+            source: A folder, a single file, or OWNER/NAME on the hub.
+            variant: Variant of the weight files.
+            tokenizer: Folder with CLIP's vocabulary.
+            prediction: What the U-Net predicts, where the checkpoint does not say.
+            train_text_encoder: Whether the text encoders learn; otherwise they are frozen.
+            caption_dropout: The share of captions that are left out.
+            previews: How many images are drawn at each checkpoint.
+            weighting: How the loss is weighted, see `Objective.of`.
+
+        Raises:
+            LdmrtError: The checkpoint cannot be read or trained, or not at this size.
+        """
+        from ldmrt.model.checkpoint.load import load
+        from ldmrt.model.networks.autoencoder import Autoencoder
+        from ldmrt.model.training.diffusion.objective import Objective
+        from ldmrt.model.training.tasks.finetune import Denoiser
+
+        if Path(source).resolve() == options.out.resolve():
+            raise LdmrtError("train", "--out is the checkpoint that --from names", hint="another --out")
+        checkpoint = load(source, variant=variant, tokenizer=tokenizer, prediction_type=prediction)
+        objective = Objective.of(checkpoint.scheduler, options.device, **weighting)
+        denoiser = Denoiser.of(checkpoint, train_text_encoders=train_text_encoder)
+        vae, unet, size = checkpoint.vae, denoiser.unet, options.size
+        assert isinstance(vae, Autoencoder)  # `Denoiser.of` refuses others
+        if isinstance(latents := unet.config.sample_size, int):
+            check_own_size(size, latents * vae.config.factor)
+        check_size(size, vae.config)
+        data, held = options.open_data(vae.config.factor * 2 ** (len(unet.config.block_out_channels) - 1))
+        about = {
+            "size": size, "data": data.digest, "validation": options.validation, "model": digest_of(denoiser),
+            "autoencoder": digest_of(vae), "prediction": objective.prediction,
+            "train_text_encoder": train_text_encoder, "caption_dropout": caption_dropout, **weighting, **options.shaped,
+        }  # fmt: skip
+        unet.config = replace(unet.config, sample_size=size // vae.config.factor)
+        prompts = [data.caption(options.seed + 1, i) for i in range(previews)]
+        return cls(checkpoint, denoiser, vae, data, held, objective, caption_dropout, prompts, about)
+
+    def task(self) -> "TrainingTask":
+        """Return the task: the denoising loss of captioned images; the autoencoder moves to the device."""
+        from ldmrt.model.training.tasks.finetune import Conditions, conditioned_task, encoders_of
+        from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
+
+        files = self.checkpoint.tokenizers
+        tokenizers = {
+            name: Tokenizer(files[name.replace("text_encoder", "tokenizer")]) for name in encoders_of(self.denoiser)
+        }
+        conditions = Conditions.of(self.checkpoint.stage, self.dropout)
+        vae = self.vae.to(self.objective.device)
+        return conditioned_task(self.denoiser, self.data, vae, tokenizers, self.objective, conditions)
+
+    def checkpoint_of(self, networks: "Denoiser") -> "Checkpoint":
+        """Return the checkpoint with other weights, on the CPU.
+
+        Args:
+            networks: A copy of `denoiser`, on the CPU.
+        """
+        import copy
+
+        from ldmrt.model.checkpoint.checkpoint import is_text_encoder
+        from ldmrt.model.training.tasks.finetune import encoders_of
+
+        encoders = {name: one for name, one in encoders_of(networks).items() if is_text_encoder(one)}
+        vae = copy.deepcopy(self.vae).cpu()
+        return replace(self.checkpoint, unet=networks.unet, vae=vae, text_encoders=encoders)
+
+    def preview(self, checkpoint: "Checkpoint", path: Path) -> None:
+        """Draw the prompts with a checkpoint into one image; nothing where there are none."""
+        from ldmrt.export.components.torch_pipeline import torch_pipeline
+
+        if self.prompts:
+            pictures = torch_pipeline(checkpoint)(self.prompts, guidance_scale=GUIDANCE).pixels
+            save_png(path, grid(pictures, min(8, len(pictures))), {"prompts": self.prompts})
+
+
+def check_own_size(size: int, own: int) -> None:
+    """Raise an `LdmrtError` if nobody asked for a size and the default is not the checkpoint's own."""
+    chosen = click.get_current_context().get_parameter_source("size") is not ParameterSource.DEFAULT
+    if size != own and not chosen:
+        expected, hint = f"{own} pixels", f"--size {own}, or another one on purpose"
+        raise LdmrtError("train", "--size is not that of the checkpoint", expected=expected, found=size, hint=hint)
