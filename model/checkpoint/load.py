@@ -92,12 +92,12 @@ def load(
 def load_autoencoder(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Autoencoder:
     """Load the autoencoder in FOLDER/vae, in eval mode; None leaves its weights in the dtype of the file."""
     refuse_other("autoencoder", folder, CHECKPOINT, BUNDLE, LORA)
-    if read_json("vae", folder / "vae" / "config.json").get("_class_name") == "VQModel":
+    place = folder / "vae"
+    config = read_json("vae", place / "config.json")
+    if config.get("_class_name") == "VQModel":
         hint = "ldmrt train autoencoder --kind kl"
-        raise LdmrtError(
-            "vae", f"{folder / 'vae'} has a codebook", expected="AutoencoderKL", found="VQModel", hint=hint
-        )
-    return _load_network("vae", Autoencoder, folder / "vae", dtype=dtype)
+        raise LdmrtError("vae", f"{place} has a codebook", expected="AutoencoderKL", found="VQModel", hint=hint)
+    return _build_and_fill("vae", Autoencoder, config, part_of_folder("vae", place, None), dtype)
 
 
 def load_controlnet(

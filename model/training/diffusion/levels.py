@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.samplers.config import KEYS, Config, resolve
 from ldmrt.runtime.samplers.schedule import alphas_cumprod
 
 DDPM = "DDPMScheduler"
 OF_BETAS = tuple(name for name, keys in KEYS.items() if "beta_schedule" in keys)  # classes
+OF_FLOW = tuple(name for name, keys in KEYS.items() if "use_flow_sigmas" in keys)
 
 
 def cumulative_alphas(scheduler: Config) -> Tensor:
@@ -29,13 +29,25 @@ def cumulative_alphas(scheduler: Config) -> Tensor:
     name = str(scheduler.get("_class_name") or DDPM)
     hint = "--scheduler-config with the one it was trained on"
     if name not in OF_BETAS:
-        problem = f"the noise schedule of {name} is not one of betas{suggestion(name, OF_BETAS)}"
+        problem = f"the noise schedule of {name} is not one of betas"
         raise LdmrtError("scheduler", problem, expected=", ".join(OF_BETAS[:5]) + " and their kin", hint=hint)
     if scheduler.get("timestep_type") == "continuous":
         problem = "a network that is given noise levels cannot be trained on timesteps"
         raise LdmrtError("scheduler", problem, expected="timestep_type discrete", found="continuous", hint=hint)
     betas = {key: default for key, default in KEYS[name].items() if key in KEYS[DDPM]}
     return torch.from_numpy(alphas_cumprod(resolve({**betas, **scheduler}, DDPM)))
+
+
+def check_flow(scheduler: Config) -> None:
+    """Refuse a scheduler whose class does not know rectified flow's levels.
+
+    Raises:
+        LdmrtError: The class has no `use_flow_sigmas`.
+    """
+    name = scheduler.get("_class_name")
+    if name is not None and name not in OF_FLOW:
+        problem = f"the levels of a flow are not read from {name}"
+        raise LdmrtError("scheduler", problem, expected=", ".join(OF_FLOW), hint="--scheduler-config with one of them")
 
 
 def check_epsilon(prediction: str, last: float) -> None:

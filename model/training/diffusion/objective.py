@@ -12,7 +12,7 @@ from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.samplers.config import Config
 
 from .error import ERRORS, scheduled_c, squared_error
-from .levels import check_epsilon, cumulative_alphas
+from .levels import check_epsilon, check_flow, cumulative_alphas
 from .noise import offset_noise, pyramid_noise
 from .timesteps import DENSITIES, TIMESTEPS, Importance
 from .weighting import Weight, debiased, min_snr, weights
@@ -186,7 +186,11 @@ def flow_scales(scheduler: Config, device: str) -> tuple[Tensor, Tensor, Tensor]
     """Return alpha = 1 - sigma, sigma and the times T sigma of rectified flow, (T,) each, float32.
 
     sigma is shifted by `flow_shift` as Esser et al. 2024 do (arXiv:2403.03206, equation 23).
+
+    Raises:
+        LdmrtError: The scheduler's class knows no flow.
     """
+    check_flow(scheduler)
     total, shift = int(scheduler.get("num_train_timesteps", 1000)), float(scheduler.get("flow_shift", 1.0))
     even = torch.arange(1, total + 1, dtype=torch.float64, device=device) / total
     sigma = shift * even / (1 + (shift - 1) * even)

@@ -76,19 +76,25 @@ def generator_loss(fake: Tensor) -> Tensor:
     return -_patches(fake)
 
 
-def adaptive_weight(nll: Tensor, generator: Tensor, last_layer: Tensor) -> Tensor:
+def adaptive_weight(nll: Tensor, generator: Tensor, last_layer: Tensor, scale: float = 1.0) -> Tensor:
     """Return |grad nll| / (|grad generator| + 1e-4) at a weight, at most 1e4 (Esser et al. 2021, equation 7).
 
     Args:
         nll: The reconstruction's loss, one number.
         generator: The decoder's adversarial loss, one number.
         last_layer: The weight of the decoder's last layer.
+        scale: What both losses are multiplied by for their gradients, which fp16 would round to zero; it cancels out.
 
     Returns:
-        One number, without gradient.
+        One number, without gradient; NaN where a gradient is not finite.
     """
-    of_nll, of_generator = (torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (nll, generator))
-    return (of_nll.norm() / (of_generator.norm() + EPS)).clamp(0.0, LARGEST).detach()
+    of_nll, of_generator = (
+        torch.autograd.grad(loss * scale, last_layer, retain_graph=True)[0] for loss in (nll, generator)
+    )
+    norms = of_nll.norm(), of_generator.norm()
+    weight = (norms[0] / (norms[1] + EPS * scale)).clamp(0.0, LARGEST)
+    # not a number where the scale was too large, so that the step is skipped
+    return torch.where(torch.isfinite(norms[0]) & torch.isfinite(norms[1]), weight, torch.nan).detach()
 
 
 @contextmanager

@@ -90,6 +90,7 @@ def autoencoder_task(
     discriminator: Discriminator | None = None,
     codebook: Codebook | None = None,
     taken: Callable[[], int] = lambda: 0,
+    loss_scale: Callable[[], float] = lambda: 1.0,
 ) -> TrainingTask:
     """Let an autoencoder learn by the error of its reconstruction, and KL or a codebook (Rombach et al. 2022, 3.1).
 
@@ -101,6 +102,7 @@ def autoencoder_task(
         discriminator: The opponent of the run; needed by an adversarial part, or a perceptual one without a network.
         codebook: Updates the codes of a `VQAutoencoder`; needed by one.
         taken: Tells how many steps have been taken, for `parts.start` and the codebook.
+        loss_scale: Tells what the loss is multiplied by in fp16.
 
     Returns:
         The task, whose losses have the parts `reconstruction`, `kl` or `codebook`, and those asked for: `perceptual`,
@@ -154,7 +156,8 @@ def autoencoder_task(
         weight: Tensor | float = 1.0  # where no gradient is computed: of held-out images
         if torch.is_grad_enabled():
             reconstruction = losses["reconstruction"] + losses.get("perceptual", torch.zeros_like(generator))
-            weight = adaptive_weight(reconstruction.mean(), generator.mean(), vae.decoder.conv_out.weight)
+            last = vae.decoder.conv_out.weight
+            weight = adaptive_weight(reconstruction.mean(), generator.mean(), last, loss_scale())
         own = LOSSES[parts.discriminator_loss](discriminator(x), discriminator(back.detach()))
         return {"adversarial": parts.adversarial * weight * generator, "discriminator": own}
 

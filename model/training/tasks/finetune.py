@@ -37,6 +37,13 @@ class Denoiser(nn.Module):
         if text_encoder_2 is not None:  # SDXL
             self.text_encoder_2 = text_encoder_2
 
+    def train(self, mode: bool = True) -> "Denoiser":
+        """Put the U-Net into train mode; text encoders stay in eval mode, as their dropout would not be a sample's."""
+        super().train(mode)
+        for encoder in encoders_of(self).values():
+            encoder.eval()
+        return self
+
     @classmethod
     def of(cls, checkpoint: Checkpoint, *, train_text_encoders: bool = False) -> "Denoiser":
         """Hold a checkpoint's networks, of which the text encoders learn or are frozen.

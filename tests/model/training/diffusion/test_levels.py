@@ -1,5 +1,6 @@
 """The noise schedule that a checkpoint is trained further on is that of its own scheduler in diffusers."""
 
+import inspect
 from typing import Any
 
 import diffusers
@@ -9,6 +10,7 @@ import torch
 from ldmrt.model.training.diffusion.levels import OF_BETAS, check_epsilon, cumulative_alphas
 from ldmrt.model.training.diffusion.objective import Objective
 from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.samplers.config import KEYS
 
 SCHEDULERS = sorted(
     name for name in dir(diffusers.schedulers) if name.endswith("Scheduler") and not name.startswith("Flax")
@@ -39,6 +41,18 @@ def test_missing_keys_have_the_defaults_of_the_class(name: str, config: dict[str
 def test_other_schedulers_are_refused(name: str) -> None:
     with pytest.raises(LdmrtError, match=f"the noise schedule of {name} is not one of betas"):
         Objective.of({"_class_name": name}, "cpu")
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_flow_is_read_from_the_classes_that_have_it(name: str) -> None:
+    config = {"_class_name": name, "prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    theirs = getattr(diffusers, name, None)
+    knows = theirs is not None and "flow_shift" in inspect.signature(theirs).parameters
+    if knows and name in KEYS:
+        assert Objective.of(config, "cpu").sigma[499] == 0.75
+    else:
+        with pytest.raises(LdmrtError, match=f"the levels of a flow are not read from {name}"):
+            Objective.of(config, "cpu")
 
 
 def test_networks_of_noise_levels_are_refused() -> None:

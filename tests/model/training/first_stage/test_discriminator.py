@@ -65,6 +65,31 @@ def test_adaptive_weight_equals_two_backward_passes() -> None:
     assert found.item() == pytest.approx(gradients[0] / (gradients[1] + 1e-4), rel=1e-6)  # float32
 
 
+def test_a_loss_scale_keeps_the_adaptive_weight() -> None:
+    """To the bit, as a power of two; and gradients that fp16 rounds to zero count with it."""
+    weight = torch.tensor([0.3, -1.7], requires_grad=True)
+    parts = (weight.square() * 1.3).sum(), weight.exp().sum()
+    assert torch.equal(adaptive_weight(*parts, weight), adaptive_weight(*parts, weight, 2.0**16))
+    half = torch.ones(2, dtype=torch.float16)
+
+    def weighed(scale: float) -> float:
+        (nll, generator) = ((weight.half() * half).float().sum() * factor for factor in (1e-8, 2e-8))
+        return adaptive_weight(nll, generator, weight, scale).item()
+
+    assert weighed(1.0) == 0
+    expected = 1e-8 * 2**0.5 / (2e-8 * 2**0.5 + 1e-4)
+    assert weighed(2.0**16) == pytest.approx(expected, rel=1e-3)  # fp16
+
+
+@pytest.mark.parametrize("large", [(3.0, 0.5), (0.5, 3.0), (3.0, 3.0)])
+def test_an_overflow_of_either_gradient_is_no_weight(large: tuple[float, float]) -> None:
+    """So that the loss is not finite, and the scale becomes smaller."""
+    weight = torch.ones(2, requires_grad=True)
+    parts = [(weight.half() * torch.ones(2, dtype=torch.float16)).sum().float() * factor for factor in large]
+    assert torch.isfinite(adaptive_weight(*parts, weight))
+    assert torch.isnan(adaptive_weight(*parts, weight, 2.0**16))
+
+
 def test_adaptive_weight_is_limited() -> None:
     weight = torch.ones(2, requires_grad=True)
     assert adaptive_weight(1e6 * weight.sum(), 0 * weight.sum(), weight).item() == LARGEST

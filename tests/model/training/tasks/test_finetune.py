@@ -122,6 +122,18 @@ def test_a_resumed_run_takes_the_same_steps(
     assert_resumes(begin, tmp_path / "state")
 
 
+def test_text_encoders_have_no_dropout_in_training(folders: Callable[[str], Path]) -> None:
+    """It would draw from a generator that a resumed run does not continue."""
+    denoiser = Denoiser.of(load(folders("sd15")), train_text_encoders=True)
+    for module in denoiser.text_encoder.modules():
+        if hasattr(module, "dropout"):
+            module.dropout = 0.5
+    run, ids = Run(denoiser, SETTINGS), torch.tensor([[1, 5, 7, 2]])
+    assert run.module.unet.training
+    one, other = (run.module.text_encoder(ids).last_hidden_state for _ in range(2))
+    assert torch.equal(one, other)
+
+
 def test_frozen_weights_are_kept_once(folders: Callable[[str], Path]) -> None:
     """Neither the optimizer nor the average nor the state has them, and the average's copy has them unchanged."""
     checkpoint = load(folders("sd15"))
