@@ -76,18 +76,22 @@ def generator_loss(fake: Tensor) -> Tensor:
     return -_patches(fake)
 
 
-def adaptive_weight(nll: Tensor, generator: Tensor, last_layer: Tensor) -> Tensor:
+def adaptive_weight(
+    nll: Tensor, generator: Tensor, last_layer: Tensor, across: Callable[[Tensor], Tensor] = lambda gradient: gradient
+) -> Tensor:
     """Return |grad nll| / (|grad generator| + 1e-4) at a weight, at most 1e4 (Esser et al. 2021, equation 7).
 
     Args:
         nll: The reconstruction's loss, one number.
         generator: The decoder's adversarial loss, one number.
         last_layer: The weight of the decoder's last layer.
+        across: Makes the mean over all samples of a gradient, where other processes have some of them.
 
     Returns:
         One number, without gradient.
     """
-    of_nll, of_generator = (torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (nll, generator))
+    losses = (nll, generator)
+    of_nll, of_generator = (across(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]) for loss in losses)
     return (of_nll.norm() / (of_generator.norm() + EPS)).clamp(0.0, LARGEST).detach()
 
 

@@ -45,7 +45,7 @@ def autoencoder(options: Options, **values: Any) -> None:
     run = Run(network, settings, about | options.shaped | stage.about(perceptual), discriminator)
     task = autoencoder_task(
         network, data, parts, perceptual=perceptual, discriminator=discriminator, codebook=codebook,
-        taken=lambda: run.step,
+        taken=lambda: run.step, across=lambda value, count: run.processes.mean(value, count),
     )  # fmt: skip
     half, squares = preview(size), data.images if isinstance(data, BucketedImages) else data
     shown = np.stack([squares.draw(seed + 1, i).image for i in range(2 * half)])
