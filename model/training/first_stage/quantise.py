@@ -89,7 +89,8 @@ class Codebook:
             joined: Makes a batch's values, (B, ...), of those of each process's samples, or of None.
         """
         seen, device = self.seen if step == self.step else [], self.quantizer.embedding.weight.device
-        own = [torch.cat(each) for each in zip(*seen, strict=True)] or [None, None]
+        parts = [*zip(*seen, strict=True)] or [(), ()]
+        own = [torch.cat(each) if each else None for each in parts]
         latents, codes = (joined(values).to(device) for values in own)
         self.step, self.seen = step, [(latents, codes)]
 

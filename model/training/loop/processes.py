@@ -26,10 +26,6 @@ UNSUPPORTED = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatro
 T = TypeVar("T")
 
 
-class LostProcess(LdmrtError):
-    """Another process of the training is gone: it was killed, or ended with an error of its own."""
-
-
 @dataclass(frozen=True)
 class Failure:
     """Tells the other processes the error that ends one of them."""
@@ -62,8 +58,7 @@ class Processes:
         """Send a value to all processes; return those of all, in their order.
 
         Raises:
-            LostProcess: Another process is gone.
-            Exception: Another process told its error.
+            LdmrtError: Another process is gone, or told such an error.
         """
         if self.alone:
             return [value]
@@ -73,7 +68,7 @@ class Processes:
         except RuntimeError:
             self.over = True
             hint = "--resume continues from the saved state"
-            raise LostProcess("train", "another process of this training has ended", hint=hint) from None
+            raise LdmrtError("train", "another process of this training has ended", hint=hint) from None
         for one in found:
             if isinstance(one, Failure):
                 self.over = True
@@ -135,7 +130,7 @@ class Processes:
             return value
         found = [one for one in self.exchange((_on_cpu(value), count)) if one is not None]
         total = sum(weight for _, weight in found)
-        return sum(one * (weight / total) for one, weight in found).to(value.device)  # type: ignore[union-attr]
+        return sum(one * (weight / total) for one, weight in found).to(value.device)
 
     def rest(self) -> None:
         """Wait until all processes rest; take part in the means that others ask for meanwhile."""
@@ -204,7 +199,7 @@ class Processes:
             if not self.alone and not self.over:
                 shown = error if isinstance(error, LdmrtError) else _with_traceback(error, self.rank)
                 with contextlib.suppress(Exception):  # the others may be gone, or have an error of their own
-                    self.exchange(Failure(shown))  # type: ignore[type-var]
+                    self.exchange(Failure(shown))
                 self.over = True
             raise
         finally:

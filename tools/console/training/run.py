@@ -32,6 +32,7 @@ M = TypeVar("M", bound="nn.Module")
 STATE = Path("training") / "state.pt"
 MEGABYTE = 1_000_000
 
+
 def run_training(
     run: "Run[M]", task: "TrainingTask", options: Options, keep: Callable[[], None], held: "Held | None" = None
 ) -> None:

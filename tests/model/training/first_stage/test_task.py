@@ -71,7 +71,7 @@ def prepared(
     return run, autoencoder_task(
         network, Eight(), parts, discriminator=discriminator, codebook=codebook, taken=lambda: run.step,
         across=processes.mean,
-    )
+    )  # fmt: skip
 
 
 def tensors(value: object, name: str = "") -> dict[str, object]:
