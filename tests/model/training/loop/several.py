@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import signal
 import socket
 import traceback
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch
 from ldmrt.model.training.loop.processes import Processes, join
 
 T = TypeVar("T")
+SECONDS = 60  # after which a process that waits for ever is ended: it leaves no result
 
 
 def in_processes(count: int, function: Callable[[Processes], T], folder: Path) -> list[T | Exception]:
@@ -29,6 +31,7 @@ def in_processes(count: int, function: Callable[[Processes], T], folder: Path) -
         if child := os.fork():
             children.append(child)
             continue
+        signal.alarm(SECONDS)
         try:
             _child(rank, count, port, function, folder)
         finally:
