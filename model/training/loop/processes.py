@@ -63,12 +63,8 @@ class Processes:
         if self.alone:
             return [value]
         found: list[Any] = [None] * self.count
-        try:
+        with self._connected():
             dist.all_gather_object(found, value, group=self.group)
-        except RuntimeError:
-            self.over = True
-            hint = "--resume continues from the saved state"
-            raise LdmrtError("train", "another process of this training has ended", hint=hint) from None
         for one in found:
             if isinstance(one, Failure):
                 self.over = True
@@ -77,7 +73,22 @@ class Processes:
 
     def once(self, make: Callable[[], T]) -> T:
         """Return what the first process makes; the others only receive it."""
-        return self.exchange(make() if self.first else None)[0]  # type: ignore[return-value]
+        made = [make() if self.first else None]
+        self.exchange(None)  # where an error of the first one is raised in the others
+        if not self.alone:
+            with self._connected():
+                dist.broadcast_object_list(made, src=0, group=self.group)
+        return made[0]  # type: ignore[return-value]
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[None]:
+        """Turn the error of a lost connection into an `LdmrtError`."""
+        try:
+            yield
+        except RuntimeError:
+            self.over = True
+            hint = "--resume continues from the saved state"
+            raise LdmrtError("train", "another process of this training has ended", hint=hint) from None
 
     def largest(self, *numbers: int) -> tuple[int, ...]:
         """Return the largest of each number among all processes."""
@@ -185,7 +196,8 @@ class Processes:
             size += tensor.nbytes
             if size >= PIECE or number == len(tensors):
                 flat = torch.cat([one.reshape(-1) for one in piece])
-                dist.all_reduce(flat)
+                with self._connected():
+                    dist.all_reduce(flat)
                 for one, total in zip(piece, flat.split([one.numel() for one in piece]), strict=True):
                     one.copy_(total.view(one.shape))
                 piece, size = [], 0

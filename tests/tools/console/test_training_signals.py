@@ -55,7 +55,8 @@ def test_signals_end_a_process_as_they_do_elsewhere() -> None:
     ("values", "count"),
     [
         ({}, 0), ({"WORLD_SIZE": "4"}, 0), ({"WORLD_SIZE": "4", "RANK": "1"}, 0),
-        ({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}, 0), ({"WORLD_SIZE": "x", "RANK": "0", "LOCAL_RANK": "0"}, 0),
+        ({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}, 0),
+        ({"WORLD_SIZE": "x", "RANK": "0", "LOCAL_RANK": "0"}, 0),
         ({"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1"}, 4),
     ],
 )  # fmt: skip

@@ -88,10 +88,10 @@ def launch(count: int, device: str) -> int:
         "--dynamo_backend", "no", "--num_cpu_threads_per_process", threads, "-m", "ldmrt", *sys.argv[1:],
     ])  # fmt: skip
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SHUTDOWN)
-    logging.disable(logging.CRITICAL)  # the launcher's: the processes say what ends them
-    _pass_on("SIGUSR1")
     try:
-        launch_command(args)
+        with _quiet(), _handlers_kept():
+            _pass_on("SIGUSR1")
+            launch_command(args)
     except SignalException as ended:
         return 128 + ended.sigval
     except ChildFailedError as failed:
@@ -104,6 +104,29 @@ def launch(count: int, device: str) -> int:
             raise LdmrtError("train", problem, found=found, hint=hint) from None
         return WRONG  # the first process has said it
     return 0
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what the launcher logs: the processes say what ends them."""
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@contextlib.contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Restore the handlers of the signals that are set within."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _pass_on(name: str) -> None:

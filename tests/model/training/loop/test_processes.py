@@ -182,6 +182,15 @@ def test_batches_that_are_smaller_than_the_processes(count: int, tmp_path: Path)
         assert distance(alone["module"], state["module"]) <= 1e-12
 
 
+def test_a_step_in_fp16_is_skipped_by_all(tmp_path: Path) -> None:
+    begin = partial(scaled, spoilt=6, precision="fp16")
+    alone, _ = train(begin)
+    assert alone["loss_scale"]["skipped"] == 1
+    for state, _ in in_processes(2, partial(train, begin), tmp_path):
+        assert state["loss_scale"] == alone["loss_scale"]
+        assert distance(alone["module"], state["module"]) <= 1e-12
+
+
 def test_unreadable_images_are_skipped_alike(tmp_path: Path) -> None:
     begin = partial(scaled, damaged=(2, 5, 6), skip_unreadable=True)
 
@@ -224,12 +233,19 @@ def test_a_fault_of_one_process_is_shown_by_the_others(tmp_path: Path) -> None:
     assert "ZeroDivisionError: of process 1" in str(first)
 
 
-def test_a_process_that_is_gone_ends_the_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda processes: processes.exchange(None), lambda processes: processes.once(lambda: 1),
+        lambda processes: processes.add_up([torch.ones(9)]),
+    ],
+)  # fmt: skip
+def test_a_process_that_is_gone_ends_the_others(operation: Callable[[Processes], object], tmp_path: Path) -> None:
     def leaves(processes: Processes) -> None:
         if processes.rank == 1:
             (tmp_path / "1").write_bytes(b"N.")  # a pickled None
             os._exit(1)
-        processes.exchange(None)
+        operation(processes)
 
     first, _, third = in_processes(3, leaves, tmp_path)
     for error in (first, third):
