@@ -44,6 +44,8 @@ PACKAGES = {
     "tensorrt_rtx": Package("TensorRT-RTX", "tensorrt-rtx-cu13", ("rtx",)),
     "cuda.bindings": Package("cuda-bindings", "cuda-bindings", ("rtx", "tensorrt")),
     "tomli": Package("tomli", "tomli", ("export",)),
+    "accelerate": Package("accelerate", "accelerate", ("train",)),
+    "psutil": Package("psutil", "psutil", ("train",)),
     "resvg_py": Package("resvg-py", "resvg-py", ("train",)),
     "matplotlib": Package("matplotlib", "matplotlib", ("plot",)),
     "diffusers": Package("diffusers", "diffusers", ("dev",)),

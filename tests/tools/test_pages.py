@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ELSEWHERE = {"samplers.md", "learn.md"}  # which have tests of their own
 # pages of docs/training with commands, each of which may use what earlier ones made
-TRAINING = ["training", "autoencoder", "finetune", "scores"]
+TRAINING = ["training", "processes", "autoencoder", "finetune", "scores"]
 
 
 def commands_of(text: str) -> list[list[str]]:

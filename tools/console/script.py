@@ -68,7 +68,8 @@ def as_interrupts(ended: list[int]) -> Iterator[None]:
         yield
     finally:
         for number in handled:
-            signal.signal(number, signal.SIG_DFL)
+            if signal.getsignal(number) is interrupt:  # a command may have chosen to ignore it from now on
+                signal.signal(number, signal.SIG_DFL)
 
 
 def _run(command: click.Command, name: str | None) -> int:

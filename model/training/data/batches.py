@@ -21,7 +21,14 @@ class Batches:
     """
 
     def __init__(
-        self, data: Captioned, seed: int, size: int, *, skip_unreadable: bool = False, wanted: Wanted = lambda _: True
+        self,
+        data: Captioned,
+        seed: int,
+        size: int,
+        *,
+        skip_unreadable: bool = False,
+        wanted: Wanted = lambda _: True,
+        taken: slice = slice(None),
     ) -> None:
         """Open the stream that `seed` names.
 
@@ -31,9 +38,11 @@ class Batches:
             size: Samples a batch; batches of grouped data may have fewer.
             skip_unreadable: Whether unreadable images are skipped; otherwise they are an `LdmrtError`.
             wanted: Tells whether the image of a sample is needed; others are not decoded.
+            taken: Which samples of each batch are loaded; another process loads the others.
         """
         self.data, self.seed, self.size, self.wanted = data, seed, size, wanted
-        self.skip_unreadable = skip_unreadable
+        self.skip_unreadable, self.taken = skip_unreadable, taken
+        self.count = 0  # samples of the present batch, also those that are not loaded
         self.skipped: dict[Key, str] = {}
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
         self._step = -1
@@ -46,7 +55,8 @@ class Batches:
         indices: Sequence[int] = range(step * self.size, (step + 1) * self.size)
         if isinstance(self.data, Grouped):
             indices = self.data.indices(self.seed, step, self.size)
-        self._samples = [replace(self.data.draw(self.seed, index), index=index) for index in indices]
+        self.count = len(indices)
+        self._samples = [replace(self.data.draw(self.seed, index), index=index) for index in indices[self.taken]]
         self._decoded = {
             sample.key: self._pool.submit(getattr, sample, "image")
             for sample in {sample.key: sample for sample in self._samples}.values()

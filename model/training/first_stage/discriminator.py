@@ -76,7 +76,13 @@ def generator_loss(fake: Tensor) -> Tensor:
     return -_patches(fake)
 
 
-def adaptive_weight(nll: Tensor, generator: Tensor, last_layer: Tensor, scale: float = 1.0) -> Tensor:
+def adaptive_weight(
+    nll: Tensor,
+    generator: Tensor,
+    last_layer: Tensor,
+    scale: float = 1.0,
+    across: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+) -> Tensor:
     """Return |grad nll| / (|grad generator| + 1e-4) at a weight, at most 1e4 (Esser et al. 2021, equation 7).
 
     Args:
@@ -84,13 +90,13 @@ def adaptive_weight(nll: Tensor, generator: Tensor, last_layer: Tensor, scale: f
         generator: The decoder's adversarial loss, one number.
         last_layer: The weight of the decoder's last layer.
         scale: What both losses are multiplied by for their gradients, which fp16 would round to zero; it cancels out.
+        across: Makes the mean over all samples of a gradient, where other processes have some of them.
 
     Returns:
         One number, without gradient; NaN where a gradient is not finite.
     """
-    of_nll, of_generator = (
-        torch.autograd.grad(loss * scale, last_layer, retain_graph=True)[0] for loss in (nll, generator)
-    )
+    losses = (nll * scale, generator * scale)
+    of_nll, of_generator = (across(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]) for loss in losses)
     norms = of_nll.norm(), of_generator.norm()
     weight = (norms[0] / (norms[1] + EPS * scale)).clamp(0.0, LARGEST)
     # not a number where the scale was too large, so that the step is skipped

@@ -1,5 +1,6 @@
 """Train a codebook: straight-through gradients, commitment, moving averages and restarts (van den Oord et al. 2017)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -68,7 +69,7 @@ class Codebook:
         quantizer.register_buffer("usage", torch.zeros(len(table)))
         quantizer.register_buffer("sums", torch.zeros_like(table.detach()))
         self.step = 0
-        self.seen: list[tuple[Tensor, Tensor]] = []  # latents (n, width) and their codes (n,), of that step
+        self.seen: list[tuple[Tensor, Tensor]] = []  # latents (B, n, width) and their codes (B, n), of that step
 
     def note(self, latents: Tensor, codes: Tensor, step: int) -> None:
         """Remember the latents (B, width, h, w) of a part of a step, and their codes (B, h * w).
@@ -78,13 +79,25 @@ class Codebook:
         if step != self.step:
             self.step = step
             self.seen.clear()
-        flat = latents.detach().float().flatten(2).transpose(1, 2).flatten(0, 1)
-        self.seen.append((flat, codes.flatten()))
+        self.seen.append((latents.detach().float().flatten(2).transpose(1, 2), codes))
+
+    def share(self, step: int, joined: Callable[[Tensor | None], Tensor]) -> None:
+        """Take the latents of a step from all processes, so that each updates the codes alike.
+
+        Args:
+            step: The step.
+            joined: Makes a batch's values, (B, ...), of those of each process's samples, or of None.
+        """
+        seen, device = self.seen if step == self.step else [], self.quantizer.embedding.weight.device
+        parts = [*zip(*seen, strict=True)] or [(), ()]
+        own = [torch.cat(each) if each else None for each in parts]
+        latents, codes = (joined(values).to(device) for values in own)
+        self.step, self.seen = step, [(latents, codes)]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Update averages and codes after a step, which has its own random numbers."""
-        latents, codes = (torch.cat(each) for each in zip(*self.seen, strict=True))
+        latents, codes = (torch.cat(each).flatten(0, 1) for each in zip(*self.seen, strict=True))
         self.seen.clear()
         table = self.quantizer.embedding.weight
         usage, sums = self.quantizer.get_buffer("usage"), self.quantizer.get_buffer("sums")

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from ldmrt.model.training.data.batches import Batches
 from ldmrt.model.training.data.captioned import Key, Sample, name_of
-from ldmrt.model.training.data.metadata import LISTED
 from ldmrt.model.training.draws import Draws
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.files.writing import write_atomically
@@ -26,18 +25,12 @@ from ldmrt.runtime.files.writing import write_atomically
 from .checkpointing import checkpoint_blocks
 from .loss_scale import MOST, LossScale
 from .optimizers import OPTIMIZERS
+from .processes import ALONE, Processes
 from .resuming import Values, changes
 from .settings import Settings, naming_memory
-from .task import Losses, Progress, TrainingTask
+from .task import Losses, Progress, TrainingTask, listed, whole
 
 M = TypeVar("M", bound=nn.Module)
-
-
-def listed(values: Iterable[object]) -> str:
-    """Name values, the first of them where there are many."""
-    names = [str(value) for value in values]
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
 
 
 class Run(Generic[M]):
@@ -53,6 +46,7 @@ class Run(Generic[M]):
         settings: Settings,
         about: Mapping[str, object] | None = None,
         opponent: nn.Module | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         """Move a module to the device and begin at step 0.
 
@@ -62,6 +56,7 @@ class Run(Generic[M]):
             settings: How to train it.
             about: What a resumed run must have in common with the saved one, beside its settings: data, task.
             opponent: A network that learns in the same steps; None for none.
+            processes: Those that the batches are divided among; the first one alone keeps the average.
         """
         self.about = dict(about or {})
         self.settings = settings
@@ -75,7 +70,7 @@ class Run(Generic[M]):
         self.loss_scale = LossScale() if settings.precision == "fp16" else None
         if settings.checkpointing:
             checkpoint_blocks(self.module)
-        self.opponent = opponent
+        self.opponent, self.processes = opponent, processes
         self.opposing: torch.optim.Optimizer | None = None
         if opponent is not None:
             opponent.to(settings.device).train()
@@ -96,8 +91,9 @@ class Run(Generic[M]):
         """
         settings, begin, seen = self.settings, time.perf_counter(), 0
         batches = Batches(
-            task.data, settings.seed, settings.batch, skip_unreadable=settings.skip_unreadable, wanted=task.wanted
-        )
+            task.data, settings.seed, settings.batch, skip_unreadable=settings.skip_unreadable, wanted=task.wanted,
+            taken=slice(self.processes.rank, None, self.processes.count),
+        )  # fmt: skip
         self.skipped = batches.skipped
         if task.memory is not None and self.memory:
             task.memory.load_state_dict(self.memory)
@@ -108,38 +104,46 @@ class Run(Generic[M]):
             with naming_memory(settings):
                 samples = batches(self.step)
                 losses, noted = self._gradient(task, samples, batches)
-                loss = sum(value.sum().item() for value in losses.values()) / len(samples)
+                count = len(next(iter(losses.values())))
+                loss = sum(value.sum().item() for value in losses.values()) / count
                 norm = self._update(task, samples, losses, noted, loss)
             self.step += 1
-            seen += len(samples)
+            seen += count
             speed = seen / (time.perf_counter() - begin)
             yield Progress(self.step, settings.steps, loss, speed, losses, noted, rate, norm, self.loss_scale)
 
     def _gradient(
         self, task: TrainingTask, samples: list[Sample], batches: Batches
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    ) -> tuple[Losses, Mapping[str, Tensor]]:
         """Compute the gradient of the present step, part by part; return its samples' losses, and what they noted."""
-        settings, count = self.settings, len(samples)
+        settings, count = self.settings, batches.count
         found = list[tuple[Losses, Mapping[str, Tensor]]]()
         for optimizer in self._optimizers():
             optimizer.zero_grad()
         for part in settings.parts(count):
-            draws = Draws(settings.seed, [sample.index for sample in samples[part]], settings.device)
-            with settings.autocast():
-                losses = task.loss_of(samples[part], draws)
-            if part.stop == count and self.step + 1 < settings.steps:
-                batches.prepare(self.step + 1)  # while the gradient is computed
-            mean = torch.stack(list(losses.values())).sum() / count
-            (mean if self.loss_scale is None else self.loss_scale.scale * mean).backward()
-            found.append(({name: value.detach() for name, value in losses.items()}, draws.noted))
-        losses, noted = (
-            {name: torch.cat([one[name] for one in each]) for name in each[0]} for each in zip(*found, strict=True)
-        )
-        return losses, noted
+            if own := samples[self.processes.share(part)]:
+                draws = Draws(settings.seed, [sample.index for sample in own], settings.device)
+                with settings.autocast():
+                    losses = task.loss_of(own, draws)
+                if own[-1] is samples[-1] and self.step + 1 < settings.steps:
+                    batches.prepare(self.step + 1)  # while the gradient is computed
+                mean = torch.stack(list(losses.values())).sum() / count
+                (mean if self.loss_scale is None else self.loss_scale.scale * mean).backward()
+                found.append(({name: value.detach() for name, value in losses.items()}, draws.noted))
+            if task.cooperates:
+                self.processes.rest()
+        losses, noted = (whole([one[i] for one in found]) for i in range(2))
+        if not self.processes.alone:
+            task.share(self.step, self.processes.joined)
+        return self.processes.bring_together(self._modules(), losses, noted, batches.skipped)
+
+    def _modules(self) -> list[nn.Module]:
+        """Return the module, and the opponent."""
+        return [one for one in (self.module, self.opponent) if one is not None]
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         """Return the module's optimizer, and the opponent's."""
-        return [self.optimizer, *([] if self.opposing is None else [self.opposing])]
+        return [one for one in (self.optimizer, self.opposing) if one is not None]
 
     def _update(
         self, task: TrainingTask, samples: list[Sample], losses: Losses, noted: Mapping[str, Tensor], loss: float
@@ -149,8 +153,7 @@ class Run(Generic[M]):
         The opponent's gradient is limited by itself. In fp16 a step that is not finite changes nothing, unless there
         were too many in a row; else it is an `LdmrtError`.
         """
-        modules: list[nn.Module] = [self.module, *([] if self.opponent is None else [self.opponent])]
-        each = [{name: p.grad for name, p in one.named_parameters() if p.grad is not None} for one in modules]
+        each = [{name: p.grad for name, p in one.named_parameters() if p.grad is not None} for one in self._modules()]
         if self.loss_scale is not None:
             for gradients in filter(None, each):
                 torch._foreach_div_(list(gradients.values()), self.loss_scale.scale)
@@ -159,20 +162,22 @@ class Run(Generic[M]):
         taken = math.isfinite(loss) and math.isfinite(shown)
         scale = self.loss_scale and self.loss_scale.after(taken=taken)
         if taken:
-            for one, norm in zip(modules, norms, strict=True):
+            for one, norm in zip(self._modules(), norms, strict=True):
                 nn.utils.clip_grads_with_norm_(one.parameters(), self.settings.clip, norm)
             self.torn = True
             for optimizer in self._optimizers():
                 optimizer.step()
             task.after(self.step)
-            self._update_average()
+            if self.processes.first:
+                self._update_average()
             self.torn = False
             if task.memory is not None:
                 task.memory.learn(torch.stack(list(losses.values())).sum(dim=0), noted)
                 self.memory = task.memory.state_dict()
         elif scale is None or scale.hopeless:
             named = {f"opponent.{name}": gradient for gradients in each[1:] for name, gradient in gradients.items()}
-            inputs = {"samples": map(name_of, samples), **{name: value.tolist() for name, value in noted.items()}}
+            names = self.processes.all_of(list(map(name_of, samples)))
+            inputs = {"samples": names, **{name: value.tolist() for name, value in noted.items()}}
             raise self._not_finite(loss, shown, {**each[0], **named}, inputs)
         self.loss_scale = scale
         return shown

@@ -1,19 +1,33 @@
 """State what a training minimises, and what it reports of each step."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ldmrt.model.training.data.batches import Wanted
 from ldmrt.model.training.data.captioned import Captioned, Sample
+from ldmrt.model.training.data.metadata import LISTED
 from ldmrt.model.training.draws import Draws
 
 from .loss_scale import LossScale
 
 Losses = Mapping[str, Tensor]  # of B samples, (B,) each, by the name of the part
+
+
+def whole(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Join what the parts of a batch gave, by name."""
+    return {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+
+
+def listed(values: Iterable[object]) -> str:
+    """Name values, the first of them where there are many."""
+    names = [str(value) for value in values]
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 class Memory(Protocol):
@@ -40,6 +54,9 @@ class TrainingTask:
         wanted: Tells whether the image of a sample is needed; others are not decoded.
         memory: What its draws learn from the losses of each step; None for nothing.
         after: Called with the number of steps taken before, after each step's update of the weights.
+        share: Called before that, where several processes train, with that number and a function that joins values of
+            a process's samples, (b, ...) or None, to those of all samples of the batch, (B, ...).
+        cooperates: Whether `loss_of` asks the other processes for a mean.
     """
 
     data: Captioned
@@ -48,6 +65,8 @@ class TrainingTask:
     wanted: Wanted = lambda _: True
     memory: Memory | None = None
     after: Callable[[int], None] = lambda _: None
+    share: Callable[[int, Callable[[Tensor | None], Tensor]], None] = lambda step, joined: None
+    cooperates: bool = False
 
 
 @dataclass(frozen=True)

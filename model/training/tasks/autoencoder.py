@@ -1,7 +1,7 @@
 """Define what an autoencoder learns."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,7 @@ def autoencoder_task(
     codebook: Codebook | None = None,
     taken: Callable[[], int] = lambda: 0,
     loss_scale: Callable[[], float] = lambda: 1.0,
+    across: Callable[[Tensor, int], Tensor] = lambda value, count: value,
 ) -> TrainingTask:
     """Let an autoencoder learn by the error of its reconstruction, and KL or a codebook (Rombach et al. 2022, 3.1).
 
@@ -103,6 +104,7 @@ def autoencoder_task(
         codebook: Updates the codes of a `VQAutoencoder`; needed by one.
         taken: Tells how many steps have been taken, for `parts.start` and the codebook.
         loss_scale: Tells what the loss is multiplied by in fp16.
+        across: Makes the mean of all processes' values, each of which is a mean of so many samples.
 
     Returns:
         The task, whose losses have the parts `reconstruction`, `kl` or `codebook`, and those asked for: `perceptual`,
@@ -156,9 +158,12 @@ def autoencoder_task(
         weight: Tensor | float = 1.0  # where no gradient is computed: of held-out images
         if torch.is_grad_enabled():
             reconstruction = losses["reconstruction"] + losses.get("perceptual", torch.zeros_like(generator))
-            last = vae.decoder.conv_out.weight
-            weight = adaptive_weight(reconstruction.mean(), generator.mean(), last, loss_scale())
+            weight = adaptive_weight(
+                reconstruction.mean(), generator.mean(), vae.decoder.conv_out.weight, loss_scale(),
+                lambda gradient: across(gradient, len(x)),
+            )  # fmt: skip
         own = LOSSES[parts.discriminator_loss](discriminator(x), discriminator(back.detach()))
         return {"adversarial": parts.adversarial * weight * generator, "discriminator": own}
 
-    return TrainingTask(data, loss_of, after=codebook.update if codebook is not None else lambda _: None)
+    task = TrainingTask(data, loss_of, cooperates=bool(parts.adversarial))
+    return task if codebook is None else replace(task, after=codebook.update, share=codebook.share)

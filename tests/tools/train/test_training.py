@@ -17,12 +17,14 @@ import pytest
 import torch
 
 from ldmrt.model.training.log import read_log
+from ldmrt.model.training.loop.processes import ALONE
 from ldmrt.model.training.loop.settings import Settings
 from ldmrt.model.training.loop.task import Progress, TrainingTask
 from ldmrt.runtime import LdmrtError
 from ldmrt.tools.console.run_lock import locked
 from ldmrt.tools.console.training.log import LOG
-from ldmrt.tools.console.training.run import STATE, STOPPING, nothing_to_save, run_training
+from ldmrt.tools.console.training.run import STATE, run_training
+from ldmrt.tools.console.training.signals import STOPPING, nothing_to_save
 
 
 class Steps:
@@ -31,6 +33,7 @@ class Steps:
     def __init__(self, within: Callable[[int], object] = lambda step: None) -> None:
         self.step, self.settings, self.torn = 0, Settings(steps=8, batch=6, learning_rate=1e-3), False
         self.skipped: dict[tuple, str] = {}
+        self.processes = ALONE
         self.within = within
         self.saved, self.kept = list[int](), list[int]()
 
@@ -51,7 +54,9 @@ class Steps:
             yield Progress(self.step, 8, 0.5, 9.0, {"loss": torch.full((6,), 0.5)}, {}, 1e-3, 2.0)
 
     def walk(self, out: Path, every: int = 3, resume: bool = False, change: Collection[str] = ()) -> None:
-        options = SimpleNamespace(out=out, save_every=every, log_every=2, resume=resume, change=change, recipe="")
+        options = SimpleNamespace(
+            out=out, save_every=every, log_every=2, resume=resume, change=change, recipe="", group=None
+        )
         task = TrainingTask(None, lambda samples, draws: {})  # type: ignore[arg-type]
         run_training(self, task, options, lambda: self.kept.append(self.step))  # type: ignore[arg-type]
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import click
 
+from ldmrt.tools.console.training.launching import speak_once
 from ldmrt.tools.console.training.log import show_log
 from ldmrt.tools.console.training.recipe import Trainings
-from ldmrt.tools.console.training.run import nothing_to_save
+from ldmrt.tools.console.training.signals import nothing_to_save
 
 from .tasks.autoencoder import autoencoder
 from .tasks.finetune import finetune
@@ -36,6 +37,7 @@ def train() -> None:
 
     Example: ldmrt train autoencoder --data data/emoji --style noto --out runs/ae
     """
+    speak_once()
     click.get_current_context().with_resource(nothing_to_save())
 
 

@@ -46,11 +46,15 @@ def check(options: Options) -> "Settings":
     bf16 = (settings.device, settings.precision) == ("cuda", "bf16")
     if bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise LdmrtError("train", "this GPU has no bf16", hint="--precision fp16, or fp32")
-    click.get_current_context().with_resource(locked(options.out))
-    if options.resume and not state.is_file():
-        raise LdmrtError("train", "nothing to resume", expected=state, hint="run without --resume")
-    if not options.resume and state.exists():
-        raise LdmrtError("train", f"{state} exists already", hint="--resume to continue it, or another --out")
+
+    def take_folder() -> None:
+        click.get_current_context().with_resource(locked(options.out))
+        if options.resume and not state.is_file():
+            raise LdmrtError("train", "nothing to resume", expected=state, hint="run without --resume")
+        if not options.resume and state.exists():
+            raise LdmrtError("train", f"{state} exists already", hint="--resume to continue it, or another --out")
+
+    options.once(take_folder)
     return settings
 
 

@@ -14,19 +14,23 @@ from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.options.common import CAPTION_COLUMN, PROMPT, SIDE, Choice
 
 from .data import open_data
+from .launching import joined
 from .recipe import recipe_of
 
 if TYPE_CHECKING:
     from ldmrt.model.training.data.buckets import BucketedImages
     from ldmrt.model.training.data.captioned import ImageFolder
+    from ldmrt.model.training.loop.processes import Processes
     from ldmrt.model.training.loop.settings import Settings
     from ldmrt.tools.emoji.dataset import Emoji
 
     Opened = ImageFolder | BucketedImages | Emoji
 
+OWN = ("recipe", "group")  # fields that are no options
 RATE = click.FloatRange(0, 1, min_open=True)
 POSITIVE = click.FloatRange(0, 1000, min_open=True)
 F = TypeVar("F", bound=Callable[..., object])
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,9 @@ class Options:
     log_every: int
     resume: bool
     change: tuple[str, ...]
+    processes: int
     recipe: str  # of all options of the training
+    group: "Processes | None" = None  # that this process is one of
 
     def settings(self) -> "Settings":
         """Return the settings of the run.
@@ -84,9 +90,19 @@ class Options:
     def open_data(self, unit: int | None = None) -> "tuple[Opened, ImageFolder | BucketedImages | None]":
         """Open the images, as `open_data` does; return those to train on, and those that are held out.
 
+        Of several processes the first opens and checks them.
+
         Args:
             unit: The pixels that sides have to be multiples of with --buckets; None where images have to be squares.
         """
+        return self.once(lambda: self._open_data(unit))
+
+    def once(self, make: Callable[[], T]) -> T:
+        """Return what the first of several processes makes, such as files that it writes."""
+        return make() if self.group is None else self.group.once(make)
+
+    def _open_data(self, unit: int | None) -> "tuple[Opened, ImageFolder | BucketedImages | None]":
+        """See `open_data`."""
         from ldmrt.model.training.data.buckets import BucketedImages, bucket_shapes
         from ldmrt.model.training.data.captioned import ImageFolder
         from ldmrt.model.training.validation import split
@@ -169,14 +185,17 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[
         click.option("--resume", is_flag=True, help="Continue from the last checkpoint in --out."),
         click.option("--change", multiple=True, metavar="NAME",
                      help="With --resume: use a new value of this setting, such as steps."),
+        click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True,
+                     help="Processes that share each batch, one for each GPU; accelerate starts them."),
     ]  # fmt: skip
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
         def with_options(**values: Any) -> None:
             recipe = recipe_of(click.get_current_context().command, values)
-            common = {field.name: values.pop(field.name) for field in fields(Options) if field.name != "recipe"}
-            command(Options(**common, recipe=recipe), **values)
+            common = {field.name: values.pop(field.name) for field in fields(Options) if field.name not in OWN}
+            with joined(common["processes"], common["device"]) as group:
+                command(Options(**common, recipe=recipe, group=group), **values)
 
         for option in reversed(options):
             with_options = option(with_options)

@@ -22,7 +22,8 @@ from ldmrt.tools.options.common import Group
 RECIPE = "recipe.toml"
 SCHEMA = 1
 LARGEST = 1 << 20  # bytes
-NOT_KEPT = {"out", "resume", "change", "help"}  # options that say where and how a run goes on, and not what it is
+# Options that say where and how a run goes on, and not what it is
+NOT_KEPT = {"out", "resume", "change", "processes", "help"}
 KINDS: dict[type, tuple[type | tuple[type, ...], str]] = {
     click.types.IntParamType: (int, "an integer"),
     click.types.FloatParamType: ((int, float), "a number"),

@@ -1,8 +1,6 @@
 """Run a training: show its progress, and save its state regularly, on a signal and on failure."""
 
-import contextlib
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from ldmrt.tools.console.script import out_of_memory
 from .log import LOG
 from .options import Options
 from .recipe import RECIPE
+from .signals import end_by, listening
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,48 +31,6 @@ M = TypeVar("M", bound="nn.Module")
 
 STATE = Path("training") / "state.pt"
 MEGABYTE = 1_000_000
-STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C; Slurm, spot machines, `docker stop`; a terminal that is closed
-SAVING = "SIGUSR1"
-
-
-class Signals:
-    """The signals that have come since the run began: the number of one to stop, and whether one was to save."""
-
-    stop: int | None = None
-    save = False
-
-
-@contextlib.contextmanager
-def listening() -> Iterator[Signals]:
-    """Note signals instead of obeying them at once, so that no step is interrupted; ignored signals stay ignored."""
-    signals = Signals()
-
-    def note(number: int, frame: object) -> None:
-        if number == getattr(signal, SAVING, None):
-            signals.save = True
-        else:
-            signals.stop = number
-
-    with contextlib.ExitStack() as restored:
-        for name in (*STOPPING, SAVING):
-            number = getattr(signal, name, None)  # Windows does not have all of them
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                restored.callback(signal.signal, number, signal.signal(number, note))
-        yield signals
-
-
-@contextlib.contextmanager
-def nothing_to_save() -> Iterator[None]:
-    """Ignore the signal to save while there is nothing to save: before the first step, and after the last."""
-    number = getattr(signal, SAVING, None)
-    if number is None or signal.getsignal(number) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(number, lambda number, frame: None)
-    try:
-        yield
-    finally:
-        signal.signal(number, signal.SIG_DFL)
 
 
 def run_training(
@@ -81,7 +38,8 @@ def run_training(
 ) -> None:
     """Run a training to its end, log it, and save its recipe and its state.
 
-    A signal to stop saves the state of the last whole step, and so does a step that fails.
+    A signal to stop saves the state of the last whole step, and so does a step that fails. Of several processes the
+    first does all this, and the others take part in its steps.
 
     Args:
         run: The module in training and its settings.
@@ -96,9 +54,14 @@ def run_training(
     from ldmrt.model.training.log import Log
 
     out, state, steps, every = options.out, options.out / STATE, run.settings.steps, options.save_every
+    run.processes = options.group or run.processes
     if options.resume:
         for name, (before, now) in run.resume(state, options.change).items():
             console.print(f"{name} is {now} after step {run.step}, and was {before}", highlight=False, markup=False)
+    run.processes.check_equal("step", run.step)
+    if not run.processes.first:
+        _follow(run, task)
+        return
     if run.step >= steps:
         keep()  # the process may have been killed between the last state and this
         hint = f"--steps above {run.step} with --change steps continues"
@@ -113,10 +76,10 @@ def run_training(
             loop = _reporting(run, run.optimise(task))
             for progress in watched(loop, steps, lambda p: _described(run, p), start=run.step):
                 log.add(progress, len(run.skipped))
-                last, stop = progress, signals.stop
+                last, (stop, saving) = progress, signals.agreed(run.processes)
                 due = run.step % every == 0 or run.step == steps
-                if due or signals.save or stop:
-                    saved, signals.save = run.step, False
+                if due or saving or stop:
+                    saved = run.step
                     save(run, state)
                     log.write(progress, len(run.skipped))
                 if due:
@@ -125,7 +88,7 @@ def run_training(
                     _validate(run, task, held, log)
                 if stop and run.step < steps:
                     console.print(f"stopped at step {run.step}; go on with --resume", highlight=False)
-                    raise KeyboardInterrupt if stop == signal.SIGINT else SystemExit(128 + stop)
+                    end_by(stop)
         except Exception as error:
             if run.step > saved and not run.torn:
                 save(run, state)
@@ -136,6 +99,16 @@ def run_training(
                 raise _too_large(run, error) from None
             raise
     console.print(f"{run.step} steps in {(time.perf_counter() - begin) / 60:.1f} min: {out}", highlight=False)
+
+
+def _follow(run: "Run[M]", task: "TrainingTask") -> None:
+    """Take part in the steps of a training that the first process saves, logs and shows."""
+    run.average = {}
+    with listening() as signals:
+        for _ in run.optimise(task):
+            stop, _ = signals.agreed(run.processes)
+            if stop and run.step < run.settings.steps:
+                end_by(stop)
 
 
 def _validate(run: "Run[M]", task: "TrainingTask", held: "Held", log: "Log") -> None:

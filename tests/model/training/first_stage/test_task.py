@@ -19,6 +19,7 @@ from ldmrt.model.training.first_stage.quantise import Codebook
 from ldmrt.model.training.first_stage.report import report
 from ldmrt.model.training.latents import to_tensor
 from ldmrt.model.training.loop.loss_scale import LossScale
+from ldmrt.model.training.loop.processes import ALONE, Processes
 from ldmrt.model.training.loop.run import Run
 from ldmrt.model.training.loop.settings import Settings
 from ldmrt.model.training.loop.task import Losses, TrainingTask
@@ -52,7 +53,9 @@ class Eight:
         return Sample(self.images[(seed + index) % 8], "", (index % 8,))
 
 
-def prepared(kind: str, parts: Parts, seed: int, settings: Settings = SETTINGS) -> tuple[Run, TrainingTask]:
+def prepared(
+    kind: str, parts: Parts, seed: int, settings: Settings = SETTINGS, processes: Processes = ALONE
+) -> tuple[Run, TrainingTask]:
     torch.manual_seed(seed)
     codebook = None
     network: Autoencoder | VQAutoencoder
@@ -64,10 +67,11 @@ def prepared(kind: str, parts: Parts, seed: int, settings: Settings = SETTINGS) 
     if parts.log_variance is None:
         learn_log_variance(network)
     discriminator = Discriminator(1, 8) if parts.adversarial else None
-    run = Run(network, settings, opponent=discriminator)
+    run = Run(network, settings, opponent=discriminator, processes=processes)
     return run, autoencoder_task(
-        network, Eight(), parts, discriminator=discriminator, codebook=codebook, taken=lambda: run.step
-    )
+        network, Eight(), parts, discriminator=discriminator, codebook=codebook, taken=lambda: run.step,
+        across=processes.mean,
+    )  # fmt: skip
 
 
 def tensors(value: object, name: str = "") -> dict[str, object]:

@@ -46,6 +46,7 @@ def autoencoder(options: Options, **values: Any) -> None:
     task = autoencoder_task(
         network, data, parts, perceptual=perceptual, discriminator=discriminator, codebook=codebook,
         taken=lambda: run.step, loss_scale=lambda: run.loss_scale.scale if run.loss_scale else 1.0,
+        across=lambda value, count: run.processes.mean(value, count),
     )  # fmt: skip
     half, squares = preview(size), data.images if isinstance(data, BucketedImages) else data
     shown = np.stack([squares.draw(seed + 1, i).image for i in range(2 * half)])

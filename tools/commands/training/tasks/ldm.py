@@ -69,12 +69,16 @@ def ldm(
     data, held = options.open_data(vae.config.factor * 2 ** (len(presets.UNET.block_out_channels) - 1))
     length = presets.TEXT_ENCODER["max_position_embeddings"]
     tokens = out / "tokenizer"
-    if not options.resume:
-        files = train_tokenizer((data.caption(seed, i) for i in range(20_000)), entries=vocabulary, length=length)
-        for name, content in files.items():
-            with write_atomically(tokens / name) as file:
-                file.write(content)
-    files = {path.name: path.read_bytes() for path in sorted(tokens.iterdir())}
+
+    def tokenizer_files() -> dict[str, bytes]:
+        if not options.resume:
+            files = train_tokenizer((data.caption(seed, i) for i in range(20_000)), entries=vocabulary, length=length)
+            for name, content in files.items():
+                with write_atomically(tokens / name) as file:
+                    file.write(content)
+        return {path.name: path.read_bytes() for path in sorted(tokens.iterdir())}
+
+    files = options.once(tokenizer_files)
     tokenizer = Tokenizer(files)
     scheduler = {**presets.SCHEDULER, "prediction_type": prediction}
     if prediction == "flow_prediction":

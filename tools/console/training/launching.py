@@ -1,0 +1,142 @@
+"""Start the processes of a training by accelerate's launcher, and take part in one as a process that it started."""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.tools.console.streams import to_nowhere
+
+if TYPE_CHECKING:
+    from ldmrt.model.training.loop.processes import Processes
+
+WRONG = 2  # the exit code of an error that a user can fix
+SHUTDOWN = "3600"  # seconds that the launcher waits after a signal, for a step to end and its state to be saved
+
+
+def launched() -> int:
+    """Return how many processes a launcher has started, this one among them; 0 where none did."""
+    with contextlib.suppress(ValueError):
+        if "LOCAL_RANK" in os.environ and int(os.environ.get("RANK", "")) >= 0:
+            count = int(os.environ.get("WORLD_SIZE", ""))
+            return count if count > 1 else 0
+    return 0
+
+
+def speak_once() -> None:
+    """Silence this process unless it is the first of those that a launcher started, which speaks for all."""
+    if launched() and os.environ["RANK"] != "0":
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        to_nowhere(1)
+        to_nowhere(2)
+
+
+@contextlib.contextmanager
+def joined(asked: int, device: str) -> "Iterator[Processes | None]":
+    """Join the other processes of a training within this context; None where there are none.
+
+    Args:
+        asked: How many --processes there shall be; with 2 and more, and no launcher, they are started and awaited.
+        device: The device of the training.
+
+    Raises:
+        LdmrtError: They cannot be started, or a launcher has started another number of them.
+        SystemExit: They were started, and have ended.
+    """
+    found = launched()
+    if found and asked not in (1, found):
+        hint = "no --processes where accelerate launches them"
+        raise LdmrtError("train", "--processes is not the launcher's number", expected=found, found=asked, hint=hint)
+    if not found:
+        if asked > 1:
+            raise SystemExit(launch(asked, device))
+        yield None
+        return
+    from ldmrt.model.training.loop.processes import join
+
+    processes = join(device)
+    with processes.telling():
+        yield processes
+
+
+def launch(count: int, device: str) -> int:
+    """Run this command in several processes by `accelerate launch`; return the exit code of the first that ended.
+
+    Raises:
+        LdmrtError: accelerate is missing, there are too few GPUs, or the first process was killed.
+    """
+    from ldmrt.model.training.loop.processes import check_gpus
+    from ldmrt.runtime.optional import check_installed
+
+    check_installed("train", "accelerate")
+    if device == "cuda":
+        check_gpus(count)
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))
+    args = launch_command_parser().parse_args([
+        "--multi_gpu",  # the launcher of several processes, on the CPU too
+        "--num_processes", str(count), "--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no",
+        "--dynamo_backend", "no", "--num_cpu_threads_per_process", threads, "-m", "ldmrt", *sys.argv[1:],
+    ])  # fmt: skip
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SHUTDOWN)
+    try:
+        with _quiet(), _handlers_kept():
+            _pass_on("SIGUSR1")
+            launch_command(args)
+    except SignalException as ended:
+        return 128 + ended.sigval
+    except ChildFailedError as failed:
+        rank, failure = failed.get_first_failure()
+        if failure.exitcode > 0:
+            return int(failure.exitcode)
+        if rank == 0:
+            problem, found = f"process 0 of {count} was killed", signal.Signals(-failure.exitcode).name
+            hint = "--resume continues from the saved state"
+            raise LdmrtError("train", problem, found=found, hint=hint) from None
+        return WRONG  # the first process has said it
+    return 0
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what the launcher logs: the processes say what ends them."""
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@contextlib.contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Restore the handlers of the signals that are set within."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _pass_on(name: str) -> None:
+    """Pass a signal on to the processes that this one has started."""
+    import psutil  # which accelerate needs
+
+    def send(number: int, frame: FrameType | None) -> None:
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.send_signal(number)
+
+    if hasattr(signal, name):
+        signal.signal(getattr(signal, name), send)
