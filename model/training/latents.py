@@ -15,6 +15,16 @@ def to_tensor(images: list[Pixels], device: str) -> Tensor:
     return stacked.contiguous(memory_format=torch.channels_last)
 
 
+@torch.no_grad()
+def encoded(vae: Autoencoder, images: Tensor) -> Tensor:
+    """Return mean and log-variance (B, 2C, h, w) of the latents of B images (B, 3, H, W) in [-1, 1], in float32.
+
+    They are encoded one by one: the bits of a sum depend on the size of the batch.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        return torch.cat([vae.encode(image) for image in images.split(1)])
+
+
 class LatentCache:
     """Keeps the autoencoder's moments by sample key: a repeated image is neither decoded nor encoded again."""
 
@@ -27,14 +37,12 @@ class LatentCache:
         """Tell whether the image of a sample has to be decoded for its latents."""
         return sample.key not in self.known
 
-    @torch.no_grad()
     def __call__(self, samples: list[Sample]) -> Tensor:
         """Return mean and log-variance (B, 2C, h, w) of the latents of B samples' images."""
         missing = {sample.key: sample for sample in samples if sample.key not in self.known}
         moments = {sample.key: self.known[sample.key] for sample in samples if sample.key in self.known}
-        with torch.autocast(self.device, enabled=False):
-            for key, sample in missing.items():  # one by one: the bits of a sum depend on the size of the batch
-                moments[key] = self.vae.encode(to_tensor([sample.image], self.device))[0]
-                if len(self.known) < self.entries:
-                    self.known[key] = moments[key]
+        for key, sample in missing.items():
+            moments[key] = encoded(self.vae, to_tensor([sample.image], self.device))[0]
+            if len(self.known) < self.entries:
+                self.known[key] = moments[key]
         return torch.stack([moments[sample.key] for sample in samples])
