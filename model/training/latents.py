@@ -4,9 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldmrt.model.networks.autoencoder import Autoencoder
+from ldmrt.model.networks.autoencoder import Autoencoder, moments
 
 from .data.captioned import Key, Pixels, Sample
+from .draws import Draws
 
 
 def to_tensor(images: list[Pixels], device: str) -> Tensor:
@@ -25,6 +26,13 @@ def encoded(vae: Autoencoder, images: Tensor) -> Tensor:
         return torch.cat([vae.encode(image) for image in images.split(1)])
 
 
+def sampled(encoded: Tensor, vae: Autoencoder, draws: Draws, purpose: str = "latents") -> Tensor:
+    """Draw latents (B, C, h, w) of moments (B, 2C, h, w), scaled as a diffusion model takes them."""
+    mean, log_variance = moments(encoded)
+    latents = mean + torch.exp(0.5 * log_variance) * draws.normal(purpose, mean.shape[1:])
+    return latents * vae.config.scaling_factor
+
+
 class LatentCache:
     """Keeps the autoencoder's moments by sample key: a repeated image is neither decoded nor encoded again."""
 
@@ -40,9 +48,9 @@ class LatentCache:
     def __call__(self, samples: list[Sample]) -> Tensor:
         """Return mean and log-variance (B, 2C, h, w) of the latents of B samples' images."""
         missing = {sample.key: sample for sample in samples if sample.key not in self.known}
-        moments = {sample.key: self.known[sample.key] for sample in samples if sample.key in self.known}
+        found = {sample.key: self.known[sample.key] for sample in samples if sample.key in self.known}
         for key, sample in missing.items():
-            moments[key] = encoded(self.vae, to_tensor([sample.image], self.device))[0]
+            found[key] = encoded(self.vae, to_tensor([sample.image], self.device))[0]
             if len(self.known) < self.entries:
-                self.known[key] = moments[key]
-        return torch.stack([moments[sample.key] for sample in samples])
+                self.known[key] = found[key]
+        return torch.stack([found[sample.key] for sample in samples])

@@ -18,7 +18,7 @@ Beside = Callable[[list[Sample], Draws], tuple[Tensor, Mapping[str, Tensor]]]
 
 
 @torch.no_grad()
-def widen(unet: UNet, channels: int) -> UNet:
+def add_channels(unet: UNet, channels: int) -> UNet:
     """Let a U-Net read further channels after those it has; their weights are zero, so its prediction stays the same.
 
     Args:

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ldmrt.model.checkpoint.checkpoint import Checkpoint, TextEncoder
-from ldmrt.model.networks.autoencoder import Autoencoder, moments
+from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.networks.unet import UNet
 from ldmrt.model.training.data.captioned import Captioned, Sample, Sizes
 from ldmrt.model.training.diffusion.objective import Objective
 from ldmrt.model.training.draws import Draws
-from ldmrt.model.training.latents import LatentCache
+from ldmrt.model.training.latents import LatentCache, sampled
 from ldmrt.model.training.loop.task import Losses, TrainingTask
 from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import LdmrtError
@@ -147,9 +147,7 @@ def conditioned_task(
 
     def loss_of(samples: list[Sample], draws: Draws) -> Losses:
         """Predict the noise of images' latents, each at a timestep of its own."""
-        mean, log_variance = moments(cache(samples))
-        latents = mean + torch.exp(0.5 * log_variance) * draws.normal("latents", mean.shape[1:])
-        x0 = latents * vae.config.scaling_factor
+        x0 = sampled(cache(samples), vae, draws)
         dropped = draws.chance("caption dropout", conditions.dropout).tolist()
         captions = ["" if drop else s.caption for drop, s in zip(dropped, samples, strict=True)]
         context, pooled = conditions(encoders, tokenizers, captions, device)

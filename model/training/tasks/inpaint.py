@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
-from ldmrt.model.networks.autoencoder import Autoencoder, moments
+from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.networks.unet import UNet
 from ldmrt.model.training.data.captioned import Sample
 from ldmrt.model.training.draws import Draws
-from ldmrt.model.training.latents import encoded, to_tensor
+from ldmrt.model.training.latents import encoded, sampled, to_tensor
 from ldmrt.runtime.bundle.stages import MASK_KINDS
 from ldmrt.runtime.errors import LdmrtError
 
-from .beside import widen
+from .beside import add_channels
 from .finetune import check_trainable
 from .masks import MASKS, draw_masks
 
@@ -24,7 +24,7 @@ from .masks import MASKS, draw_masks
 def inpainting(checkpoint: Checkpoint) -> Checkpoint:
     """Return a checkpoint whose U-Net reads a mask and a masked image's latents, after its state.
 
-    One that reads them already is returned as it is. Else its U-Net is widened, see `widen`.
+    One that reads them already is returned as it is. Else its U-Net is widened, see `add_channels`.
 
     Raises:
         LdmrtError: The U-Net reads other things than captioned images and masks give, or no pipeline of diffusers
@@ -38,7 +38,7 @@ def inpainting(checkpoint: Checkpoint) -> Checkpoint:
         raise LdmrtError("train", "no pipeline fills images with this text encoder", expected="CLIP", found="BERT")
     assert isinstance(unet, UNet)  # `check_trainable` refuses others
     kind = f"StableDiffusion{'XL' if stage.source('sizes') else ''}InpaintPipeline"
-    widened = widen(unet, 1 + stage.space.channels)
+    widened = add_channels(unet, 1 + stage.space.channels)
     return replace(checkpoint, unet=widened, index={**checkpoint.index, "_class_name": kind})
 
 
@@ -59,9 +59,8 @@ class Masked:
         images = to_tensor([sample.image for sample in samples], draws.device)
         size, factor = (images.shape[2], images.shape[3]), self.vae.config.factor
         masks = draw_masks(draws, size, self.kinds)
-        mean, log_variance = moments(encoded(self.vae, masked(images, masks)))
-        latents = mean + torch.exp(0.5 * log_variance) * draws.normal("masked latents", mean.shape[1:])
-        return torch.cat([masks[:, :, ::factor, ::factor], latents * self.vae.config.scaling_factor], dim=1), {}
+        latents = sampled(encoded(self.vae, masked(images, masks)), self.vae, draws, "masked latents")
+        return torch.cat([masks[:, :, ::factor, ::factor], latents], dim=1), {}
 
 
 def masked(images: Tensor, masks: Tensor) -> Tensor:

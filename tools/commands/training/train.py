@@ -9,6 +9,7 @@ from ldmrt.tools.console.training.recipe import Trainings
 from ldmrt.tools.console.training.run import nothing_to_save
 
 from .tasks.autoencoder import autoencoder
+from .tasks.classes import classes
 from .tasks.finetune import finetune
 from .tasks.inpaint import inpaint
 from .tasks.ldm import ldm
@@ -40,5 +41,5 @@ def train() -> None:
     click.get_current_context().with_resource(nothing_to_save())
 
 
-for command in (autoencoder, ldm, finetune, lora, inpaint, upscaler, unconditional):
+for command in (autoencoder, ldm, finetune, lora, inpaint, classes, upscaler, unconditional):
     train.add_command(command)
