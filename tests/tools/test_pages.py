@@ -28,7 +28,8 @@ COMMANDS = commands_of(TEXT)
 SHORTER = {"autoencoder": "--steps 4 --batch 2", "ldm": "--steps 4 --batch 4", "upscaler": "--steps 4 --batch 2",
            "unconditional": "--steps 2 --batch 2",
            "finetune": "--steps 2 --batch 2", "lora": "--steps 2 --batch 2",
-           "inpaint": "--steps 2 --batch 2 --previews 1", "classes": "--steps 2 --batch 2",
+           "inpaint": "--steps 2 --batch 2 --previews 1", "upscale": "--steps 2 --batch 2 --previews 1",
+           "classes": "--steps 2 --batch 2",
            "runs/ae/recipe.toml": "--steps 4 --batch 2",
            "evaluate": "--prompts 2 --steps 2"}  # fmt: skip
 TRAINS = ("data", "train", "evaluate")

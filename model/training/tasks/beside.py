@@ -13,6 +13,7 @@ from ldmrt.model.networks.unet import UNet
 from ldmrt.model.training.data.captioned import Sample
 from ldmrt.model.training.draws import Draws
 
+CAPTION_DROPPING = "caption dropout"  # what the numbers are for that say whether a caption is dropped
 # Makes, of B samples and their random numbers, channels (B, C, h, w) and further inputs of the U-Net by their names.
 Beside = Callable[[list[Sample], Draws], tuple[Tensor, Mapping[str, Tensor]]]
 
@@ -36,3 +37,13 @@ def add_channels(unet: UNet, channels: int) -> UNet:
     new.bias.copy_(old.bias)  # type: ignore[union-attr,arg-type]
     unet.conv_in, unet.config = new, replace(unet.config, in_channels=new.in_channels)
     return unet
+
+
+def kept(draws: Draws, dropout: float) -> Tensor:
+    """Tell which of B samples' images the U-Net is given, (B,), bool, where captions are dropped with this share.
+
+    Half of the dropped captions are dropped alone, half together with their image, and as many images alone: what
+    diffusers' train_instruct_pix2pix.py does (Brooks et al. 2023, arXiv:2211.09800, section 3.2.1).
+    """
+    drawn = draws.uniform(CAPTION_DROPPING)
+    return (drawn < dropout / 2) | (drawn >= 1.5 * dropout)

@@ -20,7 +20,7 @@ from ldmrt.model.training.loop.task import Losses, TrainingTask
 from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import LdmrtError
 
-from .beside import Beside
+from .beside import CAPTION_DROPPING, Beside
 
 CAPTION_DROPOUT = 0.1  # Ho & Salimans 2022, arXiv:2207.12598: the share of empty captions that guidance needs
 READ = ("state", "timestep", "prompt", "pooled_prompt", "sizes")  # kinds of sources that a caption and an image give
@@ -148,7 +148,7 @@ def conditioned_task(
     def loss_of(samples: list[Sample], draws: Draws) -> Losses:
         """Predict the noise of images' latents, each at a timestep of its own."""
         x0 = sampled(cache(samples), vae, draws)
-        dropped = draws.chance("caption dropout", conditions.dropout).tolist()
+        dropped = draws.chance(CAPTION_DROPPING, conditions.dropout).tolist()
         captions = ["" if drop else s.caption for drop, s in zip(dropped, samples, strict=True)]
         context, pooled = conditions(encoders, tokenizers, captions, device)
         t, eps, x = objective.draw(x0, draws)

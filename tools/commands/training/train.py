@@ -15,6 +15,7 @@ from .tasks.inpaint import inpaint
 from .tasks.ldm import ldm
 from .tasks.lora import lora
 from .tasks.unconditional import unconditional
+from .tasks.upscale import upscale
 from .tasks.upscaler import upscaler
 
 
@@ -31,7 +32,8 @@ def _show(ctx: click.Context, option: click.Parameter, out: Path | None) -> None
 def train() -> None:
     """Train an autoencoder, then a diffusion model in its latents; or one in pixels, or an upscaler.
 
-    A checkpoint of Stable Diffusion is trained further by finetune, by a LoRA beside it, or to inpaint.
+    A checkpoint of Stable Diffusion is trained further by finetune, by a LoRA
+    beside it, or to inpaint or enlarge.
 
     A recipe, such as the recipe.toml of an earlier run, may take the place of a command: ldmrt train RECIPE.toml
     [--set KEY=VALUE]... --out OUT
@@ -41,5 +43,5 @@ def train() -> None:
     click.get_current_context().with_resource(nothing_to_save())
 
 
-for command in (autoencoder, ldm, finetune, lora, inpaint, classes, upscaler, unconditional):
+for command in (autoencoder, ldm, finetune, lora, inpaint, upscale, classes, upscaler, unconditional):
     train.add_command(command)
