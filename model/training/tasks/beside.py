@@ -30,7 +30,7 @@ def add_channels(unet: UNet, channels: int) -> UNet:
         The same object.
     """
     old = unet.conv_in
-    new = nn.Conv2d(old.in_channels + channels, old.out_channels, old.kernel_size, padding=old.padding)  # type: ignore[arg-type]
+    new = nn.Conv2d(old.in_channels + channels, old.out_channels, 3, padding=1)
     new.to(old.weight.device, old.weight.dtype)
     new.weight.zero_()
     new.weight[:, : old.in_channels] = old.weight

@@ -84,10 +84,13 @@ def rescale(vae: Autoencoder, scaling_factor: float) -> Autoencoder:
     last = vae.quant_conv if vae.config.use_quant_conv else vae.encoder.conv_out
     first = vae.post_quant_conv if vae.config.use_post_quant_conv else vae.decoder.conv_in
     channels = vae.config.latent_channels
-    last.weight[:channels] *= scale  # type: ignore[index,operator]
-    last.bias[:channels] *= scale  # type: ignore[index,operator]
-    last.bias[channels:] += 2 * math.log(scale)  # type: ignore[index,operator]
-    first.weight /= scale  # type: ignore[operator]
+    assert isinstance(last, nn.Conv2d)
+    assert isinstance(first, nn.Conv2d)
+    assert last.bias is not None
+    last.weight[:channels] *= scale
+    last.bias[:channels] *= scale
+    last.bias[channels:] += 2 * math.log(scale)
+    first.weight /= scale
     return with_scaling_factor(vae, scaling_factor)
 
 

@@ -14,10 +14,10 @@ from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.model.training.tasks import presets
 from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.bundle.stages_json import stages_from_json
 
 from ...support.pipelines import save_pipeline
-
-WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
+from .repeated import assert_repeats
 
 
 @pytest.fixture
@@ -52,6 +52,7 @@ def test_what_it_writes_is_drawn_as_diffusers_would(ldmrt: Any, words: tuple[obj
     assert Image.open(out / "training" / "classes-000002.png").size == (34, 16)  # one image of each class
     made = load(out)
     assert (made.stage.classes, made.unet.config.num_class_embeds) == (2, 3)
+    assert stages_from_json([made.stage.to_json()]) == (made.stage,)  # what an exported bundle has
     unet = diffusers.UNet2DModel.from_pretrained(out / "unet")
     scheduler = diffusers.DDIMScheduler.from_pretrained(out / "scheduler")
     scheduler.set_timesteps(4)
@@ -70,6 +71,7 @@ def test_what_it_writes_is_drawn_as_diffusers_would(ldmrt: Any, words: tuple[obj
         torch_pipeline(made)(class_labels=2, num_inference_steps=1)
 
 
+@pytest.mark.slow(minutes=1)
 def test_what_it_writes_is_exported_and_drawn(ldmrt: Any, words: tuple[object, ...], tmp_path: Path) -> None:
     out, bundle = tmp_path / "out", tmp_path / "bundle"
     assert ldmrt(*words, "--steps", 1, "--out", out).code == 0
@@ -87,15 +89,7 @@ def test_what_it_writes_is_exported_and_drawn(ldmrt: Any, words: tuple[object, .
 
 
 def test_a_resumed_run_writes_the_same_weights(ldmrt: Any, words: tuple[object, ...], tmp_path: Path) -> None:
-    whole, parts, again = (tmp_path / name for name in ("whole", "parts", "recipe"))
-    assert ldmrt(*words, "--accumulate", 2, "--steps", 4, "--out", whole).code == 0
-    assert ldmrt(*words, "--accumulate", 2, "--steps", 2, "--out", parts).code == 0
-    refused = ldmrt(*words, "--accumulate", 2, "--out", parts, "--resume", "--class-dropout", 0.2)
-    assert (refused.code, "class-dropout" in refused.error) == (2, True)
-    assert ldmrt(*words, "--accumulate", 2, "--steps", 4, "--out", parts, "--resume").code == 0
-    assert (parts / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
-    assert ldmrt("train", whole / "recipe.toml", "--out", again).code == 0
-    assert (again / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+    assert_repeats(ldmrt, words, tmp_path, ("--class-dropout", 0.2))
 
 
 def test_bad_input_is_refused_before_any_step(

@@ -16,8 +16,7 @@ from ldmrt.runtime.samplers.noise import MASKED, noise
 from ldmrt.tools.commands.training.tasks.inpaint import KINDS
 
 from ...support.pipelines import save_pipeline
-
-WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
+from .repeated import WEIGHTS, assert_repeats
 
 
 def words_of(source: Path, pictures: Path, out: Path, *more: object) -> tuple[object, ...]:
@@ -60,6 +59,7 @@ def test_what_it_writes_draws_the_same_in_diffusers(
     )  # two images; above, what was left of them
 
 
+@pytest.mark.slow(minutes=1)
 def test_what_it_writes_is_exported_and_drawn(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
     source, out = save_pipeline("sd15", tmp_path / "source"), tmp_path / "out"
     assert ldmrt(*words_of(source, pictures, out, "--previews", 0)).code == 0
@@ -85,19 +85,9 @@ def test_what_it_writes_is_exported_and_drawn(ldmrt: Any, pictures: Path, tmp_pa
 
 def test_a_resumed_run_writes_the_same_weights(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
     source = save_pipeline("sd15", tmp_path / "source")
-    words = words_of(source, pictures, tmp_path / "whole", "--steps", 4, "--schedule", "constant", "--accumulate", 2)
-    words = (*words, "--previews", 0)
-    assert ldmrt(*words).code == 0
-    parts = (*words, "--out", tmp_path / "parts")
-    assert ldmrt(*parts, "--steps", 2).code == 0
-    refused = ldmrt(*parts, "--resume", "--masks", "boxes")
-    assert (refused.code, "masks" in refused.error) == (2, True)
-    assert ldmrt(*parts, "--resume").code == 0
-    assert (tmp_path / "parts" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
-    repeated = ldmrt("train", tmp_path / "whole" / "recipe.toml", "--out", tmp_path / "recipe")
-    assert repeated.code == 0, repeated.err
-    assert (tmp_path / "recipe" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
-    weights, base = (load_file(folder / WEIGHTS)["conv_in.weight"] for folder in (tmp_path / "whole", source))
+    words = words_of(source, pictures, tmp_path / "out", "--previews", 0)
+    whole = assert_repeats(ldmrt, words, tmp_path, ("--masks", "boxes"))
+    weights, base = (load_file(folder / WEIGHTS)["conv_in.weight"] for folder in (whole, source))
     assert (weights.shape[1], base.shape[1]) == (9, 4)
 
 

@@ -13,8 +13,7 @@ from ldmrt.model import load
 from ldmrt.runtime.samplers.noise import NOISED, noise
 
 from ...support.pipelines import save_pipeline
-
-WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
+from .repeated import assert_repeats
 
 
 def words_of(source: Path, pictures: Path, out: Path, *more: object) -> tuple[object, ...]:
@@ -51,6 +50,7 @@ def test_what_it_writes_draws_the_same_in_diffusers(
     assert Image.open(out / "training" / "upscale-000002.png").size == (34, 34)  # two images; above, the small ones
 
 
+@pytest.mark.slow(minutes=1)
 def test_what_it_writes_is_exported_and_enlarges(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
     source, out = save_pipeline("sd15", tmp_path / "source"), tmp_path / "out"
     assert ldmrt(*words_of(source, pictures, out, "--previews", 0)).code == 0
@@ -63,17 +63,8 @@ def test_what_it_writes_is_exported_and_enlarges(ldmrt: Any, pictures: Path, tmp
 
 
 def test_a_resumed_run_writes_the_same_weights(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
-    source = save_pipeline("sd15", tmp_path / "source")
-    words = words_of(source, pictures, tmp_path / "whole", "--steps", 4, "--schedule", "constant", "--accumulate", 2)
-    words = (*words, "--previews", 0)
-    assert ldmrt(*words).code == 0
-    parts = (*words, "--out", tmp_path / "parts")
-    assert ldmrt(*parts, "--steps", 2).code == 0
-    assert ldmrt(*parts, "--resume").code == 0
-    assert (tmp_path / "parts" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
-    repeated = ldmrt("train", tmp_path / "whole" / "recipe.toml", "--out", tmp_path / "recipe")
-    assert repeated.code == 0, repeated.err
-    assert (tmp_path / "recipe" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    words = words_of(save_pipeline("sd15", tmp_path / "source"), pictures, tmp_path / "out", "--previews", 0)
+    assert_repeats(ldmrt, words, tmp_path, ("--caption-dropout", 0.2))
 
 
 def test_bad_input_is_refused_before_any_step(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:

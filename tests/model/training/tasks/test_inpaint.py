@@ -85,8 +85,8 @@ def test_five_steps_are_those_of_diffusers(family: str, folders: Callable[[str],
             error = (ours[key] - value).norm() / value.norm()
             assert error <= 1e-5, (key, error)  # rounding of gradients, and AdamW divides small ones by themselves
     wide, expected_wide = (state["unet.conv_in.weight"][:, 4:] for state in (ours, weights))
-    # Of new channels all is what was learned, in steps of the same size whatever a gradient's: where it is small, so are
-    # the digits that it shares with another program's.
+    # All of new channels is what was learned, in steps of one size whatever the gradient's: small ones share few digits
+    # with another program's.
     assert (wide - expected_wide).norm() <= 1e-3 * expected_wide.norm()
     assert not torch.equal(wide, first["unet.conv_in.weight"][:, 4:])
     assert (wide != 0).flatten(2).any(dim=2).all()  # every new channel learns, for every feature
