@@ -12,7 +12,7 @@ from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.runtime.samplers.noise import NOISED, noise
 
-from ...support.pipelines import save_pipeline
+from ....support.pipelines import save_pipeline
 from .repeated import assert_repeats
 
 

@@ -16,7 +16,7 @@ from ldmrt.model.training.tasks import presets
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle.stages_json import stages_from_json
 
-from ...support.pipelines import save_pipeline
+from ....support.pipelines import save_pipeline
 from .repeated import assert_repeats
 
 

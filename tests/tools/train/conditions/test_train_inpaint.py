@@ -15,7 +15,7 @@ from ldmrt.model.training.tasks.masks import MASKS
 from ldmrt.runtime.samplers.noise import MASKED, noise
 from ldmrt.tools.commands.training.tasks.inpaint import KINDS
 
-from ...support.pipelines import save_pipeline
+from ....support.pipelines import save_pipeline
 from .repeated import WEIGHTS, assert_repeats
 
 
