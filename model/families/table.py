@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from ldmrt.runtime.bundle.stages import Stage, stage_of_configs
 from ldmrt.runtime.files.reading import JsonObject
 
+from .classes import PIPELINE as CLASS_CONDITIONAL
+from .classes import class_conditional
 from .instruct_pix2pix import instruct_pix2pix
 from .ldm3d import ldm3d
 from .pixel_upscaler import pixel_upscaler
@@ -14,6 +16,7 @@ from .upscaler import upscaler
 
 Preset = Callable[[Stage, JsonObject, JsonObject], Stage]
 FAMILIES: Mapping[str, Preset] = {  # by `_class_name` of model_index.json
+    CLASS_CONDITIONAL: class_conditional,
     "LDMSuperResolutionPipeline": super_resolution,
     "PixelUpscalePipeline": pixel_upscaler,
     "ScoreSdeVePipeline": score_sde,

@@ -36,11 +36,11 @@ class Draws:
 
     def normal(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
         """Draw numbers of mean 0 and variance 1, (B, *shape), float32."""
-        return self._each(purpose, lambda random: random.standard_normal(shape, np.float32))
+        return self.drawn(purpose, lambda random: random.standard_normal(shape, np.float32))
 
     def uniform(self, purpose: str) -> Tensor:
         """Draw a number from [0, 1) for each sample, (B,), float32."""
-        return self._each(purpose, lambda random: random.random((), np.float32))
+        return self.drawn(purpose, lambda random: random.random((), np.float32))
 
     def chance(self, purpose: str, share: float) -> Tensor:
         """Draw for each sample whether it is among this share of all, (B,), bool."""
@@ -48,15 +48,15 @@ class Draws:
 
     def integers(self, purpose: str, below: int) -> Tensor:
         """Draw an integer from 0 to `below` - 1 for each sample, (B,), int64, and note it."""
-        return self.note(purpose, self._each(purpose, lambda random: random.integers(below, size=())))
+        return self.note(purpose, self.drawn(purpose, lambda random: random.integers(below, size=())))
 
     def note(self, purpose: str, values: Tensor) -> Tensor:
         """Note values (B,) of the samples, for an error or a log, and return them on the device."""
         self.noted[purpose] = values.to(self.device)
         return self.noted[purpose]
 
-    def _each(self, purpose: str, draw: Callable[[np.random.Generator], NDArray[np.generic]]) -> Tensor:
-        """Stack what each sample draws from a generator of its own."""
+    def drawn(self, purpose: str, draw: Callable[[np.random.Generator], NDArray[np.generic]]) -> Tensor:
+        """Stack what each sample draws from a generator of its own, (B, ...)."""
         stream = int.from_bytes(hashlib.sha256((self.stream + purpose).encode()).digest()[:8], "little")
         key = np.array([self.seed, stream], np.uint64)
         philox = (np.random.Philox(key=key, counter=[0, 0, sample, 0]) for sample in self.samples)

@@ -25,7 +25,7 @@ KINDS: Mapping[str, Mapping[str, type]] = {
     "pooled_prompt": {},
     "sizes": {"scored": bool},  # of SDXL; whether they end with an aesthetic score
     "guidance_scale": {},  # embedded, for a distilled network
-    "class": {"count": int},
+    "class": {"count": int, "null": bool},  # whether the last one is none, which rows without a class are given
     "noise_level": {"most": int},  # that was added to the image
     "mask": {},
     "masked_image": {},  # its latents
@@ -90,7 +90,7 @@ class Row:
     """One row of guidance: the prompts that the network sees in it, and the sources that it does not see."""
 
     prompt: str  # one of `PROMPTS`
-    blank: tuple[str, ...] = ()  # kinds of sources that are zeros
+    blank: tuple[str, ...] = ()  # kinds of sources that are zeros, or the class that is none
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,12 @@ class Stage:
         """Return the last timestep whose noise may be added to the image that the network is given."""
         level = self.source("noise_level")
         return 0 if level is None else int(level.setting("most"))
+
+    @property
+    def classes(self) -> int:
+        """Return how many classes can be drawn; 0 where the network is told none."""
+        source = self.source("class")
+        return 0 if source is None else int(source.setting("count")) - int(source.setting("null"))
 
     @property
     def beside(self) -> tuple[Source, ...]:

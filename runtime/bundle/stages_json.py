@@ -111,6 +111,9 @@ def _check_fit(where: str, stage: Stage) -> None:
     others = {name: kinds for name, kinds in every.items() if name not in (SAMPLE, TIMESTEP)}
     noised, level = any(kind in NOISED_KINDS for kind in beside), stage.source("noise_level") is not None
     blank = {kind for row in stage.guide.rows for kind in row.blank}
+    classes = stage.source("class")
+    null = classes is not None and bool(classes.setting("null"))
+    absent = [*beside, *(["class"] if null else [])]
     for part, expected, holds in (
         ("sample", f"the state, then each once: {', '.join(BESIDE)}", every.get(SAMPLE) == ["state", *beside]),
         ("sample", f"each once: {', '.join(BESIDE)}", set(beside) <= {*BESIDE} and len({*beside}) == len(beside)),
@@ -123,7 +126,8 @@ def _check_fit(where: str, stage: Stage) -> None:
         ("reads", "one source for each other input", all(len(kinds) == 1 for kinds in others.values())),
         ("reads", f"one of {', '.join(OTHERS)}", all(kind in OTHERS for kinds in others.values() for kind in kinds)),
         ("reads", f"{' or '.join(NOISED_KINDS)} with noise_level", noised is level),
-        ("blank", ", ".join(beside) or "nothing", blank <= {*beside}),
+        ("reads", "a class beside the one that is none", not null or stage.classes > 0),
+        ("blank", ", ".join(absent) or "nothing", blank <= {*absent}),
         ("scales", "each once", len({*stage.guide.scales}) == len(stage.guide.scales)),
     ):
         if not holds:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ELSEWHERE = {"samplers.md", "learn.md"}  # which have tests of their own
 # pages of docs/training with commands, each of which may use what earlier ones made
-TRAINING = ["training", "processes", "autoencoder", "finetune", "scores"]
+TRAINING = ["training", "processes", "autoencoder", "finetune", "conditions", "scores"]
 
 
 def commands_of(text: str) -> list[list[str]]:
@@ -28,6 +28,8 @@ COMMANDS = commands_of(TEXT)
 SHORTER = {"autoencoder": "--steps 4 --batch 2", "ldm": "--steps 4 --batch 4", "upscaler": "--steps 4 --batch 2",
            "unconditional": "--steps 2 --batch 2",
            "finetune": "--steps 2 --batch 2", "lora": "--steps 2 --batch 2",
+           "inpaint": "--steps 2 --batch 2 --previews 1", "upscale": "--steps 2 --batch 2 --previews 1",
+           "classes": "--steps 2 --batch 2",
            "runs/ae/recipe.toml": "--steps 4 --batch 2",
            "evaluate": "--prompts 2 --steps 2"}  # fmt: skip
 TRAINS = ("data", "train", "evaluate")

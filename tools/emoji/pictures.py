@@ -77,7 +77,8 @@ def draw(sprites: Path, out: Path, size: int, cache: Path | None = None, groups:
         part = PARTS[hash_of("upscaler", sprite.code) % 100 < HELD_OUT]
         file_name = f"{sprite.code}-{background}.png"
         image.convert("RGB").save(out / part / file_name)
-        rows[part].append(json.dumps({"file_name": file_name, "text": Emoji.prompt(sprite, background)}))
+        row = {"file_name": file_name, "text": Emoji.prompt(sprite, background), "background": background}
+        rows[part].append(json.dumps(row))
         if not done % 500:
             yield Step(f"{sprite.label} on {background}", done, len(data.pairs))
     for part, lines in rows.items():

@@ -17,7 +17,8 @@ def read_listing(
     """Read which images a folder has, and their captions. No image is opened.
 
     The metadata is metadata.jsonl, or else metadata.csv. Without either, the images are all those in the folder itself,
-    in the order of their names, and the caption of `cat.png` is the text of `cat.txt`, or else `prompt`.
+    in the order of their names, and the caption of `cat.png` is the text of `cat.txt`, or else `prompt`. Where it has
+    none, they are those of its sub-folders, whose names are the captions.
 
     Args:
         folder: The folder.
@@ -37,6 +38,8 @@ def read_listing(
                 raise LdmrtError("data", problem, hint="no --prompt")
             return name, *read_metadata(folder / name, column)
     images = images_in(folder)
+    if not images and prompt is None and (rows := rows_by_folder(folder)):
+        return "", rows, []
     if not images:
         raise LdmrtError("data", f"no images in {folder}", expected=f"{METADATA}, {TABLE}, or images")
     rows, problems = list[Row](), list[Problem]()
@@ -54,6 +57,15 @@ def read_listing(
         else:
             rows.append(Row(0, image.name, caption))
     return "", rows, problems
+
+
+def rows_by_folder(folder: Path) -> list[Row]:
+    """List the images of sub-folders, each with the name of its folder as its caption, in the order of their names."""
+    try:
+        folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError:
+        return []
+    return [Row(0, f"{path.name}/{image.name}", path.name) for path in folders for image in images_in(path)]
 
 
 def images_in(folder: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """Define what a checkpoint of Stable Diffusion learns further: its U-Net, and its text encoders or not."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,19 +9,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ldmrt.model.checkpoint.checkpoint import Checkpoint, TextEncoder
-from ldmrt.model.networks.autoencoder import Autoencoder, moments
+from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.networks.unet import UNet
 from ldmrt.model.training.data.captioned import Captioned, Sample, Sizes
 from ldmrt.model.training.diffusion.objective import Objective
 from ldmrt.model.training.draws import Draws
-from ldmrt.model.training.latents import LatentCache
+from ldmrt.model.training.latents import LatentCache, sampled
 from ldmrt.model.training.loop.task import Losses, TrainingTask
 from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import LdmrtError
 
+from .beside import CAPTION_DROPPING, Beside
+
 CAPTION_DROPOUT = 0.1  # Ho & Salimans 2022, arXiv:2207.12598: the share of empty captions that guidance needs
 READ = ("state", "timestep", "prompt", "pooled_prompt", "sizes")  # kinds of sources that a caption and an image give
+TRAINED_BY = {"mask": "inpaint", "noised_image": "upscale"}  # commands, by a kind of source that tells their models
 TEXT_ENCODER = "text_encoder"
 Tokenize = Callable[[list[str]], NDArray[np.int64]]  # B captions to token ids (B, length)
 
@@ -45,13 +48,20 @@ class Denoiser(nn.Module):
         return self
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, *, train_text_encoders: bool = False) -> "Denoiser":
+    def of(
+        cls, checkpoint: Checkpoint, *, train_text_encoders: bool = False, gives: Collection[str] = ()
+    ) -> "Denoiser":
         """Hold a checkpoint's networks, of which the text encoders learn or are frozen.
 
+        Args:
+            checkpoint: The checkpoint.
+            train_text_encoders: Whether the text encoders learn.
+            gives: Kinds of sources that the task gives the U-Net, beside what a captioned image gives.
+
         Raises:
-            LdmrtError: A captioned image does not give all that the U-Net reads.
+            LdmrtError: The U-Net reads more than that.
         """
-        check_trainable(checkpoint)
+        check_trainable(checkpoint, gives)
         assert isinstance(checkpoint.unet, UNet)
         denoiser = cls(checkpoint.unet, **checkpoint.text_encoders)
         for encoder in encoders_of(denoiser).values():
@@ -121,6 +131,7 @@ def conditioned_task(
     tokenizers: Mapping[str, Tokenize],
     objective: Objective,
     conditions: Conditions | None = None,
+    beside: Beside | None = None,
 ) -> TrainingTask:
     """Let a U-Net that reads captions learn by the denoising loss (Ho et al. 2020, equation 14) in images' latents.
 
@@ -133,6 +144,7 @@ def conditioned_task(
         tokenizers: The tokenizer of each text encoder, by the encoder's name.
         objective: What the U-Net predicts; its device is that of all networks.
         conditions: How captions condition the U-Net; None for the last hidden state of one text encoder.
+        beside: Makes the channels that the U-Net reads beside the state; None for none.
 
     Returns:
         The task, whose losses have the one part `denoising`.
@@ -142,24 +154,31 @@ def conditioned_task(
 
     def loss_of(samples: list[Sample], draws: Draws) -> Losses:
         """Predict the noise of images' latents, each at a timestep of its own."""
-        mean, log_variance = moments(cache(samples))
-        latents = mean + torch.exp(0.5 * log_variance) * draws.normal("latents", mean.shape[1:])
-        x0 = latents * vae.config.scaling_factor
-        dropped = draws.chance("caption dropout", conditions.dropout).tolist()
+        x0 = sampled(cache(samples), vae, draws)
+        dropped = draws.chance(CAPTION_DROPPING, conditions.dropout).tolist()
         captions = ["" if drop else s.caption for drop, s in zip(dropped, samples, strict=True)]
         context, pooled = conditions(encoders, tokenizers, captions, device)
         t, eps, x = objective.draw(x0, draws)
-        more = {}
+        more = dict[str, Tensor | None]()
         if conditions.xl:
             size = x0.shape[2] * vae.config.factor, x0.shape[3] * vae.config.factor
             more = {"text_embeds": pooled, "time_ids": time_ids(samples, size, device)}
+        if beside is not None:
+            channels, inputs = beside(samples, draws)
+            x = torch.cat([x, channels], dim=1).contiguous(memory_format=torch.channels_last)
+            more |= inputs
         return {"denoising": objective.losses(unet(x, objective.times[t], context, **more), x0, t, eps)}
 
-    return TrainingTask(data, loss_of, timesteps=len(objective.times), wanted=cache.lacks, memory=objective.memory)
+    wanted = cache.lacks if beside is None else lambda _: True
+    return TrainingTask(data, loss_of, timesteps=len(objective.times), wanted=wanted, memory=objective.memory)
 
 
-def check_trainable(checkpoint: Checkpoint) -> None:
+def check_trainable(checkpoint: Checkpoint, gives: Collection[str] = ()) -> None:
     """Refuse a checkpoint whose U-Net reads more than a captioned image gives, or which has no Gaussian latents.
+
+    Args:
+        checkpoint: The checkpoint.
+        gives: Kinds of sources that the task gives besides.
 
     Raises:
         LdmrtError: Says what it reads.
@@ -169,10 +188,11 @@ def check_trainable(checkpoint: Checkpoint) -> None:
     if distilled := [source.kind for source in sources if source.kind == "guidance_scale"]:
         problem = "a distilled model reads its guidance scale, and would unlearn its few steps"
         raise LdmrtError("train", problem, expected=expected, found=distilled[0], hint="train the model it was made of")
-    more = [source.kind for source in sources if source.kind not in READ or "scored" in source.settings]
+    more = [source.kind for source in sources if source.kind not in (*READ, *gives) or "scored" in source.settings]
     if more:
         problem = "the U-Net reads more than captioned images give"
-        raise LdmrtError("train", problem, expected=expected, found=", ".join(more))
+        command = next((f"ldmrt train {TRAINED_BY[kind]}" for kind in more if kind in TRAINED_BY), None)
+        raise LdmrtError("train", problem, expected=expected, found=", ".join(more), hint=command)
     if not isinstance(checkpoint.unet, UNet) or not checkpoint.text_encoders:
         raise LdmrtError("train", "the model reads no prompt", expected=expected, found=type(checkpoint.unet).__name__)
     if not isinstance(checkpoint.vae, Autoencoder):

@@ -81,6 +81,18 @@ UNCONDITIONAL_SCHEDULER: JsonObject = {
     "prediction_type": "epsilon",
 }
 
+CLASSES = PlainUNetConfig(
+    sample_size=8,
+    in_channels=16,
+    out_channels=16,
+    down_block_types=("AttnDownBlock2D",) * 2,
+    up_block_types=("AttnUpBlock2D",) * 2,
+    block_out_channels=(96, 192),
+    layers_per_block=1,
+    norm_num_groups=32,
+    attention_head_dim=32,
+)
+
 UPSCALER = PlainUNetConfig(
     sample_size=128,
     in_channels=6,  # the state, and the small image enlarged

@@ -71,12 +71,14 @@ def _guidance_scale(context: Context, source: Source, name: str) -> Array:
 
 
 def _class(context: Context, source: Source, name: str) -> Array:
-    last, labels = int(source.setting("count")) - 1, context.request.class_of_each
+    last, labels = context.stage.classes - 1, context.request.class_of_each
     if labels is None:
         raise InvalidRequest("request", "this model draws classes", expected=f"class_labels, 0 to {last}")
     if outside := [label for label in labels if label > last]:
         raise InvalidRequest("request", "invalid class_labels", expected=f"0 to {last}", found=outside[0])
-    return context.repeated(np.array(labels, np.int64))
+    each = np.array(labels, np.int64)
+    null = np.full_like(each, last + 1)
+    return np.concatenate([null if source.kind in row.blank else each for row in context.rows])
 
 
 def _noise_level(context: Context, source: Source, name: str) -> Array:

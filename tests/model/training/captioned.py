@@ -7,6 +7,7 @@ from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.model.training.data.captioned import Sample, Sizes
 from ldmrt.model.training.diffusion.objective import Objective
 from ldmrt.model.training.loop.task import TrainingTask
+from ldmrt.model.training.tasks.beside import Beside
 from ldmrt.model.training.tasks.finetune import Conditions, conditioned_task, encoders_of
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
@@ -28,10 +29,13 @@ class Three:
         return self.draw(seed, index).caption
 
 
-def task_of(checkpoint: Checkpoint, denoiser: nn.Module, dropout: float = 0.5) -> TrainingTask:
+def task_of(
+    checkpoint: Checkpoint, denoiser: nn.Module, dropout: float = 0.5, beside: Beside | None = None
+) -> TrainingTask:
     tokenizers = {
         name: Tokenizer(checkpoint.tokenizers[name.replace("text_encoder", "tokenizer")])
         for name in encoders_of(denoiser)
     }
     objective, conditions = Objective.of(checkpoint.scheduler, "cpu"), Conditions.of(checkpoint.stage, dropout)
-    return conditioned_task(denoiser, Three(), checkpoint.vae, tokenizers, objective, conditions)  # type: ignore[arg-type]
+    data, vae = Three(), checkpoint.vae
+    return conditioned_task(denoiser, data, vae, tokenizers, objective, conditions, beside)  # type: ignore[arg-type]

@@ -133,6 +133,15 @@ def first_stage(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[st
             "noised_image or enlarged_image with",
         ),
         (first_stage(lambda s: s["guide"]["rows"][0].update(blank=["prompt"])), "blank of stage 0; expected nothing"),
+        (first_stage(lambda s: s["guide"]["rows"][0].update(blank=["class"])), "blank of stage 0; expected nothing"),
+        (
+            first_stage(lambda s: s["reads"].update(labels=[{"from": "class", "count": 1, "null": True}])),
+            "a class beside the one that is none",
+        ),
+        (
+            first_stage(lambda s: s["reads"].update(labels=[{"from": "class", "count": 2, "null": 1}])),
+            "settings of class: count, null",
+        ),
         (lambda m: m.update(schema=2.0), "another schema; expected 1 or 2 or 3; found 2.0"),
     ],
 )

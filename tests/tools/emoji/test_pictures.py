@@ -63,6 +63,13 @@ def test_every_pair_is_drawn_once(drawn: Path, folder: Path) -> None:
     assert not held & {name.rpartition("-")[0] for name in parts["train"]}  # an emoji is held out on all backgrounds
 
 
+def test_their_background_is_a_column(drawn: Path) -> None:
+    for line in (drawn / "train" / "metadata.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert row["file_name"].endswith(f"-{row['background']}.png")
+        assert row["background"] in row["text"]
+
+
 def test_emoji_lie_within_a_border_of_their_background(drawn: Path) -> None:
     """Of a sixteenth, as in the images of 64 pixels."""
     files = sorted(drawn.glob("*/*.png"))

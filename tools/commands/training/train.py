@@ -10,10 +10,13 @@ from ldmrt.tools.console.training.recipe import Trainings
 from ldmrt.tools.console.training.signals import nothing_to_save
 
 from .tasks.autoencoder import autoencoder
+from .tasks.classes import classes
 from .tasks.finetune import finetune
+from .tasks.inpaint import inpaint
 from .tasks.ldm import ldm
 from .tasks.lora import lora
 from .tasks.unconditional import unconditional
+from .tasks.upscale import upscale
 from .tasks.upscaler import upscaler
 
 
@@ -30,7 +33,8 @@ def _show(ctx: click.Context, option: click.Parameter, out: Path | None) -> None
 def train() -> None:
     """Train an autoencoder, then a diffusion model in its latents; or one in pixels, or an upscaler.
 
-    A checkpoint of Stable Diffusion is trained further by finetune, or by a LoRA beside it.
+    A checkpoint of Stable Diffusion is trained further by finetune, by a LoRA
+    beside it, or to inpaint or enlarge.
 
     A recipe, such as the recipe.toml of an earlier run, may take the place of a command: ldmrt train RECIPE.toml
     [--set KEY=VALUE]... --out OUT
@@ -41,5 +45,5 @@ def train() -> None:
     click.get_current_context().with_resource(nothing_to_save())
 
 
-for command in (autoencoder, ldm, finetune, lora, upscaler, unconditional):
+for command in (autoencoder, ldm, finetune, lora, inpaint, upscale, classes, upscaler, unconditional):
     train.add_command(command)

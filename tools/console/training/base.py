@@ -1,6 +1,6 @@
 """Open the checkpoint that a training starts from, and what it learns from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,12 +16,16 @@ from .checks import check_size, digest_of
 from .options import Options, finite, weighting_options
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ldmrt.model.checkpoint.checkpoint import Checkpoint
     from ldmrt.model.networks.autoencoder import Autoencoder
     from ldmrt.model.training.data.buckets import BucketedImages
-    from ldmrt.model.training.data.captioned import ImageFolder
+    from ldmrt.model.training.data.captioned import ImageFolder, Sample
     from ldmrt.model.training.diffusion.objective import Objective
     from ldmrt.model.training.loop.task import TrainingTask
+    from ldmrt.model.training.tasks.beside import Beside
     from ldmrt.model.training.tasks.finetune import Denoiser
     from ldmrt.tools.emoji.dataset import Emoji
 
@@ -81,6 +85,8 @@ class Base:
         train_text_encoder: bool,
         caption_dropout: float,
         previews: int,
+        adapt: "Callable[[Checkpoint], Checkpoint] | None" = None,
+        gives: Collection[str] = (),
         **values: Any,
     ) -> "Base":
         """Read the checkpoint, and open the images at a size that it can be trained at.
@@ -91,6 +97,8 @@ class Base:
             train_text_encoder: Whether the text encoders learn; otherwise they are frozen.
             caption_dropout: The share of captions that are left out.
             previews: How many images are drawn at each checkpoint.
+            adapt: Changes the checkpoint before it is trained; None leaves it as it is.
+            gives: Kinds of sources that the task gives the U-Net, beside what a captioned image gives.
             values: Those of the checkpoint, see `base_of`, and how the loss is weighted, see `Objective.of`.
 
         Raises:
@@ -105,8 +113,9 @@ class Base:
         if Path(source).resolve() == options.out.resolve():
             raise LdmrtError("train", "--out is the checkpoint that --from names", hint="another --out")
         checkpoint, _ = base_of(source, values).load({"": torch.float32})
+        checkpoint = checkpoint if adapt is None else adapt(checkpoint)
         objective = Objective.of(checkpoint.scheduler, options.device, **values)
-        denoiser = Denoiser.of(checkpoint, train_text_encoders=train_text_encoder)
+        denoiser = Denoiser.of(checkpoint, train_text_encoders=train_text_encoder, gives=gives)
         vae, unet, size = checkpoint.vae, denoiser.unet, options.size
         assert isinstance(vae, Autoencoder)  # `Denoiser.of` refuses others
         if isinstance(latents := unet.config.sample_size, int):
@@ -122,8 +131,19 @@ class Base:
         prompts = [data.caption(options.seed + 1, i) for i in range(previews)]
         return cls(checkpoint, denoiser, vae, data, held, objective, caption_dropout, prompts, about)
 
-    def task(self) -> "TrainingTask":
-        """Return the task: the denoising loss of captioned images; the autoencoder moves to the device."""
+    def examples(self, seed: int) -> "list[Sample]":
+        """Return as many samples as there are previews, whose images are squares."""
+        from ldmrt.model.training.data.buckets import BucketedImages
+
+        squares = self.data.images if isinstance(self.data, BucketedImages) else self.data
+        return [squares.draw(seed + 1, i) for i in range(len(self.prompts))]
+
+    def task(self, beside: "Beside | None" = None) -> "TrainingTask":
+        """Return the task: the denoising loss of captioned images; the autoencoder moves to the device.
+
+        Args:
+            beside: Makes the channels that the U-Net reads beside its state; None for none.
+        """
         from ldmrt.model.training.tasks.finetune import Conditions, conditioned_task, encoders_of
         from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
@@ -133,7 +153,7 @@ class Base:
         }
         conditions = Conditions.of(self.checkpoint.stage, self.dropout)
         vae = self.vae.to(self.objective.device)
-        return conditioned_task(self.denoiser, self.data, vae, tokenizers, self.objective, conditions)
+        return conditioned_task(self.denoiser, self.data, vae, tokenizers, self.objective, conditions, beside)
 
     def checkpoint_of(self, networks: "Denoiser") -> "Checkpoint":
         """Return the checkpoint with other weights, on the CPU.
@@ -150,13 +170,26 @@ class Base:
         vae = copy.deepcopy(self.vae).cpu()
         return replace(self.checkpoint, unet=networks.unet, vae=vae, text_encoders=encoders)
 
-    def preview(self, checkpoint: "Checkpoint", path: Path) -> None:
-        """Draw the prompts with a checkpoint into one image; nothing where there are none."""
+    def preview(
+        self, checkpoint: "Checkpoint", path: Path, above: "NDArray[np.uint8] | None" = None, **given: Any
+    ) -> None:
+        """Draw the prompts with a checkpoint into one image; nothing where there are none.
+
+        Args:
+            checkpoint: The checkpoint, on the CPU.
+            path: The PNG.
+            above: Images that stand above those of the prompts; None for none.
+            given: What else the pipeline is given, one for each prompt.
+        """
+        import numpy as np
+
         from ldmrt.export.components.torch_pipeline import torch_pipeline
 
         if self.prompts:
-            pictures = torch_pipeline(checkpoint)(self.prompts, guidance_scale=GUIDANCE).pixels
-            save_png(path, grid(pictures, min(8, len(pictures))), {"prompts": self.prompts})
+            pictures = torch_pipeline(checkpoint)(self.prompts, guidance_scale=GUIDANCE, **given).pixels
+            columns = min(8, len(pictures)) if above is None else len(pictures)
+            shown = pictures if above is None else np.concatenate([above, pictures])
+            save_png(path, grid(shown, columns), {"prompts": self.prompts})
 
 
 def check_own_size(size: int, own: int) -> None:

@@ -22,12 +22,12 @@ HINTS = {
 
 def holds_images(folder: Path) -> bool:
     """Tell whether a folder has captioned images of the user's own, and not the sprites of `ldmrt data emoji`."""
-    from ldmrt.model.training.data.listing import images_in
+    from ldmrt.model.training.data.listing import images_in, rows_by_folder
     from ldmrt.model.training.data.metadata import METADATA, TABLE
 
     if any(os.path.lexists(folder / name) for name in (METADATA, TABLE)):
         return True
-    return not os.path.lexists(folder / SPRITES) and bool(images_in(folder))
+    return not os.path.lexists(folder / SPRITES) and bool(images_in(folder) or rows_by_folder(folder))
 
 
 def open_data(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ldmrt.model.training.data.captioned import ImageFolder
-from ldmrt.model.training.data.listing import images_in, read_listing
+from ldmrt.model.training.data.listing import images_in, read_listing, rows_by_folder
 from ldmrt.runtime import LdmrtError
 
 from ....support.image_files import three_images
@@ -126,6 +126,24 @@ def test_wrong_texts_beside_images_are_listed(folder: Path) -> None:
 
 def test_a_folder_without_images_is_one_error(tmp_path: Path) -> None:
     assert images_in(tmp_path / "nowhere") == []
+    assert rows_by_folder(tmp_path / "nowhere") == []
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(LdmrtError, match=r"no images in .*; expected metadata\.jsonl, metadata\.csv, or images"):
             read_listing(folder)
+
+
+def test_captions_are_names_of_sub_folders_where_there_is_nothing_else(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "kinds").mkdir()
+    for kind in ("b", "a", ".hidden"):
+        three_images(tmp_path / "kinds" / kind)
+    (tmp_path / "kinds" / "empty").mkdir()
+    listed, rows, problems = read_listing(tmp_path / "kinds")
+    assert (listed, problems) == ("", [])
+    names = sorted(path.name for path in images_in(folder))
+    assert [(row.file_name, row.text) for row in rows] == [(f"{kind}/{n}", kind) for kind in "ab" for n in names]
+    assert ImageFolder.open(tmp_path / "kinds").draw(0, 0).image.shape == (64, 64, 3)
+    image = images_in(folder)[0]
+    (tmp_path / "kinds" / image.name).write_bytes(image.read_bytes())  # images of the folder itself come first
+    assert {row.text for row in read_listing(tmp_path / "kinds", "sks")[1]} == {"sks"}
+    with pytest.raises(LdmrtError, match="no images in"):
+        read_listing(tmp_path / "nowhere", "sks")

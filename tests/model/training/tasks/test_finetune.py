@@ -3,15 +3,11 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from ldmrt.model.checkpoint.load import load
-from ldmrt.model.training.diffusion.objective import TIMESTEPS
-from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.loop.run import Run
 from ldmrt.model.training.loop.settings import Settings
 from ldmrt.model.training.loop.task import Progress
@@ -22,63 +18,10 @@ from ldmrt.runtime import LdmrtError
 from ....support.pipelines import save_pipeline
 from ..captioned import Three, task_of
 from ..resumed import assert_resumes
+from .diffusers_steps import steps_of_diffusers
 
 FAMILIES = ("sd15", "sd2-v", "sdxl")
 SETTINGS = Settings(steps=5, batch=2, learning_rate=1e-4, warmup=0, schedule="constant", seed=3)
-
-
-def steps_of_diffusers(folder: Path, train_text: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """The lines of diffusers' examples, with the random numbers of our samples."""
-    import diffusers
-
-    pipe: Any = diffusers.DiffusionPipeline.from_pretrained(folder)
-    unet, vae, xl = pipe.unet.train(), pipe.vae, hasattr(pipe, "text_encoder_2")
-    noiser = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
-    noiser.register_to_config(prediction_type=pipe.scheduler.config.prediction_type)
-    encoders = [pipe.text_encoder, pipe.text_encoder_2] if xl else [pipe.text_encoder]
-    tokenizers = [pipe.tokenizer, pipe.tokenizer_2] if xl else [pipe.tokenizer]
-    weights = [*unet.parameters(), *(p for encoder in encoders if train_text for p in encoder.parameters())]
-    optimizer = torch.optim.AdamW(weights, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0)
-    losses = []
-    for step in range(5):
-        samples = [Three().draw(3, 2 * step + i) for i in range(2)]
-        draws = Draws(3, range(2 * step, 2 * step + 2))
-        pixels = torch.stack([torch.from_numpy(s.image).permute(2, 0, 1) / 127.5 - 1 for s in samples])
-        with torch.no_grad():
-            spread = vae.encode(pixels).latent_dist
-        latents = spread.mean + spread.std * draws.normal("latents", spread.mean.shape[1:])
-        latents = latents * vae.config.scaling_factor
-        noise = draws.normal("noise", latents.shape[1:])
-        timesteps = draws.integers(TIMESTEPS, 1000)
-        noisy = noiser.add_noise(latents, noise, timesteps)
-        dropped = draws.chance("caption dropout", 0.5).tolist()
-        captions = ["" if drop else s.caption for drop, s in zip(dropped, samples, strict=True)]
-        states, pooled = [], None
-        for encoder, tokenizer in zip(encoders, tokenizers, strict=True):
-            length = tokenizer.model_max_length
-            ids = tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-            out = encoder(ids.input_ids, output_hidden_states=True)
-            pooled = out[0]
-            states.append(out.hidden_states[-2] if xl else out.last_hidden_state)
-        context, more = torch.cat(states, dim=-1), {}
-        if xl:  # an empty prompt is zeros in its pipeline
-            kept = ~torch.tensor(dropped)[:, None]
-            context, pooled = context * kept[..., None], pooled * kept
-            sizes = [s.sizes for s in samples if s.sizes is not None]
-            ids = torch.tensor([[*one.original, *one.crop, *one.target] for one in sizes])
-            more = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}}
-        target = noise if noiser.config.prediction_type == "epsilon" else noiser.get_velocity(latents, noise, timesteps)
-        predicted = unet(noisy, timesteps, context, **more).sample
-        loss = F.mse_loss(predicted.float(), target.float(), reduction="mean")
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    state = {f"unet.{key}": value for key, value in unet.state_dict().items()}
-    for name, encoder in zip(("text_encoder", "text_encoder_2"), encoders, strict=False):
-        state |= {f"{name}.{key}": value for key, value in encoder.state_dict().items()}
-    return losses, state
 
 
 @pytest.mark.parametrize("train_text", [False, True])

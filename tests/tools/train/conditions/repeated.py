@@ -1,0 +1,23 @@
+"""A run by command, the same run stopped and resumed, and the same run by its recipe."""
+
+from pathlib import Path
+from typing import Any
+
+WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
+
+
+def assert_repeats(ldmrt: Any, words: tuple[object, ...], folder: Path, change: tuple[object, ...]) -> Path:
+    """All three write the same bytes; a resumed run refuses the options `change`. Returns the first run's folder."""
+    whole, parts, recipe = (folder / name for name in ("whole", "parts", "recipe"))
+    words = (*words, "--schedule", "constant", "--accumulate", 2)
+    ran = ldmrt(*words, "--steps", 4, "--out", whole)
+    assert ran.code == 0, ran.err
+    assert ldmrt(*words, "--steps", 2, "--out", parts).code == 0
+    refused = ldmrt(*words, "--steps", 4, "--out", parts, "--resume", *change)
+    assert (refused.code, str(change[0]).lstrip("-") in refused.error) == (2, True)
+    assert ldmrt(*words, "--steps", 4, "--out", parts, "--resume").code == 0
+    repeated = ldmrt("train", whole / "recipe.toml", "--out", recipe)
+    assert repeated.code == 0, repeated.err
+    for again in (parts, recipe):
+        assert (again / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+    return whole
