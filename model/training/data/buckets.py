@@ -79,7 +79,7 @@ class BucketedImages:
         shape, rows = self.groups[group]
         within = epoch * len(rows) + place - self._first(group)
         row = self.images.rows[rows[entry(seed + GOLDEN * (group + 1) & WORD, within, len(rows))]]
-        source = partial(fitted, self.images.folder / row.file_name, shape)
+        source = partial(fitted, self.images.file(row.file_name), shape)
         original = self.images.shapes[row.file_name]
         caption = self.images.caption_of(row, seed, index)
         return Sample(source, caption, (row.file_name,), sizes=sizes_of(original, shape))

@@ -12,7 +12,7 @@ CAPTION_BYTES = 1 << 16  # of a text beside an image
 
 
 def read_listing(
-    folder: Path, prompt: str | None = None, column: str = CAPTION
+    folder: Path, prompt: str | None = None, column: str = CAPTION, *, empty: bool = False
 ) -> tuple[str, list[Row], list[Problem]]:
     """Read which images a folder has, and their captions. No image is opened.
 
@@ -23,6 +23,7 @@ def read_listing(
         folder: The folder.
         prompt: The caption of images without a text beside them.
         column: The column of the captions in the metadata.
+        empty: Whether captions may be empty, and missing where there is no metadata.
 
     Returns:
         The name of the metadata, "" without it; the rows; and what is wrong with lines and files.
@@ -35,7 +36,7 @@ def read_listing(
             if prompt is not None:
                 problem = f"--prompt is for images without metadata, and there is {folder / name}"
                 raise LdmrtError("data", problem, hint="no --prompt")
-            return name, *read_metadata(folder / name, column)
+            return name, *read_metadata(folder / name, column, empty=empty)
     images = images_in(folder)
     if not images:
         raise LdmrtError("data", f"no images in {folder}", expected=f"{METADATA}, {TABLE}, or images")
@@ -47,9 +48,10 @@ def read_listing(
         except LdmrtError as error:
             problems.append(Problem(0, str(error).removeprefix("data: ")))
             continue
+        caption = "" if caption is None and empty else caption
         if caption is None:
             problems.append(Problem(0, f"{image.name} has no {beside.name} beside it, and there is no --prompt"))
-        elif not caption.strip():
+        elif not caption.strip() and not empty:
             problems.append(Problem(0, f"{beside.name if beside.exists() else '--prompt'} is empty"))
         else:
             rows.append(Row(0, image.name, caption))

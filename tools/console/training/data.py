@@ -21,10 +21,13 @@ HINTS = {
 
 
 def holds_images(folder: Path) -> bool:
-    """Tell whether a folder has captioned images of the user's own, and not the sprites of `ldmrt data emoji`."""
+    """Tell whether a path has captioned images of the user's own, and not the sprites of `ldmrt data emoji`."""
     from ldmrt.model.training.data.listing import images_in
     from ldmrt.model.training.data.metadata import METADATA, TABLE
+    from ldmrt.model.training.data.sources import of_archives
 
+    if not os.path.lexists(folder / SPRITES) and of_archives(folder):
+        return True
     if any(os.path.lexists(folder / name) for name in (METADATA, TABLE)):
         return True
     return not os.path.lexists(folder / SPRITES) and bool(images_in(folder))
@@ -47,7 +50,8 @@ def open_data(
     """Open captioned images: emoji if the folder has sprites.jsonl and no metadata, else the user's own.
 
     Args:
-        folder: Images with metadata or with captions beside them, or the sprites that `ldmrt data emoji` builds.
+        folder: Images with metadata or with captions beside them, tar archives of such images, or the sprites that
+            `ldmrt data emoji` builds.
         size: Pixels along a side of the training images.
         batch: Images per step; a smaller data set is reported.
         styles: Emoji styles to use; all if empty.
@@ -102,13 +106,14 @@ def open_folder(
     """
     from ldmrt.model.training.data.captioned import ImageFolder
     from ldmrt.model.training.data.image_check import check_images
-    from ldmrt.model.training.data.listing import read_listing
     from ldmrt.model.training.data.metadata import Problem, listing, refuse
+    from ldmrt.model.training.data.sources import read_source
 
-    listed, rows, bad = read_listing(folder, prompt, column)
+    source = read_source(folder, prompt, column)
+    listed, rows, bad = source.listed, source.rows, source.problems
     misplaced = {problem.file_name for problem in bad}
     names = list(dict.fromkeys(row.file_name for row in rows if row.file_name not in misplaced))
-    checks = check_images(folder, names, size, shapes)
+    checks = check_images(folder, names, size, shapes, source.files)
     verdicts = {verdict.file_name: verdict for verdict in watched(checks, len(names), lambda _: "images checked")}
     small = list[Problem]()
     for row in rows:
@@ -128,4 +133,4 @@ def open_folder(
         console.print(text, highlight=False, markup=False, soft_wrap=True)
     lost = frozenset(problem.file_name for problem in skipped if problem.file_name)
     known = {verdict.file_name: verdict.shape for verdict in verdicts.values() if verdict.shape}
-    return ImageFolder(folder, tuple(rows), size, lost, listed, known)
+    return ImageFolder(folder, tuple(rows), size, lost, listed, known, source.files)
