@@ -35,6 +35,6 @@ class LatentCache:
         with torch.autocast(self.device, enabled=False):
             for key, sample in missing.items():  # one by one: the bits of a sum depend on the size of the batch
                 moments[key] = self.vae.encode(to_tensor([sample.image], self.device))[0]
-                if len(self.known) < self.entries:
+                if not sample.once and len(self.known) < self.entries:
                     self.known[key] = moments[key]
         return torch.stack([moments[sample.key] for sample in samples])

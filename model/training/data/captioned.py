@@ -19,10 +19,12 @@ from PIL import Image
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.images.reading import orientation_of, read_rgb
 
-from .files import File, Files, content_of, to_open
+from .augmentation import CENTRE, Augmentation, View
 from .metadata import CAPTION, METADATA, Row, refuse
 from .order import entry
-from .sources import read_source
+from .sources.files import File, Files, content_of, to_open
+from .sources.source import read_source
+from .wording import Wording
 
 SIZE = 64  # pixels
 DRAFT = 2  # a JPEG may be decoded at a fraction of its size that has this many times the pixels wanted along a side
@@ -56,6 +58,7 @@ class Sample:
     caption: str
     key: Key
     sizes: Sizes | None = None  # of images of one's own that were checked
+    once: bool = False  # its image hardly comes again, so that its latents are not worth keeping
     index: int = -1  # its place in the stream, in a batch; its random numbers depend on it
 
     @cached_property
@@ -106,7 +109,7 @@ class ImageFolder:
 
     `folder` is the folder, or the path of the archives, and `files` finds the file of an image. `listed` is the name of
     the metadata, "" where there is none; `shapes` are the sizes of upright images, as far as they are known. Of several
-    captions each sample draws one.
+    captions each sample draws one, and changes it by `wording`; its image it changes by `augmentation`.
     Images are laid on white, cropped to a centred square and resized to `size` pixels. In the place of a file in
     `skipped` comes the next of the stream.
     """
@@ -118,6 +121,8 @@ class ImageFolder:
     listed: str = METADATA
     shapes: Mapping[str, Shape] = field(default_factory=dict, repr=False)
     files: Files | None = field(default=None, repr=False)  # None: those of the folder
+    augmentation: Augmentation = field(default_factory=Augmentation, repr=False)
+    wording: Wording = field(default_factory=Wording, repr=False)
 
     @classmethod
     def open(cls, folder: Path, *, size: int = SIZE, prompt: str | None = None, column: str = CAPTION) -> "ImageFolder":
@@ -169,25 +174,32 @@ class ImageFolder:
 
     def draw(self, seed: int, index: int) -> Sample:
         """Return sample `index` of the stream that `seed` names; its image is decoded later."""
-        row = self._row(seed, index)
-        shape = self.shapes.get(row.file_name)
-        sizes = sizes_of(shape, (self.size, self.size)) if shape else None
-        source = partial(square, self.file(row.file_name), self.size)
-        return Sample(source, self.caption_of(row, seed, index), (row.file_name,), sizes)
+        index, row = self._place(seed, index)
+        return self.sample(row, (self.size, self.size), seed, index)
 
     def caption(self, seed: int, index: int) -> str:
         """Return the caption of `draw` without its image."""
-        return self.caption_of(self._row(seed, index), seed, index)
+        index, row = self._place(seed, index)
+        return self.caption_of(row, seed, index)
 
     def caption_of(self, row: Row, seed: int, index: int) -> str:
         """Return the caption of a row that sample `index` draws."""
-        return row.texts[generator(seed, index).integers(len(row.texts)) if row.others else 0]
+        text = row.texts[generator(seed, index).integers(len(row.texts)) if row.others else 0]
+        return self.wording(text, seed, index)
 
-    def _row(self, seed: int, index: int) -> Row:
-        """Return the first row of the stream from `index` on that is not skipped."""
+    def sample(self, row: Row, shape: Shape, seed: int, index: int) -> Sample:
+        """Return sample `index`, which is of this row, with an image of a shape."""
+        view, original = self.augmentation.view(seed, index), self.shapes.get(row.file_name)
+        sizes = sizes_of(original, shape, view) if original else None
+        source = partial(fitted, self.file(row.file_name), shape, view)
+        caption, key = self.caption_of(row, seed, index), (row.file_name, *view.key)
+        return Sample(source, caption, key, sizes, once=view.place is not None)
+
+    def _place(self, seed: int, index: int) -> tuple[int, Row]:
+        """Return the first place of the stream from `index` on whose row is not skipped, and the row."""
         while (row := self.rows[entry(seed, index, len(self.rows))]).file_name in self.skipped:
             index += 1
-        return row
+        return index, row
 
 
 def square(file: File, size: int) -> Pixels:
@@ -195,20 +207,22 @@ def square(file: File, size: int) -> Pixels:
     return fitted(file, (size, size))
 
 
-def fitted(file: File, shape: Shape) -> Pixels:
-    """Crop an image file to the largest centred part of a shape, and resize that: (height, width, 3), uint8 RGB."""
+def fitted(file: File, shape: Shape, view: View = CENTRE) -> Pixels:
+    """Crop an image file to a largest part of a shape, and resize that: (height, width, 3), uint8 RGB."""
     image = read_image(file, max(shape))
     scale = max(shape[0] / image.width, shape[1] / image.height)
     width, height = (min(side, max(1, round(to / scale))) for side, to in zip(image.size, shape, strict=True))
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    cropped = image.crop((left, top, left + width, top + height))
-    return np.asarray(cropped.resize(shape, Image.Resampling.LANCZOS))
+    left, top = view.begin(0, image.width - width), view.begin(1, image.height - height)
+    cropped = image.crop((left, top, left + width, top + height)).resize(shape, Image.Resampling.LANCZOS)
+    return np.asarray(cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.mirrored else cropped)
 
 
-def sizes_of(original: Shape, target: Shape) -> Sizes:
-    """Return the sizes of an image that covers a shape, and of which the centre is taken."""
+def sizes_of(original: Shape, target: Shape, view: View = CENTRE) -> Sizes:
+    """Return the sizes of an image that covers a shape, of which a part is taken; a mirrored one is mirrored first."""
     scale = max(to / side for side, to in zip(original, target, strict=True))
-    left, top = (max(0, (round(side * scale) - to) // 2) for side, to in zip(original, target, strict=True))
+    spans = [max(0, round(side * scale) - to) for side, to in zip(original, target, strict=True)]
+    left, top = view.begin(0, spans[0]), view.begin(1, spans[1])
+    left = spans[0] - left if view.mirrored else left
     return Sizes((original[1], original[0]), (top, left), (target[1], target[0]))
 
 

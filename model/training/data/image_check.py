@@ -14,9 +14,9 @@ from ldmrt.runtime.files.file_cache import FileCache
 
 from .buckets import nearest
 from .captioned import Shape, read_image, upright_shape
-from .files import File, Files, state_of
+from .sources.files import File, Files, state_of
 
-ENLARGED = 2  # how many times an image may be enlarged
+ENLARGED = 2  # how many times an image may be enlarged, by default
 BLOCK = 256  # files that are queued at once
 
 
@@ -31,7 +31,12 @@ class Verdict:
 
 
 def check_images(
-    folder: Path, names: list[str], size: int, shapes: Sequence[Shape] = (), files: Files | None = None
+    folder: Path,
+    names: list[str],
+    size: int,
+    shapes: Sequence[Shape] = (),
+    files: Files | None = None,
+    most: float = ENLARGED,
 ) -> Iterator[Verdict]:
     """Decode each image once, in parallel; those that were whole before and have not changed are not read again.
 
@@ -41,16 +46,17 @@ def check_images(
         size: The size of the training, in pixels.
         shapes: Its shapes, of which each image gets the nearest; squares by default.
         files: Finds the file of an image by its name; None where it is the folder's.
+        most: How many times an image may be enlarged.
     """
     shapes, find = shapes or [(size, size)], files or folder.joinpath
     known, seen = FileCache("images", folder, PIL.__version__), iter(dict.fromkeys(names))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while block := list(islice(seen, BLOCK)):
-            yield from pool.map(lambda name: _verdict(name, find(name), size, shapes, known), block)
+            yield from pool.map(lambda name: _verdict(name, find(name), size, shapes, known, most), block)
     known.keep()
 
 
-def _verdict(name: str, file: File, size: int, shapes: Sequence[Shape], known: FileCache) -> Verdict:
+def _verdict(name: str, file: File, size: int, shapes: Sequence[Shape], known: FileCache, most: float) -> Verdict:
     """Judge one image, by the cache where its file has not changed."""
     try:
         state, count = state_of(file)
@@ -65,9 +71,9 @@ def _verdict(name: str, file: File, size: int, shapes: Sequence[Shape], known: F
         reason = getattr(error, "found", None) or getattr(error, "strerror", None) or error
         return Verdict(name, unreadable=f"{name} cannot be read ({reason})")
     target = nearest(shapes, shape)
-    if any(side * ENLARGED < to for side, to in zip(shape, target, strict=True)):
+    if any(side * most < to for side, to in zip(shape, target, strict=True)):
         sides = f"{name} is {min(shape)} pixels along its shorter side"
-        return Verdict(name, shape, small=f"{sides}, which --size {size} enlarges more than {ENLARGED} times")
+        return Verdict(name, shape, small=f"{sides}, which --size {size} enlarges more than {most:g} times")
     return Verdict(name, shape)
 
 

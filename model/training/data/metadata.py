@@ -155,7 +155,7 @@ def listing(problems: Sequence[Problem]) -> list[str]:
 
 
 class InvalidRow(Exception):
-    """A line is not a row; the message says why."""
+    """A line, or an image without metadata, is no row; the message says why."""
 
 
 def row_of(number: int, row: object, column: str, *, empty: bool = False) -> Row:

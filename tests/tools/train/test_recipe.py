@@ -60,7 +60,7 @@ def test_every_option_is_kept(name: str, tmp_path: Path) -> None:
         elif isinstance(kind, click.types.IntParamType):
             values[option.name] = min(600, int(getattr(kind, "max", None) or 600))
         elif isinstance(kind, click.types.FloatParamType):
-            values[option.name] = 3e-05
+            values[option.name] = max(3e-05, float(getattr(kind, "min", None) or 0))
         elif option.multiple:
             values[option.name] = ('a "b"', "c\\d\n\u00e9\U0001f34e\x7f")
         elif isinstance(kind, click.types.StringParamType):

@@ -14,7 +14,7 @@ from ldmrt.model.scores.kernel import kernel_distance
 from ldmrt.model.scores.manifold import precision_and_recall
 from ldmrt.model.scores.nearest import Neighbours, nearest_neighbours
 from ldmrt.model.training.data.captioned import ImageFolder, square
-from ldmrt.model.training.data.files import File
+from ldmrt.model.training.data.sources.files import File
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.tools.console.drawing.images import grid, save_png

@@ -22,15 +22,12 @@ HINTS = {
 
 def holds_images(folder: Path) -> bool:
     """Tell whether a path has captioned images of the user's own, and not the sprites of `ldmrt data emoji`."""
-    from ldmrt.model.training.data.listing import images_in
     from ldmrt.model.training.data.metadata import METADATA, TABLE
-    from ldmrt.model.training.data.sources import of_archives
+    from ldmrt.model.training.data.sources.source import holds_any
 
-    if not os.path.lexists(folder / SPRITES) and of_archives(folder):
-        return True
     if any(os.path.lexists(folder / name) for name in (METADATA, TABLE)):
         return True
-    return not os.path.lexists(folder / SPRITES) and bool(images_in(folder))
+    return not os.path.lexists(folder / SPRITES) and holds_any(folder)
 
 
 def open_data(
@@ -46,6 +43,8 @@ def open_data(
     prompt: str | None = None,
     column: str = "text",
     shapes: "Sequence[Shape]" = (),
+    empty: bool = False,
+    max_upscale: float = 2,
 ) -> "ImageFolder | Emoji":
     """Open captioned images: emoji if the folder has sprites.jsonl and no metadata, else the user's own.
 
@@ -58,10 +57,12 @@ def open_data(
         groups: Emoji groups to use; all if empty.
         layouts: Emoji layouts to use.
         skip_bad: Whether images that cannot be read and lines without a caption are skipped; else they are an error.
-        skip_small: Whether images that would be enlarged more than twice are skipped; else they are an error.
+        skip_small: Whether images that would be enlarged more often than that are skipped; else they are an error.
         prompt: The caption of the user's images that have none.
         column: The column of the captions in the user's metadata.
         shapes: Of the training images, where they are not squares.
+        empty: Whether captions of the user's images may be empty.
+        max_upscale: How many times the user's images may be enlarged.
 
     Raises:
         LdmrtError: The folder holds neither, or some of it cannot be used.
@@ -72,8 +73,9 @@ def open_data(
 
     if holds_images(folder):
         images = open_folder(
-            folder, size, skip_bad=skip_bad, skip_small=skip_small, prompt=prompt, column=column, shapes=shapes
-        )
+            folder, size, skip_bad=skip_bad, skip_small=skip_small, prompt=prompt, column=column, shapes=shapes,
+            empty=empty, max_upscale=max_upscale,
+        )  # fmt: skip
         if (count := len(images)) < batch:
             console.print(f"{count} images for batches of {batch}: a batch repeats some of them", highlight=False)
         return images
@@ -97,6 +99,8 @@ def open_folder(
     prompt: str | None = None,
     column: str = "text",
     shapes: "Sequence[Shape]" = (),
+    empty: bool = False,
+    max_upscale: float = 2,
     hints: Mapping[tuple[bool, bool], str] = HINTS,
 ) -> "ImageFolder":
     """Open a folder of images after reading every caption and decoding every image.
@@ -107,16 +111,16 @@ def open_folder(
     from ldmrt.model.training.data.captioned import ImageFolder
     from ldmrt.model.training.data.image_check import check_images
     from ldmrt.model.training.data.metadata import Problem, listing, refuse
-    from ldmrt.model.training.data.sources import read_source
+    from ldmrt.model.training.data.sources.source import read_source
 
-    source = read_source(folder, prompt, column)
+    source = read_source(folder, prompt, column, empty=empty)
     listed, rows, bad = source.listed, source.rows, source.problems
     misplaced = {problem.file_name for problem in bad}
     names = list(dict.fromkeys(row.file_name for row in rows if row.file_name not in misplaced))
-    checks = check_images(folder, names, size, shapes, source.files)
+    checks = check_images(folder, names, size, shapes, source.files, max_upscale)
     verdicts = {verdict.file_name: verdict for verdict in watched(checks, len(names), lambda _: "images checked")}
     small = list[Problem]()
-    for row in rows:
+    for row in dict.fromkeys(rows):
         if (verdict := verdicts.get(row.file_name)) is None:
             continue
         if verdict.unreadable:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ldmrt.model.training.data.captioned import ImageFolder
-from ldmrt.model.training.data.files import content_of
-from ldmrt.model.training.data.shards import expanded, read_shards
+from ldmrt.model.training.data.sources.files import content_of
+from ldmrt.model.training.data.sources.shards import expanded, read_shards
 from ldmrt.model.training.validation import split
 from ldmrt.runtime import LdmrtError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ldmrt.model.training.data.tar import members, read_member
+from ldmrt.model.training.data.sources.tar import members, read_member
 from ldmrt.runtime import LdmrtError
 
 from ....support.image_files import archive

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..listing import images_in, read_listing, repeated_in
+from ..metadata import CAPTION, METADATA, TABLE, Problem, Row
 from .files import Files
-from .listing import images_in, read_listing
-from .metadata import CAPTION, METADATA, TABLE, Problem, Row
 from .shards import names_shards, read_shards, shards_in
 
 
@@ -50,3 +50,8 @@ def of_archives(data: Path) -> bool:
     return (
         bool(shards_in(data)) and not any((data / name).exists() for name in (METADATA, TABLE)) and not images_in(data)
     )
+
+
+def holds_any(data: Path) -> bool:
+    """Tell whether a path without metadata has images: in archives, or in files, also of folders with a number."""
+    return of_archives(data) or bool(images_in(data)) or bool(repeated_in(data))

@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import decode_json, plain_file
 
+from ..metadata import InvalidRow, Problem, Row, row_of
 from .files import Stored
-from .metadata import InvalidRow, Problem, Row, row_of
 from .tar import Member, compressed, members, read_member
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
