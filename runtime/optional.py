@@ -46,6 +46,7 @@ PACKAGES = {
     "tomli": Package("tomli", "tomli", ("export",)),
     "resvg_py": Package("resvg-py", "resvg-py", ("train",)),
     "matplotlib": Package("matplotlib", "matplotlib", ("plot",)),
+    "datasets": Package("Hugging Face datasets", "datasets", ("datasets",)),
     "diffusers": Package("diffusers", "diffusers", ("dev",)),
 }
 

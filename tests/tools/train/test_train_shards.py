@@ -115,3 +115,22 @@ def test_images_of_archives_that_have_not_changed_are_not_decoded_again(
     (data / "s-1.tar").touch()
     assert ldmrt("data", "check", data).code == 0
     assert len(names) == 9
+
+
+def test_a_data_set_of_the_hub_is_trained_on_and_resumed(
+    ldmrt: Any, contents: dict, words: Callable[..., list[object]], tmp_path: Path
+) -> None:
+    datasets: Any = pytest.importorskip("datasets")
+    names = [name for name in contents if name.endswith(".png")]
+    columns = {"image": [{"bytes": contents[name]} for name in names], "alt": [f"image {name}" for name in names]}
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).save_to_disk(tmp_path / "saved")
+    data, more = f"hf:{tmp_path / 'saved'}", ("--caption-column", "alt", "--schedule", "constant", "--buckets")
+    ran = ldmrt("data", "check", data, "--caption-column", "alt")
+    assert (ran.code, ran.out) == (0, f"{data}: 6 captioned images can be used\n")
+    assert "has no column text" in ldmrt("data", "check", data).error
+    for out, steps in (("whole", (4,)), ("halves", (2, 4))):
+        for part, count in enumerate(steps):
+            ran = ldmrt(*words(data, tmp_path / out, *more, "--steps", count, *["--resume"] * part))
+            assert ran.code == 0, ran.err
+    assert (tmp_path / "whole" / WEIGHTS).read_bytes() == (tmp_path / "halves" / WEIGHTS).read_bytes()

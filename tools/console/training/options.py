@@ -119,7 +119,7 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[
     """Make a decorator that adds the options of every training, with these defaults; the command takes `Options`."""
     options = [
         click.option("--data", "folder", type=click.Path(path_type=Path), required=True,
-                     help="Sprites of `ldmrt data emoji`, a folder of captioned images, or 'shard-{000..127}.tar'."),
+                     help="Sprites of `ldmrt data emoji`, a folder of images, shard-{000..127}.tar, or hf:OWNER/NAME."),
         click.option("--style", "styles", multiple=True, help="Emoji styles to use; all by default."),
         click.option("--group", "groups", multiple=True, help="Emoji groups to use; all by default."),
         click.option("--layout", "layouts", multiple=True, default=["large"], show_default=True,

@@ -6,6 +6,7 @@ from pathlib import Path
 from ..listing import images_in, read_listing, repeated_in
 from ..metadata import CAPTION, METADATA, TABLE, Problem, Row
 from .files import Files
+from .hub import names_dataset, read_dataset
 from .shards import names_shards, read_shards, shards_in
 
 
@@ -27,10 +28,10 @@ class Source:
 
 
 def read_source(data: Path, prompt: str | None = None, column: str = CAPTION, *, empty: bool = False) -> Source:
-    """Read the captions of a folder of images (`read_listing`), or of tar archives (`read_shards`).
+    """Read the captions of a folder (`read_listing`), of tar archives (`read_shards`) or a data set (`read_dataset`).
 
     Args:
-        data: The folder, an archive, or a pattern of several.
+        data: The folder, an archive, a pattern of several, or `hf:OWNER/NAME`.
         prompt: The caption of images that have none.
         column: The column of the captions.
         empty: Whether captions may be empty.
@@ -38,6 +39,8 @@ def read_source(data: Path, prompt: str | None = None, column: str = CAPTION, *,
     Raises:
         LdmrtError: It cannot be read.
     """
+    if names_dataset(data):
+        return Source("", *read_dataset(data, prompt, column, empty=empty))
     if of_archives(data):
         return Source("", *read_shards(data, prompt, column, empty=empty))
     return Source(*read_listing(data, prompt, column, empty=empty), files=data.joinpath)
@@ -53,5 +56,5 @@ def of_archives(data: Path) -> bool:
 
 
 def holds_any(data: Path) -> bool:
-    """Tell whether a path without metadata has images: in archives, or in files, also of folders with a number."""
-    return of_archives(data) or bool(images_in(data)) or bool(repeated_in(data))
+    """Tell whether a path without metadata is of images: a data set, archives, files, folders with a number."""
+    return names_dataset(data) or of_archives(data) or bool(images_in(data)) or bool(repeated_in(data))

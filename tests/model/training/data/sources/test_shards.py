@@ -15,7 +15,7 @@ from ldmrt.model.training.data.sources.shards import expanded, read_shards
 from ldmrt.model.training.validation import split
 from ldmrt.runtime import LdmrtError
 
-from ....support.image_files import archive, encoded
+from .....support.image_files import archive, encoded
 
 
 @pytest.fixture

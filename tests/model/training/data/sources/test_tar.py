@@ -11,7 +11,7 @@ import pytest
 from ldmrt.model.training.data.sources.tar import members, read_member
 from ldmrt.runtime import LdmrtError
 
-from ....support.image_files import archive
+from .....support.image_files import archive
 
 NAMES = ("a.txt", "folder/b.txt", "long/" * 40 + "c.txt", "caf\u00e9/\U0001f600.txt", "x" * 100, "p/" * 60 + "y" * 90)
 
