@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -89,18 +89,40 @@ class CheckpointOptions:
         return loaded, merged
 
 
+class WeighedFile(NamedTuple):
+    """A file, and the weight that it is merged with."""
+
+    path: Path
+    weight: float
+
+    def __str__(self) -> str:
+        """Write both as the option has them."""
+        return f"{self.path}:{self.weight}"
+
+
+class WordFile(NamedTuple):
+    """A file, and the word that it gets; None for its own."""
+
+    path: Path
+    word: str | None
+
+    def __str__(self) -> str:
+        """Write both as the option has them."""
+        return str(self.path) if self.word is None else f"{self.path}:{self.word}"
+
+
 class Weighed(click.ParamType):
     """An option of the form FILE or FILE:WEIGHT."""
 
     name = "file[:weight]"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Path, float]:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> WeighedFile:
         """Split into the file and its weight, 1 by default."""
         file, colon, weight = str(value).rpartition(":")
         try:
-            return (Path(file), float(weight)) if colon else (Path(weight), 1.0)
+            return WeighedFile(Path(file), float(weight)) if colon else WeighedFile(Path(weight), 1.0)
         except ValueError:  # the colon belongs to the path
-            return Path(str(value)), 1.0
+            return WeighedFile(Path(str(value)), 1.0)
 
 
 class Word(click.ParamType):
@@ -108,16 +130,14 @@ class Word(click.ParamType):
 
     name = "file[:word]"
 
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[Path, str | None]:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> WordFile:
         """Split into the file and the word, at the last colon that follows an existing file's name."""
         text = str(value)
         colons = [place for place, letter in enumerate(text) if letter == ":" and text[:place] and text[place + 1 :]]
         separators = [place for place in colons if Path(text[:place]).exists()]
         if Path(text).exists() or not separators:
-            return Path(text), None
-        return Path(text[: separators[-1]]), text[separators[-1] + 1 :]
+            return WordFile(Path(text), None)
+        return WordFile(Path(text[: separators[-1]]), text[separators[-1] + 1 :])
 
 
 def named(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
@@ -146,23 +166,33 @@ SCHEDULER = (
     click.option("--set", "settings", multiple=True, callback=settings_of, metavar="KEY=VALUE",
                  help="Change a key of the scheduler's config, such as timestep_spacing=trailing."),
 )  # fmt: skip
-OPTIONS = (
+BASE = (
     click.option("--variant", help="Variant of the weight files, such as fp16; none by default."),
     click.option("--tokenizer", type=FILE, help="Folder with CLIP's vocabulary, which a single file lacks."),
     click.option("--prediction", type=Choice(["epsilon", "v_prediction"]),
                  help="What the U-Net predicts, where the checkpoint does not say."),
-    click.option("--controlnet", "controlnets", multiple=True, callback=named, metavar="NAME=FOLDER",
-                 help="Add a ControlNet; the U-Net then takes its residuals."),
-    click.option("--adapter", "adapters", multiple=True, callback=named, metavar="NAME=FOLDER",
-                 help="Add a T2I-Adapter; the U-Net then takes its features."),
     click.option("--lora", "loras", type=Weighed(), multiple=True, help="Merge a LoRA into the weights."),
     click.option("--embedding", "embeddings", type=Word(), multiple=True,
                  help="Add a textual inversion, under WORD or its own name."),
     click.option("--vae", type=FILE, help="Autoencoder in place of the checkpoint's: a folder or a file."),
     click.option("--text-encoder", "text_encoders", multiple=True, callback=part_files, metavar="[NAME=]PATH",
                  help="Text encoder in place of the checkpoint's; NAME may be text_encoder_2."),
-    *SCHEDULER,
+    SCHEDULER[0],
 )  # fmt: skip
+CONTROLS = (
+    click.option("--controlnet", "controlnets", multiple=True, callback=named, metavar="NAME=FOLDER",
+                 help="Add a ControlNet; the U-Net then takes its residuals."),
+    click.option("--adapter", "adapters", multiple=True, callback=named, metavar="NAME=FOLDER",
+                 help="Add a T2I-Adapter; the U-Net then takes its features."),
+)  # fmt: skip
+OPTIONS = (*BASE[:3], *CONTROLS, *BASE[3:], SCHEDULER[1])
+NAMES = ("variant", "tokenizer", "prediction", "loras", "embeddings", "vae", "text_encoders", "scheduler_config")
+
+
+def base_of(checkpoint: str, values: dict[str, Any]) -> CheckpointOptions:
+    """Take the values of the options in `BASE` out of a command's."""
+    none: dict[str, Any] = {"controlnets": {}, "adapters": {}, "settings": {}}
+    return CheckpointOptions(checkpoint, **none, **{name: values.pop(name) for name in NAMES})
 
 
 def checkpoint_options(command: Callable[..., R]) -> Callable[..., R]:

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from ldmrt.model.training.draws import Draws
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.samplers.config import Config, resolve
-from ldmrt.runtime.samplers.schedule import alphas_cumprod
+from ldmrt.runtime.samplers.config import Config
+
+from .levels import check_epsilon, cumulative_alphas
 
 LEVELS = 255  # between the darkest and the brightest of an image in [-1, 1]
 VLB_WEIGHT = 0.001  # of the bound in L_hybrid
@@ -49,7 +50,7 @@ class Chain:
     @classmethod
     def of(cls, scheduler: Config, device: str = "cpu") -> "Chain":
         """Return the chain of a scheduler's noise schedule, on a device that has float64."""
-        return cls(torch.from_numpy(alphas_cumprod(resolve(scheduler, "DDPMScheduler"))).to(device))
+        return cls(cumulative_alphas(scheduler).to(device))
 
     @property
     def before(self) -> Tensor:
@@ -211,9 +212,7 @@ def bound_of(network: Network, x0: Tensor, scheduler: Config, *, seed: int = 0) 
     chain, channels = Chain.of(scheduler), x0.shape[1] * (2 if kind == "learned_range" else 1)
     if len(chain.abar) < 2:
         raise LdmrtError("bound", "too few timesteps", expected="at least 2", found=len(chain.abar))
-    if prediction == "epsilon" and chain.abar[-1] <= 0:
-        problem = "rescale_betas_zero_snr cannot be combined with prediction_type epsilon"
-        raise LdmrtError("bound", problem, expected="v_prediction or sample")
+    check_epsilon(prediction, float(chain.abar[-1]))
     draws, found, images = Draws(seed, range(len(x0))), list[Tensor](), x0.double().cpu()
     for step in range(len(chain.abar)):
         t = torch.full((len(x0),), step)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ldmrt.model.training.draws import Draws
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.samplers.config import Config, resolve
-from ldmrt.runtime.samplers.schedule import alphas_cumprod
+from ldmrt.runtime.samplers.config import Config
 
 from .error import ERRORS, scheduled_c, squared_error
+from .levels import check_epsilon, cumulative_alphas
 from .noise import offset_noise, pyramid_noise
 from .timesteps import DENSITIES, TIMESTEPS, Importance
 from .weighting import Weight, debiased, min_snr, weights
@@ -90,17 +90,14 @@ class Objective:
             input_perturbation: See the class.
 
         Raises:
-            LdmrtError: The prediction type cannot be trained, alone, on this noise schedule, or with these weights.
+            LdmrtError: The prediction type cannot be trained, alone, on this noise schedule, or with these weights; or
+                the scheduler's class has no noise schedule of betas.
         """
         kind = scheduler.get("prediction_type", "epsilon")
         if kind not in TARGETS:
             raise LdmrtError("train", "unsupported prediction_type", expected=", ".join(TARGETS), found=kind)
         alpha, sigma, times = flow_scales(scheduler, device) if kind == FLOW else scales(scheduler, device)
-        if kind == "epsilon" and alpha[-1] <= 0:
-            problem = "rescale_betas_zero_snr cannot be combined with prediction_type epsilon"
-            raise LdmrtError(
-                "train", problem, expected="v_prediction or sample", hint="its last timestep is noise alone"
-            )
+        check_epsilon(kind, float(alpha[-1]))
         weight = _weight(kind, snr_gamma, debias)
         sampling = Importance(len(times)) if timesteps == "importance" else timesteps
         return cls(
@@ -198,7 +195,7 @@ def flow_scales(scheduler: Config, device: str) -> tuple[Tensor, Tensor, Tensor]
 
 def levels_of(scheduler: Config, device: str) -> Tensor:
     """Return a scheduler's cumulative products of alpha, (timesteps,), float32."""
-    return torch.tensor(alphas_cumprod(resolve(scheduler, "DDPMScheduler")), dtype=torch.float32, device=device)
+    return cumulative_alphas(scheduler).to(device, torch.float32)
 
 
 def noised(x0: Tensor, abar: Tensor, noise: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ class Pair(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute scale * up(down(x)), what is added to the layer's output of the same shape."""
-        added: Tensor = self.up(self.down(x.to(self.down.weight.dtype))) * self.scale
+        added: Tensor = self.up(self.down(x)) * self.scale
         return added
 
 

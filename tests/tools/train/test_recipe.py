@@ -13,6 +13,7 @@ from PIL import Image
 from ldmrt.runtime import LdmrtError
 from ldmrt.tools.commands.training.train import train
 from ldmrt.tools.console.training.recipe import options_of, read_recipe, recipe_of, split_settings
+from ldmrt.tools.options.checkpoint import Weighed, Word
 
 WEIGHTS = Path("vae") / "diffusion_pytorch_model.safetensors"
 
@@ -61,6 +62,10 @@ def test_every_option_is_kept(name: str, tmp_path: Path) -> None:
             values[option.name] = min(600, int(getattr(kind, "max", None) or 600))
         elif isinstance(kind, click.types.FloatParamType):
             values[option.name] = max(3e-05, float(getattr(kind, "min", None) or 0))
+        elif isinstance(kind, (Weighed, Word)):
+            values[option.name] = tuple(kind.convert(text, None, None) for text in (f"{tmp_path}:0.5", str(tmp_path)))
+        elif option.name == "text_encoders":
+            values[option.name] = {"text_encoder": tmp_path, "text_encoder_2": tmp_path / 'a "b"'}
         elif option.multiple:
             values[option.name] = ('a "b"', "c\\d\n\u00e9\U0001f34e\x7f")
         elif isinstance(kind, click.types.StringParamType):

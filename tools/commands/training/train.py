@@ -1,4 +1,4 @@
-"""Run `ldmrt train`: train an autoencoder, diffusion models in latents and in pixels, and an upscaler."""
+"""Run `ldmrt train`: train models from nothing, and checkpoints further."""
 
 from pathlib import Path
 
@@ -27,7 +27,9 @@ def _show(ctx: click.Context, option: click.Parameter, out: Path | None) -> None
 @click.option("--show", type=click.Path(path_type=Path), is_eager=True, expose_value=False, callback=_show,
               metavar="OUT", help="Print the log of the run in OUT: a table, and the curve of its loss.")  # fmt: skip
 def train() -> None:
-    """Train an autoencoder, then a diffusion model in its latents, or one in pixels, or an upscaler.
+    """Train an autoencoder, then a diffusion model in its latents; or one in pixels, or an upscaler.
+
+    A checkpoint of Stable Diffusion is trained further by finetune, or by a LoRA beside it.
 
     A recipe, such as the recipe.toml of an earlier run, may take the place of a command: ldmrt train RECIPE.toml
     [--set KEY=VALUE]... --out OUT

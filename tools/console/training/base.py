@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.tools.console.drawing.images import grid, save_png
-from ldmrt.tools.options.common import Choice
+from ldmrt.tools.options.checkpoint import BASE, base_of
 
 from .captions import report_long
 from .checks import check_size, digest_of
@@ -35,11 +35,7 @@ def base_options(command: F) -> F:
     for option in reversed([
         click.option("--from", "source", required=True, metavar="CHECKPOINT",
                      help="The model to start from: a folder, a single file, or OWNER/NAME on the hub."),
-        click.option("--variant", help="Variant of the weight files, such as fp16; none by default."),
-        click.option("--tokenizer", type=click.Path(path_type=Path),
-                     help="Folder with CLIP's vocabulary, which a single file lacks."),
-        click.option("--prediction", type=Choice(["epsilon", "v_prediction"]),
-                     help="What the U-Net predicts, where the checkpoint does not say."),
+        *BASE,
         click.option("--train-text-encoder", is_flag=True, help="Train the text encoders too."),
         click.option("--caption-dropout", type=click.FloatRange(0, 1), default=0.1, show_default=True,
                      callback=finite, help="Share of captions that are left out, for guidance."),
@@ -83,39 +79,34 @@ class Base:
         options: Options,
         source: str,
         *,
-        variant: str | None,
-        tokenizer: Path | None,
-        prediction: str | None,
         train_text_encoder: bool,
         caption_dropout: float,
         previews: int,
-        **weighting: Any,
+        **values: Any,
     ) -> "Base":
         """Read the checkpoint, and open the images at a size that it can be trained at.
 
         Args:
             options: Those of all trainings.
             source: A folder, a single file, or OWNER/NAME on the hub.
-            variant: Variant of the weight files.
-            tokenizer: Folder with CLIP's vocabulary.
-            prediction: What the U-Net predicts, where the checkpoint does not say.
             train_text_encoder: Whether the text encoders learn; otherwise they are frozen.
             caption_dropout: The share of captions that are left out.
             previews: How many images are drawn at each checkpoint.
-            weighting: How the loss is weighted, see `Objective.of`.
+            values: Those of the checkpoint, see `base_of`, and how the loss is weighted, see `Objective.of`.
 
         Raises:
             LdmrtError: The checkpoint cannot be read or trained, or not at this size.
         """
-        from ldmrt.model.checkpoint.load import load
+        import torch
+
         from ldmrt.model.networks.autoencoder import Autoencoder
         from ldmrt.model.training.diffusion.objective import Objective
         from ldmrt.model.training.tasks.finetune import Denoiser
 
         if Path(source).resolve() == options.out.resolve():
             raise LdmrtError("train", "--out is the checkpoint that --from names", hint="another --out")
-        checkpoint = load(source, variant=variant, tokenizer=tokenizer, prediction_type=prediction)
-        objective = Objective.of(checkpoint.scheduler, options.device, **weighting)
+        checkpoint, _ = base_of(source, values).load({"": torch.float32})
+        objective = Objective.of(checkpoint.scheduler, options.device, **values)
         denoiser = Denoiser.of(checkpoint, train_text_encoders=train_text_encoder)
         vae, unet, size = checkpoint.vae, denoiser.unet, options.size
         assert isinstance(vae, Autoencoder)  # `Denoiser.of` refuses others
@@ -126,7 +117,7 @@ class Base:
         about = {
             "size": size, "data": data.digest, "validation": options.validation, "model": digest_of(denoiser),
             "autoencoder": digest_of(vae), "prediction": objective.prediction,
-            "train_text_encoder": train_text_encoder, "caption_dropout": caption_dropout, **weighting, **options.shaped,
+            "train_text_encoder": train_text_encoder, "caption_dropout": caption_dropout, **values, **options.shaped,
         }  # fmt: skip
         unet.config = replace(unet.config, sample_size=size // vae.config.factor)
         prompts = [data.caption(options.seed + 1, i) for i in range(previews)]

@@ -110,9 +110,17 @@ def recipe_of(command: click.Command, values: Mapping[str, Any]) -> str:
     for key, option in options_of(command).items():
         value = values[option.name or ""]
         if value is not None:
-            plain = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
-            lines.append(f"{key} = {_toml(plain)}")
+            lines.append(f"{key} = {_toml(_plain(value))}")
     return "\n".join(lines) + "\n"
+
+
+def _plain(value: object) -> object:
+    """Return a value as TOML has it: what an option made of a text as that text."""
+    if type(value) is tuple:
+        return list(map(_plain, value))
+    if isinstance(value, dict):
+        return [f"{name}={each}" for name, each in value.items()]
+    return value if isinstance(value, (bool, int, float)) else str(value)
 
 
 def _toml(value: object) -> str:

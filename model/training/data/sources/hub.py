@@ -76,23 +76,30 @@ def read_dataset(
     if len(images) > 1 and "image" in images:
         images = ["image"]
     if len(images) != 1:
-        found = ", ".join(images or rows.features)
-        raise LdmrtError("data", f"{name} has no column of images, or several", expected="one", found=found)
+        named = ", ".join(images or rows.features)
+        raise LdmrtError("data", f"{name} has no column of images, or several", expected="one", found=named)
     if column not in rows.features and prompt is None and not empty:
-        found = ", ".join(rows.features)
-        raise LdmrtError("data", f"{name} has no column {column}", found=found, hint="--caption-column, or --prompt")
+        named = ", ".join(rows.features)
+        raise LdmrtError("data", f"{name} has no column {column}", found=named, hint="--caption-column, or --prompt")
     if column in rows.features and prompt is not None:
         problem = f"--prompt is for images without captions, and {name} has a column {column}"
         raise LdmrtError("data", problem, hint="no --prompt")
     captions = list(rows[column]) if column in rows.features else [prompt or ""] * len(rows)
-    listed, problems = list[Row](), list[Problem]()
-    for number, caption in enumerate(captions):
-        try:
-            listed.append(row_of(0, {"file_name": f"row {number}", column: caption}, column, empty=empty))
-        except InvalidRow as invalid:
-            problems.append(Problem(0, str(invalid)))
+    found = [_row(number, caption, column, empty=empty) for number, caption in enumerate(captions)]
+    listed, problems = (
+        [row for row in found if isinstance(row, Row)],
+        [row for row in found if isinstance(row, Problem)],
+    )
     undecoded = rows.cast_column(images[0], datasets.Image(decode=False)).select_columns(images)
     return listed, problems, HubImages(name, images[0], undecoded, _newest(rows.cache_files))
+
+
+def _row(number: int, caption: object, column: str, *, empty: bool) -> Row | Problem:
+    """Return a row, or what is wrong with its caption."""
+    try:
+        return row_of(0, {"file_name": f"row {number}", column: caption}, column, empty=empty)
+    except InvalidRow as invalid:
+        return Problem(0, str(invalid))
 
 
 def _loaded(datasets: Any, name: str) -> Any:

@@ -13,7 +13,7 @@ from ldmrt.model.training.tasks import presets
 from ldmrt.tools.commands.training.train import train
 from ldmrt.tools.console.training import checks
 
-from ...support.image_files import encoded
+from ....support.image_files import encoded
 
 UNET = Path("unet") / "diffusion_pytorch_model.safetensors"
 VARIED = {

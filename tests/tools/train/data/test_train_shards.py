@@ -13,7 +13,7 @@ from ldmrt.model.training.tasks import presets
 from ldmrt.runtime.files import file_cache
 from ldmrt.tools.console.training import checks
 
-from ...support.image_files import archive, encoded
+from ....support.image_files import archive, encoded
 
 WEIGHTS = Path("vae") / "diffusion_pytorch_model.safetensors"
 
