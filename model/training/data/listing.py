@@ -11,7 +11,7 @@ from ldmrt.runtime.errors import LdmrtError
 from .metadata import CAPTION, METADATA, TABLE, InvalidRow, Problem, Row, read_metadata, read_text
 
 CAPTION_BYTES = 1 << 16  # of a text beside an image
-REPEATED = re.compile(r"[0-9]{1,9}_.*")
+REPEATED = re.compile(r"(?:([0-9]{1,9})_)?(.*)", re.DOTALL)
 MOST_TIMES = 1000  # that an image comes in an epoch
 
 
@@ -21,9 +21,9 @@ def read_listing(
     """Read which images a folder has, and their captions. No image is opened.
 
     The metadata is metadata.jsonl, or else metadata.csv. Without either, the images are all those in the folder itself,
-    in the order of their names, and the caption of `cat.png` is the text of `cat.txt`, or else `prompt`. A folder
-    without images of its own may have folders such as `10_red cat` (kohya's sd-scripts): each of their images has 10
-    rows, so that an epoch holds it as often, and a caption of the text beside it, else of `prompt`, else "red cat".
+    in the order of their names, and the caption of `cat.png` is the text of `cat.txt`, or else `prompt`. Where it has
+    none, they are those of its folders, whose names are the captions of images without another one. Of `10_red cat`
+    (kohya's sd-scripts) the caption is "red cat", and each image has 10 rows, so that an epoch holds it as often.
 
     Args:
         folder: The folder.
@@ -44,7 +44,7 @@ def read_listing(
                 problem = f"--prompt is for images without metadata, and there is {folder / name}"
                 raise LdmrtError("data", problem, hint="no --prompt")
             return name, *read_metadata(folder / name, column, empty=empty)
-    groups = [(1, prompt, images)] if (images := images_in(folder)) else list(_repeated(folder, prompt))
+    groups = [(1, prompt, images)] if (images := images_in(folder)) else list(_of_folders(folder, prompt))
     if not groups:
         raise LdmrtError("data", f"no images in {folder}", expected=f"{METADATA}, {TABLE}, or images")
     rows, problems = list[Row](), list[Problem]()
@@ -72,24 +72,24 @@ def _caption(image: Path, name: str, prompt: str | None, *, empty: bool) -> str:
     return caption or ""
 
 
-def _repeated(folder: Path, prompt: str | None) -> Iterator[tuple[int, str | None, list[Path]]]:
-    """Yield of each folder `NUMBER_NAME` how often its images come in an epoch, their caption, and the images.
+def _of_folders(folder: Path, prompt: str | None) -> Iterator[tuple[int, str | None, list[Path]]]:
+    """Yield of each folder in a folder how often its images come in an epoch, their caption, and the images.
 
     Raises:
         LdmrtError: A number is 0 or very large.
     """
-    for path in repeated_in(folder):
-        number, _, name = path.name.partition("_")
-        if not 1 <= int(number) <= MOST_TIMES:
-            raise LdmrtError("data", f"invalid number in {path}", expected=f"1 to {MOST_TIMES}", found=number)
+    for path in folders_in(folder):
+        number, name = REPEATED.fullmatch(path.name).groups(default="1")  # type: ignore[union-attr]
         if images := images_in(path):
+            if not 1 <= int(number) <= MOST_TIMES:
+                raise LdmrtError("data", f"invalid number in {path}", expected=f"1 to {MOST_TIMES}", found=number)
             yield int(number), prompt or name.strip() or None, images
 
 
-def repeated_in(folder: Path) -> list[Path]:
-    """List the folders in a folder whose names say how often their images come in an epoch, such as `10_red cat`."""
+def folders_in(folder: Path) -> list[Path]:
+    """List the folders in a folder in the order of their names, but for hidden ones."""
     try:
-        return sorted(path for path in folder.iterdir() if REPEATED.fullmatch(path.name) and path.is_dir())
+        return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir())
     except OSError:
         return []
 

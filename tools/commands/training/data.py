@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.console.training.variation import EMPTY, MAX_UPSCALE
 from ldmrt.tools.options.common import CAPTION_COLUMN, PROMPT, SIDE, Group
@@ -99,6 +100,8 @@ def check(
     more = "" if images == len(checked) else f", {len(checked)} in an epoch"
     click.echo(f"{folder}: {images} captioned images can be used{more}")
     if not isinstance(checked, ImageFolder):
+        if option := "--buckets" if buckets else "--flip" if flip else "":
+            raise LdmrtError("data", f"{option} is for images of your own", hint=f"no {option}")
         return
     if shapes:
         for (width, height), rows in BucketedImages.of(checked, shapes).groups:

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from ldmrt.runtime.errors import LdmrtError, first_line
+from ldmrt.runtime.files.reading import read_bytes
 from ldmrt.runtime.optional import unavailable
 
 from ..metadata import InvalidRow, Problem, Row, row_of
-from .files import File, Stored
+from .files import Stored
 
 HUB = "hf:"
 SAVED = ("state.json", "dataset_dict.json")  # of `save_to_disk`
 SPLIT = "train"
+LARGEST = 1 << 30  # bytes of an image
 
 
 @dataclass(frozen=True)
@@ -28,19 +30,18 @@ class HubImages:
     rows: Any = field(repr=False)  # datasets.Dataset, whose images are not decoded
     container: Path | None = None
 
-    def __call__(self, name: str) -> File:
-        """Return an image's file, which is read when it is first needed; one that is on disk by its path."""
-        number = int(name.removeprefix("row "))
-        stored = self.rows[number][self.column]
-        if stored and stored.get("bytes") is None and stored.get("path"):
-            return Path(stored["path"])
-        return Stored(f"{self.name}: {name}", partial(self._content, number), self.container)
+    def __call__(self, name: str) -> Stored:
+        """Return an image's file, which is read when it is first needed."""
+        return Stored(f"{self.name}: {name}", partial(self._content, int(name.removeprefix("row "))), self.container)
 
     def _content(self, number: int) -> bytes:
-        content = (self.rows[number][self.column] or {}).get("bytes")
-        if not isinstance(content, bytes):
+        """Read the bytes of an image that is in the data set, or at a path that the data set has."""
+        stored = self.rows[number][self.column] or {}
+        if isinstance(content := stored.get("bytes"), bytes):
+            return content
+        if not stored.get("path"):
             raise LdmrtError("data", f"{self.name}: row {number} has no image")
-        return content
+        return read_bytes("data", Path(stored["path"]), LARGEST)
 
 
 def names_dataset(data: Path) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..listing import images_in, read_listing, repeated_in
+from ..listing import folders_in, images_in, read_listing
 from ..metadata import CAPTION, METADATA, TABLE, Problem, Row
 from .files import Files
 from .hub import names_dataset, read_dataset
@@ -56,5 +56,5 @@ def of_archives(data: Path) -> bool:
 
 
 def holds_any(data: Path) -> bool:
-    """Tell whether a path without metadata is of images: a data set, archives, files, folders with a number."""
-    return names_dataset(data) or of_archives(data) or bool(images_in(data)) or bool(repeated_in(data))
+    """Tell whether a path without metadata is of images: a data set, archives, files, or folders of files."""
+    return names_dataset(data) or of_archives(data) or bool(images_in(data)) or any(map(images_in, folders_in(data)))

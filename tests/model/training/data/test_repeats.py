@@ -48,6 +48,14 @@ def test_captions_are_texts_or_the_prompt_or_the_name(folder: Path) -> None:
     assert {row.text for row in rows} == {"red cat", "dog"}
 
 
+def test_the_name_of_a_folder_without_a_number_is_the_caption(folder: Path) -> None:
+    (folder / "3_red cat").rename(folder / "green_cat 2")
+    (folder / "1_dog").rename(folder / ".hidden")
+    shutil.rmtree(folder / "2_")
+    rows = ImageFolder.open(folder).rows
+    assert [(row.file_name, row.text) for row in rows] == [(f"green_cat 2/{i}.png", "green_cat 2") for i in range(2)]
+
+
 def test_images_of_the_folder_itself_come_first(folder: Path) -> None:
     (folder / "a.png").write_bytes(encoded(9))
     assert len(ImageFolder.open(folder, prompt="any")) == 1
