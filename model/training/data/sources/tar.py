@@ -106,13 +106,9 @@ class _Archive:
             raise compressed(self.path)
         if len(header) < BLOCK:
             raise _truncated(self.path, name)
-        if any(header):
-            unsigned = 256 + sum(header[:148]) + sum(header[156:])  # the sum takes its own eight bytes for spaces
-            signed = unsigned - 256 * sum(byte > 127 for byte in header[:148] + header[156:])
-            stored = header[148:156].split(b"\0")[0].strip().lstrip(b"0")
-            if stored not in (b"%o" % unsigned, b"%o" % signed):
-                after = f"after {name}" if place else "at its beginning"
-                raise LdmrtError("data", f"{self.path} is no tar archive", found=f"no header {after}")
+        if any(header) and not _fits(header):
+            after = f"after {name}" if place else "at its beginning"
+            raise LdmrtError("data", f"{self.path} is no tar archive", found=f"no header {after}")
         return header
 
     def _map_of_sparse(self, header: bytes, place: int) -> int:
@@ -177,6 +173,17 @@ def compressed(path: Path) -> LdmrtError:
     """Return the error that refuses a compressed archive."""
     problem = f"{path} is compressed: an image in it cannot be read without all before it"
     return LdmrtError("data", problem, expected="a .tar file", hint="decompress it")
+
+
+def _fits(header: bytes) -> bool:
+    """Tell whether a header has the sum of its bytes, for which the sum itself counts as eight spaces.
+
+    Old programs added bytes with a sign.
+    """
+    stored = header[148:156].split(b"\0")[0].strip().lstrip(b"0")
+    counted = header[:148] + header[156:]
+    total = 256 + sum(counted)
+    return stored == b"%o" % total or stored == b"%o" % (total - 256 * sum(byte > 127 for byte in counted))
 
 
 def _truncated(path: Path, name: str) -> LdmrtError:

@@ -120,3 +120,23 @@ def test_archives_joined_to_one_are_refused(tmp_path: Path) -> None:
     assert len(tarfile.open(fileobj=io.BytesIO(one + one)).getnames()) == 1  # noqa: SIM115
     with pytest.raises(LdmrtError, match=r"both\.tar goes on after its end"):
         list(members(tmp_path / "both.tar"))
+
+
+def test_sums_of_bytes_with_a_sign_and_other_spellings_are_read(tmp_path: Path) -> None:
+    """Tarfile reads them too."""
+    whole = bytearray(archive(tmp_path / "a.tar", {"\u00e9.txt": "1"}, tarfile.GNU_FORMAT).read_bytes())
+    unsigned = 256 + sum(whole[:148]) + sum(whole[156:512])
+    for stored in (
+        b"%06o\0 " % unsigned,
+        b"%6o \0" % unsigned,
+        b"%07o\0" % unsigned,
+        b"%06o\0 " % (unsigned - 2 * 256),
+    ):
+        whole[148:156] = stored
+        (tmp_path / "b.tar").write_bytes(whole)
+        with tarfile.open(tmp_path / "b.tar") as tar:
+            assert tar.getnames() == [member.name for member in members(tmp_path / "b.tar")] == ["\u00e9.txt"]
+    whole[148:156] = b"%06o\0 " % (unsigned + 1)
+    (tmp_path / "b.tar").write_bytes(whole)
+    with pytest.raises(LdmrtError, match="is no tar archive"):
+        list(members(tmp_path / "b.tar"))
