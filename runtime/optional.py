@@ -48,6 +48,7 @@ PACKAGES = {
     "psutil": Package("psutil", "psutil", ("train",)),
     "resvg_py": Package("resvg-py", "resvg-py", ("train",)),
     "matplotlib": Package("matplotlib", "matplotlib", ("plot",)),
+    "datasets": Package("Hugging Face datasets", "datasets", ("datasets",)),
     "diffusers": Package("diffusers", "diffusers", ("dev",)),
 }
 

@@ -4,13 +4,14 @@ A number depends on the run's seed, the sample's place in the stream and what it
 of 8, twice 4 accumulated, and two processes of 4 each draw the same ones, on every device.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from .data.sample_random import sample_generator
 
 
 class Draws:
@@ -57,7 +58,5 @@ class Draws:
 
     def drawn(self, purpose: str, draw: Callable[[np.random.Generator], NDArray[np.generic]]) -> Tensor:
         """Stack what each sample draws from a generator of its own, (B, ...)."""
-        stream = int.from_bytes(hashlib.sha256((self.stream + purpose).encode()).digest()[:8], "little")
-        key = np.array([self.seed, stream], np.uint64)
-        philox = (np.random.Philox(key=key, counter=[0, 0, sample, 0]) for sample in self.samples)
-        return torch.from_numpy(np.stack([draw(np.random.Generator(one)) for one in philox])).to(self.device)
+        generators = (sample_generator(self.seed, sample, self.stream + purpose) for sample in self.samples)
+        return torch.from_numpy(np.stack([draw(generator) for generator in generators])).to(self.device)

@@ -51,6 +51,6 @@ class LatentCache:
         found = {sample.key: self.known[sample.key] for sample in samples if sample.key in self.known}
         for key, sample in missing.items():
             found[key] = encoded(self.vae, to_tensor([sample.image], self.device))[0]
-            if len(self.known) < self.entries:
+            if not sample.once and len(self.known) < self.entries:
                 self.known[key] = found[key]
         return torch.stack([found[sample.key] for sample in samples])

@@ -6,6 +6,7 @@ import torch
 
 from ldmrt.runtime.errors import LdmrtError
 
+from .data.augmentation import Augmentation
 from .data.batches import Batches
 from .data.buckets import BucketedImages
 from .data.captioned import ImageFolder
@@ -63,4 +64,6 @@ def split(images: ImageFolder, share: float) -> tuple[ImageFolder, ImageFolder]:
         raise LdmrtError("train", problem, expected="another share", found=f"{len(names)} images")
     train = [row for row in images.rows if row.file_name not in held]
     validation = [row for row in images.rows if row.file_name in held]
-    return replace(images, rows=tuple(train)), replace(images, rows=tuple(validation), skipped=frozenset())
+    once = tuple(dict.fromkeys(validation))  # whatever their weights are in the training
+    held_out = replace(images, rows=once, skipped=frozenset(), augmentation=Augmentation())
+    return replace(images, rows=tuple(train)), held_out

@@ -20,6 +20,7 @@ from ldmrt.runtime.files.reading import plain_file
 from ldmrt.runtime.optional import unavailable
 from ldmrt.runtime.tensors import Array
 
+from .encoded import EncodedImage
 from .modes import in_8_bits, open_all_greys, transposed
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def split(what: str, images: object) -> "list[Item]":
 
 
 def read(what: str, image: object, *, least: int | None = None, animated: bool = True) -> "Image":
-    """Open a path, a PIL image or an array as a PIL image of 8 bits a channel (L, LA, RGB or RGBA) that stands upright.
+    """Open a path, encoded, a PIL image or an array as a PIL image of 8 bits a channel (L, LA, RGB, RGBA), upright.
 
     An `LdmrtError` tells why it cannot be read, whatever Pillow raises. Of an animated file it is the first frame, or
     the file is refused where `animated` is not allowed. A JPEG may come smaller, though with no side below `least`.
@@ -64,9 +65,9 @@ def read(what: str, image: object, *, least: int | None = None, animated: bool =
             if getattr(image, "tile", None):  # not decoded yet
                 _check_size(what, "the image", image)
             return _decoded(what, "the image", image)
-    if not isinstance(image, (str, os.PathLike)):
+    if not isinstance(image, (str, os.PathLike, EncodedImage)):
         return in_8_bits(what, "the image", _array(what, image))
-    name = str(plain_file(what, Path(image)))
+    name = image.name if isinstance(image, EncodedImage) else str(plain_file(what, Path(image)))
     open_all_greys()
     with _refusing(what, name), Image.open(image) as file:
         if file.format in PROGRAMS:
@@ -245,7 +246,7 @@ def _decoded(what: str, name: str, image: "Image") -> "Image":
     if 0 in image.size:
         raise LdmrtError(what, "invalid image", expected="at least one pixel", found=f"{image.width}x{image.height}")
     _load(image)
-    return transposed(in_8_bits(what, name, image), _orientation(image))
+    return transposed(in_8_bits(what, name, image), orientation_of(image))
 
 
 def _load(image: Any) -> None:
@@ -260,7 +261,7 @@ def _load(image: Any) -> None:
         image.filename = name
 
 
-def _orientation(image: "Image") -> int:
+def orientation_of(image: "Image") -> int:
     """Return EXIF's orientation, 1 to 8; 1 where EXIF is damaged."""
     try:
         return int(image.getexif().get(0x0112, 1))

@@ -97,6 +97,11 @@ class Tokenizer:
             row[: len(ids)] = ids
         return rows
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Count the tokens of each text, with the start and the end, before any is cut."""
+        encodings = self._backend.encode_batch(list(texts))
+        return [sum(len(self._vectors.get(found, [found])) for found in encoding.ids) for encoding in encodings]
+
 
 def token_count(files: Mapping[str, bytes]) -> int:
     """Return how many tokens every text is cut or padded to, by the files of a tokenizer's folder."""

@@ -1,12 +1,16 @@
 """Small images, and files that hold them in ways that Pillow does not write."""
 
+import io
 import struct
+import tarfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ldmrt.runtime.images.reading import read
 
@@ -59,3 +63,22 @@ def three_images(folder: Path) -> Path:
         Image.new("RGB", (9, 9), (80 * i, 0, 0)).save(folder / name)
     (folder / "notes.md").write_text("no image")
     return folder
+
+
+def encoded(number: int, size: tuple[int, int] = (16, 16), kind: str = "PNG") -> bytes:
+    """An image of noise that its number decides."""
+    pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def archive(path: Path, contents: Mapping[str, bytes | str], form: int = tarfile.PAX_FORMAT) -> Path:
+    """Write members in this order by Python's tarfile."""
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, content in contents.items():
+            data = content.encode() if isinstance(content, str) else content
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path

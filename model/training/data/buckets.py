@@ -7,12 +7,12 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import accumulate
 
 from ldmrt.runtime.errors import LdmrtError
 
-from .captioned import ImageFolder, Sample, Shape, digest, fitted, sizes_of
+from .captioned import ImageFolder, Sample, Shape, digest
 from .order import GOLDEN, WORD, entry
 
 LONGER = 2  # how many times the size the longer side may be, and the size the shorter
@@ -79,10 +79,7 @@ class BucketedImages:
         shape, rows = self.groups[group]
         within = epoch * len(rows) + place - self._first(group)
         row = self.images.rows[rows[entry(seed + GOLDEN * (group + 1) & WORD, within, len(rows))]]
-        source = partial(fitted, self.images.folder / row.file_name, shape)
-        original = self.images.shapes[row.file_name]
-        caption = self.images.caption_of(row, seed, index)
-        return Sample(source, caption, (row.file_name,), sizes=sizes_of(original, shape))
+        return self.images.sample(row, shape, seed, index)
 
     def caption(self, seed: int, index: int) -> str:
         """Return the caption of `draw` without its image."""

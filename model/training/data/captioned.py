@@ -17,14 +17,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.images.reading import read_rgb
+from ldmrt.runtime.images.reading import orientation_of, read_rgb
 
-from .listing import read_listing
+from .augmentation import CENTRE, Augmentation, View
 from .metadata import CAPTION, METADATA, Row, refuse
 from .order import entry
+from .sources.files import File, Files, content_of, to_open
+from .sources.source import read_source
+from .wording import Wording
 
 SIZE = 64  # pixels
 DRAFT = 2  # a JPEG may be decoded at a fraction of its size that has this many times the pixels wanted along a side
+SCALED = ("JPEG", "MPO")  # formats that may be decoded at a fraction of their size
+TURNED = range(5, 9)  # EXIF's orientations of images that lie on a side
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 Key = tuple[object, ...]  # names the image of a sample
 Shape = tuple[int, int]  # width, height
@@ -53,6 +58,7 @@ class Sample:
     caption: str
     key: Key
     sizes: Sizes | None = None  # of images of one's own that were checked
+    once: bool = False  # its image hardly comes again, so that its latents are not worth keeping
     index: int = -1  # its place in the stream, in a batch; its random numbers depend on it
 
     @cached_property
@@ -99,10 +105,11 @@ def digest(rows: Sequence[object]) -> str:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Streams a folder of one's own, with metadata as in Hugging Face's imagefolder or captions beside the images.
+    """Streams images of one's own: a folder with metadata or captions beside the images, or other sources.
 
-    `listed` is the name of the metadata, "" where there is none; `shapes` are the sizes of upright images, as far as
-    they are known. Of several captions each sample draws one.
+    `folder` is the folder, or the path of the archives, and `files` finds the file of an image. `listed` is the name of
+    the metadata, "" where there is none; `shapes` are the sizes of upright images, as far as they are known. Of several
+    captions each sample draws one, and changes it by `wording`; its image it changes by `augmentation`.
     Images are laid on white, cropped to a centred square and resized to `size` pixels. In the place of a file in
     `skipped` comes the next of the stream.
     """
@@ -113,13 +120,16 @@ class ImageFolder:
     skipped: frozenset[str] = field(default=frozenset(), repr=False)
     listed: str = METADATA
     shapes: Mapping[str, Shape] = field(default_factory=dict, repr=False)
+    files: Files | None = field(default=None, repr=False)  # None: those of the folder
+    augmentation: Augmentation = field(default_factory=Augmentation, repr=False)
+    wording: Wording = field(default_factory=Wording, repr=False)
 
     @classmethod
     def open(cls, folder: Path, *, size: int = SIZE, prompt: str | None = None, column: str = CAPTION) -> "ImageFolder":
-        """Read the captions of a folder, see `read_listing`.
+        """Read the captions of images, see `read_source`.
 
         Args:
-            folder: The folder of the images.
+            folder: The folder of the images, or the path of their archives.
             size: Pixels along a side of the samples' images.
             prompt: The caption of images that have none, in a folder without metadata.
             column: The column of the captions in the metadata.
@@ -130,10 +140,10 @@ class ImageFolder:
         Raises:
             LdmrtError: A line has no caption, or names no file inside the folder; an `InvalidLines` where several do.
         """
-        listed, rows, problems = read_listing(folder, prompt, column)
-        if problems:
-            raise refuse(folder / listed, problems)
-        return cls(folder, tuple(rows), size, listed=listed)
+        source = read_source(folder, prompt, column)
+        if source.problems:
+            raise refuse(folder / source.listed, source.problems)
+        return cls(folder, tuple(source.rows), size, listed=source.listed, files=source.files)
 
     def __post_init__(self) -> None:
         """Refuse a folder that names no image, or whose images are all skipped."""
@@ -150,71 +160,88 @@ class ImageFolder:
         """A hash of names and captions, see `digest`."""
         return digest([(row.file_name, *row.texts) for row in self.rows])
 
+    def file(self, name: str) -> File:
+        """Return the file of an image."""
+        return self.files(name) if self.files else self.folder / name
+
     def fraction(self, name: str) -> float:
         """Return a number from 0 to 1 that the bytes of an image's file alone decide; 1 where it cannot be read."""
         try:
-            content = (self.folder / name).read_bytes()
-        except OSError:
+            content = content_of(self.file(name))
+        except (OSError, LdmrtError):
             return 1.0
         return float(int.from_bytes(hashlib.sha256(content).digest()[:8], "big")) / 2.0**64
 
     def draw(self, seed: int, index: int) -> Sample:
         """Return sample `index` of the stream that `seed` names; its image is decoded later."""
-        row = self._row(seed, index)
-        shape = self.shapes.get(row.file_name)
-        sizes = sizes_of(shape, (self.size, self.size)) if shape else None
-        source = partial(square, self.folder / row.file_name, self.size)
-        return Sample(source, self.caption_of(row, seed, index), (row.file_name,), sizes)
+        index, row = self._place(seed, index)
+        return self.sample(row, (self.size, self.size), seed, index)
 
     def caption(self, seed: int, index: int) -> str:
         """Return the caption of `draw` without its image."""
-        return self.caption_of(self._row(seed, index), seed, index)
+        index, row = self._place(seed, index)
+        return self.caption_of(row, seed, index)
 
     def caption_of(self, row: Row, seed: int, index: int) -> str:
         """Return the caption of a row that sample `index` draws."""
-        return row.texts[generator(seed, index).integers(len(row.texts)) if row.others else 0]
+        text = row.texts[generator(seed, index).integers(len(row.texts)) if row.others else 0]
+        return self.wording(text, seed, index)
 
-    def _row(self, seed: int, index: int) -> Row:
-        """Return the first row of the stream from `index` on that is not skipped."""
+    def sample(self, row: Row, shape: Shape, seed: int, index: int) -> Sample:
+        """Return sample `index`, which is of this row, with an image of a shape."""
+        view, original = self.augmentation.view(seed, index), self.shapes.get(row.file_name)
+        sizes = sizes_of(original, shape, view) if original else None
+        source = partial(fitted, self.file(row.file_name), shape, view)
+        caption, key = self.caption_of(row, seed, index), (row.file_name, *view.key)
+        return Sample(source, caption, key, sizes, once=view.place is not None)
+
+    def _place(self, seed: int, index: int) -> tuple[int, Row]:
+        """Return the first place of the stream from `index` on whose row is not skipped, and the row."""
         while (row := self.rows[entry(seed, index, len(self.rows))]).file_name in self.skipped:
             index += 1
-        return row
+        return index, row
 
 
-def square(path: Path, size: int) -> Pixels:
+def square(file: File, size: int) -> Pixels:
     """Crop an image file to its centred square and resize that: (size, size, 3), uint8 RGB."""
-    return fitted(path, (size, size))
+    return fitted(file, (size, size))
 
 
-def fitted(path: Path, shape: Shape) -> Pixels:
-    """Crop an image file to the largest centred part of a shape, and resize that: (height, width, 3), uint8 RGB."""
-    image = read_image(path, max(shape))
+def fitted(file: File, shape: Shape, view: View = CENTRE) -> Pixels:
+    """Crop an image file to a largest part of a shape, and resize that: (height, width, 3), uint8 RGB."""
+    image = read_image(file, max(shape))
     scale = max(shape[0] / image.width, shape[1] / image.height)
     width, height = (min(side, max(1, round(to / scale))) for side, to in zip(image.size, shape, strict=True))
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    cropped = image.crop((left, top, left + width, top + height))
-    return np.asarray(cropped.resize(shape, Image.Resampling.LANCZOS))
+    left, top = view.begin(0, image.width - width), view.begin(1, image.height - height)
+    cropped = image.crop((left, top, left + width, top + height)).resize(shape, Image.Resampling.LANCZOS)
+    return np.asarray(cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.mirrored else cropped)
 
 
-def sizes_of(original: Shape, target: Shape) -> Sizes:
-    """Return the sizes of an image that covers a shape, and of which the centre is taken."""
+def sizes_of(original: Shape, target: Shape, view: View = CENTRE) -> Sizes:
+    """Return the sizes of an image that covers a shape, of which a part is taken; a mirrored one is mirrored first."""
     scale = max(to / side for side, to in zip(original, target, strict=True))
-    left, top = (max(0, (round(side * scale) - to) // 2) for side, to in zip(original, target, strict=True))
+    spans = [max(0, round(side * scale) - to) for side, to in zip(original, target, strict=True)]
+    left, top = view.begin(0, spans[0]), view.begin(1, spans[1])
+    left = spans[0] - left if view.mirrored else left
     return Sizes((original[1], original[0]), (top, left), (target[1], target[0]))
 
 
-def read_image(path: Path, least: int) -> Image.Image:
+def read_image(file: File, least: int) -> Image.Image:
     """Read an image, upright, on white and in 8-bit RGB; a JPEG may come smaller, with no side below twice `least`."""
-    image: Image.Image = read_rgb("data", path, least=DRAFT * least, animated=False)
+    image: Image.Image = read_rgb("data", to_open(file), least=DRAFT * least, animated=False)
     return image
 
 
-def upright_shape(path: Path, decoded: Shape) -> Shape:
+def upright_shape(file: File, decoded: Shape) -> Shape:
     """Return the width and height of an image, of which only the header is read.
 
-    A JPEG may have been decoded at a fraction of its size, which tells how it stands.
+    Args:
+        file: The image.
+        decoded: Its width and height as `read_image` decoded it, which are right but of a JPEG, which may have been
+            decoded at a fraction of its size.
     """
-    with Image.open(path) as opened:
+    with Image.open(to_open(file)) as opened:
+        if opened.format not in SCALED:
+            return decoded
         width, height = opened.size
-    lies = (width > height) != (decoded[0] > decoded[1]) and decoded[0] != decoded[1]
-    return (height, width) if lies else (width, height)
+        return (height, width) if orientation_of(opened) in TURNED else (width, height)

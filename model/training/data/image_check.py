@@ -14,8 +14,9 @@ from ldmrt.runtime.files.file_cache import FileCache
 
 from .buckets import nearest
 from .captioned import Shape, read_image, upright_shape
+from .sources.files import File, Files, state_of
 
-ENLARGED = 2  # how many times an image may be enlarged
+ENLARGED = 2  # how many times an image may be enlarged, by default
 BLOCK = 256  # files that are queued at once
 
 
@@ -29,41 +30,50 @@ class Verdict:
     small: str | None = None
 
 
-def check_images(folder: Path, names: list[str], size: int, shapes: Sequence[Shape] = ()) -> Iterator[Verdict]:
+def check_images(
+    folder: Path,
+    names: list[str],
+    size: int,
+    shapes: Sequence[Shape] = (),
+    files: Files | None = None,
+    most: float = ENLARGED,
+) -> Iterator[Verdict]:
     """Decode each image once, in parallel; those that were whole before and have not changed are not read again.
 
     Args:
-        folder: The folder that the names are of.
+        folder: The folder that the names are of, or the path of their archives.
         names: The images' files.
         size: The size of the training, in pixels.
         shapes: Its shapes, of which each image gets the nearest; squares by default.
+        files: Finds the file of an image by its name; None where it is the folder's.
+        most: How many times an image may be enlarged.
     """
-    shapes = shapes or [(size, size)]
+    shapes, find = shapes or [(size, size)], files or folder.joinpath
     known, seen = FileCache("images", folder, PIL.__version__), iter(dict.fromkeys(names))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while block := list(islice(seen, BLOCK)):
-            yield from pool.map(lambda name: _verdict(folder, name, size, shapes, known), block)
+            yield from pool.map(lambda name: _verdict(name, find(name), size, shapes, known, most), block)
     known.keep()
 
 
-def _verdict(folder: Path, name: str, size: int, shapes: Sequence[Shape], known: FileCache) -> Verdict:
+def _verdict(name: str, file: File, size: int, shapes: Sequence[Shape], known: FileCache, most: float) -> Verdict:
     """Judge one image, by the cache where its file has not changed."""
-    path = folder / name
     try:
-        state = path.stat()
-        if not state.st_size:
+        state, count = state_of(file)
+        if count == 0:
             return Verdict(name, unreadable=f"{name} is empty")
-        shape = _parsed(known.get(name, state))  # of an image that was whole
+        shape = _parsed(known.get(name, state)) if state else None  # of an image that was whole
         if shape is None:
-            shape = upright_shape(path, read_image(path, size).size)
-        known.add(name, state, "{}x{}".format(*shape))
+            shape = upright_shape(file, read_image(file, size).size)
+        if state:
+            known.add(name, state, "{}x{}".format(*shape))
     except (LdmrtError, OSError) as error:
         reason = getattr(error, "found", None) or getattr(error, "strerror", None) or error
         return Verdict(name, unreadable=f"{name} cannot be read ({reason})")
     target = nearest(shapes, shape)
-    if any(side * ENLARGED < to for side, to in zip(shape, target, strict=True)):
+    if any(side * most < to for side, to in zip(shape, target, strict=True)):
         sides = f"{name} is {min(shape)} pixels along its shorter side"
-        return Verdict(name, shape, small=f"{sides}, which --size {size} enlarges more than {ENLARGED} times")
+        return Verdict(name, shape, small=f"{sides}, which --size {size} enlarges more than {most:g} times")
     return Verdict(name, shape)
 
 

@@ -48,7 +48,7 @@ class Problem:
     file_name: str | None = None
 
 
-def read_metadata(path: Path, column: str = CAPTION) -> tuple[list[Row], list[Problem]]:
+def read_metadata(path: Path, column: str = CAPTION, *, empty: bool = False) -> tuple[list[Row], list[Problem]]:
     """Read every line of a metadata.jsonl, or every row of a metadata.csv.
 
     Blank lines and byte-order marks are skipped. No image is opened.
@@ -56,6 +56,7 @@ def read_metadata(path: Path, column: str = CAPTION) -> tuple[list[Row], list[Pr
     Args:
         path: The file, in the folder of the images.
         column: The key, or the column, of the captions; in metadata.jsonl a caption may be a list of several.
+        empty: Whether a caption may be empty.
 
     Returns:
         The rows, and what is wrong with lines that are none, or with the file that a row names.
@@ -68,8 +69,8 @@ def read_metadata(path: Path, column: str = CAPTION) -> tuple[list[Row], list[Pr
     lines = _records(text, column, problems) if path.name == TABLE else _objects(text, problems)
     for number, fields in lines:
         try:
-            row = _row(number, fields, column)
-        except _Invalid as invalid:
+            row = row_of(number, fields, column, empty=empty)
+        except InvalidRow as invalid:
             problems.append(Problem(number, str(invalid)))
             continue
         rows.append(row)
@@ -153,35 +154,37 @@ def listing(problems: Sequence[Problem]) -> list[str]:
     return lines + [f"  and {len(problems) - LISTED} more"] * (len(problems) > LISTED)
 
 
-class _Invalid(Exception):
-    """A line is not a row; the message says why."""
+class InvalidRow(Exception):
+    """A line, or an image without metadata, is no row; the message says why."""
 
 
-def _row(number: int, row: object, column: str) -> Row:
-    """Check the fields of one line, or raise `_Invalid`."""
+def row_of(number: int, row: object, column: str, *, empty: bool = False) -> Row:
+    """Check the fields of one line, whose captions may be `empty` or not, or raise `InvalidRow`."""
     if not isinstance(row, dict):
-        raise _Invalid(f"expected an object with file_name and {column}, found {_shown(row)}")
+        raise InvalidRow(f"expected an object with file_name and {column}, found {_shown(row)}")
     name = _text(row, "file_name")
     owner, captions = f" of {name}", row.get(column)
     if isinstance(captions, list) and captions:
-        first, *others = (_text({f"{column}[{i}]": text}, f"{column}[{i}]", owner) for i, text in enumerate(captions))
+        first, *others = (
+            _text({f"{column}[{i}]": text}, f"{column}[{i}]", owner, empty=empty) for i, text in enumerate(captions)
+        )
         return Row(number, name, first, tuple(others))
-    return Row(number, name, _text(row, column, owner))
+    return Row(number, name, _text(row, column, owner, empty=empty))
 
 
-def _text(row: Mapping[str, object], key: str, owner: str = "") -> str:
-    """Return a string of a row that is not empty, or raise `_Invalid`."""
+def _text(row: Mapping[str, object], key: str, owner: str = "", *, empty: bool = False) -> str:
+    """Return a string of a row, which may be `empty` or not, or raise `InvalidRow`."""
     if key not in row:
-        raise _Invalid(f"no {key}{owner}")
+        raise InvalidRow(f"no {key}{owner}")
     value = row[key]
     if not isinstance(value, str):
-        raise _Invalid(f"{key}{owner} is {_shown(value)}, expected a string")
-    if not value.strip():
-        raise _Invalid(f"{key}{owner} is empty")
+        raise InvalidRow(f"{key}{owner} is {_shown(value)}, expected a string")
+    if not value.strip() and not empty:
+        raise InvalidRow(f"{key}{owner} is empty")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise _Invalid(f"{key}{owner} holds half a surrogate pair") from None
+        raise InvalidRow(f"{key}{owner} holds half a surrogate pair") from None
     return value
 
 

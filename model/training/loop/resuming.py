@@ -9,6 +9,7 @@ from ldmrt.runtime.nearest import suggestion
 CHANGEABLE = (  # with --change
     *("steps", "batch", "accumulate", "learning-rate", "seed", "precision", "device", "size", "buckets", "crop"),
     *("data", "schedule", "warmup", "validation", "snr-gamma", "debias", "loss", "huber-c"),
+    *("flip", "random-crop", "shuffle-tags", "keep-tags", "prefix", "wildcards", "max-upscale"),
     *("timesteps", "offset-noise", "pyramid-noise", "input-perturbation"),
 )
 Values = tuple[object, object]  # of a setting, before and now
@@ -42,6 +43,8 @@ def changes(
     check_changes(change)
     differ = {key.replace("_", "-"): (before.get(key), value) for key, value in now.items() if before.get(key) != value}
     refused = {name: values for name, values in differ.items() if name not in change}
+    if "buckets" in refused:
+        refused.pop("data", None)  # shapes are a part of its digest, so it differs too
     if fixed := {name: values for name, values in refused.items() if name not in CHANGEABLE}:
         raise _another(path, fixed, "another --out")
     if refused:

@@ -84,6 +84,8 @@ def test_trainings_on_buckets_resume_exactly(ldmrt: Any, shaped: Callable[..., l
 
     words = shaped("ldm", tmp_path / "whole", *more, "--resume", steps=4)
     ran = ldmrt(*(word for word in words if word != "--buckets"))
+    assert "trained with another --buckets; expected True; found None" in ran.error
+    ran = ldmrt(*(word for word in words if word != "--buckets"), "--change", "buckets")
     assert "trained with another --data" in ran.error
 
 

@@ -131,15 +131,15 @@ def test_an_image_that_is_lost_half_way(ldmrt: Any, folder: Path, tmp_path: Path
     """The last whole step is saved, and the run goes on without it where asked."""
     from ldmrt.model.training.data import captioned
 
-    decoded, square = list[str](), captioned.square
+    decoded, fitted = list[str](), captioned.fitted
 
-    def lost(path: Path, size: int) -> Any:
+    def lost(path: Path, *more: Any) -> Any:
         decoded.append(path.name)
         if len(decoded) == 30:  # of which eight are for the preview, and four at most are ahead of the step
             (folder / "3.png").unlink()
-        return square(path, size)
+        return fitted(path, *more)
 
-    monkeypatch.setattr(captioned, "square", lost)
+    monkeypatch.setattr(captioned, "fitted", lost)
     asked = words(folder, tmp_path / "out", "--save-every", 100, steps=30)
     ran = ldmrt(*asked)
     assert "3.png" in ran.error

@@ -14,6 +14,7 @@ from ldmrt.model.scores.kernel import kernel_distance
 from ldmrt.model.scores.manifold import precision_and_recall
 from ldmrt.model.scores.nearest import Neighbours, nearest_neighbours
 from ldmrt.model.training.data.captioned import ImageFolder, square
+from ldmrt.model.training.data.sources.files import File
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.tools.console.drawing.images import grid, save_png
@@ -36,7 +37,7 @@ SHOWN = 16  # of the likeliest copies, on a sheet
 class FolderImages:
     """Holds what scores need of a folder's images: small pixels, and features where a measure asks for them."""
 
-    files: tuple[Path, ...]
+    files: tuple[File, ...]
     small: Images
     features: NDArray[np.float64] | None
 
@@ -106,11 +107,11 @@ def feature_scores(
 
 def reference_of(data: ImageFolder, extract: "Extractor | None") -> FolderImages:
     """Read each file of a folder once."""
-    files = tuple(data.folder / name for name in dict.fromkeys(row.file_name for row in data.rows))
+    files = tuple(data.file(name) for name in dict.fromkeys(row.file_name for row in data.rows))
     small, features = list[Images](), list[NDArray[np.float64]]()
     parts = [files[i : i + BATCH] for i in range(0, len(files), BATCH)]
     for part in watched(parts, len(parts), lambda _: "batches of the folder's images"):
-        images = np.stack([square(path, data.size) for path in part])
+        images = np.stack([square(file, data.size) for file in part])
         small.append(shrunk(images))
         if extract is not None:
             features.append(extract(images))
@@ -144,7 +145,7 @@ def shrunk(images: Images) -> Images:
     return np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX)) for image in images])
 
 
-def copies(images: Images, files: Sequence[Path], neighbours: Neighbours) -> Images:
+def copies(images: Images, files: Sequence[File], neighbours: Neighbours) -> Images:
     """Arrange the likeliest copies in two columns of pairs: the drawn image, then its nearest of the folder."""
     pairs = [
         image

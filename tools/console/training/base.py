@@ -12,6 +12,7 @@ from ldmrt.runtime.errors import LdmrtError
 from ldmrt.tools.console.drawing.images import grid, save_png
 from ldmrt.tools.options.checkpoint import BASE, base_of
 
+from .captions import report_long
 from .checks import check_size, digest_of
 from .options import Options, finite, weighting_options
 
@@ -151,6 +152,7 @@ class Base:
         tokenizers = {
             name: Tokenizer(files[name.replace("text_encoder", "tokenizer")]) for name in encoders_of(self.denoiser)
         }
+        report_long(self.data, tokenizers)
         conditions = Conditions.of(self.checkpoint.stage, self.dropout)
         vae = self.vae.to(self.objective.device)
         return conditioned_task(self.denoiser, self.data, vae, tokenizers, self.objective, conditions, beside)

@@ -21,13 +21,13 @@ HINTS = {
 
 
 def holds_images(folder: Path) -> bool:
-    """Tell whether a folder has captioned images of the user's own, and not the sprites of `ldmrt data emoji`."""
-    from ldmrt.model.training.data.listing import images_in, rows_by_folder
+    """Tell whether a path has captioned images of the user's own, and not the sprites of `ldmrt data emoji`."""
     from ldmrt.model.training.data.metadata import METADATA, TABLE
+    from ldmrt.model.training.data.sources.source import holds_any
 
     if any(os.path.lexists(folder / name) for name in (METADATA, TABLE)):
         return True
-    return not os.path.lexists(folder / SPRITES) and bool(images_in(folder) or rows_by_folder(folder))
+    return not os.path.lexists(folder / SPRITES) and holds_any(folder)
 
 
 def open_data(
@@ -43,21 +43,26 @@ def open_data(
     prompt: str | None = None,
     column: str = "text",
     shapes: "Sequence[Shape]" = (),
+    empty: bool = False,
+    max_upscale: float = 2,
 ) -> "ImageFolder | Emoji":
     """Open captioned images: emoji if the folder has sprites.jsonl and no metadata, else the user's own.
 
     Args:
-        folder: Images with metadata or with captions beside them, or the sprites that `ldmrt data emoji` builds.
+        folder: Images with metadata or with captions beside them, tar archives of such images, or the sprites that
+            `ldmrt data emoji` builds.
         size: Pixels along a side of the training images.
         batch: Images per step; a smaller data set is reported.
         styles: Emoji styles to use; all if empty.
         groups: Emoji groups to use; all if empty.
         layouts: Emoji layouts to use.
         skip_bad: Whether images that cannot be read and lines without a caption are skipped; else they are an error.
-        skip_small: Whether images that would be enlarged more than twice are skipped; else they are an error.
+        skip_small: Whether images that would be enlarged more often than that are skipped; else they are an error.
         prompt: The caption of the user's images that have none.
         column: The column of the captions in the user's metadata.
         shapes: Of the training images, where they are not squares.
+        empty: Whether captions of the user's images may be empty.
+        max_upscale: How many times the user's images may be enlarged.
 
     Raises:
         LdmrtError: The folder holds neither, or some of it cannot be used.
@@ -68,8 +73,9 @@ def open_data(
 
     if holds_images(folder):
         images = open_folder(
-            folder, size, skip_bad=skip_bad, skip_small=skip_small, prompt=prompt, column=column, shapes=shapes
-        )
+            folder, size, skip_bad=skip_bad, skip_small=skip_small, prompt=prompt, column=column, shapes=shapes,
+            empty=empty, max_upscale=max_upscale,
+        )  # fmt: skip
         if (count := len(images)) < batch:
             console.print(f"{count} images for batches of {batch}: a batch repeats some of them", highlight=False)
         return images
@@ -93,6 +99,8 @@ def open_folder(
     prompt: str | None = None,
     column: str = "text",
     shapes: "Sequence[Shape]" = (),
+    empty: bool = False,
+    max_upscale: float = 2,
     hints: Mapping[tuple[bool, bool], str] = HINTS,
 ) -> "ImageFolder":
     """Open a folder of images after reading every caption and decoding every image.
@@ -102,16 +110,17 @@ def open_folder(
     """
     from ldmrt.model.training.data.captioned import ImageFolder
     from ldmrt.model.training.data.image_check import check_images
-    from ldmrt.model.training.data.listing import read_listing
     from ldmrt.model.training.data.metadata import Problem, listing, refuse
+    from ldmrt.model.training.data.sources.source import read_source
 
-    listed, rows, bad = read_listing(folder, prompt, column)
+    source = read_source(folder, prompt, column, empty=empty)
+    listed, rows, bad = source.listed, source.rows, source.problems
     misplaced = {problem.file_name for problem in bad}
     names = list(dict.fromkeys(row.file_name for row in rows if row.file_name not in misplaced))
-    checks = check_images(folder, names, size, shapes)
+    checks = check_images(folder, names, size, shapes, source.files, max_upscale)
     verdicts = {verdict.file_name: verdict for verdict in watched(checks, len(names), lambda _: "images checked")}
     small = list[Problem]()
-    for row in rows:
+    for row in dict.fromkeys(rows):
         if (verdict := verdicts.get(row.file_name)) is None:
             continue
         if verdict.unreadable:
@@ -128,4 +137,4 @@ def open_folder(
         console.print(text, highlight=False, markup=False, soft_wrap=True)
     lost = frozenset(problem.file_name for problem in skipped if problem.file_name)
     known = {verdict.file_name: verdict.shape for verdict in verdicts.values() if verdict.shape}
-    return ImageFolder(folder, tuple(rows), size, lost, listed, known)
+    return ImageFolder(folder, tuple(rows), size, lost, listed, known, source.files)

@@ -1,8 +1,7 @@
 """Define the options that all trainings have, and what they are together."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +15,7 @@ from ldmrt.tools.options.common import CAPTION_COLUMN, PROMPT, SIDE, Choice
 from .data import open_data
 from .launching import joined
 from .recipe import recipe_of
+from .variation import ENLARGED, Variation, finite, variation_options
 
 if TYPE_CHECKING:
     from ldmrt.model.training.data.buckets import BucketedImages
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Variation):
     """Holds the values of the options that all trainings have."""
 
     folder: Path
@@ -84,8 +84,9 @@ class Options:
 
     @property
     def shaped(self) -> dict[str, object]:
-        """What a resumed run must have in common with the saved one where images are no squares."""
-        return {"buckets": True} if self.buckets else {}
+        """What a resumed run must have in common with the saved one beside its data and its settings."""
+        most = self.max_upscale if self.on_small == "skip" and self.max_upscale != ENLARGED else None
+        return {"buckets": self.buckets or None, "max_upscale": most, **self.varied}
 
     def open_data(self, unit: int | None = None) -> "tuple[Opened, ImageFolder | BucketedImages | None]":
         """Open the images, as `open_data` does; return those to train on, and those that are held out.
@@ -113,33 +114,28 @@ class Options:
         images = open_data(
             self.folder, self.size, batch=self.batch, styles=self.styles, groups=self.groups, layouts=self.layouts,
             skip_bad=self.on_bad == "skip", skip_small=self.on_small == "skip",
-            prompt=self.prompt, column=self.caption_column, shapes=shapes,
+            prompt=self.prompt, column=self.caption_column, shapes=shapes, empty=self.empty == "allow",
+            max_upscale=self.max_upscale,
         )  # fmt: skip
         if not isinstance(images, ImageFolder):
-            if shapes:
-                raise LdmrtError("train", "--buckets is for images of your own", hint="no --buckets")
+            if own := [f"--{name.replace('_', '-')}" for name, value in self.shaped.items() if value]:
+                raise LdmrtError("train", f"{own[0]} is for images of your own", hint=f"no {' '.join(own)}")
             if self.validation is not None:
                 hint = "no --validation; pairs of emoji and background are held out already"
                 raise LdmrtError("train", "--validation is for images of your own", hint=hint)
             return images, None
+        images = replace(images, augmentation=self.augmentation(), wording=self.wording())
         train, held = (images, None) if self.validation is None else split(images, self.validation)
         if not shapes:
             return train, held
         return BucketedImages.of(train, shapes), None if held is None else BucketedImages.of(held, shapes)
 
 
-def finite(ctx: click.Context, option: click.Parameter, value: float | None) -> float | None:
-    """Refuse NaN, which click's ranges accept."""
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter("not a number")
-    return value
-
-
 def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a decorator that adds the options of every training, with these defaults; the command takes `Options`."""
     options = [
         click.option("--data", "folder", type=click.Path(path_type=Path), required=True,
-                     help="Sprites built by `ldmrt data emoji`, or a folder of captioned images."),
+                     help="Sprites of `ldmrt data emoji`, a folder of images, shard-{000..127}.tar, or hf:OWNER/NAME."),
         click.option("--style", "styles", multiple=True, help="Emoji styles to use; all by default."),
         click.option("--group", "groups", multiple=True, help="Emoji groups to use; all by default."),
         click.option("--layout", "layouts", multiple=True, default=["large"], show_default=True,
@@ -164,10 +160,11 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[
         SIDE,
         click.option("--buckets", is_flag=True,
                      help="Train on the shapes nearest to the images', of the area of --size, instead of squares."),
+        *variation_options(),
         click.option("--on-bad", type=Choice(["stop", "skip"]), default="stop", show_default=True,
                      help="Stop at, or skip, unreadable images and lines without a caption."),
         click.option("--on-small", type=Choice(["stop", "skip"]), default="stop", show_default=True,
-                     help="Stop at, or skip, images that would be enlarged more than twice."),
+                     help="Stop at, or skip, images that would be enlarged more than --max-upscale."),
         click.option("--validation", type=click.FloatRange(0, 0.5, min_open=True), callback=finite,
                      help="Share of the images that is held out; the loss of at most 256 of them is logged."),
         click.option("--seed", type=click.IntRange(0, 2**32), default=0, show_default=True,

@@ -32,8 +32,8 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each file was decoded."""
-    times, square = Counter[str](), captioned.square
-    monkeypatch.setattr(captioned, "square", lambda path, size: times.update([path.name]) or square(path, size))
+    times, fitted = Counter[str](), captioned.fitted
+    monkeypatch.setattr(captioned, "fitted", lambda path, *more: times.update([path.name]) or fitted(path, *more))
     return times
 
 

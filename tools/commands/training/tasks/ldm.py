@@ -9,6 +9,7 @@ import click
 
 from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.tools.console.drawing.images import grid, save_png
+from ldmrt.tools.console.training.captions import report_long
 from ldmrt.tools.console.training.checks import check, check_size, digest_of, preview
 from ldmrt.tools.console.training.options import (
     POSITIVE,
@@ -80,6 +81,7 @@ def ldm(
 
     files = options.once(tokenizer_files)
     tokenizer = Tokenizer(files)
+    report_long(data, {"text_encoder": tokenizer})
     scheduler = {**presets.SCHEDULER, "prediction_type": prediction}
     if prediction == "flow_prediction":
         scheduler = {**presets.FLOW_SCHEDULER, "flow_shift": flow_shift}

@@ -52,7 +52,7 @@ def unconditional(options: Options, prediction: str, variance: str, **weighting:
     scheduler = {**presets.UNCONDITIONAL_SCHEDULER, "prediction_type": prediction, "variance_type": variance}
     run = Run(network, settings, {
         "task": "unconditional", "size": size, "data": data.digest, "validation": options.validation,
-        "prediction": prediction, "variance": variance, **weighting,
+        "prediction": prediction, "variance": variance, **weighting, **options.shaped,
     })  # fmt: skip
 
     def keep() -> None:

@@ -44,7 +44,7 @@ def upscaler(options: Options, vae_folder: Path | None, crop: int) -> None:
     first_weights(network)
     run = Run(network, settings, {
         "task": "upscaler", "size": size, "crop": crop, "data": data.digest, "validation": options.validation,
-        "autoencoder": None if vae is None else digest_of(vae),
+        "autoencoder": None if vae is None else digest_of(vae), **options.shaped,
     })  # fmt: skip
     shown = [data.draw(seed + 1, i).image for i in range(preview(size))]
 

@@ -1,0 +1,1 @@
+"""Read images and their captions from folders, archives and datasets."""
