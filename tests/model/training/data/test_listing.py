@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ldmrt.model.training.data.captioned import ImageFolder
-from ldmrt.model.training.data.listing import images_in, read_listing, rows_by_folder
+from ldmrt.model.training.data.listing import folders_in, images_in, read_listing
 from ldmrt.runtime import LdmrtError
 
 from ....support.image_files import three_images
@@ -126,7 +126,7 @@ def test_wrong_texts_beside_images_are_listed(folder: Path) -> None:
 
 def test_a_folder_without_images_is_one_error(tmp_path: Path) -> None:
     assert images_in(tmp_path / "nowhere") == []
-    assert rows_by_folder(tmp_path / "nowhere") == []
+    assert folders_in(tmp_path / "nowhere") == []
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(LdmrtError, match=r"no images in .*; expected metadata\.jsonl, metadata\.csv, or images"):
             read_listing(folder)

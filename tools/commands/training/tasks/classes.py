@@ -63,7 +63,8 @@ def classes(options: Options, vae_folder: Path, prediction: str, class_dropout: 
     if not isinstance(data, ImageFolder):
         raise LdmrtError("train", "classes are those of images of your own", hint="ldmrt data pictures, or your own")
     names = class_names([data, *([held] if isinstance(held, ImageFolder) else [])])
-    console.print(f"{len(names)} classes, from 0: {', '.join(names)}", highlight=False, markup=False, soft_wrap=True)
+    listed = f"{len(names)} classes, from 0: {', '.join(names)}"
+    options.once(lambda: console.print(listed, highlight=False, markup=False, soft_wrap=True))
     torch.manual_seed(options.seed)
     channels = vae.config.latent_channels
     network = PlainUNet(replace(
@@ -76,7 +77,7 @@ def classes(options: Options, vae_folder: Path, prediction: str, class_dropout: 
     run = Run(network, settings, {
         "task": "classes", "size": size, "data": data.digest, "validation": options.validation,
         "classes": digest(names), "autoencoder": digest_of(vae), "scaling_factor": vae.config.scaling_factor,
-        "prediction": prediction, "class_dropout": class_dropout, **weighting,
+        "prediction": prediction, "class_dropout": class_dropout, **weighting, **options.shaped,
     })  # fmt: skip
     shown = list(range(min(len(names), preview(size))))
 
