@@ -14,10 +14,13 @@ from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.scores.frechet import frechet_distance
+from ldmrt.model.scores.nearest import nearest_neighbours
 from ldmrt.model.training.tasks import presets
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.pipeline.opening import open_pipeline
 from ldmrt.tools.commands.training.features import latent_features, pooled
-from ldmrt.tools.commands.training.sample_scores import MEASURES, sample_scores, shrunk
+from ldmrt.tools.commands.training.measures import LEAST, LEAST_OF_FOLDER
+from ldmrt.tools.commands.training.sample_scores import MEASURES, feature_scores, sample_scores, shrunk
 
 COUNT = 6
 
@@ -126,6 +129,52 @@ def test_what_has_no_effect_is_refused(ldmrt: Any, bundle: Path, folder: Path, t
     assert "--sheet has no effect without captioned images in --data" in (
         ldmrt("evaluate", bundle, "--data", tmp_path, "--sheet", tmp_path / "x.png").error
     )
+
+
+def few(root: Path, pictures: list[np.ndarray]) -> Path:
+    """A folder of captioned images."""
+    root.mkdir()
+    for i, pixels in enumerate(pictures):
+        Image.fromarray(pixels).save(root / f"{i}.png")
+    lines = [json.dumps({"file_name": f"{i}.png", "text": words(i)}) for i in range(len(pictures))]
+    (root / "metadata.jsonl").write_text("\n".join(lines))
+    return root
+
+
+def test_too_few_images_are_noticed_before_any_is_drawn(
+    bundle: Path, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each measure the largest number that the score itself refuses, so the table of them cannot be too strict."""
+
+    class Drew(Exception):
+        pass
+
+    def drawing(*_: object, **__: object) -> None:
+        raise Drew
+
+    monkeypatch.setattr("ldmrt.tools.commands.training.sample_scores.drawn", drawing)
+    pipeline, extract = open_pipeline(bundle), lambda pixels: pixels.reshape(len(pixels), -1)[:, :5].astype(float)
+    noise = np.random.default_rng(0)
+    for name in MEASURES:
+        score = (lambda real, drawn: nearest_neighbours(real, drawn)) if name == "memorisation" else (
+            lambda real, drawn, name=name: feature_scores(real, drawn, [name])
+        )  # fmt: skip
+        for drawn, held in ((LEAST[name] - 1, 8), (8, LEAST_OF_FOLDER[name] - 1)):
+            if not drawn:
+                continue  # --prompts is 1 at least
+            with pytest.raises(LdmrtError, match="too few images for this score"):
+                score(noise.random((held, 5)), noise.random((drawn, 5)))
+            root = few(tmp_path / f"{name} {drawn} {held}", [images[i % 10] for i in range(held)])
+            with pytest.raises(LdmrtError, match="too few images for this score") as refused:
+                sample_scores(pipeline, root, drawn, [name], extract=extract)
+            assert ("--prompts" if drawn < held else "--data") in str(refused.value.hint)
+        score(noise.random((LEAST_OF_FOLDER[name], 5)), noise.random((LEAST[name], 5)))  # those are enough
+        enough = few(tmp_path / f"{name} enough", list(images[: LEAST_OF_FOLDER[name]]))
+        with pytest.raises(Drew):
+            sample_scores(pipeline, enough, LEAST[name], [name], extract=extract)
+    equal = few(tmp_path / "equal", [images[0]] * 3)
+    with pytest.raises(LdmrtError, match="too few images for this score"):
+        sample_scores(pipeline, equal, COUNT, ["memorisation"])
 
 
 def test_latents_are_averaged_over_cells() -> None:

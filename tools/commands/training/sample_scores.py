@@ -22,7 +22,7 @@ from ldmrt.tools.console.progress import watched
 from ldmrt.tools.console.training.data import HINTS, open_folder
 from ldmrt.tools.options.to_request import request_of
 
-from .measures import MEASURES, OF_FEATURES
+from .measures import LEAST, LEAST_OF_FOLDER, MEASURES, OF_FEATURES
 
 if TYPE_CHECKING:
     from .features import Extractor
@@ -75,8 +75,11 @@ def sample_scores(
         raise LdmrtError("evaluate", "this model needs an image to start from", hint="--stage, for one that enlarges")
     size = pipeline.stages[-1].stage.size
     data = open_folder(folder, size, hints=dict.fromkeys(HINTS, "correct these, or remove their lines"))
+    refuse_too_few(data, count, measures)
     used = extract if not set(OF_FEATURES).isdisjoint(measures) else None
     reference = reference_of(data, used)
+    if "memorisation" in measures:
+        nearest_neighbours(reference.small, reference.small[:1])  # refuses a folder of equal images
     images = drawn(pipeline, data, count, seed, **asked)
     scores: dict[str, float] = {"images": len(images), "reference images": len(reference.files)}
     if used is not None and reference.features is not None:
@@ -105,9 +108,37 @@ def feature_scores(
     return scores
 
 
+def refuse_too_few(data: ImageFolder, count: int, measures: Sequence[str]) -> None:
+    """Refuse measures of more images than are to be drawn or than a folder holds, before any is drawn.
+
+    Args:
+        data: The folder's images.
+        count: How many images are to be drawn.
+        measures: Names of `MEASURES`.
+
+    Raises:
+        LdmrtError: Says how many are needed, and of which.
+    """
+    held = len(files_of(data))
+    for name in measures:
+        for least, found, hint in (
+            (LEAST[name], count, f"--prompts {LEAST[name]} or more"),
+            (LEAST_OF_FOLDER[name], held, f"more images in --data: {name} compares them"),
+        ):
+            if found < least:
+                raise LdmrtError(
+                    "evaluate", "too few images for this score", expected=f"at least {least}", found=found, hint=hint
+                )
+
+
+def files_of(data: ImageFolder) -> tuple[File, ...]:
+    """Return each file of a folder once, also where several captions name it."""
+    return tuple(data.file(name) for name in dict.fromkeys(row.file_name for row in data.rows))
+
+
 def reference_of(data: ImageFolder, extract: "Extractor | None") -> FolderImages:
     """Read each file of a folder once."""
-    files = tuple(data.file(name) for name in dict.fromkeys(row.file_name for row in data.rows))
+    files = files_of(data)
     small, features = list[Images](), list[NDArray[np.float64]]()
     parts = [files[i : i + BATCH] for i in range(0, len(files), BATCH)]
     for part in watched(parts, len(parts), lambda _: "batches of the folder's images"):
