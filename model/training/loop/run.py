@@ -22,6 +22,7 @@ from ldmrt.model.training.draws import Draws
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.files.writing import write_atomically
 
+from .averages import Averages
 from .checkpointing import checkpoint_blocks
 from .loss_scale import MOST, LossScale
 from .optimizers import OPTIMIZERS
@@ -34,7 +35,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Run(Generic[M]):
-    """Holds a module in training: its weights, their moving average, the optimizer, and the number of steps taken.
+    """Holds a module in training: its weights, their moving averages, the optimizer, and the number of steps taken.
 
     An opponent, such as a discriminator, learns beside it with an optimizer of its own. The parts of the loss are then
     of one of them each: a part that shall not teach the other is computed from detached images, or frozen weights.
@@ -64,7 +65,7 @@ class Run(Generic[M]):
         self.module = module.to(settings.device).train()
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.frozen = {name for name, weight in self.module.named_parameters() if not weight.requires_grad}
-        self.average = {name: value.clone() for name, value in self.weights().items()}
+        self.averages = Averages(self.weights(), settings.decays, "cpu" if settings.ema_on_cpu else None)
         learning = [weight for weight in self.module.parameters() if weight.requires_grad]
         self.optimizer = OPTIMIZERS[settings.optimizer](learning, settings.learning_rate)
         self.loss_scale = LossScale() if settings.precision == "fp16" else None
@@ -214,17 +215,14 @@ class Run(Generic[M]):
         copied.load_state_dict({**copied.state_dict(), **self.average})
         return copied.eval()
 
-    @torch.no_grad()
+    @property
+    def average(self) -> Mapping[str, Tensor]:
+        """The averaged weights, of the first decay."""
+        return self.averages.first
+
     def _update_average(self) -> None:
         """Move the averaged weights towards the present ones."""
-        taken = self.step + 1
-        decay = min(self.settings.ema, (1 + taken) / (10 + taken))  # a young average forgets its random start
-        for name, value in self.weights().items():
-            average = self.average[name]
-            if average.is_floating_point():
-                average.lerp_(value, 1.0 - decay)
-            else:
-                average.copy_(value)
+        self.averages.update(self.weights(), self.step + 1)
 
     def state(self) -> dict[str, object]:
         """Return everything that `resume` needs."""
@@ -234,7 +232,7 @@ class Run(Generic[M]):
             "about": {**self.about, **self.settings.shaping()},
             "changes": self.changes,
             "module": self.weights(),
-            "average": self.average,
+            **self.averages.state(),
             "optimizer": self.optimizer.state_dict(),
             "memory": self.memory,
             **self._opposing_state(),
@@ -251,7 +249,7 @@ class Run(Generic[M]):
         """Return the size of the state's tensors."""
         kept = [values for optimizer in self._optimizers() for values in optimizer.state_dict()["state"].values()]
         moments = (value for values in kept for value in values.values())
-        tensors = [*self.weights().values(), *self.average.values(), *moments]
+        tensors = [*self.weights().values(), *self.averages.tensors(), *moments]
         tensors += self.opponent.state_dict().values() if self.opponent is not None else []
         return sum(tensor.nbytes for tensor in tensors)
 
@@ -288,12 +286,13 @@ class Run(Generic[M]):
                 for name, values in differ.items()
             ]
             self.changes = [*state.get("changes", []), *noted]
-            for part in ("module", "average", *(["opponent"] if self.opponent is not None else [])):
-                for name, value in state[part].items():
+            opponent = [state["opponent"]] if self.opponent is not None else []
+            for part in (state["module"], state["average"], *state.get("averages", {}).values(), *opponent):
+                for name, value in part.items():
                     if not torch.isfinite(value).all():
                         raise LdmrtError("train", f"{name} in {path} is not finite", hint="train without --resume")
             self.put(state["module"])
-            self.average = state["average"]
+            self.averages.load(state)
             self.optimizer.load_state_dict(state["optimizer"])
             self.memory = state.get("memory", {})
             if self.opponent is not None and self.opposing is not None:

@@ -23,7 +23,8 @@ class Settings:
     warmup: int = 200  # steps
     schedule: str = "cosine"  # of the learning rate after the warm-up
     optimizer: str = "adamw"
-    ema: float = 0.999  # decay of the weights' average
+    ema: float | tuple[float, ...] = 0.999  # decay of the weights' average, or several; the first is written
+    ema_on_cpu: bool = False  # averages are kept in the CPU's memory
     clip: float = 1.0  # the largest norm of a step's gradient
     seed: int = 0
     device: str = "cpu"
@@ -34,8 +35,16 @@ class Settings:
 
     def shaping(self) -> dict[str, object]:
         """Return the settings that weights depend on."""
-        free = {"skip_unreadable", "checkpointing"} | ({"steps"} if self.schedule == "constant" else set())
-        return {name: value for name, value in asdict(self).items() if name not in free}
+        free = {"skip_unreadable", "checkpointing", "ema_on_cpu"} | (
+            {"steps"} if self.schedule == "constant" else set()
+        )
+        decays = {"ema": tuple(sorted(self.ema))} if isinstance(self.ema, tuple) else {}  # in any order
+        return {name: value for name, value in (asdict(self) | decays).items() if name not in free}
+
+    @property
+    def decays(self) -> tuple[float, ...]:
+        """The decays of the weights' averages."""
+        return self.ema if isinstance(self.ema, tuple) else (self.ema,)
 
     def __post_init__(self) -> None:
         """Refuse unknown choices, and more parts of a batch than it has samples."""

@@ -61,7 +61,8 @@ def test_every_option_is_kept(name: str, tmp_path: Path) -> None:
         elif isinstance(kind, click.types.IntParamType):
             values[option.name] = min(600, int(getattr(kind, "max", None) or 600))
         elif isinstance(kind, click.types.FloatParamType):
-            values[option.name] = max(3e-05, float(getattr(kind, "min", None) or 0))
+            number = max(3e-05, float(getattr(kind, "min", None) or 0))
+            values[option.name] = (number, 0.5) if option.multiple else number
         elif isinstance(kind, (Weighed, Word)):
             values[option.name] = tuple(kind.convert(text, None, None) for text in (f"{tmp_path}:0.5", str(tmp_path)))
         elif option.name == "text_encoders":

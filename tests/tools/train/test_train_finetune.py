@@ -85,3 +85,20 @@ def test_a_checkpoint_is_not_replaced_by_its_own_training(ldmrt: Any, pictures: 
     assert ran.code == 2
     assert "--out is the checkpoint that --from names" in ran.error
     assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
+
+
+def test_each_average_is_written_when_it_is_the_first(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+    source, out = save_pipeline("sd15", tmp_path / "source"), tmp_path / "out"
+    words = ("train", "finetune", "--from", source, "--data", pictures, "--size", 16, "--batch", 2, "--steps", 3)
+    words += ("--warmup", 0, "--learning-rate", 1e-2, "--previews", 0, "--out", out)
+    path = out / "unet" / "diffusion_pytorch_model.safetensors"
+    assert ldmrt(*words, "--ema", 0.1, "--ema", 0.0).code == 0
+    first, state = load_file(path), torch.load(out / "training" / "state.pt", weights_only=True)
+    assert all(torch.equal(value, state["average"][f"unet.{name}"]) for name, value in first.items())
+    again = ldmrt(*words, "--ema", 0.0, "--ema", 0.1, "--resume")
+    assert again.code == 0, again.err
+    second = load_file(path)
+    assert all(torch.equal(value, state["module"][f"unet.{name}"]) for name, value in second.items())  # of decay 0
+    assert not torch.equal(first["conv_in.weight"], second["conv_in.weight"])
+    assert "another ema; expected (0.0, 0.1); found 0.999" in ldmrt(*words, "--resume").error
+    assert "not a number" in ldmrt(*words, "--ema", "nan", "--resume").err

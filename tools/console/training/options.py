@@ -51,6 +51,8 @@ class Options(Variation):
     schedule: str
     warmup: int
     optimizer: str
+    ema: tuple[float, ...]
+    ema_on_cpu: bool
     size: int
     buckets: bool
     on_bad: str
@@ -76,10 +78,12 @@ class Options(Variation):
         """
         from ldmrt.model.training.loop.settings import Settings
 
+        decays = tuple(dict.fromkeys(self.ema))
         return Settings(
             self.steps, self.batch, self.learning_rate, warmup=self.warmup, schedule=self.schedule,
             optimizer=self.optimizer, accumulate=self.accumulate, seed=self.seed, device=self.device,
             precision=self.precision, checkpointing=self.checkpointing, skip_unreadable=self.on_bad == "skip",
+            ema=decays if len(decays) > 1 else decays[0], ema_on_cpu=self.ema_on_cpu,
         )  # fmt: skip
 
     @property
@@ -157,6 +161,11 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[
                      help="Steps in which the learning rate rises from 0."),
         click.option("--optimizer", "optimizer", type=Choice(["adamw", "sgd", "lion"]), default="adamw",
                      show_default=True, help="How a step changes the weights."),
+        click.option("--ema", type=click.FloatRange(0, 1, max_open=True), multiple=True, default=[0.999],
+                     show_default=True, callback=finite,
+                     help="Decay of the weights' average; may be repeated: the first is written, all are kept."),
+        click.option("--ema-on-cpu", is_flag=True,
+                     help="Keep averages in the CPU's memory: less of the GPU's, a slower step."),
         SIDE,
         click.option("--buckets", is_flag=True,
                      help="Train on the shapes nearest to the images', of the area of --size, instead of squares."),

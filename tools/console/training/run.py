@@ -103,7 +103,9 @@ def run_training(
 
 def _follow(run: "Run[M]", task: "TrainingTask") -> None:
     """Take part in the steps of a training that the first process saves, logs and shows."""
-    run.average = {}
+    from ldmrt.model.training.loop.averages import Averages
+
+    run.averages = Averages({}, run.settings.decays)  # the first process alone keeps them
     with listening() as signals:
         for _ in run.optimise(task):
             stop, _ = signals.agreed(run.processes)

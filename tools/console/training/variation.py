@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from ldmrt.model.training.data.augmentation import Augmentation
     from ldmrt.model.training.data.wording import Wording
 
+V = TypeVar("V", "float | None", "tuple[float, ...]")
 ENLARGED = 2.0  # how many times an image may be enlarged, by default
 
 
-def finite(ctx: click.Context, option: click.Parameter, value: float | None) -> float | None:
-    """Refuse NaN, which click's ranges accept."""
-    if value is not None and not math.isfinite(value):
+def finite(ctx: click.Context, option: click.Parameter, value: V) -> V:
+    """Refuse NaN, which click's ranges accept, in a number or in several."""
+    values = value if isinstance(value, tuple) else (value or 0.0,)
+    if not all(map(math.isfinite, values)):
         raise click.BadParameter("not a number")
     return value
 

@@ -46,7 +46,7 @@ def test_every_setting_is_compared() -> None:
     assert (
         {*OTHERS, "device"}
         == SETTINGS.shaping().keys()
-        == asdict(SETTINGS).keys() - {"skip_unreadable", "checkpointing"}
+        == asdict(SETTINGS).keys() - {"skip_unreadable", "checkpointing", "ema_on_cpu"}
     )
 
 
