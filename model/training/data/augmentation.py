@@ -1,6 +1,7 @@
 """Choose how the image of a sample is shown: mirrored or not, and which part of it."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .sample_random import sample_generator
@@ -25,6 +26,12 @@ class View:
     def key(self) -> tuple[object, ...]:
         """What the key of a sample says of it; nothing of an image that is only cropped to its centre."""
         return (("mirrored",) if self.mirrored else ()) + (() if self.place is None else ("crop", *self.place))
+
+    @classmethod
+    def of(cls, key: Sequence[object]) -> "View":
+        """Return the view that a sample's key states, see `key`."""
+        mirrored, place = "mirrored" in key[:1], tuple(key[-2:]) if "crop" in key else None
+        return cls(mirrored, place)  # type: ignore[arg-type]
 
     def begin(self, axis: int, span: int) -> int:
         """Return where a crop begins, of 0 to `span` pixels, along the width (0) or the height (1)."""

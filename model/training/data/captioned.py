@@ -179,9 +179,12 @@ class ImageFolder:
             LdmrtError: The file cannot be read; an `OSError` where it is one of the disk.
         """
         name, *view = sample.key
-        target = sample.sizes.target if sample.sizes else (self.size, self.size)
         content = hashlib.sha256(content_of(self.file(str(name)))).digest()
-        return hashlib.sha256(content + repr((target, view)).encode()).hexdigest()[:32]
+        return hashlib.sha256(content + repr((self.shape_of(sample), view)).encode()).hexdigest()[:32]
+
+    def shape_of(self, sample: Sample) -> Shape:
+        """Return the width and height of a sample's image, which is not decoded."""
+        return (sample.sizes.target[1], sample.sizes.target[0]) if sample.sizes else (self.size, self.size)
 
     def draw(self, seed: int, index: int) -> Sample:
         """Return sample `index` of the stream that `seed` names; its image is decoded later."""
@@ -220,12 +223,16 @@ def square(file: File, size: int) -> Pixels:
 
 def fitted(file: File, shape: Shape, view: View = CENTRE) -> Pixels:
     """Crop an image file to a largest part of a shape, and resize that: (height, width, 3), uint8 RGB."""
-    image = read_image(file, max(shape))
+    cropped = part(read_image(file, max(shape)), shape, view).resize(shape, Image.Resampling.LANCZOS)
+    return np.asarray(cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.mirrored else cropped)
+
+
+def part(image: Image.Image, shape: Shape, view: View) -> Image.Image:
+    """Crop an image to a largest part that has the aspect ratio of a shape; it is not mirrored."""
     scale = max(shape[0] / image.width, shape[1] / image.height)
     width, height = (min(side, max(1, round(to / scale))) for side, to in zip(image.size, shape, strict=True))
     left, top = view.begin(0, image.width - width), view.begin(1, image.height - height)
-    cropped = image.crop((left, top, left + width, top + height)).resize(shape, Image.Resampling.LANCZOS)
-    return np.asarray(cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.mirrored else cropped)
+    return image.crop((left, top, left + width, top + height))
 
 
 def sizes_of(original: Shape, target: Shape, view: View = CENTRE) -> Sizes:

@@ -146,13 +146,13 @@ class Objective:
         """Return the scales of images and of noise at timesteps (B,), (B, 1, 1, 1) each."""
         return self.alpha[t][:, None, None, None], self.sigma[t][:, None, None, None]
 
-    def losses(self, predicted: Tensor, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """Return the loss of each of B predictions, (B,)."""
+    def losses(self, predicted: Tensor, x0: Tensor, t: Tensor, eps: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the loss of each of B predictions, (B,), in which a mask (B, 1, H, W) weights the pixels."""
         target = TARGETS[self.prediction](*self.scales_at(t), x0, eps)
         if self.loss == "l2":
-            errors = squared_error(predicted, target)
+            errors = squared_error(predicted, target, mask)
         else:
-            errors = ERRORS[self.loss](predicted, target, scheduled_c(self.huber_c, t, len(self.times)))
+            errors = ERRORS[self.loss](predicted, target, scheduled_c(self.huber_c, t, len(self.times)), mask)
         if self.weight is not None:
             errors = weights(self.prediction, (self.alpha[t] / self.sigma[t]).square(), self.weight) * errors
         return self.corrected(errors, t)

@@ -10,7 +10,7 @@ CHANGEABLE = (  # with --change
     *("steps", "batch", "accumulate", "learning-rate", "seed", "precision", "device", "size", "buckets", "crop"),
     *("data", "schedule", "warmup", "validation", "snr-gamma", "debias", "loss", "huber-c"),
     *("flip", "random-crop", "shuffle-tags", "keep-tags", "prefix", "wildcards", "max-upscale"),
-    *("timesteps", "offset-noise", "pyramid-noise", "input-perturbation", "latents"),
+    *("timesteps", "offset-noise", "pyramid-noise", "input-perturbation", "latents", "loss-mask"),
 )
 UNSTATED = {"latents": "fp32"}  # settings that runs of older versions do not state, and what they had
 Values = tuple[object, object]  # of a setting, before and now

@@ -7,6 +7,7 @@ import torch
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.training.data.captioned import Captioned, ImageFolder, Sample
+from ldmrt.model.training.data.masks import LossMasks
 from ldmrt.model.training.diffusion.objective import Objective
 from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.latents import LatentCache, sampled
@@ -39,6 +40,7 @@ def class_task(
     names: Sequence[str],
     dropout: float,
     cache: LatentCache | None = None,
+    masks: LossMasks | None = None,
 ) -> TrainingTask:
     """Let a U-Net that reads a class learn by the denoising loss (Ho et al. 2020, equation 14) in images' latents.
 
@@ -51,6 +53,7 @@ def class_task(
         dropout: The share of classes in whose place the U-Net is told none, for guidance (Ho & Salimans 2022,
             arXiv:2207.12598).
         cache: Keeps the latents' moments; None for memory.
+        masks: Weight the loss of each latent; None for alike.
 
     Returns:
         The task, whose losses have the one part `denoising`.
@@ -63,6 +66,7 @@ def class_task(
         labels = torch.tensor([numbers[sample.caption] for sample in samples], device=objective.device)
         labels = labels.masked_fill(draws.chance("class dropout", dropout), len(names))
         t, eps, x = objective.draw(x0, draws)
-        return {"denoising": objective.losses(unet(x, objective.times[t], class_labels=labels), x0, t, eps)}
+        mask = torch.from_numpy(masks(samples, x0.shape[2:])).to(objective.device) if masks else None
+        return {"denoising": objective.losses(unet(x, objective.times[t], class_labels=labels), x0, t, eps, mask)}
 
     return TrainingTask(data, loss_of, timesteps=len(objective.times), wanted=cache.lacks, memory=objective.memory)

@@ -13,6 +13,7 @@ from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.networks.unet import UNet
 from ldmrt.model.training.data.captioned import Captioned, Sample, Sizes
+from ldmrt.model.training.data.masks import LossMasks
 from ldmrt.model.training.diffusion.objective import Objective
 from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.latents import LatentCache, sampled
@@ -133,6 +134,7 @@ def conditioned_task(
     conditions: Conditions | None = None,
     beside: Beside | None = None,
     cache: LatentCache | None = None,
+    masks: LossMasks | None = None,
 ) -> TrainingTask:
     """Let a U-Net that reads captions learn by the denoising loss (Ho et al. 2020, equation 14) in images' latents.
 
@@ -147,6 +149,7 @@ def conditioned_task(
         conditions: How captions condition the U-Net; None for the last hidden state of one text encoder.
         beside: Makes the channels that the U-Net reads beside the state; None for none.
         cache: Keeps the latents' moments; None for memory.
+        masks: Weight the loss of each latent; None for alike.
 
     Returns:
         The task, whose losses have the one part `denoising`.
@@ -170,7 +173,8 @@ def conditioned_task(
             channels, inputs = beside(samples, draws)
             x = torch.cat([x, channels], dim=1).contiguous(memory_format=torch.channels_last)
             more |= inputs
-        return {"denoising": objective.losses(unet(x, objective.times[t], context, **more), x0, t, eps)}
+        mask = torch.from_numpy(masks(samples, x0.shape[2:])).to(device) if masks else None
+        return {"denoising": objective.losses(unet(x, objective.times[t], context, **more), x0, t, eps, mask)}
 
     wanted = cache.lacks if beside is None else lambda _: True
     return TrainingTask(data, loss_of, timesteps=len(objective.times), wanted=wanted, memory=objective.memory)

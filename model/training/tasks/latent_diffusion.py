@@ -4,6 +4,7 @@ from torch import nn
 
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.training.data.captioned import Captioned
+from ldmrt.model.training.data.masks import LossMasks
 from ldmrt.model.training.diffusion.objective import Objective
 from ldmrt.model.training.latents import LatentCache
 from ldmrt.model.training.loop.task import TrainingTask
@@ -20,6 +21,7 @@ def ldm_task(
     tokenize: Tokenize,
     objective: Objective,
     cache: LatentCache | None = None,
+    masks: LossMasks | None = None,
 ) -> TrainingTask:
     """Let a U-Net and its text encoder learn together, see `conditioned_task`.
 
@@ -30,8 +32,9 @@ def ldm_task(
         tokenize: Turns B captions into token ids (B, length), int64.
         objective: What the U-Net predicts; its device is that of all three networks.
         cache: Keeps the latents' moments; None for memory.
+        masks: Weight the loss of each latent; None for alike.
 
     Returns:
         The task, whose losses have the one part `denoising`.
     """
-    return conditioned_task(denoiser, data, vae, {TEXT_ENCODER: tokenize}, objective, cache=cache)
+    return conditioned_task(denoiser, data, vae, {TEXT_ENCODER: tokenize}, objective, cache=cache, masks=masks)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ldmrt.model.networks.autoencoder import Autoencoder
     from ldmrt.model.training.data.buckets import BucketedImages
     from ldmrt.model.training.data.captioned import ImageFolder, Sample
+    from ldmrt.model.training.data.masks import LossMasks
     from ldmrt.model.training.diffusion.objective import Objective
     from ldmrt.model.training.latents import LatentCache
     from ldmrt.model.training.loop.task import TrainingTask
@@ -68,6 +69,7 @@ class Base:
         dropout: The share of captions that are left out.
         prompts: What previews are drawn of.
         cache: Keeps the moments of latents.
+        masks: Weight the loss of each latent; None for alike.
         about: What a resumed run must have in common with the saved one.
     """
 
@@ -80,6 +82,7 @@ class Base:
     dropout: float
     prompts: list[str]
     cache: "LatentCache"
+    masks: "LossMasks | None"
     about: dict[str, object]
 
     @classmethod
@@ -119,7 +122,9 @@ class Base:
 
         if Path(source).resolve() == options.out.resolve():
             raise LdmrtError("train", "--out is the checkpoint that --from names", hint="another --out")
-        latents = Latents.of(**{field: values.pop(field) for field in ("cache", "cache_folder", "latents")})
+        latents = Latents.of(
+            **{field: values.pop(field) for field in ("cache", "cache_folder", "latents", "loss_mask")}
+        )
         checkpoint, _ = base_of(source, values).load({"": torch.float32})
         checkpoint = checkpoint if adapt is None else adapt(checkpoint)
         objective = Objective.of(checkpoint.scheduler, options.device, **values)
@@ -139,8 +144,8 @@ class Base:
         }  # fmt: skip
         unet.config = replace(unet.config, sample_size=size // vae.config.factor)
         prompts = [data.caption(options.seed + 1, i) for i in range(previews)]
-        cache = latents.open(options, data, vae, digest)
-        return cls(checkpoint, denoiser, vae, data, held, objective, caption_dropout, prompts, cache, about)
+        cache, masks = latents.open(options, data, vae, digest), latents.masks(data, held)
+        return cls(checkpoint, denoiser, vae, data, held, objective, caption_dropout, prompts, cache, masks, about)
 
     def examples(self, seed: int) -> "list[Sample]":
         """Return as many samples as there are previews, whose images are squares."""
@@ -165,7 +170,7 @@ class Base:
         report_long(self.data, tokenizers)
         conditions = Conditions.of(self.checkpoint.stage, self.dropout)
         return conditioned_task(
-            self.denoiser, self.data, self.vae, tokenizers, self.objective, conditions, beside, self.cache
+            self.denoiser, self.data, self.vae, tokenizers, self.objective, conditions, beside, self.cache, self.masks
         )
 
     def checkpoint_of(self, networks: "Denoiser") -> "Checkpoint":

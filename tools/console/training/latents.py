@@ -1,4 +1,4 @@
-"""Define the options of the latents that a training computes once, and open what keeps them."""
+"""Define the options of trainings in latents: what keeps the latents, and where their loss counts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,15 +15,19 @@ from .options import Options
 
 if TYPE_CHECKING:
     from ldmrt.model.networks.autoencoder import Autoencoder
+    from ldmrt.model.training.data.masks import LossMasks
     from ldmrt.model.training.latents import LatentCache
 
 F = TypeVar("F", bound=Callable[..., object])
+ALPHA = "alpha"
 FOLDER = "latents"  # of a run
 
 
 def latent_options(command: F) -> F:
     """Add the options of the latents; the command takes them by the names of `Latents`."""
     for option in (
+        click.option("--loss-mask", metavar="alpha|FOLDER",
+                     help="Weight the loss by the images' alpha, or by the files of their names in a folder."),
         click.option("--latents", type=Choice(["fp32", "fp16"]), default="fp32", show_default=True,
                      help="Precision that latents are rounded to."),
         click.option("--cache-folder", type=Output(folder=True), metavar="FOLDER",
@@ -42,22 +46,47 @@ class Latents:
     cache: str
     cache_folder: Path | None
     latents: str
+    loss_mask: str | None
 
     @classmethod
-    def of(cls, *, cache: str, cache_folder: Path | None, latents: str) -> "Latents":
+    def of(cls, *, cache: str, cache_folder: Path | None, latents: str, loss_mask: str | None) -> "Latents":
         """Take the values.
 
         Raises:
-            LdmrtError: There is a folder, and no cache on the disk.
+            LdmrtError: There is a folder, and no cache on the disk; or no folder of masks.
         """
         if cache_folder is not None and cache != "disk":
             raise LdmrtError("train", "--cache-folder needs --cache disk", hint="--cache disk, or no --cache-folder")
-        return cls(cache, cache_folder, latents)
+        if loss_mask not in (None, ALPHA) and not Path(loss_mask).is_dir():
+            raise LdmrtError("train", "no folder of masks", expected="--loss-mask alpha, or a folder", found=loss_mask)
+        return cls(cache, cache_folder, latents, loss_mask)
 
     @property
     def shaped(self) -> dict[str, object]:
         """What a resumed run must have in common with the saved one."""
-        return {"latents": self.latents}
+        mask = self.loss_mask if self.loss_mask in (None, ALPHA) else "folder"
+        return {"latents": self.latents, "loss_mask": mask}
+
+    def masks(self, *images: object) -> "LossMasks | None":
+        """Find the masks of all images, those to train on first; None where no mask is asked for.
+
+        Raises:
+            LdmrtError: An image has no mask.
+        """
+        from ldmrt.model.training.data.buckets import BucketedImages
+        from ldmrt.model.training.data.captioned import ImageFolder
+        from ldmrt.model.training.data.masks import LossMasks
+
+        if self.loss_mask is None:
+            return None
+        squares = [each.images if isinstance(each, BucketedImages) else each for each in images if each is not None]
+        folders = [each for each in squares if isinstance(each, ImageFolder)]
+        if not folders:
+            raise LdmrtError("train", "--loss-mask is for images of your own", hint="no --loss-mask")
+        masks = LossMasks(folders[0], None if self.loss_mask == ALPHA else Path(self.loss_mask))
+        for each in folders:
+            masks.check(each)
+        return masks
 
     def open(self, options: Options, data: object, vae: "Autoencoder", digest: str) -> "LatentCache":
         """Open the cache; what is in memory alone is written when the command ends.

@@ -1,6 +1,11 @@
 """Errors of predictions: squared, and pseudo-Huber's."""
 
+import itertools
+import math
+
+import pytest
 import torch
+from torch import Tensor
 
 from ldmrt.model.training.diffusion.error import ERRORS, scheduled_c, squared_error
 
@@ -37,3 +42,35 @@ def test_half_precision_is_measured_in_float32() -> None:
     found = ERRORS["huber"](half, EXPECTED.float(), torch.full((6,), 0.1))
     assert found.dtype == torch.float32
     assert torch.equal(found, ERRORS["huber"](half.float(), EXPECTED.float(), torch.full((6,), 0.1)))
+
+
+def written_out(name: str, found: Tensor, expected: Tensor, c: Tensor, mask: Tensor) -> Tensor:
+    """kohya's `apply_masked_loss`: the mean over all elements, after they are multiplied with the mask."""
+    losses = []
+    for b in range(len(found)):
+        total = 0.0
+        for channel, row, column in itertools.product(*map(range, found.shape[1:])):
+            d, scale = float(found[b, channel, row, column] - expected[b, channel, row, column]), float(c[b])
+            each = {
+                "l2": d * d, "huber": 2 * scale * (math.sqrt(d * d + scale * scale) - scale),
+                "smooth_l1": 2 * (math.sqrt(d * d + scale * scale) - scale),
+            }[name]  # fmt: skip
+            total += each * float(mask[b, 0, row, column])
+        losses.append(total / found[b].numel())
+    return torch.tensor(losses, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", ["l2", *ERRORS])
+def test_masked_errors_are_the_formula(name: str) -> None:
+    draw = torch.Generator().manual_seed(0)
+    found, expected = torch.randn(2, 3, 2, 4, 5, generator=draw, dtype=torch.float64)
+    mask, c = torch.rand(3, 1, 4, 5, generator=draw, dtype=torch.float64), torch.tensor([0.1, 0.5, 1.0]).double()
+
+    def error(mask: Tensor | None, kind: torch.dtype = torch.float64) -> Tensor:
+        more = {"mask": mask} if name == "l2" else {"c": c, "mask": mask}
+        return (ERRORS.get(name) or squared_error)(found.to(kind), expected.to(kind), **more)
+
+    torch.testing.assert_close(error(mask), written_out(name, found, expected, c, mask), rtol=1e-12, atol=0.0)
+    assert torch.equal(error(torch.zeros(3, 1, 4, 5)), torch.zeros(3).double())
+    for kind in (torch.float32, torch.float64):  # a mask of ones changes no bit
+        assert torch.equal(error(torch.ones(3, 1, 4, 5), kind), error(None, kind))

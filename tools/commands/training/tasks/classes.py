@@ -41,6 +41,7 @@ def classes(
     cache: str,
     cache_folder: Path | None,
     latents: str,
+    loss_mask: str | None,
     **weighting: Any,
 ) -> None:
     """Train a U-Net that draws classes, which are the images' captions; write a whole checkpoint to OUT.
@@ -63,7 +64,7 @@ def classes(
     from ldmrt.model.training.tasks.classes import class_names, class_task
     from ldmrt.model.training.tasks.initialise import initialise
 
-    keeping = Latents.of(cache=cache, cache_folder=cache_folder, latents=latents)
+    keeping = Latents.of(cache=cache, cache_folder=cache_folder, latents=latents, loss_mask=loss_mask)
     settings, out, size, device = check(options), options.out, options.size, options.device
     vae = load_autoencoder(vae_folder).to(device)
     vae.config = replace(vae.config, sample_size=size)
@@ -101,5 +102,5 @@ def classes(
         checkpoint.save(out)
 
     objective = Objective.of(scheduler, device, **weighting)
-    kept = keeping.open(options, data, vae, weights)
-    run_training(run, class_task(network, data, vae, objective, names, class_dropout, kept), options, keep, held)
+    kept, masks = keeping.open(options, data, vae, weights), keeping.masks(data, held)
+    run_training(run, class_task(network, data, vae, objective, names, class_dropout, kept, masks), options, keep, held)

@@ -48,6 +48,7 @@ def ldm(
     cache: str,
     cache_folder: Path | None,
     latents: str,
+    loss_mask: str | None,
     **weighting: Any,
 ) -> None:
     """Train a U-Net and a text encoder to denoise latents; write a whole checkpoint to OUT.
@@ -68,14 +69,14 @@ def ldm(
     from ldmrt.model.training.tasks.tokenizer import train_tokenizer
     from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
-    keeping = Latents.of(cache=cache, cache_folder=cache_folder, latents=latents)
+    keeping = Latents.of(cache=cache, cache_folder=cache_folder, latents=latents, loss_mask=loss_mask)
     settings, out, size, seed, device = check(options), options.out, options.size, options.seed, options.device
     vae = load_autoencoder(vae_folder).to(device)
     vae.config = replace(vae.config, sample_size=size)
     check_size(size, vae.config)
     digest = digest_of(vae)
     data, held = options.open_data(vae.config.factor * 2 ** (len(presets.UNET.block_out_channels) - 1))
-    kept = keeping.open(options, data, vae, digest)
+    kept, masks = keeping.open(options, data, vae, digest), keeping.masks(data, held)
     length = presets.TEXT_ENCODER["max_position_embeddings"]
     tokens = out / "tokenizer"
 
@@ -121,5 +122,5 @@ def ldm(
         )
         checkpoint.save(out)
 
-    task = ldm_task(denoiser, data, vae, tokenizer, Objective.of(scheduler, device, **weighting), kept)
+    task = ldm_task(denoiser, data, vae, tokenizer, Objective.of(scheduler, device, **weighting), kept, masks)
     run_training(run, task, options, keep, held)
