@@ -1,13 +1,19 @@
 """Turn images into tensors, and into the moments of their latents, computed once for each image."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from ldmrt.model.networks.autoencoder import Autoencoder, moments
+from ldmrt.runtime.errors import LdmrtError
 
 from .data.captioned import Key, Pixels, Sample
 from .draws import Draws
+from .latent_files import LatentFiles
+
+Fingerprint = Callable[[Sample], str]
 
 
 def to_tensor(images: list[Pixels], device: str) -> Tensor:
@@ -42,21 +48,64 @@ def to_images(x: Tensor) -> Pixels:
 class LatentCache:
     """Keeps the autoencoder's moments by sample key: a repeated image is neither decoded nor encoded again."""
 
-    def __init__(self, vae: Autoencoder, device: str, *, entries: int = 50_000) -> None:
-        """Start empty; of more than `entries` images the first ones stay."""
-        self.vae, self.device, self.entries = vae, device, entries
+    def __init__(
+        self,
+        vae: Autoencoder,
+        device: str,
+        *,
+        entries: int = 50_000,
+        dtype: torch.dtype = torch.float32,
+        files: LatentFiles | None = None,
+        fingerprint: Fingerprint | None = None,
+    ) -> None:
+        """Start empty, or with the moments in `files`.
+
+        Args:
+            vae: The autoencoder.
+            device: The device that it is on.
+            entries: How many moments stay in memory: the first ones; all where there are files.
+            dtype: What moments are rounded to.
+            files: Keeps moments on the disk; None for memory alone.
+            fingerprint: Names the image of a sample in these files by all that its pixels depend on.
+        """
+        self.vae, self.device, self.entries, self.dtype = vae, device, entries, dtype
+        self.files, self.fingerprint = files, fingerprint
         self.known: dict[Key, Tensor] = {}
+        self._names: dict[Key, str] = {}
 
     def lacks(self, sample: Sample) -> bool:
         """Tell whether the image of a sample has to be decoded for its latents."""
-        return sample.key not in self.known
+        if self.files is None:
+            return sample.key not in self.known
+        try:
+            return self._name(sample) not in self.files
+        except (OSError, LdmrtError):  # decoding it gives the error that names it
+            return True
+
+    def _name(self, sample: Sample) -> str:
+        """Return the name of a sample's moments in the files."""
+        assert self.fingerprint is not None
+        if sample.key not in self._names:
+            self._names[sample.key] = self.fingerprint(sample)
+        return self._names[sample.key]
 
     def __call__(self, samples: list[Sample]) -> Tensor:
-        """Return mean and log-variance (B, 2C, h, w) of the latents of B samples' images."""
-        missing = {sample.key: sample for sample in samples if sample.key not in self.known}
-        found = {sample.key: self.known[sample.key] for sample in samples if sample.key in self.known}
-        for key, sample in missing.items():
-            found[key] = encoded(self.vae, to_tensor([sample.image], self.device))[0]
-            if not sample.once and len(self.known) < self.entries:
-                self.known[key] = found[key]
-        return torch.stack([found[sample.key] for sample in samples])
+        """Return mean and log-variance (B, 2C, h, w), float32, of the latents of B samples' images."""
+        found = {}
+        for key, sample in {sample.key: sample for sample in samples}.items():
+            kept = self._kept(sample)
+            found[key] = self._encode(sample) if kept is None else kept.to(self.device)
+        return torch.stack([found[sample.key] for sample in samples]).float()
+
+    def _kept(self, sample: Sample) -> Tensor | None:
+        """Return moments that were computed before."""
+        return self.known.get(sample.key) if self.files is None else self.files.get(self._name(sample))
+
+    def _encode(self, sample: Sample) -> Tensor:
+        """Compute the moments of one sample, and keep them."""
+        computed = encoded(self.vae, to_tensor([sample.image], self.device))[0].to(self.dtype)
+        if self.files is not None and not sample.once:
+            self.files.add(self._name(sample), computed)
+        elif not sample.once and len(self.known) < self.entries:
+            self.known[sample.key] = computed
+        return computed

@@ -81,6 +81,10 @@ class BucketedImages:
         row = self.images.rows[rows[entry(seed + GOLDEN * (group + 1) & WORD, within, len(rows))]]
         return self.images.sample(row, shape, seed, index)
 
+    def fingerprint(self, sample: Sample) -> str:
+        """Return a hash of all that the pixels of a sample's image depend on, see `ImageFolder.fingerprint`."""
+        return self.images.fingerprint(sample)
+
     def caption(self, seed: int, index: int) -> str:
         """Return the caption of `draw` without its image."""
         return self.draw(seed, index).caption

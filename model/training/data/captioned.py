@@ -172,6 +172,17 @@ class ImageFolder:
             return 1.0
         return float(int.from_bytes(hashlib.sha256(content).digest()[:8], "big")) / 2.0**64
 
+    def fingerprint(self, sample: Sample) -> str:
+        """Return a hash of all that the pixels of a sample's image depend on: its file's bytes, its shape, its view.
+
+        Raises:
+            LdmrtError: The file cannot be read; an `OSError` where it is one of the disk.
+        """
+        name, *view = sample.key
+        target = sample.sizes.target if sample.sizes else (self.size, self.size)
+        content = hashlib.sha256(content_of(self.file(str(name)))).digest()
+        return hashlib.sha256(content + repr((target, view)).encode()).hexdigest()[:32]
+
     def draw(self, seed: int, index: int) -> Sample:
         """Return sample `index` of the stream that `seed` names; its image is decoded later."""
         index, row = self._place(seed, index)

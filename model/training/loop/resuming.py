@@ -10,8 +10,9 @@ CHANGEABLE = (  # with --change
     *("steps", "batch", "accumulate", "learning-rate", "seed", "precision", "device", "size", "buckets", "crop"),
     *("data", "schedule", "warmup", "validation", "snr-gamma", "debias", "loss", "huber-c"),
     *("flip", "random-crop", "shuffle-tags", "keep-tags", "prefix", "wildcards", "max-upscale"),
-    *("timesteps", "offset-noise", "pyramid-noise", "input-perturbation"),
+    *("timesteps", "offset-noise", "pyramid-noise", "input-perturbation", "latents"),
 )
+UNSTATED = {"latents": "fp32"}  # settings that runs of older versions do not state, and what they had
 Values = tuple[object, object]  # of a setting, before and now
 
 
@@ -41,6 +42,7 @@ def changes(
         LdmrtError: Settings differ that are not in `change`, or that cannot be changed; it names them all.
     """
     check_changes(change)
+    before = {**UNSTATED, **before}
     differ = {key.replace("_", "-"): (before.get(key), value) for key, value in now.items() if before.get(key) != value}
     refused = {name: values for name, values in differ.items() if name not in change}
     if "buckets" in refused:

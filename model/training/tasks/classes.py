@@ -32,7 +32,13 @@ def class_names(folders: Iterable[ImageFolder]) -> list[str]:
 
 
 def class_task(
-    unet: PlainUNet, data: Captioned, vae: Autoencoder, objective: Objective, names: Sequence[str], dropout: float
+    unet: PlainUNet,
+    data: Captioned,
+    vae: Autoencoder,
+    objective: Objective,
+    names: Sequence[str],
+    dropout: float,
+    cache: LatentCache | None = None,
 ) -> TrainingTask:
     """Let a U-Net that reads a class learn by the denoising loss (Ho et al. 2020, equation 14) in images' latents.
 
@@ -44,11 +50,12 @@ def class_task(
         names: The classes, in their order.
         dropout: The share of classes in whose place the U-Net is told none, for guidance (Ho & Salimans 2022,
             arXiv:2207.12598).
+        cache: Keeps the latents' moments; None for memory.
 
     Returns:
         The task, whose losses have the one part `denoising`.
     """
-    cache, numbers = LatentCache(vae, objective.device), {name: number for number, name in enumerate(names)}
+    cache, numbers = cache or LatentCache(vae, objective.device), {name: number for number, name in enumerate(names)}
 
     def loss_of(samples: list[Sample], draws: Draws) -> Losses:
         """Predict the noise of images' latents, each at a timestep of its own."""

@@ -132,6 +132,7 @@ def conditioned_task(
     objective: Objective,
     conditions: Conditions | None = None,
     beside: Beside | None = None,
+    cache: LatentCache | None = None,
 ) -> TrainingTask:
     """Let a U-Net that reads captions learn by the denoising loss (Ho et al. 2020, equation 14) in images' latents.
 
@@ -145,12 +146,14 @@ def conditioned_task(
         objective: What the U-Net predicts; its device is that of all networks.
         conditions: How captions condition the U-Net; None for the last hidden state of one text encoder.
         beside: Makes the channels that the U-Net reads beside the state; None for none.
+        cache: Keeps the latents' moments; None for memory.
 
     Returns:
         The task, whose losses have the one part `denoising`.
     """
     device, conditions = objective.device, conditions or Conditions()
-    cache, encoders, unet = LatentCache(vae, device), encoders_of(networks), networks.get_submodule("unet")
+    cache = cache or LatentCache(vae, device)
+    encoders, unet = encoders_of(networks), networks.get_submodule("unet")
 
     def loss_of(samples: list[Sample], draws: Draws) -> Losses:
         """Predict the noise of images' latents, each at a timestep of its own."""

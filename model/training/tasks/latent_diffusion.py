@@ -5,6 +5,7 @@ from torch import nn
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.training.data.captioned import Captioned
 from ldmrt.model.training.diffusion.objective import Objective
+from ldmrt.model.training.latents import LatentCache
 from ldmrt.model.training.loop.task import TrainingTask
 
 from .finetune import TEXT_ENCODER, Denoiser, Tokenize, conditioned_task
@@ -13,7 +14,12 @@ __all__ = ["Denoiser", "ldm_task"]
 
 
 def ldm_task(
-    denoiser: nn.Module, data: Captioned, vae: Autoencoder, tokenize: Tokenize, objective: Objective
+    denoiser: nn.Module,
+    data: Captioned,
+    vae: Autoencoder,
+    tokenize: Tokenize,
+    objective: Objective,
+    cache: LatentCache | None = None,
 ) -> TrainingTask:
     """Let a U-Net and its text encoder learn together, see `conditioned_task`.
 
@@ -23,8 +29,9 @@ def ldm_task(
         vae: The autoencoder, trained already; it does not change.
         tokenize: Turns B captions into token ids (B, length), int64.
         objective: What the U-Net predicts; its device is that of all three networks.
+        cache: Keeps the latents' moments; None for memory.
 
     Returns:
         The task, whose losses have the one part `denoising`.
     """
-    return conditioned_task(denoiser, data, vae, {TEXT_ENCODER: tokenize}, objective)
+    return conditioned_task(denoiser, data, vae, {TEXT_ENCODER: tokenize}, objective, cache=cache)

@@ -23,6 +23,7 @@ COMMANDS = {
     "export BUNDLE": "export nowhere OUT",
     "train autoencoder --out": "train autoencoder --data nowhere --out OUT",
     "train ldm --out": "train ldm --data nowhere --autoencoder nowhere --out OUT",
+    "train ldm --cache-folder": "train ldm --data nowhere --autoencoder nowhere --out unwritten --cache-folder OUT",
     "data emoji OUT": "data emoji OUT",
 }
 
@@ -123,7 +124,7 @@ def test_no_output_was_forgotten() -> None:
     ctx = click.Context(cli)
     every = [leaf for name in NAMES for leaf in leaves(cli.get_command(ctx, name) or cli)]
     written = {param.name for command in every for param in command.params if isinstance(param.type, Output)}
-    assert written == {"out", "as_json", "junit", "html", "bundle", "sheet"}
+    assert written == {"out", "as_json", "junit", "html", "bundle", "sheet", "cache_folder"}
     for command in every:
         for param in command.params:
             if param.name in ("out", "junit", "html") or (param.name == "as_json" and not param.is_flag):  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ from ldmrt.tools.options.checkpoint import BASE, base_of
 
 from .captions import report_long
 from .checks import check_size, digest_of
+from .latents import Latents, latent_options
 from .options import Options, finite, weighting_options
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ldmrt.model.training.data.buckets import BucketedImages
     from ldmrt.model.training.data.captioned import ImageFolder, Sample
     from ldmrt.model.training.diffusion.objective import Objective
+    from ldmrt.model.training.latents import LatentCache
     from ldmrt.model.training.loop.task import TrainingTask
     from ldmrt.model.training.tasks.beside import Beside
     from ldmrt.model.training.tasks.finetune import Denoiser
@@ -46,6 +48,7 @@ def base_options(command: F) -> F:
         click.option("--previews", type=click.IntRange(min=0), default=4, show_default=True,
                      help="Images that are drawn of captions at each checkpoint."),
         weighting_options,
+        latent_options,
     ]):  # fmt: skip
         command = option(command)
     return command
@@ -64,6 +67,7 @@ class Base:
         objective: What the U-Net predicts.
         dropout: The share of captions that are left out.
         prompts: What previews are drawn of.
+        cache: Keeps the moments of latents.
         about: What a resumed run must have in common with the saved one.
     """
 
@@ -75,6 +79,7 @@ class Base:
     objective: "Objective"
     dropout: float
     prompts: list[str]
+    cache: "LatentCache"
     about: dict[str, object]
 
     @classmethod
@@ -100,7 +105,8 @@ class Base:
             previews: How many images are drawn at each checkpoint.
             adapt: Changes the checkpoint before it is trained; None leaves it as it is.
             gives: Kinds of sources that the task gives the U-Net, beside what a captioned image gives.
-            values: Those of the checkpoint, see `base_of`, and how the loss is weighted, see `Objective.of`.
+            values: Those of the checkpoint, see `base_of`, of the latents, see `Latents`, and how the loss is weighted,
+                see `Objective.of`.
 
         Raises:
             LdmrtError: The checkpoint cannot be read or trained, or not at this size.
@@ -113,24 +119,28 @@ class Base:
 
         if Path(source).resolve() == options.out.resolve():
             raise LdmrtError("train", "--out is the checkpoint that --from names", hint="another --out")
+        latents = Latents.of(**{field: values.pop(field) for field in ("cache", "cache_folder", "latents")})
         checkpoint, _ = base_of(source, values).load({"": torch.float32})
         checkpoint = checkpoint if adapt is None else adapt(checkpoint)
         objective = Objective.of(checkpoint.scheduler, options.device, **values)
         denoiser = Denoiser.of(checkpoint, train_text_encoders=train_text_encoder, gives=gives)
         vae, unet, size = checkpoint.vae, denoiser.unet, options.size
         assert isinstance(vae, Autoencoder)  # `Denoiser.of` refuses others
-        if isinstance(latents := unet.config.sample_size, int):
-            check_own_size(size, latents * vae.config.factor)
+        if isinstance(side := unet.config.sample_size, int):
+            check_own_size(size, side * vae.config.factor)
         check_size(size, vae.config)
         data, held = options.open_data(vae.config.factor * 2 ** (len(unet.config.block_out_channels) - 1))
+        digest, vae = digest_of(vae), vae.to(options.device)
         about = {
             "size": size, "data": data.digest, "validation": options.validation, "model": digest_of(denoiser),
-            "autoencoder": digest_of(vae), "prediction": objective.prediction,
+            "autoencoder": digest, "prediction": objective.prediction,
             "train_text_encoder": train_text_encoder, "caption_dropout": caption_dropout, **values, **options.shaped,
+            **latents.shaped,
         }  # fmt: skip
         unet.config = replace(unet.config, sample_size=size // vae.config.factor)
         prompts = [data.caption(options.seed + 1, i) for i in range(previews)]
-        return cls(checkpoint, denoiser, vae, data, held, objective, caption_dropout, prompts, about)
+        cache = latents.open(options, data, vae, digest)
+        return cls(checkpoint, denoiser, vae, data, held, objective, caption_dropout, prompts, cache, about)
 
     def examples(self, seed: int) -> "list[Sample]":
         """Return as many samples as there are previews, whose images are squares."""
@@ -140,7 +150,7 @@ class Base:
         return [squares.draw(seed + 1, i) for i in range(len(self.prompts))]
 
     def task(self, beside: "Beside | None" = None) -> "TrainingTask":
-        """Return the task: the denoising loss of captioned images; the autoencoder moves to the device.
+        """Return the task: the denoising loss of captioned images.
 
         Args:
             beside: Makes the channels that the U-Net reads beside its state; None for none.
@@ -154,8 +164,9 @@ class Base:
         }
         report_long(self.data, tokenizers)
         conditions = Conditions.of(self.checkpoint.stage, self.dropout)
-        vae = self.vae.to(self.objective.device)
-        return conditioned_task(self.denoiser, self.data, vae, tokenizers, self.objective, conditions, beside)
+        return conditioned_task(
+            self.denoiser, self.data, self.vae, tokenizers, self.objective, conditions, beside, self.cache
+        )
 
     def checkpoint_of(self, networks: "Denoiser") -> "Checkpoint":
         """Return the checkpoint with other weights, on the CPU.

@@ -10,6 +10,7 @@ from ldmrt.runtime.errors import LdmrtError
 from ldmrt.tools.console.drawing.images import grid, save_png
 from ldmrt.tools.console.progress import console
 from ldmrt.tools.console.training.checks import check, check_size, digest_of, preview
+from ldmrt.tools.console.training.latents import Latents, latent_options
 from ldmrt.tools.console.training.options import (
     Options,
     finite,
@@ -31,7 +32,17 @@ GUIDANCE = 3.0  # of previews
               show_default=True, callback=finite,
               help="Share of classes that are left out, for guidance.")  # fmt: skip
 @weighting_options
-def classes(options: Options, vae_folder: Path, prediction: str, class_dropout: float, **weighting: Any) -> None:
+@latent_options
+def classes(
+    options: Options,
+    vae_folder: Path,
+    prediction: str,
+    class_dropout: float,
+    cache: str,
+    cache_folder: Path | None,
+    latents: str,
+    **weighting: Any,
+) -> None:
     """Train a U-Net that draws classes, which are the images' captions; write a whole checkpoint to OUT.
 
     Example: ldmrt train classes --data photos --caption-column kind --autoencoder runs/ae --out runs/classes
@@ -52,10 +63,12 @@ def classes(options: Options, vae_folder: Path, prediction: str, class_dropout: 
     from ldmrt.model.training.tasks.classes import class_names, class_task
     from ldmrt.model.training.tasks.initialise import initialise
 
+    keeping = Latents.of(cache=cache, cache_folder=cache_folder, latents=latents)
     settings, out, size, device = check(options), options.out, options.size, options.device
     vae = load_autoencoder(vae_folder).to(device)
     vae.config = replace(vae.config, sample_size=size)
     check_size(size, vae.config)
+    weights = digest_of(vae)
     levels = len(presets.CLASSES.block_out_channels)
     if size % (unit := vae.config.factor * 2 ** (levels - 1)):
         raise LdmrtError("train", "unsupported --size", expected=f"a multiple of {unit}", found=size)
@@ -76,8 +89,8 @@ def classes(options: Options, vae_folder: Path, prediction: str, class_dropout: 
     index = {"_class_name": PIPELINE, "id2label": {str(number): name for number, name in enumerate(names)}}
     run = Run(network, settings, {
         "task": "classes", "size": size, "data": data.digest, "validation": options.validation,
-        "classes": digest(names), "autoencoder": digest_of(vae), "scaling_factor": vae.config.scaling_factor,
-        "prediction": prediction, "class_dropout": class_dropout, **weighting, **options.shaped,
+        "classes": digest(names), "autoencoder": weights, "scaling_factor": vae.config.scaling_factor,
+        "prediction": prediction, "class_dropout": class_dropout, **weighting, **options.shaped, **keeping.shaped,
     })  # fmt: skip
     shown = list(range(min(len(names), preview(size))))
 
@@ -88,4 +101,5 @@ def classes(options: Options, vae_folder: Path, prediction: str, class_dropout: 
         checkpoint.save(out)
 
     objective = Objective.of(scheduler, device, **weighting)
-    run_training(run, class_task(network, data, vae, objective, names, class_dropout), options, keep, held)
+    kept = keeping.open(options, data, vae, weights)
+    run_training(run, class_task(network, data, vae, objective, names, class_dropout, kept), options, keep, held)

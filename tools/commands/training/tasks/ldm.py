@@ -11,6 +11,7 @@ from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.tools.console.drawing.images import grid, save_png
 from ldmrt.tools.console.training.captions import report_long
 from ldmrt.tools.console.training.checks import check, check_size, digest_of, preview
+from ldmrt.tools.console.training.latents import Latents, latent_options
 from ldmrt.tools.console.training.options import (
     POSITIVE,
     Options,
@@ -37,12 +38,16 @@ from ldmrt.tools.console.training.run import run_training
     help="Entries of the BPE tokenizer.",
 )
 @weighting_options
+@latent_options
 def ldm(
     options: Options,
     vae_folder: Path,
     prediction: str,
     flow_shift: float,
     vocabulary: int,
+    cache: str,
+    cache_folder: Path | None,
+    latents: str,
     **weighting: Any,
 ) -> None:
     """Train a U-Net and a text encoder to denoise latents; write a whole checkpoint to OUT.
@@ -63,11 +68,14 @@ def ldm(
     from ldmrt.model.training.tasks.tokenizer import train_tokenizer
     from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
+    keeping = Latents.of(cache=cache, cache_folder=cache_folder, latents=latents)
     settings, out, size, seed, device = check(options), options.out, options.size, options.seed, options.device
     vae = load_autoencoder(vae_folder).to(device)
     vae.config = replace(vae.config, sample_size=size)
     check_size(size, vae.config)
+    digest = digest_of(vae)
     data, held = options.open_data(vae.config.factor * 2 ** (len(presets.UNET.block_out_channels) - 1))
+    kept = keeping.open(options, data, vae, digest)
     length = presets.TEXT_ENCODER["max_position_embeddings"]
     tokens = out / "tokenizer"
 
@@ -94,8 +102,9 @@ def ldm(
     initialise(denoiser.unet)
     run = Run(denoiser, settings, {
         "task": "ldm", "size": size, "data": data.digest, "validation": options.validation, "prediction": prediction,
-        "vocabulary": vocabulary, "latent_channels": channels, "autoencoder": digest_of(vae),
+        "vocabulary": vocabulary, "latent_channels": channels, "autoencoder": digest,
         "scaling_factor": vae.config.scaling_factor, "flow_shift": flow_shift, **weighting, **options.shaped,
+        **keeping.shaped,
     })  # fmt: skip
     prompts = [data.caption(seed + 1, i) for i in range(preview(size))]
 
@@ -112,5 +121,5 @@ def ldm(
         )
         checkpoint.save(out)
 
-    task = ldm_task(denoiser, data, vae, tokenizer, Objective.of(scheduler, device, **weighting))
+    task = ldm_task(denoiser, data, vae, tokenizer, Objective.of(scheduler, device, **weighting), kept)
     run_training(run, task, options, keep, held)
