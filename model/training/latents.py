@@ -39,6 +39,12 @@ def sampled(encoded: Tensor, vae: Autoencoder, draws: Draws, purpose: str = "lat
     return latents * vae.config.scaling_factor
 
 
+def to_images(x: Tensor) -> Pixels:
+    """Turn images (B, 3, H, W) in [-1, 1] into (B, H, W, 3), uint8: the inverse of `to_tensor`."""
+    pixels: Pixels = ((x.float() + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return pixels
+
+
 class LatentCache:
     """Keeps the autoencoder's moments by sample key: a repeated image is neither decoded nor encoded again."""
 

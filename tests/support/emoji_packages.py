@@ -13,6 +13,7 @@ from PIL import Image
 
 from ldmrt.tools.emoji.packages import Package
 
+COLOURS = {"apple": (200, 0, 0), "leaf": (0, 160, 0), "night": (22, 22, 22), "fog": (128, 128, 128)}
 posix = pytest.mark.skipif(os.name != "posix", reason="the stand-in for npm is a shell script")
 
 
@@ -107,3 +108,21 @@ class Registry:
     def download(self, package: Package, folder: Path) -> None:
         self.asked.append(package.name)
         (folder / "fetched").write_bytes(self.contents[package.name])
+
+
+def sprite_set(folder: Path) -> Path:
+    """Write four emoji in two styles: discs with a soft edge and a dot of another colour, two of them clash."""
+    rows, pictures = [], []
+    for top, style in ((20, "noto"), (30, "blob")):
+        for i, (label, colour) in enumerate(COLOURS.items()):
+            y, x = np.mgrid[:56, :56] - 27.5
+            alpha = np.clip((27 - np.hypot(x, y)) * 64, 0, 255)
+            sprite = np.dstack([np.full((56, 56, 3), colour), alpha]).astype(np.uint8)
+            sprite[top : top + 4, 20 + 4 * i : 24 + 4 * i, :3] = 255 - sprite[0, 0, :3]
+            tags = ["tag", "word"] if style == "noto" else []
+            row = {"index": len(rows), "code": label, "style": style, "label": label, "tags": tags}
+            rows.append(row | {"group": "food" if i < 2 else "sky", "subgroup": "none"})
+            pictures.append(sprite)
+    np.savez(folder / "sprites.npz", sprites=np.stack(pictures))
+    (folder / "sprites.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder

@@ -24,6 +24,12 @@ class Wording:
     prefix: str = ""
     wildcards: bool = False
 
+    def longest(self, caption: str) -> str:
+        """Return a caption with the prefix, and the longest of its alternatives in each place."""
+        while self.wildcards and (found := ALTERNATIVES.search(caption)):
+            caption = caption[: found.start()] + max(found[1].split("|"), key=len) + caption[found.end() :]
+        return self._prefixed(caption)
+
     def __call__(self, caption: str, seed: int, index: int) -> str:
         """Return the caption of sample `index` of the stream that `seed` names."""
         if self.wildcards:
@@ -35,4 +41,8 @@ class Wording:
             tags = [tag for tag in map(str.strip, caption.split(",")) if tag]
             order = sample_generator(seed, index, "tags").permutation(len(tags[self.keep :]))
             caption = ", ".join(tags[: self.keep] + [tags[self.keep + place] for place in order])
+        return self._prefixed(caption)
+
+    def _prefixed(self, caption: str) -> str:
+        """Put the prefix before a caption."""
         return f"{self.prefix} {caption}".strip() if self.prefix else caption

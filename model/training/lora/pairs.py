@@ -103,10 +103,7 @@ class Pairs(nn.Module):
         self.config = config
         self.places: dict[str, tuple[str, str]] = {}  # component and module, by the pair's name in `pairs`
         self.pairs = nn.ModuleDict()
-        found = {component: chosen(network, config.layers) for component, network in networks.items()}
-        for component, layers in found.items():
-            _check(component, layers, config)
-        for component, layers in found.items():
+        for component, layers in layers_of(networks, config).items():
             networks[component].requires_grad_(False)
             for module, layer in layers.items():
                 name = f"{component}.{module}".replace(".", "/")  # a ModuleDict takes no dots
@@ -139,6 +136,18 @@ class Pairs(nn.Module):
             assert isinstance(pair, Pair)
             factors[place] = (pair.down.weight.detach(), pair.up.weight.detach())
         return factors
+
+
+def layers_of(networks: Mapping[str, nn.Module], config: LoraConfig) -> dict[str, dict[str, nn.Linear | nn.Conv2d]]:
+    """Return the layers that get a pair, by component and name.
+
+    Raises:
+        LdmrtError: A network has no such layer, or one with fewer channels than the rank.
+    """
+    found = {component: chosen(network, config.layers) for component, network in networks.items()}
+    for component, layers in found.items():
+        _check(component, layers, config)
+    return found
 
 
 def chosen(network: nn.Module, groups: Collection[str]) -> dict[str, nn.Linear | nn.Conv2d]:

@@ -198,8 +198,9 @@ def check_trainable(checkpoint: Checkpoint, gives: Collection[str] = ()) -> None
     more = [source.kind for source in sources if source.kind not in (*READ, *gives) or "scored" in source.settings]
     if more:
         problem = "the U-Net reads more than captioned images give"
-        command = next((f"ldmrt train {TRAINED_BY[kind]}" for kind in more if kind in TRAINED_BY), None)
-        raise LdmrtError("train", problem, expected=expected, found=", ".join(more), hint=command)
+        command = next((TRAINED_BY[kind] for kind in more if kind in TRAINED_BY), None)
+        hint = command and f"ldmrt train {command}, which trains all weights"
+        raise LdmrtError("train", problem, expected=expected, found=", ".join(more), hint=hint)
     if not isinstance(checkpoint.unet, UNet) or not checkpoint.text_encoders:
         raise LdmrtError("train", "the model reads no prompt", expected=expected, found=type(checkpoint.unet).__name__)
     if not isinstance(checkpoint.vae, Autoencoder):

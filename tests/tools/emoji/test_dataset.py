@@ -1,6 +1,5 @@
 """The stream of emoji, on a set of eight sprites made here."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,12 @@ from ldmrt.runtime import LdmrtError
 from ldmrt.tools.emoji.dataset import LAYOUTS, Emoji, Sprite, load_sprites
 from ldmrt.tools.emoji.palette import PALETTE, lab
 
-COLOURS = {"apple": (200, 0, 0), "leaf": (0, 160, 0), "night": (22, 22, 22), "fog": (128, 128, 128)}
+from ...support.emoji_packages import sprite_set
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four emoji in two styles: a disc each, with a soft edge and a dot of another colour. Two of them clash."""
-    rows, pictures = [], []
-    for top, style in ((20, "noto"), (30, "blob")):
-        for i, (label, colour) in enumerate(COLOURS.items()):
-            y, x = np.mgrid[:56, :56] - 27.5
-            alpha = np.clip((27 - np.hypot(x, y)) * 64, 0, 255)
-            sprite = np.dstack([np.full((56, 56, 3), colour), alpha]).astype(np.uint8)
-            sprite[top : top + 4, 20 + 4 * i : 24 + 4 * i, :3] = 255 - sprite[0, 0, :3]
-            tags = ["tag", "word"] if style == "noto" else []
-            row = {"index": len(rows), "code": label, "style": style, "label": label, "tags": tags}
-            rows.append(row | {"group": "food" if i < 2 else "sky", "subgroup": "none"})
-            pictures.append(sprite)
-    np.savez(tmp_path / "sprites.npz", sprites=np.stack(pictures))
-    (tmp_path / "sprites.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path
+    return sprite_set(tmp_path)
 
 
 def test_a_sample_depends_on_seed_and_index_alone(folder: Path) -> None:

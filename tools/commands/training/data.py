@@ -98,10 +98,11 @@ def check(
     )  # fmt: skip
     images = len(set(checked.rows)) if isinstance(checked, ImageFolder) else len(checked)
     more = "" if images == len(checked) else f", {len(checked)} in an epoch"
+    option = "--buckets" if buckets else "--flip" if flip else ""
+    if option and not isinstance(checked, ImageFolder):
+        raise LdmrtError("data", f"{option} is for images of your own", hint=f"no {option}")
     click.echo(f"{folder}: {images} captioned images can be used{more}")
     if not isinstance(checked, ImageFolder):
-        if option := "--buckets" if buckets else "--flip" if flip else "":
-            raise LdmrtError("data", f"{option} is for images of your own", hint=f"no {option}")
         return
     if shapes:
         for (width, height), rows in BucketedImages.of(checked, shapes).groups:

@@ -3,7 +3,6 @@
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -29,8 +28,7 @@ def report_long(data: "Captioned", tokenizers: "Mapping[str, Tokenizer]") -> Non
     images = data.images if isinstance(data, BucketedImages) else data
     if not isinstance(images, ImageFolder):
         return
-    wording = replace(images.wording, shuffle=False, wildcards=False)
-    texts = list(dict.fromkeys(wording(text, 0, 0) for row in images.rows for text in row.texts))
+    texts = list(dict.fromkeys(images.wording.longest(text) for row in images.rows for text in row.texts))
     for name, tokenizer in tokenizers.items():
         parts = (texts[i : i + BLOCK] for i in range(0, len(texts), BLOCK))
         if long := sum(count > tokenizer.length for part in parts for count in tokenizer.lengths(part)):

@@ -35,6 +35,7 @@ def check(options: Options) -> "Settings":
     from ldmrt.model.training.loop.resuming import check_changes
 
     settings, state = options.settings(), options.out / STATE
+    options.wording()  # refuses what contradicts itself
     if options.change and not options.resume:
         raise LdmrtError("train", "--change needs --resume", hint="--resume, or no --change")
     check_changes(options.change)

@@ -15,7 +15,7 @@ from ldmrt.tools.options.common import CAPTION_COLUMN, PROMPT, SIDE, Choice
 from .data import open_data
 from .launching import joined
 from .recipe import recipe_of
-from .variation import ENLARGED, Variation, finite, variation_options
+from .variation import ENLARGED, NO_WORDING, Variation, finite, variation_options
 
 if TYPE_CHECKING:
     from ldmrt.model.training.data.buckets import BucketedImages
@@ -122,7 +122,10 @@ class Options(Variation):
             max_upscale=self.max_upscale,
         )  # fmt: skip
         if not isinstance(images, ImageFolder):
-            if own := [f"--{name.replace('_', '-')}" for name, value in self.shaped.items() if value]:
+            own = [f"--{name.replace('_', '-')}" for name, value in self.varied.items() if value]
+            own += ["--buckets"] * self.buckets + ["--empty"] * (self.empty != "refuse")
+            own += ["--max-upscale"] * (self.max_upscale != ENLARGED)
+            if own:
                 raise LdmrtError("train", f"{own[0]} is for images of your own", hint=f"no {' '.join(own)}")
             if self.validation is not None:
                 hint = "no --validation; pairs of emoji and background are held out already"
@@ -135,8 +138,13 @@ class Options(Variation):
         return BucketedImages.of(train, shapes), None if held is None else BucketedImages.of(held, shapes)
 
 
-def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a decorator that adds the options of every training, with these defaults; the command takes `Options`."""
+def training_options(
+    steps: int, batch: int, rate: float, *, captions: bool = True
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a decorator that adds the options of every training, with these defaults; the command takes `Options`.
+
+    Those that change the words of captions are added only where the training reads `captions` as texts.
+    """
     options = [
         click.option("--data", "folder", type=click.Path(path_type=Path), required=True,
                      help="Sprites of `ldmrt data emoji`, a folder of images, shard-{000..127}.tar, or hf:OWNER/NAME."),
@@ -169,7 +177,7 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[
         SIDE,
         click.option("--buckets", is_flag=True,
                      help="Train on the shapes nearest to the images', of the area of --size, instead of squares."),
-        *variation_options(),
+        *variation_options(captions=captions),
         click.option("--on-bad", type=Choice(["stop", "skip"]), default="stop", show_default=True,
                      help="Stop at, or skip, unreadable images and lines without a caption."),
         click.option("--on-small", type=Choice(["stop", "skip"]), default="stop", show_default=True,
@@ -199,7 +207,9 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Callable[
         @wraps(command)
         def with_options(**values: Any) -> None:
             recipe = recipe_of(click.get_current_context().command, values)
-            common = {field.name: values.pop(field.name) for field in fields(Options) if field.name not in OWN}
+            given = values if captions else values | NO_WORDING
+            names = [field.name for field in fields(Options) if field.name not in OWN]
+            common, values = {name: given[name] for name in names}, {n: v for n, v in values.items() if n not in names}
             with joined(common["processes"], common["device"]) as group:
                 command(Options(**common, recipe=recipe, group=group), **values)
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ldmrt.model.training.data.wording import Wording
 
 V = TypeVar("V", "float | None", "tuple[float, ...]")
+NO_WORDING = {"shuffle_tags": False, "keep_tags": 0, "prefix": "", "wildcards": False}  # of trainings without captions
 ENLARGED = 2.0  # how many times an image may be enlarged, by default
 
 
@@ -74,18 +75,29 @@ class Variation:
         return Wording(self.shuffle_tags, self.keep_tags, self.prefix, self.wildcards)
 
 
-def variation_options() -> list[Callable[[Any], Any]]:
-    """Return the options, in the order of the help."""
+def variation_options(*, captions: bool) -> list[Callable[[Any], Any]]:
+    """Return the options, in the order of the help; those of captions only where a training reads captions as texts."""
+    wording = [
+        click.option(
+            "--shuffle-tags",
+            is_flag=True,
+            help="Put the tags of a caption, which commas separate, in another order for each sample.",
+        ),
+        click.option(
+            "--keep-tags",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="With --shuffle-tags: tags at the beginning that stay there.",
+        ),
+        click.option("--prefix", default="", help="Words before each caption; none by default."),
+        click.option("--wildcards", is_flag=True, help="Take one of {red|green} in a caption for each sample."),
+    ]
     return [
         FLIP,
         click.option("--random-crop", is_flag=True,
                      help="Crop each image at a place of chance, instead of its centre."),
-        click.option("--shuffle-tags", is_flag=True,
-                     help="Put the tags of a caption, which commas separate, in another order for each sample."),
-        click.option("--keep-tags", type=click.IntRange(min=0), default=0, show_default=True,
-                     help="With --shuffle-tags: tags at the beginning that stay there."),
-        click.option("--prefix", default="", help="Words before each caption; none by default."),
-        click.option("--wildcards", is_flag=True, help="Take one of {red|green} in a caption for each sample."),
+        *(wording if captions else []),
         EMPTY,
         MAX_UPSCALE,
     ]  # fmt: skip

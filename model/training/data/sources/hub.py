@@ -76,16 +76,18 @@ def read_dataset(
     images = [key for key, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     if len(images) > 1 and "image" in images:
         images = ["image"]
-    if len(images) != 1:
-        named = ", ".join(images or rows.features)
-        raise LdmrtError("data", f"{name} has no column of images, or several", expected="one", found=named)
+    if len(images) > 1:
+        raise LdmrtError("data", f"{name} has several columns of images", expected="one", found=", ".join(images))
+    if not images:
+        hint = f"--data {name.removeprefix(HUB)}, if it is a folder of images"
+        raise LdmrtError("data", f"{name} has no column of images", found=", ".join(rows.features), hint=hint)
     if column not in rows.features and prompt is None and not empty:
         named = ", ".join(rows.features)
         raise LdmrtError("data", f"{name} has no column {column}", found=named, hint="--caption-column, or --prompt")
     if column in rows.features and prompt is not None:
         problem = f"--prompt is for images without captions, and {name} has a column {column}"
         raise LdmrtError("data", problem, hint="no --prompt")
-    captions = list(rows[column]) if column in rows.features else [prompt or ""] * len(rows)
+    captions = _captions(rows, column) if column in rows.features else [prompt or ""] * len(rows)
     found = [_row(number, caption, column, empty=empty) for number, caption in enumerate(captions)]
     listed, problems = (
         [row for row in found if isinstance(row, Row)],
@@ -93,6 +95,14 @@ def read_dataset(
     )
     undecoded = rows.cast_column(images[0], datasets.Image(decode=False)).select_columns(images)
     return listed, problems, HubImages(name, images[0], undecoded, _newest(rows.cache_files))
+
+
+def _captions(rows: Any, column: str) -> list[Any]:
+    """Return a column; of classes (`datasets.ClassLabel`) their names, and None for those without one."""
+    captions, named = list(rows[column]), getattr(rows.features[column], "int2str", None)
+    if named is None:
+        return captions
+    return [None if number is None or number < 0 else named(number) for number in captions]
 
 
 def _row(number: int, caption: object, column: str, *, empty: bool) -> Row | Problem:

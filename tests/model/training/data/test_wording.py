@@ -6,6 +6,12 @@ from itertools import permutations
 from ldmrt.model.training.data.wording import Wording
 
 
+def test_the_longest_of_the_alternatives_is_taken_to_count() -> None:
+    caption = "a {red|{green|bluish}} cat"
+    assert Wording(wildcards=True, prefix="sks").longest(caption) == "sks a bluish cat"
+    assert Wording(prefix="sks").longest(caption) == f"sks {caption}"
+
+
 def test_captions_stay_as_they_are_by_default() -> None:
     for caption in ("a, b ,c", " {a|b} ", ""):
         assert Wording()(caption, 0, 0) == caption

@@ -13,6 +13,7 @@ from ldmrt.model.training.tasks import presets
 from ldmrt.tools.commands.training.train import train
 from ldmrt.tools.console.training import checks
 
+from ....support.emoji_packages import sprite_set
 from ....support.image_files import encoded
 
 UNET = Path("unet") / "diffusion_pytorch_model.safetensors"
@@ -72,9 +73,31 @@ def test_every_training_compares_the_options(name: str) -> None:
 
 
 def test_options_that_need_another_are_refused(ldmrt: Any, folder: Path, tmp_path: Path) -> None:
-    ran = ldmrt(*words("autoencoder", folder, tmp_path / "out", "--keep-tags", 1))
+    assert ldmrt(*words("autoencoder", folder, tmp_path / "ae")).code == 0
+    ran = ldmrt(*words("ldm", folder, tmp_path / "out", "--autoencoder", tmp_path / "ae", "--keep-tags", 1))
     assert "--keep-tags needs --shuffle-tags" in ran.error
+    assert "images checked" not in ran.err
     assert not (tmp_path / "out" / "training").exists()
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "classes", "unconditional", "upscaler"])
+def test_trainings_without_texts_do_not_change_captions(name: str) -> None:
+    options = {word for option in train.commands[name].params for word in option.opts}
+    assert "--flip" in options
+    assert not options & {"--prefix", "--shuffle-tags", "--keep-tags", "--wildcards"}
+
+
+@pytest.mark.parametrize(
+    "option", [("--flip",), ("--prefix", "x"), ("--empty", "allow"), ("--max-upscale", 3), ("--buckets",)]
+)
+def test_emoji_are_refused_what_is_for_other_images(
+    option: tuple[object, ...], ldmrt: Any, folder: Path, tmp_path: Path
+) -> None:
+    assert ldmrt(*words("autoencoder", folder, tmp_path / "ae")).code == 0
+    (tmp_path / "sprites").mkdir()
+    sprites = sprite_set(tmp_path / "sprites")
+    ran = ldmrt(*words("ldm", sprites, tmp_path / "out", "--autoencoder", tmp_path / "ae", *option))
+    assert f"{option[0]} is for images of your own" in ran.error
 
 
 def test_check_lists_captions_that_mirroring_makes_wrong(ldmrt: Any, folder: Path) -> None:

@@ -14,7 +14,7 @@ from ldmrt.tools.console.training.run import run_training
 
 
 @click.command()
-@training_options(steps=6000, batch=8, rate=1e-3)
+@training_options(steps=6000, batch=8, rate=1e-3, captions=False)
 @first_stage_options
 def autoencoder(options: Options, **values: Any) -> None:
     """Train an autoencoder, which turns images into latents and back; write OUT/vae.
@@ -30,7 +30,7 @@ def autoencoder(options: Options, **values: Any) -> None:
     from ldmrt.model.networks.autoencoder import Autoencoder, moments
     from ldmrt.model.training.data.buckets import BucketedImages
     from ldmrt.model.training.first_stage.report import report
-    from ldmrt.model.training.latents import to_tensor
+    from ldmrt.model.training.latents import to_images, to_tensor
     from ldmrt.model.training.loop.run import Run
     from ldmrt.model.training.tasks.autoencoder import autoencoder_task, finished
 
@@ -60,8 +60,7 @@ def autoencoder(options: Options, **values: Any) -> None:
         back = vae.decode(mean).clamp(-1, 1)
         psnr = -10 * ((back - x) / 2).square().mean().log10().item()
         console.print(f"step {run.step}: PSNR {psnr:.2f} dB over {len(shown)} images", highlight=False)
-        pictures = np.rint((back.cpu().permute(0, 2, 3, 1).numpy() + 1) * 127.5).astype(np.uint8)
-        pairs = np.stack([shown[:half], pictures[:half]], axis=1).reshape(2 * half, *shown.shape[1:])
+        pairs = np.stack([shown[:half], to_images(back)[:half]], axis=1).reshape(2 * half, *shown.shape[1:])
         save_png(out / "training" / f"autoencoder-{run.step:06d}.png", grid(pairs, min(8, len(pairs))))
         factor = 1.0 / mean.std().item()  # Rombach et al. 2022, appendix G: unit variance
         if held is not None:

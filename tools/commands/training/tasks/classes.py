@@ -24,7 +24,7 @@ GUIDANCE = 3.0  # of previews
 
 
 @click.command()
-@training_options(steps=5500, batch=32, rate=8e-4)
+@training_options(steps=5500, batch=32, rate=8e-4, captions=False)
 @click.option("--autoencoder", "vae_folder", type=click.Path(path_type=Path), required=True,
               help="A folder with vae/, such as the autoencoder's run.")  # fmt: skip
 @prediction_option()

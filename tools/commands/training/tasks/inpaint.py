@@ -25,7 +25,7 @@ def inpaint(options: Options, source: str, kinds: tuple[str, ...], **values: Any
     Example: ldmrt train inpaint --from runs/ldm --data photos --out runs/inpaint
     """
     from ldmrt.model.training.draws import Draws
-    from ldmrt.model.training.latents import to_tensor
+    from ldmrt.model.training.latents import to_images, to_tensor
     from ldmrt.model.training.loop.run import Run
     from ldmrt.model.training.tasks.inpaint import Masked, inpainting, masked
     from ldmrt.model.training.tasks.masks import draw_masks
@@ -40,9 +40,8 @@ def inpaint(options: Options, source: str, kinds: tuple[str, ...], **values: Any
     if examples:
         images = to_tensor([example.image for example in examples], "cpu")
         masks = draw_masks(Draws(options.seed + 1, range(len(examples))), (options.size, options.size), kinds)
-        shown = masked(images, masks).permute(0, 2, 3, 1)
         given = {
-            "above": ((shown + 1) * 127.5).round().byte().numpy(),
+            "above": to_images(masked(images, masks)),
             "image": [example.image for example in examples],
             "mask_image": list(masks[:, 0].numpy()),
         }

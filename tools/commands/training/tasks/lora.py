@@ -1,7 +1,7 @@
 """Run `ldmrt train lora`: low-rank pairs beside a checkpoint's layers."""
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,9 @@ from ldmrt.tools.console.training.checks import check
 from ldmrt.tools.console.training.options import POSITIVE, Options, finite, training_options
 from ldmrt.tools.console.training.run import run_training
 from ldmrt.tools.options.common import Choice
+
+if TYPE_CHECKING:
+    from ldmrt.model.checkpoint.checkpoint import Checkpoint
 
 FILE = "pytorch_lora_weights.safetensors"  # what diffusers' `load_lora_weights` looks for in a folder
 
@@ -46,13 +49,20 @@ def lora(
     from ldmrt.model.training.loop.averaged import with_average
     from ldmrt.model.training.loop.checkpointing import checkpoint_blocks
     from ldmrt.model.training.loop.run import Run
-    from ldmrt.model.training.lora.pairs import LoraConfig, Pairs
+    from ldmrt.model.training.lora.pairs import LoraConfig, Pairs, layers_of
     from ldmrt.model.training.lora.writing import write
-    from ldmrt.model.training.tasks.finetune import encoders_of
+    from ldmrt.model.training.tasks.finetune import check_trainable, encoders_of
 
     settings, out = check(options), options.out
     config = LoraConfig(rank, alpha or float(rank), tuple(dict.fromkeys(layers)))
-    base = Base.open(options, source, train_text_encoder=False, **values)
+
+    def checked(checkpoint: "Checkpoint") -> "Checkpoint":
+        check_trainable(checkpoint)
+        encoders = checkpoint.text_encoders if train_text_encoder else {}
+        layers_of({"unet": checkpoint.unet, **encoders}, config)  # refuses what cannot be, before images are read
+        return checkpoint
+
+    base = Base.open(options, source, train_text_encoder=False, adapt=checked, **values)
     denoiser = base.denoiser.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     networks = {"unet": denoiser.unet, **(encoders_of(denoiser) if train_text_encoder else {})}
     torch.manual_seed(options.seed)

@@ -17,7 +17,7 @@ PREVIEW = 8  # images
 
 
 @click.command()
-@training_options(steps=20000, batch=32, rate=2e-4)
+@training_options(steps=20000, batch=32, rate=2e-4, captions=False)
 @prediction_option("sample")
 @click.option("--variance", type=Choice(["fixed_small", "fixed_large", "learned_range"]), default="fixed_small",
               show_default=True,

@@ -22,7 +22,7 @@ def upscale(options: Options, source: str, **values: Any) -> None:
     Example: ldmrt train upscale --from runs/ldm --data photos --out runs/upscale
     """
     from ldmrt.model.families.upscaler import NOISER
-    from ldmrt.model.training.latents import to_tensor
+    from ldmrt.model.training.latents import to_images, to_tensor
     from ldmrt.model.training.loop.run import Run
     from ldmrt.model.training.tasks.upscale import GIVES, SmallImages, smaller, upscaling
 
@@ -34,8 +34,7 @@ def upscale(options: Options, source: str, **values: Any) -> None:
     base = replace(base, prompts=[example.caption for example in examples])
     given = dict[str, Any]()
     if examples:
-        images = smaller(to_tensor([example.image for example in examples], "cpu"), factor)
-        small = ((images.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
+        small = to_images(smaller(to_tensor([example.image for example in examples], "cpu"), factor))
         given = {"above": small.repeat(factor, axis=1).repeat(factor, axis=2), "image": list(small)}
 
     def keep() -> None:

@@ -12,7 +12,7 @@ from ldmrt.tools.console.training.run import run_training
 
 
 @click.command()
-@training_options(steps=2500, batch=16, rate=6e-4)
+@training_options(steps=2500, batch=16, rate=6e-4, captions=False)
 @click.option("--autoencoder", "vae_folder", type=click.Path(path_type=Path),
               help="A folder with vae/, whose faults half of the small images get; none by default.")  # fmt: skip
 @click.option("--crop", type=click.IntRange(min=8), default=64, show_default=True,

@@ -100,10 +100,22 @@ def test_captions_may_be_lists_or_another_column_or_missing(datasets: Any, tmp_p
         read_dataset(data, "any", "alt")
 
 
+def test_captions_of_classes_are_their_names(datasets: Any, tmp_path: Path) -> None:
+    data = made(datasets, label=[0, 1, -1, None] + [1] * 4)
+    data.cast_column("label", datasets.ClassLabel(names=["cat", "dog"])).save_to_disk(tmp_path / "data")
+    rows, problems, _ = read_dataset(Path(f"hf:{tmp_path / 'data'}"), None, "label")
+    assert [row.text for row in rows] == ["cat"] + ["dog"] * 5
+    assert [problem.found for problem in problems] == [f"label of row {i} is null, expected a string" for i in (2, 3)]
+
+
 def test_what_cannot_be_used_is_one_error(datasets: Any, tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "texts")
-    with pytest.raises(LdmrtError, match="has no column of images, or several; expected one; found text"):
+    with pytest.raises(LdmrtError, match="has no column of images; found text"):
         ImageFolder.open(Path(f"hf:{tmp_path / 'texts'}"))
+    two = datasets.Dataset.from_dict({name: [{"bytes": encoded(0)}] for name in ("one", "two")} | {"text": ["a"]})
+    two.cast_column("one", datasets.Image()).cast_column("two", datasets.Image()).save_to_disk(tmp_path / "two")
+    with pytest.raises(LdmrtError, match="has several columns of images; expected one; found one, two"):
+        ImageFolder.open(Path(f"hf:{tmp_path / 'two'}"))
     with pytest.raises(LdmrtError, match=r"cannot load the data set hf:.*nowhere"):
         ImageFolder.open(Path(f"hf:{tmp_path / 'nowhere'}"))
     data = datasets.Dataset.from_dict({"image": [None, {"bytes": b"no image"}], "text": ["a", "b"]})
