@@ -135,7 +135,7 @@ class Processes:
     def mean(self, value: Tensor, count: int) -> Tensor:
         """Return the mean of all processes' values, that of each weighted by its `count` of samples.
 
-        Only processes that have samples call it; the others `rest`.
+        Only processes that have samples call it; the others `serve_means`.
         """
         if self.alone:
             return value
@@ -143,8 +143,8 @@ class Processes:
         total = sum(weight for _, weight in found)
         return sum(one * (weight / total) for one, weight in found).to(value.device)
 
-    def rest(self) -> None:
-        """Wait until all processes rest; take part in the means that others ask for meanwhile."""
+    def serve_means(self) -> None:
+        """Take part in the means that other processes ask for, until none of them has a sample left."""
         while not self.alone and any(one is not None for one in self.exchange(None)):
             pass
 
@@ -203,7 +203,7 @@ class Processes:
                 piece, size = [], 0
 
     @contextlib.contextmanager
-    def telling(self) -> Iterator[None]:
+    def sharing_errors(self) -> Iterator[None]:
         """Tell the other processes an error that is raised within, and leave them at the end."""
         try:
             yield

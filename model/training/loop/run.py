@@ -132,7 +132,7 @@ class Run(Generic[M]):
                 (mean if self.loss_scale is None else self.loss_scale.scale * mean).backward()
                 found.append(({name: value.detach() for name, value in losses.items()}, draws.noted))
             if task.cooperates:
-                self.processes.rest()
+                self.processes.serve_means()
         losses, noted = (whole([one[i] for one in found]) for i in range(2))
         if not self.processes.alone:
             task.share(self.step, self.processes.joined)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ldmrt.tools.console.training.launching import speak_once
+from ldmrt.tools.console.training.launching import silence_other_ranks
 from ldmrt.tools.console.training.log import show_log
 from ldmrt.tools.console.training.recipe import Trainings
 from ldmrt.tools.console.training.signals import nothing_to_save
@@ -41,7 +41,7 @@ def train() -> None:
 
     Example: ldmrt train autoencoder --data data/emoji --style noto --out runs/ae
     """
-    speak_once()
+    silence_other_ranks()
     click.get_current_context().with_resource(nothing_to_save())
 
 

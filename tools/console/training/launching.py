@@ -28,8 +28,8 @@ def launched() -> int:
     return 0
 
 
-def speak_once() -> None:
-    """Silence this process unless it is the first of those that a launcher started, which speaks for all."""
+def silence_other_ranks() -> None:
+    """Silence this process unless it is the first of those that a launcher started, which prints for all."""
     if launched() and os.environ["RANK"] != "0":
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -61,7 +61,7 @@ def joined(asked: int, device: str) -> "Iterator[Processes | None]":
     from ldmrt.model.training.loop.processes import join
 
     processes = join(device)
-    with processes.telling():
+    with processes.sharing_errors():
         yield processes
 
 
@@ -102,7 +102,7 @@ def launch(count: int, device: str) -> int:
             problem, found = f"process 0 of {count} was killed", signal.Signals(-failure.exitcode).name
             hint = "--resume continues from the saved state"
             raise LdmrtError("train", problem, found=found, hint=hint) from None
-        return WRONG  # the first process has said it
+        return WRONG  # the first process has printed the error
     return 0
 
 

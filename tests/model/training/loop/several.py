@@ -49,7 +49,7 @@ def _child(rank: int, count: int, port: int, function: Callable[[Processes], T],
     found: object
     try:
         processes = join("cpu")
-        with processes.telling():
+        with processes.sharing_errors():
             found = function(processes)
     except Exception as error:
         traceback.print_exc()
