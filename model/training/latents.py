@@ -75,7 +75,7 @@ class LatentCache:
 
     def lacks(self, sample: Sample) -> bool:
         """Tell whether the image of a sample has to be decoded for its latents."""
-        if self.files is None:
+        if self.files is None or sample.once:
             return sample.key not in self.known
         try:
             return self._name(sample) not in self.files
@@ -99,7 +99,9 @@ class LatentCache:
 
     def _kept(self, sample: Sample) -> Tensor | None:
         """Return moments that were computed before."""
-        return self.known.get(sample.key) if self.files is None else self.files.get(self._name(sample))
+        if self.files is None or sample.once:
+            return self.known.get(sample.key)
+        return self.files.get(self._name(sample))
 
     def _encode(self, sample: Sample) -> Tensor:
         """Compute the moments of one sample, and keep them."""

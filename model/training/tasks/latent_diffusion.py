@@ -1,4 +1,4 @@
-"""Define what a latent diffusion model learns from nothing: a U-Net and the text encoder that conditions it."""
+"""Define what a latent diffusion model learns from scratch: a U-Net and the text encoder that conditions it."""
 
 from torch import nn
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmrt.model.training.tasks import presets
 from ldmrt.tools.console.training import checks, options
 from ldmrt.tools.console.training.data import open_data
 from ldmrt.tools.console.training.run import STATE
@@ -22,13 +20,7 @@ from ldmrt.tools.console.training.run import STATE
 COUNT = 5
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks of a few thousand weights, and previews of four images."""
-    config = replace(presets.AUTOENCODER, block_out_channels=(4,) * 4, layers_per_block=1, norm_num_groups=2)
-    monkeypatch.setattr(presets, "AUTOENCODER", config)
-    monkeypatch.setattr(presets, "UNET", replace(presets.UNET, block_out_channels=(32, 32), norm_num_groups=8))
-    monkeypatch.setattr(checks, "SHOWN", 4)
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 
 @pytest.fixture

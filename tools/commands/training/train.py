@@ -1,4 +1,4 @@
-"""Run `ldmrt train`: train models from nothing, and checkpoints further."""
+"""Run `ldmrt train`: train models from scratch, and checkpoints further."""
 
 from pathlib import Path
 

@@ -106,8 +106,11 @@ def test_a_fingerprint_is_of_bytes_shape_and_view(images: ImageFolder) -> None:
 
 def test_what_hardly_comes_again_is_not_kept(images: ImageFolder, tmp_path: Path) -> None:
     cache = on_disk(images, tmp_path / "latents")
-    cache([replace(images.draw(0, 0), once=True)])
+    sample = replace(images.draw(0, 0), once=True)
+    assert cache.lacks(sample)
+    cache([sample])
     assert not cache.files.waiting  # type: ignore[union-attr]
+    assert not cache._names  # nor is its file read once more for a name
 
 
 def test_an_unreadable_file_is_left_to_its_decoding(images: ImageFolder, tmp_path: Path) -> None:

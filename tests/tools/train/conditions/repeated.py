@@ -21,3 +21,9 @@ def assert_repeats(ldmrt: Any, words: tuple[object, ...], folder: Path, change: 
     for again in (parts, recipe):
         assert (again / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
     return whole
+
+
+def words_of(task: str, source: Path, pictures: Path, out: Path, *more: object) -> tuple[object, ...]:
+    """A training of two steps from a checkpoint."""
+    words = ("train", task, "--from", source, "--data", pictures, "--size", 16, "--batch", 2, "--steps", 2)
+    return (*words, "--warmup", 0, "--learning-rate", 1e-2, "--previews", 2, "--out", out, *more)

@@ -16,12 +16,7 @@ from ldmrt.runtime.samplers.noise import MASKED, noise
 from ldmrt.tools.commands.training.tasks.inpaint import KINDS
 
 from ....support.pipelines import save_pipeline
-from .repeated import WEIGHTS, assert_repeats
-
-
-def words_of(source: Path, pictures: Path, out: Path, *more: object) -> tuple[object, ...]:
-    words = ("train", "inpaint", "--from", source, "--data", pictures, "--size", 16, "--batch", 2, "--steps", 2)
-    return (*words, "--warmup", 0, "--learning-rate", 1e-2, "--previews", 2, "--out", out, *more)
+from .repeated import WEIGHTS, assert_repeats, words_of
 
 
 @pytest.mark.parametrize("family", ["sd15", "sd15-inpainting", "sdxl"])
@@ -31,7 +26,7 @@ def test_what_it_writes_draws_the_same_in_diffusers(
     import diffusers
 
     source, out = save_pipeline(family, tmp_path / "source"), tmp_path / "out"
-    ran = ldmrt(*words_of(source, pictures, out))
+    ran = ldmrt(*words_of("inpaint", source, pictures, out))
     assert ran.code == 0, ran.err
     theirs = diffusers.DiffusionPipeline.from_pretrained(out)
     assert type(theirs).__name__ == f"StableDiffusion{'XL' if family == 'sdxl' else ''}InpaintPipeline"
@@ -62,7 +57,7 @@ def test_what_it_writes_draws_the_same_in_diffusers(
 @pytest.mark.slow(minutes=1)
 def test_what_it_writes_is_exported_and_drawn(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
     source, out = save_pipeline("sd15", tmp_path / "source"), tmp_path / "out"
-    assert ldmrt(*words_of(source, pictures, out, "--previews", 0)).code == 0
+    assert ldmrt(*words_of("inpaint", source, pictures, out, "--previews", 0)).code == 0
     assert not list((out / "training").glob("*.png"))
     exported = ldmrt("export", out, tmp_path / "bundle")
     assert exported.code == 0, exported.err
@@ -85,7 +80,7 @@ def test_what_it_writes_is_exported_and_drawn(ldmrt: Any, pictures: Path, tmp_pa
 
 def test_a_resumed_run_writes_the_same_weights(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
     source = save_pipeline("sd15", tmp_path / "source")
-    words = words_of(source, pictures, tmp_path / "out", "--previews", 0)
+    words = words_of("inpaint", source, pictures, tmp_path / "out", "--previews", 0)
     whole = assert_repeats(ldmrt, words, tmp_path, ("--masks", "boxes"))
     weights, base = (load_file(folder / WEIGHTS)["conv_in.weight"] for folder in (whole, source))
     assert (weights.shape[1], base.shape[1]) == (9, 4)
@@ -100,7 +95,7 @@ def test_bad_input_is_refused_before_any_step(ldmrt: Any, pictures: Path, tmp_pa
         (("--from", lcm), "a distilled model reads its guidance scale"),
         (("--out", source), "--out is the checkpoint that --from names"),
     ):
-        ran = ldmrt(*words_of(source, pictures, out), *more)
+        ran = ldmrt(*words_of("inpaint", source, pictures, out), *more)
         assert ran.code == 2
         assert message in ran.error
     assert not (out / "training").exists()

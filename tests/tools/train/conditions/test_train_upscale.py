@@ -13,12 +13,7 @@ from ldmrt.model import load
 from ldmrt.runtime.samplers.noise import NOISED, noise
 
 from ....support.pipelines import save_pipeline
-from .repeated import assert_repeats
-
-
-def words_of(source: Path, pictures: Path, out: Path, *more: object) -> tuple[object, ...]:
-    words = ("train", "upscale", "--from", source, "--data", pictures, "--size", 16, "--batch", 2, "--steps", 2)
-    return (*words, "--warmup", 0, "--learning-rate", 1e-2, "--previews", 2, "--out", out, *more)
+from .repeated import assert_repeats, words_of
 
 
 @pytest.mark.parametrize("family", ["sd15", "upscaler"])
@@ -28,7 +23,7 @@ def test_what_it_writes_draws_the_same_in_diffusers(
     from diffusers import StableDiffusionUpscalePipeline
 
     source, out = save_pipeline(family, tmp_path / "source"), tmp_path / "out"
-    ran = ldmrt(*words_of(source, pictures, out))
+    ran = ldmrt(*words_of("upscale", source, pictures, out))
     assert ran.code == 0, ran.err
     theirs = StableDiffusionUpscalePipeline.from_pretrained(out)
     theirs.set_progress_bar_config(disable=True)
@@ -53,7 +48,7 @@ def test_what_it_writes_draws_the_same_in_diffusers(
 @pytest.mark.slow(minutes=1)
 def test_what_it_writes_is_exported_and_enlarges(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
     source, out = save_pipeline("sd15", tmp_path / "source"), tmp_path / "out"
-    assert ldmrt(*words_of(source, pictures, out, "--previews", 0)).code == 0
+    assert ldmrt(*words_of("upscale", source, pictures, out, "--previews", 0)).code == 0
     exported = ldmrt("export", out, tmp_path / "bundle")
     assert exported.code == 0, exported.err
     words = ("upscale", tmp_path / "bundle", pictures / "0.png", "--prompt", "two pears", "--steps", 2)
@@ -63,7 +58,7 @@ def test_what_it_writes_is_exported_and_enlarges(ldmrt: Any, pictures: Path, tmp
 
 
 def test_a_resumed_run_writes_the_same_weights(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
-    words = words_of(save_pipeline("sd15", tmp_path / "source"), pictures, tmp_path / "out", "--previews", 0)
+    words = words_of("upscale", save_pipeline("sd15", tmp_path / "source"), pictures, tmp_path / "out", "--previews", 0)
     assert_repeats(ldmrt, words, tmp_path, ("--caption-dropout", 0.2))
 
 
@@ -75,7 +70,7 @@ def test_bad_input_is_refused_before_any_step(ldmrt: Any, pictures: Path, tmp_pa
         (("--from", xl), "no pipeline enlarges images with these text encoders"),
         (("--out", source), "--out is the checkpoint that --from names"),
     ):
-        ran = ldmrt(*words_of(source, pictures, out), *more)
+        ran = ldmrt(*words_of("upscale", source, pictures, out), *more)
         assert ran.code == 2
         assert message in ran.error
     assert not (out / "training").exists()

@@ -2,16 +2,13 @@
 
 import inspect
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from ldmrt.model.training.tasks import presets
 from ldmrt.tools.commands.training.train import train
-from ldmrt.tools.console.training import checks
 
 from ....support.emoji_packages import sprite_set
 from ....support.image_files import encoded
@@ -22,12 +19,7 @@ VARIED = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(presets.AUTOENCODER, block_out_channels=(4,) * 4, layers_per_block=1, norm_num_groups=2)
-    monkeypatch.setattr(presets, "AUTOENCODER", config)
-    monkeypatch.setattr(presets, "UNET", replace(presets.UNET, block_out_channels=(32, 32), norm_num_groups=8))
-    monkeypatch.setattr(checks, "SHOWN", 4)
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 
 @pytest.fixture

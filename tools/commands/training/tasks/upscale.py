@@ -17,7 +17,7 @@ from ldmrt.tools.console.training.run import run_training
 def upscale(options: Options, source: str, **values: Any) -> None:
     """Train a checkpoint to enlarge images in latents; write a whole upscaling checkpoint to OUT.
 
-    A model in pixels that enlarges is trained by ldmrt train upscaler, from nothing.
+    A model in pixels that enlarges is trained by ldmrt train upscaler, from scratch.
 
     Example: ldmrt train upscale --from runs/ldm --data photos --out runs/upscale
     """
