@@ -105,9 +105,7 @@ class DenoisingTask:
             return self.fused.steps(self.plan, self.x, self.noise, self.init)
         return steps(self.plan, self.x, self.model, self.noise, self.init, blend=self.blend, in_place=True)
 
-    def last(
-        self, go_on: Callable[[], bool] = lambda: True, watch: Callable[[State], object] | None = None
-    ) -> Latents:
+    def last(self, go_on: Callable[[], bool] = lambda: True, watch: Callable[[State], object] | None = None) -> Latents:
         """Return the latents after the last row, (N, C, h, w).
 
         Args:
