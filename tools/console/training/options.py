@@ -209,7 +209,7 @@ def training_options(
         @wraps(command)
         def with_options(**values: Any) -> None:
             training = click.get_current_context().command
-            own = {
+            own: dict[str, Any] = {
                 "recipe": recipe_of(training, values),
                 "task": training.name,
                 "differing": differing(training, values),

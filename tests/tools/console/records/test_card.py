@@ -21,7 +21,7 @@ from ldmrt.model.training.loop.settings import Settings
 from ldmrt.model.training.tasks import presets
 from ldmrt.tools.commands.training.train import train
 from ldmrt.tools.console.training.records import card as cards
-from ldmrt.tools.console.training.records.card import KINDS, Card, shown
+from ldmrt.tools.console.training.records.card import KINDS, POINTS, Card, _curves, shown
 from ldmrt.tools.console.training.records.data_facts import facts_of
 from ldmrt.tools.console.training.records.stamp import may_replace, stamped
 
@@ -229,6 +229,8 @@ def test_each_image_counts_once(pictures: Path) -> None:
     ]
     (pictures / "metadata.csv").write_text("\n".join(["file_name,text", "0.png,a"]))
     assert facts_of(ImageFolder.open(pictures), None) == [("images", "1")]
+    emoji: Any = range(12)
+    assert facts_of(emoji, None) == [("images", "12 pairs of an emoji and a background")]
 
 
 def test_a_stamp_is_of_the_whole_text(tmp_path: Path) -> None:
@@ -248,3 +250,26 @@ def test_a_pasted_command_is_the_words(tmp_path: Path, monkeypatch: pytest.Monke
     assert max(map(len, command.splitlines())) <= 102
     words = [word for style in many for word in ("--style", style)]
     assert words_of(command)[2:] == ["finetune", "--data", "my photos", *words, "--out", "run"]
+
+
+def test_lines_at_which_a_run_stopped_change_no_curve() -> None:
+    """Losses are averaged over samples: batches of a bucket's rest are smaller."""
+    losses, counts = np.random.default_rng(0).random(1001), np.random.default_rng(1).integers(1, 5, 1001)
+
+    def lines(ends: Sequence[int]) -> list[Any]:
+        return [
+            {"step": end, "samples": int(counts[:end].sum()), "loss": np.average(losses[a:end], weights=counts[a:end])}
+            for a, end in pairwise([0, *ends])
+        ]
+
+    held = {"step": 500, "loss": 0.25, "validation": {}}
+    whole = _curves([*lines([*range(2, 1001, 2), 1001]), held, {**held, "loss": None}], 2)
+    stopped = _curves(lines(sorted({*range(2, 1001, 2), 1001, 3, 501, 777})), 2)
+    assert whole["held-out images"] == [(500, 0.25)]
+    steps = [step for step, _ in whole["loss"]]
+    assert steps == [*range(6, 1001, 6), 1001]
+    assert len(steps) <= POINTS
+    means = [np.average(losses[a:b], weights=counts[a:b]) for a, b in pairwise([0, *steps])]
+    for points in (whole["loss"], stopped["loss"]):
+        assert points == [(step, pytest.approx(mean, rel=1e-13)) for step, mean in zip(steps, means, strict=True)]
+    assert _curves([held], 2) == {}

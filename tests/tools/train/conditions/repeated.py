@@ -9,7 +9,10 @@ WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 
 
 def assert_repeats(ldmrt: Any, words: tuple[object, ...], folder: Path, change: tuple[object, ...]) -> Path:
-    """All three write the same weights, and the first two the same card; a resumed run refuses the options `change`. Returns the first run's folder."""
+    """All three write the same weights, and the first two the same card; a resumed run refuses the options `change`.
+
+    Returns the first run's folder.
+    """
     whole, parts, recipe = (folder / name for name in ("whole", "parts", "recipe"))
     words = (*words, "--schedule", "constant", "--accumulate", 2)
     ran = ldmrt(*words, "--steps", 4, "--out", whole)

@@ -63,7 +63,7 @@ class Card:
     def __init__(self, run: "Run[Any]", options: "Options", data: "Captioned | None", held: "Captioned | None") -> None:
         """Read what the metadata states of the images; nothing is written yet."""
         self.run, self.options, self.facts = run, options, facts_of(data, held)
-        self.kept = False  # a card of somebody else's, which was told
+        self.told = False  # that another card is there
 
     def write(self) -> None:
         """Write the curve and the card, each at once; a card that a person wrote or edited stays, which is told once.
@@ -90,8 +90,8 @@ class Card:
         if may_replace(out / CARD):
             with write_atomically(out / CARD) as file:
                 file.write(stamped(self.text(lines if curves else [])))
-        elif not self.kept:
-            self.kept = True
+        elif not self.told:
+            self.told = True
             text = f"{out / CARD} is not as ldmrt train writes it, and stays; without it the next checkpoint writes one"
             console.print(text, highlight=False, markup=False, soft_wrap=True)
 
@@ -99,7 +99,7 @@ class Card:
         """Return the card, with the losses of a log."""
         options, step = self.options, self.run.step
         preview = PurePosixPath("training", f"{options.task}-{step:06d}.png")
-        title = options.out.resolve().name or "model"
+        title = _name(options.out) or "model"
         return "\n\n".join([
             "\n".join(["---", *self._metadata(), "---"]),
             f"# {plain(title)}",
@@ -120,8 +120,7 @@ class Card:
         source = self.options.differing.get("from", (None, None))[0]
         if source is None:
             return None
-        path = Path(source)
-        return (path if path.name not in ("", "..") else path.resolve()).name if path.exists() else shown(source)
+        return _name(Path(source)) if Path(source).exists() else shown(source)
 
     def _metadata(self) -> Iterator[str]:
         """Yield the lines of the front matter, which is YAML."""
@@ -199,6 +198,11 @@ def _licence(card: Path) -> str | None:
     end = lines.index("---", 1) if lines[:1] == ["---"] and "---" in lines[1:] else 0
     named = (re.fullmatch(r"license: *([a-z][a-z0-9.-]*) *", line) for line in lines[:end])
     return next((match[1] for match in named if match and match[1] != "other"), None)  # "other" needs a name and a link
+
+
+def _name(path: Path) -> str:
+    """Return the name of a file or a folder, also of `.` and `..`."""
+    return (path if path.name not in ("", "..") else path.resolve()).name
 
 
 def _texts(key: str, value: Any) -> list[str]:

@@ -1,7 +1,7 @@
 """Describe the images that a model was trained on for its card."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING
 
 from .markdown import code
@@ -22,8 +22,7 @@ def facts_of(data: "Captioned | None", held: "Captioned | None") -> Facts:
     """
     train, out = (_folder_of(images) for images in (data, held))
     if train is None:
-        count = len(data) if hasattr(data, "__len__") else 0
-        return [("images", f"{count} pairs of an emoji and a background")] * bool(count)
+        return [("images", f"{len(data)} pairs of an emoji and a background")] if isinstance(data, Sized) else []
     known = train.shapes if out is None else {**train.shapes, **out.shapes}
     names, names_out = _names(train), [] if out is None else _names(out)
     count = f"{len(names)}, and {len(names_out)} held out" if names_out else str(len(names))
