@@ -14,13 +14,13 @@ from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.options.common import THREADS, Choice
 from ldmrt.tools.options.to_request import request_of
 
-from .measures import MEASURES, OF_FEATURES
+from .scores.measures import MEASURES, OF_FEATURES
 
 if TYPE_CHECKING:
     from ldmrt.runtime.pipeline.pipeline import Pipeline
     from ldmrt.tools.emoji.dataset import Sprite
 
-    from .enlarging import Scores
+    from .scores.enlarging import Scores
 
 BATCH = 10  # images per call
 
@@ -99,7 +99,7 @@ def evaluate(
     from ldmrt.tools.emoji.dataset import Emoji
     from ldmrt.tools.emoji.scoring import References
 
-    from .enlarging import enlarging_scores
+    from .scores.enlarging import enlarging_scores
 
     own = stage is None and holds_images(folder)
     check_options(stage, noise_level, own)
@@ -192,8 +192,8 @@ def show_samples(
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.tools.console import tables
 
-    from .features import latent_features, network_features
-    from .sample_scores import sample_scores
+    from .scores.features import latent_features, network_features
+    from .scores.samples import sample_scores
 
     measures, extract = measures or MEASURES, None
     compared = not set(OF_FEATURES).isdisjoint(measures)

@@ -18,9 +18,9 @@ from ldmrt.model.scores.nearest import nearest_neighbours
 from ldmrt.model.training.tasks import presets
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.pipeline.opening import open_pipeline
-from ldmrt.tools.commands.training.features import latent_features, pooled
-from ldmrt.tools.commands.training.measures import LEAST, LEAST_OF_FOLDER
-from ldmrt.tools.commands.training.sample_scores import MEASURES, feature_scores, sample_scores, shrunk
+from ldmrt.tools.commands.training.scores.features import latent_features, pooled
+from ldmrt.tools.commands.training.scores.measures import LEAST, LEAST_OF_FOLDER
+from ldmrt.tools.commands.training.scores.samples import MEASURES, feature_scores, sample_scores, shrunk
 
 COUNT = 6
 
@@ -152,7 +152,7 @@ def test_too_few_images_are_noticed_before_any_is_drawn(
     def drawing(*_: object, **__: object) -> None:
         raise Drew
 
-    monkeypatch.setattr("ldmrt.tools.commands.training.sample_scores.drawn", drawing)
+    monkeypatch.setattr("ldmrt.tools.commands.training.scores.samples.drawn", drawing)
     pipeline, extract = open_pipeline(bundle), lambda pixels: pixels.reshape(len(pixels), -1)[:, :5].astype(float)
     noise = np.random.default_rng(0)
     for name in MEASURES:
