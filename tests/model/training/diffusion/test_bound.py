@@ -231,7 +231,7 @@ def test_bound_of_a_network_is_the_exact_denoisers(kind: str) -> None:
 
 
 def test_bound_of_latents_is_a_densitys() -> None:
-    """L_0 of the exact denoiser in closed form, within five standard errors; two parts of the images have their noise."""
+    """L_0 of the exact denoiser in closed form, within five standard errors; parts of the images have their noise."""
     scheduler = {**LINEAR, "num_train_timesteps": 4, "beta_start": 0.1, "beta_end": 0.3, "prediction_type": "sample"}
     chain = Chain.of(scheduler)
     x0 = torch.randn((500, 2, 3, 3), generator=torch.Generator().manual_seed(1), dtype=torch.float64) * DATA**0.5
