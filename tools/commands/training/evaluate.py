@@ -196,7 +196,7 @@ def measured(
     Returns:
         The scores of drawn images by name, none where no measure is of those; and the measures of the network.
     """
-    from .scores.network import check_network, network_scores
+    from .scores.network import Measured, check_network, network_scores
     from .scores.samples import check_drawing, held_by, refuse_too_few, sample_scores
 
     of_network = [name for name in measures if name in OF_NETWORK]
@@ -205,13 +205,17 @@ def measured(
         check_drawing(pipeline, of_images)
     if of_network:
         check_network(pipeline, of_network)
-    sizes = ([pipeline.stages[-1].stage.size] if of_images else []) + ([pipeline.stage.size] if of_network else [])
-    data = {size: opened(size) for size in dict.fromkeys(sizes)}
-    refuse_too_few(held_by(data[sizes[0]]), count, measures)
+    # Captions need no image, so the first stage's size does for them; images are compared with the last stage's.
+    compared = not set(MEASURES).isdisjoint(measures)
+    first, last = (pipeline.stages[place].stage.size for place in (0, -1 if compared else 0))
+    data = {size: opened(size) for size in dict.fromkeys((last, first) if of_network else (last,))}
+    refuse_too_few(held_by(data[last]), count, measures)
     scores: dict[str, float] = {}
     if of_images:
         scores = sample_scores(
-            pipeline, data[sizes[0]], count, of_images, extract=extract, clip=clip, sheet=sheet, seed=seed, **asked
+            pipeline, data[last], count, of_images, extract=extract, clip=clip, sheet=sheet, seed=seed, **asked
         )
-    images = data[sizes[-1]]
+    if not of_network:
+        return scores, Measured()
+    images = data[first]
     return scores, network_scores(pipeline, images, min(count, len(images)), of_network, seed=seed)

@@ -90,14 +90,12 @@ def network_scores(
         pipeline: The model, which `check_network` has accepted.
         data: The images, of the stage's size.
         count: How many of them, 1 or more.
-        measures: "loss", "bound", both or none.
+        measures: "loss", "bound" or both.
         seed: Which images, and the seed of their noise.
 
     Returns:
         The loss by timestep and the bound.
     """
-    if not measures:
-        return Measured()
     latent = pipeline.stage.space.codec != PIXELS
     parts = list(batches(count, pipeline))
     calls = 0
