@@ -1,6 +1,8 @@
 """Let in callers with an API key, and bodies up to a size."""
 
+import asyncio
 import hashlib
+import time
 from pathlib import Path
 
 from starlette.datastructures import Headers
@@ -8,8 +10,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import read_bytes
+from ldmrt.serve.jobs.budget import Budget
 
-from .errors import NoKey, TooLarge, answer
+from .errors import AGAIN, NoKey, Overloaded, TooLarge, TooSlow, answer
 from .state import Server
 
 OPEN = ("/healthz", "/readyz")  # paths that need no key
@@ -48,7 +51,7 @@ def read_keys(path: Path) -> dict[str, str]:
 
 
 class Access:
-    """Refuses callers without a key that the server knows, and bodies that are too large, before they are read."""
+    """Refuses callers without a key that the server knows; reads bodies, as large and as slow as they may be."""
 
     def __init__(self, app: ASGIApp, server: Server) -> None:
         """Take the application, and the server whose keys and limits hold."""
@@ -59,31 +62,83 @@ class Access:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers, most = Headers(scope=scope), self._server.limits.body
-        refused: LdmrtError | None = None
-        if self._server.keys and scope["path"] not in OPEN:
-            owner = self._server.keys.get(digest(headers.get("authorization", "").removeprefix("Bearer ").strip()))
-            if owner is None:
-                refused = NoKey("request", "no valid API key", hint="Authorization: Bearer KEY")
-            scope.setdefault("state", {})["owner"] = owner or ""
-        length = headers.get("content-length", "0")
-        if refused is None and length.isdecimal() and int(length) > most:
-            refused = too_large(most)
-        if refused is not None:
-            await answer(refused)(scope, receive, send)
-            return
-        read = 0
+        held = Held(self._server.bodies)
+        try:
+            owner = self._owner(scope)
+            body = await self._body(scope, receive, held)
+        except LdmrtError as error:
+            await answer(error)(scope, receive, send)
+        else:
+            if body is not None:
+                method = "GET" if scope["method"] == "HEAD" else scope["method"]  # the protocol leaves its body out
+                state = {**scope.get("state", {}), "owner": owner}
+                await self._app({**scope, "method": method, "state": state}, replayed(body, receive), send)
+        finally:
+            held.give_back()
 
-        async def counted() -> Message:
-            """Receive a part of the body; one that is longer than it says ends here."""
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > most:
-                raise too_large(most)
-            return message
+    def _owner(self, scope: Scope) -> str:
+        """Return the name of a caller's key; "" where none is asked for."""
+        if not self._server.keys or scope["path"] in OPEN:
+            return ""
+        kind, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        owner = self._server.keys.get(digest(key.strip())) if kind.lower() == "bearer" else None
+        if owner is None:
+            raise NoKey("request", "no valid API key", hint="Authorization: Bearer KEY")
+        return owner
 
-        await self._app(scope, counted, send)
+    async def _body(self, scope: Scope, receive: Receive, held: "Held") -> bytes | None:
+        """Read a body to its end; None where the caller hangs up before."""
+        limits, parts = self._server.limits, list[bytes]()
+        length = Headers(scope=scope).get("content-length", "0")
+        if length.isdecimal() and int(length) > limits.body:
+            raise too_large(limits.body)
+        until = time.monotonic() + limits.body_seconds
+        while True:
+            try:
+                message = await asyncio.wait_for(receive(), until - time.monotonic())
+            except asyncio.TimeoutError:
+                problem = "the body takes too long"
+                raise TooSlow("request", problem, expected=f"at most {limits.body_seconds:g} s") from None
+            if message["type"] == "http.disconnect":
+                return None
+            part = message.get("body", b"")
+            if held.size + len(part) > limits.body:
+                raise too_large(limits.body)
+            if not held.take(len(part)):
+                raise Overloaded("request", "the server holds too many bodies", hint=f"again in {AGAIN} s")
+            parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+
+class Held:
+    """Counts the bytes of one body."""
+
+    def __init__(self, budget: Budget) -> None:
+        """Begin without any; they are of this budget."""
+        self._budget, self.size = budget, 0
+
+    def take(self, size: int) -> bool:
+        """Count bytes, or return False if there is no room for them."""
+        if not self._budget.take("", size):
+            return False
+        self.size += size
+        return True
+
+    def give_back(self) -> None:
+        """Count them as no longer held."""
+        self._budget.give_back("", self.size)
+        self.size = 0
+
+
+def replayed(body: bytes, receive: Receive) -> Receive:
+    """Return what gives a body that was read, and then what comes after it: that the caller hangs up."""
+    bodies = [body]
+
+    async def replay() -> Message:
+        return {"type": "http.request", "body": bodies.pop(), "more_body": False} if bodies else await receive()
+
+    return replay
 
 
 def too_large(most: int) -> TooLarge:

@@ -2,6 +2,7 @@
 
 import logging
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -11,7 +12,7 @@ from starlette.responses import JSONResponse
 
 from ldmrt.runtime.errors import LdmrtError, NotFinite
 from ldmrt.serve.batching.dispatcher import Stopping
-from ldmrt.serve.jobs.job import Cancelled
+from ldmrt.serve.jobs.job import Cancelled, DeadlinePassed, Stopped
 from ldmrt.serve.jobs.service import Busy
 
 log = logging.getLogger("ldmrt.serve")
@@ -23,6 +24,14 @@ class NotFound(LdmrtError):
 
 class TooLarge(LdmrtError):
     """A body has more bytes than the server takes."""
+
+
+class TooSlow(LdmrtError):
+    """A body takes longer to come than the server waits."""
+
+
+class Overloaded(LdmrtError):
+    """The server holds as many bytes of callers as it may."""
 
 
 class NoKey(LdmrtError):
@@ -37,14 +46,38 @@ class TooManyOfKey(LdmrtError):
 STATUS: tuple[tuple[type[LdmrtError], HTTPStatus], ...] = (
     (NotFound, HTTPStatus.NOT_FOUND),
     (TooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+    (TooSlow, HTTPStatus.REQUEST_TIMEOUT),
+    (Overloaded, HTTPStatus.TOO_MANY_REQUESTS),
     (NoKey, HTTPStatus.UNAUTHORIZED),
     (TooManyOfKey, HTTPStatus.TOO_MANY_REQUESTS),
     (Busy, HTTPStatus.TOO_MANY_REQUESTS),
     (Stopping, HTTPStatus.SERVICE_UNAVAILABLE),
-    (Cancelled, HTTPStatus.GATEWAY_TIMEOUT),
+    (Stopped, HTTPStatus.SERVICE_UNAVAILABLE),
+    (DeadlinePassed, HTTPStatus.GATEWAY_TIMEOUT),
+    (Cancelled, HTTPStatus.CONFLICT),
     (NotFinite, HTTPStatus.INTERNAL_SERVER_ERROR),
     (LdmrtError, HTTPStatus.UNPROCESSABLE_ENTITY),
 )
+
+AGAIN = 1  # seconds after which to come back where nothing is measured
+
+# The errors that routes answer, for the schema.
+Answers = dict[int | str, dict[str, Any]]
+SEEN: Answers = {
+    HTTPStatus.UNAUTHORIZED.value: {"description": "No API key that the server knows."},
+    HTTPStatus.NOT_FOUND.value: {"description": "There is no such thing, or it is another key's."},
+}
+DRAWN: Answers = {
+    HTTPStatus.BAD_REQUEST.value: {"description": "The body cannot be read."},
+    HTTPStatus.UNAUTHORIZED.value: SEEN[HTTPStatus.UNAUTHORIZED.value],
+    HTTPStatus.REQUEST_TIMEOUT.value: {"description": "The body took too long to come."},
+    HTTPStatus.CONFLICT.value: {"description": "The request was cancelled."},
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE.value: {"description": "The body or an image in it is too large."},
+    HTTPStatus.UNPROCESSABLE_ENTITY.value: {"description": "The request can never run."},
+    HTTPStatus.TOO_MANY_REQUESTS.value: {"description": "Too many requests wait: again after `Retry-After` seconds."},
+    HTTPStatus.SERVICE_UNAVAILABLE.value: {"description": "The server is being stopped."},
+    HTTPStatus.GATEWAY_TIMEOUT.value: {"description": "The request's deadline has passed."},
+}
 
 
 def status_of(error: BaseException) -> HTTPStatus:
@@ -65,7 +98,8 @@ def body_of(status: int, message: str, kind: str) -> dict[str, object]:
 def answer(error: LdmrtError) -> JSONResponse:
     """Return the response to an error of a caller, or of the service."""
     status = status_of(error)
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Busy) else {}
+    again = error.retry_after if isinstance(error, Busy) else AGAIN
+    headers = {"Retry-After": str(again)} if status == HTTPStatus.TOO_MANY_REQUESTS else {}
     kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
     return JSONResponse(body_of(status, str(error), kind), status, headers=headers)
 

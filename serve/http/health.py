@@ -17,7 +17,7 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses={HTTPStatus.SERVICE_UNAVAILABLE.value: {"description": "It is being stopped."}})
 async def readyz(http: HTTPRequest) -> JSONResponse:
     """Tell whether the server takes requests: 503 where it is being stopped."""
     stopping = server_of(http).service.closed

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from ldmrt.serve.batching.dispatcher import Batch
 from ldmrt.serve.jobs.job import Job
-from ldmrt.serve.jobs.service import Observer
+from ldmrt.serve.jobs.observers import Observer
 
 if TYPE_CHECKING:
     from ldmrt.serve.jobs.service import Service

@@ -16,7 +16,7 @@ from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.serve.jobs.job import Job
 
 from .bodies import Options
-from .errors import NotFound
+from .errors import DRAWN, SEEN, NotFound
 from .images import encoded, opened
 from .state import server_of
 from .submitting import ended, submit
@@ -76,7 +76,7 @@ async def models(http: HTTPRequest) -> dict[str, Any]:
     return {"object": "list", "data": [listed(http, name) for name in server_of(http).service.models]}
 
 
-@router.get("/models/{name:path}")
+@router.get("/models/{name:path}", responses=SEEN)
 async def model(http: HTTPRequest, name: str) -> dict[str, Any]:
     """Tell of one model."""
     if name not in server_of(http).service.models:
@@ -84,7 +84,7 @@ async def model(http: HTTPRequest, name: str) -> dict[str, Any]:
     return listed(http, name)
 
 
-@router.post("/images/generations")
+@router.post("/images/generations", responses=DRAWN)
 async def generations(http: HTTPRequest, generation: Generation) -> dict[str, Any]:
     """Draw images of a prompt."""
     job = await submit(http, generation.request, generation.model)
@@ -92,7 +92,7 @@ async def generations(http: HTTPRequest, generation: Generation) -> dict[str, An
     return await run_in_threadpool(answer, http, job, generation.response_format)
 
 
-@router.post("/images/edits")
+@router.post("/images/edits", responses=DRAWN)
 async def edits(
     http: HTTPRequest,
     image: Annotated[UploadFile, File()],

@@ -18,14 +18,15 @@ from ldmrt.runtime.samplers.loop import State
 from ldmrt.serve.jobs.job import Job
 
 from .bodies import Drawing
-from .errors import NotFound, body_of, public_message, status_of
+from .errors import DRAWN, SEEN, NotFound, body_of, public_message, status_of
 from .images import encoded
 from .state import Server, server_of
 from .submitting import submit
 
 router = APIRouter(prefix="/v1/requests", tags=["ldmrt"])
+PNG, STREAM = {"content": {"image/png": {}}}, {"content": {"text/event-stream": {}}}
 KEPT_ALIVE = 10.0  # seconds without an event after which a comment is sent, so that proxies keep the connection
-UNREAD = 64  # events that wait for a slow reader; of rows beyond it only the last is sent
+UNREAD = 64  # events that wait for a slow reader, who misses older ones
 
 
 def found(http: HTTPRequest, name: str) -> Job:
@@ -55,20 +56,20 @@ def described(server: Server, job: Job) -> dict[str, Any]:
     return said
 
 
-@router.post("", status_code=HTTPStatus.ACCEPTED)
+@router.post("", status_code=HTTPStatus.ACCEPTED, responses=DRAWN)
 async def create(http: HTTPRequest, drawing: Drawing) -> dict[str, Any]:
     """Accept a request; its images are drawn when there is room."""
     job = await submit(http, drawing.request, drawing.model, seconds=drawing.timeout)
     return described(server_of(http), job)
 
 
-@router.get("/{name}")
+@router.get("/{name}", responses=SEEN)
 async def show(http: HTTPRequest, name: str) -> dict[str, Any]:
     """Tell how far a request is."""
     return described(server_of(http), found(http, name))
 
 
-@router.delete("/{name}")
+@router.delete("/{name}", responses=SEEN)
 async def cancel(http: HTTPRequest, name: str) -> dict[str, Any]:
     """Give a request up; one that runs ends after its row."""
     server, job = server_of(http), found(http, name)
@@ -76,7 +77,7 @@ async def cancel(http: HTTPRequest, name: str) -> dict[str, Any]:
     return described(server, job)
 
 
-@router.get("/{name}/images/{number}", response_class=Response, responses={200: {"content": {"image/png": {}}}})
+@router.get("/{name}/images/{number}", response_class=Response, responses={**SEEN, 200: PNG})
 async def image(http: HTTPRequest, name: str, number: int) -> Response:
     """Return an image of a request as PNG, with the parameters that make it again."""
     job = found(http, name)
@@ -85,7 +86,7 @@ async def image(http: HTTPRequest, name: str, number: int) -> Response:
     return Response((await run_in_threadpool(encoded, job))[number], media_type="image/png")
 
 
-@router.get("/{name}/events", response_class=StreamingResponse, responses={200: {"content": {"text/event-stream": {}}}})
+@router.get("/{name}/events", response_class=StreamingResponse, responses={**SEEN, 200: STREAM})
 async def events(http: HTTPRequest, name: str, preview: bool = False) -> StreamingResponse:
     """Stream server-sent events: `stage` where the request waits, runs or has ended, `row` after each row.
 
@@ -100,10 +101,9 @@ async def streamed(http: HTTPRequest, server: Server, job: Job, preview: bool) -
     loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[bool, dict[str, Any]]](UNREAD)
 
     def put(is_row: bool, said: dict[str, Any]) -> None:
-        if is_row and queue.full():
-            queue.get_nowait()
-        with contextlib.suppress(asyncio.QueueFull):
-            queue.put_nowait((is_row, said))
+        if queue.full():
+            queue.get_nowait()  # the oldest: the last event is that of the end, which must not be lost
+        queue.put_nowait((is_row, said))
 
     def watcher(job: Job, state: State | None) -> None:
         said = described(server, job)

@@ -1,18 +1,26 @@
 """Run a server until it is stopped by a signal."""
 
+import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import Iterator
+from types import FrameType
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ldmrt.runtime.errors import LdmrtError
 
 from .app import application
 from .state import Server
+from .submitting import ASKED_EVERY
 
 BACKLOG = 2048  # connections that the system keeps until they are taken
-IDLE = 30  # seconds that a connection may be without a request
+IDLE = (
+    30  # seconds that a connection may be without a request; one on which nothing goes on is closed within twice that
+)
+LAST_ANSWERS = 5  # seconds to send the answers to requests that have ended or were given up
 
 
 @contextlib.contextmanager
@@ -39,31 +47,75 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def run(server: Server, opened: socket.socket, grace: float) -> None:
-    """Answer requests until SIGTERM or Ctrl-C; those that run then have so many seconds to end."""
-    Stoppable(configured(server, grace), server).run([opened])
+    """Answer requests until SIGTERM or Ctrl-C; those that were accepted then have so many seconds to end."""
+    Stoppable(configured(server), server, grace).run([opened])
 
 
-def configured(server: Server, grace: float) -> uvicorn.Config:
-    """Return how a server is run, whose requests have so many seconds to end when it is stopped."""
+def configured(server: Server) -> uvicorn.Config:
+    """Return how a server is run."""
     return uvicorn.Config(
         application(server),
-        log_level="warning",
+        http=Connection,
+        log_config=None,
+        access_log=False,
         timeout_keep_alive=IDLE,
-        timeout_graceful_shutdown=max(1, round(grace)),
+        timeout_graceful_shutdown=LAST_ANSWERS,
         server_header=False,
         backlog=BACKLOG,
     )
 
 
-class Stoppable(uvicorn.Server):
-    """A server whose service takes no more requests from the moment that it is to stop."""
+class Connection(H11Protocol):
+    """Closes a connection on which nothing goes on: no whole request comes, or an answer is not read.
 
-    def __init__(self, config: uvicorn.Config, server: Server) -> None:
-        """Take the configuration, and the server whose service is stopped."""
+    It looks from time to time whether anything has changed; uvicorn itself only limits the time between two requests.
+    """
+
+    _looks: asyncio.TimerHandle | None = None
+    _seen: tuple[object, int] | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to look."""
+        super().connection_made(transport)
+        self._look()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Look no more."""
+        if self._looks is not None:
+            self._looks.cancel()
+        super().connection_lost(exc)
+
+    def _look(self) -> None:
+        """Close the connection if it is as it was, and it is the caller who is waited for."""
+        unread = self.transport.get_write_buffer_size()
+        between = self.cycle is None or self.cycle.response_complete
+        state = self.cycle, unread
+        if state == self._seen and (between or unread):
+            self.transport.abort()
+            return
+        self._seen = state
+        self._looks = self.loop.call_later(IDLE, self._look)
+
+
+class Stoppable(uvicorn.Server):
+    """A server whose service takes no more requests from the moment that it is to stop, and ends what it has."""
+
+    def __init__(self, config: uvicorn.Config, server: Server, grace: float) -> None:
+        """Take the configuration, the server whose service is stopped, and the seconds that its requests then have."""
         super().__init__(config)
-        self._server = server
+        self._server, self._grace = server, grace
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop at the first signal, and at once at the second."""
+        self.force_exit = self.force_exit or self.should_exit
+        super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Refuse new requests, and wait for those that were accepted."""
-        self._server.service.stop()
+        """Refuse new requests by 503, wait for those that were accepted, and give up what is left after the grace."""
+        service = self._server.service
+        service.stop()
+        until = time.monotonic() + self._grace
+        while (service.waiting or service.running) and time.monotonic() < until and not self.force_exit:
+            await asyncio.sleep(ASKED_EVERY)
+        service.give_up()
         await super().shutdown(sockets)

@@ -1,15 +1,14 @@
 """Hold what the routes of a server share."""
 
 import time
-from collections import OrderedDict
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import cast
 
 from starlette.requests import Request as HTTPRequest
 
-from ldmrt.serve.jobs.job import Job
+from ldmrt.serve.jobs.budget import Budget
 from ldmrt.serve.jobs.service import Service
+from ldmrt.serve.jobs.store import Jobs
 
 from .metrics import Metrics
 
@@ -22,6 +21,8 @@ class Limits:
 
     Attributes:
         body: Bytes of a request's body.
+        body_seconds: How long a body may take to come.
+        held: Bytes of all bodies, and again of all images of requests that wait or run.
         prompt: Characters of a prompt.
         images: Images of a request.
         pixels: Of all images of a request.
@@ -30,9 +31,12 @@ class Limits:
         per_key: Requests of one API key, or of all callers without keys, that wait or run; 0 for any number.
         kept: Jobs that have ended and whose images can still be fetched.
         kept_seconds: How long they are kept.
+        kept_bytes: How large all of them are together; the oldest go first.
     """
 
     body: int = 32 * MEGABYTE
+    body_seconds: float = 60.0
+    held: int = 1024 * MEGABYTE
     prompt: int = 10_000
     images: int = 16
     pixels: int = 16 * 1024 * 1024
@@ -41,41 +45,7 @@ class Limits:
     per_key: int = 0
     kept: int = 256
     kept_seconds: float = 600.0
-
-
-class Jobs:
-    """Finds jobs by their names: all that wait or run, and the last that have ended. Threads may share it."""
-
-    def __init__(self, most: int, seconds: float) -> None:
-        """Keep at most so many jobs that have ended, each for so many seconds."""
-        self._most, self._seconds, self._changing = most, seconds, Lock()
-        self._jobs: OrderedDict[str, tuple[Job, float]] = OrderedDict()
-
-    def add(self, job: Job) -> None:
-        """Keep a job."""
-        with self._changing:
-            self._forget()
-            self._jobs[job.id] = job, time.monotonic()
-
-    def get(self, name: str) -> Job | None:
-        """Return a job by its name; None where it is unknown or no longer kept."""
-        with self._changing:
-            self._forget()
-            found = self._jobs.get(name)
-            return None if found is None else found[0]
-
-    def of(self, owner: str) -> list[Job]:
-        """Return the jobs of an owner that wait or run."""
-        with self._changing:
-            return [job for job, _ in self._jobs.values() if job.owner == owner and not job.ended]
-
-    def _forget(self) -> None:
-        """Forget the oldest jobs that have ended."""
-        now = time.monotonic()
-        ended = [(name, since) for name, (job, since) in self._jobs.items() if job.ended]
-        for place, (name, since) in enumerate(ended):
-            if len(ended) - place > self._most or now - since > self._seconds:
-                del self._jobs[name]
+    kept_bytes: int = 512 * MEGABYTE
 
 
 @dataclass(frozen=True)
@@ -88,6 +58,9 @@ class Server:
         keys: The owner of each API key, by the key's SHA-256 in hexadecimal digits; empty where none is asked for.
         metrics: The service's observer.
         jobs: The jobs that can be asked for by name.
+        bodies: Counts the bytes of bodies that are held.
+        images: Counts the bytes of the images of requests that wait or run.
+        places: Counts the requests of each key that wait or run.
         started: When the server began, in seconds since 1970.
     """
 
@@ -96,12 +69,19 @@ class Server:
     limits: Limits = field(default_factory=Limits)
     keys: dict[str, str] = field(default_factory=dict, repr=False)
     jobs: Jobs = field(init=False)
+    bodies: Budget = field(init=False)
+    images: Budget = field(init=False)
+    places: Budget = field(init=False)
     started: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
-        """Make the store of jobs by the limits."""
+        """Make the store of jobs, and what counts, by the limits."""
         self.metrics.watch(self.service)
-        object.__setattr__(self, "jobs", Jobs(self.limits.kept, self.limits.kept_seconds))
+        limits = self.limits
+        object.__setattr__(self, "jobs", Jobs(limits.kept, limits.kept_seconds, limits.kept_bytes))
+        object.__setattr__(self, "bodies", Budget(limits.held))
+        object.__setattr__(self, "images", Budget(limits.held))
+        object.__setattr__(self, "places", Budget(limits.per_key))
 
 
 def server_of(http: HTTPRequest) -> Server:

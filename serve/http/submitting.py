@@ -10,10 +10,10 @@ from starlette.requests import Request as HTTPRequest
 from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.loop import State
-from ldmrt.serve.jobs.job import Job, Watcher
+from ldmrt.serve.jobs.job import Cancelled, Job, Watcher, given_bytes
 
-from .errors import TooManyOfKey
-from .state import server_of
+from .errors import AGAIN, Overloaded, TooManyOfKey
+from .state import Server, server_of
 
 ASKED_EVERY = 0.1  # seconds between two looks whether the caller is still there
 
@@ -42,38 +42,55 @@ async def submit(
     limits = server.limits
 
     def made() -> Job:
+        server.service.check_room()  # before images are decoded
         asked = request()
-        check_limits(http, asked)
-        own = limits.seconds if seconds is None else min(seconds, limits.seconds)
-        job = server.service.submit(asked, model, seconds=own, owner=owner, watcher=watcher)
-        server.jobs.add(job)
+        check_limits(server, asked, model)
+        size, own = given_bytes(asked), limits.seconds if seconds is None else min(seconds, limits.seconds)
+        with contextlib.ExitStack() as held:
+            if not server.places.take(owner, 1):
+                problem = "too many requests of this key wait or run"
+                raise TooManyOfKey("request", problem, expected=f"at most {limits.per_key}")
+            held.callback(server.places.give_back, owner, 1)
+            if not server.images.take("", size):
+                raise Overloaded("request", "the server holds too many images", hint=f"again in {AGAIN} s")
+            held.callback(server.images.give_back, "", size)
+            job = server.service.submit(asked, model, seconds=own, owner=owner, watcher=watcher)
+            server.jobs.add(job)
+            ending = held.pop_all()
+        job.watch(lambda job, state: ending.close() if job.ended else None)
         return job
 
-    if limits.per_key and len(server.jobs.of(owner)) >= limits.per_key:
-        problem = "too many requests of this key wait or run"
-        raise TooManyOfKey("request", problem, expected=f"at most {limits.per_key}")
     return await run_in_threadpool(made)
 
 
-def check_limits(http: HTTPRequest, request: Request) -> None:
-    """Refuse a request that is larger than the server's limits."""
-    limits = server_of(http).limits
-    longest = max((len(prompt) for prompt in request.prompts if prompt), default=0)
-    found = (
-        ("characters of a prompt", longest, limits.prompt),
-        ("images", request.total_images, limits.images),
-        ("steps", request.num_inference_steps, limits.steps),
-        ("pixels", (request.width or 0) * (request.height or 0) * request.total_images, limits.pixels),
-    )
-    for what, number, most in found:
-        if number > most:
-            raise InvalidRequest("request", f"too many {what}", expected=f"at most {most}", found=number)
+def check_limits(server: Server, request: Request, model: str | None) -> None:
+    """Refuse a request that is larger than the server's limits, or than the memory, whatever waits."""
+    limits, models = server.limits, server.service.models
+    steps = [request.num_inference_steps, *(own.get("num_inference_steps", 0) for own in request.stages.values())]
+    refuse("images", request.total_images, limits.images)
+    refuse("steps", max(steps), limits.steps)
+    texts = (text for pair in [*request.texts, *request.negative_texts(zeros=False)] for text in pair)
+    refuse("characters of a prompt", max((len(text or "") for text in texts), default=0), limits.prompt)
+    pipeline = next(iter(models.values())) if model is None else models.get(model)
+    if pipeline is None:
+        return  # the service says so
+    height, width = pipeline.size(request)
+    refuse("pixels", height * width * request.total_images, limits.pixels)
+    if pipeline.forecast is not None and pipeline.forecast.images(height * width, 1) < 1:
+        raise InvalidRequest("request", "an image of this size does not fit into memory", found=f"{width}x{height}")
+
+
+def refuse(what: str, number: int, most: int) -> None:
+    """Refuse a number that is too large."""
+    if number > most:
+        raise InvalidRequest("request", f"too many {what}", expected=f"at most {most}", found=number)
 
 
 async def ended(http: HTTPRequest, job: Job) -> None:
     """Wait until a job has ended; a caller who hangs up gives it up.
 
     Raises:
+        Cancelled: The caller has hung up; nobody reads the answer.
         LdmrtError: The job has failed, or was given up.
     """
     loop, over = asyncio.get_running_loop(), asyncio.Event()
@@ -84,10 +101,14 @@ async def ended(http: HTTPRequest, job: Job) -> None:
                 loop.call_soon_threadsafe(over.set)
 
     job.watch(watcher)
-    while not over.is_set():
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(over.wait(), ASKED_EVERY)
-        if not over.is_set() and await http.is_disconnected():
+    try:
+        while not over.is_set():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(over.wait(), ASKED_EVERY)
+            if not over.is_set() and await http.is_disconnected():
+                raise Cancelled()
+    finally:
+        job.unwatch(watcher)
+        if not job.ended:  # the caller has hung up, or the server ends
             server_of(http).service.cancel(job)
-            return
     job.result(0)

@@ -1,13 +1,16 @@
 """Hold a request from the moment that it is accepted to its result."""
 
 import contextlib
+import logging
 import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
+
+import numpy as np
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.pipeline.call import Result
@@ -15,12 +18,36 @@ from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.serve.batching.lanes import Lane
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 Stage = Literal["waiting", "running", "done", "failed", "cancelled"]
 Watcher = Callable[["Job", State | None], object]
+log = logging.getLogger("ldmrt.serve")
 
 
 class Cancelled(LdmrtError):
-    """A request was cancelled by its caller, or its deadline has passed."""
+    """A request was given up: by its caller, or for one of the reasons below."""
+
+    def __init__(self, why: str = "cancelled by its caller") -> None:
+        """Say why."""
+        super().__init__("request", why)
+
+
+class DeadlinePassed(Cancelled):
+    """A request was given up because its deadline has passed."""
+
+    def __init__(self) -> None:
+        """Say so."""
+        super().__init__("its deadline has passed")
+
+
+class Stopped(Cancelled):
+    """A request was given up because the service ends."""
+
+    def __init__(self) -> None:
+        """Say so."""
+        super().__init__("the service was stopped")
 
 
 @dataclass(eq=False)
@@ -38,7 +65,6 @@ class Job:
         id: Names it.
         accepted: When it was accepted, as `time.monotonic` counts.
         seconds: How long it has waited and, where it has ended, how long it took in all.
-        stage: How far it is.
         called: How many calls have run.
     """
 
@@ -52,12 +78,27 @@ class Job:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     accepted: float = field(default_factory=time.monotonic)
     seconds: dict[str, float] = field(default_factory=dict)
-    stage: Stage = "waiting"
     called: int = 0
+    _begun: bool = False
     _result: "Future[Result]" = field(default_factory=Future, repr=False)
     _watchers: list[Watcher] = field(default_factory=list, repr=False)
-    _why: str | None = None
+    _why: Cancelled | None = None
     _changing: Lock = field(default_factory=Lock, repr=False)
+
+    @property
+    def stage(self) -> Stage:
+        """How far it is."""
+        if not self.ended:
+            return "running" if self._begun else "waiting"
+        if self.error is None:
+            return "done"
+        return "cancelled" if isinstance(self.error, Cancelled) else "failed"
+
+    @property
+    def size(self) -> int:
+        """The bytes of the images that it was given, and of those that it has made with their latents."""
+        result = self.result(0) if self.stage == "done" else None
+        return given_bytes(self.request) + (0 if result is None else result.array.nbytes + result.latents.nbytes)
 
     @property
     def work(self) -> int:
@@ -68,7 +109,7 @@ class Job:
     def given_up(self) -> bool:
         """Whether it was cancelled or its deadline has passed."""
         if self.deadline is not None and time.monotonic() > self.deadline:
-            self.cancel("its deadline has passed")
+            self.cancel(DeadlinePassed())
         return self._why is not None
 
     @property
@@ -79,13 +120,14 @@ class Job:
     def watch(self, watcher: Watcher) -> None:
         """Call a function with the job and its state after each row, and with None where its stage has changed.
 
-        It is called at once if the job has ended already; from other threads else.
+        It is called at once if the job has ended already; from other threads else. An error of it is logged, and
+        concerns neither the job nor other watchers.
         """
         with self._changing:
             if not self.ended:
                 self._watchers.append(watcher)
                 return
-        watcher(self, None)
+        self._call(watcher, None)
 
     def unwatch(self, watcher: Watcher) -> None:
         """Call a function no more."""
@@ -107,20 +149,20 @@ class Job:
         """
         return self._result.result(timeout)
 
-    def cancel(self, why: str = "cancelled by its caller") -> None:
+    def cancel(self, why: Cancelled | None = None) -> None:
         """Give the job up; one that runs ends after its row."""
-        self._why = self._why or why
+        self._why = self._why or why or Cancelled()
 
     def check(self) -> None:
         """Raise `Cancelled` if the job was given up or its deadline has passed."""
-        if self.given_up:
-            raise Cancelled("request", str(self._why))
+        if self.given_up and self._why is not None:
+            raise self._why
 
     def begin(self) -> None:
         """Note that the job runs; raises `Cancelled` if it was given up."""
         self.check()
         self.seconds["waiting"] = time.monotonic() - self.accepted
-        self.stage = "running"
+        self._begun = True
         self._tell(None)
 
     def after_row(self, state: State) -> None:
@@ -137,10 +179,8 @@ class Job:
             self.seconds["total"] = time.monotonic() - self.accepted
             if isinstance(outcome, Result):
                 self._result.set_result(outcome)
-                self.stage = "done"
             else:
                 self._result.set_exception(outcome)
-                self.stage = "cancelled" if isinstance(outcome, Cancelled) else "failed"
         self._tell(None)
         self._watchers.clear()
 
@@ -153,4 +193,28 @@ class Job:
 
     def _tell(self, state: State | None) -> None:
         for watcher in list(self._watchers):
+            self._call(watcher, state)
+
+    def _call(self, watcher: Watcher, state: State | None) -> None:
+        """Call a watcher; an error of it is logged."""
+        try:
             watcher(self, state)
+        except Exception:
+            log.exception("a watcher of request %s failed", self.id)
+
+
+def given_bytes(request: Request) -> int:
+    """Return the bytes of a request's own images, decoded."""
+    return sum(map(image_bytes, (request.image, request.mask_image, *request.controls.values())))
+
+
+def image_bytes(image: object) -> int:
+    """Return the bytes of an image, of a list of them, or of (image, scale); 0 for what is not in memory."""
+    if isinstance(image, np.ndarray):
+        return image.nbytes
+    if isinstance(image, (list, tuple)):
+        return sum(map(image_bytes, image))
+    if not hasattr(image, "getbands"):
+        return 0
+    decoded = cast("Image", image)
+    return decoded.width * decoded.height * len(decoded.getbands())

@@ -21,12 +21,14 @@ from ldmrt.serve.batching.engines import JoinedEngines
 from ldmrt.serve.batching.lanes import Lane
 from ldmrt.serve.batching.room import rows_per_call
 
-from .job import Job, Watcher
+from .job import Job, Stopped, Watcher
+from .observers import Observer, Observers
 from .queue import Queue
 from .rate import Rate
 
 WAITING = 64  # jobs
 RUNNING = 32  # jobs, each of which is a thread
+LEAST_WAIT = 0.001  # seconds between two looks at the deadlines: a wait may end just before its time
 
 
 class Busy(LdmrtError):
@@ -36,16 +38,6 @@ class Busy(LdmrtError):
         """Say how many wait, and when to come back."""
         super().__init__("serve", "too many requests wait", found=waiting, hint=f"again in {retry_after} s")
         self.retry_after = retry_after
-
-
-class Observer:
-    """Is told what happens, for measurements; does nothing."""
-
-    def batch(self, batch: Batch) -> None:
-        """Note a call of a network that has run."""
-
-    def job(self, job: Job) -> None:
-        """Note a job that has ended."""
 
 
 class Service:
@@ -74,10 +66,12 @@ class Service:
             running: How many may run.
             observer: Told of each batch and each job that has ended.
         """
-        self.models, self._rate, self._rows, self._observer = dict(models), Rate(), dict(rows), observer or Observer()
+        self.models, self._rate, self._rows, self._observer = dict(models), Rate(), dict(rows), Observers(observer or Observer())
         self._queue, self._changed, self.closed, self._alone = Queue(), Condition(), False, Lock()
         self._most_waiting, self._most_running = waiting, running
-        self._dispatcher = Dispatcher(self._note)
+        self._dispatcher, self._over = Dispatcher(self._note), False
+        self._deadlines = Thread(target=self._keep_deadlines, name="deadlines", daemon=True)
+        self._deadlines.start()
 
     def submit(
         self,
@@ -113,14 +107,20 @@ class Service:
         if watcher is not None:
             job.watch(watcher)
         with self._changed:
+            self.check_room()
+            self._queue.add(job)
+            self._admit()
+            self._changed.notify_all()  # its deadline may be the next one
+        return job
+
+    def check_room(self) -> None:
+        """Raise what `submit` would raise now for a request that waits: `Busy` or `Stopping`."""
+        with self._changed:
             if self.closed:
                 raise Stopping()
             self._admit()  # those whose deadline has passed make room
             if len(self._queue) >= self._most_waiting:
                 raise Busy(self.seconds_left(), len(self._queue))
-            self._queue.add(job)
-            self._admit()
-        return job
 
     def cancel(self, job: Job) -> None:
         """Give a job up: one that waits at once, one that runs after its row."""
@@ -161,16 +161,33 @@ class Service:
         with self._changed:
             self.closed = True
 
+    def give_up(self) -> None:
+        """Give up all requests: those that wait at once, those that run after their row."""
+        with self._changed:
+            for job in [*self._queue, *self._queue.running]:
+                job.cancel(Stopped())
+            self._admit()
+
     def close(self, grace: float = 0.0) -> None:
         """Refuse new requests, and give up those that have not ended after `grace` seconds. The pipelines stay open."""
         self.stop()
         with self._changed:
             self._changed.wait_for(lambda: not len(self._queue) and not self._queue.running, grace)
-            for job in [*self._queue, *self._queue.running]:
-                job.cancel("the service was stopped")
-            self._admit()
+            self.give_up()
             self._changed.wait_for(lambda: not self._queue.running)
+            self._over = True
+            self._changed.notify_all()
+        self._deadlines.join()
         self._dispatcher.close()
+
+    def _keep_deadlines(self) -> None:
+        """Give up jobs whose deadline passes while they wait."""
+        with self._changed:
+            while not self._over:
+                deadlines = [job.deadline for job in self._queue if job.deadline is not None]
+                wait = max(min(deadlines) - time.monotonic(), LEAST_WAIT) if deadlines else None
+                self._changed.wait(wait)
+                self._admit()
 
     def _lane(self, stage: Pipeline, model: str, size: tuple[int, int]) -> Lane:
         """Return the lane of images of a size in a stage."""
@@ -182,24 +199,38 @@ class Service:
             job.end_given_up()
             self._observer.job(job)
         for job in self._queue.admit(self._most_running):
+            self._start(job)
+
+    def _start(self, job: Job) -> None:
+        """Run a job in a thread of its own; it fails where the system has no more of them."""
+        try:
             Thread(target=self._run, args=(job,), name=f"job {job.id}", daemon=True).start()
+        except RuntimeError as error:
+            self._end(job, error)
+            self._observer.job(job)
 
     def _run(self, job: Job) -> None:
         """Run a job to its end."""
         outcome: Result | BaseException
         with ExitStack() as seats:
-            stages = [self._shared(stage, job, seats) for stage in self.models[job.model].stages]
             try:
                 job.begin()
+                stages = [self._shared(stage, job, seats) for stage in self.models[job.model].stages]
                 outcome = replace(stages[0], later=tuple(stages[1:])).generate(job.request)
             except BaseException as error:
                 outcome = error
         with self._changed:
-            self._queue.running.remove(job)
+            self._end(job, outcome)
             self._admit()
-            self._changed.notify_all()
-        job.end(outcome)
         self._observer.job(job)
+        if isinstance(outcome, BaseException):  # the job may be kept: let go of what the frames hold
+            outcome.__traceback__ = outcome.__context__ = outcome.__cause__ = None
+
+    def _end(self, job: Job, outcome: Result | BaseException) -> None:
+        """End a job that runs; whoever is told of it sees that its place is free."""
+        self._queue.running.remove(job)
+        job.end(outcome)
+        self._changed.notify_all()
 
     def _shared(self, stage: Pipeline, job: Job, seats: ExitStack) -> Pipeline:
         """Return a stage for one job, whose networks are shared with other jobs.

@@ -8,6 +8,7 @@ import click
 
 from ldmrt.tools.options.common import COMPUTE, THREADS
 
+TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 WAITING, SECONDS, GRACE = 64, 600.0, 30.0
 
 
@@ -28,6 +29,8 @@ WAITING, SECONDS, GRACE = 64, 600.0, 30.0
               help="Rows of a call of the U-Net at the model's own size; measured by default.")  # fmt: skip
 @click.option("--backend", default="auto", show_default=True,
               help="What runs the networks, as for `ldmrt generate`.")  # fmt: skip
+@click.option("--log", type=click.Choice(["text", "json"]), default="text", show_default=True,
+              help="Format of the log, a line for each request that has ended.")  # fmt: skip
 @COMPUTE
 @THREADS
 def serve(
@@ -41,6 +44,7 @@ def serve(
     grace: float,
     rows: int | None,
     backend: str,
+    log: str,
     compute: str,
     threads: int,
 ) -> None:
@@ -52,6 +56,7 @@ def serve(
     """
     from ldmrt.runtime.optional import unavailable
     from ldmrt.runtime.pipeline.opening import open_pipeline
+    from ldmrt.serve.jobs.observers import JobLog, JsonLines, Observers
     from ldmrt.serve.jobs.service import Service
     from ldmrt.serve.models import named, rows_of
     from ldmrt.tools.console.progress import console
@@ -67,7 +72,10 @@ def serve(
         raise unavailable(error, "serve") from None
 
     owners = {} if keys is None else read_keys(keys)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if log == "json" else logging.Formatter(TEXT))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("ldmrt.serve").setLevel(logging.INFO)
     with contextlib.ExitStack() as opened:
         socket = opened.enter_context(listening(host, port))
         models, most = {}, {}
@@ -76,6 +84,7 @@ def serve(
             most[name] = rows or rows_of(models[name])
             console.print(f"{name}: {most[name]} rows a call at {models[name].stage.size} pixels", highlight=False)
         metrics = Metrics()
-        service = opened.enter_context(contextlib.closing(Service(models, most, waiting=waiting, observer=metrics)))
+        observers = Observers(metrics, JobLog())
+        service = opened.enter_context(contextlib.closing(Service(models, most, waiting=waiting, observer=observers)))
         console.print(f"http://{host}:{socket.getsockname()[1]}", highlight=False)
         run(Server(service, metrics, Limits(seconds=seconds, per_key=per_key), owners), socket, grace)

@@ -1,0 +1,106 @@
+"""A server that is stopped refuses new requests, ends those that it has, and leaves with the signal's code."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from .conftest import Held, Running
+
+
+def test_a_server_that_is_stopped(own_server: Callable[..., Running]) -> None:
+    """What runs is answered, what is new is refused, and `/readyz` says so meanwhile."""
+    server = own_server(grace=60)
+    held = Held(server.service)
+    server.server.jobs.add(held.job)
+    server.begin_to_stop()
+    with server.client() as client:
+        refused = client.post("/v1/images/generations", json={"prompt": "a"})
+        assert (refused.status_code, "it is being stopped" in refused.text) == (503, True)
+        ready = client.get("/readyz")
+        assert (ready.status_code, ready.json()) == (503, {"status": "stopping"})
+        assert client.get("/healthz").status_code == 200
+        with client.stream("GET", f"/v1/requests/{held.job.id}/events") as events:
+            held.let_go()
+            assert '"stage": "done"' in list(events.iter_lines())[-2]
+    server.stop()
+    assert held.job.stage == "done"
+
+
+def test_requests_that_have_not_ended_after_the_grace(own_server: Callable[..., Running]) -> None:
+    server = own_server(grace=0, rows=2)
+    held = Held(server.service)
+    answers = list[httpx.Response]()
+
+    def ask() -> None:
+        with server.client() as client:
+            answers.append(client.post("/v1/images/generations", json={"prompt": "a"}))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    while not server.service.waiting:
+        threading.Event().wait(0.01)
+    server.begin_to_stop()
+    asking.join()
+    assert (answers[0].status_code, "the service was stopped" in answers[0].text) == (503, True)
+    held.let_go()
+    server.stop()
+    assert held.job.stage == "cancelled"
+
+
+@contextmanager
+def command(bundle: Path, *options: str) -> Iterator[tuple["subprocess.Popen[str]", httpx.Client]]:
+    """Run `ldmrt serve` in a process of its own until it is stopped."""
+    words = [sys.executable, "-m", "ldmrt", "serve", f"tiny={bundle}", "--port", "0", "--rows", "8", *options]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            assert process.stdout is not None
+            url = next(line.strip() for line in process.stdout if line.startswith("http://"))
+            with httpx.Client(base_url=url, timeout=60) as client:
+                yield process, client
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_stopped(bundle: Path, number: signal.Signals) -> None:
+    """The request that runs is drawn, and the log has one line of it, without its prompt."""
+    with command(bundle, "--log", "json") as (process, client):
+        body = {"prompt": "two pears", "num_inference_steps": 300}
+        name = client.post("/v1/requests", json=body).json()["id"]
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        *warnings, line, stopped = err.splitlines()
+        logged = json.loads(line)
+        assert (logged["request"], logged["stage"], logged["calls"]) == (name, "done", 300)
+        assert {"latents", "decode", "waiting", "total"} == set(logged["seconds"])
+        assert stopped == "stopped"
+        assert [text for text in warnings if "parity certificate" not in text] == []
+        assert "pears" not in out + err
+
+
+def test_a_command_that_is_stopped_twice_ends_at_once(bundle: Path) -> None:
+    """The requests that run are given up though the grace has not passed."""
+    with command(bundle, "--grace", "1000") as (process, client):
+        body = {"prompt": "a", "num_inference_steps": 500, "num_images_per_prompt": 16}
+        names = [client.post("/v1/requests", json=body).json()["id"] for _ in range(8)]
+        process.send_signal(signal.SIGTERM)
+        while client.get("/readyz").status_code != 503:
+            pass
+        process.send_signal(signal.SIGTERM)
+        err = process.communicate(timeout=60)[1]
+        assert process.returncode == 128 + signal.SIGTERM
+        assert f"request={names[-1]} model=tiny owner= stage=cancelled" in err
+        assert "Traceback" not in err
