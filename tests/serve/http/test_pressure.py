@@ -66,16 +66,14 @@ def hang_up(server: Running, callers: int) -> None:
 def test_callers_who_hang_up_leave_nothing_behind(own_server: Callable[..., Running], callers: int) -> None:
     server = own_server(limits=Limits(kept=16), waiting=16)
     hang_up(server, callers)
+    while server.service.waiting or server.service.running or server.server.bodies.held:  # the last one's next row
+        threading.Event().wait(0.01)
     given_up = [ended.job for ended in server.server.jobs._ended.values()]
-    for job in server.server.jobs.of(""):
-        given_up.append(job)
-        with contextlib.suppress(Exception):
-            job.result(60)
     assert given_up
     assert {job.stage for job in given_up} == {"cancelled"}
-    assert (server.service.waiting, server.service.running) == (0, 0)
+    assert server.server.jobs.of("") == []
     assert [job._watchers for job in given_up if job._watchers] == []
-    assert (server.server.bodies.held, server.server.images.held, server.server.places.held) == (0, 0, 0)
+    assert (server.server.images.held, server.server.places.held) == (0, 0)
     assert len(server.server.jobs) <= 16
     with server.client() as client:
         assert client.post("/v1/images/generations", json={"prompt": "a", "num_inference_steps": 1}).status_code == 200
