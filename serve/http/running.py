@@ -56,6 +56,7 @@ def configured(server: Server) -> uvicorn.Config:
     return uvicorn.Config(
         application(server),
         http=Connection,
+        lifespan="off",
         log_config=None,
         access_log=False,
         timeout_keep_alive=IDLE,
