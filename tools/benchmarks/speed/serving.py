@@ -148,11 +148,12 @@ def memory(pipeline: Any, rows: int, count: int) -> dict[str, Any]:
 @click.argument("bundle")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Of each measurement.")
 @click.option("--requests", type=click.IntRange(min=10), help="Measure the memory of so many requests as well.")
-@click.option("--json", "path", type=Output("json"), help="File for the figures.")
+@click.option("--json", "path", type=Output(), help="Write the numbers here too.")
 def main(bundle: str, rounds: int, requests: int | None, path: Path | None) -> None:
     """Measure requests that share batches beside requests one at a time."""
     from ldmrt.runtime import Request
     from ldmrt.runtime.backends.lazy_engines import LazyEngines
+    from ldmrt.runtime.bundle.graphs import STEP
     from ldmrt.runtime.files.writing import write_atomically
     from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.serve.models import rows_of
@@ -161,11 +162,8 @@ def main(bundle: str, rounds: int, requests: int | None, path: Path | None) -> N
     with open_pipeline(bundle) as pipeline:
         rows = rows_of(pipeline)
         unet = FixedCost(pipeline.engines["unet"])
-        engines = LazyEngines({
-            name: (lambda: unet) if name == "unet" else (lambda name=name: pipeline.engines[name])
-            for name in pipeline.engines
-        })  # fmt: skip
-        stand_in = replace(pipeline, engines=engines)
+        others = {name: pipeline.engines[name] for name in pipeline.engines if name not in ("unet", STEP)}
+        stand_in = replace(pipeline, engines=LazyEngines.of({**others, "unet": unet}))
         equal = [Request("a pear", seed=n, num_inference_steps=EQUAL_STEPS, guidance_scale=1.0) for n in range(EQUAL)]
         figures = {
             "mixed": gain(pipeline, list(mixed_requests()), rows, rounds),
@@ -181,8 +179,9 @@ def main(bundle: str, rounds: int, requests: int | None, path: Path | None) -> N
     if requests:
         click.echo(f"memory in MB: {figures['memory']['megabytes']}")
     if path is not None:
-        text = json.dumps({"bundle": Path(bundle).name, "machine": machine, "goals": GOALS, **figures}, indent=1)
-        write_atomically(path, text.encode())
+        content = {"bundle": Path(bundle).name, "machine": machine, "goals": GOALS, **figures}
+        with write_atomically(path) as file:
+            file.write(json.dumps(content, indent=2).encode())
 
 
 if __name__ == "__main__":
