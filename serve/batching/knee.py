@@ -7,7 +7,7 @@ import numpy as np
 
 from ldmrt.runtime.tensors import Arrays, Engine, shape_of
 
-NEAR = 0.9  # of the best rate is enough: twice the rows for a tenth more only let each request wait longer
+NEAR = 0.95  # of the best rate is enough: twice the rows for a twentieth more only let each request wait longer
 LONGEST = 2.0  # seconds of a call after which no larger one is tried
 # Calls of each number of rows, by turns; the fastest counts, as what else the machine does only makes calls slower.
 ROUNDS = 3

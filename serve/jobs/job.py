@@ -63,6 +63,7 @@ class Job:
         owner: Who asked; requests of one owner may be limited.
         model: The name of the model that draws it.
         id: Names it.
+        due: The jobs of its lane that are due before it run first; a time as `time.monotonic` counts.
         accepted: When it was accepted, as `time.monotonic` counts.
         seconds: How long it has waited and, where it has ended, how long it took in all.
         called: How many calls have run.
@@ -76,6 +77,7 @@ class Job:
     owner: str = ""
     model: str = ""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    due: float = 0.0
     accepted: float = field(default_factory=time.monotonic)
     seconds: dict[str, float] = field(default_factory=dict)
     called: int = 0

@@ -1,6 +1,10 @@
-"""Order the jobs that wait: first come, first served within a lane, and no lane waits for another."""
+"""Order the jobs that wait: by when they are due within a lane, and no lane waits for another.
 
-from collections import deque
+A job is due some multiple of its own time after it came, so short ones overtake long ones; a long one is overtaken only
+by what comes within that time, and never waits for ever. Equal jobs are served as they came.
+"""
+
+from bisect import insort
 from collections.abc import Iterator
 
 from ldmrt.serve.batching.lanes import Lane
@@ -13,7 +17,7 @@ class Queue:
 
     def __init__(self) -> None:
         """Begin without jobs."""
-        self._waiting: dict[Lane, deque[Job]] = {}
+        self._waiting: dict[Lane, list[Job]] = {}
         self.running: list[Job] = []
 
     def __len__(self) -> int:
@@ -26,8 +30,8 @@ class Queue:
             yield from jobs
 
     def add(self, job: Job) -> None:
-        """Let a job wait behind those of its lane."""
-        self._waiting.setdefault(job.lane, deque()).append(job)
+        """Let a job wait behind those of its lane that are due before it."""
+        insort(self._waiting.setdefault(job.lane, []), job, key=lambda other: other.due)
 
     def position(self, job: Job) -> int | None:
         """Return how many jobs of its lane are before one that waits; None where it does not wait."""
@@ -52,7 +56,7 @@ class Queue:
             while jobs and len(self.running) < most and (not rows or rows + jobs[0].rows <= lane.most):
                 rows += jobs[0].rows
                 self.running.append(jobs[0])
-                begun.append(jobs.popleft())
+                begun.append(jobs.pop(0))
         self._forget_empty()
         return begun
 

@@ -28,6 +28,7 @@ from .rate import Rate
 
 WAITING = 64  # jobs
 RUNNING = 32  # jobs, each of which is a thread
+OVERTAKEN = 4.0  # times its own duration: shorter requests that come within it are served before a request
 LEAST_WAIT = 0.001  # seconds between two looks at the deadlines: a wait may end just before its time
 
 
@@ -66,7 +67,12 @@ class Service:
             running: How many may run.
             observer: Told of each batch and each job that has ended.
         """
-        self.models, self._rate, self._rows, self._observer = dict(models), Rate(), dict(rows), Observers(observer or Observer())
+        self.models, self._rate, self._rows, self._observer = (
+            dict(models),
+            Rate(),
+            dict(rows),
+            Observers(observer or Observer()),
+        )
         self._queue, self._changed, self.closed, self._alone = Queue(), Condition(), False, Lock()
         self._most_waiting, self._most_running = waiting, running
         self._dispatcher, self._over = Dispatcher(self._note), False
@@ -108,6 +114,7 @@ class Service:
             job.watch(watcher)
         with self._changed:
             self.check_room()
+            job.due = job.accepted + OVERTAKEN * self._rate.seconds(job.work)
             self._queue.add(job)
             self._admit()
             self._changed.notify_all()  # its deadline may be the next one

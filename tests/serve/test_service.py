@@ -16,7 +16,8 @@ from ldmrt.runtime.samplers.loop import State
 from ldmrt.serve.batching.dispatcher import Batch
 from ldmrt.serve.batching.room import rows_per_call
 from ldmrt.serve.jobs.job import Cancelled, Job
-from ldmrt.serve.jobs.service import Busy, Service
+from ldmrt.serve.jobs.rate import Rate
+from ldmrt.serve.jobs.service import OVERTAKEN, Busy, Service
 
 MIXED = [
     {"num_inference_steps": steps, "scheduler": scheduler, "guidance_scale": guidance, "num_images_per_prompt": images}
@@ -118,6 +119,24 @@ def test_requests_wait_in_their_order_and_are_refused_beyond_the_queue(pipeline:
     assert refused.value.retry_after >= 1
     holding.let_go()
     assert [job.result(60).seeds for job in (first, second, third)] == [[0], [1], [2]]
+    service.close()
+
+
+def test_a_short_request_overtakes_long_ones_for_a_while(pipeline: Pipeline) -> None:
+    """It is due a multiple of its own time after it came, so what comes after that does not overtake it."""
+
+    class SecondForAPixel(Rate):
+        def seconds(self, work: float) -> float:
+            return work
+
+    service = Service({"tiny": pipeline}, {"tiny": 2})
+    service._rate = SecondForAPixel()
+    first, holding = held(service)
+    long, short = (service.submit(request(1, num_inference_steps=steps)) for steps in (40, 4))
+    assert [service.position(job) for job in (long, short)] == [1, 0]
+    assert long.due - long.accepted == pytest.approx(OVERTAKEN * long.calls * 2 * pipeline.stage.size**2)  # 2 rows
+    holding.let_go()
+    assert [job.result(60).seeds for job in (first, short, long)] == [[0], [1], [1]]
     service.close()
 
 

@@ -66,7 +66,12 @@ def test_bytes_of_given_images() -> None:
 
 def test_a_budget() -> None:
     budget, unbounded = Budget(3), Budget(0)
-    assert [budget.take("a", 2), budget.take("a", 2), budget.take("b", 2), budget.take("a", 1)] == [True, False, True, True]
+    assert [budget.take("a", 2), budget.take("a", 2), budget.take("b", 2), budget.take("a", 1)] == [
+        True,
+        False,
+        True,
+        True,
+    ]
     assert budget.held == 5
     budget.give_back("a", 3)
     assert (budget.held, budget.take("a", 3), unbounded.take("a", 10**12)) == (2, True, True)

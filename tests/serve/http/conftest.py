@@ -42,7 +42,10 @@ class Running:
     """A server that runs in a thread until it is stopped."""
 
     def __init__(
-        self, pipeline: Pipeline, limits: Limits | None = None, keys: dict[str, str] | None = None,
+        self,
+        pipeline: Pipeline,
+        limits: Limits | None = None,
+        keys: dict[str, str] | None = None,
         grace: float = 5,
         *,
         rows: int = 8,

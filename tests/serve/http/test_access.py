@@ -33,7 +33,9 @@ def keyed(pipeline: object) -> Iterator[Running]:
     server.stop()
 
 
-@pytest.mark.parametrize("headers", [{}, bearer("key c"), {"Authorization": "Bearer"}, {"Authorization": "key a"}, bearer(A)])
+@pytest.mark.parametrize(
+    "headers", [{}, bearer("key c"), {"Authorization": "Bearer"}, {"Authorization": "key a"}, bearer(A)]
+)
 def test_callers_without_a_key_are_refused(keyed: Running, headers: dict[str, str]) -> None:
     with keyed.client(headers=headers) as client:
         for path in ("/v1/models", "/metrics", "/openapi.json", "/nowhere"):

@@ -55,7 +55,9 @@ def hang_up(server: Running, callers: int) -> None:
 
     async def ask_all() -> None:
         limits = httpx.Limits(max_connections=32)
-        async with httpx.AsyncClient(base_url=server.url, timeout=httpx.Timeout(60, read=0.15), limits=limits) as client:
+        async with httpx.AsyncClient(
+            base_url=server.url, timeout=httpx.Timeout(60, read=0.15), limits=limits
+        ) as client:
             places = asyncio.Semaphore(32)
             await asyncio.gather(*[ask(client, places) for _ in range(callers)])
 

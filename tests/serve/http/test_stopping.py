@@ -61,9 +61,7 @@ def command(bundle: Path, *options: str) -> Iterator[tuple["subprocess.Popen[str
     """Run `ldmrt serve` in a process of its own until it is stopped."""
     words = [sys.executable, "-m", "ldmrt", "serve", f"tiny={bundle}", "--port", "0", "--rows", "8", *options]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
-    with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stderr is not None
             url = next(line.strip() for line in process.stderr if line.startswith("http://"))
