@@ -14,7 +14,7 @@ from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.lock import LOCK, file_lock
 from ldmrt.runtime.files.reading import JsonObject, read_json
-from ldmrt.runtime.files.writing import remove_abandoned, write_atomically
+from ldmrt.runtime.files.writing import remove_abandoned, sync_folder, write_atomically
 
 STATED = "batch.json"
 EACH = 500  # lines of a folder: an image and a depth of each make 1000 entries
@@ -65,6 +65,7 @@ class Stated:
         """Write it into a folder."""
         with write_atomically(out / STATED) as file:
             file.write(json.dumps(self._json(), indent=1, ensure_ascii=False).encode())
+        sync_folder(out.parent)
 
     def _json(self) -> JsonObject:
         """Return it as JSON has it, tuples as lists."""
@@ -104,6 +105,15 @@ def _folder_of(line: int) -> Path:
     """Return the folder of a line."""
     place = (line - 1) // EACH
     return Path(f"{place // 1000:03d}", f"{place % 1000:03d}")
+
+
+def make_folder(out: Path, file: Path) -> None:
+    """Make the folder of a file in the folder of a run, and wait until its name is on the disk too."""
+    folder = (out / file).parent
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        for parent in list(folder.parents)[: len(file.parts) - 1]:
+            sync_folder(parent)
 
 
 def remove_after(out: Path, line: int) -> None:

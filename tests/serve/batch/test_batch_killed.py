@@ -220,5 +220,6 @@ def test_signals_stop_it_and_it_goes_on(bundle: Path, tmp_path: Path, number: si
     assert ldmrt.returncode == code, errors
     entries = [json.loads(line) for line in (out / "index.jsonl").read_text().splitlines()]
     assert [entry["line"] for entry in entries] == list(range(1, len(entries) + 1))
+    assert errors.count("stopping: what is being drawn is finished first") == 1
     assert f"{len(entries)} of {MANY} lines: {len(entries)} drawn, 0 failed" in errors
     assert sorted(files_in(out)) == sorted([*(entry["files"][0] for entry in entries), "batch.json", "index.jsonl"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.serve.batch.folder import Stated, image_path, locked, remove_after
+from ldmrt.serve.batch.folder import Stated, image_path, locked, make_folder, remove_after
 
 STATED = Stated("tiny", "aa", {"--steps": 20, "--guidance-interval": (0.3, 5.0), "--negative": None})
 
@@ -82,6 +82,16 @@ def test_what_was_drawn_too_far_is_removed(tmp_path: Path) -> None:
     remove_after(tmp_path, 499)
     assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()} == {*stays, *mine}
     remove_after(tmp_path / "new", 0)
+
+
+def test_the_names_of_new_folders_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each folder is synced whose entries have changed: that of the run, and those between it and the images."""
+    synced = list[Path]()
+    monkeypatch.setattr("ldmrt.serve.batch.folder.sync_folder", synced.append)
+    for _ in range(2):
+        make_folder(tmp_path, image_path(3, 1, 2))
+    assert synced == [tmp_path / "000/000", tmp_path / "000", tmp_path]
+    assert (tmp_path / "000/000/000003").is_dir()
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

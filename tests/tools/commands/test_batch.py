@@ -154,8 +154,9 @@ def test_bad_options_are_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == [prompts]
 
 
-def test_bad_places(ldmrt: Any, bundle: Path, prompts: Path, tmp_path: Path) -> None:
+def test_bad_places(ldmrt: Any, bundle: Path, checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
+    assert f"{checkpoint} is a checkpoint, not a bundle" in ldmrt("batch", checkpoint, prompts, out).error
     assert "missing file" in ldmrt("batch", bundle, tmp_path / "nowhere.txt", out).error
     assert "found a folder" in ldmrt("batch", bundle, tmp_path, out).error
     assert "no directory nowhere" in ldmrt("batch", "nowhere", prompts, out).error

@@ -68,7 +68,7 @@ def batch(
     from ldmrt.serve.batch.requests import Reader
     from ldmrt.serve.batch.run import Run, service_of
     from ldmrt.tools.console.drawing.batch_images import save_line
-    from ldmrt.tools.console.progress import watched
+    from ldmrt.tools.console.progress import console, watched
     from ldmrt.tools.console.training.signals import end_by, listening
 
     options["scheduler_settings"] = settings
@@ -78,7 +78,16 @@ def batch(
     given = click.get_current_context().params
     stated = {flag: given[name] for name, flag in flags().items() if name not in NO_CHANGE}
     run_of = Stated(bundle.name, digest_of_bundle(local_bundle(bundle)), {**stated, "--scheduler-config": config})
-    index = Index(out, reader)
+    index, announced = Index(out, reader), False
+
+    def stopping() -> bool:
+        """Tell whether a signal to stop has come, and say so once: what is being drawn may take a while."""
+        nonlocal announced
+        if signals.stop is not None and not announced:
+            announced = True
+            console.print("stopping: what is being drawn is finished first", highlight=False)
+        return signals.stop is not None
+
     with locked(out), listening() as signals:
         if run_of.check(out):
             index.resume(read_lines(prompts, count), prompts)
@@ -98,13 +107,13 @@ def batch(
             )
             with pipeline:
                 check_options(pipeline, example)
-                service, room = service_of(bundle.name, pipeline, example, batch)
                 remove_after(out, start)
                 run_of.write(out)
+                service, room = service_of(bundle.name, pipeline, example, batch)
                 run = Run(service, reader, partial(save_line, out, bundle.name, pipeline), window=room)
                 left = (line for line in read_lines(prompts, count) if line.number > start)
                 with index:
-                    entries = run(left, index, lambda: signals.stop is not None)
+                    entries = run(left, index, stopping)
                     for _ in watched(entries, count, lambda entry: f"line {entry.line}", start=start):
                         pass
     report(index, start, count, time.perf_counter() - begin, out)

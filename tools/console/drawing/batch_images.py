@@ -9,7 +9,7 @@ from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.checks import with_scale
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.pipeline.request.short_words import BY_STAGE
-from ldmrt.serve.batch.folder import image_path
+from ldmrt.serve.batch.folder import image_path, make_folder
 from ldmrt.serve.batch.lines import Line
 from ldmrt.serve.batch.requests import WORDS
 
@@ -41,6 +41,7 @@ def save_line(
     for number, (image, seed) in enumerate(zip(result.pixels, result.seeds, strict=True)):
         files.append(image_path(line.number, number, len(result.seeds)))
         prompt = request.prompts[number]
+        make_folder(out, files[-1])
         save_image(out / files[-1], image, notes({**shared, "prompt": prompt, "seed": seed}))
         if result.depth is not None:
             save_depth(depth_of(out / files[-1]), result.depth[number])
