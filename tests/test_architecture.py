@@ -1,6 +1,7 @@
 """The rules of the house: a room imports only the rooms below it, and no folder or file grows too large to read.
 
-A room is a folder of `runtime`, `model`, `export` or `tools` with all that is in it, or one of the files beside them.
+A room is a folder of `runtime`, `model`, `export`, `serve` or `tools` with all that is in it, or one of the files
+beside them.
 """
 
 import ast
@@ -12,7 +13,7 @@ import pytest
 import ldmrt.runtime
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("runtime", "model", "export", "tools")
+PACKAGES = ("runtime", "model", "export", "serve", "tools")
 MOST_ENTRIES, MOST_LINES = 14, 320
 
 ERRORS = {"runtime.errors"}
@@ -64,6 +65,9 @@ MAY: dict[str, set[str]] = {
     "export.bundle_writer": RUNTIME
     | {"model.checkpoint", "export.components", "export.engines", "export.graph", "export.precision"},
     "export.cascade": RUNTIME,
+    "serve": set(),
+    "serve.batching": RUNTIME,
+    "serve.jobs": RUNTIME | {"serve.batching"},
     "tools": set(),
     "tools.cli": ERRORS | CONSOLE,
     "tools.emoji": GROUND | {"runtime.images", "model.training"},

@@ -37,10 +37,11 @@ def public_names(path: Path) -> Iterator[str]:
         yield from (name for name in names if not name.startswith("_"))
 
 
-FILES = [path for package in ("runtime", "model", "export", "tools") for path in sorted((ROOT / package).rglob("*.py"))]
+PACKAGES = ("runtime", "model", "export", "serve", "tools")
+FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
-@pytest.mark.parametrize("package", ["runtime", "model", "export", "tools"])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_replaced_names_do_not_come_back(package: str) -> None:
     names = {name: path for path in FILES if (ROOT / package) in path.parents for name in public_names(path)}
     assert {name: path for name, path in names.items() if name in GONE} == {}

@@ -184,7 +184,7 @@ def pattern_of(entry: str) -> re.Pattern[str]:
 
 TEXTS = {
     path.relative_to(ROOT).as_posix(): Texts(path)
-    for package in ("runtime", "model", "export", "tools")
+    for package in ("runtime", "model", "export", "serve", "tools")
     for path in sorted((ROOT / package).rglob("*.py"))
     if "benchmarks" not in path.parts
 }

@@ -10,7 +10,7 @@ if ! "$python" -c "import ldmrt.tools.benchmarks" 2> /dev/null; then
   trap 'rm -rf "$place"' EXIT
   mkdir "$place/ldmrt"
   ln -s "$PWD/about/__init__.py" "$place/ldmrt/"
-  for folder in model export runtime tools; do ln -s "$PWD/$folder" "$place/ldmrt/$folder"; done
+  for folder in model export runtime serve tools; do ln -s "$PWD/$folder" "$place/ldmrt/$folder"; done
   export PYTHONPATH="$place${PYTHONPATH:+:$PYTHONPATH}"
 fi
 "$python" -m ldmrt.tools.benchmarks.gpu_check "$@"

@@ -35,7 +35,8 @@ def on_startup(**_: object) -> None:
     """Gather the folders of the package under its name: mkdocstrings follows no editable installation."""
     package = ROOT / "build/site_sources/ldmrt"
     package.mkdir(parents=True, exist_ok=True)
-    for source in (*(ROOT / "about").glob("*.py"), *(ROOT / name for name in ("model", "export", "runtime", "tools"))):
+    folders = ("model", "export", "runtime", "serve", "tools")
+    for source in (*(ROOT / "about").glob("*.py"), *(ROOT / name for name in folders)):
         link = package / source.name
         link.unlink(missing_ok=True)
         link.symlink_to(source)

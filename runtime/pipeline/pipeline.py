@@ -59,6 +59,7 @@ class Pipeline(ImagePipeline):
         forecast: The memory that images take.
         schedulers: The configs of schedulers that add noise to an image which the network is given, by their folders.
         later: The later stages of a cascade, each of which enlarges the images of the one before.
+        watch: Called with the state after each row; what it raises ends the request. A row is then never one call.
     """
 
     engines: LazyEngines
@@ -71,6 +72,7 @@ class Pipeline(ImagePipeline):
     forecast: Forecast | None = None
     schedulers: Mapping[str, Config] = field(default_factory=dict, repr=False)
     later: "tuple[Pipeline, ...]" = ()
+    watch: Callable[[State], object] | None = field(default=None, repr=False)
 
     @property
     def stages(self) -> "tuple[Pipeline, ...]":
@@ -168,23 +170,32 @@ class Pipeline(ImagePipeline):
         """Return how many times the U-Nets run for a request."""
         return sum(each.plan(own).rows for each, own in self._stage_requests(request))
 
-    def images_at_once(self, request: Request) -> int:
-        """Return how many images of a request are made in one batch, in the first stage that it runs.
+    def size(self, request: Request) -> tuple[int, int]:
+        """Return the height and width in pixels of a request's images, in the first stage that it runs.
 
         An image to start from is not read for its size, unless it is enlarged.
         """
         begins = self._walk(request)[0]
         if begins is not self:
-            return begins.images_at_once(replace(request, from_stage=None, until_stage=None, stages={}))
-        factor, own = self.stage.space.factor, (request.height or self.stage.size, request.width or self.stage.size)
+            return begins.size(replace(request, from_stage=None, until_stage=None, stages={}))
+        factor = self.stage.space.factor
         if request.latents is not None and request.denoising_start is not None:
             height, width = request.latents.shape[2:]
-            own = height * factor, width * factor
-        elif request.image is not None and self.stage.enlarges > 1 and None in (request.height, request.width):
+            return height * factor, width * factor
+        if request.image is not None and self.stage.enlarges > 1 and None in (request.height, request.width):
             first = reading.split("image", request.image)[0]
-            own = enlarged_size(reading.read("image", first), factor, self.stage.enlarges)
-        rows = len(self._rows(request)[0])
-        return images_at_once(self.profiles, own, factor, rows=rows, forecast=self.forecast)
+            return enlarged_size(reading.read("image", first), factor, self.stage.enlarges)
+        return request.height or self.stage.size, request.width or self.stage.size
+
+    def images_at_once(self, request: Request) -> int:
+        """Return how many images of a request are made in one batch, in the first stage that it runs."""
+        begins, size, rows = self._walk(request)[0], self.size(request), self.guidance_rows(request)
+        return images_at_once(begins.profiles, size, begins.stage.space.factor, rows=rows, forecast=begins.forecast)
+
+    def guidance_rows(self, request: Request) -> int:
+        """Return how many rows the U-Net runs for an image of a request, in the first stage that it runs."""
+        begins = self._walk(request)[0]
+        return len(begins._rows(request)[0])
 
     def plan(self, request: Request) -> Plan:
         """Return the sampler's table for a request."""
@@ -254,7 +265,7 @@ class Pipeline(ImagePipeline):
     def _denoise(self, encoded: Encoded, go_on: Callable[[], bool] = lambda: True) -> Denoised:
         """One row after another: controls, U-Net, guidance, the plan's row."""
         called = time.perf_counter()
-        x = self._task(encoded).last(go_on)
+        x = self._task(encoded).last(go_on, self.watch)
         return Denoised(encoded.request, x, encoded.seconds + time.perf_counter() - called)
 
     def _decode(self, denoised: Denoised) -> Result:

@@ -156,9 +156,9 @@ UNTESTED = {
 
 
 def imported() -> set[str]:
-    """Names of packages that the four folders import, anywhere in a file."""
+    """Names of packages that the folders import, anywhere in a file."""
     names = set()
-    for folder in ("about", "model", "export", "runtime", "tools"):
+    for folder in ("about", "model", "export", "runtime", "serve", "tools"):
         for path in (ROOT / folder).rglob("*.py"):
             if "benchmarks" in path.parts:
                 continue

@@ -13,6 +13,7 @@ from ldmrt.runtime.files.reading import decode_json, read_bytes
 METADATA = "metadata.jsonl"
 TABLE = "metadata.csv"
 CAPTION = "text"  # the column of captions
+LICENCE = ("license", "licence")  # columns that may state an image's licence
 LARGEST = 1 << 29  # bytes of a metadata.jsonl: some millions of captions
 LISTED = 20  # problems that an error names before it only counts them
 LONGEST = 200  # characters of an invalid value that an error shows
@@ -64,10 +65,8 @@ def read_metadata(path: Path, column: str = CAPTION, *, empty: bool = False) -> 
     Raises:
         LdmrtError: The file is missing, too large or not UTF-8.
     """
-    text = read_text(path, LARGEST).replace("\r\n", "\n").replace("\r", "\n")
     rows, problems, root = list[Row](), list[Problem](), path.parent.resolve()
-    lines = _records(text, column, problems) if path.name == TABLE else _objects(text, problems)
-    for number, fields in lines:
+    for number, fields in _lines(path, column, problems):
         try:
             row = row_of(number, fields, column, empty=empty)
         except InvalidRow as invalid:
@@ -77,6 +76,29 @@ def read_metadata(path: Path, column: str = CAPTION, *, empty: bool = False) -> 
         if misplaced := _wrong_place(root, row.file_name):
             problems.append(Problem(number, misplaced, row.file_name))
     return rows, problems
+
+
+def read_licences(path: Path) -> dict[int, str]:
+    """Read the licence that each line of a metadata.jsonl or metadata.csv states, by its number.
+
+    Args:
+        path: The file. Lines without a licence, and those that are damaged, are left out.
+
+    Raises:
+        LdmrtError: The file is missing, too large or not UTF-8.
+    """
+    found = dict[int, str]()
+    for number, fields in _lines(path, "file_name", []):
+        stated = [fields[name] for name in LICENCE if name in fields] if isinstance(fields, dict) else []
+        if stated and isinstance(stated[0], str) and stated[0].strip():
+            found[number] = stated[0].strip()
+    return found
+
+
+def _lines(path: Path, column: str, problems: list[Problem]) -> Iterator[tuple[int, object]]:
+    """Yield what each line of a metadata file holds, with its number; note those that are damaged."""
+    text = read_text(path, LARGEST).replace("\r\n", "\n").replace("\r", "\n")
+    return _records(text, column, problems) if path.name == TABLE else _objects(text, problems)
 
 
 def read_text(path: Path, limit: int) -> str:

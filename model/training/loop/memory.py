@@ -11,7 +11,7 @@ from itertools import zip_longest
 from typing import Generic
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldmrt.model.training.data.captioned import Captioned, Grouped, Sample
 
@@ -118,7 +118,7 @@ class Measurement(Generic[M]):
         self.run, self.settings, self.batch = run, settings, len(places)
         self.task, self.processes = replace(task, data=Repeated(task.data, places[0])), Processes(0, count)
         self.networks = [one for one in (run.module, run.opponent, *task.networks) if one is not None]
-        learning = (run.module, *([run.opponent] if run.opponent is not None else []))
+        learning: list[nn.Module] = [run.module, *([run.opponent] if run.opponent is not None else [])]
         self.learning = [weight for one in learning for weight in one.parameters() if weight.requires_grad]
         self.checkpointing = settings.checkpointing
         self._steps = dict[tuple[str, bool, int, bool], Recorder]()

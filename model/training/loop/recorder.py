@@ -67,7 +67,10 @@ class Recorder(TorchDispatchMode):
             self.segments[-1].append(torch.cuda.max_memory_allocated() - self._before)
             return result
         self._see((args, kwargs), new=False)
-        within = self._alive + (copies(*args[:3], args[-1]) if func is CONVOLUTION and args[1].dim() == 4 else 0)
+        within = self._alive
+        if func is CONVOLUTION and args[1].dim() == 4:
+            gradient, x, weight, *_, mask = args
+            within += copies(gradient, x, weight, mask)
         result = func(*args, **(kwargs or {}))
         self._see(result, new=True)
         self.segments[-1].append(max(within, self._alive))

@@ -105,21 +105,24 @@ class DenoisingTask:
             return self.fused.steps(self.plan, self.x, self.noise, self.init)
         return steps(self.plan, self.x, self.model, self.noise, self.init, blend=self.blend, in_place=True)
 
-    def last(self, go_on: Callable[[], bool] = lambda: True) -> Latents:
+    def last(self, go_on: Callable[[], bool] = lambda: True, watch: Callable[[State], object] | None = None) -> Latents:
         """Return the latents after the last row, (N, C, h, w).
 
         Args:
             go_on: Asked after each row; False ends the loop.
+            watch: Called with the state after each row; what it raises ends the loop.
 
         Raises:
             NotFinite: Latents are not finite; the error names the row.
         """
-        if self.fused is not None:
+        if self.fused is not None and watch is None:
             x = self.fused.sample(self.plan, self.x, self.noise, self.init)
             if np.isfinite(x).all():
                 return x
         for state in check_finite(self.steps()):
             x = state.x
+            if watch is not None:
+                watch(state)
             if not go_on():
                 break
         return x

@@ -16,6 +16,8 @@ from PIL import Image
 from ldmrt.model.training.tasks import presets
 from ldmrt.tools.console.training.run import STATE
 
+from ..console.records.cards import check_card
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -96,6 +98,7 @@ def test_an_upscaler_is_trained_stopped_and_used(
     ran = ldmrt(*words, "--out", whole)
     assert ran.code == 0, ran.err
     assert "step 2: PSNR " in ran.err
+    check_card(whole, "upscaler", library=None)
 
     def stop(*_: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
@@ -245,6 +248,8 @@ def test_a_model_of_flow_draws_what_diffusers_draws(
     flow = ["--prediction", "flow_prediction", "--flow-shift", 3, "--timesteps", "logit_normal"]
     ran = ldmrt("train", "ldm", *words, *flow, "--autoencoder", ae, "--out", ldm)
     assert ran.code == 0, ran.err
+    check_card(ae, "autoencoder")
+    check_card(ldm, "ldm")
     assert ldmrt("export", ldm, bundle, "--no-verify").code == 0
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(ldm, safety_checker=None)
     start = np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32)
@@ -273,6 +278,7 @@ def test_a_unet_in_pixels_is_trained_exported_and_drawn_with(
     words = ("train", "unconditional", "--data", pictures, "--size", 16, "--batch", 2, "--steps", 2)
     ran = ldmrt(*words, "--variance", variance, "--snr-gamma", 5, "--out", out)
     assert ran.code == 0, ran.err
+    check_card(out, "unconditional")
     theirs = diffusers.DDPMPipeline.from_pretrained(out).unet
     sample, t = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 900])
     with torch.no_grad():

@@ -13,6 +13,7 @@ from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 
 from ...support.pipelines import save_pipeline
+from ..console.records.cards import card_of, check_card
 
 
 @pytest.mark.parametrize("family", ["sd15", "sd2-v", "sdxl"])
@@ -34,9 +35,12 @@ def test_what_it_writes_draws_the_same_in_diffusers(ldmrt: Any, pictures: Path, 
     before = torch_pipeline(load(source))("two pears", **asked, latents=start.numpy(), output_type="latent").latents
     assert np.abs(ours - before).max() > 1e-2
     assert (out / "training" / "finetune-000002.png").is_file()
+    check_card(out, "finetune", base="source")
+    assert "](training/finetune-000002.png)" in card_of(out)
     again = ldmrt(*words, "--steps", 3, "--resume", "--change", "steps")
     assert again.code == 0, again.err
     assert "train_text_encoder = true" in (out / "recipe.toml").read_text()
+    assert "- after step 2: `steps` was `2` and is `3`\n" in card_of(out)
     repeated = ldmrt("train", out / "recipe.toml", "--set", "train_text_encoder=false", "--out", tmp_path / "again")
     assert repeated.code == 0, repeated.err
     weights = load_file(tmp_path / "again" / "text_encoder" / "model.safetensors")

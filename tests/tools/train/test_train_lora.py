@@ -17,6 +17,7 @@ from ldmrt.model.training.lora.writing import FORMATS
 from ldmrt.tools.commands.training.tasks.lora import FILE, lora
 
 from ...support.pipelines import save_pipeline
+from ..console.records.cards import check_card
 
 
 def words_of(source: Path, pictures: Path, out: Path, *more: object) -> tuple[object, ...]:
@@ -67,6 +68,7 @@ def test_its_file_draws_the_same_in_diffusers(
     assert np.abs(expected - base).max() > 1e-2
     assert np.abs(ours - expected).max() <= 2e-4 * max(1.0, np.abs(expected).max())  # float32, amplified by guidance
     assert Image.open(out / "training" / "lora-000002.png").size == (16, 16)
+    assert check_card(out, "lora", base="source")["base_model_relation"] == "adapter"
 
 
 def test_a_resumed_run_writes_the_same_file(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:

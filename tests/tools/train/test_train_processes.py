@@ -18,6 +18,8 @@ from PIL import Image
 
 from ldmrt.tools.console.training.run import STATE
 
+from ..console.records.cards import card_of
+
 LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu")
 SECONDS = 120  # a hung process is a failure
 
@@ -73,6 +75,7 @@ def test_two_processes_are_one_training(ldmrt: Any, words: list[str], tmp_path: 
     names = [sorted(path.relative_to(each) for path in each.rglob("*")) for each in (alone, both)]
     assert names[0] == names[1]
     assert (both / "recipe.toml").read_text() == (alone / "recipe.toml").read_text()
+    assert card_of(both).replace("both", "alone") == card_of(alone)
     lines = [[json.loads(line) for line in (each / "log.jsonl").read_text().splitlines()] for each in (alone, both)]
     for one, two in zip(*lines, strict=True):
         assert (two["step"], two["samples"]) == (one["step"], one["samples"])

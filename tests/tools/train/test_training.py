@@ -22,7 +22,7 @@ from ldmrt.model.training.loop.settings import Settings
 from ldmrt.model.training.loop.task import Progress, TrainingTask
 from ldmrt.runtime import LdmrtError
 from ldmrt.tools.console.run_lock import locked
-from ldmrt.tools.console.training.log import LOG
+from ldmrt.tools.console.training.records.log import LOG
 from ldmrt.tools.console.training.run import STATE, run_training
 from ldmrt.tools.console.training.signals import STOPPING, nothing_to_save
 
@@ -33,7 +33,7 @@ class Steps:
     def __init__(self, within: Callable[[int], object] = lambda step: None) -> None:
         self.step, self.settings, self.torn = 0, Settings(steps=8, batch=6, learning_rate=1e-3), False
         self.skipped: dict[tuple, str] = {}
-        self.processes = ALONE
+        self.processes, self.changes = ALONE, list[dict[str, object]]()
         self.within = within
         self.saved, self.kept = list[int](), list[int]()
 
@@ -55,8 +55,9 @@ class Steps:
 
     def walk(self, out: Path, every: int = 3, resume: bool = False, change: Collection[str] = ()) -> None:
         options = SimpleNamespace(
-            out=out, save_every=every, log_every=2, resume=resume, change=change, recipe="", group=None, plan=False
-        )
+            out=out, save_every=every, log_every=2, resume=resume, change=change, recipe="", task="ldm", differing={},
+            folder=Path("pictures"), group=None, plan=False,
+        )  # fmt: skip
         task = TrainingTask(None, lambda samples, draws: {})  # type: ignore[arg-type]
         run_training(self, task, options, lambda: self.kept.append(self.step))  # type: ignore[arg-type]
 

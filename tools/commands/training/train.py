@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from ldmrt.tools.console.training.launching import silence_other_ranks
-from ldmrt.tools.console.training.log import show_log
 from ldmrt.tools.console.training.recipe import Trainings
+from ldmrt.tools.console.training.records.log import show_log
 from ldmrt.tools.console.training.signals import nothing_to_save
 
 from .tasks.autoencoder import autoencoder

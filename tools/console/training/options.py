@@ -1,6 +1,6 @@
 """Define the options that all trainings have, and what they are together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
@@ -14,7 +14,7 @@ from ldmrt.tools.options.common import CAPTION_COLUMN, PROMPT, SIDE, Choice
 
 from .data import open_data
 from .launching import joined
-from .recipe import recipe_of
+from .recipe import Change, differing, recipe_of
 from .variation import ENLARGED, NO_WORDING, Variation, finite, variation_options
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Opened = ImageFolder | BucketedImages | Emoji
 
-OWN = ("recipe", "group")  # fields that are no options
+OWN = ("recipe", "task", "differing", "group")  # fields that are no options
 RATE = click.FloatRange(0, 1, min_open=True)
 POSITIVE = click.FloatRange(0, 1000, min_open=True)
 F = TypeVar("F", bound=Callable[..., object])
@@ -69,6 +69,8 @@ class Options(Variation):
     processes: int
     plan: bool
     recipe: str  # of all options of the training
+    task: str
+    differing: Mapping[str, Change]  # options that do not have their default, by their keys in the recipe
     group: "Processes | None" = None  # that this process is one of
 
     def settings(self) -> "Settings":
@@ -209,12 +211,17 @@ def training_options(
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
         def with_options(**values: Any) -> None:
-            recipe = recipe_of(click.get_current_context().command, values)
+            training = click.get_current_context().command
+            own: dict[str, Any] = {
+                "recipe": recipe_of(training, values),
+                "task": training.name,
+                "differing": differing(training, values),
+            }
             given = values if captions else values | NO_WORDING
             names = [field.name for field in fields(Options) if field.name not in OWN]
             common, values = {name: given[name] for name in names}, {n: v for n, v in values.items() if n not in names}
             with joined(common["processes"], common["device"], plan=common["plan"]) as group:
-                command(Options(**common, recipe=recipe, group=group), **values)
+                command(Options(**common, **own, group=group), **values)
 
         for option in reversed(options):
             with_options = option(with_options)

@@ -28,6 +28,7 @@ KINDS: dict[type, tuple[type | tuple[type, ...], str]] = {
     click.types.IntParamType: (int, "an integer"),
     click.types.FloatParamType: ((int, float), "a number"),
 }
+Change = tuple[Any, Any]  # the value of an option as TOML has it, and its default; None where it has none
 
 
 class Trainings(Group):
@@ -113,6 +114,23 @@ def recipe_of(command: click.Command, values: Mapping[str, Any]) -> str:
         if value is not None:
             lines.append(f"{key} = {_toml(_plain(value))}")
     return "\n".join(lines) + "\n"
+
+
+def differing(command: click.Command, values: Mapping[str, Any]) -> dict[str, Change]:
+    """Return the options of a training that have another value than their default, by their keys in a recipe.
+
+    Args:
+        command: The training.
+        values: The values of its parameters, by click's names.
+    """
+    found = dict[str, Change]()
+    for key, option in options_of(command).items():
+        value, default = values[option.name or ""], option.default
+        plain = None if value is None else _plain(value)
+        default = list(default) if isinstance(default, (list, tuple)) else default
+        if plain is not None and plain is not False and plain not in ([], default):
+            found[key] = (plain, default if isinstance(default, (bool, int, float, str, list)) else None)
+    return found
 
 
 def _plain(value: object) -> object:

@@ -12,9 +12,10 @@ from ldmrt.tools.console.memory import show_memory
 from ldmrt.tools.console.progress import console, watched
 from ldmrt.tools.console.script import out_of_memory
 
-from .log import LOG
 from .options import Options
 from .recipe import RECIPE
+from .records.card import Card
+from .records.log import LOG
 from .signals import end_by, listening
 
 if TYPE_CHECKING:
@@ -67,8 +68,11 @@ def run_training(
     if not run.processes.first:
         _follow(run, task)
         return
+    card = Card(run, options, task.data, held)
     if run.step >= steps:
         keep()  # the process may have been killed between the last state and this
+        if run.step == steps:
+            card.write()
         hint = f"--steps above {run.step} with --change steps continues"
         console.print(f"done already: {run.step} of {steps} steps; {hint}", highlight=False)
         return
@@ -91,6 +95,8 @@ def run_training(
                     keep()
                 if due and held is not None:
                     _validate(run, task, held, log)
+                if due:
+                    card.write()
                 if stop and run.step < steps:
                     console.print(f"stopped at step {run.step}; go on with --resume", highlight=False)
                     end_by(stop)

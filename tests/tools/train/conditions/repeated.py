@@ -3,11 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+from ...console.records.cards import card_of
+
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 
 
 def assert_repeats(ldmrt: Any, words: tuple[object, ...], folder: Path, change: tuple[object, ...]) -> Path:
-    """All three write the same bytes; a resumed run refuses the options `change`. Returns the first run's folder."""
+    """All three write the same weights, and the first two the same card; a resumed run refuses the options `change`.
+
+    Returns the first run's folder.
+    """
     whole, parts, recipe = (folder / name for name in ("whole", "parts", "recipe"))
     words = (*words, "--schedule", "constant", "--accumulate", 2)
     ran = ldmrt(*words, "--steps", 4, "--out", whole)
@@ -20,6 +25,9 @@ def assert_repeats(ldmrt: Any, words: tuple[object, ...], folder: Path, change: 
     assert repeated.code == 0, repeated.err
     for again in (parts, recipe):
         assert (again / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+    assert card_of(parts).replace("parts", "whole") == card_of(whole)
+    plots = [(each / "training" / "loss.png").read_bytes() for each in (parts, whole)]
+    assert plots[0] == plots[1]
     return whole
 
 

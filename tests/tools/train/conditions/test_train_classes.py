@@ -17,6 +17,7 @@ from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle.stages_json import stages_from_json
 
 from ....support.pipelines import save_pipeline
+from ...console.records.cards import check_card
 from .repeated import assert_repeats
 
 
@@ -50,6 +51,7 @@ def test_what_it_writes_is_drawn_as_diffusers_would(ldmrt: Any, words: tuple[obj
     assert "2 classes, from 0: apple, pear" in ran.err
     assert json.loads((out / "model_index.json").read_text())["id2label"] == {"0": "apple", "1": "pear"}
     assert Image.open(out / "training" / "classes-000002.png").size == (34, 16)  # one image of each class
+    check_card(out, "classes", library=None)
     made = load(out)
     assert (made.stage.classes, made.unet.config.num_class_embeds) == (2, 3)
     assert stages_from_json([made.stage.to_json()]) == (made.stage,)  # what an exported bundle has

@@ -16,6 +16,7 @@ from ldmrt.runtime.samplers.noise import MASKED, noise
 from ldmrt.tools.commands.training.tasks.inpaint import KINDS
 
 from ....support.pipelines import save_pipeline
+from ...console.records.cards import check_card
 from .repeated import WEIGHTS, assert_repeats, words_of
 
 
@@ -48,6 +49,7 @@ def test_what_it_writes_draws_the_same_in_diffusers(
     assert np.abs(ours - expected).max() <= 2e-4 * max(1.0, np.abs(expected).max())  # float32, amplified by guidance
     assert made.unet.conv_in.weight[:, 4:].any()
     assert made.stage.takes_mask
+    check_card(out, "inpaint", base="source")
     assert Image.open(out / "training" / "inpaint-000002.png").size == (
         34,
         34,

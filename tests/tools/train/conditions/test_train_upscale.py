@@ -13,6 +13,7 @@ from ldmrt.model import load
 from ldmrt.runtime.samplers.noise import NOISED, noise
 
 from ....support.pipelines import save_pipeline
+from ...console.records.cards import check_card
 from .repeated import assert_repeats, words_of
 
 
@@ -42,6 +43,7 @@ def test_what_it_writes_draws_the_same_in_diffusers(
     assert np.abs(ours - expected).max() <= 2e-4 * max(1.0, np.abs(expected).max())  # float32, amplified by guidance
     assert made.unet.conv_in.weight[:, 4:].any()
     assert made.unet.class_embedding.weight.any()  # type: ignore[union-attr]
+    check_card(out, "upscale", base="source")
     assert Image.open(out / "training" / "upscale-000002.png").size == (34, 34)  # two images; above, the small ones
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 import ldmrt.runtime
 from ldmrt.tools.cli import cli
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
 
 
@@ -159,7 +159,8 @@ def test_command_line_page_has_every_command_and_option(hooks: ModuleType) -> No
 def test_links_of_the_repository_become_links_of_the_site(hooks: ModuleType) -> None:
     assert hooks.site_path(hooks.target_of("docs/export.md", "index.md")) == "export.md"
     assert hooks.site_path(hooks.target_of("../CONTRIBUTING.md", "generate.md")) == "contributing.md"
-    assert hooks.site_path(hooks.target_of("../tests/test_site.py", "export.md")) == "files/tests/test_site.py"
+    mine = "tests/tools/test_site.py"
+    assert hooks.site_path(hooks.target_of(f"../{mine}", "export.md")) == f"files/{mine}"
     text = "[a](b.md) [c](https://d.e/f) [g](#h) [i](j.md#k) ![l](m.png)"
     assert hooks.LINK.findall(text) == ["b.md", "j.md", "m.png"]
 

@@ -1,0 +1,1 @@
+"""Serve bundles to many callers at once."""

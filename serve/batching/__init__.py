@@ -1,0 +1,1 @@
+"""Run the U-Nets of many requests in batches that each request joins and leaves at any row."""

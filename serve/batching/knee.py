@@ -1,0 +1,69 @@
+"""Choose how many rows a call has: so few that more of them would hardly be faster for each row."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from ldmrt.runtime.tensors import Arrays, Engine, shape_of
+
+NEAR = 0.9  # of the best rate is enough: twice the rows for a tenth more only let each request wait longer
+LONGEST = 2.0  # seconds of a call after which no larger one is tried
+ROUNDS = 3  # calls of each number of rows; the fastest counts, as others are slow for reasons of the machine
+
+
+def doubled(most: int) -> Iterator[int]:
+    """Yield 1, 2, 4 and so on, and last `most`."""
+    rows = 1
+    while rows < most:
+        yield rows
+        rows *= 2
+    yield most
+
+
+def measure(run: Callable[[int], float], most: int) -> dict[int, float]:
+    """Return the rows per second of calls of 1, 2, 4 and more rows, up to `most`.
+
+    Args:
+        run: Runs a call of so many rows and returns its seconds.
+        most: The most rows that a call may have.
+    """
+    rates = dict[int, float]()
+    for rows in doubled(most):
+        seconds = min(run(rows) for _ in range(ROUNDS))
+        rates[rows] = rows / seconds
+        if seconds > LONGEST:
+            break
+    return rates
+
+
+def knee(rates: dict[int, float]) -> int:
+    """Return the fewest rows whose rate is near the best one."""
+    best = max(rates.values())
+    return min(rows for rows, rate in rates.items() if rate >= NEAR * best)
+
+
+def timed(engine: Engine, sizes: dict[str, int]) -> Callable[[int], float]:
+    """Return what runs a network once with zeros for so many rows, and returns its seconds; the first run is not timed.
+
+    Args:
+        engine: The network.
+        sizes: The size of each symbol of its inputs but the batch.
+    """
+    warm = set[int]()
+
+    def run(rows: int) -> float:
+        arrays = blank_inputs(engine, {**sizes, "batch": rows})
+        if rows not in warm:
+            warm.add(rows)
+            engine(**arrays)
+        before = time.perf_counter()
+        engine(**arrays)
+        return time.perf_counter() - before
+
+    return run
+
+
+def blank_inputs(engine: Engine, sizes: dict[str, int]) -> Arrays:
+    """Return inputs of a network whose values are all 0."""
+    return {spec.name: np.zeros(shape_of(spec, sizes), spec.dtype) for spec in engine.inputs}

@@ -1,0 +1,139 @@
+"""Hold a request from the moment that it is accepted to its result."""
+
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Literal
+
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.pipeline.call import Result
+from ldmrt.runtime.pipeline.request.request import Request
+from ldmrt.runtime.samplers.loop import State
+from ldmrt.serve.batching.lanes import Lane
+
+Stage = Literal["waiting", "running", "done", "failed", "cancelled"]
+Watcher = Callable[["Job", State | None], object]
+
+
+class Cancelled(LdmrtError):
+    """A request was cancelled by its caller, or its deadline has passed."""
+
+
+@dataclass(eq=False)
+class Job:
+    """Holds a request that was accepted.
+
+    Attributes:
+        lane: What it can share batches with, in the stage that it begins at.
+        request: What is asked for.
+        calls: How many times the U-Nets run for it.
+        rows: How many rows each of those calls has: images times rows of guidance.
+        deadline: When it is given up, as `time.monotonic` counts; None for never.
+        owner: Who asked; requests of one owner may be limited.
+        model: The name of the model that draws it.
+        id: Names it.
+        stage: How far it is.
+        called: How many calls have run.
+    """
+
+    lane: Lane
+    request: Request
+    calls: int
+    rows: int
+    deadline: float | None = None
+    owner: str = ""
+    model: str = ""
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    stage: Stage = "waiting"
+    called: int = 0
+    _result: "Future[Result]" = field(default_factory=Future, repr=False)
+    _watchers: list[Watcher] = field(default_factory=list, repr=False)
+    _why: str | None = None
+    _changing: Lock = field(default_factory=Lock, repr=False)
+
+    @property
+    def work(self) -> int:
+        """What is left to do: rows times pixels."""
+        return max(0, self.calls - self.called) * self.rows * self.lane.pixels
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it was cancelled or its deadline has passed."""
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            self.cancel("its deadline has passed")
+        return self._why is not None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is done, has failed or was cancelled."""
+        return self._result.done()
+
+    def watch(self, watcher: Watcher) -> None:
+        """Call a function with the job and its state after each row, and with None where its stage has changed.
+
+        It is called at once if the job has ended already; from other threads else.
+        """
+        with self._changing:
+            if not self.ended:
+                self._watchers.append(watcher)
+                return
+        watcher(self, None)
+
+    def result(self, timeout: float | None = None) -> Result:
+        """Wait for the images.
+
+        Raises:
+            Cancelled: It was cancelled, or its deadline has passed.
+            LdmrtError: It has failed.
+            TimeoutError: It has not ended after so many seconds.
+        """
+        return self._result.result(timeout)
+
+    def cancel(self, why: str = "cancelled by its caller") -> None:
+        """Give the job up; one that runs ends after its row."""
+        self._why = self._why or why
+
+    def check(self) -> None:
+        """Raise `Cancelled` if the job was given up or its deadline has passed."""
+        if self.given_up:
+            raise Cancelled("request", str(self._why))
+
+    def begin(self) -> None:
+        """Note that the job runs; raises `Cancelled` if it was given up."""
+        self.check()
+        self.stage = "running"
+        self._tell(None)
+
+    def after_row(self, state: State) -> None:
+        """Note that a row has run; raises `Cancelled` if the job was given up."""
+        self.called += 1
+        self._tell(state)
+        self.check()
+
+    def end(self, outcome: Result | BaseException) -> None:
+        """Note the result, or the error that ended the job; a second call does nothing."""
+        with self._changing:
+            if self.ended:
+                return
+            if isinstance(outcome, Result):
+                self.stage = "done"
+                self._result.set_result(outcome)
+            else:
+                self.stage = "cancelled" if isinstance(outcome, Cancelled) else "failed"
+                self._result.set_exception(outcome)
+        self._tell(None)
+        self._watchers.clear()
+
+    def end_given_up(self) -> None:
+        """End a job that was given up while it waited."""
+        try:
+            self.check()
+        except Cancelled as error:
+            self.end(error)
+
+    def _tell(self, state: State | None) -> None:
+        for watcher in list(self._watchers):
+            watcher(self, state)

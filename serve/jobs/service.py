@@ -1,0 +1,200 @@
+"""Accept requests, run those that fit together, and refuse what cannot be served in time."""
+
+import math
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from threading import Condition, Lock, Thread
+
+from ldmrt.runtime.errors import InvalidRequest, LdmrtError
+from ldmrt.runtime.nearest import suggestion
+from ldmrt.runtime.pipeline.call import Result
+from ldmrt.runtime.pipeline.pipeline import Pipeline
+from ldmrt.runtime.pipeline.request.request import Request
+from ldmrt.runtime.samplers.loop import State
+from ldmrt.serve.batching.dispatcher import Batch, Dispatcher
+from ldmrt.serve.batching.engines import JoinedEngines
+from ldmrt.serve.batching.lanes import Lane
+from ldmrt.serve.batching.room import rows_per_call
+
+from .job import Job, Watcher
+from .queue import Queue
+from .rate import Rate
+
+WAITING = 64  # jobs
+RUNNING = 32  # jobs, each of which is a thread
+
+
+class Busy(LdmrtError):
+    """As many requests wait as may; `retry_after` are the seconds after which there is likely room."""
+
+    def __init__(self, retry_after: int, waiting: int) -> None:
+        """Say how many wait, and when to come back."""
+        super().__init__("serve", "too many requests wait", found=waiting, hint=f"again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class Service:
+    """Serves models: requests wait in a queue, and those that run share the calls of the U-Net.
+
+    Attributes:
+        models: The pipelines by name.
+        rate: How fast rows have been computed.
+    """
+
+    def __init__(
+        self, models: Mapping[str, Pipeline], rows: Mapping[str, int], *, waiting: int = WAITING, running: int = RUNNING
+    ) -> None:
+        """Start to serve.
+
+        Args:
+            models: The pipelines by name; the first is the default. The service does not close them.
+            rows: How many rows a call of each model's U-Net has at most, at the model's own size; see `rows_per_call`.
+            waiting: How many requests may wait.
+            running: How many may run.
+        """
+        self.models, self.rate, self._rows = dict(models), Rate(), dict(rows)
+        self._queue, self._changed, self._closed, self._alone = Queue(), Condition(), False, Lock()
+        self._most_waiting, self._most_running = waiting, running
+        self._dispatcher = Dispatcher(self._note)
+
+    def submit(
+        self,
+        request: Request,
+        model: str | None = None,
+        *,
+        seconds: float | None = None,
+        owner: str = "",
+        watcher: Watcher | None = None,
+    ) -> Job:
+        """Accept a request; it begins when there is room.
+
+        Args:
+            request: What is asked for.
+            model: The model's name; the first by default.
+            seconds: After so many seconds it is given up.
+            owner: Who asks.
+            watcher: Called as `Job.watch` says, from the beginning.
+
+        Raises:
+            Busy: Too many requests wait.
+            InvalidRequest: The model cannot do what is asked for, or there is no such model.
+            LdmrtError: The service is being stopped.
+        """
+        model = next(iter(self.models)) if model is None else model
+        if model not in self.models:
+            problem = f"no model {model!r:.100}{suggestion(model, self.models)}"
+            raise InvalidRequest("serve", problem, expected=", ".join(self.models))
+        pipeline, deadline = self.models[model], None if seconds is None else time.monotonic() + seconds
+        rows = request.total_images * pipeline.guidance_rows(request)
+        lane = self._lane(pipeline, model, pipeline.size(request))
+        job = Job(lane, request, pipeline.rows(request), rows, deadline, owner, model=model)
+        if watcher is not None:
+            job.watch(watcher)
+        with self._changed:
+            if self._closed:
+                raise stopping()
+            self._admit()  # those whose deadline has passed make room
+            if len(self._queue) >= self._most_waiting:
+                raise Busy(self.seconds_left(), len(self._queue))
+            self._queue.add(job)
+            self._admit()
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Give a job up: one that waits at once, one that runs after its row."""
+        job.cancel()
+        with self._changed:
+            self._admit()
+
+    def position(self, job: Job) -> int | None:
+        """Return how many requests of its size are before one that waits; None where it does not wait."""
+        with self._changed:
+            return self._queue.position(job)
+
+    def seconds_left(self) -> int:
+        """Return in how many seconds, 1 or more, all that waits and runs is likely to be done."""
+        with self._changed:
+            work = sum(job.work for job in [*self._queue, *self._queue.running])
+        return max(1, math.ceil(self.rate.seconds(work)))
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait."""
+        with self._changed:
+            return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        """How many requests run."""
+        with self._changed:
+            return len(self._queue.running)
+
+    def close(self, grace: float = 0.0) -> None:
+        """Refuse new requests, and give up those that have not ended after `grace` seconds. The pipelines stay open."""
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: not len(self._queue) and not self._queue.running, grace)
+            for job in [*self._queue, *self._queue.running]:
+                job.cancel("the service was stopped")
+            self._admit()
+            self._changed.wait_for(lambda: not self._queue.running)
+        self._dispatcher.close()
+
+    def _lane(self, stage: Pipeline, model: str, size: tuple[int, int]) -> Lane:
+        """Return the lane of images of a size in a stage."""
+        return Lane(f"{model}/{stage.stage.name}", size, rows_per_call(stage, size, self._rows[model]))
+
+    def _admit(self) -> None:
+        """Drop jobs that were given up, and start as many others as there is room for."""
+        for job in self._queue.drop_given_up():
+            job.end_given_up()
+        for job in self._queue.admit(self._most_running):
+            Thread(target=self._run, args=(job,), name=f"job {job.id}", daemon=True).start()
+
+    def _run(self, job: Job) -> None:
+        """Run a job to its end."""
+        outcome: Result | BaseException
+        with ExitStack() as seats:
+            stages = [self._shared(stage, job, seats) for stage in self.models[job.model].stages]
+            try:
+                job.begin()
+                outcome = replace(stages[0], later=tuple(stages[1:])).generate(job.request)
+            except BaseException as error:
+                outcome = error
+        with self._changed:
+            self._queue.running.remove(job)
+            self._admit()
+            self._changed.notify_all()
+        job.end(outcome)
+
+    def _shared(self, stage: Pipeline, job: Job, seats: ExitStack) -> Pipeline:
+        """Return a stage for one job, whose networks are shared with other jobs.
+
+        Where the networks do not fit into memory together, jobs run one by one, as the stage's own turns have it.
+        """
+        if stage.engines.take_turns:
+            return replace(stage, watch=job.after_row)
+        factor = stage.stage.space.factor
+
+        def lane_of(latents: tuple[int, ...]) -> Lane:
+            height, width = latents
+            return self._lane(stage, job.model, (height * factor, width * factor))
+
+        def watch(state: State) -> None:
+            if state.row + 1 == state.rows:
+                engines.leave()
+            job.after_row(state)
+
+        engines = JoinedEngines(stage.engines, self._dispatcher, lane_of, self._alone)
+        seats.callback(engines.leave)
+        return replace(stage, engines=engines, watch=watch)
+
+    def _note(self, batch: Batch) -> None:
+        self.rate.note(batch.rows, batch.lane.pixels, batch.seconds)
+
+
+def stopping() -> LdmrtError:
+    """Return the error for those who come too late."""
+    return LdmrtError("serve", "it is being stopped")
