@@ -5,7 +5,7 @@ computed at once, such as of activations: steps of one and of two samples give b
 has its peak where their sum is largest, which may be at another operation than in these two.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Generic
@@ -212,28 +212,32 @@ def plan_memory(run: Run[M], task: TrainingTask, count: int = 1) -> MemoryPlan:
     return MemoryPlan(
         **known, gradients=measured.gradients, activations=activations, samples=samples, peak=before + peak,
         saving=before + measured.gradients + copied,
-        others={options: before + most for options, most in _others(measured)},
+        others={options: before + most for options, most in _others(measured).items()},
     )  # fmt: skip
 
 
-def _others(measured: Measurement[M]) -> Iterator[tuple[str, int]]:
-    """Yield options that may take less memory, and the peak of a step with them beside what is there before."""
-    settings, accumulate = measured.settings, measured.settings.accumulate
+def _others(measured: Measurement[M]) -> dict[str, int]:
+    """Return options that may take less memory, and the peak of a step with them beside what is there before.
+
+    All of them together are listed where nothing else takes as little.
+    """
+    settings, found, every = measured.settings, dict[str, int](), list[str]()
+    accumulate, precision = settings.accumulate, settings.precision
     while (accumulate := 2 * accumulate) <= settings.batch:
-        yield f"--accumulate {accumulate}", measured.peak(accumulate, settings.precision)
-    least = {f"--accumulate {settings.batch}"} if settings.accumulate < settings.batch else set()
-    bf16 = settings.device == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
-    precision = settings.precision
-    if precision == "fp32" and bf16:
+        found[f"--accumulate {accumulate}"] = measured.peak(accumulate, precision)
+    if settings.accumulate < settings.batch:
+        every.append(f"--accumulate {settings.batch}")
+    if precision == "fp32" and (settings.device == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)):
         precision = "bf16"
-        least.add("--precision bf16")
-        yield "--precision bf16", measured.peak(settings.accumulate, precision)
+        every.append("--precision bf16")
+        found["--precision bf16"] = measured.peak(settings.accumulate, precision)
     if not settings.checkpointing:
         measured.checkpoint()
-        least.add("--checkpointing")
-        yield "--checkpointing", measured.peak(settings.accumulate, settings.precision)
-    if len(least) > 1:
-        yield " ".join(sorted(least)), measured.peak(settings.batch, precision)
+        every.append("--checkpointing")
+        found["--checkpointing"] = measured.peak(settings.accumulate, settings.precision)
+    if len(every) > 1 and (least := measured.peak(settings.batch, precision)) < min(found.values()):
+        found[" ".join(every)] = least
+    return found
 
 
 def bytes_of(tensors: Iterable[Tensor], device: str) -> int:

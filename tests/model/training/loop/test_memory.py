@@ -189,7 +189,7 @@ def test_other_options_are_what_runs_with_them_take() -> None:
     plan = planned()
     assert list(plan.others) == [
         "--accumulate 2", "--accumulate 4", "--precision bf16", "--checkpointing",
-        "--accumulate 6 --checkpointing --precision bf16",
+        "--accumulate 6 --precision bf16 --checkpointing",
     ]  # fmt: skip
     assert plan.others["--accumulate 2"] == planned(accumulate=2).peak < plan.peak
     assert plan.others["--accumulate 4"] == planned(accumulate=4).peak

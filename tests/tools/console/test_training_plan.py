@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ldmrt.model.training.loop.memory import MemoryPlan, bytes_of
 from ldmrt.model.training.tasks import presets
@@ -24,6 +26,19 @@ Words = Callable[..., list[object]]
 FROM = ("finetune", "lora", "inpaint", "upscale")  # start from a checkpoint
 SMALL = {"block_out_channels": (32, 64), "norm_num_groups": 8}
 BARE = ("--size", 16, "--steps", 3)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Three images with captions and classes."""
+    folder, rows = tmp_path / "pictures", list[str]()
+    folder.mkdir()
+    for i, (text, kind) in enumerate({"a red apple": "fruit", "two pears": "fruit", "a penguin": "bird"}.items()):
+        pixels = np.random.default_rng(i).integers(0, 256, (20, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        rows.append(json.dumps({"file_name": f"{i}.png", "text": text, "kind": kind}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    return folder
 
 
 @pytest.fixture
@@ -47,17 +62,6 @@ def words(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wo
 
 
 @pytest.fixture
-def pictures(pictures: Path) -> Path:
-    """With classes."""
-    listed = pictures / "metadata.jsonl"
-    rows = [json.loads(line) for line in listed.read_text().splitlines()]
-    listed.write_text(
-        "\n".join(json.dumps(row | {"kind": "bird" if "penguin" in row["text"] else "fruit"}) for row in rows)
-    )
-    return pictures
-
-
-@pytest.fixture
 def planned(ldmrt: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., MemoryPlan]:
     """Runs a command with --plan, which writes nothing; returns what it prints."""
 
@@ -76,12 +80,13 @@ def planned(ldmrt: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Memory
 def storages() -> dict[int, torch.Tensor]:
     """A tensor of each storage that there is, by address."""
     gc.collect()
-    every = [one for one in gc.get_objects() if isinstance(one, torch.Tensor) and one.device.type == "cpu"]
+    kinds = torch.Tensor, torch.nn.Parameter  # and not those of the exporter that have no memory
+    every = [one for one in gc.get_objects() if type(one) in kinds and one.device.type == "cpu"]
     return {one.untyped_storage().data_ptr(): one for one in every}
 
 
-def measured(ldmrt: Any, words: list[object], monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
-    """The most bytes of tensors in the steps of a run, and those when its networks are copied then.
+def measured(ldmrt: Any, words: list[object], monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, int]:
+    """The bytes of tensors before the steps of a run, the most in these, and those when its networks are copied then.
 
     Those that are there before the first step are counted one by one; from then on the profiler counts.
     """
@@ -89,13 +94,14 @@ def measured(ldmrt: Any, words: list[object], monkeypatch: pytest.MonkeyPatch) -
 
     def run_training(run: Any, task: Any, *_: object) -> None:
         known = bytes_of([one for address, one in storages().items() if address not in before], "cpu")
-        found.extend(known + size for size in peak_of(lambda: len(list(run.optimise(task))), then=run.averaged))
+        most, copied = peak_of(lambda: len(list(run.optimise(task))), then=run.averaged)
+        found.extend([known, known + most, known + copied])
 
     with monkeypatch.context() as patched:
         patched.setattr(importlib.import_module(f"{TASKS}.{words[1]}"), "run_training", run_training)
         ran = ldmrt(*words)
     assert ran.code == 0, ran.err
-    return found[0], found[1]
+    return found[0], found[1], found[2]
 
 
 CASES = {
@@ -113,7 +119,7 @@ CASES = {
     "unconditional": "--batch 3 --variance learned_range",
     "upscaler": "--batch 3 --checkpointing",
 }
-QUICK = ("finetune", "autoencoder, adversarial")
+QUICK = ("ldm", "finetune", "autoencoder, adversarial")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +130,9 @@ def test_a_plan_is_within_a_tenth_of_the_profiler(
 ) -> None:
     command = words(case.split(",")[0], *CASES[case].split())
     plan = planned(tmp_path / "planned", command)
-    peak, saving = measured(ldmrt, [*command, "--out", tmp_path / "out"], monkeypatch)
+    known, peak, saving = measured(ldmrt, [*command, "--out", tmp_path / "out"], monkeypatch)
+    # 70 kB: the noise schedule's tables, which nobody plans
+    assert 0 <= known - plan.weights - plan.frozen - plan.averages <= 70_000
     # a tenth is what is promised; what kernels allocate for themselves is known for convolutions alone
     assert plan.peak == pytest.approx(peak, rel=0.1)
     assert plan.saving == pytest.approx(saving, rel=0.1)
@@ -140,7 +148,7 @@ def test_what_is_printed(ldmrt: Any, words: Words, tmp_path: Path) -> None:
         "weights that learn", "gradients", "optimizer (adamw)", "averages (1)", "activations of 4 images",
         "peak of a step", "copies at a checkpoint, without previews",
         "--accumulate 2", "--accumulate 4", "--precision bf16", "--checkpointing",
-        "--accumulate 4 --checkpointing --precision bf16",
+        "--accumulate 4 --precision bf16 --checkpointing",
     ]  # fmt: skip
     assert "memory on cpu" in ran.out
     assert all(re.fullmatch(r"[0-9.]+ MB", cell) for row in rows for cell in row[1:])
