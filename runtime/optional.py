@@ -49,6 +49,12 @@ PACKAGES = {
     "resvg_py": Package("resvg-py", "resvg-py", ("train",)),
     "matplotlib": Package("matplotlib", "matplotlib", ("plot",)),
     "datasets": Package("Hugging Face datasets", "datasets", ("datasets",)),
+    "fastapi": Package("FastAPI", "fastapi", ("serve",)),
+    "starlette": Package("Starlette", "starlette", ("serve",)),
+    "pydantic": Package("Pydantic", "pydantic", ("serve",)),
+    "uvicorn": Package("Uvicorn", "uvicorn", ("serve",)),
+    "python_multipart": Package("python-multipart", "python-multipart", ("serve",)),
+    "prometheus_client": Package("prometheus_client", "prometheus-client", ("serve",)),
     "diffusers": Package("diffusers", "diffusers", ("dev",)),
 }
 

@@ -68,6 +68,8 @@ MAY: dict[str, set[str]] = {
     "serve": set(),
     "serve.batching": RUNTIME,
     "serve.jobs": RUNTIME | {"serve.batching"},
+    "serve.models": RUNTIME | {"serve.batching"},
+    "serve.http": RUNTIME | {"serve.batching", "serve.jobs"},
     "tools": set(),
     "tools.cli": ERRORS | CONSOLE,
     "tools.emoji": GROUND | {"runtime.images", "model.training"},
@@ -78,6 +80,7 @@ MAY: dict[str, set[str]] = {
     | MODEL
     | EXPORT
     | CONSOLE
+    | {f"serve.{name}" for name in ("http", "jobs", "models")}
     | {"runtime.parity", "model.lora", "model.scores", "model.training", "tools.emoji", "tools.reports"},
     "tools.benchmarks": RUNTIME | MODEL | EXPORT | CONSOLE | {"runtime.parity", "model.training"},
 }

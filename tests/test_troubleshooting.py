@@ -11,7 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference" / "troubleshooting.md"
-KINDS = {"LdmrtError", "BundleError", "InvalidRequest", "EngineNotFound", "NotFinite"}
+KINDS = {"LdmrtError", "BundleError", "InvalidRequest", "EngineNotFound", "NotFinite"} | {
+    "NotFound",
+    "TooLarge",
+    "NoKey",
+    "TooManyOfKey",  # of the server
+}
 ANY = "…"  # what differs from case to case, in texts and on the page
 MOST_OF_ONE_ENTRY = 60  # places in the sources: an entry that covers more says too little of each
 FEWEST_LETTERS = 4  # of a pattern, so that none covers everything

@@ -19,13 +19,14 @@ COMMANDS = {
     "plan": "Predict the memory and disk space of engines.",
     "build": "Build TensorRT engines of a bundle.",
     "engines": "List engines, refit them, and remove unused ones.",
+    "serve": "Serve bundles over HTTP.",
     "bench": "Measure where the time of an image goes.",
     "samplers": "List the samplers, or show their plans.",
     "data": "Build a training set.",
     "train": "Train an autoencoder, a diffusion model in latents or pixels, or an upscaler.",
     "evaluate": "Score the images of a model beside those that it was trained on.",
 }
-TRAINING = ("data", "train", "evaluate")  # in a folder of their own
+FOLDERS = {"serve": "serving", "data": "training", "train": "training", "evaluate": "training"}  # in one of their own
 
 
 class Lazy(Group):
@@ -39,7 +40,7 @@ class Lazy(Group):
         """Import a command; None if no command has this name."""
         if name not in COMMANDS:
             return None
-        folder = "commands.training" if name in TRAINING else "commands"
+        folder = f"commands.{FOLDERS[name]}" if name in FOLDERS else "commands"
         return getattr(importlib.import_module(f"ldmrt.tools.{folder}.{name}"), name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -24,6 +24,14 @@ PATIENCE = 0.25
 LEAST_PATIENCE = 0.002  # seconds: a thread that was woken needs as long to compute a sampler's row
 
 
+class Stopping(LdmrtError):
+    """The service takes no more requests and ends."""
+
+    def __init__(self) -> None:
+        """Say so."""
+        super().__init__("serve", "it is being stopped")
+
+
 @dataclass(frozen=True)
 class Batch:
     """Describes a call that has run, for measurements.
@@ -76,7 +84,8 @@ class Seat:
         """Run an engine, together with others' calls that are alike; returns the outputs of these rows.
 
         Raises:
-            LdmrtError: The dispatcher is closed, or the engine refuses the arrays.
+            Stopping: The dispatcher is closed.
+            LdmrtError: The engine refuses the arrays.
         """
         return self.dispatcher.run(self, engine, arrays, alike)
 
@@ -136,13 +145,13 @@ class Dispatcher:
         call = Call(engine, arrays, alike, self._clock())
         with self._changed:
             if self.closed:
-                raise LdmrtError("serve", "it is being stopped")
+                raise Stopping()
             seat.waiting, seat.last = call, alike
             self._changed.notify_all()
         return call.outputs.result()
 
     def close(self) -> None:
-        """End the thread after the call that runs; calls that wait raise `LdmrtError`."""
+        """End the thread after the call that runs; calls that wait raise `Stopping`."""
         with self._changed:
             self.closed = True
             self._changed.notify_all()
@@ -150,7 +159,7 @@ class Dispatcher:
         for seats in self._seats.values():
             for seat in seats:
                 if seat.waiting is not None:
-                    seat.waiting.outputs.set_exception(LdmrtError("serve", "it is being stopped"))
+                    seat.waiting.outputs.set_exception(Stopping())
                     seat.waiting = None
 
     def _work(self) -> None:

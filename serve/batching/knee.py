@@ -9,7 +9,8 @@ from ldmrt.runtime.tensors import Arrays, Engine, shape_of
 
 NEAR = 0.9  # of the best rate is enough: twice the rows for a tenth more only let each request wait longer
 LONGEST = 2.0  # seconds of a call after which no larger one is tried
-ROUNDS = 3  # calls of each number of rows; the fastest counts, as others are slow for reasons of the machine
+# Calls of each number of rows, by turns; the fastest counts, as what else the machine does only makes calls slower.
+ROUNDS = 3
 
 
 def doubled(most: int) -> Iterator[int]:
@@ -28,13 +29,15 @@ def measure(run: Callable[[int], float], most: int) -> dict[int, float]:
         run: Runs a call of so many rows and returns its seconds.
         most: The most rows that a call may have.
     """
-    rates = dict[int, float]()
+    seconds = dict[int, float]()
     for rows in doubled(most):
-        seconds = min(run(rows) for _ in range(ROUNDS))
-        rates[rows] = rows / seconds
-        if seconds > LONGEST:
+        seconds[rows] = run(rows)
+        if seconds[rows] > LONGEST:
             break
-    return rates
+    for _ in range(ROUNDS - 1):
+        for rows in seconds:
+            seconds[rows] = min(seconds[rows], run(rows))
+    return {rows: rows / taken for rows, taken in seconds.items()}
 
 
 def knee(rates: dict[int, float]) -> int:

@@ -1,5 +1,6 @@
 """Hold a request from the moment that it is accepted to its result."""
 
+import contextlib
 import time
 import uuid
 from collections.abc import Callable
@@ -35,6 +36,8 @@ class Job:
         owner: Who asked; requests of one owner may be limited.
         model: The name of the model that draws it.
         id: Names it.
+        accepted: When it was accepted, as `time.monotonic` counts.
+        seconds: How long it has waited and, where it has ended, how long it took in all.
         stage: How far it is.
         called: How many calls have run.
     """
@@ -47,6 +50,8 @@ class Job:
     owner: str = ""
     model: str = ""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    accepted: float = field(default_factory=time.monotonic)
+    seconds: dict[str, float] = field(default_factory=dict)
     stage: Stage = "waiting"
     called: int = 0
     _result: "Future[Result]" = field(default_factory=Future, repr=False)
@@ -82,6 +87,16 @@ class Job:
                 return
         watcher(self, None)
 
+    def unwatch(self, watcher: Watcher) -> None:
+        """Call a function no more."""
+        with self._changing, contextlib.suppress(ValueError):
+            self._watchers.remove(watcher)
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended the job in the place of a result; None where nothing did."""
+        return self._result.exception(0) if self.ended else None
+
     def result(self, timeout: float | None = None) -> Result:
         """Wait for the images.
 
@@ -104,6 +119,7 @@ class Job:
     def begin(self) -> None:
         """Note that the job runs; raises `Cancelled` if it was given up."""
         self.check()
+        self.seconds["waiting"] = time.monotonic() - self.accepted
         self.stage = "running"
         self._tell(None)
 
@@ -118,12 +134,13 @@ class Job:
         with self._changing:
             if self.ended:
                 return
+            self.seconds["total"] = time.monotonic() - self.accepted
             if isinstance(outcome, Result):
-                self.stage = "done"
                 self._result.set_result(outcome)
+                self.stage = "done"
             else:
-                self.stage = "cancelled" if isinstance(outcome, Cancelled) else "failed"
                 self._result.set_exception(outcome)
+                self.stage = "cancelled" if isinstance(outcome, Cancelled) else "failed"
         self._tell(None)
         self._watchers.clear()
 

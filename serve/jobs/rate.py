@@ -4,21 +4,14 @@ SHARE = 0.1  # of each measurement in the average: that of the last ten calls or
 
 
 class Rate:
-    """Averages the seconds that a row takes for each pixel of its image, the last calls most.
-
-    Attributes:
-        rows: How many rows were computed.
-        busy: How many seconds the device has computed.
-    """
+    """Averages the seconds that a row takes for each pixel of its image, the last calls most."""
 
     def __init__(self) -> None:
         """Begin without a measurement."""
-        self.rows, self.busy = 0, 0.0
         self._each: float | None = None
 
     def note(self, rows: int, pixels: int, seconds: float) -> None:
         """Take a measurement: so many rows of images of so many pixels took so many seconds."""
-        self.rows, self.busy = self.rows + rows, self.busy + seconds
         each = seconds / (rows * pixels)
         self._each = each if self._each is None else (1 - SHARE) * self._each + SHARE * each
 

@@ -7,13 +7,16 @@ from contextlib import ExitStack
 from dataclasses import replace
 from threading import Condition, Lock, Thread
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ldmrt.runtime.errors import InvalidRequest, LdmrtError
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.pipeline.call import Result
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.loop import State
-from ldmrt.serve.batching.dispatcher import Batch, Dispatcher
+from ldmrt.serve.batching.dispatcher import Batch, Dispatcher, Stopping
 from ldmrt.serve.batching.engines import JoinedEngines
 from ldmrt.serve.batching.lanes import Lane
 from ldmrt.serve.batching.room import rows_per_call
@@ -35,16 +38,32 @@ class Busy(LdmrtError):
         self.retry_after = retry_after
 
 
+class Observer:
+    """Is told what happens, for measurements; does nothing."""
+
+    def batch(self, batch: Batch) -> None:
+        """Note a call of a network that has run."""
+
+    def job(self, job: Job) -> None:
+        """Note a job that has ended."""
+
+
 class Service:
     """Serves models: requests wait in a queue, and those that run share the calls of the U-Net.
 
     Attributes:
         models: The pipelines by name.
-        rate: How fast rows have been computed.
+        closed: Whether it takes no more requests.
     """
 
     def __init__(
-        self, models: Mapping[str, Pipeline], rows: Mapping[str, int], *, waiting: int = WAITING, running: int = RUNNING
+        self,
+        models: Mapping[str, Pipeline],
+        rows: Mapping[str, int],
+        *,
+        waiting: int = WAITING,
+        running: int = RUNNING,
+        observer: Observer | None = None,
     ) -> None:
         """Start to serve.
 
@@ -53,9 +72,10 @@ class Service:
             rows: How many rows a call of each model's U-Net has at most, at the model's own size; see `rows_per_call`.
             waiting: How many requests may wait.
             running: How many may run.
+            observer: Told of each batch and each job that has ended.
         """
-        self.models, self.rate, self._rows = dict(models), Rate(), dict(rows)
-        self._queue, self._changed, self._closed, self._alone = Queue(), Condition(), False, Lock()
+        self.models, self._rate, self._rows, self._observer = dict(models), Rate(), dict(rows), observer or Observer()
+        self._queue, self._changed, self.closed, self._alone = Queue(), Condition(), False, Lock()
         self._most_waiting, self._most_running = waiting, running
         self._dispatcher = Dispatcher(self._note)
 
@@ -80,7 +100,7 @@ class Service:
         Raises:
             Busy: Too many requests wait.
             InvalidRequest: The model cannot do what is asked for, or there is no such model.
-            LdmrtError: The service is being stopped.
+            Stopping: The service is being stopped.
         """
         model = next(iter(self.models)) if model is None else model
         if model not in self.models:
@@ -93,8 +113,8 @@ class Service:
         if watcher is not None:
             job.watch(watcher)
         with self._changed:
-            if self._closed:
-                raise stopping()
+            if self.closed:
+                raise Stopping()
             self._admit()  # those whose deadline has passed make room
             if len(self._queue) >= self._most_waiting:
                 raise Busy(self.seconds_left(), len(self._queue))
@@ -113,11 +133,16 @@ class Service:
         with self._changed:
             return self._queue.position(job)
 
+    def preview(self, job: Job, state: State) -> NDArray[np.uint8]:
+        """Decode what a row predicts of a job's first image: (H, W, 3)."""
+        with self._alone:
+            return self.models[job.model].decode(state.x0[:1], state.stage)[0, ..., :3]
+
     def seconds_left(self) -> int:
         """Return in how many seconds, 1 or more, all that waits and runs is likely to be done."""
         with self._changed:
             work = sum(job.work for job in [*self._queue, *self._queue.running])
-        return max(1, math.ceil(self.rate.seconds(work)))
+        return max(1, math.ceil(self._rate.seconds(work)))
 
     @property
     def waiting(self) -> int:
@@ -131,10 +156,15 @@ class Service:
         with self._changed:
             return len(self._queue.running)
 
+    def stop(self) -> None:
+        """Refuse new requests; those that were accepted are drawn."""
+        with self._changed:
+            self.closed = True
+
     def close(self, grace: float = 0.0) -> None:
         """Refuse new requests, and give up those that have not ended after `grace` seconds. The pipelines stay open."""
+        self.stop()
         with self._changed:
-            self._closed = True
             self._changed.wait_for(lambda: not len(self._queue) and not self._queue.running, grace)
             for job in [*self._queue, *self._queue.running]:
                 job.cancel("the service was stopped")
@@ -150,6 +180,7 @@ class Service:
         """Drop jobs that were given up, and start as many others as there is room for."""
         for job in self._queue.drop_given_up():
             job.end_given_up()
+            self._observer.job(job)
         for job in self._queue.admit(self._most_running):
             Thread(target=self._run, args=(job,), name=f"job {job.id}", daemon=True).start()
 
@@ -168,6 +199,7 @@ class Service:
             self._admit()
             self._changed.notify_all()
         job.end(outcome)
+        self._observer.job(job)
 
     def _shared(self, stage: Pipeline, job: Job, seats: ExitStack) -> Pipeline:
         """Return a stage for one job, whose networks are shared with other jobs.
@@ -192,9 +224,5 @@ class Service:
         return replace(stage, engines=engines, watch=watch)
 
     def _note(self, batch: Batch) -> None:
-        self.rate.note(batch.rows, batch.lane.pixels, batch.seconds)
-
-
-def stopping() -> LdmrtError:
-    """Return the error for those who come too late."""
-    return LdmrtError("serve", "it is being stopped")
+        self._rate.note(batch.rows, batch.lane.pixels, batch.seconds)
+        self._observer.batch(batch)

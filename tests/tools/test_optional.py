@@ -24,6 +24,10 @@ NEEDS: dict[str, tuple[str, set[str]]] = {
     "plan": ("plan BUNDLE", {"onnx"}),
     "build": ("build BUNDLE --target sm89", {"tensorrt_rtx", "polygraphy"}),
     "engines": ("engines refit BUNDLE --from BUNDLE", {"tensorrt"}),
+    "serve": (
+        "serve BUNDLE --port 0",
+        {"fastapi", "starlette", "pydantic", "uvicorn", "python_multipart", "prometheus_client", "onnxruntime"},
+    ),
     "bench": ("bench BUNDLE --pictures 1 --steps 1", {"onnxruntime", "tokenizers"}),
     "samplers": ("samplers --plot NEW/x.png", {"matplotlib"}),
     "data": ("data emoji NEW/data", {"PIL"}),

@@ -147,11 +147,12 @@ def declared(requirements: list[str]) -> dict[str, str]:
 # What develops and documents the project is pinned, and has no lowest versions.
 USED = {extra: declared(lines) for extra, lines in EXTRAS.items() if extra not in ("dev", "docs")}
 BOUNDS = {name: bound for found in (declared(PROJECT["dependencies"]), *USED.values()) for name, bound in found.items()}
-# Not run on a machine without a GPU, or the same package under another name; of NNCF, resvg-py, accelerate, psutil and
-# datasets one was tried.
+# Not run on a machine without a GPU, or the same package under another name; of NNCF, resvg-py, accelerate, psutil,
+# datasets and what serves over HTTP one was tried.
 UNTESTED = {
     "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "cuda-bindings", "nncf", "resvg-py", "tomli",
     "accelerate", "psutil", "datasets",
+    "fastapi", "starlette", "pydantic", "uvicorn", "python-multipart", "prometheus-client",
 }  # fmt: skip
 
 

@@ -192,11 +192,12 @@ def generate(
     import numpy as np
 
     from ldmrt.runtime.errors import LdmrtError
+    from ldmrt.runtime.images.png import notes
     from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.runtime.pipeline.refined import RefinedPipeline
     from ldmrt.runtime.samplers.registry import everyday_name
     from ldmrt.tools.console.drawing.image_paths import check_name, depth_of, free_path, latents_of, numbered
-    from ldmrt.tools.console.drawing.images import grid, notes, parameters, save_depth, save_image
+    from ldmrt.tools.console.drawing.images import grid, parameters, save_depth, save_image
     from ldmrt.tools.console.drawing.latents import read_latents, save_array
     from ldmrt.tools.console.drawing.rows import in_rows, save_rows
     from ldmrt.tools.console.progress import console, watched

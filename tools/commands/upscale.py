@@ -54,10 +54,11 @@ def upscale(
     Example: ldmrt upscale out/x4-upscaler small.png --prompt "a white cat" -o out/large.png
     """
     from ldmrt.runtime.errors import LdmrtError
+    from ldmrt.runtime.images.png import notes
     from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.runtime.samplers.registry import everyday_name
     from ldmrt.tools.console.drawing.image_paths import free_path
-    from ldmrt.tools.console.drawing.images import notes, parameters, save_image
+    from ldmrt.tools.console.drawing.images import parameters, save_image
     from ldmrt.tools.console.drawing.rows import in_rows
 
     request = request_of({**options, "image": image})

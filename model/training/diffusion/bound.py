@@ -6,6 +6,8 @@ L_T     = KL(q(x_T | x0) || N(0, 1))                            `prior`
 L_{t-1} = KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t))          `terms` at t > 0
 L_0     = -log p(x0 | x_1), of images of 256 levels             `terms` at t = 0
 
+Of latents, which have no levels, L_0 is that of a density, and so is the whole bound: it may be below 0.
+
 `bound_of` estimates them all for a network.
 
 Timesteps count from 0, so x_t is the image after t + 1 steps of noise.
@@ -35,6 +37,7 @@ SEEN: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "sample": lambda alpha, sigma, x, said: said,
 }
 KINDS = ("fixed_small", "fixed_large", "learned_range")  # of the variance of p
+SAME = {None: KINDS[0], "fixed_small_log": KINDS[0]}  # names of diffusers for one of them
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,12 @@ def level_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tenso
     return torch.where(darkest | brightest, ends, inner).clamp(min=LEAST).log()
 
 
+def density_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Return the logarithm of a Gaussian's density, in nats, number by number."""
+    far = (x - mean).square() * torch.exp(-log_variance)
+    return -0.5 * (math.log(2 * math.pi) + log_variance + far)
+
+
 def prior(chain: Chain, x0: Tensor) -> Tensor:
     """Return L_T of B images (B, C, H, W): nats per dimension, (B,)."""
     mean, log_variance = chain.abar[-1].sqrt() * x0, (1 - chain.abar[-1]).log()
@@ -135,7 +144,15 @@ def prior(chain: Chain, x0: Tensor) -> Tensor:
 
 
 def terms(
-    chain: Chain, x0: Tensor, x: Tensor, t: Tensor, predicted: Tensor, kind: str, v: Tensor | None = None
+    chain: Chain,
+    x0: Tensor,
+    x: Tensor,
+    t: Tensor,
+    predicted: Tensor,
+    kind: str,
+    v: Tensor | None = None,
+    *,
+    levels: bool = True,
 ) -> Tensor:
     """Return a term of the bound for each of B images.
 
@@ -147,6 +164,7 @@ def terms(
         predicted: x0 as the network predicts it.
         kind: How the variance of p is chosen, see `Chain.log_variance`.
         v: The network's second half where it is learned.
+        levels: Whether images have 256 levels; else L_0 is that of a density.
 
     Returns:
         L_t, or L_0 where t is 0: nats per dimension, (B,).
@@ -158,7 +176,8 @@ def terms(
     true = chain.posterior_mean(x0, x, t)
     posterior = chain.log_variance("fixed_small", t)
     kl = gaussian_kl(true, posterior, mean, log_variance).flatten(1).mean(dim=1)
-    first = -level_log_likelihood(x0, mean, log_variance).flatten(1).mean(dim=1)
+    likelihood = level_log_likelihood if levels else density_log_likelihood
+    first = -likelihood(x0, mean, log_variance).flatten(1).mean(dim=1)
     return torch.where(t == 0, first, kl)
 
 
@@ -187,16 +206,39 @@ def hybrid_losses(
     return VLB_WEIGHT * len(chain.abar) * bits(found)
 
 
+def chain_of(scheduler: Config) -> tuple[Chain, str, str]:
+    """Return the chain of a scheduler whose bound can be computed, its prediction type and its kind of variance.
+
+    Raises:
+        LdmrtError: The prediction type or the kind of variance is unknown or does not fit the noise schedule.
+    """
+    named, prediction = scheduler.get("variance_type"), scheduler.get("prediction_type", "epsilon")
+    if prediction not in SEEN:
+        raise LdmrtError("bound", "unsupported prediction_type", expected=", ".join(SEEN), found=prediction)
+    kind = SAME.get(named, named)
+    if kind not in KINDS:
+        raise LdmrtError("bound", "unsupported variance", expected=", ".join(KINDS), found=kind)
+    chain = Chain.of(scheduler)
+    if len(chain.abar) < 2:
+        raise LdmrtError("bound", "too few timesteps", expected="at least 2", found=len(chain.abar))
+    check_epsilon(prediction, float(chain.abar[-1]))
+    return chain, prediction, kind
+
+
 @torch.no_grad()
-def bound_of(network: Network, x0: Tensor, scheduler: Config, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+def bound_of(
+    network: Network, x0: Tensor, scheduler: Config, *, seed: int = 0, first: int = 0, levels: bool = True
+) -> tuple[Tensor, Tensor]:
     """Estimate all terms of the bound of images under a network, each from one draw of noise.
 
     Args:
         network: Predicts what the scheduler's prediction type says, of noised images and their timesteps; twice the
             channels where the scheduler's variance is "learned_range".
-        x0: Images, (B, C, H, W), of 256 levels in [-1, 1].
+        x0: Images, (B, C, H, W), of 256 levels in [-1, 1]; or latents.
         scheduler: A scheduler's config: noise schedule, prediction type and variance type.
-        seed: Of the noise; image i has the draws of sample i.
+        seed: Of the noise.
+        first: Image i has the draws of sample `first` + i.
+        levels: Whether images have 256 levels; else the bound is that of a density, as for latents.
 
     Returns:
         L_T, (B,), and L_0, L_1 to L_{T-1}, (B, T); nats per dimension. Their sum is the bound.
@@ -205,15 +247,9 @@ def bound_of(network: Network, x0: Tensor, scheduler: Config, *, seed: int = 0) 
         LdmrtError: The prediction type or the kind of variance is unknown or does not fit the noise schedule or the
             network.
     """
-    kind = scheduler.get("variance_type", "fixed_small")
-    prediction = scheduler.get("prediction_type", "epsilon")
-    if prediction not in SEEN:
-        raise LdmrtError("bound", "unsupported prediction_type", expected=", ".join(SEEN), found=prediction)
-    chain, channels = Chain.of(scheduler), x0.shape[1] * (2 if kind == "learned_range" else 1)
-    if len(chain.abar) < 2:
-        raise LdmrtError("bound", "too few timesteps", expected="at least 2", found=len(chain.abar))
-    check_epsilon(prediction, float(chain.abar[-1]))
-    draws, found, images = Draws(seed, range(len(x0))), list[Tensor](), x0.double().cpu()
+    chain, prediction, kind = chain_of(scheduler)
+    channels = x0.shape[1] * (2 if kind == "learned_range" else 1)
+    draws, found, images = Draws(seed, range(first, first + len(x0))), list[Tensor](), x0.double().cpu()
     for step in range(len(chain.abar)):
         t = torch.full((len(x0),), step)
         alpha, sigma = chain.abar[step].sqrt(), (1 - chain.abar[step]).sqrt()
@@ -223,7 +259,8 @@ def bound_of(network: Network, x0: Tensor, scheduler: Config, *, seed: int = 0) 
             problem = f"the network predicts another number of channels than variance_type {kind} asks for"
             raise LdmrtError("bound", problem, expected=channels, found=said.shape[1])
         mean, v = said.chunk(2, dim=1) if kind == "learned_range" else (said, None)
-        found.append(terms(chain, images, x, t, SEEN[prediction](alpha, sigma, x, mean), kind, v))
+        seen = SEEN[prediction](alpha, sigma, x, mean)
+        found.append(terms(chain, images, x, t, seen, kind, v, levels=levels))
     return prior(chain, images), torch.stack(found, dim=1)
 
 

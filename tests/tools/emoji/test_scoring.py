@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from ldmrt.model.training.data.captioned import SIZE
-from ldmrt.tools.commands.training.evaluate import score
+from ldmrt.tools.commands.training.scores.emoji import score
 from ldmrt.tools.emoji.dataset import MARGIN, SPRITE, Emoji, Sprite, composite
 from ldmrt.tools.emoji.palette import PALETTE, nearest_colour
 from ldmrt.tools.emoji.scoring import References, background_of, halved

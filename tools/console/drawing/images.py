@@ -1,7 +1,6 @@
 """Grids of images, and image files that hold the parameters they were made with."""
 
 import io
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.files.writing import write_atomically
+from ldmrt.runtime.images.png import encode_png
 
 from .image_paths import FORMATS
 
@@ -45,13 +44,9 @@ def grid(images: NDArray[np.uint8], columns: int, gap: int = 2) -> NDArray[np.ui
 
 def save_png(path: Path, image: NDArray[np.uint8], notes: Mapping[str, object] | None = None) -> None:
     """Write an image (H, W, 3), uint8, as PNG with the notes as text chunks."""
-    info = PngInfo()
-    for key, value in (notes or {}).items():
-        info.add_itxt(key, str(value))
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", pnginfo=info)
+    encoded = encode_png(image, notes)
     with write_atomically(path) as file:
-        file.write(buffer.getvalue())
+        file.write(encoded)
 
 
 def save_depth(path: Path, depth: NDArray[np.uint16]) -> None:
@@ -103,11 +98,6 @@ def names(paths: object) -> list[str] | str | None:
     if isinstance(paths, list):
         return [Path(path).name for path in paths]
     return None if paths is None else Path(str(paths)).name
-
-
-def notes(parameters: JsonObject) -> dict[str, str]:
-    """Return the metadata of an image: its text chunk `ldmrt` holds the parameters as JSON."""
-    return {"ldmrt": json.dumps(parameters, ensure_ascii=False)}
 
 
 def _user_comment(text: str) -> Image.Exif:

@@ -14,10 +14,10 @@ from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.runtime import LdmrtError, Pipeline
 from ldmrt.tools.cli import cli
-from ldmrt.tools.commands.training.enlarging import MEANS, THROUGH, enlarging_scores, mean_psnr
+from ldmrt.tools.commands.training.scores.enlarging import MEANS, THROUGH, enlarging_scores, mean_psnr
 from ldmrt.tools.console.training.data import open_folder
 
-from ...export.bundle.test_pixel_upscaler import save
+from ....export.bundle.test_pixel_upscaler import save
 
 SIDE = 24
 

@@ -15,12 +15,13 @@ from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.scores.frechet import frechet_distance
 from ldmrt.model.scores.nearest import nearest_neighbours
+from ldmrt.model.training.data.captioned import ImageFolder
 from ldmrt.model.training.tasks import presets
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.pipeline.opening import open_pipeline
-from ldmrt.tools.commands.training.features import latent_features, pooled
-from ldmrt.tools.commands.training.measures import LEAST, LEAST_OF_FOLDER
-from ldmrt.tools.commands.training.sample_scores import MEASURES, feature_scores, sample_scores, shrunk
+from ldmrt.tools.commands.training.scores.features import latent_features, pooled
+from ldmrt.tools.commands.training.scores.measures import LEAST, LEAST_OF_FOLDER
+from ldmrt.tools.commands.training.scores.samples import MEASURES, feature_scores, sample_scores, shrunk
 
 COUNT = 6
 
@@ -57,8 +58,6 @@ def test_scores_are_those_of_the_images(ldmrt: Any, bundle: Path, folder: Path) 
     scores = json.loads(ran.out)
     assert set(MEASURES) < scores.keys()
     assert (scores["images"], scores["reference images"], scores["features"]) == (COUNT, 12, "autoencoder")
-    from ldmrt.model.training.data.captioned import ImageFolder
-
     data, pipeline, extract = ImageFolder.open(folder), open_pipeline(bundle), latent_features(bundle)
     captions = [data.caption(0, i) for i in range(COUNT)]
     drawn = [
@@ -75,8 +74,6 @@ def test_planted_copies_are_on_the_sheet(
     ldmrt: Any, bundle: Path, folder: Path, tmp_path: Path, images: np.ndarray
 ) -> None:
     """A folder that holds what the bundle draws: every image is a copy."""
-    from ldmrt.model.training.data.captioned import ImageFolder
-
     planted = tmp_path / "planted"
     planted.mkdir()
     lines = [json.dumps({"file_name": f"{i}.png", "text": words(i)}) for i in range(12)]
@@ -152,7 +149,7 @@ def test_too_few_images_are_noticed_before_any_is_drawn(
     def drawing(*_: object, **__: object) -> None:
         raise Drew
 
-    monkeypatch.setattr("ldmrt.tools.commands.training.sample_scores.drawn", drawing)
+    monkeypatch.setattr("ldmrt.tools.commands.training.scores.samples.drawn", drawing)
     pipeline, extract = open_pipeline(bundle), lambda pixels: pixels.reshape(len(pixels), -1)[:, :5].astype(float)
     noise = np.random.default_rng(0)
     for name in MEASURES:
@@ -166,15 +163,15 @@ def test_too_few_images_are_noticed_before_any_is_drawn(
                 score(noise.random((held, 5)), noise.random((drawn, 5)))
             root = few(tmp_path / f"{name} {drawn} {held}", [images[i % 10] for i in range(held)])
             with pytest.raises(LdmrtError, match="too few images for this score") as refused:
-                sample_scores(pipeline, root, drawn, [name], extract=extract)
+                sample_scores(pipeline, ImageFolder.open(root), drawn, [name], extract=extract)
             assert ("--prompts" if drawn < held else "--data") in str(refused.value.hint)
         score(noise.random((LEAST_OF_FOLDER[name], 5)), noise.random((LEAST[name], 5)))  # those are enough
         enough = few(tmp_path / f"{name} enough", list(images[: LEAST_OF_FOLDER[name]]))
         with pytest.raises(Drew):
-            sample_scores(pipeline, enough, LEAST[name], [name], extract=extract)
+            sample_scores(pipeline, ImageFolder.open(enough), LEAST[name], [name], extract=extract)
     equal = few(tmp_path / "equal", [images[0]] * 3)
     with pytest.raises(LdmrtError, match="too few images for this score"):
-        sample_scores(pipeline, equal, COUNT, ["memorisation"])
+        sample_scores(pipeline, ImageFolder.open(equal), COUNT, ["memorisation"])
 
 
 def test_latents_are_averaged_over_cells() -> None:
@@ -198,5 +195,6 @@ def test_a_model_without_prompts_draws_as_many(folder: Path, images: np.ndarray)
         PlainUNet(config).eval(), None, {}, {}, presets.UNCONDITIONAL_SCHEDULER, {"_class_name": "DDPMPipeline"}
     )
     wanted = {"steps": 1, "guidance": 3.0, "scheduler": None}
-    scores = sample_scores(torch_pipeline(checkpoint), folder, COUNT, ["memorisation"], **wanted)
+    data = ImageFolder.open(folder, size=images.shape[1])
+    scores = sample_scores(torch_pipeline(checkpoint), data, COUNT, ["memorisation"], **wanted)
     assert (scores["images"], scores["reference images"]) == (COUNT, 12)

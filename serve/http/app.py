@@ -1,0 +1,21 @@
+"""Put the routes of a server together."""
+
+from fastapi import FastAPI
+
+import ldmrt
+
+from . import health, openai, own
+from .access import Access
+from .errors import add_error_handlers
+from .state import Server
+
+
+def application(server: Server) -> FastAPI:
+    """Return the ASGI application of a server."""
+    app = FastAPI(title="ldmrt", version=ldmrt.__version__, summary="Draw images with latent diffusion models.")
+    app.state.server = server
+    add_error_handlers(app)
+    for routes in (own, openai, health):
+        app.include_router(routes.router)
+    app.add_middleware(Access, server=server)
+    return app

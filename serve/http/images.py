@@ -1,0 +1,84 @@
+"""Read images that callers send, and encode those that are sent back."""
+
+import base64
+import binascii
+import contextlib
+import re
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+import ldmrt
+from ldmrt.runtime.errors import InvalidRequest
+from ldmrt.runtime.images.encoded import EncodedImage
+from ldmrt.runtime.images.png import encode_png, notes
+from ldmrt.runtime.images.reading import read
+from ldmrt.runtime.pipeline.request.field_names import SHORT
+from ldmrt.runtime.pipeline.request.request import Request
+from ldmrt.serve.jobs.job import Job
+
+from .errors import TooLarge
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MOST_PIXELS = 16 << 20  # of an image that is sent: decoded it takes 64 MB
+DECODING = Lock()  # so that many images at once do not fill the memory
+DATA_URL = re.compile(r"data:[\w.+/-]*(?:;[\w=.+-]+)*;base64,", re.ASCII)
+RECORDED = (
+    "prompt_2", "negative_prompt", "negative_prompt_2", "num_inference_steps", "guidance_scale", "guidance_rescale",
+    "scheduler", "scheduler_settings", "eta", "clip_skip", "strength", "class_labels", "deep_cache",
+)  # fmt: skip
+
+
+def image_in(name: str, text: str) -> "Image":
+    """Return the image that a text holds in base64, alone or as a data URL; never a file of this machine.
+
+    Raises:
+        LdmrtError: The text is not base64, or holds no image that can be read.
+    """
+    found = DATA_URL.match(text)
+    try:
+        content = base64.b64decode(text[found.end() if found else 0 :], validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest(name, "no image in base64", expected="base64, or data:image/png;base64,...") from None
+    return opened(name, content)
+
+
+def opened(name: str, content: bytes) -> "Image":
+    """Decode an image file that is in memory, one at a time.
+
+    Raises:
+        LdmrtError: It is no image, is damaged, or has more than `MOST_PIXELS`.
+    """
+    image = EncodedImage(name, content)
+    with DECODING:
+        size = (0, 0)
+        with contextlib.suppress(Exception), PIL.Image.open(image) as header:  # `read` says what is wrong
+            size = header.size
+        if size[0] * size[1] > MOST_PIXELS:
+            expected, found = f"at most {MOST_PIXELS}", f"{size[0]}x{size[1]}"
+            raise TooLarge(name, "the image has too many pixels", expected=expected, found=found)
+        return read(name, image)
+
+
+def encoded(job: Job) -> list[bytes]:
+    """Return the images of a job that is done as PNG files, each with the parameters that make it again."""
+    result = job.result(0)
+    return [
+        encode_png(image, notes(parameters(job, result.pixels, number))) for number, image in enumerate(result.pixels)
+    ]
+
+
+def parameters(job: Job, pixels: NDArray[np.uint8], number: int) -> dict[str, object]:
+    """Return what makes one image of a job again, in the words of `ldmrt generate`."""
+    request, plain = job.request, Request()
+    changed = {
+        SHORT[name]: getattr(request, name) for name in RECORDED if getattr(request, name) != getattr(plain, name)
+    }
+    size = {"height": pixels.shape[1], "width": pixels.shape[2]}
+    own = {"prompt": request.prompts[number], "seed": job.result(0).seeds[number]}
+    return {"ldmrt": ldmrt.__version__, "bundle": job.model, **changed, **size, **own}

@@ -1,0 +1,133 @@
+"""Serve ldmrt's own API: a request is accepted at once, and told of row by row."""
+
+import asyncio
+import base64
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import Response, StreamingResponse
+
+from ldmrt.runtime.images.png import encode_png
+from ldmrt.runtime.samplers.loop import State
+from ldmrt.serve.jobs.job import Job
+
+from .bodies import Drawing
+from .errors import NotFound, body_of, public_message, status_of
+from .images import encoded
+from .state import Server, server_of
+from .submitting import submit
+
+router = APIRouter(prefix="/v1/requests", tags=["ldmrt"])
+KEPT_ALIVE = 10.0  # seconds without an event after which a comment is sent, so that proxies keep the connection
+UNREAD = 64  # events that wait for a slow reader; of rows beyond it only the last is sent
+
+
+def found(http: HTTPRequest, name: str) -> Job:
+    """Return the caller's job of a name; a `NotFound` says that there is none."""
+    job = server_of(http).jobs.get(name)
+    if job is None or job.owner != getattr(http.state, "owner", ""):
+        raise NotFound("request", "no such request, or it ended too long ago")
+    return job
+
+
+def described(server: Server, job: Job) -> dict[str, Any]:
+    """Return what there is to say of a job."""
+    said: dict[str, Any] = {
+        "id": job.id,
+        "model": job.model,
+        "stage": job.stage,
+        "position": server.service.position(job),
+        "row": job.called,
+        "rows": job.calls,
+    }
+    if job.stage == "done":
+        result = job.result(0)
+        paths = [f"/v1/requests/{job.id}/images/{number}" for number in range(len(result.seeds))]
+        said |= {"seeds": result.seeds, "seconds": result.seconds, "images": paths}
+    if job.error is not None:
+        said |= body_of(status_of(job.error), public_message(job.error), "request_error")
+    return said
+
+
+@router.post("", status_code=HTTPStatus.ACCEPTED)
+async def create(http: HTTPRequest, drawing: Drawing) -> dict[str, Any]:
+    """Accept a request; its images are drawn when there is room."""
+    job = await submit(http, drawing.request, drawing.model, seconds=drawing.timeout)
+    return described(server_of(http), job)
+
+
+@router.get("/{name}")
+async def show(http: HTTPRequest, name: str) -> dict[str, Any]:
+    """Tell how far a request is."""
+    return described(server_of(http), found(http, name))
+
+
+@router.delete("/{name}")
+async def cancel(http: HTTPRequest, name: str) -> dict[str, Any]:
+    """Give a request up; one that runs ends after its row."""
+    server, job = server_of(http), found(http, name)
+    server.service.cancel(job)
+    return described(server, job)
+
+
+@router.get("/{name}/images/{number}", response_class=Response, responses={200: {"content": {"image/png": {}}}})
+async def image(http: HTTPRequest, name: str, number: int) -> Response:
+    """Return an image of a request as PNG, with the parameters that make it again."""
+    job = found(http, name)
+    if job.stage != "done" or not 0 <= number < len(job.result(0).seeds):
+        raise NotFound("request", "no such image", found=job.stage)
+    return Response((await run_in_threadpool(encoded, job))[number], media_type="image/png")
+
+
+@router.get("/{name}/events", response_class=StreamingResponse, responses={200: {"content": {"text/event-stream": {}}}})
+async def events(http: HTTPRequest, name: str, preview: bool = False) -> StreamingResponse:
+    """Stream server-sent events: `stage` where the request waits, runs or has ended, `row` after each row.
+
+    With `preview` each row has the first image that it predicts, decoded, as PNG in base64.
+    """
+    server, job = server_of(http), found(http, name)
+    return StreamingResponse(streamed(http, server, job, preview), media_type="text/event-stream")
+
+
+async def streamed(http: HTTPRequest, server: Server, job: Job, preview: bool) -> AsyncIterator[str]:
+    """Yield the events of a job until it has ended or the reader hangs up."""
+    loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[bool, dict[str, Any]]](UNREAD)
+
+    def put(is_row: bool, said: dict[str, Any]) -> None:
+        if is_row and queue.full():
+            queue.get_nowait()
+        with contextlib.suppress(asyncio.QueueFull):
+            queue.put_nowait((is_row, said))
+
+    def watcher(job: Job, state: State | None) -> None:
+        said = described(server, job)
+        if state is not None and preview:
+            said["preview"] = base64.b64encode(encode_png(server.service.preview(job, state))).decode()
+        with contextlib.suppress(RuntimeError):  # the loop was closed
+            loop.call_soon_threadsafe(put, state is not None, said)
+
+    yield event("stage", described(server, job))
+    job.watch(watcher)
+    try:
+        while True:
+            try:
+                is_row, said = await asyncio.wait_for(queue.get(), KEPT_ALIVE)
+            except asyncio.TimeoutError:
+                yield ": waiting\n\n"
+                continue
+            yield event("row" if is_row else "stage", said)
+            if not is_row and said["stage"] in ("done", "failed", "cancelled"):
+                return
+    finally:
+        job.unwatch(watcher)
+
+
+def event(kind: str, said: dict[str, Any]) -> str:
+    """Return a server-sent event."""
+    return f"event: {kind}\ndata: {json.dumps(said)}\n\n"

@@ -1,0 +1,95 @@
+"""ldmrt's own API: a request is accepted, told of row by row, and its images can be fetched."""
+
+import io
+import json
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldmrt.runtime import Request
+from ldmrt.runtime.pipeline.pipeline import Pipeline
+
+
+def events(client: httpx.Client, name: str, **query: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Read all events of a request."""
+    with client.stream("GET", f"/v1/requests/{name}/events", params=query) as response:
+        lines = [line for line in response.iter_lines() if line and not line.startswith(":")]
+    kinds, data = lines[::2], lines[1::2]
+    return [
+        (kind.removeprefix("event: "), json.loads(one.removeprefix("data: ")))
+        for kind, one in zip(kinds, data, strict=True)
+    ]
+
+
+def test_a_request_from_its_acceptance_to_its_images(client: httpx.Client, pipeline: Pipeline) -> None:
+    body = {"prompt": "two pears", "num_inference_steps": 4, "seed": 7, "num_images_per_prompt": 2, "scheduler": "ddim"}
+    accepted = client.post("/v1/requests", json=body)
+    assert accepted.status_code == 202
+    name = accepted.json()["id"]
+    told = events(client, name)
+    assert told[-1][0] == "stage"
+    done = told[-1][1]
+    assert (done["stage"], done["row"], done["rows"], done["seeds"]) == ("done", 4, 4, [7, 8])
+    right = pipeline.generate(Request(**body)).pixels
+    for number, path in enumerate(done["images"]):
+        image = Image.open(io.BytesIO(client.get(path).content))
+        np.testing.assert_array_equal(np.asarray(image), right[number])
+        saved = json.loads(image.info["ldmrt"])
+        assert [saved[word] for word in ("prompt", "seed", "steps", "scheduler")] == [
+            "two pears",
+            7 + number,
+            4,
+            "ddim",
+        ]
+    assert client.get(f"/v1/requests/{name}").json()["stage"] == "done"
+    assert client.get(f"/v1/requests/{name}/images/2").status_code == 404
+
+
+def test_previews_are_images(client: httpx.Client, pipeline: Pipeline) -> None:
+    import base64
+
+    name = client.post("/v1/requests", json={"prompt": "a pear", "num_inference_steps": 30}).json()["id"]
+    previews = [one["preview"] for kind, one in events(client, name, preview=True) if kind == "row"]
+    assert previews  # how many rows ran before the reader came is the machine's affair
+    side = pipeline.stage.size
+    assert Image.open(io.BytesIO(base64.b64decode(previews[-1]))).size == (side, side)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"prompt": "a", "sheduler": "ddim"}, "sheduler: Extra inputs are not permitted"),
+        ({"prompt": "a", "scheduler": "nonsense"}, "unknown scheduler 'nonsense'"),
+        ({"prompt": "a", "num_inference_steps": 0}, "num_inference_steps"),
+        ({"prompt": "a", "num_inference_steps": 501}, "too many steps; expected at most 500; found 501"),
+        ({"prompt": "a" * 10_001}, "too many characters of a prompt"),
+        ({"prompt": "a", "num_images_per_prompt": 17}, "too many images"),
+        ({"prompt": "a", "width": 8192, "height": 8192}, "too many pixels"),
+        ({"prompt": "a", "image": "/etc/passwd"}, "no image in base64"),
+        ({"prompt": "a", "image": "aGVsbG8="}, "cannot read image"),
+        ({"prompt": "a", "model": "nonsense"}, "no model 'nonsense'"),
+        ([], "body"),
+    ],
+)
+def test_invalid_requests_are_refused(client: httpx.Client, body: object, says: str) -> None:
+    answer = client.post("/v1/requests", json=body)
+    assert answer.status_code == 422
+    assert says in answer.json()["error"]["message"]
+    assert answer.json()["detail"] == answer.json()["error"]["message"]
+
+
+def test_a_request_that_is_not_there(client: httpx.Client) -> None:
+    for call in (client.get, client.delete):
+        answer = call("/v1/requests/nonsense")
+        assert (answer.status_code, answer.json()["error"]["type"]) == (404, "invalid_request_error")
+
+
+def test_a_cancelled_request(client: httpx.Client) -> None:
+    name = client.post("/v1/requests", json={"prompt": "a pear", "num_inference_steps": 500}).json()["id"]
+    assert client.delete(f"/v1/requests/{name}").status_code == 200
+    ended = events(client, name)[-1][1]
+    assert (ended["stage"], ended["error"]["message"]) == ("cancelled", "request: cancelled by its caller")
+    assert ended["row"] < 500

@@ -1,0 +1,81 @@
+"""Run `ldmrt serve`: serve bundles over HTTP."""
+
+import contextlib
+import logging
+from pathlib import Path
+
+import click
+
+from ldmrt.tools.options.common import COMPUTE, THREADS
+
+WAITING, SECONDS, GRACE = 64, 600.0, 30.0
+
+
+@click.command()
+@click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="Port; 0 for a free one.")
+@click.option("--keys", type=click.Path(path_type=Path), help="File of API keys, a line `NAME SHA256` for each.")
+@click.option("--waiting", type=click.IntRange(min=1), default=WAITING, show_default=True,
+              help="Requests that may wait; more are answered by 429.")  # fmt: skip
+@click.option("--per-key", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Requests of one key that may wait or run; 0 for any number.")  # fmt: skip
+@click.option("--timeout", "seconds", type=click.FloatRange(min=0, min_open=True), default=SECONDS, show_default=True,
+              help="Seconds after which a request is given up.")  # fmt: skip
+@click.option("--grace", type=click.FloatRange(min=0), default=GRACE, show_default=True,
+              help="Seconds that running requests have after SIGTERM or Ctrl-C.")  # fmt: skip
+@click.option("--rows", type=click.IntRange(min=1),
+              help="Rows of a call of the U-Net at the model's own size; measured by default.")  # fmt: skip
+@click.option("--backend", default="auto", show_default=True,
+              help="What runs the networks, as for `ldmrt generate`.")  # fmt: skip
+@COMPUTE
+@THREADS
+def serve(
+    bundles: tuple[str, ...],
+    host: str,
+    port: int,
+    keys: Path | None,
+    waiting: int,
+    per_key: int,
+    seconds: float,
+    grace: float,
+    rows: int | None,
+    backend: str,
+    compute: str,
+    threads: int,
+) -> None:
+    """Serve BUNDLEs over HTTP: folders or names on the hub, each also as NAME=BUNDLE. The first is the default.
+
+    Requests share the calls of the U-Net, whatever their samplers, steps and prompts.
+
+    Example: ldmrt serve out/emoji64 --port 7860
+    """
+    from ldmrt.runtime.optional import unavailable
+    from ldmrt.runtime.pipeline.opening import open_pipeline
+    from ldmrt.serve.jobs.service import Service
+    from ldmrt.serve.models import named, rows_of
+    from ldmrt.tools.console.progress import console
+
+    try:
+        import python_multipart  # noqa: F401, FastAPI needs it, and has an error of its own where it is missing
+
+        from ldmrt.serve.http.access import read_keys
+        from ldmrt.serve.http.metrics import Metrics
+        from ldmrt.serve.http.running import listening, run
+        from ldmrt.serve.http.state import Limits, Server
+    except ImportError as error:
+        raise unavailable(error, "serve") from None
+
+    owners = {} if keys is None else read_keys(keys)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with contextlib.ExitStack() as opened:
+        socket = opened.enter_context(listening(host, port))
+        models, most = {}, {}
+        for name, path in named(bundles).items():
+            models[name] = opened.enter_context(open_pipeline(path, backend, compute=compute, threads=threads))
+            most[name] = rows or rows_of(models[name])
+            console.print(f"{name}: {most[name]} rows a call at {models[name].stage.size} pixels", highlight=False)
+        metrics = Metrics()
+        service = opened.enter_context(contextlib.closing(Service(models, most, waiting=waiting, observer=metrics)))
+        console.print(f"http://{host}:{socket.getsockname()[1]}", highlight=False)
+        run(Server(service, metrics, Limits(seconds=seconds, per_key=per_key), owners), socket, grace)

@@ -1,0 +1,1 @@
+"""What `ldmrt evaluate` measures, one measure or kind of measures a file."""
