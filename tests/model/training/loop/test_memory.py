@@ -138,7 +138,7 @@ def test_recorder_counts_the_copies_of_a_convolution(
 
 
 def test_a_peak_may_be_elsewhere_than_in_small_steps() -> None:
-    one, two = [[10, 100], [30]], [[20, 101], [58]]
+    one, two = [[10, 100, 30], [7]], [[20, 101, 58], [7]]
     assert extrapolated(one, two, 1) == 100
     assert extrapolated(one, two, 2) == 101
     assert extrapolated(one, two, 5) == 30 + 4 * 28  # the third operation, which is no peak of either step
@@ -210,6 +210,23 @@ def test_a_plan_of_several_processes_is_of_the_first() -> None:
     size = found[8].gradients
     assert size < PIECE  # so that it is added up in one piece, as large as the gradients
     assert found[8].peak >= found[8].weights + found[8].averages + found[8].optimizer + 2 * size
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_an_image_is_encoded_beside_the_gradients_of_earlier_parts(parts: int) -> None:
+    module, size = network(), 10_000_000
+    settings = Settings(steps=3, batch=4, learning_rate=1e-3, accumulate=parts)
+    task, encoded = task_of(module), list[bool]()
+
+    def loss_of(samples: list[Sample], draws: Draws) -> Losses:
+        if not encoded:  # once, as latents are kept
+            torch.ones(size // 4) + 1  # twice the size, for a moment
+            encoded.append(True)
+        return task.loss_of(samples, draws)
+
+    plan = plan_memory(Run(module, settings), TrainingTask(task.data, loss_of))
+    known = plan.weights + plan.averages + plan.optimizer
+    assert plan.peak == known + 2 * size + (plan.gradients if parts > 1 else 0)
 
 
 def test_steps_of_small_batches_draw_the_same_sample() -> None:
