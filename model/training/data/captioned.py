@@ -92,9 +92,6 @@ class Grouped(Captioned, Protocol):
     def after(self, index: int) -> int:
         """Return the sample that takes the place of another one in its batch."""
 
-    def largest(self, batch: int) -> Sequence[int]:
-        """Return samples of the stream that make up a batch of the most pixels, of at most `batch`."""
-
 
 def generator(*key: int) -> np.random.Generator:
     """Return a counter-based generator (Philox: Salmon et al. 2011) for one sample, keyed by one or two numbers."""

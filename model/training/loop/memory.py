@@ -13,6 +13,7 @@ from typing import Generic
 import torch
 from torch import Tensor, nn
 
+from ldmrt.model.training.data.buckets import BucketedImages
 from ldmrt.model.training.data.captioned import Captioned, Grouped, Sample
 
 from .checkpointing import checkpoint_blocks
@@ -80,10 +81,6 @@ class Repeated:
         """Return the place after one whose image cannot be read."""
         return self.data.after(index) if isinstance(self.data, Grouped) else index + 1
 
-    def largest(self, batch: int) -> range:
-        """Return the place."""
-        return range(self.index, self.index + 1)
-
 
 def extrapolated(one: Lengths, two: Lengths, size: int) -> int:
     """Return the peak of a step of `size` samples at once.
@@ -114,7 +111,7 @@ class Measurement(Generic[M]):
             count: Processes that share a batch, of which this is the first.
         """
         settings = run.settings
-        places = task.data.largest(settings.batch) if isinstance(task.data, Grouped) else range(settings.batch)
+        places = task.data.largest(settings.batch) if isinstance(task.data, BucketedImages) else range(settings.batch)
         self.run, self.settings, self.batch = run, settings, len(places)
         self.task, self.processes = replace(task, data=Repeated(task.data, places[0])), Processes(0, count)
         self.networks = [one for one in (run.module, run.opponent, *task.networks) if one is not None]

@@ -234,7 +234,6 @@ def test_steps_of_small_batches_draw_the_same_sample() -> None:
     assert list(repeated.indices(0, 3, 4)) == [5] * 4
     assert repeated.draw(0, 5).key == (5,)
     assert repeated.after(5) == 6
-    assert list(repeated.largest(9)) == [5]
 
 
 def test_the_largest_batch_has_the_most_pixels() -> None:
