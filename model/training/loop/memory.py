@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmrt.model.training.data.buckets import BucketedImages
-from ldmrt.model.training.data.captioned import Captioned, Grouped, Sample
+from ldmrt.model.training.data.captioned import Captioned, Grouped, Key, Sample
 
 from .checkpointing import checkpoint_blocks
 from .loss_scale import LossScale
@@ -24,6 +24,7 @@ from .run import M, Run
 from .task import TrainingTask
 
 DRAWN = 100_000  # samples at most that are drawn to count the latents that will be kept
+UNCHANGED = 100  # samples without new latents, beside as many as there are latents, after which there will be none
 Lengths = Sequence[Sequence[int]]  # the living bytes after each operation, in the segments of a step
 
 
@@ -247,6 +248,11 @@ def _latents(task: TrainingTask, seed: int, samples: int) -> int:
     """Return the bytes of the latents that a task keeps in memory after so many samples, the first of which it has."""
     if task.cache is None or not task.cache.known:
         return 0
-    drawn = (task.data.draw(seed, index) for index in range(min(samples, DRAWN)))
-    keys = {sample.key for sample in drawn if not sample.once}
+    keys, known = set[Key](), 0  # samples in a row that are known already
+    for index in range(min(samples, DRAWN)):
+        sample = task.data.draw(seed, index)
+        known = known + 1 if sample.once or sample.key in keys else 0
+        if known > len(keys) + UNCHANGED:
+            break
+        keys |= set() if sample.once else {sample.key}
     return min(len(keys), task.cache.entries) * next(iter(task.cache.known.values())).nbytes

@@ -111,6 +111,7 @@ CASES = {
     "ldm": "--batch 7 --accumulate 2 --precision bf16",
     "finetune": "--batch 6 --train-text-encoder --ema 0.9 --ema 0.99",
     "finetune, checkpointing": "--batch 6 --accumulate 3 --checkpointing --cache disk",
+    "finetune, buckets": "--batch 4 --buckets",  # of three images
     "lora": "--batch 5 --rank 2 --optimizer lion",
     "lora, bf16": "--batch 6 --rank 2 --accumulate 2 --checkpointing --precision bf16",
     "inpaint": "--batch 4 --optimizer sgd",
@@ -183,7 +184,7 @@ def test_latents_in_memory_are_those_of_all_images(words: Words, planned: Any, t
     """3 images, mirrored or not; of shards on the disk as many as wait to be written."""
     one = 2 * 4 * 8 * 8 * 4  # mean and log-variance of 4 channels, as float32
     found = {
-        more: planned(tmp_path / "out", words("finetune", "--batch", 1, "--steps", 40, *more.split())).latents
+        more: planned(tmp_path / "out", words("finetune", "--batch", 1, "--steps", 400, *more.split())).latents
         for more in ("", "--flip", "--flip --cache none", "--flip --cache disk --latents fp16", "--random-crop")
     }
     assert list(found.values()) == [3 * one, 6 * one, 0, 6 * one // 2, 0]
