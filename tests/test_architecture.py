@@ -86,7 +86,11 @@ MAY: dict[str, set[str]] = {
     | CONSOLE
     | {f"serve.{name}" for name in ("batch", "http", "jobs", "models")}
     | {"runtime.parity", "model.lora", "model.scores", "model.training", "tools.emoji", "tools.reports"},
-    "tools.benchmarks": RUNTIME | MODEL | EXPORT | CONSOLE | {"runtime.parity", "model.training"},
+    "tools.benchmarks": RUNTIME
+    | MODEL
+    | EXPORT
+    | CONSOLE
+    | {"runtime.parity", "model.training", "serve.jobs", "serve.models"},
 }
 
 

@@ -14,6 +14,11 @@ PAGE = ROOT / "docs" / "reference" / "troubleshooting.md"
 KINDS = {"LdmrtError", "BundleError", "InvalidRequest", "EngineNotFound", "NotFinite"} | {
     "NotFound",
     "TooLarge",
+    "Cancelled",
+    "DeadlinePassed",
+    "Stopped",
+    "TooSlow",
+    "Overloaded",
     "NoKey",
     "TooManyOfKey",  # of the server
 }

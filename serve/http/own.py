@@ -24,7 +24,8 @@ from .state import Server, server_of
 from .submitting import submit
 
 router = APIRouter(prefix="/v1/requests", tags=["ldmrt"])
-PNG, STREAM = {"content": {"image/png": {}}}, {"content": {"text/event-stream": {}}}
+PNG: dict[str, Any] = {"content": {"image/png": {}}}
+STREAM: dict[str, Any] = {"content": {"text/event-stream": {}}}
 KEPT_ALIVE = 10.0  # seconds without an event after which a comment is sent, so that proxies keep the connection
 UNREAD = 64  # events that wait for a slow reader, who misses older ones
 

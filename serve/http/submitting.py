@@ -66,7 +66,8 @@ async def submit(
 def check_limits(server: Server, request: Request, model: str | None) -> None:
     """Refuse a request that is larger than the server's limits, or than the memory, whatever waits."""
     limits, models = server.limits, server.service.models
-    steps = [request.num_inference_steps, *(own.get("num_inference_steps", 0) for own in request.stages.values())]
+    asked = [own.get("num_inference_steps", 0) for own in request.stages.values()]
+    steps = [request.num_inference_steps, *(number for number in asked if isinstance(number, int))]
     refuse("images", request.total_images, limits.images)
     refuse("steps", max(steps), limits.steps)
     texts = (text for pair in [*request.texts, *request.negative_texts(zeros=False)] for text in pair)
@@ -106,7 +107,7 @@ async def ended(http: HTTPRequest, job: Job) -> None:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(over.wait(), ASKED_EVERY)
             if not over.is_set() and await http.is_disconnected():
-                raise Cancelled()
+                raise Cancelled("request", "its caller has hung up")
     finally:
         job.unwatch(watcher)
         if not job.ended:  # the caller has hung up, or the server ends

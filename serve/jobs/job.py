@@ -29,25 +29,13 @@ log = logging.getLogger("ldmrt.serve")
 class Cancelled(LdmrtError):
     """A request was given up: by its caller, or for one of the reasons below."""
 
-    def __init__(self, why: str = "cancelled by its caller") -> None:
-        """Say why."""
-        super().__init__("request", why)
-
 
 class DeadlinePassed(Cancelled):
     """A request was given up because its deadline has passed."""
 
-    def __init__(self) -> None:
-        """Say so."""
-        super().__init__("its deadline has passed")
-
 
 class Stopped(Cancelled):
     """A request was given up because the service ends."""
-
-    def __init__(self) -> None:
-        """Say so."""
-        super().__init__("the service was stopped")
 
 
 @dataclass(eq=False)
@@ -111,7 +99,7 @@ class Job:
     def given_up(self) -> bool:
         """Whether it was cancelled or its deadline has passed."""
         if self.deadline is not None and time.monotonic() > self.deadline:
-            self.cancel(DeadlinePassed())
+            self.cancel(DeadlinePassed("request", "its deadline has passed"))
         return self._why is not None
 
     @property
@@ -153,7 +141,7 @@ class Job:
 
     def cancel(self, why: Cancelled | None = None) -> None:
         """Give the job up; one that runs ends after its row."""
-        self._why = self._why or why or Cancelled()
+        self._why = self._why or why or Cancelled("request", "cancelled by its caller")
 
     def check(self) -> None:
         """Raise `Cancelled` if the job was given up or its deadline has passed."""

@@ -172,7 +172,7 @@ class Service:
         """Give up all requests: those that wait at once, those that run after their row."""
         with self._changed:
             for job in [*self._queue, *self._queue.running]:
-                job.cancel(Stopped())
+                job.cancel(Stopped("request", "the service was stopped"))
             self._admit()
 
     def close(self, grace: float = 0.0) -> None:

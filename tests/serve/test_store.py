@@ -1,4 +1,4 @@
-"""Jobs that have ended are kept up to a number, an age and a size, and the log has a line of each without its prompt."""
+"""Jobs that have ended are kept up to a number, an age and a size, and the log has a line of each, not its prompt."""
 
 import json
 import logging
@@ -49,7 +49,7 @@ def test_jobs_that_have_ended_are_forgotten(most: int, seconds: float, size: int
 
 def test_a_job_that_has_ended_before_it_is_kept() -> None:
     store, ended = Jobs(9, 60, 10**9), job("a")
-    ended.end(Cancelled())
+    ended.end(Cancelled("request", "given up"))
     store.add(ended)
     waits = job("a")
     store.add(waits)
@@ -105,7 +105,7 @@ def test_an_error_of_a_watcher_or_an_observer_is_its_own(caplog: pytest.LogCaptu
     ("outcome", "stage", "level"),
     [
         (drawn(), "done", "INFO"),
-        (Cancelled(), "cancelled", "INFO"),
+        (Cancelled("request", "given up"), "cancelled", "INFO"),
         (LdmrtError("a", "secret words"), "failed", "INFO"),
         (ZeroDivisionError("of ldmrt"), "failed", "ERROR"),
     ],

@@ -49,7 +49,7 @@ class FixedCost:
 
 def mixed_requests() -> Iterator[Any]:
     """Yield requests of every sampler and number of steps by turns."""
-    from ldmrt.runtime import Request
+    from ldmrt.runtime.pipeline.request.request import Request
 
     for number in range(MIXED):
         sampler, steps = SAMPLERS[number % len(SAMPLERS)], STEPS[number // len(SAMPLERS) % len(STEPS)]
@@ -90,7 +90,7 @@ def gain(pipeline: Any, requests: list[Any], rows: int, rounds: int) -> dict[str
 
 def short_latency(pipeline: Any, rows: int, rounds: int) -> dict[str, Any]:
     """Return the 95th percentile of the seconds of short requests that arrive behind long ones, both ways by turns."""
-    from ldmrt.runtime import Request
+    from ldmrt.runtime.pipeline.request.request import Request
     from ldmrt.serve.jobs.service import Service
 
     steps = [LONG_STEPS, SHORT_STEPS] * min(LONG, SHORT)
@@ -125,7 +125,7 @@ def memory(pipeline: Any, rows: int, count: int) -> dict[str, Any]:
     """Return the process's memory in megabytes after each tenth of so many requests of one step."""
     import psutil
 
-    from ldmrt.runtime import Request
+    from ldmrt.runtime.pipeline.request.request import Request
     from ldmrt.serve.jobs.service import Service
     from ldmrt.serve.jobs.store import Jobs
 
@@ -151,7 +151,7 @@ def memory(pipeline: Any, rows: int, count: int) -> dict[str, Any]:
 @click.option("--json", "path", type=Output(), help="Write the numbers here too.")
 def main(bundle: str, rounds: int, requests: int | None, path: Path | None) -> None:
     """Measure requests that share batches beside requests one at a time."""
-    from ldmrt.runtime import Request
+    from ldmrt.runtime.pipeline.request.request import Request
     from ldmrt.runtime.backends.lazy_engines import LazyEngines
     from ldmrt.runtime.bundle.graphs import STEP
     from ldmrt.runtime.files.writing import write_atomically
