@@ -4,8 +4,9 @@ from fastapi import FastAPI
 
 import ldmrt
 
-from . import health, openai, own
+from . import health, own
 from .access import Access
+from .apis import openai
 from .errors import add_error_handlers
 from .state import Server
 
