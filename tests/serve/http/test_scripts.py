@@ -24,4 +24,4 @@ def test_a_script(title: str, running: Running, tmp_path: Path, monkeypatch: pyt
 
 
 def test_every_api_has_a_script() -> None:
-    assert list(SCRIPTS) == ["OpenAI's client", "ldmrt's own"]
+    assert list(SCRIPTS) == ["OpenAI's client", "AUTOMATIC1111's clients", "ldmrt's own"]
