@@ -53,6 +53,24 @@ def test_levels(name: str, label: str) -> None:
     np.testing.assert_allclose(own, t, rtol=0, atol=1.0)
 
 
+@pytest.mark.parametrize("steps", [7, 20, 50])
+@pytest.mark.parametrize("name", ["DDIM", "PLMS"])
+def test_samplers_of_timesteps_have_the_web_uis(name: str, steps: int) -> None:
+    """`CompVisSampler.get_timesteps`; where the steps do not divide 1000 it has more than it is asked for."""
+    scheduler, settings = translated(name, "Karras")  # which is not heeded
+    plan = plan_from_config(with_settings(CONFIG, settings, scheduler), steps, name=scheduler)
+    right = 1 + np.arange(0, 1000, 1000 // steps)[:steps][::-1]
+    np.testing.assert_array_equal(list(dict.fromkeys(plan.t)), right)  # PLMS evaluates one of them twice
+
+
+def test_unipc_has_the_web_uis_times() -> None:
+    """`UniPC.get_time_steps` with `time_uniform`: from 1 to 1 / 1000, evaluated at all but the last."""
+    scheduler, settings = translated("UniPC", None)
+    plan = plan_from_config(with_settings(CONFIG, settings, scheduler), STEPS, name=scheduler)
+    times = np.linspace(1, 1e-3, STEPS + 1)[:-1]
+    np.testing.assert_allclose(plan.t, 1000 * times - 1, rtol=0, atol=0.5 + 1e-9)  # rounded to whole timesteps
+
+
 def test_automatic_is_what_the_sampler_prefers() -> None:
     assert translated("DPM++ 2M", "Automatic") == translated("DPM++ 2M", "karras") == ("dpmpp_2m_karras", {})
     assert translated("DPM++ 2M SDE", None)[0] == "dpmpp_2m_sde_exponential"

@@ -3,7 +3,9 @@
 A sampler stands here where the solver is the same, and a scheduler for it where the noise levels are, to a timestep.
 Their names are of version 1.10: `modules/sd_samplers_kdiffusion.py`, `sd_samplers_timesteps.py`, `sd_schedulers.py`
 of https://github.com/AUTOMATIC1111/stable-diffusion-webui. Not here are samplers that drop the level before the last
-(DPM2, DPM2 a, DPM++ 3M SDE), and those without a twin (DPM++ 2S a, DPM fast, DPM adaptive, Restart).
+(DPM2, DPM2 a, DPM++ 3M SDE), and those without a twin (DPM++ 2S a, DPM fast, DPM adaptive, Restart). DDIM and PLMS
+also take the last step, from timestep 1, which the web UI leaves out; LCM has diffusers' choice of the 50 timesteps
+that such models are distilled on.
 """
 
 from collections.abc import Mapping
@@ -46,7 +48,7 @@ class Sampler:
 
 
 _HEUN = {"solver_type": "heun"}
-_UNIPC = {"solver_type": "bh1", "solver_order": 3, "timestep_spacing": "linspace"}
+_UNIPC = {"solver_type": "bh1", "solver_order": 3, "timestep_spacing": "linspace", "final_sigmas_type": "sigma_min"}
 _SDE: Spacings = {**_RESPACED, "Uniform": ("", _EVEN), "SGM Uniform": ("", _TRAILING)}
 SAMPLERS: Mapping[str, Sampler] = {
     "Euler a": Sampler("euler_a", "Uniform", _EARLY, aliases=("k_euler_a", "k_euler_ancestral")),
