@@ -171,6 +171,16 @@ def test_a_field_that_no_one_knows_is_refused(client: httpx.Client) -> None:
     assert (answer.status_code, answer.json()["detail"]) == (422, "sampler: Extra inputs are not permitted")
 
 
+@pytest.mark.parametrize("number", ["Infinity", "NaN", "1e400", "-1", "true", '"many"', "[1]", '{"a": 1}'])
+@pytest.mark.parametrize("name", ["cfg_scale", "s_tmax", "s_churn", "seed", "eta", "override_settings", "clip"])
+def test_strange_numbers_break_nothing(client: httpx.Client, name: str, number: str) -> None:
+    clip = f'"override_settings": {{"CLIP_stop_at_last_layers": {number}}}'
+    field = clip if name == "clip" else f'"{name}": {number}'
+    body = f'{{"prompt": "a", "steps": 1, {field}}}'
+    answer = client.post("/sdapi/v1/txt2img", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (200, 422)
+
+
 def test_what_clients_ask_a_server(api: webuiapi.WebUIApi) -> None:
     (model,) = api.get_sd_models()
     assert (model["title"], model["model_name"], model["filename"]) == ("tiny", "tiny", "tiny")

@@ -65,8 +65,8 @@ def checked(server: Server, options: Mapping[str, Any]) -> dict[str, Any]:
         if name == MODEL:
             heeded[MODEL] = model_called(server, value)
         elif name == SKIP:
-            whole = isinstance(value, (int, float)) and value == int(value) and 1 <= value <= MOST_SKIPPED
-            if not whole:
+            whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+            if not whole or not 1 <= value <= MOST_SKIPPED:
                 expected = f"1, for none, to {MOST_SKIPPED}"
                 raise InvalidRequest(SKIP, "invalid option", expected=expected, found=f"{value!r:.50}")
             heeded[SKIP] = int(value)
