@@ -4,8 +4,10 @@ from fastapi import FastAPI
 
 import ldmrt
 
-from . import health, openai, own
+from . import health, own
 from .access import Access
+from .apis import openai
+from .apis.a1111 import routes as a1111
 from .errors import add_error_handlers
 from .state import Server
 
@@ -15,7 +17,7 @@ def application(server: Server) -> FastAPI:
     app = FastAPI(title="ldmrt", version=ldmrt.__version__, summary="Draw images with latent diffusion models.")
     app.state.server = server
     add_error_handlers(app)
-    for routes in (own, openai, health):
+    for routes in (own, openai, a1111, health):
         app.include_router(routes.router)
     app.add_middleware(Access, server=server)
     return app

@@ -15,8 +15,8 @@ from .test_service import pipeline  # noqa: F401
 
 WARM, MEASURED = 1000, 3000
 # A job that is kept by mistake is about 5 KB of image, latents and objects, so 3000 of them are 15 MB. Runs grew by 0.3
-# to 4 MB: fragments of the allocator, and buffers of threads that begin later than others. The prompts are eight, as the
-# text encoder keeps outputs of up to 64 MB.
+# to 4 MB: fragments of the allocator, and buffers of threads that begin later than others. The prompts are eight, as
+# the text encoder keeps outputs of up to 64 MB.
 GROWTH = 8 << 20
 
 

@@ -151,11 +151,11 @@ def memory(pipeline: Any, rows: int, count: int) -> dict[str, Any]:
 @click.option("--json", "path", type=Output(), help="Write the numbers here too.")
 def main(bundle: str, rounds: int, requests: int | None, path: Path | None) -> None:
     """Measure requests that share batches beside requests one at a time."""
-    from ldmrt.runtime.pipeline.request.request import Request
     from ldmrt.runtime.backends.lazy_engines import LazyEngines
     from ldmrt.runtime.bundle.graphs import STEP
     from ldmrt.runtime.files.writing import write_atomically
     from ldmrt.runtime.pipeline.opening import open_pipeline
+    from ldmrt.runtime.pipeline.request.request import Request
     from ldmrt.serve.models import rows_of
 
     load = os.getloadavg()
