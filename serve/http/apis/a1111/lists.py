@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.requests import Request as HTTPRequest
 
+from ldmrt.serve.http.errors import DRAWN
 from ldmrt.serve.http.state import server_of
 
 from .options import FIXED, MODEL, checked, hash_of, of_caller, title_of
@@ -65,7 +66,7 @@ async def options(http: HTTPRequest) -> dict[str, Any]:
     return {**fixed, **own, MODEL: title_of(server, own[MODEL]), "sd_checkpoint_hash": digest}
 
 
-@router.post("/options")
+@router.post("/options", responses=DRAWN)
 async def set_options(http: HTTPRequest, given: dict[str, Any]) -> None:
     """Change options for the requests that the caller sends from now on."""
     of_caller(http).update(checked(server_of(http), given))
