@@ -36,7 +36,7 @@ def router(models: Mapping[str, Pipeline]) -> APIRouter:
         pipeline = models[model]
         if model not in names:
             names[model] = usable(pipeline)
-        told = {
+        told: dict[str, Any] = {
             "model": model,
             "default": everyday_name(pipeline.scheduler),
             "samplers": names[model],

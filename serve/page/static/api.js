@@ -6,14 +6,14 @@ import {askForKey} from "./key.js";
 const KEY = "ldmrt key";
 
 /** Send a request, with the API key where one is known; where the server wants one, ask for it and send again. */
-async function send(path, {method = "GET", body, signal} = {}) {
+async function send(path, {method = "GET", body, keepalive} = {}) {
   for (;;) {
     const key = sessionStorage.getItem(KEY), headers = {};
     if (key) headers.Authorization = `Bearer ${key}`;
     if (body) headers["Content-Type"] = "application/json";
     let answer;
     try {
-      answer = await fetch(path, {method, headers, body: body && write(body), signal});
+      answer = await fetch(path, {method, headers, body: body && write(body), keepalive});
     } catch {
       throw new Error("The server does not answer.");
     }

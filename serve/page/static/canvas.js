@@ -66,16 +66,19 @@ export class Mask {
     Object.assign(this.cursor.style, {left, top, width: size, aspectRatio: "1"});
   }
 
+  /** Paint a line, and a dot at its end, as a line of no length is none. */
   #stroke(from, to) {
-    const {width, height} = this.canvas, c = this.#context;
-    c.globalCompositeOperation = this.brush.erases() ? "destination-out" : "source-over";
-    c.strokeStyle = COLOR;
-    c.lineCap = c.lineJoin = "round";
-    c.lineWidth = this.brush.size() * width / 100;
+    const {width, height} = this.canvas, c = this.#context, [x, y] = [to[0] * width, to[1] * height];
+    const size = this.brush.size() * width / 100;
+    Object.assign(c, {strokeStyle: COLOR, fillStyle: COLOR, lineCap: "round", lineWidth: size,
+      globalCompositeOperation: this.brush.erases() ? "destination-out" : "source-over"});
     c.beginPath();
     c.moveTo(from[0] * width, from[1] * height);
-    c.lineTo(to[0] * width, to[1] * height);
+    c.lineTo(x, y);
     c.stroke();
+    c.beginPath();
+    c.arc(x, y, size / 2, 0, 2 * Math.PI);
+    c.fill();
     c.globalCompositeOperation = "source-over";
   }
 

@@ -69,5 +69,5 @@ for (const id of ["prompt", "negative"]) {
   });
 }
 for (const id of ["strength", "brush"]) {
-  $(id).addEventListener("input", ({target}) => target.nextElementSibling.value = target.value);
+  $(id).addEventListener("input", ({target}) => target.nextElementSibling.textContent = target.value);
 }

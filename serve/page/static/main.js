@@ -118,6 +118,9 @@ $("cancel").addEventListener("click", async () => {
     complain(error.message);
   }
 });
+addEventListener("pagehide", () => {  // nobody waits any more
+  if (drawing) json(`/v1/requests/${drawing}`, {method: "DELETE", keepalive: true}).catch(() => {});
+});
 $("again").addEventListener("click", ({target}) => $("seed").value = target.value);
 $("model").addEventListener("change", () => chooseModel().catch(error => complain(error.message)));
 for (const id of ["sampler", "steps"]) $(id).addEventListener("input", () => plot($("model").value));

@@ -4,13 +4,10 @@ import {Mask} from "./canvas.js";
 import {parametersOf} from "./png.js";
 
 const $ = id => document.getElementById(id);
+const say = text => $("status").textContent = text;
 let source = null;  // its data URL
 
-const mask = new Mask($("mask"), {
-  size: () => $("brush").valueAsNumber,
-  erases: () => $("erase").checked,
-  say: text => $("status").textContent = text,
-});
+const mask = new Mask($("mask"), {size: () => $("brush").valueAsNumber, erases: () => $("erase").checked, say});
 
 /** The fields of a request that say what it starts from; none without an image. */
 export function startFields() {
@@ -48,6 +45,7 @@ export function takeFiles(fill, complain) {
   chosen("mask-file", async file => {
     try {
       mask.read(await decoded(await dataUrl(file)));
+      say("The mask is that of the file.");
     } catch (error) {
       complain(error.message);
     }
