@@ -95,7 +95,7 @@ class LatentCache:
         for key, sample in {sample.key: sample for sample in samples}.items():
             kept = self._kept(sample)
             found[key] = self._encode(sample) if kept is None else kept.to(self.device)
-        return torch.stack([found[sample.key] for sample in samples]).float()
+        return torch.stack([found[sample.key].float() for sample in samples])
 
     def _kept(self, sample: Sample) -> Tensor | None:
         """Return moments that were computed before."""

@@ -108,6 +108,13 @@ class BucketedImages:
         first = self._first(group := bisect_right(self._ends, place))
         return epoch * len(self) + first + (place + 1 - first) % len(self.groups[group][1])
 
+    def largest(self, batch: int) -> range:
+        """Return samples of the stream that make up a batch of the most pixels, of at most `batch`."""
+        counts = [min(batch, len(rows)) for _, rows in self.groups]
+        pixels = [width * height * count for ((width, height), _), count in zip(self.groups, counts, strict=True)]
+        group = pixels.index(max(pixels))
+        return range(self._first(group), self._first(group) + counts[group])
+
     @cached_property
     def _ends(self) -> list[int]:
         """Where in an epoch the samples of each shape end."""

@@ -41,6 +41,11 @@ class Discriminator(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.02)
 
+    @property
+    def smallest(self) -> int:
+        """The pixels that a side has at least: of what the strides of 2 leave, two are lost to the other layers."""
+        return 3 * 2 ** len(self.blocks)
+
     def features(self, x: Tensor) -> list[Tensor]:
         """Return what each layer but the last says of images (B, channels, H, W)."""
         found = [F.leaky_relu(self.first(x), 0.2)]

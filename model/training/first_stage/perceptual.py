@@ -18,7 +18,13 @@ EPS = 1e-10  # of the features' norm
 
 
 class Lpips(nn.Module):
-    """Computes the perceptual distance of images by VGG16, with the weights of the `lpips` package."""
+    """Computes the perceptual distance of images by VGG16, with the weights of the `lpips` package.
+
+    Attributes:
+        smallest: The pixels that a side has at least: each group of layers but the first halves it.
+    """
+
+    smallest = 2 ** (len(GROUPS) - 1)
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         """Take weights by the names of lpips: net.sliceK.N.weight and bias, and linK.model.1.weight.

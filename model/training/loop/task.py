@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldmrt.model.training.data.batches import Wanted
 from ldmrt.model.training.data.captioned import Captioned, Sample
 from ldmrt.model.training.data.metadata import LISTED
 from ldmrt.model.training.draws import Draws
+from ldmrt.model.training.latents import LatentCache
 
 from .loss_scale import LossScale
 
@@ -57,6 +58,8 @@ class TrainingTask:
         share: Called before that, where several processes train, with that number and a function that joins values of
             a process's samples, (b, ...) or None, to those of all samples of the batch, (B, ...).
         cooperates: Whether `loss_of` asks the other processes for a mean.
+        networks: Those that `loss_of` computes with, beside the module in training and its opponent.
+        cache: Keeps latents; None where there are none.
     """
 
     data: Captioned
@@ -67,6 +70,8 @@ class TrainingTask:
     after: Callable[[int], None] = lambda _: None
     share: Callable[[int, Callable[[Tensor | None], Tensor]], None] = lambda step, joined: None
     cooperates: bool = False
+    networks: Sequence[nn.Module] = ()
+    cache: LatentCache | None = None
 
 
 @dataclass(frozen=True)

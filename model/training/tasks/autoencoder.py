@@ -165,5 +165,6 @@ def autoencoder_task(
         own = LOSSES[parts.discriminator_loss](discriminator(x), discriminator(back.detach()))
         return {"adversarial": parts.adversarial * weight * generator, "discriminator": own}
 
-    task = TrainingTask(data, loss_of, cooperates=bool(parts.adversarial))
+    networks = () if perceptual is None else (perceptual,)
+    task = TrainingTask(data, loss_of, cooperates=bool(parts.adversarial), networks=networks)
     return task if codebook is None else replace(task, after=codebook.update, share=codebook.share)

@@ -69,4 +69,7 @@ def class_task(
         mask = torch.from_numpy(masks(samples, x0.shape[2:])).to(objective.device) if masks else None
         return {"denoising": objective.losses(unet(x, objective.times[t], class_labels=labels), x0, t, eps, mask)}
 
-    return TrainingTask(data, loss_of, timesteps=len(objective.times), wanted=cache.lacks, memory=objective.memory)
+    return TrainingTask(
+        data, loss_of, timesteps=len(objective.times), wanted=cache.lacks, memory=objective.memory,
+        networks=(vae,), cache=cache,
+    )  # fmt: skip

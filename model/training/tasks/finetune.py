@@ -177,7 +177,10 @@ def conditioned_task(
         return {"denoising": objective.losses(unet(x, objective.times[t], context, **more), x0, t, eps, mask)}
 
     wanted = cache.lacks if beside is None else lambda _: True
-    return TrainingTask(data, loss_of, timesteps=len(objective.times), wanted=wanted, memory=objective.memory)
+    return TrainingTask(
+        data, loss_of, timesteps=len(objective.times), wanted=wanted, memory=objective.memory,
+        networks=(networks, vae), cache=cache,
+    )  # fmt: skip
 
 
 def check_trainable(checkpoint: Checkpoint, gives: Collection[str] = ()) -> None:

@@ -183,7 +183,8 @@ def upscaler_task(
         sample = torch.cat([x, beside], dim=1).contiguous(memory_format=torch.channels_last)
         return {"denoising": objective.losses(unet(sample, objective.times[t], class_labels=level), x0, t, eps)}
 
-    return TrainingTask(data, loss_of, timesteps=len(objective.times))
+    networks = () if degradation.vae is None else (degradation.vae,)
+    return TrainingTask(data, loss_of, timesteps=len(objective.times), networks=networks)
 
 
 @torch.no_grad()

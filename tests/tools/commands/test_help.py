@@ -6,13 +6,13 @@ from collections.abc import Iterator
 import click
 import pytest
 
-from ldmrt.tools.cli import COMMANDS, TRAINING
+from ldmrt.tools.cli import COMMANDS, FOLDERS
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
     """Every command and those inside groups."""
     for name in COMMANDS:
-        folder = "commands.training" if name in TRAINING else "commands"
+        folder = f"commands.{FOLDERS[name]}" if name in FOLDERS else "commands"
         found = getattr(importlib.import_module(f"ldmrt.tools.{folder}.{name}"), name)
         yield from ((f"{name} {sub}", one) for sub, one in getattr(found, "commands", {"": found}).items())
 

@@ -157,6 +157,7 @@ def test_a_perceptual_network_of_a_file(ldmrt: Any, pictures: Path, tmp_path: Pa
         (["--kl-weight", "nan"], "--kl-weight"),
         (["--codes", "1"], "--codes"),
         (["--perceptual", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--adversarial", "0.5"], "images are too small for --adversarial; expected sides of 24 pixels; found 16"),
     ],
 )
 def test_invalid_losses_are_refused(more: list[str], message: str, ldmrt: Any, pictures: Path, tmp_path: Path) -> None:

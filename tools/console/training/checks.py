@@ -22,7 +22,7 @@ SHOWN = 32  # images in a preview of 64 pixels
 
 
 def check(options: Options) -> "Settings":
-    """Check the options before any work, and lock the folder until the command ends.
+    """Check the options before any work, and lock the folder until the command ends, unless nothing is written to it.
 
     Returns:
         The settings of the run.
@@ -39,6 +39,8 @@ def check(options: Options) -> "Settings":
     if options.change and not options.resume:
         raise LdmrtError("train", "--change needs --resume", hint="--resume, or no --change")
     check_changes(options.change)
+    if options.plan and options.resume:
+        raise LdmrtError("train", "--plan reads no saved state", hint="no --resume, and another --out")
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise LdmrtError("train", "this PyTorch sees no CUDA device", hint="--device cpu")
     if (settings.device, settings.precision) == ("cpu", "fp16"):
@@ -49,7 +51,8 @@ def check(options: Options) -> "Settings":
         raise LdmrtError("train", "this GPU has no bf16", hint="--precision fp16, or fp32")
 
     def take_folder() -> None:
-        click.get_current_context().with_resource(locked(options.out))
+        if not options.plan:  # which writes nothing
+            click.get_current_context().with_resource(locked(options.out))
         if options.resume and not state.is_file():
             raise LdmrtError("train", "nothing to resume", expected=state, hint="run without --resume")
         if not options.resume and state.exists():

@@ -150,11 +150,17 @@ class FirstStage:
             learn_log_variance(network)
         return network, codebook
 
-    def opponents(self, seed: int, device: str) -> "tuple[Discriminator | None, Lpips | None]":
+    def opponents(self, seed: int, device: str, side: int) -> "tuple[Discriminator | None, Lpips | None]":
         """Build the discriminator and read the perceptual network, as far as they are asked for.
 
+        Args:
+            seed: Of the discriminator's first weights.
+            device: Where the perceptual network runs.
+            side: The shortest side of the images in pixels.
+
         Raises:
-            LdmrtError: The file of the perceptual network cannot be read, or lacks weights of VGG16 and LPIPS.
+            LdmrtError: The file of the perceptual network cannot be read, or lacks weights of VGG16 and LPIPS; or
+                images are too small for one of them.
         """
         import torch
 
@@ -169,6 +175,12 @@ class FirstStage:
         if self.adversarial:
             torch.manual_seed(seed)
             discriminator = Discriminator(self.discriminator_layers)
+        for option, network in (("--adversarial", discriminator), ("--perceptual", perceptual)):
+            if network is not None and side < network.smallest:
+                problem, expected = f"images are too small for {option}", f"sides of {network.smallest} pixels"
+                fewer = network is discriminator and self.discriminator_layers > 1
+                hint = "a larger --size" + ", or fewer --discriminator-layers" * fewer
+                raise LdmrtError("train", problem, expected=expected, found=side, hint=hint)
         return discriminator, perceptual
 
 

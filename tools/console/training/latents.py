@@ -104,7 +104,7 @@ class Latents:
 
         from ldmrt.model.training.data.buckets import BucketedImages
         from ldmrt.model.training.data.captioned import ImageFolder
-        from ldmrt.model.training.latent_files import LatentFiles
+        from ldmrt.model.training.latent_files import SHARD, LatentFiles
         from ldmrt.model.training.latents import LatentCache
 
         dtype = torch.float16 if self.latents == "fp16" else torch.float32
@@ -114,6 +114,10 @@ class Latents:
             return LatentCache(vae, options.device, dtype=dtype)
         if not isinstance(data, (ImageFolder, BucketedImages)):
             raise LdmrtError("train", "--cache disk is for images of your own", hint="--cache memory")
+        if options.plan:  # no file is read or written: as many are in memory as wait for one, and on a GPU none
+            side = options.size // vae.config.factor
+            waiting = SHARD // (2 * vae.config.latent_channels * side**2 * dtype.itemsize)
+            return LatentCache(vae, options.device, dtype=dtype, entries=waiting if options.device == "cpu" else 0)
         folder = self.cache_folder or options.out / FOLDER
         files = LatentFiles(folder, f"{digest}-{options.device}-{self.latents}")
         click.get_current_context().call_on_close(files.write)

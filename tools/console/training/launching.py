@@ -38,23 +38,29 @@ def silence_other_ranks() -> None:
 
 
 @contextlib.contextmanager
-def joined(asked: int, device: str) -> "Iterator[Processes | None]":
+def joined(asked: int, device: str, *, plan: bool = False) -> "Iterator[Processes | None]":
     """Join the other processes of a training within this context; None where there are none.
 
     Args:
         asked: How many --processes there shall be; with 2 and more, and no launcher, they are started and awaited.
         device: The device of the training.
+        plan: Whether the training is only planned, in this process alone: the others are not started.
 
     Raises:
-        LdmrtError: They cannot be started, or a launcher has started another number of them.
+        LdmrtError: They cannot be started, or a launcher has started another number of them, or some for a plan.
         SystemExit: They were started, and have ended.
     """
     found = launched()
     if found and asked not in (1, found):
         hint = "no --processes where accelerate launches them"
         raise LdmrtError("train", "--processes is not the launcher's number", expected=found, found=asked, hint=hint)
+    if found and plan:
+        hint = "no launcher: --processes N plans one of N"
+        raise LdmrtError("train", "--plan is of one process", found=f"{found} processes", hint=hint)
     if not found:
-        if asked > 1:
+        if plan and asked > 1:
+            check_launch(asked, device)
+        elif asked > 1:
             raise SystemExit(launch(asked, device))
         yield None
         return
@@ -65,18 +71,23 @@ def joined(asked: int, device: str) -> "Iterator[Processes | None]":
         yield processes
 
 
-def launch(count: int, device: str) -> int:
-    """Run this command in several processes by `accelerate launch`; return the exit code of the first that ended.
-
-    Raises:
-        LdmrtError: accelerate is missing, there are too few GPUs, or the first process was killed.
-    """
+def check_launch(count: int, device: str) -> None:
+    """Refuse to start processes where accelerate is missing, or there are too few GPUs."""
     from ldmrt.model.training.loop.processes import check_gpus
     from ldmrt.runtime.optional import check_installed
 
     check_installed("train", "accelerate")
     if device == "cuda":
         check_gpus(count)
+
+
+def launch(count: int, device: str) -> int:
+    """Run this command in several processes by `accelerate launch`; return the exit code of the first that ended.
+
+    Raises:
+        LdmrtError: accelerate is missing, there are too few GPUs, or the first process was killed.
+    """
+    check_launch(count, device)
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -67,6 +67,7 @@ class Options(Variation):
     resume: bool
     change: tuple[str, ...]
     processes: int
+    plan: bool
     recipe: str  # of all options of the training
     task: str
     differing: Mapping[str, Change]  # options that do not have their default, by their keys in the recipe
@@ -203,6 +204,8 @@ def training_options(
                      help="With --resume: use a new value of this setting, such as steps."),
         click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True,
                      help="Processes that share each batch, one for each GPU; accelerate starts them."),
+        click.option("--plan", is_flag=True,
+                     help="Print the memory that the training will take, and end; nothing is written."),
     ]  # fmt: skip
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -217,7 +220,7 @@ def training_options(
             given = values if captions else values | NO_WORDING
             names = [field.name for field in fields(Options) if field.name not in OWN]
             common, values = {name: given[name] for name in names}, {n: v for n, v in values.items() if n not in names}
-            with joined(common["processes"], common["device"]) as group:
+            with joined(common["processes"], common["device"], plan=common["plan"]) as group:
                 command(Options(**common, **own, group=group), **values)
 
         for option in reversed(options):

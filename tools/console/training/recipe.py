@@ -23,7 +23,7 @@ RECIPE = "recipe.toml"
 SCHEMA = 1
 LARGEST = 1 << 20  # bytes
 # Options that say where and how a run goes on, and not what it is
-NOT_KEPT = {"out", "resume", "change", "processes", "help"}
+NOT_KEPT = {"out", "resume", "change", "processes", "plan", "help"}
 KINDS: dict[type, tuple[type | tuple[type, ...], str]] = {
     click.types.IntParamType: (int, "an integer"),
     click.types.FloatParamType: ((int, float), "a number"),

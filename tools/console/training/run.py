@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.files.writing import write_atomically
+from ldmrt.tools.console.memory import show_memory
 from ldmrt.tools.console.progress import console, watched
 from ldmrt.tools.console.script import out_of_memory
 
@@ -37,7 +38,7 @@ MEGABYTE = 1_000_000
 def run_training(
     run: "Run[M]", task: "TrainingTask", options: Options, keep: Callable[[], None], held: "Held | None" = None
 ) -> None:
-    """Run a training to its end, log it, and save its recipe and its state.
+    """Run a training to its end, log it, and save its recipe and its state; or print how much memory it will take.
 
     A signal to stop saves the state of the last whole step, and so does a step that fails. Of several processes the
     first does all this, and the others take part in its steps.
@@ -53,7 +54,11 @@ def run_training(
         LdmrtError: There is not enough memory, or the state cannot be saved.
     """
     from ldmrt.model.training.log import Log
+    from ldmrt.model.training.loop.memory import plan_memory
 
+    if options.plan:
+        show_memory(plan_memory(run, task, options.processes), run.settings, options.processes)
+        return
     out, state, steps, every = options.out, options.out / STATE, run.settings.steps, options.save_every
     run.processes = options.group or run.processes
     if options.resume:

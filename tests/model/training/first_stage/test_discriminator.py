@@ -35,6 +35,16 @@ def test_the_optimal_discriminator_gives_the_jensen_shannon_divergence() -> None
     assert value.item() == pytest.approx(-0.984097944, abs=1e-6)
 
 
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
+def test_the_smallest_images(layers: int) -> None:
+    """There is one patch of them, and none of smaller ones."""
+    discriminator = Discriminator(layers, width=8)
+    side = discriminator.smallest
+    assert discriminator(torch.zeros(1, 3, side, side)).shape == (1, 1, 1, 1)
+    with pytest.raises(RuntimeError):
+        discriminator(torch.zeros(1, 3, side - 1, side - 1))
+
+
 @pytest.mark.parametrize(
     ("loss", "plain"),
     [

@@ -65,6 +65,14 @@ def test_rounded_latents_are_part_of_the_run(ldmrt: Any, pictures: Path, tmp_pat
     assert ldmrt(*words, "--steps", 3, "--resume").code == 0
 
 
+def test_rounded_latents_are_of_any_precision(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+    """autocast to bf16 refuses to stack fp16 on the CPU."""
+    source = save_pipeline("sd15", tmp_path / "source")
+    words = ("train", "finetune", "--from", source, "--data", pictures, "--size", 16, "--batch", 2, "--previews", 0)
+    ran = ldmrt(*words, "--steps", 1, "--latents", "fp16", "--precision", "bf16", "--out", tmp_path / "out")
+    assert ran.code == 0, ran.err
+
+
 def test_what_cannot_be_kept_on_the_disk_is_refused(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
     source, out = save_pipeline("sd15", tmp_path / "source"), tmp_path / "out"
     words = ("train", "finetune", "--from", source, "--data", pictures, "--size", 16, "--out", out)

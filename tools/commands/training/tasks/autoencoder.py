@@ -40,7 +40,8 @@ def autoencoder(options: Options, **values: Any) -> None:
     network, codebook = stage.network(size, seed)
     check_size(size, network.config)
     data, held = options.open_data(network.config.factor)
-    discriminator, perceptual = stage.opponents(seed, device)
+    side = min(min(shape) for shape, _ in data.groups) if isinstance(data, BucketedImages) else size
+    discriminator, perceptual = stage.opponents(seed, device, side)
     about = {"task": "autoencoder", "size": size, "data": data.digest, "validation": options.validation}
     run = Run(network, settings, about | options.shaped | stage.about(perceptual), discriminator)
     task = autoencoder_task(

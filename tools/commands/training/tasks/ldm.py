@@ -83,6 +83,8 @@ def ldm(
     def tokenizer_files() -> dict[str, bytes]:
         if not options.resume:
             files = train_tokenizer((data.caption(seed, i) for i in range(20_000)), entries=vocabulary, length=length)
+            if options.plan:
+                return files
             for name, content in files.items():
                 with write_atomically(tokens / name) as file:
                     file.write(content)
