@@ -72,9 +72,12 @@ def test_rows_are_shown_while_they_run(visit: Open, holding: Holding) -> None:
     page.get_by_label("Prompt", exact=True).fill("a pear")
     page.keyboard.press("Enter")
     assert holding.begun.wait(30)
-    while page.locator("#preview[src^='data:image/png']").count() == 0:  # rows before the page listens are not shown
-        holding.next_row()
-        page.wait_for_timeout(20)
+    preview = page.locator("#preview[src^='data:image/png']")
+    for _ in range(400):  # rows before the page listens are not shown
+        if preview.count() == 0:
+            holding.next_row()
+            page.wait_for_timeout(20)
+    assert preview.count() == 1
     assert "of 500" in page.locator("#row").inner_text()
     assert 0 < page.locator("progress").evaluate("bar => bar.value") < 500
     page.get_by_role("button", name="Cancel").click()
