@@ -66,6 +66,7 @@ MAY: dict[str, set[str]] = {
     | {"model.checkpoint", "export.components", "export.engines", "export.graph", "export.precision"},
     "export.cascade": RUNTIME,
     "serve": set(),
+    "serve.batch": RUNTIME | {"serve.batching", "serve.jobs"},
     "serve.batching": RUNTIME,
     "serve.jobs": RUNTIME | {"serve.batching"},
     "serve.models": RUNTIME | {"serve.batching"},
@@ -76,12 +77,15 @@ MAY: dict[str, set[str]] = {
     "tools.emoji": GROUND | {"runtime.images", "model.training"},
     "tools.reports": GROUND | {"runtime.bundle", "runtime.parity", "runtime.samplers"},
     "tools.options": RUNTIME | {"model.checkpoint", "model.lora", "model.textual_inversion", "export.engines"},
-    "tools.console": RUNTIME | MODEL | EXPORT | {"runtime.parity", "model.training", "tools.emoji", "tools.options"},
+    "tools.console": RUNTIME
+    | MODEL
+    | EXPORT
+    | {"runtime.parity", "model.training", "serve.batch", "tools.emoji", "tools.options"},
     "tools.commands": RUNTIME
     | MODEL
     | EXPORT
     | CONSOLE
-    | {f"serve.{name}" for name in ("http", "jobs", "models")}
+    | {f"serve.{name}" for name in ("batch", "http", "jobs", "models")}
     | {"runtime.parity", "model.lora", "model.scores", "model.training", "tools.emoji", "tools.reports"},
     "tools.benchmarks": RUNTIME | MODEL | EXPORT | CONSOLE | {"runtime.parity", "model.training"},
 }

@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": "Draw images with the small model that ldmrt brings.",
     "generate": "Make images from a bundle.",
     "upscale": "Enlarge an image with a bundle of an upscaler.",
+    "batch": "Make the images of a file of prompts, and go on where it was stopped.",
     "export": "Turn a checkpoint into a bundle of ONNX files.",
     "verify": "Prove that a bundle computes what its checkpoint does.",
     "inspect": "Show what a bundle holds.",
@@ -26,7 +27,15 @@ COMMANDS = {
     "train": "Train an autoencoder, a diffusion model in latents or pixels, or an upscaler.",
     "evaluate": "Score the images of a model beside those that it was trained on.",
 }
-FOLDERS = {"serve": "serving", "data": "training", "train": "training", "evaluate": "training"}  # in one of their own
+TRAINING, SERVING = ("data", "train", "evaluate"), ("batch", "serve")  # in folders of their own
+FOLDERS = dict.fromkeys(TRAINING, "training") | dict.fromkeys(SERVING, "serving")
+
+
+def function_of(name: str) -> click.Command:
+    """Import the command of a name in `COMMANDS`."""
+    folder = f"commands.{FOLDERS[name]}" if name in FOLDERS else "commands"
+    command: click.Command = getattr(importlib.import_module(f"ldmrt.tools.{folder}.{name}"), name)
+    return command
 
 
 class Lazy(Group):
@@ -38,10 +47,7 @@ class Lazy(Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Import a command; None if no command has this name."""
-        if name not in COMMANDS:
-            return None
-        folder = f"commands.{FOLDERS[name]}" if name in FOLDERS else "commands"
-        return getattr(importlib.import_module(f"ldmrt.tools.{folder}.{name}"), name)
+        return function_of(name) if name in COMMANDS else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands into the help without importing them."""

@@ -5,8 +5,10 @@ from fastapi import FastAPI
 import ldmrt
 from ldmrt.serve.page import files, samplers
 
-from . import health, openai, own
+from . import health, own
 from .access import Access
+from .apis import openai
+from .apis.a1111 import routes as a1111
 from .errors import add_error_handlers
 from .state import Server
 
@@ -16,7 +18,7 @@ def application(server: Server) -> FastAPI:
     app = FastAPI(title="ldmrt", version=ldmrt.__version__, summary="Draw images with latent diffusion models.")
     app.state.server = server
     add_error_handlers(app)
-    for routes in (own, openai, health):
+    for routes in (own, openai, a1111, health):
         app.include_router(routes.router)
     for own_routes in (files.router, samplers.router(server.service.models)):
         app.include_router(own_routes)

@@ -13,7 +13,7 @@ from ldmrt.tools import cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-ELSEWHERE = {"samplers.md", "learn.md"}  # which have tests of their own
+ELSEWHERE = {"samplers.md", "learn.md", "serving.md"}  # which have tests of their own
 # pages of docs/training with commands, each of which may use what earlier ones made
 TRAINING = ["training", "processes", "autoencoder", "finetune", "conditions", "scores"]
 
@@ -50,7 +50,8 @@ LEARNING = [
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder like the checkout, without what earlier commands left in it."""
-    (tmp_path / "model").symlink_to(ROOT / "model")
+    for name in ("model", "tools"):
+        (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -60,7 +61,7 @@ def test_walk_of_the_shipped_model(place: Path, monkeypatch: pytest.MonkeyPatch)
     commands = list({" ".join(words): words for words in COMMANDS if words not in LEARNING}.values())
     # exports come first, and what starts from another command's image last
     commands.sort(key=lambda words: (words[1] != "export", "--image" in words or words[1] == "upscale"))
-    names = "bench build demo engines export generate inspect plan samplers upscale verify"
+    names = "batch bench build demo engines export generate inspect plan samplers upscale verify"
     assert sorted({words[1] for words in commands}) == names.split()
     for words in commands:
         if words[1] == "build" and find_spec("tensorrt_rtx") is None:

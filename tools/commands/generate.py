@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import ldmrt
 from ldmrt.tools.console.outputs import Output
-from ldmrt.tools.options.checkpoint import SCHEDULER as SCHEDULER_OPTIONS
-from ldmrt.tools.options.common import COMPUTE, THREADS, Choice
+from ldmrt.tools.options.common import Choice
+from ldmrt.tools.options.drawing import BATCH, HOW, OPENING, with_options
 from ldmrt.tools.options.images import collected, one_or_all
 from ldmrt.tools.options.to_request import request_of
-from ldmrt.tools.options.types import IMAGE, SIZE, Batch, ByStage, Control, Interval, Text
+from ldmrt.tools.options.types import IMAGE, SIZE, Control, Text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,63 +28,14 @@ GRID = 1024  # most images in the grid
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("prompts", nargs=-1, type=Text())
-@click.option("--negative", "negative_prompt", type=Text(), help="What the images should not show.")
-@click.option("-n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Images of each prompt.")
-@click.option(
-    "--batch",
-    type=Batch(),
-    default="auto",
-    show_default=True,
-    help="Images per batch; auto: as engines were built for, else as fit in memory, at most 16 of 512x512.",
-)
-@click.option(
-    "--steps",
-    type=ByStage(click.INT),
-    default=20,
-    show_default=True,
-    help="Steps of the sampler, some of which run the U-Net twice per step; or by stage, base=50,upscale=20.",
-)
-@click.option(
-    "--guidance",
-    type=ByStage(click.FLOAT),
-    default=5.0,
-    show_default=True,
-    help="Guidance scale, or by stage; 1 is none.",
-)
-@click.option("--image-guidance", type=float, help="InstructPix2Pix: guidance scale of the image; 1.5 by default.")
-@click.option(
-    "--guidance-rescale",
-    default=0.0,
-    show_default=True,
-    help="Share of the contrast added by guidance that is removed, 0 to 1.",
-)
-@click.option(
-    "--guidance-interval", type=Interval(), help="Use guidance only at noise levels sigma/alpha between these."
-)
-@click.option(
-    "--deep-cache", type=int, metavar="N", help="Run the U-Net's deep layers only at every N-th time: faster."
-)
-@click.option("--seed", default=0, show_default=True, help="Seed of the first image; the next ones count up.")
-@click.option("--width", type=int, help="Width in pixels; that of --image or the model's own by default.")
-@click.option("--height", type=int, help="Height in pixels; likewise.")
-@click.option(
-    "--scheduler",
-    type=ByStage(click.STRING),
-    help="Name of a sampler, or by stage, see `ldmrt samplers`; the bundle's own by default.",
-)
+@BATCH
+@with_options(HOW)
 @click.option("--from", "from", help="Stage of a cascade to begin at, with --image; the first by default.")
 @click.option("--until", help="Stage of a cascade to end at; the last by default.")
-@SCHEDULER_OPTIONS[0]
-@SCHEDULER_OPTIONS[1]
-@click.option("--eta", type=float, help="Share of fresh noise in each step, 0 to 1.")
-@click.option("--clip-skip", default=0, show_default=True, help="Last layers of the text encoder to skip.")
-@click.option("--negative-clip-skip", default=0, show_default=True, help="The same for the negative prompt.")
 @click.option(
     "--class", "class_labels", type=int, multiple=True, help="Class to draw: one for all prompts, or one for each."
 )
 @click.option("--image", type=IMAGE, multiple=True, help="Image to start from; one for all prompts, or one for each.")
-@click.option("--noise-level", type=int, help="Upscaler: timestep whose noise is added to the image; 20 by default.")
-@click.option("--strength", default=0.8, show_default=True, help="How much noise is added to the image, 0 to 1.")
 @click.option(
     "--mask", type=IMAGE, multiple=True, help="Mask, white where the image changes; one or several, as --image."
 )
@@ -124,28 +74,7 @@ GRID = 1024  # most images in the grid
 @click.option(
     "--save-steps", is_flag=True, help="Also save the predicted clean image of each row, and a strip of them."
 )
-@click.option("--tile", type=int, help="Decode and encode in overlapping tiles of so many pixels: less memory.")
-@click.option(
-    "--tile-passes", default=3, show_default=True, help="Passes over all tiles; 1 computes each tile on its own."
-)
-@click.option("--low-memory", is_flag=True, help="Keep one stage in memory at a time; tiles above 768 pixels.")
-@click.option(
-    "--keep-optimized",
-    is_flag=True,
-    help="Save the networks as they were optimised: later starts are faster.",
-)
-@click.option(
-    "--on-overflow", default="stop", show_default=True, help="If an image is not finite: stop, or retry in float32."
-)
-@click.option(
-    "--backend",
-    default="auto",
-    show_default=True,
-    help="onnxruntime, onnxruntime-cuda, openvino, openvino-gpu, openvino-npu, tensorrt, tensorrt-rtx; auto takes "
-    "engines that fit this machine's GPU, else ONNX Runtime.",
-)
-@COMPUTE
-@THREADS
+@with_options(OPENING)
 @click.option("--columns", type=click.IntRange(min=1), help="Columns of the grid; nearly square by default.")
 @click.option(
     "-o",
@@ -195,10 +124,10 @@ def generate(
     from ldmrt.runtime.images.png import notes
     from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.runtime.pipeline.refined import RefinedPipeline
-    from ldmrt.runtime.samplers.registry import everyday_name
     from ldmrt.tools.console.drawing.image_paths import check_name, depth_of, free_path, latents_of, numbered
-    from ldmrt.tools.console.drawing.images import grid, parameters, save_depth, save_image
+    from ldmrt.tools.console.drawing.images import grid, save_depth, save_image
     from ldmrt.tools.console.drawing.latents import read_latents, save_array
+    from ldmrt.tools.console.drawing.metadata import ends_of, of_request, of_result
     from ldmrt.tools.console.drawing.rows import in_rows, save_rows
     from ldmrt.tools.console.progress import console, watched
 
@@ -223,8 +152,7 @@ def generate(
         scheduler=scheduler_config,
     )
     base = open_one(bundle)
-    by_name = {each.stage.name: each for each in base.stages}
-    first, last = by_name.get(request.from_stage or "", base), by_name.get(request.until_stage or "", base.stages[-1])
+    first, last = ends_of(base, request)
     free = free_path(
         out,
         request.total_images,
@@ -237,7 +165,6 @@ def generate(
     pipeline = base if refiner is None else RefinedPipeline(base, open_one(refiner), refiner_start)
     opened = time.perf_counter()
     rows, at_once = pipeline.rows(request), batch or pipeline.images_at_once(request)
-    factor = last.stage.space.factor
     parts = -(-request.total_images // at_once)
     previews = list[tuple[str, "Latents"]]()
     whole = request.total_images == 1 or not base.later  # a later stage may have to make its images in parts
@@ -246,8 +173,7 @@ def generate(
     else:
         results = watched(pipeline.draw(base.parts(request, at_once)), parts, lambda result: f"seed {result.seeds[-1]}")
 
-    shared: JsonObject = {"ldmrt": ldmrt.__version__, "bundle": bundle.name} | parameters(options, steering)
-    shared |= {"scheduler": shared["scheduler"] or everyday_name(first.scheduler)}
+    shared = of_request(bundle.name, first, options, steering)
     if refiner is not None:
         shared |= {"refiner": refiner.name, "refiner_start": refiner_start}
     written, images, seconds = [out], list["NDArray[np.uint8]"](), dict[str, float]()
@@ -255,11 +181,8 @@ def generate(
     number = -1
     for result in results:
         final += [result.latents] if save_latents else []
-        seconds, size = result.seconds, result.latents.shape[2:]
-        if cells := base.decoding.cells(factor, size):
-            shared |= {"tile": cells * factor, "tile_passes": base.decoding.passes}
-        shared |= {"height": result.pixels.shape[1], "width": result.pixels.shape[2]}
-        depths = result.depth
+        seconds, depths = result.seconds, result.depth
+        shared |= of_result(base, last, result)
         for place, (image, seed) in enumerate(zip(result.pixels, result.seeds, strict=True)):
             number += 1
             prompt = request.prompts[number]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ldmrt.runtime.errors import LdmrtError
 
 WRONG = 2  # an error that a user can fix
-BUG = 70  # a bug of ldmrt; 1 is a measured difference above its tolerance
+BUG = 70  # a bug of ldmrt; 1 is a measured difference above its tolerance, or that lines of a file failed
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ENDINGS = ("SIGTERM", "SIGHUP")  # HUP: the terminal is gone; Windows has none
 

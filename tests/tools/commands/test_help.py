@@ -1,19 +1,17 @@
 """Help texts: every option says what it is, its default, and its choices."""
 
-import importlib
 from collections.abc import Iterator
 
 import click
 import pytest
 
-from ldmrt.tools.cli import COMMANDS, FOLDERS
+from ldmrt.tools.cli import COMMANDS, function_of
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
     """Every command and those inside groups."""
     for name in COMMANDS:
-        folder = f"commands.{FOLDERS[name]}" if name in FOLDERS else "commands"
-        found = getattr(importlib.import_module(f"ldmrt.tools.{folder}.{name}"), name)
+        found = function_of(name)
         yield from ((f"{name} {sub}", one) for sub, one in getattr(found, "commands", {"": found}).items())
 
 

@@ -15,6 +15,7 @@ from ldmrt.tools.console.outputs import Output, check_output
 
 COMMANDS = {
     "generate -o": "generate nowhere cat -o OUT.png",
+    "batch OUT": "batch nowhere nowhere.txt OUT",
     "verify --json": "verify nowhere --json OUT",
     "verify --junit": "verify nowhere --junit OUT",
     "verify --html": "verify nowhere --html OUT",

@@ -1,0 +1,1 @@
+"""Serve the APIs of other programs, for clients that were written for them."""

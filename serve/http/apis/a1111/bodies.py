@@ -1,0 +1,209 @@
+"""Describe the bodies of txt2img and img2img, and make requests of the runtime from them."""
+
+import re
+from collections.abc import Mapping
+from secrets import randbelow
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ldmrt.runtime.errors import InvalidRequest
+from ldmrt.runtime.pipeline.request.request import Request
+from ldmrt.serve.http.images import image_in
+
+from .samplers import draws_all_noise, heeds_eta, translated
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SEEDS = 2**32 - 1  # seeds that are drawn, as in AUTOMATIC1111
+NETWORKS = re.compile(r"<(lora|lyco|hypernet):[^>]*>", re.IGNORECASE)
+WEIGHT = re.compile(r"[(\[][^()\[\]]*:\s*[\d.]+\s*[)\]]")  # (a pear:1.2), [a pear:an apple:0.5]
+# Fields that are not served, with the values that change no image; others are refused.
+NOTHING: Mapping[str, tuple[Any, ...]] = {
+    "enable_hr": (False,),
+    "styles": ([],),
+    "subseed_strength": (0,),
+    "seed_resize_from_h": (-1, 0),
+    "seed_resize_from_w": (-1, 0),
+    "restore_faces": (False,),
+    "tiling": (False,),
+    "s_churn": (0,),
+    "s_noise": (1,),
+    "s_min_uncond": (0,),
+    "refiner_checkpoint": ("", "None"),
+    "script_name": ("",),
+    "alwayson_scripts": ({},),
+    "firstpass_image": ("",),
+    "infotext": ("",),
+    "initial_noise_multiplier": (1,),
+    "save_images": (False,),
+}
+OF_MASKS: Mapping[str, tuple[Any, ...]] = {"inpainting_fill": (1,), "inpaint_full_res": (False,)}
+
+
+class Drawing(BaseModel):
+    """Holds the fields that txt2img and img2img share; a field that is left out has AUTOMATIC1111's default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    seed: int = Field(-1, description="-1 draws one.")
+    batch_size: int = Field(1, ge=1)
+    n_iter: int = Field(1, ge=1)
+    steps: int = Field(50, ge=1)
+    cfg_scale: float = 7.0
+    width: int | None = Field(None, ge=1, description="The model's own, or the image's, by default.")
+    height: int | None = Field(None, ge=1)
+    sampler_name: str | None = None
+    sampler_index: str | None = "Euler"
+    scheduler: str | None = None
+    eta: float | None = None
+    override_settings: dict[str, Any] | None = None
+    override_settings_restore_afterwards: bool = True
+    send_images: bool = True
+    # These are refused where they would change an image; see `NOTHING`.
+    enable_hr: Any = None
+    styles: Any = None
+    subseed_strength: Any = None
+    seed_resize_from_h: Any = None
+    seed_resize_from_w: Any = None
+    restore_faces: Any = None
+    tiling: Any = None
+    s_churn: Any = None
+    s_noise: Any = None
+    s_min_uncond: Any = None
+    refiner_checkpoint: Any = None
+    script_name: Any = None
+    alwayson_scripts: Any = None
+    firstpass_image: Any = None
+    infotext: Any = None
+    initial_noise_multiplier: Any = None
+    save_images: Any = None
+    # These say nothing without one of the above, or nothing about images.
+    subseed: Any = None
+    s_tmin: Any = None
+    s_tmax: Any = None
+    script_args: Any = None
+    refiner_switch_at: Any = None
+    firstphase_width: Any = None
+    firstphase_height: Any = None
+    hr_scale: Any = None
+    hr_upscaler: Any = None
+    hr_second_pass_steps: Any = None
+    hr_resize_x: Any = None
+    hr_resize_y: Any = None
+    hr_checkpoint_name: Any = None
+    hr_sampler_name: Any = None
+    hr_scheduler: Any = None
+    hr_prompt: Any = None
+    hr_negative_prompt: Any = None
+    disable_extra_networks: Any = None
+    do_not_save_samples: Any = None
+    do_not_save_grid: Any = None
+    comments: Any = None
+    force_task_id: Any = None
+    denoising_strength: float | None = None
+
+    @property
+    def sampler(self) -> str:
+        """The name of the sampler, under either of its fields."""
+        return self.sampler_name or self.sampler_index or "Euler"
+
+    def fields(self, skip: int) -> dict[str, Any]:
+        """Return the fields of a `Request` for the whole body, but the images.
+
+        Args:
+            skip: `CLIP_stop_at_last_layers`: 1 takes the text encoder's last layer, 2 the one before it.
+
+        Raises:
+            InvalidRequest: A field asks for what is not served.
+        """
+        refuse(self, NOTHING)
+        for text in (self.prompt, self.negative_prompt):
+            for pattern, problem in ((NETWORKS, "no networks in a prompt"), (WEIGHT, "no weights in a prompt")):
+                if found := pattern.search(text):
+                    raise InvalidRequest("prompt", problem, expected="plain text", found=f"{found[0]:.50}")
+        scheduler, settings = translated(self.sampler, self.scheduler)
+        fields: dict[str, Any] = {
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "num_images_per_prompt": self.batch_size * self.n_iter,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.cfg_scale,
+            "seed": randbelow(SEEDS) if self.seed == -1 else self.seed,
+            "scheduler": scheduler,
+            "scheduler_settings": settings,
+            "clip_skip": skip - 1,
+            "negative_clip_skip": skip - 1,
+        }
+        sides = {"width": self.width, "height": self.height}
+        fields |= {name: side for name, side in sides.items() if side is not None}
+        if self.eta is not None and heeds_eta(scheduler):
+            fields["eta"] = self.eta
+        elif self.eta not in (None, 1) and draws_all_noise(scheduler):
+            raise InvalidRequest("eta", "unsupported", expected=f"1 for {self.sampler}", found=self.eta)
+        return fields
+
+    def request(self, skip: int) -> Request:
+        """Return the request; an `InvalidRequest` says what is wrong."""
+        return Request(**self.fields(skip))
+
+
+class TextToImage(Drawing):
+    """The body of txt2img."""
+
+
+class ImageToImage(Drawing):
+    """The body of img2img."""
+
+    init_images: list[str] = Field(default_factory=list, description="One image in base64, alone or as a data URL.")
+    mask: str | None = Field(None, description="White where the image shall change.")
+    mask_blur: int = Field(4, ge=0, le=64, description="The standard deviation of the mask's blur in pixels.")
+    inpainting_mask_invert: int = Field(0, ge=0, le=1)
+    denoising_strength: float | None = 0.75
+    image_cfg_scale: float | None = None
+    resize_mode: int = Field(0, ge=0, le=3)
+    inpainting_fill: Any = Field(None, description="1, what is there, alone is served.")
+    inpaint_full_res: Any = Field(None, description="false alone is served.")
+    inpaint_full_res_padding: Any = None
+    include_init_images: Any = None
+
+    def request(self, skip: int) -> Request:
+        """Return the request with its images; an `InvalidRequest` says what is wrong."""
+        fields = self.fields(skip)
+        if len(self.init_images) != 1:
+            raise InvalidRequest("init_images", "wrong number of images", expected=1, found=len(self.init_images))
+        image = fields["image"] = image_in("init_images", self.init_images[0])
+        size = (self.width or image.width, self.height or image.height)
+        if self.resize_mode and size != image.size:
+            expected = "0, which resizes, or an image of the size that is asked for"
+            raise InvalidRequest("resize_mode", "unsupported", expected=expected, found=self.resize_mode)
+        if self.denoising_strength is not None:
+            fields["strength"] = self.denoising_strength
+        if self.image_cfg_scale not in (None, 1.5):  # the default of both
+            fields["image_guidance_scale"] = self.image_cfg_scale
+        if self.mask:
+            refuse(self, OF_MASKS)
+            fields["mask_image"] = self.changing(image_in("mask", self.mask))
+        return Request(**fields)
+
+    def changing(self, mask: "Image") -> "Image":
+        """Return a mask as AUTOMATIC1111 reads it: its alpha where it has one, inverted, then blurred."""
+        from PIL import ImageFilter, ImageOps
+
+        alpha = mask.getchannel("A") if mask.mode.endswith("A") else None
+        transparent = alpha is not None and alpha.getextrema() != (255, 255)
+        grey = alpha.point(lambda level: 255 if level > 128 else 0) if transparent and alpha else mask.convert("L")
+        grey = ImageOps.invert(grey) if self.inpainting_mask_invert else grey
+        return grey.filter(ImageFilter.GaussianBlur(self.mask_blur)) if self.mask_blur else grey
+
+
+def refuse(body: Drawing, table: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raise an `InvalidRequest` for the first field that asks for what is not served."""
+    for name, values in table.items():
+        value = getattr(body, name)
+        if value is not None and value not in values:
+            expected = str(values[0]) or "none"
+            raise InvalidRequest(name, "unsupported", expected=expected, found=f"{value!r:.100}")

@@ -1,0 +1,89 @@
+"""Answer as AUTOMATIC1111 does: images, the parameters, and what is known of each image."""
+
+import base64
+import json
+import time
+from typing import Any
+
+import ldmrt
+from ldmrt.serve.http.images import encoded
+from ldmrt.serve.http.state import Server
+from ldmrt.serve.jobs.job import Job
+
+from .bodies import Drawing
+from .options import SKIP, hash_of
+
+
+def answered(server: Server, job: Job, asked: Drawing, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer to a request that is done.
+
+    Returns:
+        `images` in base64; `parameters`, the fields of the body; and `info`, JSON in a text.
+    """
+    images = [base64.b64encode(file).decode() for file in encoded(job)] if asked.send_images else []
+    parameters = asked.model_dump()
+    parameters |= {name: None for name in ("init_images", "mask") if name in parameters}
+    info = json.dumps(described(server, job, asked, options), ensure_ascii=False)
+    return {"images": images, "parameters": parameters, "info": info}
+
+
+def described(server: Server, job: Job, asked: Drawing, options: dict[str, Any]) -> dict[str, Any]:
+    """Return what there is to say of the images of a job."""
+    result = job.result(0)
+    (height, width), seeds = result.pixels.shape[1:3], result.seeds
+    extra = {} if options[SKIP] == 1 else {"Clip skip": options[SKIP]}
+    if job.request.image is not None:
+        extra["Denoising strength"] = job.request.strength
+    return {
+        "prompt": asked.prompt,
+        "all_prompts": [asked.prompt] * len(seeds),
+        "negative_prompt": asked.negative_prompt,
+        "all_negative_prompts": [asked.negative_prompt] * len(seeds),
+        "seed": seeds[0],
+        "all_seeds": seeds,
+        "subseed": -1,  # none is drawn, as its strength is 0
+        "all_subseeds": [-1] * len(seeds),
+        "subseed_strength": 0,
+        "width": width,
+        "height": height,
+        "sampler_name": asked.sampler,
+        "cfg_scale": asked.cfg_scale,
+        "steps": asked.steps,
+        "batch_size": asked.batch_size,
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_name": job.model,
+        "sd_model_hash": hash_of(server, job.model)[:10],
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "denoising_strength": asked.denoising_strength,
+        "extra_generation_params": extra,
+        "index_of_first_image": 0,
+        "infotexts": [text_of(server, job, asked, seed, (width, height), extra) for seed in seeds],
+        "styles": [],
+        "job_timestamp": stamped(job),
+        "clip_skip": options[SKIP],
+        "is_using_inpainting_conditioning": False,
+        "version": f"ldmrt {ldmrt.__version__}",
+    }
+
+
+def text_of(server: Server, job: Job, asked: Drawing, seed: int, size: tuple[int, int], extra: dict[str, Any]) -> str:
+    """Return the text about an image that AUTOMATIC1111 writes under it."""
+    said: dict[str, Any] = {"Steps": asked.steps, "Sampler": asked.sampler}
+    if asked.scheduler:
+        said["Schedule type"] = asked.scheduler
+    said |= {"CFG scale": asked.cfg_scale, "Seed": seed, "Size": f"{size[0]}x{size[1]}"}
+    if digest := hash_of(server, job.model):
+        said["Model hash"] = digest[:10]
+    said |= {"Model": job.model, **extra, "Version": f"ldmrt {ldmrt.__version__}"}
+    negative = [f"Negative prompt: {asked.negative_prompt}"] if asked.negative_prompt else []
+    return "\n".join([asked.prompt, *negative, ", ".join(f"{name}: {value}" for name, value in said.items())])
+
+
+def stamped(job: Job) -> str:
+    """Return when a job was accepted, as AUTOMATIC1111 writes it: 20240131235959, local time."""
+    ago = time.monotonic() - job.accepted
+    return time.strftime("%Y%m%d%H%M%S", time.localtime(time.time() - ago))

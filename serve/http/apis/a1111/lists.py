@@ -1,0 +1,116 @@
+"""Serve what AUTOMATIC1111's clients ask about a server: models, samplers, options, and lists that are empty here."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request as HTTPRequest
+
+from ldmrt.serve.http.state import server_of
+
+from .options import FIXED, MODEL, checked, hash_of, of_caller, title_of
+from .samplers import LABELS, OWN, SAMPLERS
+
+router = APIRouter()
+
+
+@router.get("/samplers")
+async def samplers() -> list[dict[str, Any]]:
+    """List the samplers, AUTOMATIC1111's names first, then the everyday names."""
+    named: list[dict[str, Any]] = [
+        {"name": name, "aliases": [*sampler.aliases, sampler.scheduler], "options": {}}
+        for name, sampler in SAMPLERS.items()
+    ]
+    return named + [{"name": name, "aliases": [], "options": {}} for name in OWN]
+
+
+@router.get("/schedulers")
+async def schedulers() -> list[dict[str, Any]]:
+    """List the schedulers, which are spacings of noise levels."""
+    return [
+        {
+            "name": label.casefold().replace(" ", "_"),
+            "label": label,
+            "aliases": ["SGMUniform"] if label == "SGM Uniform" else None,
+            "default_rho": 7.0 if label == "Karras" else -1,
+            "need_inner_model": "Uniform" in label,
+        }
+        for label in LABELS
+    ]
+
+
+@router.get("/sd-models")
+async def sd_models(http: HTTPRequest) -> list[dict[str, Any]]:
+    """List the models; `filename` is a name, and no path of this machine."""
+    server = server_of(http)
+    return [
+        {
+            "title": title_of(server, name),
+            "model_name": name,
+            "hash": hash_of(server, name)[:10] or None,
+            "sha256": hash_of(server, name) or None,
+            "filename": name,
+            "config": None,
+        }
+        for name in server.service.models
+    ]
+
+
+@router.get("/options")
+async def options(http: HTTPRequest) -> dict[str, Any]:
+    """Return the options of the caller."""
+    own = of_caller(http)
+    fixed = {name: values[0] for name, values in FIXED.items()}
+    server = server_of(http)
+    digest = hash_of(server, own[MODEL])
+    return {**fixed, **own, MODEL: title_of(server, own[MODEL]), "sd_checkpoint_hash": digest}
+
+
+@router.post("/options")
+async def set_options(http: HTTPRequest, given: dict[str, Any]) -> None:
+    """Change options for the requests that the caller sends from now on."""
+    of_caller(http).update(checked(server_of(http), given))
+
+
+@router.get("/cmd-flags")
+async def cmd_flags() -> dict[str, Any]:
+    """Return the flags of AUTOMATIC1111's command that this server was started with: none."""
+    return {}
+
+
+@router.get("/memory")
+async def memory() -> dict[str, Any]:
+    """Tell of no memory: what is in use is nobody's affair but the server's."""
+    return {"ram": {}, "cuda": {}}
+
+
+@router.get("/scripts")
+async def scripts() -> dict[str, list[str]]:
+    """List the scripts: none."""
+    return {"txt2img": [], "img2img": []}
+
+
+@router.get("/embeddings")
+async def embeddings() -> dict[str, dict[str, Any]]:
+    """List the embeddings that a prompt can name: none, as an export merges them."""
+    return {"loaded": {}, "skipped": {}}
+
+
+@router.get("/upscalers")
+@router.get("/latent-upscale-modes")
+@router.get("/sd-vae")
+@router.get("/loras")
+@router.get("/hypernetworks")
+@router.get("/face-restorers")
+@router.get("/realesrgan-models")
+@router.get("/prompt-styles")
+@router.get("/extensions")
+async def empty() -> list[dict[str, Any]]:
+    """List what this server has none of."""
+    return []
+
+
+@router.post("/refresh-checkpoints")
+@router.post("/refresh-loras")
+@router.post("/refresh-vae")
+async def refresh() -> None:
+    """Do nothing: the models are those that the server was started with."""

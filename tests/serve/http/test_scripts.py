@@ -1,0 +1,47 @@
+"""The scripts of the page about serving run, against a server on the loopback, and so does its command."""
+
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from .conftest import Running
+
+PAGE = (Path(__file__).parents[3] / "docs" / "serving.md").read_text(encoding="utf-8")
+SCRIPTS = dict(re.findall(r"^### ([^\n]*)\n(?:(?!^#).*?)```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))
+
+
+@pytest.mark.parametrize("title", SCRIPTS)
+def test_a_script(title: str, running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(SCRIPTS[title].replace("7860", running.url.rpartition(":")[2]).replace("emoji64", "tiny"), {})
+    images = sorted(tmp_path.glob("*.png"))
+    assert images
+    for image in images:
+        with Image.open(image) as opened:
+            opened.load()
+
+
+def test_every_api_has_a_script() -> None:
+    assert list(SCRIPTS) == ["OpenAI's client", "AUTOMATIC1111's clients", "ldmrt's own"]
+
+
+def test_the_command_serves_until_it_is_stopped(bundle: Path) -> None:
+    (command,) = re.findall(r"^    (ldmrt serve .*)$", PAGE, re.MULTILINE)
+    words = shlex.split(command.replace("out/emoji64", f"emoji64={bundle}").replace("7860", "0"))[1:]
+    told = [sys.executable, "-um", "ldmrt", *words]
+    with subprocess.Popen(told, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        assert server.stdout is not None
+        url = next((line.strip() for line in server.stdout if line.startswith("http://127.0.0.1:")), None)
+        assert url
+        assert httpx.get(f"{url}/readyz").json() == {"status": "ready"}
+        assert [model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]] == ["emoji64"]
+        server.send_signal(signal.SIGTERM)
+        rest = server.communicate(timeout=60)[0]
+    assert "Traceback" not in rest

@@ -1,0 +1,154 @@
+"""Run `ldmrt batch`: make the images of a file of prompts, each line once, and go on where it was stopped."""
+
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ldmrt.tools.console.outputs import Output
+from ldmrt.tools.options.drawing import BATCH, HOW, OPENING, with_options
+from ldmrt.tools.options.to_request import flags, request_of
+
+if TYPE_CHECKING:
+    from ldmrt.runtime.files.reading import JsonObject
+    from ldmrt.runtime.pipeline.pipeline import Pipeline
+    from ldmrt.runtime.pipeline.request.request import Request
+    from ldmrt.serve.batch.index import Index
+
+SOME_FAILED = 1  # the exit code
+NO_CHANGE = ("threads", "keep_optimized", "batch")  # options that a run may go on with others of
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("prompts", type=click.Path(path_type=Path))
+@click.argument("out", type=Output(folder=True))
+@BATCH
+@with_options(HOW)
+@with_options(OPENING)
+def batch(
+    bundle: Path,
+    prompts: Path,
+    out: Path,
+    batch: int | None,
+    tile: int | None,
+    tile_passes: int,
+    low_memory: bool,
+    keep_optimized: bool,
+    on_overflow: str,
+    backend: str,
+    compute: str,
+    threads: int,
+    scheduler_config: Path | None,
+    settings: "JsonObject",
+    **options: Any,
+) -> None:
+    """Make the images of every line of PROMPTS with BUNDLE, in the folder OUT.
+
+    A line of a .txt file is a prompt. A line of a .jsonl file is a JSON object with the words of `ldmrt generate`'s
+    options, such as {"prompt": "a red apple", "steps": 30, "seed": 7, "count": 2}; what it does not state is as the
+    options say. A line without a seed counts up from --seed, -n for each line before it.
+
+    OUT/index.jsonl has a line for each, in the same order, with its files and seeds; OUT/failed.jsonl has those that
+    failed, to be mended and drawn by another run. The same command goes on where it was stopped or killed.
+
+    The exit code is 1 where lines failed.
+
+    Example: ldmrt batch out/emoji64 prompts.jsonl out/emoji --steps 20
+    """
+    from ldmrt.runtime.bundle.hub import local_bundle
+    from ldmrt.runtime.pipeline.opening import open_pipeline
+    from ldmrt.runtime.samplers.settings import read_scheduler
+    from ldmrt.serve.batch.folder import Stated, digest_of_bundle, locked, remove_after
+    from ldmrt.serve.batch.index import Index
+    from ldmrt.serve.batch.lines import check_file, is_json, read_lines
+    from ldmrt.serve.batch.requests import Reader
+    from ldmrt.serve.batch.run import Run, service_of
+    from ldmrt.tools.console.drawing.batch_images import save_line
+    from ldmrt.tools.console.progress import console, watched
+    from ldmrt.tools.console.training.signals import end_by, listening
+
+    options["scheduler_settings"] = settings
+    example = request_of(options)
+    config = None if scheduler_config is None else read_scheduler(scheduler_config)
+    count, reader = check_file(prompts), Reader(is_json(prompts), options)
+    given = click.get_current_context().params
+    stated = {flag: given[name] for name, flag in flags().items() if name not in NO_CHANGE}
+    run_of = Stated(bundle.name, digest_of_bundle(local_bundle(bundle)), {**stated, "--scheduler-config": config})
+    index, announced = Index(out, reader), False
+
+    def stopping() -> bool:
+        """Tell whether a signal to stop has come, and say so once: what is being drawn may take a while."""
+        nonlocal announced
+        if signals.stop is not None and not announced:
+            announced = True
+            console.print("stopping: what is being drawn is finished first", highlight=False)
+        return signals.stop is not None
+
+    with locked(out), listening() as signals:
+        if run_of.check(out):
+            index.resume(read_lines(prompts, count), prompts)
+        begin, start = time.perf_counter(), index.last
+        if start < count:
+            pipeline = open_pipeline(
+                bundle,
+                backend,
+                tile=tile,
+                tile_passes=tile_passes,
+                on_overflow=on_overflow,
+                low_memory=low_memory,
+                threads=threads,
+                keep_optimized=keep_optimized,
+                compute=compute,
+                scheduler=config,
+            )
+            with pipeline:
+                check_options(pipeline, example)
+                remove_after(out, start)
+                run_of.write(out)
+                service, room = service_of(bundle.name, pipeline, example, batch)
+                run = Run(service, reader, partial(save_line, out, bundle.name, pipeline), window=room)
+                left = (line for line in read_lines(prompts, count) if line.number > start)
+                with index:
+                    entries = run(left, index, stopping)
+                    for _ in watched(entries, count, lambda entry: f"line {entry.line}", start=start):
+                        pass
+    report(index, start, count, time.perf_counter() - begin, out)
+    if signals.stop is not None and index.last < count:
+        end_by(signals.stop)
+    if index.counts["failed"]:
+        sys.exit(SOME_FAILED)
+
+
+def check_options(pipeline: "Pipeline", example: "Request") -> None:
+    """Refuse options that would fail every line: a sampler or a size that the model does not have.
+
+    Raises:
+        InvalidRequest: The model cannot do what they ask for.
+    """
+    pipeline.rows(example)
+    stage = pipeline.stage
+    example.size(stage.own, max(stage.space.factor, stage.enlarges))
+
+
+def report(index: "Index", start: int, count: int, seconds: float, out: Path) -> None:
+    """Say how many lines were drawn and have failed, and where they are."""
+    from ldmrt.serve.batch.index import FAILED, INDEX
+    from ldmrt.tools.console.progress import console
+
+    of = f"{index.last} of {count} lines" if index.last < count else f"{count} lines"
+    before = f", {start} of them before" if start else ""
+    counts = index.counts
+    blank = f", {counts['blank']} blank" if counts["blank"] else ""
+    console.print(
+        f"{of}{before}: {counts['done']} drawn, {counts['failed']} failed{blank}; "
+        f"{counts['images']} images; {seconds:.1f} s",
+        highlight=False,
+        soft_wrap=True,
+    )
+    click.echo(out / INDEX)
+    if counts["failed"]:
+        click.echo(out / FAILED)

@@ -1,0 +1,101 @@
+"""Options that every command has which draws from prompts: how images are drawn, and how the bundle is opened."""
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import click
+
+from .checkpoint import SCHEDULER
+from .common import COMPUTE, THREADS
+from .types import Batch, ByStage, Interval, Text
+
+Decorator = Callable[[Any], Any]
+
+
+def with_options(decorators: "tuple[Decorator, ...]") -> Decorator:
+    """Return a decorator that gives a command these options, in their order."""
+    return lambda command: reduce(lambda made, decorate: decorate(made), reversed(decorators), command)
+
+
+BATCH = click.option(
+    "--batch",
+    type=Batch(),
+    default="auto",
+    show_default=True,
+    help="Images per batch; auto: as engines were built for, else as fit in memory, at most 16 of 512x512.",
+)
+HOW: tuple[Decorator, ...] = (  # images are drawn; the names of the values are short words of a request
+    click.option("--negative", "negative_prompt", type=Text(), help="What the images should not show."),
+    click.option(
+        "-n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Images of each prompt."
+    ),
+    click.option(
+        "--steps",
+        type=ByStage(click.INT),
+        default=20,
+        show_default=True,
+        help="Steps of the sampler, some of which run the U-Net twice per step; or by stage, base=50,upscale=20.",
+    ),
+    click.option(
+        "--guidance",
+        type=ByStage(click.FLOAT),
+        default=5.0,
+        show_default=True,
+        help="Guidance scale, or by stage; 1 is none.",
+    ),
+    click.option("--image-guidance", type=float, help="InstructPix2Pix: guidance scale of the image; 1.5 by default."),
+    click.option(
+        "--guidance-rescale",
+        default=0.0,
+        show_default=True,
+        help="Share of the contrast added by guidance that is removed, 0 to 1.",
+    ),
+    click.option(
+        "--guidance-interval", type=Interval(), help="Use guidance only at noise levels sigma/alpha between these."
+    ),
+    click.option(
+        "--deep-cache", type=int, metavar="N", help="Run the U-Net's deep layers only at every N-th time: faster."
+    ),
+    click.option("--seed", default=0, show_default=True, help="Seed of the first image; the next ones count up."),
+    click.option("--width", type=int, help="Width in pixels; that of --image or the model's own by default."),
+    click.option("--height", type=int, help="Height in pixels; likewise."),
+    click.option(
+        "--scheduler",
+        type=ByStage(click.STRING),
+        help="Name of a sampler, or by stage, see `ldmrt samplers`; the bundle's own by default.",
+    ),
+    SCHEDULER[0],
+    SCHEDULER[1],
+    click.option("--eta", type=float, help="Share of fresh noise in each step, 0 to 1."),
+    click.option("--clip-skip", default=0, show_default=True, help="Last layers of the text encoder to skip."),
+    click.option("--negative-clip-skip", default=0, show_default=True, help="The same for the negative prompt."),
+    click.option(
+        "--noise-level", type=int, help="Upscaler: timestep whose noise is added to the image; 20 by default."
+    ),
+    click.option("--strength", default=0.8, show_default=True, help="How much noise is added to the image, 0 to 1."),
+)
+OPENING: tuple[Decorator, ...] = (  # the arguments of `open_pipeline`, of those names
+    click.option("--tile", type=int, help="Decode and encode in overlapping tiles of so many pixels: less memory."),
+    click.option(
+        "--tile-passes", default=3, show_default=True, help="Passes over all tiles; 1 computes each tile on its own."
+    ),
+    click.option("--low-memory", is_flag=True, help="Keep one stage in memory at a time; tiles above 768 pixels."),
+    click.option(
+        "--keep-optimized",
+        is_flag=True,
+        help="Save the networks as they were optimised: later starts are faster.",
+    ),
+    click.option(
+        "--on-overflow", default="stop", show_default=True, help="If an image is not finite: stop, or retry in float32."
+    ),
+    click.option(
+        "--backend",
+        default="auto",
+        show_default=True,
+        help="onnxruntime, onnxruntime-cuda, openvino, openvino-gpu, openvino-npu, tensorrt, tensorrt-rtx; auto takes "
+        "engines that fit this machine's GPU, else ONNX Runtime.",
+    ),
+    COMPUTE,
+    THREADS,
+)
