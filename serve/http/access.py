@@ -8,11 +8,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import read_bytes
+from ldmrt.serve.page.files import PATHS
 
 from .errors import NoKey, TooLarge, answer
 from .state import Server
 
-OPEN = ("/healthz", "/readyz")  # paths that need no key
+OPEN = ("/healthz", "/readyz", *PATHS)  # paths that need no key
 HEX_DIGITS = 64  # of a SHA-256
 
 
