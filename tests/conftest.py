@@ -207,3 +207,17 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
                 pass
 
     return made_once(tmp_path_factory, "bundle", export)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """The system's Chromium. For a module: other tests may not run beside its event loop."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no Chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path)
+        yield browser
+        browser.close()

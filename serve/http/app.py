@@ -3,6 +3,7 @@
 from fastapi import FastAPI
 
 import ldmrt
+from ldmrt.serve.page import files, samplers
 
 from . import health, own
 from .access import Access
@@ -19,5 +20,7 @@ def application(server: Server) -> FastAPI:
     add_error_handlers(app)
     for routes in (own, openai, a1111, health):
         app.include_router(routes.router)
+    for own_routes in (files.router, samplers.router(server.service.models)):
+        app.include_router(own_routes)
     app.add_middleware(Access, server=server)
     return app

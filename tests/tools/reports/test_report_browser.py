@@ -2,7 +2,6 @@
 
 import io
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,20 +18,6 @@ from ldmrt.tools.reports.certificate_html import Pair, write_report
 from .test_report import HOSTILE, certificate, changed, failing, pair
 
 PHONE, DESKTOP = (390, 844), (1280, 900)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """The system's Chromium."""
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.skip("no Chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path)
-        yield browser
-        browser.close()
 
 
 @dataclass
@@ -123,6 +108,17 @@ def test_hostile_text_does_not_run(show: Any) -> None:
 def test_text_has_contrast(show: Any, scheme: str) -> None:
     page = show(failing(), [pair()], DESKTOP, scheme).page
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    seen = colors(page)
+    assert len(seen) > 10
+    dark = luminance(page.evaluate("getComputedStyle(document.body).backgroundColor")) < 0.2
+    assert dark == (scheme == "dark")
+    for name, colour, behind in seen:
+        low, high = sorted((luminance(colour), luminance(behind)))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (name, colour, behind)  # WCAG 2.2, 1.4.3 (AA)
+
+
+def colors(page: Any) -> set[tuple[str, str, str]]:
+    """The elements that show text: their tags, the text's color and what is behind it."""
     found = page.evaluate("""() => [...document.querySelectorAll('body *')]
         .filter(one => [...one.childNodes].some(node => node.nodeType === 3 && node.data.trim()))
         .filter(one => one.checkVisibility())
@@ -133,13 +129,7 @@ def test_text_has_contrast(show: Any, scheme: str) -> None:
             while (behind(paper) === 'rgba(0, 0, 0, 0)') paper = paper.parentElement;
             return [one.tagName, colour, behind(paper)];
         })""")
-    seen = {tuple(one) for one in found if one[0] != "title"}
-    assert len(seen) > 10
-    dark = luminance(page.evaluate("getComputedStyle(document.body).backgroundColor")) < 0.2
-    assert dark == (scheme == "dark")
-    for name, colour, behind in seen:
-        low, high = sorted((luminance(colour), luminance(behind)))
-        assert (high + 0.05) / (low + 0.05) >= 4.5, (name, colour, behind)  # WCAG 2.2, 1.4.3 (AA)
+    return {tuple(one) for one in found if one[0] != "title"}
 
 
 def luminance(colour: str) -> float:
