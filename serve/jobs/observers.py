@@ -10,7 +10,7 @@ from ldmrt.serve.batching.dispatcher import Batch
 
 from .job import Job
 
-Told = TypeVar("Told")
+Event = TypeVar("Event")
 log = logging.getLogger("ldmrt.serve")
 
 
@@ -42,10 +42,10 @@ class Observers(Observer):
             guarded(observer.job, job)
 
 
-def guarded(tell: Callable[[Told], object], told: Told) -> None:
+def guarded(tell: Callable[[Event], object], event: Event) -> None:
     """Tell an observer something; an error of it is logged."""
     try:
-        tell(told)
+        tell(event)
     except Exception:
         log.exception("an observer failed")
 

@@ -1,9 +1,8 @@
 """The command line, run in this process."""
 
 import shutil
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,17 +111,3 @@ def ldmrt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
     monkeypatch.setenv("COLUMNS", "200")  # rich wraps its tables to it
     return run
-
-
-@pytest.fixture
-def default_signals() -> Iterator[None]:
-    """What signals do at first: a test run in the background, or under nohup, ignores some of them."""
-    handlers = {
-        signal.SIGINT: signal.default_int_handler,
-        signal.SIGTERM: signal.SIG_DFL,
-        signal.SIGHUP: signal.SIG_DFL,
-    }
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)

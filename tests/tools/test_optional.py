@@ -18,6 +18,7 @@ NEEDS: dict[str, tuple[str, set[str]]] = {
     "demo": ("demo --bundle NEW/bundle -o NEW/x.png", {*CHECKPOINT, "onnx", "onnx_ir", "onnxscript", "onnxruntime"}),
     "generate": ("generate BUNDLE cat --steps 1 -o NEW/x.png", {"onnxruntime", "tokenizers", "PIL"}),
     "upscale": ("upscale BUNDLE IMAGE", {"PIL"}),
+    "batch": ("batch BUNDLE PROMPTS NEW/out", {"onnxruntime", "tokenizers", "PIL"}),
     "export": ("export CHECKPOINT NEW/bundle --no-verify", {*CHECKPOINT, "onnx", "onnx_ir", "onnxscript"}),
     "verify": ("verify BUNDLE --against CHECKPOINT --backend onnxruntime", {*CHECKPOINT, "onnxruntime"}),
     "inspect": ("inspect BUNDLE", {"rich"}),
@@ -73,7 +74,8 @@ def test_every_command_and_package_is_tried() -> None:
 @pytest.mark.slow(minutes=1)
 def test_commands_without_a_package(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     image = Path(__file__).parents[2] / "docs" / "images" / "demo.png"
-    places = {"BUNDLE": str(bundle), "CHECKPOINT": str(checkpoint), "IMAGE": str(image)}
+    prompts = Path(__file__).parents[2] / "tools" / "emoji" / "demo_prompts.txt"
+    places = {"BUNDLE": str(bundle), "CHECKPOINT": str(checkpoint), "IMAGE": str(image), "PROMPTS": str(prompts)}
     asked = [
         (package, [places.get(word, word.replace("NEW", str(tmp_path))) for word in words.split()])
         for words, packages in NEEDS.values()

@@ -23,6 +23,7 @@ def request_of(values: Mapping[str, Any]) -> "Request":
 
 
 def flags() -> dict[str, str]:
-    """Return the options of the command that runs, such as --steps, by the names of its values."""
-    params = click.get_current_context().command.params
+    """Return the options of the command that runs, such as --steps, by the names of its values; none outside one."""
+    context = click.get_current_context(silent=True)
+    params = context.command.params if context else ()
     return {str(param.name): param.opts[-1] for param in params if isinstance(param, click.Option)}

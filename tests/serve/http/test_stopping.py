@@ -71,6 +71,7 @@ def command(bundle: Path, *options: str) -> Iterator[tuple["subprocess.Popen[str
             process.kill()
 
 
+@pytest.mark.usefixtures("default_signals")  # the process that is started here inherits them
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_command_that_is_stopped(bundle: Path, number: signal.Signals) -> None:
     """The request that runs is drawn, and the log has one line of it, without its prompt."""

@@ -81,7 +81,11 @@ def storages() -> dict[int, torch.Tensor]:
     """A tensor of each storage that there is, by address."""
     gc.collect()
     kinds = torch.Tensor, torch.nn.Parameter  # and not those of the exporter that have no memory
-    every = [one for one in gc.get_objects() if type(one) in kinds and one.device.type == "cpu"]
+    every = [
+        one
+        for one in gc.get_objects()
+        if type(one) in kinds and one.device.type == "cpu" and one.layout == torch.strided
+    ]
     return {one.untyped_storage().data_ptr(): one for one in every}
 
 

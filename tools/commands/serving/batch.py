@@ -124,11 +124,13 @@ def batch(
 
 
 def check_options(pipeline: "Pipeline", example: "Request") -> None:
-    """Refuse options that would fail every line: a sampler or a size that the model does not have.
+    """Refuse what would fail every line: a U-Net that cannot be opened, a sampler or a size that it does not have.
 
     Raises:
-        InvalidRequest: The model cannot do what they ask for.
+        InvalidRequest: The model cannot do what the options ask for.
+        LdmrtError: The U-Net cannot be opened here.
     """
+    pipeline.engines["unet"]
     pipeline.rows(example)
     stage = pipeline.stage
     example.size(stage.own, max(stage.space.factor, stage.enlarges))
