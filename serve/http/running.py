@@ -17,9 +17,7 @@ from .state import Server
 from .submitting import ASKED_EVERY
 
 BACKLOG = 2048  # connections that the system keeps until they are taken
-IDLE = (
-    30  # seconds that a connection may be without a request; one on which nothing goes on is closed within twice that
-)
+IDLE = 30  # seconds that a connection may be without a request; where nothing goes on it is closed within twice that
 LAST_ANSWERS = 5  # seconds to send the answers to requests that have ended or were given up
 
 
