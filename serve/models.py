@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldmrt.runtime.backends.low_memory import SharedEngine
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.serve.batching.knee import knee, measure, timed
@@ -36,8 +35,8 @@ def rows_of(pipeline: Pipeline) -> int:
     """
     unet = pipeline.engines["unet"]
     by_row = all(spec.shape and isinstance(spec.shape[0], str) for spec in unet.inputs)
-    if pipeline.engines.take_turns or isinstance(unet, SharedEngine) or not by_row:
+    if pipeline.engines.take_turns or not by_row:
         return 1
     side = pipeline.stage.size
     most = rows_per_call(pipeline, (side, side), MOST_ROWS)
-    return knee(measure(timed(unet, {"height": side, "width": side}), most))
+    return knee(measure(timed(unet, side, pipeline.stage.space.factor), most))

@@ -39,7 +39,7 @@ class Stated:
         """Compare with what stands in a folder; False where nothing stands in it yet.
 
         Raises:
-            LdmrtError: The folder's images were drawn by another bundle or with other options, or it is another's.
+            LdmrtError: The folder's images were drawn by another bundle or with other options, or it holds other files.
         """
         path = out / STATED
         if not path.exists():

@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ldmrt.runtime.tensors import Arrays, Engine, shape_of
+from ldmrt.runtime.tensors import Arrays, Engine, split_symbol
 
 NEAR = 0.95  # of the best rate is enough: twice the rows for a twentieth more only let each request wait longer
 LONGEST = 2.0  # seconds of a call after which no larger one is tried
 # Calls of each number of rows, by turns; the fastest counts, as what else the machine does only makes calls slower.
 ROUNDS = 3
+TOKENS = 77  # of a prompt, where a network takes any number
 
 
 def doubled(most: int) -> Iterator[int]:
@@ -46,17 +47,18 @@ def knee(rates: dict[int, float]) -> int:
     return min(rows for rows, rate in rates.items() if rate >= NEAR * best)
 
 
-def timed(engine: Engine, sizes: dict[str, int]) -> Callable[[int], float]:
+def timed(engine: Engine, side: int, factor: int) -> Callable[[int], float]:
     """Return what runs a network once with zeros for so many rows, and returns its seconds; the first run is not timed.
 
     Args:
         engine: The network.
-        sizes: The size of each symbol of its inputs but the batch.
+        side: Of the images, in pixels.
+        factor: Pixels along a side of a latent.
     """
     warm = set[int]()
 
     def run(rows: int) -> float:
-        arrays = blank_inputs(engine, {**sizes, "batch": rows})
+        arrays = blank_inputs(engine, side, factor, rows)
         if rows not in warm:
             warm.add(rows)
             engine(**arrays)
@@ -67,6 +69,16 @@ def timed(engine: Engine, sizes: dict[str, int]) -> Callable[[int], float]:
     return run
 
 
-def blank_inputs(engine: Engine, sizes: dict[str, int]) -> Arrays:
-    """Return inputs of a network whose values are all 0."""
-    return {spec.name: np.zeros(shape_of(spec, sizes), spec.dtype) for spec in engine.inputs}
+def blank_inputs(engine: Engine, side: int, factor: int, rows: int) -> Arrays:
+    """Return inputs of a network whose values are all 0, whoever exported it: the first axis of each is of rows.
+
+    ldmrt writes the sides of latents as "height/8", and optimum as "height" and other symbols for numbers of tokens.
+    """
+
+    def size(dim: int | str) -> int:
+        if isinstance(dim, int):
+            return dim
+        name, divisor = split_symbol(dim)
+        return side // (divisor if divisor > 1 else factor) if name in ("height", "width") else TOKENS
+
+    return {spec.name: np.zeros((rows, *map(size, spec.shape[1:])), spec.dtype) for spec in engine.inputs}

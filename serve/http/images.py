@@ -65,20 +65,23 @@ def opened(name: str, content: bytes) -> "Image":
         return read(name, image)
 
 
-def encoded(job: Job) -> list[bytes]:
-    """Return the images of a job that is done as PNG files, each with the parameters that make it again."""
-    result = job.result(0)
-    return [
-        encode_png(image, notes(parameters(job, result.pixels, number))) for number, image in enumerate(result.pixels)
-    ]
+def encoded(job: Job, number: int) -> bytes:
+    """Return an image of a job that is done as a PNG file, with the parameters that make it again."""
+    image = job.result(0).pixels[number]
+    return encode_png(image, notes(parameters(job, image, number)))
 
 
-def parameters(job: Job, pixels: NDArray[np.uint8], number: int) -> dict[str, object]:
-    """Return what makes one image of a job again, in the words of `ldmrt generate`."""
+def in_base64(job: Job) -> list[str]:
+    """Return the images of a job that is done as PNG files in base64."""
+    return [base64.b64encode(encoded(job, number)).decode() for number in range(len(job.result(0).seeds))]
+
+
+def parameters(job: Job, image: NDArray[np.uint8], number: int) -> dict[str, object]:
+    """Return what makes one image (H, W, 3) of a job again, in the words of `ldmrt generate`."""
     request, plain = job.request, Request()
     changed = {
         SHORT[name]: getattr(request, name) for name in RECORDED if getattr(request, name) != getattr(plain, name)
     }
-    size = {"height": pixels.shape[1], "width": pixels.shape[2]}
+    size = {"height": image.shape[0], "width": image.shape[1]}
     own = {"prompt": request.prompts[number], "seed": job.result(0).seeds[number]}
     return {"ldmrt": ldmrt.__version__, "bundle": job.model, **changed, **size, **own}

@@ -84,7 +84,7 @@ async def image(http: HTTPRequest, name: str, number: int) -> Response:
     job = found(http, name)
     if job.stage != "done" or not 0 <= number < len(job.result(0).seeds):
         raise NotFound("request", "no such image", found=job.stage)
-    return Response((await run_in_threadpool(encoded, job))[number], media_type="image/png")
+    return Response(await run_in_threadpool(encoded, job, number), media_type="image/png")
 
 
 @router.get("/{name}/events", response_class=StreamingResponse, responses={**SEEN, 200: STREAM})

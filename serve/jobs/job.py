@@ -162,10 +162,8 @@ class Job:
         self.check()
 
     def end(self, outcome: Result | BaseException) -> None:
-        """Note the result, or the error that ended the job; a second call does nothing."""
+        """Note the result, or the error that ended the job, and tell the watchers; they may take their time."""
         with self._changing:
-            if self.ended:
-                return
             self.seconds["total"] = time.monotonic() - self.accepted
             if isinstance(outcome, Result):
                 self._result.set_result(outcome)

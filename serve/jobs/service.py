@@ -74,7 +74,7 @@ class Service:
             Observers(observer or Observer()),
         )
         self._queue, self._changed, self.closed, self._alone = Queue(), Condition(), False, Lock()
-        self._most_waiting, self._most_running = waiting, running
+        self._most_waiting, self._most_running, self._ending = waiting, running, 0  # jobs whose watchers are told
         self._dispatcher, self._over = Dispatcher(self._note), False
         self._deadlines = Thread(target=self._keep_deadlines, name="deadlines", daemon=True)
         self._deadlines.start()
@@ -179,9 +179,9 @@ class Service:
         """Refuse new requests, and give up those that have not ended after `grace` seconds. The pipelines stay open."""
         self.stop()
         with self._changed:
-            self._changed.wait_for(lambda: not len(self._queue) and not self._queue.running, grace)
+            self._changed.wait_for(lambda: not (self._queue or self._queue.running or self._ending), grace)
             self.give_up()
-            self._changed.wait_for(lambda: not self._queue.running)
+            self._changed.wait_for(lambda: not (self._queue.running or self._ending))
             self._over = True
             self._changed.notify_all()
         self._deadlines.join()
@@ -214,7 +214,6 @@ class Service:
             Thread(target=self._run, args=(job,), name=f"job {job.id}", daemon=True).start()
         except RuntimeError as error:
             self._end(job, error)
-            self._observer.job(job)
 
     def _run(self, job: Job) -> None:
         """Run a job to its end."""
@@ -226,18 +225,22 @@ class Service:
                 outcome = replace(stages[0], later=tuple(stages[1:])).generate(job.request)
             except BaseException as error:
                 outcome = error
-        with self._changed:
-            self._end(job, outcome)
-            self._admit()
-        self._observer.job(job)
+        self._end(job, outcome)
         if isinstance(outcome, BaseException):  # the job may be kept: let go of what the frames hold
             outcome.__traceback__ = outcome.__context__ = outcome.__cause__ = None
 
     def _end(self, job: Job, outcome: Result | BaseException) -> None:
-        """End a job that runs; whoever is told of it sees that its place is free."""
-        self._queue.running.remove(job)
+        """End a job that runs; whoever is told of it sees that its place is free, and holds up no other job."""
+        with self._changed:
+            self._queue.running.remove(job)
+            self._ending += 1
+            self._admit()
+            self._changed.notify_all()
         job.end(outcome)
-        self._changed.notify_all()
+        self._observer.job(job)
+        with self._changed:
+            self._ending -= 1
+            self._changed.notify_all()
 
     def _shared(self, stage: Pipeline, job: Job, seats: ExitStack) -> Pipeline:
         """Return a stage for one job, whose networks are shared with other jobs.

@@ -64,8 +64,8 @@ class Jobs:
             return
         with self._changing:
             if self._open.pop(job.id, None) is not None:
-                self._ended[job.id] = Ended(job, time.monotonic(), job.size)
-                self.size += job.size
+                self._ended[job.id] = ended = Ended(job, time.monotonic(), job.size)
+                self.size += ended.size
                 self._forget()
 
     def _forget(self) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -230,6 +230,28 @@ def test_progress_is_told_row_by_row(service: Service) -> None:
     assert seen[0] == ("running", 0, None)
     assert seen[1:4] == rows
     assert seen[-1] == ("done", 3, None)
+
+
+def test_a_watcher_that_takes_its_time_holds_up_nobody(pipeline: Pipeline) -> None:
+    """Such as one that writes the images: others are accepted and drawn meanwhile, and closing waits for it."""
+    service, told, may_go_on, waited = Service({"tiny": pipeline}, {"tiny": 8}), Event(), Event(), list[bool]()
+
+    def slow(job: Job, state: State | None) -> None:
+        if job.ended:
+            told.set()
+            waited.append(may_go_on.wait(30))
+
+    first = service.submit(request(num_inference_steps=1), watcher=slow)
+    assert told.wait(30)
+    assert service.submit(request(1, num_inference_steps=2)).result(60).seeds == [1]
+    closing = Thread(target=service.close, args=(60,))
+    closing.start()
+    while not service.closed:
+        Event().wait(0.001)
+    assert closing.is_alive()
+    may_go_on.set()
+    closing.join()
+    assert (waited, first.stage) == ([True], "done")
 
 
 def test_a_service_that_is_closed(pipeline: Pipeline) -> None:

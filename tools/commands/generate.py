@@ -2,7 +2,6 @@
 
 import math
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import click
 
 from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.options.common import Choice
-from ldmrt.tools.options.drawing import BATCH, HOW, OPENING, with_options
+from ldmrt.tools.options.drawing import BATCH, HOW, with_opening, with_options
 from ldmrt.tools.options.images import collected, one_or_all
 from ldmrt.tools.options.to_request import request_of
 from ldmrt.tools.options.types import IMAGE, SIZE, Control, Text
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ldmrt.runtime.files.reading import JsonObject
+    from ldmrt.runtime.pipeline.pipeline import Pipeline
     from ldmrt.runtime.samplers.plan import Latents
 
 GRID = 1024  # most images in the grid
@@ -74,7 +74,7 @@ GRID = 1024  # most images in the grid
 @click.option(
     "--save-steps", is_flag=True, help="Also save the predicted clean image of each row, and a strip of them."
 )
-@with_options(OPENING)
+@with_opening
 @click.option("--columns", type=click.IntRange(min=1), help="Columns of the grid; nearly square by default.")
 @click.option(
     "-o",
@@ -90,14 +90,7 @@ def generate(
     prompts: tuple[str, ...],
     batch: int | None,
     save_steps: bool,
-    tile: int | None,
-    tile_passes: int,
-    on_overflow: str,
-    low_memory: bool,
-    keep_optimized: bool,
-    backend: str,
-    compute: str,
-    threads: int,
+    opening: dict[str, Any],
     columns: int | None,
     out: Path,
     controls: tuple[tuple[str, tuple[str, float]], ...],
@@ -139,18 +132,10 @@ def generate(
     request = request_of({"prompt": prompts or None, "controls": steering, "latents": read_latents(latents), **options})
     check_name(out)
     begin = time.perf_counter()
-    open_one = partial(
-        open_pipeline,
-        backend=backend,
-        tile=tile,
-        tile_passes=tile_passes,
-        on_overflow=on_overflow,
-        low_memory=low_memory,
-        threads=threads,
-        keep_optimized=keep_optimized,
-        compute=compute,
-        scheduler=scheduler_config,
-    )
+
+    def open_one(path: Path) -> "Pipeline":
+        return open_pipeline(path, scheduler=scheduler_config, **opening)
+
     base = open_one(bundle)
     first, last = ends_of(base, request)
     free = free_path(

@@ -1,7 +1,7 @@
 """Options that every command has which draws from prompts: how images are drawn, and how the bundle is opened."""
 
 from collections.abc import Callable
-from functools import reduce
+from functools import reduce, wraps
 from typing import Any
 
 import click
@@ -75,7 +75,7 @@ HOW: tuple[Decorator, ...] = (  # images are drawn; the names of the values are 
     ),
     click.option("--strength", default=0.8, show_default=True, help="How much noise is added to the image, 0 to 1."),
 )
-OPENING: tuple[Decorator, ...] = (  # the arguments of `open_pipeline`, of those names
+OPENING: tuple[Decorator, ...] = (  # the values are arguments of `open_pipeline`
     click.option("--tile", type=int, help="Decode and encode in overlapping tiles of so many pixels: less memory."),
     click.option(
         "--tile-passes", default=3, show_default=True, help="Passes over all tiles; 1 computes each tile on its own."
@@ -99,3 +99,15 @@ OPENING: tuple[Decorator, ...] = (  # the arguments of `open_pipeline`, of those
     COMPUTE,
     THREADS,
 )
+
+
+def with_opening(command: Any) -> Any:
+    """Give a command the options of `OPENING`, whose values it takes as one argument, `opening`."""
+
+    @wraps(command)
+    def run(*arguments: Any, **values: Any) -> Any:
+        opening = {name: values.pop(name) for name in names}
+        return command(*arguments, opening=opening, **values)
+
+    names = [param.name for param in with_options(OPENING)(lambda: None).__click_params__]
+    return with_options(OPENING)(run)

@@ -16,7 +16,7 @@ from starlette.requests import Request as HTTPRequest
 from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.serve.http.errors import DRAWN, SEEN, NotFound
-from ldmrt.serve.http.images import encoded, opened
+from ldmrt.serve.http.images import in_base64, opened
 from ldmrt.serve.http.state import server_of
 from ldmrt.serve.http.submitting import ended, submit
 from ldmrt.serve.jobs.job import Job
@@ -143,7 +143,7 @@ def answer(http: HTTPRequest, job: Job, asked: OpenAIFields) -> dict[str, Any]:
         base = str(http.base_url).rstrip("/")
         data = [{"url": f"{base}/v1/requests/{job.id}/images/{number}"} for number in range(len(result.seeds))]
     elif form == "png":
-        data = [{"b64_json": base64.b64encode(file).decode()} for file in encoded(job)]
+        data = [{"b64_json": text} for text in in_base64(job)]
     else:
         quality = 100 if asked.output_compression is None else asked.output_compression
         files = [compressed(image, form, quality) for image in result.pixels]

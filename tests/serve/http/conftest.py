@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -63,6 +64,17 @@ class Running:
 
     def client(self, **options: object) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=60, **options)  # type: ignore[arg-type]
+
+    def asked(self) -> "Future[httpx.Response]":
+        """Ask for an image from another thread."""
+        answer = Future[httpx.Response]()
+
+        def ask() -> None:
+            with self.client() as client:
+                answer.set_result(client.post("/v1/images/generations", json={"prompt": "a"}))
+
+        threading.Thread(target=ask).start()
+        return answer
 
     def service_job(self, name: str) -> Job:
         job = self.server.jobs.get(name)

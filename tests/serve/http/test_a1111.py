@@ -288,7 +288,7 @@ def test_progress(running: Running, api: webuiapi.WebUIApi, client: httpx.Client
     asking = threading.Thread(target=lambda: asked.update(api.get_progress()))
     asking.start()
     job = running.server.jobs.of("")[0]
-    while len(job._watchers) < 3:  # the request's own, the one that waits, and the preview's
+    while not any("preview" in getattr(watcher, "__qualname__", "") for watcher in list(job._watchers)):
         pass
     drawing.go_on(2)  # the row that waits, and the next, which the preview is of
     asking.join(30)

@@ -112,19 +112,11 @@ def test_deadlines(own_server: Callable[..., Running]) -> None:
 def test_a_request_that_is_cancelled_by_another_connection(own_server: Callable[..., Running]) -> None:
     server = own_server(rows=2)
     held = Held(server.service)
-    answers = list[httpx.Response]()
-
-    def ask() -> None:
-        with server.client() as client:
-            answers.append(client.post("/v1/images/generations", json={"prompt": "a"}))
-
-    asking = threading.Thread(target=ask)
-    asking.start()
+    answer = server.asked()
     while not server.server.jobs.of(""):
         threading.Event().wait(0.01)
     (job,) = server.server.jobs.of("")
     with server.client() as client:
         assert client.delete(f"/v1/requests/{job.id}").json()["stage"] == "cancelled"
-    asking.join()
-    assert answers[0].status_code == 409
+    assert answer.result(60).status_code == 409
     held.let_go()

@@ -38,19 +38,12 @@ def test_a_server_that_is_stopped(own_server: Callable[..., Running]) -> None:
 def test_requests_that_have_not_ended_after_the_grace(own_server: Callable[..., Running]) -> None:
     server = own_server(grace=0, rows=2)
     held = Held(server.service)
-    answers = list[httpx.Response]()
-
-    def ask() -> None:
-        with server.client() as client:
-            answers.append(client.post("/v1/images/generations", json={"prompt": "a"}))
-
-    asking = threading.Thread(target=ask)
-    asking.start()
+    asked = server.asked()
     while not server.service.waiting:
         threading.Event().wait(0.01)
     server.begin_to_stop()
-    asking.join()
-    assert (answers[0].status_code, "the service was stopped" in answers[0].text) == (503, True)
+    answer = asked.result(60)
+    assert (answer.status_code, "the service was stopped" in answer.text) == (503, True)
     held.let_go()
     server.stop()
     assert held.job.stage == "cancelled"

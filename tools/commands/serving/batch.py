@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ldmrt.tools.console.outputs import Output
-from ldmrt.tools.options.drawing import BATCH, HOW, OPENING, with_options
+from ldmrt.tools.options.drawing import BATCH, HOW, with_opening, with_options
 from ldmrt.tools.options.to_request import flags, request_of
 
 if TYPE_CHECKING:
@@ -28,20 +28,13 @@ NO_CHANGE = ("threads", "keep_optimized", "batch")  # options that a run may go 
 @click.argument("out", type=Output(folder=True))
 @BATCH
 @with_options(HOW)
-@with_options(OPENING)
+@with_opening
 def batch(
     bundle: Path,
     prompts: Path,
     out: Path,
     batch: int | None,
-    tile: int | None,
-    tile_passes: int,
-    low_memory: bool,
-    keep_optimized: bool,
-    on_overflow: str,
-    backend: str,
-    compute: str,
-    threads: int,
+    opening: dict[str, Any],
     scheduler_config: Path | None,
     settings: "JsonObject",
     **options: Any,
@@ -93,18 +86,7 @@ def batch(
             index.resume(read_lines(prompts, count), prompts)
         begin, start = time.perf_counter(), index.last
         if start < count:
-            pipeline = open_pipeline(
-                bundle,
-                backend,
-                tile=tile,
-                tile_passes=tile_passes,
-                on_overflow=on_overflow,
-                low_memory=low_memory,
-                threads=threads,
-                keep_optimized=keep_optimized,
-                compute=compute,
-                scheduler=config,
-            )
+            pipeline = open_pipeline(bundle, scheduler=config, **opening)
             with pipeline:
                 check_options(pipeline, example)
                 remove_after(out, start)

@@ -3,10 +3,12 @@
 import contextlib
 import logging
 from pathlib import Path
+from typing import Any
 
 import click
 
-from ldmrt.tools.options.common import COMPUTE, THREADS
+from ldmrt.tools.options.common import Choice
+from ldmrt.tools.options.drawing import with_opening
 
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 WAITING, SECONDS, GRACE = 64, 600.0, 30.0
@@ -27,12 +29,9 @@ WAITING, SECONDS, GRACE = 64, 600.0, 30.0
               help="Seconds that running requests have after SIGTERM or Ctrl-C.")  # fmt: skip
 @click.option("--rows", type=click.IntRange(min=1),
               help="Rows of a call of the U-Net at the model's own size; measured by default.")  # fmt: skip
-@click.option("--backend", default="auto", show_default=True,
-              help="What runs the networks, as for `ldmrt generate`.")  # fmt: skip
-@click.option("--log", type=click.Choice(["text", "json"]), default="text", show_default=True,
+@click.option("--log", type=Choice(["text", "json"]), default="text", show_default=True,
               help="Format of the log, a line for each request that has ended.")  # fmt: skip
-@COMPUTE
-@THREADS
+@with_opening
 def serve(
     bundles: tuple[str, ...],
     host: str,
@@ -43,10 +42,8 @@ def serve(
     seconds: float,
     grace: float,
     rows: int | None,
-    backend: str,
     log: str,
-    compute: str,
-    threads: int,
+    opening: dict[str, Any],
 ) -> None:
     """Serve BUNDLEs over HTTP: folders or names on the hub, each also as NAME=BUNDLE. The first is the default.
 
@@ -80,7 +77,7 @@ def serve(
         socket = opened.enter_context(listening(host, port))
         models, most = {}, {}
         for name, path in named(bundles).items():
-            models[name] = opened.enter_context(open_pipeline(path, backend, compute=compute, threads=threads))
+            models[name] = opened.enter_context(open_pipeline(path, **opening))
             most[name] = rows or rows_of(models[name])
             console.print(f"{name}: {most[name]} rows a call at {models[name].stage.size} pixels", highlight=False)
         metrics = Metrics()

@@ -1,12 +1,11 @@
 """Answer as AUTOMATIC1111 does: images, the parameters, and what is known of each image."""
 
-import base64
 import json
 import time
 from typing import Any
 
 import ldmrt
-from ldmrt.serve.http.images import encoded
+from ldmrt.serve.http.images import in_base64
 from ldmrt.serve.http.state import Server
 from ldmrt.serve.jobs.job import Job
 
@@ -20,7 +19,7 @@ def answered(server: Server, job: Job, asked: Drawing, options: dict[str, Any]) 
     Returns:
         `images` in base64; `parameters`, the fields of the body; and `info`, JSON in a text.
     """
-    images = [base64.b64encode(file).decode() for file in encoded(job)] if asked.send_images else []
+    images = in_base64(job) if asked.send_images else []
     parameters = asked.model_dump()
     parameters |= {name: None for name in ("init_images", "mask") if name in parameters}
     info = json.dumps(described(server, job, asked, options), ensure_ascii=False)

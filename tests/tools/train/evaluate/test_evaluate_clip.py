@@ -155,7 +155,7 @@ def test_what_is_no_clip_model_is_refused(
         ),
         (
             ("--measure", "clip", "--clip", checkpoint / "text_encoder"),
-            "is another model than CLIP; expected model_type clip",
+            "is no CLIP model; expected model_type clip",
         ),
         (("--measure", "clip", "--clip", damaged), f"{damaged} cannot be loaded"),
         (("--measure", "clip", "--clip", lacking), f"{lacking} lacks weights"),

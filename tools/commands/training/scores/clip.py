@@ -31,7 +31,7 @@ def open_clip(source: str) -> Clip:
         too long are cut, as torchmetrics does.
 
     Raises:
-        LdmrtError: There is no such folder or model, or it is another model than CLIP.
+        LdmrtError: There is no such folder or model, or it is no CLIP model.
     """
     folder = clip_folder(source)
     model, processor = load_clip(folder)
@@ -64,9 +64,7 @@ def clip_folder(source: str) -> Path:
     if not config.is_file():
         raise LdmrtError("--clip", f"no CLIP model in {source}", expected="config.json", hint=hint)
     if (kind := read_json("--clip", config).get("model_type")) != "clip":
-        raise LdmrtError(
-            "--clip", f"{source} is another model than CLIP", expected="model_type clip", found=kind, hint=hint
-        )
+        raise LdmrtError("--clip", f"{source} is no CLIP model", expected="model_type clip", found=kind, hint=hint)
     return folder
 
 
