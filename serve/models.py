@@ -1,9 +1,10 @@
 """Open the models that a service draws with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.errors import InvalidRequest, LdmrtError
+from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.serve.batching.knee import knee, measure, timed
 from ldmrt.serve.batching.room import rows_per_call
@@ -26,6 +27,20 @@ def named(bundles: Sequence[str]) -> dict[str, str]:
             raise LdmrtError("serve", f"two models have the name {name!r}", hint=f"NAME={bundle}")
         found[name] = path
     return found
+
+
+def chosen(models: Mapping[str, Pipeline], name: str | None) -> str:
+    """Return the name of the model that is asked for; the first is the default.
+
+    Raises:
+        InvalidRequest: There is none of this name.
+    """
+    if name is None:
+        return next(iter(models))
+    if name not in models:
+        problem = f"no model {name!r:.100}{suggestion(name, models)}"
+        raise InvalidRequest("serve", problem, expected=", ".join(models))
+    return name
 
 
 def rows_of(pipeline: Pipeline) -> int:

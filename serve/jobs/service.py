@@ -10,8 +10,7 @@ from threading import Condition, Lock, Thread
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmrt.runtime.errors import InvalidRequest, LdmrtError
-from ldmrt.runtime.nearest import suggestion
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.pipeline.call import Result
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.request import Request
@@ -20,6 +19,7 @@ from ldmrt.serve.batching.dispatcher import Batch, Dispatcher, Stopping
 from ldmrt.serve.batching.engines import JoinedEngines
 from ldmrt.serve.batching.lanes import Lane
 from ldmrt.serve.batching.room import rows_per_call
+from ldmrt.serve.models import chosen
 
 from .job import Job, Stopped, Watcher
 from .observers import Observer, Observers
@@ -102,10 +102,7 @@ class Service:
             InvalidRequest: The model cannot do what is asked for, or there is no such model.
             Stopping: The service is being stopped.
         """
-        model = next(iter(self.models)) if model is None else model
-        if model not in self.models:
-            problem = f"no model {model!r:.100}{suggestion(model, self.models)}"
-            raise InvalidRequest("serve", problem, expected=", ".join(self.models))
+        model = chosen(self.models, model)
         pipeline, deadline = self.models[model], None if seconds is None else time.monotonic() + seconds
         rows = request.total_images * pipeline.guidance_rows(request)
         lane = self._lane(pipeline, model, pipeline.size(request))

@@ -7,13 +7,13 @@ import numpy as np
 from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
 
-from ldmrt.runtime.errors import InvalidRequest, LdmrtError
-from ldmrt.runtime.nearest import suggestion
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.checks import LARGEST_STEPS
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.plan import Plan
 from ldmrt.runtime.samplers.registry import SCHEDULERS, SPACINGS, everyday_name
+from ldmrt.serve.models import chosen
 
 PURE_NOISE = 1e-6  # alpha below which sigma / alpha says nothing
 STEPS = 20  # of a plan that is only tried
@@ -29,10 +29,7 @@ def router(models: Mapping[str, Pipeline]) -> APIRouter:
     names: dict[str, list[str]] = {}
 
     def listed(model: str | None, name: str | None, steps: int) -> dict[str, Any]:
-        model = next(iter(models)) if model is None else model
-        if model not in models:
-            problem = f"no model {model!r:.100}{suggestion(model, models)}"
-            raise InvalidRequest("serve", problem, expected=", ".join(models))
+        model = chosen(models, model)
         pipeline = models[model]
         if model not in names:
             names[model] = usable(pipeline)
