@@ -109,7 +109,7 @@ def test_version() -> None:
 
 def pip_lines() -> list[str]:
     """How docs/certificate.md, and the workflow that it names, install the runtime."""
-    workflow = yaml.safe_load((ROOT / "tools" / "verify-bundle.yml").read_text(encoding="utf-8"))
+    workflow = yaml.safe_load((ROOT / "docs" / "reference" / "verify-bundle.yml").read_text(encoding="utf-8"))
     steps = workflow["jobs"]["verify"]["steps"]
     certificate = (ROOT / "docs" / "certificate.md").read_text(encoding="utf-8")
     page = re.findall(r"^- run: (pip install .*)$", certificate, re.MULTILINE)

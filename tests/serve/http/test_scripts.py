@@ -13,7 +13,7 @@ from PIL import Image
 
 from .conftest import Running
 
-PAGE = (Path(__file__).parents[3] / "docs" / "serving.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "serving" / "serving.md").read_text(encoding="utf-8")
 SCRIPTS = dict(re.findall(r"^### ([^\n]*)\n(?:(?!^#).*?)```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))
 
 

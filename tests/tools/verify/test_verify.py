@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import ldmrt.runtime
 from ldmrt.runtime import Bundle, Certificate, LdmrtError, LdmrtWarning
 
-WORKFLOW = Path(__file__).parents[3] / "tools" / "verify-bundle.yml"
+WORKFLOW = Path(__file__).parents[3] / "docs" / "reference" / "verify-bundle.yml"
 REPLAY = """
 import sys
 sys.modules["torch"] = None
