@@ -10,6 +10,7 @@ from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.serve.http.metrics import Metrics
 from ldmrt.serve.jobs.service import Service
 from ldmrt.serve.jobs.store import Jobs
+from ldmrt.serve.models.models import fixed
 
 from .test_service import pipeline  # noqa: F401
 
@@ -23,7 +24,7 @@ GROWTH = 8 << 20
 @pytest.mark.slow
 def test_thousands_of_requests(pipeline: Pipeline) -> None:  # noqa: F811
     process, jobs, metrics = psutil.Process(), Jobs(64, 600.0, 1 << 20), Metrics()
-    service = Service({"tiny": pipeline}, {"tiny": 8}, observer=metrics)
+    service = Service(fixed({"tiny": pipeline}, {"tiny": 8}), observer=metrics)
     metrics.watch(service)
 
     def ask(number: int) -> None:

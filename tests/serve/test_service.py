@@ -1,5 +1,7 @@
 """A service draws the images that its pipelines draw alone, and refuses what it cannot serve."""
 
+import logging
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ldmrt.runtime import InvalidRequest, LdmrtError, NotFinite, Request
+from ldmrt.runtime import BundleError, InvalidRequest, LdmrtError, NotFinite, Request
 from ldmrt.runtime.pipeline.opening import open_pipeline
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.samplers.loop import State
@@ -17,7 +19,9 @@ from ldmrt.serve.batching.dispatcher import Batch
 from ldmrt.serve.batching.room import rows_per_call
 from ldmrt.serve.jobs.job import Cancelled, Job
 from ldmrt.serve.jobs.rate import Rate
+from ldmrt.serve.jobs.reloading import reload_models
 from ldmrt.serve.jobs.service import OVERTAKEN, Busy, Service
+from ldmrt.serve.models.models import Models, fixed
 
 MIXED = [
     {"num_inference_steps": steps, "scheduler": scheduler, "guidance_scale": guidance, "num_images_per_prompt": images}
@@ -40,7 +44,7 @@ def pipeline(bundle: Path) -> Iterator[Pipeline]:
 
 @pytest.fixture
 def service(pipeline: Pipeline) -> Iterator[Service]:
-    made = Service({"tiny": pipeline}, {"tiny": 8}, waiting=8)
+    made = Service(fixed({"tiny": pipeline}, {"tiny": 8}), waiting=8)
     yield made
     made.close()
 
@@ -90,7 +94,7 @@ def test_calls_are_shared(pipeline: Pipeline) -> None:
         def _note(self, batch: Batch) -> None:
             noted.append(batch)
 
-    service = Noting({"tiny": pipeline}, {"tiny": 8})
+    service = Noting(fixed({"tiny": pipeline}, {"tiny": 8}))
     jobs = [service.submit(request(number, num_inference_steps=20)) for number in range(4)]
     for job in jobs:
         job.result(60)
@@ -109,7 +113,7 @@ def test_rows_of_a_size(pipeline: Pipeline) -> None:
 
 
 def test_requests_wait_in_their_order_and_are_refused_beyond_the_queue(pipeline: Pipeline) -> None:
-    service = Service({"tiny": pipeline}, {"tiny": 2}, waiting=2)
+    service = Service(fixed({"tiny": pipeline}, {"tiny": 2}), waiting=2)
     first, holding = held(service)
     second, third = (service.submit(request(number)) for number in (1, 2))
     assert [service.position(job) for job in (first, second, third)] == [None, 0, 1]
@@ -129,7 +133,7 @@ def test_a_short_request_overtakes_long_ones_for_a_while(pipeline: Pipeline) -> 
         def seconds(self, work: float) -> float:
             return work
 
-    service = Service({"tiny": pipeline}, {"tiny": 2})
+    service = Service(fixed({"tiny": pipeline}, {"tiny": 2}))
     service._rate = SecondForAPixel()
     first, holding = held(service)
     long, short = (service.submit(request(1, num_inference_steps=steps)) for steps in (40, 4))
@@ -142,7 +146,7 @@ def test_a_short_request_overtakes_long_ones_for_a_while(pipeline: Pipeline) -> 
 
 def test_another_size_does_not_wait(pipeline: Pipeline) -> None:
     """A small image runs while a large one is held."""
-    service = Service({"tiny": pipeline}, {"tiny": 2})
+    service = Service(fixed({"tiny": pipeline}, {"tiny": 2}))
     side = 2 * pipeline.stage.size
     large, holding = held(service, height=side, width=side)
     assert service.submit(request(1, num_inference_steps=3)).result(60).pixels.shape[1] == pipeline.stage.size
@@ -163,7 +167,7 @@ def test_a_cancelled_request_ends_after_its_row(service: Service) -> None:
 
 
 def test_a_request_that_waits_is_cancelled_at_once(pipeline: Pipeline) -> None:
-    service = Service({"tiny": pipeline}, {"tiny": 2})
+    service = Service(fixed({"tiny": pipeline}, {"tiny": 2}))
     first, holding = held(service)
     second = service.submit(request(1))
     service.cancel(second)
@@ -177,7 +181,7 @@ def test_a_request_that_waits_is_cancelled_at_once(pipeline: Pipeline) -> None:
 
 def test_a_deadline(pipeline: Pipeline) -> None:
     """One that passes while the request waits makes room; one that passes while it runs ends it after its row."""
-    service = Service({"tiny": pipeline}, {"tiny": 2}, waiting=1)
+    service = Service(fixed({"tiny": pipeline}, {"tiny": 2}), waiting=1)
     first, holding = held(service)
     late = service.submit(request(1), seconds=0.0)
     while time.monotonic() <= (late.deadline or 0.0):
@@ -234,7 +238,7 @@ def test_progress_is_told_row_by_row(service: Service) -> None:
 
 def test_a_watcher_that_takes_its_time_holds_up_nobody(pipeline: Pipeline) -> None:
     """Such as one that writes the images: others are accepted and drawn meanwhile, and closing waits for it."""
-    service, told, may_go_on, waited = Service({"tiny": pipeline}, {"tiny": 8}), Event(), Event(), list[bool]()
+    service, told, may_go_on, waited = Service(fixed({"tiny": pipeline}, {"tiny": 8})), Event(), Event(), list[bool]()
 
     def slow(job: Job, state: State | None) -> None:
         if job.ended:
@@ -256,13 +260,13 @@ def test_a_watcher_that_takes_its_time_holds_up_nobody(pipeline: Pipeline) -> No
 
 def test_a_service_that_is_closed(pipeline: Pipeline) -> None:
     """What runs may end within the grace; what is left then is given up, and nothing new is accepted."""
-    service = Service({"tiny": pipeline}, {"tiny": 8})
+    service = Service(fixed({"tiny": pipeline}, {"tiny": 8}))
     ends = service.submit(request(num_inference_steps=2))
     service.close(grace=60)
     assert ends.stage == "done"
     with pytest.raises(LdmrtError, match="it is being stopped"):
         service.submit(request())
-    service = Service({"tiny": pipeline}, {"tiny": 2})
+    service = Service(fixed({"tiny": pipeline}, {"tiny": 2}))
     first, holding = held(service)
     second = service.submit(request(1))
     holding.let_go()
@@ -270,3 +274,72 @@ def test_a_service_that_is_closed(pipeline: Pipeline) -> None:
     for job in (first, second):
         with pytest.raises(Cancelled, match="the service was stopped"):
             job.result(0)
+
+
+def test_models_that_do_not_fit_together_are_drawn_by_turns(bundle: Path) -> None:
+    """A model waits for the one that is in memory, is loaded in its place, and draws the same images."""
+    with open_pipeline(bundle) as first, open_pipeline(bundle) as second:
+        right = first.generate(request(3)).pixels
+        models = Models(budget=1.5 * first.weights)
+        for name, pipeline in (("first", first), ("second", second)):
+            assert pipeline.weights > 0
+            models.put(name, pipeline, 8)
+        service = Service(models)
+        for _ in range(2):
+            running, holding = held(service)
+            other = service.submit(request(3), "second")
+            assert (other.stage, service.position(other)) == ("waiting", 0)
+            assert [models.is_loaded(name) for name in models] == [True, False]
+            holding.let_go()
+            assert running.result(60).seeds == [0]
+            np.testing.assert_array_equal(other.result(60).pixels, right)
+            assert [models.is_loaded(name) for name in models] == [False, True]
+        service.close()
+
+
+def test_a_model_is_replaced_while_it_draws(bundle: Path) -> None:
+    """The request that runs ends with the old pipeline, which is closed then; the next one has the new one."""
+    old, new = open_pipeline(bundle), open_pipeline(bundle)
+    service = Service(fixed({"tiny": old}, {"tiny": 8}))
+    running, holding = held(service)
+    service.replace_model("tiny", new)
+    later = service.submit(request(1))
+    assert later.result(60).seeds == [1]
+    assert running.stage == "running"
+    holding.let_go()
+    assert running.result(60).seeds == [0]
+    with pytest.raises(LdmrtError, match="it is closed"):
+        old.generate(request())
+    assert new.generate(request()).seeds == [0]
+    service.close()
+    service.models.close()
+
+
+def test_a_request_that_fails_with_a_replaced_model_is_drawn_by_the_new_one(bundle: Path, tmp_path: Path) -> None:
+    """Such as one whose decoder had not been opened when its file was replaced."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle, folder)
+    old, new = open_pipeline(folder), open_pipeline(bundle)
+    right = new.generate(request(num_inference_steps=50)).pixels
+    service = Service(fixed({"tiny": old}, {"tiny": 8}))
+    running, holding = held(service)
+    old.engines.close()  # what it has not opened cannot be opened any more
+    service.replace_model("tiny", new)
+    holding.let_go()
+    np.testing.assert_array_equal(running.result(60).pixels, right)
+    assert (running.stage, running.called) == ("done", 50)
+    service.close()
+    service.models.close()
+
+
+def test_a_bundle_that_cannot_be_opened_again_changes_nothing(
+    service: Service, pipeline: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    def damaged(path: str) -> Pipeline:
+        raise BundleError("bundle", f"{path} is damaged")
+
+    with caplog.at_level(logging.ERROR, "ldmrt.serve"):
+        reload_models(service, {"tiny": "a/b"}, damaged)
+    assert "model tiny was not reloaded: bundle: a/b is damaged" in caplog.text
+    assert service.models["tiny"] is pipeline
+    assert service.submit(request(num_inference_steps=2)).result(60).seeds == [0]
