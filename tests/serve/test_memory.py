@@ -12,8 +12,6 @@ from ldmrt.serve.jobs.service import Service
 from ldmrt.serve.jobs.store import Jobs
 from ldmrt.serve.models.models import fixed
 
-from .test_service import pipeline  # noqa: F401
-
 WARM, MEASURED = 1000, 3000
 # A job that is kept by mistake is about 5 KB of image, latents and objects, so 3000 of them are 15 MB. Runs grew by 0.3
 # to 4 MB: fragments of the allocator, and buffers of threads that begin later than others. The prompts are eight, as
@@ -22,7 +20,7 @@ GROWTH = 8 << 20
 
 
 @pytest.mark.slow
-def test_thousands_of_requests(pipeline: Pipeline) -> None:  # noqa: F811
+def test_thousands_of_requests(pipeline: Pipeline) -> None:
     process, jobs, metrics = psutil.Process(), Jobs(64, 600.0, 1 << 20), Metrics()
     service = Service(fixed({"tiny": pipeline}, {"tiny": 8}), observer=metrics)
     metrics.watch(service)
