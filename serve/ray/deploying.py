@@ -105,6 +105,7 @@ class Deployment:
         there, wanted = ray.cluster_resources().get("GPU", 0), self.scale.gpus * max(1, self.scale.least)
         if there < wanted:
             log.warning("the cluster has %g GPUs, and the replicas wait until it has %g", there, wanted)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled")  # unless Ray Serve runs already
         try:
             handle = serve.run(self.replicas, name=name, route_prefix=None)
