@@ -15,6 +15,7 @@ from ldmrt.runtime.pipeline.call import Result
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.loop import State
+from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.serve.batching.dispatcher import Batch, Dispatcher, Stopping
 from ldmrt.serve.batching.engines import JoinedEngines
 from ldmrt.serve.batching.lanes import Lane
@@ -137,10 +138,10 @@ class Service:
         with self._changed:
             return self._queue.position(job)
 
-    def preview(self, job: Job, state: State) -> NDArray[np.uint8]:
-        """Decode what a row predicts of a job's first image: (H, W, 3)."""
+    def decode(self, job: Job, latents: Latents, stage: str) -> NDArray[np.uint8]:
+        """Decode latents (N, C, h, w) of a stage of a job's model to images (N, H, W, 3)."""
         with self._alone:
-            return self.models[job.model].decode(state.x0[:1], state.stage)[0, ..., :3]
+            return self.models[job.model].decode(latents, stage)[..., :3]
 
     def seconds_left(self) -> int:
         """Return in how many seconds, 1 or more, all that waits and runs is likely to be done."""
