@@ -14,12 +14,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import read_bytes
 from ldmrt.serve.jobs.budget import Budget
+from ldmrt.serve.page import reference
 from ldmrt.serve.page.files import PATHS
 
 from .errors import AGAIN, NoKey, Overloaded, TooLarge, TooSlow, answer
 from .state import Server
 
-OPEN = ("/healthz", "/readyz", *PATHS)  # paths that need no key
+OPEN = ("/healthz", "/readyz", reference.PATH, *PATHS)  # paths that need no key
 HEX_DIGITS = 64  # of a SHA-256
 
 
