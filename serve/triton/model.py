@@ -20,7 +20,8 @@ from ldmrt.serve.batching.dispatcher import Stopping
 from ldmrt.serve.batching.room import check_fits
 from ldmrt.serve.jobs.job import Cancelled, Job
 from ldmrt.serve.jobs.service import Busy, Service
-from ldmrt.serve.models import rows_of
+from ldmrt.serve.models.models import fixed
+from ldmrt.serve.models.rows import rows_of
 
 from .tensors import CONTROL, SCALE, request_of
 
@@ -70,7 +71,7 @@ class Model:
         name, inputs = arguments["model_name"], [one["name"] for one in config["input"]]
         controls = (one.removeprefix(CONTROL) for one in inputs if one.startswith(CONTROL))
         self._inputs, self._controls = inputs, tuple(one for one in controls if not one.endswith(SCALE))
-        self._service = Service({name: self._pipeline}, {name: rows}, waiting=int(values[WAITING]))
+        self._service = Service(fixed({name: self._pipeline}, {name: rows}), waiting=int(values[WAITING]))
 
     def execute(self, requests: Sequence[Any]) -> list[None]:
         """Accept requests; each is answered when its images are drawn, or at once where it is invalid."""

@@ -36,7 +36,7 @@ def export_triton(
     Example: ldmrt export-triton out/emoji64 out/models
     """
     from ldmrt.runtime.bundle.hub import local_bundle
-    from ldmrt.serve.models import named
+    from ldmrt.serve.models.naming import named
     from ldmrt.serve.triton.repository import write_repository
 
     ((name, path),) = named((bundle,)).items()
