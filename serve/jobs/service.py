@@ -146,7 +146,7 @@ class Service:
             return self._queue.position(job)
 
     def decode(self, job: Job, latents: Latents, stage: str) -> NDArray[np.uint8]:
-        """Decode latents (N, C, h, w) of a stage of a job's model to images (N, H, W, 3); to none if it runs no more."""
+        """Decode latents (N, C, h, w) of a stage of a job's model to images (N, H, W, 3); none if it has ended."""
         with self._changed:
             if job.used is None:
                 return np.empty((0, 0, 0, 3), np.uint8)
