@@ -20,8 +20,9 @@ KINDS = {"LdmrtError", "BundleError", "InvalidRequest", "EngineNotFound", "NotFi
     "TooSlow",
     "Overloaded",
     "NoKey",
-    "TooManyOfKey",
-    "Unavailable",  # of the server
+    "TooManyOfKey",  # of the server
+    "TooManyStreams",
+    "Unavailable",
 }
 ANY = "…"  # what differs from case to case, in texts and on the page
 MOST_OF_ONE_ENTRY = 60  # places in the sources: an entry that covers more says too little of each

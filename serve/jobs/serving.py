@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.request import Request
-from ldmrt.runtime.samplers.loop import State
+from ldmrt.runtime.samplers.plan import Latents
 
 from .job import Job, Watcher
 
@@ -60,8 +60,8 @@ class Serving(Protocol):
     def position(self, job: Job) -> int | None:
         """Return how many requests are before one that waits; None where it does not wait."""
 
-    def preview(self, job: Job, state: State) -> NDArray[np.uint8]:
-        """Decode what a row predicts of a job's first image: (H, W, 3)."""
+    def decode(self, job: Job, latents: Latents, stage: str) -> NDArray[np.uint8]:
+        """Decode latents (N, C, h, w) of a job's stage to images (N, H, W, 3)."""
 
     def seconds_left(self) -> int:
         """Return in how many seconds all that waits and runs is likely to be done."""

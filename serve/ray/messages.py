@@ -30,7 +30,7 @@ class Row(Message):
         row: Its number, from 0.
         rows: How many the request has.
         stage: The stage of a cascade that it belongs to.
-        x0: What it predicts of the first image, latents (1, C, h, w).
+        x0: What it predicts, latents (N, C, h, w), for previews.
     """
 
     row: int = 0
@@ -41,7 +41,7 @@ class Row(Message):
     @classmethod
     def of(cls, state: State) -> "Row":
         """Take what is sent of a row's state."""
-        return cls(row=state.row, rows=state.rows, stage=state.stage, x0=np.ascontiguousarray(state.x0[:1]))
+        return cls(row=state.row, rows=state.rows, stage=state.stage, x0=np.array(state.x0))
 
     @property
     def state(self) -> State:

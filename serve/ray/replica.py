@@ -117,7 +117,7 @@ class Replica:
                 loaded.service.cancel(job)
 
     async def decode(self, model: str, latents: Latents, stage: str) -> NDArray[np.uint8]:
-        """Decode the latents of a stage, (1, C, h, w), to an image (H, W, 3)."""
+        """Decode the latents of a stage, (N, C, h, w), to images (N, H, W, 3)."""
         loaded, loop = await self.loaded(model), asyncio.get_running_loop()
-        image = await loop.run_in_executor(None, loaded.pipeline.decode, latents, stage)
-        return np.ascontiguousarray(image[0, ..., :3])
+        images = await loop.run_in_executor(None, loaded.pipeline.decode, latents, stage)
+        return np.ascontiguousarray(images[..., :3])

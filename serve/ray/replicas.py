@@ -43,7 +43,7 @@ class Replicas(Protocol):
         """Begin to draw a request."""
 
     def decode(self, model: str, latents: Latents, stage: str) -> NDArray[np.uint8]:
-        """Decode latents (1, C, h, w) to an image (H, W, 3)."""
+        """Decode latents (N, C, h, w) to images (N, H, W, 3)."""
 
 
 class DeployedReplicas:
@@ -65,10 +65,10 @@ class DeployedReplicas:
         return stream
 
     def decode(self, model: str, latents: Latents, stage: str) -> NDArray[np.uint8]:
-        """Decode latents (1, C, h, w) to an image (H, W, 3)."""
+        """Decode latents (N, C, h, w) to images (N, H, W, 3)."""
         asked = self._options(model).decode.remote(model, latents, stage)
-        image: NDArray[np.uint8] = asked.result(timeout_s=DECODING)
-        return image
+        images: NDArray[np.uint8] = asked.result(timeout_s=DECODING)
+        return images
 
     def _options(self, model: str) -> Any:
         """Return the handle for a model."""

@@ -16,7 +16,7 @@ from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.pipeline.call import Result
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.request import Request
-from ldmrt.runtime.samplers.loop import State
+from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.serve.batching.dispatcher import Stopping
 from ldmrt.serve.batching.lanes import Lane
 from ldmrt.serve.jobs.job import Cancelled, Job, Stopped, Watcher
@@ -126,9 +126,9 @@ class RayService:
             waiting = [one for one in self._jobs if one.stage == "waiting" and one.model == job.model]
         return waiting.index(job) if job in waiting else None
 
-    def preview(self, job: Job, state: State) -> NDArray[np.uint8]:
-        """Decode what a row predicts of a job's first image, by a replica: (H, W, 3)."""
-        return self._replicas.decode(job.model, state.x0[:1], state.stage)
+    def decode(self, job: Job, latents: Latents, stage: str) -> NDArray[np.uint8]:
+        """Decode latents (N, C, h, w) of a job's stage to images (N, H, W, 3), by a replica."""
+        return self._replicas.decode(job.model, latents, stage)
 
     def seconds_left(self) -> int:
         """Return in how many seconds, 1 or more, all that waits and runs is likely to be done."""

@@ -186,7 +186,7 @@ def test_previews_are_those_of_one_machine(deployed: Deployed, pipeline: Pipelin
 
     def watcher(job: Job, state: State | None) -> None:
         if state is not None:
-            previews.append(deployed.service.preview(job, state))
+            previews.append(deployed.service.decode(job, state.x0[:1], state.stage)[0])
 
     deployed.service.submit(request(3), watcher=watcher).result(60)
     right = [pipeline.decode(state.x0[:1], state.stage)[0] for state in pipeline.steps(request(3))]

@@ -67,7 +67,7 @@ class Scripted:
         return self.streams[-1]
 
     def decode(self, model: str, latents: Any, stage: str) -> Any:
-        return np.full((2, 2, 3), latents.sum(), np.uint8)
+        return np.full((1, 2, 2, 3), latents.sum(), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,7 @@ def test_previews_are_decoded_by_a_replica(service: Callable[..., RayService], e
 
     def watcher(job: Job, state: State | None) -> None:
         if state is not None:
-            previews.set_result(made.preview(job, state))
+            previews.set_result(made.decode(job, state.x0, state.stage))
 
     made = service([Message(), row(0), ended])
     made.submit(Request("a"), watcher=watcher)
