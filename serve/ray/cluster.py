@@ -15,7 +15,8 @@ from ldmrt.runtime.errors import LdmrtError, first_line
 def joined() -> Iterator[None]:
     """Be part of a Ray cluster: that of RAY_ADDRESS, or that which runs on this machine, or one that is started.
 
-    A cluster that was started ends with the context, and with this process however that ends.
+    A cluster that was started ends with the context. Where this process is killed before, it ends too; the last of its
+    processes take a minute or two.
 
     Raises:
         LdmrtError: There is no cluster at RAY_ADDRESS, or none can be started.
