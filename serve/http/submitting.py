@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HTTPRequest
@@ -10,10 +11,14 @@ from starlette.requests import Request as HTTPRequest
 from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.loop import State
+from ldmrt.serve.batching.room import check_fits
 from ldmrt.serve.jobs.job import Cancelled, Job, Watcher, given_bytes
 
 from .errors import AGAIN, Overloaded, TooManyOfKey
 from .state import Server, server_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 ASKED_EVERY = 0.1  # seconds between two looks whether the caller is still there
 
@@ -77,8 +82,10 @@ def check_limits(server: Server, request: Request, model: str | None) -> None:
         return  # the service says so
     height, width = pipeline.size(request)
     refuse("pixels", height * width * request.total_images, limits.pixels)
-    if pipeline.forecast is not None and pipeline.forecast.images(height * width, 1) < 1:
-        raise InvalidRequest("request", "an image of this size does not fit into memory", found=f"{width}x{height}")
+    if request.padding_mask_crop is not None:  # pasted over the whole image
+        image = cast("Image", request.image)  # callers send no other
+        refuse("pixels", image.width * image.height * request.total_images, limits.pixels)
+    check_fits(pipeline, request)
 
 
 def refuse(what: str, number: int, most: int) -> None:

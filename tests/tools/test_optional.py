@@ -29,6 +29,7 @@ NEEDS: dict[str, tuple[str, set[str]]] = {
         "serve BUNDLE --port 0",
         {"fastapi", "starlette", "pydantic", "uvicorn", "python_multipart", "prometheus_client", "onnxruntime"},
     ),
+    "export-triton": ("export-triton BUNDLE NEW/models", set()),
     "bench": ("bench BUNDLE --pictures 1 --steps 1", {"onnxruntime", "tokenizers"}),
     "samplers": ("samplers --plot NEW/x.png", {"matplotlib"}),
     "data": ("data emoji NEW/data", {"PIL"}),
