@@ -88,6 +88,7 @@ class Service:
         seconds: float | None = None,
         owner: str = "",
         watcher: Watcher | None = None,
+        trace: Mapping[str, str] | None = None,
     ) -> Job:
         """Accept a request; it begins when there is room.
 
@@ -97,6 +98,7 @@ class Service:
             seconds: After so many seconds it is given up.
             owner: Who asks.
             watcher: Called as `Job.watch` says, from the beginning.
+            trace: The headers of the caller's trace.
 
         Raises:
             Busy: Too many requests wait.
@@ -107,7 +109,7 @@ class Service:
         pipeline, deadline = self.models[model], None if seconds is None else time.monotonic() + seconds
         rows = request.total_images * pipeline.guidance_rows(request)
         lane = self._lane(pipeline, model, pipeline.size(request))
-        job = Job(lane, request, pipeline.rows(request), rows, deadline, owner, model=model)
+        job = Job(lane, request, pipeline.rows(request), rows, deadline, owner, model=model, trace=trace or {})
         if watcher is not None:
             job.watch(watcher)
         with self._changed:
@@ -251,6 +253,7 @@ class Service:
 
         def lane_of(latents: tuple[int, ...]) -> Lane:
             height, width = latents
+            job.rows_began = job.rows_began or time.monotonic()
             return self._lane(stage, job.model, (height * factor, width * factor))
 
         def watch(state: State) -> None:

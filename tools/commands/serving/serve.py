@@ -55,6 +55,7 @@ def serve(
     from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.serve.jobs.observers import JobLog, JsonLines, Observers
     from ldmrt.serve.jobs.service import Service
+    from ldmrt.serve.jobs.tracing import tracing
     from ldmrt.serve.models import named, rows_of
     from ldmrt.tools.console.progress import console
 
@@ -81,7 +82,7 @@ def serve(
             most[name] = rows or rows_of(models[name])
             console.print(f"{name}: {most[name]} rows a call at {models[name].stage.size} pixels", highlight=False)
         metrics = Metrics()
-        observers = Observers(metrics, JobLog())
+        observers = Observers(metrics, JobLog(), *opened.enter_context(tracing()))
         service = opened.enter_context(contextlib.closing(Service(models, most, waiting=waiting, observer=observers)))
         console.print(f"http://{host}:{socket.getsockname()[1]}", highlight=False)
         run(Server(service, metrics, Limits(seconds=seconds, per_key=per_key), owners), socket, grace)
