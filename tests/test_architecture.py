@@ -66,7 +66,7 @@ MAY: dict[str, set[str]] = {
     | {"model.checkpoint", "export.components", "export.engines", "export.graph", "export.precision"},
     "export.cascade": RUNTIME,
     "serve": set(),
-    "serve.batch": RUNTIME | {"serve.batching", "serve.jobs"},
+    "serve.batch": RUNTIME | {"serve.batching", "serve.jobs", "serve.models"},
     "serve.batching": RUNTIME,
     "serve.jobs": RUNTIME | {"serve.batching", "serve.models"},
     "serve.models": RUNTIME | {"serve.batching"},

@@ -5,9 +5,18 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from threading import Lock, RLock, Thread
+from typing import Protocol, runtime_checkable
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.tensors import Engine
+
+
+@runtime_checkable
+class Unloadable(Protocol):
+    """An engine that opens its network anew after `free`."""
+
+    def free(self) -> None:
+        """Free the network until the next call."""
 
 
 class LazyEngines(Mapping[str, Engine]):
@@ -68,6 +77,21 @@ class LazyEngines(Mapping[str, Engine]):
     def __len__(self) -> int:
         """Return the number of components."""
         return len(self._makers)
+
+    def unload(self) -> None:
+        """Free the engines that were opened; a later caller opens them again. None may run meanwhile."""
+        with self._changing:
+            opened = {} if self._closed else dict(self._opened)
+        for name, future in opened.items():
+            if future.exception() is not None:
+                continue
+            engine = future.result()
+            if isinstance(engine, Unloadable):
+                engine.free()
+            else:
+                engine.close()
+                with self._changing:
+                    del self._opened[name]
 
     def close(self) -> None:
         """Free the engines that were opened, each once; none is opened again."""

@@ -209,6 +209,12 @@ class Bundle:
         return tuple(self.path / folder / name for name in names if not name.endswith((".json", ".onnx")))
 
     @property
+    def network_bytes(self) -> int:
+        """The bytes of all networks on disk, nearly all of which are weights."""
+        files = {file for name in self.components for file in (self.model(name), *self.weights(name))}
+        return sum(file.stat().st_size for file in files)
+
+    @property
     def components(self) -> tuple[str, ...]:
         """Name the networks that the bundle holds, in the order that they run."""
         names = list(self.contents.folders_with("model.onnx"))

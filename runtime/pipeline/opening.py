@@ -93,6 +93,7 @@ def open_pipeline(
             unet_profiles(opened, backend),
             Forecast.read(opened, backend),
             opened.schedulers,
+            opened.network_bytes,
         )
         return pipeline, opened.then
 

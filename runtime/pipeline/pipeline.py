@@ -58,6 +58,7 @@ class Pipeline(ImagePipeline):
         profiles: The sizes that engines of the U-Net were built for.
         forecast: The memory that images take.
         schedulers: The configs of schedulers that add noise to an image which the network is given, by their folders.
+        weights: The bytes of its networks on disk, nearly all of which are weights.
         later: The later stages of a cascade, each of which enlarges the images of the one before.
         watch: Called with the state after each row; what it raises ends the request. A row is then never one call.
     """
@@ -71,6 +72,7 @@ class Pipeline(ImagePipeline):
     profiles: tuple[tuple[str, Bucket], ...] = field(default=(), repr=False)
     forecast: Forecast | None = None
     schedulers: Mapping[str, Config] = field(default_factory=dict, repr=False)
+    weights: int = 0
     later: "tuple[Pipeline, ...]" = ()
     watch: Callable[[State], object] | None = field(default=None, repr=False)
 
@@ -224,6 +226,11 @@ class Pipeline(ImagePipeline):
         unet = self.engines["unet"]
         if isinstance(unet, SharedEngine):
             unet.free()
+
+    def unload(self) -> None:
+        """Free the memory of the networks of all stages; the next request opens them again. None may run meanwhile."""
+        for each in self.stages:
+            each.engines.unload()
 
     def close(self) -> None:
         """Free the engines of all stages; a later request raises `LdmrtError`. A second call does nothing."""

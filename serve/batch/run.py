@@ -15,6 +15,7 @@ from ldmrt.runtime.samplers.loop import State
 from ldmrt.serve.batching.room import rows_per_call
 from ldmrt.serve.jobs.job import Cancelled, Job
 from ldmrt.serve.jobs.service import Service
+from ldmrt.serve.models.models import fixed
 
 from .index import Entry, Index
 from .lines import Line
@@ -47,7 +48,7 @@ def service_of(name: str, pipeline: Pipeline, example: Request, images: int | No
     fitting = rows_per_call(pipeline, pipeline.size(example), rows)
     filling = 0 if pipeline.engines.take_turns else -(-fitting // (each * example.num_images_per_prompt))
     at_once = min(AT_ONCE, 1 + filling)
-    return Service({name: pipeline}, {name: rows}, running=at_once, waiting=2 * at_once), 2 * at_once
+    return Service(fixed({name: pipeline}, {name: rows}), running=at_once, waiting=2 * at_once), 2 * at_once
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Count what a server does, for Prometheus."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -39,6 +40,9 @@ class Metrics(Observer):
         waiting.set_function(lambda: service.waiting)
         running = Gauge("ldmrt_requests_running", "Requests that run.", registry=self.registry)
         running.set_function(lambda: service.running)
+        loaded = Gauge("ldmrt_model_loaded", "Whether a model is in memory.", ["model"], registry=self.registry)
+        for name in service.models:
+            loaded.labels(name).set_function(partial(service.models.is_loaded, name))
 
     def batch(self, batch: Batch) -> None:
         """Note a call of a network that has run."""

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 import uvicorn
@@ -44,9 +46,27 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         yield opened
 
 
-def run(server: Server, opened: socket.socket, grace: float) -> None:
-    """Answer requests until SIGTERM or Ctrl-C; those that were accepted then have so many seconds to end."""
-    Stoppable(configured(server), server, grace).run([opened])
+def run(server: Server, opened: socket.socket, grace: float, reload: Callable[[], object] = lambda: None) -> None:
+    """Answer requests until SIGTERM or Ctrl-C; those that were accepted then have so many seconds to end.
+
+    SIGHUP, where the system has it, calls `reload` in a thread of its own; one call ends before the next begins.
+    """
+    with reloading(reload):
+        Stoppable(configured(server), server, grace).run([opened])
+
+
+@contextlib.contextmanager
+def reloading(reload: Callable[[], object]) -> Iterator[None]:
+    """Call a function after each SIGHUP, in a thread of its own, as long as the block runs."""
+    if not hasattr(signal, "SIGHUP"):
+        yield
+        return
+    with ThreadPoolExecutor(1, "reload") as thread:
+        before = signal.signal(signal.SIGHUP, lambda number, frame: thread.submit(reload))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
 
 def configured(server: Server) -> uvicorn.Config:

@@ -17,6 +17,7 @@ from ldmrt.runtime.pipeline.call import Result
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.serve.batching.lanes import Lane
+from ldmrt.serve.models.models import Model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,6 +51,7 @@ class Job:
         deadline: When it is given up, as `time.monotonic` counts; None for never.
         owner: Who asked; requests of one owner may be limited.
         model: The name of the model that draws it.
+        used: That model, while it runs.
         id: Names it.
         due: The jobs of its lane that are due before it run first; a time as `time.monotonic` counts.
         accepted: When it was accepted, as `time.monotonic` counts.
@@ -67,6 +69,7 @@ class Job:
     deadline: float | None = None
     owner: str = ""
     model: str = ""
+    used: Model | None = field(default=None, repr=False)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     due: float = 0.0
     accepted: float = field(default_factory=time.monotonic)

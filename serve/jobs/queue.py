@@ -5,7 +5,7 @@ by what comes within that time, and never waits for ever. Equal jobs are served 
 """
 
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ldmrt.serve.batching.lanes import Lane
 
@@ -45,13 +45,21 @@ class Queue:
         self._forget_empty()
         return gone
 
-    def admit(self, most: int) -> list[Job]:
+    def models(self) -> list[str]:
+        """Name the models of the jobs that are next in their lanes, in the order in which those were accepted."""
+        following = sorted((jobs[0] for jobs in self._waiting.values()), key=lambda job: job.accepted)
+        return [job.model for job in following]
+
+    def admit(self, most: int, takes_requests: Callable[[str], bool]) -> list[Job]:
         """Move the jobs for which there is room to those that run, and return them; at most so many run.
 
-        In each lane those that run have as many rows as a call, or there is one.
+        In each lane those that run have as many rows as a call, or there is one. `takes_requests` tells of a model
+        whether its jobs may begin.
         """
         begun = list[Job]()
         for lane, jobs in self._waiting.items():
+            if not takes_requests(jobs[0].model):
+                continue
             rows = sum(job.rows for job in self.running if job.lane == lane)
             while jobs and len(self.running) < most and (not rows or rows + jobs[0].rows <= lane.most):
                 rows += jobs[0].rows

@@ -20,7 +20,8 @@ from ldmrt.serve.batching.dispatcher import Batch, Dispatcher, Stopping
 from ldmrt.serve.batching.engines import JoinedEngines
 from ldmrt.serve.batching.lanes import Lane
 from ldmrt.serve.batching.room import rows_per_call
-from ldmrt.serve.models import chosen
+from ldmrt.serve.models.models import Model, Models
+from ldmrt.serve.models.naming import chosen
 
 from .job import Job, Stopped, Watcher
 from .observers import Observer, Observers
@@ -52,8 +53,7 @@ class Service:
 
     def __init__(
         self,
-        models: Mapping[str, Pipeline],
-        rows: Mapping[str, int],
+        models: Models,
         *,
         waiting: int = WAITING,
         running: int = RUNNING,
@@ -63,19 +63,17 @@ class Service:
 
         Args:
             models: The pipelines by name; the first is the default. The service does not close them.
-            rows: How many rows a call of each model's U-Net has at most, at the model's own size; see `rows_per_call`.
             waiting: How many requests may wait.
             running: How many may run.
             observer: Told of each batch and each job that has ended.
         """
-        self.models, self._rate, self._rows, self._observer = (
-            dict(models),
-            Rate(),
-            dict(rows),
-            Observers(observer or Observer()),
-        )
+        self.models, self._rate, self._observer = models, Rate(), Observers(observer or Observer())
         self._queue, self._changed, self.closed, self._alone = Queue(), Condition(), False, Lock()
-        self._most_waiting, self._most_running, self._ending = waiting, running, 0  # jobs whose watchers are told
+        self._most_waiting, self._most_running, self._ending = (
+            waiting,
+            running,
+            0,
+        )  # watchers told of an end, and previews
         self._dispatcher, self._over = Dispatcher(self._note), False
         self._deadlines = Thread(target=self._keep_deadlines, name="deadlines", daemon=True)
         self._deadlines.start()
@@ -108,7 +106,7 @@ class Service:
         model = chosen(self.models, model)
         pipeline, deadline = self.models[model], None if seconds is None else time.monotonic() + seconds
         rows = request.total_images * pipeline.guidance_rows(request)
-        lane = self._lane(pipeline, model, pipeline.size(request))
+        lane = self._lane(pipeline, model, pipeline.size(request), self.models.model(model).rows)
         job = Job(lane, request, pipeline.rows(request), rows, deadline, owner, model=model, trace=trace or {})
         if watcher is not None:
             job.watch(watcher)
@@ -119,6 +117,16 @@ class Service:
             self._admit()
             self._changed.notify_all()  # its deadline may be the next one
         return job
+
+    def replace_model(self, name: str, pipeline: Pipeline) -> None:
+        """Draw the requests of a model that begin from now on with another pipeline.
+
+        The old one is closed when those that run have ended. One of them that fails is drawn again by the new one, as
+        the old one may have found its files replaced.
+        """
+        with self._changed:
+            self.models.put(name, pipeline)
+            self._admit()
 
     def check_room(self) -> None:
         """Raise what `submit` would raise now for a request that waits: `Busy` or `Stopping`."""
@@ -141,9 +149,21 @@ class Service:
             return self._queue.position(job)
 
     def decode(self, job: Job, latents: Latents, stage: str) -> NDArray[np.uint8]:
-        """Decode latents (N, C, h, w) of a stage of a job's model to images (N, H, W, 3)."""
-        with self._alone:
-            return self.models[job.model].decode(latents, stage)[..., :3]
+        """Decode latents (N, C, h, w) of a stage of a job's model to images (N, H, W, 3); none if it has ended."""
+        with self._changed:
+            if job.used is None:
+                return np.empty((0, 0, 0, 3), np.uint8)
+            model = self.models.begin(job.used)
+            self._ending += 1
+        try:
+            with self._alone:
+                return model.pipeline.decode(latents, stage)[..., :3]
+        finally:
+            with self._changed:
+                self.models.end(model)
+                self._ending -= 1
+                self._admit()
+                self._changed.notify_all()
 
     def seconds_left(self) -> int:
         """Return in how many seconds, 1 or more, all that waits and runs is likely to be done."""
@@ -196,43 +216,64 @@ class Service:
                 self._changed.wait(wait)
                 self._admit()
 
-    def _lane(self, stage: Pipeline, model: str, size: tuple[int, int]) -> Lane:
-        """Return the lane of images of a size in a stage."""
-        return Lane(f"{model}/{stage.stage.name}", size, rows_per_call(stage, size, self._rows[model]))
+    @staticmethod
+    def _lane(stage: Pipeline, model: str, size: tuple[int, int], rows: int) -> Lane:
+        """Return the lane of images of a size in a stage of a model that has so many rows a call at its own size."""
+        return Lane(f"{model}/{stage.stage.name}", size, rows_per_call(stage, size, rows))
 
     def _admit(self) -> None:
         """Drop jobs that were given up, and start as many others as there is room for."""
         for job in self._queue.drop_given_up():
             job.end_given_up()
             self._observer.job(job)
-        for job in self._queue.admit(self._most_running):
+        if len(self._queue.running) < self._most_running:
+            self.models.make_room(self._queue.models())
+        for job in self._queue.admit(self._most_running, self.models.takes_requests):
             self._start(job)
 
     def _start(self, job: Job) -> None:
         """Run a job in a thread of its own; it fails where the system has no more of them."""
+        job.used = self.models.begin(self.models.model(job.model))
         try:
-            Thread(target=self._run, args=(job,), name=f"job {job.id}", daemon=True).start()
+            Thread(target=self._run, args=(job, job.used), name=f"job {job.id}", daemon=True).start()
         except RuntimeError as error:
-            self._end(job, error)
+            self._end(job, job.used, error)
 
-    def _run(self, job: Job) -> None:
+    def _run(self, job: Job, model: Model) -> None:
         """Run a job to its end."""
         outcome: Result | BaseException
         with ExitStack() as seats:
             try:
                 job.begin()
-                stages = [self._shared(stage, job, seats) for stage in self.models[job.model].stages]
+                stages = [self._shared(stage, job, model, seats) for stage in model.pipeline.stages]
                 outcome = replace(stages[0], later=tuple(stages[1:])).generate(job.request)
             except BaseException as error:
                 outcome = error
-        self._end(job, outcome)
+        if model.replaced and isinstance(outcome, LdmrtError) and not job.given_up:
+            self._wait_again(job, model)
+        else:
+            self._end(job, model, outcome)
         if isinstance(outcome, BaseException):  # the job may be kept: let go of what the frames hold
             outcome.__traceback__ = outcome.__context__ = outcome.__cause__ = None
 
-    def _end(self, job: Job, outcome: Result | BaseException) -> None:
+    def _wait_again(self, job: Job, model: Model) -> None:
+        """Let a job wait that has failed with a model which was replaced meanwhile."""
+        with self._changed:
+            self._leave(job, model)
+            job.called, job.rows_began = 0, None
+            self._queue.add(job)
+            self._admit()
+
+    def _leave(self, job: Job, model: Model) -> None:
+        """Take a job from those that run."""
+        self._queue.running.remove(job)
+        self.models.end(model)
+        job.used = None
+
+    def _end(self, job: Job, model: Model, outcome: Result | BaseException) -> None:
         """End a job that runs; whoever is told of it sees that its place is free, and holds up no other job."""
         with self._changed:
-            self._queue.running.remove(job)
+            self._leave(job, model)
             self._ending += 1
             self._admit()
             self._changed.notify_all()
@@ -242,7 +283,7 @@ class Service:
             self._ending -= 1
             self._changed.notify_all()
 
-    def _shared(self, stage: Pipeline, job: Job, seats: ExitStack) -> Pipeline:
+    def _shared(self, stage: Pipeline, job: Job, model: Model, seats: ExitStack) -> Pipeline:
         """Return a stage for one job, whose networks are shared with other jobs.
 
         Where the networks do not fit into memory together, jobs run one by one, as the stage's own turns have it.
@@ -254,7 +295,7 @@ class Service:
         def lane_of(latents: tuple[int, ...]) -> Lane:
             height, width = latents
             job.rows_began = job.rows_began or time.monotonic()
-            return self._lane(stage, job.model, (height * factor, width * factor))
+            return self._lane(stage, job.model, (height * factor, width * factor), model.rows)
 
         def watch(state: State) -> None:
             if state.row + 1 == state.rows:

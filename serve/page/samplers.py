@@ -13,7 +13,7 @@ from ldmrt.runtime.pipeline.request.checks import LARGEST_STEPS
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.plan import Plan
 from ldmrt.runtime.samplers.registry import SCHEDULERS, SPACINGS, everyday_name
-from ldmrt.serve.models import chosen
+from ldmrt.serve.models.naming import chosen
 
 PURE_NOISE = 1e-6  # alpha below which sigma / alpha says nothing
 STEPS = 20  # of a plan that is only tried

@@ -10,8 +10,7 @@ from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.serve.http.metrics import Metrics
 from ldmrt.serve.jobs.service import Service
 from ldmrt.serve.jobs.store import Jobs
-
-from .test_service import pipeline  # noqa: F401
+from ldmrt.serve.models.models import fixed
 
 WARM, MEASURED = 1000, 3000
 # A job that is kept by mistake is about 5 KB of image, latents and objects, so 3000 of them are 15 MB. Runs grew by 0.3
@@ -21,9 +20,9 @@ GROWTH = 8 << 20
 
 
 @pytest.mark.slow
-def test_thousands_of_requests(pipeline: Pipeline) -> None:  # noqa: F811
+def test_thousands_of_requests(pipeline: Pipeline) -> None:
     process, jobs, metrics = psutil.Process(), Jobs(64, 600.0, 1 << 20), Metrics()
-    service = Service({"tiny": pipeline}, {"tiny": 8}, observer=metrics)
+    service = Service(fixed({"tiny": pipeline}, {"tiny": 8}), observer=metrics)
     metrics.watch(service)
 
     def ask(number: int) -> None:

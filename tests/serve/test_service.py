@@ -1,16 +1,12 @@
 """A service draws the images that its pipelines draw alone, and refuses what it cannot serve."""
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from threading import Event, Thread
-from typing import Any
 
 import numpy as np
 import pytest
 
-from ldmrt.runtime import InvalidRequest, LdmrtError, NotFinite, Request
-from ldmrt.runtime.pipeline.opening import open_pipeline
+from ldmrt.runtime import InvalidRequest, LdmrtError, NotFinite
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.serve.batching.dispatcher import Batch
@@ -18,6 +14,9 @@ from ldmrt.serve.batching.room import rows_per_call
 from ldmrt.serve.jobs.job import Cancelled, Job
 from ldmrt.serve.jobs.rate import Rate
 from ldmrt.serve.jobs.service import OVERTAKEN, Busy, Service
+from ldmrt.serve.models.models import fixed
+
+from .conftest import held, request
 
 MIXED = [
     {"num_inference_steps": steps, "scheduler": scheduler, "guidance_scale": guidance, "num_images_per_prompt": images}
@@ -30,46 +29,6 @@ MIXED = [
         (4, "unipc", 7.5, 1),
     )
 ]
-
-
-@pytest.fixture(scope="module")
-def pipeline(bundle: Path) -> Iterator[Pipeline]:
-    with open_pipeline(bundle) as opened:
-        yield opened
-
-
-@pytest.fixture
-def service(pipeline: Pipeline) -> Iterator[Service]:
-    made = Service({"tiny": pipeline}, {"tiny": 8}, waiting=8)
-    yield made
-    made.close()
-
-
-def request(number: int = 0, **settings: Any) -> Request:
-    return Request("a red apple", seed=number, **settings)
-
-
-class Held:
-    """Holds a job after its first row until it is let go."""
-
-    def __init__(self) -> None:
-        self.begun, self._go_on = Event(), Event()
-
-    def __call__(self, job: Job, state: State | None) -> None:
-        if state is not None:
-            self.begun.set()
-            assert self._go_on.wait(30)
-
-    def let_go(self) -> None:
-        self._go_on.set()
-
-
-def held(service: Service, **settings: Any) -> tuple[Job, Held]:
-    """Submit a job that is held after its first row."""
-    holding = Held()
-    job = service.submit(request(num_inference_steps=50, **settings), watcher=holding)
-    assert holding.begun.wait(30)
-    return job, holding
 
 
 def test_images_do_not_depend_on_what_shares_their_batch(service: Service, pipeline: Pipeline) -> None:
@@ -90,7 +49,7 @@ def test_calls_are_shared(pipeline: Pipeline) -> None:
         def _note(self, batch: Batch) -> None:
             noted.append(batch)
 
-    service = Noting({"tiny": pipeline}, {"tiny": 8})
+    service = Noting(fixed({"tiny": pipeline}, {"tiny": 8}))
     jobs = [service.submit(request(number, num_inference_steps=20)) for number in range(4)]
     for job in jobs:
         job.result(60)
@@ -109,7 +68,7 @@ def test_rows_of_a_size(pipeline: Pipeline) -> None:
 
 
 def test_requests_wait_in_their_order_and_are_refused_beyond_the_queue(pipeline: Pipeline) -> None:
-    service = Service({"tiny": pipeline}, {"tiny": 2}, waiting=2)
+    service = Service(fixed({"tiny": pipeline}, {"tiny": 2}), waiting=2)
     first, holding = held(service)
     second, third = (service.submit(request(number)) for number in (1, 2))
     assert [service.position(job) for job in (first, second, third)] == [None, 0, 1]
@@ -129,7 +88,7 @@ def test_a_short_request_overtakes_long_ones_for_a_while(pipeline: Pipeline) -> 
         def seconds(self, work: float) -> float:
             return work
 
-    service = Service({"tiny": pipeline}, {"tiny": 2})
+    service = Service(fixed({"tiny": pipeline}, {"tiny": 2}))
     service._rate = SecondForAPixel()
     first, holding = held(service)
     long, short = (service.submit(request(1, num_inference_steps=steps)) for steps in (40, 4))
@@ -142,7 +101,7 @@ def test_a_short_request_overtakes_long_ones_for_a_while(pipeline: Pipeline) -> 
 
 def test_another_size_does_not_wait(pipeline: Pipeline) -> None:
     """A small image runs while a large one is held."""
-    service = Service({"tiny": pipeline}, {"tiny": 2})
+    service = Service(fixed({"tiny": pipeline}, {"tiny": 2}))
     side = 2 * pipeline.stage.size
     large, holding = held(service, height=side, width=side)
     assert service.submit(request(1, num_inference_steps=3)).result(60).pixels.shape[1] == pipeline.stage.size
@@ -163,7 +122,7 @@ def test_a_cancelled_request_ends_after_its_row(service: Service) -> None:
 
 
 def test_a_request_that_waits_is_cancelled_at_once(pipeline: Pipeline) -> None:
-    service = Service({"tiny": pipeline}, {"tiny": 2})
+    service = Service(fixed({"tiny": pipeline}, {"tiny": 2}))
     first, holding = held(service)
     second = service.submit(request(1))
     service.cancel(second)
@@ -177,7 +136,7 @@ def test_a_request_that_waits_is_cancelled_at_once(pipeline: Pipeline) -> None:
 
 def test_a_deadline(pipeline: Pipeline) -> None:
     """One that passes while the request waits makes room; one that passes while it runs ends it after its row."""
-    service = Service({"tiny": pipeline}, {"tiny": 2}, waiting=1)
+    service = Service(fixed({"tiny": pipeline}, {"tiny": 2}), waiting=1)
     first, holding = held(service)
     late = service.submit(request(1), seconds=0.0)
     while time.monotonic() <= (late.deadline or 0.0):
@@ -234,7 +193,7 @@ def test_progress_is_told_row_by_row(service: Service) -> None:
 
 def test_a_watcher_that_takes_its_time_holds_up_nobody(pipeline: Pipeline) -> None:
     """Such as one that writes the images: others are accepted and drawn meanwhile, and closing waits for it."""
-    service, told, may_go_on, waited = Service({"tiny": pipeline}, {"tiny": 8}), Event(), Event(), list[bool]()
+    service, told, may_go_on, waited = Service(fixed({"tiny": pipeline}, {"tiny": 8})), Event(), Event(), list[bool]()
 
     def slow(job: Job, state: State | None) -> None:
         if job.ended:
@@ -256,13 +215,13 @@ def test_a_watcher_that_takes_its_time_holds_up_nobody(pipeline: Pipeline) -> No
 
 def test_a_service_that_is_closed(pipeline: Pipeline) -> None:
     """What runs may end within the grace; what is left then is given up, and nothing new is accepted."""
-    service = Service({"tiny": pipeline}, {"tiny": 8})
+    service = Service(fixed({"tiny": pipeline}, {"tiny": 8}))
     ends = service.submit(request(num_inference_steps=2))
     service.close(grace=60)
     assert ends.stage == "done"
     with pytest.raises(LdmrtError, match="it is being stopped"):
         service.submit(request())
-    service = Service({"tiny": pipeline}, {"tiny": 2})
+    service = Service(fixed({"tiny": pipeline}, {"tiny": 2}))
     first, holding = held(service)
     second = service.submit(request(1))
     holding.let_go()

@@ -15,6 +15,7 @@ from ldmrt.serve.batching.lanes import Lane
 from ldmrt.serve.jobs.job import Cancelled, DeadlinePassed, Job
 from ldmrt.serve.jobs.service import Service
 from ldmrt.serve.jobs.tracing import Tracing, context_of, tracing
+from ldmrt.serve.models.models import fixed
 
 sdk = pytest.importorskip("opentelemetry.sdk.trace")
 memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
@@ -64,7 +65,7 @@ def nested(spans: dict[str, Any], parts: list[str]) -> None:
 
 
 def test_a_request_that_is_done(pipeline: Pipeline, spans: Spans) -> None:
-    service = Service({"tiny": pipeline}, {"tiny": 8}, observer=spans.tracing)
+    service = Service(fixed({"tiny": pipeline}, {"tiny": 8}), observer=spans.tracing)
     job = service.submit(ASKED, trace=PARENT)
     result = job.result(60)
     service.close()
@@ -84,7 +85,7 @@ def test_a_request_that_is_done(pipeline: Pipeline, spans: Spans) -> None:
 
 def test_networks_that_take_turns(pipeline: Pipeline, spans: Spans) -> None:
     """Nothing tells when their rows begin, so these have the encoders too."""
-    service = Service({"tiny": pipeline}, {"tiny": 8})
+    service = Service(fixed({"tiny": pipeline}, {"tiny": 8}))
     job = service.submit(ASKED)
     job.result(60)
     service.close()

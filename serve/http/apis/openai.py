@@ -52,6 +52,7 @@ def listed(http: HTTPRequest, name: str) -> dict[str, Any]:
         "owned_by": "ldmrt",
         "size": pipeline.stage.size,
         "stages": [stage.stage.name for stage in pipeline.stages],
+        "loaded": server.service.models.is_loaded(name),
         "certificate": verdict,
     }
 
@@ -64,10 +65,12 @@ async def models(http: HTTPRequest) -> dict[str, Any]:
 
 @router.get("/models/{name:path}", responses=SEEN)
 async def model(http: HTTPRequest, name: str) -> dict[str, Any]:
-    """Tell of one model."""
+    """Tell of one model; its certificate is whole."""
     if name not in server_of(http).service.models:
         raise NotFound("request", f"no model {name!r:.100}", expected=", ".join(server_of(http).service.models))
-    return listed(http, name)
+    certificate = server_of(http).service.models[name].certificate
+    whole = {} if certificate is None else {"certificate": {"failures": certificate.failures, **certificate.to_json()}}
+    return listed(http, name) | whole
 
 
 @router.post("/images/generations", responses=DRAWN)

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
+from ldmrt.runtime.backends.low_memory import in_low_memory
 
 WAIT = 10  # seconds, for what takes none
 
@@ -45,6 +46,20 @@ def test_opened_when_asked_for_and_once() -> None:
         engines["a"]
     engines.open_soon(["b"])
     assert Quiet.open == 0
+
+
+def test_unloaded_engines_are_opened_again() -> None:
+    """Also where low memory shares one place between networks."""
+    engines = LazyEngines({**in_low_memory({"c": Quiet}, {"c": ((), ())}), "a": Quiet, "b": Quiet})
+    for _ in range(2):
+        assert {engines[name]() == {} for name in ("a", "c")} == {True}
+        assert Quiet.open == 2
+        engines.unload()
+        assert Quiet.open == 0
+    engines.close()
+    engines.unload()
+    with pytest.raises(LdmrtError, match="pipeline: it is closed"):
+        engines["a"]
 
 
 def test_soon_is_at_the_same_time() -> None:

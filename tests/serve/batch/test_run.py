@@ -18,6 +18,7 @@ from ldmrt.serve.batch.lines import Line
 from ldmrt.serve.batch.requests import Reader
 from ldmrt.serve.batch.run import AT_ONCE, Run, service_of
 from ldmrt.serve.jobs.service import Service
+from ldmrt.serve.models.models import fixed
 
 OPTIONS = {"steps": 3, "seed": 5}
 
@@ -53,7 +54,7 @@ class Drawing:
                 yield Line(self.read, text, f"digest {self.read}")
 
     def __call__(self, texts: list[str]) -> Iterator[Entry]:
-        service = Service({"tiny": self.pipeline}, {"tiny": 8}, running=2, waiting=self.window)
+        service = Service(fixed({"tiny": self.pipeline}, {"tiny": 8}), running=2, waiting=self.window)
         run = Run(service, self.reader, self.save, window=self.window)
         with self.index:
             stopping = lambda: self.stop_after is not None and self.index.last >= self.stop_after  # noqa: E731
@@ -126,17 +127,17 @@ def test_a_full_disk_ends_the_run(drawing: Drawing) -> None:
 def test_what_runs_at_once_follows_from_what_fits(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """One more than fill a call; two rows of guidance for each image."""
     made = []
-    monkeypatch.setattr("ldmrt.serve.batch.run.Service", lambda models, rows, **limits: made.append((rows, limits)))
+    monkeypatch.setattr("ldmrt.serve.batch.run.Service", lambda models, **limits: made.append((models, limits)))
     for images, count in ((None, 1), (4, 1), (4, 2), (1, 8)):
         _, window = service_of("tiny", pipeline, Request("", num_images_per_prompt=count), images)
         assert made[-1][1]["waiting"] == window == 2 * made[-1][1]["running"]
-    assert [rows["tiny"] for rows, _ in made[1:]] == [8, 8, 2]
+    assert [models.model("tiny").rows for models, _ in made[1:]] == [8, 8, 2]
     assert [limits["running"] for _, limits in made] == [AT_ONCE, 5, 3, 2]
 
 
 def test_networks_that_take_turns_draw_one_line_at_a_time(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    monkeypatch.setattr("ldmrt.serve.batch.run.Service", lambda models, rows, **limits: made.append(limits))
+    monkeypatch.setattr("ldmrt.serve.batch.run.Service", lambda models, **limits: made.append(limits))
     with open_pipeline(bundle, low_memory=True) as pipeline:
         service_of("tiny", pipeline, Request(""), None)
     assert made == [{"running": 1, "waiting": 2}]

@@ -19,6 +19,7 @@ from ldmrt.serve.http.running import Stoppable, configured, listening
 from ldmrt.serve.http.state import Limits, Server
 from ldmrt.serve.jobs.job import Job
 from ldmrt.serve.jobs.service import Service
+from ldmrt.serve.models.models import fixed
 
 
 class Held:
@@ -53,7 +54,7 @@ class Running:
         waiting: int = 8,
     ) -> None:
         metrics = Metrics()
-        self.service = Service({"tiny": pipeline}, {"tiny": rows}, waiting=waiting, observer=metrics)
+        self.service = Service(fixed({"tiny": pipeline}, {"tiny": rows}), waiting=waiting, observer=metrics)
         self.server = Server(self.service, metrics, limits or Limits(), keys or {})
         self._listening = listening("127.0.0.1", 0)
         socket = self._listening.__enter__()

@@ -5,6 +5,7 @@ import io
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from ldmrt.runtime import Request
+from ldmrt.runtime.bundle.certificate import Certificate, TensorError
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.serve.http.state import Limits
 
@@ -104,6 +106,22 @@ def test_models(client: openai.OpenAI, pipeline: Pipeline) -> None:
     assert (model.id, model.owned_by, (model.model_extra or {})["size"]) == ("tiny", "ldmrt", pipeline.stage.size)
     with pytest.raises(openai.NotFoundError, match="no model 'nonsense'"):
         client.models.retrieve("nonsense")
+
+
+def test_the_certificate_of_a_model(pipeline: Pipeline) -> None:
+    """The list has its verdict, and the model itself all of it; what is not a number is one of JSON's strings."""
+    error = TensorError("unet", "onnxruntime", "plain", "out_sample", float("nan"), 0.5, float("nan"), 0.5, 1e-4)
+    certificate = Certificate((error,), (), (), {"bundle": {"unet/model.onnx": "ab"}})
+    server = Running(replace(pipeline, certificate=certificate))
+    try:
+        with server.client() as http:
+            verdict = http.get("/v1/models").json()["data"][0]["certificate"]
+            whole = http.get("/v1/models/tiny").json()["certificate"]
+    finally:
+        server.stop()
+    assert verdict == {"within": False, "failures": certificate.failures}
+    assert whole.pop("failures") == certificate.failures
+    assert Certificate.from_json(whole).to_json() == certificate.to_json()
 
 
 def test_fields_that_are_not_heeded(client: openai.OpenAI) -> None:

@@ -69,6 +69,7 @@ def gain(pipeline: Any, requests: list[Any], rows: int, rounds: int) -> dict[str
     The gain is the median of the rounds' quotients: both halves of a round see the same load of the machine.
     """
     from ldmrt.serve.jobs.service import Service
+    from ldmrt.serve.models.models import fixed
 
     def one_at_a_time() -> None:
         for request in requests:
@@ -79,7 +80,7 @@ def gain(pipeline: Any, requests: list[Any], rows: int, rounds: int) -> dict[str
             job.result()
 
     seconds: dict[str, list[float]] = {"one_at_a_time": [], "shared": []}
-    with contextlib.closing(Service({"model": pipeline}, {"model": rows})) as service:
+    with contextlib.closing(Service(fixed({"model": pipeline}, {"model": rows}))) as service:
         shared()
         for _ in range(rounds):
             seconds["one_at_a_time"].append(timed(one_at_a_time))
@@ -92,6 +93,7 @@ def short_latency(pipeline: Any, rows: int, rounds: int) -> dict[str, Any]:
     """Return the 95th percentile of the seconds of short requests that arrive behind long ones, both ways by turns."""
     from ldmrt.runtime.pipeline.request.request import Request
     from ldmrt.serve.jobs.service import Service
+    from ldmrt.serve.models.models import fixed
 
     steps = [LONG_STEPS, SHORT_STEPS] * min(LONG, SHORT)
     requests = [Request("a red apple", seed=n, num_inference_steps=count) for n, count in enumerate(steps)]
@@ -111,7 +113,7 @@ def short_latency(pipeline: Any, rows: int, rounds: int) -> dict[str, Any]:
         short = (job for job in jobs if job.request.num_inference_steps == SHORT_STEPS)
         latencies["shared"].extend(job.seconds["total"] for job in short)
 
-    with contextlib.closing(Service({"model": pipeline}, {"model": rows})) as service:
+    with contextlib.closing(Service(fixed({"model": pipeline}, {"model": rows}))) as service:
         shared()
         latencies["shared"].clear()
         for _ in range(rounds):
@@ -128,10 +130,12 @@ def memory(pipeline: Any, rows: int, count: int) -> dict[str, Any]:
     from ldmrt.runtime.pipeline.request.request import Request
     from ldmrt.serve.jobs.service import Service
     from ldmrt.serve.jobs.store import Jobs
+    from ldmrt.serve.models.models import fixed
 
     jobs, process = Jobs(256, 600.0, 512 << 20), psutil.Process()
     megabytes = list[float]()
-    with contextlib.closing(Service({"model": pipeline}, {"model": rows})) as service, ThreadPoolExecutor(16) as pool:
+    models = fixed({"model": pipeline}, {"model": rows})
+    with contextlib.closing(Service(models)) as service, ThreadPoolExecutor(16) as pool:
 
         def ask(number: int) -> None:
             job = service.submit(Request(f"a pear {number % 8}", seed=number, num_inference_steps=1))
@@ -156,7 +160,7 @@ def main(bundle: str, rounds: int, requests: int | None, path: Path | None) -> N
     from ldmrt.runtime.files.writing import write_atomically
     from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.runtime.pipeline.request.request import Request
-    from ldmrt.serve.models import rows_of
+    from ldmrt.serve.models.rows import rows_of
 
     load = os.getloadavg()
     with open_pipeline(bundle) as pipeline:

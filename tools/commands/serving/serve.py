@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,13 @@ def serve(
     from ldmrt.runtime.optional import unavailable
     from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.serve.jobs.observers import JobLog, JsonLines, Observers
+    from ldmrt.serve.jobs.reloading import reload_models
     from ldmrt.serve.jobs.service import Service
     from ldmrt.serve.jobs.tracing import tracing
-    from ldmrt.serve.models import named, rows_of
+    from ldmrt.serve.models.memory import for_weights
+    from ldmrt.serve.models.models import Models
+    from ldmrt.serve.models.naming import named
+    from ldmrt.serve.models.rows import rows_of
     from ldmrt.tools.console.progress import console
 
     try:
@@ -76,13 +81,18 @@ def serve(
     logging.getLogger("ldmrt.serve").setLevel(logging.INFO)
     with contextlib.ExitStack() as opened:
         socket = opened.enter_context(listening(host, port))
-        models, most = {}, {}
-        for name, path in named(bundles).items():
-            models[name] = opened.enter_context(open_pipeline(path, **opening))
-            most[name] = rows or rows_of(models[name])
-            console.print(f"{name}: {most[name]} rows a call at {models[name].stage.size} pixels", highlight=False)
+        paths = named(bundles)
+        models = opened.enter_context(contextlib.closing(Models(for_weights(opening["backend"]))))
+        for name, path in paths.items():
+            models.put(name, open_pipeline(path, **opening), rows)
+            if rows is None:
+                models.make_room([name])
+                models.model(name).rows = rows_of(models[name])
+            size = models[name].stage.size
+            console.print(f"{name}: {models.model(name).rows} rows a call at {size} pixels", highlight=False)
         metrics = Metrics()
         observers = Observers(metrics, JobLog(), *opened.enter_context(tracing()))
-        service = opened.enter_context(contextlib.closing(Service(models, most, waiting=waiting, observer=observers)))
+        service = opened.enter_context(contextlib.closing(Service(models, waiting=waiting, observer=observers)))
         console.print(f"http://{host}:{socket.getsockname()[1]}", highlight=False)
-        run(Server(service, metrics, Limits(seconds=seconds, per_key=per_key), owners), socket, grace)
+        reload = partial(reload_models, service, paths, partial(open_pipeline, **opening))
+        run(Server(service, metrics, Limits(seconds=seconds, per_key=per_key), owners), socket, grace, reload)

@@ -1,0 +1,1 @@
+"""The models of a service: how they are named, opened, and kept in memory."""
