@@ -57,6 +57,7 @@ PACKAGES = {
     "prometheus_client": Package("prometheus_client", "prometheus-client", ("serve",)),
     "tensorboard": Package("TensorBoard", "tensorboard", ("tensorboard",)),
     "wandb": Package("Weights & Biases", "wandb", ("wandb",)),
+    "opentelemetry": Package("OpenTelemetry", "opentelemetry-sdk", ("otel",)),
     "diffusers": Package("diffusers", "diffusers", ("dev",)),
 }
 

@@ -153,6 +153,7 @@ UNTESTED = {
     "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "cuda-bindings", "nncf", "resvg-py", "tomli",
     "accelerate", "psutil", "datasets", "tensorboard", "wandb",
     "fastapi", "starlette", "pydantic", "uvicorn", "python-multipart", "prometheus-client",
+    "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http",
 }  # fmt: skip
 
 
