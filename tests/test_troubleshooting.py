@@ -21,6 +21,7 @@ KINDS = {"LdmrtError", "BundleError", "InvalidRequest", "EngineNotFound", "NotFi
     "Overloaded",
     "NoKey",
     "TooManyOfKey",  # of the server
+    "TooManyStreams",
 }
 ANY = "…"  # what differs from case to case, in texts and on the page
 MOST_OF_ONE_ENTRY = 60  # places in the sources: an entry that covers more says too little of each

@@ -30,7 +30,7 @@ from .folder import INDEX, Source, part_of_folder, read_folder
 from .outdated import current_scheduler, current_size
 from .single_part import controlnet_source, with_part
 
-Network = TypeVar("Network", UNet, Autoencoder, ControlNet, Adapter)
+Network = TypeVar("Network", UNet, Autoencoder, VQAutoencoder, ControlNet, Adapter)
 Dtype = torch.dtype | Mapping[str, torch.dtype | None] | None
 
 
@@ -89,15 +89,29 @@ def load(
     return _assemble(replace(description, scheduler=with_settings(config, settings or {})), dtype)
 
 
-def load_autoencoder(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Autoencoder:
+def load_first_stage(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Autoencoder | VQAutoencoder:
     """Load the autoencoder in FOLDER/vae, in eval mode; None leaves its weights in the dtype of the file."""
     refuse_other("autoencoder", folder, CHECKPOINT, BUNDLE, LORA)
     place = folder / "vae"
     config = read_json("vae", place / "config.json")
+    tensors = part_of_folder("vae", place, None)
     if config.get("_class_name") == "VQModel":
+        return _build_and_fill("vae", VQAutoencoder, config, tensors, dtype)
+    return _build_and_fill("vae", Autoencoder, config, tensors, dtype)
+
+
+def load_autoencoder(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Autoencoder:
+    """Load the autoencoder in FOLDER/vae as `load_first_stage` does, and refuse one with a codebook.
+
+    Raises:
+        LdmrtError: It has a codebook, or cannot be read.
+    """
+    vae = load_first_stage(folder, dtype=dtype)
+    if isinstance(vae, VQAutoencoder):
         hint = "ldmrt train autoencoder --kind kl"
-        raise LdmrtError("vae", f"{place} has a codebook", expected="AutoencoderKL", found="VQModel", hint=hint)
-    return _build_and_fill("vae", Autoencoder, config, part_of_folder("vae", place, None), dtype)
+        problem = f"{folder / 'vae'} has a codebook"
+        raise LdmrtError("vae", problem, expected="AutoencoderKL", found="VQModel", hint=hint)
+    return vae
 
 
 def load_controlnet(

@@ -6,6 +6,7 @@ from ldmrt.runtime.bundle.stages import Stage, stage_of_configs
 from ldmrt.runtime.files.reading import JsonObject
 
 from .classes import PIPELINE as CLASS_CONDITIONAL
+from .classes import PIXEL_PIPELINE as PIXEL_CLASS_CONDITIONAL
 from .classes import class_conditional
 from .instruct_pix2pix import instruct_pix2pix
 from .ldm3d import ldm3d
@@ -18,14 +19,18 @@ Preset = Callable[[Stage, JsonObject, JsonObject], Stage]
 FAMILIES: Mapping[str, Preset] = {  # by `_class_name` of model_index.json
     CLASS_CONDITIONAL: class_conditional,
     "LDMSuperResolutionPipeline": super_resolution,
+    PIXEL_CLASS_CONDITIONAL: class_conditional,
     "PixelUpscalePipeline": pixel_upscaler,
     "ScoreSdeVePipeline": score_sde,
     "StableDiffusionInstructPix2PixPipeline": instruct_pix2pix,
     "StableDiffusionLDM3DPipeline": ldm3d,
     "StableDiffusionUpscalePipeline": upscaler,
 }
-# Pipelines without an autoencoder: their U-Nets work in pixels. PixelUpscalePipeline is our own.
-PIXEL_FAMILIES = ("DDIMPipeline", "DDPMPipeline", "PNDMPipeline", "PixelUpscalePipeline", "ScoreSdeVePipeline")
+# Pipelines without an autoencoder: their U-Nets work in pixels. Those that begin with Pixel are our own.
+PIXEL_FAMILIES = (
+    "DDIMPipeline", "DDPMPipeline", "PNDMPipeline",
+    PIXEL_CLASS_CONDITIONAL, "PixelUpscalePipeline", "ScoreSdeVePipeline",
+)  # fmt: skip
 
 
 def stage_of(unet: JsonObject, vae: JsonObject | None, index: JsonObject) -> Stage:

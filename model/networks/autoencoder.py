@@ -87,6 +87,11 @@ class CodecConfig:
         return 2 ** (len(self.block_out_channels) - 1)
 
     @property
+    def latent_width(self) -> int:
+        """Channels of the latents that a U-Net works in."""
+        return self.latent_channels
+
+    @property
     def encoded_channels(self) -> int:
         """Channels of the encoder's output."""
         return self.latent_channels

@@ -34,7 +34,7 @@ class VQConfig(CodecConfig):
         positive("vae", self, "num_vq_embeddings", "vq_embed_dim")
 
     @property
-    def code_width(self) -> int:
+    def latent_width(self) -> int:
         """Width of a code: the channels of the latents that a U-Net works in."""
         return self.vq_embed_dim or self.latent_channels
 
@@ -82,9 +82,9 @@ class VQAutoencoder(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quantize = Quantizer(config.num_vq_embeddings, config.code_width)
-        self.quant_conv = nn.Conv2d(config.latent_channels, config.code_width, 1)
-        self.post_quant_conv = nn.Conv2d(config.code_width, config.latent_channels, 1)
+        self.quantize = Quantizer(config.num_vq_embeddings, config.latent_width)
+        self.quant_conv = nn.Conv2d(config.latent_channels, config.latent_width, 1)
+        self.post_quant_conv = nn.Conv2d(config.latent_width, config.latent_channels, 1)
 
     @classmethod
     def from_config(cls, config: RawConfig) -> "VQAutoencoder":
@@ -98,7 +98,7 @@ class VQAutoencoder(nn.Module):
             image: Images (B, in_channels, H, W) in [-1, 1]; sides are multiples of `config.factor`, f.
 
         Returns:
-            Latents (B, code_width, H/f, W/f).
+            Latents (B, latent_width, H/f, W/f).
         """
         return self.quant_conv(self.encoder(image))
 
@@ -106,7 +106,7 @@ class VQAutoencoder(nn.Module):
         """Compute the images of the codes nearest to latents.
 
         Args:
-            latent: Latents (B, code_width, h, w), not multiplied by the scaling factor.
+            latent: Latents (B, latent_width, h, w), not multiplied by the scaling factor.
 
         Returns:
             Images (B, out_channels, f*h, f*w), in [-1, 1] but for overshoots, which are not clamped.

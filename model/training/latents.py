@@ -1,4 +1,4 @@
-"""Turn images into tensors, and into the moments of their latents, computed once for each image."""
+"""Turn images into tensors, and into what an autoencoder encodes them as, computed once for each image."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ldmrt.model.networks.autoencoder import Autoencoder, moments
+from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.runtime.errors import LdmrtError
 
 from .data.captioned import Key, Pixels, Sample
@@ -14,6 +15,7 @@ from .draws import Draws
 from .latent_files import LatentFiles
 
 Fingerprint = Callable[[Sample], str]
+FirstStage = Autoencoder | VQAutoencoder
 
 
 def to_tensor(images: list[Pixels], device: str) -> Tensor:
@@ -23,17 +25,23 @@ def to_tensor(images: list[Pixels], device: str) -> Tensor:
 
 
 @torch.no_grad()
-def encoded(vae: Autoencoder, images: Tensor) -> Tensor:
-    """Return mean and log-variance (B, 2C, h, w) of the latents of B images (B, 3, H, W) in [-1, 1], in float32.
+def encoded(vae: FirstStage, images: Tensor) -> Tensor:
+    """Encode B images (B, 3, H, W) in [-1, 1], in float32.
 
+    Returns mean and log-variance (B, 2C, h, w) of the latents; or latents (B, C, h, w) before the codebook.
     They are encoded one by one: the bits of a sum depend on the size of the batch.
     """
     with torch.autocast(images.device.type, enabled=False):
         return torch.cat([vae.encode(image) for image in images.split(1)])
 
 
-def sampled(encoded: Tensor, vae: Autoencoder, draws: Draws, purpose: str = "latents") -> Tensor:
-    """Draw latents (B, C, h, w) of moments (B, 2C, h, w), scaled as a diffusion model takes them."""
+def sampled(encoded: Tensor, vae: FirstStage, draws: Draws, purpose: str = "latents") -> Tensor:
+    """Draw latents (B, C, h, w) of moments (B, 2C, h, w), scaled as a diffusion model takes them.
+
+    Those of an autoencoder with a codebook are given already, and nothing is drawn.
+    """
+    if isinstance(vae, VQAutoencoder):
+        return encoded * vae.config.scaling_factor
     mean, log_variance = moments(encoded)
     latents = mean + torch.exp(0.5 * log_variance) * draws.normal(purpose, mean.shape[1:])
     return latents * vae.config.scaling_factor
@@ -46,11 +54,11 @@ def to_images(x: Tensor) -> Pixels:
 
 
 class LatentCache:
-    """Keeps the autoencoder's moments by sample key: a repeated image is neither decoded nor encoded again."""
+    """Keeps moments, or latents before a codebook, by sample key: a repeated image is not encoded again."""
 
     def __init__(
         self,
-        vae: Autoencoder,
+        vae: FirstStage,
         device: str,
         *,
         entries: int = 50_000,
@@ -90,7 +98,7 @@ class LatentCache:
         return self._names[sample.key]
 
     def __call__(self, samples: list[Sample]) -> Tensor:
-        """Return mean and log-variance (B, 2C, h, w), float32, of the latents of B samples' images."""
+        """Return what `encoded` returns of B samples' images, float32."""
         found = {}
         for key, sample in {sample.key: sample for sample in samples}.items():
             kept = self._kept(sample)

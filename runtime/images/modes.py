@@ -11,7 +11,7 @@ from ldmrt.runtime.tensors import Array
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-BAND = 256  # rows scaled at once
+BAND = 256  # rows scaled or composed at once
 # Pixels of these types may hold any of these ranges: white is the least of them that is not exceeded.
 WHITE = {"f": (1, 255, 65535), "i": (1, 255, 65535, 2**31 - 1), "u": (1, 255, 65535, 2**32 - 1)}
 OVERSHOOT = 0.25  # what resampling with Lanczos may have added to a range of floats, below and above
@@ -67,6 +67,21 @@ def scaled(what: str, name: str, values: Array, white: float | None = None) -> N
         band = values[top : top + BAND].astype(np.float64)
         levels[top : top + BAND] = np.rint((band * (255 / white)).clip(0, 255))
     return levels
+
+
+def on_white(image: "Image") -> "Image":
+    """Compose an image of the mode LA or RGBA on white; another one is returned as it is."""
+    if not image.mode.endswith("A"):
+        return image
+    from PIL import Image
+
+    mode = image.mode[:-1]
+    composed = Image.new(mode, image.size, "white")
+    for top in range(0, image.height, BAND):
+        box = (0, top, image.width, min(top + BAND, image.height))
+        band = image.crop(box)
+        composed.paste(band.convert(mode), box, band.getchannel("A"))
+    return composed
 
 
 def transposed(image: "Image", orientation: int) -> "Image":

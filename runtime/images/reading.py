@@ -21,7 +21,7 @@ from ldmrt.runtime.optional import unavailable
 from ldmrt.runtime.tensors import Array
 
 from .encoded import EncodedImage
-from .modes import in_8_bits, open_all_greys, transposed
+from .modes import in_8_bits, on_white, open_all_greys, transposed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Size = tuple[int, int]  # height, width
 MAX_PIXELS = 1 << 26  # of a file: decoded, with four bytes a pixel, they take 256 MiB, and composing them as much again
-BAND = 256  # rows composed at once
 MASK_SOURCES = ("alpha", "luminance")
 EXPECTED = "a path, a PIL image, or an array (H, W), (H, W, C) or (N, H, W, C)"
 PROGRAMS = ("EPS", "WMF")  # formats that Pillow hands to a program outside
@@ -114,7 +113,7 @@ def colors(what: str, images: Sequence[object], size: Size, channels: int = 3) -
         transparent |= _is_transparent(opened)
         composed = on_white(opened)
         # A grey image is the same in three channels after resizing as before, and takes a quarter of the memory.
-        resized = _resized(composed if composed.mode == "L" else _in_mode(composed, modes[channels]), size)
+        resized = resized_to(composed if composed.mode == "L" else _in_mode(composed, modes[channels]), size)
         arrays.append(np.asarray(_in_mode(resized, modes[channels])).reshape(*size, channels))
     if transparent:
         _note_transparency(what)
@@ -128,28 +127,18 @@ def masks(images: Sequence[object], size: Size, source: str | None = None) -> Fl
     `source` says what of a mask is meant, its alpha (new where it is opaque) or its luminance. By default it is the
     luminance, and the alpha where all colours are alike and the alpha is not. In a mask of zeros and ones one is white.
     """
-    greys = [_resized(_in_full(_mask_plane(read("mask", image), source)), size).convert("L") for image in images]
+    greys = [resized_to(_in_full(_mask_plane(read("mask", image), source)), size).convert("L") for image in images]
     return (np.stack(list(map(np.asarray, greys)))[:, None] >= 127.5).astype(np.float32)
+
+
+def grey_mask(image: object, source: str | None = None) -> "Image":
+    """Read a mask as `masks` does, as a grey PIL image of its own size."""
+    return _in_full(_mask_plane(read("mask", image), source)).convert("L")
 
 
 def for_each(arrays: Floats, count: int) -> Floats:
     """Repeat one image, or one for each prompt, for `count` images: the first ones are of the first prompt."""
     return arrays.repeat(count // len(arrays), axis=0)
-
-
-def on_white(image: "Image") -> "Image":
-    """Compose an image of the mode LA or RGBA on white; another one is returned as it is."""
-    if not image.mode.endswith("A"):
-        return image
-    from PIL import Image
-
-    mode = image.mode[:-1]
-    composed = Image.new(mode, image.size, "white")
-    for top in range(0, image.height, BAND):
-        box = (0, top, image.width, min(top + BAND, image.height))
-        band = image.crop(box)
-        composed.paste(band.convert(mode), box, band.getchannel("A"))
-    return composed
 
 
 def _split_one(what: str, image: object) -> "list[Item]":
@@ -308,7 +297,7 @@ def _in_mode(image: "Image", mode: str) -> "Image":
     return image if image.mode == mode else image.convert(mode)
 
 
-def _resized(image: "Image", size: Size) -> "Image":
+def resized_to(image: "Image", size: Size) -> "Image":
     """Resize an image to (height, width) with Lanczos, where it has another size."""
     from PIL import Image
 

@@ -128,6 +128,8 @@ class ImagePipeline(ABC):
         denoising_end: float | None = None,
         mask_image: Images | None = None,
         mask_from: str | None = None,
+        mask_content: str = "original",
+        padding_mask_crop: int | None = None,
         controls: Mapping[str, Images | tuple[Images, float]] | None = None,
         original_size: tuple[int, int] | None = None,
         crops_coords_top_left: tuple[int, int] = (0, 0),

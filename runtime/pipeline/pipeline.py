@@ -37,7 +37,7 @@ from .denoising.denoise import Denoised, DenoisingTask, Encoded, check_finite
 from .denoising.initial_latents import initial_latents
 from .overlap import in_stages
 from .request.checks import Text
-from .request.images import read_images
+from .request.images import pasted, read_images
 from .request.request import Request
 from .request.stages import first_request, next_request, walk
 
@@ -281,5 +281,5 @@ class Pipeline(ImagePipeline):
         if request.output_type == "latent":
             return Result(x, x, request.seeds, {"latents": denoised.seconds, "decode": 0.0})
         how = decode_unrounded if request.output_type == "np" else decode
-        array = how(self.engines, self.stage.space, x, self.decoding)
+        array = pasted(request, how(self.engines, self.stage.space, x, self.decoding))
         return Result(array, x, request.seeds, {"latents": denoised.seconds, "decode": time.perf_counter() - called})

@@ -34,6 +34,11 @@ _DPM = _HIGH | _END | {"algorithm_type": "dpmsolver++", "solver_type": "midpoint
 _SINGLE = _TRAIN | _RESPACED | _FLOW | _DPM | {"variance_type": None, "lambda_min_clipped": -math.inf}
 _EDM = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "sigma_schedule": "karras", "rho": 7.0}
 _EDM |= {"num_train_timesteps": 1000, "prediction_type": "epsilon"} | _END
+_FLOWS = {"num_train_timesteps": 1000, "shift": 1.0}
+_DYNAMIC_SHIFT: Config = {
+    **{"use_dynamic_shifting": False, "base_shift": 0.5, "max_shift": 1.15, "time_shift_type": "exponential"},
+    **{"base_image_seq_len": 256, "max_image_seq_len": 4096, "shift_terminal": None, "invert_sigmas": False},
+}
 # Arguments of diffusers' `step`, which a config may hold here.
 CHURN = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf, "s_noise": 1.0}
 # Whether a corrector's step is of each image, or of the batch as in diffusers; its config has no key for it.
@@ -65,6 +70,8 @@ KEYS: dict[str, Config] = {
     "ScoreSdeVeScheduler": {"num_train_timesteps": 2000, "snr": 0.15, "sigma_min": 0.01, "sigma_max": 1348.0,
                             "sampling_eps": 1e-5, "correct_steps": 1} | STEP_BY,
     "ScoreSdeVpScheduler": {"num_train_timesteps": 2000, "beta_min": 0.1, "beta_max": 20.0, "sampling_eps": 1e-3},
+    "FlowMatchEulerDiscreteScheduler": {**_FLOWS, **_DYNAMIC_SHIFT, **_RESPACED, "stochastic_sampling": False},
+    "FlowMatchHeunDiscreteScheduler": _FLOWS | CHURN,
 }  # fmt: skip
 KNOWN = {key for keys in KEYS.values() for key in keys}
 
@@ -78,8 +85,8 @@ CHOICES: Mapping[str, Sequence[object]] = {
     "interpolation_type": ("linear", "log_linear"),
     "timestep_type": ("discrete", "continuous"),
     "sigma_schedule": ("karras", "exponential"),
-    "use_dynamic_shifting": (False,),  # it asks for the size of the image
-    "shift_terminal": (None,),
+    "time_shift_type": ("exponential", "linear"),
+    "invert_sigmas": (False,),
     "solver_p": (None,),
     "step_by": ("image", "batch"),
 }
@@ -90,6 +97,7 @@ _POSITIVE = (
     "clip_sample_range",
     "sample_max_value",
     "flow_shift",
+    "shift",
     "dynamic_thresholding_ratio",
     "rho",
     "sigma_min",
@@ -100,6 +108,7 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     *("beta_start", "beta_end", "beta_min", "beta_max", "steps_offset", "sampling_eps", "correct_steps"),
+    "shift_terminal",
     *CHURN,
 )
 # Values that one class of a family writes and another takes for its own default.
@@ -152,8 +161,9 @@ def _check_kinds(c: Config, class_name: str) -> None:
 def _check_bounds(c: Config) -> None:
     """Raise an `LdmrtError` for a number above its largest."""
     bounds = {"dynamic_thresholding_ratio": 1, "num_train_timesteps": LARGEST, "sampling_eps": 1, "correct_steps": 100}
+    bounds |= {"shift_terminal": 1}
     for key, most in (bounds | {"original_inference_steps": c["num_train_timesteps"]}).items():
-        if c.get(key, 0) > most:
+        if (c.get(key) or 0) > most:
             raise LdmrtError("scheduler", f"invalid {key}", expected=f"at most {most}", found=c[key])
 
 
@@ -188,9 +198,11 @@ def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
+LATE = ("DPM", "UniPC", "DEIS")  # solvers of flows among others
 # Settings that contradict one another: a class (or all), its keys, what is wrong, what is expected.
 CONTRADICTIONS: Sequence[tuple[str, Config, str, str]] = (
     ("", {"prediction_type": "flow_prediction", "use_flow_sigmas": False}, "has no flow", "use_flow_sigmas true"),
+    *((name, {"use_dynamic_shifting": True}, "asks for the size of the image", "flow_shift") for name in LATE),
     ("EDM", {"prediction_type": "sample"}, "conditions its network otherwise", "epsilon or v_prediction"),
     ("DPM", {"algorithm_type": "dpmsolver", **_END}, "has no eps at sigma 0", "final_sigmas_type sigma_min"),
     ("DPM", {"algorithm_type": "sde-dpmsolver", **_END}, "has no eps at sigma 0", "final_sigmas_type sigma_min"),
@@ -222,6 +234,8 @@ def _check_contradictions(c: Config, class_name: str) -> None:
         if class_name.startswith(prefix) and all(c.get(key, False) == value for key, value in settings.items()):
             shown = ", ".join(f"{key} {value}" for key, value in settings.items())
             raise LdmrtError("scheduler", f"{shown} {problem}", expected=expected, found=class_name)
+    if c.get("shift_terminal") is not None and class_name == "UniPCMultistepScheduler":
+        raise LdmrtError("scheduler", "UniPCMultistepScheduler has its own last level", expected="no shift_terminal")
     if c.get("trained_betas") is not None and class_name == "IPNDMScheduler":
         raise LdmrtError("scheduler", "IPNDMScheduler has its own betas", expected="no trained_betas")
 

@@ -14,7 +14,7 @@ from . import solvers
 from .config import CHURN, KEYS, Config, resolve
 from .grid import Grid, distilled_grid, early_grid, edm_grid, late_grid, sine_grid, whole_grid
 from .hand_over import entry, timestep, until
-from .papers import dpm_deis_unipc, score_sde
+from .papers import dpm_deis_unipc, equations, flow_matching, score_sde
 from .papers.langevin import Langevin
 from .plan import Plan, Variance
 
@@ -68,6 +68,7 @@ _UNCLIPPED = {"clip_sample": False, "thresholding": False}
 _early_whole, _own_end = partial(early_grid, whole=True), partial(late_grid, own_end=True)
 _strided = partial(whole_grid, strided=True)
 _VE, _SCORE, _EPS = "ScoreSdeVeScheduler", {"prediction_type": "score"}, {"prediction_type": "epsilon"}
+_M, flow_grid = {"prediction_type": "flow_prediction"}, flow_matching.flow_grid
 _lcm, _tcd = partial(distilled_grid, last=None), partial(distilled_grid, last=0)
 
 SCHEDULERS: dict[str, Scheduler] = {
@@ -103,6 +104,8 @@ SCHEDULERS: dict[str, Scheduler] = {
     "score_ve_euler": Scheduler(_VE, 1, score_sde.ve_flow_grid, solvers.euler, fixed=_SCORE | CHURN),
     "score_ve_heun": Scheduler(_VE, 2, score_sde.ve_flow_grid, solvers.heun, fixed=_SCORE | CHURN, calls=2),
     "score_vp": Scheduler("ScoreSdeVpScheduler", 1, score_sde.vp_grid, score_sde.vp, fixed=_EPS),
+    "flow_euler": Scheduler(flow_matching.EULER, 1, flow_grid, flow_matching.flow_euler, fixed=_M),
+    "flow_heun": Scheduler(flow_matching.HEUN, 2, flow_grid, flow_matching.flow_heun, fixed=_M, calls=2),
 }
 """Names every scheduler, and the class of diffusers with which each agrees.
 
@@ -176,6 +179,7 @@ def plan_from_config(
     shortened: bool = False,
     start: float | None = None,
     end: float | None = None,
+    tokens: int | None = None,
 ) -> Plan:
     """Solve a sampler for one grid, from a diffusers scheduler_config.json.
 
@@ -195,6 +199,7 @@ def plan_from_config(
         start: Go on with the latents that another model left at this share of the schedule, 0 to 1: `denoising_start`
             of diffusers' SDXL pipelines. `strength` then does not count.
         end: Stop at this share of the schedule, 0 to 1, for another model to go on: `denoising_end`.
+        tokens: How many tokens of the image a transformer sees, by which `use_dynamic_shifting` shifts the levels.
 
     Returns:
         The plan, computed in float64; with `start` or `end` only the rows that are left.
@@ -204,7 +209,8 @@ def plan_from_config(
         LdmrtError: The config is invalid, contradicts itself, or has no finite plan.
     """
     scheduler, asked = find_scheduler(config, name)
-    score_sde.refuse_other_equation(config, scheduler.class_name)
+    equations.refuse_other(config, scheduler.class_name)
+    config = flow_matching.for_solver(config, scheduler.class_name, tokens)
     own = resolve({**config, **asked}, scheduler.class_name)
     if missing := [key for key, value in asked.items() if own.get(key, False) != value]:
         problem = f"{scheduler.class_name} has no {missing[0]}"
@@ -216,8 +222,8 @@ def plan_from_config(
     if not 0.0 <= (eta or 0.0) <= 1.0:
         raise InvalidRequest("scheduler", "invalid eta", expected="0 to 1", found=eta)
     if (start, end) != (None, None):
-        score_sde.refuse_to_share(scheduler.class_name)
-    c = {**own, "eta": scheduler.eta if eta is None else eta, **scheduler.fixed}
+        equations.refuse_to_share(scheduler.class_name)
+    c = {**own, "eta": scheduler.eta if eta is None else eta, "tokens": tokens, **scheduler.fixed}
     chosen = _chosen_grids(scheduler, timesteps, sigmas)
     if not chosen and (not isinstance(steps, Integral) or not 1 <= steps <= c["num_train_timesteps"]):
         expected = f"1 to {c['num_train_timesteps']}"
@@ -256,7 +262,7 @@ def _chosen_grids(
 def _begun(grid: Grid, scheduler: Scheduler, start: float | None, strength: float, count: int) -> Plan:
     """Tabulate a plan from where it begins: `strength` of its `count` steps, or what another model left at `start`."""
     if start is None:
-        begin = min(count - max(1, int(count * strength)), len(grid) - 1)
+        begin = min(flow_matching.skipped(scheduler.class_name, count, strength), len(grid) - 1)
         return _tabulate(replace(grid, begin=begin), scheduler)
     nodes = [node for node, _ in scheduler.solve(grid)]
     first = entry(nodes, scheduler.calls, timestep(start, grid.config["num_train_timesteps"]))
@@ -272,7 +278,7 @@ def _tabulate(grid: Grid, scheduler: Scheduler) -> Plan:
         ArithmeticError: A row is not finite.
     """
     c = grid.config
-    _refuse_epsilon_of_pure_noise(grid)
+    equations.refuse_epsilon_of_pure_noise(grid)
     rows = list(scheduler.solve(grid))
     x, m = np.eye(2)
     read = np.array([solvers.read(c, node, x, m) for node, _ in rows])
@@ -310,10 +316,3 @@ def _langevin(scheduler: Scheduler, c: Config) -> Langevin | None:
     if scheduler.solve is not score_sde.ve or not c["correct_steps"]:
         return None
     return Langevin(float(c["snr"]), c["correct_steps"], by_batch=c["step_by"] == "batch")
-
-
-def _refuse_epsilon_of_pure_noise(grid: Grid) -> None:
-    """Raise an `LdmrtError` where a network that predicts noise would be asked about latents that are noise alone."""
-    if grid.config["prediction_type"] == "epsilon" and any(node.alpha == 0 for node, _ in grid.walk()):
-        problem = "zero terminal SNR starts from noise alone, of which epsilon says nothing"
-        raise LdmrtError("scheduler", problem, expected="prediction_type v_prediction or sample", found="epsilon")

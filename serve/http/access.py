@@ -1,7 +1,10 @@
 """Let in callers with an API key, and bodies up to a size."""
 
 import asyncio
+import base64
+import contextlib
 import hashlib
+import hmac
 import time
 from pathlib import Path
 
@@ -11,12 +14,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import read_bytes
 from ldmrt.serve.jobs.budget import Budget
+from ldmrt.serve.page import reference
 from ldmrt.serve.page.files import PATHS
 
 from .errors import AGAIN, NoKey, Overloaded, TooLarge, TooSlow, answer
 from .state import Server
 
-OPEN = ("/healthz", "/readyz", *PATHS)  # paths that need no key
+OPEN = ("/healthz", "/readyz", reference.PATH, *PATHS)  # paths that need no key
 HEX_DIGITS = 64  # of a SHA-256
 
 
@@ -51,6 +55,21 @@ def read_keys(path: Path) -> dict[str, str]:
     return keys
 
 
+def credentials(header: str) -> tuple[str | None, str | None]:
+    """Return the name and the key that a header Authorization has, None for what it lacks: `Bearer` has no name.
+
+    `Basic` has both, the key as its password (RFC 7617): so AUTOMATIC1111's clients log in.
+    """
+    kind, _, value = header.partition(" ")
+    if kind.lower() == "bearer":
+        return None, value.strip()
+    if kind.lower() == "basic":
+        with contextlib.suppress(ValueError):  # of base64, and of UTF-8
+            name, colon, key = base64.b64decode(value.strip(), validate=True).decode().partition(":")
+            return (name, key) if colon else (None, None)
+    return None, None
+
+
 class Access:
     """Refuses callers without a key that the server knows; reads bodies, as large and as slow as they may be."""
 
@@ -81,10 +100,10 @@ class Access:
         """Return the name of a caller's key; "" where none is asked for."""
         if not self._server.keys or scope["path"] in OPEN:
             return ""
-        kind, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        owner = self._server.keys.get(digest(key.strip())) if kind.lower() == "bearer" else None
-        if owner is None:
-            raise NoKey("request", "no valid API key", hint="Authorization: Bearer KEY")
+        name, key = credentials(Headers(scope=scope).get("authorization", ""))
+        owner = None if key is None else self._server.keys.get(digest(key))
+        if owner is None or (name is not None and not hmac.compare_digest(name.encode(), owner.encode())):
+            raise NoKey("request", "no valid API key", hint="Authorization: Bearer KEY, or NAME and KEY as Basic")
         return owner
 
     async def _body(self, scope: Scope, receive: Receive, held: "Held") -> bytes | None:

@@ -1,6 +1,6 @@
 """Describe the bodies of requests, and make requests of the runtime from them."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -45,6 +45,8 @@ class Options(BaseModel):
     noise_level: int | None = Field(None, ge=0)
     image: ImageText | None = None
     mask_image: ImageText | None = None
+    mask_content: Literal["original", "fill", "noise", "zeros"] | None = None
+    padding_mask_crop: int | None = Field(None, ge=0)
     controls: dict[str, Control] | None = None
     stages: dict[str, dict[str, Any]] | None = None
     from_stage: str | None = None

@@ -42,6 +42,10 @@ class TooManyOfKey(LdmrtError):
     """As many requests of one API key wait or run as may."""
 
 
+class TooManyStreams(LdmrtError):
+    """As many streams of events are open as may be."""
+
+
 # The status of the first class that an error belongs to.
 STATUS: tuple[tuple[type[LdmrtError], HTTPStatus], ...] = (
     (NotFound, HTTPStatus.NOT_FOUND),
@@ -50,6 +54,7 @@ STATUS: tuple[tuple[type[LdmrtError], HTTPStatus], ...] = (
     (Overloaded, HTTPStatus.TOO_MANY_REQUESTS),
     (NoKey, HTTPStatus.UNAUTHORIZED),
     (TooManyOfKey, HTTPStatus.TOO_MANY_REQUESTS),
+    (TooManyStreams, HTTPStatus.TOO_MANY_REQUESTS),
     (Busy, HTTPStatus.TOO_MANY_REQUESTS),
     (Stopping, HTTPStatus.SERVICE_UNAVAILABLE),
     (Stopped, HTTPStatus.SERVICE_UNAVAILABLE),
@@ -66,6 +71,10 @@ Answers = dict[int | str, dict[str, Any]]
 SEEN: Answers = {
     HTTPStatus.UNAUTHORIZED.value: {"description": "No API key that the server knows."},
     HTTPStatus.NOT_FOUND.value: {"description": "There is no such thing, or it is another key's."},
+}
+WATCHED: Answers = {
+    **SEEN,
+    HTTPStatus.TOO_MANY_REQUESTS.value: {"description": "Too many streams: again after `Retry-After` seconds."},
 }
 DRAWN: Answers = {
     HTTPStatus.BAD_REQUEST.value: {"description": "The body cannot be read."},

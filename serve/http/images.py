@@ -31,6 +31,7 @@ DATA_URL = re.compile(r"data:[\w.+/-]*(?:;[\w=.+-]+)*;base64,", re.ASCII)
 RECORDED = (
     "prompt_2", "negative_prompt", "negative_prompt_2", "num_inference_steps", "guidance_scale", "guidance_rescale",
     "scheduler", "scheduler_settings", "eta", "clip_skip", "strength", "class_labels", "deep_cache",
+    "mask_content", "padding_mask_crop",
 )  # fmt: skip
 
 
@@ -67,13 +68,18 @@ def opened(name: str, content: bytes) -> "Image":
 
 def encoded(job: Job, number: int) -> bytes:
     """Return an image of a job that is done as a PNG file, with the parameters that make it again."""
-    image = job.result(0).pixels[number]
+    return as_png(job, job.result(0).pixels[number], number)
+
+
+def as_png(job: Job, image: NDArray[np.uint8], number: int) -> bytes:
+    """Return an image (H, W, 3) of a job as a PNG file likewise."""
     return encode_png(image, notes(parameters(job, image, number)))
 
 
-def in_base64(job: Job) -> list[str]:
-    """Return the images of a job that is done as PNG files in base64."""
-    return [base64.b64encode(encoded(job, number)).decode() for number in range(len(job.result(0).seeds))]
+def in_base64(job: Job, pixels: NDArray[np.uint8] | None = None) -> list[str]:
+    """Return the images of a job that is done as PNG files in base64: its own, or what was made of them."""
+    images = job.result(0).pixels if pixels is None else pixels
+    return [base64.b64encode(as_png(job, image, number)).decode() for number, image in enumerate(images)]
 
 
 def parameters(job: Job, image: NDArray[np.uint8], number: int) -> dict[str, object]:
@@ -82,6 +88,8 @@ def parameters(job: Job, image: NDArray[np.uint8], number: int) -> dict[str, obj
     changed = {
         SHORT[name]: getattr(request, name) for name in RECORDED if getattr(request, name) != getattr(plain, name)
     }
-    size = {"height": image.shape[0], "width": image.shape[1]}
+    size: dict[str, object] = {"height": image.shape[0], "width": image.shape[1]}
+    if request.padding_mask_crop is not None:  # of the region, which is the model's own by default
+        size = {name: side for name in size if (side := getattr(request, name)) is not None}
     own = {"prompt": request.prompts[number], "seed": job.result(0).seeds[number]}
     return {"ldmrt": ldmrt.__version__, "bundle": job.model, **changed, **size, **own}

@@ -4,21 +4,24 @@ import asyncio
 import base64
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from ldmrt.runtime.images.png import encode_png
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.serve.jobs.job import Job
+from ldmrt.serve.jobs.previews import decoded
 
 from .bodies import Drawing
-from .errors import DRAWN, SEEN, NotFound, body_of, public_message, status_of
+from .errors import AGAIN, DRAWN, SEEN, WATCHED, NotFound, TooManyStreams, body_of, public_message, status_of
 from .images import encoded
 from .state import Server, server_of
 from .submitting import submit
@@ -87,18 +90,49 @@ async def image(http: HTTPRequest, name: str, number: int) -> Response:
     return Response(await run_in_threadpool(encoded, job, number), media_type="image/png")
 
 
-@router.get("/{name}/events", response_class=StreamingResponse, responses={**SEEN, 200: STREAM})
-async def events(http: HTTPRequest, name: str, preview: bool = False) -> StreamingResponse:
+@router.get("/{name}/events", response_class=StreamingResponse, responses={**WATCHED, 200: STREAM})
+async def events(http: HTTPRequest, name: str, preview: bool | Literal["all"] = False) -> StreamingResponse:
     """Stream server-sent events: `stage` where the request waits, runs or has ended, `row` after each row.
 
-    With `preview` each row has the first image that it predicts, decoded, as PNG in base64.
+    With `preview=true` a row has the first image that it predicts, as PNG in base64; with `preview=all` it has
+    `previews`, those of all images. A row whose next one has ended before it was decoded has none.
     """
     server, job = server_of(http), found(http, name)
-    return StreamingResponse(streamed(http, server, job, preview), media_type="text/event-stream")
+    place = contextlib.ExitStack()
+    for budget, owner in ((server.streams_per_request, job.id), (server.streams, "")):
+        if not budget.take(owner, 1):
+            place.close()
+            raise TooManyStreams("request", "too many streams of events are open", hint=f"again in {AGAIN} s")
+        place.callback(budget.give_back, owner, 1)
+    images = 0 if preview is False else job.request.total_images if preview == "all" else 1
+    return Stream(streamed(server, job, images, every=preview == "all"), place.close)
 
 
-async def streamed(http: HTTPRequest, server: Server, job: Job, preview: bool) -> AsyncIterator[str]:
-    """Yield the events of a job until it has ended or the reader hangs up."""
+class Stream(StreamingResponse):
+    """Streams events, and gives its place back however it ends."""
+
+    def __init__(self, content: AsyncIterator[str], ended: Callable[[], object]) -> None:
+        """Take the events, and what is called at the end."""
+        super().__init__(content, media_type="text/event-stream")
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()
+
+
+async def streamed(server: Server, job: Job, images: int, *, every: bool) -> AsyncIterator[str]:
+    """Yield the events of a job until it has ended or the reader hangs up.
+
+    Args:
+        server: The server.
+        job: The job.
+        images: How many of the images that a row predicts are shown.
+        every: Whether they are a list.
+    """
     loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[bool, dict[str, Any]]](UNREAD)
 
     def put(is_row: bool, said: dict[str, Any]) -> None:
@@ -106,12 +140,22 @@ async def streamed(http: HTTPRequest, server: Server, job: Job, preview: bool) -
             queue.get_nowait()  # the oldest: the last event is that of the end, which must not be lost
         queue.put_nowait((is_row, said))
 
+    def tell(is_row: bool, said: dict[str, Any]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed
+            loop.call_soon_threadsafe(put, is_row, said)
+
+    def show(said: dict[str, Any], files: Future[list[bytes]]) -> None:
+        shown = [base64.b64encode(file).decode() for file in decoded(files, job)]
+        if shown:
+            said |= {"previews": shown} if every else {"preview": shown[0]}
+        tell(True, said)
+
     def watcher(job: Job, state: State | None) -> None:
         said = described(server, job)
-        if state is not None and preview:
-            said["preview"] = base64.b64encode(encode_png(server.service.preview(job, state))).decode()
-        with contextlib.suppress(RuntimeError):  # the loop was closed
-            loop.call_soon_threadsafe(put, state is not None, said)
+        if state is not None and images:
+            server.previews.of(job, state, images).add_done_callback(partial(show, said))
+        else:
+            tell(state is not None, said)
 
     yield event("stage", described(server, job))
     job.watch(watcher)

@@ -6,7 +6,11 @@ from typing import cast
 
 from starlette.requests import Request as HTTPRequest
 
+from ldmrt.runtime.images.png import encode_png
+from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.serve.jobs.budget import Budget
+from ldmrt.serve.jobs.job import Job
+from ldmrt.serve.jobs.previews import Previews
 from ldmrt.serve.jobs.service import Service
 from ldmrt.serve.jobs.store import Jobs
 
@@ -32,6 +36,8 @@ class Limits:
         kept: Jobs that have ended and whose images can still be fetched.
         kept_seconds: How long they are kept.
         kept_bytes: How large all of them are together; the oldest go first.
+        streams: Streams of events that are open.
+        streams_per_request: Those of one request.
     """
 
     body: int = 32 * MEGABYTE
@@ -46,6 +52,8 @@ class Limits:
     kept: int = 256
     kept_seconds: float = 600.0
     kept_bytes: int = 512 * MEGABYTE
+    streams: int = 256
+    streams_per_request: int = 8
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,9 @@ class Server:
         bodies: Counts the bytes of bodies that are held.
         images: Counts the bytes of the images of requests that wait or run.
         places: Counts the requests of each key that wait or run.
+        streams: Counts the streams of events that are open.
+        streams_per_request: Counts those of each request.
+        previews: Decodes what rows predict.
         started: When the server began, in seconds since 1970.
     """
 
@@ -72,6 +83,9 @@ class Server:
     bodies: Budget = field(init=False)
     images: Budget = field(init=False)
     places: Budget = field(init=False)
+    streams: Budget = field(init=False)
+    streams_per_request: Budget = field(init=False)
+    previews: Previews = field(init=False)
     started: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
@@ -82,6 +96,13 @@ class Server:
         object.__setattr__(self, "bodies", Budget(limits.held))
         object.__setattr__(self, "images", Budget(limits.held))
         object.__setattr__(self, "places", Budget(limits.per_key))
+        object.__setattr__(self, "streams", Budget(limits.streams))
+        object.__setattr__(self, "streams_per_request", Budget(limits.streams_per_request))
+        object.__setattr__(self, "previews", Previews(self._preview))
+
+    def _preview(self, job: Job, latents: Latents, stage: str) -> list[bytes]:
+        """Decode latents of a job to PNG files."""
+        return [encode_png(image) for image in self.service.decode(job, latents, stage)]
 
 
 def server_of(http: HTTPRequest) -> Server:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HTTPRequest
@@ -15,6 +16,9 @@ from ldmrt.serve.jobs.job import Cancelled, Job, Watcher, given_bytes
 
 from .errors import AGAIN, Overloaded, TooManyOfKey
 from .state import Server, server_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 ASKED_EVERY = 0.1  # seconds between two looks whether the caller is still there
 
@@ -78,6 +82,9 @@ def check_limits(server: Server, request: Request, model: str | None) -> None:
         return  # the service says so
     height, width = pipeline.size(request)
     refuse("pixels", height * width * request.total_images, limits.pixels)
+    if request.padding_mask_crop is not None:  # pasted over the whole image
+        image = cast("Image", request.image)  # callers send no other
+        refuse("pixels", image.width * image.height * request.total_images, limits.pixels)
     check_fits(pipeline, request)
 
 

@@ -14,6 +14,7 @@ from ldmrt.runtime.pipeline.call import Result
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.loop import State
+from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.serve.batching.dispatcher import Batch, Dispatcher, Stopping
 from ldmrt.serve.batching.engines import JoinedEngines
 from ldmrt.serve.batching.lanes import Lane
@@ -67,7 +68,11 @@ class Service:
         """
         self.models, self._rate, self._observer = models, Rate(), Observers(observer or Observer())
         self._queue, self._changed, self.closed, self._alone = Queue(), Condition(), False, Lock()
-        self._most_waiting, self._most_running, self._ending = waiting, running, 0  # jobs whose watchers are told
+        self._most_waiting, self._most_running, self._ending = (
+            waiting,
+            running,
+            0,
+        )  # watchers told of an end, and previews
         self._dispatcher, self._over = Dispatcher(self._note), False
         self._deadlines = Thread(target=self._keep_deadlines, name="deadlines", daemon=True)
         self._deadlines.start()
@@ -140,11 +145,22 @@ class Service:
         with self._changed:
             return self._queue.position(job)
 
-    def preview(self, job: Job, state: State) -> NDArray[np.uint8]:
-        """Decode what a row predicts of a job's first image: (H, W, 3)."""
-        pipeline = self.models[job.model] if job.used is None else job.used.pipeline
-        with self._alone:
-            return pipeline.decode(state.x0[:1], state.stage)[0, ..., :3]
+    def decode(self, job: Job, latents: Latents, stage: str) -> NDArray[np.uint8]:
+        """Decode latents (N, C, h, w) of a stage of a job's model to images (N, H, W, 3); none if it has ended."""
+        with self._changed:
+            if job.used is None:
+                return np.empty((0, 0, 0, 3), np.uint8)
+            model = self.models.begin(job.used)
+            self._ending += 1
+        try:
+            with self._alone:
+                return model.pipeline.decode(latents, stage)[..., :3]
+        finally:
+            with self._changed:
+                self.models.end(model)
+                self._ending -= 1
+                self._admit()
+                self._changed.notify_all()
 
     def seconds_left(self) -> int:
         """Return in how many seconds, 1 or more, all that waits and runs is likely to be done."""
@@ -214,7 +230,7 @@ class Service:
 
     def _start(self, job: Job) -> None:
         """Run a job in a thread of its own; it fails where the system has no more of them."""
-        job.used = self.models.begin(job.model)
+        job.used = self.models.begin(self.models.model(job.model))
         try:
             Thread(target=self._run, args=(job, job.used), name=f"job {job.id}", daemon=True).start()
         except RuntimeError as error:

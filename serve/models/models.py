@@ -22,7 +22,7 @@ class Model:
     Attributes:
         pipeline: Draws the requests.
         rows: How many rows a call of its U-Net has at most, at the model's own size; see `rows_per_call`.
-        users: How many requests are being drawn with it.
+        users: How many requests, and previews of them, are drawn with it.
         loaded: Since when its networks may be in memory; None where they are not.
         used: When a request last began or ended.
         replaced: Whether requests that begin now are drawn with another pipeline of this name.
@@ -118,15 +118,14 @@ class Models(Mapping[str, Pipeline]):
         model = self._models[name]
         return model.loaded is not None and (self._wanted is None or self._has_its_turn(model))
 
-    def begin(self, name: str) -> Model:
-        """Note that a request is drawn with a model, and return it; `end` has to follow."""
-        model = self._models[name]
+    def begin(self, model: Model) -> Model:
+        """Note that a model is used, for a request or a preview, and return it; `end` has to follow."""
         model.users += 1
         model.used = self._clock()
         return model
 
     def end(self, model: Model) -> None:
-        """Note that a request has ended; the pipeline of a model that was replaced is closed after the last one."""
+        """Note that a use has ended; the pipeline of a model that was replaced is closed after the last one."""
         model.users -= 1
         model.used = self._clock()
         self._close_replaced()

@@ -67,7 +67,7 @@ def test_the_model_that_was_used_longest_ago_is_unloaded_first(clock: Clock) -> 
     models = models_of(clock, 10, a=4, b=4, c=4, d=9)
     models.make_room(["a", "b"])
     for name in ("b", "a"):
-        models.end(models.begin(name))
+        models.end(models.begin(models.model(name)))
     models.make_room(["c"])
     assert loaded(models) == ["a", "c"]
     models.make_room(["d"])  # needs the place of both
@@ -79,7 +79,7 @@ def test_a_model_that_is_used_is_not_unloaded(clock: Clock) -> None:
     """And an idle one is not either, where that would not make enough room."""
     models = models_of(clock, 10, a=6, b=4, c=9)
     models.make_room(["a", "b"])
-    used = models.begin("a")
+    used = models.begin(models.model("a"))
     models.make_room(["c"])
     assert loaded(models) == ["a", "b"]
     assert not models.takes_requests("c")
@@ -105,7 +105,7 @@ def test_models_that_do_not_fit_together_take_turns(clock: Clock) -> None:
     """One that is loaded takes requests while another waits, but not for longer than its turn."""
     models = models_of(clock, 10, a=6, b=6)
     models.make_room(["a"])
-    first = models.begin("a")
+    first = models.begin(models.model("a"))
     models.make_room(["b", "a"])
     assert [models.takes_requests(name) for name in "ab"] == [True, False]
     clock.now += TURN
@@ -114,7 +114,7 @@ def test_models_that_do_not_fit_together_take_turns(clock: Clock) -> None:
     models.end(first)
     models.make_room(["b", "a"])
     assert [models.takes_requests(name) for name in "ab"] == [False, True]
-    models.begin("b")
+    models.begin(models.model("b"))
     clock.now += TURN
     models.make_room(["b"])  # nobody waits for it
     assert models.takes_requests("b")
@@ -123,7 +123,7 @@ def test_models_that_do_not_fit_together_take_turns(clock: Clock) -> None:
 def test_of_several_that_wait_the_first_is_loaded(clock: Clock) -> None:
     models = models_of(clock, 10, a=6, b=6, c=1)
     models.make_room(["a"])
-    used = models.begin("a")
+    used = models.begin(models.model("a"))
     models.make_room(["b", "c"])  # `c` would fit, but would take what `b` waits for
     assert loaded(models) == ["a"]
     models.end(used)
@@ -147,7 +147,7 @@ def test_a_model_that_is_replaced(clock: Clock) -> None:
     models = models_of(clock, 10, a=6)
     old, new = models["a"], cast(Pipeline, Weighing(6, size=128))
     models.make_room(["a"])
-    first, second = models.begin("a"), models.begin("a")
+    first, second = models.begin(models.model("a")), models.begin(models.model("a"))
     models.put("a", new)
     assert models["a"] is new
     assert (first.pipeline, first.replaced) == (old, True)

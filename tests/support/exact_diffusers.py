@@ -135,8 +135,11 @@ class Theirs:
             x = torch.from_numpy(noise)
             x = x if self.rng is None else x * (1 + self._bits(*x.shape))
             if picture is None:
-                return (x * self.exact.init_noise_sigma).numpy()
-            return self.exact.add_noise(torch.from_numpy(picture), x, self.times[:1].repeat(len(x))).numpy()
+                return (x * getattr(self.exact, "init_noise_sigma", 1.0)).numpy()
+            image = torch.from_numpy(picture)
+            if not hasattr(self.exact, "add_noise"):  # of flows
+                return self.exact.scale_noise(image, self.times[:1], x).numpy()
+            return self.exact.add_noise(image, x, self.times[:1].repeat(len(x))).numpy()
 
     def walk(self, x: Array, network: Callable[[Array, float], Array], t: Sequence[float], draws: Array) -> Array:
         """The latents after all rows. The network is asked at `t`, and row i draws `draws[i]`."""
@@ -149,7 +152,8 @@ class Theirs:
         with _float64(self.class_name):
             state = torch.from_numpy(x)
             for drawn.row, (time, seen_at) in enumerate(zip(self.times, t, strict=True)):
-                seen = self.exact.scale_model_input(state, time).numpy()
+                scale = getattr(self.exact, "scale_model_input", lambda state, time: state)  # flows have none
+                seen = scale(state, time).numpy()
                 m = torch.from_numpy(network(seen, float(seen_at)))
                 state = self.exact.step(m, time, state, **self.step_arguments).prev_sample
         return state.numpy()

@@ -63,11 +63,17 @@ VALUES: dict[str, Sequence[Any]] = {
     "beta_min": [0.3],
     "beta_max": [10.0],
     "step_by": ["batch"],
+    "shift": [3.0],
+    "shift_terminal": [0.1],
+    "stochastic_sampling": [True],
 }
 UNSWEPT = {
-    "use_dynamic_shifting": "needs the size of the picture, and is refused",
-    "time_shift_type": "says how dynamic shifting is done",
-    "shift_terminal": "is refused",
+    "use_dynamic_shifting": "needs the size of the picture: test_flow_matching.py, or is refused",
+    **dict.fromkeys(
+        ("time_shift_type", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"),
+        "says how dynamic shifting is done",
+    ),
+    "invert_sigmas": "is refused",
     "solver_p": "is refused",
     "noise_sampler_seed": "seeds noise, which the sweep hands in",
 }
@@ -127,6 +133,7 @@ TOGETHER: dict[str, Sequence[Sequence[Config]]] = {
     "clipped": (axis("lambda_min_clipped"), axis("timestep_spacing"), axis("beta_schedule"), RESPACED),
     "churn": (CHURNED, axis("prediction_type"), RESPACED, axis("timestep_type")),
     "distilled": (optional("original_inference_steps"), optional("timestep_scaling"), SHARES),
+    "flow_match": (axis("shift"), optional("shift_terminal"), RESPACED, optional("stochastic_sampling"), CHURNED),
     "edm": (axis("sigma_schedule"), optional("sigma_data"), optional("rho"), axis("prediction_type"), FINAL),
 }
 
@@ -220,6 +227,8 @@ THEIRS = [
 OURS = [
     _none("", "has no flow", "other levels than a flow's cannot be read so", prediction_type="flow_prediction"),
     _none("PNDM", "too few steps for Runge-Kutta", _NEITHER, skip_prk_steps=False, steps=2),
+    _none("UniPC", "has its own last level", "diffusers stretches for Cosmos alone", **axis("shift_terminal")[0]),
+    _none("FlowMatchEuler", "no finite plan", "0 / 0 in diffusers too", **axis("shift_terminal")[0], steps=1),
     _none("IPNDM", "has its own betas", "diffusers reads them as its sigmas", **axis("trained_betas")[0]),
     _none("EDM", "conditions its network otherwise", _NEITHER, prediction_type="sample"),
     *(_none("EDM", "is not for this class", _NEITHER, algorithm_type=one) for one in (_EPS, _SDE_EPS)),

@@ -41,6 +41,19 @@ GRID = 1024  # most images in the grid
 )
 @click.option("--mask-from", type=Choice(["alpha", "luminance"]), help="Channel of the mask that is used.")
 @click.option(
+    "--mask-content",
+    type=Choice(["original", "fill", "noise", "zeros"]),
+    default="original",
+    show_default=True,
+    help="What the drawing starts from in the white of the mask.",
+)
+@click.option(
+    "--padding-mask-crop",
+    type=click.IntRange(min=0),
+    metavar="PIXELS",
+    help="Draw only the region around the mask, larger by PIXELS, and paste it over the image.",
+)
+@click.option(
     "--control",
     "controls",
     type=Control(),

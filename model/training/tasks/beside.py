@@ -40,7 +40,7 @@ def add_channels(unet: UNet, channels: int) -> UNet:
 
 
 def kept(draws: Draws, dropout: float) -> Tensor:
-    """Tell which of B samples' images the U-Net is given, (B,), bool, where captions are dropped with this share.
+    """Tell which of B samples' images or classes the U-Net is given, (B,), bool, where captions are dropped so often.
 
     Half of the dropped captions are dropped alone, half together with their image, and as many images alone: what
     diffusers' train_instruct_pix2pix.py does (Brooks et al. 2023, arXiv:2211.09800, section 3.2.1).

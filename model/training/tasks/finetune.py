@@ -16,12 +16,13 @@ from ldmrt.model.training.data.captioned import Captioned, Sample, Sizes
 from ldmrt.model.training.data.masks import LossMasks
 from ldmrt.model.training.diffusion.objective import Objective
 from ldmrt.model.training.draws import Draws
-from ldmrt.model.training.latents import LatentCache, sampled
+from ldmrt.model.training.latents import FirstStage, LatentCache, sampled
 from ldmrt.model.training.loop.task import Losses, TrainingTask
 from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import LdmrtError
 
-from .beside import CAPTION_DROPPING, Beside
+from .beside import CAPTION_DROPPING, Beside, kept
+from .classes import Classes
 
 CAPTION_DROPOUT = 0.1  # Ho & Salimans 2022, arXiv:2207.12598: the share of empty captions that guidance needs
 READ = ("state", "timestep", "prompt", "pooled_prompt", "sizes")  # kinds of sources that a caption and an image give
@@ -128,13 +129,14 @@ def time_ids(samples: Sequence[Sample], size: tuple[int, int], device: str) -> T
 def conditioned_task(
     networks: nn.Module,
     data: Captioned,
-    vae: Autoencoder,
+    vae: FirstStage,
     tokenizers: Mapping[str, Tokenize],
     objective: Objective,
     conditions: Conditions | None = None,
     beside: Beside | None = None,
     cache: LatentCache | None = None,
     masks: LossMasks | None = None,
+    classes: Classes | None = None,
 ) -> TrainingTask:
     """Let a U-Net that reads captions learn by the denoising loss (Ho et al. 2020, equation 14) in images' latents.
 
@@ -150,6 +152,8 @@ def conditioned_task(
         beside: Makes the channels that the U-Net reads beside the state; None for none.
         cache: Keeps the latents' moments; None for memory.
         masks: Weight the loss of each latent; None for alike.
+        classes: The classes that the U-Net is told beside the captions; half of those that are left out are left out
+            together with the caption, see `kept`. None for none.
 
     Returns:
         The task, whose losses have the one part `denoising`.
@@ -169,6 +173,8 @@ def conditioned_task(
         if conditions.xl:
             size = x0.shape[2] * vae.config.factor, x0.shape[3] * vae.config.factor
             more = {"text_embeds": pooled, "time_ids": time_ids(samples, size, device)}
+        if classes is not None:
+            more["class_labels"] = classes(samples, ~kept(draws, conditions.dropout))
         if beside is not None:
             channels, inputs = beside(samples, draws)
             x = torch.cat([x, channels], dim=1).contiguous(memory_format=torch.channels_last)

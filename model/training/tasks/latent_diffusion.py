@@ -2,13 +2,13 @@
 
 from torch import nn
 
-from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.training.data.captioned import Captioned
 from ldmrt.model.training.data.masks import LossMasks
 from ldmrt.model.training.diffusion.objective import Objective
-from ldmrt.model.training.latents import LatentCache
+from ldmrt.model.training.latents import FirstStage, LatentCache
 from ldmrt.model.training.loop.task import TrainingTask
 
+from .classes import Classes
 from .finetune import TEXT_ENCODER, Denoiser, Tokenize, conditioned_task
 
 __all__ = ["Denoiser", "ldm_task"]
@@ -17,11 +17,12 @@ __all__ = ["Denoiser", "ldm_task"]
 def ldm_task(
     denoiser: nn.Module,
     data: Captioned,
-    vae: Autoencoder,
+    vae: FirstStage,
     tokenize: Tokenize,
     objective: Objective,
     cache: LatentCache | None = None,
     masks: LossMasks | None = None,
+    classes: Classes | None = None,
 ) -> TrainingTask:
     """Let a U-Net and its text encoder learn together, see `conditioned_task`.
 
@@ -33,8 +34,11 @@ def ldm_task(
         objective: What the U-Net predicts; its device is that of all three networks.
         cache: Keeps the latents' moments; None for memory.
         masks: Weight the loss of each latent; None for alike.
+        classes: The classes that the U-Net is told beside the captions; None for none.
 
     Returns:
         The task, whose losses have the one part `denoising`.
     """
-    return conditioned_task(denoiser, data, vae, {TEXT_ENCODER: tokenize}, objective, cache=cache, masks=masks)
+    return conditioned_task(
+        denoiser, data, vae, {TEXT_ENCODER: tokenize}, objective, cache=cache, masks=masks, classes=classes
+    )

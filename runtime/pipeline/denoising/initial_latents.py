@@ -56,9 +56,12 @@ def initial_latents(
     init = None
     if not (whole and stage.takes_mask):
         init = encode_image(engines, stage.space, how, colours, seeds, encoding)
+    small = small_mask(mask, factor)
+    if init is not None and request.mask_content in ("noise", "zeros"):
+        white = noise(seeds, first, latents) if request.mask_content == "noise" else np.float32(0)
+        init = init * (1 - small) + white * small
     if stage.takes_mask:
         return InitialLatents(x, init)
-    small = small_mask(mask, factor)
     alpha, sigma = np.append(plan.alpha, plan.end_alpha), np.append(plan.sigma, 0.0)
     fresh = noise(seeds, first, latents) if goes_on else x
 

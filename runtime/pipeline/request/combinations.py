@@ -1,6 +1,7 @@
 """Refuse fields of a request that exclude one another, that need another, or that do not fit together."""
 
 from ldmrt.runtime.errors import InvalidRequest
+from ldmrt.runtime.images.reading import split
 
 from .checks import exclusive, invalid, needs
 from .fields import Fields
@@ -14,6 +15,10 @@ def check_combinations(request: Fields) -> None:
         raise needs("mask_image", "image")
     if request.mask_from is not None and request.mask_image is None:
         raise needs("mask_from", "mask_image")
+    if request.mask_content != "original" and request.mask_image is None:
+        raise needs("mask_content", "mask_image")
+    if request.padding_mask_crop is not None:
+        _check_crop(request)
     if isinstance(request.class_labels, list) and len(request.class_labels) != request.prompt_count:
         raise wrong_number("class_labels", request.prompt_count, len(request.class_labels))
     if request.denoising_start is None:
@@ -24,6 +29,16 @@ def check_combinations(request: Fields) -> None:
         raise exclusive("denoising_start", "image", "which the latents already hold")
     if request.denoising_end is not None and request.denoising_start >= request.denoising_end:
         raise invalid("denoising_start", f"below denoising_end, {request.denoising_end:g}", request.denoising_start)
+
+
+def _check_crop(request: Fields) -> None:
+    """Refuse a region around a mask where there is none, or several."""
+    if request.mask_image is None:
+        raise needs("padding_mask_crop", "mask_image")
+    for name in ("image", "mask_image"):
+        if (count := len(split(name, getattr(request, name)))) > 1:
+            problem = f"padding_mask_crop takes one {name}"
+            raise InvalidRequest("request", problem, expected="a request for each image", found=count)
 
 
 def check_embeddings(request: Fields) -> None:

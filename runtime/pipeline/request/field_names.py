@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar, get_args
 
 from ldmrt.runtime.errors import InvalidRequest
+from ldmrt.runtime.images.inpainting import MASK_CONTENTS
 from ldmrt.runtime.images.reading import MASK_SOURCES
 from ldmrt.runtime.nearest import suggestion
 
@@ -95,6 +96,8 @@ FIELDS: Mapping[str, Field] = {
     "denoising_end": Field(Optional(_SHARE)),
     "mask_image": Field(anything, "mask"),
     "mask_from": Field(Optional(OneOf(MASK_SOURCES))),
+    "mask_content": Field(OneOf(MASK_CONTENTS)),
+    "padding_mask_crop": Field(Optional(Whole(0, LARGEST_SIDE))),
     "controls": Field(controls),
     "original_size": Field(Optional(_SIZE)),
     "crops_coords_top_left": Field(_SIZE, "crop"),

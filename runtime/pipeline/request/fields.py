@@ -47,6 +47,8 @@ class Fields:
     denoising_end: float | None = None
     mask_image: Images | None = field(default=None, repr=False, compare=False)
     mask_from: str | None = None
+    mask_content: str = "original"
+    padding_mask_crop: int | None = None
     controls: Mapping[str, Images | tuple[Images, float]] = field(default_factory=dict, repr=False, compare=False)
     original_size: tuple[int, int] | None = None
     crops_coords_top_left: tuple[int, int] = (0, 0)

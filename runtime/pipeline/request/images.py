@@ -1,16 +1,27 @@
 """Read the image and the mask of a request, once, at the size that its stage takes them."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ldmrt.runtime.bundle.stages import PIXELS, Stage
 from ldmrt.runtime.errors import InvalidRequest, LdmrtWarning
 from ldmrt.runtime.images import reading
+from ldmrt.runtime.images.inpainting import MaskedRegion, crop_region, filled, filling
 from ldmrt.runtime.images.sizes import enlarged_size
+from ldmrt.runtime.images.writing import levels
 from ldmrt.runtime.samplers.plan import Latents
 
 from .request import Request
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Drawn = NDArray[np.uint8] | NDArray[np.float32]
 FAR = 4  # times more or fewer pixels than the model's own
 
 
@@ -35,7 +46,7 @@ def read_images(request: Request, stage: Stage) -> GivenImages:
 
     Args:
         request: The request. Its size is that of its image, or of its latents where it goes on with them, or the
-            model's own.
+            model's own; a region around its mask has the model's own.
         stage: The stage that it runs.
 
     Raises:
@@ -49,7 +60,7 @@ def read_images(request: Request, stage: Stage) -> GivenImages:
     first, *others = [None] if request.image is None else reading.split("image", request.image)
     image = None if first is None else reading.read("image", first)
     own = stage.own
-    if image is not None:
+    if image is not None and request.padding_mask_crop is None:
         own = enlarged_size(image, factor, enlarges)
     if request.latents is not None and request.denoising_start is not None:
         own = request.latents.shape[2] * factor, request.latents.shape[3] * factor
@@ -60,11 +71,58 @@ def read_images(request: Request, stage: Stage) -> GivenImages:
         return GivenImages(size)
     count, small = request.total_images, (size[0] // enlarges, size[1] // enlarges)
     channels = stage.space.channels if stage.space.codec == PIXELS else 3
-    colours = reading.for_each(reading.colors("image", [image, *others], small, channels), count)
-    if request.mask_image is None:
-        return GivenImages(size, colours)
-    masks = reading.masks(reading.split("mask", request.mask_image), size, request.mask_from)
-    return GivenImages(size, colours, reading.for_each(masks, count))
+    images: Sequence[object] = [image, *others]
+    masks: Sequence[object] = [] if request.mask_image is None else reading.split("mask", request.mask_image)
+    source = request.mask_from
+    if request.padding_mask_crop is not None:
+        images, masks = cut_out(masked_region(request, size), size)
+        source = None  # which these masks are made of
+    mask = reading.for_each(reading.masks(masks, size, source), count) if masks else None
+    if request.mask_content != "original":  # the encoder sees nothing of it
+        images = _filled(images, masks, size, source)
+    colours = reading.for_each(reading.colors("image", images, small, channels), count)
+    return GivenImages(size, colours, mask)
+
+
+def masked_region(request: Request, size: tuple[int, int]) -> MaskedRegion:
+    """Read the image and the mask of a request whose region around the mask is drawn at (height, width).
+
+    Raises:
+        InvalidRequest: The mask is black, or of another size than the image.
+    """
+    (image,), (mask,) = reading.split("image", request.image), reading.split("mask", request.mask_image)
+    colours, grey = reading.read_rgb("image", image), reading.grey_mask(mask, request.mask_from)
+    if colours.size != grey.size:
+        problem, (width, height) = "padding_mask_crop with a mask of another size than its image", colours.size
+        expected, found = f"{width}x{height}", f"{grey.width}x{grey.height}"
+        raise InvalidRequest("request", problem, expected=expected, found=found)
+    return MaskedRegion(colours, grey, crop_region(grey, size, request.padding_mask_crop or 0))
+
+
+def cut_out(region: MaskedRegion, size: tuple[int, int]) -> "tuple[list[Image], list[Image]]":
+    """Return the region of an image, and of its mask, at (height, width)."""
+    return [filling(region.image.crop(region.box), size)], [filling(region.mask.crop(region.box), size)]
+
+
+def pasted(request: Request, drawn: Drawn) -> Drawn:
+    """Return images (N, h, w, C) that were drawn of a request; those of a region around its mask on its whole image."""
+    if request.padding_mask_crop is None:
+        return drawn
+    region = masked_region(request, drawn.shape[1:3])
+    if drawn.dtype == np.uint8:
+        return region.paste(drawn.astype(np.uint8, copy=False))
+    floats: NDArray[np.float32] = region.paste(levels(drawn.astype(np.float32, copy=False))) / np.float32(255)
+    return floats
+
+
+def _filled(
+    images: Sequence[object], masks: Sequence[object], size: tuple[int, int], source: str | None
+) -> "list[Image]":
+    """Return images at (height, width), each with the white of its mask filled by the colours around it."""
+    colours = [reading.resized_to(reading.read_rgb("image", image), size) for image in images]
+    greys = [reading.resized_to(reading.grey_mask(mask, source), size) for mask in masks]
+    count = max(len(colours), len(greys))
+    return [filled(colours[i % len(colours)], greys[i % len(greys)]) for i in range(count)]
 
 
 def small_mask(mask: Latents, factor: int) -> Latents:

@@ -54,6 +54,11 @@ class Request(Fields):
         denoising_end: Stops at this share of the schedule and leaves latents: SDXL's base.
         mask_image: White where `image` shall change; like `image`.
         mask_from: "alpha" or "luminance": the channel of `mask_image` that is read.
+        mask_content: What the drawing starts from where the mask is white: the "original", a "fill" by the colours
+            around, or latents of "noise" or "zeros" (AUTOMATIC1111's "masked content"); at a `strength` of 1 it is
+            noise alone.
+        padding_mask_crop: Draws only the region around the mask, with so many pixels more on each side, at the size
+            that is asked for, and pastes it over `image`.
         controls: An image, or (image, scale), by the name of each ControlNet or T2I-Adapter.
         original_size: SDXL: (height, width) in pixels to condition on (Podell et al. 2023, section 2.2); the image's
             own by default.

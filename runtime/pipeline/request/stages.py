@@ -14,13 +14,17 @@ from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import BundleError, InvalidRequest
 from ldmrt.runtime.nearest import suggestion
 
+from .checks import exclusive
 from .request import EMBEDDINGS, TEXTS, Request
 
 # What only the first stage of a request takes: later ones are given the images of the stage before.
 FIRST_ALONE: dict[str, Any] = {
-    **dict.fromkeys(("width", "height", "mask_image", "mask_from", "latents", "deep_cache", *EMBEDDINGS)),
+    **dict.fromkeys(
+        ("width", "height", "mask_image", "mask_from", "padding_mask_crop", "latents", "deep_cache", *EMBEDDINGS)
+    ),
     **dict.fromkeys(("denoising_start", "denoising_end", "original_size", "target_size")),
     "controls": {},
+    "mask_content": "original",
 }
 # Fields that some stages take and others refuse, and the kind of source that takes each.
 TAKEN = {"class_labels": "class", "noise_level": "noise_level"}
@@ -69,6 +73,8 @@ def first_request(request: Request, stage: Stage, others: Sequence[Stage], *, en
         others: The other stages of the cascade. What one of them takes is not asked of this one if it does not.
         ends: Whether it is the only stage that the request runs.
     """
+    if not ends and request.padding_mask_crop is not None:
+        raise exclusive("padding_mask_crop", "a later stage", "which would enlarge the whole image")
     if not others:
         named = request.stages or request.from_stage or request.until_stage
         return _of_stage(request, stage, ends=ends) if named else request

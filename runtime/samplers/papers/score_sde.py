@@ -9,33 +9,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ldmrt.runtime.errors import InvalidRequest, LdmrtError
-from ldmrt.runtime.samplers.config import KEYS, Config
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.samplers.config import Config
 from ldmrt.runtime.samplers.grid import Grid, Node
 from ldmrt.runtime.samplers.schedule import Floats, linspace32
 from ldmrt.runtime.samplers.solvers import Row, symbols
-
-CLASSES = ("ScoreSdeVeScheduler", "ScoreSdeVpScheduler")
-
-
-def refuse_other_equation(config: Config, class_name: str) -> None:
-    """Raise an `InvalidRequest` where one equation's network is to be run down another, or down a chain of timesteps.
-
-    Args:
-        config: The scheduler config that came with the network; it may name no class.
-        class_name: The class to run it by.
-    """
-    own = str(config.get("_class_name"))
-    if own != class_name and own in KEYS and (own in CLASSES or class_name in CLASSES):
-        expected = f"a sampler of {own}" if own in CLASSES else "a sampler of timesteps"
-        raise InvalidRequest("scheduler", f"{class_name} cannot replace {own}", expected=expected)
-
-
-def refuse_to_share(class_name: str) -> None:
-    """Raise an `InvalidRequest` where two models are to share the timesteps of a class that has none."""
-    if class_name in CLASSES:
-        problem, expected = f"{class_name} has no timesteps to share", "neither denoising_start nor denoising_end"
-        raise InvalidRequest("scheduler", problem, expected=expected)
 
 
 def ve_grid(c: Config, steps: int) -> Grid:

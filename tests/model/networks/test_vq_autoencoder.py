@@ -83,7 +83,7 @@ def test_encoder_equals_diffusers(name: str, sides: tuple[int, int]) -> None:
     for rows in (1, 3):
         picture = normal(rows, ours.config.in_channels, sides[0] * f, sides[1] * f)
         found = ours.encode(picture)
-        assert found.shape == (rows, ours.config.code_width, *sides)
+        assert found.shape == (rows, ours.config.latent_width, *sides)
         assert relative(found, theirs.encode(picture).latents) <= CLOSE
 
 
@@ -93,7 +93,7 @@ def test_encoder_equals_diffusers(name: str, sides: tuple[int, int]) -> None:
 def test_codes_and_images_equal_diffusers(name: str, sides: tuple[int, int]) -> None:
     ours, theirs = pair(CONFIGS[name])
     for rows in (1, 3):
-        latents = 0.2 * normal(rows, ours.config.code_width, *sides)
+        latents = 0.2 * normal(rows, ours.config.latent_width, *sides)
         codes = ours.quantize.codes(latents)
         expected = theirs.quantize(latents)[2][2].reshape(rows, -1)
         certain = gaps(latents, theirs.quantize.embedding.weight) > GAP

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ldmrt.runtime import LdmrtError, LdmrtWarning
-from ldmrt.runtime.images import reading
+from ldmrt.runtime.images import modes
 from ldmrt.runtime.images.reading import colors, masks, read_rgb
 
 from ...support.image_files import COLOR, GREY, SIZE, pixels, stored
@@ -55,10 +55,10 @@ def test_transparency_is_composed_on_white_with_one_note(kind: str, tmp_path: Pa
 
 
 def test_large_images_are_composed_in_bands() -> None:
-    rgba = np.random.default_rng(0).integers(0, 256, (2 * reading.BAND + 7, 9, 4), np.uint8)
+    rgba = np.random.default_rng(0).integers(0, 256, (2 * modes.BAND + 7, 9, 4), np.uint8)
     expected = rgba[..., :3] * (rgba[..., 3:] / 255) + 255 - rgba[..., 3:].astype(float)
-    assert np.abs(np.asarray(reading.on_white(Image.fromarray(rgba))) - expected).max() < 1
-    values = np.random.default_rng(0).integers(0, 256, (2 * reading.BAND + 7, 9), np.uint16)
+    assert np.abs(np.asarray(modes.on_white(Image.fromarray(rgba))) - expected).max() < 1
+    values = np.random.default_rng(0).integers(0, 256, (2 * modes.BAND + 7, 9), np.uint16)
     np.testing.assert_array_equal(pixels(values * 257), values)
 
 

@@ -177,6 +177,8 @@ FLOWS: list[tuple[str, dict[str, Any], Grid]] = [
     ("edm_dpmpp_2m", {"sigma_schedule": "exponential"}, own),
     ("score_ve_euler", {}, own),
     ("score_ve_heun", {}, own),
+    ("flow_euler", {}, own),
+    ("flow_heun", {}, own),
 ]
 # Where a config asks for another order than that of its name.
 OTHER_FLOWS: list[tuple[str, dict[str, Any], Grid, int]] = [

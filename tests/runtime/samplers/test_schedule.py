@@ -225,7 +225,7 @@ def test_strength_takes_the_last_steps(name: str) -> None:
         begin = whole.rows - part.rows
         np.testing.assert_array_equal(part.t, whole.t[begin:])
         np.testing.assert_array_equal(part.alpha, whole.alpha[begin:])
-        twice = ("heun", "dpm2", "dpm2_a", "dpmpp_sde", "score_ve", "score_ve_heun")
+        twice = ("heun", "dpm2", "dpm2_a", "dpmpp_sde", "score_ve", "score_ve_heun", "flow_heun")
         assert begin == (2 if name in twice else 1) * (20 - kept)
         assert not part.table[0, 0, 2:-2].any()  # nothing was saved before its first row
         if whole.table.shape[1] == 1:

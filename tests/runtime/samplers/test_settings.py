@@ -78,6 +78,6 @@ def test_settings_of_another_scheduler() -> None:
 def test_files(tmp_path: Path) -> None:
     (tmp_path / "scheduler_config.json").write_text(json.dumps(EULER))
     assert read_scheduler(tmp_path) == read_scheduler(tmp_path / "scheduler_config.json") == EULER
-    (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler"}))
-    with pytest.raises(LdmrtError, match="unknown scheduler 'FlowMatchEulerDiscreteScheduler'"):
+    (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": "CosineDPMSolverMultistepScheduler"}))
+    with pytest.raises(LdmrtError, match="unknown scheduler 'CosineDPMSolverMultistepScheduler'"):
         read_scheduler(tmp_path)

@@ -1,5 +1,6 @@
 """Callers need a key where the server has some, and bodies are bounded in their size and their time."""
 
+import base64
 import contextlib
 import hashlib
 import re
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+import webuiapi
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.serve.http import running as connections
-from ldmrt.serve.http.access import read_keys
+from ldmrt.serve.http.access import credentials, read_keys
 from ldmrt.serve.http.state import Limits
 
 from .conftest import Held, Running
@@ -33,9 +35,18 @@ def keyed(pipeline: object) -> Iterator[Running]:
     server.stop()
 
 
+def basic(text: bytes) -> dict[str, str]:
+    return {"Authorization": f"Basic {base64.b64encode(text).decode()}"}
+
+
 @pytest.mark.parametrize(
-    "headers", [{}, bearer("key c"), {"Authorization": "Bearer"}, {"Authorization": "key a"}, bearer(A)]
-)
+    "headers",
+    [
+        {}, bearer("key c"), {"Authorization": "Bearer"}, {"Authorization": "key a"}, bearer(A), basic(b"a:key c"),
+        basic(b"b:key a"), basic(b":key a"), basic(b"key a"), basic(b"a:"), basic(b"a:\xff"), basic(b"a:" + A.encode()),
+        {"Authorization": "Basic"}, {"Authorization": "Basic a:key a"}, {"Authorization": "Basic YTprZXkgYQ"},
+    ],
+)  # fmt: skip
 def test_callers_without_a_key_are_refused(keyed: Running, headers: dict[str, str]) -> None:
     with keyed.client(headers=headers) as client:
         for path in ("/v1/models", "/metrics", "/openapi.json", "/nowhere"):
@@ -43,6 +54,17 @@ def test_callers_without_a_key_are_refused(keyed: Running, headers: dict[str, st
         answer = client.post("/v1/requests", json=FAST)
         assert (answer.status_code, "no valid API key" in answer.json()["detail"]) == (401, True)
         assert [client.get(path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
+
+
+def test_a_name_and_its_key_as_a_password(keyed: Running) -> None:
+    """As AUTOMATIC1111's clients log in; the requests are the key's, however it was sent."""
+    for kind in ("Basic", "basic"):
+        with keyed.client(headers={"Authorization": f"{kind} YTprZXkgYQ=="}) as client:  # a:key a
+            assert client.get("/v1/models").status_code == 200
+    api = webuiapi.WebUIApi(baseurl=f"{keyed.url}/sdapi/v1", username="a", password="key a")
+    assert [model["title"] for model in api.get_sd_models()] == ["tiny"]
+    assert len(api.txt2img(prompt="a pear", steps=1, width=16, height=16).images) == 1
+    assert credentials("Basic " + base64.b64encode("Zoë:a:b ".encode()).decode()) == ("Zoë", "a:b ")
 
 
 def test_requests_of_another_key_are_not_there(keyed: Running) -> None:

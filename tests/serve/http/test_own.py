@@ -1,7 +1,9 @@
 """ldmrt's own API: a request is accepted, told of row by row, and its images can be fetched."""
 
+import contextlib
 import io
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -11,6 +13,9 @@ from PIL import Image
 
 from ldmrt.runtime import Request
 from ldmrt.runtime.pipeline.pipeline import Pipeline
+from ldmrt.serve.http.state import Limits
+
+from .conftest import Held, Running
 
 
 def events(client: httpx.Client, name: str, **query: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -52,10 +57,46 @@ def test_previews_are_images(client: httpx.Client, pipeline: Pipeline) -> None:
     import base64
 
     name = client.post("/v1/requests", json={"prompt": "a pear", "num_inference_steps": 30}).json()["id"]
-    previews = [one["preview"] for kind, one in events(client, name, preview=True) if kind == "row"]
-    assert previews  # how many rows ran before the reader came is the machine's affair
+    told = events(client, name, preview=True)
+    previews = [one["preview"] for kind, one in told if kind == "row" and "preview" in one]
+    assert previews  # how many rows ran before the reader came, or before one was decoded, is the machine's affair
     side = pipeline.stage.size
     assert Image.open(io.BytesIO(base64.b64decode(previews[-1]))).size == (side, side)
+
+
+def test_previews_of_all_images(client: httpx.Client) -> None:
+    body = {"prompt": "a pear", "num_inference_steps": 30, "num_images_per_prompt": 3}
+    name = client.post("/v1/requests", json=body).json()["id"]
+    previews = [one["previews"] for _, one in events(client, name, preview="all") if "previews" in one]
+    assert {len(images) for images in previews} == {3}
+    assert len(set(previews[-1])) == 3
+    assert client.get(f"/v1/requests/{name}/events", params={"preview": "some"}).status_code == 422
+
+
+def test_streams_are_bounded(own_server: Callable[..., Running]) -> None:
+    """As many for each request as may be, and as many in all; a reader who leaves makes room."""
+    server = own_server(limits=Limits(streams=3, streams_per_request=2))
+    held = [Held(server.service) for _ in range(2)]
+    for one in held:
+        server.server.jobs.add(one.job)
+    first, second = (f"/v1/requests/{one.job.id}/events" for one in held)
+    with server.client() as client, contextlib.ExitStack() as open_:
+        streams = [open_.enter_context(client.stream("GET", path)) for path in (first, first, second)]
+        assert [stream.status_code for stream in streams] == [200] * 3
+        for path in (first, second):
+            refused = client.get(path)
+            assert refused.status_code == 429
+            assert int(refused.headers["Retry-After"]) >= 1
+        streams[0].close()
+        while server.server.streams.held > 2:
+            pass
+        with client.stream("GET", second) as stream:
+            assert stream.status_code == 200
+        for one in held:
+            one.let_go()
+            one.job.result(60)
+    while server.server.streams.held or server.server.streams_per_request.held:
+        pass
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ FIELDS: list[tuple[str, str, Any, str]] = [
     ("tokenizer", "model_max_length", "many", ""),
     ("tokenizer", "pad_token", "<nothing>", "<nothing>"),
     ("", "unet", ["diffusers", "Transformer2DModel"], "unsupported Transformer2DModel in model_index.json"),
-    ("", "scheduler", ["diffusers", "FlowMatchEulerDiscreteScheduler"], "FlowMatchEulerDiscreteScheduler"),
+    ("", "scheduler", ["diffusers", "CosineDPMSolverMultistepScheduler"], "CosineDPMSolverMultistepScheduler"),
     ("", "prior", ["diffusers", "PriorTransformer"], "prior"),
     ("", "text_encoder", [None, None], "hidden_size"),
     ("", "tokenizer", "CLIPTokenizer", "tokenizer"),

@@ -102,7 +102,7 @@ def test_config_of_a_checkpoint(ldmrt: Any, tmp_path: Path) -> None:
         assert str(plan_from_config(config, 20, name="ddim")) in ldmrt("samplers", "ddim", "--config", source).out
     (tmp_path / "mine.json").write_text(json.dumps({**config, "prediction_type": "sample"}))
     lines = listed(ldmrt, "--config", tmp_path / "mine.json")
-    scores = [name for name in SCHEDULERS if name.startswith("score")]  # for networks of their own
+    scores = [name for name in SCHEDULERS if name.startswith(("score", "flow"))]  # for networks of their own
     assert [name for name, line in lines.items() if "problem" in line] == ["edm_euler", "edm_dpmpp_2m", *scores]
     out = ldmrt("samplers", "--config", tmp_path / "mine.json").out
     assert "unsupported with this config: edm_euler: scheduler: prediction_type sample" in out

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from ldmrt.model.training.loop.memory import MemoryPlan, bytes_of
+from ldmrt.model.checkpoint.load import load_autoencoder
 from ldmrt.model.training.tasks import presets
 from ldmrt.tools.console.training import run as running
 
@@ -108,6 +109,16 @@ def measured(ldmrt: Any, words: list[object], monkeypatch: pytest.MonkeyPatch) -
     return found[0], found[1], found[2]
 
 
+
+def test_a_base_in_bf16_takes_half_the_memory(words: Words, planned: Any, tmp_path: Path) -> None:
+    command = words("lora", "--batch", 2, "--rank", 2, "--precision", "bf16")
+    whole, half = (planned(tmp_path / "out", [*command, *more]) for more in ((), ("--base-precision", "bf16")))
+    vae = load_autoencoder(Path(str(command[command.index("--from") + 1])))
+    kept = bytes_of([*vae.parameters(), *vae.buffers()], "cpu")  # the autoencoder stays in float32
+    assert half.weights == whole.weights
+    assert half.frozen - kept == pytest.approx((whole.frozen - kept) / 2, rel=0.02)  # but for buffers of integers
+
+
 CASES = {
     "autoencoder": "--batch 6",
     "autoencoder, adversarial": "--batch 5 --adversarial 0.5 --discriminator-layers 1 --accumulate 2",
@@ -118,6 +129,7 @@ CASES = {
     "finetune, buckets": "--batch 4 --buckets",  # of three images
     "lora": "--batch 5 --rank 2 --optimizer lion",
     "lora, bf16": "--batch 6 --rank 2 --accumulate 2 --checkpointing --precision bf16",
+    "lora, base in bf16": "--batch 6 --rank 2 --precision bf16 --base-precision bf16",
     "inpaint": "--batch 4 --optimizer sgd",
     "upscale": "--batch 4 --cache none",
     "classes": "--batch 8 --accumulate 2",

@@ -57,6 +57,28 @@ def test_mask_keeps_the_black_part(ldmrt: Any, bundle: Path, place: Path) -> Non
     assert np.abs(states[0][..., 8:] - states[1][..., 8:]).max() > 1e-3
 
 
+def test_a_region_is_pasted_over_the_whole_image(ldmrt: Any, bundle: Path, place: Path) -> None:
+    """The image has its own size and pixels; a batch, rows that are saved, and the metadata's size give it again."""
+    random = np.random.default_rng(0)
+    Image.fromarray(random.integers(0, 255, (40, 50, 3), np.uint8)).save("large.png")
+    area = np.zeros((40, 50), np.uint8)
+    area[10:20, 20:30] = 255
+    Image.fromarray(area).save("spot.png")
+    asked = [str(bundle), "two pears", "--image", "large.png", "--mask", "spot.png", "--padding-mask-crop", "3"]
+    asked += ["--mask-content", "noise", "--steps", "2"]
+    ldmrt("generate", *asked, "-o", "a.png")
+    found = np.asarray(Image.open("a.png"))
+    whole = np.asarray(Image.open("large.png"))
+    np.testing.assert_array_equal(found[area == 0], whole[area == 0])
+    assert (found[area > 0] != whole[area > 0]).any()
+    saved = json.loads(Image.open("a.png").info["ldmrt"])
+    assert [saved[name] for name in ("height", "width", "padding_mask_crop", "mask_content")] == [16, 16, 3, "noise"]
+    ldmrt("generate", *asked, "--width", "16", "--height", "16", "--save-steps", "-o", "b.png")
+    np.testing.assert_array_equal(np.asarray(Image.open("b.png")), found)
+    ldmrt("generate", *asked, "-n", "2", "--batch", "1", "-o", "c.png")
+    np.testing.assert_array_equal(np.asarray(Image.open("c-00.png")), found)
+
+
 def test_rows_of_the_denoising(ldmrt: Any, bundle: Path, place: Path) -> None:
     ran = ldmrt(
         "generate", bundle, PROMPT, "-n", 2, "--steps", 3, "--save-steps", "--scheduler", "euler", "-o", "new/pear.png"
@@ -189,6 +211,8 @@ def test_a_size_far_from_the_models_own(ldmrt: Any, bundle: Path, place: Path) -
         (["--image", "in.png", "--image", "in.png"], "image: wrong number of images; expected 1; found 2"),
         (["--image", "in.png", "--mask", "mask.png", "--mask-from", "red"], "Invalid value for '--mask-from'"),
         (["--image", "in.png", "--mask-from", "alpha"], "--mask-from without --mask"),
+        (["--image", "in.png", "--padding-mask-crop", "4"], "--padding-mask-crop without --mask"),
+        (["--image", "in.png", "--mask-content", "fill"], "--mask-content without --mask"),
         (["--control", "x=in.png", "--control", "x=in.png"], "control x: wrong number of images"),
         (["--control", "x=in.png", "--control", "x=in.png:2"], "control x: two scales; expected 1.0; found 2.0"),
         (["--control", "x=none.png"], "control x: missing file; expected none.png"),

@@ -71,14 +71,18 @@ def test_its_file_draws_the_same_in_diffusers(
     assert check_card(out, "lora", base="source")["base_model_relation"] == "adapter"
 
 
-def test_a_resumed_run_writes_the_same_file(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--precision", "bf16", "--base-precision", "bf16", "--train-text-encoder")])
+def test_a_resumed_run_writes_the_same_file(
+    ldmrt: Any, more: tuple[str, ...], pictures: Path, tmp_path: Path
+) -> None:
     source = save_pipeline("sd15", tmp_path / "source")
-    words = words_of(source, pictures, tmp_path / "whole", "--steps", 4, "--schedule", "constant", "--checkpointing")
+    words = words_of(source, pictures, tmp_path / "whole", "--steps", 4, "--schedule", "constant", "--checkpointing", *more)
     assert ldmrt(*words).code == 0
     parts = (*words, "--out", tmp_path / "parts")
     assert ldmrt(*parts, "--steps", 2).code == 0
-    refused = ldmrt(*parts, "--resume", "--rank", 3)
-    assert (refused.code, "rank" in refused.error) == (2, True)
+    for other in (("--rank", 3), ("--base-precision", "fp32")) if more else (("--rank", 3),):
+        refused = ldmrt(*parts, "--resume", *other)
+        assert (refused.code, f"another {other[0].removeprefix('--')}" in refused.error) == (2, True)
     assert ldmrt(*parts, "--resume").code == 0
     whole, again = load_file(tmp_path / "whole" / FILE), load_file(tmp_path / "parts" / FILE)
     assert whole.keys() == again.keys()
@@ -104,6 +108,12 @@ def test_invalid_loras_are_refused_before_any_step(ldmrt: Any, pictures: Path, t
         assert message in ran.error
     assert not (out / FILE).exists()
     assert not (out / "training").exists()
+
+
+def test_a_base_in_bf16_is_for_bf16(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
+    ran = ldmrt(*words_of(tmp_path, pictures, tmp_path / "out", "--base-precision", "bf16"))
+    assert (ran.code, "--base-precision bf16 needs --precision bf16; found fp32" in ran.error) == (2, True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_choices_are_those_of_the_library() -> None:

@@ -39,4 +39,5 @@ def of_result(pipeline: Pipeline, last: Pipeline, result: Result) -> JsonObject:
     factor = last.stage.space.factor
     cells = pipeline.decoding.cells(factor, result.latents.shape[2:])
     tiles = {"tile": cells * factor, "tile_passes": pipeline.decoding.passes} if cells else {}
-    return tiles | {"height": result.pixels.shape[1], "width": result.pixels.shape[2]}
+    height, width = (side * factor for side in result.latents.shape[2:])  # those of a region, not of its whole image
+    return tiles | {"height": height, "width": width}

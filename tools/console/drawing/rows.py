@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ldmrt.runtime.pipeline.call import ImagePipeline, Result
+from ldmrt.runtime.pipeline.request.images import pasted
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.tools.console.drawing.image_paths import steps_of
@@ -27,7 +28,7 @@ def in_rows(pipeline: ImagePipeline, request: Request, rows: int, previews: Prev
             previews.append((stage, state.x0))
     sampled = time.perf_counter()
     assert x is not None
-    images = pipeline.decode(x, stage)
+    images = pasted(request, pipeline.decode(x, stage))
     seconds = {"latents": sampled - begin, "decode": time.perf_counter() - sampled}
     return Result(images, x, request.seeds, seconds)
 

@@ -1,6 +1,6 @@
 """Open the checkpoint that a training starts from, and what it learns from."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +16,7 @@ from .captions import report_long
 from .checks import check_size, digest_of
 from .latents import Latents, latent_options
 from .options import Options, finite, weighting_options
+from .run import run_training
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ldmrt.model.training.data.masks import LossMasks
     from ldmrt.model.training.diffusion.objective import Objective
     from ldmrt.model.training.latents import LatentCache
+    from ldmrt.model.training.loop.settings import Settings
     from ldmrt.model.training.loop.task import TrainingTask
     from ldmrt.model.training.tasks.beside import Beside
     from ldmrt.model.training.tasks.finetune import Denoiser
@@ -187,6 +189,36 @@ class Base:
         encoders = {name: one for name, one in encoders_of(networks).items() if is_text_encoder(one)}
         vae = copy.deepcopy(self.vae).cpu()
         return replace(self.checkpoint, unet=networks.unet, vae=vae, text_encoders=encoders)
+
+    def train(
+        self,
+        options: Options,
+        settings: "Settings",
+        name: str,
+        more: Mapping[str, object] | None = None,
+        beside: "Beside | None" = None,
+        **given: Any,
+    ) -> None:
+        """Train the networks, and write the whole checkpoint with each saved state.
+
+        Args:
+            options: Those of all trainings.
+            settings: Those of the run.
+            name: The training's, which begins the names of the previews.
+            more: What a resumed run must have in common with the saved one, beside `about`.
+            beside: Makes the channels that the U-Net reads beside its state; None for none.
+            given: What previews are given, see `preview`.
+        """
+        from ldmrt.model.training.loop.run import Run
+
+        run = Run(self.denoiser, settings, {"task": name, **(more or {}), **self.about})
+
+        def keep() -> None:
+            made = self.checkpoint_of(run.averaged().cpu())
+            self.preview(made, options.out / "training" / f"{name}-{run.step:06d}.png", **given)
+            made.save(options.out)
+
+        run_training(run, self.task(beside), options, keep, self.held)
 
     def preview(
         self, checkpoint: "Checkpoint", path: Path, above: "NDArray[np.uint8] | None" = None, **given: Any

@@ -1,4 +1,4 @@
-"""Report captions that a text encoder does not read to their end."""
+"""Report captions that a text encoder does not read to their end, and read classes beside the captions."""
 
 import contextlib
 import warnings
@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ldmrt.runtime.errors import LdmrtWarning
+from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.tools.console.progress import console
+
+from .options import Options
 
 if TYPE_CHECKING:
     from ldmrt.model.training.data.captioned import Captioned
+    from ldmrt.model.training.tasks.classes import Classes
     from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
 BLOCK = 4096  # captions that are counted at once
@@ -35,6 +38,36 @@ def report_long(data: "Captioned", tokenizers: "Mapping[str, Tokenizer]") -> Non
             more = f"{long} of {len(texts)} captions have more than {tokenizer.length - 2} tokens"
             console.print(f"{more}, which {name} reads; the rest is cut", highlight=False)
     click.get_current_context().with_resource(_quiet())
+
+
+def classes_beside(options: Options, column: str, *images: "Captioned | None") -> "Classes":
+    """Read the classes that images have beside their captions, and print them.
+
+    Args:
+        options: Those of all trainings.
+        column: The column of the classes.
+        images: Those to train on first; None for none.
+
+    Raises:
+        LdmrtError: An image has no class, or the images are not the user's own.
+    """
+    from ldmrt.model.training.data.buckets import BucketedImages
+    from ldmrt.model.training.data.captioned import ImageFolder
+    from ldmrt.model.training.tasks.classes import classes_of_column
+
+    squares = [each.images if isinstance(each, BucketedImages) else each for each in images]
+    folders = [each for each in squares if isinstance(each, ImageFolder)]
+    if not folders:
+        raise LdmrtError("train", "--class-column is for images of your own", hint="no --class-column")
+    classes = classes_of_column(folders, column)
+    report_classes(options, classes)
+    return classes
+
+
+def report_classes(options: Options, classes: "Classes") -> None:
+    """Print the names of the classes, in the order of their numbers."""
+    listed = f"{len(classes.names)} classes, from 0: {', '.join(classes.names)}"
+    options.once(lambda: console.print(listed, highlight=False, markup=False, soft_wrap=True))
 
 
 @contextlib.contextmanager

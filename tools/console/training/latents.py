@@ -14,9 +14,8 @@ from ldmrt.tools.options.common import Choice
 from .options import Options
 
 if TYPE_CHECKING:
-    from ldmrt.model.networks.autoencoder import Autoencoder
     from ldmrt.model.training.data.masks import LossMasks
-    from ldmrt.model.training.latents import LatentCache
+    from ldmrt.model.training.latents import FirstStage, LatentCache
 
 F = TypeVar("F", bound=Callable[..., object])
 ALPHA = "alpha"
@@ -67,6 +66,17 @@ class Latents:
         mask = self.loss_mask if self.loss_mask in (None, ALPHA) else "folder"
         return {"latents": self.latents, "loss_mask": mask}
 
+    def check_unused(self) -> None:
+        """Refuse options of latents in a training that has none.
+
+        Raises:
+            LdmrtError: Names the option.
+        """
+        for name, default in (("cache", "memory"), ("latents", "fp32")):
+            if getattr(self, name) != default:
+                problem = f"--{name} is for trainings in latents"
+                raise LdmrtError("train", problem, hint=f"--autoencoder, or no --{name}")
+
     def masks(self, *images: object) -> "LossMasks | None":
         """Find the masks of all images, those to train on first; None where no mask is asked for.
 
@@ -88,7 +98,7 @@ class Latents:
             masks.check(each)
         return masks
 
-    def open(self, options: Options, data: object, vae: "Autoencoder", digest: str) -> "LatentCache":
+    def open(self, options: Options, data: object, vae: "FirstStage", digest: str) -> "LatentCache":
         """Open the cache; what is in memory alone is written when the command ends.
 
         Args:
@@ -116,7 +126,7 @@ class Latents:
             raise LdmrtError("train", "--cache disk is for images of your own", hint="--cache memory")
         if options.plan:  # no file is read or written: as many are in memory as wait for one, and on a GPU none
             side = options.size // vae.config.factor
-            waiting = SHARD // (2 * vae.config.latent_channels * side**2 * dtype.itemsize)
+            waiting = SHARD // (2 * vae.config.latent_width * side**2 * dtype.itemsize)
             return LatentCache(vae, options.device, dtype=dtype, entries=waiting if options.device == "cpu" else 0)
         folder = self.cache_folder or options.out / FOLDER
         files = LatentFiles(folder, f"{digest}-{options.device}-{self.latents}")

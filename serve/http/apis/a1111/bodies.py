@@ -3,14 +3,18 @@
 import re
 from collections.abc import Mapping
 from secrets import randbelow
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from ldmrt.runtime.errors import InvalidRequest
+from ldmrt.runtime.pipeline.request.checks import LARGEST_SIDE
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.serve.http.images import image_in
 
+from .inpainting import CONTENTS, NAMES, kept_over, mask_of
 from .samplers import draws_all_noise, heeds_eta, translated
 
 if TYPE_CHECKING:
@@ -39,7 +43,6 @@ NOTHING: Mapping[str, tuple[Any, ...]] = {
     "initial_noise_multiplier": (1,),
     "save_images": (False,),
 }
-OF_MASKS: Mapping[str, tuple[Any, ...]] = {"inpainting_fill": (1,), "inpaint_full_res": (False,)}
 
 
 class Drawing(BaseModel):
@@ -150,6 +153,14 @@ class Drawing(BaseModel):
         """Return the request; an `InvalidRequest` says what is wrong."""
         return Request(**self.fields(skip))
 
+    def finished(self, request: Request, drawn: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the images of the answer, (N, H, W, 3), from those that were drawn of its request."""
+        return drawn
+
+    def texts(self, request: Request) -> dict[str, Any]:
+        """Return what else there is to tell of an image, by AUTOMATIC1111's words."""
+        return {} if request.image is None else {"Denoising strength": request.strength}
+
 
 class TextToImage(Drawing):
     """The body of txt2img."""
@@ -165,9 +176,11 @@ class ImageToImage(Drawing):
     denoising_strength: float | None = 0.75
     image_cfg_scale: float | None = None
     resize_mode: int = Field(0, ge=0, le=3)
-    inpainting_fill: Any = Field(None, description="1, what is there, alone is served.")
-    inpaint_full_res: Any = Field(None, description="false alone is served.")
-    inpaint_full_res_padding: Any = None
+    inpainting_fill: int = Field(
+        0, ge=0, le=3, description="What is there before: 0 the colours around, 1 the image, 2 noise, 3 nothing."
+    )
+    inpaint_full_res: bool = Field(True, description="Draws the region around the mask alone, at the size asked for.")
+    inpaint_full_res_padding: int = Field(0, ge=0, le=LARGEST_SIDE, description="Pixels around the mask.")
     include_init_images: Any = None
 
     def request(self, skip: int) -> Request:
@@ -185,19 +198,28 @@ class ImageToImage(Drawing):
         if self.image_cfg_scale not in (None, 1.5):  # the default of both
             fields["image_guidance_scale"] = self.image_cfg_scale
         if self.mask:
-            refuse(self, OF_MASKS)
-            fields["mask_image"] = self.changing(image_in("mask", self.mask))
+            mask = mask_of(image_in("mask", self.mask), self.mask_blur, inverted=self.inpainting_mask_invert == 1)
+            if mask.getbbox() is not None or not self.inpaint_full_res:  # a black one has no region: it is left out
+                fields |= {"mask_image": mask, "mask_content": CONTENTS[self.inpainting_fill]}
+                fields["padding_mask_crop"] = self.inpaint_full_res_padding if self.inpaint_full_res else None
         return Request(**fields)
 
-    def changing(self, mask: "Image") -> "Image":
-        """Return a mask as AUTOMATIC1111 reads it: its alpha where it has one, inverted, then blurred."""
-        from PIL import ImageFilter, ImageOps
+    def finished(self, request: Request, drawn: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return images (N, H, W, 3) with what the mask keeps; those of a region are that already."""
+        if request.mask_image is None or request.padding_mask_crop is not None:
+            return drawn
+        return kept_over(request.image, cast("Image", request.mask_image), drawn)
 
-        alpha = mask.getchannel("A") if mask.mode.endswith("A") else None
-        transparent = alpha is not None and alpha.getextrema() != (255, 255)
-        grey = alpha.point(lambda level: 255 if level > 128 else 0) if transparent and alpha else mask.convert("L")
-        grey = ImageOps.invert(grey) if self.inpainting_mask_invert else grey
-        return grey.filter(ImageFilter.GaussianBlur(self.mask_blur)) if self.mask_blur else grey
+    def texts(self, request: Request) -> dict[str, Any]:
+        """Return what AUTOMATIC1111 tells of a mask beside the image."""
+        if request.mask_image is None:
+            return super().texts(request)
+        texts: dict[str, Any] = {"Mask mode": "Inpaint not masked"} if self.inpainting_mask_invert else {}
+        texts |= {"Mask blur": self.mask_blur} if self.mask_blur else {}
+        if self.inpaint_full_res:
+            texts |= {"Inpaint area": "Only masked", "Masked area padding": self.inpaint_full_res_padding}
+        texts |= {} if self.inpainting_fill == 1 else {"Masked content": NAMES[self.inpainting_fill]}
+        return super().texts(request) | texts
 
 
 def refuse(body: Drawing, table: Mapping[str, tuple[Any, ...]]) -> None:

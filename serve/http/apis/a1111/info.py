@@ -19,7 +19,7 @@ def answered(server: Server, job: Job, asked: Drawing, options: dict[str, Any]) 
     Returns:
         `images` in base64; `parameters`, the fields of the body; and `info`, JSON in a text.
     """
-    images = in_base64(job) if asked.send_images else []
+    images = in_base64(job, asked.finished(job.request, job.result(0).pixels)) if asked.send_images else []
     parameters = asked.model_dump()
     parameters |= {name: None for name in ("init_images", "mask") if name in parameters}
     info = json.dumps(described(server, job, asked, options), ensure_ascii=False)
@@ -29,10 +29,10 @@ def answered(server: Server, job: Job, asked: Drawing, options: dict[str, Any]) 
 def described(server: Server, job: Job, asked: Drawing, options: dict[str, Any]) -> dict[str, Any]:
     """Return what there is to say of the images of a job."""
     result = job.result(0)
-    (height, width), seeds = result.pixels.shape[1:3], result.seeds
+    drawn = result.pixels.shape[1:3] if job.request.padding_mask_crop is None else job.lane.size
+    (height, width), seeds = drawn, result.seeds
     extra = {} if options[SKIP] == 1 else {"Clip skip": options[SKIP]}
-    if job.request.image is not None:
-        extra["Denoising strength"] = job.request.strength
+    extra |= asked.texts(job.request)
     return {
         "prompt": asked.prompt,
         "all_prompts": [asked.prompt] * len(seeds),

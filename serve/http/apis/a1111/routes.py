@@ -3,27 +3,26 @@
 import asyncio
 import base64
 import contextlib
-import logging
 import time
+from concurrent.futures import Future
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HTTPRequest
 
-from ldmrt.runtime.images.png import encode_png
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.serve.http.errors import DRAWN
 from ldmrt.serve.http.state import Server, server_of
 from ldmrt.serve.http.submitting import ended, submit
 from ldmrt.serve.jobs.job import Job
+from ldmrt.serve.jobs.previews import decoded
 
 from . import lists
 from .bodies import Drawing, ImageToImage, TextToImage
 from .info import answered, stamped
 from .options import MODEL, SKIP, checked, of_caller
 
-log = logging.getLogger("ldmrt.serve")
 router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
 router.include_router(lists.router)
 PREVIEW = 5.0  # seconds in which a row has to end whose preview is asked for
@@ -101,19 +100,19 @@ async def preview(server: Server, job: Job) -> str | None:
         if not seen.done():
             seen.set_result(image)
 
-    def watcher(job: Job, state: State | None) -> None:
-        image = None
-        if state is not None:
-            if seen.done():
-                return
-            try:
-                image = base64.b64encode(encode_png(server.service.preview(job, state))).decode()
-            except Exception:  # of a preview, which must not end the request
-                log.exception("no preview of %s", job.id)
-        elif not job.ended:
-            return
+    def show(files: Future[list[bytes]]) -> None:
+        if images := decoded(files, job):
+            tell(base64.b64encode(images[0]).decode())
+
+    def tell(image: str | None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop was closed
             loop.call_soon_threadsafe(put, image)
+
+    def watcher(job: Job, state: State | None) -> None:
+        if state is not None and not seen.done():
+            server.previews.of(job, state).add_done_callback(show)
+        elif job.ended:
+            tell(None)
 
     job.watch(watcher)
     try:

@@ -105,6 +105,32 @@ def test_five_steps_of_adamw_are_pefts(both: Any) -> None:
         assert (mine[key] - weight).abs().max() <= 1e-5, key  # a step moves by 1e-3
 
 
+def test_gradients_beside_a_base_in_bf16_are_pefts(both: Any) -> None:
+    """Both compute in bf16, with pairs in float32: their gradients are as near to each other as to float32's own."""
+    unet, pairs, theirs, named = both
+    given, mine = inputs(theirs), by_theirs(pairs)
+    predict(unet, *given).square().mean().backward()
+    exact = {key: weight.grad.clone() for key, weight in mine.items()}  # type: ignore[union-attr]
+    pairs.zero_grad()
+    for network, weights in ((unet, mine), (theirs, named)):
+        own = {weight.data_ptr() for weight in weights.values()}
+        for weight in network.parameters():
+            if weight.data_ptr() not in own:
+                weight.data = weight.data.bfloat16()
+        with torch.autocast("cpu", torch.bfloat16):
+            predict(network, *given).float().square().mean().backward()
+    size = torch.stack([gradient.norm() for gradient in exact.values()]).norm()
+
+    def distance(found: dict[str, nn.Parameter], other: dict[str, Tensor]) -> float:
+        gaps = [(found[key].grad - value).norm() for key, value in other.items()]  # type: ignore[operator]
+        return (torch.stack(gaps).norm() / size).item()
+
+    assert all(weight.grad is not None and weight.grad.dtype == torch.float32 for weight in mine.values())
+    # bf16 rounds to 2^-9 of a number: dozens of roundings in a row, of random signs
+    assert distance(mine, exact) <= 0.05
+    assert distance(mine, {key: weight.grad for key, weight in named.items()}) <= 0.05  # type: ignore[misc]
+
+
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
 def test_file_loads_in_diffusers_and_here(form: str, checkpoint: Path, tmp_path: Path) -> None:
     trained = ours(checkpoint)

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
 import torch
 import torch.nn.functional as F
 
-from ldmrt.model.checkpoint.load import load_autoencoder
+from ldmrt.model.checkpoint.load import load, load_autoencoder
 from ldmrt.model.config import to_config
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.plain_unet import PlainUNet
@@ -21,15 +22,19 @@ from ldmrt.model.training.loop.run import Run
 from ldmrt.model.training.loop.settings import Settings
 from ldmrt.model.training.loop.task import Progress, TrainingTask
 from ldmrt.model.training.tasks import presets
-from ldmrt.model.training.tasks.classes import class_names, class_task
+from ldmrt.model.training.tasks.classes import Classes, class_task, classes_of_captions
+from ldmrt.model.training.tasks.finetune import Conditions, Denoiser, conditioned_task
 from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
 from ....support.pipelines import randomise
 from ..captioned import CAPTIONS, Three
 from ..resumed import assert_resumes
+from .diffusers_steps import steps_of_diffusers
 
 SETTINGS = Settings(steps=5, batch=2, learning_rate=1e-4, warmup=0, schedule="constant", seed=3)
 NAMES, DROPOUT = sorted(CAPTIONS), 0.5
+KINDS = Classes(NAMES, lambda sample: sample.caption)
 
 
 def unet_of(seed: int = 0) -> PlainUNet:
@@ -40,7 +45,7 @@ def unet_of(seed: int = 0) -> PlainUNet:
 
 
 def task_of(unet: PlainUNet, vae: Autoencoder) -> TrainingTask:
-    return class_task(unet, Three(), vae, Objective.of(presets.SCHEDULER, "cpu"), NAMES, DROPOUT)
+    return class_task(unet, Three(), vae, Objective.of(presets.SCHEDULER, "cpu"), KINDS, DROPOUT)
 
 
 def twin(unet: PlainUNet) -> "diffusers.UNet2DModel":
@@ -112,6 +117,51 @@ def test_the_null_class_is_told_as_often_as_it_shall_be(folders: Callable[[str],
     assert 15 <= null.sum() <= 45  # 30 and four standard deviations of 3.9
 
 
+def of_text(folder: Path) -> tuple[Denoiser, TrainingTask]:
+    """A U-Net that is told a class beside the caption, and what it learns."""
+    checkpoint = load(folder)
+    denoiser = Denoiser(checkpoint.unet, **checkpoint.text_encoders)  # type: ignore[arg-type]
+    denoiser.text_encoder.requires_grad_(False)
+    tokenizers, conditions = {"text_encoder": Tokenizer(checkpoint.tokenizers["tokenizer"])}, Conditions(dropout=0.5)
+    objective = Objective.of(checkpoint.scheduler, "cpu")
+    task = conditioned_task(
+        denoiser, Three(), checkpoint.vae, tokenizers, objective, conditions, classes=KINDS  # type: ignore[arg-type]
+    )  # fmt: skip
+    return denoiser, task
+
+
+def test_five_steps_beside_text_are_those_of_diffusers(folders: Callable[[str], Path]) -> None:
+    def labels(pipe: Any, pixels: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, dict[str, Any]]:
+        """No channels, and the class; of the samples whose captions are left out in half the class is too."""
+        captions = [Three().draw(3, i).caption for i in draws.samples]
+        drawn = draws.uniform("caption dropout").tolist()
+        told = [3 if 0.25 <= u < 0.75 else NAMES.index(each) for u, each in zip(drawn, captions, strict=True)]
+        return torch.empty(2, 0, 8, 8), {"class_labels": torch.tensor(told)}
+
+    denoiser, task = of_text(folders("classes"))
+    losses = [progress.loss for progress in Run(denoiser, SETTINGS).optimise(task)]
+    expected, weights = steps_of_diffusers(folders("classes"), beside=labels)
+    assert losses[0] == pytest.approx(expected[0], rel=1e-6)  # float32 sums in another order
+    assert losses == pytest.approx(expected, rel=1e-5)  # and those of four steps before
+    table = "unet.class_embedding.weight"
+    assert not torch.equal(denoiser.state_dict()[table], of_text(folders("classes"))[0].state_dict()[table])
+    for name, value in weights.items():
+        error = (denoiser.state_dict()[name] - value).norm() / value.norm()
+        assert error <= 1e-5, (name, error)  # rounding of gradients, and AdamW divides small ones by themselves
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_resumed_run_beside_text_takes_the_same_steps(
+    accumulate: int, folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    def begin() -> tuple[Run, Iterator[Progress]]:
+        denoiser, task = of_text(folders("classes"))
+        run = Run(denoiser, replace(SETTINGS, steps=6, schedule="cosine", accumulate=accumulate))
+        return run, run.optimise(task)
+
+    assert_resumes(begin, tmp_path / "state")
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_resumed_run_takes_the_same_steps(accumulate: int, folders: Callable[[str], Path], tmp_path: Path) -> None:
     settings = replace(SETTINGS, steps=6, schedule="cosine", accumulate=accumulate)
@@ -129,10 +179,10 @@ def test_classes_are_captions(tmp_path: Path) -> None:
         rows = tuple(Row(i, f"{i}.png", text) for i, text in enumerate(texts))
         return ImageFolder(tmp_path, rows, skipped=frozenset(skipped))
 
-    assert class_names([folder("dog", "cat", "dog", "ant", skipped=("3.png",))]) == ["cat", "dog"]
-    assert class_names([folder("dog", "dog"), folder("ant")]) == ["ant", "dog"]
+    assert classes_of_captions([folder("dog", "cat", "dog", "ant", skipped=("3.png",))]).names == ["cat", "dog"]
+    assert classes_of_captions([folder("dog", "dog"), folder("ant")]).names == ["ant", "dog"]
     with pytest.raises(LdmrtError, match=r"every image has a class of its own; expected fewer classes .*; found 2"):
-        class_names([folder("dog", "cat")])
+        classes_of_captions([folder("dog", "cat")])
     several = ImageFolder(tmp_path, (Row(1, "0.png", "dog", ("cat",)), Row(2, "1.png", "dog")))
     with pytest.raises(LdmrtError, match=r"0\.png is of several classes; expected one caption; found dog, cat"):
-        class_names([several])
+        classes_of_captions([several])

@@ -7,7 +7,6 @@ import click
 from ldmrt.tools.console.training.base import Base, base_options
 from ldmrt.tools.console.training.checks import check
 from ldmrt.tools.console.training.options import Options, training_options
-from ldmrt.tools.console.training.run import run_training
 
 
 @click.command()
@@ -18,15 +17,5 @@ def finetune(options: Options, source: str, **values: Any) -> None:
 
     Example: ldmrt train finetune --from runs/ldm --data photos --out runs/photos
     """
-    from ldmrt.model.training.loop.run import Run
-
-    settings, out = check(options), options.out
-    base = Base.open(options, source, **values)
-    run = Run(base.denoiser, settings, {"task": "finetune", **base.about})
-
-    def keep() -> None:
-        made = base.checkpoint_of(run.averaged().cpu())
-        base.preview(made, out / "training" / f"finetune-{run.step:06d}.png")
-        made.save(out)
-
-    run_training(run, base.task(), options, keep, base.held)
+    settings = check(options)
+    Base.open(options, source, **values).train(options, settings, "finetune")

@@ -8,7 +8,6 @@ import click
 from ldmrt.tools.console.training.base import Base, base_options
 from ldmrt.tools.console.training.checks import check
 from ldmrt.tools.console.training.options import Options, training_options
-from ldmrt.tools.console.training.run import run_training
 from ldmrt.tools.options.common import Choice
 
 KINDS = ["boxes", "strokes", "all"]
@@ -26,14 +25,12 @@ def inpaint(options: Options, source: str, kinds: tuple[str, ...], **values: Any
     """
     from ldmrt.model.training.draws import Draws
     from ldmrt.model.training.latents import to_images, to_tensor
-    from ldmrt.model.training.loop.run import Run
     from ldmrt.model.training.tasks.inpaint import Masked, inpainting, masked
     from ldmrt.model.training.tasks.masks import draw_masks
     from ldmrt.runtime.bundle.stages import MASK_KINDS
 
-    settings, out = check(options), options.out
+    settings = check(options)
     base = Base.open(options, source, adapt=inpainting, gives=MASK_KINDS, **values)
-    run = Run(base.denoiser, settings, {"task": "inpaint", "masks": ", ".join(kinds), **base.about})
     examples = base.examples(options.seed)
     base = replace(base, prompts=[example.caption for example in examples])
     given = dict[str, Any]()
@@ -45,10 +42,4 @@ def inpaint(options: Options, source: str, kinds: tuple[str, ...], **values: Any
             "image": [example.image for example in examples],
             "mask_image": list(masks[:, 0].numpy()),
         }
-
-    def keep() -> None:
-        made = base.checkpoint_of(run.averaged().cpu())
-        base.preview(made, out / "training" / f"inpaint-{run.step:06d}.png", **given)
-        made.save(out)
-
-    run_training(run, base.task(Masked(base.vae, kinds)), options, keep, base.held)
+    base.train(options, settings, "inpaint", {"masks": ", ".join(kinds)}, Masked(base.vae, kinds), **given)

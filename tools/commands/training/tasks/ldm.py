@@ -9,7 +9,7 @@ import click
 
 from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.tools.console.drawing.images import grid, save_png
-from ldmrt.tools.console.training.captions import report_long
+from ldmrt.tools.console.training.captions import classes_beside, report_long
 from ldmrt.tools.console.training.checks import check, check_size, digest_of, preview
 from ldmrt.tools.console.training.latents import Latents, latent_options
 from ldmrt.tools.console.training.options import (
@@ -37,6 +37,8 @@ from ldmrt.tools.console.training.run import run_training
     show_default=True,
     help="Entries of the BPE tokenizer.",
 )
+@click.option("--class-column", metavar="COLUMN",
+              help="Column of the metadata with each image's class, which the U-Net is told too.")  # fmt: skip
 @weighting_options
 @latent_options
 def ldm(
@@ -45,6 +47,7 @@ def ldm(
     prediction: str,
     flow_shift: float,
     vocabulary: int,
+    class_column: str | None,
     cache: str,
     cache_folder: Path | None,
     latents: str,
@@ -58,8 +61,10 @@ def ldm(
     import torch
 
     from ldmrt.export.components.torch_pipeline import torch_pipeline
+    from ldmrt.model.checkpoint.checkpoint import PIPELINE as STABLE_DIFFUSION
     from ldmrt.model.checkpoint.checkpoint import Checkpoint, text_encoder
-    from ldmrt.model.checkpoint.load import load_autoencoder
+    from ldmrt.model.checkpoint.load import load_first_stage
+    from ldmrt.model.families.classes import PIPELINE
     from ldmrt.model.networks.unet import UNet
     from ldmrt.model.training.diffusion.objective import Objective
     from ldmrt.model.training.loop.run import Run
@@ -71,11 +76,12 @@ def ldm(
 
     keeping = Latents.of(cache=cache, cache_folder=cache_folder, latents=latents, loss_mask=loss_mask)
     settings, out, size, seed, device = check(options), options.out, options.size, options.seed, options.device
-    vae = load_autoencoder(vae_folder).to(device)
+    vae = load_first_stage(vae_folder).to(device)
     vae.config = replace(vae.config, sample_size=size)
     check_size(size, vae.config)
     digest = digest_of(vae)
     data, held = options.open_data(vae.config.factor * 2 ** (len(presets.UNET.block_out_channels) - 1))
+    kinds = None if class_column is None else classes_beside(options, class_column, data, held)
     kept, masks = keeping.open(options, data, vae, digest), keeping.masks(data, held)
     length = presets.TEXT_ENCODER["max_position_embeddings"]
     tokens = out / "tokenizer"
@@ -99,30 +105,36 @@ def ldm(
 
     torch.manual_seed(seed)
     ids = {"vocab_size": tokenizer.size, "bos_token_id": tokenizer.start, "eos_token_id": tokenizer.end}
-    channels = vae.config.latent_channels
-    unet = replace(presets.UNET, in_channels=channels, out_channels=channels, sample_size=size // vae.config.factor)
+    channels = vae.config.latent_width
+    unet = replace(
+        presets.UNET, in_channels=channels, out_channels=channels, sample_size=size // vae.config.factor,
+        num_class_embeds=None if kinds is None else len(kinds.names) + 1,
+    )  # fmt: skip
     denoiser = Denoiser(UNet(unet), text_encoder({**presets.TEXT_ENCODER, **ids, "pad_token_id": tokenizer.pad}))
     initialise(denoiser.unet)
     run = Run(denoiser, settings, {
         "task": "ldm", "size": size, "data": data.digest, "validation": options.validation, "prediction": prediction,
         "vocabulary": vocabulary, "latent_channels": channels, "autoencoder": digest,
-        "scaling_factor": vae.config.scaling_factor, "flow_shift": flow_shift, **weighting, **options.shaped,
+        "scaling_factor": vae.config.scaling_factor, "flow_shift": flow_shift, "class_column": class_column,
+        "classes": None if kinds is None else kinds.digest, **weighting, **options.shaped,
         **keeping.shaped,
     })  # fmt: skip
     prompts = [data.caption(seed + 1, i) for i in range(preview(size))]
+    labels = None if kinds is None else [kinds.number_of(data.draw(seed + 1, i)) for i in range(len(prompts))]
+    index = dict(STABLE_DIFFUSION) if kinds is None else {"_class_name": PIPELINE, "id2label": kinds.labels}
 
     def keep() -> None:
         networks = run.averaged()
         checkpoint = Checkpoint(
             networks.unet.cpu(), copy.deepcopy(vae).cpu(), {"text_encoder": networks.text_encoder.cpu()},
-            {"tokenizer": files}, scheduler,
+            {"tokenizer": files}, scheduler, index,
         )  # fmt: skip
         pipeline = torch_pipeline(checkpoint)
-        pictures = pipeline(prompts, guidance_scale=3.0).pixels
+        pictures = pipeline(prompts, class_labels=labels, guidance_scale=3.0).pixels
         save_png(
             out / "training" / f"ldm-{run.step:06d}.png", grid(pictures, min(8, len(pictures))), {"prompts": prompts}
         )
         checkpoint.save(out)
 
-    task = ldm_task(denoiser, data, vae, tokenizer, Objective.of(scheduler, device, **weighting), kept, masks)
+    task = ldm_task(denoiser, data, vae, tokenizer, Objective.of(scheduler, device, **weighting), kept, masks, kinds)
     run_training(run, task, options, keep, held)

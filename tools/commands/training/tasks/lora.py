@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.tools.console.training.base import Base, base_options
 from ldmrt.tools.console.training.checks import check
 from ldmrt.tools.console.training.options import POSITIVE, Options, finite, training_options
@@ -29,6 +30,8 @@ FILE = "pytorch_lora_weights.safetensors"  # what diffusers' `load_lora_weights`
               help="Groups of layers that get a pair; may be repeated.")  # fmt: skip
 @click.option("--format", "form", type=Choice(["diffusers", "kohya"]), default="diffusers", show_default=True,
               help="Names of the tensors in the file.")  # fmt: skip
+@click.option("--base-precision", type=Choice(["fp32", "bf16"]), default="fp32", show_default=True,
+              help="What the checkpoint's weights are kept in, which do not learn; bf16 takes half the memory.")  # fmt: skip
 def lora(
     options: Options,
     source: str,
@@ -36,6 +39,7 @@ def lora(
     alpha: float | None,
     layers: tuple[str, ...],
     form: str,
+    base_precision: str,
     train_text_encoder: bool,
     **values: Any,
 ) -> None:
@@ -53,6 +57,9 @@ def lora(
     from ldmrt.model.training.lora.writing import write
     from ldmrt.model.training.tasks.finetune import check_trainable, encoders_of
 
+    if base_precision == "bf16" != options.precision:
+        hint = "--precision bf16, in which the layers compute, or no --base-precision"
+        raise LdmrtError("train", "--base-precision bf16 needs --precision bf16", found=options.precision, hint=hint)
     settings, out = check(options), options.out
     config = LoraConfig(rank, alpha or float(rank), tuple(dict.fromkeys(layers)))
 
@@ -64,20 +71,25 @@ def lora(
 
     base = Base.open(options, source, train_text_encoder=False, adapt=checked, **values)
     denoiser = base.denoiser.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if base_precision == "bf16":
+        denoiser.to(torch.bfloat16)
     networks = {"unet": denoiser.unet, **(encoders_of(denoiser) if train_text_encoder else {})}
     torch.manual_seed(options.seed)
     pairs = Pairs(networks, config)
     if settings.checkpointing:
         checkpoint_blocks(denoiser)
-    about = {"task": "lora", "rank": rank, "alpha": config.alpha, "layers": ", ".join(config.layers)}
-    run = Run(pairs, settings, {**base.about, **about, "train_text_encoder": train_text_encoder})
+    run = Run(pairs, settings, {
+        **base.about, "task": "lora", "rank": rank, "alpha": config.alpha, "layers": ", ".join(config.layers),
+        "base_precision": None if base_precision == "fp32" else base_precision,
+        "train_text_encoder": train_text_encoder,
+    })  # fmt: skip
 
     def keep() -> None:
         with with_average(run):
             write(pairs, out / FILE, form)
         if base.prompts:
             with pairs.detached(networks):
-                made = base.checkpoint_of(copy.deepcopy(denoiser).cpu())
+                made = base.checkpoint_of(copy.deepcopy(denoiser).cpu().float())
             merge(made.networks, [(read_lora(out / FILE), 1.0)])  # as `export --lora` does
             base.preview(made, out / "training" / f"lora-{run.step:06d}.png")
 

@@ -8,7 +8,6 @@ import click
 from ldmrt.tools.console.training.base import Base, base_options
 from ldmrt.tools.console.training.checks import check
 from ldmrt.tools.console.training.options import Options, training_options
-from ldmrt.tools.console.training.run import run_training
 
 
 @click.command()
@@ -23,12 +22,10 @@ def upscale(options: Options, source: str, **values: Any) -> None:
     """
     from ldmrt.model.families.upscaler import NOISER
     from ldmrt.model.training.latents import to_images, to_tensor
-    from ldmrt.model.training.loop.run import Run
     from ldmrt.model.training.tasks.upscale import GIVES, SmallImages, smaller, upscaling
 
-    settings, out = check(options), options.out
+    settings = check(options)
     base = Base.open(options, source, adapt=upscaling, gives=GIVES, **values)
-    run = Run(base.denoiser, settings, {"task": "upscale", **base.about})
     stage, factor = base.checkpoint.stage, base.vae.config.factor
     examples = base.examples(options.seed)
     base = replace(base, prompts=[example.caption for example in examples])
@@ -36,11 +33,5 @@ def upscale(options: Options, source: str, **values: Any) -> None:
     if examples:
         small = to_images(smaller(to_tensor([example.image for example in examples], "cpu"), factor))
         given = {"above": small.repeat(factor, axis=1).repeat(factor, axis=2), "image": list(small)}
-
-    def keep() -> None:
-        made = base.checkpoint_of(run.averaged().cpu())
-        base.preview(made, out / "training" / f"upscale-{run.step:06d}.png", **given)
-        made.save(out)
-
     beside = SmallImages(factor, base.checkpoint.noisers[NOISER], stage.max_noise_level, base.dropout)
-    run_training(run, base.task(beside), options, keep, base.held)
+    base.train(options, settings, "upscale", beside=beside, **given)

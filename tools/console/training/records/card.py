@@ -51,7 +51,7 @@ KINDS = {
     "lora": Kind("A LoRA", "text-to-image", relation="adapter"),
     "inpaint": Kind("A diffusion model that fills the masked part of an image", "image-to-image"),
     "upscale": Kind("A diffusion model that enlarges images in latents", "image-to-image"),
-    "classes": Kind("A class-conditional diffusion model in latents", in_diffusers=False),
+    "classes": Kind("A class-conditional diffusion model", in_diffusers=False),
     "unconditional": Kind("An unconditional diffusion model in pixels", "unconditional-image-generation"),
     "upscaler": Kind("A diffusion model in pixels that doubles the size of images", "image-to-image", False),
 }
@@ -125,7 +125,7 @@ class Card:
     def _metadata(self) -> Iterator[str]:
         """Yield the lines of the front matter, which is YAML."""
         options, kind = self.options, KINDS[self.options.task]
-        if kind.in_diffusers:
+        if kind.in_diffusers and "class_column" not in options.differing:  # a pipeline of our own
             yield "library_name: diffusers"
         if self._base:
             if licence := _licence(Path(options.differing["from"][0]) / CARD):

@@ -17,8 +17,8 @@ from ldmrt.runtime.samplers.guidance import guide
 from ldmrt.runtime.samplers.noise import FIRST, noise
 from ldmrt.runtime.samplers.papers.score_sde import ve_grid
 
-from ...support.exact_diffusers import scheduler_class
-from ...support.plans import Array, normal64
+from ....support.exact_diffusers import scheduler_class
+from ....support.plans import Array, normal64
 
 VE, VP = {"_class_name": "ScoreSdeVeScheduler"}, {"_class_name": "ScoreSdeVpScheduler"}
 SHAPE = (2, 3, 4, 5)

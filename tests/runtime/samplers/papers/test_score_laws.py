@@ -9,7 +9,7 @@ import pytest
 from ldmrt.runtime import plan_from_config, steps
 from ldmrt.runtime.samplers.noise import FIRST, noise
 
-from .test_orders import GAUSSIANS, WIDTHS, denoised, law, walk
+from ..test_orders import GAUSSIANS, WIDTHS, denoised, law, walk
 
 VE, VP = {"_class_name": "ScoreSdeVeScheduler"}, {"_class_name": "ScoreSdeVpScheduler"}
 

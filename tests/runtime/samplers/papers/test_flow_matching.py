@@ -1,0 +1,111 @@
+"""Flows: shifts by the size of the image, and solvers of other classes on a flow's config, as diffusers has them."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ldmrt.runtime import InvalidRequest, LdmrtError, plan_from_config, sample
+from ldmrt.runtime.samplers.papers.flow_matching import EULER, HEUN
+
+from ....support.exact_diffusers import Theirs, scheduler_class
+
+STABLE_DIFFUSION_3: dict[str, Any] = {"_class_name": EULER, "shift": 3.0}
+FLUX: dict[str, Any] = {"_class_name": EULER, "shift": 3.0, "use_dynamic_shifting": True}
+TOKENS = (16, 256, 1024, 4096, 5000)
+NOISE = np.random.default_rng(0).standard_normal((2, 3, 4, 4))
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {}, {"time_shift_type": "linear"}, {"base_shift": 0.3, "max_shift": 2.0, "max_image_seq_len": 1000},
+        {"shift_terminal": 0.02}, {"use_karras_sigmas": True}, {"base_image_seq_len": 100, "num_train_timesteps": 500},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_dynamic_shift_is_that_of_diffusers(tokens: int, change: dict[str, Any]) -> None:
+    from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
+
+    config = {**FLUX, **change}
+    theirs = Theirs(EULER, config)
+    of = theirs.exact.config
+    keys = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    theirs.exact.set_timesteps(7, mu=calculate_shift(tokens, *(of[key] for key in keys)))
+    plan = plan_from_config(config, 7, tokens=tokens)
+    # float64 on both sides; a few roundings of levels of at most 1.
+    np.testing.assert_allclose(plan.sigma, theirs.exact.sigmas[:-1].numpy(), rtol=0, atol=1e-14)
+    np.testing.assert_allclose(plan.t, theirs.exact.timesteps.numpy(), rtol=0, atol=1e-11)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    ("name", "class_name"),
+    [("dpmpp_2m", "DPMSolverMultistepScheduler"), ("unipc", "UniPCMultistepScheduler"),
+     ("deis", "DEISMultistepScheduler"), ("dpmpp_2s", "DPMSolverSinglestepScheduler")],
+)  # fmt: skip
+def test_another_solver_runs_a_flow_as_diffusers_users_set_it(name: str, class_name: str) -> None:
+    """By `from_config` with flow levels, the flow's prediction and its shift."""
+
+    def network(x: Any, t: float) -> Any:
+        return 0.7 * np.tanh(x * (1 + t / 1000))
+
+    plan = plan_from_config(STABLE_DIFFUSION_3, 6, name=name)
+    ours = sample(plan, NOISE * plan.prior_scale, network, lambda row: NOISE)
+    asked = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
+    made = scheduler_class(class_name).from_config(STABLE_DIFFUSION_3, **asked)
+    theirs = Theirs(class_name, dict(made.config))
+    theirs.grid(0, num_inference_steps=6)
+    found = theirs.walk(theirs.first(NOISE, None), network, plan.t, np.stack([NOISE] * plan.rows))
+    np.testing.assert_allclose(ours, found, rtol=0, atol=1e-9 * np.abs(found).max())  # as the sweep has it
+
+
+def test_a_dynamic_shift_of_another_solver_is_that_of_the_flow() -> None:
+    """e^mu is a shift, so the levels of both grids are those of one curve: here with mu = log 3 for every size."""
+    change = {"base_shift": np.log(3.0), "max_shift": np.log(3.0)}
+    dynamic = plan_from_config({**FLUX, **change}, 6, name="dpmpp_2m", tokens=777)
+    fixed = plan_from_config(STABLE_DIFFUSION_3, 6, name="dpmpp_2m")
+    np.testing.assert_allclose(dynamic.sigma, fixed.sigma, rtol=1e-14)  # of a logarithm and its inverse
+
+
+def test_fresh_noise_is_drawn_by_stochastic_sampling_alone() -> None:
+    still, fresh = (plan_from_config({**STABLE_DIFFUSION_3, "stochastic_sampling": on}, 4) for on in (False, True))
+    assert [still.draws(row) for row in range(4)] == [False] * 4
+    assert [fresh.draws(row) for row in range(4)] == [True] * 3 + [False]
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "problem"),
+    [
+        (FLUX, None, "use_dynamic_shifting asks for the size of the image; expected a number of tokens"),
+        (FLUX, "dpmpp_2m", "use_dynamic_shifting asks for the size of the image"),
+        ({"_class_name": EULER, "invert_sigmas": True}, None, "no invert_sigmas True"),
+        ({"_class_name": EULER, "time_shift_type": "cubic"}, None, "no time_shift_type 'cubic'"),
+        ({"_class_name": HEUN, "shift": 0}, None, "invalid shift; expected a number above 0; found 0"),
+        ({"_class_name": EULER, "use_karras_sigmas": True, "use_beta_sigmas": True}, None, "two spacings"),
+        ({"_class_name": "UniPCMultistepScheduler", "shift_terminal": 0.1}, None, "has its own last level"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "use_dynamic_shifting": True}, None, "asks for the size"),
+    ],
+)  # fmt: skip
+def test_a_config_that_has_no_plan(config: dict[str, Any], name: str | None, problem: str) -> None:
+    with pytest.raises(LdmrtError, match=problem):
+        plan_from_config(config, 4, name=name)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "problem"),
+    [
+        (STABLE_DIFFUSION_3, "ddim", f"DDIMScheduler cannot replace {EULER}; expected a sampler of {EULER}"),
+        (STABLE_DIFFUSION_3, "score_ve", "cannot replace"),
+        (
+            {"_class_name": "DDIMScheduler"},
+            "flow_euler",
+            "cannot replace DDIMScheduler; expected a sampler of ti",
+        ),
+    ],
+)
+def test_networks_of_other_equations_are_not_run(config: dict[str, Any], name: str, problem: str) -> None:
+    with pytest.raises(InvalidRequest, match=problem):
+        plan_from_config(config, 4, name=name)

@@ -1,0 +1,154 @@
+"""Wherever a training is stopped or killed, the run that goes on ends with the bits of one that ran through."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldmrt.tools.console.training.run import STATE
+
+from ...support.pipelines import save_pipeline
+
+pytestmark = [
+    pytest.mark.slow(minutes=8),
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork"),
+]
+KILLS = 20  # of each training, by these signals in turn
+SIGNALS = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 143, "SIGINT": 130}  # and how a run ends by them
+TASKS = {
+    "autoencoder": ("--adversarial", 0.5, "--discriminator-layers", 1),
+    "ldm": ("--vocabulary", 600, "--autoencoder", "SOURCE"),
+    "classes": ("--caption-column", "kind", "--autoencoder", "SOURCE"),
+    "unconditional": (),
+    **{task: ("--from", "SOURCE", "--previews", 0) for task in ("finetune", "inpaint", "upscale")},
+    "lora": ("--from", "SOURCE", "--previews", 0, "--rank", 2),
+}
+# Loads what trainings need, and runs one for each line of its input, [words, seconds, signal], in a process of its own,
+# which is sent the signal after so many seconds. It answers with how that has ended, and after how long.
+FORKS = """
+import json, os, signal, sys, time
+from dataclasses import replace
+import torch, transformers, PIL.Image, rich.progress
+import ldmrt.export.components.torch_pipeline, ldmrt.model.checkpoint.load, ldmrt.tools.commands.training.train
+import ldmrt.model.training.loop.run, ldmrt.tools.console.training.run
+from ldmrt.model.training.tasks import presets
+from ldmrt.tools.cli import main
+from ldmrt.tools.console.training import checks
+
+torch.set_num_threads(1)
+small = {"block_out_channels": (8, 16), "norm_num_groups": 4}
+two = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+coders = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+presets.AUTOENCODER = replace(presets.AUTOENCODER, **small, **coders, layers_per_block=1)
+presets.UNET = replace(presets.UNET, **small, attention_head_dim=2)
+presets.CLASSES = replace(presets.CLASSES, **small, attention_head_dim=8)
+presets.UNCONDITIONAL = replace(presets.UNCONDITIONAL, **small, **two, attention_head_dim=8)
+checks.SHOWN = 4
+for line in sys.stdin:
+    words, seconds, number = json.loads(line)
+    begin = time.monotonic()
+    if not (child := os.fork()):
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, signal.default_int_handler if name == signal.SIGINT else signal.SIG_DFL)
+        sys.stdout, sys.argv = sys.stderr, ["ldmrt", *words]
+        try:
+            main()
+            code = 0
+        except SystemExit as left:
+            code = left.code or 0
+        except KeyboardInterrupt:  # before the command has begun
+            code = 130
+        sys.stderr.flush()
+        os._exit(code)
+    if number:
+        time.sleep(seconds)
+        os.kill(child, number)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(json.dumps([status, time.monotonic() - begin]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator["subprocess.Popen[str]"]:
+    with (tmp_path_factory.mktemp("forks") / "err").open("w") as said:
+        pipe = subprocess.PIPE
+        process = subprocess.Popen([sys.executable, "-c", FORKS], stdin=pipe, stdout=pipe, stderr=said, text=True)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def run(forks: "subprocess.Popen[str]", words: tuple[object, ...], seconds: float = 0, number: int = 0) -> Any:
+    assert forks.stdin is not None
+    assert forks.stdout is not None
+    forks.stdin.write(json.dumps([list(map(str, words)), seconds, number]) + "\n")
+    forks.stdin.flush()
+    return json.loads(forks.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Five captioned images of two kinds, and a checkpoint."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rows = []
+    for i in range(5):
+        pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        rows.append(json.dumps({"file_name": f"{i}.png", "text": f"number {i}", "kind": "ab"[i % 2]}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    return folder, save_pipeline("sd15", tmp_path_factory.mktemp("source"))
+
+
+def bits(value: Any) -> Any:
+    """A state of plain values, tensors as their bytes."""
+    if isinstance(value, torch.Tensor):
+        return (str(value.dtype), tuple(value.shape), value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    if isinstance(value, dict):
+        return {key: bits(each) for key, each in value.items()}
+    return [bits(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def result(out: Path) -> tuple[Any, dict[str, bytes]]:
+    """The state of a run, and the files of its networks."""
+    files = {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.safetensors"))}
+    return bits(torch.load(out / STATE, weights_only=True)), files
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_any_end_is_resumed_to_the_bit(
+    task: str, forks: "subprocess.Popen[str]", places: tuple[Path, Path], tmp_path: Path
+) -> None:
+    pictures, source = places
+    own = [str(source) if word == "SOURCE" else word for word in TASKS[task]]
+    words = ("train", task, "--data", pictures, "--size", 16, "--batch", 2, "--accumulate", 2, "--warmup", 0, *own)
+    words = (*words, "--steps", 12, "--save-every", 3, "--log-every", 1, "--learning-rate", 1e-3)
+    code, lasts = run(forks, (*words, "--out", tmp_path / "whole"))
+    assert code == 0
+    expected, names = result(tmp_path / "whole"), list(SIGNALS)
+    assert expected[1]
+    chance, number, kills, finished = random.Random(task), 0, 0, 0
+    while kills < KILLS:
+        out = tmp_path / f"{number}"
+        resumed = ("--resume",) if (out / STATE).exists() else ()
+        name = names[kills % len(names)]
+        code, _ = run(forks, (*words, "--out", out, *resumed), chance.uniform(0, lasts), getattr(signal, name))
+        assert code in (0, SIGNALS[name], -getattr(signal, name)), (name, code)  # the last before it has begun
+        kills += code != 0
+        if code == 0:
+            assert result(out) == expected
+            number, finished = number + 1, finished + 1
+    resumed = ("--resume",) if (out / STATE).exists() else ()
+    assert run(forks, (*words, "--out", out, *resumed))[0] == 0
+    assert result(out) == expected
