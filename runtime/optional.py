@@ -57,6 +57,9 @@ PACKAGES = {
     "prometheus_client": Package("prometheus_client", "prometheus-client", ("serve",)),
     "ray": Package("Ray", "ray", ("ray",)),
     "pyarrow": Package("PyArrow", "pyarrow", ("ray",)),
+    "tensorboard": Package("TensorBoard", "tensorboard", ("tensorboard",)),
+    "wandb": Package("Weights & Biases", "wandb", ("wandb",)),
+    "opentelemetry": Package("OpenTelemetry", "opentelemetry-sdk", ("otel",)),
     "diffusers": Package("diffusers", "diffusers", ("dev",)),
 }
 

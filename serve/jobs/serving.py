@@ -48,6 +48,7 @@ class Serving(Protocol):
         seconds: float | None = None,
         owner: str = "",
         watcher: Watcher | None = None,
+        trace: Mapping[str, str] | None = None,
     ) -> Job:
         """Accept a request."""
 

@@ -17,8 +17,9 @@ from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.serve.http.app import application
 from ldmrt.serve.http.metrics import Metrics
 from ldmrt.serve.http.state import Limits, Server
-from ldmrt.serve.jobs.observers import JobLog, Observers
+from ldmrt.serve.jobs.observers import JobLog, Observer, Observers
 from ldmrt.serve.jobs.service import WAITING
+from ldmrt.serve.jobs.tracing import tracing
 
 from .cluster import joined
 from .replica import MOST_ONGOING, Replica
@@ -88,11 +89,11 @@ class Deployment:
             }
 
     def service(
-        self, models: Mapping[str, Pipeline], handle: DeploymentHandle, waiting: int, metrics: Metrics
+        self, models: Mapping[str, Pipeline], handle: DeploymentHandle, waiting: int, observer: Observer
     ) -> RayService:
         """Start a service that draws by replicas; so many requests may wait."""
         replicas = DeployedReplicas(handle, take_turns=self.take_turns)
-        number, observer = max(1, self.scale.least), Observers(metrics, JobLog())
+        number = max(1, self.scale.least)
         return RayService(models, replicas, number=number, waiting=waiting, observer=observer)
 
     @contextlib.contextmanager
@@ -118,13 +119,13 @@ class Deployment:
             serve.delete(name)
 
     @contextlib.contextmanager
-    def serving(self, waiting: int, metrics: Metrics) -> Iterator[RayService]:
+    def serving(self, waiting: int, observer: Observer) -> Iterator[RayService]:
         """Join a cluster, deploy the replicas, and start a service that draws by them."""
         with contextlib.ExitStack() as opened:
             models = opened.enter_context(self.opened())  # before a cluster is started for a bundle that is not there
             opened.enter_context(joined())
             handle = opened.enter_context(self.deployed())
-            yield opened.enter_context(contextlib.closing(self.service(models, handle, waiting, metrics)))
+            yield opened.enter_context(contextlib.closing(self.service(models, handle, waiting, observer)))
 
 
 @serve.ingress()
@@ -148,7 +149,8 @@ class Ingress:
         with contextlib.ExitStack() as opened:
             metrics = Metrics()
             models = opened.enter_context(deployment.opened())
-            service = deployment.service(models, replicas, waiting, metrics)
+            observers = Observers(metrics, JobLog(), *opened.enter_context(tracing()))
+            service = deployment.service(models, replicas, waiting, observers)
             opened.enter_context(contextlib.closing(service))
             self._server = Server(service, metrics, limits, owners)
             self._closing = opened.pop_all()

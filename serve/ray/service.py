@@ -78,6 +78,7 @@ class RayService:
         seconds: float | None = None,
         owner: str = "",
         watcher: Watcher | None = None,
+        trace: Mapping[str, str] | None = None,
     ) -> Job:
         """Accept a request, as `Service.submit` does, and ask a replica to draw it.
 
@@ -91,7 +92,7 @@ class RayService:
         rows = request.total_images * pipeline.guidance_rows(request)
         lane = Lane(f"{model}/{pipeline.stage.name}", pipeline.size(request), rows)
         deadline = None if seconds is None else time.monotonic() + seconds
-        job = Job(lane, request, pipeline.rows(request), rows, deadline, owner, model=model)
+        job = Job(lane, request, pipeline.rows(request), rows, deadline, owner, model=model, trace=trace or {})
         if watcher is not None:
             job.watch(watcher)
         with self._changed:

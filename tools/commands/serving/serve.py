@@ -64,6 +64,7 @@ def serve(
     from ldmrt.serve.jobs.reloading import reload_models
     from ldmrt.serve.jobs.service import Service
     from ldmrt.serve.jobs.serving import Serving
+    from ldmrt.serve.jobs.tracing import tracing
     from ldmrt.serve.models.memory import for_weights
     from ldmrt.serve.models.models import Models
     from ldmrt.serve.models.naming import named
@@ -94,10 +95,11 @@ def serve(
         socket = opened.enter_context(listening(host, port))
         paths = named(bundles)
         metrics = Metrics()
+        observers = Observers(metrics, JobLog(), *opened.enter_context(tracing()))
         if ray is not None:
             where = {name: path_everywhere(path) for name, path in paths.items()}
             deployment = Deployment(where, Scale.read(**ray), rows, opening, grace)
-            service: Serving = opened.enter_context(deployment.serving(waiting, metrics))
+            service: Serving = opened.enter_context(deployment.serving(waiting, observers))
             reload: Callable[[], object] = lambda: None  # noqa: E731
         else:
             held = opened.enter_context(contextlib.closing(Models(for_weights(opening["backend"]))))
@@ -108,7 +110,6 @@ def serve(
                     held.model(name).rows = rows_of(held[name])
                 size = held[name].stage.size
                 console.print(f"{name}: {held.model(name).rows} rows a call at {size} pixels", highlight=False)
-            observers = Observers(metrics, JobLog())
             drawing = opened.enter_context(contextlib.closing(Service(held, waiting=waiting, observer=observers)))
             service, reload = drawing, partial(reload_models, drawing, paths, partial(open_pipeline, **opening))
         console.print(f"http://{host}:{socket.getsockname()[1]}", highlight=False)
