@@ -13,6 +13,7 @@ from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.serve.batching.room import check_fits
 from ldmrt.serve.jobs.job import Cancelled, Job, Watcher, given_bytes
+from ldmrt.serve.jobs.tracing import context_of
 
 from .errors import AGAIN, Overloaded, TooManyOfKey
 from .state import Server, server_of
@@ -59,7 +60,8 @@ async def submit(
             if not server.images.take("", size):
                 raise Overloaded("request", "the server holds too many images", hint=f"again in {AGAIN} s")
             held.callback(server.images.give_back, "", size)
-            job = server.service.submit(asked, model, seconds=own, owner=owner, watcher=watcher)
+            trace = context_of(http.headers)
+            job = server.service.submit(asked, model, seconds=own, owner=owner, watcher=watcher, trace=trace)
             server.jobs.add(job)
             ending = held.pop_all()
         job.watch(lambda job, state: ending.close() if job.ended else None)

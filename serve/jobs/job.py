@@ -4,7 +4,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Lock
@@ -57,6 +57,9 @@ class Job:
         accepted: When it was accepted, as `time.monotonic` counts.
         seconds: How long it has waited and, where it has ended, how long it took in all.
         called: How many calls have run.
+        trace: The headers of the caller's trace, see `tracing`.
+        rows_began: When the U-Net was first called, as `time.monotonic` counts; None where it was not, or none is
+            shared.
     """
 
     lane: Lane
@@ -72,6 +75,8 @@ class Job:
     accepted: float = field(default_factory=time.monotonic)
     seconds: dict[str, float] = field(default_factory=dict)
     called: int = 0
+    trace: Mapping[str, str] = field(default_factory=dict)
+    rows_began: float | None = None
     _begun: bool = False
     _result: "Future[Result]" = field(default_factory=Future, repr=False)
     _watchers: list[Watcher] = field(default_factory=list, repr=False)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from threading import Condition, Lock, Thread
@@ -85,6 +86,7 @@ class Service:
         seconds: float | None = None,
         owner: str = "",
         watcher: Watcher | None = None,
+        trace: Mapping[str, str] | None = None,
     ) -> Job:
         """Accept a request; it begins when there is room.
 
@@ -94,6 +96,7 @@ class Service:
             seconds: After so many seconds it is given up.
             owner: Who asks.
             watcher: Called as `Job.watch` says, from the beginning.
+            trace: The headers of the caller's trace.
 
         Raises:
             Busy: Too many requests wait.
@@ -104,7 +107,7 @@ class Service:
         pipeline, deadline = self.models[model], None if seconds is None else time.monotonic() + seconds
         rows = request.total_images * pipeline.guidance_rows(request)
         lane = self._lane(pipeline, model, pipeline.size(request), self.models.model(model).rows)
-        job = Job(lane, request, pipeline.rows(request), rows, deadline, owner, model=model)
+        job = Job(lane, request, pipeline.rows(request), rows, deadline, owner, model=model, trace=trace or {})
         if watcher is not None:
             job.watch(watcher)
         with self._changed:
@@ -257,7 +260,7 @@ class Service:
         """Let a job wait that has failed with a model which was replaced meanwhile."""
         with self._changed:
             self._leave(job, model)
-            job.called = 0
+            job.called, job.rows_began = 0, None
             self._queue.add(job)
             self._admit()
 
@@ -291,6 +294,7 @@ class Service:
 
         def lane_of(latents: tuple[int, ...]) -> Lane:
             height, width = latents
+            job.rows_began = job.rows_began or time.monotonic()
             return self._lane(stage, job.model, (height * factor, width * factor), model.rows)
 
         def watch(state: State) -> None:

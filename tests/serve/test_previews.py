@@ -12,6 +12,7 @@ from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.serve.jobs.job import Job
 from ldmrt.serve.jobs.previews import Previews, decoded
 from ldmrt.serve.jobs.service import Service
+from ldmrt.serve.models.models import fixed
 
 STEPS = 4
 Seen = list[tuple[list[bytes], "Future[list[bytes]]"]]  # what a row predicts, and what is decoded of it
@@ -44,7 +45,7 @@ def service(bundle: object) -> Iterator[Service]:
     from ldmrt.runtime.pipeline.opening import open_pipeline
 
     with open_pipeline(bundle) as pipeline:  # type: ignore[arg-type]
-        service = Service({"tiny": pipeline}, {"tiny": 8})
+        service = Service(fixed({"tiny": pipeline}, {"tiny": 8}))
         yield service
         service.close()
 

@@ -57,6 +57,7 @@ def serve(
     from ldmrt.serve.jobs.observers import JobLog, JsonLines, Observers
     from ldmrt.serve.jobs.reloading import reload_models
     from ldmrt.serve.jobs.service import Service
+    from ldmrt.serve.jobs.tracing import tracing
     from ldmrt.serve.models.memory import for_weights
     from ldmrt.serve.models.models import Models
     from ldmrt.serve.models.naming import named
@@ -90,7 +91,7 @@ def serve(
             size = models[name].stage.size
             console.print(f"{name}: {models.model(name).rows} rows a call at {size} pixels", highlight=False)
         metrics = Metrics()
-        observers = Observers(metrics, JobLog())
+        observers = Observers(metrics, JobLog(), *opened.enter_context(tracing()))
         service = opened.enter_context(contextlib.closing(Service(models, waiting=waiting, observer=observers)))
         console.print(f"http://{host}:{socket.getsockname()[1]}", highlight=False)
         reload = partial(reload_models, service, paths, partial(open_pipeline, **opening))
