@@ -21,7 +21,7 @@ from ldmrt.runtime.files.lock import bundle_lock
 from ldmrt.runtime.files.reading import JsonObject, sha256
 from ldmrt.runtime.files.recognise import BUNDLE, refuse_other
 from ldmrt.runtime.files.swap import recover, replace_folder
-from ldmrt.runtime.files.writing import naming, remove_abandoned, temporary_folder
+from ldmrt.runtime.files.writing import link_or_copy, naming, remove_abandoned, temporary_folder
 from ldmrt.runtime.nearest import check_known
 from ldmrt.runtime.samplers.config import prediction_type
 
@@ -114,7 +114,7 @@ def export_bundle(
             write_json(work / name / "scheduler_config.json", scheduler)
         write_json(work / "model_index.json", checkpoint.model_index())
         for name in kept:
-            _take(path, work, name, _listed(old, rows[name]), _link)
+            _take(path, work, name, _listed(old, rows[name]), link_or_copy)
         known = {name: row for name, row in old.get("files", {}).items() if name.partition("/")[0] in kept}
         manifest = {**_manifest(checkpoint, rows, work, known), **(merged or {})}
         if "unet" in rows:
@@ -220,7 +220,7 @@ def _keep_certificate(old: JsonObject, path: Path, manifest: JsonObject, work: P
     beside = {name: old["files"].get(name) for name in (kept["reference"], stored_in(old)) if name is not None}
     if {**manifest["files"], **beside} == old["files"]:
         for name in beside:
-            _link(path / name, work / name)
+            link_or_copy(path / name, work / name)
         manifest |= {"certificate": kept, "files": old["files"]}
 
 
@@ -236,7 +236,7 @@ def _carry_over(old: Path, new: Path, made: set[str]) -> None:
             if file.is_symlink():
                 (new / name).symlink_to(os.readlink(file))
             else:
-                _link(file, new / name)
+                link_or_copy(file, new / name)
 
 
 def _listed(old: JsonObject, row: JsonObject) -> set[str]:
@@ -253,11 +253,3 @@ def _take(old: Path, new: Path, component: str, files: set[str], copy: Callable[
         return {n for n, path in paths.items() if path.is_file() and path.relative_to(old).as_posix() not in files}
 
     shutil.copytree(old / component, new / component, copy_function=copy, ignore=others)
-
-
-def _link(old: str | Path, new: str | Path) -> None:
-    """Link a file of the old bundle under a new name: weights and engines are large, and the old name is removed."""
-    try:
-        os.link(os.path.realpath(old), new)
-    except OSError:  # a file system without links
-        shutil.copy2(old, new)

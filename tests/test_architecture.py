@@ -71,6 +71,7 @@ MAY: dict[str, set[str]] = {
     "serve.jobs": RUNTIME | {"serve.batching", "serve.models"},
     "serve.models": RUNTIME | {"serve.batching"},
     "serve.page": RUNTIME | {"serve.models"},
+    "serve.triton": RUNTIME | {"serve.batching", "serve.jobs", "serve.models"},
     "serve.http": RUNTIME | {"serve.batching", "serve.jobs", "serve.page"},
     "tools": set(),
     "tools.cli": ERRORS | CONSOLE,
@@ -85,7 +86,7 @@ MAY: dict[str, set[str]] = {
     | MODEL
     | EXPORT
     | CONSOLE
-    | {f"serve.{name}" for name in ("batch", "http", "jobs", "models")}
+    | {f"serve.{name}" for name in ("batch", "http", "jobs", "models", "triton")}
     | {"runtime.parity", "model.lora", "model.scores", "model.training", "tools.emoji", "tools.reports"},
     "tools.benchmarks": RUNTIME
     | MODEL

@@ -21,20 +21,22 @@ COMMANDS = {
     "build": "Build TensorRT engines of a bundle.",
     "engines": "List engines, refit them, and remove unused ones.",
     "serve": "Serve bundles over HTTP.",
+    "export-triton": "Write a bundle as a model repository of Triton.",
     "bench": "Measure where the time of an image goes.",
     "samplers": "List the samplers, or show their plans.",
     "data": "Build a training set.",
     "train": "Train an autoencoder, a diffusion model in latents or pixels, or an upscaler.",
     "evaluate": "Score the images of a model beside those that it was trained on.",
 }
-TRAINING, SERVING = ("data", "train", "evaluate"), ("batch", "serve")  # in folders of their own
+TRAINING, SERVING = ("data", "train", "evaluate"), ("batch", "serve", "export-triton")  # in folders of their own
 FOLDERS = dict.fromkeys(TRAINING, "training") | dict.fromkeys(SERVING, "serving")
 
 
 def function_of(name: str) -> click.Command:
     """Import the command of a name in `COMMANDS`."""
     folder = f"commands.{FOLDERS[name]}" if name in FOLDERS else "commands"
-    command: click.Command = getattr(importlib.import_module(f"ldmrt.tools.{folder}.{name}"), name)
+    module = name.replace("-", "_")
+    command: click.Command = getattr(importlib.import_module(f"ldmrt.tools.{folder}.{module}"), module)
     return command
 
 

@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from ldmrt.runtime.files.writing import write_atomically
 
 from .diffusion.timesteps import TIMESTEPS
 from .loop.task import Progress
+from .mirrors import Mirror
 
 BINS = 10  # of the timesteps, over which losses are averaged
 LARGEST = 1 << 28  # bytes of a log: a million lines
@@ -26,7 +27,7 @@ SCALED = ("loss_scale", "steps_skipped")  # of a training in fp16
 class Log:
     """Averages what steps report, and appends a line to a file for every few of them."""
 
-    def __init__(self, path: Path, every: int, timesteps: int, step: int = 0) -> None:
+    def __init__(self, path: Path, every: int, timesteps: int, step: int = 0, mirrors: Sequence[Mirror] = ()) -> None:
         """Open the log of a run that goes on after `step`.
 
         Lines of later steps, of a run that was killed, are removed, and so are those that cannot be read.
@@ -36,13 +37,14 @@ class Log:
             every: Steps between two lines.
             timesteps: How many timesteps losses are averaged by; 0 where the task has none.
             step: Steps that the run has taken.
+            mirrors: Take the lines too.
 
         Raises:
             LdmrtError: A folder has its name.
         """
         if path.is_dir():
             raise LdmrtError("train", f"{path} is a folder", expected="a file, or nothing", hint="move it away")
-        self.path, self.every, self.timesteps = path, every, timesteps
+        self.path, self.every, self.timesteps, self.mirrors = path, every, timesteps, mirrors
         lines, damaged = _read(path) if step and path.is_file() else ([], [])
         if damaged:
             warnings.warn(f"train: {len(damaged)} damaged lines of {path} are removed", LdmrtWarning, stacklevel=2)
@@ -120,6 +122,8 @@ class Log:
         """Append one line to the file."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_line(line))
+        for mirror in self.mirrors:
+            mirror.write(line)
 
 
 def read_log(path: Path) -> list[JsonObject]:

@@ -129,6 +129,18 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def link_or_copy(old: str | Path, new: str | Path) -> None:
+    """Give a file a second name, or copy it to a file system without links; what a link leads to is taken.
+
+    Files here are replaced and never changed, so neither name sees what becomes of the other.
+    """
+    try:
+        os.link(os.path.realpath(old), new)
+    except OSError:
+        with naming(Path(new)):
+            shutil.copy2(old, new)
+
+
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary file that takes the place of `path` when the block ends, and is removed when the block raises.

@@ -20,6 +20,20 @@ from .pipeline import Pipeline
 from .request.stages import check_order
 
 
+def decoding_of(
+    tile: int | None, tile_passes: int, on_overflow: str, low_memory: bool, keep_optimized: bool
+) -> Decoding:
+    """Return how latents are decoded, from arguments of `open_pipeline`.
+
+    Raises:
+        LdmrtError: An argument is invalid, or two exclude one another.
+    """
+    if keep_optimized and low_memory:
+        problem = "keep_optimized and low_memory exclude each other"
+        raise LdmrtError("open", problem, expected="only one of them")
+    return Decoding(tile, on_overflow, low_memory, tile_passes)
+
+
 def open_pipeline(
     bundle: str | Path,
     backend: str = "auto",
@@ -63,10 +77,7 @@ def open_pipeline(
         LdmrtError: An argument is invalid, or a package is missing.
     """
     check_name(backend)
-    if keep_optimized and low_memory:
-        problem = "keep_optimized and low_memory exclude each other"
-        raise LdmrtError("open", problem, expected="only one of them")
-    decoding = Decoding(tile, on_overflow, low_memory, tile_passes)
+    decoding = decoding_of(tile, tile_passes, on_overflow, low_memory, keep_optimized)
     config = read_scheduler(Path(scheduler)) if isinstance(scheduler, (str, Path)) else scheduler
     settings = BackendSettings(threads, low_memory, fused, keep_optimized, compute)
     folder = local_bundle(bundle)

@@ -1,7 +1,9 @@
-"""Tell how many rows a call of the U-Net has at a size."""
+"""Tell how many rows a call of the U-Net has at a size, and whether there is memory for one."""
 
+from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.pipeline.batch_size import images_at_once
 from ldmrt.runtime.pipeline.pipeline import Pipeline
+from ldmrt.runtime.pipeline.request.request import Request
 
 
 def rows_per_call(pipeline: Pipeline, size: tuple[int, int], rows: int) -> int:
@@ -16,3 +18,14 @@ def rows_per_call(pipeline: Pipeline, size: tuple[int, int], rows: int) -> int:
         pipeline.profiles, size, pipeline.stage.space.factor, rows=1, forecast=pipeline.forecast
     )  # fmt: skip
     return max(1, min(fitting, rows * pipeline.stage.size**2 // (size[0] * size[1])))
+
+
+def check_fits(pipeline: Pipeline, request: Request) -> None:
+    """Refuse a request of which not even one row is predicted to fit into memory.
+
+    Raises:
+        InvalidRequest: Its images are too large.
+    """
+    height, width = pipeline.size(request)
+    if pipeline.forecast is not None and pipeline.forecast.images(height * width, 1) < 1:
+        raise InvalidRequest("request", "an image of this size does not fit into memory", found=f"{width}x{height}")

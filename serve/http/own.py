@@ -29,6 +29,7 @@ from .submitting import submit
 router = APIRouter(prefix="/v1/requests", tags=["ldmrt"])
 PNG: dict[str, Any] = {"content": {"image/png": {}}}
 STREAM: dict[str, Any] = {"content": {"text/event-stream": {}}}
+MOVED = 1.0  # seconds between two looks at the position of a request that waits
 KEPT_ALIVE = 10.0  # seconds without an event after which a comment is sent, so that proxies keep the connection
 UNREAD = 64  # events that wait for a slow reader, who misses older ones
 
@@ -157,14 +158,19 @@ async def streamed(server: Server, job: Job, images: int, *, every: bool) -> Asy
         else:
             tell(state is not None, said)
 
-    yield event("stage", described(server, job))
+    last = described(server, job)
+    yield event("stage", last)
     job.watch(watcher)
     try:
         while True:
             try:
-                is_row, said = await asyncio.wait_for(queue.get(), KEPT_ALIVE)
+                wait = MOVED if job.stage == "waiting" else KEPT_ALIVE
+                is_row, said = await asyncio.wait_for(queue.get(), wait)
             except asyncio.TimeoutError:
-                yield ": waiting\n\n"
+                now = described(server, job)
+                moved = now["stage"] == "waiting" and now["position"] != last["position"]
+                last = now
+                yield event("stage", now) if moved else ": waiting\n\n"
                 continue
             yield event("row" if is_row else "stage", said)
             if not is_row and said["stage"] in ("done", "failed", "cancelled"):

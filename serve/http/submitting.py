@@ -11,6 +11,7 @@ from starlette.requests import Request as HTTPRequest
 from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.loop import State
+from ldmrt.serve.batching.room import check_fits
 from ldmrt.serve.jobs.job import Cancelled, Job, Watcher, given_bytes
 from ldmrt.serve.jobs.tracing import context_of
 
@@ -86,8 +87,7 @@ def check_limits(server: Server, request: Request, model: str | None) -> None:
     if request.padding_mask_crop is not None:  # pasted over the whole image
         image = cast("Image", request.image)  # callers send no other
         refuse("pixels", image.width * image.height * request.total_images, limits.pixels)
-    if pipeline.forecast is not None and pipeline.forecast.images(height * width, 1) < 1:
-        raise InvalidRequest("request", "an image of this size does not fit into memory", found=f"{width}x{height}")
+    check_fits(pipeline, request)
 
 
 def refuse(what: str, number: int, most: int) -> None:

@@ -29,6 +29,7 @@ NEEDS: dict[str, tuple[str, set[str]]] = {
         "serve BUNDLE --port 0",
         {"fastapi", "starlette", "pydantic", "uvicorn", "python_multipart", "prometheus_client", "onnxruntime"},
     ),
+    "export-triton": ("export-triton BUNDLE NEW/models", set()),
     "bench": ("bench BUNDLE --pictures 1 --steps 1", {"onnxruntime", "tokenizers"}),
     "samplers": ("samplers --plot NEW/x.png", {"matplotlib"}),
     "data": ("data emoji NEW/data", {"PIL"}),
@@ -67,7 +68,8 @@ def test_every_command_and_package_is_tried() -> None:
     tried = set().union(*(packages for _, packages in NEEDS.values()))
     # click and numpy are needed by all, tomli by Python 3.10 alone; the others have a test of their own
     elsewhere = {"click", "numpy", "huggingface_hub", "nncf", "openvino", "skimage", "cuda.bindings", "diffusers",
-                 "resvg_py", "tomli", "accelerate", "psutil", "datasets", "opentelemetry"}  # fmt: skip
+                 "resvg_py", "tomli", "accelerate", "psutil", "datasets",
+                 "tensorboard", "wandb", "opentelemetry"}  # fmt: skip
     assert PACKAGES.keys() - tried == elsewhere
 
 

@@ -179,10 +179,12 @@ def options_of(command: click.Command) -> set[str]:
 def test_options_that_a_page_names_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     text = re.sub(
-        r"^.*(python -m|pip install|optimum-cli|cp -rL|tools/\w+\.sh)(.*\\\n)*.*$|`(pip|mkdocs|git)[^`]*`",
+        r"^.*(python -m|pip install|optimum-cli|cp -rL|tools/\w+\.sh|docker |kubectl |tritonserver )(.*\\\n)*.*$"
+        r"|`(pip|mkdocs|git|docker)[^`]*`",
         "",
         text,
         flags=re.MULTILINE,
     )
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9](?![\w-])", text))
-    assert named - options_of(cli) - {"--exported", "--only", "--gpus"} == set()  # of a benchmark, and of docker
+    others = {"--exported", "--only", "--gpus", "--api-auth"}  # of a benchmark, of docker, and of the web UI
+    assert named - options_of(cli) - others == set()

@@ -99,6 +99,25 @@ def test_streams_are_bounded(own_server: Callable[..., Running]) -> None:
         pass
 
 
+def test_a_request_that_waits_is_told_when_it_moves_up(own_server: Callable[..., Running]) -> None:
+    server = own_server(rows=2)
+    held = Held(server.service)
+    with server.client() as client:
+        bodies = [{"prompt": "a", "seed": seed, "num_inference_steps": 2} for seed in range(3)]
+        names = [client.post("/v1/requests", json=body).json()["id"] for body in bodies]
+        with client.stream("GET", f"/v1/requests/{names[2]}/events") as stream:
+            told = (
+                json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line.startswith("data: ")
+            )
+            positions = [next(told)["position"]]
+            for name in names[:2]:
+                client.delete(f"/v1/requests/{name}")
+                positions.append(next(told)["position"])
+            held.let_go()
+            assert [one["stage"] for one in told][-1] == "done"
+    assert positions == [2, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [

@@ -25,6 +25,7 @@ COMMANDS = {
     "train autoencoder --out": "train autoencoder --data nowhere --out OUT",
     "train ldm --out": "train ldm --data nowhere --autoencoder nowhere --out OUT",
     "train ldm --cache-folder": "train ldm --data nowhere --autoencoder nowhere --out unwritten --cache-folder OUT",
+    "export-triton REPO": "export-triton nowhere OUT",
     "data emoji OUT": "data emoji OUT",
 }
 
@@ -125,7 +126,7 @@ def test_no_output_was_forgotten() -> None:
     ctx = click.Context(cli)
     every = [leaf for name in NAMES for leaf in leaves(cli.get_command(ctx, name) or cli)]
     written = {param.name for command in every for param in command.params if isinstance(param.type, Output)}
-    assert written == {"out", "as_json", "junit", "html", "bundle", "sheet", "cache_folder"}
+    assert written == {"out", "as_json", "junit", "html", "bundle", "sheet", "cache_folder", "repo"}
     for command in every:
         for param in command.params:
             if param.name in ("out", "junit", "html") or (param.name == "as_json" and not param.is_flag):  # type: ignore[attr-defined]

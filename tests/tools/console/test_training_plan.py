@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ldmrt.model.training.loop.memory import MemoryPlan, bytes_of
 from ldmrt.model.checkpoint.load import load_autoencoder
+from ldmrt.model.training.loop.memory import MemoryPlan, bytes_of
 from ldmrt.model.training.tasks import presets
 from ldmrt.tools.console.training import run as running
 
@@ -107,7 +107,6 @@ def measured(ldmrt: Any, words: list[object], monkeypatch: pytest.MonkeyPatch) -
         ran = ldmrt(*words)
     assert ran.code == 0, ran.err
     return found[0], found[1], found[2]
-
 
 
 def test_a_base_in_bf16_takes_half_the_memory(words: Words, planned: Any, tmp_path: Path) -> None:

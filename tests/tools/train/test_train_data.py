@@ -5,6 +5,7 @@ which size all is.
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,3 +218,14 @@ def test_the_default_of_sigterm_is_left_as_it_was(ldmrt: Any, folder: Path, tmp_
     before = signal.getsignal(signal.SIGTERM)
     assert ldmrt(*words(folder, tmp_path / "out")).code == 0
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_log_that_cannot_be_written_elsewhere_is_refused_first(
+    ldmrt: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, title in (("tensorboard", "TensorBoard"), ("wandb", "Weights & Biases")):
+        monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
+        ran = ldmrt("train", "autoencoder", "--data", folder, "--out", tmp_path / "out", f"--{name}")
+        assert (ran.code, f"{title} is not installed" in ran.error) == (2, True), ran.err
+        assert f"pip install 'ldmrt[{name}]'" in ran.err
+    assert not (tmp_path / "out").exists()

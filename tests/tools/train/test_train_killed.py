@@ -30,7 +30,7 @@ TASKS = {
     "ldm": ("--vocabulary", 600, "--autoencoder", "SOURCE"),
     "classes": ("--caption-column", "kind", "--autoencoder", "SOURCE"),
     "unconditional": (),
-    **{task: ("--from", "SOURCE", "--previews", 0) for task in ("finetune", "inpaint", "upscale")},
+    **dict.fromkeys(("finetune", "inpaint", "upscale"), ("--from", "SOURCE", "--previews", 0)),
     "lora": ("--from", "SOURCE", "--previews", 0, "--rank", 2),
 }
 # Loads what trainings need, and runs one for each line of its input, [words, seconds, signal], in a process of its own,
@@ -114,7 +114,11 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def bits(value: Any) -> Any:
     """A state of plain values, tensors as their bytes."""
     if isinstance(value, torch.Tensor):
-        return (str(value.dtype), tuple(value.shape), value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return (
+            str(value.dtype),
+            tuple(value.shape),
+            value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(),
+        )
     if isinstance(value, dict):
         return {key: bits(each) for key, each in value.items()}
     return [bits(each) for each in value] if isinstance(value, (list, tuple)) else value

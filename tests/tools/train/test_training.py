@@ -56,7 +56,7 @@ class Steps:
     def walk(self, out: Path, every: int = 3, resume: bool = False, change: Collection[str] = ()) -> None:
         options = SimpleNamespace(
             out=out, save_every=every, log_every=2, resume=resume, change=change, recipe="", task="ldm", differing={},
-            folder=Path("pictures"), group=None, plan=False,
+            folder=Path("pictures"), group=None, plan=False, tensorboard=False, wandb=False,
         )  # fmt: skip
         task = TrainingTask(None, lambda samples, draws: {})  # type: ignore[arg-type]
         run_training(self, task, options, lambda: self.kept.append(self.step))  # type: ignore[arg-type]

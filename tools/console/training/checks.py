@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.optional import check_installed
 from ldmrt.tools.console.run_lock import locked
 
 from .options import Options
@@ -35,6 +36,7 @@ def check(options: Options) -> "Settings":
     from ldmrt.model.training.loop.resuming import check_changes
 
     settings, state = options.settings(), options.out / STATE
+    check_installed("train", *(name for name in ("tensorboard", "wandb") if getattr(options, name)))
     options.wording()  # refuses what contradicts itself
     if options.change and not options.resume:
         raise LdmrtError("train", "--change needs --resume", hint="--resume, or no --change")

@@ -64,6 +64,8 @@ class Options(Variation):
     checkpointing: bool
     save_every: int
     log_every: int
+    tensorboard: bool
+    wandb: bool
     resume: bool
     change: tuple[str, ...]
     processes: int
@@ -199,6 +201,8 @@ def training_options(
                      help="Steps between checkpoints."),
         click.option("--log-every", type=click.IntRange(min=1), default=50, show_default=True,
                      help="Steps between two lines of OUT/log.jsonl."),
+        click.option("--tensorboard", is_flag=True, help="Write the log to OUT/tensorboard too."),
+        click.option("--wandb", is_flag=True, help="Send the log to Weights & Biases too."),
         click.option("--resume", is_flag=True, help="Continue from the last checkpoint in --out."),
         click.option("--change", multiple=True, metavar="NAME",
                      help="With --resume: use a new value of this setting, such as steps."),

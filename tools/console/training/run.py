@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ldmrt.model.training.log import Log
     from ldmrt.model.training.loop.run import Run
     from ldmrt.model.training.loop.task import Progress, TrainingTask
+    from ldmrt.model.training.mirrors import Mirror
 
     Held = ImageFolder | BucketedImages
 
@@ -77,7 +78,7 @@ def run_training(
         console.print(f"done already: {run.step} of {steps} steps; {hint}", highlight=False)
         return
     begin, saved = time.perf_counter(), run.step
-    log, last = Log(out / LOG, options.log_every, task.timesteps, run.step), None
+    log, last = Log(out / LOG, options.log_every, task.timesteps, run.step, _mirrors(run, options)), None
     with write_atomically(out / RECIPE) as file:
         file.write(options.recipe.encode(errors="replace"))  # names of files may be no text
     with listening() as signals:
@@ -109,7 +110,23 @@ def run_training(
             if out_of_memory(error):
                 raise _too_large(run, error) from None
             raise
+        finally:
+            for mirror in log.mirrors:
+                mirror.close()
     console.print(f"{run.step} steps in {(time.perf_counter() - begin) / 60:.1f} min: {out}", highlight=False)
+
+
+def _mirrors(run: "Run[M]", options: Options) -> "list[Mirror]":
+    """Open what the log is written to beside its file."""
+    from ldmrt.model.training.mirrors import TensorBoard, WeightsAndBiases
+
+    mirrors = list["Mirror"]()
+    if options.tensorboard:
+        mirrors.append(TensorBoard(options.out / "tensorboard", run.step))
+    if options.wandb:
+        config = {**run.about, **run.settings.shaping()}
+        mirrors.append(WeightsAndBiases(options.out, options.out.name, config, run.step))
+    return mirrors
 
 
 def _follow(run: "Run[M]", task: "TrainingTask") -> None:

@@ -31,7 +31,7 @@ FILE = "pytorch_lora_weights.safetensors"  # what diffusers' `load_lora_weights`
 @click.option("--format", "form", type=Choice(["diffusers", "kohya"]), default="diffusers", show_default=True,
               help="Names of the tensors in the file.")  # fmt: skip
 @click.option("--base-precision", type=Choice(["fp32", "bf16"]), default="fp32", show_default=True,
-              help="What the checkpoint's weights are kept in, which do not learn; bf16 takes half the memory.")  # fmt: skip
+              help="Precision of the frozen weights; bf16 takes half the memory.")  # fmt: skip
 def lora(
     options: Options,
     source: str,
