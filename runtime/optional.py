@@ -55,6 +55,8 @@ PACKAGES = {
     "uvicorn": Package("Uvicorn", "uvicorn", ("serve",)),
     "python_multipart": Package("python-multipart", "python-multipart", ("serve",)),
     "prometheus_client": Package("prometheus_client", "prometheus-client", ("serve",)),
+    "ray": Package("Ray", "ray", ("ray",)),
+    "pyarrow": Package("PyArrow", "pyarrow", ("ray",)),
     "tensorboard": Package("TensorBoard", "tensorboard", ("tensorboard",)),
     "wandb": Package("Weights & Biases", "wandb", ("wandb",)),
     "opentelemetry": Package("OpenTelemetry", "opentelemetry-sdk", ("otel",)),

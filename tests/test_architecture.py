@@ -70,6 +70,7 @@ MAY: dict[str, set[str]] = {
     "serve.batching": RUNTIME,
     "serve.jobs": RUNTIME | {"serve.batching", "serve.models"},
     "serve.models": RUNTIME | {"serve.batching"},
+    "serve.ray": RUNTIME | {f"serve.{name}" for name in ("batch", "batching", "http", "jobs", "models")},
     "serve.page": RUNTIME | {"serve.models"},
     "serve.triton": RUNTIME | {"serve.batching", "serve.jobs", "serve.models"},
     "serve.http": RUNTIME | {"serve.batching", "serve.jobs", "serve.page"},
@@ -86,7 +87,7 @@ MAY: dict[str, set[str]] = {
     | MODEL
     | EXPORT
     | CONSOLE
-    | {f"serve.{name}" for name in ("batch", "http", "jobs", "models", "triton")}
+    | {f"serve.{name}" for name in ("batch", "http", "jobs", "models", "ray", "triton")}
     | {"runtime.parity", "model.lora", "model.scores", "model.training", "tools.emoji", "tools.reports"},
     "tools.benchmarks": RUNTIME
     | MODEL

@@ -22,6 +22,7 @@ KINDS = {"LdmrtError", "BundleError", "InvalidRequest", "EngineNotFound", "NotFi
     "NoKey",
     "TooManyOfKey",  # of the server
     "TooManyStreams",
+    "Unavailable",
 }
 ANY = "…"  # what differs from case to case, in texts and on the page
 MOST_OF_ONE_ENTRY = 60  # places in the sources: an entry that covers more says too little of each

@@ -130,7 +130,7 @@ class Run:
 
             return Submitted(line, entry, self._service.submit(request, watcher=watcher))
         except FAILS as error:
-            entry.set_result(_failed(line, error))
+            entry.set_result(failed(line, error))
             return Submitted(line, entry)
 
     def _end(self, line: Line, request: Request, values: JsonObject, job: Job, entry: "Future[Entry]") -> None:
@@ -141,7 +141,7 @@ class Run:
             entry.set_exception(error)
             return
         except FAILS as error:
-            entry.set_result(_failed(line, error))
+            entry.set_result(failed(line, error))
             return
         except BaseException as error:
             entry.set_exception(error)
@@ -154,7 +154,7 @@ class Run:
         entry.set_result(Entry(line.number, "done", files, tuple(result.seeds), input=line.digest))
 
 
-def _failed(line: Line, error: BaseException) -> Entry:
+def failed(line: Line, error: BaseException) -> Entry:
     """Return the entry of a line that has failed."""
     text = str(error).replace("\n  try: ", "; try: ") or type(error).__name__
     return Entry(line.number, "failed", error=text, input=line.digest)

@@ -14,6 +14,7 @@ from ldmrt.runtime.errors import LdmrtError, NotFinite
 from ldmrt.serve.batching.dispatcher import Stopping
 from ldmrt.serve.jobs.job import Cancelled, DeadlinePassed, Stopped
 from ldmrt.serve.jobs.service import Busy
+from ldmrt.serve.jobs.serving import Unavailable
 
 log = logging.getLogger("ldmrt.serve")
 
@@ -58,6 +59,7 @@ STATUS: tuple[tuple[type[LdmrtError], HTTPStatus], ...] = (
     (Busy, HTTPStatus.TOO_MANY_REQUESTS),
     (Stopping, HTTPStatus.SERVICE_UNAVAILABLE),
     (Stopped, HTTPStatus.SERVICE_UNAVAILABLE),
+    (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (DeadlinePassed, HTTPStatus.GATEWAY_TIMEOUT),
     (Cancelled, HTTPStatus.CONFLICT),
     (NotFinite, HTTPStatus.INTERNAL_SERVER_ERROR),

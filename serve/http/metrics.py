@@ -10,7 +10,7 @@ from ldmrt.serve.jobs.job import Job
 from ldmrt.serve.jobs.observers import Observer
 
 if TYPE_CHECKING:
-    from ldmrt.serve.jobs.service import Service
+    from ldmrt.serve.jobs.serving import Serving
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -34,7 +34,7 @@ class Metrics(Observer):
             registry=self.registry,
         )  # fmt: skip
 
-    def watch(self, service: "Service") -> None:
+    def watch(self, service: "Serving") -> None:
         """Read how many requests of a service wait and run whenever the figures are asked for."""
         waiting = Gauge("ldmrt_requests_waiting", "Requests that wait.", registry=self.registry)
         waiting.set_function(lambda: service.waiting)
@@ -42,7 +42,8 @@ class Metrics(Observer):
         running.set_function(lambda: service.running)
         loaded = Gauge("ldmrt_model_loaded", "Whether a model is in memory.", ["model"], registry=self.registry)
         for name in service.models:
-            loaded.labels(name).set_function(partial(service.models.is_loaded, name))
+            if service.is_loaded(name) is not None:
+                loaded.labels(name).set_function(partial(_loaded, service, name))
 
     def batch(self, batch: Batch) -> None:
         """Note a call of a network that has run."""
@@ -63,3 +64,8 @@ class Metrics(Observer):
     def text(self) -> bytes:
         """Return all figures in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+def _loaded(service: "Serving", name: str) -> float:
+    """Return 1 where a model is in memory, and 0 where it is not."""
+    return float(service.is_loaded(name) or False)

@@ -11,7 +11,7 @@ from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.serve.jobs.budget import Budget
 from ldmrt.serve.jobs.job import Job
 from ldmrt.serve.jobs.previews import Previews
-from ldmrt.serve.jobs.service import Service
+from ldmrt.serve.jobs.serving import Serving
 from ldmrt.serve.jobs.store import Jobs
 
 from .metrics import Metrics
@@ -75,7 +75,7 @@ class Server:
         started: When the server began, in seconds since 1970.
     """
 
-    service: Service
+    service: Serving
     metrics: Metrics
     limits: Limits = field(default_factory=Limits)
     keys: dict[str, str] = field(default_factory=dict, repr=False)

@@ -118,6 +118,10 @@ class Service:
             self._changed.notify_all()  # its deadline may be the next one
         return job
 
+    def is_loaded(self, name: str) -> bool:
+        """Tell whether a model is in memory."""
+        return self.models.is_loaded(name)
+
     def replace_model(self, name: str, pipeline: Pipeline) -> None:
         """Draw the requests of a model that begin from now on with another pipeline.
 

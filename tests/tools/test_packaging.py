@@ -140,7 +140,7 @@ def declared(requirements: list[str]) -> dict[str, str]:
     for line in requirements:
         name, _, bound = line.partition(";")[0].partition(">=")
         if not name.startswith("ldmrt["):
-            found[plain(name.strip())] = bound.strip()
+            found[plain(name.partition("[")[0].strip())] = bound.strip()  # without extras of its own
     return found
 
 
@@ -151,7 +151,7 @@ BOUNDS = {name: bound for found in (declared(PROJECT["dependencies"]), *USED.val
 # datasets and what serves over HTTP one was tried.
 UNTESTED = {
     "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "cuda-bindings", "nncf", "resvg-py", "tomli",
-    "accelerate", "psutil", "datasets", "tensorboard", "wandb",
+    "accelerate", "psutil", "datasets", "tensorboard", "wandb", "ray", "pyarrow",
     "fastapi", "starlette", "pydantic", "uvicorn", "python-multipart", "prometheus-client",
     "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http",
 }  # fmt: skip

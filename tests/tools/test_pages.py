@@ -13,7 +13,7 @@ from ldmrt.tools import cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-ELSEWHERE = {"samplers.md", "learn.md", "serving.md", "triton.md"}  # which have tests of their own
+ELSEWHERE = {"samplers.md", "learn.md", "serving.md", "ray.md", "triton.md"}  # which have tests of their own
 # pages of docs/training with commands, each of which may use what earlier ones made
 TRAINING = ["training", "processes", "autoencoder", "finetune", "conditions", "scores"]
 

@@ -52,7 +52,7 @@ def listed(http: HTTPRequest, name: str) -> dict[str, Any]:
         "owned_by": "ldmrt",
         "size": pipeline.stage.size,
         "stages": [stage.stage.name for stage in pipeline.stages],
-        "loaded": server.service.models.is_loaded(name),
+        "loaded": server.service.is_loaded(name),
         "certificate": verdict,
     }
 

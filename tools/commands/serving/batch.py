@@ -1,7 +1,10 @@
 """Run `ldmrt batch`: make the images of a file of prompts, each line once, and go on where it was stopped."""
 
+import contextlib
+import os
 import sys
 import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ldmrt.tools.console.outputs import Output
+from ldmrt.tools.options.cluster import with_ray
 from ldmrt.tools.options.drawing import BATCH, HOW, with_opening, with_options
 from ldmrt.tools.options.to_request import flags, request_of
 
@@ -16,10 +20,18 @@ if TYPE_CHECKING:
     from ldmrt.runtime.files.reading import JsonObject
     from ldmrt.runtime.pipeline.pipeline import Pipeline
     from ldmrt.runtime.pipeline.request.request import Request
-    from ldmrt.serve.batch.index import Index
+    from ldmrt.serve.batch.index import Entry, Index
 
 SOME_FAILED = 1  # the exit code
-NO_CHANGE = ("threads", "keep_optimized", "batch")  # options that a run may go on with others of
+NO_CHANGE = (
+    "threads",
+    "keep_optimized",
+    "batch",
+    "on_ray",
+    "replicas",
+    "cpus",
+    "gpus",
+)  # options that a run may go on with others of
 
 
 @click.command()
@@ -28,6 +40,7 @@ NO_CHANGE = ("threads", "keep_optimized", "batch")  # options that a run may go 
 @click.argument("out", type=Output(folder=True))
 @BATCH
 @with_options(HOW)
+@with_ray
 @with_opening
 def batch(
     bundle: Path,
@@ -35,6 +48,7 @@ def batch(
     out: Path,
     batch: int | None,
     opening: dict[str, Any],
+    ray: dict[str, Any] | None,
     scheduler_config: Path | None,
     settings: "JsonObject",
     **options: Any,
@@ -53,6 +67,7 @@ def batch(
     Example: ldmrt batch out/emoji64 prompts.jsonl out/emoji --steps 20
     """
     from ldmrt.runtime.bundle.hub import local_bundle
+    from ldmrt.runtime.optional import unavailable
     from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.runtime.samplers.settings import read_scheduler
     from ldmrt.serve.batch.folder import Stated, digest_of_bundle, locked, remove_after
@@ -64,6 +79,15 @@ def batch(
     from ldmrt.tools.console.progress import console, watched
     from ldmrt.tools.console.training.signals import end_by, listening
 
+    if ray is not None:
+        try:
+            from ldmrt.serve.ray.batch import Drawing, RayRun
+            from ldmrt.serve.ray.bundles import path_everywhere
+            from ldmrt.serve.ray.cluster import joined
+            from ldmrt.serve.ray.scale import Scale
+        except ImportError as error:
+            raise unavailable(error, "batch") from None
+        scale = Scale.read(**ray)
     options["scheduler_settings"] = settings
     example = request_of(options)
     config = None if scheduler_config is None else read_scheduler(scheduler_config)
@@ -81,23 +105,32 @@ def batch(
             console.print("stopping: what is being drawn is finished first", highlight=False)
         return signals.stop is not None
 
-    with locked(out), listening() as signals:
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(locked(out))
+        signals = opened.enter_context(listening())
         if run_of.check(out):
             index.resume(read_lines(prompts, count), prompts)
         begin, start = time.perf_counter(), index.last
         if start < count:
-            pipeline = open_pipeline(bundle, scheduler=config, **opening)
-            with pipeline:
-                check_options(pipeline, example)
-                remove_after(out, start)
-                run_of.write(out)
+            opening = {**opening, "scheduler": config}
+            pipeline = opened.enter_context(open_pipeline(bundle, **opening))
+            check_options(pipeline, example, opens=ray is None)
+            save = partial(save_line, out, bundle.name, pipeline)
+            run: Callable[..., Iterator[Entry]]
+            if ray is not None:
+                drawing = Drawing(path_everywhere(bundle), opening, reader, example, batch, os.getcwd())
+                opened.enter_context(joined())
+                run = RayRun(drawing, scale, count - start, save)
+            remove_after(out, start)
+            run_of.write(out)
+            if ray is None:
                 service, room = service_of(bundle.name, pipeline, example, batch)
-                run = Run(service, reader, partial(save_line, out, bundle.name, pipeline), window=room)
-                left = (line for line in read_lines(prompts, count) if line.number > start)
-                with index:
-                    entries = run(left, index, stopping)
-                    for _ in watched(entries, count, lambda entry: f"line {entry.line}", start=start):
-                        pass
+                run = Run(service, reader, save, window=room)
+            left = (line for line in read_lines(prompts, count) if line.number > start)
+            with index:
+                entries = run(left, index, stopping)
+                for _ in watched(entries, count, lambda entry: f"line {entry.line}", start=start):
+                    pass
     report(index, start, count, time.perf_counter() - begin, out)
     if signals.stop is not None and index.last < count:
         end_by(signals.stop)
@@ -105,14 +138,17 @@ def batch(
         sys.exit(SOME_FAILED)
 
 
-def check_options(pipeline: "Pipeline", example: "Request") -> None:
+def check_options(pipeline: "Pipeline", example: "Request", *, opens: bool = True) -> None:
     """Refuse what would fail every line: a U-Net that cannot be opened, a sampler or a size that it does not have.
+
+    Without `opens` the U-Net is opened on other machines, and not here.
 
     Raises:
         InvalidRequest: The model cannot do what the options ask for.
         LdmrtError: The U-Net cannot be opened here.
     """
-    pipeline.engines["unet"]
+    if opens:
+        pipeline.engines["unet"]
     pipeline.rows(example)
     stage = pipeline.stage
     example.size(stage.own, max(stage.space.factor, stage.enlarges))

@@ -2,12 +2,14 @@
 
 import contextlib
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ldmrt.tools.options.cluster import with_ray
 from ldmrt.tools.options.common import Choice
 from ldmrt.tools.options.drawing import with_opening
 
@@ -32,6 +34,9 @@ WAITING, SECONDS, GRACE = 64, 600.0, 30.0
               help="Rows of a call of the U-Net at the model's own size; measured by default.")  # fmt: skip
 @click.option("--log", type=Choice(["text", "json"]), default="text", show_default=True,
               help="Format of the log, a line for each request that has ended.")  # fmt: skip
+@click.option("--models", type=click.IntRange(min=1),
+              help="With --ray: models that a replica keeps in memory; 1.")  # fmt: skip
+@with_ray
 @with_opening
 def serve(
     bundles: tuple[str, ...],
@@ -44,6 +49,7 @@ def serve(
     grace: float,
     rows: int | None,
     log: str,
+    ray: dict[str, Any] | None,
     opening: dict[str, Any],
 ) -> None:
     """Serve BUNDLEs over HTTP: folders or names on the hub, each also as NAME=BUNDLE. The first is the default.
@@ -57,6 +63,7 @@ def serve(
     from ldmrt.serve.jobs.observers import JobLog, JsonLines, Observers
     from ldmrt.serve.jobs.reloading import reload_models
     from ldmrt.serve.jobs.service import Service
+    from ldmrt.serve.jobs.serving import Serving
     from ldmrt.serve.jobs.tracing import tracing
     from ldmrt.serve.models.memory import for_weights
     from ldmrt.serve.models.models import Models
@@ -71,6 +78,11 @@ def serve(
         from ldmrt.serve.http.metrics import Metrics
         from ldmrt.serve.http.running import listening, run
         from ldmrt.serve.http.state import Limits, Server
+
+        if ray is not None:
+            from ldmrt.serve.ray.bundles import path_everywhere
+            from ldmrt.serve.ray.deploying import Deployment
+            from ldmrt.serve.ray.scale import Scale
     except ImportError as error:
         raise unavailable(error, "serve") from None
 
@@ -82,17 +94,23 @@ def serve(
     with contextlib.ExitStack() as opened:
         socket = opened.enter_context(listening(host, port))
         paths = named(bundles)
-        models = opened.enter_context(contextlib.closing(Models(for_weights(opening["backend"]))))
-        for name, path in paths.items():
-            models.put(name, open_pipeline(path, **opening), rows)
-            if rows is None:
-                models.make_room([name])
-                models.model(name).rows = rows_of(models[name])
-            size = models[name].stage.size
-            console.print(f"{name}: {models.model(name).rows} rows a call at {size} pixels", highlight=False)
         metrics = Metrics()
         observers = Observers(metrics, JobLog(), *opened.enter_context(tracing()))
-        service = opened.enter_context(contextlib.closing(Service(models, waiting=waiting, observer=observers)))
+        if ray is not None:
+            where = {name: path_everywhere(path) for name, path in paths.items()}
+            deployment = Deployment(where, Scale.read(**ray), rows, opening, grace)
+            service: Serving = opened.enter_context(deployment.serving(waiting, observers))
+            reload: Callable[[], object] = lambda: None  # noqa: E731
+        else:
+            held = opened.enter_context(contextlib.closing(Models(for_weights(opening["backend"]))))
+            for name, path in paths.items():
+                held.put(name, open_pipeline(path, **opening), rows)
+                if rows is None:
+                    held.make_room([name])
+                    held.model(name).rows = rows_of(held[name])
+                size = held[name].stage.size
+                console.print(f"{name}: {held.model(name).rows} rows a call at {size} pixels", highlight=False)
+            drawing = opened.enter_context(contextlib.closing(Service(held, waiting=waiting, observer=observers)))
+            service, reload = drawing, partial(reload_models, drawing, paths, partial(open_pipeline, **opening))
         console.print(f"http://{host}:{socket.getsockname()[1]}", highlight=False)
-        reload = partial(reload_models, service, paths, partial(open_pipeline, **opening))
         run(Server(service, metrics, Limits(seconds=seconds, per_key=per_key), owners), socket, grace, reload)
