@@ -117,6 +117,15 @@ def run(model: Any, *asked: Asked) -> None:
         one.take_back()
 
 
+def test_an_image_is_not_read_from_memory_that_triton_has_taken_back(model: Any, bundle: Path) -> None:
+    image = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(1, 16, 16, 3)
+    asked = Asked(prompt=text("a pear"), image=image, strength=[0.5], num_inference_steps=[4])
+    with open_pipeline(bundle, "onnxruntime") as pipeline:
+        expected = pipeline.generate(Request("a pear", image=image, strength=0.5, num_inference_steps=4))
+    run(model, asked)
+    assert asked.sender.answer().arrays["images"].tobytes() == expected.pixels.tobytes()
+
+
 def test_requests_of_one_call_get_the_images_of_the_pipeline(model: Any, bundle: Path) -> None:
     asked = [Asked(prompt=text("a pear"), seed=np.array([n], np.uint64), num_inference_steps=[n]) for n in (2, 5, 3)]
     bad = Asked(prompt=text("a pear"), num_inference_steps=[0])

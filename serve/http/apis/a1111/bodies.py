@@ -14,6 +14,7 @@ from ldmrt.runtime.pipeline.request.checks import LARGEST_SIDE
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.serve.http.images import image_in
 
+from .controls import controls_of
 from .inpainting import CONTENTS, NAMES, kept_over, mask_of
 from .samplers import draws_all_noise, heeds_eta, translated
 
@@ -37,7 +38,6 @@ NOTHING: Mapping[str, tuple[Any, ...]] = {
     "s_min_uncond": (0,),
     "refiner_checkpoint": ("", "None"),
     "script_name": ("",),
-    "alwayson_scripts": ({},),
     "firstpass_image": ("",),
     "infotext": ("",),
     "initial_noise_multiplier": (1,),
@@ -141,6 +141,8 @@ class Drawing(BaseModel):
             "clip_skip": skip - 1,
             "negative_clip_skip": skip - 1,
         }
+        if controls := controls_of(self.alwayson_scripts, (self.width, self.height)):
+            fields["controls"] = controls
         sides = {"width": self.width, "height": self.height}
         fields |= {name: side for name, side in sides.items() if side is not None}
         if self.eta is not None and heeds_eta(scheduler):
