@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ldmrt.runtime.bundle.manifest import MANIFEST
+
 from .conftest import Held, Running
 
 
@@ -107,11 +109,12 @@ def test_a_command_that_reloads_its_bundle(bundle: Path, tmp_path: Path) -> None
     with command(folder) as (process, client):
         body = {"prompt": "two pears", "num_inference_steps": 300}
         name = client.post("/v1/requests", json=body).json()["id"]
-        shutil.rmtree(folder)
+        (folder / MANIFEST).rename(tmp_path / MANIFEST)
         process.send_signal(signal.SIGHUP)
         assert process.stderr is not None
         failed = next(line for line in process.stderr if "reloaded" in line)
         assert "model tiny was not reloaded" in failed
+        shutil.rmtree(folder)
         shutil.copytree(bundle, folder)
         process.send_signal(signal.SIGHUP)
         assert "model tiny was reloaded" in next(line for line in process.stderr if "reloaded" in line)

@@ -20,10 +20,10 @@ from ldmrt.tools.console.training.run import STATE
 from ...support.pipelines import save_pipeline
 
 pytestmark = [
-    pytest.mark.slow(minutes=8),
+    pytest.mark.slow(minutes=3),
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork"),
 ]
-KILLS = 20  # of each training, by these signals in turn
+KILLS = int(os.environ.get("KILLS", "5"))  # of each training, by these signals in turn
 SIGNALS = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 143, "SIGINT": 130}  # and how a run ends by them
 TASKS = {
     "autoencoder": ("--adversarial", 0.5, "--discriminator-layers", 1),
