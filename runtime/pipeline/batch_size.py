@@ -41,7 +41,8 @@ class Forecast:
         predicted = bundle.manifest.get("memory", {})
         if free is None or not predicted.keys() >= {"per_pixel", "per_pixel_squared"}:
             return None
-        return cls(SHARE * max(0, free - bundle.network_bytes), predicted["per_pixel"], predicted["per_pixel_squared"])
+        weights = sum(file.stat().st_size for name in bundle.components for file in bundle.weights(name))
+        return cls(SHARE * max(0, free - weights), predicted["per_pixel"], predicted["per_pixel_squared"])
 
     def images(self, pixels: int, rows: int) -> int:
         """Return how many images of so many pixels fit, where the U-Net runs so many rows for each."""

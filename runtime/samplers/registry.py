@@ -11,7 +11,7 @@ from ldmrt.runtime.errors import InvalidRequest, LdmrtError
 from ldmrt.runtime.nearest import nearest
 
 from . import solvers
-from .config import CHURN, KEYS, Config, resolve
+from .config import CHURN, KEYS, LARGEST, Config, resolve
 from .grid import Grid, distilled_grid, early_grid, edm_grid, late_grid, sine_grid, whole_grid
 from .hand_over import entry, timestep, until
 from .papers import dpm_deis_unipc, equations, flow_matching, score_sde
@@ -210,8 +210,9 @@ def plan_from_config(
     """
     scheduler, asked = find_scheduler(config, name)
     equations.refuse_other(config, scheduler.class_name)
-    config = flow_matching.for_solver(config, scheduler.class_name, tokens)
-    own = resolve({**config, **asked}, scheduler.class_name)
+    if tokens is not None and not (isinstance(tokens, Integral) and 1 <= tokens <= LARGEST):
+        raise InvalidRequest("scheduler", "tokens out of range", expected=f"1 to {LARGEST}", found=repr(tokens))
+    own = resolve({**flow_matching.for_solver(config, scheduler.class_name, tokens), **asked}, scheduler.class_name)
     if missing := [key for key, value in asked.items() if own.get(key, False) != value]:
         problem = f"{scheduler.class_name} has no {missing[0]}"
         raise InvalidRequest("scheduler", problem, expected="another scheduler", found=name)
@@ -222,7 +223,7 @@ def plan_from_config(
     if not 0.0 <= (eta or 0.0) <= 1.0:
         raise InvalidRequest("scheduler", "invalid eta", expected="0 to 1", found=eta)
     if (start, end) != (None, None):
-        equations.refuse_to_share(scheduler.class_name)
+        equations.refuse_to_share(config, scheduler.class_name)
     c = {**own, "eta": scheduler.eta if eta is None else eta, "tokens": tokens, **scheduler.fixed}
     chosen = _chosen_grids(scheduler, timesteps, sigmas)
     if not chosen and (not isinstance(steps, Integral) or not 1 <= steps <= c["num_train_timesteps"]):
@@ -232,7 +233,8 @@ def plan_from_config(
         with np.errstate(all="ignore"):
             distilled = shortened and not chosen and "original_inference_steps" in c
             grid = scheduler.grid(c, steps, **chosen, **({"strength": strength} if distilled else {}))
-            plan = _begun(grid, scheduler, start, 1.0 if distilled else strength, len(grid) if chosen else steps)
+            skipped = flow_matching.skipped(config, len(grid) if chosen else steps, 1.0 if distilled else strength)
+            plan = _begun(grid, scheduler, start, skipped)
             if end is None:
                 return plan
             return until(plan, timestep(end, c["num_train_timesteps"]), unscaled=grid.unscaled)
@@ -259,11 +261,10 @@ def _chosen_grids(
     return grids
 
 
-def _begun(grid: Grid, scheduler: Scheduler, start: float | None, strength: float, count: int) -> Plan:
-    """Tabulate a plan from where it begins: `strength` of its `count` steps, or what another model left at `start`."""
+def _begun(grid: Grid, scheduler: Scheduler, start: float | None, skipped: int) -> Plan:
+    """Tabulate a plan from where it begins: after some steps, or at what another model left at `start`."""
     if start is None:
-        begin = min(flow_matching.skipped(scheduler.class_name, count, strength), len(grid) - 1)
-        return _tabulate(replace(grid, begin=begin), scheduler)
+        return _tabulate(replace(grid, begin=min(skipped, len(grid) - 1)), scheduler)
     nodes = [node for node, _ in scheduler.solve(grid)]
     first = entry(nodes, scheduler.calls, timestep(start, grid.config["num_train_timesteps"]))
     plan = _tabulate(replace(grid, begin=first.row // scheduler.calls), scheduler)

@@ -11,6 +11,8 @@ from .images import image_in
 Whole = Annotated[int, Field(ge=0)]
 ImageText = Annotated[str, Field(description="An image file in base64, alone or as a data URL.")]
 
+MOST_CONTROLS = 8  # of a request, whose images are decoded before they are counted
+
 
 class Control(BaseModel):
     """An image for a ControlNet or a T2I-Adapter, and how much it counts."""
@@ -47,7 +49,7 @@ class Options(BaseModel):
     mask_image: ImageText | None = None
     mask_content: Literal["original", "fill", "noise", "zeros"] | None = None
     padding_mask_crop: int | None = Field(None, ge=0)
-    controls: dict[str, Control] | None = None
+    controls: dict[str, Control] | None = Field(None, max_length=MOST_CONTROLS)
     stages: dict[str, dict[str, Any]] | None = None
     from_stage: str | None = None
     until_stage: str | None = None

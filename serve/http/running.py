@@ -6,7 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from threading import Event, Thread
 from types import FrameType
 
 import uvicorn
@@ -57,16 +57,30 @@ def run(server: Server, opened: socket.socket, grace: float, reload: Callable[[]
 
 @contextlib.contextmanager
 def reloading(reload: Callable[[], object]) -> Iterator[None]:
-    """Call a function after each SIGHUP, in a thread of its own, as long as the block runs."""
+    """Call a function after SIGHUP, in a thread of its own, as long as the block runs.
+
+    Signals that come while it runs call it once more.
+    """
     if not hasattr(signal, "SIGHUP"):
         yield
         return
-    with ThreadPoolExecutor(1, "reload") as thread:
-        before = signal.signal(signal.SIGHUP, lambda number, frame: thread.submit(reload))
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGHUP, before)
+    asked, over = Event(), Event()
+
+    def work() -> None:
+        while asked.wait() and not over.is_set():
+            asked.clear()
+            reload()
+
+    thread = Thread(target=work, name="reload", daemon=True)
+    thread.start()
+    before = signal.signal(signal.SIGHUP, lambda number, frame: asked.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        over.set()
+        asked.set()
+        thread.join()
 
 
 def configured(server: Server) -> uvicorn.Config:
@@ -137,4 +151,5 @@ class Stoppable(uvicorn.Server):
         while (service.waiting or service.running) and time.monotonic() < until and not self.force_exit:
             await asyncio.sleep(ASKED_EVERY)
         service.give_up()
+        self._server.previews.close()
         await super().shutdown(sockets)

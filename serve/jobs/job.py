@@ -163,6 +163,10 @@ class Job:
         self._begun = True
         self._tell(None)
 
+    def wait_again(self) -> None:
+        """Note that the job waits once more, to be drawn from its first row."""
+        self.called, self.rows_began, self._begun = 0, None, False
+
     def after_row(self, state: State) -> None:
         """Note that a row has run; raises `Cancelled` if the job was given up."""
         self.called += 1

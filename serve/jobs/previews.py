@@ -53,6 +53,10 @@ class Previews:
             job.watch(self._forget)
         return files
 
+    def close(self) -> None:
+        """Decode no more: what waits is left out."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
     def _forget(self, job: Job, state: State | None) -> None:
         """Forget the files of a job that has ended."""
         if job.ended:

@@ -32,5 +32,7 @@ def _reload(service: Service, name: str, open_again: Callable[[], Pipeline]) -> 
         service.replace_model(name, open_again())
     except (LdmrtError, OSError) as error:
         log.error("model %s was not reloaded: %s", name, error)
+    except Exception:  # a bug: the model goes on as it was, and the others are still to be opened
+        log.exception("model %s was not reloaded", name)
     else:
         log.info("model %s was reloaded", name)

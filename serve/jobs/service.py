@@ -264,9 +264,10 @@ class Service:
         """Let a job wait that has failed with a model which was replaced meanwhile."""
         with self._changed:
             self._leave(job, model)
-            job.called, job.rows_began = 0, None
+            job.wait_again()
             self._queue.add(job)
             self._admit()
+            self._changed.notify_all()
 
     def _leave(self, job: Job, model: Model) -> None:
         """Take a job from those that run."""

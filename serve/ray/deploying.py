@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,8 +98,10 @@ class Deployment:
         return RayService(models, replicas, number=number, waiting=waiting, observer=observer)
 
     @contextlib.contextmanager
-    def deployed(self, name: str = "ldmrt") -> Iterator[DeploymentHandle]:
+    def deployed(self) -> Iterator[DeploymentHandle]:
         """Deploy the replicas alone, and delete them at the end; the caller has joined a cluster.
+
+        They are an application of their own, beside those of other commands.
 
         Raises:
             LdmrtError: They cannot be started.
@@ -108,12 +111,13 @@ class Deployment:
             log.warning("the cluster has %g GPUs, and the replicas wait until it has %g", there, wanted)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled")  # unless Ray Serve runs already
+        name = f"ldmrt-{uuid.uuid4().hex[:8]}"
         try:
-            handle = serve.run(self.replicas, name=name, route_prefix=None)
-        except RuntimeError as error:
-            hint = "`serve status`, and the logs of the replicas"
-            raise LdmrtError("--ray", "the replicas do not start", found=first_line(error), hint=hint) from None
-        try:
+            try:
+                handle = serve.run(self.replicas, name=name, route_prefix=None)
+            except RuntimeError as error:
+                hint = "`serve status`, and the logs of the replicas"
+                raise LdmrtError("--ray", "the replicas do not start", found=first_line(error), hint=hint) from None
             yield handle
         finally:
             serve.delete(name)

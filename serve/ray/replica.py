@@ -54,7 +54,7 @@ class Loaded:
         self, name: str, bundle: str, rows: int | None, opening: Mapping[str, Any], measured: Observer
     ) -> None:
         """Open a bundle; `rows` are those of a call of its U-Net at its own size, measured where it is None."""
-        self._closing = contextlib.ExitStack()
+        self._closing, self._decoding = contextlib.ExitStack(), Lock()
         with contextlib.ExitStack() as closing:
             self.pipeline = closing.enter_context(open_pipeline(bundle, **opening))
             most = rows or rows_of(self.pipeline)
@@ -64,9 +64,15 @@ class Loaded:
 
     def close(self) -> None:
         """Draw what was accepted, and free the networks; a second call does nothing."""
-        self._closing.close()
+        with self._decoding:
+            self._closing.close()
 
     __del__ = close
+
+    def decode(self, latents: Latents, stage: str) -> NDArray[np.uint8]:
+        """Decode latents (N, C, h, w) of a stage to images (N, H, W, 3), one call at a time, while it is open."""
+        with self._decoding:
+            return np.ascontiguousarray(self.pipeline.decode(latents, stage)[..., :3])
 
 
 class Replica:
@@ -119,5 +125,4 @@ class Replica:
     async def decode(self, model: str, latents: Latents, stage: str) -> NDArray[np.uint8]:
         """Decode the latents of a stage, (N, C, h, w), to images (N, H, W, 3)."""
         loaded, loop = await self.loaded(model), asyncio.get_running_loop()
-        images = await loop.run_in_executor(None, loaded.pipeline.decode, latents, stage)
-        return np.ascontiguousarray(images[..., :3])
+        return await loop.run_in_executor(None, loaded.decode, latents, stage)

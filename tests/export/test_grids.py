@@ -21,7 +21,9 @@ CONFIG = {"_class_name": "EulerDiscreteScheduler", "steps_offset": 1, "timestep_
 DISTILLED = {"_class_name": "LCMScheduler", "original_inference_steps": 50, **TRAINED}
 # Their timesteps are no numbers of the training's, so a share of it means nothing to them.
 OTHER_TIMES = ("ipndm", "edm_euler", "edm_dpmpp_2m")
-NAMES = [name for name in SCHEDULERS if not name.startswith("score")]  # the others are for networks of their own
+NAMES = [
+    name for name in SCHEDULERS if not name.startswith(("score", "flow"))
+]  # the others are for networks of their own
 SHARED = [name for name in NAMES if name not in OTHER_TIMES]
 SLOW = pytest.mark.slow
 SEEDS, SHAPE = [3, 4], (4, 4, 6)

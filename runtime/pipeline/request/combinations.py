@@ -35,6 +35,8 @@ def _check_crop(request: Fields) -> None:
     """Refuse a region around a mask where there is none, or several."""
     if request.mask_image is None:
         raise needs("padding_mask_crop", "mask_image")
+    if request.controls:
+        raise exclusive("padding_mask_crop", "controls", "which are of the whole image")
     for name in ("image", "mask_image"):
         if (count := len(split(name, getattr(request, name)))) > 1:
             problem = f"padding_mask_crop takes one {name}"

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 Drawn = NDArray[np.uint8] | NDArray[np.float32]
 FAR = 4  # times more or fewer pixels than the model's own
 
+# Times that what is drawn may be as large as the region that is cut out of it, by the difference of their ratios.
+MOST_STRETCHED = 16.0
+
 
 @dataclass(frozen=True)
 class GivenImages:
@@ -96,7 +99,13 @@ def masked_region(request: Request, size: tuple[int, int]) -> MaskedRegion:
         problem, (width, height) = "padding_mask_crop with a mask of another size than its image", colours.size
         expected, found = f"{width}x{height}", f"{grey.width}x{grey.height}"
         raise InvalidRequest("request", problem, expected=expected, found=found)
-    return MaskedRegion(colours, grey, crop_region(grey, size, request.padding_mask_crop or 0))
+    box = left, top, right, bottom = crop_region(grey, size, request.padding_mask_crop or 0)
+    ratio = (right - left) / (bottom - top) * size[0] / size[1]
+    if max(ratio, 1 / ratio) > MOST_STRETCHED:
+        problem, expected = "the region around the mask is too narrow for this size", "a width and height of its ratio"
+        found, hint = f"{right - left}x{bottom - top}", "a larger padding_mask_crop"
+        raise InvalidRequest("request", problem, expected=expected, found=found, hint=hint)
+    return MaskedRegion(colours, grey, box)
 
 
 def cut_out(region: MaskedRegion, size: tuple[int, int]) -> "tuple[list[Image], list[Image]]":

@@ -4,13 +4,14 @@ from ldmrt.runtime.errors import InvalidRequest, LdmrtError
 from ldmrt.runtime.samplers.config import KEYS, Config
 from ldmrt.runtime.samplers.grid import Grid
 
-TIMESTEPS, FLOW = "timesteps", "a flow"
-# What the network of a class is told and predicts; classes that are not here run those of timesteps alone.
+from . import flow_matching
+
+TIMESTEPS, FLOW = "timesteps", "flows"
+# What the network of a class is told and predicts; classes that are not here run those of timesteps.
 EQUATIONS = {
     "ScoreSdeVeScheduler": "the VE equation",
     "ScoreSdeVpScheduler": "the VP equation",
-    "FlowMatchEulerDiscreteScheduler": FLOW,
-    "FlowMatchHeunDiscreteScheduler": FLOW,
+    **dict.fromkeys(flow_matching.CLASSES, FLOW),
 }
 
 
@@ -24,19 +25,20 @@ def refuse_other(config: Config, class_name: str) -> None:
     own = str(config.get("_class_name"))
     if own not in KEYS:
         return
-    there, here = (EQUATIONS.get(name, TIMESTEPS) for name in (own, class_name))
+    there = FLOW if flow_matching.is_flow(config) else EQUATIONS.get(own, TIMESTEPS)
     if there == FLOW and "use_flow_sigmas" in KEYS[class_name]:
         return
-    if there != here:
-        expected = f"a sampler of {TIMESTEPS if there == TIMESTEPS else own}"
+    if there != EQUATIONS.get(class_name, TIMESTEPS):
+        expected = f"a sampler of {there if there in (TIMESTEPS, FLOW) else own}"
         raise InvalidRequest("scheduler", f"{class_name} cannot replace {own}", expected=expected)
 
 
-def refuse_to_share(class_name: str) -> None:
+def refuse_to_share(config: Config, class_name: str) -> None:
     """Raise an `InvalidRequest` where two models are to share the timesteps of a class that has none."""
-    if class_name in EQUATIONS:
-        problem, expected = f"{class_name} has no timesteps to share", "neither denoising_start nor denoising_end"
-        raise InvalidRequest("scheduler", problem, expected=expected)
+    for name in (class_name, str(config.get("_class_name"))):
+        if name in EQUATIONS:
+            problem, expected = f"{name} has no timesteps to share", "neither denoising_start nor denoising_end"
+            raise InvalidRequest("scheduler", problem, expected=expected)
 
 
 def refuse_epsilon_of_pure_noise(grid: Grid) -> None:

@@ -107,6 +107,17 @@ def test_what_the_mask_starts_from(ours: Pipeline, mask: Image.Image, content: s
         ({"padding_mask_crop": -1, "mask_image": True}, "invalid padding_mask_crop; expected at least 0"),
         ({"padding_mask_crop": 4, "mask_image": Image.new("L", (8, 8), 255)}, "a mask of another size than its image"),
         ({"padding_mask_crop": 4, "mask_image": Image.new("L", (40, 50))}, "the mask is black"),
+        (
+            {
+                "image": Image.new("RGB", (512, 8)),
+                "mask_image": Image.new("L", (512, 8), 255),
+                "padding_mask_crop": 0,
+                "height": 512,
+                "width": 16,
+            },
+            "too narrow for this size; expected a width and height of its ratio; found 512x8",
+        ),
+        ({"padding_mask_crop": 4, "mask_image": True, "controls": {"a": picture()}}, "cannot be combined with control"),
         ({"prompt": ["a", "b"], "image": [picture()] * 2, "padding_mask_crop": 4, "mask_image": True}, "one image"),
     ],
 )

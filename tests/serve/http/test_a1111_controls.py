@@ -85,6 +85,7 @@ def unit_of(**fields: Any) -> dict[str, Any]:
         ({"ControlNet": {"args": [unit_of(image="/etc/passwd")]}}, "no image in base64"),
         ({"ControlNet": {"args": [unit_of(wait=1)]}}, "unknown field 'wait'"),
         ({"ControlNet": {"args": [unit_of(), unit_of()]}}, "two units of 'sketch'"),
+        ({"ControlNet": {"args": [unit_of()] * 9}}, "too many controls of a request; expected at most 8; found 9"),
     ],
 )
 def test_what_is_refused(scripts: Any, says: str) -> None:

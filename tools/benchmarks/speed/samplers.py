@@ -159,7 +159,7 @@ def contestants(name: str, steps: int) -> Iterator[list[tuple[Callable[[], float
         x, m, _ = tensors
         begin = time.perf_counter()
         for t in theirs.timesteps:
-            if scaled:
+            if scaled and hasattr(theirs, "scale_model_input"):  # flows have none
                 theirs.scale_model_input(x, t)
             x = theirs.step(m, t, x).prev_sample
         return time.perf_counter() - begin

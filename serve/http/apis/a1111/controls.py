@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ldmrt.runtime.errors import InvalidRequest
+from ldmrt.serve.http.bodies import MOST_CONTROLS
 from ldmrt.serve.http.images import image_in
 
 if TYPE_CHECKING:
@@ -46,7 +47,11 @@ def controls_of(scripts: object, size: tuple[int | None, int | None]) -> "dict[s
         if name.casefold() != SCRIPT:
             raise InvalidRequest("alwayson_scripts", "unsupported", expected=UNIT, found=f"{name!r:.50}")
         units = _mapping(UNIT, script).get("args")
-        for unit in units if isinstance(units, list) else [units]:
+        listed = units if isinstance(units, list) else [units]
+        if len(listed) > MOST_CONTROLS:
+            problem = "too many controls of a request"
+            raise InvalidRequest(UNIT, problem, expected=f"at most {MOST_CONTROLS}", found=len(listed))
+        for unit in listed:
             fields = _mapping(UNIT, unit)
             if fields.get("enabled", True) is False:
                 continue

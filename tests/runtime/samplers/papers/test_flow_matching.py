@@ -13,7 +13,7 @@ from ....support.exact_diffusers import Theirs, scheduler_class
 STABLE_DIFFUSION_3: dict[str, Any] = {"_class_name": EULER, "shift": 3.0}
 FLUX: dict[str, Any] = {"_class_name": EULER, "shift": 3.0, "use_dynamic_shifting": True}
 TOKENS = (16, 256, 1024, 4096, 5000)
-NOISE = np.random.default_rng(0).standard_normal((2, 3, 4, 4))
+NOISE, IMAGE = np.random.default_rng(0).standard_normal((2, 2, 3, 4, 4))
 
 
 @pytest.mark.oracle
@@ -46,28 +46,44 @@ def test_a_dynamic_shift_is_that_of_diffusers(tokens: int, change: dict[str, Any
     [("dpmpp_2m", "DPMSolverMultistepScheduler"), ("unipc", "UniPCMultistepScheduler"),
      ("deis", "DEISMultistepScheduler"), ("dpmpp_2s", "DPMSolverSinglestepScheduler")],
 )  # fmt: skip
-def test_another_solver_runs_a_flow_as_diffusers_users_set_it(name: str, class_name: str) -> None:
-    """By `from_config` with flow levels, the flow's prediction and its shift."""
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_another_solver_runs_a_flow_as_diffusers_users_set_it(name: str, class_name: str, strength: float) -> None:
+    """By `from_config` with flow levels, the flow's prediction and its shift; of 5 steps img2img has 3 at one half."""
 
     def network(x: Any, t: float) -> Any:
         return 0.7 * np.tanh(x * (1 + t / 1000))
 
-    plan = plan_from_config(STABLE_DIFFUSION_3, 6, name=name)
-    ours = sample(plan, NOISE * plan.prior_scale, network, lambda row: NOISE)
+    plan = plan_from_config(STABLE_DIFFUSION_3, 5, name=name, strength=strength)
+    first = NOISE * plan.prior_scale if strength == 1 else plan.noised(IMAGE, NOISE)
+    ours = sample(plan, first, network, lambda row: NOISE)
     asked = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
     made = scheduler_class(class_name).from_config(STABLE_DIFFUSION_3, **asked)
     theirs = Theirs(class_name, dict(made.config))
-    theirs.grid(0, num_inference_steps=6)
-    found = theirs.walk(theirs.first(NOISE, None), network, plan.t, np.stack([NOISE] * plan.rows))
+    theirs.grid(0 if strength == 1 else 2, num_inference_steps=5)
+    begun = theirs.first(NOISE, None if strength == 1 else IMAGE)
+    found = theirs.walk(begun, network, plan.t, np.stack([NOISE] * plan.rows))
     np.testing.assert_allclose(ours, found, rtol=0, atol=1e-9 * np.abs(found).max())  # as the sweep has it
 
 
-def test_a_dynamic_shift_of_another_solver_is_that_of_the_flow() -> None:
-    """e^mu is a shift, so the levels of both grids are those of one curve: here with mu = log 3 for every size."""
-    change = {"base_shift": np.log(3.0), "max_shift": np.log(3.0)}
-    dynamic = plan_from_config({**FLUX, **change}, 6, name="dpmpp_2m", tokens=777)
-    fixed = plan_from_config(STABLE_DIFFUSION_3, 6, name="dpmpp_2m")
-    np.testing.assert_allclose(dynamic.sigma, fixed.sigma, rtol=1e-14)  # of a logarithm and its inverse
+@pytest.mark.oracle
+@pytest.mark.parametrize("tokens", [256, 1024, 4096])
+def test_a_dynamic_shift_of_another_solver_is_that_of_the_flow(tokens: int) -> None:
+    """e^mu is a shift, of the same levels."""
+    from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
+
+    for name, key in (("dpmpp_2m", "flow_shift"), ("flow_heun", "shift")):
+        fixed = {key: float(np.exp(calculate_shift(tokens))), "use_flow_sigmas": True}
+        right = plan_from_config({**fixed, "prediction_type": "flow_prediction"}, 6, name=name)
+        found = plan_from_config(FLUX, 6, name=name, tokens=tokens)
+        np.testing.assert_allclose(found.sigma, right.sigma, rtol=1e-14)  # of one more rounding
+        np.testing.assert_allclose(found.table, right.table, rtol=0, atol=1e-12)  # whose terms are below 10
+
+
+def test_a_flow_that_another_class_is_set_to_is_run_by_flow_euler() -> None:
+    """As Sana's config is, whose class is DPM-Solver's."""
+    config = {"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True, "flow_shift": 3.0}
+    found = plan_from_config({**config, "prediction_type": "flow_prediction"}, 6, name="flow_euler")
+    np.testing.assert_array_equal(found.table, plan_from_config(STABLE_DIFFUSION_3, 6).table)
 
 
 def test_fresh_noise_is_drawn_by_stochastic_sampling_alone() -> None:
@@ -77,27 +93,41 @@ def test_fresh_noise_is_drawn_by_stochastic_sampling_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "name", "problem"),
+    ("config", "more", "problem"),
     [
-        (FLUX, None, "use_dynamic_shifting asks for the size of the image; expected a number of tokens"),
-        (FLUX, "dpmpp_2m", "use_dynamic_shifting asks for the size of the image"),
-        ({"_class_name": EULER, "invert_sigmas": True}, None, "no invert_sigmas True"),
-        ({"_class_name": EULER, "time_shift_type": "cubic"}, None, "no time_shift_type 'cubic'"),
-        ({"_class_name": HEUN, "shift": 0}, None, "invalid shift; expected a number above 0; found 0"),
-        ({"_class_name": EULER, "use_karras_sigmas": True, "use_beta_sigmas": True}, None, "two spacings"),
-        ({"_class_name": "UniPCMultistepScheduler", "shift_terminal": 0.1}, None, "has its own last level"),
-        ({"_class_name": "DPMSolverMultistepScheduler", "use_dynamic_shifting": True}, None, "asks for the size"),
+        (FLUX, {}, "use_dynamic_shifting asks for the size of the image; expected a number of tokens"),
+        ({**FLUX, "time_shift_type": "linear", "base_shift": -1}, {"tokens": 256}, "no shift for an image"),
+        ({**FLUX, "shift_terminal": 1.0}, {"tokens": 1024}, "no finite plan"),
+        *(({**FLUX, "max_image_seq_len": 256}, {"tokens": 1024, "name": name}, "has no shift for an image of this size")
+          for name in (None, "dpmpp_2m")),
+        ({**FLUX, "max_image_seq_len": 257}, {"tokens": 10**6, "name": "dpmpp_2m"}, "has no shift"),
+        *((FLUX, {"tokens": one}, "tokens out of range") for one in (0, -5, "1024", 1.5, 10**9)),
+        *(({**STABLE_DIFFUSION_3, "shift": one}, {"name": "dpmpp_2m"}, "invalid shift") for one in ("abc", None)),
+        ({**STABLE_DIFFUSION_3, "invert_sigmas": True}, {"name": "dpmpp_2m"}, "no invert_sigmas True"),
+        *(
+            ({**STABLE_DIFFUSION_3, key: value}, {"name": "flow_heun"}, f"{HEUN} has no {key}")
+            for key, value in (("shift_terminal", 0.1), ("use_karras_sigmas", True))
+        ),
+        ({**STABLE_DIFFUSION_3, "shift_terminal": 0.1}, {"name": "dpmpp_2m"}, "has no shift_terminal"),
+        (STABLE_DIFFUSION_3, {"name": "dpmpp_2m", "start": 0.5}, f"{EULER} has no timesteps to share"),
+        (FLUX, {"name": "dpmpp_2m"}, "use_dynamic_shifting asks for the size of the image"),
+        ({"_class_name": EULER, "invert_sigmas": True}, {}, "no invert_sigmas True"),
+        ({"_class_name": EULER, "time_shift_type": "cubic"}, {}, "no time_shift_type 'cubic'"),
+        ({"_class_name": HEUN, "shift": 0}, {}, "invalid shift; expected a number above 0; found 0"),
+        ({"_class_name": EULER, "use_karras_sigmas": True, "use_beta_sigmas": True}, {}, "two spacings"),
+        ({"_class_name": "UniPCMultistepScheduler", "shift_terminal": 0.1}, {}, "has its own last level"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "use_dynamic_shifting": True}, {}, "asks for the size"),
     ],
 )  # fmt: skip
-def test_a_config_that_has_no_plan(config: dict[str, Any], name: str | None, problem: str) -> None:
+def test_a_config_that_has_no_plan(config: dict[str, Any], more: dict[str, Any], problem: str) -> None:
     with pytest.raises(LdmrtError, match=problem):
-        plan_from_config(config, 4, name=name)
+        plan_from_config(config, 4, **more)
 
 
 @pytest.mark.parametrize(
     ("config", "name", "problem"),
     [
-        (STABLE_DIFFUSION_3, "ddim", f"DDIMScheduler cannot replace {EULER}; expected a sampler of {EULER}"),
+        (STABLE_DIFFUSION_3, "ddim", f"DDIMScheduler cannot replace {EULER}; expected a sampler of flows"),
         (STABLE_DIFFUSION_3, "score_ve", "cannot replace"),
         (
             {"_class_name": "DDIMScheduler"},
