@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
+from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.files.reading import JsonObject, read_bytes
 from ldmrt.runtime.files.writing import write_atomically
 
@@ -44,7 +44,7 @@ class Log:
         """
         if path.is_dir():
             raise LdmrtError("train", f"{path} is a folder", expected="a file, or nothing", hint="move it away")
-        self.path, self.every, self.timesteps, self.mirrors = path, every, timesteps, mirrors
+        self.path, self.every, self.timesteps, self.mirrors = path, every, timesteps, list(mirrors)
         lines, damaged = _read(path) if step and path.is_file() else ([], [])
         if damaged:
             warnings.warn(f"train: {len(damaged)} damaged lines of {path} are removed", LdmrtWarning, stacklevel=2)
@@ -114,16 +114,26 @@ class Log:
             del line["loss_by_timestep"]
         if progress.loss_scale is not None:
             line |= {"loss_scale": progress.loss_scale.scale, "steps_skipped": progress.loss_scale.skipped}
-        self._append(line)
         self.before = line
         self._begin()
+        self._append(line)
 
     def _append(self, line: JsonObject) -> None:
-        """Append one line to the file."""
+        """Append one line to the file, and tell the mirrors; one that fails is told no more, and a warning says so."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_line(line))
-        for mirror in self.mirrors:
-            mirror.write(line)
+        self.mirrors = [mirror for mirror in self.mirrors if _takes(mirror, line)]
+
+
+def _takes(mirror: Mirror, line: JsonObject) -> bool:
+    """Tell a mirror one line, and return whether it takes more."""
+    try:
+        mirror.write(line)
+    except Exception as error:
+        problem = f"{type(mirror).__name__} takes no more lines of the log: {first_line(error)}"
+        warnings.warn(f"train: {problem}", LdmrtWarning, stacklevel=4)
+        return False
+    return True
 
 
 def read_log(path: Path) -> list[JsonObject]:

@@ -46,7 +46,7 @@ class TensorBoard:
         """Write into a folder, of a run that goes on after `step`."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, line: JsonObject) -> None:
         """Write one line."""
@@ -73,11 +73,17 @@ class WeightsAndBiases:
         """
         import wandb
 
+        from ldmrt.runtime.errors import LdmrtError, first_line
+
         place = folder / RUN
         known = place.read_text().strip() if step and place.is_file() else secrets.token_hex(4)
         with write_atomically(place) as file:
             file.write(known.encode())
-        self.run = wandb.init(project=PROJECT, name=name, dir=str(folder), config=config, id=known, resume="allow")
+        try:
+            self.run = wandb.init(project=PROJECT, name=name, dir=str(folder), config=config, id=known, resume="allow")
+        except Exception as error:  # its own kinds: no account, no network, settings
+            hint = "`wandb login`, WANDB_MODE=offline, or no --wandb"
+            raise LdmrtError("train", "Weights & Biases does not start", found=first_line(error), hint=hint) from None
 
     def write(self, line: JsonObject) -> None:
         """Send one line."""

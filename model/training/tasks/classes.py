@@ -105,7 +105,7 @@ def _names(rows: Sequence[Row], option: str) -> list[str]:
 
 
 def _several(file_name: str, names: Sequence[str]) -> LdmrtError:
-    return LdmrtError("data", f"{file_name} is of several classes", expected="one caption", found=", ".join(names))
+    return LdmrtError("data", f"{file_name} is of several classes", expected="one", found=", ".join(names))
 
 
 def class_task(

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ldmrt.runtime.errors import InvalidRequest
-from ldmrt.runtime.images.inpainting import BLURS, MaskedRegion, covering, crop_region, filled, filling
+from ldmrt.runtime.images.inpainting import MaskedRegion, covering, crop_region, filled, filling
 
 RANDOM = range(300)
 
@@ -80,7 +80,7 @@ def slowly_filled(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     alpha = 1 - mask[..., None] / 255
     planes = np.concatenate([image * alpha, 255 * alpha], axis=-1)
     out = np.zeros((*mask.shape, 3))
-    for radius, times in BLURS:
+    for radius, times in ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1)):  # AUTOMATIC1111's
         blurred = np.stack([np.asarray(blur(plane, radius)) for plane in np.moveaxis(planes, -1, 0)], axis=-1)
         for _ in range(times):
             out = blurred[..., :3] + out * (1 - blurred[..., 3:] / 255)
@@ -106,4 +106,5 @@ def test_a_fill_is_made_of_the_surroundings() -> None:
     assert np.ptp(inside, axis=-1).max() <= 4  # grey as the surroundings: nothing of the red
     # 11 layers, each of which divides and multiplies by alpha in 8 bits: half a level each, and where alpha is small
     # its own rounding is amplified.
-    assert np.abs(found - slowly_filled(image, mask)).max() <= 12
+    assert np.abs(found - slowly_filled(image, mask)).max() <= 4  # 2.2 of 255 here
+    assert abs(inside.mean() - image[mask == 0].mean()) <= 10  # and not black

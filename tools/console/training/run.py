@@ -121,11 +121,11 @@ def _mirrors(run: "Run[M]", options: Options) -> "list[Mirror]":
     from ldmrt.model.training.mirrors import TensorBoard, WeightsAndBiases
 
     mirrors = list["Mirror"]()
-    if options.tensorboard:
-        mirrors.append(TensorBoard(options.out / "tensorboard", run.step))
     if options.wandb:
         config = {**run.about, **run.settings.shaping()}
         mirrors.append(WeightsAndBiases(options.out, options.out.name, config, run.step))
+    if options.tensorboard:
+        mirrors.append(TensorBoard(options.out / "tensorboard", run.step))
     return mirrors
 
 

@@ -1,5 +1,6 @@
 """A training's log in TensorBoard and in Weights & Biases: the numbers of its file."""
 
+import json
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -7,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from ldmrt.model.training.log import Log
 from ldmrt.model.training.mirrors import RUN, TensorBoard, WeightsAndBiases, scalars
+from ldmrt.runtime.errors import LdmrtWarning
 
 LINES: list[dict[str, Any]] = [
     {"step": 2, "loss": 0.5, "parts": {"kl": 0.1, "nll": 0.4}, "loss_by_timestep": [0.3, None, 0.7], "samples": 4},
@@ -93,3 +96,26 @@ def test_weights_and_biases_gets_the_numbers(real: bool, tmp_path: Path, monkeyp
     assert logged == [(NUMBERS[0], 2), (NUMBERS[1], 2), (NUMBERS[2], 4), (NUMBERS[0], 2)]
     assert ids[0] == ids[1] != ids[2]  # the third begins anew
     assert (tmp_path / RUN).read_text() == ids[2]
+
+
+def test_a_mirror_that_fails_costs_the_run_nothing(tmp_path: Path) -> None:
+    """Its lines are in the file, once each, and a warning says that it is told no more."""
+
+    class Failing:
+        told = 0
+
+        def write(self, line: Any) -> None:
+            self.told += 1
+            raise ConnectionError("no route to host")
+
+        def close(self) -> None:
+            """Do nothing."""
+
+    failing = Failing()
+    log = Log(tmp_path / "log.jsonl", 1, 1000, mirrors=[failing])
+    with pytest.warns(LdmrtWarning, match="Failing takes no more lines of the log: no route to host"):
+        log._append({"step": 1, "loss": 0.5})
+    log._append({"step": 2, "loss": 0.25})
+    assert failing.told == 1
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]

@@ -184,5 +184,5 @@ def test_classes_are_captions(tmp_path: Path) -> None:
     with pytest.raises(LdmrtError, match=r"every image has a class of its own; expected fewer classes .*; found 2"):
         classes_of_captions([folder("dog", "cat")])
     several = ImageFolder(tmp_path, (Row(1, "0.png", "dog", ("cat",)), Row(2, "1.png", "dog")))
-    with pytest.raises(LdmrtError, match=r"0\.png is of several classes; expected one caption; found dog, cat"):
+    with pytest.raises(LdmrtError, match=r"0\.png is of several classes; expected one; found dog, cat"):
         classes_of_captions([several])
