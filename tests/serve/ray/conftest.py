@@ -30,7 +30,7 @@ def ray_processes() -> set[int]:
     return found - {os.getpid()}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two nodes, each with room for one replica. No process of Ray outlives the tests."""
     pytest.importorskip("ray")
