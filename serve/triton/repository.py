@@ -1,6 +1,7 @@
 """Write a bundle as a model repository of Triton: one model that draws, and plain ONNX models of its parts."""
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from ldmrt.runtime.bundle.external_data import locations
 from ldmrt.runtime.bundle.graphs import DECODER, cuda_file
 from ldmrt.runtime.errors import BundleError, LdmrtError
 from ldmrt.runtime.files.swap import recover, replace_folder
-from ldmrt.runtime.files.writing import link_or_copy, temporary_folder
+from ldmrt.runtime.files.writing import temporary_folder
 from ldmrt.runtime.pipeline.opening import decoding_of
 
 from .config_text import Message, onnx_model, python_model, text_of
@@ -49,7 +50,7 @@ def write_repository(
 ) -> list[str]:
     """Write the models of a bundle into a repository; its other models stay as they are.
 
-    Each model is whole or not there. Files of the bundle are hard links where the file system has them, else copies.
+    Each model is whole or not there. Files are copies: `onnx` reads no weights from one with several names.
 
     Args:
         folder: The bundle.
@@ -137,15 +138,15 @@ def _begin(folder: Path, config: Message) -> Path:
 def _write_onnx(bundle: Bundle, file: Path, config: Message, folder: Path) -> None:
     """Write a plain model: its graph, and beside it the files of its weights under the names that the graph has."""
     version = _begin(folder, config)
-    link_or_copy(file, version / "model.onnx")
+    shutil.copyfile(file, version / "model.onnx")
     for location in locations(file.parent.name, file):
         place = version / location
         place.parent.mkdir(parents=True, exist_ok=True)
-        link_or_copy(bundle.contents.file(f"{file.parent.name}/{location.removeprefix('./')}"), place)
+        shutil.copyfile(bundle.contents.file(f"{file.parent.name}/{location.removeprefix('./')}"), place)
 
 
 def _copy(folder: Path, place: Path) -> None:
-    """Link the files of a bundle under a new folder, engines and later stages too, without temporary ones.
+    """Copy the files of a bundle under a new folder, engines and later stages too, without temporary ones.
 
     Raises:
         BundleError: A link leads out of the bundle.
@@ -156,4 +157,4 @@ def _copy(folder: Path, place: Path) -> None:
             continue
         check_inside(folder, path)
         (place / relative).parent.mkdir(parents=True, exist_ok=True)
-        link_or_copy(path, place / relative)
+        shutil.copyfile(path, place / relative)

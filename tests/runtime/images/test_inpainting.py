@@ -22,6 +22,7 @@ def random_case(number: int) -> tuple[Image.Image, Image.Image, tuple[int, int],
     return colours, Image.fromarray(area), size, int(random.integers(0, 40))  # type: ignore[return-value]
 
 
+@pytest.mark.oracle
 def test_regions_and_images_are_diffusers() -> None:
     """Bit for bit: the region, the image that is drawn from, and the image with what was drawn."""
     processor = pytest.importorskip("diffusers.image_processor").VaeImageProcessor(do_normalize=False)

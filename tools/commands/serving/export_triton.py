@@ -30,8 +30,8 @@ def export_triton(
     of its version. Requests share the calls of the U-Net. REPO/NAME_text_encoder and REPO/NAME_vae_decoder are plain
     ONNX models of these networks. Other models in REPO stay as they are.
 
-    Files of the bundle are hard links where BUNDLE and REPO are on one file system, and copies else. The options below
-    are parameters in REPO/ldmrt_NAME/config.pbtxt; with --backend onnxruntime-cuda the plain models run on the GPU too.
+    Files of the bundle are copied, so REPO is whole by itself. The options below are
+    parameters in REPO/ldmrt_NAME/config.pbtxt; with --backend onnxruntime-cuda the plain models run on the GPU too.
 
     Example: ldmrt export-triton out/emoji64 out/models
     """
