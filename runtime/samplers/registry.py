@@ -233,7 +233,8 @@ def plan_from_config(
         with np.errstate(all="ignore"):
             distilled = shortened and not chosen and "original_inference_steps" in c
             grid = scheduler.grid(c, steps, **chosen, **({"strength": strength} if distilled else {}))
-            skipped = flow_matching.skipped(config, len(grid) if chosen else steps, 1.0 if distilled else strength)
+            count, share = len(grid) if chosen else steps, 1.0 if distilled else strength
+            skipped = flow_matching.skipped(config, scheduler.class_name, count, share)
             plan = _begun(grid, scheduler, start, skipped)
             if end is None:
                 return plan

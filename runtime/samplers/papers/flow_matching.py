@@ -135,10 +135,11 @@ def is_flow(config: Config) -> bool:
     return config.get("_class_name") in CLASSES or bool(config.get("use_flow_sigmas"))
 
 
-def skipped(config: Config, count: int, strength: float) -> int:
+def skipped(config: Config, class_name: str, count: int, strength: float) -> int:
     """Return how many of `count` steps img2img leaves out.
 
-    diffusers' pipelines of flows round the steps that are left up, other pipelines down, whatever the scheduler.
+    diffusers' pipelines of flows round the steps that are left up, other pipelines down, whatever the scheduler: the
+    class that the config names tells which, or that it is run by where it names none.
     """
-    own = config.get("_class_name")
+    own = config.get("_class_name", class_name)
     return int(count - count * strength) if own in CLASSES else count - max(1, int(count * strength))
