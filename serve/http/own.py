@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import json
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from functools import partial
@@ -32,6 +33,7 @@ STREAM: dict[str, Any] = {"content": {"text/event-stream": {}}}
 MOVED = 1.0  # seconds between two looks at the position of a request that waits
 KEPT_ALIVE = 10.0  # seconds without an event after which a comment is sent, so that proxies keep the connection
 UNREAD = 64  # events that wait for a slow reader, who misses older ones
+Kind = Literal["stage", "row", "preview"]
 
 
 def found(http: HTTPRequest, name: str) -> Job:
@@ -95,8 +97,9 @@ async def image(http: HTTPRequest, name: str, number: int) -> Response:
 async def events(http: HTTPRequest, name: str, preview: bool | Literal["all"] = False) -> StreamingResponse:
     """Stream server-sent events: `stage` where the request waits, runs or has ended, `row` after each row.
 
-    With `preview=true` a row has the first image that it predicts, as PNG in base64; with `preview=all` it has
-    `previews`, those of all images. A row whose next one has ended before it was decoded has none.
+    With `preview=true` there is also a `preview` when the first image that a row predicts is decoded: the number of
+    the row, and the PNG in base64; with `preview=all` it has `previews`, those of all images. A row whose next one has
+    ended before it was decoded has none.
     """
     server, job = server_of(http), found(http, name)
     place = contextlib.ExitStack()
@@ -134,29 +137,20 @@ async def streamed(server: Server, job: Job, images: int, *, every: bool) -> Asy
         images: How many of the images that a row predicts are shown.
         every: Whether they are a list.
     """
-    loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[bool, dict[str, Any]]](UNREAD)
+    loop, unread = asyncio.get_running_loop(), Unread()
 
-    def put(is_row: bool, said: dict[str, Any]) -> None:
-        if queue.full():
-            queue.get_nowait()  # the oldest: the last event is that of the end, which must not be lost
-        queue.put_nowait((is_row, said))
-
-    def tell(is_row: bool, said: dict[str, Any]) -> None:
+    def tell(kind: Kind, said: dict[str, Any]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop was closed
-            loop.call_soon_threadsafe(put, is_row, said)
+            loop.call_soon_threadsafe(unread.put, kind, said)
 
-    def show(said: dict[str, Any], files: Future[list[bytes]]) -> None:
-        shown = [base64.b64encode(file).decode() for file in decoded(files, job)]
-        if shown:
-            said |= {"previews": shown} if every else {"preview": shown[0]}
-        tell(True, said)
+    def show(row: int, files: Future[list[bytes]]) -> None:
+        if shown := [base64.b64encode(file).decode() for file in decoded(files, job)]:
+            tell("preview", {"id": job.id, "row": row, **({"previews": shown} if every else {"preview": shown[0]})})
 
     def watcher(job: Job, state: State | None) -> None:
-        said = described(server, job)
+        tell("stage" if state is None else "row", described(server, job))
         if state is not None and images:
-            server.previews.of(job, state, images).add_done_callback(partial(show, said))
-        else:
-            tell(state is not None, said)
+            server.previews.of(job, state, images).add_done_callback(partial(show, job.called))
 
     last = described(server, job)
     yield event("stage", last)
@@ -165,20 +159,42 @@ async def streamed(server: Server, job: Job, images: int, *, every: bool) -> Asy
         while True:
             try:
                 wait = MOVED if job.stage == "waiting" else KEPT_ALIVE
-                is_row, said = await asyncio.wait_for(queue.get(), wait)
+                kind, said = await asyncio.wait_for(unread.next(), wait)
             except asyncio.TimeoutError:
                 now = described(server, job)
                 moved = now["stage"] == "waiting" and now["position"] != last["position"]
                 last = now
                 yield event("stage", now) if moved else ": waiting\n\n"
                 continue
-            yield event("row" if is_row else "stage", said)
-            if not is_row and said["stage"] in ("done", "failed", "cancelled"):
+            yield event(kind, said)
+            if kind == "stage" and said["stage"] in ("done", "failed", "cancelled"):
                 return
     finally:
         job.unwatch(watcher)
 
 
-def event(kind: str, said: dict[str, Any]) -> str:
+class Unread:
+    """Holds the events that wait for a slow reader, in their order: the last ones, and of previews the last one."""
+
+    def __init__(self) -> None:
+        """Begin without events."""
+        self._events, self._there = deque[tuple[Kind, dict[str, Any]]](maxlen=UNREAD), asyncio.Event()
+
+    def put(self, kind: Kind, said: dict[str, Any]) -> None:
+        """Add an event."""
+        if kind == "preview":
+            self._events = deque((one for one in self._events if one[0] != "preview"), UNREAD)
+        self._events.append((kind, said))
+        self._there.set()
+
+    async def next(self) -> tuple[Kind, dict[str, Any]]:
+        """Wait for an event, and take it."""
+        while not self._events:
+            self._there.clear()
+            await self._there.wait()
+        return self._events.popleft()
+
+
+def event(kind: Kind, said: dict[str, Any]) -> str:
     """Return a server-sent event."""
     return f"event: {kind}\ndata: {json.dumps(said)}\n\n"

@@ -26,7 +26,7 @@ class Previews:
         """Take what decodes latents (N, C, h, w) of a job's stage to N image files."""
         self._decode, self._changing = decode, Lock()
         self._thread = ThreadPoolExecutor(1, "previews")
-        self._last = dict[Job, dict[int, tuple[int, Future[list[bytes]]]]]()
+        self._last = dict[Job, dict[int, tuple[tuple[str, int], Future[list[bytes]]]]]()
 
     def of(self, job: Job, state: State, images: int = 1) -> "Future[list[bytes]]":
         """Return the files of the first images that a row predicts, as soon as they are decoded.
@@ -42,13 +42,13 @@ class Previews:
         with self._changing:
             known = job in self._last
             rows = self._last.setdefault(job, {})
-            row, files = rows.get(images, (-1, Future()))
-            if row == state.row:
+            row, files = rows.get(images, (("", -1), Future()))
+            if row == (state.stage, state.row):
                 return files
             files.cancel()
             x0 = np.array(state.x0[:images])
             files = self._thread.submit(self._decode, job, x0, state.stage)
-            rows[images] = state.row, files
+            rows[images] = (state.stage, state.row), files
         if not known:
             job.watch(self._forget)
         return files

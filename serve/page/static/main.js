@@ -51,6 +51,10 @@ async function draw() {
     drawing = accepted.id;
     let last = accepted;
     for await (const told of events(`/v1/requests/${accepted.id}/events?preview=true`)) {
+      if (told.preview) {
+        show(`data:image/png;base64,${told.preview}`, "What the row predicts");
+        continue;
+      }
       last = told;
       tell(told);
     }
@@ -77,13 +81,12 @@ function busy(on) {
 }
 
 /** Tell how far a request is: every row to the eye, every quarter of them to a screen reader. */
-function tell({stage, position, row, rows, preview}) {
+function tell({stage, position, row, rows}) {
   $("progress").max = rows;
   $("progress").value = row;
   if (stage === "waiting") say(position ? `${position} before this one.` : "Next in the queue.");
   else if (stage === "running") say(`Drawing, ${25 * Math.floor(4 * row / rows)} %`);
   if (row) $("row").textContent = `Row ${row} of ${rows}`;
-  if (preview) show(`data:image/png;base64,${preview}`, "What the row predicts");
 }
 
 /** Fetch the images of a request that is done. */

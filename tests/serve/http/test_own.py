@@ -1,5 +1,6 @@
 """ldmrt's own API: a request is accepted, told of row by row, and its images can be fetched."""
 
+import asyncio
 import contextlib
 import io
 import json
@@ -13,6 +14,7 @@ from PIL import Image
 
 from ldmrt.runtime import Request
 from ldmrt.runtime.pipeline.pipeline import Pipeline
+from ldmrt.serve.http.own import UNREAD, Kind, Unread
 from ldmrt.serve.http.state import Limits
 
 from .conftest import Held, Running
@@ -58,7 +60,9 @@ def test_previews_are_images(client: httpx.Client, pipeline: Pipeline) -> None:
 
     name = client.post("/v1/requests", json={"prompt": "a pear", "num_inference_steps": 30}).json()["id"]
     told = events(client, name, preview=True)
-    previews = [one["preview"] for kind, one in told if kind == "row" and "preview" in one]
+    rows = [one["row"] for kind, one in told if kind == "row"]
+    assert rows == list(range(rows[0], 31))  # in their order, to the last; a reader who comes late misses the first
+    previews = [one["preview"] for kind, one in told if kind == "preview"]
     assert previews  # how many rows ran before the reader came, or before one was decoded, is the machine's affair
     side = pipeline.stage.size
     assert Image.open(io.BytesIO(base64.b64decode(previews[-1]))).size == (side, side)
@@ -67,10 +71,27 @@ def test_previews_are_images(client: httpx.Client, pipeline: Pipeline) -> None:
 def test_previews_of_all_images(client: httpx.Client) -> None:
     body = {"prompt": "a pear", "num_inference_steps": 30, "num_images_per_prompt": 3}
     name = client.post("/v1/requests", json=body).json()["id"]
-    previews = [one["previews"] for _, one in events(client, name, preview="all") if "previews" in one]
+    previews = [one["previews"] for kind, one in events(client, name, preview="all") if kind == "preview"]
     assert {len(images) for images in previews} == {3}
     assert len(set(previews[-1])) == 3
     assert client.get(f"/v1/requests/{name}/events", params={"preview": "some"}).status_code == 422
+
+
+def test_a_slow_reader_misses_old_events_and_all_previews_but_the_last() -> None:
+    unread = Unread()
+    for row in range(UNREAD):
+        unread.put("row", {"row": row})
+        unread.put("preview", {"row": row})
+    unread.put("stage", {"stage": "done"})
+
+    async def taken() -> list[tuple[Kind, dict[str, Any]]]:
+        return [await unread.next() for _ in range(UNREAD)]
+
+    kept = asyncio.run(taken())
+    assert kept[-1] == ("stage", {"stage": "done"})
+    assert [said["row"] for kind, said in kept if kind == "preview"] == [UNREAD - 1]
+    rows = [said["row"] for kind, said in kept if kind == "row"]
+    assert rows == list(range(UNREAD - len(rows), UNREAD))
 
 
 def test_streams_are_bounded(own_server: Callable[..., Running]) -> None:
