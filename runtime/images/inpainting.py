@@ -61,8 +61,7 @@ class MaskedRegion:
 def crop_region(mask: "Image", size: Size, padding: int) -> Box:
     """Return the region around all of a grey mask that is not black.
 
-    It is `padding` pixels larger on each side, then grown to the aspect ratio of `size` and kept within the mask: where
-    that leaves no room its ratio is another.
+    It is `padding` pixels larger on each side, then grown to the aspect ratio of `size`, as far as the image allows.
 
     Raises:
         InvalidRequest: The mask is black.

@@ -5,6 +5,8 @@ from ldmrt.runtime.pipeline.batch_size import images_at_once
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.request import Request
 
+from .lanes import Lane
+
 
 def rows_per_call(pipeline: Pipeline, size: tuple[int, int], rows: int) -> int:
     """Return how many rows a call may have: what was measured, within the engines' profiles and the free memory.
@@ -29,3 +31,8 @@ def check_fits(pipeline: Pipeline, request: Request) -> None:
     height, width = pipeline.size(request)
     if pipeline.forecast is not None and pipeline.forecast.images(height * width, 1) < 1:
         raise InvalidRequest("request", "an image of this size does not fit into memory", found=f"{width}x{height}")
+
+
+def lane_of(stage: Pipeline, model: str, size: tuple[int, int], rows: int) -> Lane:
+    """Return the lane of images of a size, (height, width), in a stage of a model with so many rows a call."""
+    return Lane(f"{model}/{stage.stage.name}", size, rows_per_call(stage, size, rows))

@@ -9,6 +9,7 @@ from starlette.requests import Request as HTTPRequest
 from ldmrt.runtime.images.png import encode_png
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.serve.jobs.budget import Budget
+from ldmrt.serve.jobs.defaults import SECONDS
 from ldmrt.serve.jobs.job import Job
 from ldmrt.serve.jobs.previews import Previews
 from ldmrt.serve.jobs.serving import Serving
@@ -47,7 +48,7 @@ class Limits:
     images: int = 16
     pixels: int = 16 * 1024 * 1024
     steps: int = 500
-    seconds: float = 600.0
+    seconds: float = SECONDS
     per_key: int = 0
     kept: int = 256
     kept_seconds: float = 600.0

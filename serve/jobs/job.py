@@ -14,9 +14,11 @@ import numpy as np
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.pipeline.call import Result
+from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.serve.batching.lanes import Lane
+from ldmrt.serve.batching.room import lane_of
 from ldmrt.serve.models.models import Model
 
 if TYPE_CHECKING:
@@ -82,6 +84,42 @@ class Job:
     _watchers: list[Watcher] = field(default_factory=list, repr=False)
     _why: Cancelled | None = None
     _changing: Lock = field(default_factory=Lock, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        request: Request,
+        pipeline: Pipeline,
+        model: str,
+        most: int,
+        *,
+        seconds: float | None = None,
+        owner: str = "",
+        watcher: Watcher | None = None,
+        trace: Mapping[str, str] | None = None,
+    ) -> "Job":
+        """Make the job of a request.
+
+        Args:
+            request: What is asked for.
+            pipeline: The model, which checks the request.
+            model: Its name.
+            most: How many rows a call of its U-Net has at most, at its own size.
+            seconds: After so many seconds it is given up.
+            owner: Who asks.
+            watcher: Watches it from the beginning.
+            trace: The headers of the caller's trace.
+
+        Raises:
+            InvalidRequest: The model cannot do what is asked for.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        rows = request.total_images * pipeline.guidance_rows(request)
+        lane = lane_of(pipeline, model, pipeline.size(request), most)
+        job = cls(lane, request, pipeline.rows(request), rows, deadline, owner, model=model, trace=trace or {})
+        if watcher is not None:
+            job.watch(watcher)
+        return job
 
     @property
     def stage(self) -> Stage:

@@ -19,16 +19,16 @@ from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.serve.batching.dispatcher import Batch, Dispatcher, Stopping
 from ldmrt.serve.batching.engines import JoinedEngines
 from ldmrt.serve.batching.lanes import Lane
-from ldmrt.serve.batching.room import rows_per_call
+from ldmrt.serve.batching.room import lane_of
 from ldmrt.serve.models.models import Model, Models
 from ldmrt.serve.models.naming import chosen
 
+from .defaults import WAITING
 from .job import Job, Stopped, Watcher
 from .observers import Observer, Observers
 from .queue import Queue
 from .rate import Rate
 
-WAITING = 64  # jobs
 RUNNING = 32  # jobs, each of which is a thread
 OVERTAKEN = 4.0  # times its own duration: shorter requests that come within it are served before a request
 LEAST_WAIT = 0.001  # seconds between two looks at the deadlines: a wait may end just before its time
@@ -69,11 +69,8 @@ class Service:
         """
         self.models, self._rate, self._observer = models, Rate(), Observers(observer or Observer())
         self._queue, self._changed, self.closed, self._alone = Queue(), Condition(), False, Lock()
-        self._most_waiting, self._most_running, self._ending = (
-            waiting,
-            running,
-            0,
-        )  # watchers told of an end, and previews
+        self._most_waiting, self._most_running = waiting, running
+        self._ending = 0  # jobs whose watchers are told of the end, and previews that are decoded
         self._dispatcher, self._over = Dispatcher(self._note), False
         self._deadlines = Thread(target=self._keep_deadlines, name="deadlines", daemon=True)
         self._deadlines.start()
@@ -104,12 +101,10 @@ class Service:
             Stopping: The service is being stopped.
         """
         model = chosen(self.models, model)
-        pipeline, deadline = self.models[model], None if seconds is None else time.monotonic() + seconds
-        rows = request.total_images * pipeline.guidance_rows(request)
-        lane = self._lane(pipeline, model, pipeline.size(request), self.models.model(model).rows)
-        job = Job(lane, request, pipeline.rows(request), rows, deadline, owner, model=model, trace=trace or {})
-        if watcher is not None:
-            job.watch(watcher)
+        used = self.models.model(model)
+        job = Job.of(
+            request, used.pipeline, model, used.rows, seconds=seconds, owner=owner, watcher=watcher, trace=trace
+        )  # fmt: skip
         with self._changed:
             self.check_room()
             job.due = job.accepted + OVERTAKEN * self._rate.seconds(job.work)
@@ -220,11 +215,6 @@ class Service:
                 self._changed.wait(wait)
                 self._admit()
 
-    @staticmethod
-    def _lane(stage: Pipeline, model: str, size: tuple[int, int], rows: int) -> Lane:
-        """Return the lane of images of a size in a stage of a model that has so many rows a call at its own size."""
-        return Lane(f"{model}/{stage.stage.name}", size, rows_per_call(stage, size, rows))
-
     def _admit(self) -> None:
         """Drop jobs that were given up, and start as many others as there is room for."""
         for job in self._queue.drop_given_up():
@@ -297,17 +287,17 @@ class Service:
             return replace(stage, watch=job.after_row)
         factor = stage.stage.space.factor
 
-        def lane_of(latents: tuple[int, ...]) -> Lane:
+        def lane(latents: tuple[int, ...]) -> Lane:
             height, width = latents
             job.rows_began = job.rows_began or time.monotonic()
-            return self._lane(stage, job.model, (height * factor, width * factor), model.rows)
+            return lane_of(stage, job.model, (height * factor, width * factor), model.rows)
 
         def watch(state: State) -> None:
             if state.row + 1 == state.rows:
                 engines.leave()
             job.after_row(state)
 
-        engines = JoinedEngines(stage.engines, self._dispatcher, lane_of, self._alone)
+        engines = JoinedEngines(stage.engines, self._dispatcher, lane, self._alone)
         seats.callback(engines.leave)
         return replace(stage, engines=engines, watch=watch)
 

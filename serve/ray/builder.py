@@ -8,11 +8,11 @@ from ray.serve import Application
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.serve.http.access import read_keys
 from ldmrt.serve.http.state import Limits
-from ldmrt.serve.jobs.service import WAITING
+from ldmrt.serve.jobs.defaults import GRACE, SECONDS, WAITING
 from ldmrt.serve.models.naming import named
 
 from .bundles import path_everywhere
-from .deploying import GRACE, Deployment, with_ingress
+from .deploying import Deployment, with_ingress
 from .scale import Scale
 
 
@@ -48,7 +48,7 @@ class Arguments(BaseModel):
     keys: Path | None = None
     waiting: int = WAITING
     per_key: int = 0
-    timeout: float = 600.0
+    timeout: float = SECONDS
     grace: float = GRACE
     backend: str = "auto"
     compute: str = "fp32"

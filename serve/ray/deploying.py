@@ -18,8 +18,8 @@ from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.serve.http.app import application
 from ldmrt.serve.http.metrics import Metrics
 from ldmrt.serve.http.state import Limits, Server
+from ldmrt.serve.jobs.defaults import GRACE, WAITING
 from ldmrt.serve.jobs.observers import JobLog, Observer, Observers
-from ldmrt.serve.jobs.service import WAITING
 from ldmrt.serve.jobs.tracing import tracing
 
 from .cluster import joined
@@ -30,7 +30,6 @@ from .service import RayService
 
 log = logging.getLogger("ldmrt.serve")
 CONNECTIONS = 1024  # that are answered at a time
-GRACE = 30.0  # seconds
 
 
 @dataclass(frozen=True)

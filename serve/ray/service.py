@@ -3,7 +3,6 @@
 import asyncio
 import contextvars
 import math
-import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,11 +17,11 @@ from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.serve.batching.dispatcher import Stopping
-from ldmrt.serve.batching.lanes import Lane
+from ldmrt.serve.jobs.defaults import WAITING
 from ldmrt.serve.jobs.job import Cancelled, Job, Stopped, Watcher
 from ldmrt.serve.jobs.observers import Observer, Observers
 from ldmrt.serve.jobs.rate import Rate
-from ldmrt.serve.jobs.service import WAITING, Busy
+from ldmrt.serve.jobs.service import Busy
 from ldmrt.serve.jobs.serving import Unavailable
 from ldmrt.serve.models.naming import chosen
 
@@ -60,11 +59,8 @@ class RayService:
         """
         self.models, self._replicas, self._number, self._most_waiting = dict(models), replicas, number, waiting
         self._rate, self._observer = Rate(), Observers(observer or Observer())
-        self._jobs, self._changed, self.closed = (
-            dict[Job, asyncio.Task[Result | BaseException] | None](),
-            Condition(),
-            False,
-        )
+        self._jobs = dict[Job, asyncio.Task[Result | BaseException] | None]()
+        self._changed, self.closed = Condition(), False
         self._telling = ThreadPoolExecutor(TELLING, "telling")
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="replicas", daemon=True)
@@ -88,13 +84,10 @@ class RayService:
             Stopping: The service is being stopped.
         """
         model = chosen(self.models, model)
-        pipeline = self.models[model]
-        rows = request.total_images * pipeline.guidance_rows(request)
-        lane = Lane(f"{model}/{pipeline.stage.name}", pipeline.size(request), rows)
-        deadline = None if seconds is None else time.monotonic() + seconds
-        job = Job(lane, request, pipeline.rows(request), rows, deadline, owner, model=model, trace=trace or {})
-        if watcher is not None:
-            job.watch(watcher)
+        most = 1  # the replicas join calls, and measure how many rows those have
+        job = Job.of(
+            request, self.models[model], model, most, seconds=seconds, owner=owner, watcher=watcher, trace=trace
+        )  # fmt: skip
         with self._changed:
             self.check_room()
             self._jobs[job] = None

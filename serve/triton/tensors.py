@@ -101,9 +101,9 @@ def _options(text: str) -> dict[str, Any]:
     try:
         options = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequest("request", f"{OPTIONS} are no JSON", found=first_line(error)) from None
+        raise InvalidRequest("request", f"{OPTIONS} is not valid JSON", found=first_line(error)) from None
     if not isinstance(options, dict):
-        raise InvalidRequest("request", f"{OPTIONS} are no JSON object", found=type(options).__name__)
+        raise InvalidRequest("request", f"{OPTIONS} is not a JSON object", found=type(options).__name__)
     refuse_unknown(options)
     closed = CLOSED.union(tensor.name for tensor in INPUTS)
     if odd := [name for name in options if name in closed]:

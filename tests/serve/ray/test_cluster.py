@@ -136,7 +136,8 @@ class Deployed:
         deployment = Deployment(bundles, Scale.read("2"), 8, {"threads": 1})
         self.metrics = Metrics()
         models = self._opened.enter_context(deployment.opened())
-        handle = self._opened.enter_context(deployment.deployed("tests"))
+        handle = self._opened.enter_context(deployment.deployed())
+        self.title = f"ray::ServeReplica:{handle.app_name}:replica"  # of its processes
         self.service = deployment.service(models, handle, 64, self.metrics)
         self._opened.enter_context(contextlib.closing(self.service))
 
@@ -177,7 +178,7 @@ def test_images_are_those_of_one_machine(deployed: Deployed, pipeline: Pipeline)
 
 
 def test_there_is_a_replica_on_each_node(deployed: Deployed) -> None:
-    stats = [Path(f"/proc/{pid}/stat").read_text() for pid in named("ray::ServeReplica:tests:replica")]
+    stats = [Path(f"/proc/{pid}/stat").read_text() for pid in named(deployed.title)]
     assert len({stat.rpartition(")")[2].split()[1] for stat in stats}) == len(stats) == 2, "of two raylets"
 
 
@@ -222,7 +223,7 @@ def test_a_replica_killed_under_load(deployed: Deployed, pipeline: Pipeline) -> 
     until(lambda: min(rows["tiny"], rows["other"]) > 8)
     # No replica has both models in memory, so now each draws those of one.
     assert len({job.model for job in jobs if not job.ended}) == 2
-    os.kill(random.choice(sorted(named("ray::ServeReplica:tests:replica"))), signal.SIGKILL)
+    os.kill(random.choice(sorted(named(deployed.title))), signal.SIGKILL)
     for number, job in enumerate(jobs):
         np.testing.assert_array_equal(job.result(120).pixels, right[number])
         assert job.called == UNDER_LOAD
@@ -274,6 +275,7 @@ def test_a_caller_of_the_application_who_hangs_up(built: httpx.Client) -> None:
 def test_the_command_joins_the_cluster_and_leaves_it(cluster: Any, url: str, bundle: Path) -> None:
     from ray import serve
 
+    before = set(serve.status().applications)  # which are beside this one, and stay
     words = [sys.executable, "-m", "ldmrt", "serve", f"tiny={bundle}", "--port", "0", "--rows", "8"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200", "RAY_ADDRESS": cluster.address}
     words += [*options_on_page("serve"), "--cpus", "0"]
@@ -288,4 +290,4 @@ def test_the_command_joins_the_cluster_and_leaves_it(cluster: Any, url: str, bun
             assert process.returncode == 128 + signal.SIGTERM
         finally:
             process.kill()
-    assert "ldmrt" not in serve.status().applications
+    assert set(serve.status().applications) == before

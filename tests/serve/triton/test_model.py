@@ -212,8 +212,8 @@ def test_tensors_become_a_request() -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"options": text("{")}, "options are no JSON"),
-        ({"options": text("[]")}, "options are no JSON object"),
+        ({"options": text("{")}, "options is not valid JSON"),
+        ({"options": text("[]")}, "options is not a JSON object"),
         ({"options": text('{"latents": [1]}')}, "latents cannot be one of the options"),
         ({"options": text('{"controls": {"edges": "/etc/passwd"}}')}, "controls cannot be one of the options"),
         ({"options": text('{"image": "/etc/passwd"}')}, "image cannot be one of the options"),

@@ -92,7 +92,7 @@ def test_the_client_of_the_page(triton: Triton, pipeline: Pipeline, tmp_path: Pa
     [
         ({"num_inference_steps": 0}, "invalid num_inference_steps"),
         ({"scheduler": "dpmpp_2n"}, "scheduler"),
-        ({"options": "{"}, "options are no JSON"),
+        ({"options": "{"}, "options is not valid JSON"),
         ({"height": 17}, "invalid height"),
     ],
 )

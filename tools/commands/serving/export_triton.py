@@ -5,10 +5,9 @@ from typing import Any
 
 import click
 
+from ldmrt.serve.jobs.defaults import WAITING
 from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.options.drawing import with_opening
-
-from .serve import WAITING
 
 
 @click.command("export-triton")

@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
+from ldmrt.serve.jobs.defaults import GRACE, SECONDS, WAITING
 from ldmrt.tools.options.cluster import with_ray
 from ldmrt.tools.options.common import Choice
 from ldmrt.tools.options.drawing import with_opening
 
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-WAITING, SECONDS, GRACE = 64, 600.0, 30.0
 
 
 @click.command()
