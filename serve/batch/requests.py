@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ldmrt.runtime.errors import InvalidRequest, LdmrtError
@@ -31,10 +32,12 @@ class Reader:
     Attributes:
         json: Whether lines are JSON objects; else they are prompts.
         options: What holds for all lines, by short words; a line's own values win. "seed" is that of the first image.
+        folder: Where relative paths of images begin; by default the process's own folder.
     """
 
     json: bool
     options: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path = Path()
 
     def request(self, line: Line) -> tuple[Request, JsonObject]:
         """Return a line's request, and its values by short words as they stand in the line and in the options.
@@ -46,7 +49,7 @@ class Reader:
         values: JsonObject = {**self.options, **given}
         if given.get("seed") is None:
             values["seed"] = self.seed(line)
-        return request_of_words(values, SHORT), values
+        return request_of_words({**values, **self._placed(given)}, SHORT), values
 
     def seed(self, line: Line) -> int:
         """Return the seed of a line that has none: they count up by the images that each line has without its own."""
@@ -80,6 +83,19 @@ class Reader:
                 raise InvalidRequest("request", f"{word} stands twice in a line", expected="only one of its names")
             values[word] = _plain(word, value)
         return values
+
+    def _placed(self, given: JsonObject) -> JsonObject:
+        """Return those values of a line that are paths of images, from `folder` on."""
+        placed = {word: self._path(given[word]) for word in IMAGES if given.get(word) is not None}
+        if isinstance(given.get("controls"), dict):
+            placed["controls"] = {
+                name: (self._path(images), scale) for name, (images, scale) in given["controls"].items()
+            }
+        return placed
+
+    def _path(self, paths: str | list[str]) -> str | list[str]:
+        """Return the path of an image, or a list of them, from `folder` on."""
+        return str(self.folder / paths) if isinstance(paths, str) else [str(self.folder / path) for path in paths]
 
 
 def _plain(word: str, value: Any) -> Any:

@@ -103,7 +103,8 @@ async def events(http: HTTPRequest, name: str, preview: bool | Literal["all"] = 
     """
     server, job = server_of(http), found(http, name)
     place = contextlib.ExitStack()
-    for budget, owner in ((server.streams_per_request, job.id), (server.streams, "")):
+    budgets = (server.streams_per_request, job.id), (server.streams_per_key, job.owner), (server.streams, "")
+    for budget, owner in budgets:
         if not budget.take(owner, 1):
             place.close()
             raise TooManyStreams("request", "too many streams of events are open", hint=f"again in {AGAIN} s")

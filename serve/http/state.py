@@ -39,6 +39,7 @@ class Limits:
         kept_bytes: How large all of them are together; the oldest go first.
         streams: Streams of events that are open.
         streams_per_request: Those of one request.
+        streams_per_key: Those of one API key, where keys are asked for.
     """
 
     body: int = 32 * MEGABYTE
@@ -55,6 +56,7 @@ class Limits:
     kept_bytes: int = 512 * MEGABYTE
     streams: int = 256
     streams_per_request: int = 8
+    streams_per_key: int = 64
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Server:
         places: Counts the requests of each key that wait or run.
         streams: Counts the streams of events that are open.
         streams_per_request: Counts those of each request.
+        streams_per_key: Counts those of each key.
         previews: Decodes what rows predict.
         started: When the server began, in seconds since 1970.
     """
@@ -86,6 +89,7 @@ class Server:
     places: Budget = field(init=False)
     streams: Budget = field(init=False)
     streams_per_request: Budget = field(init=False)
+    streams_per_key: Budget = field(init=False)
     previews: Previews = field(init=False)
     started: float = field(default_factory=time.time)
 
@@ -99,6 +103,7 @@ class Server:
         object.__setattr__(self, "places", Budget(limits.per_key))
         object.__setattr__(self, "streams", Budget(limits.streams))
         object.__setattr__(self, "streams_per_request", Budget(limits.streams_per_request))
+        object.__setattr__(self, "streams_per_key", Budget(limits.streams_per_key if self.keys else 0))
         object.__setattr__(self, "previews", Previews(self._preview))
 
     def _preview(self, job: Job, latents: Latents, stage: str) -> list[bytes]:

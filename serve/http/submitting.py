@@ -48,15 +48,15 @@ async def submit(
     limits = server.limits
 
     def made() -> Job:
-        server.service.check_room()  # before images are decoded
-        asked = request()
-        check_limits(server, asked, model)
-        size, own = given_bytes(asked), limits.seconds if seconds is None else min(seconds, limits.seconds)
+        server.service.check_room()  # this and the places of the key before images are decoded
         with contextlib.ExitStack() as held:
             if not server.places.take(owner, 1):
                 problem = "too many requests of this key wait or run"
                 raise TooManyOfKey("request", problem, expected=f"at most {limits.per_key}")
             held.callback(server.places.give_back, owner, 1)
+            asked = request()
+            check_limits(server, asked, model)
+            size, own = given_bytes(asked), limits.seconds if seconds is None else min(seconds, limits.seconds)
             if not server.images.take("", size):
                 raise Overloaded("request", "the server holds too many images", hint=f"again in {AGAIN} s")
             held.callback(server.images.give_back, "", size)

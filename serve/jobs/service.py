@@ -239,6 +239,8 @@ class Service:
         with ExitStack() as seats:
             try:
                 job.begin()
+                assert model.room is not None
+                model.room.result()
                 stages = [self._shared(stage, job, model, seats) for stage in model.pipeline.stages]
                 outcome = replace(stages[0], later=tuple(stages[1:])).generate(job.request)
             except BaseException as error:

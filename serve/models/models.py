@@ -1,11 +1,13 @@
 """Keep several models: as many in memory as fit, each replaced while requests are drawn with it.
 
 A pipeline that is open takes hardly any memory: its networks are opened by the first request that needs them. A model
-is loaded from then on, until it is unloaded for another one, or closed.
+is loaded from then on, until it is unloaded for another one, or closed. Memory is freed in a thread of its own, as that
+may take a while: who draws with a model waits for it, and nobody else.
 """
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ldmrt.runtime.pipeline.pipeline import Pipeline
@@ -24,6 +26,7 @@ class Model:
         rows: How many rows a call of its U-Net has at most, at the model's own size; see `rows_per_call`.
         users: How many requests, and previews of them, are drawn with it.
         loaded: Since when its networks may be in memory; None where they are not.
+        room: Ends when the memory for its networks is free; None before it is loaded.
         used: When a request last began or ended.
         replaced: Whether requests that begin now are drawn with another pipeline of this name.
     """
@@ -32,6 +35,7 @@ class Model:
     rows: int
     users: int = 0
     loaded: float | None = None
+    room: "Future[None] | None" = None
     used: float = 0.0
     replaced: bool = False
 
@@ -58,6 +62,7 @@ class Models(Mapping[str, Pipeline]):
         self._models, self._budget, self._clock = dict[str, Model](), budget, clock
         self._kept = list[Model]()  # all that are not closed, those that were replaced too
         self._wanted: Model | None = None  # has to wait for memory that others use
+        self._freeing = ThreadPoolExecutor(1, "freeing")  # in the order in which it is asked for
 
     def __getitem__(self, name: str) -> Pipeline:
         """Return the pipeline that requests are drawn with."""
@@ -132,6 +137,7 @@ class Models(Mapping[str, Pipeline]):
 
     def close(self) -> None:
         """Close all pipelines; no request may be drawn with them."""
+        self._freeing.shutdown()
         for model in self._kept:
             model.pipeline.close()
         self._kept.clear()
@@ -155,15 +161,20 @@ class Models(Mapping[str, Pipeline]):
             return False
         for other in unloaded:
             other.loaded = None
-            other.pipeline.unload()
-        model.loaded = self._clock()
+        model.loaded, model.room = self._clock(), self._freeing.submit(_unload, [one.pipeline for one in unloaded])
         return True
 
     def _close_replaced(self) -> None:
         """Close the pipelines that were replaced and draw no request any more."""
         for model in [model for model in self._kept if model.replaced and not model.users]:
             self._kept.remove(model)
-            model.pipeline.close()
+            self._freeing.submit(model.pipeline.close)
+
+
+def _unload(pipelines: Iterable[Pipeline]) -> None:
+    """Free the memory of networks."""
+    for pipeline in pipelines:
+        pipeline.unload()
 
 
 def as_many_pixels(before: Model, pipeline: Pipeline) -> int:

@@ -1,7 +1,6 @@
 """Draw the lines of a file by Ray Data: its actors draw, and this process alone writes images and index."""
 
 import logging
-import os
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -42,7 +41,6 @@ class Drawing:
         reader: Makes requests of lines.
         example: What most lines ask for.
         images: How many images a call of the U-Net is for; None for as many as fit.
-        folder: Where paths of images in lines begin.
     """
 
     bundle: str
@@ -50,7 +48,6 @@ class Drawing:
     reader: Reader
     example: Request
     images: int | None
-    folder: str
 
 
 class Actor:
@@ -58,7 +55,6 @@ class Actor:
 
     def __init__(self, drawing: Drawing) -> None:
         """Open the bundle."""
-        os.chdir(drawing.folder)
         self._reader, self._pipeline = drawing.reader, open_pipeline(drawing.bundle, **drawing.opening)
         self._service, self._room = service_of("model", self._pipeline, drawing.example, drawing.images)
 

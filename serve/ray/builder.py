@@ -33,7 +33,7 @@ class Arguments(BaseModel):
         grace: Seconds that requests have where a replica is stopped.
         backend: As `open_pipeline` has it, like the next three.
         compute: The precision of OpenVINO.
-        threads: Of the CPU; by default as many as the replica has cores.
+        threads: Of the CPU; 0 for as many as the replica has cores.
         low_memory: Whether one network is in memory at a time.
     """
 
@@ -52,7 +52,7 @@ class Arguments(BaseModel):
     grace: float = GRACE
     backend: str = "auto"
     compute: str = "fp32"
-    threads: int | None = None
+    threads: int = 0
     low_memory: bool = False
 
 
@@ -68,9 +68,8 @@ def app(arguments: Arguments) -> Application:
     if not bundles:
         raise LdmrtError("serve", "no bundles", hint="bundles=out/emoji64")
     scale = Scale.read(str(arguments.replicas), arguments.cpus, arguments.gpus, arguments.models)
-    opening = {name: getattr(arguments, name) for name in ("backend", "compute", "low_memory")}
-    opening["threads"] = max(1, int(scale.cpus)) if arguments.threads is None else arguments.threads
+    asked = {name: getattr(arguments, name) for name in ("backend", "compute", "threads", "low_memory")}
     owners = {} if arguments.keys is None else read_keys(arguments.keys)
-    deployment = Deployment(bundles, scale, arguments.rows, opening, arguments.grace)
+    deployment = Deployment(bundles, scale, arguments.rows, scale.opening(asked), arguments.grace)
     limits = Limits(seconds=arguments.timeout, per_key=arguments.per_key)
     return with_ingress(deployment, limits, owners, arguments.waiting)

@@ -9,6 +9,7 @@ from ldmrt.runtime.pipeline.call import Result
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.serve.batching.dispatcher import Batch
+from ldmrt.serve.jobs.job import Job
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,22 @@ class Row(Message):
         row: Its number, from 0.
         rows: How many the request has.
         stage: The stage of a cascade that it belongs to.
+        encoding: The seconds from the request's begin to the first call of the U-Net; None where it is not known.
         x0: What it predicts, latents (N, C, h, w), for previews.
     """
 
     row: int = 0
     rows: int = 0
     stage: str = "base"
+    encoding: float | None = None
     x0: Latents | None = None
 
     @classmethod
-    def of(cls, state: State) -> "Row":
-        """Take what is sent of a row's state."""
-        return cls(row=state.row, rows=state.rows, stage=state.stage, x0=np.array(state.x0))
+    def of(cls, job: Job, state: State) -> "Row":
+        """Take what is sent of a job's row."""
+        began = job.accepted + job.seconds["waiting"]
+        encoding = None if job.rows_began is None else job.rows_began - began
+        return cls(row=state.row, rows=state.rows, stage=state.stage, encoding=encoding, x0=np.array(state.x0))
 
     @property
     def state(self) -> State:

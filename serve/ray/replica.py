@@ -97,7 +97,7 @@ class Replica:
 
         def watcher(job: Job, state: State | None) -> None:
             if state is not None:
-                message: Message = Row.of(state)
+                message: Message = Row.of(job, state)
             else:
                 message = Ended.by(job.error or job.result(0)) if job.ended else Message()
             with contextlib.suppress(RuntimeError):  # the loop was closed

@@ -1,6 +1,7 @@
 """Say how many replicas draw, and what of a machine each of them has."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,10 @@ class Scale:
         if gpus > 1 and gpus % 1:
             raise LdmrtError("--gpus", "out of range", expected="a fraction of one GPU, or whole ones", found=gpus)
         return cls(least, most, cpus, gpus, models)
+
+    def opening(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Return arguments of `open_pipeline` for a replica: a thread for each core where no number is asked for."""
+        return {**asked, "threads": asked.get("threads") or max(1, int(self.cpus))}
 
     @property
     def options(self) -> dict[str, Any]:

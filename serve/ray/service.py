@@ -192,6 +192,8 @@ class RayService:
             self._rate.note(batch.rows, batch.lane.pixels, batch.seconds)
             self._observer.batch(batch)
         if isinstance(message, Row):
+            if job.rows_began is None and message.encoding is not None:
+                job.rows_began = job.accepted + job.seconds["waiting"] + message.encoding
             job.after_row(message.state)
         elif not isinstance(message, Ended) and job.stage == "waiting":
             job.begin()

@@ -1,6 +1,7 @@
 """Networks that the tests of serving call in the place of real ones, and services of the tiny bundle."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -47,6 +48,14 @@ class Doubling:
 @pytest.fixture
 def network() -> Doubling:
     return Doubling()
+
+
+def until(holds: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until something holds, but not for ever."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def call(rows: int, t: float, side: int = 2) -> Arrays:

@@ -69,6 +69,11 @@ def test_images_are_paths(tmp_path: Path) -> None:
     assert request.controls == {"canny": (str(path), 0.5)}
     request, _ = Reader(True).request(line({"prompt": "a", "controls": {"canny": str(path)}}))
     assert request.controls == {"canny": (str(path), 1.0)}
+    moved = {"prompt": "a", "image": "a.png", "mask": ["a.png"], "controls": {"canny": ["a.png", 0.5]}}
+    request, values = Reader(True, folder=tmp_path).request(line(moved))
+    assert (request.image, request.mask_image) == (str(path), [str(path)])
+    assert request.controls == {"canny": (str(path), 0.5)}
+    assert values["image"] == "a.png", "as the line has it"
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,13 @@ from ldmrt.serve.jobs.job import Job
 from ldmrt.serve.jobs.service import Service
 from ldmrt.serve.models.models import fixed
 
+from ..conftest import until
+
 
 class Held:
     """A request that runs in a service, and ends when it is let go."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, owner: str = "") -> None:
         begun, self._go_on = Event(), Event()
 
         def hold(job: Job, state: State | None) -> None:
@@ -33,7 +35,7 @@ class Held:
                 begun.set()
                 assert self._go_on.wait(60)
 
-        self.job = service.submit(Request("a pear", num_inference_steps=2), watcher=hold)
+        self.job = service.submit(Request("a pear", num_inference_steps=2), owner=owner, watcher=hold)
         assert begun.wait(60)
 
     def let_go(self) -> None:
@@ -85,8 +87,7 @@ class Running:
     def begin_to_stop(self) -> None:
         """Return when it no longer takes requests."""
         self._uvicorn.should_exit = True
-        while not self.service.closed:
-            Event().wait(0.01)
+        until(lambda: self.service.closed)
 
     def stop(self) -> None:
         self._uvicorn.should_exit = True

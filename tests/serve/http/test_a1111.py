@@ -17,6 +17,7 @@ from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.serve.http.access import digest
 from ldmrt.serve.jobs.job import Job
 
+from ..conftest import until
 from .conftest import Running
 
 SMALL: dict[str, Any] = {"width": 16, "height": 16, "steps": 2}
@@ -242,11 +243,10 @@ class Drawing:
         return self.outcome
 
 
-def until(ask: Callable[[], dict[str, Any]], row: int) -> dict[str, Any]:
+def counted(ask: Callable[[], dict[str, Any]], row: int) -> dict[str, Any]:
     """Ask until so many rows are counted."""
-    while (told := ask())["state"]["sampling_step"] < row:
-        pass
-    return told
+    until(lambda: ask()["state"]["sampling_step"] >= row)
+    return ask()
 
 
 def test_progress(running: Running, api: webuiapi.WebUIApi, client: httpx.Client) -> None:
@@ -255,7 +255,7 @@ def test_progress(running: Running, api: webuiapi.WebUIApi, client: httpx.Client
 
     assert (api.get_progress()["progress"], api.get_progress()["state"]["job_count"]) == (0.0, 0)
     drawing = Drawing(running, api, steps=4)
-    told = until(without_image, 1)
+    told = counted(without_image, 1)
     assert (told["progress"], told["state"]["sampling_steps"], told["state"]["job_count"]) == (0.25, 4, 1)
     assert told["eta_relative"] > 0
     assert told["current_image"] is None
@@ -263,8 +263,7 @@ def test_progress(running: Running, api: webuiapi.WebUIApi, client: httpx.Client
     asking = threading.Thread(target=lambda: asked.update(api.get_progress()))
     asking.start()
     job = running.server.jobs.of("")[0]
-    while not any("preview" in getattr(watcher, "__qualname__", "") for watcher in list(job._watchers)):
-        pass
+    until(lambda: any("preview" in getattr(watcher, "__qualname__", "") for watcher in list(job._watchers)))
     drawing.go_on(2)  # the row that waits, and the next, which the preview is of
     asking.join(30)
     assert Image.open(io.BytesIO(base64.b64decode(asked["current_image"]))).size == (16, 16)

@@ -14,9 +14,11 @@ from PIL import Image
 
 from ldmrt.runtime import Request
 from ldmrt.runtime.pipeline.pipeline import Pipeline
+from ldmrt.serve.http.access import digest
 from ldmrt.serve.http.own import UNREAD, Kind, Unread
 from ldmrt.serve.http.state import Limits
 
+from ..conftest import until
 from .conftest import Held, Running
 
 
@@ -109,15 +111,32 @@ def test_streams_are_bounded(own_server: Callable[..., Running]) -> None:
             assert refused.status_code == 429
             assert int(refused.headers["Retry-After"]) >= 1
         streams[0].close()
-        while server.server.streams.held > 2:
-            pass
+        until(lambda: server.server.streams.held == 2)
         with client.stream("GET", second) as stream:
             assert stream.status_code == 200
         for one in held:
             one.let_go()
             one.job.result(60)
-    while server.server.streams.held or server.server.streams_per_request.held:
-        pass
+    until(lambda: not server.server.streams.held and not server.server.streams_per_request.held)
+
+
+def test_one_key_leaves_streams_to_others(own_server: Callable[..., Running]) -> None:
+    keys = {digest("one"): "one", digest("two"): "two"}
+    server = own_server(limits=Limits(streams_per_key=1), keys=keys)
+    held = {owner: Held(server.service, owner=owner) for owner in ("one", "two")}
+    for one in held.values():
+        server.server.jobs.add(one.job)
+
+    def opened(client: httpx.Client, owner: str) -> Any:
+        headers = {"Authorization": f"Bearer {owner}"}
+        return client.stream("GET", f"/v1/requests/{held[owner].job.id}/events", headers=headers)
+
+    with server.client() as client, opened(client, "one") as first:
+        with opened(client, "one") as second, opened(client, "two") as others:
+            assert [stream.status_code for stream in (first, second, others)] == [200, 429, 200]
+        for one in held.values():
+            one.let_go()
+            one.job.result(60)
 
 
 def test_a_request_that_waits_is_told_when_it_moves_up(own_server: Callable[..., Running]) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from ldmrt.serve.http.state import Limits
 
+from ..conftest import until
 from .conftest import Held, Running
 
 WAITING = 4
@@ -68,8 +69,7 @@ def hang_up(server: Running, callers: int) -> None:
 def test_callers_who_hang_up_leave_nothing_behind(own_server: Callable[..., Running], callers: int) -> None:
     server = own_server(limits=Limits(kept=16), waiting=16)
     hang_up(server, callers)
-    while server.service.waiting or server.service.running or server.server.bodies.held:  # the last one's next row
-        threading.Event().wait(0.01)
+    until(lambda: not (server.service.waiting or server.service.running or server.server.bodies.held))
     given_up = [ended.job for ended in server.server.jobs._ended.values()]
     assert given_up
     assert {job.stage for job in given_up} == {"cancelled"}
@@ -93,8 +93,7 @@ def test_readers_of_events_who_hang_up(own_server: Callable[..., Running]) -> No
         for _ in range(3):
             with client.stream("GET", f"/v1/requests/{held.job.id}/events") as answer:
                 assert next(answer.iter_lines()) == "event: stage"
-    while len(held.job._watchers) > before:
-        threading.Event().wait(0.01)
+    until(lambda: len(held.job._watchers) == before)
     held.let_go()
     assert held.job.result(60).seeds == [0]
 
@@ -113,8 +112,7 @@ def test_a_request_that_is_cancelled_by_another_connection(own_server: Callable[
     server = own_server(rows=2)
     held = Held(server.service)
     answer = server.asked()
-    while not server.server.jobs.of(""):
-        threading.Event().wait(0.01)
+    until(lambda: server.server.jobs.of(""))
     (job,) = server.server.jobs.of("")
     with server.client() as client:
         assert client.delete(f"/v1/requests/{job.id}").json()["stage"] == "cancelled"

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 
 from ldmrt.runtime.bundle.manifest import MANIFEST
 
+from ..conftest import until
 from .conftest import Held, Running
 
 
@@ -42,8 +42,7 @@ def test_requests_that_have_not_ended_after_the_grace(own_server: Callable[..., 
     server = own_server(grace=0, rows=2)
     held = Held(server.service)
     asked = server.asked()
-    while not server.service.waiting:
-        threading.Event().wait(0.01)
+    until(lambda: server.service.waiting)
     server.begin_to_stop()
     answer = asked.result(60)
     assert (answer.status_code, "the service was stopped" in answer.text) == (503, True)
@@ -91,8 +90,7 @@ def test_a_command_that_is_stopped_twice_ends_at_once(bundle: Path) -> None:
         body = {"prompt": "a", "num_inference_steps": 500, "num_images_per_prompt": 16}
         names = [client.post("/v1/requests", json=body).json()["id"] for _ in range(8)]
         process.send_signal(signal.SIGTERM)
-        while client.get("/readyz").status_code != 503:
-            pass
+        until(lambda: client.get("/readyz").status_code == 503)
         process.send_signal(signal.SIGTERM)
         err = process.communicate(timeout=60)[1]
         assert process.returncode == 128 + signal.SIGTERM

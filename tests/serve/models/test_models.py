@@ -1,5 +1,6 @@
 """As many models are in memory as fit; others take turns, and a model is replaced while it draws."""
 
+from threading import Event
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -50,8 +51,10 @@ def loaded(models: Models) -> list[str]:
     return [name for name in models if models.is_loaded(name)]
 
 
-def noted(models: Models, name: str) -> list[str]:
-    pipeline: Any = models[name]
+def noted(models: Models, of: str | Pipeline) -> list[str]:
+    """What was done to a model's pipeline, after the thread that frees memory has done it."""
+    models._freeing.submit(int).result()
+    pipeline: Any = models[of] if isinstance(of, str) else of
     return cast(list[str], pipeline.noted)
 
 
@@ -154,9 +157,9 @@ def test_a_model_that_is_replaced(clock: Clock) -> None:
     models.make_room(["a"])
     assert not models.is_loaded("a")  # the old one is still in memory
     models.end(first)
-    assert cast(Any, old).noted == []
+    assert noted(models, old) == []
     models.end(second)
-    assert cast(Any, old).noted == ["closed"]
+    assert noted(models, old) == ["closed"]
     models.make_room(["a"])
     assert models.is_loaded("a")
     assert models.model("a").rows == 2  # 8 rows of 64x64 are the pixels of 2 of 128x128
@@ -165,11 +168,33 @@ def test_a_model_that_is_replaced(clock: Clock) -> None:
 def test_a_model_that_is_idle_is_closed_when_it_is_replaced(clock: Clock) -> None:
     models = models_of(clock, 10, a=6)
     old = models["a"]
-    models.put("a", cast(Pipeline, Weighing(6)))
-    assert cast(Any, old).noted == ["closed"]
+    new = cast(Pipeline, Weighing(6))
+    models.put("a", new)
+    assert noted(models, old) == ["closed"]
     models.close()
-    assert noted(models, "a") == ["closed"]
+    assert cast(Any, new).noted == ["closed"]
     assert cast(Any, old).noted == ["closed"]
+
+
+def test_memory_is_freed_beside_the_callers(clock: Clock) -> None:
+    """Who asks for a model goes on at once; what draws with it waits until the memory is free."""
+    may_free = Event()
+
+    class Slow(Weighing):
+        def unload(self) -> None:
+            assert may_free.wait(30)
+            super().unload()
+
+    models = models_of(clock, 10, b=9)
+    models.put("a", cast(Pipeline, Slow(9)))
+    for name in "aba":
+        models.make_room([name])
+    rooms = [models.model(name).room for name in "ba"]
+    assert [room is not None and room.done() for room in rooms] == [False, False]
+    assert loaded(models) == ["a"]
+    may_free.set()
+    assert [noted(models, name) for name in "ab"] == [["unloaded"], ["unloaded"]]
+    assert [room is not None and room.done() for room in rooms] == [True, True]
 
 
 @pytest.mark.parametrize(

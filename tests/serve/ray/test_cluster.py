@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.serve.jobs.job import Cancelled, Job
 
+from ..conftest import until
 from .conftest import ray_processes
 
 pytestmark = pytest.mark.slow(minutes=4)
@@ -52,14 +52,6 @@ def named(title: str) -> set[int]:
             if Path(f"/proc/{pid}/cmdline").read_text().startswith(title):
                 found.add(pid)
     return found
-
-
-def until(holds: Any, seconds: float = 60) -> None:
-    """Wait until something holds."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        threading.Event().wait(0.02)
 
 
 def options_on_page(command: str) -> list[str]:

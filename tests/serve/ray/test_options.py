@@ -36,6 +36,12 @@ def test_resources_that_are_none(values: dict[str, Any]) -> None:
         Scale.read("1", **values)
 
 
+def test_threads_are_the_cores_of_a_replica() -> None:
+    scale = Scale.read("1", cpus=2.5)
+    assert [scale.opening({"threads": threads})["threads"] for threads in (0, 3)] == [2, 3]
+    assert Scale.read("1", cpus=0.5).opening({}) == {"threads": 1}
+
+
 def deployed(arguments: dict[str, Any]) -> Any:
     """The ingress of an application, with what it is given."""
     return app(Arguments.model_validate(arguments))._bound_deployment

@@ -56,6 +56,8 @@ def test_messages_of_a_request(replica: Alone) -> None:
     for row, state in zip(rows, pipeline.steps(Request("a pear", num_inference_steps=3)), strict=True):
         assert isinstance(row, Row)
         np.testing.assert_array_equal(row.state.x0, state.x0)
+        assert row.encoding is not None
+        assert 0 < row.encoding < 60  # since it began, on whatever machine
     batches = [batch for message in (begun, *rows, ended) for batch in message.batches]
     assert sum(batch.rows for batch in batches) == 3 * 2, "each of its calls once, with and without the prompt"
 

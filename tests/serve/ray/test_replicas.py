@@ -124,6 +124,14 @@ def test_a_lost_replica_is_followed_by_another_one(service: Callable[..., RaySer
     assert [stream.cancelled.is_set() for stream in replicas_of(made).streams] == [True, False]
 
 
+def test_the_rows_begin_when_the_replica_says(service: Callable[..., RayService], ended: Ended) -> None:
+    """In the time of this machine: so spans have the encoders."""
+    told = replace(row(0), encoding=0.25)
+    job = service([Message(), told, replace(row(1), encoding=0.25), ended]).submit(Request("a", num_inference_steps=2))
+    job.result(30)
+    assert job.rows_began == job.accepted + job.seconds["waiting"] + 0.25
+
+
 def test_a_replica_that_is_being_stopped_is_followed_too(service: Callable[..., RayService], ended: Ended) -> None:
     made = service([Ended(outcome=Stopping())], [ended])
     assert made.submit(Request("a")).result(30).seeds == [0]

@@ -1,7 +1,6 @@
 """Run `ldmrt batch`: make the images of a file of prompts, each line once, and go on where it was stopped."""
 
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -91,7 +90,7 @@ def batch(
     options["scheduler_settings"] = settings
     example = request_of(options)
     config = None if scheduler_config is None else read_scheduler(scheduler_config)
-    count, reader = check_file(prompts), Reader(is_json(prompts), options)
+    count, reader = check_file(prompts), Reader(is_json(prompts), options, Path.cwd())
     given = click.get_current_context().params
     stated = {flag: given[name] for name, flag in flags().items() if name not in NO_CHANGE}
     run_of = Stated(bundle.name, digest_of_bundle(local_bundle(bundle)), {**stated, "--scheduler-config": config})
@@ -118,7 +117,7 @@ def batch(
             save = partial(save_line, out, bundle.name, pipeline)
             run: Callable[..., Iterator[Entry]]
             if ray is not None:
-                drawing = Drawing(path_everywhere(bundle), opening, reader, example, batch, os.getcwd())
+                drawing = Drawing(path_everywhere(bundle), scale.opening(opening), reader, example, batch)
                 opened.enter_context(joined())
                 run = RayRun(drawing, scale, count - start, save)
             remove_after(out, start)

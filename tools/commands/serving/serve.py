@@ -98,7 +98,8 @@ def serve(
         observers = Observers(metrics, JobLog(), *opened.enter_context(tracing()))
         if ray is not None:
             where = {name: path_everywhere(path) for name, path in paths.items()}
-            deployment = Deployment(where, Scale.read(**ray), rows, opening, grace)
+            scale = Scale.read(**ray)
+            deployment = Deployment(where, scale, rows, scale.opening(opening), grace)
             service: Serving = opened.enter_context(deployment.serving(waiting, observers))
             reload: Callable[[], object] = lambda: None  # noqa: E731
         else:
