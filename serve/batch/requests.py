@@ -86,7 +86,7 @@ class Reader:
 
     def _placed(self, given: JsonObject) -> JsonObject:
         """Return those values of a line that are paths of images, from `folder` on."""
-        placed = {word: self._path(given[word]) for word in IMAGES if given.get(word) is not None}
+        placed: JsonObject = {word: self._path(given[word]) for word in IMAGES if given.get(word) is not None}
         if isinstance(given.get("controls"), dict):
             placed["controls"] = {
                 name: (self._path(images), scale) for name, (images, scale) in given["controls"].items()
