@@ -7,7 +7,7 @@ help:
 install: # .venv with everything that development needs
 	bash -ec '. tools/venv.sh dev'
 check: # ruff, ruff format, mypy
-	bash tools/check.sh
+	bash .ci/check.sh
 test: # check, and the default tests
 	bash tools/test.sh
 test-fast: # the house's rules and the samplers without diffusers

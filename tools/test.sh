@@ -2,6 +2,6 @@
 # Make .venv, install the dev extra, then run ruff, mypy and pytest. Arguments go to pytest.
 set -eu
 cd "$(dirname "$0")/.."
-bash tools/check.sh
+bash .ci/check.sh
 . tools/venv.sh dev
 python -m pytest "$@"
