@@ -15,7 +15,7 @@ from ldmrt.runtime.errors import LdmrtError
 
 from .attention import SpatialAttention
 from .blocks import Level, ResnetBlock
-from .encoder_config import FEATURES, SIZES, TIMES
+from .configs.encoder_config import FEATURES, SIZES, TIMES
 from .score import skip_levels
 from .score.skip_levels import IMAGE, SkipDown, SkipUp
 from .unet_body import BodyConfig, UNetBody

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ldmrt.model.config import RawConfig, positive
 
-from . import context_config
 from .blocks import known_activation
-from .context_config import MIDDLE, ContextConfig, Depths
-from .encoder_config import PerLevel
+from .configs import context_config
+from .configs.context_config import MIDDLE, ContextConfig, Depths
+from .configs.encoder_config import PerLevel
 from .unet_body import BodyConfig, UNetBody
 from .unet_encoder import transformer
 

@@ -15,7 +15,7 @@ from ldmrt.model.config import positive
 from ldmrt.runtime.errors import LdmrtError
 
 from .blocks import ACTIVATIONS, Level
-from .encoder_config import EncoderConfig
+from .configs.encoder_config import EncoderConfig
 from .unet_encoder import Attend, UNetEncoder, build_level, levels
 
 

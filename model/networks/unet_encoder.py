@@ -16,8 +16,8 @@ from ldmrt.runtime.errors import LdmrtError
 
 from .attention import Transformer2D
 from .blocks import ACTIVATIONS, Downsample, Level, ResnetBlock, TimestepEmbedding, Upsample, double, halve, sinusoids
-from .context_config import ADDITIONS, ContextConfig
-from .encoder_config import CLASSES, FEATURES, SIZES, TIMES, EncoderConfig
+from .configs.context_config import ADDITIONS, ContextConfig
+from .configs.encoder_config import CLASSES, FEATURES, SIZES, TIMES, EncoderConfig
 from .score.fourier import GaussianFourier
 
 WHOLE = (torch.int64, torch.int32)  # what a table can be read by

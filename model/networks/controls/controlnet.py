@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldmrt.model.config import RawConfig, positive
-from ldmrt.model.networks import context_config
-from ldmrt.model.networks.context_config import ContextConfig
+from ldmrt.model.networks.configs import context_config
+from ldmrt.model.networks.configs.context_config import ContextConfig
 from ldmrt.model.networks.unet_encoder import UNetEncoder, transformer
 from ldmrt.runtime.errors import LdmrtError
 

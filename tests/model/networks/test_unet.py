@@ -7,7 +7,7 @@ import torch
 
 from ldmrt.model import UNetConfig
 from ldmrt.model.config import to_config
-from ldmrt.model.networks.context_config import NEUTRAL
+from ldmrt.model.networks.configs.context_config import NEUTRAL
 from ldmrt.runtime import LdmrtError
 
 from .unets import CLOSE, CROSS, PLAIN, THREE, TWO, difference, pair

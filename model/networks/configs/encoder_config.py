@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 from ldmrt.model.config import RawConfig, from_config, positive, within
+from ldmrt.model.networks.blocks import known_activation
 from ldmrt.runtime.errors import LdmrtError
-
-from .blocks import known_activation
 
 C = TypeVar("C", bound="EncoderConfig")
 V = TypeVar("V")

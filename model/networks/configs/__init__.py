@@ -1,0 +1,1 @@
+"""Configs that several U-Nets and ControlNets share."""
