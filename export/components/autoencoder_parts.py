@@ -9,8 +9,13 @@ MIDDLE, FEATURES = "mid_block", "features"
 
 
 def tile_specs(inputs: Specs, outputs: Specs, network: nn.Module) -> dict[str, tuple[Specs, Specs]]:
-    """Return inputs and outputs of the parts of a decoder or an encoder, by the ends of their names."""
+    """Return inputs and outputs of the parts of a decoder or an encoder, by the ends of their names.
+
+    One without norms has none: each of its tiles depends on few latents beyond, and the network itself runs in tiles.
+    """
     norms = [(name, norm) for name, norm in network.named_modules() if isinstance(norm, nn.GroupNorm)]
+    if not norms:
+        return {}
     first, *_, last = (i for i, (name, _) in enumerate(norms) if f".{MIDDLE}." in name)
     decodes, norm = not first, norms[first][1]
     latents = (inputs if decodes else outputs)[0]

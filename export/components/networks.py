@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.ldm_bert import LDMBert
+from ldmrt.model.networks.tiny_autoencoder import TinyAutoencoder
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 
 from .controls import FEATURE, RESIDUAL
@@ -63,7 +64,7 @@ class _UNet(nn.Module):
 
 
 class _Decoder(nn.Module):
-    def __init__(self, model: Autoencoder | VQAutoencoder) -> None:
+    def __init__(self, model: Autoencoder | VQAutoencoder | TinyAutoencoder) -> None:
         """Wrap the half of a network that makes images."""
         super().__init__()
         self.post_quant_conv, self.decoder = model.post_quant_conv, model.decoder
@@ -85,7 +86,7 @@ class _VQDecoder(_Decoder):
 
 
 class _Encoder(nn.Module):
-    def __init__(self, model: Autoencoder | VQAutoencoder) -> None:
+    def __init__(self, model: Autoencoder | VQAutoencoder | TinyAutoencoder) -> None:
         """Wrap the half of a network that makes latents, or the parameters of their distribution."""
         super().__init__()
         self.encoder, self.quant_conv = model.encoder, model.quant_conv

@@ -22,7 +22,7 @@ from ldmrt.model.networks.unet import UNetConfig
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.torch_engine import TorchEngine
 from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32, ENCODER, STEP, step_specs
-from ldmrt.runtime.bundle.stages import CLASSES, VQ
+from ldmrt.runtime.bundle.stages import CLASSES, KL
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.tensors import Specs, TensorSpec, shape_of, split_symbol
@@ -196,7 +196,7 @@ def _vae_encoder(c: Checkpoint) -> Iterator[Component]:
         "vae_encoder",
         module,
         (image("sample", config.in_channels, dtype),),
-        (latent(c, "latent_parameters", channels if c.stage.space.codec == VQ else 2 * channels, dtype),),
+        (latent(c, "latent_parameters", 2 * channels if c.stage.space.codec == KL else channels, dtype),),
         to_config(class_of(c.vae), config),
     )
 

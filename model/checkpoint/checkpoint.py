@@ -17,6 +17,7 @@ from ldmrt.model.networks.controls.controlnet import ControlNet
 from ldmrt.model.networks.controls.t2i_adapter import Adapter
 from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.networks.plain_unet import PlainUNet
+from ldmrt.model.networks.tiny_autoencoder import TinyAutoencoder
 from ldmrt.model.networks.unet import UNet
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.weights.weight_files import STEMS
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Control = ControlNet | Adapter
-Codec = Autoencoder | VQAutoencoder
+Codec = Autoencoder | VQAutoencoder | TinyAutoencoder
 V = TypeVar("V", bound=Codec)
 TextEncoder: TypeAlias = "PreTrainedModel | LDMBert"
 WEIGHTS, TEXT_WEIGHTS = f"{STEMS[0]}.safetensors", f"{STEMS[1]}.safetensors"
@@ -54,6 +55,7 @@ NETWORKS: dict[str, type[UNet | PlainUNet | Codec | Control | LDMBert]] = {
     "UNet2DModel": PlainUNet,
     "AutoencoderKL": Autoencoder,
     "VQModel": VQAutoencoder,
+    "AutoencoderTiny": TinyAutoencoder,
     "ControlNetModel": ControlNet,
     "T2IAdapter": Adapter,
     "LDMBertModel": LDMBert,

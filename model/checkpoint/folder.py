@@ -18,7 +18,7 @@ TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast", "BertTokenizer", "BertTokeniz
 # The parts of a folder that are read, and the classes that each may be of.
 PARTS: dict[str, tuple[str, ...]] = {
     "unet": ("UNet2DConditionModel", "UNet2DModel"),
-    "vae": ("AutoencoderKL", "VQModel"),
+    "vae": ("AutoencoderKL", "VQModel", "AutoencoderTiny"),
     "text_encoder": (*TEXT, "LDMBertModel"),
     "text_encoder_2": TEXT,
     "tokenizer": TOKENIZER,

@@ -13,6 +13,7 @@ from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.controls.controlnet import ControlNet
 from ldmrt.model.networks.controls.t2i_adapter import Adapter
 from ldmrt.model.networks.plain_unet import PlainUNet
+from ldmrt.model.networks.tiny_autoencoder import TinyAutoencoder
 from ldmrt.model.networks.unet import UNet
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.weights.weights import Tensors, fill, match
@@ -90,12 +91,19 @@ def load(
 
 
 def load_first_stage(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Autoencoder | VQAutoencoder:
-    """Load the autoencoder in FOLDER/vae, in eval mode; None leaves its weights in the dtype of the file."""
+    """Load the autoencoder in FOLDER/vae to train with, in eval mode; None leaves its weights in the file's dtype.
+
+    Raises:
+        LdmrtError: It is a tiny one, or cannot be read.
+    """
     refuse_other("autoencoder", folder, CHECKPOINT, BUNDLE, LORA)
     place = folder / "vae"
     config = read_json("vae", place / "config.json")
+    if (kind := config.get("_class_name")) == "AutoencoderTiny":
+        expected = "AutoencoderKL or VQModel"
+        raise LdmrtError("vae", "a tiny autoencoder cannot be trained with", expected=expected, found=kind)
     tensors = part_of_folder("vae", place, None)
-    if config.get("_class_name") == "VQModel":
+    if kind == "VQModel":
         return _build_and_fill("vae", VQAutoencoder, config, tensors, dtype)
     return _build_and_fill("vae", Autoencoder, config, tensors, dtype)
 
@@ -193,7 +201,7 @@ def _assemble(source: Source, dtype: Dtype) -> Checkpoint:
     networks = {part: build(part, kind, config) for part, (kind, config) in source.networks.items()}
     unet, vae = networks["unet"], networks.get("vae")
     assert isinstance(unet, (UNet, PlainUNet))
-    assert isinstance(vae, (Autoencoder, VQAutoencoder, type(None)))
+    assert isinstance(vae, (Autoencoder, VQAutoencoder, TinyAutoencoder, type(None)))
     encoders = {part: network for part, network in networks.items() if is_text_encoder(network)}
     controls = {part: network for part, network in networks.items() if isinstance(network, (ControlNet, Adapter))}
     if isinstance(unet, UNet):

@@ -16,7 +16,7 @@ from ldmrt.runtime.files.reading import JsonObject, read_json
 from . import families
 from .families import CLIP, OPEN_CLIP, Family, Text
 from .file_notes import without_leftovers
-from .folder import TEXT, Source, part_of_folder
+from .folder import PARTS, TEXT, Source, part_of_folder
 from .original_names import VAE, clip_place, controlnet_place, ldm_modules, open_clip_place, vae_place
 from .single_file import unused
 
@@ -49,7 +49,9 @@ def with_part(source: Source, part: str, path: Path, variant: str | None = None)
     kind, config = source.networks.get(part, (TEXT[0] if part.startswith("text_encoder") else "AutoencoderKL", None))
     if path.is_dir():
         folder = path if (path / "config.json").exists() else path / part
-        config, tensors = read_json(part, folder / "config.json"), part_of_folder(part, folder, variant)
+        config = read_json(part, folder / "config.json")
+        kind = _class_of(config, kind) if part == "vae" else kind
+        tensors = part_of_folder(part, folder, variant)
     elif config is None:
         raise LdmrtError(part, f"no config for {path}", hint=f"a folder with the {part}'s config.json")
     else:
@@ -57,6 +59,14 @@ def with_part(source: Source, part: str, path: Path, variant: str | None = None)
     own = source.tensors
     networks = {**source.networks, part: (kind, config)}
     return replace(source, networks=networks, tensors=lambda name: tensors if name == part else own(name))
+
+
+def _class_of(config: JsonObject, kind: str) -> str:
+    """Return the class in diffusers that an autoencoder's config.json names, or `kind`; refuse an unsupported one."""
+    named = str(config.get("_class_name") or kind)
+    if named not in PARTS["vae"]:
+        raise LdmrtError("vae", f"unsupported {named} in config.json", expected=" or ".join(PARTS["vae"]))
+    return named
 
 
 def controlnet_source(path: Path) -> tuple[JsonObject, Tensors]:

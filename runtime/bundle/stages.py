@@ -42,8 +42,10 @@ PROMPTS = ("negative", "positive")
 SCALES = ("guidance_scale", "image_guidance_scale")  # fields of a request
 BASE = "base"  # the name of a model's first stage
 MOST = 16  # stages, rows of guidance, or sources of an input
-KL, VQ, PIXELS = "kl", "vq", "none"
-CODECS = (KL, VQ, PIXELS)  # an autoencoder that gives Gaussians, one with a codebook, and none
+KL, VQ, TINY, PIXELS = "kl", "vq", "tiny", "none"
+# An autoencoder that gives Gaussians, one with a codebook, a tiny one that gives latents, and none.
+CODECS = (KL, VQ, TINY, PIXELS)
+CODEC_OF = {"VQModel": VQ, "AutoencoderTiny": TINY}  # by the class in diffusers; any other is KL
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,7 @@ def _space_of_config(vae: JsonObject) -> Space:
     if not isinstance(widths, list) or not 0 < len(widths) <= MOST:
         found = None if widths is None else f"{widths!r:.100}"
         raise BundleError("bundle", f"{file} has no block_out_channels", expected="a list of widths", found=found)
-    codec = VQ if vae.get("_class_name") == "VQModel" else KL
+    codec = CODEC_OF.get(str(vae.get("_class_name")), KL)
     name = "vq_embed_dim" if codec == VQ and vae.get("vq_embed_dim") else "latent_channels"
     channels = whole(file, name, vae.get(name), 3 if codec == VQ else 4)
     return Space(

@@ -36,7 +36,8 @@ _TENSORS = (
     (EMBEDDING, rb"string_to_param|emb_params|\"clip_[lg]\""),
     (AUTOENCODER, rb"decoder\.conv_in\.|first_stage_model\."),
 )
-_CLASSES = {"ControlNetModel": CONTROLNET, "T2IAdapter": ADAPTER, "AutoencoderKL": AUTOENCODER}
+_CLASSES = {"ControlNetModel": CONTROLNET, "T2IAdapter": ADAPTER}
+_CLASSES |= dict.fromkeys(("AutoencoderKL", "AutoencoderTiny"), AUTOENCODER)
 _NEXT = {
     BUNDLE: 'ldmrt generate {path} "PROMPT", or the checkpoint that the bundle was exported from',
     CHECKPOINT: "ldmrt export {path} {out}",

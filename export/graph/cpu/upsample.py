@@ -49,7 +49,7 @@ def convolve_before_upsampling(model: "Model") -> None:
         x, weight, *rest = conv.inputs
         resize = None if x is None else x.producer()
         if resize is not None and resize.op_type == "Resize" and _doubles(resize):
-            op, (bias,) = Rewrite(model.graph, conv), rest
+            op, bias = Rewrite(model.graph, conv), rest[0] if rest else None
             four = [
                 op("Conv", resize.inputs[0], op.constant(f".weight{end}", kernel, kernel.dtype), bias, pads=pads)
                 for pads, (end, kernel) in zip(PADS, kernels(numbers_of(weight)), strict=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ldmrt.runtime.bundle.graphs import BACK, ENCODER, TILE
-from ldmrt.runtime.bundle.stages import PIXELS, VQ, Space
+from ldmrt.runtime.bundle.stages import KL, PIXELS, Space
 from ldmrt.runtime.errors import LdmrtError, NotFinite
 from ldmrt.runtime.samplers.noise import noise
 from ldmrt.runtime.samplers.plan import Latents
@@ -20,7 +20,8 @@ def encode_image(
 ) -> Latents:
     """Encode images to latents, sampled from the autoencoder's Gaussian with the seeds' noise.
 
-    An autoencoder with a codebook gives no Gaussian but latents; pixels in [-1, 1] are their own latents.
+    An autoencoder with a codebook, or a tiny one, gives no Gaussian but latents. Pixels in [-1, 1] are their own
+    latents.
 
     Args:
         engines: Those of the pipeline.
@@ -74,7 +75,7 @@ def _gaussian(
         raise LdmrtError(ENCODER, "this bundle cannot take an image", hint="export again, with vae_encoder")
     parameters = [_parameters(engines, space, how, one[None] * 2 - 1) for one in colours]
     encoded = np.concatenate(parameters).astype(np.float32, copy=False)
-    if space.codec == VQ:
+    if space.codec != KL:
         return encoded, None
     mean, log_variance = np.split(encoded, 2, axis=1)
     return mean, log_variance

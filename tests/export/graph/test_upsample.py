@@ -26,13 +26,13 @@ def numbers(*shape: int) -> NDArray:
     return np.random.default_rng(shape).standard_normal(shape, np.float32)
 
 
-def graph(path: Path, scales: list[float], **resize: str) -> Path:
+def graph(path: Path, scales: list[float], *, bias: bool = True, **resize: str) -> Path:
     """What resizes (batch, 6, h, w) and convolves it, after it was rewritten."""
     constants = {"scales": np.float32(scales), WEIGHT: numbers(6, 6, 3, 3), "home.bias": numbers(6)}
     how = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"} | resize
     nodes = [
         helper.make_node("Resize", ["x", "", "scales"], ["larger"], **how),
-        helper.make_node("Conv", ["larger", WEIGHT, "home.bias"], ["y"], name="home/Conv", pads=[1] * 4),
+        helper.make_node("Conv", ["larger", WEIGHT, "home.bias"][: 2 + bias], ["y"], name="home/Conv", pads=[1] * 4),
     ]
     ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 6, "h", "w"]) for name in "xy"]
     ends[1] = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["batch", 6, "hh", "ww"])
@@ -50,12 +50,13 @@ def operators(path: Path) -> list[str]:
     return [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 6, 1, 1), (2, 6, 1, 4), (1, 6, 5, 3), (3, 6, 8, 8)])
-def test_is_what_the_two_are(shape: tuple[int, ...], tmp_path: Path) -> None:
-    made = graph(tmp_path / "graph.onnx", [1, 1, 2, 2])
+def test_is_what_the_two_are(shape: tuple[int, ...], bias: bool, tmp_path: Path) -> None:
+    made = graph(tmp_path / "graph.onnx", [1, 1, 2, 2], bias=bias)
     assert "Resize" not in operators(made)
     slow, x = Upsample(6), numbers(*shape)
-    slow.conv.weight.data, slow.conv.bias.data = torch.tensor(numbers(6, 6, 3, 3)), torch.tensor(numbers(6))
+    slow.conv.weight.data, slow.conv.bias.data = torch.tensor(numbers(6, 6, 3, 3)), bias * torch.tensor(numbers(6))
     with torch.no_grad():
         expected = slow(torch.tensor(x)).numpy()
     found = OrtEngine("test", made)(x=x)["y"]

@@ -285,7 +285,7 @@ def test_what_no_picture_needs_is_left_out(checkpoint: Path, tmp_path: Path) -> 
     ("change", "message"),
     [
         ({"text_encoder": ["transformers", "T5EncoderModel"]}, "text_encoder: unsupported T5EncoderModel in model"),
-        ({"vae": ["diffusers", "AutoencoderTiny"]}, "vae: unsupported AutoencoderTiny in .*; expected AutoencoderKL"),
+        ({"vae": ["diffusers", "AutoencoderDC"]}, "vae: unsupported AutoencoderDC in .*; expected AutoencoderKL or"),
         ({"prior": ["diffusers", "PriorTransformer"]}, "unsupported prior in .*; found PriorTransformer"),
         ({"unet": [None, None]}, "unet: model_index.json names no unet"),
         ({"scheduler": [None, None]}, "scheduler: .* names no scheduler"),
