@@ -161,11 +161,26 @@ def test_halves_hold_their_tolerance(dtype: str, place: Path, tmp_path: Path) ->
         assert error.relative <= COMPONENT[dtype].limit
 
 
-def test_latents_of_16_channels_do_not_fit_a_unet_of_4(place: Path, tmp_path: Path) -> None:
-    """Those of taesd3 and taef1 are for other networks: refused before a weight is read."""
+def test_latents_of_16_channels(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of taesd3 and taef1, beside a U-Net of as many channels; one of 4 is refused before a weight is read."""
     tiny(latent_channels=16).save_pretrained(tmp_path / "vae")
     with pytest.raises(LdmrtError, match=r"in_channels of unet/config.json is not latent_channels .*found 4"):
         load(place, parts={"vae": tmp_path / "vae"})
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(place, safety_checker=None)
+    settings = {**pipeline.unet.config, "in_channels": 16, "out_channels": 16}
+    pipeline.vae, pipeline.unet = tiny(latent_channels=16), diffusers.UNet2DConditionModel.from_config(settings).eval()
+    pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.register_to_config(vae=("diffusers", "AutoencoderTiny"))
+    pipeline.save_pretrained(tmp_path / "checkpoint")
+    shutil.copytree(place / "tokenizer", tmp_path / "checkpoint" / "tokenizer", dirs_exist_ok=True)
+    ours = torch_pipeline(load(tmp_path / "checkpoint"))
+    assert ours.stage.space.channels == 16
+    drawing(pipeline, SEEDS, [FIRST], monkeypatch)
+    pipeline.set_progress_bar_config(disable=True)
+    asked: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": 4.0, "height": HEIGHT, "width": WIDTH}
+    expected = pipeline(PROMPTS, output_type="np", **asked).images
+    found = ours(PROMPTS, seed=SEEDS, output_type="np", **asked).array
+    assert psnr(*((array * 255).round().astype(np.uint8) for array in (found, expected))) > 60
 
 
 def test_saved_folder_is_read_by_diffusers(place: Path, tmp_path: Path) -> None:
@@ -206,3 +221,10 @@ def test_exported_by_option_it_is_verified_and_draws(checkpoint: Path, place: Pa
         asked: dict[str, Any] = {"num_inference_steps": STEPS, "seed": SEEDS, "image": image, "strength": 0.7}
         expected = torch_pipeline(load(checkpoint, parts={"vae": place / "vae"}))(PROMPTS, **asked)
         close(pipeline(PROMPTS, **asked).latents, expected.latents)
+
+
+@pytest.mark.slow  # a whole bundle
+def test_exported_in_halves_it_is_verified(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    assert command("export", place, out, "--precision", "fp16", "--fp32-decoder") == 0
+    assert command("verify", out, "--against", place) == 0
