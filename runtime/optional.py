@@ -60,7 +60,7 @@ PACKAGES = {
     "tensorboard": Package("TensorBoard", "tensorboard", ("tensorboard",)),
     "wandb": Package("Weights & Biases", "wandb", ("wandb",)),
     "opentelemetry": Package("OpenTelemetry", "opentelemetry-sdk", ("otel",)),
-    "diffusers": Package("diffusers", "diffusers", ("dev",)),
+    "diffusers": Package("diffusers", "diffusers", ("families",)),
 }
 
 

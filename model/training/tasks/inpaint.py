@@ -39,7 +39,7 @@ def inpainting(checkpoint: Checkpoint) -> Checkpoint:
     assert isinstance(unet, UNet)  # `check_trainable` refuses others
     kind = f"StableDiffusion{'XL' if stage.source('sizes') else ''}InpaintPipeline"
     widened = add_channels(unet, 1 + stage.space.channels)
-    return replace(checkpoint, unet=widened, index={**checkpoint.index, "_class_name": kind})
+    return replace(checkpoint, denoiser=widened, index={**checkpoint.index, "_class_name": kind})
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ class Base:
 
         encoders = {name: one for name, one in encoders_of(networks).items() if is_text_encoder(one)}
         vae = copy.deepcopy(self.vae).cpu()
-        return replace(self.checkpoint, unet=networks.unet, vae=vae, text_encoders=encoders)
+        return replace(self.checkpoint, denoiser=networks.unet, vae=vae, text_encoders=encoders)
 
     def train(
         self,
