@@ -12,6 +12,7 @@ from ldmrt.model.checkpoint.checkpoint import Checkpoint, TextEncoder
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.networks.unet import UNet
+from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.training.data.captioned import Captioned, Sample, Sizes
 from ldmrt.model.training.data.masks import LossMasks
 from ldmrt.model.training.data.regularisation import REGULARISATION, Regularisation, is_regularisation
@@ -213,7 +214,10 @@ def conditioned_task(
 
 
 def check_trainable(checkpoint: Checkpoint, gives: Collection[str] = ()) -> None:
-    """Refuse a checkpoint whose U-Net reads more than a captioned image gives, or which has no Gaussian latents.
+    """Refuse a checkpoint whose U-Net reads more than a captioned image gives, or whose latents cannot be computed.
+
+    Latents are those of a KL autoencoder, or, where captioned images are all that the U-Net is given, those before a
+    codebook.
 
     Args:
         checkpoint: The checkpoint.
@@ -235,9 +239,9 @@ def check_trainable(checkpoint: Checkpoint, gives: Collection[str] = ()) -> None
         raise LdmrtError("train", problem, expected=expected, found=", ".join(more), hint=hint)
     if not isinstance(checkpoint.unet, UNet) or not checkpoint.text_encoders:
         raise LdmrtError("train", "the model reads no prompt", expected=expected, found=type(checkpoint.unet).__name__)
-    if not isinstance(checkpoint.vae, Autoencoder):
+    if not isinstance(checkpoint.vae, (Autoencoder,) if gives else (Autoencoder, VQAutoencoder)):
         found = "no autoencoder" if checkpoint.vae is None else type(checkpoint.vae).__name__
         raise LdmrtError("train", "the latents are not those of a KL autoencoder", expected=expected, found=found)
-    if checkpoint.unet.config.out_channels != checkpoint.vae.config.latent_channels:
+    if checkpoint.unet.config.out_channels != checkpoint.vae.config.latent_width:
         found = str(checkpoint.scheduler.get("variance_type"))
         raise LdmrtError("train", "a U-Net with a learned variance", expected="a fixed variance", found=found)

@@ -24,13 +24,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ldmrt.model.checkpoint.checkpoint import Checkpoint
-    from ldmrt.model.networks.autoencoder import Autoencoder
     from ldmrt.model.training.data.buckets import BucketedImages
     from ldmrt.model.training.data.captioned import ImageFolder, Sample
     from ldmrt.model.training.data.masks import LossMasks
     from ldmrt.model.training.data.regularisation import Regularisation
     from ldmrt.model.training.diffusion.objective import Objective
-    from ldmrt.model.training.latents import LatentCache
+    from ldmrt.model.training.latents import FirstStage, LatentCache
     from ldmrt.model.training.loop.settings import Settings
     from ldmrt.model.training.loop.task import TrainingTask
     from ldmrt.model.training.tasks.beside import Beside
@@ -80,7 +79,7 @@ class Base:
 
     checkpoint: "Checkpoint"
     denoiser: "Denoiser"
-    vae: "Autoencoder"
+    vae: "FirstStage"
     data: "ImageFolder | BucketedImages | Emoji"
     held: "ImageFolder | BucketedImages | None"
     objective: "Objective"
@@ -125,6 +124,7 @@ class Base:
         import torch
 
         from ldmrt.model.networks.autoencoder import Autoencoder
+        from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
         from ldmrt.model.training.diffusion.objective import Objective
         from ldmrt.model.training.tasks.finetune import Denoiser
 
@@ -138,7 +138,7 @@ class Base:
         objective = Objective.of(checkpoint.scheduler, options.device, **values)
         denoiser = Denoiser.of(checkpoint, train_text_encoders=train_text_encoder, gives=gives)
         vae, unet, size = checkpoint.vae, denoiser.unet, options.size
-        assert isinstance(vae, Autoencoder)  # `Denoiser.of` refuses others
+        assert isinstance(vae, (Autoencoder, VQAutoencoder))  # `Denoiser.of` refuses others
         if isinstance(side := unet.config.sample_size, int):
             check_own_size(size, side * vae.config.factor)
         check_size(size, vae.config)

@@ -54,8 +54,11 @@ def steps_of_diffusers(
             streams.append(Draws(3, places, stream="regularisation "))
         pixels = torch.stack([torch.tensor(s.image).permute(2, 0, 1) / 127.5 - 1 for s in samples])
         with torch.no_grad():
-            spread = vae.encode(pixels).latent_dist
-        latents = spread.mean + spread.std * drawn(streams, "normal", "latents", spread.mean.shape[1:])
+            encoded = vae.encode(pixels)
+        latents = encoded.get("latents")  # of a VQModel
+        if latents is None:
+            spread = encoded.latent_dist
+            latents = spread.mean + spread.std * drawn(streams, "normal", "latents", spread.mean.shape[1:])
         latents = latents * vae.config.scaling_factor
         noise = drawn(streams, "normal", "noise", latents.shape[1:])
         timesteps = drawn(streams, "integers", TIMESTEPS, 1000)
