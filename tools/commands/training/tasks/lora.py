@@ -73,9 +73,7 @@ def lora(
         layers_of({"unet": checkpoint.unet, **encoders}, config)  # refuses what cannot be, before images are read
         return checkpoint
 
-    base = Base.open(
-        options, source, train_text_encoder=False, adapt=checked, regularising=regularising, **values
-    )  # fmt: skip
+    base = Base.open(options, source, train_text_encoder=False, adapt=checked, regularising=regularising, **values)
     denoiser = base.denoiser.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     denoiser.to(PRECISIONS[base_precision] or torch.float32)
     networks = {"unet": denoiser.unet, **(encoders_of(denoiser) if train_text_encoder else {})}
