@@ -22,7 +22,6 @@ from ...console.records.cards import check_card
 from .repeated import assert_repeats
 
 ASKED: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
-LORA = "pytorch_lora_weights.safetensors"
 KINDS = ["pear", "apple", "pear", "pear", "apple"]
 SMALL: dict[str, Any] = {"block_out_channels": (16, 32), "norm_num_groups": 4}
 
@@ -239,12 +238,13 @@ def test_latents_of_a_codebook(ldmrt: Any, codebook: tuple[object, ...], tmp_pat
 def test_a_model_with_a_codebook_is_trained_further_and_exported(
     ldmrt: Any, codebook: tuple[object, ...], tmp_path: Path
 ) -> None:
+    weights = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
     further = ("--from", tmp_path / "ldm", *codebook[2:6], "--steps", 3, "--previews", 1)
     for words in (
         (*codebook, "--steps", 3, "--out", tmp_path / "ldm"),
         ("train", "lora", *further, "--rank", 2, "--out", tmp_path / "lora"),
         ("train", "finetune", *further, "--out", tmp_path / "finetune"),
-        ("export", tmp_path / "finetune", tmp_path / "bundle", "--lora", tmp_path / "lora" / LORA),
+        ("export", tmp_path / "finetune", tmp_path / "bundle", "--lora", weights),
         ("verify", tmp_path / "bundle"),
         ("generate", tmp_path / "bundle", "number 3", "--steps", 2, "-o", tmp_path / "image.png"),
     ):
