@@ -35,6 +35,6 @@ def check_transformer(checkpoint: Checkpoint) -> None:
         found = config["joint_attention_dim"]
         raise LdmrtError("transformer", problem, expected=f"at least {width}", found=found)
     for encoder in encoders.values():
-        if class_of(encoder) == T5 and (found := int(encoder.config.hidden_size)) != config["joint_attention_dim"]:
+        if class_of(encoder) == T5 and (wide := int(encoder.config.hidden_size)) != config["joint_attention_dim"]:
             problem = "joint_attention_dim of transformer/config.json is not d_model of the T5 encoder"
-            raise LdmrtError("transformer", problem, expected=found, found=config["joint_attention_dim"])
+            raise LdmrtError("transformer", problem, expected=wide, found=config["joint_attention_dim"])

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +102,7 @@ def stable_diffusion_3(config: RawConfig) -> "StableDiffusion3":
         from diffusers import SD3Transformer2DModel
     except ImportError as error:
         raise unavailable(error, PART) from None
-    network = SD3Transformer2DModel(**vars(read))
+    network: Any = SD3Transformer2DModel(**vars(read))
     embedding = network.time_text_embed
     embedding.time_proj = Sinusoids(embedding.time_proj.num_channels)
-    return cast("StableDiffusion3", network).eval()
+    return cast("StableDiffusion3", network.eval())
