@@ -30,7 +30,7 @@ from .checkpoint import Checkpoint, Denoiser, build, class_of, is_text_encoder, 
 from .fit import check_fit
 from .folder import INDEX, Source, part_of_folder, read_folder
 from .outdated import current_scheduler, current_size
-from .single_part import controlnet_source, with_part
+from .single_part import controlnet_source, leave_out_t5, with_part
 
 Network = TypeVar("Network", UNet, Autoencoder, VQAutoencoder, ControlNet, Adapter)
 Dtype = torch.dtype | Mapping[str, torch.dtype | None] | None
@@ -46,6 +46,7 @@ def load(
     parts: Mapping[str, Path] | None = None,
     scheduler: Config | None = None,
     settings: Config | None = None,
+    without_t5: bool = False,
 ) -> Checkpoint:
     """Load a diffusion model: latent diffusion (Rombach et al. 2022, arXiv:2112.10752) of all its tasks, or DDPM.
 
@@ -61,6 +62,7 @@ def load(
         parts: Folders or files that take the place of the checkpoint's own "vae", "text_encoder" or "text_encoder_2".
         scheduler: A scheduler's config in the place of the checkpoint's own.
         settings: Keys of the scheduler's config with other values.
+        without_t5: Leaves T5 out of a Stable Diffusion 3, whose weights are then not read.
 
     Returns:
         The networks in eval mode on the CPU, and everything else that a bundle is exported from.
@@ -87,6 +89,8 @@ def load(
             description = replace(description, scheduler=stated)
     for part, place in (parts or {}).items():
         description = with_part(description, part, Path(place), variant)
+    if without_t5:
+        description = leave_out_t5(description)
     config = current_scheduler(description) if scheduler is None else dict(scheduler)
     return _assemble(replace(description, scheduler=with_settings(config, settings or {})), dtype)
 

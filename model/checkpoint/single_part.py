@@ -156,3 +156,18 @@ def _prefix(part: str, path: Path, tensors: Mapping[str, Lazy], anchor: str) -> 
         expected, first = f"a weight {anchor}", f"{len(tensors)} tensors, such as {min(tensors, default='none')}"
         raise LdmrtError(part, f"{path} holds no {part} that fits", expected=expected, found=first)
     return min(prefixes, key=len)
+
+
+def leave_out_t5(source: Source) -> Source:
+    """Return the description of a Stable Diffusion 3 without T5 and its tokenizer.
+
+    Raises:
+        LdmrtError: The model has no T5.
+    """
+    encoder, tokenizer = "text_encoder_3", "tokenizer_3"
+    if encoder not in source.networks:
+        raise LdmrtError("checkpoint", "there is no T5 to leave out", expected="no --without-t5")
+    networks = {name: network for name, network in source.networks.items() if name != encoder}
+    tokenizers = {name: files for name, files in source.tokenizers.items() if name != tokenizer}
+    index = {**source.index, encoder: [None, None], tokenizer: [None, None]}
+    return replace(source, networks=networks, tokenizers=tokenizers, index=index)

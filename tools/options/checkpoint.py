@@ -35,6 +35,7 @@ class CheckpointOptions:
     text_encoders: dict[str, Path]
     scheduler_config: Path | None
     settings: "JsonObject"
+    without_t5: bool = False
 
     def load(self, dtype: "Mapping[str, torch.dtype | None]") -> "tuple[Checkpoint, JsonObject]":
         """Load the checkpoint, merge LoRAs and textual inversions into it, and add its controls.
@@ -64,6 +65,7 @@ class CheckpointOptions:
             parts=parts,
             scheduler=scheduler,
             settings=self.settings,
+            without_t5=self.without_t5,
         )
         few = next(filter(None, (few_steps_file(path) for path, _ in self.loras)), None)
         if few is not None and "timestep_spacing" not in self.settings:
@@ -185,7 +187,8 @@ CONTROLS = (
     click.option("--adapter", "adapters", multiple=True, callback=named, metavar="NAME=FOLDER",
                  help="Add a T2I-Adapter; the U-Net then takes its features."),
 )  # fmt: skip
-OPTIONS = (*BASE[:3], *CONTROLS, *BASE[3:], SCHEDULER[1])
+WITHOUT_T5 = click.option("--without-t5", is_flag=True, help="Leave out T5, Stable Diffusion 3's largest text encoder.")
+OPTIONS = (*BASE[:3], *CONTROLS, *BASE[3:], SCHEDULER[1], WITHOUT_T5)
 NAMES = ("variant", "tokenizer", "prediction", "loras", "embeddings", "vae", "text_encoders", "scheduler_config")
 
 

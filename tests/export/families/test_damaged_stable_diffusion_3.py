@@ -54,7 +54,18 @@ def test_refuses(file: str, change: dict[str, Any], problem: str, sd3_checkpoint
         load(folder)
 
 
+def test_t5_can_be_left_out(sd3_checkpoint: Path) -> None:
+    without = load(sd3_checkpoint, without_t5=True)
+    assert [*without.text_encoders] == ["text_encoder", "text_encoder_2"]
+    assert without.model_index()["text_encoder_3"] == without.model_index()["tokenizer_3"] == [None, None]
+
+
+def test_there_is_no_t5_to_leave_out(checkpoint: Path) -> None:
+    with pytest.raises(LdmrtError, match="there is no T5 to leave out"):
+        load(checkpoint, without_t5=True)
+
+
 def test_a_u_net_is_not_there(sd3_checkpoint: Path) -> None:
     """Trainings and LoRAs ask for it."""
-    with pytest.raises(LdmrtError, match="this needs a model with a U-Net; .*found SD3Transformer2DModel"):
+    with pytest.raises(LdmrtError, match=r"this needs a model with a U-Net; .*found SD3Transformer2DModel"):
         load(sd3_checkpoint).unet  # noqa: B018
