@@ -4,6 +4,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.optional import check_installed
@@ -72,6 +73,14 @@ def check_size(size: int, config: "AutoencoderConfig | VQConfig") -> None:
     if size % config.factor:
         expected = f"a multiple of {config.factor}, the pixels of one latent"
         raise LdmrtError("train", "unsupported --size", expected=expected, found=size)
+
+
+def check_own_size(size: int, own: int) -> None:
+    """Raise an `LdmrtError` if nobody asked for a size and the default is not the checkpoint's own."""
+    chosen = click.get_current_context().get_parameter_source("size") is not ParameterSource.DEFAULT
+    if size != own and not chosen:
+        expected, hint = f"{own} pixels", f"--size {own}, or another one on purpose"
+        raise LdmrtError("train", "--size is not that of the checkpoint", expected=expected, found=size, hint=hint)
 
 
 def preview(size: int) -> int:
