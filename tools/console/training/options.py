@@ -240,6 +240,19 @@ def prediction_option(*more: str) -> Callable[[F], F]:
                         show_default=True, help="What the U-Net learns to predict.")  # fmt: skip
 
 
+def betas_options(command: F) -> F:
+    """Add the options of the noise schedule of a training from nothing."""
+    for option in (
+        click.option("--zero-terminal-snr", is_flag=True,
+                     help="Rescale the betas so that the last timestep is noise alone; not with epsilon."),
+        click.option("--beta-schedule", type=Choice(["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]),
+                     help="How noise grows over the timesteps; scaled_linear in latents by default, "
+                          "squaredcos_cap_v2 in pixels."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 def weighting_options(command: F) -> F:
     """Add the options of a denoising loss."""
     for option in (
