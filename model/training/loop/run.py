@@ -248,7 +248,7 @@ class Run(Generic[M]):
     def bytes(self) -> int:
         """Return the size of the state's tensors."""
         kept = [values for optimizer in self._optimizers() for values in optimizer.state_dict()["state"].values()]
-        moments = (value for values in kept for value in values.values())
+        moments = (value for values in kept for value in values.values() if isinstance(value, Tensor))
         tensors = [*self.weights().values(), *self.averages.tensors(), *moments]
         tensors += self.opponent.state_dict().values() if self.opponent is not None else []
         return sum(tensor.nbytes for tensor in tensors)

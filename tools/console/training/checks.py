@@ -38,6 +38,7 @@ def check(options: Options) -> "Settings":
 
     settings, state = options.settings(), options.out / STATE
     check_installed("train", *(name for name in ("tensorboard", "wandb") if getattr(options, name)))
+    check_installed("train", *["bitsandbytes"] * (options.optimizer == "adamw8bit"))
     options.wording()  # refuses what contradicts itself
     if options.change and not options.resume:
         raise LdmrtError("train", "--change needs --resume", hint="--resume, or no --change")

@@ -172,7 +172,7 @@ def training_options(
                      show_default=True, help="How the learning rate changes after the warm-up."),
         click.option("--warmup", type=click.IntRange(min=0), default=200, show_default=True,
                      help="Steps in which the learning rate rises from 0."),
-        click.option("--optimizer", "optimizer", type=Choice(["adamw", "sgd", "lion"]), default="adamw",
+        click.option("--optimizer", "optimizer", type=Choice(["adamw", "adamw8bit", "sgd", "lion"]), default="adamw",
                      show_default=True, help="How a step changes the weights."),
         click.option("--ema", type=click.FloatRange(0, 1, max_open=True), multiple=True, default=[0.999],
                      show_default=True, callback=finite,
