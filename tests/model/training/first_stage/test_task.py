@@ -235,6 +235,19 @@ def test_gradients_of_a_decoder_alone_are_those_beside_the_encoder(kind: str) ->
         torch.testing.assert_close(gradient, whole[name], rtol=0, atol=within, msg=name)
 
 
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_a_state_holds_the_decoder_alone(kind: str) -> None:
+    vae = prepared(kind, Parts(), 0)[0].module
+    freeze_encoder(vae)
+    run = Run(vae, SETTINGS)
+    next(run.optimise(autoencoder_task(vae, Eight())))
+    state = run.state()
+    learned = {name for name in vae.state_dict() if name.startswith(("decoder.", "post_quant_conv."))}
+    buffers = {name for name, _ in vae.named_buffers()}  # of the codebook, from its own preparation
+    assert state["module"].keys() - buffers == state["average"].keys() - buffers == learned
+    assert len(state["optimizer"]["state"]) == len(learned)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 def test_eight_pictures_are_learned_by_heart(kind: str) -> None:

@@ -61,10 +61,6 @@ def test_the_decoder_alone_learns_and_a_stopped_run_ends_in_the_same_bytes(
         assert torch.equal(again[name], after[name]), name
     config = json.loads((base / "vae" / CONFIG).read_text())
     assert json.loads((whole / "vae" / CONFIG).read_text()) == config
-    state = torch.load(whole / "training" / "state.pt", weights_only=True)
-    learned = [name for name in before if not name.startswith(FROZEN)] + ["log_variance"]
-    assert state["module"].keys() == state["average"].keys() == set(learned)
-    assert len(state["optimizer"]["state"]) == len(learned)
     lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
     parts = next(line["parts"] for line in lines if "parts" in line)
     assert parts.keys() == {"reconstruction", "perceptual", "adversarial", "discriminator"}
