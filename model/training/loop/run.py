@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ldmrt.model.training.compiling import compile_networks
 from ldmrt.model.training.data.batches import Batches
 from ldmrt.model.training.data.captioned import Key, Sample, name_of
 from ldmrt.model.training.draws import Draws
@@ -76,6 +77,9 @@ class Run(Generic[M]):
         if opponent is not None:
             opponent.to(settings.device).train()
             self.opposing = OPTIMIZERS[settings.optimizer](opponent.parameters(), settings.learning_rate)
+        if settings.compile:
+            for network in self._modules():
+                compile_networks(network)
         self.step = 0
         self.skipped: Mapping[Key, str] = {}  # samples whose images could not be read, and why
         self.memory: Mapping[str, Tensor] = {}  # of the task's draws

@@ -34,6 +34,7 @@ def check(options: Options) -> "Settings":
     """
     import torch
 
+    from ldmrt.model.training.compiling import check_compiler
     from ldmrt.model.training.loop.resuming import check_changes
 
     settings, state = options.settings(), options.out / STATE
@@ -53,6 +54,8 @@ def check(options: Options) -> "Settings":
     bf16 = (settings.device, settings.precision) == ("cuda", "bf16")
     if bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise LdmrtError("train", "this GPU has no bf16", hint="--precision fp16, or fp32")
+    if settings.compile:
+        check_compiler(settings.device)
 
     def take_folder() -> None:
         if not options.plan:  # which writes nothing

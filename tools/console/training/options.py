@@ -62,6 +62,7 @@ class Options(Variation):
     device: str
     precision: str
     checkpointing: bool
+    compile: bool
     save_every: int
     log_every: int
     tensorboard: bool
@@ -88,6 +89,7 @@ class Options(Variation):
             self.steps, self.batch, self.learning_rate, warmup=self.warmup, schedule=self.schedule,
             optimizer=self.optimizer, accumulate=self.accumulate, seed=self.seed, device=self.device,
             precision=self.precision, checkpointing=self.checkpointing, skip_unreadable=self.on_bad == "skip",
+            compile=self.compile and not self.plan,
             ema=decays if len(decays) > 1 else decays[0], ema_on_cpu=self.ema_on_cpu,
         )  # fmt: skip
 
@@ -197,6 +199,8 @@ def training_options(
                      help="Precision of the networks; weights stay fp32. fp16, with a scaled loss, is for GPUs."),
         click.option("--checkpointing", is_flag=True,
                      help="Compute activations again for the gradient: less memory, a slower step, the same result."),
+        click.option("--compile", is_flag=True,
+                     help="Compile the networks in their first step, by torch.compile: faster steps, other roundings."),
         click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True,
                      help="Steps between checkpoints."),
         click.option("--log-every", type=click.IntRange(min=1), default=50, show_default=True,

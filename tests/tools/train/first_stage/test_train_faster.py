@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 WEIGHTS = Path("vae") / "diffusion_pytorch_model.safetensors"
@@ -37,3 +38,20 @@ def test_8_bits_need_their_package(ldmrt: Any, pictures: Path, tmp_path: Path, m
     assert "bitsandbytes is not installed" in ran.error
     assert "pip install 'ldmrt[bitsandbytes]'" in ran.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_compiler_stops_before_anything_is_written(
+    ldmrt: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_networks: None
+) -> None:
+    """A plan, which compiles nothing, needs none."""
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    asked = words(pictures, tmp_path / "out", 1, "--compile")
+    ran = ldmrt(*asked)
+    assert ran.code == 2
+    assert "torch.compile does not work here; found no compiler" in ran.error
+    assert not (tmp_path / "out").exists()
+    assert ldmrt(*asked, "--plan").code == 0
