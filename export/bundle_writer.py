@@ -25,7 +25,8 @@ from ldmrt.runtime.files.writing import link_or_copy, naming, remove_abandoned, 
 from ldmrt.runtime.nearest import check_known
 from ldmrt.runtime.samplers.config import prediction_type
 
-from .components.table import Component, _ends, components, fingerprint
+from .components.fingerprint import ends_of, fingerprint
+from .components.table import Component, components
 from .engines.image_memory import predict_image_memory
 from .graph.cuda.write import write_cuda_graphs
 from .graph.to_onnx import GRAPH, OPSET, to_onnx
@@ -79,6 +80,8 @@ def export_bundle(
     if deep_cache:
         if only and "unet" not in only:
             raise LdmrtError("export", "a deep cache is made of the U-Net", expected="unet among --components")
+        if "unet" not in parts:
+            raise LdmrtError("export", "this model has no U-Net to cut in two", expected="no --deep-cache")
         check_cut(parts["unet"])
     with _replacing(path) as (old, work):
         rows: JsonObject = {}
@@ -103,7 +106,7 @@ def export_bundle(
             if divide:
                 halves = cut(work / name / "model.onnx", component)
                 write_cuda_graphs(name, work / name)
-                beside = {graph: _ends(*specs) for graph, specs in halves.items()}
+                beside = {graph: ends_of(*specs) for graph, specs in halves.items()}
                 rows[name]["graphs"] = rows[name].get("graphs", {}) | beside
             yield Exported(name, reused)
         for folder, files in checkpoint.tokenizers.items():
@@ -117,9 +120,11 @@ def export_bundle(
             _take(path, work, name, _listed(old, rows[name]), link_or_copy)
         known = {name: row for name, row in old.get("files", {}).items() if name.partition("/")[0] in kept}
         manifest = {**_manifest(checkpoint, rows, work, known), **(merged or {})}
-        if "unet" in rows:
-            predicted = old.get("memory") if "unet" in kept else None
-            manifest["memory"] = predicted or predict_image_memory(work / "unet" / "model.onnx", parts["unet"].inputs)
+        if (denoiser := checkpoint.stage.network) in rows:
+            predicted, graph = old.get("memory") if denoiser in kept else None, work / denoiser / "model.onnx"
+            manifest["memory"] = predicted or predict_image_memory(
+                graph, parts[denoiser].inputs, checkpoint.stage.largest
+            )
         manifest |= {name: old[name] for name in ("then", "schema") if "then" in old}  # the later stages stay
         _keep_certificate(old, path, manifest, work)
         write_json(work / MANIFEST, manifest)
@@ -172,14 +177,14 @@ def _stamp(path: Path) -> bytes:
 
 def _row(component: Component, islands: Mapping[str, str]) -> JsonObject:
     """Describe a component as the manifest does."""
-    beside = {name: _ends(*specs) for name, specs in component.graphs.items()}
+    beside = {name: ends_of(*specs) for name, specs in component.graphs.items()}
     return {
         **({"islands": dict(islands)} if islands else {}),
         "precision": component.precision,
         "opset": OPSET,
         "graph": GRAPH,
         **fingerprint(component),
-        **_ends(component.inputs, component.outputs),
+        **ends_of(component.inputs, component.outputs),
         **({"graphs": beside} if beside else {}),
     }
 

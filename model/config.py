@@ -18,7 +18,14 @@ LARGEST = 2**62  # numbers that torch takes
 FEW = 100  # layers that are built in no time, whatever the file holds
 # Sizes that say how many layers there are: one number, or one a level, or one a layer of a level.
 DEPTHS: tuple[str, ...] = ("layers_per_block", "transformer_layers_per_block", "reverse_transformer_layers_per_block")
-DEPTHS += ("num_hidden_layers", "encoder_layers", "num_res_blocks", "num_encoder_blocks", "num_decoder_blocks")
+DEPTHS += (
+    "num_layers",
+    "num_hidden_layers",
+    "encoder_layers",
+    "num_res_blocks",
+    "num_encoder_blocks",
+    "num_decoder_blocks",
+)
 RawConfig = Mapping[str, object]  # a config.json as it was read, of which nothing has been checked
 T = TypeVar("T", bound="DataclassInstance")
 
@@ -142,6 +149,7 @@ LEFT_OUT: RawConfig = {
     "num_class_embeds": None,
     "only_cross_attention": False,
     "resnet_time_scale_shift": "default",
+    "shift_factor": None,
     "time_embedding_type": "positional",
 }
 

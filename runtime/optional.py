@@ -61,7 +61,7 @@ PACKAGES = {
     "wandb": Package("Weights & Biases", "wandb", ("wandb",)),
     "bitsandbytes": Package("bitsandbytes", "bitsandbytes", ("bitsandbytes",)),
     "opentelemetry": Package("OpenTelemetry", "opentelemetry-sdk", ("otel",)),
-    "diffusers": Package("diffusers", "diffusers", ("dev",)),
+    "diffusers": Package("diffusers", "diffusers", ("families",)),
 }
 
 

@@ -153,7 +153,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def graphs_of(factory: pytest.TempPathFactory, component: Any, *, wait: bool = True) -> Path:
     """Export a component once for all tests; it is known by the hashes by which an export reuses one."""
-    from ldmrt.export.components.table import fingerprint
+    from ldmrt.export.components.fingerprint import fingerprint
     from ldmrt.export.graph.to_onnx import to_onnx
 
     made_of = [component.name, fingerprint(component)]

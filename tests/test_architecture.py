@@ -20,7 +20,9 @@ ERRORS = {"runtime.errors"}
 GROUND = ERRORS | {f"runtime.{name}" for name in ("files", "host", "nearest", "optional", "tensors")}
 RUNTIME = GROUND | {f"runtime.{name}" for name in ("backends", "bundle", "images", "pipeline", "samplers", "tokenizer")}
 READING = GROUND | {"runtime.samplers", "runtime.tokenizer"}
-MODEL = {f"model.{name}" for name in ("config", "families", "networks", "weights", "checkpoint", "torch_engine")}
+MODEL = {
+    f"model.{name}" for name in ("config", "families", "library", "networks", "weights", "checkpoint", "torch_engine")
+}
 EXPORT = {
     f"export.{name}" for name in ("components", "graph", "parity", "precision", "bundle_writer", "cascade", "engines")
 }
@@ -47,8 +49,9 @@ MAY: dict[str, set[str]] = {
     "model.networks": ERRORS | {"model.config"},
     "model.weights": GROUND,
     "model.families": ERRORS | {"runtime.bundle", "runtime.files"},  # stages are values
+    "model.library": GROUND | {"model.config", "model.weights"},
     "model.checkpoint": READING
-    | {"runtime.bundle", "model.config", "model.families", "model.networks", "model.weights"},
+    | {"runtime.bundle", "model.config", "model.families", "model.library", "model.networks", "model.weights"},
     "model.textual_inversion": READING | {"model.networks", "model.weights"},
     "model.lora": READING | {"model.checkpoint", "model.networks", "model.textual_inversion", "model.weights"},
     "model.scores": ERRORS,

@@ -95,7 +95,7 @@ def _adapter_inputs(c: Checkpoint, model: Adapter, dtype: str) -> list[TensorSpe
 
 def _features(c: Checkpoint, model: Adapter | UNet, dtype: str) -> list[TensorSpec]:
     """Return one feature for each level of the U-Net, which counts in latents, and perhaps one for its middle."""
-    unit = c.stage.space.factor if model is c.unet else 1
+    unit = c.stage.space.factor if model is c.denoiser else 1
     return [
         image(f"{FEATURE}{i}", width, dtype, unit * divisor) for i, (width, divisor) in enumerate(model.config.features)
     ]
@@ -110,9 +110,13 @@ CONTROLS = {  # by diffusers' class
 def steering(c: Checkpoint, dtype: str) -> list[TensorSpec]:
     """Return the inputs of the U-Net that the checkpoint's controls output."""
     kinds = {class_of(model) for model in c.controls.values()}
-    if kinds and not isinstance(c.unet, UNet):
-        raise LdmrtError("export", f"{class_of(c.unet)} takes no controls", expected="UNet2DConditionModel")
-    return [spec for kind, control in CONTROLS.items() if kind in kinds for spec in control.outputs(c, c.unet, dtype)]
+    if not kinds:
+        return []
+    if not isinstance(c.denoiser, UNet):
+        raise LdmrtError("export", f"{class_of(c.denoiser)} takes no controls", expected="UNet2DConditionModel")
+    return [
+        spec for kind, control in CONTROLS.items() if kind in kinds for spec in control.outputs(c, c.denoiser, dtype)
+    ]
 
 
 def check_fit(c: Checkpoint, name: str, model: ControlNet | Adapter, outputs: Sequence[TensorSpec]) -> None:

@@ -42,6 +42,32 @@ class _LDMBert(nn.Module):
         return (self.model(input_ids),)
 
 
+class _T5(nn.Module):
+    """Returns the last hidden state of T5's encoder; padding is read as any token, as in Stable Diffusion 3."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Wrap a T5EncoderModel of transformers."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor]:
+        return (self.model(input_ids).last_hidden_state,)
+
+
+class _Transformer(nn.Module):
+    """Calls a transformer of diffusers with its inputs by name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Wrap a network."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor, **conditioning: Tensor) -> tuple[Tensor]:
+        times = timestep.expand(hidden_states.shape[0])
+        out = self.model(hidden_states=hidden_states, timestep=times, **conditioning, return_dict=False)
+        return (out[0],)
+
+
 class _UNet(nn.Module):
     """Calls the U-Net with its conditioning by name, and with the controls' residuals as lists."""
 

@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from ldmrt.model.checkpoint.checkpoint import Checkpoint
+from ldmrt.model.checkpoint.checkpoint import Checkpoint, class_of
+from ldmrt.model.checkpoint.folder import T5
 from ldmrt.runtime.bundle.stages import CLASSES, POOLED, PROMPT
 from ldmrt.runtime.tensors import TensorSpec
 from ldmrt.runtime.tokenizer.tokenizer import token_count
@@ -29,6 +30,8 @@ def latent(c: Checkpoint, name: str, channels: int, dtype: str) -> TensorSpec:
 def tokens_of(c: Checkpoint, text_encoder: str) -> int:
     """Return the number of tokens that a text encoder reads: its tokenizer's, at most the number of its positions."""
     files = c.tokenizers.get(text_encoder.replace("text_encoder", "tokenizer"), {})
+    if class_of(c.text_encoders[text_encoder]) == T5:  # its positions are relative
+        return token_count(files)
     positions = int(c.text_encoders[text_encoder].config.max_position_embeddings)
     return min(positions, token_count(files)) if files else positions
 

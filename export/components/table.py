@@ -4,8 +4,6 @@ Shapes are in symbols; `dims.DIMS` says what a symbol may be, and ONNX axes, exa
 profiles follow from it.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -15,25 +13,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ldmrt.model.checkpoint.checkpoint import Checkpoint, class_of
-from ldmrt.model.config import to_config
+from ldmrt.model.checkpoint.checkpoint import Checkpoint, class_of, config_of
+from ldmrt.model.checkpoint.folder import T5
 from ldmrt.model.networks.ldm_bert import LDMBert
-from ldmrt.model.networks.unet import UNetConfig
+from ldmrt.model.networks.plain_unet import PlainUNet
+from ldmrt.model.networks.unet import UNet, UNetConfig
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.torch_engine import TorchEngine
-from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32, ENCODER, STEP, step_specs
-from ldmrt.runtime.bundle.stages import CLASSES, KL
+from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32, DENOISERS, ENCODER, STEP, TRANSFORMER, UNET, step_specs
+from ldmrt.runtime.bundle.stages import CLASSES, KL, PROMPT
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject
+from ldmrt.runtime.pipeline.conditioning.prompts import gives_pooled
 from ldmrt.runtime.tensors import Specs, TensorSpec, shape_of, split_symbol
 
 from .autoencoder_parts import tile_specs
 from .controls import CONTROLS, check_fit, steering
-from .networks import _Decoder, _Encoder, _LDMBert, _TextEncoder, _UNet, _VQDecoder
+from .networks import _T5, _Decoder, _Encoder, _LDMBert, _TextEncoder, _Transformer, _UNet, _VQDecoder
 from .specs import conditioning, dtype_of, image, latent, tokens_of
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 Tensors = tuple[Tensor, ...]
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -48,6 +48,7 @@ class Component:
     inputs: Specs
     outputs: Specs
     config: JsonObject = field(repr=False)  # its config.json in the bundle
+    patch: int = 1  # pixels, or latents, along one side that the network reads as one
     vocabulary: tuple[int, int] = (0, 0)  # of input_ids: entries, and the id that ends a text
     classes: int = 0  # of class_labels
 
@@ -66,7 +67,7 @@ class Component:
     @property
     def graphs(self) -> dict[str, tuple[Specs, Specs]]:
         """Return inputs and outputs of the graphs beside its own, which share its weights, by their names."""
-        if self.name == "unet":
+        if self.name in DENOISERS:
             step = step_specs(self.inputs, self.outputs)
             return {} if step is None else {STEP: step}
         if self.name.startswith((DECODER, ENCODER)) and self.precision != "bf16":  # which NumPy cannot keep
@@ -78,7 +79,7 @@ class Component:
     def unit(self) -> int:
         """Return the number of pixels that an image's sides must be multiples of."""
         dims = [dim for spec in self.inputs + self.outputs for dim in spec.shape if isinstance(dim, str)]
-        return max(split_symbol(dim)[1] for dim in dims)
+        return max(split_symbol(dim)[1] for dim in dims) * self.patch
 
     @property
     def precision(self) -> str:
@@ -114,14 +115,19 @@ def _for_numpy(row: Component) -> Component:
 
 
 def _text_encoders(c: Checkpoint) -> Iterator[Component]:
+    prompt = c.stage.prompt
+    layered = prompt is not None and gives_pooled(prompt)
     for name, model in c.text_encoders.items():
         if isinstance(model, LDMBert):
             yield _ldm_bert(c, name, model)
             continue
+        if class_of(model) == T5:
+            yield _t5(c, name, model)
+            continue
         config = model.config
         dtype, width, tokens = dtype_of(model), int(config.hidden_size), tokens_of(c, name)
         layers = int(config.num_hidden_layers)
-        skips = 0 if c.unet.config.addition_embed_type else layers - 1  # SDXL takes a layer's state as it is
+        skips = 0 if layered else layers - 1  # SDXL takes a layer's state as it is
         projects = class_of(model) == "CLIPTextModelWithProjection"
         pooled = ("text_embeds", int(config.projection_dim)) if projects else ("pooler_output", width)
         states = ["last_hidden_state", *(f"hidden_states.{i}" for i in range(layers + 1))]
@@ -134,7 +140,7 @@ def _text_encoders(c: Checkpoint) -> Iterator[Component]:
             (TensorSpec("input_ids", "int64", ("batch", tokens)),),
             tuple(outputs),
             {**config.to_dict(), "architectures": [class_of(model)]},
-            (int(config.vocab_size), _end(config)),
+            vocabulary=(int(config.vocab_size), _end(config)),
         )
 
 
@@ -146,7 +152,19 @@ def _ldm_bert(c: Checkpoint, name: str, model: LDMBert) -> Component:
         (TensorSpec("input_ids", "int64", ("batch", tokens)),),
         (TensorSpec("last_hidden_state", dtype_of(model), ("batch", tokens, config.d_model)),),
         {**config.to_dict(), "architectures": [class_of(model)]},
-        (config.vocab_size, config.pad_token_id),
+        vocabulary=(config.vocab_size, config.pad_token_id),
+    )
+
+
+def _t5(c: Checkpoint, name: str, model: "PreTrainedModel") -> Component:
+    config, tokens = model.config, tokens_of(c, name)
+    return Component(
+        name,
+        _T5(model),
+        (TensorSpec("input_ids", "int64", ("batch", tokens)),),
+        (TensorSpec("last_hidden_state", dtype_of(model), ("batch", tokens, int(config.d_model))),),
+        {**config.to_dict(), "architectures": [class_of(model)]},
+        vocabulary=(int(config.vocab_size), int(config.eos_token_id)),
     )
 
 
@@ -157,18 +175,41 @@ def _end(config: "PretrainedConfig") -> int:
 
 
 def _unet(c: Checkpoint) -> Iterator[Component]:
+    if not isinstance(c.denoiser, (UNet, PlainUNet)):
+        return
     config, dtype = c.unet.config, dtype_of(c.unet)
     inputs = [latent(c, "sample", config.in_channels, dtype), TensorSpec("timestep", "float32", ("timesteps",))]
     inputs += conditioning(c, dtype)
     if isinstance(config, UNetConfig) and config.time_cond_proj_dim:
         inputs.append(TensorSpec("timestep_cond", dtype, ("batch", config.time_cond_proj_dim)))
     yield Component(
-        "unet",
+        UNET,
         _UNet(c.unet),
         (*inputs, *steering(c, dtype)),
         (latent(c, "out_sample", config.out_channels, dtype),),
-        to_config(class_of(c.unet), config),
+        config_of(c.unet),
         classes=config.num_class_embeds or 0,
+    )
+
+
+def _transformer(c: Checkpoint) -> Iterator[Component]:
+    if isinstance(c.denoiser, (UNet, PlainUNet)):
+        return
+    config, dtype, prompt = c.denoiser.config, dtype_of(c.denoiser), c.stage.prompt
+    assert prompt is not None
+    tokens = tokens_of(c, "text_encoder") + int(prompt.setting("tokens"))
+    yield Component(
+        TRANSFORMER,
+        _Transformer(c.denoiser),
+        (
+            latent(c, "hidden_states", config.in_channels, dtype),
+            TensorSpec("timestep", "float32", ("timesteps",)),
+            TensorSpec(PROMPT, dtype, ("batch", tokens, config.joint_attention_dim)),
+            TensorSpec("pooled_projections", dtype, ("batch", config.pooled_projection_dim)),
+        ),
+        (latent(c, "out_hidden_states", c.stage.space.channels, dtype),),
+        config_of(c.denoiser),
+        c.stage.space.patch,
     )
 
 
@@ -183,7 +224,7 @@ def _vae_decoders(c: Checkpoint) -> Iterator[Component]:
             module,
             (latent(c, "latent_sample", c.stage.space.channels, dtype),),
             (image("sample", vae.config.out_channels, dtype),),
-            to_config(class_of(vae), vae.config),
+            config_of(vae),
         )
 
 
@@ -197,7 +238,7 @@ def _vae_encoder(c: Checkpoint) -> Iterator[Component]:
         module,
         (image("sample", config.in_channels, dtype),),
         (latent(c, "latent_parameters", 2 * channels if c.stage.space.codec == KL else channels, dtype),),
-        to_config(class_of(c.vae), config),
+        config_of(c.vae),
     )
 
 
@@ -214,7 +255,7 @@ def _controls(c: Checkpoint) -> Iterator[Component]:
             kind.module(model),
             tuple(kind.inputs(c, model, dtype)),
             tuple(kind.outputs(c, model, dtype)),
-            to_config(class_of(model), model.config),
+            config_of(model),
         )
         check_fit(c, component.name, model, component.outputs)
         yield component
@@ -223,6 +264,7 @@ def _controls(c: Checkpoint) -> Iterator[Component]:
 BUILDERS: tuple[Callable[[Checkpoint], Iterator[Component]], ...] = (
     _text_encoders,
     _unet,
+    _transformer,
     _vae_decoders,
     _vae_encoder,
     _controls,
@@ -253,26 +295,3 @@ def example(component: Component, sizes: Mapping[str, int], seed: int = 0) -> di
 def tensors(component: Component, arrays: Mapping[str, NDArray]) -> dict[str, Tensor]:
     """Convert arrays to tensors of the dtypes that the inputs declare."""
     return {spec.name: torch.from_numpy(arrays[spec.name]).to(getattr(torch, spec.dtype)) for spec in component.inputs}
-
-
-def fingerprint(component: Component) -> dict[str, str]:
-    """Hash what a component is made of: its weights, and its config with its inputs and outputs."""
-    weights = hashlib.sha256()
-    for key, value in sorted(component.module.state_dict().items()):
-        weights.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        weights.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().data)
-    described = [
-        component.config,
-        _specs(component.inputs),
-        _specs(component.outputs),
-    ]
-    config = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-    return {"weights": weights.hexdigest(), "config": config.hexdigest()}
-
-
-def _ends(inputs: Specs, outputs: Specs) -> JsonObject:
-    return {"inputs": _specs(inputs), "outputs": _specs(outputs)}
-
-
-def _specs(specs: Specs) -> list[list[object]]:
-    return [[spec.name, spec.dtype, list(spec.shape)] for spec in specs]

@@ -1,9 +1,9 @@
-"""The fused step, unet/step.onnx: a U-Net, guidance and a sampler's row in one graph, with the U-Net's weights.
+"""The fused step, step.onnx: the network that denoises, guidance and a sampler's row in one graph, with its weights.
 
 The state goes in and comes out, so nothing has to come to the host between two calls.
 
-    sample   = state[:, 0][idx]                       timestep = timesteps[row][idx]
-    m        = weights @ out_sample
+    latents  = state[:, 0][idx]                       timestep = timesteps[row][idx]
+    m        = weights @ prediction
     state'   = table[row] @ (m, state, noise[row])    row' = row + 1
 
 Each latent has its own row number, times and table (`Plan.fused`), so images of different samplers share a call.
@@ -11,18 +11,19 @@ Each latent has its own row number, times and table (`Plan.fused`), so images of
 
 from pathlib import Path
 
-from ldmrt.runtime.bundle.graphs import STEP
+from ldmrt.runtime.bundle.graphs import STATES, STEP
 from ldmrt.runtime.tensors import Specs
 
 from .builder import NodeBuilder, value_info
 from .checks import write_graph
 
 
-def write_fused_step(path: Path, inputs: Specs, outputs: Specs) -> None:
-    """Write step.onnx beside the U-Net's graph; it refers to the U-Net's weights.
+def write_fused_step(component: str, path: Path, inputs: Specs, outputs: Specs) -> None:
+    """Write step.onnx beside the graph of a network; it refers to the network's weights.
 
     Args:
-        path: The U-Net's model.onnx, which is not changed.
+        component: The network that denoises, for messages.
+        path: The network's model.onnx, which is not changed.
         inputs: The step's inputs, as `step_specs` states them.
         outputs: The step's outputs.
 
@@ -34,7 +35,7 @@ def write_fused_step(path: Path, inputs: Specs, outputs: Specs) -> None:
     model = onnx.load(str(path), load_external_data=False)
     graph = model.graph
     (prediction,) = graph.output
-    dtype = next(info.type.tensor_type.elem_type for info in graph.input if info.name == "sample")
+    state, dtype = next((i.name, i.type.tensor_type.elem_type) for i in graph.input if i.name in STATES.values())
 
     before, after = NodeBuilder("step/before"), NodeBuilder("step/after")
     one = before.constant("one", [1])
@@ -44,7 +45,7 @@ def write_fused_step(path: Path, inputs: Specs, outputs: Specs) -> None:
     sample = before("Cast", before("Gather", x, "idx", axis=0), to=dtype)
     if any(spec.name == "beside" for spec in inputs):
         sample = before("Concat", sample, "beside", axis=1)
-    before("Identity", sample, out="sample")
+    before("Identity", sample, out=state)
     before("Gather", times, "idx", axis=0, out="timestep")
 
     rows = after.constant("rows", [0, -1])
@@ -66,4 +67,4 @@ def write_fused_step(path: Path, inputs: Specs, outputs: Specs) -> None:
     graph.input.extend(map(value_info, inputs))
     graph.output.extend(map(value_info, outputs))
     del graph.value_info[:]
-    write_graph("unet", "the fused step", model, path.with_name(f"{STEP}.onnx"))
+    write_graph(component, "the fused step", model, path.with_name(f"{STEP}.onnx"))

@@ -22,8 +22,8 @@ from .cpu.upsample import convolve_before_upsampling
 from .cpu.winograd import convolve_by_tiles
 from .cuda.write import write_cuda_graphs
 from .fused_step import write_fused_step
-from .group_norm import TRANSLATIONS
 from .naming import name_after_modules
+from .translations import TRANSLATIONS
 
 if TYPE_CHECKING:
     from onnx_ir import Function, Graph, Model
@@ -89,7 +89,7 @@ def to_onnx(component: Component, folder: Path, *, rewritten: bool = True) -> Pa
     onnx_ir.save(model, path, external_data="model.onnx_data", size_threshold_bytes=INLINE)
     check_graph(component.name, "the exported graph", path)
     if STEP in component.graphs:
-        write_fused_step(path, *component.graphs[STEP])
+        write_fused_step(component.name, path, *component.graphs[STEP])
     elif component.graphs:
         write_tiles(component.name, path, component.graphs)
     if component.precision != "bf16":  # ONNX Runtime's own operators have no kernels for it

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ldmrt.export.components.table import Component, components, fingerprint
+from ldmrt.export.components.fingerprint import fingerprint
+from ldmrt.export.components.table import Component, components
 from ldmrt.export.graph.cpu import upsample, winograd
 from ldmrt.export.graph.naming import module_path
 from ldmrt.model.checkpoint.checkpoint import Checkpoint

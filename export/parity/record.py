@@ -122,7 +122,7 @@ def asking(prompt: str, seed: int, side: int, steps: int, stage: Stage) -> JsonO
 
     A model that reads no prompt is given "".
     """
-    prompt = prompt if stage.source("prompt") else ""
+    prompt = prompt if stage.prompt else ""
     plain = {"prompt": prompt, "seed": seed, "width": side, "height": side, "steps": steps, "guidance": GUIDANCE}
     return plain | ({"class_labels": 0} if stage.source("class") else {})
 

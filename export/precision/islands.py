@@ -48,7 +48,8 @@ def known(checkpoint: Checkpoint) -> Islands:
     (Attention of `upcast_attention` computes its scores in float32 by itself.)
     """
     vae = checkpoint.vae
-    if not (checkpoint.unet.config.addition_embed_type and vae is not None and vae.config.force_upcast):
+    sized = getattr(checkpoint.denoiser.config, "addition_embed_type", None)
+    if not (sized and vae is not None and vae.config.force_upcast):
         return {}
     return {name: {"": "force_upcast in the autoencoder's config"} for name in ("vae_decoder", "vae_encoder")}
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from ldmrt.model.config import LARGEST, RawConfig, to_config
 from ldmrt.model.families.table import stage_of
+from ldmrt.model.library import stable_diffusion_3, t5
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.controls.controlnet import ControlNet
 from ldmrt.model.networks.controls.t2i_adapter import Adapter
@@ -28,13 +29,16 @@ from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.runtime.tokenizer.vocabulary import tokenizer_class
 
-from .folder import INDEX, TEXT
+from .folder import INDEX, T5, TEXT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from ldmrt.model.library.stable_diffusion_3 import StableDiffusion3
+
 Control = ControlNet | Adapter
 Codec = Autoencoder | VQAutoencoder | TinyAutoencoder
+Denoiser: TypeAlias = "UNet | PlainUNet | StableDiffusion3"
 V = TypeVar("V", bound=Codec)
 TextEncoder: TypeAlias = "PreTrainedModel | LDMBert"
 WEIGHTS, TEXT_WEIGHTS = f"{STEMS[0]}.safetensors", f"{STEMS[1]}.safetensors"
@@ -45,10 +49,11 @@ PIPELINE = {
     "safety_checker": [None, None],
 }
 # Where a pipeline finds a class that is not diffusers' own; the last is a module of its pipeline's.
-LIBRARIES = {**dict.fromkeys(TEXT, "transformers"), "LDMBertModel": "latent_diffusion"}
+LIBRARIES = {**dict.fromkeys((*TEXT, T5), "transformers"), "LDMBertModel": "latent_diffusion"}
 # Keys of a text encoder's config about the program that ran it; the model is the same.
 NOTES = {"dtype", "torch_dtype", "_name_or_path", "_attn_implementation", "attn_implementation", "return_dict"}
 NOTES |= {"output_attentions", "output_hidden_states"}
+EPSILONS = ("layer_norm_eps", "layer_norm_epsilon")  # CLIP's and T5's names
 # The networks of this package by the names of diffusers' classes.
 NETWORKS: dict[str, type[UNet | PlainUNet | Codec | Control | LDMBert]] = {
     "UNet2DConditionModel": UNet,
@@ -66,11 +71,11 @@ NETWORKS: dict[str, type[UNet | PlainUNet | Codec | Control | LDMBert]] = {
 class Checkpoint:
     """Holds the networks, the tokenizers' files and the scheduler's config, under the names of diffusers' folders.
 
-    SDXL has two text encoders, its refiner only the second; models without a prompt have none, and models that work in
-    pixels have no autoencoder. `index` is model_index.json without its parts.
+    SDXL has two text encoders, its refiner only the second, Stable Diffusion 3 up to three; models without a prompt
+    have none, and models that work in pixels have no autoencoder. `index` is model_index.json without its parts.
     """
 
-    unet: UNet | PlainUNet
+    denoiser: Denoiser
     vae: Codec | None
     text_encoders: dict[str, TextEncoder]  # "text_encoder", "text_encoder_2": classes of transformers, or our own
     tokenizers: dict[str, dict[str, bytes]] = field(repr=False)  # "tokenizer", "tokenizer_2": file name -> content
@@ -84,8 +89,19 @@ class Checkpoint:
     @property
     def stage(self) -> Stage:
         """Describe how images are made with these networks."""
-        vae = None if self.vae is None else to_config(class_of(self.vae), self.vae.config)
-        return stage_of(to_config(class_of(self.unet), self.unet.config), vae, self.index)
+        return stage_of(config_of(self.denoiser), None if self.vae is None else config_of(self.vae), self.index)
+
+    @property
+    def unet(self) -> UNet | PlainUNet:
+        """The network that denoises, where it is a U-Net.
+
+        Raises:
+            LdmrtError: It is a transformer.
+        """
+        if not isinstance(self.denoiser, (UNet, PlainUNet)):
+            problem, expected = "this needs a model with a U-Net", "Stable Diffusion 1, 2 or XL, or one before it"
+            raise LdmrtError("checkpoint", problem, expected=expected, found=class_of(self.denoiser))
+        return self.denoiser
 
     @property
     def schedulers(self) -> dict[str, JsonObject]:
@@ -98,9 +114,9 @@ class Checkpoint:
         return {**self.own_networks, **self.text_encoders}
 
     @property
-    def own_networks(self) -> "dict[str, UNet | PlainUNet | Codec | Control]":
-        """The networks that this package defines, by their names here."""
-        return {"unet": self.unet, **({} if self.vae is None else {"vae": self.vae}), **self.controls}
+    def own_networks(self) -> "dict[str, Denoiser | Codec | Control]":
+        """The networks that are no text encoders, by their names here."""
+        return {self.stage.network: self.denoiser, **({} if self.vae is None else {"vae": self.vae}), **self.controls}
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         """Write a folder in diffusers' layout; model_index.json comes last.
@@ -115,8 +131,7 @@ class Checkpoint:
         for name, encoder in self.text_encoders.items():
             save_text_encoder(folder / self.folders.get(name, name), encoder, dtype)
         for name, network in self.own_networks.items():
-            config = to_config(class_of(network), network.config)
-            save_network(folder / self.folders.get(name, name), network, config, dtype)
+            save_network(folder / self.folders.get(name, name), network, config_of(network), dtype)
         for name, files in self.tokenizers.items():
             for file_name, content in files.items():
                 with write_atomically(folder / name / file_name) as file:
@@ -135,11 +150,11 @@ class Checkpoint:
 
 
 def text_encoder(config: JsonObject, kind: str = TEXT[0], part: str = "text_encoder") -> "PreTrainedModel":
-    """Build a text encoder of transformers with random weights, in eval mode (CLIP: Radford et al. 2021).
+    """Build a text encoder of transformers with random weights, in eval mode: CLIP's (Radford et al. 2021) or T5's.
 
     Args:
         config: The content of its config.json.
-        kind: The class, one of `TEXT`.
+        kind: The class, one of `TEXT`, or T5's.
         part: The part of the checkpoint that errors name.
 
     Raises:
@@ -150,10 +165,11 @@ def text_encoder(config: JsonObject, kind: str = TEXT[0], part: str = "text_enco
     settings = {key: value for key, value in config.items() if key not in NOTES}
     for name, value in settings.items():
         numbers = isinstance(value, (int, float)) and not -LARGEST <= value <= LARGEST
-        if numbers or (name == "layer_norm_eps" and not (isinstance(value, float) and 0 < value <= 1)):
+        if numbers or (name in EPSILONS and not (isinstance(value, float) and 0 < value <= 1)):
             raise LdmrtError(part, f"config has an invalid {name}", found=repr(value))
     try:
-        return getattr(transformers, kind)(transformers.CLIPTextConfig(**settings)).eval()
+        read = (transformers.T5Config if kind == T5 else transformers.CLIPTextConfig)(**settings)
+        return getattr(transformers, kind)(read).eval()
     except Exception as error:  # transformers checks its configs in many ways
         found = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise LdmrtError(part, "invalid config", found=found or first_line(error)) from None
@@ -170,9 +186,17 @@ def class_of(network: nn.Module) -> str:
     return next((kind for kind, ours in NETWORKS.items() if type(network) is ours), type(network).__name__)
 
 
+def config_of(network: "Denoiser | Codec | Control | LDMBert") -> JsonObject:
+    """Return the content of config.json of a network that is no text encoder of transformers."""
+    config = network.config
+    if isinstance(config, dict):  # of a class of diffusers
+        config = stable_diffusion_3.SD3Config.read(config)
+    return to_config(class_of(network), config)
+
+
 def is_text_encoder(network: nn.Module) -> TypeGuard[TextEncoder]:
     """Tell a text encoder, of transformers or of this package, from other networks."""
-    return isinstance(network, LDMBert) or class_of(network) in TEXT
+    return isinstance(network, LDMBert) or class_of(network) in (*TEXT, T5)
 
 
 def save_network(folder: Path, network: nn.Module, config: RawConfig, dtype: torch.dtype, name: str = WEIGHTS) -> None:
@@ -186,6 +210,8 @@ def save_text_encoder(folder: Path, network: TextEncoder, dtype: torch.dtype) ->
     state = network.state_dict()
     if class_of(network) in TEXT and not any(key.startswith("text_model.") for key in state):
         state = {f"text_model.{key}": value for key, value in state.items()}
+    if class_of(network) == T5:
+        state = t5.saved(state)
     write(folder.name, folder / TEXT_WEIGHTS, state, dtype)
     config = {**network.config.to_dict(), "architectures": [class_of(network)]}
     write_json(folder / "config.json", {**config, "dtype": str(dtype).removeprefix("torch.")})
@@ -219,4 +245,6 @@ def build(part: str, kind: str, config: JsonObject) -> nn.Module:
         LdmrtError: The config is invalid or unsupported.
     """
     with on_meta(part):
-        return text_encoder(config, kind, part) if kind in TEXT else NETWORKS[kind].from_config(config)
+        if kind == stable_diffusion_3.KIND:
+            return stable_diffusion_3.stable_diffusion_3(config)
+        return text_encoder(config, kind, part) if kind in (*TEXT, T5) else NETWORKS[kind].from_config(config)

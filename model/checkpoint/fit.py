@@ -3,13 +3,16 @@
 import warnings
 
 from ldmrt.model.networks.plain_unet import PlainUNet
+from ldmrt.runtime.bundle.graphs import TRANSFORMER
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.samplers.registry import plan_from_config
 from ldmrt.runtime.samplers.schedule import signal_and_noise
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer, token_count
+from ldmrt.runtime.tokenizer.vocabulary import is_unigram
 
 from .checkpoint import Checkpoint
 from .folder import INDEX
+from .transformer_fit import check_transformer
 
 IMAGE_CHANNELS = (1, 3)  # grey and RGB
 
@@ -21,10 +24,13 @@ def check_fit(checkpoint: Checkpoint) -> None:
         LdmrtError: Names the part and the value of its config.
     """
     _check_colours(checkpoint)
-    _check_channels(checkpoint)
-    _check_noisers(checkpoint)
-    _check_context(checkpoint)
-    _check_additions(checkpoint)
+    if checkpoint.stage.network == TRANSFORMER:
+        check_transformer(checkpoint)
+    else:
+        _check_channels(checkpoint)
+        _check_noisers(checkpoint)
+        _check_context(checkpoint)
+        _check_additions(checkpoint)
     _check_tokenizers(checkpoint)
     _check_scheduler(checkpoint)
 
@@ -116,11 +122,12 @@ def _check_tokenizers(checkpoint: Checkpoint) -> None:
         if part not in checkpoint.tokenizers:
             raise LdmrtError(part, f"{INDEX} names no {part}", expected=f"one for {name}")
         tokens, text = Tokenizer(checkpoint.tokenizers[part]), encoder.config
-        if tokens.size > text.vocab_size or tokens.length > text.max_position_embeddings:
-            expected = f"at most {text.vocab_size} entries and {text.max_position_embeddings} tokens"
+        positions = getattr(text, "max_position_embeddings", tokens.length)  # T5 has relative ones
+        if tokens.size > text.vocab_size or tokens.length > positions:
+            expected = f"at most {text.vocab_size} entries and {positions} tokens"
             sizes = f"{tokens.size} and {tokens.length}"
             raise LdmrtError(part, "does not fit the text encoder", expected=expected, found=sizes)
-    lengths = {part: token_count(files) for part, files in checkpoint.tokenizers.items()}
+    lengths = {part: token_count(files) for part, files in checkpoint.tokenizers.items() if not is_unigram(files)}
     if len(set(lengths.values())) > 1:  # whose contexts lie side by side
         each = ", ".join(f"{length} of {part}" for part, length in lengths.items())
         raise LdmrtError("tokenizer_2", "another model_max_length than the first tokenizer's", found=each)
@@ -131,6 +138,6 @@ def _check_scheduler(checkpoint: Checkpoint) -> None:
     try:
         with warnings.catch_warnings():  # unknown keys are warned of where the scheduler is used
             warnings.simplefilter("ignore", LdmrtWarning)
-            plan_from_config(checkpoint.scheduler, 4)
+            plan_from_config(checkpoint.scheduler, 4, tokens=checkpoint.stage.tokens(checkpoint.stage.own))
     except (TypeError, ValueError, ArithmeticError, IndexError) as error:
         raise LdmrtError("scheduler", "invalid config", found=first_line(error)) from None

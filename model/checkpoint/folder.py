@@ -13,16 +13,21 @@ from ldmrt.runtime.nearest import suggestion
 INDEX = "model_index.json"
 SCHEDULER, NOISERS = "scheduler", ("low_res_scheduler",)
 TEXT = ("CLIPTextModel", "CLIPTextModelWithProjection")
+T5 = "T5EncoderModel"
+T5_TOKENIZER = ("T5Tokenizer", "T5TokenizerFast")
 TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast", "BertTokenizer", "BertTokenizerFast")
 
 # The parts of a folder that are read, and the classes that each may be of.
 PARTS: dict[str, tuple[str, ...]] = {
     "unet": ("UNet2DConditionModel", "UNet2DModel"),
+    "transformer": ("SD3Transformer2DModel",),
     "vae": ("AutoencoderKL", "VQModel", "AutoencoderTiny"),
     "text_encoder": (*TEXT, "LDMBertModel"),
     "text_encoder_2": TEXT,
+    "text_encoder_3": (T5,),
     "tokenizer": TOKENIZER,
     "tokenizer_2": TOKENIZER,
+    "tokenizer_3": T5_TOKENIZER,
     "controlnet": ("ControlNetModel",),
     "adapter": ("T2IAdapter",),
 }
@@ -156,8 +161,12 @@ def split_index(content: JsonObject) -> tuple[JsonObject, dict[str, str]]:
 
 def read_tokenizer(component: str, folder: Path) -> dict[str, bytes]:
     """Read the files of a tokenizer's folder, name to content."""
-    paths = [path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".txt") and not path.is_dir()]
+    paths = [
+        path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".txt", ".model") and not path.is_dir()
+    ]
     files = {path.name: read_bytes(component, path) for path in paths}
     if not files:
-        raise LdmrtError(component, "missing files", expected=f"{folder}/vocab.json and merges.txt, or vocab.txt")
+        raise LdmrtError(
+            component, "missing files", expected=f"{folder}/vocab.json and merges.txt, vocab.txt or tokenizer.json"
+        )
     return files

@@ -3,20 +3,21 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 
 from ldmrt.model.config import check_depth
 from ldmrt.model.families.table import PIXEL_FAMILIES
+from ldmrt.model.library import t5
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.controls.controlnet import ControlNet
 from ldmrt.model.networks.controls.t2i_adapter import Adapter
-from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.networks.tiny_autoencoder import TinyAutoencoder
 from ldmrt.model.networks.unet import UNet
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.weights.weights import Tensors, fill, match
+from ldmrt.runtime.bundle.graphs import denoiser_of
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.hub import is_hub_name
 from ldmrt.runtime.files.reading import JsonObject, read_json
@@ -25,7 +26,7 @@ from ldmrt.runtime.samplers.config import Config
 from ldmrt.runtime.samplers.settings import with_settings
 
 from . import hub, single_file
-from .checkpoint import Checkpoint, build, is_text_encoder, on_meta
+from .checkpoint import Checkpoint, Denoiser, build, class_of, is_text_encoder, on_meta
 from .fit import check_fit
 from .folder import INDEX, Source, part_of_folder, read_folder
 from .outdated import current_scheduler, current_size
@@ -193,25 +194,26 @@ def _build_and_fill(
 def _assemble(source: Source, dtype: Dtype) -> Checkpoint:
     """Build and check everything, then read the weights."""
     pixels = source.index.get("_class_name") in PIXEL_FAMILIES  # which have no autoencoder
-    for part in ("unet", "vae"):
+    denoiser = denoiser_of(source.networks)
+    for part in (denoiser, "vae"):
         if part not in source.networks and not (part == "vae" and pixels):
             raise LdmrtError(part, f"{INDEX} names no {part}", expected="a part of every checkpoint")
     for part, (_, config) in source.networks.items():
         check_depth(part, config, lambda part=part: len(source.tensors(part).named))  # type: ignore[misc]
     networks = {part: build(part, kind, config) for part, (kind, config) in source.networks.items()}
-    unet, vae = networks["unet"], networks.get("vae")
-    assert isinstance(unet, (UNet, PlainUNet))
+    network, vae = networks[denoiser], networks.get("vae")
     assert isinstance(vae, (Autoencoder, VQAutoencoder, TinyAutoencoder, type(None)))
     encoders = {part: network for part, network in networks.items() if is_text_encoder(network)}
     controls = {part: network for part, network in networks.items() if isinstance(network, (ControlNet, Adapter))}
-    if isinstance(unet, UNet):
-        unet.config = current_size(unet.config, source)
+    if isinstance(network, UNet):
+        network.config = current_size(network.config, source)
     checkpoint = Checkpoint(
-        unet, vae, encoders, source.tokenizers, source.scheduler, source.index, controls,
+        cast(Denoiser, network), vae, encoders, source.tokenizers, source.scheduler, source.index, controls,
         noisers=source.noisers, folders=source.folders,
     )  # fmt: skip
     check_fit(checkpoint)
     tensors = {part: source.tensors(part) for part in networks}
+    tensors |= {part: t5.tied(tensors[part]) for part, network in networks.items() if class_of(network) == t5.KIND}
     matched = {part: match(part, network, tensors[part]) for part, network in networks.items()}
     for part, network in networks.items():
         kind = dtype.get(part, dtype[""]) if isinstance(dtype, Mapping) else dtype

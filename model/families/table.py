@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
-from ldmrt.runtime.bundle.stages import Stage, stage_of_configs
+from ldmrt.runtime.bundle.stage_of_configs import stage_of_configs
+from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.files.reading import JsonObject
 
 from .classes import PIPELINE as CLASS_CONDITIONAL

@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from ldmrt.runtime.bundle.configs import LARGEST
-from ldmrt.runtime.bundle.stages import CLASSES, SAMPLE, Source, Stage
+from ldmrt.runtime.bundle.stages import CLASSES, LARGEST, SAMPLE, Source, Stage
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject
 

@@ -25,7 +25,6 @@ EPS = 1e-6  # of every norm: fixed in diffusers
 NEUTRAL: RawConfig = {
     "latents_mean": (None, 0.0),
     "latents_std": (None, 1.0),
-    "shift_factor": (None, 0.0),
 }
 
 
@@ -106,6 +105,7 @@ class AutoencoderConfig(CodecConfig):
     force_upcast: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
+    shift_factor: float | None = None  # that is taken from latents before they are scaled
 
     @property
     def encoded_channels(self) -> int:

@@ -21,19 +21,31 @@ class Draws:
         noted: Numbers of samples that an error or a log names, such as timesteps: B of them, by what they are for.
     """
 
-    def __init__(self, seed: int, samples: Sequence[int], device: str = "cpu", stream: str = "") -> None:
-        """Take the samples at these places of the stream that `seed` names, or of another one of that name."""
-        self.seed, self.samples, self.device, self.stream = seed, tuple(samples), device, stream
+    def __init__(
+        self, seed: int, samples: Sequence[int], device: str = "cpu", stream: str | Sequence[str] = ""
+    ) -> None:
+        """Take the samples at these places of the stream that `seed` names, or of others of these names."""
+        self.seed, self.samples, self.device = seed, tuple(samples), device
+        self.streams = (stream,) * len(self.samples) if isinstance(stream, str) else tuple(stream)
         self.noted: dict[str, Tensor] = {}
 
     def of(self, chosen: Tensor) -> "Draws":
         """Return the draws of the samples for which `chosen` (B,) is true."""
-        pairs = zip(self.samples, chosen.tolist(), strict=True)
-        return Draws(self.seed, [sample for sample, taken in pairs if taken], self.device, self.stream)
+        return self._at([place for place, taken in enumerate(chosen.tolist()) if taken])
 
     def each(self) -> list["Draws"]:
         """Return the draws of each sample alone."""
-        return [Draws(self.seed, [sample], self.device, self.stream) for sample in self.samples]
+        return [self._at([place]) for place in range(len(self.samples))]
+
+    def beside(self, stream: str) -> "Draws":
+        """Return the draws of 2B samples: these, and after them those at the same places of another stream."""
+        streams = [*self.streams, *(own + stream for own in self.streams)]
+        return Draws(self.seed, self.samples * 2, self.device, streams)
+
+    def _at(self, places: Sequence[int]) -> "Draws":
+        """Return the draws of some of the samples."""
+        samples, streams = ([values[place] for place in places] for values in (self.samples, self.streams))
+        return Draws(self.seed, samples, self.device, streams)  # type: ignore[arg-type]
 
     def normal(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
         """Draw numbers of mean 0 and variance 1, (B, *shape), float32."""
@@ -58,5 +70,6 @@ class Draws:
 
     def drawn(self, purpose: str, draw: Callable[[np.random.Generator], NDArray[np.generic]]) -> Tensor:
         """Stack what each sample draws from a generator of its own, (B, ...)."""
-        generators = (sample_generator(self.seed, sample, self.stream + purpose) for sample in self.samples)
+        places = zip(self.samples, self.streams, strict=True)
+        generators = (sample_generator(self.seed, sample, stream + purpose) for sample, stream in places)
         return torch.from_numpy(np.stack([draw(generator) for generator in generators])).to(self.device)

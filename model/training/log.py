@@ -14,7 +14,7 @@ from ldmrt.runtime.files.reading import JsonObject, read_bytes
 from ldmrt.runtime.files.writing import write_atomically
 
 from .diffusion.timesteps import TIMESTEPS
-from .loop.task import Progress
+from .loop.task import Progress, losses_of_images
 from .mirrors import Mirror
 
 BINS = 10  # of the timesteps, over which losses are averaged
@@ -73,7 +73,7 @@ class Log:
             skipped: How many images could not be read since the log was opened.
         """
         losses = {name: value.double().cpu() for name, value in progress.losses.items()}
-        total = torch.stack(list(losses.values())).sum(dim=0)
+        total = losses_of_images(losses)
         self.samples += len(total)
         if progress.taken:
             self.steps += 1

@@ -237,7 +237,7 @@ def fill(component: str, network: N, matched: Mapping[str, Lazy], tensors: Tenso
     """
     state, dtype = {}, computed_dtype(matched.values()) if dtype is None else dtype
     for key, tensor in matched.items():
-        state[key] = tensor.read(dtype)
+        state[key] = tensor.read(dtype).data  # no view of what was read, as the dtype of a buffer's view cannot change
         if not finite(state[key]):
             problem = f"{tensors.place(key)[0]} in {tensors.where} is not finite in {state[key].dtype}"
             hint = f"{tensor.dtype} holds it" if finite(tensor.read()) else "use another copy of the checkpoint"

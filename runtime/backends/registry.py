@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.certificate import Islands
-from ldmrt.runtime.bundle.graphs import STEP, TOGETHER, UNET_HALVES, inside
+from ldmrt.runtime.bundle.graphs import STEP, TOGETHER, UNET_HALVES, denoiser_of, inside
 from ldmrt.runtime.bundle.manifest import PRECISIONS
 from ldmrt.runtime.errors import BundleError, LdmrtError
 from ldmrt.runtime.nearest import suggestion
@@ -69,7 +69,8 @@ def _sparing(makers: dict[str, Maker], settings: BackendSettings) -> dict[str, M
 def _unet_on_demand(bundle: Bundle, makers: dict[str, Maker]) -> Makers:
     """Let only requests that run the whole U-Net open it, where a fused step or its halves may run in its place."""
     if makers.keys() & {STEP, *UNET_HALVES}:
-        makers["unet"] = partial(SharedEngine, "unet", makers["unet"], LowMemory(), bundle.specs("unet"))
+        name = denoiser_of(makers)
+        makers[name] = partial(SharedEngine, name, makers[name], LowMemory(), bundle.specs(name))
     return makers
 
 

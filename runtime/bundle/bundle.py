@@ -17,10 +17,11 @@ from ldmrt.runtime.tensors import TensorSpec
 from .certificate import Certificate, Islands, backend_row
 from .contents import Contents, bundle_errors, is_name
 from .coverage import NETWORKS_ALONE, changes, is_partial
-from .graphs import NOT_RUN, ORDER, cuda_file
+from .graphs import DENOISERS, NOT_RUN, ORDER, cuda_file, denoiser_of
 from .manifest import MANIFEST, check_files, check_manifest, check_named
 from .recording import Recording
-from .stages import PROMPT, Stage, stage_of_configs
+from .stage_of_configs import stage_of_configs
+from .stages import Stage
 from .stages_json import check_inputs, stages_from_json
 
 
@@ -64,13 +65,13 @@ class Bundle:
         contents = Contents(path, manifest["files"] if manifest else None)
         bundle = cls(path, manifest, contents.json("scheduler/scheduler_config.json"), _stages(contents, manifest))
         if manifest:
-            check_named(manifest, bundle.stage.space.components)
-        for name in bundle.stage.space.components:
+            check_named(manifest, bundle.stage.components)
+        for name in bundle.stage.components:
             contents.file(f"{name}/model.onnx")
         if manifest:
-            check_inputs(bundle.stage, bundle.specs("unet")[0])
+            check_inputs(bundle.stage, bundle.specs(bundle.stage.network)[0])
         encoders = [name for name in bundle.components if name.startswith("text_encoder")]
-        if not encoders and PROMPT in bundle.stage.reads:
+        if not encoders and bundle.stage.prompt:
             expected = path / "text_encoder" / "model.onnx"
             raise BundleError("bundle", "missing file", expected=expected, hint="export again")
         for folder in (name.replace("text_encoder", "tokenizer") for name in encoders):
@@ -260,11 +261,15 @@ def _stages(contents: Contents, manifest: JsonObject) -> tuple[Stage, ...]:
     """Read the stages of a manifest; of an old one, or without any, that of the configs."""
     if "stages" in manifest:
         return stages_from_json(manifest["stages"])
-    unet, vae = contents.json("unet/config.json"), contents.json("vae_decoder/config.json")
+    there = [name for name in DENOISERS if contents.has(f"{name}/config.json")]
+    network = denoiser_of(there)
+    unet, vae = contents.json(f"{network}/config.json"), contents.json("vae_decoder/config.json")
     index = contents.json("model_index.json") if os.path.lexists(contents.bundle / "model_index.json") else {}
     stage = stage_of_configs(unet, vae, index)
     if (found := unet.get("in_channels", stage.input_channels)) != stage.input_channels:
-        problem = "in_channels of unet/config.json does not fit a plain Stable Diffusion, and no manifest says more"
+        problem = (
+            f"in_channels of {network}/config.json does not fit a plain Stable Diffusion, and no manifest says more"
+        )
         raise BundleError(
             "bundle", problem, expected=stage.input_channels, found=f"{found!r:.100}", hint="export again"
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ldmrt.runtime.errors import BundleError
 from ldmrt.runtime.files.reading import JsonObject
 
-from .graphs import DECODER
+from .graphs import DECODER, denoiser_of
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -234,7 +234,8 @@ class Certificate:
             return failed[0]
         alone, past = {figure.component for figure in self.figures}, {n for drift in self.drifts for n in drift.past}
         if "forced" in past:
-            return "guidance or conditioning" if "unet" in alone else "unet, guidance or conditioning"
+            network = denoiser_of(self.about.get("checkpoint", ()))
+            return "guidance or conditioning" if network in alone else f"{network}, guidance or conditioning"
         if "stepped" in past:
             return "scheduler"
         if any(not image.within for image in self.pictures) and not past:

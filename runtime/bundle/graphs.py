@@ -7,7 +7,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # it imports NumPy, and the help of commands reads the numbers below
+if TYPE_CHECKING:  # tensors.py imports NumPy, and the help of commands reads the numbers below
+    from collections.abc import Container
+
     from ldmrt.runtime.tensors import Specs
 
 
@@ -17,7 +19,10 @@ UNET_HALVES = DEEP, SHALLOW = "unet_deep", "unet_shallow"  # the U-Net cut in tw
 FRONT, TILE, BACK = "_front", "_tile", "_back"
 FEATURE = "deep"  # the output of the deep half that the shallow half takes
 NOT_RUN = "pytorch"  # stands for a backend where none could run the graphs when the bundle was made
-ORDER = ("text_encoder", "unet", "vae", "controlnet", "adapter")  # the order of components, by how their names begin
+# The network that a sampler calls in every row, of which a model has one, with its input that is the latents.
+STATES = {"unet": "sample", "transformer": "hidden_states"}
+UNET, TRANSFORMER = DENOISERS = tuple(STATES)
+ORDER = ("text_encoder", *DENOISERS, "vae", "controlnet", "adapter")  # of components, by how their names begin
 DECODER = "vae_decoder"
 DECODER_FP32 = "vae_decoder_fp32"  # beside a decoder of half precision
 ENCODER = "vae_encoder"
@@ -42,7 +47,11 @@ def steps_of(rows: int) -> int:
 
 FEEDBACK = {"new_state": "state", "new_row": "row"}
 CUDA = ".cuda.onnx"  # the end of a graph's twin for ONNX Runtime's CUDA provider, such as unet/model.cuda.onnx
-TOGETHER = ("unet", "controlnet", "adapter")  # run in every row, by how their names begin; any other is its own stage
+TOGETHER = (
+    *DENOISERS,
+    "controlnet",
+    "adapter",
+)  # run in every row, by how their names begin; any other is its own stage
 
 
 def cuda_file(path: Path) -> Path:
@@ -50,21 +59,31 @@ def cuda_file(path: Path) -> Path:
     return path.with_name(path.stem + CUDA)
 
 
+def denoiser_of(names: "Container[str]") -> str:
+    """Return the name of the network that denoises among those of a bundle; a U-Net's where there is none."""
+    return next((name for name in DENOISERS if name in names), UNET)
+
+
+def state_of(inputs: "Specs") -> str:
+    """Return the name of the input that is the latents; that of a U-Net's where none is."""
+    return next((spec.name for spec in inputs if spec.name in STATES.values()), STATES[UNET])
+
+
 def step_specs(inputs: "Specs", outputs: "Specs") -> "tuple[Specs, Specs] | None":
-    """State the interface of a U-Net's fused step.
+    """State the interface of the fused step of a network that denoises.
 
     Args:
-        inputs: The inputs of the U-Net.
+        inputs: The inputs of the network.
         outputs: Its one output.
 
     Returns:
-        Inputs and outputs of the fused step; None where the U-Net also predicts a variance, or takes residuals of
+        Inputs and outputs of the fused step; None where the network also predicts a variance, or takes residuals of
         controls, which change from row to row.
     """
     from ldmrt.runtime.tensors import TensorSpec
 
     conditioning = {spec.name: spec for spec in inputs}
-    sample, (prediction,) = conditioning.pop("sample"), outputs
+    sample, (prediction,) = conditioning.pop(state_of(inputs)), outputs
     conditioning.pop("timestep")
     (_, width, *_), (_, channels, *area) = sample.shape, prediction.shape
     extra = int(width) - int(channels)

@@ -13,7 +13,7 @@ from ldmrt.runtime.files.reading import read_json
 from ldmrt.runtime.files.swap import recover
 
 from .contents import bundle_errors
-from .graphs import DECODER, ORDER
+from .graphs import DECODER, DENOISERS, ORDER
 from .manifest import MANIFEST, check_manifest
 
 INDEX = "model_index.json"
@@ -70,7 +70,8 @@ def _fetch_bundle(name: str, revision: str | None) -> Path:
         return folder
     if (folder / INDEX).is_file():
         folder = _fetch(name, [INDEX, *UNLISTED], revision)
-        if all((folder / part / "model.onnx").is_file() for part in ("unet", DECODER)):
+        there = [part for part in (*DENOISERS, DECODER) if (folder / part / "model.onnx").is_file()]
+        if DECODER in there and len(there) > 1:
             return folder
         checkpoint = name
     else:

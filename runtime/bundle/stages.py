@@ -5,24 +5,24 @@ exported, are read as the one stage that their configs describe.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from ldmrt.runtime.errors import BundleError
 from ldmrt.runtime.files.reading import JsonObject
 
-from .configs import positive, sides_of, truth, whole
-from .graphs import DECODER
+from .graphs import DECODER, UNET
 
 Setting = bool | int | float | str
-SAMPLE, TIMESTEP = "sample", "timestep"  # inputs of every network that denoises
+SAMPLE, TIMESTEP = "sample", "timestep"  # inputs of every U-Net
 PROMPT, POOLED, CLASSES = "encoder_hidden_states", "text_embeds", "class_labels"
-PLAIN = "UNet2DModel"  # diffusers' U-Net that reads no prompt
 # Where an input, or some channels of it, may come from: the settings of each kind, by their types.
 KINDS: Mapping[str, Mapping[str, type]] = {
     "state": {},
     "timestep": {},
     "prompt": {"penultimate": bool, "zeros": bool},  # the layer that is taken; whether no negative prompt is zeros
     "pooled_prompt": {},
+    # Stable Diffusion 3: CLIP's states side by side, filled up to a width with zeros, then so many tokens of T5
+    "joint_prompt": {"width": int, "tokens": int},
+    "joint_pooled_prompt": {},  # of both CLIP encoders side by side
     "sizes": {"scored": bool},  # of SDXL; whether they end with an aesthetic score
     "guidance_scale": {},  # embedded, for a distilled network
     "class": {"count": int, "null": bool},  # whether the last one is none, which rows without a class are given
@@ -38,9 +38,12 @@ NOISED_KINDS = ("noised_image", "enlarged_image")  # they are given noise of a l
 SMALL_KINDS = ("small_image", *NOISED_KINDS)  # images in colours, whose enlargement is drawn
 IMAGE_KINDS = ("image_latents", *SMALL_KINDS)  # they are given the image, which is then no start for the latents
 MASK_KINDS = ("mask", "masked_image")
+JOINT = "joint_prompt"
+PROMPT_KINDS = ("prompt", JOINT)  # embeddings of a request's prompt
 PROMPTS = ("negative", "positive")
 SCALES = ("guidance_scale", "image_guidance_scale")  # fields of a request
 BASE = "base"  # the name of a model's first stage
+LARGEST = 1 << 16  # channels, or latents along one side
 MOST = 16  # stages, rows of guidance, or sources of an input
 KL, VQ, TINY, PIXELS = "kl", "vq", "tiny", "none"
 # An autoencoder that gives Gaussians, one with a codebook, a tiny one that gives latents, and none.
@@ -70,6 +73,8 @@ class Space:
         scaling_factor: The network sees the autoencoder's latents times this.
         codec: One of `CODECS`: what makes images of latents.
         least: The value of a black pixel, -1 or 0, where a white one is 1; of images whose pixels are sampled.
+        shift_factor: What is taken from the autoencoder's latents before they are scaled.
+        patch: Latents along one side that a transformer reads as one token; 1 for a U-Net.
     """
 
     channels: int
@@ -77,14 +82,18 @@ class Space:
     scaling_factor: float
     codec: str = KL
     least: float = -1.0
+    shift_factor: float = 0.0
+    patch: int = 1
 
     @property
-    def components(self) -> tuple[str, ...]:
-        """Name the networks without which no images can be made in this space."""
-        return ("unet",) if self.codec == PIXELS else ("unet", DECODER)
+    def unit(self) -> int:
+        """Return how many pixels the sides of an image are multiples of."""
+        return self.factor * self.patch
 
 
-SPACE = {"codec": KL, "least": -1.0}  # values of a space that a manifest need not state
+# Values of a space, and of a stage, that a manifest need not state.
+SPACE = {"codec": KL, "least": -1.0, "shift_factor": 0.0, "patch": 1}
+STAGE = {"network": UNET, "largest": 0}
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,8 @@ class Stage:
         depth: How many channels of a depth the decoder gives beside the colours: none, one, or three, of which the last
             two are its 16 bits.
         name: Its name.
+        network: The component that denoises, one of `DENOISERS`.
+        largest: The longest side, in pixels, that the network has positions for; 0 where there is no limit.
         number: Its place in a cascade, from 0, which the manifest does not hold: it chooses the streams of noise.
     """
 
@@ -131,7 +142,29 @@ class Stage:
     shortens: bool = False
     depth: int = 0
     name: str = BASE
+    network: str = UNET
+    largest: int = 0
     number: int = 0
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Name the networks without which no images can be made."""
+        return (self.network,) if self.space.codec == PIXELS else (self.network, DECODER)
+
+    def tokens(self, size: tuple[int, int]) -> int | None:
+        """Return how many tokens a transformer reads of an image of (height, width) pixels; None for a U-Net."""
+        unit = self.space.unit
+        return None if self.network == UNET else (size[0] // unit) * (size[1] // unit)
+
+    @property
+    def state(self) -> str:
+        """Return the name of the network's input that is the latents, with the channels beside them."""
+        return next((name for name, sources in self.reads.items() if sources[0].kind == "state"), SAMPLE)
+
+    @property
+    def prompt(self) -> Source | None:
+        """Return the source of the prompt's embeddings; None for a model that reads no prompt."""
+        return next((source for kind in PROMPT_KINDS if (source := self.source(kind)) is not None), None)
 
     @property
     def size(self) -> int:
@@ -161,7 +194,7 @@ class Stage:
     @property
     def beside(self) -> tuple[Source, ...]:
         """Return the sources of the channels that the network sees beside the state."""
-        return tuple(source for source in self.reads.get(SAMPLE, ()) if source.kind != "state")
+        return tuple(source for source in self.reads.get(self.state, ()) if source.kind != "state")
 
     def source(self, kind: str) -> Source | None:
         """Return the source of a kind; None where no input has it."""
@@ -207,71 +240,5 @@ class Stage:
             },
             "shortens": self.shortens,
             "depth": self.depth,
+            **{name: value for name, usual in STAGE.items() if (value := getattr(self, name)) != usual},
         }
-
-
-def stage_of_configs(unet: JsonObject, vae: JsonObject | None, index: JsonObject) -> Stage:
-    """Derive the stage of a model from the configs that diffusers writes.
-
-    Args:
-        unet: unet/config.json.
-        vae: vae_decoder/config.json; None for a model without an autoencoder, which works in pixels.
-        index: model_index.json, which states three properties of pipelines; it may be empty.
-
-    Raises:
-        BundleError: A value is missing or invalid.
-    """
-    space = _space_of_config(vae) if vae is not None else Space(channels_of(unet), 1, 1.0, PIXELS)
-    sides = sides_of(unet.get("sample_size"))
-    stage = Stage(
-        space,
-        own=(sides[0] * space.factor, sides[1] * space.factor),
-        reads=_reads_of_configs(unet, space, index),
-        shortens="LatentConsistencyModel" in str(index.get("_class_name")),
-    )
-    guided = "timestep_cond" not in stage.reads and PROMPT in stage.reads
-    return stage if guided else replace(stage, guide=Guide((Row("positive"),), ()))
-
-
-def channels_of(unet: JsonObject) -> int:
-    """Return the channels that a U-Net without anything beside its state takes."""
-    return whole("unet/config.json", "in_channels", unet.get("in_channels"), 3)
-
-
-def _space_of_config(vae: JsonObject) -> Space:
-    """Return the latents of an autoencoder."""
-    file = "vae_decoder/config.json"
-    widths = vae.get("block_out_channels")
-    if not isinstance(widths, list) or not 0 < len(widths) <= MOST:
-        found = None if widths is None else f"{widths!r:.100}"
-        raise BundleError("bundle", f"{file} has no block_out_channels", expected="a list of widths", found=found)
-    codec = CODEC_OF.get(str(vae.get("_class_name")), KL)
-    name = "vq_embed_dim" if codec == VQ and vae.get("vq_embed_dim") else "latent_channels"
-    channels = whole(file, name, vae.get(name), 3 if codec == VQ else 4)
-    return Space(
-        channels, 2 ** (len(widths) - 1), positive(file, "scaling_factor", vae.get("scaling_factor"), 0.18215), codec
-    )
-
-
-def _reads_of_configs(unet: JsonObject, space: Space, index: JsonObject) -> dict[str, tuple[Source, ...]]:
-    """Return the sources of a U-Net's inputs: of one with attention to a context that is a prompt's."""
-    zeros = truth("force_zeros_for_empty_prompt", index.get("force_zeros_for_empty_prompt"))
-    scored = truth("requires_aesthetics_score", index.get("requires_aesthetics_score"))
-    xl = bool(unet.get("addition_embed_type"))
-    masked = space.codec != PIXELS and unet.get("in_channels") == 2 * space.channels + 1
-    reads: dict[str, tuple[Source, ...]] = {
-        SAMPLE: (Source("state"), *((Source(kind) for kind in MASK_KINDS) if masked else ())),
-        TIMESTEP: (Source("timestep"),),
-    }
-    if unet.get("_class_name") != PLAIN:
-        settings = ({"penultimate": True} if xl else {}) | ({"zeros": True} if zeros else {})
-        reads[PROMPT] = (Source("prompt", settings),)
-    if xl:
-        reads[POOLED] = (Source("pooled_prompt"),)
-        reads["time_ids"] = (Source("sizes", {"scored": True} if scored else {}),)
-    if unet.get("time_cond_proj_dim"):
-        reads["timestep_cond"] = (Source("guidance_scale"),)
-    if unet.get("num_class_embeds"):
-        count = whole("unet/config.json", "num_class_embeds", unet["num_class_embeds"], 1)
-        reads[CLASSES] = (Source("class", {"count": count}),)
-    return reads

@@ -7,22 +7,23 @@ from ldmrt.runtime.errors import BundleError
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.tensors import TensorSpec
 
-from .configs import LARGEST
 from .contents import is_name
+from .graphs import DENOISERS
 from .manifest import MANIFEST
 from .stages import (
     CODECS,
     IMAGE_KINDS,
     KINDS,
+    LARGEST,
     MASK_KINDS,
     MOST,
     NOISED_KINDS,
     PIXELS,
     PROMPTS,
-    SAMPLE,
     SCALES,
     SMALL_KINDS,
     SPACE,
+    STAGE,
     TIMESTEP,
     Guide,
     Row,
@@ -32,7 +33,7 @@ from .stages import (
 )
 
 KEYS = ("channels", "factor", "scaling_factor", *SPACE)
-STAGE = ("name", "space", "own", "reads", "guide", "shortens", "depth")
+STATED = ("name", "space", "own", "reads", "guide", "shortens", "depth", *STAGE)
 BESIDE = (*MASK_KINDS, *IMAGE_KINDS)
 OTHERS = tuple(kind for kind in KINDS if kind not in ("state", "timestep", *BESIDE))
 DEPTHS, LEAST = (0, 1, 3), (-1.0, 0.0)
@@ -62,11 +63,11 @@ def check_inputs(stage: Stage, inputs: tuple[TensorSpec, ...]) -> None:
         BundleError: Names the stage and the input.
     """
     names = {spec.name for spec in inputs if "residual" not in spec.name}
-    width = next((spec.shape[1:2] for spec in inputs if spec.name == SAMPLE), ())
+    width = next((spec.shape[1:2] for spec in inputs if spec.name == stage.state), ())
     if width != (stage.input_channels,):
-        problem = f"stage {stage.name} gives sample another number of channels"
+        problem = f"stage {stage.name} gives {stage.state} another number of channels"
         raise BundleError("bundle", problem, expected=", ".join(map(str, width)), found=stage.input_channels, hint=HINT)
-    expected = f"the inputs of the U-Net: {', '.join(sorted(names))}"
+    expected = f"the inputs of the network: {', '.join(sorted(names))}"
     if missing := names - stage.reads.keys():
         raise BundleError("bundle", f"stage {stage.name} gives no {min(missing)}", expected=expected, hint=HINT)
     if unknown := stage.reads.keys() - names:
@@ -74,7 +75,7 @@ def check_inputs(stage: Stage, inputs: tuple[TensorSpec, ...]) -> None:
 
 
 def _stage(where: str, value: object) -> Stage:
-    entry = _object(where, value, *STAGE)
+    entry = _object(where, {**STAGE, **_object(where, value)}, *STATED)
     if not is_name(entry["name"]):
         raise _damaged(f"name of {where}", "a name", entry["name"])
     space = _object(f"space of {where}", {**SPACE, **_object(f"space of {where}", entry["space"])}, *KEYS)
@@ -92,6 +93,8 @@ def _stage(where: str, value: object) -> Stage:
             _number(f"scaling_factor of {where}", space["scaling_factor"]),
             _one_of(f"codec of {where}", space["codec"], CODECS),
             float(_one_of(f"least of {where}", space["least"], LEAST)),
+            _real(f"shift_factor of {where}", space["shift_factor"]),
+            _whole(f"patch of {where}", space["patch"], MOST),
         ),
         own=(sides[0], sides[1]),
         reads=reads,
@@ -99,6 +102,8 @@ def _stage(where: str, value: object) -> Stage:
         shortens=_truth(f"shortens of {where}", entry["shortens"]),
         depth=_depth(f"depth of {where}", entry["depth"]),
         name=entry["name"],
+        network=_one_of(f"network of {where}", entry["network"], DENOISERS),
+        largest=_whole(f"largest of {where}", entry["largest"], LARGEST**2, least=0),
     )
     _check_fit(where, stage)
     return stage
@@ -108,14 +113,14 @@ def _check_fit(where: str, stage: Stage) -> None:
     """Refuse sources that cannot stand where they are, or that lack another."""
     every = {name: [source.kind for source in sources] for name, sources in stage.reads.items()}
     beside = [source.kind for source in stage.beside]
-    others = {name: kinds for name, kinds in every.items() if name not in (SAMPLE, TIMESTEP)}
+    others = {name: kinds for name, kinds in every.items() if name not in (stage.state, TIMESTEP)}
     noised, level = any(kind in NOISED_KINDS for kind in beside), stage.source("noise_level") is not None
     blank = {kind for row in stage.guide.rows for kind in row.blank}
     classes = stage.source("class")
     null = classes is not None and bool(classes.setting("null"))
     absent = [*beside, *(["class"] if null else [])]
     for part, expected, holds in (
-        ("sample", f"the state, then each once: {', '.join(BESIDE)}", every.get(SAMPLE) == ["state", *beside]),
+        ("sample", f"the state, then each once: {', '.join(BESIDE)}", every.get(stage.state) == ["state", *beside]),
         ("sample", f"each once: {', '.join(BESIDE)}", set(beside) <= {*BESIDE} and len({*beside}) == len(beside)),
         ("sample", f"one of {', '.join(SMALL_KINDS)}", sum(kind in SMALL_KINDS for kind in beside) <= 1),
         ("sample", "a small image enlarged 1 to 16 times", 0 < stage.enlarges <= MOST * stage.space.factor),
@@ -179,11 +184,18 @@ def _list(where: str, value: object, least: int = 0) -> list[object]:
     return value
 
 
-def _whole(where: str, value: object, most: int = LARGEST) -> int:
-    """Return a whole number above 0."""
-    if type(value) is not int or not 0 < value <= most:
-        raise _damaged(where, f"1 to {most}", value)
+def _whole(where: str, value: object, most: int = LARGEST, least: int = 1) -> int:
+    """Return a whole number, above 0 unless another least one is given."""
+    if type(value) is not int or not least <= value <= most:
+        raise _damaged(where, f"{least} to {most}", value)
     return value
+
+
+def _real(where: str, value: object) -> float:
+    """Return a number of any sign."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < 1e9:
+        raise _damaged(where, "a number", value)
+    return float(value)
 
 
 def _number(where: str, value: object) -> float:

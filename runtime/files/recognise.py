@@ -100,8 +100,8 @@ def _runs(folder: Path) -> bool:
 
 def _of_folder(path: Path) -> str:
     """Recognise a folder by the files in it."""
-    unet = path / "unet"
-    weights = any(file.suffix in WEIGHTS for file in unet.iterdir()) if unet.is_dir() else False
+    folders = [folder for name in ("unet", "transformer") if (folder := path / name).is_dir()]
+    weights = any(file.suffix in WEIGHTS for folder in folders for file in folder.iterdir())
     if _runs(path):
         return "" if weights else BUNDLE
     if (path / "model_index.json").is_file():

@@ -11,7 +11,7 @@ from ldmrt.runtime.backends import gpu
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.engine_key import Bucket
 from ldmrt.runtime.bundle.engines.store import EngineFile, engines
-from ldmrt.runtime.bundle.graphs import STEP
+from ldmrt.runtime.bundle.graphs import STATES, STEP
 from ldmrt.runtime.errors import LdmrtError
 
 from .request.request import Request
@@ -19,7 +19,7 @@ from .request.request import Request
 # Pixels that the networks see at once: 16 images of 512x512, whose decoder takes one at a time.
 PIXELS = 16 * 512 * 512
 MOST = 2**16  # images of a request whose result is held as a whole
-INPUTS = {"unet": "sample", STEP: "state"}
+INPUTS = {**STATES, STEP: "state"}
 SHARE = 0.5  # of the free memory is for activations: the prediction is no bound, and other programs need some
 
 

@@ -104,6 +104,8 @@ class ImagePipeline(ABC):
         negative_prompt: Text | None = None,
         prompt_2: Text | None = None,
         negative_prompt_2: Text | None = None,
+        prompt_3: Text | None = None,
+        negative_prompt_3: Text | None = None,
         num_images_per_prompt: int = 1,
         num_inference_steps: int = 20,
         guidance_scale: float = 5.0,

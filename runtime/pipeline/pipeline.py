@@ -121,7 +121,7 @@ class Pipeline(ImagePipeline):
     def parts(self, request: Request, batch: int) -> Iterator[Request]:
         """Yield a request as several of at most so many images, which make the same images."""
         first = self._walk(request)[0].stage
-        return request.parts(batch, first.space.factor, first.enlarges)
+        return request.parts(batch, first.space.unit, first.enlarges)
 
     def draw(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
         """Yield the results of many requests, in their order; their stages overlap.
@@ -186,7 +186,7 @@ class Pipeline(ImagePipeline):
             return height * factor, width * factor
         if request.image is not None and self.stage.enlarges > 1 and None in (request.height, request.width):
             first = reading.split("image", request.image)[0]
-            return enlarged_size(reading.read("image", first), factor, self.stage.enlarges)
+            return enlarged_size(reading.read("image", first), self.stage.space.unit, self.stage.enlarges)
         return request.height or self.stage.size, request.width or self.stage.size
 
     def images_at_once(self, request: Request) -> int:
@@ -210,6 +210,7 @@ class Pipeline(ImagePipeline):
             shortened=self.stage.shortens,
             start=request.denoising_start,
             end=request.denoising_end,
+            tokens=self.stage.tokens(self.size(request)),
         )
 
     def decode(self, latents: Latents, stage: str | None = None) -> NDArray[np.uint8]:
@@ -223,9 +224,9 @@ class Pipeline(ImagePipeline):
 
     def free(self) -> None:
         """Make room where one network is in memory at a time."""
-        unet = self.engines["unet"]
-        if isinstance(unet, SharedEngine):
-            unet.free()
+        network = self.engines[self.stage.network]
+        if isinstance(network, SharedEngine):
+            network.free()
 
     def unload(self) -> None:
         """Free the memory of the networks of all stages; the next request opens them again. None may run meanwhile."""
@@ -250,7 +251,7 @@ class Pipeline(ImagePipeline):
         decodes = request.output_type != "latent" and self.decoding.tile is None and DECODER in self.engines
         rows, scales = self._rows(request)
         encoders = text_encoders(self.engines) if reads_texts(request, rows) else []
-        self.engines.open_soon([*encoders, "unet", *([DECODER] if decodes else [])])
+        self.engines.open_soon([*encoders, self.stage.network, *([DECODER] if decodes else [])])
         given = read_images(request, self.stage)
         start = initial_latents(request, plan, self.engines, self.stage, given, self.decoding)
         guidance = guide(request.total_images, scales, request.guidance_rescale)

@@ -118,8 +118,9 @@ FOREIGN |= {"logrho": ("midpoint", "heun", "bh1", "bh2"), "deis": ("dpmsolver", 
 
 def prediction_type(config: Config) -> str:
     """Return what a network predicts for the scheduler of a config; the default is diffusers'."""
-    score = config.get("_class_name") == "ScoreSdeVeScheduler"
-    return "score" if score else str(config.get("prediction_type") or "epsilon")
+    name = str(config.get("_class_name"))
+    own = "score" if name == "ScoreSdeVeScheduler" else "flow_prediction" if name.startswith("FlowMatch") else ""
+    return own or str(config.get("prediction_type") or "epsilon")
 
 
 def resolve(config: Config, class_name: str) -> JsonObject:

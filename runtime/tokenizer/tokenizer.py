@@ -1,4 +1,4 @@
-"""Turn text into ids, by CLIP's tokenizer or BERT's, from the files that diffusers and transformers write."""
+"""Turn text into ids, by the tokenizer of CLIP, BERT or T5, from the files that diffusers and transformers write."""
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -12,30 +12,38 @@ from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.files.reading import parse_json
 from ldmrt.runtime.optional import unavailable
 
-from .vocabulary import END, ROLES, START, is_wordpiece, more_vectors, vocabulary
+from .unigram import t5_unigram
+from .vocabulary import END, ROLES, START, T5_END, T5_PAD, is_unigram, is_wordpiece, more_vectors, vocabulary
 from .wordpiece import bert_wordpiece
 
 # Radford et al. 2021: contractions, words, single digits, runs of signs
 PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 CLIP_LENGTH = 77
 BERT_LENGTH = 77  # latent diffusion's, whatever a tokenizer's config says of BERT itself
+T5_LENGTH = 256  # Stable Diffusion 3's, likewise
 
 
 class Tokenizer:
-    """Encodes texts as byte pairs or word pieces, to a fixed length, with start and end tokens and padding."""
+    """Encodes texts as byte pairs or pieces of words, to a fixed length, with start and end tokens and padding.
+
+    T5 has no start token.
+    """
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         """Read a tokenizer.
 
         Args:
             files: The files of a tokenizer folder by name. CLIP's: vocab.json and merges.txt, or tokenizer.json, and
-                configs. BERT's: vocab.txt or tokenizer.json, and configs.
+                configs. BERT's: vocab.txt or tokenizer.json, and configs. T5's: tokenizer.json or spiece.model.
 
         Raises:
             LdmrtError: A file is missing or damaged, or the package tokenizers is missing.
         """
         config, special = (_json(files, name) for name in ("tokenizer_config.json", "special_tokens_map.json"))
-        if is_wordpiece(files):
+        if is_unigram(files):
+            self._backend = t5_unigram(files)
+            start, end, pad = T5_END, T5_END, T5_PAD
+        elif is_wordpiece(files):
             self._backend, tokens = bert_wordpiece(files)
             start, end, pad = (tokens[role] for role in ("cls_token", "sep_token", "pad_token"))
             _add_words(self._backend, vocabulary(files)[1])
@@ -49,7 +57,7 @@ class Tokenizer:
         self.size = int(self._backend.get_vocab_size())
         self._vectors = _word_vectors(self._backend)
         self.length = token_count(files)
-        self.start, self.end, self.pad = self._id(start), self._id(end), self._id(pad)
+        self.start, self.end, self.pad = self._id(start), self._id(end), self._id(pad)  # T5's start is its end
         if pad not in (start, end):  # Stable Diffusion 2 pads with "!", which then is one wherever it stands in a text
             self._backend.add_special_tokens([pad])
 
@@ -91,7 +99,8 @@ class Tokenizer:
             ids = [piece for piece, _ in pieces]
             if len(ids) > self.length:
                 lost = text[pieces[self.length - 1][1] :].strip()
-                message = f"tokenizer: prompt has {len(ids) - 2} tokens, {self.length - 2} fit; skipped: {lost!r}"
+                has, fit = (count - len({self.start, self.end}) for count in (len(ids), self.length))
+                message = f"tokenizer: prompt has {has} tokens, {fit} fit; skipped: {lost!r}"
                 warnings.warn(message, LdmrtWarning, stacklevel=2)
                 ids = [*ids[: self.length - 1], self.end]
             row[: len(ids)] = ids
@@ -105,6 +114,8 @@ class Tokenizer:
 
 def token_count(files: Mapping[str, bytes]) -> int:
     """Return how many tokens every text is cut or padded to, by the files of a tokenizer's folder."""
+    if is_unigram(files):
+        return T5_LENGTH
     if is_wordpiece(files):
         return BERT_LENGTH
     length = _json(files, "tokenizer_config.json").get("model_max_length", CLIP_LENGTH)

@@ -12,6 +12,8 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 ADDED = "added_tokens.json"
 PIECES = "vocab.txt"  # WordPiece's vocabulary, one token a line
+SENTENCEPIECE = "spiece.model"  # T5's vocabulary, as SentencePiece wrote it
+T5_END, T5_PAD = "</s>", "<pad>"
 MOST_PIECES = 1 << 20  # BERT has 30522, in all languages 119547
 BERT_ROLES = {  # the usual tokens
     "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]",
@@ -31,8 +33,19 @@ def is_wordpiece(files: Files) -> bool:
     return isinstance(model, dict) and model.get("type") == "WordPiece"
 
 
+def is_unigram(files: Files) -> bool:
+    """Tell the files of T5's tokenizer from those of the others."""
+    kind = str(read(files, "tokenizer_config.json").get("tokenizer_class"))
+    if kind.startswith(("Bert", "CLIP", "T5")):
+        return kind.startswith("T5")
+    model = read(files, "tokenizer.json").get("model")
+    return SENTENCEPIECE in files or (isinstance(model, dict) and model.get("type") == "Unigram")
+
+
 def tokenizer_class(files: Files) -> str:
     """Return the name of the class in transformers that reads these files."""
+    if is_unigram(files):
+        return "T5TokenizerFast"
     return "BertTokenizer" if is_wordpiece(files) else "CLIPTokenizer"
 
 
@@ -56,6 +69,20 @@ def word_pieces(files: Files) -> dict[str, int]:
         expected = f"the ids 0 to {len(vocab) - 1}, each once"
         raise LdmrtError("tokenizer", "cannot read the vocabulary", expected=expected)
     return dict(vocab)
+
+
+def unigram_pieces(files: Files) -> dict[str, int]:
+    """Return the pieces of T5's tokenizer.json, each with its id; none where SentencePiece's file alone is there.
+
+    Raises:
+        LdmrtError: The list of pieces is damaged.
+    """
+    model = read(files, "tokenizer.json").get("model")
+    pieces = model.get("vocab", []) if isinstance(model, dict) else []
+    try:
+        return {str(piece): i for i, (piece, _) in enumerate(pieces)}
+    except (TypeError, ValueError) as error:
+        raise LdmrtError("tokenizer", "cannot read the vocabulary", found=first_line(error)) from None
 
 
 def bert_tokens(files: Files) -> dict[str, str]:
@@ -126,6 +153,8 @@ def _lines(content: bytes) -> list[str]:
 
 def _base_words(files: Files) -> dict[str, Any]:
     """Return the byte pairs or the word pieces of a vocabulary, without the words that were added to it."""
+    if is_unigram(files):
+        return unigram_pieces(files)
     if is_wordpiece(files):
         return word_pieces(files)
     model = read(files, "tokenizer.json").get("model")

@@ -62,7 +62,7 @@ class Call:
     @property
     def rows(self) -> int:
         """The rows of the call."""
-        return len(self.arrays["sample"])
+        return len(self.arrays["timestep"])
 
 
 @dataclass(eq=False)
@@ -254,7 +254,7 @@ def alike(engine: Engine, arrays: Arrays) -> Hashable:
     Rows can be joined where every input and output has an axis of them, of one size.
     """
     by_row = all(spec.shape and isinstance(spec.shape[0], str) for spec in (*engine.inputs, *engine.outputs))
-    rows = len(arrays["sample"])
+    rows = len(arrays["timestep"])
     if not by_row or any(array.ndim == 0 or len(array) != rows for array in arrays.values()):
         return None
     shapes: list[tuple[str, str, tuple[int, ...]]] = sorted(

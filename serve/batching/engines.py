@@ -5,7 +5,7 @@ from functools import partial
 from threading import Lock
 
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
-from ldmrt.runtime.bundle.graphs import STEP
+from ldmrt.runtime.bundle.graphs import STEP, state_of
 from ldmrt.runtime.tensors import Array, Arrays, Engine
 
 from .dispatcher import Dispatcher, Seat, alike
@@ -37,12 +37,12 @@ class JoinedEngines(LazyEngines):
 
     def _engine(self, name: str) -> Engine:
         engine = self._engines[name]
-        denoises = {"sample", "timestep"} <= {spec.name for spec in engine.inputs}
+        denoises = {state_of(engine.inputs), "timestep"} <= {spec.name for spec in engine.inputs}
         return SharedNetwork(engine, self._joined if denoises else self._by_itself)
 
     def _joined(self, engine: Engine, arrays: Arrays) -> Arrays:
         """Run a network with others' calls; the first call with latents of a size takes a seat in their lane."""
-        lane = self._lane_of(arrays["sample"].shape[2:])
+        lane = self._lane_of(arrays[state_of(engine.inputs)].shape[2:])
         if self._seat is None or self._seat.lane != lane:
             self.leave()
             self._seat = self._dispatcher.take_seat(lane)

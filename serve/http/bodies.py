@@ -29,6 +29,8 @@ class Options(BaseModel):
     negative_prompt: str | None = None
     prompt_2: str | None = None
     negative_prompt_2: str | None = None
+    prompt_3: str | None = None
+    negative_prompt_3: str | None = None
     num_inference_steps: int | None = Field(None, ge=1)
     guidance_scale: float | None = None
     image_guidance_scale: float | None = None

@@ -12,10 +12,10 @@ def rows_of(pipeline: Pipeline) -> int:
 
     Networks that take turns in memory, or have no axis of rows, get one request at a time.
     """
-    unet = pipeline.engines["unet"]
-    by_row = all(spec.shape and isinstance(spec.shape[0], str) for spec in unet.inputs)
+    network = pipeline.engines[pipeline.stage.network]
+    by_row = all(spec.shape and isinstance(spec.shape[0], str) for spec in network.inputs)
     if pipeline.engines.take_turns or not by_row:
         return 1
     side = pipeline.stage.size
     most = rows_per_call(pipeline, (side, side), MOST_ROWS)
-    return knee(measure(timed(unet, side, pipeline.stage.space.factor), most))
+    return knee(measure(timed(network, side, pipeline.stage.space.factor), most))

@@ -37,7 +37,7 @@ def router(models: Mapping[str, Pipeline]) -> APIRouter:
             "model": model,
             "default": everyday_name(pipeline.scheduler),
             "samplers": names[model],
-            "multiple": pipeline.stage.space.factor,
+            "multiple": pipeline.stage.space.unit,
         }
         if name is not None:
             told["plan"] = {"name": name, **described(plan_of(pipeline, name, steps))}

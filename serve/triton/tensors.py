@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ldmrt.runtime.bundle.stages import PROMPT, Stage
+from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import InvalidRequest, first_line
 from ldmrt.runtime.pipeline.request.field_names import FIELDS, refuse_unknown
 from ldmrt.runtime.pipeline.request.request import EMBEDDINGS, Request
@@ -56,7 +56,7 @@ def inputs_of(stage: Stage, components: tuple[str, ...]) -> tuple[Tensor, ...]:
         components: The names of the bundle's networks; each control among them has an image and a scale.
     """
     named = tuple(
-        Tensor(tensor.name, tensor.type, tensor.shape, PROMPT not in stage.reads) if tensor.name == "prompt" else tensor
+        Tensor(tensor.name, tensor.type, tensor.shape, stage.prompt is None) if tensor.name == "prompt" else tensor
         for tensor in INPUTS
     )
     names = [name.removeprefix(kind) for name in components for kind in CONTROLS if name.startswith(kind)]

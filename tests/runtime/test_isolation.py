@@ -32,6 +32,7 @@ MAY = {
     "files/hub.py": {"huggingface_hub"},
     "parity/metrics.py": {"skimage"},
     "tokenizer/tokenizer.py": {"tokenizers"},
+    "tokenizer/unigram.py": {"tokenizers"},
     "tokenizer/wordpiece.py": {"tokenizers"},
 }
 

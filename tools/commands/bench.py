@@ -234,12 +234,12 @@ def bench(
     words: dict[str, float | str | None] = {"steps": steps, "guidance": guidance, "width": width, "height": height}
     # not fused: the U-Net and the row are timed apart
     pipeline = open_pipeline(bundle, backend, threads=threads, fused=False, compute=compute)
-    text = prompt if pipeline.stage.source("prompt") else None
+    text = prompt if pipeline.stage.prompt else None
     until = {"until": pipeline.stage.name} if pipeline.later else {}
     request = request_of({"prompt": text, **words, **until})
     rows = stages(pipeline, request, pictures)
     of = {row.stage: row for row in rows}
-    per_second = of["unet"].calls / (pictures * of["picture"].p50)
+    per_second = of[pipeline.stage.network].calls / (pictures * of["picture"].p50)
     beside = overlapped(pipeline, request, pictures) if overlap else None
     traded = trades(pipeline, request, pictures, list(dict.fromkeys(caches))) if caches else []
     pipeline.close()

@@ -60,8 +60,10 @@ GRID = 1024  # most images in the grid
     multiple=True,
     help="Image of a ControlNet or an adapter; repeat a name for the next prompt.",
 )
-@click.option("--prompt-2", type=Text(), help="SDXL: prompt of the second text encoder.")
-@click.option("--negative-2", "negative_prompt_2", type=Text(), help="SDXL: the same for the negative prompt.")
+@click.option("--prompt-2", type=Text(), help="SDXL and Stable Diffusion 3: prompt of the second text encoder.")
+@click.option("--negative-2", "negative_prompt_2", type=Text(), help="The same for the negative prompt.")
+@click.option("--prompt-3", type=Text(), help="Stable Diffusion 3: prompt of T5.")
+@click.option("--negative-3", "negative_prompt_3", type=Text(), help="The same for the negative prompt.")
 @click.option("--original-size", type=SIZE, help="SDXL: height and width as conditioning; the image's by default.")
 @click.option("--target-size", type=SIZE, help="SDXL: target height and width as conditioning; likewise.")
 @click.option("--crop", type=SIZE, default=(0, 0), help="SDXL: top and left of the crop as conditioning.")

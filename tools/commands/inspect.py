@@ -138,7 +138,7 @@ def show(bundle: "Bundle", facts: "JsonObject") -> None:
     click.echo(f"{facts['scheduler']}, {predicts}")
     given = [source.kind.replace("_", " ") for sources in bundle.stage.reads.values() for source in sources]
     scales = " and ".join(bundle.stage.guide.scales) or "nothing"
-    click.echo(f"the U-Net is given {', '.join(given)}; guided by {scales}")
+    click.echo(f"the network is given {', '.join(given)}; guided by {scales}")
     for entry in facts["loras"]:
         click.echo(printable(f"LoRA {entry['file']}, weight {entry['weight']:g}"))
     for entry in facts["embeddings"]:

@@ -102,6 +102,8 @@ def fuse_residual_norms(graph: "Graph") -> bool:
     """Join every LayerNorm with the sum before it, and with the bias of the projection that is a term of the sum."""
     changed = False
     for node in _nodes(graph, "LayerNormalization"):
+        if len(node.inputs) < 3:  # whose scale and shift are of the image
+            continue
         total, (scale, shift) = node.inputs[0], node.inputs[1:3]
         add = producer(total, "Add")
         if (

@@ -60,6 +60,7 @@ class Sample:
     sizes: Sizes | None = None  # of images of one's own that were checked
     once: bool = False  # its image hardly comes again, so that its latents are not worth keeping
     index: int = -1  # its place in the stream, in a batch; its random numbers depend on it
+    regularisation: "Sample | None" = None  # the regularisation image that is learned beside it, in a batch
 
     @cached_property
     def image(self) -> Pixels:
@@ -68,8 +69,9 @@ class Sample:
 
 
 def name_of(sample: Sample) -> str:
-    """Name a sample by its key, for a message."""
-    return " ".join(map(str, sample.key))
+    """Name a sample by its key, and the regularisation image beside it, for a message."""
+    beside = f" beside {name_of(sample.regularisation)}" if sample.regularisation else ""
+    return " ".join(map(str, sample.key)) + beside
 
 
 class Captioned(Protocol):
@@ -188,8 +190,12 @@ class ImageFolder:
 
     def draw(self, seed: int, index: int) -> Sample:
         """Return sample `index` of the stream that `seed` names; its image is decoded later."""
+        return self.shaped((self.size, self.size), seed, index)
+
+    def shaped(self, shape: Shape, seed: int, index: int) -> Sample:
+        """Return what `draw` returns with an image of another shape."""
         index, row = self._place(seed, index)
-        return self.sample(row, (self.size, self.size), seed, index)
+        return self.sample(row, shape, seed, index)
 
     def caption(self, seed: int, index: int) -> str:
         """Return the caption of `draw` without its image."""

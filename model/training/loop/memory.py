@@ -41,7 +41,7 @@ class MemoryPlan:
         averages: Of the weights.
         latents: Those that are kept in memory, once all have been computed.
         activations: What is kept for the gradient of the samples that are computed at once.
-        samples: How many these are.
+        samples: How many these are, with the regularisation images beside them.
         peak: The most in a step.
         saving: When networks are copied to be written, without previews.
         others: The peak of a step with other options, by these.
@@ -212,7 +212,8 @@ def plan_memory(run: Run[M], task: TrainingTask, count: int = 1) -> MemoryPlan:
     if settings.optimizer == "adamw" and any(weight.numel() >= SMALL for weight in measured.learning):
         others["--optimizer adamw8bit"] = peak + bytes_in_8bit(measured.learning) - known["optimizer"]
     return MemoryPlan(
-        **known, gradients=measured.gradients, activations=activations, samples=samples, peak=before + peak,
+        **known, gradients=measured.gradients, activations=activations, peak=before + peak,
+        samples=samples * (2 if task.regularisation else 1),
         saving=before + measured.gradients + copied,
         others={options: before + most for options, most in others.items()},
     )  # fmt: skip
@@ -254,9 +255,11 @@ def _latents(task: TrainingTask, seed: int, samples: int) -> int:
         return 0
     keys, known = set[Key](), 0  # samples in a row that are known already
     for index in range(min(samples, DRAWN)):
-        sample = task.data.draw(seed, index)
-        known = known + 1 if sample.once or sample.key in keys else 0
+        drawn = [task.data.draw(seed, index)]
+        drawn += [task.regularisation.beside(drawn[0], seed, index)] if task.regularisation else []
+        new = {sample.key for sample in drawn if not sample.once} - keys
+        known = 0 if new else known + 1
         if known > len(keys) + UNCHANGED:
             break
-        keys |= set() if sample.once else {sample.key}
+        keys |= new
     return min(len(keys), task.cache.entries) * next(iter(task.cache.known.values())).nbytes

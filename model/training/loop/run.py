@@ -30,7 +30,7 @@ from .optimizers import OPTIMIZERS
 from .processes import ALONE, Processes
 from .resuming import Values, changes
 from .settings import Settings, naming_memory
-from .task import Losses, Progress, TrainingTask, listed, whole
+from .task import Losses, Progress, TrainingTask, listed, losses_of_images, whole
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -97,7 +97,7 @@ class Run(Generic[M]):
         settings, begin, seen = self.settings, time.perf_counter(), 0
         batches = Batches(
             task.data, settings.seed, settings.batch, skip_unreadable=settings.skip_unreadable, wanted=task.wanted,
-            taken=slice(self.processes.rank, None, self.processes.count),
+            taken=slice(self.processes.rank, None, self.processes.count), regularisation=task.regularisation,
         )  # fmt: skip
         self.skipped = batches.skipped
         if task.memory is not None and self.memory:
@@ -177,7 +177,7 @@ class Run(Generic[M]):
                 self._update_average()
             self.torn = False
             if task.memory is not None:
-                task.memory.learn(torch.stack(list(losses.values())).sum(dim=0), noted)
+                task.memory.learn(losses_of_images(losses), noted)
                 self.memory = task.memory.state_dict()
         elif scale is None or scale.hopeless:
             named = {f"opponent.{name}": gradient for gradients in each[1:] for name, gradient in gradients.items()}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ldmrt.model.training.data.batches import Wanted
 from ldmrt.model.training.data.captioned import Captioned, Sample
 from ldmrt.model.training.data.metadata import LISTED
+from ldmrt.model.training.data.regularisation import REGULARISATION, Regularisation
 from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.latents import LatentCache
 
@@ -22,6 +23,11 @@ Losses = Mapping[str, Tensor]  # of B samples, (B,) each, by the name of the par
 def whole(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Join what the parts of a batch gave, by name."""
     return {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+
+
+def losses_of_images(losses: Losses) -> Tensor:
+    """Return the loss of each of B samples, (B,), without that of the regularisation image beside it."""
+    return torch.stack([value for name, value in losses.items() if name != REGULARISATION]).sum(dim=0)
 
 
 def listed(values: Iterable[object]) -> str:
@@ -60,6 +66,8 @@ class TrainingTask:
         cooperates: Whether `loss_of` asks the other processes for a mean.
         networks: Those that `loss_of` computes with, beside the module in training and its opponent.
         cache: Keeps latents; None where there are none.
+        regularisation: Gives each sample a regularisation image, of which `loss_of` has a loss of its own; None for
+            none.
     """
 
     data: Captioned
@@ -72,6 +80,7 @@ class TrainingTask:
     cooperates: bool = False
     networks: Sequence[nn.Module] = ()
     cache: LatentCache | None = None
+    regularisation: Regularisation | None = None
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,10 @@ from ldmrt.model.checkpoint.checkpoint import Checkpoint, TextEncoder
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.networks.unet import UNet
+from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.training.data.captioned import Captioned, Sample, Sizes
 from ldmrt.model.training.data.masks import LossMasks
+from ldmrt.model.training.data.regularisation import REGULARISATION, Regularisation, is_regularisation
 from ldmrt.model.training.diffusion.objective import Objective
 from ldmrt.model.training.draws import Draws
 from ldmrt.model.training.latents import FirstStage, LatentCache, sampled
@@ -137,6 +139,7 @@ def conditioned_task(
     cache: LatentCache | None = None,
     masks: LossMasks | None = None,
     classes: Classes | None = None,
+    regularisation: Regularisation | None = None,
 ) -> TrainingTask:
     """Let a U-Net that reads captions learn by the denoising loss (Ho et al. 2020, equation 14) in images' latents.
 
@@ -154,16 +157,30 @@ def conditioned_task(
         masks: Weight the loss of each latent; None for alike.
         classes: The classes that the U-Net is told beside the captions; half of those that are left out are left out
             together with the caption, see `kept`. None for none.
+        regularisation: Images that are learned beside the others (Ruiz et al. 2022, arXiv:2208.12242, equation 2);
+            None for none.
 
     Returns:
-        The task, whose losses have the one part `denoising`.
+        The task, whose losses have the part `denoising`, and with regularisation images the part `regularisation`,
+        which is multiplied by its weight.
     """
     device, conditions = objective.device, conditions or Conditions()
     cache = cache or LatentCache(vae, device)
     encoders, unet = encoders_of(networks), networks.get_submodule("unet")
 
     def loss_of(samples: list[Sample], draws: Draws) -> Losses:
-        """Predict the noise of images' latents, each at a timestep of its own."""
+        """Return the losses of the samples, and of the regularisation images beside them, computed in one batch."""
+        beside_them = [sample.regularisation for sample in samples if sample.regularisation is not None]
+        if regularisation is None or not beside_them:
+            return {"denoising": denoising(samples, draws)}
+        both = draws.beside(f"{REGULARISATION} ")
+        losses = denoising([*samples, *beside_them], both).chunk(2)
+        for name, values in both.noted.items():
+            draws.noted |= dict(zip((name, f"{name} of {REGULARISATION}"), values.chunk(2), strict=True))
+        return {"denoising": losses[0], REGULARISATION: regularisation.weight * losses[1]}
+
+    def denoising(samples: list[Sample], draws: Draws) -> Tensor:
+        """Predict the noise of images' latents, each at a timestep of its own; return the losses (B,)."""
         x0 = sampled(cache(samples), vae, draws)
         dropped = draws.chance(CAPTION_DROPPING, conditions.dropout).tolist()
         captions = ["" if drop else s.caption for drop, s in zip(dropped, samples, strict=True)]
@@ -179,18 +196,28 @@ def conditioned_task(
             channels, inputs = beside(samples, draws)
             x = torch.cat([x, channels], dim=1).contiguous(memory_format=torch.channels_last)
             more |= inputs
-        mask = torch.from_numpy(masks(samples, x0.shape[2:])).to(device) if masks else None
-        return {"denoising": objective.losses(unet(x, objective.times[t], context, **more), x0, t, eps, mask)}
+        mask = weights(samples, x0) if masks else None
+        return objective.losses(unet(x, objective.times[t], context, **more), x0, t, eps, mask)
+
+    def weights(samples: list[Sample], x0: Tensor) -> Tensor:
+        """Return the masks of samples' losses, (B, 1, h, w); ones of regularisation images."""
+        assert masks is not None
+        own = [sample for sample in samples if not is_regularisation(sample)]
+        mask = torch.from_numpy(masks(own, x0.shape[2:])).to(device)
+        return torch.cat([mask, mask.new_ones(len(samples) - len(own), *mask.shape[1:])])
 
     wanted = cache.lacks if beside is None else lambda _: True
     return TrainingTask(
         data, loss_of, timesteps=len(objective.times), wanted=wanted, memory=objective.memory,
-        networks=(networks, vae), cache=cache,
+        networks=(networks, vae), cache=cache, regularisation=regularisation,
     )  # fmt: skip
 
 
 def check_trainable(checkpoint: Checkpoint, gives: Collection[str] = ()) -> None:
-    """Refuse a checkpoint whose U-Net reads more than a captioned image gives, or which has no Gaussian latents.
+    """Refuse a checkpoint whose U-Net reads more than a captioned image gives, or whose latents cannot be computed.
+
+    Latents are those of a KL autoencoder, or, where captioned images are all that the U-Net is given, those before a
+    codebook.
 
     Args:
         checkpoint: The checkpoint.
@@ -212,9 +239,9 @@ def check_trainable(checkpoint: Checkpoint, gives: Collection[str] = ()) -> None
         raise LdmrtError("train", problem, expected=expected, found=", ".join(more), hint=hint)
     if not isinstance(checkpoint.unet, UNet) or not checkpoint.text_encoders:
         raise LdmrtError("train", "the model reads no prompt", expected=expected, found=type(checkpoint.unet).__name__)
-    if not isinstance(checkpoint.vae, Autoencoder):
+    if not isinstance(checkpoint.vae, (Autoencoder,) if gives else (Autoencoder, VQAutoencoder)):
         found = "no autoencoder" if checkpoint.vae is None else type(checkpoint.vae).__name__
         raise LdmrtError("train", "the latents are not those of a KL autoencoder", expected=expected, found=found)
-    if checkpoint.unet.config.out_channels != checkpoint.vae.config.latent_channels:
+    if checkpoint.unet.config.out_channels != checkpoint.vae.config.latent_width:
         found = str(checkpoint.scheduler.get("variance_type"))
         raise LdmrtError("train", "a U-Net with a learned variance", expected="a fixed variance", found=found)

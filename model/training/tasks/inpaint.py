@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
-from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.networks.unet import UNet
 from ldmrt.model.training.data.captioned import Sample
 from ldmrt.model.training.draws import Draws
-from ldmrt.model.training.latents import encoded, sampled, to_tensor
+from ldmrt.model.training.latents import FirstStage, encoded, sampled, to_tensor
 from ldmrt.runtime.bundle.stages import MASK_KINDS
 from ldmrt.runtime.errors import LdmrtError
 
@@ -39,7 +38,7 @@ def inpainting(checkpoint: Checkpoint) -> Checkpoint:
     assert isinstance(unet, UNet)  # `check_trainable` refuses others
     kind = f"StableDiffusion{'XL' if stage.source('sizes') else ''}InpaintPipeline"
     widened = add_channels(unet, 1 + stage.space.channels)
-    return replace(checkpoint, unet=widened, index={**checkpoint.index, "_class_name": kind})
+    return replace(checkpoint, denoiser=widened, index={**checkpoint.index, "_class_name": kind})
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Masked:
         kinds: Kinds of masks, of which each sample draws one.
     """
 
-    vae: Autoencoder
+    vae: FirstStage
     kinds: Sequence[str] = tuple(MASKS)
 
     def __call__(self, samples: list[Sample], draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:

@@ -59,7 +59,7 @@ def upscaling(checkpoint: Checkpoint) -> Checkpoint:
     index = {name: value for name, value in checkpoint.index.items() if name not in FOREIGN}
     return replace(
         checkpoint,
-        unet=_with_levels(add_channels(unet, COLOURS), int(NOISE["num_train_timesteps"])),
+        denoiser=_with_levels(add_channels(unet, COLOURS), int(NOISE["num_train_timesteps"])),
         vae=rescale(vae, SCALING_FACTOR),
         index={**index, "_class_name": PIPELINE, "max_noise_level": MAX_NOISE_LEVEL},
         noisers={NOISER: NOISE},

@@ -1,7 +1,7 @@
 """The command that builds an engine which is missing."""
 
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.graphs import STEP, steps_of
+from ldmrt.runtime.bundle.graphs import DENOISERS, STEP, steps_of
 from ldmrt.runtime.tensors import Shapes, sizes_of
 
 from .targets import PORTABLE, RTX_TARGETS
@@ -32,7 +32,7 @@ def build_command(bundle: Bundle, component: str, backend: str, gpu: str, shapes
     each = len(bundle.stage.guide.rows)
     if component.startswith("text_encoder"):  # two prompts for each image, or one without guidance
         command += f" --batch {-(-rows // min(2, each))}"
-    elif component.startswith(("unet", "controlnet")):
+    elif component.startswith((*DENOISERS, "controlnet")):
         guided = each > 1 and rows % each == 0
         command += f" --batch {rows // each}" if guided else f" --batch {rows} --guidance off"
     elif component == STEP:

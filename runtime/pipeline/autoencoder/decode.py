@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32, FRONT, TILE
+from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32, FRONT, TILE, denoiser_of
 from ldmrt.runtime.bundle.stages import PIXELS, Space
 from ldmrt.runtime.errors import LdmrtError, NotFinite
 from ldmrt.runtime.images.writing import levels
@@ -78,7 +78,7 @@ def decode_unrounded(engines: Mapping[str, Engine], space: Space, latents: Float
 def _decoded(engines: Mapping[str, Engine], space: Space, latents: Floats, how: Decoding) -> Iterator[Floats]:
     """Yield the image of each latent, (1, H, W, 3), values in [0, 1]."""
     cells, scale = how.cells(space.factor, latents.shape[2:]), np.float32(space.scaling_factor)
-    factors = (1, space.factor)
+    factors, shift = (1, space.factor), np.float32(space.shift_factor)
 
     def draw(name: str, latent: Floats) -> Floats:
         if cells is None:
@@ -90,12 +90,14 @@ def _decoded(engines: Mapping[str, Engine], space: Space, latents: Floats, how: 
             return tiled_as_whole(engines[name + TILE], features, cells, ("features", "sample"), factors, how.passes)
 
     for latent in latents:
-        out = latent[None] if space.codec == PIXELS else draw(DECODER, latent[None] / scale)
+        out = latent[None] if space.codec == PIXELS else draw(DECODER, latent[None] / scale + shift)
         if how.on_overflow == "retry" and DECODER_FP32 in engines and not np.isfinite(out).all():
-            out = draw(DECODER_FP32, latent[None] / scale)
+            out = draw(DECODER_FP32, latent[None] / scale + shift)
         if not np.isfinite(out).all():
             raise NotFinite(
-                "unet" if space.codec == PIXELS else DECODER, "the image is not finite", hint=_hint(engines, how)
+                denoiser_of(engines) if space.codec == PIXELS else DECODER,
+                "the image is not finite",
+                hint=_hint(engines, how),
             )
         yield (out if space.least == 0 else out / 2 + 0.5).clip(0, 1).transpose(0, 2, 3, 1)
 

@@ -42,7 +42,7 @@ def encode_image(
     if log_variance is not None:
         drawn = noise(seeds, stream, mean.shape[1:])
         mean = mean + np.exp(np.clip(log_variance, -30, 20) / 2) * drawn
-    latents: Latents = mean * np.float32(space.scaling_factor)
+    latents: Latents = (mean - np.float32(space.shift_factor)) * np.float32(space.scaling_factor)
     return _finite(latents)
 
 

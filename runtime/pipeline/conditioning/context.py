@@ -49,9 +49,10 @@ class Context:
     @cached_property
     def prompts(self) -> Conditioning:
         """The embeddings of the prompts of all rows, encoded at once."""
-        source = self.stage.source("prompt") or Source("prompt")
-        sides = [Side.of(self.request, row, zeros=bool(source.setting("zeros"))) for row in self.rows]
-        return encode_sides(sides, self.engines, self.tokenizers, xl=bool(source.setting("penultimate")))
+        source = self.stage.prompt or Source("prompt")
+        zeros = bool(source.settings.get("zeros"))
+        sides = [Side.of(self.request, row, zeros=zeros) for row in self.rows]
+        return encode_sides(sides, self.engines, self.tokenizers, source)
 
     @property
     def colours(self) -> Latents:
@@ -81,7 +82,7 @@ class Context:
         Raises:
             BundleError: The network has no such input, or it states no such size.
         """
-        shapes = {spec.name: spec.shape for spec in self.engines["unet"].inputs}
+        shapes = {spec.name: spec.shape for spec in self.engines[self.stage.network].inputs}
         shape = shapes.get(name, ())
         size = shape[-1] if shape else None
         if not isinstance(size, int):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
-from ldmrt.runtime.bundle.stages import Row
+from ldmrt.runtime.bundle.stages import JOINT, Row, Source
 from ldmrt.runtime.errors import InvalidRequest, LdmrtError, NotFinite
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.tensors import Array, Engine
@@ -20,7 +20,7 @@ class Conditioning:
     """Holds the embeddings of the prompts of all rows."""
 
     context: Array  # (N, tokens, width), float32
-    pooled: Array | None = None  # (N, projection), float32: SDXL
+    pooled: Array | None = None  # (N, projection), float32: SDXL and Stable Diffusion 3
 
 
 @dataclass(frozen=True)
@@ -55,25 +55,25 @@ def reads_texts(request: Request, rows: Sequence[Row]) -> bool:
 
 
 def encode_sides(
-    sides: Sequence[Side], engines: LazyEngines, tokenizers: Mapping[str, Tokenizer], *, xl: bool
+    sides: Sequence[Side], engines: LazyEngines, tokenizers: Mapping[str, Tokenizer], source: Source
 ) -> Conditioning:
     """Encode the texts of all sides in one call, and put embeddings in their places.
 
     Args:
         sides: Those of each row of guidance, in order.
         engines: Those of a pipeline: the text encoders are opened where there is a text.
-        tokenizers: By name: "tokenizer" and "tokenizer_2".
-        xl: The network is SDXL's, see `encode`.
+        tokenizers: By name: "tokenizer", "tokenizer_2" and "tokenizer_3".
+        source: What the network is told of the prompt, see `encode`.
 
     Raises:
         InvalidRequest: Embeddings differ in shape, or lack pooled ones.
     """
-    read = [side for side in sides if side.context is None]
+    read, pools = [side for side in sides if side.context is None], gives_pooled(source)
     encoded = None
     if read:
         texts = [text for side in read for text in side.texts]
         skips = [side.skip for side in read for _ in side.texts]
-        encoded = encode({name: engines[name] for name in text_encoders(engines)}, tokenizers, texts, skips, xl=xl)
+        encoded = encode({name: engines[name] for name in text_encoders(engines)}, tokenizers, texts, skips, source)
         if len(read) == len(sides):
             return encoded
     contexts, pooled, place = list[Array](), list[Array](), 0
@@ -85,33 +85,39 @@ def encode_sides(
             pooled += [] if encoded.pooled is None else [encoded.pooled[mine]]
         elif side.context is not None:
             contexts.append(side.context)
-            if xl and side.pooled is None:
+            if pools and side.pooled is None:
                 problem = "prompt embeddings without pooled ones, which this model asks for"
                 raise InvalidRequest("request", problem, expected="pooled_prompt_embeds (prompts, width)")
-            pooled += [side.pooled] if xl and side.pooled is not None else []
+            pooled += [side.pooled] if pools and side.pooled is not None else []
     if len({context.shape[1:] for context in contexts}) > 1:
         shapes = " and ".join(str(context.shape) for context in contexts)
         raise InvalidRequest("request", "negative and positive embeddings differ in shape", found=shapes)
     return Conditioning(np.concatenate(contexts), np.concatenate(pooled) if pooled else None)
 
 
+def gives_pooled(source: Source) -> bool:
+    """Tell whether the network is told a pooled embedding beside the prompt: of SDXL and of Stable Diffusion 3."""
+    return source.kind == JOINT or bool(source.setting("penultimate"))
+
+
 def encode(
     encoders: Mapping[str, Engine], tokenizers: Mapping[str, Tokenizer], texts: Sequence[Texts], skips: Sequence[int],
-    *, xl: bool,
+    source: Source,
 ) -> Conditioning:  # fmt: skip
     """Encode texts, each once.
 
     Stable Diffusion 1 and 2 take the last hidden state; SDXL the last but one of all its encoders side by side, and the
-    last encoder's pooled embedding.
+    last encoder's pooled embedding. Stable Diffusion 3 takes those of CLIP, filled up with zeros to the width of T5's
+    last hidden state, which follows them, and the pooled embeddings side by side (Esser et al. 2024, appendix B.3).
 
     Args:
         encoders: The text encoders, in their order.
-        tokenizers: By name: "tokenizer" and "tokenizer_2".
-        texts: For each image a text for each encoder; one alone is for all.
-        skips: For each image, how many more of the last layers are skipped.
-        xl: The U-Net is SDXL's.
+        tokenizers: By name: "tokenizer", "tokenizer_2" and "tokenizer_3".
+        texts: For each image a text for each encoder; the last one is for all that follow.
+        skips: For each image, how many more of CLIP's last layers are skipped.
+        source: What the network is told of the prompt: of kind `prompt` or `joint_prompt`.
     """
-    contexts, pooled = [], None
+    layered, states, pooled = gives_pooled(source), list[tuple[bool, Array]](), list[Array]()
     for i, (name, engine) in enumerate(encoders.items()):
         tokenizer = tokenizers[name.replace("text_encoder", "tokenizer")]
         own = [one[min(i, len(one) - 1)] for one in texts]
@@ -119,24 +125,38 @@ def encode(
         out = engine(input_ids=tokenizer(unique))
         places = [unique.index(text or "") for text in own]
         empty = np.array([text is None for text in own])
-        layers = {skip: out[_state(name, out, xl, skip)] for skip in set(skips)}
-        rows = [layers[skip][place] for skip, place in zip(skips, places, strict=True)]
+        clip = source.kind != JOINT or any(output.startswith("hidden_states.") for output in out)
+        taken = skips if clip else [0] * len(skips)  # T5's last state is taken as it is
+        layers = {skip: out[_state(name, out, layered and clip, skip)] for skip in set(taken)}
+        rows = [layers[skip][place] for skip, place in zip(taken, places, strict=True)]
         state = np.stack(rows).astype(np.float32, copy=False)
-        contexts.append(np.where(empty[:, None, None], np.float32(0), state) if empty.any() else state)
-        if xl and "text_embeds" in out:
+        states.append((clip, np.where(empty[:, None, None], np.float32(0), state) if empty.any() else state))
+        if layered and "text_embeds" in out:
             projected = out["text_embeds"][places].astype(np.float32, copy=False)
-            pooled = np.where(empty[:, None], np.float32(0), projected)
-    words = Conditioning(np.concatenate(contexts, axis=-1), pooled)
-    if not np.isfinite(words.context).all():
+            pooled.append(np.where(empty[:, None], np.float32(0), projected))
+    context = np.concatenate([state for clip, state in states if clip], axis=-1)
+    if source.kind == JOINT:
+        context = _joint(context, [state for clip, state in states if not clip], source)
+    if not np.isfinite(context).all():
         raise NotFinite("text_encoder", "the context is not finite", hint="check the checkpoint's weights")
-    if xl and pooled is None:
-        raise LdmrtError("text_encoder", "no encoder gives text_embeds, which this U-Net asks for", hint="export again")
-    return words
+    if not layered:
+        return Conditioning(context)
+    if not pooled:
+        problem = "no encoder gives text_embeds, which this network asks for"
+        raise LdmrtError("text_encoder", problem, hint="export again")
+    return Conditioning(context, np.concatenate(pooled, axis=-1) if source.kind == JOINT else pooled[-1])
 
 
-def _state(name: str, out: Mapping[str, Array], xl: bool, skip: int) -> str:
+def _joint(clip: Array, t5: Sequence[Array], source: Source) -> Array:
+    """Fill CLIP's states up with zeros, and put T5's behind them; zeros where the model has no T5."""
+    width, tokens = int(source.setting("width")), int(source.setting("tokens"))
+    wide = np.pad(clip, ((0, 0), (0, 0), (0, width - clip.shape[-1])))
+    return np.concatenate([wide, *(t5 or [np.zeros((len(clip), tokens, width), np.float32)])], axis=1)
+
+
+def _state(name: str, out: Mapping[str, Array], layered: bool, skip: int) -> str:
     """Return the name of the text encoder's output that is the context."""
-    if xl:
+    if layered:
         layers = sum(output.startswith("hidden_states.") for output in out)
         wanted = f"hidden_states.{layers - 2 - skip}"
     else:

@@ -54,7 +54,9 @@ def _prompt(context: Context, source: Source, name: str) -> Array:
 def _pooled_prompt(context: Context, source: Source, name: str) -> Array:
     pooled = context.prompts.pooled
     if pooled is None:
-        raise LdmrtError("text_encoder", "no encoder gives text_embeds, which this U-Net asks for", hint="export again")
+        raise LdmrtError(
+            "text_encoder", "no encoder gives text_embeds, which this network asks for", hint="export again"
+        )
     return pooled
 
 
@@ -88,6 +90,8 @@ def _noise_level(context: Context, source: Source, name: str) -> Array:
 SOURCES: Mapping[str, Callable[[Context, Source, str], Array]] = {
     "prompt": _prompt,
     "pooled_prompt": _pooled_prompt,
+    "joint_prompt": _prompt,
+    "joint_pooled_prompt": _pooled_prompt,
     "sizes": _sizes,
     "guidance_scale": _guidance_scale,
     "class": _class,
@@ -101,7 +105,7 @@ def check_sources(request: Request, stage: Stage) -> None:
     Raises:
         InvalidRequest: Names the field, which would have no effect, or which is missing.
     """
-    if stage.source("prompt") is None:
+    if stage.prompt is None:
         for name in (*TEXTS, *EMBEDDINGS):
             given = getattr(request, name)
             if given is not None and (name in EMBEDDINGS or any(given)):  # "" asks for nothing

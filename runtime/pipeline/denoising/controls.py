@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ldmrt.runtime.bundle.graphs import denoiser_of
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.images import reading
 from ldmrt.runtime.nearest import suggestion
@@ -38,7 +39,9 @@ def open_controls(
         hint = "ldmrt export CHECKPOINT BUNDLE --controlnet NAME=FOLDER, or --adapter"
         raise LdmrtError("control", problem, expected=", ".join(kinds) or "none", hint=hint)
     rows = len(guidance.idx)
-    total = {spec.name: _zeros(spec, rows, size) for spec in engines["unet"].inputs if "residual" in spec.name}
+    total = {
+        spec.name: _zeros(spec, rows, size) for spec in engines[denoiser_of(engines)].inputs if "residual" in spec.name
+    }
     moving = []
     for name, given in asked.items():
         pictures, scale = with_scale(given)

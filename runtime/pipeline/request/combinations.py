@@ -51,7 +51,7 @@ def check_embeddings(request: Fields) -> None:
             if getattr(request, pooled) is not None:
                 raise needs(pooled, embeddings)
             continue
-        for text in (f"{side}prompt", f"{side}prompt_2"):
+        for text in (f"{side}prompt", f"{side}prompt_2", f"{side}prompt_3"):
             if getattr(request, text) is not None:
                 raise exclusive(text, embeddings)
         for name in (embeddings, pooled):

@@ -72,6 +72,8 @@ FIELDS: Mapping[str, Field] = {
     "negative_prompt": Field(Optional(texts)),
     "prompt_2": Field(Optional(texts)),
     "negative_prompt_2": Field(Optional(texts)),
+    "prompt_3": Field(Optional(texts)),
+    "negative_prompt_3": Field(Optional(texts)),
     "num_images_per_prompt": Field(Whole(1, LARGEST_COUNT), "count"),
     "num_inference_steps": Field(Whole(1, LARGEST_STEPS), "steps"),
     "guidance_scale": Field(Number(-LARGEST_GUIDANCE, LARGEST_GUIDANCE), "guidance"),

@@ -55,7 +55,7 @@ def read_images(request: Request, stage: Stage) -> GivenImages:
     Raises:
         InvalidRequest: The stage takes no mask, or a side is not a multiple of a latent's pixels.
     """
-    factor, enlarges = stage.space.factor, stage.enlarges
+    unit, factor, enlarges = stage.space.unit, stage.space.factor, stage.enlarges
     if request.mask_image is not None and stage.takes_image:
         raise InvalidRequest("request", "this model takes no mask_image", expected="image alone")
     if request.image is not None and stage.depth:
@@ -64,10 +64,13 @@ def read_images(request: Request, stage: Stage) -> GivenImages:
     image = None if first is None else reading.read("image", first)
     own = stage.own
     if image is not None and request.padding_mask_crop is None:
-        own = enlarged_size(image, factor, enlarges)
+        own = enlarged_size(image, unit, enlarges)
     if request.latents is not None and request.denoising_start is not None:
         own = request.latents.shape[2] * factor, request.latents.shape[3] * factor
-    size = request.size(own, max(factor, enlarges))
+    size = request.size(own, max(unit, enlarges))
+    if stage.largest and max(size) > stage.largest:
+        problem, expected = "this model has no positions for so large an image", f"sides of at most {stage.largest}"
+        raise InvalidRequest("request", problem, expected=expected, found=f"{size[1]}x{size[0]}")
     if enlarges == 1:
         _warn_of_size(size, stage.size)
     if image is None:

@@ -15,7 +15,7 @@ from .field_names import FIELDS
 from .fields import Fields
 from .generators import seeds_from
 
-TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
+TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "prompt_3", "negative_prompt_3")
 EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 
 
@@ -26,8 +26,10 @@ class Request(Fields):
     Attributes:
         prompt: A text, or a list of them; None for a model that reads none.
         negative_prompt: What the images shall not show, where `guidance_scale` is above 1.
-        prompt_2: SDXL: the text that the second text encoder reads; `prompt` by default.
-        negative_prompt_2: SDXL: the same for the negative prompt.
+        prompt_2: SDXL and Stable Diffusion 3: the text that the second text encoder reads; `prompt` by default.
+        negative_prompt_2: The same for the negative prompt.
+        prompt_3: Stable Diffusion 3: the text that T5 reads; `prompt` by default.
+        negative_prompt_3: The same for the negative prompt.
         num_images_per_prompt: How many images of each prompt, 1 or more.
         num_inference_steps: Steps of the sampler, 1 or more.
         guidance_scale: The weight w of classifier-free guidance (Ho & Salimans 2022, as in Imagen); 1 or less is none.
@@ -127,18 +129,18 @@ class Request(Fields):
         return [text or "" for text in self._each(self.prompt)]
 
     @property
-    def texts(self) -> list[tuple[str, str]]:
-        """The prompts for the first and the second text encoder, one pair for each image."""
-        second = self._each(self.prompt_2)
-        return [(first, other or first) for first, other in zip(self.prompts, second, strict=True)]
+    def texts(self) -> list[tuple[str, ...]]:
+        """The prompts for the first, the second and the third text encoder, one of each for each image."""
+        others = self._each(self.prompt_2), self._each(self.prompt_3)
+        return [(first, *(text or first for text in more)) for first, *more in zip(self.prompts, *others, strict=True)]
 
-    def negative_texts(self, *, zeros: bool) -> list[tuple[str | None, str | None]]:
+    def negative_texts(self, *, zeros: bool) -> list[tuple[str | None, ...]]:
         """Return the negative prompts likewise. With `zeros` a negative prompt that is omitted is None, not ""."""
-        first = self._each(self.negative_prompt)
-        second = self._each(self.negative_prompt_2)
+        first = [text or "" for text in self._each(self.negative_prompt)]
         if zeros and self.negative_prompt is None:
-            return [(None, None)] * len(first)
-        return [(text or "", other or text or "") for text, other in zip(first, second, strict=True)]
+            return [(None, None, None)] * len(first)
+        others = self._each(self.negative_prompt_2), self._each(self.negative_prompt_3)
+        return [(text, *(other or text for other in more)) for text, *more in zip(first, *others, strict=True)]
 
     def embeddings(self, name: str) -> Array | None:
         """Return one of the fields of embeddings for each image, (N, tokens, width) or (N, width), or None."""

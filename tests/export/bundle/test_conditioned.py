@@ -19,7 +19,7 @@ from ldmrt.runtime.samplers.registry import find_scheduler
 
 from ...support.families import CONDITIONED
 from ...support.pipelines import save_pipeline
-from ..test_families import PROMPTS, SEEDS, STEPS, TOLERANCE, close, picture
+from ..families.test_stable_diffusion import PROMPTS, SEEDS, STEPS, TOLERANCE, close, picture
 from ..test_tasks import drawing
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers

@@ -25,7 +25,7 @@ from ldmrt.tools.cli import cli
 from ...runtime.bundle.test_bundle_paths import edit, list_anew
 from ...support.families import CONDITIONED
 from ...support.pipelines import save_pipeline
-from ..test_families import STEPS, close, picture
+from ..families.test_stable_diffusion import STEPS, close, picture
 from .test_conditioned import TOLD
 
 pytestmark = pytest.mark.slow(minutes=0.2)  # three bundles

@@ -20,7 +20,7 @@ from ldmrt.runtime.backends.ort.engine import OrtEngine
 
 from ...support.families import FAMILIES
 from ...support.pipelines import randomise, save_pipeline
-from ..test_families import close, found
+from ..families.test_stable_diffusion import close, found
 
 EXPORTED = ("sdxl", "sd15-inpainting")  # of the others the same graphs are exported elsewhere
 SMALL_XL = {
@@ -37,7 +37,7 @@ def test_what_xl_alone_has_is_exported(tmp_path: Path) -> None:
     """Its second text encoder, and a U-Net of two levels that takes sizes and pooled embeddings."""
     config = {**FAMILIES["sdxl"].unet, **SMALL_XL}
     unet = randomise(UNet(UNetConfig.read({"_class_name": "UNet2DConditionModel", **config})))
-    checkpoint = replace(load(save_pipeline("sdxl", tmp_path / "checkpoint")), unet=unet)
+    checkpoint = replace(load(save_pipeline("sdxl", tmp_path / "checkpoint")), denoiser=unet)
     parts = components(checkpoint)
     engines: dict[str, Any] = {name: part.engine for name, part in parts.items()}
     for part in ("text_encoder_2", "unet"):

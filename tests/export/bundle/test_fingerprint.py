@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from ldmrt.export.components.table import components, fingerprint
+from ldmrt.export.components.fingerprint import fingerprint
+from ldmrt.export.components.table import components
 from ldmrt.model import load
 
 MODEL = Path(__file__).parents[3] / "model" / "pretrained" / "emoji64"

@@ -20,11 +20,11 @@ from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.parity.metrics import psnr
 from ldmrt.runtime.samplers.noise import FIRST
 
-from ...runtime.test_wordpiece import folder as tokenizer_files
-from ...runtime.test_wordpiece import saved
+from ...runtime.tokenizer.test_wordpiece import folder as tokenizer_files
+from ...runtime.tokenizer.test_wordpiece import saved
 from ...support.families import FAMILIES
 from ...support.pipelines import randomise
-from ..test_families import SEEDS, STEPS, close
+from ..families.test_stable_diffusion import SEEDS, STEPS, close
 from ..test_tasks import drawing
 
 PROMPTS = ["a red apple, noto style", "Two PEARS!"]

@@ -24,7 +24,7 @@ from ldmrt.runtime.samplers.registry import find_scheduler
 
 from ...runtime.bundle.test_bundle_paths import list_anew
 from ...support.pipelines import randomise, save_pipeline
-from ..test_families import SEEDS, STEPS, TOLERANCE, close, picture
+from ..families.test_stable_diffusion import SEEDS, STEPS, TOLERANCE, close, picture
 from .test_conditioned_bundles import culprit, ldmrt, stage
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers

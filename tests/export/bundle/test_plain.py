@@ -22,7 +22,7 @@ from ldmrt.runtime.samplers.registry import find_scheduler
 
 from ...support.families import PLAIN
 from ...support.pipelines import randomise, save_pipeline
-from ..test_families import SEEDS, STEPS, TOLERANCE, close, picture
+from ..families.test_stable_diffusion import SEEDS, STEPS, TOLERANCE, close, picture
 from ..test_tasks import drawing
 
 # Of diffusers, whose pipelines of latent diffusion are old.

@@ -21,7 +21,7 @@ from ...runtime.bundle.test_bundle_paths import list_anew
 from ...support.damage.bundle_faults import inputs, skipped, weight
 from ...support.families import PLAIN
 from ...support.pipelines import save_pipeline
-from ..test_families import STEPS, close, picture
+from ..families.test_stable_diffusion import STEPS, close, picture
 from .test_conditioned_bundles import culprit, ldmrt, stage
 from .test_plain import told
 

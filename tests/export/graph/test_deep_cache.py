@@ -118,7 +118,7 @@ def test_more_layers_a_level(loaded: Checkpoint, tmp_path: Path) -> None:
     """As real U-Nets have: the shallow graph keeps one of the last block's three."""
     torch.manual_seed(1)
     unet = UNet(replace(loaded.unet.config, layers_per_block=2)).eval()
-    part = components(replace(loaded, unet=unet))["unet"]
+    part = components(replace(loaded, denoiser=unet))["unet"]
     cut(to_onnx(part, tmp_path / "unet"), part)
     against_torch(unet, part, opened(tmp_path / "unet"), COMPONENT["fp32"].limit)
     assert_shallow(tmp_path / "unet" / f"{SHALLOW}.onnx")

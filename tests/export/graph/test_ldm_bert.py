@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import BertTokenizerFast
 
-from ldmrt.export.components.table import Component, components, example, fingerprint, tensors
+from ldmrt.export.components.fingerprint import fingerprint
+from ldmrt.export.components.table import Component, components, example, tensors
 from ldmrt.export.graph.to_onnx import to_onnx
 from ldmrt.export.parity.origin import other_graph
 from ldmrt.model import Autoencoder, UNet
@@ -19,12 +20,13 @@ from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.backends.ort.engine import OrtEngine
+from ldmrt.runtime.bundle.stages import Source
 from ldmrt.runtime.pipeline.conditioning.prompts import encode
 from ldmrt.runtime.tensors import TensorSpec
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
 from ...model.networks.test_ldm_bert import CONFIGS, SMALL, pair, tokens
-from ...runtime.test_wordpiece import TOKENS, folder
+from ...runtime.tokenizer.test_wordpiece import TOKENS, folder
 
 WIDTH = SMALL["d_model"]
 # Float32 on both sides: the order of sums, and the fusions of ONNX Runtime
@@ -115,7 +117,7 @@ def test_prompts_are_encoded_as_in_diffusers_pipeline(tmp_path: Path) -> None:
     expected = theirs(tokenizer(texts, **fixed).input_ids)[0].numpy()
     engines = {"text_encoder": components(made)["text_encoder"].engine()}
     own = {"tokenizer": Tokenizer(made.tokenizers["tokenizer"])}
-    words = encode(engines, own, [(text,) for text in texts], [0, 0, 0], xl=False)
+    words = encode(engines, own, [(text,) for text in texts], [0, 0, 0], Source("prompt"))
     assert relative(words.context, expected) <= 2e-6  # as in `test_ldm_bert`
     assert words.pooled is None
     assert made.model_index()["tokenizer"] == ["transformers", "BertTokenizer"]
@@ -126,4 +128,4 @@ def test_no_layer_can_be_skipped() -> None:
     made = checkpoint(ours)
     engines = {"text_encoder": components(made)["text_encoder"].engine()}
     with pytest.raises(LdmrtError, match=r"^text_encoder: cannot skip 1 layers"):
-        encode(engines, {"tokenizer": Tokenizer(made.tokenizers["tokenizer"])}, [("a",)], [1], xl=False)
+        encode(engines, {"tokenizer": Tokenizer(made.tokenizers["tokenizer"])}, [("a",)], [1], Source("prompt"))

@@ -132,7 +132,7 @@ def test_every_activation(activation: str, checkpoint: Path, tmp_path: Path) -> 
     loaded = load(checkpoint)
     unet = UNet(replace(loaded.unet.config, act_fn=activation, time_embedding_act_fn=activation)).eval()
     unet.load_state_dict(loaded.unet.state_dict())
-    component = components(replace(loaded, unet=unet))["unet"]
+    component = components(replace(loaded, denoiser=unet))["unet"]
     engine = OrtEngine("unet", to_onnx(component, tmp_path / "unet"))
     feeds = example(component, {"batch": 2, "height": 16, "width": 12})
     (found,), (expected,) = engine(**feeds).values(), component.engine()(**feeds).values()

@@ -5,6 +5,7 @@ from torch import nn
 
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.model.training.data.captioned import Sample, Sizes
+from ldmrt.model.training.data.regularisation import Regularisation
 from ldmrt.model.training.diffusion.objective import Objective
 from ldmrt.model.training.loop.task import TrainingTask
 from ldmrt.model.training.tasks.beside import Beside
@@ -30,7 +31,11 @@ class Three:
 
 
 def task_of(
-    checkpoint: Checkpoint, denoiser: nn.Module, dropout: float = 0.5, beside: Beside | None = None
+    checkpoint: Checkpoint,
+    denoiser: nn.Module,
+    dropout: float = 0.5,
+    beside: Beside | None = None,
+    regularisation: Regularisation | None = None,
 ) -> TrainingTask:
     tokenizers = {
         name: Tokenizer(checkpoint.tokenizers[name.replace("text_encoder", "tokenizer")])
@@ -38,4 +43,13 @@ def task_of(
     }
     objective, conditions = Objective.of(checkpoint.scheduler, "cpu"), Conditions.of(checkpoint.stage, dropout)
     data, vae = Three(), checkpoint.vae
-    return conditioned_task(denoiser, data, vae, tokenizers, objective, conditions, beside)  # type: ignore[arg-type]
+    return conditioned_task(
+        denoiser,
+        data,
+        vae,
+        tokenizers,
+        objective,
+        conditions,
+        beside,
+        regularisation=regularisation,  # type: ignore[arg-type]
+    )

@@ -58,26 +58,25 @@ def test_one_prompt() -> None:
 def test_each_picture_has_its_prompt_and_seed() -> None:
     request = Request(("cat", "dog"), num_images_per_prompt=2, seed=5, negative_prompt=["dog", "cat"])
     assert request.prompts == ["cat", "cat", "dog", "dog"]
-    assert request.negative_texts(zeros=True) == [(text, text) for text in ("dog", "dog", "cat", "cat")]
+    assert request.negative_texts(zeros=True) == [(text,) * 3 for text in ("dog", "dog", "cat", "cat")]
     assert request.seeds == [5, 6, 7, 8]
 
 
 def test_one_negative_prompt_is_for_all() -> None:
-    assert (
-        Request(["cat", "dog"], negative_prompt="blurred").negative_texts(zeros=False) == [("blurred", "blurred")] * 2
-    )
+    assert Request(["cat", "dog"], negative_prompt="blurred").negative_texts(zeros=False) == [("blurred",) * 3] * 2
 
 
-def test_second_prompt_is_the_first_where_it_is_left_out() -> None:
-    assert Request(["cat", "dog"]).texts == [("cat", "cat"), ("dog", "dog")]
-    assert Request(["cat", "dog"], prompt_2="ink").texts == [("cat", "ink"), ("dog", "ink")]
+def test_other_prompts_are_the_first_where_they_are_left_out() -> None:
+    assert Request(["cat", "dog"]).texts == [("cat",) * 3, ("dog",) * 3]
+    assert Request(["cat", "dog"], prompt_2="ink").texts == [("cat", "ink", "cat"), ("dog", "ink", "dog")]
+    assert Request("cat", prompt_3="ink").texts == [("cat", "cat", "ink")]
     second = Request("cat", negative_prompt="red", negative_prompt_2="blue")
-    assert second.negative_texts(zeros=True) == [("red", "blue")]
+    assert second.negative_texts(zeros=True) == [("red", "blue", "red")]
 
 
 def test_no_negative_prompt_may_mean_no_words_at_all() -> None:
-    assert Request("cat").negative_texts(zeros=True) == [(None, None)]
-    assert Request("cat", negative_prompt="").negative_texts(zeros=True) == [("", "")]
+    assert Request("cat").negative_texts(zeros=True) == [(None, None, None)]
+    assert Request("cat", negative_prompt="").negative_texts(zeros=True) == [("", "", "")]
 
 
 def test_seeds_are_whole_numbers_whatever_counts_them() -> None:

@@ -188,7 +188,7 @@ FIELDS: list[tuple[str, str, Any, str]] = [
     ("vae", "scaling_factor", "small", ""),
     ("vae", "down_block_types", ["AttnDownEncoderBlock2D"] * 2, "AttnDownEncoderBlock2D"),
     ("vae", "layers_per_block", 2, "are missing"),
-    ("vae", "shift_factor", 0.1, ""),
+    ("vae", "shift_factor", "much", ""),
     ("text_encoder", "hidden_size", 32, ""),
     ("text_encoder", "hidden_size", 23, "hidden size (23)"),
     ("text_encoder", "num_hidden_layers", 3, "are missing"),

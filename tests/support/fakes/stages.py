@@ -1,6 +1,7 @@
 """Stages of small models, for pipelines of made engines."""
 
-from ldmrt.runtime.bundle.stages import Stage, stage_of_configs
+from ldmrt.runtime.bundle.stage_of_configs import stage_of_configs
+from ldmrt.runtime.bundle.stages import Stage
 
 
 def plain(channels: int, factor: int, scaling_factor: float, size: int) -> Stage:

@@ -119,6 +119,15 @@ def test_a_base_in_bf16_takes_half_the_memory(words: Words, planned: Any, tmp_pa
     assert half.frozen - kept == pytest.approx((whole.frozen - kept) / 2, rel=0.02)  # but for buffers of integers
 
 
+def test_a_plan_counts_regularisation_images(words: Words, planned: Any, pictures: Path, tmp_path: Path) -> None:
+    """Their latents are kept too, and as many are computed at once."""
+    command = words("finetune", "--batch", 2)
+    plain, both = (planned(tmp_path / "out", [*command, *more]) for more in ((), ("--regularisation", pictures)))
+    assert (both.latents, both.samples) == (2 * plain.latents, 2 * plain.samples)
+    # beside what is kept of images there are the scalars that sum and weight losses
+    assert both.activations == pytest.approx(2 * plain.activations, rel=1e-3)
+
+
 CASES = {
     "autoencoder": "--batch 6",
     "autoencoder, adversarial": "--batch 5 --adversarial 0.5 --discriminator-layers 1 --accumulate 2",
@@ -127,6 +136,7 @@ CASES = {
     "finetune": "--batch 6 --train-text-encoder --ema 0.9 --ema 0.99",
     "finetune, checkpointing": "--batch 6 --accumulate 3 --checkpointing --cache disk",
     "finetune, buckets": "--batch 4 --buckets",  # of three images
+    "finetune, regularisation": "--batch 3 --accumulate 2 --regularisation {pictures}",
     "lora": "--batch 5 --rank 2 --optimizer lion",
     "lora, bf16": "--batch 6 --rank 2 --accumulate 2 --checkpointing --precision bf16",
     "lora, base in bf16": "--batch 6 --rank 2 --precision bf16 --base-precision bf16",
@@ -143,9 +153,9 @@ QUICK = ("ldm", "finetune", "autoencoder, adversarial")
     "case", [pytest.param(case, marks=[] if case in QUICK else pytest.mark.slow(minutes=1)) for case in CASES]
 )
 def test_a_plan_is_within_a_tenth_of_the_profiler(
-    ldmrt: Any, words: Words, planned: Any, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+    ldmrt: Any, words: Words, planned: Any, pictures: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = words(case.split(",")[0], *CASES[case].split())
+    command = words(case.split(",")[0], *CASES[case].format(pictures=pictures).split())
     plan = planned(tmp_path / "planned", command)
     known, peak, saving = measured(ldmrt, [*command, "--out", tmp_path / "out"], monkeypatch)
     # 70 kB: the noise schedule's tables, which nobody plans

@@ -110,9 +110,14 @@ def test_invalid_loras_are_refused_before_any_step(ldmrt: Any, pictures: Path, t
     assert not (out / "training").exists()
 
 
-def test_a_base_in_bf16_is_for_bf16(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
-    ran = ldmrt(*words_of(tmp_path, pictures, tmp_path / "out", "--base-precision", "bf16"))
-    assert (ran.code, "--base-precision bf16 needs --precision bf16; found fp32" in ran.error) == (2, True)
+@pytest.mark.parametrize(("base", "precision"), [("bf16", "fp32"), ("fp16", "fp32"), ("fp16", "bf16")])
+def test_a_rounded_base_is_for_its_precision(
+    ldmrt: Any, pictures: Path, tmp_path: Path, base: str, precision: str
+) -> None:
+    ran = ldmrt(
+        *words_of(tmp_path, pictures, tmp_path / "out", "--base-precision", base, "--precision", precision)
+    )  # fmt: skip
+    assert (ran.code, f"--base-precision {base} needs --precision {base}; found {precision}" in ran.error) == (2, True)
     assert not (tmp_path / "out").exists()
 
 

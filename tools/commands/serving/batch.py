@@ -147,10 +147,10 @@ def check_options(pipeline: "Pipeline", example: "Request", *, opens: bool = Tru
         LdmrtError: The U-Net cannot be opened here.
     """
     if opens:
-        pipeline.engines["unet"]
+        pipeline.engines[pipeline.stage.network]
     pipeline.rows(example)
     stage = pipeline.stage
-    example.size(stage.own, max(stage.space.factor, stage.enlarges))
+    example.size(stage.own, max(stage.space.unit, stage.enlarges))
 
 
 def report(index: "Index", start: int, count: int, seconds: float, out: Path) -> None:

@@ -11,8 +11,9 @@ from ldmrt.runtime.errors import LdmrtError
 from ldmrt.tools.console.drawing.images import grid, save_png
 from ldmrt.tools.options.checkpoint import BASE, base_of
 
-from .captions import report_long
 from .checks import check_own_size, check_size, digest_of
+from .images.captions import report_long
+from .images.regularisation import Regularising, shaped
 from .latents import Latents, latent_options
 from .options import Options, finite, weighting_options
 from .run import run_training
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ldmrt.model.checkpoint.checkpoint import Checkpoint
-    from ldmrt.model.networks.autoencoder import Autoencoder
     from ldmrt.model.training.data.buckets import BucketedImages
     from ldmrt.model.training.data.captioned import ImageFolder, Sample
     from ldmrt.model.training.data.masks import LossMasks
+    from ldmrt.model.training.data.regularisation import Regularisation
     from ldmrt.model.training.diffusion.objective import Objective
-    from ldmrt.model.training.latents import LatentCache
+    from ldmrt.model.training.latents import FirstStage, LatentCache
     from ldmrt.model.training.loop.settings import Settings
     from ldmrt.model.training.loop.task import TrainingTask
     from ldmrt.model.training.tasks.beside import Beside
@@ -72,11 +73,12 @@ class Base:
         cache: Keeps the moments of latents.
         masks: Weight the loss of each latent; None for alike.
         about: What a resumed run must have in common with the saved one.
+        regularisation: Images that are learned beside the others; None for none.
     """
 
     checkpoint: "Checkpoint"
     denoiser: "Denoiser"
-    vae: "Autoencoder"
+    vae: "FirstStage"
     data: "ImageFolder | BucketedImages | Emoji"
     held: "ImageFolder | BucketedImages | None"
     objective: "Objective"
@@ -85,6 +87,7 @@ class Base:
     cache: "LatentCache"
     masks: "LossMasks | None"
     about: dict[str, object]
+    regularisation: "Regularisation | None" = None
 
     @classmethod
     def open(
@@ -97,6 +100,7 @@ class Base:
         previews: int,
         adapt: "Callable[[Checkpoint], Checkpoint] | None" = None,
         gives: Collection[str] = (),
+        regularising: Regularising | None = None,
         **values: Any,
     ) -> "Base":
         """Read the checkpoint, and open the images at a size that it can be trained at.
@@ -109,6 +113,7 @@ class Base:
             previews: How many images are drawn at each checkpoint.
             adapt: Changes the checkpoint before it is trained; None leaves it as it is.
             gives: Kinds of sources that the task gives the U-Net, beside what a captioned image gives.
+            regularising: Says which regularisation images there are; None for none.
             values: Those of the checkpoint, see `base_of`, of the latents, see `Latents`, and how the loss is weighted,
                 see `Objective.of`.
 
@@ -118,6 +123,7 @@ class Base:
         import torch
 
         from ldmrt.model.networks.autoencoder import Autoencoder
+        from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
         from ldmrt.model.training.diffusion.objective import Objective
         from ldmrt.model.training.tasks.finetune import Denoiser
 
@@ -131,22 +137,26 @@ class Base:
         objective = Objective.of(checkpoint.scheduler, options.device, **values)
         denoiser = Denoiser.of(checkpoint, train_text_encoders=train_text_encoder, gives=gives)
         vae, unet, size = checkpoint.vae, denoiser.unet, options.size
-        assert isinstance(vae, Autoencoder)  # `Denoiser.of` refuses others
+        assert isinstance(vae, (Autoencoder, VQAutoencoder))  # `Denoiser.of` refuses others
         if isinstance(side := unet.config.sample_size, int):
             check_own_size(size, side * vae.config.factor)
         check_size(size, vae.config)
         data, held = options.open_data(vae.config.factor * 2 ** (len(unet.config.block_out_channels) - 1))
+        regularisation = None if regularising is None else regularising.open(options, data)
         digest, vae = digest_of(vae), vae.to(options.device)
         about = {
             "size": size, "data": data.digest, "validation": options.validation, "model": digest_of(denoiser),
             "autoencoder": digest, "prediction": objective.prediction,
             "train_text_encoder": train_text_encoder, "caption_dropout": caption_dropout, **values, **options.shaped,
-            **latents.shaped,
+            **latents.shaped, **shaped(regularisation),
         }  # fmt: skip
         unet.config = replace(unet.config, sample_size=size // vae.config.factor)
         prompts = [data.caption(options.seed + 1, i) for i in range(previews)]
-        cache, masks = latents.open(options, data, vae, digest), latents.masks(data, held)
-        return cls(checkpoint, denoiser, vae, data, held, objective, caption_dropout, prompts, cache, masks, about)
+        cache, masks = latents.open(options, data, vae, digest, regularisation), latents.masks(data, held)
+        return cls(
+            checkpoint, denoiser, vae, data, held, objective, caption_dropout, prompts, cache, masks, about,
+            regularisation,
+        )  # fmt: skip
 
     def examples(self, seed: int) -> "list[Sample]":
         """Return as many samples as there are previews, whose images are squares."""
@@ -169,10 +179,13 @@ class Base:
             name: Tokenizer(files[name.replace("text_encoder", "tokenizer")]) for name in encoders_of(self.denoiser)
         }
         report_long(self.data, tokenizers)
+        if self.regularisation is not None:
+            report_long(self.regularisation.images, tokenizers)
         conditions = Conditions.of(self.checkpoint.stage, self.dropout)
         return conditioned_task(
-            self.denoiser, self.data, self.vae, tokenizers, self.objective, conditions, beside, self.cache, self.masks
-        )
+            self.denoiser, self.data, self.vae, tokenizers, self.objective, conditions, beside, self.cache, self.masks,
+            regularisation=self.regularisation,
+        )  # fmt: skip
 
     def checkpoint_of(self, networks: "Denoiser") -> "Checkpoint":
         """Return the checkpoint with other weights, on the CPU.
@@ -187,7 +200,7 @@ class Base:
 
         encoders = {name: one for name, one in encoders_of(networks).items() if is_text_encoder(one)}
         vae = copy.deepcopy(self.vae).cpu()
-        return replace(self.checkpoint, unet=networks.unet, vae=vae, text_encoders=encoders)
+        return replace(self.checkpoint, denoiser=networks.unet, vae=vae, text_encoders=encoders)
 
     def train(
         self,

@@ -15,6 +15,7 @@ from .options import Options
 
 if TYPE_CHECKING:
     from ldmrt.model.training.data.masks import LossMasks
+    from ldmrt.model.training.data.regularisation import Regularisation
     from ldmrt.model.training.latents import FirstStage, LatentCache
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -98,7 +99,14 @@ class Latents:
             masks.check(each)
         return masks
 
-    def open(self, options: Options, data: object, vae: "FirstStage", digest: str) -> "LatentCache":
+    def open(
+        self,
+        options: Options,
+        data: object,
+        vae: "FirstStage",
+        digest: str,
+        regularisation: "Regularisation | None" = None,
+    ) -> "LatentCache":
         """Open the cache; what is in memory alone is written when the command ends.
 
         Args:
@@ -106,6 +114,7 @@ class Latents:
             data: The images.
             vae: The autoencoder, on the device.
             digest: Names its weights.
+            regularisation: Images that are learned beside the others; None for none.
 
         Raises:
             LdmrtError: Latents of such images cannot be kept on the disk.
@@ -114,6 +123,7 @@ class Latents:
 
         from ldmrt.model.training.data.buckets import BucketedImages
         from ldmrt.model.training.data.captioned import ImageFolder
+        from ldmrt.model.training.data.regularisation import fingerprints
         from ldmrt.model.training.latent_files import SHARD, LatentFiles
         from ldmrt.model.training.latents import LatentCache
 
@@ -131,4 +141,5 @@ class Latents:
         folder = self.cache_folder or options.out / FOLDER
         files = LatentFiles(folder, f"{digest}-{options.device}-{self.latents}")
         click.get_current_context().call_on_close(files.write)
-        return LatentCache(vae, options.device, dtype=dtype, files=files, fingerprint=data.fingerprint)
+        named = fingerprints(data, regularisation)
+        return LatentCache(vae, options.device, dtype=dtype, files=files, fingerprint=named)

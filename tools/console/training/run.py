@@ -69,7 +69,7 @@ def run_training(
     if not run.processes.first:
         _follow(run, task)
         return
-    card = Card(run, options, task.data, held)
+    card = Card(run, options, task.data, held, task.regularisation)
     if run.step >= steps:
         keep()  # the process may have been killed between the last state and this
         if run.step == steps:

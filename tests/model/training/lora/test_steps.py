@@ -93,3 +93,33 @@ def test_the_average_takes_the_place_of_the_pairs(folders: Callable[[str], Path]
         assert all(torch.equal(value, run.average[name]) for name, value in averaged.state_dict().items())
         assert any(not torch.equal(value, present[name]) for name, value in averaged.state_dict().items())
     assert all(torch.equal(value, present[name]) for name, value in pairs.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("family", "precision"), [("sd15", "bf16"), ("sd15", "fp16"), ("sd2-v", "bf16"), ("sdxl", "bf16")]
+)
+def test_a_rounded_base_errs_as_its_precision_does(family: str, precision: str, folders: Callable[[str], Path]) -> None:
+    """Its steps are as near to those in float32 as those of a float32 base that computes in it, twice rounded."""
+    # plain descent: AdamW would take the sign of gradients that are zero but for rounding
+    settings = replace(SETTINGS, steps=5, learning_rate=1.0, schedule="constant", optimizer="sgd")
+
+    def trained(precision: str, base: torch.dtype) -> tuple[list[float], torch.Tensor]:
+        checkpoint = load(folders(family))
+        denoiser = Denoiser.of(checkpoint).to(base)
+        torch.manual_seed(0)
+        run = Run(pairs := Pairs(networks_of(denoiser, text=True), CONFIG), replace(settings, precision=precision))
+        first = torch.cat([weight.detach().flatten().clone() for weight in pairs.parameters()])
+        losses = [progress.loss for progress in run.optimise(task_of(checkpoint, denoiser))]
+        assert {weight.dtype for weight in denoiser.parameters()} == {base}
+        assert {value.dtype for value in (*pairs.parameters(), *run.averages.tensors())} == {torch.float32}
+        assert run.average.keys() == pairs.state_dict().keys()  # nothing frozen
+        return losses, torch.cat([weight.detach().flatten() for weight in pairs.parameters()]) - first
+
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    exact, autocast = trained("fp32", torch.float32), trained(precision, torch.float32)
+    rounded = trained(precision, kind)
+    # a prediction is off by half of eps in each rounding, its squared error by twice that, and several add up
+    assert rounded[0] == pytest.approx(exact[0], rel=torch.finfo(kind).eps)
+    assert rounded[0] != autocast[0]
+    errors = [(found[1] - exact[1]).norm().item() for found in (rounded, autocast)]
+    assert errors[0] <= 2 * errors[1]  # layers that compute in float32, such as norms, have rounded weights too

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ldmrt.model.training.data.regularisation import Regularisation
 from ldmrt.model.training.diffusion.objective import TIMESTEPS
 from ldmrt.model.training.draws import Draws
 
@@ -15,13 +16,23 @@ from ..captioned import Three
 Beside = Callable[[Any, torch.Tensor, Draws], tuple[torch.Tensor, dict[str, Any]]]
 
 
+def drawn(streams: list[Draws], kind: str, *arguments: Any) -> torch.Tensor:
+    """What the samples of a step draw, those of each stream behind each other."""
+    return torch.cat([getattr(draws, kind)(*arguments) for draws in streams])
+
+
 def steps_of_diffusers(
-    folder: Path, train_text: bool = False, beside: Beside | None = None, rate: float = 1e-4
+    folder: Path,
+    train_text: bool = False,
+    beside: Beside | None = None,
+    rate: float = 1e-4,
+    regularisation: Regularisation | None = None,
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     """The lines of diffusers' examples, with the random numbers of our samples.
 
     `beside` takes the pipeline, the pixels and the draws, and returns the channels beside the latents and further
-    arguments of the U-Net.
+    arguments of the U-Net. With `regularisation` the lines are those of train_dreambooth.py: its images are behind the
+    others in one batch.
     """
     import diffusers
 
@@ -36,16 +47,23 @@ def steps_of_diffusers(
     losses = []
     for step in range(5):
         samples = [Three().draw(3, 2 * step + i) for i in range(2)]
-        draws = Draws(3, range(2 * step, 2 * step + 2))
-        pixels = torch.stack([torch.from_numpy(s.image).permute(2, 0, 1) / 127.5 - 1 for s in samples])
+        draws = Draws(3, places := range(2 * step, 2 * step + 2))
+        streams = [draws]
+        if regularisation is not None:
+            samples += [regularisation.beside(one, 3, i) for one, i in zip(samples, places, strict=True)]
+            streams.append(Draws(3, places, stream="regularisation "))
+        pixels = torch.stack([torch.tensor(s.image).permute(2, 0, 1) / 127.5 - 1 for s in samples])
         with torch.no_grad():
-            spread = vae.encode(pixels).latent_dist
-        latents = spread.mean + spread.std * draws.normal("latents", spread.mean.shape[1:])
+            encoded = vae.encode(pixels)
+        latents = encoded.get("latents")  # of a VQModel
+        if latents is None:
+            spread = encoded.latent_dist
+            latents = spread.mean + spread.std * drawn(streams, "normal", "latents", spread.mean.shape[1:])
         latents = latents * vae.config.scaling_factor
-        noise = draws.normal("noise", latents.shape[1:])
-        timesteps = draws.integers(TIMESTEPS, 1000)
+        noise = drawn(streams, "normal", "noise", latents.shape[1:])
+        timesteps = drawn(streams, "integers", TIMESTEPS, 1000)
         noisy = noiser.add_noise(latents, noise, timesteps)
-        dropped = draws.chance("caption dropout", 0.5).tolist()
+        dropped = drawn(streams, "chance", "caption dropout", 0.5).tolist()
         captions = ["" if drop else s.caption for drop, s in zip(dropped, samples, strict=True)]
         states, pooled = [], None
         for encoder, tokenizer in zip(encoders, tokenizers, strict=True):
@@ -66,7 +84,13 @@ def steps_of_diffusers(
             channels, inputs = beside(pipe, pixels, draws)
             noisy, more = torch.cat([noisy, channels], dim=1), {**more, **inputs}
         predicted = unet(noisy, timesteps, context, **more).sample
+        if regularisation is not None:
+            predicted, predicted_prior = torch.chunk(predicted, 2, dim=0)
+            target, target_prior = torch.chunk(target, 2, dim=0)
         loss = F.mse_loss(predicted.float(), target.float(), reduction="mean")
+        if regularisation is not None:
+            prior_loss = F.mse_loss(predicted_prior.float(), target_prior.float(), reduction="mean")
+            loss = loss + regularisation.weight * prior_loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()

@@ -168,8 +168,9 @@ def test_classes_that_are_none_are_refused(ldmrt: Any, beside: tuple[object, ...
     assert not (out / "training" / "state.pt").exists()
 
 
-def test_latents_of_a_codebook(ldmrt: Any, beside: tuple[object, ...], tmp_path: Path) -> None:
-    """What is trained in the latents of `autoencoder --kind vq` draws the same in diffusers, and resumes."""
+@pytest.fixture
+def codebook(ldmrt: Any, beside: tuple[object, ...], tmp_path: Path) -> tuple[object, ...]:
+    """Trains text in the latents of `autoencoder --kind vq`."""
     ae = tmp_path / "ae"
     words = ("train", "autoencoder", *beside[2:10], "--kind", "vq", "--codes", 8, "--steps", 1, "--out", ae)
     with pytest.MonkeyPatch.context() as patched:
@@ -179,7 +180,12 @@ def test_latents_of_a_codebook(ldmrt: Any, beside: tuple[object, ...], tmp_path:
         ))  # fmt: skip
         ran = ldmrt(*words)
     assert ran.code == 0, ran.err
-    whole = assert_repeats(ldmrt, (*beside[:-1], ae), tmp_path, ("--prediction", "v_prediction"))
+    return (*beside[:-1], ae)
+
+
+def test_latents_of_a_codebook(ldmrt: Any, codebook: tuple[object, ...], tmp_path: Path) -> None:
+    """What is trained in them draws the same in diffusers, and resumes."""
+    whole = assert_repeats(ldmrt, codebook, tmp_path, ("--prediction", "v_prediction"))
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(whole, safety_checker=None)
     assert isinstance(theirs.vae, diffusers.VQModel)
     theirs.set_progress_bar_config(disable=True)
@@ -189,3 +195,23 @@ def test_latents_of_a_codebook(ldmrt: Any, beside: tuple[object, ...], tmp_path:
     made = load(whole)
     assert made.stage.space.codec == "vq"
     close(torch_pipeline(made)("number 3", latents=start.numpy(), **asked).latents, expected)
+
+
+@pytest.mark.slow
+def test_a_model_with_a_codebook_is_trained_further_and_exported(
+    ldmrt: Any, codebook: tuple[object, ...], tmp_path: Path
+) -> None:
+    weights = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
+    further = ("--from", tmp_path / "ldm", *codebook[2:6], "--steps", 3, "--previews", 1)
+    for words in (
+        (*codebook, "--steps", 3, "--out", tmp_path / "ldm"),
+        ("train", "lora", *further, "--rank", 2, "--out", tmp_path / "lora"),
+        ("train", "finetune", *further, "--out", tmp_path / "finetune"),
+        ("export", tmp_path / "finetune", tmp_path / "bundle", "--lora", weights),
+        ("verify", tmp_path / "bundle"),
+        ("generate", tmp_path / "bundle", "number 3", "--steps", 2, "-o", tmp_path / "image.png"),
+    ):
+        ran = ldmrt(*words)
+        assert ran.code == 0, ran.err
+    assert Image.open(tmp_path / "image.png").size == (16, 16)
+    assert np.asarray(Image.open(tmp_path / "image.png")).std() > 0

@@ -140,7 +140,7 @@ def network_of(pipeline: Pipeline, captions: Sequence[str]) -> Network:
 
 def requested(pipeline: Pipeline, captions: Sequence[str]) -> Request:
     """Ask for an image of each caption without guidance, as large as the first stage's."""
-    size, prompted = pipeline.stage.size, pipeline.stage.source("prompt") is not None
+    size, prompted = pipeline.stage.size, pipeline.stage.prompt is not None
     return Request(
         list(captions) if prompted else None,
         num_images_per_prompt=1 if prompted else len(captions),

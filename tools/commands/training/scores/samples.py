@@ -109,7 +109,7 @@ def check_drawing(pipeline: Pipeline, measures: Sequence[str]) -> None:
     """
     if pipeline.stage.takes_image:
         raise LdmrtError("evaluate", "this model needs an image to start from", hint="--stage, for one that enlarges")
-    if "clip" in measures and pipeline.stage.source("prompt") is None:
+    if "clip" in measures and pipeline.stage.prompt is None:
         hint = "--measure of something else"
         raise LdmrtError("evaluate", "this model reads no prompt that its images could be compared with", hint=hint)
 
@@ -184,7 +184,7 @@ def reference_of(data: ImageFolder, extract: "Extractor | None") -> FolderImages
 def drawn(pipeline: Pipeline, data: Captioned, count: int, seed: int, **asked: object) -> Images:
     """Draw images of the captions that a stream has, or of none where the model reads none."""
     found, parts = list[Images](), [range(i, min(i + BATCH, count)) for i in range(0, count, BATCH)]
-    prompted = pipeline.stage.source("prompt") is not None
+    prompted = pipeline.stage.prompt is not None
     captions = captions_of(data, count, seed)
     for rows in watched(parts, len(parts), lambda rows: f"images to {rows.stop}"):
         words: dict[str, object] = {"seed": [seed + i for i in rows], **asked}

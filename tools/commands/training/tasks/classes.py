@@ -8,8 +8,8 @@ import click
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.tools.console.drawing.images import grid, save_png
-from ldmrt.tools.console.training.captions import report_classes
 from ldmrt.tools.console.training.checks import check, check_size, digest_of, preview
+from ldmrt.tools.console.training.images.captions import report_classes
 from ldmrt.tools.console.training.latents import Latents, latent_options
 from ldmrt.tools.console.training.options import (
     Options,

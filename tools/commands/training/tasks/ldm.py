@@ -9,8 +9,8 @@ import click
 
 from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.tools.console.drawing.images import grid, save_png
-from ldmrt.tools.console.training.captions import classes_beside, report_long
 from ldmrt.tools.console.training.checks import check, check_size, digest_of, preview
+from ldmrt.tools.console.training.images.captions import classes_beside, report_long
 from ldmrt.tools.console.training.latents import Latents, latent_options
 from ldmrt.tools.console.training.options import (
     POSITIVE,

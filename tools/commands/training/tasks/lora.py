@@ -8,6 +8,7 @@ import click
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.tools.console.training.base import Base, base_options
 from ldmrt.tools.console.training.checks import check
+from ldmrt.tools.console.training.images.regularisation import Regularising, regularisation_options
 from ldmrt.tools.console.training.options import POSITIVE, Options, finite, training_options
 from ldmrt.tools.console.training.run import run_training
 from ldmrt.tools.options.common import Choice
@@ -21,6 +22,7 @@ FILE = "pytorch_lora_weights.safetensors"  # what diffusers' `load_lora_weights`
 @click.command()
 @training_options(steps=1000, batch=4, rate=1e-4)
 @base_options
+@regularisation_options
 @click.option("--rank", type=click.IntRange(min=1), default=16, show_default=True,
               help="Channels between the two factors of a pair.")  # fmt: skip
 @click.option("--alpha", type=POSITIVE, callback=finite,
@@ -30,8 +32,8 @@ FILE = "pytorch_lora_weights.safetensors"  # what diffusers' `load_lora_weights`
               help="Groups of layers that get a pair; may be repeated.")  # fmt: skip
 @click.option("--format", "form", type=Choice(["diffusers", "kohya"]), default="diffusers", show_default=True,
               help="Names of the tensors in the file.")  # fmt: skip
-@click.option("--base-precision", type=Choice(["fp32", "bf16"]), default="fp32", show_default=True,
-              help="Precision of the frozen weights; bf16 takes half the memory.")  # fmt: skip
+@click.option("--base-precision", type=Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True,
+              help="Precision of the frozen weights; bf16, or fp16 on a GPU, takes half the memory.")  # fmt: skip
 def lora(
     options: Options,
     source: str,
@@ -54,14 +56,16 @@ def lora(
     from ldmrt.model.training.loop.averaged import with_average
     from ldmrt.model.training.loop.checkpointing import checkpoint_blocks
     from ldmrt.model.training.loop.run import Run
+    from ldmrt.model.training.loop.settings import PRECISIONS
     from ldmrt.model.training.lora.pairs import LoraConfig, Pairs, layers_of
     from ldmrt.model.training.lora.writing import write
     from ldmrt.model.training.tasks.finetune import check_trainable, encoders_of
 
-    if base_precision == "bf16" != options.precision:
-        hint = "--precision bf16, in which the layers compute, or no --base-precision"
-        raise LdmrtError("train", "--base-precision bf16 needs --precision bf16", found=options.precision, hint=hint)
-    settings, out = check(options), options.out
+    if base_precision not in ("fp32", options.precision):
+        hint = f"--precision {base_precision}, in which the layers compute, or no --base-precision"
+        problem = f"--base-precision {base_precision} needs --precision {base_precision}"
+        raise LdmrtError("train", problem, found=options.precision, hint=hint)
+    regularising, settings, out = Regularising.of(values), check(options), options.out
     config = LoraConfig(rank, alpha or float(rank), tuple(dict.fromkeys(layers)))
 
     def checked(checkpoint: "Checkpoint") -> "Checkpoint":
@@ -70,10 +74,9 @@ def lora(
         layers_of({"unet": checkpoint.unet, **encoders}, config)  # refuses what cannot be, before images are read
         return checkpoint
 
-    base = Base.open(options, source, train_text_encoder=False, adapt=checked, **values)
+    base = Base.open(options, source, train_text_encoder=False, adapt=checked, regularising=regularising, **values)
     denoiser = base.denoiser.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if base_precision == "bf16":
-        denoiser.to(torch.bfloat16)
+    denoiser.to(PRECISIONS[base_precision] or torch.float32)
     networks = {"unet": denoiser.unet, **(encoders_of(denoiser) if train_text_encoder else {})}
     torch.manual_seed(options.seed)
     pairs = Pairs(networks, config)

@@ -23,6 +23,7 @@ from .stamp import may_replace, stamped
 
 if TYPE_CHECKING:
     from ldmrt.model.training.data.captioned import Captioned
+    from ldmrt.model.training.data.regularisation import Regularisation
     from ldmrt.model.training.loop.run import Run
     from ldmrt.tools.console.training.options import Options
 
@@ -32,7 +33,7 @@ LARGEST = 1 << 16  # characters of another card that are read
 POINTS = 200  # of the curve; more are averaged
 ROWS = 8  # of the table of validation losses, evenly spaced
 STARTS = ("from", "decoder_of")  # options that name what a training starts from
-TEXTS = ("prompt", "prefix", "caption_column", "style", "group")  # options that hold no path
+TEXTS = ("prompt", "regularisation_prompt", "prefix", "caption_column", "style", "group")  # options that hold no path
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,16 @@ KINDS = {
 class Card:
     """Writes the card of a run as it is now, with the curve of its loss beside its state."""
 
-    def __init__(self, run: "Run[Any]", options: "Options", data: "Captioned | None", held: "Captioned | None") -> None:
+    def __init__(
+        self,
+        run: "Run[Any]",
+        options: "Options",
+        data: "Captioned | None",
+        held: "Captioned | None",
+        regularisation: "Regularisation | None" = None,
+    ) -> None:
         """Read what the metadata states of the images; nothing is written yet."""
-        self.run, self.options, self.facts = run, options, facts_of(data, held)
+        self.run, self.options, self.facts = run, options, facts_of(data, held, regularisation)
         self.told = False  # that another card is there
 
     def write(self) -> None:

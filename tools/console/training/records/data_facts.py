@@ -8,21 +8,27 @@ from .markdown import code
 
 if TYPE_CHECKING:
     from ldmrt.model.training.data.captioned import Captioned, ImageFolder, Shape
+    from ldmrt.model.training.data.regularisation import Regularisation
 
 NAMED = 10  # licences; the others are counted together
 Facts = list[tuple[str, str]]  # names and Markdown
 
 
-def facts_of(data: "Captioned | None", held: "Captioned | None") -> Facts:
+def facts_of(
+    data: "Captioned | None", held: "Captioned | None", regularisation: "Regularisation | None" = None
+) -> Facts:
     """Return how many images there are, their sizes and their licences, as far as they are known. None is opened.
 
     Args:
         data: The images to train on.
         held: Those that are held out; None for none.
+        regularisation: Those that are learned beside the others; None for none.
     """
+    others = Facts() if regularisation is None else _beside(regularisation)
     train, out = (_folder_of(images) for images in (data, held))
     if train is None:
-        return [("images", f"{len(data)} pairs of an emoji and a background")] if isinstance(data, Sized) else []
+        pairs = f"{len(data)} pairs of an emoji and a background" if isinstance(data, Sized) else None
+        return [("images", pairs), *others] if pairs else others
     known = train.shapes if out is None else {**train.shapes, **out.shapes}
     names, names_out = _names(train), [] if out is None else _names(out)
     count = f"{len(names)}, and {len(names_out)} held out" if names_out else str(len(names))
@@ -31,7 +37,15 @@ def facts_of(data: "Captioned | None", held: "Captioned | None") -> Facts:
         facts.append(("sizes", _sizes(shapes)))
     if licences := _licences([train] if out is None else [train, out]):
         facts.append(("licences", licences))
-    return facts
+    return facts + others
+
+
+def _beside(regularisation: "Regularisation") -> Facts:
+    """Describe regularisation images."""
+    images = regularisation.images
+    facts = [("regularisation images", f"{len(_names(images))}, with a weight of {regularisation.weight:g}")]
+    licences = _licences([images])
+    return [*facts, ("their licences", licences)] if licences else facts
 
 
 def _folder_of(images: "Captioned | None") -> "ImageFolder | None":

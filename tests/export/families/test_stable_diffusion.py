@@ -16,9 +16,9 @@ from ldmrt.runtime import LdmrtWarning, Pipeline, RefinedPipeline, Request
 from ldmrt.runtime.samplers.noise import FIRST, IMAGE, MASKED
 from ldmrt.runtime.samplers.registry import find_scheduler
 
-from ..support.families import FAMILIES
-from ..support.pipelines import save_pipeline
-from .test_tasks import drawing
+from ...support.families import FAMILIES
+from ...support.pipelines import save_pipeline
+from ..test_tasks import drawing
 
 PROMPTS = ["a red apple, noto style, blue background!", "two pears"]
 STEPS, SEEDS = 5, [3, 4]

@@ -1,9 +1,6 @@
-"""GroupNorm as an InstanceNormalization of its groups: the form that every backend has a kernel for.
+"""Translate operators of PyTorch that torch's exporter writes slowly, or wrongly."""
 
-ONNX Runtime has none for GroupNormalization and computes it in eleven steps; TensorRT-RTX builds the same from
-both.
-"""
-
+import operator
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,6 +11,9 @@ T = TypeVar("T")  # the exporter's symbolic tensors, all of one dtype
 
 def group_norm(x: T, groups: int, weight: T, bias: T, eps: float = 1e-5, cudnn: bool = True) -> T:
     """Translate `aten::group_norm`, whose signature this is (Wu & He 2018, arXiv:1803.08494, equation 7).
+
+    It becomes an InstanceNormalization of its groups, which every backend has a kernel for. ONNX Runtime has none for
+    GroupNormalization and computes it in eleven steps; TensorRT-RTX builds the same from both.
 
     Args:
         x: Features (batch, C, ...).
@@ -38,4 +38,19 @@ def group_norm(x: T, groups: int, weight: T, bias: T, eps: float = 1e-5, cudnn: 
     return result
 
 
-TRANSLATIONS: dict[Callable[..., object], Callable[..., object]] = {torch.ops.aten.group_norm.default: group_norm}
+def floor_divide(number: T, divisor: T) -> T:
+    """Translate `//` of whole numbers, which rounds down; ONNX's Div rounds toward zero, as torch's exporter has it.
+
+    Sizes are not negative, but torch may write (24 - h) // 2 as 12 + (-h) // 2.
+    """
+    from onnxscript import opset23
+
+    op: Any = opset23
+    result: T = op.Div(op.Sub(number, op.Mod(number, divisor)), divisor)
+    return result
+
+
+TRANSLATIONS: dict[Callable[..., object], Callable[..., object]] = {
+    torch.ops.aten.group_norm.default: group_norm,
+    operator.floordiv: floor_divide,
+}

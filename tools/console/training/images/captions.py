@@ -9,8 +9,7 @@ import click
 
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.tools.console.progress import console
-
-from .options import Options
+from ldmrt.tools.console.training.options import Options
 
 if TYPE_CHECKING:
     from ldmrt.model.training.data.captioned import Captioned

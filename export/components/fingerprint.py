@@ -1,0 +1,35 @@
+"""Describe what a component is made of, as a manifest holds it: hashes, inputs and outputs."""
+
+import hashlib
+import json
+
+import torch
+
+from ldmrt.runtime.files.reading import JsonObject
+from ldmrt.runtime.tensors import Specs
+
+from .table import Component
+
+
+def fingerprint(component: Component) -> dict[str, str]:
+    """Hash what a component is made of: its weights, and its config with its inputs and outputs."""
+    weights = hashlib.sha256()
+    for key, value in sorted(component.module.state_dict().items()):
+        weights.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        weights.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+    described = [
+        component.config,
+        _specs(component.inputs),
+        _specs(component.outputs),
+    ]
+    config = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    return {"weights": weights.hexdigest(), "config": config.hexdigest()}
+
+
+def ends_of(inputs: Specs, outputs: Specs) -> JsonObject:
+    """Describe the inputs and outputs of a graph as the manifest does."""
+    return {"inputs": _specs(inputs), "outputs": _specs(outputs)}
+
+
+def _specs(specs: Specs) -> list[list[object]]:
+    return [[spec.name, spec.dtype, list(spec.shape)] for spec in specs]

@@ -1,0 +1,1 @@
+"""Networks that diffusers and transformers define, and this package only traces: their classes, built from configs."""

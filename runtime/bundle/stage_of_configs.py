@@ -1,0 +1,163 @@
+"""Derive the stage of a model from the configs that diffusers writes, where null and 0 stand for a default."""
+
+from dataclasses import replace
+
+from ldmrt.runtime.errors import BundleError
+from ldmrt.runtime.files.reading import JsonObject
+
+from .graphs import STATES, TRANSFORMER
+from .stages import (
+    CLASSES,
+    CODEC_OF,
+    KL,
+    LARGEST,
+    MASK_KINDS,
+    MOST,
+    PIXELS,
+    POOLED,
+    PROMPT,
+    SAMPLE,
+    TIMESTEP,
+    VQ,
+    Guide,
+    Row,
+    Source,
+    Space,
+    Stage,
+)
+
+PLAIN = "UNet2DModel"  # diffusers' U-Net that reads no prompt
+SD3 = "SD3Transformer2DModel"
+T5_TOKENS = 256  # that Stable Diffusion 3 reads, as diffusers' pipeline has it where no other number is asked for
+
+
+def stage_of_configs(unet: JsonObject, vae: JsonObject | None, index: JsonObject) -> Stage:
+    """Derive the stage of a model from the configs that diffusers writes.
+
+    Args:
+        unet: The config.json of the U-Net, or of the transformer.
+        vae: vae_decoder/config.json; None for a model without an autoencoder, which works in pixels.
+        index: model_index.json, which states three properties of pipelines; it may be empty.
+
+    Raises:
+        BundleError: A value is missing or invalid.
+    """
+    if unet.get("_class_name") == SD3:
+        return _stable_diffusion_3(unet, vae or {})
+    space = _space_of_config(vae) if vae is not None else Space(channels_of(unet), 1, 1.0, PIXELS)
+    sides = _sides_of(unet.get("sample_size"))
+    stage = Stage(
+        space,
+        own=(sides[0] * space.factor, sides[1] * space.factor),
+        reads=_reads_of_configs(unet, space, index),
+        shortens="LatentConsistencyModel" in str(index.get("_class_name")),
+    )
+    guided = "timestep_cond" not in stage.reads and stage.prompt
+    return stage if guided else replace(stage, guide=Guide((Row("positive"),), ()))
+
+
+def channels_of(unet: JsonObject) -> int:
+    """Return the channels that a U-Net without anything beside its state takes."""
+    return _whole("unet/config.json", "in_channels", unet.get("in_channels"), 3)
+
+
+def _space_of_config(vae: JsonObject) -> Space:
+    """Return the latents of an autoencoder."""
+    file = "vae_decoder/config.json"
+    widths = vae.get("block_out_channels")
+    if not isinstance(widths, list) or not 0 < len(widths) <= MOST:
+        found = None if widths is None else f"{widths!r:.100}"
+        raise BundleError("bundle", f"{file} has no block_out_channels", expected="a list of widths", found=found)
+    codec = CODEC_OF.get(str(vae.get("_class_name")), KL)
+    name = "vq_embed_dim" if codec == VQ and vae.get("vq_embed_dim") else "latent_channels"
+    channels = _whole(file, name, vae.get(name), 3 if codec == VQ else 4)
+    scale = _positive(file, "scaling_factor", vae.get("scaling_factor"), 0.18215)
+    shift = _real(file, "shift_factor", vae.get("shift_factor"))
+    return Space(channels, 2 ** (len(widths) - 1), scale, codec, shift_factor=shift)
+
+
+def _reads_of_configs(unet: JsonObject, space: Space, index: JsonObject) -> dict[str, tuple[Source, ...]]:
+    """Return the sources of a U-Net's inputs: of one with attention to a context that is a prompt's."""
+    zeros = _truth("force_zeros_for_empty_prompt", index.get("force_zeros_for_empty_prompt"))
+    scored = _truth("requires_aesthetics_score", index.get("requires_aesthetics_score"))
+    xl = bool(unet.get("addition_embed_type"))
+    masked = space.codec != PIXELS and unet.get("in_channels") == 2 * space.channels + 1
+    reads: dict[str, tuple[Source, ...]] = {
+        SAMPLE: (Source("state"), *((Source(kind) for kind in MASK_KINDS) if masked else ())),
+        TIMESTEP: (Source("timestep"),),
+    }
+    if unet.get("_class_name") != PLAIN:
+        settings = ({"penultimate": True} if xl else {}) | ({"zeros": True} if zeros else {})
+        reads[PROMPT] = (Source("prompt", settings),)
+    if xl:
+        reads[POOLED] = (Source("pooled_prompt"),)
+        reads["time_ids"] = (Source("sizes", {"scored": True} if scored else {}),)
+    if unet.get("time_cond_proj_dim"):
+        reads["timestep_cond"] = (Source("guidance_scale"),)
+    if unet.get("num_class_embeds"):
+        count = _whole("unet/config.json", "num_class_embeds", unet["num_class_embeds"], 1)
+        reads[CLASSES] = (Source("class", {"count": count}),)
+    return reads
+
+
+def _stable_diffusion_3(transformer: JsonObject, vae: JsonObject) -> Stage:
+    """Return the stage of Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206)."""
+    file = "transformer/config.json"
+    space = replace(_space_of_config(vae), patch=_whole(file, "patch_size", transformer.get("patch_size"), 2))
+    side = _whole(file, "sample_size", transformer.get("sample_size"), 128) * space.factor
+    positions = _whole(file, "pos_embed_max_size", transformer.get("pos_embed_max_size"), 96)
+    width = _whole(file, "joint_attention_dim", transformer.get("joint_attention_dim"), 4096)
+    return Stage(
+        space,
+        own=(side, side),
+        reads={
+            STATES[TRANSFORMER]: (Source("state"),),
+            TIMESTEP: (Source("timestep"),),
+            PROMPT: (Source("joint_prompt", {"width": width, "tokens": T5_TOKENS}),),
+            "pooled_projections": (Source("joint_pooled_prompt"),),
+        },
+        network=TRANSFORMER,
+        largest=positions * space.unit,
+    )
+
+
+def _sides_of(value: object) -> tuple[int, int]:
+    """Read height and width in latents: one number for both, or a pair."""
+    pair = value if isinstance(value, list) and len(value) == 2 else [value, value]
+    height, width = (_whole("unet/config.json", "sample_size", side, 64) for side in pair)
+    return height, width
+
+
+def _whole(file: str, key: str, value: object, default: int) -> int:
+    """Read a count; null and 0 stand for the default, as in old configs of diffusers."""
+    number = default if value is None or value == 0 else value
+    if type(number) is float and number.is_integer():
+        number = int(number)
+    if type(number) is not int or not 0 < number <= LARGEST:
+        raise BundleError("bundle", f"invalid {key} in {file}", expected=f"1 to {LARGEST}", found=f"{value!r:.100}")
+    return number
+
+
+def _positive(file: str, key: str, value: object, default: float) -> float:
+    """Read a number above 0; null and 0 stand for the default."""
+    return _number(file, key, default if value is None or value == 0 else value, "a number above 0", 0.0)
+
+
+def _real(file: str, key: str, value: object) -> float:
+    """Read a number of any sign; null is 0."""
+    return _number(file, key, 0.0 if value is None else value, "a number", -1e9)
+
+
+def _number(file: str, key: str, value: object, expected: str, above: float) -> float:
+    """Return a number above another one, and below 1e9."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not above < value < 1e9:
+        raise BundleError("bundle", f"invalid {key} in {file}", expected=expected, found=f"{value!r:.100}")
+    return float(value)
+
+
+def _truth(key: str, value: object) -> bool:
+    """Read true or false; null is false."""
+    if value not in (None, True, False):
+        problem = f"invalid {key} in model_index.json"
+        raise BundleError("bundle", problem, expected="true or false", found=f"{value!r:.100}")
+    return bool(value)

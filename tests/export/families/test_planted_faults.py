@@ -1,0 +1,128 @@
+"""Faults planted in the networks of a Stable Diffusion 3 are laid at their modules, and those around them at theirs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import numpy_helper
+
+from ldmrt.export.components.table import Component, components, example
+from ldmrt.export.parity.bisect import bisect
+from ldmrt.model import load
+
+from ...support.damage.graph_faults import Fault, attribute, initializer, node, passed, planted, swapped
+
+BLOCK, T5 = "transformer_blocks.1", "encoder.block.1.layer.0"
+SIZES = {"batch": 2, "height": 16, "width": 24, "timesteps": 2}
+
+
+def exchanged(name: str, one: int, other: int, side: str = "output") -> Fault:
+    """Two outputs of a node, or two inputs, take each other's places."""
+
+    def plant(graph: Any) -> None:
+        names = getattr(node(graph, name), side)
+        names[one], names[other] = names[other], names[one]
+
+    return plant
+
+
+def changed(name: str, change: Callable[[Any], Any]) -> Fault:
+    """A weight becomes another."""
+
+    def plant(graph: Any) -> None:
+        tensor = initializer(graph, name)
+        array = np.ascontiguousarray(change(numpy_helper.to_array(tensor)))
+        tensor.CopyFrom(numpy_helper.from_array(array, name))
+
+    return plant
+
+
+def _axes_swapped(positions: Any) -> Any:
+    side = int(positions.shape[1] ** 0.5)
+    return positions.reshape(1, side, side, -1).transpose(0, 2, 1, 3).reshape(positions.shape)
+
+
+FAULTS: dict[str, tuple[str, Fault, str]] = {  # component, what is done, where
+    "axes of the positions swapped": ("transformer", changed("pos_embed.pos_embed", _axes_swapped), "pos_embed"),
+    "positions moved by one": (
+        "transformer",
+        changed("pos_embed.pos_embed", lambda one: np.roll(one, 1, axis=1)),
+        "pos_embed",
+    ),
+    "modulation, shift for scale": ("transformer", exchanged(f"{BLOCK}/Split", 0, 1), f"{BLOCK}.norm1"),
+    "modulation, of the second attention": ("transformer", exchanged(f"{BLOCK}/Split", 6, 7), f"{BLOCK}.norm1"),
+    "modulation of the text": ("transformer", exchanged(f"{BLOCK}/Split_1", 0, 1), f"{BLOCK}.norm1_context"),
+    "modulation at the end": ("transformer", exchanged("norm_out/Split", 0, 1), "norm_out"),
+    "gate forgotten": ("transformer", passed(f"{BLOCK}/Mul"), BLOCK),
+    "text before image in the queries": (
+        "transformer",
+        exchanged(f"{BLOCK}.attn/Concat_1", 0, 1, "input"),
+        f"{BLOCK}.attn",
+    ),
+    "scale of the attention": (
+        "transformer",
+        attribute(f"{BLOCK}.attn/Attention", "scale", 0.5),
+        f"{BLOCK}.attn",
+    ),
+    "queries for keys": (
+        "transformer",
+        swapped(f"{BLOCK}.attn.to_q/MatMul", f"{BLOCK}.attn.to_k/MatMul"),
+        f"{BLOCK}.attn.to_q",
+    ),
+    "the text's queries for keys": (
+        "transformer",
+        swapped(f"{BLOCK}.attn.add_q_proj/MatMul", f"{BLOCK}.attn.add_k_proj/MatMul"),
+        f"{BLOCK}.attn.add_q_proj",
+    ),
+    "epsilon of the queries' norm": (
+        "transformer",
+        attribute(f"{BLOCK}.attn.norm_q/RMSNormalization", "epsilon", 0.1),
+        f"{BLOCK}.attn.norm_q",
+    ),
+    "epsilon of a layer's norm": (
+        "transformer",
+        attribute(f"{BLOCK}.norm1.norm/LayerNormalization", "epsilon", 0.1),
+        f"{BLOCK}.norm1.norm",
+    ),
+    "bias after the attention": ("transformer", passed(f"{BLOCK}.attn.to_out.0/Add"), f"{BLOCK}.attn.to_out.0"),
+    "sines for cosines": (
+        "transformer",
+        lambda graph: setattr(node(graph, "time_text_embed.time_proj/Cos"), "op_type", "Sin"),
+        "time_text_embed.time_proj",
+    ),
+    "time without the pooled text": ("transformer", passed("time_text_embed/Add"), "time_text_embed"),
+    "T5's relative positions": (
+        "text_encoder_3",
+        changed("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", lambda one: one[::-1]),
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
+    ),
+    "T5's residual": ("text_encoder_3", passed(f"{T5}/Add"), T5),
+    "T5's queries for keys": (
+        "text_encoder_3",
+        swapped(f"{T5}.SelfAttention.q/MatMul", f"{T5}.SelfAttention.k/MatMul"),
+        f"{T5}.SelfAttention.q",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def parts(sd3_checkpoint: Path) -> dict[str, Component]:
+    return components(load(sd3_checkpoint))
+
+
+@pytest.mark.parametrize("name", list(FAULTS))
+def test_names_the_module_of_a_planted_fault(
+    name: str, sd3_bundle: Path, tmp_path: Path, parts: dict[str, Component]
+) -> None:
+    part, plant, where = FAULTS[name]
+    found = bisect(parts[part], planted(sd3_bundle, tmp_path, part, plant), example(parts[part], SIZES))
+    assert found.first is not None
+    assert found.first.module == where
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder_3"])
+def test_clean_network_has_none_past_tolerance(part: str, sd3_bundle: Path, parts: dict[str, Component]) -> None:
+    found = bisect(parts[part], sd3_bundle / part / "model.onnx", example(parts[part], SIZES))
+    assert found.first is None

@@ -1,0 +1,173 @@
+"""Stable Diffusion 3 and 3.5 draw what diffusers' pipelines draw, from PyTorch's networks and from a bundle."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from ldmrt.export.components.torch_pipeline import torch_pipeline
+from ldmrt.model import load
+from ldmrt.runtime import LdmrtError, Pipeline
+from ldmrt.runtime import open as open_pipeline
+from ldmrt.runtime.samplers.noise import FIRST, IMAGE, noise
+
+from ...support.families.stable_diffusion_3 import EXPORTED, SD3, save_sd3
+from ..test_tasks import drawing, mask, picture
+
+PROMPTS, SEEDS, STEPS = ["a red apple, noto style", "two pears"], [3, 4], 5
+# Relative to the largest latent: two programs' float32 through a handful of rows, with guidance.
+TOLERANCE = 2e-4
+pytestmark = [
+    pytest.mark.oracle,
+    pytest.mark.filterwarnings("ignore:.* it has no parity certificate"),
+    pytest.mark.filterwarnings("ignore:request. .*is far from the model's own size"),
+]
+
+
+@pytest.fixture(scope="module")
+def places(sd3_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of the checkpoints, each saved when it is first asked for."""
+    root = tmp_path_factory.mktemp("sd3")
+
+    class Saved(dict[str, Path]):
+        def __missing__(self, name: str) -> Path:
+            self[name] = save_sd3(name, root / name)
+            return self[name]
+
+    return Saved({EXPORTED: sd3_checkpoint})
+
+
+@cache
+def theirs(folder: Path, kind: str = "StableDiffusion3Pipeline") -> Any:
+    """Return diffusers' own pipeline, which has to be told of a missing T5."""
+    absent = {} if (folder / "text_encoder_3").is_dir() else {"text_encoder_3": None, "tokenizer_3": None}
+    pipeline = getattr(diffusers, kind).from_pretrained(folder, **absent)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@cache
+def ours_of(folder: Path) -> Pipeline:
+    """Return our pipeline of PyTorch's networks."""
+    return torch_pipeline(load(folder))
+
+
+def expected(folder: Path, height: int, width: int, **asked: Any) -> NDArray[np.float32]:
+    """Return the latents of diffusers' own pipeline, from our noise."""
+    pipeline = theirs(folder)
+    factor = pipeline.vae_scale_factor
+    x = noise(SEEDS, FIRST, (pipeline.transformer.config.in_channels, height // factor, width // factor))
+    asked = {name: [value] * 2 if isinstance(value, str) else value for name, value in asked.items()}
+    latents = pipeline(
+        PROMPTS, latents=torch.from_numpy(x), height=height, width=width, output_type="latent",
+        **{"num_inference_steps": STEPS, **asked},
+    )  # fmt: skip
+    found: NDArray[np.float32] = latents.images.numpy()
+    return found
+
+
+def close(ours: NDArray[Any], expected: NDArray[Any]) -> None:
+    assert expected.std() > 0.1
+    assert np.abs(ours - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
+ASKED: list[dict[str, Any]] = [
+    {"guidance_scale": 4.0},
+    {"guidance_scale": 1.0},
+    {"guidance_scale": 7.0, "negative_prompt": "blurred", "prompt_2": "a penguin", "prompt_3": "two"},
+    {"guidance_scale": 4.0, "negative_prompt_2": "blurred", "negative_prompt_3": "pears", "clip_skip": 1},
+]
+
+
+@pytest.mark.parametrize("asked", ASKED, ids=["guided", "plain", "prompts", "negative prompts"])
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 32)])
+@pytest.mark.parametrize("name", SD3)
+def test_draws_what_diffusers_draws(
+    name: str, height: int, width: int, asked: dict[str, Any], places: dict[str, Path]
+) -> None:
+    ours = ours_of(places[name])(PROMPTS, seed=SEEDS, height=height, width=width, num_inference_steps=STEPS, **asked)
+    close(ours.latents, expected(places[name], height, width, **asked))
+
+
+def test_decodes_what_diffusers_decodes(places: dict[str, Path]) -> None:
+    """Latents are divided by the scaling factor, and then the shift factor is added."""
+    pipeline, reference = ours_of(places["sd3"]), theirs(places["sd3"])
+    latents = np.random.default_rng(0).standard_normal((1, 16, 8, 8), np.float32)
+    unscaled = torch.from_numpy(latents) / reference.vae.config.scaling_factor + reference.vae.config.shift_factor
+    image = reference.image_processor.postprocess(reference.vae.decode(unscaled).sample.detach(), output_type="np")
+    # Levels of 8 bits: both round, and two programs' float32 may round apart.
+    assert np.abs(pipeline.decode(latents).astype(int) - image * 255).max() <= 0.51
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.8])
+def test_image_to_image(strength: float, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    image = picture().resize((24, 16))
+    ours = ours_of(places["sd3"])(
+        PROMPTS, seed=SEEDS, image=image, strength=strength, num_inference_steps=8, guidance_scale=4.0
+    )
+    reference = theirs(places["sd3"], "StableDiffusion3Img2ImgPipeline")
+    drawing(reference, SEEDS, [IMAGE, FIRST], monkeypatch)
+    latents = reference(
+        PROMPTS, image=[image] * 2, strength=strength, num_inference_steps=8, guidance_scale=4.0, height=16, width=24,
+        output_type="latent",
+    )  # fmt: skip
+    close(ours.latents, latents.images.numpy())
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (20, 36)])
+def test_bundle_draws_what_diffusers_draws(height: int, width: int, sd3_bundle: Path, places: dict[str, Path]) -> None:
+    """The second size has an odd number of patches along both sides."""
+    pipeline = open_pipeline(sd3_bundle)
+    ours = pipeline(PROMPTS, seed=SEEDS, height=height, width=width, num_inference_steps=STEPS, guidance_scale=4.0)
+    close(ours.latents, expected(places[EXPORTED], height, width, guidance_scale=4.0))
+    pipeline.close()
+
+
+def test_bundle_holds_what_others_read(sd3_bundle: Path) -> None:
+    """The folders, and the names of inputs and outputs, are those that optimum gives a transformer."""
+    pipeline = open_pipeline(sd3_bundle)
+    names = [spec.name for spec in pipeline.engines["transformer"].inputs]
+    assert names == ["hidden_states", "timestep", "encoder_hidden_states", "pooled_projections"]
+    assert [spec.name for spec in pipeline.engines["transformer"].outputs] == ["out_hidden_states"]
+    assert (pipeline.stage.network, pipeline.stage.space.unit, pipeline.stage.largest) == ("transformer", 4, 96)
+    pipeline.close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "problem"),
+    [
+        ({"height": 18}, "invalid height; expected a multiple of 4"),
+        ({"width": 100}, "no positions for so large an image; expected sides of at most 96; found 100x16"),
+        ({"deep_cache": 2}, "deep cache"),
+        ({"controls": {"canny": np.zeros((16, 16, 3), np.uint8)}}, "no control 'canny' here"),
+    ],
+)
+def test_refuses(asked: dict[str, Any], problem: str, places: dict[str, Path]) -> None:
+    with pytest.raises(LdmrtError, match=problem):
+        ours_of(places["sd3"])("two pears", **asked)
+
+
+def test_each_image_is_that_of_its_seed_alone(places: dict[str, Path]) -> None:
+    drawn = ours_of(places["sd3"])
+    many = drawn("two pears", seed=[3, 4, 5], num_images_per_prompt=3, num_inference_steps=3).latents
+    for i, seed in enumerate([3, 4, 5]):
+        alone = drawn("two pears", seed=seed, num_inference_steps=3).latents[0]
+        assert np.abs(many[i] - alone).max() <= 1e-5 * np.abs(alone).max()  # sums of float32 in another order
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_inpainting(strength: float, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    image, area = picture().resize((24, 16)), mask().resize((24, 16))
+    asked = {"strength": strength, "num_inference_steps": 8, "guidance_scale": 4.0}
+    ours = ours_of(places["sd3"])(PROMPTS, seed=SEEDS, image=image, mask_image=area, **asked)
+    reference = theirs(places["sd3"], "StableDiffusion3InpaintPipeline")
+    drawing(reference, SEEDS, [IMAGE, FIRST, IMAGE], monkeypatch)
+    latents = reference(
+        PROMPTS, image=[image] * 2, mask_image=[area] * 2, height=16, width=24, output_type="latent", **asked
+    )
+    close(ours.latents, latents.images.numpy())

@@ -1,0 +1,1 @@
+"""Read what a training learns beside its images: captions, classes and regularisation images."""
