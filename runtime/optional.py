@@ -59,6 +59,7 @@ PACKAGES = {
     "pyarrow": Package("PyArrow", "pyarrow", ("ray",)),
     "tensorboard": Package("TensorBoard", "tensorboard", ("tensorboard",)),
     "wandb": Package("Weights & Biases", "wandb", ("wandb",)),
+    "bitsandbytes": Package("bitsandbytes", "bitsandbytes", ("bitsandbytes",)),
     "opentelemetry": Package("OpenTelemetry", "opentelemetry-sdk", ("otel",)),
     "diffusers": Package("diffusers", "diffusers", ("families",)),
 }

@@ -17,7 +17,8 @@ Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
 _Float = TypeVar("_Float", np.float32, np.float64)
 ZERO_SNR = 2.0**-24  # what diffusers puts for a signal of zero where it must divide by it
-BETAS, TIMESTEP_SPACINGS = ("linear", "scaled_linear", "squaredcos_cap_v2"), ("leading", "linspace", "trailing")
+BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
 # Spacings of noise levels: "use_" and one of these is a key of a config.
 LEVEL_SPACINGS = ("karras_sigmas", "lu_lambdas", "exponential_sigmas", "beta_sigmas", "flow_sigmas")
 NOISERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")  # add noise of `alphas_cumprod`
@@ -69,8 +70,11 @@ def betas(c: Config, line: Callable[[float, float, int], Floats] = np.linspace) 
     if kind == "squaredcos_cap_v2":  # Nichol & Dhariwal 2021, equation 17
         edges: Floats = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * np.pi / 2) ** 2
         return np.minimum(1.0 - edges[1:] / edges[:-1], 0.999)
+    if kind == "sigmoid":  # Xu et al. 2022, arXiv:2203.02923; in diffusers of `DDPMScheduler` alone
+        out: Floats = first + (last - first) / (1.0 + np.exp(-line(-6.0, 6.0, count)))
+        return out
     problem = f"no beta_schedule {kind!r}{suggestion(kind, BETAS)}"
-    raise LdmrtError("scheduler", problem, expected="linear, scaled_linear or squaredcos_cap_v2")
+    raise LdmrtError("scheduler", problem, expected=f"{', '.join(BETAS[:-1])} or {BETAS[-1]}")
 
 
 def alphas_cumprod(c: Config, *, zero: float = 0.0) -> Floats:

@@ -18,6 +18,7 @@ from ldmrt.model.training.data.captioned import Captioned, Grouped, Key, Sample
 
 from .checkpointing import checkpoint_blocks
 from .loss_scale import LossScale
+from .optimizers import SMALL, bytes_in_8bit
 from .processes import PIECE, Processes
 from .recorder import Recorder
 from .run import M, Run
@@ -207,11 +208,14 @@ def plan_memory(run: Run[M], task: TrainingTask, count: int = 1) -> MemoryPlan:
     activations, samples = measured.activations()
     peak = measured.peak(settings.accumulate, settings.precision)
     copied = bytes_of(run.module.state_dict().values(), settings.device)
+    others = _others(measured)
+    if settings.optimizer == "adamw" and any(weight.numel() >= SMALL for weight in measured.learning):
+        others["--optimizer adamw8bit"] = peak + bytes_in_8bit(measured.learning) - known["optimizer"]
     return MemoryPlan(
         **known, gradients=measured.gradients, activations=activations, peak=before + peak,
         samples=samples * (2 if task.regularisation else 1),
         saving=before + measured.gradients + copied,
-        others={options: before + most for options, most in _others(measured).items()},
+        others={options: before + most for options, most in others.items()},
     )  # fmt: skip
 
 

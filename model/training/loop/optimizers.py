@@ -1,13 +1,16 @@
 """Choose how a step changes weights, and how the learning rate changes from step to step."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.nearest import suggestion
+from ldmrt.runtime.optional import unavailable
 
 POWER = 2.0  # of the polynomial schedule
 LAST = 1e-7  # its learning rate at the end, as in diffusers
@@ -44,8 +47,57 @@ class Lion(torch.optim.Optimizer):
 
 
 Weights = Iterable[nn.Parameter]
+BETAS = (0.9, 0.99)  # of AdamW
+SMALL, BLOCK = 4096, 256  # numbers of a weight whose moments stay in float32, and of those that share a scale
+
+
+def adamw8bit(weights: Weights, rate: float) -> torch.optim.Optimizer:
+    """Return AdamW whose moments are kept in 8 bits, of the package bitsandbytes (Dettmers et al. 2022, 2110.02861).
+
+    Its state is that of any optimizer of torch: it holds no table of the levels, which is the same for all weights.
+
+    Raises:
+        LdmrtError: The package is not installed, or does not work.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of 4-bit kernels, which no optimizer has
+    try:
+        import bitsandbytes
+    except (ImportError, OSError) as error:
+        raise unavailable(error, "train") from error
+
+    tables = {"qmap1": "dynamic", "qmap2": "udynamic"}
+
+    class Plain(bitsandbytes.optim.AdamW8bit):
+        def state_dict(self) -> dict[str, Any]:
+            state = torch.optim.Optimizer.state_dict(self)
+            kept = {
+                key: {name: value for name, value in values.items() if name not in tables}
+                for key, values in state["state"].items()
+            }
+            return {**state, "state": kept}
+
+        def load_state_dict(self, state_dict: Any, move_to_device: Any = True) -> None:
+            super().load_state_dict(state_dict, move_to_device)
+            for weight, values in self.state.items():
+                for name, table in tables.items():
+                    if values["state1"].dtype == torch.uint8:
+                        values[name] = self.name2qmap[table].to(weight.device)
+
+    kept = list(weights)
+    for weight in kept:  # as its first step does, when the moments have been laid out as the weights
+        weight.data = weight.data.contiguous()
+    return Plain(kept, lr=rate, betas=BETAS, weight_decay=0.0, min_8bit_size=SMALL)
+
+
+def bytes_in_8bit(weights: Weights) -> int:
+    """Return the bytes of the moments that `adamw8bit` keeps: two numbers a weight, and two scales a block."""
+    counts = [weight.numel() for weight in weights]
+    return sum(2 * (4 * count if count < SMALL else count + 4 * -(-count // BLOCK)) for count in counts)
+
+
 OPTIMIZERS: dict[str, Callable[[Weights, float], torch.optim.Optimizer]] = {
-    "adamw": lambda weights, rate: torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.99), weight_decay=0.0),
+    "adamw": lambda weights, rate: torch.optim.AdamW(weights, lr=rate, betas=BETAS, weight_decay=0.0),
+    "adamw8bit": adamw8bit,
     "sgd": lambda weights, rate: torch.optim.SGD(weights, lr=rate, momentum=0.9),
     "lion": lambda weights, rate: Lion(weights, lr=rate),
 }

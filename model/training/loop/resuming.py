@@ -7,7 +7,8 @@ from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.nearest import suggestion
 
 CHANGEABLE = (  # with --change
-    *("steps", "batch", "accumulate", "learning-rate", "seed", "precision", "device", "size", "buckets", "crop"),
+    *("steps", "batch", "accumulate", "learning-rate", "seed", "precision", "device", "compile", "size"),
+    *("buckets", "crop"),
     *("data", "schedule", "warmup", "validation", "snr-gamma", "debias", "loss", "huber-c"),
     *("flip", "random-crop", "shuffle-tags", "keep-tags", "prefix", "wildcards", "max-upscale"),
     *("timesteps", "offset-noise", "pyramid-noise", "input-perturbation", "latents", "loss-mask"),

@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ldmrt.model.training.compiling import compile_networks
 from ldmrt.model.training.data.batches import Batches
 from ldmrt.model.training.data.captioned import Key, Sample, name_of
 from ldmrt.model.training.draws import Draws
@@ -76,6 +77,9 @@ class Run(Generic[M]):
         if opponent is not None:
             opponent.to(settings.device).train()
             self.opposing = OPTIMIZERS[settings.optimizer](opponent.parameters(), settings.learning_rate)
+        if settings.compile:
+            for network in self._modules():
+                compile_networks(network)
         self.step = 0
         self.skipped: Mapping[Key, str] = {}  # samples whose images could not be read, and why
         self.memory: Mapping[str, Tensor] = {}  # of the task's draws
@@ -248,7 +252,7 @@ class Run(Generic[M]):
     def bytes(self) -> int:
         """Return the size of the state's tensors."""
         kept = [values for optimizer in self._optimizers() for values in optimizer.state_dict()["state"].values()]
-        moments = (value for values in kept for value in values.values())
+        moments = (value for values in kept for value in values.values() if isinstance(value, Tensor))
         tensors = [*self.weights().values(), *self.averages.tensors(), *moments]
         tensors += self.opponent.state_dict().values() if self.opponent is not None else []
         return sum(tensor.nbytes for tensor in tensors)

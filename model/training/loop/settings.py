@@ -31,6 +31,7 @@ class Settings:
     precision: str = "fp32"
     accumulate: int = 1  # parts of a batch, whose gradients are added up: less memory, the same step
     checkpointing: bool = False  # activations are computed again for the gradient: less memory, the same step
+    compile: bool = False  # networks are compiled: a faster step, with other roundings
     skip_unreadable: bool = False  # unreadable images are skipped; otherwise they stop the run
 
     def shaping(self) -> dict[str, object]:

@@ -81,6 +81,16 @@ def finished(vae: Autoencoder | VQAutoencoder) -> Autoencoder | VQAutoencoder:
     return vae
 
 
+def freeze_encoder(vae: Autoencoder | VQAutoencoder) -> None:
+    """Let an autoencoder learn to decode the latents that it has: encoder, `quant_conv` and codebook do not change.
+
+    Every model that was trained in these latents can then be decoded by it, as Stability's sd-vae-ft-mse decodes those
+    of Stable Diffusion 1.
+    """
+    for part in (vae.encoder, vae.quant_conv, *([vae.quantize] if isinstance(vae, VQAutoencoder) else [])):
+        part.requires_grad_(False)
+
+
 def autoencoder_task(
     vae: Autoencoder | VQAutoencoder,
     data: Captioned,
@@ -96,12 +106,12 @@ def autoencoder_task(
     """Let an autoencoder learn by the error of its reconstruction, and KL or a codebook (Rombach et al. 2022, 3.1).
 
     Args:
-        vae: The autoencoder in training.
+        vae: The autoencoder in training; after `freeze_encoder` there is no part of the loss about its latents.
         data: Images (H, W, 3) with sides that are multiples of the autoencoder's factor; captions are unused.
         parts: What the loss is made of; None for squared error and KL.
         perceptual: The network of the perceptual part; None for the discriminator's features.
         discriminator: The opponent of the run; needed by an adversarial part, or a perceptual one without a network.
-        codebook: Updates the codes of a `VQAutoencoder`; needed by one.
+        codebook: Updates the codes of a `VQAutoencoder`; needed by one that learns them.
         taken: Tells how many steps have been taken, for `parts.start` and the codebook.
         loss_scale: Tells what the loss is multiplied by in fp16.
         across: Makes the mean of all processes' values, each of which is a mean of so many samples.
@@ -111,31 +121,37 @@ def autoencoder_task(
         `adversarial` and `discriminator`, which is the discriminator's own.
     """
     parts = parts or Parts()
+    learned = next(vae.encoder.parameters()).requires_grad  # and not the decoder alone
 
-    def encoded(x: Tensor, draws: Draws) -> tuple[Tensor, str, Tensor]:
-        """Return the images' reconstructions, and the name and the losses of the part that is about latents."""
+    def encoded(x: Tensor, draws: Draws) -> tuple[Tensor, Losses]:
+        """Return the latents of images as they are decoded, and the losses of the part that is about them."""
         if isinstance(vae, VQAutoencoder):
-            assert codebook is not None
             latents = vae.encode(x).float()
+            if not learned:
+                return vae.quantize(latents), {}
+            assert codebook is not None
             found = quantise(vae.quantize, latents, parts.commitment, learned=not codebook.averaged)
             if vae.training:
                 codebook.note(latents, found.codes, taken())
-            return vae.decoder(vae.post_quant_conv(found.latents)), "codebook", found.loss
+            return found.latents, {"codebook": found.loss}
         mean, log_variance = moments(vae.encode(x))
         latents = mean + torch.exp(0.5 * log_variance) * draws.normal("latents", mean.shape[1:])
+        if not learned:
+            return latents, {}
         kl = kl_divergence(mean.float(), log_variance.float())
-        return vae.decode(latents), "kl", parts.kl * (kl * mean[0].numel() if parts.summed else kl)
+        return latents, {"kl": parts.kl * (kl * mean[0].numel() if parts.summed else kl)}
 
     def loss_of(samples: list[Sample], draws: Draws) -> Losses:
         """Reconstruct images through latents drawn from their distribution, or through their codes."""
         x = to_tensor([sample.image for sample in samples], draws.device)
-        back, name, of_latents = encoded(x, draws)
+        latents, of_latents = encoded(x, draws)
+        back = vae.decoder(vae.post_quant_conv(latents))
         if not parts.named().keys() - {"kl", "commitment"}:
-            return {"reconstruction": squared_error(back, x), name: of_latents}
+            return {"reconstruction": squared_error(back, x), **of_latents}
         s = getattr(vae, LOG_VARIANCE) if parts.log_variance is None else parts.log_variance
         losses = {
             "reconstruction": nll(back, x, measure=parts.reconstruction, log_variance=s, summed=parts.summed),
-            name: of_latents,
+            **of_latents,
         }
         if parts.perceptual:
             distance = perceptual(back, x) if perceptual is not None else _features(discriminator, back, x)

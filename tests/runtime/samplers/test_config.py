@@ -170,7 +170,7 @@ DDIM, DDPM, LCM, PNDM = ({"_class_name": f"{name}Scheduler"} for name in ("DDIM"
             {},
             "two spacings of the noise levels; expected one",
         ),
-        ({**EULER, "beta_schedule": "sigmoid"}, {}, "no beta_schedule 'sigmoid'; expected linear, scaled_linear or"),
+        ({**EULER, "beta_schedule": "laplace"}, {}, "no beta_schedule 'laplace'; expected linear, scaled_linear, "),
         (
             {**EULER, "timestep_spacing": "even"},
             {},

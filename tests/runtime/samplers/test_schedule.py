@@ -56,6 +56,16 @@ def test_betas_are_those_of_diffusers(schedule: str) -> None:
 
 
 @pytest.mark.oracle
+@pytest.mark.parametrize("change", [{}, {"beta_start": 1e-7, "beta_end": 2e-3, "num_train_timesteps": 5000}])
+def test_sigmoid_betas_are_those_of_diffusers(change: Config) -> None:
+    """Of the one class that knows them there; GeoDiff's own range is the second."""
+    asked = {"beta_schedule": "sigmoid", **change}
+    theirs = Theirs("DDPMScheduler", asked).exact.betas.numpy()
+    # an exponential of a line that torch counts from both ends, and a sum with a number that is far smaller
+    np.testing.assert_allclose(betas(config("DDPMScheduler", **asked)), theirs, rtol=64 * ROUNDING)
+
+
+@pytest.mark.oracle
 @pytest.mark.parametrize("zero_snr", [False, True])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(("class_name", "least"), [("DDIMScheduler", 0.0), ("EulerDiscreteScheduler", ZERO_SNR)])

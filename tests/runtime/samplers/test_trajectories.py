@@ -8,6 +8,7 @@ a test.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 import pytest
@@ -207,6 +208,18 @@ def test_grid_that_is_handed_in_is_that_of_diffusers(given: Config) -> None:
     assert "euler" in names
     configs = [{**STABLE_DIFFUSION, **prediction} for prediction in ({}, {"prediction_type": "v_prediction"})]
     check(Case(config, 10, s, name, given) for name in names for config in configs for s in (1.0, 0.5))
+
+
+def test_sigmoid_betas() -> None:
+    """Of DDPM alone: no other class of diffusers knows them, so they are no axis of the sweep."""
+    base = {"_class_name": "DDPMScheduler", "beta_schedule": "sigmoid"}
+    kinds = product(("epsilon", "v_prediction", "sample"), ("leading", "trailing"), (False, True))
+    check(
+        Case({**base, "prediction_type": one, "timestep_spacing": spacing, "rescale_betas_zero_snr": zero}, steps)
+        for one, spacing, zero in kinds
+        if not (zero and one == "epsilon")
+        for steps in STEPS
+    )
 
 
 @pytest.mark.parametrize("one", [*THEIRS, *OURS], ids=lambda one: f"{one.classes}-{one.says}")

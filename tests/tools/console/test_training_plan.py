@@ -175,7 +175,7 @@ def test_what_is_printed(ldmrt: Any, words: Words, tmp_path: Path) -> None:
         "weights that learn", "gradients", "optimizer (adamw)", "averages (1)", "activations of 4 images",
         "peak of a step", "copies at a checkpoint, without previews",
         "--accumulate 2", "--accumulate 4", "--precision bf16", "--checkpointing",
-        "--accumulate 4 --precision bf16 --checkpointing",
+        "--accumulate 4 --precision bf16 --checkpointing", "--optimizer adamw8bit",
     ]  # fmt: skip
     assert "memory on cpu" in ran.out
     assert all(re.fullmatch(r"[0-9.]+ MB", cell) for row in rows for cell in row[1:])

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from click.core import ParameterSource
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.tools.console.drawing.images import grid, save_png
 from ldmrt.tools.options.checkpoint import BASE, base_of
 
-from .checks import check_size, digest_of
+from .checks import check_own_size, check_size, digest_of
 from .images.captions import report_long
 from .images.regularisation import Regularising, shaped
 from .latents import Latents, latent_options
@@ -253,11 +252,3 @@ class Base:
             columns = min(8, len(pictures)) if above is None else len(pictures)
             shown = pictures if above is None else np.concatenate([above, pictures])
             save_png(path, grid(shown, columns), {"prompts": self.prompts})
-
-
-def check_own_size(size: int, own: int) -> None:
-    """Raise an `LdmrtError` if nobody asked for a size and the default is not the checkpoint's own."""
-    chosen = click.get_current_context().get_parameter_source("size") is not ParameterSource.DEFAULT
-    if size != own and not chosen:
-        expected, hint = f"{own} pixels", f"--size {own}, or another one on purpose"
-        raise LdmrtError("train", "--size is not that of the checkpoint", expected=expected, found=size, hint=hint)

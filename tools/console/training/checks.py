@@ -4,6 +4,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.optional import check_installed
@@ -33,10 +34,12 @@ def check(options: Options) -> "Settings":
     """
     import torch
 
+    from ldmrt.model.training.compiling import check_compiler
     from ldmrt.model.training.loop.resuming import check_changes
 
     settings, state = options.settings(), options.out / STATE
     check_installed("train", *(name for name in ("tensorboard", "wandb") if getattr(options, name)))
+    check_installed("train", *["bitsandbytes"] * (options.optimizer == "adamw8bit"))
     options.wording()  # refuses what contradicts itself
     if options.change and not options.resume:
         raise LdmrtError("train", "--change needs --resume", hint="--resume, or no --change")
@@ -51,6 +54,8 @@ def check(options: Options) -> "Settings":
     bf16 = (settings.device, settings.precision) == ("cuda", "bf16")
     if bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise LdmrtError("train", "this GPU has no bf16", hint="--precision fp16, or fp32")
+    if settings.compile:
+        check_compiler(settings.device)
 
     def take_folder() -> None:
         if not options.plan:  # which writes nothing
@@ -72,6 +77,14 @@ def check_size(size: int, config: "AutoencoderConfig | VQConfig") -> None:
     if size % config.factor:
         expected = f"a multiple of {config.factor}, the pixels of one latent"
         raise LdmrtError("train", "unsupported --size", expected=expected, found=size)
+
+
+def check_own_size(size: int, own: int) -> None:
+    """Raise an `LdmrtError` if nobody asked for a size and the default is not the checkpoint's own."""
+    chosen = click.get_current_context().get_parameter_source("size") is not ParameterSource.DEFAULT
+    if size != own and not chosen:
+        expected, hint = f"{own} pixels", f"--size {own}, or another one on purpose"
+        raise LdmrtError("train", "--size is not that of the checkpoint", expected=expected, found=size, hint=hint)
 
 
 def preview(size: int) -> int:

@@ -10,7 +10,7 @@ import click
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.tools.options.common import Choice
 
-from .checks import digest_of
+from .checks import check_own_size, digest_of
 from .options import POSITIVE, finite
 
 if TYPE_CHECKING:
@@ -30,11 +30,14 @@ DISCRIMINATOR = "discriminator"  # of --perceptual: its features instead of a fi
 LEARNED = "learned"  # of --log-variance
 MOST = 256  # images of a report
 WEIGHT = click.FloatRange(0, 1e6)
+OF_LATENTS = {"kl_weight": 1e-6, "codes": 1024, "codebook": "gradient", "commitment": 0.25}  # options, and defaults
 
 
 def first_stage_options(command: F) -> F:
     """Add the options of an autoencoder's loss; the command takes them by the names of `FirstStage`."""
     for option in reversed([
+        click.option("--decoder-of", type=click.Path(path_type=Path), metavar="FOLDER",
+                     help="A folder with vae/, whose decoder alone is trained: its latents stay."),
         click.option("--kind", type=Choice(["kl", "vq"]), default="kl", show_default=True,
                      help="Latents from a normal distribution, or vectors of a codebook."),
         click.option("--reconstruction", type=Choice(["l1", "l2"]), default="l2", show_default=True,
@@ -42,8 +45,8 @@ def first_stage_options(command: F) -> F:
         click.option("--sum", "summed", is_flag=True, help="Sum losses over an image, instead of their means."),
         click.option("--log-variance", default="0", show_default=True, metavar="NUMBER|learned",
                      help="s of the reconstruction's loss / exp(s) + s."),
-        click.option("--kl-weight", type=WEIGHT, default=1e-6, show_default=True, callback=finite,
-                     help="Weight of the KL."),
+        click.option("--kl-weight", type=WEIGHT, default=OF_LATENTS["kl_weight"], show_default=True,
+                     callback=finite, help="Weight of the KL."),
         click.option("--perceptual", metavar="FILE|discriminator",
                      help="Weights of LPIPS as safetensors, or the discriminator's features."),
         click.option("--perceptual-weight", type=WEIGHT, default=1.0, show_default=True, callback=finite,
@@ -56,12 +59,12 @@ def first_stage_options(command: F) -> F:
                      help="Loss of the discriminator."),
         click.option("--discriminator-layers", type=click.IntRange(1, 8), default=3, show_default=True,
                      help="Layers of the discriminator that halve the size, and one more."),
-        click.option("--codes", type=click.IntRange(2, 1 << 20), default=1024, show_default=True,
-                     help="Vectors of the codebook."),
-        click.option("--codebook", type=Choice(["gradient", "average"]), default="gradient", show_default=True,
-                     help="How the codebook learns."),
-        click.option("--commitment", type=POSITIVE, default=0.25, show_default=True, callback=finite,
-                     help="Weight of the latents' distance to their codes."),
+        click.option("--codes", type=click.IntRange(2, 1 << 20), default=OF_LATENTS["codes"],
+                     show_default=True, help="Vectors of the codebook."),
+        click.option("--codebook", type=Choice(["gradient", "average"]), default=OF_LATENTS["codebook"],
+                     show_default=True, help="How the codebook learns."),
+        click.option("--commitment", type=POSITIVE, default=OF_LATENTS["commitment"], show_default=True,
+                     callback=finite, help="Weight of the latents' distance to their codes."),
     ]):  # fmt: skip
         command = option(command)
     return command
@@ -69,8 +72,9 @@ def first_stage_options(command: F) -> F:
 
 @dataclass(frozen=True)
 class FirstStage:
-    """Holds the options of an autoencoder's loss."""
+    """Holds the options of an autoencoder's loss, and of the network."""
 
+    decoder_of: Path | None
     kind: str
     reconstruction: str
     summed: bool
@@ -94,6 +98,11 @@ class FirstStage:
         """
         from ldmrt.model.training.tasks.autoencoder import Parts
 
+        for name, default in OF_LATENTS.items():
+            if self.decoder_of is not None and getattr(self, name) != default:
+                option = f"--{name.replace('_', '-')}"
+                problem = f"{option} is about latents, which stay with --decoder-of"
+                raise LdmrtError("train", problem, hint=f"no {option}")
         if self.perceptual == DISCRIMINATOR and not self.adversarial:
             hint = "--adversarial 0.5"
             raise LdmrtError("train", "--perceptual discriminator needs a discriminator that learns", hint=hint)
@@ -110,19 +119,70 @@ class FirstStage:
             self.discriminator_loss, self.kl_weight, self.commitment,
         )  # fmt: skip
 
-    def about(self, perceptual: "Lpips | None") -> dict[str, object]:
-        """Return what a resumed run must have in common with the saved one; None for the defaults."""
+    def about(self, network: "Autoencoder | VQAutoencoder", perceptual: "Lpips | None") -> dict[str, object]:
+        """Return what a resumed run must have in common with the saved one; None for the defaults.
+
+        Args:
+            network: The autoencoder, with its first weights.
+            perceptual: The network of the perceptual part; None for none.
+        """
         named: dict[str, Any] = self.parts().named()
         if self.adversarial:
             named["layers"] = self.discriminator_layers
         if self.kind == "vq":
             named |= {"codes": self.codes, "codebook": self.codebook}
         parts = ", ".join(f"{name} {value}" for name, value in sorted(named.items())) or None
-        network = digest_of(perceptual) if perceptual is not None else None  # its file may have been moved, or changed
-        return {"kind": None if self.kind == "kl" else self.kind, "loss": parts, "perceptual_network": network}
+        digest, factor = None, None
+        if self.decoder_of is not None:
+            digest, factor = digest_of(network), network.config.scaling_factor
+        return {
+            "kind": None if self.kind == "kl" else self.kind,
+            "loss": parts,
+            # of files that may have been moved, or changed
+            "perceptual_network": digest_of(perceptual) if perceptual is not None else None,
+            "decoder_of": digest,
+            "scaling_factor": factor,
+        }
 
-    def network(self, size: int, seed: int) -> "tuple[Autoencoder | VQAutoencoder, Codebook | None]":
-        """Build the autoencoder with its first weights, and what updates its codebook."""
+    def network(self, out: Path, size: int, seed: int) -> "tuple[Autoencoder | VQAutoencoder, Codebook | None]":
+        """Build the autoencoder with its first weights, or read it, and what updates its codebook.
+
+        Args:
+            out: The folder of the run.
+            size: The side of its images in pixels.
+            seed: Of the first weights.
+
+        Raises:
+            LdmrtError: The autoencoder that is read is missing, damaged, of another kind, in `out`, or for another
+                size that nobody asked for.
+        """
+        network, codebook = self._built(size, seed) if self.decoder_of is None else (self._read(out, size), None)
+        if self.log_variance == LEARNED:
+            from ldmrt.model.training.tasks.autoencoder import learn_log_variance
+
+            learn_log_variance(network)
+        return network, codebook
+
+    def _read(self, out: Path, size: int) -> "Autoencoder | VQAutoencoder":
+        """Read the autoencoder whose decoder is trained."""
+        from ldmrt.model.checkpoint.load import load_first_stage
+        from ldmrt.model.networks.autoencoder import Autoencoder
+        from ldmrt.model.training.tasks.autoencoder import freeze_encoder
+
+        assert self.decoder_of is not None
+        if self.decoder_of.resolve() == out.resolve():
+            raise LdmrtError("train", "--out is the folder that --decoder-of names", hint="another --out")
+        network = load_first_stage(self.decoder_of)
+        kind = "kl" if isinstance(network, Autoencoder) else "vq"
+        if kind != self.kind:
+            problem = f"the autoencoder of {self.decoder_of} is of another --kind"
+            raise LdmrtError("train", problem, expected=kind, found=self.kind, hint=f"--kind {kind}")
+        check_own_size(size, network.config.sample_size)
+        freeze_encoder(network)
+        return network
+
+    def _built(self, size: int, seed: int) -> "tuple[Autoencoder | VQAutoencoder, Codebook | None]":
+        """Build an autoencoder with random weights, and what updates its codebook."""
         import torch
         from torch import nn
 
@@ -130,7 +190,6 @@ class FirstStage:
         from ldmrt.model.networks.vq_autoencoder import VQAutoencoder, VQConfig
         from ldmrt.model.training.first_stage.quantise import Codebook
         from ldmrt.model.training.tasks import presets
-        from ldmrt.model.training.tasks.autoencoder import learn_log_variance
         from ldmrt.model.training.tasks.initialise import initialise
 
         config, codebook = replace(presets.AUTOENCODER, sample_size=size), None
@@ -146,8 +205,6 @@ class FirstStage:
             initialise(network)
             nn.init.normal_(network.quantize.embedding.weight)  # as latents are
             codebook = Codebook(network.quantize, seed, averaged=self.codebook == "average")
-        if self.log_variance == LEARNED:
-            learn_log_variance(network)
         return network, codebook
 
     def opponents(self, seed: int, device: str, side: int) -> "tuple[Discriminator | None, Lpips | None]":

@@ -62,6 +62,7 @@ class Options(Variation):
     device: str
     precision: str
     checkpointing: bool
+    compile: bool
     save_every: int
     log_every: int
     tensorboard: bool
@@ -88,6 +89,7 @@ class Options(Variation):
             self.steps, self.batch, self.learning_rate, warmup=self.warmup, schedule=self.schedule,
             optimizer=self.optimizer, accumulate=self.accumulate, seed=self.seed, device=self.device,
             precision=self.precision, checkpointing=self.checkpointing, skip_unreadable=self.on_bad == "skip",
+            compile=self.compile and not self.plan,
             ema=decays if len(decays) > 1 else decays[0], ema_on_cpu=self.ema_on_cpu,
         )  # fmt: skip
 
@@ -172,7 +174,7 @@ def training_options(
                      show_default=True, help="How the learning rate changes after the warm-up."),
         click.option("--warmup", type=click.IntRange(min=0), default=200, show_default=True,
                      help="Steps in which the learning rate rises from 0."),
-        click.option("--optimizer", "optimizer", type=Choice(["adamw", "sgd", "lion"]), default="adamw",
+        click.option("--optimizer", "optimizer", type=Choice(["adamw", "adamw8bit", "sgd", "lion"]), default="adamw",
                      show_default=True, help="How a step changes the weights."),
         click.option("--ema", type=click.FloatRange(0, 1, max_open=True), multiple=True, default=[0.999],
                      show_default=True, callback=finite,
@@ -197,6 +199,8 @@ def training_options(
                      help="Precision of the networks; weights stay fp32. fp16, with a scaled loss, is for GPUs."),
         click.option("--checkpointing", is_flag=True,
                      help="Compute activations again for the gradient: less memory, a slower step, the same result."),
+        click.option("--compile", is_flag=True,
+                     help="Compile the networks in their first step, by torch.compile: faster steps, other roundings."),
         click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True,
                      help="Steps between checkpoints."),
         click.option("--log-every", type=click.IntRange(min=1), default=50, show_default=True,
@@ -238,6 +242,19 @@ def prediction_option(*more: str) -> Callable[[F], F]:
     """Make the option of what a U-Net predicts, noise or v, or one of `more`."""
     return click.option("--prediction", type=Choice(["epsilon", "v_prediction", *more]), default="epsilon",
                         show_default=True, help="What the U-Net learns to predict.")  # fmt: skip
+
+
+def betas_options(command: F) -> F:
+    """Add the options of the noise schedule of a training from nothing."""
+    for option in (
+        click.option("--zero-terminal-snr", is_flag=True,
+                     help="Rescale the betas so that the last timestep is noise alone; not with epsilon."),
+        click.option("--beta-schedule", type=Choice(["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]),
+                     help="How noise grows over the timesteps; scaled_linear in latents by default, "
+                          "squaredcos_cap_v2 in pixels."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
 
 
 def weighting_options(command: F) -> F:

@@ -23,7 +23,13 @@ from ldmrt.model.training.loop.processes import ALONE, Processes
 from ldmrt.model.training.loop.run import Run
 from ldmrt.model.training.loop.settings import Settings
 from ldmrt.model.training.loop.task import Losses, TrainingTask
-from ldmrt.model.training.tasks.autoencoder import Parts, autoencoder_task, finished, learn_log_variance
+from ldmrt.model.training.tasks.autoencoder import (
+    Parts,
+    autoencoder_task,
+    finished,
+    freeze_encoder,
+    learn_log_variance,
+)
 from ldmrt.model.training.tasks.initialise import initialise
 from ldmrt.runtime import LdmrtError
 
@@ -205,6 +211,41 @@ def test_a_finished_autoencoder_loads_in_diffusers(kind: str) -> None:
             expected = theirs.decode(hidden).sample
         # 1e-4: two implementations of attention in float32, values of about 1
         torch.testing.assert_close(ours.decode(latents), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_gradients_of_a_decoder_alone_are_those_beside_the_encoder(kind: str) -> None:
+    """Its latents are the same, so the frozen run's gradients are those of a whole one, of the decoder's weights."""
+    samples, gradients = [Eight().draw(0, i) for i in range(4)], []
+    for frozen in (False, True):
+        run, task = prepared(kind, Parts(), 0)
+        if frozen:
+            freeze_encoder(run.module)
+            task = autoencoder_task(run.module, Eight(), Parts())
+        losses = task.loss_of(samples, Draws(0, range(4)))
+        assert losses.keys() == {"reconstruction"} | (set() if frozen else {"kl" if kind == "kl" else "codebook"})
+        losses["reconstruction"].mean().backward()
+        gradients.append({name: one.grad for name, one in run.module.named_parameters() if one.grad is not None})
+    whole, alone = gradients
+    assert alone.keys() == {name for name in whole if name.startswith(("decoder.", "post_quant_conv."))}
+    largest = max(gradient.abs().max().item() for gradient in alone.values())
+    for name, gradient in alone.items():
+        # 1e-5 of the largest: codes that pass gradients on, z + (e - z), are e with another rounding, of about 1e-7
+        within = 1e-5 * largest if kind == "vq" else 0.0
+        torch.testing.assert_close(gradient, whole[name], rtol=0, atol=within, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_a_state_holds_the_decoder_alone(kind: str) -> None:
+    vae = prepared(kind, Parts(), 0)[0].module
+    freeze_encoder(vae)
+    run = Run(vae, SETTINGS)
+    next(run.optimise(autoencoder_task(vae, Eight())))
+    state = run.state()
+    learned = {name for name in vae.state_dict() if name.startswith(("decoder.", "post_quant_conv."))}
+    buffers = {name for name, _ in vae.named_buffers()}  # of the codebook, from its own preparation
+    assert state["module"].keys() - buffers == state["average"].keys() - buffers == learned
+    assert len(state["optimizer"]["state"]) == len(learned)
 
 
 @pytest.mark.slow

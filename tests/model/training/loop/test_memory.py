@@ -1,5 +1,6 @@
 """The memory of a training, predicted from small steps, beside what is measured of large ones."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,22 @@ def test_other_options_are_what_runs_with_them_take() -> None:
     assert plan.others["--checkpointing"] == planned(checkpointing=True).peak == plan.peak  # it has no such blocks
     assert planned(accumulate=6, precision="bf16", checkpointing=True).others == {}
     assert list(planned(batch=1, precision="bf16").others) == ["--checkpointing"]
+
+
+def test_moments_in_8_bits_are_what_a_run_with_them_has() -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra bitsandbytes)")
+    settings = Settings(steps=3, batch=2, learning_rate=1e-3, warmup=0)
+    plans = []
+    for optimizer in ("adamw", "adamw8bit"):
+        module = nn.Linear(2 * WIDTH, 2 * WIDTH)
+        task = TrainingTask(Images(), lambda samples, draws: {"loss": module(draws.normal("x", (64,))).mean(dim=1)})  # noqa: B023
+        plans.append(plan_memory(Run(module, dataclasses.replace(settings, optimizer=optimizer)), task))
+    usual, eight = plans
+    assert eight.optimizer < usual.optimizer / 3
+    tables = 2 * 256 * 4  # of the levels of all weights
+    # what an update computes with is no part of the estimate: here it is as large as the rest, as there is one weight
+    assert usual.others["--optimizer adamw8bit"] - usual.peak == eight.optimizer - tables - usual.optimizer
+    assert "--optimizer adamw8bit" not in eight.others
 
 
 def test_a_plan_of_several_processes_is_of_the_first() -> None:

@@ -2,6 +2,8 @@
 
 import copy
 import itertools
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import diffusers.optimization
@@ -9,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldmrt.model.training.loop.optimizers import OPTIMIZERS, POWER, SCHEDULES, Lion, learning_rate
+from ldmrt.model.training.loop.optimizers import OPTIMIZERS, POWER, SCHEDULES, Lion, bytes_in_8bit, learning_rate
 from ldmrt.model.training.loop.run import Run
 from ldmrt.model.training.loop.settings import Settings
 from ldmrt.runtime import LdmrtError
@@ -53,28 +55,65 @@ def test_lion_is_its_paper() -> None:
         torch.testing.assert_close(weight.detach(), theta, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", list(OPTIMIZERS))
-def test_each_learns_and_resumes_to_the_bit(name: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    settings = Settings(6, 2, 0.05, warmup=0, optimizer=name, schedule="constant")
-    first = nn.Linear(3, 3)
+def settings_of(name: str, rate: float) -> Settings:
+    if name == "adamw8bit":
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra bitsandbytes)")
+    return Settings(6, 2, rate, warmup=0, optimizer=name, schedule="constant")
 
-    def run_of(module: nn.Module) -> Run:
-        return Run(module, settings)
+
+def wide() -> nn.Module:
+    """A convolution in whose layout the order of weights shows, and whose moments have several scales."""
+    return nn.Conv2d(24, 24, 3, padding=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "made"), [*((name, lambda: nn.Linear(3, 3)) for name in OPTIMIZERS), ("adamw8bit", wide)]
+)
+def test_each_learns_and_resumes_to_the_bit(name: str, made: Callable[[], nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    settings, first = settings_of(name, 1e-3 if made is wide else 0.05), made()
 
     def loss(run: Run) -> Tensor:
-        return (run.module(torch.ones(3)) - 2).square().sum()
+        images = torch.linspace(-1, 1, 24)[:, None, None].expand(1, 24, 4, 4)
+        return (run.module(images if made is wide else torch.ones(3)) - 2).square().mean()
 
-    whole = run_of(copy.deepcopy(first))
+    whole = Run(copy.deepcopy(first), settings)
     losses = [progress.loss for progress in minimising(lambda: loss(whole), whole)]
     assert losses[-1] < losses[0]
-    half = run_of(copy.deepcopy(first))
+    half = Run(copy.deepcopy(first), settings)
     list(itertools.islice(minimising(lambda: loss(half), half), 3))
     half.save(tmp_path / "state")
-    again = run_of(nn.Linear(3, 3))
+    again = Run(made(), settings)
     again.resume(tmp_path / "state")
     list(minimising(lambda: loss(again), again))
     assert all(torch.equal(value, again.module.state_dict()[key]) for key, value in whole.module.state_dict().items())
+    assert whole.bytes() == again.bytes() > 0
+
+
+def test_moments_in_8_bits() -> None:
+    """One byte each, but those of small weights; and steps close to those of AdamW."""
+    torch.manual_seed(0)
+    first = nn.Sequential(wide(), nn.GroupNorm(4, 24))
+    x, moved, runs = torch.randn(2, 24, 4, 4), [], []
+    for name in ("adamw", "adamw8bit"):
+        run = Run(copy.deepcopy(first), settings_of(name, 1e-3))
+        list(minimising(lambda run=run: run.module(x).tanh().square().mean(), run))  # type: ignore[misc]
+        runs.append(run)
+        pairs = zip(first.parameters(), run.module.parameters(), strict=True)
+        moved.append([after.detach() - before.detach() for before, after in pairs])
+    for exact, found in zip(*moved, strict=True):
+        # a moment in 8 bits is rounded by up to 1/32 of it, or more where it is small beside others of its block
+        assert (found - exact).norm() < 0.1 * exact.norm()
+    state = runs[1].optimizer.state_dict()["state"]
+    assert [values["state1"].dtype for values in state.values()] == [torch.uint8] + [torch.float32] * 3
+    tensors = [value for values in state.values() for value in values.values() if isinstance(value, Tensor)]
+    assert sum(value.nbytes for value in tensors) == bytes_in_8bit(first.parameters())
+
+
+def test_moments_in_8_bits_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(LdmrtError, match=r"(?s)bitsandbytes is not installed.*'ldmrt\[bitsandbytes\]'"):
+        Run(nn.Linear(3, 3), Settings(1, 1, 0.1, optimizer="adamw8bit"))
 
 
 def test_steps_of_a_constant_schedule_are_free() -> None:

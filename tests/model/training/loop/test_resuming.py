@@ -15,7 +15,7 @@ from ..tiny_runs import SETTINGS, saved
 
 OTHERS = {
     "steps": 9, "batch": 4, "learning_rate": 1e-3, "warmup": 3, "ema": 0.9, "clip": 2.0, "seed": 1, "precision": "bf16",
-    "accumulate": 3, "schedule": "linear", "optimizer": "sgd",
+    "accumulate": 3, "schedule": "linear", "optimizer": "sgd", "compile": True,
 }  # fmt: skip
 
 

@@ -19,7 +19,8 @@ from ldmrt.tools.console.training.run import run_training
 def autoencoder(options: Options, **values: Any) -> None:
     """Train an autoencoder, which turns images into latents and back; write OUT/vae.
 
-    With --validation each checkpoint is measured on held-out images, whose latents give the scaling factor.
+    With --validation each checkpoint is measured on held-out images, whose latents give the scaling factor. With
+    --decoder-of the decoder alone is trained, and the scaling factor is kept.
 
     Example: ldmrt train autoencoder --data data/emoji --style noto --out runs/ae
     """
@@ -37,13 +38,13 @@ def autoencoder(options: Options, **values: Any) -> None:
     stage = FirstStage(**values)
     parts = stage.parts()
     settings, out, size, seed, device = check(options), options.out, options.size, options.seed, options.device
-    network, codebook = stage.network(size, seed)
+    network, codebook = stage.network(out, size, seed)
     check_size(size, network.config)
     data, held = options.open_data(network.config.factor)
     side = min(min(shape) for shape, _ in data.groups) if isinstance(data, BucketedImages) else size
     discriminator, perceptual = stage.opponents(seed, device, side)
     about = {"task": "autoencoder", "size": size, "data": data.digest, "validation": options.validation}
-    run = Run(network, settings, about | options.shaped | stage.about(perceptual), discriminator)
+    run = Run(network, settings, about | options.shaped | stage.about(network, perceptual), discriminator)
     task = autoencoder_task(
         network, data, parts, perceptual=perceptual, discriminator=discriminator, codebook=codebook,
         taken=lambda: run.step, loss_scale=lambda: run.loss_scale.scale if run.loss_scale else 1.0,
@@ -68,7 +69,8 @@ def autoencoder(options: Options, **values: Any) -> None:
             measured = report(vae, batches_of(held, size, device, skip_unreadable=settings.skip_unreadable))
             console.print(f"step {run.step}, {measured.images} held-out images: {measured}", highlight=False)
             factor = measured.scaling_factor
-        with_scaling_factor(vae, factor)
+        if stage.decoder_of is None:
+            with_scaling_factor(vae, factor)
         kind = "AutoencoderKL" if isinstance(vae, Autoencoder) else "VQModel"
         save_network(out / "vae", vae, to_config(kind, vae.config), torch.float32)
 

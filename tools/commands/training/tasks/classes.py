@@ -13,6 +13,7 @@ from ldmrt.tools.console.training.images.captions import report_classes
 from ldmrt.tools.console.training.latents import Latents, latent_options
 from ldmrt.tools.console.training.options import (
     Options,
+    betas_options,
     finite,
     prediction_option,
     training_options,
@@ -35,6 +36,7 @@ GUIDANCE = 3.0  # of previews
 @click.option("--class-dropout", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1,
               show_default=True, callback=finite,
               help="Share of classes that are left out, for guidance.")  # fmt: skip
+@betas_options
 @weighting_options
 @latent_options
 def classes(
@@ -42,6 +44,8 @@ def classes(
     vae_folder: Path | None,
     prediction: str,
     class_dropout: float,
+    beta_schedule: str | None,
+    zero_terminal_snr: bool,
     cache: str,
     cache_folder: Path | None,
     latents: str,
@@ -64,6 +68,7 @@ def classes(
     from ldmrt.model.families.classes import PIPELINE, PIXEL_PIPELINE
     from ldmrt.model.networks.plain_unet import PlainUNet
     from ldmrt.model.training.data.captioned import ImageFolder
+    from ldmrt.model.training.diffusion.betas import differing_betas, with_betas
     from ldmrt.model.training.diffusion.objective import Objective
     from ldmrt.model.training.loop.run import Run
     from ldmrt.model.training.tasks import presets
@@ -71,6 +76,10 @@ def classes(
     from ldmrt.model.training.tasks.initialise import initialise
 
     keeping = Latents.of(cache=cache, cache_folder=cache_folder, latents=latents, loss_mask=loss_mask)
+    usual = {
+        **(presets.UNCONDITIONAL_SCHEDULER if vae_folder is None else presets.SCHEDULER), "prediction_type": prediction,
+    }  # fmt: skip
+    scheduler = with_betas(usual, beta_schedule, zero_terminal_snr=zero_terminal_snr)
     settings, out, size, device = check(options), options.out, options.size, options.device
     vae = None if vae_folder is None else load_first_stage(vae_folder).to(device)
     if vae is None:
@@ -84,15 +93,13 @@ def classes(
     torch.manual_seed(options.seed)
     network = PlainUNet(replace(config, num_class_embeds=len(kinds.names) + 1))
     initialise(network)
-    scheduler = {
-        **(presets.UNCONDITIONAL_SCHEDULER if vae is None else presets.SCHEDULER), "prediction_type": prediction,
-    }  # fmt: skip
     index = {"_class_name": PIXEL_PIPELINE if vae is None else PIPELINE, "id2label": kinds.labels}
     run = Run(network, settings, {
         "task": "classes", "size": size, "data": data.digest, "validation": options.validation,
         "classes": kinds.digest, "autoencoder": weights,
         "scaling_factor": vae and vae.config.scaling_factor,
         "prediction": prediction, "class_dropout": class_dropout, **weighting, **options.shaped, **keeping.shaped,
+        **differing_betas(scheduler, usual),
     })  # fmt: skip
     shown = list(range(min(len(kinds.names), preview(size))))
 

@@ -15,6 +15,7 @@ from ldmrt.tools.console.training.latents import Latents, latent_options
 from ldmrt.tools.console.training.options import (
     POSITIVE,
     Options,
+    betas_options,
     finite,
     prediction_option,
     training_options,
@@ -39,6 +40,7 @@ from ldmrt.tools.console.training.run import run_training
 )
 @click.option("--class-column", metavar="COLUMN",
               help="Column of the metadata with each image's class, which the U-Net is told too.")  # fmt: skip
+@betas_options
 @weighting_options
 @latent_options
 def ldm(
@@ -48,6 +50,8 @@ def ldm(
     flow_shift: float,
     vocabulary: int,
     class_column: str | None,
+    beta_schedule: str | None,
+    zero_terminal_snr: bool,
     cache: str,
     cache_folder: Path | None,
     latents: str,
@@ -66,6 +70,7 @@ def ldm(
     from ldmrt.model.checkpoint.load import load_first_stage
     from ldmrt.model.families.classes import PIPELINE
     from ldmrt.model.networks.unet import UNet
+    from ldmrt.model.training.diffusion.betas import differing_betas, with_betas
     from ldmrt.model.training.diffusion.objective import Objective
     from ldmrt.model.training.loop.run import Run
     from ldmrt.model.training.tasks import presets
@@ -75,6 +80,10 @@ def ldm(
     from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
     keeping = Latents.of(cache=cache, cache_folder=cache_folder, latents=latents, loss_mask=loss_mask)
+    usual = {**presets.SCHEDULER, "prediction_type": prediction}
+    if prediction == "flow_prediction":
+        usual = {**presets.FLOW_SCHEDULER, "flow_shift": flow_shift}
+    scheduler = with_betas(usual, beta_schedule, zero_terminal_snr=zero_terminal_snr)
     settings, out, size, seed, device = check(options), options.out, options.size, options.seed, options.device
     vae = load_first_stage(vae_folder).to(device)
     vae.config = replace(vae.config, sample_size=size)
@@ -99,9 +108,6 @@ def ldm(
     files = options.once(tokenizer_files)
     tokenizer = Tokenizer(files)
     report_long(data, {"text_encoder": tokenizer})
-    scheduler = {**presets.SCHEDULER, "prediction_type": prediction}
-    if prediction == "flow_prediction":
-        scheduler = {**presets.FLOW_SCHEDULER, "flow_shift": flow_shift}
 
     torch.manual_seed(seed)
     ids = {"vocab_size": tokenizer.size, "bos_token_id": tokenizer.start, "eos_token_id": tokenizer.end}
@@ -117,7 +123,7 @@ def ldm(
         "vocabulary": vocabulary, "latent_channels": channels, "autoencoder": digest,
         "scaling_factor": vae.config.scaling_factor, "flow_shift": flow_shift, "class_column": class_column,
         "classes": None if kinds is None else kinds.digest, **weighting, **options.shaped,
-        **keeping.shaped,
+        **keeping.shaped, **differing_betas(scheduler, usual),
     })  # fmt: skip
     prompts = [data.caption(seed + 1, i) for i in range(preview(size))]
     labels = None if kinds is None else [kinds.number_of(data.draw(seed + 1, i)) for i in range(len(prompts))]

@@ -52,6 +52,7 @@ def lora(
     import torch
 
     from ldmrt.model.lora.merge import merge, read_lora
+    from ldmrt.model.training.compiling import compile_networks
     from ldmrt.model.training.loop.averaged import with_average
     from ldmrt.model.training.loop.checkpointing import checkpoint_blocks
     from ldmrt.model.training.loop.run import Run
@@ -81,6 +82,8 @@ def lora(
     pairs = Pairs(networks, config)
     if settings.checkpointing:
         checkpoint_blocks(denoiser)
+    if settings.compile:
+        compile_networks(denoiser)  # with the pairs in their layers
     run = Run(pairs, settings, {
         **base.about, "task": "lora", "rank": rank, "alpha": config.alpha, "layers": ", ".join(config.layers),
         "base_precision": None if base_precision == "fp32" else base_precision,

@@ -8,7 +8,13 @@ import click
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.tools.console.drawing.images import grid, save_png
 from ldmrt.tools.console.training.checks import check
-from ldmrt.tools.console.training.options import Options, prediction_option, training_options, weighting_options
+from ldmrt.tools.console.training.options import (
+    Options,
+    betas_options,
+    prediction_option,
+    training_options,
+    weighting_options,
+)
 from ldmrt.tools.console.training.run import run_training
 from ldmrt.tools.options.common import Choice
 
@@ -22,8 +28,16 @@ PREVIEW = 8  # images
 @click.option("--variance", type=Choice(["fixed_small", "fixed_large", "learned_range"]), default="fixed_small",
               show_default=True,
               help="Variance of the sampler's noise; learned_range is learned too, by the bound.")  # fmt: skip
+@betas_options
 @weighting_options
-def unconditional(options: Options, prediction: str, variance: str, **weighting: Any) -> None:
+def unconditional(
+    options: Options,
+    prediction: str,
+    variance: str,
+    beta_schedule: str | None,
+    zero_terminal_snr: bool,
+    **weighting: Any,
+) -> None:
     """Train an unconditional U-Net in pixels (DDPM); write a whole checkpoint to OUT.
 
     Example: ldmrt train unconditional --data photos --size 32 --out runs/ddpm
@@ -33,6 +47,7 @@ def unconditional(options: Options, prediction: str, variance: str, **weighting:
     from ldmrt.export.components.torch_pipeline import torch_pipeline
     from ldmrt.model.checkpoint.checkpoint import Checkpoint
     from ldmrt.model.networks.plain_unet import PlainUNet
+    from ldmrt.model.training.diffusion.betas import differing_betas, with_betas
     from ldmrt.model.training.diffusion.bound import Chain
     from ldmrt.model.training.diffusion.objective import Objective
     from ldmrt.model.training.loop.run import Run
@@ -40,6 +55,8 @@ def unconditional(options: Options, prediction: str, variance: str, **weighting:
     from ldmrt.model.training.tasks.initialise import initialise
     from ldmrt.model.training.tasks.unconditional import unconditional_task
 
+    usual = {**presets.UNCONDITIONAL_SCHEDULER, "prediction_type": prediction, "variance_type": variance}
+    scheduler = with_betas(usual, beta_schedule, zero_terminal_snr=zero_terminal_snr)
     settings, out, size, seed, device = check(options), options.out, options.size, options.seed, options.device
     learned = variance == "learned_range"
     config = replace(presets.UNCONDITIONAL, sample_size=size, out_channels=6 if learned else 3)
@@ -49,10 +66,10 @@ def unconditional(options: Options, prediction: str, variance: str, **weighting:
     torch.manual_seed(seed)
     network = PlainUNet(config)
     initialise(network)
-    scheduler = {**presets.UNCONDITIONAL_SCHEDULER, "prediction_type": prediction, "variance_type": variance}
     run = Run(network, settings, {
         "task": "unconditional", "size": size, "data": data.digest, "validation": options.validation,
         "prediction": prediction, "variance": variance, **weighting, **options.shaped,
+        **differing_betas(scheduler, usual),
     })  # fmt: skip
 
     def keep() -> None:

@@ -32,6 +32,7 @@ PLOT = Path("training") / "loss.png"
 LARGEST = 1 << 16  # characters of another card that are read
 POINTS = 200  # of the curve; more are averaged
 ROWS = 8  # of the table of validation losses, evenly spaced
+STARTS = ("from", "decoder_of")  # options that name what a training starts from
 TEXTS = ("prompt", "regularisation_prompt", "prefix", "caption_column", "style", "group")  # options that hold no path
 
 
@@ -123,20 +124,25 @@ class Card:
         ]) + "\n"  # fmt: skip
 
     @property
+    def _source(self) -> str | None:
+        """The checkpoint that the training starts from, or the autoencoder, as the command names it."""
+        differing = self.options.differing
+        return next((differing[key][0] for key in STARTS if key in differing), None)
+
+    @property
     def _base(self) -> str | None:
-        """The checkpoint that the training starts from: a name on the hub, or that of its file or folder."""
-        source = self.options.differing.get("from", (None, None))[0]
-        if source is None:
+        """Its name on the hub, or that of its file or folder."""
+        if self._source is None:
             return None
-        return _name(Path(source)) if Path(source).exists() else shown(source)
+        return _name(Path(self._source)) if Path(self._source).exists() else shown(self._source)
 
     def _metadata(self) -> Iterator[str]:
         """Yield the lines of the front matter, which is YAML."""
         options, kind = self.options, KINDS[self.options.task]
         if kind.in_diffusers and "class_column" not in options.differing:  # a pipeline of our own
             yield "library_name: diffusers"
-        if self._base:
-            if licence := _licence(Path(options.differing["from"][0]) / CARD):
+        if self._base and self._source:
+            if licence := _licence(Path(self._source) / CARD):
                 yield f"license: {licence}"
             yield f"base_model: {scalar(self._base)}"
             yield f"base_model_relation: {kind.relation}"
@@ -151,6 +157,8 @@ class Card:
         """Say in one line what was trained."""
         kind, base = KINDS[self.options.task], self._base
         start = "from scratch" if base is None else f"from {code(base)}"
+        if "decoder_of" in self.options.differing:
+            start = f"(the decoder alone) {start}"
         return f"{kind.title}, trained {start} with {code(f'ldmrt train {self.options.task}')}."
 
     def _facts(self) -> Iterator[tuple[str, str]]:

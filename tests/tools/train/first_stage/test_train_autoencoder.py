@@ -5,11 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, VQModel
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ldmrt.model.networks.autoencoder import Autoencoder, kl_divergence, moments
@@ -26,19 +24,6 @@ from ldmrt.model.training.tasks import presets
 from ldmrt.model.training.tasks.initialise import initialise
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve pictures of noise, and one network of random weights for LPIPS beside them."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rows = []
-    for i in range(12):
-        pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-        rows.append(json.dumps({"file_name": f"{i}.png", "text": f"noise {i}"}))
-    (folder / "metadata.jsonl").write_text("\n".join(rows))
-    return folder
 
 
 def words(pictures: Path, *more: object) -> list[object]:
