@@ -53,7 +53,9 @@ presets.UNET = replace(presets.UNET, **small, attention_head_dim=2)
 presets.CLASSES = replace(presets.CLASSES, **small, attention_head_dim=8)
 presets.UNCONDITIONAL = replace(presets.UNCONDITIONAL, **small, **two, attention_head_dim=8)
 plain = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-presets.UPSCALER = replace(presets.UPSCALER, **small, **plain, num_class_embeds=5)
+presets.UPSCALER = replace(
+    presets.UPSCALER, **plain, block_out_channels=(16, 16), norm_num_groups=4, num_class_embeds=5
+)
 checks.SHOWN = 4
 for line in sys.stdin:
     words, seconds, number = json.loads(line)
