@@ -279,7 +279,7 @@ class Run(Generic[M]):
         """
         shaping = self.settings.shaping()
         try:
-            state = read_state(path, self.settings.device)
+            state = read_state(path)
             if self.settings.steps <= state["step"]:
                 shaping.pop("steps", None)  # no step will be taken
             about = {name: tuple(value) if isinstance(value, list) else value for name, value in state["about"].items()}
@@ -294,7 +294,7 @@ class Run(Generic[M]):
             self.put(state["module"])
             self.averages.load(state)
             put_moments(self.optimizer, state["optimizer"])
-            self.memory = state.get("memory", {})
+            self.memory = {name: value.clone() for name, value in state.get("memory", {}).items()}
             if self.opponent is not None and self.opposing is not None:
                 self.opponent.load_state_dict(state["opponent"])
                 put_moments(self.opposing, state["opposing"])

@@ -71,13 +71,16 @@ def _joined(values: State, tensors: Mapping[str, Tensor]) -> State:
     return found
 
 
-def read_state(path: Path, device: str) -> State:
-    """Read a state, its tensors to a device; or one of an older version, which is a file of `torch.save`."""
+def read_state(path: Path) -> State:
+    """Read a state, or one of an older version, which is a file of `torch.save`.
+
+    The tensors are views of the file, which stays on the disk while one of them is there.
+    """
     if path.is_file():
-        old: State = torch.load(path, map_location=device, weights_only=True)
+        old: State = torch.load(path, map_location="cpu", weights_only=True)
         return old
     values: State = json.loads((path / VALUES).read_text(encoding="utf-8"))
-    return _joined(values, load_file(path / TENSORS, device=device))
+    return _joined(values, load_file(path / TENSORS))
 
 
 def damage(path: Path) -> str | None:

@@ -85,12 +85,13 @@ def check_finite(state: Mapping[str, Any], where: str, hint: str) -> None:
 
 
 def put_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Put the saved state of an optimizer back, in the memory layout that it had: that of the weights.
+    """Put copies of the saved state of an optimizer back, in the memory layout that it had: that of the weights.
 
     Another layout may be computed in another order, which rounds differently.
     """
     optimizer.load_state_dict({**state, "state": {int(key): value for key, value in state["state"].items()}})
     for weight, moments in optimizer.state.items():
         for name, value in moments.items():
-            if weight.dim() > 1 and isinstance(value, Tensor) and value.shape == weight.shape:
-                moments[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+            if isinstance(value, Tensor):
+                alike = weight.dim() > 1 and value.shape == weight.shape
+                moments[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value) if alike else value.clone()

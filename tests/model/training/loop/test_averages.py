@@ -75,7 +75,7 @@ def test_other_decays_are_refused_and_so_is_a_state_without_them(tmp_path: Path)
     run.save(tmp_path / "state")
     with pytest.raises(LdmrtError, match=r"another ema; expected 0\.5; found \(0\.5, 0\.9\)"):
         Run(network(), replace(SEVERAL, ema=(0.9, 0.5))).resume(tmp_path / "state")
-    state = read_state(tmp_path / "state", "cpu")
+    state = read_state(tmp_path / "state")
     write_state(tmp_path / "state", state | {"about": {}})  # of a version that had no settings in it
     Run(network(), replace(SEVERAL, ema=0.5)).resume(tmp_path / "state")
     with pytest.raises(LdmrtError, match=r"cannot resume .*; found 0\.5"):

@@ -67,7 +67,7 @@ def test_several_other_settings_are_one_error(tmp_path: Path) -> None:
 def test_a_state_without_settings_is_resumed(tmp_path: Path) -> None:
     """One of an older version, which cannot be compared."""
     path = saved(tmp_path)
-    state = read_state(path, "cpu")
+    state = read_state(path)
     del state["changes"]
     write_state(path, {**state, "about": {}})
     run = Run(nn.Linear(2, 2), replace(SETTINGS, steps=9))
@@ -77,7 +77,7 @@ def test_a_state_without_settings_is_resumed(tmp_path: Path) -> None:
 
 def test_another_torch_is_a_warning(tmp_path: Path) -> None:
     path = saved(tmp_path)
-    state = read_state(path, "cpu")
+    state = read_state(path)
     assert state["torch"] == torch.__version__
     write_state(path, state | {"torch": "1.0"})
     with pytest.warns(LdmrtWarning, match=r"saved by torch 1\.0, this is .*: rounding may differ"):

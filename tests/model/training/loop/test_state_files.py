@@ -1,5 +1,6 @@
 """A state on the disk: plain JSON, safetensors and their digests, from which a run goes on to the bit."""
 
+import gc
 import itertools
 import json
 import shutil
@@ -54,6 +55,19 @@ def test_a_resumed_run_has_the_bits_and_the_layout_of_the_saved_one(optimizer: s
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system has no /proc/self/maps")
+def test_a_resumed_run_lets_go_of_the_file(tmp_path: Path) -> None:
+    """Its disk space is free once it is removed."""
+    first, steps = begin("adamw")
+    next(steps)
+    first.memory = {"losses": torch.ones(3)}
+    first.save(tmp_path / "state")
+    second, _ = begin("adamw")
+    second.resume(tmp_path / "state")
+    gc.collect()
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
 def test_what_a_state_holds_can_be_read_by_anybody(tmp_path: Path) -> None:
     path = saved(tmp_path)
     assert sorted(file.name for file in path.iterdir()) == sorted([VALUES, TENSORS, SUMS])
@@ -86,7 +100,7 @@ def test_tensors_of_all_kinds_come_back(kind: torch.dtype, tmp_path: Path) -> No
         "plain": {"1": [0.1, None, True, "é"], "none": {}},
     }
     write_state(tmp_path / "state", state)
-    found = read_state(tmp_path / "state", "cpu")
+    found = read_state(tmp_path / "state")
     assert found["plain"] == state["plain"]
     for one, other in ((found, state), (found["a"], state["a"])):
         for name in ("b/c", "c") if "c" in other else ("empty", "odd", "z"):  # type: ignore[operator]

@@ -175,7 +175,7 @@ def test_a_schedule_that_ends_in_pure_noise_cannot_be_trained_on_epsilon() -> No
 
 def without(key: str) -> Callable[[Path], Any]:
     def damage(path: Path) -> None:
-        state = read_state(path, "cpu")
+        state = read_state(path)
         state.pop(key)
         write_state(path, state)
 
@@ -241,7 +241,7 @@ def test_damaged_state_is_one_error(
 def test_state_with_a_number_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path)
     for part in ("module", "average"):
-        state = read_state(path, "cpu")
+        state = read_state(path)
         state[part]["bias"][1] = math.nan
         write_state(tmp_path / "damaged", state)
         with pytest.raises(LdmrtError, match=r"bias in .* is not finite"):

@@ -9,7 +9,7 @@ from ldmrt.model.training.loop.states.kept import STATES, newest_state
 
 def last_state(out: Path) -> dict[str, Any]:
     """The newest state of the run in a folder."""
-    return read_state(newest_state(out)[0], "cpu")
+    return read_state(newest_state(out)[0])
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -33,7 +33,7 @@ class Steps:
         return 3_000_000
 
     def resume(self, path: Path, change: Collection[str]) -> dict[str, tuple[object, object]]:
-        self.step = read_state(path, "cpu")["step"]
+        self.step = read_state(path)["step"]
         return dict.fromkeys(change, ("before", "now"))
 
     def optimise(self, task: TrainingTask) -> Iterator[Progress]:
