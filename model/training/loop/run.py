@@ -28,7 +28,7 @@ from .optimizers import OPTIMIZERS
 from .processes import ALONE, Processes
 from .settings import Settings, naming_memory
 from .states.files import read_state, write_state
-from .states.resuming import Values, changes, check_finite, put_moments
+from .states.resuming import Values, changes, check_finite, put_moments, with_tuples
 from .task import Losses, Progress, TrainingTask, listed, whole
 
 M = TypeVar("M", bound=nn.Module)
@@ -282,14 +282,16 @@ class Run(Generic[M]):
             state = read_state(path)
             if self.settings.steps <= state["step"]:
                 shaping.pop("steps", None)  # no step will be taken
-            about = {name: tuple(value) if isinstance(value, list) else value for name, value in state["about"].items()}
-            before = {**shaping, **about}  # a run of an older version has no settings in its state
+            before = {
+                **shaping,
+                **with_tuples(state["about"]),
+            }  # older versions saved no settings
             differ = changes(path, before, {**self.about, **shaping}, change)
             noted = [
                 {"step": state["step"], "name": name, "before": values[0], "now": values[1]}
                 for name, values in differ.items()
             ]
-            self.changes = [*state.get("changes", []), *noted]
+            self.changes = [*map(with_tuples, state.get("changes", [])), *noted]
             check_finite(state, str(path), "train without --resume")
             self.put(state["module"])
             self.averages.load(state)

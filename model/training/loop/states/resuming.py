@@ -84,12 +84,19 @@ def check_finite(state: Mapping[str, Any], where: str, hint: str) -> None:
                 raise LdmrtError("train", f"{name} in {where} is not finite", hint=hint)
 
 
+def with_tuples(values: Mapping[str, object]) -> dict[str, object]:
+    """Return values with tuples in the place of lists, as which JSON has them."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
 def put_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Put copies of the saved state of an optimizer back, in the memory layout that it had: that of the weights.
 
     Another layout may be computed in another order, which rounds differently.
     """
-    optimizer.load_state_dict({**state, "state": {int(key): value for key, value in state["state"].items()}})
+    groups = [with_tuples(group) | {"params": group["params"]} for group in state["param_groups"]]
+    each = {int(place): value for place, value in state["state"].items()}
+    optimizer.load_state_dict({**state, "state": each, "param_groups": groups})
     for weight, moments in optimizer.state.items():
         for name, value in moments.items():
             if isinstance(value, Tensor):
