@@ -1,16 +1,18 @@
 """The states that a run keeps: how many, which go, and what it goes on from."""
 
+import os
 import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 import pytest
 import torch
 
 from ldmrt.model.training.loop.states.files import SUMS, TENSORS, VALUES, write_state
-from ldmrt.model.training.loop.states.kept import OLD, STATES, state_place
+from ldmrt.model.training.loop.states.kept import OLD, STATES, newest_state, state_place
 from ldmrt.runtime import LdmrtError
 
 from .steps import Steps, at, fail, stopped_at
@@ -128,13 +130,23 @@ def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
     assert not (tmp_path / OLD).exists()
 
 
-def test_a_killed_process_leaves_no_part_of_a_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.parametrize(("within", "newest"), [("files.write", 3), ("files.replace_folder", 3), ("kept.remove", 6)])
+def test_a_process_that_is_killed_while_it_saves_leaves_whole_states(
+    within: str, newest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What it was writing, or removing, has a name that no run finds, and the next save removes it."""
     stopped_at(tmp_path, 3)
-    for name in (".step-000006.ldmrt-00000000-1-1-00000000.tmp", ".step-000000.ldmrt-00000000-1-1-00000000.tmp"):
-        (tmp_path / STATES / name).mkdir()
+    if not (child := os.fork()):
+        monkeypatch.setattr(f"ldmrt.model.training.loop.states.{within}", lambda *_: os.kill(os.getpid(), SIGKILL))
+        Steps().walk(tmp_path, resume=True)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -SIGKILL
+    assert [name[:1] for name in names(tmp_path)].count(".") == 1
+    state, damaged = newest_state(tmp_path)
+    assert (state.name[-1], damaged) == (str(newest), {})
     Steps().walk(tmp_path, resume=True)
-    assert [name for name in names(tmp_path) if not name.startswith(".")] == ["step-000006", "step-000008"]
+    assert names(tmp_path) == ["step-000006", "step-000008"]
 
 
 def test_a_state_is_replaced_by_one_of_the_same_step(tmp_path: Path) -> None:
