@@ -56,7 +56,8 @@ MAY: dict[str, set[str]] = {
     "model.lora": READING | {"model.checkpoint", "model.networks", "model.textual_inversion", "model.weights"},
     "model.scores": ERRORS,
     "model.training": READING
-    | {"runtime.bundle", "runtime.images", "model.checkpoint", "model.families", "model.lora", "model.networks"},
+    | {"runtime.bundle", "runtime.images"}
+    | {f"model.{name}" for name in ("checkpoint", "families", "lora", "networks", "weights")},
     "export": set(),
     "export.dims": {"runtime.bundle"},
     "export.components": RUNTIME | MODEL,

@@ -6,7 +6,11 @@ cd "$(dirname "$0")/.."
 command -v ldmrt > /dev/null || . tools/venv.sh dev
 out=${1:-runs/demo}
 images="--data data/emoji --style noto --group animals-nature --group food-drink"
-resume() { [ ! -e "$1/training/state.pt" ] || echo --resume; }
+resume() {  # if the run in a folder has saved a state
+  for state in "$1"/training/states/*-* "$1"/training/state.pt; do
+    if [ -e "$state" ]; then echo --resume; return; fi
+  done
+}
 [ -e data/emoji/sprites.npz ] || ldmrt data emoji data/emoji
 ldmrt train autoencoder $images --steps 10000 --batch 8 --learning-rate 1e-3 --reconstruction l1 \
   --perceptual discriminator --perceptual-weight 0.1 --adversarial 0.1 --discriminator-start 7000 \

@@ -259,24 +259,25 @@ def finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(torch.stack(torch.aminmax(whole))).all())
 
 
-def write(component: str, path: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Write a safetensors file of `dtype`, replaced at once; the tensors are converted one by one.
+def write(component: str, path: Path, state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
+    """Write a safetensors file, replaced at once, tensor by tensor: each is converted to `dtype`, or stays as it is.
 
     Raises:
-        LdmrtError: A weight is infinite or NaN in this dtype.
+        LdmrtError: A weight is infinite or NaN in `dtype`.
     """
-    name = next(name for name, kind in DTYPES.items() if kind == dtype)
+    names = {kind: name for name, kind in NUMBERS.items()}
+    kinds = {key: dtype or value.dtype for key, value in state.items()}
     header: JsonObject = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for key in sorted(state):
-        begin, end = end, end + state[key].numel() * dtype.itemsize
-        header[key] = {"dtype": name, "shape": list(state[key].shape), "data_offsets": [begin, end]}
+    end, order = 0, sorted(state, key=lambda key: (-kinds[key].itemsize, key))  # so that each begins at a multiple
+    for key in order:
+        begin, end = end, end + state[key].numel() * kinds[key].itemsize
+        header[key] = {"dtype": names[kinds[key]], "shape": list(state[key].shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with write_atomically(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for key in sorted(state):
-            value = state[key].detach().to("cpu", dtype).contiguous()
-            if not finite(value):
+        for key in order:
+            value = state[key].detach().to("cpu", kinds[key]).contiguous()
+            if dtype and not finite(value):
                 raise LdmrtError(component, f"{key} is not finite in {dtype}", hint="save as float32")
             file.write(value.reshape(-1).view(torch.uint8).numpy().data)

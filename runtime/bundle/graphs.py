@@ -21,6 +21,7 @@ FEATURE = "deep"  # the output of the deep half that the shallow half takes
 NOT_RUN = "pytorch"  # stands for a backend where none could run the graphs when the bundle was made
 # The network that a sampler calls in every row, of which a model has one, with its input that is the latents.
 STATES = {"unet": "sample", "transformer": "hidden_states"}
+PREDICTIONS = {"unet": "out_sample", "transformer": "out_hidden_states"}  # and its output
 UNET, TRANSFORMER = DENOISERS = tuple(STATES)
 ORDER = ("text_encoder", *DENOISERS, "vae", "controlnet", "adapter")  # of components, by how their names begin
 DECODER = "vae_decoder"

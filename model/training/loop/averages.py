@@ -55,15 +55,17 @@ class Averages:
         return {"average": self.first, **({"averages": dict(others)} if others else {})}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take what `state` returned, where the same decays may have stood in another order.
+        """Take what `state` returned, where the same decays may have stood in another order, and decays may be strings.
 
         Raises:
             KeyError: The state lacks the average of a decay.
         """
-        others = state.get("averages", {})
+        others = {float(decay): average for decay, average in state.get("averages", {}).items()}
         first = [decay for decay in self.each if decay not in others][:1]
         kept = {**dict.fromkeys(first, state["average"]), **others}
-        self.each = {decay: {name: self._own(value) for name, value in kept[decay].items()} for decay in self.each}
+        for decay, average in self.each.items():
+            for name, value in average.items():
+                value.copy_(kept[decay][name])
 
     def tensors(self) -> Iterator[Tensor]:
         """Yield the tensors of all averages."""

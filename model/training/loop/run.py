@@ -21,15 +21,15 @@ from ldmrt.model.training.data.batches import Batches
 from ldmrt.model.training.data.captioned import Key, Sample, name_of
 from ldmrt.model.training.draws import Draws
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
-from ldmrt.runtime.files.writing import write_atomically
 
 from .averages import Averages
 from .checkpointing import checkpoint_blocks
 from .loss_scale import MOST, LossScale
 from .optimizers import OPTIMIZERS
 from .processes import ALONE, Processes
-from .resuming import Values, changes
 from .settings import Settings, naming_memory
+from .states.files import read_state, write_state
+from .states.resuming import Values, changes, check_finite, put_moments, with_tuples
 from .task import Losses, Progress, TrainingTask, listed, losses_of_images, whole
 
 M = TypeVar("M", bound=nn.Module)
@@ -258,50 +258,52 @@ class Run(Generic[M]):
         return sum(tensor.nbytes for tensor in tensors)
 
     def save(self, path: Path) -> None:
-        """Write the state to one file, replaced at once."""
-        with write_atomically(path) as file:
-            try:
-                torch.save(self.state(), file)
-            except RuntimeError as error:  # torch counts bytes after a write that failed
-                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+        """Write the state as a folder, which is there at once and whole.
+
+        Raises:
+            LdmrtError: A weight is not finite.
+            OSError: The state cannot be written.
+        """
+        state = self.state()
+        check_finite(state, f"step {self.step}", "a lower --learning-rate")
+        write_state(path, state)
 
     def resume(self, path: Path, change: Collection[str] = ()) -> dict[str, Values]:
         """Go on where `save` left off, with the data, the task and the settings of the saved run.
 
         Args:
-            path: The file that `save` wrote.
+            path: What `save` wrote.
             change: Names of settings that may differ; those that do are noted in `changes`.
 
         Returns:
             Both values of each setting that differs, by name.
 
         Raises:
-            LdmrtError: The file is missing or damaged, or a setting differs that `change` does not name.
+            LdmrtError: The state is missing or damaged, or a setting differs that `change` does not name.
         """
         shaping = self.settings.shaping()
         try:
-            state = torch.load(path, map_location=self.settings.device, weights_only=True)
+            state = read_state(path)
             if self.settings.steps <= state["step"]:
                 shaping.pop("steps", None)  # no step will be taken
-            before = {**shaping, **state["about"]}  # a run of an older version has no settings in its state
+            before = {
+                **shaping,
+                **with_tuples(state["about"]),
+            }  # older versions saved no settings
             differ = changes(path, before, {**self.about, **shaping}, change)
             noted = [
                 {"step": state["step"], "name": name, "before": values[0], "now": values[1]}
                 for name, values in differ.items()
             ]
-            self.changes = [*state.get("changes", []), *noted]
-            opponent = [state["opponent"]] if self.opponent is not None else []
-            for part in (state["module"], state["average"], *state.get("averages", {}).values(), *opponent):
-                for name, value in part.items():
-                    if not torch.isfinite(value).all():
-                        raise LdmrtError("train", f"{name} in {path} is not finite", hint="train without --resume")
+            self.changes = [*map(with_tuples, state.get("changes", [])), *noted]
+            check_finite(state, str(path), "train without --resume")
             self.put(state["module"])
             self.averages.load(state)
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.memory = state.get("memory", {})
+            put_moments(self.optimizer, state["optimizer"])
+            self.memory = {name: value.clone() for name, value in state.get("memory", {}).items()}
             if self.opponent is not None and self.opposing is not None:
                 self.opponent.load_state_dict(state["opponent"])
-                self.opposing.load_state_dict(state["opposing"])
+                put_moments(self.opposing, state["opposing"])
             if self.loss_scale is not None and state.get("loss_scale"):
                 self.loss_scale = LossScale(**state["loss_scale"])
             self.step = state["step"]
@@ -311,8 +313,6 @@ class Run(Generic[M]):
             return differ
         except LdmrtError:
             raise
-        except FileNotFoundError:
-            raise LdmrtError("train", "nothing to resume", expected=path, hint="train without --resume") from None
         except Exception as error:  # a damaged file can fail in any way
             raise LdmrtError(
                 "train", f"cannot resume from {path}", found=first_line(error), hint="train without --resume"

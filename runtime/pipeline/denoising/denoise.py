@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
-from ldmrt.runtime.bundle.graphs import STATES, STEP, UNET, denoiser_of
+from ldmrt.runtime.bundle.graphs import PREDICTIONS, STATES, STEP, UNET, denoiser_of
 from ldmrt.runtime.errors import InvalidRequest, NotFinite
 from ldmrt.runtime.pipeline.conditioning.sources import BESIDE_STATE
 from ldmrt.runtime.pipeline.request.request import Request
@@ -80,14 +80,13 @@ class DenoisingTask:
         conditioning, every = encoded.conditioning, request.full_every
         name = denoiser_of(engines)
         network = engines[name] if every == 1 else DeepCached(engines, full_times(plan, every))
-        state = STATES[name]
         controls = open_controls(engines, request.controls, encoded.size, guidance, conditioning)
-        model = guided_network(network, guidance, conditioning, controls, start.x.shape[1], state)
+        model = guided_network(network, guidance, conditioning, controls, start.x.shape[1], name)
         if request.guidance_interval is not None and not guidance.plain:
             guided = guided_rows(plan, request.guidance_interval)
             plain, last = guide(len(start.x), ()), last_rows(conditioning, len(start.x))
             controls = open_controls(engines, request.controls, encoded.size, plain, last)
-            alone = guided_network(network, plain, last, controls, start.x.shape[1], state)
+            alone = guided_network(network, plain, last, controls, start.x.shape[1], name)
             model = partial(_either, dict(zip(plan.t.tolist(), guided, strict=True)), model, alone)
 
         def fresh(row: int, into: Latents | None = None) -> Latents:
@@ -136,7 +135,7 @@ def guided_network(
     conditioning: Mapping[str, Array],
     controls: Controls,
     channels: int,
-    state: str = STATES[UNET],
+    name: str = UNET,
 ) -> Model:
     """Return a network with its controls and guidance as one function (x, t) -> prediction, (N, C, h, w) both.
 
@@ -146,7 +145,7 @@ def guided_network(
         conditioning: Its inputs that do not change, as `condition` makes them.
         controls: What gives it residuals.
         channels: C, of the latents.
-        state: The network's input that is the latents.
+        name: Its name, by which its input that is the latents, and its output, are called.
     """
     idx, inputs = guidance.idx, dict(conditioning)
     beside = inputs.pop(BESIDE_STATE, None)
@@ -154,7 +153,7 @@ def guided_network(
     def model(x: Latents, t: float, into: Latents | None = None) -> Latents:
         x, times = x[idx], np.full(len(idx), t, np.float32)
         sample = x if beside is None else np.concatenate([x, beside], axis=1)
-        (out,) = network(**{state: sample}, timestep=times, **inputs, **controls(x, times)).values()
+        out = network(**{STATES[name]: sample}, timestep=times, **inputs, **controls(x, times))[PREDICTIONS[name]]
         return guidance.combine(out.astype(np.float32, copy=False), into, channels)
 
     return model

@@ -69,3 +69,7 @@ def saved(folder: Path) -> Path:
     next(minimising(lambda: run.module(torch.ones(2)).square().sum(), run))
     run.save(folder / "state")
     return folder / "state"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}

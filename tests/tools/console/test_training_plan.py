@@ -203,7 +203,7 @@ def test_a_plan_refuses_what_a_run_refuses(ldmrt: Any, words: Words, tmp_path: P
     assert not out.exists()
     assert ldmrt(*command, "--steps", 1).code == 0
     assert "\nplan = " not in (out / "recipe.toml").read_text()
-    assert "state.pt exists already" in ldmrt(*command, "--plan").error
+    assert "step-000001 exists already" in ldmrt(*command, "--plan").error
 
 
 def test_latents_in_memory_are_those_of_all_images(words: Words, planned: Any, tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldmrt.model.training.loop.states.kept import STATES, saved_states
 from ldmrt.model.training.tasks import presets
-from ldmrt.tools.console.training.run import STATE
 
 from ..console.records.cards import check_card
+from .runs.saved import contents, last_state
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["autoencoder", "--data", "nowhere"], "data: nothing to train on in nowhere; expected metadata.jsonl or"),
         (["autoencoder", "--data", "pictures", "--precision", "fp8"], "'fp8' is not one of 'fp32', 'bf16'"),
         (["autoencoder", "--data", "pictures", "--precision", "fp16"], "fp16 is for GPUs: a CPU computes it slowly"),
-        (["autoencoder", "--data", "pictures", "--resume"], "nothing to resume; expected out/training/state.pt"),
+        (["autoencoder", "--data", "pictures", "--resume"], "nothing to resume; expected out/training/states"),
         (["upscaler", "--data", "pictures", "--size", "63"], "unsupported --size; expected a multiple of 2; found 63"),
         (["upscaler", "--data", "pictures", "--crop", "72"], "--crop; expected a multiple of 8 up to --size, 64"),
         (["upscaler", "--data", "pictures", "--crop", "60"], "unsupported --crop; expected a multiple of 8"),
@@ -122,16 +123,16 @@ def test_resume_as_something_else(ldmrt: Any, pictures: Path, tmp_path: Path) ->
     out = tmp_path / "out"
     words = ("train", "autoencoder", "--data", pictures, "--out", out, "--batch", 1)
     assert ldmrt(*words, "--steps", 1).code == 0
-    before = (out / STATE).read_bytes()
+    before = contents(out / STATES)
     for more, message in (
-        (["--steps", 2], "state.pt was trained with another --steps; expected 1; found 2"),
+        (["--steps", 2], "step-000001 was trained with another --steps; expected 1; found 2"),
         (["--steps", 1, "--seed", 9], "another --seed; expected 0; found 9"),
         (["--steps", 2, "--learning-rate", 1e-4, "--precision", "bf16", "--change", "steps"],
          "--learning-rate, --precision; expected --learning-rate 0.001, --precision fp32; found --learning-rate"),
         (["--steps", 2, "--change", "step"], "no setting 'step' that can be changed, did you mean 'steps'?; expected"),
     ):  # fmt: skip
         assert message in ldmrt(*words, "--resume", *more).error
-        assert (out / STATE).read_bytes() == before
+        assert contents(out / STATES) == before
     assert "try: --change steps" in ldmrt(*words, "--resume", "--steps", 2).err
     assert "--change needs --resume" in ldmrt(*words, "--change", "steps").error
     ran = ldmrt(
@@ -154,7 +155,7 @@ def test_the_whole_way(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
         assert sheet.size == (8 * 66 - 2, 8 * 66 - 2)
 
     again = ldmrt("train", "autoencoder", *short, "--out", ae)
-    assert f"{ae / STATE} exists already" in again.error
+    assert f"{ae / STATES / 'step-000002'} exists already" in again.error
     assert "--resume to continue it, or another --out" in again.err
 
     ran = ldmrt("train", "ldm", *short, "--out", ldm, "--autoencoder", ae)
@@ -171,14 +172,12 @@ def test_the_whole_way(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("default_signals")  # the process that is started here inherits them
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_resume_goes_on(number: int, code: int, ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
-    import torch
-
     words = ["train", "autoencoder", "--data", str(pictures), "--out", str(tmp_path), "--batch", "1", "--size", "8"]
     command = [sys.executable, "-m", "ldmrt.tools.cli", *words, "--steps", "100000", "--save-every", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 120  # of a machine under load; it takes seconds
-        while not (tmp_path / STATE).exists() and process.poll() is None and time.monotonic() < deadline:
+        while not saved_states(tmp_path) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(number)
         out, err = process.communicate(timeout=120)
@@ -188,14 +187,14 @@ def test_a_signal_saves_and_resume_goes_on(number: int, code: int, ldmrt: Any, p
     assert not list(tmp_path.rglob("*.tmp"))
     assert not (tmp_path / "training" / "lock").exists()
     assert "Traceback" not in err
-    step = torch.load(tmp_path / STATE, weights_only=True)["step"]
+    step = last_state(tmp_path)["step"]
     assert step >= 1
     assert f"stopped at step {step}; go on with --resume" in err
 
     ran = ldmrt(*words, "--steps", step + 2, "--resume", "--change", "steps")
     assert ran.code == 0, ran.err
     assert f"{step + 2} steps in " in ran.err
-    assert torch.load(tmp_path / STATE, weights_only=True)["step"] == step + 2
+    assert last_state(tmp_path)["step"] == step + 2
 
 
 def test_the_log_is_shown(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:

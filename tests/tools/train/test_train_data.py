@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldmrt.model.training.loop.states.kept import STATES
 from ldmrt.tools.console.training import checks, options
 from ldmrt.tools.console.training.data import open_data
-from ldmrt.tools.console.training.run import STATE
+
+from .runs.saved import contents
 
 COUNT = 5
 
@@ -177,11 +179,11 @@ def test_size_has_to_fit_the_autoencoder_and_the_data(ldmrt: Any, folder: Path, 
 def test_a_resumed_run_has_the_data_and_the_size_of_the_saved_one(ldmrt: Any, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert ldmrt(*words(folder, out)).code == 0
-    before = (out / STATE).read_bytes()
+    before = contents(out / STATES)
     assert "another --size; expected 64; found 72" in ldmrt(*words(folder, out, "--resume", "--size", 72)).error
     (folder / "metadata.jsonl").write_text((folder / "metadata.jsonl").read_text().replace("image 3", "another"))
     assert "another --data" in ldmrt(*words(folder, out, "--resume")).error
-    assert (out / STATE).read_bytes() == before
+    assert contents(out / STATES) == before
     write(folder)
     ran = ldmrt(*words(folder, out, "--resume"))
     assert (ran.code, "done already: 1 of 1 steps" in ran.err) == (0, True)

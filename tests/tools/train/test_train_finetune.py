@@ -14,6 +14,7 @@ from ldmrt.model import load
 
 from ...support.pipelines import save_pipeline
 from ..console.records.cards import card_of, check_card
+from .runs.saved import last_state
 
 
 @pytest.mark.parametrize("family", ["sd15", "sd2-v", "sdxl"])
@@ -97,7 +98,7 @@ def test_each_average_is_written_when_it_is_the_first(ldmrt: Any, pictures: Path
     words += ("--warmup", 0, "--learning-rate", 1e-2, "--previews", 0, "--out", out)
     path = out / "unet" / "diffusion_pytorch_model.safetensors"
     assert ldmrt(*words, "--ema", 0.1, "--ema", 0.0).code == 0
-    first, state = load_file(path), torch.load(out / "training" / "state.pt", weights_only=True)
+    first, state = load_file(path), last_state(out)
     assert all(torch.equal(value, state["average"][f"unet.{name}"]) for name, value in first.items())
     again = ldmrt(*words, "--ema", 0.0, "--ema", 0.1, "--resume")
     assert again.code == 0, again.err

@@ -11,7 +11,6 @@ from ldmrt.runtime.optional import check_installed
 from ldmrt.tools.console.run_lock import locked
 
 from .options import Options
-from .run import STATE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,9 +34,10 @@ def check(options: Options) -> "Settings":
     import torch
 
     from ldmrt.model.training.compiling import check_compiler
-    from ldmrt.model.training.loop.resuming import check_changes
+    from ldmrt.model.training.loop.states.kept import STATES, saved_states
+    from ldmrt.model.training.loop.states.resuming import check_changes
 
-    settings, state = options.settings(), options.out / STATE
+    settings = options.settings()
     check_installed("train", *(name for name in ("tensorboard", "wandb") if getattr(options, name)))
     check_installed("train", *["bitsandbytes"] * (options.optimizer == "adamw8bit"))
     options.wording()  # refuses what contradicts itself
@@ -60,10 +60,12 @@ def check(options: Options) -> "Settings":
     def take_folder() -> None:
         if not options.plan:  # which writes nothing
             click.get_current_context().with_resource(locked(options.out))
-        if options.resume and not state.is_file():
-            raise LdmrtError("train", "nothing to resume", expected=state, hint="run without --resume")
-        if not options.resume and state.exists():
-            raise LdmrtError("train", f"{state} exists already", hint="--resume to continue it, or another --out")
+        states = saved_states(options.out)
+        if options.resume and not states:
+            raise LdmrtError("train", "nothing to resume", expected=options.out / STATES, hint="run without --resume")
+        if not options.resume and states:
+            hint = "--resume to continue it, or another --out"
+            raise LdmrtError("train", f"{states[0]} exists already", hint=hint)
 
     options.once(take_folder)
     return settings

@@ -64,6 +64,7 @@ class Options(Variation):
     checkpointing: bool
     compile: bool
     save_every: int
+    keep: int
     log_every: int
     tensorboard: bool
     wandb: bool
@@ -203,6 +204,8 @@ def training_options(
                      help="Compile the networks in their first step, by torch.compile: faster steps, other roundings."),
         click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True,
                      help="Steps between checkpoints."),
+        click.option("--keep", type=click.IntRange(min=1), default=3, show_default=True,
+                     help="States kept of the last checkpoints; one that a stop has saved is kept beside them."),
         click.option("--log-every", type=click.IntRange(min=1), default=50, show_default=True,
                      help="Steps between two lines of OUT/log.jsonl."),
         click.option("--tensorboard", is_flag=True, help="Write the log to OUT/tensorboard too."),

@@ -3,7 +3,6 @@
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ldmrt.runtime.errors import LdmrtError, first_line
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound="nn.Module")
 
-STATE = Path("training") / "state.pt"
 MEGABYTE = 1_000_000
 
 
@@ -60,11 +58,10 @@ def run_training(
     if options.plan:
         show_memory(plan_memory(run, task, options.processes), run.settings, options.processes)
         return
-    out, state, steps, every = options.out, options.out / STATE, run.settings.steps, options.save_every
+    out, steps, every = options.out, run.settings.steps, options.save_every
     run.processes = options.group or run.processes
     if options.resume:
-        for name, (before, now) in run.resume(state, options.change).items():
-            console.print(f"{name} is {now} after step {run.step}, and was {before}", highlight=False, markup=False)
+        _resume(run, options)
     run.processes.check_equal("step", run.step)
     if not run.processes.first:
         _follow(run, task)
@@ -90,7 +87,7 @@ def run_training(
                 due = run.step % every == 0 or run.step == steps
                 if due or saving or stop:
                     saved = run.step
-                    save(run, state)
+                    save(run, options, regular=due)
                     log.write(progress, len(run.skipped))
                 if due:
                     keep()
@@ -103,7 +100,7 @@ def run_training(
                     end_by(stop)
         except Exception as error:
             if run.step > saved and not run.torn:
-                save(run, state)
+                save(run, options, regular=False)
                 if last is not None:
                     log.write(last, len(run.skipped))
                 console.print(f"saved the state of step {run.step}; go on with --resume", highlight=False)
@@ -157,23 +154,43 @@ def _too_large(run: "Run[M]", error: Exception) -> LdmrtError:
     return LdmrtError("train", problem, found=found, hint=settings.smaller)
 
 
-def save(run: "Run[M]", state: Path) -> None:
-    """Write the state of a run; if that fails, the state saved before is kept.
+def _resume(run: "Run[M]", options: Options) -> None:
+    """Go on from the newest state that is whole; print which are not, and which settings have changed."""
+    from ldmrt.model.training.loop.states.kept import newest_state, remove_old_states
+
+    state, damaged = options.once(lambda: newest_state(options.out))
+    for path, found in damaged.items():
+        console.print(f"{path} is damaged: {found}", highlight=False, markup=False, soft_wrap=True)
+    if damaged:
+        console.print(f"going on from {state}", highlight=False, markup=False, soft_wrap=True)
+    for name, (before, now) in run.resume(state, options.change).items():
+        console.print(f"{name} is {now} after step {run.step}, and was {before}", highlight=False, markup=False)
+    if run.processes.first:
+        remove_old_states(options.out, state, options.keep)
+
+
+def save(run: "Run[M]", options: Options, *, regular: bool) -> None:
+    """Save the state of a run, and remove older ones; if it cannot be saved, all are kept.
 
     Raises:
-        LdmrtError: The file cannot be written; it names the bytes needed and free.
+        LdmrtError: The state cannot be written; it names the bytes needed and free.
     """
+    from ldmrt.model.training.loop.states.kept import remove_old_states, saved_states, state_place
+
+    place, before = state_place(options.out, run.step, regular=regular), saved_states(options.out)
     try:
-        run.save(state)
+        run.save(place)
     except OSError as error:
-        free = shutil.disk_usage(state.parent).free / MEGABYTE
-        unchanged = ", which stays as it was" if state.exists() else ""
+        free = shutil.disk_usage(options.out).free / MEGABYTE
+        kept = f"; {before[0]} is kept" if before else ""
         raise LdmrtError(
             "train",
-            f"cannot save step {run.step} to {state}{unchanged}: {error.strerror}",
+            f"cannot save step {run.step} to {place}: {error.strerror}{kept}",
             expected=f"{run.bytes() / MEGABYTE:.0f} MB",
             found=f"{free:.0f} MB free",
+            hint=f"--resume with a --keep below {len(before)} removes older ones" if len(before) > 1 else None,
         ) from None
+    remove_old_states(options.out, place, options.keep)
 
 
 def _reporting(run: "Run[M]", loop: "Iterator[Progress]") -> "Iterator[Progress]":

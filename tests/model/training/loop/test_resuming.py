@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from ldmrt.model.training.loop.resuming import CHANGEABLE
 from ldmrt.model.training.loop.run import Run
+from ldmrt.model.training.loop.states.files import read_state, write_state
+from ldmrt.model.training.loop.states.resuming import CHANGEABLE
 from ldmrt.runtime import LdmrtError, LdmrtWarning
 
 from ..tiny_runs import SETTINGS, saved
@@ -66,9 +67,9 @@ def test_several_other_settings_are_one_error(tmp_path: Path) -> None:
 def test_a_state_without_settings_is_resumed(tmp_path: Path) -> None:
     """One of an older version, which cannot be compared."""
     path = saved(tmp_path)
-    state = torch.load(path, weights_only=True)
+    state = read_state(path)
     del state["changes"]
-    torch.save({**state, "about": {}}, path)
+    write_state(path, {**state, "about": {}})
     run = Run(nn.Linear(2, 2), replace(SETTINGS, steps=9))
     assert run.resume(path) == {}
     assert run.step == 1
@@ -76,8 +77,8 @@ def test_a_state_without_settings_is_resumed(tmp_path: Path) -> None:
 
 def test_another_torch_is_a_warning(tmp_path: Path) -> None:
     path = saved(tmp_path)
-    state = torch.load(path, weights_only=True)
+    state = read_state(path)
     assert state["torch"] == torch.__version__
-    torch.save(state | {"torch": "1.0"}, path)
+    write_state(path, state | {"torch": "1.0"})
     with pytest.warns(LdmrtWarning, match=r"saved by torch 1\.0, this is .*: rounding may differ"):
         Run(nn.Linear(2, 2), SETTINGS).resume(path)

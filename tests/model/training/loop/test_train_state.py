@@ -4,6 +4,7 @@ import copy
 import errno
 import math
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 
 from ldmrt.model.training.loop.run import Run
 from ldmrt.model.training.loop.settings import Settings
+from ldmrt.model.training.loop.states.files import TENSORS, VALUES, read_state, write_state
 from ldmrt.model.training.tasks.latent_diffusion import ldm_task
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.samplers.config import resolve
 from ldmrt.runtime.samplers.schedule import alphas_cumprod
 
-from ..tiny_runs import SCHEDULER, SETTINGS, Constant, One, Silent, Text, minimising, objective, saved
+from ..tiny_runs import SCHEDULER, SETTINGS, Constant, One, Silent, Text, contents, minimising, objective, saved
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", pytest.param("sample")])
@@ -171,14 +173,36 @@ def test_a_schedule_that_ends_in_pure_noise_cannot_be_trained_on_epsilon() -> No
     assert next(iter(first("v_prediction"))).loss > 0
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
 def without(key: str) -> Callable[[Path], Any]:
     def damage(path: Path) -> None:
-        state = torch.load(path, weights_only=True)
+        state = read_state(path)
         state.pop(key)
+        write_state(path, state)
+
+    return damage
+
+
+def cut(name: str) -> Callable[[Path], Any]:
+    def damage(path: Path) -> None:
+        content = (path / name).read_bytes()
+        (path / name).write_bytes(content[: len(content) // 2])
+
+    return damage
+
+
+def replaced(name: str) -> Callable[[Path], Any]:
+    return lambda path: (path / name).write_bytes(b"no state")
+
+
+def missing(name: str) -> Callable[[Path], Any]:
+    return lambda path: (path / name).unlink()
+
+
+def pickled(state: dict[str, Any]) -> Callable[[Path], Any]:
+    """The state of an older version."""
+
+    def damage(path: Path) -> None:
+        shutil.rmtree(path)
         torch.save(state, path)
 
     return damage
@@ -192,15 +216,11 @@ class Evil:
 @pytest.mark.parametrize(
     "damage",
     [
-        Path.unlink,
-        cut,
-        pytest.param(
-            lambda path: path.write_bytes(b""),
-        ),
-        lambda path: path.write_bytes(b"no state"),
+        shutil.rmtree,
+        *(change(name) for change in (missing, cut, replaced) for name in (VALUES, TENSORS)),
         *(without(key) for key in ("step", "module", "average", "optimizer")),
-        lambda path: torch.save({"module": nn.Linear(3, 3).state_dict()}, path),
-        lambda path: torch.save({"step": Evil()}, path),
+        pickled({"module": nn.Linear(3, 3).state_dict()}),
+        pickled({"step": Evil()}),
     ],
 )
 def test_damaged_state_is_one_error(
@@ -221,32 +241,46 @@ def test_damaged_state_is_one_error(
 def test_state_with_a_number_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path)
     for part in ("module", "average"):
-        state = torch.load(path, weights_only=True)
+        state = read_state(path)
         state[part]["bias"][1] = math.nan
-        torch.save(state, tmp_path / "damaged")
+        write_state(tmp_path / "damaged", state)
         with pytest.raises(LdmrtError, match=r"bias in .* is not finite"):
             Run(nn.Linear(2, 2), SETTINGS).resume(tmp_path / "damaged")
 
 
-def test_a_save_that_fails_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_not_saved(value: float, tmp_path: Path) -> None:
+    """The states before them are those to go on from."""
     path = saved(tmp_path)
-    before = path.read_bytes()
+    before = contents(path)
+    run = Run(nn.Linear(2, 2), SETTINGS)
+    with torch.no_grad():
+        run.module.bias[1] = value
+    with pytest.raises(LdmrtError, match=r"bias in step 0 is not finite\n  try: a lower --learning-rate"):
+        run.save(path)
+    assert contents(path) == before
 
-    def full_disk(state: Any, file: Any) -> None:
-        file.write(b"half")
-        raise OSError("no space left on device")
 
-    monkeypatch.setattr(torch, "save", full_disk)
+@pytest.mark.parametrize("name", [TENSORS, VALUES])
+def test_a_save_that_fails_leaves_the_old_state(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path)
+    before = contents(path)
+
+    def full_disk(path: Path) -> str:
+        if path.name == name:
+            raise OSError("no space left on device")
+        return ""
+
+    monkeypatch.setattr("ldmrt.model.training.loop.states.files.sha256", full_disk)
     with pytest.raises(OSError, match="no space"):
         Run(nn.Linear(2, 2), SETTINGS).save(path)
-    assert path.read_bytes() == before
+    assert contents(path) == before
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_that_ends_too_early_is_the_error_of_the_system(tmp_path: Path) -> None:
-    """PyTorch's own is one of bytes that it counts."""
+def test_a_full_disk_leaves_the_old_state(tmp_path: Path) -> None:
     path = saved(tmp_path)
-    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    before, limits = contents(path), resource.getrlimit(resource.RLIMIT_FSIZE)
     run = Run(nn.Linear(300, 300), SETTINGS)
     assert run.bytes() == 2 * 4 * (300 * 300 + 300)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
@@ -256,5 +290,5 @@ def test_a_file_that_ends_too_early_is_the_error_of_the_system(tmp_path: Path) -
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caught.value.errno == errno.EFBIG
-    assert path.read_bytes() == before
+    assert contents(path) == before
     assert list(tmp_path.iterdir()) == [path]

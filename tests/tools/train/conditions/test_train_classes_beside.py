@@ -13,6 +13,7 @@ from PIL import Image
 
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
+from ldmrt.model.training.loop.states.kept import saved_states
 from ldmrt.model.training.tasks import presets
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.bundle.stages_json import stages_from_json
@@ -165,7 +166,7 @@ def test_classes_that_are_none_are_refused(ldmrt: Any, beside: tuple[object, ...
     lines[2] = lines[0] | {"kind": "plum"}
     (fruit / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     refused("0.png is of several classes", "--class-column", "kind")
-    assert not (out / "training" / "state.pt").exists()
+    assert not saved_states(out)
 
 
 @pytest.fixture

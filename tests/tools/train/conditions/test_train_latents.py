@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from ldmrt.model.networks.autoencoder import Autoencoder
+from ldmrt.model.training.loop.states.files import write_state
+from ldmrt.model.training.loop.states.kept import newest_state
 
 from ....support.pipelines import save_pipeline
+from ..runs.saved import last_state
 
 UNET = Path("unet") / "diffusion_pytorch_model.safetensors"
 
@@ -52,15 +54,15 @@ def test_rounded_latents_are_part_of_the_run(ldmrt: Any, pictures: Path, tmp_pat
     words = ("train", "finetune", "--from", source, "--data", pictures, "--size", 16, "--batch", 2, "--previews", 0)
     words += ("--schedule", "constant", "--out", out)
     assert ldmrt(*words, "--steps", 1, "--latents", "fp16").code == 0
-    assert torch.load(out / "training" / "state.pt", weights_only=True)["about"]["latents"] == "fp16"
+    assert last_state(out)["about"]["latents"] == "fp16"
     refused = ldmrt(*words, "--steps", 2, "--resume", "--latents", "fp32")
     assert refused.code == 2
     assert "another --latents; expected fp16; found fp32" in refused.error
     resumed = ldmrt(*words, "--steps", 2, "--resume", "--latents", "fp16", "--cache", "disk")
     assert resumed.code == 0, resumed.err
-    state = torch.load(out / "training" / "state.pt", weights_only=True)
+    state = last_state(out)
     del state["about"]["latents"]  # of an older version, whose latents were not rounded
-    torch.save(state, out / "training" / "state.pt")
+    write_state(newest_state(out)[0], state)
     assert "expected fp32; found fp16" in ldmrt(*words, "--steps", 3, "--resume", "--latents", "fp16").error
     assert ldmrt(*words, "--steps", 3, "--resume").code == 0
 

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
 from ....support.pipelines import save_pipeline
+from ..runs.saved import last_state
 
 UNET = Path("unet") / "diffusion_pytorch_model.safetensors"
 
@@ -26,7 +26,7 @@ def test_masks_by_command(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:
         ran = ldmrt(*words, *mask, "--out", tmp_path / name)
         assert ran.code == 0, ran.err
         assert (tmp_path / name / UNET).read_bytes() == (tmp_path / "none" / UNET).read_bytes()
-    assert torch.load(tmp_path / "files" / "training" / "state.pt", weights_only=True)["about"]["loss_mask"] == "folder"
+    assert last_state(tmp_path / "files")["about"]["loss_mask"] == "folder"
     resumed = ldmrt(*words, "--out", tmp_path / "files", "--resume", "--loss-mask", "alpha")
     assert "another --loss-mask; expected folder; found alpha" in resumed.error
     for path in masks.iterdir():

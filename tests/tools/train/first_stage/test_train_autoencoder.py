@@ -23,6 +23,8 @@ from ldmrt.model.training.loop.task import Losses, TrainingTask
 from ldmrt.model.training.tasks import presets
 from ldmrt.model.training.tasks.initialise import initialise
 
+from ..runs.saved import last_state
+
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -48,7 +50,7 @@ def test_the_defaults_take_the_steps_of_squared_error_and_kl(ldmrt: Any, picture
     found = load_file(tmp_path / "vae" / WEIGHTS)
     assert found.keys() == run.average.keys()
     assert all(torch.equal(value, run.average[name]) for name, value in found.items())
-    state = torch.load(tmp_path / "training" / "state.pt", weights_only=True)
+    state = last_state(tmp_path)
     assert state.keys() == run.state().keys()
 
 

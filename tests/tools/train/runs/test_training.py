@@ -7,71 +7,21 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from ldmrt.model.training.log import read_log
-from ldmrt.model.training.loop.processes import ALONE
-from ldmrt.model.training.loop.settings import Settings
-from ldmrt.model.training.loop.task import Progress, TrainingTask
+from ldmrt.model.training.loop.states.files import write_state
+from ldmrt.model.training.loop.states.kept import saved_states, state_place
 from ldmrt.runtime import LdmrtError
 from ldmrt.tools.console.run_lock import locked
 from ldmrt.tools.console.training.records.log import LOG
-from ldmrt.tools.console.training.run import STATE, run_training
 from ldmrt.tools.console.training.signals import STOPPING, nothing_to_save
 
-
-class Steps:
-    """A training run that only counts, to eight; `within` is called in each step by its number."""
-
-    def __init__(self, within: Callable[[int], object] = lambda step: None) -> None:
-        self.step, self.settings, self.torn = 0, Settings(steps=8, batch=6, learning_rate=1e-3), False
-        self.skipped: dict[tuple, str] = {}
-        self.processes, self.changes = ALONE, list[dict[str, object]]()
-        self.within = within
-        self.saved, self.kept = list[int](), list[int]()
-
-    def save(self, path: Path) -> None:
-        self.saved.append(self.step)
-
-    def bytes(self) -> int:
-        return 3_000_000
-
-    def resume(self, path: Path, change: Collection[str]) -> dict[str, tuple[object, object]]:
-        self.step = 5
-        return dict.fromkeys(change, ("before", "now"))
-
-    def optimise(self, task: TrainingTask) -> Iterator[Progress]:
-        while self.step < self.settings.steps:
-            self.within(self.step + 1)
-            self.step += 1  # a step is never cut in two
-            yield Progress(self.step, 8, 0.5, 9.0, {"loss": torch.full((6,), 0.5)}, {}, 1e-3, 2.0)
-
-    def walk(self, out: Path, every: int = 3, resume: bool = False, change: Collection[str] = ()) -> None:
-        options = SimpleNamespace(
-            out=out, save_every=every, log_every=2, resume=resume, change=change, recipe="", task="ldm", differing={},
-            folder=Path("pictures"), group=None, plan=False, tensorboard=False, wandb=False,
-        )  # fmt: skip
-        task = TrainingTask(None, lambda samples, draws: {})  # type: ignore[arg-type]
-        run_training(self, task, options, lambda: self.kept.append(self.step))  # type: ignore[arg-type]
-
-
-def at(step: int, act: Callable[[], object]) -> Callable[[int], object]:
-    """Do this within one step."""
-    return lambda now: act() if now == step else None
-
-
-def fail(error: Exception) -> Callable[[], object]:
-    def act() -> object:
-        raise error
-
-    return act
+from .steps import Steps, at, fail, stopped_at
 
 
 @pytest.mark.usefixtures("default_signals")
@@ -168,6 +118,7 @@ def test_a_signal_to_save_is_outlived_where_nothing_is_to_be_saved(handler: Any)
 
 def test_resumed_run_keeps_its_last_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Steps()
+    stopped_at(tmp_path, 5)
     run.walk(tmp_path, resume=True, change=["steps"])
     assert run.saved == run.kept == [6, 8]
     assert "steps is now after step 5, and was before" in capsys.readouterr().err
@@ -177,6 +128,7 @@ def test_resumed_run_keeps_its_last_step(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_run_past_its_steps_says_so(steps: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Steps()
     run.settings = replace(run.settings, steps=steps)
+    stopped_at(tmp_path, 5)
     run.walk(tmp_path, resume=True)
     said = capsys.readouterr().err
     assert f"done already: 5 of {steps} steps; --steps above 5 with --change steps continues" in said
@@ -186,19 +138,19 @@ def test_a_run_past_its_steps_says_so(steps: int, tmp_path: Path, capsys: pytest
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
 def test_a_disk_that_takes_no_state_is_one_error(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "training").mkdir()
-    (tmp_path / STATE).write_text("of before")
+    write_state(before := state_place(tmp_path, 0), {})
     run = Steps()
     tried = list[int]()
     monkeypatch.setattr(
         run, "save", lambda path: tried.append(run.step) or fail(OSError(number, os.strerror(number)))()
     )
-    with pytest.raises(LdmrtError, match=r"cannot save step 3 .* stays as it was") as caught:
+    with pytest.raises(LdmrtError, match=rf"cannot save step 3 .*; {before} is kept") as caught:
         run.walk(tmp_path)
     assert os.strerror(number) in caught.value.problem
     assert "expected 3 MB; found" in str(caught.value)
     assert "MB free" in str(caught.value)
     assert tried == [3]  # not once more
+    assert saved_states(tmp_path) == [before]
 
 
 def test_skipped_images_are_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,6 +168,7 @@ def test_the_log_has_no_step_twice(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         stopped.walk(tmp_path)
     assert [line["step"] for line in read_log(tmp_path / LOG)] == [2, 3, 4, 6, 7]
+    stopped_at(tmp_path, 5)
     Steps().walk(tmp_path, resume=True)  # from step 5, as if it had been killed before it could save
     assert [line["step"] for line in read_log(tmp_path / LOG)] == [2, 3, 4, 6, 8]
     Steps().walk(tmp_path)
@@ -239,9 +192,9 @@ def test_a_folder_has_one_training_at_a_time(tmp_path: Path) -> None:
             pass
         assert "another --out" in str(caught.value)
         with locked(tmp_path / "b"):
-            (tmp_path / "b" / STATE).write_text("kept")
+            (tmp_path / "b" / "training" / "file").write_text("kept")
     assert not out.exists()  # it was made, and nothing was written to it
-    assert (tmp_path / "b" / STATE).read_text() == "kept"
+    assert (tmp_path / "b" / "training" / "file").read_text() == "kept"
     with locked(out):
         pass
 

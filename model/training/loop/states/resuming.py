@@ -1,8 +1,13 @@
-"""Compare a resumed training with the saved one, and say which settings may change with --change."""
+"""Compare a resumed training with the saved one: settings that may change, weights that must be finite, layouts."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from ldmrt.model.weights.weights import finite
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.nearest import suggestion
 
@@ -64,3 +69,37 @@ def _another(path: Path, differ: Mapping[str, Values], hint: str) -> LdmrtError:
     )
     problem = f"{path} was trained with another {', '.join(name for name, _ in named)}"
     return LdmrtError("train", problem, expected=before, found=now, hint=hint)
+
+
+def check_finite(state: Mapping[str, Any], where: str, hint: str) -> None:
+    """Refuse a run's state with a weight, or an average of one, that is infinite or not a number.
+
+    Args:
+        state: The state.
+        where: Where it is, for the message.
+        hint: What to do then.
+    """
+    for part in (state["module"], state["average"], *state.get("averages", {}).values(), state.get("opponent", {})):
+        for name, value in part.items():
+            if not finite(value):
+                raise LdmrtError("train", f"{name} in {where} is not finite", hint=hint)
+
+
+def with_tuples(values: Mapping[str, object]) -> dict[str, object]:
+    """Return values with tuples in the place of lists, as which JSON has them."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def put_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Put copies of the saved state of an optimizer back, in the memory layout that it had: that of the weights.
+
+    Another layout may be computed in another order, which rounds differently.
+    """
+    groups = [with_tuples(group) | {"params": group["params"]} for group in state["param_groups"]]
+    each = {int(place): value for place, value in state["state"].items()}
+    optimizer.load_state_dict({**state, "state": each, "param_groups": groups})
+    for weight, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor):
+                alike = weight.dim() > 1 and value.shape == weight.shape
+                moments[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value) if alike else value.clone()

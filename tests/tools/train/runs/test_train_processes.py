@@ -16,9 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ldmrt.tools.console.training.run import STATE
+from ldmrt.model.training.loop.states.kept import OLD, saved_states
 
-from ..console.records.cards import card_of
+from ...console.records.cards import card_of
+from .saved import last_state
 
 LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu")
 SECONDS = 120  # a hung process is a failure
@@ -51,7 +52,7 @@ def run(*command: object) -> tuple[int, str, str]:
 
 def assert_close(folder: Path, other: Path) -> None:
     """The states of two trainings are those of the same steps."""
-    one, two = (torch.load(each / STATE, weights_only=True) for each in (folder, other))
+    one, two = map(last_state, (folder, other))
     assert one.keys() == two.keys()
     assert one["about"] == two["about"]
     for part in ("module", "average"):
@@ -84,11 +85,11 @@ def test_two_processes_are_one_training(ldmrt: Any, words: list[str], tmp_path: 
 
 @pytest.mark.slow
 def test_an_error_is_one_message(words: list[str], tmp_path: Path) -> None:
-    (tmp_path / STATE).parent.mkdir()
-    (tmp_path / STATE).write_text("")
+    (tmp_path / OLD).parent.mkdir()
+    (tmp_path / OLD).write_text("")
     code, _, err = run("-m", "ldmrt", *words, "--out", tmp_path, "--processes", 3)
     assert code == 2
-    assert re.fullmatch(rf"error: train: {tmp_path / STATE} exists already\n  try: .*\n", err)
+    assert re.fullmatch(rf"error: train: {tmp_path / OLD} exists already\n  try: .*\n", err)
 
 
 @pytest.mark.slow
@@ -117,7 +118,7 @@ def test_a_signal_to_any_ends_all_with_a_state(
 ) -> None:
     changed = ("--steps", 100000, "--save-every", 5, "--out", tmp_path, "--processes", 2)
     launcher = start("-m", "ldmrt", *words, *changed)
-    wait_for(lambda: (tmp_path / STATE).is_file())
+    wait_for(lambda: saved_states(tmp_path))
     workers = {int(one.environ()["RANK"]): one for one in psutil.Process(launcher.pid).children()}
     assert sorted(workers) == [0, 1]
     begin = time.monotonic()
@@ -128,7 +129,7 @@ def test_a_signal_to_any_ends_all_with_a_state(
     assert launcher.returncode == code
     assert said in err
     assert err.count("error:") == said.count("error:")
-    saved = torch.load(tmp_path / STATE, weights_only=True)["step"]
+    saved = last_state(tmp_path)["step"]
     logged = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"]
     if whom == 0 and name == "SIGKILL":  # the one that saves: what it had saved before is left
         assert saved % 5 == 0
@@ -150,7 +151,7 @@ def test_a_saving_signal_is_passed_on(words: list[str], tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     wait_for(lambda: log.is_file() and log.stat().st_size)
     launcher.send_signal(signal.SIGUSR1)
-    wait_for(lambda: (tmp_path / STATE).is_file())
+    wait_for(lambda: saved_states(tmp_path))
     assert launcher.poll() is None
     launcher.send_signal(signal.SIGTERM)
     launcher.communicate(timeout=SECONDS)
@@ -171,7 +172,7 @@ def test_two_machines_are_one_training(words: list[str], tmp_path: Path) -> None
     assert ["3 steps in " in err for _, err in ends] == [True, False]  # the second machine is silent
     code, _, err = run(*LAUNCH, *line, tmp_path / "one")
     assert code == 0, err
-    one, two = (torch.load(tmp_path / each / STATE, weights_only=True)["module"] for each in ("one", "two"))
+    one, two = (last_state(tmp_path / each)["module"] for each in ("one", "two"))
     assert all(torch.equal(value, two[key]) for key, value in one.items())
 
 

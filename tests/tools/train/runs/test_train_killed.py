@@ -10,14 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from ldmrt.tools.console.training.run import STATE
+from ldmrt.model.training.loop.states.kept import saved_states
 
-from ...support.pipelines import save_pipeline
+from .saved import written
 
 pytestmark = [
     pytest.mark.slow(minutes=3),
@@ -32,6 +29,7 @@ TASKS = {
     "unconditional": (),
     **dict.fromkeys(("finetune", "inpaint", "upscale"), ("--from", "SOURCE", "--previews", 0)),
     "lora": ("--from", "SOURCE", "--previews", 0, "--rank", 2),
+    "upscaler": ("--crop", 8, "--autoencoder", "SOURCE"),
 }
 # Loads what trainings need, and runs one for each line of its input, [words, seconds, signal], in a process of its own,
 # which is sent the signal after so many seconds. It answers with how that has ended, and after how long.
@@ -54,6 +52,10 @@ presets.AUTOENCODER = replace(presets.AUTOENCODER, **small, **coders, layers_per
 presets.UNET = replace(presets.UNET, **small, attention_head_dim=2)
 presets.CLASSES = replace(presets.CLASSES, **small, attention_head_dim=8)
 presets.UNCONDITIONAL = replace(presets.UNCONDITIONAL, **small, **two, attention_head_dim=8)
+plain = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+presets.UPSCALER = replace(
+    presets.UPSCALER, **plain, block_out_channels=(16, 16), norm_num_groups=4, num_class_embeds=5
+)
 checks.SHOWN = 4
 for line in sys.stdin:
     words, seconds, number = json.loads(line)
@@ -99,38 +101,6 @@ def run(forks: "subprocess.Popen[str]", words: tuple[object, ...], seconds: floa
     return json.loads(forks.stdout.readline())
 
 
-@pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Five captioned images of two kinds, and a checkpoint."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rows = []
-    for i in range(5):
-        pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-        rows.append(json.dumps({"file_name": f"{i}.png", "text": f"number {i}", "kind": "ab"[i % 2]}))
-    (folder / "metadata.jsonl").write_text("\n".join(rows))
-    return folder, save_pipeline("sd15", tmp_path_factory.mktemp("source"))
-
-
-def bits(value: Any) -> Any:
-    """A state of plain values, tensors as their bytes."""
-    if isinstance(value, torch.Tensor):
-        return (
-            str(value.dtype),
-            tuple(value.shape),
-            value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(),
-        )
-    if isinstance(value, dict):
-        return {key: bits(each) for key, each in value.items()}
-    return [bits(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-
-def result(out: Path) -> tuple[Any, dict[str, bytes]]:
-    """The state of a run, and the files of its networks."""
-    files = {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.safetensors"))}
-    return bits(torch.load(out / STATE, weights_only=True)), files
-
-
 @pytest.mark.parametrize("task", TASKS)
 def test_any_end_is_resumed_to_the_bit(
     task: str, forks: "subprocess.Popen[str]", places: tuple[Path, Path], tmp_path: Path
@@ -141,19 +111,18 @@ def test_any_end_is_resumed_to_the_bit(
     words = (*words, "--steps", 12, "--save-every", 4, "--log-every", 1, "--learning-rate", 1e-3)
     code, lasts = run(forks, (*words, "--out", tmp_path / "whole"))
     assert code == 0
-    expected, names = result(tmp_path / "whole"), list(SIGNALS)
-    assert expected[1]
+    expected, names = written(tmp_path / "whole"), list(SIGNALS)
     chance, number, kills, goings_on = random.Random(task), 0, 0, 0
     while kills < KILLS or goings_on < 2:
         out = tmp_path / f"{number}"
-        resumed = ("--resume",) if (out / STATE).exists() else ()
+        resumed = ("--resume",) if saved_states(out) else ()
         name, goings_on = names[kills % len(names)], goings_on + len(resumed)
         code, _ = run(forks, (*words, "--out", out, *resumed), chance.uniform(0, lasts), getattr(signal, name))
         assert code in (0, SIGNALS[name], -getattr(signal, name)), (name, code)  # the last before it has begun
         kills += code != 0
         if code == 0:
-            assert result(out) == expected
+            assert written(out) == expected
             number += 1
-    resumed = ("--resume",) if (out / STATE).exists() else ()
+    resumed = ("--resume",) if saved_states(out) else ()
     assert run(forks, (*words, "--out", out, *resumed))[0] == 0
-    assert result(out) == expected
+    assert written(out) == expected
