@@ -1,0 +1,50 @@
+"""A Stable Diffusion 3 goes the whole way on the command line: exported in half precision, certified, drawn."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from ldmrt.runtime.bundle.bundle import Bundle
+from ldmrt.tools.cli import cli
+
+pytestmark = pytest.mark.slow(minutes=1)
+HALF = ("--precision", "fp16", "--without-t5")
+
+
+def ran(*arguments: object) -> Result:
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def half(sd3_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("half") / "bundle"
+    ran("export", sd3_checkpoint, folder, *HALF)
+    return folder
+
+
+def test_the_certificate_holds(half: Path, sd3_checkpoint: Path) -> None:
+    bundle = Bundle.open(half)
+    assert bundle.certificate_issues == []
+    assert bundle.components == ("text_encoder", "text_encoder_2", "transformer", "vae_decoder", "vae_encoder")
+    assert bundle.manifest["prediction_type"] == "flow_prediction"
+    ran("verify", half)
+    ran("verify", half, "--against", sd3_checkpoint, *HALF[2:])
+
+
+@pytest.mark.parametrize("how", [(), ("--low-memory",), ("--backend", "openvino")])
+def test_draws(how: tuple[str, ...], half: Path, tmp_path: Path) -> None:
+    ran("generate", half, "two pears", "--steps", 4, "--prompt-2", "pears", "--out", tmp_path / "a.png", *how)
+    ran("generate", half, "two pears", "--steps", 4, "--prompt-2", "pears", "--out", tmp_path / "b.png")
+    drawn, expected = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("a.png", "b.png"))
+    assert drawn.shape == (16, 16, 3)
+    assert np.abs(drawn - expected).max() <= 4  # levels of 255: half precision rounds elsewhere on another backend
+
+
+def test_is_described_and_planned(half: Path) -> None:
+    assert "the network is given state, timestep, joint prompt, joint pooled prompt" in ran("inspect", half).output
+    assert "transformer" in ran("plan", half, "--sizes", "16x16").output
