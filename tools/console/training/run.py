@@ -15,7 +15,7 @@ from .options import Options
 from .recipe import RECIPE
 from .records.card import Card
 from .records.log import LOG
-from .signals import end_by, listening
+from .signals import end_by, interrupt_held, listening
 
 if TYPE_CHECKING:
     from torch import nn
@@ -163,7 +163,9 @@ def _resume(run: "Run[M]", options: Options) -> None:
         console.print(f"{path} is damaged: {found}", highlight=False, markup=False, soft_wrap=True)
     if damaged:
         console.print(f"going on from {state}", highlight=False, markup=False, soft_wrap=True)
-    for name, (before, now) in run.resume(state, options.change).items():
+    with interrupt_held():
+        changes = run.resume(state, options.change)
+    for name, (before, now) in changes.items():
         console.print(f"{name} is {now} after step {run.step}, and was {before}", highlight=False, markup=False)
     if run.processes.first:
         remove_old_states(options.out, state, options.keep)

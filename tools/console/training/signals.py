@@ -67,6 +67,24 @@ def listening() -> Iterator[Signals]:
 
 
 @contextlib.contextmanager
+def interrupt_held() -> Iterator[None]:
+    """Hold Ctrl-C back until the end of the context: libraries turn it into errors of their own while they read files.
+
+    Raises:
+        KeyboardInterrupt: It came within.
+    """
+    came, before = list[int](), signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
 def nothing_to_save() -> Iterator[None]:
     """Ignore the signal to save while there is nothing to save: before the first step, and after the last."""
     number = getattr(signal, SAVING, None)

@@ -149,6 +149,27 @@ def test_a_process_that_is_killed_while_it_saves_leaves_whole_states(
     assert names(tmp_path) == ["step-000006", "step-000008"]
 
 
+@pytest.mark.usefixtures("default_signals")
+@pytest.mark.parametrize("error", [None, LdmrtError("train", "cannot resume")])
+def test_an_interrupt_while_a_state_is_read_is_no_damage(error: LdmrtError | None, tmp_path: Path) -> None:
+    """safetensors made it the error of an unknown shape, which was then said of the state."""
+    stopped_at(tmp_path, 3)
+    run = Steps()
+
+    def resume(path: Path, change: object) -> dict[str, object]:
+        signal.raise_signal(signal.SIGINT)
+        run.step = 3
+        if error:
+            raise error
+        return {}
+
+    run.resume = resume  # type: ignore[method-assign,assignment]
+    with pytest.raises(KeyboardInterrupt):
+        run.walk(tmp_path, resume=True)
+    assert (run.step, run.saved) == (3, [])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_state_is_replaced_by_one_of_the_same_step(tmp_path: Path) -> None:
     place = state_place(tmp_path, 3)
     for value in (1, 2):
