@@ -78,10 +78,10 @@ def export_bundle(
     check_known("export", only, parts)
     refuse_other("export", path, BUNDLE)
     if deep_cache:
-        if only and "unet" not in only:
-            raise LdmrtError("export", "a deep cache is made of the U-Net", expected="unet among --components")
         if "unet" not in parts:
             raise LdmrtError("export", "this model has no U-Net to cut in two", expected="no --deep-cache")
+        if only and "unet" not in only:
+            raise LdmrtError("export", "a deep cache is made of the U-Net", expected="unet among --components")
         check_cut(parts["unet"])
     with _replacing(path) as (old, work):
         rows: JsonObject = {}

@@ -127,6 +127,19 @@ def _check(graph: str, spec: TensorSpec, dims: dict[str, Dim]) -> None:
                 raise LdmrtError(graph, f"invalid {name}", expected=expected, found=pixels)
 
 
+def _check_sizes(bundle: Bundle, wanted: Wanted) -> None:
+    """Refuse sizes that the network that denoises cannot take: of a transformer whole patches, up to its positions."""
+    stage = bundle.stage
+    for side in {getattr(dim, end) for size in wanted.sizes for dim in size for end in ENDS}:
+        expected = ""
+        if stage.space.patch > 1 and side % stage.space.unit:
+            expected = f"multiples of {stage.space.unit}"
+        elif stage.largest and side > stage.largest:
+            expected = f"sides of at most {stage.largest}"
+        if expected:
+            raise LdmrtError(stage.network, "cannot take images of this size", expected=expected, found=side)
+
+
 def recipes(
     bundle: Bundle, wanted: Wanted, *, backend: str, version: str, targets: Sequence[str], flags: Sequence[str] = (),
     graphs: Sequence[str] | None = None,
@@ -135,6 +148,7 @@ def recipes(
     if not bundle.manifest:
         hint = "ldmrt export CHECKPOINT BUNDLE"
         raise LdmrtError("build", f"{bundle.path} has no manifest that says its shapes", hint=hint)
+    _check_sizes(bundle, wanted)
     guided = len(bundle.stage.guide.rows)
     wanted = replace(wanted, rows=guided) if guided > 1 else replace(wanted, guidance="off")
     made = []

@@ -33,6 +33,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 ALIASES = {"vqvae": "vae", "bert": "text_encoder"}  # parts under the names that older pipelines have for them
 CONFIGS = {"unet": "config.json", SCHEDULER: "scheduler_config.json"}  # of parts that may have no folder of their own
+T5_PARTS = ("text_encoder_3", "tokenizer_3")  # which may be left out
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # of no influence on the images of a prompt
 
 
@@ -52,13 +53,16 @@ class Source:
     folders: dict[str, str] = field(default_factory=dict)
 
 
-def read_folder(folder: Path, variant: str | None = None, replaced: Collection[str] = ()) -> Source:
+def read_folder(
+    folder: Path, variant: str | None = None, replaced: Collection[str] = (), left_out: Collection[str] = ()
+) -> Source:
     """Describe a checkpoint in diffusers' layout.
 
     Args:
         folder: The folder with model_index.json.
         variant: The variant of the weights, such as fp16, taken of each part that has it; plain files of the others.
         replaced: Parts that come from elsewhere and may be missing.
+        left_out: Parts that are not read, as if the model had none.
 
     Raises:
         LdmrtError: A file is missing or damaged, a part is unsupported, or no part has the variant.
@@ -66,7 +70,7 @@ def read_folder(folder: Path, variant: str | None = None, replaced: Collection[s
     if not folder.is_dir():
         raise LdmrtError("checkpoint", f"no folder {folder}", expected="a folder in diffusers' layout")
     content = read_json("checkpoint", folder / INDEX)
-    index, parts = split_index(content)
+    index, parts = split_index(content, left_out)
     folders = folders_of(parts, content, lambda file: (folder / file).is_file())
 
     def place(part: str) -> Path:
@@ -126,21 +130,23 @@ def check_variant(variant: str | None, names: Mapping[str, Iterable[str]], where
         raise LdmrtError("checkpoint", problem, found=found or "no weights")
 
 
-def split_index(content: JsonObject) -> tuple[JsonObject, dict[str, str]]:
+def split_index(content: JsonObject, left_out: Collection[str] = ()) -> tuple[JsonObject, dict[str, str]]:
     """Split a model_index.json into its own fields and the classes of the parts that are read.
 
     Raises:
-        LdmrtError: A part or its class is unsupported.
+        LdmrtError: A part or its class is unsupported, or one is not there that is to be left out.
     """
     index: JsonObject = {}
     parts: dict[str, str] = {}
+    if any(content.get(name) in (None, [None, None]) for name in left_out):
+        raise LdmrtError("checkpoint", "there is no T5 to leave out", expected="no --without-t5")
     for alias, value in content.items():
         name = ALIASES.get(alias, alias)
         if name != alias and name in content:
             raise LdmrtError(name, f"{INDEX} names {name} and {alias}", expected="one of them")
         if not isinstance(value, list):
             index[alias] = value
-        elif value == [None, None] or name in UNUSED:
+        elif value == [None, None] or name in UNUSED or name in left_out:
             index[name] = [None, None]
         elif len(value) != 2 or not isinstance(value[1], str):
             raise LdmrtError("checkpoint", f"{INDEX} has an invalid {name}", found=repr(value))

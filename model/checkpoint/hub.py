@@ -1,5 +1,6 @@
 """Models of the Hugging Face hub, fetched into its own cache: the files that are read, and no others."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from ldmrt.model.weights.weight_files import choose, shards
@@ -10,12 +11,13 @@ from ldmrt.runtime.files.reading import read_json
 from .folder import CONFIGS, INDEX, SCHEDULER, check_variant, folders_of, split_index
 
 
-def download(name: str, variant: str | None = None) -> Path:
+def download(name: str, variant: str | None = None, left_out: Collection[str] = ()) -> Path:
     """Fetch a model into the hub's cache and return its folder; without a network, the files that are there already.
 
     Args:
         name: "owner/name" of a model in diffusers' layout.
         variant: The variant of the weights to fetch, such as fp16.
+        left_out: Parts that are not fetched.
 
     Raises:
         LdmrtError: There is no such model, it has no such variant, or the hub does not answer.
@@ -24,7 +26,7 @@ def download(name: str, variant: str | None = None) -> Path:
     if not (folder / INDEX).is_file():
         raise LdmrtError("checkpoint", f"{name} on the hub has no {INDEX}", expected="a model in diffusers' layout")
     content = read_json("checkpoint", folder / INDEX)
-    _, parts = split_index(content)
+    _, parts = split_index(content, left_out)
     names = _names(name) or [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     folders = folders_of(parts, content, names.__contains__)
     inside = {part: _inside(names, place) for part, place in folders.items()}

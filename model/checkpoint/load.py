@@ -17,7 +17,7 @@ from ldmrt.model.networks.tiny_autoencoder import TinyAutoencoder
 from ldmrt.model.networks.unet import UNet
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.weights.weights import Tensors, fill, match
-from ldmrt.runtime.bundle.graphs import denoiser_of
+from ldmrt.runtime.bundle.graphs import DENOISERS, denoiser_of
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.hub import is_hub_name
 from ldmrt.runtime.files.reading import JsonObject, read_json
@@ -28,9 +28,9 @@ from ldmrt.runtime.samplers.settings import with_settings
 from . import hub, single_file
 from .checkpoint import Checkpoint, Denoiser, build, class_of, is_text_encoder, on_meta
 from .fit import check_fit
-from .folder import INDEX, Source, part_of_folder, read_folder
+from .folder import INDEX, T5_PARTS, Source, part_of_folder, read_folder
 from .outdated import current_scheduler, current_size
-from .single_part import controlnet_source, leave_out_t5, with_part
+from .single_part import controlnet_source, with_part
 
 Network = TypeVar("Network", UNet, Autoencoder, VQAutoencoder, ControlNet, Adapter)
 Dtype = torch.dtype | Mapping[str, torch.dtype | None] | None
@@ -62,7 +62,7 @@ def load(
         parts: Folders or files that take the place of the checkpoint's own "vae", "text_encoder" or "text_encoder_2".
         scheduler: A scheduler's config in the place of the checkpoint's own.
         settings: Keys of the scheduler's config with other values.
-        without_t5: Leaves T5 out of a Stable Diffusion 3, whose weights are then not read.
+        without_t5: Leaves T5 out of a Stable Diffusion 3: its files are neither fetched nor read.
 
     Returns:
         The networks in eval mode on the CPU, and everything else that a bundle is exported from.
@@ -70,9 +70,11 @@ def load(
     Raises:
         LdmrtError: The source is missing, damaged, of an unsupported architecture, or its parts do not fit together.
     """
-    path = Path(source)
+    path, left_out = Path(source), T5_PARTS if without_t5 else ()
     refuse_other("checkpoint", path, CHECKPOINT)
     if path.exists() and not path.is_dir():
+        if without_t5:
+            raise LdmrtError("checkpoint", "a single file has no T5 to leave out", expected="no --without-t5")
         if variant is not None:
             raise LdmrtError("checkpoint", "a single file has no variants", found=variant)
         description = single_file.read_file(path, tokenizer, prediction_type, parts or ())
@@ -82,15 +84,13 @@ def load(
         if path.suffix in single_file.SUFFIXES and not path.exists():
             raise LdmrtError("checkpoint", f"no file {path}")
         if not path.exists() and is_hub_name(str(source)):
-            path = hub.download(str(source), variant)
-        description = read_folder(path, variant, parts or ())
+            path = hub.download(str(source), variant, left_out)
+        description = read_folder(path, variant, parts or (), left_out)
         if prediction_type is not None:
             stated = {**description.scheduler, "prediction_type": prediction_type}
             description = replace(description, scheduler=stated)
     for part, place in (parts or {}).items():
         description = with_part(description, part, Path(place), variant)
-    if without_t5:
-        description = leave_out_t5(description)
     config = current_scheduler(description) if scheduler is None else dict(scheduler)
     return _assemble(replace(description, scheduler=with_settings(config, settings or {})), dtype)
 
@@ -201,7 +201,8 @@ def _assemble(source: Source, dtype: Dtype) -> Checkpoint:
     denoiser = denoiser_of(source.networks)
     for part in (denoiser, "vae"):
         if part not in source.networks and not (part == "vae" and pixels):
-            raise LdmrtError(part, f"{INDEX} names no {part}", expected="a part of every checkpoint")
+            names = part if part == "vae" else " or ".join(DENOISERS)
+            raise LdmrtError(part, f"{INDEX} names no {names}", expected="a part of every checkpoint")
     for part, (_, config) in source.networks.items():
         check_depth(part, config, lambda part=part: len(source.tensors(part).named))  # type: ignore[misc]
     networks = {part: build(part, kind, config) for part, (kind, config) in source.networks.items()}

@@ -27,4 +27,5 @@ def current_size(config: UNetConfig, source: Source) -> UNetConfig:
 def _is_stable_diffusion(source: Source) -> bool:
     """Tell whether a checkpoint is a plain Stable Diffusion 1.x or 2.x: other pipelines correct nothing."""
     name = str(source.index.get("_class_name"))
-    return name.startswith("StableDiffusion") and name[15:17] not in ("XL", "3P", "3I") and name not in FAMILIES
+    newer = "XL" in name or name.startswith("StableDiffusion3")
+    return name.startswith("StableDiffusion") and not newer and name not in FAMILIES

@@ -16,7 +16,7 @@ from ldmrt.runtime.files.reading import JsonObject, read_json
 from . import families
 from .families import CLIP, OPEN_CLIP, Family, Text
 from .file_notes import without_leftovers
-from .folder import PARTS, TEXT, Source, part_of_folder
+from .folder import PARTS, T5, T5_PARTS, TEXT, Source, part_of_folder
 from .original_names import VAE, clip_place, controlnet_place, ldm_modules, open_clip_place, vae_place
 from .single_file import unused
 
@@ -39,14 +39,15 @@ def with_part(source: Source, part: str, path: Path, variant: str | None = None)
 
     Args:
         source: The checkpoint, which is not changed.
-        part: "vae", "text_encoder" or "text_encoder_2".
+        part: "vae", "text_encoder", "text_encoder_2" or "text_encoder_3".
         path: A folder with a config.json, a folder with such a folder in it, or a file of weights.
         variant: The variant of the weights to read from a folder.
 
     Raises:
         LdmrtError: The weights are missing or damaged, or nothing says their config.
     """
-    kind, config = source.networks.get(part, (TEXT[0] if part.startswith("text_encoder") else "AutoencoderKL", None))
+    usual = T5 if part == T5_PARTS[0] else TEXT[0] if part.startswith("text_encoder") else "AutoencoderKL"
+    kind, config = source.networks.get(part, (usual, None))
     if path.is_dir():
         folder = path if (path / "config.json").exists() else path / part
         config = read_json(part, folder / "config.json")
@@ -54,6 +55,8 @@ def with_part(source: Source, part: str, path: Path, variant: str | None = None)
         tensors = part_of_folder(part, folder, variant)
     elif config is None:
         raise LdmrtError(part, f"no config for {path}", hint=f"a folder with the {part}'s config.json")
+    elif kind == T5:
+        tensors = Tensors(open_weights(part, path), path)
     else:
         tensors = (_autoencoder if part == "vae" else _text_encoder)(path, config, kind)
     own = source.tensors
@@ -156,18 +159,3 @@ def _prefix(part: str, path: Path, tensors: Mapping[str, Lazy], anchor: str) -> 
         expected, first = f"a weight {anchor}", f"{len(tensors)} tensors, such as {min(tensors, default='none')}"
         raise LdmrtError(part, f"{path} holds no {part} that fits", expected=expected, found=first)
     return min(prefixes, key=len)
-
-
-def leave_out_t5(source: Source) -> Source:
-    """Return the description of a Stable Diffusion 3 without T5 and its tokenizer.
-
-    Raises:
-        LdmrtError: The model has no T5.
-    """
-    encoder, tokenizer = "text_encoder_3", "tokenizer_3"
-    if encoder not in source.networks:
-        raise LdmrtError("checkpoint", "there is no T5 to leave out", expected="no --without-t5")
-    networks = {name: network for name, network in source.networks.items() if name != encoder}
-    tokenizers = {name: files for name, files in source.tokenizers.items() if name != tokenizer}
-    index = {**source.index, encoder: [None, None], tokenizer: [None, None]}
-    return replace(source, networks=networks, tokenizers=tokenizers, index=index)

@@ -13,8 +13,6 @@ from ldmrt.runtime.optional import unavailable
 
 PART = "transformer"
 KIND = "SD3Transformer2DModel"
-# Keys that every file of Stability AI's has, and that ask for nothing.
-NEUTRAL: RawConfig = {}
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class SD3Config:
     @classmethod
     def read(cls, config: RawConfig) -> "SD3Config":
         """Read the content of the transformer's config.json; see `from_config`."""
-        return from_config(cls, config, NEUTRAL, PART)
+        return from_config(cls, config, {}, PART)
 
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ def encoded(vae: FirstStage, images: Tensor) -> Tensor:
 
 
 def sampled(encoded: Tensor, vae: FirstStage, draws: Draws, purpose: str = "latents") -> Tensor:
-    """Draw latents (B, C, h, w) of moments (B, 2C, h, w), scaled as a diffusion model takes them.
+    """Draw latents (B, C, h, w) of moments (B, 2C, h, w), shifted and scaled as a diffusion model takes them.
 
     Those of an autoencoder with a codebook are given already, and nothing is drawn.
     """
@@ -44,7 +44,7 @@ def sampled(encoded: Tensor, vae: FirstStage, draws: Draws, purpose: str = "late
         return encoded * vae.config.scaling_factor
     mean, log_variance = moments(encoded)
     latents = mean + torch.exp(0.5 * log_variance) * draws.normal(purpose, mean.shape[1:])
-    return latents * vae.config.scaling_factor
+    return (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
 
 
 def to_images(x: Tensor) -> Pixels:

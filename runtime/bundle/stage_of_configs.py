@@ -28,7 +28,7 @@ from .stages import (
 
 PLAIN = "UNet2DModel"  # diffusers' U-Net that reads no prompt
 SD3 = "SD3Transformer2DModel"
-T5_TOKENS = 256  # that Stable Diffusion 3 reads, as diffusers' pipeline has it where no other number is asked for
+T5_TOKENS = 256  # that Stable Diffusion 3 reads, as `T5_LENGTH` of its tokenizer: diffusers' `max_sequence_length`
 
 
 def stage_of_configs(unet: JsonObject, vae: JsonObject | None, index: JsonObject) -> Stage:
@@ -42,7 +42,11 @@ def stage_of_configs(unet: JsonObject, vae: JsonObject | None, index: JsonObject
     Raises:
         BundleError: A value is missing or invalid.
     """
-    if unet.get("_class_name") == SD3:
+    name = str(unet.get("_class_name"))
+    if "Transformer" in name and name != SD3:
+        problem = "unsupported class in transformer/config.json"
+        raise BundleError("bundle", problem, expected=SD3, found=f"{name:.100}")
+    if name == SD3:
         return _stable_diffusion_3(unet, vae or {})
     space = _space_of_config(vae) if vae is not None else Space(channels_of(unet), 1, 1.0, PIXELS)
     sides = _sides_of(unet.get("sample_size"))

@@ -73,7 +73,7 @@ class Space:
         scaling_factor: The network sees the autoencoder's latents times this.
         codec: One of `CODECS`: what makes images of latents.
         least: The value of a black pixel, -1 or 0, where a white one is 1; of images whose pixels are sampled.
-        shift_factor: What is taken from the autoencoder's latents before they are scaled.
+        shift_factor: It is subtracted from the autoencoder's latents before they are scaled.
         patch: Latents along one side that a transformer reads as one token; 1 for a U-Net.
     """
 
@@ -154,7 +154,7 @@ class Stage:
     def tokens(self, size: tuple[int, int]) -> int | None:
         """Return how many tokens a transformer reads of an image of (height, width) pixels; None for a U-Net."""
         unit = self.space.unit
-        return None if self.network == UNET else (size[0] // unit) * (size[1] // unit)
+        return None if self.network == UNET else max(1, size[0] // unit) * max(1, size[1] // unit)
 
     @property
     def state(self) -> str:

@@ -34,7 +34,7 @@ class Result:
     Attributes:
         array: The images as the request's `output_type` asks: for "pil" uint8 (N, H, W, 3); for "np" float32
             (N, H, W, 3), values in [0, 1]; for "latent" the latents themselves. With a depth it has six channels.
-        latents: (N, C, h, w), float32, after the last row, as the U-Net sees them.
+        latents: (N, C, h, w), float32, after the last row, as the network sees them.
         seeds: The seed of each image.
         seconds: The time of each stage: "latents" (text encoders and U-Net) and "decode".
     """

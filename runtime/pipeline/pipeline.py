@@ -157,7 +157,7 @@ class Pipeline(ImagePipeline):
         for place, (each, own) in enumerate(requests):
             task = each.prepare(own if images is None else replace(own, image=list(images)))
             rows = begun + task.plan.rows + sum(later[place:])
-            for state in check_finite(task.steps()):
+            for state in check_finite(task.steps(), task.network):
                 yield replace(state, row=begun + state.row, rows=rows, stage=each.stage.name)
             begun += task.plan.rows
             if place < len(later):
@@ -199,10 +199,18 @@ class Pipeline(ImagePipeline):
         begins = self._walk(request)[0]
         return len(begins._rows(request)[0])
 
-    def plan(self, request: Request) -> Plan:
-        """Return the sampler's table for a request."""
+    def plan(self, request: Request, size: tuple[int, int] | None = None) -> Plan:
+        """Return the sampler's table for a request.
+
+        Args:
+            request: The request.
+            size: Height and width of its images in pixels, by which a dynamic shift is chosen; `size` of the request by
+                default.
+        """
+        config = with_settings(self.scheduler, request.scheduler_settings, request.scheduler)
+        dynamic = bool(config.get("use_dynamic_shifting"))
         return plan_from_config(
-            with_settings(self.scheduler, request.scheduler_settings, request.scheduler),
+            config,
             request.num_inference_steps,
             name=request.scheduler,
             eta=request.eta,
@@ -210,7 +218,7 @@ class Pipeline(ImagePipeline):
             shortened=self.stage.shortens,
             start=request.denoising_start,
             end=request.denoising_end,
-            tokens=self.stage.tokens(self.size(request)),
+            tokens=self.stage.tokens(size or self.size(request)) if dynamic else None,
         )
 
     def decode(self, latents: Latents, stage: str | None = None) -> NDArray[np.uint8]:
@@ -247,12 +255,12 @@ class Pipeline(ImagePipeline):
         """Prompts to embeddings, an image and its mask to latents, the scheduler to a plan."""
         called = time.perf_counter()
         check_sources(request, self.stage)
-        plan = self.plan(request)
+        given = read_images(request, self.stage)
+        plan = self.plan(request, given.size)
         decodes = request.output_type != "latent" and self.decoding.tile is None and DECODER in self.engines
         rows, scales = self._rows(request)
         encoders = text_encoders(self.engines) if reads_texts(request, rows) else []
         self.engines.open_soon([*encoders, self.stage.network, *([DECODER] if decodes else [])])
-        given = read_images(request, self.stage)
         start = initial_latents(request, plan, self.engines, self.stage, given, self.decoding)
         guidance = guide(request.total_images, scales, request.guidance_rescale)
         sources = self.engines, self.tokenizers, self.schedulers, self.decoding

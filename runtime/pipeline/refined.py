@@ -43,7 +43,7 @@ class RefinedPipeline(ImagePipeline):
                 problem = "a model that is given an image or a class cannot share its timesteps"
                 raise LdmrtError("refiner", problem, expected="models of prompts alone, as SDXL and its refiner")
         base, refiner = self.base.stage.space, self.refiner.stage.space
-        for name in ("channels", "factor", "scaling_factor"):
+        for name in ("channels", "factor", "scaling_factor", "shift_factor"):
             expected, found = getattr(base, name), getattr(refiner, name)
             if expected != found:
                 problem = f"its latents are not the base's: another {name.replace('_', ' ')}"

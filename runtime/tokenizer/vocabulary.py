@@ -13,7 +13,7 @@ ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 ADDED = "added_tokens.json"
 PIECES = "vocab.txt"  # WordPiece's vocabulary, one token a line
 SENTENCEPIECE = "spiece.model"  # T5's vocabulary, as SentencePiece wrote it
-T5_END, T5_PAD = "</s>", "<pad>"
+T5_END, T5_PAD, SENTINEL = "</s>", "<pad>", "<extra_id_"  # T5's own, which are no words
 MOST_PIECES = 1 << 20  # BERT has 30522, in all languages 119547
 BERT_ROLES = {  # the usual tokens
     "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]",
@@ -120,7 +120,7 @@ def added_words(tokenizers: Mapping[str, Files], but: Collection[str] = ()) -> l
         new = [word for word in sorted(added, key=lambda word, ids=added: ids[word]) if isinstance(word, str)]  # type: ignore[misc]
         more = {name for word in new for name in more_vectors(word, added)}
         others = {*known, *more, *_roles(files), *_base_words(files)}
-        words |= dict.fromkeys(word for word in new if word not in others)
+        words |= dict.fromkeys(word for word in new if word not in others and not word.startswith(SENTINEL))
     return list(words)
 
 

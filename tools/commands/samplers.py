@@ -85,7 +85,8 @@ def plan(config: "Config", name: str, steps: int, strength: float = 1.0, eta: fl
     """Return the plan of a sampler by its everyday name, such as dpmpp_2m_karras."""
     from ldmrt.runtime.samplers.registry import plan_from_config
 
-    return plan_from_config(config, steps, name=name, strength=strength, eta=eta)
+    tokens = int(config.get("max_image_seq_len") or 4096)  # a dynamic shift is that of the largest image
+    return plan_from_config(config, steps, name=name, strength=strength, eta=eta, tokens=tokens)
 
 
 def described(config: "Config", names: Sequence[str] = ()) -> "list[JsonObject]":

@@ -67,6 +67,8 @@ class CheckpointOptions:
             settings=self.settings,
             without_t5=self.without_t5,
         )
+        if self.loras or self.embeddings or self.controlnets or self.adapters:
+            loaded.unet  # noqa: B018 which refuses a transformer
         few = next(filter(None, (few_steps_file(path) for path, _ in self.loras)), None)
         if few is not None and "timestep_spacing" not in self.settings:
             loaded = replace(loaded, scheduler=for_few_steps(loaded.scheduler, few))

@@ -91,6 +91,8 @@ def rescale(vae: Autoencoder, scaling_factor: float) -> Autoencoder:
     last.bias[:channels] *= scale
     last.bias[channels:] += 2 * math.log(scale)
     first.weight /= scale
+    if vae.config.shift_factor:
+        vae.config = replace(vae.config, shift_factor=vae.config.shift_factor * scale)
     return with_scaling_factor(vae, scaling_factor)
 
 

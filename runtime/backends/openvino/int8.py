@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from ldmrt.runtime.bundle.graphs import DENOISERS
 from ldmrt.runtime.host import features
 from ldmrt.runtime.tensors import Array
 
@@ -20,7 +19,7 @@ from .ranges import Range
 
 # How the names of components begin that compute in int8: they run in every row and take the latents. The decoder runs
 # once, so that int8 saves little, and its errors are seen at once.
-IN_INT8 = (*DENOISERS, "controlnet")
+IN_INT8 = ("unet", "controlnet")
 WEIGHTED = ("Convolution", "MatMul")  # operators that can compute in int8
 LEVELS = 256  # of an activation
 # Whole steps of a weight on each side of zero. CPUs that multiply bytes and add them in one instruction of 32 bits take

@@ -87,7 +87,7 @@ class Context:
         size = shape[-1] if shape else None
         if not isinstance(size, int):
             found = f"{name} {shape}" if name in shapes else ", ".join(shapes)
-            raise BundleError("unet", f"no input {name} of a fixed width", found=found, hint="export again")
+            raise BundleError(self.stage.network, f"no input {name} of a fixed width", found=found, hint="export again")
         return size
 
     def repeated(self, array: Array) -> Array:

@@ -63,7 +63,7 @@ def encode_sides(
         sides: Those of each row of guidance, in order.
         engines: Those of a pipeline: the text encoders are opened where there is a text.
         tokenizers: By name: "tokenizer", "tokenizer_2" and "tokenizer_3".
-        source: What the network is told of the prompt, see `encode`.
+        source: Says how the network reads the prompt, see `encode`.
 
     Raises:
         InvalidRequest: Embeddings differ in shape, or lack pooled ones.
@@ -96,7 +96,7 @@ def encode_sides(
 
 
 def gives_pooled(source: Source) -> bool:
-    """Tell whether the network is told a pooled embedding beside the prompt: of SDXL and of Stable Diffusion 3."""
+    """Tell whether the network reads a pooled embedding beside the prompt, as SDXL's and Stable Diffusion 3's do."""
     return source.kind == JOINT or bool(source.setting("penultimate"))
 
 
@@ -115,7 +115,7 @@ def encode(
         tokenizers: By name: "tokenizer", "tokenizer_2" and "tokenizer_3".
         texts: For each image a text for each encoder; the last one is for all that follow.
         skips: For each image, how many more of CLIP's last layers are skipped.
-        source: What the network is told of the prompt: of kind `prompt` or `joint_prompt`.
+        source: Says how the network reads the prompt: of kind `prompt` or `joint_prompt`.
     """
     layered, states, pooled = gives_pooled(source), list[tuple[bool, Array]](), list[Array]()
     for i, (name, engine) in enumerate(encoders.items()):

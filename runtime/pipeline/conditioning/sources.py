@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from ldmrt.runtime.bundle.stages import Source, Stage
+from ldmrt.runtime.bundle.stages import JOINT, Source, Stage
 from ldmrt.runtime.errors import InvalidRequest, LdmrtError
 from ldmrt.runtime.pipeline.request.combinations import no_prompt
 from ldmrt.runtime.pipeline.request.request import EMBEDDINGS, TEXTS, Request
@@ -112,6 +112,10 @@ def check_sources(request: Request, stage: Stage) -> None:
                 raise InvalidRequest("request", f"this model takes no {name}", expected=f"a request without {name}")
     elif request.prompt is None and request.prompt_embeds is None:
         raise no_prompt()
+    if stage.prompt is None or stage.prompt.kind != JOINT:
+        for name in ("prompt_3", "negative_prompt_3"):
+            if getattr(request, name) is not None:
+                raise InvalidRequest("request", f"this model takes no {name}", expected=f"a request without {name}")
     taken = {*stage.guide.scales, *(source.kind for sources in stage.reads.values() for source in sources)}
     for name, kind in {"class_labels": "class", "noise_level": "noise_level", "image_guidance_scale": ""}.items():
         if getattr(request, name) is not None and not {name, kind} & taken:

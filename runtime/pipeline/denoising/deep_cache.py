@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmrt.runtime.bundle.graphs import DEEP, FEATURE, SHALLOW
+from ldmrt.runtime.bundle.graphs import DEEP, FEATURE, SHALLOW, UNET
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.samplers.plan import Plan
 from ldmrt.runtime.tensors import Array, Arrays, Engine
@@ -25,6 +25,7 @@ class DeepCached:
         if DEEP not in engines or SHALLOW not in engines:
             problem = "this bundle, or this backend, has no U-Net cut in two for a deep cache"
             hint = "ldmrt export CHECKPOINT BUNDLE --deep-cache, then --backend onnxruntime"
+            hint = hint if UNET in engines else "a request without deep_cache: this model has no U-Net"
             raise LdmrtError("unet", problem, hint=hint)
         self._deep, self._shallow, self._full = engines[DEEP], engines[SHALLOW], full
         self._kept: Array | None = None

@@ -65,6 +65,7 @@ class DenoisingTask:
     noise: Noise
     init: Latents | None = field(repr=False)
     blend: Blend | None
+    network: str = UNET  # the component's name
     fused: FusedStep | None = None  # where a row can be one call, after which nothing has to come to the host
 
     @classmethod
@@ -98,7 +99,7 @@ class DenoisingTask:
         if STEP in engines and can_fuse(plan, request, guidance) and blend is None:
             step = FusedStep(cast(BindableEngine, engines[STEP]), guidance, conditioning)
             fused = step if step.ready(plan, x.shape) else None
-        return cls(plan, x, model, fresh, start.init, blend, fused)
+        return cls(plan, x, model, fresh, start.init, blend, name, fused)
 
     def steps(self) -> Iterator[State]:
         """Yield the state after every row."""
@@ -120,7 +121,7 @@ class DenoisingTask:
             x = self.fused.sample(self.plan, self.x, self.noise, self.init)
             if np.isfinite(x).all():
                 return x
-        for state in check_finite(self.steps()):
+        for state in check_finite(self.steps(), self.network):
             x = state.x
             if watch is not None:
                 watch(state)
@@ -159,11 +160,11 @@ def guided_network(
     return model
 
 
-def check_finite(states: Iterator[State]) -> Iterator[State]:
+def check_finite(states: Iterator[State], network: str = UNET) -> Iterator[State]:
     """Yield states; raise `NotFinite` at the first whose latents are not."""
     for state in states:
         if not np.isfinite(state.x).all():
-            raise NotFinite("unet", f"latents are not finite after row {state.row}", hint=FINITE_HINT)
+            raise NotFinite(network, f"latents are not finite after row {state.row}", hint=FINITE_HINT)
         yield state
 
 

@@ -74,8 +74,8 @@ class Request(Fields):
         latents: (images, C, height / f, width / f): unit noise in place of the seeds', or what `denoising_end` left.
         prompt_embeds: (prompts, tokens, width) in place of `prompt`: the text encoder's output.
         negative_prompt_embeds: (prompts, tokens, width) in place of `negative_prompt`.
-        pooled_prompt_embeds: SDXL: (prompts, width), which belongs to `prompt_embeds`.
-        negative_pooled_prompt_embeds: SDXL: (prompts, width), which belongs to `negative_prompt_embeds`.
+        pooled_prompt_embeds: SDXL and Stable Diffusion 3: (prompts, width), which belongs to `prompt_embeds`.
+        negative_pooled_prompt_embeds: The same: (prompts, width), which belongs to `negative_prompt_embeds`.
         stages: Fields with other values in one stage of a cascade: {"upscale": {"num_inference_steps": 20}}.
         from_stage: The stage of a cascade that the request begins at, with `image`; the first by default.
         until_stage: The stage that it ends at; the last by default.

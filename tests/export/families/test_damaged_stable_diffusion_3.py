@@ -35,11 +35,11 @@ DAMAGES: list[tuple[str, dict[str, Any], str]] = [
     (TRANSFORMER, {"rope": True}, "unknown config key 'rope'"),
     (VAE, {"latents_mean": [0.5]}, "unsupported latents_mean"),
     (T5, {"num_layers": "two"}, "text_encoder_3: "),
-    (T5, {"d_model": 32}, "text_encoder_3|d_model"),
+    (T5, {"d_model": 32}, "is not d_model of the T5 encoder; expected 32; found 64"),
     (INDEX, {"text_encoder_2": [None, None], "tokenizer_2": [None, None]}, "has two CLIP encoders"),
     (INDEX, {"tokenizer_3": [None, None]}, "names no tokenizer_3"),
     (INDEX, {"transformer": ["diffusers", "FluxTransformer2DModel"]}, "unsupported FluxTransformer2DModel"),
-    (INDEX, {"transformer": [None, None]}, "names no unet"),
+    (INDEX, {"transformer": [None, None]}, "names no unet or transformer"),
 ]
 
 
@@ -60,12 +60,27 @@ def test_t5_can_be_left_out(sd3_checkpoint: Path) -> None:
     assert without.model_index()["text_encoder_3"] == without.model_index()["tokenizer_3"] == [None, None]
 
 
+def test_t5_that_is_left_out_need_not_be_there(sd3_checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(sd3_checkpoint, tmp_path / "some", ignore=shutil.ignore_patterns("*_3"))
+    with pytest.raises(LdmrtError, match=r"text_encoder_3|tokenizer_3"):
+        load(tmp_path / "some")
+    assert "text_encoder_3" not in load(tmp_path / "some", without_t5=True).text_encoders
+
+
+def test_t5_may_come_from_one_file(sd3_checkpoint: Path) -> None:
+    file = sd3_checkpoint / "text_encoder_3" / "model.safetensors"
+    whole, replaced = load(sd3_checkpoint), load(sd3_checkpoint, parts={"text_encoder_3": file})
+    expected = whole.text_encoders["text_encoder_3"].state_dict()
+    found = replaced.text_encoders["text_encoder_3"].state_dict()
+    assert all((found[name] == value).all() for name, value in expected.items())
+
+
 def test_there_is_no_t5_to_leave_out(checkpoint: Path) -> None:
     with pytest.raises(LdmrtError, match="there is no T5 to leave out"):
         load(checkpoint, without_t5=True)
 
 
 def test_a_u_net_is_not_there(sd3_checkpoint: Path) -> None:
-    """Trainings and LoRAs ask for it."""
+    """Trainings ask for it, and `ldmrt export` where something is to be merged or added."""
     with pytest.raises(LdmrtError, match=r"this needs a model with a U-Net; .*found SD3Transformer2DModel"):
         load(sd3_checkpoint).unet  # noqa: B018

@@ -1,4 +1,4 @@
-"""Faults planted in the networks of a Stable Diffusion 3 are laid at their modules, and those around them at theirs."""
+"""Faults planted in the networks of a Stable Diffusion 3 are laid at their modules."""
 
 from collections.abc import Callable
 from pathlib import Path

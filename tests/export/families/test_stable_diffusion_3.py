@@ -104,13 +104,14 @@ def test_decodes_what_diffusers_decodes(places: dict[str, Path]) -> None:
     assert np.abs(pipeline.decode(latents).astype(int) - image * 255).max() <= 0.51
 
 
-@pytest.mark.parametrize("strength", [0.3, 0.8])
-def test_image_to_image(strength: float, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "strength"), [("sd3", 0.3), ("sd3", 0.8), ("sd35-dynamic", 0.8)])
+def test_image_to_image(name: str, strength: float, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dynamic shift is that of the image's size."""
     image = picture().resize((24, 16))
-    ours = ours_of(places["sd3"])(
+    ours = ours_of(places[name])(
         PROMPTS, seed=SEEDS, image=image, strength=strength, num_inference_steps=8, guidance_scale=4.0
     )
-    reference = theirs(places["sd3"], "StableDiffusion3Img2ImgPipeline")
+    reference = theirs(places[name], "StableDiffusion3Img2ImgPipeline")
     drawing(reference, SEEDS, [IMAGE, FIRST], monkeypatch)
     latents = reference(
         PROMPTS, image=[image] * 2, strength=strength, num_inference_steps=8, guidance_scale=4.0, height=16, width=24,
@@ -142,8 +143,9 @@ def test_bundle_holds_what_others_read(sd3_bundle: Path) -> None:
     ("asked", "problem"),
     [
         ({"height": 18}, "invalid height; expected a multiple of 4"),
+        ({"height": 2}, "invalid height; expected a multiple of 4"),
         ({"width": 100}, "no positions for so large an image; expected sides of at most 96; found 100x16"),
-        ({"deep_cache": 2}, "deep cache"),
+        ({"deep_cache": 2}, "deep cache\n.*this model has no U-Net"),
         ({"controls": {"canny": np.zeros((16, 16, 3), np.uint8)}}, "no control 'canny' here"),
     ],
 )
@@ -171,3 +173,20 @@ def test_inpainting(strength: float, places: dict[str, Path], monkeypatch: pytes
         PROMPTS, image=[image] * 2, mask_image=[area] * 2, height=16, width=24, output_type="latent", **asked
     )
     close(ours.latents, latents.images.numpy())
+
+
+def test_embeddings_stand_for_prompts(places: dict[str, Path]) -> None:
+    """They are those of diffusers' `encode_prompt`: CLIP's tokens, then T5's, and both pooled embeddings."""
+    reference, ours = theirs(places["sd3"]), ours_of(places["sd3"])
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    with torch.no_grad():
+        encoded = reference.encode_prompt("two pears", None, None, negative_prompt="blurred")
+    given = {name: array.numpy() for name, array in zip(names, encoded, strict=True)}
+    asked = {"seed": 3, "num_inference_steps": 3, "guidance_scale": 4.0}
+    found, expected = ours(**given, **asked), ours("two pears", negative_prompt="blurred", **asked)
+    close(found.latents, expected.latents)
+
+
+def test_a_prompt_of_t5_is_for_its_models_alone(checkpoint: Path) -> None:
+    with pytest.raises(LdmrtError, match="this model takes no prompt_3"):
+        torch_pipeline(load(checkpoint))("two pears", prompt_3="pears")

@@ -165,4 +165,4 @@ def states_of(pipeline: Pipeline, images: NDArray[np.uint8]) -> Tensor:
     colours = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
     space = pipeline.stage.space
     mean = encode_mean(pipeline.engines, space, pipeline.decoding, colours)
-    return torch.from_numpy(mean * np.float32(space.scaling_factor))
+    return torch.from_numpy((mean - np.float32(space.shift_factor)) * np.float32(space.scaling_factor))
