@@ -52,7 +52,7 @@ def test_refused(fields: dict[str, Any], words: str) -> None:
 
 def test_one_prompt() -> None:
     request = Request("a cat")
-    assert (request.prompts, request.negative_texts(zeros=False), request.seeds) == (["a cat"], [("", "")], [0])
+    assert (request.prompts, request.negative_texts(zeros=False), request.seeds) == (["a cat"], [("", "", "")], [0])
 
 
 def test_each_picture_has_its_prompt_and_seed() -> None:

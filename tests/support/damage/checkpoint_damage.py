@@ -199,7 +199,7 @@ FIELDS: list[tuple[str, str, Any, str]] = [
     ("text_encoder", "num_attention_heads", 5, "invalid config"),
     ("text_encoder", "max_position_embeddings", 8, "does not fit the text encoder"),
     ("scheduler", "prediction_type", "x0", ""),
-    ("scheduler", "beta_schedule", "sigmoid", ""),
+    ("scheduler", "beta_schedule", "sigmoids", ""),
     ("scheduler", "beta_end", "much", "scheduler"),
     ("scheduler", "num_train_timesteps", -1, "scheduler"),
     ("tokenizer", "model_max_length", "many", ""),
