@@ -49,7 +49,7 @@ class Text(nn.Module):
 class Constant(nn.Module):
     """An autoencoder whose latents are certain: a mean of 2 and no variance."""
 
-    config = SimpleNamespace(scaling_factor=0.25)
+    config = SimpleNamespace(scaling_factor=0.25, shift_factor=None)
 
     def encode(self, picture: Tensor) -> Tensor:
         return torch.tensor([2.0, 2.0, -99.0, -99.0])[None, :, None, None].expand(len(picture), 4, 8, 8)
