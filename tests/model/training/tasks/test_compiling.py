@@ -26,20 +26,17 @@ PLAIN = Settings(steps=20, batch=2, learning_rate=1e-3, warmup=0, schedule="cons
 Begin = Callable[[Settings], tuple[Run, TrainingTask]]
 
 
-@pytest.fixture(params=["autoencoder", "lora"])
+@pytest.fixture(params=["autoencoder", "finetune"])
 def begin(request: pytest.FixtureRequest, folders: Callable[[str], Path]) -> Begin:
-    """Makes a run and its task: with an opponent, and with pairs in a frozen U-Net."""
+    """Makes a run and its task: with an opponent, and with a text encoder that learns."""
 
     def made(settings: Settings) -> tuple[Run, TrainingTask]:
         torch.manual_seed(0)
         if request.param == "autoencoder":
             return prepared("kl", ADVERSARIAL, 0, settings)
         checkpoint = load(folders("sd15"))
-        denoiser = Denoiser.of(checkpoint)
-        pairs = Pairs({"unet": denoiser.unet}, LoraConfig(4, 4.0))
-        if settings.compile:
-            compile_networks(denoiser)
-        return Run(pairs, settings), task_of(checkpoint, denoiser)
+        denoiser = Denoiser.of(checkpoint, train_text_encoders=True)
+        return Run(denoiser, settings), task_of(checkpoint, denoiser)
 
     return made
 

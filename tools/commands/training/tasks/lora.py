@@ -52,7 +52,6 @@ def lora(
     import torch
 
     from ldmrt.model.lora.merge import merge, read_lora
-    from ldmrt.model.training.compiling import compile_networks
     from ldmrt.model.training.loop.averaged import with_average
     from ldmrt.model.training.loop.checkpointing import checkpoint_blocks
     from ldmrt.model.training.loop.run import Run
@@ -65,6 +64,9 @@ def lora(
         hint = f"--precision {base_precision}, in which the layers compute, or no --base-precision"
         problem = f"--base-precision {base_precision} needs --precision {base_precision}"
         raise LdmrtError("train", problem, found=options.precision, hint=hint)
+    if options.compile:
+        problem = "torch.compile computes wrongly what a LoRA adds to the layers of a network"
+        raise LdmrtError("train", problem, expected="no --compile")
     regularising, settings, out = Regularising.of(values), check(options), options.out
     config = LoraConfig(rank, alpha or float(rank), tuple(dict.fromkeys(layers)))
 
@@ -82,8 +84,6 @@ def lora(
     pairs = Pairs(networks, config)
     if settings.checkpointing:
         checkpoint_blocks(denoiser)
-    if settings.compile:
-        compile_networks(denoiser)  # with the pairs in their layers
     run = Run(pairs, settings, {
         **base.about, "task": "lora", "rank": rank, "alpha": config.alpha, "layers": ", ".join(config.layers),
         "base_precision": None if base_precision == "fp32" else base_precision,
