@@ -49,7 +49,7 @@ MAY: dict[str, set[str]] = {
     "model.networks": ERRORS | {"model.config"},
     "model.weights": GROUND,
     "model.families": ERRORS | {"runtime.bundle", "runtime.files"},  # stages are values
-    "model.library": GROUND | {"model.config", "model.weights"},
+    "model.library": GROUND | {"runtime.bundle", "model.config", "model.weights"},
     "model.checkpoint": READING
     | {"runtime.bundle", "model.config", "model.families", "model.library", "model.networks", "model.weights"},
     "model.textual_inversion": READING | {"model.networks", "model.weights"},

@@ -23,6 +23,7 @@ from ldmrt.model.networks.unet import UNet
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.weights.weight_files import STEMS
 from ldmrt.model.weights.weights import write
+from ldmrt.runtime.bundle.stage_of_configs import SD3
 from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.files.reading import JsonObject
@@ -245,6 +246,6 @@ def build(part: str, kind: str, config: JsonObject) -> nn.Module:
         LdmrtError: The config is invalid or unsupported.
     """
     with on_meta(part):
-        if kind == stable_diffusion_3.KIND:
+        if kind == SD3:
             return stable_diffusion_3.stable_diffusion_3(config)
         return text_encoder(config, kind, part) if kind in (*TEXT, T5) else NETWORKS[kind].from_config(config)

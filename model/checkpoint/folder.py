@@ -4,8 +4,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ldmrt.model.library.t5 import T5
 from ldmrt.model.weights.weight_files import choose, names_in, variants
 from ldmrt.model.weights.weights import Tensors, bare, open_weights
+from ldmrt.runtime.bundle.stage_of_configs import SD3
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject, read_bytes, read_json
 from ldmrt.runtime.nearest import suggestion
@@ -13,14 +15,13 @@ from ldmrt.runtime.nearest import suggestion
 INDEX = "model_index.json"
 SCHEDULER, NOISERS = "scheduler", ("low_res_scheduler",)
 TEXT = ("CLIPTextModel", "CLIPTextModelWithProjection")
-T5 = "T5EncoderModel"
 T5_TOKENIZER = ("T5Tokenizer", "T5TokenizerFast")
 TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast", "BertTokenizer", "BertTokenizerFast")
 
 # The parts of a folder that are read, and the classes that each may be of.
 PARTS: dict[str, tuple[str, ...]] = {
     "unet": ("UNet2DConditionModel", "UNet2DModel"),
-    "transformer": ("SD3Transformer2DModel",),
+    "transformer": (SD3,),
     "vae": ("AutoencoderKL", "VQModel", "AutoencoderTiny"),
     "text_encoder": (*TEXT, "LDMBertModel"),
     "text_encoder_2": TEXT,

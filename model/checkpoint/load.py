@@ -218,7 +218,7 @@ def _assemble(source: Source, dtype: Dtype) -> Checkpoint:
     )  # fmt: skip
     check_fit(checkpoint)
     tensors = {part: source.tensors(part) for part in networks}
-    tensors |= {part: t5.tied(tensors[part]) for part, network in networks.items() if class_of(network) == t5.KIND}
+    tensors |= {part: t5.tied(tensors[part]) for part, network in networks.items() if class_of(network) == t5.T5}
     matched = {part: match(part, network, tensors[part]) for part, network in networks.items()}
     for part, network in networks.items():
         kind = dtype.get(part, dtype[""]) if isinstance(dtype, Mapping) else dtype

@@ -12,7 +12,6 @@ from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.optional import unavailable
 
 PART = "transformer"
-KIND = "SD3Transformer2DModel"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from ldmrt.model.weights.weights import Place, Tensors, plain
 if TYPE_CHECKING:
     from torch import Tensor
 
-KIND = "T5EncoderModel"
+T5 = "T5EncoderModel"
 SHARED, EMBEDDED = "shared.weight", "encoder.embed_tokens.weight"  # one matrix under two names
 
 

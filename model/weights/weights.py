@@ -265,19 +265,19 @@ def write(component: str, path: Path, state: Mapping[str, Tensor], dtype: torch.
     Raises:
         LdmrtError: A weight is infinite or NaN in `dtype`.
     """
-    names = {kind: name for name, kind in NUMBERS.items()}
-    kinds = {key: dtype or value.dtype for key, value in state.items()}
+    names = {number: name for name, number in NUMBERS.items()}
+    dtypes = {key: dtype or value.dtype for key, value in state.items()}
     header: JsonObject = {"__metadata__": {"format": "pt"}}
-    end, order = 0, sorted(state, key=lambda key: (-kinds[key].itemsize, key))  # so that each begins at a multiple
+    end, order = 0, sorted(state, key=lambda key: (-dtypes[key].itemsize, key))  # so that each begins at a multiple
     for key in order:
-        begin, end = end, end + state[key].numel() * kinds[key].itemsize
-        header[key] = {"dtype": names[kinds[key]], "shape": list(state[key].shape), "data_offsets": [begin, end]}
+        begin, end = end, end + state[key].numel() * dtypes[key].itemsize
+        header[key] = {"dtype": names[dtypes[key]], "shape": list(state[key].shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with write_atomically(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for key in order:
-            value = state[key].detach().to("cpu", kinds[key]).contiguous()
+            value = state[key].detach().to("cpu", dtypes[key]).contiguous()
             if dtype and not finite(value):
                 raise LdmrtError(component, f"{key} is not finite in {dtype}", hint="save as float32")
             file.write(value.reshape(-1).view(torch.uint8).numpy().data)

@@ -14,7 +14,7 @@ from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.backends.low_memory import SharedEngine
 from ldmrt.runtime.bundle.certificate import Certificate
 from ldmrt.runtime.bundle.engines.engine_key import Bucket
-from ldmrt.runtime.bundle.graphs import DECODER
+from ldmrt.runtime.bundle.graphs import DECODER, TRANSFORMER
 from ldmrt.runtime.bundle.stages import Row, Stage
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.images import reading
@@ -255,12 +255,14 @@ class Pipeline(ImagePipeline):
         """Prompts to embeddings, an image and its mask to latents, the scheduler to a plan."""
         called = time.perf_counter()
         check_sources(request, self.stage)
-        given = read_images(request, self.stage)
-        plan = self.plan(request, given.size)
+        plan = self.plan(request)  # raises before anything is opened
         decodes = request.output_type != "latent" and self.decoding.tile is None and DECODER in self.engines
         rows, scales = self._rows(request)
         encoders = text_encoders(self.engines) if reads_texts(request, rows) else []
         self.engines.open_soon([*encoders, self.stage.network, *([DECODER] if decodes else [])])
+        given = read_images(request, self.stage)
+        if self.stage.network == TRANSFORMER:  # a dynamic shift is that of the size that is drawn
+            plan = self.plan(request, given.size)
         start = initial_latents(request, plan, self.engines, self.stage, given, self.decoding)
         guidance = guide(request.total_images, scales, request.guidance_rescale)
         sources = self.engines, self.tokenizers, self.schedulers, self.decoding

@@ -1,6 +1,7 @@
 """Small images, and files that hold them in ways that Pillow does not write."""
 
 import io
+import json
 import struct
 import tarfile
 import zlib
@@ -18,6 +19,17 @@ SIZE = (12, 20)
 GREY = np.add.outer(np.arange(12) * 9, np.arange(20) * 8).astype(np.uint8)  # 0 to 251
 COLOR = np.stack([GREY, GREY[::-1], GREY[:, ::-1]], axis=-1)
 ORIENTATION = 0x0112
+
+
+def save_noise(folder: Path, count: int) -> Path:
+    """Write so many captioned images of noise, 16 pixels a side, into a folder, and return it."""
+    rows = []
+    for i in range(count):
+        noise = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{i}.png")
+        rows.append(json.dumps({"file_name": f"{i}.png", "text": f"picture {i}"}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    return folder
 
 
 def pixels(image: Any) -> NDArray[Any]:

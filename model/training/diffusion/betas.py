@@ -2,12 +2,13 @@
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject
-from ldmrt.runtime.samplers.config import KEYS, Config
+from ldmrt.runtime.samplers.config import CONFIG, KEYS, Config
 
 from .levels import DDPM
 from .objective import FLOW
 
-RANGES = {"scaled_linear": (0.00085, 0.012)}  # of Rombach et al. 2022; of the others that have one, diffusers' default
+# Of Rombach et al. 2022; the others have diffusers' default.
+RANGES = {"scaled_linear": (CONFIG["beta_start"], CONFIG["beta_end"])}
 
 
 def with_betas(scheduler: Config, beta_schedule: str | None, *, zero_terminal_snr: bool = False) -> JsonObject:

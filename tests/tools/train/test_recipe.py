@@ -1,33 +1,25 @@
 """Recipes: what a run keeps of its options is the run again, and what is wrong in one is one error."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import pytest
-from PIL import Image
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.tools.commands.training.train import train
 from ldmrt.tools.console.training.recipe import options_of, read_recipe, recipe_of, split_settings
 from ldmrt.tools.options.checkpoint import Weighed, Word
 
+from ...support.image_files import save_noise
+
 WEIGHTS = Path("vae") / "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    rows = []
-    for i in range(4):
-        pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-        rows.append(json.dumps({"file_name": f"{i}.png", "text": f"picture {i}"}))
-    (folder / "metadata.jsonl").write_text("\n".join(rows))
-    return folder
+    return save_noise(tmp_path_factory.mktemp("pictures"), 4)
 
 
 def test_a_recipe_is_the_run_again(ldmrt: Any, pictures: Path, tmp_path: Path) -> None:

@@ -10,14 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import torch
-from PIL import Image
 
 from ldmrt.model.training.loop.states.kept import OLD, saved_states
 
+from ....support.image_files import save_noise
 from ...console.records.cards import card_of
 from .saved import last_state
 
@@ -28,13 +27,7 @@ SECONDS = 120  # a hung process is a failure
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The command line of a training of three steps, without its folder."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rows = []
-    for i in range(6):
-        pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-        rows.append(json.dumps({"file_name": f"{i}.png", "text": f"picture {i}"}))
-    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    folder = save_noise(tmp_path_factory.mktemp("pictures"), 6)
     line = f"train autoencoder --data {folder} --size 16 --batch 4 --steps 3 --log-every 1 --optimizer sgd"
     return line.split()
 

@@ -65,7 +65,7 @@ def lora(
         problem = f"--base-precision {base_precision} needs --precision {base_precision}"
         raise LdmrtError("train", problem, found=options.precision, hint=hint)
     if options.compile:
-        problem = "torch.compile computes wrongly what a LoRA adds to the layers of a network"
+        problem = "a LoRA cannot be trained with compiled networks: torch.compile gives another loss"
         raise LdmrtError("train", problem, expected="no --compile")
     regularising, settings, out = Regularising.of(values), check(options), options.out
     config = LoraConfig(rank, alpha or float(rank), tuple(dict.fromkeys(layers)))
