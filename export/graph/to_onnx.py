@@ -28,7 +28,7 @@ from .translations import TRANSLATIONS
 if TYPE_CHECKING:
     from onnx_ir import Function, Graph, Model
 
-GRAPH = 8  # grows when the same component is written as another graph: bundles then export it again
+GRAPH = 9  # grows when the same component is written as another graph: bundles then export it again
 OPSET = 23  # native Attention
 ROWS = 26  # about as often the U-Net runs for an image: Winograd's tiles then pay for all convolutions to 640 channels
 INLINE = 1024  # bytes: smaller constants stay in the graph, where shape inference reads them
