@@ -1,7 +1,10 @@
 """Adapters from the networks to modules that take their inputs by name and return a tuple."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
+from ldmrt.model.library.flux import PATCH, pack, positions, unpack
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.networks.tiny_autoencoder import TinyAutoencoder
@@ -66,6 +69,34 @@ class _Transformer(nn.Module):
         times = timestep.expand(hidden_states.shape[0])
         out = self.model(hidden_states=hidden_states, timestep=times, **conditioning, return_dict=False)
         return (out[0],)
+
+
+class _Flux(nn.Module):
+    """Calls the transformer of FLUX.1 with latents, which it packs into tokens, and with their positions.
+
+    diffusers' `forward` rounds time and guidance to the weights' precision before it multiplies them by 1000, an error
+    of up to 2 of 1000 in bfloat16; here they stay float32, and its submodules are called in its order.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Wrap a network."""
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, pooled_projections: Tensor,
+        guidance: Tensor | None = None,
+    ) -> tuple[Tensor]:  # fmt: skip
+        model: Any = self.model
+        rows, columns = (side // PATCH for side in hidden_states.shape[2:])
+        times = timestep.expand(hidden_states.shape[0])
+        told = (times,) if guidance is None else (times, 1000 * guidance)
+        temb = model.time_text_embed(*told, pooled_projections)
+        x, context = model.x_embedder(pack(hidden_states)), model.context_embedder(encoder_hidden_states)
+        rotary = model.pos_embed(positions(context.shape[1], rows, columns, x.device))
+        for block in (*model.transformer_blocks, *model.single_transformer_blocks):
+            context, x = block(hidden_states=x, encoder_hidden_states=context, temb=temb, image_rotary_emb=rotary)
+        return (unpack(model.proj_out(model.norm_out(x, temb)), rows, columns),)
 
 
 class _UNet(nn.Module):

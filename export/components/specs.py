@@ -8,7 +8,7 @@ from ldmrt.runtime.bundle.stages import CLASSES, POOLED, PROMPT
 from ldmrt.runtime.tensors import TensorSpec
 from ldmrt.runtime.tokenizer.tokenizer import token_count
 
-EXACT = ("timestep", "time_ids", "conditioning_scale")  # inputs that stay float32 in every precision
+EXACT = ("timestep", "guidance", "time_ids", "conditioning_scale")  # inputs that stay float32 in every precision
 
 
 def dtype_of(module: nn.Module) -> str:
@@ -31,7 +31,8 @@ def tokens_of(c: Checkpoint, text_encoder: str) -> int:
     """Return the number of tokens that a text encoder reads: its tokenizer's, at most the number of its positions."""
     files = c.tokenizers.get(text_encoder.replace("text_encoder", "tokenizer"), {})
     if class_of(c.text_encoders[text_encoder]) == T5:  # its positions are relative
-        return token_count(files)
+        assert c.stage.prompt is not None
+        return int(c.stage.prompt.setting("tokens"))
     positions = int(c.text_encoders[text_encoder].config.max_position_embeddings)
     return min(positions, token_count(files)) if files else positions
 

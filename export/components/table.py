@@ -21,7 +21,8 @@ from ldmrt.model.networks.unet import UNet, UNetConfig
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.torch_engine import TorchEngine
 from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32, DENOISERS, ENCODER, STEP, TRANSFORMER, UNET, step_specs
-from ldmrt.runtime.bundle.stages import CLASSES, KL, PROMPT
+from ldmrt.runtime.bundle.stage_of_configs import FLUX
+from ldmrt.runtime.bundle.stages import CLASSES, JOINT, KL, PROMPT
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.pipeline.conditioning.prompts import gives_pooled
@@ -29,7 +30,7 @@ from ldmrt.runtime.tensors import Specs, TensorSpec, shape_of, split_symbol
 
 from .autoencoder_parts import tile_specs
 from .controls import CONTROLS, check_fit, steering
-from .networks import _T5, _Decoder, _Encoder, _LDMBert, _TextEncoder, _Transformer, _UNet, _VQDecoder
+from .networks import _T5, _Decoder, _Encoder, _Flux, _LDMBert, _TextEncoder, _Transformer, _UNet, _VQDecoder
 from .specs import conditioning, dtype_of, image, latent, tokens_of
 
 if TYPE_CHECKING:
@@ -197,15 +198,17 @@ def _transformer(c: Checkpoint) -> Iterator[Component]:
         return
     config, dtype, prompt = c.denoiser.config, dtype_of(c.denoiser), c.stage.prompt
     assert prompt is not None
-    tokens = tokens_of(c, "text_encoder") + int(prompt.setting("tokens"))
+    tokens = int(prompt.setting("tokens")) + (tokens_of(c, "text_encoder") if prompt.kind == JOINT else 0)
+    guidance = [TensorSpec("guidance", "float32", ("batch",))] if c.stage.source("guidance") else []
     yield Component(
         TRANSFORMER,
-        _Transformer(c.denoiser),
+        (_Flux if class_of(c.denoiser) == FLUX else _Transformer)(c.denoiser),
         (
-            latent(c, "hidden_states", config.in_channels, dtype),
+            latent(c, "hidden_states", c.stage.input_channels, dtype),
             TensorSpec("timestep", "float32", ("timesteps",)),
             TensorSpec(PROMPT, dtype, ("batch", tokens, config.joint_attention_dim)),
             TensorSpec("pooled_projections", dtype, ("batch", config.pooled_projection_dim)),
+            *guidance,
         ),
         (latent(c, "out_hidden_states", c.stage.space.channels, dtype),),
         config_of(c.denoiser),
@@ -285,6 +288,8 @@ def example(component: Component, sizes: Mapping[str, int], seed: int = 0) -> di
             arrays[spec.name][:, -1] = end
         elif spec.name == "timestep":
             arrays[spec.name] = np.linspace(0.37, 998.63, shape[0], dtype=np.float32)  # no half holds them
+        elif spec.name == "guidance":
+            arrays[spec.name] = np.linspace(1.7, 5.3, shape[0], dtype=np.float32)
         elif spec.name == "time_ids":
             arrays[spec.name] = rng.integers(0, 1024, shape).astype(np.float32)
         else:

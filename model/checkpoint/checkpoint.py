@@ -1,7 +1,7 @@
 """Hold a latent diffusion model, build its networks from configs, and save it in diffusers' layout."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +12,9 @@ from torch import nn
 
 from ldmrt.model.config import LARGEST, RawConfig, to_config
 from ldmrt.model.families.table import stage_of
-from ldmrt.model.library import stable_diffusion_3, t5
+from ldmrt.model.library import t5
+from ldmrt.model.library.flux import FluxConfig, flux
+from ldmrt.model.library.stable_diffusion_3 import SD3Config, stable_diffusion_3
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.controls.controlnet import ControlNet
 from ldmrt.model.networks.controls.t2i_adapter import Adapter
@@ -23,7 +25,7 @@ from ldmrt.model.networks.unet import UNet
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.weights.weight_files import STEMS
 from ldmrt.model.weights.weights import write
-from ldmrt.runtime.bundle.stage_of_configs import SD3
+from ldmrt.runtime.bundle.stage_of_configs import FLUX, SD3
 from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.files.reading import JsonObject
@@ -35,11 +37,12 @@ from .folder import INDEX, T5, TEXT
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from ldmrt.model.library.flux import Flux
     from ldmrt.model.library.stable_diffusion_3 import StableDiffusion3
 
 Control = ControlNet | Adapter
 Codec = Autoencoder | VQAutoencoder | TinyAutoencoder
-Denoiser: TypeAlias = "UNet | PlainUNet | StableDiffusion3"
+Denoiser: TypeAlias = "UNet | PlainUNet | StableDiffusion3 | Flux"
 V = TypeVar("V", bound=Codec)
 TextEncoder: TypeAlias = "PreTrainedModel | LDMBert"
 WEIGHTS, TEXT_WEIGHTS = f"{STEMS[0]}.safetensors", f"{STEMS[1]}.safetensors"
@@ -65,6 +68,11 @@ NETWORKS: dict[str, type[UNet | PlainUNet | Codec | Control | LDMBert]] = {
     "ControlNetModel": ControlNet,
     "T2IAdapter": Adapter,
     "LDMBertModel": LDMBert,
+}
+# The transformers that diffusers defines: how one is built, and how its config is read.
+LIBRARY: dict[str, tuple[Callable[[RawConfig], nn.Module], Callable[[RawConfig], SD3Config | FluxConfig]]] = {
+    SD3: (stable_diffusion_3, SD3Config.read),
+    FLUX: (flux, FluxConfig.read),
 }
 
 
@@ -191,7 +199,7 @@ def config_of(network: "Denoiser | Codec | Control | LDMBert") -> JsonObject:
     """Return the content of config.json of a network that is no text encoder of transformers."""
     config = network.config
     if isinstance(config, dict):  # of a class of diffusers
-        config = stable_diffusion_3.SD3Config.read(config)
+        config = LIBRARY[class_of(network)][1](config)
     return to_config(class_of(network), config)
 
 
@@ -246,6 +254,6 @@ def build(part: str, kind: str, config: JsonObject) -> nn.Module:
         LdmrtError: The config is invalid or unsupported.
     """
     with on_meta(part):
-        if kind == SD3:
-            return stable_diffusion_3.stable_diffusion_3(config)
+        if kind in LIBRARY:
+            return LIBRARY[kind][0](config)
         return text_encoder(config, kind, part) if kind in (*TEXT, T5) else NETWORKS[kind].from_config(config)

@@ -138,6 +138,7 @@ def _check_scheduler(checkpoint: Checkpoint) -> None:
     try:
         with warnings.catch_warnings():  # unknown keys are warned of where the scheduler is used
             warnings.simplefilter("ignore", LdmrtWarning)
-            plan_from_config(checkpoint.scheduler, 4, tokens=checkpoint.stage.tokens(checkpoint.stage.own))
+            stage = checkpoint.stage
+            plan_from_config(checkpoint.scheduler, 4, tokens=stage.tokens(stage.own), trailing=stage.trailing)
     except (TypeError, ValueError, ArithmeticError, IndexError) as error:
         raise LdmrtError("scheduler", "invalid config", found=first_line(error)) from None

@@ -7,7 +7,7 @@ from pathlib import Path
 from ldmrt.model.library.t5 import T5
 from ldmrt.model.weights.weight_files import choose, names_in, variants
 from ldmrt.model.weights.weights import Tensors, bare, open_weights
-from ldmrt.runtime.bundle.stage_of_configs import SD3
+from ldmrt.runtime.bundle.stage_of_configs import TRANSFORMERS
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject, read_bytes, read_json
 from ldmrt.runtime.nearest import suggestion
@@ -21,13 +21,13 @@ TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast", "BertTokenizer", "BertTokeniz
 # The parts of a folder that are read, and the classes that each may be of.
 PARTS: dict[str, tuple[str, ...]] = {
     "unet": ("UNet2DConditionModel", "UNet2DModel"),
-    "transformer": (SD3,),
+    "transformer": TRANSFORMERS,
     "vae": ("AutoencoderKL", "VQModel", "AutoencoderTiny"),
     "text_encoder": (*TEXT, "LDMBertModel"),
-    "text_encoder_2": TEXT,
+    "text_encoder_2": (*TEXT, T5),
     "text_encoder_3": (T5,),
     "tokenizer": TOKENIZER,
-    "tokenizer_2": TOKENIZER,
+    "tokenizer_2": (*TOKENIZER, *T5_TOKENIZER),
     "tokenizer_3": T5_TOKENIZER,
     "controlnet": ("ControlNetModel",),
     "adapter": ("T2IAdapter",),

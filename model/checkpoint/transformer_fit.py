@@ -1,6 +1,8 @@
-"""Refuse the parts of a Stable Diffusion 3 that do not fit together, before their weights are read."""
+"""Refuse the parts of a Stable Diffusion 3 or a FLUX.1 that do not fit together, before their weights are read."""
 
+from ldmrt.runtime.bundle.stage_of_configs import FLUX
 from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.files.reading import JsonObject
 
 from .checkpoint import Checkpoint, class_of, config_of
 from .folder import T5, TEXT
@@ -14,13 +16,29 @@ def check_transformer(checkpoint: Checkpoint) -> None:
     Raises:
         LdmrtError: Names the part and the value of its config.
     """
-    config, space, encoders = config_of(checkpoint.denoiser), checkpoint.stage.space, checkpoint.text_encoders
-    if config["in_channels"] != space.channels:
+    config, stage = config_of(checkpoint.denoiser), checkpoint.stage
+    flux = class_of(checkpoint.denoiser) == FLUX
+    packed = stage.space.patch**2 if flux else 1  # latents in a channel that the config counts
+    if config["in_channels"] != packed * stage.input_channels:
         problem = "in_channels of transformer/config.json is not latent_channels of vae/config.json"
-        raise LdmrtError("transformer", problem, expected=space.channels, found=config["in_channels"])
-    if config["out_channels"] not in (None, space.channels):
+        raise LdmrtError("transformer", problem, expected=packed * stage.input_channels, found=config["in_channels"])
+    own = config["in_channels"] if config["out_channels"] is None else config["out_channels"]
+    if own != (channels := packed * stage.space.channels):
         problem = "out_channels of transformer/config.json is not latent_channels of vae/config.json"
-        raise LdmrtError("transformer", problem, expected=space.channels, found=config["out_channels"])
+        raise LdmrtError("transformer", problem, expected=channels, found=own)
+    if flux:
+        _check_flux(checkpoint, config)
+    else:
+        _check_stable_diffusion_3(checkpoint, config)
+    for encoder in checkpoint.text_encoders.values():
+        if class_of(encoder) == T5 and (wide := int(encoder.config.hidden_size)) != config["joint_attention_dim"]:
+            problem = "joint_attention_dim of transformer/config.json is not d_model of the T5 encoder"
+            raise LdmrtError("transformer", problem, expected=wide, found=config["joint_attention_dim"])
+
+
+def _check_stable_diffusion_3(checkpoint: Checkpoint, config: JsonObject) -> None:
+    """Refuse other text encoders than two of CLIP, and widths that are not theirs."""
+    encoders = checkpoint.text_encoders
     for name in CLIP:
         if name not in encoders or class_of(encoders[name]) != TEXT[1]:
             found = class_of(encoders[name]) if name in encoders else "none"
@@ -34,7 +52,15 @@ def check_transformer(checkpoint: Checkpoint) -> None:
         problem = "joint_attention_dim of transformer/config.json is below hidden_size of both CLIP encoders"
         found = config["joint_attention_dim"]
         raise LdmrtError("transformer", problem, expected=f"at least {width}", found=found)
-    for encoder in encoders.values():
-        if class_of(encoder) == T5 and (wide := int(encoder.config.hidden_size)) != config["joint_attention_dim"]:
-            problem = "joint_attention_dim of transformer/config.json is not d_model of the T5 encoder"
-            raise LdmrtError("transformer", problem, expected=wide, found=config["joint_attention_dim"])
+
+
+def _check_flux(checkpoint: Checkpoint, config: JsonObject) -> None:
+    """Refuse other text encoders than CLIP's and T5's, and a pooled width that is not CLIP's."""
+    encoders = checkpoint.text_encoders
+    for name, kind in zip(CLIP, (TEXT[0], T5), strict=True):
+        if name not in encoders or class_of(encoders[name]) != kind:
+            found = class_of(encoders[name]) if name in encoders else "none"
+            raise LdmrtError(name, "FLUX.1 has a CLIP encoder and T5", expected=kind, found=found)
+    if (width := int(encoders["text_encoder"].config.hidden_size)) != config["pooled_projection_dim"]:
+        problem = "pooled_projection_dim of transformer/config.json is not hidden_size of the CLIP encoder"
+        raise LdmrtError("transformer", problem, expected=width, found=config["pooled_projection_dim"])

@@ -1,15 +1,15 @@
 """Build the transformer of Stable Diffusion 3 and 3.5 (Esser et al. 2024, arXiv:2403.03206, section 4)."""
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ldmrt.model.config import RawConfig, from_config, positive
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.optional import unavailable
+
+from .sinusoids import Sinusoids
 
 PART = "transformer"
 
@@ -63,26 +63,6 @@ if TYPE_CHECKING:
         """Stands for diffusers' class, which has no types; its config has these fields and is a dict too."""
 
         config: SD3Config
-
-
-class Sinusoids(nn.Module):
-    """Computes the features of timesteps as diffusers' Timesteps does, from frequencies that are constants.
-
-    Exporters compute constants by another exp, whose last bit makes a difference of 5e-5 where angles reach 1000.
-    """
-
-    def __init__(self, channels: int) -> None:
-        """Compute the frequencies of so many features, by PyTorch on the CPU."""
-        super().__init__()
-        half = channels // 2
-        exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32, device="cpu") / half
-        self.frequencies: list[float] = torch.exp(exponents).tolist()
-
-    def forward(self, timesteps: Tensor) -> Tensor:
-        """Return cosines, then sines, (B, channels) in float32, of timesteps (B,)."""
-        frequencies = torch.tensor(self.frequencies, dtype=torch.float32, device=timesteps.device)
-        angles = timesteps[:, None].float() * frequencies[None, :]
-        return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
 
 
 def stable_diffusion_3(config: RawConfig) -> "StableDiffusion3":

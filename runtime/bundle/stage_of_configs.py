@@ -9,6 +9,7 @@ from .graphs import STATES, TRANSFORMER
 from .stages import (
     CLASSES,
     CODEC_OF,
+    FILL_KINDS,
     KL,
     LARGEST,
     MASK_KINDS,
@@ -27,8 +28,10 @@ from .stages import (
 )
 
 PLAIN = "UNet2DModel"  # diffusers' U-Net that reads no prompt
-SD3 = "SD3Transformer2DModel"
-T5_TOKENS = 256  # that Stable Diffusion 3 reads, as `T5_LENGTH` of its tokenizer: diffusers' `max_sequence_length`
+SD3, FLUX = TRANSFORMERS = ("SD3Transformer2DModel", "FluxTransformer2DModel")
+T5_TOKENS = {SD3: 256, FLUX: 512}  # diffusers' `max_sequence_length` by default
+FLUX_SIDE = 128  # latents: no config says it
+PACKED = 2  # latents along one side of FLUX.1's tokens
 
 
 def stage_of_configs(unet: JsonObject, vae: JsonObject | None, index: JsonObject) -> Stage:
@@ -43,11 +46,11 @@ def stage_of_configs(unet: JsonObject, vae: JsonObject | None, index: JsonObject
         BundleError: A value is missing or invalid.
     """
     name = str(unet.get("_class_name"))
-    if "Transformer" in name and name != SD3:
+    if "Transformer" in name and name not in TRANSFORMERS:
         problem = "unsupported class in transformer/config.json"
-        raise BundleError("bundle", problem, expected=SD3, found=f"{name:.100}")
-    if name == SD3:
-        return _stable_diffusion_3(unet, vae or {})
+        raise BundleError("bundle", problem, expected=" or ".join(TRANSFORMERS), found=f"{name:.100}")
+    if name in TRANSFORMERS:
+        return (_stable_diffusion_3 if name == SD3 else _flux)(unet, vae or {})
     space = _space_of_config(vae) if vae is not None else Space(channels_of(unet), 1, 1.0, PIXELS)
     sides = _sides_of(unet.get("sample_size"))
     stage = Stage(
@@ -117,11 +120,42 @@ def _stable_diffusion_3(transformer: JsonObject, vae: JsonObject) -> Stage:
         reads={
             STATES[TRANSFORMER]: (Source("state"),),
             TIMESTEP: (Source("timestep"),),
-            PROMPT: (Source("joint_prompt", {"width": width, "tokens": T5_TOKENS}),),
+            PROMPT: (Source("joint_prompt", {"width": width, "tokens": T5_TOKENS[SD3]}),),
             "pooled_projections": (Source("joint_pooled_prompt"),),
         },
         network=TRANSFORMER,
         largest=positions * space.unit,
+    )
+
+
+def _flux(transformer: JsonObject, vae: JsonObject) -> Stage:
+    """Return the stage of FLUX.1: of dev and schnell, of Fill, or of Canny and Depth, by the channels that it reads."""
+    file = "transformer/config.json"
+    space = replace(_space_of_config(vae), patch=PACKED)
+    channels = _whole(file, "in_channels", transformer.get("in_channels"), 64)
+    tasks = {
+        1: (),
+        2: (Source("control_image"),),
+        2 + space.factor**2 / space.channels: tuple(Source(kind) for kind in FILL_KINDS),
+    }
+    beside = tasks.get(channels / PACKED**2 / space.channels)
+    if beside is None:
+        expected = ", ".join(f"{int(times * space.channels) * PACKED**2}" for times in tasks)
+        raise BundleError("bundle", f"unsupported in_channels in {file}", expected=expected, found=channels)
+    guided = _truth("guidance_embeds", transformer.get("guidance_embeds"), file)
+    return Stage(
+        space,
+        own=(FLUX_SIDE * space.factor,) * 2,
+        reads={
+            STATES[TRANSFORMER]: (Source("state"), *beside),
+            TIMESTEP: (Source("timestep"),),
+            PROMPT: (Source("t5_prompt", {"tokens": T5_TOKENS[FLUX]}),),
+            "pooled_projections": (Source("clip_pooled_prompt"),),
+            **({"guidance": (Source("guidance"),)} if guided else {}),
+        },
+        guide=Guide((Row("positive"),), ()),
+        network=TRANSFORMER,
+        trailing=True,
     )
 
 
@@ -159,9 +193,9 @@ def _number(file: str, key: str, value: object, expected: str, above: float) -> 
     return float(value)
 
 
-def _truth(key: str, value: object) -> bool:
+def _truth(key: str, value: object, file: str = "model_index.json") -> bool:
     """Read true or false; null is false."""
     if value not in (None, True, False):
-        problem = f"invalid {key} in model_index.json"
+        problem = f"invalid {key} in {file}"
         raise BundleError("bundle", problem, expected="true or false", found=f"{value!r:.100}")
     return bool(value)

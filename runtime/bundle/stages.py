@@ -23,12 +23,17 @@ KINDS: Mapping[str, Mapping[str, type]] = {
     # Stable Diffusion 3: CLIP's states side by side, filled up to a width with zeros, then so many tokens of T5
     "joint_prompt": {"width": int, "tokens": int},
     "joint_pooled_prompt": {},  # of both CLIP encoders side by side
+    "t5_prompt": {"tokens": int},  # FLUX.1: so many tokens of T5, and CLIP's pooled embedding beside them
+    "clip_pooled_prompt": {},
     "sizes": {"scored": bool},  # of SDXL; whether they end with an aesthetic score
     "guidance_scale": {},  # embedded, for a distilled network
+    "guidance": {},  # the same as a number, which the network embeds itself
     "class": {"count": int, "null": bool},  # whether the last one is none, which rows without a class are given
     "noise_level": {"most": int},  # that was added to the image
     "mask": {},
+    "mask_pixels": {},  # those under each latent as its channels
     "masked_image": {},  # its latents
+    "control_image": {},  # its latents
     "image_latents": {},  # the autoencoder's mean, not scaled
     "small_image": {},  # as small as the latents
     "noised_image": {"scheduler": str},  # the same, with noise that the scheduler in this folder adds
@@ -36,10 +41,10 @@ KINDS: Mapping[str, Mapping[str, type]] = {
 }
 NOISED_KINDS = ("noised_image", "enlarged_image")  # they are given noise of a level that the network is told
 SMALL_KINDS = ("small_image", *NOISED_KINDS)  # images in colours, whose enlargement is drawn
-IMAGE_KINDS = ("image_latents", *SMALL_KINDS)  # they are given the image, which is then no start for the latents
-MASK_KINDS = ("mask", "masked_image")
-JOINT = "joint_prompt"
-PROMPT_KINDS = ("prompt", JOINT)  # embeddings of a request's prompt
+IMAGE_KINDS = ("image_latents", "control_image", *SMALL_KINDS)  # the image is then no start for the latents
+MASK_KINDS, FILL_KINDS = ("mask", "masked_image"), ("masked_image", "mask_pixels")  # of U-Nets, and of FLUX.1 Fill
+JOINT, LONG = "joint_prompt", "t5_prompt"
+PROMPT_KINDS = ("prompt", JOINT, LONG)  # embeddings of a request's prompt
 PROMPTS = ("negative", "positive")
 SCALES = ("guidance_scale", "image_guidance_scale")  # fields of a request
 BASE = "base"  # the name of a model's first stage
@@ -93,7 +98,7 @@ class Space:
 
 # Values of a space, and of a stage, that a manifest need not state.
 SPACE = {"codec": KL, "least": -1.0, "shift_factor": 0.0, "patch": 1}
-STAGE = {"network": UNET, "largest": 0}
+STAGE = {"network": UNET, "largest": 0, "trailing": False}
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,8 @@ class Stage:
         name: Its name.
         network: The component that denoises, one of `DENOISERS`.
         largest: The longest side, in pixels, that the network has positions for; 0 where there is no limit.
+        trailing: Whether the noise levels of n steps of a flow are 1, 1 - 1/n, ..., 1/n before they are shifted, in
+            place of those of its scheduler.
         number: Its place in a cascade, from 0, which the manifest does not hold: it chooses the streams of noise.
     """
 
@@ -144,6 +151,7 @@ class Stage:
     name: str = BASE
     network: str = UNET
     largest: int = 0
+    trailing: bool = False
     number: int = 0
 
     @property
@@ -204,7 +212,7 @@ class Stage:
     def channels_beside(self) -> dict[str, int]:
         """Return how many channels each source beside the state gives: of latents, of a mask, or of an image."""
         colours = self.space.channels if self.space.codec == PIXELS else 3
-        widths = {"mask": 1, **dict.fromkeys(SMALL_KINDS, colours)}
+        widths = {"mask": 1, "mask_pixels": self.space.factor**2, **dict.fromkeys(SMALL_KINDS, colours)}
         return {source.kind: widths.get(source.kind, self.space.channels) for source in self.beside}
 
     @property
@@ -225,7 +233,7 @@ class Stage:
     @property
     def takes_mask(self) -> bool:
         """Tell whether the network is given a mask."""
-        return any(source.kind in MASK_KINDS for source in self.beside)
+        return any(source.kind in (*MASK_KINDS, *FILL_KINDS) for source in self.beside)
 
     def to_json(self) -> JsonObject:
         """Return the stage as the manifest holds it."""

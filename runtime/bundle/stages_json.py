@@ -12,6 +12,7 @@ from .graphs import DENOISERS
 from .manifest import MANIFEST
 from .stages import (
     CODECS,
+    FILL_KINDS,
     IMAGE_KINDS,
     KINDS,
     LARGEST,
@@ -34,7 +35,7 @@ from .stages import (
 
 KEYS = ("channels", "factor", "scaling_factor", *SPACE)
 STATED = ("name", "space", "own", "reads", "guide", "shortens", "depth", *STAGE)
-BESIDE = (*MASK_KINDS, *IMAGE_KINDS)
+BESIDE = (*MASK_KINDS, "mask_pixels", *IMAGE_KINDS)
 OTHERS = tuple(kind for kind in KINDS if kind not in ("state", "timestep", *BESIDE))
 DEPTHS, LEAST = (0, 1, 3), (-1.0, 0.0)
 T = TypeVar("T", str, float)
@@ -104,6 +105,7 @@ def _stage(where: str, value: object) -> Stage:
         name=entry["name"],
         network=_one_of(f"network of {where}", entry["network"], DENOISERS),
         largest=_whole(f"largest of {where}", entry["largest"], LARGEST**2, least=0),
+        trailing=_truth(f"trailing of {where}", entry["trailing"]),
     )
     _check_fit(where, stage)
     return stage
@@ -124,7 +126,7 @@ def _check_fit(where: str, stage: Stage) -> None:
         ("sample", f"each once: {', '.join(BESIDE)}", set(beside) <= {*BESIDE} and len({*beside}) == len(beside)),
         ("sample", f"one of {', '.join(SMALL_KINDS)}", sum(kind in SMALL_KINDS for kind in beside) <= 1),
         ("sample", "a small image enlarged 1 to 16 times", 0 < stage.enlarges <= MOST * stage.space.factor),
-        ("sample", "mask and masked_image", not stage.takes_mask or {*beside} == {*MASK_KINDS}),
+        ("sample", "mask and masked_image", not stage.takes_mask or {*beside} in ({*MASK_KINDS}, {*FILL_KINDS})),
         ("space", "factor 1 without an autoencoder", stage.space.codec != PIXELS or stage.space.factor == 1),
         ("space", "least -1 with an autoencoder", stage.space.codec == PIXELS or stage.space.least == -1),
         ("timestep", "the timestep", every.get(TIMESTEP) == ["timestep"]),

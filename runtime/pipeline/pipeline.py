@@ -219,6 +219,7 @@ class Pipeline(ImagePipeline):
             start=request.denoising_start,
             end=request.denoising_end,
             tokens=self.stage.tokens(size or self.size(request)) if dynamic else None,
+            trailing=self.stage.trailing,
         )
 
     def decode(self, latents: Latents, stage: str | None = None) -> NDArray[np.uint8]:

@@ -180,6 +180,7 @@ def plan_from_config(
     start: float | None = None,
     end: float | None = None,
     tokens: int | None = None,
+    trailing: bool = False,
 ) -> Plan:
     """Solve a sampler for one grid, from a diffusers scheduler_config.json.
 
@@ -200,6 +201,7 @@ def plan_from_config(
             of diffusers' SDXL pipelines. `strength` then does not count.
         end: Stop at this share of the schedule, 0 to 1, for another model to go on: `denoising_end`.
         tokens: How many tokens of the image a transformer sees, by which `use_dynamic_shifting` shifts the levels.
+        trailing: Let the levels of a flow be 1, 1 - 1/n, ..., 1/n before they are shifted, as those of FLUX.1 are.
 
     Returns:
         The plan, computed in float64; with `start` or `end` only the rows that are left.
@@ -224,7 +226,7 @@ def plan_from_config(
         raise InvalidRequest("scheduler", "invalid eta", expected="0 to 1", found=eta)
     if (start, end) != (None, None):
         equations.refuse_to_share(config, scheduler.class_name)
-    c = {**own, "eta": scheduler.eta if eta is None else eta, "tokens": tokens, **scheduler.fixed}
+    c = {**own, "eta": scheduler.eta if eta is None else eta, "tokens": tokens, "trailing": trailing, **scheduler.fixed}
     chosen = _chosen_grids(scheduler, timesteps, sigmas)
     if not chosen and (not isinstance(steps, Integral) or not 1 <= steps <= c["num_train_timesteps"]):
         expected = f"1 to {c['num_train_timesteps']}"
@@ -245,9 +247,7 @@ def plan_from_config(
 
 
 def _chosen_grids(
-    scheduler: Scheduler,
-    timesteps: Sequence[float] | None,
-    sigmas: Sequence[float] | None,
+    scheduler: Scheduler, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None
 ) -> dict[str, Sequence[float]]:
     """Check the grids that the caller chooses, and return them by name."""
     grids = {name: grid for name, grid in (("timesteps", timesteps), ("sigmas", sigmas)) if grid is not None}

@@ -20,7 +20,7 @@ from .wordpiece import bert_wordpiece
 PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 CLIP_LENGTH = 77
 BERT_LENGTH = 77  # latent diffusion's, whatever a tokenizer's config says of BERT itself
-T5_LENGTH = 256  # Stable Diffusion 3's, likewise
+T5_LENGTH = 512  # by default: the tokens of a prompt are a matter of the network that reads them
 
 
 class Tokenizer:
@@ -74,11 +74,12 @@ class Tokenizer:
             raise LdmrtError("tokenizer", f"no token {token!r} in the vocabulary")
         return int(found)
 
-    def __call__(self, texts: Sequence[str]) -> NDArray[np.int64]:
+    def __call__(self, texts: Sequence[str], length: int | None = None) -> NDArray[np.int64]:
         """Turn texts into token ids.
 
         Args:
             texts: Prompts; those that are too long are cut, and a warning quotes the part that is skipped.
+            length: The tokens that every text is cut or padded to; the tokenizer's own by default.
 
         Returns:
             Ids with start, end and padding, (len(texts), length), int64.
@@ -86,7 +87,8 @@ class Tokenizer:
         Raises:
             LdmrtError: An item is not text.
         """
-        rows = np.full((len(texts), self.length), self.pad, np.int64)
+        length = length or self.length
+        rows = np.full((len(texts), length), self.pad, np.int64)
         for text in texts:
             if not isinstance(text, str) or _broken(text):
                 raise LdmrtError("tokenizer", "a prompt is not text", found=repr(text))
@@ -97,12 +99,12 @@ class Tokenizer:
                 for piece in self._vectors.get(found, [found])
             ]
             ids = [piece for piece, _ in pieces]
-            if len(ids) > self.length:
-                lost = text[pieces[self.length - 1][1] :].strip()
-                has, fit = (count - len({self.start, self.end}) for count in (len(ids), self.length))
+            if len(ids) > length:
+                lost = text[pieces[length - 1][1] :].strip()
+                has, fit = (count - len({self.start, self.end}) for count in (len(ids), length))
                 message = f"tokenizer: prompt has {has} tokens, {fit} fit; skipped: {lost!r}"
                 warnings.warn(message, LdmrtWarning, stacklevel=2)
-                ids = [*ids[: self.length - 1], self.end]
+                ids = [*ids[: length - 1], self.end]
             row[: len(ids)] = ids
         return rows
 

@@ -8,7 +8,7 @@ from ldmrt.runtime.bundle.stages import Source
 from ldmrt.runtime.images.resizing import resize
 from ldmrt.runtime.pipeline.autoencoder.encode import encode_image, encode_mean
 from ldmrt.runtime.pipeline.request.images import small_mask
-from ldmrt.runtime.samplers.noise import MASKED, NOISED, noise, of_stage
+from ldmrt.runtime.samplers.noise import IMAGE, MASKED, NOISED, noise, of_stage
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.runtime.samplers.schedule import signal_and_noise
 
@@ -19,10 +19,25 @@ def _mask(context: Context, source: Source) -> Latents:
     return small_mask(context.mask, context.stage.space.factor)
 
 
+def _mask_pixels(context: Context, source: Source) -> Latents:
+    """Return the mask, where it is half or more, with the pixels of a latent as channels: by rows, then by columns."""
+    mask, factor = np.where(context.mask < 0.5, np.float32(0), np.float32(1))[:, 0], context.stage.space.factor
+    images, height, width = mask.shape
+    pixels = mask.reshape(images, height // factor, factor, width // factor, factor)
+    channels: Latents = pixels.transpose(0, 2, 4, 1, 3).reshape(images, factor**2, height // factor, width // factor)
+    return channels
+
+
 def _masked_image(context: Context, source: Source) -> Latents:
     masked = np.where(context.mask < 0.5, context.colours, np.float32(0.5))
     stream = of_stage(MASKED, context.stage.number)
     return encode_image(context.engines, context.stage.space, context.how, masked, context.request.seeds, stream)
+
+
+def _control_image(context: Context, source: Source) -> Latents:
+    stream = of_stage(IMAGE, context.stage.number)
+    seeds = context.request.seeds
+    return encode_image(context.engines, context.stage.space, context.how, context.colours, seeds, stream)
 
 
 def _image_latents(context: Context, source: Source) -> Latents:
@@ -55,7 +70,9 @@ def _noise_of_level(context: Context, source: Source, pixels: Latents) -> Latent
 
 BESIDE: Mapping[str, Callable[[Context, Source], Latents]] = {
     "mask": _mask,
+    "mask_pixels": _mask_pixels,
     "masked_image": _masked_image,
+    "control_image": _control_image,
     "image_latents": _image_latents,
     "small_image": _small_image,
     "noised_image": _noised_image,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
-from ldmrt.runtime.bundle.stages import JOINT, Row, Source
+from ldmrt.runtime.bundle.stages import JOINT, LONG, Row, Source
 from ldmrt.runtime.errors import InvalidRequest, LdmrtError, NotFinite
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.tensors import Array, Engine
@@ -20,7 +20,7 @@ class Conditioning:
     """Holds the embeddings of the prompts of all rows."""
 
     context: Array  # (N, tokens, width), float32
-    pooled: Array | None = None  # (N, projection), float32: SDXL and Stable Diffusion 3
+    pooled: Array | None = None  # (N, projection), float32: SDXL, Stable Diffusion 3 and FLUX.1
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ def encode_sides(
 
 
 def gives_pooled(source: Source) -> bool:
-    """Tell whether the network reads a pooled embedding beside the prompt, as SDXL's and Stable Diffusion 3's do."""
-    return source.kind == JOINT or bool(source.setting("penultimate"))
+    """Tell whether the network reads a pooled embedding beside the prompt, as SDXL's and the transformers do."""
+    return source.kind in (JOINT, LONG) or bool(source.setting("penultimate"))
 
 
 def encode(
@@ -109,32 +109,35 @@ def encode(
     Stable Diffusion 1 and 2 take the last hidden state; SDXL the last but one of all its encoders side by side, and the
     last encoder's pooled embedding. Stable Diffusion 3 takes those of CLIP, filled up with zeros to the width of T5's
     last hidden state, which follows them, and the pooled embeddings side by side (Esser et al. 2024, appendix B.3).
+    FLUX.1 takes T5's last hidden state, and CLIP's pooled embedding without a projection.
 
     Args:
         encoders: The text encoders, in their order.
         tokenizers: By name: "tokenizer", "tokenizer_2" and "tokenizer_3".
         texts: For each image a text for each encoder; the last one is for all that follow.
         skips: For each image, how many more of CLIP's last layers are skipped.
-        source: Says how the network reads the prompt: of kind `prompt` or `joint_prompt`.
+        source: Says how the network reads the prompt: of one of `PROMPT_KINDS`.
     """
     layered, states, pooled = gives_pooled(source), list[tuple[bool, Array]](), list[Array]()
     for i, (name, engine) in enumerate(encoders.items()):
         tokenizer = tokenizers[name.replace("text_encoder", "tokenizer")]
         own = [one[min(i, len(one) - 1)] for one in texts]
         unique = list(dict.fromkeys(text or "" for text in own))
-        out = engine(input_ids=tokenizer(unique))
+        clip = source.kind not in (JOINT, LONG) or "hidden_states.0" in [spec.name for spec in engine.outputs]
+        out = engine(input_ids=tokenizer(unique) if clip else tokenizer(unique, int(source.setting("tokens"))))
         places = [unique.index(text or "") for text in own]
         empty = np.array([text is None for text in own])
-        clip = source.kind != JOINT or any(output.startswith("hidden_states.") for output in out)
         taken = skips if clip else [0] * len(skips)  # T5's last state is taken as it is
         layers = {skip: out[_state(name, out, layered and clip, skip)] for skip in set(taken)}
         rows = [layers[skip][place] for skip, place in zip(taken, places, strict=True)]
         state = np.stack(rows).astype(np.float32, copy=False)
         states.append((clip, np.where(empty[:, None, None], np.float32(0), state) if empty.any() else state))
-        if layered and "text_embeds" in out:
-            projected = out["text_embeds"][places].astype(np.float32, copy=False)
+        pool = "pooler_output" if source.kind == LONG else "text_embeds"
+        if layered and pool in out:
+            projected = out[pool][places].astype(np.float32, copy=False)
             pooled.append(np.where(empty[:, None], np.float32(0), projected))
-    context = np.concatenate([state for clip, state in states if clip], axis=-1)
+    read = source.kind != LONG  # whether the network reads CLIP's states
+    context = np.concatenate([state for clip, state in states if clip is read], axis=-1)
     if source.kind == JOINT:
         context = _joint(context, [state for clip, state in states if not clip], source)
     if not np.isfinite(context).all():

@@ -72,6 +72,10 @@ def _guidance_scale(context: Context, source: Source, name: str) -> Array:
     return context.repeated(guidance_embedding(context.request.guidance_scale, context.width(name)))
 
 
+def _guidance(context: Context, source: Source, name: str) -> Array:
+    return context.repeated(np.array([context.request.guidance_scale], np.float32))
+
+
 def _class(context: Context, source: Source, name: str) -> Array:
     last, labels = context.stage.classes - 1, context.request.class_of_each
     if labels is None:
@@ -92,8 +96,11 @@ SOURCES: Mapping[str, Callable[[Context, Source, str], Array]] = {
     "pooled_prompt": _pooled_prompt,
     "joint_prompt": _prompt,
     "joint_pooled_prompt": _pooled_prompt,
+    "t5_prompt": _prompt,
+    "clip_pooled_prompt": _pooled_prompt,
     "sizes": _sizes,
     "guidance_scale": _guidance_scale,
+    "guidance": _guidance,
     "class": _class,
     "noise_level": _noise_level,
 }

@@ -55,16 +55,17 @@ def shift_of(c: Config, tokens: int | None) -> float:
 
 
 def flow_grid(c: Config, steps: int) -> Grid:
-    """Make the grid from pure noise to the least level of training, shifted, stretched and respaced as the config asks.
+    """Make the grid from pure noise to the least level, shifted, stretched and respaced as the config asks.
 
-    diffusers shifts the least level twice, where the shift is not dynamic: once for training, and once for the grid.
+    The least level is that of training, which diffusers shifts twice where the shift is not dynamic: once for training,
+    and once for the grid. A `trailing` grid ends one step before the image, as diffusers' pipelines of FLUX.1 ask.
 
     Raises:
         ArithmeticError: The levels do not descend.
     """
     shift, least = shift_of(c, c.get("tokens")), np.array(1 / c["num_train_timesteps"])
     low = least if c.get("use_dynamic_shifting") else shifted(least, shift)
-    sigma = shifted(np.linspace(1, low, steps), shift)
+    sigma = shifted(np.linspace(1, 1 / steps if c.get("trailing") else low, steps), shift)
     if c.get("shift_terminal"):  # the least level that there is to be
         sigma = 1 - (1 - sigma) * (1 - c["shift_terminal"]) / (1 - sigma[-1])
     if spacing := spacing_of(c):

@@ -1,0 +1,139 @@
+"""Build the transformer of FLUX.1 (Black Forest Labs 2024; rotary positions: Su et al. 2021, arXiv:2104.09864)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ldmrt.model.config import RawConfig, from_config, positive
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.optional import unavailable
+
+from .sinusoids import Sinusoids
+
+PART = "transformer"
+PATCH = 2  # latents along one side of a token
+THETA = 10000  # of the rotary positions
+EXACT = 12  # leading bits of a frequency, whose product with a position of up to 12 bits float32 holds exactly
+
+
+@dataclass(frozen=True)
+class FluxConfig:
+    """Holds the fields of FluxTransformer2DModel's config; the defaults are diffusers'.
+
+    Channels are those of a token: four times those of the latents.
+    """
+
+    patch_size: int = 1
+    in_channels: int = 64
+    out_channels: int | None = None
+    num_layers: int = 19
+    num_single_layers: int = 38
+    attention_head_dim: int = 128
+    num_attention_heads: int = 24
+    joint_attention_dim: int = 4096
+    pooled_projection_dim: int = 768
+    guidance_embeds: bool = False
+    axes_dims_rope: tuple[int, ...] = (16, 56, 56)
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no network can be built of, and positions that do not fill a head."""
+        positive(PART, self, "in_channels", "out_channels", "num_layers", "num_single_layers", "attention_head_dim")
+        positive(PART, self, "num_attention_heads", "joint_attention_dim", "pooled_projection_dim")
+        if self.patch_size != 1:
+            raise LdmrtError(PART, "config has an invalid patch_size", expected="1", found=self.patch_size)
+        axes, head = self.axes_dims_rope, self.attention_head_dim
+        if len(axes) != 3 or sum(axes) != head or any(axis < 2 or axis % 2 for axis in axes):
+            expected = f"three even numbers that add up to attention_head_dim {head}"
+            raise LdmrtError(PART, "config has an invalid axes_dims_rope", expected=expected, found=list(axes))
+
+    @classmethod
+    def read(cls, config: RawConfig) -> "FluxConfig":
+        """Read the content of the transformer's config.json; see `from_config`."""
+        return from_config(cls, config, {}, PART)
+
+
+if TYPE_CHECKING:
+
+    class Flux(nn.Module):
+        """Stands for diffusers' class, which has no types; its config has these fields and is a dict too."""
+
+        config: FluxConfig
+
+
+class RotaryPositions(nn.Module):
+    """Computes the rotary positions of tokens as diffusers' FluxPosEmbed does in float64, with float32 alone.
+
+    TensorRT has no float64. A frequency is the sum of its leading bits, whose product with a position is exact, and of
+    the rest, whose product is below 1; cosine and sine of the sum follow from those of both.
+    """
+
+    def __init__(self, axes: tuple[int, ...]) -> None:
+        """Compute the frequencies of so many features of each axis."""
+        super().__init__()
+        every = [THETA ** (-np.arange(0, axis, 2, dtype=np.float64) / axis) for axis in axes]
+        mantissas = [np.frexp(frequencies) for frequencies in every]
+        self.leading = [np.ldexp(np.trunc(np.ldexp(m, EXACT)), e - EXACT).tolist() for m, e in mantissas]
+        self.rest = [(one - np.array(lead)).tolist() for one, lead in zip(every, self.leading, strict=True)]
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines, (tokens, head) in float32 both, of positions (tokens, axes) below 4096."""
+        cosines, sines = [], []
+        for axis, (leading, rest) in enumerate(zip(self.leading, self.rest, strict=True)):
+            position = ids[:, axis, None].float()
+            large, small = (
+                position * torch.tensor(part, dtype=torch.float32, device=ids.device)[None] for part in (leading, rest)
+            )
+            cosines.append(torch.cos(large) * torch.cos(small) - torch.sin(large) * torch.sin(small))
+            sines.append(torch.sin(large) * torch.cos(small) + torch.cos(large) * torch.sin(small))
+        cosine, sine = (torch.cat(one, dim=1)[..., None].expand(-1, -1, 2).flatten(1) for one in (cosines, sines))
+        return cosine, sine
+
+
+def flux(config: RawConfig) -> "Flux":
+    """Build the transformer in diffusers' class, with random weights, or without on the meta device.
+
+    Args:
+        config: The content of its config.json.
+
+    Raises:
+        LdmrtError: The config is invalid, or diffusers is missing.
+    """
+    read = FluxConfig.read(config)
+    try:
+        from diffusers import FluxTransformer2DModel
+    except ImportError as error:
+        raise unavailable(error, PART) from None
+    network: Any = FluxTransformer2DModel(**vars(read))
+    embedding = network.time_text_embed
+    embedding.time_proj = Sinusoids(embedding.time_proj.num_channels)
+    network.pos_embed = RotaryPositions(read.axes_dims_rope)
+    return cast("Flux", network.eval())
+
+
+def positions(text: int, height: int, width: int, device: torch.device) -> Tensor:
+    """Return the positions of so many tokens of text, which are 0, then of an image's, by rows: (tokens, 3)."""
+    rows, columns = (torch.arange(side, device=device, dtype=torch.float32) for side in (height, width))
+    image = torch.stack([
+        torch.zeros_like(rows)[:, None].expand(height, width),
+        rows[:, None].expand(height, width),
+        columns[None].expand(height, width),
+    ], dim=-1).reshape(height * width, 3)  # fmt: skip
+    return torch.cat([image.new_zeros(text, 3), image])
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Put the latents of each patch into one token: (B, C, h, w) to (B, h/2 w/2, 4 C)."""
+    batch, channels, height, width = latents.shape
+    rows, columns = height // PATCH, width // PATCH
+    patches = latents.reshape(batch, channels, rows, PATCH, columns, PATCH)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * PATCH**2)
+
+
+def unpack(tokens: Tensor, rows: int, columns: int) -> Tensor:
+    """Put tokens back into latents: (B, rows x columns, 4 C) to (B, C, 2 rows, 2 columns)."""
+    batch, channels = tokens.shape[0], tokens.shape[2] // PATCH**2
+    patches = tokens.reshape(batch, rows, columns, channels, PATCH, PATCH)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, rows * PATCH, columns * PATCH)
