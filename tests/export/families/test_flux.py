@@ -48,12 +48,12 @@ def latents_of(tokens: torch.Tensor, height: int, width: int) -> NDArray[np.floa
     """Return diffusers' packed latents as latents, by its own function."""
     from diffusers import FluxPipeline
 
-    found: NDArray[np.float32] = FluxPipeline._unpack_latents(tokens, height, width, 2).numpy()
+    found: NDArray[np.float32] = FluxPipeline._unpack_latents(tokens, height, width, 8).numpy()
     return found
 
 
 @pytest.mark.parametrize("asked", [{}, {"guidance_scale": 1.0, "prompt_2": ["pears", "a penguin"]}], ids=["", "other"])
-@pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 32), (12, 20)])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 128), (48, 80)])
 @pytest.mark.parametrize("name", ["dev", "schnell"])
 def test_draws_what_diffusers_draws(name: str, height: int, width: int, asked: dict[str, Any], places: Saved) -> None:
     """The last size has an odd number of tokens along both sides."""
@@ -65,7 +65,7 @@ def test_guidance_is_the_networks_own(places: Saved) -> None:
     """It changes what dev draws, and nothing of schnell; both run once for an image."""
     for name, changes in (("dev", True), ("schnell", False)):
         pipeline = ours_of(places[name])
-        one, other = (pipeline("two pears", guidance_scale=scale, num_inference_steps=2, height=16, width=16)
+        one, other = (pipeline("two pears", guidance_scale=scale, num_inference_steps=2, height=64, width=64)
                       for scale in (1.0, 5.0))  # fmt: skip
         assert (one.latents != other.latents).any() == changes
         assert pipeline.stage.guide.scales == ()
@@ -74,57 +74,57 @@ def test_guidance_is_the_networks_own(places: Saved) -> None:
 @pytest.mark.parametrize("strength", [0.3, 0.8])
 def test_image_to_image(strength: float, places: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shift is that of the image's size."""
-    image = picture().resize((24, 16))
+    image = picture().resize((96, 64))
     asked = {**ASKED, "strength": strength, "num_inference_steps": 8}
     ours = ours_of(places["dev"])(**asked, seed=SEEDS, image=image)
     reference = theirs(places["dev"], "FluxImg2ImgPipeline")
     drawing(reference, SEEDS, [IMAGE, FIRST], monkeypatch)
-    found = reference(**asked, image=[image] * 2, height=16, width=24, output_type="latent").images
-    close(ours.latents, latents_of(found, 16, 24))
+    found = reference(**asked, image=[image] * 2, height=64, width=96, output_type="latent").images
+    close(ours.latents, latents_of(found, 64, 96))
 
 
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 def test_inpainting(strength: float, places: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network is told nothing of the mask: what is kept is blended in after every row."""
-    image, area = picture().resize((24, 16)), mask().resize((24, 16))
+    image, area = picture().resize((96, 64)), mask().resize((96, 64))
     asked = {**ASKED, "strength": strength, "num_inference_steps": 8}
     ours = ours_of(places["dev"])(**asked, seed=SEEDS, image=image, mask_image=area)
     reference = theirs(places["dev"], "FluxInpaintPipeline")
     drawing(reference, SEEDS, [IMAGE, FIRST, IMAGE], monkeypatch)
-    found = reference(**asked, image=[image] * 2, mask_image=[area] * 2, height=16, width=24, output_type="latent")
-    close(ours.latents, latents_of(found.images, 16, 24))
+    found = reference(**asked, image=[image] * 2, mask_image=[area] * 2, height=64, width=96, output_type="latent")
+    close(ours.latents, latents_of(found.images, 64, 96))
 
 
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 def test_fill(strength: float, places: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network is given the masked image's latents, and every pixel of the mask."""
-    image, area = picture().resize((24, 16)), mask().resize((24, 16))
+    image, area = picture().resize((96, 64)), mask().resize((96, 64))
     asked = {**ASKED, "strength": strength, "num_inference_steps": 8, "guidance_scale": 30.0}
     ours = ours_of(places["fill"])(**asked, seed=SEEDS, image=image, mask_image=area)
     reference = theirs(places["fill"], "FluxFillPipeline")
     drawing(reference, SEEDS, [IMAGE, FIRST, MASKED], monkeypatch)
-    found = reference(**asked, image=[image] * 2, mask_image=[area] * 2, height=16, width=24, output_type="latent")
-    close(ours.latents, latents_of(found.images, 16, 24))
+    found = reference(**asked, image=[image] * 2, mask_image=[area] * 2, height=64, width=96, output_type="latent")
+    close(ours.latents, latents_of(found.images, 64, 96))
 
 
 def test_control_image(places: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     """Canny and Depth are given the latents of their image, of edges or of a depth, beside their own."""
-    image = picture().resize((24, 16))
+    image = picture().resize((96, 64))
     ours = ours_of(places["canny"])(**ASKED, seed=SEEDS, image=image)
     reference = theirs(places["canny"], "FluxControlPipeline")
     drawing(reference, SEEDS, [IMAGE, FIRST], monkeypatch)
-    found = reference(**ASKED, control_image=[image] * 2, height=16, width=24, output_type="latent").images
-    close(ours.latents, latents_of(found, 16, 24))
+    found = reference(**ASKED, control_image=[image] * 2, height=64, width=96, output_type="latent").images
+    close(ours.latents, latents_of(found, 64, 96))
 
 
-@pytest.mark.parametrize(("height", "width"), [(16, 16), (12, 20)])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 80)])
 def test_bundle_draws_what_diffusers_draws(height: int, width: int, flux_bundle: Path, places: Saved) -> None:
     with open_pipeline(flux_bundle) as pipeline:
         ours = pipeline(**ASKED, seed=SEEDS, height=height, width=width)
         close(ours.latents, expected(places["dev"], "FluxPipeline", height, width))
         names = [spec.name for spec in pipeline.engines["transformer"].inputs]
     assert names == ["hidden_states", "timestep", "encoder_hidden_states", "pooled_projections", "guidance"]
-    assert (pipeline.stage.space.unit, pipeline.stage.trailing, pipeline.stage.own) == (4, True, (256, 256))
+    assert (pipeline.stage.space.unit, pipeline.stage.trailing, pipeline.stage.own) == (16, True, (1024, 1024))
 
 
 def test_embeddings_stand_for_prompts(places: Saved) -> None:
@@ -132,7 +132,7 @@ def test_embeddings_stand_for_prompts(places: Saved) -> None:
     reference, ours = theirs(places["dev"], "FluxPipeline"), ours_of(places["dev"])
     with torch.no_grad():
         prompt, pooled, _ = reference.encode_prompt(PROMPTS, None)
-    asked = {"seed": SEEDS, "num_inference_steps": 3, "height": 16, "width": 16}
+    asked = {"seed": SEEDS, "num_inference_steps": 3, "height": 64, "width": 64}
     found = ours(prompt_embeds=prompt.numpy(), pooled_prompt_embeds=pooled.numpy(), **asked)
     close(found.latents, ours(PROMPTS, **asked).latents)
 
@@ -141,14 +141,14 @@ def test_a_prompt_fits_512_tokens(places: Saved) -> None:
     """T5 reads more of a prompt than CLIP; a text that is longer is cut, and the warning says where."""
     words = " ".join(["pear"] * 200)
     with pytest.warns(UserWarning, match="prompt has .* tokens, .* fit"):
-        latents = ours_of(places["dev"])(words, num_inference_steps=1, height=16, width=16).latents
+        latents = ours_of(places["dev"])(words, num_inference_steps=1, height=64, width=64).latents
     assert np.isfinite(latents).all()
 
 
 @pytest.mark.parametrize(
     ("name", "asked", "problem"),
     [
-        ("dev", {"height": 18}, "invalid height; expected a multiple of 4"),
+        ("dev", {"height": 72}, "invalid height; expected a multiple of 16"),
         ("dev", {"prompt_3": "pears"}, "this model takes no prompt_3"),
         ("dev", {"deep_cache": 2}, "this model has no U-Net"),
         ("fill", {}, "this model fills a part of an image"),
@@ -158,7 +158,7 @@ def test_a_prompt_fits_512_tokens(places: Saved) -> None:
 )
 def test_refuses(name: str, asked: dict[str, Any], problem: str, places: Saved) -> None:
     with pytest.raises(LdmrtError, match=problem):
-        ours_of(places[name])("two pears", **{"height": 16, "width": 16, "num_inference_steps": 2, **asked})
+        ours_of(places[name])("two pears", **{"height": 64, "width": 64, "num_inference_steps": 2, **asked})
 
 
 def test_rotary_positions_are_exact() -> None:
@@ -184,8 +184,8 @@ def test_half_precision_keeps_the_time(places: Saved) -> None:
     model = load(places["dev"], dtype=torch.bfloat16)
     heard: list[torch.Tensor] = []
     model.denoiser.time_text_embed.time_proj.register_forward_pre_hook(lambda _, given: heard.append(given[0]))
-    torch_pipeline(model)("two pears", num_inference_steps=3, height=16, width=16)
-    plan = ours_of(places["dev"]).plan(Request("two pears", num_inference_steps=3, height=16, width=16))
+    torch_pipeline(model)("two pears", num_inference_steps=3, height=64, width=64)
+    plan = ours_of(places["dev"]).plan(Request("two pears", num_inference_steps=3, height=64, width=64))
     times, scales = heard[::2], heard[1::2]
     assert [float(time[0]) for time in times] == pytest.approx(plan.t, rel=2**-23)  # of float32
     assert {float(scale[0]) for scale in scales} == {5000.0}
