@@ -1,10 +1,8 @@
 """Stable Diffusion 3 and 3.5 draw what diffusers' pipelines draw, from PyTorch's networks and from a bundle."""
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -12,16 +10,16 @@ from numpy.typing import NDArray
 
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
-from ldmrt.runtime import LdmrtError, Pipeline
+from ldmrt.runtime import LdmrtError
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.samplers.noise import FIRST, IMAGE, noise
 
+from ...support.families.compared import Saved, close, ours_of, theirs
 from ...support.families.stable_diffusion_3 import EXPORTED, SD3, save_sd3
 from ..test_tasks import drawing, mask, picture
 
 PROMPTS, SEEDS, STEPS = ["a red apple, noto style", "two pears"], [3, 4], 5
-# Relative to the largest latent: two programs' float32 through a handful of rows, with guidance.
-TOLERANCE = 2e-4
+TEXT = "StableDiffusion3Pipeline"
 pytestmark = [
     pytest.mark.oracle,
     pytest.mark.filterwarnings("ignore:.* it has no parity certificate"),
@@ -32,34 +30,12 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def places(sd3_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folders of the checkpoints, each saved when it is first asked for."""
-    root = tmp_path_factory.mktemp("sd3")
-
-    class Saved(dict[str, Path]):
-        def __missing__(self, name: str) -> Path:
-            self[name] = save_sd3(name, root / name)
-            return self[name]
-
-    return Saved({EXPORTED: sd3_checkpoint})
-
-
-@cache
-def theirs(folder: Path, kind: str = "StableDiffusion3Pipeline") -> Any:
-    """Return diffusers' own pipeline, which has to be told of a missing T5."""
-    absent = {} if (folder / "text_encoder_3").is_dir() else {"text_encoder_3": None, "tokenizer_3": None}
-    pipeline = getattr(diffusers, kind).from_pretrained(folder, **absent)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-@cache
-def ours_of(folder: Path) -> Pipeline:
-    """Return our pipeline of PyTorch's networks."""
-    return torch_pipeline(load(folder))
+    return Saved(save_sd3, tmp_path_factory.mktemp("sd3"), **{EXPORTED: sd3_checkpoint})
 
 
 def expected(folder: Path, height: int, width: int, **asked: Any) -> NDArray[np.float32]:
     """Return the latents of diffusers' own pipeline, from our noise."""
-    pipeline = theirs(folder)
+    pipeline = theirs(folder, TEXT)
     factor = pipeline.vae_scale_factor
     x = noise(SEEDS, FIRST, (pipeline.transformer.config.in_channels, height // factor, width // factor))
     asked = {name: [value] * 2 if isinstance(value, str) else value for name, value in asked.items()}
@@ -69,11 +45,6 @@ def expected(folder: Path, height: int, width: int, **asked: Any) -> NDArray[np.
     )  # fmt: skip
     found: NDArray[np.float32] = latents.images.numpy()
     return found
-
-
-def close(ours: NDArray[Any], expected: NDArray[Any]) -> None:
-    assert expected.std() > 0.1
-    assert np.abs(ours - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
 ASKED: list[dict[str, Any]] = [
@@ -96,7 +67,7 @@ def test_draws_what_diffusers_draws(
 
 def test_decodes_what_diffusers_decodes(places: dict[str, Path]) -> None:
     """Latents are divided by the scaling factor, and then the shift factor is added."""
-    pipeline, reference = ours_of(places["sd3"]), theirs(places["sd3"])
+    pipeline, reference = ours_of(places["sd3"]), theirs(places["sd3"], TEXT)
     latents = np.random.default_rng(0).standard_normal((1, 16, 8, 8), np.float32)
     unscaled = torch.from_numpy(latents) / reference.vae.config.scaling_factor + reference.vae.config.shift_factor
     image = reference.image_processor.postprocess(reference.vae.decode(unscaled).sample.detach(), output_type="np")
@@ -177,7 +148,7 @@ def test_inpainting(strength: float, places: dict[str, Path], monkeypatch: pytes
 
 def test_embeddings_stand_for_prompts(places: dict[str, Path]) -> None:
     """They are those of diffusers' `encode_prompt`: CLIP's tokens, then T5's, and both pooled embeddings."""
-    reference, ours = theirs(places["sd3"]), ours_of(places["sd3"])
+    reference, ours = theirs(places["sd3"], TEXT), ours_of(places["sd3"])
     names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
     with torch.no_grad():
         encoded = reference.encode_prompt("two pears", None, None, negative_prompt="blurred")

@@ -17,7 +17,7 @@ _TRANSFORMER: Config = {
     "axes_dims_rope": [4, 6, 6],
     "guidance_embeds": True,
 }
-_VAE = _vae(8, 16, latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159)
+_VAE = _vae(8, 8, 16, 16, latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159)
 _VAE |= {"use_quant_conv": False, "use_post_quant_conv": False}
 _DYNAMIC = {"shift": 3.0, "use_dynamic_shifting": True, "base_image_seq_len": 8, "max_image_seq_len": 1024}
 
@@ -25,7 +25,7 @@ _DYNAMIC = {"shift": 3.0, "use_dynamic_shifting": True, "base_image_seq_len": 8,
 FLUX: dict[str, tuple[str, Config, Config]] = {
     "dev": ("FluxPipeline", _TRANSFORMER, _DYNAMIC),
     "schnell": ("FluxPipeline", _TRANSFORMER | {"guidance_embeds": False}, {"shift": 1.0}),
-    "fill": ("FluxFillPipeline", _TRANSFORMER | {"in_channels": 4 * (2 * 16 + 4), "out_channels": 64}, _DYNAMIC),
+    "fill": ("FluxFillPipeline", _TRANSFORMER | {"in_channels": 4 * (2 * 16 + 64), "out_channels": 64}, _DYNAMIC),
     "canny": ("FluxControlPipeline", _TRANSFORMER | {"in_channels": 128, "out_channels": 64}, _DYNAMIC),
 }
 

@@ -1,0 +1,192 @@
+"""FLUX.1 draws what diffusers' pipelines draw, from PyTorch's networks and from a bundle."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.transformers.transformer_flux import FluxPosEmbed
+from numpy.typing import NDArray
+
+from ldmrt.export.components.torch_pipeline import torch_pipeline
+from ldmrt.model import load
+from ldmrt.model.library.flux import RotaryPositions, pack, positions, unpack
+from ldmrt.runtime import LdmrtError, Request
+from ldmrt.runtime import open as open_pipeline
+from ldmrt.runtime.samplers.noise import FIRST, IMAGE, MASKED, noise
+
+from ...support.families.compared import Saved, close, ours_of, theirs
+from ...support.families.flux import save_flux
+from ..test_tasks import drawing, mask, picture
+
+PROMPTS, SEEDS, STEPS = ["a red apple, noto style", "two pears"], [3, 4], 5
+ASKED = {"prompt": PROMPTS, "guidance_scale": 3.5, "num_inference_steps": STEPS}
+pytestmark = [
+    pytest.mark.oracle,
+    pytest.mark.filterwarnings("ignore:.* it has no parity certificate"),
+    pytest.mark.filterwarnings("ignore:request. .*is far from the model's own size"),
+]
+
+
+@pytest.fixture(scope="module")
+def places(flux_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """The folders of the checkpoints, each saved when it is first asked for."""
+    return Saved(save_flux, tmp_path_factory.mktemp("flux"), dev=flux_checkpoint)
+
+
+def expected(folder: Path, kind: str, height: int, width: int, **asked: Any) -> NDArray[np.float32]:
+    """Return the latents of diffusers' own pipeline, from our noise."""
+    pipeline = theirs(folder, kind)
+    factor = pipeline.vae_scale_factor
+    x = noise(SEEDS, FIRST, (16, height // factor, width // factor))
+    given = {**ASKED, **asked, "latents": pack(torch.from_numpy(x)), "height": height, "width": width}
+    return latents_of(pipeline(**given, output_type="latent").images, height, width)
+
+
+def latents_of(tokens: torch.Tensor, height: int, width: int) -> NDArray[np.float32]:
+    """Return diffusers' packed latents as latents, by its own function."""
+    from diffusers import FluxPipeline
+
+    found: NDArray[np.float32] = FluxPipeline._unpack_latents(tokens, height, width, 8).numpy()
+    return found
+
+
+@pytest.mark.parametrize("asked", [{}, {"guidance_scale": 1.0, "prompt_2": ["pears", "a penguin"]}], ids=["", "other"])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 128), (48, 80)])
+@pytest.mark.parametrize("name", ["dev", "schnell"])
+def test_draws_what_diffusers_draws(name: str, height: int, width: int, asked: dict[str, Any], places: Saved) -> None:
+    """The last size has an odd number of tokens along both sides."""
+    ours = ours_of(places[name])(**{**ASKED, **asked}, seed=SEEDS, height=height, width=width)
+    close(ours.latents, expected(places[name], "FluxPipeline", height, width, **asked))
+
+
+def test_guidance_is_the_networks_own(places: Saved) -> None:
+    """It changes what dev draws, and nothing of schnell; both run once for an image."""
+    for name, changes in (("dev", True), ("schnell", False)):
+        pipeline = ours_of(places[name])
+        one, other = (pipeline("two pears", guidance_scale=scale, num_inference_steps=2, height=64, width=64)
+                      for scale in (1.0, 5.0))  # fmt: skip
+        assert (one.latents != other.latents).any() == changes
+        assert pipeline.stage.guide.scales == ()
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.8])
+def test_image_to_image(strength: float, places: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shift is that of the image's size."""
+    image = picture().resize((96, 64))
+    asked = {**ASKED, "strength": strength, "num_inference_steps": 8}
+    ours = ours_of(places["dev"])(**asked, seed=SEEDS, image=image)
+    reference = theirs(places["dev"], "FluxImg2ImgPipeline")
+    drawing(reference, SEEDS, [IMAGE, FIRST], monkeypatch)
+    found = reference(**asked, image=[image] * 2, height=64, width=96, output_type="latent").images
+    close(ours.latents, latents_of(found, 64, 96))
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_inpainting(strength: float, places: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network is told nothing of the mask: what is kept is blended in after every row."""
+    image, area = picture().resize((96, 64)), mask().resize((96, 64))
+    asked = {**ASKED, "strength": strength, "num_inference_steps": 8}
+    ours = ours_of(places["dev"])(**asked, seed=SEEDS, image=image, mask_image=area)
+    reference = theirs(places["dev"], "FluxInpaintPipeline")
+    drawing(reference, SEEDS, [IMAGE, FIRST, IMAGE], monkeypatch)
+    found = reference(**asked, image=[image] * 2, mask_image=[area] * 2, height=64, width=96, output_type="latent")
+    close(ours.latents, latents_of(found.images, 64, 96))
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_fill(strength: float, places: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network is given the masked image's latents, and every pixel of the mask."""
+    image, area = picture().resize((96, 64)), mask().resize((96, 64))
+    asked = {**ASKED, "strength": strength, "num_inference_steps": 8, "guidance_scale": 30.0}
+    ours = ours_of(places["fill"])(**asked, seed=SEEDS, image=image, mask_image=area)
+    reference = theirs(places["fill"], "FluxFillPipeline")
+    drawing(reference, SEEDS, [IMAGE, FIRST, MASKED], monkeypatch)
+    found = reference(**asked, image=[image] * 2, mask_image=[area] * 2, height=64, width=96, output_type="latent")
+    close(ours.latents, latents_of(found.images, 64, 96))
+
+
+def test_control_image(places: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Canny and Depth are given the latents of their image, of edges or of a depth, beside their own."""
+    image = picture().resize((96, 64))
+    ours = ours_of(places["canny"])(**ASKED, seed=SEEDS, image=image)
+    reference = theirs(places["canny"], "FluxControlPipeline")
+    drawing(reference, SEEDS, [IMAGE, FIRST], monkeypatch)
+    found = reference(**ASKED, control_image=[image] * 2, height=64, width=96, output_type="latent").images
+    close(ours.latents, latents_of(found, 64, 96))
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 80)])
+def test_bundle_draws_what_diffusers_draws(height: int, width: int, flux_bundle: Path, places: Saved) -> None:
+    with open_pipeline(flux_bundle) as pipeline:
+        ours = pipeline(**ASKED, seed=SEEDS, height=height, width=width)
+        close(ours.latents, expected(places["dev"], "FluxPipeline", height, width))
+        names = [spec.name for spec in pipeline.engines["transformer"].inputs]
+    assert names == ["hidden_states", "timestep", "encoder_hidden_states", "pooled_projections", "guidance"]
+    assert (pipeline.stage.space.unit, pipeline.stage.trailing, pipeline.stage.own) == (16, True, (1024, 1024))
+
+
+def test_embeddings_stand_for_prompts(places: Saved) -> None:
+    """They are those of diffusers' `encode_prompt`."""
+    reference, ours = theirs(places["dev"], "FluxPipeline"), ours_of(places["dev"])
+    with torch.no_grad():
+        prompt, pooled, _ = reference.encode_prompt(PROMPTS, None)
+    asked = {"seed": SEEDS, "num_inference_steps": 3, "height": 64, "width": 64}
+    found = ours(prompt_embeds=prompt.numpy(), pooled_prompt_embeds=pooled.numpy(), **asked)
+    close(found.latents, ours(PROMPTS, **asked).latents)
+
+
+def test_a_prompt_fits_512_tokens(places: Saved) -> None:
+    """T5 reads more of a prompt than CLIP; a text that is longer is cut, and the warning says where."""
+    words = " ".join(["pear"] * 200)
+    with pytest.warns(UserWarning, match="prompt has .* tokens, .* fit"):
+        latents = ours_of(places["dev"])(words, num_inference_steps=1, height=64, width=64).latents
+    assert np.isfinite(latents).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "problem"),
+    [
+        ("dev", {"height": 72}, "invalid height; expected a multiple of 16"),
+        ("dev", {"prompt_3": "pears"}, "this model takes no prompt_3"),
+        ("dev", {"deep_cache": 2}, "this model has no U-Net"),
+        ("fill", {}, "this model fills a part of an image"),
+        ("canny", {}, "this model is given an image"),
+        ("canny", {"image": picture(), "mask_image": mask()}, "this model takes no mask_image"),
+    ],
+)
+def test_refuses(name: str, asked: dict[str, Any], problem: str, places: Saved) -> None:
+    with pytest.raises(LdmrtError, match=problem):
+        ours_of(places[name])("two pears", **{"height": 64, "width": 64, "num_inference_steps": 2, **asked})
+
+
+def test_rotary_positions_are_exact() -> None:
+    """All positions of an axis, against diffusers' in float64: both are within half a unit of float32's last place."""
+    ids = torch.arange(4096)[:, None].expand(-1, 3)
+    for found, wanted in zip(RotaryPositions((16, 56, 56))(ids), FluxPosEmbed(10000, [16, 56, 56])(ids), strict=True):
+        assert (found - wanted).abs().max() <= 2**-23
+
+
+def test_positions_and_patches_are_diffusers() -> None:
+    from diffusers import FluxPipeline
+
+    x = torch.randn(2, 5, 6, 8)
+    tokens = FluxPipeline._pack_latents(x, 2, 5, 6, 8)
+    assert (pack(x) == tokens).all()
+    assert (unpack(tokens, 3, 4) == x).all()
+    image = FluxPipeline._prepare_latent_image_ids(1, 3, 4, "cpu", torch.float32)
+    assert (positions(7, 3, 4, torch.device("cpu")) == torch.cat([torch.zeros(7, 3), image])).all()
+
+
+def test_half_precision_keeps_the_time(places: Saved) -> None:
+    """diffusers rounds timestep / 1000 to bfloat16, an error of up to 2; here it is exact."""
+    model = load(places["dev"], dtype=torch.bfloat16)
+    heard: list[torch.Tensor] = []
+    model.denoiser.time_text_embed.time_proj.register_forward_pre_hook(lambda _, given: heard.append(given[0]))
+    torch_pipeline(model)("two pears", num_inference_steps=3, height=64, width=64)
+    plan = ours_of(places["dev"]).plan(Request("two pears", num_inference_steps=3, height=64, width=64))
+    times, scales = heard[::2], heard[1::2]
+    assert [float(time[0]) for time in times] == pytest.approx(plan.t, rel=2**-23)  # of float32
+    assert {float(scale[0]) for scale in scales} == {5000.0}
+
