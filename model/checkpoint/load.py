@@ -84,7 +84,7 @@ def load(
         if path.suffix in single_file.SUFFIXES and not path.exists():
             raise LdmrtError("checkpoint", f"no file {path}")
         if not path.exists() and is_hub_name(str(source)):
-            path = hub.download(str(source), variant, left_out)
+            path = hub.download(str(source), variant, left_out, parts or ())
         description = read_folder(path, variant, parts or (), left_out)
         if prediction_type is not None:
             stated = {**description.scheduler, "prediction_type": prediction_type}

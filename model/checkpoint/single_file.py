@@ -166,9 +166,6 @@ def _t5_tokenizer(part: str, folder: Path) -> dict[str, bytes]:
         place = folder / f"tokenizer_{number}"
         if place.is_dir() and is_unigram(files := read_tokenizer(part, place)):
             return files
-    problem, expected = (
-        f"no tokenizer of T5 in {folder}",
-        "spiece.model or tokenizer.json in tokenizer_2 or tokenizer_3",
-    )
+    problem, expected = f"no tokenizer of T5 in {folder}", "one in its folder tokenizer_2 or tokenizer_3"
     hint = f"--tokenizer FOLDER, of {OF_T5} in diffusers' layout"
     raise LdmrtError(part, problem, expected=expected, hint=hint)

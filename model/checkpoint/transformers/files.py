@@ -25,6 +25,7 @@ from . import configs
 from .names import FLUX_1, diffusers_place, original_place, stable_diffusion_3
 
 VAES = (VAE, "vae.")  # how the names of an autoencoder's weights begin: Stability AI's, ComfyUI's
+BESIDE = (*VAES, "text_encoders.")  # names of other parts, beside a transformer's without a prefix
 UNREAD = ("logit_scale", "position_ids")  # of CLIP, which no image depends on
 
 
@@ -59,6 +60,15 @@ class TransformerFile:
     tensors: Tensors
 
 
+def _names_of(tensors: Collection[str]) -> tuple[Names, str] | None:
+    """Return how the names of a file's transformer are, and how they begin; None where it holds no known one."""
+    for names in NAMES:
+        prefixes = [key.removesuffix(names.anchor) for key in tensors if key.endswith(names.anchor)]
+        if fitting := [prefix for prefix in prefixes if not prefix or prefix.endswith(".")]:
+            return names, min(fitting, key=len)
+    return None
+
+
 def find_transformer(
     path: Path, tensors: Mapping[str, Lazy], own: JsonObject | None = None
 ) -> tuple[TransformerFile, dict[str, Lazy]] | None:
@@ -72,15 +82,11 @@ def find_transformer(
     Raises:
         LdmrtError: A weight that the config follows from is missing or has another number of axes.
     """
-    for names in NAMES:
-        prefixes = [key.removesuffix(names.anchor) for key in tensors if key.endswith(names.anchor)]
-        if fitting := [prefix for prefix in prefixes if not prefix or prefix.endswith(".")]:
-            prefix = min(fitting, key=len)
-            break
-    else:
+    if (known := _names_of(tensors)) is None:
         return None
-    beside = (*VAES, *(text.prefix for text in configs.FAMILIES[names.kind].texts.values()), "text_encoders.")
-    inside = {key: t for key, t in tensors.items() if key.startswith(prefix) and (prefix or not key.startswith(beside))}
+    names, prefix = known
+    other = () if prefix else BESIDE
+    inside = {key: t for key, t in tensors.items() if key.startswith(prefix) and not key.startswith(other)}
     bare = [key.removeprefix(prefix) for key in inside]
     blocks = {ours: configs.depth_of(bare, theirs) for ours, theirs in names.blocks.items()}
     place: Callable[[str], Place] = partial(diffusers_place, prefix=prefix)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from ldmrt.model.checkpoint.transformers import configs
 from ldmrt.runtime.bundle.stage_of_configs import FLUX as FLUX_KIND
 from ldmrt.runtime.bundle.stage_of_configs import SD3 as SD3_KIND
 
+from ....support.families.compared import Saved
 from ....support.families.flux import FLUX, save_flux
 from ....support.families.original_transformers import (
     FLUX_TEXTS,
@@ -28,29 +28,24 @@ from ....support.families.original_transformers import (
 from ....support.families.stable_diffusion_3 import SD3, save_sd3
 
 UNET = "model.diffusion_model."
-Folders = Callable[[str], Path]
 NAMES = ("sd3", "sd3-without-t5", "sd35-medium", "dev", "schnell", "fill", "canny")
 
 
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """The folder of a family by its name, as diffusers saves it. Do not write into it."""
-
-    @cache
-    def folder(name: str) -> Path:
-        save = save_sd3 if name in SD3 else save_flux
-        return save(name, tmp_path_factory.mktemp("folders") / name)
-
-    return folder
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """The folders of families by their names, as diffusers saves them. Do not write into them."""
+    return Saved(
+        lambda name, folder: (save_sd3 if name in SD3 else save_flux)(name, folder), tmp_path_factory.mktemp("folders")
+    )
 
 
 @pytest.fixture
-def small(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+def small(folders: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows of the families with the configs of the small checkpoints."""
     rows = {}
     for kind, name in ((SD3_KIND, "sd3"), (FLUX_KIND, "dev")):
         row = configs.FAMILIES[kind]
-        own = {part: json.loads((folders(name) / part / "config.json").read_text()) for part in ("vae", *row.texts)}
+        own = {part: json.loads((folders[name] / part / "config.json").read_text()) for part in ("vae", *row.texts)}
         texts = {part: replace(text, config=own[part]) for part, text in row.texts.items()}
         rows[kind] = replace(row, vae=own["vae"], texts=texts)
     monkeypatch.setattr(configs, "FAMILIES", rows)
@@ -61,6 +56,11 @@ def small(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
 def states(folder: Path) -> dict[str, State]:
     """The weights of every network in a folder."""
     return {path.parent.name: load_file(path) for path in sorted(folder.glob("*/*.safetensors"))}
+
+
+def levels_of(folder: Path) -> int:
+    """How often the autoencoder of a folder halves an image, and one."""
+    return len(json.loads((folder / "vae" / "config.json").read_text())["block_out_channels"])
 
 
 def transformer_file(name: str, state: State) -> State:
@@ -74,6 +74,6 @@ def whole_file(name: str, folder: Path, change: Callable[[State], Any] | None = 
     if change is not None:
         change(parts["transformer"])
     file = with_prefix(UNET, transformer_file(name, parts["transformer"]))
-    file |= with_prefix("first_stage_model." if name in SD3 else "vae.", vae_file(parts["vae"], 2))
+    file |= with_prefix("first_stage_model." if name in SD3 else "vae.", vae_file(parts["vae"], levels_of(folder)))
     file |= text_files(parts, SD3_TEXTS if name in SD3 else FLUX_TEXTS)
     return {key: value.contiguous() for key, value in file.items()}

@@ -14,9 +14,10 @@ from ldmrt.model.library.flux import FluxConfig
 from ldmrt.model.library.stable_diffusion_3 import SD3Config
 from ldmrt.model.weights.lazy import Lazy
 
+from ....support.families.compared import Saved
 from ....support.families.original_transformers import flux_file, sd3_file, vae_file
 from ....support.families.stable_diffusion_3 import SD3
-from .conftest import NAMES, Folders, states, transformer_file
+from .conftest import NAMES, levels_of, states, transformer_file
 
 # Models as they are published, by the configs beside them.
 LARGE = {"joint_attention_dim": 4096, "pooled_projection_dim": 2048, "attention_head_dim": 64, "out_channels": 16}
@@ -44,9 +45,9 @@ _SPLIT = torch.split
 
 @pytest.mark.parametrize("name", NAMES)
 def test_diffusers_converts_the_files_of_these_tests_back(
-    name: str, folders: Folders, monkeypatch: pytest.MonkeyPatch
+    name: str, folders: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = states(folders(name))["transformer"]
+    state = states(folders[name])["transformer"]
     convert = theirs.convert_sd3_transformer_checkpoint_to_diffusers
     if name not in SD3:
         convert = theirs.convert_flux_transformer_checkpoint_to_diffusers
@@ -58,9 +59,11 @@ def test_diffusers_converts_the_files_of_these_tests_back(
     assert file == {}  # it takes what it reads
 
 
-def test_diffusers_converts_the_autoencoder_back(folders: Folders) -> None:
-    vae = diffusers.AutoencoderKL.from_pretrained(folders("dev") / "vae")
-    converted = theirs.convert_ldm_vae_checkpoint(vae_file(vae.state_dict(), 2), dict(vae.config))
+def test_diffusers_converts_the_autoencoder_back(folders: Saved) -> None:
+    vae = diffusers.AutoencoderKL.from_pretrained(folders["dev"] / "vae")
+    converted = theirs.convert_ldm_vae_checkpoint(
+        vae_file(vae.state_dict(), levels_of(folders["dev"])), dict(vae.config)
+    )
     assert converted.keys() == vae.state_dict().keys()
     assert all(torch.equal(value, converted[key]) for key, value in vae.state_dict().items())
 
