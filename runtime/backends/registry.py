@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.certificate import Islands
-from ldmrt.runtime.bundle.graphs import STEP, TOGETHER, UNET_HALVES, denoiser_of, inside
+from ldmrt.runtime.bundle.graphs import STEP, TOGETHER, TRANSFORMER, UNET_HALVES, denoiser_of, inside
 from ldmrt.runtime.bundle.manifest import PRECISIONS
 from ldmrt.runtime.errors import BundleError, LdmrtError
 from ldmrt.runtime.nearest import suggestion
@@ -20,6 +20,7 @@ from ldmrt.runtime.tensors import Engine
 from .few_rows import FewRows
 from .lazy_engines import LazyEngines
 from .low_memory import LowMemory, Maker, SharedEngine, in_low_memory
+from .packed import PackedTransformer, is_packed
 from .replaced_files import Watched
 from .text_encoder_cache import CachedTextEncoder
 
@@ -277,13 +278,15 @@ def open_engines(bundle: Bundle, backend: str, settings: BackendSettings = Backe
         makers = in_low_memory(
             makers, {name: bundle.specs(name) for name in bundle.graphs if bundle.home(name) in known}
         )
-    makers = {name: partial(_with_cache, name, make) for name, make in makers.items()}
+    makers = {name: partial(_adapted, name, make) for name, make in makers.items()}
     return LazyEngines(makers, take_turns=settings.low_memory)
 
 
-def _with_cache(name: str, make: Maker) -> Engine:
-    """Open an engine; a text encoder keeps the embeddings of earlier prompts."""
+def _adapted(name: str, make: Maker) -> Engine:
+    """Open an engine; a text encoder keeps the embeddings of earlier prompts, and a transformer is given latents."""
     engine = make()
+    if name == TRANSFORMER and is_packed(engine):
+        return PackedTransformer(engine)
     return CachedTextEncoder(engine) if name.startswith("text_encoder") else engine
 
 

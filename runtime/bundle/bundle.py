@@ -20,7 +20,7 @@ from .coverage import NETWORKS_ALONE, changes, is_partial
 from .graphs import DENOISERS, NOT_RUN, ORDER, cuda_file, denoiser_of
 from .manifest import MANIFEST, check_files, check_manifest, check_named
 from .recording import Recording
-from .stage_of_configs import stage_of_configs
+from .stage_of_configs import FLUX, stage_of_configs
 from .stages import Stage
 from .stages_json import check_inputs, stages_from_json
 
@@ -266,7 +266,8 @@ def _stages(contents: Contents, manifest: JsonObject) -> tuple[Stage, ...]:
     unet, vae = contents.json(f"{network}/config.json"), contents.json("vae_decoder/config.json")
     index = contents.json("model_index.json") if os.path.lexists(contents.bundle / "model_index.json") else {}
     stage = stage_of_configs(unet, vae, index)
-    if (found := unet.get("in_channels", stage.input_channels)) != stage.input_channels:
+    found = unet.get("in_channels", stage.input_channels)
+    if found != stage.input_channels and unet.get("_class_name") != FLUX:  # whose channels are those of tokens
         problem = (
             f"in_channels of {network}/config.json does not fit a plain Stable Diffusion, and no manifest says more"
         )

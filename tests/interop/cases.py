@@ -28,9 +28,14 @@ class Case:
     strength: float = 1.0
 
     @property
+    def packs(self) -> bool:
+        """Whether optimum's network takes packed latents and ldmrt's does not: only its exports are compared."""
+        return "Flux" in self.pipeline
+
+    @property
     def negative(self) -> bool:
         """Whether diffusers' class has a negative prompt."""
-        return "LatentConsistency" not in self.pipeline
+        return not self.packs and "LatentConsistency" not in self.pipeline
 
 
 CASES = (
@@ -46,6 +51,10 @@ CASES = (
     Case("sdxl", "text", "ORTStableDiffusionXLPipeline"),
     Case("sdxl-refiner", "picture", "ORTStableDiffusionXLImg2ImgPipeline", 0.8),
     Case("odd", "text", "ORTStableDiffusionPipeline"),
+    Case("sd3", "text", "ORTStableDiffusion3Pipeline"),
+    Case("sd35-medium", "text", "ORTStableDiffusion3Pipeline"),
+    Case("dev", "text", "ORTFluxPipeline"),
+    Case("schnell", "text", "ORTFluxPipeline"),
     Case(SHIPPED, "text", "ORTStableDiffusionPipeline"),
 )
 

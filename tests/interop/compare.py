@@ -52,9 +52,12 @@ def directions(place: Place) -> dict[str, Verdict]:
         draw(place, "optimum")
     # optimum is to blame only where it fails with its own export too, of a checkpoint that diffusers itself draws
     sound = not place.drawn("diffusers", "diffusers").error
-    found = {
+    bundles = {
         "bundle in optimum": (place.drawn("ldmrt", "optimum"), place.drawn("optimum", "optimum")),
         "bundle in optimum, bound": (place.drawn("ldmrt", "optimum-bound"), place.drawn("optimum", "optimum-bound")),
+    }
+    found = {
+        **({} if place.case.packs else bundles),
         "optimum's export in ldmrt": (exporter if exporter.error else back, exporter),
     }
     expected = place.drawn("ldmrt", "ldmrt")

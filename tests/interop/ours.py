@@ -20,7 +20,7 @@ def draw(place: Place, maker: str, *, prompts: Sequence[str] = cases.PROMPTS, by
     else:
         asked |= {"image": cases.picture(), "strength": case.strength}
     if case.task == "mask":
-        asked["mask"] = cases.mask()
+        asked["mask_image"] = cases.mask()
     try:
         result = open_bundle(place.directory(maker))(
             prompts,

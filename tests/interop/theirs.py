@@ -45,7 +45,8 @@ def draw(pipeline: Any, place: Place) -> Any:
     case, values = place.case, list(torch.from_numpy(np.load(place.noises)))
     asked: dict[str, Any] = {"height": cases.HEIGHT, "width": cases.WIDTH}
     if case.task == "text":
-        asked["latents"] = values.pop(0)
+        latents = values.pop(0)
+        asked["latents"] = pipeline._pack_latents(latents, *latents.shape) if case.packs else latents
     if case.task == "picture":  # whose size is the picture's own
         asked = {}
     if case.task != "text":
@@ -79,7 +80,7 @@ def run(place: Place) -> None:
             export(place)
     except Exception as error:
         place.drawn("optimum", "exporter").fail(error)
-    for maker in ("ldmrt", "optimum"):
+    for maker in ("optimum",) if place.case.packs else ("ldmrt", "optimum"):
         attempt(place.drawn(maker, "optimum"), kind, place.directory(maker), place)
         # optimum reserves the memory of outputs beforehand, from their names in the graph: its own way on CUDA
         attempt(place.drawn(maker, "optimum-bound"), kind, place.directory(maker), place, use_io_binding=True)

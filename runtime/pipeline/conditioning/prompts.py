@@ -12,6 +12,7 @@ from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.tensors import Array, Engine
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
+POOLED = ("text_embeds", "pooler_output")  # CLIP's pooled embedding, with a projection or without; T5 has none
 Texts = tuple[str | None, ...]  # one for each text encoder; None is the empty word that SDXL takes as zeros
 
 
@@ -123,21 +124,22 @@ def encode(
         tokenizer = tokenizers[name.replace("text_encoder", "tokenizer")]
         own = [one[min(i, len(one) - 1)] for one in texts]
         unique = list(dict.fromkeys(text or "" for text in own))
-        clip = source.kind not in (JOINT, LONG) or "hidden_states.0" in [spec.name for spec in engine.outputs]
+        clip = source.kind not in (JOINT, LONG) or any(spec.name in POOLED for spec in engine.outputs)
         out = engine(input_ids=tokenizer(unique) if clip else tokenizer(unique, int(source.setting("tokens"))))
         places = [unique.index(text or "") for text in own]
         empty = np.array([text is None for text in own])
+        pool = POOLED[source.kind == LONG]
+        if layered and pool in out:
+            projected = out[pool][places].astype(np.float32, copy=False)
+            pooled.append(np.where(empty[:, None], np.float32(0), projected))
+        if source.kind == LONG and clip:
+            continue  # its states are not read
         taken = skips if clip else [0] * len(skips)  # T5's last state is taken as it is
         layers = {skip: out[_state(name, out, layered and clip, skip)] for skip in set(taken)}
         rows = [layers[skip][place] for skip, place in zip(taken, places, strict=True)]
         state = np.stack(rows).astype(np.float32, copy=False)
         states.append((clip, np.where(empty[:, None, None], np.float32(0), state) if empty.any() else state))
-        pool = "pooler_output" if source.kind == LONG else "text_embeds"
-        if layered and pool in out:
-            projected = out[pool][places].astype(np.float32, copy=False)
-            pooled.append(np.where(empty[:, None], np.float32(0), projected))
-    read = source.kind != LONG  # whether the network reads CLIP's states
-    context = np.concatenate([state for clip, state in states if clip is read], axis=-1)
+    context = np.concatenate([state for clip, state in states if clip or source.kind == LONG], axis=-1)
     if source.kind == JOINT:
         context = _joint(context, [state for clip, state in states if not clip], source)
     if not np.isfinite(context).all():

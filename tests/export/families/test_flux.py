@@ -189,4 +189,3 @@ def test_half_precision_keeps_the_time(places: Saved) -> None:
     times, scales = heard[::2], heard[1::2]
     assert [float(time[0]) for time in times] == pytest.approx(plan.t, rel=2**-23)  # of float32
     assert {float(scale[0]) for scale in scales} == {5000.0}
-
