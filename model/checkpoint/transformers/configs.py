@@ -112,6 +112,12 @@ def telling(kind: str, depth: int) -> list[str]:
     return [NORM, GUIDANCE] if kind == FLUX else [NORM, *(SECOND.format(n) for n in range(depth))]
 
 
+def _stated(own: JsonObject | None, key: str, usual: int) -> int:
+    """Return a number of another transformer's config, or the usual one."""
+    value = (own or {}).get(key)
+    return value if type(value) is int else usual
+
+
 def config_of_shapes(
     kind: str, blocks: Mapping[str, int], held: Collection[str], shape: Shape, own: JsonObject | None
 ) -> JsonObject:
@@ -129,7 +135,7 @@ def config_of_shapes(
     """
     width, joint = shape("context_embedder.weight", 2)
     pooled = shape("time_text_embed.text_embedder.linear_1.weight", 2)[1]
-    head = shape(NORM, 1)[0] if NORM in held else int((own or {}).get("attention_head_dim", HEAD))
+    head = shape(NORM, 1)[0] if NORM in held else _stated(own, "attention_head_dim", HEAD)
     config = {
         "attention_head_dim": head, "joint_attention_dim": joint, "num_attention_heads": width // max(head, 1),
         "num_layers": blocks["transformer_blocks"], "pooled_projection_dim": pooled,
@@ -149,5 +155,6 @@ def config_of_shapes(
     return config | {
         "caption_projection_dim": width, "dual_attention_layers": second, "in_channels": inputs,
         "out_channels": rows // max(patch, 1) ** 2, "patch_size": patch, "pos_embed_max_size": side,
-        "qk_norm": "rms_norm" if NORM in held else None, "sample_size": min(SIDE, side * patch),
+        "qk_norm": "rms_norm" if NORM in held else None,
+        "sample_size": min(_stated(own, "sample_size", SIDE), side * patch),
     }  # fmt: skip
