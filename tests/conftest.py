@@ -181,7 +181,7 @@ def shared_exports(export_once: Callable[[Any, Path], Path], monkeypatch: pytest
 @pytest.fixture
 def row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have low memory call networks on one row at a time, however small the images."""
-    monkeypatch.setattr("ldmrt.runtime.backends.few_rows.LATENTS", 1)
+    monkeypatch.setattr("ldmrt.runtime.backends.wrappers.few_rows.LATENTS", 1)
 
 
 @pytest.fixture(scope="session")

@@ -155,5 +155,10 @@ def flux(config: RawConfig) -> "Flux":
     embedding = network.time_text_embed
     embedding.time_proj = Sinusoids(embedding.time_proj.num_channels)
     network.pos_embed = RotaryPositions(read.axes_dims_rope)
-    network.thousandfold, network.pack, network.positions, network.unpack = Thousandfold(), Pack(), Positions(), Unpack()
+    network.thousandfold, network.pack, network.positions, network.unpack = (
+        Thousandfold(),
+        Pack(),
+        Positions(),
+        Unpack(),
+    )
     return cast("Flux", network.eval())

@@ -17,12 +17,12 @@ from ldmrt.runtime.errors import BundleError, LdmrtError
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.tensors import Engine
 
-from .few_rows import FewRows
 from .lazy_engines import LazyEngines
 from .low_memory import LowMemory, Maker, SharedEngine, in_low_memory
-from .packed import PackedTransformer, is_packed
 from .replaced_files import Watched
-from .text_encoder_cache import CachedTextEncoder
+from .wrappers.few_rows import FewRows
+from .wrappers.packed import PackedTransformer, is_packed
+from .wrappers.text_encoder_cache import CachedTextEncoder
 
 if TYPE_CHECKING:
     from .openvino.ranges import Ranges

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmrt.runtime.backends.text_encoder_cache import CachedTextEncoder
+from ldmrt.runtime.backends.wrappers.text_encoder_cache import CachedTextEncoder
 from ldmrt.runtime.bundle.certificate import (
     ImageSimilarity,
     RowError,

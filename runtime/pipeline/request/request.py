@@ -26,13 +26,14 @@ class Request(Fields):
     Attributes:
         prompt: A text, or a list of them; None for a model that reads none.
         negative_prompt: What the images shall not show, where `guidance_scale` is above 1.
-        prompt_2: SDXL and Stable Diffusion 3: the text that the second text encoder reads; `prompt` by default.
+        prompt_2: SDXL, Stable Diffusion 3 and FLUX.1: the text that the second text encoder reads; `prompt` by default.
         negative_prompt_2: The same for the negative prompt.
         prompt_3: Stable Diffusion 3: the text that T5 reads; `prompt` by default.
         negative_prompt_3: The same for the negative prompt.
         num_images_per_prompt: How many images of each prompt, 1 or more.
         num_inference_steps: Steps of the sampler, 1 or more.
-        guidance_scale: The weight w of classifier-free guidance (Ho & Salimans 2022, as in Imagen); 1 or less is none.
+        guidance_scale: The weight w of classifier-free guidance (Ho & Salimans 2022, as in Imagen); 1 or less is none. A
+            distilled network, such as that of FLUX.1 dev, is given it as an input.
         image_guidance_scale: InstructPix2Pix: the weight of the image, 1.5 by default (Brooks et al. 2023, equation 3).
         guidance_rescale: How much of its excess of contrast is taken back, 0 to 1 (Lin et al. 2023, section 3.4).
         guidance_interval: (low, high): guides at noise levels low < sigma / alpha <= high alone (Kynkäänniemi et al.
@@ -74,7 +75,7 @@ class Request(Fields):
         latents: (images, C, height / f, width / f): unit noise in place of the seeds', or what `denoising_end` left.
         prompt_embeds: (prompts, tokens, width) in place of `prompt`: the text encoder's output.
         negative_prompt_embeds: (prompts, tokens, width) in place of `negative_prompt`.
-        pooled_prompt_embeds: SDXL and Stable Diffusion 3: (prompts, width), which belongs to `prompt_embeds`.
+        pooled_prompt_embeds: SDXL, Stable Diffusion 3 and FLUX.1: (prompts, width), which belongs to `prompt_embeds`.
         negative_pooled_prompt_embeds: The same: (prompts, width), which belongs to `negative_prompt_embeds`.
         stages: Fields with other values in one stage of a cascade: {"upscale": {"num_inference_steps": 20}}.
         from_stage: The stage of a cascade that the request begins at, with `image`; the first by default.

@@ -9,32 +9,34 @@ from diffusers import FluxTransformer2DModel
 
 from ldmrt.export.components.table import components, example
 from ldmrt.model import load
-from ldmrt.runtime.backends.packed import PackedTransformer, is_packed
+from ldmrt.runtime.backends.wrappers.packed import PackedTransformer, is_packed
 from ldmrt.runtime.tensors import Array, Arrays, TensorSpec
 
 SIZES = {"batch": 2, "height": 48, "width": 80, "timesteps": 2}
 
 
+SHAPES: dict[str, tuple[int | str, ...]] = {
+    "hidden_states": ("batch_size", "packed_height_width", 64),
+    "encoder_hidden_states": ("batch_size", "sequence_length", 64),
+    "pooled_projections": ("batch_size", 32),
+    "timestep": ("steps",),
+    "txt_ids": ("sequence_length", 3),
+    "img_ids": ("packed_height_width", 3),
+    "guidance": ("batch_size",),
+}
+
+
 class Tokens:
     """diffusers' own network behind the interface that optimum gives it."""
 
-    shapes = {
-        "hidden_states": ("batch_size", "packed_height_width", 64),
-        "encoder_hidden_states": ("batch_size", "sequence_length", 64),
-        "pooled_projections": ("batch_size", 32),
-        "timestep": ("steps",),
-        "txt_ids": ("sequence_length", 3),
-        "img_ids": ("packed_height_width", 3),
-        "guidance": ("batch_size",),
-    }
-    inputs = tuple(TensorSpec(name, "float32", shape) for name, shape in shapes.items())
+    inputs = tuple(TensorSpec(name, "float32", shape) for name, shape in SHAPES.items())
     outputs = (TensorSpec("out_hidden_states", "float32", ("batch_size", "packed_height_width", 64)),)
 
     def __init__(self, folder: Path) -> None:
         self.network, self.closed = FluxTransformer2DModel.from_pretrained(folder / "transformer"), False
 
     def __call__(self, **arrays: Array) -> Arrays:
-        assert arrays.keys() == self.shapes.keys()
+        assert arrays.keys() == SHAPES.keys()
         with torch.no_grad():
             given = {name: torch.from_numpy(array) for name, array in arrays.items()}
             return {"out_hidden_states": self.network(**given, return_dict=False)[0].numpy()}

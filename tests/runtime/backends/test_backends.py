@@ -13,8 +13,8 @@ from ldmrt.runtime import open as open_bundle
 from ldmrt.runtime.backends.auto import AutoEngine, sessions
 from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.backends.registry import BACKENDS, BackendSettings, open_engines
-from ldmrt.runtime.backends.text_encoder_cache import CachedTextEncoder
 from ldmrt.runtime.backends.trt.engine import TrtEngine
+from ldmrt.runtime.backends.wrappers.text_encoder_cache import CachedTextEncoder
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.engine_key import Range, Recipe
 from ldmrt.runtime.bundle.engines.store import FOLDER, model_digests, write_engine

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ldmrt.runtime.backends.few_rows import LATENTS, FewRows
+from ldmrt.runtime.backends.wrappers.few_rows import LATENTS, FewRows
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.tensors import Array, Arrays, TensorSpec, conform
 

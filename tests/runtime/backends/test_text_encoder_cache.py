@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ldmrt.runtime
-from ldmrt.runtime.backends.text_encoder_cache import CachedTextEncoder
+from ldmrt.runtime.backends.wrappers.text_encoder_cache import CachedTextEncoder
 from ldmrt.runtime.tensors import TensorSpec
 
 

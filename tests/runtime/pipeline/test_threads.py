@@ -14,7 +14,7 @@ import ldmrt.runtime
 from ldmrt.runtime import LdmrtError, Request
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.backends.low_memory import in_low_memory
-from ldmrt.runtime.backends.text_encoder_cache import CachedTextEncoder
+from ldmrt.runtime.backends.wrappers.text_encoder_cache import CachedTextEncoder
 from ldmrt.runtime.tensors import TensorSpec
 
 THREADS = 8

@@ -60,11 +60,13 @@ def pack(latents: Array) -> Array:
     """Put the latents of each patch into one token: (B, C, h, w) to (B, h/2 w/2, 4 C)."""
     batch, channels, height, width = latents.shape
     patches = latents.reshape(batch, channels, height // PATCH, PATCH, width // PATCH, PATCH)
-    return patches.transpose(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * PATCH**2)
+    tokens: Array = patches.transpose(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * PATCH**2)
+    return tokens
 
 
 def unpack(tokens: Array, rows: int, columns: int) -> Array:
     """Put tokens back into latents: (B, rows x columns, 4 C) to (B, C, 2 rows, 2 columns)."""
     batch, channels = len(tokens), tokens.shape[-1] // PATCH**2
     patches = tokens.reshape(batch, rows, columns, channels, PATCH, PATCH)
-    return patches.transpose(0, 3, 1, 4, 2, 5).reshape(batch, channels, rows * PATCH, columns * PATCH)
+    latents: Array = patches.transpose(0, 3, 1, 4, 2, 5).reshape(batch, channels, rows * PATCH, columns * PATCH)
+    return latents
