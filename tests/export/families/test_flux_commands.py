@@ -26,7 +26,9 @@ def test_the_certificate_holds(half: Path) -> None:
     assert bundle.certificate_issues == []
     assert bundle.components == ("text_encoder", "text_encoder_2", "transformer", "vae_decoder", "vae_encoder")
     ran("verify", half)
-    assert "the network is given state, timestep, t5 prompt, clip pooled prompt, guidance" in ran("inspect", half).output
+    assert (
+        "the network is given state, timestep, t5 prompt, clip pooled prompt, guidance" in ran("inspect", half).output
+    )
     assert "transformer" in ran("plan", half, "--sizes", "64x64").output
 
 

@@ -41,6 +41,28 @@ def test_a_dynamic_shift_is_that_of_diffusers(tokens: int, change: dict[str, Any
 
 
 @pytest.mark.oracle
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize(
+    "change", [{}, {"use_dynamic_shifting": False, "shift": 1.0}, {"shift_terminal": 0.02}], ids=str
+)
+def test_trailing_levels_are_those_of_flux_pipelines(tokens: int, change: dict[str, Any]) -> None:
+    """They are FLUX.1 dev's, schnell's, and those of a scheduler with a least level."""
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    config = {**FLUX, **change}
+    theirs = Theirs(EULER, config)
+    of = theirs.exact.config
+    keys = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    theirs.exact.set_timesteps(
+        sigmas=np.linspace(1.0, 1 / 7, 7), mu=calculate_shift(tokens, *(of[key] for key in keys))
+    )
+    plan = plan_from_config(config, 7, tokens=tokens, trailing=True)
+    # float64 on both sides; a few roundings of levels of at most 1.
+    np.testing.assert_allclose(plan.sigma, theirs.exact.sigmas[:-1].numpy(), rtol=0, atol=1e-14)
+    np.testing.assert_allclose(plan.t, theirs.exact.timesteps.numpy(), rtol=0, atol=1e-11)
+
+
+@pytest.mark.oracle
 @pytest.mark.parametrize(
     ("name", "class_name"),
     [("dpmpp_2m", "DPMSolverMultistepScheduler"), ("unipc", "UniPCMultistepScheduler"),
