@@ -94,18 +94,18 @@ _UNET_REFINER = _UNET_XL | {
 }  # fmt: skip
 
 
-_VAE_1 = {
+VAE_1 = {
     "act_fn": "silu", "block_out_channels": [128, 256, 512, 512], "down_block_types": ["DownEncoderBlock2D"] * 4,
     "in_channels": 3, "latent_channels": 4, "layers_per_block": 2, "norm_num_groups": 32, "out_channels": 3,
     "sample_size": 512, "scaling_factor": 0.18215, "up_block_types": ["UpDecoderBlock2D"] * 4,
 }  # fmt: skip
 
 
-_VAE_2 = _VAE_1 | {"sample_size": 768}
+_VAE_2 = VAE_1 | {"sample_size": 768}
 
 
-_VAE_XL = _VAE_1 | {"force_upcast": True, "sample_size": 1024, "scaling_factor": 0.13025}
-_TEXT_L, _TEXT_H, _TEXT_G = (
+_VAE_XL = VAE_1 | {"force_upcast": True, "sample_size": 1024, "scaling_factor": 0.13025}
+TEXT_L, _TEXT_H, TEXT_G = (
     _text(768, 12, "quick_gelu", 768),
     _text(1024, 23, "gelu", 512),  # the last of 24 layers goes unused
     _text(1280, 32, "gelu", 1280),
@@ -127,37 +127,37 @@ _EULER = {
 }  # fmt: skip
 
 
-_NONE = [None, None]
-_SD: JsonObject = {"_class_name": "StableDiffusionPipeline", "feature_extractor": _NONE, "safety_checker": _NONE}
+NONE = [None, None]
+_SD: JsonObject = {"_class_name": "StableDiffusionPipeline", "feature_extractor": NONE, "safety_checker": NONE}
 _SD |= {"requires_safety_checker": False}
 _XL: JsonObject = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
 _XL_REFINER: JsonObject = {
     "_class_name": "StableDiffusionXLImg2ImgPipeline", "force_zeros_for_empty_prompt": False,
-    "requires_aesthetics_score": True, "text_encoder": _NONE, "tokenizer": _NONE,
+    "requires_aesthetics_score": True, "text_encoder": NONE, "tokenizer": NONE,
 }  # fmt: skip
 
 
-_OF_1 = {"text_encoder": Text("cond_stage_model.transformer.", CLIP, TEXT[0], END, _TEXT_L)}
+_OF_1 = {"text_encoder": Text("cond_stage_model.transformer.", CLIP, TEXT[0], END, TEXT_L)}
 
 
 _OF_2 = {"text_encoder": Text("cond_stage_model.model.", OPEN_CLIP, TEXT[0], "!", _TEXT_H)}
 
 
 _OF_XL = {
-    "text_encoder": Text("conditioner.embedders.0.transformer.", CLIP, TEXT[0], END, _TEXT_L),
-    "text_encoder_2": Text("conditioner.embedders.1.model.", OPEN_CLIP, TEXT[1], "!", _TEXT_G),
+    "text_encoder": Text("conditioner.embedders.0.transformer.", CLIP, TEXT[0], END, TEXT_L),
+    "text_encoder_2": Text("conditioner.embedders.1.model.", OPEN_CLIP, TEXT[1], "!", TEXT_G),
 }
 
 
-_OF_REFINER = {"text_encoder_2": Text("conditioner.embedders.0.model.", OPEN_CLIP, TEXT[1], "!", _TEXT_G)}
-_FIRST = Family("1.x", _UNET_1, _VAE_1, _OF_1, _PNDM, _SD)
+_OF_REFINER = {"text_encoder_2": Text("conditioner.embedders.0.model.", OPEN_CLIP, TEXT[1], "!", TEXT_G)}
+_FIRST = Family("1.x", _UNET_1, VAE_1, _OF_1, _PNDM, _SD)
 _SECOND = Family("2.x", _UNET_2, _VAE_2, _OF_2, _DDIM | {"prediction_type": "v_prediction"}, _SD)
 _BASE = Family("XL", _UNET_XL, _VAE_XL, _OF_XL, _EULER, _XL)
 FAMILIES = (
     _FIRST,
     _FIRST.inpainting(_DDIM),
     _SECOND,
-    replace(_SECOND, vae=_VAE_1).inpainting(_PNDM, sample_size=64, upcast_attention=False),
+    replace(_SECOND, vae=VAE_1).inpainting(_PNDM, sample_size=64, upcast_attention=False),
     _BASE,
     _BASE.inpainting(_EULER),
     Family("XL refiner", _UNET_REFINER, _VAE_XL, _OF_REFINER, _EULER, _XL_REFINER),
@@ -190,5 +190,5 @@ def recognise(tensors: Mapping[str, Lazy], path: Path, replaced: Collection[str]
         found = f"{len(tensors)} weights, such as {min(tensors, default='none')}"
     else:
         found = f"{UNET}input_blocks.0.0.weight of shape {first.shape}"
-    expected = "Stable Diffusion " + ", ".join(family.name for family in FAMILIES)
+    expected = f"Stable Diffusion {', '.join(family.name for family in FAMILIES)}, 3 or 3.5, or FLUX.1"
     raise LdmrtError("checkpoint", f"unsupported family of models in {path}", expected=expected, found=found)

@@ -11,13 +11,16 @@ from ldmrt.runtime.files.reading import read_json
 from .folder import CONFIGS, INDEX, SCHEDULER, check_variant, folders_of, split_index
 
 
-def download(name: str, variant: str | None = None, left_out: Collection[str] = ()) -> Path:
+def download(
+    name: str, variant: str | None = None, left_out: Collection[str] = (), replaced: Collection[str] = ()
+) -> Path:
     """Fetch a model into the hub's cache and return its folder; without a network, the files that are there already.
 
     Args:
         name: "owner/name" of a model in diffusers' layout.
         variant: The variant of the weights to fetch, such as fp16.
         left_out: Parts that are not fetched.
+        replaced: Parts of which the config alone is fetched, as the weights come from elsewhere.
 
     Raises:
         LdmrtError: There is no such model, it has no such variant, or the hub does not answer.
@@ -36,8 +39,8 @@ def download(name: str, variant: str | None = None, left_out: Collection[str] = 
     needed = [INDEX]
     for part, files in inside.items():
         if part in networks:
-            weights = choose(part, files, variant, f"{name}/{folders[part]}")
-            files = ["config.json", weights, *shards(weights, files)]
+            weights = [] if part in replaced else [choose(part, files, variant, f"{name}/{folders[part]}")]
+            files = ["config.json", *weights, *(shard for index in weights for shard in shards(index, files))]
         needed += [f"{folders[part]}/{file}".removeprefix("/") for file in files]
     return fetch("checkpoint", name, needed)
 

@@ -21,7 +21,7 @@ from ldmrt.runtime.bundle.graphs import DENOISERS, denoiser_of
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.hub import is_hub_name
 from ldmrt.runtime.files.reading import JsonObject, read_json
-from ldmrt.runtime.files.recognise import ADAPTER, BUNDLE, CHECKPOINT, CONTROLNET, LORA, refuse_other
+from ldmrt.runtime.files.recognise import ADAPTER, BUNDLE, CHECKPOINT, CONTROLNET, LORA, NO_CHECKPOINTS, refuse_other
 from ldmrt.runtime.samplers.config import Config
 from ldmrt.runtime.samplers.settings import with_settings
 
@@ -57,9 +57,11 @@ def load(
         variant: The variant of the weights, such as "fp16"; by default the plain one, or the only one.
         dtype: The dtype of all weights, or one for each network's name and "" for all others; None leaves weights as
             they are stored.
-        tokenizer: A folder with CLIP's vocabulary, which a single file does not hold.
+        tokenizer: A folder with CLIP's vocabulary, which a single file does not hold; for Stable Diffusion 3 and FLUX.1
+            a checkpoint's folder, with T5's too.
         prediction_type: "epsilon", "v_prediction" or "sample", for models that do not state it.
-        parts: Folders or files that take the place of the checkpoint's own "vae", "text_encoder" or "text_encoder_2".
+        parts: Folders or files that take the place of the checkpoint's own "vae", "transformer", "text_encoder" and so
+            on.
         scheduler: A scheduler's config in the place of the checkpoint's own.
         settings: Keys of the scheduler's config with other values.
         without_t5: Leaves T5 out of a Stable Diffusion 3: its files are neither fetched nor read.
@@ -71,20 +73,18 @@ def load(
         LdmrtError: The source is missing, damaged, of an unsupported architecture, or its parts do not fit together.
     """
     path, left_out = Path(source), T5_PARTS if without_t5 else ()
-    refuse_other("checkpoint", path, CHECKPOINT)
+    refuse_other("checkpoint", path, CHECKPOINT, *(() if path.is_dir() else NO_CHECKPOINTS))
     if path.exists() and not path.is_dir():
-        if without_t5:
-            raise LdmrtError("checkpoint", "a single file has no T5 to leave out", expected="no --without-t5")
         if variant is not None:
             raise LdmrtError("checkpoint", "a single file has no variants", found=variant)
-        description = single_file.read_file(path, tokenizer, prediction_type, parts or ())
+        description = single_file.read_file(path, tokenizer, prediction_type, parts or (), left_out)
     else:
         if tokenizer is not None:
             raise LdmrtError("tokenizer", "is only for a single file; a folder has its own", found=source)
         if path.suffix in single_file.SUFFIXES and not path.exists():
             raise LdmrtError("checkpoint", f"no file {path}")
         if not path.exists() and is_hub_name(str(source)):
-            path = hub.download(str(source), variant, left_out)
+            path = hub.download(str(source), variant, left_out, parts or ())
         description = read_folder(path, variant, parts or (), left_out)
         if prediction_type is not None:
             stated = {**description.scheduler, "prediction_type": prediction_type}

@@ -1,4 +1,4 @@
-"""Read one network from its own file, a folder or a whole checkpoint: autoencoder, text encoder, ControlNet."""
+"""Read one network from its own file, a folder or a whole checkpoint: a part of a model, or a ControlNet."""
 
 import re
 from collections.abc import Mapping
@@ -10,6 +10,8 @@ from ldmrt.model.networks.controls.controlnet import ControlNetConfig
 from ldmrt.model.networks.unet import UNetConfig
 from ldmrt.model.weights.lazy import Lazy, Place
 from ldmrt.model.weights.weights import Tensors, bare, open_weights
+from ldmrt.runtime.bundle.graphs import TRANSFORMER
+from ldmrt.runtime.bundle.stage_of_configs import FLUX
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject, read_json
 
@@ -19,10 +21,13 @@ from .file_notes import without_leftovers
 from .folder import PARTS, T5, T5_PARTS, TEXT, Source, part_of_folder
 from .original_names import VAE, clip_place, controlnet_place, ldm_modules, open_clip_place, vae_place
 from .single_file import unused
+from .transformers.configs import FLUX_PIPELINES, flux_pipeline
+from .transformers.files import find_transformer
 
 VAE_ANCHOR, HINT = "decoder.conv_in.weight", "input_hint_block.0.weight"
 CLIP_ANCHOR, OPEN_CLIP_ANCHOR = "embeddings.position_embedding.weight", "positional_embedding"
 COND, CONTEXT = "controlnet_cond_embedding.conv_in.weight", "attn2.to_k.weight"
+T5_ANCHOR = "encoder.final_layer_norm.weight"
 VISION = re.compile(r"(^|\.)(visual|vision_model|visual_projection)\.")  # CLIP's other half
 BUFFERS = re.compile(r"(^|\.)(position_ids|logit_scale|attn_mask)$")
 # Controls of other kinds, by how a tensor's name begins. "difference" marks weights to be added to the U-Net's.
@@ -35,41 +40,67 @@ OTHER_CONTROLS = {
 
 
 def with_part(source: Source, part: str, path: Path, variant: str | None = None) -> Source:
-    """Put an autoencoder or a text encoder from elsewhere in the place of a checkpoint's own, if it has one.
+    """Put an autoencoder, a transformer or a text encoder from elsewhere in the place of a checkpoint's own, if any.
 
     Args:
         source: The checkpoint, which is not changed.
-        part: "vae", "text_encoder", "text_encoder_2" or "text_encoder_3".
+        part: "vae", "transformer", "text_encoder", "text_encoder_2" or "text_encoder_3".
         path: A folder with a config.json, a folder with such a folder in it, or a file of weights.
         variant: The variant of the weights to read from a folder.
 
     Raises:
         LdmrtError: The weights are missing or damaged, or nothing says their config.
     """
-    usual = T5 if part == T5_PARTS[0] else TEXT[0] if part.startswith("text_encoder") else "AutoencoderKL"
+    usual = {"vae": "AutoencoderKL", TRANSFORMER: "", T5_PARTS[0]: T5}.get(part, TEXT[0])
     kind, config = source.networks.get(part, (usual, None))
+    if part == TRANSFORMER and "unet" in source.networks:
+        problem, expected = "this checkpoint has a U-Net", "a Stable Diffusion 3 or FLUX.1"
+        raise LdmrtError(part, problem, expected=expected, hint="leave out --transformer")
     if path.is_dir():
         folder = path if (path / "config.json").exists() else path / part
         config = read_json(part, folder / "config.json")
-        kind = _class_of(config, kind) if part == "vae" else kind
+        kind = _class_of(part, config, kind) if part in ("vae", TRANSFORMER) else kind
         tensors = part_of_folder(part, folder, variant)
+    elif part == TRANSFORMER:
+        kind, config, tensors = _transformer(path, config, kind)
     elif config is None:
         raise LdmrtError(part, f"no config for {path}", hint=f"a folder with the {part}'s config.json")
     elif kind == T5:
-        tensors = Tensors(open_weights(part, path), path)
+        tensors = _t5(part, path)
     else:
         tensors = (_autoencoder if part == "vae" else _text_encoder)(path, config, kind)
-    own = source.tensors
-    networks = {**source.networks, part: (kind, config)}
-    return replace(source, networks=networks, tensors=lambda name: tensors if name == part else own(name))
+    own, index, networks = source.tensors, source.index, {**source.networks, part: (kind, config)}
+    if kind == FLUX and index.get("_class_name") in FLUX_PIPELINES:  # of the channels that its transformer reads
+        index = {**index, "_class_name": flux_pipeline(config)}
+    return replace(source, index=index, networks=networks, tensors=lambda name: tensors if name == part else own(name))
 
 
-def _class_of(config: JsonObject, kind: str) -> str:
-    """Return the class in diffusers that an autoencoder's config.json names, or `kind`; refuse an unsupported one."""
+def _class_of(part: str, config: JsonObject, kind: str) -> str:
+    """Return the class in diffusers that a part's config.json names, or `kind`; refuse an unsupported one."""
     named = str(config.get("_class_name") or kind)
-    if named not in PARTS["vae"]:
-        raise LdmrtError("vae", f"unsupported {named} in config.json", expected=" or ".join(PARTS["vae"]))
+    if named not in PARTS[part]:
+        raise LdmrtError(part, f"unsupported {named} in config.json", expected=" or ".join(PARTS[part]))
     return named
+
+
+def _transformer(path: Path, own: JsonObject | None, kind: str) -> tuple[str, JsonObject, Tensors]:
+    """Describe a transformer in a file, alone or in a whole checkpoint: its class, its config and its tensors."""
+    tensors = open_weights(TRANSFORMER, path)
+    found = find_transformer(path, tensors, own)
+    if found is None or found[0].kind != (kind or found[0].kind):
+        expected = kind or " or ".join(PARTS[TRANSFORMER])
+        first = f"{len(tensors)} tensors, such as {min(tensors, default='none')}" if found is None else found[0].kind
+        raise LdmrtError(TRANSFORMER, f"{path} holds no transformer that fits", expected=expected, found=first)
+    transformer, _ = found
+    return transformer.kind, transformer.config, transformer.tensors
+
+
+def _t5(part: str, path: Path) -> Tensors:
+    """Describe T5's tensors, alone or in a whole checkpoint."""
+    tensors = open_weights(part, path)
+    prefix = _prefix(part, path, tensors, T5_ANCHOR)
+    named = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    return Tensors(named, path)
 
 
 def controlnet_source(path: Path) -> tuple[JsonObject, Tensors]:

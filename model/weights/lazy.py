@@ -33,13 +33,19 @@ class Lazy:
         shape = self.shape[:2] if set(self.shape[2:]) <= {1} else self.shape
         return replace(self, shape=shape, view=lambda: self.view().reshape(shape))
 
-    def part(self, index: int, count: int) -> "Lazy":
-        """Describe one of `count` tensors that are stacked along the first axis."""
+    def part(self, index: int, count: int, length: int = 1) -> "Lazy":
+        """Describe one of `count` tensors that are stacked along the first axis, or `length` of them as one."""
         rows, rest = divmod(self.shape[0] if self.shape else 1, count)
         if rest:
             return self  # its shape then does not fit, which `match` reports
-        shape = (rows, *self.shape[1:])
-        return replace(self, shape=shape, view=lambda: self.view()[index * rows : (index + 1) * rows])
+        shape = (length * rows, *self.shape[1:])
+        return replace(self, shape=shape, view=lambda: self.view()[index * rows : (index + length) * rows])
+
+    def swapped(self) -> "Lazy":
+        """Describe the tensor with the halves of its first axis in the other order."""
+        if not self.shape or self.shape[0] % 2:
+            return self  # its shape then does not fit, which `match` reports
+        return replace(self, view=lambda: torch.cat(self.view().chunk(2)[::-1]))
 
 
 Place = tuple[str, Callable[[Lazy], Lazy]]  # a tensor's name in a file, and what makes it a network's

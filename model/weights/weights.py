@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.files.reading import JsonObject, parse_json, plain_file, read_json
+from ldmrt.runtime.files.recognise import refuse_gguf
 from ldmrt.runtime.files.writing import write_atomically
 
 from .lazy import Lazy, Place, as_it_is
@@ -81,7 +82,8 @@ def open_noted(component: str, path: Path) -> tuple[dict[str, Lazy], Notes]:
 
 
 def is_safetensors(component: str, path: Path) -> bool:
-    """Tell safetensors from pickles by their first bytes; by the name where those are of neither."""
+    """Tell safetensors from pickles by their first bytes; by the name where those are of neither. GGUF is refused."""
+    refuse_gguf(component, path)
     with plain_file(component, path).open("rb") as file:
         begin = file.read(9)
     if begin[8:] == b"{" and int.from_bytes(begin[:8], "little") <= path.stat().st_size:

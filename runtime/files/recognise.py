@@ -17,7 +17,16 @@ from ldmrt.runtime.errors import LdmrtError
 from .reading import read_json
 
 BUNDLE, CHECKPOINT, LORA, EMBEDDING = "bundle", "checkpoint", "LoRA", "textual inversion"
-CONTROLNET, ADAPTER, AUTOENCODER = "ControlNet", "T2I-Adapter", "autoencoder"
+CONTROLNET, ADAPTER, AUTOENCODER, TRANSFORMER = "ControlNet", "T2I-Adapter", "autoencoder", "transformer"
+NO_CHECKPOINTS = (
+    BUNDLE,
+    LORA,
+    EMBEDDING,
+    CONTROLNET,
+    ADAPTER,
+    AUTOENCODER,
+)  # a transformer's file may be one
+GGUF = b"GGUF"  # how files of llama.cpp's format begin
 MANIFEST, GRAPHS = "ldmrt.json", "*/model.onnx"  # a bundle has both, one of optimum the latter
 MOST = 8 << 20  # bytes that are searched for names
 UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)  # of any archive
@@ -32,12 +41,17 @@ _TENSORS = (
         rb"|\.oft_|\.(diff|diff_b|w_norm|b_norm)\b|bundle_emb\.",
     ),
     (CHECKPOINT, rb"model\.diffusion_model\."),
-    (CONTROLNET, rb"control_model\.|controlnet_cond_embedding|input_hint_block"),
+    (CONTROLNET, rb"control_model\.|controlnet_cond_embedding|input_hint_block|controlnet_blocks\."),
+    (
+        TRANSFORMER,
+        rb"\b(double_blocks\.0\.img_mod\.lin|joint_blocks\.0\.x_block|transformer_blocks\.0\.attn\.add_q_proj)\.",
+    ),
     (EMBEDDING, rb"string_to_param|emb_params|\"clip_[lg]\""),
     (AUTOENCODER, rb"decoder\.conv_in\.|first_stage_model\."),
 )
 _CLASSES = {"ControlNetModel": CONTROLNET, "T2IAdapter": ADAPTER}
 _CLASSES |= dict.fromkeys(("AutoencoderKL", "AutoencoderTiny"), AUTOENCODER)
+_CLASSES |= dict.fromkeys(("SD3Transformer2DModel", "FluxTransformer2DModel"), TRANSFORMER)
 _NEXT = {
     BUNDLE: 'ldmrt generate {path} "PROMPT", or the checkpoint that the bundle was exported from',
     CHECKPOINT: "ldmrt export {path} {out}",
@@ -46,6 +60,7 @@ _NEXT = {
     CONTROLNET: "ldmrt export CHECKPOINT BUNDLE --controlnet NAME={path}",
     ADAPTER: "ldmrt export CHECKPOINT BUNDLE --adapter NAME={path}",
     AUTOENCODER: "ldmrt export CHECKPOINT BUNDLE --vae {path}",
+    TRANSFORMER: "ldmrt export CHECKPOINT BUNDLE --transformer {path}",
 }
 
 
@@ -66,14 +81,31 @@ def refuse_other(where: str, path: Path, wanted: str, *others: str) -> None:
         others: The kinds to refuse; all but `wanted` where none is named.
 
     Raises:
-        LdmrtError: The path is not of these kinds; the hint is the command that takes it.
+        LdmrtError: The path is not of these kinds; the hint is the command that takes it. Or it is a GGUF file.
     """
+    refuse_gguf(where, path)
     kind = kind_of(path)
     if kind and kind != wanted and (not others or kind in others):
         out = shlex.quote((Path("out") / path.stem).as_posix())
         hint = _NEXT[kind].format(path=shlex.quote(str(path)), out=out)
         article = "an" if kind[0] in "aeiou" else "a"
         raise LdmrtError(where, f"{path} is {article} {kind}, not a {wanted}", hint=hint)
+
+
+def refuse_gguf(where: str, path: Path) -> None:
+    """Refuse a GGUF file, whose weights are rounded to few bits in blocks.
+
+    Raises:
+        LdmrtError: The file begins as one.
+    """
+    begin = b""
+    with contextlib.suppress(OSError, ValueError):
+        if path.is_file():
+            with path.open("rb") as file:
+                begin = file.read(len(GGUF))
+    if begin == GGUF:
+        hint = "use the .safetensors file that it was made of; float8 is read too"
+        raise LdmrtError(where, f"{path} is a GGUF file", expected="a .safetensors file", hint=hint)
 
 
 def expect_bundle(path: Path) -> None:

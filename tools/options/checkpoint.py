@@ -36,6 +36,7 @@ class CheckpointOptions:
     scheduler_config: Path | None
     settings: "JsonObject"
     without_t5: bool = False
+    transformer: Path | None = None
 
     def load(self, dtype: "Mapping[str, torch.dtype | None]") -> "tuple[Checkpoint, JsonObject]":
         """Load the checkpoint, merge LoRAs and textual inversions into it, and add its controls.
@@ -54,7 +55,8 @@ class CheckpointOptions:
         from ldmrt.runtime.samplers.settings import read_scheduler
 
         assert self.checkpoint is not None
-        parts = self.text_encoders | ({"vae": self.vae} if self.vae else {})
+        own = {"vae": self.vae, "transformer": self.transformer}
+        parts = self.text_encoders | {part: path for part, path in own.items() if path}
         scheduler = None if self.scheduler_config is None else read_scheduler(self.scheduler_config)
         loaded = load(
             self.checkpoint,
@@ -190,7 +192,9 @@ CONTROLS = (
                  help="Add a T2I-Adapter; the U-Net then takes its features."),
 )  # fmt: skip
 WITHOUT_T5 = click.option("--without-t5", is_flag=True, help="Leave out T5, Stable Diffusion 3's largest text encoder.")
-OPTIONS = (*BASE[:3], *CONTROLS, *BASE[3:], SCHEDULER[1], WITHOUT_T5)
+TRANSFORMER = click.option("--transformer", type=FILE,
+                           help="Transformer in place of the checkpoint's: a folder or a file.")  # fmt: skip
+OPTIONS = (*BASE[:3], *CONTROLS, *BASE[3:6], TRANSFORMER, *BASE[6:], SCHEDULER[1], WITHOUT_T5)
 NAMES = ("variant", "tokenizer", "prediction", "loras", "embeddings", "vae", "text_encoders", "scheduler_config")
 
 

@@ -100,6 +100,14 @@ def test_shards_and_variants(served: Hub, checkpoint: Path, tmp_path: Path) -> N
     }  # fmt: skip
 
 
+def test_weights_of_a_part_from_elsewhere_are_not_fetched(served: Hub, checkpoint: Path) -> None:
+    """Its config is, which a file of weights lacks; they may be most of the model."""
+    vae = checkpoint / "vae" / "diffusion_pytorch_model.safetensors"
+    loaded = load(NAME, parts={"vae": vae})
+    assert loaded.vae.state_dict().keys() == load(checkpoint).vae.state_dict().keys()
+    assert {name for name in served.fetched if "vae/" in name} == {"vae/config.json"}
+
+
 @pytest.mark.parametrize("name", ["ldm", "ddpm"])
 def test_folders_of_older_pipelines(name: str, served: Hub, tmp_path: Path) -> None:
     """Under other names, or none: the U-Net and the scheduler of a DDPM lie beside model_index.json on the hub."""

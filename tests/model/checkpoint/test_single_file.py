@@ -176,7 +176,7 @@ def test_loads_what_diffusers_loads(name: str, narrow: dict[str, Family], vocabu
 def test_tokenizers_are_those_of_the_family(
     name: str, narrow: dict[str, Family], vocabulary: Path, tmp_path: Path
 ) -> None:
-    for part, files in tokenizers(narrow[name], vocabulary).items():
+    for part, files in tokenizers(narrow[name].texts, vocabulary).items():
         for file, content in files.items():
             (tmp_path / file).write_bytes(content)
         tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
@@ -289,10 +289,10 @@ def test_errors(name: str, written: tuple[Path, dict[str, Tensor]], vocabulary: 
 
 
 def test_of_another_suffix(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(LdmrtError, match=r"cannot read .*model.gguf; expected .safetensors or .ckpt"):
-        read_file(tmp_path / "model.gguf")
+    (tmp_path / "model.weights").write_bytes(b"x")
+    with pytest.raises(LdmrtError, match=r"cannot read .*model.weights; expected .safetensors or .ckpt"):
+        read_file(tmp_path / "model.weights")
     with pytest.raises(LdmrtError, match="a single file has no variants; found fp16"):
-        load(tmp_path / "model.gguf", variant="fp16")
+        load(tmp_path / "model.weights", variant="fp16")
     with pytest.raises(LdmrtError, match=r"no file .*model.ckpt"):
         load(tmp_path / "model.ckpt")

@@ -16,7 +16,19 @@ from ldmrt.model.checkpoint.load import load_adapter, load_autoencoder, load_con
 from ldmrt.model.lora.merge import read_lora
 from ldmrt.model.textual_inversion.merge import read_embedding
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.files.recognise import ADAPTER, AUTOENCODER, BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING, LORA, kind_of
+from ldmrt.runtime.files.recognise import (
+    ADAPTER,
+    AUTOENCODER,
+    BUNDLE,
+    CHECKPOINT,
+    CONTROLNET,
+    EMBEDDING,
+    LORA,
+    TRANSFORMER,
+    kind_of,
+)
+
+from ...support.families.stable_diffusion_3 import save_sd3
 
 TAKES_A_BUNDLE = (
     "generate BUNDLE x",
@@ -36,6 +48,7 @@ NAMES = {
     CONTROLNET: "control_model.input_hint_block.0.weight",
     EMBEDDING: "emb_params",
     AUTOENCODER: "decoder.conv_in.weight",
+    TRANSFORMER: "double_blocks.0.img_mod.lin.weight",
 }
 COMMANDS = {
     LORA: "ldmrt export CHECKPOINT BUNDLE --lora",
@@ -44,6 +57,7 @@ COMMANDS = {
     ADAPTER: "ldmrt export CHECKPOINT BUNDLE --adapter NAME=",
     EMBEDDING: "ldmrt export CHECKPOINT BUNDLE --embedding",
     AUTOENCODER: "ldmrt export CHECKPOINT BUNDLE --vae",
+    TRANSFORMER: "ldmrt export CHECKPOINT BUNDLE --transformer",
     BUNDLE: "ldmrt generate",
 }
 
@@ -61,10 +75,17 @@ def weights(folder: Path, kind: str, suffix: str) -> Path:
 
 def folder_of(folder: Path, kind: str) -> Path:
     """A folder with the config that says what it is."""
-    name = {CONTROLNET: "ControlNetModel", ADAPTER: "T2IAdapter", AUTOENCODER: "AutoencoderKL"}[kind]
+    names = {CONTROLNET: "ControlNetModel", ADAPTER: "T2IAdapter", AUTOENCODER: "AutoencoderKL"}
+    name = {**names, TRANSFORMER: "FluxTransformer2DModel"}[kind]
     (folder / "network").mkdir()
     (folder / "network" / "config.json").write_text(json.dumps({"_class_name": name}))
     return folder / "network"
+
+
+@pytest.fixture(scope="module")
+def sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose denoiser is a transformer."""
+    return save_sd3("sd3-without-t5", tmp_path_factory.mktemp("sd3") / "folder")
 
 
 @pytest.mark.parametrize("words", TAKES_A_BUNDLE)
@@ -87,15 +108,41 @@ def test_files(ldmrt: Any, tmp_path: Path, kind: str, suffix: str) -> None:
     with pytest.raises(LdmrtError, match="not a bundle"):
         ldmrt_open(path)
     if kind != CHECKPOINT:
-        with pytest.raises(LdmrtError, match=f"{kind}, not a checkpoint"):
+        # a transformer's file is a checkpoint once it has its parts, and this one has the one weight alone
+        message = "tensors are missing" if kind == TRANSFORMER else f"{kind}, not a checkpoint"
+        with pytest.raises(LdmrtError, match=message):
             load(path)
+
+
+@pytest.mark.parametrize(
+    "option", [None, "--vae", "--transformer", "--text-encoder", "--lora", "--embedding", "--controlnet", "--adapter"]
+)
+@pytest.mark.parametrize("suffix", [".gguf", ".safetensors"])
+def test_gguf_is_refused_everywhere(
+    ldmrt: Any, option: str | None, suffix: str, checkpoint: Path, sd3_folder: Path, tmp_path: Path
+) -> None:
+    """It is known by its first bytes, whatever its name ends in."""
+    path, out = tmp_path / f"flux1-dev-Q4{suffix}", tmp_path / "out"
+    path.write_bytes(b"GGUF\3\0\0\0" + bytes(64))
+    source = sd3_folder if option == "--transformer" else checkpoint
+    value = f"x={path}" if option in ("--controlnet", "--adapter") else path
+    ran = ldmrt("export", path, out) if option is None else ldmrt("export", source, out, option, value)
+    assert f"{path} is a GGUF file" in ran.error
+    assert "  try: use the .safetensors file that it was made of" in ran.err
+    assert not out.exists()
+
+
+def test_gguf_is_no_bundle(ldmrt: Any, tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"GGUF\3\0\0\0")
+    assert f"bundle: {path} is a GGUF file" in ldmrt("generate", path, "x").error
 
 
 def ldmrt_open(path: Path) -> object:
     return ldmrt.runtime.open(path)
 
 
-@pytest.mark.parametrize("kind", [CONTROLNET, ADAPTER, AUTOENCODER])
+@pytest.mark.parametrize("kind", [CONTROLNET, ADAPTER, AUTOENCODER, TRANSFORMER])
 def test_folders(ldmrt: Any, tmp_path: Path, kind: str) -> None:
     path = folder_of(tmp_path, kind)
     assert kind_of(path) == kind
