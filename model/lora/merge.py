@@ -16,7 +16,15 @@ from ldmrt.model.textual_inversion.merge import Embedding, embedding_of
 from ldmrt.model.weights.weights import finite
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.reading import JsonObject, sha256
-from ldmrt.runtime.files.recognise import BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING, LORA, refuse_other
+from ldmrt.runtime.files.recognise import (
+    BUNDLE,
+    CHECKPOINT,
+    CONTROLNET,
+    EMBEDDING,
+    LORA,
+    TRANSFORMER,
+    refuse_other,
+)
 
 from .files import LONGEST, LoraFile, noted_scale, open_lora, refuse
 from .layers import Layer
@@ -50,7 +58,7 @@ def read_lora(path: str | Path) -> Lora:
     Raises:
         LdmrtError: The file is missing, damaged, not finite, or of a kind that is not merged, which is named.
     """
-    refuse_other("lora", Path(path), LORA, BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING)
+    refuse_other("lora", Path(path), LORA, BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING, TRANSFORMER)
     opened = open_lora(Path(path))
     embeddings, rest = _bundled(opened)
     parts = _parts(opened.path, rest)

@@ -112,13 +112,13 @@ def targets(network: nn.Module) -> dict[str, Target]:
     """Map every name that a file can give to a layer to the modules of the network, with weights, that it is for."""
     own = {key.rpartition(".")[0] for key, _ in network.named_parameters()}
     names = {flat(layer): target for layer, target in original_targets(network).items()}
-    names |= {flat(module): Target((module,)) for module in own}
+    names |= {flat(module): Target({module: None}) for module in own}
     config = getattr(network, "config", None)
     if isinstance(config, UNetConfig):
         for ours, theirs in ldm_modules(config).items():
             for module in own:
                 if f"{module}.".startswith(f"{ours}."):
-                    names[flat(theirs + module.removeprefix(ours))] = Target((module,))
+                    names[flat(theirs + module.removeprefix(ours))] = Target({module: None})
     return names
 
 

@@ -60,8 +60,7 @@ def placed(name: str, layers: Layers, networks: Mapping[str, nn.Module]) -> dict
         if len(target.modules) > 1 and layer.magnitude is not None and layer.magnitude.by_column:
             divided.append(layer.name)
             continue
-        rows = [(weight or bias or (0,))[0] for weight, bias in zip(weights, biases, strict=True)]
-        for module, part in zip(target.modules, divide(layer, target, rows), strict=True):
+        for module, part in divide(layer, target).items():
             if (component, module) in found:
                 both = f"{found[component, module].name} and {layer.name}"
                 raise LdmrtError("lora", f"{name} holds one layer twice", found=both)

@@ -1,22 +1,23 @@
 """Divide a layer of a file among several modules: the original code has q, k and v in one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from .layers import Delta, Layer, Shape
 
-Spans = Sequence[tuple[int, int]]  # first row, and the one behind the last
-
 
 @dataclass(frozen=True)
 class Target:
-    """Names the modules that a layer of a file is for, in the order in which it has their rows."""
+    """Names the modules that a layer of a file is for, with the numbers of their rows in it."""
 
-    modules: tuple[str, ...]
-    swapped: bool = False  # whether the file has the second half of the one module's rows first
+    rows: Mapping[str, Tensor | None]  # None for all rows as they are
+
+    @property
+    def modules(self) -> list[str]:
+        """The modules' names."""
+        return list(self.rows)
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Rows:
     """Holds some rows of another difference."""
 
     delta: Delta
-    spans: Spans
+    rows: Tensor  # their numbers
 
     @property
     def rank(self) -> int | None:
@@ -34,7 +35,7 @@ class Rows:
     @property
     def shape(self) -> Shape:
         """Shape of these rows."""
-        return (sum(stop - start for start, stop in self.spans), *self.delta.shape[1:])
+        return (len(self.rows), *self.delta.shape[1:])
 
     def fits(self) -> bool:
         """Tell whether the whole difference can be computed."""
@@ -42,32 +43,22 @@ class Rows:
 
     def product(self) -> Tensor:
         """Compute the whole difference and take these rows."""
-        return _taken(self.delta.product(), self.spans)
+        return self.delta.product()[self.rows]
 
 
-def divide(layer: Layer, target: Target, rows: Sequence[int]) -> list[Layer]:
-    """Divide a layer of a file among its modules, which have so many rows each."""
-    if target.swapped:
-        half = rows[0] // 2
-        return [_part(layer, [(half, rows[0]), (0, half)])]
-    if len(rows) == 1:
-        return [layer]
-    return [_part(layer, [(sum(rows[:index]), sum(rows[: index + 1]))]) for index in range(len(rows))]
+def divide(layer: Layer, target: Target) -> dict[str, Layer]:
+    """Return the layers of a target's modules, which have their rows of its difference, bias and norms by row."""
+    return {module: layer if rows is None else _part(layer, rows) for module, rows in target.rows.items()}
 
 
-def _part(layer: Layer, spans: Spans) -> Layer:
-    """Return the layer of some rows: of its difference, its bias, and of norms by row."""
+def _part(layer: Layer, rows: Tensor) -> Layer:
+    """Return the layer of some rows."""
     magnitude = layer.magnitude
     if magnitude is not None and not magnitude.by_column:
-        magnitude = replace(magnitude, norms=_taken(magnitude.norms.flatten(), spans))
+        magnitude = replace(magnitude, norms=magnitude.norms.flatten()[rows])
     return replace(
         layer,
-        delta=None if layer.delta is None else Rows(layer.delta, spans),
-        bias=None if layer.bias is None else _taken(layer.bias, spans),
+        delta=None if layer.delta is None else Rows(layer.delta, rows),
+        bias=None if layer.bias is None else layer.bias[rows],
         magnitude=magnitude,
     )
-
-
-def _taken(tensor: Tensor, spans: Spans) -> Tensor:
-    """Return some rows of a tensor."""
-    return torch.cat([tensor[start:stop] for start, stop in spans])

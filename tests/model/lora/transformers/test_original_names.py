@@ -4,7 +4,6 @@ diffusers' converters know FLUX.1 in its published width alone. Rows are therefo
 zeros behind those of each of q, k, v and MLP, and narrowed after it.
 """
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +17,8 @@ from diffusers.loaders.single_file_utils import (
 from torch import Tensor, nn
 
 from ldmrt.model.lora.merge import merge, read_lora
-from ldmrt.model.lora.transformers import original_targets
 
+from ....support.families.original_transformers import flux_file, sd3_file
 from ....support.loras import State, assert_same, fused, save, weights
 from .conftest import FAMILIES, layers_of, ours, theirs
 
@@ -53,27 +52,16 @@ def converted(family: str, state: State, transformer: nn.Module) -> State:
     return narrowed(found, {key: len(value) for key, value in transformer.named_parameters()})
 
 
-def originals(transformer: nn.Module) -> dict[str, tuple[str, ...]]:
-    """The modules by the original code's names, without those of XLabs' processors."""
-    xlabs = re.compile(r"_lora[12]$|^single_blocks\.\d+\.(qkv|proj)$")
-    return {n: target.modules for n, target in original_targets(transformer).items() if not xlabs.search(n)}
-
-
-def original_weights(transformer: nn.Module) -> State:
+def original_weights(family: str, transformer: nn.Module) -> State:
     """Zeros for every weight and bias of the transformer, as the original code names them."""
-    own, state = dict(transformer.named_parameters()), {}
-    for name, modules in originals(transformer).items():
-        for kind in ("weight", "bias"):
-            if parts := [own[f"{module}.{kind}"] for module in modules if f"{module}.{kind}" in own]:
-                ending = "scale" if name.endswith(("query_norm", "key_norm")) else kind
-                state[f"{name}.{ending}"] = torch.zeros_like(torch.cat(parts))
-    return state
+    zeros = {key: torch.zeros_like(value) for key, value in transformer.named_parameters()}
+    return (sd3_file if family == "sd3" else flux_file)(zeros)
 
 
-def random_layers(transformer: nn.Module) -> Layers:
+def random_layers(family: str, transformer: nn.Module) -> Layers:
     """A down and an up for every matrix and convolution, by its original name."""
     torch.manual_seed(12)
-    every = {key.removesuffix(".weight"): zeros for key, zeros in original_weights(transformer).items()}
+    every = {key.removesuffix(".weight"): zeros for key, zeros in original_weights(family, transformer).items()}
     return {
         name: (torch.randn(RANK, *zeros.shape[1:]) * 0.2, torch.randn(len(zeros), RANK) * 0.2)
         for name, zeros in every.items() if zeros.ndim > 1
@@ -112,11 +100,11 @@ def test_every_layer_is_where_diffusers_converts_it(family: str, spelling: str, 
     """Each weight of the transformer changes by what the converter of whole checkpoints makes of the products."""
     networks = ours(family)
     before, transformer = weights(networks), networks["transformer"]
-    layers = random_layers(transformer)
+    layers = random_layers(family, transformer)
     file = save(SPELLINGS[spelling](layers), tmp_path / "a.safetensors")
     merged = merge(networks, [(read_lora(file), WEIGHT)])
     products = {f"{name}.weight": product(*factors) for name, factors in layers.items()}
-    deltas = converted(family, original_weights(transformer) | products, transformer)
+    deltas = converted(family, original_weights(family, transformer) | products, transformer)
     assert deltas.keys() == dict(transformer.named_parameters()).keys()
     expected = before | {f"transformer.{key}": before[f"transformer.{key}"] + WEIGHT * v for key, v in deltas.items()}
     changed = assert_same(weights(networks), expected, before)
@@ -127,7 +115,7 @@ def test_every_layer_is_where_diffusers_converts_it(family: str, spelling: str, 
 def test_kohyas_file_as_diffusers_loads_it(tmp_path: Path) -> None:
     """With an alpha for each layer, and a CLIP; the last layer keeps its rank, whose alpha diffusers 0.42 loses."""
     networks = ours("flux")
-    before, layers = weights(networks), random_layers(networks["transformer"])
+    before, layers = weights(networks), random_layers("flux", networks["transformer"])
     state = SPELLINGS["kohya"](layers)
     clip = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
     rows, columns = before["text_encoder.encoder.layers.0.mlp.fc1.weight"].shape
