@@ -4,7 +4,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ldmrt.model.library.flux import PATCH, pack, positions, unpack
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.networks.tiny_autoencoder import TinyAutoencoder
@@ -88,15 +87,14 @@ class _Flux(nn.Module):
         guidance: Tensor | None = None,
     ) -> tuple[Tensor]:  # fmt: skip
         model: Any = self.model
-        rows, columns = (side // PATCH for side in hidden_states.shape[2:])
         times = timestep.expand(hidden_states.shape[0])
-        told = (times,) if guidance is None else (times, 1000 * guidance)
+        told = (times,) if guidance is None else (times, model.thousandfold(guidance))
         temb = model.time_text_embed(*told, pooled_projections)
-        x, context = model.x_embedder(pack(hidden_states)), model.context_embedder(encoder_hidden_states)
-        rotary = model.pos_embed(positions(context.shape[1], rows, columns, x.device))
+        x, context = model.x_embedder(model.pack(hidden_states)), model.context_embedder(encoder_hidden_states)
+        rotary = model.pos_embed(model.positions(context, hidden_states))
         for block in (*model.transformer_blocks, *model.single_transformer_blocks):
             context, x = block(hidden_states=x, encoder_hidden_states=context, temb=temb, image_rotary_emb=rotary)
-        return (unpack(model.proj_out(model.norm_out(x, temb)), rows, columns),)
+        return (model.unpack(model.proj_out(model.norm_out(x, temb)), hidden_states),)
 
 
 class _UNet(nn.Module):

@@ -78,8 +78,8 @@ class RotaryPositions(nn.Module):
         self.leading = [np.ldexp(np.trunc(np.ldexp(m, EXACT)), e - EXACT).tolist() for m, e in mantissas]
         self.rest = [(one - np.array(lead)).tolist() for one, lead in zip(every, self.leading, strict=True)]
 
-    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines, (tokens, head) in float32 both, of positions (tokens, axes) below 4096."""
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return cosines, then sines, (2, tokens, head) in float32, of positions (tokens, axes) below 4096."""
         cosines, sines = [], []
         for axis, (leading, rest) in enumerate(zip(self.leading, self.rest, strict=True)):
             position = ids[:, axis, None].float()
@@ -88,8 +88,53 @@ class RotaryPositions(nn.Module):
             )
             cosines.append(torch.cos(large) * torch.cos(small) - torch.sin(large) * torch.sin(small))
             sines.append(torch.sin(large) * torch.cos(small) + torch.cos(large) * torch.sin(small))
-        cosine, sine = (torch.cat(one, dim=1)[..., None].expand(-1, -1, 2).flatten(1) for one in (cosines, sines))
-        return cosine, sine
+        both = torch.stack([torch.cat(cosines, dim=1), torch.cat(sines, dim=1)])
+        return both[..., None].expand(-1, -1, -1, 2).flatten(2)
+
+
+class Thousandfold(nn.Module):
+    """Multiplies guidance by 1000, as its features are those of timesteps."""
+
+    def forward(self, guidance: Tensor) -> Tensor:
+        """Return it, (B,) as it is given."""
+        return 1000 * guidance
+
+
+class Positions(nn.Module):
+    """Counts the tokens of an image by rows and columns; a text's are all at 0."""
+
+    def forward(self, context: Tensor, latents: Tensor) -> Tensor:
+        """Return the positions of context (B, tokens, width), then of latents (B, C, h, w): (tokens, 3) in float32."""
+        height, width = (side // PATCH for side in latents.shape[2:])
+        rows, columns = (torch.arange(side, device=latents.device, dtype=torch.float32) for side in (height, width))
+        image = torch.stack([
+            torch.zeros_like(rows)[:, None].expand(height, width),
+            rows[:, None].expand(height, width),
+            columns[None].expand(height, width),
+        ], dim=-1).reshape(height * width, 3)  # fmt: skip
+        return torch.cat([image.new_zeros(context.shape[1], 3), image])
+
+
+class Pack(nn.Module):
+    """Puts the latents of each patch into one token."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Return latents (B, C, h, w) as (B, h/2 w/2, 4 C)."""
+        batch, channels, height, width = latents.shape
+        rows, columns = height // PATCH, width // PATCH
+        patches = latents.reshape(batch, channels, rows, PATCH, columns, PATCH)
+        return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * PATCH**2)
+
+
+class Unpack(nn.Module):
+    """Puts tokens back into latents."""
+
+    def forward(self, tokens: Tensor, latents: Tensor) -> Tensor:
+        """Return tokens (B, h/2 w/2, 4 C) as (B, C, h, w), of the height and width of latents (B, ..., h, w)."""
+        batch, channels = tokens.shape[0], tokens.shape[2] // PATCH**2
+        height, width = latents.shape[2:]
+        patches = tokens.reshape(batch, height // PATCH, width // PATCH, channels, PATCH, PATCH)
+        return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, height, width)
 
 
 def flux(config: RawConfig) -> "Flux":
@@ -110,30 +155,5 @@ def flux(config: RawConfig) -> "Flux":
     embedding = network.time_text_embed
     embedding.time_proj = Sinusoids(embedding.time_proj.num_channels)
     network.pos_embed = RotaryPositions(read.axes_dims_rope)
+    network.thousandfold, network.pack, network.positions, network.unpack = Thousandfold(), Pack(), Positions(), Unpack()
     return cast("Flux", network.eval())
-
-
-def positions(text: int, height: int, width: int, device: torch.device) -> Tensor:
-    """Return the positions of so many tokens of text, which are 0, then of an image's, by rows: (tokens, 3)."""
-    rows, columns = (torch.arange(side, device=device, dtype=torch.float32) for side in (height, width))
-    image = torch.stack([
-        torch.zeros_like(rows)[:, None].expand(height, width),
-        rows[:, None].expand(height, width),
-        columns[None].expand(height, width),
-    ], dim=-1).reshape(height * width, 3)  # fmt: skip
-    return torch.cat([image.new_zeros(text, 3), image])
-
-
-def pack(latents: Tensor) -> Tensor:
-    """Put the latents of each patch into one token: (B, C, h, w) to (B, h/2 w/2, 4 C)."""
-    batch, channels, height, width = latents.shape
-    rows, columns = height // PATCH, width // PATCH
-    patches = latents.reshape(batch, channels, rows, PATCH, columns, PATCH)
-    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * PATCH**2)
-
-
-def unpack(tokens: Tensor, rows: int, columns: int) -> Tensor:
-    """Put tokens back into latents: (B, rows x columns, 4 C) to (B, C, 2 rows, 2 columns)."""
-    batch, channels = tokens.shape[0], tokens.shape[2] // PATCH**2
-    patches = tokens.reshape(batch, rows, columns, channels, PATCH, PATCH)
-    return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, rows * PATCH, columns * PATCH)

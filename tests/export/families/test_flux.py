@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
-from ldmrt.model.library.flux import RotaryPositions, pack, positions, unpack
+from ldmrt.model.library.flux import Pack, Positions, RotaryPositions, Unpack
 from ldmrt.runtime import LdmrtError, Request
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.samplers.noise import FIRST, IMAGE, MASKED, noise
@@ -40,7 +40,7 @@ def expected(folder: Path, kind: str, height: int, width: int, **asked: Any) -> 
     pipeline = theirs(folder, kind)
     factor = pipeline.vae_scale_factor
     x = noise(SEEDS, FIRST, (16, height // factor, width // factor))
-    given = {**ASKED, **asked, "latents": pack(torch.from_numpy(x)), "height": height, "width": width}
+    given = {**ASKED, **asked, "latents": Pack()(torch.from_numpy(x)), "height": height, "width": width}
     return latents_of(pipeline(**given, output_type="latent").images, height, width)
 
 
@@ -173,10 +173,10 @@ def test_positions_and_patches_are_diffusers() -> None:
 
     x = torch.randn(2, 5, 6, 8)
     tokens = FluxPipeline._pack_latents(x, 2, 5, 6, 8)
-    assert (pack(x) == tokens).all()
-    assert (unpack(tokens, 3, 4) == x).all()
+    assert (Pack()(x) == tokens).all()
+    assert (Unpack()(tokens, x) == x).all()
     image = FluxPipeline._prepare_latent_image_ids(1, 3, 4, "cpu", torch.float32)
-    assert (positions(7, 3, 4, torch.device("cpu")) == torch.cat([torch.zeros(7, 3), image])).all()
+    assert (Positions()(torch.zeros(2, 7, 8), x) == torch.cat([torch.zeros(7, 3), image])).all()
 
 
 def test_half_precision_keeps_the_time(places: Saved) -> None:

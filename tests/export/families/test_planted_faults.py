@@ -1,4 +1,4 @@
-"""Faults planted in the networks of a Stable Diffusion 3 are laid at their modules."""
+"""Faults planted in the networks of a Stable Diffusion 3 and a FLUX.1 are laid at their modules."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,9 @@ from ldmrt.model import load
 from ...support.damage.graph_faults import Fault, attribute, initializer, node, passed, planted, swapped
 
 BLOCK, T5 = "transformer_blocks.1", "encoder.block.1.layer.0"
-SIZES = {"batch": 2, "height": 16, "width": 24, "timesteps": 2}
+SINGLE = "single_transformer_blocks.1"
+SIZES = {"sd3": {"batch": 2, "height": 16, "width": 24, "timesteps": 2},
+         "flux": {"batch": 2, "height": 64, "width": 96, "timesteps": 2}}  # fmt: skip
 
 
 def exchanged(name: str, one: int, other: int, side: str = "output") -> Fault:
@@ -107,22 +109,62 @@ FAULTS: dict[str, tuple[str, Fault, str]] = {  # component, what is done, where
 }
 
 
+FLUX_FAULTS: dict[str, tuple[Fault, str]] = {
+    "guidance by 1 in place of 1000": (passed("thousandfold/Mul"), "thousandfold"),
+    "time without guidance": (passed("time_text_embed/Add"), "time_text_embed"),
+    "columns before rows in a patch": (attribute("pack/Transpose", "perm", [0, 2, 4, 1, 5, 3]), "pack"),
+    "columns before rows in what is unpacked": (
+        attribute("unpack/Transpose", "perm", [0, 3, 1, 4, 2, 5][::-1]),
+        "unpack",
+    ),
+    "axes of the positions swapped": (exchanged("positions/Concat_1", 1, 2, "input"), "positions"),
+    "positions of image and text exchanged": (exchanged("positions/Concat_2", 0, 1, "input"), "positions"),
+    "axes of the cosines swapped": (exchanged("pos_embed/Concat", 1, 2, "input"), "pos_embed"),
+    "sines for cosines": (exchanged("pos_embed/Concat_2", 0, 1, "input"), "pos_embed"),
+    "turned the other way": (passed(f"{BLOCK}.attn/Neg"), f"{BLOCK}.attn"),
+    "image before text in the queries": (exchanged(f"{BLOCK}.attn/Concat", 0, 1, "input"), f"{BLOCK}.attn"),
+    "modulation, shift for scale": (exchanged(f"{BLOCK}/Split", 0, 1), f"{BLOCK}.norm1"),
+    "modulation of the text": (exchanged(f"{BLOCK}/Split_1", 0, 1), f"{BLOCK}.norm1_context"),
+    "modulation of a single block": (exchanged(f"{SINGLE}/Split", 0, 1), f"{SINGLE}.norm"),
+    "feed-forward before attention in a single block": (exchanged(f"{SINGLE}/Concat_1", 0, 1, "input"), SINGLE),
+    "gate forgotten in a single block": (passed(f"{SINGLE}/Mul"), SINGLE),
+    "modulation at the end": (exchanged("norm_out/Split", 0, 1), "norm_out"),
+}
+
+
+Parts = dict[str, dict[str, Component]]
+Bundles = dict[str, Path]
+
+
 @pytest.fixture(scope="module")
-def parts(sd3_checkpoint: Path) -> dict[str, Component]:
-    return components(load(sd3_checkpoint))
+def parts(sd3_checkpoint: Path, flux_checkpoint: Path) -> Parts:
+    return {"sd3": components(load(sd3_checkpoint)), "flux": components(load(flux_checkpoint))}
 
 
-@pytest.mark.parametrize("name", list(FAULTS))
+@pytest.fixture(scope="module")
+def bundles(sd3_bundle: Path, flux_bundle: Path) -> Bundles:
+    return {"sd3": sd3_bundle, "flux": flux_bundle}
+
+
+CASES = [("sd3", *fault) for fault in FAULTS.values()] + [("flux", "transformer", *one) for one in FLUX_FAULTS.values()]
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "plant", "where"), CASES, ids=[*FAULTS, *(f"flux, {n}" for n in FLUX_FAULTS)]
+)
 def test_names_the_module_of_a_planted_fault(
-    name: str, sd3_bundle: Path, tmp_path: Path, parts: dict[str, Component]
+    family: str, name: str, plant: Fault, where: str, bundles: Bundles, tmp_path: Path, parts: Parts
 ) -> None:
-    part, plant, where = FAULTS[name]
-    found = bisect(parts[part], planted(sd3_bundle, tmp_path, part, plant), example(parts[part], SIZES))
+    part = parts[family][name]
+    found = bisect(part, planted(bundles[family], tmp_path, name, plant), example(part, SIZES[family]))
     assert found.first is not None
     assert found.first.module == where
 
 
-@pytest.mark.parametrize("part", ["transformer", "text_encoder_3"])
-def test_clean_network_has_none_past_tolerance(part: str, sd3_bundle: Path, parts: dict[str, Component]) -> None:
-    found = bisect(parts[part], sd3_bundle / part / "model.onnx", example(parts[part], SIZES))
+@pytest.mark.parametrize(
+    ("family", "name"), [("sd3", "transformer"), ("sd3", "text_encoder_3"), ("flux", "transformer")]
+)
+def test_clean_network_has_none_past_tolerance(family: str, name: str, bundles: Bundles, parts: Parts) -> None:
+    part = parts[family][name]
+    found = bisect(part, bundles[family] / name / "model.onnx", example(part, SIZES[family]))
     assert found.first is None
