@@ -53,7 +53,8 @@ MAY: dict[str, set[str]] = {
     "model.checkpoint": READING
     | {"runtime.bundle", "model.config", "model.families", "model.library", "model.networks", "model.weights"},
     "model.textual_inversion": READING | {"model.networks", "model.weights"},
-    "model.lora": READING | {"model.checkpoint", "model.networks", "model.textual_inversion", "model.weights"},
+    "model.lora": READING
+    | {"runtime.bundle", "model.checkpoint", "model.networks", "model.textual_inversion", "model.weights"},
     "model.scores": ERRORS,
     "model.training": READING
     | {"runtime.bundle", "runtime.images"}

@@ -16,12 +16,21 @@ from ldmrt.model.textual_inversion.merge import Embedding, embedding_of
 from ldmrt.model.weights.weights import finite
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.reading import JsonObject, sha256
-from ldmrt.runtime.files.recognise import BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING, LORA, refuse_other
+from ldmrt.runtime.files.recognise import (
+    BUNDLE,
+    CHECKPOINT,
+    CONTROLNET,
+    EMBEDDING,
+    LORA,
+    TRANSFORMER,
+    refuse_other,
+)
 
 from .files import LONGEST, LoraFile, noted_scale, open_lora, refuse
 from .layers import Layer
-from .names import PEFT, flat, modules, other_kind, place, split
+from .names import CONTROL, PEFT, flat, other_kind, place, split
 from .parts import all_finite, build, lacks
+from .placing import placed
 
 BUNDLED = re.compile(r"bundle_emb\.(.+)\.(string_to_param\.\*|emb_params|clip_l|clip_g)")
 
@@ -49,7 +58,7 @@ def read_lora(path: str | Path) -> Lora:
     Raises:
         LdmrtError: The file is missing, damaged, not finite, or of a kind that is not merged, which is named.
     """
-    refuse_other("lora", Path(path), LORA, BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING)
+    refuse_other("lora", Path(path), LORA, BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING, TRANSFORMER)
     opened = open_lora(Path(path))
     embeddings, rest = _bundled(opened)
     parts = _parts(opened.path, rest)
@@ -102,16 +111,15 @@ def merge(
         LdmrtError: A file does not fit the networks, or a weight overflows.
     """
     parameters = {component: dict(network.named_parameters()) for component, network in networks.items()}
-    names = {component: modules(network) for component, network in networks.items()}
     plan: dict[tuple[str, str], list[tuple[Lora, Layer, float]]] = defaultdict(list)
     record = []
     for lora, factor in loras:
         if not math.isfinite(factor):
             raise LdmrtError("lora", f"invalid weight of {lora.name}", expected="a finite number", found=factor)
-        placed = _placed(lora, names, parameters)
-        for (component, module), layer in placed.items():
+        layers = placed(lora.name, lora.layers, networks)
+        for (component, module), layer in layers.items():
             plan[component, module].append((lora, layer, factor))
-        counts = dict(Counter(component for component, _ in placed))
+        counts = dict(Counter(component for component, _ in layers))
         record.append({"file": lora.name, "sha256": lora.sha256, "weight": factor, "layers": counts})
     with torch.no_grad():
         for (component, module), steps in plan.items():
@@ -139,30 +147,6 @@ def _change(parameter: nn.Parameter, steps: Sequence[tuple[Lora, Layer, float]],
     if not finite(rounded):
         raise LdmrtError("lora", f"{steps[-1][1].name} of {steps[-1][0].name} overflows in {parameter.dtype}")
     parameter.data = rounded
-
-
-def _placed(
-    lora: Lora, names: Mapping[str, Mapping[str, str]], parameters: Mapping[str, Mapping[str, Tensor]]
-) -> dict[tuple[str, str], Layer]:
-    """Return the layers of a file by component and module; each must belong to a module of its own."""
-    placed: dict[tuple[str, str], Layer] = {}
-    unplaced, unfit = [], []
-    for (component, name), layer in lora.layers.items():
-        module = names.get(component, {}).get(name)
-        if module is None:
-            unplaced.append(layer.name)
-            continue
-        if (component, module) in placed:
-            both = f"{placed[component, module].name} and {layer.name}"
-            raise LdmrtError("lora", f"{lora.name} holds one layer twice", found=both)
-        placed[component, module] = layer
-        own = (parameters[component].get(f"{module}.{kind}") for kind in ("weight", "bias"))
-        if how := layer.misfits(*(None if tensor is None else tuple(tensor.shape) for tensor in own)):
-            unfit.append(f"{layer.name} of {how}")
-    hint = "a LoRA fits the family that it was trained on: 1.x, 2.x or XL"
-    refuse(lora.name, unplaced, len(lora.layers), "layers", f"match no module of {', '.join(names)}", hint)
-    refuse(lora.name, unfit, len(lora.layers), "layers", "have another shape than the weight", hint)
-    return placed
 
 
 def _bundled(opened: LoraFile) -> tuple[tuple[Embedding, ...], dict[str, Tensor]]:
@@ -193,6 +177,9 @@ def _parts(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Ten
         if part in layers[layer]:
             raise LdmrtError("lora", f"{path} holds two tensors for the {part} of one layer", found=key[:LONGEST])
         layers[layer][part] = value
+    if layers and (norms := [key for key in unknown if CONTROL.search(key)]):
+        hint = "the whole model, such as FLUX.1-Canny-dev or FLUX.1-Depth-dev"
+        raise LdmrtError("lora", f"unsupported control LoRA {path}", found=norms[0][:LONGEST], hint=hint)
     refuse(path, unknown, len(tensors), "tensors", "are no part of a LoRA")
     lacking: dict[str, list[str]] = defaultdict(list)
     for name, parts in layers.items():

@@ -9,13 +9,20 @@ from ldmrt.model.checkpoint.original_names import ldm_modules
 from ldmrt.model.networks.unet import UNetConfig
 from ldmrt.runtime.errors import LdmrtError
 
+from .rows import Target
+from .transformers import original_targets
+
 # How a layer's name begins, "_" for ".", and the component it then belongs to. Others name it by their modules.
 PREFIXES = {
     "lora_unet_": "unet",
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
     "lora_te_": "text_encoder",
+    "lora_te3_": "text_encoder_3",
+    "lora_transformer_": "transformer",
     "unet_": "unet",
+    "transformer.": "transformer",  # with its dot: the blocks of a transformer are "transformer_blocks" themselves
+    "text_encoder_3_": "text_encoder_3",
     "text_encoder_2_": "text_encoder_2",
     "text_encoder_": "text_encoder",
     "model_diffusion_model_": "unet",
@@ -23,7 +30,10 @@ PREFIXES = {
     "text_encoders_clip_l_transformer_": "text_encoder",  # ComfyUI's
     "text_encoders_clip_g_transformer_": "text_encoder_2",
     "text_encoders_clip_h_transformer_": "text_encoder",
+    "text_encoders_t5xxl_transformer_": "text_encoder_3",
 }
+# Where a checkpoint has no network of this name, the one that is meant: trainers count T5 as the third text encoder
+OTHERWISE = {"unet": "transformer", "text_encoder_3": "text_encoder_2"}
 PEFT = "base_model.model."  # PEFT's own files begin with it, or have it after the network
 WRAPPERS = ("base_model_model_", "lycoris_")
 TEXT_PARTS = ("text_model_", "encoder_layers_", "embeddings_", "final_layer_norm_")
@@ -40,6 +50,8 @@ PARTS = {
     r"\.lora_mid(?:\.[^.]+)?\.weight": "mid",
     **{rf"\.hada_{part}(?:\.[^.]+)?": f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
     **{rf"\.lokr_{part}(?:\.[^.]+)?": f"lokr_{part}" for part in LOKR},
+    r"(?<=_lora[12])\.down\.weight": "down",  # XLabs'
+    r"(?<=_lora[12])\.up\.weight": "up",
     r"\.(?:diff|w_norm)": "diff",
     r"\.(?:diff_b|b_norm)": "diff_b",
     r"\.dora_scale": "dora_scale",
@@ -60,6 +72,8 @@ OTHERS = {
     r"\.vera_lambda_": "VeRA",
     r"\.hira_": "HiRA",
 }
+# Norms that Black Forest Labs' control LoRAs replace beside their layers; those widen the input of FLUX.1
+CONTROL = re.compile(r"\.(?:query|key)_norm\.scale$")
 
 
 def split(key: str) -> tuple[str, str] | None:
@@ -76,7 +90,7 @@ def other_kind(key: str, ndim: int) -> str | None:
 def place(layer: str) -> tuple[str, str]:
     """Return the component that a layer's name belongs to, and the module in it; kohya's names stay underscored."""
     component, name = None, _unwrapped(layer)
-    if prefix := next((prefix for prefix in PREFIXES if name.replace(".", "_").startswith(prefix)), ""):
+    if prefix := next((prefix for prefix in PREFIXES if prefix in _starts(name, len(prefix))), ""):
         component, name = PREFIXES[prefix], _unwrapped(name[len(prefix) :])
     elif name.replace(".", "_").startswith(TEXT_PARTS):
         component = "text_encoder"
@@ -84,7 +98,7 @@ def place(layer: str) -> tuple[str, str]:
     head, _, tail = name.replace(".processor.", ".").rpartition(".")
     if head and component == "unet" and tail == "to_out":  # diffusers' attention processors had names of their own
         tail = "to_out.0"
-    elif head and component != "unet" and tail in ("to_q", "to_k", "to_v", "to_out"):
+    elif head and component.startswith("text_encoder") and tail in ("to_q", "to_k", "to_v", "to_out"):
         tail = tail.removeprefix("to_") + "_proj"
     return component, f"{head}.{tail}" if head else tail
 
@@ -94,16 +108,17 @@ def flat(module: str) -> str:
     return module.replace(".", "_").removeprefix("text_model_")
 
 
-def modules(network: nn.Module) -> dict[str, str]:
-    """Map every name that a file can give to a module of the network that has weights to its own name."""
+def targets(network: nn.Module) -> dict[str, Target]:
+    """Map every name that a file can give to a layer to the modules of the network, with weights, that it is for."""
     own = {key.rpartition(".")[0] for key, _ in network.named_parameters()}
-    names = {flat(module): module for module in own}
+    names = {flat(layer): target for layer, target in original_targets(network).items()}
+    names |= {flat(module): Target({module: None}) for module in own}
     config = getattr(network, "config", None)
     if isinstance(config, UNetConfig):
         for ours, theirs in ldm_modules(config).items():
             for module in own:
                 if f"{module}.".startswith(f"{ours}."):
-                    names[flat(theirs + module.removeprefix(ours))] = module
+                    names[flat(theirs + module.removeprefix(ours))] = Target({module: None})
     return names
 
 
@@ -125,6 +140,11 @@ def _alternative(pattern: str, module: str) -> bool:
         bare = bare.replace(expression, wildcard)
     whole = [bare] if pattern.startswith("^") else [bare, f"*.{bare}"]
     return any(fnmatch.fnmatchcase(module, wildcards) for wildcards in whole)
+
+
+def _starts(name: str, length: int) -> tuple[str, str]:
+    """Return the first letters of a name as they are, and with "_" for "."."""
+    return name[:length], name[:length].replace(".", "_")
 
 
 def _unwrapped(name: str) -> str:

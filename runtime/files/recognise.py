@@ -37,7 +37,7 @@ _TENSORS = (
     (CHECKPOINT, rb"model\.diffusion_model\.(input_blocks\.0\.0|out\.2)\.(weight|bias)\b"),
     (
         LORA,
-        rb"lora_(up|down|A|B|unet|te\d?)|lora\.(up|down)|lora_linear_layer|hada_w|lokr_w|dora_scale|lycoris_"
+        rb"lora_(up|down|A|B|unet|te\d?)|lora[12]?\.(up|down)|lora_linear_layer|hada_w|lokr_w|dora_scale|lycoris_"
         rb"|\.oft_|\.(diff|diff_b|w_norm|b_norm)\b|bundle_emb\.",
     ),
     (CHECKPOINT, rb"model\.diffusion_model\."),

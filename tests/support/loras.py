@@ -42,7 +42,8 @@ def pipeline(checkpoint: Path) -> StableDiffusionPipeline:
 
 
 def parts(theirs: Any) -> dict[str, nn.Module]:
-    return {name: getattr(theirs, name) for name in ("unet", "text_encoder", "text_encoder_2") if hasattr(theirs, name)}
+    """The networks of a pipeline that diffusers loads a LoRA into."""
+    return {name: getattr(theirs, name) for name in theirs._lora_loadable_modules if hasattr(theirs, name)}
 
 
 def ours(checkpoint: Path) -> dict[str, nn.Module]:

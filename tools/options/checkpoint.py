@@ -69,10 +69,13 @@ class CheckpointOptions:
             settings=self.settings,
             without_t5=self.without_t5,
         )
-        if self.loras or self.embeddings or self.controlnets or self.adapters:
+        loras = [(read_lora(path), weight) for path, weight in self.loras]
+        embeddings = [read_embedding(path, word) for path, word in self.embeddings]
+        embeddings += [embedding for lora, _ in loras for embedding in lora.embeddings]
+        if embeddings or self.controlnets or self.adapters:
             loaded.unet  # noqa: B018 which refuses a transformer
         few = next(filter(None, (few_steps_file(path) for path, _ in self.loras)), None)
-        if few is not None and "timestep_spacing" not in self.settings:
+        if few is not None and "timestep_spacing" not in self.settings and "unet" in loaded.networks:
             loaded = replace(loaded, scheduler=for_few_steps(loaded.scheduler, few))
         controls = dict(loaded.controls)
         for name, path in self.controlnets.items():
@@ -82,10 +85,7 @@ class CheckpointOptions:
         loaded = replace(loaded, controls=controls)
         # Weights that are cast to half precision later stay float32 while files are merged: they are rounded once.
         unrounded = [name for name in loaded.networks if dtype.get(name, dtype[""]) is None]
-        loras = [(read_lora(path), weight) for path, weight in self.loras]
         merged = merge(loaded.networks, loras, unrounded=unrounded) if loras else {}
-        embeddings = [read_embedding(path, word) for path, word in self.embeddings]
-        embeddings += [embedding for lora, _ in loras for embedding in lora.embeddings]
         if embeddings:
             merged["embeddings"] = add_embeddings(loaded.text_encoders, loaded.tokenizers, embeddings, unrounded)
         if parts:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from safetensors.torch import save_file
 
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.tools.cli import cli
@@ -46,8 +48,10 @@ def test_draws(how: tuple[str, ...], half: Path, tmp_path: Path) -> None:
     assert np.abs(drawn - expected).max() <= 4  # levels of 255: half precision rounds elsewhere on another backend
 
 
-def test_a_lora_is_refused(sd3_checkpoint: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(cli, ["export", str(sd3_checkpoint), str(tmp_path / "b"), "--lora", "lora.safetensors"])
+def test_an_embedding_is_refused(sd3_checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "pear.safetensors"
+    save_file({"clip_l": torch.ones(1, 24), "clip_g": torch.ones(1, 20)}, file)
+    result = CliRunner().invoke(cli, ["export", str(sd3_checkpoint), str(tmp_path / "b"), "--embedding", str(file)])
     assert "this needs a model with a U-Net" in str(result.exception)
     assert not (tmp_path / "b").exists()
 

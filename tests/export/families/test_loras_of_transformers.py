@@ -1,0 +1,96 @@
+"""`ldmrt export --lora` with a transformer: it draws what diffusers draws with the LoRA fused, or writes nothing."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusers import FluxPipeline
+from numpy.typing import NDArray
+
+from ldmrt.export.components.torch_pipeline import torch_pipeline
+from ldmrt.model import load
+from ldmrt.runtime import Pipeline
+from ldmrt.runtime import open as open_pipeline
+from ldmrt.runtime.samplers.noise import FIRST, noise
+from ldmrt.tools.cli import cli
+from ldmrt.tools.options.checkpoint import NAMES, base_of
+
+from ...support.families.compared import close
+from ...support.loras import TEXT, adapter, save
+
+pytestmark = [
+    pytest.mark.oracle,
+    pytest.mark.filterwarnings("ignore:.* it has no parity certificate"),
+    pytest.mark.filterwarnings("ignore:request. .*is far from the model's own size"),
+]
+SEED, SIDE, SCALE = 3, 64, 0.7
+ASKED = {"guidance_scale": 3.5, "num_inference_steps": 4, "height": SIDE, "width": SIDE}
+
+
+@pytest.fixture(scope="module")
+def lora(flux_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of rank 4 for some layers of the transformer and for CLIP; a model of few steps by its name."""
+    torch.manual_seed(7)
+    theirs = FluxPipeline.from_pretrained(flux_checkpoint)
+    state = {f"transformer.{key}": v for key, v in adapter(theirs.transformer, ["to_q", "to_v", "proj_mlp"], 4).items()}
+    state |= {f"text_encoder.{key}": value for key, value in adapter(theirs.text_encoder, TEXT, 4).items()}
+    return save(state, tmp_path_factory.mktemp("lora") / "hyper-8steps.safetensors")
+
+
+@pytest.fixture(scope="module")
+def expected(flux_checkpoint: Path, lora: Path) -> NDArray[np.float32]:
+    """The latents of diffusers' pipeline with the LoRA fused, from our noise."""
+    theirs = FluxPipeline.from_pretrained(flux_checkpoint)
+    theirs.set_progress_bar_config(disable=True)
+    theirs.load_lora_weights(lora.parent, weight_name=lora.name)
+    theirs.fuse_lora(components=["transformer", "text_encoder"], lora_scale=SCALE)
+    theirs.unload_lora_weights()
+    factor = theirs.vae_scale_factor
+    x = torch.from_numpy(noise([SEED], FIRST, (16, SIDE // factor, SIDE // factor)))
+    latents = theirs("two pears", latents=FluxPipeline._pack_latents(x, *x.shape), output_type="latent", **ASKED)
+    found: NDArray[np.float32] = FluxPipeline._unpack_latents(latents.images, SIDE, SIDE, factor).numpy()
+    return found
+
+
+def drawn(pipeline: Pipeline) -> NDArray[np.float32]:
+    return pipeline("two pears", seed=SEED, **ASKED).latents
+
+
+def test_the_checkpoint_draws_what_diffusers_draws(
+    flux_checkpoint: Path, lora: Path, expected: NDArray[np.float32], recwarn: pytest.WarningsRecorder
+) -> None:
+    """A flow has no spacing of timesteps that a LoRA of few steps would change, so nothing is warned of."""
+    options = base_of(str(flux_checkpoint), {**dict.fromkeys(NAMES), "loras": ((lora, SCALE),), "embeddings": (),
+                                             "text_encoders": {}})  # fmt: skip
+    loaded, merged = options.load({"": torch.float32})
+    (entry,) = merged["loras"]
+    assert (entry["file"], entry["weight"]) == (lora.name, SCALE)
+    assert entry["layers"] == {"transformer": 2 * 2 + 2 * 3, "text_encoder": 3 * 6}
+    assert not [warning for warning in recwarn if "few steps" in str(warning.message)]
+    plain = drawn(torch_pipeline(load(flux_checkpoint)))
+    close(drawn(torch_pipeline(loaded)), expected)
+    assert np.abs(plain - expected).max() > 0.01 * np.abs(expected).max()
+
+
+@pytest.mark.slow(minutes=2)
+def test_the_bundle_draws_what_diffusers_draws(
+    flux_checkpoint: Path, lora: Path, expected: NDArray[np.float32], tmp_path: Path
+) -> None:
+    arguments = ["export", str(flux_checkpoint), str(tmp_path / "bundle"), "--lora", f"{lora}:{SCALE}", "--no-verify"]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.output
+    (entry,) = json.loads((tmp_path / "bundle" / "ldmrt.json").read_text())["loras"]
+    assert (entry["file"], entry["weight"]) == (lora.name, SCALE)
+    with open_pipeline(tmp_path / "bundle") as pipeline:
+        close(drawn(pipeline), expected)
+
+
+def test_another_familys_is_refused_before_a_file_is_written(sd3_checkpoint: Path, lora: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["export", str(sd3_checkpoint), str(tmp_path / "bundle"), "--lora", str(lora)])
+    assert result.exit_code != 0
+    problem = "is for another family of models; expected a LoRA of Stable Diffusion 3 or 3.5; found one of FLUX.1"
+    assert problem in str(result.exception)
+    assert list(tmp_path.iterdir()) == []
