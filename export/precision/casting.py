@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ldmrt.export.components.specs import EXACT
 from ldmrt.export.graph.naming import module_path
+from ldmrt.model.weights.mapping import release
 from ldmrt.runtime.bundle.graphs import inside
 
 Regions = Sequence[tuple[str, torch.dtype]]  # modules, outer ones first, and what each computes in; the first is ""
@@ -94,6 +95,7 @@ def _opened(module: nn.Module, dtype: torch.dtype) -> list[RemovableHandle]:
     def close(_: nn.Module, __: object, out: object) -> object:
         for weight, data in lent.items():
             weight.data = data
+            release(data)
         lent.clear()
         return cast(out, dtype)
 

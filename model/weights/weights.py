@@ -20,6 +20,7 @@ from ldmrt.runtime.files.recognise import refuse_gguf
 from ldmrt.runtime.files.writing import write_atomically
 
 from .lazy import Lazy, Place, as_it_is
+from .mapping import forget, map_file, release
 from .pickled import lazy_tensor, load_pickle, unwrapped
 from .quantized import computed_dtype, unscaled
 
@@ -117,7 +118,7 @@ def _open_safetensors(component: str, path: Path) -> tuple[dict[str, Lazy], Note
         with safe_open(path, "pt"), path.open("rb") as file:  # the library checks the header against the file
             size = int.from_bytes(file.read(8), "little")
             header = parse_json(component, f"the header of {path}", file.read(size))
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # what is written to it stays in memory
+            content = map_file(file)
     except Exception as error:  # safetensors raises its own class
         raise _unreadable(component, path, "a whole safetensors file", error) from None
     notes = header.pop("__metadata__", None) or {}
@@ -140,14 +141,7 @@ def _mapped(content: mmap.mmap, dtype: str, shape: list[int], begin: int, end: i
             return torch.frombuffer(bytearray(content[begin:end]), dtype=kind).reshape(shape)
         return torch.frombuffer(content, dtype=kind, count=(end - begin) // kind.itemsize, offset=begin).reshape(shape)
 
-    return Lazy(tuple(shape), DTYPES.get(dtype), view, partial(_forget, content, begin, end))
-
-
-def _forget(content: mmap.mmap, begin: int, end: int) -> None:
-    """Take whole pages that were read out of memory: their content has been copied."""
-    first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
-    if first < last and hasattr(mmap, "MADV_DONTNEED"):
-        content.madvise(mmap.MADV_DONTNEED, first, last - first)
+    return Lazy(tuple(shape), DTYPES.get(dtype), view, partial(forget, content, begin, end))
 
 
 def _open_pickle(component: str, path: Path) -> tuple[dict[str, Lazy], Notes]:
@@ -222,7 +216,8 @@ def match(component: str, network: nn.Module, tensors: Tensors) -> dict[str, Laz
 def fill(component: str, network: N, matched: Mapping[str, Lazy], tensors: Tensors, dtype: torch.dtype | None) -> N:
     """Put tensors in the place of a network's, which may be on the meta device.
 
-    One is read at a time, and those that are stored as `dtype` stay in the file's mapping.
+    One is read at a time. Those that are stored as `dtype` stay in the file's mapping and take no memory until they
+    are used.
 
     Args:
         component: The part of the checkpoint that errors name.
@@ -244,6 +239,7 @@ def fill(component: str, network: N, matched: Mapping[str, Lazy], tensors: Tenso
             problem = f"{tensors.place(key)[0]} in {tensors.where} is not finite in {state[key].dtype}"
             hint = f"{tensor.dtype} holds it" if finite(tensor.read()) else "use another copy of the checkpoint"
             raise LdmrtError(component, problem, hint=hint)
+        release(state[key])
     network.load_state_dict(state, assign=True)
     for name, module in network.named_modules():
         for key, buffer in module.named_buffers(recurse=False):
