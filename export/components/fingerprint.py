@@ -16,7 +16,7 @@ def fingerprint(component: Component) -> dict[str, str]:
     weights = hashlib.sha256()
     for key, value in sorted(component.module.state_dict().items()):
         weights.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        weights.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+        weights.update(component.late.read(value).contiguous().flatten().view(torch.uint8).numpy().data)
     described = [
         component.config,
         _specs(component.inputs),

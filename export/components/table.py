@@ -20,6 +20,7 @@ from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.networks.unet import UNet, UNetConfig
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.torch_engine import TorchEngine
+from ldmrt.model.weights.late_casts import LateCasts
 from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32, DENOISERS, ENCODER, STEP, TRANSFORMER, UNET, step_specs
 from ldmrt.runtime.bundle.stage_of_configs import FLUX
 from ldmrt.runtime.bundle.stages import CLASSES, JOINT, KL, PROMPT
@@ -52,6 +53,7 @@ class Component:
     patch: int = 1  # pixels, or latents, along one side that the network reads as one
     vocabulary: tuple[int, int] = (0, 0)  # of input_ids: entries, and the id that ends a text
     classes: int = 0  # of class_labels
+    late: LateCasts = field(default_factory=LateCasts, repr=False, compare=False)  # of the module's weights
 
     def engine(self) -> TorchEngine:
         """Return the reference engine."""
@@ -90,7 +92,7 @@ class Component:
 
 def components(checkpoint: Checkpoint) -> dict[str, Component]:
     """Return every component of a checkpoint by its name, in the order in which they run."""
-    return {name: _for_numpy(row) for name, row in rows(checkpoint).items()}
+    return {name: replace(_for_numpy(row), late=checkpoint.late) for name, row in rows(checkpoint).items()}
 
 
 def rows(checkpoint: Checkpoint) -> dict[str, Component]:

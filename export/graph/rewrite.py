@@ -1,6 +1,6 @@
 """Replaces one node by others, in a graph of onnx_ir whose nodes are named."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -11,14 +11,19 @@ from ldmrt.runtime.bundle.graphs import path_of
 from ldmrt.runtime.tensors import Array
 
 if TYPE_CHECKING:
-    from onnx_ir import Graph, Node, Value
+    from onnx_ir import Graph, Node, TensorProtocol, Value
+
+
+def constant_of(weight: "Value | None") -> "TensorProtocol":
+    """Return a constant's tensor."""
+    assert weight is not None
+    assert weight.const_value is not None
+    return weight.const_value
 
 
 def numbers_of(weight: "Value | None") -> Array:
     """Return the numbers of a constant."""
-    assert weight is not None
-    assert weight.const_value is not None
-    return weight.const_value.numpy()
+    return constant_of(weight).numpy()
 
 
 Attribute = int | float | Sequence[int]
@@ -56,9 +61,18 @@ class Rewrite:
         """Return a constant, which is called as the module with `name` after it, such as ".weight.00" or "/axes"."""
         import onnx_ir
 
-        full = f"{self._home}{name}"
-        tensor = onnx_ir.tensor(np.asarray(value, dtype), name=full)
-        there = self._graph.initializers.get(full)
+        return self._added(onnx_ir.tensor(np.asarray(value, dtype), name=f"{self._home}{name}"))
+
+    def computed(self, name: str, shape: Sequence[int], dtype: DTypeLike, compute: Callable[[], Array]) -> "Value":
+        """Return a constant as `constant` does, of this shape and dtype, which is computed when it is written."""
+        from onnx_ir import DataType, LazyTensor, Shape, tensor
+
+        kind, full = DataType.from_numpy(np.dtype(dtype)), f"{self._home}{name}"
+        return self._added(LazyTensor(lambda: tensor(compute()), kind, Shape(shape), name=full))
+
+    def _added(self, tensor: "TensorProtocol") -> "Value":
+        """Add a constant to the graph, or use the one of this name and these numbers that is there, and return it."""
+        there = self._graph.initializers.get(tensor.name or "")
         if there is not None and np.array_equal(numbers_of(there), tensor.numpy()):
             return there
         added = self._tape.initializer(tensor)

@@ -4,10 +4,12 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from ldmrt.export.components.table import Component, example, tensors
@@ -26,12 +28,17 @@ from .naming import name_after_modules
 from .translations import TRANSLATIONS
 
 if TYPE_CHECKING:
-    from onnx_ir import Function, Graph, Model
+    from onnx_ir import Function, Graph, Model, TensorProtocol
 
 GRAPH = 9  # grows when the same component is written as another graph: bundles then export it again
 OPSET = 23  # native Attention
 ROWS = 26  # about as often the U-Net runs for an image: Winograd's tiles then pay for all convolutions to 640 channels
 INLINE = 1024  # bytes: smaller constants stay in the graph, where shape inference reads them
+
+LARGE = 65536  # bytes: the exporter's optimiser computes nothing of larger constants; it only turns matrices
+BITS = {2: np.int16, 4: np.int32}  # by size in bytes, as NumPy has no bfloat16
+TORCH = {"FLOAT": torch.float32, "FLOAT16": torch.float16, "BFLOAT16": torch.bfloat16}  # by ONNX's name
+Read = Callable[[torch.Tensor], torch.Tensor]  # returns a weight's numbers
 
 
 def to_onnx(component: Component, folder: Path, *, rewritten: bool = True) -> Path:
@@ -39,7 +46,7 @@ def to_onnx(component: Component, folder: Path, *, rewritten: bool = True) -> Pa
 
     Float32 components get the convolutions of `upsample` and `winograd`. Beside a U-Net its fused step is written,
     beside a decoder or an encoder its parts for tiles, as `component.graphs` lists them. Beside each of them, where
-    its operators differ, stands its graph for CUDA.
+    its operators differ, stands its graph for CUDA. Weights are read one at a time, when they are written.
 
     Args:
         component: The network; its precision is the graph's.
@@ -69,9 +76,14 @@ def to_onnx(component: Component, folder: Path, *, rewritten: bool = True) -> Pa
             output_names=[spec.name for spec in outputs],
             opset_version=OPSET,
             custom_translation_table=TRANSLATIONS,
+            optimize=False,
         )
-    assert program is not None
+        assert program is not None
+        used = _weights(program.model)
+        program.optimize()
+        assert _weights(program.model) >= used, "the optimiser computed something of a weight that was not read"
     model = program.model
+    _read_when_written(model, component.late.read)
     name_after_modules(model)
     _strip(model)
     attend_side_by_side(model)
@@ -139,6 +151,46 @@ def _axis(dim: int | str, known: set[str]) -> int | str:
         return f"{name} / {divisor}"
     whole = next(symbol for symbol in sorted(known) if split_symbol(symbol)[0] == name)
     return f"{whole} * {split_symbol(whole)[1] // divisor}"
+
+
+def _read_when_written(model: "Model", read: Read) -> None:
+    """Let each weight of a graph be read, from its file perhaps, when it is written, and not be kept."""
+    from onnx_ir import LazyTensor, Shape
+
+    for value in model.graph.initializers.values():
+        constant = value.const_value
+        if constant is not None and (weight := _memory(constant)) is not None:
+            get = partial(_constant, constant, read, weight)
+            large = constant.nbytes > INLINE
+            shape = Shape(constant.shape.numpy())
+            value.const_value = LazyTensor(get, constant.dtype, shape, name=value.name) if large else get()
+
+
+def _weights(model: "Model") -> set[int]:
+    """Return the addresses of the large constants that nodes of a graph use."""
+    constants = [value.const_value for value in model.graph.initializers.values() if value.uses()]
+    memories = [_memory(constant) for constant in constants if constant is not None and constant.nbytes > LARGE]
+    return {memory.data_ptr() for memory in memories if memory is not None}
+
+
+def _memory(constant: "TensorProtocol") -> torch.Tensor | None:
+    """Return the memory of a constant: of a weight, or of a view of one that the exporter's optimiser turned."""
+    raw = getattr(constant, "raw", None)
+    if isinstance(raw, np.ndarray) and raw.nbytes > INLINE and raw.flags.writeable and constant.dtype.name in TORCH:
+        return torch.from_numpy(raw.view(BITS[raw.itemsize])).view(TORCH[constant.dtype.name])
+    return raw if isinstance(raw, torch.Tensor) else None
+
+
+def _constant(constant: "TensorProtocol", read: Read, weight: torch.Tensor) -> "TensorProtocol":
+    """Read a weight as a constant like this one."""
+    from onnx_ir import Tensor
+
+    numbers = read(weight)
+    raw = getattr(constant, "raw", None)
+    if isinstance(raw, np.ndarray):
+        bits = numbers.contiguous().view(getattr(torch, np.dtype(BITS[raw.itemsize]).name)).numpy()
+        return Tensor(bits.view(raw.dtype), dtype=constant.dtype, name=constant.name)
+    return type(constant)(numbers, name=constant.name)  # type: ignore[call-arg]
 
 
 def _strip(model: "Model") -> None:

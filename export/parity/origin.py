@@ -38,9 +38,10 @@ def other_graph(component: Component, path: Path) -> Iterator[str]:
     except Exception as error:  # of protobuf, of the file's end, of the other file
         raise LdmrtError(component.name, f"cannot read {path}", found=first_line(error)) from None
     anywhere = set(digests.values())
-    for key, value in component.module.state_dict().items():
-        name = module_path(key)
-        plain = value.view(torch.int16).numpy() if value.dtype == torch.bfloat16 else value.numpy()  # NumPy has none
+    for key, weight in component.module.state_dict().items():
+        name, numbers = module_path(key), component.late.read(weight)
+        # NumPy has no bfloat16
+        plain = numbers.view(torch.int16).numpy() if numbers.dtype == torch.bfloat16 else numbers.numpy()
         if not _stands(name, plain, digests, anywhere):
             yield f"{component.name}: {name} differs from the checkpoint's"
     nodes = {node.name: node for node in model.graph.node}

@@ -9,6 +9,7 @@ import torch
 from ldmrt.export.components.table import PRECISIONS, components
 from ldmrt.export.graph.naming import module_path
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
+from ldmrt.model.weights.mapping import release
 from ldmrt.model.weights.weights import finite
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.graphs import DECODER_FP32, inside
@@ -48,7 +49,7 @@ def parse(text: str) -> dict[str, str]:
     return precisions
 
 
-def choose_precisions(load: Load, wanted: Precisions) -> tuple[Checkpoint, JsonObject, Islands]:
+def choose_precisions(load: Load, wanted: Precisions, *, late: bool = False) -> tuple[Checkpoint, JsonObject, Islands]:
     """Load a checkpoint in these precisions, with float32 islands where a narrow type overflows or errs too much.
 
     A component that is one island as a whole becomes fp32, unless its precision was named.
@@ -56,6 +57,8 @@ def choose_precisions(load: Load, wanted: Precisions) -> tuple[Checkpoint, JsonO
     Args:
         load: Loads the checkpoint with each network in a dtype, or as it is stored.
         wanted: Precisions by component, as `parse` returns them.
+        late: Weights are cast when they are written, so that memory never holds them all. The networks of the
+            checkpoint can then be exported, but compute nothing; see `LateCasts`.
 
     Returns:
         The checkpoint, the manifest's entries about merged weights, and the islands with the reason of each.
@@ -63,7 +66,7 @@ def choose_precisions(load: Load, wanted: Precisions) -> tuple[Checkpoint, JsonO
     Raises:
         LdmrtError: A component is unknown, a weight is not finite in its precision, or the tolerance cannot be held.
     """
-    loaded, merged = _read(load, wanted)
+    loaded, merged = _read(load, wanted, late=late)
     kinds = _kinds(loaded, wanted)
     found = {name: why for name, why in known(loaded).items() if kinds[name] == "fp16" and name not in wanted}
     narrow = [name for name, kind in kinds.items() if kind != "fp32" and name not in found]
@@ -76,27 +79,30 @@ def choose_precisions(load: Load, wanted: Precisions) -> tuple[Checkpoint, JsonO
             found[name] = modules
     if whole := {name: "fp32" for name, modules in found.items() if "" in modules}:
         del loaded, measured
-        return *apply_precisions(load, {**wanted, **whole}, found), found
-    _narrow(loaded, kinds, found)
+        return *apply_precisions(load, {**wanted, **whole}, found, late=late), found
+    _narrow(loaded, kinds, found, late=late)
     return loaded, merged, found
 
 
-def apply_precisions(load: Load, wanted: Precisions, islands: Islands) -> tuple[Checkpoint, JsonObject]:
-    """Load a checkpoint in these precisions with these islands, without measuring."""
-    loaded, merged = _read(load, wanted)
-    _narrow(loaded, _kinds(loaded, wanted), islands)
+def apply_precisions(
+    load: Load, wanted: Precisions, islands: Islands, *, late: bool = False
+) -> tuple[Checkpoint, JsonObject]:
+    """Load a checkpoint in these precisions with these islands, without measuring; `late` as in `choose_precisions`."""
+    loaded, merged = _read(load, wanted, late=late)
+    _narrow(loaded, _kinds(loaded, wanted), islands, late=late)
     return loaded, merged
 
 
-def _read(load: Load, wanted: Precisions) -> tuple[Checkpoint, JsonObject]:
+def _read(load: Load, wanted: Precisions, *, late: bool) -> tuple[Checkpoint, JsonObject]:
     """Load a checkpoint before its weights are narrowed: islands then keep the weights as they are stored.
 
-    A float32 decoder beside the fp16 one needs a second copy of the autoencoder.
+    A float32 decoder beside the fp16 one needs a second copy of the autoencoder. Weights that are cast late all stay as
+    they are stored.
     """
     networks = {name: None if kind != "fp32" else torch.float32 for name, kind in wanted.items()}
     both = {wanted.get(name, wanted[""]) for name in ("vae_decoder", "vae_encoder")}
     networks["vae"] = torch.float32 if "fp32" in both or DECODER_FP32 in wanted else None  # then one may be narrowed
-    loaded, merged = load(networks)
+    loaded, merged = load({"": None} if late else networks)
     return replace(loaded, spare=copy.deepcopy(loaded.vae)) if DECODER_FP32 in wanted else loaded, merged
 
 
@@ -107,8 +113,8 @@ def _kinds(checkpoint: Checkpoint, wanted: Precisions) -> dict[str, str]:
     return {name: wanted.get(name, wanted[""]) for name in names}
 
 
-def _narrow(checkpoint: Checkpoint, kinds: Mapping[str, str], islands: Islands) -> None:
-    """Cast all weights in place, except those in islands."""
+def _narrow(checkpoint: Checkpoint, kinds: Mapping[str, str], islands: Islands, *, late: bool) -> None:
+    """Cast all weights in place, at once or late, except those in islands."""
     inner = {name: modules for name, modules in islands.items() if "" not in modules}
     parts = components(checkpoint)
     for name, part in parts.items():
@@ -117,7 +123,15 @@ def _narrow(checkpoint: Checkpoint, kinds: Mapping[str, str], islands: Islands) 
             dtype = torch.float32 if wide else PRECISIONS[kinds[name]]
             for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
                 if tensor.is_floating_point() and tensor.dtype != dtype:
-                    tensor.data = _cast(name, f"{path}.{key}".lstrip("."), tensor.data, dtype)
+                    if late and dtype == torch.float32:  # which holds all that the others do
+                        checkpoint.late.cast(tensor, dtype)
+                        continue
+                    narrowed = _cast(name, f"{path}.{key}".lstrip("."), tensor.data, dtype)
+                    release(tensor.data)
+                    if late:
+                        checkpoint.late.cast(tensor, dtype)
+                    else:
+                        tensor.data = narrowed
     raise_islands(parts, inner)
 
 

@@ -23,6 +23,7 @@ from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.networks.tiny_autoencoder import TinyAutoencoder
 from ldmrt.model.networks.unet import UNet
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
+from ldmrt.model.weights.late_casts import LateCasts
 from ldmrt.model.weights.weight_files import STEMS
 from ldmrt.model.weights.weights import write
 from ldmrt.runtime.bundle.stage_of_configs import FLUX, SD3
@@ -94,6 +95,7 @@ class Checkpoint:
     spare: Codec | None = None  # a copy in float32, where `vae` is in half precision and may overflow
     noisers: dict[str, JsonObject] = field(default_factory=dict)  # configs of "low_res_scheduler"
     folders: dict[str, str] = field(default_factory=dict)  # of networks that have another name in their pipeline
+    late: LateCasts = field(default_factory=LateCasts, repr=False, compare=False)  # of the networks' weights
 
     @property
     def stage(self) -> Stage:

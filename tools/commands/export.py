@@ -70,7 +70,7 @@ def export(
     check_installed("export", "onnx", "onnx_ir", "onnxscript", *(["onnxruntime"] if verify else []))
     begin, precisions = time.perf_counter(), parse(precision) | ({DECODER_FP32: "fp32"} if fp32_decoder else {})
     with console.status("reading the checkpoint and finding modules that need float32"):
-        loaded, merged, islands = choose_precisions(source.load, precisions)
+        loaded, merged, islands = choose_precisions(source.load, precisions, late=True)
     if stage is not None:
         check_order(replace(loaded.stage, name=stage))
     for name, modules in islands.items():

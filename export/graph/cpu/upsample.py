@@ -11,15 +11,16 @@ that, would need a quarter more memory.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ldmrt.export.graph.rewrite import Rewrite, numbers_of
+from ldmrt.export.graph.rewrite import Rewrite, constant_of, numbers_of
 from ldmrt.runtime.tensors import Array
 
 if TYPE_CHECKING:
-    from onnx_ir import Model, Node
+    from onnx_ir import Model, Node, Value
 
 TAPS = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float64)
 PLACES = ((0, 0), (0, 1), (1, 0), (1, 1))  # (a, b)
@@ -36,8 +37,24 @@ def kernels(weight: Array) -> Iterator[tuple[str, Array]]:
     Yields:
         How the kernel's name ends, and the kernel, (K, C, 2, 2), summed in float64 and of the weight's dtype.
     """
-    for a, b in PLACES:
-        yield f".{a}{b}", (TAPS[a] @ weight.astype(np.float64) @ TAPS[b].T).astype(weight.dtype)
+    for place in PLACES:
+        yield _end(place), _kernel(weight, place)
+
+
+def _end(place: tuple[int, int]) -> str:
+    """Return how the name of the kernel at one of the four places ends."""
+    return ".{}{}".format(*place)
+
+
+def _kernel(weight: Array, place: tuple[int, int]) -> Array:
+    """Compute the kernel at one of the four places, as `kernels` does."""
+    a, b = place
+    return (TAPS[a] @ weight.astype(np.float64) @ TAPS[b].T).astype(weight.dtype)
+
+
+def _kernel_of(weight: "Value | None", place: tuple[int, int]) -> Array:
+    """Compute a kernel of a constant of a graph."""
+    return _kernel(numbers_of(weight), place)
 
 
 def convolve_before_upsampling(model: "Model") -> None:
@@ -50,10 +67,13 @@ def convolve_before_upsampling(model: "Model") -> None:
         resize = None if x is None else x.producer()
         if resize is not None and resize.op_type == "Resize" and _doubles(resize):
             op, bias = Rewrite(model.graph, conv), rest[0] if rest else None
-            four = [
-                op("Conv", resize.inputs[0], op.constant(f".weight{end}", kernel, kernel.dtype), bias, pads=pads)
-                for pads, (end, kernel) in zip(PADS, kernels(numbers_of(weight)), strict=True)
-            ]
+            kind = constant_of(weight)
+            shape = (*kind.shape.numpy()[:2], 2, 2)
+            four = []
+            for pads, place in zip(PADS, PLACES, strict=True):
+                compute = partial(_kernel_of, weight, place)
+                kernel = op.computed(f".weight{_end(place)}", shape, kind.dtype.numpy(), compute)
+                four.append(op("Conv", resize.inputs[0], kernel, bias, pads=pads))
             op.finish(op.interleave(four))
 
 

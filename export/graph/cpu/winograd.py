@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ldmrt.export.graph.rewrite import Rewrite, numbers_of
+from ldmrt.export.graph.rewrite import Rewrite, constant_of, numbers_of
 from ldmrt.runtime.tensors import Array
 
 if TYPE_CHECKING:
@@ -45,8 +45,13 @@ def kernels(weight: Array) -> Iterator[tuple[str, Array]]:
     Yields:
         How the new weight's name ends, and the weight, (16, K, C), of the old one's dtype.
     """
+    yield TILES, _transformed(weight)
+
+
+def _transformed(weight: Array) -> Array:
+    """Transform a weight as `kernels` does."""
     transformed = np.kron(G, G) @ weight.reshape(-1, 9).T.astype(np.float64)
-    yield TILES, transformed.reshape(16, *weight.shape[:2]).astype(weight.dtype)
+    return transformed.reshape(16, *weight.shape[:2]).astype(weight.dtype)
 
 
 def convolve_by_tiles(model: "Model", runs: int) -> None:
@@ -81,15 +86,14 @@ def _fits(conv: "Node", runs: int) -> bool:
 
 def _by_tiles(op: Rewrite, x: "Value | None", weight: "Value | None", bias: "Value | None") -> "Value":
     """Write the convolution of x and return its output; where a side is odd, half a tile is cut off again."""
-    old = numbers_of(weight)
-    many, channels = old.shape[:2]
-    ((end, kernel),) = kernels(old)
+    many, channels = constant_of(weight).shape.numpy()[:2]
     size, deep = op("Shape", x, start=2), op("Unsqueeze", x, op.constant("/deep", [1]))  # (batch, 1, C, H, W)
     to_tiles = op.constant("/to_tiles", np.einsum("ri,sj->ijrs", B, B).reshape(16, 1, 1, 4, 4), np.float32)
     tiles = op("Conv", deep, to_tiles, strides=[1, 2, 2], pads=[0, 1, 1, 0, 2, 2])  # (batch, 16, C, h, w)
     shape = op("Concat", op.constant("/pixels", [0, 4, many]), op("Shape", tiles, start=3), axis=0)
     rows = op("Reshape", tiles, op.constant("/rows", [0, 16, channels, -1]))  # (batch, 16, C, h * w)
-    summed = op("MatMul", op.constant(f".weight{end}", kernel, np.float32), rows)  # (batch, 16, K, h * w)
+    kernel = op.computed(f".weight{TILES}", (16, many, channels), np.float32, lambda: _transformed(numbers_of(weight)))
+    summed = op("MatMul", kernel, rows)  # (batch, 16, K, h * w)
     flat = op("Reshape", summed, op.constant("/flat", [0, 16, -1]))
     to_pixels = op.constant("/to_pixels", np.einsum("ia,jb->abij", A, A).reshape(4, 16), np.float32)
     pixels = op("Reshape", op("MatMul", to_pixels, flat), shape)  # (batch, 4, K, h, w)

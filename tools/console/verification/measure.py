@@ -163,7 +163,9 @@ def record_checkpoint(
     with console.status("running the checkpoint with PyTorch"):
         origin = []
         if bundle.manifest:
-            origin = other_origin(bundle, apply_precisions(source.load, precisions(bundle), islands(bundle))[0])
+            cast_late = apply_precisions(source.load, precisions(bundle), islands(bundle), late=True)[0]
+            origin = other_origin(bundle, cast_late)
+            del cast_late
         return origin, record(source.load({"": torch.float32})[0], prompt, seed=seed, side=side)
 
 
