@@ -94,11 +94,13 @@ class Checkpoint:
     spare: Codec | None = None  # a copy in float32, where `vae` is in half precision and may overflow
     noisers: dict[str, JsonObject] = field(default_factory=dict)  # configs of "low_res_scheduler"
     folders: dict[str, str] = field(default_factory=dict)  # of networks that have another name in their pipeline
+    t5_tokens: int | None = None  # of a prompt, as T5 reads it; as many as in diffusers' pipeline by default
 
     @property
     def stage(self) -> Stage:
         """Describe how images are made with these networks."""
-        return stage_of(config_of(self.denoiser), None if self.vae is None else config_of(self.vae), self.index)
+        stage = stage_of(config_of(self.denoiser), None if self.vae is None else config_of(self.vae), self.index)
+        return stage if self.t5_tokens is None else stage.of_tokens(self.t5_tokens)
 
     @property
     def unet(self) -> UNet | PlainUNet:
