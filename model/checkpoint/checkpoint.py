@@ -96,11 +96,13 @@ class Checkpoint:
     noisers: dict[str, JsonObject] = field(default_factory=dict)  # configs of "low_res_scheduler"
     folders: dict[str, str] = field(default_factory=dict)  # of networks that have another name in their pipeline
     late: LateCasts = field(default_factory=LateCasts, repr=False, compare=False)  # of the networks' weights
+    t5_tokens: int | None = None  # of a prompt, as T5 reads it; as many as in diffusers' pipeline by default
 
     @property
     def stage(self) -> Stage:
         """Describe how images are made with these networks."""
-        return stage_of(config_of(self.denoiser), None if self.vae is None else config_of(self.vae), self.index)
+        stage = stage_of(config_of(self.denoiser), None if self.vae is None else config_of(self.vae), self.index)
+        return stage if self.t5_tokens is None else stage.of_tokens(self.t5_tokens)
 
     @property
     def unet(self) -> UNet | PlainUNet:

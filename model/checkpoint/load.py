@@ -47,6 +47,7 @@ def load(
     scheduler: Config | None = None,
     settings: Config | None = None,
     without_t5: bool = False,
+    max_sequence_length: int | None = None,
 ) -> Checkpoint:
     """Load a diffusion model: latent diffusion (Rombach et al. 2022, arXiv:2112.10752) of all its tasks, or DDPM.
 
@@ -65,6 +66,8 @@ def load(
         scheduler: A scheduler's config in the place of the checkpoint's own.
         settings: Keys of the scheduler's config with other values.
         without_t5: Leaves T5 out of a Stable Diffusion 3: its files are neither fetched nor read.
+        max_sequence_length: How many tokens of a prompt T5 reads, 2 to 512; by default 256 for Stable Diffusion 3 and
+            512 for FLUX.1, as in diffusers' pipelines.
 
     Returns:
         The networks in eval mode on the CPU, and everything else that a bundle is exported from.
@@ -92,7 +95,8 @@ def load(
     for part, place in (parts or {}).items():
         description = with_part(description, part, Path(place), variant)
     config = current_scheduler(description) if scheduler is None else dict(scheduler)
-    return _assemble(replace(description, scheduler=with_settings(config, settings or {})), dtype)
+    description = replace(description, scheduler=with_settings(config, settings or {}))
+    return _assemble(description, dtype, max_sequence_length)
 
 
 def load_first_stage(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Autoencoder | VQAutoencoder:
@@ -195,7 +199,7 @@ def _build_and_fill(
     return fill(part, network, match(part, network, tensors), tensors, dtype)
 
 
-def _assemble(source: Source, dtype: Dtype) -> Checkpoint:
+def _assemble(source: Source, dtype: Dtype, t5_tokens: int | None) -> Checkpoint:
     """Build and check everything, then read the weights."""
     pixels = source.index.get("_class_name") in PIXEL_FAMILIES  # which have no autoencoder
     denoiser = denoiser_of(source.networks)
@@ -214,7 +218,7 @@ def _assemble(source: Source, dtype: Dtype) -> Checkpoint:
         network.config = current_size(network.config, source)
     checkpoint = Checkpoint(
         cast(Denoiser, network), vae, encoders, source.tokenizers, source.scheduler, source.index, controls,
-        noisers=source.noisers, folders=source.folders,
+        noisers=source.noisers, folders=source.folders, t5_tokens=t5_tokens,
     )  # fmt: skip
     check_fit(checkpoint)
     tensors = {part: source.tensors(part) for part in networks}

@@ -5,8 +5,9 @@ exported, are read as the one stage that their configs describe.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from ldmrt.runtime.errors import BundleError
 from ldmrt.runtime.files.reading import JsonObject
 
 from .graphs import DECODER, UNET
@@ -173,6 +174,22 @@ class Stage:
     def prompt(self) -> Source | None:
         """Return the source of the prompt's embeddings; None for a model that reads no prompt."""
         return next((source for kind in PROMPT_KINDS if (source := self.source(kind)) is not None), None)
+
+    def of_tokens(self, count: int) -> "Stage":
+        """Return the same stage with another number of tokens that T5 reads of a prompt.
+
+        Raises:
+            BundleError: The model has no T5.
+        """
+        reads = {
+            name: tuple(replace(one, settings={**one.settings, "tokens": count}) for one in sources)
+            for name, sources in self.reads.items()
+            if "tokens" in KINDS[sources[0].kind]
+        }
+        if not reads:
+            problem = "there is no T5 whose tokens could be counted"
+            raise BundleError("checkpoint", problem, expected="no --max-sequence-length")
+        return replace(self, reads={**self.reads, **reads})
 
     @property
     def size(self) -> int:

@@ -37,6 +37,7 @@ class CheckpointOptions:
     settings: "JsonObject"
     without_t5: bool = False
     transformer: Path | None = None
+    max_sequence_length: int | None = None
 
     def load(self, dtype: "Mapping[str, torch.dtype | None]") -> "tuple[Checkpoint, JsonObject]":
         """Load the checkpoint, merge LoRAs and textual inversions into it, and add its controls.
@@ -68,6 +69,7 @@ class CheckpointOptions:
             scheduler=scheduler,
             settings=self.settings,
             without_t5=self.without_t5,
+            max_sequence_length=self.max_sequence_length,
         )
         loras = [(read_lora(path), weight) for path, weight in self.loras]
         embeddings = [read_embedding(path, word) for path, word in self.embeddings]
@@ -192,9 +194,11 @@ CONTROLS = (
                  help="Add a T2I-Adapter; the U-Net then takes its features."),
 )  # fmt: skip
 WITHOUT_T5 = click.option("--without-t5", is_flag=True, help="Leave out T5, Stable Diffusion 3's largest text encoder.")
+TOKENS = click.option("--max-sequence-length", type=click.IntRange(2, 512),
+                      help="Tokens of a prompt that T5 reads: by default 256, of FLUX.1 512.")  # fmt: skip
 TRANSFORMER = click.option("--transformer", type=FILE,
                            help="Transformer in place of the checkpoint's: a folder or a file.")  # fmt: skip
-OPTIONS = (*BASE[:3], *CONTROLS, *BASE[3:6], TRANSFORMER, *BASE[6:], SCHEDULER[1], WITHOUT_T5)
+OPTIONS = (*BASE[:3], *CONTROLS, *BASE[3:6], TRANSFORMER, *BASE[6:], SCHEDULER[1], WITHOUT_T5, TOKENS)
 NAMES = ("variant", "tokenizer", "prediction", "loras", "embeddings", "vae", "text_encoders", "scheduler_config")
 
 

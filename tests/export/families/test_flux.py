@@ -145,6 +145,15 @@ def test_a_prompt_fits_512_tokens(places: Saved) -> None:
     assert np.isfinite(latents).all()
 
 
+def test_t5_reads_as_many_tokens_as_are_asked_for(places: Saved) -> None:
+    """schnell was trained on 256; a prompt that is longer is cut."""
+    drawn = torch_pipeline(load(places["schnell"], max_sequence_length=77))
+    asked = {"prompt": [" ".join(["a red pear"] * 60), "two pears"], "num_inference_steps": 2}
+    with pytest.warns(UserWarning, match=r"prompt has .* tokens, 76 fit"):
+        ours = drawn(**asked, seed=SEEDS, height=64, width=64)
+    close(ours.latents, expected(places["schnell"], "FluxPipeline", 64, 64, **asked, max_sequence_length=77))
+
+
 @pytest.mark.parametrize(
     ("name", "asked", "problem"),
     [

@@ -158,6 +158,19 @@ def test_embeddings_stand_for_prompts(places: dict[str, Path]) -> None:
     close(found.latents, expected.latents)
 
 
+@pytest.mark.parametrize("name", ["sd3", "sd3-without-t5"])
+def test_t5_reads_as_many_tokens_as_are_asked_for(name: str, places: dict[str, Path]) -> None:
+    """Without T5 there are so many zeros."""
+    drawn = torch_pipeline(load(places[name], max_sequence_length=77))
+    ours = drawn(PROMPTS, seed=SEEDS, num_inference_steps=STEPS, guidance_scale=4.0)
+    close(ours.latents, expected(places[name], 16, 16, guidance_scale=4.0, max_sequence_length=77))
+
+
+def test_tokens_of_t5_are_counted_where_it_is_read(checkpoint: Path) -> None:
+    with pytest.raises(LdmrtError, match="there is no T5 whose tokens could be counted"):
+        load(checkpoint, max_sequence_length=77)
+
+
 def test_a_prompt_of_t5_is_for_its_models_alone(checkpoint: Path) -> None:
     with pytest.raises(LdmrtError, match="this model takes no prompt_3"):
         torch_pipeline(load(checkpoint))("two pears", prompt_3="pears")
