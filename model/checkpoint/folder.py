@@ -140,7 +140,7 @@ def split_index(content: JsonObject, left_out: Collection[str] = ()) -> tuple[Js
     index: JsonObject = {}
     parts: dict[str, str] = {}
     if any(content.get(name) in (None, [None, None]) for name in left_out):
-        raise LdmrtError("checkpoint", "there is no T5 to leave out", expected="no --without-t5")
+        raise LdmrtError("checkpoint", "no T5 can be left out of this model", expected="no --without-t5")
     for alias, value in content.items():
         name = ALIASES.get(alias, alias)
         if name != alias and name in content:

@@ -30,6 +30,10 @@ from .stages import (
 PLAIN = "UNet2DModel"  # diffusers' U-Net that reads no prompt
 SD3, FLUX = TRANSFORMERS = ("SD3Transformer2DModel", "FluxTransformer2DModel")
 T5_TOKENS = {SD3: 256, FLUX: 512}  # diffusers' `max_sequence_length` by default
+FLUX_PIPELINES = (
+    "FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxFillPipeline",
+    "FluxControlPipeline", "FluxControlImg2ImgPipeline", "FluxControlInpaintPipeline",
+)  # fmt: skip  # Kontext's networks are dev's, but it draws otherwise
 FLUX_SIDE = 128  # latents: no config says it
 PACKED = 2  # latents along one side of FLUX.1's tokens
 
@@ -50,6 +54,10 @@ def stage_of_configs(unet: JsonObject, vae: JsonObject | None, index: JsonObject
         problem = "unsupported class in transformer/config.json"
         raise BundleError("bundle", problem, expected=" or ".join(TRANSFORMERS), found=f"{name:.100}")
     if name in TRANSFORMERS:
+        kind = str(index.get("_class_name", FLUX_PIPELINES[0])).removeprefix("ORT")
+        if name == FLUX and kind not in FLUX_PIPELINES:
+            problem, expected = "unsupported pipeline in model_index.json", ", ".join(FLUX_PIPELINES)
+            raise BundleError("bundle", problem, expected=expected, found=f"{kind:.100}")
         return (_stable_diffusion_3 if name == SD3 else _flux)(unet, vae or {})
     space = _space_of_config(vae) if vae is not None else Space(channels_of(unet), 1, 1.0, PIXELS)
     sides = _sides_of(unet.get("sample_size"))

@@ -221,11 +221,13 @@ def compare_rows(
 ) -> tuple[list[RowError], Latents]:
     """The rows, and the last latents of a run of its own.
 
-    Guidance g multiplies what the network may be off by with at most g + |1 - g|. A sampler fed with the same numbers
-    rounds as float32 does. Errors of rows add up: a run of its own may be off by row + 1 times as much.
+    Guidance g multiplies what the network may be off by with at most g + |1 - g|, unless the network is given g as an
+    input. A sampler fed with the same numbers rounds as float32 does. Errors of rows add up: a run of its own may be
+    off by row + 1 times as much.
     """
     task = pipeline.prepare(requested(trajectory))
-    limit = limits["rows"].limit * max(1.0, 2 * float(trajectory.options.get("guidance", 1.0)) - 1)
+    guidance = float(trajectory.options.get("guidance", 1.0)) if pipeline.stage.guide.scales else 1.0
+    limit = limits["rows"].limit * max(1.0, 2 * guidance - 1)
     rows = len(trajectory.said)
     stepped = _stepped(task, trajectory)
     free, x = [], task.x

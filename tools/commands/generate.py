@@ -60,7 +60,7 @@ GRID = 1024  # most images in the grid
     multiple=True,
     help="Image of a ControlNet or an adapter; repeat a name for the next prompt.",
 )
-@click.option("--prompt-2", type=Text(), help="SDXL and Stable Diffusion 3: prompt of the second text encoder.")
+@click.option("--prompt-2", type=Text(), help="SDXL, SD3 and FLUX.1: prompt of the second text encoder.")
 @click.option("--negative-2", "negative_prompt_2", type=Text(), help="The same for the negative prompt.")
 @click.option("--prompt-3", type=Text(), help="Stable Diffusion 3: prompt of T5.")
 @click.option("--negative-3", "negative_prompt_3", type=Text(), help="The same for the negative prompt.")

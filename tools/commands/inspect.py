@@ -137,7 +137,8 @@ def show(bundle: "Bundle", facts: "JsonObject") -> None:
     predicts = f"predicts {facts['prediction_type']}, scaling factor {facts['scaling_factor']:.5g}"
     click.echo(f"{facts['scheduler']}, {predicts}")
     given = [source.kind.replace("_", " ") for sources in bundle.stage.reads.values() for source in sources]
-    scales = " and ".join(bundle.stage.guide.scales) or "nothing"
+    own = any(source in given for source in ("guidance", "guidance scale"))
+    scales = " and ".join(bundle.stage.guide.scales) or ("its own input" if own else "nothing")
     click.echo(f"the network is given {', '.join(given)}; guided by {scales}")
     for entry in facts["loras"]:
         click.echo(printable(f"LoRA {entry['file']}, weight {entry['weight']:g}"))

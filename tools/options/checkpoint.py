@@ -176,7 +176,7 @@ SCHEDULER = (
 )  # fmt: skip
 BASE = (
     click.option("--variant", help="Variant of the weight files, such as fp16; none by default."),
-    click.option("--tokenizer", type=FILE, help="Folder with CLIP's vocabulary, which a single file lacks."),
+    click.option("--tokenizer", type=FILE, help="Folder with the vocabularies, which a single file lacks."),
     click.option("--prediction", type=Choice(["epsilon", "v_prediction"]),
                  help="What the U-Net predicts, where the checkpoint does not say."),
     click.option("--lora", "loras", type=Weighed(), multiple=True, help="Merge a LoRA into the weights."),
@@ -184,7 +184,7 @@ BASE = (
                  help="Add a textual inversion, under WORD or its own name."),
     click.option("--vae", type=FILE, help="Autoencoder in place of the checkpoint's: a folder or a file."),
     click.option("--text-encoder", "text_encoders", multiple=True, callback=part_files, metavar="[NAME=]PATH",
-                 help="Text encoder in place of the checkpoint's; NAME may be text_encoder_2."),
+                 help="Text encoder in place of the checkpoint's; NAME may be text_encoder_2 or 3."),
     SCHEDULER[0],
 )  # fmt: skip
 CONTROLS = (

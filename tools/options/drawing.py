@@ -42,7 +42,7 @@ HOW: tuple[Decorator, ...] = (  # images are drawn; the names of the values are 
         type=ByStage(click.FLOAT),
         default=5.0,
         show_default=True,
-        help="Guidance scale, or by stage; 1 is none.",
+        help="Guidance scale, or by stage; 1 is none, but for FLUX.1 dev.",
     ),
     click.option("--image-guidance", type=float, help="InstructPix2Pix: guidance scale of the image; 1.5 by default."),
     click.option(

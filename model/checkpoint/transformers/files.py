@@ -133,7 +133,7 @@ def read_transformer(
     transformer, rest = found
     family = configs.FAMILIES[transformer.kind]
     if left_out and not family.optional:
-        raise LdmrtError("checkpoint", "there is no T5 to leave out", expected="no --without-t5")
+        raise LdmrtError("checkpoint", "no T5 can be left out of this model", expected="no --without-t5")
     texts = {part: text for part, text in family.texts.items() if part not in left_out}
     parts = _parts(path, rest, family)
     if missing := [part for part in ("vae", *texts) if part not in parts and part not in replaced]:

@@ -47,7 +47,7 @@ def _unpacked(spec: TensorSpec) -> TensorSpec:
         return spec
     batch, channels = spec.shape[0], spec.shape[-1]
     wide = channels // PATCH**2 if isinstance(channels, int) else channels
-    return TensorSpec(spec.name, spec.dtype, (batch, wide, "latent_height", "latent_width"))
+    return TensorSpec(spec.name, spec.dtype, (batch, wide, "height", "width"))
 
 
 def _positions(rows: int, columns: int) -> Array:

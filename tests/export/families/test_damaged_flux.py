@@ -34,6 +34,7 @@ DAMAGES: list[tuple[str, dict[str, Any], str]] = [
     (CLIP, {"num_hidden_layers": "two"}, "text_encoder: "),
     (INDEX, {"text_encoder_2": [None, None], "tokenizer_2": [None, None]}, "FLUX.1 has a CLIP encoder and T5"),
     (INDEX, {"text_encoder": ["transformers", "CLIPTextModelWithProjection"]}, "FLUX.1 has a CLIP encoder and T5"),
+    (INDEX, {"_class_name": "FluxKontextPipeline"}, "unsupported pipeline in model_index.json"),
     (INDEX, {"tokenizer_2": [None, None]}, "names no tokenizer_2"),
     (INDEX, {"image_encoder": ["transformers", "T5EncoderModel"], "transformer": [None, None]}, "names no unet or"),
 ]
@@ -51,5 +52,5 @@ def test_refuses(file: str, change: dict[str, Any], problem: str, flux_checkpoin
 
 
 def test_there_is_no_t5_to_leave_out(flux_checkpoint: Path) -> None:
-    with pytest.raises(LdmrtError, match="there is no T5 to leave out"):
+    with pytest.raises(LdmrtError, match="no T5 can be left out of this model"):
         load(flux_checkpoint, without_t5=True)

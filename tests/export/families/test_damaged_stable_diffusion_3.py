@@ -76,7 +76,7 @@ def test_t5_may_come_from_one_file(sd3_checkpoint: Path) -> None:
 
 
 def test_there_is_no_t5_to_leave_out(checkpoint: Path) -> None:
-    with pytest.raises(LdmrtError, match="there is no T5 to leave out"):
+    with pytest.raises(LdmrtError, match="no T5 can be left out of this model"):
         load(checkpoint, without_t5=True)
 
 

@@ -9,7 +9,10 @@ import torch
 from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 from numpy.typing import NDArray
 
+from ldmrt.export.components.table import components
 from ldmrt.export.components.torch_pipeline import torch_pipeline
+from ldmrt.export.graph.to_onnx import to_onnx
+from ldmrt.export.parity.origin import other_graph
 from ldmrt.model import load
 from ldmrt.model.library.flux import Pack, Positions, RotaryPositions, Unpack
 from ldmrt.runtime import LdmrtError, Request
@@ -159,6 +162,7 @@ def test_t5_reads_as_many_tokens_as_are_asked_for(places: Saved) -> None:
     [
         ("dev", {"height": 72}, "invalid height; expected a multiple of 16"),
         ("dev", {"prompt_3": "pears"}, "this model takes no prompt_3"),
+        ("dev", {"clip_skip": 1}, "this model takes no clip_skip"),
         ("dev", {"deep_cache": 2}, "this model has no U-Net"),
         ("fill", {}, "this model fills a part of an image"),
         ("canny", {}, "this model is given an image"),
@@ -168,6 +172,17 @@ def test_t5_reads_as_many_tokens_as_are_asked_for(places: Saved) -> None:
 def test_refuses(name: str, asked: dict[str, Any], problem: str, places: Saved) -> None:
     with pytest.raises(LdmrtError, match=problem):
         ours_of(places[name])("two pears", **{"height": 64, "width": 64, "num_inference_steps": 2, **asked})
+
+
+def test_a_graph_for_short_texts_is_of_its_checkpoint(flux_checkpoint: Path, tmp_path: Path) -> None:
+    """It holds what T5 makes of its relative positions' weight, of which some rows are not read."""
+    part = components(load(flux_checkpoint, max_sequence_length=20))["text_encoder_2"]
+    path = to_onnx(part, tmp_path)
+    assert list(other_graph(part, path)) == []
+    weight = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    with torch.no_grad():
+        part.module.get_parameter(f"model.{weight}")[0] += 1
+    assert list(other_graph(part, path)) == [f"text_encoder_2: {weight} differs from the checkpoint's"]
 
 
 def test_rotary_positions_are_exact() -> None:

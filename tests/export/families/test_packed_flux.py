@@ -11,6 +11,7 @@ from ldmrt.export.components.table import components, example
 from ldmrt.model import load
 from ldmrt.runtime.backends.wrappers.packed import PackedTransformer, is_packed
 from ldmrt.runtime.tensors import Array, Arrays, TensorSpec
+from ldmrt.serve.batching.knee import blank_inputs
 
 SIZES = {"batch": 2, "height": 48, "width": 80, "timesteps": 2}
 
@@ -54,7 +55,8 @@ def test_gives_what_the_exported_network_gives(flux_checkpoint: Path) -> None:
     # Of the largest value: the sums of float32 alone, and timestep / 1000 * 1000, which rounds by 6e-8.
     assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
     assert {spec.name for spec in packed.inputs} == {spec.name for spec in part.inputs}
-    assert packed.inputs[0].shape[:2] == ("batch_size", 16)
+    blank = blank_inputs(packed, 64, 8, 2)  # as a service measures it
+    assert blank["hidden_states"].shape == (2, 16, 8, 8)
     assert packed.outputs[0].shape[:2] == ("batch_size", 16)
     packed.close()
     assert tokens.closed

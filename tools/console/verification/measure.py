@@ -160,6 +160,9 @@ def record_checkpoint(
     from ldmrt.export.precision.policy import apply_precisions, islands, precisions
     from ldmrt.tools.console.progress import console
 
+    prompt_source = bundle.stage.prompt
+    if source.max_sequence_length is None and prompt_source is not None and "tokens" in prompt_source.settings:
+        source = replace(source, max_sequence_length=int(prompt_source.setting("tokens")))
     with console.status("running the checkpoint with PyTorch"):
         origin = []
         if bundle.manifest:
