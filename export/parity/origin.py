@@ -69,7 +69,7 @@ def _relative_biases(component: Component, key: str, weight: torch.Tensor) -> It
         return
     attention, tokens = component.module.get_submodule(path), int(component.inputs[0].shape[1])
     distances = torch.arange(tokens)[None] - torch.arange(tokens)[:, None]
-    buckets = attention._relative_position_bucket(  # type: ignore[operator, union-attr]
+    buckets = attention._relative_position_bucket(  # type: ignore[operator]
         distances, bidirectional=True, num_buckets=attention.relative_attention_num_buckets,
         max_distance=attention.relative_attention_max_distance,
     )  # fmt: skip
