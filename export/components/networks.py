@@ -18,10 +18,10 @@ class _TextEncoder(nn.Module):
     A projected pooled text comes first, as in transformers: SDXL's pipelines take the first output for it.
     """
 
-    def __init__(self, model: nn.Module, skips: int) -> None:
-        """Wrap a text encoder of transformers, with this many skipped states."""
+    def __init__(self, model: nn.Module, skips: int, layers: bool) -> None:
+        """Wrap a text encoder of transformers, with this many skipped states, and every layer's or none."""
         super().__init__()
-        self.model, self.skips = model, skips
+        self.model, self.skips, self.layers = model, skips, layers
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
         out = self.model(input_ids, output_hidden_states=True)
@@ -29,7 +29,7 @@ class _TextEncoder(nn.Module):
         first = (out.text_embeds, out.last_hidden_state) if projected else (out.last_hidden_state, out.pooler_output)
         norm = getattr(self.model, "text_model", self.model).get_submodule("final_layer_norm")
         skipped = [norm(out.hidden_states[-1 - skip]) for skip in range(1, self.skips + 1)]
-        return *first, *out.hidden_states, *skipped
+        return *first, *(out.hidden_states if self.layers else ()), *skipped
 
 
 class _LDMBert(nn.Module):

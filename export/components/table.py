@@ -23,7 +23,7 @@ from ldmrt.model.torch_engine import TorchEngine
 from ldmrt.model.weights.late_casts import LateCasts
 from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32, DENOISERS, ENCODER, STEP, TRANSFORMER, UNET, step_specs
 from ldmrt.runtime.bundle.stage_of_configs import FLUX
-from ldmrt.runtime.bundle.stages import CLASSES, JOINT, KL, PROMPT
+from ldmrt.runtime.bundle.stages import CLASSES, JOINT, KL, LONG, PROMPT
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.pipeline.conditioning.prompts import gives_pooled
@@ -131,15 +131,16 @@ def _text_encoders(c: Checkpoint) -> Iterator[Component]:
         dtype, width, tokens = dtype_of(model), int(config.hidden_size), tokens_of(c, name)
         layers = int(config.num_hidden_layers)
         skips = 0 if layered else layers - 1  # SDXL takes a layer's state as it is
+        reads = prompt is None or prompt.kind != LONG  # FLUX.1 reads none of CLIP's states
         projects = class_of(model) == "CLIPTextModelWithProjection"
         pooled = ("text_embeds", int(config.projection_dim)) if projects else ("pooler_output", width)
-        states = ["last_hidden_state", *(f"hidden_states.{i}" for i in range(layers + 1))]
+        states = ["last_hidden_state", *(f"hidden_states.{i}" for i in range(layers + 1) if reads)]
         states += [f"last_hidden_state.{skip}" for skip in range(1, skips + 1)]
         outputs = [TensorSpec(state, dtype, ("batch", tokens, width)) for state in states]
         outputs.insert(0 if projects else 1, TensorSpec(pooled[0], dtype, ("batch", pooled[1])))
         yield Component(
             name,
-            _TextEncoder(model, skips),
+            _TextEncoder(model, skips, reads),
             (TensorSpec("input_ids", "int64", ("batch", tokens)),),
             tuple(outputs),
             {**config.to_dict(), "architectures": [class_of(model)]},

@@ -14,6 +14,7 @@ from ldmrt.runtime.bundle.recording import CONTROL, Case, Recording, Trajectory,
 from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.reading import JsonObject
+from ldmrt.runtime.pipeline.conditioning.prompts import tokens_of
 from ldmrt.runtime.pipeline.denoising.controls import KINDS
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.field_names import from_short
@@ -81,7 +82,10 @@ def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0, side: int | No
     texts = [prompt, *TEXTS]
     with warnings.catch_warnings():  # of texts that are too long
         warnings.simplefilter("ignore", LdmrtWarning)
-        read = {name: tokenizer(texts) for name, tokenizer in plain.tokenizers.items()}
+        read = {
+            name: tokenizer(texts, tokens_of(tokenizer, plain.stage.prompt))
+            for name, tokenizer in plain.tokenizers.items()
+        }
     cases = [Case(name, "prompts", {"texts": np.array(texts)}, {"input_ids": ids}) for name, ids in read.items()]
     for name, part in parts.items():
         engine = engines[name]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from ldmrt.model.library.t5 import T5
 from ldmrt.model.networks.unet import UNet
 from ldmrt.runtime.bundle.stage_of_configs import FLUX, SD3
 from ldmrt.runtime.errors import LdmrtError
@@ -40,6 +41,7 @@ def placed(name: str, layers: Layers, networks: Mapping[str, nn.Module]) -> dict
         LdmrtError: The file is for another family, or a layer matches no module, one that has another, or its shape.
     """
     _check_family(name, layers, networks)
+    _check_t5(name, layers, networks)
     parameters = {component: dict(network.named_parameters()) for component, network in networks.items()}
     every = {component: targets(network) for component, network in networks.items()}
     found: dict[tuple[str, str], Layer] = {}
@@ -82,6 +84,15 @@ def _check_family(name: str, layers: Layers, networks: Mapping[str, nn.Module]) 
         raise LdmrtError(
             "lora", f"{name} is for another family of models", expected=f"a LoRA of {own}", found=found, hint=hint
         )
+
+
+def _check_t5(name: str, layers: Layers, networks: Mapping[str, nn.Module]) -> None:
+    """Refuse a file with layers of T5 where the model has none, or it was left out."""
+    if any(stated == "text_encoder_3" for stated, _ in layers):
+        kinds = {type(network).__name__ for network in networks.values()}
+        if "transformer" in networks and T5 not in kinds:
+            problem, hint = f"{name} changes T5, which this model lacks", "ldmrt export without --without-t5"
+            raise LdmrtError("lora", problem, expected="a LoRA of the other networks", hint=hint)
 
 
 def _shape(tensor: Tensor | None) -> Shape | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.certificate import Islands
-from ldmrt.runtime.bundle.graphs import STEP, TOGETHER, TRANSFORMER, UNET_HALVES, denoiser_of, inside
+from ldmrt.runtime.bundle.graphs import STEP, TOGETHER, UNET_HALVES, denoiser_of, inside
 from ldmrt.runtime.bundle.manifest import PRECISIONS
 from ldmrt.runtime.errors import BundleError, LdmrtError
 from ldmrt.runtime.nearest import suggestion
@@ -21,7 +21,7 @@ from .lazy_engines import LazyEngines
 from .low_memory import LowMemory, Maker, SharedEngine, in_low_memory
 from .replaced_files import Watched
 from .wrappers.few_rows import FewRows
-from .wrappers.packed import PackedTransformer, is_packed
+from .wrappers.packed import given_latents
 from .wrappers.text_encoder_cache import CachedTextEncoder
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _sparing(makers: dict[str, Maker], settings: BackendSettings) -> dict[str, M
         return makers
 
     def on_few_rows(make: Maker) -> Engine:
-        return FewRows(make())
+        return FewRows(given_latents(make()))
 
     return {name: partial(on_few_rows, make) for name, make in makers.items()}
 
@@ -284,9 +284,7 @@ def open_engines(bundle: Bundle, backend: str, settings: BackendSettings = Backe
 
 def _adapted(name: str, make: Maker) -> Engine:
     """Open an engine; a text encoder keeps the embeddings of earlier prompts, and a transformer is given latents."""
-    engine = make()
-    if name == TRANSFORMER and is_packed(engine):
-        return PackedTransformer(engine)
+    engine = given_latents(make())
     return CachedTextEncoder(engine) if name.startswith("text_encoder") else engine
 
 

@@ -22,6 +22,7 @@ from ldmrt.runtime.bundle.graphs import BACK, DECODER, DECODER_FP32, DEEP, ENCOD
 from ldmrt.runtime.bundle.recording import Case, Recording, Trajectory
 from ldmrt.runtime.errors import EngineNotFound, LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.pipeline.autoencoder.decode import Decoding, decode
+from ldmrt.runtime.pipeline.conditioning.prompts import tokens_of
 from ldmrt.runtime.pipeline.denoising.denoise import DenoisingTask
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.field_names import from_short
@@ -104,7 +105,8 @@ def compare(
             if case.component == name:
                 with warnings.catch_warnings():  # of texts that are too long
                     warnings.simplefilter("ignore", LdmrtWarning)
-                    ids = tokenizer([str(text) for text in case.inputs["texts"]])
+                    texts = [str(text) for text in case.inputs["texts"]]
+                    ids = tokenizer(texts, tokens_of(tokenizer, pipeline.stage.prompt))
                 measured = tensor_error(name, backend, case.name, "input_ids", ids, case.outputs["input_ids"], 0.0)
                 yield Comparison(name, backend, (measured,))
     for name in pipeline.engines:

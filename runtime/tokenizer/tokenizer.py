@@ -56,7 +56,7 @@ class Tokenizer:
         self._backend.no_truncation()
         self.size = int(self._backend.get_vocab_size())
         self._vectors = _word_vectors(self._backend)
-        self.length = token_count(files)
+        self.length, self.any_length = token_count(files), is_unigram(files)  # any, as the network that reads it asks
         self.start, self.end, self.pad = self._id(start), self._id(end), self._id(pad)  # T5's start is its end
         if pad not in (start, end):  # Stable Diffusion 2 pads with "!", which then is one wherever it stands in a text
             self._backend.add_special_tokens([pad])

@@ -9,9 +9,9 @@ LATENTS, PREDICTION = "hidden_states", "out_hidden_states"
 IMAGE_IDS, TEXT_IDS = "img_ids", "txt_ids"
 
 
-def is_packed(engine: Engine) -> bool:
-    """Tell whether a network asks for the positions of its tokens."""
-    return any(spec.name == IMAGE_IDS for spec in engine.inputs)
+def given_latents(engine: Engine) -> Engine:
+    """Return an engine as it is, or as one that is called with latents where it asks for the positions of tokens."""
+    return PackedTransformer(engine) if any(spec.name == IMAGE_IDS for spec in engine.inputs) else engine
 
 
 class PackedTransformer:

@@ -101,6 +101,13 @@ def gives_pooled(source: Source) -> bool:
     return source.kind in (JOINT, LONG) or bool(source.setting("penultimate"))
 
 
+def tokens_of(tokenizer: Tokenizer, source: Source | None) -> int | None:
+    """Return how many tokens of a text a network reads, where they are not those of the tokenizer: T5's."""
+    if source is None or not tokenizer.any_length or "tokens" not in source.settings:
+        return None
+    return int(source.setting("tokens"))
+
+
 def encode(
     encoders: Mapping[str, Engine], tokenizers: Mapping[str, Tokenizer], texts: Sequence[Texts], skips: Sequence[int],
     source: Source,
@@ -125,7 +132,7 @@ def encode(
         own = [one[min(i, len(one) - 1)] for one in texts]
         unique = list(dict.fromkeys(text or "" for text in own))
         clip = source.kind not in (JOINT, LONG) or any(spec.name in POOLED for spec in engine.outputs)
-        out = engine(input_ids=tokenizer(unique) if clip else tokenizer(unique, int(source.setting("tokens"))))
+        out = engine(input_ids=tokenizer(unique, tokens_of(tokenizer, source)))
         places = [unique.index(text or "") for text in own]
         empty = np.array([text is None for text in own])
         pool = POOLED[source.kind == LONG]

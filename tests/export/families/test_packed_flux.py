@@ -9,7 +9,8 @@ from diffusers import FluxTransformer2DModel
 
 from ldmrt.export.components.table import components, example
 from ldmrt.model import load
-from ldmrt.runtime.backends.wrappers.packed import PackedTransformer, is_packed
+from ldmrt.runtime.backends.wrappers.few_rows import FewRows
+from ldmrt.runtime.backends.wrappers.packed import PackedTransformer, given_latents
 from ldmrt.runtime.tensors import Array, Arrays, TensorSpec
 from ldmrt.serve.batching.knee import blank_inputs
 
@@ -35,9 +36,11 @@ class Tokens:
 
     def __init__(self, folder: Path) -> None:
         self.network, self.closed = FluxTransformer2DModel.from_pretrained(folder / "transformer"), False
+        self.calls = 0
 
     def __call__(self, **arrays: Array) -> Arrays:
         assert arrays.keys() == SHAPES.keys()
+        self.calls += 1
         with torch.no_grad():
             given = {name: torch.from_numpy(array) for name, array in arrays.items()}
             return {"out_hidden_states": self.network(**given, return_dict=False)[0].numpy()}
@@ -63,5 +66,17 @@ def test_gives_what_the_exported_network_gives(flux_checkpoint: Path) -> None:
 
 
 def test_tells_it_from_one_that_takes_latents(flux_checkpoint: Path) -> None:
-    assert is_packed(Tokens(flux_checkpoint))
-    assert not is_packed(components(load(flux_checkpoint))["transformer"].engine())
+    assert isinstance(given_latents(Tokens(flux_checkpoint)), PackedTransformer)
+    engine = components(load(flux_checkpoint))["transformer"].engine()
+    assert given_latents(engine) is engine
+
+
+def test_few_rows_are_those_of_latents(flux_checkpoint: Path) -> None:
+    """Low memory divides a batch by its rows, and not by its tokens, of which the positions have as many."""
+    tokens = Tokens(flux_checkpoint)
+    inputs = example(components(load(flux_checkpoint))["transformer"], SIZES | {"height": 512, "width": 512})
+    whole = PackedTransformer(tokens)(**inputs)["out_hidden_states"]
+    tokens.calls = 0
+    divided = FewRows(given_latents(tokens))(**inputs)["out_hidden_states"]
+    assert tokens.calls == 2
+    assert np.abs(divided - whole).max() <= 1e-5 * np.abs(whole).max()  # sums of float32 in another order
