@@ -14,6 +14,7 @@ from ldmrt.model import load
 
 from ...support.damage.graph_faults import Fault, attribute, initializer, node, passed, planted, swapped
 
+pytestmark = pytest.mark.slow(minutes=1.5)
 BLOCK, T5 = "transformer_blocks.1", "encoder.block.1.layer.0"
 SINGLE = "single_transformer_blocks.1"
 SIZES = {"sd3": {"batch": 2, "height": 16, "width": 24, "timesteps": 2},

@@ -39,9 +39,8 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("stored", "wanted"), [("float32", "fp16"), pytest.param("float16", "fp32", marks=pytest.mark.slow(minutes=1))]
-)
+@pytest.mark.slow(minutes=1)
+@pytest.mark.parametrize(("stored", "wanted"), [("float32", "fp16"), ("float16", "fp32")])
 def test_files_are_those_of_weights_that_were_cast_before(
     stored: str, wanted: str, checkpoint: Path, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

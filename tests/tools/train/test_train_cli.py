@@ -229,6 +229,7 @@ def test_held_out_images_are_measured(ldmrt: Any, pictures: Path, tmp_path: Path
     assert "another --data, --validation" in changed.error or "another --validation" in changed.error
 
 
+@pytest.mark.slow(minutes=0.5)
 def test_a_model_of_flow_draws_what_diffusers_draws(
     ldmrt: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
