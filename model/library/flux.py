@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ldmrt.model.config import RawConfig, from_config, positive
+from ldmrt.runtime.bundle.stage_of_configs import PACKED as PATCH
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.optional import unavailable
 
 from .sinusoids import Sinusoids
 
 PART = "transformer"
-PATCH = 2  # latents along one side of a token
 THETA = 10000  # of the rotary positions
 EXACT = 12  # leading bits of a frequency, whose product with a position of up to 12 bits float32 holds exactly
 
@@ -155,10 +155,6 @@ def flux(config: RawConfig) -> "Flux":
     embedding = network.time_text_embed
     embedding.time_proj = Sinusoids(embedding.time_proj.num_channels)
     network.pos_embed = RotaryPositions(read.axes_dims_rope)
-    network.thousandfold, network.pack, network.positions, network.unpack = (
-        Thousandfold(),
-        Pack(),
-        Positions(),
-        Unpack(),
-    )
+    network.thousandfold, network.positions = Thousandfold(), Positions()
+    network.pack, network.unpack = Pack(), Unpack()
     return cast("Flux", network.eval())

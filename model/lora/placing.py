@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from ldmrt.model.checkpoint.folder import T5
 from ldmrt.model.networks.unet import UNet
 from ldmrt.runtime.bundle.stage_of_configs import FLUX, SD3
 from ldmrt.runtime.errors import LdmrtError
@@ -89,7 +90,7 @@ def _check_t5(name: str, layers: Layers, networks: Mapping[str, nn.Module]) -> N
     """Refuse a file with layers of T5 where the model has none, or it was left out."""
     if any(stated == "text_encoder_3" for stated, _ in layers):
         kinds = {type(network).__name__ for network in networks.values()}
-        if "transformer" in networks and "T5EncoderModel" not in kinds:
+        if "transformer" in networks and T5 not in kinds:
             problem, hint = f"{name} changes T5, which this model lacks", "ldmrt export without --without-t5"
             raise LdmrtError("lora", problem, expected="a LoRA of the other networks", hint=hint)
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from ldmrt.runtime.bundle.stage_of_configs import PACKED as PATCH
 from ldmrt.runtime.tensors import Array, Arrays, Engine, TensorSpec
 
-PATCH = 2  # latents along one side of a token
 LATENTS, PREDICTION = "hidden_states", "out_hidden_states"
 IMAGE_IDS, TEXT_IDS = "img_ids", "txt_ids"
 

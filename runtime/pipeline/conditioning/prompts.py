@@ -131,7 +131,7 @@ def encode(
         tokenizer = tokenizers[name.replace("text_encoder", "tokenizer")]
         own = [one[min(i, len(one) - 1)] for one in texts]
         unique = list(dict.fromkeys(text or "" for text in own))
-        clip = source.kind not in (JOINT, LONG) or any(spec.name in POOLED for spec in engine.outputs)
+        clip = not tokenizer.any_length  # or BERT, whose states are read as CLIP's
         out = engine(input_ids=tokenizer(unique, tokens_of(tokenizer, source)))
         places = [unique.index(text or "") for text in own]
         empty = np.array([text is None for text in own])
