@@ -2,11 +2,16 @@
 
 import os
 import signal
+import threading
+import time
 
+import click
 import pytest
 
 from ldmrt.model.training.loop.processes import ALONE, Processes
-from ldmrt.tools.console.training.launching import joined, launched
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.tools.console.training import launching
+from ldmrt.tools.console.training.launching import first_prints, joined, launched
 from ldmrt.tools.console.training.signals import end_by, listening
 
 
@@ -71,3 +76,42 @@ def test_a_launcher_is_known_by_its_environment(
     if not count:
         with joined(1, "cpu") as group:
             assert group is None
+
+
+@pytest.fixture
+def second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make this process the second of two that a launcher started."""
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launching, "PATIENCE", 0.2)
+
+
+def fail_by(error: Exception) -> None:
+    with first_prints():
+        os.write(2, b"hidden")
+        raise error
+
+
+@pytest.mark.usefixtures("second")
+@pytest.mark.parametrize(("together", "waits", "said"), [(False, True, "said"), (True, False, "")])
+def test_others_give_the_first_time_to_print_an_error(
+    together: bool, waits: bool, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sharing = threading.Event()
+    monkeypatch.setattr(launching, "_sharing", sharing)
+    if together:
+        sharing.set()
+    began = time.monotonic()
+    with pytest.raises(LdmrtError):
+        fail_by(LdmrtError("train", "an error"))
+    assert (time.monotonic() - began >= launching.PATIENCE) is waits
+    os.write(2, b"said")  # what reports the error
+    assert capfd.readouterr().err == said
+
+
+@pytest.mark.usefixtures("second")
+def test_help_of_others_ends_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(click.exceptions.Exit), first_prints():
+        raise click.exceptions.Exit
+    os.write(2, b"hidden")
+    assert capfd.readouterr().err == ""

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from ldmrt.tools.console.training.launching import silence_other_ranks
 from ldmrt.tools.console.training.recipe import Trainings
 from ldmrt.tools.console.training.records.log import show_log
 from ldmrt.tools.console.training.signals import nothing_to_save
@@ -41,7 +40,6 @@ def train() -> None:
 
     Example: ldmrt train autoencoder --data data/emoji --style noto --out runs/ae
     """
-    silence_other_ranks()
     click.get_current_context().with_resource(nothing_to_save())
 
 

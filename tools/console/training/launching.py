@@ -5,9 +5,13 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
+
+import click
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.tools.console.streams import to_nowhere
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
 
 WRONG = 2  # the exit code of an error that a user can fix
 SHUTDOWN = "3600"  # seconds that the launcher waits after a signal, for a step to end and its state to be saved
+PATIENCE = 30.0  # seconds that the others wait for the first process to print an error that each of them finds
+_sharing = threading.Event()  # set when this process has joined the others: from then on they share their errors
 
 
 def launched() -> int:
@@ -28,13 +34,32 @@ def launched() -> int:
     return 0
 
 
-def silence_other_ranks() -> None:
-    """Silence this process unless it is the first of those that a launcher started, which prints for all."""
-    if launched() and os.environ["RANK"] != "0":
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        to_nowhere(1)
-        to_nowhere(2)
+@contextlib.contextmanager
+def first_prints() -> Iterator[None]:
+    """Silence this process within the context, unless it is the first of those that a launcher started.
+
+    Before they have joined, each process finds the same error by itself, and the launcher ends all of them as soon as
+    one has ended. The others therefore wait for the end of the first, and print an error that it does not have.
+    """
+    if not launched() or os.environ["RANK"] == "0":
+        yield
+        return
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    errors = os.dup(2)
+    to_nowhere(1)
+    to_nowhere(2)
+    try:
+        yield
+    except click.exceptions.Exit:  # --help
+        raise
+    except Exception:
+        if not _sharing.is_set():
+            time.sleep(PATIENCE)
+            os.dup2(errors, 2)
+        raise
+    finally:
+        os.close(errors)
 
 
 @contextlib.contextmanager
@@ -67,6 +92,7 @@ def joined(asked: int, device: str, *, plan: bool = False) -> "Iterator[Processe
     from ldmrt.model.training.loop.processes import join
 
     processes = join(device)
+    _sharing.set()
     with processes.sharing_errors():
         yield processes
 

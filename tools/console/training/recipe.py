@@ -19,6 +19,8 @@ from ldmrt.runtime.files.reading import read_bytes
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.tools.options.common import Group
 
+from .launching import first_prints
+
 RECIPE = "recipe.toml"
 SCHEMA = 1
 LARGEST = 1 << 20  # bytes
@@ -33,6 +35,11 @@ Change = tuple[Any, Any]  # the value of an option as TOML has it, and its defau
 
 class Trainings(Group):
     """Runs a training by its name, or by a recipe."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; of several processes only the first prints."""
+        with first_prints():
+            return super().invoke(ctx)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
