@@ -37,7 +37,7 @@ STEPS = ("export", "again", "torch", "optimum", "verify", "generate", "build")
 @click.option("--step", "steps", multiple=True, type=click.Choice(STEPS), help="Only these; all by default.")
 @click.option("--optimum", "other", type=click.Path(exists=True), help="A Python that has optimum-onnx.")
 @click.option("--target", default="sm89", show_default=True, help="The GPU that engines are built for.")
-@click.option("--side", default=256, show_default=True, help="Pixels of the image, drawn in 2 steps.")
+@click.option("--side", default=256, show_default=True, help="Pixels of the images.")
 @click.option("--json", "out", type=Output(), help="Write the numbers here too.")
 def full_size(
     family: str, precision: str, work: Path, steps: tuple[str, ...], other: str | None, target: str, side: int,
@@ -45,7 +45,7 @@ def full_size(
 ) -> None:  # fmt: skip
     """Measure a random checkpoint of FAMILY at full size.
 
-    It is exported twice, verified, used for an image, and engines are built for images of its own size.
+    It is exported twice, verified with an image of 20 steps, used for one of 2, and engines are built for images of its own size.
     """
     from rich.console import Console
     from rich.table import Table
@@ -62,7 +62,8 @@ def full_size(
         "again": [*ldmrt, "export", *paths, *precise, "--no-verify"],
         "torch": [*python, "ldmrt.tools.benchmarks.plain_export", str(checkpoint), str(scrap), *precise],
         "optimum": [str(other), "-c", OPTIMUM, str(checkpoint), str(scrap), precision],
-        "verify": [*ldmrt, "verify", str(bundle), "--against", str(checkpoint), "--store", "--backend", "onnxruntime"],
+        "verify": [*ldmrt, "verify", str(bundle), "--against", str(checkpoint), "--store", "--backend", "onnxruntime",
+                   "--side", str(side)],
         "generate": [*ldmrt, "generate", str(bundle), "an astronaut", "--steps", "2", "--width", str(side),
                      "--height", str(side), "-o", str(work / f"{family}-{precision}.png")],
         "build": [*ldmrt, "build", str(bundle), "--target", target, "--no-verify"],
