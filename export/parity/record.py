@@ -51,7 +51,14 @@ class RecordingEngine:
         self._engine.close()
 
 
-def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0, side: int | None = None) -> Recording:
+def record(
+    checkpoint: Checkpoint,
+    prompt: str,
+    *,
+    seed: int = 0,
+    side: int | None = None,
+    parts: Mapping[str, Component] | None = None,
+) -> Recording:
     """Draw an image with PyTorch and record the calls of every component, and every row of the sampler.
 
     Of the U-Net, the calls of the first, the middle and the last row are kept. Each component is also called with an
@@ -62,6 +69,7 @@ def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0, side: int | No
         prompt: The image's prompt.
         seed: The seed of its noise.
         side: The image's width and height in pixels; the model's own where it is None, and then at most 256.
+        parts: The checkpoint's components, where they compute otherwise than its networks do by themselves.
 
     Returns:
         The recording, whose trajectory holds latents (rows + 1, B, C, h, w) and predictions (rows, B, C, h, w).
@@ -69,7 +77,7 @@ def record(checkpoint: Checkpoint, prompt: str, *, seed: int = 0, side: int | No
     Raises:
         LdmrtError: The side is not a multiple of the pixels that the networks divide it by.
     """
-    parts, plain = components(checkpoint), torch_pipeline(checkpoint)
+    parts, plain = parts or components(checkpoint), torch_pipeline(checkpoint)
     side = side or min(SIDE, plain.stage.size)
     if side % (unit := max(part.unit for part in parts.values())):
         raise LdmrtError("verify", "invalid side", expected=f"a multiple of {unit} pixels", found=side)

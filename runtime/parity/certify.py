@@ -21,15 +21,18 @@ def certify(
     origin: Sequence[str] = (),
     computes: Sequence[str] = ("fp32",),
     islands: Mapping[str, Islands] = MappingProxyType({}),
+    *,
+    low_memory: bool = False,
 ) -> Certificate:
     """Make the certificate of measurements, with all that they were made on.
 
     `origin` lists what is not of the checkpoint, `computes` the precisions that the backends computed in, and `islands`
-    what they kept in float32.
+    what they kept in float32. With `low_memory` neither side had all weights in memory at once.
     """
     rows = bundle.manifest.get("components", {})
     about = {
         "request": reference.trajectory.options,
+        **({"low_memory": True} if low_memory else {}),
         "tolerances": {one: {name: asdict(t) for name, t in tolerances(bundle, one).items()} for one in computes},
         "bundle": covered_files(bundle.manifest),
         "manifest": manifest_digest(bundle.manifest),

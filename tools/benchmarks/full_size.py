@@ -45,7 +45,7 @@ def full_size(
 ) -> None:  # fmt: skip
     """Measure a random checkpoint of FAMILY at full size.
 
-    It is exported twice, verified with an image of 20 steps, used for one of 2, and engines are built for images of its own size.
+    It is exported twice, verified by an image of 20 steps and used for one of 2; engines are built for its own size.
     """
     from rich.console import Console
     from rich.table import Table

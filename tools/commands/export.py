@@ -8,6 +8,7 @@ import click
 
 from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.options.checkpoint import CheckpointOptions, checkpoint_options
+from ldmrt.tools.options.common import LOW_MEMORY
 
 
 @click.command()
@@ -28,6 +29,7 @@ from ldmrt.tools.options.checkpoint import CheckpointOptions, checkpoint_options
 @click.option("--components", "only", help="Components to export, such as unet,vae_decoder; others are kept.")
 @click.option("--stage", help="Export as a later stage of this name of BUNDLE, a bundle whose images it enlarges.")
 @click.option("--verify/--no-verify", default=True, help="Whether to verify the bundle and store the certificate.")
+@LOW_MEMORY
 def export(
     source: CheckpointOptions,
     bundle: Path,
@@ -37,6 +39,7 @@ def export(
     only: str | None,
     stage: str | None,
     verify: bool,
+    low_memory: bool,
 ) -> None:
     """Turn CHECKPOINT into BUNDLE, a folder of ONNX files with a manifest.
 
@@ -102,4 +105,4 @@ def export(
         return
     opened = Bundle.open(bundle, check=False)
     if opened.certificate_issues or opened.uncovered:
-        certify_new(opened, source)
+        certify_new(opened, source, low_memory=low_memory)

@@ -78,6 +78,7 @@ def described(bundle: "Bundle") -> "JsonObject":
             "figures": len(certificate.figures) if certificate else 0,
             "left_out": len(certificate.left_out) if certificate else 0,
             "psnr": _lowest(certificate, lambda backend: backend not in narrow),
+            "low_memory": bool(certificate and certificate.about.get("low_memory")),
             "narrow": {name: _narrow(certificate, name) for name in certificate.islands} if certificate else {},
         },
     }
@@ -166,7 +167,7 @@ def certified(facts: "JsonObject") -> str:
         return "; ".join(facts["issues"])
     image = _image(facts["psnr"])
     skipped = f", {facts['left_out']} cases skipped" if facts["left_out"] else ""
-    backends = ", ".join(facts["backends"])
+    backends = ", ".join(facts["backends"]) + ", in low memory" * facts["low_memory"]
     old = f"; {facts['uncovered']}" if facts["uncovered"] else ""
     return f"{facts['figures']} figures within tolerance on {backends}, {image}{skipped}; `ldmrt verify`{old}"
 

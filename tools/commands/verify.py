@@ -15,12 +15,13 @@ from ldmrt.tools.console.verification.measure import (
     conclude,
     record_checkpoint,
     runnable,
+    short_of_memory,
     unmeasured,
 )
 from ldmrt.tools.console.verification.narrow import precisions, ranges_for_int8, with_islands
 from ldmrt.tools.console.verification.runnable import Runnable
 from ldmrt.tools.options.checkpoint import CheckpointOptions, checkpoint_options
-from ldmrt.tools.options.common import COMPUTE
+from ldmrt.tools.options.common import COMPUTE, LOW_MEMORY
 from ldmrt.tools.options.stages import every_stage
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ FILE = Output()
 )
 @click.option("--backend", "backends", multiple=True, help="Backends to measure; all that can run here by default.")
 @COMPUTE
+@LOW_MEMORY
 @click.option("--store", is_flag=True, help="Store the certificate in the bundle.")
 @click.option("--json", "as_json", type=FILE, help="Write the certificate here.")
 @click.option("--junit", type=FILE, help="Write it as JUnit XML, for CI services.")
@@ -62,6 +64,7 @@ def verify(
     side: int | None,
     backends: tuple[str, ...],
     compute: str,
+    low_memory: bool,
     store: bool,
     as_json: Path | None,
     junit: Path | None,
@@ -102,6 +105,7 @@ def verify(
         check_output(bundle, "--store", folder=True)
     check_known("verify", filter(None, [bisected]), opened.components)
     able, refused = list[Runnable](), list[str]()
+    low_memory = low_memory or short_of_memory(opened)
     before = opened.certificate if store else None
     calibrates = compute == "int8" and source.checkpoint is not None
     if calibrates:
@@ -111,7 +115,7 @@ def verify(
         if one != compute and (missing := unavailable_precision(names, one)):
             refused.append(f"{missing}: the certificate holds it no more")
             continue
-        able_in_this, others = runnable(opened, names, one, calibrated=ready)
+        able_in_this, others = runnable(opened, names, one, calibrated=ready, low_memory=low_memory)
         able, refused = able + able_in_this, refused + others
     if not able:
         hint = "a machine whose backend computes in bfloat16, or export with --precision fp16"
@@ -123,7 +127,7 @@ def verify(
     ranges: bytes | None = None
     calibrated: dict[str, Ranges] = {}  # once, for whichever backend comes first: they are of the network
     if source.checkpoint is not None:
-        origin, reference = record_checkpoint(opened, source, prompt, seed, side)
+        origin, reference = record_checkpoint(opened, source, prompt, seed, side, low_memory=low_memory)
         for place, narrow in enumerate(able):
             tables: dict[str, Ranges] = {}
             if narrow.compute == "int8" and compute == "int8":
@@ -140,7 +144,7 @@ def verify(
     measured = list(compare_and_show(opened, reference, able))
     computes = list(dict.fromkeys(one.compute for one in able))
     certified = opened if ranges is None else with_ranges(opened, ranges)
-    certificate = certify(measured, certified, reference, origin, computes, islands)
+    certificate = certify(measured, certified, reference, origin, computes, islands, low_memory=low_memory)
     if store:
         from ldmrt.export.parity.store import store as store_certificate
 

@@ -17,6 +17,11 @@ COMPUTE = click.option(
     show_default=True,
     help="Precision that OpenVINO computes in: fp32, bf16, fp16 or int8. All but fp32 change the image, int8 visibly.",
 )
+LOW_MEMORY = click.option(
+    "--low-memory",
+    is_flag=True,
+    help="Verify with one module's weights of the checkpoint in memory at a time; always where memory is short.",
+)
 PROMPT = click.option("--prompt", help="Caption of images that have no text beside them, in a folder without metadata.")
 CAPTION_COLUMN = click.option("--caption-column", default="text", show_default=True,
                               help="Column of the captions in metadata.jsonl or metadata.csv.")  # fmt: skip

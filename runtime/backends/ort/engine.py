@@ -83,8 +83,9 @@ class OrtEngine:
             path: The ONNX file.
             backend: A key of `PROVIDERS`.
             threads: Threads on the CPU; 0 leaves it to ONNX Runtime, which takes one for each core.
-            frugal: Leave the weights in their file, mapped into memory. Opening takes no time, running a little more,
-                and results differ by rounding: these kernels take weights as they are stored.
+            frugal: Leave the weights in their file, mapped into memory, where the system may drop them at any time.
+                Opening takes no time, running a little more, and results differ by rounding: these kernels take
+                weights as they are stored.
             spin: Keep threads busy between calls. Worth it where the next call follows at once; otherwise they take
                 the cores from another network for 0.1 s.
             optimized: A folder that the optimised graph is read from, or else written to. The results are the same.
@@ -117,6 +118,8 @@ class OrtEngine:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         if frugal:
             options.add_session_config_entry("session.disable_prepacking", "1")
+            # Weights that are cast at each call are then cast right before they are needed.
+            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         for name, size in (dims or {}).items():
             options.add_free_dimension_override_by_name(name, size)
         self._records = dims is not None and self._device == "cuda"

@@ -30,8 +30,8 @@ PROMPT = "a red apple, noto style, blue background"
 SHOWN = 20  # failures
 
 
-def certify_new(bundle: "Bundle", source: CheckpointOptions) -> None:
-    """Measure a new bundle against its checkpoint and store the certificate in it.
+def certify_new(bundle: "Bundle", source: CheckpointOptions, *, low_memory: bool = False) -> None:
+    """Measure a new bundle against its checkpoint and store the certificate in it, with low memory where it has to be.
 
     Raises:
         SystemExit: A difference exceeds its tolerance; the exit code is 1.
@@ -43,8 +43,9 @@ def certify_new(bundle: "Bundle", source: CheckpointOptions) -> None:
     from ldmrt.runtime.bundle.graphs import NOT_RUN
     from ldmrt.runtime.parity.certify import certify
 
-    origin, reference = record_checkpoint(bundle, source, PROMPT)
-    able, refused = runnable(bundle, available())
+    low_memory = low_memory or short_of_memory(bundle)
+    origin, reference = record_checkpoint(bundle, source, PROMPT, low_memory=low_memory)
+    able, refused = runnable(bundle, available(), low_memory=low_memory)
     if not able:
         click.echo(f"{'; '.join(refused)}: the graphs are checked but not run; PyTorch is measured instead", err=True)
 
@@ -52,7 +53,8 @@ def certify_new(bundle: "Bundle", source: CheckpointOptions) -> None:
             return torch_pipeline(apply_precisions(source.load, precisions(bundle), islands(bundle))[0])
 
         able = [Runnable(NOT_RUN, "fp32", in_pytorch)]
-    certificate = certify(list(compare_and_show(bundle, reference, able, stderr=True)), bundle, reference, origin)
+    measured = list(compare_and_show(bundle, reference, able, stderr=True))
+    certificate = certify(measured, bundle, reference, origin, low_memory=low_memory)
     store(bundle, certificate, reference)
     conclude(certificate)
 
@@ -97,7 +99,12 @@ def unmeasured(bundle: "Bundle", measured: "list[Comparison]", reference: "Recor
 
 
 def runnable(
-    bundle: "Bundle", backends: Sequence[str], compute: str = "fp32", *, calibrated: bool = True
+    bundle: "Bundle",
+    backends: Sequence[str],
+    compute: str = "fp32",
+    *,
+    calibrated: bool = True,
+    low_memory: bool = False,
 ) -> tuple[list[Runnable], list[str]]:
     """Return the backends that can run a bundle in a precision, and why each other one cannot.
 
@@ -106,13 +113,14 @@ def runnable(
         backends: Their names.
         compute: The precision.
         calibrated: The bundle has to hold what the precision needs; else that is still to be measured.
+        low_memory: They run with low memory.
     """
     from ldmrt.runtime.backends.registry import unsupported_precision
     from ldmrt.runtime.pipeline.opening import open_pipeline
 
     able, refused = list[Runnable](), list[str]()
     for backend in backends:
-        opener = partial(open_pipeline, bundle.path, backend, check=False, compute=compute)
+        opener = partial(open_pipeline, bundle.path, backend, check=False, compute=compute, low_memory=low_memory)
         opened = opener() if calibrated else open_pipeline(bundle.path, backend, check=False)
         if why := unsupported_precision(bundle, opened.engines):
             refused.append(f"{backend} cannot run {why}")
@@ -137,7 +145,13 @@ def conclude(certificate: "Certificate") -> None:
 
 
 def record_checkpoint(
-    bundle: "Bundle", source: CheckpointOptions, prompt: str, seed: int = 0, side: int | None = None
+    bundle: "Bundle",
+    source: CheckpointOptions,
+    prompt: str,
+    seed: int = 0,
+    side: int | None = None,
+    *,
+    low_memory: bool = False,
 ) -> "tuple[list[str], Recording]":
     """Compare the origin of a bundle with a checkpoint, and record what the checkpoint computes in float32.
 
@@ -149,6 +163,7 @@ def record_checkpoint(
         prompt: Prompt of the image.
         seed: Seed of the image.
         side: Pixels along a side of the image; by default the model's own size, at most 256.
+        low_memory: The weights of one module at a time are read and cast to float32, which takes longer.
 
     Returns:
         The differences of weights, graphs and configs, and the recording.
@@ -158,18 +173,36 @@ def record_checkpoint(
     from ldmrt.export.parity.origin import other_origin
     from ldmrt.export.parity.record import record
     from ldmrt.export.precision.policy import apply_precisions, islands, precisions
+    from ldmrt.export.precision.streaming import streamed
     from ldmrt.tools.console.progress import console
 
     prompt_source = bundle.stage.prompt
     if source.max_sequence_length is None and prompt_source is not None and "tokens" in prompt_source.settings:
         source = replace(source, max_sequence_length=int(prompt_source.setting("tokens")))
-    with console.status("running the checkpoint with PyTorch"):
+    with console.status(f"running the checkpoint with PyTorch{', in low memory' if low_memory else ''}"):
         origin = []
         if bundle.manifest:
             cast_late = apply_precisions(source.load, precisions(bundle), islands(bundle), late=True)[0]
             origin = other_origin(bundle, cast_late)
             del cast_late
+        if low_memory:
+            stored = source.load({"": None})[0]
+            with streamed(stored) as parts:
+                return origin, record(stored, prompt, seed=seed, side=side, parts=parts)
         return origin, record(source.load({"": torch.float32})[0], prompt, seed=seed, side=side)
+
+
+def short_of_memory(bundle: "Bundle") -> bool:
+    """Tell whether the free memory cannot hold the weights of a bundle in float32."""
+    from ldmrt.runtime.host import free_memory
+
+    free = free_memory()
+    sizes = (
+        (1 if bundle.precision(name) == "fp32" else 2) * file.stat().st_size
+        for name in bundle.components
+        for file in bundle.model(name).parent.glob("*.onnx_data")
+    )
+    return free is not None and sum(sizes) > free
 
 
 def compare_and_show(

@@ -1,0 +1,118 @@
+"""Verification with one module's weights of the checkpoint in memory at a time."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ldmrt.model import Autoencoder, AutoencoderConfig, UNet, UNetConfig, load
+from ldmrt.runtime import Bundle
+from ldmrt.runtime.bundle.recording import Recording
+from ldmrt.tools.console.verification import measure
+from ldmrt.tools.console.verification.measure import record_checkpoint
+from ldmrt.tools.options.checkpoint import CheckpointOptions
+
+from ...conftest import tiny_checkpoint
+
+
+def reading(checkpoint: Path) -> CheckpointOptions:
+    return CheckpointOptions(str(checkpoint), None, None, None, {}, {}, (), (), None, {}, None, {})
+
+
+def numbers(recording: Recording) -> list[np.ndarray]:
+    """All that PyTorch computed, in its order."""
+    trajectory = recording.trajectory
+    outputs = [array for case in recording.cases for array in case.outputs.values()]
+    return [*outputs, trajectory.x, trajectory.said, trajectory.images]
+
+
+@pytest.mark.parametrize("stored", ["float16", "bfloat16", "float32"])
+def test_numbers_are_those_of_weights_in_float32(stored: str, bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    load(checkpoint).save(tmp_path, getattr(torch, stored))
+    opened = Bundle.open(bundle, check=False)
+    whole, streamed = (
+        record_checkpoint(opened, reading(tmp_path), "a pear", low_memory=low_memory)[1] for low_memory in (False, True)
+    )
+    pairs = list(zip(numbers(whole), numbers(streamed), strict=True))
+    assert len(pairs) > 15
+    assert all(np.array_equal(one, other) for one, other in pairs)
+
+
+def test_certificate_says_it(ldmrt: Any, changed: Path, checkpoint: Path) -> None:
+    ran = ldmrt("verify", changed, "--against", checkpoint, "--backend", "onnxruntime", "--low-memory", "--store")
+    assert ran.code == 0, ran.err
+    certificate = Bundle.open(changed).certificate
+    assert certificate is not None
+    assert certificate.about["low_memory"] is True
+    assert "figures within tolerance on onnxruntime, in low memory" in ldmrt("inspect", changed).out
+    assert ldmrt("verify", changed, "--against", checkpoint, "--backend", "onnxruntime", "--store").code == 0
+    assert "in low memory" not in ldmrt("inspect", changed).out
+
+
+@pytest.mark.parametrize(("free", "low"), [(None, False), (10**12, False), (10**3, True)])
+def test_it_is_chosen_where_memory_is_short(
+    free: int | None, low: bool, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldmrt.runtime.host.free_memory", lambda: free)
+    assert measure.short_of_memory(Bundle.open(bundle, check=False)) is low
+
+
+# In a process of its own: memory that earlier tests have freed would hide a part of what is measured. What lies in
+# mapped files is not counted, as the system may drop it at any time.
+PEAK = """
+import re, sys, threading, time
+from pathlib import Path
+import torch, onnxruntime
+from ldmrt.tools.cli import cli
+
+def anonymous():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+small, large = sys.argv[1:3]
+def run(checkpoint, bundle):
+    words = ["verify", bundle, "--against", checkpoint, "--backend", "onnxruntime", "--low-memory"]
+    assert not cli.main(words, standalone_mode=False)
+
+run(small, sys.argv[3])
+before, most = anonymous(), 0.0
+def watch():
+    global most
+    while True:
+        time.sleep(0.002)
+        most = max(most, anonymous())
+
+threading.Thread(target=watch, daemon=True).start()
+run(large, sys.argv[4])
+print(most - before)
+"""
+
+
+@pytest.mark.slow(minutes=1)
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell a process its memory")
+def test_memory_is_a_part_of_the_weights(ldmrt: Any, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    """Of a U-Net of 150 MB in half precision, 300 MB in float32 on either side."""
+    torch.manual_seed(0)
+    unet = UNetConfig(
+        sample_size=8, block_out_channels=(448, 448), layers_per_block=2, norm_num_groups=32, cross_attention_dim=24,
+        attention_head_dim=8, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+    )  # fmt: skip
+    vae = AutoencoderConfig(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, sample_size=16, force_upcast=False,
+    )  # fmt: skip
+    model = replace(tiny_checkpoint(), denoiser=UNet(unet).eval(), vae=Autoencoder(vae).eval())
+    megabytes = sum(weight.numel() for weight in model.denoiser.parameters()) * 2 / 2**20
+    assert 140 < megabytes < 160
+    model.save(tmp_path / "large", torch.float16)
+    del model
+    assert ldmrt("export", tmp_path / "large", tmp_path / "bundle", "--precision", "fp16", "--no-verify").code == 0
+    words = [sys.executable, "-c", PEAK, checkpoint, tmp_path / "large", bundle, tmp_path / "bundle"]
+    ran = subprocess.run(list(map(str, words)), capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    # Beside a few weights in float32, the largest of which takes 14 MB: what ONNX Runtime and drawing take.
+    assert float(ran.stdout.splitlines()[-1]) < 0.3 * megabytes + 60
