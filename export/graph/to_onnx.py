@@ -91,6 +91,7 @@ def to_onnx(component: Component, folder: Path, *, rewritten: bool = True) -> Pa
         convolve_before_upsampling(model)
         convolve_by_tiles(model, ROWS if any(spec.name == "timestep" for spec in inputs) else 1)
     RemoveUnusedNodesPass()(model)
+    model.graph.sort()  # which the optimiser of older versions of onnxscript does not leave so
     known = {dim for spec in inputs for dim in spec.shape if isinstance(dim, str)}
     for value, spec in zip(model.graph.inputs, inputs, strict=True):
         value.shape = onnx_ir.Shape(spec.shape)

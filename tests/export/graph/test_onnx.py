@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir
 import pytest
 
 from ldmrt.export.components.table import components, example
@@ -138,3 +139,18 @@ def test_every_activation(activation: str, checkpoint: Path, tmp_path: Path) -> 
     (found,), (expected,) = engine(**feeds).values(), component.engine()(**feeds).values()
     assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()  # as above
     engine.close()
+
+
+def test_nodes_are_sorted_whatever_a_rewriting_leaves(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the optimiser of older versions of onnxscript leaves an attention's divided projections after their use."""
+
+    def reverse(model: onnx_ir.Model) -> None:
+        nodes = list(model.graph)
+        model.graph.remove(nodes)
+        model.graph.extend(reversed(nodes))
+
+    monkeypatch.setattr("ldmrt.export.graph.to_onnx.attend_side_by_side", reverse)
+    to_onnx(components(load(checkpoint))["text_encoder"], tmp_path)
+    onnx.checker.check_model(str(tmp_path / "model.onnx"))
