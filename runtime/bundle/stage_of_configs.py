@@ -10,6 +10,7 @@ from .stages import (
     CLASSES,
     CODEC_OF,
     FILL_KINDS,
+    GUIDANCE_SCALE,
     KL,
     LARGEST,
     MASK_KINDS,
@@ -30,10 +31,16 @@ from .stages import (
 PLAIN = "UNet2DModel"  # diffusers' U-Net that reads no prompt
 SD3, FLUX = TRANSFORMERS = ("SD3Transformer2DModel", "FluxTransformer2DModel")
 T5_TOKENS = {SD3: 256, FLUX: 512}  # diffusers' `max_sequence_length` by default
-FLUX_PIPELINES = (
-    "FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxFillPipeline",
-    "FluxControlPipeline", "FluxControlImg2ImgPipeline", "FluxControlInpaintPipeline",
-)  # fmt: skip  # Kontext's networks are dev's, but it draws otherwise
+SD3_GUIDANCE = 7.0  # diffusers' `guidance_scale` by default, as the numbers below
+FLUX_PIPELINES = {
+    "FluxPipeline": 3.5,
+    "FluxImg2ImgPipeline": 7.0,
+    "FluxInpaintPipeline": 7.0,
+    "FluxFillPipeline": 30.0,
+    "FluxControlPipeline": 3.5,
+    "FluxControlImg2ImgPipeline": 7.0,
+    "FluxControlInpaintPipeline": 7.0,
+}  # Kontext's networks are dev's, but it draws otherwise
 FLUX_SIDE = 128  # latents: no config says it
 PACKED = 2  # latents along one side of FLUX.1's tokens
 
@@ -54,11 +61,13 @@ def stage_of_configs(unet: JsonObject, vae: JsonObject | None, index: JsonObject
         problem = "unsupported class in transformer/config.json"
         raise BundleError("bundle", problem, expected=" or ".join(TRANSFORMERS), found=f"{name:.100}")
     if name in TRANSFORMERS:
-        kind = str(index.get("_class_name", FLUX_PIPELINES[0])).removeprefix("ORT")
-        if name == FLUX and kind not in FLUX_PIPELINES:
+        kind = str(index.get("_class_name", "FluxPipeline")).removeprefix("ORT")
+        if name == SD3:
+            return _stable_diffusion_3(unet, vae or {})
+        if kind not in FLUX_PIPELINES:
             problem, expected = "unsupported pipeline in model_index.json", ", ".join(FLUX_PIPELINES)
             raise BundleError("bundle", problem, expected=expected, found=f"{kind:.100}")
-        return (_stable_diffusion_3 if name == SD3 else _flux)(unet, vae or {})
+        return _flux(unet, vae or {}, FLUX_PIPELINES[kind])
     space = _space_of_config(vae) if vae is not None else Space(channels_of(unet), 1, 1.0, PIXELS)
     sides = _sides_of(unet.get("sample_size"))
     stage = Stage(
@@ -133,10 +142,11 @@ def _stable_diffusion_3(transformer: JsonObject, vae: JsonObject) -> Stage:
         },
         network=TRANSFORMER,
         largest=positions * space.unit,
+        guidance_scale=SD3_GUIDANCE,
     )
 
 
-def _flux(transformer: JsonObject, vae: JsonObject) -> Stage:
+def _flux(transformer: JsonObject, vae: JsonObject, guidance_scale: float) -> Stage:
     """Return the stage of FLUX.1: of dev and schnell, of Fill, or of Canny and Depth, by the channels that it reads."""
     file = "transformer/config.json"
     space = replace(_space_of_config(vae), patch=PACKED)
@@ -164,6 +174,7 @@ def _flux(transformer: JsonObject, vae: JsonObject) -> Stage:
         guide=Guide((Row("positive"),), ()),
         network=TRANSFORMER,
         trailing=True,
+        guidance_scale=guidance_scale if guided else GUIDANCE_SCALE,
     )
 
 

@@ -48,6 +48,7 @@ JOINT, LONG = "joint_prompt", "t5_prompt"
 PROMPT_KINDS = ("prompt", JOINT, LONG)  # embeddings of a request's prompt
 PROMPTS = ("negative", "positive")
 SCALES = ("guidance_scale", "image_guidance_scale")  # fields of a request
+GUIDANCE_SCALE = 5.0  # where neither a request nor a stage states one
 BASE = "base"  # the name of a model's first stage
 LARGEST = 1 << 16  # channels, or latents along one side
 MOST = 16  # stages, rows of guidance, or sources of an input
@@ -99,7 +100,7 @@ class Space:
 
 # Values of a space, and of a stage, that a manifest need not state.
 SPACE = {"codec": KL, "least": -1.0, "shift_factor": 0.0, "patch": 1}
-STAGE = {"network": UNET, "largest": 0, "trailing": False}
+STAGE = {"network": UNET, "largest": 0, "trailing": False, "guidance_scale": GUIDANCE_SCALE}
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ class Stage:
         largest: The longest side, in pixels, that the network has positions for; 0 where there is no limit.
         trailing: Whether the noise levels of n steps of a flow are 1, 1 - 1/n, ..., 1/n before they are shifted, in
             place of those of its scheduler.
+        guidance_scale: Of a request that states none.
         number: Its place in a cascade, from 0, which the manifest does not hold: it chooses the streams of noise.
     """
 
@@ -153,6 +155,7 @@ class Stage:
     network: str = UNET
     largest: int = 0
     trailing: bool = False
+    guidance_scale: float = GUIDANCE_SCALE
     number: int = 0
 
     @property

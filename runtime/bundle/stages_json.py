@@ -106,6 +106,7 @@ def _stage(where: str, value: object) -> Stage:
         network=_one_of(f"network of {where}", entry["network"], DENOISERS),
         largest=_whole(f"largest of {where}", entry["largest"], LARGEST**2, least=0),
         trailing=_truth(f"trailing of {where}", entry["trailing"]),
+        guidance_scale=_real(f"guidance_scale of {where}", entry["guidance_scale"]),
     )
     _check_fit(where, stage)
     return stage

@@ -108,7 +108,7 @@ class ImagePipeline(ABC):
         negative_prompt_3: Text | None = None,
         num_images_per_prompt: int = 1,
         num_inference_steps: int = 20,
-        guidance_scale: float = 5.0,
+        guidance_scale: float | None = None,
         image_guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,

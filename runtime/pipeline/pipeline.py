@@ -273,7 +273,8 @@ class Pipeline(ImagePipeline):
 
     def _rows(self, request: Request) -> tuple[tuple[Row, ...], list[float]]:
         """Return the rows of guidance that a request runs, and their scales: the last one alone without guidance."""
-        rows, scales = self.stage.guide.rows, request.scales(self.stage.guide.scales)
+        rows = self.stage.guide.rows
+        scales = request.scales(self.stage.guide.scales, self.stage.guidance_scale)
         return (rows if scales else rows[-1:]), scales
 
     def _task(self, encoded: Encoded) -> DenoisingTask:

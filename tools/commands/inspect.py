@@ -140,7 +140,8 @@ def show(bundle: "Bundle", facts: "JsonObject") -> None:
     given = [source.kind.replace("_", " ") for sources in bundle.stage.reads.values() for source in sources]
     own = any(source in given for source in ("guidance", "guidance scale"))
     scales = " and ".join(bundle.stage.guide.scales) or ("its own input" if own else "nothing")
-    click.echo(f"the network is given {', '.join(given)}; guided by {scales}")
+    usual = f", {bundle.stage.guidance_scale:g} by default" if scales != "nothing" else ""
+    click.echo(f"the network is given {', '.join(given)}; guided by {scales}{usual}")
     for entry in facts["loras"]:
         click.echo(printable(f"LoRA {entry['file']}, weight {entry['weight']:g}"))
     for entry in facts["embeddings"]:

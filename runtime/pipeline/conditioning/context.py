@@ -69,6 +69,11 @@ class Context:
         return self.given.mask
 
     @property
+    def guidance_scale(self) -> float:
+        """The request's guidance scale, or the stage's own."""
+        return self.request.guidance(self.stage.guidance_scale)
+
+    @property
     def noise_level(self) -> int:
         """The timestep whose noise is added to the image."""
         level = NOISE_LEVEL if self.request.noise_level is None else self.request.noise_level

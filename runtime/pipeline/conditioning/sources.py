@@ -69,11 +69,11 @@ def _sizes(context: Context, source: Source, name: str) -> Array:
 
 
 def _guidance_scale(context: Context, source: Source, name: str) -> Array:
-    return context.repeated(guidance_embedding(context.request.guidance_scale, context.width(name)))
+    return context.repeated(guidance_embedding(context.guidance_scale, context.width(name)))
 
 
 def _guidance(context: Context, source: Source, name: str) -> Array:
-    return context.repeated(np.array([context.request.guidance_scale], np.float32))
+    return context.repeated(np.array([context.guidance_scale], np.float32))
 
 
 def _class(context: Context, source: Source, name: str) -> Array:

@@ -76,7 +76,7 @@ FIELDS: Mapping[str, Field] = {
     "negative_prompt_3": Field(Optional(texts)),
     "num_images_per_prompt": Field(Whole(1, LARGEST_COUNT), "count"),
     "num_inference_steps": Field(Whole(1, LARGEST_STEPS), "steps"),
-    "guidance_scale": Field(Number(-LARGEST_GUIDANCE, LARGEST_GUIDANCE), "guidance"),
+    "guidance_scale": Field(Optional(Number(-LARGEST_GUIDANCE, LARGEST_GUIDANCE)), "guidance"),
     "image_guidance_scale": Field(Optional(Number(0, LARGEST_GUIDANCE)), "image_guidance"),
     "guidance_rescale": Field(_SHARE),
     "guidance_interval": Field(Optional(interval)),

@@ -27,7 +27,7 @@ class Fields:
     negative_prompt_3: Text | None = None
     num_images_per_prompt: int = 1
     num_inference_steps: int = 20
-    guidance_scale: float = 5.0
+    guidance_scale: float | None = None
     image_guidance_scale: float | None = None
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] | None = None
@@ -87,12 +87,21 @@ class Fields:
         """The number of images, of all prompts."""
         return self.prompt_count * self.num_images_per_prompt
 
-    def scales(self, names: Sequence[str]) -> list[float]:
-        """Return the scales of guidance by their fields; none where the last is 1 or less, or another below 1."""
+    def scales(self, names: Sequence[str], own: float) -> list[float]:
+        """Return the scales of guidance by their fields; none where the last is 1 or less, or another below 1.
+
+        Args:
+            names: The fields.
+            own: The model's own `guidance_scale`, of a request that states none.
+        """
         image_scale = IMAGE_SCALE if self.image_guidance_scale is None else self.image_guidance_scale
-        values = {"guidance_scale": self.guidance_scale, "image_guidance_scale": image_scale}
+        values = {"guidance_scale": self.guidance(own), "image_guidance_scale": image_scale}
         scales = [values[name] for name in names]
         return scales if scales and scales[-1] > 1 and min(scales) >= 1 else []
+
+    def guidance(self, own: float) -> float:
+        """Return `guidance_scale`, or the model's own where the request states none."""
+        return own if self.guidance_scale is None else self.guidance_scale
 
     @property
     def class_of_each(self) -> list[int] | None:

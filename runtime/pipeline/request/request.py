@@ -33,7 +33,8 @@ class Request(Fields):
         num_images_per_prompt: How many images of each prompt, 1 or more.
         num_inference_steps: Steps of the sampler, 1 or more.
         guidance_scale: The weight w of classifier-free guidance (Ho & Salimans 2022, as in Imagen); 1 or less is none.
-            A distilled network, such as that of FLUX.1 dev, is given it as an input.
+            A distilled network, such as that of FLUX.1 dev, is given it as an input. By default that of the stage: 5,
+            or that of diffusers' pipeline of Stable Diffusion 3 and FLUX.1.
         image_guidance_scale: InstructPix2Pix: the weight of the image, 1.5 by default (Brooks et al. 2023, equation 3).
         guidance_rescale: How much of its excess of contrast is taken back, 0 to 1 (Lin et al. 2023, section 3.4).
         guidance_interval: (low, high): guides at noise levels low < sigma / alpha <= high alone (Kynkäänniemi et al.

@@ -51,6 +51,7 @@ def listed(http: HTTPRequest, name: str) -> dict[str, Any]:
         "created": int(server.started),
         "owned_by": "ldmrt",
         "size": pipeline.stage.size,
+        "guidance_scale": pipeline.stage.guidance_scale,
         "stages": [stage.stage.name for stage in pipeline.stages],
         "loaded": server.service.is_loaded(name),
         "certificate": verdict,

@@ -46,8 +46,9 @@ function showMore() {
   $("more").querySelector("span").textContent = `Also of the file: ${words.join(", ")}.`;
 }
 
-/** Let sizes be multiples of what a model's are, and begin at its own. */
-export function resize(size, multiple) {
+/** Let sizes be multiples of what a model's are; they and guidance begin at its own. */
+export function resize(size, multiple, guidance) {
+  DEFAULTS.guidance = $("guidance").value = guidance;
   for (const id of ["width", "height"]) {
     $(id).min = $(id).step = multiple;
     $(id).value = size;

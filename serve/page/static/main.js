@@ -25,7 +25,7 @@ async function chooseModel() {
     : certificate.within ? ["within", "✓ within tolerance"] : ["past", `✗ ${certificate.failures[0] ?? "past tolerance"}`];
   Object.assign($("verdict"), {className: `verdict ${kind}`, textContent: text, hidden: false});
   $("verdict").title = certificate?.failures.join("\n") ?? "";
-  resize(model.size, await list(model.id));
+  resize(model.size, await list(model.id), model.guidance_scale);
   await plot(model.id);
 }
 

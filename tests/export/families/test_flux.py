@@ -1,5 +1,7 @@
 """FLUX.1 draws what diffusers' pipelines draw, from PyTorch's networks and from a bundle."""
 
+import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from ldmrt.model import load
 from ldmrt.model.library.flux import Pack, Positions, RotaryPositions, Unpack
 from ldmrt.runtime import LdmrtError, Request
 from ldmrt.runtime import open as open_pipeline
+from ldmrt.runtime.bundle.stage_of_configs import FLUX, FLUX_PIPELINES, SD3, stage_of_configs
+from ldmrt.runtime.bundle.stages_json import stages_from_json
 from ldmrt.runtime.samplers.noise import FIRST, IMAGE, MASKED, noise
 
 from ...support.families.compared import Saved, close, ours_of, theirs
@@ -72,6 +76,30 @@ def test_guidance_is_the_networks_own(places: Saved) -> None:
                       for scale in (1.0, 5.0))  # fmt: skip
         assert (one.latents != other.latents).any() == changes
         assert pipeline.stage.guide.scales == ()
+
+
+@pytest.mark.parametrize("kind", [*FLUX_PIPELINES, "StableDiffusion3Pipeline", "StableDiffusion3InpaintPipeline"])
+def test_guidance_by_default_is_that_of_the_pipeline(kind: str) -> None:
+    """A network that is not told of guidance has none."""
+    import diffusers
+
+    wanted = inspect.signature(getattr(diffusers, kind).__call__).parameters["guidance_scale"].default
+    network = {"_class_name": FLUX if kind.startswith("Flux") else SD3, "guidance_embeds": True}
+    vae = {"block_out_channels": [8, 8, 8, 8], "latent_channels": 16}
+    stage = stage_of_configs(network, vae, {"_class_name": kind})
+    assert stage.guidance_scale == wanted
+    (read,) = stages_from_json([stage.to_json()])
+    assert read == stage
+    (old,) = stages_from_json([{name: value for name, value in stage.to_json().items() if name != "guidance_scale"}])
+    assert old == replace(stage, guidance_scale=5.0)
+
+
+def test_draws_with_the_pipelines_own_guidance(places: Saved) -> None:
+    asked = {name: value for name, value in ASKED.items() if name != "guidance_scale"}
+    reference = theirs(places["dev"], "FluxPipeline")
+    latents = Pack()(torch.from_numpy(noise(SEEDS, FIRST, (16, 8, 8))))
+    wanted = reference(**asked, latents=latents, height=64, width=64, output_type="latent").images
+    close(ours_of(places["dev"])(**asked, seed=SEEDS, height=64, width=64).latents, latents_of(wanted, 64, 64))
 
 
 @pytest.mark.parametrize("strength", [0.3, 0.8])
@@ -212,4 +240,4 @@ def test_half_precision_keeps_the_time(places: Saved) -> None:
     plan = ours_of(places["dev"]).plan(Request("two pears", num_inference_steps=3, height=64, width=64))
     times, scales = heard[::2], heard[1::2]
     assert [float(time[0]) for time in times] == pytest.approx(plan.t, rel=2**-23)  # of float32
-    assert {float(scale[0]) for scale in scales} == {5000.0}
+    assert {float(scale[0]) for scale in scales} == {3500.0}

@@ -1,5 +1,6 @@
 """A FLUX.1 goes the whole way on the command line: exported in half precision, certified, drawn."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -26,17 +27,18 @@ def test_the_certificate_holds(half: Path) -> None:
     assert bundle.certificate_issues == []
     assert bundle.components == ("text_encoder", "text_encoder_2", "transformer", "vae_decoder", "vae_encoder")
     ran("verify", half)
-    assert (
-        "the network is given state, timestep, t5 prompt, clip pooled prompt, guidance" in ran("inspect", half).output
-    )
+    told = "the network is given state, timestep, t5 prompt, clip pooled prompt, guidance; guided by its own input"
+    assert f"{told}, 3.5 by default" in ran("inspect", half).output
     assert "transformer" in ran("plan", half, "--sizes", "64x64").output
 
 
 @pytest.mark.parametrize("how", [("--low-memory",), ("--backend", "openvino")])
 def test_draws(how: tuple[str, ...], half: Path, tmp_path: Path) -> None:
-    asked = ("generate", half, "two pears", "--steps", 4, "--guidance", 3.5, "--prompt-2", "pears", *SIZE)
+    asked = ("generate", half, "two pears", "--steps", 4, "--prompt-2", "pears", *SIZE)
     ran(*asked, "--out", tmp_path / "a.png", *how)
     ran(*asked, "--out", tmp_path / "b.png")
     drawn, expected = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("a.png", "b.png"))
     assert drawn.shape == (96, 64, 3)
+    with Image.open(tmp_path / "a.png") as image:
+        assert json.loads(image.info["ldmrt"])["guidance"] == 3.5
     assert np.abs(drawn - expected).max() <= 4  # levels of 255: half precision rounds elsewhere on another backend

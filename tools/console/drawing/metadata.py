@@ -31,7 +31,8 @@ def of_request(
         controls: The images of each control, and their scale.
     """
     shared = {"ldmrt": ldmrt.__version__, "bundle": bundle} | parameters(options, controls)
-    return shared | {"scheduler": shared["scheduler"] or everyday_name(first.scheduler)}
+    guidance = first.stage.guidance_scale if shared.get("guidance") is None else shared["guidance"]
+    return shared | {"scheduler": shared["scheduler"] or everyday_name(first.scheduler), "guidance": guidance}
 
 
 def of_result(pipeline: Pipeline, last: Pipeline, result: Result) -> JsonObject:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ldmrt.runtime import Request
+from ldmrt.runtime.bundle.stages import GUIDANCE_SCALE
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.serve.http.access import digest
 from ldmrt.serve.jobs.job import Cancelled
@@ -46,7 +47,7 @@ def test_defaults_are_those_of_a_request(visit: Open) -> None:
     with page.expect_request("**/v1/requests") as sent:
         page.get_by_role("button", name="Draw").click()
     body = json.loads(sent.value.post_data)
-    assert (body["num_inference_steps"], body["guidance_scale"]) == (plain.num_inference_steps, plain.guidance_scale)
+    assert (body["num_inference_steps"], body["guidance_scale"]) == (plain.num_inference_steps, GUIDANCE_SCALE)
     assert float(page.locator("#strength").input_value()) == plain.strength
     assert 0 <= body["seed"] < 2**32
     drawn(page)
