@@ -47,7 +47,9 @@ MASK_KINDS, FILL_KINDS = ("mask", "masked_image"), ("masked_image", "mask_pixels
 JOINT, LONG = "joint_prompt", "t5_prompt"
 PROMPT_KINDS = ("prompt", JOINT, LONG)  # embeddings of a request's prompt
 PROMPTS = ("negative", "positive")
-SCALES = ("guidance_scale", "image_guidance_scale")  # fields of a request
+TRUE_CFG = "true_cfg_scale"  # FLUX.1: of a negative prompt, beside the guidance that the network is told
+SCALES = ("guidance_scale", "image_guidance_scale", TRUE_CFG)  # fields of a request
+ON_REQUEST = (TRUE_CFG,)  # scales of rows that run where a request asks for them alone
 GUIDANCE_SCALE = 5.0  # where neither a request nor a stage states one
 BASE = "base"  # the name of a model's first stage
 LARGEST = 1 << 16  # channels, or latents along one side
@@ -122,6 +124,11 @@ class Guide:
 
     rows: tuple[Row, ...] = (Row("negative"), Row("positive"))
     scales: tuple[str, ...] = ("guidance_scale",)  # fields of the request
+
+    @property
+    def usual(self) -> int:
+        """Return how many rows run for an image where a request asks for no more."""
+        return len(self.rows) - sum(scale in ON_REQUEST for scale in self.scales)
 
 
 @dataclass(frozen=True)

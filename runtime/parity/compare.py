@@ -228,7 +228,7 @@ def compare_rows(
     off by row + 1 times as much.
     """
     task = pipeline.prepare(requested(trajectory))
-    guidance = float(trajectory.options.get("guidance", 1.0)) if pipeline.stage.guide.scales else 1.0
+    guidance = float(trajectory.options.get("guidance", 1.0)) if pipeline.stage.guide.usual > 1 else 1.0
     limit = limits["rows"].limit * max(1.0, 2 * guidance - 1)
     rows = len(trajectory.said)
     stepped = _stepped(task, trajectory)

@@ -110,6 +110,7 @@ class ImagePipeline(ABC):
         num_inference_steps: int = 20,
         guidance_scale: float | None = None,
         image_guidance_scale: float | None = None,
+        true_cfg_scale: float = 1.0,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
         deep_cache: int | None = None,

@@ -34,6 +34,7 @@ class Options(BaseModel):
     num_inference_steps: int | None = Field(None, ge=1)
     guidance_scale: float | None = None
     image_guidance_scale: float | None = None
+    true_cfg_scale: float | None = None
     guidance_rescale: float | None = None
     guidance_interval: tuple[float, float] | None = None
     deep_cache: int | None = Field(None, ge=1)

@@ -139,9 +139,10 @@ def show(bundle: "Bundle", facts: "JsonObject") -> None:
     click.echo(f"{facts['scheduler']}, {predicts}")
     given = [source.kind.replace("_", " ") for sources in bundle.stage.reads.values() for source in sources]
     own = any(source in given for source in ("guidance", "guidance scale"))
-    scales = " and ".join(bundle.stage.guide.scales) or ("its own input" if own else "nothing")
-    usual = f", {bundle.stage.guidance_scale:g} by default" if scales != "nothing" else ""
-    click.echo(f"the network is given {', '.join(given)}; guided by {scales}{usual}")
+    scales = (*(["its own input"] if own else []), *bundle.stage.guide.scales)
+    usual = dict.fromkeys(("its own input", "guidance_scale"), f" ({bundle.stage.guidance_scale:g} by default)")
+    guided = " and ".join(name + usual.get(name, "") for name in scales) or "nothing"
+    click.echo(f"the network is given {', '.join(given)}; guided by {guided}")
     for entry in facts["loras"]:
         click.echo(printable(f"LoRA {entry['file']}, weight {entry['weight']:g}"))
     for entry in facts["embeddings"]:

@@ -45,6 +45,12 @@ HOW: tuple[Decorator, ...] = (  # images are drawn; the names of the values are 
     ),
     click.option("--image-guidance", type=float, help="InstructPix2Pix: guidance scale of the image; 1.5 by default."),
     click.option(
+        "--true-cfg-scale",
+        default=1.0,
+        show_default=True,
+        help="FLUX.1: guidance scale by --negative, at two rows of the network for an image; 1 is none.",
+    ),
+    click.option(
         "--guidance-rescale",
         default=0.0,
         show_default=True,

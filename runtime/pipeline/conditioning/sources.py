@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from ldmrt.runtime.bundle.stages import JOINT, LONG, Source, Stage
+from ldmrt.runtime.bundle.stages import JOINT, LONG, TRUE_CFG, Source, Stage
 from ldmrt.runtime.errors import InvalidRequest, LdmrtError
 from ldmrt.runtime.pipeline.request.combinations import no_prompt
 from ldmrt.runtime.pipeline.request.request import EMBEDDINGS, TEXTS, Request
@@ -126,6 +126,10 @@ def check_sources(request: Request, stage: Stage) -> None:
     if stage.prompt is not None and stage.prompt.kind == LONG and request.clip_skip:
         raise InvalidRequest("request", "this model takes no clip_skip", expected="a request without clip_skip")
     taken = {*stage.guide.scales, *(source.kind for sources in stage.reads.values() for source in sources)}
+    if request.true_cfg_scale != 1 and TRUE_CFG not in stage.guide.scales:
+        hint = "export again" if stage.prompt is not None and stage.prompt.kind == LONG and not stage.beside else None
+        problem, expected = f"this model takes no {TRUE_CFG}", f"a request without {TRUE_CFG}"
+        raise InvalidRequest("request", problem, expected=expected, hint=hint)
     for name, kind in {"class_labels": "class", "noise_level": "noise_level", "image_guidance_scale": ""}.items():
         if getattr(request, name) is not None and not {name, kind} & taken:
             raise InvalidRequest("request", f"this model takes no {name}", expected=f"a request without {name}")

@@ -78,6 +78,7 @@ FIELDS: Mapping[str, Field] = {
     "num_inference_steps": Field(Whole(1, LARGEST_STEPS), "steps"),
     "guidance_scale": Field(Optional(Number(-LARGEST_GUIDANCE, LARGEST_GUIDANCE)), "guidance"),
     "image_guidance_scale": Field(Optional(Number(0, LARGEST_GUIDANCE)), "image_guidance"),
+    "true_cfg_scale": Field(Number(-LARGEST_GUIDANCE, LARGEST_GUIDANCE)),
     "guidance_rescale": Field(_SHARE),
     "guidance_interval": Field(Optional(interval)),
     "deep_cache": Field(Optional(Whole(1, LARGEST_STEPS))),

@@ -29,6 +29,7 @@ class Fields:
     num_inference_steps: int = 20
     guidance_scale: float | None = None
     image_guidance_scale: float | None = None
+    true_cfg_scale: float = 1.0
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] | None = None
     deep_cache: int | None = None
@@ -95,13 +96,21 @@ class Fields:
             own: The model's own `guidance_scale`, of a request that states none.
         """
         image_scale = IMAGE_SCALE if self.image_guidance_scale is None else self.image_guidance_scale
-        values = {"guidance_scale": self.guidance(own), "image_guidance_scale": image_scale}
+        true_scale = self.true_cfg_scale if self.has_negative else 1.0
+        values = {
+            "guidance_scale": self.guidance(own), "image_guidance_scale": image_scale, "true_cfg_scale": true_scale
+        }  # fmt: skip
         scales = [values[name] for name in names]
         return scales if scales and scales[-1] > 1 and min(scales) >= 1 else []
 
     def guidance(self, own: float) -> float:
         """Return `guidance_scale`, or the model's own where the request states none."""
         return own if self.guidance_scale is None else self.guidance_scale
+
+    @property
+    def has_negative(self) -> bool:
+        """Whether a negative prompt is given, as a text or as embeddings."""
+        return self.negative_prompt is not None or self.negative_prompt_embeds is not None
 
     @property
     def class_of_each(self) -> list[int] | None:

@@ -36,6 +36,8 @@ class Request(Fields):
             A distilled network, such as that of FLUX.1 dev, is given it as an input. By default that of the stage: 5,
             or that of diffusers' pipeline of Stable Diffusion 3 and FLUX.1.
         image_guidance_scale: InstructPix2Pix: the weight of the image, 1.5 by default (Brooks et al. 2023, equation 3).
+        true_cfg_scale: FLUX.1: the weight of classifier-free guidance by `negative_prompt`, which takes a second row of
+            the network; 1 or less, or no negative prompt, is none.
         guidance_rescale: How much of its excess of contrast is taken back, 0 to 1 (Lin et al. 2023, section 3.4).
         guidance_interval: (low, high): guides at noise levels low < sigma / alpha <= high alone (Kynkäänniemi et al.
             2024).

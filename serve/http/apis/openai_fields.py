@@ -84,6 +84,7 @@ class Edit(OpenAIFields):
     num_inference_steps: int | None = Field(None, ge=1)
     guidance_scale: float | None = None
     image_guidance_scale: float | None = None
+    true_cfg_scale: float | None = None
     guidance_rescale: float | None = None
     scheduler: str | None = None
     eta: float | None = None

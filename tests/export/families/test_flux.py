@@ -20,6 +20,7 @@ from ldmrt.model.library.flux import Pack, Positions, RotaryPositions, Unpack
 from ldmrt.runtime import LdmrtError, Request
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.bundle.stage_of_configs import FLUX, FLUX_PIPELINES, SD3, stage_of_configs
+from ldmrt.runtime.bundle.stages import Guide, Row
 from ldmrt.runtime.bundle.stages_json import stages_from_json
 from ldmrt.runtime.samplers.noise import FIRST, IMAGE, MASKED, noise
 
@@ -75,7 +76,7 @@ def test_guidance_is_the_networks_own(places: Saved) -> None:
         one, other = (pipeline("two pears", guidance_scale=scale, num_inference_steps=2, height=64, width=64)
                       for scale in (1.0, 5.0))  # fmt: skip
         assert (one.latents != other.latents).any() == changes
-        assert pipeline.stage.guide.scales == ()
+        assert pipeline.guidance_rows(Request("two pears", negative_prompt="blurred")) == 1
 
 
 @pytest.mark.parametrize("kind", [*FLUX_PIPELINES, "StableDiffusion3Pipeline", "StableDiffusion3InpaintPipeline"])
@@ -102,11 +103,42 @@ def test_draws_with_the_pipelines_own_guidance(places: Saved) -> None:
     close(ours_of(places["dev"])(**asked, seed=SEEDS, height=64, width=64).latents, latents_of(wanted, 64, 64))
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"negative_prompt": ["two oranges", "a lemon"], "true_cfg_scale": 4.0},
+        {"negative_prompt": "", "negative_prompt_2": "a lemon", "true_cfg_scale": 2.5},
+    ],
+    ids=["", "other"],
+)
+@pytest.mark.parametrize(
+    ("name", "height", "width"), [("dev", 64, 64), ("dev", 96, 128), ("dev", 48, 80), ("schnell", 64, 64)]
+)
+def test_negative_prompt(name: str, height: int, width: int, asked: dict[str, Any], places: Saved) -> None:
+    """A second row of the network is weighed by `true_cfg_scale`; both are told of the same guidance."""
+    given = {**asked, "negative_prompt": [asked["negative_prompt"]] * 2} if asked["negative_prompt"] == "" else asked
+    given |= {"negative_prompt_2": [asked["negative_prompt_2"]] * 2} if "negative_prompt_2" in asked else {}
+    ours = ours_of(places[name])(**{**ASKED, **asked}, seed=SEEDS, height=height, width=width)
+    close(ours.latents, expected(places[name], "FluxPipeline", height, width, **given))
+
+
+@pytest.mark.parametrize("asked", [{"true_cfg_scale": 4.0}, {"negative_prompt": "a lemon"}, {"true_cfg_scale": 1.0}])
+def test_one_row_without_a_negative_prompt_or_its_scale(asked: dict[str, Any], places: Saved) -> None:
+    """It is the row that there was: the bits of the latents are the same."""
+    pipeline = ours_of(places["dev"])
+    request = Request("two pears", num_inference_steps=3, height=64, width=64)
+    pipeline_of_one = replace(pipeline, stage=replace(pipeline.stage, guide=Guide((Row("positive"),), ())))
+    assert pipeline.guidance_rows(replace(request, **asked)) == pipeline.stage.guide.usual == 1
+    assert (pipeline.generate(replace(request, **asked)).latents == pipeline_of_one.generate(request).latents).all()
+
+
+@pytest.mark.parametrize("true_cfg_scale", [1.0, 3.0])
 @pytest.mark.parametrize("strength", [0.3, 0.8])
-def test_image_to_image(strength: float, places: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_to_image(strength: float, true_cfg_scale: float, places: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shift is that of the image's size."""
     image = picture().resize((96, 64))
     asked = {**ASKED, "strength": strength, "num_inference_steps": 8}
+    asked |= {"true_cfg_scale": true_cfg_scale, "negative_prompt": ["two oranges", "a lemon"]}
     ours = ours_of(places["dev"])(**asked, seed=SEEDS, image=image)
     reference = theirs(places["dev"], "FluxImg2ImgPipeline")
     drawing(reference, SEEDS, [IMAGE, FIRST], monkeypatch)
@@ -114,11 +146,13 @@ def test_image_to_image(strength: float, places: Saved, monkeypatch: pytest.Monk
     close(ours.latents, latents_of(found, 64, 96))
 
 
+@pytest.mark.parametrize("true_cfg_scale", [1.0, 3.0])
 @pytest.mark.parametrize("strength", [0.6, 1.0])
-def test_inpainting(strength: float, places: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inpainting(strength: float, true_cfg_scale: float, places: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network is told nothing of the mask: what is kept is blended in after every row."""
     image, area = picture().resize((96, 64)), mask().resize((96, 64))
     asked = {**ASKED, "strength": strength, "num_inference_steps": 8}
+    asked |= {"true_cfg_scale": true_cfg_scale, "negative_prompt": ["two oranges", "a lemon"]}
     ours = ours_of(places["dev"])(**asked, seed=SEEDS, image=image, mask_image=area)
     reference = theirs(places["dev"], "FluxInpaintPipeline")
     drawing(reference, SEEDS, [IMAGE, FIRST, IMAGE], monkeypatch)
@@ -151,8 +185,9 @@ def test_control_image(places: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 80)])
 def test_bundle_draws_what_diffusers_draws(height: int, width: int, flux_bundle: Path, places: Saved) -> None:
     with open_pipeline(flux_bundle) as pipeline:
-        ours = pipeline(**ASKED, seed=SEEDS, height=height, width=width)
-        close(ours.latents, expected(places["dev"], "FluxPipeline", height, width))
+        for asked in ({}, {"negative_prompt": ["two oranges", "a lemon"], "true_cfg_scale": 4.0}):
+            ours = pipeline(**ASKED, **asked, seed=SEEDS, height=height, width=width)
+            close(ours.latents, expected(places["dev"], "FluxPipeline", height, width, **asked))
         names = [spec.name for spec in pipeline.engines["transformer"].inputs]
     assert names == ["hidden_states", "timestep", "encoder_hidden_states", "pooled_projections", "guidance"]
     assert (pipeline.stage.space.unit, pipeline.stage.trailing, pipeline.stage.own) == (16, True, (1024, 1024))
@@ -166,6 +201,16 @@ def test_embeddings_stand_for_prompts(places: Saved) -> None:
     asked = {"seed": SEEDS, "num_inference_steps": 3, "height": 64, "width": 64}
     found = ours(prompt_embeds=prompt.numpy(), pooled_prompt_embeds=pooled.numpy(), **asked)
     close(found.latents, ours(PROMPTS, **asked).latents)
+
+
+def test_embeddings_stand_for_negative_prompts(places: Saved) -> None:
+    reference, ours = theirs(places["dev"], "FluxPipeline"), ours_of(places["dev"])
+    with torch.no_grad():
+        negative, pooled, _ = reference.encode_prompt(["two oranges", "a lemon"], None)
+    asked = {"seed": SEEDS, "num_inference_steps": 3, "height": 64, "width": 64, "true_cfg_scale": 4.0}
+    arrays = {"negative_prompt_embeds": negative.numpy(), "negative_pooled_prompt_embeds": pooled.numpy()}
+    found = ours(PROMPTS, **arrays, **asked)
+    close(found.latents, ours(PROMPTS, negative_prompt=["two oranges", "a lemon"], **asked).latents)
 
 
 def test_a_prompt_fits_512_tokens(places: Saved) -> None:
@@ -195,6 +240,8 @@ def test_t5_reads_as_many_tokens_as_are_asked_for(places: Saved) -> None:
         ("fill", {}, "this model fills a part of an image"),
         ("canny", {}, "this model is given an image"),
         ("canny", {"image": picture(), "mask_image": mask()}, "this model takes no mask_image"),
+        ("canny", {"image": picture(), "true_cfg_scale": 4}, "this model takes no true_cfg_scale"),
+        ("dev", {"negative_prompt_embeds": np.ones((1, 4, 64)), "true_cfg_scale": 4}, "embeddings without pooled ones"),
     ],
 )
 def test_refuses(name: str, asked: dict[str, Any], problem: str, places: Saved) -> None:

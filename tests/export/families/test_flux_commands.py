@@ -28,7 +28,7 @@ def test_the_certificate_holds(half: Path) -> None:
     assert bundle.components == ("text_encoder", "text_encoder_2", "transformer", "vae_decoder", "vae_encoder")
     ran("verify", half)
     told = "the network is given state, timestep, t5 prompt, clip pooled prompt, guidance; guided by its own input"
-    assert f"{told}, 3.5 by default" in ran("inspect", half).output
+    assert f"{told} (3.5 by default) and true_cfg_scale" in ran("inspect", half).output
     assert "transformer" in ran("plan", half, "--sizes", "64x64").output
 
 

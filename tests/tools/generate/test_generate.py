@@ -35,7 +35,8 @@ def again(bundle: Path, notes: dict[str, Any]) -> NDArray[np.uint8]:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--scheduler", "dpmpp_2m", "--seed", "7"], {"scheduler": "dpmpp_2m", "seed": 7, "eta": None, "guidance": 5.0}),
+        (["--scheduler", "dpmpp_2m", "--seed", "7"],
+         {"scheduler": "dpmpp_2m", "seed": 7, "eta": None, "guidance": 5.0}),
         (["--scheduler", "ddim", "--eta", "0.5", "--negative", "two pears", "--width", "24", "--guidance", "2.5"],
          {"eta": 0.5, "negative_prompt": "two pears", "width": 24, "height": 16, "guidance": 2.5}),
         pytest.param([], {"steps": 3}),  # the bundle's own scheduler, noted by a name that is not taken
