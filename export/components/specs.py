@@ -4,11 +4,11 @@ from torch import nn
 
 from ldmrt.model.checkpoint.checkpoint import Checkpoint, class_of
 from ldmrt.model.checkpoint.folder import T5
-from ldmrt.runtime.bundle.stages import CLASSES, POOLED, PROMPT
+from ldmrt.runtime.bundle.stages import CLASSES, KEPT, POOLED, PROMPT
 from ldmrt.runtime.tensors import TensorSpec
 from ldmrt.runtime.tokenizer.tokenizer import token_count
 
-EXACT = ("timestep", "guidance", "time_ids", "conditioning_scale")  # inputs that stay float32 in every precision
+EXACT = ("timestep", "guidance", "time_ids", "conditioning_scale", KEPT)  # inputs that stay float32 in every precision
 
 
 def dtype_of(module: nn.Module) -> str:

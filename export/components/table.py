@@ -23,7 +23,7 @@ from ldmrt.model.torch_engine import TorchEngine
 from ldmrt.model.weights.late_casts import LateCasts
 from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32, DENOISERS, ENCODER, STEP, TRANSFORMER, UNET, step_specs
 from ldmrt.runtime.bundle.stage_of_configs import FLUX
-from ldmrt.runtime.bundle.stages import CLASSES, JOINT, KL, LONG, PROMPT
+from ldmrt.runtime.bundle.stages import CLASSES, JOINT, KEPT, KL, LONG, PROMPT
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.pipeline.conditioning.prompts import gives_pooled
@@ -32,6 +32,7 @@ from ldmrt.runtime.tensors import Specs, TensorSpec, shape_of, split_symbol
 from .autoencoder_parts import tile_specs
 from .controls import CONTROLS, check_fit, steering
 from .networks import _T5, _Decoder, _Encoder, _Flux, _LDMBert, _TextEncoder, _Transformer, _UNet, _VQDecoder
+from .skipped_layers import SkippingTransformer
 from .specs import conditioning, dtype_of, image, latent, tokens_of
 
 if TYPE_CHECKING:
@@ -202,19 +203,21 @@ def _transformer(c: Checkpoint) -> Iterator[Component]:
     config, dtype, prompt = c.denoiser.config, dtype_of(c.denoiser), c.stage.prompt
     assert prompt is not None
     tokens = int(prompt.setting("tokens")) + (tokens_of(c, "text_encoder") if prompt.kind == JOINT else 0)
-    guidance = [TensorSpec("guidance", "float32", ("batch",))] if c.stage.source("guidance") else []
+    numbers = [TensorSpec(name, "float32", ("batch",)) for name in ("guidance", KEPT) if c.stage.source(name)]
+    skips = {"skip_layers": list(c.skip_layers)} if c.skip_layers else {}
+    plain = _Flux if class_of(c.denoiser) == FLUX else _Transformer
     yield Component(
         TRANSFORMER,
-        (_Flux if class_of(c.denoiser) == FLUX else _Transformer)(c.denoiser),
+        SkippingTransformer(c.denoiser, c.skip_layers) if skips else plain(c.denoiser),
         (
             latent(c, "hidden_states", c.stage.input_channels, dtype),
             TensorSpec("timestep", "float32", ("timesteps",)),
             TensorSpec(PROMPT, dtype, ("batch", tokens, config.joint_attention_dim)),
             TensorSpec("pooled_projections", dtype, ("batch", config.pooled_projection_dim)),
-            *guidance,
+            *numbers,
         ),
         (latent(c, "out_hidden_states", c.stage.space.channels, dtype),),
-        config_of(c.denoiser),
+        config_of(c.denoiser) | skips,
         c.stage.space.patch,
     )
 
@@ -293,6 +296,8 @@ def example(component: Component, sizes: Mapping[str, int], seed: int = 0) -> di
             arrays[spec.name] = np.linspace(0.37, 998.63, shape[0], dtype=np.float32)  # no half holds them
         elif spec.name == "guidance":
             arrays[spec.name] = np.linspace(1.7, 5.3, shape[0], dtype=np.float32)
+        elif spec.name == KEPT:
+            arrays[spec.name] = (1 - np.arange(shape[0]) % 2).astype(np.float32)
         elif spec.name == "time_ids":
             arrays[spec.name] = rng.integers(0, 1024, shape).astype(np.float32)
         else:

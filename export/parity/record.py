@@ -132,11 +132,12 @@ def wanted(part: Component, rows: int) -> dict[int, str]:
 def asking(prompt: str, seed: int, side: int, steps: int, stage: Stage) -> JsonObject:
     """Return the fields of a plain request, by their short words; of a model that draws classes, the first one.
 
-    A model that reads no prompt is given "".
+    A model that reads no prompt is given "". A row of guidance skips the layers that it can.
     """
     prompt = prompt if stage.prompt else ""
     plain = {"prompt": prompt, "seed": seed, "width": side, "height": side, "steps": steps, "guidance": GUIDANCE}
-    return plain | ({"class_labels": 0} if stage.source("class") else {})
+    plain |= {"class_labels": 0} if stage.source("class") else {}
+    return plain | ({"skip_guidance_layers": list(stage.skipped_layers)} if stage.skipped_layers else {})
 
 
 def request_of(options: JsonObject, images: Arrays) -> Request:

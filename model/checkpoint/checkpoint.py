@@ -97,12 +97,14 @@ class Checkpoint:
     folders: dict[str, str] = field(default_factory=dict)  # of networks that have another name in their pipeline
     late: LateCasts = field(default_factory=LateCasts, repr=False, compare=False)  # of the networks' weights
     t5_tokens: int | None = None  # of a prompt, as T5 reads it; as many as in diffusers' pipeline by default
+    skip_layers: tuple[int, ...] = ()  # of a transformer, that a row of guidance may skip
 
     @property
     def stage(self) -> Stage:
         """Describe how images are made with these networks."""
         stage = stage_of(config_of(self.denoiser), None if self.vae is None else config_of(self.vae), self.index)
-        return stage if self.t5_tokens is None else stage.of_tokens(self.t5_tokens)
+        stage = stage if self.t5_tokens is None else stage.of_tokens(self.t5_tokens)
+        return stage.skipping(self.skip_layers) if self.skip_layers else stage
 
     @property
     def unet(self) -> UNet | PlainUNet:

@@ -1,6 +1,6 @@
 """Load a latent diffusion model from a folder in diffusers' layout, a single file or the hub."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, cast
@@ -48,6 +48,7 @@ def load(
     settings: Config | None = None,
     without_t5: bool = False,
     max_sequence_length: int | None = None,
+    skip_layers: Sequence[int] = (),
 ) -> Checkpoint:
     """Load a diffusion model: latent diffusion (Rombach et al. 2022, arXiv:2112.10752) of all its tasks, or DDPM.
 
@@ -68,6 +69,7 @@ def load(
         without_t5: Leaves T5 out of a Stable Diffusion 3: its files are neither fetched nor read.
         max_sequence_length: How many tokens of a prompt T5 reads, 2 to 512; by default 256 for Stable Diffusion 3 and
             512 for FLUX.1, as in diffusers' pipelines.
+        skip_layers: Stable Diffusion 3: the blocks of the transformer that a row of guidance may skip.
 
     Returns:
         The networks in eval mode on the CPU, and everything else that a bundle is exported from.
@@ -96,7 +98,7 @@ def load(
         description = with_part(description, part, Path(place), variant)
     config = current_scheduler(description) if scheduler is None else dict(scheduler)
     description = replace(description, scheduler=with_settings(config, settings or {}))
-    return _assemble(description, dtype, max_sequence_length)
+    return _assemble(description, dtype, max_sequence_length, tuple(sorted({*skip_layers})))
 
 
 def load_first_stage(folder: Path, *, dtype: torch.dtype | None = torch.float32) -> Autoencoder | VQAutoencoder:
@@ -199,7 +201,7 @@ def _build_and_fill(
     return fill(part, network, match(part, network, tensors), tensors, dtype)
 
 
-def _assemble(source: Source, dtype: Dtype, t5_tokens: int | None) -> Checkpoint:
+def _assemble(source: Source, dtype: Dtype, t5_tokens: int | None, skip_layers: tuple[int, ...]) -> Checkpoint:
     """Build and check everything, then read the weights."""
     pixels = source.index.get("_class_name") in PIXEL_FAMILIES  # which have no autoencoder
     denoiser = denoiser_of(source.networks)
@@ -219,6 +221,7 @@ def _assemble(source: Source, dtype: Dtype, t5_tokens: int | None) -> Checkpoint
     checkpoint = Checkpoint(
         cast(Denoiser, network), vae, encoders, source.tokenizers, source.scheduler, source.index, controls,
         noisers=source.noisers, folders=source.folders, t5_tokens=t5_tokens,
+        skip_layers=skip_layers,
     )  # fmt: skip
     check_fit(checkpoint)
     tensors = {part: source.tensors(part) for part in networks}

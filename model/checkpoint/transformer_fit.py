@@ -43,6 +43,9 @@ def _check_stable_diffusion_3(checkpoint: Checkpoint, config: JsonObject) -> Non
         if name not in encoders or class_of(encoders[name]) != TEXT[1]:
             found = class_of(encoders[name]) if name in encoders else "none"
             raise LdmrtError(name, "Stable Diffusion 3 has two CLIP encoders", expected=TEXT[1], found=found)
+    if odd := [layer for layer in checkpoint.skip_layers if layer >= config["num_layers"]]:
+        expected = f"0 to {config['num_layers'] - 1}"
+        raise LdmrtError("transformer", "no such layer to skip", expected=expected, found=odd[0])
     pooled = sum(int(encoders[name].config.projection_dim) for name in CLIP)
     if pooled != config["pooled_projection_dim"]:
         problem = "pooled_projection_dim of transformer/config.json is not projection_dim of both CLIP encoders"

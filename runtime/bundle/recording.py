@@ -21,9 +21,9 @@ WALK = ("t", "x", "said", "images")  # the arrays of a trajectory, by their name
 STORE = "ldmrt verify BUNDLE --against CHECKPOINT --store"
 STEPS = 1000  # of a recorded request, at most
 LARGEST = 1e9  # of a scaling factor
-# The fields of a recorded request, and one that only models have which draw classes.
+# The fields of a recorded request, and those of models that draw classes, or that may skip layers.
 PLAIN = {"prompt": (str,), "seed": (int,), "width": (int,), "height": (int,), "steps": (int,), "guidance": (float, int)}
-FURTHER = {"class_labels": (int,)}
+FURTHER = {"class_labels": (int,), "skip_guidance_layers": (list,)}
 
 
 @dataclass(frozen=True)

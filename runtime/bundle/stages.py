@@ -4,7 +4,7 @@ A manifest holds a list of stages, so the pipeline knows no family of models. On
 exported, are read as the one stage that their configs describe.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ldmrt.runtime.errors import BundleError
@@ -29,6 +29,7 @@ KINDS: Mapping[str, Mapping[str, type]] = {
     "sizes": {"scored": bool},  # of SDXL; whether they end with an aesthetic score
     "guidance_scale": {},  # embedded, for a distilled network
     "guidance": {},  # the same as a number, which the network embeds itself
+    "kept_layers": {"layers": str},  # 1, or 0 in a row that skips these layers, such as "7,8,9"
     "class": {"count": int, "null": bool},  # whether the last one is none, which rows without a class are given
     "noise_level": {"most": int},  # that was added to the image
     "mask": {},
@@ -48,8 +49,9 @@ JOINT, LONG = "joint_prompt", "t5_prompt"
 PROMPT_KINDS = ("prompt", JOINT, LONG)  # embeddings of a request's prompt
 PROMPTS = ("negative", "positive")
 TRUE_CFG = "true_cfg_scale"  # FLUX.1: of a negative prompt, beside the guidance that the network is told
-SCALES = ("guidance_scale", "image_guidance_scale", TRUE_CFG)  # fields of a request
-ON_REQUEST = (TRUE_CFG,)  # scales of rows that run where a request asks for them alone
+KEPT, SKIP = "kept_layers", "skip_layer_guidance_scale"  # Stable Diffusion 3.5: of a row that skips layers
+SCALES = ("guidance_scale", "image_guidance_scale", TRUE_CFG, SKIP)  # fields of a request
+ON_REQUEST = (TRUE_CFG, SKIP)  # scales of rows that run where a request asks for them alone
 GUIDANCE_SCALE = 5.0  # where neither a request nor a stage states one
 BASE = "base"  # the name of a model's first stage
 LARGEST = 1 << 16  # channels, or latents along one side
@@ -119,7 +121,8 @@ class Guide:
 
     The prediction is p0 + s1 (p1 - p0) + s2 (p2 - p1) + ..., with one scale for each row but the first: for two rows
     classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598), for three that of InstructPix2Pix (Brooks et al.
-    2023, arXiv:2211.09800, equation 3). Without guidance the last row runs alone.
+    2023, arXiv:2211.09800, equation 3). Without guidance the last row runs alone. A row before them that skips layers
+    adds s (p_last - p_skip), as diffusers' pipeline of Stable Diffusion 3 does.
     """
 
     rows: tuple[Row, ...] = (Row("negative"), Row("positive"))
@@ -200,6 +203,25 @@ class Stage:
             problem = "there is no T5 whose tokens could be counted"
             raise BundleError("checkpoint", problem, expected="no --max-sequence-length")
         return replace(self, reads={**self.reads, **reads})
+
+    def skipping(self, layers: Sequence[int]) -> "Stage":
+        """Return the same stage with a row of guidance that skips these layers.
+
+        Raises:
+            BundleError: The model is no Stable Diffusion 3.
+        """
+        if self.prompt is None or self.prompt.kind != JOINT:
+            problem, expected = "this model skips no layers", "Stable Diffusion 3 or 3.5, or no --skip-layers"
+            raise BundleError("checkpoint", problem, expected=expected)
+        source = Source(KEPT, {"layers": ",".join(map(str, sorted({*layers})))})
+        guide = Guide((Row("positive", blank=(KEPT,)), *self.guide.rows), (SKIP, *self.guide.scales))
+        return replace(self, reads={**self.reads, KEPT: (source,)}, guide=guide)
+
+    @property
+    def skipped_layers(self) -> tuple[int, ...]:
+        """Return the layers that a row of guidance may skip; none where there is no such row."""
+        source = self.source(KEPT)
+        return () if source is None else tuple(map(int, str(source.setting("layers")).split(",")))
 
     @property
     def size(self) -> int:

@@ -1,5 +1,6 @@
 """Read the stages of a manifest, and refuse what the pipeline cannot run."""
 
+import re
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from .stages import (
     CODECS,
     FILL_KINDS,
     IMAGE_KINDS,
+    KEPT,
     KINDS,
     LARGEST,
     MASK_KINDS,
@@ -22,6 +24,7 @@ from .stages import (
     PIXELS,
     PROMPTS,
     SCALES,
+    SKIP,
     SMALL_KINDS,
     SPACE,
     STAGE,
@@ -38,6 +41,7 @@ STATED = ("name", "space", "own", "reads", "guide", "shortens", "depth", *STAGE)
 BESIDE = (*MASK_KINDS, "mask_pixels", *IMAGE_KINDS)
 OTHERS = tuple(kind for kind in KINDS if kind not in ("state", "timestep", *BESIDE))
 DEPTHS, LEAST = (0, 1, 3), (-1.0, 0.0)
+LAYERS = re.compile(r"\d{1,4}(,\d{1,4}){0,999}", re.ASCII)  # such as "7,8,9"
 T = TypeVar("T", str, float)
 HINT = "export again, or install the ldmrt that made it"
 
@@ -121,7 +125,9 @@ def _check_fit(where: str, stage: Stage) -> None:
     blank = {kind for row in stage.guide.rows for kind in row.blank}
     classes = stage.source("class")
     null = classes is not None and bool(classes.setting("null"))
-    absent = [*beside, *(["class"] if null else [])]
+    kept = stage.source(KEPT) is not None
+    skips = [KEPT in row.blank for row in stage.guide.rows]
+    absent = [*beside, *(["class"] if null else []), *([KEPT] if kept else [])]
     for part, expected, holds in (
         ("sample", f"the state, then each once: {', '.join(BESIDE)}", every.get(stage.state) == ["state", *beside]),
         ("sample", f"each once: {', '.join(BESIDE)}", set(beside) <= {*BESIDE} and len({*beside}) == len(beside)),
@@ -136,6 +142,8 @@ def _check_fit(where: str, stage: Stage) -> None:
         ("reads", f"{' or '.join(NOISED_KINDS)} with noise_level", noised is level),
         ("reads", "a class beside the one that is none", not null or stage.classes > 0),
         ("blank", ", ".join(absent) or "nothing", blank <= {*absent}),
+        ("rows", f"{KEPT} blank in the first, where it is an input", skips == [kept, *[False] * (len(skips) - 1)]),
+        ("scales", f"{SKIP} of the first row", [scale == SKIP for scale in stage.guide.scales] == skips[:-1]),
         ("scales", "each once", len({*stage.guide.scales}) == len(stage.guide.scales)),
     ):
         if not holds:
@@ -150,7 +158,8 @@ def _source(where: str, value: object) -> Source:
     needed = {name for name, type_ in KINDS[kind].items() if type_ is not bool}
     for name in settings.keys() | needed:
         setting, expected = settings.get(name), KINDS[kind].get(name)
-        fits = is_name(setting) if expected is str else not isinstance(setting, int) or 0 <= setting < LARGEST
+        text = is_name(setting) if name != "layers" else LAYERS.fullmatch(str(setting)) is not None
+        fits = text if expected is str else not isinstance(setting, int) or 0 <= setting < LARGEST
         if expected is None or type(setting) is not expected or not fits:
             raise _damaged(where, f"settings of {kind}: {', '.join(KINDS[kind]) or 'none'}", {name: setting})
     return Source(kind, settings)

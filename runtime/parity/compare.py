@@ -224,12 +224,14 @@ def compare_rows(
     """The rows, and the last latents of a run of its own.
 
     Guidance g multiplies what the network may be off by with at most g + |1 - g|, unless the network is given g as an
-    input. A sampler fed with the same numbers rounds as float32 does. Errors of rows add up: a run of its own may be
-    off by row + 1 times as much.
+    input, and a row that skips layers adds twice its weight to that. A sampler fed with the same numbers rounds as
+    float32 does. Errors of rows add up: a run of its own may be off by row + 1 times as much.
     """
-    task = pipeline.prepare(requested(trajectory))
+    request = requested(trajectory)
+    task = pipeline.prepare(request)
     guidance = float(trajectory.options.get("guidance", 1.0)) if pipeline.stage.guide.usual > 1 else 1.0
-    limit = limits["rows"].limit * max(1.0, 2 * guidance - 1)
+    skipped = 0.0 if request.skip_guidance_layers is None else request.skip_layer_guidance_scale
+    limit = limits["rows"].limit * max(1.0, 2 * (guidance + skipped) - 1)
     rows = len(trajectory.said)
     stepped = _stepped(task, trajectory)
     free, x = [], task.x

@@ -265,17 +265,24 @@ class Pipeline(ImagePipeline):
         if self.stage.network == TRANSFORMER:  # a dynamic shift is that of the size that is drawn
             plan = self.plan(request, given.size)
         start = initial_latents(request, plan, self.engines, self.stage, given, self.decoding)
-        guidance = guide(request.total_images, scales, request.guidance_rescale)
+        guidance, usual = (
+            guide(request.total_images, each, request.guidance_rescale) for each in (scales, self._scales(request))
+        )
         sources = self.engines, self.tokenizers, self.schedulers, self.decoding
         conditioning = condition(Context(request, self.stage, rows, given, *sources))
         seconds = time.perf_counter() - called
-        return Encoded(request, plan, start, given.size, guidance, conditioning, seconds, self.stage.number)
+        return Encoded(request, plan, start, given.size, guidance, usual, conditioning, seconds, self.stage.number)
 
     def _rows(self, request: Request) -> tuple[tuple[Row, ...], list[float]]:
         """Return the rows of guidance that a request runs, and their scales: the last one alone without guidance."""
-        rows = self.stage.guide.rows
-        scales = request.scales(self.stage.guide.scales, self.stage.guidance_scale)
-        return (rows if scales else rows[-1:]), scales
+        scales = self._scales(request)
+        if scales and request.skip_guidance_layers is not None:
+            scales = request.with_skipped(scales)
+        return self.stage.guide.rows[-1 - len(scales) :], scales
+
+    def _scales(self, request: Request) -> list[float]:
+        """Return the scales of the rows of guidance that run at every step."""
+        return request.scales(self.stage.guide.scales, self.stage.guidance_scale)
 
     def _task(self, encoded: Encoded) -> DenoisingTask:
         """Connect the U-Net with the plan of a request, and its callback with this pipeline."""

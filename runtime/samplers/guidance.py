@@ -125,6 +125,17 @@ def guided_rows(plan: Plan, interval: tuple[float, float]) -> NDArray[np.bool_]:
     return inside
 
 
+def skipping_rows(plan: Plan, steps: int, start: float, stop: float) -> NDArray[np.bool_]:
+    """Find the rows i of a plan at which guidance by skipped layers is on, (rows,): steps * start < i < steps * stop.
+
+    diffusers' StableDiffusion3Pipeline counts i from 0 at every evaluation of the network, of which some samplers have
+    more than `steps`.
+    """
+    row = plan.first + np.arange(plan.rows)
+    inside: NDArray[np.bool_] = (row > steps * start) & (row < steps * stop)
+    return inside
+
+
 def last_rows(conditioning: Mapping[str, Array], batch: int) -> Arrays:
     """Return the last block of every array, which is the full conditioning, (batch, ...)."""
     return {name: array[-batch:] for name, array in conditioning.items()}

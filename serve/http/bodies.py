@@ -35,6 +35,10 @@ class Options(BaseModel):
     guidance_scale: float | None = None
     image_guidance_scale: float | None = None
     true_cfg_scale: float | None = None
+    skip_guidance_layers: list[int] | None = None
+    skip_layer_guidance_scale: float | None = None
+    skip_layer_guidance_start: float | None = None
+    skip_layer_guidance_stop: float | None = None
     guidance_rescale: float | None = None
     guidance_interval: tuple[float, float] | None = None
     deep_cache: int | None = Field(None, ge=1)

@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from ldmrt.tools.console.outputs import Output, check_output
 from ldmrt.tools.console.verification.measure import (
     PROMPT,
+    as_exported,
     compare_and_show,
     conclude,
     record_checkpoint,
@@ -180,7 +181,7 @@ def modules(bundle: "Bundle", source: CheckpointOptions, reference: "Recording",
     from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32
     from ldmrt.runtime.parity.tolerances import tolerances
 
-    parts = components(source.load({"": torch.float32})[0])
+    parts = components(as_exported(source, bundle).load({"": torch.float32})[0])
     limit = tolerances(bundle, compute)[name].limit
     graph, name = bundle.model(name), DECODER if name == DECODER_FP32 else name  # in PyTorch it is float32 anyway
     calls = [case for case in reference.cases if case.component == name and not case.name.startswith("batch")]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 from .common import Choice
+from .types import Layers
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,7 @@ class CheckpointOptions:
     without_t5: bool = False
     transformer: Path | None = None
     max_sequence_length: int | None = None
+    skip_layers: tuple[int, ...] | None = None
 
     def load(self, dtype: "Mapping[str, torch.dtype | None]") -> "tuple[Checkpoint, JsonObject]":
         """Load the checkpoint, merge LoRAs and textual inversions into it, and add its controls.
@@ -70,6 +72,7 @@ class CheckpointOptions:
             settings=self.settings,
             without_t5=self.without_t5,
             max_sequence_length=self.max_sequence_length,
+            skip_layers=self.skip_layers or (),
         )
         loras = [(read_lora(path), weight) for path, weight in self.loras]
         embeddings = [read_embedding(path, word) for path, word in self.embeddings]
@@ -196,9 +199,11 @@ CONTROLS = (
 WITHOUT_T5 = click.option("--without-t5", is_flag=True, help="Leave out T5, Stable Diffusion 3's largest text encoder.")
 TOKENS = click.option("--max-sequence-length", type=click.IntRange(2, 512),
                       help="Tokens of a prompt that T5 reads: by default 256, of FLUX.1 512.")  # fmt: skip
+SKIPPED = click.option("--skip-layers", type=Layers(),
+                       help="Stable Diffusion 3.5: layers that a row of guidance may skip, as 7,8,9.")  # fmt: skip
 TRANSFORMER = click.option("--transformer", type=FILE,
                            help="Transformer in place of the checkpoint's: a folder or a file.")  # fmt: skip
-OPTIONS = (*BASE[:3], *CONTROLS, *BASE[3:6], TRANSFORMER, *BASE[6:], SCHEDULER[1], WITHOUT_T5, TOKENS)
+OPTIONS = (*BASE[:3], *CONTROLS, *BASE[3:6], TRANSFORMER, *BASE[6:], SCHEDULER[1], WITHOUT_T5, TOKENS, SKIPPED)
 NAMES = ("variant", "tokenizer", "prediction", "loras", "embeddings", "vae", "text_encoders", "scheduler_config")
 
 

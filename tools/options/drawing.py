@@ -8,7 +8,7 @@ import click
 
 from .checkpoint import SCHEDULER
 from .common import COMPUTE, THREADS
-from .types import Batch, ByStage, Interval, Text
+from .types import Batch, ByStage, Interval, Layers, Text
 
 Decorator = Callable[[Any], Any]
 
@@ -49,6 +49,18 @@ HOW: tuple[Decorator, ...] = (  # images are drawn; the names of the values are 
         default=1.0,
         show_default=True,
         help="FLUX.1: guidance scale by --negative, at two rows of the network for an image; 1 is none.",
+    ),
+    click.option(
+        "--skip-guidance-layers",
+        type=Layers(),
+        help="Stable Diffusion 3.5: guide by a row without these layers too, as exported with --skip-layers.",
+    ),
+    click.option("--skip-layer-guidance-scale", default=2.8, show_default=True, help="Scale of that row."),
+    click.option(
+        "--skip-layer-guidance-start", default=0.01, show_default=True, help="Share of the steps after which it runs."
+    ),
+    click.option(
+        "--skip-layer-guidance-stop", default=0.2, show_default=True, help="Share of the steps before which it runs."
     ),
     click.option(
         "--guidance-rescale",

@@ -41,6 +41,21 @@ class Interval(click.ParamType):
             self.fail(f"{value!r} is not LOW,HIGH, such as 0.3,5", param, ctx)
 
 
+class Layers(click.ParamType):
+    """An option that takes numbers of layers, such as 7,8,9."""
+
+    name = "n,n,..."
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Return the numbers."""
+        if isinstance(value, tuple):
+            return value
+        words = str(value).split(",")
+        if not all(word.isascii() and word.isdigit() and len(word) < 5 for word in words):
+            self.fail(f"{value!r} is no list of layers, such as 7,8,9", param, ctx)
+        return tuple(map(int, words))
+
+
 class Text(click.ParamType):
     """The text of a prompt: UTF-8, also where the system's own encoding is narrower, such as ASCII."""
 

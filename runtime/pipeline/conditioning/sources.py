@@ -76,6 +76,11 @@ def _guidance(context: Context, source: Source, name: str) -> Array:
     return context.repeated(np.array([context.guidance_scale], np.float32))
 
 
+def _kept_layers(context: Context, source: Source, name: str) -> Array:
+    each = [np.full(context.request.total_images, source.kind not in row.blank, np.float32) for row in context.rows]
+    return np.concatenate(each)
+
+
 def _class(context: Context, source: Source, name: str) -> Array:
     last, labels = context.stage.classes - 1, context.request.class_of_each
     if labels is None:
@@ -101,6 +106,7 @@ SOURCES: Mapping[str, Callable[[Context, Source, str], Array]] = {
     "sizes": _sizes,
     "guidance_scale": _guidance_scale,
     "guidance": _guidance,
+    "kept_layers": _kept_layers,
     "class": _class,
     "noise_level": _noise_level,
 }
@@ -130,6 +136,22 @@ def check_sources(request: Request, stage: Stage) -> None:
         hint = "export again" if stage.prompt is not None and stage.prompt.kind == LONG and not stage.beside else None
         problem, expected = f"this model takes no {TRUE_CFG}", f"a request without {TRUE_CFG}"
         raise InvalidRequest("request", problem, expected=expected, hint=hint)
+    if request.skip_guidance_layers is not None:
+        _check_skipped({*request.skip_guidance_layers}, stage)
     for name, kind in {"class_labels": "class", "noise_level": "noise_level", "image_guidance_scale": ""}.items():
         if getattr(request, name) is not None and not {name, kind} & taken:
             raise InvalidRequest("request", f"this model takes no {name}", expected=f"a request without {name}")
+
+
+def _check_skipped(layers: set[int], stage: Stage) -> None:
+    """Refuse layers that the network cannot skip."""
+    if layers == {*stage.skipped_layers}:
+        return
+    wanted = ",".join(map(str, sorted(layers)))
+    hint = f"ldmrt export CHECKPOINT BUNDLE --skip-layers {wanted}"
+    if stage.skipped_layers:
+        expected = ",".join(map(str, stage.skipped_layers))
+        raise InvalidRequest("request", "this network skips other layers", expected=expected, found=wanted, hint=hint)
+    problem, expected = "this model takes no skip_guidance_layers", "a request without skip_guidance_layers"
+    able = stage.prompt is not None and stage.prompt.kind == JOINT
+    raise InvalidRequest("request", problem, expected=expected, hint=hint if able else None)

@@ -1,6 +1,6 @@
 """Denoise a request: the guided network, the sampler's rows, and a request before and after them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
@@ -12,7 +12,7 @@ from ldmrt.runtime.bundle.graphs import PREDICTIONS, STATES, STEP, UNET, denoise
 from ldmrt.runtime.errors import InvalidRequest, NotFinite
 from ldmrt.runtime.pipeline.conditioning.sources import BESIDE_STATE
 from ldmrt.runtime.pipeline.request.request import Request
-from ldmrt.runtime.samplers.guidance import Guidance, guide, guided_rows, last_rows
+from ldmrt.runtime.samplers.guidance import Guidance, guide, guided_rows, last_rows, skipping_rows
 from ldmrt.runtime.samplers.loop import Blend, Model, Noise, State, steps
 from ldmrt.runtime.samplers.noise import noise, of_stage
 from ldmrt.runtime.samplers.plan import Latents, Plan
@@ -41,6 +41,7 @@ class Encoded:
     initial: InitialLatents
     size: tuple[int, int]
     guidance: Guidance
+    usual: Guidance  # without the row that skips layers, which runs at some steps alone
     conditioning: Mapping[str, Array]
     seconds: float
     stage: int = 0  # its place in a cascade
@@ -81,14 +82,23 @@ class DenoisingTask:
         conditioning, every = encoded.conditioning, request.full_every
         name = denoiser_of(engines)
         network = engines[name] if every == 1 else DeepCached(engines, full_times(plan, every))
-        controls = open_controls(engines, request.controls, encoded.size, guidance, conditioning)
-        model = guided_network(network, guidance, conditioning, controls, start.x.shape[1], name)
+
+        def guided_by(guidance: Guidance) -> Model:
+            last = last_rows(conditioning, len(guidance.idx))
+            controls = open_controls(engines, request.controls, encoded.size, guidance, last)
+            return guided_network(network, guidance, last, controls, start.x.shape[1], name)
+
+        model = guided_by(encoded.usual)
+        models = [model] * plan.rows
+        if len(guidance.idx) > len(encoded.usual.idx):
+            between = request.skip_layer_guidance_start, request.skip_layer_guidance_stop
+            skips, skipping = skipping_rows(plan, request.num_inference_steps, *between), guided_by(guidance)
+            models = [skipping if skips[row] else model for row in range(plan.rows)]
         if request.guidance_interval is not None and not guidance.plain:
-            guided = guided_rows(plan, request.guidance_interval)
-            plain, last = guide(len(start.x), ()), last_rows(conditioning, len(start.x))
-            controls = open_controls(engines, request.controls, encoded.size, plain, last)
-            alone = guided_network(network, plain, last, controls, start.x.shape[1], name)
-            model = partial(_either, dict(zip(plan.t.tolist(), guided, strict=True)), model, alone)
+            guided, alone = guided_rows(plan, request.guidance_interval), guided_by(guide(len(start.x), ()))
+            models = [each if guided[row] else alone for row, each in enumerate(models)]
+        if any(each is not model for each in models):
+            model = ModelOfRow(plan.t.tolist(), models)
 
         def fresh(row: int, into: Latents | None = None) -> Latents:
             return noise(request.seeds, of_stage(plan.first + row + 1, encoded.stage), start.x.shape[1:], into)
@@ -168,11 +178,27 @@ def check_finite(states: Iterator[State], network: str = UNET) -> Iterator[State
         yield state
 
 
-def _either(
-    guided: Mapping[float, bool], model: Model, alone: Model, x: Latents, t: float, into: Latents | None = None
-) -> Latents:
-    """Predict with guidance at the times that are guided, and else without."""
-    return model(x, t, into) if guided[t] else alone(x, t, into)
+@dataclass
+class ModelOfRow:
+    """Predicts with another model at each row of a plan, whose calls come in the plan's order.
+
+    Attributes:
+        times: The time of each row. Some samplers have two rows of one time.
+        models: The model of each row.
+        row: The row after the last call's.
+    """
+
+    times: Sequence[float]
+    models: Sequence[Model]
+    row: int = 0
+
+    def __call__(self, x: Latents, t: float, into: Latents | None = None) -> Latents:
+        """Predict by the model of the next row that has the time t, (N, C, h, w)."""
+        order = (*range(self.row, len(self.times)), *range(self.row))
+        row = min(order, key=lambda each: abs(self.times[each] - t))  # the first of several
+        self.row = row + 1
+        prediction: Latents = self.models[row](x, t, into)
+        return prediction
 
 
 def _end_step(step_end: StepEnd, plan: Plan, blend: Blend | None, row: int, x: Latents) -> Latents:

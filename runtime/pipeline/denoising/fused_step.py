@@ -132,7 +132,8 @@ def _weighted(kx: np.float32, x: Latents, km: np.float32, m: Latents) -> Latents
 
 def can_fuse(plan: Plan, request: Request, guidance: Guidance) -> bool:
     """Whether all between two calls of the network is linear, and the same network is called at every row."""
-    moving = bool(request.controls) or request.guidance_interval is not None or request.full_every > 1
+    by_row = request.guidance_interval is not None or request.skip_guidance_layers is not None
+    moving = bool(request.controls) or by_row or request.full_every > 1
     return not (plan.hooked or plan.predicts_variance or guidance.rescale or moving)
 
 

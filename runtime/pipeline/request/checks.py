@@ -220,6 +220,14 @@ def labels(name: str, value: Any) -> Any:
     return Whole()(name, value)
 
 
+def layers(name: str, value: Any) -> tuple[int, ...]:
+    """The numbers of a network's layers, at least one."""
+    listed = isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
+    if not listed or not _length(value):
+        raise invalid(name, "numbers of layers, such as [7, 8, 9]", value)
+    return tuple(Whole(0, LARGEST_SKIP)(name, one) for one in value)
+
+
 def _seed(check: Whole, name: str, value: Any) -> int:
     try:
         return check(name, value)

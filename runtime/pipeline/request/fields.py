@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from ldmrt.runtime.bundle.stages import SKIP
 from ldmrt.runtime.images.reading import split
 from ldmrt.runtime.tensors import Array
 
@@ -30,6 +31,10 @@ class Fields:
     guidance_scale: float | None = None
     image_guidance_scale: float | None = None
     true_cfg_scale: float = 1.0
+    skip_guidance_layers: Sequence[int] | None = None
+    skip_layer_guidance_scale: float = 2.8
+    skip_layer_guidance_start: float = 0.01
+    skip_layer_guidance_stop: float = 0.2
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] | None = None
     deep_cache: int | None = None
@@ -92,7 +97,7 @@ class Fields:
         """Return the scales of guidance by their fields; none where the last is 1 or less, or another below 1.
 
         Args:
-            names: The fields.
+            names: The fields; that of a row which skips layers has no part in it.
             own: The model's own `guidance_scale`, of a request that states none.
         """
         image_scale = IMAGE_SCALE if self.image_guidance_scale is None else self.image_guidance_scale
@@ -100,8 +105,16 @@ class Fields:
         values = {
             "guidance_scale": self.guidance(own), "image_guidance_scale": image_scale, "true_cfg_scale": true_scale
         }  # fmt: skip
-        scales = [values[name] for name in names]
+        scales = [values[name] for name in names if name != SKIP]
         return scales if scales and scales[-1] > 1 and min(scales) >= 1 else []
+
+    def with_skipped(self, scales: Sequence[float]) -> list[float]:
+        """Put a row that skips layers, p_skip, before rows of guidance: adds s (p_last - p_skip) to their prediction.
+
+        Args:
+            scales: Those of `guide` without the row, at least one; the scales with it are returned.
+        """
+        return [1 + self.skip_layer_guidance_scale, *(scale + self.skip_layer_guidance_scale for scale in scales)]
 
     def guidance(self, own: float) -> float:
         """Return `guidance_scale`, or the model's own where the request states none."""

@@ -38,6 +38,11 @@ class Request(Fields):
         image_guidance_scale: InstructPix2Pix: the weight of the image, 1.5 by default (Brooks et al. 2023, equation 3).
         true_cfg_scale: FLUX.1: the weight of classifier-free guidance by `negative_prompt`, which takes a second row of
             the network; 1 or less, or no negative prompt, is none.
+        skip_guidance_layers: Stable Diffusion 3.5: the layers that a further row of guidance skips, those that
+            `ldmrt export --skip-layers` was given; None is no such row.
+        skip_layer_guidance_scale: The weight of the difference between the prompt's row and that one.
+        skip_layer_guidance_start: The row runs at step i of n where i > n * start ...
+        skip_layer_guidance_stop: ... and i < n * stop.
         guidance_rescale: How much of its excess of contrast is taken back, 0 to 1 (Lin et al. 2023, section 3.4).
         guidance_interval: (low, high): guides at noise levels low < sigma / alpha <= high alone (Kynkäänniemi et al.
             2024).

@@ -1,5 +1,7 @@
 """Stable Diffusion 3 and 3.5 draw what diffusers' pipelines draw, from PyTorch's networks and from a bundle."""
 
+import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ from numpy.typing import NDArray
 
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
-from ldmrt.runtime import LdmrtError
+from ldmrt.runtime import LdmrtError, Pipeline, Request
 from ldmrt.runtime import open as open_pipeline
+from ldmrt.runtime.bundle.stages_json import stages_from_json
 from ldmrt.runtime.samplers.noise import FIRST, IMAGE, noise
 
 from ...support.families.compared import Saved, close, ours_of, theirs
@@ -63,6 +66,110 @@ def test_draws_what_diffusers_draws(
 ) -> None:
     ours = ours_of(places[name])(PROMPTS, seed=SEEDS, height=height, width=width, num_inference_steps=STEPS, **asked)
     close(ours.latents, expected(places[name], height, width, **asked))
+
+
+SKIPS: list[dict[str, Any]] = [
+    {"skip_guidance_layers": [1]},
+    {"skip_guidance_layers": [0, 2], "skip_layer_guidance_scale": 1.5, "skip_layer_guidance_stop": 1.0},
+    {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.2, "skip_layer_guidance_stop": 0.5},
+]
+
+
+@cache
+def skipping(folder: Path, *layers: int) -> Pipeline:
+    """Return our pipeline of PyTorch's networks, of which a row of guidance skips these layers."""
+    return torch_pipeline(load(folder, skip_layers=layers))
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"), [("sd3", SKIPS[0]), *(("sd35-medium", asked) for asked in SKIPS)],
+    ids=["sd3", "", "first and last", "between"],
+)  # fmt: skip
+def test_skipped_layers(name: str, asked: dict[str, Any], places: dict[str, Path]) -> None:
+    """Of 6 steps, 1, then 1 to 5, then 2 have a third row, which changes what is drawn."""
+    drawn, told = skipping(places[name], *asked["skip_guidance_layers"]), {"guidance_scale": 4.0}
+    ours = drawn(PROMPTS, seed=SEEDS, height=16, width=24, num_inference_steps=6, **told, **asked)
+    close(ours.latents, expected(places[name], 16, 24, num_inference_steps=6, **told, **asked))
+    without = drawn(PROMPTS, seed=SEEDS, height=16, width=24, num_inference_steps=6, **told)
+    assert np.abs(without.latents - ours.latents).max() > 0.01 * np.abs(ours.latents).max()
+
+
+def test_draws_the_same_where_no_layers_are_skipped(places: dict[str, Path]) -> None:
+    """The network computes each row as the one that cannot skip, to the bit."""
+    asked = {"seed": SEEDS, "num_inference_steps": 3, "guidance_scale": 4.0}
+    ours, without = (pipeline(PROMPTS, **asked) for pipeline in (skipping(places["sd3"], 1), ours_of(places["sd3"])))
+    assert (ours.latents == without.latents).all()
+
+
+def test_skipped_layers_of_a_solver_with_two_calls_a_step(places: dict[str, Path]) -> None:
+    """diffusers counts calls: only the second has a third row, and not the third, which is at the same time."""
+    import diffusers
+
+    asked = {"skip_guidance_layers": [1], "skip_layer_guidance_stop": 0.25, "skip_layer_guidance_start": 0.01}
+    told = {"guidance_scale": 4.0, "num_inference_steps": 8}
+    ours = skipping(places["sd3"], 1)(PROMPTS, seed=SEEDS, height=16, width=16, scheduler="flow_heun", **told, **asked)
+    reference = theirs(places["sd3"], TEXT)
+    scheduler = reference.scheduler
+    reference.scheduler = diffusers.FlowMatchHeunDiscreteScheduler.from_config(scheduler.config)
+    try:
+        close(ours.latents, expected(places["sd3"], 16, 16, **told, **asked))
+    finally:
+        reference.scheduler = scheduler
+
+
+@pytest.mark.parametrize(
+    ("skips", "asked", "problem"),
+    [
+        ([], {"skip_guidance_layers": [2, 1, 2]}, "this model takes no skip_guidance_layers; .*--skip-layers 1,2$"),
+        ([0, 1], {"skip_guidance_layers": [1]}, "other layers; expected 0,1; found 1\n.*BUNDLE --skip-layers 1$"),
+        ([1], {"skip_guidance_layers": []}, "invalid skip_guidance_layers; expected numbers of layers"),
+        ([1], {"skip_guidance_layers": [-1]}, "invalid skip_guidance_layers; expected at least 0"),
+        ([1], {"skip_layer_guidance_stop": 0.5}, "skip_layer_guidance_stop without skip_guidance_layers"),
+        ([3], {}, "no such layer to skip; expected 0 to 2; found 3"),
+    ],
+)
+def test_refuses_to_skip(skips: list[int], asked: dict[str, Any], problem: str, places: dict[str, Path]) -> None:
+    with pytest.raises(LdmrtError, match=f"(?s){problem}"):
+        skipping(places["sd3"], *skips)("two pears", **asked)
+
+
+def test_only_a_stable_diffusion_3_skips_layers(checkpoint: Path) -> None:
+    with pytest.raises(LdmrtError, match="this model skips no layers; expected Stable Diffusion 3"):
+        load(checkpoint, skip_layers=[1])
+    with pytest.raises(LdmrtError, match=r"takes no skip_guidance_layers; expected a request without[^\n]*$"):
+        torch_pipeline(load(checkpoint))("two pears", skip_guidance_layers=[1])
+
+
+def test_rows_of_guidance(places: dict[str, Path]) -> None:
+    """The third one is not run without guidance, as in diffusers."""
+    drawn = skipping(places["sd3"], 1)
+    for asked, rows in (({}, 2), ({"skip_guidance_layers": [1]}, 3), ({"guidance_scale": 1.0}, 1)):
+        assert drawn.guidance_rows(Request("two pears", **asked)) == rows
+    assert drawn.guidance_rows(Request("two pears", skip_guidance_layers=[1], guidance_scale=1.0)) == 1
+    assert drawn.stage.guide.usual == 2
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "problem"),
+    [
+        ("reads", [{"from": "kept_layers", "layers": "1,a"}], "settings of kept_layers: layers"),
+        ("reads", [{"from": "kept_layers"}], "settings of kept_layers: layers"),
+        ("rows", [{"prompt": "positive", "blank": []}], "kept_layers blank in the first"),
+        ("scales", ["guidance_scale", "skip_layer_guidance_scale"], "skip_layer_guidance_scale of the first row"),
+    ],
+)
+def test_a_damaged_row_that_skips_layers_is_refused(
+    part: str, value: Any, problem: str, places: dict[str, Path]
+) -> None:
+    stage = skipping(places["sd3"], 1).stage
+    assert stages_from_json([stage.to_json()]) == (stage,)
+    entry = json.loads(json.dumps(stage.to_json()))
+    if part == "reads":
+        entry["reads"]["kept_layers"] = value
+    else:
+        entry["guide"][part][: len(value)] = value
+    with pytest.raises(LdmrtError, match=problem):
+        stages_from_json([entry])
 
 
 def test_decodes_what_diffusers_decodes(places: dict[str, Path]) -> None:

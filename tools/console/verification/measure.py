@@ -144,6 +144,14 @@ def conclude(certificate: "Certificate") -> None:
         sys.exit(1)
 
 
+def as_exported(source: CheckpointOptions, bundle: "Bundle") -> CheckpointOptions:
+    """Return the options with those that a bundle was exported with, where they are not given."""
+    prompt = bundle.stage.prompt
+    if source.max_sequence_length is None and prompt is not None and "tokens" in prompt.settings:
+        source = replace(source, max_sequence_length=int(prompt.setting("tokens")))
+    return replace(source, skip_layers=bundle.stage.skipped_layers) if source.skip_layers is None else source
+
+
 def record_checkpoint(
     bundle: "Bundle",
     source: CheckpointOptions,
@@ -176,9 +184,7 @@ def record_checkpoint(
     from ldmrt.export.precision.streaming import streamed
     from ldmrt.tools.console.progress import console
 
-    prompt_source = bundle.stage.prompt
-    if source.max_sequence_length is None and prompt_source is not None and "tokens" in prompt_source.settings:
-        source = replace(source, max_sequence_length=int(prompt_source.setting("tokens")))
+    source = as_exported(source, bundle)
     with console.status(f"running the checkpoint with PyTorch{', in low memory' if low_memory else ''}"):
         origin = []
         if bundle.manifest:
