@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ldmrt.model.library.flux import PATCH
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.networks.tiny_autoencoder import TinyAutoencoder
@@ -75,6 +77,9 @@ class _Flux(nn.Module):
 
     diffusers' `forward` rounds time and guidance to the weights' precision before it multiplies them by 1000, an error
     of up to 2 of 1000 in bfloat16; here they stay float32, and its submodules are called in its order.
+
+    Latents of more channels than it reads are those of several images, whose tokens follow one another as Kontext's
+    (Black Forest Labs 2025, arXiv:2506.15742): it predicts those of the first.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -90,11 +95,19 @@ class _Flux(nn.Module):
         times = timestep.expand(hidden_states.shape[0])
         told = (times,) if guidance is None else (times, model.thousandfold(guidance))
         temb = model.time_text_embed(*told, pooled_projections)
-        x, context = model.x_embedder(model.pack(hidden_states)), model.context_embedder(encoder_hidden_states)
-        rotary = model.pos_embed(model.positions(context, hidden_states))
+        each = model.config.in_channels // PATCH**2  # channels
+        images = hidden_states.shape[1] // each
+        packed = model.pack(hidden_states[:, :each] if images > 1 else hidden_states)
+        tokens = packed.shape[1]
+        if images > 1:
+            others = [model.pack(hidden_states[:, n * each : (n + 1) * each]) for n in range(1, images)]
+            packed = torch.cat([packed, *others], dim=1)
+        x, context = model.x_embedder(packed), model.context_embedder(encoder_hidden_states)
+        rotary = model.pos_embed(model.positions(context, hidden_states, images))
         for block in (*model.transformer_blocks, *model.single_transformer_blocks):
             context, x = block(hidden_states=x, encoder_hidden_states=context, temb=temb, image_rotary_emb=rotary)
-        return (model.unpack(model.proj_out(model.norm_out(x, temb)), hidden_states),)
+        out = model.proj_out(model.norm_out(x, temb))
+        return (model.unpack(out[:, :tokens] if images > 1 else out, hidden_states),)
 
 
 class _UNet(nn.Module):

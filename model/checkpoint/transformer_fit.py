@@ -1,6 +1,7 @@
 """Refuse the parts of a Stable Diffusion 3 or a FLUX.1 that do not fit together, before their weights are read."""
 
 from ldmrt.runtime.bundle.stage_of_configs import FLUX
+from ldmrt.runtime.bundle.stages import CONTEXT
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject
 
@@ -19,9 +20,10 @@ def check_transformer(checkpoint: Checkpoint) -> None:
     config, stage = config_of(checkpoint.denoiser), checkpoint.stage
     flux = class_of(checkpoint.denoiser) == FLUX
     packed = stage.space.patch**2 if flux else 1  # latents in a channel that the config counts
-    if config["in_channels"] != packed * stage.input_channels:
+    inputs = stage.space.channels if stage.source(CONTEXT) else stage.input_channels  # an image's tokens are its own
+    if config["in_channels"] != packed * inputs:
         problem = "in_channels of transformer/config.json is not latent_channels of vae/config.json"
-        raise LdmrtError("transformer", problem, expected=packed * stage.input_channels, found=config["in_channels"])
+        raise LdmrtError("transformer", problem, expected=packed * inputs, found=config["in_channels"])
     own = config["in_channels"] if config["out_channels"] is None else config["out_channels"]
     if own != (channels := packed * stage.space.channels):
         problem = "out_channels of transformer/config.json is not latent_channels of vae/config.json"

@@ -103,8 +103,11 @@ class Thousandfold(nn.Module):
 class Positions(nn.Module):
     """Counts the tokens of an image by rows and columns; a text's are all at 0."""
 
-    def forward(self, context: Tensor, latents: Tensor) -> Tensor:
-        """Return the positions of context (B, tokens, width), then of latents (B, C, h, w): (tokens, 3) in float32."""
+    def forward(self, context: Tensor, latents: Tensor, images: int = 1) -> Tensor:
+        """Return the positions of context (B, tokens, width), then of latents (B, C, h, w): (tokens, 3) in float32.
+
+        Of several images, which differ in the first number, those of one follow those of the other.
+        """
         height, width = (side // PATCH for side in latents.shape[2:])
         rows, columns = (torch.arange(side, device=latents.device, dtype=torch.float32) for side in (height, width))
         image = torch.stack([
@@ -112,7 +115,8 @@ class Positions(nn.Module):
             rows[:, None].expand(height, width),
             columns[None].expand(height, width),
         ], dim=-1).reshape(height * width, 3)  # fmt: skip
-        return torch.cat([image.new_zeros(context.shape[1], 3), image])
+        others = [image + image.new_tensor([number, 0, 0]) for number in range(1, images)]
+        return torch.cat([image.new_zeros(context.shape[1], 3), image, *others])
 
 
 class Pack(nn.Module):

@@ -21,7 +21,7 @@ from .graphs import DENOISERS, NOT_RUN, ORDER, cuda_file, denoiser_of
 from .manifest import MANIFEST, check_files, check_manifest, check_named
 from .recording import Recording
 from .stage_of_configs import FLUX, stage_of_configs
-from .stages import Stage
+from .stages import CONTEXT, Stage
 from .stages_json import check_inputs, stages_from_json
 
 
@@ -266,6 +266,9 @@ def _stages(contents: Contents, manifest: JsonObject) -> tuple[Stage, ...]:
     unet, vae = contents.json(f"{network}/config.json"), contents.json("vae_decoder/config.json")
     index = contents.json("model_index.json") if os.path.lexists(contents.bundle / "model_index.json") else {}
     stage = stage_of_configs(unet, vae, index)
+    if stage.source(CONTEXT) is not None:  # a graph of tokens lacks those of the image
+        problem, found = "unsupported pipeline in model_index.json", str(index.get("_class_name"))
+        raise BundleError("bundle", problem, expected="a bundle that ldmrt exported", found=found)
     found = unet.get("in_channels", stage.input_channels)
     if found != stage.input_channels and unet.get("_class_name") != FLUX:  # whose channels are those of tokens
         problem = (

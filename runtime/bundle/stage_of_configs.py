@@ -9,6 +9,7 @@ from .graphs import STATES, TRANSFORMER
 from .stages import (
     CLASSES,
     CODEC_OF,
+    CONTEXT,
     FILL_KINDS,
     GUIDANCE_SCALE,
     KL,
@@ -33,6 +34,7 @@ PLAIN = "UNet2DModel"  # diffusers' U-Net that reads no prompt
 SD3, FLUX = TRANSFORMERS = ("SD3Transformer2DModel", "FluxTransformer2DModel")
 T5_TOKENS = {SD3: 256, FLUX: 512}  # diffusers' `max_sequence_length` by default
 SD3_GUIDANCE = 7.0  # diffusers' `guidance_scale` by default, as the numbers below
+KONTEXT = "FluxKontextPipeline"  # whose networks are dev's
 FLUX_PIPELINES = {
     "FluxPipeline": 3.5,
     "FluxImg2ImgPipeline": 7.0,
@@ -41,7 +43,8 @@ FLUX_PIPELINES = {
     "FluxControlPipeline": 3.5,
     "FluxControlImg2ImgPipeline": 7.0,
     "FluxControlInpaintPipeline": 7.0,
-}  # Kontext's networks are dev's, but it draws otherwise
+    KONTEXT: 3.5,
+}
 FLUX_SIDE = 128  # latents: no config says it
 PACKED = 2  # latents along one side of FLUX.1's tokens
 
@@ -68,7 +71,7 @@ def stage_of_configs(unet: JsonObject, vae: JsonObject | None, index: JsonObject
         if kind not in FLUX_PIPELINES:
             problem, expected = "unsupported pipeline in model_index.json", ", ".join(FLUX_PIPELINES)
             raise BundleError("bundle", problem, expected=expected, found=f"{kind:.100}")
-        return _flux(unet, vae or {}, FLUX_PIPELINES[kind])
+        return _flux(unet, vae or {}, kind)
     space = _space_of_config(vae) if vae is not None else Space(channels_of(unet), 1, 1.0, PIXELS)
     sides = _sides_of(unet.get("sample_size"))
     stage = Stage(
@@ -147,16 +150,20 @@ def _stable_diffusion_3(transformer: JsonObject, vae: JsonObject) -> Stage:
     )
 
 
-def _flux(transformer: JsonObject, vae: JsonObject, guidance_scale: float) -> Stage:
-    """Return the stage of FLUX.1: of dev and schnell, of Fill, or of Canny and Depth, by the channels that it reads."""
+def _flux(transformer: JsonObject, vae: JsonObject, kind: str) -> Stage:
+    """Return the stage of FLUX.1: of dev and schnell, of Fill, or of Canny and Depth, by the channels that it reads.
+
+    Kontext reads those of dev, but of two images.
+    """
     file = "transformer/config.json"
     space = replace(_space_of_config(vae), patch=PACKED)
     channels = _whole(file, "in_channels", transformer.get("in_channels"), 64)
     tasks = {
-        1: (),
+        1: (Source(CONTEXT),) if kind == KONTEXT else (),
         2: (Source("control_image"),),
         2 + space.factor**2 / space.channels: tuple(Source(kind) for kind in FILL_KINDS),
     }
+    tasks = {1: tasks[1]} if kind == KONTEXT else tasks
     beside = tasks.get(channels / PACKED**2 / space.channels)
     if beside is None:
         expected = ", ".join(f"{int(times * space.channels) * PACKED**2}" for times in tasks)
@@ -172,10 +179,10 @@ def _flux(transformer: JsonObject, vae: JsonObject, guidance_scale: float) -> St
             "pooled_projections": (Source("clip_pooled_prompt"),),
             **({"guidance": (Source("guidance"),)} if guided else {}),
         },
-        guide=Guide((Row("positive"),), ()) if beside else Guide(scales=(TRUE_CFG,)),
+        guide=Guide(scales=(TRUE_CFG,)) if not beside or kind == KONTEXT else Guide((Row("positive"),), ()),
         network=TRANSFORMER,
         trailing=True,
-        guidance_scale=guidance_scale if guided else GUIDANCE_SCALE,
+        guidance_scale=FLUX_PIPELINES[kind] if guided else GUIDANCE_SCALE,
     )
 
 

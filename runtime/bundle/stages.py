@@ -37,13 +37,15 @@ KINDS: Mapping[str, Mapping[str, type]] = {
     "masked_image": {},  # its latents
     "control_image": {},  # its latents
     "image_latents": {},  # the autoencoder's mean, not scaled
+    "context_image": {},  # the same as latents, which become tokens of their own: FLUX.1 Kontext
     "small_image": {},  # as small as the latents
     "noised_image": {"scheduler": str},  # the same, with noise that the scheduler in this folder adds
     "enlarged_image": {"scheduler": str, "times": int},  # a small image enlarged so often, then with noise
 }
 NOISED_KINDS = ("noised_image", "enlarged_image")  # they are given noise of a level that the network is told
 SMALL_KINDS = ("small_image", *NOISED_KINDS)  # images in colours, whose enlargement is drawn
-IMAGE_KINDS = ("image_latents", "control_image", *SMALL_KINDS)  # the image is then no start for the latents
+CONTEXT = "context_image"
+IMAGE_KINDS = ("image_latents", "control_image", CONTEXT, *SMALL_KINDS)  # the image is then no start for the latents
 MASK_KINDS, FILL_KINDS = ("mask", "masked_image"), ("masked_image", "mask_pixels")  # of U-Nets, and of FLUX.1 Fill
 JOINT, LONG = "joint_prompt", "t5_prompt"
 PROMPT_KINDS = ("prompt", JOINT, LONG)  # embeddings of a request's prompt

@@ -44,6 +44,13 @@ def _image_latents(context: Context, source: Source) -> Latents:
     return encode_mean(context.engines, context.stage.space, context.how, context.colours)
 
 
+def _context_image(context: Context, source: Source) -> Latents:
+    space = context.stage.space
+    mean = encode_mean(context.engines, space, context.how, context.colours)
+    latents: Latents = (mean - np.float32(space.shift_factor)) * np.float32(space.scaling_factor)
+    return latents
+
+
 def _small_image(context: Context, source: Source) -> Latents:
     pixels: Latents = context.colours * 2 - 1
     return pixels
@@ -74,6 +81,7 @@ BESIDE: Mapping[str, Callable[[Context, Source], Latents]] = {
     "masked_image": _masked_image,
     "control_image": _control_image,
     "image_latents": _image_latents,
+    "context_image": _context_image,
     "small_image": _small_image,
     "noised_image": _noised_image,
     "enlarged_image": _enlarged_image,

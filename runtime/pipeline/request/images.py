@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmrt.runtime.bundle.stages import PIXELS, Stage
+from ldmrt.runtime.bundle.stages import CONTEXT, PIXELS, Stage
 from ldmrt.runtime.errors import InvalidRequest, LdmrtWarning
 from ldmrt.runtime.images import reading
 from ldmrt.runtime.images.inpainting import MaskedRegion, crop_region, filled, filling
-from ldmrt.runtime.images.sizes import enlarged_size
+from ldmrt.runtime.images.sizes import enlarged_size, kontext_size
 from ldmrt.runtime.images.writing import levels
 from ldmrt.runtime.samplers.plan import Latents
 
@@ -48,8 +48,9 @@ def read_images(request: Request, stage: Stage) -> GivenImages:
     """Read the image and the mask of a request.
 
     Args:
-        request: The request. Its size is that of its image, or of its latents where it goes on with them, or the
-            model's own; a region around its mask has the model's own.
+        request: The request. Its size is that of its image (of Kontext a size that it was trained on, of about that
+            ratio), or of its latents where it goes on with them, or the model's own; a region around its mask has the
+            model's own.
         stage: The stage that it runs.
 
     Raises:
@@ -65,6 +66,8 @@ def read_images(request: Request, stage: Stage) -> GivenImages:
     own = stage.own
     if image is not None and request.padding_mask_crop is None:
         own = enlarged_size(image, unit, enlarges)
+        if stage.source(CONTEXT) is not None and min(own) > 0:
+            own = kontext_size(own)
     if request.latents is not None and request.denoising_start is not None:
         own = request.latents.shape[2] * factor, request.latents.shape[3] * factor
     size = request.size(own, max(unit, enlarges))

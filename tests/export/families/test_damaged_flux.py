@@ -34,7 +34,7 @@ DAMAGES: list[tuple[str, dict[str, Any], str]] = [
     (CLIP, {"num_hidden_layers": "two"}, "text_encoder: "),
     (INDEX, {"text_encoder_2": [None, None], "tokenizer_2": [None, None]}, "FLUX.1 has a CLIP encoder and T5"),
     (INDEX, {"text_encoder": ["transformers", "CLIPTextModelWithProjection"]}, "FLUX.1 has a CLIP encoder and T5"),
-    (INDEX, {"_class_name": "FluxKontextPipeline"}, "unsupported pipeline in model_index.json"),
+    (INDEX, {"_class_name": "FluxKontextInpaintPipeline"}, "unsupported pipeline in model_index.json"),
     (INDEX, {"tokenizer_2": [None, None]}, "names no tokenizer_2"),
     (INDEX, {"image_encoder": ["transformers", "T5EncoderModel"], "transformer": [None, None]}, "names no unet or"),
 ]

@@ -1,6 +1,8 @@
 """FLUX.1 draws what diffusers' pipelines draw, from PyTorch's networks and from a bundle."""
 
 import inspect
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 from numpy.typing import NDArray
 
-from ldmrt.export.components.table import components
+from ldmrt.export.components.table import components, example
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.export.graph.to_onnx import to_onnx
 from ldmrt.export.parity.origin import other_graph
@@ -19,9 +21,12 @@ from ldmrt.model import load
 from ldmrt.model.library.flux import Pack, Positions, RotaryPositions, Unpack
 from ldmrt.runtime import LdmrtError, Request
 from ldmrt.runtime import open as open_pipeline
-from ldmrt.runtime.bundle.stage_of_configs import FLUX, FLUX_PIPELINES, SD3, stage_of_configs
+from ldmrt.runtime.backends.ort.engine import OrtEngine
+from ldmrt.runtime.bundle.bundle import Bundle
+from ldmrt.runtime.bundle.stage_of_configs import FLUX, FLUX_PIPELINES, KONTEXT, SD3, stage_of_configs
 from ldmrt.runtime.bundle.stages import Guide, Row
 from ldmrt.runtime.bundle.stages_json import stages_from_json
+from ldmrt.runtime.images.sizes import KONTEXT_SIZES, kontext_size
 from ldmrt.runtime.samplers.noise import FIRST, IMAGE, MASKED, noise
 
 from ...support.families.compared import Saved, close, ours_of, theirs
@@ -182,6 +187,43 @@ def test_control_image(places: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     close(ours.latents, latents_of(found, 64, 96))
 
 
+@pytest.mark.parametrize("negative", [{}, {"negative_prompt": ["two oranges", "a lemon"], "true_cfg_scale": 3.0}])
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (64, 64), (48, 80)])
+def test_context_image(height: int, width: int, negative: dict[str, Any], places: Saved) -> None:
+    """Kontext's image is tokens beside those that are drawn, at the same positions of another plane."""
+    images = [picture().resize((width, height)), picture().rotate(90).resize((width, height))]
+    asked = {**ASKED, **negative, "guidance_scale": 2.5, "height": height, "width": width}
+    ours = ours_of(places["kontext"])(**asked, seed=SEEDS, image=images)
+    reference = theirs(places["kontext"], KONTEXT)
+    latents = Pack()(torch.from_numpy(noise(SEEDS, FIRST, (16, height // 8, width // 8))))
+    found = reference(**asked, image=images, latents=latents, max_area=height * width, _auto_resize=False,
+                      output_type="latent").images  # fmt: skip
+    close(ours.latents, latents_of(found, height, width))
+
+
+@pytest.mark.parametrize("size", [(1024, 1024), (30, 1000), (1000, 30), (600, 800), (801, 600), (1080, 1920)])
+def test_size_of_kontext_is_diffusers(size: tuple[int, int]) -> None:
+    from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
+
+    assert {*KONTEXT_SIZES.items()} | {(high, wide) for wide, high in KONTEXT_SIZES.items()} == {
+        *PREFERRED_KONTEXT_RESOLUTIONS
+    }
+    ratio = size[1] / size[0]
+    _, width, height = min((abs(ratio - w / h), w, h) for w, h in PREFERRED_KONTEXT_RESOLUTIONS)
+    assert kontext_size(size) == (height, width)
+
+
+@pytest.mark.slow(minutes=1)
+def test_graph_of_kontext(places: Saved, tmp_path: Path) -> None:
+    """At an odd number of tokens along both sides; two programs' float32."""
+    part = components(load(places["kontext"]))["transformer"]
+    engine = OrtEngine("transformer", to_onnx(part, tmp_path))
+    given = example(part, {"batch": 3, "height": 48, "width": 80, "timesteps": 3})
+    ours, expected = engine(**given)["out_hidden_states"], part.engine()(**given)["out_hidden_states"]
+    assert ours.shape == (3, 16, 6, 10)
+    assert np.abs(ours - expected).max() <= 2e-5 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 80)])
 def test_bundle_draws_what_diffusers_draws(height: int, width: int, flux_bundle: Path, places: Saved) -> None:
     with open_pipeline(flux_bundle) as pipeline:
@@ -191,6 +233,16 @@ def test_bundle_draws_what_diffusers_draws(height: int, width: int, flux_bundle:
         names = [spec.name for spec in pipeline.engines["transformer"].inputs]
     assert names == ["hidden_states", "timestep", "encoder_hidden_states", "pooled_projections", "guidance"]
     assert (pipeline.stage.space.unit, pipeline.stage.trailing, pipeline.stage.own) == (16, True, (1024, 1024))
+
+
+def test_a_folder_of_kontexts_tokens_is_refused(flux_bundle: Path, tmp_path: Path) -> None:
+    """A directory of optimum's, whose graph takes tokens without the image's."""
+    folder = tmp_path / "optimum"
+    shutil.copytree(flux_bundle, folder)
+    (folder / "ldmrt.json").unlink()
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": KONTEXT}))
+    with pytest.raises(LdmrtError, match=r"unsupported pipeline in model_index\.json; expected a bundle that ldmrt"):
+        Bundle.open(folder).stages  # noqa: B018 which reads them
 
 
 def test_embeddings_stand_for_prompts(places: Saved) -> None:
@@ -239,6 +291,8 @@ def test_t5_reads_as_many_tokens_as_are_asked_for(places: Saved) -> None:
         ("dev", {"deep_cache": 2}, "this model has no U-Net"),
         ("fill", {}, "this model fills a part of an image"),
         ("canny", {}, "this model is given an image"),
+        ("kontext", {}, "this model is given an image"),
+        ("kontext", {"image": picture(), "mask_image": mask()}, "this model takes no mask_image"),
         ("canny", {"image": picture(), "mask_image": mask()}, "this model takes no mask_image"),
         ("canny", {"image": picture(), "true_cfg_scale": 4}, "this model takes no true_cfg_scale"),
         ("dev", {"negative_prompt_embeds": np.ones((1, 4, 64)), "true_cfg_scale": 4}, "embeddings without pooled ones"),

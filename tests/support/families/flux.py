@@ -24,6 +24,7 @@ _DYNAMIC = {"shift": 3.0, "use_dynamic_shifting": True, "base_image_seq_len": 8,
 # The pipeline's class, the transformer's config and the scheduler's.
 FLUX: dict[str, tuple[str, Config, Config]] = {
     "dev": ("FluxPipeline", _TRANSFORMER, _DYNAMIC),
+    "kontext": ("FluxKontextPipeline", _TRANSFORMER, _DYNAMIC),
     "schnell": ("FluxPipeline", _TRANSFORMER | {"guidance_embeds": False}, {"shift": 1.0}),
     "fill": ("FluxFillPipeline", _TRANSFORMER | {"in_channels": 4 * (2 * 16 + 64), "out_channels": 64}, _DYNAMIC),
     "canny": ("FluxControlPipeline", _TRANSFORMER | {"in_channels": 128, "out_channels": 64}, _DYNAMIC),
