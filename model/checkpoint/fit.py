@@ -3,6 +3,8 @@
 import warnings
 
 from ldmrt.model.networks.plain_unet import PlainUNet
+from ldmrt.model.networks.tiny_autoencoder import TinyAutoencoder
+from ldmrt.model.networks.unet import UNet
 from ldmrt.runtime.bundle.graphs import TRANSFORMER
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.samplers.registry import plan_from_config
@@ -12,7 +14,7 @@ from ldmrt.runtime.tokenizer.vocabulary import is_unigram
 
 from .checkpoint import Checkpoint
 from .folder import INDEX
-from .transformer_fit import check_transformer
+from .transformer_fit import check_transformer, latent_channels
 
 IMAGE_CHANNELS = (1, 3)  # grey and RGB
 
@@ -23,6 +25,7 @@ def check_fit(checkpoint: Checkpoint) -> None:
     Raises:
         LdmrtError: Names the part and the value of its config.
     """
+    _check_tiny(checkpoint)
     _check_colours(checkpoint)
     if checkpoint.stage.network == TRANSFORMER:
         check_transformer(checkpoint)
@@ -33,6 +36,20 @@ def check_fit(checkpoint: Checkpoint) -> None:
         _check_additions(checkpoint)
     _check_tokenizers(checkpoint)
     _check_scheduler(checkpoint)
+
+
+def _check_tiny(checkpoint: Checkpoint) -> None:
+    """Refuse a tiny autoencoder of other latents than a transformer's, or with a shift beside a U-Net."""
+    if not isinstance(checkpoint.vae, TinyAutoencoder):
+        return
+    config = checkpoint.vae.config
+    if isinstance(checkpoint.denoiser, (UNet, PlainUNet)):
+        if config.shift_factor is not None:  # diffusers' pipelines do not read it there
+            problem, expected = "unsupported shift_factor of a tiny autoencoder beside a U-Net", "0"
+            raise LdmrtError("vae", problem, expected=expected, found=config.shift_factor)
+    elif config.latent_channels != (channels := latent_channels(checkpoint)):
+        problem = "latent_channels of the tiny autoencoder are not those of the transformer"
+        raise LdmrtError("vae", problem, expected=channels, found=config.latent_channels)
 
 
 def _check_colours(checkpoint: Checkpoint) -> None:

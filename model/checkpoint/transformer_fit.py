@@ -1,6 +1,6 @@
 """Refuse the parts of a Stable Diffusion 3 or a FLUX.1 that do not fit together, before their weights are read."""
 
-from ldmrt.runtime.bundle.stage_of_configs import FLUX
+from ldmrt.runtime.bundle.stage_of_configs import FLUX, PACKED
 from ldmrt.runtime.bundle.stages import CONTEXT
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject
@@ -36,6 +36,13 @@ def check_transformer(checkpoint: Checkpoint) -> None:
         if class_of(encoder) == T5 and (wide := int(encoder.config.hidden_size)) != config["joint_attention_dim"]:
             problem = "joint_attention_dim of transformer/config.json is not d_model of the T5 encoder"
             raise LdmrtError("transformer", problem, expected=wide, found=config["joint_attention_dim"])
+
+
+def latent_channels(checkpoint: Checkpoint) -> int:
+    """Return how many channels the latents have that a transformer predicts."""
+    config = config_of(checkpoint.denoiser)
+    channels = int(config["out_channels"] or config["in_channels"])
+    return channels // PACKED**2 if class_of(checkpoint.denoiser) == FLUX else channels
 
 
 def _check_stable_diffusion_3(checkpoint: Checkpoint, config: JsonObject) -> None:

@@ -19,7 +19,6 @@ from .blocks import ACTIVATIONS, double, known_activation
 NEUTRAL: RawConfig = {
     "upsample_fn": "nearest",
     "upsampling_scaling_factor": 2,  # as its encoder halves
-    "shift_factor": (None, 0.0),
 }
 LARGEST = 3.0  # what latents are squashed to, in the decoder
 
@@ -43,6 +42,7 @@ class TinyConfig:
     latent_shift: float = 0.5
     scaling_factor: float = 1.0
     force_upcast: bool = False
+    shift_factor: float | None = None  # that is taken from latents before they are scaled; None is 0
 
     def __post_init__(self) -> None:
         """Refuse sizes below 1, levels of unequal number or width, and activations that are unsupported."""
@@ -69,7 +69,9 @@ class TinyConfig:
     def read(cls, config: RawConfig) -> "TinyConfig":
         """Read the content of diffusers' config.json; see `from_config`."""
         widths = config.get("decoder_block_out_channels", cls.decoder_block_out_channels)
-        return from_config(cls, {**config, "block_out_channels": widths}, cls.neutral, "vae")
+        shift = None if config.get("shift_factor") == 0 else config.get("shift_factor")
+        known = {**config, "block_out_channels": widths, "shift_factor": shift}
+        return from_config(cls, known, cls.neutral, "vae")
 
     @property
     def factor(self) -> int:
@@ -162,8 +164,8 @@ class TinyDecoder(nn.Module):
 class TinyAutoencoder(nn.Module):
     """Encodes images as latents and decodes latents to images, both at a fraction of a large autoencoder's cost.
 
-    Latents here are the autoencoder's own: the U-Net's are these times `config.scaling_factor`, which is 1 unless its
-    config says otherwise.
+    Latents here are the autoencoder's own: those of the network that denoises are these, less `config.shift_factor`,
+    times `config.scaling_factor`; they are the same unless its config says otherwise.
     """
 
     def __init__(self, config: TinyConfig) -> None:

@@ -31,6 +31,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "another activation": {**SMALL, "act_fn": "mish"},
     "depth beside colours": {**SMALL, "in_channels": 4, "out_channels": 4},
     "another scale": {**SMALL, "scaling_factor": 0.5, "latent_magnitude": 2, "latent_shift": 0.25},
+    "a shift": {**SMALL, "shift_factor": 0.25},
 }
 # Float32 on both sides: at most the order of sums differs.
 CLOSE = 2e-5
@@ -100,7 +101,7 @@ def test_checkpoints_build_it_by_the_name_of_diffusers_class() -> None:
     [
         ({"upsample_fn": "bilinear"}, "upsample_fn"),
         ({"upsampling_scaling_factor": 4}, "upsampling_scaling_factor"),
-        ({"shift_factor": 0.1}, "shift_factor"),
+        ({"shift_factor": "0.1"}, "shift_factor"),
         ({"scaling_factor": 0.0}, "scaling_factor"),
         ({"latent_channels": 0}, "latent_channels"),
         ({"act_fn": "tanh"}, "act_fn"),
