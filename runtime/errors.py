@@ -50,6 +50,10 @@ class LdmrtError(Exception):
         """Return this error as another kind, with another hint if one is given."""
         return kind(self.where, self.problem, expected=self.expected, found=self.found, hint=hint or self.hint)
 
+    def about(self: "Kind", where: str) -> "Kind":
+        """Return this error as one about another component, option or file."""
+        return type(self)(where, self.problem, expected=self.expected, found=self.found, hint=self.hint)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy the message and all attributes, whatever arguments the class takes."""
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]

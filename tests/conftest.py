@@ -210,6 +210,41 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     return made_once(tmp_path_factory, "bundle", export)
 
 
+@pytest.fixture(scope="session")
+def tiny_autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an AutoencoderTiny for the tiny checkpoint's latents, of another scale. Do not write into it."""
+
+    def save(folder: Path) -> None:
+        import diffusers
+        import torch
+
+        from .support.pipelines import randomise
+
+        torch.manual_seed(5)
+        levels = {"num_encoder_blocks": [1, 1], "num_decoder_blocks": [1, 1], "scaling_factor": 0.5}
+        widths = {"encoder_block_out_channels": [8, 8], "decoder_block_out_channels": [12, 12]}
+        randomise(diffusers.AutoencoderTiny(**levels, **widths)).save_pretrained(folder)
+
+    return made_once(tmp_path_factory, "tiny-autoencoder", save)
+
+
+@pytest.fixture(scope="session")
+def preview_bundle(
+    bundle: Path, checkpoint: Path, tiny_autoencoder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The tiny checkpoint's bundle with a preview decoder. Do not write into it."""
+    from ldmrt.export.bundle_writer import export_bundle
+    from ldmrt.model import load
+    from ldmrt.model.checkpoint.load import with_preview_decoder
+
+    def export(folder: Path) -> None:
+        shutil.copytree(bundle, folder)
+        for _ in export_bundle(with_preview_decoder(load(checkpoint), tiny_autoencoder), folder):
+            pass
+
+    return made_once(tmp_path_factory, "preview-bundle", export)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """The system's Chromium. For a module: other tests may not run beside its event loop."""

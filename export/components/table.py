@@ -21,7 +21,17 @@ from ldmrt.model.networks.unet import UNet, UNetConfig
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.torch_engine import TorchEngine
 from ldmrt.model.weights.late_casts import LateCasts
-from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32, DENOISERS, ENCODER, STEP, TRANSFORMER, UNET, step_specs
+from ldmrt.runtime.bundle.graphs import (
+    DECODER,
+    DECODER_FP32,
+    DECODER_PREVIEW,
+    DENOISERS,
+    ENCODER,
+    STEP,
+    TRANSFORMER,
+    UNET,
+    step_specs,
+)
 from ldmrt.runtime.bundle.stage_of_configs import FLUX
 from ldmrt.runtime.bundle.stages import CLASSES, JOINT, KEPT, KL, LONG, PROMPT
 from ldmrt.runtime.errors import LdmrtError
@@ -223,7 +233,7 @@ def _transformer(c: Checkpoint) -> Iterator[Component]:
 
 
 def _vae_decoders(c: Checkpoint) -> Iterator[Component]:
-    for name, vae in ((DECODER, c.vae), (DECODER_FP32, c.spare)):
+    for name, vae in ((DECODER, c.vae), (DECODER_FP32, c.spare), (DECODER_PREVIEW, c.preview)):
         if vae is None:
             continue
         module = _VQDecoder(vae) if isinstance(vae, VQAutoencoder) else _Decoder(vae)

@@ -10,6 +10,7 @@ from ldmrt.export.components.table import Component, components, example
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
+from ldmrt.runtime.bundle.graphs import DECODER_PREVIEW
 from ldmrt.runtime.bundle.recording import CONTROL, Case, Recording, Trajectory, request_fields
 from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
@@ -101,6 +102,8 @@ def record(
             channels = int(part.inputs[0].shape[1])
             images = trajectory.images[..., :channels].transpose(0, 3, 1, 2)
             engine(sample=images.astype(np.float32) / np.float32(127.5) - 1)
+        if name == DECODER_PREVIEW:
+            pipeline.preview(trajectory.x[-1][:1])
         cases += engine.cases
         cases += corners(part, side, plain.stage.space.factor)
     return Recording(tuple(cases), trajectory, plain.stage.space.scaling_factor)

@@ -19,6 +19,7 @@ from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.export.parity.record import SIDE, RecordingEngine, asking, needed, request_of, wanted
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
+from ldmrt.runtime.bundle.graphs import DECODER_PREVIEW
 from ldmrt.runtime.bundle.recording import Case
 from ldmrt.runtime.errors import LdmrtWarning
 from ldmrt.runtime.parity.islands import outermost
@@ -73,6 +74,8 @@ def measure(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, Measure
             for state in task.steps():
                 x = state.x
             picture = pipeline.decode(x)
+            if DECODER_PREVIEW in engines:
+                pipeline.preview(x)
             if "vae_encoder" in engines:
                 channels = int(every["vae_encoder"].inputs[0].shape[1])
                 images = picture[..., :channels].transpose(0, 3, 1, 2)

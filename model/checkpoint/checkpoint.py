@@ -93,6 +93,7 @@ class Checkpoint:
     index: JsonObject = field(default_factory=lambda: dict(PIPELINE))
     controls: dict[str, Control] = field(default_factory=dict)  # "controlnet_canny", "adapter_depth" ...
     spare: Codec | None = None  # a copy in float32, where `vae` is in half precision and may overflow
+    preview: TinyAutoencoder | None = None  # whose decoder shows what rows predict; it is no part of the pipeline
     noisers: dict[str, JsonObject] = field(default_factory=dict)  # configs of "low_res_scheduler"
     folders: dict[str, str] = field(default_factory=dict)  # of networks that have another name in their pipeline
     late: LateCasts = field(default_factory=LateCasts, repr=False, compare=False)  # of the networks' weights
@@ -104,6 +105,8 @@ class Checkpoint:
         """Describe how images are made with these networks."""
         stage = stage_of(config_of(self.denoiser), None if self.vae is None else config_of(self.vae), self.index)
         stage = stage if self.t5_tokens is None else stage.of_tokens(self.t5_tokens)
+        if self.preview is not None:
+            stage = stage.previewed(self.preview.config.scaling_factor, self.preview.config.shift_factor or 0.0)
         return stage.skipping(self.skip_layers) if self.skip_layers else stage
 
     @property

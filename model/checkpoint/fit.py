@@ -5,7 +5,7 @@ import warnings
 from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.networks.tiny_autoencoder import TinyAutoencoder
 from ldmrt.model.networks.unet import UNet
-from ldmrt.runtime.bundle.graphs import TRANSFORMER
+from ldmrt.runtime.bundle.graphs import DECODER_PREVIEW, TRANSFORMER
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.samplers.registry import plan_from_config
 from ldmrt.runtime.samplers.schedule import signal_and_noise
@@ -16,7 +16,8 @@ from .checkpoint import Checkpoint
 from .folder import INDEX
 from .transformer_fit import check_transformer, latent_channels
 
-IMAGE_CHANNELS = (1, 3)  # grey and RGB
+COLOURS = 3  # of an RGB image
+IMAGE_CHANNELS = (1, COLOURS)  # grey and RGB
 
 
 def check_fit(checkpoint: Checkpoint) -> None:
@@ -38,16 +39,45 @@ def check_fit(checkpoint: Checkpoint) -> None:
     _check_scheduler(checkpoint)
 
 
+def check_preview(checkpoint: Checkpoint) -> None:
+    """Refuse a preview decoder that does not decode the model's latents to images of its size.
+
+    Raises:
+        LdmrtError: Names the value of its config.
+    """
+    tiny, space = checkpoint.preview, checkpoint.stage.space
+    if tiny is None:
+        return
+    if checkpoint.vae is None:
+        problem, hint = "this model works in pixels, which nothing decodes", "leave out --preview-decoder"
+        raise LdmrtError(DECODER_PREVIEW, problem, hint=hint)
+    _check_shift(DECODER_PREVIEW, tiny, checkpoint)
+    for name, expected, found in (
+        ("latent_channels", space.channels, tiny.config.latent_channels),
+        ("number of pixels for each latent", space.factor, tiny.config.factor),
+        ("out_channels", COLOURS, tiny.config.out_channels),
+    ):
+        if found != expected:
+            problem = f"the preview decoder has another {name} than the model"
+            raise LdmrtError(DECODER_PREVIEW, problem, expected=expected, found=found)
+
+
+def _check_shift(part: str, tiny: TinyAutoencoder, checkpoint: Checkpoint) -> None:
+    """Refuse a tiny autoencoder with a shift beside a U-Net: diffusers' pipelines do not read it there."""
+    if tiny.config.shift_factor is not None and isinstance(checkpoint.denoiser, (UNet, PlainUNet)):
+        problem = "unsupported shift_factor of a tiny autoencoder beside a U-Net"
+        raise LdmrtError(part, problem, expected=0, found=tiny.config.shift_factor)
+
+
 def _check_tiny(checkpoint: Checkpoint) -> None:
     """Refuse a tiny autoencoder of other latents than a transformer's, or with a shift beside a U-Net."""
     if not isinstance(checkpoint.vae, TinyAutoencoder):
         return
     config = checkpoint.vae.config
+    _check_shift("vae", checkpoint.vae, checkpoint)
     if isinstance(checkpoint.denoiser, (UNet, PlainUNet)):
-        if config.shift_factor is not None:  # diffusers' pipelines do not read it there
-            problem, expected = "unsupported shift_factor of a tiny autoencoder beside a U-Net", "0"
-            raise LdmrtError("vae", problem, expected=expected, found=config.shift_factor)
-    elif config.latent_channels != (channels := latent_channels(checkpoint)):
+        return
+    if config.latent_channels != (channels := latent_channels(checkpoint)):
         problem = "latent_channels of the tiny autoencoder are not those of the transformer"
         raise LdmrtError("vae", problem, expected=channels, found=config.latent_channels)
 
@@ -60,7 +90,7 @@ def _check_colours(checkpoint: Checkpoint) -> None:
             problem, expected = "unsupported in_channels of unet/config.json", "1 or 3, of a grey or an RGB image"
             raise LdmrtError("unet", problem, expected=expected, found=stage.space.channels)
         return
-    vae, colours = checkpoint.vae.config, 3 + stage.depth
+    vae, colours = checkpoint.vae.config, COLOURS + stage.depth
     meaning = "an RGB image and its depth" if stage.depth else "an RGB image"
     for name, count in (("in_channels", vae.in_channels), ("out_channels", vae.out_channels)):
         if count != colours:

@@ -17,7 +17,7 @@ from ldmrt.model.networks.tiny_autoencoder import TinyAutoencoder
 from ldmrt.model.networks.unet import UNet
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.weights.weights import Tensors, fill, match
-from ldmrt.runtime.bundle.graphs import DENOISERS, denoiser_of
+from ldmrt.runtime.bundle.graphs import DECODER_PREVIEW, DENOISERS, denoiser_of
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.hub import is_hub_name
 from ldmrt.runtime.files.reading import JsonObject, read_json
@@ -27,12 +27,12 @@ from ldmrt.runtime.samplers.settings import with_settings
 
 from . import hub, single_file
 from .checkpoint import Checkpoint, Denoiser, build, class_of, is_text_encoder, on_meta
-from .fit import check_fit
+from .fit import check_fit, check_preview
 from .folder import INDEX, T5_PARTS, Source, part_of_folder, read_folder
 from .outdated import current_scheduler, current_size
 from .single_part import controlnet_source, with_part
 
-Network = TypeVar("Network", UNet, Autoencoder, VQAutoencoder, ControlNet, Adapter)
+Network = TypeVar("Network", UNet, Autoencoder, VQAutoencoder, TinyAutoencoder, ControlNet, Adapter)
 Dtype = torch.dtype | Mapping[str, torch.dtype | None] | None
 
 
@@ -154,6 +154,41 @@ def load_controlnet(
         config, tensors = controlnet_source(Path(folder))
         return _build_and_fill("controlnet", ControlNet, config, tensors, dtype)
     return _load_network("controlnet", ControlNet, Path(folder), variant, dtype)
+
+
+def with_preview_decoder(
+    checkpoint: Checkpoint, folder: str | Path, *, dtype: torch.dtype | None = torch.float32
+) -> Checkpoint:
+    """Add a tiny autoencoder, whose decoder previews what rows predict (Bohan 2023, TAESD).
+
+    Args:
+        checkpoint: The model, which is not changed.
+        folder: A folder in diffusers' layout, with the config.json of an AutoencoderTiny, or a folder `vae` like that.
+        dtype: The dtype of all its weights; None leaves them as they are stored.
+
+    Returns:
+        The model with its preview decoder.
+
+    Raises:
+        LdmrtError: The folder holds something else, is damaged, or decodes other latents than the model's.
+    """
+    place = Path(folder)
+    refuse_other(DECODER_PREVIEW, place, "tiny autoencoder", BUNDLE, CONTROLNET, ADAPTER, LORA)
+    if place.exists() and not place.is_dir():
+        expected = "a folder in diffusers' layout, with its config.json"
+        raise LdmrtError(DECODER_PREVIEW, f"cannot read {place}", expected=expected, found="a file")
+    place = place if (place / "config.json").exists() else place / "vae"
+    config = read_json(DECODER_PREVIEW, place / "config.json")
+    if (kind := config.get("_class_name")) != "AutoencoderTiny":
+        raise LdmrtError(DECODER_PREVIEW, f"unsupported {kind} in config.json", expected="AutoencoderTiny")
+    try:
+        tensors = part_of_folder(DECODER_PREVIEW, place)
+        tiny = _build_and_fill(DECODER_PREVIEW, TinyAutoencoder, config, tensors, dtype)
+    except LdmrtError as error:
+        raise error.about(DECODER_PREVIEW) from None
+    found = replace(checkpoint, preview=tiny)
+    check_preview(found)
+    return found
 
 
 def load_adapter(

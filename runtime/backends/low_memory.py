@@ -1,11 +1,14 @@
-"""Low memory: the networks of one stage at a time, text encoders, then U-Net with its controls, then autoencoder."""
+"""Low memory: the networks of one stage at a time, text encoders, then U-Net with its controls, then autoencoder.
+
+A preview decoder is tiny and runs between the rows of the U-Net, so it stays in memory with it.
+"""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from threading import Condition
 from typing import cast
 
-from ldmrt.runtime.bundle.graphs import TOGETHER
+from ldmrt.runtime.bundle.graphs import DECODER_PREVIEW, TOGETHER
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.tensors import Array, Arrays, BindableEngine, Binding, Engine, Shapes, Specs
 
@@ -31,7 +34,7 @@ class LowMemory:
 
         Engines of other stages are closed first. `make` opens the engine if it is not in memory.
         """
-        stage = TOGETHER[0] if name.startswith(TOGETHER) else name
+        stage = TOGETHER[0] if name.startswith((*TOGETHER, DECODER_PREVIEW)) else name
         with self._changed:
             self._changed.wait_for(lambda: stage == self._stage or not self._running)
             if self._closed:

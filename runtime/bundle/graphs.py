@@ -26,6 +26,7 @@ UNET, TRANSFORMER = DENOISERS = tuple(STATES)
 ORDER = ("text_encoder", *DENOISERS, "vae", "controlnet", "adapter")  # of components, by how their names begin
 DECODER = "vae_decoder"
 DECODER_FP32 = "vae_decoder_fp32"  # beside a decoder of half precision
+DECODER_PREVIEW = "vae_decoder_preview"  # a tiny one, for what rows predict
 ENCODER = "vae_encoder"
 STEPS = 50  # of any sampler, that an engine of the fused step takes by default
 SAVED = 6  # latents that a sampler keeps at most, with the current ones: PNDM with its Runge-Kutta steps keeps six

@@ -14,9 +14,12 @@ from ldmrt.runtime.files.reading import JsonObject, parse_json, plain_file
 from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.runtime.tensors import Array, Arrays
 
+from .graphs import DECODER_PREVIEW, ENCODER
 from .stages import PIXELS, Stage
 
 CONTROL = "controls."
+# Components, by how their names begin, that the trajectory does not show.
+ALONE = ("tokenizer", "text_encoder", ENCODER, DECODER_PREVIEW)
 WALK = ("t", "x", "said", "images")  # the arrays of a trajectory, by their names in the archive
 STORE = "ldmrt verify BUNDLE --against CHECKPOINT --store"
 STEPS = 1000  # of a recorded request, at most
@@ -84,7 +87,7 @@ class Recording:
         Cases that the trajectory shows too (U-Net, controls, decoder), layers of text encoders and invented inputs are
         dropped.
         """
-        cases = [case for case in self.cases if case.component.startswith(("tokenizer", "text_encoder", "vae_encoder"))]
+        cases = [case for case in self.cases if case.component.startswith(ALONE)]
         cases = [case for case in cases if not case.name.startswith("batch")]
         plain = [{name: array for name, array in case.outputs.items() if "." not in name} for case in cases]
         return replace(self, cases=tuple(replace(case, outputs=out) for case, out in zip(cases, plain, strict=True)))

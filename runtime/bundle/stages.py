@@ -107,6 +107,7 @@ class Space:
 # Values of a space, and of a stage, that a manifest need not state.
 SPACE = {"codec": KL, "least": -1.0, "shift_factor": 0.0, "patch": 1}
 STAGE = {"network": UNET, "largest": 0, "trailing": False, "guidance_scale": GUIDANCE_SCALE}
+SCALED = ("scaling_factor", "shift_factor")  # what a manifest states of a preview decoder
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ class Stage:
         trailing: Whether the noise levels of n steps of a flow are 1, 1 - 1/n, ..., 1/n before they are shifted, in
             place of those of its scheduler.
         guidance_scale: Of a request that states none.
+        preview: The latents of its preview decoder, which differ from its own in scale and shift; None without one.
         number: Its place in a cascade, from 0, which the manifest does not hold: it chooses the streams of noise.
     """
 
@@ -168,6 +170,7 @@ class Stage:
     largest: int = 0
     trailing: bool = False
     guidance_scale: float = GUIDANCE_SCALE
+    preview: Space | None = None
     number: int = 0
 
     @property
@@ -224,6 +227,11 @@ class Stage:
         """Return the layers that a row of guidance may skip; none where there is no such row."""
         source = self.source(KEPT)
         return () if source is None else tuple(map(int, str(source.setting("layers")).split(",")))
+
+    def previewed(self, scaling_factor: float, shift_factor: float) -> "Stage":
+        """Return the same stage with a preview decoder, which takes latents of this scale and shift."""
+        own = replace(self.space, codec=TINY, scaling_factor=scaling_factor, shift_factor=shift_factor)
+        return replace(self, preview=own)
 
     @property
     def size(self) -> int:
@@ -300,4 +308,5 @@ class Stage:
             "shortens": self.shortens,
             "depth": self.depth,
             **{name: value for name, usual in STAGE.items() if (value := getattr(self, name)) != usual},
+            **({} if self.preview is None else {"preview": {name: getattr(self.preview, name) for name in SCALED}}),
         }

@@ -23,6 +23,7 @@ from .stages import (
     NOISED_KINDS,
     PIXELS,
     PROMPTS,
+    SCALED,
     SCALES,
     SKIP,
     SMALL_KINDS,
@@ -37,7 +38,7 @@ from .stages import (
 )
 
 KEYS = ("channels", "factor", "scaling_factor", *SPACE)
-STATED = ("name", "space", "own", "reads", "guide", "shortens", "depth", *STAGE)
+STATED = ("name", "space", "own", "reads", "guide", "shortens", "depth", "preview", *STAGE)
 BESIDE = (*MASK_KINDS, "mask_pixels", *IMAGE_KINDS)
 OTHERS = tuple(kind for kind in KINDS if kind not in ("state", "timestep", *BESIDE))
 DEPTHS, LEAST = (0, 1, 3), (-1.0, 0.0)
@@ -80,7 +81,7 @@ def check_inputs(stage: Stage, inputs: tuple[TensorSpec, ...]) -> None:
 
 
 def _stage(where: str, value: object) -> Stage:
-    entry = _object(where, {**STAGE, **_object(where, value)}, *STATED)
+    entry = _object(where, {**STAGE, "preview": None, **_object(where, value)}, *STATED)
     if not is_name(entry["name"]):
         raise _damaged(f"name of {where}", "a name", entry["name"])
     space = _object(f"space of {where}", {**SPACE, **_object(f"space of {where}", entry["space"])}, *KEYS)
@@ -113,7 +114,15 @@ def _stage(where: str, value: object) -> Stage:
         guidance_scale=_real(f"guidance_scale of {where}", entry["guidance_scale"]),
     )
     _check_fit(where, stage)
-    return stage
+    return stage if entry["preview"] is None else _previewed(f"preview of {where}", stage, entry["preview"])
+
+
+def _previewed(where: str, stage: Stage, value: object) -> Stage:
+    """Add a preview decoder to a stage that has an autoencoder."""
+    if stage.space.codec == PIXELS:
+        raise _damaged(where, "none without an autoencoder", value)
+    scale, shift = (_object(where, value, *SCALED)[name] for name in SCALED)
+    return stage.previewed(_number(where, scale), _real(where, shift))
 
 
 def _check_fit(where: str, stage: Stage) -> None:

@@ -18,10 +18,21 @@ from ldmrt.runtime.bundle.certificate import (
     TensorError,
     TimeGain,
 )
-from ldmrt.runtime.bundle.graphs import BACK, DECODER, DECODER_FP32, DEEP, ENCODER, FEATURE, FRONT, SHALLOW, TILE
+from ldmrt.runtime.bundle.graphs import (
+    BACK,
+    DECODER,
+    DECODER_FP32,
+    DECODER_PREVIEW,
+    DEEP,
+    ENCODER,
+    FEATURE,
+    FRONT,
+    SHALLOW,
+    TILE,
+)
 from ldmrt.runtime.bundle.recording import Case, Recording, Trajectory
 from ldmrt.runtime.errors import EngineNotFound, LdmrtError, LdmrtWarning, first_line
-from ldmrt.runtime.pipeline.autoencoder.decode import Decoding, decode
+from ldmrt.runtime.pipeline.autoencoder.decode import Decoding, decode, unscaled
 from ldmrt.runtime.pipeline.conditioning.prompts import tokens_of
 from ldmrt.runtime.pipeline.denoising.denoise import DenoisingTask
 from ldmrt.runtime.pipeline.pipeline import Pipeline
@@ -115,7 +126,9 @@ def compare(
             engine = pipeline.engines[name]
             if isinstance(engine, CachedTextEncoder):  # measure the encoder itself, not its cache
                 engine = engine.engine
-            yield check_engine(engine, name, backend, cases, limits[name].limit)
+            checked = check_engine(engine, name, backend, cases, limits[name].limit)
+            scaled = check_preview_scale(pipeline, backend, reference) if name == DECODER_PREVIEW else ()
+            yield replace(checked, figures=(*checked.figures, *scaled))
     cut, calls = DEEP in pipeline.engines, [one for one in reference.cases if one.component == "unet"]
     if cut and calls:
         halves = pipeline.engines[DEEP], pipeline.engines[SHALLOW]
@@ -163,6 +176,15 @@ def check_engine(engine: Engine, name: str, backend: str, cases: Sequence[Case],
                 raise LdmrtError(name, f"no output {output}", expected=", ".join(case.outputs), found=", ".join(found))
             figures.append(tensor_error(name, backend, case.name, output, found[output], expected, limit))
     return Comparison(name, backend, tuple(figures), left_out=tuple(left_out))
+
+
+def check_preview_scale(pipeline: Pipeline, backend: str, reference: Recording) -> Iterator[TensorError]:
+    """Compare what the preview decoder is given of the trajectory's last latents with the recorded call, to the bit."""
+    for case in reference.cases:
+        if case.component == DECODER_PREVIEW and case.name == "picture" and pipeline.stage.preview is not None:
+            ((name, expected),) = case.inputs.items()
+            found = unscaled(pipeline.stage.preview, reference.trajectory.x[-1][:1])
+            yield tensor_error(DECODER_PREVIEW, backend, case.name, name, found, expected, 0.0)
 
 
 def check_halves(

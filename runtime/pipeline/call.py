@@ -207,6 +207,15 @@ class ImagePipeline(ABC):
         """
 
     @abstractmethod
+    def preview(self, latents: Latents, stage: str | None = None) -> NDArray[np.uint8]:
+        """Decode latents (N, C, h, w), float32, to images (N, H, W, 3): by a bundle's preview decoder if it has one.
+
+        Args:
+            latents: The latents, such as those that a row predicts, `State.x0`.
+            stage: The stage of a cascade that they belong to; the last by default.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """Free the engines."""
 

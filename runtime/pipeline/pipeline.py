@@ -14,7 +14,7 @@ from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.backends.low_memory import SharedEngine
 from ldmrt.runtime.bundle.certificate import Certificate
 from ldmrt.runtime.bundle.engines.engine_key import Bucket
-from ldmrt.runtime.bundle.graphs import DECODER, TRANSFORMER
+from ldmrt.runtime.bundle.graphs import DECODER, DECODER_PREVIEW, TRANSFORMER
 from ldmrt.runtime.bundle.stages import Row, Stage
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.images import reading
@@ -224,12 +224,23 @@ class Pipeline(ImagePipeline):
 
     def decode(self, latents: Latents, stage: str | None = None) -> NDArray[np.uint8]:
         """Decode latents (N, C, h, w), float32, of a stage to images (N, H, W, 3), or 6 channels with a depth."""
+        of = self._named(stage)
+        return decode(of.engines, of.stage.space, latents, of.decoding)
+
+    def preview(self, latents: Latents, stage: str | None = None) -> NDArray[np.uint8]:
+        """Decode latents (N, C, h, w) as `decode` does, to (N, H, W, 3), by the preview decoder if there is one."""
+        of = self._named(stage)
+        if of.stage.preview is None or DECODER_PREVIEW not in of.engines:
+            return of.decode(latents, of.stage.name)[..., :3]
+        return decode(of.engines, of.stage.preview, latents, of.decoding, DECODER_PREVIEW)
+
+    def _named(self, stage: str | None) -> "Pipeline":
+        """Return the stage of a name; the last one of None."""
         of = next((each for each in self.stages if each.stage.name == stage), None)
         if of is None and stage is not None:
             names = ", ".join(each.stage.name for each in self.stages)
             raise LdmrtError("decode", f"unknown stage {stage!r:.100}", expected=names)
-        of = of or self.stages[-1]
-        return decode(of.engines, of.stage.space, latents, of.decoding)
+        return of or self.stages[-1]
 
     def free(self) -> None:
         """Make room where one network is in memory at a time."""

@@ -90,6 +90,11 @@ class RefinedPipeline(ImagePipeline):
         """Decode latents (N, C, h, w) to images (N, H, W, 3) with the refiner's autoencoder."""
         return self.refiner.decode(latents)
 
+    def preview(self, latents: Latents, stage: str | None = None) -> NDArray[np.uint8]:
+        """Decode latents (N, C, h, w) to images (N, H, W, 3) by the preview decoder of either, the refiner's first."""
+        both = (self.refiner, self.base)
+        return next((each for each in both if each.stage.preview is not None), self.refiner).preview(latents)
+
     def close(self) -> None:
         """Close the engines of both pipelines."""
         self.base.close()

@@ -62,7 +62,7 @@ class Serving(Protocol):
         """Return how many requests are before one that waits; None where it does not wait."""
 
     def decode(self, job: Job, latents: Latents, stage: str) -> NDArray[np.uint8]:
-        """Decode latents (N, C, h, w) of a job's stage to images (N, H, W, 3)."""
+        """Decode latents (N, C, h, w) of a job's stage to images (N, H, W, 3), as a preview."""
 
     def seconds_left(self) -> int:
         """Return in how many seconds all that waits and runs is likely to be done."""

@@ -70,9 +70,9 @@ class Loaded:
     __del__ = close
 
     def decode(self, latents: Latents, stage: str) -> NDArray[np.uint8]:
-        """Decode latents (N, C, h, w) of a stage to images (N, H, W, 3), one call at a time, while it is open."""
+        """Preview latents (N, C, h, w) of a stage as images (N, H, W, 3), one call at a time, while it is open."""
         with self._decoding:
-            return np.ascontiguousarray(self.pipeline.decode(latents, stage)[..., :3])
+            return np.ascontiguousarray(self.pipeline.preview(latents, stage))
 
 
 class Replica:

@@ -2,11 +2,15 @@
 
 from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from threading import Event
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from ldmrt.runtime import Request
+from ldmrt.runtime.pipeline.opening import open_pipeline
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.serve.jobs.job import Job
@@ -41,10 +45,8 @@ def decoding() -> Decoding:
 
 
 @pytest.fixture
-def service(bundle: object) -> Iterator[Service]:
-    from ldmrt.runtime.pipeline.opening import open_pipeline
-
-    with open_pipeline(bundle) as pipeline:  # type: ignore[arg-type]
+def service(bundle: Path) -> Iterator[Service]:
+    with open_pipeline(bundle) as pipeline:
         service = Service(fixed({"tiny": pipeline}, {"tiny": 8}))
         yield service
         service.close()
@@ -85,6 +87,26 @@ def test_a_decoder_that_takes_its_time_holds_up_nobody(service: Service, decodin
     assert len(shown[0]) == 2
     assert shown[0] != shown[-1]
     assert decoding.previews._last == {}
+
+
+def test_previews_are_decoded_by_the_preview_decoder(preview_bundle: Path) -> None:
+    """Of a model that has one; the image is the one that is drawn without previews."""
+    asked = Request("a pear", num_inference_steps=STEPS, num_images_per_prompt=2, scheduler="ddim")
+    seen = list[tuple[Latents, NDArray[np.uint8]]]()
+    with open_pipeline(preview_bundle) as pipeline:
+        service = Service(fixed({"tiny": pipeline}, {"tiny": 8}))
+
+        def watch(job: Job, state: State | None) -> None:
+            if state is not None:
+                seen.append((np.array(state.x0), service.decode(job, state.x0, state.stage)))
+
+        drawn = service.submit(asked, watcher=watch).result(60)
+        service.close()
+        np.testing.assert_array_equal(drawn.pixels, pipeline.generate(asked).pixels)
+        assert len(seen) == STEPS
+        for x0, images in seen:
+            np.testing.assert_array_equal(images, pipeline.preview(x0))
+            assert (images != pipeline.decode(x0)).any()
 
 
 def test_a_decoder_that_fails_ends_no_request(

@@ -118,6 +118,7 @@ def _component(bundle: "Bundle", name: str) -> "JsonObject":
 
 def show(bundle: "Bundle", facts: "JsonObject") -> None:
     """Print what `described` returned as a table and lines of text."""
+    from ldmrt.runtime.bundle.graphs import DECODER_PREVIEW
     from ldmrt.runtime.bundle.stages import PIXELS
     from ldmrt.runtime.errors import printable
     from ldmrt.tools.console import tables
@@ -137,6 +138,8 @@ def show(bundle: "Bundle", facts: "JsonObject") -> None:
     click.echo(f"{width}x{height} pixels, {space}")
     predicts = f"predicts {facts['prediction_type']}, scaling factor {facts['scaling_factor']:.5g}"
     click.echo(f"{facts['scheduler']}, {predicts}")
+    if (previewed := bundle.stage.preview) is not None:
+        click.echo(f"previews by {DECODER_PREVIEW}, scaling factor {previewed.scaling_factor:.5g}")
     given = [source.kind.replace("_", " ") for sources in bundle.stage.reads.values() for source in sources]
     own = any(source in given for source in ("guidance", "guidance scale"))
     scales = (*(["its own input"] if own else []), *bundle.stage.guide.scales)

@@ -40,6 +40,7 @@ class CheckpointOptions:
     transformer: Path | None = None
     max_sequence_length: int | None = None
     skip_layers: tuple[int, ...] | None = None
+    preview_decoder: Path | None = None
 
     def load(self, dtype: "Mapping[str, torch.dtype | None]") -> "tuple[Checkpoint, JsonObject]":
         """Load the checkpoint, merge LoRAs and textual inversions into it, and add its controls.
@@ -51,9 +52,10 @@ class CheckpointOptions:
             The checkpoint, and the entries of the manifest that name the files that were merged.
         """
         from ldmrt.model.checkpoint.file_notes import few_steps_file, for_few_steps
-        from ldmrt.model.checkpoint.load import load, load_adapter, load_controlnet
+        from ldmrt.model.checkpoint.load import load, load_adapter, load_controlnet, with_preview_decoder
         from ldmrt.model.lora.merge import merge, read_lora
         from ldmrt.model.textual_inversion.merge import add_embeddings, read_embedding
+        from ldmrt.runtime.bundle.graphs import DECODER_PREVIEW
         from ldmrt.runtime.pipeline.denoising.controls import ADAPTER, CONTROLNET
         from ldmrt.runtime.samplers.settings import read_scheduler
 
@@ -88,6 +90,9 @@ class CheckpointOptions:
         for name, path in self.adapters.items():
             controls[ADAPTER + name] = load_adapter(path, dtype=dtype.get(ADAPTER + name, dtype[""]))
         loaded = replace(loaded, controls=controls)
+        if self.preview_decoder is not None:
+            kept = dtype.get(DECODER_PREVIEW, dtype[""])
+            loaded = with_preview_decoder(loaded, self.preview_decoder, dtype=kept)
         # Weights that are cast to half precision later stay float32 while files are merged: they are rounded once.
         unrounded = [name for name in loaded.networks if dtype.get(name, dtype[""]) is None]
         merged = merge(loaded.networks, loras, unrounded=unrounded) if loras else {}
@@ -203,7 +208,9 @@ SKIPPED = click.option("--skip-layers", type=Layers(),
                        help="Stable Diffusion 3.5: layers that a row of guidance may skip, as 7,8,9.")  # fmt: skip
 TRANSFORMER = click.option("--transformer", type=FILE,
                            help="Transformer in place of the checkpoint's: a folder or a file.")  # fmt: skip
-OPTIONS = (*BASE[:3], *CONTROLS, *BASE[3:6], TRANSFORMER, *BASE[6:], SCHEDULER[1], WITHOUT_T5, TOKENS, SKIPPED)
+PREVIEW = click.option("--preview-decoder", type=FILE,
+                       help="Tiny autoencoder (AutoencoderTiny) that decodes previews: its folder.")  # fmt: skip
+OPTIONS = (*BASE[:3], *CONTROLS, *BASE[3:6], TRANSFORMER, *BASE[6:], SCHEDULER[1], WITHOUT_T5, TOKENS, SKIPPED, PREVIEW)
 NAMES = ("variant", "tokenizer", "prediction", "loras", "embeddings", "vae", "text_encoders", "scheduler_config")
 
 

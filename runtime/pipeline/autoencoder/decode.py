@@ -16,6 +16,7 @@ from ldmrt.runtime.tensors import Engine
 from .tiling import OVERLAP, PASSES, Floats, tiled, tiled_as_whole
 
 ON_OVERFLOW = ("stop", "retry")
+VERIFY = "ldmrt verify BUNDLE --against CHECKPOINT"
 # Pixels. Stable Diffusion's decoder takes 1.8 GB at 512 and 5.1 at 1024, its U-Net 4 all the time.
 LARGE, TILED = 768, 512
 
@@ -59,15 +60,24 @@ class Decoding:
         return None if max(size, default=0) <= tile // factor else tile // factor
 
 
-def decode(engines: Mapping[str, Engine], space: Space, latents: Floats, how: Decoding) -> NDArray[np.uint8]:
+def decode(
+    engines: Mapping[str, Engine], space: Space, latents: Floats, how: Decoding, decoder: str = DECODER
+) -> NDArray[np.uint8]:
     """Decode latents (N, C, h, w) to images (N, H, W, 3 or 6), one at a time: in memory is one image, or one tile.
 
-    A state of pixels is its own image, with as many channels as it has.
+    A state of pixels is its own image, with as many channels as it has. `decoder` names the network, and `space` has
+    the scale and shift of what it takes.
 
     Raises:
         NotFinite: The decoder's output is not finite or, of a model in pixels, the U-Net's.
     """
-    return np.concatenate([levels(image) for image in _decoded(engines, space, latents, how)])
+    return np.concatenate([levels(image) for image in _decoded(engines, space, latents, how, decoder)])
+
+
+def unscaled(space: Space, latents: Floats) -> Floats:
+    """Return latents (N, C, h, w) of a sampler as the decoder of this space takes them."""
+    found: Floats = latents / np.float32(space.scaling_factor) + np.float32(space.shift_factor)
+    return found
 
 
 def decode_unrounded(engines: Mapping[str, Engine], space: Space, latents: Floats, how: Decoding) -> Floats:
@@ -75,10 +85,11 @@ def decode_unrounded(engines: Mapping[str, Engine], space: Space, latents: Float
     return np.concatenate(list(_decoded(engines, space, latents, how)))
 
 
-def _decoded(engines: Mapping[str, Engine], space: Space, latents: Floats, how: Decoding) -> Iterator[Floats]:
+def _decoded(
+    engines: Mapping[str, Engine], space: Space, latents: Floats, how: Decoding, decoder: str = DECODER
+) -> Iterator[Floats]:
     """Yield the image of each latent, (1, H, W, 3), values in [0, 1]."""
-    cells, scale = how.cells(space.factor, latents.shape[2:]), np.float32(space.scaling_factor)
-    factors, shift = (1, space.factor), np.float32(space.shift_factor)
+    cells, factors = how.cells(space.factor, latents.shape[2:]), (1, space.factor)
 
     def draw(name: str, latent: Floats) -> Floats:
         if cells is None:
@@ -90,21 +101,22 @@ def _decoded(engines: Mapping[str, Engine], space: Space, latents: Floats, how: 
             return tiled_as_whole(engines[name + TILE], features, cells, ("features", "sample"), factors, how.passes)
 
     for latent in latents:
-        out = latent[None] if space.codec == PIXELS else draw(DECODER, latent[None] / scale + shift)
-        if how.on_overflow == "retry" and DECODER_FP32 in engines and not np.isfinite(out).all():
-            out = draw(DECODER_FP32, latent[None] / scale + shift)
+        out = latent[None] if space.codec == PIXELS else draw(decoder, unscaled(space, latent[None]))
+        spare = decoder == DECODER and how.on_overflow == "retry" and DECODER_FP32 in engines
+        if spare and not np.isfinite(out).all():
+            out = draw(DECODER_FP32, unscaled(space, latent[None]))
         if not np.isfinite(out).all():
             raise NotFinite(
-                denoiser_of(engines) if space.codec == PIXELS else DECODER,
+                denoiser_of(engines) if space.codec == PIXELS else decoder,
                 "the image is not finite",
-                hint=_hint(engines, how),
+                hint=_hint(engines, how) if decoder == DECODER else VERIFY,
             )
         yield (out if space.least == 0 else out / 2 + 0.5).clip(0, 1).transpose(0, 2, 3, 1)
 
 
 def _hint(engines: Mapping[str, Engine], how: Decoding) -> str:
     if DECODER not in engines:
-        return "ldmrt verify BUNDLE --against CHECKPOINT"
+        return VERIFY
     if DECODER_FP32 not in engines:
         return "ldmrt export CHECKPOINT BUNDLE --precision fp16 --fp32-decoder, then generate with --on-overflow retry"
-    return "--on-overflow retry" if how.on_overflow == "stop" else "ldmrt verify BUNDLE --against CHECKPOINT"
+    return "--on-overflow retry" if how.on_overflow == "stop" else VERIFY

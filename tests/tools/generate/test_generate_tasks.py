@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 import ldmrt.runtime
+from ldmrt.runtime import Request
+from ldmrt.runtime import open as open_pipeline
 
 PROMPT = "two pears"
 
@@ -93,6 +95,20 @@ def test_rows_of_the_denoising(ldmrt: Any, bundle: Path, place: Path) -> None:
     assert len(np.unique([made(row).tobytes() for row in rows])) == 3
     # Euler's last row ends where the network says: its word is the picture, but for rounding that tips a grey level
     assert np.abs(made(rows[2])[:, :16].astype(int) - made(Path("new/pear-00.png"))).max() <= 1
+
+
+def test_rows_are_decoded_by_the_preview_decoder(ldmrt: Any, preview_bundle: Path, place: Path) -> None:
+    """Of a bundle that has one. The image is the one that is drawn without them."""
+    asked = ("generate", preview_bundle, "two pears", "--steps", 3, "--seed", 4, "--scheduler", "ddim")
+    assert ldmrt(*asked, "--save-steps", "-o", "rows.png").code == ldmrt(*asked, "-o", "alone.png").code == 0
+    np.testing.assert_array_equal(made(Path("rows.png")), made(Path("alone.png")))
+    with open_pipeline(preview_bundle) as pipeline:
+        request = Request("two pears", num_inference_steps=3, seed=4, scheduler="ddim")
+        predicted = [np.array(state.x0) for state in pipeline.steps(request)]
+        for row, x0 in enumerate(predicted):
+            found = made(Path(f"rows-steps/{row:03d}.png"))
+            np.testing.assert_array_equal(found, pipeline.preview(x0)[0])
+            assert (found != pipeline.decode(x0)[0]).any()
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def in_rows(pipeline: ImagePipeline, request: Request, rows: int, previews: Prev
 
 def save_rows(pipeline: ImagePipeline, previews: Previews, out: Path) -> list[Path]:
     """Save the predicted clean image of each row in a folder beside OUT, and a strip with a line per image."""
-    decoded = [pipeline.decode(x0, stage)[..., :3] for stage, x0 in previews]
+    decoded = [pipeline.preview(x0, stage) for stage, x0 in previews]
     folder, strip = steps_of(out)
     folder.mkdir(exist_ok=True)
     written = []
