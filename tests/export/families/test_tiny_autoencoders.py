@@ -18,7 +18,8 @@ from ldmrt.export.components.table import components
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.export.graph.to_onnx import to_onnx
 from ldmrt.model import load
-from ldmrt.runtime import LdmrtError, Pipeline
+from ldmrt.model.checkpoint.load import with_preview_decoder
+from ldmrt.runtime import LdmrtError, Pipeline, Request
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.parity.metrics import psnr
@@ -101,6 +102,26 @@ def test_draws_what_diffusers_draws(
         expected = drawn("np")
         assert np.ptp(expected) > 0.1
         assert psnr(*((array * 255).round().astype(np.uint8) for array in (found.array, expected))) > 60
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_previews_are_decoded_by_one(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Beside the model's own autoencoder, whose scale and shift are others."""
+    place: Path = request.getfixturevalue(f"{family}_checkpoint")
+    tiny = save_tiny(tmp_path, FAMILIES[family][0], **SCALED)
+    ours = torch_pipeline(with_preview_decoder(load(place), tiny))
+    own = ours.stage.space
+    assert (own.scaling_factor, own.shift_factor) != (SCALED["scaling_factor"], SCALED["shift_factor"])
+    asked = Request("two pears", num_inference_steps=2, height=HEIGHT, width=WIDTH)
+    predicted = next(np.array(state.x0) for state in ours.steps(asked))
+    vae = diffusers.AutoencoderTiny.from_pretrained(tiny).eval()
+    with torch.no_grad():
+        theirs = vae.decode(torch.from_numpy(predicted) / vae.config.scaling_factor + vae.config.shift_factor).sample
+    levels = ((theirs / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    assert np.ptp(levels) > 25
+    assert psnr(ours.preview(predicted), levels) > 60
+    with pytest.raises(LdmrtError, match="vae_decoder_preview: the preview decoder has another latent_channels"):
+        with_preview_decoder(load(place), save_tiny(tmp_path / "4", FAMILIES[family][0], latent_channels=4))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
