@@ -1,6 +1,8 @@
 """Run `ldmrt generate`: make images from a bundle."""
 
 import math
+import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ldmrt.tools.console.outputs import Output
+from ldmrt.tools.console.terminal.protocols import AUTO, PROTOCOLS
 from ldmrt.tools.options.common import Choice
 from ldmrt.tools.options.drawing import BATCH, HOW, with_opening, with_options
 from ldmrt.tools.options.images import collected, one_or_all
@@ -89,6 +92,11 @@ GRID = 1024  # most images in the grid
 @click.option(
     "--save-steps", is_flag=True, help="Also save the predicted clean image of each row, and a strip of them."
 )
+@click.option(
+    "--preview",
+    type=Choice([AUTO, *PROTOCOLS]),
+    help="Show in the terminal what each row predicts; auto takes half blocks where the terminal is not known.",
+)
 @with_opening
 @click.option("--columns", type=click.IntRange(min=1), help="Columns of the grid; nearly square by default.")
 @click.option(
@@ -105,6 +113,7 @@ def generate(
     prompts: tuple[str, ...],
     batch: int | None,
     save_steps: bool,
+    preview: str | None,
     opening: dict[str, Any],
     columns: int | None,
     out: Path,
@@ -136,8 +145,9 @@ def generate(
     from ldmrt.tools.console.drawing.images import grid, save_depth, save_image
     from ldmrt.tools.console.drawing.latents import read_latents, save_array
     from ldmrt.tools.console.drawing.metadata import ends_of, of_request, of_result
-    from ldmrt.tools.console.drawing.rows import in_rows, save_rows
-    from ldmrt.tools.console.progress import console, watched
+    from ldmrt.tools.console.drawing.rows import in_parts, in_rows, save_rows
+    from ldmrt.tools.console.progress import console
+    from ldmrt.tools.console.terminal.screen import Screen
 
     if save_steps and batch is not None:
         raise LdmrtError("generate", "--save-steps cannot be combined with --batch", expected="only one of them")
@@ -167,11 +177,12 @@ def generate(
     rows, at_once = pipeline.rows(request), batch or pipeline.images_at_once(request)
     parts = -(-request.total_images // at_once)
     previews = list[tuple[str, "Latents"]]()
+    screen = None if preview is None else Screen.of(sys.stderr, os.environ, preview)
     whole = request.total_images == 1 or not base.later  # a later stage may have to make its images in parts
     if save_steps or (parts == 1 and whole):
-        results = iter([in_rows(pipeline, request, rows, previews if save_steps else None)])
+        results = iter([in_rows(pipeline, request, rows, previews if save_steps else None, screen)])
     else:
-        results = watched(pipeline.draw(base.parts(request, at_once)), parts, lambda result: f"seed {result.seeds[-1]}")
+        results = in_parts(pipeline.draw(base.parts(request, at_once)), parts, screen)
 
     shared = of_request(bundle.name, first, options, steering)
     if refiner is not None:

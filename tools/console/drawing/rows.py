@@ -1,9 +1,12 @@
 """Make images row by row, with progress, and save what each row predicts."""
 
+import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ldmrt.runtime.pipeline.call import ImagePipeline, Result
 from ldmrt.runtime.pipeline.request.images import pasted
@@ -12,6 +15,7 @@ from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.tools.console.drawing.image_paths import steps_of
 from ldmrt.tools.console.drawing.images import grid, save_image
 from ldmrt.tools.console.progress import watched
+from ldmrt.tools.console.terminal.screen import Screen
 
 STRIP = 10  # most rows in the strip of the denoising
 
@@ -19,18 +23,44 @@ STRIP = 10  # most rows in the strip of the denoising
 Previews = list[tuple[str, Latents]]  # the stage of each row, and the clean latents that it predicts
 
 
-def in_rows(pipeline: ImagePipeline, request: Request, rows: int, previews: Previews | None) -> Result:
-    """Make images and show progress by rows; `previews` collects the predicted clean latents of each."""
-    begin, x, stage = time.perf_counter(), None, None
-    for state in watched(pipeline.steps(request), rows, lambda s: f"row {s.row + 1} of {s.rows}"):
+def in_rows(
+    pipeline: ImagePipeline, request: Request, rows: int, previews: Previews | None, screen: Screen | None = None
+) -> Result:
+    """Make images and show progress by rows; `previews` collects the predicted clean latents of each.
+
+    On a `screen` they are shown decoded, and the images at last.
+    """
+    begin, x, stage, row = time.perf_counter(), None, None, "row {} of {}".format
+    states = pipeline.steps(request)
+    for state in states if screen is not None else watched(states, rows, lambda s: row(s.row + 1, s.rows)):
         x, stage = state.x, state.stage
         if previews is not None:
             previews.append((stage, state.x0))
+        if screen is not None:
+            screen.show(sheet(pipeline.preview(state.x0, stage)), row(state.row + 1, state.rows))
     sampled = time.perf_counter()
     assert x is not None
     images = pasted(request, pipeline.decode(x, stage))
     seconds = {"latents": sampled - begin, "decode": time.perf_counter() - sampled}
-    return Result(images, x, request.seeds, seconds)
+    result = Result(images, x, request.seeds, seconds)
+    if screen is not None:
+        screen.show(sheet(result.pixels), row(rows, rows))
+    return result
+
+
+def in_parts(results: Iterator[Result], parts: int, screen: Screen | None) -> Iterator[Result]:
+    """Yield the results of a request's parts and show how many are done; on a `screen` their images are shown."""
+    if screen is None:
+        yield from watched(results, parts, lambda result: f"seed {result.seeds[-1]}")
+        return
+    for number, result in enumerate(results, start=1):
+        screen.show(sheet(result.pixels), f"{number} of {parts}, seed {result.seeds[-1]}")
+        yield result
+
+
+def sheet(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Arrange images (N, H, W, 3) in a grid that is nearly square."""
+    return grid(images, math.isqrt(len(images) - 1) + 1)
 
 
 def save_rows(pipeline: ImagePipeline, previews: Previews, out: Path) -> list[Path]:
