@@ -1,7 +1,7 @@
 """Define the reference models in PyTorch, U-Net, ControlNet, T2I-Adapter, autoencoder; load and train them."""
 
 from .checkpoint.checkpoint import Checkpoint
-from .checkpoint.load import load, load_adapter, load_controlnet
+from .checkpoint.load import load, load_adapter, load_controlnet, with_preview_decoder
 from .networks.autoencoder import Autoencoder, AutoencoderConfig
 from .networks.controls.controlnet import ControlNet, ControlNetConfig
 from .networks.controls.t2i_adapter import Adapter, AdapterConfig
@@ -20,4 +20,5 @@ __all__ = [
     "load",
     "load_adapter",
     "load_controlnet",
+    "with_preview_decoder",
 ]

@@ -234,8 +234,7 @@ def preview_bundle(
 ) -> Path:
     """The tiny checkpoint's bundle with a preview decoder. Do not write into it."""
     from ldmrt.export.bundle_writer import export_bundle
-    from ldmrt.model import load
-    from ldmrt.model.checkpoint.load import with_preview_decoder
+    from ldmrt.model import load, with_preview_decoder
 
     def export(folder: Path) -> None:
         shutil.copytree(bundle, folder)

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from ldmrt.export.components.table import components
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.export.graph.to_onnx import to_onnx
-from ldmrt.model import load
-from ldmrt.model.checkpoint.load import with_preview_decoder
+from ldmrt.model import load, with_preview_decoder
 from ldmrt.runtime import LdmrtError, Pipeline, Request
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.backends.ort.engine import OrtEngine

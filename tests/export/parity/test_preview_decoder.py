@@ -14,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ldmrt.export.parity.record import record
-from ldmrt.model import load
-from ldmrt.model.checkpoint.load import with_preview_decoder
+from ldmrt.model import load, with_preview_decoder
 from ldmrt.runtime import BundleError, LdmrtError, Pipeline, Request
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.bundle.bundle import Bundle
@@ -198,6 +197,8 @@ def test_exported_in_halves_it_is_certified(
     assert opened.precision(DECODER_PREVIEW) == "fp16"
     assert command("verify", out) == 0
     assert command("verify", out, "--against", checkpoint, *given) == 0
+    assert command("verify", out, "--against", checkpoint) == 2
+    assert "try: --preview-decoder FOLDER" in capsys.readouterr().err
     capsys.readouterr()
     assert command("inspect", out) == 0
     assert f"previews by {DECODER_PREVIEW}, scaling factor 0.5" in capsys.readouterr().out

@@ -175,6 +175,9 @@ def record_checkpoint(
 
     Returns:
         The differences of weights, graphs and configs, and the recording.
+
+    Raises:
+        LdmrtError: The bundle has a preview decoder, and the options name none.
     """
     import torch
 
@@ -182,8 +185,12 @@ def record_checkpoint(
     from ldmrt.export.parity.record import record
     from ldmrt.export.precision.policy import apply_precisions, islands, precisions
     from ldmrt.export.precision.streaming import streamed
+    from ldmrt.runtime.errors import LdmrtError
     from ldmrt.tools.console.progress import console
 
+    if bundle.stage.preview is not None and source.preview_decoder is None:
+        hint = "--preview-decoder FOLDER, the one that it was exported with"
+        raise LdmrtError("verify", "the bundle has a preview decoder, and the checkpoint has none", hint=hint)
     source = as_exported(source, bundle)
     with console.status(f"running the checkpoint with PyTorch{', in low memory' if low_memory else ''}"):
         origin = []
