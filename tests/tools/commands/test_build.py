@@ -51,6 +51,19 @@ def test_all_the_way(ldmrt: Any, copy: Path) -> None:
 
 
 @RTX
+def test_the_preview_decoder(ldmrt: Any, preview_bundle: Path, tmp_path: Path) -> None:
+    """An engine as the decoder's: for one image at a time."""
+    folder = shutil.copytree(preview_bundle, tmp_path / "bundle")
+    words = ("--target", "sm89", "--components", "vae_decoder_preview", "--batch", 4, "--no-verify")
+    ran = ldmrt("build", folder, *words)
+    assert (ran.code, ran.out) == (0, f"{folder}\n")
+    assert ran.err.startswith("building vae_decoder_preview: no engine yet\n")
+    (made,) = engines(folder)
+    assert isinstance(made, EngineFile)
+    assert [one["latent_sample"].max for one in made.recipe.profile] == [(1, 4, 8, 8)]
+
+
+@RTX
 def test_the_folded_step(ldmrt: Any, copy: Path) -> None:
     """It is asked for beside components, of which it is none, and then is an engine like theirs."""
     words = ("--target", "sm89", "--components", "text_encoder", "--folded", "--no-verify")
