@@ -7,6 +7,8 @@ import pytest
 from ldmrt.export.bundle_writer import export_bundle
 from ldmrt.model import load
 
+from ...conftest import made_once
+from ...support.families.compared import Saved
 from ...support.families.flux import save_flux
 from ...support.families.stable_diffusion_3 import EXPORTED, save_sd3
 
@@ -14,28 +16,33 @@ from ...support.families.stable_diffusion_3 import EXPORTED, save_sd3
 @pytest.fixture(scope="session")
 def sd3_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a Stable Diffusion 3.5 with T5, as diffusers saves it."""
-    return save_sd3(EXPORTED, tmp_path_factory.mktemp("sd3-checkpoint") / EXPORTED)
+    return made_once(tmp_path_factory, "sd3/checkpoint", lambda folder: save_sd3(EXPORTED, folder))
 
 
 @pytest.fixture(scope="session")
 def sd3_bundle(sd3_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its bundle in float32, without a certificate."""
-    return exported(sd3_checkpoint, tmp_path_factory.mktemp("sd3-bundle") / "bundle")
+    return made_once(tmp_path_factory, "sd3/bundle", lambda folder: export(sd3_checkpoint, folder))
 
 
 @pytest.fixture(scope="session")
 def flux_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a FLUX.1 dev, as diffusers saves it."""
-    return save_flux("dev", tmp_path_factory.mktemp("flux-checkpoint") / "dev")
+    return made_once(tmp_path_factory, "flux/checkpoint", lambda folder: save_flux("dev", folder))
+
+
+@pytest.fixture(scope="session")
+def flux(flux_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """The folders of checkpoints of FLUX.1, each saved when it is first asked for."""
+    return Saved(save_flux, tmp_path_factory.mktemp("flux"), dev=flux_checkpoint)
 
 
 @pytest.fixture(scope="session")
 def flux_bundle(flux_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its bundle in float32, without a certificate."""
-    return exported(flux_checkpoint, tmp_path_factory.mktemp("flux-bundle") / "bundle")
+    return made_once(tmp_path_factory, "flux/bundle", lambda folder: export(flux_checkpoint, folder))
 
 
-def exported(checkpoint: Path, folder: Path) -> Path:
+def export(checkpoint: Path, folder: Path) -> None:
     for _ in export_bundle(load(checkpoint), folder):
         pass
-    return folder

@@ -1,8 +1,6 @@
 """FLUX.1 draws what diffusers' pipelines draw, from PyTorch's networks and from a bundle."""
 
 import inspect
-import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import torch
 from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 from numpy.typing import NDArray
 
-from ldmrt.export.components.table import components, example
+from ldmrt.export.components.table import components
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.export.graph.to_onnx import to_onnx
 from ldmrt.export.parity.origin import other_graph
@@ -21,31 +19,20 @@ from ldmrt.model import load
 from ldmrt.model.library.flux import Pack, Positions, RotaryPositions, Unpack
 from ldmrt.runtime import LdmrtError, Request
 from ldmrt.runtime import open as open_pipeline
-from ldmrt.runtime.backends.ort.engine import OrtEngine
-from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.stage_of_configs import FLUX, FLUX_PIPELINES, KONTEXT, SD3, stage_of_configs
+from ldmrt.runtime.bundle.stage_of_configs import FLUX, FLUX_PIPELINES, SD3, stage_of_configs
 from ldmrt.runtime.bundle.stages import Guide, Row
 from ldmrt.runtime.bundle.stages_json import stages_from_json
-from ldmrt.runtime.images.sizes import KONTEXT_SIZES, kontext_size
 from ldmrt.runtime.samplers.noise import FIRST, IMAGE, MASKED, noise
 
 from ...support.families.compared import Saved, close, ours_of, theirs
-from ...support.families.flux import save_flux
+from ...support.families.flux import ASKED, PROMPTS, SEEDS, latents_of
 from ..test_tasks import drawing, mask, picture
 
-PROMPTS, SEEDS, STEPS = ["a red apple, noto style", "two pears"], [3, 4], 5
-ASKED = {"prompt": PROMPTS, "guidance_scale": 3.5, "num_inference_steps": STEPS}
 pytestmark = [
     pytest.mark.oracle,
     pytest.mark.filterwarnings("ignore:.* it has no parity certificate"),
     pytest.mark.filterwarnings("ignore:request. .*is far from the model's own size"),
 ]
-
-
-@pytest.fixture(scope="module")
-def places(flux_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    """The folders of the checkpoints, each saved when it is first asked for."""
-    return Saved(save_flux, tmp_path_factory.mktemp("flux"), dev=flux_checkpoint)
 
 
 def expected(folder: Path, kind: str, height: int, width: int, **asked: Any) -> NDArray[np.float32]:
@@ -57,27 +44,19 @@ def expected(folder: Path, kind: str, height: int, width: int, **asked: Any) -> 
     return latents_of(pipeline(**given, output_type="latent").images, height, width)
 
 
-def latents_of(tokens: torch.Tensor, height: int, width: int) -> NDArray[np.float32]:
-    """Return diffusers' packed latents as latents, by its own function."""
-    from diffusers import FluxPipeline
-
-    found: NDArray[np.float32] = FluxPipeline._unpack_latents(tokens, height, width, 8).numpy()
-    return found
-
-
 @pytest.mark.parametrize("asked", [{}, {"guidance_scale": 1.0, "prompt_2": ["pears", "a penguin"]}], ids=["", "other"])
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 128), (48, 80)])
 @pytest.mark.parametrize("name", ["dev", "schnell"])
-def test_draws_what_diffusers_draws(name: str, height: int, width: int, asked: dict[str, Any], places: Saved) -> None:
+def test_draws_what_diffusers_draws(name: str, height: int, width: int, asked: dict[str, Any], flux: Saved) -> None:
     """The last size has an odd number of tokens along both sides."""
-    ours = ours_of(places[name])(**{**ASKED, **asked}, seed=SEEDS, height=height, width=width)
-    close(ours.latents, expected(places[name], "FluxPipeline", height, width, **asked))
+    ours = ours_of(flux[name])(**{**ASKED, **asked}, seed=SEEDS, height=height, width=width)
+    close(ours.latents, expected(flux[name], "FluxPipeline", height, width, **asked))
 
 
-def test_guidance_is_the_networks_own(places: Saved) -> None:
+def test_guidance_is_the_networks_own(flux: Saved) -> None:
     """It changes what dev draws, and nothing of schnell; both run once for an image."""
     for name, changes in (("dev", True), ("schnell", False)):
-        pipeline = ours_of(places[name])
+        pipeline = ours_of(flux[name])
         one, other = (pipeline("two pears", guidance_scale=scale, num_inference_steps=2, height=64, width=64)
                       for scale in (1.0, 5.0))  # fmt: skip
         assert (one.latents != other.latents).any() == changes
@@ -100,12 +79,12 @@ def test_guidance_by_default_is_that_of_the_pipeline(kind: str) -> None:
     assert old == replace(stage, guidance_scale=5.0)
 
 
-def test_draws_with_the_pipelines_own_guidance(places: Saved) -> None:
+def test_draws_with_the_pipelines_own_guidance(flux: Saved) -> None:
     asked = {name: value for name, value in ASKED.items() if name != "guidance_scale"}
-    reference = theirs(places["dev"], "FluxPipeline")
+    reference = theirs(flux["dev"], "FluxPipeline")
     latents = Pack()(torch.from_numpy(noise(SEEDS, FIRST, (16, 8, 8))))
     wanted = reference(**asked, latents=latents, height=64, width=64, output_type="latent").images
-    close(ours_of(places["dev"])(**asked, seed=SEEDS, height=64, width=64).latents, latents_of(wanted, 64, 64))
+    close(ours_of(flux["dev"])(**asked, seed=SEEDS, height=64, width=64).latents, latents_of(wanted, 64, 64))
 
 
 @pytest.mark.parametrize(
@@ -119,18 +98,18 @@ def test_draws_with_the_pipelines_own_guidance(places: Saved) -> None:
 @pytest.mark.parametrize(
     ("name", "height", "width"), [("dev", 64, 64), ("dev", 96, 128), ("dev", 48, 80), ("schnell", 64, 64)]
 )
-def test_negative_prompt(name: str, height: int, width: int, asked: dict[str, Any], places: Saved) -> None:
+def test_negative_prompt(name: str, height: int, width: int, asked: dict[str, Any], flux: Saved) -> None:
     """A second row of the network is weighed by `true_cfg_scale`; both are told of the same guidance."""
     given = {**asked, "negative_prompt": [asked["negative_prompt"]] * 2} if asked["negative_prompt"] == "" else asked
     given |= {"negative_prompt_2": [asked["negative_prompt_2"]] * 2} if "negative_prompt_2" in asked else {}
-    ours = ours_of(places[name])(**{**ASKED, **asked}, seed=SEEDS, height=height, width=width)
-    close(ours.latents, expected(places[name], "FluxPipeline", height, width, **given))
+    ours = ours_of(flux[name])(**{**ASKED, **asked}, seed=SEEDS, height=height, width=width)
+    close(ours.latents, expected(flux[name], "FluxPipeline", height, width, **given))
 
 
 @pytest.mark.parametrize("asked", [{"true_cfg_scale": 4.0}, {"negative_prompt": "a lemon"}, {"true_cfg_scale": 1.0}])
-def test_one_row_without_a_negative_prompt_or_its_scale(asked: dict[str, Any], places: Saved) -> None:
+def test_one_row_without_a_negative_prompt_or_its_scale(asked: dict[str, Any], flux: Saved) -> None:
     """It is the row that there was: the bits of the latents are the same."""
-    pipeline = ours_of(places["dev"])
+    pipeline = ours_of(flux["dev"])
     request = Request("two pears", num_inference_steps=3, height=64, width=64)
     pipeline_of_one = replace(pipeline, stage=replace(pipeline.stage, guide=Guide((Row("positive"),), ())))
     assert pipeline.guidance_rows(replace(request, **asked)) == pipeline.stage.guide.usual == 1
@@ -139,13 +118,13 @@ def test_one_row_without_a_negative_prompt_or_its_scale(asked: dict[str, Any], p
 
 @pytest.mark.parametrize("true_cfg_scale", [1.0, 3.0])
 @pytest.mark.parametrize("strength", [0.3, 0.8])
-def test_image_to_image(strength: float, true_cfg_scale: float, places: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_to_image(strength: float, true_cfg_scale: float, flux: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shift is that of the image's size."""
     image = picture().resize((96, 64))
     asked = {**ASKED, "strength": strength, "num_inference_steps": 8}
     asked |= {"true_cfg_scale": true_cfg_scale, "negative_prompt": ["two oranges", "a lemon"]}
-    ours = ours_of(places["dev"])(**asked, seed=SEEDS, image=image)
-    reference = theirs(places["dev"], "FluxImg2ImgPipeline")
+    ours = ours_of(flux["dev"])(**asked, seed=SEEDS, image=image)
+    reference = theirs(flux["dev"], "FluxImg2ImgPipeline")
     drawing(reference, SEEDS, [IMAGE, FIRST], monkeypatch)
     found = reference(**asked, image=[image] * 2, height=64, width=96, output_type="latent").images
     close(ours.latents, latents_of(found, 64, 96))
@@ -153,101 +132,54 @@ def test_image_to_image(strength: float, true_cfg_scale: float, places: Saved, m
 
 @pytest.mark.parametrize("true_cfg_scale", [1.0, 3.0])
 @pytest.mark.parametrize("strength", [0.6, 1.0])
-def test_inpainting(strength: float, true_cfg_scale: float, places: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inpainting(strength: float, true_cfg_scale: float, flux: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network is told nothing of the mask: what is kept is blended in after every row."""
     image, area = picture().resize((96, 64)), mask().resize((96, 64))
     asked = {**ASKED, "strength": strength, "num_inference_steps": 8}
     asked |= {"true_cfg_scale": true_cfg_scale, "negative_prompt": ["two oranges", "a lemon"]}
-    ours = ours_of(places["dev"])(**asked, seed=SEEDS, image=image, mask_image=area)
-    reference = theirs(places["dev"], "FluxInpaintPipeline")
+    ours = ours_of(flux["dev"])(**asked, seed=SEEDS, image=image, mask_image=area)
+    reference = theirs(flux["dev"], "FluxInpaintPipeline")
     drawing(reference, SEEDS, [IMAGE, FIRST, IMAGE], monkeypatch)
     found = reference(**asked, image=[image] * 2, mask_image=[area] * 2, height=64, width=96, output_type="latent")
     close(ours.latents, latents_of(found.images, 64, 96))
 
 
 @pytest.mark.parametrize("strength", [0.6, 1.0])
-def test_fill(strength: float, places: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fill(strength: float, flux: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network is given the masked image's latents, and every pixel of the mask."""
     image, area = picture().resize((96, 64)), mask().resize((96, 64))
     asked = {**ASKED, "strength": strength, "num_inference_steps": 8, "guidance_scale": 30.0}
-    ours = ours_of(places["fill"])(**asked, seed=SEEDS, image=image, mask_image=area)
-    reference = theirs(places["fill"], "FluxFillPipeline")
+    ours = ours_of(flux["fill"])(**asked, seed=SEEDS, image=image, mask_image=area)
+    reference = theirs(flux["fill"], "FluxFillPipeline")
     drawing(reference, SEEDS, [IMAGE, FIRST, MASKED], monkeypatch)
     found = reference(**asked, image=[image] * 2, mask_image=[area] * 2, height=64, width=96, output_type="latent")
     close(ours.latents, latents_of(found.images, 64, 96))
 
 
-def test_control_image(places: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_image(flux: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     """Canny and Depth are given the latents of their image, of edges or of a depth, beside their own."""
     image = picture().resize((96, 64))
-    ours = ours_of(places["canny"])(**ASKED, seed=SEEDS, image=image)
-    reference = theirs(places["canny"], "FluxControlPipeline")
+    ours = ours_of(flux["canny"])(**ASKED, seed=SEEDS, image=image)
+    reference = theirs(flux["canny"], "FluxControlPipeline")
     drawing(reference, SEEDS, [IMAGE, FIRST], monkeypatch)
     found = reference(**ASKED, control_image=[image] * 2, height=64, width=96, output_type="latent").images
     close(ours.latents, latents_of(found, 64, 96))
 
 
-@pytest.mark.parametrize("negative", [{}, {"negative_prompt": ["two oranges", "a lemon"], "true_cfg_scale": 3.0}])
-@pytest.mark.parametrize(("height", "width"), [(64, 96), (64, 64), (48, 80)])
-def test_context_image(height: int, width: int, negative: dict[str, Any], places: Saved) -> None:
-    """Kontext's image is tokens beside those that are drawn, at the same positions of another plane."""
-    images = [picture().resize((width, height)), picture().rotate(90).resize((width, height))]
-    asked = {**ASKED, **negative, "guidance_scale": 2.5, "height": height, "width": width}
-    ours = ours_of(places["kontext"])(**asked, seed=SEEDS, image=images)
-    reference = theirs(places["kontext"], KONTEXT)
-    latents = Pack()(torch.from_numpy(noise(SEEDS, FIRST, (16, height // 8, width // 8))))
-    found = reference(**asked, image=images, latents=latents, max_area=height * width, _auto_resize=False,
-                      output_type="latent").images  # fmt: skip
-    close(ours.latents, latents_of(found, height, width))
-
-
-@pytest.mark.parametrize("size", [(1024, 1024), (30, 1000), (1000, 30), (600, 800), (801, 600), (1080, 1920)])
-def test_size_of_kontext_is_diffusers(size: tuple[int, int]) -> None:
-    from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
-
-    assert {*KONTEXT_SIZES.items()} | {(high, wide) for wide, high in KONTEXT_SIZES.items()} == {
-        *PREFERRED_KONTEXT_RESOLUTIONS
-    }
-    ratio = size[1] / size[0]
-    _, width, height = min((abs(ratio - w / h), w, h) for w, h in PREFERRED_KONTEXT_RESOLUTIONS)
-    assert kontext_size(size) == (height, width)
-
-
-@pytest.mark.slow(minutes=1)
-def test_graph_of_kontext(places: Saved, tmp_path: Path) -> None:
-    """At an odd number of tokens along both sides; two programs' float32."""
-    part = components(load(places["kontext"]))["transformer"]
-    engine = OrtEngine("transformer", to_onnx(part, tmp_path))
-    given = example(part, {"batch": 3, "height": 48, "width": 80, "timesteps": 3})
-    ours, expected = engine(**given)["out_hidden_states"], part.engine()(**given)["out_hidden_states"]
-    assert ours.shape == (3, 16, 6, 10)
-    assert np.abs(ours - expected).max() <= 2e-5 * np.abs(expected).max()
-
-
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 80)])
-def test_bundle_draws_what_diffusers_draws(height: int, width: int, flux_bundle: Path, places: Saved) -> None:
+def test_bundle_draws_what_diffusers_draws(height: int, width: int, flux_bundle: Path, flux: Saved) -> None:
     with open_pipeline(flux_bundle) as pipeline:
         for asked in ({}, {"negative_prompt": ["two oranges", "a lemon"], "true_cfg_scale": 4.0}):
             ours = pipeline(**ASKED, **asked, seed=SEEDS, height=height, width=width)
-            close(ours.latents, expected(places["dev"], "FluxPipeline", height, width, **asked))
+            close(ours.latents, expected(flux["dev"], "FluxPipeline", height, width, **asked))
         names = [spec.name for spec in pipeline.engines["transformer"].inputs]
     assert names == ["hidden_states", "timestep", "encoder_hidden_states", "pooled_projections", "guidance"]
     assert (pipeline.stage.space.unit, pipeline.stage.trailing, pipeline.stage.own) == (16, True, (1024, 1024))
 
 
-def test_a_folder_of_kontexts_tokens_is_refused(flux_bundle: Path, tmp_path: Path) -> None:
-    """A directory of optimum's, whose graph takes tokens without the image's."""
-    folder = tmp_path / "optimum"
-    shutil.copytree(flux_bundle, folder)
-    (folder / "ldmrt.json").unlink()
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": KONTEXT}))
-    with pytest.raises(LdmrtError, match=r"unsupported pipeline in model_index\.json; expected a bundle that ldmrt"):
-        Bundle.open(folder).stages  # noqa: B018 which reads them
-
-
-def test_embeddings_stand_for_prompts(places: Saved) -> None:
+def test_embeddings_stand_for_prompts(flux: Saved) -> None:
     """They are those of diffusers' `encode_prompt`."""
-    reference, ours = theirs(places["dev"], "FluxPipeline"), ours_of(places["dev"])
+    reference, ours = theirs(flux["dev"], "FluxPipeline"), ours_of(flux["dev"])
     with torch.no_grad():
         prompt, pooled, _ = reference.encode_prompt(PROMPTS, None)
     asked = {"seed": SEEDS, "num_inference_steps": 3, "height": 64, "width": 64}
@@ -255,8 +187,8 @@ def test_embeddings_stand_for_prompts(places: Saved) -> None:
     close(found.latents, ours(PROMPTS, **asked).latents)
 
 
-def test_embeddings_stand_for_negative_prompts(places: Saved) -> None:
-    reference, ours = theirs(places["dev"], "FluxPipeline"), ours_of(places["dev"])
+def test_embeddings_stand_for_negative_prompts(flux: Saved) -> None:
+    reference, ours = theirs(flux["dev"], "FluxPipeline"), ours_of(flux["dev"])
     with torch.no_grad():
         negative, pooled, _ = reference.encode_prompt(["two oranges", "a lemon"], None)
     asked = {"seed": SEEDS, "num_inference_steps": 3, "height": 64, "width": 64, "true_cfg_scale": 4.0}
@@ -265,21 +197,21 @@ def test_embeddings_stand_for_negative_prompts(places: Saved) -> None:
     close(found.latents, ours(PROMPTS, negative_prompt=["two oranges", "a lemon"], **asked).latents)
 
 
-def test_a_prompt_fits_512_tokens(places: Saved) -> None:
+def test_a_prompt_fits_512_tokens(flux: Saved) -> None:
     """T5 reads more of a prompt than CLIP; a text that is longer is cut, and the warning says where."""
     words = " ".join(["pear"] * 200)
     with pytest.warns(UserWarning, match="prompt has .* tokens, .* fit"):
-        latents = ours_of(places["dev"])(words, num_inference_steps=1, height=64, width=64).latents
+        latents = ours_of(flux["dev"])(words, num_inference_steps=1, height=64, width=64).latents
     assert np.isfinite(latents).all()
 
 
-def test_t5_reads_as_many_tokens_as_are_asked_for(places: Saved) -> None:
+def test_t5_reads_as_many_tokens_as_are_asked_for(flux: Saved) -> None:
     """schnell was trained on 256; a prompt that is longer is cut."""
-    drawn = torch_pipeline(load(places["schnell"], max_sequence_length=77))
+    drawn = torch_pipeline(load(flux["schnell"], max_sequence_length=77))
     asked = {"prompt": [" ".join(["a red pear"] * 60), "two pears"], "num_inference_steps": 2}
     with pytest.warns(UserWarning, match=r"prompt has .* tokens, 76 fit"):
         ours = drawn(**asked, seed=SEEDS, height=64, width=64)
-    close(ours.latents, expected(places["schnell"], "FluxPipeline", 64, 64, **asked, max_sequence_length=77))
+    close(ours.latents, expected(flux["schnell"], "FluxPipeline", 64, 64, **asked, max_sequence_length=77))
 
 
 @pytest.mark.parametrize(
@@ -298,9 +230,9 @@ def test_t5_reads_as_many_tokens_as_are_asked_for(places: Saved) -> None:
         ("dev", {"negative_prompt_embeds": np.ones((1, 4, 64)), "true_cfg_scale": 4}, "embeddings without pooled ones"),
     ],
 )
-def test_refuses(name: str, asked: dict[str, Any], problem: str, places: Saved) -> None:
+def test_refuses(name: str, asked: dict[str, Any], problem: str, flux: Saved) -> None:
     with pytest.raises(LdmrtError, match=problem):
-        ours_of(places[name])("two pears", **{"height": 64, "width": 64, "num_inference_steps": 2, **asked})
+        ours_of(flux[name])("two pears", **{"height": 64, "width": 64, "num_inference_steps": 2, **asked})
 
 
 def test_a_graph_for_short_texts_is_of_its_checkpoint(flux_checkpoint: Path, tmp_path: Path) -> None:
@@ -332,13 +264,13 @@ def test_positions_and_patches_are_diffusers() -> None:
     assert (Positions()(torch.zeros(2, 7, 8), x) == torch.cat([torch.zeros(7, 3), image])).all()
 
 
-def test_half_precision_keeps_the_time(places: Saved) -> None:
+def test_half_precision_keeps_the_time(flux: Saved) -> None:
     """diffusers rounds timestep / 1000 to bfloat16, an error of up to 2; here it is exact."""
-    model = load(places["dev"], dtype=torch.bfloat16)
+    model = load(flux["dev"], dtype=torch.bfloat16)
     heard: list[torch.Tensor] = []
     model.denoiser.time_text_embed.time_proj.register_forward_pre_hook(lambda _, given: heard.append(given[0]))
     torch_pipeline(model)("two pears", num_inference_steps=3, height=64, width=64)
-    plan = ours_of(places["dev"]).plan(Request("two pears", num_inference_steps=3, height=64, width=64))
+    plan = ours_of(flux["dev"]).plan(Request("two pears", num_inference_steps=3, height=64, width=64))
     times, scales = heard[::2], heard[1::2]
     assert [float(time[0]) for time in times] == pytest.approx(plan.t, rel=2**-23)  # of float32
     assert {float(scale[0]) for scale in scales} == {3500.0}

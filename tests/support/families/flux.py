@@ -1,11 +1,19 @@
 """FLUX.1 as diffusers' pipelines save it, small and with random weights."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .stable_diffusion import Config, _text, _vae
 from .stable_diffusion_3 import T5, WIDTH, sentencepiece_file
 
+if TYPE_CHECKING:
+    import torch
+
+PROMPTS, SEEDS, STEPS = ["a red apple, noto style", "two pears"], [3, 4], 5
+ASKED = {"prompt": PROMPTS, "guidance_scale": 3.5, "num_inference_steps": STEPS}
 _TRANSFORMER: Config = {
     "in_channels": 64,
     "num_layers": 2,
@@ -61,3 +69,11 @@ def save_flux(name: str, folder: Path) -> Path:
     parts["scheduler"] = diffusers.FlowMatchEulerDiscreteScheduler(**scheduler)
     getattr(diffusers, kind)(**parts).save_pretrained(folder)
     return folder
+
+
+def latents_of(tokens: "torch.Tensor", height: int, width: int) -> NDArray[np.float32]:
+    """Return diffusers' packed latents as latents, by its own function."""
+    from diffusers import FluxPipeline
+
+    found: NDArray[np.float32] = FluxPipeline._unpack_latents(tokens, height, width, 8).numpy()
+    return found
