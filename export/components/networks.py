@@ -1,6 +1,6 @@
 """Adapters from the networks to modules that take their inputs by name and return a tuple."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.networks.tiny_autoencoder import TinyAutoencoder
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
+from ldmrt.runtime.bundle.stage_of_configs import FLUX, PIXART
 
 from .controls import FEATURE, RESIDUAL
 
@@ -56,6 +57,18 @@ class _T5(nn.Module):
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor]:
         return (self.model(input_ids).last_hidden_state,)
+
+
+class _MaskedT5(_T5):
+    """Returns the last hidden state of T5's encoder, which does not see the padding, as in PixArt."""
+
+    def __init__(self, model: nn.Module, pad: int) -> None:
+        """Wrap a T5EncoderModel of transformers, with the id that fills up a prompt."""
+        super().__init__(model)
+        self.pad = pad
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor]:
+        return (self.model(input_ids, attention_mask=input_ids != self.pad).last_hidden_state,)
 
 
 class _Transformer(nn.Module):
@@ -108,6 +121,46 @@ class _Flux(nn.Module):
             context, x = block(hidden_states=x, encoder_hidden_states=context, temb=temb, image_rotary_emb=rotary)
         out = model.proj_out(model.norm_out(x, temb))
         return (model.unpack(out[:, :tokens] if images > 1 else out, hidden_states),)
+
+
+class _PixArt(nn.Module):
+    """Calls the transformer of PixArt, which is told the size of its image, and takes the noise of what it predicts.
+
+    Exporters cannot follow diffusers' `forward`, which drops an axis of tokens where there is one token; here its
+    submodules are called in its order.
+    """
+
+    def __init__(self, model: nn.Module, factor: int) -> None:
+        """Wrap a network of latents that stand for so many pixels along one side."""
+        super().__init__()
+        self.model, self.factor = model, factor
+
+    def forward(
+        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor
+    ) -> tuple[Tensor]:
+        model, batch = cast(Any, self.model), hidden_states.shape[0]
+        x, context = model.pos_embed(hidden_states), encoder_hidden_states.expand(batch, -1, -1)
+        sizes = model.sizes(hidden_states, self.factor) if model.use_additional_conditions else None
+        modulation, time = model.adaln_single(timestep.expand(batch), sizes, batch_size=batch, hidden_dtype=x.dtype)
+        if model.caption_projection is not None:
+            context = model.caption_projection(context)
+        bias = model.mask(encoder_attention_mask.expand(batch, -1), x)
+        for block in model.transformer_blocks:
+            x = block(x, encoder_hidden_states=context, encoder_attention_mask=bias, timestep=modulation)
+        x = model.proj_out(model.modulate(model.norm_out(x), time, model.scale_shift_table))
+        return (model.prediction(model.unpack(x, hidden_states)),)
+
+
+def t5(model: nn.Module, pad: int | None) -> nn.Module:
+    """Wrap T5's encoder, which is told the id that fills up a prompt where it does not see it."""
+    return _T5(model) if pad is None else _MaskedT5(model, pad)
+
+
+def transformer(model: nn.Module, kind: str, factor: int) -> nn.Module:
+    """Wrap a transformer of a class in diffusers, whose latents stand for so many pixels along one side."""
+    if kind == PIXART:
+        return _PixArt(model, factor)
+    return (_Flux if kind == FLUX else _Transformer)(model)
 
 
 class _UNet(nn.Module):

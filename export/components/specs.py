@@ -1,11 +1,16 @@
 """Shapes in symbols, such as ("batch", 4, "height/8", "width/8"), and the inputs that several components share."""
 
-from torch import nn
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from ldmrt.model.checkpoint.checkpoint import Checkpoint, class_of
 from ldmrt.model.checkpoint.folder import T5
-from ldmrt.runtime.bundle.stages import CLASSES, KEPT, POOLED, PROMPT
-from ldmrt.runtime.tensors import TensorSpec
+from ldmrt.runtime.bundle.stages import CLASSES, JOINT, KEPT, MASKED, POOLED, PROMPT, PROMPT_MASK
+from ldmrt.runtime.tensors import Specs, TensorSpec
 from ldmrt.runtime.tokenizer.tokenizer import token_count
 
 EXACT = ("timestep", "guidance", "time_ids", "conditioning_scale", KEPT)  # inputs that stay float32 in every precision
@@ -55,3 +60,31 @@ def conditioning(c: Checkpoint, dtype: str) -> list[TensorSpec]:
     if unet.num_class_embeds:
         specs.append(TensorSpec(CLASSES, "int64", ("batch",)))
     return specs
+
+
+def transformer_conditioning(c: Checkpoint, dtype: str) -> list[TensorSpec]:
+    """Return the inputs of transformers for the conditioning, in the order of the stage: embeddings, and numbers."""
+    config: Any = c.denoiser.config
+    prompt = c.stage.prompt
+    assert prompt is not None
+    tokens = int(prompt.setting("tokens")) + (tokens_of(c, "text_encoder") if prompt.kind == JOINT else 0)
+    if prompt.kind == MASKED:
+        width = config.caption_channels or config.cross_attention_dim
+        return [TensorSpec(PROMPT, dtype, ("batch", tokens, width)), TensorSpec(PROMPT_MASK, dtype, ("batch", tokens))]
+    numbers = [TensorSpec(name, "float32", ("batch",)) for name in ("guidance", KEPT) if c.stage.source(name)]
+    return [
+        TensorSpec(PROMPT, dtype, ("batch", tokens, config.joint_attention_dim)),
+        TensorSpec("pooled_projections", dtype, ("batch", config.pooled_projection_dim)),
+        *numbers,
+    ]
+
+
+def lengths(shape: tuple[int, ...]) -> list[int]:
+    """Return how many of (texts, tokens) are read of each text: of each another number, and never all of them."""
+    texts, tokens = shape
+    return [max(1, tokens * (text + 1) // (texts + 1)) for text in range(texts)]
+
+
+def tensors(inputs: Specs, arrays: Mapping[str, NDArray]) -> dict[str, Tensor]:
+    """Convert arrays to tensors of the dtypes that the inputs declare."""
+    return {spec.name: torch.from_numpy(arrays[spec.name]).to(getattr(torch, spec.dtype)) for spec in inputs}

@@ -32,8 +32,7 @@ from ldmrt.runtime.bundle.graphs import (
     UNET,
     step_specs,
 )
-from ldmrt.runtime.bundle.stage_of_configs import FLUX
-from ldmrt.runtime.bundle.stages import CLASSES, JOINT, KEPT, KL, LONG, PROMPT
+from ldmrt.runtime.bundle.stages import CLASSES, KEPT, KL, LONG, MASKED, PROMPT_MASK
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.pipeline.conditioning.prompts import gives_pooled
@@ -41,9 +40,9 @@ from ldmrt.runtime.tensors import Specs, TensorSpec, shape_of, split_symbol
 
 from .autoencoder_parts import tile_specs
 from .controls import CONTROLS, check_fit, steering
-from .networks import _T5, _Decoder, _Encoder, _Flux, _LDMBert, _TextEncoder, _Transformer, _UNet, _VQDecoder
+from .networks import _Decoder, _Encoder, _LDMBert, _TextEncoder, _UNet, _VQDecoder, t5, transformer
 from .skipped_layers import SkippingTransformer
-from .specs import conditioning, dtype_of, image, latent, tokens_of
+from .specs import conditioning, dtype_of, image, latent, lengths, tokens_of, transformer_conditioning
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -63,6 +62,7 @@ class Component:
     config: JsonObject = field(repr=False)  # its config.json in the bundle
     patch: int = 1  # pixels, or latents, along one side that the network reads as one
     vocabulary: tuple[int, int] = (0, 0)  # of input_ids: entries, and the id that ends a text
+    pad: int | None = None  # of input_ids: the id behind the end, where it is not read
     classes: int = 0  # of class_labels
     late: LateCasts = field(default_factory=LateCasts, repr=False, compare=False)  # of the module's weights
 
@@ -173,13 +173,16 @@ def _ldm_bert(c: Checkpoint, name: str, model: LDMBert) -> Component:
 
 def _t5(c: Checkpoint, name: str, model: "PreTrainedModel") -> Component:
     config, tokens = model.config, tokens_of(c, name)
+    masked = c.stage.prompt is not None and c.stage.prompt.kind == MASKED
+    pad = int(config.pad_token_id) if masked else None
     return Component(
         name,
-        _T5(model),
+        t5(model, pad),
         (TensorSpec("input_ids", "int64", ("batch", tokens)),),
         (TensorSpec("last_hidden_state", dtype_of(model), ("batch", tokens, int(config.d_model))),),
         {**config.to_dict(), "architectures": [class_of(model)]},
         vocabulary=(int(config.vocab_size), int(config.eos_token_id)),
+        pad=pad,
     )
 
 
@@ -210,21 +213,15 @@ def _unet(c: Checkpoint) -> Iterator[Component]:
 def _transformer(c: Checkpoint) -> Iterator[Component]:
     if isinstance(c.denoiser, (UNet, PlainUNet)):
         return
-    config, dtype, prompt = c.denoiser.config, dtype_of(c.denoiser), c.stage.prompt
-    assert prompt is not None
-    tokens = int(prompt.setting("tokens")) + (tokens_of(c, "text_encoder") if prompt.kind == JOINT else 0)
-    numbers = [TensorSpec(name, "float32", ("batch",)) for name in ("guidance", KEPT) if c.stage.source(name)]
+    dtype, plain = dtype_of(c.denoiser), transformer(c.denoiser, class_of(c.denoiser), c.stage.space.factor)
     skips = {"skip_layers": list(c.skip_layers)} if c.skip_layers else {}
-    plain = _Flux if class_of(c.denoiser) == FLUX else _Transformer
     yield Component(
         TRANSFORMER,
-        SkippingTransformer(c.denoiser, c.skip_layers) if skips else plain(c.denoiser),
+        SkippingTransformer(c.denoiser, c.skip_layers) if skips else plain,
         (
             latent(c, "hidden_states", c.stage.input_channels, dtype),
             TensorSpec("timestep", "float32", ("timesteps",)),
-            TensorSpec(PROMPT, dtype, ("batch", tokens, config.joint_attention_dim)),
-            TensorSpec("pooled_projections", dtype, ("batch", config.pooled_projection_dim)),
-            *numbers,
+            *transformer_conditioning(c, dtype),
         ),
         (latent(c, "out_hidden_states", c.stage.space.channels, dtype),),
         config_of(c.denoiser) | skips,
@@ -302,6 +299,12 @@ def example(component: Component, sizes: Mapping[str, int], seed: int = 0) -> di
             entries, end = component.vocabulary
             arrays[spec.name] = rng.integers(0, entries, shape)
             arrays[spec.name][:, -1] = end
+            if component.pad is not None:
+                for ids, length in zip(arrays[spec.name], lengths(shape), strict=True):
+                    ids[length - 1], ids[length:] = end, component.pad
+        elif spec.name == PROMPT_MASK:
+            tokens = np.arange(shape[1]) < np.array(lengths(shape))[:, None]
+            arrays[spec.name] = tokens.astype(spec.dtype)
         elif spec.name == "timestep":
             arrays[spec.name] = np.linspace(0.37, 998.63, shape[0], dtype=np.float32)  # no half holds them
         elif spec.name == "guidance":
@@ -313,8 +316,3 @@ def example(component: Component, sizes: Mapping[str, int], seed: int = 0) -> di
         else:
             arrays[spec.name] = rng.standard_normal(shape, dtype=np.float32).astype(spec.dtype)
     return arrays
-
-
-def tensors(component: Component, arrays: Mapping[str, NDArray]) -> dict[str, Tensor]:
-    """Convert arrays to tensors of the dtypes that the inputs declare."""
-    return {spec.name: torch.from_numpy(arrays[spec.name]).to(getattr(torch, spec.dtype)) for spec in component.inputs}

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ldmrt.export.components.table import Component, example, tensors
+from ldmrt.export.components.specs import tensors
+from ldmrt.export.components.table import Component, example
 from ldmrt.export.dims import DIMS
 from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.tensors import TensorSpec, split_symbol
@@ -65,7 +66,7 @@ def to_onnx(component: Component, folder: Path, *, rewritten: bool = True) -> Pa
     inputs, outputs, unit = component.inputs, component.outputs, component.unit
     # Odd, unequal sides: the tracer cannot take a size for a constant. One timestep: the graph expands it to the batch.
     sizes = {"batch": 2, "height": 9 * unit, "width": 13 * unit, "timesteps": 1}
-    feeds = tensors(component, example(component, sizes))
+    feeds = tensors(inputs, example(component, sizes))
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             _Positional(component.module, list(feeds)),

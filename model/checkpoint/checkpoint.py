@@ -14,6 +14,7 @@ from ldmrt.model.config import LARGEST, RawConfig, to_config
 from ldmrt.model.families.table import stage_of
 from ldmrt.model.library import t5
 from ldmrt.model.library.flux import FluxConfig, flux
+from ldmrt.model.library.pixart import PixArtConfig, pixart
 from ldmrt.model.library.stable_diffusion_3 import SD3Config, stable_diffusion_3
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.controls.controlnet import ControlNet
@@ -26,7 +27,7 @@ from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.weights.late_casts import LateCasts
 from ldmrt.model.weights.weight_files import STEMS
 from ldmrt.model.weights.weights import write
-from ldmrt.runtime.bundle.stage_of_configs import FLUX, SD3
+from ldmrt.runtime.bundle.stage_of_configs import FLUX, PIXART, SD3
 from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.files.reading import JsonObject
@@ -39,11 +40,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ldmrt.model.library.flux import Flux
+    from ldmrt.model.library.pixart import PixArt
     from ldmrt.model.library.stable_diffusion_3 import StableDiffusion3
 
 Control = ControlNet | Adapter
 Codec = Autoencoder | VQAutoencoder | TinyAutoencoder
-Denoiser: TypeAlias = "UNet | PlainUNet | StableDiffusion3 | Flux"
+Denoiser: TypeAlias = "UNet | PlainUNet | StableDiffusion3 | Flux | PixArt"
 V = TypeVar("V", bound=Codec)
 TextEncoder: TypeAlias = "PreTrainedModel | LDMBert"
 WEIGHTS, TEXT_WEIGHTS = f"{STEMS[0]}.safetensors", f"{STEMS[1]}.safetensors"
@@ -71,9 +73,11 @@ NETWORKS: dict[str, type[UNet | PlainUNet | Codec | Control | LDMBert]] = {
     "LDMBertModel": LDMBert,
 }
 # The transformers that diffusers defines: how one is built, and how its config is read.
-LIBRARY: dict[str, tuple[Callable[[RawConfig], nn.Module], Callable[[RawConfig], SD3Config | FluxConfig]]] = {
+LibraryConfig = SD3Config | FluxConfig | PixArtConfig
+LIBRARY: dict[str, tuple[Callable[[RawConfig], nn.Module], Callable[[RawConfig], LibraryConfig]]] = {
     SD3: (stable_diffusion_3, SD3Config.read),
     FLUX: (flux, FluxConfig.read),
+    PIXART: (pixart, PixArtConfig.read),
 }
 
 

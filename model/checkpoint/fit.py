@@ -6,14 +6,15 @@ from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.networks.tiny_autoencoder import TinyAutoencoder
 from ldmrt.model.networks.unet import UNet
 from ldmrt.runtime.bundle.graphs import DECODER_PREVIEW, TRANSFORMER
+from ldmrt.runtime.bundle.stages import MASKED
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.samplers.registry import plan_from_config
 from ldmrt.runtime.samplers.schedule import signal_and_noise
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer, token_count
 from ldmrt.runtime.tokenizer.vocabulary import is_unigram
 
-from .checkpoint import Checkpoint
-from .folder import INDEX
+from .checkpoint import Checkpoint, class_of
+from .folder import INDEX, T5, TEXT
 from .transformer_fit import check_transformer, latent_channels
 
 COLOURS = 3  # of an RGB image
@@ -143,6 +144,8 @@ def _check_context(checkpoint: Checkpoint) -> None:
         if encoders:
             raise LdmrtError("unet", "UNet2DModel reads no text", expected="no text encoder", found=files)
         return
+    if t5 := next((name for name, encoder in encoders.items() if class_of(encoder) == T5), None):
+        raise LdmrtError(t5, "a U-Net reads no T5", expected=" or ".join(TEXT), found=T5)
     width = sum(encoder.config.hidden_size for encoder in encoders.values())
     if width != checkpoint.unet.config.cross_attention_dim:
         problem = f"cross_attention_dim of unet/config.json is not hidden_size of {files}"
@@ -174,6 +177,10 @@ def _check_tokenizers(checkpoint: Checkpoint) -> None:
             expected = f"at most {text.vocab_size} entries and {positions} tokens"
             sizes = f"{tokens.size} and {tokens.length}"
             raise LdmrtError(part, "does not fit the text encoder", expected=expected, found=sizes)
+        prompt = checkpoint.stage.prompt
+        if prompt is not None and prompt.kind == MASKED and tokens.pad != text.pad_token_id:
+            problem = "pads with another id than the text encoder"
+            raise LdmrtError(part, problem, expected=text.pad_token_id, found=tokens.pad)
     lengths = {part: token_count(files) for part, files in checkpoint.tokenizers.items() if not is_unigram(files)}
     if len(set(lengths.values())) > 1:  # whose contexts lie side by side
         each = ", ".join(f"{length} of {part}" for part, length in lengths.items())

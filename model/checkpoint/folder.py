@@ -7,7 +7,7 @@ from pathlib import Path
 from ldmrt.model.library.t5 import T5
 from ldmrt.model.weights.weight_files import choose, names_in, variants
 from ldmrt.model.weights.weights import Tensors, bare, open_weights
-from ldmrt.runtime.bundle.stage_of_configs import TRANSFORMERS
+from ldmrt.runtime.bundle.stage_of_configs import PIXART, TRANSFORMERS
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject, read_bytes, read_json
 from ldmrt.runtime.nearest import suggestion
@@ -21,17 +21,18 @@ TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast", "BertTokenizer", "BertTokeniz
 # The parts of a folder that are read, and the classes that each may be of.
 PARTS: dict[str, tuple[str, ...]] = {
     "unet": ("UNet2DConditionModel", "UNet2DModel"),
-    "transformer": TRANSFORMERS,
+    "transformer": (*TRANSFORMERS, "Transformer2DModel"),
     "vae": ("AutoencoderKL", "VQModel", "AutoencoderTiny"),
-    "text_encoder": (*TEXT, "LDMBertModel"),
+    "text_encoder": (*TEXT, "LDMBertModel", T5),
     "text_encoder_2": (*TEXT, T5),
     "text_encoder_3": (T5,),
-    "tokenizer": TOKENIZER,
+    "tokenizer": (*TOKENIZER, *T5_TOKENIZER),
     "tokenizer_2": (*TOKENIZER, *T5_TOKENIZER),
     "tokenizer_3": T5_TOKENIZER,
     "controlnet": ("ControlNetModel",),
     "adapter": ("T2IAdapter",),
 }
+OLDER = {"Transformer2DModel": PIXART}  # a class that diffusers had for several, by the one that is read
 ALIASES = {"vqvae": "vae", "bert": "text_encoder"}  # parts under the names that older pipelines have for them
 CONFIGS = {"unet": "config.json", SCHEDULER: "scheduler_config.json"}  # of parts that may have no folder of their own
 T5_PARTS = ("text_encoder_3", "tokenizer_3")  # which may be left out
@@ -159,7 +160,7 @@ def split_index(content: JsonObject, left_out: Collection[str] = ()) -> tuple[Js
             expected = " or ".join(PARTS[name])
             raise LdmrtError(name, f"unsupported {value[1]} in {INDEX}", expected=expected)
         else:
-            parts[name] = value[1].removesuffix("Fast")
+            parts[name] = OLDER.get(value[1], value[1]).removesuffix("Fast")
     index.pop("_name_or_path", None)  # a folder on the machine that made it
     if "safety_checker" in index:
         index["requires_safety_checker"] = False

@@ -18,7 +18,7 @@ from ldmrt.runtime.files.reading import JsonObject, read_json
 from . import families
 from .families import CLIP, OPEN_CLIP, Family, Text
 from .file_notes import without_leftovers
-from .folder import PARTS, T5, T5_PARTS, TEXT, Source, part_of_folder
+from .folder import OLDER, PARTS, T5, T5_PARTS, TEXT, Source, part_of_folder
 from .original_names import VAE, clip_place, controlnet_place, ldm_modules, open_clip_place, vae_place
 from .single_file import unused
 from .transformers.configs import FLUX_PIPELINES, flux_pipeline
@@ -80,7 +80,7 @@ def _class_of(part: str, config: JsonObject, kind: str) -> str:
     named = str(config.get("_class_name") or kind)
     if named not in PARTS[part]:
         raise LdmrtError(part, f"unsupported {named} in config.json", expected=" or ".join(PARTS[part]))
-    return named
+    return OLDER.get(named, named)
 
 
 def _transformer(path: Path, own: JsonObject | None, kind: str) -> tuple[str, JsonObject, Tensors]:

@@ -1,6 +1,6 @@
-"""Refuse the parts of a Stable Diffusion 3 or a FLUX.1 that do not fit together, before their weights are read."""
+"""Refuse the parts of a model with a transformer that do not fit together, before their weights are read."""
 
-from ldmrt.runtime.bundle.stage_of_configs import FLUX, PACKED
+from ldmrt.runtime.bundle.stage_of_configs import FLUX, PACKED, PIXART
 from ldmrt.runtime.bundle.stages import CONTEXT
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject
@@ -24,6 +24,9 @@ def check_transformer(checkpoint: Checkpoint) -> None:
     if config["in_channels"] != packed * inputs:
         problem = "in_channels of transformer/config.json is not latent_channels of vae/config.json"
         raise LdmrtError("transformer", problem, expected=packed * inputs, found=config["in_channels"])
+    if class_of(checkpoint.denoiser) == PIXART:
+        _check_pixart(checkpoint, config)
+        return
     own = config["in_channels"] if config["out_channels"] is None else config["out_channels"]
     if own != (channels := packed * stage.space.channels):
         problem = "out_channels of transformer/config.json is not latent_channels of vae/config.json"
@@ -76,3 +79,23 @@ def _check_flux(checkpoint: Checkpoint, config: JsonObject) -> None:
     if (width := int(encoders["text_encoder"].config.hidden_size)) != config["pooled_projection_dim"]:
         problem = "pooled_projection_dim of transformer/config.json is not hidden_size of the CLIP encoder"
         raise LdmrtError("transformer", problem, expected=width, found=config["pooled_projection_dim"])
+
+
+def _check_pixart(checkpoint: Checkpoint, config: JsonObject) -> None:
+    """Refuse other text encoders than T5, channels that are no prediction, and a variance that its pipelines ignore."""
+    encoders, channels = checkpoint.text_encoders, checkpoint.stage.space.channels
+    kinds = {name: class_of(encoder) for name, encoder in encoders.items()}
+    if kinds != {CLIP[0]: T5}:
+        found = ", ".join(f"{name} of {kind}" for name, kind in kinds.items()) or "none"
+        raise LdmrtError(CLIP[0], "PixArt has T5 alone", expected=f"{CLIP[0]} of {T5}", found=found)
+    own = config["in_channels"] if config["out_channels"] is None else config["out_channels"]
+    if own not in (channels, 2 * channels):
+        problem = "out_channels of transformer/config.json is not latent_channels of vae/config.json"
+        raise LdmrtError("transformer", problem, expected=f"{channels}, or {2 * channels} with a variance", found=own)
+    name = "cross_attention_dim" if config["caption_channels"] is None else "caption_channels"
+    if (wide := int(encoders[CLIP[0]].config.hidden_size)) != config[name]:
+        problem = "the prompt is not as wide as the transformer reads it"
+        raise LdmrtError("transformer", problem, expected=f"{name} {wide}, d_model of T5", found=config[name])
+    if str(kind := checkpoint.scheduler.get("variance_type")).startswith("learned"):
+        problem, hint = "PixArt's variance is not read", "--set variance_type=fixed_small"
+        raise LdmrtError("scheduler", problem, expected="a variance_type that is not learned", found=kind, hint=hint)

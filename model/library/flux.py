@@ -12,11 +12,10 @@ from ldmrt.runtime.bundle.stage_of_configs import PACKED as PATCH
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.optional import unavailable
 
-from .sinusoids import Sinusoids
+from .sinusoids import ExactAngles, Sinusoids
 
 PART = "transformer"
 THETA = 10000  # of the rotary positions
-EXACT = 12  # leading bits of a frequency, whose product with a position of up to 12 bits float32 holds exactly
 
 
 @dataclass(frozen=True)
@@ -64,31 +63,17 @@ if TYPE_CHECKING:
 
 
 class RotaryPositions(nn.Module):
-    """Computes the rotary positions of tokens as diffusers' FluxPosEmbed does in float64, with float32 alone.
-
-    TensorRT has no float64. A frequency is the sum of its leading bits, whose product with a position is exact, and of
-    the rest, whose product is below 1; cosine and sine of the sum follow from those of both.
-    """
+    """Computes the rotary positions of tokens as diffusers' FluxPosEmbed does in float64, with float32 alone."""
 
     def __init__(self, axes: tuple[int, ...]) -> None:
         """Compute the frequencies of so many features of each axis."""
         super().__init__()
-        every = [THETA ** (-np.arange(0, axis, 2, dtype=np.float64) / axis) for axis in axes]
-        mantissas = [np.frexp(frequencies) for frequencies in every]
-        self.leading = [np.ldexp(np.trunc(np.ldexp(m, EXACT)), e - EXACT).tolist() for m, e in mantissas]
-        self.rest = [(one - np.array(lead)).tolist() for one, lead in zip(every, self.leading, strict=True)]
+        self.angles = [ExactAngles(THETA ** (-np.arange(0, axis, 2, dtype=np.float64) / axis)) for axis in axes]
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return cosines, then sines, (2, tokens, head) in float32, of positions (tokens, axes) below 4096."""
-        cosines, sines = [], []
-        for axis, (leading, rest) in enumerate(zip(self.leading, self.rest, strict=True)):
-            position = ids[:, axis, None].float()
-            large, small = (
-                position * torch.tensor(part, dtype=torch.float32, device=ids.device)[None] for part in (leading, rest)
-            )
-            cosines.append(torch.cos(large) * torch.cos(small) - torch.sin(large) * torch.sin(small))
-            sines.append(torch.sin(large) * torch.cos(small) + torch.cos(large) * torch.sin(small))
-        both = torch.stack([torch.cat(cosines, dim=1), torch.cat(sines, dim=1)])
+        parts = [angles(ids[:, axis, None].float()) for axis, angles in enumerate(self.angles)]
+        both = torch.stack([torch.cat(side, dim=1) for side in zip(*parts, strict=True)])
         return both[..., None].expand(-1, -1, -1, 2).flatten(2)
 
 

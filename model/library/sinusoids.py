@@ -1,9 +1,13 @@
-"""Compute the features of timesteps of diffusers' transformers (Vaswani et al. 2017, arXiv:1706.03762, section 3.5)."""
+"""Compute the features of timesteps and of positions of diffusers' transformers (Vaswani et al. 2017, section 3.5)."""
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+EXACT = 12  # leading bits of a frequency, whose product with a position of up to 12 bits float32 holds exactly
 
 
 class Sinusoids(nn.Module):
@@ -24,3 +28,34 @@ class Sinusoids(nn.Module):
         frequencies = torch.tensor(self.frequencies, dtype=torch.float32, device=timesteps.device)
         angles = timesteps[:, None].float() * frequencies[None, :]
         return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+
+
+class ExactAngles:
+    """Computes cosines and sines of positions times frequencies as float64 does, with float32 alone.
+
+    TensorRT has no float64. A frequency is the sum of its leading bits, whose product with a position of few bits is
+    exact, and of the rest, whose product is small; cosine and sine of the sum follow from those of both.
+    """
+
+    def __init__(self, frequencies: NDArray[np.float64]) -> None:
+        """Divide frequencies of any number."""
+        mantissas, exponents = np.frexp(frequencies)
+        leading = np.ldexp(np.trunc(np.ldexp(mantissas, EXACT)), exponents - EXACT)
+        self.leading: list[float] = leading.tolist()
+        self.rest: list[float] = (frequencies - leading).tolist()
+
+    def __call__(self, position: Tensor, beyond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines, (tokens, frequencies) in float32.
+
+        Args:
+            position: (tokens, 1) in float32, of at most 12 bits.
+            beyond: (tokens, 1) in float32, a small number that is to be added to it.
+        """
+        leading, rest = (
+            torch.tensor(part, dtype=torch.float32, device=position.device)[None] for part in (self.leading, self.rest)
+        )
+        large, small = position * leading, position * rest
+        if beyond is not None:
+            small = small + beyond * (leading + rest)
+        cosines = torch.cos(large) * torch.cos(small) - torch.sin(large) * torch.sin(small)
+        return cosines, torch.sin(large) * torch.cos(small) + torch.cos(large) * torch.sin(small)

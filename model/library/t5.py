@@ -1,4 +1,4 @@
-"""Build T5's encoder, the third text encoder of Stable Diffusion 3 (Raffel et al. 2020, arXiv:1910.10683)."""
+"""Build T5's encoder, which Stable Diffusion 3, FLUX.1 and PixArt have (Raffel et al. 2020, arXiv:1910.10683)."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING

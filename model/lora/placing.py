@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ldmrt.model.checkpoint.folder import T5
 from ldmrt.model.networks.unet import UNet
-from ldmrt.runtime.bundle.stage_of_configs import FLUX, SD3
+from ldmrt.runtime.bundle.stage_of_configs import FLUX, PIXART, SD3
 from ldmrt.runtime.errors import LdmrtError
 
 from .files import refuse
@@ -18,13 +18,14 @@ from .rows import divide
 Layers = Mapping[tuple[str, str], Layer]  # by the component and the module's name with "_" for "."
 DENOISERS = ("unet", "transformer")
 UNETS = "Stable Diffusion 1.x, 2.x or XL"
-# Families by the first words of a layer's name that no other family has
+# Families by the first words of a layer's name that few others have
 FAMILIES = {
     r"(?:down|up)_blocks_\d|mid_block_|(?:input|output)_blocks_\d|middle_block_": UNETS,
     r"single_transformer_blocks_\d|(?:double|single)_blocks_\d": "FLUX.1",
+    r"transformer_blocks_\d+_attn[12]_": "PixArt",
     r"joint_blocks_\d|transformer_blocks_\d+_attn2_": "Stable Diffusion 3 or 3.5",
 }
-NETWORKS = {UNet.__name__: UNETS, FLUX: "FLUX.1", SD3: "Stable Diffusion 3 or 3.5"}
+NETWORKS = {UNet.__name__: UNETS, FLUX: "FLUX.1", SD3: "Stable Diffusion 3 or 3.5", PIXART: "PixArt"}
 
 
 def placed(name: str, layers: Layers, networks: Mapping[str, nn.Module]) -> dict[tuple[str, str], Layer]:
@@ -67,7 +68,7 @@ def placed(name: str, layers: Layers, networks: Mapping[str, nn.Module]) -> dict
                 both = f"{found[component, module].name} and {layer.name}"
                 raise LdmrtError("lora", f"{name} holds one layer twice", found=both)
             found[component, module] = part
-    hint = "a LoRA fits the family that it was trained on: 1.x, 2.x or XL, 3 or 3.5, FLUX.1"
+    hint = "a LoRA fits the family that it was trained on: 1.x, 2.x or XL, 3 or 3.5, FLUX.1, PixArt"
     refuse(name, unplaced, len(layers), "layers", f"match no module of {', '.join(networks)}", hint)
     refuse(name, unfit, len(layers), "layers", "have another shape than the weight", hint)
     refuse(name, divided, len(layers), "layers", "have norms of columns that several modules share")
@@ -75,10 +76,15 @@ def placed(name: str, layers: Layers, networks: Mapping[str, nn.Module]) -> dict
 
 
 def _check_family(name: str, layers: Layers, networks: Mapping[str, nn.Module]) -> None:
-    """Refuse a file whose layers have names that only another family has."""
+    """Refuse a file whose layers have names that together only another family has."""
     own = next((NETWORKS.get(type(networks[one]).__name__) for one in DENOISERS if one in networks), None)
-    made_for = {family for component, module in layers if component in DENOISERS
-                for pattern, family in FAMILIES.items() if re.match(pattern, module)}  # fmt: skip
+    of_each = [
+        {family for pattern, family in FAMILIES.items() if re.match(pattern, module)}
+        for component, module in layers
+        if component in DENOISERS
+    ]
+    told = [families for families in of_each if families]
+    made_for = set.intersection(*told) if told else set()
     if own is not None and made_for and own not in made_for:
         found, hint = f"one of {', '.join(sorted(made_for))}", "a LoRA that was trained on the checkpoint's family"
         raise LdmrtError(

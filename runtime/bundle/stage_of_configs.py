@@ -19,6 +19,7 @@ from .stages import (
     PIXELS,
     POOLED,
     PROMPT,
+    PROMPT_MASK,
     SAMPLE,
     TIMESTEP,
     TRUE_CFG,
@@ -31,7 +32,7 @@ from .stages import (
 )
 
 PLAIN = "UNet2DModel"  # diffusers' U-Net that reads no prompt
-SD3, FLUX = TRANSFORMERS = ("SD3Transformer2DModel", "FluxTransformer2DModel")
+SD3, FLUX, PIXART = TRANSFORMERS = ("SD3Transformer2DModel", "FluxTransformer2DModel", "PixArtTransformer2DModel")
 T5_TOKENS = {SD3: 256, FLUX: 512}  # diffusers' `max_sequence_length` by default
 SD3_GUIDANCE = 7.0  # diffusers' `guidance_scale` by default, as the numbers below
 KONTEXT = "FluxKontextPipeline"  # whose networks are dev's
@@ -47,6 +48,7 @@ FLUX_PIPELINES = {
 }
 FLUX_SIDE = 128  # latents: no config says it
 PACKED = 2  # latents along one side of FLUX.1's tokens
+PIXART_TOKENS = {"PixArtSigmaPipeline": 300, "PixArtAlphaPipeline": 120}  # `max_sequence_length` by default
 
 
 def stage_of_configs(unet: JsonObject, vae: JsonObject | None, index: JsonObject) -> Stage:
@@ -61,6 +63,8 @@ def stage_of_configs(unet: JsonObject, vae: JsonObject | None, index: JsonObject
         BundleError: A value is missing or invalid.
     """
     name = str(unet.get("_class_name"))
+    if name == PIXART:
+        return _pixart(unet, vae or {}, str(index.get("_class_name", "PixArtSigmaPipeline")))
     if "Transformer" in name and name not in TRANSFORMERS:
         problem = "unsupported class in transformer/config.json"
         raise BundleError("bundle", problem, expected=" or ".join(TRANSFORMERS), found=f"{name:.100}")
@@ -183,6 +187,27 @@ def _flux(transformer: JsonObject, vae: JsonObject, kind: str) -> Stage:
         network=TRANSFORMER,
         trailing=True,
         guidance_scale=FLUX_PIPELINES[kind] if guided else GUIDANCE_SCALE,
+    )
+
+
+def _pixart(transformer: JsonObject, vae: JsonObject, kind: str) -> Stage:
+    """Return the stage of PixArt-Alpha and PixArt-Sigma (Chen et al. 2024, arXiv:2403.04692), by their pipelines."""
+    if kind not in PIXART_TOKENS:
+        problem, expected = "unsupported pipeline in model_index.json", " or ".join(PIXART_TOKENS)
+        raise BundleError("bundle", problem, expected=expected, found=f"{kind:.100}")
+    file = "transformer/config.json"
+    space = replace(_space_of_config(vae), patch=_whole(file, "patch_size", transformer.get("patch_size"), 2))
+    side = _whole(file, "sample_size", transformer.get("sample_size"), 128) * space.factor
+    return Stage(
+        space,
+        own=(side, side),
+        reads={
+            STATES[TRANSFORMER]: (Source("state"),),
+            TIMESTEP: (Source("timestep"),),
+            PROMPT: (Source("masked_prompt", {"tokens": PIXART_TOKENS[kind]}),),
+            PROMPT_MASK: (Source("prompt_mask"),),
+        },
+        network=TRANSFORMER,
     )
 
 

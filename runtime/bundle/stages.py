@@ -15,6 +15,7 @@ from .graphs import DECODER, UNET
 Setting = bool | int | float | str
 SAMPLE, TIMESTEP = "sample", "timestep"  # inputs of every U-Net
 PROMPT, POOLED, CLASSES = "encoder_hidden_states", "text_embeds", "class_labels"
+PROMPT_MASK = "encoder_attention_mask"
 # Where an input, or some channels of it, may come from: the settings of each kind, by their types.
 KINDS: Mapping[str, Mapping[str, type]] = {
     "state": {},
@@ -26,6 +27,8 @@ KINDS: Mapping[str, Mapping[str, type]] = {
     "joint_pooled_prompt": {},  # of both CLIP encoders side by side
     "t5_prompt": {"tokens": int},  # FLUX.1: so many tokens of T5, and CLIP's pooled embedding beside them
     "clip_pooled_prompt": {},
+    "masked_prompt": {"tokens": int},  # PixArt: so many tokens of T5, of a prompt in small letters
+    "prompt_mask": {},  # 1 for each of its tokens, 0 for what fills it up
     "sizes": {"scored": bool},  # of SDXL; whether they end with an aesthetic score
     "guidance_scale": {},  # embedded, for a distilled network
     "guidance": {},  # the same as a number, which the network embeds itself
@@ -47,8 +50,8 @@ SMALL_KINDS = ("small_image", *NOISED_KINDS)  # images in colours, whose enlarge
 CONTEXT = "context_image"
 IMAGE_KINDS = ("image_latents", "control_image", CONTEXT, *SMALL_KINDS)  # the image is then no start for the latents
 MASK_KINDS, FILL_KINDS = ("mask", "masked_image"), ("masked_image", "mask_pixels")  # of U-Nets, and of FLUX.1 Fill
-JOINT, LONG = "joint_prompt", "t5_prompt"
-PROMPT_KINDS = ("prompt", JOINT, LONG)  # embeddings of a request's prompt
+JOINT, LONG, MASKED = "joint_prompt", "t5_prompt", "masked_prompt"
+PROMPT_KINDS = ("prompt", JOINT, LONG, MASKED)  # embeddings of a request's prompt
 PROMPTS = ("negative", "positive")
 TRUE_CFG = "true_cfg_scale"  # FLUX.1: of a negative prompt, beside the guidance that the network is told
 KEPT, SKIP = "kept_layers", "skip_layer_guidance_scale"  # Stable Diffusion 3.5: of a row that skips layers

@@ -51,7 +51,7 @@ _TENSORS = (
 )
 _CLASSES = {"ControlNetModel": CONTROLNET, "T2IAdapter": ADAPTER}
 _CLASSES |= dict.fromkeys(("AutoencoderKL", "AutoencoderTiny"), AUTOENCODER)
-_CLASSES |= dict.fromkeys(("SD3Transformer2DModel", "FluxTransformer2DModel"), TRANSFORMER)
+_CLASSES |= dict.fromkeys(("SD3Transformer2DModel", "FluxTransformer2DModel", "PixArtTransformer2DModel"), TRANSFORMER)
 _NEXT = {
     BUNDLE: 'ldmrt generate {path} "PROMPT", or the checkpoint that the bundle was exported from',
     CHECKPOINT: "ldmrt export {path} {out}",

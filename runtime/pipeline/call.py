@@ -151,6 +151,8 @@ class ImagePipeline(ABC):
         negative_prompt_embeds: Array | None = None,
         pooled_prompt_embeds: Array | None = None,
         negative_pooled_prompt_embeds: Array | None = None,
+        prompt_attention_mask: Array | None = None,
+        negative_prompt_attention_mask: Array | None = None,
         stages: Mapping[str, Mapping[str, object]] | None = None,
         from_stage: str | None = None,
         until_stage: str | None = None,

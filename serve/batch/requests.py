@@ -10,16 +10,15 @@ from ldmrt.runtime.errors import InvalidRequest, LdmrtError
 from ldmrt.runtime.files.reading import JsonObject, parse_json
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.pipeline.request.checks import SEEDS, invalid
-from ldmrt.runtime.pipeline.request.field_names import FIELDS, SHORT
-from ldmrt.runtime.pipeline.request.request import Request
+from ldmrt.runtime.pipeline.request.field_names import SHORT
+from ldmrt.runtime.pipeline.request.request import EMBEDDINGS, Request
 from ldmrt.runtime.pipeline.request.short_words import BY_STAGE, request_of_words
 
 from .lines import Line
 
 # Fields that no line can hold: arrays, Python's functions and generators, the form of what Python is returned, and
 # fields by stage, which stand in the words of `BY_STAGE`.
-PYTHON = {name for name in FIELDS if name.endswith("_embeds")}
-PYTHON |= {"generator", "latents", "output_type", "callback_on_step_end", "stages"}
+PYTHON = {*EMBEDDINGS, "generator", "latents", "output_type", "callback_on_step_end", "stages"}
 WORDS = {short: name for name, short in SHORT.items() if name not in PYTHON}
 IMAGES = ("image", "mask")
 ERROR = "error"  # stands in lines that have failed, and is skipped where they are read again

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
-from ldmrt.runtime.bundle.stages import JOINT, LONG, Row, Source
+from ldmrt.runtime.bundle.stages import JOINT, LONG, MASKED, Row, Source
 from ldmrt.runtime.errors import InvalidRequest, LdmrtError, NotFinite
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.tensors import Array, Engine
@@ -22,6 +22,7 @@ class Conditioning:
 
     context: Array  # (N, tokens, width), float32
     pooled: Array | None = None  # (N, projection), float32: SDXL, Stable Diffusion 3 and FLUX.1
+    mask: Array | None = None  # (N, tokens), float32, 1 for each token of the prompt: PixArt
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Side:
     skip: int  # layers
     context: Array | None
     pooled: Array | None
+    mask: Array | None = None
 
     @classmethod
     def of(cls, request: Request, row: Row, *, zeros: bool) -> "Side":
@@ -40,7 +42,8 @@ class Side:
         texts = request.texts if positive else request.negative_texts(zeros=zeros)
         skip = request.clip_skip if positive else request.negative_clip_skip
         prefix = "" if positive else "negative_"
-        arrays = (request.embeddings(f"{prefix}{name}") for name in ("prompt_embeds", "pooled_prompt_embeds"))
+        names = ("prompt_embeds", "pooled_prompt_embeds", "prompt_attention_mask")
+        arrays = (request.embeddings(f"{prefix}{name}") for name in names)
         return cls(texts, skip or 0, *arrays)
 
 
@@ -67,7 +70,7 @@ def encode_sides(
         source: Says how the network reads the prompt, see `encode`.
 
     Raises:
-        InvalidRequest: Embeddings differ in shape, or lack pooled ones.
+        InvalidRequest: Embeddings differ in shape, or lack pooled ones or a mask.
     """
     read, pools = [side for side in sides if side.context is None], gives_pooled(source)
     encoded = None
@@ -77,28 +80,34 @@ def encode_sides(
         encoded = encode({name: engines[name] for name in text_encoders(engines)}, tokenizers, texts, skips, source)
         if len(read) == len(sides):
             return encoded
-    contexts, pooled, place = list[Array](), list[Array](), 0
+    contexts, pooled, masks, place = list[Array](), list[Array](), list[Array](), 0
     for side in sides:
         if side.context is None and encoded is not None:
             mine = slice(place, place + len(side.texts))
             place = mine.stop
             contexts.append(encoded.context[mine])
             pooled += [] if encoded.pooled is None else [encoded.pooled[mine]]
+            masks += [] if encoded.mask is None else [encoded.mask[mine]]
         elif side.context is not None:
             contexts.append(side.context)
             if pools and side.pooled is None:
                 problem = "prompt embeddings without pooled ones, which this model asks for"
                 raise InvalidRequest("request", problem, expected="pooled_prompt_embeds (prompts, width)")
             pooled += [side.pooled] if pools and side.pooled is not None else []
+            if source.kind == MASKED and side.mask is None:
+                problem = "prompt embeddings without a mask, which this model asks for"
+                raise InvalidRequest("request", problem, expected="prompt_attention_mask (prompts, tokens)")
+            masks += [] if side.mask is None else [side.mask]
     if len({context.shape[1:] for context in contexts}) > 1:
         shapes = " and ".join(str(context.shape) for context in contexts)
         raise InvalidRequest("request", "negative and positive embeddings differ in shape", found=shapes)
-    return Conditioning(np.concatenate(contexts), np.concatenate(pooled) if pooled else None)
+    joined = (np.concatenate(arrays) if arrays else None for arrays in (pooled, masks))
+    return Conditioning(np.concatenate(contexts), *joined)
 
 
 def gives_pooled(source: Source) -> bool:
     """Tell whether the network reads a pooled embedding beside the prompt, as SDXL's and the transformers do."""
-    return source.kind in (JOINT, LONG) or bool(source.setting("penultimate"))
+    return source.kind in (JOINT, LONG) or bool(source.settings.get("penultimate"))
 
 
 def tokens_of(tokenizer: Tokenizer, source: Source | None) -> int | None:
@@ -117,7 +126,8 @@ def encode(
     Stable Diffusion 1 and 2 take the last hidden state; SDXL the last but one of all its encoders side by side, and the
     last encoder's pooled embedding. Stable Diffusion 3 takes those of CLIP, filled up with zeros to the width of T5's
     last hidden state, which follows them, and the pooled embeddings side by side (Esser et al. 2024, appendix B.3).
-    FLUX.1 takes T5's last hidden state, and CLIP's pooled embedding without a projection.
+    FLUX.1 takes T5's last hidden state, and CLIP's pooled embedding without a projection. PixArt takes T5's of a text
+    in small letters, as diffusers' pipelines do where bs4 or ftfy is missing, and the mask of its tokens.
 
     Args:
         encoders: The text encoders, in their order.
@@ -127,14 +137,18 @@ def encode(
         source: Says how the network reads the prompt: of one of `PROMPT_KINDS`.
     """
     layered, states, pooled = gives_pooled(source), list[tuple[bool, Array]](), list[Array]()
+    mask = None
     for i, (name, engine) in enumerate(encoders.items()):
         tokenizer = tokenizers[name.replace("text_encoder", "tokenizer")]
         own = [one[min(i, len(one) - 1)] for one in texts]
+        own = [_in_small_letters(text) for text in own] if source.kind == MASKED else own
         unique = list(dict.fromkeys(text or "" for text in own))
         clip = not tokenizer.any_length  # or BERT, whose states are read as CLIP's
-        out = engine(input_ids=tokenizer(unique, tokens_of(tokenizer, source)))
+        ids = tokenizer(unique, tokens_of(tokenizer, source))
+        out = engine(input_ids=ids)
         places = [unique.index(text or "") for text in own]
         empty = np.array([text is None for text in own])
+        mask = (ids != tokenizer.pad)[places].astype(np.float32) if source.kind == MASKED else None
         pool = POOLED[source.kind == LONG]
         if layered and pool in out:
             projected = out[pool][places].astype(np.float32, copy=False)
@@ -146,17 +160,21 @@ def encode(
         rows = [layers[skip][place] for skip, place in zip(taken, places, strict=True)]
         state = np.stack(rows).astype(np.float32, copy=False)
         states.append((clip, np.where(empty[:, None, None], np.float32(0), state) if empty.any() else state))
-    context = np.concatenate([state for clip, state in states if clip or source.kind == LONG], axis=-1)
+    context = np.concatenate([state for clip, state in states if clip or source.kind in (LONG, MASKED)], axis=-1)
     if source.kind == JOINT:
         context = _joint(context, [state for clip, state in states if not clip], source)
     if not np.isfinite(context).all():
         raise NotFinite("text_encoder", "the context is not finite", hint="check the checkpoint's weights")
     if not layered:
-        return Conditioning(context)
+        return Conditioning(context, mask=mask)
     if not pooled:
         problem = "no encoder gives text_embeds, which this network asks for"
         raise LdmrtError("text_encoder", problem, hint="export again")
     return Conditioning(context, np.concatenate(pooled, axis=-1) if source.kind == JOINT else pooled[-1])
+
+
+def _in_small_letters(text: str | None) -> str:
+    return (text or "").lower().strip()
 
 
 def _joint(clip: Array, t5: Sequence[Array], source: Source) -> Array:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from ldmrt.runtime.bundle.stages import JOINT, LONG, TRUE_CFG, Source, Stage
+from ldmrt.runtime.bundle.stages import JOINT, LONG, MASKED, TRUE_CFG, Source, Stage
 from ldmrt.runtime.errors import InvalidRequest, LdmrtError
 from ldmrt.runtime.pipeline.request.combinations import no_prompt
 from ldmrt.runtime.pipeline.request.request import EMBEDDINGS, TEXTS, Request
@@ -60,6 +60,12 @@ def _pooled_prompt(context: Context, source: Source, name: str) -> Array:
     return pooled
 
 
+def _prompt_mask(context: Context, source: Source, name: str) -> Array:
+    mask = context.prompts.mask
+    assert mask is not None  # as embeddings without one are refused
+    return mask
+
+
 def _sizes(context: Context, source: Source, name: str) -> Array:
     scored, width = bool(source.setting("scored")), context.width(name)
     negative, positive = time_ids(
@@ -103,6 +109,8 @@ SOURCES: Mapping[str, Callable[[Context, Source, str], Array]] = {
     "joint_pooled_prompt": _pooled_prompt,
     "t5_prompt": _prompt,
     "clip_pooled_prompt": _pooled_prompt,
+    "masked_prompt": _prompt,
+    "prompt_mask": _prompt_mask,
     "sizes": _sizes,
     "guidance_scale": _guidance_scale,
     "guidance": _guidance,
@@ -129,7 +137,7 @@ def check_sources(request: Request, stage: Stage) -> None:
         for name in ("prompt_3", "negative_prompt_3"):
             if getattr(request, name) is not None:
                 raise InvalidRequest("request", f"this model takes no {name}", expected=f"a request without {name}")
-    if stage.prompt is not None and stage.prompt.kind == LONG and request.clip_skip:
+    if stage.prompt is not None and stage.prompt.kind in (LONG, MASKED) and request.clip_skip:
         raise InvalidRequest("request", "this model takes no clip_skip", expected="a request without clip_skip")
     taken = {*stage.guide.scales, *(source.kind for sources in stage.reads.values() for source in sources)}
     if request.true_cfg_scale != 1 and TRUE_CFG not in stage.guide.scales:
@@ -138,7 +146,9 @@ def check_sources(request: Request, stage: Stage) -> None:
         raise InvalidRequest("request", problem, expected=expected, hint=hint)
     if request.skip_guidance_layers is not None:
         _check_skipped({*request.skip_guidance_layers}, stage)
-    for name, kind in {"class_labels": "class", "noise_level": "noise_level", "image_guidance_scale": ""}.items():
+    masks = dict.fromkeys(EMBEDDINGS[4:], "prompt_mask")
+    kinds = {"class_labels": "class", "noise_level": "noise_level", "image_guidance_scale": "", **masks}
+    for name, kind in kinds.items():
         if getattr(request, name) is not None and not {name, kind} & taken:
             raise InvalidRequest("request", f"this model takes no {name}", expected=f"a request without {name}")
 

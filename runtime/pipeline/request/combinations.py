@@ -50,18 +50,24 @@ def _check_crop(request: Fields) -> None:
 def check_embeddings(request: Fields) -> None:
     """Refuse embeddings beside the texts that they stand for, and those that lack or contradict another."""
     for side in ("", "negative_"):
-        embeddings, pooled = f"{side}prompt_embeds", f"{side}pooled_prompt_embeds"
+        embeddings = f"{side}prompt_embeds"
+        others = (f"{side}pooled_prompt_embeds", f"{side}prompt_attention_mask")
         if getattr(request, embeddings) is None:
-            if getattr(request, pooled) is not None:
-                raise needs(pooled, embeddings)
+            for name in others:
+                if getattr(request, name) is not None:
+                    raise needs(name, embeddings)
             continue
         for text in (f"{side}prompt", f"{side}prompt_2", f"{side}prompt_3"):
             if getattr(request, text) is not None:
                 raise exclusive(text, embeddings)
-        for name in (embeddings, pooled):
+        for name in (embeddings, *others):
             array = getattr(request, name)
             if array is not None and len(array) != request.prompt_count:
                 raise wrong_number(name, request.prompt_count, len(array))
+        mask, tokens = getattr(request, others[1]), getattr(request, embeddings).shape[1]
+        if mask is not None and mask.shape[1] != tokens:
+            expected = f"one number for each of {tokens} tokens"
+            raise InvalidRequest("request", f"wrong shape of {others[1]}", expected=expected, found=mask.shape)
     positive, negative = request.prompt_embeds, request.negative_prompt_embeds
     if positive is not None and negative is not None and positive.shape != negative.shape:
         problem, expected = "wrong shape of negative_prompt_embeds", f"that of prompt_embeds, {positive.shape}"

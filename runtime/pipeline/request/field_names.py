@@ -120,6 +120,8 @@ FIELDS: Mapping[str, Field] = {
     "negative_prompt_embeds": Field(Optional(Floats("(prompts, tokens, width)"))),
     "pooled_prompt_embeds": Field(Optional(Floats("(prompts, width)"))),
     "negative_pooled_prompt_embeds": Field(Optional(Floats("(prompts, width)"))),
+    "prompt_attention_mask": Field(Optional(Floats("(prompts, tokens)"))),
+    "negative_prompt_attention_mask": Field(Optional(Floats("(prompts, tokens)"))),
     "stages": Field(_by_stage),
     "from_stage": Field(Optional(name_of), "from"),
     "until_stage": Field(Optional(name_of), "until"),

@@ -71,6 +71,8 @@ class Fields:
     negative_prompt_embeds: Array | None = field(default=None, repr=False, compare=False)
     pooled_prompt_embeds: Array | None = field(default=None, repr=False, compare=False)
     negative_pooled_prompt_embeds: Array | None = field(default=None, repr=False, compare=False)
+    prompt_attention_mask: Array | None = field(default=None, repr=False, compare=False)
+    negative_prompt_attention_mask: Array | None = field(default=None, repr=False, compare=False)
     stages: Mapping[str, Mapping[str, object]] = field(default_factory=dict, compare=False)
     from_stage: str | None = None
     until_stage: str | None = None

@@ -16,7 +16,10 @@ from .fields import Fields
 from .generators import seeds_from
 
 TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "prompt_3", "negative_prompt_3")
-EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+EMBEDDINGS = (
+    "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds",
+    "prompt_attention_mask", "negative_prompt_attention_mask",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class Request(Fields):
         negative_prompt_embeds: (prompts, tokens, width) in place of `negative_prompt`.
         pooled_prompt_embeds: SDXL, Stable Diffusion 3 and FLUX.1: (prompts, width), which belongs to `prompt_embeds`.
         negative_pooled_prompt_embeds: The same: (prompts, width), which belongs to `negative_prompt_embeds`.
+        prompt_attention_mask: PixArt: (prompts, tokens), 1 for each token of `prompt_embeds` that is seen, and else 0.
+        negative_prompt_attention_mask: The same of `negative_prompt_embeds`.
         stages: Fields with other values in one stage of a cascade: {"upscale": {"num_inference_steps": 20}}.
         from_stage: The stage of a cascade that the request begins at, with `image`; the first by default.
         until_stage: The stage that it ends at; the last by default.
@@ -152,7 +157,7 @@ class Request(Fields):
         return [(text, *(other or text for other in more)) for text, *more in zip(first, *others, strict=True)]
 
     def embeddings(self, name: str) -> Array | None:
-        """Return one of the fields of embeddings for each image, (N, tokens, width) or (N, width), or None."""
+        """Return one of `EMBEDDINGS` for each image, (N, tokens, width), (N, width) or (N, tokens), or None."""
         array: Array | None = getattr(self, name)
         return None if array is None else array.repeat(self.num_images_per_prompt, axis=0)
 

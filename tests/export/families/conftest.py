@@ -10,6 +10,7 @@ from ldmrt.model import load
 from ...conftest import made_once
 from ...support.families.compared import Saved
 from ...support.families.flux import save_flux
+from ...support.families.pixart import save_pixart
 from ...support.families.stable_diffusion_3 import EXPORTED, save_sd3
 
 
@@ -41,6 +42,18 @@ def flux(flux_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Sav
 def flux_bundle(flux_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its bundle in float32, without a certificate."""
     return made_once(tmp_path_factory, "flux/bundle", lambda folder: export(flux_checkpoint, folder))
+
+
+@pytest.fixture(scope="session")
+def pixart_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a PixArt-Sigma, as diffusers saves it."""
+    return made_once(tmp_path_factory, "pixart/checkpoint", lambda folder: save_pixart("sigma", folder))
+
+
+@pytest.fixture(scope="session")
+def pixart_bundle(pixart_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle in float32, without a certificate."""
+    return made_once(tmp_path_factory, "pixart/bundle", lambda folder: export(pixart_checkpoint, folder))
 
 
 def export(checkpoint: Path, folder: Path) -> None:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from diffusers import FluxPipeline
+from diffusers import FluxPipeline, PixArtSigmaPipeline
 from numpy.typing import NDArray
+from peft import LoraConfig, get_peft_model
 
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
@@ -94,3 +95,41 @@ def test_another_familys_is_refused_before_a_file_is_written(sd3_checkpoint: Pat
     problem = "is for another family of models; expected a LoRA of Stable Diffusion 3 or 3.5; found one of FLUX.1"
     assert problem in str(result.exception)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def pefts(pixart_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NDArray[np.float32]]:
+    """The folder of a LoRA as PixArt's training scripts save it by PEFT, and the latents with it merged."""
+    theirs = PixArtSigmaPipeline.from_pretrained(pixart_checkpoint)
+    theirs.set_progress_bar_config(disable=True)
+    torch.manual_seed(8)
+    targets = ["to_q", "to_v", "to_out.0", "ff.net.0.proj", "linear_1", "proj"]
+    wrapped = get_peft_model(theirs.transformer, LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
+    folder = tmp_path_factory.mktemp("peft")
+    wrapped.save_pretrained(folder)
+    theirs.transformer = wrapped.merge_and_unload()
+    factor = theirs.vae_scale_factor
+    x = torch.from_numpy(noise([SEED], FIRST, (4, SIDE // factor, SIDE // factor)))
+    latents = theirs("two pears", latents=x, output_type="latent", use_resolution_binning=False, **ASKED)
+    return folder, latents.images.numpy()
+
+
+def test_pixarts_is_merged(pixart_checkpoint: Path, pefts: tuple[Path, NDArray[np.float32]]) -> None:
+    folder, expected = pefts
+    options = base_of(str(pixart_checkpoint), {**dict.fromkeys(NAMES), "loras": ((folder, 1.0),), "embeddings": (),
+                                               "text_encoders": {}})  # fmt: skip
+    loaded, _ = options.load({"": torch.float32})
+    plain = drawn(torch_pipeline(load(pixart_checkpoint)))
+    close(drawn(torch_pipeline(loaded)), expected)
+    assert np.abs(plain - expected).max() > 0.01 * np.abs(expected).max()
+
+
+def test_a_lora_of_another_transformer_is_refused(
+    pixart_checkpoint: Path, sd3_checkpoint: Path, lora: Path, pefts: tuple[Path, NDArray[np.float32]], tmp_path: Path
+) -> None:
+    for checkpoint, file, found in (
+        (pixart_checkpoint, lora, "a LoRA of PixArt; found one of FLUX.1"),
+        (sd3_checkpoint, pefts[0], "a LoRA of Stable Diffusion 3 or 3.5; found one of PixArt"),
+    ):
+        result = CliRunner().invoke(cli, ["export", str(checkpoint), str(tmp_path / "bundle"), "--lora", str(file)])
+        assert f"is for another family of models; expected {found}" in str(result.exception)

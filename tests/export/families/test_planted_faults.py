@@ -1,4 +1,4 @@
-"""Faults planted in the networks of a Stable Diffusion 3 and a FLUX.1 are laid at their modules."""
+"""Faults planted in the networks of a Stable Diffusion 3, a FLUX.1 and a PixArt are laid at their modules."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +14,12 @@ from ldmrt.model import load
 
 from ...support.damage.graph_faults import Fault, attribute, initializer, node, passed, planted, swapped
 
-pytestmark = pytest.mark.slow(minutes=1.5)
+pytestmark = pytest.mark.slow(minutes=2)
 BLOCK, T5 = "transformer_blocks.1", "encoder.block.1.layer.0"
 SINGLE = "single_transformer_blocks.1"
 SIZES = {"sd3": {"batch": 2, "height": 16, "width": 24, "timesteps": 2},
-         "flux": {"batch": 2, "height": 64, "width": 96, "timesteps": 2}}  # fmt: skip
+         "flux": {"batch": 2, "height": 64, "width": 96, "timesteps": 2},
+         "pixart": {"batch": 2, "height": 40, "width": 72, "timesteps": 2}}  # fmt: skip
 
 
 def exchanged(name: str, one: int, other: int, side: str = "output") -> Fault:
@@ -40,6 +41,22 @@ def changed(name: str, change: Callable[[Any], Any]) -> Fault:
         tensor.CopyFrom(numpy_helper.from_array(array, name))
 
     return plant
+
+
+def taken(name: str, start: int, end: int) -> Fault:
+    """A slice takes other channels."""
+
+    def plant(graph: Any) -> None:
+        for side, number in ((1, start), (2, end)):
+            graph.initializer.append(numpy_helper.from_array(np.array([number]), f"fault.{side}"))
+            node(graph, name).input[side] = f"fault.{side}"
+
+    return plant
+
+
+def without_mask(name: str) -> Fault:
+    """An attention sees every key."""
+    return lambda graph: node(graph, name).input.pop()
 
 
 def _axes_swapped(positions: Any) -> Any:
@@ -132,27 +149,78 @@ FLUX_FAULTS: dict[str, tuple[Fault, str]] = {
     "modulation at the end": (exchanged("norm_out/Split", 0, 1), "norm_out"),
 }
 
+ATTENDED, ADALN = f"{BLOCK}.attn2", "adaln_single.emb"
+PIXART_FAULTS: dict[str, tuple[str, Fault, str]] = {  # component, what is done, where
+    "T5 sees the padding": ("text_encoder", passed("encoder/And"), "encoder.block.0.layer.0.SelfAttention"),
+    "T5 sees the padding alone": (
+        "text_encoder",
+        exchanged("encoder.block.0.layer.0.SelfAttention/Where_1", 1, 2, "input"),
+        "encoder.block.0.layer.0.SelfAttention",
+    ),
+    "the padding is seen": ("transformer", without_mask(f"{ATTENDED}/Attention"), ATTENDED),
+    "the padding is preferred": ("transformer", exchanged("mask/Sub", 0, 1, "input"), "mask"),
+    "modulation, shift for scale": ("transformer", exchanged(f"{BLOCK}/Split", 0, 1), BLOCK),
+    "modulation, attention's for the feed-forward's": ("transformer", exchanged(f"{BLOCK}/Split", 1, 4), BLOCK),
+    "gates exchanged": ("transformer", exchanged(f"{BLOCK}/Split", 2, 5), BLOCK),
+    "modulation at the end": ("transformer", exchanged("modulate/Split", 0, 1), "modulate"),
+    "variance for noise": ("transformer", taken("prediction/Slice", 4, 8), "prediction"),
+    "axes of the positions swapped": (
+        "transformer",
+        exchanged("pos_embed.positions/Concat_4", 0, 1, "input"),
+        "pos_embed.positions",
+    ),
+    "positions that are not scaled": ("transformer", passed("pos_embed.positions/Div_2"), "pos_embed.positions"),
+    "cosines before sines": (
+        "transformer",
+        exchanged("pos_embed.positions/Concat", 0, 1, "input"),
+        "pos_embed.positions",
+    ),
+    "positions forgotten": ("transformer", passed("pos_embed/Add"), "pos_embed"),
+    "columns before rows in a patch": (
+        "transformer",
+        attribute("unpack/Transpose", "perm", [0, 5, 1, 4, 2, 3]),
+        "unpack",
+    ),
+    "sines of the time before cosines": (
+        "transformer",
+        exchanged(f"{ADALN}.time_proj/Concat", 0, 1, "input"),
+        f"{ADALN}.time_proj",
+    ),
+    "time that is not activated": ("transformer", passed("adaln_single.silu/Mul"), "adaln_single.silu"),
+    "queries for keys of the prompt": (
+        "transformer",
+        swapped(f"{ATTENDED}.to_q/MatMul", f"{ATTENDED}.to_k/MatMul"),
+        f"{ATTENDED}.to_q",
+    ),
+    "approximation of the prompt's GELU": (
+        "transformer",
+        attribute("caption_projection.act_1/Gelu", "approximate", "none"),
+        "caption_projection.act_1",
+    ),
+}
+
 
 Parts = dict[str, dict[str, Component]]
 Bundles = dict[str, Path]
 
 
 @pytest.fixture(scope="module")
-def parts(sd3_checkpoint: Path, flux_checkpoint: Path) -> Parts:
-    return {"sd3": components(load(sd3_checkpoint)), "flux": components(load(flux_checkpoint))}
+def parts(sd3_checkpoint: Path, flux_checkpoint: Path, pixart_checkpoint: Path) -> Parts:
+    places = {"sd3": sd3_checkpoint, "flux": flux_checkpoint, "pixart": pixart_checkpoint}
+    return {name: components(load(place)) for name, place in places.items()}
 
 
 @pytest.fixture(scope="module")
-def bundles(sd3_bundle: Path, flux_bundle: Path) -> Bundles:
-    return {"sd3": sd3_bundle, "flux": flux_bundle}
+def bundles(sd3_bundle: Path, flux_bundle: Path, pixart_bundle: Path) -> Bundles:
+    return {"sd3": sd3_bundle, "flux": flux_bundle, "pixart": pixart_bundle}
 
 
 CASES = [("sd3", *fault) for fault in FAULTS.values()] + [("flux", "transformer", *one) for one in FLUX_FAULTS.values()]
+CASES += [("pixart", *fault) for fault in PIXART_FAULTS.values()]
+NAMES = [*FAULTS, *(f"flux, {name}" for name in FLUX_FAULTS), *(f"pixart, {name}" for name in PIXART_FAULTS)]
 
 
-@pytest.mark.parametrize(
-    ("family", "name", "plant", "where"), CASES, ids=[*FAULTS, *(f"flux, {n}" for n in FLUX_FAULTS)]
-)
+@pytest.mark.parametrize(("family", "name", "plant", "where"), CASES, ids=NAMES)
 def test_names_the_module_of_a_planted_fault(
     family: str, name: str, plant: Fault, where: str, bundles: Bundles, tmp_path: Path, parts: Parts
 ) -> None:
@@ -163,8 +231,12 @@ def test_names_the_module_of_a_planted_fault(
 
 
 @pytest.mark.parametrize(
-    ("family", "name"), [("sd3", "transformer"), ("sd3", "text_encoder_3"), ("flux", "transformer")]
-)
+    ("family", "name"),
+    [
+        ("sd3", "transformer"), ("sd3", "text_encoder_3"), ("flux", "transformer"),
+        ("pixart", "transformer"), ("pixart", "text_encoder"),
+    ],
+)  # fmt: skip
 def test_clean_network_has_none_past_tolerance(family: str, name: str, bundles: Bundles, parts: Parts) -> None:
     part = parts[family][name]
     found = bisect(part, bundles[family] / name / "model.onnx", example(part, SIZES[family]))

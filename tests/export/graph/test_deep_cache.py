@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 import ldmrt.runtime
 from ldmrt.export import bundle_writer
 from ldmrt.export.bundle_writer import export_bundle
-from ldmrt.export.components.table import Component, components, example, tensors
+from ldmrt.export.components.specs import tensors
+from ldmrt.export.components.table import Component, components, example
 from ldmrt.export.graph.to_onnx import to_onnx
 from ldmrt.export.graph.unet_halves import check_cut, cut
 from ldmrt.model import Checkpoint, UNet, load
@@ -75,9 +76,11 @@ def against_torch(unet: UNet, part: Component, engines: Parts, limit: float) -> 
     first, second = (example(part, sizes, seed) for seed in (1, 2))
     second["timestep"] = second["timestep"][::-1].copy()
     with torch.no_grad():
-        said, deep = whole(unet, tensors(part, first))
-        expected = shallow(unet, deep, tensors(part, second))
-        assert relative(expected.numpy(), whole(unet, tensors(part, second))[0].numpy()) > 10 * limit  # it is a cut
+        said, deep = whole(unet, tensors(part.inputs, first))
+        expected = shallow(unet, deep, tensors(part.inputs, second))
+        assert (
+            relative(expected.numpy(), whole(unet, tensors(part.inputs, second))[0].numpy()) > 10 * limit
+        )  # it is a cut
     full = engines[DEEP](**first)
     plain = engines["unet"](**first)["out_sample"]
     np.testing.assert_array_equal(full["out_sample"], plain)

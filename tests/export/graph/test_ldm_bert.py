@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from transformers import BertTokenizerFast
 
 from ldmrt.export.components.fingerprint import fingerprint
-from ldmrt.export.components.table import Component, components, example, tensors
+from ldmrt.export.components.specs import tensors
+from ldmrt.export.components.table import Component, components, example
 from ldmrt.export.graph.to_onnx import to_onnx
 from ldmrt.export.parity.origin import other_graph
 from ldmrt.model import Autoencoder, UNet
@@ -92,7 +93,7 @@ def test_example_is_what_the_encoder_takes(dtype: torch.dtype) -> None:
     part = component(ours.to(dtype))
     arrays = example(part, {"batch": 2})
     assert arrays["input_ids"].max() < 50
-    (state,) = part.module(**tensors(part, arrays))
+    (state,) = part.module(**tensors(part.inputs, arrays))
     assert (state.dtype, state.shape) == (torch.float32, (2, 77, WIDTH))
 
 

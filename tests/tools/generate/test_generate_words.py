@@ -9,7 +9,11 @@ from ldmrt.tools.commands.generate import generate
 
 # Python alone: functions, generators, arrays of a text encoder, the form of what is returned, and fields by stage, of
 # which some options take a part as STAGE=VALUE.
-PYTHON = {name for name in FIELDS if name.endswith("_embeds")} | {"generator", "output_type", "callback_on_step_end"}
+PYTHON = {name for name in FIELDS if name.endswith(("_embeds", "_attention_mask"))} | {
+    "generator",
+    "output_type",
+    "callback_on_step_end",
+}
 PYTHON |= {"stages"}
 RENAMED = {"prompt": "prompts", "scheduler_settings": "settings"}  # prompts are arguments; settings are read by pairs
 OPTIONS = {parameter.name: parameter for parameter in generate.params}
