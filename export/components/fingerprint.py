@@ -4,7 +4,9 @@ import hashlib
 import json
 
 import torch
+from torch import Tensor
 
+from ldmrt.model.library.t5 import EMBEDDED, SHARED
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.tensors import Specs
 
@@ -24,6 +26,16 @@ def fingerprint(component: Component) -> dict[str, str]:
     ]
     config = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     return {"weights": weights.hexdigest(), "config": config.hexdigest()}
+
+
+def weights_of_graph(component: Component) -> dict[str, Tensor]:
+    """Return the weights that a component's graph holds, by their names in the module.
+
+    T5's embeddings are read in its encoder; where an island leaves that in float32, those of the other name are narrow.
+    """
+    state = component.module.state_dict()
+    twice = any(key.endswith(EMBEDDED) for key in state)
+    return {key: weight for key, weight in state.items() if not (twice and key.endswith(SHARED))}
 
 
 def ends_of(inputs: Specs, outputs: Specs) -> JsonObject:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ldmrt.export.components.fingerprint import fingerprint
+from ldmrt.export.components.fingerprint import fingerprint, weights_of_graph
 from ldmrt.export.components.table import Component, components
 from ldmrt.export.graph.cpu import upsample, winograd
 from ldmrt.export.graph.naming import module_path
@@ -38,7 +38,7 @@ def other_graph(component: Component, path: Path) -> Iterator[str]:
     except Exception as error:  # of protobuf, of the file's end, of the other file
         raise LdmrtError(component.name, f"cannot read {path}", found=first_line(error)) from None
     anywhere = set(digests.values())
-    for key, weight in component.module.state_dict().items():
+    for key, weight in weights_of_graph(component).items():
         name, numbers = module_path(key), component.late.read(weight)
         # NumPy has no bfloat16
         plain = numbers.view(torch.int16).numpy() if numbers.dtype == torch.bfloat16 else numbers.numpy()

@@ -48,6 +48,7 @@ FLUX_PIPELINES = {
 }
 FLUX_SIDE = 128  # latents: no config says it
 PACKED = 2  # latents along one side of FLUX.1's tokens
+PIXART_GUIDANCE = 4.5
 PIXART_TOKENS = {"PixArtSigmaPipeline": 300, "PixArtAlphaPipeline": 120}  # `max_sequence_length` by default
 
 
@@ -208,6 +209,7 @@ def _pixart(transformer: JsonObject, vae: JsonObject, kind: str) -> Stage:
             PROMPT_MASK: (Source("prompt_mask"),),
         },
         network=TRANSFORMER,
+        guidance_scale=PIXART_GUIDANCE,
     )
 
 

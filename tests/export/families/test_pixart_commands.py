@@ -4,8 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from ldmrt.export.components.table import components, example
+from ldmrt.export.graph.to_onnx import to_onnx
+from ldmrt.export.parity.origin import other_graph
+from ldmrt.export.precision.policy import choose_precisions
+from ldmrt.model import load
 from ldmrt.runtime.bundle.bundle import Bundle
 
 from ...support.families.pixart import save_pixart
@@ -41,3 +47,22 @@ def test_draws(how: tuple[str, ...], half: Path, tmp_path: Path) -> None:
     drawn, expected = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("a.png", "b.png"))
     assert drawn.shape == (40, 56, 3)
     assert np.abs(drawn - expected).max() <= 4  # levels of 255: half precision rounds elsewhere on another backend
+
+
+def test_t5_computes_in_float32_where_halves_overflow(pixart_checkpoint: Path, tmp_path: Path) -> None:
+    """As T5-XXL does: its encoder is an island, and the graph is still of its checkpoint."""
+    whole = load(pixart_checkpoint)
+    with torch.no_grad():
+        whole.text_encoders["text_encoder"].get_parameter("encoder.block.0.layer.1.DenseReluDense.wo.weight").mul_(3e4)
+    whole.save(tmp_path / "large")
+    loaded, _, islands = choose_precisions(lambda kinds: (load(tmp_path / "large", dtype=kinds), {}), {"": "fp16"})
+    (why,) = islands.pop("text_encoder").values()
+    assert not islands
+    assert "wo reaches" in why
+    part = components(loaded)["text_encoder"]
+    assert list(other_graph(part, to_onnx(part, tmp_path))) == []
+    given = example(part, {"batch": 2})
+    wide, narrow = (components(one)["text_encoder"].engine()(**given) for one in (whole, loaded))
+    wanted, found = wide["last_hidden_state"], narrow["last_hidden_state"].astype(np.float32)
+    # Of the largest value: what a half holds of the result, as the network computes in float32.
+    assert np.abs(found - wanted).max() <= 2**-10 * np.abs(wanted).max()
