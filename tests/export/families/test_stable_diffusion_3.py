@@ -10,6 +10,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from ldmrt.export.components.fingerprint import fingerprint
+from ldmrt.export.components.table import components
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.runtime import LdmrtError, Pipeline, Request
@@ -138,6 +140,13 @@ def test_only_a_stable_diffusion_3_skips_layers(checkpoint: Path) -> None:
         load(checkpoint, skip_layers=[1])
     with pytest.raises(LdmrtError, match=r"takes no skip_guidance_layers; expected a request without[^\n]*$"):
         torch_pipeline(load(checkpoint))("two pears", skip_guidance_layers=[1])
+
+
+def test_other_layers_are_another_network(places: dict[str, Path]) -> None:
+    """An export into a bundle that is there writes it again."""
+    made = [components(load(places["sd3"], skip_layers=layers))["transformer"] for layers in ([1], [2], [])]
+    assert len({fingerprint(part)["config"] for part in made}) == 3
+    assert len({fingerprint(part)["weights"] for part in made}) == 1
 
 
 def test_rows_of_guidance(places: dict[str, Path]) -> None:

@@ -1,7 +1,6 @@
 """A Stable Diffusion 3 goes the whole way on the command line: exported in half precision, certified, drawn."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,13 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import save_file
 
+from ldmrt.export.components.table import components, example
+from ldmrt.export.graph.to_onnx import to_onnx
+from ldmrt.export.parity.bisect import bisect
+from ldmrt.model import load
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.tools.cli import cli
-
-from ...support.families.compared import close
-from .test_stable_diffusion_3 import PROMPTS, SEEDS, expected
 
 pytestmark = pytest.mark.slow(minutes=1)
 
@@ -30,11 +30,12 @@ def ran(*arguments: object) -> Result:
 @pytest.fixture(scope="module")
 def half(sd3_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("half") / "bundle"
-    ran("export", sd3_checkpoint, folder, "--precision", "fp16")
+    ran("export", sd3_checkpoint, folder, "--precision", "fp16", "--skip-layers", "0,2")
     return folder
 
 
 def test_the_certificate_holds(half: Path, sd3_checkpoint: Path) -> None:
+    """The recorded image has steps with a row that skips layers; the checkpoint is loaded with those of the bundle."""
     bundle = Bundle.open(half)
     assert bundle.certificate_issues == []
     assert bundle.components == (
@@ -43,6 +44,8 @@ def test_the_certificate_holds(half: Path, sd3_checkpoint: Path) -> None:
     assert bundle.manifest["prediction_type"] == "flow_prediction"
     ran("verify", half)
     ran("verify", half, "--against", sd3_checkpoint)
+    other = ["verify", str(half), "--against", str(sd3_checkpoint), "--skip-layers", "0"]
+    assert "this network skips other layers; expected 0,2; found 0" in str(CliRunner().invoke(cli, other).exception)
 
 
 @pytest.mark.parametrize("how", [("--low-memory",), ("--backend", "openvino")])
@@ -69,47 +72,29 @@ def test_sizes_that_it_cannot_draw_are_not_built(half: Path) -> None:
 
 
 def test_is_described_and_planned(half: Path) -> None:
-    assert "the network is given state, timestep, joint prompt, joint pooled prompt" in ran("inspect", half).output
+    told = "the network is given state, timestep, joint prompt, joint pooled prompt, kept layers; guided by"
+    assert f"{told} skip_layer_guidance_scale and guidance_scale (7 by default)" in ran("inspect", half).output
     assert "transformer" in ran("plan", half, "--sizes", "16x16").output
 
 
-@pytest.fixture(scope="module")
-def skipping(sd3_checkpoint: Path, sd3_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that had no such row before; all but its transformer is kept."""
-    folder = tmp_path_factory.mktemp("skipping") / "bundle"
-    shutil.copytree(sd3_bundle, folder)
-    ran("export", sd3_checkpoint, folder, "--skip-layers", "0,2")
-    return folder
+def test_graph_that_skips_layers_module_by_module(sd3_checkpoint: Path, tmp_path: Path) -> None:
+    """Every second row of the example skips them."""
+    part = components(load(sd3_checkpoint, skip_layers=[0, 2]))["transformer"]
+    given = example(part, {"batch": 3, "height": 24, "width": 16, "timesteps": 3})
+    assert given["kept_layers"].tolist() == [1, 0, 1]
+    assert bisect(part, to_onnx(part, tmp_path), given, tolerance=2e-5).first is None
+    skipping, keeping = (part.engine()(**{**given, "kept_layers": np.full(3, kept, np.float32)})["out_hidden_states"]
+                         for kept in (0, 1))  # fmt: skip
+    assert (skipping[1] != keeping[1]).any()
 
 
-def test_a_network_that_skips_layers_is_certified(skipping: Path, sd3_checkpoint: Path) -> None:
-    """The recorded image has steps with a row that skips them; the checkpoint is loaded with the bundle's layers."""
-    bundle = Bundle.open(skipping)
-    assert bundle.certificate_issues == []
-    assert bundle.stage.skipped_layers == (0, 2)
-    ran("verify", skipping)
-    assert "transformer" in ran("verify", skipping, "--against", sd3_checkpoint, "--bisect", "transformer").output
-    result = CliRunner().invoke(cli, ["verify", str(skipping), "--against", str(sd3_checkpoint), "--skip-layers", "0"])
-    assert "this network skips other layers; expected 0,2; found 0" in str(result.exception)
-    assert "transformer" in ran("plan", skipping, "--sizes", "16x16").output
-    assert "skip_layer_guidance_scale and guidance_scale (7 by default)" in ran("inspect", skipping).output
-
-
-def test_draws_with_skipped_layers_as_diffusers(skipping: Path, sd3_checkpoint: Path) -> None:
-    asked = {"skip_guidance_layers": [0, 2], "skip_layer_guidance_stop": 0.7, "num_inference_steps": 5}
-    with open_pipeline(skipping) as pipeline:
-        ours = pipeline(PROMPTS, seed=SEEDS, height=20, width=36, guidance_scale=4.0, **asked)
-    close(ours.latents, expected(sd3_checkpoint, 20, 36, guidance_scale=4.0, **asked))
-
-
-def test_skips_layers_on_the_command_line(skipping: Path, half: Path, tmp_path: Path) -> None:
+def test_skips_layers_on_the_command_line(half: Path, tmp_path: Path) -> None:
     asked = ("two pears", "--steps", 8, "--skip-guidance-layers", "0,2", "--skip-layer-guidance-scale", 3)
-    ran("generate", skipping, *asked, "--out", tmp_path / "a.png")
-    with Image.open(tmp_path / "a.png") as image, open_pipeline(skipping) as pipeline:
+    ran("generate", half, *asked, "--out", tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image, open_pipeline(half) as pipeline:
         told = json.loads(image.info["ldmrt"])
-        again = pipeline("two pears", num_inference_steps=8, skip_guidance_layers=told["skip_guidance_layers"],
-                         skip_layer_guidance_scale=told["skip_layer_guidance_scale"])  # fmt: skip
-        assert (np.asarray(image) == again.pixels[0]).all()
-    result = CliRunner().invoke(cli, ["generate", str(half), *map(str, asked), "--out", str(tmp_path / "b.png")])
-    assert "ldmrt export CHECKPOINT BUNDLE --skip-layers 0,2" in str(result.exception)
-    assert not (tmp_path / "b.png").exists()
+        given = {name: told[name] for name in ("skip_guidance_layers", "skip_layer_guidance_scale")}
+        assert given == {"skip_guidance_layers": [0, 2], "skip_layer_guidance_scale": 3}
+        drawn = [pipeline("two pears", num_inference_steps=8, **one).pixels[0] for one in (given, {})]
+        assert (np.asarray(image) == drawn[0]).all()
+        assert (drawn[0] != drawn[1]).any()
