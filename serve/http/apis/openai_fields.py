@@ -85,10 +85,6 @@ class Edit(OpenAIFields):
     guidance_scale: float | None = None
     image_guidance_scale: float | None = None
     true_cfg_scale: float | None = None
-    skip_guidance_layers: list[int] | None = None
-    skip_layer_guidance_scale: float | None = None
-    skip_layer_guidance_start: float | None = None
-    skip_layer_guidance_stop: float | None = None
     guidance_rescale: float | None = None
     scheduler: str | None = None
     eta: float | None = None
