@@ -52,6 +52,7 @@ class SessionOptions(Protocol):
     enable_mem_pattern: bool
     enable_cpu_mem_arena: bool
     graph_optimization_level: object  # of onnxruntime.GraphOptimizationLevel
+    execution_order: object  # of onnxruntime.ExecutionOrder
     optimized_model_filepath: str
 
     def add_free_dimension_override_by_name(self, name: str, size: int) -> None:
