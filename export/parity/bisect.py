@@ -6,7 +6,7 @@ What a module takes, where it takes one tensor, is compared too: a module is bla
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from ldmrt.export.components.table import Component
 from ldmrt.export.graph.module_graph import Graph
 from ldmrt.export.graph.naming import module_path
+from ldmrt.runtime.backends.ort.engine import DTYPES
 from ldmrt.runtime.backends.ort.library import onnxruntime, session_options
 from ldmrt.runtime.bundle.graphs import path_of
 from ldmrt.runtime.errors import LdmrtError, first_line
@@ -255,7 +256,9 @@ def _onnx(
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.resolve().parent))
     try:
         session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        arrays = session.run(list(values), conform(component.name, component.inputs, feeds))
+        kinds = {one.name: DTYPES[one.type] for one in session.get_inputs()}  # the component is in float32
+        inputs = tuple(replace(spec, dtype=kinds[spec.name]) for spec in component.inputs)
+        arrays = session.run(list(values), conform(component.name, inputs, feeds))
     except Exception as error:  # onnxruntime raises its own classes, none public
         raise LdmrtError(component.name, "ONNX Runtime failed", found=first_line(error)) from None
     return dict(zip(values, arrays, strict=True))

@@ -111,14 +111,19 @@ def test_the_workflow_runs(ldmrt: Any, certified: Path, tmp_path: Path, monkeypa
     ]
 
 
-def test_bisect_names_the_module(ldmrt: Any, certified: Path, copy: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_bisect_names_the_module(precision: str, ldmrt: Any, certified: Path, half: Path, copy: Path) -> None:
+    exported = certified if precision == "fp32" else half
     state = load_file(copy / "unet" / "diffusion_pytorch_model.safetensors")
     state["mid_block.resnets.0.conv1.bias"] += 0.1
     save_file(state, copy / "unet" / "diffusion_pytorch_model.safetensors")
-    ran = ldmrt("verify", certified, "--against", copy, "--bisect", "unet")
+    ran = ldmrt("verify", exported, "--against", copy, "--bisect", "unet")
     assert ran.code == 1
     first = ran.out[ran.out.index("the first past") :].splitlines()[2]
     assert "mid_block.resnets.0.conv1" in first
+
+
+def test_bisect_is_of_a_component_of_a_checkpoint(ldmrt: Any, certified: Path, copy: Path) -> None:
     assert "no component 'vea'" in ldmrt("verify", certified, "--against", copy, "--bisect", "vea").error
     assert "--bisect needs --against" in ldmrt("verify", certified, "--bisect", "unet").error
 
