@@ -191,10 +191,13 @@ def text_encoder(config: JsonObject, kind: str = TEXT[0], part: str = "text_enco
             raise LdmrtError(part, f"config has an invalid {name}", found=repr(value))
     try:
         read = (transformers.T5Config if kind == T5 else transformers.CLIPTextConfig)(**settings)
-        return getattr(transformers, kind)(read).eval()
+        encoder: PreTrainedModel = getattr(transformers, kind)(read).eval()
     except Exception as error:  # transformers checks its configs in many ways
         found = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise LdmrtError(part, "invalid config", found=found or first_line(error)) from None
+    if kind == T5:
+        t5.leave_precision(encoder)
+    return encoder
 
 
 def with_scaling_factor(vae: V, scaling_factor: float) -> V:

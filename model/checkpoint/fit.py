@@ -6,6 +6,7 @@ from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.networks.tiny_autoencoder import TinyAutoencoder
 from ldmrt.model.networks.unet import UNet
 from ldmrt.runtime.bundle.graphs import DECODER_PREVIEW, TRANSFORMER
+from ldmrt.runtime.bundle.stage_of_configs import PIXART
 from ldmrt.runtime.bundle.stages import MASKED
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.samplers.registry import plan_from_config
@@ -64,9 +65,10 @@ def check_preview(checkpoint: Checkpoint) -> None:
 
 
 def _check_shift(part: str, tiny: TinyAutoencoder, checkpoint: Checkpoint) -> None:
-    """Refuse a tiny autoencoder with a shift beside a U-Net: diffusers' pipelines do not read it there."""
-    if tiny.config.shift_factor is not None and isinstance(checkpoint.denoiser, (UNet, PlainUNet)):
-        problem = "unsupported shift_factor of a tiny autoencoder beside a U-Net"
+    """Refuse a tiny autoencoder with a shift beside a U-Net or PixArt: diffusers' pipelines do not read it there."""
+    unet, pixart = isinstance(checkpoint.denoiser, (UNet, PlainUNet)), class_of(checkpoint.denoiser) == PIXART
+    if tiny.config.shift_factor is not None and (unet or pixart):
+        problem = f"unsupported shift_factor of a tiny autoencoder beside {'a U-Net' if unet else 'PixArt'}"
         raise LdmrtError(part, problem, expected=0, found=tiny.config.shift_factor)
 
 

@@ -43,9 +43,10 @@ def check_transformer(checkpoint: Checkpoint) -> None:
 
 def latent_channels(checkpoint: Checkpoint) -> int:
     """Return how many channels the latents have that a transformer predicts."""
-    config = config_of(checkpoint.denoiser)
-    channels = int(config["out_channels"] or config["in_channels"])
-    return channels // PACKED**2 if class_of(checkpoint.denoiser) == FLUX else channels
+    config, kind = config_of(checkpoint.denoiser), class_of(checkpoint.denoiser)
+    predicted = None if kind == PIXART else config["out_channels"]  # PixArt's are those of a variance too
+    channels = int(predicted or config["in_channels"])
+    return channels // PACKED**2 if kind == FLUX else channels
 
 
 def _check_stable_diffusion_3(checkpoint: Checkpoint, config: JsonObject) -> None:
@@ -55,7 +56,7 @@ def _check_stable_diffusion_3(checkpoint: Checkpoint, config: JsonObject) -> Non
         if name not in encoders or class_of(encoders[name]) != TEXT[1]:
             found = class_of(encoders[name]) if name in encoders else "none"
             raise LdmrtError(name, "Stable Diffusion 3 has two CLIP encoders", expected=TEXT[1], found=found)
-    if odd := [layer for layer in checkpoint.skip_layers if layer >= config["num_layers"]]:
+    if odd := [layer for layer in checkpoint.skip_layers if not 0 <= layer < config["num_layers"]]:
         expected = f"0 to {config['num_layers'] - 1}"
         raise LdmrtError("transformer", "no such layer to skip", expected=expected, found=odd[0])
     pooled = sum(int(encoders[name].config.projection_dim) for name in CLIP)

@@ -1,7 +1,10 @@
 """Build T5's encoder, which Stable Diffusion 3, FLUX.1 and PixArt have (Raffel et al. 2020, arXiv:1910.10683)."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from ldmrt.model.weights.lazy import as_it_is
 from ldmrt.model.weights.weights import Place, Tensors, plain
@@ -11,6 +14,34 @@ if TYPE_CHECKING:
 
 T5 = "T5EncoderModel"
 SHARED, EMBEDDED = "shared.weight", "encoder.embed_tokens.weight"  # one matrix under two names
+
+
+def leave_precision(encoder: nn.Module) -> None:
+    """Let T5's feed-forward blocks compute in the precision of what they are given.
+
+    transformers' own round what the last layer takes to the precision of its weight. Where weights are cast when a
+    layer runs, that is the precision in which they are stored, and not the one that is computed in.
+    """
+    classes = _feed_forward()
+    for block in encoder.modules():
+        if type(block) in classes:
+            block.__class__ = classes[type(block)]
+
+
+@cache
+def _feed_forward() -> dict[type[nn.Module], type[nn.Module]]:
+    """Return the classes of T5's feed-forward blocks without the cast, by those of transformers."""
+    from transformers.models.t5.modeling_t5 import T5DenseActDense, T5DenseGatedActDense
+
+    class Plain(T5DenseActDense):
+        def forward(self, hidden_states: Any) -> Any:
+            return self.wo(self.act(self.wi(hidden_states)))
+
+    class Gated(T5DenseGatedActDense):
+        def forward(self, hidden_states: Any) -> Any:
+            return self.wo(self.act(self.wi_0(hidden_states)) * self.wi_1(hidden_states))
+
+    return {T5DenseActDense: Plain, T5DenseGatedActDense: Gated}
 
 
 def tied(tensors: "Tensors") -> "Tensors":

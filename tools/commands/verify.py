@@ -1,6 +1,7 @@
 """Run `ldmrt verify`: compare a bundle with its checkpoint, or with the recording of it in the bundle."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -145,6 +146,7 @@ def verify(
     measured = list(compare_and_show(opened, reference, able))
     computes = list(dict.fromkeys(one.compute for one in able))
     certified = opened if ranges is None else with_ranges(opened, ranges)
+    low_memory = low_memory and source.checkpoint is not None
     certificate = certify(measured, certified, reference, origin, computes, islands, low_memory=low_memory)
     if store:
         from ldmrt.export.parity.store import store as store_certificate
@@ -152,7 +154,7 @@ def verify(
         store_certificate(opened, certificate, reference, ranges)
     write(certificate, measured, reference, as_json, junit, html)
     if bisected is not None:
-        click.echo(modules(opened, source, reference, bisected, compute))
+        click.echo(modules(opened, source, reference, bisected, compute, low_memory=low_memory))
     conclude(certificate)
     idle = unmeasured(opened, measured, reference)
     if idle and (backends or len(idle) == len(able)):
@@ -172,21 +174,31 @@ def refuse_what_needs_a_checkpoint(context: click.Context) -> None:
             raise LdmrtError("verify", problem, expected="a checkpoint to measure against", hint=hint)
 
 
-def modules(bundle: "Bundle", source: CheckpointOptions, reference: "Recording", name: str, compute: str) -> str:
+def modules(
+    bundle: "Bundle",
+    source: CheckpointOptions,
+    reference: "Recording",
+    name: str,
+    compute: str,
+    *,
+    low_memory: bool = False,
+) -> str:
     """Compare a component module by module, on the middle one of its recorded real calls."""
     import torch
 
     from ldmrt.export.components.table import components
     from ldmrt.export.parity.bisect import bisect
+    from ldmrt.export.precision.streaming import streamed
     from ldmrt.runtime.bundle.graphs import DECODER, DECODER_FP32
     from ldmrt.runtime.parity.tolerances import tolerances
 
-    parts = components(as_exported(source, bundle).load({"": torch.float32})[0])
+    checkpoint = as_exported(source, bundle).load({"": None if low_memory else torch.float32})[0]
     limit = tolerances(bundle, compute)[name].limit
     graph, name = bundle.model(name), DECODER if name == DECODER_FP32 else name  # in PyTorch it is float32 anyway
     calls = [case for case in reference.cases if case.component == name and not case.name.startswith("batch")]
     call = calls[len(calls) // 2]
-    return f"{call.name}: {bisect(parts[name], graph, call.inputs, tolerance=limit)}"
+    with streamed(checkpoint) if low_memory else nullcontext(components(checkpoint)) as parts:
+        return f"{call.name}: {bisect(parts[name], graph, call.inputs, tolerance=limit)}"
 
 
 def write(

@@ -20,7 +20,8 @@ COMPUTE = click.option(
 LOW_MEMORY = click.option(
     "--low-memory",
     is_flag=True,
-    help="Verify with one module's weights of the checkpoint in memory at a time; always where memory is short.",
+    help="Verify with one module's weights of the checkpoint in memory at a time, and the bundle's in their files; "
+    "always where memory is short.",
 )
 PROMPT = click.option("--prompt", help="Caption of images that have no text beside them, in a folder without metadata.")
 CAPTION_COLUMN = click.option("--caption-column", default="text", show_default=True,

@@ -3,12 +3,13 @@
 A new kind of conditioning is a line here, and one in `KINDS` of `bundle/stages.py`.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from ldmrt.runtime.bundle.stages import JOINT, LONG, MASKED, TRUE_CFG, Source, Stage
-from ldmrt.runtime.errors import InvalidRequest, LdmrtError
+from ldmrt.runtime.errors import InvalidRequest, LdmrtError, LdmrtWarning
 from ldmrt.runtime.pipeline.request.combinations import no_prompt
 from ldmrt.runtime.pipeline.request.request import EMBEDDINGS, TEXTS, Request
 from ldmrt.runtime.tensors import Array, Arrays
@@ -144,13 +145,22 @@ def check_sources(request: Request, stage: Stage) -> None:
         hint = "export again" if stage.prompt is not None and stage.prompt.kind == LONG and not stage.beside else None
         problem, expected = f"this model takes no {TRUE_CFG}", f"a request without {TRUE_CFG}"
         raise InvalidRequest("request", problem, expected=expected, hint=hint)
+    if request.true_cfg_scale != 1 and not request.has_negative:
+        _warn(f"{TRUE_CFG} has no effect without negative_prompt")
     if request.skip_guidance_layers is not None:
         _check_skipped({*request.skip_guidance_layers}, stage)
+        if not request.scales(stage.guide.scales, stage.guidance_scale):
+            _warn("skip_guidance_layers has no effect without a guidance_scale above 1")
     masks = dict.fromkeys(EMBEDDINGS[4:], "prompt_mask")
     kinds = {"class_labels": "class", "noise_level": "noise_level", "image_guidance_scale": "", **masks}
     for name, kind in kinds.items():
         if getattr(request, name) is not None and not {name, kind} & taken:
             raise InvalidRequest("request", f"this model takes no {name}", expected=f"a request without {name}")
+
+
+def _warn(problem: str) -> None:
+    """Warn of a field that has no effect."""
+    warnings.warn(f"request: {problem}", LdmrtWarning, stacklevel=4)
 
 
 def _check_skipped(layers: set[int], stage: Stage) -> None:

@@ -6,13 +6,16 @@ from ldmrt.runtime.images.reading import split
 from .checks import exclusive, invalid, needs
 from .fields import Fields
 
+SKIPPING = ("skip_guidance_layers", "skip_layer_guidance_scale")
+SKIPPING += ("skip_layer_guidance_start", "skip_layer_guidance_stop")
+
 
 def check_combinations(request: Fields) -> None:
     """Refuse fields that exclude one another, or that need another."""
     if request.full_every > 1 and request.controls:
         raise exclusive("deep_cache", "controls")
     if request.skip_guidance_layers is None:
-        for name in ("skip_layer_guidance_scale", "skip_layer_guidance_start", "skip_layer_guidance_stop"):
+        for name in SKIPPING[1:]:
             if getattr(request, name) != getattr(Fields, name):
                 raise needs(name, "skip_guidance_layers")
     if request.mask_image is not None and request.image is None:

@@ -15,6 +15,8 @@ from ldmrt.runtime.errors import BundleError, InvalidRequest
 from ldmrt.runtime.nearest import suggestion
 
 from .checks import exclusive
+from .combinations import SKIPPING
+from .fields import Fields
 from .request import EMBEDDINGS, TEXTS, Request
 
 # What only the first stage of a request takes: later ones are given the images of the stage before.
@@ -25,6 +27,8 @@ FIRST_ALONE: dict[str, Any] = {
     **dict.fromkeys(("denoising_start", "denoising_end", "original_size", "target_size")),
     "controls": {},
     "mask_content": "original",
+    "true_cfg_scale": Fields.true_cfg_scale,
+    **{name: getattr(Fields, name) for name in SKIPPING},
 }
 # Fields that some stages take and others refuse, and the kind of source that takes each.
 TAKEN = {"class_labels": "class", "noise_level": "noise_level"}

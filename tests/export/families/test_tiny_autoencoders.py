@@ -103,6 +103,21 @@ def test_draws_what_diffusers_draws(
         assert psnr(*((array * 255).round().astype(np.uint8) for array in (found.array, expected))) > 60
 
 
+def test_pixart_draws_what_diffusers_draws(
+    pixart_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = save_tiny(tmp_path, 3, latent_channels=4)
+    vae = diffusers.AutoencoderTiny.from_pretrained(tiny)
+    theirs = diffusers.PixArtSigmaPipeline.from_pretrained(pixart_checkpoint, vae=vae)
+    theirs.set_progress_bar_config(disable=True)
+    drawing(theirs, SEEDS, [FIRST], monkeypatch)
+    asked = {"num_inference_steps": 4, "height": HEIGHT, "width": WIDTH, "output_type": "np"}
+    found = torch_pipeline(load(pixart_checkpoint, parts={"vae": tiny}))(PROMPTS, seed=SEEDS, **asked).array
+    expected = theirs(PROMPTS, use_resolution_binning=False, **asked).images
+    assert np.ptp(expected) > 0.1
+    assert psnr(*((array * 255).round().astype(np.uint8) for array in (found, expected))) > 60
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_previews_are_decoded_by_one(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Beside the model's own autoencoder, whose scale and shift are others."""
@@ -131,8 +146,13 @@ def test_of_other_channels_is_refused(family: str, request: pytest.FixtureReques
         load(place, parts={"vae": tiny})
 
 
-def test_a_shift_beside_a_u_net_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    """diffusers' pipelines with a U-Net read no shift."""
-    tiny = save_tiny(tmp_path, 2, latent_channels=4, shift_factor=0.25)
-    with pytest.raises(LdmrtError, match=r"vae: unsupported shift_factor of a tiny autoencoder beside a U-Net; .*0.25"):
-        load(checkpoint, parts={"vae": tiny})
+@pytest.mark.parametrize(
+    ("folder", "levels", "beside"), [("checkpoint", 2, "a U-Net"), ("pixart_checkpoint", 3, "PixArt")]
+)
+def test_a_shift_that_diffusers_does_not_read_is_refused(
+    folder: str, levels: int, beside: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    tiny = save_tiny(tmp_path, levels, latent_channels=4, shift_factor=0.25)
+    problem = f"vae: unsupported shift_factor of a tiny autoencoder beside {beside}; .*0.25"
+    with pytest.raises(LdmrtError, match=problem):
+        load(request.getfixturevalue(folder), parts={"vae": tiny})

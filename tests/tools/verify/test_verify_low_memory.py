@@ -1,5 +1,6 @@
 """Verification with one module's weights of the checkpoint in memory at a time."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from ldmrt.export.components.table import components, example
+from ldmrt.export.precision.streaming import streamed
 from ldmrt.model import Autoencoder, AutoencoderConfig, UNet, UNetConfig, load
+from ldmrt.model.library.t5 import T5
 from ldmrt.runtime import Bundle
 from ldmrt.runtime.bundle.recording import Recording
 from ldmrt.tools.console.verification import measure
@@ -18,6 +22,11 @@ from ldmrt.tools.console.verification.measure import record_checkpoint
 from ldmrt.tools.options.checkpoint import CheckpointOptions
 
 from ...conftest import tiny_checkpoint
+from ...support.families.flux import save_flux
+from ...support.families.pixart import save_pixart
+from ...support.families.stable_diffusion_3 import EXPORTED, save_sd3
+
+SAVED = {"sd3": (EXPORTED, save_sd3), "flux": ("dev", save_flux), "pixart": ("sigma", save_pixart)}
 
 
 def reading(checkpoint: Path) -> CheckpointOptions:
@@ -52,6 +61,45 @@ def test_certificate_says_it(ldmrt: Any, changed: Path, checkpoint: Path) -> Non
     assert "figures within tolerance on onnxruntime, in low memory" in ldmrt("inspect", changed).out
     assert ldmrt("verify", changed, "--against", checkpoint, "--backend", "onnxruntime", "--store").code == 0
     assert "in low memory" not in ldmrt("inspect", changed).out
+
+
+@pytest.mark.parametrize(
+    ("asked", "free", "low"), [((), None, False), (("--low-memory",), None, True), ((), 10**3, True)]
+)
+def test_export_says_it(
+    asked: tuple[str, ...], free: int | None, low: bool, ldmrt: Any, checkpoint: Path, shared_exports: None,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("ldmrt.runtime.host.free_memory", lambda: free)
+    assert ldmrt("export", checkpoint, tmp_path / "bundle", *asked).code == 0
+    certificate = Bundle.open(tmp_path / "bundle").certificate
+    assert certificate is not None
+    assert certificate.about.get("low_memory", False) is low
+
+
+def test_bisect_and_a_stored_recording(ldmrt: Any, certified: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """Modules are compared with low memory too; what is replayed is no new certificate of low memory."""
+    against = ("verify", certified, "--against", checkpoint, "--bisect", "unet", "--low-memory")
+    ran = ldmrt(*against)
+    assert (ran.code, "row 10 of 20" in ran.out) == (0, True), ran.err
+    assert ldmrt("verify", certified, "--low-memory", "--json", tmp_path / "x.json").code == 0
+    assert "low_memory" not in json.loads((tmp_path / "x.json").read_text())["about"]
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux", "pixart"])
+@pytest.mark.parametrize("stored", ["float16", "bfloat16"])
+def test_t5_computes_in_float32_too(stored: str, kind: str, tmp_path: Path) -> None:
+    """transformers rounds what T5's feed-forward blocks take to the precision in which their weights are stored."""
+    name, save = SAVED[kind]
+    load(save(name, tmp_path / "whole")).save(tmp_path / "stored", getattr(torch, stored))
+    whole, kept = (load(tmp_path / "stored", dtype={"": dtype}) for dtype in (torch.float32, None))
+    part = next(name for name, one in whole.text_encoders.items() if type(one).__name__ == T5)
+    component = components(whole)[part]
+    given = example(component, {"batch": 2})
+    expected = component.engine()(**given)
+    with streamed(kept) as parts:
+        found = parts[part].engine()(**given)
+    assert all(np.array_equal(array, found[name]) for name, array in expected.items())
 
 
 @pytest.mark.parametrize(("free", "low"), [(None, False), (10**12, False), (10**3, True)])

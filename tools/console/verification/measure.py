@@ -52,7 +52,7 @@ def certify_new(bundle: "Bundle", source: CheckpointOptions, *, low_memory: bool
         def in_pytorch() -> "Pipeline":
             return torch_pipeline(apply_precisions(source.load, precisions(bundle), islands(bundle))[0])
 
-        able = [Runnable(NOT_RUN, "fp32", in_pytorch)]
+        able, low_memory = [Runnable(NOT_RUN, "fp32", in_pytorch)], False
     measured = list(compare_and_show(bundle, reference, able, stderr=True))
     certificate = certify(measured, bundle, reference, origin, low_memory=low_memory)
     store(bundle, certificate, reference)
@@ -120,7 +120,7 @@ def runnable(
 
     able, refused = list[Runnable](), list[str]()
     for backend in backends:
-        opener = partial(open_pipeline, bundle.path, backend, check=False, compute=compute, low_memory=low_memory)
+        opener = partial(_opened, bundle, backend, compute, low_memory=low_memory)
         opened = opener() if calibrated else open_pipeline(bundle.path, backend, check=False)
         if why := unsupported_precision(bundle, opened.engines):
             refused.append(f"{backend} cannot run {why}")
@@ -128,6 +128,15 @@ def runnable(
             able.append(Runnable(backend, compute, opener))
         opened.close()
     return able, refused
+
+
+def _opened(bundle: "Bundle", backend: str, compute: str, *, low_memory: bool) -> "Pipeline":
+    """Open a bundle that decodes whole images, as its checkpoint does: low memory alone would choose tiles."""
+    from ldmrt.runtime.pipeline.autoencoder.decode import Decoding
+    from ldmrt.runtime.pipeline.opening import open_pipeline
+
+    opened = open_pipeline(bundle.path, backend, check=False, compute=compute, low_memory=low_memory)
+    return replace(opened, decoding=Decoding()) if low_memory else opened
 
 
 def conclude(certificate: "Certificate") -> None:
