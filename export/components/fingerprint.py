@@ -31,7 +31,7 @@ def fingerprint(component: Component) -> dict[str, str]:
 def weights_of_graph(component: Component) -> dict[str, Tensor]:
     """Return the weights that a component's graph holds, by their names in the module.
 
-    T5's embeddings are read in its encoder; where an island leaves that in float32, those of the other name are narrow.
+    T5's embeddings have two names, of which its encoder reads one; with an island in float32 only that one is float32.
     """
     state = component.module.state_dict()
     twice = any(key.endswith(EMBEDDED) for key in state)

@@ -106,14 +106,14 @@ class _Flux(nn.Module):
     ) -> tuple[Tensor]:  # fmt: skip
         model: Any = self.model
         times = timestep.expand(hidden_states.shape[0])
-        told = (times,) if guidance is None else (times, model.thousandfold(guidance))
-        temb = model.time_text_embed(*told, pooled_projections)
-        each = model.config.in_channels // PATCH**2  # channels
-        images = hidden_states.shape[1] // each
-        packed = model.pack(hidden_states[:, :each] if images > 1 else hidden_states)
+        numbers = (times,) if guidance is None else (times, model.thousandfold(guidance))
+        temb = model.time_text_embed(*numbers, pooled_projections)
+        channels = model.config.in_channels // PATCH**2
+        images = hidden_states.shape[1] // channels
+        packed = model.pack(hidden_states[:, :channels] if images > 1 else hidden_states)
         tokens = packed.shape[1]
         if images > 1:
-            others = [model.pack(hidden_states[:, n * each : (n + 1) * each]) for n in range(1, images)]
+            others = [model.pack(hidden_states[:, n * channels : (n + 1) * channels]) for n in range(1, images)]
             packed = torch.cat([packed, *others], dim=1)
         x, context = model.x_embedder(packed), model.context_embedder(encoder_hidden_states)
         rotary = model.pos_embed(model.positions(context, hidden_states, images))
@@ -124,7 +124,7 @@ class _Flux(nn.Module):
 
 
 class _PixArt(nn.Module):
-    """Calls the transformer of PixArt, which is told the size of its image, and takes the noise of what it predicts.
+    """Calls the transformer of PixArt, which is given the size of its image, and keeps the noise of what it predicts.
 
     Exporters cannot follow diffusers' `forward`, which drops an axis of tokens where there is one token; here its
     submodules are called in its order.
@@ -152,7 +152,7 @@ class _PixArt(nn.Module):
 
 
 def t5(model: nn.Module, pad: int | None) -> nn.Module:
-    """Wrap T5's encoder, which is told the id that fills up a prompt where it does not see it."""
+    """Wrap T5's encoder, with the id that fills up a prompt where the encoder masks it."""
     return _T5(model) if pad is None else _MaskedT5(model, pad)
 
 

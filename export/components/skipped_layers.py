@@ -1,4 +1,4 @@
-"""The transformer of Stable Diffusion 3 with rows that pass by some of its blocks, for skip-layer guidance."""
+"""The transformer of Stable Diffusion 3 with rows that skip some of its blocks, for skip-layer guidance."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class SkippingTransformer(nn.Module):
-    """Calls the transformer of Stable Diffusion 3 so that some rows pass by some of its blocks.
+    """Calls the transformer of Stable Diffusion 3 so that some rows skip some of its blocks.
 
-    `kept_layers`, (batch,), is 1 for a row that runs all blocks, and 0 for one that takes what these blocks take for
-    what they give. The submodules are called in the order of diffusers' `forward`, which skips for all rows at once.
+    `kept_layers`, (batch,), is 1 for a row that runs all blocks, and 0 for one whose states these blocks leave as
+    they are. The submodules are called in the order of diffusers' `forward`, which skips for all rows at once.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[int]) -> None:

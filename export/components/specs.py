@@ -13,7 +13,13 @@ from ldmrt.runtime.bundle.stages import CLASSES, JOINT, KEPT, MASKED, POOLED, PR
 from ldmrt.runtime.tensors import Specs, TensorSpec
 from ldmrt.runtime.tokenizer.tokenizer import token_count
 
-EXACT = ("timestep", "guidance", "time_ids", "conditioning_scale", KEPT)  # inputs that stay float32 in every precision
+IN_FLOAT32 = (
+    "timestep",
+    "guidance",
+    "time_ids",
+    "conditioning_scale",
+    KEPT,
+)  # inputs that stay float32 in every precision
 
 
 def dtype_of(module: nn.Module) -> str:
@@ -80,7 +86,7 @@ def transformer_conditioning(c: Checkpoint, dtype: str) -> list[TensorSpec]:
 
 
 def lengths(shape: tuple[int, ...]) -> list[int]:
-    """Return how many of (texts, tokens) are read of each text: of each another number, and never all of them."""
+    """Return how many tokens of each of (texts, tokens) are not masked: different numbers, none of them all tokens."""
     texts, tokens = shape
     return [max(1, tokens * (text + 1) // (texts + 1)) for text in range(texts)]
 

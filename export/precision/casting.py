@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ldmrt.export.components.specs import EXACT
+from ldmrt.export.components.specs import IN_FLOAT32
 from ldmrt.export.graph.naming import module_path
 from ldmrt.model.weights.mapping import release
 from ldmrt.runtime.bundle.graphs import inside
@@ -71,7 +71,7 @@ def _begin(dtype: torch.dtype) -> Callable[..., tuple[object, dict[str, object]]
     """Round what a component takes, but for what stays float32 in every precision."""
 
     def hook(_: nn.Module, args: object, given: dict[str, object]) -> tuple[object, dict[str, object]]:
-        return cast(args, dtype), {n: cast(v, torch.float32 if n in EXACT else dtype) for n, v in given.items()}
+        return cast(args, dtype), {n: cast(v, torch.float32 if n in IN_FLOAT32 else dtype) for n, v in given.items()}
 
     return hook
 

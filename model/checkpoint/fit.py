@@ -147,7 +147,7 @@ def _check_context(checkpoint: Checkpoint) -> None:
             raise LdmrtError("unet", "UNet2DModel reads no text", expected="no text encoder", found=files)
         return
     if t5 := next((name for name, encoder in encoders.items() if class_of(encoder) == T5), None):
-        raise LdmrtError(t5, "a U-Net reads no T5", expected=" or ".join(TEXT), found=T5)
+        raise LdmrtError(t5, "unsupported T5 text encoder beside a U-Net", expected=" or ".join(TEXT), found=T5)
     width = sum(encoder.config.hidden_size for encoder in encoders.values())
     if width != checkpoint.unet.config.cross_attention_dim:
         problem = f"cross_attention_dim of unet/config.json is not hidden_size of {files}"

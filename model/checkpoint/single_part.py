@@ -21,7 +21,7 @@ from .file_notes import without_leftovers
 from .folder import OLDER, PARTS, T5, T5_PARTS, TEXT, Source, part_of_folder
 from .original_names import VAE, clip_place, controlnet_place, ldm_modules, open_clip_place, vae_place
 from .single_file import unused
-from .transformers.configs import FLUX_PIPELINES, flux_pipeline
+from .transformers.configs import BY_CHANNELS, flux_pipeline
 from .transformers.files import find_transformer
 
 VAE_ANCHOR, HINT = "decoder.conv_in.weight", "input_hint_block.0.weight"
@@ -70,7 +70,7 @@ def with_part(source: Source, part: str, path: Path, variant: str | None = None)
     else:
         tensors = (_autoencoder if part == "vae" else _text_encoder)(path, config, kind)
     own, index, networks = source.tensors, source.index, {**source.networks, part: (kind, config)}
-    if kind == FLUX and index.get("_class_name") in FLUX_PIPELINES:  # of the channels that its transformer reads
+    if kind == FLUX and index.get("_class_name") in BY_CHANNELS:  # of the channels that its transformer reads
         index = {**index, "_class_name": flux_pipeline(config)}
     return replace(source, index=index, networks=networks, tensors=lambda name: tensors if name == part else own(name))
 

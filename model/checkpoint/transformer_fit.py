@@ -88,15 +88,15 @@ def _check_pixart(checkpoint: Checkpoint, config: JsonObject) -> None:
     kinds = {name: class_of(encoder) for name, encoder in encoders.items()}
     if kinds != {CLIP[0]: T5}:
         found = ", ".join(f"{name} of {kind}" for name, kind in kinds.items()) or "none"
-        raise LdmrtError(CLIP[0], "PixArt has T5 alone", expected=f"{CLIP[0]} of {T5}", found=found)
+        raise LdmrtError(CLIP[0], "PixArt has one text encoder, T5", expected=f"{CLIP[0]} of {T5}", found=found)
     own = config["in_channels"] if config["out_channels"] is None else config["out_channels"]
     if own not in (channels, 2 * channels):
         problem = "out_channels of transformer/config.json is not latent_channels of vae/config.json"
         raise LdmrtError("transformer", problem, expected=f"{channels}, or {2 * channels} with a variance", found=own)
     name = "cross_attention_dim" if config["caption_channels"] is None else "caption_channels"
     if (wide := int(encoders[CLIP[0]].config.hidden_size)) != config[name]:
-        problem = "the prompt is not as wide as the transformer reads it"
-        raise LdmrtError("transformer", problem, expected=f"{name} {wide}, d_model of T5", found=config[name])
+        problem = f"{name} of transformer/config.json is not d_model of T5"
+        raise LdmrtError("transformer", problem, expected=wide, found=config[name])
     if str(kind := checkpoint.scheduler.get("variance_type")).startswith("learned"):
-        problem, hint = "PixArt's variance is not read", "--set variance_type=fixed_small"
+        problem, hint = "unsupported variance_type of PixArt", "--set variance_type=fixed_small"
         raise LdmrtError("scheduler", problem, expected="a variance_type that is not learned", found=kind, hint=hint)

@@ -12,11 +12,11 @@ from ldmrt.model.config import RawConfig, from_config, positive, within
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.optional import unavailable
 
-from .sinusoids import EXACT, ExactAngles, Sinusoids
+from .sinusoids import LEADING_BITS, ExactAngles, Sinusoids
 
 PART = "transformer"
 THETA = 10000  # of the positions
-MASKED = -10000.0  # is added to the scores of tokens that are not seen
+MASKED_SCORE = -10000.0  # is added to the scores of tokens that are not seen
 TRAINED = 64  # latents along a side of the images whose positions count as they are, where no scale is stated
 CONDITIONED = 128  # latents along a side of the images of the model that is told their size, where nothing is stated
 # Keys of the config with the one value that PixArt's models have; the last ones are of diffusers' class before it.
@@ -115,7 +115,7 @@ class GridPositions(nn.Module):
         count = width // 4
         self.angles = ExactAngles(1 / THETA ** (np.arange(count, dtype=np.float64) / count))
         self.patch, self.base, self.scale = patch, base, scale
-        self.bits = 2.0 ** (EXACT - math.ceil(math.log2(max(base / scale, 1))))
+        self.bits = 2.0 ** (LEADING_BITS - math.ceil(math.log2(max(base / scale, 1))))
 
     def forward(self, latents: Tensor) -> Tensor:
         """Return features (1, tokens, width) in float32 for latents (B, C, h, w), of the column, then of the row."""
@@ -173,7 +173,7 @@ class Mask(nn.Module):
         Returns:
             (B, queries, keys): ONNX Runtime's attention repeats no row.
         """
-        return ((1 - mask) * MASKED)[:, None].expand(-1, tokens.shape[1], -1)
+        return ((1 - mask) * MASKED_SCORE)[:, None].expand(-1, tokens.shape[1], -1)
 
 
 class MaskedAttention:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-EXACT = 12  # leading bits of a frequency, whose product with a position of up to 12 bits float32 holds exactly
+LEADING_BITS = 12  # leading bits of a frequency, whose product with a position of up to 12 bits float32 holds exactly
 
 
 class Sinusoids(nn.Module):
@@ -40,7 +40,7 @@ class ExactAngles:
     def __init__(self, frequencies: NDArray[np.float64]) -> None:
         """Divide frequencies of any number."""
         mantissas, exponents = np.frexp(frequencies)
-        leading = np.ldexp(np.trunc(np.ldexp(mantissas, EXACT)), exponents - EXACT)
+        leading = np.ldexp(np.trunc(np.ldexp(mantissas, LEADING_BITS)), exponents - LEADING_BITS)
         self.leading: list[float] = leading.tolist()
         self.rest: list[float] = (frequencies - leading).tolist()
 

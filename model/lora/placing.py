@@ -83,8 +83,8 @@ def _check_family(name: str, layers: Layers, networks: Mapping[str, nn.Module]) 
         for component, module in layers
         if component in DENOISERS
     ]
-    told = [families for families in of_each if families]
-    made_for = set.intersection(*told) if told else set()
+    known = [families for families in of_each if families]
+    made_for = set.intersection(*known) if known else set()
     if own is not None and made_for and own not in made_for:
         found, hint = f"one of {', '.join(sorted(made_for))}", "a LoRA that was trained on the checkpoint's family"
         raise LdmrtError(

@@ -32,7 +32,7 @@ KINDS: Mapping[str, Mapping[str, type]] = {
     "sizes": {"scored": bool},  # of SDXL; whether they end with an aesthetic score
     "guidance_scale": {},  # embedded, for a distilled network
     "guidance": {},  # the same as a number, which the network embeds itself
-    "kept_layers": {"layers": str},  # 1, or 0 in a row that skips these layers, such as "7,8,9"
+    "kept_layers": {"layers": str},  # a number for each row: 0 where it skips these layers, such as "7,8,9", else 1
     "class": {"count": int, "null": bool},  # whether the last one is none, which rows without a class are given
     "noise_level": {"most": int},  # that was added to the image
     "mask": {},
@@ -110,7 +110,7 @@ class Space:
 # Values of a space, and of a stage, that a manifest need not state.
 SPACE = {"codec": KL, "least": -1.0, "shift_factor": 0.0, "patch": 1}
 STAGE = {"network": UNET, "largest": 0, "trailing": False, "guidance_scale": GUIDANCE_SCALE}
-SCALED = ("scaling_factor", "shift_factor")  # what a manifest states of a preview decoder
+PREVIEW_KEYS = ("scaling_factor", "shift_factor")  # what a manifest states of a preview decoder
 
 
 @dataclass(frozen=True)
@@ -311,5 +311,9 @@ class Stage:
             "shortens": self.shortens,
             "depth": self.depth,
             **{name: value for name, usual in STAGE.items() if (value := getattr(self, name)) != usual},
-            **({} if self.preview is None else {"preview": {name: getattr(self.preview, name) for name in SCALED}}),
+            **(
+                {}
+                if self.preview is None
+                else {"preview": {name: getattr(self.preview, name) for name in PREVIEW_KEYS}}
+            ),
         }

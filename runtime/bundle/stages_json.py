@@ -22,8 +22,8 @@ from .stages import (
     MOST,
     NOISED_KINDS,
     PIXELS,
+    PREVIEW_KEYS,
     PROMPTS,
-    SCALED,
     SCALES,
     SKIP,
     SMALL_KINDS,
@@ -121,7 +121,7 @@ def _previewed(where: str, stage: Stage, value: object) -> Stage:
     """Add a preview decoder to a stage that has an autoencoder."""
     if stage.space.codec == PIXELS:
         raise _damaged(where, "none without an autoencoder", value)
-    scale, shift = (_object(where, value, *SCALED)[name] for name in SCALED)
+    scale, shift = (_object(where, value, *PREVIEW_KEYS)[name] for name in PREVIEW_KEYS)
     return stage.previewed(_number(where, scale), _real(where, shift))
 
 

@@ -16,12 +16,10 @@ from ldmrt.tools.console.verification.measure import (
     compare_and_show,
     conclude,
     record_checkpoint,
-    runnable,
-    short_of_memory,
     unmeasured,
 )
 from ldmrt.tools.console.verification.narrow import precisions, ranges_for_int8, with_islands
-from ldmrt.tools.console.verification.runnable import Runnable
+from ldmrt.tools.console.verification.runnable import Runnable, runnable, short_of_memory
 from ldmrt.tools.options.checkpoint import CheckpointOptions, checkpoint_options
 from ldmrt.tools.options.common import COMPUTE, LOW_MEMORY
 from ldmrt.tools.options.stages import every_stage

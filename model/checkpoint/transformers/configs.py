@@ -41,7 +41,7 @@ _DYNAMIC = _FLOW | {
     "base_image_seq_len": 256, "base_shift": 0.5, "max_image_seq_len": 4096, "max_shift": 1.15, "shift": 3.0,
     "use_dynamic_shifting": True,
 }  # fmt: skip
-FLUX_PIPELINES = ("FluxPipeline", "FluxControlPipeline", "FluxFillPipeline")
+BY_CHANNELS = ("FluxPipeline", "FluxControlPipeline", "FluxFillPipeline")  # whose networks read other channels
 _L, _G, _XXL = (f"text_encoders.{name}.transformer." for name in ("clip_l", "clip_g", "t5xxl"))
 
 
@@ -98,7 +98,7 @@ def flux_pipeline(config: JsonObject) -> str:
     """
     read = FluxConfig.read(config)
     times = read.in_channels / (read.out_channels or read.in_channels)
-    return FLUX_PIPELINES[{1.0: 0, 2.0: 1}.get(times, 2)]
+    return BY_CHANNELS[{1.0: 0, 2.0: 1}.get(times, 2)]
 
 
 def depth_of(names: Collection[str], blocks: str) -> int:

@@ -34,6 +34,7 @@ class Side:
     context: Array | None
     pooled: Array | None
     mask: Array | None = None
+    prefix: str = ""  # of the fields of its embeddings
 
     @classmethod
     def of(cls, request: Request, row: Row, *, zeros: bool) -> "Side":
@@ -44,7 +45,8 @@ class Side:
         prefix = "" if positive else "negative_"
         names = ("prompt_embeds", "pooled_prompt_embeds", "prompt_attention_mask")
         arrays = (request.embeddings(f"{prefix}{name}") for name in names)
-        return cls(texts, skip or 0, *arrays)
+        context, pooled, mask = arrays
+        return cls(texts, skip or 0, context, pooled, mask, prefix)
 
 
 def text_encoders(engines: LazyEngines) -> list[str]:
@@ -92,11 +94,12 @@ def encode_sides(
             contexts.append(side.context)
             if pools and side.pooled is None:
                 problem = "prompt embeddings without pooled ones, which this model asks for"
-                raise InvalidRequest("request", problem, expected="pooled_prompt_embeds (prompts, width)")
+                raise InvalidRequest("request", problem, expected=f"{side.prefix}pooled_prompt_embeds (prompts, width)")
             pooled += [side.pooled] if pools and side.pooled is not None else []
             if source.kind == MASKED and side.mask is None:
                 problem = "prompt embeddings without a mask, which this model asks for"
-                raise InvalidRequest("request", problem, expected="prompt_attention_mask (prompts, tokens)")
+                expected = f"{side.prefix}prompt_attention_mask (prompts, tokens)"
+                raise InvalidRequest("request", problem, expected=expected)
             masks += [] if side.mask is None else [side.mask]
     if len({context.shape[1:] for context in contexts}) > 1:
         shapes = " and ".join(str(context.shape) for context in contexts)

@@ -6,8 +6,9 @@ from ldmrt.runtime.images.reading import split
 from .checks import exclusive, invalid, needs
 from .fields import Fields
 
-SKIPPING = ("skip_guidance_layers", "skip_layer_guidance_scale")
-SKIPPING += ("skip_layer_guidance_start", "skip_layer_guidance_stop")
+SKIPPING = (
+    "skip_guidance_layers", "skip_layer_guidance_scale", "skip_layer_guidance_start", "skip_layer_guidance_stop",
+)  # fmt: skip
 
 
 def check_combinations(request: Fields) -> None:

@@ -37,7 +37,7 @@ class Request(Fields):
         num_inference_steps: Steps of the sampler, 1 or more.
         guidance_scale: The weight w of classifier-free guidance (Ho & Salimans 2022, as in Imagen); 1 or less is none.
             A distilled network, such as that of FLUX.1 dev, is given it as an input. By default that of the stage: 5,
-            or that of diffusers' pipeline of Stable Diffusion 3 and FLUX.1.
+            or that of diffusers' pipeline of Stable Diffusion 3, FLUX.1 and PixArt.
         image_guidance_scale: InstructPix2Pix: the weight of the image, 1.5 by default (Brooks et al. 2023, equation 3).
         true_cfg_scale: FLUX.1: the weight of classifier-free guidance by `negative_prompt`, which takes a second row of
             the network; 1 or less, or no negative prompt, is none.

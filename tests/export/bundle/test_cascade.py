@@ -17,6 +17,8 @@ from ldmrt.model import load
 from ldmrt.runtime import LdmrtError, Pipeline, RefinedPipeline, Request
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.bundle.bundle import Bundle
+from ldmrt.runtime.pipeline.conditioning.sources import check_sources
+from ldmrt.runtime.pipeline.request.stages import next_request
 from ldmrt.runtime.samplers.noise import FIRST, IMAGE, MASKED, NOISED, STAGE, noise, of_stage
 from ldmrt.tools.cli import cli
 
@@ -163,6 +165,13 @@ def test_what_a_later_stage_refuses_is_refused_before_the_first_runs(
     embedded = {"prompt_embeds": np.zeros((1, 16, 24), np.float32), "guidance_scale": 1.0, "num_inference_steps": 2}
     with pytest.raises(LdmrtError, match="no prompt"):
         cascade(**embedded)
+
+
+def test_the_first_stages_own_guidance_is_not_asked_of_later_ones(alone: list[Pipeline]) -> None:
+    own = {"true_cfg_scale": 3.0, "skip_guidance_layers": [1], "skip_layer_guidance_stop": 0.5}
+    later = next_request(Request("a pear", **own), alone[1].stage, ends=True)
+    assert [getattr(later, name) for name in own] == [1.0, None, 0.2]
+    check_sources(later, alone[1].stage)
 
 
 def test_latents_are_those_of_the_last_stage(cascade: Pipeline) -> None:

@@ -17,7 +17,7 @@ from ldmrt.export.graph.to_onnx import to_onnx
 from ldmrt.export.parity.origin import other_graph
 from ldmrt.model import load
 from ldmrt.model.library.flux import Pack, Positions, RotaryPositions, Unpack
-from ldmrt.runtime import LdmrtError, Request
+from ldmrt.runtime import LdmrtError, LdmrtWarning, Request
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.bundle.stage_of_configs import FLUX, FLUX_PIPELINES, SD3, stage_of_configs
 from ldmrt.runtime.bundle.stages import Guide, Row
@@ -104,6 +104,11 @@ def test_negative_prompt(name: str, height: int, width: int, asked: dict[str, An
     given |= {"negative_prompt_2": [asked["negative_prompt_2"]] * 2} if "negative_prompt_2" in asked else {}
     ours = ours_of(flux[name])(**{**ASKED, **asked}, seed=SEEDS, height=height, width=width)
     close(ours.latents, expected(flux[name], "FluxPipeline", height, width, **given))
+
+
+def test_a_scale_without_a_negative_prompt_is_said(flux: Saved) -> None:
+    with pytest.warns(LdmrtWarning, match="true_cfg_scale has no effect without negative_prompt"):
+        ours_of(flux["dev"])("two pears", true_cfg_scale=3.0, num_inference_steps=1, height=64, width=64)
 
 
 @pytest.mark.parametrize("asked", [{"true_cfg_scale": 4.0}, {"negative_prompt": "a lemon"}, {"true_cfg_scale": 1.0}])

@@ -275,7 +275,11 @@ def test_a_mask_is_for_its_models_alone(checkpoint: Path) -> None:
         ({"prompt_3": "pears"}, "this model takes no prompt_3"),
         ({"clip_skip": 1}, "this model takes no clip_skip"),
         ({"deep_cache": 2}, "this model has no U-Net"),
-        ({"prompt": None, "prompt_embeds": EMBEDDED}, "prompt embeddings without a mask, which this model asks for"),
+        (
+            {"prompt": None, "prompt_embeds": EMBEDDED},
+            "prompt embeddings without a mask, which this model asks for; expected prompt_attention_mask",
+        ),
+        ({"negative_prompt_embeds": EMBEDDED, "guidance_scale": 4.5}, "expected negative_prompt_attention_mask"),
         (
             {"prompt": None, "prompt_embeds": EMBEDDED, "prompt_attention_mask": np.ones((1, 77))},
             "wrong shape of prompt_attention_mask; expected one number for each of 300 tokens",

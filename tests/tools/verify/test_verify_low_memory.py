@@ -17,8 +17,8 @@ from ldmrt.model import Autoencoder, AutoencoderConfig, UNet, UNetConfig, load
 from ldmrt.model.library.t5 import T5
 from ldmrt.runtime import Bundle
 from ldmrt.runtime.bundle.recording import Recording
-from ldmrt.tools.console.verification import measure
 from ldmrt.tools.console.verification.measure import record_checkpoint
+from ldmrt.tools.console.verification.runnable import short_of_memory
 from ldmrt.tools.options.checkpoint import CheckpointOptions
 
 from ...conftest import tiny_checkpoint
@@ -107,7 +107,7 @@ def test_it_is_chosen_where_memory_is_short(
     free: int | None, low: bool, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ldmrt.runtime.host.free_memory", lambda: free)
-    assert measure.short_of_memory(Bundle.open(bundle, check=False)) is low
+    assert short_of_memory(Bundle.open(bundle, check=False)) is low
 
 
 # In a process of its own: memory that earlier tests have freed would hide a part of what is measured. What lies in

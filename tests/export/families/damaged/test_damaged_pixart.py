@@ -23,8 +23,16 @@ DAMAGES: list[tuple[str, dict[str, Any], str]] = [
     (TRANSFORMER, {"attention_head_dim": 11}, "invalid attention_head_dim|invalid cross_attention_dim"),
     (TRANSFORMER, {"attention_head_dim": 5, "num_attention_heads": 3}, "a width of all heads that 4 divides; found 15"),
     (TRANSFORMER, {"cross_attention_dim": 44}, "invalid cross_attention_dim; expected 48, of all heads; found 44"),
-    (TRANSFORMER, {"caption_channels": 72}, "not as wide as the transformer reads it; expected caption_channels 64"),
-    (TRANSFORMER, {"caption_channels": None}, "expected cross_attention_dim 64, d_model of T5; found 48"),
+    (
+        TRANSFORMER,
+        {"caption_channels": 72},
+        "caption_channels of transformer/config.json is not d_model of T5; expected 64",
+    ),
+    (
+        TRANSFORMER,
+        {"caption_channels": None},
+        "cross_attention_dim of .* is not d_model of T5; expected 64; found 48",
+    ),
     (TRANSFORMER, {"in_channels": 16}, "in_channels of transformer/config.json is not latent_channels"),
     (TRANSFORMER, {"out_channels": 12}, "out_channels of transformer/config.json is not latent_channels"),
     (TRANSFORMER, {"out_channels": 4}, "wrong shape"),
@@ -38,12 +46,16 @@ DAMAGES: list[tuple[str, dict[str, Any], str]] = [
     (TRANSFORMER, {"qk_norm": "rms_norm"}, "unknown config key 'qk_norm'"),
     (VAE, {"latent_channels": 16}, "in_channels of transformer/config.json is not latent_channels"),
     (VAE, {"block_out_channels": None}, "invalid block_out_channels|no block_out_channels"),
-    (T5, {"d_model": 32}, "not as wide as the transformer reads it; expected caption_channels 32"),
+    (T5, {"d_model": 32}, "caption_channels of transformer/config.json is not d_model of T5; expected 32"),
     (T5, {"pad_token_id": 3}, "pads with another id than the text encoder; expected 3; found 0"),
     (T5, {"num_layers": "two"}, "text_encoder: "),
-    (SCHEDULER, {"variance_type": "learned_range"}, "PixArt's variance is not read"),
-    (INDEX, {"text_encoder": [None, None], "tokenizer": [None, None]}, "PixArt has T5 alone; expected .*; found none"),
-    (INDEX, {"text_encoder": ["transformers", "CLIPTextModel"]}, "text_encoder: |PixArt has T5 alone"),
+    (SCHEDULER, {"variance_type": "learned_range"}, "unsupported variance_type of PixArt"),
+    (
+        INDEX,
+        {"text_encoder": [None, None], "tokenizer": [None, None]},
+        "PixArt has one text encoder, T5.*; found none",
+    ),
+    (INDEX, {"text_encoder": ["transformers", "CLIPTextModel"]}, "text_encoder: |PixArt has one text encoder, T5"),
     (INDEX, {"text_encoder": ["transformers", "GemmaModel"]}, "unsupported GemmaModel in model_index.json"),
     (INDEX, {"transformer": ["diffusers", "DiTTransformer2DModel"]}, "unsupported DiTTransformer2DModel"),
     (INDEX, {"_class_name": "PixArtSigmaPAGPipeline"}, "unsupported pipeline in model_index.json"),
@@ -91,5 +103,5 @@ def test_a_u_net_reads_no_t5(pixart_checkpoint: Path, checkpoint: Path, tmp_path
     folder = changed(checkpoint, tmp_path / "checkpoint", INDEX, {"text_encoder": t5})
     shutil.rmtree(folder / "text_encoder")
     shutil.copytree(pixart_checkpoint / "text_encoder", folder / "text_encoder")
-    with pytest.raises(LdmrtError, match="a U-Net reads no T5"):
+    with pytest.raises(LdmrtError, match="unsupported T5 text encoder beside a U-Net"):
         load(folder)
