@@ -284,7 +284,10 @@ def test_what_no_picture_needs_is_left_out(checkpoint: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"text_encoder": ["transformers", "T5EncoderModel"]}, "text_encoder: unsupported T5EncoderModel in model"),
+        (
+            {"text_encoder": ["transformers", "T5EncoderModel"]},
+            "text_encoder: unsupported T5 text encoder beside a U-Net",
+        ),
         ({"vae": ["diffusers", "AutoencoderDC"]}, "vae: unsupported AutoencoderDC in .*; expected AutoencoderKL or"),
         ({"prior": ["diffusers", "PriorTransformer"]}, "unsupported prior in .*; found PriorTransformer"),
         ({"unet": [None, None]}, "unet: model_index.json names no unet"),
