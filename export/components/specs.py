@@ -13,13 +13,8 @@ from ldmrt.runtime.bundle.stages import CLASSES, JOINT, KEPT, MASKED, POOLED, PR
 from ldmrt.runtime.tensors import Specs, TensorSpec
 from ldmrt.runtime.tokenizer.tokenizer import token_count
 
-IN_FLOAT32 = (
-    "timestep",
-    "guidance",
-    "time_ids",
-    "conditioning_scale",
-    KEPT,
-)  # inputs that stay float32 in every precision
+# Inputs that stay float32 in every precision.
+IN_FLOAT32 = ("timestep", "guidance", "time_ids", "conditioning_scale", KEPT)
 
 
 def dtype_of(module: nn.Module) -> str:

@@ -149,7 +149,7 @@ def recipes(
         hint = "ldmrt export CHECKPOINT BUNDLE"
         raise LdmrtError("build", f"{bundle.path} has no manifest that says its shapes", hint=hint)
     _check_sizes(bundle, wanted)
-    guided = bundle.stage.guide.usual
+    guided = bundle.stage.guide.rows_by_default
     wanted = replace(wanted, rows=guided) if guided > 1 else replace(wanted, guidance="off")
     made = []
     for name in bundle.components if graphs is None else graphs:

@@ -148,7 +148,7 @@ class Patches(nn.Module):
 
 
 class Sizes(nn.Module):
-    """Tells the size of an image by that of its latents, as diffusers' PixArtAlphaPipeline does."""
+    """Computes the size of an image from that of its latents, as diffusers' PixArtAlphaPipeline does."""
 
     def forward(self, latents: Tensor, factor: int) -> dict[str, Tensor]:
         """Return the resolution (B, 2) in pixels and the ratio of height to width (B, 1), in float32."""
@@ -226,9 +226,9 @@ class Prediction(nn.Module):
         super().__init__()
         self.channels = channels
 
-    def forward(self, given: Tensor) -> Tensor:
+    def forward(self, latents: Tensor) -> Tensor:
         """Return the first channels of (B, C, h, w)."""
-        return given[:, : self.channels]
+        return latents[:, : self.channels]
 
 
 def pixart(config: RawConfig) -> "PixArt":

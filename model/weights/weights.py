@@ -263,7 +263,7 @@ def write(component: str, path: Path, state: Mapping[str, Tensor], dtype: torch.
     Raises:
         LdmrtError: A weight is infinite or NaN in `dtype`.
     """
-    names = {kind: name for name, kind in NUMBERS.items()}
+    names = {dtype: name for name, dtype in NUMBERS.items()}
     dtypes = {key: dtype or value.dtype for key, value in state.items()}
     header: JsonObject = {"__metadata__": {"format": "pt"}}
     end, order = 0, sorted(state, key=lambda key: (-dtypes[key].itemsize, key))  # so that each begins at a multiple

@@ -19,7 +19,7 @@ from .stages import PIXELS, Stage
 
 CONTROL = "controls."
 # Components, by how their names begin, that the trajectory does not show.
-ALONE = ("tokenizer", "text_encoder", ENCODER, DECODER_PREVIEW)
+NOT_DRAWN = ("tokenizer", "text_encoder", ENCODER, DECODER_PREVIEW)
 WALK = ("t", "x", "said", "images")  # the arrays of a trajectory, by their names in the archive
 STORE = "ldmrt verify BUNDLE --against CHECKPOINT --store"
 STEPS = 1000  # of a recorded request, at most
@@ -87,7 +87,7 @@ class Recording:
         Cases that the trajectory shows too (U-Net, controls, decoder), layers of text encoders and invented inputs are
         dropped.
         """
-        cases = [case for case in self.cases if case.component.startswith(ALONE)]
+        cases = [case for case in self.cases if case.component.startswith(NOT_DRAWN)]
         cases = [case for case in cases if not case.name.startswith("batch")]
         plain = [{name: array for name, array in case.outputs.items() if "." not in name} for case in cases]
         return replace(self, cases=tuple(replace(case, outputs=out) for case, out in zip(cases, plain, strict=True)))

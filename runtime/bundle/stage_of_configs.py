@@ -133,16 +133,23 @@ def _reads_of_configs(unet: JsonObject, space: Space, index: JsonObject) -> dict
     return reads
 
 
-def _stable_diffusion_3(transformer: JsonObject, vae: JsonObject) -> Stage:
-    """Return the stage of Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206)."""
+def _in_patches(transformer: JsonObject, vae: JsonObject) -> tuple[Space, tuple[int, int]]:
+    """Return the space of a transformer that reads latents in patches, and the sides of its own images in pixels."""
     file = "transformer/config.json"
     space = replace(_space_of_config(vae), patch=_whole(file, "patch_size", transformer.get("patch_size"), 2))
     side = _whole(file, "sample_size", transformer.get("sample_size"), 128) * space.factor
+    return space, (side, side)
+
+
+def _stable_diffusion_3(transformer: JsonObject, vae: JsonObject) -> Stage:
+    """Return the stage of Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206)."""
+    file = "transformer/config.json"
+    space, own = _in_patches(transformer, vae)
     positions = _whole(file, "pos_embed_max_size", transformer.get("pos_embed_max_size"), 96)
     width = _whole(file, "joint_attention_dim", transformer.get("joint_attention_dim"), 4096)
     return Stage(
         space,
-        own=(side, side),
+        own=own,
         reads={
             STATES[TRANSFORMER]: (Source("state"),),
             TIMESTEP: (Source("timestep"),),
@@ -196,12 +203,10 @@ def _pixart(transformer: JsonObject, vae: JsonObject, kind: str) -> Stage:
     if kind not in PIXART_TOKENS:
         problem, expected = "unsupported pipeline in model_index.json", " or ".join(PIXART_TOKENS)
         raise BundleError("bundle", problem, expected=expected, found=f"{kind:.100}")
-    file = "transformer/config.json"
-    space = replace(_space_of_config(vae), patch=_whole(file, "patch_size", transformer.get("patch_size"), 2))
-    side = _whole(file, "sample_size", transformer.get("sample_size"), 128) * space.factor
+    space, own = _in_patches(transformer, vae)
     return Stage(
         space,
-        own=(side, side),
+        own=own,
         reads={
             STATES[TRANSFORMER]: (Source("state"),),
             TIMESTEP: (Source("timestep"),),

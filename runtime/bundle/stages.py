@@ -135,7 +135,7 @@ class Guide:
     scales: tuple[str, ...] = ("guidance_scale",)  # fields of the request
 
     @property
-    def usual(self) -> int:
+    def rows_by_default(self) -> int:
         """Return how many rows run for an image where a request asks for no more."""
         return len(self.rows) - sum(scale in ON_REQUEST for scale in self.scales)
 
@@ -299,6 +299,7 @@ class Stage:
 
     def to_json(self) -> JsonObject:
         """Return the stage as the manifest holds it."""
+        preview = self.preview
         return {
             "name": self.name,
             "space": {name: value for name, value in vars(self.space).items() if SPACE.get(name) != value},
@@ -311,9 +312,5 @@ class Stage:
             "shortens": self.shortens,
             "depth": self.depth,
             **{name: value for name, usual in STAGE.items() if (value := getattr(self, name)) != usual},
-            **(
-                {}
-                if self.preview is None
-                else {"preview": {name: getattr(self.preview, name) for name in PREVIEW_KEYS}}
-            ),
+            **({} if preview is None else {"preview": {name: getattr(preview, name) for name in PREVIEW_KEYS}}),
         }

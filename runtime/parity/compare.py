@@ -251,7 +251,7 @@ def compare_rows(
     """
     request = requested(trajectory)
     task = pipeline.prepare(request)
-    guidance = float(trajectory.options.get("guidance", 1.0)) if pipeline.stage.guide.usual > 1 else 1.0
+    guidance = float(trajectory.options.get("guidance", 1.0)) if pipeline.stage.guide.rows_by_default > 1 else 1.0
     skipped = 0.0 if request.skip_guidance_layers is None else request.skip_layer_guidance_scale
     limit = limits["rows"].limit * max(1.0, 2 * (guidance + skipped) - 1)
     rows = len(trajectory.said)

@@ -29,7 +29,7 @@ def build_command(bundle: Bundle, component: str, backend: str, gpu: str, shapes
     if "width" in sizes and "height" in sizes:
         command += f" --sizes {sizes['width']}x{sizes['height']}"
     rows = sizes.get("batch", 1)
-    each = bundle.stage.guide.usual
+    each = bundle.stage.guide.rows_by_default
     if component.startswith("text_encoder"):  # two prompts for each image, or one without guidance
         command += f" --batch {-(-rows // min(2, each))}"
     elif component.startswith((*DENOISERS, "controlnet")):

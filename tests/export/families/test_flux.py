@@ -117,7 +117,7 @@ def test_one_row_without_a_negative_prompt_or_its_scale(asked: dict[str, Any], f
     pipeline = ours_of(flux["dev"])
     request = Request("two pears", num_inference_steps=3, height=64, width=64)
     pipeline_of_one = replace(pipeline, stage=replace(pipeline.stage, guide=Guide((Row("positive"),), ())))
-    assert pipeline.guidance_rows(replace(request, **asked)) == pipeline.stage.guide.usual == 1
+    assert pipeline.guidance_rows(replace(request, **asked)) == pipeline.stage.guide.rows_by_default == 1
     assert (pipeline.generate(replace(request, **asked)).latents == pipeline_of_one.generate(request).latents).all()
 
 

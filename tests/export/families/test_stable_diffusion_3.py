@@ -155,7 +155,7 @@ def test_rows_of_guidance(places: dict[str, Path]) -> None:
     for asked, rows in (({}, 2), ({"skip_guidance_layers": [1]}, 3), ({"guidance_scale": 1.0}, 1)):
         assert drawn.guidance_rows(Request("two pears", **asked)) == rows
     assert drawn.guidance_rows(Request("two pears", skip_guidance_layers=[1], guidance_scale=1.0)) == 1
-    assert drawn.stage.guide.usual == 2
+    assert drawn.stage.guide.rows_by_default == 2
 
 
 @pytest.mark.parametrize(

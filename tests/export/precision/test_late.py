@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,14 +14,13 @@ from ldmrt.export.components.table import components
 from ldmrt.export.graph import to_onnx as graphs
 from ldmrt.export.graph.to_onnx import to_onnx
 from ldmrt.export.precision.policy import apply_precisions
-from ldmrt.model import Autoencoder, AutoencoderConfig, UNet, UNetConfig, load
+from ldmrt.model import load
 from ldmrt.model.weights import late_casts
 from ldmrt.runtime import LdmrtError
 from ldmrt.tools.options.checkpoint import CheckpointOptions
 
-from ...conftest import tiny_checkpoint
+from ...conftest import wide_checkpoint
 
-LEVELS = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
 ISLANDS = {"unet": {"mid_block.resnets.0": "a test"}}
 
 
@@ -113,17 +111,7 @@ print(peak() - before)
 @pytest.mark.parametrize(("stored", "wanted"), [("float16", "fp16"), ("float32", "fp16"), ("float16", "fp32")])
 def test_peak_of_memory_is_a_part_of_the_weights(stored: str, wanted: str, checkpoint: Path, tmp_path: Path) -> None:
     """Of a U-Net of 300 MB in half precision at most 0.3, and what tracing it and drawing with it takes."""
-    torch.manual_seed(0)
-    unet = UNetConfig(
-        sample_size=8, block_out_channels=(640, 640), layers_per_block=2, norm_num_groups=32, cross_attention_dim=24,
-        attention_head_dim=8, **LEVELS,
-    )  # fmt: skip
-    vae = AutoencoderConfig(
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, sample_size=16, force_upcast=False,
-    )  # fmt: skip
-    model = replace(tiny_checkpoint(), denoiser=UNet(unet).eval(), vae=Autoencoder(vae).eval())
-    megabytes = sum(weight.numel() for weight in model.denoiser.parameters()) * 2 / 2**20
+    model, megabytes = wide_checkpoint(640)
     assert 280 < megabytes < 320
     model.save(tmp_path / "large", getattr(torch, stored))
     words = [sys.executable, "-c", PEAK, checkpoint, tmp_path / "large", tmp_path, wanted]

@@ -1,4 +1,4 @@
-"""Choose how a terminal is shown an image, by what it says of itself in the environment."""
+"""Choose the protocol in which a terminal shows images, by its environment variables."""
 
 import sys
 from collections.abc import Mapping

@@ -92,10 +92,10 @@ def _cell_of(descriptor: int) -> tuple[int, int]:
         import fcntl
         import termios
 
-        told = fcntl.ioctl(descriptor, termios.TIOCGWINSZ, bytes(8))
+        size = fcntl.ioctl(descriptor, termios.TIOCGWINSZ, bytes(8))
     except (ImportError, OSError):
         return CELL
-    lines, columns, width, height = struct.unpack("HHHH", told)
+    lines, columns, width, height = struct.unpack("HHHH", size)
     if not (lines and columns and width >= columns and height >= lines):
         return CELL
     return width // columns, height // lines
