@@ -20,6 +20,7 @@ from ldmrt.tools.console.processes import run
 from ldmrt.tools.console.script import run_script
 
 from .random_checkpoint import NAMES
+from .random_transformer import FAMILIES as TRANSFORMERS
 
 if TYPE_CHECKING:
     from ldmrt.runtime.files.reading import JsonObject
@@ -31,8 +32,8 @@ STEPS = ("export", "again", "torch", "optimum", "verify", "generate", "build")
 
 
 @click.command()
-@click.argument("family", type=click.Choice(list(NAMES)))
-@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
+@click.argument("family", type=click.Choice([*NAMES, *TRANSFORMERS]))
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/full_size"), show_default=True)
 @click.option("--step", "steps", multiple=True, type=click.Choice(STEPS), help="Only these; all by default.")
 @click.option("--optimum", "other", type=click.Path(exists=True), help="A Python that has optimum-onnx.")

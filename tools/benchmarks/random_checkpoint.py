@@ -4,10 +4,14 @@ python -m ldmrt.tools.benchmarks.random_checkpoint sd15 build/sd15
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from .random_transformer import FAMILIES as TRANSFORMERS
+from .random_transformer import write_transformer
 
 if TYPE_CHECKING:
     from ldmrt.model.checkpoint.families import Family
@@ -42,9 +46,9 @@ def tokenizer_files() -> dict[str, bytes]:
 
 
 @click.command()
-@click.argument("family", type=click.Choice(list(NAMES)))
+@click.argument("family", type=click.Choice([*NAMES, *TRANSFORMERS]))
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True)
 @click.option("--seed", default=0, show_default=True)
 def random_checkpoint(family: str, folder: Path, precision: str, seed: int) -> None:
     """Write a model of FAMILY's shapes into FOLDER. Its images are noise."""
@@ -56,8 +60,12 @@ def random_checkpoint(family: str, folder: Path, precision: str, seed: int) -> N
     from ldmrt.tools.console.progress import console
 
     torch.manual_seed(seed)
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    if family in TRANSFORMERS:
+        say = partial(console.print, highlight=False)
+        write_transformer(family, folder, dtype, tokenizer_files(), lambda part: say(f"{part} of {family}"))
+        return
     shapes = family_of(family)
-    dtype = torch.float16 if precision == "fp16" else torch.float32
     parts: dict[str, list[str]] = {}
     for part, kind, network in networks(family):
         console.print(f"{part} of {family}", highlight=False)
