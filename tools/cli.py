@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": "Draw images with the small model that ldmrt brings.",
     "generate": "Make images from a bundle.",
     "upscale": "Enlarge an image with a bundle of an upscaler.",
+    "sweep": "Draw all combinations of some options' values, and compare them on one page.",
     "batch": "Make the images of a file of prompts, and go on where it was stopped.",
     "export": "Turn a checkpoint into a bundle of ONNX files.",
     "verify": "Prove that a bundle computes what its checkpoint does.",
@@ -29,7 +30,8 @@ COMMANDS = {
     "evaluate": "Score the images of a model beside those that it was trained on.",
 }
 TRAINING, SERVING = ("data", "train", "evaluate"), ("batch", "serve", "export-triton")  # in folders of their own
-FOLDERS = dict.fromkeys(TRAINING, "training") | dict.fromkeys(SERVING, "serving")
+IMAGES = ("sweep",)
+FOLDERS = dict.fromkeys(TRAINING, "training") | dict.fromkeys(IMAGES, "images") | dict.fromkeys(SERVING, "serving")
 
 
 def function_of(name: str) -> click.Command:

@@ -19,8 +19,8 @@ from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.console.processes import run
 from ldmrt.tools.console.script import run_script
 
-from .random_checkpoint import NAMES
-from .random_transformer import FAMILIES as TRANSFORMERS
+from .checkpoints.random_checkpoint import NAMES
+from .checkpoints.random_transformer import FAMILIES as TRANSFORMERS
 
 if TYPE_CHECKING:
     from ldmrt.runtime.files.reading import JsonObject
@@ -70,7 +70,8 @@ def full_size(
         "build": [*ldmrt, "build", str(bundle), "--target", target, "--no-verify"],
     }  # fmt: skip
     if not (checkpoint / "model_index.json").is_file():
-        run("checkpoint", [*python, "ldmrt.tools.benchmarks.random_checkpoint", family, str(checkpoint), *precise])
+        random = "ldmrt.tools.benchmarks.checkpoints.random_checkpoint"
+        run("checkpoint", [*python, random, family, str(checkpoint), *precise])
     if not steps or "export" in steps:
         shutil.rmtree(bundle, ignore_errors=True)
     rows = []

@@ -15,7 +15,7 @@ from ldmrt.runtime.samplers.plan import Plan
 from ldmrt.runtime.samplers.registry import plan_from_config
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
-from .random_checkpoint import NAMES, family_of, networks, tokenizer_files
+from .checkpoints.random_checkpoint import NAMES, family_of, networks, tokenizer_files
 
 PROMPT, GUIDANCE, SCHEDULER = "a red apple", 7.5, "ddim"
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ldmrt.model import load
-from ldmrt.tools.benchmarks import random_transformer
-from ldmrt.tools.benchmarks.random_checkpoint import random_checkpoint
+from ldmrt.tools.benchmarks.checkpoints import random_transformer
+from ldmrt.tools.benchmarks.checkpoints.random_checkpoint import random_checkpoint
 
 SMALL = {  # by class: what makes a network of a few layers of it
     "SD3Transformer2DModel": {"num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2,

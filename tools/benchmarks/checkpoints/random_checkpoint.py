@@ -1,6 +1,6 @@
 """Write a checkpoint of full size with random weights, in diffusers' layout, for measurements.
 
-python -m ldmrt.tools.benchmarks.random_checkpoint sd15 build/sd15
+python -m ldmrt.tools.benchmarks.checkpoints.random_checkpoint sd15 build/sd15
 """
 
 from collections.abc import Iterator

@@ -1,0 +1,124 @@
+"""`ldmrt sweep`: cells that are the images of `ldmrt generate`, the metrics' figures, one clear error."""
+
+import base64
+import io
+import json
+import math
+import re
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+import ldmrt.runtime
+from ldmrt.runtime.parity.metrics import psnr, ssim
+from ldmrt.runtime.pipeline.pipeline import Pipeline
+from ldmrt.tools.console.drawing.axes import MOST
+
+PROMPT = "a red apple, noto style"
+
+
+def images_in(page: str) -> list[NDArray[np.uint8]]:
+    """The images of a page, in its order."""
+    encoded = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(one)))) for one in encoded]
+
+
+def test_cells_are_the_images_of_their_requests(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
+    out, numbers = tmp_path / "sweep.html", tmp_path / "sweep.json"
+    words = ["--axis", "steps=2,3", "--axis", "scheduler=ddim,euler", "--axis", "seed=4,5", "--reference", "steps=3"]
+    ran = ldmrt("sweep", bundle, PROMPT, *words, "-o", out, "--json", numbers)
+    assert (ran.code, ran.out) == (0, f"{out}\n")
+    cells = json.loads(numbers.read_text())["cells"]
+    named = {tuple(row["cell"].values()): row for row in cells}
+    assert [key for key, row in named.items() if row["reference"]] == [("3", "ddim", "4")]
+    pipeline = ldmrt_images(bundle)
+    expected = {key: pipeline(*key) for key in named}
+    on_page = images_in(out.read_text(encoding="utf-8"))
+    order = [(steps, name, seed) for seed, steps, name in product("45", "23", ("ddim", "euler"))]  # a table a seed
+    for key, image in zip(order, on_page, strict=True):
+        np.testing.assert_array_equal(image, expected[key], err_msg=str(key))
+    reference = expected["3", "ddim", "4"]
+    for key, row in named.items():
+        found = psnr(expected[key], reference)
+        assert row["psnr"] == ("identical" if math.isinf(found) else found), key
+        assert row["ssim"] == ssim(expected[key], reference), key
+        assert row["ratio"] == row["seconds"] / named["3", "ddim", "4"]["seconds"]
+
+
+def ldmrt_images(bundle: Path) -> Any:
+    """The image of steps, scheduler and seed, by the library."""
+    pipeline = ldmrt.runtime.open(bundle)
+
+    def image(steps: str, scheduler: str, seed: str) -> Any:
+        return pipeline(PROMPT, num_inference_steps=int(steps), scheduler=scheduler, seed=int(seed)).pixels[0]
+
+    return image
+
+
+def test_prompts_sizes_and_several_images(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
+    out, numbers = tmp_path / "sweep.html", tmp_path / "sweep.json"
+    prompts = ["two pears, noto style", "<b> & a fox"]
+    axes = [word for prompt in prompts for word in ("--axis", f"prompt={prompt}")] + ["--axis", "width=16,24"]
+    ran = ldmrt("sweep", bundle, *axes, "-n", 2, "--steps", 2, "-o", out, "--json", numbers)
+    assert ran.code == 0, ran.err
+    page = out.read_text(encoding="utf-8")
+    assert "prompt &lt;b&gt; &amp; a fox" in page
+    assert [image.shape[:2] for image in images_in(page)] == [(16, 34), (16, 50)] * 2  # two, and a gap of two pixels
+    assert page.count("another size") == 2
+    assert [row["psnr"] is None for row in json.loads(numbers.read_text())["cells"]] == [False, True, False, True]
+
+
+def test_one_axis_of_bundles_and_backends(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep.html"
+    words = ["--axis", f"bundle={bundle},{bundle}", "--steps", 2]
+    assert "has a value twice" in ldmrt("sweep", bundle, PROMPT, *words, "-o", out).error
+    ran = ldmrt("sweep", bundle, PROMPT, "--axis", "backend=onnxruntime,auto", "--steps", 2, "-o", out)
+    assert ran.code == 0, ran.err
+    assert out.read_text(encoding="utf-8").count("identical") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--axis", "stepz=1,2"], "nothing is called 'stepz', did you mean 'steps'?"),
+        (["--axis", "steps"], "--axis 'steps' has no values"),
+        (["--axis", "steps=2,few"], "--axis steps: 'few' is not a valid"),
+        (["--axis", "steps=2,2"], "--axis steps has a value twice"),
+        (["--axis", "out=a,b"], "nothing is called 'out'"),
+        (["--axis", "steps=2,0"], "of the cell steps=0"),
+        (["--axis", "scheduler=ddim,eulr"], "eulr"),
+        (["--axis", "steps=2,3", "--reference", "seed=1"], "--reference: no axis is called 'seed'"),
+        (["--axis", "steps=2,3", "--reference", "steps=4"], "--reference: '4' is not on the axis steps"),
+        (["--axis", "steps=" + ",".join(map(str, range(1, MOST + 2)))], "too many cells"),
+        (["--axis", "bundle=nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_first(
+    ldmrt: Any, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.setattr(Pipeline, "generate", lambda *_: pytest.fail("an image was drawn"))
+    out = tmp_path / "sweep.html"
+    assert said in ldmrt("sweep", bundle, PROMPT, *words, "-o", out).error
+    assert not out.exists()
+
+
+def test_a_stop_writes_what_is_drawn(ldmrt: Any, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw, calls = Pipeline.generate, []
+
+    def until_the_fourth(self: Pipeline, request: Any) -> Any:
+        calls.append(request)
+        if len(calls) == 4:  # one that is not measured, and two cells
+            raise KeyboardInterrupt
+        return draw(self, request)
+
+    monkeypatch.setattr(Pipeline, "generate", until_the_fourth)
+    out = tmp_path / "sweep.html"
+    ran = ldmrt("sweep", bundle, PROMPT, "--axis", "steps=2,3,4", "-o", out)
+    assert (ran.code, "stopped: 2 of 3 cells are drawn" in ran.err) == (130, True)
+    page = out.read_text(encoding="utf-8")
+    assert (len(images_in(page)), page.count("not drawn")) == (2, 1)

@@ -1,0 +1,124 @@
+"""Run `ldmrt sweep`: draw all combinations of some options' values, and compare them on one page."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ldmrt.tools.console.outputs import Output
+from ldmrt.tools.options.drawing import HOW, with_opening, with_options
+from ldmrt.tools.options.to_request import request_of
+from ldmrt.tools.options.types import Text
+
+if TYPE_CHECKING:
+    from ldmrt.runtime.files.reading import JsonObject
+    from ldmrt.runtime.pipeline.pipeline import Pipeline
+    from ldmrt.tools.console.drawing.sweep import Drawn, Group
+
+FIXED = ("axis", "reference", "out", "json", "set", "scheduler-config")  # what no axis can be
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("prompt", required=False, type=Text())
+@click.option(
+    "--axis",
+    "written",
+    multiple=True,
+    type=Text(),
+    required=True,
+    metavar="NAME=VALUE,...",
+    help="An option of this command with its values, or bundle; again for further axes, or for more values. "
+    "A prompt is one value, also with commas.",
+)
+@click.option(
+    "--reference",
+    multiple=True,
+    type=Text(),
+    metavar="NAME=VALUE",
+    help="Value of an axis in the cell that the others are compared with; the first of each axis by default.",
+)
+@with_options(HOW)
+@with_opening
+@click.option("-o", "--out", type=Output(), default=Path("sweep.html"), show_default=True, help="The page.")
+@click.option("--json", "numbers", type=Output(), help="Write the figures of each cell here too.")
+def sweep(
+    bundle: Path,
+    prompt: str | None,
+    written: tuple[str, ...],
+    reference: tuple[str, ...],
+    opening: dict[str, Any],
+    scheduler_config: Path | None,
+    settings: "JsonObject",
+    out: Path,
+    numbers: Path | None,
+    **options: Any,
+) -> None:
+    """Draw PROMPT with BUNDLE for all combinations of the values of axes: OUT, one page of images.
+
+    Each cell has its time, and its PSNR and SSIM to the reference. What is drawn when Ctrl-C comes is written too.
+
+    Example: ldmrt sweep out/emoji64 "a red apple, noto style" --axis steps=5,10,20 --axis scheduler=ddim,dpmpp_2m
+    """
+    from ldmrt.runtime.errors import LdmrtError
+    from ldmrt.runtime.files.writing import write_atomically
+    from ldmrt.runtime.host import processor
+    from ldmrt.runtime.pipeline.opening import open_pipeline
+    from ldmrt.tools.console.drawing.axes import axes_of, cells_of, group_of, options_of, reference_of
+    from ldmrt.tools.console.drawing.sweep import compared, draw_cells
+    from ldmrt.tools.console.progress import watched
+    from ldmrt.tools.reports.sweep_html import Shown, write_sweep
+
+    command = click.get_current_context().command
+    axes = axes_of(written, options_of(command, FIXED))
+    chosen, cells = reference_of(reference, axes), cells_of(axes)
+    opened_by = ("bundle", *opening)
+    base = {"bundle": bundle, "prompt": prompt, **options, **opening, "scheduler_settings": settings}
+    asked = {}
+    for cell in sorted(cells, key=lambda cell: cell != chosen):  # the reference first, so that an early stop has it
+        values = base | cell.values(axes)
+        group = group_of(values, opened_by)
+        try:
+            request = request_of({name: value for name, value in values.items() if name not in opened_by})
+        except LdmrtError as error:
+            raise error.about(f"{error.where} of the cell {cell.label(axes)}") from None
+        asked[cell] = group, request
+
+    def open_group(group: "Group") -> "Pipeline":
+        path, *rest = group
+        arguments: dict[str, Any] = dict(zip(opening, rest, strict=True))
+        return open_pipeline(Path(str(path)), scheduler=scheduler_config, **arguments)
+
+    for group in dict.fromkeys(group for group, _ in asked.values()):  # refuse before anything is drawn
+        pipeline = open_group(group)
+        for own, request in asked.values():
+            if own == group:
+                pipeline.rows(request)
+        pipeline.close()
+
+    drawn: list[Drawn] = []
+    try:
+        drawn.extend(watched(draw_cells(asked, open_group), len(cells), lambda one: one.cell.label(axes)))
+    except KeyboardInterrupt:
+        if not drawn:
+            raise
+        click.secho(f"stopped: {len(drawn)} of {len(cells)} cells are drawn", fg="yellow", err=True)
+    figures = compared(drawn, chosen)
+    fixed = {"bundle": bundle.name, "prompt": prompt or "", "seed": str(options["seed"]), "processor": processor()}
+    about = {name: value for name, value in fixed.items() if name not in {axis.name for axis in axes}}
+    shown = {one.cell.place: Shown(one.sheet, one.images.shape[1], **asdict(figures[one.cell])) for one in drawn}
+    write_sweep(out, [(axis.name, [text for text, _ in axis.choices]) for axis in axes], shown, chosen.place, about)
+    if numbers is not None:
+        rows = [
+            {"cell": cell.texts(axes), "reference": cell == chosen, **asdict(found)}
+            | ({"psnr": "identical"} if found.psnr == math.inf else {})  # JSON has no infinity
+            for cell, found in figures.items()
+        ]
+        with write_atomically(numbers) as file:
+            file.write(json.dumps({"about": about, "cells": rows}, indent=2).encode())
+    click.echo(out)
+    if len(drawn) < len(cells):
+        raise click.exceptions.Exit(130)
