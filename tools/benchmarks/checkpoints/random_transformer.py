@@ -144,7 +144,7 @@ def _write_weights(network: Any, folder: Path, dtype: "torch.dtype", stem: str) 
     shards = list(_sharded(shapes, dtype.itemsize))
     names = [f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     names = [f"{stem}.safetensors"] if len(shards) == 1 else names
-    places = {}
+    places: dict[str, str] = {}
     for file, shard in zip(names, shards, strict=True):
         weights = {name: _random(name, shape).to(dtype) for name, shape in shard.items()}
         save_file(weights, folder / file, {"format": "pt"})
