@@ -50,4 +50,5 @@ def _in_words(error: InvalidRequest, names: Mapping[str, str]) -> InvalidRequest
         expected=error.expected and renamed(error.expected),
         found=error.found,
         hint=error.hint,
+        place=error.place,
     )

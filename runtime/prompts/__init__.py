@@ -1,0 +1,1 @@
+"""Read prompts in the syntaxes that other programs made common: weights, alternatives, schedules."""

@@ -1,0 +1,1 @@
+"""The prompt syntax of AUTOMATIC1111's stable-diffusion-webui 1.10."""

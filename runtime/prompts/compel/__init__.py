@@ -1,0 +1,1 @@
+"""The prompt syntax of the library compel 2.5."""

@@ -1,0 +1,134 @@
+"""AUTOMATIC1111's syntax reads its published cases, and says where a prompt cannot be read."""
+
+import random
+
+import pytest
+
+from ldmrt.runtime import InvalidRequest
+from ldmrt.runtime.prompts.a1111.attention import read_attention
+from ldmrt.runtime.prompts.a1111.composition import split_composition
+from ldmrt.runtime.prompts.a1111.reading import read_a1111
+from ldmrt.runtime.prompts.a1111.schedules import read_schedule
+
+# The doctests of modules/prompt_parser.py, stable-diffusion-webui 1.10.
+ATTENTION = {
+    "normal text": [("normal text", 1.0)],
+    "an (important) word": [("an ", 1.0), ("important", 1.1), (" word", 1.0)],
+    "(unbalanced": [("unbalanced", 1.1)],
+    r"\(literal\]": [("(literal]", 1.0)],
+    "(unnecessary)(parens)": [("unnecessaryparens", 1.1)],
+    "a (((house:1.3)) [on] a (hill:0.5), sun, (((sky))).": [
+        ("a ", 1.0), ("house", 1.5730000000000004), (" ", 1.1), ("on", 1.0), (" a ", 1.1), ("hill", 0.55),
+        (", sun, ", 1.1), ("sky", 1.4641000000000006), (".", 1.1),
+    ],
+}  # fmt: skip
+STEPS = 10
+SCHEDULES = {
+    "test": [(10, "test")],
+    "a [b:3]": [(3, "a "), (10, "a b")],
+    "a [b: 3]": [(3, "a "), (10, "a b")],
+    "a [[[b]]:2]": [(2, "a "), (10, "a [[b]]")],
+    "[(a:2):3]": [(3, ""), (10, "(a:2)")],
+    "a [b : c : 1] d": [(1, "a b  d"), (10, "a  c  d")],
+    "a[b:[c:d:2]:1]e": [(1, "abe"), (2, "ace"), (10, "ade")],
+    "a [unbalanced": [(10, "a [unbalanced")],
+    "a [b:.5] c": [(5, "a  c"), (10, "a b c")],
+    "((a][:b:c [d:3]": [(3, "((a][:b:c "), (10, "((a][:b:c d")],
+    "[a|(b:1.1)]": [(step, "a" if step % 2 else "(b:1.1)") for step in range(1, 11)],
+    "[fe|]male": [(step, "female" if step % 2 else "male") for step in range(1, 11)],
+    "[fe|||]male": [(step, "female" if step % 4 == 1 else "male") for step in range(1, 11)],
+    # What the grammar says beside its doctests, as lark reads it.
+    "a [b::.3]": [(3, "a b"), (10, "a ")],
+    "a | [b:c:3]": [(10, "a | [b:c:3]")],
+    "[a|b:3]": [(10, "[a|b:3]")],
+    "[a:b:0]": [(10, "b")],
+    "[[a|b]:c:2]": [(1, "a"), (2, "b"), *((step, "c") for step in range(3, 11))],
+    "[a\\:b:c:3]": [(3, "a\\:b"), (10, "c")],
+}
+
+
+@pytest.mark.parametrize("text", ATTENTION)
+def test_weights_are_the_published_ones(text: str) -> None:
+    (section,) = read_attention(text)
+    assert [(one.text, one.weight) for one in section] == ATTENTION[text]
+
+
+def test_sections_stand_between_breaks() -> None:
+    sections = read_attention("a (b) BREAK\nc BREAK BREAK")
+    assert [[(one.text, one.weight) for one in section] for section in sections] == [
+        [("a ", 1.0), ("b", 1.1), ("", 1.0)], [("c", 1.0)], [("", 1.0)], [("", 1.0)],
+    ]  # fmt: skip
+    assert [len(read_attention(text)) for text in ("BREAKS", "aBREAK", "", "BREAK")] == [1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("text", SCHEDULES)
+def test_schedules_are_the_published_ones(text: str) -> None:
+    assert list(read_schedule(text, STEPS)) == SCHEDULES[text]
+
+
+def test_a_text_is_that_of_the_first_range_that_has_not_ended() -> None:
+    """reconstruct_cond_batch counts evaluations from 0 and takes the first entry that does not end before."""
+    (term,) = read_a1111("[a:b:0.3]", STEPS, composed=True)
+    read = ["".join(one.text for one in term.at(step).sections[0]) for step in range(STEPS)]
+    assert read == ["a"] * 4 + ["b"] * 6
+
+
+def test_and_splits_a_prompt_into_weighted_parts() -> None:
+    parts = split_composition("a cat :1.2 AND a (hat:0.5)\nAND :.5ANDY AND  b: -1")
+    assert [(part.text, part.weight) for part in parts] == [
+        ("a cat", 1.2), (" a (hat:0.5)", 1.0), (" :.5ANDY", 1.0), ("  b", -1.0),
+    ]  # fmt: skip
+    assert len(read_a1111("a AND b", STEPS, composed=False)) == 1
+
+
+UNREADABLE = {
+    "a (b:1.2.3) c": ("'1.2.3' is no weight", "1.2.3"),
+    f"a AND (b:{'9' * 400})": ("is no weight", "999"),
+    "x AND [a:(b:.):.5]": ("'.' is no weight", ".)"),
+    "x AND [a:b:1e999]": ("'1e999' is no step", "1e999"),
+    "a (b BREAK c:1.1)": ("a BREAK in brackets", "BREAK"),
+    "a <lora:x:0.8>": ("a prompt loads no lora", "<lora"),
+    "[" * 60 + "a": ("brackets nested too deeply", "[" * 10 + "a"),
+}
+
+
+@pytest.mark.parametrize("prompt", UNREADABLE)
+def test_what_cannot_be_read_is_said_with_a_caret(prompt: str) -> None:
+    problem, at = UNREADABLE[prompt]
+    with pytest.raises(InvalidRequest, match="^prompt: ") as raised:
+        read_a1111(prompt, STEPS, composed=True)
+    assert problem in raised.value.problem
+    place = raised.value.place
+    assert place is not None
+    assert place.text == prompt
+    assert place.text[place.at :].startswith(at)
+    _, shown, caret = str(raised.value).splitlines()[:3]
+    assert shown[caret.index("^") :].startswith(at[: len(shown) - caret.index("^")])
+
+
+def test_any_prompt_is_read_or_refused() -> None:
+    rng = random.Random(0)
+    pieces = [
+        *"[]()|:\\ ab",
+        "0.4",
+        ":.5]",
+        " AND ",
+        " BREAK ",
+        "(a:1.3)",
+        "[a|b]",
+        "[a:b:3]",
+        "\n",
+        "\u732b",
+        ":1..2)",
+    ]
+    refused = 0
+    for _ in range(200):
+        prompt = "".join(rng.choices(pieces, k=rng.randint(1, 14)))
+        try:
+            terms = read_a1111(prompt, STEPS, composed=True)
+        except InvalidRequest as error:
+            refused += 1
+            assert error.place is not None, prompt
+            continue
+        assert all(term.texts[-1][0] >= STEPS for term in terms), prompt
+    assert 0 < refused < 100
