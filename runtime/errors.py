@@ -82,6 +82,11 @@ class LdmrtError(Exception):
         parts: dict[str, Any] = {"expected": self.expected, "found": self.found, "place": self.place}
         return type(self)(where, self.problem, **parts, hint=self.hint)
 
+    def placed(self: "Kind", place: Place) -> "Kind":
+        """Return this error as one about a place in another text."""
+        parts: dict[str, Any] = {"expected": self.expected, "found": self.found, "hint": self.hint}
+        return type(self)(self.where, self.problem, **parts, place=place)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy the message and all attributes, whatever arguments the class takes."""
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]

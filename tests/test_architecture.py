@@ -18,8 +18,7 @@ MOST_ENTRIES, MOST_LINES = 14, 320
 
 ERRORS = {"runtime.errors"}
 GROUND = ERRORS | {f"runtime.{name}" for name in ("files", "host", "nearest", "optional", "tensors")}
-PARTS = ("backends", "bundle", "images", "pipeline", "prompts", "samplers", "tokenizer")
-RUNTIME = GROUND | {f"runtime.{name}" for name in PARTS}
+RUNTIME = GROUND | {f"runtime.{name}" for name in ("backends", "bundle", "images", "pipeline", "samplers", "tokenizer")}
 READING = GROUND | {"runtime.samplers", "runtime.tokenizer"}
 MODEL = {
     f"model.{name}" for name in ("config", "families", "library", "networks", "weights", "checkpoint", "torch_engine")
@@ -39,7 +38,6 @@ MAY: dict[str, set[str]] = {
     "runtime.files": ERRORS | {"runtime.optional"},
     "runtime.images": GROUND,
     "runtime.tokenizer": GROUND,
-    "runtime.prompts": GROUND,
     "runtime.samplers": GROUND,
     "runtime.bundle": GROUND,
     "runtime.backends": GROUND | {"runtime.bundle"},

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ldmrt.runtime.prompts.fragments import DEEPEST, unreadable
+from ldmrt.runtime.pipeline.prompts.fragments import DEEPEST, unreadable
 
 NUMBER = re.compile(r"\s*([+-]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[0-9]+(?:[eE][+-]?[0-9]+)?))\s*\]")
 PLAIN = re.compile(r"(?:[^\\\[\]():|]|\\.)+")

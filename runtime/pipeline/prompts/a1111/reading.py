@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ldmrt.runtime.errors import InvalidRequest
-from ldmrt.runtime.prompts.fragments import Fragments, unreadable
-from ldmrt.runtime.prompts.reading import Term
+from ldmrt.runtime.errors import InvalidRequest, Place
+from ldmrt.runtime.pipeline.prompts.fragments import Fragments, unreadable
+from ldmrt.runtime.pipeline.prompts.reading import Term
 
 from .attention import read_attention
 from .composition import Part, split_composition
@@ -62,8 +62,8 @@ def _placed(prompt: str, part: Part, read: Callable[[], Read]) -> Read:
         place = error.place
         assert place is not None
         if place.text == part.text:
-            raise unreadable(prompt, part.at + place.at, error.problem, error.expected, error.hint) from None
+            raise error.placed(Place(prompt, part.at + place.at)) from None
         at = prompt.find(place.text[place.at : place.at + AROUND], part.at)
         if at < 0:
             raise
-        raise unreadable(prompt, at, error.problem, error.expected, error.hint) from None
+        raise error.placed(Place(prompt, at)) from None

@@ -1,9 +1,9 @@
-r"""Read the weights of a text: (more), [less], (exactly:1.3), the escapes \( \) \[ \] \\, and BREAK between sections."""
+r"""Read the weights of a text: (more), [less], (exactly:1.3), the escapes \( \) \[ \] \\, and BREAK."""
 
 import math
 import re
 
-from ldmrt.runtime.prompts.fragments import Fragment, Fragments, unreadable
+from ldmrt.runtime.pipeline.prompts.fragments import Fragment, Fragments, unreadable
 
 MORE, LESS = 1.1, 1 / 1.1  # of each round, and of each square bracket
 TOKEN = re.compile(r"\\[()\[\]\\]|\\|\(|\[|:\s*([+-]?[.\d]+)\s*\)|\)|]|[^\\()\[\]:]+|:")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ldmrt.runtime.prompts.fragments import Fragment, Fragments
+from ldmrt.runtime.pipeline.prompts.fragments import Fragment, Fragments
 
 
 @dataclass(frozen=True)

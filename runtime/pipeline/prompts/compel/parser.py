@@ -8,7 +8,7 @@ import math
 import re
 from dataclasses import dataclass, field
 
-from ldmrt.runtime.prompts.fragments import DEEPEST, Fragment, Fragments, unreadable
+from ldmrt.runtime.pipeline.prompts.fragments import DEEPEST, Fragment, Fragments, unreadable
 
 from .tree import Blend, Conjunction, fused, unescaped
 
@@ -24,6 +24,7 @@ SIGNS = re.compile(r"\++|-+")
 NUMBER = re.compile(r"[+-]?(?:\d+\.\d*|\.\d+)|-?[0-9]+")
 LORA = re.compile(r"(?:useLora|withLora)\s*\(")
 KEYWORD = re.compile(r"[0-9A-Za-z_\-]+")
+OPERATOR = re.compile(r"[ \n\t\r]*\.(swap|attend)[ \n\t\r]*\(")
 CALL = re.compile(r"[ \n\t\r]*\.(blend|and|add)[ \n\t\r]*\(")
 COMMA = re.compile(r",\S")  # after which compel puts a space
 UNNORMALISED = "no_normalize"
@@ -110,12 +111,10 @@ class Parser:
         target = whole or self.word(at)
         if target is None:
             return None
-        operator = re.compile(r"[ \n\t\r]*\.(swap|attend)[ \n\t\r]*\(").match(self.text, target.end)
+        operator = OPERATOR.match(self.text, target.end)
         if operator and operator[1] == "swap":
-            place = operator.start(1) - 1
-            raise self.error(
-                place, ".swap() is not supported", "a prompt for each, or --prompt-syntax a1111 [from:to:0.4]"
-            )
+            place, expected = operator.start(1) - 1, "a prompt for each, or [from:to:0.4] with prompt_syntax a1111"
+            raise self.error(place, ".swap() is not supported", expected)
         if operator and (found := self.weight(self.skipped(operator.end()), numbers=True)):
             end = self.skipped(found[1])
             if self.text.startswith(")", end):
