@@ -18,6 +18,7 @@ DIMS = {
     "batch": Dim(1, 2, 64),
     "height": Dim(64, 512, 2048),  # pixels
     "width": Dim(64, 512, 2048),
+    "tokens": Dim(2, 77, 4 * 77),  # of a prompt
     "steps": Dim(1, STEPS, 1000),  # of a sampler
     "saved": Dim(1, SAVED, SAVED),
 }

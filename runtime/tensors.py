@@ -13,6 +13,7 @@ from .errors import LdmrtError
 Array = NDArray[Any]  # of any dtype and shape
 Arrays = dict[str, Array]  # tensors by name
 Dim = int | str
+TOKENS = 77  # of a prompt, which CLIP reads at once
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]  # of tensors by name
 Bound = tuple[tuple[tuple[str, Shape], ...], tuple[tuple[str, str], ...]]
@@ -56,7 +57,8 @@ def shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
 
     Args:
         spec: The tensor, with its shape in symbols.
-        sizes: The size of every symbol, in pixels or items. "timesteps" is "batch" where it is missing.
+        sizes: The size of every symbol, in pixels or items. Where they are missing, "timesteps" is "batch" and "tokens"
+            those of one chunk of a prompt.
 
     Raises:
         KeyError: A symbol has no size.
@@ -66,7 +68,7 @@ def shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
         if isinstance(dim, int):
             return dim
         name, divisor = split_symbol(dim)
-        return {"timesteps": sizes["batch"], **sizes}[name] // divisor
+        return {"timesteps": sizes["batch"], "tokens": TOKENS, **sizes}[name] // divisor
 
     return tuple(number(dim) for dim in spec.shape)
 

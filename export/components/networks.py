@@ -26,8 +26,8 @@ class _TextEncoder(nn.Module):
         super().__init__()
         self.model, self.skips, self.layers = model, skips, layers
 
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
-        out = self.model(input_ids, output_hidden_states=True)
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        out = self.model(input_ids, attention_mask, output_hidden_states=True)
         projected = "text_embeds" in out
         first = (out.text_embeds, out.last_hidden_state) if projected else (out.last_hidden_state, out.pooler_output)
         norm = getattr(self.model, "text_model", self.model).get_submodule("final_layer_norm")

@@ -48,7 +48,7 @@ def conditioning(c: Checkpoint, dtype: str) -> list[TensorSpec]:
     unet, reads = c.unet.config, c.stage.reads
     specs = []
     if PROMPT in reads:
-        tokens = max(tokens_of(c, name) for name in c.text_encoders)
+        tokens = "tokens" if c.long_prompts else max(tokens_of(c, name) for name in c.text_encoders)
         width = sum(
             int(model.config.hidden_size) for model in c.text_encoders.values()
         )  # of all encoders, side by side

@@ -35,7 +35,7 @@ from ldmrt.runtime.bundle.graphs import (
 from ldmrt.runtime.bundle.stages import CLASSES, KEPT, KL, LONG, MASKED, PROMPT_MASK
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject
-from ldmrt.runtime.pipeline.conditioning.prompts import gives_pooled
+from ldmrt.runtime.pipeline.conditioning.prompts import ATTENTION_MASK, gives_pooled
 from ldmrt.runtime.tensors import Specs, TensorSpec, shape_of, split_symbol
 
 from .autoencoder_parts import tile_specs
@@ -108,8 +108,7 @@ def components(checkpoint: Checkpoint) -> dict[str, Component]:
 
 def rows(checkpoint: Checkpoint) -> dict[str, Component]:
     """Return every component by its name; in bfloat16, inputs and outputs are bfloat16 too."""
-    made = [row for build in BUILDERS for row in build(checkpoint)]
-    return {row.name: row for row in made}
+    return {row.name: row for build in BUILDERS for row in build(checkpoint)}
 
 
 def _for_numpy(row: Component) -> Component:
@@ -148,11 +147,12 @@ def _text_encoders(c: Checkpoint) -> Iterator[Component]:
         states = ["last_hidden_state", *(f"hidden_states.{i}" for i in range(layers + 1) if reads)]
         states += [f"last_hidden_state.{skip}" for skip in range(1, skips + 1)]
         outputs = [TensorSpec(state, dtype, ("batch", tokens, width)) for state in states]
+        names = ("input_ids", *([ATTENTION_MASK] if c.long_prompts else []))
         outputs.insert(0 if projects else 1, TensorSpec(pooled[0], dtype, ("batch", pooled[1])))
         yield Component(
             name,
             _TextEncoder(model, skips, reads),
-            (TensorSpec("input_ids", "int64", ("batch", tokens)),),
+            tuple(TensorSpec(each, "int64", ("batch", tokens)) for each in names),
             tuple(outputs),
             {**config.to_dict(), "architectures": [class_of(model)]},
             vocabulary=(int(config.vocab_size), _end(config)),
@@ -295,6 +295,8 @@ def example(component: Component, sizes: Mapping[str, int], seed: int = 0) -> di
         shape = shape_of(spec, sizes)
         if spec.name == CLASSES:
             arrays[spec.name] = rng.integers(0, component.classes, shape)
+        elif spec.name == ATTENTION_MASK:
+            arrays[spec.name] = np.maximum(rng.integers(0, 2, shape), np.arange(shape[1]) == 0)  # the first is seen
         elif spec.dtype == "int64":
             entries, end = component.vocabulary
             arrays[spec.name] = rng.integers(0, entries, shape)

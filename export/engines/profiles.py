@@ -105,7 +105,7 @@ def profile(graph: str, inputs: Sequence[TensorSpec], wanted: Wanted) -> tuple[B
             }
         else:
             dims = {"batch": rows(graph, batch, wanted.guidance, wanted.rows)}
-        dims |= {"width": width, "height": height}
+        dims |= {"width": width, "height": height, "tokens": DIMS["tokens"]}
         for spec in inputs:
             _check(graph, spec, dims)
         bucket: Bucket = {

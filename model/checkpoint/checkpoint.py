@@ -103,6 +103,7 @@ class Checkpoint:
     late: LateCasts = field(default_factory=LateCasts, repr=False, compare=False)  # of the networks' weights
     t5_tokens: int | None = None  # of a prompt, as T5 reads it; as many as in diffusers' pipeline by default
     skip_layers: tuple[int, ...] = ()  # of a transformer, that a row of guidance may skip
+    long_prompts: bool = False  # a U-Net that reads any number of tokens, and text encoders that take a mask
 
     @property
     def stage(self) -> Stage:

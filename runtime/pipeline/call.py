@@ -106,6 +106,7 @@ class ImagePipeline(ABC):
         negative_prompt_2: Text | None = None,
         prompt_3: Text | None = None,
         negative_prompt_3: Text | None = None,
+        prompt_syntax: str = "plain",
         num_images_per_prompt: int = 1,
         num_inference_steps: int = 20,
         guidance_scale: float | None = None,

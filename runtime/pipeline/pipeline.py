@@ -20,19 +20,20 @@ from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.images import reading
 from ldmrt.runtime.images.sizes import enlarged_size
 from ldmrt.runtime.samplers.config import Config
-from ldmrt.runtime.samplers.guidance import guide
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.runtime.samplers.plan import Latents, Plan
-from ldmrt.runtime.samplers.registry import plan_from_config
+from ldmrt.runtime.samplers.registry import find_scheduler, plan_from_config
 from ldmrt.runtime.samplers.settings import with_settings
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
 from .autoencoder.decode import Decoding, decode, decode_unrounded
 from .batch_size import Forecast, bounded, images_at_once
 from .call import ImagePipeline, Result
+from .conditioning.composition import most_parts
 from .conditioning.context import Context
+from .conditioning.guided import guided_inputs
 from .conditioning.prompts import reads_texts, text_encoders
-from .conditioning.sources import check_sources, condition
+from .conditioning.sources import check_sources
 from .denoising.denoise import Denoised, DenoisingTask, Encoded, check_finite
 from .denoising.initial_latents import initial_latents
 from .overlap import in_stages
@@ -197,7 +198,7 @@ class Pipeline(ImagePipeline):
     def guidance_rows(self, request: Request) -> int:
         """Return how many rows the U-Net runs for an image of a request, in the first stage that it runs."""
         begins = self._walk(request)[0]
-        return len(begins._rows(request)[0])
+        return len(begins._rows(request)[0]) - 1 + (most_parts(request) or 1)
 
     def plan(self, request: Request, size: tuple[int, int] | None = None) -> Plan:
         """Return the sampler's table for a request.
@@ -276,13 +277,13 @@ class Pipeline(ImagePipeline):
         if self.stage.network == TRANSFORMER:  # a dynamic shift is that of the size that is drawn
             plan = self.plan(request, given.size)
         start = initial_latents(request, plan, self.engines, self.stage, given, self.decoding)
-        guidance, usual = (
-            guide(request.total_images, each, request.guidance_rescale) for each in (scales, self._scales(request))
-        )
         sources = self.engines, self.tokenizers, self.schedulers, self.decoding
-        conditioning = condition(Context(request, self.stage, rows, given, *sources))
+        context = Context(request, self.stage, rows, given, *sources)
+        first = 0 if request.denoising_start is None else plan.first
+        calls = find_scheduler(self.scheduler, request.scheduler)[0].calls
+        inputs = guided_inputs(context, scales, self._scales(request), range(first, first + plan.rows), calls)
         seconds = time.perf_counter() - called
-        return Encoded(request, plan, start, given.size, guidance, usual, conditioning, seconds, self.stage.number)
+        return Encoded(request, plan, start, given.size, inputs, seconds, self.stage.number)
 
     def _rows(self, request: Request) -> tuple[tuple[Row, ...], list[float]]:
         """Return the rows of guidance that a request runs, and their scales: the last one alone without guidance."""
@@ -293,7 +294,8 @@ class Pipeline(ImagePipeline):
 
     def _scales(self, request: Request) -> list[float]:
         """Return the scales of the rows of guidance that run at every step."""
-        return request.scales(self.stage.guide.scales, self.stage.guidance_scale)
+        scales = request.scales(self.stage.guide.scales, self.stage.guidance_scale)
+        return scales if scales or not most_parts(request) else [1.0]  # AND reads the negative prompt at any scale
 
     def _task(self, encoded: Encoded) -> DenoisingTask:
         """Connect the U-Net with the plan of a request, and its callback with this pipeline."""

@@ -39,7 +39,7 @@ class Guidance:
             out: Outputs of the network rows, (N, C, h, w).
             into: Where to write the prediction, (batch, C, h, w); a new array where it is None.
             channels: Channels of the mean where the network predicts a variance too. Guidance is for the mean alone;
-                the variance is that of the last block's rows, the positive prompts'.
+                the variance is that of each latent's last row, its positive prompt's.
 
         Returns:
             The guided prediction, (batch, C, h, w): `out` itself where there is nothing to combine.
@@ -56,7 +56,8 @@ class Guidance:
             guided *= 1 + self.rescale * (excess - 1)
         if mean.shape[1] == out.shape[1]:
             return guided
-        return np.concatenate([guided, out[-len(guided) :, channels:]], axis=1)
+        last = [np.flatnonzero(self.idx == latent)[-1] for latent in range(len(guided))]
+        return np.concatenate([guided, out[last, channels:]], axis=1)
 
     def _weighted(self, rows: Floats32, guided: Floats32) -> None:
         """Weigh rows, (N, numbers), into `guided`, (batch, numbers).
@@ -64,7 +65,11 @@ class Guidance:
         Blocks are weighed latent by latent, so that the numbers of one do not depend on how many stand beside it.
         """
         batch, each = self.weights.shape
-        if each == len(rows):
+        if each == len(rows) and batch > 1:
+            for latent, (own, into) in enumerate(zip(self.weights, guided, strict=True)):
+                mine = self.idx == latent
+                np.dot(own[mine], rows[mine], out=into)
+        elif each == len(rows):
             np.dot(self.weights, rows, out=guided)
         else:
             blocks = rows.reshape(each, batch, -1).swapaxes(0, 1)
@@ -98,6 +103,27 @@ def guide(batch: int, scales: Sequence[float], rescale: float = 0.0) -> Guidance
     each = np.append(1.0, scales) - np.append(scales, 0.0)
     weights = np.tile(each.astype(np.float32), (batch, 1))
     return Guidance(np.tile(np.arange(batch), len(each)), weights, rescale=rescale)
+
+
+def compose(parts: Sequence[Sequence[float]], scale: float) -> Guidance:
+    """Weigh several prompts for each latent, n + scale * sum(w_k (p_k - n)), with n of the negative prompt.
+
+    Composable diffusion (Liu et al. 2022, arXiv:2206.01714, equation 11).
+
+    Args:
+        parts: For each latent the weights w_k of its prompts. The network runs on the negative prompt of each latent,
+            then on all prompts of the first latent, of the second, and so on.
+        scale: The guidance scale; 1 is none, and still reads the negative prompts.
+    """
+    batch, counts = len(parts), [len(weights) for weights in parts]
+    idx = np.concatenate([np.arange(batch), np.repeat(np.arange(batch), counts)])
+    weights = np.zeros((batch, len(idx)), np.float32)
+    first = batch
+    for latent, own in enumerate(parts):
+        weights[latent, first : first + len(own)] = scale * np.array(own)
+        weights[latent, latent] = 1 - scale * sum(own)
+        first += len(own)
+    return Guidance(idx, weights)
 
 
 def classifier_free(batch: int, scale: float, rescale: float = 0.0) -> Guidance:

@@ -108,6 +108,22 @@ class Tokenizer:
             row[: len(ids)] = ids
         return rows
 
+    def pieces(self, text: str) -> list[tuple[int, ...]]:
+        """Return the tokens of a text of any length, without start and end; those of an added word stand together."""
+        if _broken(text):
+            raise LdmrtError("tokenizer", "a prompt is not text", found=repr(text))
+        ids = self._backend.encode(text, add_special_tokens=False).ids
+        return [tuple(self._vectors.get(found, [found])) for found in ids]
+
+    def id_of(self, piece: str) -> int | None:
+        """Return the id of a token as the vocabulary writes it, such as ",</w>"; None where there is none."""
+        found = self._backend.token_to_id(piece)
+        return None if found is None else int(found)
+
+    def piece_of(self, number: int) -> str:
+        """Return a token as the vocabulary writes it, by its id."""
+        return str(self._backend.id_to_token(number))
+
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of each text, with the start and the end, before any is cut."""
         encodings = self._backend.encode_batch(list(texts))

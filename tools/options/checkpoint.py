@@ -41,6 +41,7 @@ class CheckpointOptions:
     max_sequence_length: int | None = None
     skip_layers: tuple[int, ...] | None = None
     preview_decoder: Path | None = None
+    long_prompts: bool = False
 
     def load(self, dtype: "Mapping[str, torch.dtype | None]") -> "tuple[Checkpoint, JsonObject]":
         """Load the checkpoint, merge LoRAs and textual inversions into it, and add its controls.
@@ -90,6 +91,9 @@ class CheckpointOptions:
         for name, path in self.adapters.items():
             controls[ADAPTER + name] = load_adapter(path, dtype=dtype.get(ADAPTER + name, dtype[""]))
         loaded = replace(loaded, controls=controls)
+        if self.long_prompts:
+            loaded.unet  # noqa: B018 likewise
+            loaded = replace(loaded, long_prompts=True)
         if self.preview_decoder is not None:
             kept = dtype.get(DECODER_PREVIEW, dtype[""])
             loaded = with_preview_decoder(loaded, self.preview_decoder, dtype=kept)
@@ -210,7 +214,10 @@ TRANSFORMER = click.option("--transformer", type=FILE,
                            help="Transformer in place of the checkpoint's: a folder or a file.")  # fmt: skip
 PREVIEW = click.option("--preview-decoder", type=FILE,
                        help="Tiny autoencoder (AutoencoderTiny) that decodes previews: its folder.")  # fmt: skip
-OPTIONS = (*BASE[:3], *CONTROLS, *BASE[3:6], TRANSFORMER, *BASE[6:], SCHEDULER[1], WITHOUT_T5, TOKENS, SKIPPED, PREVIEW)
+LONG = click.option("--long-prompts", is_flag=True,
+                    help="Networks that read prompts of any length, and weights below 1 of --prompt-syntax compel.")  # fmt: skip
+OPTIONS = (*BASE[:3], *CONTROLS, *BASE[3:6], TRANSFORMER, *BASE[6:], SCHEDULER[1], WITHOUT_T5, TOKENS, SKIPPED, LONG,
+           PREVIEW)  # fmt: skip
 NAMES = ("variant", "tokenizer", "prediction", "loras", "embeddings", "vae", "text_encoders", "scheduler_config")
 
 

@@ -24,16 +24,19 @@ class CachedTextEncoder:
         self._size, self._lock = 0, Lock()
 
     def __call__(self, **arrays: Array) -> Arrays:
-        """Return the outputs for `input_ids`, (N, tokens); the engine runs once for each new text."""
+        """Return the outputs for `input_ids`, (N, tokens), and a mask; the engine runs once for each new text."""
         with self._lock:
-            rows = [self._row(ids[None]) for ids in np.ascontiguousarray(arrays["input_ids"])]
+            rows = [
+                self._row({name: np.ascontiguousarray(array[row : row + 1]) for name, array in sorted(arrays.items())})
+                for row in range(len(arrays["input_ids"]))
+            ]
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
-    def _row(self, ids: Array) -> Arrays:
-        key = ids.tobytes()
+    def _row(self, arrays: Arrays) -> Arrays:
+        key = b"".join(array.tobytes() for array in arrays.values())
         outputs = self._cache.pop(key, None)
         if outputs is None:
-            outputs = self.engine(input_ids=ids)
+            outputs = self.engine(**arrays)
             self._size += _bytes(outputs)
         self._cache[key] = outputs  # as the latest
         while self._size > self._budget and len(self._cache) > 1:

@@ -13,6 +13,7 @@ from ldmrt.runtime.tensors import Array, Engine
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
 POOLED = ("text_embeds", "pooler_output")  # CLIP's pooled embedding, with a projection or without; T5 has none
+ATTENTION_MASK = "attention_mask"  # an input of text encoders that were exported for long prompts
 Texts = tuple[str | None, ...]  # one for each text encoder; None is the empty word that SDXL takes as zeros
 
 
@@ -148,7 +149,8 @@ def encode(
         unique = list(dict.fromkeys(text or "" for text in own))
         clip = not tokenizer.any_length  # or BERT, whose states are read as CLIP's
         ids = tokenizer(unique, tokens_of(tokenizer, source))
-        out = engine(input_ids=ids)
+        masked = any(spec.name == ATTENTION_MASK for spec in engine.inputs)
+        out = engine(input_ids=ids, **({ATTENTION_MASK: np.ones_like(ids)} if masked else {}))
         places = [unique.index(text or "") for text in own]
         empty = np.array([text is None for text in own])
         mask = (ids != tokenizer.pad)[places].astype(np.float32) if source.kind == MASKED else None
@@ -159,7 +161,7 @@ def encode(
         if source.kind == LONG and clip:
             continue  # its states are not read
         taken = skips if clip else [0] * len(skips)  # T5's last state is taken as it is
-        layers = {skip: out[_state(name, out, layered and clip, skip)] for skip in set(taken)}
+        layers = {skip: out[state_name(name, out, layered and clip, skip)] for skip in set(taken)}
         rows = [layers[skip][place] for skip, place in zip(taken, places, strict=True)]
         state = np.stack(rows).astype(np.float32, copy=False)
         states.append((clip, np.where(empty[:, None, None], np.float32(0), state) if empty.any() else state))
@@ -187,7 +189,7 @@ def _joint(clip: Array, t5: Sequence[Array], source: Source) -> Array:
     return np.concatenate([wide, *(t5 or [np.zeros((len(clip), tokens, width), np.float32)])], axis=1)
 
 
-def _state(name: str, out: Mapping[str, Array], layered: bool, skip: int) -> str:
+def state_name(name: str, out: Mapping[str, Array], layered: bool, skip: int) -> str:
     """Return the name of the text encoder's output that is the context."""
     if layered:
         layers = sum(output.startswith("hidden_states.") for output in out)

@@ -4,12 +4,13 @@ A new kind of conditioning is a line here, and one in `KINDS` of `bundle/stages.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
 from ldmrt.runtime.bundle.stages import JOINT, LONG, MASKED, TRUE_CFG, Source, Stage
 from ldmrt.runtime.errors import InvalidRequest, LdmrtError, LdmrtWarning
+from ldmrt.runtime.pipeline.prompts.syntaxes import PLAIN
 from ldmrt.runtime.pipeline.request.combinations import no_prompt
 from ldmrt.runtime.pipeline.request.request import EMBEDDINGS, TEXTS, Request
 from ldmrt.runtime.tensors import Array, Arrays
@@ -18,14 +19,16 @@ from .beside import BESIDE
 from .context import Context
 from .sizes import guidance_embedding, time_ids
 
+PROMPTS = ("prompt", "pooled_prompt")  # the kinds that every prompt syntax is read for
 BESIDE_STATE = "beside"  # the channels that the network sees beside the state, which are no input of their own
 
 
-def condition(context: Context) -> Arrays:
+def condition(context: Context, *, without: Collection[str] = ()) -> Arrays:
     """Make the inputs of a network that do not change from row to row of its sampler.
 
     Args:
         context: The request and its stage.
+        without: Kinds of sources that are left out.
 
     Returns:
         By name an array with one row for each call of the network: blocks of one row of guidance for every image.
@@ -36,7 +39,7 @@ def condition(context: Context) -> Arrays:
     """
     inputs: Arrays = {}
     for name, (source, *_) in context.stage.reads.items():
-        if source.kind in SOURCES:
+        if source.kind in SOURCES and source.kind not in without:
             inputs[name] = SOURCES[source.kind](context, source, name)
     if beside := context.stage.beside:
         channels = [(source.kind, BESIDE[source.kind](context, source)) for source in beside]
@@ -140,6 +143,8 @@ def check_sources(request: Request, stage: Stage) -> None:
                 raise InvalidRequest("request", f"this model takes no {name}", expected=f"a request without {name}")
     if stage.prompt is not None and stage.prompt.kind in (LONG, MASKED) and request.clip_skip:
         raise InvalidRequest("request", "this model takes no clip_skip", expected="a request without clip_skip")
+    if request.prompt_syntax != PLAIN and stage.prompt is not None and stage.prompt.kind not in PROMPTS:
+        raise InvalidRequest("request", "this model takes no prompt_syntax", expected="a request without prompt_syntax")
     taken = {*stage.guide.scales, *(source.kind for sources in stage.reads.values() for source in sources)}
     if request.true_cfg_scale != 1 and TRUE_CFG not in stage.guide.scales:
         hint = "export again" if stage.prompt is not None and stage.prompt.kind == LONG and not stage.beside else None

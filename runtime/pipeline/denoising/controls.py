@@ -20,6 +20,8 @@ from ldmrt.runtime.samplers.guidance import Guidance
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.runtime.tensors import Engine, TensorSpec
 
+from .split_calls import WHOLE, Split
+
 CONTROLNET, ADAPTER = KINDS = ("controlnet_", "adapter_")  # of the components' names; the image is KIND + "cond"
 Arrays = dict[str, NDArray[Any]]
 Controls = Callable[[Latents, NDArray[Any]], Arrays]
@@ -31,8 +33,18 @@ def open_controls(
     size: tuple[int, int],
     guidance: Guidance,
     words: Mapping[str, NDArray[Any]],
+    split: Split = WHOLE,
 ) -> Controls:
-    """Return a function (latents, times) -> residuals: their sum over all controls, zeros where there are none."""
+    """Return a function (latents, times) -> residuals: their sum over all controls, zeros where there are none.
+
+    Args:
+        engines: Those of a pipeline.
+        asked: Images, or (images, scale), by the names of controls.
+        size: Height and width of the images that are made, in pixels.
+        guidance: Which latents each call sees.
+        words: The inputs of the network that do not change.
+        split: Splits calls that read prompts of different lengths.
+    """
     kinds = {name.removeprefix(kind): kind for name in engines for kind in KINDS if name.startswith(kind)}
     if unknown := [name for name in asked if name not in kinds]:
         problem = f"no control {unknown[0]!r} here{suggestion(unknown[0], kinds)}"
@@ -57,7 +69,7 @@ def open_controls(
         inputs = {name: array for name, array in words.items() if name in shapes}
         inputs |= {cond: colors, "conditioning_scale": np.full(len(colors), scale, np.float32)}
         if moves:
-            moving.append(partial(engine, **inputs))
+            moving.append(partial(split(engine), **inputs))
         else:
             total = added(total, engine(**inputs))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import cast
 
 import numpy as np
@@ -10,9 +10,10 @@ import numpy as np
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.bundle.graphs import PREDICTIONS, STATES, STEP, UNET, denoiser_of
 from ldmrt.runtime.errors import InvalidRequest, NotFinite
+from ldmrt.runtime.pipeline.conditioning.guided import GuidedInputs
 from ldmrt.runtime.pipeline.conditioning.sources import BESIDE_STATE
 from ldmrt.runtime.pipeline.request.request import Request
-from ldmrt.runtime.samplers.guidance import Guidance, guide, guided_rows, last_rows, skipping_rows
+from ldmrt.runtime.samplers.guidance import Guidance, guided_rows, last_rows, skipping_rows
 from ldmrt.runtime.samplers.loop import Blend, Model, Noise, State, steps
 from ldmrt.runtime.samplers.noise import noise, of_stage
 from ldmrt.runtime.samplers.plan import Latents, Plan
@@ -22,9 +23,9 @@ from .controls import Controls, open_controls
 from .deep_cache import DeepCached, full_times
 from .fused_step import FusedStep, can_fuse
 from .initial_latents import InitialLatents
+from .split_calls import Network, splitting
 
 FINITE_HINT = "ldmrt verify BUNDLE --against CHECKPOINT"
-Network = Callable[..., Mapping[str, Array]]
 StepEnd = Callable[[int, float, dict[str, Array]], "Mapping[str, Array] | None"]
 
 
@@ -32,17 +33,14 @@ StepEnd = Callable[[int, float, dict[str, Array]], "Mapping[str, Array] | None"]
 class Encoded:
     """Holds a request after the encoders.
 
-    `conditioning` are the inputs of the U-Net that do not change from row to row, see `condition`; `size` is the height
-    and width of the images in pixels.
+    `inputs` are those of the U-Net beside the latents; `size` is the height and width of the images in pixels.
     """
 
     request: Request
     plan: Plan
     initial: InitialLatents
     size: tuple[int, int]
-    guidance: Guidance
-    usual: Guidance  # without the row that skips layers, which runs at some steps alone
-    conditioning: Mapping[str, Array]
+    inputs: GuidedInputs
     seconds: float
     stage: int = 0  # its place in a cascade
 
@@ -78,25 +76,29 @@ class DenoisingTask:
             encoded: The request after the encoders.
             step_end: Called after each row with its number, its time and {"latents": (N, C, h, w)}.
         """
-        request, plan, start, guidance = encoded.request, encoded.plan, encoded.initial, encoded.guidance
-        conditioning, every = encoded.conditioning, request.full_every
+        request, plan, start, inputs = encoded.request, encoded.plan, encoded.initial, encoded.inputs
+        guidance, every = inputs.guidance, request.full_every
         name = denoiser_of(engines)
-        network = engines[name] if every == 1 else DeepCached(engines, full_times(plan, every))
+        network: Network = engines[name] if every == 1 else DeepCached(engines, full_times(plan, every))
 
-        def guided_by(guidance: Guidance) -> Model:
-            last = last_rows(conditioning, len(guidance.idx))
-            controls = open_controls(engines, request.controls, encoded.size, guidance, last)
-            return guided_network(network, guidance, last, controls, start.x.shape[1], name)
+        @cache
+        def guided_by(how: str, variant: int) -> Model:
+            guidance: Guidance = getattr(inputs, how)
+            last = last_rows(inputs.variants[variant], len(guidance.idx))
+            split = splitting(None if inputs.tokens is None else inputs.tokens[-len(guidance.idx) :])
+            controls = open_controls(engines, request.controls, encoded.size, guidance, last, split)
+            return guided_network(split(network), guidance, last, controls, start.x.shape[1], name)
 
-        model = guided_by(encoded.usual)
-        models = [model] * plan.rows
-        if len(guidance.idx) > len(encoded.usual.idx):
+        how = ["usual"] * plan.rows
+        if len(guidance.idx) > len(inputs.usual.idx):
             between = request.skip_layer_guidance_start, request.skip_layer_guidance_stop
-            skips, skipping = skipping_rows(plan, request.num_inference_steps, *between), guided_by(guidance)
-            models = [skipping if skips[row] else model for row in range(plan.rows)]
+            skips = skipping_rows(plan, request.num_inference_steps, *between)
+            how = ["guidance" if skips[row] else each for row, each in enumerate(how)]
         if request.guidance_interval is not None and not guidance.plain:
-            guided, alone = guided_rows(plan, request.guidance_interval), guided_by(guide(len(start.x), ()))
-            models = [each if guided[row] else alone for row, each in enumerate(models)]
+            guided = guided_rows(plan, request.guidance_interval)
+            how = [each if guided[row] else "alone" for row, each in enumerate(how)]
+        models = [guided_by(each, variant) for each, variant in zip(how, inputs.of_row, strict=True)]
+        model = models[0]
         if any(each is not model for each in models):
             model = ModelOfRow(plan.t.tolist(), models)
 
@@ -106,8 +108,9 @@ class DenoisingTask:
         x = start.x if start.init is not None else start.x * np.float32(plan.prior_scale)
         blend = start.blend if step_end is None else partial(_end_step, step_end, plan, start.blend)
         fused = None
-        if STEP in engines and can_fuse(plan, request, guidance) and blend is None:
-            step = FusedStep(cast(BindableEngine, engines[STEP]), guidance, conditioning)
+        constant = len(inputs.variants) == 1 and inputs.tokens is None
+        if STEP in engines and can_fuse(plan, request, guidance) and constant and blend is None:
+            step = FusedStep(cast(BindableEngine, engines[STEP]), guidance, inputs.variants[0])
             fused = step if step.ready(plan, x.shape) else None
         return cls(plan, x, model, fresh, start.init, blend, name, fused)
 

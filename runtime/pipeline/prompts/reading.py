@@ -1,13 +1,13 @@
-"""Read a prompt by one of the syntaxes, as terms that are drawn together and texts that follow one another."""
+"""Hold what was read of a prompt: terms that are drawn together, of texts that follow one another."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
 
-PLAIN, A1111, COMPEL = SYNTAXES = ("plain", "a1111", "compel")
+Text = TypeVar("Text")
 
 
 @dataclass(frozen=True)
-class Term:
+class Term(Generic[Text]):
     """One of the texts that an image is drawn of at once, and its weight.
 
     Attributes:
@@ -16,8 +16,8 @@ class Term:
     """
 
     weight: float
-    texts: tuple[tuple[int, Any], ...]
+    texts: tuple[tuple[int, Text], ...]
 
-    def at(self, step: int) -> Any:
+    def at(self, step: int) -> Text:
         """Return the text at a step, which counts from 0: the first whose last step is not below it."""
         return next((text for last, text in self.texts if step <= last), self.texts[0][1])

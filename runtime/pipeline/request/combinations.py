@@ -1,7 +1,10 @@
 """Refuse fields of a request that exclude one another, that need another, or that do not fit together."""
 
+from collections.abc import Sequence
+
 from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.images.reading import split
+from ldmrt.runtime.pipeline.prompts.syntaxes import PLAIN, read_prompt
 
 from .checks import exclusive, invalid, needs
 from .fields import Fields
@@ -76,6 +79,23 @@ def check_embeddings(request: Fields) -> None:
     if positive is not None and negative is not None and positive.shape != negative.shape:
         problem, expected = "wrong shape of negative_prompt_embeds", f"that of prompt_embeds, {positive.shape}"
         raise InvalidRequest("request", problem, expected=expected, found=negative.shape)
+
+
+def check_prompts(request: Fields, texts: Sequence[str]) -> None:
+    """Refuse prompts that their syntax cannot read, and embeddings, which no syntax reads.
+
+    Args:
+        request: The request.
+        texts: The names of the fields that hold prompts.
+    """
+    if request.prompt_syntax == PLAIN:
+        return
+    if request.prompt_embeds is not None or request.negative_prompt_embeds is not None:
+        raise exclusive("prompt_syntax", "prompt embeddings")
+    for name in texts:
+        given = getattr(request, name) or ()
+        for text in (given,) if isinstance(given, str) else given:
+            read_prompt(request.prompt_syntax, text, 1, negative=name.startswith("negative"))
 
 
 def wrong_number(name: str, prompts: int, found: int) -> InvalidRequest:

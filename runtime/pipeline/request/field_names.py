@@ -13,6 +13,7 @@ from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.images.inpainting import MASK_CONTENTS
 from ldmrt.runtime.images.reading import MASK_SOURCES
 from ldmrt.runtime.nearest import suggestion
+from ldmrt.runtime.pipeline.prompts.syntaxes import SYNTAXES
 
 from .checks import (
     LARGEST_COUNT,
@@ -75,6 +76,7 @@ FIELDS: Mapping[str, Field] = {
     "negative_prompt_2": Field(Optional(texts)),
     "prompt_3": Field(Optional(texts)),
     "negative_prompt_3": Field(Optional(texts)),
+    "prompt_syntax": Field(OneOf(SYNTAXES)),
     "num_images_per_prompt": Field(Whole(1, LARGEST_COUNT), "count"),
     "num_inference_steps": Field(Whole(1, LARGEST_STEPS), "steps"),
     "guidance_scale": Field(Optional(Number(-LARGEST_GUIDANCE, LARGEST_GUIDANCE)), "guidance"),

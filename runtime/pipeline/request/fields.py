@@ -26,6 +26,7 @@ class Fields:
     negative_prompt_2: Text | None = None
     prompt_3: Text | None = None
     negative_prompt_3: Text | None = None
+    prompt_syntax: str = "plain"
     num_images_per_prompt: int = 1
     num_inference_steps: int = 20
     guidance_scale: float | None = None

@@ -10,7 +10,7 @@ from ldmrt.runtime.images.sizes import enlarged_size
 from ldmrt.runtime.tensors import Array
 
 from .checks import LARGEST_SIDE, SEEDS, Images, Text, Whole, exclusive, invalid, with_scale
-from .combinations import check_combinations, check_embeddings, no_prompt, wrong_number
+from .combinations import check_combinations, check_embeddings, check_prompts, no_prompt, wrong_number
 from .field_names import FIELDS
 from .fields import Fields
 from .generators import seeds_from
@@ -33,6 +33,8 @@ class Request(Fields):
         negative_prompt_2: The same for the negative prompt.
         prompt_3: Stable Diffusion 3: the text that T5 reads; `prompt` by default.
         negative_prompt_3: The same for the negative prompt.
+        prompt_syntax: How prompts are read: "plain"; "a1111", AUTOMATIC1111's weights, schedules and AND; or "compel",
+            the weights, .blend() and .and() of that library.
         num_images_per_prompt: How many images of each prompt, 1 or more.
         num_inference_steps: Steps of the sampler, 1 or more.
         guidance_scale: The weight w of classifier-free guidance (Ho & Salimans 2022, as in Imagen); 1 or less is none.
@@ -114,6 +116,7 @@ class Request(Fields):
             raise no_prompt()
         check_combinations(self)
         check_embeddings(self)
+        check_prompts(self, TEXTS)
         self._check_images("image", self.image)
         self._check_images("mask_image", self.mask_image)
         for name, control in self.controls.items():

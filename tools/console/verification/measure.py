@@ -113,9 +113,13 @@ def conclude(certificate: "Certificate") -> None:
 
 def as_exported(source: CheckpointOptions, bundle: "Bundle") -> CheckpointOptions:
     """Return the options with those that a bundle was exported with, where they are not given."""
+    from ldmrt.runtime.pipeline.conditioning.prompts import ATTENTION_MASK
+
     prompt = bundle.stage.prompt
     if source.max_sequence_length is None and prompt is not None and "tokens" in prompt.settings:
         source = replace(source, max_sequence_length=int(prompt.setting("tokens")))
+    if any(spec.name == ATTENTION_MASK for name in bundle.components for spec in bundle.specs(name)[0]):
+        source = replace(source, long_prompts=True)
     return replace(source, skip_layers=bundle.stage.skipped_layers) if source.skip_layers is None else source
 
 

@@ -25,7 +25,7 @@ class Sections:
     sections: tuple[Fragments, ...]
 
 
-def read_a1111(prompt: str, steps: int, *, composed: bool) -> tuple[Term, ...]:
+def read_a1111(prompt: str, steps: int, *, composed: bool) -> tuple[Term[Sections], ...]:
     """Read a prompt.
 
     Args:
