@@ -31,6 +31,7 @@ class Options(BaseModel):
     negative_prompt_2: str | None = None
     prompt_3: str | None = None
     negative_prompt_3: str | None = None
+    prompt_syntax: Literal["plain", "a1111", "compel"] | None = None
     num_inference_steps: int | None = Field(None, ge=1)
     guidance_scale: float | None = None
     image_guidance_scale: float | None = None

@@ -30,7 +30,7 @@ DECODING = Lock()  # so that many images at once do not fill the memory
 DATA_URL = re.compile(r"data:[\w.+/-]*(?:;[\w=.+-]+)*;base64,", re.ASCII)
 RECORDED = (
     "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3",
-    "num_inference_steps", "guidance_scale", "true_cfg_scale", "guidance_rescale",
+    "prompt_syntax", "num_inference_steps", "guidance_scale", "true_cfg_scale", "guidance_rescale",
     "skip_guidance_layers", "skip_layer_guidance_scale", "skip_layer_guidance_start", "skip_layer_guidance_stop",
     "scheduler", "scheduler_settings", "eta", "clip_skip", "strength", "class_labels", "deep_cache",
     "mask_content", "padding_mask_crop",

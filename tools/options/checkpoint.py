@@ -215,7 +215,7 @@ TRANSFORMER = click.option("--transformer", type=FILE,
 PREVIEW = click.option("--preview-decoder", type=FILE,
                        help="Tiny autoencoder (AutoencoderTiny) that decodes previews: its folder.")  # fmt: skip
 LONG = click.option("--long-prompts", is_flag=True,
-                    help="Networks that read prompts of any length, and weights below 1 of --prompt-syntax compel.")  # fmt: skip
+                    help="Read prompts of any length, and weights below 1 of --prompt-syntax compel.")  # fmt: skip
 OPTIONS = (*BASE[:3], *CONTROLS, *BASE[3:6], TRANSFORMER, *BASE[6:], SCHEDULER[1], WITHOUT_T5, TOKENS, SKIPPED, LONG,
            PREVIEW)  # fmt: skip
 NAMES = ("variant", "tokenizer", "prediction", "loras", "embeddings", "vae", "text_encoders", "scheduler_config")

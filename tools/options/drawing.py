@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .checkpoint import SCHEDULER
-from .common import COMPUTE, THREADS
+from .common import COMPUTE, THREADS, Choice
 from .types import Batch, ByStage, Interval, Layers, Text
 
 Decorator = Callable[[Any], Any]
@@ -27,6 +27,13 @@ BATCH = click.option(
 )
 HOW: tuple[Decorator, ...] = (  # images are drawn; the names of the values are short words of a request
     click.option("--negative", "negative_prompt", type=Text(), help="What the images should not show."),
+    click.option(
+        "--prompt-syntax",
+        type=Choice(["plain", "a1111", "compel"]),
+        default="plain",
+        show_default=True,
+        help="How prompts are read: a1111 and compel have weights, and parts that are drawn together.",
+    ),
     click.option(
         "-n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Images of each prompt."
     ),
