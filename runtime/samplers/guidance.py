@@ -62,13 +62,12 @@ class Guidance:
     def _weighted(self, rows: Floats32, guided: Floats32) -> None:
         """Weigh rows, (N, numbers), into `guided`, (batch, numbers).
 
-        Blocks are weighed latent by latent, so that the numbers of one do not depend on how many stand beside it.
+        They are weighed latent by latent, so that the numbers of one do not depend on how many stand beside it.
         """
         batch, each = self.weights.shape
         if each == len(rows) and batch > 1:
-            for latent, (own, into) in enumerate(zip(self.weights, guided, strict=True)):
-                mine = self.idx == latent
-                np.dot(own[mine], rows[mine], out=into)
+            for own, into in zip(self.weights, guided, strict=True):
+                np.dot(own[own != 0], rows[own != 0], out=into)
         elif each == len(rows):
             np.dot(self.weights, rows, out=guided)
         else:

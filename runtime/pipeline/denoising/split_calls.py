@@ -1,6 +1,6 @@
 """Call a network once for each number of tokens that its calls see, as one call sees the same number in all rows."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from ldmrt.runtime.bundle.stages import PROMPT
 from ldmrt.runtime.tensors import Array, Arrays
 
-Network = Callable[..., Mapping[str, Array]]
+Network = Callable[..., Arrays]
 Split = Callable[[Network], Network]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ldmrt.runtime.samplers.guidance import Guidance, classifier_free
+from ldmrt.runtime.samplers.guidance import Guidance, classifier_free, compose
 
 
 def rows(n: int) -> NDArray[Any]:
@@ -127,3 +127,29 @@ def test_a_variance_is_that_of_the_positive_prompt(weights: list[float], rescale
 def test_a_variance_without_guidance_is_the_networks_own() -> None:
     out = np.concatenate([rows(2), rows(2)], axis=1)
     np.testing.assert_array_equal(classifier_free(2, 1.0).combine(out, channels=4), out)
+
+
+def test_several_prompts_of_an_image_are_weighed_as_composable_diffusion_does() -> None:
+    """n + scale * sum(w_k (p_k - n)), latent by latent; the numbers of one do not depend on those beside it."""
+    rng = np.random.default_rng(0)
+    parts, scale = [(1.0,), (0.7, -0.5, 1.2), (1.0, 0.3)], 3.0
+    guidance = compose(parts, scale)
+    out = rng.standard_normal((len(guidance.idx), 2, 3, 3), dtype=np.float32)
+    assert guidance.idx.tolist() == [0, 1, 2, 0, 1, 1, 1, 2, 2]
+    found, first = guidance.combine(out), 3
+    for latent, weights in enumerate(parts):
+        negative, own = out[latent], out[first : first + len(weights)]
+        expected = negative + scale * sum(w * (p - negative) for w, p in zip(weights, own, strict=True))
+        np.testing.assert_allclose(found[latent], expected, rtol=1e-5, atol=1e-5)  # float32 sums of few terms
+        alone = compose([weights], scale).combine(np.concatenate([negative[None], own]))
+        np.testing.assert_array_equal(alone[0], found[latent])
+        first += len(weights)
+    np.testing.assert_allclose(
+        np.tensordot(guidance.matrix, out, 1), found, rtol=1e-5, atol=1e-5
+    )  # as the fused step has it
+
+
+def test_a_variance_is_that_of_the_last_prompt_of_each_image() -> None:
+    out = np.arange(5 * 4, dtype=np.float32).reshape(5, 4, 1, 1)
+    found = compose([(1.0, 1.0), (1.0,)], 2.0).combine(out, channels=2)
+    np.testing.assert_array_equal(found[:, 2:], out[[3, 4], 2:])

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from ldmrt.runtime.errors import InvalidRequest, Place
@@ -48,10 +49,8 @@ def read_a1111(prompt: str, steps: int, *, composed: bool) -> tuple[Term[Section
 
 def _of_part(prompt: str, part: Part, steps: int) -> tuple[tuple[int, Sections], ...]:
     """Read the text of a part."""
-    texts = _placed(prompt, part, lambda: read_schedule(part.text, steps))
-    return tuple(
-        (last, Sections(_placed(prompt, part, lambda text=text: read_attention(text)))) for last, text in texts
-    )
+    texts = _placed(prompt, part, partial(read_schedule, part.text, steps))
+    return tuple((last, Sections(_placed(prompt, part, partial(read_attention, text)))) for last, text in texts)
 
 
 def _placed(prompt: str, part: Part, read: Callable[[], Read]) -> Read:
