@@ -26,6 +26,7 @@ class Model:
     """A family: our pipeline with PyTorch's networks, and diffusers' with the same weights."""
 
     name: str
+    folder: Path
     ours: Pipeline
     theirs: Any
 
@@ -81,5 +82,5 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     for name in ("sd15", "sdxl"):
         folder: Path = save_pipeline(name, root / name)
         ours = torch_pipeline(replace(load(folder), long_prompts=True))
-        made[name] = Model(name, ours, getattr(diffusers, FAMILIES[name].pipeline).from_pretrained(folder))
+        made[name] = Model(name, folder, ours, getattr(diffusers, FAMILIES[name].pipeline).from_pretrained(folder))
     return made

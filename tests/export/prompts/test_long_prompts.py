@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from ldmrt.export.bundle_writer import export_bundle
-from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.runtime import open as open_bundle
 
-from .conftest import relative
+from .conftest import Model, relative
 
 pytestmark = pytest.mark.slow
 # Relative to the largest latent: two programs' float32 through a handful of rows, with guidance.
@@ -24,11 +23,11 @@ PROMPTS: list[tuple[str, Any]] = [
 ]
 
 
-def test_prompts_of_any_length(checkpoint: Path, tmp_path: Path) -> None:
-    loaded = replace(load(checkpoint), long_prompts=True)
-    for _ in export_bundle(loaded, tmp_path / "bundle", only=["text_encoder", "unet"]):
+def test_prompts_of_any_length(models: dict[str, Model], tmp_path: Path) -> None:
+    loaded = replace(load(models["sd15"].folder), long_prompts=True)
+    for _ in export_bundle(loaded, tmp_path / "bundle", only=["text_encoder", "unet", "vae_decoder"]):
         pass
-    reference = torch_pipeline(loaded)
+    reference = models["sd15"].ours
     how = {"num_inference_steps": 3, "output_type": "latent", "negative_prompt": "blue", "guidance_scale": 3.0}
     with open_bundle(tmp_path / "bundle") as pipeline:
         assert {spec.name: spec.shape for spec in pipeline.engines["unet"].inputs}["encoder_hidden_states"][
