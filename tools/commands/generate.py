@@ -14,6 +14,7 @@ from ldmrt.tools.console.terminal.protocols import AUTO, PROTOCOLS
 from ldmrt.tools.options.common import Choice
 from ldmrt.tools.options.drawing import BATCH, HOW, with_opening, with_options
 from ldmrt.tools.options.images import collected, one_or_all
+from ldmrt.tools.options.prompts import WORDING, worded
 from ldmrt.tools.options.to_request import request_of
 from ldmrt.tools.options.types import IMAGE, SIZE, Control, Text
 
@@ -33,6 +34,7 @@ GRID = 1024  # most images in the grid
 @click.argument("prompts", nargs=-1, type=Text())
 @BATCH
 @with_options(HOW)
+@with_options(WORDING)
 @click.option("--from", "from", help="Stage of a cascade to begin at, with --image; the first by default.")
 @click.option("--until", help="Stage of a cascade to end at; the last by default.")
 @click.option(
@@ -125,6 +127,9 @@ def generate(
     refiner_start: float,
     latents: Path | None,
     save_latents: bool,
+    styles: Path | None,
+    style: tuple[str, ...],
+    wildcards: Path | None,
     **options: Any,
 ) -> None:
     """Make images of PROMPTS with BUNDLE: OUT, or OUT as a grid and a numbered file for each.
@@ -154,7 +159,9 @@ def generate(
     options |= {name: one_or_all(options[name]) for name in ("image", "mask", "class_labels")}
     options["scheduler_settings"] = settings
     steering = collected(controls)
-    request = request_of({"prompt": prompts or None, "controls": steering, "latents": read_latents(latents), **options})
+    given = {"prompt": prompts or None, "controls": steering, "latents": read_latents(latents), **options}
+    given = worded(given, styles, style, wildcards)
+    request = request_of(given)
     check_name(out)
     begin = time.perf_counter()
 
@@ -184,6 +191,8 @@ def generate(
     else:
         results = in_parts(pipeline.draw(base.parts(request, at_once)), parts, screen)
 
+    negative = given["negative_prompt"]  # one for each image where it has wildcards
+    options["negative_prompt"] = negative if negative is None or isinstance(negative, str) else None
     shared = of_request(bundle.name, first, options, steering)
     if refiner is not None:
         shared |= {"refiner": refiner.name, "refiner_start": refiner_start}
@@ -198,7 +207,8 @@ def generate(
             number += 1
             prompt = request.prompts[number]
             path = out if request.total_images == 1 else numbered(out, number)
-            save_image(path, image, notes({**shared, "prompt": prompt, "seed": seed}))
+            own = {"negative_prompt": negative[number]} if isinstance(negative, list) else {}
+            save_image(path, image, notes({**shared, **own, "prompt": prompt, "seed": seed}))
             if depths is not None:
                 save_depth(depth_of(path), depths[place])
                 written += [depth_of(path)] if request.total_images <= GRID else []

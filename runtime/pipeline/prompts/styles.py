@@ -1,0 +1,62 @@
+"""Put the texts of a style around a prompt, from a file such as AUTOMATIC1111's styles.csv."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldmrt.runtime.errors import LdmrtError, first_line
+from ldmrt.runtime.files.reading import plain_file
+from ldmrt.runtime.nearest import suggestion
+
+PROMPT = "{prompt}"  # where the user's own text goes in a style; one without it follows that text
+COLUMNS = ("name", "prompt", "negative_prompt")
+
+
+@dataclass(frozen=True)
+class Style:
+    """What a style adds to a prompt and to a negative prompt."""
+
+    prompt: str = ""
+    negative_prompt: str = ""
+
+
+def read_styles(path: Path) -> dict[str, Style]:
+    """Read a file of styles, by their names.
+
+    Raises:
+        LdmrtError: It cannot be read, or lacks a column.
+    """
+    plain_file("--styles", path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file, strict=True)
+            rows = list(table)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise LdmrtError("--styles", f"cannot read {path}", found=first_line(error)) from None
+    if missing := [name for name in COLUMNS if name not in (table.fieldnames or ())]:
+        raise LdmrtError("--styles", f"{path} has no column {missing[0]}", expected=", ".join(COLUMNS))
+    return {row["name"]: Style(row["prompt"] or "", row["negative_prompt"] or "") for row in rows if row["name"]}
+
+
+def chosen(styles: Mapping[str, Style], names: Sequence[str]) -> list[Style]:
+    """Return styles by their names, in the order of the names.
+
+    Raises:
+        LdmrtError: There is no such style; the nearest is suggested.
+    """
+    for name in names:
+        if name not in styles:
+            problem = f"no style {name!r:.100}{suggestion(name, styles)}"
+            raise LdmrtError("--style", problem, expected=", ".join(styles) or "a file with a style")
+    return [styles[name] for name in names]
+
+
+def styled(text: str, added: Sequence[str]) -> str:
+    """Put the texts of styles around a text, one after another."""
+    for style in added:
+        if PROMPT in style:
+            text = style.replace(PROMPT, text)
+        else:
+            text = ", ".join(filter(None, (text.strip(), style.strip())))
+    return text

@@ -1,0 +1,72 @@
+"""Styles and wildcards: texts are put together before a prompt is read, the same on every machine."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from ldmrt.runtime import LdmrtError
+from ldmrt.runtime.pipeline.prompts.styles import chosen, read_styles, styled
+from ldmrt.runtime.pipeline.prompts.wildcards import Wildcards
+
+STYLES = 'name,prompt,negative_prompt\nnoto,"{prompt}, noto style, ""flat""",blurred\n quiet,,\nloud,very loud,\n'
+
+
+def notes(path: Path) -> Any:
+    with Image.open(path) as image:
+        return json.loads(image.text["ldmrt"])
+
+
+def test_a_style_stands_around_a_prompt_or_behind_it(tmp_path: Path) -> None:
+    path = tmp_path / "styles.csv"
+    path.write_text("\ufeff" + STYLES, encoding="utf-8")
+    styles = read_styles(path)
+    both = [one.prompt for one in chosen(styles, ["noto", "loud"])]
+    assert styled("a fox", both) == 'a fox, noto style, "flat", very loud'
+    assert styled("", [styles["loud"].prompt]) == "very loud"
+    assert styled(" a fox ", [""]) == "a fox"
+    with pytest.raises(LdmrtError, match="no style 'lout', did you mean 'loud'"):
+        chosen(styles, ["lout"])
+    path.write_text("name,text\na,b\n")
+    with pytest.raises(LdmrtError, match="has no column prompt"):
+        read_styles(path)
+
+
+def test_wildcards_follow_from_the_seed(tmp_path: Path) -> None:
+    (tmp_path / "colour.txt").write_text("# warm\nred\n\nyellow\n")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "thing.txt").write_text("__colour__ apple\n__colour__ fox\n")
+    (tmp_path / "again.txt").write_text("__again__\n")
+    (tmp_path / "empty.txt").write_text("#\n")
+    drawn = [Wildcards(tmp_path).expanded("a __deep/thing__, __colour__", seed) for seed in range(40)]
+    assert drawn == [Wildcards(tmp_path).expanded("a __deep/thing__, __colour__", seed) for seed in range(40)]
+    things = [f"a {one} {thing}, {two}" for one in ("red", "yellow") for thing in ("apple", "fox")
+              for two in ("red", "yellow")]  # fmt: skip
+    assert {*drawn} == {*things}
+    assert Wildcards(tmp_path).expanded("snake__case __ __a", 1) == "snake__case __ __a"
+    for prompt, problem in {
+        "a __colours__": "no wildcard 'colours'", "__again__": "without an end", "__empty__": "has no lines",
+    }.items():  # fmt: skip
+        with pytest.raises(LdmrtError, match=problem):
+            Wildcards(tmp_path).expanded(prompt, 0)
+
+
+def test_an_image_holds_the_texts_that_were_drawn(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "styles.csv").write_text(STYLES)
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "thing.txt").write_text("apple\nfox\npears\n")
+    folder = Wildcards(tmp_path / "words")
+    out = tmp_path / "out.png"
+    asked = ["generate", bundle, "two __thing__", "-n", 3, "--seed", 5, "--steps", 1, "-o", out]
+    files = ["--styles", tmp_path / "styles.csv", "--style", "noto", "--wildcards", tmp_path / "words"]
+    ran = ldmrt(*asked, *files, "--negative", "__thing__")
+    assert ran.code == 0, ran.err
+    for number in range(3):
+        found = notes(sorted(tmp_path.glob("out-*.png"))[number])
+        assert found["prompt"] == folder.expanded('two __thing__, noto style, "flat"', 5 + number)
+        assert found["negative_prompt"] == folder.expanded("__thing__, blurred", 5 + number)
+        assert found["seed"] == 5 + number
+    alone = ldmrt("generate", bundle, "a", "--style", "noto", "-o", out)
+    assert (alone.code, "--style without --styles" in alone.err) == (2, True)
