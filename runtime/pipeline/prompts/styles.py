@@ -47,7 +47,7 @@ def chosen(styles: Mapping[str, Style], names: Sequence[str]) -> list[Style]:
     """
     for name in names:
         if name not in styles:
-            problem = f"no style {name!r:.100}{suggestion(name, styles)}"
+            problem = f"no such style {name!r:.100}{suggestion(name, styles)}"
             raise LdmrtError("--style", problem, expected=", ".join(styles) or "a file with a style")
     return [styles[name] for name in names]
 

@@ -27,7 +27,7 @@ def test_a_style_stands_around_a_prompt_or_behind_it(tmp_path: Path) -> None:
     assert styled("a fox", both) == 'a fox, noto style, "flat", very loud'
     assert styled("", [styles["loud"].prompt]) == "very loud"
     assert styled(" a fox ", [""]) == "a fox"
-    with pytest.raises(LdmrtError, match="no style 'lout', did you mean 'loud'"):
+    with pytest.raises(LdmrtError, match="no such style 'lout', did you mean 'loud'"):
         chosen(styles, ["lout"])
     path.write_text("name,text\na,b\n")
     with pytest.raises(LdmrtError, match="has no column prompt"):

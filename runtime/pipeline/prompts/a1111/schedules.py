@@ -15,8 +15,8 @@ PLAIN = re.compile(r"(?:[^\\\[\]():|]|\\.)+")
 class Scheduled:
     """A text that another one replaces after a step."""
 
-    before: "Nodes"
-    after: "Nodes"
+    before: "Pieces"
+    after: "Pieces"
     when: str  # as it is written
     at: int
 
@@ -32,11 +32,11 @@ class Scheduled:
 class Alternating:
     """Texts that take turns, one for each step."""
 
-    options: tuple["Nodes", ...]
+    options: tuple["Pieces", ...]
 
 
-Node = str | Scheduled | Alternating
-Nodes = tuple[Node, ...]
+Piece = str | Scheduled | Alternating
+Pieces = tuple[Piece, ...]
 
 
 def read_schedule(text: str, steps: int) -> tuple[tuple[int, str], ...]:
@@ -55,38 +55,38 @@ def read_schedule(text: str, steps: int) -> tuple[tuple[int, str], ...]:
     Raises:
         InvalidRequest: A step is no finite number, or brackets are nested too deeply.
     """
-    nodes = _Reader(text).whole()
-    if nodes is None:
+    pieces = _Reader(text).whole()
+    if pieces is None:
         return ((steps, text),)
-    last = sorted({steps, *_last_steps(nodes, text, steps)})
-    return tuple((step, "".join(_at_step(nodes, text, step, steps))) for step in last)
+    last = sorted({steps, *_last_steps(pieces, text, steps)})
+    return tuple((step, "".join(_at_step(pieces, text, step, steps))) for step in last)
 
 
-def _last_steps(nodes: Nodes, text: str, steps: int) -> Iterator[int]:
+def _last_steps(pieces: Pieces, text: str, steps: int) -> Iterator[int]:
     """Yield the last step of every text that is replaced."""
-    for node in nodes:
-        if isinstance(node, Scheduled):
-            last = node.last_step(text, steps)
+    for piece in pieces:
+        if isinstance(piece, Scheduled):
+            last = piece.last_step(text, steps)
             yield from (last,) if last >= 1 else ()
-            yield from _last_steps(node.before + node.after, text, steps)
-        elif isinstance(node, Alternating):
+            yield from _last_steps(piece.before + piece.after, text, steps)
+        elif isinstance(piece, Alternating):
             yield from range(1, steps + 1)
-            yield from _last_steps(sum(node.options, ()), text, steps)
+            yield from _last_steps(sum(piece.options, ()), text, steps)
 
 
-def _at_step(nodes: Nodes, text: str, step: int, steps: int) -> Iterator[str]:
+def _at_step(pieces: Pieces, text: str, step: int, steps: int) -> Iterator[str]:
     """Yield the pieces of the text at a step, which counts from 1."""
-    for node in nodes:
-        if isinstance(node, str):
-            yield node
-        elif isinstance(node, Scheduled):
-            kept = node.before if step <= node.last_step(text, steps) else node.after
+    for piece in pieces:
+        if isinstance(piece, str):
+            yield piece
+        elif isinstance(piece, Scheduled):
+            kept = piece.before if step <= piece.last_step(text, steps) else piece.after
             yield from _at_step(kept, text, step, steps)
         else:
-            yield from _at_step(node.options[(step - 1) % len(node.options)], text, step, steps)
+            yield from _at_step(piece.options[(step - 1) % len(piece.options)], text, step, steps)
 
 
-Found = tuple[Nodes, int]  # and where the rest begins
+Found = tuple[Pieces, int]  # and where the rest begins
 
 
 @dataclass
@@ -97,31 +97,31 @@ class _Reader:
     groups: dict[int, Found | None] = field(default_factory=dict)
     depth: int = 0
 
-    def whole(self) -> Nodes | None:
+    def whole(self) -> Pieces | None:
         """Return the text in parts; None where it is none of this syntax."""
-        nodes: Nodes = ()
+        pieces: Pieces = ()
         at = 0
         while at < len(self.text):
             found, at = self.prompt(at)
-            nodes += found
+            pieces += found
             if at < len(self.text):
                 if self.text[at] not in "[]():":
                     return None
-                nodes, at = (*nodes, self.text[at]), at + 1
-        return nodes
+                pieces, at = (*pieces, self.text[at]), at + 1
+        return pieces
 
     def prompt(self, at: int) -> Found:
         """Read what may stand between brackets and colons, perhaps nothing."""
-        nodes: Nodes = ()
+        pieces: Pieces = ()
         while at < len(self.text):
             if plain := PLAIN.match(self.text, at):
-                nodes, at = (*nodes, plain[0]), plain.end()
+                pieces, at = (*pieces, plain[0]), plain.end()
                 continue
             found = self.group(at) if self.text[at] in "([" else None
             if found is None:
                 break
-            nodes, at = (*nodes, *found[0]), found[1]
-        return nodes, at
+            pieces, at = (*pieces, *found[0]), found[1]
+        return pieces, at
 
     def group(self, at: int) -> Found | None:
         """Read a pair of brackets and what stands in them."""
@@ -136,11 +136,11 @@ class _Reader:
     def round(self, at: int) -> Found | None:
         """Read (text) or (text:weight), which stays as it is."""
         inside, end = self.prompt(at + 1)
-        nodes: Nodes = ("(", *inside)
+        pieces: Pieces = ("(", *inside)
         if self.text[end : end + 1] == ":":
             weight, end = self.prompt(end + 1)
-            nodes = (*nodes, ":", *weight)
-        return ((*nodes, ")"), end + 1) if self.text[end : end + 1] == ")" else None
+            pieces = (*pieces, ":", *weight)
+        return ((*pieces, ")"), end + 1) if self.text[end : end + 1] == ")" else None
 
     def square(self, at: int) -> Found | None:
         """Read [text], a schedule or an alternation."""

@@ -15,8 +15,8 @@ from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.runtime import Pipeline, Request
 
-from ...support.families import FAMILIES
-from ...support.pipelines import save_pipeline
+from ....support.families import FAMILIES
+from ....support.pipelines import save_pipeline
 
 STEPS, SIDE = 4, 8
 
