@@ -14,7 +14,7 @@ from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.guidance import Guidance, compose, guide
 
 GUIDED = ("guidance_scale",)  # the scales of a stage that is guided by its negative prompt alone
-Told = tuple[Read | None, ...]  # one for each text encoder; None is the empty word that SDXL takes as zeros
+ReadTexts = tuple[Read | None, ...]  # one for each text encoder; None is the empty word that SDXL takes as zeros
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Part:
     number: int  # of the term
     skip: int  # last layers of CLIP
 
-    def at(self, step: int) -> Told:
+    def at(self, step: int) -> ReadTexts:
         """Return the texts at a step, which counts from 0."""
         return tuple(None if terms is None else terms[self.number].at(step) for terms in self.terms)
 

@@ -13,7 +13,7 @@ from ldmrt.runtime.samplers.guidance import Guidance, guide
 from ldmrt.runtime.tensors import Array, Arrays
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
-from .composition import Composition, Told, read_composition
+from .composition import Composition, ReadTexts, read_composition
 from .context import Context
 from .emphasis import States, embed, pooled_ids
 from .prompts import ATTENTION_MASK, POOLED, gives_pooled, state_name, text_encoders
@@ -100,11 +100,11 @@ class _Embeddings:
         self.empty = read_prompt(syntax, "", 1)[0].at(0)
         self.known: dict[tuple[str, Read, int], Array] = {}
 
-    def tokens(self, texts: Told, skip: int) -> int:
+    def tokens(self, texts: ReadTexts, skip: int) -> int:
         """Return how many tokens the longest embedding of the texts has."""
         return max(len(self.of(encoder, texts, skip)) for encoder in range(len(self.names)))
 
-    def of(self, encoder: int, texts: Told, skip: int, tokens: int = 0) -> Array:
+    def of(self, encoder: int, texts: ReadTexts, skip: int, tokens: int = 0) -> Array:
         """Return an encoder's embedding of its text, (tokens, width), filled up with that of the empty text."""
         name, text = self.names[encoder], texts[min(encoder, len(texts) - 1)]
         blank = self._embedding(name, self.empty, skip)
@@ -112,7 +112,7 @@ class _Embeddings:
         blank = np.zeros_like(blank) if text is None else blank
         return np.concatenate([own, *([blank] * ((tokens - len(own)) // len(blank)))]) if tokens > len(own) else own
 
-    def inputs(self, composition: Composition, told: Sequence[Told], tokens: NDArray[np.int64]) -> Arrays:
+    def inputs(self, composition: Composition, told: Sequence[ReadTexts], tokens: NDArray[np.int64]) -> Arrays:
         """Return the inputs that prompts are read for; a call that sees fewer tokens than another ends in zeros."""
         each, pooled = list[Array](), list[Array]()
         for part, texts, count in zip(composition.parts, told, tokens.tolist(), strict=True):
@@ -132,7 +132,7 @@ class _Embeddings:
             self.known[key] = embed(text, self._tokenizer(name), self._states(name, skip))
         return self.known[key]
 
-    def _pooled(self, texts: Told) -> Array:
+    def _pooled(self, texts: ReadTexts) -> Array:
         """Return the pooled embedding of the last text encoder that gives one, (width,)."""
         for encoder, name in reversed([*enumerate(self.names)]):
             text = texts[min(encoder, len(texts) - 1)]

@@ -33,9 +33,11 @@ def read_styles(path: Path) -> dict[str, Style]:
             table = csv.DictReader(file, strict=True)
             rows = list(table)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise LdmrtError("--styles", f"cannot read {path}", found=first_line(error)) from None
+        raise LdmrtError("--styles", f"{path} is no file of styles", found=first_line(error)) from None
     if missing := [name for name in COLUMNS if name not in (table.fieldnames or ())]:
-        raise LdmrtError("--styles", f"{path} has no column {missing[0]}", expected=", ".join(COLUMNS))
+        raise LdmrtError(
+            "--styles", f"the column {missing[0]} of styles is missing", expected=", ".join(COLUMNS), found=path
+        )
     return {row["name"]: Style(row["prompt"] or "", row["negative_prompt"] or "") for row in rows if row["name"]}
 
 

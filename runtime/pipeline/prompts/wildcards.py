@@ -54,10 +54,10 @@ class Wildcards:
             try:
                 text = path.read_text(encoding="utf-8-sig")
             except (OSError, UnicodeDecodeError) as error:
-                raise LdmrtError("--wildcards", f"cannot read {path}", found=first_line(error)) from None
+                raise LdmrtError("--wildcards", f"{path} is no list of texts", found=first_line(error)) from None
             self.lines[name] = [line.strip() for line in text.splitlines() if line.strip() and line[0] != "#"]
         lines = self.lines[name]
         if not lines:
-            raise LdmrtError("--wildcards", f"{path} has no lines", expected="a text in each line")
+            raise LdmrtError("--wildcards", f"{path} holds no texts", expected="a text in each line")
         digest = hashlib.sha256(f"{choice} {name}".encode()).digest()
         return lines[int.from_bytes(digest[:8], "big") % len(lines)]

@@ -30,7 +30,7 @@ def test_a_style_stands_around_a_prompt_or_behind_it(tmp_path: Path) -> None:
     with pytest.raises(LdmrtError, match="no such style 'lout', did you mean 'loud'"):
         chosen(styles, ["lout"])
     path.write_text("name,text\na,b\n")
-    with pytest.raises(LdmrtError, match="has no column prompt"):
+    with pytest.raises(LdmrtError, match="the column prompt of styles is missing"):
         read_styles(path)
 
 
@@ -47,7 +47,7 @@ def test_wildcards_follow_from_the_seed(tmp_path: Path) -> None:
     assert {*drawn} == {*things}
     assert Wildcards(tmp_path).expanded("snake__case __ __a", 1) == "snake__case __ __a"
     for prompt, problem in {
-        "a __colours__": "no wildcard 'colours'", "__again__": "without an end", "__empty__": "has no lines",
+        "a __colours__": "no wildcard 'colours'", "__again__": "without an end", "__empty__": "holds no texts",
     }.items():  # fmt: skip
         with pytest.raises(LdmrtError, match=problem):
             Wildcards(tmp_path).expanded(prompt, 0)
