@@ -19,6 +19,8 @@ COMMANDS = {
     "verify --json": "verify nowhere --json OUT",
     "verify --junit": "verify nowhere --junit OUT",
     "verify --html": "verify nowhere --html OUT",
+    "sweep -o": "sweep nowhere --axis steps=2,3 -o OUT",
+    "sweep --json": "sweep nowhere --axis steps=2,3 --json OUT",
     "bench --json": "bench nowhere --json OUT",
     "samplers --plot": "samplers --plot OUT.png",
     "export BUNDLE": "export nowhere OUT",

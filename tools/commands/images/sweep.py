@@ -44,7 +44,7 @@ FIXED = ("axis", "reference", "out", "json", "set", "scheduler-config")  # what 
 @with_options(HOW)
 @with_opening
 @click.option("-o", "--out", type=Output(), default=Path("sweep.html"), show_default=True, help="The page.")
-@click.option("--json", "numbers", type=Output(), help="Write the figures of each cell here too.")
+@click.option("--json", "as_json", type=Output(), help="Write the figures of each cell here too.")
 def sweep(
     bundle: Path,
     prompt: str | None,
@@ -54,7 +54,7 @@ def sweep(
     scheduler_config: Path | None,
     settings: "JsonObject",
     out: Path,
-    numbers: Path | None,
+    as_json: Path | None,
     **options: Any,
 ) -> None:
     """Draw PROMPT with BUNDLE for all combinations of the values of axes: OUT, one page of images.
@@ -111,13 +111,13 @@ def sweep(
     about = {name: value for name, value in fixed.items() if name not in {axis.name for axis in axes}}
     shown = {one.cell.place: Shown(one.sheet, one.images.shape[1], **asdict(figures[one.cell])) for one in drawn}
     write_sweep(out, [(axis.name, [text for text, _ in axis.choices]) for axis in axes], shown, chosen.place, about)
-    if numbers is not None:
+    if as_json is not None:
         rows = [
             {"cell": cell.texts(axes), "reference": cell == chosen, **asdict(found)}
             | ({"psnr": "identical"} if found.psnr == math.inf else {})  # JSON has no infinity
             for cell, found in figures.items()
         ]
-        with write_atomically(numbers) as file:
+        with write_atomically(as_json) as file:
             file.write(json.dumps({"about": about, "cells": rows}, indent=2).encode())
     click.echo(out)
     if len(drawn) < len(cells):
