@@ -26,6 +26,8 @@ DEPTHS += (
     "num_res_blocks",
     "num_encoder_blocks",
     "num_decoder_blocks",
+    "encoder_layers_per_block",
+    "decoder_layers_per_block",
 )
 RawConfig = Mapping[str, object]  # a config.json as it was read, of which nothing has been checked
 T = TypeVar("T", bound="DataclassInstance")

@@ -5,12 +5,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ldmrt.model.library.deep_autoencoder import DeepAutoencoder
 from ldmrt.model.library.flux import PATCH
+from ldmrt.model.library.gemma2 import GEMMA
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.networks.tiny_autoencoder import TinyAutoencoder
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
-from ldmrt.runtime.bundle.stage_of_configs import FLUX, PIXART
+from ldmrt.runtime.bundle.stage_of_configs import FLUX, PIXART, SANA
 
 from .controls import FEATURE, RESIDUAL
 
@@ -151,16 +153,59 @@ class _PixArt(nn.Module):
         return (model.prediction(model.unpack(x, hidden_states)),)
 
 
-def t5(model: nn.Module, pad: int | None) -> nn.Module:
-    """Wrap T5's encoder, with the id that fills up a prompt where the encoder masks it."""
-    return _T5(model) if pad is None else _MaskedT5(model, pad)
+class _Sana(nn.Module):
+    """Calls the transformer of Sana, whose submodules are called in the order of diffusers' `forward`.
+
+    That one repeats the mask for each head.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Wrap a network."""
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor
+    ) -> tuple[Tensor]:
+        model, batch = cast(Any, self.model), hidden_states.shape[0]
+        height, width = (side // model.config.patch_size for side in hidden_states.shape[2:])
+        x, times = model.patch_embed(hidden_states), model.scaled_time(timestep.expand(batch))
+        modulation, time = model.time_embed(times, batch_size=batch, hidden_dtype=x.dtype)
+        context = model.caption_norm(model.caption_projection(encoder_hidden_states.expand(batch, -1, -1)))
+        bias = model.mask(encoder_attention_mask.expand(batch, -1), x)
+        for block in model.transformer_blocks:
+            x = block(x, None, context, bias, modulation, height, width)
+        x = model.proj_out(model.norm_out(x, time, model.scale_shift_table))
+        return (model.prediction(model.unpack(x, hidden_states)),)
+
+
+class _Gemma(_MaskedT5):
+    """Returns the last hidden state of Gemma, whose tokens see those before them, but for the padding."""
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor]:
+        model: Any = self.model
+        x, seen = model.embed_tokens(input_ids), input_ids != self.pad
+        positions, config = model.rotary_emb(x), model.config
+        masks = {"full_attention": model.causal_mask(seen, x)}
+        if "sliding_attention" in config.layer_types:
+            masks["sliding_attention"] = model.sliding_mask(seen, x, config.sliding_window)
+        for kind, layer in zip(config.layer_types, model.layers, strict=True):
+            x = layer(x, attention_mask=masks[kind], position_embeddings=positions)
+        return (model.norm(x),)
+
+
+def one_state(model: nn.Module, pad: int | None) -> nn.Module:
+    """Wrap T5's encoder or Gemma, with the id that fills up a prompt where the encoder masks it."""
+    if pad is None:
+        return _T5(model)
+    return (_Gemma if type(model).__name__ == GEMMA else _MaskedT5)(model, pad)
 
 
 def transformer(model: nn.Module, kind: str, factor: int) -> nn.Module:
     """Wrap a transformer of a class in diffusers, whose latents stand for so many pixels along one side."""
     if kind == PIXART:
         return _PixArt(model, factor)
-    return (_Flux if kind == FLUX else _Transformer)(model)
+    return {FLUX: _Flux, SANA: _Sana}.get(kind, _Transformer)(model)
 
 
 class _UNet(nn.Module):
@@ -185,7 +230,7 @@ class _UNet(nn.Module):
 
 
 class _Decoder(nn.Module):
-    def __init__(self, model: Autoencoder | VQAutoencoder | TinyAutoencoder) -> None:
+    def __init__(self, model: Autoencoder | VQAutoencoder | TinyAutoencoder | DeepAutoencoder) -> None:
         """Wrap the half of a network that makes images."""
         super().__init__()
         self.post_quant_conv, self.decoder = model.post_quant_conv, model.decoder
@@ -207,7 +252,7 @@ class _VQDecoder(_Decoder):
 
 
 class _Encoder(nn.Module):
-    def __init__(self, model: Autoencoder | VQAutoencoder | TinyAutoencoder) -> None:
+    def __init__(self, model: Autoencoder | VQAutoencoder | TinyAutoencoder | DeepAutoencoder) -> None:
         """Wrap the half of a network that makes latents, or the parameters of their distribution."""
         super().__init__()
         self.encoder, self.quant_conv = model.encoder, model.quant_conv

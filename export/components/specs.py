@@ -1,6 +1,7 @@
 """Shapes in symbols, such as ("batch", 4, "height/8", "width/8"), and the inputs that several components share."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -8,10 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ldmrt.model.checkpoint.checkpoint import Checkpoint, class_of
-from ldmrt.model.checkpoint.folder import T5
-from ldmrt.runtime.bundle.stages import CLASSES, JOINT, KEPT, MASKED, POOLED, PROMPT, PROMPT_MASK
+from ldmrt.model.checkpoint.folder import GEMMA, T5
+from ldmrt.runtime.bundle.stages import CLASSES, INSTRUCTED, JOINT, KEPT, MASKED_KINDS, POOLED, PROMPT, PROMPT_MASK, Source
+from ldmrt.runtime.pipeline.conditioning.masked import tokens_read
 from ldmrt.runtime.tensors import Specs, TensorSpec
-from ldmrt.runtime.tokenizer.tokenizer import token_count
+from ldmrt.runtime.tokenizer.tokenizer import Tokenizer, token_count
 
 # Inputs that stay float32 in every precision.
 IN_FLOAT32 = ("timestep", "guidance", "time_ids", "conditioning_scale", KEPT)
@@ -36,11 +38,21 @@ def latent(c: Checkpoint, name: str, channels: int, dtype: str) -> TensorSpec:
 def tokens_of(c: Checkpoint, text_encoder: str) -> int:
     """Return the number of tokens that a text encoder reads: its tokenizer's, at most the number of its positions."""
     files = c.tokenizers.get(text_encoder.replace("text_encoder", "tokenizer"), {})
-    if class_of(c.text_encoders[text_encoder]) == T5:  # its positions are relative
-        assert c.stage.prompt is not None
-        return int(c.stage.prompt.setting("tokens"))
+    if class_of(c.text_encoders[text_encoder]) in (T5, GEMMA):  # whose positions are relative
+        prompt = c.stage.prompt
+        assert prompt is not None
+        instruction = str(prompt.setting("instruction")) if prompt.kind == INSTRUCTED else ""
+        return _tokens_read(tuple(files.items()), prompt.kind, int(prompt.setting("tokens")), instruction)
     positions = int(c.text_encoders[text_encoder].config.max_position_embeddings)
     return min(positions, token_count(files)) if files else positions
+
+
+@lru_cache(8)  # as Gemma's vocabulary takes a second to read
+def _tokens_read(files: tuple[tuple[str, bytes], ...], kind: str, tokens: int, instruction: str) -> int:
+    """Return how many tokens T5 or Gemma reads, with an instruction before a prompt where there is one."""
+    if kind != INSTRUCTED:
+        return tokens
+    return tokens_read(Tokenizer(dict(files)), Source(kind, {"tokens": tokens, "instruction": instruction}))
 
 
 def conditioning(c: Checkpoint, dtype: str) -> list[TensorSpec]:
@@ -69,7 +81,7 @@ def transformer_conditioning(c: Checkpoint, dtype: str) -> list[TensorSpec]:
     prompt = c.stage.prompt
     assert prompt is not None
     tokens = int(prompt.setting("tokens")) + (tokens_of(c, "text_encoder") if prompt.kind == JOINT else 0)
-    if prompt.kind == MASKED:
+    if prompt.kind in MASKED_KINDS:
         width = config.caption_channels or config.cross_attention_dim
         return [TensorSpec(PROMPT, dtype, ("batch", tokens, width)), TensorSpec(PROMPT_MASK, dtype, ("batch", tokens))]
     numbers = [TensorSpec(name, "float32", ("batch",)) for name in ("guidance", KEPT) if c.stage.source(name)]

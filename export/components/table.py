@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ldmrt.model.checkpoint.checkpoint import Checkpoint, class_of, config_of
-from ldmrt.model.checkpoint.folder import T5
+from ldmrt.model.checkpoint.folder import GEMMA, T5
 from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.networks.unet import UNet, UNetConfig
@@ -32,7 +32,7 @@ from ldmrt.runtime.bundle.graphs import (
     UNET,
     step_specs,
 )
-from ldmrt.runtime.bundle.stages import CLASSES, KEPT, KL, LONG, MASKED, PROMPT_MASK
+from ldmrt.runtime.bundle.stages import CLASSES, KEPT, KL, LONG, MASKED_KINDS, PROMPT_MASK
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.pipeline.conditioning.prompts import ATTENTION_MASK, gives_pooled
@@ -40,7 +40,7 @@ from ldmrt.runtime.tensors import Specs, TensorSpec, shape_of, split_symbol
 
 from .autoencoder_parts import tile_specs
 from .controls import CONTROLS, check_fit, steering
-from .networks import _Decoder, _Encoder, _LDMBert, _TextEncoder, _UNet, _VQDecoder, t5, transformer
+from .networks import _Decoder, _Encoder, _LDMBert, _TextEncoder, _UNet, _VQDecoder, one_state, transformer
 from .skipped_layers import SkippingTransformer
 from .specs import conditioning, dtype_of, image, latent, lengths, tokens_of, transformer_conditioning
 
@@ -134,8 +134,8 @@ def _text_encoders(c: Checkpoint) -> Iterator[Component]:
         if isinstance(model, LDMBert):
             yield _ldm_bert(c, name, model)
             continue
-        if class_of(model) == T5:
-            yield _t5(c, name, model)
+        if class_of(model) in (T5, GEMMA):
+            yield _one_state(c, name, model)
             continue
         config = model.config
         dtype, width, tokens = dtype_of(model), int(config.hidden_size), tokens_of(c, name)
@@ -171,17 +171,18 @@ def _ldm_bert(c: Checkpoint, name: str, model: LDMBert) -> Component:
     )
 
 
-def _t5(c: Checkpoint, name: str, model: "PreTrainedModel") -> Component:
+def _one_state(c: Checkpoint, name: str, model: "PreTrainedModel") -> Component:
+    """Describe T5 or Gemma, whose last hidden state alone is read."""
     config, tokens = model.config, tokens_of(c, name)
-    masked = c.stage.prompt is not None and c.stage.prompt.kind == MASKED
+    masked = c.stage.prompt is not None and c.stage.prompt.kind in MASKED_KINDS
     pad = int(config.pad_token_id) if masked else None
     return Component(
         name,
-        t5(model, pad),
+        one_state(model, pad),
         (TensorSpec("input_ids", "int64", ("batch", tokens)),),
-        (TensorSpec("last_hidden_state", dtype_of(model), ("batch", tokens, int(config.d_model))),),
+        (TensorSpec("last_hidden_state", dtype_of(model), ("batch", tokens, int(config.hidden_size))),),
         {**config.to_dict(), "architectures": [class_of(model)]},
-        vocabulary=(int(config.vocab_size), int(config.eos_token_id)),
+        vocabulary=(int(config.vocab_size), int(np.atleast_1d(config.eos_token_id)[0])),
         pad=pad,
     )
 
@@ -302,6 +303,7 @@ def example(component: Component, sizes: Mapping[str, int], seed: int = 0) -> di
             arrays[spec.name] = rng.integers(0, entries, shape)
             arrays[spec.name][:, -1] = end
             if component.pad is not None:
+                arrays[spec.name][arrays[spec.name] == component.pad] = end
                 for ids, length in zip(arrays[spec.name], lengths(shape), strict=True):
                     ids[length - 1], ids[length:] = end, component.pad
         elif spec.name == PROMPT_MASK:

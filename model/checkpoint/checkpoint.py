@@ -12,9 +12,12 @@ from torch import nn
 
 from ldmrt.model.config import LARGEST, RawConfig, to_config
 from ldmrt.model.families.table import stage_of
-from ldmrt.model.library import t5
+from ldmrt.model.library import gemma2, t5
+from ldmrt.model.library.deep_autoencoder import DeepAutoencoder
 from ldmrt.model.library.flux import FluxConfig, flux
+from ldmrt.model.library.gemma2 import GEMMA
 from ldmrt.model.library.pixart import PixArtConfig, pixart
+from ldmrt.model.library.sana import SanaConfig, sana
 from ldmrt.model.library.stable_diffusion_3 import SD3Config, stable_diffusion_3
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.controls.controlnet import ControlNet
@@ -27,7 +30,7 @@ from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.weights.late_casts import LateCasts
 from ldmrt.model.weights.weight_files import STEMS
 from ldmrt.model.weights.weights import write
-from ldmrt.runtime.bundle.stage_of_configs import FLUX, PIXART, SD3
+from ldmrt.runtime.bundle.stage_of_configs import FLUX, PIXART, SANA, SD3
 from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.files.reading import JsonObject
@@ -41,11 +44,12 @@ if TYPE_CHECKING:
 
     from ldmrt.model.library.flux import Flux
     from ldmrt.model.library.pixart import PixArt
+    from ldmrt.model.library.sana import Sana
     from ldmrt.model.library.stable_diffusion_3 import StableDiffusion3
 
 Control = ControlNet | Adapter
-Codec = Autoencoder | VQAutoencoder | TinyAutoencoder
-Denoiser: TypeAlias = "UNet | PlainUNet | StableDiffusion3 | Flux | PixArt"
+Codec = Autoencoder | VQAutoencoder | TinyAutoencoder | DeepAutoencoder
+Denoiser: TypeAlias = "UNet | PlainUNet | StableDiffusion3 | Flux | PixArt | Sana"
 V = TypeVar("V", bound=Codec)
 TextEncoder: TypeAlias = "PreTrainedModel | LDMBert"
 WEIGHTS, TEXT_WEIGHTS = f"{STEMS[0]}.safetensors", f"{STEMS[1]}.safetensors"
@@ -56,11 +60,17 @@ PIPELINE = {
     "safety_checker": [None, None],
 }
 # Where a pipeline finds a class that is not diffusers' own; the last is a module of its pipeline's.
-LIBRARIES = {**dict.fromkeys((*TEXT, T5), "transformers"), "LDMBertModel": "latent_diffusion"}
+LIBRARIES = {**dict.fromkeys((*TEXT, T5, GEMMA), "transformers"), "LDMBertModel": "latent_diffusion"}
 # Keys of a text encoder's config about the program that ran it; the model is the same.
 NOTES = {"dtype", "torch_dtype", "_name_or_path", "_attn_implementation", "attn_implementation", "return_dict"}
 NOTES |= {"output_attentions", "output_hidden_states"}
-EPSILONS = ("layer_norm_eps", "layer_norm_epsilon")  # CLIP's and T5's names
+EPSILONS = ("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps")  # CLIP's, T5's and Gemma's names
+# The text encoders that transformers defines, by their configs' classes, and what is done to one that is built.
+ENCODERS: dict[str, tuple[str, Callable[[nn.Module], object]]] = {
+    **dict.fromkeys(TEXT, ("CLIPTextConfig", lambda encoder: encoder)),
+    T5: ("T5Config", t5.leave_precision),
+    GEMMA: ("Gemma2Config", gemma2.prepared),
+}
 # The networks of this package by the names of diffusers' classes.
 NETWORKS: dict[str, type[UNet | PlainUNet | Codec | Control | LDMBert]] = {
     "UNet2DConditionModel": UNet,
@@ -68,16 +78,18 @@ NETWORKS: dict[str, type[UNet | PlainUNet | Codec | Control | LDMBert]] = {
     "AutoencoderKL": Autoencoder,
     "VQModel": VQAutoencoder,
     "AutoencoderTiny": TinyAutoencoder,
+    "AutoencoderDC": DeepAutoencoder,
     "ControlNetModel": ControlNet,
     "T2IAdapter": Adapter,
     "LDMBertModel": LDMBert,
 }
 # The transformers that diffusers defines: how one is built, and how its config is read.
-LibraryConfig = SD3Config | FluxConfig | PixArtConfig
+LibraryConfig = SD3Config | FluxConfig | PixArtConfig | SanaConfig
 LIBRARY: dict[str, tuple[Callable[[RawConfig], nn.Module], Callable[[RawConfig], LibraryConfig]]] = {
     SD3: (stable_diffusion_3, SD3Config.read),
     FLUX: (flux, FluxConfig.read),
     PIXART: (pixart, PixArtConfig.read),
+    SANA: (sana, SanaConfig.read),
 }
 
 
@@ -173,11 +185,11 @@ class Checkpoint:
 
 
 def text_encoder(config: JsonObject, kind: str = TEXT[0], part: str = "text_encoder") -> "PreTrainedModel":
-    """Build a text encoder of transformers with random weights, in eval mode: CLIP's (Radford et al. 2021) or T5's.
+    """Build a text encoder of transformers with random weights, in eval mode: CLIP's (Radford et al. 2021), T5's or Gemma's.
 
     Args:
         config: The content of its config.json.
-        kind: The class, one of `TEXT`, or T5's.
+        kind: The class, one of `ENCODERS`.
         part: The part of the checkpoint that errors name.
 
     Raises:
@@ -191,13 +203,14 @@ def text_encoder(config: JsonObject, kind: str = TEXT[0], part: str = "text_enco
         if numbers or (name in EPSILONS and not (isinstance(value, float) and 0 < value <= 1)):
             raise LdmrtError(part, f"config has an invalid {name}", found=repr(value))
     try:
-        read = (transformers.T5Config if kind == T5 else transformers.CLIPTextConfig)(**settings)
-        encoder: PreTrainedModel = getattr(transformers, kind)(read).eval()
+        name, prepare = ENCODERS[kind]
+        encoder: PreTrainedModel = getattr(transformers, kind)(getattr(transformers, name)(**settings)).eval()
+        prepare(encoder)
+    except LdmrtError:
+        raise
     except Exception as error:  # transformers checks its configs in many ways
         found = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise LdmrtError(part, "invalid config", found=found or first_line(error)) from None
-    if kind == T5:
-        t5.leave_precision(encoder)
     return encoder
 
 
@@ -222,7 +235,7 @@ def config_of(network: "Denoiser | Codec | Control | LDMBert") -> JsonObject:
 
 def is_text_encoder(network: nn.Module) -> TypeGuard[TextEncoder]:
     """Tell a text encoder, of transformers or of this package, from other networks."""
-    return isinstance(network, LDMBert) or class_of(network) in (*TEXT, T5)
+    return isinstance(network, LDMBert) or class_of(network) in ENCODERS
 
 
 def save_network(folder: Path, network: nn.Module, config: RawConfig, dtype: torch.dtype, name: str = WEIGHTS) -> None:
@@ -273,4 +286,4 @@ def build(part: str, kind: str, config: JsonObject) -> nn.Module:
     with on_meta(part):
         if kind in LIBRARY:
             return LIBRARY[kind][0](config)
-        return text_encoder(config, kind, part) if kind in (*TEXT, T5) else NETWORKS[kind].from_config(config)
+        return text_encoder(config, kind, part) if kind in ENCODERS else NETWORKS[kind].from_config(config)

@@ -6,13 +6,13 @@ from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.networks.tiny_autoencoder import TinyAutoencoder
 from ldmrt.model.networks.unet import UNet
 from ldmrt.runtime.bundle.graphs import DECODER_PREVIEW, TRANSFORMER
-from ldmrt.runtime.bundle.stage_of_configs import PIXART
-from ldmrt.runtime.bundle.stages import MASKED
+from ldmrt.runtime.bundle.stage_of_configs import PIXART, SANA
+from ldmrt.runtime.bundle.stages import MASKED_KINDS
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.samplers.registry import plan_from_config
 from ldmrt.runtime.samplers.schedule import signal_and_noise
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer, token_count
-from ldmrt.runtime.tokenizer.vocabulary import is_unigram
+from ldmrt.runtime.tokenizer.vocabulary import reads_any_length
 
 from .checkpoint import Checkpoint, class_of
 from .folder import INDEX, T5, TEXT
@@ -65,10 +65,11 @@ def check_preview(checkpoint: Checkpoint) -> None:
 
 
 def _check_shift(part: str, tiny: TinyAutoencoder, checkpoint: Checkpoint) -> None:
-    """Refuse a tiny autoencoder with a shift beside a U-Net or PixArt: diffusers' pipelines do not read it there."""
-    unet, pixart = isinstance(checkpoint.denoiser, (UNet, PlainUNet)), class_of(checkpoint.denoiser) == PIXART
-    if tiny.config.shift_factor is not None and (unet or pixart):
-        problem = f"unsupported shift_factor of a tiny autoencoder beside {'a U-Net' if unet else 'PixArt'}"
+    """Refuse a tiny autoencoder with a shift beside a U-Net, PixArt or Sana: diffusers' pipelines do not read it there."""
+    unet = isinstance(checkpoint.denoiser, (UNet, PlainUNet))
+    family = "a U-Net" if unet else {PIXART: "PixArt", SANA: "Sana"}.get(class_of(checkpoint.denoiser))
+    if tiny.config.shift_factor is not None and family:
+        problem = f"unsupported shift_factor of a tiny autoencoder beside {family}"
         raise LdmrtError(part, problem, expected=0, found=tiny.config.shift_factor)
 
 
@@ -180,10 +181,10 @@ def _check_tokenizers(checkpoint: Checkpoint) -> None:
             sizes = f"{tokens.size} and {tokens.length}"
             raise LdmrtError(part, "does not fit the text encoder", expected=expected, found=sizes)
         prompt = checkpoint.stage.prompt
-        if prompt is not None and prompt.kind == MASKED and tokens.pad != text.pad_token_id:
+        if prompt is not None and prompt.kind in MASKED_KINDS and tokens.pad != text.pad_token_id:
             problem = "pads with another id than the text encoder"
             raise LdmrtError(part, problem, expected=text.pad_token_id, found=tokens.pad)
-    lengths = {part: token_count(files) for part, files in checkpoint.tokenizers.items() if not is_unigram(files)}
+    lengths = {part: token_count(files) for part, files in checkpoint.tokenizers.items() if not reads_any_length(files)}
     if len(set(lengths.values())) > 1:  # whose contexts lie side by side
         each = ", ".join(f"{length} of {part}" for part, length in lengths.items())
         raise LdmrtError("tokenizer_2", "another model_max_length than the first tokenizer's", found=each)

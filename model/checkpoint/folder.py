@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ldmrt.model.library.gemma2 import GEMMA
 from ldmrt.model.library.t5 import T5
 from ldmrt.model.weights.weight_files import choose, names_in, variants
 from ldmrt.model.weights.weights import Tensors, bare, open_weights
@@ -16,17 +17,18 @@ INDEX = "model_index.json"
 SCHEDULER, NOISERS = "scheduler", ("low_res_scheduler",)
 TEXT = ("CLIPTextModel", "CLIPTextModelWithProjection")
 T5_TOKENIZER = ("T5Tokenizer", "T5TokenizerFast")
+GEMMA_TOKENIZER = ("GemmaTokenizer", "GemmaTokenizerFast")
 TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast", "BertTokenizer", "BertTokenizerFast")
 
 # The parts of a folder that are read, and the classes that each may be of.
 PARTS: dict[str, tuple[str, ...]] = {
     "unet": ("UNet2DConditionModel", "UNet2DModel"),
     "transformer": (*TRANSFORMERS, "Transformer2DModel"),
-    "vae": ("AutoencoderKL", "VQModel", "AutoencoderTiny"),
-    "text_encoder": (*TEXT, "LDMBertModel", T5),
+    "vae": ("AutoencoderKL", "VQModel", "AutoencoderTiny", "AutoencoderDC"),
+    "text_encoder": (*TEXT, "LDMBertModel", T5, GEMMA),
     "text_encoder_2": (*TEXT, T5),
     "text_encoder_3": (T5,),
-    "tokenizer": (*TOKENIZER, *T5_TOKENIZER),
+    "tokenizer": (*TOKENIZER, *T5_TOKENIZER, *GEMMA_TOKENIZER),
     "tokenizer_2": (*TOKENIZER, *T5_TOKENIZER),
     "tokenizer_3": T5_TOKENIZER,
     "controlnet": ("ControlNetModel",),

@@ -10,6 +10,7 @@ import torch
 from ldmrt.model.config import check_depth
 from ldmrt.model.families.table import PIXEL_FAMILIES
 from ldmrt.model.library import t5
+from ldmrt.model.library.deep_autoencoder import DeepAutoencoder
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.controls.controlnet import ControlNet
 from ldmrt.model.networks.controls.t2i_adapter import Adapter
@@ -67,8 +68,8 @@ def load(
         scheduler: A scheduler's config in the place of the checkpoint's own.
         settings: Keys of the scheduler's config with other values.
         without_t5: Leaves T5 out of a Stable Diffusion 3: its files are neither fetched nor read.
-        max_sequence_length: How many tokens of a prompt T5 reads, 2 to 512; by default 256 for Stable Diffusion 3,
-            512 for FLUX.1, 300 for PixArt-Sigma and 120 for PixArt-Alpha, as in diffusers' pipelines.
+        max_sequence_length: How many tokens of a prompt T5 or Gemma reads, 2 to 512; by default 256 for Stable Diffusion 3,
+            512 for FLUX.1, 300 for PixArt-Sigma and Sana, 120 for PixArt-Alpha, as in diffusers' pipelines.
         skip_layers: Stable Diffusion 3: the blocks of the transformer that a row of guidance may skip.
 
     Returns:
@@ -248,7 +249,7 @@ def _assemble(source: Source, dtype: Dtype, t5_tokens: int | None, skip_layers: 
         check_depth(part, config, lambda part=part: len(source.tensors(part).named))  # type: ignore[misc]
     networks = {part: build(part, kind, config) for part, (kind, config) in source.networks.items()}
     network, vae = networks[denoiser], networks.get("vae")
-    assert isinstance(vae, (Autoencoder, VQAutoencoder, TinyAutoencoder, type(None)))
+    assert isinstance(vae, (Autoencoder, VQAutoencoder, TinyAutoencoder, DeepAutoencoder, type(None)))
     encoders = {part: network for part, network in networks.items() if is_text_encoder(network)}
     controls = {part: network for part, network in networks.items() if isinstance(network, (ControlNet, Adapter))}
     if isinstance(network, UNet):

@@ -1,14 +1,19 @@
 """Refuse the parts of a model with a transformer that do not fit together, before their weights are read."""
 
-from ldmrt.runtime.bundle.stage_of_configs import FLUX, PACKED, PIXART
+from ldmrt.model.library.deep_autoencoder import DeepAutoencoder
+from ldmrt.model.networks.tiny_autoencoder import TinyAutoencoder
+from ldmrt.runtime.bundle.stage_of_configs import FLUX, PACKED, PIXART, SANA
 from ldmrt.runtime.bundle.stages import CONTEXT
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject
 
 from .checkpoint import Checkpoint, class_of, config_of
-from .folder import T5, TEXT
+from .folder import GEMMA, T5, TEXT
 
 CLIP = ("text_encoder", "text_encoder_2")
+# Families of one text encoder: their names, its class, its name, and the key of its config that says its width.
+ENCODER_OF = {PIXART: ("PixArt", T5, "T5", "d_model"), SANA: ("Sana", GEMMA, "Gemma", "hidden_size")}
+DEEP = "AutoencoderDC"
 
 
 def check_transformer(checkpoint: Checkpoint) -> None:
@@ -24,8 +29,9 @@ def check_transformer(checkpoint: Checkpoint) -> None:
     if config["in_channels"] != packed * inputs:
         problem = "in_channels of transformer/config.json is not latent_channels of vae/config.json"
         raise LdmrtError("transformer", problem, expected=packed * inputs, found=config["in_channels"])
-    if class_of(checkpoint.denoiser) == PIXART:
-        _check_pixart(checkpoint, config)
+    _check_codec(checkpoint)
+    if class_of(checkpoint.denoiser) in (PIXART, SANA):
+        _check_one_encoder(checkpoint, config, *ENCODER_OF[class_of(checkpoint.denoiser)])
         return
     own = config["in_channels"] if config["out_channels"] is None else config["out_channels"]
     if own != (channels := packed * stage.space.channels):
@@ -44,7 +50,7 @@ def check_transformer(checkpoint: Checkpoint) -> None:
 def latent_channels(checkpoint: Checkpoint) -> int:
     """Return how many channels the latents have that a transformer predicts."""
     config, kind = config_of(checkpoint.denoiser), class_of(checkpoint.denoiser)
-    predicted = None if kind == PIXART else config["out_channels"]  # PixArt's are those of a variance too
+    predicted = None if kind in (PIXART, SANA) else config["out_channels"]  # PixArt's are those of a variance too
     channels = int(predicted or config["in_channels"])
     return channels // PACKED**2 if kind == FLUX else channels
 
@@ -82,21 +88,34 @@ def _check_flux(checkpoint: Checkpoint, config: JsonObject) -> None:
         raise LdmrtError("transformer", problem, expected=width, found=config["pooled_projection_dim"])
 
 
-def _check_pixart(checkpoint: Checkpoint, config: JsonObject) -> None:
-    """Refuse other text encoders than T5, channels that are no prediction, and a variance that its pipelines ignore."""
+def _check_codec(checkpoint: Checkpoint) -> None:
+    """Refuse an autoencoder of another class than the transformer's pipeline in diffusers reads."""
+    sana, deep = class_of(checkpoint.denoiser) == SANA, type(checkpoint.vae) is DeepAutoencoder
+    if deep and not sana:
+        problem = "unsupported AutoencoderDC beside another transformer than Sana's"
+        raise LdmrtError("vae", problem, expected="AutoencoderKL or AutoencoderTiny", found=DEEP)
+    if sana and not deep and not isinstance(checkpoint.vae, TinyAutoencoder):
+        found = "none" if checkpoint.vae is None else class_of(checkpoint.vae)
+        raise LdmrtError("vae", "unsupported autoencoder of Sana", expected=DEEP, found=found)
+
+
+def _check_one_encoder(checkpoint: Checkpoint, config: JsonObject, family: str, kind: str, own: str, key: str) -> None:
+    """Refuse other text encoders than the one, channels that are no prediction, and a variance that is ignored."""
     encoders, channels = checkpoint.text_encoders, checkpoint.stage.space.channels
     kinds = {name: class_of(encoder) for name, encoder in encoders.items()}
-    if kinds != {CLIP[0]: T5}:
+    if kinds != {CLIP[0]: kind}:
         found = ", ".join(f"{name} of {kind}" for name, kind in kinds.items()) or "none"
-        raise LdmrtError(CLIP[0], "PixArt has one text encoder, T5", expected=f"{CLIP[0]} of {T5}", found=found)
-    own = config["in_channels"] if config["out_channels"] is None else config["out_channels"]
-    if own not in (channels, 2 * channels):
+        problem, expected = f"{family} has one text encoder, {own}", f"{CLIP[0]} of {kind}"
+        raise LdmrtError(CLIP[0], problem, expected=expected, found=found)
+    out = config["in_channels"] if config["out_channels"] is None else config["out_channels"]
+    if out not in (channels, 2 * channels):
         problem = "out_channels of transformer/config.json is not latent_channels of vae/config.json"
-        raise LdmrtError("transformer", problem, expected=f"{channels}, or {2 * channels} with a variance", found=own)
+        raise LdmrtError("transformer", problem, expected=f"{channels}, or {2 * channels} with a variance", found=out)
     name = "cross_attention_dim" if config["caption_channels"] is None else "caption_channels"
     if (wide := int(encoders[CLIP[0]].config.hidden_size)) != config[name]:
-        problem = f"{name} of transformer/config.json is not d_model of T5"
+        problem = f"{name} of transformer/config.json is not {key} of {own}"
         raise LdmrtError("transformer", problem, expected=wide, found=config[name])
-    if str(kind := checkpoint.scheduler.get("variance_type")).startswith("learned"):
-        problem, hint = "unsupported variance_type of PixArt", "--set variance_type=fixed_small"
-        raise LdmrtError("scheduler", problem, expected="a variance_type that is not learned", found=kind, hint=hint)
+    if str(variance := checkpoint.scheduler.get("variance_type")).startswith("learned"):
+        problem, hint = f"unsupported variance_type of {family}", "--set variance_type=fixed_small"
+        expected = "a variance_type that is not learned"
+        raise LdmrtError("scheduler", problem, expected=expected, found=variance, hint=hint)

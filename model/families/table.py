@@ -12,6 +12,7 @@ from .classes import class_conditional
 from .instruct_pix2pix import instruct_pix2pix
 from .ldm3d import ldm3d
 from .pixel_upscaler import pixel_upscaler
+from .sana import sana
 from .score_sde import score_sde
 from .super_resolution import super_resolution
 from .upscaler import upscaler
@@ -22,6 +23,7 @@ FAMILIES: Mapping[str, Preset] = {  # by `_class_name` of model_index.json
     "LDMSuperResolutionPipeline": super_resolution,
     PIXEL_CLASS_CONDITIONAL: class_conditional,
     "PixelUpscalePipeline": pixel_upscaler,
+    "SanaPipeline": sana,
     "ScoreSdeVePipeline": score_sde,
     "StableDiffusionInstructPix2PixPipeline": instruct_pix2pix,
     "StableDiffusionLDM3DPipeline": ldm3d,

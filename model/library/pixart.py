@@ -12,11 +12,11 @@ from ldmrt.model.config import RawConfig, from_config, positive, within
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.optional import unavailable
 
+from .masked_attention import Mask, MaskedAttention
 from .sinusoids import LEADING_BITS, ExactAngles, Sinusoids
 
 PART = "transformer"
 THETA = 10000  # of the positions
-MASKED_SCORE = -10000.0  # is added to the scores of tokens that are not seen
 TRAINED = 64  # latents along a side of the images whose positions count as they are, where no scale is stated
 CONDITIONED = 128  # latents along a side of the images of the model that is told their size, where nothing is stated
 # Keys of the config with the one value that PixArt's models have; the last ones are of diffusers' class before it.
@@ -158,39 +158,6 @@ class Sizes(nn.Module):
         batch = latents.shape[0]
         resolution = torch.cat([height, width])[None] * factor
         return {"resolution": resolution.expand(batch, -1), "aspect_ratio": (height / width)[None].expand(batch, -1)}
-
-
-class Mask(nn.Module):
-    """Turns the mask of a prompt's tokens into what is added to the scores of attention, as diffusers does."""
-
-    def forward(self, mask: Tensor, tokens: Tensor) -> Tensor:
-        """Return 0 for 1, and a number whose exponential is 0 for 0.
-
-        Args:
-            mask: (B, keys).
-            tokens: (B, queries, width), each of which sees the same keys.
-
-        Returns:
-            (B, queries, keys): ONNX Runtime's attention repeats no row.
-        """
-        return ((1 - mask) * MASKED_SCORE)[:, None].expand(-1, tokens.shape[1], -1)
-
-
-class MaskedAttention:
-    """Attends to a prompt as diffusers' AttnProcessor2_0 does, but with one mask for all heads.
-
-    That one repeats the mask for each head: 150 MB in each block of an image of 1024 pixels.
-    """
-
-    def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor
-    ) -> Tensor:
-        """Return what tokens (B, queries, width) read of a prompt (B, keys, width), by a mask (B, queries, keys)."""
-        q, k, v = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
-        q, k, v = (one.unflatten(2, (attn.heads, -1)).transpose(1, 2) for one in (q, k, v))
-        out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask[:, None])
-        projected: Tensor = attn.to_out[0](out.transpose(1, 2).flatten(2))
-        return projected
 
 
 class Modulate(nn.Module):

@@ -10,6 +10,7 @@ from .stages import (
     CLASSES,
     CODEC_OF,
     CONTEXT,
+    DEEP,
     FILL_KINDS,
     GUIDANCE_SCALE,
     KL,
@@ -32,7 +33,9 @@ from .stages import (
 )
 
 PLAIN = "UNet2DModel"  # diffusers' U-Net that reads no prompt
-SD3, FLUX, PIXART = TRANSFORMERS = ("SD3Transformer2DModel", "FluxTransformer2DModel", "PixArtTransformer2DModel")
+TRANSFORMERS = SD3, FLUX, PIXART, SANA = (
+    "SD3Transformer2DModel", "FluxTransformer2DModel", "PixArtTransformer2DModel", "SanaTransformer2DModel",
+)  # fmt: skip
 T5_TOKENS = {SD3: 256, FLUX: 512}  # diffusers' `max_sequence_length` by default
 SD3_GUIDANCE = 7.0  # diffusers' `guidance_scale` by default, as the numbers below
 KONTEXT = "FluxKontextPipeline"  # whose networks are dev's
@@ -48,8 +51,11 @@ FLUX_PIPELINES = {
 }
 FLUX_SIDE = 128  # latents: no config says it
 PACKED = 2  # latents along one side of FLUX.1's tokens
-PIXART_GUIDANCE = 4.5
+PIXART_GUIDANCE = SANA_GUIDANCE = 4.5
 PIXART_TOKENS = {"PixArtSigmaPipeline": 300, "PixArtAlphaPipeline": 120}  # `max_sequence_length` by default
+SANA_PIPELINE = "SanaPipeline"
+# What diffusers names the widths of an autoencoder's levels, by its class.
+WIDTHS = {"AutoencoderDC": "encoder_block_out_channels"}
 
 
 def stage_of_configs(unet: JsonObject, vae: JsonObject | None, index: JsonObject) -> Stage:
@@ -66,6 +72,8 @@ def stage_of_configs(unet: JsonObject, vae: JsonObject | None, index: JsonObject
     name = str(unet.get("_class_name"))
     if name == PIXART:
         return _pixart(unet, vae or {}, str(index.get("_class_name", "PixArtSigmaPipeline")))
+    if name == SANA:
+        return _sana(unet, vae or {}, str(index.get("_class_name")))
     if "Transformer" in name and name not in TRANSFORMERS:
         problem = "unsupported class in transformer/config.json"
         raise BundleError("bundle", problem, expected=" or ".join(TRANSFORMERS), found=f"{name:.100}")
@@ -96,15 +104,15 @@ def channels_of(unet: JsonObject) -> int:
 
 def _space_of_config(vae: JsonObject) -> Space:
     """Return the latents of an autoencoder."""
-    file = "vae_decoder/config.json"
-    widths = vae.get("block_out_channels")
+    file, kind = "vae_decoder/config.json", str(vae.get("_class_name"))
+    widths = vae.get(key := WIDTHS.get(kind, "block_out_channels"))
     if not isinstance(widths, list) or not 0 < len(widths) <= MOST:
         found = None if widths is None else f"{widths!r:.100}"
-        raise BundleError("bundle", f"{file} has no block_out_channels", expected="a list of widths", found=found)
-    codec = CODEC_OF.get(str(vae.get("_class_name")), KL)
+        raise BundleError("bundle", f"{file} has no {key}", expected="a list of widths", found=found)
+    codec = CODEC_OF.get(kind, KL)
     name = "vq_embed_dim" if codec == VQ and vae.get("vq_embed_dim") else "latent_channels"
-    channels = _whole(file, name, vae.get(name), 3 if codec == VQ else 4)
-    scale = _positive(file, "scaling_factor", vae.get("scaling_factor"), 0.18215)
+    channels = _whole(file, name, vae.get(name), {VQ: 3, DEEP: 32}.get(codec, 4))
+    scale = _positive(file, "scaling_factor", vae.get("scaling_factor"), 1.0 if codec == DEEP else 0.18215)
     shift = _real(file, "shift_factor", vae.get("shift_factor"))
     return Space(channels, 2 ** (len(widths) - 1), scale, codec, shift_factor=shift)
 
@@ -133,11 +141,16 @@ def _reads_of_configs(unet: JsonObject, space: Space, index: JsonObject) -> dict
     return reads
 
 
-def _in_patches(transformer: JsonObject, vae: JsonObject) -> tuple[Space, tuple[int, int]]:
-    """Return the space of a transformer that reads latents in patches, and the sides of its own images in pixels."""
+def _in_patches(
+    transformer: JsonObject, vae: JsonObject, patch: int = 2, side: int = 128
+) -> tuple[Space, tuple[int, int]]:
+    """Return the space of a transformer that reads latents in patches, and the sides of its own images in pixels.
+
+    `patch` and `side` are what its class has by default.
+    """
     file = "transformer/config.json"
-    space = replace(_space_of_config(vae), patch=_whole(file, "patch_size", transformer.get("patch_size"), 2))
-    side = _whole(file, "sample_size", transformer.get("sample_size"), 128) * space.factor
+    space = replace(_space_of_config(vae), patch=_whole(file, "patch_size", transformer.get("patch_size"), patch))
+    side = _whole(file, "sample_size", transformer.get("sample_size"), side) * space.factor
     return space, (side, side)
 
 
@@ -215,6 +228,21 @@ def _pixart(transformer: JsonObject, vae: JsonObject, kind: str) -> Stage:
         },
         network=TRANSFORMER,
         guidance_scale=PIXART_GUIDANCE,
+    )
+
+
+def _sana(transformer: JsonObject, vae: JsonObject, kind: str) -> Stage:
+    """Return the stage of Sana (Xie et al. 2024, arXiv:2410.10629), without its prompt: see `model/families`."""
+    if kind != SANA_PIPELINE:
+        problem = "unsupported pipeline in model_index.json"
+        raise BundleError("bundle", problem, expected=SANA_PIPELINE, found=f"{kind:.100}")
+    space, own = _in_patches(transformer, vae, patch=1, side=32)
+    return Stage(
+        space,
+        own=own,
+        reads={STATES[TRANSFORMER]: (Source("state"),), TIMESTEP: (Source("timestep"),)},
+        network=TRANSFORMER,
+        guidance_scale=SANA_GUIDANCE,
     )
 
 

@@ -28,6 +28,8 @@ KINDS: Mapping[str, Mapping[str, type]] = {
     "t5_prompt": {"tokens": int},  # FLUX.1: so many tokens of T5, and CLIP's pooled embedding beside them
     "clip_pooled_prompt": {},
     "masked_prompt": {"tokens": int},  # PixArt: so many tokens of T5, of a prompt in small letters
+    # Sana: the same of Gemma, which reads an instruction before a prompt; of both, the first token and the last ones
+    "instructed_prompt": {"tokens": int, "instruction": str},
     "prompt_mask": {},  # 1 for each of its tokens, 0 for what fills it up
     "sizes": {"scored": bool},  # of SDXL; whether they end with an aesthetic score
     "guidance_scale": {},  # embedded, for a distilled network
@@ -50,8 +52,9 @@ SMALL_KINDS = ("small_image", *NOISED_KINDS)  # images in colours, whose enlarge
 CONTEXT = "context_image"
 IMAGE_KINDS = ("image_latents", "control_image", CONTEXT, *SMALL_KINDS)  # the image is then no start for the latents
 MASK_KINDS, FILL_KINDS = ("mask", "masked_image"), ("masked_image", "mask_pixels")  # of U-Nets, and of FLUX.1 Fill
-JOINT, LONG, MASKED = "joint_prompt", "t5_prompt", "masked_prompt"
-PROMPT_KINDS = ("prompt", JOINT, LONG, MASKED)  # embeddings of a request's prompt
+JOINT, LONG = "joint_prompt", "t5_prompt"
+MASKED_KINDS = MASKED, INSTRUCTED = ("masked_prompt", "instructed_prompt")  # whose padding the network does not see
+PROMPT_KINDS = ("prompt", JOINT, LONG, *MASKED_KINDS)  # embeddings of a request's prompt
 PROMPTS = ("negative", "positive")
 TRUE_CFG = "true_cfg_scale"  # FLUX.1: of a negative prompt, beside the guidance that the network is told
 KEPT, SKIP = "kept_layers", "skip_layer_guidance_scale"  # Stable Diffusion 3.5: of a row that skips layers
@@ -61,10 +64,10 @@ GUIDANCE_SCALE = 5.0  # where neither a request nor a stage states one
 BASE = "base"  # the name of a model's first stage
 LARGEST = 1 << 16  # channels, or latents along one side
 MOST = 16  # stages, rows of guidance, or sources of an input
-KL, VQ, TINY, PIXELS = "kl", "vq", "tiny", "none"
-# An autoencoder that gives Gaussians, one with a codebook, a tiny one that gives latents, and none.
-CODECS = (KL, VQ, TINY, PIXELS)
-CODEC_OF = {"VQModel": VQ, "AutoencoderTiny": TINY}  # by the class in diffusers; any other is KL
+KL, VQ, TINY, DEEP, PIXELS = "kl", "vq", "tiny", "deep", "none"
+# An autoencoder that gives Gaussians, one with a codebook, a tiny and a deep one that give latents, and none.
+CODECS = (KL, VQ, TINY, DEEP, PIXELS)
+CODEC_OF = {"VQModel": VQ, "AutoencoderTiny": TINY, "AutoencoderDC": DEEP}  # by the class in diffusers; any other is KL
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,11 @@ STATED = ("name", "space", "own", "reads", "guide", "shortens", "depth", "previe
 BESIDE = (*MASK_KINDS, "mask_pixels", *IMAGE_KINDS)
 OTHERS = tuple(kind for kind in KINDS if kind not in ("state", "timestep", *BESIDE))
 DEPTHS, LEAST = (0, 1, 3), (-1.0, 0.0)
-LAYERS = re.compile(r"\d{1,4}(,\d{1,4}){0,999}", re.ASCII)  # such as "7,8,9"
+# Texts in the settings of sources that are no names: "7,8,9", and what a text encoder is told before a prompt.
+TEXTS = {
+    "layers": re.compile(r"\d{1,4}(,\d{1,4}){0,999}", re.ASCII),
+    "instruction": re.compile(r"[^\ud800-\udfff]{1,9999}"),
+}
 T = TypeVar("T", str, float)
 HINT = "export again, or install the ldmrt that made it"
 
@@ -167,7 +171,7 @@ def _source(where: str, value: object) -> Source:
     needed = {name for name, type_ in KINDS[kind].items() if type_ is not bool}
     for name in settings.keys() | needed:
         setting, expected = settings.get(name), KINDS[kind].get(name)
-        text = is_name(setting) if name != "layers" else LAYERS.fullmatch(str(setting)) is not None
+        text = TEXTS[name].fullmatch(str(setting)) is not None if name in TEXTS else is_name(setting)
         fits = text if expected is str else not isinstance(setting, int) or 0 <= setting < LARGEST
         if expected is None or type(setting) is not expected or not fits:
             raise _damaged(where, f"settings of {kind}: {', '.join(KINDS[kind]) or 'none'}", {name: setting})

@@ -1,4 +1,4 @@
-"""Turn text into ids, by the tokenizer of CLIP, BERT or T5, from the files that diffusers and transformers write."""
+"""Turn text into ids, by the tokenizer of CLIP, BERT, T5 or Gemma, from the files that diffusers and transformers write."""
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -12,21 +12,34 @@ from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.files.reading import parse_json
 from ldmrt.runtime.optional import unavailable
 
+from .gemma import gemma_byte_pairs
 from .unigram import t5_unigram
-from .vocabulary import END, ROLES, START, T5_END, T5_PAD, is_unigram, is_wordpiece, more_vectors, vocabulary
+from .vocabulary import (
+    END,
+    ROLES,
+    START,
+    T5_END,
+    T5_PAD,
+    is_gemma,
+    is_unigram,
+    is_wordpiece,
+    more_vectors,
+    reads_any_length,
+    vocabulary,
+)
 from .wordpiece import bert_wordpiece
 
 # Radford et al. 2021: contractions, words, single digits, runs of signs
 PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 CLIP_LENGTH = 77
 BERT_LENGTH = 77  # latent diffusion's, whatever a tokenizer's config says of BERT itself
-T5_LENGTH = 512  # by default: the tokens of a prompt are a matter of the network that reads them
+ANY_LENGTH = 512  # by default, of T5 and Gemma: the tokens of a prompt are a matter of the network that reads them
 
 
 class Tokenizer:
     """Encodes texts as byte pairs or pieces of words, to a fixed length, with start and end tokens and padding.
 
-    T5 has no start token.
+    T5 has no start token, and Gemma no end.
     """
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
@@ -35,6 +48,7 @@ class Tokenizer:
         Args:
             files: The files of a tokenizer folder by name. CLIP's: vocab.json and merges.txt, or tokenizer.json, and
                 configs. BERT's: vocab.txt or tokenizer.json, and configs. T5's: tokenizer.json or spiece.model.
+                Gemma's: tokenizer.json, and configs.
 
         Raises:
             LdmrtError: A file is missing or damaged, or the package tokenizers is missing.
@@ -43,6 +57,9 @@ class Tokenizer:
         if is_unigram(files):
             self._backend = t5_unigram(files)
             start, end, pad = T5_END, T5_END, T5_PAD
+        elif is_gemma(files):
+            self._backend, tokens = gemma_byte_pairs(files)
+            start, end, pad = tokens["bos_token"], None, tokens["pad_token"]
         elif is_wordpiece(files):
             self._backend, tokens = bert_wordpiece(files)
             start, end, pad = (tokens[role] for role in ("cls_token", "sep_token", "pad_token"))
@@ -56,8 +73,9 @@ class Tokenizer:
         self._backend.no_truncation()
         self.size = int(self._backend.get_vocab_size())
         self._vectors = _word_vectors(self._backend)
-        self.length, self.any_length = token_count(files), is_unigram(files)  # any, as the network that reads it asks
-        self.start, self.end, self.pad = self._id(start), self._id(end), self._id(pad)  # T5's start is its end
+        self.length, self.any_length = token_count(files), reads_any_length(files)  # as the network that reads it asks
+        self.start, self.pad = self._id(start), self._id(pad)  # T5's start is its end
+        self.end = None if end is None else self._id(end)
         if pad not in (start, end):  # Stable Diffusion 2 pads with "!", which then is one wherever it stands in a text
             self._backend.add_special_tokens([pad])
 
@@ -74,12 +92,13 @@ class Tokenizer:
             raise LdmrtError("tokenizer", f"no token {token!r} in the vocabulary")
         return int(found)
 
-    def __call__(self, texts: Sequence[str], length: int | None = None) -> NDArray[np.int64]:
+    def __call__(self, texts: Sequence[str], length: int | None = None, ahead: int = 0) -> NDArray[np.int64]:
         """Turn texts into token ids.
 
         Args:
             texts: Prompts; those that are too long are cut, and a warning quotes the part that is skipped.
             length: The tokens that every text is cut or padded to; the tokenizer's own by default.
+            ahead: Tokens at the begin of each text that are no prompt, which the warning does not count.
 
         Returns:
             Ids with start, end and padding, (len(texts), length), int64.
@@ -100,11 +119,12 @@ class Tokenizer:
             ]
             ids = [piece for piece, _ in pieces]
             if len(ids) > length:
-                lost = text[pieces[length - 1][1] :].strip()
-                has, fit = (count - len({self.start, self.end}) for count in (len(ids), length))
+                lost = text[pieces[length - (self.end is not None)][1] :].strip()
+                around = {self.start, self.end} - {None}
+                has, fit = (count - len(around) - ahead for count in (len(ids), length))
                 message = f"tokenizer: prompt has {has} tokens, {fit} fit; skipped: {lost!r}"
                 warnings.warn(message, LdmrtWarning, stacklevel=2)
-                ids = [*ids[: length - 1], self.end]
+                ids = ids[:length] if self.end is None else [*ids[: length - 1], self.end]
             row[: len(ids)] = ids
         return rows
 
@@ -132,8 +152,8 @@ class Tokenizer:
 
 def token_count(files: Mapping[str, bytes]) -> int:
     """Return how many tokens every text is cut or padded to, by the files of a tokenizer's folder."""
-    if is_unigram(files):
-        return T5_LENGTH
+    if reads_any_length(files):
+        return ANY_LENGTH
     if is_wordpiece(files):
         return BERT_LENGTH
     length = _json(files, "tokenizer_config.json").get("model_max_length", CLIP_LENGTH)

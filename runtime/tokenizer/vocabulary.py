@@ -14,6 +14,8 @@ ADDED = "added_tokens.json"
 PIECES = "vocab.txt"  # WordPiece's vocabulary, one token a line
 SENTENCEPIECE = "spiece.model"  # T5's vocabulary, as SentencePiece wrote it
 T5_END, T5_PAD, SENTINEL = "</s>", "<pad>", "<extra_id_"  # T5's own, which are no words
+GEMMA_ROLES = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}  # the usual tokens
+CLASSES = ("Bert", "CLIP", "T5", "Gemma")  # what the names of tokenizers' classes begin with
 MOST_PIECES = 1 << 20  # BERT has 30522, in all languages 119547
 BERT_ROLES = {  # the usual tokens
     "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]",
@@ -25,7 +27,7 @@ Files = Mapping[str, bytes]
 def is_wordpiece(files: Files) -> bool:
     """Tell the files of BERT's tokenizer from those of CLIP's."""
     kind = str(read(files, "tokenizer_config.json").get("tokenizer_class"))
-    if kind.startswith(("Bert", "CLIP")):
+    if kind.startswith(CLASSES):
         return kind.startswith("Bert")
     if "vocab.json" in files or PIECES in files:
         return "vocab.json" not in files
@@ -36,16 +38,32 @@ def is_wordpiece(files: Files) -> bool:
 def is_unigram(files: Files) -> bool:
     """Tell the files of T5's tokenizer from those of the others."""
     kind = str(read(files, "tokenizer_config.json").get("tokenizer_class"))
-    if kind.startswith(("Bert", "CLIP", "T5")):
+    if kind.startswith(CLASSES):
         return kind.startswith("T5")
     model = read(files, "tokenizer.json").get("model")
     return SENTENCEPIECE in files or (isinstance(model, dict) and model.get("type") == "Unigram")
+
+
+def is_gemma(files: Files) -> bool:
+    """Tell the files of Gemma's tokenizer from those of the others: byte pairs that fall back on single bytes."""
+    kind = str(read(files, "tokenizer_config.json").get("tokenizer_class"))
+    if kind.startswith(CLASSES) or not {"vocab.json", PIECES, SENTENCEPIECE}.isdisjoint(files):
+        return kind.startswith("Gemma")
+    model = read(files, "tokenizer.json").get("model")
+    return isinstance(model, dict) and model.get("type") == "BPE" and model.get("byte_fallback") is True
+
+
+def reads_any_length(files: Files) -> bool:
+    """Tell a tokenizer of a text encoder with relative positions: it has no length of its own."""
+    return is_unigram(files) or is_gemma(files)
 
 
 def tokenizer_class(files: Files) -> str:
     """Return the name of the class in transformers that reads these files."""
     if is_unigram(files):
         return "T5TokenizerFast"
+    if is_gemma(files):
+        return "GemmaTokenizerFast"
     return "BertTokenizer" if is_wordpiece(files) else "CLIPTokenizer"
 
 
@@ -85,10 +103,10 @@ def unigram_pieces(files: Files) -> dict[str, int]:
         raise LdmrtError("tokenizer", "cannot read the vocabulary", found=first_line(error)) from None
 
 
-def bert_tokens(files: Files) -> dict[str, str]:
-    """Return the special tokens of BERT's tokenizer by their roles, as its configs name them."""
+def special_tokens(files: Files, roles: Mapping[str, str]) -> dict[str, str]:
+    """Return the special tokens of a tokenizer by their roles: as its configs name them, else the usual ones."""
     configs = [read(files, name) for name in ("special_tokens_map.json", "tokenizer_config.json")]
-    notes = {role: next((c[role] for c in configs if c.get(role)), usual) for role, usual in BERT_ROLES.items()}
+    notes = {role: next((c[role] for c in configs if c.get(role)), usual) for role, usual in roles.items()}
     return {role: str(note.get("content") if isinstance(note, dict) else note) for role, note in notes.items()}
 
 

@@ -6,7 +6,7 @@ from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.optional import unavailable
 
-from .vocabulary import Files, bert_tokens, read, word_pieces
+from .vocabulary import BERT_ROLES, Files, read, special_tokens, word_pieces
 
 # Keys of tokenizer_config.json about basic tokens: the value where it is not given, and what it may be
 OPTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
@@ -38,7 +38,7 @@ def bert_wordpiece(files: Files) -> tuple[Any, dict[str, str]]:
 
     config = read(files, "tokenizer_config.json")
     lower, accents, ideographs, _ = (_option(config, name) for name in OPTIONS)
-    vocab, tokens = word_pieces(files), bert_tokens(files)
+    vocab, tokens = word_pieces(files), special_tokens(files, BERT_ROLES)
     for role, token in tokens.items():
         if token not in vocab and role != "mask_token":  # which no text needs
             raise LdmrtError("tokenizer", f"no token {token!r} in the vocabulary")

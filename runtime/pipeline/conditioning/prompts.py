@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
-from ldmrt.runtime.bundle.stages import JOINT, LONG, MASKED, Row, Source
+from ldmrt.runtime.bundle.stages import JOINT, LONG, MASKED_KINDS, Row, Source
 from ldmrt.runtime.errors import InvalidRequest, LdmrtError, NotFinite
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.tensors import Array, Engine
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
+
+from .masked import encode_masked, tokens_read
 
 POOLED = ("text_embeds", "pooler_output")  # CLIP's pooled embedding, with a projection or without; T5 has none
 ATTENTION_MASK = "attention_mask"  # an input of text encoders that were exported for long prompts
@@ -23,7 +25,7 @@ class Conditioning:
 
     context: Array  # (N, tokens, width), float32
     pooled: Array | None = None  # (N, projection), float32: SDXL, Stable Diffusion 3 and FLUX.1
-    mask: Array | None = None  # (N, tokens), float32, 1 for each token of the prompt: PixArt
+    mask: Array | None = None  # (N, tokens), float32, 1 for each token of the prompt: PixArt and Sana
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,8 @@ def encode_sides(
     read, pools = [side for side in sides if side.context is None], gives_pooled(source)
     encoded = None
     if read:
-        texts = [text for side in read for text in side.texts]
-        skips = [side.skip for side in read for _ in side.texts]
-        encoded = encode({name: engines[name] for name in text_encoders(engines)}, tokenizers, texts, skips, source)
+        encoders = {name: engines[name] for name in text_encoders(engines)}
+        encoded = _encode_texts(read, encoders, tokenizers, source)
         if len(read) == len(sides):
             return encoded
     contexts, pooled, masks, place = list[Array](), list[Array](), list[Array](), 0
@@ -97,7 +98,7 @@ def encode_sides(
                 problem = "prompt embeddings without pooled ones, which this model asks for"
                 raise InvalidRequest("request", problem, expected=f"{side.prefix}pooled_prompt_embeds (prompts, width)")
             pooled += [side.pooled] if pools and side.pooled is not None else []
-            if source.kind == MASKED and side.mask is None:
+            if source.kind in MASKED_KINDS and side.mask is None:
                 problem = "prompt embeddings without a mask, which this model asks for"
                 expected = f"{side.prefix}prompt_attention_mask (prompts, tokens)"
                 raise InvalidRequest("request", problem, expected=expected)
@@ -109,16 +110,30 @@ def encode_sides(
     return Conditioning(np.concatenate(contexts), *joined)
 
 
+def _encode_texts(
+    sides: Sequence[Side], encoders: Mapping[str, Engine], tokenizers: Mapping[str, Tokenizer], source: Source
+) -> Conditioning:
+    """Encode the texts of these sides, each text once."""
+    texts = [text for side in sides for text in side.texts]
+    if source.kind in MASKED_KINDS:
+        (name,) = encoders
+        positive = [not side.prefix for side in sides for _ in side.texts]
+        first = [text[0] or "" for text in texts]
+        context, mask = encode_masked(encoders[name], tokenizers["tokenizer"], first, positive, source)
+        return Conditioning(_finite(context), mask=mask)
+    return encode(encoders, tokenizers, texts, [side.skip for side in sides for _ in side.texts], source)
+
+
 def gives_pooled(source: Source) -> bool:
     """Tell whether the network reads a pooled embedding beside the prompt, as SDXL's and the transformers do."""
     return source.kind in (JOINT, LONG) or bool(source.settings.get("penultimate"))
 
 
 def tokens_of(tokenizer: Tokenizer, source: Source | None) -> int | None:
-    """Return how many tokens of a text a network reads, where they are not those of the tokenizer: T5's."""
+    """Return how many tokens a text encoder reads, where they are not those of the tokenizer: T5's and Gemma's."""
     if source is None or not tokenizer.any_length or "tokens" not in source.settings:
         return None
-    return int(source.setting("tokens"))
+    return tokens_read(tokenizer, source)
 
 
 def encode(
@@ -130,22 +145,19 @@ def encode(
     Stable Diffusion 1 and 2 take the last hidden state; SDXL the last but one of all its encoders side by side, and the
     last encoder's pooled embedding. Stable Diffusion 3 takes those of CLIP, filled up with zeros to the width of T5's
     last hidden state, which follows them, and the pooled embeddings side by side (Esser et al. 2024, appendix B.3).
-    FLUX.1 takes T5's last hidden state, and CLIP's pooled embedding without a projection. PixArt takes T5's of a text
-    in small letters, as diffusers' pipelines do where bs4 or ftfy is missing, and the mask of its tokens.
+    FLUX.1 takes T5's last hidden state, and CLIP's pooled embedding without a projection.
 
     Args:
         encoders: The text encoders, in their order.
         tokenizers: By name: "tokenizer", "tokenizer_2" and "tokenizer_3".
         texts: For each image a text for each encoder; the last one is for all that follow.
         skips: For each image, how many more of CLIP's last layers are skipped.
-        source: Says how the network reads the prompt: of one of `PROMPT_KINDS`.
+        source: Says how the network reads the prompt: of one of `PROMPT_KINDS`, but of none of `MASKED_KINDS`.
     """
     layered, states, pooled = gives_pooled(source), list[tuple[bool, Array]](), list[Array]()
-    mask = None
     for i, (name, engine) in enumerate(encoders.items()):
         tokenizer = tokenizers[name.replace("text_encoder", "tokenizer")]
         own = [one[min(i, len(one) - 1)] for one in texts]
-        own = [_in_small_letters(text) for text in own] if source.kind == MASKED else own
         unique = list(dict.fromkeys(text or "" for text in own))
         clip = not tokenizer.any_length  # or BERT, whose states are read as CLIP's
         ids = tokenizer(unique, tokens_of(tokenizer, source))
@@ -153,7 +165,6 @@ def encode(
         out = engine(input_ids=ids, **({ATTENTION_MASK: np.ones_like(ids)} if masked else {}))
         places = [unique.index(text or "") for text in own]
         empty = np.array([text is None for text in own])
-        mask = (ids != tokenizer.pad)[places].astype(np.float32) if source.kind == MASKED else None
         pool = POOLED[source.kind == LONG]
         if layered and pool in out:
             projected = out[pool][places].astype(np.float32, copy=False)
@@ -165,21 +176,21 @@ def encode(
         rows = [layers[skip][place] for skip, place in zip(taken, places, strict=True)]
         state = np.stack(rows).astype(np.float32, copy=False)
         states.append((clip, np.where(empty[:, None, None], np.float32(0), state) if empty.any() else state))
-    context = np.concatenate([state for clip, state in states if clip or source.kind in (LONG, MASKED)], axis=-1)
+    context = np.concatenate([state for clip, state in states if clip or source.kind == LONG], axis=-1)
     if source.kind == JOINT:
         context = _joint(context, [state for clip, state in states if not clip], source)
-    if not np.isfinite(context).all():
-        raise NotFinite("text_encoder", "the context is not finite", hint="check the checkpoint's weights")
     if not layered:
-        return Conditioning(context, mask=mask)
+        return Conditioning(_finite(context))
     if not pooled:
         problem = "no encoder gives text_embeds, which this network asks for"
         raise LdmrtError("text_encoder", problem, hint="export again")
-    return Conditioning(context, np.concatenate(pooled, axis=-1) if source.kind == JOINT else pooled[-1])
+    return Conditioning(_finite(context), np.concatenate(pooled, axis=-1) if source.kind == JOINT else pooled[-1])
 
 
-def _in_small_letters(text: str | None) -> str:
-    return (text or "").lower().strip()
+def _finite(context: Array) -> Array:
+    if not np.isfinite(context).all():
+        raise NotFinite("text_encoder", "the context is not finite", hint="check the checkpoint's weights")
+    return context
 
 
 def _joint(clip: Array, t5: Sequence[Array], source: Source) -> Array:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
-from ldmrt.runtime.bundle.stages import JOINT, LONG, MASKED, TRUE_CFG, Source, Stage
+from ldmrt.runtime.bundle.stages import JOINT, LONG, MASKED_KINDS, TRUE_CFG, Source, Stage
 from ldmrt.runtime.errors import InvalidRequest, LdmrtError, LdmrtWarning
 from ldmrt.runtime.pipeline.prompts.syntaxes import PLAIN
 from ldmrt.runtime.pipeline.request.combinations import no_prompt
@@ -113,7 +113,7 @@ SOURCES: Mapping[str, Callable[[Context, Source, str], Array]] = {
     "joint_pooled_prompt": _pooled_prompt,
     "t5_prompt": _prompt,
     "clip_pooled_prompt": _pooled_prompt,
-    "masked_prompt": _prompt,
+    **dict.fromkeys(MASKED_KINDS, _prompt),
     "prompt_mask": _prompt_mask,
     "sizes": _sizes,
     "guidance_scale": _guidance_scale,
@@ -141,7 +141,7 @@ def check_sources(request: Request, stage: Stage) -> None:
         for name in ("prompt_3", "negative_prompt_3"):
             if getattr(request, name) is not None:
                 raise InvalidRequest("request", f"this model takes no {name}", expected=f"a request without {name}")
-    if stage.prompt is not None and stage.prompt.kind in (LONG, MASKED) and request.clip_skip:
+    if stage.prompt is not None and stage.prompt.kind in (LONG, *MASKED_KINDS) and request.clip_skip:
         raise InvalidRequest("request", "this model takes no clip_skip", expected="a request without clip_skip")
     if request.prompt_syntax != PLAIN and stage.prompt is not None and stage.prompt.kind not in PROMPTS:
         raise InvalidRequest("request", "this model takes no prompt_syntax", expected="a request without prompt_syntax")

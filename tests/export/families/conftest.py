@@ -11,6 +11,7 @@ from ...conftest import made_once
 from ...support.families.compared import Saved
 from ...support.families.flux import save_flux
 from ...support.families.pixart import save_pixart
+from ...support.families.sana import save_sana
 from ...support.families.stable_diffusion_3 import EXPORTED, save_sd3
 
 
@@ -54,6 +55,18 @@ def pixart_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pixart_bundle(pixart_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its bundle in float32, without a certificate."""
     return made_once(tmp_path_factory, "pixart/bundle", lambda folder: export(pixart_checkpoint, folder))
+
+
+@pytest.fixture(scope="session")
+def sana_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a Sana, as diffusers saves it."""
+    return made_once(tmp_path_factory, "sana/checkpoint", lambda folder: save_sana("sana", folder))
+
+
+@pytest.fixture(scope="session")
+def sana_bundle(sana_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle in float32, without a certificate."""
+    return made_once(tmp_path_factory, "sana/bundle", lambda folder: export(sana_checkpoint, folder))
 
 
 def export(checkpoint: Path, folder: Path) -> None:
