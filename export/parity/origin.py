@@ -14,6 +14,7 @@ from ldmrt.export.components.table import Component, components
 from ldmrt.export.graph.cpu import upsample, winograd
 from ldmrt.export.graph.naming import module_path
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
+from ldmrt.model.library.gemma2 import NORM
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.tensors import Array
@@ -42,7 +43,7 @@ def other_graph(component: Component, path: Path) -> Iterator[str]:
         name, numbers = module_path(key), component.late.read(weight)
         # NumPy has no bfloat16
         plain = numbers.view(torch.int16).numpy() if numbers.dtype == torch.bfloat16 else numbers.numpy()
-        folded = [_digest(bias) for bias in _relative_biases(component, key, numbers)]
+        folded = [_digest(one) for one in (*_relative_biases(component, key, numbers), *_scales(component, key, numbers))]
         if not _stands(name, plain, digests, anywhere) and not anywhere & {*folded}:
             yield f"{component.name}: {name} differs from the checkpoint's"
     nodes = {node.name: node for node in model.graph.node}
@@ -75,6 +76,12 @@ def _relative_biases(component: Component, key: str, weight: torch.Tensor) -> It
     )  # fmt: skip
     bias = nn.functional.embedding(buckets, weight).permute(2, 0, 1)
     yield (bias.contiguous().view(torch.int16) if bias.dtype == torch.bfloat16 else bias).numpy()
+
+
+def _scales(component: Component, key: str, weight: torch.Tensor) -> Iterator[Array]:
+    """Yield what Gemma's norms make of their weights, which a graph holds in their place: 1 is added, in float32."""
+    if type(component.module.get_submodule(key.rpartition(".")[0])).__name__ == NORM:
+        yield (1.0 + weight.float()).numpy()
 
 
 def _computed_as(name: str, kind: str, nodes: "Mapping[str, NodeProto]") -> str:

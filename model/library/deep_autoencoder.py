@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ldmrt.model.config import RawConfig, from_config, positive, within
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.optional import unavailable
+
+from .linear_attention import PixelAttention
 
 PART = "vae"
 BLOCKS = ("ResBlock", "EfficientViTBlock")
@@ -105,27 +106,6 @@ class DeepConfig:
         return self.latent_channels
 
 
-class LinearAttention:
-    """Attends to pixels at several scales as diffusers' SanaMultiscaleAttnProcessor2_0 does, in linear time.
-
-    diffusers' multiplies in another order where there are fewer pixels than a head has features: the result is the
-    same, and a graph for all sizes has one order.
-    """
-
-    def __call__(self, attn: Any, hidden_states: Tensor) -> Tensor:
-        """Return what pixels (B, width, h, w) read of one another; the same shape."""
-        height, width = hidden_states.shape[2:]
-        last = hidden_states.movedim(1, -1)
-        first = torch.cat([attn.to_q(last), attn.to_k(last), attn.to_v(last)], dim=3).movedim(-1, 1)
-        scales = torch.cat([first, *(scale(first) for scale in attn.to_qkv_multiscale)], dim=1).float()
-        heads = scales.unflatten(1, (-1, 3 * attn.attention_head_dim)).flatten(3)
-        query, key, value = heads.chunk(3, dim=2)
-        read = attn.apply_linear_attention(attn.nonlinearity(query), attn.nonlinearity(key), value)
-        read = read.to(hidden_states.dtype).flatten(1, 2).unflatten(2, (height, width))
-        out = attn.norm_out(attn.to_out(read.movedim(1, -1))).movedim(-1, 1)
-        return out + hidden_states if attn.residual_connection else out
-
-
 class DeepAutoencoder(nn.Module):
     """Encodes images as latents and decodes latents to images, in diffusers' own networks.
 
@@ -151,7 +131,7 @@ class DeepAutoencoder(nn.Module):
         self.quant_conv, self.post_quant_conv = nn.Identity(), nn.Identity()
         for module in self.modules():
             if isinstance(module, SanaMultiscaleLinearAttention):
-                module.processor = LinearAttention()
+                module.processor = PixelAttention()
 
     @classmethod
     def from_config(cls, config: RawConfig) -> "DeepAutoencoder":

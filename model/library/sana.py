@@ -9,6 +9,7 @@ from ldmrt.model.config import RawConfig, from_config, positive, within
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.optional import unavailable
 
+from .linear_attention import TokenAttention
 from .masked_attention import Mask, MaskedAttention
 from .pixart import GridPositions, Patches, Prediction, Unpack
 from .sinusoids import Sinusoids
@@ -119,6 +120,7 @@ def sana(config: RawConfig) -> "Sana":
     embedding = network.time_embed.emb
     embedding.time_proj = Sinusoids(embedding.time_proj.num_channels)
     for block in network.transformer_blocks:
+        block.attn1.set_processor(TokenAttention())
         block.attn2.set_processor(MaskedAttention())
     network.scaled_time, network.mask = ScaledTime(read.timestep_scale), Mask()
     network.unpack, network.prediction = Unpack(read.patch_size), Prediction(read.in_channels)

@@ -57,7 +57,8 @@ def keep_channels_last(graph: "Graph") -> bool:
             only_user(node.outputs[0], "Reshape"),
         )
         image = into.inputs[0] if into is not None else None
-        if image is not None and rank(image) == 4 and (channels := width(image, 1)) is not None:
+        channels = None if image is None or into is None or rank(image) != 4 else width(image, 1)
+        if image is not None and into is not None and channels is not None and channels == width(into.outputs[0], 1):
             put = Rewrite(graph, node)
             images[home] = put("Transpose", image, perm=TO_LAST)
             put.finish(put("Reshape", images[home], put.constant(f"/tokens{channels}", [0, -1, channels])))
