@@ -14,7 +14,7 @@ from ldmrt.export.components.table import Component, components
 from ldmrt.export.graph.cpu import upsample, winograd
 from ldmrt.export.graph.naming import module_path
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
-from ldmrt.model.library.gemma2 import NORM
+from ldmrt.model.library.gemma2 import Norm
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.tensors import Array
@@ -80,7 +80,7 @@ def _relative_biases(component: Component, key: str, weight: torch.Tensor) -> It
 
 def _scales(component: Component, key: str, weight: torch.Tensor) -> Iterator[Array]:
     """Yield what Gemma's norms make of their weights, which a graph holds in their place: 1 is added, in float32."""
-    if type(component.module.get_submodule(key.rpartition(".")[0])).__name__ == NORM:
+    if isinstance(component.module.get_submodule(key.rpartition(".")[0]), Norm):
         yield (1.0 + weight.float()).numpy()
 
 

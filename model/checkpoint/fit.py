@@ -2,6 +2,7 @@
 
 import warnings
 
+from ldmrt.model.library.deep_autoencoder import DeepAutoencoder
 from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.networks.tiny_autoencoder import TinyAutoencoder
 from ldmrt.model.networks.unet import UNet
@@ -15,7 +16,7 @@ from ldmrt.runtime.tokenizer.tokenizer import Tokenizer, token_count
 from ldmrt.runtime.tokenizer.vocabulary import reads_any_length
 
 from .checkpoint import Checkpoint, class_of
-from .folder import INDEX, T5, TEXT
+from .folder import GEMMA, INDEX, T5, TEXT
 from .transformer_fit import check_transformer, latent_channels
 
 COLOURS = 3  # of an RGB image
@@ -28,6 +29,7 @@ def check_fit(checkpoint: Checkpoint) -> None:
     Raises:
         LdmrtError: Names the part and the value of its config.
     """
+    _check_codec(checkpoint)
     _check_tiny(checkpoint)
     _check_colours(checkpoint)
     if checkpoint.stage.network == TRANSFORMER:
@@ -71,6 +73,16 @@ def _check_shift(part: str, tiny: TinyAutoencoder, checkpoint: Checkpoint) -> No
     if tiny.config.shift_factor is not None and family:
         problem = f"unsupported shift_factor of a tiny autoencoder beside {family}"
         raise LdmrtError(part, problem, expected=0, found=tiny.config.shift_factor)
+
+
+def _check_codec(checkpoint: Checkpoint) -> None:
+    """Refuse a deep autoencoder beside other networks than Sana's, and others beside that: so diffusers has them."""
+    sana, vae = class_of(checkpoint.denoiser) == SANA, checkpoint.vae
+    if isinstance(vae, DeepAutoencoder) and not sana:
+        problem = "unsupported AutoencoderDC beside another network than Sana's transformer"
+        raise LdmrtError("vae", problem, expected="AutoencoderKL", found="AutoencoderDC")
+    if sana and vae is not None and not isinstance(vae, (DeepAutoencoder, TinyAutoencoder)):
+        raise LdmrtError("vae", "unsupported autoencoder of Sana", expected="AutoencoderDC", found=class_of(vae))
 
 
 def _check_tiny(checkpoint: Checkpoint) -> None:
@@ -147,8 +159,10 @@ def _check_context(checkpoint: Checkpoint) -> None:
         if encoders:
             raise LdmrtError("unet", "UNet2DModel reads no text", expected="no text encoder", found=files)
         return
-    if t5 := next((name for name, encoder in encoders.items() if class_of(encoder) == T5), None):
-        raise LdmrtError(t5, "unsupported T5 text encoder beside a U-Net", expected=" or ".join(TEXT), found=T5)
+    for name, encoder in encoders.items():
+        if (kind := class_of(encoder)) in (T5, GEMMA):
+            problem = f"unsupported {'T5' if kind == T5 else 'Gemma'} text encoder beside a U-Net"
+            raise LdmrtError(name, problem, expected=" or ".join(TEXT), found=kind)
     width = sum(encoder.config.hidden_size for encoder in encoders.values())
     if width != checkpoint.unet.config.cross_attention_dim:
         problem = f"cross_attention_dim of unet/config.json is not hidden_size of {files}"

@@ -1,7 +1,5 @@
 """Refuse the parts of a model with a transformer that do not fit together, before their weights are read."""
 
-from ldmrt.model.library.deep_autoencoder import DeepAutoencoder
-from ldmrt.model.networks.tiny_autoencoder import TinyAutoencoder
 from ldmrt.runtime.bundle.stage_of_configs import FLUX, PACKED, PIXART, SANA
 from ldmrt.runtime.bundle.stages import CONTEXT
 from ldmrt.runtime.errors import LdmrtError
@@ -13,7 +11,6 @@ from .folder import GEMMA, T5, TEXT
 CLIP = ("text_encoder", "text_encoder_2")
 # Families of one text encoder: their names, its class, its name, and the key of its config that says its width.
 ENCODER_OF = {PIXART: ("PixArt", T5, "T5", "d_model"), SANA: ("Sana", GEMMA, "Gemma", "hidden_size")}
-DEEP = "AutoencoderDC"
 
 
 def check_transformer(checkpoint: Checkpoint) -> None:
@@ -29,7 +26,6 @@ def check_transformer(checkpoint: Checkpoint) -> None:
     if config["in_channels"] != packed * inputs:
         problem = "in_channels of transformer/config.json is not latent_channels of vae/config.json"
         raise LdmrtError("transformer", problem, expected=packed * inputs, found=config["in_channels"])
-    _check_codec(checkpoint)
     if class_of(checkpoint.denoiser) in (PIXART, SANA):
         _check_one_encoder(checkpoint, config, *ENCODER_OF[class_of(checkpoint.denoiser)])
         return
@@ -86,17 +82,6 @@ def _check_flux(checkpoint: Checkpoint, config: JsonObject) -> None:
     if (width := int(encoders["text_encoder"].config.hidden_size)) != config["pooled_projection_dim"]:
         problem = "pooled_projection_dim of transformer/config.json is not hidden_size of the CLIP encoder"
         raise LdmrtError("transformer", problem, expected=width, found=config["pooled_projection_dim"])
-
-
-def _check_codec(checkpoint: Checkpoint) -> None:
-    """Refuse an autoencoder of another class than the transformer's pipeline in diffusers reads."""
-    sana, deep = class_of(checkpoint.denoiser) == SANA, type(checkpoint.vae) is DeepAutoencoder
-    if deep and not sana:
-        problem = "unsupported AutoencoderDC beside another transformer than Sana's"
-        raise LdmrtError("vae", problem, expected="AutoencoderKL or AutoencoderTiny", found=DEEP)
-    if sana and not deep and not isinstance(checkpoint.vae, TinyAutoencoder):
-        found = "none" if checkpoint.vae is None else class_of(checkpoint.vae)
-        raise LdmrtError("vae", "unsupported autoencoder of Sana", expected=DEEP, found=found)
 
 
 def _check_one_encoder(checkpoint: Checkpoint, config: JsonObject, family: str, kind: str, own: str, key: str) -> None:

@@ -10,7 +10,24 @@ from ldmrt.runtime.errors import LdmrtError
 from .masked_attention import MASKED_SCORE
 
 GEMMA = "Gemma2Model"
-NORM = "Gemma2RMSNorm"  # whose weights are 1 less than what it multiplies by
+
+
+class Norm(nn.Module):
+    """Divides states by their root mean square as Gemma2RMSNorm does, in float32; its weight is 1 less than the scale.
+
+    Exporters make one operator of a square, a mean and a root, which in half precision has no scale in float32. So a
+    product stands for the square there.
+    """
+
+    weight: Tensor
+    eps: float
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return states (..., width) of the same dtype."""
+        wide = states.float()
+        squares = wide.pow(2) if states.dtype == torch.float32 else wide * wide
+        scaled = wide * torch.rsqrt(squares.mean(-1, keepdim=True) + self.eps) * (1.0 + self.weight.float())
+        return scaled.to(states.dtype)
 
 
 class ScaledEmbedding(nn.Embedding):
@@ -72,7 +89,7 @@ def prepared(encoder: nn.Module) -> nn.Module:
     Raises:
         LdmrtError: Its positions or its attention are of an unsupported kind.
     """
-    from transformers.models.gemma2.modeling_gemma2 import Gemma2RotaryEmbedding
+    from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm, Gemma2RotaryEmbedding
 
     model: Any = encoder
     config = model.config
@@ -84,6 +101,9 @@ def prepared(encoder: nn.Module) -> nn.Module:
     embeddings = model.embed_tokens
     del embeddings.embed_scale
     embeddings.__class__, embeddings.scale = ScaledEmbedding, float(config.hidden_size) ** 0.5
+    for module in model.modules():
+        if isinstance(module, Gemma2RMSNorm):
+            module.__class__ = Norm  # type: ignore[assignment]
     with torch.device("cpu"):  # as the network may be built on the meta device
         frequencies, _ = Gemma2RotaryEmbedding.compute_default_rope_parameters(config)
     model.rotary_emb, model.causal_mask, model.sliding_mask = Rotary(frequencies), CausalMask(), CausalMask()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ldmrt.model.checkpoint.folder import T5
 from ldmrt.model.networks.unet import UNet
-from ldmrt.runtime.bundle.stage_of_configs import FLUX, PIXART, SD3
+from ldmrt.runtime.bundle.stage_of_configs import FLUX, PIXART, SANA, SD3
 from ldmrt.runtime.errors import LdmrtError
 
 from .files import refuse
@@ -22,10 +22,13 @@ UNETS = "Stable Diffusion 1.x, 2.x or XL"
 FAMILIES = {
     r"(?:down|up)_blocks_\d|mid_block_|(?:input|output)_blocks_\d|middle_block_": UNETS,
     r"single_transformer_blocks_\d|(?:double|single)_blocks_\d": "FLUX.1",
-    r"transformer_blocks_\d+_attn[12]_": "PixArt",
+    r"transformer_blocks_\d+_(?:attn[12]|ff_net)_": "PixArt",
+    r"transformer_blocks_\d+_(?:attn[12]|ff_conv)_": "Sana",
     r"joint_blocks_\d|transformer_blocks_\d+_attn2_": "Stable Diffusion 3 or 3.5",
 }
-NETWORKS = {UNet.__name__: UNETS, FLUX: "FLUX.1", SD3: "Stable Diffusion 3 or 3.5", PIXART: "PixArt"}
+NETWORKS = {
+    UNet.__name__: UNETS, FLUX: "FLUX.1", SD3: "Stable Diffusion 3 or 3.5", PIXART: "PixArt", SANA: "Sana",
+}  # fmt: skip
 
 
 def placed(name: str, layers: Layers, networks: Mapping[str, nn.Module]) -> dict[tuple[str, str], Layer]:
@@ -68,7 +71,7 @@ def placed(name: str, layers: Layers, networks: Mapping[str, nn.Module]) -> dict
                 both = f"{found[component, module].name} and {layer.name}"
                 raise LdmrtError("lora", f"{name} holds one layer twice", found=both)
             found[component, module] = part
-    hint = "a LoRA fits the family that it was trained on: 1.x, 2.x or XL, 3 or 3.5, FLUX.1, PixArt"
+    hint = "a LoRA fits the family that it was trained on: 1.x, 2.x or XL, 3 or 3.5, FLUX.1, PixArt, Sana"
     refuse(name, unplaced, len(layers), "layers", f"match no module of {', '.join(networks)}", hint)
     refuse(name, unfit, len(layers), "layers", "have another shape than the weight", hint)
     refuse(name, divided, len(layers), "layers", "have norms of columns that several modules share")

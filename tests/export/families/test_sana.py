@@ -1,9 +1,12 @@
 """Sana draws what diffusers' pipeline draws, from PyTorch's networks and from a bundle."""
 
+import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -12,15 +15,22 @@ from numpy.typing import NDArray
 from ldmrt.export.components.table import components, example
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
+from ldmrt.model.checkpoint.checkpoint import with_scaling_factor
+from ldmrt.model.families.sana import INSTRUCTION
+from ldmrt.model.library.linear_attention import PixelAttention, TokenAttention
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime import open as open_pipeline
+from ldmrt.runtime.parity.metrics import psnr
+from ldmrt.runtime.pipeline.conditioning import prompts
 from ldmrt.runtime.pipeline.pipeline import Pipeline
+from ldmrt.runtime.samplers.loop import sample
 from ldmrt.runtime.samplers.noise import FIRST, noise
-from ldmrt.runtime.samplers.registry import SCHEDULERS, find_scheduler
+from ldmrt.runtime.samplers.registry import SCHEDULERS, find_scheduler, plan_from_config
 from ldmrt.runtime.tensors import Engine
 
-from ...support.families.compared import Saved, close, ours_of, theirs
-from ...support.families.sana import SANA, save_sana
+from ...support.families.compared import TOLERANCE, Saved, close, ours_of, theirs
+from ...support.families.sana import DPM, SANA, save_sana
+from ...support.exact_diffusers import Theirs
 from ..test_tasks import picture
 
 # Capitals and spaces, which the pipelines drop; texts of other lengths, whose padding is masked.
@@ -43,8 +53,6 @@ def places(sana_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> S
 
 def reference(folder: Path, scheduler: str | None = None) -> Any:
     """Return diffusers' own pipeline, with another scheduler; it takes sides of 32, as of a larger autoencoder."""
-    import diffusers
-
     pipeline = theirs(folder, KIND)
     if scheduler is not None:
         changes = find_scheduler({}, scheduler)[1]
@@ -151,3 +159,165 @@ def test_each_component_is_diffusers(name: str, places: Saved) -> None:
 def test_each_component_of_a_bundle_is_diffusers(sana_bundle: Path, places: Saved) -> None:
     with open_pipeline(sana_bundle) as pipeline:
         _compare(places["sana"], lambda part: pipeline.engines[part])
+
+
+def test_an_image_to_start_from(places: Saved) -> None:
+    """diffusers has no such pipeline: the last half of its timesteps, from the image's latents with their noise."""
+    image, steps = picture().resize((36, 20)), 8
+    ours = ours_of(places["sana"])(PROMPTS[:2], seed=SEEDS[:2], image=image, strength=0.5, num_inference_steps=steps)
+    pipeline = reference(places["sana"])
+    pixels = torch.from_numpy(np.array(image, np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        latents = pipeline.vae.encode(pixels).latent * pipeline.vae.config.scaling_factor
+    pipeline.scheduler.set_timesteps(steps)
+    times = pipeline.scheduler.timesteps[steps // 2 :]
+    fresh = torch.from_numpy(noise(SEEDS[:2], FIRST, (4, 5, 9)))
+    noised = pipeline.scheduler.add_noise(latents, fresh, times[:1].expand(2))
+    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+    scheduler.set_timesteps(steps)
+    scheduler.set_begin_index(steps // 2)
+    x = noised
+    with torch.no_grad():
+        prompt, mask, negative, unread = pipeline.encode_prompt(
+            PROMPTS[:2], negative_prompt="", complex_human_instruction=INSTRUCTION.split("\n")
+        )
+        for time in times:
+            states, masks = torch.cat([negative, prompt]), torch.cat([unread, mask])
+            scaled = time.expand(4) * pipeline.transformer.config.timestep_scale
+            given = {"encoder_hidden_states": states, "encoder_attention_mask": masks, "timestep": scaled}
+            free, told = pipeline.transformer(torch.cat([x, x]), **given, return_dict=False)[0].chunk(2)
+            x = scheduler.step(free + 4.5 * (told - free), time, x, return_dict=False)[0]
+    close(ours.latents, x.numpy())
+
+
+def test_each_image_is_that_of_its_seed_alone(places: Saved) -> None:
+    pipeline = ours_of(places["sana"])
+    many = drawn(pipeline, 32, 32, count=3).latents
+    for i, (prompt, seed) in enumerate(zip(PROMPTS, SEEDS, strict=True)):
+        alone = pipeline(prompt, seed=seed, num_inference_steps=STEPS).latents[0]
+        assert np.abs(many[i] - alone).max() <= 1e-5 * np.abs(alone).max()  # sums of float32 in another order
+
+
+@pytest.mark.parametrize("side", ["prompt", "negative_prompt"])
+def test_a_prompt_fits_as_many_tokens_as_in_diffusers(side: str, places: Saved) -> None:
+    """A text that is longer is cut, and the warning says where: the instruction before a prompt is not counted."""
+    long = " ".join(["xyz"] * 200)
+    with pytest.warns(UserWarning, match=r"prompt has \d{3} tokens, 299 fit; skipped: '"):
+        ours = ours_of(places["sana"])(**{"prompt": "two pears", side: long}, num_inference_steps=2, seed=3)
+    found = expected(places["sana"], 32, 32, count=1, num_inference_steps=2, **{"prompt": ["two pears"], side: [long]})
+    close(ours.latents, found)
+
+
+def test_reads_as_many_tokens_as_are_asked_for(places: Saved) -> None:
+    """Fewer tokens hold the same prompt, and the same mask of it: the images are the same but for float32's sums."""
+    asked = {"num_inference_steps": 3, "seed": 3}
+    few = torch_pipeline(load(places["sana"], max_sequence_length=40))("two pears", **asked)
+    close(few.latents, ours_of(places["sana"])("two pears", **asked).latents)
+
+
+def test_embeddings_stand_for_prompts(places: Saved) -> None:
+    """They are those of diffusers' `encode_prompt`, with their masks."""
+    reading, ours = reference(places["sana"]), ours_of(places["sana"])
+    with torch.no_grad():
+        prompt, mask, negative, negative_mask = reading.encode_prompt(
+            "two pears", negative_prompt="blurred", complex_human_instruction=INSTRUCTION.split("\n")
+        )
+    asked = {"seed": 3, "num_inference_steps": 3}
+    sides = [
+        {"prompt_embeds": prompt, "prompt_attention_mask": mask},
+        {"negative_prompt_embeds": negative, "negative_prompt_attention_mask": negative_mask},
+    ]
+    wanted = ours("two pears", negative_prompt="blurred", **asked).latents
+    close(ours(**sides[0], **sides[1], **asked).latents, wanted)
+    close(ours(**sides[0], negative_prompt="blurred", **asked).latents, wanted)
+    close(ours("two pears", **sides[1], **asked).latents, wanted)
+
+
+def test_the_instruction_is_that_of_diffusers() -> None:
+    stated = inspect.signature(diffusers.SanaPipeline.__call__).parameters["complex_human_instruction"].default
+    assert "\n".join(stated) == INSTRUCTION
+
+
+FAULTS: dict[str, Callable[[Any], Any]] = {  # of the function that encodes prompts, another one
+    "instruction forgotten": lambda own: lambda *one: own(*one[:3], [False] * len(one[3]), one[4]),
+    "instruction before negative prompts": lambda own: lambda *one: own(*one[:3], [True] * len(one[3]), one[4]),
+    "tokens moved by one": lambda own: lambda *one: tuple(np.roll(array, 1, axis=1) for array in own(*one)),
+    "padding seen": lambda own: lambda *one: (own(*one)[0], np.ones_like(own(*one)[1])),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_in_the_prompt_is_noticed(name: str, places: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "encode_masked", FAULTS[name](prompts.encode_masked))
+    ours, found = drawn(ours_of(places["sana"]), 32, 32), expected(places["sana"], 32, 32)
+    assert np.abs(ours.latents - found).max() > 10 * TOLERANCE * np.abs(found).max()
+
+
+def test_a_fault_in_the_configs_is_noticed(places: Saved) -> None:
+    loaded, found = load(places["sana"]), expected(places["sana"], 32, 32, output_type="np")
+    assert loaded.vae is not None
+    shift = replace(loaded, scheduler={**loaded.scheduler, "flow_shift": 1.0})
+    assert psnr(drawn(torch_pipeline(loaded), 32, 32, output_type="np").images, found) >= 60
+    assert psnr(drawn(torch_pipeline(shift), 32, 32, output_type="np").images, found) < 40
+    scale = replace(loaded, vae=with_scaling_factor(loaded.vae, 1.0))
+    assert psnr(drawn(torch_pipeline(scale), 32, 32, output_type="np").images, found) < 40
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 20, 50])
+def test_the_published_sampler_is_diffusers(steps: int) -> None:
+    """On a network that is any function: 1e-9 of the largest value, as everywhere for samplers."""
+
+    def network(x: Any, t: float) -> Any:
+        return 0.7 * np.tanh(x * (1 + t / 1000))
+
+    class_name, first = "DPMSolverMultistepScheduler", noise([3], FIRST, (4, 8, 8)).astype(np.float64)
+    plan = plan_from_config({"_class_name": class_name, **DPM}, steps)
+    own = Theirs(class_name, DPM)
+    own.grid(0, num_inference_steps=steps)
+    found = own.walk(own.first(first, None), network, plan.t, np.stack([first] * plan.rows))
+    ours = sample(plan, first * plan.prior_scale, network, lambda row: first)
+    np.testing.assert_allclose(ours, found, rtol=0, atol=1e-9 * np.abs(found).max())
+
+
+@pytest.mark.parametrize(
+    ("asked", "problem"),
+    [
+        ({"height": 34}, "invalid height; expected a multiple of 4"),
+        ({"prompt_3": "pears"}, "this model takes no prompt_3"),
+        ({"clip_skip": 1}, "this model takes no clip_skip"),
+        (
+            {"prompt": None, "prompt_embeds": np.zeros((1, 300, 48), np.float32)},
+            "prompt embeddings without a mask, which this model asks for; expected prompt_attention_mask",
+        ),
+    ],
+)
+def test_refuses(asked: dict[str, Any], problem: str, places: Saved) -> None:
+    with pytest.raises(LdmrtError, match=problem):
+        ours_of(places["sana"])(**{"prompt": "two pears", "num_inference_steps": 2, **asked})
+
+
+@pytest.mark.parametrize("kind", ["tokens", "pixels"])
+def test_where_no_key_has_a_weight_nothing_is_read(kind: str) -> None:
+    """As in diffusers, which adds 1e-15 to the denominator: not a number else."""
+    from diffusers.models.attention_processor import (
+        Attention,
+        SanaLinearAttnProcessor2_0,
+        SanaMultiscaleAttnProcessor2_0,
+        SanaMultiscaleLinearAttention,
+    )
+
+    torch.manual_seed(0)
+    if kind == "tokens":
+        layer: Any = Attention(16, heads=2, dim_head=8)
+        processors, x = (SanaLinearAttnProcessor2_0(), TokenAttention()), torch.randn(2, 12, 16)
+    else:
+        layer = SanaMultiscaleLinearAttention(16, 16, attention_head_dim=4, norm_type="rms_norm")
+        processors, x = (SanaMultiscaleAttnProcessor2_0(), PixelAttention()), torch.randn(2, 16, 3, 4)
+    with torch.no_grad():
+        layer.to_k.weight.copy_(-layer.to_q.weight)
+        layer.to_q.weight[::2] = 0
+        theirs, ours = (processor(layer, x) for processor in processors)
+        assert torch.isfinite(ours).all()
+        torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=1e-6)  # float32's sums in another order
+        layer.to_k.weight.zero_()
+        assert torch.isfinite(processors[1](layer, x)).all()

@@ -18,10 +18,11 @@ _TRANSFORMER: Config = {
     "cross_attention_dim": 48,
     "caption_channels": WIDTH,
     "sample_size": 8,
+    "timestep_scale": 0.5,
 }
 # As the larger models of Sana 1.5 and those of 2048 pixels are.
 _LARGER = _TRANSFORMER | {
-    "qk_norm": "rms_norm_across_heads", "interpolation_scale": 2.0, "timestep_scale": 0.5, "out_channels": 8,
+    "qk_norm": "rms_norm_across_heads", "interpolation_scale": 2.0, "out_channels": 8,
 }  # fmt: skip
 _VAE: Config = {
     "latent_channels": 4,
@@ -43,7 +44,7 @@ _SHUFFLING = _VAE | {
     "upsample_block_type": "pixel_shuffle", "downsample_block_type": "pixel_unshuffle", "decoder_conv_act_fn": "silu",
     "encoder_layers_per_block": [0, 1, 1], "decoder_layers_per_block": [0, 1, 1], "decoder_act_fns": ["relu"] * 3,
 }  # fmt: skip
-_DPM = {
+DPM = {
     "algorithm_type": "dpmsolver++", "solver_order": 2, "flow_shift": 3.0, "use_flow_sigmas": True,
     "prediction_type": "flow_prediction",
 }  # fmt: skip
@@ -101,6 +102,6 @@ def save_sana(name: str, folder: Path) -> Path:
     parts = {name: randomise(network, seed) for seed, (name, network) in enumerate(networks.items())}
     with torch.no_grad():
         parts["transformer"].proj_out.weight.mul_(LESS)
-    scheduler = diffusers.DPMSolverMultistepScheduler(**_DPM)
+    scheduler = diffusers.DPMSolverMultistepScheduler(**DPM)
     diffusers.SanaPipeline(tokenizer=tokenizer, scheduler=scheduler, **parts).save_pretrained(folder)
     return folder
