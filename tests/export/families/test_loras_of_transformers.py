@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from diffusers import FluxPipeline, PixArtSigmaPipeline
+from diffusers import FluxPipeline, PixArtSigmaPipeline, SanaPipeline
 from numpy.typing import NDArray
 from peft import LoraConfig, get_peft_model
 
@@ -97,31 +98,46 @@ def test_another_familys_is_refused_before_a_file_is_written(sd3_checkpoint: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture(scope="module")
-def pefts(pixart_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NDArray[np.float32]]:
-    """The folder of a LoRA as PixArt's training scripts save it by PEFT, and the latents with it merged."""
-    theirs = PixArtSigmaPipeline.from_pretrained(pixart_checkpoint)
+def peft_of(kind: type[Any], checkpoint: Path, folder: Path, targets: list[str]) -> NDArray[np.float32]:
+    """Save a LoRA of a transformer as training scripts do by PEFT, and return the latents with it merged."""
+    theirs = kind.from_pretrained(checkpoint)
     theirs.set_progress_bar_config(disable=True)
     torch.manual_seed(8)
-    targets = ["to_q", "to_v", "to_out.0", "ff.net.0.proj", "linear_1", "proj"]
     wrapped = get_peft_model(theirs.transformer, LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
-    folder = tmp_path_factory.mktemp("peft")
     wrapped.save_pretrained(folder)
     theirs.transformer = wrapped.merge_and_unload()
     factor = theirs.vae_scale_factor
     x = torch.from_numpy(noise([SEED], FIRST, (4, SIDE // factor, SIDE // factor)))
     latents = theirs("two pears", latents=x, output_type="latent", use_resolution_binning=False, **ASKED)
-    return folder, latents.images.numpy()
+    return np.asarray(latents.images)
+
+
+@pytest.fixture(scope="module")
+def pefts(pixart_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NDArray[np.float32]]:
+    """The folder of a LoRA of PixArt, and the latents with it merged."""
+    folder, targets = tmp_path_factory.mktemp("peft"), ["to_q", "to_v", "to_out.0", "ff.net.0.proj", "linear_1", "proj"]
+    return folder, peft_of(PixArtSigmaPipeline, pixart_checkpoint, folder, targets)
+
+
+def check_merged(checkpoint: Path, folder: Path, expected: NDArray[np.float32]) -> None:
+    options = base_of(str(checkpoint), {**dict.fromkeys(NAMES), "loras": ((folder, 1.0),), "embeddings": (),
+                                        "text_encoders": {}})  # fmt: skip
+    loaded, _ = options.load({"": torch.float32})
+    plain = drawn(torch_pipeline(load(checkpoint)))
+    close(drawn(torch_pipeline(loaded)), expected)
+    assert np.abs(plain - expected).max() > 0.01 * np.abs(expected).max()
 
 
 def test_pixarts_is_merged(pixart_checkpoint: Path, pefts: tuple[Path, NDArray[np.float32]]) -> None:
-    folder, expected = pefts
-    options = base_of(str(pixart_checkpoint), {**dict.fromkeys(NAMES), "loras": ((folder, 1.0),), "embeddings": (),
-                                               "text_encoders": {}})  # fmt: skip
-    loaded, _ = options.load({"": torch.float32})
-    plain = drawn(torch_pipeline(load(pixart_checkpoint)))
-    close(drawn(torch_pipeline(loaded)), expected)
-    assert np.abs(plain - expected).max() > 0.01 * np.abs(expected).max()
+    check_merged(pixart_checkpoint, *pefts)
+
+
+def test_sanas_is_merged(sana_checkpoint: Path, pixart_checkpoint: Path, tmp_path: Path) -> None:
+    """Also of its convolutions."""
+    targets = ["to_q", "to_v", "to_out.0", "conv_inverted", "conv_point", "linear_1", "time_embed.linear"]
+    check_merged(sana_checkpoint, tmp_path, peft_of(SanaPipeline, sana_checkpoint, tmp_path, targets))
+    result = CliRunner().invoke(cli, ["export", str(pixart_checkpoint), str(tmp_path / "out"), "--lora", str(tmp_path)])
+    assert "is for another family of models; expected a LoRA of PixArt; found one of Sana" in str(result.exception)
 
 
 def test_a_lora_of_another_transformer_is_refused(

@@ -1,4 +1,4 @@
-"""Faults planted in the networks of a Stable Diffusion 3, a FLUX.1 and a PixArt are laid at their modules."""
+"""Faults planted in the networks of a Stable Diffusion 3, a FLUX.1, a PixArt and a Sana are laid at their modules."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,8 @@ BLOCK, T5 = "transformer_blocks.1", "encoder.block.1.layer.0"
 SINGLE = "single_transformer_blocks.1"
 SIZES = {"sd3": {"batch": 2, "height": 16, "width": 24, "timesteps": 2},
          "flux": {"batch": 2, "height": 64, "width": 96, "timesteps": 2},
-         "pixart": {"batch": 2, "height": 40, "width": 72, "timesteps": 2}}  # fmt: skip
+         "pixart": {"batch": 2, "height": 40, "width": 72, "timesteps": 2},
+         "sana": {"batch": 2, "height": 20, "width": 36, "timesteps": 2}}  # fmt: skip
 
 
 def exchanged(name: str, one: int, other: int, side: str = "output") -> Fault:
@@ -200,24 +201,71 @@ PIXART_FAULTS: dict[str, tuple[str, Fault, str]] = {  # component, what is done,
 }
 
 
+LAYER, DECODER = "layers.1", "decoder.up_blocks.2.0"
+SANA_FAULTS: dict[str, tuple[str, Fault, str]] = {  # component, what is done, where
+    "Gemma sees the padding": ("text_encoder", passed("causal_mask/And"), "causal_mask"),
+    "Gemma looks ahead": ("text_encoder", exchanged("causal_mask/GreaterOrEqual", 0, 1, "input"), "causal_mask"),
+    "window forgotten": ("text_encoder", passed("sliding_mask/And"), "sliding_mask"),
+    "embeddings that are not scaled": ("text_encoder", passed("embed_tokens/Mul"), "embed_tokens"),
+    "scores without a cap": ("text_encoder", passed(f"{LAYER}.self_attn/Tanh"), f"{LAYER}.self_attn"),
+    "turned the other way": ("text_encoder", passed(f"{LAYER}.self_attn/Neg"), f"{LAYER}.self_attn"),
+    "gate for values in the feed-forward": (
+        "text_encoder",
+        swapped(f"{LAYER}.mlp.gate_proj/MatMul", f"{LAYER}.mlp.up_proj/MatMul"),
+        f"{LAYER}.mlp.gate_proj",
+    ),
+    "the padding is seen": ("transformer", without_mask(f"{ATTENDED}/Attention"), ATTENDED),
+    "the padding is preferred": ("transformer", exchanged("mask/Sub", 0, 1, "input"), "mask"),
+    "timestep_scale forgotten": ("transformer", passed("scaled_time/Mul"), "scaled_time"),
+    "halves of the gated convolution exchanged": ("transformer", exchanged(f"{BLOCK}.ff/Split", 0, 1), f"{BLOCK}.ff"),
+    "keys below 0": ("transformer", passed(f"{BLOCK}.attn1/Relu_1"), f"{BLOCK}.attn1"),
+    "denominator forgotten": ("transformer", passed(f"{BLOCK}.attn1/Div"), f"{BLOCK}.attn1"),
+    "queries for keys": (
+        "transformer",
+        swapped(f"{BLOCK}.attn1.to_q/MatMul", f"{BLOCK}.attn1.to_k/MatMul"),
+        f"{BLOCK}.attn1.to_q",
+    ),
+    "modulation, shift for scale": ("transformer", exchanged(f"{BLOCK}/Split", 0, 1), BLOCK),
+    "gates exchanged": ("transformer", exchanged(f"{BLOCK}/Split", 2, 5), BLOCK),
+    "modulation at the end": ("transformer", exchanged("norm_out/Split", 0, 1), "norm_out"),
+    "epsilon of the prompt's norm": (
+        "transformer",
+        attribute("caption_norm/RMSNormalization", "epsilon", 0.1),
+        "caption_norm",
+    ),
+    "sines of the time before cosines": (
+        "transformer",
+        exchanged("time_embed.emb.time_proj/Concat", 0, 1, "input"),
+        "time_embed.emb.time_proj",
+    ),
+    "scales of the autoencoder's attention exchanged": (
+        "vae_decoder",
+        exchanged(f"{DECODER}.attn/Concat_1", 0, 1, "input"),
+        f"{DECODER}.attn",
+    ),
+    "shortcut of the autoencoder": ("vae_decoder", passed("decoder/Add"), "decoder"),
+}
+
+
 Parts = dict[str, dict[str, Component]]
 Bundles = dict[str, Path]
 
 
 @pytest.fixture(scope="module")
-def parts(sd3_checkpoint: Path, flux_checkpoint: Path, pixart_checkpoint: Path) -> Parts:
-    places = {"sd3": sd3_checkpoint, "flux": flux_checkpoint, "pixart": pixart_checkpoint}
+def parts(sd3_checkpoint: Path, flux_checkpoint: Path, pixart_checkpoint: Path, sana_checkpoint: Path) -> Parts:
+    places = {"sd3": sd3_checkpoint, "flux": flux_checkpoint, "pixart": pixart_checkpoint, "sana": sana_checkpoint}
     return {name: components(load(place)) for name, place in places.items()}
 
 
 @pytest.fixture(scope="module")
-def bundles(sd3_bundle: Path, flux_bundle: Path, pixart_bundle: Path) -> Bundles:
-    return {"sd3": sd3_bundle, "flux": flux_bundle, "pixart": pixart_bundle}
+def bundles(sd3_bundle: Path, flux_bundle: Path, pixart_bundle: Path, sana_bundle: Path) -> Bundles:
+    return {"sd3": sd3_bundle, "flux": flux_bundle, "pixart": pixart_bundle, "sana": sana_bundle}
 
 
 CASES = [("sd3", *fault) for fault in FAULTS.values()] + [("flux", "transformer", *one) for one in FLUX_FAULTS.values()]
-CASES += [("pixart", *fault) for fault in PIXART_FAULTS.values()]
+CASES += [("pixart", *fault) for fault in PIXART_FAULTS.values()] + [("sana", *one) for one in SANA_FAULTS.values()]
 NAMES = [*FAULTS, *(f"flux, {name}" for name in FLUX_FAULTS), *(f"pixart, {name}" for name in PIXART_FAULTS)]
+NAMES += [f"sana, {name}" for name in SANA_FAULTS]
 
 
 @pytest.mark.parametrize(("family", "name", "plant", "where"), CASES, ids=NAMES)
@@ -235,6 +283,7 @@ def test_names_the_module_of_a_planted_fault(
     [
         ("sd3", "transformer"), ("sd3", "text_encoder_3"), ("flux", "transformer"),
         ("pixart", "transformer"), ("pixart", "text_encoder"),
+        ("sana", "transformer"), ("sana", "text_encoder"), ("sana", "vae_decoder"),
     ],
 )  # fmt: skip
 def test_clean_network_has_none_past_tolerance(family: str, name: str, bundles: Bundles, parts: Parts) -> None:
