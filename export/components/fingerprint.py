@@ -6,6 +6,7 @@ import json
 import torch
 from torch import Tensor
 
+from ldmrt.model.library.gemma2 import Norm
 from ldmrt.model.library.t5 import EMBEDDED, SHARED
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.tensors import Specs
@@ -36,6 +37,12 @@ def weights_of_graph(component: Component) -> dict[str, Tensor]:
     state = component.module.state_dict()
     twice = any(key.endswith(EMBEDDED) for key in state)
     return {key: weight for key, weight in state.items() if not (twice and key.endswith(SHARED))}
+
+
+def scale_of_norm(component: Component, key: str, weight: Tensor) -> Tensor | None:
+    """Return what a norm of Gemma multiplies by, in float32: 1 more than its weight; None for other weights."""
+    gemma = isinstance(component.module.get_submodule(key.rpartition(".")[0]), Norm)
+    return 1.0 + weight.float() if gemma else None
 
 
 def ends_of(inputs: Specs, outputs: Specs) -> JsonObject:

@@ -10,7 +10,17 @@ from torch import Tensor, nn
 
 from ldmrt.model.checkpoint.checkpoint import Checkpoint, class_of
 from ldmrt.model.checkpoint.folder import GEMMA, T5
-from ldmrt.runtime.bundle.stages import CLASSES, INSTRUCTED, JOINT, KEPT, MASKED_KINDS, POOLED, PROMPT, PROMPT_MASK, Source
+from ldmrt.runtime.bundle.stages import (
+    CLASSES,
+    INSTRUCTED,
+    JOINT,
+    KEPT,
+    MASKED_KINDS,
+    POOLED,
+    PROMPT,
+    PROMPT_MASK,
+    Source,
+)
 from ldmrt.runtime.pipeline.conditioning.masked import tokens_read
 from ldmrt.runtime.tensors import Specs, TensorSpec
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer, token_count

@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ldmrt.export.components.fingerprint import fingerprint, weights_of_graph
+from ldmrt.export.components.fingerprint import fingerprint, scale_of_norm, weights_of_graph
 from ldmrt.export.components.table import Component, components
 from ldmrt.export.graph.cpu import upsample, winograd
 from ldmrt.export.graph.naming import module_path
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
-from ldmrt.model.library.gemma2 import Norm
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.tensors import Array
@@ -43,8 +42,8 @@ def other_graph(component: Component, path: Path) -> Iterator[str]:
         name, numbers = module_path(key), component.late.read(weight)
         # NumPy has no bfloat16
         plain = numbers.view(torch.int16).numpy() if numbers.dtype == torch.bfloat16 else numbers.numpy()
-        folded = [_digest(one) for one in (*_relative_biases(component, key, numbers), *_scales(component, key, numbers))]
-        if not _stands(name, plain, digests, anywhere) and not anywhere & {*folded}:
+        folded = {_digest(one) for one in _folded(component, key, numbers)}
+        if not _stands(name, plain, digests, anywhere) and not anywhere & folded:
             yield f"{component.name}: {name} differs from the checkpoint's"
     nodes = {node.name: node for node in model.graph.node}
     constants = {one.name: one for one in model.graph.initializer}
@@ -63,8 +62,13 @@ def other_graph(component: Component, path: Path) -> Iterator[str]:
                     yield f"{component.name}: {what} of {name} is {found[what]}, not {value}"
 
 
-def _relative_biases(component: Component, key: str, weight: torch.Tensor) -> Iterator[Array]:
-    """Yield what T5 makes of its relative positions' weight for a short text, which a graph holds in its place."""
+def _folded(component: Component, key: str, weight: torch.Tensor) -> Iterator[Array]:
+    """Yield what text encoders make of a weight before they read a text, which a graph holds in its place.
+
+    T5 makes biases of its relative positions' weight, and Gemma's norms make scales of theirs.
+    """
+    if (scale := scale_of_norm(component, key, weight)) is not None:
+        yield scale.numpy()
     path, _, kind = key.rpartition(".relative_attention_bias.")
     if kind != "weight":
         return
@@ -76,12 +80,6 @@ def _relative_biases(component: Component, key: str, weight: torch.Tensor) -> It
     )  # fmt: skip
     bias = nn.functional.embedding(buckets, weight).permute(2, 0, 1)
     yield (bias.contiguous().view(torch.int16) if bias.dtype == torch.bfloat16 else bias).numpy()
-
-
-def _scales(component: Component, key: str, weight: torch.Tensor) -> Iterator[Array]:
-    """Yield what Gemma's norms make of their weights, which a graph holds in their place: 1 is added, in float32."""
-    if isinstance(component.module.get_submodule(key.rpartition(".")[0]), Norm):
-        yield (1.0 + weight.float()).numpy()
 
 
 def _computed_as(name: str, kind: str, nodes: "Mapping[str, NodeProto]") -> str:

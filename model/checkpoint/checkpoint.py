@@ -185,7 +185,7 @@ class Checkpoint:
 
 
 def text_encoder(config: JsonObject, kind: str = TEXT[0], part: str = "text_encoder") -> "PreTrainedModel":
-    """Build a text encoder of transformers with random weights, in eval mode: CLIP's (Radford et al. 2021), T5's or Gemma's.
+    """Build a text encoder of transformers with random weights, in eval mode: CLIP (Radford et al. 2021), T5 or Gemma.
 
     Args:
         config: The content of its config.json.

@@ -67,7 +67,7 @@ def check_preview(checkpoint: Checkpoint) -> None:
 
 
 def _check_shift(part: str, tiny: TinyAutoencoder, checkpoint: Checkpoint) -> None:
-    """Refuse a tiny autoencoder with a shift beside a U-Net, PixArt or Sana: diffusers' pipelines do not read it there."""
+    """Refuse a tiny autoencoder with a shift beside a U-Net, PixArt or Sana: their pipelines do not read it."""
     unet = isinstance(checkpoint.denoiser, (UNet, PlainUNet))
     family = "a U-Net" if unet else {PIXART: "PixArt", SANA: "Sana"}.get(class_of(checkpoint.denoiser))
     if tiny.config.shift_factor is not None and family:
@@ -79,10 +79,10 @@ def _check_codec(checkpoint: Checkpoint) -> None:
     """Refuse a deep autoencoder beside other networks than Sana's, and others beside that: so diffusers has them."""
     sana, vae = class_of(checkpoint.denoiser) == SANA, checkpoint.vae
     if isinstance(vae, DeepAutoencoder) and not sana:
-        problem = "unsupported AutoencoderDC beside another network than Sana's transformer"
+        problem = "AutoencoderDC is read beside Sana's transformer alone"
         raise LdmrtError("vae", problem, expected="AutoencoderKL", found="AutoencoderDC")
     if sana and vae is not None and not isinstance(vae, (DeepAutoencoder, TinyAutoencoder)):
-        raise LdmrtError("vae", "unsupported autoencoder of Sana", expected="AutoencoderDC", found=class_of(vae))
+        raise LdmrtError("vae", "Sana has another autoencoder", expected="AutoencoderDC", found=class_of(vae))
 
 
 def _check_tiny(checkpoint: Checkpoint) -> None:

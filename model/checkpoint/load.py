@@ -68,8 +68,9 @@ def load(
         scheduler: A scheduler's config in the place of the checkpoint's own.
         settings: Keys of the scheduler's config with other values.
         without_t5: Leaves T5 out of a Stable Diffusion 3: its files are neither fetched nor read.
-        max_sequence_length: How many tokens of a prompt T5 or Gemma reads, 2 to 512; by default 256 for Stable Diffusion 3,
-            512 for FLUX.1, 300 for PixArt-Sigma and Sana, 120 for PixArt-Alpha, as in diffusers' pipelines.
+        max_sequence_length: How many tokens of a prompt T5 or Gemma reads, 2 to 512; by default as many as in
+            diffusers' pipelines: 256 for Stable Diffusion 3, 512 for FLUX.1, 300 for PixArt-Sigma and Sana, 120 for
+            PixArt-Alpha.
         skip_layers: Stable Diffusion 3: the blocks of the transformer that a row of guidance may skip.
 
     Returns:

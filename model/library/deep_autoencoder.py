@@ -96,6 +96,11 @@ class DeepConfig:
         return self.in_channels
 
     @property
+    def force_upcast(self) -> bool:
+        """Whether half precision is known to overflow: no config says so."""
+        return False
+
+    @property
     def factor(self) -> int:
         """Pixels that one latent stands for, along one side."""
         return 2 ** (len(self.encoder_block_out_channels) - 1)
@@ -129,9 +134,9 @@ class DeepAutoencoder(nn.Module):
         self.encoder: nn.Module = network.encoder
         self.decoder: nn.Module = network.decoder
         self.quant_conv, self.post_quant_conv = nn.Identity(), nn.Identity()
-        for module in self.modules():
-            if isinstance(module, SanaMultiscaleLinearAttention):
-                module.processor = PixelAttention()
+        attentions: list[Any] = [one for one in self.modules() if isinstance(one, SanaMultiscaleLinearAttention)]
+        for attention in attentions:
+            attention.processor = PixelAttention()
 
     @classmethod
     def from_config(cls, config: RawConfig) -> "DeepAutoencoder":

@@ -93,11 +93,11 @@ def prepared(encoder: nn.Module) -> nn.Module:
 
     model: Any = encoder
     config = model.config
-    if (kind := config.rope_parameters["rope_type"]) != "default":
-        raise LdmrtError("text_encoder", "unsupported rope_type in the config", expected="default", found=kind)
-    if config.use_bidirectional_attention:
-        problem = "unsupported use_bidirectional_attention in the config"
-        raise LdmrtError("text_encoder", problem, expected=False, found=config.use_bidirectional_attention)
+    stated = {**config.rope_parameters, "use_bidirectional_attention": bool(config.use_bidirectional_attention)}
+    for name, usual in (("rope_type", "default"), ("use_bidirectional_attention", False)):
+        if stated[name] != usual:
+            problem = f"config has an invalid {name}"
+            raise LdmrtError("text_encoder", problem, expected=usual, found=stated[name])
     embeddings = model.embed_tokens
     del embeddings.embed_scale
     embeddings.__class__, embeddings.scale = ScaledEmbedding, float(config.hidden_size) ** 0.5

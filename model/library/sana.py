@@ -60,8 +60,7 @@ class SanaConfig:
             problem, found = "config has an invalid cross_attention_dim", self.cross_attention_dim
             raise LdmrtError(PART, problem, expected=f"{self.width}, of all heads", found=found)
         if self.qk_norm not in QK_NORMS:
-            problem, expected = "unsupported qk_norm in the config", QK_NORMS
-            raise LdmrtError(PART, problem, expected=expected, found=repr(self.qk_norm))
+            raise LdmrtError(PART, "config has an invalid qk_norm", expected=QK_NORMS, found=repr(self.qk_norm))
         if self.sample_size < self.patch_size:
             problem, found = "config has an invalid sample_size", self.sample_size
             raise LdmrtError(PART, problem, expected=f"at least {self.patch_size}, of a patch", found=found)

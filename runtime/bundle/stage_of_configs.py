@@ -1,5 +1,6 @@
 """Derive the stage of a model from the configs that diffusers writes, where null and 0 stand for a default."""
 
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from ldmrt.runtime.errors import BundleError
@@ -53,7 +54,7 @@ FLUX_SIDE = 128  # latents: no config says it
 PACKED = 2  # latents along one side of FLUX.1's tokens
 PIXART_GUIDANCE = SANA_GUIDANCE = 4.5
 PIXART_TOKENS = {"PixArtSigmaPipeline": 300, "PixArtAlphaPipeline": 120}  # `max_sequence_length` by default
-SANA_PIPELINE = "SanaPipeline"
+SANA_PIPELINES = ("SanaPipeline",)
 # What diffusers names the widths of an autoencoder's levels, by its class.
 WIDTHS = {"AutoencoderDC": "encoder_block_out_channels"}
 
@@ -70,21 +71,18 @@ def stage_of_configs(unet: JsonObject, vae: JsonObject | None, index: JsonObject
         BundleError: A value is missing or invalid.
     """
     name = str(unet.get("_class_name"))
-    if name == PIXART:
-        return _pixart(unet, vae or {}, str(index.get("_class_name", "PixArtSigmaPipeline")))
-    if name == SANA:
-        return _sana(unet, vae or {}, str(index.get("_class_name")))
     if "Transformer" in name and name not in TRANSFORMERS:
         problem = "unsupported class in transformer/config.json"
         raise BundleError("bundle", problem, expected=" or ".join(TRANSFORMERS), found=f"{name:.100}")
     if name in TRANSFORMERS:
-        kind = str(index.get("_class_name", "FluxPipeline")).removeprefix("ORT")
         if name == SD3:
             return _stable_diffusion_3(unet, vae or {})
-        if kind not in FLUX_PIPELINES:
-            problem, expected = "unsupported pipeline in model_index.json", ", ".join(FLUX_PIPELINES)
+        build, pipelines = PIPELINES[name]
+        kind = str(index.get("_class_name", next(iter(pipelines)))).removeprefix("ORT")
+        if kind not in pipelines:
+            problem, expected = "unsupported pipeline in model_index.json", " or ".join(pipelines)
             raise BundleError("bundle", problem, expected=expected, found=f"{kind:.100}")
-        return _flux(unet, vae or {}, kind)
+        return build(unet, vae or {}, kind)
     space = _space_of_config(vae) if vae is not None else Space(channels_of(unet), 1, 1.0, PIXELS)
     sides = _sides_of(unet.get("sample_size"))
     stage = Stage(
@@ -213,9 +211,6 @@ def _flux(transformer: JsonObject, vae: JsonObject, kind: str) -> Stage:
 
 def _pixart(transformer: JsonObject, vae: JsonObject, kind: str) -> Stage:
     """Return the stage of PixArt-Alpha and PixArt-Sigma (Chen et al. 2024, arXiv:2403.04692), by their pipelines."""
-    if kind not in PIXART_TOKENS:
-        problem, expected = "unsupported pipeline in model_index.json", " or ".join(PIXART_TOKENS)
-        raise BundleError("bundle", problem, expected=expected, found=f"{kind:.100}")
     space, own = _in_patches(transformer, vae)
     return Stage(
         space,
@@ -233,9 +228,6 @@ def _pixart(transformer: JsonObject, vae: JsonObject, kind: str) -> Stage:
 
 def _sana(transformer: JsonObject, vae: JsonObject, kind: str) -> Stage:
     """Return the stage of Sana (Xie et al. 2024, arXiv:2410.10629), without its prompt: see `model/families`."""
-    if kind != SANA_PIPELINE:
-        problem = "unsupported pipeline in model_index.json"
-        raise BundleError("bundle", problem, expected=SANA_PIPELINE, found=f"{kind:.100}")
     space, own = _in_patches(transformer, vae, patch=1, side=32)
     return Stage(
         space,
@@ -244,6 +236,14 @@ def _sana(transformer: JsonObject, vae: JsonObject, kind: str) -> Stage:
         network=TRANSFORMER,
         guidance_scale=SANA_GUIDANCE,
     )
+
+
+# How the stage of a transformer is derived, and the pipelines in diffusers that it may be of, the usual one first.
+PIPELINES: Mapping[str, tuple[Callable[[JsonObject, JsonObject, str], Stage], Collection[str]]] = {
+    FLUX: (_flux, FLUX_PIPELINES),
+    PIXART: (_pixart, PIXART_TOKENS),
+    SANA: (_sana, SANA_PIPELINES),
+}
 
 
 def _sides_of(value: object) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Turn text into ids, by the tokenizer of CLIP, BERT, T5 or Gemma, from the files that diffusers and transformers write."""
+"""Turn text into ids, by the tokenizer of CLIP, BERT, T5 or Gemma, from the files that transformers writes."""
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence

@@ -48,7 +48,7 @@ HOW: tuple[Decorator, ...] = (  # images are drawn; the names of the values are 
         "--guidance",
         type=ByStage(click.FLOAT),
         help="Guidance scale, or by stage; 1 is none, but for FLUX.1 dev. The model's own by default: 5, of SD3 7, of "
-        "FLUX.1 3.5, of Fill 30, of PixArt 4.5.",
+        "FLUX.1 3.5, of Fill 30, of PixArt and Sana 4.5.",
     ),
     click.option("--image-guidance", type=float, help="InstructPix2Pix: guidance scale of the image; 1.5 by default."),
     click.option(

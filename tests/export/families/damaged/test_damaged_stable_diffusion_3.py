@@ -38,7 +38,7 @@ DAMAGES: list[tuple[str, dict[str, Any], str]] = [
     (T5, {"d_model": 32}, "is not d_model of the T5 encoder; expected 32; found 64"),
     (INDEX, {"text_encoder_2": [None, None], "tokenizer_2": [None, None]}, "has two CLIP encoders"),
     (INDEX, {"tokenizer_3": [None, None]}, "names no tokenizer_3"),
-    (INDEX, {"transformer": ["diffusers", "SanaTransformer2DModel"]}, "unsupported SanaTransformer2DModel"),
+    (INDEX, {"transformer": ["diffusers", "HunyuanDiT2DModel"]}, "unsupported HunyuanDiT2DModel"),
     (INDEX, {"transformer": [None, None]}, "names no unet or transformer"),
 ]
 

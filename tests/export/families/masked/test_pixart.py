@@ -22,9 +22,9 @@ from ldmrt.runtime.samplers.noise import FIRST, IMAGE, noise
 from ldmrt.runtime.samplers.registry import SCHEDULERS, find_scheduler
 from ldmrt.runtime.tensors import Engine
 
-from ...support.families.compared import Saved, close, ours_of, theirs
-from ...support.families.pixart import PIXART, save_pixart
-from ..test_tasks import drawing, mask, picture
+from ....support.families.compared import Saved, close, ours_of, theirs
+from ....support.families.pixart import PIXART, save_pixart
+from ...test_tasks import drawing, mask, picture
 
 # Capitals and spaces, which the pipelines drop; texts of other lengths, whose padding is masked.
 PROMPTS, SEEDS, STEPS = [" A red Apple, noto style", "two pears", "a penguin"], [3, 4, 9], 5

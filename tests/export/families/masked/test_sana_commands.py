@@ -15,8 +15,8 @@ from ldmrt.model import load
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.parity.tolerances import COMPONENT
 
-from ...support.families.sana import save_sana
-from .test_stable_diffusion_3_commands import ran
+from ....support.families.sana import save_sana
+from ..test_stable_diffusion_3_commands import ran
 
 pytestmark = pytest.mark.slow(minutes=1)
 SIZE = ("--width", 36, "--height", 20)

@@ -27,10 +27,10 @@ from ldmrt.runtime.samplers.noise import FIRST, noise
 from ldmrt.runtime.samplers.registry import SCHEDULERS, find_scheduler, plan_from_config
 from ldmrt.runtime.tensors import Engine
 
-from ...support.families.compared import TOLERANCE, Saved, close, ours_of, theirs
-from ...support.families.sana import DPM, SANA, save_sana
-from ...support.exact_diffusers import Theirs
-from ..test_tasks import picture
+from ....support.exact_diffusers import Theirs
+from ....support.families.compared import TOLERANCE, Saved, close, ours_of, theirs
+from ....support.families.sana import DPM, SANA, save_sana
+from ...test_tasks import picture
 
 # Capitals and spaces, which the pipelines drop; texts of other lengths, whose padding is masked.
 PROMPTS, SEEDS, STEPS = [" A red Apple, noto style", "two pears", "a penguin"], [3, 4, 9], 5
