@@ -90,7 +90,7 @@ class Request(Fields):
         negative_prompt_embeds: (prompts, tokens, width) in place of `negative_prompt`.
         pooled_prompt_embeds: SDXL, Stable Diffusion 3 and FLUX.1: (prompts, width), which belongs to `prompt_embeds`.
         negative_pooled_prompt_embeds: The same: (prompts, width), which belongs to `negative_prompt_embeds`.
-        prompt_attention_mask: PixArt and Sana: (prompts, tokens), 1 for each token of `prompt_embeds` that is seen, else 0.
+        prompt_attention_mask: PixArt and Sana: (prompts, tokens), 1 for each token of `prompt_embeds` seen, else 0.
         negative_prompt_attention_mask: The same of `negative_prompt_embeds`.
         stages: Fields with other values in one stage of a cascade: {"upscale": {"num_inference_steps": 20}}.
         from_stage: The stage of a cascade that the request begins at, with `image`; the first by default.
