@@ -22,7 +22,7 @@ UNETS = "Stable Diffusion 1.x, 2.x or XL"
 FAMILIES = {
     r"(?:down|up)_blocks_\d|mid_block_|(?:input|output)_blocks_\d|middle_block_": UNETS,
     r"single_transformer_blocks_\d|(?:double|single)_blocks_\d": "FLUX.1",
-    r"transformer_blocks_\d+_(?:attn[12]|ff_net)_": "PixArt",
+    r"transformer_blocks_\d+_attn[12]_": "PixArt",
     r"transformer_blocks_\d+_(?:attn[12]|ff_conv)_": "Sana",
     r"joint_blocks_\d|transformer_blocks_\d+_attn2_": "Stable Diffusion 3 or 3.5",
 }
