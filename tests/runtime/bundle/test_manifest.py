@@ -129,6 +129,10 @@ def first_stage(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[st
         (first_stage(lambda s: s["reads"].update(encoder_hidden_states=[{"from": "mask"}])), "one of prompt"),
         (first_stage(lambda s: s["reads"].update(labels=[{"from": "class"}])), "settings of class: count"),
         (
+            first_stage(lambda s: s["reads"].update(a=[{"from": "instructed_prompt", "tokens": 9, "instruction": ""}])),
+            "settings of instructed_prompt: tokens, instruction",
+        ),
+        (
             first_stage(lambda s: s["reads"].update(labels=[{"from": "noise_level", "most": 3}])),
             "noised_image or enlarged_image with",
         ),
