@@ -32,7 +32,7 @@ from ldmrt.runtime.bundle.graphs import (
     UNET,
     step_specs,
 )
-from ldmrt.runtime.bundle.stages import CLASSES, KEPT, KL, LONG, MASKED_KINDS, PROMPT_MASK
+from ldmrt.runtime.bundle.stages import CLASSES, KEPT, KL, LONG, PROMPT_MASK
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.pipeline.conditioning.prompts import ATTENTION_MASK, gives_pooled
@@ -172,10 +172,8 @@ def _ldm_bert(c: Checkpoint, name: str, model: LDMBert) -> Component:
 
 
 def _one_state(c: Checkpoint, name: str, model: "PreTrainedModel") -> Component:
-    """Describe T5 or Gemma, whose last hidden state alone is read."""
     config, tokens = model.config, tokens_of(c, name)
-    masked = c.stage.prompt is not None and c.stage.prompt.kind in MASKED_KINDS
-    pad = int(config.pad_token_id) if masked else None
+    pad = int(config.pad_token_id) if c.stage.source("prompt_mask") else None
     return Component(
         name,
         one_state(model, pad),
