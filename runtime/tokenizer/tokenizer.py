@@ -59,7 +59,7 @@ class Tokenizer:
             start, end, pad = T5_END, T5_END, T5_PAD
         elif is_gemma(files):
             self._backend, tokens = gemma_byte_pairs(files)
-            start, end, pad = tokens["bos_token"], None, tokens["pad_token"]
+            start, end, pad = tokens["bos_token"], tokens["bos_token"], tokens["pad_token"]
         elif is_wordpiece(files):
             self._backend, tokens = bert_wordpiece(files)
             start, end, pad = (tokens[role] for role in ("cls_token", "sep_token", "pad_token"))
@@ -74,8 +74,8 @@ class Tokenizer:
         self.size = int(self._backend.get_vocab_size())
         self._vectors = _word_vectors(self._backend)
         self.length, self.any_length = token_count(files), reads_any_length(files)  # as the network that reads it asks
-        self.start, self.pad = self._id(start), self._id(pad)  # T5's start is its end
-        self.end = None if end is None else self._id(end)
+        self.start, self.end, self.pad = self._id(start), self._id(end), self._id(pad)  # one token of T5's and Gemma's
+        self.ends = not is_gemma(files)  # whether a text that is cut gets an end
         if pad not in (start, end):  # Stable Diffusion 2 pads with "!", which then is one wherever it stands in a text
             self._backend.add_special_tokens([pad])
 
@@ -119,12 +119,11 @@ class Tokenizer:
             ]
             ids = [piece for piece, _ in pieces]
             if len(ids) > length:
-                lost = text[pieces[length - (self.end is not None)][1] :].strip()
-                around = {self.start, self.end} - {None}
-                has, fit = (count - len(around) - ahead for count in (len(ids), length))
+                lost = text[pieces[length - self.ends][1] :].strip()
+                has, fit = (count - len({self.start, self.end}) - ahead for count in (len(ids), length))
                 message = f"tokenizer: prompt has {has} tokens, {fit} fit; skipped: {lost!r}"
                 warnings.warn(message, LdmrtWarning, stacklevel=2)
-                ids = ids[:length] if self.end is None else [*ids[: length - 1], self.end]
+                ids = [*ids[: length - 1], self.end] if self.ends else ids[:length]
             row[: len(ids)] = ids
         return rows
 
