@@ -19,7 +19,10 @@ def encode_png(image: NDArray[np.uint8], notes: Mapping[str, object] | None = No
 
     info = PngInfo()
     for key, value in (notes or {}).items():
-        info.add_itxt(key, str(value))
+        if key == "parameters":
+            info.add_text(key, str(value))  # tEXt where Latin-1 holds it, which readers of AUTOMATIC1111's look for
+        else:
+            info.add_itxt(key, str(value))
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()

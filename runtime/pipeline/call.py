@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.images.writing import levels, to_pillow
 from ldmrt.runtime.samplers.loop import State
+from ldmrt.runtime.samplers.noise.sources import LDMRT
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.runtime.tensors import Array
 
@@ -120,6 +121,7 @@ class ImagePipeline(ABC):
         guidance_interval: tuple[float, float] | None = None,
         deep_cache: int | None = None,
         seed: int | Sequence[int] = 0,
+        noise: str = LDMRT,
         generator: RandomGenerator | Sequence[RandomGenerator] | None = None,
         width: int | None = None,
         height: int | None = None,

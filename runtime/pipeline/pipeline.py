@@ -36,6 +36,7 @@ from .conditioning.prompts import reads_texts, text_encoders
 from .conditioning.sources import check_sources
 from .denoising.denoise import Denoised, DenoisingTask, Encoded, check_finite
 from .denoising.initial_latents import initial_latents
+from .denoising.noise_order import check_noise, noise_of
 from .overlap import in_stages
 from .request.checks import Text
 from .request.images import pasted, read_images
@@ -210,7 +211,7 @@ class Pipeline(ImagePipeline):
         """
         config = with_settings(self.scheduler, request.scheduler_settings, request.scheduler)
         dynamic = bool(config.get("use_dynamic_shifting"))
-        return plan_from_config(
+        plan = plan_from_config(
             config,
             request.num_inference_steps,
             name=request.scheduler,
@@ -222,6 +223,8 @@ class Pipeline(ImagePipeline):
             tokens=self.stage.tokens(size or self.size(request)) if dynamic else None,
             trailing=self.stage.trailing,
         )
+        check_noise(request, self.stage, config, plan)
+        return plan
 
     def decode(self, latents: Latents, stage: str | None = None) -> NDArray[np.uint8]:
         """Decode latents (N, C, h, w), float32, of a stage to images (N, H, W, 3), or 6 channels with a depth."""
@@ -276,14 +279,13 @@ class Pipeline(ImagePipeline):
         given = read_images(request, self.stage)
         if self.stage.network == TRANSFORMER:  # a dynamic shift is that of the size that is drawn
             plan = self.plan(request, given.size)
-        start = initial_latents(request, plan, self.engines, self.stage, given, self.decoding)
+        noise = noise_of(request, self.stage, given)
+        start = initial_latents(request, plan, self.engines, self.stage, given, self.decoding, noise)
         sources = self.engines, self.tokenizers, self.schedulers, self.decoding
-        context = Context(request, self.stage, rows, given, *sources)
-        first = 0 if request.denoising_start is None else plan.first
+        context = Context(request, self.stage, rows, given, *sources, noise=noise)
         calls = find_scheduler(self.scheduler, request.scheduler)[0].calls
-        inputs = guided_inputs(context, scales, self._scales(request), range(first, first + plan.rows), calls)
-        seconds = time.perf_counter() - called
-        return Encoded(request, plan, start, given.size, inputs, seconds, self.stage.number)
+        inputs = guided_inputs(context, scales, self._scales(request), plan, calls)
+        return Encoded(request, plan, start, given.size, inputs, noise, time.perf_counter() - called, self.stage.number)
 
     def _rows(self, request: Request) -> tuple[tuple[Row, ...], list[float]]:
         """Return the rows of guidance that a request runs, and their scales: the last one alone without guidance."""

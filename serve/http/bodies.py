@@ -44,6 +44,7 @@ class Options(BaseModel):
     guidance_interval: tuple[float, float] | None = None
     deep_cache: int | None = Field(None, ge=1)
     seed: int | list[int] | None = None
+    noise: str | None = None
     width: int | None = Field(None, ge=1)
     height: int | None = Field(None, ge=1)
     scheduler: str | None = None

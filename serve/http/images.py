@@ -4,6 +4,7 @@ import base64
 import binascii
 import contextlib
 import re
+from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.images.encoded import EncodedImage
 from ldmrt.runtime.images.png import encode_png, notes
 from ldmrt.runtime.images.reading import read
+from ldmrt.runtime.pipeline.infotext.text import infotext_of
 from ldmrt.runtime.pipeline.request.field_names import SHORT
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.serve.jobs.job import Job
@@ -33,7 +35,7 @@ RECORDED = (
     "prompt_syntax", "num_inference_steps", "guidance_scale", "true_cfg_scale", "guidance_rescale",
     "skip_guidance_layers", "skip_layer_guidance_scale", "skip_layer_guidance_start", "skip_layer_guidance_stop",
     "scheduler", "scheduler_settings", "eta", "clip_skip", "strength", "class_labels", "deep_cache",
-    "mask_content", "padding_mask_crop",
+    "mask_content", "padding_mask_crop", "noise",
 )  # fmt: skip
 
 
@@ -75,13 +77,20 @@ def encoded(job: Job, number: int) -> bytes:
 
 def as_png(job: Job, image: NDArray[np.uint8], number: int) -> bytes:
     """Return an image (H, W, 3) of a job as a PNG file likewise."""
-    return encode_png(image, notes(parameters(job, image, number)))
+    return encode_png(image, {"parameters": infotext(job, image, number), **notes(parameters(job, image, number))})
 
 
 def in_base64(job: Job, pixels: NDArray[np.uint8] | None = None) -> list[str]:
     """Return the images of a job that is done as PNG files in base64: its own, or what was made of them."""
     images = job.result(0).pixels if pixels is None else pixels
     return [base64.b64encode(as_png(job, image, number)).decode() for number, image in enumerate(images)]
+
+
+def infotext(job: Job, image: NDArray[np.uint8], number: int) -> str:
+    """Return AUTOMATIC1111's text of one image (H, W, 3) of a job: what the request says, not the model's defaults."""
+    (request,) = islice(job.request.parts(1), number, number + 1)
+    scheduler, guidance, seed = request.scheduler or "", request.guidance_scale, job.result(0).seeds[number]
+    return str(infotext_of(request, scheduler, guidance, (image.shape[0], image.shape[1]), seed, job.model, ""))
 
 
 def parameters(job: Job, image: NDArray[np.uint8], number: int) -> dict[str, object]:

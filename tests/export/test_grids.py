@@ -13,7 +13,7 @@ from diffusers import StableDiffusionXLImg2ImgPipeline
 from numpy.typing import NDArray
 
 from ldmrt.runtime import SCHEDULERS, LdmrtError, Plan, plan_from_config, sample
-from ldmrt.runtime.samplers.noise import noise
+from ldmrt.runtime.samplers.noise.counter import noise
 from ldmrt.runtime.samplers.registry import find_scheduler
 
 TRAINED = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

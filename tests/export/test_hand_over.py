@@ -18,7 +18,7 @@ from PIL import Image
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.runtime import SCHEDULERS, Pipeline, Plan, RefinedPipeline, Request
-from ldmrt.runtime.samplers.noise import FIRST, IMAGE, MASKED
+from ldmrt.runtime.samplers.noise.counter import FIRST, IMAGE, MASKED
 from ldmrt.runtime.samplers.registry import find_scheduler
 
 from ..support.families import FAMILIES

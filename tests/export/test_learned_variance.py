@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ldmrt.runtime import plan_from_config, sample
 from ldmrt.runtime.samplers.guidance import classifier_free
-from ldmrt.runtime.samplers.noise import noise
+from ldmrt.runtime.samplers.noise.counter import noise
 
 SEEDS, SHAPE, STEPS, SCALE = [3, 4], (4, 4, 6), 5, 5.0
 

@@ -15,7 +15,7 @@ from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.runtime import SCHEDULERS, Pipeline
 from ldmrt.runtime import open as open_pipeline
-from ldmrt.runtime.samplers.noise import FIRST, IMAGE, MASKED, noise
+from ldmrt.runtime.samplers.noise.counter import FIRST, IMAGE, MASKED, noise
 from ldmrt.runtime.samplers.registry import find_scheduler
 
 PROMPTS = ["a red apple, noto style, blue background", "two pears"]

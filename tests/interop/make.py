@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from ldmrt.export.bundle_writer import export_bundle
 from ldmrt.model import load
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.samplers.noise import FIRST, IMAGE, MASKED, noise
+from ldmrt.runtime.samplers.noise.counter import FIRST, IMAGE, MASKED, noise
 
 from ..support.families import FAMILIES
 from ..support.families.flux import FLUX, save_flux

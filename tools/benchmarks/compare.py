@@ -145,7 +145,7 @@ def compare(
     from ldmrt.runtime.files.writing import write_atomically
     from ldmrt.runtime.host import processor, versions
     from ldmrt.runtime.parity.tolerances import coarsest
-    from ldmrt.runtime.samplers.noise import noise
+    from ldmrt.runtime.samplers.noise.counter import noise
 
     if computes and not backends:
         raise click.UsageError("--compute needs --backend: it says how that backend computes")

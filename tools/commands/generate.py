@@ -136,7 +136,8 @@ def generate(
 
     A model that reads no text takes no PROMPTS.
 
-    All parameters are saved in the PNG's text chunk "ldmrt", or in the user comment of a JPEG's or WebP's EXIF.
+    All parameters are saved in the file: `ldmrt info` shows them, `ldmrt replay` draws the image again, and other
+    programs read AUTOMATIC1111's text of them.
 
     Example: ldmrt generate out/emoji64 "a red apple, noto style, blue background" -n 4 --seed 1 -o out/apple.png
     """
@@ -146,9 +147,11 @@ def generate(
     from ldmrt.runtime.images.png import notes
     from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.runtime.pipeline.refined import RefinedPipeline
+    from ldmrt.runtime.samplers.settings import read_scheduler
     from ldmrt.tools.console.drawing.image_paths import check_name, depth_of, free_path, latents_of, numbered
     from ldmrt.tools.console.drawing.images import grid, save_depth, save_image
     from ldmrt.tools.console.drawing.latents import read_latents, save_array
+    from ldmrt.tools.console.drawing.making import Making
     from ldmrt.tools.console.drawing.metadata import ends_of, of_request, of_result
     from ldmrt.tools.console.drawing.rows import in_parts, in_rows, save_rows
     from ldmrt.tools.console.progress import console
@@ -165,8 +168,10 @@ def generate(
     check_name(out)
     begin = time.perf_counter()
 
+    config = None if scheduler_config is None else read_scheduler(scheduler_config)
+
     def open_one(path: Path) -> "Pipeline":
-        return open_pipeline(path, scheduler=scheduler_config, **opening)
+        return open_pipeline(path, scheduler=config, **opening)
 
     base = open_one(bundle)
     first, last = ends_of(base, request)
@@ -194,6 +199,8 @@ def generate(
     negative = given["negative_prompt"]  # one for each image where it has wildcards
     options["negative_prompt"] = negative if negative is None or isinstance(negative, str) else None
     shared = of_request(bundle.name, first, options, steering)
+    making = Making.of(bundle, first, opening, scheduler_config=config, refiner=refiner and refiner.name)
+    alone = base.parts(request, 1)
     if refiner is not None:
         shared |= {"refiner": refiner.name, "refiner_start": refiner_start}
     written, images, seconds = [out], list["NDArray[np.uint8]"](), dict[str, float]()
@@ -208,7 +215,9 @@ def generate(
             prompt = request.prompts[number]
             path = out if request.total_images == 1 else numbered(out, number)
             own = {"negative_prompt": negative[number]} if isinstance(negative, list) else {}
-            save_image(path, image, notes({**shared, **own, "prompt": prompt, "seed": seed}))
+            facts = {**shared, **own, "prompt": prompt, "seed": seed}
+            source = None if latents is None else (latents, number)
+            save_image(path, image, making.notes(facts, next(alone), image, source))
             if depths is not None:
                 save_depth(depth_of(path), depths[place])
                 written += [depth_of(path)] if request.total_images <= GRID else []

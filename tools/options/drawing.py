@@ -82,6 +82,12 @@ HOW: tuple[Decorator, ...] = (  # images are drawn; the names of the values are 
         "--deep-cache", type=int, metavar="N", help="Run the U-Net's deep layers only at every N-th time: faster."
     ),
     click.option("--seed", default=0, show_default=True, help="Seed of the first image; the next ones count up."),
+    click.option(
+        "--noise",
+        default="ldmrt",
+        show_default=True,
+        help="Whose random numbers the seed stands for: ldmrt, torch-cpu, torch-cuda or a1111.",
+    ),
     click.option("--width", type=int, help="Width in pixels; that of --image or the model's own by default."),
     click.option("--height", type=int, help="Height in pixels; likewise."),
     click.option(

@@ -7,7 +7,7 @@ import numpy as np
 from ldmrt.runtime.bundle.graphs import BACK, ENCODER, TILE
 from ldmrt.runtime.bundle.stages import KL, PIXELS, Space
 from ldmrt.runtime.errors import LdmrtError, NotFinite
-from ldmrt.runtime.samplers.noise import noise
+from ldmrt.runtime.samplers.noise.sources import NoiseSource
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.runtime.tensors import Engine
 
@@ -16,9 +16,9 @@ from .tiling import tiled, tiled_as_whole
 
 
 def encode_image(
-    engines: Mapping[str, Engine], space: Space, how: Decoding, colours: Latents, seeds: list[int], stream: int
+    engines: Mapping[str, Engine], space: Space, how: Decoding, colours: Latents, noise: NoiseSource, stream: int
 ) -> Latents:
-    """Encode images to latents, sampled from the autoencoder's Gaussian with the seeds' noise.
+    """Encode images to latents, sampled from the autoencoder's Gaussian with noise.
 
     An autoencoder with a codebook, or a tiny one, gives no Gaussian but latents. Pixels in [-1, 1] are their own
     latents.
@@ -28,8 +28,8 @@ def encode_image(
         space: That of the latents.
         how: Whole or in tiles.
         colours: (N, 3, H, W), values in [0, 1].
-        seeds: One for each image.
-        stream: The stream of the seeds' noise.
+        noise: Draws for every image.
+        stream: The stream of that noise.
 
     Returns:
         (N, C, h, w), as the U-Net sees them.
@@ -40,7 +40,7 @@ def encode_image(
     """
     mean, log_variance = _gaussian(engines, space, how, colours)
     if log_variance is not None:
-        drawn = noise(seeds, stream, mean.shape[1:])
+        drawn = noise(stream, mean.shape[1:])
         mean = mean + np.exp(np.clip(log_variance, -30, 20) / 2) * drawn
     latents: Latents = (mean - np.float32(space.shift_factor)) * np.float32(space.scaling_factor)
     return _finite(latents)

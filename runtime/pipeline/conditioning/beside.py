@@ -8,7 +8,7 @@ from ldmrt.runtime.bundle.stages import Source
 from ldmrt.runtime.images.resizing import resize
 from ldmrt.runtime.pipeline.autoencoder.encode import encode_image, encode_mean
 from ldmrt.runtime.pipeline.request.images import small_mask
-from ldmrt.runtime.samplers.noise import IMAGE, MASKED, NOISED, noise, of_stage
+from ldmrt.runtime.samplers.noise.counter import IMAGE, MASKED, NOISED, of_stage
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.runtime.samplers.schedule import signal_and_noise
 
@@ -31,13 +31,12 @@ def _mask_pixels(context: Context, source: Source) -> Latents:
 def _masked_image(context: Context, source: Source) -> Latents:
     masked = np.where(context.mask < 0.5, context.colours, np.float32(0.5))
     stream = of_stage(MASKED, context.stage.number)
-    return encode_image(context.engines, context.stage.space, context.how, masked, context.request.seeds, stream)
+    return encode_image(context.engines, context.stage.space, context.how, masked, context.noise, stream)
 
 
 def _control_image(context: Context, source: Source) -> Latents:
     stream = of_stage(IMAGE, context.stage.number)
-    seeds = context.request.seeds
-    return encode_image(context.engines, context.stage.space, context.how, context.colours, seeds, stream)
+    return encode_image(context.engines, context.stage.space, context.how, context.colours, context.noise, stream)
 
 
 def _image_latents(context: Context, source: Source) -> Latents:
@@ -71,7 +70,7 @@ def _noise_of_level(context: Context, source: Source, pixels: Latents) -> Latent
     alpha, sigma = signal_and_noise(context.schedulers[str(source.setting("scheduler"))], context.noise_level)
     noised: Latents = np.float32(alpha) * pixels
     stream = of_stage(NOISED, context.stage.number)
-    noised += np.float32(sigma) * noise(context.request.seeds, stream, pixels.shape[1:])
+    noised += np.float32(sigma) * context.noise(stream, pixels.shape[1:])
     return noised
 
 

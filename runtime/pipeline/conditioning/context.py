@@ -13,6 +13,7 @@ from ldmrt.runtime.pipeline.autoencoder.decode import Decoding
 from ldmrt.runtime.pipeline.request.images import GivenImages
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.config import Config
+from ldmrt.runtime.samplers.noise.sources import NoiseSource
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.runtime.tensors import Array
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
@@ -35,6 +36,7 @@ class Context:
         tokenizers: By name: "tokenizer" and "tokenizer_2".
         schedulers: Configs of the schedulers that add noise to images, by their folders.
         how: Whole images or tiles.
+        noise: Draws for every image.
     """
 
     request: Request
@@ -45,6 +47,7 @@ class Context:
     tokenizers: Mapping[str, Tokenizer]
     schedulers: Mapping[str, Config] = field(default_factory=dict)
     how: Decoding = field(default_factory=Decoding)
+    noise: NoiseSource = field(kw_only=True, repr=False)
 
     @cached_property
     def prompts(self) -> Conditioning:

@@ -10,6 +10,7 @@ from ldmrt.runtime.bundle.stages import PROMPT
 from ldmrt.runtime.errors import InvalidRequest, LdmrtError, NotFinite
 from ldmrt.runtime.pipeline.prompts.syntaxes import PLAIN, Read, read_prompt
 from ldmrt.runtime.samplers.guidance import Guidance, guide
+from ldmrt.runtime.samplers.plan import Plan
 from ldmrt.runtime.tensors import Array, Arrays
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
@@ -44,7 +45,7 @@ class GuidedInputs:
 
 
 def guided_inputs(
-    context: Context, scales: Sequence[float], usual: Sequence[float], rows: range, calls: int
+    context: Context, scales: Sequence[float], usual: Sequence[float], plan: Plan, calls: int
 ) -> GuidedInputs:
     """Make the inputs of a request.
 
@@ -52,16 +53,17 @@ def guided_inputs(
         context: The request and its stage.
         scales: The scales of all rows of guidance.
         usual: Those without the row that skips layers.
-        rows: The rows of the sampler's plan, which begin with 0 but where they go on with another model's latents.
-        calls: How many of them a step of the sampler has.
+        plan: The sampler's table. Its rows count from 0 but where they go on with another model's latents.
+        calls: How many rows a step of the sampler has.
     """
     request = context.request
     if request.prompt_syntax == PLAIN:
         guidance, own = (guide(request.total_images, each, request.guidance_rescale) for each in (scales, usual))
-        return GuidedInputs(guidance, own, guide(request.total_images, ()), (condition(context),), (0,) * len(rows))
+        return GuidedInputs(guidance, own, guide(request.total_images, ()), (condition(context),), (0,) * plan.rows)
+    begin = 0 if request.denoising_start is None else plan.first
     steps = request.num_inference_steps * calls
     composition = read_composition(request, context.stage, context.rows, steps)
-    told = [tuple(part.at(step) for part in composition.parts) for step in rows]
+    told = [tuple(part.at(step) for part in composition.parts) for step in range(begin, begin + plan.rows)]
     different = list(dict.fromkeys(told))
     embeddings = _Embeddings(context)
     most = np.zeros(len(composition.weights), np.int64)  # of each image: shorter texts are filled up to it

@@ -15,7 +15,8 @@ from ldmrt.runtime.pipeline.conditioning.sources import BESIDE_STATE
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.guidance import Guidance, guided_rows, last_rows, skipping_rows
 from ldmrt.runtime.samplers.loop import Blend, Model, Noise, State, steps
-from ldmrt.runtime.samplers.noise import noise, of_stage
+from ldmrt.runtime.samplers.noise.counter import of_stage
+from ldmrt.runtime.samplers.noise.sources import NoiseSource
 from ldmrt.runtime.samplers.plan import Latents, Plan
 from ldmrt.runtime.tensors import Array, Arrays, BindableEngine
 
@@ -41,6 +42,7 @@ class Encoded:
     initial: InitialLatents
     size: tuple[int, int]
     inputs: GuidedInputs
+    noise: NoiseSource
     seconds: float
     stage: int = 0  # its place in a cascade
 
@@ -103,7 +105,7 @@ class DenoisingTask:
             model = ModelOfRow(plan.t.tolist(), models)
 
         def fresh(row: int, into: Latents | None = None) -> Latents:
-            return noise(request.seeds, of_stage(plan.first + row + 1, encoded.stage), start.x.shape[1:], into)
+            return encoded.noise(of_stage(plan.first + row + 1, encoded.stage), start.x.shape[1:], into)
 
         x = start.x if start.init is not None else start.x * np.float32(plan.prior_scale)
         blend = start.blend if step_end is None else partial(_end_step, step_end, plan, start.blend)

@@ -12,7 +12,8 @@ from ldmrt.runtime.pipeline.autoencoder.encode import encode_image
 from ldmrt.runtime.pipeline.request.images import GivenImages, small_mask
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.loop import Blend
-from ldmrt.runtime.samplers.noise import FIRST, IMAGE, noise, of_stage
+from ldmrt.runtime.samplers.noise.counter import FIRST, IMAGE, of_stage
+from ldmrt.runtime.samplers.noise.sources import NoiseSource
 from ldmrt.runtime.samplers.plan import Latents, Plan
 from ldmrt.runtime.tensors import Engine
 
@@ -27,7 +28,13 @@ class InitialLatents:
 
 
 def initial_latents(
-    request: Request, plan: Plan, engines: Mapping[str, Engine], stage: Stage, given: GivenImages, how: Decoding
+    request: Request,
+    plan: Plan,
+    engines: Mapping[str, Engine],
+    stage: Stage,
+    given: GivenImages,
+    how: Decoding,
+    noise: NoiseSource,
 ) -> InitialLatents:
     """Make the first latents of a request: of noise or another model's latents, and of its image and mask if any.
 
@@ -41,29 +48,30 @@ def initial_latents(
         stage: The stage that it runs.
         given: Its image and mask.
         how: Whole images or tiles.
+        noise: Draws for every image.
     """
-    factor, seeds = stage.space.factor, request.seeds
+    factor = stage.space.factor
     first, encoding = of_stage(FIRST, stage.number), of_stage(IMAGE, stage.number)
     latents = (stage.space.channels, given.size[0] // factor, given.size[1] // factor)
-    x = noise(seeds, first, latents) if request.latents is None else _given(request, latents)
+    x = noise(first, latents) if request.latents is None else _given(request, latents)
     colours, mask = given.colours, given.mask
     if colours is None or stage.takes_image:
         return InitialLatents(x)
     if mask is None:
-        return InitialLatents(x, encode_image(engines, stage.space, how, colours, seeds, encoding))
+        return InitialLatents(x, encode_image(engines, stage.space, how, colours, noise, encoding))
     goes_on = request.latents is not None and request.denoising_start is not None
     whole = goes_on or request.strength == 1.0  # the first latents are not made of the image
     init = None
     if not (whole and stage.takes_mask):
-        init = encode_image(engines, stage.space, how, colours, seeds, encoding)
+        init = encode_image(engines, stage.space, how, colours, noise, encoding)
     small = small_mask(mask, factor)
     if init is not None and request.mask_content in ("noise", "zeros"):
-        white = noise(seeds, first, latents) if request.mask_content == "noise" else np.float32(0)
+        white = noise(first, latents) if request.mask_content == "noise" else np.float32(0)
         init = init * (1 - small) + white * small
     if stage.takes_mask:
         return InitialLatents(x, init)
     alpha, sigma = np.append(plan.alpha, plan.end_alpha), np.append(plan.sigma, 0.0)
-    fresh = noise(seeds, first, latents) if goes_on else x
+    fresh = noise(first, latents) if goes_on else x
 
     def blend(row: int, after: Latents) -> Latents:
         kept: Latents = np.float32(alpha[row + 1]) * init + np.float32(sigma[row + 1]) * fresh

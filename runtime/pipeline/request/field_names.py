@@ -14,6 +14,7 @@ from ldmrt.runtime.images.inpainting import MASK_CONTENTS
 from ldmrt.runtime.images.reading import MASK_SOURCES
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.pipeline.prompts.syntaxes import SYNTAXES
+from ldmrt.runtime.samplers.noise.sources import NAMES
 
 from .checks import (
     LARGEST_COUNT,
@@ -90,6 +91,7 @@ FIELDS: Mapping[str, Field] = {
     "guidance_interval": Field(Optional(interval)),
     "deep_cache": Field(Optional(Whole(1, LARGEST_STEPS))),
     "seed": Field(seeds),
+    "noise": Field(OneOf(NAMES)),
     "generator": Field(anything),
     "width": Field(_SIDE),
     "height": Field(_SIDE),

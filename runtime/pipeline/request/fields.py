@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 from ldmrt.runtime.bundle.stages import SKIP
 from ldmrt.runtime.images.reading import split
+from ldmrt.runtime.samplers.noise.sources import LDMRT
 from ldmrt.runtime.tensors import Array
 
 from .checks import Images, Text
@@ -40,6 +41,7 @@ class Fields:
     guidance_interval: tuple[float, float] | None = None
     deep_cache: int | None = None
     seed: int | Sequence[int] = 0
+    noise: str = LDMRT
     generator: Generator | Sequence[Generator] | None = field(default=None, repr=False, compare=False)
     width: int | None = None
     height: int | None = None

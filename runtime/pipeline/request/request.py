@@ -53,6 +53,7 @@ class Request(Fields):
             2024).
         deep_cache: Runs the U-Net's deep layers at every n-th of the sampler's times alone (Ma et al. 2023).
         seed: Of the first image, the next ones count up; or a sequence with one for each. 0 to 2**64 - 1.
+        noise: Whose random numbers the seeds stand for: "ldmrt", "torch-cpu", "torch-cuda" or "a1111", AUTOMATIC1111's.
         generator: In place of `seed`: NumPy's or torch's generator, or a list of one for each image.
         width: Of the images in pixels; that of `image`, else the model's own by default.
         height: The same.

@@ -13,6 +13,7 @@ import numpy as np
 from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import BundleError, InvalidRequest
 from ldmrt.runtime.nearest import suggestion
+from ldmrt.runtime.samplers.noise.sources import LDMRT
 
 from .checks import exclusive
 from .combinations import SKIPPING
@@ -79,6 +80,8 @@ def first_request(request: Request, stage: Stage, others: Sequence[Stage], *, en
     """
     if not ends and request.padding_mask_crop is not None:
         raise exclusive("padding_mask_crop", "a later stage", "which would enlarge the whole image")
+    if not ends and request.noise != LDMRT:
+        raise exclusive(f"noise {request.noise}", "a later stage", "whose noise would go on where this one's ends")
     if not others:
         named = request.stages or request.from_stage or request.until_stage
         return _of_stage(request, stage, ends=ends) if named else request

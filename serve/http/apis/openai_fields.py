@@ -86,6 +86,7 @@ class Edit(OpenAIFields):
     image_guidance_scale: float | None = None
     true_cfg_scale: float | None = None
     guidance_rescale: float | None = None
+    noise: str | None = None
     scheduler: str | None = None
     eta: float | None = None
     clip_skip: int | None = Field(None, ge=0)

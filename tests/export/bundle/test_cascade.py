@@ -19,7 +19,7 @@ from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.pipeline.conditioning.sources import check_sources
 from ldmrt.runtime.pipeline.request.stages import next_request
-from ldmrt.runtime.samplers.noise import FIRST, IMAGE, MASKED, NOISED, STAGE, noise, of_stage
+from ldmrt.runtime.samplers.noise.counter import FIRST, IMAGE, MASKED, NOISED, STAGE, noise, of_stage
 from ldmrt.tools.cli import cli
 
 from ...support.damage.bundle_faults import Plant, config, truthful, weight

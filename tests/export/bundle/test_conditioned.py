@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.runtime import LdmrtError, Pipeline, Request
-from ldmrt.runtime.samplers.noise import FIRST, NOISED
+from ldmrt.runtime.samplers.noise.counter import FIRST, NOISED
 from ldmrt.runtime.samplers.registry import find_scheduler
 
 from ...support.families import CONDITIONED
@@ -101,6 +101,22 @@ def test_an_image_is_enlarged(
     result = pipelines["upscaler"](PROMPTS, image=picture(SMALL), **asked)
     close(result.latents, expected)
     assert result.pixels.shape == (2, 4 * SMALL, 4 * SMALL, 3)
+
+
+@pytest.mark.parametrize(("name", "size"), [("pix2pix", 16), ("upscaler", SMALL)])
+def test_the_noise_of_torchs_generators(
+    name: str, size: int, places: dict[str, Path], pipelines: dict[str, Pipeline]
+) -> None:
+    """The upscaler draws that of the image first, then the latents, then that of the rows."""
+    pipeline = getattr(diffusers, CONDITIONED[name].pipeline).from_pretrained(places[name])
+    pipeline.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in SEEDS]
+    asked: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": 4.0}
+    images = [picture(size)] * 2
+    latents = pipeline(PROMPTS, image=images, generator=generators, output_type="latent", **asked).images
+    asked |= {"seed": SEEDS, "scheduler": "euler_a", "noise": "torch-cpu"}
+    close(pipelines[name](PROMPTS, image=picture(size), **asked).latents, latents.numpy())
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])

@@ -10,7 +10,7 @@ from PIL import Image
 from ldmrt.runtime import InvalidRequest, LdmrtError, Pipeline, Request
 from ldmrt.runtime.images.inpainting import filled
 from ldmrt.runtime.pipeline.request.images import read_images
-from ldmrt.runtime.samplers.noise import FIRST, IMAGE, MASKED, noise
+from ldmrt.runtime.samplers.noise.counter import FIRST, IMAGE, MASKED, noise
 from ldmrt.runtime.samplers.registry import find_scheduler
 
 from ..test_tasks import SEEDS, STEPS, components, drawing, ours, picture

@@ -18,7 +18,7 @@ from ldmrt.model import load
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.parity.metrics import psnr
-from ldmrt.runtime.samplers.noise import FIRST
+from ldmrt.runtime.samplers.noise.counter import FIRST
 
 from ...runtime.tokenizer.test_wordpiece import folder as tokenizer_files
 from ...runtime.tokenizer.test_wordpiece import saved

@@ -19,7 +19,7 @@ from ldmrt.runtime import LdmrtError, Pipeline, Request
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.images.resizing import resize
 from ldmrt.runtime.pipeline.conditioning.context import Context
-from ldmrt.runtime.samplers.noise import FIRST, NOISED, noise
+from ldmrt.runtime.samplers.noise.counter import FIRST, NOISED, noise
 from ldmrt.runtime.samplers.registry import find_scheduler
 
 from ...runtime.bundle.test_bundle_paths import list_anew

@@ -17,7 +17,7 @@ from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.runtime import LdmrtError, Pipeline, Request
 from ldmrt.runtime.parity.metrics import psnr
-from ldmrt.runtime.samplers.noise import FIRST
+from ldmrt.runtime.samplers.noise.counter import FIRST
 from ldmrt.runtime.samplers.registry import find_scheduler
 
 from ...support.families import PLAIN

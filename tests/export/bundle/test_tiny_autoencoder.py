@@ -27,7 +27,7 @@ from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.files.recognise import AUTOENCODER, kind_of
 from ldmrt.runtime.parity.metrics import psnr, tensor_error
 from ldmrt.runtime.parity.tolerances import COMPONENT
-from ldmrt.runtime.samplers.noise import FIRST, MASKED
+from ldmrt.runtime.samplers.noise.counter import FIRST, MASKED
 
 from ...support.pipelines import randomise
 from ...tools.conftest import command

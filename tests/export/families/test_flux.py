@@ -22,7 +22,7 @@ from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.bundle.stage_of_configs import FLUX, FLUX_PIPELINES, SD3, stage_of_configs
 from ldmrt.runtime.bundle.stages import Guide, Row
 from ldmrt.runtime.bundle.stages_json import stages_from_json
-from ldmrt.runtime.samplers.noise import FIRST, IMAGE, MASKED, noise
+from ldmrt.runtime.samplers.noise.counter import FIRST, IMAGE, MASKED, noise
 
 from ...support.families.compared import Saved, close, ours_of, theirs
 from ...support.families.flux import ASKED, PROMPTS, SEEDS, latents_of

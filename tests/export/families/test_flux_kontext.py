@@ -18,7 +18,7 @@ from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.stage_of_configs import KONTEXT
 from ldmrt.runtime.images.sizes import KONTEXT_SIZES, kontext_size
-from ldmrt.runtime.samplers.noise import FIRST, noise
+from ldmrt.runtime.samplers.noise.counter import FIRST, noise
 
 from ...support.families.compared import Saved, close, ours_of, theirs
 from ...support.families.flux import ASKED, SEEDS, latents_of

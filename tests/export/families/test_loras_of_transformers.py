@@ -16,7 +16,7 @@ from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.runtime import Pipeline
 from ldmrt.runtime import open as open_pipeline
-from ldmrt.runtime.samplers.noise import FIRST, noise
+from ldmrt.runtime.samplers.noise.counter import FIRST, noise
 from ldmrt.tools.cli import cli
 from ldmrt.tools.options.checkpoint import NAMES, base_of
 

@@ -17,7 +17,7 @@ from ldmrt.model import load
 from ldmrt.runtime import LdmrtError, Pipeline, Request
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.bundle.stages_json import stages_from_json
-from ldmrt.runtime.samplers.noise import FIRST, IMAGE, noise
+from ldmrt.runtime.samplers.noise.counter import FIRST, IMAGE, noise
 
 from ...support.families.compared import Saved, close, ours_of, theirs
 from ...support.families.stable_diffusion_3 import EXPORTED, SD3, save_sd3

@@ -22,7 +22,7 @@ from ldmrt.runtime import LdmrtError, Pipeline, Request
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.parity.metrics import psnr
-from ldmrt.runtime.samplers.noise import FIRST
+from ldmrt.runtime.samplers.noise.counter import FIRST
 
 from ...support.families.compared import close
 from ...support.pipelines import randomise

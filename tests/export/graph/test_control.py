@@ -27,7 +27,7 @@ from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.backends.ort.engine import OrtEngine
 from ldmrt.runtime.parity.compare import compare
 from ldmrt.runtime.parity.tolerances import tolerances
-from ldmrt.runtime.samplers.noise import FIRST
+from ldmrt.runtime.samplers.noise.counter import FIRST
 
 from ...support.families import FAMILIES
 from ...support.pipelines import randomise, save_pipeline

@@ -21,7 +21,7 @@ from ldmrt.runtime.bundle.graphs import FEEDBACK, STEP, step_specs
 from ldmrt.runtime.parity.tolerances import COMPONENT
 from ldmrt.runtime.pipeline.denoising.fused_step import FusedStep, StepCapacity, state, tables
 from ldmrt.runtime.samplers.guidance import Guidance, classifier_free
-from ldmrt.runtime.samplers.noise import noise
+from ldmrt.runtime.samplers.noise.counter import noise
 from ldmrt.runtime.tensors import TensorSpec
 
 from ...support.pipelines import save_pipeline

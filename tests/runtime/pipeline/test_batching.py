@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ldmrt.runtime import SCHEDULERS, Plan, plan_from_config, sample
 from ldmrt.runtime.samplers.guidance import Guidance, classifier_free
-from ldmrt.runtime.samplers.noise import FIRST, noise
+from ldmrt.runtime.samplers.noise.counter import FIRST, noise
 from ldmrt.runtime.samplers.workspace import Workspace
 
 CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}

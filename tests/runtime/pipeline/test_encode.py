@@ -10,7 +10,8 @@ from ldmrt.runtime.bundle.stages import Space
 from ldmrt.runtime.pipeline.autoencoder.decode import Decoding
 from ldmrt.runtime.pipeline.autoencoder.encode import encode_image
 from ldmrt.runtime.pipeline.autoencoder.tiling import tiled_as_whole
-from ldmrt.runtime.samplers.noise import IMAGE, noise
+from ldmrt.runtime.samplers.noise.counter import IMAGE, noise
+from ldmrt.runtime.samplers.noise.sources import CountedNoise
 
 from ...support.autoencoders import FACTOR, Array, Back, Encoder, Normed, enlarged, latents, pooled
 
@@ -23,7 +24,7 @@ def colours(many: int = 1) -> Array:
 
 
 def encoded(engines: dict[str, Any], how: Decoding, many: int = 1) -> Array:
-    return encode_image(engines, SPACE, how, colours(many), list(range(many)), IMAGE)
+    return encode_image(engines, SPACE, how, colours(many), CountedNoise(range(many)), IMAGE)
 
 
 def test_a_picture_is_drawn_from_its_gaussian() -> None:

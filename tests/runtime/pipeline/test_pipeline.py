@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import ldmrt.runtime
 from ldmrt.runtime import SCHEDULERS, LdmrtError, Pipeline, Request
-from ldmrt.runtime.samplers.noise import FIRST, noise
+from ldmrt.runtime.samplers.noise.counter import FIRST, noise
 
 PROMPT = "a red apple, noto style, blue background"
 LATENT = (4, 8, 8)

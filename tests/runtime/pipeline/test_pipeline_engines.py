@@ -12,6 +12,7 @@ from ldmrt.runtime import BundleError, LdmrtError, Pipeline, Request
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.pipeline.conditioning.context import Context
 from ldmrt.runtime.pipeline.request.images import GivenImages
+from ldmrt.runtime.samplers.noise.sources import CountedNoise
 from ldmrt.runtime.tensors import TensorSpec, conform
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
@@ -168,6 +169,8 @@ def test_a_unet_without_its_inputs_is_refused(inputs: dict[str, tuple[int | str,
     unet = Fake(None)
     unet.inputs = tuple(TensorSpec(name, "float32", shape) for name, shape in inputs.items())
     stage, given = plain(4, 2, 0.5, 16), GivenImages((16, 16))
-    context = Context(Request("a cat"), stage, stage.guide.rows, given, LazyEngines.of({"unet": unet}), {})
+    context = Context(
+        Request("a cat"), stage, stage.guide.rows, given, LazyEngines.of({"unet": unet}), {}, noise=CountedNoise([0])
+    )
     with pytest.raises(BundleError, match=f"unet: no input time_ids of a fixed width; found {found}"):
         context.width("time_ids")

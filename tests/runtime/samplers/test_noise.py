@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ldmrt.runtime import LdmrtError
-from ldmrt.runtime.samplers.noise import FIRST, noise
+from ldmrt.runtime.samplers.noise.counter import FIRST, noise
 
 SHAPE = (4, 8, 8)
 

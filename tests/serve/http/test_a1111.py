@@ -174,7 +174,7 @@ def test_what_clients_ask_a_server(api: webuiapi.WebUIApi) -> None:
 
 
 def test_every_listed_sampler_draws(api: webuiapi.WebUIApi) -> None:
-    from ldmrt.serve.http.apis.a1111.samplers import SAMPLERS
+    from ldmrt.runtime.pipeline.infotext.samplers import SAMPLERS
 
     for name, sampler in SAMPLERS.items():
         for scheduler in ["Automatic", *sampler.spacings]:

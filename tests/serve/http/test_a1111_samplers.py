@@ -5,10 +5,10 @@ import pytest
 from numpy.typing import NDArray
 
 from ldmrt.runtime.errors import InvalidRequest
+from ldmrt.runtime.pipeline.infotext.samplers import SAMPLERS, translated
 from ldmrt.runtime.samplers.config import CONFIG
 from ldmrt.runtime.samplers.registry import SCHEDULERS, plan_from_config
 from ldmrt.runtime.samplers.settings import with_settings
-from ldmrt.serve.http.apis.a1111.samplers import SAMPLERS, translated
 
 Floats = NDArray[np.float64]
 STEPS = 20

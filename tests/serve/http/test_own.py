@@ -53,8 +53,20 @@ def test_a_request_from_its_acceptance_to_its_images(client: httpx.Client, pipel
             4,
             "ddim",
         ]
+        text = image.info["parameters"]
+        assert text.startswith(f"two pears\nSteps: 4, Sampler: DDIM, Seed: {7 + number}, Size: 16x16, Model: ")
     assert client.get(f"/v1/requests/{name}").json()["stage"] == "done"
     assert client.get(f"/v1/requests/{name}/images/2").status_code == 404
+
+
+def test_noise_is_whose_the_request_names(client: httpx.Client, pipeline: Pipeline) -> None:
+    body: dict[str, Any] = {"prompt": "two pears", "num_inference_steps": 2, "seed": 7, "noise": "torch-cpu"}
+    told = events(client, client.post("/v1/requests", json=body).json()["id"])
+    image = Image.open(io.BytesIO(client.get(told[-1][1]["images"][0]).content))
+    np.testing.assert_array_equal(np.asarray(image), pipeline.generate(Request(**body)).pixels[0])
+    assert json.loads(image.info["ldmrt"])["noise"] == "torch-cpu"
+    refused = client.post("/v1/requests", json={**body, "noise": "torch"})
+    assert (refused.status_code, "ldmrt, torch-cpu, torch-cuda, a1111" in refused.text) == (422, True)
 
 
 def test_previews_are_images(client: httpx.Client, pipeline: Pipeline) -> None:

@@ -67,6 +67,19 @@ def test_a_line_of_json_has_its_own_options(ldmrt: Any, bundle: Path, tmp_path: 
     assert opened(out / "000/000/000002-0.png")[1]["steps"] == 3
 
 
+def test_a_line_has_noise_of_its_own(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
+    prompts, words = tmp_path / "prompts.jsonl", ("--steps", 2, "--seed", 4)
+    prompts.write_text('{"prompt": "a pear", "noise": "torch-cpu"}\n')
+    assert ldmrt("batch", bundle, prompts, tmp_path / "out", *words).code == 0
+    assert ldmrt("generate", bundle, "a pear", *words, "--noise", "torch-cpu", "-o", tmp_path / "a.png").code == 0
+    assert ldmrt("generate", bundle, "a pear", *words, "-o", tmp_path / "b.png").code == 0
+    drawn, same, other = (
+        Image.open(path).tobytes()
+        for path in (tmp_path / "out/000/000/000001-0.png", tmp_path / "a.png", tmp_path / "b.png")
+    )
+    assert drawn == same != other
+
+
 def test_lines_that_failed_are_mended(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
     """The exit code is 1; mended they become the images that they would have been."""
     path, out = tmp_path / "prompts.jsonl", tmp_path / "out"

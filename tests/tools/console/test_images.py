@@ -73,21 +73,23 @@ def test_write_that_fails_leaves_the_old_file(tmp_path: Path, error: type[BaseEx
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-def user_comment(path: Path) -> str:
-    """The parameters of a JPEG or WebP."""
+def exif(path: Path) -> dict[str, str]:
+    """The parameters of a JPEG or WebP: AUTOMATIC1111's in the user comment, ours in the maker note."""
     with Image.open(path) as image:
-        comment = image.getexif().get_ifd(0x8769)[0x9286]
-    encoding = {b"ASCII\0\0\0": "ascii", b"UNICODE\0": "utf-16-be"}[comment[:8]]
-    return str(comment[8:], encoding)
+        tags = image.getexif().get_ifd(0x8769)
+    code, note = tags[0x9286][:8], tags[0x927C]
+    assert (code, note[:6]) == (b"UNICODE\0", b"ldmrt\0")
+    return {"parameters": str(tags[0x9286][8:], "utf-16-be"), "ldmrt": str(note[6:], "utf-8")}
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "JPG", "webp"])
 @pytest.mark.parametrize("text", ['{"prompt": "a cat"}', '{"prompt": "caf\u00e9 \U0001f34e"}'])
-def test_notes_are_the_user_comment_of_other_formats(suffix: str, text: str, tmp_path: Path) -> None:
+def test_notes_are_in_the_exif_of_other_formats(suffix: str, text: str, tmp_path: Path) -> None:
     image = np.kron(np.arange(0, 250, 10, dtype=np.uint8).reshape(5, 5, 1), np.ones((8, 8, 3), np.uint8))
     path = tmp_path / f"a.{suffix}"
-    save_image(path, image, {"ldmrt": text})
-    assert user_comment(path) == text
+    notes = {"parameters": f"a cat\n{text}", "ldmrt": text}
+    save_image(path, image, notes)
+    assert exif(path) == notes
     with Image.open(path) as opened:
         assert opened.format == ("WEBP" if suffix == "webp" else "JPEG")
         assert np.abs(np.asarray(opened).astype(int) - image).max() <= (0 if suffix == "webp" else 4)  # JPEG is lossy
@@ -99,15 +101,15 @@ def test_notes_are_the_user_comment_of_other_formats(suffix: str, text: str, tmp
 def test_notes_that_are_too_long_for_a_jpeg_are_left_out_with_a_warning(tmp_path: Path) -> None:
     (image,) = pictures(1)
     for length, fits in ((65000, True), (70000, False)):
-        notes = {"ldmrt": "x" * length}
+        notes = {"parameters": "y" * 10, "ldmrt": "x" * length}
         if fits:
             save_image(tmp_path / "a.jpg", image, notes)
-            assert user_comment(tmp_path / "a.jpg") == notes["ldmrt"]
+            assert exif(tmp_path / "a.jpg") == notes
             continue
         with pytest.warns(LdmrtWarning, match=r"a\.jpg: parameters of more than 64 KiB"):
             save_image(tmp_path / "a.jpg", image, notes)
         save_image(tmp_path / "a.webp", image, notes)
-        assert user_comment(tmp_path / "a.webp") == notes["ldmrt"]
+        assert exif(tmp_path / "a.webp") == notes
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])

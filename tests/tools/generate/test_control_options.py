@@ -47,14 +47,14 @@ def test_adapter_is_exported_beside_what_is_there(
 
 
 def test_adapter_steers(
-    ldmrt: Any, checkpoint: Path, sketch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ldmrt: Any, checkpoint: Path, bundle: Path, sketch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_sketch = replace(load(checkpoint), controls={"adapter_sketch": load_adapter(sketch)})
     monkeypatch.setattr("ldmrt.runtime.pipeline.opening.open_pipeline", lambda *_, **__: torch_pipeline(with_sketch))
     picture = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
     Image.fromarray(picture).save(tmp_path / "in.png")
     out, asked = tmp_path / "out.png", f"sketch={tmp_path / 'in.png'}:0.5"
-    assert ldmrt("generate", "bundle", PROMPT, "--steps", 2, "--control", asked, "-o", out).code == 0
+    assert ldmrt("generate", bundle, PROMPT, "--steps", 2, "--control", asked, "-o", out).code == 0
     drawn = [
         torch_pipeline(with_sketch)(PROMPT, num_inference_steps=2, controls=controls).pixels[0]
         for controls in ({"sketch": (picture, 0.5)}, {"sketch": picture}, {})

@@ -1,1 +1,1 @@
-"""Commands that read or compare images."""
+"""Commands of images that are there, or of several that are compared."""

@@ -75,6 +75,8 @@ def batch(
     from ldmrt.serve.batch.requests import Reader
     from ldmrt.serve.batch.run import Run, service_of
     from ldmrt.tools.console.drawing.batch_images import save_line
+    from ldmrt.tools.console.drawing.making import Making
+    from ldmrt.tools.console.drawing.metadata import ends_of
     from ldmrt.tools.console.progress import console, watched
     from ldmrt.tools.console.training.signals import end_by, listening
 
@@ -111,13 +113,15 @@ def batch(
             index.resume(read_lines(prompts, count), prompts)
         begin, start = time.perf_counter(), index.last
         if start < count:
-            opening = {**opening, "scheduler": config}
-            pipeline = opened.enter_context(open_pipeline(bundle, **opening))
+            pipeline = opened.enter_context(open_pipeline(bundle, scheduler=config, **opening))
             check_options(pipeline, example, opens=ray is None)
-            save = partial(save_line, out, bundle.name, pipeline)
+            making = Making.of(bundle, ends_of(pipeline, example)[0], opening, scheduler_config=config)
+            save = partial(save_line, out, making, pipeline)
             run: Callable[..., Iterator[Entry]]
             if ray is not None:
-                drawing = Drawing(path_everywhere(bundle), scale.opening(opening), reader, example, batch)
+                drawing = Drawing(
+                    path_everywhere(bundle), scale.opening({**opening, "scheduler": config}), reader, example, batch
+                )
                 opened.enter_context(joined())
                 run = RayRun(drawing, scale, count - start, save)
             remove_after(out, start)

@@ -14,11 +14,11 @@ from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.runtime.images.png import encode_png
 
+from .embedded.fields import exif_of
 from .image_paths import FORMATS
 
 OPTIONS: dict[str, dict[str, int]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 LONGEST = {"JPEG": 65535, "WEBP": 16383}  # pixels a side
-EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 EXIF_BYTES = 65527  # the limit of one JPEG segment
 
 
@@ -57,10 +57,11 @@ def save_depth(path: Path, depth: NDArray[np.uint16]) -> None:
         file.write(buffer.getvalue())
 
 
-def save_image(path: Path, image: NDArray[np.uint8], notes: Mapping[str, object] | None = None) -> None:
+def save_image(path: Path, image: NDArray[np.uint8], notes: Mapping[str, str] | None = None) -> None:
     """Write an image (H, W, 3), uint8, as PNG, JPEG or WebP by the suffix of `path`.
 
-    The notes are text chunks of a PNG, and the user comment in the EXIF of the others.
+    The notes are text chunks of a PNG; in the EXIF of the others, "parameters" is the user comment and "ldmrt" the
+    maker note.
 
     Raises:
         LdmrtError: The image has more pixels along a side than the format allows.
@@ -72,7 +73,7 @@ def save_image(path: Path, image: NDArray[np.uint8], notes: Mapping[str, object]
     if max(image.shape[:2]) > LONGEST[kind]:
         expected, found = f"at most {LONGEST[kind]} pixels a side", f"{image.shape[1]}x{image.shape[0]}"
         raise LdmrtError("generate", f"{path} is too large for {kind}", expected=expected, found=found, hint="a .png")
-    exif = _user_comment("\n".join(map(str, (notes or {}).values())))
+    exif = exif_of(notes or {})
     if kind == "JPEG" and len(exif.tobytes()) > EXIF_BYTES:
         warnings.warn(
             f"{path}: parameters of more than 64 KiB do not fit into a JPEG and are not saved",
@@ -80,10 +81,16 @@ def save_image(path: Path, image: NDArray[np.uint8], notes: Mapping[str, object]
             stacklevel=2,
         )
         exif = Image.Exif()
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, kind, exif=exif, **OPTIONS[kind])
+    encoded = encode(image, kind, exif)
     with write_atomically(path) as file:
-        file.write(buffer.getvalue())
+        file.write(encoded)
+
+
+def encode(image: NDArray[np.uint8], kind: str, exif: Image.Exif | None = None) -> bytes:
+    """Return an image (H, W, 3), uint8, as a file of the format "JPEG" or "WEBP"."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind, exif=exif or Image.Exif(), **OPTIONS[kind])
+    return buffer.getvalue()
 
 
 def parameters(options: Mapping[str, object], controls: Mapping[str, tuple[object, float]]) -> JsonObject:
@@ -98,12 +105,3 @@ def names(paths: object) -> list[str] | str | None:
     if isinstance(paths, list):
         return [Path(path).name for path in paths]
     return None if paths is None else Path(str(paths)).name
-
-
-def _user_comment(text: str) -> Image.Exif:
-    """Make EXIF with a user comment: ASCII where possible, else UTF-16, which most readers take as big-endian."""
-    exif = Image.Exif()
-    if text:
-        code, encoding = (b"ASCII\0\0\0", "ascii") if text.isascii() else (b"UNICODE\0", "utf-16-be")
-        exif[EXIF_IFD] = {USER_COMMENT: code + text.encode(encoding)}
-    return exif

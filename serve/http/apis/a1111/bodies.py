@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from ldmrt.runtime.errors import InvalidRequest
+from ldmrt.runtime.pipeline.infotext.samplers import draws_all_noise, heeds_eta, translated
 from ldmrt.runtime.pipeline.request.checks import LARGEST_SIDE
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.serve.http.images import image_in
 
 from .controls import controls_of
 from .inpainting import CONTENTS, NAMES, kept_over, mask_of
-from .samplers import draws_all_noise, heeds_eta, translated
 
 if TYPE_CHECKING:
     from PIL.Image import Image

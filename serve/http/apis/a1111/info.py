@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import ldmrt
+from ldmrt.runtime.pipeline.infotext.text import Infotext
 from ldmrt.serve.http.images import in_base64
 from ldmrt.serve.http.state import Server
 from ldmrt.serve.jobs.job import Job
@@ -78,8 +79,7 @@ def text_of(server: Server, job: Job, asked: Drawing, seed: int, size: tuple[int
     if digest := hash_of(server, job.model):
         said["Model hash"] = digest[:10]
     said |= {"Model": job.model, **extra, "Version": f"ldmrt {ldmrt.__version__}"}
-    negative = [f"Negative prompt: {asked.negative_prompt}"] if asked.negative_prompt else []
-    return "\n".join([asked.prompt, *negative, ", ".join(f"{name}: {value}" for name, value in said.items())])
+    return str(Infotext(asked.prompt, asked.negative_prompt, {name: str(value) for name, value in said.items()}))
 
 
 def stamped(job: Job) -> str:

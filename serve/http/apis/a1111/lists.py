@@ -5,11 +5,11 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.requests import Request as HTTPRequest
 
+from ldmrt.runtime.pipeline.infotext.samplers import LABELS, OWN, SAMPLERS
 from ldmrt.serve.http.errors import DRAWN
 from ldmrt.serve.http.state import server_of
 
 from .options import FIXED, MODEL, checked, hash_of, of_caller, title_of
-from .samplers import LABELS, OWN, SAMPLERS
 
 router = APIRouter()
 

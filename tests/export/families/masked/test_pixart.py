@@ -18,7 +18,7 @@ from ldmrt.runtime import LdmrtError
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.images import small_mask
-from ldmrt.runtime.samplers.noise import FIRST, IMAGE, noise
+from ldmrt.runtime.samplers.noise.counter import FIRST, IMAGE, noise
 from ldmrt.runtime.samplers.registry import SCHEDULERS, find_scheduler
 from ldmrt.runtime.tensors import Engine
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ldmrt.runtime import plan_from_config, steps
-from ldmrt.runtime.samplers.noise import FIRST, noise
+from ldmrt.runtime.samplers.noise.counter import FIRST, noise
 
 from ..test_orders import GAUSSIANS, WIDTHS, denoised, law, walk
 

@@ -14,7 +14,7 @@ from ldmrt.runtime import InvalidRequest, LdmrtError, Plan, Request, plan_from_c
 from ldmrt.runtime.pipeline.denoising.fused_step import can_fuse
 from ldmrt.runtime.samplers.config import resolve
 from ldmrt.runtime.samplers.guidance import guide
-from ldmrt.runtime.samplers.noise import FIRST, noise
+from ldmrt.runtime.samplers.noise.counter import FIRST, noise
 from ldmrt.runtime.samplers.papers.score_sde import ve_grid
 
 from ....support.exact_diffusers import scheduler_class

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
 from ldmrt.model.training.tasks.masks import MASKS
-from ldmrt.runtime.samplers.noise import MASKED, noise
+from ldmrt.runtime.samplers.noise.counter import MASKED, noise
 from ldmrt.tools.commands.training.tasks.inpaint import KINDS
 
 from ....support.pipelines import save_pipeline

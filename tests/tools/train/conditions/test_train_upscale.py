@@ -10,7 +10,7 @@ from PIL import Image
 
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
-from ldmrt.runtime.samplers.noise import NOISED, noise
+from ldmrt.runtime.samplers.noise.counter import NOISED, noise
 
 from ....support.pipelines import save_pipeline
 from ...console.records.cards import check_card

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--steps", default=20, show_default=True, help="Steps of the sampler.")
 @click.option("--guidance", default=5.0, show_default=True, help="Guidance scale; 1 is none.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the image.")
+@click.option("--noise", default="ldmrt", show_default=True, help="Whose random numbers, as of `ldmrt generate`.")
 @click.option("--scheduler", help="Name of a sampler, see `ldmrt samplers`; the bundle's own by default.")
 @click.option("--tile", type=int, help="Decode in overlapping tiles of so many pixels: less memory.")
 @click.option("--low-memory", is_flag=True, help="Keep one stage in memory at a time; tiles above 768 pixels.")
@@ -54,17 +55,18 @@ def upscale(
     Example: ldmrt upscale out/x4-upscaler small.png --prompt "a white cat" -o out/large.png
     """
     from ldmrt.runtime.errors import LdmrtError
-    from ldmrt.runtime.images.png import notes
     from ldmrt.runtime.pipeline.opening import open_pipeline
     from ldmrt.runtime.samplers.registry import everyday_name
     from ldmrt.tools.console.drawing.image_paths import free_path
     from ldmrt.tools.console.drawing.images import parameters, save_image
+    from ldmrt.tools.console.drawing.making import Making
     from ldmrt.tools.console.drawing.rows import in_rows
 
     request = request_of({**options, "image": image})
     out = click.get_current_context().with_resource(free_path(out, 1, steps=False, overwrite=overwrite))
-    opened = open_pipeline(bundle, backend, tile=tile, low_memory=low_memory, compute=compute, threads=threads)
-    with opened as pipeline:
+    opening: dict[str, Any] = {"backend": backend, "tile": tile, "low_memory": low_memory, "compute": compute}
+    opening["threads"] = threads
+    with open_pipeline(bundle, **opening) as pipeline:
         last = pipeline.stages[-1]
         if last.stage.enlarges == 1:
             hint = f'ldmrt generate {bundle} "{request.prompts[0]}" --image {image}'
@@ -80,5 +82,7 @@ def upscale(
         factor = last.stage.space.factor
         if cells := last.decoding.cells(factor, result.latents.shape[2:]):
             facts |= {"tile": cells * factor, "tile_passes": last.decoding.passes}
-        save_image(out, result.pixels[0], notes(facts))
+        facts["prompt"] = request.prompts[0]
+        making = Making.of(bundle, last, opening)
+        save_image(out, result.pixels[0], making.notes(facts, request, result.pixels[0]))
     click.echo(out)

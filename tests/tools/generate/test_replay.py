@@ -1,0 +1,151 @@
+"""`ldmrt replay` draws an image of ldmrt again, from the record in its file alone."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+PROMPT = "two pears"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two images to start from, and a mask."""
+    rng = np.random.default_rng(0)
+    for name in ("in", "other"):
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    Image.fromarray(np.uint8(255) * np.tile(np.arange(16) > 7, (16, 1))).save(tmp_path / "mask.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+WORDS: dict[str, tuple[Any, ...]] = {
+    "plain": (),
+    "sampler": ("--scheduler", "euler_a", "--eta", 0.5, "--set", "timestep_spacing=trailing", "--seed", 2**64 - 5),
+    "noise": ("--noise", "torch-cpu", "--scheduler", "euler_a", "--guidance", 1.0),
+    "image": ("--image", "in.png", "--strength", 0.5, "--mask", "mask.png", "--negative", "blurred, grey"),
+    "tiles": ("--width", 32, "--tile", 16, "--threads", 1, "--guidance-interval", "0.1,5"),
+}
+
+
+@pytest.mark.parametrize(("name", "suffix"), [*((name, "png") for name in WORDS), ("image", "jpg"), ("plain", "webp")])
+def test_an_image_is_drawn_again_bit_for_bit(ldmrt: Any, bundle: Path, place: Path, name: str, suffix: str) -> None:
+    assert ldmrt("generate", bundle, PROMPT, "--steps", 3, *WORDS[name], "-o", f"a.{suffix}").code == 0
+    ran = ldmrt("replay", f"a.{suffix}", "--bundle", bundle, "-o", f"b.{suffix}")
+    size = (32 if name == "tiles" else 16) * 16 * 3
+    assert (ran.code, "differs" in ran.out) == (0, False), ran.err
+    assert f"identical: {32 if name == 'tiles' else 16}x16, all {size} bytes of pixels\n" in ran.out
+    assert Path(f"b.{suffix}").read_bytes() == Path(f"a.{suffix}").read_bytes()  # its record too
+
+
+def test_each_of_several_images_is_drawn_again_alone(ldmrt: Any, bundle: Path, place: Path) -> None:
+    prompts = (PROMPT, "a red apple")
+    images = ("--image", "in.png", "--image", "other.png")
+    assert ldmrt("generate", bundle, *prompts, "-n", 2, "--steps", 2, *images, "-o", "a.png").code == 0
+    for number in range(4):
+        assert ldmrt("replay", f"a-{number:02d}.png", "--bundle", bundle).code == 0
+    ran = ldmrt("replay", "a.png", "--bundle", bundle)
+    assert (ran.code, "a.png is a grid of several images" in ran.error) == (2, True)
+
+
+def test_a_line_of_a_batch_is_drawn_again(ldmrt: Any, bundle: Path, place: Path) -> None:
+    line = {"prompt": PROMPT, "steps": 2, "seed": 5, "image": "in.png", "scheduler": "ddim", "eta": 1.0}
+    Path("lines.jsonl").write_text(json.dumps(line) + "\n")
+    assert ldmrt("batch", bundle, "lines.jsonl", "out").code == 0
+    assert ldmrt("replay", "out/000/000/000001-0.png", "--bundle", bundle).code == 0
+
+
+def test_a_bundle_is_found_by_its_name(ldmrt: Any, bundle: Path, place: Path) -> None:
+    assert ldmrt("generate", bundle, PROMPT, "--steps", 2, "-o", "a.png").code == 0
+    ran = ldmrt("replay", "a.png")
+    assert (ran.code, f"no bundle '{bundle.name}' is here" in ran.error) == (2, True)
+    (place / "out").mkdir()
+    (place / "out" / bundle.name).symlink_to(bundle)
+    assert ldmrt("replay", "a.png").code == 0
+
+
+def changed(path: Path, change: Any) -> None:
+    """Write a file's parameters anew, and its pixels too where a function returns them."""
+    with Image.open(path) as image:
+        pixels, said = np.array(image), json.loads(image.info["ldmrt"])
+    pixels = change(said, pixels)
+    info = PngInfo()
+    info.add_itxt("ldmrt", json.dumps(said))
+    Image.fromarray(pixels).save(path, pnginfo=info)
+
+
+def test_what_differs_is_listed(ldmrt: Any, bundle: Path, place: Path) -> None:
+    def other(said: Any, pixels: Any) -> Any:
+        said["made"]["bundle_sha256"] = "0" * 64
+        said["made"]["versions"]["numpy"] = "1.0"
+        pixels[0, 0, 0] ^= 1
+        return pixels
+
+    assert ldmrt("generate", bundle, PROMPT, "--steps", 2, "-o", "a.png").code == 0
+    changed(place / "a.png", other)
+    ran = ldmrt("replay", "a.png", "--bundle", bundle)
+    assert ran.code == 1
+    assert all(word in ran.out for word in ("bundle_sha256", "0000", "version of numpy", "1.0", np.__version__))
+    # one bit of one byte: the mean square is 1 / 768
+    assert "not identical: 16x16, 1 of 768 bytes of pixels differ, PSNR 77.0 dB\n" in ran.out
+
+
+def test_inputs_have_to_be_what_they_were(ldmrt: Any, bundle: Path, place: Path) -> None:
+    assert ldmrt("generate", bundle, PROMPT, "--steps", 2, "--image", "in.png", "-o", "a.png").code == 0
+    (place / "kept").mkdir()
+    shutil.move("in.png", "kept/in.png")
+    ran = ldmrt("replay", "a.png", "--bundle", bundle)
+    assert (ran.code, "in.png is gone, which the image was drawn from" in ran.error) == (2, True)
+    assert ldmrt("replay", "a.png", "--bundle", bundle, "--inputs", "kept").code == 0
+    shutil.copy("other.png", "in.png")
+    ran = ldmrt("replay", "a.png", "--bundle", bundle)
+    assert (ran.code, "in.png is not the file that the image was drawn from" in ran.error) == (2, True)
+
+
+def no_record(said: Any, pixels: Any) -> Any:
+    del said["made"]
+    return pixels
+
+
+def damaged(said: Any, pixels: Any) -> Any:
+    said["made"]["request"] = {"steps": "three"}
+    return pixels
+
+
+def unknown(said: Any, pixels: Any) -> Any:
+    said["made"]["opening"] = {"wings": 2}
+    return pixels
+
+
+def elsewhere(said: Any, pixels: Any) -> Any:
+    said["made"]["request"]["image"] = "in.png"  # which no hash is of
+    return pixels
+
+
+def smaller(said: Any, pixels: Any) -> Any:
+    return pixels[:8]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (no_record, "a.png lacks the record to draw it by"),
+        (damaged, "a.png has a damaged record"),
+        (unknown, "a.png has a damaged record"),
+        (elsewhere, "a.png has a damaged record"),
+        (smaller, "a.png has another size than its record; expected 16x16; found 16x8"),
+    ],
+)
+def test_what_cannot_be_drawn_again_is_refused(
+    ldmrt: Any, bundle: Path, place: Path, change: Any, message: str
+) -> None:
+    assert ldmrt("generate", bundle, PROMPT, "--steps", 2, "-o", "a.png").code == 0
+    changed(place / "a.png", change)
+    ran = ldmrt("replay", "a.png", "--bundle", bundle, "-o", "b.png")
+    assert (ran.code, message in ran.error) == (2, True), ran.error
+    assert not Path("b.png").exists()

@@ -1,0 +1,44 @@
+"""Run `ldmrt info`: show how images were drawn."""
+
+import json
+from pathlib import Path
+
+import click
+
+from ldmrt.tools.options.types import IMAGE
+
+SHORTEST = 60  # characters of a value in the table, beyond which it is cut
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=IMAGE)
+@click.option("--json", "as_json", is_flag=True, help="Print a list of JSON objects instead of the tables.")
+def info(files: tuple[Path, ...], as_json: bool) -> None:
+    """Show what the files of images say of how they were drawn: by ldmrt, AUTOMATIC1111's web UI, ComfyUI or InvokeAI.
+
+    With --json: for each file "file", "program", "prompt", "negative_prompt", "settings" ("steps", "sampler",
+    "guidance", "seed", "width", "height", "model" and others, what is known of them) and "parameters", all that ldmrt
+    wrote, or null.
+
+    Example: ldmrt info out/apple.png
+    """
+    from ldmrt.runtime.errors import printable
+    from ldmrt.tools.console import tables
+    from ldmrt.tools.console.drawing.embedded.programs import describe
+    from ldmrt.tools.console.drawing.making import MADE
+
+    described = [describe("info", Path(file)) for file in files]
+    if as_json:
+        click.echo(json.dumps([each.to_json() for each in described], indent=2))
+        return
+    for each in described:
+        rows = [("program", each.program), ("prompt", each.prompt), ("negative prompt", each.negative)]
+        rows += [(name.replace("_", " "), str(value)) for name, value in each.settings.items()]
+        made = (each.parameters or {}).get(MADE)
+        if isinstance(made, dict):
+            rows += [(name, str(made.get(name))) for name in ("bundle_sha256", "certificate", "backend", "processor")]
+            rows.append(
+                ("versions", ", ".join(f"{name} {version}" for name, version in dict(made["versions"]).items()))
+            )
+        shown = [(name, printable(value)) for name, value in rows if value]
+        tables.show(("", "value"), shown, title=printable(str(each.path)))

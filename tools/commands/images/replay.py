@@ -1,0 +1,64 @@
+"""Run `ldmrt replay`: draw an image again, and compare it."""
+
+import math
+import sys
+from pathlib import Path
+
+import click
+
+from ldmrt.tools.console.outputs import Output
+from ldmrt.tools.options.types import IMAGE
+
+DIFFERS = 1  # the exit code
+
+
+@click.command()
+@click.argument("file", type=IMAGE)
+@click.option("--bundle", type=click.Path(path_type=Path), help="The bundle, where none of its name is in . or out.")
+@click.option("--backend", help="In place of the one that drew it.")
+@click.option(
+    "--inputs",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of the images that it was drawn from; by default they are looked for here and beside FILE.",
+)
+@click.option("-o", "--out", type=Output(), help="File for the image: .png, .jpg or .webp; by default none is written.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file; without it, OUT gets a free number.")
+def replay(
+    file: Path, bundle: Path | None, backend: str | None, inputs: Path | None, out: Path | None, overwrite: bool
+) -> None:
+    """Draw FILE, an image of ldmrt, again from the record in it, and compare all pixels.
+
+    On the same bundle, backend and versions it is identical. What differs is listed. The exit code is 1 where pixels
+    differ.
+
+    Example: ldmrt replay out/apple.png
+    """
+    from ldmrt.runtime.errors import printable
+    from ldmrt.tools.console import tables
+    from ldmrt.tools.console.drawing.embedded.programs import describe
+    from ldmrt.tools.console.drawing.image_paths import free_path
+    from ldmrt.tools.console.drawing.images import save_image
+    from ldmrt.tools.console.drawing.replaying import find_bundle, record_of
+    from ldmrt.tools.console.drawing.replaying import replay as draw_again
+
+    image = describe("replay", Path(file))
+    record_of(image)  # raises before a bundle is looked for
+    folder = find_bundle(image, bundle)
+    if out is not None:
+        out = click.get_current_context().with_resource(free_path(out, 1, steps=False, overwrite=overwrite))
+    again = draw_again(image, folder, backend, inputs)
+    if out is not None:
+        save_image(out, again.pixels, again.notes)
+    height, width = again.pixels.shape[:2]
+    if again.differences:
+        rows = [tuple(map(printable, row)) for row in again.differences]
+        tables.show(("differs", "then", "now"), rows)
+    if again.differing:
+        share = f"{again.differing} of {again.pixels.size} bytes of pixels differ, PSNR {again.psnr:.1f} dB"
+        click.echo(f"not identical: {width}x{height}, {share}")
+    else:
+        click.echo(f"identical: {width}x{height}, all {again.pixels.size} bytes of pixels")
+    if out is not None:
+        click.echo(out)
+    if not math.isinf(again.psnr):
+        sys.exit(DIFFERS)

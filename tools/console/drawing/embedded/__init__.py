@@ -1,0 +1,1 @@
+"""What is written into the file of an image about its making, by this program and by others."""
