@@ -52,6 +52,19 @@ def worded(
     seeds = range(values["seed"], values["seed"] + len(prompts) * values["count"])
     each = [text for text in prompts for _ in range(values["count"])]
     changed |= {"prompt": [folder.expanded(text, seed) for text, seed in zip(each, seeds, strict=True)], "count": 1}
+    for name in ("image", "mask", "class_labels"):  # one for each prompt, which are several now
+        changed[name] = _repeated(values.get(name), len(prompts), values["count"])
+    changed["controls"] = {
+        name: (_repeated(images, len(prompts), values["count"]), scale)
+        for name, (images, scale) in (values.get("controls") or {}).items()
+    }
     if negative:
         changed["negative_prompt"] = [folder.expanded(negative, seed) for seed in seeds]
     return changed
+
+
+def _repeated(value: Any, prompts: int, count: int) -> Any:
+    """Repeat each item of a list that has one for each prompt; return any other value as it is."""
+    if isinstance(value, list) and len(value) == prompts > 1:
+        return [item for item in value for _ in range(count)]
+    return value

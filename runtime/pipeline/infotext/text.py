@@ -19,7 +19,7 @@ NEGATIVE = "Negative prompt:"
 _LABELS = {"_karras": "Karras", "_exponential": "Exponential", "_beta": "Beta"}
 # Samplers that AUTOMATIC1111 has too, but does not compute alike: here they have its names alone.
 _NAMES = {"dpm2": "DPM2", "dpm2_a": "DPM2 a", "dpmpp_3m_sde": "DPM++ 3M SDE", "pndm": "PLMS"}
-_SETTING = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_SETTING = re.compile(r'(\w[\w \-/]{1,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _FEWEST = 3  # settings that a line has to have; with fewer it belongs to the prompt
 
 
@@ -101,7 +101,7 @@ def infotext_of(
 
 
 def _quoted(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False) if any(character in value for character in ",\n:") else value
+    return json.dumps(value, ensure_ascii=False) if re.search('^"|[,\n:]', value) else value
 
 
 def _unquoted(value: str) -> str:

@@ -11,6 +11,7 @@ from .fragments import unreadable
 
 NAME = re.compile(r"__([A-Za-z0-9][\w-]*?(?:/[A-Za-z0-9][\w-]*?)*)__", re.ASCII)
 DEEPEST = 10  # files that name one another
+LONGEST = 100_000  # characters of a text with its wildcards
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Wildcards:
             LdmrtError: A file cannot be read.
         """
         text, number = prompt, 0
-        for _ in range(DEEPEST):
+        for _ in range(DEEPEST + 1):
             if NAME.search(text) is None:
                 return text
             pieces, last = list[str](), 0
@@ -42,6 +43,8 @@ class Wildcards:
                 pieces += [text[last : match.start()], self._line(prompt, match[1], f"{seed} {number}")]
                 last, number = match.end(), number + 1
             text = "".join((*pieces, text[last:]))
+            if len(text) > LONGEST:
+                break
         problem = "wildcards name one another without an end"
         raise unreadable(prompt, max(0, prompt.find("__")), problem, f"at most {DEEPEST} in one another")
 

@@ -122,6 +122,21 @@ def unknown(said: Any, pixels: Any) -> Any:
     return pixels
 
 
+def odd_threads(said: Any, pixels: Any) -> Any:
+    said["made"]["opening"] = {"threads": "many"}
+    return pixels
+
+
+def two_prompts(said: Any, pixels: Any) -> Any:
+    said["prompt"] = [PROMPT, "a fox"]
+    return pixels
+
+
+def huge(said: Any, pixels: Any) -> Any:
+    said["made"]["request"] |= {"width": 8192, "height": 8192}
+    return pixels
+
+
 def elsewhere(said: Any, pixels: Any) -> Any:
     said["made"]["request"]["image"] = "in.png"  # which no hash is of
     return pixels
@@ -137,6 +152,9 @@ def smaller(said: Any, pixels: Any) -> Any:
         (no_record, "a.png lacks the record to draw it by"),
         (damaged, "a.png has a damaged record"),
         (unknown, "a.png has a damaged record"),
+        (odd_threads, "a.png has a damaged record"),
+        (two_prompts, "a.png has a damaged record"),
+        (huge, "a.png has another size than its record; expected 8192x8192; found 16x16"),
         (elsewhere, "a.png has a damaged record"),
         (smaller, "a.png has another size than its record; expected 16x16; found 16x8"),
     ],

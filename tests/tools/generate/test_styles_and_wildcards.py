@@ -9,7 +9,8 @@ from PIL import Image
 
 from ldmrt.runtime import LdmrtError
 from ldmrt.runtime.pipeline.prompts.styles import chosen, read_styles, styled
-from ldmrt.runtime.pipeline.prompts.wildcards import Wildcards
+from ldmrt.runtime.pipeline.prompts.wildcards import DEEPEST, Wildcards
+from ldmrt.tools.options.prompts import worded
 
 STYLES = 'name,prompt,negative_prompt\nnoto,"{prompt}, noto style, ""flat""",blurred\n quiet,,\nloud,very loud,\n'
 
@@ -51,6 +52,25 @@ def test_wildcards_follow_from_the_seed(tmp_path: Path) -> None:
     }.items():  # fmt: skip
         with pytest.raises(LdmrtError, match=problem):
             Wildcards(tmp_path).expanded(prompt, 0)
+
+
+def test_wildcards_in_one_another(tmp_path: Path) -> None:
+    for i in range(DEEPEST):
+        (tmp_path / f"w{i}.txt").write_text(f"__w{i + 1}__\n" if i + 1 < DEEPEST else "red\n")
+    assert Wildcards(tmp_path).expanded("__w0__", 0) == "red"
+    (tmp_path / "twice.txt").write_text("__twice__ __twice__ " + "a" * 20_000 + "\n")
+    with pytest.raises(LdmrtError, match="without an end"):
+        Wildcards(tmp_path).expanded("__twice__", 0)
+
+
+def test_images_of_prompts_with_wildcards(tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_text("red\n")
+    given = {"prompt": ("a __c__ fox", "a cat"), "negative_prompt": None, "seed": 3, "count": 2, "image": ["x", "y"],
+             "controls": {"canny": (["k", "l"], 0.5)}, "mask": "m", "class_labels": None}  # fmt: skip
+    found = worded(given, None, (), tmp_path)
+    assert found["prompt"] == ["a red fox", "a red fox", "a cat", "a cat"]
+    assert (found["image"], found["mask"], found["count"]) == (["x", "x", "y", "y"], "m", 1)
+    assert found["controls"] == {"canny": (["k", "k", "l", "l"], 0.5)}
 
 
 def test_an_image_holds_the_texts_that_were_drawn(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import ldmrt.runtime
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.parity.metrics import psnr, ssim
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.tools.console.drawing.axes import MOST
@@ -122,3 +123,30 @@ def test_a_stop_writes_what_is_drawn(ldmrt: Any, bundle: Path, tmp_path: Path, m
     assert (ran.code, "stopped: 2 of 3 cells are drawn" in ran.err) == (130, True)
     page = out.read_text(encoding="utf-8")
     assert (len(images_in(page)), page.count("not drawn")) == (2, 1)
+
+
+def test_a_failure_writes_what_is_drawn(
+    ldmrt: Any, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, calls = Pipeline.generate, []
+
+    def failing_last(self: Pipeline, request: Any) -> Any:
+        calls.append(request)
+        if len(calls) == 4:
+            raise LdmrtError("unet", "no more memory")
+        return draw(self, request)
+
+    monkeypatch.setattr(Pipeline, "generate", failing_last)
+    out = tmp_path / "sweep.html"
+    ran = ldmrt("sweep", bundle, PROMPT, "--axis", "steps=2,3,4", "-o", out)
+    assert ran.error == "error: unet: no more memory"
+    assert "has 2 of 3 cells" in ran.err
+    assert len(images_in(out.read_text(encoding="utf-8"))) == 2
+
+
+def test_values_with_commas_and_no_text(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep.html"
+    axes = ["--axis", "negative=", "--axis", "negative=two pears, blue", "--axis", "guidance-interval=0.1,0.5"]
+    ran = ldmrt("sweep", bundle, PROMPT, *axes, "--axis", "guidance-interval=0.2,5", "--steps", 2, "-o", out)
+    assert ran.code == 0, ran.err
+    assert len(images_in(out.read_text(encoding="utf-8"))) == 4

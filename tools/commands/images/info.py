@@ -7,8 +7,6 @@ import click
 
 from ldmrt.tools.options.types import IMAGE
 
-SHORTEST = 60  # characters of a value in the table, beyond which it is cut
-
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=IMAGE)
@@ -37,8 +35,8 @@ def info(files: tuple[Path, ...], as_json: bool) -> None:
         made = (each.parameters or {}).get(MADE)
         if isinstance(made, dict):
             rows += [(name, str(made.get(name))) for name in ("bundle_sha256", "certificate", "backend", "processor")]
-            rows.append(
-                ("versions", ", ".join(f"{name} {version}" for name, version in dict(made["versions"]).items()))
-            )
+            versions = made.get("versions")
+            each_version = versions.items() if isinstance(versions, dict) else ()
+            rows.append(("versions", ", ".join(f"{name} {version}" for name, version in each_version)))
         shown = [(name, printable(value)) for name, value in rows if value]
         tables.show(("", "value"), shown, title=printable(str(each.path)))

@@ -100,12 +100,17 @@ def sweep(
         pipeline.close()
 
     drawn: list[Drawn] = []
+    failed = None
     try:
         drawn.extend(watched(draw_cells(asked, open_group), len(cells), lambda one: one.cell.label(axes)))
     except KeyboardInterrupt:
         if not drawn:
             raise
         click.secho(f"stopped: {len(drawn)} of {len(cells)} cells are drawn", fg="yellow", err=True)
+    except LdmrtError as error:
+        if not drawn:
+            raise
+        failed = error
     figures = compared(drawn, chosen)
     fixed = {"bundle": bundle.name, "prompt": prompt or "", "seed": str(options["seed"]), "processor": processor()}
     about = {name: value for name, value in fixed.items() if name not in {axis.name for axis in axes}}
@@ -119,6 +124,9 @@ def sweep(
         ]
         with write_atomically(as_json) as file:
             file.write(json.dumps({"about": about, "cells": rows}, indent=2).encode())
+    if failed is not None:
+        click.secho(f"{out} has {len(drawn)} of {len(cells)} cells", fg="yellow", err=True)
+        raise failed
     click.echo(out)
     if len(drawn) < len(cells):
         raise click.exceptions.Exit(130)

@@ -9,9 +9,10 @@ import click
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.nearest import suggestion
-from ldmrt.tools.options.types import Text
+from ldmrt.tools.options.types import ByStage, Interval, Layers, Text
 
 MOST = 1000  # cells
+WITH_COMMAS = (Text, Interval, Layers)  # types whose values hold commas
 
 
 class Choice(NamedTuple):
@@ -55,7 +56,7 @@ class Cell(NamedTuple):
 
 
 def axes_of(written: Sequence[str], parameters: Mapping[str, click.Parameter]) -> list[Axis]:
-    """Read axes of the form NAME=VALUE,VALUE. A name that comes again adds values; those of texts are not divided.
+    """Read axes of the form NAME=VALUE,VALUE. A name that comes again adds values; what holds commas itself is one.
 
     Args:
         written: The axes as they were given.
@@ -67,14 +68,16 @@ def axes_of(written: Sequence[str], parameters: Mapping[str, click.Parameter]) -
     found: dict[str, list[str]] = {}
     for text in written:
         name, equals, values = text.partition("=")
-        if not equals or not values:
+        kind = parameters[name].type if name in parameters else None
+        if not equals or not (values or isinstance(kind, Text)):
             raise LdmrtError(
                 "sweep", f"--axis {text!r:.200} has no values", expected="NAME=VALUE,VALUE, as steps=5,10,20"
             )
         if name not in parameters:
             problem = f"--axis: nothing is called {name!r:.100}{suggestion(name, parameters)}"
             raise LdmrtError("sweep", problem, expected=", ".join(sorted(parameters)))
-        found.setdefault(name, []).extend([values] if isinstance(parameters[name].type, Text) else values.split(","))
+        whole = isinstance(kind, WITH_COMMAS) or (isinstance(kind, ByStage) and "=" in values)
+        found.setdefault(name, []).extend([values] if whole else values.split(","))
     axes = []
     for name, texts in found.items():
         if len(set(texts)) < len(texts):

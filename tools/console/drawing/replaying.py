@@ -1,6 +1,7 @@
 """Draw an image again from the record in its file, and tell what differs."""
 
 import io
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,9 @@ from .images import encode
 from .latents import read_latents
 from .making import MADE, Making
 
-# Arguments of `open_pipeline` that a file may choose; it is not to be trusted with others.
-OPENING = ("tile", "tile_passes", "low_memory", "threads", "compute", "on_overflow")
+# Arguments of `open_pipeline` that a file may choose, with their types; it is not to be trusted with others.
+OPENING = {"tile": int, "tile_passes": int, "low_memory": bool, "threads": int, "compute": str, "on_overflow": str}
+MOST_PASSES = 100
 DAMAGE = (TypeError, KeyError, ValueError, AttributeError, IndexError)  # of values of other kinds than were written
 PLACES = ("", "out")  # folders in which a bundle is looked for by its name, beside the image's own
 INPUTS = ("image", "mask", "controls", "latents")
@@ -112,16 +114,18 @@ def replay(image: Description, bundle: Path, backend: str | None, inputs: Path |
     """
     made = record_of(image)
     config = made.get("scheduler_config")
-    if set(made["opening"]) - set(OPENING) or not isinstance(config, (dict, type(None))):
-        raise damaged(image, f"opened with {', '.join(made['opening'])}")
+    if not isinstance(config, (dict, type(None))):
+        raise damaged(image, "a scheduler that is no config")
+    chosen = opening_of(image, made["opening"])
     try:
         request, latents = request_of(image, made, inputs)
     except (InvalidRequest, *DAMAGE) as error:
         raise damaged(image, error) from None
-    opening: JsonObject = {**made["opening"], "backend": backend or str(made.get("backend", "auto"))}
+    opening: JsonObject = {**chosen, "backend": backend or str(made.get("backend", "auto"))}
     with _open(image, bundle, {**opening, "scheduler": config}) as pipeline:
         names = [each.stage.name for each in pipeline.stages]
         first = pipeline.stages[names.index(request.from_stage) if request.from_stage in names else 0]
+        check_size(image, pipeline.size(request), request)
         pixels = pipeline.generate(request).pixels[0]
         making = Making.of(bundle, first, opening, scheduler_config=config)
     facts = {name: value for name, value in (image.parameters or {}).items() if name != MADE}
@@ -134,8 +138,11 @@ def request_of(image: Description, made: JsonObject, folder: Path | None) -> tup
     """Return the request of an image, and the file of its latents with their place there."""
     parameters = image.parameters or {}
     given = made["inputs"] if isinstance(made.get("inputs"), dict) else {}
-    values: JsonObject = {"prompt": parameters["prompt"], "seed": parameters["seed"], **made["request"]}
-    if odd := {*INPUTS} & {*made["request"]}:
+    prompt, seed = parameters["prompt"], parameters["seed"]
+    if not isinstance(prompt, (str, type(None))) or type(seed) is not int:
+        raise TypeError("a prompt or a seed of several images")
+    values: JsonObject = {"prompt": prompt, "seed": seed, **made["request"]}
+    if odd := {*INPUTS, "count", "seed"} & {*made["request"]}:
         raise KeyError(f"{', '.join(sorted(odd))} outside of the inputs")
     for word in ("image", "mask"):
         if word in given:
@@ -167,11 +174,39 @@ def find_input(image: Description, record: object, folder: Path | None) -> Path:
         raise LdmrtError(
             "replay", f"{name} is gone, which the image was drawn from", expected=f"it in {where}", hint=hint
         )
+    hashes = {}
     for file in files:
-        if sha256(file) == known.get("sha256"):
+        hashes[file] = sha256(file)
+        if hashes[file] == known.get("sha256"):
             return file
     problem = f"{files[0]} is not the file that the image was drawn from"
-    raise LdmrtError("replay", problem, expected=f"SHA-256 {known.get('sha256')}", found=sha256(files[0]))
+    raise LdmrtError("replay", problem, expected=f"SHA-256 {known.get('sha256')}", found=hashes[files[0]])
+
+
+def opening_of(image: Description, record: JsonObject) -> JsonObject:
+    """Return the arguments of `open_pipeline` that a record has, with no more threads than there are cores.
+
+    Raises:
+        LdmrtError: One of them is another argument, or of another kind than was written.
+    """
+    for name, value in record.items():
+        if type(value) is not OPENING.get(name):
+            raise damaged(image, f"opened with {name} {value!r:.100}")
+    most = {"threads": os.cpu_count() or 1, "tile_passes": MOST_PASSES}
+    return record | {name: min(record[name], limit) for name, limit in most.items() if name in record}
+
+
+def check_size(image: Description, size: tuple[int, int], request: Request) -> None:
+    """Refuse, before anything is drawn, a record of a larger image than its file holds.
+
+    Raises:
+        LdmrtError: It is larger, and not the region around a mask.
+    """
+    with opened("replay", image.path) as file:
+        width, height = file.size
+    if request.padding_mask_crop is None and (size[0] > height or size[1] > width):
+        problem, expected = f"{image.path} has another size than its record", f"{size[1]}x{size[0]}"
+        raise LdmrtError("replay", problem, expected=expected, found=f"{width}x{height}")
 
 
 def differences(then: JsonObject, now: JsonObject) -> Iterator[tuple[str, str, str]]:

@@ -57,8 +57,9 @@ def draw_cells(
 ) -> Iterator[Drawn]:
     """Draw every cell; one pipeline is open at a time.
 
-    The first images that a pipeline draws of a size are drawn twice, and only the second time is measured, so that
-    opening networks is in no cell's seconds. Encoding a prompt is in those of the first cell with it alone.
+    The first images of a size, of as many rows of guidance and by the same networks are drawn twice, and only the
+    second time is measured, so that opening networks is in no cell's seconds. Encoding a prompt is in those of the
+    first cell with it alone.
     """
     for group in dict.fromkeys(group for group, _ in requests.values()):
         pipeline, seen = open_group(group), set[tuple[int, ...]]()
@@ -66,7 +67,12 @@ def draw_cells(
             for cell, (own, request) in requests.items():
                 if own != group:
                     continue
-                shape = (*pipeline.size(request), request.total_images)
+                shape = (
+                    *pipeline.size(request),
+                    request.total_images,
+                    request.full_every,
+                    pipeline.guidance_rows(request),
+                )
                 if shape not in seen:
                     pipeline.generate(request)
                     seen.add(shape)

@@ -1,20 +1,19 @@
 r"""Read the weights of a text: (more), [less], (exactly:1.3), the escapes \( \) \[ \] \\, and BREAK."""
 
-import math
 import re
 
-from ldmrt.runtime.pipeline.prompts.fragments import Fragment, Fragments, unreadable
+from ldmrt.runtime.pipeline.prompts.fragments import Fragment, Fragments, unreadable, weight_of
 
 MORE, LESS = 1.1, 1 / 1.1  # of each round, and of each square bracket
 TOKEN = re.compile(r"\\[()\[\]\\]|\\|\(|\[|:\s*([+-]?[.\d]+)\s*\)|\)|]|[^\\()\[\]:]+|:")
-BREAK = re.compile(r"\s*\bBREAK\b\s*")
+BREAK = re.compile(r"\bBREAK\b\s*")
 
 
 class _Piece:
     """A piece of the text while its weight is not final."""
 
-    def __init__(self, text: str, at: int, weight: float = 1.0) -> None:
-        self.text, self.at, self.weight = text, at, weight
+    def __init__(self, text: str, at: int, *, breaks: bool = False) -> None:
+        self.text, self.at, self.weight, self.breaks = text, at, 1.0, breaks
 
 
 def read_attention(text: str) -> tuple[Fragments, ...]:
@@ -31,7 +30,7 @@ def read_attention(text: str) -> tuple[Fragments, ...]:
     Raises:
         InvalidRequest: A weight is no number, or a BREAK stands in brackets.
     """
-    pieces, breaks = list[_Piece](), list[_Piece]()
+    pieces = list[_Piece]()
     round_, square = list[int](), list[int]()
 
     def weigh(first: int, weight: float) -> None:
@@ -47,7 +46,7 @@ def read_attention(text: str) -> tuple[Fragments, ...]:
         elif token == "[":
             square.append(len(pieces))
         elif weight is not None and round_:
-            weigh(round_.pop(), _number(text, weight, match.start(1)))
+            weigh(round_.pop(), weight_of(text, weight, match.start(1)))
         elif token == ")" and round_:
             weigh(round_.pop(), MORE)
         elif token == "]" and square:
@@ -55,40 +54,28 @@ def read_attention(text: str) -> tuple[Fragments, ...]:
         else:
             last = 0
             for gap in BREAK.finditer(token):
-                pieces.append(_Piece(token[last : gap.start()], match.start() + last))
-                breaks.append(_Piece("BREAK", match.start() + gap.start() + gap[0].index("BREAK")))
-                pieces.append(breaks[-1])
+                pieces.append(_Piece(token[last : gap.start()].rstrip(), match.start() + last))
+                pieces.append(_Piece("BREAK", match.start() + gap.start(), breaks=True))
                 last = gap.end()
             pieces.append(_Piece(token[last:], match.start() + last))
     for first in round_:
         weigh(first, MORE)
     for first in square:
         weigh(first, LESS)
-    for gap_ in breaks:
-        if gap_.weight != 1:
-            raise unreadable(text, gap_.at, "a BREAK in brackets", expected="BREAK between them, as in (a) BREAK (b)")
-    return _sections(pieces, breaks)
+    for piece in pieces:
+        if piece.breaks and piece.weight != 1:
+            raise unreadable(text, piece.at, "a BREAK in brackets", expected="BREAK between them, as in (a) BREAK (b)")
+    return _sections(pieces)
 
 
-def _sections(pieces: list[_Piece], breaks: list[_Piece]) -> tuple[Fragments, ...]:
+def _sections(pieces: list[_Piece]) -> tuple[Fragments, ...]:
     """Cut at every BREAK, and join neighbours of one weight."""
     sections: list[list[Fragment]] = [[]]
     for piece in pieces:
-        if any(piece is gap for gap in breaks):
+        if piece.breaks:
             sections.append([])
         elif sections[-1] and sections[-1][-1].weight == piece.weight:
             sections[-1][-1] = Fragment(sections[-1][-1].text + piece.text, piece.weight)
         else:
             sections[-1].append(Fragment(piece.text, piece.weight))
     return tuple(tuple(section) if section else (Fragment(""),) for section in sections)
-
-
-def _number(text: str, word: str, at: int) -> float:
-    """Return a weight as a finite number."""
-    try:
-        number = float(word)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise unreadable(text, at, f"{word!r:.40} is no weight", expected="a number, such as (word:1.3)")
-    return number

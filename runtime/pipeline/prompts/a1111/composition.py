@@ -3,8 +3,10 @@
 import re
 from dataclasses import dataclass
 
+from ldmrt.runtime.pipeline.prompts.fragments import weight_of
+
 AND = re.compile(r"\bAND\b")
-WEIGHT = re.compile(r"\s*:\s*([-+]?(?:\d+\.?|\d*\.\d+))\s*$")
+WEIGHT = re.compile(r":\s*([-+]?(?:\d+\.?|\d*\.\d+))$")
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,19 @@ class Part:
 
 
 def split_composition(prompt: str) -> tuple[Part, ...]:
-    """Split a prompt at AND, as in "a cat :1.2 AND a hat :0.8"; a weight that is not stated is 1."""
+    """Split a prompt at AND, as in "a cat :1.2 AND a hat :0.8"; a weight that is not stated is 1.
+
+    Raises:
+        InvalidRequest: A weight is no finite number.
+    """
     parts, first = list[Part](), 0
     for match in [*AND.finditer(prompt), None]:
-        text = prompt[first : match.start() if match else None]
+        text = prompt[first : match.start() if match else None].rstrip()
         weight = WEIGHT.search(text)
         if weight is None:
-            parts.append(Part(text.rstrip(), 1.0, first))
+            parts.append(Part(text, 1.0, first))
         else:
-            parts.append(Part(text[: weight.start()], float(weight[1]), first))
+            number = weight_of(prompt, weight[1], first + weight.start(1))
+            parts.append(Part(text[: weight.start()].rstrip(), number, first))
         first = match.end() if match else first
     return tuple(parts)

@@ -14,7 +14,7 @@ from .attention import read_attention
 from .composition import Part, split_composition
 from .schedules import read_schedule
 
-NETWORK = re.compile(r"<(lora|lyco|hypernet):[^>]*>")  # which no file is loaded for
+NETWORK = re.compile(r"<(lora|lyco|hypernet):[^<>]*>")  # which no file is loaded for
 AROUND = 8  # characters of a scheduled text by which its place is found in the prompt
 Read = TypeVar("Read")
 

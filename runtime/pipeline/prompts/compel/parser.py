@@ -70,6 +70,8 @@ class Parser:
             raise self.error(call.start(1), f"{len(weights)} weights of .{call[1]}()", expected)
         if (rest := SPACE.match(self.text, end)) and rest.end() < len(self.text):
             raise self.error(rest.end(), f"text after .{call[1]}()", f"the end of the prompt after .{call[1]}()")
+        if call[1] == "blend" and normalised and not sum(weights):
+            raise self.error(call.start(1), "weights of a blend that are 0 together", "numbers with another sum than 0")
         if call[1] != "blend":
             kept = [(text, weight) for text, weight in zip(texts, weights, strict=True) if text]
             return Conjunction(tuple(text for text, _ in kept), tuple(weight for _, weight in kept), self.prompt)

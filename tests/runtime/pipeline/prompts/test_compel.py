@@ -66,6 +66,7 @@ UNREADABLE = {
     "a cat.swap(dog)": (".swap() is not supported", ".swap"),
     "a withLora(x, 0.5)": ("a prompt loads no LoRA", "withLora"),
     '("a", "b").blend(1)': ("1 weights of .blend()", "blend"),
+    '("a", "b").blend(1, -1)': ("weights of a blend that are 0 together", "blend"),
     '("a", "b").and(1, 2, 3)': ("3 weights of .and()", "and"),
     '("a", "b").and(x)': ("weights that cannot be read", "x)"),
     '("a", "b").and() c': ("text after .and()", "c"),

@@ -12,7 +12,7 @@ from ldmrt.runtime.samplers.noise.philox import A1111, TorchCuda, philox
 from ldmrt.runtime.samplers.noise.torch_cpu import TorchCpu
 from ldmrt.runtime.samplers.registry import find_scheduler
 
-from ...support.exact_diffusers import Theirs
+from ....support.exact_diffusers import Theirs
 
 SEEDS = (0, 1, 42, 2**32 - 1, 2**32 + 42, 2**64 - 1)
 # Below 16 numbers are drawn one by one; above, in vectors of 16, the last of which may be drawn again.
