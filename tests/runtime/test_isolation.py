@@ -31,6 +31,7 @@ MAY = {
     "backends/trt/cuda.py": {"cuda"},
     "files/hub.py": {"huggingface_hub"},
     "parity/metrics.py": {"skimage"},
+    "tokenizer/gemma.py": {"tokenizers"},
     "tokenizer/tokenizer.py": {"tokenizers"},
     "tokenizer/unigram.py": {"tokenizers"},
     "tokenizer/wordpiece.py": {"tokenizers"},

@@ -8,8 +8,9 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
-import ldmrt
+from ldmrt.runtime import host
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.pipeline.request.request import Request
 
@@ -95,9 +96,15 @@ def infotext_of(
         said["Eta"] = request.eta
     if request.noise == "a1111":
         said["RNG"] = "NV"
-    said["Version"] = f"ldmrt {ldmrt.__version__}"
+    said["Version"] = f"ldmrt {_version()}"
     negative = request.negative_texts(zeros=False)[0][0] or ""
     return Infotext(request.prompts[0], negative, {name: str(value) for name, value in said.items()})
+
+
+@cache
+def _version() -> str:
+    """Return the version of ldmrt; "unknown" in a checkout that is not installed."""
+    return host.versions().get("ldmrt", "unknown")
 
 
 def _quoted(value: str) -> str:

@@ -201,8 +201,10 @@ def test_another_autoencoder_is_of_the_class_that_its_config_names(
     assert changed.stage == load(place).stage
     assert load(place, parts={"vae": checkpoint / "vae"}).stage == load(checkpoint).stage
     assert kind_of(place / "vae") == AUTOENCODER
-    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderDC"}))
-    with pytest.raises(LdmrtError, match=r"vae: unsupported AutoencoderDC in config.json; expected AutoencoderKL or"):
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "ConsistencyDecoderVAE"}))
+    with pytest.raises(
+        LdmrtError, match=r"vae: unsupported ConsistencyDecoderVAE in config.json; expected AutoencoderKL or"
+    ):
         load(checkpoint, parts={"vae": tmp_path})
 
 

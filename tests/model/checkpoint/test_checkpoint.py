@@ -288,7 +288,10 @@ def test_what_no_picture_needs_is_left_out(checkpoint: Path, tmp_path: Path) -> 
             {"text_encoder": ["transformers", "T5EncoderModel"]},
             "text_encoder: unsupported T5 text encoder beside a U-Net",
         ),
-        ({"vae": ["diffusers", "AutoencoderDC"]}, "vae: unsupported AutoencoderDC in .*; expected AutoencoderKL or"),
+        (
+            {"vae": ["diffusers", "ConsistencyDecoderVAE"]},
+            "vae: unsupported ConsistencyDecoderVAE in .*; expected AutoencoderKL or",
+        ),
         ({"prior": ["diffusers", "PriorTransformer"]}, "unsupported prior in .*; found PriorTransformer"),
         ({"unet": [None, None]}, "unet: model_index.json names no unet"),
         ({"scheduler": [None, None]}, "scheduler: .* names no scheduler"),

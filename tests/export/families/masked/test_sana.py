@@ -22,7 +22,7 @@ from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.pipeline.conditioning import prompts
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.samplers.loop import sample
-from ldmrt.runtime.samplers.noise import FIRST, noise
+from ldmrt.runtime.samplers.noise.counter import FIRST, noise
 from ldmrt.runtime.samplers.registry import SCHEDULERS, find_scheduler, plan_from_config
 from ldmrt.runtime.tensors import Engine
 
