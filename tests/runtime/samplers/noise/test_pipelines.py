@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
-import torch
+
+diffusers = pytest.importorskip("diffusers")
+torch = pytest.importorskip("torch")
 
 from ldmrt.runtime import LdmrtError, Pipeline, Request
 from ldmrt.runtime import open as open_pipeline
