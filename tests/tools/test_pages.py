@@ -98,9 +98,7 @@ def test_scores_of_the_shipped_model(
     assert run(["ldmrt", "data", "emoji", "data/emoji"], monkeypatch) == 0
     assert run(["ldmrt", "export", "model/pretrained/emoji64", "out/emoji64", "--no-verify"], monkeypatch) == 0
     capsys.readouterr()
-    words = (
-        "ldmrt evaluate out/emoji64 --data data/emoji --group animals-nature --group food-drink --prompts 50 --json"
-    )
+    words = "ldmrt evaluate out/emoji64 --data data/emoji --group animals-nature --group food-drink --prompts 50 --json"
     assert run(words.split(), monkeypatch) == 0
     scores = json.loads(capsys.readouterr().out)
     assert scores["trained pairs"]["identity"] >= 0.90

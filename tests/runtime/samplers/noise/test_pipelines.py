@@ -6,8 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-diffusers = pytest.importorskip("diffusers")
-torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+pytest.importorskip("torch")
+
+import diffusers
+import torch
 
 from ldmrt.runtime import LdmrtError, Pipeline, Request
 from ldmrt.runtime import open as open_pipeline
