@@ -1,6 +1,5 @@
 """What the tests share: a tiny checkpoint with random weights and its bundle, made once."""
 
-import setuptools  # noqa: F401, I001  # before anything imports distutils, which torch.compile asks of setuptools
 import fcntl
 import hashlib
 import json

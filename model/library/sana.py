@@ -15,7 +15,7 @@ from .pixart import GridPositions, Patches, Prediction, Unpack
 from .sinusoids import Sinusoids
 
 PART = "transformer"
-# Keys of the config that ask for nothing; the first one is that of Sana-Sprint, whose sampler is another.
+# Keys of the config that ask for nothing; the first two are those of Sana-Sprint, which needs the SCM scheduler.
 NEUTRAL: RawConfig = {"guidance_embeds": False, "guidance_embeds_scale": 0.1, "dropout": 0}
 QK_NORMS = (None, "rms_norm_across_heads")
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.images.writing import levels, to_pillow
+from ldmrt.runtime.pipeline.prompts.syntaxes import PLAIN
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.runtime.samplers.noise.sources import LDMRT
 from ldmrt.runtime.samplers.plan import Latents
@@ -107,7 +108,7 @@ class ImagePipeline(ABC):
         negative_prompt_2: Text | None = None,
         prompt_3: Text | None = None,
         negative_prompt_3: Text | None = None,
-        prompt_syntax: str = "plain",
+        prompt_syntax: str = PLAIN,
         num_images_per_prompt: int = 1,
         num_inference_steps: int = 20,
         guidance_scale: float | None = None,

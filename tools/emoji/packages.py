@@ -1,6 +1,6 @@
 """Fetch pinned packages of npm and PyPI with their own clients, check them, and read them in place."""
 
-import importlib.util
+import importlib.metadata
 import os
 import re
 import shutil
@@ -70,8 +70,11 @@ def download(package: Package, folder: Path) -> None:
             raise LdmrtError(str(package), "npm is not on the PATH", hint="install Node.js, which brings npm")
         command = [npm, "pack", f"{package.name}@{package.version}", "--ignore-scripts", "--loglevel=error"]
     else:
-        if importlib.util.find_spec("pip") is None:
-            raise LdmrtError(str(package), "this Python has no pip", hint=f"{sys.executable} -m ensurepip")
+        try:  # `find_spec` would have setuptools give up its distutils, which torch.compile asks for
+            importlib.metadata.version("pip")
+        except importlib.metadata.PackageNotFoundError:
+            hint = f"{sys.executable} -m ensurepip"
+            raise LdmrtError(str(package), "this Python has no pip", hint=hint) from None
         command = [sys.executable, "-m", "pip", "download", f"{package.name}=={package.version}"]
         command += ["--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check"]
     ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")

@@ -12,7 +12,7 @@ from ldmrt.runtime.pipeline.prompts.fragments import Fragments
 from ldmrt.runtime.tensors import Array
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
-from .chunks import Chunks, a1111_chunks, compel_chunks
+from .chunks import Chunks, a1111_chunks, compel_chunks, room
 
 # Ids and a mask, 1 for each token that is seen, (chunks, tokens); states (chunks, tokens, width), float32.
 States = Callable[[NDArray[np.int64], NDArray[np.int64]], Array]
@@ -116,4 +116,4 @@ def pooled_ids(text: Sections | Conjunction, tokenizer: Tokenizer) -> NDArray[np
     if isinstance(text, Sections):
         return a1111_chunks(text.sections, tokenizer).ids[:1]
     tokens = [(token, 1.0) for piece in tokenizer.pieces(text.prompt) for token in piece]
-    return Chunks.of([tokens[: tokenizer.length - 2]], tokenizer).ids
+    return Chunks.of([tokens[: room(tokenizer)]], tokenizer).ids

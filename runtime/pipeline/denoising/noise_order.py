@@ -6,12 +6,11 @@ from ldmrt.runtime.pipeline.request.images import GivenImages
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.config import Config
 from ldmrt.runtime.samplers.noise.counter import FIRST, IMAGE, MASKED, NOISED, of_stage
-from ldmrt.runtime.samplers.noise.sources import LDMRT, CountedNoise, NoiseSource, OrderedNoise, Shape
+from ldmrt.runtime.samplers.noise.sources import LDMRT, WEB_UI, CountedNoise, NoiseSource, OrderedNoise, Shape
 from ldmrt.runtime.samplers.plan import Plan
 from ldmrt.runtime.samplers.registry import find_scheduler
 
-A1111 = "a1111"
-HINT = "noise ldmrt, whose image is another one"
+HINT = "noise ldmrt, which draws a different image"
 # Classes of diffusers that draw by Brownian trees, or several times in a row of ours.
 OWN_DRAWS = ("DPMSolverSDEScheduler", "ScoreSdeVeScheduler", "ScoreSdeVpScheduler")
 
@@ -32,12 +31,12 @@ def check_noise(request: Request, stage: Stage, config: Config, plan: Plan) -> N
         return
     scheduler, asked = find_scheduler(config, request.scheduler)
     algorithm = str({**config, **asked}.get("algorithm_type", ""))
-    trees = scheduler.class_name in OWN_DRAWS or (request.noise == A1111 and algorithm.startswith("sde"))
+    trees = scheduler.class_name in OWN_DRAWS or (request.noise == WEB_UI and algorithm.startswith("sde"))
     if trees and any(map(plan.draws, range(plan.rows))):
         problem = f"noise {request.noise} cannot be drawn for this sampler"
         expected = "a sampler that draws from the seed's stream, such as euler_a"
         raise InvalidRequest("request", problem, expected=expected, found=scheduler.class_name, hint=HINT)
-    if request.noise == A1111 and request.image is not None and not stage.takes_image and stage.space.codec == KL:
+    if request.noise == WEB_UI and request.image is not None and not stage.takes_image and stage.space.codec == KL:
         problem = "noise a1111 cannot start from an image"
         expected = "no image: the web UI encodes it with noise that no seed decides"
         raise InvalidRequest("request", problem, expected=expected, hint="noise torch-cpu, as diffusers draws it")

@@ -20,7 +20,7 @@ from ldmrt.runtime.samplers.registry import SCHEDULERS, SPACINGS
 Spacings = Mapping[str, tuple[str, Mapping[str, Any]]]
 _EVEN, _TRAILING = {"timestep_spacing": "linspace"}, {"timestep_spacing": "trailing"}
 # How each scheduler of AUTOMATIC1111 is asked for: by the end of an everyday name, and by settings.
-_RESPACED: Spacings = {"Karras": ("_karras", {}), "Exponential": ("_exponential", {}), "Beta": ("_beta", {})}
+RESPACED: Spacings = {"Karras": ("_karras", {}), "Exponential": ("_exponential", {}), "Beta": ("_beta", {})}
 # diffusers' "linspace" is k-diffusion's own spacing for solvers that reach level 0 by a step of their own; those that
 # leave out the last of N + 1 timesteps have with it what AUTOMATIC1111 calls SGM Uniform.
 _EARLY: Spacings = {"Uniform": ("", _EVEN), "SGM Uniform": ("", _TRAILING)}
@@ -49,17 +49,17 @@ class Sampler:
 
 _HEUN = {"solver_type": "heun"}
 _UNIPC = {"solver_type": "bh1", "solver_order": 3, "timestep_spacing": "linspace", "final_sigmas_type": "sigma_min"}
-_SDE: Spacings = {**_RESPACED, "Uniform": ("", _EVEN), "SGM Uniform": ("", _TRAILING)}
+_SDE: Spacings = {**RESPACED, "Uniform": ("", _EVEN), "SGM Uniform": ("", _TRAILING)}
 SAMPLERS: Mapping[str, Sampler] = {
     "Euler a": Sampler("euler_a", "Uniform", _EARLY, aliases=("k_euler_a", "k_euler_ancestral")),
-    "Euler": Sampler("euler", "Uniform", {**_EARLY, **_RESPACED}, aliases=("k_euler",)),
-    "LMS": Sampler("lms", "Uniform", {**_EARLY, **_RESPACED}, aliases=("k_lms",)),
-    "Heun": Sampler("heun", "Uniform", {**_EARLY, **_RESPACED}, aliases=("k_heun",)),
-    "DPM++ 2M": Sampler("dpmpp_2m", "Karras", {**_LATE, **_RESPACED}, aliases=("k_dpmpp_2m",)),
+    "Euler": Sampler("euler", "Uniform", {**_EARLY, **RESPACED}, aliases=("k_euler",)),
+    "LMS": Sampler("lms", "Uniform", {**_EARLY, **RESPACED}, aliases=("k_lms",)),
+    "Heun": Sampler("heun", "Uniform", {**_EARLY, **RESPACED}, aliases=("k_heun",)),
+    "DPM++ 2M": Sampler("dpmpp_2m", "Karras", {**_LATE, **RESPACED}, aliases=("k_dpmpp_2m",)),
     "DPM++ SDE": Sampler("dpmpp_sde", "Karras", _SDE, aliases=("k_dpmpp_sde",)),
-    "DPM++ 2M SDE": Sampler("dpmpp_2m_sde", "Exponential", {**_LATE, **_RESPACED}, aliases=("k_dpmpp_2m_sde",)),
+    "DPM++ 2M SDE": Sampler("dpmpp_2m_sde", "Exponential", {**_LATE, **RESPACED}, aliases=("k_dpmpp_2m_sde",)),
     "DPM++ 2M SDE Heun": Sampler(
-        "dpmpp_2m_sde", "Exponential", {**_LATE, **_RESPACED}, _HEUN, aliases=("k_dpmpp_2m_sde_heun",)
+        "dpmpp_2m_sde", "Exponential", {**_LATE, **RESPACED}, _HEUN, aliases=("k_dpmpp_2m_sde_heun",)
     ),
     "DDIM": Sampler("ddim", settings=_STRIDED, aliases=("ddim",)),
     "PLMS": Sampler("plms", settings={"steps_offset": 1, "set_alpha_to_one": False}, aliases=("plms",)),

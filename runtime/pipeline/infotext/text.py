@@ -13,11 +13,12 @@ from functools import cache
 from ldmrt.runtime import host
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.pipeline.request.request import Request
+from ldmrt.runtime.samplers.noise.sources import WEB_UI
 
-from .samplers import OWN, SAMPLERS
+from .samplers import OWN, RESPACED, SAMPLERS
 
 NEGATIVE = "Negative prompt:"
-_LABELS = {"_karras": "Karras", "_exponential": "Exponential", "_beta": "Beta"}
+_LABELS = {end: label for label, (end, _) in RESPACED.items()}
 # Samplers that AUTOMATIC1111 has too, but does not compute alike: here they have its names alone.
 _NAMES = {"dpm2": "DPM2", "dpm2_a": "DPM2 a", "dpmpp_3m_sde": "DPM++ 3M SDE", "pndm": "PLMS"}
 _SETTING = re.compile(r'(\w[\w \-/]{1,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
@@ -94,7 +95,7 @@ def infotext_of(
         said["Clip skip"] = request.clip_skip + 1
     if request.eta is not None:
         said["Eta"] = request.eta
-    if request.noise == "a1111":
+    if request.noise == WEB_UI:
         said["RNG"] = "NV"
     said["Version"] = f"ldmrt {_version()}"
     negative = request.negative_texts(zeros=False)[0][0] or ""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-Text = TypeVar("Text")
+Text = TypeVar("Text", covariant=True)
 
 
 @dataclass(frozen=True)

@@ -24,4 +24,4 @@ def read_prompt(syntax: str, prompt: str, steps: int, *, negative: bool = False)
     """
     if syntax == COMPEL:
         return (Term(1.0, ((steps, read_compel(prompt)),)),)
-    return tuple(Term(term.weight, term.texts) for term in read_a1111(prompt, steps, composed=not negative))
+    return read_a1111(prompt, steps, composed=not negative)

@@ -95,7 +95,15 @@ def check_prompts(request: Fields, texts: Sequence[str]) -> None:
     for name in texts:
         given = getattr(request, name) or ()
         for text in (given,) if isinstance(given, str) else given:
-            read_prompt(request.prompt_syntax, text, 1, negative=name.startswith("negative"))
+            _check_prompt(request.prompt_syntax, name, text)
+
+
+def _check_prompt(syntax: str, name: str, text: str) -> None:
+    """Refuse a prompt that its syntax cannot read, by the name of its field."""
+    try:
+        read_prompt(syntax, text, 1, negative=name.startswith("negative"))
+    except InvalidRequest as error:
+        raise error.about(name) from None
 
 
 def wrong_number(name: str, prompts: int, found: int) -> InvalidRequest:

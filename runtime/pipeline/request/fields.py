@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 from ldmrt.runtime.bundle.stages import SKIP
 from ldmrt.runtime.images.reading import split
+from ldmrt.runtime.pipeline.prompts.syntaxes import PLAIN
 from ldmrt.runtime.samplers.noise.sources import LDMRT
 from ldmrt.runtime.tensors import Array
 
@@ -27,7 +28,7 @@ class Fields:
     negative_prompt_2: Text | None = None
     prompt_3: Text | None = None
     negative_prompt_3: Text | None = None
-    prompt_syntax: str = "plain"
+    prompt_syntax: str = PLAIN
     num_images_per_prompt: int = 1
     num_inference_steps: int = 20
     guidance_scale: float | None = None

@@ -11,7 +11,7 @@ from .counter import noise
 from .philox import A1111, TorchCuda
 from .torch_cpu import TorchCpu
 
-LDMRT = "ldmrt"
+LDMRT, WEB_UI = "ldmrt", "a1111"
 Drawn = NDArray[np.float32]
 Shape = tuple[int, ...]
 
@@ -27,7 +27,7 @@ class RandomStream(Protocol):
 STREAMS: Mapping[str, Callable[[int], RandomStream]] = {
     "torch-cpu": TorchCpu,
     "torch-cuda": TorchCuda,
-    "a1111": A1111,
+    WEB_UI: A1111,
 }
 NAMES = (LDMRT, *STREAMS)
 

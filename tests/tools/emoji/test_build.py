@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +136,10 @@ def test_missing_npm_says_what_to_install(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_missing_pip_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
     with pytest.raises(LdmrtError, match="no pip") as caught:
         build.fetch(build.PACKAGES["twemoji"], tmp_path)
     assert "ensurepip" in str(caught.value.hint)

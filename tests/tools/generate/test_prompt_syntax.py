@@ -63,3 +63,8 @@ def test_a_line_of_a_file_has_a_syntax_of_its_own(ldmrt: Any, bundle: Path, tmp_
     index = [json.loads(line) for line in (tmp_path / "out" / "index.jsonl").read_text().splitlines()]
     assert [entry["status"] for entry in index] == ["done", "failed", "done"]
     assert "'1..4' is no weight" in index[1]["error"]
+
+
+def test_an_error_names_the_field_that_holds_the_prompt(ldmrt: Any, bundle: Path) -> None:
+    ran = ldmrt("generate", bundle, "a cat", "--negative", "(b:1.2.3)", "--prompt-syntax", "a1111")
+    assert ran.error.startswith("error: negative_prompt: '1.2.3' is no weight")

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -103,6 +103,8 @@ def write_transformer(
         clip_tokenizer: The files of CLIP's tokenizer, with their names.
         say: Called with the name of each part before it is written.
     """
+    from ldmrt.model.checkpoint.checkpoint import write_json
+
     shapes = FAMILIES[name]
     index: dict[str, Any] = {"_class_name": shapes.pipeline, "_diffusers_version": "0.35.0"}
     for part, (library, kind, config) in shapes.parts.items():
@@ -119,8 +121,8 @@ def write_transformer(
         index[part] = ["transformers", kind]
     scheduler = "FlowMatchEulerDiscreteScheduler"
     (folder / "scheduler").mkdir(exist_ok=True)
-    _write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": scheduler, **shapes.scheduler})
-    _write_json(folder / "model_index.json", {**index, "scheduler": ["diffusers", scheduler]})
+    write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": scheduler, **shapes.scheduler})
+    write_json(folder / "model_index.json", {**index, "scheduler": ["diffusers", scheduler]})
 
 
 def _without_weights(library: str, kind: str, config: Config) -> Any:
@@ -136,34 +138,23 @@ def _without_weights(library: str, kind: str, config: Config) -> Any:
 
 def _write_weights(network: Any, folder: Path, dtype: "torch.dtype", stem: str) -> None:
     """Write random weights, of a variance that keeps activations in range, in files of at most `SHARD` bytes."""
+    import torch
+    from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
 
-    shapes = {name: tuple(tensor.shape) for name, tensor in network.named_parameters()}
+    from ldmrt.model.checkpoint.checkpoint import write_json
+
     saved = network.state_dict()
-    shapes |= {name: tuple(buffer.shape) for name, buffer in network.named_buffers() if name in saved}
-    shards = list(_sharded(shapes, dtype.itemsize))
-    names = [f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    names = [f"{stem}.safetensors"] if len(shards) == 1 else names
-    places: dict[str, str] = {}
-    for file, shard in zip(names, shards, strict=True):
-        weights = {name: _random(name, shape).to(dtype) for name, shape in shard.items()}
-        save_file(weights, folder / file, {"format": "pt"})
-        places |= dict.fromkeys(shard, file)
-    if len(shards) > 1:
-        size = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
-        _write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": places})
-
-
-def _sharded(shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Divide weights into parts of at most `SHARD` bytes, or of one weight."""
-    part, size = dict[str, tuple[int, ...]](), 0
-    for name, shape in shapes.items():
-        more = math.prod(shape) * itemsize
-        if part and size + more > SHARD:
-            yield part
-            part, size = {}, 0
-        part[name], size = shape, size + more
-    yield part
+    shapes = {name: tensor.shape for name, tensor in network.named_parameters()}
+    shapes |= {name: buffer.shape for name, buffer in network.named_buffers() if name in saved}
+    without = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
+    pattern = stem + "{suffix}.safetensors"
+    split = split_torch_state_dict_into_shards(without, filename_pattern=pattern, max_shard_size=SHARD)
+    for file, names in split.filename_to_tensors.items():
+        save_file({name: _random(name, shapes[name]).to(dtype) for name in names}, folder / file, {"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / f"{stem}.safetensors.index.json", index)
 
 
 def _random(name: str, shape: tuple[int, ...]) -> "torch.Tensor":
@@ -189,7 +180,3 @@ def _t5_tokenizer() -> dict[str, bytes]:
     config = {"tokenizer_class": "T5TokenizerFast", "model_max_length": 512, "eos_token": "</s>", "pad_token": "<pad>",
               "unk_token": "<unk>", "extra_ids": 0}  # fmt: skip
     return {"tokenizer.json": tokenizer.to_str().encode(), "tokenizer_config.json": json.dumps(config).encode()}
-
-
-def _write_json(path: Path, content: Config) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -67,7 +67,7 @@ def sweep(
     from ldmrt.runtime.files.writing import write_atomically
     from ldmrt.runtime.host import processor
     from ldmrt.runtime.pipeline.opening import open_pipeline
-    from ldmrt.tools.console.drawing.axes import axes_of, cells_of, group_of, options_of, reference_of
+    from ldmrt.tools.console.drawing.axes import axes_of, cells_of, options_of, reference_of
     from ldmrt.tools.console.drawing.sweep import compared, draw_cells
     from ldmrt.tools.console.progress import watched
     from ldmrt.tools.reports.sweep_html import Shown, write_sweep
@@ -80,7 +80,7 @@ def sweep(
     asked = {}
     for cell in sorted(cells, key=lambda cell: cell != chosen):  # the reference first, so that an early stop has it
         values = base | cell.values(axes)
-        group = group_of(values, opened_by)
+        group = tuple(values[name] for name in opened_by)
         try:
             request = request_of({name: value for name, value in values.items() if name not in opened_by})
         except LdmrtError as error:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import click
 
@@ -141,8 +141,3 @@ def options_of(command: click.Command, without: Sequence[str] = ()) -> dict[str,
 def _name(parameter: click.Parameter) -> str:
     """Return the long name of an option without dashes, or the name of an argument."""
     return max(parameter.opts, key=len).lstrip("-")
-
-
-def group_of(values: Mapping[str, Any], names: Sequence[str]) -> tuple[object, ...]:
-    """Return those values by which a pipeline is opened: cells with equal ones share it."""
-    return tuple(values[name] for name in names)

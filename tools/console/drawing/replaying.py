@@ -187,7 +187,7 @@ def opening_of(image: Description, record: JsonObject) -> JsonObject:
     """Return the arguments of `open_pipeline` that a record has, with no more threads than there are cores.
 
     Raises:
-        LdmrtError: One of them is another argument, or of another kind than was written.
+        LdmrtError: An argument is unknown, or its value has the wrong type.
     """
     for name, value in record.items():
         if type(value) is not OPENING.get(name):

@@ -6,12 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("diffusers")
-pytest.importorskip("torch")
-
-import diffusers
-import torch
-
 from ldmrt.runtime import LdmrtError, Pipeline, Request
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.samplers.noise.counter import FIRST, IMAGE, MASKED, noise
@@ -30,14 +24,16 @@ CLASSES = {
 }
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 KINDS = {
-    "text": diffusers.StableDiffusionPipeline,
-    "image": diffusers.StableDiffusionImg2ImgPipeline,
-    "mask": diffusers.StableDiffusionInpaintPipeline,
+    "text": "StableDiffusionPipeline",
+    "image": "StableDiffusionImg2ImgPipeline",
+    "mask": "StableDiffusionInpaintPipeline",
 }
 
 
 @pytest.fixture(scope="module")
-def theirs(checkpoint: Path) -> diffusers.StableDiffusionPipeline:
+def theirs(checkpoint: Path) -> Any:
+    import diffusers
+
     return diffusers.StableDiffusionPipeline.from_pretrained(checkpoint, safety_checker=None)
 
 
@@ -62,7 +58,10 @@ def ours(bundle: Path) -> Pipeline:
 def test_latents_are_those_of_diffusers(
     kind: str, scheduler: str, arguments: dict[str, Any], theirs: Any, ours: Pipeline
 ) -> None:
-    pipeline = KINDS[kind](**theirs.components, requires_safety_checker=False)
+    import diffusers
+    import torch
+
+    pipeline = getattr(diffusers, KINDS[kind])(**theirs.components, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = getattr(diffusers, CLASSES[scheduler]).from_config(theirs.scheduler.config)
     asked = {"num_inference_steps": STEPS, "guidance_scale": 4.0, "output_type": "latent", **arguments}

@@ -5,8 +5,6 @@ import math
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-
 from ldmrt.runtime import SCHEDULERS, plan_from_config
 from ldmrt.runtime.pipeline.denoising.noise_order import OWN_DRAWS
 from ldmrt.runtime.samplers.noise.float32 import multiply_add

@@ -1,4 +1,4 @@
-"""Tell which program drew an image, and what it says of it, in one form for all."""
+"""Identify the program that made an image, and read the parameters it wrote into one form."""
 
 import math
 from collections.abc import Callable, Mapping
