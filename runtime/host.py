@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+from functools import cache
 from pathlib import Path
 
 PACKAGES = (
@@ -22,11 +23,17 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of every installed package that has a hand in the figures."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+    found = {name: version for name in PACKAGES if (version := version_of(name)) is not None}
+    return {"python": platform.python_version(), **found}
+
+
+@cache
+def version_of(package: str) -> str | None:
+    """Return the version of a package; None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def processor() -> str:

@@ -6,6 +6,7 @@ reads protobuf's wire format, down the fields of onnx.proto3 that lead to a tens
 
 import mmap
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from ldmrt.runtime.errors import BundleError
@@ -34,11 +35,18 @@ def locations(component: str, path: Path) -> set[str]:
     Raises:
         BundleError: The file is no ONNX file, or a damaged one.
     """
-    if plain_file(component, path).stat().st_size == 0:
-        return set()
+    state = plain_file(component, path).stat()
+    return set(_read(component, path, (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)))
+
+
+@lru_cache(256)  # a command may open its bundle several times
+def _read(component: str, path: Path, state: tuple[int, ...]) -> frozenset[str]:
+    """Read a file that is in this state: on which device, its number there, its size, and when it was written."""
+    if state[2] == 0:
+        return frozenset()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            return {value.decode() for value in _locations(data)}
+            return frozenset(value.decode() for value in _locations(data))
         except (ValueError, IndexError):
             problem, hint = f"cannot load {path}", "export the bundle again"
             raise BundleError(component, problem, found="no ONNX file, or a damaged one", hint=hint) from None

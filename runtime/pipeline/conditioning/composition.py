@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +15,15 @@ from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.guidance import Guidance, compose, guide
 
 GUIDED = ("guidance_scale",)  # the scales of a stage that is guided by its negative prompt alone
-ReadTexts = tuple[Read | None, ...]  # one for each text encoder; None is the empty word that SDXL takes as zeros
+# One for each text encoder; None is the empty word that SDXL takes as zeros.
+ReadTexts: TypeAlias = "tuple[Read | None, ...]"
 
 
 @dataclass(frozen=True)
 class Part:
     """What one call of the network is told: a term of the prompt for each text encoder."""
 
-    terms: tuple[Terms | None, ...]
+    terms: "tuple[Terms | None, ...]"
     number: int  # of the term
     skip: int  # last layers of CLIP
 

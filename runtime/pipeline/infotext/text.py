@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 
 from ldmrt.runtime import host
 from ldmrt.runtime.files.reading import JsonObject
@@ -97,15 +96,9 @@ def infotext_of(
         said["Eta"] = request.eta
     if request.noise == WEB_UI:
         said["RNG"] = "NV"
-    said["Version"] = f"ldmrt {_version()}"
+    said["Version"] = f"ldmrt {host.version_of('ldmrt') or 'unknown'}"
     negative = request.negative_texts(zeros=False)[0][0] or ""
     return Infotext(request.prompts[0], negative, {name: str(value) for name, value in said.items()})
-
-
-@cache
-def _version() -> str:
-    """Return the version of ldmrt; "unknown" in a checkout that is not installed."""
-    return host.versions().get("ldmrt", "unknown")
 
 
 def _quoted(value: str) -> str:

@@ -1,13 +1,16 @@
 """Name the syntaxes, and read prompts by them."""
 
-from .a1111.reading import Sections, read_a1111
-from .compel.parser import read_compel
-from .compel.tree import Conjunction
+from typing import TYPE_CHECKING, TypeAlias
+
 from .reading import Term
 
+if TYPE_CHECKING:
+    from .a1111.reading import Sections
+    from .compel.tree import Conjunction
+
 PLAIN, A1111, COMPEL = SYNTAXES = ("plain", "a1111", "compel")
-Read = Sections | Conjunction
-Terms = tuple[Term[Read], ...]
+Read: TypeAlias = "Sections | Conjunction"
+Terms: TypeAlias = "tuple[Term[Read], ...]"
 
 
 def read_prompt(syntax: str, prompt: str, steps: int, *, negative: bool = False) -> Terms:
@@ -22,6 +25,11 @@ def read_prompt(syntax: str, prompt: str, steps: int, *, negative: bool = False)
     Raises:
         InvalidRequest: The prompt cannot be read; the error points at the place.
     """
+    # A parser is imported where it is asked for: its expressions take a while to compile.
     if syntax == COMPEL:
+        from .compel.parser import read_compel
+
         return (Term(1.0, ((steps, read_compel(prompt)),)),)
+    from .a1111.reading import read_a1111
+
     return read_a1111(prompt, steps, composed=not negative)
