@@ -31,7 +31,7 @@ from .batch_size import Forecast, bounded, images_at_once
 from .call import ImagePipeline, Result
 from .conditioning.composition import most_parts
 from .conditioning.context import Context
-from .conditioning.guided import guided_inputs
+from .conditioning.inputs import guided_inputs
 from .conditioning.prompts import reads_texts, text_encoders
 from .conditioning.sources import check_sources
 from .denoising.denoise import Denoised, DenoisingTask, Encoded, check_finite

@@ -26,7 +26,7 @@ LONG_PROMPTS = "ldmrt export CHECKPOINT BUNDLE --long-prompts"
 def composed_inputs(
     context: Context, scales: Sequence[float], usual: Sequence[float], plan: Plan, calls: int
 ) -> GuidedInputs:
-    """Make the inputs of a request whose prompts have a syntax; see `guided_inputs`."""
+    """Make the inputs of a request whose prompts have a syntax; see `conditioning.inputs.guided_inputs`."""
     request = context.request
     begin = 0 if request.denoising_start is None else plan.first
     steps = request.num_inference_steps * calls
