@@ -1,7 +1,7 @@
 """Translate operators of PyTorch that torch's exporter writes slowly, or wrongly."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -50,7 +50,34 @@ def floor_divide(number: T, divisor: T) -> T:
     return result
 
 
+def einsum(equation: str, tensors: Sequence[T], path: Sequence[int] | None = None) -> T:
+    """Translate `aten::einsum`, whose signature this is: a turn of axes becomes a Transpose.
+
+    ONNX has no Einsum of bfloat16, and the transformers of diffusers turn the axes of patches by one.
+
+    Args:
+        equation: The axes of what is taken and of what is given, such as "nhwpqc->nchpwq".
+        tensors: What is taken.
+        path: An order of contractions, without a meaning for one tensor.
+
+    Returns:
+        What is given.
+    """
+    from onnxscript import opset23
+
+    op: Any = opset23
+    taken, arrow, given = equation.replace(" ", "").partition("->")
+    turned = arrow and len(tensors) == 1 and sorted(taken) == sorted(given) == sorted(set(taken))
+    result: T = (
+        op.Transpose(*tensors, perm=[taken.index(axis) for axis in given])
+        if turned
+        else op.Einsum(*tensors, equation=equation)
+    )
+    return result
+
+
 TRANSLATIONS: dict[Callable[..., object], Callable[..., object]] = {
     torch.ops.aten.group_norm.default: group_norm,
+    torch.ops.aten.einsum.default: einsum,
     operator.floordiv: floor_divide,
 }

@@ -30,6 +30,7 @@ HALF = 65504.0  # the largest float16
 LIMIT = HALF / 2  # another prompt or image may bring twice the largest value of these
 PROMPTS = ("a red apple, noto style, blue background", "an astronaut riding a horse, 4k, highly detailed, (((HDR)))")
 STEPS = 8  # rows of each image, over the whole schedule
+FEW = 3  # where no range is asked for: the calls whose errors are measured are the first, the middle and the last
 
 Islands = dict[str, dict[str, str]]  # component -> module -> why; the module "" is all of it
 
@@ -55,10 +56,14 @@ def known(checkpoint: Checkpoint) -> Islands:
     return {name: {"": "force_upcast in the autoencoder's config"} for name in ("vae_decoder", "vae_encoder")}
 
 
-def measure(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, Measured]:
-    """Draw two images in float32, whatever dtype the weights have, and call each component with random inputs."""
+def measure(checkpoint: Checkpoint, names: Collection[str], *, overflowing: bool = True) -> dict[str, Measured]:
+    """Draw two images in float32, whatever dtype the weights have, and call each component with random inputs.
+
+    Where nothing can overflow, one image of a few steps has all calls that are kept.
+    """
+    steps, prompts = (STEPS, PROMPTS) if overflowing else (FEW, PROMPTS[:1])
     every = {name: part.in_float32() for name, part in rows(checkpoint).items()}
-    engines = {name: RecordingEngine(part, wanted(part, STEPS)) for name, part in every.items()}
+    engines = {name: RecordingEngine(part, wanted(part, steps)) for name, part in every.items()}
     measured: dict[str, Measured] = {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
@@ -66,9 +71,9 @@ def measure(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, Measure
         ranges = {name: stack.enter_context(record_ranges(part.module)) for name, part in every.items()}
         pipeline = replace(torch_pipeline(checkpoint), engines=LazyEngines.of(engines))
         side = min(SIDE, pipeline.stage.size)
-        for seed, prompt in enumerate(PROMPTS):
+        for seed, prompt in enumerate(prompts):
             task = pipeline.prepare(
-                request_of(asking(prompt, seed, side, STEPS, pipeline.stage), needed(every, checkpoint, side))
+                request_of(asking(prompt, seed, side, steps, pipeline.stage), needed(every, checkpoint, side))
             )
             x = task.x
             for state in task.steps():

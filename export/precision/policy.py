@@ -70,7 +70,8 @@ def choose_precisions(load: Load, wanted: Precisions, *, late: bool = False) -> 
     kinds = _kinds(loaded, wanted)
     found = {name: why for name, why in known(loaded).items() if kinds[name] == "fp16" and name not in wanted}
     narrow = [name for name, kind in kinds.items() if kind != "fp32" and name not in found]
-    measured = measure(loaded, narrow) if narrow else {}
+    halves = any(kinds[name] == "fp16" for name in narrow)  # bfloat16 has float32's range
+    measured = measure(loaded, narrow, overflowing=halves) if narrow else {}
     for name, one in measured.items():
         modules = smallest_safe_module(one.ranges) if kinds[name] == "fp16" else {}
         if "" not in modules:

@@ -112,6 +112,8 @@ def _theirs(pipeline: Any, ask: Ask) -> Draw:
 
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.from_numpy(np.load(ask["noise"]))
+    if hasattr(pipeline, "_pack_latents"):  # FLUX.1's takes them as tokens
+        noise = pipeline._pack_latents(noise, *noise.shape)
 
     def draw(prompt: str) -> Image:
         images = pipeline(prompt, **arguments(ask), latents=noise.clone(), output_type="np").images

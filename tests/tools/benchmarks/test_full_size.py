@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.slow(minutes=4)
+@pytest.mark.slow(minutes=3)
 def test_stable_diffusion_15_within_memory(tmp_path: Path) -> None:
     out = tmp_path / "numbers.json"
-    steps = [word for step in ("export", "again", "verify", "generate") for word in ("--step", step)]
+    steps = [word for step in ("export", "again", "generate") for word in ("--step", step)]
     command = [
         sys.executable,
         "-m",
@@ -29,7 +29,7 @@ def test_stable_diffusion_15_within_memory(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     numbers = json.loads(out.read_text())
     taken = {row["step"]: row for row in numbers["steps"]}
-    assert list(taken) == ["export", "again", "verify", "generate"]
+    assert list(taken) == ["export", "again", "generate"]
     assert numbers["about"]["weights_mb"] > 4200
     assert taken["export"]["peak"] <= numbers["about"]["limit_mb"]
     assert ran.stderr.count("reused") == 4

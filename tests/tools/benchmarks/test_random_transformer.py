@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import click
 import pytest
 import torch
 
@@ -32,13 +33,19 @@ def test_diffusers_opens_it(name: str, tmp_path: Path, monkeypatch: pytest.Monke
         for part, network in shapes.parts.items()
     }
     monkeypatch.setitem(random_transformer.FAMILIES, name, shapes._replace(parts=parts))  # type: ignore[arg-type]
-    monkeypatch.setattr(random_transformer, "SHARD", 40_000)
-    random_checkpoint([name, str(tmp_path), "--precision", "bf16"], standalone_mode=False)
+    monkeypatch.setattr(random_transformer, "SHARD", 10_000)
+    random_checkpoint([name, str(tmp_path), "--precision", "bf16", "--layers", "1"], standalone_mode=False)
     assert len(list((tmp_path / "transformer").glob("*-of-*.safetensors"))) > 1
     opened = diffusers.DiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
     assert type(opened).__name__ == shapes.pipeline
+    assert len(opened.transformer.transformer_blocks) == 1  # of two, where the family is Stable Diffusion's
     ours = load(tmp_path).denoiser.state_dict()
     theirs = opened.transformer.state_dict()
     assert sum(weight.numel() for weight in ours.values()) == sum(weight.numel() for weight in theirs.values())
     image = opened("a red apple", num_inference_steps=1, height=16, width=16, output_type="latent").images
     assert torch.isfinite(image.float()).all()
+
+
+def test_a_unet_is_not_shortened(tmp_path: Path) -> None:
+    with pytest.raises(click.UsageError, match=r"--layers: sd15 is no transformer; expected: one of sd3\.5-medium, "):
+        random_checkpoint(["sd15", str(tmp_path), "--layers", "1"], standalone_mode=False)

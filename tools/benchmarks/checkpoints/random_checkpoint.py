@@ -50,7 +50,8 @@ def tokenizer_files() -> dict[str, bytes]:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True)
 @click.option("--seed", default=0, show_default=True)
-def random_checkpoint(family: str, folder: Path, precision: str, seed: int) -> None:
+@click.option("--layers", type=click.IntRange(1), help="At most so many layers, in full width; transformers only.")
+def random_checkpoint(family: str, folder: Path, precision: str, seed: int, layers: int | None) -> None:
     """Write a model of FAMILY's shapes into FOLDER. Its images are noise."""
     import torch
 
@@ -63,8 +64,10 @@ def random_checkpoint(family: str, folder: Path, precision: str, seed: int) -> N
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     if family in TRANSFORMERS:
         say = partial(console.print, highlight=False)
-        write_transformer(family, folder, dtype, tokenizer_files(), lambda part: say(f"{part} of {family}"))
+        write_transformer(family, folder, dtype, tokenizer_files(), lambda part: say(f"{part} of {family}"), layers)
         return
+    if layers is not None:
+        raise click.UsageError(f"--layers: {family} is no transformer; expected: one of {', '.join(TRANSFORMERS)}")
     shapes = family_of(family)
     parts: dict[str, list[str]] = {}
     for part, kind, network in networks(family):

@@ -91,8 +91,16 @@ FAMILIES: Mapping[str, Shapes] = {
 }  # fmt: skip
 
 
+LAYERS = ("num_layers", "num_single_layers", "num_hidden_layers")  # what configs call the number of layers
+
+
 def write_transformer(
-    name: str, folder: Path, dtype: "torch.dtype", clip_tokenizer: Mapping[str, bytes], say: Callable[[str], None]
+    name: str,
+    folder: Path,
+    dtype: "torch.dtype",
+    clip_tokenizer: Mapping[str, bytes],
+    say: Callable[[str], None],
+    layers: int | None = None,
 ) -> None:
     """Write a checkpoint of a family in diffusers' layout; at most `SHARD` bytes of weights are in memory at once.
 
@@ -102,6 +110,7 @@ def write_transformer(
         dtype: Of the weights.
         clip_tokenizer: The files of CLIP's tokenizer, with their names.
         say: Called with the name of each part before it is written.
+        layers: How many layers the transformers and text encoders have at most; None is those of the family.
     """
     from ldmrt.model.checkpoint.checkpoint import write_json
 
@@ -109,7 +118,7 @@ def write_transformer(
     index: dict[str, Any] = {"_class_name": shapes.pipeline, "_diffusers_version": "0.35.0"}
     for part, (library, kind, config) in shapes.parts.items():
         say(part)
-        network = _without_weights(library, kind, config)
+        network = _without_weights(library, kind, config if layers is None else _shortened(config, layers))
         (folder / part).mkdir(parents=True, exist_ok=True)
         network.save_config(folder / part) if library == "diffusers" else network.config.save_pretrained(folder / part)
         _write_weights(network, folder / part, dtype, "diffusion_pytorch_model" if library == "diffusers" else "model")
@@ -123,6 +132,13 @@ def write_transformer(
     (folder / "scheduler").mkdir(exist_ok=True)
     write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": scheduler, **shapes.scheduler})
     write_json(folder / "model_index.json", {**index, "scheduler": ["diffusers", scheduler]})
+
+
+def _shortened(config: Config, layers: int) -> Config:
+    """Return a config of as many layers at most, each as wide as before."""
+    fewer = {name: min(config[name], layers) for name in LAYERS if name in config}
+    dual = "dual_attention_layers"
+    return {**config, **fewer, **({dual: tuple(range(layers))[: len(config[dual])]} if dual in config else {})}
 
 
 def _without_weights(library: str, kind: str, config: Config) -> Any:
@@ -158,13 +174,17 @@ def _write_weights(network: Any, folder: Path, dtype: "torch.dtype", stem: str) 
 
 
 def _random(name: str, shape: tuple[int, ...]) -> "torch.Tensor":
-    """Return the values of a weight: ones for the scale of a norm, zeros for a bias, else normal by the fan-in."""
+    """Return the values of a weight: ones for the scale of a norm, zeros for a bias, else normal by the fan-in.
+
+    T5 divides no score by the root of a head's width: its queries are as much smaller (transformers' `_init_weights`).
+    """
     import torch
 
     if len(shape) == 1:
         return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
-    fan_in = math.prod(shape[1:])
-    return torch.randn(shape) / math.sqrt(fan_in)
+    if name.endswith("SelfAttention.q.weight"):
+        return torch.randn(shape) / math.sqrt(shape[1] * T5_XXL["d_kv"])
+    return torch.randn(shape) / math.sqrt(math.prod(shape[1:]))
 
 
 def _t5_tokenizer() -> dict[str, bytes]:
