@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Samples = tuple[NDArray[np.int64], NDArray[np.float32]]  # of each new place: the old ones, and their weights
 CUBIC = -0.5  # the parameter of Keys' kernel (Keys 1981), as where PyTorch and Pillow antialias
+SHARP = -0.75  # as where PyTorch does not
 
 
 def resize(images: NDArray[np.float32], size: tuple[int, int], method: str) -> NDArray[np.float32]:
@@ -38,6 +39,12 @@ def resize(images: NDArray[np.float32], size: tuple[int, int], method: str) -> N
 
 def _nearest(old: int, new: int) -> Samples:
     places = np.floor(np.arange(new, dtype=np.float32) * np.float32(old / new)).astype(np.int64)  # in float32, as torch
+    return np.minimum(places, old - 1)[:, None], np.ones((new, 1), np.float32)
+
+
+def _nearest_exact(old: int, new: int) -> Samples:
+    """Return the pixel that the middle of each new one lies in."""
+    places = np.floor((np.arange(new, dtype=np.float32) + np.float32(0.5)) * np.float32(old / new)).astype(np.int64)
     return np.minimum(places, old - 1)[:, None], np.ones((new, 1), np.float32)
 
 
@@ -70,17 +77,35 @@ def _bicubic(old: int, new: int) -> Samples:
     return places.clip(0, old - 1), weights.astype(np.float32)
 
 
-def _keys(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Evaluate Keys' cubic kernel, which is zero two pixels away."""
+def _bicubic_sharp(old: int, new: int) -> Samples:
+    """Return a kernel of four pixels, however much smaller the image becomes."""
+    at = (np.arange(new) + 0.5) * (old / new) - 0.5
+    places = np.floor(at).astype(np.int64)[:, None] + np.arange(-1, 3)
+    return places.clip(0, old - 1), _keys(places - at[:, None], SHARP).astype(np.float32)
+
+
+def _keys(x: NDArray[np.float64], a: float = CUBIC) -> NDArray[np.float64]:
+    """Evaluate Keys' cubic kernel of a parameter, which is zero two pixels away."""
     x = np.abs(x)
-    near = ((CUBIC + 2) * x - (CUBIC + 3)) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * CUBIC
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
     return np.where(x < 1, near, np.where(x < 2, far, 0))
 
 
 METHODS: Mapping[str, Callable[[int, int], Samples]] = {
     "nearest": _nearest,
+    "nearest_exact": _nearest_exact,
     "bilinear": _bilinear,
     "bilinear_aligned": _bilinear_aligned,
     "bicubic": _bicubic,
+    "bicubic_sharp": _bicubic_sharp,
+}
+# What enlarges between two passes of a request: latents by one of the methods, or pixels (None) with Lanczos.
+UPSCALERS: Mapping[str, str | None] = {
+    "latent": "bilinear",
+    "latent-nearest": "nearest",
+    "latent-nearest-exact": "nearest_exact",
+    "latent-bicubic": "bicubic_sharp",
+    "latent-bicubic-antialiased": "bicubic",
+    "pixel": None,
 }

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise
+from itertools import groupby, pairwise
 from threading import Event
 
 import numpy as np
@@ -15,7 +15,7 @@ from ldmrt.runtime.backends.low_memory import SharedEngine
 from ldmrt.runtime.bundle.certificate import Certificate
 from ldmrt.runtime.bundle.engines.engine_key import Bucket
 from ldmrt.runtime.bundle.graphs import DECODER, DECODER_PREVIEW, TRANSFORMER
-from ldmrt.runtime.bundle.stages import Row, Stage
+from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.images import reading
 from ldmrt.runtime.images.sizes import enlarged_size
@@ -29,7 +29,7 @@ from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 from .autoencoder.decode import Decoding, decode, decode_unrounded
 from .batch_size import Forecast, bounded, images_at_once
 from .call import ImagePipeline, Result
-from .conditioning.composition import most_parts
+from .conditioning.composition import most_parts, rows_of, scales_of
 from .conditioning.context import Context
 from .conditioning.inputs import guided_inputs
 from .conditioning.prompts import reads_texts, text_encoders
@@ -41,6 +41,7 @@ from .overlap import in_stages
 from .request.checks import Text
 from .request.images import pasted, read_images
 from .request.request import Request
+from .request.second_pass import Pass, enlarged, first_pass, second_pass
 from .request.stages import first_request, next_request, walk
 
 
@@ -85,12 +86,14 @@ class Pipeline(ImagePipeline):
 
     def generate(self, request: Request) -> Result:
         """Make the images of a request, by all stages that it runs; more than fit in memory are made in parts."""
-        (first, own), *later = self._stage_requests(request)
-        result, spent = first._generate_in_parts(own), 0.0
-        for (before, _), (each, blank) in pairwise([(first, own), *later]):
-            before.free()
+        (first, own), *later = self._passes(request)
+        result, spent = first._generate_in_parts(own.request), 0.0
+        for (before, _), (each, then) in pairwise([(first, own), *later]):
+            if before is not each:
+                before.free()
             spent += sum(result.seconds.values())
-            result = each._generate_in_parts(replace(blank, image=list(result.pixels)))
+            made = then.after(result.latents, None if then.method else result.pixels)
+            result = each._generate_in_parts(made)
         return replace(result, seconds=result.seconds | {"latents": spent + result.seconds["latents"]})
 
     def _walk(self, request: Request) -> "tuple[Pipeline, ...]":
@@ -98,20 +101,21 @@ class Pipeline(ImagePipeline):
         places = walk(request, [each.stage.name for each in self.stages])
         return self.stages[places.start : places.stop]
 
-    def _stage_requests(self, request: Request) -> "list[tuple[Pipeline, Request]]":
-        """Return each stage that a request runs, with its request; those of later stages have blank images.
+    def _passes(self, request: Request) -> "list[tuple[Pipeline, Pass]]":
+        """Return each stage that a request runs, once for each pass, with its request; later ones have blank images.
 
-        What a later stage refuses is refused here, before the first one runs.
+        What a later one refuses is refused here, before the first one runs.
         """
         first, *later = self._walk(request)
         others = [each.stage for each in self.stages if each is not first]
-        requests = [(first, first_request(request, first.stage, others, ends=not later))]
-        for each in later:
-            own = next_request(request, each.stage, ends=each is later[-1])
-            check_sources(own, each.stage)
-            each.plan(own)
-            requests.append((each, own))
-        return requests
+        own = first_request(request, first.stage, others, ends=not later)
+        then = [(each, Pass(next_request(request, each.stage, ends=each is later[-1]))) for each in later]
+        if own.hires is not None:
+            then, own = [(first, second_pass(own, first.stage, self.size(request)))], first_pass(own).request
+        for each, made in then:
+            check_sources(made.request, each.stage)
+            each.plan(made.request)
+        return [(first, Pass(own)), *then]
 
     def _generate_in_parts(self, request: Request) -> Result:
         """Make the images of this stage."""
@@ -129,14 +133,13 @@ class Pipeline(ImagePipeline):
         """Yield the results of many requests, in their order; their stages overlap.
 
         While one request is in the U-Net, the prompts of the next are encoded and the latents of the last decoded: so
-        far it reads ahead. With low memory, and through several stages, they run one by one.
+        far it reads ahead. With low memory, and through several stages or passes, they run one by one.
         """
-        yield from map(self.generate, requests) if self.later else self._overlapped(self._alone(requests))
-
-    def _alone(self, requests: Iterable[Request]) -> Iterator[Request]:
-        """Yield the requests of the one stage that there is."""
-        for request in requests:
-            yield self._stage_requests(request)[0][1]
+        for several, group in groupby(requests, lambda request: bool(self.later) or request.hires is not None):
+            if several:
+                yield from map(self.generate, group)
+            else:
+                yield from self._overlapped(self._passes(request)[0][1].request for request in group)
 
     def _overlapped(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
         """Yield the results of many requests of this stage."""
@@ -153,18 +156,19 @@ class Pipeline(ImagePipeline):
         Raises:
             NotFinite: Latents are not finite; the error names the row.
         """
-        requests, begun = self._stage_requests(Request.of(request)), 0
-        later = [each.plan(own).rows for each, own in requests[1:]]
-        images: NDArray[np.uint8] | None = None
-        for place, (each, own) in enumerate(requests):
-            task = each.prepare(own if images is None else replace(own, image=list(images)))
+        passes = self._passes(Request.of(request))
+        later, begun, made = [each.plan(own.request).rows for each, own in passes[1:]], 0, passes[0][1].request
+        for place, (each, _) in enumerate(passes):
+            task = each.prepare(made)
             rows = begun + task.plan.rows + sum(later[place:])
             for state in check_finite(task.steps(), task.network):
                 yield replace(state, row=begun + state.row, rows=rows, stage=each.stage.name)
             begun += task.plan.rows
             if place < len(later):
-                images = each.decode(state.x, each.stage.name)[..., :3]
-                each.free()
+                after, then = passes[place + 1]
+                made = then.after(state.x, None if then.method else each.decode(state.x, each.stage.name)[..., :3])
+                if after is not each:
+                    each.free()
 
     def prepare(self, request: Request | Text) -> DenoisingTask:
         """Encode the prompts and images of a request of this stage, or of a prompt, and make its first row ready."""
@@ -172,7 +176,7 @@ class Pipeline(ImagePipeline):
 
     def rows(self, request: Request) -> int:
         """Return how many times the U-Nets run for a request."""
-        return sum(each.plan(own).rows for each, own in self._stage_requests(request))
+        return sum(each.plan(own.request).rows for each, own in self._passes(request))
 
     def size(self, request: Request) -> tuple[int, int]:
         """Return the height and width in pixels of a request's images, in the first stage that it runs.
@@ -191,15 +195,19 @@ class Pipeline(ImagePipeline):
             return enlarged_size(reading.read("image", first), self.stage.space.unit, self.stage.enlarges)
         return request.height or self.stage.size, request.width or self.stage.size
 
+    def final_size(self, request: Request) -> tuple[int, int]:
+        """Return the height and width in pixels of the images that this stage is left with: after a second pass."""
+        return enlarged(self.size(request), request, self._walk(request)[0].stage.space.unit)
+
     def images_at_once(self, request: Request) -> int:
         """Return how many images of a request are made in one batch, in the first stage that it runs."""
-        begins, size, rows = self._walk(request)[0], self.size(request), self.guidance_rows(request)
+        begins, size, rows = self._walk(request)[0], self.final_size(request), self.guidance_rows(request)
         return images_at_once(begins.profiles, size, begins.stage.space.factor, rows=rows, forecast=begins.forecast)
 
     def guidance_rows(self, request: Request) -> int:
         """Return how many rows the U-Net runs for an image of a request, in the first stage that it runs."""
         begins = self._walk(request)[0]
-        return len(begins._rows(request)[0]) - 1 + (most_parts(request) or 1)
+        return len(rows_of(request, begins.stage)[0]) - 1 + (most_parts(request) or 1)
 
     def plan(self, request: Request, size: tuple[int, int] | None = None) -> Plan:
         """Return the sampler's table for a request.
@@ -216,7 +224,7 @@ class Pipeline(ImagePipeline):
             request.num_inference_steps,
             name=request.scheduler,
             eta=request.eta,
-            strength=request.strength if request.image is not None and not self.stage.takes_image else 1.0,
+            strength=request.strength if request.starts_from_image and not self.stage.takes_image else 1.0,
             shortened=self.stage.shortens,
             start=request.denoising_start,
             end=request.denoising_end,
@@ -273,7 +281,7 @@ class Pipeline(ImagePipeline):
         check_sources(request, self.stage)
         plan = self.plan(request)  # raises before anything is opened
         decodes = request.output_type != "latent" and self.decoding.tile is None and DECODER in self.engines
-        rows, scales = self._rows(request)
+        rows, scales = rows_of(request, self.stage)
         encoders = text_encoders(self.engines) if reads_texts(request, rows) else []
         self.engines.open_soon([*encoders, self.stage.network, *([DECODER] if decodes else [])])
         given = read_images(request, self.stage)
@@ -284,20 +292,8 @@ class Pipeline(ImagePipeline):
         sources = self.engines, self.tokenizers, self.schedulers, self.decoding
         context = Context(request, self.stage, rows, given, *sources, noise=noise)
         calls = find_scheduler(self.scheduler, request.scheduler)[0].calls
-        inputs = guided_inputs(context, scales, self._scales(request), plan, calls)
+        inputs = guided_inputs(context, scales, scales_of(request, self.stage), plan, calls)
         return Encoded(request, plan, start, given.size, inputs, noise, time.perf_counter() - called, self.stage.number)
-
-    def _rows(self, request: Request) -> tuple[tuple[Row, ...], list[float]]:
-        """Return the rows of guidance that a request runs, and their scales: the last one alone without guidance."""
-        scales = self._scales(request)
-        if scales and request.skip_guidance_layers is not None:
-            scales = request.with_skipped(scales)
-        return self.stage.guide.rows[-1 - len(scales) :], scales
-
-    def _scales(self, request: Request) -> list[float]:
-        """Return the scales of the rows of guidance that run at every step."""
-        scales = request.scales(self.stage.guide.scales, self.stage.guidance_scale)
-        return scales if scales or not most_parts(request) else [1.0]  # AND reads the negative prompt at any scale
 
     def _task(self, encoded: Encoded) -> DenoisingTask:
         """Connect the U-Net with the plan of a request, and its callback with this pipeline."""

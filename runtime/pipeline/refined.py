@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ldmrt.runtime.errors import InvalidRequest, LdmrtError
 from ldmrt.runtime.pipeline.call import ImagePipeline, Result
 from ldmrt.runtime.pipeline.pipeline import Pipeline
-from ldmrt.runtime.pipeline.request.checks import Text
+from ldmrt.runtime.pipeline.request.checks import Text, exclusive
 from ldmrt.runtime.pipeline.request.request import EMBEDDINGS, Request
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.runtime.samplers.plan import Latents
@@ -104,6 +104,8 @@ class RefinedPipeline(ImagePipeline):
         if any(getattr(request, name) is not None for name in EMBEDDINGS):
             problem = "prompt embeddings cannot be combined with a refiner, which encodes the prompt by itself"
             raise InvalidRequest("refiner", problem, expected="prompt")
+        if request.hires is not None:
+            raise exclusive("hires", "a refiner")
         return replace(request, denoising_end=self.start, output_type="latent")
 
     def _last(self, request: Request, left: Latents) -> Request:

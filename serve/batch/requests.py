@@ -18,7 +18,7 @@ from .lines import Line
 
 # Fields that no line can hold: arrays, Python's functions and generators, the form of what Python is returned, and
 # fields by stage, which stand in the words of `BY_STAGE`.
-PYTHON = {*EMBEDDINGS, "generator", "latents", "output_type", "callback_on_step_end", "stages"}
+PYTHON = {*EMBEDDINGS, "generator", "latents", "image_latents", "output_type", "callback_on_step_end", "stages"}
 WORDS = {short: name for name, short in SHORT.items() if name not in PYTHON}
 IMAGES = ("image", "mask")
 ERROR = "error"  # stands in lines that have failed, and is skipped where they are read again

@@ -28,7 +28,7 @@ def check_fits(pipeline: Pipeline, request: Request) -> None:
     Raises:
         InvalidRequest: Its images are too large.
     """
-    height, width = pipeline.size(request)
+    height, width = pipeline.final_size(request)
     if pipeline.forecast is not None and pipeline.forecast.images(height * width, 1) < 1:
         raise InvalidRequest("request", "an image of this size does not fit into memory", found=f"{width}x{height}")
 

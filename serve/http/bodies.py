@@ -58,6 +58,10 @@ class Options(BaseModel):
     mask_image: ImageText | None = None
     mask_content: Literal["original", "fill", "noise", "zeros"] | None = None
     padding_mask_crop: int | None = Field(None, ge=0)
+    hires: float | None = None
+    hires_strength: float | None = None
+    hires_steps: int | None = Field(None, ge=1)
+    hires_upscaler: str | None = None
     controls: dict[str, Control] | None = Field(None, max_length=MOST_CONTROLS)
     stages: dict[str, dict[str, Any]] | None = None
     from_stage: str | None = None

@@ -35,7 +35,7 @@ RECORDED = (
     "prompt_syntax", "num_inference_steps", "guidance_scale", "true_cfg_scale", "guidance_rescale",
     "skip_guidance_layers", "skip_layer_guidance_scale", "skip_layer_guidance_start", "skip_layer_guidance_stop",
     "scheduler", "scheduler_settings", "eta", "clip_skip", "strength", "class_labels", "deep_cache",
-    "mask_content", "padding_mask_crop", "noise",
+    "mask_content", "padding_mask_crop", "noise", "hires", "hires_strength", "hires_steps", "hires_upscaler",
 )  # fmt: skip
 
 
@@ -90,7 +90,8 @@ def infotext(job: Job, image: NDArray[np.uint8], number: int) -> str:
     """Return AUTOMATIC1111's text of one image (H, W, 3) of a job: what the request says, not the model's defaults."""
     (request,) = islice(job.request.parts(1), number, number + 1)
     scheduler, guidance, seed = request.scheduler or "", request.guidance_scale, job.result(0).seeds[number]
-    return str(infotext_of(request, scheduler, guidance, (image.shape[0], image.shape[1]), seed, job.model, ""))
+    size = (image.shape[0], image.shape[1]) if request.hires is None else job.lane.size
+    return str(infotext_of(request, scheduler, guidance, size, seed, job.model, ""))
 
 
 def parameters(job: Job, image: NDArray[np.uint8], number: int) -> dict[str, object]:
@@ -100,6 +101,8 @@ def parameters(job: Job, image: NDArray[np.uint8], number: int) -> dict[str, obj
         SHORT[name]: getattr(request, name) for name in RECORDED if getattr(request, name) != getattr(plain, name)
     }
     size: dict[str, object] = {"height": image.shape[0], "width": image.shape[1]}
+    if request.hires is not None:  # that of the first pass
+        size = dict(zip(size, job.lane.size, strict=True))
     if request.padding_mask_crop is not None:  # of the region, which is the model's own by default
         size = {name: side for name in size if (side := getattr(request, name)) is not None}
     own = {"prompt": request.prompts[number], "seed": job.result(0).seeds[number]}

@@ -74,7 +74,11 @@ def check_limits(server: Server, request: Request, model: str | None) -> None:
     """Refuse a request that is larger than the server's limits, or than the memory, whatever waits."""
     limits, models = server.limits, server.service.models
     asked = [own.get("num_inference_steps", 0) for own in request.stages.values()]
-    steps = [request.num_inference_steps, *(number for number in asked if isinstance(number, int))]
+    steps = [
+        request.num_inference_steps,
+        int((request.hires_steps or 0) * request.hires_strength),
+        *(number for number in asked if isinstance(number, int)),
+    ]
     refuse("images", request.total_images, limits.images)
     refuse("steps", max(steps), limits.steps)
     texts = (text for pair in [*request.texts, *request.negative_texts(zeros=False)] for text in pair)
@@ -82,7 +86,7 @@ def check_limits(server: Server, request: Request, model: str | None) -> None:
     pipeline = next(iter(models.values())) if model is None else models.get(model)
     if pipeline is None:
         return  # the service says so
-    height, width = pipeline.size(request)
+    height, width = pipeline.final_size(request)
     refuse("pixels", height * width * request.total_images, limits.pixels)
     if request.padding_mask_crop is not None:  # pasted over the whole image
         image = cast("Image", request.image)  # callers send no other

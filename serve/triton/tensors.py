@@ -45,7 +45,7 @@ INPUTS = (
 )
 OUTPUTS = (Tensor("images", "TYPE_UINT8", IMAGE, False), Tensor("seeds", "TYPE_UINT64", (ANY,), False))
 # Fields that JSON cannot hold or that would read a file of the server; those of the inputs are not among the options.
-CLOSED = {"generator", "controls", "latents", "output_type", "callback_on_step_end", *EMBEDDINGS}
+CLOSED = {"generator", "controls", "latents", "image_latents", "output_type", "callback_on_step_end", *EMBEDDINGS}
 
 
 def inputs_of(stage: Stage, components: tuple[str, ...]) -> tuple[Tensor, ...]:

@@ -103,6 +103,29 @@ HOW: tuple[Decorator, ...] = (  # images are drawn; the names of the values are 
     click.option(
         "--noise-level", type=int, help="Upscaler: timestep whose noise is added to the image; 20 by default."
     ),
+    click.option(
+        "--hires", type=float, metavar="TIMES", help="Draw a second time, so many times larger: `Hires. fix`."
+    ),
+    click.option(
+        "--hires-strength", default=0.5, show_default=True, help="How much noise is added before that, 0 to 1."
+    ),
+    click.option("--hires-steps", type=int, help="Steps of the second time, as --steps, which is the default."),
+    click.option(
+        "--hires-upscaler",
+        type=Choice(
+            [
+                "latent",
+                "latent-nearest",
+                "latent-nearest-exact",
+                "latent-bicubic",
+                "latent-bicubic-antialiased",
+                "pixel",
+            ]
+        ),
+        default="latent",
+        show_default=True,
+        help="What enlarges in between: latents, or pixels, which are decoded and encoded.",
+    ),
     click.option("--strength", default=0.8, show_default=True, help="How much noise is added to the image, 0 to 1."),
 )
 OPENING: tuple[Decorator, ...] = (  # the values are arguments of `open_pipeline`

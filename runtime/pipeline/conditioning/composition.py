@@ -110,3 +110,17 @@ def most_parts(request: Request) -> int:
     terms = [read_prompt(request.prompt_syntax, text, 1) for text in each]
     composed = any(len(own) > 1 or own[0].weight != 1 for own in terms)
     return max(map(len, terms)) if composed else 0
+
+
+def rows_of(request: Request, stage: Stage) -> tuple[tuple[Row, ...], list[float]]:
+    """Return the rows of guidance that a request runs, and their scales: the last one alone without guidance."""
+    scales = scales_of(request, stage)
+    if scales and request.skip_guidance_layers is not None:
+        scales = request.with_skipped(scales)
+    return stage.guide.rows[-1 - len(scales) :], scales
+
+
+def scales_of(request: Request, stage: Stage) -> list[float]:
+    """Return the scales of the rows of guidance that run at every step."""
+    scales = request.scales(stage.guide.scales, stage.guidance_scale)
+    return scales if scales or not most_parts(request) else [1.0]  # AND reads the negative prompt at any scale

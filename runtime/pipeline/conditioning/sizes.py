@@ -38,7 +38,7 @@ def _negative_sizes(request: Request, original: Size, target: Size, *, scored: b
     negative = request.negative_original_size, request.negative_target_size
     if scored:
         return [*(negative[0] or original), *request.negative_crops_coords_top_left, request.negative_aesthetic_score]
-    if request.image is not None or request.denoising_start is not None:
+    if request.starts_from_image or request.denoising_start is not None:
         return [*(negative[0] or original), *request.crops_coords_top_left, *(negative[1] or target)]
     if negative[0] is None or negative[1] is None:
         if negative != (None, None) or request.negative_crops_coords_top_left != (0, 0):

@@ -53,7 +53,9 @@ def initial_latents(
     factor = stage.space.factor
     first, encoding = of_stage(FIRST, stage.number), of_stage(IMAGE, stage.number)
     latents = (stage.space.channels, given.size[0] // factor, given.size[1] // factor)
-    x = noise(first, latents) if request.latents is None else _given(request, latents)
+    x = noise(first, latents) if request.latents is None else _given(request, "latents", latents)
+    if request.image_latents is not None:
+        return InitialLatents(x, _given(request, "image_latents", latents))
     colours, mask = given.colours, given.mask
     if colours is None or stage.takes_image:
         return InitialLatents(x)
@@ -81,8 +83,8 @@ def initial_latents(
     return InitialLatents(x, None if whole else init, blend)
 
 
-def _given(request: Request, shape: tuple[int, ...]) -> Latents:
-    given, expected = np.asarray(request.latents, np.float32), (len(request.seeds), *shape)
+def _given(request: Request, name: str, shape: tuple[int, ...]) -> Latents:
+    given, expected = np.asarray(getattr(request, name), np.float32), (len(request.seeds), *shape)
     if given.shape != expected:
-        raise InvalidRequest("request", "wrong shape of latents", expected=expected, found=given.shape)
+        raise InvalidRequest("request", f"wrong shape of {name}", expected=expected, found=given.shape)
     return given

@@ -14,6 +14,7 @@ from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.noise.sources import WEB_UI
 
+from .hires import hires_of
 from .samplers import OWN, RESPACED, SAMPLERS
 
 NEGATIVE = "Negative prompt:"
@@ -88,8 +89,9 @@ def infotext_of(
     said |= {"CFG scale": guidance, "Seed": seed, "Size": f"{size[1]}x{size[0]}"}
     said |= {"Model hash": digest[:10], "Model": model}
     said = {name: value for name, value in said.items() if value not in ("", None)}
-    if request.image is not None:
+    if request.starts_from_image:
         said["Denoising strength"] = request.strength
+    said |= hires_of(request)
     if request.clip_skip and request.clip_skip == request.negative_clip_skip:
         said["Clip skip"] = request.clip_skip + 1
     if request.eta is not None:

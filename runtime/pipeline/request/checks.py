@@ -23,6 +23,7 @@ LARGEST_STEPS, LARGEST_SKIP = 10**6, 1000
 LARGEST_SIDE = 2**15  # pixels of an image
 LARGEST_SIZE = 2**24  # of the sizes that SDXL is conditioned on, exact in float32
 LARGEST_GUIDANCE = 1e6
+LARGEST_HIRES = 8.0
 SEEDS = 2**64
 
 Check = Callable[[str, Any], Any]

@@ -30,6 +30,7 @@ def check_combinations(request: Fields) -> None:
         raise needs("mask_content", "mask_image")
     if request.padding_mask_crop is not None:
         _check_crop(request)
+    check_second_pass(request)
     if isinstance(request.class_labels, list) and len(request.class_labels) != request.prompt_count:
         raise wrong_number("class_labels", request.prompt_count, len(request.class_labels))
     if request.denoising_start is None:
@@ -52,6 +53,25 @@ def _check_crop(request: Fields) -> None:
         if (count := len(split(name, getattr(request, name)))) > 1:
             problem = f"padding_mask_crop takes one {name}"
             raise InvalidRequest("request", problem, expected="a request for each image", found=count)
+
+
+def check_second_pass(request: Fields) -> None:
+    """Refuse a second pass of what has none, and the latents of an image beside what stands in their place."""
+    if request.hires is None:
+        for name in ("hires_strength", "hires_steps", "hires_upscaler"):
+            if getattr(request, name) != getattr(Fields, name):
+                raise needs(name, "hires")
+    else:
+        for name in ("mask_image", "denoising_start", "denoising_end"):
+            if getattr(request, name) is not None:
+                raise exclusive("hires", name)
+    if request.image_latents is not None:
+        for name in ("image", "denoising_start"):
+            if getattr(request, name) is not None:
+                raise exclusive("image_latents", name)
+        if len(request.image_latents) != request.total_images:
+            problem, expected = "wrong length of image_latents", f"{request.total_images} (one per image)"
+            raise InvalidRequest("request", problem, expected=expected, found=len(request.image_latents))
 
 
 def check_embeddings(request: Fields) -> None:

@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias, TypeVar, get_args
 from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.images.inpainting import MASK_CONTENTS
 from ldmrt.runtime.images.reading import MASK_SOURCES
+from ldmrt.runtime.images.resizing import UPSCALERS
 from ldmrt.runtime.nearest import suggestion
 from ldmrt.runtime.pipeline.prompts.syntaxes import SYNTAXES
 from ldmrt.runtime.samplers.noise.sources import NAMES
@@ -19,6 +20,7 @@ from ldmrt.runtime.samplers.noise.sources import NAMES
 from .checks import (
     LARGEST_COUNT,
     LARGEST_GUIDANCE,
+    LARGEST_HIRES,
     LARGEST_SIDE,
     LARGEST_SIZE,
     LARGEST_SKIP,
@@ -102,6 +104,7 @@ FIELDS: Mapping[str, Field] = {
     "negative_clip_skip": Field(_SKIP),
     "class_labels": Field(Optional(labels)),
     "image": Field(anything),
+    "image_latents": Field(Optional(Floats("(images, C, h, w)"))),
     "noise_level": Field(Optional(Whole(0, LARGEST_STEPS))),
     "strength": Field(_SHARE),
     "denoising_start": Field(Optional(_SHARE)),
@@ -110,6 +113,10 @@ FIELDS: Mapping[str, Field] = {
     "mask_from": Field(Optional(OneOf(MASK_SOURCES))),
     "mask_content": Field(OneOf(MASK_CONTENTS)),
     "padding_mask_crop": Field(Optional(Whole(0, LARGEST_SIDE))),
+    "hires": Field(Optional(Number(1, LARGEST_HIRES))),
+    "hires_strength": Field(_SHARE),
+    "hires_steps": Field(Optional(Whole(1, LARGEST_STEPS))),
+    "hires_upscaler": Field(OneOf(tuple(UPSCALERS))),
     "controls": Field(controls),
     "original_size": Field(Optional(_SIZE)),
     "crops_coords_top_left": Field(_SIZE, "crop"),

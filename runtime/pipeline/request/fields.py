@@ -53,6 +53,7 @@ class Fields:
     negative_clip_skip: int | None = None
     class_labels: int | Sequence[int] | None = None
     image: Images | None = field(default=None, repr=False, compare=False)
+    image_latents: Array | None = field(default=None, repr=False, compare=False)
     noise_level: int | None = None
     strength: float = 0.8
     denoising_start: float | None = None
@@ -61,6 +62,10 @@ class Fields:
     mask_from: str | None = None
     mask_content: str = "original"
     padding_mask_crop: int | None = None
+    hires: float | None = None
+    hires_strength: float = 0.5
+    hires_steps: int | None = None
+    hires_upscaler: str = "latent"
     controls: Mapping[str, Images | tuple[Images, float]] = field(default_factory=dict, repr=False, compare=False)
     original_size: tuple[int, int] | None = None
     crops_coords_top_left: tuple[int, int] = (0, 0)
@@ -93,6 +98,11 @@ class Fields:
         if isinstance(self.class_labels, Sequence):
             return len(self.class_labels)
         return 1 if self.image is None else len(split("image", self.image))
+
+    @property
+    def starts_from_image(self) -> bool:
+        """Whether there is an image to start from, or its latents."""
+        return self.image is not None or self.image_latents is not None
 
     @property
     def total_images(self) -> int:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Drawn = NDArray[np.uint8] | NDArray[np.float32]
+KEEPS = 0.7  # the strength up to which an image that is started from keeps what it shows
 FAR = 4  # times more or fewer pixels than the model's own
 
 # Times that what is drawn may be as large as the region that is cut out of it, by the difference of their ratios.
@@ -59,6 +60,8 @@ def read_images(request: Request, stage: Stage) -> GivenImages:
     unit, factor, enlarges = stage.space.unit, stage.space.factor, stage.enlarges
     if request.mask_image is not None and stage.takes_image:
         raise InvalidRequest("request", "this model takes no mask_image", expected="image alone")
+    if request.image_latents is not None and (stage.takes_image or stage.takes_mask):
+        raise InvalidRequest("request", "this model takes no image_latents", expected="a request without image_latents")
     if request.image is not None and stage.depth:
         raise InvalidRequest("request", "this model takes no image", expected="a prompt alone")
     first, *others = [None] if request.image is None else reading.split("image", request.image)
@@ -68,13 +71,14 @@ def read_images(request: Request, stage: Stage) -> GivenImages:
         own = enlarged_size(image, unit, enlarges)
         if stage.source(CONTEXT) is not None and min(own) > 0:
             own = kontext_size(own)
-    if request.latents is not None and request.denoising_start is not None:
-        own = request.latents.shape[2] * factor, request.latents.shape[3] * factor
+    held = request.latents if request.denoising_start is not None else request.image_latents
+    if held is not None:
+        own = held.shape[2] * factor, held.shape[3] * factor
     size = request.size(own, max(unit, enlarges))
     if stage.largest and max(size) > stage.largest:
         problem, expected = "this model has no positions for so large an image", f"sides of at most {stage.largest}"
         raise InvalidRequest("request", problem, expected=expected, found=f"{size[1]}x{size[0]}")
-    if enlarges == 1:
+    if enlarges == 1 and not (request.starts_from_image and request.strength <= KEEPS):
         _warn_of_size(size, stage.size)
     if image is None:
         return GivenImages(size)

@@ -65,6 +65,8 @@ class Request(Fields):
         class_labels: The class that a class-conditional model draws, or a list of one for each prompt.
         image: An image to start from, edit or enlarge (PIL, a path, or an array (H, W, 3)), a list of one for each
             prompt, or an array (N, H, W, 3).
+        image_latents: (images, C, height / f, width / f): latents of an image to start from in the place of `image`, as
+            the encoder gives them or as `Result.latents` holds them.
         noise_level: The timestep whose noise is added to an image that is enlarged, 20 by default.
         strength: How much of the way to noise the image goes, 0 to 1.
         denoising_start: Goes on at this share of the schedule with `latents` that were left there: SDXL's refiner.
@@ -76,6 +78,13 @@ class Request(Fields):
             noise alone.
         padding_mask_crop: Draws only the region around the mask, with so many pixels more on each side, at the size
             that is asked for, and pastes it over `image`.
+        hires: Draws a second time, so many times larger, 1 to 8: AUTOMATIC1111's "Hires. fix". `width` and `height` are
+            those of the first pass.
+        hires_strength: The `strength` of the second pass.
+        hires_steps: Its steps, of which it takes that share; `num_inference_steps` by default.
+        hires_upscaler: What enlarges between the passes: "latent" (bilinear), "latent-nearest", "latent-nearest-exact",
+            "latent-bicubic" or "latent-bicubic-antialiased"; or "pixel", which decodes, enlarges with Lanczos and
+            encodes again.
         controls: An image, or (image, scale), by the name of each ControlNet or T2I-Adapter.
         original_size: SDXL: (height, width) in pixels to condition on (Podell et al. 2023, section 2.2); the image's
             own by default.
@@ -201,6 +210,8 @@ class Request(Fields):
         changes["controls"] = {name: (self._images_of(each, places), scale) for name, (each, scale) in scaled.items()}
         if self.latents is not None:
             changes["latents"] = self.latents[places.start : places.stop]
+        if self.image_latents is not None:
+            changes["image_latents"] = self.image_latents[places.start : places.stop]
         counted = changes["prompt"] is not None or self.prompt_embeds is not None or self.class_labels is not None
         several = counted or isinstance(changes["image"], list)
         changes["num_images_per_prompt"] = 1 if several else len(places)  # nothing in it is one for each image

@@ -19,6 +19,7 @@ from .checks import exclusive
 from .combinations import SKIPPING
 from .fields import Fields
 from .request import EMBEDDINGS, TEXTS, Request
+from .second_pass import NO_SECOND_PASS
 
 # What only the first stage of a request takes: later ones are given the images of the stage before.
 FIRST_ALONE: dict[str, Any] = {
@@ -27,6 +28,8 @@ FIRST_ALONE: dict[str, Any] = {
     ),
     **dict.fromkeys(("denoising_start", "denoising_end", "original_size", "target_size")),
     "controls": {},
+    "image_latents": None,
+    **NO_SECOND_PASS,
     "mask_content": "original",
     "true_cfg_scale": Fields.true_cfg_scale,
     **{name: getattr(Fields, name) for name in SKIPPING},
@@ -80,6 +83,8 @@ def first_request(request: Request, stage: Stage, others: Sequence[Stage], *, en
     """
     if not ends and request.padding_mask_crop is not None:
         raise exclusive("padding_mask_crop", "a later stage", "which would enlarge the whole image")
+    if not ends and request.hires is not None:
+        raise exclusive("hires", "a later stage", "which enlarges by itself")
     if not ends and request.noise != LDMRT:
         raise exclusive(f"noise {request.noise}", "a later stage", "whose noise would go on where this one's ends")
     if not others:

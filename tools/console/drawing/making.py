@@ -27,7 +27,7 @@ from .embedded.fields import INFOTEXT
 MADE = "made"  # the key of the record in an image's parameters
 # Fields that stand elsewhere: in the parameters themselves, among the inputs, or nowhere, as no file can hold them.
 ELSEWHERE = {"prompt", "seed", "generator", "num_images_per_prompt", "image", "mask_image", "controls", "latents"}
-ELSEWHERE |= {"output_type", "callback_on_step_end", *EMBEDDINGS}
+ELSEWHERE |= {"image_latents", "output_type", "callback_on_step_end", *EMBEDDINGS}
 NO_CHANGE = ("backend", "keep_optimized")  # arguments of `open_pipeline` that are not recorded among the others
 
 
@@ -86,7 +86,7 @@ class Making:
             request,
             scheduler if isinstance(scheduler, str) else "",
             guidance if isinstance(guidance, (int, float)) else request.guidance(self.first.stage.guidance_scale),
-            (image.shape[0], image.shape[1]),
+            (image.shape[0], image.shape[1]) if request.hires is None else self.first.size(request),
             int(facts["seed"]),
             self.name,
             self.digest,

@@ -125,7 +125,7 @@ def replay(image: Description, bundle: Path, backend: str | None, inputs: Path |
     with _open(image, bundle, {**opening, "scheduler": config}) as pipeline:
         names = [each.stage.name for each in pipeline.stages]
         first = pipeline.stages[names.index(request.from_stage) if request.from_stage in names else 0]
-        check_size(image, pipeline.size(request), request)
+        check_size(image, pipeline.final_size(request), request)
         pixels = pipeline.generate(request).pixels[0]
         making = Making.of(bundle, first, opening, scheduler_config=config)
     facts = {name: value for name, value in (image.parameters or {}).items() if name != MADE}

@@ -73,9 +73,10 @@ def save_rows(pipeline: ImagePipeline, previews: Previews, out: Path) -> list[Pa
         written.append(folder / f"{row:03d}{out.suffix}")
         save_image(written[-1], grid(images, len(images)))
     shown = np.unique(np.linspace(0, len(decoded) - 1, STRIP).round().astype(int))
-    side = max(images.shape[1] for images in decoded)  # an earlier stage's are smaller
+    height, width = max(images.shape[1:3] for images in decoded)
     decoded = [
-        images.repeat(side // images.shape[1], axis=1).repeat(side // images.shape[1], axis=2) for images in decoded
+        images[:, np.arange(height) * images.shape[1] // height][:, :, np.arange(width) * images.shape[2] // width]
+        for images in decoded  # an earlier stage's, or pass's, are smaller
     ]
     cells = [decoded[row][i] for i in range(len(decoded[0])) for row in shown]
     save_image(strip, grid(np.stack(cells), len(shown)))

@@ -16,6 +16,7 @@ from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.serve.http.images import image_in
 
 from .controls import controls_of
+from .hires import second_pass_of, texts_of
 from .inpainting import CONTENTS, NAMES, kept_over, mask_of
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ NETWORKS = re.compile(r"<(lora|lyco|hypernet):[^>]*>", re.IGNORECASE)
 WEIGHT = re.compile(r"[(\[][^()\[\]]*:\s*[\d.]+\s*[)\]]")  # (a pear:1.2), [a pear:an apple:0.5]
 # Fields that are not served, with the values that change no image; others are refused.
 NOTHING: Mapping[str, tuple[Any, ...]] = {
-    "enable_hr": (False,),
     "styles": ([],),
     "subseed_strength": (0,),
     "seed_resize_from_h": (-1, 0),
@@ -167,6 +167,19 @@ class Drawing(BaseModel):
 class TextToImage(Drawing):
     """The body of txt2img."""
 
+    enable_hr: bool | None = Field(None, description="Draws a second time, larger.")
+    hr_scale: float | None = Field(None, ge=1, description="2 by default.")
+    hr_second_pass_steps: int | None = Field(None, ge=0, description="`steps` by default, and of 0.")
+    hr_upscaler: str | None = None
+
+    def fields(self, skip: int) -> dict[str, Any]:
+        """Return the fields of a `Request`, also those of a second pass."""
+        return super().fields(skip) | (second_pass_of(self) if self.enable_hr else {})
+
+    def texts(self, request: Request) -> dict[str, Any]:
+        """Return what AUTOMATIC1111 tells of a second pass."""
+        return texts_of(self) if self.enable_hr else super().texts(request)
+
 
 class ImageToImage(Drawing):
     """The body of img2img."""
@@ -187,6 +200,7 @@ class ImageToImage(Drawing):
 
     def request(self, skip: int) -> Request:
         """Return the request with its images; an `InvalidRequest` says what is wrong."""
+        refuse(self, {"enable_hr": (False,)})
         fields = self.fields(skip)
         if len(self.init_images) != 1:
             raise InvalidRequest("init_images", "wrong number of images", expected=1, found=len(self.init_images))

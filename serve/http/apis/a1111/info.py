@@ -30,7 +30,8 @@ def answered(server: Server, job: Job, asked: Drawing, options: dict[str, Any]) 
 def described(server: Server, job: Job, asked: Drawing, options: dict[str, Any]) -> dict[str, Any]:
     """Return what there is to say of the images of a job."""
     result = job.result(0)
-    drawn = result.pixels.shape[1:3] if job.request.padding_mask_crop is None else job.lane.size
+    first = job.request.padding_mask_crop is not None or job.request.hires is not None
+    drawn = job.lane.size if first else result.pixels.shape[1:3]
     (height, width), seeds = drawn, result.seeds
     extra = {} if options[SKIP] == 1 else {"Clip skip": options[SKIP]}
     extra |= asked.texts(job.request)

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.requests import Request as HTTPRequest
 
+from ldmrt.runtime.pipeline.infotext.hires import HIRES_NAMES, LATENT_UPSCALERS
 from ldmrt.runtime.pipeline.infotext.samplers import LABELS, OWN, SAMPLERS
 from ldmrt.serve.http.errors import DRAWN
 from ldmrt.serve.http.state import server_of
@@ -97,7 +98,21 @@ async def embeddings() -> dict[str, dict[str, Any]]:
 
 
 @router.get("/upscalers")
+async def upscalers() -> list[dict[str, Any]]:
+    """List what enlarges pixels between two passes."""
+    return [
+        {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4.0}
+        for name in HIRES_NAMES
+        if name not in LATENT_UPSCALERS
+    ]
+
+
 @router.get("/latent-upscale-modes")
+async def latent_upscale_modes() -> list[dict[str, str]]:
+    """List how latents are enlarged between two passes."""
+    return [{"name": name} for name in LATENT_UPSCALERS]
+
+
 @router.get("/sd-vae")
 @router.get("/loras")
 @router.get("/hypernetworks")

@@ -1,0 +1,92 @@
+"""Draw an image a second time, larger: what AUTOMATIC1111's web UI calls "Hires. fix".
+
+The first pass draws at the size that is asked for. Its latents are enlarged, or its pixels are and are encoded again,
+and the second pass starts from them as from any image, with the same prompt and the same seed.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldmrt.runtime.bundle.stages import Stage
+from ldmrt.runtime.errors import InvalidRequest
+from ldmrt.runtime.images.resizing import UPSCALERS, resize
+from ldmrt.runtime.samplers.plan import Latents
+
+from .fields import Fields
+from .request import Request
+
+NO_SECOND_PASS: dict[str, Any] = {
+    name: getattr(Fields, name) for name in ("hires", "hires_strength", "hires_steps", "hires_upscaler")
+}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Holds the request of one pass of several, with blanks in the place of what the pass before makes.
+
+    Attributes:
+        request: The request.
+        method: How the latents of the pass before are enlarged; None where this one begins with its pixels.
+    """
+
+    request: Request
+    method: str | None = None
+
+    def after(self, latents: Latents, pixels: NDArray[np.uint8] | None) -> Request:
+        """Return the request with what the pass before has made.
+
+        Args:
+            latents: Its latents, (N, C, h, w).
+            pixels: Its images, (N, H, W, 3); they count where there is no method.
+        """
+        if self.method is None:
+            return replace(self.request, image=[] if pixels is None else list(pixels))
+        assert self.request.image_latents is not None
+        height, width = self.request.image_latents.shape[2:]
+        return replace(self.request, image_latents=resize(latents, (height, width), self.method))
+
+
+def enlarged(size: tuple[int, int], request: Request, unit: int) -> tuple[int, int]:
+    """Return the height and width of a request's images after its second pass, multiples of a unit."""
+    if request.hires is None:
+        return size
+    height, width = (max(unit, int(side * request.hires) // unit * unit) for side in size)
+    return height, width
+
+
+def first_pass(request: Request) -> Pass:
+    """Return the first pass of a request that has two."""
+    form = "pil" if UPSCALERS[request.hires_upscaler] is None else "latent"
+    return Pass(replace(request, **NO_SECOND_PASS, output_type=form))
+
+
+def second_pass(request: Request, stage: Stage, size: tuple[int, int]) -> Pass:
+    """Return the second pass of a request.
+
+    Args:
+        request: The request.
+        stage: The stage that draws both.
+        size: Height and width of the first pass in pixels.
+
+    Raises:
+        InvalidRequest: The stage's network is given an image or a mask, so nothing starts from the first pass.
+    """
+    if stage.takes_image or stage.takes_mask:
+        problem = "this model takes no hires: its network is given an image"
+        raise InvalidRequest("request", problem, expected="a model of prompts alone")
+    count, (height, width) = request.total_images, enlarged(size, request, stage.space.unit)
+    (each,) = request.parts(count)
+    counted = any(value is not None for value in (each.prompt, each.prompt_embeds, each.class_labels))
+    changes: dict[str, Any] = {**NO_SECOND_PASS, "height": height, "width": width, "strength": request.hires_strength}
+    changes |= {"num_inference_steps": request.hires_steps or request.num_inference_steps, "latents": None}
+    method = UPSCALERS[request.hires_upscaler]
+    if method is None:
+        changes |= {"image": [np.zeros((1, 1, 3), np.uint8)] * count, "image_latents": None, "num_images_per_prompt": 1}
+    else:
+        factor = stage.space.factor
+        blank = np.zeros((count, stage.space.channels, height // factor, width // factor), np.float32)
+        changes |= {"image": None, "image_latents": blank, "num_images_per_prompt": 1 if counted else count}
+    return Pass(replace(each, **changes), method)
