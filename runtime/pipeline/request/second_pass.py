@@ -15,6 +15,7 @@ from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.images.resizing import UPSCALERS, resize
 from ldmrt.runtime.samplers.plan import Latents
 
+from .field_names import OutputType
 from .fields import Fields
 from .request import Request
 
@@ -59,7 +60,7 @@ def enlarged(size: tuple[int, int], request: Request, unit: int) -> tuple[int, i
 
 def first_pass(request: Request) -> Pass:
     """Return the first pass of a request that has two."""
-    form = "pil" if UPSCALERS[request.hires_upscaler] is None else "latent"
+    form: OutputType = "pil" if UPSCALERS[request.hires_upscaler] is None else "latent"
     return Pass(replace(request, **NO_SECOND_PASS, output_type=form))
 
 

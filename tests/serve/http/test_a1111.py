@@ -88,10 +88,29 @@ def test_img2img_gives_the_pipelines_images(api: webuiapi.WebUIApi, pipeline: Pi
     assert result.info["extra_generation_params"] == {"Denoising strength": 0.6}
 
 
+def test_a_second_pass_gives_the_pipelines_images(api: webuiapi.WebUIApi, pipeline: Pipeline) -> None:
+    result = api.txt2img(
+        prompt="two pears", seed=7, cfg_scale=3.0, enable_hr=True, hr_scale=2.0, hr_upscaler="Latent (nearest)",
+        hr_second_pass_steps=3, denoising_strength=0.6, eta=0.0, **SMALL,
+    )  # fmt: skip
+    request = Request(
+        "two pears", negative_prompt="", seed=7, guidance_scale=3.0, hires=2.0, hires_steps=5, hires_strength=3.5 / 5,
+        hires_upscaler="latent-nearest", eta=0.0, width=16, height=16, **SAME,
+    )  # fmt: skip
+    assert pipeline.rows(request) == 2 + 3
+    np.testing.assert_array_equal(pixels(result.images), pipeline.generate(request).pixels)
+    assert (result.images[0].size, result.info["width"]) == ((32, 32), 16)
+    texts = {"Denoising strength": 0.6, "Hires upscale": 2.0, "Hires steps": 3, "Hires upscaler": "Latent (nearest)"}
+    assert result.info["extra_generation_params"] == texts
+    assert "Latent (nearest)" in [mode["name"] for mode in api.get_latent_upscale_modes()]
+    assert [one["name"] for one in api.get_upscalers()] == ["Lanczos"]
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"enable_hr": True}, "enable_hr: unsupported; expected False; found True"),
+        ({"enable_hr": True, "hr_resize_x": 64}, "hr_resize_x: unsupported; expected 0; found 64"),
+        ({"enable_hr": True, "hr_upscaler": "ESRGAN_4x"}, "unknown upscaler 'ESRGAN_4x'"),
         ({"styles": ["oil"]}, "styles: unsupported"),
         ({"tiling": True}, "tiling: unsupported"),
         ({"restore_faces": True}, "restore_faces: unsupported"),
@@ -164,7 +183,7 @@ def test_what_clients_ask_a_server(api: webuiapi.WebUIApi) -> None:
     assert api.util_get_scheduler_names() == ["automatic", "beta", "exponential", "karras", "sgm_uniform", "uniform"]
     assert api.get_scripts() == {"txt2img": [], "img2img": []}
     for ask in (
-        api.get_sd_vae, api.get_upscalers, api.get_latent_upscale_modes, api.get_loras, api.get_hypernetworks,
+        api.get_sd_vae, api.get_loras, api.get_hypernetworks,
         api.get_face_restorers, api.get_realesrgan_models, api.get_prompt_styles,
     ):  # fmt: skip
         assert ask() == []

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ldmrt.runtime.pipeline.infotext.hires import hires_fields
 from ldmrt.runtime.pipeline.infotext.text import Infotext, names_of, read_infotext
 
 PROMPT = 'two pears, "ripe": 3\nand a café 🍐'
@@ -221,3 +222,34 @@ def test_fewer_settings_are_a_prompt() -> None:
 )
 def test_samplers_have_the_web_uis_names(scheduler: str, names: tuple[str, str]) -> None:
     assert names_of(scheduler) == names
+
+
+def test_a_second_pass_is_written_as_the_web_ui_writes_it(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
+    """Steps are those that are drawn, the size is the first pass's; `ldmrt info` reads it from other programs too."""
+    words = ("--steps", 4, "--width", 16, "--height", 8, "--hires", 2, "--hires-strength", 0.7, "--hires-steps", 5)
+    path = tmp_path / "a.png"
+    assert ldmrt("generate", bundle, PROMPT, *words, "--hires-upscaler", "latent-bicubic", "-o", path).code == 0
+    with Image.open(path) as image:
+        assert image.size == (32, 16)
+        said = read_infotext(image.text["parameters"])
+        assert json.loads(image.text["ldmrt"])["hires"] == 2
+    assert said is not None
+    expected = {"Size": "16x8", "Denoising strength": "0.7", "Hires upscale": "2.0", "Hires steps": "3"}
+    assert {name: said.settings[name] for name in expected} == expected
+    assert said.settings["Hires upscaler"] == "Latent (bicubic)"
+    text = PngInfo()
+    text.add_text("parameters", str(said).replace("Version: ldmrt", "Version: v1.10.1 not"))
+    GREY.save(tmp_path / "theirs.png", pnginfo=text)
+    settings = json.loads(ldmrt("info", tmp_path / "theirs.png", "--json").out)[0]["settings"]
+    assert (settings["Hires upscale"], settings["Hires steps"]) == (2.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "schedule"),
+    [((20, 0.7), (28, 20)), ((20, 0.75), (26, 20)), ((15, 1.0), (15, 15)), ((30, 0.3), (100, 30))],
+)
+def test_a_second_pass_of_the_web_ui_is_asked_for(asked: tuple[int, float], schedule: tuple[int, int]) -> None:
+    """`setup_img2img_steps`: the web UI draws all steps, of a schedule of int(steps / strength)."""
+    fields = hires_fields(2.0, *asked, "Latent (nearest)")
+    assert (fields["hires_steps"], int(fields["hires_steps"] * fields["hires_strength"])) == schedule
+    assert (fields["hires"], fields["hires_upscaler"]) == (2.0, "latent-nearest")

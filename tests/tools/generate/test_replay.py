@@ -29,6 +29,7 @@ WORDS: dict[str, tuple[Any, ...]] = {
     "sampler": ("--scheduler", "euler_a", "--eta", 0.5, "--set", "timestep_spacing=trailing", "--seed", 2**64 - 5),
     "noise": ("--noise", "torch-cpu", "--scheduler", "euler_a", "--guidance", 1.0),
     "image": ("--image", "in.png", "--strength", 0.5, "--mask", "mask.png", "--negative", "blurred, grey"),
+    "hires": ("--width", 8, "--height", 8, "--hires", 2, "--hires-steps", 4, "--hires-upscaler", "pixel", "--seed", 3),
     "tiles": ("--width", 32, "--tile", 16, "--threads", 1, "--guidance-interval", "0.1,5"),
 }
 

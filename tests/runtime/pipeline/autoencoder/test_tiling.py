@@ -7,7 +7,7 @@ import pytest
 
 from ldmrt.runtime.pipeline.autoencoder.tiling import fades, tiled, tiled_as_whole
 
-from ...support.autoencoders import FACTOR, Decoder, Encoder, Normed, latents
+from ....support.autoencoders import FACTOR, Decoder, Encoder, Normed, latents
 
 DECODES, ENCODES = (1, FACTOR), (FACTOR, 1)
 ROUNDING = 4 * 2.0**-24  # of the largest value: shares, and their sum

@@ -13,7 +13,7 @@ from ldmrt.runtime.pipeline.autoencoder.tiling import tiled_as_whole
 from ldmrt.runtime.samplers.noise.counter import IMAGE, noise
 from ldmrt.runtime.samplers.noise.sources import CountedNoise
 
-from ...support.autoencoders import FACTOR, Array, Back, Encoder, Normed, enlarged, latents, pooled
+from ....support.autoencoders import FACTOR, Array, Back, Encoder, Normed, enlarged, latents, pooled
 
 SPACE = Space(4, FACTOR, 2.0)
 

@@ -10,7 +10,7 @@ from ldmrt.runtime.bundle.stages import Space
 from ldmrt.runtime.pipeline.autoencoder.decode import Decoding, decode
 from ldmrt.runtime.pipeline.autoencoder.tiling import tiled_as_whole
 
-from ...support.autoencoders import FACTOR, Array, Decoder, Front, Normed, latents
+from ....support.autoencoders import FACTOR, Array, Decoder, Front, Normed, latents
 
 
 def test_tiles_as_the_pipeline_asks_for_them() -> None:
