@@ -142,6 +142,8 @@ class ImagePipeline(ABC):
         mask_from: str | None = None,
         mask_content: str = "original",
         padding_mask_crop: int | None = None,
+        outpaint: tuple[int, int, int, int] | None = None,
+        feather: int = 16,
         hires: float | None = None,
         hires_strength: float = 0.5,
         hires_steps: int | None = None,

@@ -109,5 +109,5 @@ class RefinedPipeline(ImagePipeline):
         return replace(request, denoising_end=self.start, output_type="latent")
 
     def _last(self, request: Request, left: Latents) -> Request:
-        image = request.image if request.mask_image is not None else None
+        image = request.image if request.has_mask else None
         return replace(request, latents=left, denoising_start=self.start, image=image, controls={}, deep_cache=None)

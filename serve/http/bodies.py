@@ -58,6 +58,8 @@ class Options(BaseModel):
     mask_image: ImageText | None = None
     mask_content: Literal["original", "fill", "noise", "zeros"] | None = None
     padding_mask_crop: int | None = Field(None, ge=0)
+    outpaint: tuple[int, int, int, int] | None = None
+    feather: int | None = Field(None, ge=0)
     hires: float | None = None
     hires_strength: float | None = None
     hires_steps: int | None = Field(None, ge=1)

@@ -35,7 +35,8 @@ RECORDED = (
     "prompt_syntax", "num_inference_steps", "guidance_scale", "true_cfg_scale", "guidance_rescale",
     "skip_guidance_layers", "skip_layer_guidance_scale", "skip_layer_guidance_start", "skip_layer_guidance_stop",
     "scheduler", "scheduler_settings", "eta", "clip_skip", "strength", "class_labels", "deep_cache",
-    "mask_content", "padding_mask_crop", "noise", "hires", "hires_strength", "hires_steps", "hires_upscaler",
+    "mask_content", "padding_mask_crop", "noise", "outpaint", "feather", "hires",
+    "hires_strength", "hires_steps", "hires_upscaler",
 )  # fmt: skip
 
 
@@ -103,7 +104,9 @@ def parameters(job: Job, image: NDArray[np.uint8], number: int) -> dict[str, obj
     size: dict[str, object] = {"height": image.shape[0], "width": image.shape[1]}
     if request.hires is not None:  # that of the first pass
         size = dict(zip(size, job.lane.size, strict=True))
-    if request.padding_mask_crop is not None:  # of the region, which is the model's own by default
+    if (
+        request.padding_mask_crop is not None or request.outpaint is not None
+    ):  # of the region, which is the model's own by default
         size = {name: side for name in size if (side := getattr(request, name)) is not None}
     own = {"prompt": request.prompts[number], "seed": job.result(0).seeds[number]}
     return {"ldmrt": ldmrt.__version__, "bundle": job.model, **changed, **size, **own}

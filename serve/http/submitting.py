@@ -91,6 +91,10 @@ def check_limits(server: Server, request: Request, model: str | None) -> None:
     if request.padding_mask_crop is not None:  # pasted over the whole image
         image = cast("Image", request.image)  # callers send no other
         refuse("pixels", image.width * image.height * request.total_images, limits.pixels)
+    if request.outpaint is not None:
+        image, (left, top, right, bottom) = cast("Image", request.image), request.outpaint
+        pixels = (image.width + left + right) * (image.height + top + bottom)
+        refuse("pixels", pixels * request.total_images, limits.pixels)
     check_fits(pipeline, request)
 
 

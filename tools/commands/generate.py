@@ -16,7 +16,7 @@ from ldmrt.tools.options.drawing import BATCH, HOW, with_opening, with_options
 from ldmrt.tools.options.images import collected, one_or_all
 from ldmrt.tools.options.prompts import WORDING, worded
 from ldmrt.tools.options.to_request import request_of
-from ldmrt.tools.options.types import IMAGE, SIZE, Control, Text
+from ldmrt.tools.options.types import IMAGE, SIZE, Control, Sides, Text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,6 +57,16 @@ GRID = 1024  # most images in the grid
     type=click.IntRange(min=0),
     metavar="PIXELS",
     help="Draw only the region around the mask, larger by PIXELS, and paste it over the image.",
+)
+@click.option(
+    "--outpaint", type=Sides(), help="Draw so many pixels around --image, on the left, at the top, on the right, below."
+)
+@click.option(
+    "--feather",
+    type=click.IntRange(min=0),
+    default=16,
+    show_default=True,
+    help="Pixels of the image in which what is drawn around it fades into it.",
 )
 @click.option(
     "--control",

@@ -56,6 +56,22 @@ class Layers(click.ParamType):
         return tuple(map(int, words))
 
 
+class Sides(click.ParamType):
+    """An option that takes pixels on four sides, LEFT,TOP,RIGHT,BOTTOM."""
+
+    name = "left,top,right,bottom"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int, int, int]:
+        """Return the four numbers."""
+        words = str(value).split(",")
+        if len(words) != 4 or not all(word.isascii() and word.isdigit() and len(word) < 9 for word in words):
+            self.fail(f"{value!r} is not LEFT,TOP,RIGHT,BOTTOM, such as 0,0,64,0", param, ctx)
+        left, top, right, bottom = map(int, words)
+        return left, top, right, bottom
+
+
 class Text(click.ParamType):
     """The text of a prompt: UTF-8, also where the system's own encoding is narrower, such as ASCII."""
 

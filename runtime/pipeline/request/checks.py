@@ -99,18 +99,23 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Takes two values of one kind."""
+class Several:
+    """Takes so many values of one kind."""
 
     of: Whole | Number
     expected: str
+    count: int = 2
 
-    def __call__(self, name: str, value: object) -> tuple[float, float]:
-        """Return a value as a tuple of two."""
-        if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, (str, bytes)) or _length(value) != 2:
+    def __call__(self, name: str, value: object) -> tuple[float, ...]:
+        """Return a value as a tuple."""
+        if (
+            not isinstance(value, (Sequence, np.ndarray))
+            or isinstance(value, (str, bytes))
+            or _length(value) != self.count
+        ):
             raise invalid(name, self.expected, value)
         try:
-            return self.of(name, value[0]), self.of(name, value[1])
+            return tuple(self.of(name, each) for each in value)
         except LdmrtError:
             raise invalid(name, self.expected, value) from None
 
@@ -247,7 +252,7 @@ def name_of(name: str, value: Any) -> str:
 def interval(name: str, value: Any) -> tuple[float, float]:
     """Two numbers from 0 on, the second above the first."""
     expected = "two noise levels, low and high"
-    low, high = Pair(Number(0, 1e30), expected)(name, value)
+    low, high = Several(Number(0, 1e30), expected)(name, value)
     if not low < high:
         raise invalid(name, expected, value)
     return low, high

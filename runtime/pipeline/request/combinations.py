@@ -26,10 +26,11 @@ def check_combinations(request: Fields) -> None:
         raise needs("mask_image", "image")
     if request.mask_from is not None and request.mask_image is None:
         raise needs("mask_from", "mask_image")
-    if request.mask_content != "original" and request.mask_image is None:
+    if request.mask_content != "original" and not request.has_mask:
         raise needs("mask_content", "mask_image")
     if request.padding_mask_crop is not None:
         _check_crop(request)
+    _check_outpainting(request)
     check_second_pass(request)
     if isinstance(request.class_labels, list) and len(request.class_labels) != request.prompt_count:
         raise wrong_number("class_labels", request.prompt_count, len(request.class_labels))
@@ -37,7 +38,7 @@ def check_combinations(request: Fields) -> None:
         return
     if request.latents is None:
         raise needs("denoising_start", "latents, which another request left at its denoising_end")
-    if request.image is not None and request.mask_image is None:
+    if request.image is not None and not request.has_mask:
         raise exclusive("denoising_start", "image", "which the latents already hold")
     if request.denoising_end is not None and request.denoising_start >= request.denoising_end:
         raise invalid("denoising_start", f"below denoising_end, {request.denoising_end:g}", request.denoising_start)
@@ -45,13 +46,38 @@ def check_combinations(request: Fields) -> None:
 
 def _check_crop(request: Fields) -> None:
     """Refuse a region around a mask where there is none, or several."""
-    if request.mask_image is None:
+    if not request.has_mask:
         raise needs("padding_mask_crop", "mask_image")
     if request.controls:
         raise exclusive("padding_mask_crop", "controls", "which are of the whole image")
+    _check_one_image(request, "padding_mask_crop")
+
+
+def _check_outpainting(request: Fields) -> None:
+    """Refuse to draw around no image, or around several, or what is of another size than the larger canvas."""
+    if request.outpaint is None:
+        if request.feather != Fields.feather:
+            raise needs("feather", "outpaint")
+        return
+    if not any(request.outpaint):
+        raise invalid("outpaint", "at least a side above 0", request.outpaint)
+    if request.image is None:
+        raise needs("outpaint", "image")
+    for name in ("mask_image", "denoising_start", "denoising_end"):
+        if getattr(request, name) is not None:
+            raise exclusive("outpaint", name)
+    for name in ("width", "height"):
+        if getattr(request, name) is not None and request.padding_mask_crop is None:
+            raise exclusive("outpaint", name, "as the image keeps its pixels")
+    _check_one_image(request, "outpaint")
+
+
+def _check_one_image(request: Fields, by: str) -> None:
+    """Refuse several images, or masks, where a field takes one."""
     for name in ("image", "mask_image"):
-        if (count := len(split(name, getattr(request, name)))) > 1:
-            problem = f"padding_mask_crop takes one {name}"
+        images = getattr(request, name)
+        if images is not None and (count := len(split(name, images))) > 1:
+            problem = f"{by} takes one {name}"
             raise InvalidRequest("request", problem, expected="a request for each image", found=count)
 
 
@@ -62,7 +88,7 @@ def check_second_pass(request: Fields) -> None:
             if getattr(request, name) != getattr(Fields, name):
                 raise needs(name, "hires")
     else:
-        for name in ("mask_image", "denoising_start", "denoising_end"):
+        for name in ("mask_image", "outpaint", "denoising_start", "denoising_end"):
             if getattr(request, name) is not None:
                 raise exclusive("hires", name)
     if request.image_latents is not None:

@@ -30,7 +30,7 @@ from .checks import (
     Number,
     OneOf,
     Optional,
-    Pair,
+    Several,
     Whole,
     anything,
     by_stage,
@@ -59,7 +59,7 @@ class Field:
 
 _SHARE = Number(0, 1)
 _SIDE = Optional(Whole(1, LARGEST_SIDE))
-_SIZE = Pair(Whole(0, LARGEST_SIZE), "two whole numbers")
+_SIZE = Several(Whole(0, LARGEST_SIZE), "two whole numbers")
 _SKIP = Optional(Whole(0, LARGEST_SKIP), 0)
 _SCORE = Number(-LARGEST_GUIDANCE, LARGEST_GUIDANCE)
 
@@ -113,6 +113,8 @@ FIELDS: Mapping[str, Field] = {
     "mask_from": Field(Optional(OneOf(MASK_SOURCES))),
     "mask_content": Field(OneOf(MASK_CONTENTS)),
     "padding_mask_crop": Field(Optional(Whole(0, LARGEST_SIDE))),
+    "outpaint": Field(Optional(Several(Whole(0, LARGEST_SIDE), "left, top, right and bottom in pixels", 4))),
+    "feather": Field(Whole(0, LARGEST_SIDE)),
     "hires": Field(Optional(Number(1, LARGEST_HIRES))),
     "hires_strength": Field(_SHARE),
     "hires_steps": Field(Optional(Whole(1, LARGEST_STEPS))),

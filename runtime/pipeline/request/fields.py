@@ -62,6 +62,8 @@ class Fields:
     mask_from: str | None = None
     mask_content: str = "original"
     padding_mask_crop: int | None = None
+    outpaint: tuple[int, int, int, int] | None = None
+    feather: int = 16
     hires: float | None = None
     hires_strength: float = 0.5
     hires_steps: int | None = None
@@ -103,6 +105,11 @@ class Fields:
     def starts_from_image(self) -> bool:
         """Whether there is an image to start from, or its latents."""
         return self.image is not None or self.image_latents is not None
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether a part of an image is drawn: in a mask, or around the image."""
+        return self.mask_image is not None or self.outpaint is not None
 
     @property
     def total_images(self) -> int:

@@ -12,6 +12,7 @@ from ldmrt.runtime.bundle.stages import CONTEXT, PIXELS, Stage
 from ldmrt.runtime.errors import InvalidRequest, LdmrtWarning
 from ldmrt.runtime.images import reading
 from ldmrt.runtime.images.inpainting import MaskedRegion, crop_region, filled, filling
+from ldmrt.runtime.images.outpainting import canvas, whole_cells, whole_latents
 from ldmrt.runtime.images.sizes import enlarged_size, kontext_size
 from ldmrt.runtime.images.writing import levels
 from ldmrt.runtime.samplers.plan import Latents
@@ -58,8 +59,9 @@ def read_images(request: Request, stage: Stage) -> GivenImages:
         InvalidRequest: The stage takes no mask, or a side is not a multiple of a latent's pixels.
     """
     unit, factor, enlarges = stage.space.unit, stage.space.factor, stage.enlarges
-    if request.mask_image is not None and stage.takes_image:
-        raise InvalidRequest("request", "this model takes no mask_image", expected="image alone")
+    if request.has_mask and stage.takes_image:
+        name = "mask_image" if request.outpaint is None else "outpaint"
+        raise InvalidRequest("request", f"this model takes no {name}", expected="image alone")
     if request.image_latents is not None and (stage.takes_image or stage.takes_mask):
         raise InvalidRequest("request", "this model takes no image_latents", expected="a request without image_latents")
     if request.image is not None and stage.depth:
@@ -69,6 +71,9 @@ def read_images(request: Request, stage: Stage) -> GivenImages:
     own = stage.own
     if image is not None and request.padding_mask_crop is None:
         own = enlarged_size(image, unit, enlarges)
+        if request.outpaint is not None:
+            left, top, right, bottom = request.outpaint
+            own = -(-(image.height + top + bottom) // unit) * unit, -(-(image.width + left + right) // unit) * unit
         if stage.source(CONTEXT) is not None and min(own) > 0:
             own = kontext_size(own)
     held = request.latents if request.denoising_start is not None else request.image_latents
@@ -87,10 +92,12 @@ def read_images(request: Request, stage: Stage) -> GivenImages:
     images: Sequence[object] = [image, *others]
     masks: Sequence[object] = [] if request.mask_image is None else reading.split("mask", request.mask_image)
     source = request.mask_from
-    if request.padding_mask_crop is not None:
+    if request.padding_mask_crop is not None or request.outpaint is not None:
         images, masks = cut_out(masked_region(request, size), size)
         source = None  # which these masks are made of
     mask = reading.for_each(reading.masks(masks, size, source), count) if masks else None
+    if mask is not None and request.outpaint is not None:
+        mask = whole_cells(mask, factor)
     if request.mask_content != "original":  # the encoder sees nothing of it
         images = _filled(images, masks, size, source)
     colours = reading.for_each(reading.colors("image", images, small, channels), count)
@@ -98,13 +105,23 @@ def read_images(request: Request, stage: Stage) -> GivenImages:
 
 
 def masked_region(request: Request, size: tuple[int, int]) -> MaskedRegion:
-    """Read the image and the mask of a request whose region around the mask is drawn at (height, width).
+    """Read the image and the mask of a request that is drawn at (height, width): the region around the mask, or all.
+
+    Around an image that is outpainted the mask is made here.
 
     Raises:
         InvalidRequest: The mask is black, or of another size than the image.
     """
-    (image,), (mask,) = reading.split("image", request.image), reading.split("mask", request.mask_image)
-    colours, grey = reading.read_rgb("image", image), reading.grey_mask(mask, request.mask_from)
+    (image,) = reading.split("image", request.image)
+    colours = reading.read_rgb("image", image)
+    if request.outpaint is not None:
+        extended = canvas(colours, request.outpaint, request.feather)
+        if request.padding_mask_crop is None:
+            return extended
+        colours, grey = extended.image, extended.mask
+    else:
+        (mask,) = reading.split("mask", request.mask_image)
+        grey = reading.grey_mask(mask, request.mask_from)
     if colours.size != grey.size:
         problem, (width, height) = "padding_mask_crop with a mask of another size than its image", colours.size
         expected, found = f"{width}x{height}", f"{grey.width}x{grey.height}"
@@ -119,15 +136,20 @@ def masked_region(request: Request, size: tuple[int, int]) -> MaskedRegion:
 
 
 def cut_out(region: MaskedRegion, size: tuple[int, int]) -> "tuple[list[Image], list[Image]]":
-    """Return the region of an image, and of its mask, at (height, width)."""
+    """Return the region of an image, and of its mask, at (height, width); an image without one is filled up to that."""
+    if region.box is None:
+        image, mask = whole_latents(region, size)
+        return [image], [mask]
     return [filling(region.image.crop(region.box), size)], [filling(region.mask.crop(region.box), size)]
 
 
 def pasted(request: Request, drawn: Drawn) -> Drawn:
-    """Return images (N, h, w, C) that were drawn of a request; those of a region around its mask on its whole image."""
-    if request.padding_mask_crop is None:
+    """Return images (N, h, w, C) that were drawn of a request; those of a mask's region, or of a canvas, as a whole."""
+    if request.padding_mask_crop is None and request.outpaint is None:
         return drawn
     region = masked_region(request, drawn.shape[1:3])
+    if region.box is None:
+        drawn = drawn[:, : region.image.height, : region.image.width]
     if drawn.dtype == np.uint8:
         return region.paste(drawn.astype(np.uint8, copy=False))
     floats: NDArray[np.float32] = region.paste(levels(drawn.astype(np.float32, copy=False))) / np.float32(255)

@@ -78,6 +78,8 @@ class Request(Fields):
             noise alone.
         padding_mask_crop: Draws only the region around the mask, with so many pixels more on each side, at the size
             that is asked for, and pastes it over `image`.
+        outpaint: (left, top, right, bottom): draws so many pixels around `image`, which else stays as it is.
+        feather: The pixels of the image at each side that is added to in which what is drawn fades into it.
         hires: Draws a second time, so many times larger, 1 to 8: AUTOMATIC1111's "Hires. fix". `width` and `height` are
             those of the first pass.
         hires_strength: The `strength` of the second pass.

@@ -24,11 +24,22 @@ from .second_pass import NO_SECOND_PASS
 # What only the first stage of a request takes: later ones are given the images of the stage before.
 FIRST_ALONE: dict[str, Any] = {
     **dict.fromkeys(
-        ("width", "height", "mask_image", "mask_from", "padding_mask_crop", "latents", "deep_cache", *EMBEDDINGS)
+        (
+            "width",
+            "height",
+            "mask_image",
+            "mask_from",
+            "padding_mask_crop",
+            "outpaint",
+            "latents",
+            "deep_cache",
+            *EMBEDDINGS,
+        )
     ),
     **dict.fromkeys(("denoising_start", "denoising_end", "original_size", "target_size")),
     "controls": {},
     "image_latents": None,
+    "feather": Fields.feather,
     **NO_SECOND_PASS,
     "mask_content": "original",
     "true_cfg_scale": Fields.true_cfg_scale,
@@ -81,6 +92,8 @@ def first_request(request: Request, stage: Stage, others: Sequence[Stage], *, en
         others: The other stages of the cascade. What one of them takes is not asked of this one if it does not.
         ends: Whether it is the only stage that the request runs.
     """
+    if not ends and request.outpaint is not None:
+        raise exclusive("outpaint", "a later stage", "which would enlarge the whole image")
     if not ends and request.padding_mask_crop is not None:
         raise exclusive("padding_mask_crop", "a later stage", "which would enlarge the whole image")
     if not ends and request.hires is not None:

@@ -29,6 +29,7 @@ WORDS: dict[str, tuple[Any, ...]] = {
     "sampler": ("--scheduler", "euler_a", "--eta", 0.5, "--set", "timestep_spacing=trailing", "--seed", 2**64 - 5),
     "noise": ("--noise", "torch-cpu", "--scheduler", "euler_a", "--guidance", 1.0),
     "image": ("--image", "in.png", "--strength", 0.5, "--mask", "mask.png", "--negative", "blurred, grey"),
+    "outpaint": ("--image", "in.png", "--outpaint", "0,0,0,6", "--feather", 3, "--mask-content", "noise"),
     "hires": ("--width", 8, "--height", 8, "--hires", 2, "--hires-steps", 4, "--hires-upscaler", "pixel", "--seed", 3),
     "tiles": ("--width", 32, "--tile", 16, "--threads", 1, "--guidance-interval", "0.1,5"),
 }
@@ -38,9 +39,10 @@ WORDS: dict[str, tuple[Any, ...]] = {
 def test_an_image_is_drawn_again_bit_for_bit(ldmrt: Any, bundle: Path, place: Path, name: str, suffix: str) -> None:
     assert ldmrt("generate", bundle, PROMPT, "--steps", 3, *WORDS[name], "-o", f"a.{suffix}").code == 0
     ran = ldmrt("replay", f"a.{suffix}", "--bundle", bundle, "-o", f"b.{suffix}")
-    size = (32 if name == "tiles" else 16) * 16 * 3
+    width, height = 32 if name == "tiles" else 16, 22 if name == "outpaint" else 16
+    size = width * height * 3
     assert (ran.code, "differs" in ran.out) == (0, False), ran.err
-    assert f"identical: {32 if name == 'tiles' else 16}x16, all {size} bytes of pixels\n" in ran.out
+    assert f"identical: {width}x{height}, all {size} bytes of pixels\n" in ran.out
     assert Path(f"b.{suffix}").read_bytes() == Path(f"a.{suffix}").read_bytes()  # its record too
 
 

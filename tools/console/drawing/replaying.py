@@ -200,11 +200,12 @@ def check_size(image: Description, size: tuple[int, int], request: Request) -> N
     """Refuse, before anything is drawn, a record of a larger image than its file holds.
 
     Raises:
-        LdmrtError: It is larger, and not the region around a mask.
+        LdmrtError: It is larger, and neither the region around a mask nor around an image.
     """
     with opened("replay", image.path) as file:
         width, height = file.size
-    if request.padding_mask_crop is None and (size[0] > height or size[1] > width):
+    own = request.padding_mask_crop is None and request.outpaint is None
+    if own and (size[0] > height or size[1] > width):
         problem, expected = f"{image.path} has another size than its record", f"{size[1]}x{size[0]}"
         raise LdmrtError("replay", problem, expected=expected, found=f"{width}x{height}")
 
