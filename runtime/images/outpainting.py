@@ -61,4 +61,5 @@ def whole_cells(mask: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
     """
     n, _, height, width = mask.shape
     cells = mask.reshape(n, 1, height // factor, factor, width // factor, factor).max((3, 5))
-    return cells.repeat(factor, 2).repeat(factor, 3)
+    whole: NDArray[np.float32] = cells.repeat(factor, 2).repeat(factor, 3)
+    return whole

@@ -122,6 +122,8 @@ class ImagePipeline(ABC):
         guidance_interval: tuple[float, float] | None = None,
         deep_cache: int | None = None,
         seed: int | Sequence[int] = 0,
+        variation_seed: int | Sequence[int] | None = None,
+        variation_strength: float = 0.0,
         noise: str = LDMRT,
         generator: RandomGenerator | Sequence[RandomGenerator] | None = None,
         width: int | None = None,

@@ -44,6 +44,8 @@ class Options(BaseModel):
     guidance_interval: tuple[float, float] | None = None
     deep_cache: int | None = Field(None, ge=1)
     seed: int | list[int] | None = None
+    variation_seed: int | list[int] | None = None
+    variation_strength: float | None = None
     noise: str | None = None
     width: int | None = Field(None, ge=1)
     height: int | None = Field(None, ge=1)

@@ -35,7 +35,7 @@ RECORDED = (
     "prompt_syntax", "num_inference_steps", "guidance_scale", "true_cfg_scale", "guidance_rescale",
     "skip_guidance_layers", "skip_layer_guidance_scale", "skip_layer_guidance_start", "skip_layer_guidance_stop",
     "scheduler", "scheduler_settings", "eta", "clip_skip", "strength", "class_labels", "deep_cache",
-    "mask_content", "padding_mask_crop", "noise", "outpaint", "feather", "hires",
+    "mask_content", "padding_mask_crop", "noise", "variation_strength", "outpaint", "feather", "hires",
     "hires_strength", "hires_steps", "hires_upscaler",
 )  # fmt: skip
 
@@ -109,4 +109,5 @@ def parameters(job: Job, image: NDArray[np.uint8], number: int) -> dict[str, obj
     ):  # of the region, which is the model's own by default
         size = {name: side for name in size if (side := getattr(request, name)) is not None}
     own = {"prompt": request.prompts[number], "seed": job.result(0).seeds[number]}
+    own |= {"variation_seed": request.variation_seeds[number]} if request.variation_seeds else {}
     return {"ldmrt": ldmrt.__version__, "bundle": job.model, **changed, **size, **own}

@@ -225,6 +225,7 @@ def generate(
             prompt = request.prompts[number]
             path = out if request.total_images == 1 else numbered(out, number)
             own = {"negative_prompt": negative[number]} if isinstance(negative, list) else {}
+            own |= {"variation_seed": request.variation_seeds[number]} if request.variation_seeds else {}
             facts = {**shared, **own, "prompt": prompt, "seed": seed}
             source = None if latents is None else (latents, number)
             save_image(path, image, making.notes(facts, next(alone), image, source))

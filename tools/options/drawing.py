@@ -83,6 +83,10 @@ HOW: tuple[Decorator, ...] = (  # images are drawn; the names of the values are 
     ),
     click.option("--seed", default=0, show_default=True, help="Seed of the first image; the next ones count up."),
     click.option(
+        "--variation-seed", type=int, help="Seed whose noise the seed's is turned towards; it counts up instead."
+    ),
+    click.option("--variation-strength", default=0.0, show_default=True, help="How far it is turned, 0 to 1."),
+    click.option(
         "--noise",
         default="ldmrt",
         show_default=True,

@@ -1,5 +1,7 @@
 """Order the noise of a request as the program drew it that is named, and refuse what that program draws otherwise."""
 
+from collections.abc import Sequence
+
 from ldmrt.runtime.bundle.stages import KL, MASK_KINDS, NOISED_KINDS, Stage
 from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.pipeline.request.images import GivenImages
@@ -7,6 +9,7 @@ from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.config import Config
 from ldmrt.runtime.samplers.noise.counter import FIRST, IMAGE, MASKED, NOISED, of_stage
 from ldmrt.runtime.samplers.noise.sources import LDMRT, WEB_UI, CountedNoise, NoiseSource, OrderedNoise, Shape
+from ldmrt.runtime.samplers.noise.variation import VariedNoise
 from ldmrt.runtime.samplers.plan import Plan
 from ldmrt.runtime.samplers.registry import find_scheduler
 
@@ -50,10 +53,18 @@ def noise_of(request: Request, stage: Stage, given: GivenImages) -> NoiseSource:
         stage: The stage that it runs.
         given: Its image and mask.
     """
-    if request.noise == LDMRT:
-        return CountedNoise(request.seeds)
     order = [(of_stage(stream, stage.number), shape) for stream, shape in _before_rows(request, stage, given)]
-    return OrderedNoise(request.noise, request.seeds, order)
+    source = _source(request, request.seeds, order)
+    if not request.variation_seeds:
+        return source
+    first = of_stage(FIRST, stage.number)
+    other = _source(request, request.variation_seeds, [each for each in order if each[0] == first])
+    return VariedNoise(source, other, request.variation_strength, first)
+
+
+def _source(request: Request, seeds: Sequence[int], order: Sequence[tuple[int, Shape]]) -> NoiseSource:
+    """Return what draws by the seeds of images, as the request asks."""
+    return CountedNoise(seeds) if request.noise == LDMRT else OrderedNoise(request.noise, seeds, order)
 
 
 def _before_rows(request: Request, stage: Stage, given: GivenImages) -> list[tuple[int, Shape]]:

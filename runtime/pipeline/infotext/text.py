@@ -89,6 +89,9 @@ def infotext_of(
     said |= {"CFG scale": guidance, "Seed": seed, "Size": f"{size[1]}x{size[0]}"}
     said |= {"Model hash": digest[:10], "Model": model}
     said = {name: value for name, value in said.items() if value not in ("", None)}
+    if request.variation_seeds:
+        said["Variation seed"] = request.variation_seeds[0]
+        said["Variation seed strength"] = request.variation_strength
     if request.starts_from_image:
         said["Denoising strength"] = request.strength
     said |= hires_of(request)

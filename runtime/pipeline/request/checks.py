@@ -106,13 +106,9 @@ class Several:
     expected: str
     count: int = 2
 
-    def __call__(self, name: str, value: object) -> tuple[float, ...]:
+    def __call__(self, name: str, value: Any) -> tuple[float, ...]:
         """Return a value as a tuple."""
-        if (
-            not isinstance(value, (Sequence, np.ndarray))
-            or isinstance(value, (str, bytes))
-            or _length(value) != self.count
-        ):
+        if not _is_list(value) or len(value) != self.count:
             raise invalid(name, self.expected, value)
         try:
             return tuple(self.of(name, each) for each in value)
@@ -214,22 +210,21 @@ def seeds(name: str, value: Any) -> Any:
     check = Whole(0, SEEDS - 1)
     if isinstance(value, Integral) and not isinstance(value, bool):
         return _seed(check, name, value)
-    if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, (str, bytes)) or _length(value) is None:
+    if not _is_list(value):
         raise invalid(name, "a whole number, or one an image", value)
     return [_seed(check, name, one) for one in value]
 
 
 def labels(name: str, value: Any) -> Any:
     """A class, or one for each prompt."""
-    if isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes)) and _length(value) is not None:
+    if _is_list(value):
         return [Whole()(name, one) for one in value]
     return Whole()(name, value)
 
 
 def layers(name: str, value: Any) -> tuple[int, ...]:
     """The numbers of a network's layers, at least one."""
-    listed = isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
-    if not listed or not _length(value):
+    if not _is_list(value) or not len(value):
         raise invalid(name, "numbers of layers, such as [7, 8, 9]", value)
     return tuple(Whole(0, LARGEST_SKIP)(name, one) for one in value)
 
@@ -318,6 +313,8 @@ def anything(name: str, value: object) -> object:
     return value
 
 
-def _length(value: Any) -> int | None:
-    """Return the length of a list or an array with one axis; None where it is neither."""
-    return None if isinstance(value, np.ndarray) and value.ndim != 1 else len(value)
+def _is_list(value: object) -> bool:
+    """Tell whether a value is a list, or an array with one axis, and no text."""
+    if isinstance(value, np.ndarray):
+        return value.ndim == 1
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))

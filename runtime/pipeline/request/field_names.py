@@ -93,6 +93,8 @@ FIELDS: Mapping[str, Field] = {
     "guidance_interval": Field(Optional(interval)),
     "deep_cache": Field(Optional(Whole(1, LARGEST_STEPS))),
     "seed": Field(seeds),
+    "variation_seed": Field(Optional(seeds)),
+    "variation_strength": Field(_SHARE),
     "noise": Field(OneOf(NAMES)),
     "generator": Field(anything),
     "width": Field(_SIDE),

@@ -42,6 +42,8 @@ class Fields:
     guidance_interval: tuple[float, float] | None = None
     deep_cache: int | None = None
     seed: int | Sequence[int] = 0
+    variation_seed: int | Sequence[int] | None = None
+    variation_strength: float = 0.0
     noise: str = LDMRT
     generator: Generator | Sequence[Generator] | None = field(default=None, repr=False, compare=False)
     width: int | None = None

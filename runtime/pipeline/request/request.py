@@ -53,6 +53,9 @@ class Request(Fields):
             2024).
         deep_cache: Runs the U-Net's deep layers at every n-th of the sampler's times alone (Ma et al. 2023).
         seed: Of the first image, the next ones count up; or a sequence with one for each. 0 to 2**64 - 1.
+        variation_seed: Turns the first noise of each image towards that of another seed, as AUTOMATIC1111 does. These
+            count up from image to image, and `seed`, where it is one number, is then that of all.
+        variation_strength: How far, 0 to 1.
         noise: Whose random numbers the seeds stand for: "ldmrt", "torch-cpu", "torch-cuda" or "a1111", AUTOMATIC1111's.
         generator: In place of `seed`: NumPy's or torch's generator, or a list of one for each image.
         width: Of the images in pixels; that of `image`, else the model's own by default.
@@ -146,11 +149,13 @@ class Request(Fields):
                 raise exclusive("generator", "seed")
             object.__setattr__(self, "seed", seeds_from(self.generator, self.total_images))
             object.__setattr__(self, "generator", None)  # drawn from once, whatever is made of this request
-        if isinstance(self.seed, int):
-            if self.seed + self.total_images > SEEDS:
-                raise invalid("seed", "0 to 2**64 - 1", self.seed + self.total_images - 1)
-        elif len(self.seed) != self.total_images:
-            raise InvalidRequest("request", "one seed per image", expected=self.total_images, found=len(self.seed))
+        for name in ("seed", "variation_seed"):
+            value = getattr(self, name)
+            if isinstance(value, int):
+                if value + self.total_images > SEEDS:
+                    raise invalid(name, "0 to 2**64 - 1", value + self.total_images - 1)
+            elif value is not None and len(value) != self.total_images:
+                raise InvalidRequest("request", f"one {name} per image", expected=self.total_images, found=len(value))
 
     @property
     def prompts(self) -> list[str]:
@@ -183,8 +188,16 @@ class Request(Fields):
 
     def _seeds(self, places: range) -> list[int]:
         if isinstance(self.seed, int):
-            return [self.seed + i for i in places]
+            return [self.seed + (i if self.variation_seed is None else 0) for i in places]
         return list(self.seed[places.start : places.stop])
+
+    @property
+    def variation_seeds(self) -> list[int]:
+        """The variation seed of each image; none where nothing is varied."""
+        first = self.variation_seed
+        if isinstance(first, int):
+            return [first + i for i in range(self.total_images)]
+        return [] if first is None else list(first)
 
     def parts(self, batch: int, factor: int = 1, enlarges: int = 1) -> Iterator["Request"]:
         """Yield this request as several that make the same images, so that not all are in memory at once.
@@ -212,6 +225,8 @@ class Request(Fields):
         changes["controls"] = {name: (self._images_of(each, places), scale) for name, (each, scale) in scaled.items()}
         if self.latents is not None:
             changes["latents"] = self.latents[places.start : places.stop]
+        if self.variation_seed is not None:
+            changes["variation_seed"] = self.variation_seeds[places.start : places.stop]
         if self.image_latents is not None:
             changes["image_latents"] = self.image_latents[places.start : places.stop]
         counted = changes["prompt"] is not None or self.prompt_embeds is not None or self.class_labels is not None

@@ -40,6 +40,8 @@ FIRST_ALONE: dict[str, Any] = {
     "controls": {},
     "image_latents": None,
     "feather": Fields.feather,
+    "variation_seed": None,
+    "variation_strength": 0.0,
     **NO_SECOND_PASS,
     "mask_content": "original",
     "true_cfg_scale": Fields.true_cfg_scale,

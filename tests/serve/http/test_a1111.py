@@ -88,6 +88,20 @@ def test_img2img_gives_the_pipelines_images(api: webuiapi.WebUIApi, pipeline: Pi
     assert result.info["extra_generation_params"] == {"Denoising strength": 0.6}
 
 
+def test_variations_give_the_pipelines_images(api: webuiapi.WebUIApi, pipeline: Pipeline) -> None:
+    asked: dict[str, Any] = {"prompt": "two pears", "seed": 7, "subseed_strength": 0.3, "cfg_scale": 3.0, "eta": 0.0}
+    result = api.txt2img(**asked, subseed=20, batch_size=2, **SMALL)
+    request = Request(
+        "two pears", negative_prompt="", seed=7, variation_seed=20, variation_strength=0.3, guidance_scale=3.0,
+        num_images_per_prompt=2, eta=0.0, width=16, height=16, **SAME,
+    )  # fmt: skip
+    np.testing.assert_array_equal(pixels(result.images), pipeline.generate(request).pixels)
+    assert (result.info["all_seeds"], result.info["all_subseeds"]) == ([7, 7], [20, 21])
+    assert "Variation seed: 21, Variation seed strength: 0.3" in result.info["infotexts"][1]
+    drawn = api.txt2img(**asked, subseed=-1, **SMALL).info["subseed"]  # any other
+    assert 0 <= drawn < 2**32
+
+
 def test_a_second_pass_gives_the_pipelines_images(api: webuiapi.WebUIApi, pipeline: Pipeline) -> None:
     result = api.txt2img(
         prompt="two pears", seed=7, cfg_scale=3.0, enable_hr=True, hr_scale=2.0, hr_upscaler="Latent (nearest)",
@@ -114,7 +128,7 @@ def test_a_second_pass_gives_the_pipelines_images(api: webuiapi.WebUIApi, pipeli
         ({"styles": ["oil"]}, "styles: unsupported"),
         ({"tiling": True}, "tiling: unsupported"),
         ({"restore_faces": True}, "restore_faces: unsupported"),
-        ({"subseed_strength": 0.5}, "subseed_strength: unsupported"),
+        ({"seed_resize_from_h": 64}, "seed_resize_from_h: unsupported"),
         ({"s_churn": 1}, "s_churn: unsupported"),
         ({"script_name": "X/Y/Z plot"}, "script_name: unsupported"),
         ({"sag": webuiapi.Sag()}, "alwayson_scripts: unsupported"),

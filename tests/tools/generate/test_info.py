@@ -244,6 +244,20 @@ def test_a_second_pass_is_written_as_the_web_ui_writes_it(ldmrt: Any, bundle: Pa
     assert (settings["Hires upscale"], settings["Hires steps"]) == (2.0, 3)
 
 
+def test_variations_are_written_as_the_web_ui_writes_them(ldmrt: Any, bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    words = ("-n", 2, "--steps", 2, "--seed", 3, "--variation-seed", 9, "--variation-strength", 0.3)
+    assert ldmrt("generate", bundle, PROMPT, *words, "-o", path).code == 0
+    for number in range(2):
+        with Image.open(tmp_path / f"a-0{number}.png") as image:
+            said, own = read_infotext(image.text["parameters"]), json.loads(image.text["ldmrt"])
+        assert said is not None
+        keys = ("Seed", "Variation seed", "Variation seed strength")
+        assert [said.settings[key] for key in keys] == ["3", str(9 + number), "0.3"]
+        assert (own["seed"], own["variation_seed"]) == (3, 9 + number)
+        assert ldmrt("replay", tmp_path / f"a-0{number}.png", "--bundle", bundle).code == 0
+
+
 @pytest.mark.parametrize(
     ("asked", "schedule"),
     [((20, 0.7), (28, 20)), ((20, 0.75), (26, 20)), ((15, 1.0), (15, 15)), ((30, 0.3), (100, 30))],

@@ -30,6 +30,7 @@ WORDS: dict[str, tuple[Any, ...]] = {
     "noise": ("--noise", "torch-cpu", "--scheduler", "euler_a", "--guidance", 1.0),
     "image": ("--image", "in.png", "--strength", 0.5, "--mask", "mask.png", "--negative", "blurred, grey"),
     "outpaint": ("--image", "in.png", "--outpaint", "0,0,0,6", "--feather", 3, "--mask-content", "noise"),
+    "variation": ("--seed", 3, "--variation-seed", 9, "--variation-strength", 0.3, "--noise", "torch-cpu"),
     "hires": ("--width", 8, "--height", 8, "--hires", 2, "--hires-steps", 4, "--hires-upscaler", "pixel", "--seed", 3),
     "tiles": ("--width", 32, "--tile", 16, "--threads", 1, "--guidance-interval", "0.1,5"),
 }

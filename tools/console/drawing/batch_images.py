@@ -42,7 +42,9 @@ def save_line(
         files.append(image_path(line.number, number, len(result.seeds)))
         prompt = request.prompts[number]
         make_folder(out, files[-1])
-        save_image(out / files[-1], image, making.notes({**shared, "prompt": prompt, "seed": seed}, next(alone), image))
+        own = {"variation_seed": request.variation_seeds[number]} if request.variation_seeds else {}
+        facts = {**shared, **own, "prompt": prompt, "seed": seed}
+        save_image(out / files[-1], image, making.notes(facts, next(alone), image))
         if result.depth is not None:
             save_depth(depth_of(out / files[-1]), result.depth[number])
     return files

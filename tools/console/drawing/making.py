@@ -103,7 +103,7 @@ def words_of(request: Request) -> JsonObject:
     """Return the fields of one image's request that differ from their defaults, by short words."""
     plain = Request("")
     values = {
-        SHORT[name]: _alone(getattr(request, name)) if name in TEXTS else getattr(request, name)
+        SHORT[name]: _alone(getattr(request, name)) if name in (*TEXTS, "variation_seed") else getattr(request, name)
         for name in FIELDS
         if name not in ELSEWHERE and not _same(getattr(request, name), getattr(plain, name))
     }

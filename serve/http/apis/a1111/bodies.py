@@ -28,7 +28,6 @@ WEIGHT = re.compile(r"[(\[][^()\[\]]*:\s*[\d.]+\s*[)\]]")  # (a pear:1.2), [a pe
 # Fields that are not served, with the values that change no image; others are refused.
 NOTHING: Mapping[str, tuple[Any, ...]] = {
     "styles": ([],),
-    "subseed_strength": (0,),
     "seed_resize_from_h": (-1, 0),
     "seed_resize_from_w": (-1, 0),
     "restore_faces": (False,),
@@ -53,6 +52,8 @@ class Drawing(BaseModel):
     prompt: str = ""
     negative_prompt: str = ""
     seed: int = Field(-1, description="-1 draws one.")
+    subseed: int = Field(-1, description="-1 draws one.")
+    subseed_strength: float = Field(0.0, ge=0, le=1)
     batch_size: int = Field(1, ge=1)
     n_iter: int = Field(1, ge=1)
     steps: int = Field(50, ge=1)
@@ -69,7 +70,6 @@ class Drawing(BaseModel):
     # These are refused where they would change an image; see `NOTHING`.
     enable_hr: Any = None
     styles: Any = None
-    subseed_strength: Any = None
     seed_resize_from_h: Any = None
     seed_resize_from_w: Any = None
     restore_faces: Any = None
@@ -85,7 +85,6 @@ class Drawing(BaseModel):
     initial_noise_multiplier: Any = None
     save_images: Any = None
     # These say nothing without one of the above, or nothing about images.
-    subseed: Any = None
     s_tmin: Any = None
     s_tmax: Any = None
     script_args: Any = None
@@ -141,6 +140,9 @@ class Drawing(BaseModel):
             "clip_skip": skip - 1,
             "negative_clip_skip": skip - 1,
         }
+        if self.subseed_strength:
+            fields["variation_seed"] = randbelow(SEEDS) if self.subseed == -1 else self.subseed
+            fields["variation_strength"] = self.subseed_strength
         if controls := controls_of(self.alwayson_scripts, (self.width, self.height)):
             fields["controls"] = controls
         sides = {"width": self.width, "height": self.height}

@@ -33,6 +33,7 @@ def described(server: Server, job: Job, asked: Drawing, options: dict[str, Any])
     first = job.request.padding_mask_crop is not None or job.request.hires is not None
     drawn = job.lane.size if first else result.pixels.shape[1:3]
     (height, width), seeds = drawn, result.seeds
+    subseeds = job.request.variation_seeds or [-1] * len(seeds)  # none is drawn where the strength is 0
     extra = {} if options[SKIP] == 1 else {"Clip skip": options[SKIP]}
     extra |= asked.texts(job.request)
     return {
@@ -42,9 +43,9 @@ def described(server: Server, job: Job, asked: Drawing, options: dict[str, Any])
         "all_negative_prompts": [asked.negative_prompt] * len(seeds),
         "seed": seeds[0],
         "all_seeds": seeds,
-        "subseed": -1,  # none is drawn, as its strength is 0
-        "all_subseeds": [-1] * len(seeds),
-        "subseed_strength": 0,
+        "subseed": subseeds[0],
+        "all_subseeds": subseeds,
+        "subseed_strength": asked.subseed_strength,
         "width": width,
         "height": height,
         "sampler_name": asked.sampler,
@@ -62,7 +63,9 @@ def described(server: Server, job: Job, asked: Drawing, options: dict[str, Any])
         "denoising_strength": asked.denoising_strength,
         "extra_generation_params": extra,
         "index_of_first_image": 0,
-        "infotexts": [text_of(server, job, asked, seed, (width, height), extra) for seed in seeds],
+        "infotexts": [
+            text_of(server, job, asked, pair, (width, height), extra) for pair in zip(seeds, subseeds, strict=True)
+        ],
         "styles": [],
         "job_timestamp": stamped(job),
         "clip_skip": options[SKIP],
@@ -71,15 +74,20 @@ def described(server: Server, job: Job, asked: Drawing, options: dict[str, Any])
     }
 
 
-def text_of(server: Server, job: Job, asked: Drawing, seed: int, size: tuple[int, int], extra: dict[str, Any]) -> str:
+def text_of(
+    server: Server, job: Job, asked: Drawing, seeds: tuple[int, int], size: tuple[int, int], extra: dict[str, Any]
+) -> str:
     """Return the text about an image that AUTOMATIC1111 writes under it."""
     said: dict[str, Any] = {"Steps": asked.steps, "Sampler": asked.sampler}
     if asked.scheduler:
         said["Schedule type"] = asked.scheduler
-    said |= {"CFG scale": asked.cfg_scale, "Seed": seed, "Size": f"{size[0]}x{size[1]}"}
+    said |= {"CFG scale": asked.cfg_scale, "Seed": seeds[0], "Size": f"{size[0]}x{size[1]}"}
     if digest := hash_of(server, job.model):
         said["Model hash"] = digest[:10]
-    said |= {"Model": job.model, **extra, "Version": f"ldmrt {ldmrt.__version__}"}
+    said["Model"] = job.model
+    if asked.subseed_strength:
+        said |= {"Variation seed": seeds[1], "Variation seed strength": asked.subseed_strength}
+    said |= {**extra, "Version": f"ldmrt {ldmrt.__version__}"}
     return str(Infotext(asked.prompt, asked.negative_prompt, {name: str(value) for name, value in said.items()}))
 
 
