@@ -61,6 +61,7 @@ PACKAGES = {
     "wandb": Package("Weights & Biases", "wandb", ("wandb",)),
     "bitsandbytes": Package("bitsandbytes", "bitsandbytes", ("bitsandbytes",)),
     "opentelemetry": Package("OpenTelemetry", "opentelemetry-sdk", ("otel",)),
+    "av": Package("PyAV", "av"),
     "diffusers": Package("diffusers", "diffusers", ("families",)),
 }
 

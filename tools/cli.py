@@ -14,6 +14,7 @@ COMMANDS = {
     "generate": "Make images from a bundle.",
     "upscale": "Enlarge an image with a bundle of an upscaler.",
     "sweep": "Draw all combinations of some options' values, and compare them on one page.",
+    "interpolate": "Draw an animation from prompt to prompt.",
     "info": "Show how images were drawn, here or by other programs.",
     "replay": "Draw an image again, and compare it.",
     "batch": "Make the images of a file of prompts, and go on where it was stopped.",
@@ -32,7 +33,7 @@ COMMANDS = {
     "evaluate": "Score the images of a model beside those that it was trained on.",
 }
 TRAINING, SERVING = ("data", "train", "evaluate"), ("batch", "serve", "export-triton")  # in folders of their own
-IMAGES = ("upscale", "sweep", "info", "replay")
+IMAGES = ("upscale", "sweep", "interpolate", "info", "replay")
 FOLDERS = dict.fromkeys(TRAINING, "training") | dict.fromkeys(IMAGES, "images") | dict.fromkeys(SERVING, "serving")
 
 

@@ -1,7 +1,7 @@
 """Run a bundle's networks: text encoders, U-Net and autoencoder, from a request to images."""
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, pairwise
@@ -17,8 +17,6 @@ from ldmrt.runtime.bundle.engines.engine_key import Bucket
 from ldmrt.runtime.bundle.graphs import DECODER, DECODER_PREVIEW, TRANSFORMER
 from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.images import reading
-from ldmrt.runtime.images.sizes import enlarged_size
 from ldmrt.runtime.samplers.config import Config
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.runtime.samplers.plan import Latents, Plan
@@ -36,10 +34,11 @@ from .conditioning.prompts import reads_texts, text_encoders
 from .conditioning.sources import check_sources
 from .denoising.denoise import Denoised, DenoisingTask, Encoded, check_finite
 from .denoising.initial_latents import initial_latents
+from .denoising.interpolation import between, check_keys
 from .denoising.noise_order import check_noise, noise_of
 from .overlap import in_stages
 from .request.checks import Text
-from .request.images import pasted, read_images
+from .request.images import pasted, read_images, size_of
 from .request.request import Request
 from .request.second_pass import Pass, enlarged, first_pass, second_pass
 from .request.stages import first_request, next_request, walk
@@ -150,6 +149,15 @@ class Pipeline(ImagePipeline):
         else:
             yield from in_stages(requests, stages, stopped.set)
 
+    def interpolate(self, requests: Sequence[Request], frames: int) -> Iterator[Result]:
+        """Yield images from each request's to the next one's; the first and the last are those of their requests."""
+        check_keys(requests, frames)
+        with self.engines.turn:
+            keys = [self._encode(self._passes(request)[0][1].request) for request in requests]
+        for frame in range(frames):
+            with self.engines.turn:
+                yield self._decode(self._denoise(between(keys, frame * (len(keys) - 1) / (frames - 1))))
+
     def steps(self, request: Request | Text) -> Iterator[State]:
         """Yield the state after every row of a request, or of a prompt: for progress, previews, or to stop.
 
@@ -186,14 +194,7 @@ class Pipeline(ImagePipeline):
         begins = self._walk(request)[0]
         if begins is not self:
             return begins.size(replace(request, from_stage=None, until_stage=None, stages={}))
-        factor = self.stage.space.factor
-        if request.latents is not None and request.denoising_start is not None:
-            height, width = request.latents.shape[2:]
-            return height * factor, width * factor
-        if request.image is not None and self.stage.enlarges > 1 and None in (request.height, request.width):
-            first = reading.split("image", request.image)[0]
-            return enlarged_size(reading.read("image", first), self.stage.space.unit, self.stage.enlarges)
-        return request.height or self.stage.size, request.width or self.stage.size
+        return size_of(request, self.stage)
 
     def final_size(self, request: Request) -> tuple[int, int]:
         """Return the height and width in pixels of the images that this stage is left with: after a second pass."""

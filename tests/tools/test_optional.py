@@ -21,6 +21,10 @@ NEEDS: dict[str, tuple[str, set[str]]] = {
     "info": ("info IMAGE", {"PIL"}),
     "replay": ("replay IMAGE", {"PIL"}),
     "sweep": ("sweep BUNDLE cat --axis steps=1,2 -o NEW/x.html", {"onnxruntime", "tokenizers", "PIL"}),
+    "interpolate": (
+        "interpolate BUNDLE a b --steps 1 --frames 2 -o NEW/x.mp4",
+        {"onnxruntime", "tokenizers", "PIL", "av"},
+    ),
     "batch": ("batch BUNDLE PROMPTS NEW/out", {"onnxruntime", "tokenizers", "PIL"}),
     "export": ("export CHECKPOINT NEW/bundle --no-verify", {*CHECKPOINT, "onnx", "onnx_ir", "onnxscript"}),
     "verify": ("verify BUNDLE --against CHECKPOINT --backend onnxruntime", {*CHECKPOINT, "onnxruntime"}),

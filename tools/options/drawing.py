@@ -18,6 +18,16 @@ def with_options(decorators: "tuple[Decorator, ...]") -> Decorator:
     return lambda command: reduce(lambda made, decorate: decorate(made), reversed(decorators), command)
 
 
+def without(*names: str) -> Decorator:
+    """Return a decorator that takes options from a command, by the names of their values."""
+
+    def reduced(command: click.Command) -> click.Command:
+        command.params = [param for param in command.params if param.name not in names]
+        return command
+
+    return reduced
+
+
 BATCH = click.option(
     "--batch",
     type=Batch(),

@@ -56,6 +56,19 @@ class Layers(click.ParamType):
         return tuple(map(int, words))
 
 
+class Seeds(click.ParamType):
+    """An option that takes seeds, such as 1,5."""
+
+    name = "n,n,..."
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Return the seeds."""
+        words = str(value).split(",")
+        if not all(word.isascii() and word.isdigit() and len(word) < 21 for word in words):
+            self.fail(f"{value!r} is no list of seeds, such as 1,5", param, ctx)
+        return tuple(map(int, words))
+
+
 class Sides(click.ParamType):
     """An option that takes pixels on four sides, LEFT,TOP,RIGHT,BOTTOM."""
 

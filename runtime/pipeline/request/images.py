@@ -104,6 +104,17 @@ def read_images(request: Request, stage: Stage) -> GivenImages:
     return GivenImages(size, colours, mask)
 
 
+def size_of(request: Request, stage: Stage) -> tuple[int, int]:
+    """Return the height and width in pixels of a request's images; one to start from is not read, unless enlarged."""
+    factor = stage.space.factor
+    if request.latents is not None and request.denoising_start is not None:
+        return request.latents.shape[2] * factor, request.latents.shape[3] * factor
+    if request.image is not None and stage.enlarges > 1 and None in (request.height, request.width):
+        first = reading.split("image", request.image)[0]
+        return enlarged_size(reading.read("image", first), stage.space.unit, stage.enlarges)
+    return request.height or stage.size, request.width or stage.size
+
+
 def masked_region(request: Request, size: tuple[int, int]) -> MaskedRegion:
     """Read the image and the mask of a request that is drawn at (height, width): the region around the mask, or all.
 

@@ -69,3 +69,25 @@ def _turned(strength: float, low: Drawn, high: Drawn) -> Drawn:
     parts = np.sin((1 - share) * angle) / divisor, np.sin(share * angle) / divisor
     turned: Drawn = np.where(flat, 1 - share, parts[0]) * low + np.where(flat, share, parts[1]) * high
     return turned.astype(np.float32, copy=False)
+
+
+def slerp(share: float, low: Drawn, high: Drawn) -> Drawn:
+    """Turn the noise of each image as one vector, so that its length stays that of noise (Shoemake 1985).
+
+    Args:
+        share: 0 is `low`, 1 is `high`.
+        low: (images, ...), float32.
+        high: The same.
+
+    Returns:
+        (images, ...), float32.
+    """
+    out = np.empty_like(low)
+    for one, other, into in zip(low.astype(np.float64), high.astype(np.float64), out, strict=True):
+        cosine = float((one * other).sum() / (np.linalg.norm(one) * np.linalg.norm(other)))
+        if abs(cosine) > PARALLEL:
+            into[...] = (1 - share) * one + share * other
+            continue
+        angle = np.arccos(cosine)
+        into[...] = (np.sin((1 - share) * angle) * one + np.sin(share * angle) * other) / np.sin(angle)
+    return out

@@ -5,7 +5,7 @@ import itertools
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,16 +36,23 @@ def latents_of(out: Path) -> Path:
     return out.with_suffix(".npy")
 
 
-def check_name(out: Path) -> None:
-    """Raise an `LdmrtError` where a file's suffix is no image format."""
-    if out.suffix.lower() not in FORMATS or out.is_dir():
-        expected = "a file name that ends in " + ", ".join(FORMATS)
+def check_name(out: Path, formats: Iterable[str] = FORMATS) -> None:
+    """Raise an `LdmrtError` where a file's suffix is none of these formats."""
+    if out.suffix.lower() not in formats or out.is_dir():
+        expected = "a file name that ends in " + ", ".join(formats)
         raise LdmrtError("generate", "invalid --out", expected=expected, found=out)
 
 
 @contextlib.contextmanager
 def free_path(
-    out: Path, count: int, *, steps: bool, overwrite: bool, latents: bool = False, depth: bool = False
+    out: Path,
+    count: int,
+    *,
+    steps: bool,
+    overwrite: bool,
+    latents: bool = False,
+    depth: bool = False,
+    formats: Iterable[str] = FORMATS,
 ) -> Iterator[Path]:
     """Yield `out`, or out_2.png, out_3.png and so on where one of the files of `count` images exists already.
 
@@ -53,9 +60,9 @@ def free_path(
     that no other run takes it.
 
     Raises:
-        LdmrtError: The suffix is no image format, or a file cannot be written.
+        LdmrtError: The suffix is none of `formats`, or a file cannot be written.
     """
-    check_name(out)
+    check_name(out, formats)
     out.parent.mkdir(parents=True, exist_ok=True)
     wanted = _Files(out, count, steps, latents, depth)
     if overwrite:

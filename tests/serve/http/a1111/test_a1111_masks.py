@@ -12,7 +12,7 @@ from ldmrt.runtime.images.inpainting import MaskedRegion
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.serve.http.apis.a1111.inpainting import CONTENTS, blurred, weights_of
 
-from .conftest import Running
+from ..conftest import Running
 from .test_a1111 import SAME, SMALL, api, picture, pixels
 
 __all__ = ["api", "picture"]

@@ -16,8 +16,8 @@ from ldmrt.model import load, load_adapter
 from ldmrt.runtime import InvalidRequest, Pipeline, Request
 from ldmrt.serve.http.apis.a1111.controls import controls_of
 
-from ...support.pipelines import randomise
-from .conftest import Running
+from ....support.pipelines import randomise
+from ..conftest import Running
 from .test_a1111 import SAME, SMALL, api_of, picture, pixels
 
 __all__ = ["picture"]

@@ -1,0 +1,69 @@
+"""Write frames as an animation: GIF and WebP by Pillow, MP4 by PyAV, which `pip install av` brings."""
+
+import io
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldmrt.runtime.optional import unavailable
+
+FORMATS = {".gif": "GIF", ".webp": "WEBP", ".mp4": "MP4"}
+RATE_FACTOR = "17"  # of H.264, at which a loss is hardly seen
+Frames = Sequence[NDArray[np.uint8]]
+
+
+def check_animation(path: Path) -> None:
+    """Refuse MP4 without PyAV, before frames are drawn.
+
+    Raises:
+        LdmrtError: PyAV is not installed.
+    """
+    if path.suffix.lower() == ".mp4":
+        try:
+            import av  # noqa: F401
+        except ImportError as error:
+            raise unavailable(error, "interpolate") from None
+
+
+def encode_animation(frames: Frames, suffix: str, fps: float, comment: str = "") -> bytes:
+    """Return an animation as a file, which a GIF and a WebP repeat without an end.
+
+    Args:
+        frames: Images of one size, (H, W, 3).
+        suffix: One of `FORMATS`.
+        fps: Frames a second.
+        comment: A text that GIF and MP4 hold.
+    """
+    if FORMATS[suffix] == "MP4":
+        return _mp4(frames, fps, comment)
+    from PIL import Image
+
+    first, *others = map(Image.fromarray, frames)
+    shared = {"save_all": True, "append_images": others, "duration": round(1000 / fps), "loop": 0}
+    buffer = io.BytesIO()
+    if FORMATS[suffix] == "GIF":
+        first.save(buffer, "GIF", comment=comment.encode(), **shared)
+    else:
+        first.save(buffer, "WEBP", lossless=True, **shared)
+    return buffer.getvalue()
+
+
+def _mp4(frames: Frames, fps: float, comment: str) -> bytes:
+    """Encode frames by H.264, which halves its colours' sides: an odd side is one pixel longer."""
+    import av
+
+    height, width = (side + side % 2 for side in frames[0].shape[:2])
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        container.metadata["comment"] = comment
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"crf": RATE_FACTOR}
+        for image in frames:
+            more = (0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.pad(image, more, mode="edge"), "rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()

@@ -1,0 +1,115 @@
+"""Draw between two requests: what their prompts are encoded to is mixed, and their noise is turned.
+
+At a request's own place nothing is mixed, so that its image is the one that it gives alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ldmrt.runtime.errors import InvalidRequest
+from ldmrt.runtime.pipeline.conditioning.guided import GuidedInputs
+from ldmrt.runtime.pipeline.request.request import Request
+from ldmrt.runtime.samplers.noise.sources import Drawn, NoiseSource, Shape
+from ldmrt.runtime.samplers.noise.variation import slerp
+from ldmrt.runtime.tensors import Array
+
+from .denoise import Encoded
+
+
+@dataclass(frozen=True)
+class TurnedNoise:
+    """Draws noise between that of two sources, in every stream.
+
+    Attributes:
+        low: The source at a share of 0.
+        high: The source at a share of 1.
+        share: The way from one to the other, 0 to 1.
+    """
+
+    low: NoiseSource
+    high: NoiseSource
+    share: float
+
+    def __call__(self, stream: int, shape: Shape, into: Drawn | None = None) -> Drawn:
+        """Draw the noise of a stream, (images, *shape), float32."""
+        turned = slerp(self.share, self.low(stream, shape), self.high(stream, shape))
+        if into is None:
+            return turned
+        into[...] = turned
+        return into
+
+
+def check_keys(requests: Sequence[Request], frames: int) -> None:
+    """Refuse requests that nothing can be drawn between.
+
+    Raises:
+        InvalidRequest: There are fewer than two, or fewer frames; or one has a mask, a second pass or several images.
+    """
+    if len(requests) < 2:
+        expected = "two prompts, or one prompt and two seeds"
+        raise InvalidRequest("interpolate", "nothing to interpolate between", expected=expected, found=len(requests))
+    if frames < len(requests):
+        expected = f"at least {len(requests)}, one for each prompt"
+        raise InvalidRequest("interpolate", "too few frames", expected=expected, found=frames)
+    for request in requests:
+        if request.total_images != 1:
+            found = request.total_images
+            raise InvalidRequest("interpolate", "a request of several images", expected="one image", found=found)
+        if request.hires is not None or request.has_mask:
+            problem = "hires, a mask and outpaint cannot be interpolated"
+            raise InvalidRequest("interpolate", problem, expected="a request without them")
+
+
+def between(keys: Sequence[Encoded], place: float) -> Encoded:
+    """Return the request at a place.
+
+    Args:
+        keys: Requests after the encoders, of the same settings.
+        place: From 0, which is the first one, to len(keys) - 1, which is the last.
+
+    Raises:
+        InvalidRequest: Two prompts are read in different numbers of parts or chunks.
+    """
+    low = min(int(place), len(keys) - 1)
+    share = place - low
+    if not share:
+        return keys[low]
+    one, other = keys[low], keys[low + 1]
+    nearest = one if share < 0.5 else other
+    initial, noise = one.initial, one.noise
+    if one.request.seeds != other.request.seeds:
+        noise = TurnedNoise(one.noise, other.noise, share)
+        init = None
+        if one.initial.init is not None and other.initial.init is not None:
+            init = one.initial.init + np.float32(share) * (other.initial.init - one.initial.init)
+        initial = replace(initial, x=slerp(share, one.initial.x, other.initial.x), init=init)
+    return replace(nearest, initial=initial, noise=noise, inputs=_mixed(one.inputs, other.inputs, share))
+
+
+def _mixed(one: GuidedInputs, other: GuidedInputs, share: float) -> GuidedInputs:
+    """Return the inputs of the network between those of two requests."""
+    pairs = list(zip(one.variants, other.variants, strict=False))
+    same = len(one.variants) == len(other.variants) == 1 and np.array_equal(one.guidance.idx, other.guidance.idx)
+    same = same and all(a.keys() == b.keys() and all(a[name].shape == b[name].shape for name in a) for a, b in pairs)
+    tokens = (one.tokens is None, other.tokens is None)
+    if not same or tokens[0] != tokens[1] or (one.tokens is not None and not np.array_equal(one.tokens, other.tokens)):
+        problem = "two prompts are read in different numbers of parts or chunks"
+        expected = "prompts of one kind, without schedules"
+        raise InvalidRequest("interpolate", problem, expected=expected)
+    return replace(one, variants=tuple(_arrays(a, b, share) for a, b in pairs))
+
+
+def _arrays(one: Mapping[str, Array], other: Mapping[str, Array], share: float) -> dict[str, Array]:
+    return {name: _array(name, array, other[name], share) for name, array in one.items()}
+
+
+def _array(name: str, one: Array, other: Array, share: float) -> Array:
+    """Mix two inputs: a mask sees the tokens that either sees, other whole numbers are the nearer ones."""
+    if "mask" in name:
+        return np.maximum(one, other)
+    if one.dtype.kind != "f":
+        return one if share < 0.5 else other
+    mixed: Array = one + one.dtype.type(share) * (other - one)
+    return mixed

@@ -1,0 +1,101 @@
+"""`ldmrt interpolate` writes animations whose first and last frames are the plain images."""
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldmrt.runtime.images.animation import encode_animation
+
+PROMPTS = ("two pears", "a red apple")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "mp4"])
+def test_the_ends_are_the_plain_images(ldmrt: Any, bundle: Path, suffix: str) -> None:
+    words = ("--steps", 2, "--guidance", 4.0)
+    ran = ldmrt(
+        "interpolate", bundle, *PROMPTS, "--frames", 4, "--fps", 10, "--seeds", "3,5", *words,
+        "-o", f"a.{suffix}", "--save-frames", "frames",
+    )  # fmt: skip
+    assert (ran.code, ran.out.split()) == (0, ["frames", f"a.{suffix}"]), ran.err
+    frames = [np.asarray(Image.open(path)) for path in sorted(Path("frames").iterdir())]
+    assert len(frames) == 4
+    for frame, (prompt, seed) in ((0, (PROMPTS[0], 3)), (3, (PROMPTS[1], 5))):
+        ldmrt("generate", bundle, prompt, "--seed", seed, *words, "-o", f"{frame}.png")
+        np.testing.assert_array_equal(frames[frame], np.asarray(Image.open(f"{frame}.png")))
+    shown = decoded(Path(f"a.{suffix}"))
+    if suffix == "webp":
+        np.testing.assert_array_equal(shown, frames)
+    # A GIF has 256 colours, and H.264 a quarter of the colours' pixels: the frames of this model are noise, and lose
+    # some levels, but each is nearer to its own than to any other.
+    losses = np.array([[np.abs(found.astype(int) - frame).mean() for frame in frames] for found in shown])
+    assert losses.argmin(axis=1).tolist() == [0, 1, 2, 3]
+
+
+def decoded(path: Path) -> list[np.ndarray]:
+    """The frames of an animation, (H, W, 3)."""
+    if path.suffix == ".mp4":
+        import av
+
+        with av.open(str(path)) as container:
+            assert float(container.streams.video[0].average_rate or 0) == 10
+            assert json.loads(container.metadata["comment"])["prompts"] == list(PROMPTS)
+            return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    with Image.open(path) as image:
+        frames = []
+        for number in range(getattr(image, "n_frames", 1)):
+            image.seek(number)
+            frames.append(np.asarray(image.convert("RGB")))
+        assert image.info["duration"] == 100
+        if path.suffix == ".gif":
+            assert json.loads(image.info["comment"])["seeds"] == [3, 5]
+        return frames
+
+
+def test_one_prompt_and_several_seeds(ldmrt: Any, bundle: Path) -> None:
+    words = ("interpolate", bundle, PROMPTS[0], "--seeds", "1,2,3", "--frames", 3, "--steps", 1, "-o", "a.gif")
+    assert ldmrt(*words).code == 0
+    assert "a_2.gif is written" in ldmrt(*words).err
+    assert Path("a_2.gif").exists()
+
+
+def test_an_odd_size_is_encoded(tmp_path: Path) -> None:
+    frames = [np.full((15, 17, 3), level, np.uint8) for level in (0, 255)]
+    import av
+
+    with av.open(io.BytesIO(encode_animation(frames, ".mp4", 8))) as container:
+        shapes = [frame.to_ndarray(format="rgb24").shape for frame in container.decode(video=0)]
+    assert shapes == [(16, 18, 3)] * 2
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((PROMPTS[0],), "nothing to interpolate between; expected two prompts, or one prompt and two seeds"),
+        ((*PROMPTS, "--seeds", "1,2,3"), "--seeds: wrong number of seeds; expected 1 or 2 (one per prompt); found 3"),
+        ((*PROMPTS, "a fox", "--frames", 2), "too few frames"),
+        ((*PROMPTS, "-o", "a.png"), "invalid --out; expected a file name that ends in .gif, .webp, .mp4"),
+        ((*PROMPTS, "--seeds", "1;2"), "is no list of seeds, such as 1,5"),
+    ],
+)
+def test_what_is_refused(ldmrt: Any, bundle: Path, words: tuple[Any, ...], says: str) -> None:
+    ran = ldmrt("interpolate", bundle, *words)
+    assert (ran.code, says in ran.error) == (2, True), ran.err
+    assert list(Path().iterdir()) == []
+
+
+def test_mp4_without_pyav_says_what_to_install(ldmrt: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    ran = ldmrt("interpolate", bundle, *PROMPTS, "-o", "a.mp4")
+    assert (ran.code, "PyAV is not installed\n  try: pip install av" in ran.error) == (2, True), ran.err
