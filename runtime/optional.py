@@ -61,7 +61,7 @@ PACKAGES = {
     "wandb": Package("Weights & Biases", "wandb", ("wandb",)),
     "bitsandbytes": Package("bitsandbytes", "bitsandbytes", ("bitsandbytes",)),
     "opentelemetry": Package("OpenTelemetry", "opentelemetry-sdk", ("otel",)),
-    "av": Package("PyAV", "av"),
+    "av": Package("PyAV", "av", ("video",)),
     "diffusers": Package("diffusers", "diffusers", ("families",)),
 }
 

@@ -1,4 +1,4 @@
-"""Write frames as an animation: GIF and WebP by Pillow, MP4 by PyAV, which `pip install av` brings."""
+"""Write frames as an animation: GIF and WebP by Pillow, MP4 by PyAV, which the extra `video` brings."""
 
 import io
 from collections.abc import Sequence

@@ -93,8 +93,8 @@ def _mixed(one: GuidedInputs, other: GuidedInputs, share: float) -> GuidedInputs
     pairs = list(zip(one.variants, other.variants, strict=False))
     same = len(one.variants) == len(other.variants) == 1 and np.array_equal(one.guidance.idx, other.guidance.idx)
     same = same and all(a.keys() == b.keys() and all(a[name].shape == b[name].shape for name in a) for a, b in pairs)
-    tokens = (one.tokens is None, other.tokens is None)
-    if not same or tokens[0] != tokens[1] or (one.tokens is not None and not np.array_equal(one.tokens, other.tokens)):
+    tokens = [None if each.tokens is None else each.tokens.tolist() for each in (one, other)]
+    if not same or tokens[0] != tokens[1]:
         problem = "two prompts are read in different numbers of parts or chunks"
         expected = "prompts of one kind, without schedules"
         raise InvalidRequest("interpolate", problem, expected=expected)

@@ -21,6 +21,8 @@ COMMANDS = {
     "verify --html": "verify nowhere --html OUT",
     "sweep -o": "sweep nowhere --axis steps=2,3 -o OUT",
     "sweep --json": "sweep nowhere --axis steps=2,3 --json OUT",
+    "interpolate -o": "interpolate nowhere a b -o OUT.gif",
+    "interpolate --save-frames": "interpolate nowhere a b --save-frames OUT",
     "bench --json": "bench nowhere --json OUT",
     "samplers --plot": "samplers --plot OUT.png",
     "export BUNDLE": "export nowhere OUT",
@@ -128,7 +130,7 @@ def test_no_output_was_forgotten() -> None:
     ctx = click.Context(cli)
     every = [leaf for name in NAMES for leaf in leaves(cli.get_command(ctx, name) or cli)]
     written = {param.name for command in every for param in command.params if isinstance(param.type, Output)}
-    assert written == {"out", "as_json", "junit", "html", "bundle", "sheet", "cache_folder", "repo"}
+    assert written == {"out", "as_json", "junit", "html", "bundle", "sheet", "cache_folder", "repo", "save_frames"}
     for command in every:
         for param in command.params:
             if param.name in ("out", "junit", "html") or (param.name == "as_json" and not param.is_flag):  # type: ignore[attr-defined]

@@ -98,4 +98,7 @@ def test_mp4_without_pyav_says_what_to_install(ldmrt: Any, bundle: Path, monkeyp
     monkeypatch.setitem(sys.modules, "av", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
     ran = ldmrt("interpolate", bundle, *PROMPTS, "-o", "a.mp4")
-    assert (ran.code, "PyAV is not installed\n  try: pip install av" in ran.error) == (2, True), ran.err
+    assert (ran.code, "PyAV is not installed" in ran.error and "try: pip install 'ldmrt[video]'" in ran.error) == (
+        2,
+        True,
+    ), ran.err

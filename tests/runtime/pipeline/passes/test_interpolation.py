@@ -57,7 +57,7 @@ def test_turning_keeps_the_length_of_noise() -> None:
         turned = slerp(share, low, high)
         assert turned.std() == pytest.approx(1, abs=0.05)  # linear mixing at 0.5 has 0.71
     np.testing.assert_array_equal(slerp(0.0, low, high), low)
-    np.testing.assert_array_equal(slerp(0.3, low, low * 2), (0.7 * low.astype(np.float64) + 0.6 * low).astype("f4"))
+    np.testing.assert_allclose(slerp(0.3, low, low * 2), 1.3 * low, rtol=3e-7)  # parallel: a rounding of float32
 
 
 @pytest.mark.parametrize(
