@@ -35,6 +35,9 @@ GRID = 1024  # most images in the grid
 @BATCH
 @with_options(HOW)
 @with_options(WORDING)
+@click.option(
+    "--prompts", "file", type=click.Path(path_type=Path), help="A .txt file with more PROMPTS, one in each line."
+)
 @click.option("--from", "from", help="Stage of a cascade to begin at, with --image; the first by default.")
 @click.option("--until", help="Stage of a cascade to end at; the last by default.")
 @click.option(
@@ -123,6 +126,7 @@ GRID = 1024  # most images in the grid
 def generate(
     bundle: Path,
     prompts: tuple[str, ...],
+    file: Path | None,
     batch: int | None,
     save_steps: bool,
     preview: str | None,
@@ -171,6 +175,7 @@ def generate(
         raise LdmrtError("generate", "--save-steps cannot be combined with --batch", expected="only one of them")
     options |= {name: one_or_all(options[name]) for name in ("image", "mask", "class_labels")}
     options["scheduler_settings"] = settings
+    prompts += () if file is None else read_prompts(file)
     steering = collected(controls)
     given = {"prompt": prompts or None, "controls": steering, "latents": read_latents(latents), **options}
     given = worded(given, styles, style, wildcards)
@@ -252,3 +257,18 @@ def generate(
     console.print(f"opened {opened - begin:.2f} s, {times}", highlight=False)
     for path in written:
         click.echo(path)
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """Return the prompts of a text file, one in each line that is not blank.
+
+    Raises:
+        LdmrtError: The file cannot be read, holds nothing, or holds whole requests.
+    """
+    from ldmrt.runtime.errors import LdmrtError
+    from ldmrt.serve.batch.lines import check_file, is_json, read_lines
+
+    if is_json(path):
+        hint = f"ldmrt batch BUNDLE {path} FOLDER"
+        raise LdmrtError("generate", f"{path} holds whole requests", expected="a .txt file of prompts", hint=hint)
+    return tuple(line.text for line in read_lines(path, check_file(path)) if not line.is_blank)
