@@ -35,7 +35,7 @@ MAY: dict[str, set[str]] = {
     "runtime.host": set(),
     "runtime.optional": ERRORS,
     "runtime.tensors": ERRORS,
-    "runtime.files": ERRORS | {"runtime.optional"},
+    "runtime.files": ERRORS | {"runtime.optional", "runtime.tensors"},
     "runtime.images": GROUND,
     "runtime.tokenizer": GROUND,
     "runtime.samplers": GROUND,

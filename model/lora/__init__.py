@@ -1,1 +1,1 @@
-"""Read LoRA files and their kin in every spelling, and merge them into weights."""
+"""Read LoRA files that PyTorch can read, and merge them into networks."""

@@ -1,48 +1,32 @@
-"""Read LoRA files and their kin in the spellings that trainers write, and merge them into weights."""
+"""Merge LoRA files into the weights of networks."""
 
 import math
-import re
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ldmrt.model.textual_inversion.merge import Embedding, embedding_of
 from ldmrt.model.weights.weights import finite
-from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
-from ldmrt.runtime.files.reading import JsonObject, sha256
-from ldmrt.runtime.files.recognise import (
-    BUNDLE,
-    CHECKPOINT,
-    CONTROLNET,
-    EMBEDDING,
-    LORA,
-    TRANSFORMER,
-    refuse_other,
-)
+from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.files.lora.files import LoraFile
+from ldmrt.runtime.files.lora.placing import placed
+from ldmrt.runtime.files.lora.reading import Lora as Layers
+from ldmrt.runtime.files.lora.reading import Step, changed, lora_of, refuse_no_lora, split_words
+from ldmrt.runtime.files.reading import JsonObject
 
-from .files import LONGEST, LoraFile, noted_scale, open_lora, refuse
-from .layers import Layer
-from .names import CONTROL, PEFT, flat, other_kind, place, split
-from .parts import all_finite, build, lacks
-from .placing import placed
-
-BUNDLED = re.compile(r"bundle_emb\.(.+)\.(string_to_param\.\*|emb_params|clip_l|clip_g)")
+from .describe import described
+from .files import read_tensors, to_numpy
 
 
 @dataclass(frozen=True)
-class Lora:
-    """Holds a file, with its layers under (component, the module's name with "_" for ".")."""
+class Lora(Layers):
+    """Holds a file, with the textual inversions that came with it."""
 
-    name: str
-    sha256: str
-    layers: Mapping[tuple[str, str], Layer] = field(repr=False)
-    embeddings: tuple[Embedding, ...] = ()  # textual inversions that came with it
+    embeddings: tuple[Embedding, ...] = ()
 
 
 def read_lora(path: str | Path) -> Lora:
@@ -58,37 +42,14 @@ def read_lora(path: str | Path) -> Lora:
     Raises:
         LdmrtError: The file is missing, damaged, not finite, or of a kind that is not merged, which is named.
     """
-    refuse_other("lora", Path(path), LORA, BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING, TRANSFORMER)
-    opened = open_lora(Path(path))
-    embeddings, rest = _bundled(opened)
-    parts = _parts(opened.path, rest)
-    misshapen, unscaled = [], []
-    layers: dict[tuple[str, str], Layer] = {}
-    for name, tensors in parts.items():
-        component, module = place(name)
-        noted = partial(noted_scale, opened.notes.get(component), module)
-        layer = build(name, tensors, noted)
-        if layer is None:
-            shapes = " and ".join(f"{part} {tuple(value.shape)}" for part, value in tensors.items())
-            misshapen.append(f"{name} of {shapes}")
-            continue
-        if not (math.isfinite(layer.scale) and all_finite(tensors)):
-            raise LdmrtError("lora", f"{name} in {opened.path} is not finite", hint="use another copy of the file")
-        if PEFT in name and "alpha" not in tensors and noted(1) is None:
-            unscaled.append(name)
-        key = (component, flat(module))
-        if key in layers:
-            raise LdmrtError("lora", f"{opened.path} holds one layer twice", found=f"{layers[key].name} and {name}")
-        layers[key] = layer
-    refuse(opened.path, misshapen, len(parts), "layers", "have factors that do not fit each other")
-    if not layers and not embeddings:
-        raise LdmrtError("lora", f"{opened.path} holds no LoRA", found="no tensors")
-    if unscaled:
-        message = (
-            f"lora: {opened.path} has no alpha and no adapter_config.json beside it; alpha is taken to be the rank"
-        )
-        warnings.warn(message, LdmrtWarning, stacklevel=2)
-    return Lora(opened.path.name, sha256(opened.path), layers, embeddings)
+    refuse_no_lora(Path(path))
+    file, tensors, metadata = read_tensors(Path(path))
+    words, rest = split_words(tensors)
+    embeddings = (embedding_of(content, file, word, name=f"{file.name}:{word}") for word, content in words.items())
+    opened = LoraFile.of(file, {key: to_numpy(value) for key, value in rest.items()}, metadata)
+    inversions = tuple(embeddings)
+    lora = lora_of(opened, words=bool(inversions))
+    return Lora(lora.name, lora.sha256, lora.layers, embeddings=inversions)
 
 
 def merge(
@@ -111,12 +72,13 @@ def merge(
         LdmrtError: A file does not fit the networks, or a weight overflows.
     """
     parameters = {component: dict(network.named_parameters()) for component, network in networks.items()}
-    plan: dict[tuple[str, str], list[tuple[Lora, Layer, float]]] = defaultdict(list)
+    descriptions = {component: described(network) for component, network in networks.items()}
+    plan: dict[tuple[str, str], list[Step]] = defaultdict(list)
     record = []
     for lora, factor in loras:
         if not math.isfinite(factor):
             raise LdmrtError("lora", f"invalid weight of {lora.name}", expected="a finite number", found=factor)
-        layers = placed(lora.name, lora.layers, networks)
+        layers = placed(lora.name, lora.layers, descriptions)
         for (component, module), layer in layers.items():
             plan[component, module].append((lora, layer, factor))
         counts = dict(Counter(component for component, _ in layers))
@@ -129,62 +91,14 @@ def merge(
     return {"loras": record}
 
 
-def _change(parameter: nn.Parameter, steps: Sequence[tuple[Lora, Layer, float]], kind: str, *, keep: bool) -> None:
+def _change(parameter: nn.Parameter, steps: Sequence[Step], kind: str, *, keep: bool) -> None:
     """Merge what files add to one weight or bias."""
-    value = before = parameter.detach().float()
-    for lora, layer, factor in steps:
-        if kind == "weight" and layer.delta is not None:
-            value = layer.merged(value, factor, before)
-        elif kind == "bias" and layer.bias is not None:
-            value = value + factor * layer.bias.float()
-        # Weights whose squares overflow when summed would make the network's results infinite
-        if value is not before and not value.norm().isfinite():
-            hint = f"a smaller weight than {factor:g}, or another copy of the file"
-            raise LdmrtError("lora", f"{layer.name} of {lora.name} makes the weights overflow", hint=hint)
+    before = parameter.detach().float().numpy()
+    value = changed(before, steps, kind)
     if value is before:
         return
-    rounded = value if keep else value.to(parameter.dtype)
+    merged = torch.from_numpy(value)
+    rounded = merged if keep else merged.to(parameter.dtype)
     if not finite(rounded):
         raise LdmrtError("lora", f"{steps[-1][1].name} of {steps[-1][0].name} overflows in {parameter.dtype}")
     parameter.data = rounded
-
-
-def _bundled(opened: LoraFile) -> tuple[tuple[Embedding, ...], dict[str, Tensor]]:
-    """Split off the textual inversions that kohya's files and OneTrainer's bring with them."""
-    words: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    rest = {}
-    for key, value in opened.tensors.items():
-        if match := BUNDLED.fullmatch(key):
-            words[match[1]][match[2] if match[2].startswith("clip") else "emb_params"] = value
-        else:
-            rest[key] = value
-    path = opened.path
-    embeddings = (embedding_of(content, path, word, name=f"{path.name}:{word}") for word, content in words.items())
-    return tuple(embeddings), rest
-
-
-def _parts(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Sort the tensors of a file by layer, as it spells that, and by part; each layer is whole and of one kind."""
-    layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    unknown = []
-    for key, value in tensors.items():
-        if kind := other_kind(key, value.ndim):
-            raise LdmrtError("lora", f"unsupported {kind} file {path}", found=key[:LONGEST])
-        if (names := split(key)) is None:
-            unknown.append(key)
-            continue
-        layer, part = names
-        if part in layers[layer]:
-            raise LdmrtError("lora", f"{path} holds two tensors for the {part} of one layer", found=key[:LONGEST])
-        layers[layer][part] = value
-    if layers and (norms := [key for key in unknown if CONTROL.search(key)]):
-        hint = "the whole model, such as FLUX.1-Canny-dev or FLUX.1-Depth-dev"
-        raise LdmrtError("lora", f"unsupported control LoRA {path}", found=norms[0][:LONGEST], hint=hint)
-    refuse(path, unknown, len(tensors), "tensors", "are no part of a LoRA")
-    lacking: dict[str, list[str]] = defaultdict(list)
-    for name, parts in layers.items():
-        if problem := lacks(parts):
-            lacking[problem].append(name)
-    for problem, lone in lacking.items():
-        refuse(path, lone, len(layers), "layers", problem)
-    return layers

@@ -10,8 +10,7 @@ from torch import nn
 from ldmrt.model.checkpoint.transformers.names import FLUX_1, Table, original_place, stable_diffusion_3
 from ldmrt.model.weights.lazy import Lazy
 from ldmrt.runtime.bundle.stage_of_configs import FLUX, SD3
-
-from .rows import Target
+from ldmrt.runtime.files.lora.rows import Target
 
 # XLabs' attention processors have layers of their own beside those of Black Forest Labs' blocks: 1 reads the tokens of
 # the image, 2 those of the text, and q, k and v of a single block are without its MLP.
@@ -41,7 +40,7 @@ def _targets(network: nn.Module, table: Table) -> dict[str, Target]:
     for layer, modules in layers.items():
         numbers = torch.arange(sum(counts[module] for module in modules))
         stored = Lazy(tuple(numbers.shape), numbers.dtype, numbers.clone)
-        rows = {module: original_place(f"{module}.weight", table)[1](stored).view() for module in modules}
+        rows = {module: original_place(f"{module}.weight", table)[1](stored).view().numpy() for module in modules}
         targets[layer] = Target(rows)
     return targets
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.weights.pickled import lazy_tensor
-from ldmrt.model.weights.tensor_files import find_file, read
+from ldmrt.model.weights.tensor_files import read
 from ldmrt.model.weights.weights import finite
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
-from ldmrt.runtime.files.reading import JsonObject, sha256
+from ldmrt.runtime.files.reading import JsonObject, find_file, sha256
 from ldmrt.runtime.files.recognise import BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING, LORA, refuse_other
 from ldmrt.runtime.tokenizer.vocabulary import several, vocabulary
 

@@ -1,6 +1,5 @@
 """Read small files of tensors, LoRA and textual inversion: safetensors or torch.save, told by their first bytes."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -8,7 +7,6 @@ from safetensors import safe_open
 from torch import nn
 
 from ldmrt.runtime.errors import LdmrtError, first_line
-from ldmrt.runtime.files.reading import plain_file
 
 from .pickled import load_pickle
 from .weights import is_safetensors
@@ -22,19 +20,6 @@ FOREIGN = {
     b"<": "a web page",
     b"version https://git-lfs": "a pointer of Git LFS",
 }
-
-
-def find_file(component: str, path: Path, names: Sequence[str]) -> Path:
-    """Return the file at `path`; in a folder the first of `names`, or the one safetensors file that it holds."""
-    if not path.is_dir():
-        return plain_file(component, path)
-    if usual := next((path / name for name in names if (path / name).is_file()), None):
-        return usual
-    files = sorted(file for file in path.glob("*.safetensors") if file.is_file())
-    if len(files) != 1:
-        inside = ", ".join(file.name for file in files[:3]) or "none"
-        raise LdmrtError(component, f"no file to read in {path}", expected=" or ".join(names), found=inside)
-    return files[0]
 
 
 def read(component: str, path: Path) -> tuple[object, dict[str, str]]:

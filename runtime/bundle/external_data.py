@@ -59,7 +59,7 @@ def _locations(data: mmap.mmap) -> Iterator[bytes]:
         message, begin, end = waiting.pop()
         if message == "node" and data.find(LOCATION, begin, end) < 0:
             continue
-        inside = [(FIELDS[message].get(number), a, b) for number, a, b in _fields(data, begin, end)]
+        inside = [(FIELDS[message].get(number), a, b) for number, a, b in fields(data, begin, end)]
         if message == "entry":
             texts = {name: data[a:b] for name, a, b in inside if name}  # of duplicates the last counts
             if texts.get("key") == LOCATION:
@@ -68,15 +68,15 @@ def _locations(data: mmap.mmap) -> Iterator[bytes]:
             waiting += [(name, a, b) for name, a, b in inside if name]
 
 
-def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+def fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Yield the fields of a message that hold bytes: number, begin, end."""
     while at < end:
-        tag, at = _varint(data, at)
+        tag, at = varint(data, at)
         number, kind = tag >> 3, tag & 7
         if kind == VARINT:
-            _, at = _varint(data, at)
+            _, at = varint(data, at)
         elif kind == BYTES:
-            size, begin = _varint(data, at)
+            size, begin = varint(data, at)
             at = begin + size
             if at > end:
                 raise ValueError("a field is longer than its message")
@@ -89,7 +89,7 @@ def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]
         raise ValueError("a message was cut off")
 
 
-def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+def varint(data: mmap.mmap, at: int) -> tuple[int, int]:
     """Read a number of seven bits a byte; return it and the position after it."""
     value = shift = 0
     while (byte := data[at]) & 0x80:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,19 @@ def plain_file(where: str, path: Path) -> Path:
         found = KINDS.get(stat.S_IFMT(mode), "something else")
         raise LdmrtError(where, f"cannot read {path}", expected="a regular file", found=found)
     return path
+
+
+def find_file(component: str, path: Path, names: Sequence[str]) -> Path:
+    """Return the file at `path`; in a folder the first of `names`, or the one safetensors file that it holds."""
+    if not path.is_dir():
+        return plain_file(component, path)
+    if usual := next((path / name for name in names if (path / name).is_file()), None):
+        return usual
+    files = sorted(file for file in path.glob("*.safetensors") if file.is_file())
+    if len(files) != 1:
+        inside = ", ".join(file.name for file in files[:3]) or "none"
+        raise LdmrtError(component, f"no file to read in {path}", expected=" or ".join(names), found=inside)
+    return files[0]
 
 
 def read_bytes(where: str, path: Path, limit: int = JSON_BYTES) -> bytes:

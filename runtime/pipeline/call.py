@@ -120,6 +120,7 @@ class ImagePipeline(ABC):
         skip_layer_guidance_stop: float = 0.2,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
+        loras: Mapping[str, float] | None = None,
         deep_cache: int | None = None,
         seed: int | Sequence[int] = 0,
         variation_seed: int | Sequence[int] | None = None,

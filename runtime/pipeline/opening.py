@@ -16,6 +16,7 @@ from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 from .autoencoder.decode import Decoding
 from .autoencoder.tiling import PASSES
 from .batch_size import Forecast, unet_profiles
+from .loras.loaded import Loras, Source
 from .pipeline import Pipeline
 from .request.stages import check_order
 
@@ -105,6 +106,7 @@ def open_pipeline(
             Forecast.read(opened, backend),
             opened.schedulers,
             opened.network_bytes,
+            loras=Loras(Source(opened, backend, threads, low_memory)),
         )
         return pipeline, opened.then
 

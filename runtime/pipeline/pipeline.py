@@ -20,8 +20,7 @@ from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.samplers.config import Config
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.runtime.samplers.plan import Latents, Plan
-from ldmrt.runtime.samplers.registry import find_scheduler, plan_from_config
-from ldmrt.runtime.samplers.settings import with_settings
+from ldmrt.runtime.samplers.registry import find_scheduler
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
 from .autoencoder.decode import Decoding, decode, decode_unrounded
@@ -35,7 +34,10 @@ from .conditioning.sources import check_sources
 from .denoising.denoise import Denoised, DenoisingTask, Encoded, check_finite
 from .denoising.initial_latents import initial_latents
 from .denoising.interpolation import between, check_keys
-from .denoising.noise_order import check_noise, noise_of
+from .denoising.noise_order import noise_of
+from .denoising.plan_of_request import plan_of
+from .loras.asked import asked
+from .loras.loaded import Loras, TakesLoras
 from .overlap import in_stages
 from .request.checks import Text
 from .request.images import pasted, read_images, size_of
@@ -45,7 +47,7 @@ from .request.stages import first_request, next_request, walk
 
 
 @dataclass(frozen=True, eq=False)
-class Pipeline(ImagePipeline):
+class Pipeline(ImagePipeline, TakesLoras):
     """The networks of one model, and how a request becomes images: encoded, denoised, decoded.
 
     Threads may share a pipeline.
@@ -63,6 +65,7 @@ class Pipeline(ImagePipeline):
         weights: The bytes of its networks on disk, nearly all of which are weights.
         later: The later stages of a cascade, each of which enlarges the images of the one before.
         watch: Called with the state after each row; what it raises ends the request. A row is then never one call.
+        loras: Those that are loaded.
     """
 
     engines: LazyEngines
@@ -77,6 +80,7 @@ class Pipeline(ImagePipeline):
     weights: int = 0
     later: "tuple[Pipeline, ...]" = ()
     watch: Callable[[State], object] | None = field(default=None, repr=False)
+    loras: Loras = field(default_factory=Loras, repr=False)
 
     @property
     def stages(self) -> "tuple[Pipeline, ...]":
@@ -218,22 +222,7 @@ class Pipeline(ImagePipeline):
             size: Height and width of its images in pixels, by which a dynamic shift is chosen; `size` of the request by
                 default.
         """
-        config = with_settings(self.scheduler, request.scheduler_settings, request.scheduler)
-        dynamic = bool(config.get("use_dynamic_shifting"))
-        plan = plan_from_config(
-            config,
-            request.num_inference_steps,
-            name=request.scheduler,
-            eta=request.eta,
-            strength=request.strength if request.starts_from_image and not self.stage.takes_image else 1.0,
-            shortened=self.stage.shortens,
-            start=request.denoising_start,
-            end=request.denoising_end,
-            tokens=self.stage.tokens(size or self.size(request)) if dynamic else None,
-            trailing=self.stage.trailing,
-        )
-        check_noise(request, self.stage, config, plan)
-        return plan
+        return plan_of(request, self.stage, self.scheduler, lambda: size or self.size(request))
 
     def decode(self, latents: Latents, stage: str | None = None) -> NDArray[np.uint8]:
         """Decode latents (N, C, h, w), float32, of a stage to images (N, H, W, 3), or 6 channels with a depth."""
@@ -264,11 +253,13 @@ class Pipeline(ImagePipeline):
     def unload(self) -> None:
         """Free the memory of the networks of all stages; the next request opens them again. None may run meanwhile."""
         for each in self.stages:
+            each.loras.free()
             each.engines.unload()
 
     def close(self) -> None:
         """Free the engines of all stages; a later request raises `LdmrtError`. A second call does nothing."""
         for each in self.stages:
+            each.loras.free()
             each.engines.close()
 
     def _generate(self, request: Request) -> Result:
@@ -281,25 +272,31 @@ class Pipeline(ImagePipeline):
         called = time.perf_counter()
         check_sources(request, self.stage)
         plan = self.plan(request)  # raises before anything is opened
-        decodes = request.output_type != "latent" and self.decoding.tile is None and DECODER in self.engines
+        engines = self._networks(request)
+        decodes = request.output_type != "latent" and self.decoding.tile is None and DECODER in engines
         rows, scales = rows_of(request, self.stage)
-        encoders = text_encoders(self.engines) if reads_texts(request, rows) else []
-        self.engines.open_soon([*encoders, self.stage.network, *([DECODER] if decodes else [])])
+        encoders = text_encoders(engines) if reads_texts(request, rows) else []
+        engines.open_soon([*encoders, self.stage.network, *([DECODER] if decodes else [])])
         given = read_images(request, self.stage)
         if self.stage.network == TRANSFORMER:  # a dynamic shift is that of the size that is drawn
             plan = self.plan(request, given.size)
         noise = noise_of(request, self.stage, given)
-        start = initial_latents(request, plan, self.engines, self.stage, given, self.decoding, noise)
-        sources = self.engines, self.tokenizers, self.schedulers, self.decoding
+        start = initial_latents(request, plan, engines, self.stage, given, self.decoding, noise)
+        sources = engines, self.tokenizers, self.schedulers, self.decoding
         context = Context(request, self.stage, rows, given, *sources, noise=noise)
         calls = find_scheduler(self.scheduler, request.scheduler)[0].calls
         inputs = guided_inputs(context, scales, scales_of(request, self.stage), plan, calls)
         return Encoded(request, plan, start, given.size, inputs, noise, time.perf_counter() - called, self.stage.number)
 
+    def _networks(self, request: Request) -> LazyEngines:
+        """Return the engines that a request runs, with its LoRAs."""
+        return self.loras.engines(self.engines, asked(request, self.loras))
+
     def _task(self, encoded: Encoded) -> DenoisingTask:
         """Connect the U-Net with the plan of a request, and its callback with this pipeline."""
         callback = encoded.request.callback_on_step_end
-        return DenoisingTask.of(self.engines, encoded, partial(callback, self) if callback is not None else None)
+        engines = self._networks(encoded.request)
+        return DenoisingTask.of(engines, encoded, partial(callback, self) if callback is not None else None)
 
     def _denoise(self, encoded: Encoded, go_on: Callable[[], bool] = lambda: True) -> Denoised:
         """One row after another: controls, U-Net, guidance, the plan's row."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ldmrt.runtime.errors import InvalidRequest, LdmrtError
 from ldmrt.runtime.pipeline.call import ImagePipeline, Result
+from ldmrt.runtime.pipeline.loras.asked import without_loras
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.checks import Text, exclusive
 from ldmrt.runtime.pipeline.request.request import EMBEDDINGS, Request
@@ -110,4 +111,5 @@ class RefinedPipeline(ImagePipeline):
 
     def _last(self, request: Request, left: Latents) -> Request:
         image = request.image if request.has_mask else None
-        return replace(request, latents=left, denoising_start=self.start, image=image, controls={}, deep_cache=None)
+        alone = {**without_loras(request), "controls": {}, "deep_cache": None}
+        return replace(request, latents=left, denoising_start=self.start, image=image, **alone)

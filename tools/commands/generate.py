@@ -11,9 +11,11 @@ import click
 
 from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.console.terminal.protocols import AUTO, PROTOCOLS
+from ldmrt.tools.options.checkpoint import WeighedFile
 from ldmrt.tools.options.common import Choice
 from ldmrt.tools.options.drawing import BATCH, HOW, with_opening, with_options
 from ldmrt.tools.options.images import collected, one_or_all
+from ldmrt.tools.options.loras import LORA, load_loras, weights_of
 from ldmrt.tools.options.prompts import WORDING, worded
 from ldmrt.tools.options.to_request import request_of
 from ldmrt.tools.options.types import IMAGE, SIZE, Control, Sides, Text
@@ -38,6 +40,7 @@ GRID = 1024  # most images in the grid
 @click.option(
     "--prompts", "file", type=click.Path(path_type=Path), help="A .txt file with more PROMPTS, one in each line."
 )
+@LORA
 @click.option("--from", "from", help="Stage of a cascade to begin at, with --image; the first by default.")
 @click.option("--until", help="Stage of a cascade to end at; the last by default.")
 @click.option(
@@ -144,6 +147,7 @@ def generate(
     styles: Path | None,
     style: tuple[str, ...],
     wildcards: Path | None,
+    loras: tuple[WeighedFile, ...],
     **options: Any,
 ) -> None:
     """Make images of PROMPTS with BUNDLE: OUT, or OUT as a grid and a numbered file for each.
@@ -174,7 +178,7 @@ def generate(
     if save_steps and batch is not None:
         raise LdmrtError("generate", "--save-steps cannot be combined with --batch", expected="only one of them")
     options |= {name: one_or_all(options[name]) for name in ("image", "mask", "class_labels")}
-    options["scheduler_settings"] = settings
+    options |= {"scheduler_settings": settings, "loras": weights_of(loras)}
     prompts += () if file is None else read_prompts(file)
     steering = collected(controls)
     given = {"prompt": prompts or None, "controls": steering, "latents": read_latents(latents), **options}
@@ -189,6 +193,7 @@ def generate(
         return open_pipeline(path, scheduler=config, **opening)
 
     base = open_one(bundle)
+    loaded = load_loras(base, loras)
     first, last = ends_of(base, request)
     free = free_path(
         out,
@@ -214,7 +219,7 @@ def generate(
     negative = given["negative_prompt"]  # one for each image where it has wildcards
     options["negative_prompt"] = negative if negative is None or isinstance(negative, str) else None
     shared = of_request(bundle.name, first, options, steering)
-    making = Making.of(bundle, first, opening, scheduler_config=config, refiner=refiner and refiner.name)
+    making = Making.of(bundle, first, opening, scheduler_config=config, refiner=refiner and refiner.name, loras=loaded)
     alone = base.parts(request, 1)
     if refiner is not None:
         shared |= {"refiner": refiner.name, "refiner_start": refiner_start}

@@ -14,16 +14,13 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ldmrt.export.graph.rewrite import Rewrite, constant_of, numbers_of
+from ldmrt.runtime.files.lora.kernels import PLACES, ending, kernel_at
 from ldmrt.runtime.tensors import Array
 
 if TYPE_CHECKING:
     from onnx_ir import Model, Node, Value
 
-TAPS = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float64)
-PLACES = ((0, 0), (0, 1), (1, 0), (1, 1))  # (a, b)
 PADS = [[1 - a, 1 - b, a, b] for a, b in PLACES]
 FIRST = ".00"  # how the name of the first of four kernels ends
 
@@ -38,23 +35,12 @@ def kernels(weight: Array) -> Iterator[tuple[str, Array]]:
         How the kernel's name ends, and the kernel, (K, C, 2, 2), summed in float64 and of the weight's dtype.
     """
     for place in PLACES:
-        yield _end(place), _kernel(weight, place)
-
-
-def _end(place: tuple[int, int]) -> str:
-    """Return how the name of the kernel at one of the four places ends."""
-    return ".{}{}".format(*place)
-
-
-def _kernel(weight: Array, place: tuple[int, int]) -> Array:
-    """Compute the kernel at one of the four places, as `kernels` does."""
-    a, b = place
-    return (TAPS[a] @ weight.astype(np.float64) @ TAPS[b].T).astype(weight.dtype)
+        yield ending(place), kernel_at(weight, place)
 
 
 def _kernel_of(weight: "Value | None", place: tuple[int, int]) -> Array:
     """Compute a kernel of a constant of a graph."""
-    return _kernel(numbers_of(weight), place)
+    return kernel_at(numbers_of(weight), place)
 
 
 def convolve_before_upsampling(model: "Model") -> None:
@@ -72,7 +58,7 @@ def convolve_before_upsampling(model: "Model") -> None:
             four = []
             for pads, place in zip(PADS, PLACES, strict=True):
                 compute = partial(_kernel_of, weight, place)
-                kernel = op.computed(f".weight{_end(place)}", shape, kind.dtype.numpy(), compute)
+                kernel = op.computed(f".weight{ending(place)}", shape, kind.dtype.numpy(), compute)
                 four.append(op("Conv", resize.inputs[0], kernel, bias, pads=pads))
             op.finish(op.interleave(four))
 

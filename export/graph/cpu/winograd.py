@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ldmrt.export.graph.rewrite import Rewrite, constant_of, numbers_of
+from ldmrt.runtime.files.lora.kernels import TILES, tiles_of
 from ldmrt.runtime.tensors import Array
 
 if TYPE_CHECKING:
     from onnx_ir import Model, Node, Value
 
 B = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]).T
-G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 A = np.array([[1, 1, 1, 0], [0, 1, -1, -1]]).T
-TILES = ".tiles"  # how the name of a weight ends that was transformed to tiles
 # Least number of input and of output channels: with fewer, moving numbers costs what multiplying saves.
 FEWEST = 320
 # Most pairs of channels for each pixel that is convolved while an image is drawn: with more, tiles save too little for
@@ -45,13 +44,7 @@ def kernels(weight: Array) -> Iterator[tuple[str, Array]]:
     Yields:
         How the new weight's name ends, and the weight, (16, K, C), of the old one's dtype.
     """
-    yield TILES, _transformed(weight)
-
-
-def _transformed(weight: Array) -> Array:
-    """Transform a weight as `kernels` does."""
-    transformed = np.kron(G, G) @ weight.reshape(-1, 9).T.astype(np.float64)
-    return transformed.reshape(16, *weight.shape[:2]).astype(weight.dtype)
+    yield TILES, tiles_of(weight)
 
 
 def convolve_by_tiles(model: "Model", runs: int) -> None:
@@ -92,7 +85,7 @@ def _by_tiles(op: Rewrite, x: "Value | None", weight: "Value | None", bias: "Val
     tiles = op("Conv", deep, to_tiles, strides=[1, 2, 2], pads=[0, 1, 1, 0, 2, 2])  # (batch, 16, C, h, w)
     shape = op("Concat", op.constant("/pixels", [0, 4, many]), op("Shape", tiles, start=3), axis=0)
     rows = op("Reshape", tiles, op.constant("/rows", [0, 16, channels, -1]))  # (batch, 16, C, h * w)
-    kernel = op.computed(f".weight{TILES}", (16, many, channels), np.float32, lambda: _transformed(numbers_of(weight)))
+    kernel = op.computed(f".weight{TILES}", (16, many, channels), np.float32, lambda: tiles_of(numbers_of(weight)))
     summed = op("MatMul", kernel, rows)  # (batch, 16, K, h * w)
     flat = op("Reshape", summed, op.constant("/flat", [0, 16, -1]))
     to_pixels = op.constant("/to_pixels", np.einsum("ia,jb->abij", A, A).reshape(4, 16), np.float32)

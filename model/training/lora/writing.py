@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ldmrt.model.lora.names import flat
 from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.files.lora.names import flat
 from ldmrt.runtime.files.writing import write_atomically
 
 from .pairs import Pairs

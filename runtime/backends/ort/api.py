@@ -79,3 +79,6 @@ class Session(Protocol):
 
     def run_with_iobinding(self, bound: IoBinding, options: RunOptions) -> None:
         """Run once with the buffers of a binding."""
+
+    def run_with_ort_values(self, names: Sequence[str], feeds: Mapping[str, OrtValue]) -> Sequence[OrtValue]:
+        """Run once with tensors that may be on the device, and return the outputs in the order of `names`."""

@@ -12,7 +12,7 @@ from ldmrt.runtime.backends.kept_networks import keeping, kept
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.tensors import Array, Arrays, Bound, Shapes, TensorSpec, bound_as, conform
 
-from .api import Node, Session, SessionOptions
+from .api import Node, OrtValue, Session, SessionOptions
 from .binding import UNRECORDED, OrtBinding, run_options
 from .library import load_cuda, onnxruntime, refused, session_options
 
@@ -32,6 +32,7 @@ LARGE = 10**9
 # CUDA graph capture tolerates no allocation or copy by another thread, so GPU calls hold this lock.
 TURN = RLock()
 EXTERNAL = "session.optimized_model_external_initializers"
+BESIDE = "session.model_external_initializers_file_folder_path"  # of a model that is given as bytes
 # TensorFloat-32 would round float32 to 10 bits. With channels last, convolutions in half precision take tensor cores
 # without moving anything. The default search for kernels, "EXHAUSTIVE", takes ones without tensor cores for the decoder
 # of Stable Diffusion 1.5, which is then many times slower (ONNX Runtime 1.31 on an H200).
@@ -75,6 +76,7 @@ class OrtEngine:
         spin: bool = True,
         optimized: Path | None = None,
         dims: Mapping[str, int] | None = None,
+        inputs: bytes = b"",
     ) -> None:
         """Open the session.
 
@@ -91,11 +93,13 @@ class OrtEngine:
             optimized: A folder that the optimised graph is read from, or else written to. The results are the same.
             dims: The size of every symbolic dimension, if the session is for these sizes alone. On a GPU, bindings
                 then replay a CUDA graph.
+            inputs: A model of inputs alone, which are constants of the graph: their weights can then be replaced.
 
         Raises:
             LdmrtError: ONNX Runtime or the backend's provider is missing, or the file cannot be loaded.
         """
         ort = onnxruntime(component)
+        self.component, self._file = component, path.name
         provider = PROVIDERS[backend]
         if provider not in ort.get_available_providers():
             raise LdmrtError(
@@ -126,18 +130,21 @@ class OrtEngine:
         self._turn: contextlib.AbstractContextManager[object] = (
             TURN if self._device == "cuda" else contextlib.nullcontext()
         )
+        model: str | bytes = str(path)
+        if inputs:
+            options.add_session_config_entry(BESIDE, str(path.parent))
+            model = path.read_bytes() + inputs  # protobuf merges messages that follow one another
         open_session = self._open
         if optimized is not None:
             if (file := kept(optimized, MODEL, DATA)) is not None:
-                path, options.graph_optimization_level = file, ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+                model, options.graph_optimization_level = str(file), ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             else:
                 open_session = partial(self._open_and_keep, optimized)
         try:
             with self._turn:
-                session = open_session(ort, path, options, provider)
+                session = open_session(ort, model, options, provider)
         except Exception as error:  # onnxruntime raises its own classes, none public
             raise refused(error, component, path, ort) from None
-        self.component = component
         self._session: Session | None = session
         self._bindings: dict[Bound, OrtBinding] = {}
         self._binding = Lock()
@@ -146,7 +153,7 @@ class OrtEngine:
         self._names = [spec.name for spec in self.outputs]
 
     def _open_and_keep(
-        self, optimized: Path, ort: ModuleType, path: Path, options: SessionOptions, provider: str
+        self, optimized: Path, ort: ModuleType, model: str | bytes, options: SessionOptions, provider: str
     ) -> Session:
         """Open the session and keep its optimised graph, where the disk has room for it."""
         try:
@@ -155,29 +162,29 @@ class OrtEngine:
                     options.optimized_model_filepath = str(folder / MODEL)
                     options.add_session_config_entry(f"{EXTERNAL}_file_name", DATA)
                     options.add_session_config_entry(f"{EXTERNAL}_min_size_in_bytes", "1024")
-                return self._open(ort, path, options, provider)
+                return self._open(ort, model, options, provider)
         except Exception as error:  # of a full disk, raised by ONNX Runtime or by the system
             fault = error
         options.optimized_model_filepath = ""
-        session = self._open(ort, path, options, provider)  # it raises where the graph itself is at fault
+        session = self._open(ort, model, options, provider)  # it raises where the graph itself is at fault
         message = f"{optimized.parent}: nothing can be kept there: {first_line(fault)}"
         warnings.warn(message, LdmrtWarning, stacklevel=3)
         return session
 
-    def _open(self, ort: ModuleType, path: Path, options: SessionOptions, provider: str) -> Session:
+    def _open(self, ort: ModuleType, model: str | bytes, options: SessionOptions, provider: str) -> Session:
         """Open the session, with CUDA graphs where they are wanted and the graph allows it."""
         session: Session
         settings = CUDA_OPTIONS if self._device == "cuda" else {}
         if self._records:
             recording = {**settings, "enable_cuda_graph": "1"}
             try:
-                session = ort.InferenceSession(str(path), options, providers=[(provider, recording)])
+                session = ort.InferenceSession(model, options, providers=[(provider, recording)])
                 return session
             except Exception as error:
-                message = f"{path.name} is not recorded as a CUDA graph: {first_line(error)}"
+                message = f"{self._file} is not recorded as a CUDA graph: {first_line(error)}"
                 warnings.warn(message, LdmrtWarning, stacklevel=2)
                 self._records = False
-        session = ort.InferenceSession(str(path), options, providers=[(provider, settings)])
+        session = ort.InferenceSession(model, options, providers=[(provider, settings)])
         return session
 
     def __call__(self, **arrays: Array) -> Arrays:
@@ -189,6 +196,25 @@ class OrtEngine:
         except Exception as error:
             raise LdmrtError(self.component, "ONNX Runtime failed", found=first_line(error)) from None
         return dict(zip(self._names, results, strict=True))
+
+    def given(self, weights: Mapping[str, Array]) -> "GivenWeights":
+        """Return this network with other weights, by the names of constants that are inputs; they are bound once."""
+        ort = onnxruntime(self.component)
+        with self._turn:
+            values = {name: ort.OrtValue.ortvalue_from_numpy(array, self._device) for name, array in weights.items()}
+        return GivenWeights(self, values)
+
+    def run_with(self, weights: Mapping[str, OrtValue], arrays: Arrays) -> Arrays:
+        """Run once with other weights, which are where the session computes."""
+        ort, session = onnxruntime(self.component), self._opened()
+        feeds = conform(self.component, self.inputs, arrays)
+        values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
+        try:
+            with self._turn:
+                results = session.run_with_ort_values(self._names, {**weights, **values})
+                return {name: result.numpy() for name, result in zip(self._names, results, strict=True)}
+        except Exception as error:
+            raise LdmrtError(self.component, "ONNX Runtime failed", found=first_line(error)) from None
 
     def bind(self, shapes: Shapes, feedback: Mapping[str, str], most: Collection[str] = ()) -> OrtBinding:
         """Return a binding for input shapes, an earlier one where there is one.
@@ -231,6 +257,23 @@ class OrtEngine:
         """Free the session."""
         self._bindings.clear()
         self._session = None
+
+
+class GivenWeights:
+    """Runs a network with other weights, in the session that it has."""
+
+    def __init__(self, engine: OrtEngine, weights: Mapping[str, OrtValue]) -> None:
+        """Hold the weights, by the names of constants that are inputs of the network's graph."""
+        self._engine, self._weights = engine, weights
+        self.inputs, self.outputs = engine.inputs, engine.outputs
+
+    def __call__(self, **arrays: Array) -> Arrays:
+        """Run once; see `OrtEngine`."""
+        return self._engine.run_with(self._weights, arrays)
+
+    def close(self) -> None:
+        """Forget the weights; the session stays."""
+        self._weights = {}
 
 
 def _weights(path: Path) -> int:

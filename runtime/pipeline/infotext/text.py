@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from ldmrt.runtime import host
 from ldmrt.runtime.files.reading import JsonObject
+from ldmrt.runtime.pipeline.loras.asked import tags_of
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.noise.sources import WEB_UI
 
@@ -71,8 +72,9 @@ def names_of(scheduler: str) -> tuple[str, str]:
 
 
 def infotext_of(
-    request: Request, scheduler: str, guidance: float | None, size: tuple[int, int], seed: int, model: str, digest: str
-) -> Infotext:
+    request: Request, scheduler: str, guidance: float | None, size: tuple[int, int], seed: int, model: str, digest: str,
+    loras: Mapping[str, str] | None = None,
+) -> Infotext:  # fmt: skip
     """Return the text of an image of ldmrt.
 
     Args:
@@ -83,6 +85,7 @@ def infotext_of(
         seed: Its seed.
         model: The bundle's name.
         digest: A hash of the bundle in hexadecimal digits; "" for none.
+        loras: The hashes of the loaded LoRAs' contents, by name.
     """
     sampler, label = names_of(scheduler)
     said: JsonObject = {"Steps": request.num_inference_steps, "Sampler": sampler, "Schedule type": label}
@@ -101,9 +104,14 @@ def infotext_of(
         said["Eta"] = request.eta
     if request.noise == WEB_UI:
         said["RNG"] = "NV"
+    weights = {**(request.loras or {}), **tags_of(request)}
+    if hashes := [f"{name}: {(loras or {})[name][:12]}" for name in weights if name in (loras or {})]:
+        said["Lora hashes"] = ", ".join(hashes)
     said["Version"] = f"ldmrt {host.version_of('ldmrt') or 'unknown'}"
     negative = request.negative_texts(zeros=False)[0][0] or ""
-    return Infotext(request.prompts[0], negative, {name: str(value) for name, value in said.items()})
+    untagged = (name for name in weights if name not in tags_of(request))
+    prompt = request.prompts[0] + "".join(f" <lora:{name}:{weights[name]:g}>" for name in untagged)
+    return Infotext(prompt, negative, {name: str(value) for name, value in said.items()})
 
 
 def _quoted(value: str) -> str:

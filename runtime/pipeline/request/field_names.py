@@ -14,6 +14,7 @@ from ldmrt.runtime.images.inpainting import MASK_CONTENTS
 from ldmrt.runtime.images.reading import MASK_SOURCES
 from ldmrt.runtime.images.resizing import UPSCALERS
 from ldmrt.runtime.nearest import suggestion
+from ldmrt.runtime.pipeline.loras.names import by_name
 from ldmrt.runtime.pipeline.prompts.syntaxes import SYNTAXES
 from ldmrt.runtime.samplers.noise.sources import NAMES
 
@@ -91,6 +92,7 @@ FIELDS: Mapping[str, Field] = {
     "skip_layer_guidance_stop": Field(_SHARE),
     "guidance_rescale": Field(_SHARE),
     "guidance_interval": Field(Optional(interval)),
+    "loras": Field(Optional(by_name)),
     "deep_cache": Field(Optional(Whole(1, LARGEST_STEPS))),
     "seed": Field(seeds),
     "variation_seed": Field(Optional(seeds)),
@@ -150,7 +152,7 @@ _OTHERWISE: Mapping[str, str] = {
     "control_image": "controls={NAME: image}",
     "controlnet_conditioning_scale": "controls={NAME: (image, scale)}",
     "adapter_conditioning_scale": "controls={NAME: (image, scale)}",
-    "cross_attention_kwargs": "ldmrt export --lora FILE:SCALE, which merges a LoRA",
+    "cross_attention_kwargs": "loras={NAME: weight}, after load_lora",
     "callback": "callback_on_step_end",
     "callback_on_step_end_tensor_inputs": "callback_on_step_end, whose callback_kwargs hold the latents",
     "sigmas": "scheduler_settings, such as {'use_karras_sigmas': True}",

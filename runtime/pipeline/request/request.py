@@ -7,6 +7,7 @@ from typing import Any
 from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.images.reading import read, split
 from ldmrt.runtime.images.sizes import enlarged_size
+from ldmrt.runtime.pipeline.loras.asked import check_tags
 from ldmrt.runtime.tensors import Array
 
 from .checks import LARGEST_SIDE, SEEDS, Images, Text, Whole, exclusive, invalid, with_scale
@@ -51,6 +52,7 @@ class Request(Fields):
         guidance_rescale: How much of its excess of contrast is taken back, 0 to 1 (Lin et al. 2023, section 3.4).
         guidance_interval: (low, high): guides at noise levels low < sigma / alpha <= high alone (Kynkäänniemi et al.
             2024).
+        loras: The weights of LoRAs by the names that they were loaded by; those of `set_loras` by default.
         deep_cache: Runs the U-Net's deep layers at every n-th of the sampler's times alone (Ma et al. 2023).
         seed: Of the first image, the next ones count up; or a sequence with one for each. 0 to 2**64 - 1.
         variation_seed: Turns the first noise of each image towards that of another seed, as AUTOMATIC1111 does. These
@@ -132,6 +134,7 @@ class Request(Fields):
         check_combinations(self)
         check_embeddings(self)
         check_prompts(self, TEXTS)
+        check_tags(self)
         self._check_images("image", self.image)
         self._check_images("mask_image", self.mask_image)
         for name, control in self.controls.items():

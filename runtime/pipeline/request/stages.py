@@ -13,6 +13,7 @@ import numpy as np
 from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import BundleError, InvalidRequest
 from ldmrt.runtime.nearest import suggestion
+from ldmrt.runtime.pipeline.loras.asked import without_loras
 from ldmrt.runtime.samplers.noise.sources import LDMRT
 
 from .checks import exclusive
@@ -126,7 +127,8 @@ def next_request(request: Request, stage: Stage, *, ends: bool) -> Request:
     """
     count = request.total_images
     (each,) = request.parts(count)
-    changes: dict[str, Any] = {**FIRST_ALONE, "num_images_per_prompt": 1, "image": [BLANK] * count}
+    changes: dict[str, Any] = {**FIRST_ALONE, **without_loras(each)}
+    changes |= {"num_images_per_prompt": 1, "image": [BLANK] * count}
     if stage.source("prompt") is None:
         changes |= dict.fromkeys(TEXTS)
     changes |= {name: None for name, kind in TAKEN.items() if stage.source(kind) is None}

@@ -6,19 +6,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from ldmrt.export.bundle_writer import export_bundle
 from ldmrt.export.components.table import components
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.export.graph.to_onnx import to_onnx
 from ldmrt.model import UNet, UNetConfig, load
+from ldmrt.model.lora.merge import merge, read_lora
 from ldmrt.runtime import Bundle
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
 from ldmrt.runtime.backends.ort.engine import OrtEngine
 
 from ...support.families import FAMILIES
+from ...support.loras import State, save
 from ...support.pipelines import randomise, save_pipeline
 from ..families.test_stable_diffusion import close, found
 
@@ -69,3 +74,23 @@ def test_bundle_draws_what_its_checkpoint_draws(name: str, tmp_path: Path) -> No
     for bundle in bundles:
         assert bundle.stage == torch_pipeline(checkpoint).stage
         close(found(bundle, name, None, guidance_scale=4.0), expected)
+    lora = save(factors_of(tmp_path / "checkpoint"), tmp_path / "style.safetensors")
+    bundles[0].load_lora(lora)
+    merge(checkpoint.networks, [(read_lora(lora), 0.7)])
+    merged = found(torch_pipeline(checkpoint), name, None, guidance_scale=4.0)
+    close(found(bundles[0], name, None, guidance_scale=4.0, loras={"style": 0.7}), merged)
+    assert np.abs(merged - expected).max() > 0.01 * np.abs(expected).max()
+
+
+def factors_of(checkpoint: Path) -> State:
+    """Return a LoRA of all text encoders and of the U-Net's attention and convolutions."""
+    networks = load(checkpoint).networks
+    torch.manual_seed(9)
+    state: State = {}
+    for name, network in networks.items():
+        for path, module in network.named_modules() if name != "vae" else ():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                down = torch.randn(2, *module.weight.shape[1:]) * 0.1
+                up = torch.randn(module.weight.shape[0], 2, *(1 for _ in module.weight.shape[2:])) * 0.1
+                state |= {f"{name}.{path}.lora_A.weight": down, f"{name}.{path}.lora_B.weight": up}
+    return state

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model import load
-from ldmrt.runtime import Pipeline
+from ldmrt.runtime import LdmrtError, Pipeline
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.samplers.noise.counter import FIRST, noise
 from ldmrt.tools.cli import cli
@@ -29,7 +29,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:request. .*is far from the model's own size"),
 ]
 SEED, SIDE, SCALE = 3, 64, 0.7
-ASKED = {"guidance_scale": 3.5, "num_inference_steps": 4, "height": SIDE, "width": SIDE}
+PARTS = ("lora_up", "lora_down")
+ASKED: dict[str, Any] = {"guidance_scale": 3.5, "num_inference_steps": 4, "height": SIDE, "width": SIDE}
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,34 @@ def test_the_bundle_draws_what_diffusers_draws(
     assert (entry["file"], entry["weight"]) == (lora.name, SCALE)
     with open_pipeline(tmp_path / "bundle") as pipeline:
         close(drawn(pipeline), expected)
+
+
+@pytest.mark.slow  # whole bundles, which other tests share
+def test_the_bundle_draws_with_it_at_run_time(
+    flux_bundle: Path, sd3_bundle: Path, lora: Path, expected: NDArray[np.float32], tmp_path: Path
+) -> None:
+    """In diffusers' names; those of the original code are merged at export alone."""
+    with open_pipeline(flux_bundle) as pipeline:
+        plain = drawn(pipeline).tobytes()
+        pipeline.load_lora(lora, "few")
+        close(pipeline("two pears", seed=SEED, loras={"few": SCALE}, **ASKED).latents, expected)
+        assert drawn(pipeline).tobytes() == plain
+        original = {f"lora_unet_double_blocks_0_img_attn_qkv.{part}.weight": torch.ones(2, 2) for part in PARTS}
+        with pytest.raises(LdmrtError, match="match no module of") as raised:
+            pipeline.load_lora(save(original, tmp_path / "original.safetensors"))
+        assert "ldmrt export CHECKPOINT BUNDLE --lora" in str(raised.value.hint)
+    with open_pipeline(sd3_bundle) as pipeline, pytest.raises(LdmrtError, match="is for another family of models"):
+        pipeline.load_lora(lora)
+
+
+@pytest.mark.slow  # a whole bundle, which other tests share
+def test_the_bundle_of_pixart_draws_with_it_at_run_time(
+    pixart_bundle: Path, pefts: tuple[Path, NDArray[np.float32]]
+) -> None:
+    folder, expected = pefts
+    with open_pipeline(pixart_bundle) as pipeline:
+        pipeline.load_lora(folder, "peft")
+        close(pipeline("two pears", seed=SEED, loras={"peft": 1}, **ASKED).latents, expected)
 
 
 def test_another_familys_is_refused_before_a_file_is_written(sd3_checkpoint: Path, lora: Path, tmp_path: Path) -> None:

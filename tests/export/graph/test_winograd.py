@@ -17,11 +17,12 @@ from torch import nn
 from torch.nn import functional
 
 from ldmrt.export.engines.activations import activations
-from ldmrt.export.graph.cpu.winograd import TILES, A, B, convolve_by_tiles, kernels
+from ldmrt.export.graph.cpu.winograd import A, B, convolve_by_tiles, kernels
 from ldmrt.export.parity.origin import other_graph
 from ldmrt.model.weights.late_casts import LateCasts
 from ldmrt.runtime.backends.openvino.convolutions import restore_convolutions, weight_of
 from ldmrt.runtime.backends.ort.engine import OrtEngine
+from ldmrt.runtime.files.lora.kernels import TILES
 
 CHANNELS = 320
 # Of the largest value, both against float64: the convolution rounds 3e-7 of it here, and tiles twice as much.

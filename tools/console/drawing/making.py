@@ -90,6 +90,7 @@ class Making:
             int(facts["seed"]),
             self.name,
             self.digest,
+            {name: lora["content_sha256"] for name, lora in self.run.get("loras", {}).items()},
         )
         return {INFOTEXT: str(text), **notes({**facts, MADE: made})}
 

@@ -123,11 +123,12 @@ def replay(image: Description, bundle: Path, backend: str | None, inputs: Path |
         raise damaged(image, error) from None
     opening: JsonObject = {**chosen, "backend": backend or str(made.get("backend", "auto"))}
     with _open(image, bundle, {**opening, "scheduler": config}) as pipeline:
+        loras = _load_loras(image, made, inputs, pipeline)
         names = [each.stage.name for each in pipeline.stages]
         first = pipeline.stages[names.index(request.from_stage) if request.from_stage in names else 0]
         check_size(image, pipeline.final_size(request), request)
         pixels = pipeline.generate(request).pixels[0]
-        making = Making.of(bundle, first, opening, scheduler_config=config)
+        making = Making.of(bundle, first, opening, scheduler_config=config, loras=loras)
     facts = {name: value for name, value in (image.parameters or {}).items() if name != MADE}
     notes = making.notes(facts, request, pixels, latents)
     before, now = pixels_of(image.path, pixels)
@@ -156,6 +157,14 @@ def request_of(image: Description, made: JsonObject, folder: Path | None) -> tup
         array = read_latents(latents[0])
         values["latents"] = None if array is None else array[latents[1] : latents[1] + 1]
     return request_of_words(values, SHORT), latents
+
+
+def _load_loras(image: Description, made: JsonObject, folder: Path | None, pipeline: Any) -> JsonObject | None:
+    """Load the LoRAs of a record, which have to be the same files, and return the record of them."""
+    given = made["loras"] if isinstance(made.get("loras"), dict) else {}
+    for name, record in given.items():
+        pipeline.load_lora(find_input(image, record, folder), name)
+    return pipeline.loras.record(given) or None
 
 
 def find_input(image: Description, record: object, folder: Path | None) -> Path:

@@ -1,6 +1,5 @@
 """Read a prompt of AUTOMATIC1111's syntax: its parts, each by ranges of steps, as fragments with weights."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,9 +11,9 @@ from ldmrt.runtime.pipeline.prompts.reading import Term
 
 from .attention import read_attention
 from .composition import Part, split_composition
+from .networks import place_in, split_networks
 from .schedules import read_schedule
 
-NETWORK = re.compile(r"<(lora|lyco|hypernet):[^<>]*>")  # which no file is loaded for
 AROUND = 8  # characters of a scheduled text by which its place is found in the prompt
 Read = TypeVar("Read")
 
@@ -40,11 +39,17 @@ def read_a1111(prompt: str, steps: int, *, composed: bool) -> tuple[Term[Section
     Raises:
         InvalidRequest: The prompt cannot be read; the error points at the place.
     """
-    if network := NETWORK.search(prompt):
-        hint = "ldmrt export CHECKPOINT BUNDLE --lora FILE:SCALE"
-        raise unreadable(prompt, network.start(), f"a prompt loads no {network[1]}", hint=hint)
-    parts = split_composition(prompt) if composed else (Part(prompt),)
-    return tuple(Term(part.weight, _of_part(prompt, part, steps)) for part in parts)
+    text, tags = split_networks(prompt)
+    if tags and not composed:
+        problem = "a negative prompt loads no LoRA"
+        raise unreadable(prompt, tags[0].at, problem, expected="it in the prompt")
+    try:
+        parts = split_composition(text) if composed else (Part(text),)
+        return tuple(Term(part.weight, _of_part(text, part, steps)) for part in parts)
+    except InvalidRequest as error:
+        if error.place is None or error.place.text != text:
+            raise
+        raise error.placed(Place(prompt, place_in(prompt, error.place.at))) from None
 
 
 def _of_part(prompt: str, part: Part, steps: int) -> tuple[tuple[int, Sections], ...]:

@@ -108,7 +108,7 @@ class Parser:
     def weighted(self, at: int) -> _Target | None:
         """Read what has a weight: word+, (words)1.3, "words"-- or .attend() of any; refuse .swap() and LoRAs."""
         if LORA.match(self.text, at):
-            raise self.error(at, "a prompt loads no LoRA", hint="ldmrt export CHECKPOINT BUNDLE --lora FILE:SCALE")
+            raise self.error(at, "a prompt loads no LoRA", hint="--lora FILE:WEIGHT")
         whole = self.quoted(at) or self.bracketed(at)
         target = whole or self.word(at)
         if target is None:

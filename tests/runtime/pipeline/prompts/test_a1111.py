@@ -87,7 +87,8 @@ UNREADABLE = {
     "x AND [a:(b:.):.5]": ("'.' is no weight", ".)"),
     "x AND [a:b:1e999]": ("'1e999' is no step", "1e999"),
     "a (b BREAK c:1.1)": ("a BREAK in brackets", "BREAK"),
-    "a <lora:x:0.8>": ("a prompt loads no lora", "<lora"),
+    "a <hypernet:x:0.8>": ("a prompt loads no hypernet", "<hypernet"),
+    "a <lora:x:b>": ("'b' is no weight", "b>"),
     "[" * 60 + "a": ("brackets nested too deeply", "[" * 10 + "a"),
 }
 

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
+import numpy as np
 
-from ldmrt.model.weights.weights import finite
+from ldmrt.runtime.tensors import Array
 
 from .layers import Corrected, Delta, Hadamard, Kronecker, Layer, LowRank, Magnitude, Product, Whole
 from .names import INDICES, LOKR, SIZE, SPARSE, VALUES
 
-Parts = Mapping[str, Tensor]
+Parts = Mapping[str, Array]
 
 
 def _pair(parts: Collection[str], name: str) -> bool:
@@ -105,30 +105,32 @@ def build(name: str, parts: Parts, noted: Callable[[int | None], float | None]) 
     """
     delta = next((METHODS[method].build(parts) for method in _methods(parts)), None)
     if delta is not None and INDICES in parts:
-        delta = Corrected(delta, parts[INDICES], parts[VALUES], tuple(parts[SIZE].flatten().tolist()))
+        delta = Corrected(delta, parts[INDICES], parts[VALUES], tuple(parts[SIZE].reshape(-1).tolist()))
     alpha = parts.get("alpha")
-    if (delta is not None and not delta.fits()) or (alpha is not None and alpha.numel() != 1):
+    if (delta is not None and not delta.fits()) or (alpha is not None and alpha.size != 1):
         return None
     scale = _scale(delta, alpha, noted)
     biases = [
-        parts[part].float() * (scale if part == "up_bias" else 1) for part in ("diff_b", "up_bias") if part in parts
+        parts[part].astype(np.float32) * np.float32(scale if part == "up_bias" else 1)
+        for part in ("diff_b", "up_bias")
+        if part in parts
     ]
     bias = sum(biases[1:], biases[0]) if biases else None
     return Layer(name, delta, scale, bias, _magnitude(parts))
 
 
-def _scale(delta: Delta | None, alpha: Tensor | None, noted: Callable[[int | None], float | None]) -> float:
+def _scale(delta: Delta | None, alpha: Array | None, noted: Callable[[int | None], float | None]) -> float:
     """Compute alpha / rank; it is 1 for whole differences, but for a LoKr of whole factors that PEFT notes."""
     rank = None if delta is None else delta.rank
     if alpha is not None:
-        return 1.0 if rank is None else float(alpha) / rank
+        return 1.0 if rank is None else float(alpha.reshape(())) / rank
     scale = noted(rank) if rank is not None or isinstance(delta, Kronecker) else None
     return 1.0 if scale is None else scale
 
 
 def all_finite(parts: Parts) -> bool:
     """Tell whether no number in a layer's parts is infinite or NaN, alpha included."""
-    return all(finite(part) for part in parts.values())
+    return all(bool(np.isfinite(part).all()) for part in parts.values())
 
 
 def _methods(parts: Collection[str]) -> list[str]:

@@ -3,14 +3,7 @@
 import fnmatch
 import re
 
-from torch import nn
-
-from ldmrt.model.checkpoint.original_names import ldm_modules
-from ldmrt.model.networks.unet import UNetConfig
 from ldmrt.runtime.errors import LdmrtError
-
-from .rows import Target
-from .transformers import original_targets
 
 # How a layer's name begins, "_" for ".", and the component it then belongs to. Others name it by their modules.
 PREFIXES = {
@@ -106,20 +99,6 @@ def place(layer: str) -> tuple[str, str]:
 def flat(module: str) -> str:
     """Write a module's name as kohya does; transformers 5 dropped the prefix of a text encoder's weights."""
     return module.replace(".", "_").removeprefix("text_model_")
-
-
-def targets(network: nn.Module) -> dict[str, Target]:
-    """Map every name that a file can give to a layer to the modules of the network, with weights, that it is for."""
-    own = {key.rpartition(".")[0] for key, _ in network.named_parameters()}
-    names = {flat(layer): target for layer, target in original_targets(network).items()}
-    names |= {flat(module): Target({module: None}) for module in own}
-    config = getattr(network, "config", None)
-    if isinstance(config, UNetConfig):
-        for ours, theirs in ldm_modules(config).items():
-            for module in own:
-                if f"{module}.".startswith(f"{ours}."):
-                    names[flat(theirs + module.removeprefix(ours))] = Target({module: None})
-    return names
 
 
 def matches(pattern: str, module: str) -> bool:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+
+from ldmrt.runtime.tensors import Array
 
 Shape = tuple[int, ...]
 
@@ -28,7 +29,7 @@ class Delta(Protocol):
     def fits(self) -> bool:
         """Tell whether the factors can be multiplied."""
 
-    def product(self) -> Tensor:
+    def product(self) -> Array:
         """Compute the difference at scale 1, float32, of `shape`."""
 
 
@@ -36,9 +37,9 @@ class Delta(Protocol):
 class LowRank:
     """Holds a LoRA (Hu et al. 2021, arXiv:2106.09685): up @ down, for a convolution perhaps with `mid` between them."""
 
-    down: Tensor  # (rank, in), or (rank, in, height, width)
-    up: Tensor  # (out, rank), or (out, rank, 1, 1)
-    mid: Tensor | None = None  # (rank, rank, height, width), and then `down` is 1x1
+    down: Array  # (rank, in), or (rank, in, height, width)
+    up: Array  # (out, rank), or (out, rank, 1, 1)
+    mid: Array | None = None  # (rank, rank, height, width), and then `down` is 1x1
 
     @property
     def rank(self) -> int:
@@ -54,26 +55,26 @@ class LowRank:
     def fits(self) -> bool:
         """Tell whether the ranks agree and all but the kernel are pointwise."""
         chain = [self.up, self.down] if self.mid is None else [self.up, self.mid, self.down]
-        if not all(factor.ndim in (2, 4) and factor.numel() for factor in chain):
+        if not all(factor.ndim in (2, 4) and factor.size for factor in chain):
             return False
         pointwise = all(_four(factor).shape[2:] == (1, 1) for factor in (chain[0], *chain[2:]))
         return pointwise and all(left.shape[1] == right.shape[0] for left, right in pairwise(chain))
 
-    def product(self) -> Tensor:
+    def product(self) -> Array:
         """Compute up @ down, or up @ mid @ down."""
-        up, down = _four(self.up.float()), _four(self.down.float())
+        up, down = _four(_float(self.up)), _four(_float(self.down))
         if self.mid is not None:
-            down = torch.einsum("pqhw,qi->pihw", _four(self.mid.float()), down[:, :, 0, 0])
-        return torch.einsum("or,rihw->oihw", up[:, :, 0, 0], down)
+            down = np.einsum("pqhw,qi->pihw", _four(_float(self.mid)), down[:, :, 0, 0], optimize=True)
+        return (up[:, :, 0, 0] @ down.reshape(len(down), -1)).reshape(self.shape)
 
 
 @dataclass(frozen=True)
 class Product:
     """Holds a matrix or convolution as a @ b, or as a core with `a` and `b` on its two sides (Tucker 1966)."""
 
-    a: Tensor  # (out, rank); (rank, out) beside a core
-    b: Tensor  # (rank, in), or (rank, in, height, width)
-    core: Tensor | None = None  # (rank, rank), or (rank, rank, height, width)
+    a: Array  # (out, rank); (rank, out) beside a core
+    b: Array  # (rank, in), or (rank, in, height, width)
+    core: Array | None = None  # (rank, rank), or (rank, rank, height, width)
 
     @property
     def rank(self) -> int:
@@ -89,27 +90,29 @@ class Product:
 
     def fits(self) -> bool:
         """Tell whether the ranks agree."""
-        if self.a.ndim != 2 or self.b.ndim not in (2, 4) or not (self.a.numel() and self.b.numel()):
+        if self.a.ndim != 2 or self.b.ndim not in (2, 4) or not (self.a.size and self.b.size):
             return False
         if self.core is None:
-            return self.a.shape[1] == len(self.b)
+            return bool(self.a.shape[1] == len(self.b))
         inner = (len(self.a), len(self.b))
-        core = self.core.ndim in (2, 4) and self.core.numel() > 0 and self.core.shape[:2] == inner
+        core = self.core.ndim in (2, 4) and self.core.size > 0 and self.core.shape[:2] == inner
         return core and self.b.ndim == 2
 
-    def product(self) -> Tensor:
+    def product(self) -> Array:
         """Compute a @ b, or the core with both around it."""
-        a, b = self.a.float(), self.b.float()
+        a, b = _float(self.a), _float(self.b)
         if self.core is None:
-            return (a @ b.flatten(1)).reshape(self.shape)
-        return torch.einsum("ir...,io->or...", torch.einsum("ij...,jr->ir...", self.core.float(), b), a)
+            return (a @ b.reshape(len(b), -1)).reshape(self.shape)
+        inner = np.einsum("ij...,jr->ir...", _float(self.core), b, optimize=True)
+        product: Array = np.einsum("ir...,io->or...", inner, a, optimize=True)
+        return product
 
 
 @dataclass(frozen=True)
 class Whole:
     """Holds a difference or a factor that is stored as it is."""
 
-    value: Tensor
+    value: Array
     rank: int | None = None
 
     @property
@@ -119,11 +122,11 @@ class Whole:
 
     def fits(self) -> bool:
         """Tell whether the tensor has any elements."""
-        return self.value.numel() > 0
+        return self.value.size > 0
 
-    def product(self) -> Tensor:
+    def product(self) -> Array:
         """Return the tensor in float32."""
-        return self.value.float()
+        return _float(self.value)
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class Hadamard:
         """Tell whether both products are of one shape."""
         return self.first.fits() and self.second.fits() and self.first.shape == self.second.shape
 
-    def product(self) -> Tensor:
+    def product(self) -> Array:
         """Multiply both products element by element."""
         return self.first.product() * self.second.product()
 
@@ -175,10 +178,10 @@ class Kronecker:
         both = self.first.fits() and self.second.fits()
         return both and len(self.first.shape) == 2 and len(self.second.shape) in (2, 4)
 
-    def product(self) -> Tensor:
+    def product(self) -> Array:
         """Compute the Kronecker product of both; the second one's kernel stays."""
         first, second = self.first.product(), self.second.product()
-        return torch.kron(first.reshape(first.shape + (1,) * (second.ndim - 2)), second)
+        return np.kron(first.reshape(first.shape + (1,) * (second.ndim - 2)), second)
 
 
 @dataclass(frozen=True)
@@ -186,8 +189,8 @@ class Corrected:
     """Holds a difference and single numbers added to it, which LyCORIS' extraction keeps beside a low rank."""
 
     delta: Delta
-    indices: Tensor  # (dimensions, count): where each number belongs
-    values: Tensor  # (count,)
+    indices: Array  # (dimensions, count): where each number belongs
+    values: Array  # (count,)
     size: tuple[int, ...]  # of the tensor that `indices` are for, such as (out, in * height * width)
 
     @property
@@ -202,17 +205,17 @@ class Corrected:
 
     def fits(self) -> bool:
         """Tell whether every index is inside a tensor of `size`, which has the rows and columns of the difference."""
-        if not self.delta.fits() or self.indices.shape != (len(self.size), self.values.numel()):
+        if not self.delta.fits() or self.indices.shape != (len(self.size), self.values.size):
             return False
         rows = min(self.size, default=0) > 0 and self.size[:1] == self.shape[:1]
         if not rows or math.prod(self.size) != math.prod(self.shape):
             return False
-        return bool(((self.indices >= 0) & (self.indices < torch.tensor(self.size)[:, None])).all())
+        return bool(((self.indices >= 0) & (self.indices < np.array(self.size)[:, None])).all())
 
-    def product(self) -> Tensor:
+    def product(self) -> Array:
         """Add the numbers to the difference, each in its place."""
-        product = self.delta.product().contiguous()
-        product.view(self.size).index_put_(tuple(self.indices.long()), self.values.float().flatten(), accumulate=True)
+        product = np.array(self.delta.product(), order="C")
+        np.add.at(product.reshape(self.size), tuple(self.indices.astype(np.int64)), _float(self.values).reshape(-1))
         return product
 
 
@@ -220,21 +223,23 @@ class Corrected:
 class Magnitude:
     """Holds a DoRA's norms of a weight's rows, or columns, after the merge (Liu et al. 2024, arXiv:2402.09353)."""
 
-    norms: Tensor = field(repr=False)
+    norms: Array = field(repr=False)
     by_column: bool = False
     inside: bool = True  # whether a file's factor scales the difference within the norm, as in PEFT
 
     def fits(self, weight: Shape) -> bool:
         """Tell whether there is one norm for each row or column of a weight."""
-        return len(weight) > 1 and self.norms.numel() == weight[1 if self.by_column else 0]
+        return len(weight) > 1 and self.norms.size == weight[1 if self.by_column else 0]
 
-    def ratio(self, weight: Tensor) -> Tensor:
+    def ratio(self, weight: Array) -> Array:
         """Divide these norms by those of a weight (out, in, ...), in a shape that multiplies it."""
         axis = 1 if self.by_column else 0
-        norms = weight.transpose(0, axis).flatten(1).norm(dim=1).clamp(min=torch.finfo(torch.float32).eps)
+        rows = weight.swapaxes(0, axis)
+        norms = np.maximum(np.linalg.norm(rows.reshape(len(rows), -1), axis=1), np.finfo(np.float32).eps)
         sides = [1] * weight.ndim
         sides[axis] = -1
-        return (self.norms.float().flatten() / norms).reshape(sides)
+        ratio: Array = (_float(self.norms).reshape(-1) / norms).reshape(sides)
+        return ratio
 
 
 @dataclass(frozen=True)
@@ -244,7 +249,7 @@ class Layer:
     name: str  # as the file spells it
     delta: Delta | None = None
     scale: float = 1.0  # alpha / rank
-    bias: Tensor | None = field(default=None, repr=False)  # (out,), scaled already
+    bias: Array | None = field(default=None, repr=False)  # (out,), scaled already
     magnitude: Magnitude | None = None
 
     def misfits(self, weight: Shape | None, bias: Shape | None) -> str | None:
@@ -258,7 +263,7 @@ class Layer:
             return f"a bias of {tuple(self.bias.shape)} for {bias or 'a layer without one'}"
         return None
 
-    def merged(self, weight: Tensor, factor: float, before: Tensor) -> Tensor:
+    def merged(self, weight: Array, factor: float, before: Array) -> Array:
         """Add this layer to a weight.
 
         DoRA's norms are of `before` with this file alone, as PEFT takes them. At another factor than 1 PEFT scales the
@@ -273,12 +278,14 @@ class Layer:
             The changed weight, float32.
         """
         assert self.delta is not None
-        delta = (self.scale * self.delta.product()).reshape(weight.shape)
+        delta = (np.float32(self.scale) * self.delta.product()).reshape(weight.shape)
         if self.magnitude is None:
-            return weight + factor * delta
-        within, outside = (factor, 1.0) if self.magnitude.inside else (1.0, factor)
+            value: Array = weight + np.float32(factor) * delta
+            return value
+        within, outside = map(np.float32, (factor, 1.0) if self.magnitude.inside else (1.0, factor))
         ratio = self.magnitude.ratio(before + within * delta)
-        return (weight + within * delta) * (outside * (ratio - 1) + 1)
+        value = (weight + within * delta) * (outside * (ratio - 1) + 1)
+        return value
 
 
 def _agree(shape: Shape, weight: Shape) -> bool:
@@ -287,6 +294,11 @@ def _agree(shape: Shape, weight: Shape) -> bool:
     return ours == theirs or (len(theirs) == 4 and ours == (theirs[0], math.prod(theirs[1:])))
 
 
-def _four(factor: Tensor) -> Tensor:
+def _four(factor: Array) -> Array:
     """View a matrix as a 1x1 convolution."""
     return factor[:, :, None, None] if factor.ndim == 2 else factor
+
+
+def _float(factor: Array) -> Array:
+    """Return numbers in float32."""
+    return factor.astype(np.float32, copy=False)

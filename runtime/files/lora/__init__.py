@@ -1,0 +1,1 @@
+"""Read LoRA files and their kin in every spelling, in NumPy, and compute what they add to weights."""

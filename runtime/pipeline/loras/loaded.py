@@ -1,0 +1,266 @@
+"""Keep the LoRAs that a pipeline has loaded, and networks with their weights.
+
+The weights that LoRAs change are inputs of a graph, and computed anew for every set of LoRAs from those in the bundle.
+So one session serves all sets, and a set gives the same bytes whatever came before it.
+"""
+
+import math
+from collections import OrderedDict, defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+
+from ldmrt.runtime.backends.lazy_engines import LazyEngines
+from ldmrt.runtime.backends.ort.engine import OrtEngine
+from ldmrt.runtime.backends.ort.replaceable import check_replaceable, open_replaceable
+from ldmrt.runtime.backends.wrappers.packed import given_latents
+from ldmrt.runtime.backends.wrappers.text_encoder_cache import CachedTextEncoder
+from ldmrt.runtime.bundle.bundle import Bundle
+from ldmrt.runtime.bundle.graphs import STEP
+from ldmrt.runtime.errors import InvalidRequest, LdmrtError
+from ldmrt.runtime.files.lora.placing import Layers, Network, placed
+from ldmrt.runtime.files.lora.reading import Lora, Step, changed, open_lora
+from ldmrt.runtime.files.reading import JsonObject
+from ldmrt.runtime.tensors import Arrays, Engine
+
+from .graph_weights import GraphWeights
+from .names import NAME, unknown
+from .networks import HINT, Graph, adaptable
+from .stored import KINDS, LEVELS
+
+KEPT = 2  # sets of LoRAs whose weights stay in memory
+Weights = Mapping[str, float]  # of LoRAs by name
+
+
+@dataclass(frozen=True)
+class Source:
+    """Names the bundle that a pipeline was opened from, and how its networks are run."""
+
+    bundle: Bundle
+    backend: str
+    threads: int = 0
+    low_memory: bool = False
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Holds a file that was loaded, and its layers by component and module."""
+
+    lora: Lora
+    layers: Layers = field(repr=False)
+
+
+class Loras:
+    """Holds the LoRAs of a pipeline. Threads may share it."""
+
+    def __init__(self, source: Source | None = None) -> None:
+        """Start without any; a pipeline that was opened from no bundle loads none."""
+        self._source, self._loaded, self._weights = source, dict[str, Loaded](), dict[str, float]()
+        self._networks: dict[str, Network] = {}
+        self._graphs: dict[str, Graph] = {}
+        self._sessions: dict[tuple[str, int], OrtEngine] = {}
+        self._sets: OrderedDict[tuple[tuple[str, float], ...], LazyEngines] = OrderedDict()
+        self._changing, self._opening = Lock(), Lock()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of those that are loaded."""
+        return tuple(self._loaded)
+
+    @property
+    def weights(self) -> Weights:
+        """The weights that a request takes which states none."""
+        return dict(self._weights)
+
+    def record(self, names: Collection[str]) -> JsonObject:
+        """Return the file and the hashes of some that are loaded, by name."""
+        loras = {name: self._loaded[name].lora for name in names}
+        return {
+            name: {"file": lora.name, "sha256": lora.sha256, "content_sha256": lora.content_sha256}
+            for name, lora in loras.items()
+        }
+
+    def load(self, path: Path, name: str | None) -> str:
+        """Load a file, and return its name; nothing changes where that fails."""
+        lora = open_lora(path)
+        name = path.stem if name is None else name
+        if not NAME.fullmatch(name):
+            raise LdmrtError(
+                "lora", f"a LoRA cannot be called {name!r:.100}", expected="a name without <, >, : and commas"
+            )
+        with self._changing:
+            if name in self._loaded:
+                raise LdmrtError("lora", f"{name} is loaded already", hint=f"unload_lora({name!r}), or another name")
+            if self._source is None:
+                raise LdmrtError("lora", "this pipeline has no bundle", hint="ldmrt.runtime.open(BUNDLE)")
+            source = self._source
+            check_replaceable(source.bundle, source.backend, low_memory=source.low_memory)
+            self._networks = self._networks or adaptable(source.bundle)
+            layers = placed(lora.name, lora.layers, self._networks, HINT)
+            self._loaded[name] = Loaded(lora, layers)
+        return name
+
+    def unload(self, name: str) -> None:
+        """Forget one."""
+        with self._changing:
+            self._check({name: 0.0})
+            del self._loaded[name]
+            self._weights.pop(name, None)
+            self._sets.clear()
+
+    def set(self, weights: Weights) -> None:
+        """Choose the weights that a request takes which states none; those that are not named have none."""
+        with self._changing:
+            self._weights = self._check(weights)
+
+    def chosen(self, weights: Weights | None) -> dict[str, float]:
+        """Return the weights of a request: those that it states, or else those that were set.
+
+        Raises:
+            InvalidRequest: One is not loaded, or its weight is no finite number.
+        """
+        return dict(self._weights) if weights is None else self._check(weights)
+
+    def _check(self, weights: Weights) -> dict[str, float]:
+        """Refuse unknown names and invalid weights."""
+        for name, weight in weights.items():
+            if name not in self._loaded:
+                raise unknown(name, self.names)
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+                problem = f"the weight of {name} is no number"
+                raise InvalidRequest("lora", problem, expected="a finite number", found=f"{weight!r:.100}")
+        return {name: float(weight) for name, weight in weights.items()}
+
+    def engines(self, base: LazyEngines, weights: Weights) -> LazyEngines:
+        """Return the engines of a pipeline with LoRAs of these weights; `base` itself where none changes anything.
+
+        The fused step is not among them.
+        """
+        with self._changing:
+            active = {name: (self._loaded[name], weight) for name, weight in self._check(weights).items()}
+            active = {name: (one, weight) for name, (one, weight) in active.items() if weight or _has_norms(one)}
+            if not active or self._source is None:
+                return base
+            key = tuple((name, weight) for name, (_, weight) in active.items())
+            if key not in self._sets:
+                self._sets[key] = self._with(self._source.bundle, active)
+                while len(self._sets) > KEPT:
+                    self._sets.popitem(last=False)
+            self._sets.move_to_end(key)
+            changed = self._sets[key]
+        engines = {name: changed if name in changed else base for name in base if name != STEP}
+        makers = {name: partial(source.__getitem__, name) for name, source in engines.items()}
+        return LazyEngines(makers, take_turns=base.take_turns)
+
+    def _with(self, bundle: Bundle, active: Mapping[str, tuple[Loaded, float]]) -> LazyEngines:
+        """Return the networks that LoRAs change, with other weights."""
+        steps: dict[str, dict[str, list[Step]]] = defaultdict(lambda: defaultdict(list))
+        for one, weight in active.values():
+            for (component, module), layer in one.layers.items():
+                steps[component][module].append((one.lora, layer, weight))
+        homes = {name: bundle.home(name) for name in bundle.graphs if name != STEP}
+        return LazyEngines(
+            {name: partial(self._open, name, steps[home]) for name, home in homes.items() if home in steps}
+        )
+
+    def _open(self, name: str, steps: Mapping[str, list[Step]]) -> Engine:
+        """Open a graph with its weights changed."""
+        weights, level = self._changed(name, steps)
+        engine = given_latents(self._session(name, level).given(weights))
+        return CachedTextEncoder(engine) if name.startswith("text_encoder") else engine
+
+    def _changed(self, name: str, steps: Mapping[str, list[Step]]) -> tuple[Arrays, int]:
+        """Compute the constants of a graph that LoRAs change, and the level of inputs that they need."""
+        weights, level, parameters = Arrays(), LEVELS[0], self._graph(name).parameters
+        for module, layers in steps.items():
+            for kind in KINDS:
+                if (stored := parameters.get(f"{module}.{kind}")) is None:
+                    continue
+                before = stored.value()
+                value = changed(before, layers, kind)
+                if value is not before:
+                    level = max(level, stored.level)
+                    for constant, array in stored.changed(before, value).items():
+                        if not np.isfinite(array).all():
+                            lora, layer, _ = layers[-1]
+                            raise LdmrtError("lora", f"{layer.name} of {lora.name} overflows in {array.dtype}")
+                        weights[constant] = array
+        return weights, level
+
+    def _graph(self, name: str) -> Graph:
+        """Return the weights of a graph."""
+        assert self._source is not None
+        with self._opening:
+            if name not in self._graphs:
+                self._graphs[name] = Graph(GraphWeights.read(name, self._source.bundle.model(name)))
+            return self._graphs[name]
+
+    def _session(self, name: str, level: int) -> OrtEngine:
+        """Return the session of a graph whose constants of a level are inputs."""
+        assert self._source is not None
+        graph, source = self._graph(name), self._source
+        with self._opening:
+            if (name, level) not in self._sessions:
+                stored = [each for each in graph.parameters.values() if each.level <= level]
+                inputs = graph.weights.as_inputs(one.name for each in stored for one in each.constants)
+                session = open_replaceable(source.bundle, source.backend, source.threads, name, inputs)
+                self._sessions[name, level] = session
+            return self._sessions[name, level]
+
+    def free(self) -> None:
+        """Close the sessions; the next request with a LoRA opens them again. None may run meanwhile."""
+        with self._changing, self._opening:
+            self._sets.clear()
+            for session in self._sessions.values():
+                session.close()
+            self._sessions.clear()
+
+
+def _has_norms(loaded: Loaded) -> bool:
+    """Tell whether a file has DoRA's norms, which change a weight even at a factor of 0."""
+    return any(layer.magnitude is not None for layer in loaded.layers.values())
+
+
+class TakesLoras:
+    """Loads LoRAs into a pipeline of one stage.
+
+    Attributes:
+        loras: Those that are loaded.
+    """
+
+    loras: Loras
+
+    def load_lora(self, path: str | Path, name: str | None = None) -> str:
+        """Load a safetensors file, or the one in a folder; nothing is drawn with it until it is given a weight.
+
+        Args:
+            path: The file, of kohya's scripts, LyCORIS, diffusers or PEFT.
+            name: What requests and prompts call it; the file's name without its ending by default.
+
+        Returns:
+            The name.
+
+        Raises:
+            LdmrtError: The file is damaged or fits another model, or the backend replaces no weights. Nothing changed.
+        """
+        return self.loras.load(Path(path), name)
+
+    def set_loras(self, weights: Weights) -> None:
+        """Choose the LoRAs that requests are drawn with which state none of their own: {"style": 0.8}; {} is none.
+
+        Raises:
+            InvalidRequest: One is not loaded, or a weight is no finite number. Nothing changed.
+        """
+        self.loras.set(weights)
+
+    def unload_lora(self, name: str) -> None:
+        """Forget a LoRA.
+
+        Raises:
+            InvalidRequest: It is not loaded.
+        """
+        self.loras.unload(name)
