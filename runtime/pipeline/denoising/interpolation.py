@@ -10,6 +10,7 @@ import numpy as np
 
 from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.pipeline.conditioning.guided import GuidedInputs
+from ldmrt.runtime.pipeline.loras.asked import tags_of
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.noise.sources import Drawn, NoiseSource, Shape
 from ldmrt.runtime.samplers.noise.variation import slerp
@@ -45,7 +46,8 @@ def check_keys(requests: Sequence[Request], frames: int) -> None:
     """Refuse requests that nothing can be drawn between.
 
     Raises:
-        InvalidRequest: There are fewer than two, or fewer frames; or one has a mask, a second pass or several images.
+        InvalidRequest: There are fewer than two, or fewer frames; or one has a mask, a second pass, several images or
+            other LoRAs than the first.
     """
     if len(requests) < 2:
         expected = "two prompts, or one prompt and two seeds"
@@ -60,6 +62,9 @@ def check_keys(requests: Sequence[Request], frames: int) -> None:
         if request.hires is not None or request.has_mask:
             problem = "hires, a mask and outpaint cannot be interpolated"
             raise InvalidRequest("interpolate", problem, expected="a request without them")
+        if (request.loras, tags_of(request)) != (requests[0].loras, tags_of(requests[0])):
+            problem = "prompts with different LoRAs cannot be interpolated"
+            raise InvalidRequest("interpolate", problem, expected="the same LoRAs and weights in all")
 
 
 def between(keys: Sequence[Encoded], place: float) -> Encoded:

@@ -139,6 +139,12 @@ def test_tags_of_prompts(name: str, opened: Pipeline) -> None:
         assert at.startswith(("<lora:", "<hypernet:") if name != "no number" else "much")
 
 
+def test_prompts_with_different_loras_are_not_interpolated(opened: Pipeline) -> None:
+    keys = [Request(**ASKED, loras={"attention": weight}) for weight in (0.5, 0.6)]
+    with pytest.raises(InvalidRequest, match="prompts with different LoRAs cannot be interpolated"):
+        list(opened.interpolate(keys, 3))
+
+
 def test_a_caret_points_past_the_tags(opened: Pipeline) -> None:
     with pytest.raises(InvalidRequest, match="is no weight") as raised:
         opened("a <lora:attention:1>(pear:1.2.3)", prompt_syntax="a1111")
