@@ -25,8 +25,9 @@ from ldmrt.runtime.files.writing import link_or_copy, naming, remove_abandoned, 
 from ldmrt.runtime.nearest import check_known
 from ldmrt.runtime.samplers.config import prediction_type
 
+from .components.component import Component
 from .components.fingerprint import ends_of, fingerprint
-from .components.table import Component, components
+from .components.table import components
 from .engines.image_memory import predict_image_memory
 from .graph.cuda.write import write_cuda_graphs
 from .graph.to_onnx import GRAPH, OPSET, to_onnx

@@ -6,6 +6,8 @@ from .networks.autoencoder import Autoencoder, AutoencoderConfig
 from .networks.controls.controlnet import ControlNet, ControlNetConfig
 from .networks.controls.t2i_adapter import Adapter, AdapterConfig
 from .networks.unet import UNet, UNetConfig
+from .vision.ip_adapter import with_ip_adapter
+from .vision.safety_checker import with_safety_checker
 
 __all__ = [
     "Adapter",
@@ -20,5 +22,7 @@ __all__ = [
     "load",
     "load_adapter",
     "load_controlnet",
+    "with_ip_adapter",
     "with_preview_decoder",
+    "with_safety_checker",
 ]

@@ -43,7 +43,7 @@ MAY: dict[str, set[str]] = {
     "runtime.backends": GROUND | {"runtime.bundle"},
     "runtime.pipeline": RUNTIME,
     "runtime.parity": RUNTIME,
-    "model": MODEL,
+    "model": MODEL | {"model.vision"},
     "model.torch_engine": GROUND,
     "model.config": ERRORS,
     "model.networks": ERRORS | {"model.config"},
@@ -55,6 +55,9 @@ MAY: dict[str, set[str]] = {
     "model.textual_inversion": READING | {"model.networks", "model.weights"},
     "model.lora": READING
     | {"runtime.bundle", "model.checkpoint", "model.networks", "model.textual_inversion", "model.weights"},
+    "model.vision": READING
+    | {"runtime.bundle", "runtime.images"}
+    | {f"model.{name}" for name in ("checkpoint", "config", "library", "networks", "weights")},
     "model.scores": ERRORS,
     "model.training": READING
     | {"runtime.bundle", "runtime.images"}
@@ -83,7 +86,9 @@ MAY: dict[str, set[str]] = {
     "tools.cli": ERRORS | CONSOLE,
     "tools.emoji": GROUND | {"runtime.images", "model.training"},
     "tools.reports": GROUND | {"runtime.bundle", "runtime.parity", "runtime.samplers"},
-    "tools.options": RUNTIME | {"model.checkpoint", "model.lora", "model.textual_inversion", "export.engines"},
+    "tools.options": RUNTIME
+    | {"model.checkpoint", "model.vision", "model.lora"}
+    | {"model.textual_inversion", "export.engines"},
     "tools.console": RUNTIME
     | MODEL
     | EXPORT

@@ -11,7 +11,7 @@ from ldmrt.model.library.t5 import EMBEDDED, SHARED
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.tensors import Specs
 
-from .table import Component
+from .component import Component
 
 
 def fingerprint(component: Component) -> dict[str, str]:

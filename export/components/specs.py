@@ -26,7 +26,7 @@ from ldmrt.runtime.tensors import Specs, TensorSpec
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer, token_count
 
 # Inputs that stay float32 in every precision.
-IN_FLOAT32 = ("timestep", "guidance", "time_ids", "conditioning_scale", KEPT)
+IN_FLOAT32 = ("timestep", "guidance", "time_ids", "conditioning_scale", "ip_adapter_scale", KEPT)
 
 
 def dtype_of(module: nn.Module) -> str:

@@ -5,11 +5,10 @@ profiles follow from it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -19,28 +18,23 @@ from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.networks.unet import UNet, UNetConfig
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
-from ldmrt.model.torch_engine import TorchEngine
-from ldmrt.model.weights.late_casts import LateCasts
 from ldmrt.runtime.bundle.graphs import (
     DECODER,
     DECODER_FP32,
     DECODER_PREVIEW,
-    DENOISERS,
-    ENCODER,
-    STEP,
     TRANSFORMER,
     UNET,
-    step_specs,
 )
 from ldmrt.runtime.bundle.stages import CLASSES, KEPT, KL, LONG, PROMPT_MASK
 from ldmrt.runtime.errors import LdmrtError
-from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.pipeline.conditioning.prompts import ATTENTION_MASK, gives_pooled
-from ldmrt.runtime.tensors import Specs, TensorSpec, shape_of, split_symbol
+from ldmrt.runtime.tensors import TensorSpec, shape_of
 
-from .autoencoder_parts import tile_specs
+from .component import Component
 from .controls import CONTROLS, check_fit, steering
+from .image_prompt import image_inputs, image_prompt
 from .networks import _Decoder, _Encoder, _LDMBert, _TextEncoder, _UNet, _VQDecoder, one_state, transformer
+from .safety_checker import safety_checker
 from .skipped_layers import SkippingTransformer
 from .specs import conditioning, dtype_of, image, latent, lengths, tokens_of, transformer_conditioning
 
@@ -48,57 +42,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 Tensors = tuple[Tensor, ...]
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Component:
-    """One network of the model, as it is exported."""
-
-    name: str
-    module: nn.Module = field(repr=False)  # forward takes the inputs by name, returns a tuple
-    inputs: Specs
-    outputs: Specs
-    config: JsonObject = field(repr=False)  # its config.json in the bundle
-    patch: int = 1  # pixels, or latents, along one side that the network reads as one
-    vocabulary: tuple[int, int] = (0, 0)  # of input_ids: entries, and the id that ends a text
-    pad: int | None = None  # of input_ids: the id behind the end, where it is not read
-    classes: int = 0  # of class_labels
-    late: LateCasts = field(default_factory=LateCasts, repr=False, compare=False)  # of the module's weights
-
-    def engine(self) -> TorchEngine:
-        """Return the reference engine."""
-        return TorchEngine(self.name, self.module, self.inputs, self.outputs)
-
-    def in_float32(self) -> "Component":
-        """Return the component as one that takes and gives float32."""
-        inputs, outputs = (
-            tuple(one if one.dtype == "int64" else replace(one, dtype="float32") for one in side)
-            for side in (self.inputs, self.outputs)
-        )
-        return replace(self, inputs=inputs, outputs=outputs)
-
-    @property
-    def graphs(self) -> dict[str, tuple[Specs, Specs]]:
-        """Return inputs and outputs of the graphs beside its own, which share its weights, by their names."""
-        if self.name in DENOISERS:
-            step = step_specs(self.inputs, self.outputs)
-            return {} if step is None else {STEP: step}
-        if self.name.startswith((DECODER, ENCODER)) and self.precision != "bf16":  # which NumPy cannot keep
-            parts = tile_specs(self.inputs, self.outputs, self.module)
-            return {self.name + part: specs for part, specs in parts.items()}
-        return {}
-
-    @property
-    def unit(self) -> int:
-        """Return the number of pixels that an image's sides must be multiples of."""
-        dims = [dim for spec in self.inputs + self.outputs for dim in spec.shape if isinstance(dim, str)]
-        return max(split_symbol(dim)[1] for dim in dims) * self.patch
-
-    @property
-    def precision(self) -> str:
-        """Return the precision: fp32, fp16 or bf16."""
-        return next(name for name, dtype in PRECISIONS.items() if str(dtype) == f"torch.{dtype_of(self.module)}")
 
 
 def components(checkpoint: Checkpoint) -> dict[str, Component]:
@@ -202,7 +145,7 @@ def _unet(c: Checkpoint) -> Iterator[Component]:
     yield Component(
         UNET,
         _UNet(c.unet),
-        (*inputs, *steering(c, dtype)),
+        (*inputs, *image_inputs(c, dtype), *steering(c, dtype)),
         (latent(c, "out_sample", config.out_channels, dtype),),
         config_of(c.unet),
         classes=config.num_class_embeds or 0,
@@ -278,11 +221,13 @@ def _controls(c: Checkpoint) -> Iterator[Component]:
 
 BUILDERS: tuple[Callable[[Checkpoint], Iterator[Component]], ...] = (
     _text_encoders,
+    image_prompt,
     _unet,
     _transformer,
     _vae_decoders,
     _vae_encoder,
     _controls,
+    safety_checker,
 )
 
 

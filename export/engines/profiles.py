@@ -9,7 +9,7 @@ from ldmrt.export.dims import DIMS, Dim
 from ldmrt.runtime.bundle.bundle import Bundle
 from ldmrt.runtime.bundle.engines.engine_key import Bucket, Range, Recipe
 from ldmrt.runtime.bundle.engines.store import model_digests
-from ldmrt.runtime.bundle.graphs import STEP, most_rows
+from ldmrt.runtime.bundle.graphs import IMAGE_ENCODER, IMAGE_PROJECTION, SAFETY_CHECKER, STEP, most_rows
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.tensors import TensorSpec, shape_of, split_symbol
 
@@ -74,10 +74,13 @@ def _dim(name: str, low: str, high: str | None, usual: int) -> Dim:
 
 def rows(component: str, batch: Dim, guidance: str, guided: int = 2) -> Dim:
     """Return how many rows a component runs at once for a number of images, with so many rows of guidance for each."""
-    if component.startswith(("vae", "adapter")):
+    if component.startswith(("vae", "adapter", SAFETY_CHECKER)):
         return Dim(1, 1, 1)  # an image at a time: its scratch memory would grow with the batch
     if component.startswith("text_encoder"):  # equal prompts are encoded once
         return Dim(1, min(2, batch.max) if guidance == "off" else 2, batch.max * (1 if guidance == "off" else 2))
+    if component.startswith((IMAGE_ENCODER, IMAGE_PROJECTION)):  # an image for each prompt, and none for guidance
+        most = batch.max + (guidance != "off")
+        return Dim(1, min(2, most), most)
     least = batch.min * (guided if guidance == "on" else 1)
     factor = 1 if guidance == "off" else guided
     return Dim(least, batch.opt * factor, batch.max * factor)

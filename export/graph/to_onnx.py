@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ldmrt.export.components.component import Component
 from ldmrt.export.components.specs import tensors
-from ldmrt.export.components.table import Component, example
+from ldmrt.export.components.table import example
 from ldmrt.export.dims import DIMS
 from ldmrt.runtime.bundle.graphs import STEP
 from ldmrt.runtime.tensors import TensorSpec, split_symbol

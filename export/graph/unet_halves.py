@@ -10,7 +10,7 @@ Both are cut from the U-Net's own graph, nodes as they are, and read its weights
 import re
 from pathlib import Path
 
-from ldmrt.export.components.table import Component
+from ldmrt.export.components.component import Component
 from ldmrt.runtime.bundle.graphs import DEEP, FEATURE, SHALLOW
 from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.tensors import Specs, TensorSpec

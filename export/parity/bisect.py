@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ldmrt.export.components.table import Component
+from ldmrt.export.components.component import Component
 from ldmrt.export.graph.module_graph import Graph
 from ldmrt.export.graph.naming import module_path
 from ldmrt.runtime.backends.ort.engine import DTYPES

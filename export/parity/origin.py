@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from ldmrt.export.components.component import Component
 from ldmrt.export.components.fingerprint import fingerprint, scale_of_norm, weights_of_graph
-from ldmrt.export.components.table import Component, components
+from ldmrt.export.components.table import components
 from ldmrt.export.graph.cpu import upsample, winograd
 from ldmrt.export.graph.naming import module_path
 from ldmrt.model.checkpoint.checkpoint import Checkpoint

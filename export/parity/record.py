@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from ldmrt.export.components.table import Component, components, example
+from ldmrt.export.components.component import Component
+from ldmrt.export.components.table import components, example
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.runtime.backends.lazy_engines import LazyEngines
-from ldmrt.runtime.bundle.graphs import DECODER_PREVIEW
+from ldmrt.runtime.bundle.graphs import DECODER_PREVIEW, SAFETY_CHECKER
 from ldmrt.runtime.bundle.recording import CONTROL, Case, Recording, Trajectory, request_fields
-from ldmrt.runtime.bundle.stages import Stage
+from ldmrt.runtime.bundle.stages import IMAGE_PROMPT, Stage
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.pipeline.conditioning.prompts import tokens_of
@@ -20,6 +21,7 @@ from ldmrt.runtime.pipeline.denoising.controls import KINDS
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.field_names import from_short
 from ldmrt.runtime.pipeline.request.request import Request
+from ldmrt.runtime.pipeline.safety import flagged
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.runtime.tensors import Array, Arrays
 
@@ -102,6 +104,8 @@ def record(
             channels = int(part.inputs[0].shape[1])
             images = trajectory.images[..., :channels].transpose(0, 3, 1, 2)
             engine(sample=images.astype(np.float32) / np.float32(127.5) - 1)
+        if name == SAFETY_CHECKER:
+            flagged({name: engine}, trajectory.images[:1, ..., :3])
         if name == DECODER_PREVIEW:
             pipeline.preview(trajectory.x[-1][:1])
         cases += engine.cases
@@ -160,6 +164,7 @@ def needed(parts: Mapping[str, Component], checkpoint: Checkpoint, side: int) ->
     mask[:, side // 2 :] = 255
     names = [name.partition("_")[2] for name in parts if name.startswith(KINDS)]
     given: Arrays = {f"{CONTROL}{name}": image for name in names}
+    given |= {"ip_adapter_image": image} if stage.source(IMAGE_PROMPT) else {}
     given |= {"image": image[:: stage.enlarges, :: stage.enlarges]} if stage.takes_image or stage.takes_mask else {}
     return given | ({"mask": mask} if stage.takes_mask else {})
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ldmrt.export.components.component import Component
 from ldmrt.export.components.specs import dtype_of
-from ldmrt.export.components.table import Component, example, rows
+from ldmrt.export.components.table import example, rows
 from ldmrt.export.components.torch_pipeline import torch_pipeline
 from ldmrt.export.parity.record import SIDE, RecordingEngine, asking, needed, request_of, wanted
 from ldmrt.model.checkpoint.checkpoint import Checkpoint

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from ldmrt.export.components.table import PRECISIONS, components
+from ldmrt.export.components.component import PRECISIONS
+from ldmrt.export.components.table import components
 from ldmrt.export.graph.naming import module_path
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.model.weights.mapping import release

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ldmrt.export.components.table import PRECISIONS, Component
+from ldmrt.export.components.component import PRECISIONS, Component
 from ldmrt.runtime.bundle.graphs import inside
 from ldmrt.runtime.bundle.recording import Case
 from ldmrt.runtime.errors import LdmrtError

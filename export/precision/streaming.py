@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import torch
 
-from ldmrt.export.components.table import Component, rows
+from ldmrt.export.components.component import Component
+from ldmrt.export.components.table import rows
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
 
 from .casting import computing

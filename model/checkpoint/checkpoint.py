@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from ldmrt.model.config import LARGEST, RawConfig, to_config
+from ldmrt.model.families.ip_adapter import with_image_prompt
 from ldmrt.model.families.table import stage_of
 from ldmrt.model.library import gemma2, t5
+from ldmrt.model.library.clip_vision import SafetyChecker
 from ldmrt.model.library.deep_autoencoder import DeepAutoencoder
 from ldmrt.model.library.flux import FluxConfig, flux
 from ldmrt.model.library.gemma2 import GEMMA
@@ -21,6 +23,7 @@ from ldmrt.model.library.sana import SanaConfig, sana
 from ldmrt.model.library.stable_diffusion_3 import SD3Config, stable_diffusion_3
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.controls.controlnet import ControlNet
+from ldmrt.model.networks.controls.ip_adapter import ImagePrompt
 from ldmrt.model.networks.controls.t2i_adapter import Adapter
 from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.networks.plain_unet import PlainUNet
@@ -109,6 +112,8 @@ class Checkpoint:
     index: JsonObject = field(default_factory=lambda: dict(PIPELINE))
     controls: dict[str, Control] = field(default_factory=dict)  # "controlnet_canny", "adapter_depth" ...
     spare: Codec | None = None  # a copy in float32, where `vae` is in half precision and may overflow
+    image_prompt: ImagePrompt | None = None  # of an IP-Adapter, whose layers the U-Net has then
+    safety_checker: SafetyChecker | None = None  # which looks at the images that are drawn
     preview: TinyAutoencoder | None = None  # whose decoder shows what rows predict; it is no part of the pipeline
     noisers: dict[str, JsonObject] = field(default_factory=dict)  # configs of "low_res_scheduler"
     folders: dict[str, str] = field(default_factory=dict)  # of networks that have another name in their pipeline
@@ -124,6 +129,8 @@ class Checkpoint:
         stage = stage if self.t5_tokens is None else stage.of_tokens(self.t5_tokens)
         if self.preview is not None:
             stage = stage.previewed(self.preview.config.scaling_factor, self.preview.config.shift_factor or 0.0)
+        if (prompt := self.image_prompt) is not None:
+            stage = with_image_prompt(stage, prompt.blocks, encoded=prompt.projection.layered)
         return stage.skipping(self.skip_layers) if self.skip_layers else stage
 
     @property
@@ -195,23 +202,45 @@ def text_encoder(config: JsonObject, kind: str = TEXT[0], part: str = "text_enco
     Raises:
         LdmrtError: transformers refuses the config, or a number in it is out of range.
     """
+    name, prepare = ENCODERS[kind]
+    return from_transformers(part, kind, name, config, prepare)
+
+
+def from_transformers(
+    part: str,
+    kind: str,
+    name: str,
+    config: JsonObject,
+    prepare: Callable[[nn.Module], object] = lambda network: network,
+) -> "PreTrainedModel":
+    """Build a network of transformers with random weights, in eval mode.
+
+    Args:
+        part: The part of the checkpoint that errors name.
+        kind: Its class.
+        name: The class of its config.
+        config: The content of its config.json.
+        prepare: What is done to it then.
+
+    Raises:
+        LdmrtError: transformers refuses the config, or a number in it is out of range.
+    """
     import transformers
 
     settings = {key: value for key, value in config.items() if key not in NOTES}
-    for name, value in settings.items():
+    for key, value in settings.items():
         numbers = isinstance(value, (int, float)) and not -LARGEST <= value <= LARGEST
-        if numbers or (name in EPSILONS and not (isinstance(value, float) and 0 < value <= 1)):
-            raise LdmrtError(part, f"config has an invalid {name}", found=repr(value))
+        if numbers or (key in EPSILONS and not (isinstance(value, float) and 0 < value <= 1)):
+            raise LdmrtError(part, f"config has an invalid {key}", found=repr(value))
     try:
-        name, prepare = ENCODERS[kind]
-        encoder: PreTrainedModel = getattr(transformers, kind)(getattr(transformers, name)(**settings)).eval()
-        prepare(encoder)
+        network: PreTrainedModel = getattr(transformers, kind)(getattr(transformers, name)(**settings)).eval()
+        prepare(network)
     except LdmrtError:
         raise
     except Exception as error:  # transformers checks its configs in many ways
         found = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise LdmrtError(part, "invalid config", found=found or first_line(error)) from None
-    return encoder
+    return network
 
 
 def with_scaling_factor(vae: V, scaling_factor: float) -> V:

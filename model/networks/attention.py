@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 HALVES = (torch.float16, torch.bfloat16)
+# What cross-attention reads: the tokens of a prompt, perhaps with an image's and their scale in each transformer.
+Context = Tensor | tuple[Tensor, Tensor, Tensor]
 
 
 class Attention(nn.Module):
@@ -43,15 +45,19 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Let tokens x (B, L, C) attend to a context (B, M, context), or to themselves; returns (B, L, C)."""
         source = x if context is None else context
+        return self.to_out[0](self.attended(self.to_q(x), self.to_k(source), self.to_v(source)))
+
+    def attended(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Weigh values (B, M, inner) by how queries (B, L, inner) agree with keys (B, M, inner); (B, L, inner)."""
         q, k, v = (
             projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, inner/heads)
-            for projected in (self.to_q(x), self.to_k(source), self.to_v(source))
+            for projected in (queries, keys, values)
         )
         if self.upcast and q.dtype in HALVES:
             attended = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
         else:
             attended = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out[0](attended.transpose(1, 2).flatten(2))
+        return attended.transpose(1, 2).flatten(2)
 
 
 class SpatialAttention(Attention):
@@ -131,7 +137,7 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         """Transform tokens x (B, L, C), which read a context (B, M, context); returns (B, L, C)."""
         x = x + self.attn1(self.norm1(x), context if self.only_cross else None)
         x = x + self.attn2(self.norm2(x), context)
@@ -177,7 +183,7 @@ class Transformer2D(nn.Module):
         self.transformer_blocks = nn.ModuleList(blocks)
         self.proj_out = nn.Linear(inner, channels) if linear else nn.Conv2d(inner, channels, 1)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         """Add the transformed pixels to features x (B, C, H, W); the context is (B, M, context)."""
         h = self.norm(x)
         if not self.linear:

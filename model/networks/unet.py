@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ldmrt.model.config import RawConfig, positive
 
+from .attention import Context
 from .blocks import known_activation
 from .configs import context_config
 from .configs.context_config import MIDDLE, ContextConfig, Depths
@@ -106,6 +107,8 @@ class UNet(UNetBody):
         text_embeds: Tensor | None = None,
         time_ids: Tensor | None = None,
         class_labels: Tensor | None = None,
+        ip_adapter_embeds: Tensor | None = None,
+        ip_adapter_scale: Tensor | None = None,
         down_residuals: Sequence[Tensor] = (),
         mid_residual: Tensor | None = None,
         adapter_residuals: Sequence[Tensor] = (),
@@ -124,6 +127,9 @@ class UNet(UNetBody):
             class_labels: Classes (B,), int64 below num_class_embeds, or numbers that are embedded as the time is where
                 class_embed_type is "timestep". An upscaler takes the noise level of the small image (Ho et al. 2021,
                 arXiv:2106.15282).
+            ip_adapter_embeds: Tokens of an image (B, T, cross_attention_dim), of an IP-Adapter (Ye et al. 2023,
+                arXiv:2308.06721), for a network whose attention was widened by one.
+            ip_adapter_scale: How much they count in each transformer, (B, transformers).
             down_residuals: One residual for each skip, of a ControlNet (Zhang et al. 2023, arXiv:2302.05543).
             mid_residual: The ControlNet's residual for the middle.
             adapter_residuals: Residuals of a T2I-Adapter (Mou et al. 2023, arXiv:2302.08453), one a level and perhaps
@@ -138,10 +144,13 @@ class UNet(UNetBody):
                 it does not ask for, or there is not one residual for each skip.
         """
         time = self.time(sample, timestep, timestep_cond, text_embeds, time_ids, class_labels)
+        read: Context = context
+        if ip_adapter_embeds is not None and ip_adapter_scale is not None:
+            read = context, ip_adapter_embeds, ip_adapter_scale
         return self.predict(
             sample,
             time,
-            context,
+            read,
             down_residuals=down_residuals,
             mid_residual=mid_residual,
             adapter_residuals=adapter_residuals,

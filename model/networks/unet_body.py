@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ldmrt.model.config import positive
 from ldmrt.runtime.errors import LdmrtError
 
+from .attention import Context
 from .blocks import ACTIVATIONS, Level
 from .configs.encoder_config import EncoderConfig
 from .unet_encoder import Attend, UNetEncoder, build_level, levels
@@ -86,7 +87,7 @@ class UNetBody(UNetEncoder):
         self,
         sample: Tensor,
         time: Tensor,
-        context: Tensor | None = None,
+        context: Context | None = None,
         *,
         down_residuals: Sequence[Tensor] = (),
         mid_residual: Tensor | None = None,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ldmrt.runtime.errors import LdmrtError
 
-from .attention import Transformer2D
+from .attention import Context, Transformer2D
 from .blocks import ACTIVATIONS, Downsample, Level, ResnetBlock, TimestepEmbedding, Upsample, double, halve, sinusoids
 from .configs.context_config import ADDITIONS, ContextConfig
 from .configs.encoder_config import CLASSES, FEATURES, SIZES, TIMES, EncoderConfig
@@ -223,7 +223,7 @@ class UNetEncoder(nn.Module):
         return self.add_embedding(added)
 
     def down(
-        self, x: Tensor, time: Tensor, context: Tensor | None, added: Sequence[Tensor] = ()
+        self, x: Tensor, time: Tensor, context: Context | None, added: Sequence[Tensor] = ()
     ) -> tuple[Tensor, list[Tensor]]:
         """Run the down blocks.
 
@@ -253,7 +253,7 @@ class UNetEncoder(nn.Module):
                 x = skips[-1] = x + extra  # the skip too: diffusers adds in place
         return x, skips
 
-    def middle(self, x: Tensor, time: Tensor, context: Tensor | None, added: Sequence[Tensor] = ()) -> Tensor:
+    def middle(self, x: Tensor, time: Tensor, context: Context | None, added: Sequence[Tensor] = ()) -> Tensor:
         """Run the middle on x (B, C, h, w), and add the residual that a T2I-Adapter has for it, if any."""
         if self.mid_block is None:
             return x

@@ -71,7 +71,9 @@ def _unet_on_demand(bundle: Bundle, makers: dict[str, Maker]) -> Makers:
     """Let only requests that run the whole U-Net open it, where a fused step or its halves may run in its place."""
     if makers.keys() & {STEP, *UNET_HALVES}:
         name = denoiser_of(makers)
-        makers[name] = partial(SharedEngine, name, makers[name], LowMemory(), bundle.specs(name))
+        make, specs = makers[name], bundle.specs(name)
+        # One that was closed opens nothing again, and low memory closes and opens the U-Net with every request.
+        makers[name] = lambda: SharedEngine(name, make, LowMemory(), specs)
     return makers
 
 

@@ -23,7 +23,10 @@ NOT_RUN = "pytorch"  # stands for a backend where none could run the graphs when
 STATES = {"unet": "sample", "transformer": "hidden_states"}
 PREDICTIONS = {"unet": "out_sample", "transformer": "out_hidden_states"}  # and its output
 UNET, TRANSFORMER = DENOISERS = tuple(STATES)
-ORDER = ("text_encoder", *DENOISERS, "vae", "controlnet", "adapter")  # of components, by how their names begin
+IMAGE_ENCODER, IMAGE_PROJECTION = "image_encoder", "image_projection"  # of an IP-Adapter
+SAFETY_CHECKER = "safety_checker"
+# The order of components, by how their names begin.
+ORDER = ("text_encoder", IMAGE_ENCODER, IMAGE_PROJECTION, *DENOISERS, "vae", "controlnet", "adapter", SAFETY_CHECKER)
 DECODER = "vae_decoder"
 DECODER_FP32 = "vae_decoder_fp32"  # beside a decoder of half precision
 DECODER_PREVIEW = "vae_decoder_preview"  # a tiny one, for what rows predict

@@ -14,12 +14,13 @@ from ldmrt.runtime.files.reading import JsonObject, parse_json, plain_file
 from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.runtime.tensors import Array, Arrays
 
-from .graphs import DECODER_PREVIEW, ENCODER
+from .graphs import DECODER_PREVIEW, ENCODER, IMAGE_ENCODER, IMAGE_PROJECTION, SAFETY_CHECKER
 from .stages import PIXELS, Stage
 
 CONTROL = "controls."
+IMAGES = ("image", "mask", "ip_adapter_image")  # of a request, by their short words
 # Components, by how their names begin, that the trajectory does not show.
-NOT_DRAWN = ("tokenizer", "text_encoder", ENCODER, DECODER_PREVIEW)
+NOT_DRAWN = ("tokenizer", "text_encoder", IMAGE_ENCODER, IMAGE_PROJECTION, ENCODER, DECODER_PREVIEW, SAFETY_CHECKER)
 WALK = ("t", "x", "said", "images")  # the arrays of a trajectory, by their names in the archive
 STORE = "ldmrt verify BUNDLE --against CHECKPOINT --store"
 STEPS = 1000  # of a recorded request, at most
@@ -44,10 +45,10 @@ def request_fields(options: JsonObject, given: Arrays) -> JsonObject:
 
     Args:
         options: The fields that are text or numbers, those of `PLAIN` and `FURTHER`.
-        given: The images of the request, uint8, by "image", "mask" and "controls.NAME".
+        given: The images of the request, uint8, those of `IMAGES` and "controls.NAME".
     """
     controls = {name.removeprefix(CONTROL): image for name, image in given.items() if name.startswith(CONTROL)}
-    return {**options, **{name: given[name] for name in ("image", "mask") if name in given}, "controls": controls}
+    return {**options, **{name: given[name] for name in IMAGES if name in given}, "controls": controls}
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Trajectory:
     """Images as the reference computed them: their request, the latents and prediction of every row, and the images."""
 
     options: JsonObject  # the fields of the request, but for its images
-    given: Arrays = field(repr=False)  # the images of the request: "image", "mask", "controls.NAME"
+    given: Arrays = field(repr=False)  # the images of the request: those of `IMAGES`, "controls.NAME"
     t: NDArray[np.float64] = field(repr=False)  # (rows,), model time
     x: NDArray[np.float32] = field(repr=False)  # (rows + 1, B, C, h, w), latents before each row and after the last
     said: NDArray[np.float32] = field(repr=False)  # (rows, B, C, h, w), predictions after guidance, or 2C of a variance
@@ -170,7 +171,7 @@ def check_recording(reference: Recording, enlarges: int = 1) -> None:
     _expect("images", trajectory.images, np.uint8, (rows[1], *sides, colours))
     for name, image in trajectory.given.items():
         own = tuple(side // enlarges for side in sides) if name == "image" else sides
-        if not (name in ("image", "mask") or name.startswith(CONTROL)) or image.shape[:2] != own:
+        if not (name in IMAGES or name.startswith(CONTROL)) or image.shape[:2] != own:
             raise ValueError(f"the image {name!r:.100} does not belong to the request")
         _expect(name, image, np.uint8, (*own, 3)[: 2 if name == "mask" else 3])
     if type(reference.scaling_factor) not in (int, float) or not 0 < reference.scaling_factor < LARGEST:

@@ -16,10 +16,10 @@ Setting = bool | int | float | str
 SAMPLE, TIMESTEP = "sample", "timestep"  # inputs of every U-Net
 PROMPT, POOLED, CLASSES = "encoder_hidden_states", "text_embeds", "class_labels"
 PROMPT_MASK = "encoder_attention_mask"
+IMAGE_PROMPT, IMAGE_SCALE = "image_prompt", "image_prompt_scale"
 # Where an input, or some channels of it, may come from: the settings of each kind, by their types.
 KINDS: Mapping[str, Mapping[str, type]] = {
-    "state": {},
-    "timestep": {},
+    **{kind: {} for kind in ("state", "timestep")},
     "prompt": {"penultimate": bool, "zeros": bool},  # the layer that is taken; whether no negative prompt is zeros
     "pooled_prompt": {},
     # Stable Diffusion 3: CLIP's states side by side, filled up to a width with zeros, then so many tokens of T5
@@ -37,6 +37,7 @@ KINDS: Mapping[str, Mapping[str, type]] = {
     "kept_layers": {"layers": str},  # a number for each row: 0 where it skips these layers, such as "7,8,9", else 1
     "class": {"count": int, "null": bool},  # whether the last one is none, which rows without a class are given
     "noise_level": {"most": int},  # that was added to the image
+    **{IMAGE_PROMPT: {"encoded": bool}, IMAGE_SCALE: {"blocks": str}},  # of an IP-Adapter: tokens, their scales
     "mask": {},
     "mask_pixels": {},  # those under each latent as its channels
     "masked_image": {},  # its latents

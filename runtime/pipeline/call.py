@@ -1,5 +1,6 @@
 """Call a pipeline as diffusers' pipelines are called, and return the images in the form that was asked for."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,19 +10,21 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ldmrt.runtime.errors import LdmrtError
+from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.images.writing import levels, to_pillow
 from ldmrt.runtime.pipeline.prompts.syntaxes import PLAIN
 from ldmrt.runtime.samplers.loop import State
 from ldmrt.runtime.samplers.noise.sources import LDMRT
 from ldmrt.runtime.samplers.plan import Latents
-from ldmrt.runtime.tensors import Array
+from ldmrt.runtime.tensors import Array, Engine
 
+from .request.block_scales import BlockScales
 from .request.checks import Images, Text
 from .request.field_names import FIELDS, OutputType, refuse_unknown
 from .request.fields import Callback
 from .request.generators import Generator as RandomGenerator
 from .request.request import Request
+from .safety import OFF, ON, flagged
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -39,12 +42,14 @@ class Result:
         latents: (N, C, h, w), float32, after the last row, as the network sees them.
         seeds: The seed of each image.
         seconds: The time of each stage: "latents" (text encoders and U-Net) and "decode".
+        nsfw_content_detected: Whether the bundle's safety checker flagged each image; None where none looked at them.
     """
 
     array: NDArray[np.uint8] | NDArray[np.float32] = field(repr=False)
     latents: Latents = field(repr=False)
     seeds: list[int]
     seconds: dict[str, float]
+    nsfw_content_detected: list[bool] | None = None
 
     @cached_property
     def images(self) -> "list[PillowImage] | NDArray[np.float32]":
@@ -93,7 +98,27 @@ class Result:
         whole = parts[0].array is parts[0].latents
         array = latents if whole else np.concatenate([part.array for part in parts])
         seconds = {name: sum(part.seconds[name] for part in parts) for name in parts[0].seconds}
-        return cls(array, latents, [seed for part in parts for seed in part.seeds], seconds)
+        found = [part.nsfw_content_detected for part in parts]
+        flags = None if None in found else [flag for each in found for flag in each or ()]
+        return cls(array, latents, [seed for part in parts for seed in part.seeds], seconds, flags)
+
+    def checked(self, engines: Mapping[str, Engine], safety: str) -> "Result":
+        """Return the result with the flags of a safety checker, if there is one.
+
+        Args:
+            engines: Those of the pipeline.
+            safety: One of `SAFETY`: whether flagged images become black, stay as they are, or are not looked for.
+        """
+        flags = None if safety == OFF or self.array is self.latents else flagged(engines, self.pixels)
+        if flags is None or not any(flags):
+            return replace(self, nsfw_content_detected=flags)
+        how = "they are black" if safety == ON else "they are left as they are"
+        found = f"{sum(flags)} of {len(flags)} images were flagged by the safety checker"
+        warnings.warn(f"{found}; {how}", LdmrtWarning, stacklevel=2)
+        array = self.array.copy()
+        if safety == ON:
+            array[np.array(flags)] = 0
+        return replace(self, array=array, nsfw_content_detected=flags)
 
 
 class ImagePipeline(ABC):
@@ -152,6 +177,8 @@ class ImagePipeline(ABC):
         hires_steps: int | None = None,
         hires_upscaler: str = "latent",
         controls: Mapping[str, Images | tuple[Images, float]] | None = None,
+        ip_adapter_image: Images | None = None,
+        ip_adapter_scale: BlockScales = 1.0,
         original_size: tuple[int, int] | None = None,
         crops_coords_top_left: tuple[int, int] = (0, 0),
         target_size: tuple[int, int] | None = None,

@@ -19,10 +19,11 @@ from .batch_size import Forecast, unet_profiles
 from .loras.loaded import Loras, Source
 from .pipeline import Pipeline
 from .request.stages import check_order
+from .safety import ON
 
 
 def decoding_of(
-    tile: int | None, tile_passes: int, on_overflow: str, low_memory: bool, keep_optimized: bool
+    tile: int | None, tile_passes: int, on_overflow: str, low_memory: bool, keep_optimized: bool, safety: str = ON
 ) -> Decoding:
     """Return how latents are decoded, from arguments of `open_pipeline`.
 
@@ -32,7 +33,7 @@ def decoding_of(
     if keep_optimized and low_memory:
         problem = "keep_optimized and low_memory exclude each other"
         raise LdmrtError("open", problem, expected="only one of them")
-    return Decoding(tile, on_overflow, low_memory, tile_passes)
+    return Decoding(tile, on_overflow, low_memory, tile_passes, safety)
 
 
 def open_pipeline(
@@ -49,6 +50,7 @@ def open_pipeline(
     keep_optimized: bool = False,
     compute: str = "fp32",
     scheduler: str | Path | Config | None = None,
+    safety: str = ON,
 ) -> Pipeline:
     """Open a bundle as a pipeline, with all its stages; it warns where no certificate holds for the bundle's files.
 
@@ -71,6 +73,8 @@ def open_pipeline(
         compute: The precision that OpenVINO computes in: "fp32", or "bf16", "fp16" and "int8" on a device that has
             them. For int8 the bundle has to hold ranges of activations. The others compute in that of the bundle.
         scheduler: A scheduler's config, or its file, in place of the bundle's; that of later stages is theirs.
+        safety: What becomes of images that the safety checker flags, of a bundle that carries one: "on" makes them
+            black, "report" leaves them as they are, "off" does not look.
 
     Raises:
         BundleError: The bundle is missing or damaged.
@@ -78,7 +82,7 @@ def open_pipeline(
         LdmrtError: An argument is invalid, or a package is missing.
     """
     check_name(backend)
-    decoding = decoding_of(tile, tile_passes, on_overflow, low_memory, keep_optimized)
+    decoding = decoding_of(tile, tile_passes, on_overflow, low_memory, keep_optimized, safety)
     config = read_scheduler(Path(scheduler)) if isinstance(scheduler, (str, Path)) else scheduler
     settings = BackendSettings(threads, low_memory, fused, keep_optimized, compute)
     folder = local_bundle(bundle)

@@ -311,4 +311,5 @@ class Pipeline(ImagePipeline, TakesLoras):
             return Result(x, x, request.seeds, {"latents": denoised.seconds, "decode": 0.0})
         how = decode_unrounded if request.output_type == "np" else decode
         array = pasted(request, how(self.engines, self.stage.space, x, self.decoding))
-        return Result(array, x, request.seeds, {"latents": denoised.seconds, "decode": time.perf_counter() - called})
+        seconds = {"latents": denoised.seconds, "decode": time.perf_counter() - called}
+        return Result(array, x, request.seeds, seconds).checked(self.engines, self.decoding.safety)

@@ -25,8 +25,8 @@ START = 0.8  # of the timesteps are the base's
 class RefinedPipeline(ImagePipeline):
     """Runs two pipelines as one: `start` is the base's share of the timesteps, above 0 and below 1.
 
-    The refiner is given the same prompts and arguments; controls and a deep cache are the base's alone, and
-    so is an image without a mask.
+    The refiner is given the same prompts and arguments; controls, an IP-Adapter's image and a deep cache are the base's
+    alone, and so is an image without a mask.
     """
 
     base: Pipeline
@@ -111,5 +111,5 @@ class RefinedPipeline(ImagePipeline):
 
     def _last(self, request: Request, left: Latents) -> Request:
         image = request.image if request.has_mask else None
-        alone = {**without_loras(request), "controls": {}, "deep_cache": None}
+        alone = {**without_loras(request), "controls": {}, "ip_adapter_image": None, "deep_cache": None}
         return replace(request, latents=left, denoising_start=self.start, image=image, **alone)

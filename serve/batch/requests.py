@@ -20,7 +20,7 @@ from .lines import Line
 # fields by stage, which stand in the words of `BY_STAGE`.
 PYTHON = {*EMBEDDINGS, "generator", "latents", "image_latents", "output_type", "callback_on_step_end", "stages"}
 WORDS = {short: name for name, short in SHORT.items() if name not in PYTHON}
-IMAGES = ("image", "mask")
+IMAGES = ("image", "mask", "ip_adapter_image")
 ERROR = "error"  # stands in lines that have failed, and is skipped where they are read again
 
 
@@ -103,7 +103,7 @@ def _plain(word: str, value: Any) -> Any:
         return _paths(word, value)
     if word == "controls" and isinstance(value, dict):
         return {name: _control(name, item) for name, item in value.items()}
-    if isinstance(value, dict) and word not in (*BY_STAGE, "scheduler_settings"):
+    if isinstance(value, dict) and word not in (*BY_STAGE, "scheduler_settings", "ip_adapter_scale"):
         raise invalid(word, "no JSON object", value)
     return value
 

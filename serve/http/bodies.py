@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ldmrt.runtime.pipeline.request.request import Request
+from ldmrt.runtime.pipeline.request.request import IMAGES, Request
 
 from .images import image_in
 
@@ -67,6 +67,8 @@ class Options(BaseModel):
     hires_steps: int | None = Field(None, ge=1)
     hires_upscaler: str | None = None
     controls: dict[str, Control] | None = Field(None, max_length=MOST_CONTROLS)
+    ip_adapter_image: ImageText | None = None
+    ip_adapter_scale: float | dict[str, Any] | None = None
     stages: dict[str, dict[str, Any]] | None = None
     from_stage: str | None = None
     until_stage: str | None = None
@@ -75,7 +77,7 @@ class Options(BaseModel):
         """Return the fields that are given, with images as `Request` takes them."""
         names = Options.model_fields
         given = {name: value for name, value in self.model_dump(include=set(names)).items() if value is not None}
-        for name in ("image", "mask_image"):
+        for name in IMAGES:
             if name in given:
                 given[name] = image_in(name, given[name])
         if self.controls:

@@ -36,7 +36,7 @@ RECORDED = (
     "skip_guidance_layers", "skip_layer_guidance_scale", "skip_layer_guidance_start", "skip_layer_guidance_stop",
     "scheduler", "scheduler_settings", "eta", "clip_skip", "strength", "class_labels", "deep_cache",
     "mask_content", "padding_mask_crop", "noise", "variation_strength", "outpaint", "feather", "hires",
-    "hires_strength", "hires_steps", "hires_upscaler",
+    "hires_strength", "hires_steps", "hires_upscaler", "ip_adapter_scale",
 )  # fmt: skip
 
 

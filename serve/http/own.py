@@ -58,6 +58,8 @@ def described(server: Server, job: Job) -> dict[str, Any]:
         result = job.result(0)
         paths = [f"/v1/requests/{job.id}/images/{number}" for number in range(len(result.seeds))]
         said |= {"seeds": result.seeds, "seconds": result.seconds, "images": paths}
+        if result.nsfw_content_detected is not None:
+            said["nsfw_content_detected"] = result.nsfw_content_detected
     if job.error is not None:
         said |= body_of(status_of(job.error), public_message(job.error), "request_error")
     return said

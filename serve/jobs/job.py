@@ -243,7 +243,9 @@ class Job:
 
 def given_bytes(request: Request) -> int:
     """Return the bytes of a request's own images, decoded."""
-    return sum(map(image_bytes, (request.image, request.mask_image, *request.controls.values())))
+    return sum(
+        map(image_bytes, (request.image, request.mask_image, request.ip_adapter_image, *request.controls.values()))
+    )
 
 
 def image_bytes(image: object) -> int:

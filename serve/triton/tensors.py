@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ldmrt.runtime.bundle.stages import Stage
+from ldmrt.runtime.bundle.stages import IMAGE_PROMPT, Stage
 from ldmrt.runtime.errors import InvalidRequest, first_line
 from ldmrt.runtime.pipeline.request.field_names import FIELDS, refuse_unknown
 from ldmrt.runtime.pipeline.request.request import EMBEDDINGS, Request
@@ -13,6 +13,7 @@ from ldmrt.runtime.tensors import Array
 
 OPTIONS, SCALE = "options", "_scale"
 CONTROL, CONTROLS = "control_", ("controlnet_", "adapter_")  # begin the names of inputs, and of components
+PROMPT_IMAGE = "ip_adapter_image"
 ANY = -1
 IMAGE = (ANY, ANY, ANY, 3)  # N, H, W, colours
 
@@ -46,6 +47,7 @@ INPUTS = (
 OUTPUTS = (Tensor("images", "TYPE_UINT8", IMAGE, False), Tensor("seeds", "TYPE_UINT64", (ANY,), False))
 # Fields that JSON cannot hold or that would read a file of the server; those of the inputs are not among the options.
 CLOSED = {"generator", "controls", "latents", "image_latents", "output_type", "callback_on_step_end", *EMBEDDINGS}
+CLOSED |= {PROMPT_IMAGE}
 
 
 def inputs_of(stage: Stage, components: tuple[str, ...]) -> tuple[Tensor, ...]:
@@ -62,7 +64,8 @@ def inputs_of(stage: Stage, components: tuple[str, ...]) -> tuple[Tensor, ...]:
     names = [name.removeprefix(kind) for name in components for kind in CONTROLS if name.startswith(kind)]
     steered = ((Tensor(CONTROL + name, "TYPE_UINT8", IMAGE), Tensor(f"{CONTROL}{name}{SCALE}", "TYPE_FP64"))
                for name in names)  # fmt: skip
-    return (*named, *(tensor for pair in steered for tensor in pair))
+    prompted = (Tensor(PROMPT_IMAGE, "TYPE_UINT8", IMAGE),) if stage.source(IMAGE_PROMPT) else ()
+    return (*named, *prompted, *(tensor for pair in steered for tensor in pair))
 
 
 def request_of(arrays: Mapping[str, Array], controls: tuple[str, ...] = ()) -> Request:
@@ -87,7 +90,7 @@ def request_of(arrays: Mapping[str, Array], controls: tuple[str, ...] = ()) -> R
 
 def _value(name: str, array: Array) -> Any:
     """Return what a tensor holds: an image as it is, one text or number by itself, several as a list."""
-    if name in ("image", "mask_image"):
+    if name in ("image", "mask_image", PROMPT_IMAGE):
         return array
     try:
         items = [item.decode() if isinstance(item, bytes) else item for item in array.ravel().tolist()]

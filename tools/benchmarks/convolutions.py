@@ -24,7 +24,7 @@ from ldmrt.tools.console.outputs import Output
 from ldmrt.tools.console.script import run_script
 
 if TYPE_CHECKING:
-    from ldmrt.export.components.table import Component
+    from ldmrt.export.components.component import Component
     from ldmrt.runtime.tensors import Array, Arrays, Engine
 
 SIZES = ("any sizes", "fixed sizes")

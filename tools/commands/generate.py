@@ -14,7 +14,7 @@ from ldmrt.tools.console.terminal.protocols import AUTO, PROTOCOLS
 from ldmrt.tools.options.checkpoint import WeighedFile
 from ldmrt.tools.options.common import Choice
 from ldmrt.tools.options.drawing import BATCH, HOW, with_opening, with_options
-from ldmrt.tools.options.images import collected, one_or_all
+from ldmrt.tools.options.images import IMAGES, collected, one_or_all
 from ldmrt.tools.options.loras import LORA, load_loras, weights_of
 from ldmrt.tools.options.prompts import WORDING, worded
 from ldmrt.tools.options.to_request import request_of
@@ -80,6 +80,9 @@ GRID = 1024  # most images in the grid
     type=Control(),
     multiple=True,
     help="Image of a ControlNet or an adapter; repeat a name for the next prompt.",
+)
+@click.option(
+    "--ip-adapter-image", type=IMAGE, multiple=True, help="Image that an IP-Adapter reads; one or several, as --image."
 )
 @click.option("--prompt-2", type=Text(), help="SDXL, SD3 and FLUX.1: prompt of the second text encoder.")
 @click.option("--negative-2", "negative_prompt_2", type=Text(), help="The same for the negative prompt.")
@@ -177,7 +180,7 @@ def generate(
 
     if save_steps and batch is not None:
         raise LdmrtError("generate", "--save-steps cannot be combined with --batch", expected="only one of them")
-    options |= {name: one_or_all(options[name]) for name in ("image", "mask", "class_labels")}
+    options |= {name: one_or_all(options[name]) for name in (*IMAGES, "class_labels")}
     options |= {"scheduler_settings": settings, "loras": weights_of(loras)}
     prompts += () if file is None else read_prompts(file)
     steering = collected(controls)

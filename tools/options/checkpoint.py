@@ -42,6 +42,9 @@ class CheckpointOptions:
     skip_layers: tuple[int, ...] | None = None
     preview_decoder: Path | None = None
     long_prompts: bool = False
+    ip_adapter: Path | None = None
+    image_encoder: Path | None = None
+    safety_checker: Path | None = None
 
     def load(self, dtype: "Mapping[str, torch.dtype | None]") -> "tuple[Checkpoint, JsonObject]":
         """Load the checkpoint, merge LoRAs and textual inversions into it, and add its controls.
@@ -56,7 +59,9 @@ class CheckpointOptions:
         from ldmrt.model.checkpoint.load import load, load_adapter, load_controlnet, with_preview_decoder
         from ldmrt.model.lora.merge import merge, read_lora
         from ldmrt.model.textual_inversion.merge import add_embeddings, read_embedding
-        from ldmrt.runtime.bundle.graphs import DECODER_PREVIEW
+        from ldmrt.model.vision.ip_adapter import with_ip_adapter
+        from ldmrt.model.vision.safety_checker import with_safety_checker
+        from ldmrt.runtime.bundle.graphs import DECODER_PREVIEW, SAFETY_CHECKER
         from ldmrt.runtime.pipeline.denoising.controls import ADAPTER, CONTROLNET
         from ldmrt.runtime.samplers.settings import read_scheduler
 
@@ -97,6 +102,11 @@ class CheckpointOptions:
         if self.preview_decoder is not None:
             kept = dtype.get(DECODER_PREVIEW, dtype[""])
             loaded = with_preview_decoder(loaded, self.preview_decoder, dtype=kept)
+        if self.ip_adapter is not None:
+            loaded = with_ip_adapter(loaded, self.ip_adapter, image_encoder=self.image_encoder, dtype=dtype)
+        if self.safety_checker is not None:
+            kept = dtype.get(SAFETY_CHECKER, dtype[""])
+            loaded = with_safety_checker(loaded, self.safety_checker, dtype=kept)
         # Weights that are cast to half precision later stay float32 while files are merged: they are rounded once.
         unrounded = [name for name in loaded.networks if dtype.get(name, dtype[""]) is None]
         merged = merge(loaded.networks, loras, unrounded=unrounded) if loras else {}
@@ -180,6 +190,13 @@ def settings_of(ctx: click.Context, param: click.Parameter, values: tuple[str, .
     return dict(map(parse_setting, values))
 
 
+def only_one(ctx: click.Context, param: click.Parameter, values: tuple[Path, ...]) -> Path | None:
+    """Return the one value of an option that must not be repeated, or None."""
+    if len(values) > 1:
+        raise click.BadParameter("several IP-Adapters at once are not supported", ctx, param)
+    return values[0] if values else None
+
+
 FILE = click.Path(path_type=Path)
 SCHEDULER = (
     click.option("--scheduler-config", type=FILE, help="A scheduler_config.json in place of the model's own."),
@@ -214,10 +231,18 @@ TRANSFORMER = click.option("--transformer", type=FILE,
                            help="Transformer in place of the checkpoint's: a folder or a file.")  # fmt: skip
 PREVIEW = click.option("--preview-decoder", type=FILE,
                        help="Tiny autoencoder (AutoencoderTiny) that decodes previews: its folder.")  # fmt: skip
+IP_ADAPTER = (
+    click.option("--ip-adapter", type=FILE, multiple=True, callback=only_one, metavar="PATH",
+                 help="Add an IP-Adapter, by which the U-Net reads an image too: its file, or a folder with it."),
+    click.option("--image-encoder", type=FILE,
+                 help="The IP-Adapter's image encoder: its folder; image_encoder beside the file by default."),
+)  # fmt: skip
+SAFETY = click.option("--safety-checker", type=FILE,
+                      help="Carry the safety checker of this folder, safety_checker or a checkpoint's.")  # fmt: skip
 LONG = click.option("--long-prompts", is_flag=True,
                     help="Read prompts of any length, and weights below 1 of --prompt-syntax compel.")  # fmt: skip
 OPTIONS = (*BASE[:3], *CONTROLS, *BASE[3:6], TRANSFORMER, *BASE[6:], SCHEDULER[1], WITHOUT_T5, TOKENS, SKIPPED, LONG,
-           PREVIEW)  # fmt: skip
+           PREVIEW, *IP_ADAPTER, SAFETY)  # fmt: skip
 NAMES = ("variant", "tokenizer", "prediction", "loras", "embeddings", "vae", "text_encoders", "scheduler_config")
 
 

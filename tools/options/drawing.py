@@ -8,7 +8,7 @@ import click
 
 from .checkpoint import SCHEDULER
 from .common import COMPUTE, THREADS, Choice
-from .types import Batch, ByStage, Interval, Layers, Text
+from .types import Batch, BlockScales, ByStage, Interval, Layers, Text
 
 Decorator = Callable[[Any], Any]
 
@@ -140,6 +140,13 @@ HOW: tuple[Decorator, ...] = (  # images are drawn; the names of the values are 
         show_default=True,
         help="What enlarges in between: latents, or pixels, which are decoded and encoded.",
     ),
+    click.option(
+        "--ip-adapter-scale",
+        type=BlockScales(),
+        default=1.0,
+        show_default=True,
+        help="How much the IP-Adapter's image counts; or by block, in JSON, as diffusers' set_ip_adapter_scale has it.",
+    ),
     click.option("--strength", default=0.8, show_default=True, help="How much noise is added to the image, 0 to 1."),
 )
 OPENING: tuple[Decorator, ...] = (  # the values are arguments of `open_pipeline`
@@ -165,6 +172,13 @@ OPENING: tuple[Decorator, ...] = (  # the values are arguments of `open_pipeline
     ),
     COMPUTE,
     THREADS,
+    click.option(
+        "--safety",
+        type=Choice(["on", "report", "off"]),
+        default="on",
+        show_default=True,
+        help="Images that the bundle's safety checker flags, if it has one: black, as they are, or not looked for.",
+    ),
 )
 
 

@@ -8,6 +8,7 @@ import click
 from ldmrt.runtime.errors import InvalidRequest
 
 T = TypeVar("T")
+IMAGES = ("image", "mask", "ip_adapter_image")  # of a request, by their short words
 
 
 class ImagePath(click.Path):

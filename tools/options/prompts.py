@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from .drawing import Decorator
+from .images import IMAGES
 
 WORDING: tuple[Decorator, ...] = (
     click.option("--styles", type=click.Path(path_type=Path), help="File of styles, as AUTOMATIC1111's styles.csv."),
@@ -52,7 +53,7 @@ def worded(
     seeds = range(values["seed"], values["seed"] + len(prompts) * values["count"])
     each = [text for text in prompts for _ in range(values["count"])]
     changed |= {"prompt": [folder.expanded(text, seed) for text, seed in zip(each, seeds, strict=True)], "count": 1}
-    for name in ("image", "mask", "class_labels"):  # one for each prompt, which are several now
+    for name in (*IMAGES, "class_labels"):  # one for each prompt, which are several now
         changed[name] = _repeated(values.get(name), len(prompts), values["count"])
     changed["controls"] = {
         name: (_repeated(images, len(prompts), values["count"]), scale)

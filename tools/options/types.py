@@ -1,5 +1,6 @@
 """Types of the options of `ldmrt generate`."""
 
+import json
 from pathlib import Path
 
 import click
@@ -83,6 +84,24 @@ class Sides(click.ParamType):
             self.fail(f"{value!r} is not LEFT,TOP,RIGHT,BOTTOM, such as 0,0,64,0", param, ctx)
         left, top, right, bottom = map(int, words)
         return left, top, right, bottom
+
+
+class BlockScales(click.ParamType):
+    """An option that takes a number, or a JSON object of numbers by block."""
+
+    name = "number|json"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        """Return a number, or a dict, which the request checks."""
+        try:
+            found = json.loads(str(value)) if not isinstance(value, (float, dict)) else value
+        except ValueError:
+            found = None
+        if isinstance(found, bool) or not isinstance(found, (int, float, dict)):
+            self.fail(
+                f"""{value!r} is neither a number nor JSON such as {{"up": {{"block_0": [0, 1, 0]}}}}""", param, ctx
+            )
+        return found
 
 
 class Text(click.ParamType):

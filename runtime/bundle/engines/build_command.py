@@ -1,7 +1,7 @@
 """The command that builds an engine which is missing."""
 
 from ldmrt.runtime.bundle.bundle import Bundle
-from ldmrt.runtime.bundle.graphs import DENOISERS, STEP, steps_of
+from ldmrt.runtime.bundle.graphs import DENOISERS, IMAGE_ENCODER, IMAGE_PROJECTION, STEP, steps_of
 from ldmrt.runtime.tensors import Shapes, sizes_of
 
 from .targets import PORTABLE, RTX_TARGETS
@@ -32,6 +32,8 @@ def build_command(bundle: Bundle, component: str, backend: str, gpu: str, shapes
     each = bundle.stage.guide.rows_by_default
     if component.startswith("text_encoder"):  # two prompts for each image, or one without guidance
         command += f" --batch {-(-rows // min(2, each))}"
+    elif component.startswith((IMAGE_ENCODER, IMAGE_PROJECTION)):  # an image for each prompt, and none for guidance
+        command += f" --batch {max(1, rows - (each > 1))}"
     elif component.startswith((*DENOISERS, "controlnet")):
         guided = each > 1 and rows % each == 0
         command += f" --batch {rows // each}" if guided else f" --batch {rows} --guidance off"

@@ -11,6 +11,7 @@ from ldmrt.runtime.bundle.stages import PIXELS, Space
 from ldmrt.runtime.errors import LdmrtError, NotFinite
 from ldmrt.runtime.images.writing import levels
 from ldmrt.runtime.nearest import suggestion
+from ldmrt.runtime.pipeline.safety import ON, SAFETY
 from ldmrt.runtime.tensors import Engine
 
 from .tiling import OVERLAP, PASSES, Floats, tiled, tiled_as_whole
@@ -32,12 +33,14 @@ class Decoding:
         sparing: Chooses tiles by itself for a large image.
         passes: Over all tiles: with 1 each tile is decoded for itself, with more the norms of a pass take the whole
             image's statistics from the pass before.
+        safety: One of `SAFETY`: what becomes of images that a safety checker flags.
     """
 
     tile: int | None = None
     on_overflow: str = "stop"
     sparing: bool = False
     passes: int = PASSES
+    safety: str = ON
 
     def __post_init__(self) -> None:
         """Refuse invalid settings."""
@@ -46,6 +49,9 @@ class Decoding:
             raise LdmrtError("decode", problem, expected=" or ".join(ON_OVERFLOW), found=self.on_overflow)
         if self.passes < 1:
             raise LdmrtError("decode", "invalid passes over the tiles", expected="1 or more", found=self.passes)
+        if self.safety not in SAFETY:
+            problem = f"unknown safety mode{suggestion(self.safety, SAFETY)}"
+            raise LdmrtError("open", problem, expected=", ".join(SAFETY), found=self.safety)
 
     def cells(self, factor: int, size: tuple[int, ...]) -> int | None:
         """Return the side of a tile in latents of `factor` pixels, for an image of `size` latents; None is no tiles."""

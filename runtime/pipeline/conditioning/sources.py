@@ -17,6 +17,7 @@ from ldmrt.runtime.tensors import Array, Arrays
 
 from .beside import BESIDE
 from .context import Context
+from .image_prompt import check_image_prompt, image_scales, image_tokens
 from .sizes import guidance_embedding, time_ids
 
 PROMPTS = ("prompt", "pooled_prompt")  # the kinds that every prompt syntax is read for
@@ -121,6 +122,8 @@ SOURCES: Mapping[str, Callable[[Context, Source, str], Array]] = {
     "kept_layers": _kept_layers,
     "class": _class,
     "noise_level": _noise_level,
+    "image_prompt": image_tokens,
+    "image_prompt_scale": image_scales,
 }
 
 
@@ -156,6 +159,7 @@ def check_sources(request: Request, stage: Stage) -> None:
         _check_skipped({*request.skip_guidance_layers}, stage)
         if not request.scales(stage.guide.scales, stage.guidance_scale):
             _warn("skip_guidance_layers has no effect without a guidance_scale above 1")
+    check_image_prompt(request, stage)
     masks = dict.fromkeys(EMBEDDINGS[4:], "prompt_mask")
     kinds = {"class_labels": "class", "noise_level": "noise_level", "image_guidance_scale": "", **masks}
     for name, kind in kinds.items():

@@ -18,6 +18,7 @@ from ldmrt.runtime.pipeline.loras.names import by_name
 from ldmrt.runtime.pipeline.prompts.syntaxes import SYNTAXES
 from ldmrt.runtime.samplers.noise.sources import NAMES
 
+from .block_scales import block_scales
 from .checks import (
     LARGEST_COUNT,
     LARGEST_GUIDANCE,
@@ -124,6 +125,8 @@ FIELDS: Mapping[str, Field] = {
     "hires_steps": Field(Optional(Whole(1, LARGEST_STEPS))),
     "hires_upscaler": Field(OneOf(tuple(UPSCALERS))),
     "controls": Field(controls),
+    "ip_adapter_image": Field(anything),
+    "ip_adapter_scale": Field(block_scales),
     "original_size": Field(Optional(_SIZE)),
     "crops_coords_top_left": Field(_SIZE, "crop"),
     "target_size": Field(Optional(_SIZE)),
@@ -152,6 +155,7 @@ _OTHERWISE: Mapping[str, str] = {
     "control_image": "controls={NAME: image}",
     "controlnet_conditioning_scale": "controls={NAME: (image, scale)}",
     "adapter_conditioning_scale": "controls={NAME: (image, scale)}",
+    "ip_adapter_image_embeds": "ip_adapter_image",
     "cross_attention_kwargs": "loras={NAME: weight}, after load_lora",
     "callback": "callback_on_step_end",
     "callback_on_step_end_tensor_inputs": "callback_on_step_end, whose callback_kwargs hold the latents",

@@ -10,6 +10,7 @@ from ldmrt.runtime.pipeline.prompts.syntaxes import PLAIN
 from ldmrt.runtime.samplers.noise.sources import LDMRT
 from ldmrt.runtime.tensors import Array
 
+from .block_scales import BlockScales
 from .checks import Images, Text
 from .field_names import OutputType
 from .generators import Generator
@@ -72,6 +73,8 @@ class Fields:
     hires_steps: int | None = None
     hires_upscaler: str = "latent"
     controls: Mapping[str, Images | tuple[Images, float]] = field(default_factory=dict, repr=False, compare=False)
+    ip_adapter_image: Images | None = field(default=None, repr=False, compare=False)
+    ip_adapter_scale: BlockScales = field(default=1.0, compare=False)
     original_size: tuple[int, int] | None = None
     crops_coords_top_left: tuple[int, int] = (0, 0)
     target_size: tuple[int, int] | None = None

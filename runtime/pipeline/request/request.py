@@ -17,6 +17,7 @@ from .fields import Fields
 from .generators import seeds_from
 
 TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "prompt_3", "negative_prompt_3")
+IMAGES = ("image", "mask_image", "ip_adapter_image")
 EMBEDDINGS = (
     "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds",
     "prompt_attention_mask", "negative_prompt_attention_mask",
@@ -93,6 +94,9 @@ class Request(Fields):
             "latent-bicubic" or "latent-bicubic-antialiased"; or "pixel", which decodes, enlarges with Lanczos and
             encodes again.
         controls: An image, or (image, scale), by the name of each ControlNet or T2I-Adapter.
+        ip_adapter_image: The image that an IP-Adapter reads beside the prompt, or one for each prompt.
+        ip_adapter_scale: How much it counts; or by block, as diffusers' `set_ip_adapter_scale` takes it, with 0 for
+            blocks that are left out: {"down": {"block_2": [0.0, 1.0]}, "up": {"block_0": [0.0, 1.0, 0.0]}}.
         original_size: SDXL: (height, width) in pixels to condition on (Podell et al. 2023, section 2.2); the image's
             own by default.
         crops_coords_top_left: SDXL: (top, left) in pixels to condition on.
@@ -137,6 +141,7 @@ class Request(Fields):
         check_tags(self)
         self._check_images("image", self.image)
         self._check_images("mask_image", self.mask_image)
+        self._check_images("ip_adapter_image", self.ip_adapter_image)
         for name, control in self.controls.items():
             self._check_images(f"control {name}", with_scale(control)[0])
         for name in TEXTS[1:]:
@@ -223,7 +228,7 @@ class Request(Fields):
         changes |= {name: array[indices] for name in EMBEDDINGS if (array := getattr(self, name)) is not None}
         if self.class_of_each is not None:
             changes["class_labels"] = self.class_of_each[places.start : places.stop]
-        changes |= {name: self._images_of(getattr(self, name), places) for name in ("image", "mask_image")}
+        changes |= {name: self._images_of(getattr(self, name), places) for name in IMAGES}
         scaled = {name: with_scale(control) for name, control in self.controls.items()}
         changes["controls"] = {name: (self._images_of(each, places), scale) for name, (each, scale) in scaled.items()}
         if self.latents is not None:

@@ -44,6 +44,8 @@ FIRST_ALONE: dict[str, Any] = {
     "variation_seed": None,
     "variation_strength": 0.0,
     **NO_SECOND_PASS,
+    "ip_adapter_image": None,
+    "ip_adapter_scale": 1.0,
     "mask_content": "original",
     "true_cfg_scale": Fields.true_cfg_scale,
     **{name: getattr(Fields, name) for name in SKIPPING},

@@ -1,6 +1,7 @@
 """ldmrt's own API: a request is accepted, told of row by row, and its images can be fetched."""
 
 import asyncio
+import base64
 import contextlib
 import io
 import json
@@ -13,8 +14,10 @@ import pytest
 from PIL import Image
 
 from ldmrt.runtime import Request
+from ldmrt.runtime.images.png import encode_png
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.serve.http.access import digest
+from ldmrt.serve.http.bodies import Drawing
 from ldmrt.serve.http.own import UNREAD, Kind, Unread
 from ldmrt.serve.http.state import Limits
 
@@ -205,3 +208,14 @@ def test_a_cancelled_request(client: httpx.Client) -> None:
     ended = events(client, name)[-1][1]
     assert (ended["stage"], ended["error"]["message"]) == ("cancelled", "request: cancelled by its caller")
     assert ended["row"] < 500
+
+
+def test_a_body_may_hold_the_image_of_an_ip_adapter() -> None:
+    image = encode_png(np.zeros((3, 5, 3), np.uint8))
+    body = {
+        "prompt": "two pears",
+        "ip_adapter_image": base64.b64encode(image).decode(),
+        "ip_adapter_scale": {"up": 0.5},
+    }
+    request = Drawing.model_validate(body).request()
+    assert (request.ip_adapter_image.size, request.ip_adapter_scale) == ((5, 3), {"up": 0.5})

@@ -217,6 +217,7 @@ def test_tensors_become_a_request() -> None:
         ({"options": text('{"latents": [1]}')}, "latents cannot be one of the options"),
         ({"options": text('{"controls": {"edges": "/etc/passwd"}}')}, "controls cannot be one of the options"),
         ({"options": text('{"image": "/etc/passwd"}')}, "image cannot be one of the options"),
+        ({"options": text('{"ip_adapter_image": "/etc/passwd"}')}, "ip_adapter_image cannot be one of the options"),
         ({"options": text('{"stages": {"base": {"image": "/etc/passwd"}}}')}, "stages 'base'"),
         ({"options": text('{"stepz": 3}')}, "unknown argument 'stepz'"),
         ({"prompt": np.array([b"\xff"], object)}, "prompt is no UTF-8"),

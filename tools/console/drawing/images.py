@@ -13,6 +13,7 @@ from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.runtime.images.png import encode_png
+from ldmrt.tools.options.images import IMAGES
 
 from .embedded.fields import exif_of
 from .image_paths import FORMATS
@@ -95,7 +96,7 @@ def encode(image: NDArray[np.uint8], kind: str, exif: Image.Exif | None = None) 
 
 def parameters(options: Mapping[str, object], controls: Mapping[str, tuple[object, float]]) -> JsonObject:
     """Return the options as an image's metadata holds them: files by their name alone, without seed and count."""
-    plain = {key: names(value) if key in ("image", "mask") else value for key, value in options.items()}
+    plain = {key: names(value) if key in IMAGES else value for key, value in options.items()}
     plain.pop("seed"), plain.pop("count")
     return plain | {"controls": {name: [names(images), scale] for name, (images, scale) in controls.items()}}
 

@@ -19,14 +19,14 @@ from ldmrt.runtime.pipeline.infotext.text import infotext_of
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.checks import with_scale
 from ldmrt.runtime.pipeline.request.field_names import FIELDS, SHORT
-from ldmrt.runtime.pipeline.request.request import EMBEDDINGS, TEXTS, Request
+from ldmrt.runtime.pipeline.request.request import EMBEDDINGS, IMAGES, TEXTS, Request
 from ldmrt.serve.batch.folder import digest_of_bundle
 
 from .embedded.fields import INFOTEXT
 
 MADE = "made"  # the key of the record in an image's parameters
 # Fields that stand elsewhere: in the parameters themselves, among the inputs, or nowhere, as no file can hold them.
-ELSEWHERE = {"prompt", "seed", "generator", "num_images_per_prompt", "image", "mask_image", "controls", "latents"}
+ELSEWHERE = {"prompt", "seed", "generator", "num_images_per_prompt", "controls", "latents", *IMAGES}
 ELSEWHERE |= {"image_latents", "output_type", "callback_on_step_end", *EMBEDDINGS}
 NO_CHANGE = ("backend", "keep_optimized")  # arguments of `open_pipeline` that are not recorded among the others
 
@@ -114,7 +114,7 @@ def words_of(request: Request) -> JsonObject:
 def inputs_of(request: Request, latents: tuple[Path, int] | None = None) -> JsonObject:
     """Return the names and hashes of the files that one image's request reads, by short words."""
     inputs: JsonObject = {}
-    for name in ("image", "mask_image"):
+    for name in IMAGES:
         if (images := getattr(request, name)) is not None:
             inputs[SHORT[name]] = _hashed(images)
     if request.controls:

@@ -19,6 +19,7 @@ from ldmrt.runtime.pipeline.opening import open_pipeline
 from ldmrt.runtime.pipeline.request.field_names import SHORT
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.pipeline.request.short_words import request_of_words
+from ldmrt.tools.options.images import IMAGES
 
 from .embedded.fields import opened
 from .embedded.programs import LDMRT, Description
@@ -27,11 +28,19 @@ from .latents import read_latents
 from .making import MADE, Making
 
 # Arguments of `open_pipeline` that a file may choose, with their types; it is not to be trusted with others.
-OPENING = {"tile": int, "tile_passes": int, "low_memory": bool, "threads": int, "compute": str, "on_overflow": str}
+OPENING = {
+    "tile": int,
+    "tile_passes": int,
+    "low_memory": bool,
+    "threads": int,
+    "compute": str,
+    "on_overflow": str,
+    "safety": str,
+}
 MOST_PASSES = 100
 DAMAGE = (TypeError, KeyError, ValueError, AttributeError, IndexError)  # of values of other kinds than were written
 PLACES = ("", "out")  # folders in which a bundle is looked for by its name, beside the image's own
-INPUTS = ("image", "mask", "controls", "latents")
+INPUTS = (*IMAGES, "controls", "latents")
 LOSSY = "JPEG"
 
 
@@ -145,7 +154,7 @@ def request_of(image: Description, made: JsonObject, folder: Path | None) -> tup
     values: JsonObject = {"prompt": prompt, "seed": seed, **made["request"]}
     if odd := {*INPUTS, "count", "seed"} & {*made["request"]}:
         raise KeyError(f"{', '.join(sorted(odd))} outside of the inputs")
-    for word in ("image", "mask"):
+    for word in IMAGES:
         if word in given:
             values[word] = str(find_input(image, given[word], folder))
     if "controls" in given:

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldmrt.runtime.pipeline.call import ImagePipeline, Result
+from ldmrt.runtime.pipeline.pipeline import Pipeline
+from ldmrt.runtime.pipeline.refined import RefinedPipeline
 from ldmrt.runtime.pipeline.request.images import pasted
 from ldmrt.runtime.pipeline.request.request import Request
 from ldmrt.runtime.samplers.plan import Latents
@@ -42,7 +44,11 @@ def in_rows(
     assert x is not None
     images = pasted(request, pipeline.decode(x, stage))
     seconds = {"latents": sampled - begin, "decode": time.perf_counter() - sampled}
+    last = pipeline.refiner if isinstance(pipeline, RefinedPipeline) else pipeline
     result = Result(images, x, request.seeds, seconds)
+    if isinstance(last, Pipeline):
+        named = next((each for each in last.stages if each.stage.name == stage), last)
+        result = result.checked(named.engines, named.decoding.safety)
     if screen is not None:
         screen.show(sheet(result.pixels), row(rows, rows))
     return result

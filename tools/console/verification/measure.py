@@ -148,7 +148,7 @@ def record_checkpoint(
         The differences of weights, graphs and configs, and the recording.
 
     Raises:
-        LdmrtError: The bundle has a preview decoder, and the options name none.
+        LdmrtError: The bundle has a preview decoder, an IP-Adapter or a safety checker, and the options name none.
     """
     import torch
 
@@ -156,12 +156,20 @@ def record_checkpoint(
     from ldmrt.export.parity.record import record
     from ldmrt.export.precision.policy import apply_precisions, islands, precisions
     from ldmrt.export.precision.streaming import streamed
+    from ldmrt.runtime.bundle.graphs import SAFETY_CHECKER
+    from ldmrt.runtime.bundle.stages import IMAGE_PROMPT
     from ldmrt.runtime.errors import LdmrtError
     from ldmrt.tools.console.progress import console
 
     if bundle.stage.preview is not None and source.preview_decoder is None:
         hint = "--preview-decoder FOLDER, the one that it was exported with"
         raise LdmrtError("verify", "the bundle has a preview decoder, and the checkpoint has none", hint=hint)
+    if bundle.stage.source(IMAGE_PROMPT) is not None and source.ip_adapter is None:
+        hint = "--ip-adapter FILE, the one that it was exported with"
+        raise LdmrtError("verify", "the bundle has an IP-Adapter, and the checkpoint has none", hint=hint)
+    if SAFETY_CHECKER in bundle.components and source.safety_checker is None:
+        hint = "--safety-checker FOLDER, the one that it was exported with"
+        raise LdmrtError("verify", "the bundle has a safety checker, and the checkpoint has none", hint=hint)
     source = as_exported(source, bundle)
     with console.status(f"running the checkpoint with PyTorch{', in low memory' if low_memory else ''}"):
         origin = []
