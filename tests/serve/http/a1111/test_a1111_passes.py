@@ -1,13 +1,18 @@
 """AUTOMATIC1111's second pass and variation seeds, as the `webuiapi` client asks for them."""
 
+import io
+import json
 from typing import Any
 
+import httpx
 import numpy as np
 import webuiapi
+from PIL import Image
 
 from ldmrt.runtime import Request
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 
+from ...conftest import until
 from .test_a1111 import SAME, SMALL, api, pixels
 
 __all__ = ["api"]
@@ -43,3 +48,19 @@ def test_a_second_pass_gives_the_pipelines_images(api: webuiapi.WebUIApi, pipeli
     assert result.info["extra_generation_params"] == texts
     assert "Latent (nearest)" in [mode["name"] for mode in api.get_latent_upscale_modes()]
     assert [one["name"] for one in api.get_upscalers()] == ["Lanczos"]
+
+
+def test_the_own_api_draws_both_passes(client: httpx.Client, pipeline: Pipeline) -> None:
+    """Told of the rows of both; the file says what was asked for, so that it can be drawn again."""
+    body: dict[str, Any] = {"prompt": "two pears", "num_inference_steps": 2, "seed": 7, "hires": 2, "hires_steps": 4}
+    accepted = client.post("/v1/requests", json=body).json()
+    until(lambda: client.get(f"/v1/requests/{accepted['id']}").json()["stage"] == "done")
+    done = client.get(f"/v1/requests/{accepted['id']}").json()
+    assert (done["row"], done["rows"]) == (4, 4)
+    image = Image.open(io.BytesIO(client.get(done["images"][0]).content))
+    np.testing.assert_array_equal(np.asarray(image), pipeline.generate(Request(**body)).pixels[0])
+    saved = json.loads(image.info["ldmrt"])
+    assert [saved[word] for word in ("hires", "hires_steps", "width", "height")] == [2.0, 4, 16, 16]
+    assert "Size: 16x16" in image.info["parameters"]
+    refused = client.post("/v1/requests", json={**body, "hires": 8, "width": 2048, "height": 2048})
+    assert (refused.status_code, "too many pixels" in refused.text) == (422, True)
