@@ -14,7 +14,7 @@ PYTHON = {name for name in FIELDS if name.endswith(("_embeds", "_attention_mask"
     "output_type",
     "callback_on_step_end",
 }
-PYTHON |= {"stages"}
+PYTHON |= {"stages", "image_latents"}
 RENAMED = {"prompt": "prompts", "scheduler_settings": "settings"}  # prompts are arguments; settings are read by pairs
 OPTIONS = {parameter.name: parameter for parameter in generate.params}
 
