@@ -69,6 +69,8 @@ def draw_cells(
                     continue
                 shape = (
                     *pipeline.size(request),
+                    *pipeline.final_size(request),
+                    request.hires_upscaler == "pixel",  # which encodes too
                     request.total_images,
                     request.full_every,
                     pipeline.guidance_rows(request),
