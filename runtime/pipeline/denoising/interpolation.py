@@ -83,13 +83,14 @@ def between(keys: Sequence[Encoded], place: float) -> Encoded:
         return keys[low]
     one, other = keys[low], keys[low + 1]
     nearest = one if share < 0.5 else other
-    initial, noise = one.initial, one.noise
+    noise, x, init = one.noise, one.initial.x, one.initial.init
     if one.request.seeds != other.request.seeds:
         noise = TurnedNoise(one.noise, other.noise, share)
-        init = None
-        if one.initial.init is not None and other.initial.init is not None:
-            init = one.initial.init + np.float32(share) * (other.initial.init - one.initial.init)
-        initial = replace(initial, x=slerp(share, one.initial.x, other.initial.x), init=init)
+    if not np.array_equal(x, other.initial.x):
+        x = slerp(share, x, other.initial.x)
+    if init is not None and other.initial.init is not None:
+        init = init + np.float32(share) * (other.initial.init - init)
+    initial = replace(one.initial, x=x, init=init)
     return replace(nearest, initial=initial, noise=noise, inputs=_mixed(one.inputs, other.inputs, share))
 
 

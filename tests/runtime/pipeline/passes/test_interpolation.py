@@ -51,6 +51,17 @@ def test_later_noise_is_turned_too(pipeline: Pipeline) -> None:
     assert max(steps) < np.abs(frames[-1] - frames[0]).max()
 
 
+def test_images_to_start_from_are_mixed(pipeline: Pipeline) -> None:
+    """Also where the seeds are the same; noise that is given is turned."""
+    low, high = np.random.default_rng(0).standard_normal((2, 1, 4, 8, 8), np.float32)
+    asked: dict[str, Any] = {**ASKED, "strength": 0.5}
+    keys = [Request("a fox", **asked, image_latents=each, latents=each) for each in (low, high)]
+    middle = list(pipeline.interpolate(keys, 3))[1]
+    by_hand = pipeline("a fox", **asked, image_latents=low + np.float32(0.5) * (high - low),
+                       latents=slerp(0.5, low, high))  # fmt: skip
+    np.testing.assert_array_equal(middle.latents, by_hand.latents)
+
+
 def test_turning_keeps_the_length_of_noise() -> None:
     low, high = np.random.default_rng(0).standard_normal((2, 3, 4, 8, 8), np.float32)
     for share in (0.25, 0.5):
