@@ -23,4 +23,4 @@ def by_name(name: str, value: object) -> dict[str, float]:
     if not isinstance(value, Mapping) or any(not isinstance(each, str) for each in value):
         problem, expected = f"{name} holds no weights by name", "such as {'style': 0.8}"
         raise InvalidRequest("request", problem, expected=expected, found=short(value))
-    return {each: Number()(f"weight of {each}", weight) for each, weight in value.items()}
+    return {each: Number()(f"weight of {each!r:.60} in loras", weight) for each, weight in value.items()}

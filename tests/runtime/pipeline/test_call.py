@@ -75,7 +75,7 @@ def test_short_words_are_other_words() -> None:
         ("mask", "did you mean 'mask_image'?"),
         ("negative_prompt_embed", "did you mean 'negative_prompt_embeds'?"),
         ("control_image", "unknown argument 'control_image'\n  try: controls={NAME: image}"),
-        ("cross_attention_kwargs", "try: ldmrt export --lora"),
+        ("cross_attention_kwargs", "try: loras={NAME: weight}, after load_lora"),
         ("zzz", "unknown argument 'zzz'; expected prompt, negative_prompt"),
     ],
 )
