@@ -6,7 +6,7 @@ from typing import Any
 from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.nearest import suggestion
 
-from .checks import LARGEST_GUIDANCE, Number, invalid
+from .checks import LARGEST_GUIDANCE, Number
 
 SCALE = Number(-LARGEST_GUIDANCE, LARGEST_GUIDANCE)
 FORM = "a number, or numbers by block such as {'down': {'block_2': [0.0, 1.0]}, 'mid': 0.5, 'up': 1.0}"
@@ -22,7 +22,8 @@ def block_scales(name: str, value: Any) -> Any:
     for way, scales in value.items():
         if way not in WAYS:
             near = suggestion(way, WAYS) if isinstance(way, str) else ""
-            raise invalid(f"{name}{near}", ", ".join(WAYS), way)
+            problem = f"unknown block {way!r:.40} of {name}{near}"
+            raise InvalidRequest("request", problem, expected=", ".join(WAYS))
         for one in scales.values() if isinstance(scales, Mapping) else (scales,):
             for number in one if isinstance(one, (list, tuple)) else (one,):
                 SCALE(f"{name} {way!r}", number)

@@ -23,9 +23,9 @@ from ldmrt.runtime.images.clip import clip_pixels
 from ldmrt.runtime.pipeline.conditioning.image_prompt import blocks_of
 from ldmrt.runtime.pipeline.request.block_scales import scale_of_each
 
-from ....support.families.compared import close
-from ....support.families.ip_adapters import SIZE, adapter_state, save_image_encoder, save_ip_adapter
-from ....support.pipelines import save_pipeline
+from ...support.families.compared import close
+from ...support.families.ip_adapters import SIZE, adapter_state, save_image_encoder, save_ip_adapter
+from ...support.pipelines import save_pipeline
 
 PROMPTS = ["a red apple, noto style, blue background", "two pears"]
 CLASSES = {"sd15": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}
@@ -181,7 +181,7 @@ def test_scales_by_block_are_those_of_diffusers(scale: Any, saved: Any, ours: An
     [
         ("much", "invalid ip_adapter_scale; expected -1e+06 to 1e+06; found 'much'"),
         (math.nan, "invalid ip_adapter_scale"),
-        ({"dwon": 1}, "invalid ip_adapter_scale, did you mean 'down'"),
+        ({"dwon": 1}, "unknown block 'dwon' of ip_adapter_scale, did you mean 'down'"),
         ({"up": "all"}, "invalid ip_adapter_scale 'up'"),
         ({"up": {"block_1": [None]}}, "invalid ip_adapter_scale 'up'"),
         ({"up": {"block_0": 1.0}}, "unknown block 'block_0' of up, did you mean 'block_1'"),

@@ -26,8 +26,8 @@ from ldmrt.runtime.images.clip import clip_pixels
 from ldmrt.runtime.pipeline.autoencoder.decode import Decoding
 from ldmrt.runtime.pipeline.safety import CONCEPTS, SPECIAL, decide
 
-from ....support.pipelines import randomise
-from ....tools.conftest import command
+from ...support.pipelines import randomise
+from ...tools.conftest import command
 
 SIZE = 30  # pixels of the checker's images
 PROMPTS = ["a red apple, noto style, blue background", "two pears", "a penguin", "a yellow background"]

@@ -15,8 +15,8 @@ from ldmrt.runtime import LdmrtError, Pipeline
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.bundle.bundle import Bundle
 
-from ....support.families.ip_adapters import save_ip_adapter
-from ....tools.conftest import command
+from ...support.families.ip_adapters import save_ip_adapter
+from ...tools.conftest import command
 
 PROMPT = "two pears"
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
