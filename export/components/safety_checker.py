@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from ldmrt.model.checkpoint.checkpoint import Checkpoint
 from ldmrt.model.library.clip_vision import SafetyChecker
 from ldmrt.runtime.bundle.graphs import SAFETY_CHECKER
-from ldmrt.runtime.pipeline.safety import CONCEPTS, SPECIAL
+from ldmrt.runtime.pipeline.autoencoder.safety import CONCEPTS, SPECIAL
 from ldmrt.runtime.tensors import TensorSpec
 
 from .component import Component

@@ -16,12 +16,12 @@ from ldmrt.runtime.bundle.recording import CONTROL, Case, Recording, Trajectory,
 from ldmrt.runtime.bundle.stages import IMAGE_PROMPT, Stage
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.reading import JsonObject
+from ldmrt.runtime.pipeline.autoencoder.safety import flagged
 from ldmrt.runtime.pipeline.conditioning.prompts import tokens_of
 from ldmrt.runtime.pipeline.denoising.controls import KINDS
 from ldmrt.runtime.pipeline.pipeline import Pipeline
 from ldmrt.runtime.pipeline.request.field_names import from_short
 from ldmrt.runtime.pipeline.request.request import Request
-from ldmrt.runtime.pipeline.safety import flagged
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.runtime.tensors import Array, Arrays
 

@@ -18,13 +18,13 @@ from ldmrt.runtime.samplers.noise.sources import LDMRT
 from ldmrt.runtime.samplers.plan import Latents
 from ldmrt.runtime.tensors import Array, Engine
 
+from .autoencoder.safety import OFF, ON, flagged
 from .request.block_scales import BlockScales
 from .request.checks import Images, Text
 from .request.field_names import FIELDS, OutputType, refuse_unknown
 from .request.fields import Callback
 from .request.generators import Generator as RandomGenerator
 from .request.request import Request
-from .safety import OFF, ON, flagged
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage

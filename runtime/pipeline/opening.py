@@ -14,12 +14,12 @@ from ldmrt.runtime.samplers.settings import read_scheduler
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
 from .autoencoder.decode import Decoding
+from .autoencoder.safety import ON
 from .autoencoder.tiling import PASSES
 from .batch_size import Forecast, unet_profiles
 from .loras.loaded import Loras, Source
 from .pipeline import Pipeline
 from .request.stages import check_order
-from .safety import ON
 
 
 def decoding_of(

@@ -11,9 +11,9 @@ from ldmrt.runtime.bundle.stages import PIXELS, Space
 from ldmrt.runtime.errors import LdmrtError, NotFinite
 from ldmrt.runtime.images.writing import levels
 from ldmrt.runtime.nearest import suggestion
-from ldmrt.runtime.pipeline.safety import ON, SAFETY
 from ldmrt.runtime.tensors import Engine
 
+from .safety import ON, SAFETY
 from .tiling import OVERLAP, PASSES, Floats, tiled, tiled_as_whole
 
 ON_OVERFLOW = ("stop", "retry")

@@ -24,7 +24,7 @@ from ldmrt.runtime import LdmrtError, LdmrtWarning, Pipeline
 from ldmrt.runtime import open as open_pipeline
 from ldmrt.runtime.images.clip import clip_pixels
 from ldmrt.runtime.pipeline.autoencoder.decode import Decoding
-from ldmrt.runtime.pipeline.safety import CONCEPTS, SPECIAL, decide
+from ldmrt.runtime.pipeline.autoencoder.safety import CONCEPTS, SPECIAL, decide
 
 from ...support.pipelines import randomise
 from ...tools.conftest import command
