@@ -50,8 +50,8 @@ class Decoding:
         if self.passes < 1:
             raise LdmrtError("decode", "invalid passes over the tiles", expected="1 or more", found=self.passes)
         if self.safety not in SAFETY:
-            problem = f"unknown safety mode{suggestion(self.safety, SAFETY)}"
-            raise LdmrtError("open", problem, expected=", ".join(SAFETY), found=self.safety)
+            near = suggestion(self.safety, SAFETY)
+            raise LdmrtError("open", f"unknown safety mode{near}", expected=", ".join(SAFETY), found=self.safety)
 
     def cells(self, factor: int, size: tuple[int, ...]) -> int | None:
         """Return the side of a tile in latents of `factor` pixels, for an image of `size` latents; None is no tiles."""

@@ -70,7 +70,7 @@ def image_scales(context: Context, source: Source, name: str) -> Array:
 
 def _engine(context: Context, name: str) -> Engine:
     if name not in context.engines:
-        raise BundleError(name, "the bundle has no such network", hint="export again")
+        raise BundleError(name, "is missing", expected="a network of the bundle", hint="export again")
     return context.engines[name]
 
 

@@ -151,5 +151,5 @@ def test_an_encoder_that_is_gone_is_named(made: Path, image: Path, tmp_path: Pat
     (damaged / "ldmrt.json").write_text(json.dumps(manifest))
     shutil.rmtree(damaged / "image_encoder")
     pipeline = open_pipeline(damaged, "onnxruntime", check=False)
-    with pipeline, pytest.raises(LdmrtError, match="image_encoder: the bundle has no such network"):
+    with pipeline, pytest.raises(LdmrtError, match="image_encoder: is missing; expected a network of the bundle"):
         pipeline(PROMPT, ip_adapter_image=image)
