@@ -20,6 +20,8 @@ FEW = 100  # layers that are built in no time, whatever the file holds
 DEPTHS: tuple[str, ...] = ("layers_per_block", "transformer_layers_per_block", "reverse_transformer_layers_per_block")
 DEPTHS += (
     "num_layers",
+    "n_layers",
+    "n_refiner_layers",
     "num_single_layers",
     "num_hidden_layers",
     "encoder_layers",

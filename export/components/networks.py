@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from ldmrt.model.library.deep_autoencoder import DeepAutoencoder
 from ldmrt.model.library.flux import PATCH
 from ldmrt.model.library.gemma2 import GEMMA
+from ldmrt.model.library.qwen3 import QWEN, ReadLayers
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.networks.tiny_autoencoder import TinyAutoencoder
 from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
-from ldmrt.runtime.bundle.stage_of_configs import FLUX, PIXART, SANA
+from ldmrt.runtime.bundle.stage_of_configs import FLUX, PIXART, SANA, Z_IMAGE
 
 from .controls import FEATURE, RESIDUAL
 
@@ -194,8 +195,61 @@ class _Gemma(_MaskedT5):
         return (model.norm(x),)
 
 
+class _ZImage(nn.Module):
+    """Calls the transformer of Z-Image, whose submodules are called in the order of diffusers' `forward`.
+
+    That one takes lists of images and of prompts of any length, each of which it fills up for itself.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Wrap a network."""
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor
+    ) -> tuple[Tensor]:
+        model, batch = cast(Any, self.model), hidden_states.shape[0]
+        own = model.all_x_embedder["2-1"](model.patches(hidden_states))
+        x = model.image_padding(own, model.x_pad_token)
+        time = model.t_embedder(model.progress(timestep.expand(batch)), x.dtype)
+        prompt, mask = encoder_hidden_states.expand(batch, -1, -1), encoder_attention_mask.expand(batch, -1)
+        context, length = model.cap_embedder(prompt), model.prompt_length(mask)
+        context = model.prompt_padding(context, mask, model.cap_pad_token)
+        tokens, image_bias = x.shape[1], model.image_mask(x).expand(batch, -1)
+        prompt_bias = model.prompt_mask(context, length)
+        positions = [model.image_positions(hidden_states, length), model.prompt_positions(context)]
+        rotary = model.rope_embedder(torch.cat(positions, dim=1))
+        bias = image_bias[:, None].expand(-1, tokens, -1)
+        for block in model.noise_refiner:
+            x = block(x, bias, rotary[:, :, :tokens], time)
+        bias = prompt_bias[:, None].expand(-1, context.shape[1], -1)
+        for block in model.context_refiner:
+            context = block(context, bias, rotary[:, :, tokens:])
+        x = torch.cat([x, context], dim=1)
+        bias = torch.cat([image_bias, prompt_bias], dim=1)[:, None].expand(-1, x.shape[1], -1)
+        for block in model.layers:
+            x = block(x, bias, rotary, time)
+        out = model.all_final_layer["2-1"](x[:, : own.shape[1]], c=time)
+        return (model.velocity(model.unpack(out, hidden_states)),)
+
+
+class _Qwen(nn.Module):
+    """Returns the states of Qwen3 before its last layer, of whose weights the graph holds none."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Wrap a Qwen3Model of transformers."""
+        super().__init__()
+        self.model = ReadLayers(model)
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor]:
+        return (self.model(input_ids),)
+
+
 def one_state(model: nn.Module, pad: int | None) -> nn.Module:
-    """Wrap T5's encoder or Gemma, with the id that fills up a prompt where the encoder masks it."""
+    """Wrap T5's encoder, Gemma or Qwen3, with the id that fills up a prompt where the encoder masks it."""
+    if type(model).__name__ == QWEN:
+        return _Qwen(model)
     if pad is None:
         return _T5(model)
     return (_Gemma if type(model).__name__ == GEMMA else _MaskedT5)(model, pad)
@@ -205,7 +259,7 @@ def transformer(model: nn.Module, kind: str, factor: int) -> nn.Module:
     """Wrap a transformer of a class in diffusers, whose latents stand for so many pixels along one side."""
     if kind == PIXART:
         return _PixArt(model, factor)
-    return {FLUX: _Flux, SANA: _Sana}.get(kind, _Transformer)(model)
+    return {FLUX: _Flux, SANA: _Sana, Z_IMAGE: _ZImage}.get(kind, _Transformer)(model)
 
 
 class _UNet(nn.Module):

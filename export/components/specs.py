@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ldmrt.model.checkpoint.checkpoint import Checkpoint, class_of
-from ldmrt.model.checkpoint.folder import GEMMA, T5
+from ldmrt.model.checkpoint.folder import ONE_STATE
 from ldmrt.runtime.bundle.stages import (
     CLASSES,
     INSTRUCTED,
@@ -48,7 +48,7 @@ def latent(c: Checkpoint, name: str, channels: int, dtype: str) -> TensorSpec:
 def tokens_of(c: Checkpoint, text_encoder: str) -> int:
     """Return the number of tokens that a text encoder reads: its tokenizer's, at most the number of its positions."""
     files = c.tokenizers.get(text_encoder.replace("text_encoder", "tokenizer"), {})
-    if class_of(c.text_encoders[text_encoder]) in (T5, GEMMA):  # whose positions are relative
+    if class_of(c.text_encoders[text_encoder]) in ONE_STATE:  # whose positions are relative
         prompt = c.stage.prompt
         assert prompt is not None
         instruction = str(prompt.setting("instruction")) if prompt.kind == INSTRUCTED else ""
@@ -92,7 +92,8 @@ def transformer_conditioning(c: Checkpoint, dtype: str) -> list[TensorSpec]:
     assert prompt is not None
     tokens = int(prompt.setting("tokens")) + (tokens_of(c, "text_encoder") if prompt.kind == JOINT else 0)
     if prompt.kind in MASKED_KINDS:
-        width = config.caption_channels or config.cross_attention_dim
+        names = ("cap_feat_dim", "caption_channels", "cross_attention_dim")
+        width = next(config[name] for name in names if config.get(name))
         return [TensorSpec(PROMPT, dtype, ("batch", tokens, width)), TensorSpec(PROMPT_MASK, dtype, ("batch", tokens))]
     numbers = [TensorSpec(name, "float32", ("batch",)) for name in ("guidance", KEPT) if c.stage.source(name)]
     return [

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ldmrt.model.checkpoint.checkpoint import Checkpoint, class_of, config_of
-from ldmrt.model.checkpoint.folder import GEMMA, T5
+from ldmrt.model.checkpoint.folder import ONE_STATE, QWEN
 from ldmrt.model.networks.ldm_bert import LDMBert
 from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.networks.unet import UNet, UNetConfig
@@ -77,7 +77,7 @@ def _text_encoders(c: Checkpoint) -> Iterator[Component]:
         if isinstance(model, LDMBert):
             yield _ldm_bert(c, name, model)
             continue
-        if class_of(model) in (T5, GEMMA):
+        if class_of(model) in ONE_STATE:
             yield _one_state(c, name, model)
             continue
         config = model.config
@@ -115,15 +115,16 @@ def _ldm_bert(c: Checkpoint, name: str, model: LDMBert) -> Component:
 
 
 def _one_state(c: Checkpoint, name: str, model: "PreTrainedModel") -> Component:
-    config, tokens = model.config, tokens_of(c, name)
-    pad = int(config.pad_token_id) if c.stage.source("prompt_mask") else None
+    config, tokens, qwen = model.config, tokens_of(c, name), class_of(model) == QWEN
+    pad = None if qwen or not c.stage.source("prompt_mask") else int(config.pad_token_id)
+    state = f"hidden_states.{int(config.num_hidden_layers) - 1}" if qwen else "last_hidden_state"
     return Component(
         name,
         one_state(model, pad),
         (TensorSpec("input_ids", "int64", ("batch", tokens)),),
-        (TensorSpec("last_hidden_state", dtype_of(model), ("batch", tokens, int(config.hidden_size))),),
+        (TensorSpec(state, dtype_of(model), ("batch", tokens, int(config.hidden_size))),),
         {**config.to_dict(), "architectures": [class_of(model)]},
-        vocabulary=(int(config.vocab_size), int(np.atleast_1d(config.eos_token_id)[0])),
+        vocabulary=(int(config.vocab_size), int(np.atleast_1d(config.eos_token_id or 0)[0])),
         pad=pad,
     )
 
@@ -233,8 +234,7 @@ BUILDERS: tuple[Callable[[Checkpoint], Iterator[Component]], ...] = (
 
 def example(component: Component, sizes: Mapping[str, int], seed: int = 0) -> dict[str, NDArray]:
     """Draw inputs of the right shape and range: unit noise, timesteps of the whole schedule, ids of the vocabulary."""
-    rng = np.random.default_rng(seed)
-    arrays: dict[str, NDArray] = {}
+    rng, arrays = np.random.default_rng(seed), dict[str, NDArray]()
     for spec in component.inputs:
         shape = shape_of(spec, sizes)
         if spec.name == CLASSES:

@@ -13,14 +13,16 @@ from torch import nn
 from ldmrt.model.config import LARGEST, RawConfig, to_config
 from ldmrt.model.families.ip_adapter import with_image_prompt
 from ldmrt.model.families.table import stage_of
-from ldmrt.model.library import gemma2, t5
+from ldmrt.model.library import gemma2, qwen3, t5
 from ldmrt.model.library.clip_vision import SafetyChecker
 from ldmrt.model.library.deep_autoencoder import DeepAutoencoder
 from ldmrt.model.library.flux import FluxConfig, flux
 from ldmrt.model.library.gemma2 import GEMMA
 from ldmrt.model.library.pixart import PixArtConfig, pixart
+from ldmrt.model.library.qwen3 import QWEN
 from ldmrt.model.library.sana import SanaConfig, sana
 from ldmrt.model.library.stable_diffusion_3 import SD3Config, stable_diffusion_3
+from ldmrt.model.library.z_image import ZImageConfig, z_image
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.controls.controlnet import ControlNet
 from ldmrt.model.networks.controls.ip_adapter import ImagePrompt
@@ -33,14 +35,14 @@ from ldmrt.model.networks.vq_autoencoder import VQAutoencoder
 from ldmrt.model.weights.late_casts import LateCasts
 from ldmrt.model.weights.weight_files import STEMS
 from ldmrt.model.weights.weights import write
-from ldmrt.runtime.bundle.stage_of_configs import FLUX, PIXART, SANA, SD3
+from ldmrt.runtime.bundle.stage_of_configs import FLUX, PIXART, SANA, SD3, Z_IMAGE
 from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.errors import LdmrtError, first_line
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.files.writing import write_atomically
 from ldmrt.runtime.tokenizer.vocabulary import tokenizer_class
 
-from .folder import INDEX, T5, TEXT
+from .folder import INDEX, ONE_STATE, T5, TEXT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,10 +51,11 @@ if TYPE_CHECKING:
     from ldmrt.model.library.pixart import PixArt
     from ldmrt.model.library.sana import Sana
     from ldmrt.model.library.stable_diffusion_3 import StableDiffusion3
+    from ldmrt.model.library.z_image import ZImage
 
 Control = ControlNet | Adapter
 Codec = Autoencoder | VQAutoencoder | TinyAutoencoder | DeepAutoencoder
-Denoiser: TypeAlias = "UNet | PlainUNet | StableDiffusion3 | Flux | PixArt | Sana"
+Denoiser: TypeAlias = "UNet | PlainUNet | StableDiffusion3 | Flux | PixArt | Sana | ZImage"
 V = TypeVar("V", bound=Codec)
 TextEncoder: TypeAlias = "PreTrainedModel | LDMBert"
 WEIGHTS, TEXT_WEIGHTS = f"{STEMS[0]}.safetensors", f"{STEMS[1]}.safetensors"
@@ -63,7 +66,7 @@ PIPELINE = {
     "safety_checker": [None, None],
 }
 # Where a pipeline finds a class that is not diffusers' own; the last is a module of its pipeline's.
-LIBRARIES = {**dict.fromkeys((*TEXT, T5, GEMMA), "transformers"), "LDMBertModel": "latent_diffusion"}
+LIBRARIES = {**dict.fromkeys((*TEXT, *ONE_STATE), "transformers"), "LDMBertModel": "latent_diffusion"}
 # Keys of a text encoder's config about the program that ran it; the model is the same.
 NOTES = {"dtype", "torch_dtype", "_name_or_path", "_attn_implementation", "attn_implementation", "return_dict"}
 NOTES |= {"output_attentions", "output_hidden_states"}
@@ -73,6 +76,7 @@ ENCODERS: dict[str, tuple[str, Callable[[nn.Module], object]]] = {
     **dict.fromkeys(TEXT, ("CLIPTextConfig", lambda encoder: encoder)),
     T5: ("T5Config", t5.leave_precision),
     GEMMA: ("Gemma2Config", gemma2.prepared),
+    QWEN: ("Qwen3Config", qwen3.prepared),
 }
 # The networks of this package by the names of diffusers' classes.
 NETWORKS: dict[str, type[UNet | PlainUNet | Codec | Control | LDMBert]] = {
@@ -87,12 +91,13 @@ NETWORKS: dict[str, type[UNet | PlainUNet | Codec | Control | LDMBert]] = {
     "LDMBertModel": LDMBert,
 }
 # The transformers that diffusers defines: how one is built, and how its config is read.
-LibraryConfig = SD3Config | FluxConfig | PixArtConfig | SanaConfig
+LibraryConfig = SD3Config | FluxConfig | PixArtConfig | SanaConfig | ZImageConfig
 LIBRARY: dict[str, tuple[Callable[[RawConfig], nn.Module], Callable[[RawConfig], LibraryConfig]]] = {
     SD3: (stable_diffusion_3, SD3Config.read),
     FLUX: (flux, FluxConfig.read),
     PIXART: (pixart, PixArtConfig.read),
     SANA: (sana, SanaConfig.read),
+    Z_IMAGE: (z_image, ZImageConfig.read),
 }
 
 
@@ -192,7 +197,7 @@ class Checkpoint:
 
 
 def text_encoder(config: JsonObject, kind: str = TEXT[0], part: str = "text_encoder") -> "PreTrainedModel":
-    """Build a text encoder of transformers with random weights, in eval mode: CLIP (Radford et al. 2021), T5 or Gemma.
+    """Build a text encoder of transformers with random weights, in eval mode: CLIP, T5, Gemma or Qwen3.
 
     Args:
         config: The content of its config.json.

@@ -3,12 +3,13 @@
 import warnings
 
 from ldmrt.model.library.deep_autoencoder import DeepAutoencoder
+from ldmrt.model.library.qwen3 import check_template
 from ldmrt.model.networks.plain_unet import PlainUNet
 from ldmrt.model.networks.tiny_autoencoder import TinyAutoencoder
 from ldmrt.model.networks.unet import UNet
 from ldmrt.runtime.bundle.graphs import DECODER_PREVIEW, TRANSFORMER
 from ldmrt.runtime.bundle.stage_of_configs import PIXART, SANA
-from ldmrt.runtime.bundle.stages import MASKED_KINDS
+from ldmrt.runtime.bundle.stages import CHAT, INSTRUCTED, MASKED
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning, first_line
 from ldmrt.runtime.samplers.registry import plan_from_config
 from ldmrt.runtime.samplers.schedule import signal_and_noise
@@ -16,7 +17,7 @@ from ldmrt.runtime.tokenizer.tokenizer import Tokenizer, token_count
 from ldmrt.runtime.tokenizer.vocabulary import reads_any_length
 
 from .checkpoint import Checkpoint, class_of
-from .folder import GEMMA, INDEX, T5, TEXT
+from .folder import GEMMA, INDEX, ONE_STATE, QWEN, T5, TEXT
 from .transformer_fit import check_transformer, latent_channels
 
 COLOURS = 3  # of an RGB image
@@ -160,8 +161,8 @@ def _check_context(checkpoint: Checkpoint) -> None:
             raise LdmrtError("unet", "UNet2DModel reads no text", expected="no text encoder", found=files)
         return
     for name, encoder in encoders.items():
-        if (kind := class_of(encoder)) in (T5, GEMMA):
-            problem = f"unsupported {'T5' if kind == T5 else 'Gemma'} text encoder beside a U-Net"
+        if (kind := class_of(encoder)) in ONE_STATE:
+            problem = f"unsupported { {T5: 'T5', GEMMA: 'Gemma', QWEN: 'Qwen3'}[kind] } text encoder beside a U-Net"
             raise LdmrtError(name, problem, expected=" or ".join(TEXT), found=kind)
     width = sum(encoder.config.hidden_size for encoder in encoders.values())
     if width != checkpoint.unet.config.cross_attention_dim:
@@ -195,9 +196,11 @@ def _check_tokenizers(checkpoint: Checkpoint) -> None:
             sizes = f"{tokens.size} and {tokens.length}"
             raise LdmrtError(part, "does not fit the text encoder", expected=expected, found=sizes)
         prompt = checkpoint.stage.prompt
-        if prompt is not None and prompt.kind in MASKED_KINDS and tokens.pad != text.pad_token_id:
+        if prompt is not None and prompt.kind in (MASKED, INSTRUCTED) and tokens.pad != text.pad_token_id:
             problem = "pads with another id than the text encoder"
             raise LdmrtError(part, problem, expected=text.pad_token_id, found=tokens.pad)
+        if prompt is not None and prompt.kind == CHAT:
+            check_template(part, checkpoint.tokenizers[part], str(prompt.setting("template")))
     lengths = {part: token_count(files) for part, files in checkpoint.tokenizers.items() if not reads_any_length(files)}
     if len(set(lengths.values())) > 1:  # whose contexts lie side by side
         each = ", ".join(f"{length} of {part}" for part, length in lengths.items())

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ldmrt.model.library.gemma2 import GEMMA
+from ldmrt.model.library.qwen3 import QWEN, WITH_HEAD
 from ldmrt.model.library.t5 import T5
 from ldmrt.model.weights.weight_files import choose, names_in, variants
 from ldmrt.model.weights.weights import Tensors, bare, open_weights
@@ -18,6 +19,8 @@ SCHEDULER, NOISERS = "scheduler", ("low_res_scheduler",)
 TEXT = ("CLIPTextModel", "CLIPTextModelWithProjection")
 T5_TOKENIZER = ("T5Tokenizer", "T5TokenizerFast")
 GEMMA_TOKENIZER = ("GemmaTokenizer", "GemmaTokenizerFast")
+QWEN_TOKENIZER = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
+ONE_STATE = (T5, GEMMA, QWEN)  # text encoders of which one state is read, with positions for any number of tokens
 TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast", "BertTokenizer", "BertTokenizerFast")
 
 # The parts of a folder that are read, and the classes that each may be of.
@@ -25,16 +28,17 @@ PARTS: dict[str, tuple[str, ...]] = {
     "unet": ("UNet2DConditionModel", "UNet2DModel"),
     "transformer": (*TRANSFORMERS, "Transformer2DModel"),
     "vae": ("AutoencoderKL", "VQModel", "AutoencoderTiny", "AutoencoderDC"),
-    "text_encoder": (*TEXT, "LDMBertModel", T5, GEMMA),
+    "text_encoder": (*TEXT, "LDMBertModel", T5, GEMMA, QWEN, WITH_HEAD),
     "text_encoder_2": (*TEXT, T5),
     "text_encoder_3": (T5,),
-    "tokenizer": (*TOKENIZER, *T5_TOKENIZER, *GEMMA_TOKENIZER),
+    "tokenizer": (*TOKENIZER, *T5_TOKENIZER, *GEMMA_TOKENIZER, *QWEN_TOKENIZER),
     "tokenizer_2": (*TOKENIZER, *T5_TOKENIZER),
     "tokenizer_3": T5_TOKENIZER,
     "controlnet": ("ControlNetModel",),
     "adapter": ("T2IAdapter",),
 }
-OLDER = {"Transformer2DModel": PIXART}  # a class that diffusers had for several, by the one that is read
+# By the class that is read: one that diffusers had for several, and one with a layer that is not read.
+OLDER = {"Transformer2DModel": PIXART, WITH_HEAD: QWEN}
 ALIASES = {"vqvae": "vae", "bert": "text_encoder"}  # parts under the names that older pipelines have for them
 CONFIGS = {"unet": "config.json", SCHEDULER: "scheduler_config.json"}  # of parts that may have no folder of their own
 T5_PARTS = ("text_encoder_3", "tokenizer_3")  # which may be left out
@@ -172,7 +176,9 @@ def split_index(content: JsonObject, left_out: Collection[str] = ()) -> tuple[Js
 def read_tokenizer(component: str, folder: Path) -> dict[str, bytes]:
     """Read the files of a tokenizer's folder, name to content."""
     paths = [
-        path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".txt", ".model") and not path.is_dir()
+        path
+        for path in sorted(folder.glob("*"))
+        if path.suffix in (".json", ".txt", ".model", ".jinja") and not path.is_dir()
     ]
     files = {path.name: read_bytes(component, path) for path in paths}
     if not files:

@@ -9,7 +9,7 @@ import torch
 
 from ldmrt.model.config import check_depth
 from ldmrt.model.families.table import PIXEL_FAMILIES
-from ldmrt.model.library import t5
+from ldmrt.model.library import qwen3, t5
 from ldmrt.model.library.deep_autoencoder import DeepAutoencoder
 from ldmrt.model.networks.autoencoder import Autoencoder
 from ldmrt.model.networks.controls.controlnet import ControlNet
@@ -68,9 +68,9 @@ def load(
         scheduler: A scheduler's config in the place of the checkpoint's own.
         settings: Keys of the scheduler's config with other values.
         without_t5: Leaves T5 out of a Stable Diffusion 3: its files are neither fetched nor read.
-        max_sequence_length: How many tokens of a prompt T5 or Gemma reads, 2 to 512; by default as many as in
-            diffusers' pipelines: 256 for Stable Diffusion 3, 512 for FLUX.1, 300 for PixArt-Sigma and Sana, 120 for
-            PixArt-Alpha.
+        max_sequence_length: How many tokens of a prompt T5, Gemma or Qwen3 reads, 2 to 512; by default as many as in
+            diffusers' pipelines: 256 for Stable Diffusion 3, 512 for FLUX.1 and Z-Image, 300 for PixArt-Sigma and Sana,
+            120 for PixArt-Alpha.
         skip_layers: Stable Diffusion 3: the blocks of the transformer that a row of guidance may skip.
 
     Returns:
@@ -263,6 +263,7 @@ def _assemble(source: Source, dtype: Dtype, t5_tokens: int | None, skip_layers: 
     check_fit(checkpoint)
     tensors = {part: source.tensors(part) for part in networks}
     tensors |= {part: t5.tied(tensors[part]) for part, network in networks.items() if class_of(network) == t5.T5}
+    tensors |= {part: qwen3.without_head(tensors[part]) for part, n in networks.items() if class_of(n) == qwen3.QWEN}
     matched = {part: match(part, network, tensors[part]) for part, network in networks.items()}
     for part, network in networks.items():
         kind = dtype.get(part, dtype[""]) if isinstance(dtype, Mapping) else dtype

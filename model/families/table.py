@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from ldmrt.runtime.bundle.stage_of_configs import stage_of_configs
+from ldmrt.runtime.bundle.stage_of_configs import Z_IMAGE_PIPELINES, stage_of_configs
 from ldmrt.runtime.bundle.stages import Stage
 from ldmrt.runtime.files.reading import JsonObject
 
@@ -16,6 +16,7 @@ from .sana import sana
 from .score_sde import score_sde
 from .super_resolution import super_resolution
 from .upscaler import upscaler
+from .z_image import z_image
 
 Preset = Callable[[Stage, JsonObject, JsonObject], Stage]
 FAMILIES: Mapping[str, Preset] = {  # by `_class_name` of model_index.json
@@ -28,6 +29,7 @@ FAMILIES: Mapping[str, Preset] = {  # by `_class_name` of model_index.json
     "StableDiffusionInstructPix2PixPipeline": instruct_pix2pix,
     "StableDiffusionLDM3DPipeline": ldm3d,
     "StableDiffusionUpscalePipeline": upscaler,
+    **dict.fromkeys(Z_IMAGE_PIPELINES, z_image),
 }
 # Pipelines without an autoencoder: their U-Nets work in pixels. Those that begin with Pixel are our own.
 PIXEL_FAMILIES = (

@@ -13,6 +13,7 @@ from .stages import (
     CONTEXT,
     DEEP,
     FILL_KINDS,
+    FROM_PROMPT,
     GUIDANCE_SCALE,
     KL,
     LARGEST,
@@ -34,8 +35,9 @@ from .stages import (
 )
 
 PLAIN = "UNet2DModel"  # diffusers' U-Net that reads no prompt
-TRANSFORMERS = SD3, FLUX, PIXART, SANA = (
+TRANSFORMERS = SD3, FLUX, PIXART, SANA, Z_IMAGE = (
     "SD3Transformer2DModel", "FluxTransformer2DModel", "PixArtTransformer2DModel", "SanaTransformer2DModel",
+    "ZImageTransformer2DModel",
 )  # fmt: skip
 T5_TOKENS = {SD3: 256, FLUX: 512}  # diffusers' `max_sequence_length` by default
 SD3_GUIDANCE = 7.0  # diffusers' `guidance_scale` by default, as the numbers below
@@ -50,11 +52,12 @@ FLUX_PIPELINES = {
     "FluxControlInpaintPipeline": 7.0,
     KONTEXT: 3.5,
 }
-FLUX_SIDE = 128  # latents: no config says it
-PACKED = 2  # latents along one side of FLUX.1's tokens
+FLUX_SIDE = Z_IMAGE_SIDE = 128  # latents: no config says it
+PACKED = 2  # latents along one side of the tokens of FLUX.1 and Z-Image
 PIXART_GUIDANCE = SANA_GUIDANCE = 4.5
 PIXART_TOKENS = {"PixArtSigmaPipeline": 300, "PixArtAlphaPipeline": 120}  # `max_sequence_length` by default
 SANA_PIPELINES = ("SanaPipeline",)
+Z_IMAGE_PIPELINES = ("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline")
 # What diffusers names the widths of an autoencoder's levels, by its class.
 WIDTHS = {"AutoencoderDC": "encoder_block_out_channels"}
 
@@ -238,11 +241,28 @@ def _sana(transformer: JsonObject, vae: JsonObject, kind: str) -> Stage:
     )
 
 
+def _z_image(transformer: JsonObject, vae: JsonObject, kind: str) -> Stage:
+    """Return the stage of Z-Image (Z-Image Team 2025, arXiv:2511.22699), without its prompt: see `model/families`."""
+    space, lengths = replace(_space_of_config(vae), patch=PACKED), transformer.get("axes_lens") or [1024, 512, 512]
+    axes = lengths if isinstance(lengths, list) and len(lengths) == 3 else [lengths] * 3  # which is no number then
+    sides = [_whole("transformer/config.json", "axes_lens", axis, 512) for axis in axes[1:]]
+    return Stage(
+        space,
+        own=(Z_IMAGE_SIDE * space.factor,) * 2,
+        reads={STATES[TRANSFORMER]: (Source("state"),), TIMESTEP: (Source("timestep"),)},
+        guide=Guide(scales=(FROM_PROMPT,)),
+        network=TRANSFORMER,
+        largest=min(sides) * space.unit,
+        trailing=True,
+    )
+
+
 # How the stage of a transformer is derived, and the pipelines in diffusers that it may be of, the usual one first.
 PIPELINES: Mapping[str, tuple[Callable[[JsonObject, JsonObject, str], Stage], Collection[str]]] = {
     FLUX: (_flux, FLUX_PIPELINES),
     PIXART: (_pixart, PIXART_TOKENS),
     SANA: (_sana, SANA_PIPELINES),
+    Z_IMAGE: (_z_image, Z_IMAGE_PIPELINES),
 }
 
 

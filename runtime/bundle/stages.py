@@ -28,8 +28,8 @@ KINDS: Mapping[str, Mapping[str, type]] = {
     "t5_prompt": {"tokens": int},  # FLUX.1: so many tokens of T5, and CLIP's pooled embedding beside them
     "clip_pooled_prompt": {},
     "masked_prompt": {"tokens": int},  # PixArt: so many tokens of T5, of a prompt in small letters
-    # Sana: the same of Gemma, which reads an instruction before a prompt; of both, the first token and the last ones
-    "instructed_prompt": {"tokens": int, "instruction": str},
+    "instructed_prompt": {"tokens": int, "instruction": str},  # Sana: of Gemma, which reads an instruction before it
+    "chat_prompt": {"tokens": int, "template": str},  # Z-Image: of Qwen3, where "{}" stands in a template
     "prompt_mask": {},  # 1 for each of its tokens, 0 for what fills it up
     "sizes": {"scored": bool},  # of SDXL; whether they end with an aesthetic score
     "guidance_scale": {},  # embedded, for a distilled network
@@ -54,12 +54,13 @@ CONTEXT = "context_image"
 IMAGE_KINDS = ("image_latents", "control_image", CONTEXT, *SMALL_KINDS)  # the image is then no start for the latents
 MASK_KINDS, FILL_KINDS = ("mask", "masked_image"), ("masked_image", "mask_pixels")  # of U-Nets, and of FLUX.1 Fill
 JOINT, LONG = "joint_prompt", "t5_prompt"
-MASKED_KINDS = MASKED, INSTRUCTED = ("masked_prompt", "instructed_prompt")  # whose padding the network does not see
+MASKED_KINDS = MASKED, INSTRUCTED, CHAT = "masked_prompt", "instructed_prompt", "chat_prompt"  # padding is not seen
 PROMPT_KINDS = ("prompt", JOINT, LONG, *MASKED_KINDS)  # embeddings of a request's prompt
 PROMPTS = ("negative", "positive")
 TRUE_CFG = "true_cfg_scale"  # FLUX.1: of a negative prompt, beside the guidance that the network is told
 KEPT, SKIP = "kept_layers", "skip_layer_guidance_scale"  # Stable Diffusion 3.5: of a row that skips layers
-SCALES = ("guidance_scale", "image_guidance_scale", TRUE_CFG, SKIP)  # fields of a request
+FROM_PROMPT = "guidance_from_prompt"  # Z-Image: 1 more than `guidance_scale`, of which 0 is none there
+SCALES = ("guidance_scale", "image_guidance_scale", TRUE_CFG, SKIP, FROM_PROMPT)  # fields of a request, but the last
 ON_REQUEST = (TRUE_CFG, SKIP)  # scales of rows that run where a request asks for them alone
 GUIDANCE_SCALE = 5.0  # where neither a request nor a stage states one
 BASE = "base"  # the name of a model's first stage

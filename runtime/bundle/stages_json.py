@@ -42,11 +42,12 @@ STATED = ("name", "space", "own", "reads", "guide", "shortens", "depth", "previe
 BESIDE = (*MASK_KINDS, "mask_pixels", *IMAGE_KINDS)
 OTHERS = tuple(kind for kind in KINDS if kind not in ("state", "timestep", *BESIDE))
 DEPTHS, LEAST = (0, 1, 3), (-1.0, 0.0)
-# Texts in the settings of sources that are no names: "7,8,9", and what a text encoder is told before a prompt.
+# Texts in the settings of sources that are no names: "7,8,9", and what a text encoder is told around a prompt.
 TEXTS = {
     "layers": re.compile(r"\d{1,4}(,\d{1,4}){0,999}", re.ASCII),
     "blocks": re.compile(r"(mid|(down|up)\.\d{1,2}\.\d{1,2})(,(mid|(down|up)\.\d{1,2}\.\d{1,2})){0,999}", re.ASCII),
     "instruction": re.compile(r"[^\ud800-\udfff]{1,9999}"),
+    "template": re.compile(r"[^\ud800-\udfff{}]{0,999}\{\}[^\ud800-\udfff{}]{0,999}"),
 }
 T = TypeVar("T", str, float)
 HINT = "export again, or install the ldmrt that made it"

@@ -52,7 +52,9 @@ _TENSORS = (
 _CLASSES = {"ControlNetModel": CONTROLNET, "T2IAdapter": ADAPTER}
 _CLASSES |= dict.fromkeys(("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC"), AUTOENCODER)
 _CLASSES |= dict.fromkeys(("SD3Transformer2DModel", "FluxTransformer2DModel"), TRANSFORMER)
-_CLASSES |= dict.fromkeys(("PixArtTransformer2DModel", "SanaTransformer2DModel"), TRANSFORMER)
+_CLASSES |= dict.fromkeys(
+    ("PixArtTransformer2DModel", "SanaTransformer2DModel", "ZImageTransformer2DModel"), TRANSFORMER
+)
 _NEXT = {
     BUNDLE: 'ldmrt generate {path} "PROMPT", or the checkpoint that the bundle was exported from',
     CHECKPOINT: "ldmrt export {path} {out}",

@@ -11,6 +11,8 @@ from ldmrt.runtime.tensors import Array, Arrays
 from .plan import Plan
 from .schedule import Floats32
 
+HIGHEST = 1e30  # the largest end of an interval that a request may have
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -143,9 +145,10 @@ def guided_rows(plan: Plan, interval: tuple[float, float]) -> NDArray[np.bool_]:
     """Find the rows of a plan whose noise level sigma / alpha is inside an interval, (rows,).
 
     Guidance harms at high levels and does nothing at low ones (Kynkäänniemi et al. 2024, arXiv:2404.07724, equation 6).
+    Noise alone, such as the first row of a flow has, counts as `HIGHEST`.
     """
     low, high = interval
-    level = np.divide(plan.sigma, plan.alpha, out=np.full(plan.rows, np.inf), where=plan.alpha > 0)
+    level = np.divide(plan.sigma, plan.alpha, out=np.full(plan.rows, HIGHEST), where=plan.alpha > 0)
     inside: NDArray[np.bool_] = (low < level) & (level <= high)
     return inside
 

@@ -1,4 +1,4 @@
-"""Turn text into ids, by the tokenizer of CLIP, BERT, T5 or Gemma, from the files that transformers writes."""
+"""Turn text into ids, by the tokenizer of CLIP, BERT, T5, Gemma or Qwen2, from the files that transformers writes."""
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -13,6 +13,7 @@ from ldmrt.runtime.files.reading import parse_json
 from ldmrt.runtime.optional import unavailable
 
 from .gemma import gemma_byte_pairs
+from .qwen2 import qwen_byte_pairs
 from .unigram import t5_unigram
 from .vocabulary import (
     END,
@@ -21,6 +22,7 @@ from .vocabulary import (
     T5_END,
     T5_PAD,
     is_gemma,
+    is_qwen,
     is_unigram,
     is_wordpiece,
     more_vectors,
@@ -33,13 +35,15 @@ from .wordpiece import bert_wordpiece
 PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 CLIP_LENGTH = 77
 BERT_LENGTH = 77  # latent diffusion's, whatever a tokenizer's config says of BERT itself
-ANY_LENGTH = 512  # by default, of T5 and Gemma: the tokens of a prompt are a matter of the network that reads them
+ANY_LENGTH = (
+    512  # by default, of T5, Gemma and Qwen2: the tokens of a prompt are a matter of the network that reads them
+)
 
 
 class Tokenizer:
     """Encodes texts as byte pairs or pieces of words, to a fixed length, with start and end tokens and padding.
 
-    T5 has no start token, and Gemma no end.
+    T5 has no start token, Gemma no end, and Qwen2 neither.
     """
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
@@ -48,7 +52,7 @@ class Tokenizer:
         Args:
             files: The files of a tokenizer folder by name. CLIP's: vocab.json and merges.txt, or tokenizer.json, and
                 configs. BERT's: vocab.txt or tokenizer.json, and configs. T5's: tokenizer.json or spiece.model.
-                Gemma's: tokenizer.json, and configs.
+                Gemma's: tokenizer.json, and configs. Qwen2's: the same, or vocab.json and merges.txt, and configs.
 
         Raises:
             LdmrtError: A file is missing or damaged, or the package tokenizers is missing.
@@ -60,6 +64,10 @@ class Tokenizer:
         elif is_gemma(files):
             self._backend, tokens = gemma_byte_pairs(files)
             start, end, pad = tokens["bos_token"], tokens["bos_token"], tokens["pad_token"]
+        elif is_qwen(files):
+            self._backend, tokens = qwen_byte_pairs(files)
+            start = end = pad = tokens["pad_token"]
+            _add_words(self._backend, vocabulary(files)[1])
         elif is_wordpiece(files):
             self._backend, tokens = bert_wordpiece(files)
             start, end, pad = (tokens[role] for role in ("cls_token", "sep_token", "pad_token"))
@@ -75,7 +83,8 @@ class Tokenizer:
         self._vectors = _word_vectors(self._backend)
         self.length, self.any_length = token_count(files), reads_any_length(files)  # as the network that reads it asks
         self.start, self.end, self.pad = self._id(start), self._id(end), self._id(pad)  # one token of T5's and Gemma's
-        self.ends = not is_gemma(files)  # whether a text that is cut gets an end
+        self.around = len(self._backend.encode("").ids)  # the start and the end, where a text has them
+        self.ends = not (is_gemma(files) or is_qwen(files))  # whether a text that is cut gets an end
         if pad not in (start, end):  # Stable Diffusion 2 pads with "!", which then is one wherever it stands in a text
             self._backend.add_special_tokens([pad])
 
@@ -92,13 +101,16 @@ class Tokenizer:
             raise LdmrtError("tokenizer", f"no token {token!r} in the vocabulary")
         return int(found)
 
-    def __call__(self, texts: Sequence[str], length: int | None = None, ahead: int = 0) -> NDArray[np.int64]:
+    def __call__(
+        self, texts: Sequence[str], length: int | None = None, ahead: int = 0, behind: str = ""
+    ) -> NDArray[np.int64]:
         """Turn texts into token ids.
 
         Args:
             texts: Prompts; those that are too long are cut, and a warning quotes the part that is skipped.
             length: The tokens that every text is cut or padded to; the tokenizer's own by default.
             ahead: Tokens at the begin of each text that are no prompt, which the warning does not count.
+            behind: What each text ends with that is no prompt either.
 
         Returns:
             Ids with start, end and padding, (len(texts), length), int64.
@@ -119,8 +131,9 @@ class Tokenizer:
             ]
             ids = [piece for piece, _ in pieces]
             if len(ids) > length:
-                lost = text[pieces[length - self.ends][1] :].strip()
-                has, fit = (count - len({self.start, self.end}) - ahead for count in (len(ids), length))
+                lost = text[pieces[length - self.ends][1] : len(text) - len(behind)].strip()
+                outside = self.around + ahead + (len(self.pieces(behind)) if behind else 0)
+                has, fit = (count - outside for count in (len(ids), length))
                 message = f"tokenizer: prompt has {has} tokens, {fit} fit; skipped: {lost!r}"
                 warnings.warn(message, LdmrtWarning, stacklevel=2)
                 ids = [*ids[: length - 1], self.end] if self.ends else ids[:length]

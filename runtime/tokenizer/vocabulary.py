@@ -15,7 +15,8 @@ PIECES = "vocab.txt"  # WordPiece's vocabulary, one token a line
 SENTENCEPIECE = "spiece.model"  # T5's vocabulary, as SentencePiece wrote it
 T5_END, T5_PAD, SENTINEL = "</s>", "<pad>", "<extra_id_"  # T5's own, which are no words
 GEMMA_ROLES = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}  # the usual tokens
-CLASSES = ("Bert", "CLIP", "T5", "Gemma")  # what the names of tokenizers' classes begin with
+QWEN_ROLES = {"pad_token": "<|endoftext|>"}
+CLASSES = ("Bert", "CLIP", "T5", "Gemma", "Qwen2")  # what the names of tokenizers' classes begin with
 MOST_PIECES = 1 << 20  # BERT has 30522, in all languages 119547
 BERT_ROLES = {  # the usual tokens
     "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]",
@@ -53,9 +54,20 @@ def is_gemma(files: Files) -> bool:
     return isinstance(model, dict) and model.get("type") == "BPE" and model.get("byte_fallback") is True
 
 
+def is_qwen(files: Files) -> bool:
+    """Tell the files of Qwen2's tokenizer from those of the others: byte pairs that do not mark the end of a word."""
+    kind = str(read(files, "tokenizer_config.json").get("tokenizer_class"))
+    if kind.startswith(CLASSES) or not {"vocab.json", PIECES, SENTENCEPIECE}.isdisjoint(files):
+        return kind.startswith("Qwen2")
+    model = read(files, "tokenizer.json").get("model")
+    if not isinstance(model, dict) or model.get("type") != "BPE" or model.get("byte_fallback"):
+        return False
+    return model.get("end_of_word_suffix", END) in (None, "")
+
+
 def reads_any_length(files: Files) -> bool:
     """Tell a tokenizer of a text encoder with relative positions: it has no length of its own."""
-    return is_unigram(files) or is_gemma(files)
+    return is_unigram(files) or is_gemma(files) or is_qwen(files)
 
 
 def tokenizer_class(files: Files) -> str:
@@ -64,6 +76,8 @@ def tokenizer_class(files: Files) -> str:
         return "T5TokenizerFast"
     if is_gemma(files):
         return "GemmaTokenizerFast"
+    if is_qwen(files):
+        return "Qwen2Tokenizer"
     return "BertTokenizer" if is_wordpiece(files) else "CLIPTokenizer"
 
 
@@ -134,6 +148,8 @@ def added_words(tokenizers: Mapping[str, Files], but: Collection[str] = ()) -> l
     known = {START, END, *but, *(part for word in but for part in several(word))}
     words: dict[str, None] = {}
     for files in tokenizers.values():
+        if is_qwen(files):  # whose added tokens are marks of chats
+            continue
         _, added = vocabulary(files)
         new = [word for word in sorted(added, key=lambda word, ids=added: ids[word]) if isinstance(word, str)]  # type: ignore[misc]
         more = {name for word in new for name in more_vectors(word, added)}

@@ -224,7 +224,7 @@ CONTROLS = (
 )  # fmt: skip
 WITHOUT_T5 = click.option("--without-t5", is_flag=True, help="Leave out T5, Stable Diffusion 3's largest text encoder.")
 TOKENS = click.option("--max-sequence-length", type=click.IntRange(2, 512),
-                      help="Tokens of a prompt that T5 or Gemma reads; by default those of diffusers.")  # fmt: skip
+                      help="Tokens of a prompt that T5, Gemma or Qwen3 reads; diffusers' by default.")  # fmt: skip
 SKIPPED = click.option("--skip-layers", type=Layers(),
                        help="Stable Diffusion 3.5: layers that a row of guidance may skip, as 7,8,9.")  # fmt: skip
 TRANSFORMER = click.option("--transformer", type=FILE,

@@ -57,8 +57,8 @@ HOW: tuple[Decorator, ...] = (  # images are drawn; the names of the values are 
     click.option(
         "--guidance",
         type=ByStage(click.FLOAT),
-        help="Guidance scale, or by stage; 1 is none, but for FLUX.1 dev. The model's own by default: 5, of SD3 7, of "
-        "FLUX.1 3.5, of Fill 30, of PixArt and Sana 4.5.",
+        help="Guidance scale, or by stage; 1 is none, but for FLUX.1 dev; of Z-Image 0 is. The model's own by default: "
+        "5, of SD3 7, of FLUX.1 3.5, of Fill 30, of PixArt and Sana 4.5.",
     ),
     click.option("--image-guidance", type=float, help="InstructPix2Pix: guidance scale of the image; 1.5 by default."),
     click.option(

@@ -20,12 +20,13 @@ FAMILIES = {
     r"single_transformer_blocks_\d|(?:double|single)_blocks_\d": "FLUX.1",
     r"transformer_blocks_\d+_attn[12]_": "PixArt",
     r"transformer_blocks_\d+_(?:attn[12]|ff_conv)_": "Sana",
+    r"(?:layers|noise_refiner|context_refiner)_\d+_(?:attention_|feed_forward_|adaLN_)": "Z-Image",
     r"joint_blocks_\d|transformer_blocks_\d+_attn2_": "Stable Diffusion 3 or 3.5",
 }
 UNET, T5 = "UNet2DConditionModel", "T5EncoderModel"
 NETWORKS = {  # by diffusers' classes
     UNET: UNETS, "FluxTransformer2DModel": "FLUX.1", "SD3Transformer2DModel": "Stable Diffusion 3 or 3.5",
-    "PixArtTransformer2DModel": "PixArt", "SanaTransformer2DModel": "Sana",
+    "PixArtTransformer2DModel": "PixArt", "SanaTransformer2DModel": "Sana", "ZImageTransformer2DModel": "Z-Image",
 }  # fmt: skip
 
 
@@ -53,7 +54,7 @@ class Network:
         return names | {flat(module): Target({module: None}) for module in own}
 
 
-HINT = "a LoRA fits the family that it was trained on: 1.x, 2.x or XL, 3 or 3.5, FLUX.1, PixArt, Sana"
+HINT = "a LoRA fits the family that it was trained on: 1.x, 2.x or XL, 3 or 3.5, FLUX.1, PixArt, Sana, Z-Image"
 
 
 def placed(

@@ -1,10 +1,10 @@
-"""Encode prompts for networks that do not see what fills a prompt up: PixArt's, and Sana's behind an instruction."""
+"""Encode prompts for networks that do not see what fills a prompt up: PixArt's, Sana's and Z-Image's."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from ldmrt.runtime.bundle.stages import INSTRUCTED, Source
+from ldmrt.runtime.bundle.stages import CHAT, INSTRUCTED, Source
 from ldmrt.runtime.tensors import Array, Engine
 from ldmrt.runtime.tokenizer.tokenizer import Tokenizer
 
@@ -36,6 +36,8 @@ def encode_masked(
     Returns:
         The states (N, tokens, width), and 1 for each token of a text, 0 for what fills it up, (N, tokens); float32.
     """
+    if source.kind == CHAT:
+        return _encode_chat(encoder, tokenizer, texts, source)
     tokens, read = int(source.setting("tokens")), tokens_read(tokenizer, source)
     instructed = source.kind == INSTRUCTED
     asked = [(text.lower().strip(), instructed and prompt) for text, prompt in zip(texts, positive, strict=True)]
@@ -55,6 +57,20 @@ def encode_masked(
     places, row = [unique.index(one) for one in asked], np.arange(len(unique))[:, None]
     mask = (ids != tokenizer.pad)[row, taken].astype(np.float32)
     return states[row, taken][places], mask[places]
+
+
+def _encode_chat(encoder: Engine, tokenizer: Tokenizer, texts: Sequence[str], source: Source) -> tuple[Array, Array]:
+    """Encode texts as they are, each within the template of a chat.
+
+    The encoder's tokens do not see those after them, so what fills a text up changes nothing.
+    """
+    tokens, (before, _, behind) = int(source.setting("tokens")), str(source.setting("template")).partition("{}")
+    unique = list(dict.fromkeys(texts))
+    chats, ahead = [before + text + behind for text in unique], len(tokenizer.pieces(before))
+    (states,) = encoder(input_ids=tokenizer(chats, tokens, ahead, behind)).values()
+    places = [unique.index(text) for text in texts]
+    mask = np.arange(tokens) < np.array(tokenizer.lengths(chats))[:, None]
+    return states.astype(np.float32, copy=False)[places], mask.astype(np.float32)[places]
 
 
 def _instruction_tokens(tokenizer: Tokenizer, source: Source) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from ldmrt.runtime.bundle.stages import SKIP
+from ldmrt.runtime.bundle.stages import FROM_PROMPT, SKIP
 from ldmrt.runtime.images.reading import split
 from ldmrt.runtime.pipeline.prompts.syntaxes import PLAIN
 from ldmrt.runtime.samplers.noise.sources import LDMRT
@@ -132,7 +132,8 @@ class Fields:
         image_scale = IMAGE_SCALE if self.image_guidance_scale is None else self.image_guidance_scale
         true_scale = self.true_cfg_scale if self.has_negative else 1.0
         values = {
-            "guidance_scale": self.guidance(own), "image_guidance_scale": image_scale, "true_cfg_scale": true_scale
+            "guidance_scale": self.guidance(own), "image_guidance_scale": image_scale, "true_cfg_scale": true_scale,
+            FROM_PROMPT: 1 + self.guidance(own),
         }  # fmt: skip
         scales = [values[name] for name in names if name != SKIP]
         return scales if scales and scales[-1] > 1 and min(scales) >= 1 else []

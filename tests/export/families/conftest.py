@@ -13,6 +13,7 @@ from ...support.families.flux import save_flux
 from ...support.families.pixart import save_pixart
 from ...support.families.sana import save_sana
 from ...support.families.stable_diffusion_3 import EXPORTED, save_sd3
+from ...support.families.z_image import save_z_image
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +68,18 @@ def sana_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sana_bundle(sana_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its bundle in float32, without a certificate."""
     return made_once(tmp_path_factory, "sana/bundle", lambda folder: export(sana_checkpoint, folder))
+
+
+@pytest.fixture(scope="session")
+def z_image_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a Z-Image-Turbo, as diffusers saves it."""
+    return made_once(tmp_path_factory, "z_image/checkpoint", lambda folder: save_z_image("turbo", folder))
+
+
+@pytest.fixture(scope="session")
+def z_image_bundle(z_image_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle in float32, without a certificate."""
+    return made_once(tmp_path_factory, "z_image/bundle", lambda folder: export(z_image_checkpoint, folder))
 
 
 def export(checkpoint: Path, folder: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from diffusers import FluxPipeline, PixArtSigmaPipeline, SanaPipeline
+from diffusers import FluxPipeline, PixArtSigmaPipeline, SanaPipeline, ZImagePipeline
 from numpy.typing import NDArray
 from peft import LoraConfig, get_peft_model
 
@@ -137,7 +137,8 @@ def peft_of(kind: type[Any], checkpoint: Path, folder: Path, targets: list[str])
     theirs.transformer = wrapped.merge_and_unload()
     factor = theirs.vae_scale_factor
     x = torch.from_numpy(noise([SEED], FIRST, (4, SIDE // factor, SIDE // factor)))
-    latents = theirs("two pears", latents=x, output_type="latent", use_resolution_binning=False, **ASKED)
+    asked = ASKED if kind is ZImagePipeline else {**ASKED, "use_resolution_binning": False}
+    latents = theirs("two pears", latents=x, output_type="latent", **asked)
     return np.asarray(latents.images)
 
 
@@ -167,6 +168,13 @@ def test_sanas_is_merged(sana_checkpoint: Path, pixart_checkpoint: Path, tmp_pat
     check_merged(sana_checkpoint, tmp_path, peft_of(SanaPipeline, sana_checkpoint, tmp_path, targets))
     result = CliRunner().invoke(cli, ["export", str(pixart_checkpoint), str(tmp_path / "out"), "--lora", str(tmp_path)])
     assert "is for another family of models; expected a LoRA of PixArt; found one of Sana" in str(result.exception)
+
+
+def test_z_images_is_merged(z_image_checkpoint: Path, pixart_checkpoint: Path, tmp_path: Path) -> None:
+    targets = ["to_q", "to_v", "to_out.0", "w1", "w2", "cap_embedder.1"]
+    check_merged(z_image_checkpoint, tmp_path, peft_of(ZImagePipeline, z_image_checkpoint, tmp_path, targets))
+    result = CliRunner().invoke(cli, ["export", str(pixart_checkpoint), str(tmp_path / "out"), "--lora", str(tmp_path)])
+    assert "is for another family of models; expected a LoRA of PixArt; found one of Z-Image" in str(result.exception)
 
 
 def test_a_lora_of_another_transformer_is_refused(
