@@ -144,6 +144,7 @@ class ImagePipeline(ABC):
         skip_layer_guidance_start: float = 0.01,
         skip_layer_guidance_stop: float = 0.2,
         guidance_rescale: float = 0.0,
+        cfg_normalization: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
         loras: Mapping[str, float] | None = None,
         deep_cache: int | None = None,

@@ -24,12 +24,14 @@ class Guidance:
             latent, in order, (batch, k) holds all that is not zero, and grows with the batch, not with its square.
         plain: Whether the weights are the identity, so that there is nothing to combine.
         rescale: The share by which the deviation of each prediction is moved back to that of its positive prompt.
+        most: How many times the norm of a prediction may be that of its positive prompt; 0 is any number.
     """
 
     idx: NDArray[np.int64]
     weights: Floats32
     plain: bool = False
     rescale: float = 0.0
+    most: float = 0.0
 
     def combine(self, out: Floats32, into: Floats32 | None = None, channels: int | None = None) -> Floats32:
         """Combine the network's outputs into one guided prediction for each latent.
@@ -56,6 +58,9 @@ class Guidance:
             positive = mean[-len(guided) :].std(axes, ddof=1, keepdims=True)
             excess = positive / guided.std(axes, ddof=1, keepdims=True)
             guided *= 1 + self.rescale * (excess - 1)
+        if self.most:
+            positive, norm = _norms(mean[-len(guided) :]), _norms(guided)
+            guided *= np.minimum(1, np.divide(self.most * positive, norm, out=np.ones_like(norm), where=norm > 0))
         if mean.shape[1] == out.shape[1]:
             return guided
         last = [np.flatnonzero(self.idx == latent)[-1] for latent in range(len(guided))]
@@ -88,7 +93,13 @@ class Guidance:
         return dense.reshape(batch, -1)
 
 
-def guide(batch: int, scales: Sequence[float], rescale: float = 0.0) -> Guidance:
+def _norms(latents: Floats32) -> Floats32:
+    """Return the norm of each prediction (batch, C, h, w), (batch, 1, 1, 1)."""
+    norms: Floats32 = np.sqrt(np.square(latents).sum((1, 2, 3), keepdims=True))
+    return norms
+
+
+def guide(batch: int, scales: Sequence[float], rescale: float = 0.0, most: float = 0.0) -> Guidance:
     """Weigh rows of less and more conditioning, p0 + s1 (p1 - p0) + s2 (p2 - p1) + ... .
 
     One scale is classifier-free guidance, two are that of InstructPix2Pix (Brooks et al. 2023, arXiv:2211.09800,
@@ -98,12 +109,13 @@ def guide(batch: int, scales: Sequence[float], rescale: float = 0.0) -> Guidance
         batch: Number of latents; the network runs on one block of so many rows after another.
         scales: One for each row but the first; without any there is one row and nothing to combine.
         rescale: The share of `Guidance.rescale`, 0 to 1.
+        most: The number of `Guidance.most`.
     """
     if not scales:
         return classifier_free(batch, 1.0)
     each = np.append(1.0, scales) - np.append(scales, 0.0)
     weights = np.tile(each.astype(np.float32), (batch, 1))
-    return Guidance(np.tile(np.arange(batch), len(each)), weights, rescale=rescale)
+    return Guidance(np.tile(np.arange(batch), len(each)), weights, rescale=rescale, most=most)
 
 
 def compose(parts: Sequence[Sequence[float]], scale: float) -> Guidance:

@@ -41,6 +41,7 @@ class Options(BaseModel):
     skip_layer_guidance_start: float | None = None
     skip_layer_guidance_stop: float | None = None
     guidance_rescale: float | None = None
+    cfg_normalization: float | None = None
     guidance_interval: tuple[float, float] | None = None
     deep_cache: int | None = Field(None, ge=1)
     seed: int | list[int] | None = None

@@ -86,6 +86,12 @@ HOW: tuple[Decorator, ...] = (  # images are drawn; the names of the values are 
         help="Share of the contrast added by guidance that is removed, 0 to 1.",
     ),
     click.option(
+        "--cfg-normalization",
+        default=0.0,
+        show_default=True,
+        help="Largest norm of a guided prediction, times that of the prompt's own; 0 is any.",
+    ),
+    click.option(
         "--guidance-interval", type=Interval(), help="Use guidance only at noise levels sigma/alpha between these."
     ),
     click.option(

@@ -42,8 +42,9 @@ def composed_inputs(
     _check_tokens(context, tokens)
     inputs = {name: array[composition.block] for name, array in condition(context, without=PROMPTS).items()}
     variants = tuple(inputs | embeddings.inputs(composition, each, tokens) for each in different)
-    guidance, own = (composition.guidance(each, request.guidance_rescale) for each in (scales, usual))
-    alone = guide(request.total_images, ()) if composition.is_plain else composition.guidance((), 0.0)
+    changes = request.guidance_rescale, request.cfg_normalization
+    guidance, own = (composition.guidance(each, *changes) for each in (scales, usual))
+    alone = guide(request.total_images, ()) if composition.is_plain else composition.guidance(())
     of_row = tuple(different.index(each) for each in told)
     return GuidedInputs(guidance, own, alone, variants, of_row, tokens if len({*tokens.tolist()}) > 1 else None)
 

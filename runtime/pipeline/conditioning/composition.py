@@ -53,10 +53,10 @@ class Composition:
         """Whether each image has one part of weight 1, so that guidance is as without a syntax."""
         return all(weights == (1.0,) for weights in self.weights)
 
-    def guidance(self, scales: Sequence[float], rescale: float) -> Guidance:
+    def guidance(self, scales: Sequence[float], rescale: float = 0.0, most: float = 0.0) -> Guidance:
         """Weigh the calls: of parts, by the scale of classifier-free guidance, 1 where there is none."""
         if self.is_plain:
-            return guide(len(self.weights), scales, rescale)
+            return guide(len(self.weights), scales, rescale, most)
         return compose(self.weights, scales[0] if scales else 1.0)
 
 
@@ -96,9 +96,10 @@ def read_composition(request: Request, stage: Stage, rows: Sequence[Row], steps:
     if not composition.is_plain:
         if stage.guide.scales != GUIDED:
             raise InvalidRequest("request", "this model takes no AND", expected="one text for each prompt")
-        if request.guidance_rescale:
-            problem = "AND cannot be combined with guidance_rescale"
-            raise InvalidRequest("request", problem, expected="only one of them")
+        for name in ("guidance_rescale", "cfg_normalization"):
+            if getattr(request, name):
+                problem = f"AND cannot be combined with {name}"
+                raise InvalidRequest("request", problem, expected="only one of them")
     return composition
 
 

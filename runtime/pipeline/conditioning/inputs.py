@@ -25,7 +25,8 @@ def guided_inputs(
     """
     request = context.request
     if request.prompt_syntax == PLAIN:
-        guidance, own = (guide(request.total_images, each, request.guidance_rescale) for each in (scales, usual))
+        changes = request.guidance_rescale, request.cfg_normalization
+        guidance, own = (guide(request.total_images, each, *changes) for each in (scales, usual))
         return GuidedInputs(guidance, own, guide(request.total_images, ()), (condition(context),), (0,) * plan.rows)
     from .composed import composed_inputs  # parsers that are made where a syntax asks for them
 

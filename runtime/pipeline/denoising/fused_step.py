@@ -134,7 +134,7 @@ def can_fuse(plan: Plan, request: Request, guidance: Guidance) -> bool:
     """Whether all between two calls of the network is linear, and the same network is called at every row."""
     by_row = request.guidance_interval is not None or request.skip_guidance_layers is not None
     moving = bool(request.controls) or by_row or request.full_every > 1
-    return not (plan.hooked or plan.predicts_variance or guidance.rescale or moving)
+    return not (plan.hooked or plan.predicts_variance or guidance.rescale or guidance.most or moving)
 
 
 def tables(plans: Sequence[Plan], capacity: StepCapacity) -> dict[str, NDArray[np.float32]]:

@@ -74,6 +74,11 @@ def _by_stage(name: str, value: object) -> dict[str, dict[str, object]]:
     }
 
 
+def _limit(name: str, value: object) -> float:
+    """Check a number from 0 on, for which diffusers also takes true and false."""
+    return float(value) if isinstance(value, bool) else Number(0, LARGEST_GUIDANCE)(name, value)
+
+
 FIELDS: Mapping[str, Field] = {
     "prompt": Field(Optional(texts)),
     "negative_prompt": Field(Optional(texts)),
@@ -92,6 +97,7 @@ FIELDS: Mapping[str, Field] = {
     "skip_layer_guidance_start": Field(_SHARE),
     "skip_layer_guidance_stop": Field(_SHARE),
     "guidance_rescale": Field(_SHARE),
+    "cfg_normalization": Field(_limit),
     "guidance_interval": Field(Optional(interval)),
     "loras": Field(Optional(by_name)),
     "deep_cache": Field(Optional(Whole(1, LARGEST_STEPS))),

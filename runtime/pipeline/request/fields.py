@@ -40,6 +40,7 @@ class Fields:
     skip_layer_guidance_start: float = 0.01
     skip_layer_guidance_stop: float = 0.2
     guidance_rescale: float = 0.0
+    cfg_normalization: float = 0.0
     guidance_interval: tuple[float, float] | None = None
     loras: Mapping[str, float] | None = field(default=None, compare=False)
     deep_cache: int | None = None

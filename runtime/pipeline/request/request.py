@@ -51,6 +51,8 @@ class Request(Fields):
         skip_layer_guidance_start: The row runs at step i of n where i > n * start ...
         skip_layer_guidance_stop: ... and i < n * stop.
         guidance_rescale: How much of its excess of contrast is taken back, 0 to 1 (Lin et al. 2023, section 3.4).
+        cfg_normalization: How many times the norm of the prompt's own prediction that of the guided one may be, as in
+            diffusers' pipeline of Z-Image; True is 1, and 0 is no limit.
         guidance_interval: (low, high): guides at noise levels low < sigma / alpha <= high alone (Kynkäänniemi et al.
             2024).
         loras: The weights of LoRAs by the names that they were loaded by; those of `set_loras` by default.

@@ -210,7 +210,9 @@ def test_a_pipeline_draws_the_same(bundle: Path, low_memory: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "asked", [{"guidance_rescale": 0.5}, {"guidance_interval": (0.5, 2.0)}, {"scheduler": "ddpm"}], ids=str
+    "asked",
+    [{"guidance_rescale": 0.5}, {"cfg_normalization": 1.0}, {"guidance_interval": (0.5, 2.0)}, {"scheduler": "ddpm"}],
+    ids=str,
 )
 def test_what_is_not_linear_runs_in_the_loop(bundle: Path, asked: dict[str, Any]) -> None:
     pipeline = opened(bundle, fused=True)

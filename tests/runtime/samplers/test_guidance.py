@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ldmrt.runtime.samplers.guidance import Guidance, classifier_free, compose
+from ldmrt.runtime.samplers.guidance import Guidance, classifier_free, compose, guide
 
 
 def rows(n: int) -> NDArray[Any]:
@@ -153,3 +153,15 @@ def test_a_variance_is_that_of_the_last_prompt_of_each_image() -> None:
     out = np.arange(5 * 4, dtype=np.float32).reshape(5, 4, 1, 1)
     found = compose([(1.0, 1.0), (1.0,)], 2.0).combine(out, channels=2)
     np.testing.assert_array_equal(found[:, 2:], out[[3, 4], 2:])
+
+
+@pytest.mark.parametrize("most", [0.5, 1.0, 100.0])
+def test_the_norm_of_a_prediction_is_limited(most: float) -> None:
+    """As in diffusers' pipeline of Z-Image, for each image by itself; one below the limit stays as it is."""
+    out = rows(4)
+    plain, limited = (guide(2, [7.5], most=each).combine(out) for each in (0.0, most))
+    for before, after, positive in zip(plain, limited, out[2:], strict=True):
+        norm, allowed = np.linalg.norm(before), most * np.linalg.norm(positive)
+        np.testing.assert_allclose(after, before * min(1, allowed / norm), rtol=1e-6)
+    zeros = np.zeros_like(out)
+    np.testing.assert_array_equal(guide(2, [7.5], most=most).combine(zeros), zeros[:2])

@@ -199,6 +199,15 @@ def test_truncated_guidance_is_an_interval(places: Saved) -> None:
     assert np.abs(whole - found).max() > 10 * TOLERANCE * np.abs(found).max()
 
 
+@pytest.mark.parametrize("limit", [True, 1.2])
+def test_the_norm_of_guided_predictions_is_limited(limit: float, places: Saved) -> None:
+    asked = {"cfg_normalization": limit, "guidance_scale": 4.0}
+    ours, found = drawn(ours_of(places["turbo"]), 80, 144, **asked), expected(places["turbo"], 80, 144, **asked)
+    close(ours.latents, found)
+    whole = expected(places["turbo"], 80, 144, guidance_scale=4.0)
+    assert np.abs(whole - found).max() > 10 * TOLERANCE * np.abs(found).max()
+
+
 def test_each_image_is_that_of_its_seed_alone(places: Saved) -> None:
     pipeline = ours_of(places["turbo"])
     many = drawn(pipeline, 128, 128, count=3).latents
