@@ -16,15 +16,18 @@ from ldmrt.model.weights.weights import finite
 from ldmrt.runtime.errors import LdmrtError, LdmrtWarning
 from ldmrt.runtime.files.reading import JsonObject, find_file, sha256
 from ldmrt.runtime.files.recognise import BUNDLE, CHECKPOINT, CONTROLNET, EMBEDDING, LORA, refuse_other
+from ldmrt.runtime.tokenizer.tokenizer import ANY_LENGTH
 from ldmrt.runtime.tokenizer.vocabulary import several, vocabulary
 
+from . import encoders as kinds
 from .added_words import check_new, with_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# The two text encoders of XL by their names in files for it
+# The text encoders of XL, and of those that followed it, by their names in files for them
 ENCODERS = {
+    kinds.T5: kinds.T5,
     "clip_l": "text_encoder",
     "clip_g": "text_encoder_2",
     "text_encoders_0": "text_encoder",
@@ -112,10 +115,14 @@ def add_embeddings(
         LdmrtError: An embedding is for none of the encoders, of another width, or all of its words are known; or the
             encoders are not CLIP's.
     """
-    encoders = {part: encoder for part, encoder in text_encoders.items() if not isinstance(encoder, LDMBert)}
+    encoders = kinds.with_words(text_encoders)
     if embeddings and text_encoders and not encoders:
-        problem = f"{embeddings[0].name} cannot be added to this text encoder"
-        raise LdmrtError("embedding", problem, expected="one of CLIP", found="LDMBertModel")
+        problem, found = (
+            f"{embeddings[0].name} cannot be added to this text encoder",
+            next(iter(text_encoders.values())),
+        )
+        raise LdmrtError("embedding", problem, expected="one of CLIP", found=kinds.kind_of(found))
+    embeddings = [replace(each, vectors=kinds.of_parts(each.vectors, encoders)) for each in embeddings]
     known: dict[str, set[str]] = {part: set() for part in encoders}
     record = []
     for embedding in embeddings:
@@ -158,7 +165,7 @@ def add_embedding(
     embedding: Embedding,
     component: str = "text_encoder",
 ) -> dict[str, bytes]:
-    """Add the vectors of an embedding to a CLIP text encoder, in place.
+    """Add the vectors of an embedding to a text encoder of CLIP, or to T5, in place.
 
     By diffusers' convention several vectors are the words token, token_1, token_2 ... and a prompt's "token" stands
     for all of them. Nothing is changed if anything does not fit.
@@ -181,8 +188,12 @@ def add_embedding(
     table = text_encoder.get_input_embeddings()
     assert isinstance(table, nn.Embedding)
     old = table.weight
-    _check_shape(vectors, old, text_encoder.config.max_position_embeddings, embedding.name, component)
+    positions = getattr(text_encoder.config, "max_position_embeddings", ANY_LENGTH)  # T5 has relative ones
+    _check_shape(vectors, old, positions, embedding.name, component)
     known, added = vocabulary(tokenizer_files)
+    if not known:
+        problem, hint = "words can be added to tokenizer.json alone", "save the tokenizer with transformers 5"
+        raise LdmrtError(component.replace("text_encoder", "tokenizer"), problem, found="spiece.model", hint=hint)
     size = len(known)
     if max(known.values()) >= size or size > len(old):
         found = f"{size} words, ids to {max(known.values())}, {len(old)} vectors"
@@ -208,7 +219,7 @@ def _check_shape(vectors: Tensor, old: Tensor, length: int, name: str, component
             f"{name} is of another width",
             expected=f"{old.shape[1]} of the text encoder",
             found=vectors.shape[1],
-            hint="an embedding fits the family that it was trained on: 1.x, 2.x or XL",
+            hint="an embedding fits the family that it was trained on: 1.x, 2.x, XL, 3 or FLUX.1",
         )
     if len(vectors) > length - 2:  # start and end
         raise LdmrtError(
