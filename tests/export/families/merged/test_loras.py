@@ -20,8 +20,8 @@ from ldmrt.runtime.samplers.noise.counter import FIRST, noise
 from ldmrt.tools.cli import cli
 from ldmrt.tools.options.checkpoint import NAMES, base_of
 
-from ...support.families.compared import close
-from ...support.loras import TEXT, adapter, save
+from ....support.families.compared import close
+from ....support.loras import TEXT, adapter, save
 
 pytestmark = [
     pytest.mark.oracle,

@@ -15,7 +15,7 @@ from ldmrt.model.textual_inversion.merge import add_embeddings, read_embedding
 from ldmrt.runtime import LdmrtError, Pipeline
 from ldmrt.runtime.samplers.noise.counter import FIRST, noise
 
-from ...support.families.compared import close
+from ....support.families.compared import close
 
 pytestmark = [
     pytest.mark.oracle,
