@@ -17,9 +17,7 @@ from ldmrt.model.library import gemma2, qwen3, t5
 from ldmrt.model.library.clip_vision import SafetyChecker
 from ldmrt.model.library.deep_autoencoder import DeepAutoencoder
 from ldmrt.model.library.flux import FluxConfig, flux
-from ldmrt.model.library.gemma2 import GEMMA
 from ldmrt.model.library.pixart import PixArtConfig, pixart
-from ldmrt.model.library.qwen3 import QWEN
 from ldmrt.model.library.sana import SanaConfig, sana
 from ldmrt.model.library.stable_diffusion_3 import SD3Config, stable_diffusion_3
 from ldmrt.model.library.z_image import ZImageConfig, z_image
@@ -60,11 +58,9 @@ V = TypeVar("V", bound=Codec)
 TextEncoder: TypeAlias = "PreTrainedModel | LDMBert"
 WEIGHTS, TEXT_WEIGHTS = f"{STEMS[0]}.safetensors", f"{STEMS[1]}.safetensors"
 PIPELINE = {
-    "_class_name": "StableDiffusionPipeline",
-    "feature_extractor": [None, None],
-    "requires_safety_checker": False,
-    "safety_checker": [None, None],
-}
+    "_class_name": "StableDiffusionPipeline", "feature_extractor": [None, None],
+    "requires_safety_checker": False, "safety_checker": [None, None],
+}  # fmt: skip
 # Where a pipeline finds a class that is not diffusers' own; the last is a module of its pipeline's.
 LIBRARIES = {**dict.fromkeys((*TEXT, *ONE_STATE), "transformers"), "LDMBertModel": "latent_diffusion"}
 # Keys of a text encoder's config about the program that ran it; the model is the same.
@@ -75,8 +71,8 @@ EPSILONS = ("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps")  # CLIP's, T
 ENCODERS: dict[str, tuple[str, Callable[[nn.Module], object]]] = {
     **dict.fromkeys(TEXT, ("CLIPTextConfig", lambda encoder: encoder)),
     T5: ("T5Config", t5.leave_precision),
-    GEMMA: ("Gemma2Config", gemma2.prepared),
-    QWEN: ("Qwen3Config", qwen3.prepared),
+    gemma2.GEMMA: ("Gemma2Config", gemma2.prepared),
+    qwen3.QWEN: ("Qwen3Config", qwen3.prepared),
 }
 # The networks of this package by the names of diffusers' classes.
 NETWORKS: dict[str, type[UNet | PlainUNet | Codec | Control | LDMBert]] = {

@@ -57,9 +57,8 @@ JOINT, LONG = "joint_prompt", "t5_prompt"
 MASKED_KINDS = MASKED, INSTRUCTED, CHAT = "masked_prompt", "instructed_prompt", "chat_prompt"  # padding is not seen
 PROMPT_KINDS = ("prompt", JOINT, LONG, *MASKED_KINDS)  # embeddings of a request's prompt
 PROMPTS = ("negative", "positive")
-TRUE_CFG = "true_cfg_scale"  # FLUX.1: of a negative prompt, beside the guidance that the network is told
+TRUE_CFG, FROM_PROMPT = "true_cfg_scale", "guidance_from_prompt"  # FLUX.1's own; Z-Image's: 1 + `guidance_scale`
 KEPT, SKIP = "kept_layers", "skip_layer_guidance_scale"  # Stable Diffusion 3.5: of a row that skips layers
-FROM_PROMPT = "guidance_from_prompt"  # Z-Image: 1 more than `guidance_scale`, of which 0 is none there
 SCALES = ("guidance_scale", "image_guidance_scale", TRUE_CFG, SKIP, FROM_PROMPT)  # fields of a request, but the last
 ON_REQUEST = (TRUE_CFG, SKIP)  # scales of rows that run where a request asks for them alone
 GUIDANCE_SCALE = 5.0  # where neither a request nor a stage states one

@@ -20,9 +20,9 @@ from ldmrt.runtime.bundle.stage_of_configs import KONTEXT
 from ldmrt.runtime.images.sizes import KONTEXT_SIZES, kontext_size
 from ldmrt.runtime.samplers.noise.counter import FIRST, noise
 
-from ...support.families.compared import Saved, close, ours_of, theirs
-from ...support.families.flux import ASKED, SEEDS, latents_of
-from ..test_tasks import picture
+from ....support.families.compared import Saved, close, ours_of, theirs
+from ....support.families.flux import ASKED, SEEDS, latents_of
+from ...test_tasks import picture
 
 pytestmark = [
     pytest.mark.oracle,
