@@ -19,6 +19,7 @@ BLOCKED = ("torch", "transformers", "diffusers")
 MAY = {
     "images/animation.py": {"PIL", "av"},
     "images/inpainting.py": {"PIL"},
+    "images/clip.py": {"PIL"},
     "images/outpainting.py": {"PIL"},
     "images/reading.py": {"PIL"},
     "images/modes.py": {"PIL"},
@@ -34,6 +35,7 @@ MAY = {
     "files/hub.py": {"huggingface_hub"},
     "parity/metrics.py": {"skimage"},
     "tokenizer/gemma.py": {"tokenizers"},
+    "tokenizer/qwen2.py": {"tokenizers"},
     "tokenizer/tokenizer.py": {"tokenizers"},
     "tokenizer/unigram.py": {"tokenizers"},
     "tokenizer/wordpiece.py": {"tokenizers"},

@@ -1,0 +1,58 @@
+"""Draw the images of a page whose commands draw them.
+
+`python -m ldmrt.tools.emoji.gallery docs/drawing/gallery.md docs/images/gallery` runs every `ldmrt` command of the page
+in its order. What a command draws into out/gallery is kept in the folder as WebP, at twice its size; an animation stays
+as it is.
+"""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+DRAWN = "out/gallery"  # where the commands of the page draw
+QUALITY = 90  # of WebP, at which a loss is hardly seen
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Return the commands of a page, each as its words without `ldmrt`."""
+    lines = re.findall(r"^    ldmrt (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return [shlex.split(line) for line in lines]
+
+
+def output(words: list[str]) -> Path | None:
+    """Return the image that a command draws for the gallery; None if it draws none."""
+    out = Path(words[words.index("-o") + 1]) if "-o" in words else None
+    return out if out is not None and out.parent == Path(DRAWN) else None
+
+
+def kept(drawn: Path, folder: Path) -> Path:
+    """Return the file that an image is kept in: of an animation that of its own format."""
+    return folder / (drawn.name if drawn.suffix == ".gif" else f"{drawn.stem}.webp")
+
+
+def keep(drawn: Path, folder: Path) -> None:
+    """Keep an image at twice its size, or an animation as it is."""
+    from PIL import Image
+
+    with Image.open(drawn) as image:
+        if getattr(image, "is_animated", False):
+            kept(drawn, folder).write_bytes(drawn.read_bytes())
+            return
+        twice = image.convert("RGB").resize((2 * image.width, 2 * image.height), Image.Resampling.LANCZOS)
+        twice.save(kept(drawn, folder), quality=QUALITY)
+
+
+def gallery(page: Path, folder: Path) -> None:
+    """Run the commands of a page, and keep what they draw in a folder; the first one that fails ends it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for words in commands(page):
+        print("ldmrt", shlex.join(words), flush=True)
+        subprocess.run([sys.executable, "-m", "ldmrt.tools.cli", *words], check=True)
+        if (drawn := output(words)) is not None:
+            keep(drawn, folder)
+
+
+if __name__ == "__main__":
+    gallery(Path(sys.argv[1]), Path(sys.argv[2]))
