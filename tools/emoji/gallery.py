@@ -7,6 +7,7 @@ as it is.
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,7 @@ def keep(drawn: Path, folder: Path) -> None:
 
 def gallery(page: Path, folder: Path) -> None:
     """Run the commands of a page, and keep what they draw in a folder; the first one that fails ends it."""
+    shutil.rmtree(DRAWN, ignore_errors=True)  # a file that is there would keep its name
     folder.mkdir(parents=True, exist_ok=True)
     for words in commands(page):
         print("ldmrt", shlex.join(words), flush=True)
