@@ -82,11 +82,11 @@ def full_size(
             shutil.rmtree(bundle / ENGINES, ignore_errors=True)
         rows.append(run(name, commands[name]))
         shutil.rmtree(scrap, ignore_errors=True)
-    weights = sum(file.stat().st_size for file in bundle.rglob("*.onnx_data")) / 1e6
-    limit = 1.4 * weights + 1000
-    title = (
-        f"{family}, {precision}: {weights:.0f} MB of weights; an export may take 1.4 of that and 1 GB, {limit:.0f} MB"
-    )
+    files = [file.stat().st_size / 1e6 for file in bundle.rglob("*.onnx_data")]
+    weights, largest = sum(files), max(files) / (2 if precision == "fp32" else 1)
+    limit = 1500 + 0.3 * largest
+    title = f"{family}, {precision}: {weights:.0f} MB of weights; an export may take {limit:.0f} MB,"
+    title += " 1.5 GB and 0.3 of the largest network in half precision"
     table = Table("step", "seconds", "peak MB", title=title)
     for row in rows:
         table.add_row(row.step, f"{row.seconds:.0f}", f"{row.peak:.0f}")

@@ -220,6 +220,7 @@ def test_commands(bundle: Path, tmp_path: Path) -> None:
         assert ldmrt(command, bundle) == 0
 
 
+@pytest.mark.slow
 def test_it_enlarges_what_another_stage_draws(places: dict[int, Path], tmp_path: Path) -> None:
     """The second stage of a cascade, both in pixels."""
     cascade, out = tmp_path / "cascade", tmp_path / "out.png"

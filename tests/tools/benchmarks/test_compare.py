@@ -31,6 +31,7 @@ def ask(tmp_path: Path) -> Ask:
 
 
 @pytest.mark.oracle
+@pytest.mark.slow
 def test_race_draws_the_same_picture_with_both(bundle: Path, checkpoint: Path, ask: Ask, tmp_path: Path) -> None:
     contestants = [Contestant("diffusers", sys.executable, checkpoint), Contestant("ldmrt", sys.executable, bundle)]
     race(contestants, ask, 2, tmp_path)

@@ -29,6 +29,7 @@ def test_contestants_begin_alike() -> None:
 
 
 @pytest.mark.oracle
+@pytest.mark.slow
 def test_numbers_are_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,7 +146,7 @@ CASES = {
     "unconditional": "--batch 3 --variance learned_range",
     "upscaler": "--batch 3 --checkpointing",
 }
-QUICK = ("ldm", "finetune", "autoencoder, adversarial")
+QUICK = ("ldm",)
 
 
 @pytest.mark.parametrize(

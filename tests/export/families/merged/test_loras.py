@@ -1,6 +1,5 @@
 """`ldmrt export --lora` with a transformer: it draws what diffusers draws with the LoRA fused, or writes nothing."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -78,22 +77,8 @@ def test_the_checkpoint_draws_what_diffusers_draws(
     assert np.abs(plain - expected).max() > 0.01 * np.abs(expected).max()
 
 
-@pytest.mark.slow(minutes=2)
-def test_the_bundle_draws_what_diffusers_draws(
-    flux_checkpoint: Path, lora: Path, expected: NDArray[np.float32], tmp_path: Path
-) -> None:
-    arguments = ["export", str(flux_checkpoint), str(tmp_path / "bundle"), "--lora", f"{lora}:{SCALE}", "--no-verify"]
-    result = CliRunner().invoke(cli, arguments)
-    assert result.exit_code == 0, result.output
-    (entry,) = json.loads((tmp_path / "bundle" / "ldmrt.json").read_text())["loras"]
-    assert (entry["file"], entry["weight"]) == (lora.name, SCALE)
-    with open_pipeline(tmp_path / "bundle") as pipeline:
-        close(drawn(pipeline), expected)
-
-
-@pytest.mark.slow  # whole bundles, which other tests share
 def test_the_bundle_draws_with_it_at_run_time(
-    flux_bundle: Path, sd3_bundle: Path, lora: Path, expected: NDArray[np.float32], tmp_path: Path
+    flux_bundle: Path, bundle: Path, lora: Path, expected: NDArray[np.float32], tmp_path: Path
 ) -> None:
     """In diffusers' names; those of the original code are merged at export alone."""
     with open_pipeline(flux_bundle) as pipeline:
@@ -105,7 +90,7 @@ def test_the_bundle_draws_with_it_at_run_time(
         with pytest.raises(LdmrtError, match="match no module of") as raised:
             pipeline.load_lora(save(original, tmp_path / "original.safetensors"))
         assert "ldmrt export CHECKPOINT BUNDLE --lora" in str(raised.value.hint)
-    with open_pipeline(sd3_bundle) as pipeline, pytest.raises(LdmrtError, match="is for another family of models"):
+    with open_pipeline(bundle) as pipeline, pytest.raises(LdmrtError, match="is for another family of models"):
         pipeline.load_lora(lora)
 
 
