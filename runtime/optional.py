@@ -63,6 +63,7 @@ PACKAGES = {
     "opentelemetry": Package("OpenTelemetry", "opentelemetry-sdk", ("otel",)),
     "av": Package("PyAV", "av", ("video",)),
     "diffusers": Package("diffusers", "diffusers", ("families",)),
+    "jinja2": Package("Jinja", "jinja2", ("families",)),
 }
 
 

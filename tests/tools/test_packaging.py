@@ -151,8 +151,8 @@ BOUNDS = {name: bound for found in (declared(PROJECT["dependencies"]), *USED.val
 # datasets and what serves over HTTP one was tried.
 UNTESTED = {
     "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "cuda-bindings", "nncf", "resvg-py", "tomli",
-    "av", "accelerate", "psutil", "datasets", "diffusers", "tensorboard", "wandb", "bitsandbytes", "ray", "pyarrow",
-    "fastapi", "starlette", "pydantic", "uvicorn", "python-multipart", "prometheus-client",
+    "av", "accelerate", "psutil", "datasets", "diffusers", "jinja2", "tensorboard", "wandb", "bitsandbytes", "ray",
+    "pyarrow", "fastapi", "starlette", "pydantic", "uvicorn", "python-multipart", "prometheus-client",
     "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http",
 }  # fmt: skip
 
