@@ -30,7 +30,8 @@ def read_safetensors(where: str, path: Path) -> tuple[dict[str, Array], dict[str
         path: The file.
 
     Returns:
-        The tensors by name, views of the mapped file; bfloat16, which NumPy lacks, as float32. And the metadata.
+        The tensors by name, copied, so that a file which changes later changes none; bfloat16, which NumPy lacks, as
+        float32. And the metadata.
 
     Raises:
         LdmrtError: The file is missing, damaged, or holds numbers of an unknown kind.
@@ -48,7 +49,12 @@ def read_safetensors(where: str, path: Path) -> tuple[dict[str, Array], dict[str
         raise _unreadable(where, path, "a tensor that is no JSON object")
     begin = 8 + length
     data = np.memmap(path, np.uint8, "r", offset=begin) if size > begin else np.empty(0, np.uint8)
-    tensors = {name: _tensor(where, path, name, row, data) for name, row in header.items()}
+    tensors = dict[str, Array]()
+    left = len(data)  # of tensors that lie over one another, each would be read into memory of its own
+    for name, row in header.items():
+        tensors[name], size = _tensor(where, path, name, row, data)
+        if (left := left - size) < 0:
+            raise _unreadable(where, path, "tensors that lie over one another")
     return tensors, {str(key): str(value) for key, value in metadata.items()}
 
 
@@ -62,10 +68,10 @@ def content_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _tensor(where: str, path: Path, name: str, row: JsonObject, data: Array) -> Array:
-    """Return a tensor of the file's data, as its row in the header describes it."""
+def _tensor(where: str, path: Path, name: str, row: JsonObject, data: Array) -> tuple[Array, int]:
+    """Return a tensor of the file's data, as its row in the header describes it, and its bytes in the file."""
     kind = row.get("dtype")
-    if kind not in DTYPES:
+    if not isinstance(kind, str) or kind not in DTYPES:
         problem = f"{name:.200} in {path} is of an unsupported dtype"
         raise LdmrtError(where, problem, expected=", ".join(DTYPES), found=f"{kind!r:.40}")
     try:
@@ -77,7 +83,7 @@ def _tensor(where: str, path: Path, name: str, row: JsonObject, data: Array) -> 
         numbers: Array = np.frombuffer(data[first:last].tobytes(), dtype).reshape(shape)
     except (KeyError, TypeError, ValueError) as error:
         raise _unreadable(where, path, str(error)[:200]) from None
-    return widened(numbers) if kind == "BF16" else numbers
+    return (widened(numbers) if kind == "BF16" else numbers), last - first
 
 
 def widened(bits: Array) -> Array:

@@ -248,7 +248,8 @@ def generate(
             images += [image] if request.total_images <= GRID else []
             written += [path] if path != out and request.total_images <= GRID else []
     if len(images) > 1:
-        columns = columns or (request.num_images_per_prompt if len(prompts) > 1 else math.isqrt(len(images) - 1) + 1)
+        each = request.num_images_per_prompt
+        columns = columns or (each if each > 1 and len(prompts) > 1 else math.isqrt(len(images) - 1) + 1)
         save_image(
             out, grid(np.stack(images), columns), notes({**shared, "prompts": request.prompts, "seeds": request.seeds})
         )

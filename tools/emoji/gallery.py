@@ -1,8 +1,8 @@
 """Draw the images of a page whose commands draw them.
 
 `python -m ldmrt.tools.emoji.gallery docs/drawing/gallery.md docs/images/gallery` runs every `ldmrt` command of the page
-in its order. What a command draws into out/gallery is kept in the folder as WebP, at twice its size; an animation stays
-as it is.
+in its order. An image in out/gallery is stored in the folder as WebP, at twice its size, and an animation as it
+is.
 """
 
 import re
@@ -28,32 +28,32 @@ def output(words: list[str]) -> Path | None:
     return out if out is not None and out.parent == Path(DRAWN) else None
 
 
-def kept(drawn: Path, folder: Path) -> Path:
-    """Return the file that an image is kept in: of an animation that of its own format."""
+def stored_path(drawn: Path, folder: Path) -> Path:
+    """Return the file that an image is stored in: as WebP, and an animation in its own format."""
     return folder / (drawn.name if drawn.suffix == ".gif" else f"{drawn.stem}.webp")
 
 
-def keep(drawn: Path, folder: Path) -> None:
-    """Keep an image at twice its size, or an animation as it is."""
+def store(drawn: Path, folder: Path) -> None:
+    """Store an image at twice its size, or an animation as it is."""
     from PIL import Image
 
     with Image.open(drawn) as image:
         if getattr(image, "is_animated", False):
-            kept(drawn, folder).write_bytes(drawn.read_bytes())
+            stored_path(drawn, folder).write_bytes(drawn.read_bytes())
             return
         twice = image.convert("RGB").resize((2 * image.width, 2 * image.height), Image.Resampling.LANCZOS)
-        twice.save(kept(drawn, folder), quality=QUALITY)
+        twice.save(stored_path(drawn, folder), quality=QUALITY)
 
 
 def gallery(page: Path, folder: Path) -> None:
-    """Run the commands of a page, and keep what they draw in a folder; the first one that fails ends it."""
+    """Run the commands of a page, and store their images in a folder; the first one that fails ends it."""
     shutil.rmtree(DRAWN, ignore_errors=True)  # a file that is there would keep its name
     folder.mkdir(parents=True, exist_ok=True)
     for words in commands(page):
         print("ldmrt", shlex.join(words), flush=True)
         subprocess.run([sys.executable, "-m", "ldmrt.tools.cli", *words], check=True)
         if (drawn := output(words)) is not None:
-            keep(drawn, folder)
+            store(drawn, folder)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ def check_replaceable(bundle: Bundle, backend: str, *, low_memory: bool) -> None
     if low_memory:
         problem = "low_memory leaves weights in their file, where none is replaced"
         raise LdmrtError("lora", problem, hint=f"without --low-memory, or {MERGE}")
+    if narrow := [name for name in bundle.components if bundle.precision(name) == "bf16"]:
+        problem, hint = "weights in bfloat16 cannot be replaced at run time", f"{MERGE} --precision bf16"
+        raise LdmrtError("lora", problem, expected="fp32 or fp16", found=", ".join(narrow), hint=hint)
     name = backend
     if backend == "auto" and (built := sessions(bundle)):
         name = built[0].backend

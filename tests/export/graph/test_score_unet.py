@@ -44,8 +44,12 @@ class Named(nn.Module):
         return (self.model(sample, timestep),)
 
 
-@pytest.fixture(scope="module", params=[{}, {"down_block_types": ("DownBlock2D",) * 3, "norm_num_groups": 8,
-                                             "up_block_types": ("UpBlock2D",) * 3}], ids=["skip", "plain"])  # fmt: skip
+PLAIN = {"down_block_types": ("DownBlock2D",) * 3, "norm_num_groups": 8, "up_block_types": ("UpBlock2D",) * 3}
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param({}, marks=pytest.mark.slow, id="skip"), pytest.param(PLAIN, id="plain")]
+)
 def exported(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Component, Path]:
     torch.manual_seed(0)
     model = randomise(PlainUNet.from_config(SKIP | request.param)).eval()

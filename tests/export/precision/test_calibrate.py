@@ -35,6 +35,7 @@ def inputs(bundle: Bundle, count: int = 3) -> list[Arrays]:
     ]
 
 
+@pytest.mark.slow
 def test_the_ranges_make_a_network_as_good_as_nncfs(bundle: Path) -> None:
     """The table holds every rounding of an activation that NNCF's own network has."""
     opened = Bundle.open(bundle)

@@ -58,9 +58,11 @@ def deltas(files: list[tuple[Path, float]]) -> Mapping[str, Tensor]:
     for path, weight in files:
         for (component, module), layer in read_lora(path).layers.items():
             assert layer.delta is not None
-            factors = (layer.delta.up.double().flatten(1), layer.delta.down.double().flatten(1))  # type: ignore[attr-defined]
+            up, down = (
+                torch.from_numpy(part.copy()).double().flatten(1) for part in (layer.delta.up, layer.delta.down)
+            )  # type: ignore[attr-defined]
             key = f"{component} {module}"
-            total[key] = total.get(key, 0) + weight * (factors[0] @ factors[1])
+            total[key] = total.get(key, 0) + weight * (up @ down)
     return total
 
 

@@ -115,6 +115,7 @@ def test_islands_of_errors_are_built_again_from_the_manifest(
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_margin_of_two_where_it_can_be_had(checkpoint: Path) -> None:
     """A quiet network errs by 1.8e-3 in halves; 1.2e-3 is left with islands all over, of what is between them."""
     measured = measure(load(checkpoint), ["unet"])["unet"]

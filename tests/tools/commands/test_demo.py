@@ -45,6 +45,7 @@ def test_what_is_shipped() -> None:
     assert all(", noto style, " in prompt and prompt.endswith(" background") for prompt in prompts)
 
 
+@pytest.mark.slow
 def test_exports_verifies_and_draws(
     ldmrt: Any, place: Path, checkpoint: Path, shared_exports: None, tmp_path: Path
 ) -> None:

@@ -259,6 +259,7 @@ def test_a_model_of_flow_draws_what_diffusers_draws(
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4 * np.abs(expected).max())  # as every family's latents
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variance", ["fixed_large", "learned_range"])
 def test_a_unet_in_pixels_is_trained_exported_and_drawn_with(
     ldmrt: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variance: str

@@ -51,7 +51,9 @@ def graph_of(tmp_path: Path, **constants: Array) -> GraphWeights:
     node = helper.make_node("Identity", ["x"], ["y"], name="a/Identity")
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])]
     model = helper.make_model(helper.make_graph([node], "g", inputs, outputs, tensors))
-    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="data", size_threshold=1000)
+    onnx.save(
+        model, tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx_data", size_threshold=1000
+    )
     return GraphWeights.read("unet", tmp_path / "model.onnx")
 
 

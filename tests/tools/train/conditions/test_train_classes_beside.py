@@ -133,6 +133,7 @@ def test_classes_beside_text_are_exported_and_drawn(ldmrt: Any, beside: tuple[ob
     assert Image.open(tmp_path / "drawn.png").size == (16, 16)
 
 
+@pytest.mark.slow
 def test_a_run_with_classes_that_was_stopped_writes_the_same(
     ldmrt: Any, beside: tuple[object, ...], fruit: Path, tmp_path: Path
 ) -> None:
