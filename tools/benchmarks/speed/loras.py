@@ -56,7 +56,7 @@ def bench(checkpoint: Path, bundle: Path, steps: int, rounds: int, threads: int,
     from safetensors.torch import save_file
     from torch import nn
 
-    from ldmrt.model import load
+    from ldmrt.model.checkpoint.load import load
     from ldmrt.runtime.files.writing import write_atomically
     from ldmrt.runtime.host import processor, versions
     from ldmrt.runtime.pipeline.opening import open_pipeline
