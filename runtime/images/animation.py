@@ -1,8 +1,9 @@
 """Write frames as an animation: GIF and WebP by Pillow, MP4 by PyAV, which the extra `video` brings."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from ldmrt.runtime.optional import unavailable
 
 FORMATS = {".gif": "GIF", ".webp": "WEBP", ".mp4": "MP4"}
 RATE_FACTOR = "17"  # of H.264, at which a loss is hardly seen
-Frames = Sequence[NDArray[np.uint8]]
+Frames = Iterable[NDArray[np.uint8]]
 
 
 def check_animation(path: Path) -> None:
@@ -31,8 +32,10 @@ def check_animation(path: Path) -> None:
 def encode_animation(frames: Frames, suffix: str, fps: float, comment: str = "") -> bytes:
     """Return an animation as a file, which a GIF and a WebP repeat without an end.
 
+    Frames are encoded as they come. Pillow keeps them until the last one, those of a GIF in a byte a pixel.
+
     Args:
-        frames: Images of one size, (H, W, 3).
+        frames: Images of one size, (H, W, 3), at least one.
         suffix: One of `FORMATS`.
         fps: Frames a second.
         comment: A text that GIF and MP4 hold.
@@ -41,7 +44,8 @@ def encode_animation(frames: Frames, suffix: str, fps: float, comment: str = "")
         return _mp4(frames, fps, comment)
     from PIL import Image
 
-    first, *others = map(Image.fromarray, frames)
+    others = map(Image.fromarray, frames)
+    first = next(others)
     shared = {"save_all": True, "append_images": others, "duration": round(1000 / fps), "loop": 0}
     buffer = io.BytesIO()
     if FORMATS[suffix] == "GIF":
@@ -55,14 +59,16 @@ def _mp4(frames: Frames, fps: float, comment: str) -> bytes:
     """Encode frames by H.264, which halves its colours' sides: an odd side is one pixel longer."""
     import av
 
-    height, width = (side + side % 2 for side in frames[0].shape[:2])
+    frames = iter(frames)
+    first = next(frames)
+    height, width = (side + side % 2 for side in first.shape[:2])
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         container.metadata["comment"] = comment
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"crf": RATE_FACTOR}
-        for image in frames:
+        for image in chain([first], frames):
             more = (0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.pad(image, more, mode="edge"), "rgb24")))
         container.mux(stream.encode())

@@ -33,7 +33,7 @@ from .conditioning.prompts import reads_texts, text_encoders
 from .conditioning.sources import check_sources
 from .denoising.denoise import Denoised, DenoisingTask, Encoded, check_finite
 from .denoising.initial_latents import initial_latents
-from .denoising.interpolation import between, check_keys
+from .denoising.interpolation import between, check_keys, only_pass
 from .denoising.noise_order import noise_of
 from .denoising.plan_of_request import plan_of
 from .loras.asked import asked
@@ -157,7 +157,7 @@ class Pipeline(ImagePipeline, TakesLoras):
         """Yield images from each request's to the next one's; the first and the last are those of their requests."""
         check_keys(requests, frames)
         with self.engines.turn:
-            keys = [self._encode(self._passes(request)[0][1].request) for request in requests]
+            keys = [self._encode(only_pass(self._passes(request))) for request in requests]
         for frame in range(frames):
             with self.engines.turn:
                 yield self._decode(self._denoise(between(keys, frame * (len(keys) - 1) / (frames - 1))))

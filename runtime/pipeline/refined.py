@@ -105,11 +105,13 @@ class RefinedPipeline(ImagePipeline):
         if any(getattr(request, name) is not None for name in EMBEDDINGS):
             problem = "prompt embeddings cannot be combined with a refiner, which encodes the prompt by itself"
             raise InvalidRequest("refiner", problem, expected="prompt")
-        if request.hires is not None:
-            raise exclusive("hires", "a refiner")
+        for name in ("hires", "outpaint"):
+            if getattr(request, name) is not None:
+                raise exclusive(name, "a refiner")
         return replace(request, denoising_end=self.start, output_type="latent")
 
     def _last(self, request: Request, left: Latents) -> Request:
         image = request.image if request.has_mask else None
         alone = {**without_loras(request), "controls": {}, "ip_adapter_image": None, "deep_cache": None}
-        return replace(request, latents=left, denoising_start=self.start, image=image, **alone)
+        noise = {"seed": request.seeds, "variation_seed": None, "variation_strength": 0.0, "image_latents": None}
+        return replace(request, latents=left, denoising_start=self.start, image=image, **alone, **noise)

@@ -99,9 +99,11 @@ HOW: tuple[Decorator, ...] = (  # images are drawn; the names of the values are 
     ),
     click.option("--seed", default=0, show_default=True, help="Seed of the first image; the next ones count up."),
     click.option(
-        "--variation-seed", type=int, help="Seed whose noise the seed's is turned towards; it counts up instead."
+        "--variation-seed",
+        type=int,
+        help="Seed of a second noise that is mixed in; images count it up in place of --seed.",
     ),
-    click.option("--variation-strength", default=0.0, show_default=True, help="How far it is turned, 0 to 1."),
+    click.option("--variation-strength", default=0.0, show_default=True, help="How much of it is mixed in, 0 to 1."),
     click.option(
         "--noise",
         default="ldmrt",

@@ -1,22 +1,30 @@
-"""Draw between two requests: what their prompts are encoded to is mixed, and their noise is turned.
+"""Draw between two requests: prompt embeddings are interpolated linearly, noise by slerp.
 
 At a request's own place nothing is mixed, so that its image is the one that it gives alone.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.pipeline.conditioning.guided import GuidedInputs
 from ldmrt.runtime.pipeline.loras.asked import tags_of
-from ldmrt.runtime.pipeline.request.request import Request
+from ldmrt.runtime.pipeline.request.fields import Fields
+from ldmrt.runtime.pipeline.request.request import EMBEDDINGS, TEXTS, Request
+from ldmrt.runtime.pipeline.request.second_pass import Pass
 from ldmrt.runtime.samplers.noise.sources import Drawn, NoiseSource, Shape
-from ldmrt.runtime.samplers.noise.variation import slerp
+from ldmrt.runtime.samplers.noise.variation import slerp, written
 from ldmrt.runtime.tensors import Array
 
 from .denoise import Encoded
+
+IN_ALL = ("image", "image_latents", "ip_adapter_image")  # nothing is between an image and none
+MAY_DIFFER = {
+    *TEXTS, *EMBEDDINGS, *IN_ALL, "seed", "variation_seed", "generator", "class_labels", "latents", "controls", "loras",
+}  # fmt: skip
+SAME_IN_ALL = tuple(each.name for each in fields(Fields) if each.name not in MAY_DIFFER)
 
 
 @dataclass(frozen=True)
@@ -35,19 +43,15 @@ class TurnedNoise:
 
     def __call__(self, stream: int, shape: Shape, into: Drawn | None = None) -> Drawn:
         """Draw the noise of a stream, (images, *shape), float32."""
-        turned = slerp(self.share, self.low(stream, shape), self.high(stream, shape))
-        if into is None:
-            return turned
-        into[...] = turned
-        return into
+        return written(slerp(self.share, self.low(stream, shape), self.high(stream, shape)), into)
 
 
 def check_keys(requests: Sequence[Request], frames: int) -> None:
     """Refuse requests that nothing can be drawn between.
 
     Raises:
-        InvalidRequest: There are fewer than two, or fewer frames; or one has a mask, a second pass, several images or
-            other LoRAs than the first.
+        InvalidRequest: There are fewer than two, or fewer frames; or one has a mask, a second pass, several images, or
+            other LoRAs or settings than the first.
     """
     if len(requests) < 2:
         expected = "two prompts, or one prompt and two seeds"
@@ -65,6 +69,29 @@ def check_keys(requests: Sequence[Request], frames: int) -> None:
         if (request.loras, tags_of(request)) != (requests[0].loras, tags_of(requests[0])):
             problem = "prompts with different LoRAs cannot be interpolated"
             raise InvalidRequest("interpolate", problem, expected="the same LoRAs and weights in all")
+        for name in _different(requests[0], request):
+            problem = "requests with different settings cannot be interpolated"
+            raise InvalidRequest("interpolate", problem, expected=f"the same {name} in all")
+
+
+def _different(one: Request, other: Request) -> Iterator[str]:
+    """Yield the fields that differ between two requests, of those that have nothing in between."""
+    yield from (name for name in SAME_IN_ALL if getattr(one, name) != getattr(other, name))
+    yield from (name for name in IN_ALL if (getattr(one, name) is None) != (getattr(other, name) is None))
+    if one.controls.keys() != other.controls.keys():
+        yield "controls"
+
+
+def only_pass(passes: Sequence[tuple[object, Pass]]) -> Request:
+    """Return the request of the one stage and pass that runs.
+
+    Raises:
+        InvalidRequest: There are several, as those of a cascade, or a later one alone.
+    """
+    if len(passes) > 1 or passes[0][1].request.from_stage is not None:
+        problem = "several stages cannot be interpolated"
+        raise InvalidRequest("interpolate", problem, expected="a model of one stage, or until_stage of its first")
+    return passes[0][1].request
 
 
 def between(keys: Sequence[Encoded], place: float) -> Encoded:
@@ -75,7 +102,7 @@ def between(keys: Sequence[Encoded], place: float) -> Encoded:
         place: From 0, which is the first one, to len(keys) - 1, which is the last.
 
     Raises:
-        InvalidRequest: Two prompts are read in different numbers of parts or chunks.
+        InvalidRequest: Two prompts are read in different numbers of parts or chunks, or images have different sizes.
     """
     low = min(int(place), len(keys) - 1)
     share = place - low
@@ -83,6 +110,10 @@ def between(keys: Sequence[Encoded], place: float) -> Encoded:
         return keys[low]
     one, other = keys[low], keys[low + 1]
     nearest = one if share < 0.5 else other
+    if one.size != other.size:
+        (height, width), (high, wide) = one.size, other.size
+        problem = "images of different sizes cannot be interpolated"
+        raise InvalidRequest("interpolate", problem, expected=f"{width}x{height}", found=f"{wide}x{high}")
     noise, x, init = one.noise, one.initial.x, one.initial.init
     if one.request.seeds != other.request.seeds:
         noise = TurnedNoise(one.noise, other.noise, share)

@@ -9,6 +9,7 @@ from typing import Any
 from ldmrt.runtime.errors import InvalidRequest
 from ldmrt.runtime.files.reading import JsonObject
 from ldmrt.runtime.nearest import suggestion
+from ldmrt.runtime.pipeline.request.checks import LARGEST_STEPS
 from ldmrt.runtime.pipeline.request.request import Request
 
 # "Latent (antialiased)" blurs only what it makes smaller, so that it enlarges as "Latent" does.
@@ -31,8 +32,12 @@ def hires_of(request: Request) -> JsonObject:
     steps = request.hires_steps or request.num_inference_steps
     name = next(name for name, own in HIRES_NAMES.items() if own == request.hires_upscaler)
     drawn = max(1, int(steps * request.hires_strength))  # its steps are those that are drawn
-    said = {"Denoising strength": request.hires_strength, "Hires upscale": request.hires, "Hires steps": drawn}
-    return {**said, "Hires upscaler": name}
+    return {
+        "Denoising strength": request.hires_strength,
+        "Hires upscale": request.hires,
+        "Hires steps": drawn,
+        "Hires upscaler": name,
+    }
 
 
 def hires_fields(scale: float, steps: int, strength: float, upscaler: str) -> dict[str, Any]:
@@ -44,15 +49,18 @@ def hires_fields(scale: float, steps: int, strength: float, upscaler: str) -> di
     Args:
         scale: How many times larger.
         steps: The steps that are drawn.
-        strength: The denoising strength.
+        strength: The denoising strength, above 0.
         upscaler: AUTOMATIC1111's name.
 
     Raises:
-        InvalidRequest: The upscaler is unknown.
+        InvalidRequest: The upscaler is unknown, or the strength is 0, or asks for a schedule of too many steps.
     """
     if upscaler not in HIRES_NAMES:
         problem = f"unknown upscaler {upscaler!r:.50}{suggestion(upscaler, HIRES_NAMES)}"
         raise InvalidRequest("hr_upscaler", problem, expected=", ".join(HIRES_NAMES))
-    whole = max(steps, int(steps / min(strength, LARGEST_STRENGTH))) if strength > 0 else steps
+    if not (strength > 0 and steps / strength <= LARGEST_STEPS):
+        least = f"above 0, with {steps} steps at least {steps / LARGEST_STEPS:g}"
+        raise InvalidRequest("denoising_strength", "too small for a second pass", expected=least, found=strength)
+    whole = max(steps, int(steps / min(strength, LARGEST_STRENGTH)))
     share = min(1.0, (steps + 0.5) / whole)  # half a step more: rounded down, it is `steps`
     return {"hires": scale, "hires_steps": whole, "hires_strength": share, "hires_upscaler": HIRES_NAMES[upscaler]}

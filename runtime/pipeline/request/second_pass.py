@@ -88,6 +88,7 @@ def second_pass(request: Request, stage: Stage, size: tuple[int, int]) -> Pass:
         changes |= {"image": [np.zeros((1, 1, 3), np.uint8)] * count, "image_latents": None, "num_images_per_prompt": 1}
     else:
         factor = stage.space.factor
-        blank = np.zeros((count, stage.space.channels, height // factor, width // factor), np.float32)
+        shape = (count, stage.space.channels, height // factor, width // factor)
+        blank = np.broadcast_to(np.float32(0), shape)  # takes no memory: its shape alone is read
         changes |= {"image": None, "image_latents": blank, "num_images_per_prompt": 1 if counted else count}
     return Pass(replace(each, **changes), method)

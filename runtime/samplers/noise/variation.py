@@ -33,11 +33,15 @@ class VariedNoise:
         """Draw the noise of a stream, (images, *shape), float32."""
         if stream != self.first:
             return self.source(stream, shape, into)
-        mixed = varied(self.strength, self.source(stream, shape), self.other(stream, shape))
-        if into is None:
-            return mixed
-        into[...] = mixed
-        return into
+        return written(varied(self.strength, self.source(stream, shape), self.other(stream, shape)), into)
+
+
+def written(drawn: Drawn, into: Drawn | None) -> Drawn:
+    """Write noise into an array where there is one, and return the array; else return the noise."""
+    if into is None:
+        return drawn
+    into[...] = drawn
+    return into
 
 
 def varied(strength: float, low: Drawn, high: Drawn) -> Drawn:

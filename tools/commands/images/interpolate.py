@@ -11,12 +11,19 @@ from ldmrt.tools.options.to_request import request_of
 from ldmrt.tools.options.types import Seeds, Text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from numpy.typing import NDArray
+
     from ldmrt.runtime.files.reading import JsonObject
 
-OF_ONE = ("count", "hires", "hires_strength", "hires_steps", "hires_upscaler", "noise_level", "strength")
+# Options of what this command does not take: several images of a prompt, a second pass, images.
+OF_OTHERS = (
+    "count", "hires", "hires_strength", "hires_steps", "hires_upscaler", "ip_adapter_scale", "noise_level", "strength",
+)  # fmt: skip
 
 
-@without(*OF_ONE)
+@without(*OF_OTHERS)
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("prompts", nargs=-1, type=Text())
@@ -46,9 +53,8 @@ def interpolate(
 ) -> None:
     """Draw an animation from each of PROMPTS to the next with BUNDLE: OUT.
 
-    What the prompts are encoded to is mixed, and where there are several seeds their noise is turned from one to the
-    next. The first and the last frame are the images of the first and the last prompt. One prompt with several seeds
-    is allowed.
+    Prompt embeddings are interpolated linearly, and the noise of several seeds by slerp. The first and the last frame
+    are the images of the first and the last prompt. One prompt with several seeds is allowed.
 
     Example: ldmrt interpolate out/emoji64 "a red apple, noto style" "a fox, noto style" --frames 24 -o out/fox.gif
     """
@@ -71,28 +77,37 @@ def interpolate(
     )
     check_animation(out)
     options["scheduler_settings"] = settings
-    own = seeds or (options["seed"],)
-    keys = max(len(prompts), len(own))
-    if len(own) not in (1, keys) or len(prompts) not in (0, 1, keys):
+    given = seeds or (options["seed"],)
+    keys = max(len(prompts), len(given))
+    if len(given) not in (1, keys) or len(prompts) not in (0, 1, keys):
         expected = f"1 or {len(prompts)} (one per prompt)"
-        raise LdmrtError("--seeds", "wrong number of seeds", expected=expected, found=len(own))
-    told, drawn = list(prompts) * (keys if len(prompts) == 1 else 1), list(own) * (keys if len(own) == 1 else 1)
-    requests = [request_of({**options, "prompt": told[i] if told else None, "seed": drawn[i]}) for i in range(keys)]
+        raise LdmrtError("--seeds", "wrong number of seeds", expected=expected, found=len(given))
+    key_prompts = list(prompts) * (keys if len(prompts) == 1 else 1)
+    key_seeds = list(given) * (keys if len(given) == 1 else 1)
+    requests = [
+        request_of({**options, "prompt": key_prompts[i] if key_prompts else None, "seed": key_seeds[i]})
+        for i in range(keys)
+    ]
     check_keys(requests, frames)
     config = None if scheduler_config is None else read_scheduler(scheduler_config)
+    facts = {"ldmrt": ldmrt.__version__, "bundle": bundle.name, **parameters({**options, "count": 1}, {})}
+    facts |= {"prompts": key_prompts, "seeds": key_seeds, "frames": frames, "fps": fps}
+
+    def saved(pixels: "Iterable[NDArray[np.uint8]]") -> "Iterator[NDArray[np.uint8]]":
+        """Yield each frame, saved where that is asked for: those before an interruption stay."""
+        for number, image in enumerate(pixels):
+            if save_frames is not None:
+                save_frames.mkdir(parents=True, exist_ok=True)
+                place = save_frames / f"{number:04d}.png"
+                save_image(place, np.ascontiguousarray(image), notes({**facts, "frame": number}))
+            yield image
+
     with open_pipeline(bundle, scheduler=config, **opening) as pipeline:
         results = watched(pipeline.interpolate(requests, frames), frames, lambda result: f"seed {result.seeds[0]}")
-        images = [result.pixels[0] for result in results]
-    facts = {"ldmrt": ldmrt.__version__, "bundle": bundle.name, **parameters({**options, "count": 1}, {})}
-    facts |= {"prompts": told, "seeds": drawn, "frames": frames, "fps": fps}
-    said = notes(facts)
+        images = saved(result.pixels[0] for result in results)
+        animation = encode_animation(images, out.suffix.lower(), fps, notes(facts)["ldmrt"])
     with write_atomically(out) as file:
-        file.write(encode_animation(images, out.suffix.lower(), fps, said["ldmrt"]))
+        file.write(animation)
     if save_frames is not None:
-        save_frames.mkdir(parents=True, exist_ok=True)
-        for number, image in enumerate(images):
-            save_image(
-                save_frames / f"{number:04d}.png", np.ascontiguousarray(image), notes({**facts, "frame": number})
-            )
         click.echo(save_frames)
     click.echo(out)

@@ -10,9 +10,13 @@ import pytest
 
 import ldmrt.runtime
 from ldmrt.runtime import InvalidRequest, Pipeline, Request
+from ldmrt.runtime.pipeline.denoising.interpolation import only_pass
+from ldmrt.runtime.pipeline.request.second_pass import Pass
 from ldmrt.runtime.samplers.noise.variation import slerp
 
 ASKED: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 4.0, "negative_prompt": "blurred"}
+
+LATENTS = np.zeros((1, 4, 8, 8), np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +82,27 @@ def test_turning_keeps_the_length_of_noise() -> None:
         ([Request("a"), Request("b"), Request("c")], 2, "too few frames; expected at least 3"),
         ([Request("a"), Request("b", num_images_per_prompt=2)], 4, "a request of several images"),
         ([Request("a"), Request("b", hires=2)], 4, "hires, a mask and outpaint cannot be interpolated"),
-        ([Request("a"), Request("a [b:c:0.5]", prompt_syntax="a1111")], 4, "different numbers of parts or chunks"),
+        ([Request("a"), Request("b", num_inference_steps=3)], 4, "different settings .* the same num_inference_steps"),
+        ([Request("a"), Request("b", image_latents=LATENTS)], 4, "different settings .* the same image_latents"),
+        ([Request("a", width=16), Request("b", width=32)], 4, "different settings .* the same width"),
+        (
+            [Request("a", image=np.zeros((16, side, 3), np.uint8)) for side in (16, 32)], 4,
+            "images of different sizes cannot be interpolated; expected 16x16; found 32x16",
+        ),
+        (
+            [Request(text, prompt_syntax="a1111") for text in ("a", "a [b:c:0.5]")], 4,
+            "different numbers of parts or chunks",
+        ),
     ],
-)
+)  # fmt: skip
 def test_what_is_refused(pipeline: Pipeline, requests: list[Request], frames: int, says: str) -> None:
     with pytest.raises(InvalidRequest, match=says):
         list(pipeline.interpolate(requests, frames))
+
+
+def test_several_stages_are_refused(pipeline: Pipeline) -> None:
+    """The first stage of a cascade alone would be drawn without a word."""
+    passes = [(pipeline, Pass(Request(prompt))) for prompt in ("a", "b")]
+    with pytest.raises(InvalidRequest, match="several stages cannot be interpolated"):
+        only_pass(passes)
+    assert only_pass(passes[:1]).prompt == "a"

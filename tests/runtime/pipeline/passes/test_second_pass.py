@@ -11,6 +11,7 @@ from PIL import Image
 import ldmrt.runtime
 from ldmrt.runtime import InvalidRequest, Pipeline, Request
 from ldmrt.runtime.images.resizing import UPSCALERS, resize
+from ldmrt.runtime.pipeline.request.second_pass import second_pass
 from ldmrt.runtime.samplers.noise.counter import FIRST, noise
 
 PROMPT = "two pears"
@@ -129,3 +130,10 @@ def test_what_the_second_pass_refuses_is_refused_before_the_first(pipeline: Pipe
     with pytest.raises(InvalidRequest, match="noise a1111 cannot start from an image"):
         next(pipeline.steps(request))
     assert pipeline(PROMPT, **ASKED, noise="a1111", hires=2).pixels.shape == (1, 32, 32, 3)  # as latents need no noise
+
+
+def test_the_latents_that_stand_for_the_first_pass_take_no_memory(pipeline: Pipeline) -> None:
+    request = Request(PROMPT, num_images_per_prompt=10**5, hires=8, width=512, height=512)
+    made = second_pass(request, pipeline.stage, (512, 512)).request.image_latents
+    assert made is not None
+    assert made.shape == (10**5, 4, 2048, 2048)  # of which float32 would be 6 TiB

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldmrt.runtime.errors import LdmrtError
 from ldmrt.runtime.images.animation import encode_animation
+from ldmrt.runtime.images.resizing import UPSCALERS
+from ldmrt.runtime.pipeline.pipeline import Pipeline
+from ldmrt.tools.options.drawing import HOW, with_options
 
 PROMPTS = ("two pears", "a red apple")
 
@@ -100,3 +105,37 @@ def test_mp4_without_pyav_says_what_to_install(ldmrt: Any, bundle: Path, monkeyp
     ran = ldmrt("interpolate", bundle, *PROMPTS, "-o", "a.mp4")
     assert (ran.code, "PyAV is not installed" in ran.error) == (2, True), ran.err
     assert "try: pip install 'ldmrt[video]'" in ran.err
+
+
+def test_frames_before_an_interruption_are_saved(ldmrt: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is written before the next one is drawn; OUT is not there."""
+    draw, seen = Pipeline.interpolate, list[int]()
+
+    def interrupted(self: Pipeline, *arguments: Any) -> Iterator[Any]:
+        for number, result in enumerate(draw(self, *arguments)):
+            seen.append(len(list(Path("frames").glob("*.png"))))
+            if number == 2:
+                raise LdmrtError("test", "interrupted", expected="no interruption")
+            yield result
+
+    monkeypatch.setattr(Pipeline, "interpolate", interrupted)
+    ran = ldmrt("interpolate", bundle, *PROMPTS, "--frames", 4, "--steps", 1, "-o", "a.webp", "--save-frames", "frames")
+    assert (ran.code, "interrupted" in ran.error, seen) == (2, True, [0, 1, 2])
+    assert sorted(path.name for path in Path().rglob("*") if path.is_file()) == ["0000.png", "0001.png"]
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".mp4"])
+def test_frames_are_encoded_as_they_come(suffix: str) -> None:
+    """An iterator gives the bytes of a list."""
+    frames = [np.full((16, 16, 3), level, np.uint8) for level in (0, 90, 255)]
+    assert encode_animation(iter(frames), suffix, 8) == encode_animation(frames, suffix, 8)
+
+
+def test_images_of_an_ip_adapter_have_no_scale_here(ldmrt: Any, bundle: Path) -> None:
+    ran = ldmrt("interpolate", bundle, *PROMPTS, "--ip-adapter-scale", 0.5)
+    assert (ran.code, "--ip-adapter-scale" in ran.err) == (2, True)
+
+
+def test_the_upscalers_that_options_name_are_all() -> None:
+    (option,) = (each for each in with_options(HOW)(lambda: None).__click_params__ if each.name == "hires_upscaler")
+    assert list(option.type.choices) == list(UPSCALERS)
